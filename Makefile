@@ -1,0 +1,39 @@
+# Every target makes .venv by itself when it is missing or older than what it is made from.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.PHONY: demo test test-all lint bench wheel clean help
+
+help:            ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
+
+demo: $(STAMP)   ## the whole path: collect CartPole data, train DiscreteCQL in an embedded daemon, fetch, evaluate with onnxruntime
+	@$(BIN)/offrl demo
+
+test: $(STAMP)   ## the test suite, under ten minutes on two cores
+	$(BIN)/python -m pytest
+
+test-all: $(STAMP)  ## the suite with its slow tests
+	$(BIN)/python -m pytest -m ''
+
+lint: $(STAMP)   ## ruff over everything
+	$(BIN)/ruff check .
+
+bench: $(STAMP)  ## training speed of a real job against d3rlpy, side by side
+	$(BIN)/python -m benchmarks.train
+
+wheel: $(STAMP)  ## dist/offrl-*.whl
+	$(BIN)/python -m pip wheel --no-deps -q -w dist . && ls dist
+
+# torch first and by its pin: an unpinned torch would bring several gigabytes of CUDA packages.
+$(STAMP): pyproject.toml constraints.txt datastore/offrl_store/_kernels.pyx
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --upgrade pip -c constraints.txt
+	$(BIN)/python -m pip install -q -c constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	@touch $@
+
+clean:           ## remove what was built, not .venv
+	rm -rf build dist *.egg-info datastore/offrl_store/*.so datastore/offrl_store/_kernels.c

@@ -1,0 +1,100 @@
+"""What a job is: its specification as submitted, its states, and which state may follow which.
+
+``queued -> running -> succeeded | failed | cancelled``, with ``paused`` beside ``queued`` and ``running``.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+# Names of datasets and keys: they become folder names, so no separators, no leading dot, nothing that a shell would read.
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+JOB_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9-]{0,63}$"
+Name = Annotated[str, Field(pattern=NAME_PATTERN)]
+JobId = Annotated[str, Field(pattern=JOB_PATTERN)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+
+
+class JobState(StrEnum):
+    """The state of a job; `TRANSITIONS` says which may follow."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    PAUSED = "paused"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def ended(self) -> bool:
+        """True where nothing happens any more (unless the job is retried)."""
+        return self in (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
+
+
+TRANSITIONS: dict[JobState, frozenset[JobState]] = {
+    JobState.QUEUED: frozenset({JobState.RUNNING, JobState.PAUSED, JobState.CANCELLED, JobState.FAILED}),
+    # running -> queued: the daemon came back, or the worker's attempt was lost, and the job resumes from its checkpoint
+    JobState.RUNNING: frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED, JobState.PAUSED, JobState.QUEUED}),
+    JobState.PAUSED: frozenset({JobState.QUEUED, JobState.CANCELLED}),
+    JobState.SUCCEEDED: frozenset(),
+    JobState.FAILED: frozenset({JobState.QUEUED}),  # retry
+    JobState.CANCELLED: frozenset({JobState.QUEUED}),  # retry
+}
+
+
+class _Spec(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TrainSpec(_Spec):
+    """Train an algorithm on a dataset's snapshot."""
+
+    kind: Literal["train"] = "train"
+    algorithm: Annotated[str, Field(min_length=1, max_length=100)]
+    dataset: Name
+    steps: Annotated[int, Field(ge=1, le=10**12)] = 100_000          # gradient updates
+    seeds: Annotated[list[Seed], Field(min_length=1, max_length=1024)] = [0]
+    config: dict[str, Any] = {}                                       # dotted setting -> value, as in --set
+    preset: Annotated[str, Field(max_length=100)] | None = None
+    eval_env: Annotated[str, Field(max_length=200)] | None = None     # gymnasium id
+    eval_episodes: Annotated[int, Field(ge=1, le=100_000)] = 20
+    eval_every: Annotated[int, Field(ge=1)] | None = None             # updates; None: at the end only
+    validation: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0         # share of the episodes held out
+    runner: Literal["auto", "eager", "compile"] = "auto"
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    threads: Annotated[int, Field(ge=1, le=1024)] = 1                 # CPU threads of torch
+
+
+class ImportSpec(_Spec):
+    """Read a finished upload, or a path below an import root of the daemon, into a new dataset or onto an existing one."""
+
+    kind: Literal["import"] = "import"
+    dataset: Name
+    upload: JobId | None = None
+    path: Annotated[str, Field(max_length=4096)] | None = None
+    format: Annotated[str, Field(max_length=40)] | None = None        # None: found from the content
+    append: bool = False
+
+
+class ExportSpec(_Spec):
+    """Make a policy file from a checkpoint of a train job (made by the daemon when `fetch` asks for one that is not there)."""
+
+    kind: Literal["export"] = "export"
+    job: JobId
+    seed: Seed | None = None                                          # None: the first trained
+    step: Annotated[int, Field(ge=0)] | None = None                   # None: the newest checkpoint
+
+
+class DatasetExportSpec(_Spec):
+    """Write a dataset in a file format that others read; the client fetches the result."""
+
+    kind: Literal["dataset_export"] = "dataset_export"
+    dataset: Name
+    format: Literal["d4rl", "npz", "store"]
+
+
+JobSpec = Annotated[TrainSpec | ImportSpec | ExportSpec | DatasetExportSpec, Field(discriminator="kind")]
+KINDS = ("train", "import", "export", "dataset_export")

@@ -1,0 +1,394 @@
+"""Every request, reply and event between client and daemon as one typed schema; the protocol's version; encode and decode.
+
+A message is one msgpack map of at most `MAX_MESSAGE` bytes. On the socket (client DEALER, daemon ROUTER) a request is the frames
+``[id, body]`` and its reply ``[id, body]`` with the same id, so a late reply is never taken for another's.
+
+    request  {"protocol": 1, "type": "ping", ...fields of the request}
+    reply    {"protocol": 1, "ok": true, "result": {...}}   or   {"protocol": 1, "ok": false, "error": {"code", "message", "hint"}}
+
+Requests are strict (an unknown field is an error); replies may grow keys, which an older client ignores.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+import msgpack
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from offrl.errors import InvalidMessage, ProtocolMismatch, from_wire, to_wire
+from offrl.job import JobId, JobSpec, JobState, Name
+from offrl_store.errors import OffrlError
+
+PROTOCOL = 1
+CHUNK = 1 << 20                    # bytes of data in one upload or download message
+MAX_MESSAGE = CHUNK + (1 << 16)    # larger ones are dropped by the socket
+MAX_DEPTH = 16                     # nesting of a request's maps and lists
+RelativePath = Annotated[str, Field(min_length=1, max_length=1024)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+# ---------------------------------------------------------------------------------------------------------------- replies
+class Reply(BaseModel):
+    """What a request is answered with; unknown keys are ignored."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class Done(Reply):
+    """The effect is durable; nothing more to say."""
+
+
+class Pong(Reply):
+    version: str
+    protocol: int
+    state_dir: str
+    uptime_s: float
+
+
+class AlgorithmList(Reply):
+    algorithms: list[dict[str, Any]]           # name, summary, actions, paper, presets, config: {field: {type, default, help, ...}}
+
+
+class Submitted(Reply):
+    job: str
+    created: bool = True                       # False: the key named a job that was there already
+
+
+class JobInfo(Reply):
+    """One job as `offrl status --json` shows it. Keys may be added, never renamed."""
+
+    job: str
+    kind: str
+    state: JobState
+    reason: str = ""                           # why it failed, was cancelled or waits
+    error: dict[str, str] | None = None        # {code, message, hint} of a failed job
+    algorithm: str | None = None
+    dataset: str | None = None
+    steps: int = 0                             # updates asked for (import jobs: episodes, 0 when unknown)
+    step: int = 0                              # updates done
+    updates_per_second: float | None = None
+    eta_s: float | None = None
+    metrics: dict[str, dict[str, float]] = {}  # name -> {seed -> latest value}
+    seeds: list[int] = []
+    priority: int = 0
+    after: list[str] = []
+    attempt: int = 0
+    created_at: float = 0.0                    # seconds since the epoch
+    started_at: float | None = None
+    finished_at: float | None = None
+    spec: dict[str, Any] = {}
+
+
+class JobList(Reply):
+    jobs: list[JobInfo]
+
+
+class Event(Reply):
+    """One numbered event of a job. ``n`` counts from 1 without gaps; a follower asks for those after its cursor."""
+
+    n: int
+    job: str
+    time: float
+    type: Literal["state", "progress", "message"]
+    state: JobState
+    step: int = 0
+    steps: int = 0
+    updates_per_second: float | None = None
+    eta_s: float | None = None
+    metrics: dict[str, dict[str, float]] = {}
+    message: str = ""
+
+
+class Events(Reply):
+    events: list[Event]
+    cursor: int                                # give this to the next request
+    ended: bool                                # the job has ended and no event after `cursor` exists
+
+
+class LogPart(Reply):
+    data: bytes
+    offset: int                                # where the next part begins
+    ended: bool
+
+
+class DatasetInfo(Reply):
+    """One dataset as `offrl datasets show --json` shows it."""
+
+    name: str
+    episodes: int
+    transitions: int
+    bytes: int
+    fields: dict[str, Any]
+    snapshot: str
+    returns: dict[str, float]                  # mean, std, min, max
+    metadata: dict[str, Any] = {}
+    pinned_by: list[str] = []
+
+
+class DatasetList(Reply):
+    datasets: list[DatasetInfo]
+
+
+class UploadOpened(Reply):
+    upload: str
+    received: dict[str, int]                   # path -> bytes already there, for going on after a broken connection
+
+
+class Received(Reply):
+    received: int                              # bytes of that file now durable
+
+
+class Artifact(Reply):
+    """A file that a job made; its bytes follow with `ReadArtifact`."""
+
+    job: str                                   # the job that holds it (an export job, where one had to be started)
+    ready: bool                                # False: wait for that job, then ask again
+    path: str = ""                             # relative to the run folder
+    name: str = ""                             # file name to offer
+    size: int = 0
+    sha256: str = ""
+
+
+class Data(Reply):
+    data: bytes
+
+
+# --------------------------------------------------------------------------------------------------------------- requests
+class Request(BaseModel):
+    """Base of all requests; ``reply`` is the model of the answer."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    reply: ClassVar[type[Reply]] = Done
+
+
+class Ping(Request):
+    reply = Pong
+    type: Literal["ping"] = "ping"
+
+
+class Algorithms(Request):
+    reply = AlgorithmList
+    type: Literal["algorithms"] = "algorithms"
+
+
+class Submit(Request):
+    reply = Submitted
+    type: Literal["submit"] = "submit"
+    spec: JobSpec
+    priority: Annotated[int, Field(ge=-1000, le=1000)] = 0
+    after: Annotated[list[JobId], Field(max_length=100)] = []
+    key: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+
+
+class ListJobs(Request):
+    reply = JobList
+    type: Literal["list_jobs"] = "list_jobs"
+    kind: Literal["train", "import", "export", "dataset_export", "all"] | None = None   # None: all but imports
+    limit: Annotated[int, Field(ge=1, le=10_000)] = 1000
+
+
+class GetJob(Request):
+    reply = JobInfo
+    type: Literal["get_job"] = "get_job"
+    job: JobId
+
+
+class GetEvents(Request):
+    """Events after ``cursor``; waits up to ``wait_s`` for the first one."""
+
+    reply = Events
+    type: Literal["get_events"] = "get_events"
+    job: JobId
+    cursor: Annotated[int, Field(ge=0)] = 0
+    wait_s: Annotated[float, Field(ge=0.0, le=30.0)] = 0.0
+    limit: Annotated[int, Field(ge=1, le=1000)] = 500
+
+
+class ReadLog(Request):
+    reply = LogPart
+    type: Literal["read_log"] = "read_log"
+    job: JobId
+    offset: Annotated[int, Field(ge=0)] = 0
+    wait_s: Annotated[float, Field(ge=0.0, le=30.0)] = 0.0
+
+
+class ControlJob(Request):
+    """Cancel, pause, resume, retry or remove a job. Answered when the effect is durable; `pause` and `cancel` of a running job
+    are answered when they are recorded, and the job's events tell when its worker has ended."""
+
+    reply = JobInfo
+    type: Literal["control_job"] = "control_job"
+    job: JobId
+    action: Literal["cancel", "pause", "resume", "retry", "remove"]
+
+
+class ListDatasets(Request):
+    reply = DatasetList
+    type: Literal["list_datasets"] = "list_datasets"
+
+
+class GetDataset(Request):
+    reply = DatasetInfo
+    type: Literal["get_dataset"] = "get_dataset"
+    name: Name
+
+
+class RemoveDataset(Request):
+    type: Literal["remove_dataset"] = "remove_dataset"
+    name: Name
+
+
+class FileEntry(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    path: RelativePath                         # relative, "/" between parts, no ".." and no leading "/"
+    size: Annotated[int, Field(ge=0)]
+    sha256: Sha256
+
+
+class OpenUpload(Request):
+    """Begin an upload of one or many files, or go on with one that has the same id."""
+
+    reply = UploadOpened
+    type: Literal["open_upload"] = "open_upload"
+    upload: JobId                              # chosen by the client (a random id), so that it can resume
+    files: Annotated[list[FileEntry], Field(min_length=1, max_length=5_000)]
+
+
+class WriteChunk(Request):
+    reply = Received
+    type: Literal["write_chunk"] = "write_chunk"
+    upload: JobId
+    path: RelativePath
+    offset: Annotated[int, Field(ge=0)]
+    data: Annotated[bytes, Field(max_length=CHUNK)]
+    crc32: Annotated[int, Field(ge=0, lt=2**32)]
+
+
+class FinishUpload(Request):
+    """Check sizes and SHA-256 of all files; from here on an import job may use the upload."""
+
+    type: Literal["finish_upload"] = "finish_upload"
+    upload: JobId
+
+
+class OpenArtifact(Request):
+    """Find (or have made) a file of a job. ``best`` takes the step with the highest mean return of the evaluations."""
+
+    reply = Artifact
+    type: Literal["open_artifact"] = "open_artifact"
+    job: JobId
+    kind: Literal["onnx", "checkpoint", "metrics", "dataset"] = "onnx"
+    seed: Annotated[int, Field(ge=0)] | None = None
+    best: bool = False
+    step: Annotated[int, Field(ge=0)] | None = None
+
+
+class ReadArtifact(Request):
+    reply = Data
+    type: Literal["read_artifact"] = "read_artifact"
+    job: JobId
+    path: RelativePath
+    offset: Annotated[int, Field(ge=0)]
+    size: Annotated[int, Field(ge=1, le=CHUNK)]
+
+
+AnyRequest = Annotated[
+    Ping | Algorithms | Submit | ListJobs | GetJob | GetEvents | ReadLog | ControlJob | ListDatasets | GetDataset | RemoveDataset
+    | OpenUpload | WriteChunk | FinishUpload | OpenArtifact | ReadArtifact,
+    Field(discriminator="type"),
+]  # fmt: skip
+_REQUEST = TypeAdapter(AnyRequest)
+
+
+# ------------------------------------------------------------------------------------------------------- encode and decode
+def encode_request(request: Request) -> bytes:
+    """The bytes of a request."""
+    return msgpack.packb({"protocol": PROTOCOL, **request.model_dump()}, use_bin_type=True)
+
+
+def decode_request(body: bytes) -> Request:
+    """The request in ``body``; `ProtocolMismatch` for another version, `InvalidMessage` naming the field for anything else wrong."""
+    message = _unpack(body)
+    version = message.pop("protocol", None)
+    if version != PROTOCOL:
+        raise ProtocolMismatch(
+            f"the client speaks protocol {version!r}, this daemon {PROTOCOL}", hint="install the same version of offrl on both sides"
+        )
+    try:
+        return _REQUEST.validate_python(message)
+    except ValidationError as error:
+        raise invalid_message(error) from None
+
+
+def encode_reply(reply: Reply) -> bytes:
+    """The bytes of a good reply."""
+    return msgpack.packb({"protocol": PROTOCOL, "ok": True, "result": reply.model_dump()}, use_bin_type=True)
+
+
+def encode_error(error: OffrlError) -> bytes:
+    """The bytes of an error reply."""
+    return msgpack.packb({"protocol": PROTOCOL, "ok": False, "error": to_wire(error)}, use_bin_type=True)
+
+
+def decode_reply(body: bytes, model: type[Reply]) -> Reply:
+    """The reply in ``body`` as ``model``; raises the error that it carries."""
+    message = _unpack(body)
+    if message.get("protocol") != PROTOCOL:
+        raise ProtocolMismatch(
+            f"the daemon speaks protocol {message.get('protocol')!r}, this client {PROTOCOL}",
+            hint="install the same version of offrl on both sides",
+        )
+    if message.get("ok") is not True:
+        error = message.get("error") or {}
+        raise from_wire(str(error.get("code", "internal")), str(error.get("message", "no message")), str(error.get("hint", "")))
+    try:
+        return model.model_validate(message.get("result"))
+    except ValidationError as error:
+        raise invalid_message(error) from None
+
+
+def invalid_message(error: ValidationError) -> InvalidMessage:
+    """One line for the first thing that is wrong: the field, the value, what was expected."""
+    first = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in first["loc"]) or "message"
+    value = repr(first.get("input"))
+    return InvalidMessage(f"{where}: {first['msg']} (got {value[:80]})", hint="see `offrl COMMAND --help` for what is accepted")
+
+
+def _unpack(body: bytes) -> dict[str, Any]:
+    """The msgpack map in ``body``: no extension types, no NaN, bounded depth, unique string keys."""
+    try:
+        message = msgpack.unpackb(
+            body, raw=False, strict_map_key=True, max_buffer_size=MAX_MESSAGE, ext_hook=_no_extension, object_pairs_hook=_unique
+        )
+    except ValueError as error:  # every exception of msgpack is one
+        raise InvalidMessage(f"not a message of this protocol: {error or type(error).__name__}") from None
+    if not isinstance(message, dict):
+        raise InvalidMessage(f"not a message of this protocol: expected a map, got {type(message).__name__}")
+    _check(message, 0)
+    return message
+
+
+def _no_extension(code: int, data: bytes) -> Any:
+    raise ValueError(f"extension type {code} is not allowed")
+
+
+def _unique(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("a key occurs twice")
+    return result
+
+
+def _check(value: Any, depth: int) -> None:
+    if depth > MAX_DEPTH:
+        raise InvalidMessage(f"nested deeper than {MAX_DEPTH} levels")
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise InvalidMessage(f"a key must be text, got {key!r}")
+            _check(item, depth + 1)
+    elif isinstance(value, list):
+        for item in value:
+            _check(item, depth + 1)
