@@ -1,0 +1,1 @@
+"""Preprocessing: scalers of observations, actions and rewards."""

@@ -1,0 +1,42 @@
+"""offrl: the thin client of offrld. Submit datasets and jobs to the daemon, follow them, and run the policies that come back. No torch.
+
+    client = offrl.Client()
+    client.datasets.add("hopper", "hopper.hdf5")
+    job = client.submit("rebrac", dataset="hopper", steps=100_000, seeds=[0, 1], eval_env="Hopper-v5")
+    policy = offrl.Policy(job.wait() and job.fetch("policy.onnx"))
+
+Everything is imported when it is first used: a robot that only runs a policy never loads ZeroMQ, a client never loads onnxruntime.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from offrl import errors, rollout
+    from offrl.client import Client, Datasets, Job
+    from offrl.policy import Policy
+
+__version__ = "0.1.0"
+
+_WHERE = {"Client": "offrl.client", "Job": "offrl.client", "Datasets": "offrl.client", "Policy": "offrl.policy"}
+_MODULES = ("errors", "rollout")
+
+__all__ = ["Client", "Datasets", "Job", "Policy", "__version__", "errors", "rollout"]
+
+
+def __getattr__(name: str) -> Any:
+    import importlib
+
+    if name in _WHERE:
+        value = getattr(importlib.import_module(_WHERE[name]), name)
+    elif name in _MODULES:
+        value = importlib.import_module(f"offrl.{name}")
+    else:
+        raise AttributeError(f"module 'offrl' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

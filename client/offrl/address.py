@@ -1,0 +1,90 @@
+"""Where the daemon listens: the address from the argument, the environment or the usual places, and whether somebody is there.
+
+An address is ``ipc:///path/of/a.sock`` or ``tcp://HOST:PORT``. Whether a daemon is there is asked with a plain connect of the
+operating system, because ZeroMQ itself waits for ever for a peer that does not exist.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+
+from offrl.errors import InvalidInput, NoDaemon, NotAllowed
+
+SOCKET_LIMIT = 107        # bytes of a unix socket's path: sun_path of Linux less its final zero
+CONNECT_TIMEOUT_S = 3.0   # for a tcp address that swallows packets
+START_HINT = "start one with `offrl serve`, or name its address with OFFRL_URL"
+
+
+def resolve(url: str | None = None) -> str:
+    """The daemon's address: ``url``, else OFFRL_URL, else the socket below OFFRLD_STATE_DIR, the user's or the machine's state folder.
+
+    Of the last two the first one where somebody answers is taken. Raises `InvalidInput`, `NotAllowed`, and `NoDaemon` where nobody
+    answers at any of them.
+    """
+    given = url or os.environ.get("OFFRL_URL")
+    if given:
+        return check(given)
+    if state := os.environ.get("OFFRLD_STATE_DIR"):
+        return check(socket_url(state))
+    candidates = [check(socket_url(folder)) for folder in usual_state_dirs()]
+    refused: NotAllowed | None = None
+    for candidate in candidates:
+        try:
+            probe(candidate)
+            return candidate
+        except NoDaemon:
+            continue
+        except NotAllowed as error:
+            refused = error
+    if refused is not None:
+        raise refused
+    looked = " or ".join(candidate.removeprefix("ipc://") for candidate in candidates)
+    raise NoDaemon(f"no daemon at {looked}", hint=START_HINT)
+
+
+def usual_state_dirs() -> list[str]:
+    """The user's state folder, then the machine's."""
+    base = os.environ.get("XDG_STATE_HOME") or os.path.join(os.path.expanduser("~"), ".local", "state")
+    return [os.path.join(base, "offrld"), "/var/lib/offrld"]
+
+
+def socket_url(state_dir: str | os.PathLike[str]) -> str:
+    """The address of a daemon that serves ``state_dir`` and was not told another one."""
+    return "ipc://" + os.path.join(os.path.realpath(os.path.expanduser(state_dir)), "run", "offrld.sock")
+
+
+def check(url: str) -> str:
+    """``url`` if it can be connected to; `InvalidInput` naming what is wrong with it."""
+    transport, separator, rest = url.partition("://")
+    if transport == "ipc" and separator and rest:
+        length = len(os.fsencode(rest))
+        if length > SOCKET_LIMIT:
+            raise InvalidInput(
+                f"the socket's path {rest} has {length} bytes, the system allows {SOCKET_LIMIT}",
+                hint="start the daemon with a shorter --state-dir or --bind ipc:///short/path.sock, and name that with OFFRL_URL",
+            )
+        return url
+    if transport == "tcp" and separator:
+        host, _, port = rest.rpartition(":")
+        if host and port.isascii() and port.isdigit() and 0 < int(port) < 65536:
+            return url
+    raise InvalidInput(f"{url!r} is not the address of a daemon", hint="ipc:///path/of/offrld.sock or tcp://HOST:PORT")
+
+
+def probe(url: str, timeout_s: float = CONNECT_TIMEOUT_S) -> None:
+    """Return if somebody accepts connections at ``url``; `NoDaemon` or `NotAllowed` if not, within ``timeout_s``."""
+    transport, _, rest = url.partition("://")
+    try:
+        if transport == "ipc":
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as plain:
+                plain.settimeout(timeout_s)
+                plain.connect(rest)
+        else:
+            host, _, port = rest.rpartition(":")
+            socket.create_connection((host.strip("[]"), int(port)), timeout=timeout_s).close()
+    except PermissionError:
+        raise NotAllowed(f"you may not use the daemon at {url}", hint="it belongs to another user; start your own with `offrl serve`") from None
+    except OSError as error:
+        why = "" if isinstance(error, FileNotFoundError | ConnectionRefusedError) else f" ({error.strerror or error})"
+        raise NoDaemon(f"no daemon at {url}{why}", hint=START_HINT) from None

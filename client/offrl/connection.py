@@ -1,0 +1,219 @@
+"""One DEALER socket to the daemon: requests out, replies matched by id, and going on after the daemon was restarted.
+
+A lost connection is noticed at once (the socket's monitor tells), not by a timeout. Requests that may be asked twice without harm
+are then asked again when the daemon is back; the others raise `ConnectionLost`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+
+import zmq
+from offrl import address, wire
+from offrl.errors import NoDaemon
+
+HANDSHAKE_S = 5.0      # longer than any live daemon's input/output thread needs
+RETRY_S = 0.1          # between two looks for a daemon that went away
+WINDOW = 8             # requests in flight of a stream: 8 MiB of chunks
+
+_NOT_TWICE = (wire.ControlJob, wire.RemoveDataset)
+_UP = zmq.EVENT_HANDSHAKE_SUCCEEDED
+_DOWN = zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+
+
+class ConnectionLost(NoDaemon):
+    """The daemon went away between a request and its reply; whether the request took effect is not known."""
+
+
+class Connection:
+    """A connection that one thread at a time may use (a lock keeps the others waiting).
+
+    Args:
+        url: a checked address.
+        timeout: seconds to wait for a reply.
+        patience: seconds to wait for a daemon that went away while it was being used, so that a restart is survived.
+
+    Raises:
+        NoDaemon, NotAllowed: nobody, or somebody else, is at ``url``.
+    """
+
+    def __init__(self, url: str, *, timeout: float = 60.0, patience: float = 60.0) -> None:
+        self.url, self.timeout, self.patience = url, timeout, patience
+        self._ids = itertools.count(1)
+        self._lock = threading.RLock()
+        self._context = zmq.Context()
+        self._context.set(zmq.IO_THREADS, 1)
+        self._socket: zmq.Socket | None = None
+        self._monitor: zmq.Socket | None = None
+        try:
+            self._connect()
+        except BaseException:
+            self.close()
+            raise
+
+    # ---------------------------------------------------------------------------------------------------------------- asking
+    def request(self, request: wire.Request, *, timeout: float | None = None, again: bool | None = None) -> wire.Reply:
+        """The reply, as the model that the request names; raises the error that the daemon sent.
+
+        Args:
+            again: whether to ask again when the connection broke before the reply; by default where that does no harm.
+
+        Raises:
+            NoDaemon: no reply within ``timeout``, or the daemon went away and did not come back within the patience.
+            ConnectionLost: the daemon went away, and the request must not be asked twice.
+            ProtocolMismatch: the daemon speaks another protocol.
+        """
+        if again is None:
+            again = not isinstance(request, _NOT_TWICE) and not (isinstance(request, wire.Submit) and request.key is None)
+        with self._lock:
+            give_up: float | None = None
+            while True:
+                try:
+                    return next(self.stream([request], timeout=timeout))
+                except ConnectionLost:
+                    if not again:
+                        raise
+                    give_up = give_up or time.monotonic() + self.patience
+                    self.wait_for_daemon(give_up)
+
+    def stream(self, requests: Iterable[wire.Request], *, timeout: float | None = None, window: int = WINDOW) -> Iterator[wire.Reply]:
+        """The replies of many requests in their order, with up to ``window`` of them in flight.
+
+        Raises `ConnectionLost` when the daemon goes away in between; nothing is asked again.
+        """
+        with self._lock:
+            self._stay_connected()
+            waiting: deque[tuple[bytes, wire.Request]] = deque()
+            replies: dict[bytes, bytes] = {}
+            source = iter(requests)
+            more = True
+            while more or waiting:
+                while more and len(waiting) < window:
+                    request = next(source, None)
+                    if request is None:
+                        more = False
+                        break
+                    ident = b"%d" % next(self._ids)
+                    self._send(ident, wire.encode_request(request))
+                    waiting.append((ident, request))
+                if waiting:
+                    ident, request = waiting[0]
+                    body = self._receive(ident, replies, {i for i, _ in waiting}, self.timeout if timeout is None else timeout)
+                    waiting.popleft()
+                    yield wire.decode_reply(body, request.reply)
+
+    def wait_for_daemon(self, give_up: float) -> None:
+        """Connect again to a daemon that went away; `NoDaemon` if it is not back at the time ``give_up`` (of `time.monotonic`)."""
+        with self._lock:
+            while True:
+                try:
+                    self._connect()
+                    return
+                except NoDaemon:
+                    if time.monotonic() >= give_up:
+                        raise
+                time.sleep(RETRY_S)
+
+    # ----------------------------------------------------------------------------------------------------------------- socket
+    def _connect(self) -> None:
+        """A new socket whose handshake with a daemon is done."""
+        self._drop()
+        if self._context.closed:
+            raise NoDaemon("this client is closed", hint="make a new offrl.Client()")
+        address.probe(self.url)
+        self._socket = self._context.socket(zmq.DEALER)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.setsockopt(zmq.IMMEDIATE, 1)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, wire.MAX_MESSAGE)
+        self._socket.setsockopt(zmq.SNDTIMEO, 1000)
+        if self.url.startswith("tcp://["):
+            self._socket.setsockopt(zmq.IPV6, 1)
+        self._monitor = self._socket.get_monitor_socket(_UP | _DOWN)
+        self._monitor.setsockopt(zmq.LINGER, 0)
+        self._socket.connect(self.url)
+        end = time.monotonic() + HANDSHAKE_S
+        while (left := end - time.monotonic()) > 0 and self._monitor.poll(int(left * 1000) + 1):
+            if self._event() & _UP:
+                return
+            break
+        self._drop()
+        raise NoDaemon(f"what listens at {self.url} does not answer as offrld does", hint="check the address; a daemon that hangs must be restarted")
+
+    def _event(self) -> int:
+        return int.from_bytes(self._monitor.recv_multipart()[0][:2], "little")
+
+    def _lost(self) -> bool:
+        """Whether the monitor says that the connection broke."""
+        lost = self._socket is None
+        while not lost and self._monitor.poll(0):
+            lost = bool(self._event() & _DOWN)
+        return lost
+
+    def _stay_connected(self) -> None:
+        """Connect anew if the connection broke while it was idle; a daemon that is not there now is an error now."""
+        if self._lost():
+            self._connect()
+
+    def _send(self, ident: bytes, body: bytes) -> None:
+        end = time.monotonic() + self.timeout
+        while True:
+            try:
+                self._socket.send_multipart([ident, body])
+                return
+            except zmq.Again:  # no peer, or one that does not read
+                if self._lost():
+                    raise self._gone() from None
+                if time.monotonic() >= end:
+                    raise self._silent(self.timeout) from None
+
+    def _receive(self, ident: bytes, replies: dict[bytes, bytes], wanted: set[bytes], timeout: float) -> bytes:
+        """The body of the reply to ``ident``; others that are wanted are kept in ``replies``, and late ones are dropped."""
+        poller = zmq.Poller()
+        poller.register(self._socket, zmq.POLLIN)
+        poller.register(self._monitor, zmq.POLLIN)
+        end = time.monotonic() + timeout
+        while ident not in replies:
+            ready = dict(poller.poll(max(0, int((end - time.monotonic()) * 1000) + 1)))
+            if self._socket in ready:
+                frames = self._socket.recv_multipart()
+                if len(frames) == 2 and frames[0] in wanted:
+                    replies[frames[0]] = frames[1]
+            elif self._monitor in ready:
+                if self._event() & _DOWN:
+                    raise self._gone()
+            elif time.monotonic() >= end:
+                raise self._silent(timeout)
+        return replies.pop(ident)
+
+    def _gone(self) -> ConnectionLost:
+        self._drop()
+        return ConnectionLost(f"the daemon at {self.url} went away before it answered", hint="see with `offrl status` whether it was done")
+
+    def _silent(self, timeout: float) -> NoDaemon:
+        return NoDaemon(f"no answer from {self.url} within {timeout:g} s", hint="see the daemon's log; a daemon that hangs must be restarted")
+
+    def _drop(self) -> None:
+        if self._monitor is not None:
+            self._socket.disable_monitor()
+            self._monitor.close(0)
+        if self._socket is not None:
+            self._socket.close(0)
+        self._socket = self._monitor = None
+
+    def close(self) -> None:
+        """Close the socket; replies under way are dropped. May be called twice."""
+        with self._lock:
+            if not self._context.closed:
+                self._drop()
+                self._context.term()
+
+    @property
+    def closed(self) -> bool:
+        return self._context.closed
+
+
+__all__ = ["Connection", "ConnectionLost"]

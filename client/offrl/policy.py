@@ -1,0 +1,282 @@
+"""A policy file on the robot: one ONNX graph with its scalers inside, served by onnxruntime. No torch, no daemon.
+
+The file's contract (inputs, output, ``offrl.*`` metadata) is described in ``docs/policy-file.md``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from offrl.errors import InvalidInput
+
+FORMAT = 1            # version of the policy file, `offrl.format`
+PREFIX = "offrl."     # of the metadata keys
+ACTION = "action"     # name of the graph's output
+
+_DTYPES = {
+    "tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(float16)": np.float16, "tensor(bool)": np.bool_,
+    "tensor(int8)": np.int8, "tensor(int16)": np.int16, "tensor(int32)": np.int32, "tensor(int64)": np.int64,
+    "tensor(uint8)": np.uint8, "tensor(uint16)": np.uint16, "tensor(uint32)": np.uint32, "tensor(uint64)": np.uint64,
+}  # fmt: skip
+
+
+def session_options() -> onnxruntime.SessionOptions:
+    """One thread that never spins: a batch of one gains nothing from a second, and the robot's other cores stay free."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    options.log_severity_level = 3    # errors only: onnxruntime's warnings would go to the caller's stderr
+    return options
+
+
+class Policy:
+    """A trained policy, ready to act.
+
+        policy = Policy("policy.onnx")
+        policy.reset()                            # at the start of every episode
+        action = policy.act(observation)          # environment's units in, environment's units out
+
+    Observations come in the units of the environment, with the shape and dtype of the dataset; a float64 observation for a float32
+    policy is cast, as is everything else that loses nothing but precision. Several observation fields are one mapping from field
+    name to array (keys that the policy does not know are ignored).
+
+    Attributes:
+        metadata: what the file says about itself, without the ``offrl.`` prefix: ``space``, ``algorithm``, ``config``, ``dataset``, ``job``, ...
+        discrete: whether `act` gives an ``int`` (else a float32 array ``[A]``).
+        observation_shapes, observation_dtypes: of each field, without the batch axis.
+        action_low, action_high: float32 ``[A]``; None for discrete actions, or where the file has no bounds.
+        action_n: the number of discrete actions; None for continuous ones.
+        env_id: the environment that the policy was evaluated in or its data came from; None if unknown.
+
+    Raises:
+        InvalidInput: there is no such file, it is no ONNX file, it is not a policy of ours, or one of a newer version.
+    """
+
+    def __init__(self, source: str | Path | bytes) -> None:
+        if isinstance(source, (bytes, bytearray, memoryview)):
+            self.path, name, data = None, f"the {len(source)} bytes given", bytes(source)
+        else:
+            self.path, name = Path(source), f"{str(source)!r}"
+            data = _read(self.path)
+        self._session = session = _session(data, name)
+        self.metadata = _metadata(session, name)
+        _check(session, self.metadata, name)
+
+        self.observation_shapes: dict[str, tuple[int, ...]] = {i.name: tuple(i.shape[1:]) for i in session.get_inputs()}
+        self.observation_dtypes = {i.name: np.dtype(_DTYPES[i.type]) for i in session.get_inputs()}
+        self._names = tuple(self.observation_shapes)
+        output = session.get_outputs()[0]
+        self.discrete: bool = output.type == "tensor(int64)"
+        self.action_shape: tuple[int, ...] = tuple(output.shape[1:])
+        space = self.metadata.get("space") or {}
+        self.action_n: int | None = space.get("n") if self.discrete else None
+        self.action_low = None if self.discrete else _bound(space.get("low"), self.action_shape)
+        self.action_high = None if self.discrete else _bound(space.get("high"), self.action_shape)
+        self.env_id = _env_id(self.metadata)
+        self._outputs = [ACTION]
+        self._run = session.run
+        self._warm_up()
+
+    # ------------------------------------------------------------------------------------------------------------- acting
+    def act(self, observation: Any) -> np.ndarray | int:
+        """The action for one observation: a fresh float32 array ``[A]``, or an ``int`` for discrete actions.
+
+        Raises:
+            InvalidInput: wrong shape or dtype, a missing field, NaN or an infinite value.
+        """
+        if len(self._names) == 1:
+            name = self._names[0]
+            if isinstance(observation, Mapping):
+                observation = self._field(observation, name)
+            inputs = {name: self._row(name, observation)}
+        else:
+            inputs = {name: self._row(name, self._field(observation, name)) for name in self._names}
+        action = self._run(self._outputs, inputs)[0][0]
+        return int(action) if self.discrete else action
+
+    def predict(self, observations: Any) -> np.ndarray:
+        """The actions for a batch: observations ``[B, ...]`` (or a mapping of them) to float32 ``[B, A]`` or int64 ``[B]``. Raises as `act` does."""
+        fields = observations if isinstance(observations, Mapping) else None
+        if fields is None and len(self._names) > 1:
+            fields = {}
+        inputs = {name: self._batch(name, observations if fields is None else self._field(observations, name)) for name in self._names}
+        sizes = {name: len(array) for name, array in inputs.items()}
+        if len(set(sizes.values())) > 1:
+            raise InvalidInput(f"the fields of the batch differ in length: {sizes}", hint="give every field the same number of rows")
+        if not next(iter(sizes.values())):
+            return np.zeros((0, *self.action_shape), np.int64 if self.discrete else np.float32)
+        return self._run(self._outputs, inputs)[0]
+
+    def reset(self) -> None:
+        """Start an episode. Nothing to do for a policy without memory; call it all the same, so that one with memory drops in."""
+
+    # ---------------------------------------------------------------------------------------------------- what it looks like
+    @property
+    def observation_shape(self) -> tuple[int, ...] | dict[str, tuple[int, ...]]:
+        """Shape of one observation; by field name when there are several fields."""
+        return self.observation_shapes if len(self._names) > 1 else self.observation_shapes[self._names[0]]
+
+    @property
+    def observation_dtype(self) -> np.dtype | dict[str, np.dtype]:
+        """Dtype of the observation; by field name when there are several fields."""
+        return self.observation_dtypes if len(self._names) > 1 else self.observation_dtypes[self._names[0]]
+
+    def __repr__(self) -> str:
+        fields = ", ".join(f"{name} {self.observation_dtypes[name]}{list(shape)}" for name, shape in self.observation_shapes.items())
+        if self.discrete:
+            action = f"action {self.action_n if self.action_n is not None else '?'} choices"
+        else:
+            action = f"action float32{list(self.action_shape)}"
+            if self.action_low is not None and self.action_high is not None:
+                action += f" in [{self.action_low.min():g}, {self.action_high.max():g}]"
+        known = [f"{key} {self.metadata[key]}" for key in ("algorithm", "job", "step", "seed") if self.metadata.get(key) is not None]
+        return f"Policy({', '.join([str(self.path) if self.path else 'from bytes', fields, action, *known])})"
+
+    # ------------------------------------------------------------------------------------------------------------ checking
+    def _field(self, observation: Any, name: str) -> Any:
+        names = ", ".join(self._names)
+        if not isinstance(observation, Mapping):
+            raise InvalidInput(f"the policy takes the fields {names}, given {type(observation).__name__}", hint=f"give a dict with the keys {names}")
+        if name not in observation:
+            raise InvalidInput(f"the observation has no field {name!r}, only {', '.join(map(str, observation)) or 'none'}", hint=f"the policy needs {names}")
+        return observation[name]
+
+    def _row(self, name: str, value: Any) -> np.ndarray:
+        """``value`` checked and cast, as a batch of one."""
+        shape = self.observation_shapes[name]
+        value = _array(name, value, self.observation_dtypes[name])
+        if value.shape != shape:
+            hint = "use predict() for a batch" if value.ndim and value.shape[1:] == shape else "give one observation as the environment gives it"
+            raise InvalidInput(f"{name} has shape {value.shape}, the policy expects {shape}", hint=hint)
+        return value[None]
+
+    def _batch(self, name: str, value: Any) -> np.ndarray:
+        shape = self.observation_shapes[name]
+        value = _array(name, value, self.observation_dtypes[name])
+        if value.ndim != len(shape) + 1 or value.shape[1:] != shape:
+            expected = "(" + ", ".join(["batch", *map(str, shape)]) + ")"
+            hint = "use act() for one observation" if value.shape == shape else "the batch axis comes first"
+            raise InvalidInput(f"{name} has shape {value.shape}, the policy expects {expected}", hint=hint)
+        return value
+
+    def _warm_up(self) -> None:
+        """The first runs plan memory and touch the weights; do them before the robot's first step does."""
+        inputs = {name: np.zeros((1, *shape), self.observation_dtypes[name]) for name, shape in self.observation_shapes.items()}
+        for _ in range(3):
+            self._run(self._outputs, inputs)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise InvalidInput(f"no policy file {str(path)!r}", hint="fetch one with: offrl fetch JOB --out policy.onnx") from None
+    except IsADirectoryError:
+        raise InvalidInput(f"{str(path)!r} is a folder, not a policy file", hint="name the .onnx file itself") from None
+    except OSError as error:
+        raise InvalidInput(f"cannot read {str(path)!r}: {error.strerror}") from None
+
+
+def _session(data: bytes, name: str) -> onnxruntime.InferenceSession:
+    try:
+        return onnxruntime.InferenceSession(data, session_options(), providers=["CPUExecutionProvider"])
+    except Exception as error:   # onnxruntime's classes share no base but Exception
+        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        if type(error).__name__ in ("InvalidProtobuf", "InvalidArgument") or not data:
+            raise InvalidInput(f"{name} is not an ONNX file, or a damaged one", hint="fetch it again with: offrl fetch JOB --out policy.onnx") from None
+        raise InvalidInput(f"onnxruntime {onnxruntime.__version__} cannot load {name}: {reason}",
+                           hint="if the file is whole, update onnxruntime: pip install -U onnxruntime") from None  # fmt: skip
+
+
+def _metadata(session: onnxruntime.InferenceSession, name: str) -> dict[str, Any]:
+    found = {key[len(PREFIX):]: value for key, value in session.get_modelmeta().custom_metadata_map.items() if key.startswith(PREFIX)}
+    if "format" not in found:
+        raise InvalidInput(f"{name} is an ONNX file, but not a policy of ours: it has no offrl.format in its metadata",
+                           hint="a policy file comes from: offrl fetch JOB --out policy.onnx")  # fmt: skip
+    try:
+        return {key: json.loads(value) for key, value in found.items()}
+    except ValueError:
+        raise InvalidInput(f"the metadata of {name} is not JSON", hint="fetch it again with: offrl fetch JOB --out policy.onnx") from None
+
+
+def _check(session: onnxruntime.InferenceSession, metadata: dict[str, Any], name: str) -> None:
+    version = metadata["format"]
+    if not isinstance(version, int) or version > FORMAT:
+        raise InvalidInput(f"{name} is a policy file of version {version}, this offrl reads up to {FORMAT}", hint="update: pip install -U offrl")
+    outputs = session.get_outputs()
+    if not outputs or outputs[0].name != ACTION or outputs[0].type not in ("tensor(float)", "tensor(int64)"):
+        raise InvalidInput(f"{name} has no output 'action' of float32 or int64", hint="fetch it again with: offrl fetch JOB --out policy.onnx")
+    for tensor in session.get_inputs():
+        if tensor.type not in _DTYPES or not tensor.shape or not all(isinstance(size, int) for size in tensor.shape[1:]):
+            raise InvalidInput(f"{name}: input {tensor.name!r} has the type {tensor.type} and shape {tensor.shape}", hint="only the batch axis may be open")
+
+
+def _bound(value: Any, shape: tuple[int, ...]) -> np.ndarray | None:
+    if value is None:
+        return None
+    array = np.array([math.nan if v is None else v for v in np.ravel(np.array(value, dtype=object))], np.float32)
+    return np.broadcast_to(array if array.size > 1 else array.reshape(()), shape).copy() if array.size in (1, math.prod(shape)) else None
+
+
+def _env_id(metadata: dict[str, Any]) -> str | None:
+    evaluation, space, dataset = (metadata.get(key) for key in ("evaluation", "space", "dataset"))
+    if isinstance(evaluation, dict) and evaluation.get("env"):
+        return str(evaluation["env"])
+    source = space.get("source") if isinstance(space, dict) else None
+    if isinstance(source, str) and source.startswith("env:"):
+        return source[len("env:"):]
+    return str(dataset["env_id"]) if isinstance(dataset, dict) and dataset.get("env_id") else None
+
+
+def _array(name: str, value: Any, dtype: np.dtype) -> np.ndarray:
+    """``value`` as a finite array of ``dtype``; a cast may cost precision, nothing else."""
+    if type(value) is not np.ndarray:
+        try:
+            value = np.asarray(value)
+        except ValueError:
+            raise InvalidInput(f"{name} is ragged: its rows differ in length", hint=f"give an array of {dtype}") from None
+    given = value.dtype
+    if given.kind == "f" and dtype.kind == "f":
+        # One dot product tells in 0.5 us what np.isfinite(x).all() tells in 3: below the limit all is finite and fits float32.
+        if not np.vdot(value, value) < _SURELY_FINITE:
+            return _finite(name, value, dtype)
+        return value if given == dtype else value.astype(dtype)
+    return value if given == dtype else _cast(name, value, dtype)
+
+
+_SURELY_FINITE = 1e76    # of a sum of squares: no element reaches the largest float32, 3.4e38
+
+
+def _finite(name: str, value: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        cast = value.astype(dtype)
+    bad = np.argwhere(~np.isfinite(cast))
+    if not len(bad):
+        return cast
+    place = f"{name}[{', '.join(map(str, bad[0]))}]" if value.ndim else name
+    found = value[tuple(bad[0])]
+    if np.isfinite(found):
+        raise InvalidInput(f"{place} is {found}, which does not fit {dtype}", hint="check the sensor or the environment")
+    raise InvalidInput(f"{place} is {found}", hint="an observation must be finite: check the sensor or the environment")
+
+
+def _cast(name: str, value: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Between kinds of numbers: whole numbers to floats, and to other whole numbers that hold them."""
+    hint = f"give an array of {dtype}"
+    if value.dtype.kind not in "biu":
+        raise InvalidInput(f"{name} has dtype {value.dtype}, the policy expects {dtype}", hint=hint)
+    cast = value.astype(dtype)
+    if dtype.kind in "biu" and not np.array_equal(cast, value):
+        raise InvalidInput(f"{name} has the value {value[cast != value].ravel()[0]}, which does not fit {dtype}", hint=hint)
+    return cast
+
+
+__all__ = ["ACTION", "FORMAT", "PREFIX", "Policy", "session_options"]

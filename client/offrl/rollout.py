@@ -1,0 +1,220 @@
+"""A policy in a gymnasium environment, one episode after the other: used by the command line, the worker and the demo alike.
+
+gymnasium is imported when it is needed and not before. Episodes are not run side by side: a batched matrix product differs from a single
+one in its last bits, which a chaotic environment turns into other returns, and the returns here are the ones a robot would get.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from offrl.errors import InvalidInput, Unknown, nearest
+from offrl.policy import Policy
+
+if TYPE_CHECKING:
+    import gymnasium
+
+MAX_STEPS = 100_000    # of one episode, where the environment has no time limit of its own
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What came of an evaluation. ``returns`` and ``lengths`` are by episode, ``latency_us`` is the time of ``policy.act`` alone, per action."""
+
+    env: str
+    episodes: int
+    returns: tuple[float, ...]
+    lengths: tuple[int, ...]
+    return_mean: float
+    return_std: float
+    latency_us: dict[str, float]    # median, p99
+
+    def as_json(self) -> dict[str, Any]:
+        """``{"env", "episodes", "return_mean", "return_std", "returns", "latency_us": {"median", "p99"}}``"""
+        return {
+            "env": self.env,
+            "episodes": self.episodes,
+            "return_mean": self.return_mean,
+            "return_std": self.return_std,
+            "returns": list(self.returns),
+            "latency_us": dict(self.latency_us),
+        }
+
+
+def evaluate(
+    policy: Policy | str | Path | bytes,
+    env: str | gymnasium.Env,
+    episodes: int = 20,
+    seed: int = 1000,
+    *,
+    max_steps: int = MAX_STEPS,
+    on_episode: Callable[[int], None] | None = None,
+) -> Evaluation:
+    """Run ``episodes`` episodes; episode i starts with ``env.reset(seed=seed + i)``. The same arguments give the same returns.
+
+    Args:
+        policy: a `Policy`, or what `Policy` takes.
+        env: an id that gymnasium knows, or an environment (which stays open).
+        max_steps: an episode is cut here if the environment does not end it; its return so far counts.
+        on_episode: called with the number of episodes done; an exception in it ends the evaluation.
+
+    Raises:
+        Unknown: gymnasium has no environment of that id.
+        InvalidInput: gymnasium or what the environment needs is not installed, the environment's spaces are not the policy's, or a number
+            is out of range.
+    """
+    _at_least("episodes", episodes, 1)
+    _at_least("seed", seed, 0)
+    _at_least("max_steps", max_steps, 1)
+    if not isinstance(policy, Policy):
+        policy = Policy(policy)
+    ours = isinstance(env, str)
+    name = env if ours else (env.spec.id if env.spec is not None else type(env.unwrapped).__name__)
+    env = make_env(env) if ours else env
+    try:
+        check_spaces(policy, env, name)
+        returns, lengths, latencies = _run(policy, env, episodes, seed, max_steps, on_episode)
+    finally:
+        if ours:
+            env.close()
+    median, p99 = np.percentile(np.array(latencies) / 1000, [50, 99])
+    return Evaluation(
+        env=name,
+        episodes=episodes,
+        returns=tuple(returns),
+        lengths=tuple(lengths),
+        return_mean=float(np.mean(returns)),
+        return_std=float(np.std(returns)),
+        latency_us={"median": round(float(median), 2), "p99": round(float(p99), 2)},
+    )
+
+
+def _run(policy, env, episodes, seed, max_steps, on_episode) -> tuple[list[float], list[int], list[int]]:
+    act, step, clock = policy.act, env.step, time.perf_counter_ns
+    to_env = _action_converter(policy, env.action_space)
+    returns, lengths, latencies = [], [], []
+    for episode in range(episodes):
+        observation, _ = env.reset(seed=seed + episode)
+        policy.reset()
+        total, length, ended = 0.0, 0, False
+        while not ended and length < max_steps:
+            start = clock()
+            action = act(observation)
+            latencies.append(clock() - start)
+            observation, reward, terminated, truncated, _ = step(to_env(action))
+            total += float(reward)
+            length += 1
+            ended = terminated or truncated
+        returns.append(total)
+        lengths.append(length)
+        if on_episode is not None:
+            on_episode(episode + 1)
+    return returns, lengths, latencies
+
+
+def _action_converter(policy: Policy, space: gymnasium.Space) -> Callable[[Any], Any]:
+    """The policy's action in the dtype and shape of the environment's action space."""
+    dtype, shape = space.dtype, space.shape
+    if policy.discrete:
+        first = int(space.start)    # the policy counts from 0
+        return lambda action: dtype.type(action + first)
+    if dtype == np.float32 and shape == policy.action_shape:
+        return lambda action: action
+    return lambda action: action.astype(dtype).reshape(shape)
+
+
+# ------------------------------------------------------------------------------------------------------------ environments
+def make_env(env_id: str, **options: Any) -> gymnasium.Env:
+    """``gymnasium.make`` whose failures are one line that says what to do: an unknown id (with the nearest known one), a missing package."""
+    try:
+        import gymnasium
+        from gymnasium.error import DependencyNotInstalled, Error
+    except ImportError:
+        raise InvalidInput("running an environment needs gymnasium, which is not installed", hint='pip install "offrl[gym]"') from None
+    try:
+        return gymnasium.make(env_id, disable_env_checker=True, **options)
+    except DependencyNotInstalled as error:
+        raise _missing(env_id, str(error)) from None
+    except Error as error:
+        if env_id not in gymnasium.registry:    # unregistered, or no id at all
+            raise Unknown(f"gymnasium knows no environment {env_id!r}", hint=nearest(env_id, sorted(gymnasium.registry))) from None
+        raise InvalidInput(f"environment {env_id!r} cannot be made: {_first_line(error)}", hint="see whether gymnasium.make makes it") from None
+    except ModuleNotFoundError as error:
+        if error.name and ":" in env_id and env_id.startswith(error.name):
+            raise Unknown(f"environment {env_id!r}: there is no Python module {error.name!r}", hint="install the package that holds the environment") from None
+        raise _missing(env_id, str(error), package=error.name) from None
+    except Exception as error:     # environments are other people's code: whatever goes wrong in making one is about the id given
+        raise InvalidInput(f"environment {env_id!r} cannot be made: {type(error).__name__}: {_first_line(error)}",
+                           hint="see whether gymnasium.make makes it") from None  # fmt: skip
+
+
+def check_spaces(policy: Policy, env: gymnasium.Env, name: str) -> None:
+    """Raises InvalidInput unless the environment's observations and actions are those of the policy."""
+    import gymnasium
+
+    space = env.observation_space
+    shapes, dtypes = policy.observation_shapes, policy.observation_dtypes
+    if isinstance(space, gymnasium.spaces.Dict):
+        given: Mapping[str, Any] = space.spaces
+    elif len(shapes) == 1:
+        given = {next(iter(shapes)): space}
+    else:
+        raise InvalidInput(f"the policy takes the fields {', '.join(shapes)}, but {name} gives one observation of shape {space.shape}",
+                           hint="evaluate it in the environment of its dataset" + _own(policy))  # fmt: skip
+    for field, shape in shapes.items():
+        if field not in given:
+            raise InvalidInput(f"{name} has no observation field {field!r}, only {', '.join(given)}", hint="evaluate it in its own environment" + _own(policy))
+        if given[field].shape != shape:
+            raise InvalidInput(f"{name} gives {field} of shape {given[field].shape}, the policy expects {shape}",
+                               hint="evaluate it in the environment of its dataset" + _own(policy))  # fmt: skip
+        dtype = given[field].dtype
+        if dtype is not None and dtype.kind == "f" and dtypes[field].kind != "f":
+            raise InvalidInput(f"{name} gives {field} as {dtype}, the policy expects {dtypes[field]}",
+                               hint="evaluate it in the environment of its dataset" + _own(policy))  # fmt: skip
+    actions = env.action_space
+    discrete = isinstance(actions, gymnasium.spaces.Discrete)
+    hint = "evaluate it in the environment of its dataset" + _own(policy)
+    if policy.discrete:
+        ours = "discrete actions" if policy.action_n is None else f"{policy.action_n} discrete actions"
+        if not discrete:
+            raise InvalidInput(f"{name} takes {actions}, but the policy gives {ours}", hint=hint)
+        if policy.action_n is not None and policy.action_n != actions.n:
+            raise InvalidInput(f"{name} has {actions.n} actions, but the policy gives {ours}", hint=hint)
+    elif not isinstance(actions, gymnasium.spaces.Box):
+        raise InvalidInput(f"{name} takes {actions}, but the policy gives continuous actions of shape {policy.action_shape}", hint=hint)
+    elif int(np.prod(actions.shape)) != int(np.prod(policy.action_shape)):
+        raise InvalidInput(f"{name} takes actions of shape {actions.shape}, but the policy gives {policy.action_shape}", hint=hint)
+
+
+def _own(policy: Policy) -> str:
+    return f": --env {policy.env_id}" if policy.env_id else ""
+
+
+def _missing(env_id: str, reason: str, package: str | None = None) -> InvalidInput:
+    commands = re.findall(r"pip install [^`]+", reason)
+    if commands:
+        hint = " && ".join(command.strip() for command in commands)
+    elif "mujoco" in reason.lower():
+        hint = 'pip install "gymnasium[mujoco]"'
+    else:
+        hint = f"pip install {package}" if package else "install the package that the environment needs"
+    return InvalidInput(f"environment {env_id!r} needs a package that is not installed: {_first_line(reason)}", hint=hint)
+
+
+def _first_line(error: Any) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0][:200] if text else "no message"
+
+
+def _at_least(name: str, value: Any, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+        raise InvalidInput(f"{name} is {value!r}", hint=f"give a whole number of at least {least}")
+
+
+__all__ = ["MAX_STEPS", "Evaluation", "check_spaces", "evaluate", "make_env"]

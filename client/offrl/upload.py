@@ -1,0 +1,161 @@
+"""Files to the daemon: what a source consists of, its checksums, and chunks that go on where a broken connection left them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import stat
+import time
+import uuid
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from offrl import wire
+from offrl.connection import Connection, ConnectionLost
+from offrl.errors import InvalidInput
+
+Progress = Callable[[int, int], None]   # bytes done, bytes in all
+MAX_FILES = 5_000                       # of one upload, as the wire has it
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One file of a source: its name in the upload, where it lies, its size in bytes and the SHA-256 of its content."""
+
+    name: str
+    path: Path
+    size: int
+    sha256: str
+
+    def entry(self) -> wire.FileEntry:
+        return wire.FileEntry(path=self.name, size=self.size, sha256=self.sha256)
+
+
+def scan(source: str | os.PathLike[str]) -> list[SourceFile]:
+    """The files of ``source``, a file or a folder, sorted by name. Hidden files of a folder are left out.
+
+    Raises:
+        InvalidInput: nothing is there, it is empty, it cannot be read, or it holds symbolic links (which could lead anywhere) or more
+            than 5,000 files.
+    """
+    root = Path(source)
+    try:
+        mode = root.stat().st_mode
+    except FileNotFoundError:
+        raise InvalidInput(f"no such file or folder: {str(source)!r}", hint="give the path of a dataset") from None
+    except (OSError, ValueError) as error:
+        raise InvalidInput(f"cannot read {str(source)!r}: {getattr(error, 'strerror', None) or error}") from None
+    if stat.S_ISREG(mode):
+        found = [(root.name, root)]
+    elif stat.S_ISDIR(mode):
+        found = sorted(_walk(root))
+        if not found:
+            raise InvalidInput(f"the folder {str(source)!r} holds no files", hint="give the path of a dataset")
+        if len(found) > MAX_FILES:
+            raise InvalidInput(
+                f"the folder {str(source)!r} holds {len(found)} files, an upload may have {MAX_FILES}",
+                hint="let the daemon read it itself: put its folder into import_roots and add it with --on-daemon",
+            )
+    else:
+        raise InvalidInput(f"{str(source)!r} is neither a file nor a folder", hint="give the path of a dataset")
+    return [_file(name, path) for name, path in found]
+
+
+def content_name(files: list[SourceFile], source: str | os.PathLike[str]) -> str:
+    """A dataset's name made from what the source is called and what it holds: the same content gives the same name."""
+    digest = hashlib.sha256()
+    if len(files) == 1:
+        digest.update(files[0].sha256.encode())
+    else:
+        for file in files:
+            digest.update(f"{file.sha256} {file.size} {file.name}\n".encode())
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(os.path.abspath(source)).stem).strip("-._")[:60]
+    return f"{stem or 'dataset'}-{digest.hexdigest()[:12]}"
+
+
+def send(connection: Connection, files: list[SourceFile], progress: Progress | None = None) -> str:
+    """Upload ``files`` and have the daemon check them; the upload's id. Survives a daemon that is restarted meanwhile.
+
+    Raises `InvalidInput` if a file changed while it was read, `DiskFull` if the daemon's disk is, `NoDaemon`.
+    """
+    upload = f"up-{uuid.uuid4().hex}"
+    total = sum(file.size for file in files)
+    entries = [file.entry() for file in files]
+    give_up: float | None = None
+    last = -1
+    while True:
+        try:
+            opened = connection.request(wire.OpenUpload(upload=upload, files=entries))
+            done = sum(min(opened.received.get(file.name, 0), file.size) for file in files)
+            if done > last:   # something arrived since the last attempt, so patience begins anew
+                give_up, last = None, done
+            base = done
+            sizes: list[int] = []   # of the chunks in flight, oldest first
+            for _ in connection.stream(_chunks(upload, files, opened.received, sizes)):
+                base += sizes.pop(0)
+                if progress is not None:
+                    progress(base, total)
+            connection.request(wire.FinishUpload(upload=upload), timeout=max(connection.timeout, total / 20e6))
+            return upload
+        except ConnectionLost:
+            give_up = give_up or time.monotonic() + connection.patience
+            if time.monotonic() >= give_up:
+                raise
+            connection.wait_for_daemon(give_up)
+
+
+def _chunks(upload: str, files: list[SourceFile], received: dict[str, int], sizes: list[int]) -> Iterator[wire.WriteChunk]:
+    for file in files:
+        offset = received.get(file.name, 0)
+        if offset >= file.size:
+            continue
+        try:
+            with file.path.open("rb") as stream:
+                stream.seek(offset)
+                while offset < file.size:
+                    data = stream.read(min(wire.CHUNK, file.size - offset))
+                    if not data:
+                        raise InvalidInput(f"{file.path} became shorter while it was uploaded", hint="try again when nothing writes to it")
+                    sizes.append(len(data))
+                    yield wire.WriteChunk(upload=upload, path=file.name, offset=offset, data=data, crc32=zlib.crc32(data))
+                    offset += len(data)
+        except OSError as error:
+            raise InvalidInput(f"cannot read {file.path}: {error.strerror}") from None
+
+
+def _walk(root: Path) -> Iterator[tuple[str, Path]]:
+    def refuse(error: OSError) -> None:
+        raise InvalidInput(f"cannot read {error.filename}: {error.strerror}") from None
+
+    for folder, folders, names in os.walk(root, onerror=refuse, followlinks=False):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in folders + names:
+            path = Path(folder, name)
+            if name.startswith("."):
+                continue
+            if path.is_symlink():
+                raise InvalidInput(f"{path} is a symbolic link, which is not followed", hint="copy the folder with `cp -rL` and give the copy")
+        for name in names:
+            path = Path(folder, name)
+            if not name.startswith("."):
+                yield path.relative_to(root).as_posix(), path
+
+
+def _file(name: str, path: Path) -> SourceFile:
+    try:
+        name.encode()
+        with path.open("rb") as stream:
+            status = os.fstat(stream.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise InvalidInput(f"{path} is not a regular file", hint="a dataset's folder may hold files and folders only")
+            return SourceFile(name, path, status.st_size, hashlib.file_digest(stream, "sha256").hexdigest())
+    except UnicodeEncodeError:
+        raise InvalidInput(f"the name of {str(path)!r} is not UTF-8", hint="rename it") from None
+    except OSError as error:
+        raise InvalidInput(f"cannot read {path}: {error.strerror}") from None
+
+
+__all__ = ["MAX_FILES", "Progress", "SourceFile", "content_name", "scan", "send"]

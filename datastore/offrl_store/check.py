@@ -1,0 +1,35 @@
+"""check: read a whole store and say what is wrong where."""
+
+from __future__ import annotations
+
+import os
+import zlib
+
+from . import format as layout
+from .errors import OffrlError
+from .store import EpisodeStore
+
+
+def check(path: str | os.PathLike[str]) -> list[str]:
+    """Verify every checksum of the store at ``path``. Returns one line per problem; an empty list means that all is well."""
+    try:
+        store = EpisodeStore.open(path)
+    except OffrlError as error:
+        return [str(error)]
+    problems = []
+    table, chain = store.episode_table, layout.chain_start(store.schema)
+    for number, record in enumerate(table):
+        first, rows = int(record["first_row"]), int(record["steps"]) + 1
+        _, chain = layout.dump_record(first, rows - 1, record["return"], record["flags"], record["data_crc"], chain)
+        if record["chain"].tobytes() != chain:
+            problems.append(f"{layout.LOG_FILE}: the chain breaks at episode {number}")
+            chain = record["chain"].tobytes()
+        checksum = 0
+        for column in store.schema.columns:
+            checksum = zlib.crc32(store.column(column.name)[first:first + rows], checksum)
+        if checksum != record["data_crc"]:
+            problems.append(f"episode {number}: the rows {first} to {first + rows - 1} do not fit their checksum")
+    torn = (store.path / layout.LOG_FILE).stat().st_size - layout.SIZE * (1 + len(table))
+    if torn > 0:
+        problems.append(f"{layout.LOG_FILE}: {torn} bytes of an unfinished write at the end, which the next writer cuts off")
+    return problems

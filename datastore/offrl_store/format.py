@@ -1,0 +1,195 @@
+"""The store on disk, format 1: schema.json, columns/NAME.bin and episodes.log as little-endian dtypes with their checksums.
+
+docs/store-format.md says the same in prose. Nothing else in the package knows an offset or a checksum.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .errors import InvalidSchema, StoreCorrupt, StoreNotFound
+from .kernels import kernels
+from .schema import Schema
+
+VERSION = 1
+SCHEMA_FILE, LOG_FILE, COLUMN_FOLDER = "schema.json", "episodes.log", "columns"
+MAGIC = b"OFFRLEPS"
+TERMINATED, FINAL_MISSING = 1, 2  # bits of a record's flags
+
+# The log: one header, then one record per episode, all of 64 bytes. `committed` is a lower bound of what has been acknowledged:
+# fewer valid records than that means damage, while anything invalid beyond it is the torn tail of an unfinished write.
+HEADER = np.dtype([
+    ("magic", "S8"),        # OFFRLEPS
+    ("version", "<u4"),     # 1
+    ("record_size", "<u4"),  # 64
+    ("first", "<i8"),       # number of the oldest episode kept: 0 in this version
+    ("committed", "<i8"),   # episodes known to be durable
+    ("reserved", "V28"),    # zeros
+    ("crc", "<u4"),         # CRC-32 of the 60 bytes before
+])
+RECORD = np.dtype([
+    ("first_row", "<i8"),   # the episode takes the rows first_row .. first_row + steps of every column
+    ("steps", "<i8"),       # T
+    ("return", "<f8"),      # sum of the T rewards
+    ("flags", "<u4"),       # TERMINATED, FINAL_MISSING
+    ("data_crc", "<u4"),    # CRC-32 of the T+1 rows of each column, one column after the other in the order of the schema
+    ("reserved", "V12"),    # zeros
+    ("chain", "V16"),       # first 16 bytes of SHA-256(chain of the record before, the 44 bytes before this field)
+    ("crc", "<u4"),         # CRC-32 of the 60 bytes before
+])
+SIZE = RECORD.itemsize
+_CHAINED = RECORD.fields["chain"][1]
+_CHECKED = RECORD.fields["crc"][1]
+
+
+def column_path(path: Path, column: str) -> Path:
+    return path / COLUMN_FOLDER / f"{column}.bin"
+
+
+# --- schema.json --------------------------------------------------------------------------------------------------------------
+
+
+def _canonical(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
+
+
+def dump_schema(schema: Schema) -> bytes:
+    body = {"format": "offrl-store", "version": VERSION, **schema.to_json()}
+    body["crc"] = zlib.crc32(_canonical(body))
+    return (json.dumps(body, indent=1) + "\n").encode()
+
+
+def load_schema(path: Path) -> Schema:
+    """Read schema.json. Raises StoreNotFound without one, StoreCorrupt for a damaged one or one of another version."""
+    file = path / SCHEMA_FILE
+    try:
+        raw = file.read_bytes()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise StoreNotFound(f"there is no episode store at {path}", hint=f"a store is a folder that holds {SCHEMA_FILE}") from error
+    try:
+        body = json.loads(raw)
+        crc = body.pop("crc")
+        name, version = body["format"], body["version"]
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        raise StoreCorrupt(f"{file} is damaged: {type(error).__name__}: {error}") from error
+    if name != "offrl-store" or version != VERSION:
+        raise StoreCorrupt(f"{file} says {name!r} version {version!r}; this program reads offrl-store version {VERSION}",
+                           hint="update offrl, or export the data again with the version that wrote it")
+    if crc != zlib.crc32(_canonical(body)):
+        raise StoreCorrupt(f"{file} is damaged: its checksum does not fit", hint="restore the file from a copy")
+    try:
+        return Schema.from_json(body)
+    except (InvalidSchema, KeyError, TypeError, ValueError) as error:
+        raise StoreCorrupt(f"{file} is damaged: {error}") from error
+
+
+def chain_start(schema: Schema) -> bytes:
+    """The chain before the first record: it ties every record to the columns (not to the metadata)."""
+    return hashlib.sha256(_canonical(schema.to_json()["columns"])).digest()[:16]
+
+
+# --- episodes.log -------------------------------------------------------------------------------------------------------------
+
+
+def dump_header(committed: int, first: int = 0) -> bytes:
+    header = np.zeros((), HEADER)
+    header["magic"], header["version"], header["record_size"] = MAGIC, VERSION, SIZE
+    header["first"], header["committed"] = first, committed
+    raw = header.tobytes()[:_CHECKED]
+    return raw + zlib.crc32(raw).to_bytes(4, "little")
+
+
+def dump_record(first_row: int, steps: int, ret: float, flags: int, data_crc: int, chain: bytes) -> tuple[bytes, bytes]:
+    """One record and the chain after it."""
+    record = np.zeros((), RECORD)
+    record["first_row"], record["steps"], record["return"], record["flags"], record["data_crc"] = first_row, steps, ret, flags, data_crc
+    raw = record.tobytes()[:_CHAINED]
+    chain = hashlib.sha256(chain + raw).digest()[:16]
+    raw += chain
+    return raw + zlib.crc32(raw).to_bytes(4, "little"), chain
+
+
+def record_chain(table: np.ndarray, count: int, schema: Schema) -> bytes:
+    """The chain after ``count`` records, as the log holds it."""
+    return table["chain"][count - 1].tobytes() if count else chain_start(schema)
+
+
+@dataclass(frozen=True)
+class Log:
+    """The whole episodes of a log, and the number of bytes behind them that are no whole record (a torn tail)."""
+
+    table: np.ndarray  # RECORD [episodes]
+    first: int
+    committed: int
+    torn: int
+
+
+def read_log(descriptor: int, file: Path, schema: Schema, known: np.ndarray | None = None) -> Log:
+    """Read and check the log; ``known`` records are taken as read. Raises StoreCorrupt. Never changes the file."""
+    header = _read_header(descriptor, file)
+    size = os.fstat(descriptor).st_size
+    start = 0 if known is None else len(known)
+    if size < SIZE * (1 + start):
+        raise StoreCorrupt(f"{file} is cut: {size} bytes, {start} episodes were there", hint="restore the store from a copy")
+    raw = _read(descriptor, size - SIZE * (1 + start), SIZE * (1 + start))
+    found = np.frombuffer(raw, RECORD, count=len(raw) // SIZE)
+    row = 0 if not start else int(known["first_row"][-1] + known["steps"][-1]) + 1
+    valid = _valid_prefix(found, row)
+    table = found[:valid] if not start else np.concatenate([known, found[:valid]])
+    if len(table) < header["committed"]:
+        raise StoreCorrupt(f"{file}: record {len(table)} is damaged or cut, {int(header['committed'])} episodes were committed",
+                           hint="restore the store from a copy")
+    if start == 0 and valid:
+        first, _ = dump_record(*(table[0][name].item() for name in RECORD.names[:5]), chain_start(schema))
+        if first != table[:1].tobytes():
+            raise StoreCorrupt(f"{file} does not belong to {SCHEMA_FILE}: the chain of the first record differs")
+    return Log(table, int(header["first"]), int(header["committed"]), len(raw) - valid * SIZE)
+
+
+def _read_header(descriptor: int, file: Path) -> np.ndarray:
+    # A writer replaces the header in place while readers read: a checksum that does not fit is read again before it is an error.
+    for _ in range(100):
+        raw = os.pread(descriptor, SIZE, 0)
+        if len(raw) == SIZE and zlib.crc32(raw[:_CHECKED]) == int.from_bytes(raw[_CHECKED:], "little"):
+            break
+    else:
+        raise StoreCorrupt(f"{file}: the header is damaged", hint="restore the store from a copy")
+    header = np.frombuffer(raw, HEADER)[0]
+    if header["magic"] != MAGIC or header["version"] != VERSION or header["record_size"] != SIZE:
+        raise StoreCorrupt(f"{file} is version {int(header['version'])}; this program reads version {VERSION}")
+    return header
+
+
+def _read(descriptor: int, size: int, offset: int) -> bytes:
+    """pread until everything is there: one call returns at most 2 GiB."""
+    parts = []
+    while size > 0:
+        part = os.pread(descriptor, size, offset)
+        if not part:
+            break
+        parts.append(part)
+        size -= len(part)
+        offset += len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _valid_prefix(records: np.ndarray, row: int) -> int:
+    """How many records from the start are whole: checksum right, and each begins where the one before ended (``row`` for the first)."""
+    if not len(records):
+        return 0
+    raw = records.view(np.uint8).reshape(len(records), SIZE)
+    crc = np.empty(len(records), np.uint32)
+    kernels().crc32_rows(raw, _CHECKED, crc)
+    good = (crc == records["crc"]) & (records["steps"] > 0) & (records["steps"] < 2**48)
+    ends = row + np.cumsum(np.where(good, records["steps"] + 1, 0))
+    good[1:] &= records["first_row"][1:] == ends[:-1]
+    good[0] &= records["first_row"][0] == row
+    return len(good) if good.all() else int(np.argmin(good))

@@ -1,0 +1,29 @@
+"""Which kernels are used: the compiled ones, or the NumPy ones where they were not built.
+
+``OFFRL_STORE_KERNELS=numpy`` in the environment asks for the NumPy ones; it is read whenever a store or a sampler is made.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import warnings
+from types import ModuleType
+
+from . import _kernels_py
+
+
+def kernels() -> ModuleType:
+    """The module of kernels to use now."""
+    return _kernels_py if os.environ.get("OFFRL_STORE_KERNELS") == "numpy" else _compiled()
+
+
+@functools.cache  # so that the warning comes once
+def _compiled() -> ModuleType:
+    try:
+        from . import _kernels
+    except ImportError as error:
+        warnings.warn(f"offrl_store samples with NumPy, about ten times slower: its compiled kernels are missing ({error}). "
+                      "Install a C compiler and reinstall offrl to build them.", RuntimeWarning, stacklevel=3)
+        return _kernels_py
+    return _kernels

@@ -1,0 +1,31 @@
+"""The registry: every algorithm that offrld knows, by name. To add one: one file beside these, and one line below."""
+
+from __future__ import annotations
+
+from offrl.errors import Unknown, nearest
+
+from offrld.algos import bc, discrete_bc, discrete_cql, double_dqn, dqn, iql, rebrac, td3_bc
+from offrld.engine import Algorithm
+
+ALGORITHMS: dict[str, Algorithm] = {
+    module.ALGORITHM.name: module.ALGORITHM
+    for module in (
+        # continuous actions
+        rebrac,
+        td3_bc,
+        iql,
+        bc,
+        # discrete actions
+        discrete_cql,
+        double_dqn,
+        dqn,
+        discrete_bc,
+    )
+}
+
+
+def get(name: str) -> Algorithm:
+    """The algorithm of that name; `Unknown` with the nearest one otherwise."""
+    if name not in ALGORITHMS:
+        raise Unknown(f"unknown algorithm {name!r}", hint=nearest(name, list(ALGORITHMS)))
+    return ALGORITHMS[name]

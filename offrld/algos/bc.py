@@ -1,0 +1,64 @@
+"""BC: behaviour cloning of continuous actions by regression.
+
+    L = mean((pi(s) - a)^2)                      deterministic
+    L = mean((clip(N(tanh mu, sigma)) - a)^2)    stochastic: the squared error of one reparametrised sample
+
+The greedy action is tanh(mu). Metric: `loss`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from offrld.engine import Adam, Algorithm, Batch, Noise, Space, State, Step, setting
+from offrld.engine import Config as BaseConfig
+from offrld.nets import DeterministicPolicy, Encoder, NormalPolicy, Params
+
+
+@dataclass(frozen=True)
+class Config(BaseConfig):
+    batch_size: int = setting(100, "transitions per update", unit="transitions", low=1, high=1_000_000)
+    learning_rate: float = setting(1e-3, "Adam's step size", low=0.0, exclusive_low=True)
+    policy_type: str = setting("deterministic", "form of the policy", choices=("deterministic", "stochastic"))
+    encoder: Encoder = Encoder()
+
+
+def networks(config: Config, space: Space) -> dict[str, Any]:
+    sizes = ("policy", space.observation_size, space.action_size, config.encoder)
+    if config.policy_type == "deterministic":
+        return {"policy": DeterministicPolicy(*sizes)}
+    return {"policy": NormalPolicy(*sizes, log_std_range=(-4.0, 15.0), free_std=False)}
+
+
+def noise(config: Config, space: Space) -> dict[str, Noise]:
+    return {"sample": Noise((config.batch_size, space.action_size))} if config.policy_type == "stochastic" else {}
+
+
+def loss(params: Params, config: Config, nets: Any, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    if config.policy_type == "deterministic":
+        action = nets.policy(params, batch.observation)  # [B, A]
+    else:
+        action = nets.policy.distribution(params, batch.observation).sample(batch.noise["sample"]).clamp(-1.0, 1.0)
+    value = ((action - batch.action) ** 2).mean()
+    return value, {"loss": value}
+
+
+def schedule(config: Config) -> tuple[Step, ...]:
+    return (Step("policy", loss, optimizes=("policy",), optimizer=Adam(config.learning_rate)),)
+
+
+ALGORITHM = Algorithm(
+    name="bc",
+    summary="behaviour cloning: imitates the data's continuous actions",
+    paper="Pomerleau 1991, Efficient Training of Artificial Neural Networks for Autonomous Navigation",
+    actions="continuous",
+    config=Config(),
+    networks=networks,
+    noise=noise,
+    schedule=schedule,
+    act=lambda nets, params, observation: nets.policy(params, observation),
+    presets={"paper": {}, "d3rlpy": {}},
+)

@@ -1,0 +1,55 @@
+"""DiscreteBC: behaviour cloning of discrete actions by classification.
+
+    L = mean(-log pi(a | s)) + beta mean(l(s)^2)
+
+where l are the normalised logits, that is, log-probabilities (as in d3rlpy's second version). Metrics: `loss`, `imitation_loss`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from offrld.engine import Adam, Algorithm, Batch, Space, State, Step, setting
+from offrld.engine import Config as BaseConfig
+from offrld.losses import taken
+from offrld.nets import CategoricalPolicy, Encoder, Params
+
+
+@dataclass(frozen=True)
+class Config(BaseConfig):
+    batch_size: int = setting(100, "transitions per update", unit="transitions", low=1, high=1_000_000)
+    learning_rate: float = setting(1e-3, "Adam's step size", low=0.0, exclusive_low=True)
+    beta: float = setting(0.5, "weight of the penalty on the logits", low=0.0)
+    encoder: Encoder = Encoder()
+
+
+def networks(config: Config, space: Space) -> dict[str, Any]:
+    return {"policy": CategoricalPolicy("policy", space.observation_size, space.action_size, config.encoder)}
+
+
+def loss(params: Params, config: Config, nets: Any, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    log_prob = F.log_softmax(nets.policy(params, batch.observation), dim=-1)  # [B, n]
+    imitation = -taken(log_prob, batch.action).mean()
+    value = imitation + config.beta * (log_prob**2).mean()
+    return value, {"loss": value, "imitation_loss": imitation}
+
+
+def schedule(config: Config) -> tuple[Step, ...]:
+    return (Step("policy", loss, optimizes=("policy",), optimizer=Adam(config.learning_rate)),)
+
+
+ALGORITHM = Algorithm(
+    name="discrete_bc",
+    summary="behaviour cloning: imitates the data's discrete actions",
+    paper="Pomerleau 1991, Efficient Training of Artificial Neural Networks for Autonomous Navigation",
+    actions="discrete",
+    config=Config(),
+    networks=networks,
+    schedule=schedule,
+    act=lambda nets, params, observation: nets.policy(params, observation),
+    presets={"paper": {"beta": 0.0}, "d3rlpy": {}},
+)

@@ -1,0 +1,89 @@
+"""IQL: values by expectile regression on the data's own actions, then a policy by advantage-weighted regression.
+
+    u    = min_i Qt_i(s, a) - V(s)
+    L_V  = mean |expectile - 1[u < 0]| u^2
+    L_Q  = sum_i mean (Q_i(s, a) - (r + gamma^n (1 - d) V(s')))^2            one optimiser over Q and V
+    L_pi = -mean w log pi(a | s),    w = min(exp(weight_temp u), max_weight)    with the V just updated
+
+The policy is a plain normal around tanh(mu(s)) with one free deviation per dimension. Metrics: `critic_loss`, `value_loss`,
+`actor_loss`, `advantage`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from offrld.engine import Adam, Algorithm, Batch, Space, State, Step, ValueConfig, setting
+from offrld.losses import bellman, squared_error
+from offrld.nets import Critics, Encoder, NormalPolicy, Params, ValueFunction
+
+
+@dataclass(frozen=True)
+class Config(ValueConfig):
+    actor_learning_rate: float = setting(3e-4, "Adam's step size of the policy", low=0.0, exclusive_low=True)
+    critic_learning_rate: float = setting(3e-4, "Adam's step size of Q and V", low=0.0, exclusive_low=True)
+    tau: float = setting(0.005, "rate at which targets follow", unit="share per update", low=0.0, high=1.0)
+    n_critics: int = setting(2, "size of the ensemble of Q functions", low=1, high=100)
+    expectile: float = setting(0.7, "expectile of V: towards 1 it nears the best action in the data", low=0.0, high=1.0)
+    weight_temp: float = setting(3.0, "inverse temperature of the advantage weights", low=0.0)
+    max_weight: float = setting(100.0, "limit of an advantage weight", low=0.0, exclusive_low=True, probe=0.5)
+    actor_encoder: Encoder = Encoder()
+    critic_encoder: Encoder = Encoder()
+    value_encoder: Encoder = Encoder()
+
+
+def networks(config: Config, space: Space) -> dict[str, Any]:
+    size, actions = space.observation_size, space.action_size
+    return {
+        "actor": NormalPolicy("actor", size, actions, config.actor_encoder, log_std_range=(-5.0, 2.0), free_std=True),
+        "critic": Critics("critic", config.n_critics, size, actions, config.critic_encoder),
+        "value": ValueFunction("value", size, config.value_encoder),
+    }
+
+
+# --- Q functions and V ---
+def critic_loss(params: Params, config: Config, nets: Any, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    with torch.no_grad():
+        target_q = nets.critic(state.target, batch.observation, batch.action).amin(0)  # [B]
+        target = bellman(batch, nets.value(params, batch.next_observation))  # [B]
+    u = target_q - nets.value(params, batch.observation)  # [B]
+    side = (config.expectile - (u < 0).to(u.dtype)).abs()
+    value_loss = (side * u * u).mean()
+    q_loss = squared_error(nets.critic(params, batch.observation, batch.action), target)
+    return q_loss + value_loss, {"critic_loss": q_loss, "value_loss": value_loss}
+
+
+# --- Policy ---
+def actor_loss(params: Params, config: Config, nets: Any, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    with torch.no_grad():
+        q = nets.critic(state.target, batch.observation, batch.action).amin(0)
+        advantage = q - nets.value(state.params, batch.observation)  # [B]
+        weight = torch.exp(config.weight_temp * advantage).clamp(max=config.max_weight)
+    log_prob = nets.actor.distribution(params, batch.observation).log_prob(batch.action)  # [B]
+    value = -(weight * log_prob).mean()
+    return value, {"actor_loss": value, "advantage": advantage.mean()}
+
+
+def schedule(config: Config) -> tuple[Step, ...]:
+    return (
+        Step("critic", critic_loss, optimizes=("critic", "value"), optimizer=Adam(config.critic_learning_rate)),
+        Step("actor", actor_loss, optimizes=("actor",), optimizer=Adam(config.actor_learning_rate), polyak={"critic": config.tau}),
+    )
+
+
+ALGORITHM = Algorithm(
+    name="iql",
+    summary="implicit Q-learning: never asks for the value of an action outside the data",
+    paper="Kostrikov, Nair & Levine 2021, Offline Reinforcement Learning with Implicit Q-Learning (arXiv:2110.06169)",
+    actions="continuous",
+    config=Config(),
+    networks=networks,
+    schedule=schedule,
+    act=lambda nets, params, observation: nets.actor(params, observation),
+    targets=("critic",),
+    presets={"paper": {}, "d3rlpy": {}},
+)

@@ -1,0 +1,101 @@
+"""ReBRAC: TD3 with behaviour penalties on both the policy and the critic, and the network choices that make it work.
+
+    y    = r + gamma^n (1 - d) (min_i Qt_i(s', a^) - critic_beta |a^ - a'|^2),    a^ = smoothed target action, a' the data's next action
+    L_Q  = sum_i mean (Q_i(s, a) - y)^2
+    L_pi = mean(-lam min_i Q_i(s, pi(s)) + actor_beta |a - pi(s)|^2),    lam = 1 / mean |min_i Q_i(s, pi(s))|
+
+Squared norms are sums over action dimensions. A transition without a next action in the data (the last of a truncated episode) is
+not sampled. Metrics: `critic_loss`, `actor_loss`, `bc_loss`, `q_mean`.
+
+Defaults follow the paper where d3rlpy differs: three hidden layers, layer norm in the critic (preset `d3rlpy`: two layers, no norm).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from offrld.engine import Adam, Algorithm, Batch, Noise, Space, State, Step, ValueConfig, setting
+from offrld.losses import bellman, smoothed, squared_error
+from offrld.nets import Critics, DeterministicPolicy, Encoder, Params
+
+
+@dataclass(frozen=True)
+class Config(ValueConfig):
+    batch_size: int = setting(1024, "transitions per update", unit="transitions", low=1, high=1_000_000)
+    actor_learning_rate: float = setting(1e-3, "Adam's step size of the policy", low=0.0, exclusive_low=True)
+    critic_learning_rate: float = setting(1e-3, "Adam's step size of the Q functions", low=0.0, exclusive_low=True)
+    actor_beta: float = setting(1e-3, "weight of the policy's distance from the data", low=0.0, probe=1.0)
+    critic_beta: float = setting(0.01, "weight of the next action's distance from the data in the target", low=0.0, probe=1.0)
+    tau: float = setting(0.005, "rate at which targets follow", unit="share per target update", low=0.0, high=1.0)
+    n_critics: int = setting(2, "size of the ensemble of Q functions", low=1, high=100)
+    target_smoothing_sigma: float = setting(0.2, "deviation of the target action's noise", unit="of the range [-1, 1]", low=0.0)
+    target_smoothing_clip: float = setting(0.5, "limit of the target action's noise", unit="of the range [-1, 1]", low=0.0, probe=0.05)
+    update_actor_interval: int = setting(2, "updates of the critic per update of the policy and the targets", unit="updates", low=1)
+    actor_encoder: Encoder = Encoder(units=(256, 256, 256))
+    critic_encoder: Encoder = Encoder(units=(256, 256, 256), layer_norm=True)
+
+
+def networks(config: Config, space: Space) -> dict[str, Any]:
+    return {
+        "actor": DeterministicPolicy("actor", space.observation_size, space.action_size, config.actor_encoder),
+        "critic": Critics("critic", config.n_critics, space.observation_size, space.action_size, config.critic_encoder),
+    }
+
+
+def noise(config: Config, space: Space) -> dict[str, Noise]:
+    return {"target": Noise((config.batch_size, space.action_size))}
+
+
+# --- Q functions ---
+def critic_loss(params: Params, config: Config, nets: Any, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    with torch.no_grad():
+        action = nets.actor(state.target, batch.next_observation)
+        action = smoothed(action, batch.noise["target"], config.target_smoothing_sigma, config.target_smoothing_clip)  # [B, A]
+        distance = ((action - batch.next_action) ** 2).sum(-1)  # [B]
+        target_q = nets.critic(state.target, batch.next_observation, action).amin(0)
+        target = bellman(batch, target_q - config.critic_beta * distance)  # [B]
+    value = squared_error(nets.critic(params, batch.observation, batch.action), target)
+    return value, {"critic_loss": value}
+
+
+# --- Policy ---
+def actor_loss(params: Params, config: Config, nets: Any, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    action = nets.actor(params, batch.observation)  # [B, A]
+    q = nets.critic(state.params, batch.observation, action).amin(0)  # [B]
+    weight = 1.0 / q.abs().mean().detach()
+    imitation = ((batch.action - action) ** 2).sum(-1).mean()
+    value = config.actor_beta * imitation - weight * q.mean()
+    return value, {"actor_loss": value, "bc_loss": imitation, "q_mean": q.mean()}
+
+
+def schedule(config: Config) -> tuple[Step, ...]:
+    return (
+        Step("critic", critic_loss, optimizes=("critic",), optimizer=Adam(config.critic_learning_rate)),
+        Step(
+            "actor", actor_loss, optimizes=("actor",), optimizer=Adam(config.actor_learning_rate),
+            every=config.update_actor_interval, polyak={"critic": config.tau, "actor": config.tau},
+        ),
+    )  # fmt: skip
+
+
+ALGORITHM = Algorithm(
+    name="rebrac",
+    summary="TD3 with behaviour penalties on policy and critic: the recommended default for continuous actions",
+    paper="Tarasov et al. 2023, Revisiting the Minimalist Approach to Offline Reinforcement Learning (arXiv:2305.09836)",
+    actions="continuous",
+    config=Config(),
+    networks=networks,
+    noise=noise,
+    schedule=schedule,
+    act=lambda nets, params, observation: nets.actor(params, observation),
+    targets=("actor", "critic"),
+    next_action=True,
+    presets={
+        "paper": {},
+        "d3rlpy": {"actor_encoder.units": [256, 256], "critic_encoder.units": [256, 256], "critic_encoder.layer_norm": False},
+    },
+)

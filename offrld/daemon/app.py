@@ -1,0 +1,60 @@
+"""The parts of the running daemon in one place, as the request handlers see them."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from offrld.daemon.catalog import Catalog
+from offrld.daemon.config import Settings
+from offrld.daemon.database import Database
+from offrld.daemon.hub import Hub
+from offrld.daemon.state import State
+from offrld.daemon.supervisor import Supervisor
+from offrld.daemon.uploads import Uploads
+from offrld.executors.local import LocalExecutor
+
+
+class App:
+    """Everything that a handler may use. The state folder has to be prepared and locked."""
+
+    def __init__(self, settings: Settings, executor: LocalExecutor) -> None:
+        self.settings = settings
+        self.state = State(settings.state_dir)
+        self.started = time.monotonic()
+        self.version = version()
+        self.hub = Hub()
+        self.uploads = Uploads(self.state.uploads, limit=settings.uploads.open, keep_free=settings.uploads.keep_free_bytes)
+        self.database = Database(self.state.database, self._changed)
+        self.catalog = Catalog(self.state, executor)
+        self.supervisor = Supervisor(settings, self.state, self.database, self.hub, executor, self.uploads)
+        self._locks: dict[str, tuple[asyncio.Lock, int]] = {}
+
+    def _changed(self, touched: set[str], schedule: bool) -> None:
+        self.hub.wake(touched)
+        if schedule:
+            self.supervisor.wake()
+
+    @asynccontextmanager
+    async def one_at_a_time(self, name: str) -> AsyncIterator[None]:
+        """Requests about the same thing one after the other, in the order of their arrival."""
+        lock, users = self._locks.get(name, (asyncio.Lock(), 0))
+        self._locks[name] = (lock, users + 1)
+        try:
+            async with lock:
+                yield
+        finally:
+            lock, users = self._locks.pop(name)
+            if users > 1:
+                self._locks[name] = (lock, users - 1)
+
+
+def version() -> str:
+    """The installed version of the distribution."""
+    try:
+        return importlib.metadata.version("offrl")
+    except importlib.metadata.PackageNotFoundError:  # run from a source tree
+        return "unknown"

@@ -1,0 +1,230 @@
+"""Finds in a run folder what a client wants to fetch, and packs what is many files. Reads files: call it in a thread.
+
+What is packed, and what a running worker may delete while it is read (a checkpoint), stands under ``cache/packed/JOB/``; its path for
+`ReadArtifact` begins with ``packed/``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import hashlib
+import os
+import re
+import shutil
+import tarfile
+import time
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from offrl.errors import Conflict, InvalidInput, Unknown
+from offrl.wire import Artifact
+from offrld.daemon.state import State, open_below
+
+KEEP_S = 3600.0  # packed files are kept so long after they were made: somebody may be reading them
+
+
+@dataclass(frozen=True)
+class Missing:
+    """The policy is not exported yet, but there is a checkpoint to make it from."""
+
+    seed: int
+    step: int
+
+
+def checkpoint_steps(run: Path) -> list[int]:
+    """The steps with a checkpoint, ascending."""
+    return _steps(run / "checkpoints", r"(\d{12})\.safetensors")
+
+
+def policy_steps(run: Path, seed: int) -> list[int]:
+    """The steps with an exported policy of that seed, ascending."""
+    return _steps(run / f"seed-{seed}", r"policy-(\d{12})\.onnx")
+
+
+def choose_seed(job: str, seeds: list[int], seed: int | None) -> int:
+    """The wanted seed, or the first; `InvalidInput` naming the trained ones."""
+    if seed is None:
+        return seeds[0]
+    if seed not in seeds:
+        raise InvalidInput(f"job {job} has no seed {seed}", hint=f"trained seeds: {', '.join(map(str, seeds[:40]))}")
+    return seed
+
+
+def choose_step(job: str, run: Path, seed: int, *, best: bool, step: int | None, policies: bool) -> int:
+    """The wanted step, the best evaluated, or the newest; one that a file can be made from. Raises `Conflict`, `InvalidInput`."""
+    steps = sorted({*checkpoint_steps(run), *(policy_steps(run, seed) if policies else [])})
+    if not steps:
+        raise Conflict(f"job {job} has no checkpoint yet", hint="wait for its first one: `offrl status` shows how far it is")
+    if best and step is not None:
+        raise InvalidInput(f"both the best and step {step} were asked for", hint="give one of --best and --step")
+    if step is not None:
+        if step not in steps:
+            raise Unknown(f"job {job} has no checkpoint of step {step}", hint=f"steps: {_shortened(steps)}")
+        return step
+    if not best:
+        return steps[-1]
+    values = [(value, at) for at, value in _column(run / f"seed-{seed}" / "metrics" / "return_mean.csv") if at in steps]
+    if not values:
+        raise InvalidInput(
+            f"job {job} has no evaluation of seed {seed} at a step that is kept", hint="submit with --eval-env ID --eval-every K"
+        )
+    return max(values)[1]
+
+
+def find(state: State, job: str, kind: str, seeds: list[int], *, seed: int | None, best: bool, step: int | None) -> Artifact | Missing:
+    """The wanted file of a job, or that its policy has to be exported first."""
+    run = state.job(job)
+    if kind == "dataset":
+        return _dataset(state, job)
+    if kind == "metrics":
+        chosen = seeds if seed is None else [choose_seed(job, seeds, seed)]
+        return _metrics(state, job, chosen)
+    chosen_seed = choose_seed(job, seeds, seed)
+    chosen_step = choose_step(job, run, chosen_seed, best=best, step=step, policies=kind == "onnx")
+    if kind == "checkpoint":
+        name = f"{chosen_step:012d}.safetensors"
+        return _described(state, job, _kept(state, job, run / "checkpoints" / name), f"{job}-{name}")
+    path = run / f"seed-{chosen_seed}" / f"policy-{chosen_step:012d}.onnx"
+    if not path.is_file():
+        return Missing(chosen_seed, chosen_step)
+    return _described(state, job, path, "policy.onnx")
+
+
+def read(state: State, job: str, path: str, offset: int, size: int) -> bytes:
+    """Bytes of a file of the job; empty at its end. `Unknown` where it is not there."""
+    root = state.job(job)
+    inside = path
+    if path.startswith("packed/"):
+        root, inside = state.packed / job, path.removeprefix("packed/")
+    try:
+        descriptor = open_below(root, inside)
+    except OSError:
+        raise Unknown(f"job {job} has no file {path!r} (any more)", hint="fetch it again") from None
+    try:
+        parts, wanted = [], size
+        while wanted and (part := os.pread(descriptor, wanted, offset)):
+            parts.append(part)
+            offset, wanted = offset + len(part), wanted - len(part)
+        return b"".join(parts)
+    finally:
+        os.close(descriptor)
+
+
+# -------------------------------------------------------------------------------------------------------------------- parts
+def _described(state: State, job: str, path: Path, name: str) -> Artifact:
+    packed = state.packed / job
+    relative = f"packed/{path.relative_to(packed)}" if path.is_relative_to(packed) else str(path.relative_to(state.job(job)))
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            size = os.fstat(file.fileno()).st_size
+    except OSError as error:
+        raise Unknown(f"job {job}: {relative} cannot be read: {error.strerror}", hint="fetch it again") from None
+    return Artifact(job=job, ready=True, path=relative, name=name, size=size, sha256=digest)
+
+
+def _kept(state: State, job: str, path: Path) -> Path:
+    """A hard link to a file that its worker may delete: it costs nothing and keeps the bytes while they are read."""
+    link = _packed(state, job) / path.name
+    try:
+        if link.exists() and not link.samefile(path):
+            link.unlink()
+        if not link.exists():
+            os.link(path, link)
+    except FileNotFoundError:
+        raise Unknown(f"checkpoint {path.name} of job {job} has just been replaced by a newer one", hint="fetch it again") from None
+    except FileExistsError:  # somebody else asked at the same moment
+        pass
+    return link
+
+
+def _packed(state: State, job: str) -> Path:
+    """The folder of packed files, without those that nobody reads any more."""
+    folder = state.packed / job
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for entry in os.scandir(folder):
+        with contextlib.suppress(OSError):
+            if time.time() - entry.stat(follow_symlinks=False).st_ctime > KEEP_S:
+                os.unlink(entry.path)
+    return folder
+
+
+def _metrics(state: State, job: str, seeds: list[int]) -> Artifact:
+    """``seed-S/NAME.csv`` of the seeds in one zip file."""
+    files = [(f"seed-{seed}/{path.name}", path) for seed in seeds for path in sorted((state.job(job) / f"seed-{seed}" / "metrics").glob("*.csv"))]
+    if not files:
+        raise Conflict(f"job {job} has no metrics yet", hint="wait for its first ones: `offrl status` shows how far it is")
+    folder = _packed(state, job)
+    temporary = folder / f".metrics.{time.time_ns()}.tmp"
+    with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, path in files:
+            archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), path.read_bytes(), zipfile.ZIP_DEFLATED)
+    # A name by content: the file of another reader, who sees an earlier state, stays as it is.
+    path = folder / f"metrics-{hashlib.sha256(temporary.read_bytes()).hexdigest()[:16]}.zip"
+    temporary.rename(path)
+    return _described(state, job, path, "metrics.zip")
+
+
+def _dataset(state: State, job: str) -> Artifact:
+    """The result of a dataset export: its one file, or its folder as a tar file."""
+    folder = state.job(job) / "dataset"
+    entries = sorted(folder.iterdir()) if folder.is_dir() else []
+    if not entries:
+        raise Conflict(f"job {job} has no result yet", hint="wait for it to succeed")
+    if len(entries) == 1 and entries[0].is_file() and not entries[0].is_symlink():
+        return _described(state, job, entries[0], entries[0].name)
+    source = entries[0] if len(entries) == 1 else folder
+    path = _packed(state, job) / "dataset.tar"
+    if not path.exists():
+        temporary = path.with_name(f".dataset.{time.time_ns()}.tmp")
+        try:
+            with tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT) as archive:
+                archive.add(source, arcname="." if source is folder else source.name, filter=_plain)
+            temporary.rename(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    return _described(state, job, path, f"{source.name}.tar")
+
+
+def _plain(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
+    """Files and folders only, owned by nobody in particular."""
+    if not (member.isfile() or member.isdir()):
+        return None
+    member.uid = member.gid = 0
+    member.uname = member.gname = ""
+    return member
+
+
+def remove_packed(state: State, job: str) -> None:
+    """Delete what was packed of a job."""
+    shutil.rmtree(state.packed / job, ignore_errors=True)
+
+
+def _steps(folder: Path, pattern: str) -> list[int]:
+    try:
+        found = (re.fullmatch(pattern, name) for name in os.listdir(folder))
+    except OSError:
+        return []
+    return sorted(int(match[1]) for match in found if match)
+
+
+def _column(path: Path) -> list[tuple[int, float]]:
+    """``(step, value)`` of a metric file with the header epoch,step,value; half-written or non-finite rows are left out."""
+    rows = []
+    try:
+        with path.open(newline="") as file:
+            for row in csv.DictReader(file):
+                with contextlib.suppress(TypeError, ValueError):
+                    step, value = int(row["step"]), float(row["value"])
+                    if value == value:
+                        rows.append((step, value))
+    except (OSError, KeyError):
+        return []
+    return rows
+
+
+def _shortened(steps: list[int]) -> str:
+    shown = [str(step) for step in steps]
+    return ", ".join(shown if len(shown) <= 12 else [*shown[:3], "...", *shown[-8:]])

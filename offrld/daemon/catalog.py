@@ -1,0 +1,220 @@
+"""What can be trained here: the answer of a `describe` worker, cached, and the check of a train job against it.
+
+The daemon does not import the algorithms (torch would come with them). It asks a worker once and keeps the answer on disk under a hash
+of everything that could change it: the versions of all installed distributions and the times of offrld's own source files.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import importlib.metadata
+import json
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+from offrl.errors import InternalError, InvalidInput, Unknown, nearest
+from offrl.job import TrainSpec
+from offrld.daemon.datasets import action_kind
+from offrld.daemon.state import State, write_durably
+from offrld.executors.local import LocalExecutor
+
+DESCRIBE_S = 180.0   # loading torch and gymnasium from a cold disk
+KEEP = 3             # cached answers, for going back and forth between versions
+log = logging.getLogger("offrld.catalog")
+
+
+class Catalog:
+    """The algorithms and environments of this installation. ``start`` it early; ``ready`` waits for it."""
+
+    def __init__(self, state: State, executor: LocalExecutor) -> None:
+        self._state = state
+        self._executor = executor
+        self._loading: asyncio.Task[dict[str, Any]] | None = None
+
+    def start(self) -> None:
+        """Begin to load in the background; begins anew after a failure."""
+        done = self._loading is not None and self._loading.done()
+        if self._loading is None or (done and (self._loading.cancelled() or self._loading.exception() is not None)):
+            self._loading = asyncio.get_running_loop().create_task(self._load())
+            self._loading.add_done_callback(lambda task: task.cancelled() or task.exception())  # whoever asks next gets the error
+
+    async def ready(self) -> dict[str, Any]:
+        """The catalogue. `InternalError` where the describe worker fails."""
+        self.start()
+        return await asyncio.shield(self._loading)
+
+    async def close(self) -> None:
+        """Stop loading."""
+        if self._loading is not None:
+            self._loading.cancel()
+            await asyncio.gather(self._loading, return_exceptions=True)
+
+    async def _load(self) -> dict[str, Any]:
+        path = self._state.cache / f"describe-{await asyncio.to_thread(fingerprint, self._executor.describe_command)}.json"
+        try:
+            return parse(await asyncio.to_thread(path.read_bytes))
+        except (OSError, ValueError):
+            pass
+        lines: list[bytes] = []
+        trouble = self._state.cache / "describe.log"
+        trouble.unlink(missing_ok=True)
+        worker = await self._executor.start(
+            self._state.root, "describe", folder=self._state.cache, log=trouble, on_line=lines.append, describe=True
+        )
+        worker.close_stdin()
+        try:
+            status = await asyncio.wait_for(worker.wait(), DESCRIBE_S)
+        except TimeoutError:
+            status = None
+        finally:
+            worker.kill()
+        data = b"\n".join(lines)
+        try:
+            if status != 0:
+                raise ValueError(f"exit status {status}" if status is not None else f"no answer in {DESCRIBE_S:.0f} s")
+            found = parse(data)
+        except ValueError as error:
+            last = last_line(trouble)
+            log.error("the describe worker failed: %s: %s", error, last)
+            raise InternalError(f"the algorithms of this installation cannot be listed: {last or error}", hint=f"see {trouble}") from None
+        await asyncio.to_thread(self._keep, path, data)
+        log.info("%d algorithms, %d environments", len(found["algorithms"]), len(found["environments"]))
+        return found
+
+    def _keep(self, path: Path, data: bytes) -> None:
+        try:
+            write_durably(path, data)
+            old = sorted(self._state.cache.glob("describe-*.json"), key=lambda entry: entry.stat().st_mtime, reverse=True)
+            for entry in old[KEEP:]:
+                entry.unlink(missing_ok=True)
+        except OSError as error:  # it is only a cache
+            log.warning("cannot write %s: %s", path, error)
+
+
+def fingerprint(command: tuple[str, ...]) -> str:
+    """Hash of what decides the answer of the describe worker."""
+    parts = [*command, *sorted({f"{found.name}=={found.version}" for found in importlib.metadata.distributions()})]
+    parts += sorted(f"{point.group}:{point.name}={point.value}" for point in importlib.metadata.entry_points() if "offrl" in point.group)
+    root = Path(__file__).resolve().parent.parent
+    for file in sorted(root.rglob("*.py")):
+        if "daemon" not in file.relative_to(root).parts[:1]:
+            parts.append(f"{file.relative_to(root)}:{file.stat().st_mtime_ns}")
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:20]
+
+
+def parse(data: bytes) -> dict[str, Any]:
+    """The describe worker's answer, checked for what is used here; `ValueError`."""
+    try:
+        found = json.loads(data)
+        for algorithm in found["algorithms"]:
+            if not isinstance(algorithm["name"], str) or not isinstance(algorithm["config"], dict):
+                raise ValueError("an algorithm without name or config")
+        if not isinstance(found["environments"], list):
+            raise ValueError("environments is not a list")
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"not a description: {error!r}") from None
+    return found
+
+
+def last_line(path: Path, limit: int = 300) -> str:
+    """The last line of a log that says something, "" where there is none."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, file.seek(0, 2) - 16384))
+            lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
+    except OSError:
+        return ""
+    return lines[-1][:limit] if lines else ""
+
+
+# -------------------------------------------------------------------------------------------------------------------- check
+def checked(spec: TrainSpec, catalog: dict[str, Any], fields: dict[str, Any] | None) -> TrainSpec:
+    """``spec`` with its settings under their dotted names, once everything in it is known to be right.
+
+    ``fields``: the dataset's, or None where it is still being imported. Raises `Unknown` (with the nearest known name), `InvalidInput`.
+    """
+    algorithms = {algorithm["name"]: algorithm for algorithm in catalog["algorithms"]}
+    algorithm = algorithms.get(spec.algorithm)
+    if algorithm is None:
+        raise Unknown(f"no algorithm {spec.algorithm!r}", hint=nearest(spec.algorithm, list(algorithms)))
+    presets = algorithm.get("presets") or {}
+    if spec.preset is not None and spec.preset not in presets:
+        raise Unknown(f"{spec.algorithm} has no preset {spec.preset!r}", hint=nearest(spec.preset, list(presets)) or "it has none")
+    config = flat(spec.config)
+    for name, value in config.items():
+        setting = algorithm["config"].get(name)
+        if setting is None:
+            raise Unknown(f"{spec.algorithm} has no setting {name!r}", hint=nearest(name, list(algorithm["config"])))
+        check_value(f"{spec.algorithm}: {name}", value, setting)
+    kind = action_kind(fields)
+    if kind is not None and algorithm.get("actions", "both") not in (kind, "both"):
+        fitting = [name for name, other in algorithms.items() if other.get("actions") in (kind, "both")]
+        raise InvalidInput(
+            f"{spec.algorithm} is for {algorithm['actions']} actions, those of dataset {spec.dataset!r} are {kind}",
+            hint=f"for {kind} actions: {', '.join(sorted(fitting)[:12])}",
+        )
+    if spec.eval_env is not None and spec.eval_env not in catalog["environments"]:
+        raise Unknown(
+            f"no environment {spec.eval_env!r} is registered with gymnasium here", hint=nearest(spec.eval_env, catalog["environments"])
+        )
+    if spec.eval_every is not None and spec.eval_env is None:
+        raise InvalidInput(f"eval_every={spec.eval_every} without an environment to evaluate in", hint="add --eval-env ID")
+    if len(set(spec.seeds)) != len(spec.seeds):
+        raise InvalidInput(f"a seed occurs twice in {spec.seeds[:20]}", hint="each seed is trained once")
+    return spec.model_copy(update={"config": config})
+
+
+def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """``{"critic_encoder": {"units": [256]}}`` as ``{"critic_encoder.units": [256]}``."""
+    found: dict[str, Any] = {}
+    for name, value in config.items():
+        found.update(flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value})
+    return found
+
+
+def check_value(where: str, value: Any, setting: dict[str, Any]) -> None:
+    """One value against a setting's type, choices and limits; `InvalidInput` naming it."""
+    kinds = [kind.strip() for kind in str(setting.get("type", "")).split("|")]
+    if not any(_is(value, kind) for kind in kinds):
+        raise InvalidInput(f"{where}: expected {setting['type']}, got {_shown(value)}", hint=_help(setting))
+    if value is None:
+        return
+    choices = setting.get("choices")
+    for item in value if isinstance(value, list) else [value]:
+        if choices and item not in choices:
+            near = nearest(item, [str(choice) for choice in choices]) if isinstance(item, str) else f"choices: {', '.join(map(str, choices))}"
+            raise InvalidInput(f"{where}: {_shown(item)} is none of its choices", hint=near)
+        if isinstance(item, bool) or not isinstance(item, int | float):
+            continue
+        low, high = setting.get("low"), setting.get("high")
+        below = low is not None and (item <= low if setting.get("exclusive_low") else item < low)
+        if below or (high is not None and item > high):
+            sign = ">" if setting.get("exclusive_low") else ">="
+            limits = [f"{sign} {low}"] if low is not None else []
+            limits += [f"<= {high}"] if high is not None else []
+            raise InvalidInput(f"{where}: {_shown(item)} is out of range", hint=f"must be {' and '.join(limits)}")
+
+
+def _is(value: Any, kind: str) -> bool:
+    if kind.startswith(("list[", "tuple[")) and isinstance(value, list):
+        inner = kind.partition("[")[2].rstrip("]").split(",")[0].strip()
+        return all(_is(item, inner) for item in value)
+    if isinstance(value, bool):
+        return kind == "bool"
+    if isinstance(value, float) and not math.isfinite(value):
+        return False
+    if kind == "None":
+        return value is None
+    types: dict[str, Any] = {"int": int, "float": (int, float), "str": str}
+    return isinstance(value, types.get(kind, ()))
+
+
+def _shown(value: Any) -> str:
+    return f"{value!r}"[:80]
+
+
+def _help(setting: dict[str, Any]) -> str:
+    return f"default {setting.get('default')!r}: {setting.get('help', '')}"[:200]

@@ -1,0 +1,127 @@
+"""The daemon's settings: `offrld.toml`, the environment and the command line, checked, with an error that names the setting."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from offrl.errors import InvalidInput, NotAllowed, Unknown, nearest
+from offrld.daemon.state import SOCKET_LIMIT, State, default_state_dir
+
+
+class Slots(BaseModel):
+    """How many jobs run at once."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    train: Annotated[int, Field(ge=0, le=1024, description="train jobs at once; 0 stops starting new ones")] = 1
+    light: Annotated[int, Field(ge=1, le=1024, description="import and export jobs at once, in a lane of their own")] = 1
+
+
+class Grace(BaseModel):
+    """Seconds that a worker has before it is killed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    cancel_s: Annotated[float, Field(gt=0, le=3600, description="after a cancel")] = 10.0
+    pause_s: Annotated[float, Field(gt=0, le=3600, description="after a pause: time for a checkpoint")] = 60.0
+    stop_s: Annotated[float, Field(gt=0, le=3600, description="when the service stops: time for a checkpoint")] = 10.0
+
+
+class Uploads(BaseModel):
+    """Limits of uploads."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    open: Annotated[int, Field(ge=1, le=10_000, description="unfinished uploads at once")] = 64
+    expire_hours: Annotated[float, Field(gt=0, description="an upload that nobody went on with is deleted after this")] = 24.0
+    keep_free_bytes: Annotated[int, Field(ge=0, description="disk space that an upload must leave free")] = 256 << 20
+
+
+class Settings(BaseModel):
+    """All settings. Each stands under its name in ``offrld.toml``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    state_dir: Annotated[Path, Field(description="folder of queue, datasets, jobs and the socket")]
+    bind: Annotated[str, Field(description="where clients connect: ipc://PATH, or tcp://127.0.0.1:PORT with insecure = true")]
+    insecure: Annotated[bool, Field(description="allow a tcp address without keys; loopback only")] = False
+    import_roots: Annotated[list[Path], Field(description="folders below which an import may name a path of this machine")] = []
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], Field(description="what goes to stderr")] = "info"
+    slots: Slots = Slots()
+    grace: Grace = Grace()
+    uploads: Uploads = Uploads()
+
+
+def load(state_dir: str | None, bind: str | None, config: str | None, insecure: bool = False) -> Settings:
+    """The settings: command line before environment before file before default. Raises `InvalidInput`, `Unknown`, `NotAllowed`."""
+    named = state_dir or os.environ.get("OFFRLD_STATE_DIR")
+    file = Path(config) if config else (Path(named) if named else default_state_dir()) / "offrld.toml"
+    values: dict[str, Any] = {}
+    try:
+        values = tomllib.loads(file.read_text())
+    except FileNotFoundError:
+        if config:
+            raise InvalidInput(f"{file} does not exist", hint="--config names the daemon's settings, offrld.toml") from None
+    except (OSError, UnicodeDecodeError) as error:
+        if config or not isinstance(error, PermissionError | NotADirectoryError):
+            raise InvalidInput(f"{file} cannot be read: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise InvalidInput(f"{file} is not TOML: {error}") from None
+    if named:
+        values["state_dir"] = named
+    values.setdefault("state_dir", str(default_state_dir()))
+    if isinstance(values["state_dir"], str):  # absolute, so that the workers, who run elsewhere, find it
+        values["state_dir"] = os.path.realpath(os.path.expanduser(values["state_dir"]))
+    if bind:
+        values["bind"] = bind
+    if insecure:
+        values["insecure"] = True
+    values.setdefault("bind", f"ipc://{State(Path(str(values['state_dir']))).socket}")
+    try:
+        settings = Settings.model_validate(values)
+    except ValidationError as error:
+        raise _explained(error, file) from None
+    for root in settings.import_roots:
+        if not root.is_absolute():
+            raise InvalidInput(f"import_roots: {str(root)!r} is not an absolute path", hint=f"correct it in {file}")
+    check_bind(settings.bind, settings.insecure)
+    return settings
+
+
+def check_bind(url: str, insecure: bool) -> None:
+    """Refuse an address that cannot be bound or must not be: `InvalidInput`, `NotAllowed`."""
+    transport, _, address = url.partition("://")
+    if transport == "ipc" and address:
+        length = len(os.fsencode(address))
+        if length > SOCKET_LIMIT:
+            raise InvalidInput(
+                f"the socket's path {address} has {length} bytes, the system allows {SOCKET_LIMIT}",
+                hint="choose a shorter --state-dir, or --bind ipc:///a/short/path.sock",
+            )
+        return
+    if transport == "tcp" and address:
+        host = address.rpartition(":")[0].strip("[]")
+        try:
+            loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
+        except ValueError:  # a name or *
+            loopback = False
+        if not (loopback and insecure):
+            raise NotAllowed(
+                f"{url} would let in anybody who reaches it",
+                hint="tcp works on loopback only (tcp://127.0.0.1:PORT) and needs --insecure; from elsewhere forward the ipc socket with ssh",
+            )
+        return
+    raise InvalidInput(f"{url!r} is not an address to listen on", hint="ipc:///path/of/a.sock or tcp://127.0.0.1:PORT")
+
+
+def _explained(error: ValidationError, file: Path) -> InvalidInput:
+    first = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        model: Any = Settings
+        for part in first["loc"][:-1]:
+            model = model.model_fields[part].annotation
+        return Unknown(f"{file}: no setting {where!r}", hint=nearest(str(first["loc"][-1]), list(model.model_fields)))
+    return InvalidInput(f"{file}: {where}: {first['msg']} (got {first.get('input')!r})", hint="see docs/operations.md for the settings")

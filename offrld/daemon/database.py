@@ -1,0 +1,184 @@
+"""The SQLite file behind the queue: schema and its version, transactions, and the two threads that keep the event loop free of it.
+
+Every change is one transaction that is on the disk before `Database.write` returns (WAL with ``synchronous=FULL``), so an answer given
+after it is true after a power cut as well. Reads have a connection of their own and never wait for a sync.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sqlite3
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Concatenate, ParamSpec, TypeVar
+
+from offrl.errors import Conflict, DiskFull, InternalError, OffrlError, StoreCorrupt
+
+SCHEMA_VERSION = 1
+
+# `seq` gives the order of submission; `events` counts the events of the job so that they are numbered without gaps; `events_offset` is
+# how far events.jsonl was taken over, written in the same transaction as the events themselves; `intent` is what a user wants of a
+# running job (pause, cancel, or resume after a pause that is under way) and survives the daemon.
+SCHEMA = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
+CREATE TABLE jobs (
+    seq                INTEGER PRIMARY KEY AUTOINCREMENT,
+    id                 TEXT NOT NULL UNIQUE,
+    kind               TEXT NOT NULL,
+    lane               TEXT NOT NULL,
+    state              TEXT NOT NULL CHECK (state IN ('queued', 'running', 'paused', 'succeeded', 'failed', 'cancelled')),
+    priority           INTEGER NOT NULL,
+    key                TEXT UNIQUE,
+    spec               TEXT NOT NULL,
+    after              TEXT NOT NULL,
+    dataset            TEXT,
+    snapshot           TEXT,
+    source             TEXT,
+    attempt            INTEGER NOT NULL DEFAULT 0,
+    intent             TEXT NOT NULL DEFAULT '',
+    reason             TEXT NOT NULL DEFAULT '',
+    error              TEXT,
+    step               INTEGER NOT NULL DEFAULT 0,
+    steps              INTEGER NOT NULL DEFAULT 0,
+    updates_per_second REAL,
+    eta_s              REAL,
+    metrics            TEXT NOT NULL DEFAULT '{}',
+    events             INTEGER NOT NULL DEFAULT 0,
+    events_offset      INTEGER NOT NULL DEFAULT 0,
+    created_at         REAL NOT NULL,
+    started_at         REAL,
+    finished_at        REAL
+) STRICT;
+CREATE INDEX jobs_waiting ON jobs (lane, priority DESC, seq) WHERE state = 'queued';
+CREATE INDEX jobs_unfinished ON jobs (state) WHERE state IN ('queued', 'running', 'paused');
+CREATE TABLE dependencies (
+    job   TEXT NOT NULL REFERENCES jobs (id) ON DELETE CASCADE,
+    needs TEXT NOT NULL REFERENCES jobs (id) ON DELETE CASCADE,
+    PRIMARY KEY (job, needs)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX dependencies_needs ON dependencies (needs);
+CREATE TABLE events (
+    seq  INTEGER NOT NULL REFERENCES jobs (seq) ON DELETE CASCADE,
+    n    INTEGER NOT NULL,
+    body TEXT NOT NULL,
+    PRIMARY KEY (seq, n)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE datasets (
+    name       TEXT PRIMARY KEY,
+    info       TEXT NOT NULL,
+    snapshot   TEXT NOT NULL,
+    job        TEXT NOT NULL,
+    updated_at REAL NOT NULL
+) STRICT;
+"""
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Connection(sqlite3.Connection):
+    """A connection that notes what a transaction changed, for those who wait for it."""
+
+    touched: set[str]      # jobs with new events
+    schedule: bool         # a job may be startable now
+
+
+def connect(path: Path) -> Connection:
+    """Open (and make, where it is missing) the database. Raises `Conflict` for a newer version, `StoreCorrupt` for a broken file."""
+    try:
+        db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, factory=Connection, timeout=10.0)
+        db.row_factory = sqlite3.Row
+        db.touched, db.schedule = set(), False
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = FULL")
+        db.execute("PRAGMA foreign_keys = ON")
+        if db.execute("SELECT 1 FROM sqlite_master WHERE name = 'meta'").fetchone() is None:
+            db.executescript(f"BEGIN IMMEDIATE; {SCHEMA} INSERT INTO meta VALUES ('schema', '{SCHEMA_VERSION}'); COMMIT;")
+        version = int(db.execute("SELECT value FROM meta WHERE key = 'schema'").fetchone()[0])
+    except sqlite3.DatabaseError as error:
+        raise translate(error, path) from None
+    if version != SCHEMA_VERSION:
+        db.close()
+        raise Conflict(
+            f"{path} has version {version}, this daemon reads version {SCHEMA_VERSION}",
+            hint="run the version of offrld that wrote it, or choose another --state-dir",
+        )
+    return db
+
+
+def translate(error: sqlite3.DatabaseError, path: Path | str) -> OffrlError:
+    """The error of SQLite as one of ours."""
+    text = str(error)
+    if "full" in text:
+        return DiskFull(f"{path}: {text}", hint="free some space; nothing that was acknowledged is lost")
+    if type(error) is sqlite3.DatabaseError or "malformed" in text:
+        return StoreCorrupt(f"{path}: {text}", hint="put a back-up in its place, or move it away to begin anew")
+    return InternalError(f"{path}: {text}", hint="the daemon's log holds more")
+
+
+def transaction(db: Connection, begin: str, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """``function(db, ...)`` in one transaction: committed when it returns, undone when it raises."""
+    db.touched, db.schedule = set(), False
+    db.execute(begin)
+    try:
+        result = function(db, *args, **kwargs)
+        db.execute("COMMIT")
+    except BaseException:
+        db.touched, db.schedule = set(), False
+        with contextlib.suppress(sqlite3.Error):  # a full disk has rolled back already
+            db.execute("ROLLBACK")
+        raise
+    return result
+
+
+class Database:
+    """The database for the event loop: ``await write(function, ...)`` and ``await read(function, ...)`` run ``function(db, ...)``."""
+
+    def __init__(self, path: Path, changed: Callable[[set[str], bool], None] = lambda touched, schedule: None) -> None:
+        self._path = path
+        self._changed = changed
+        self._writer = connect(path)
+        self._reader = connect(path)
+        self._write_thread = ThreadPoolExecutor(1, thread_name_prefix="queue-write")
+        self._read_thread = ThreadPoolExecutor(1, thread_name_prefix="queue-read")
+
+    async def write(self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """The result of ``function``, when its changes are durable. Raises what it raises, SQLite's errors as ours."""
+
+        def work() -> tuple[T, set[str], bool]:
+            try:
+                result = transaction(self._writer, "BEGIN IMMEDIATE", function, *args, **kwargs)
+            except sqlite3.DatabaseError as error:
+                raise translate(error, self._path) from error
+            return result, self._writer.touched, self._writer.schedule
+
+        # shielded: who asked may give up, what was begun is done and those who wait for it are told
+        return await asyncio.shield(asyncio.ensure_future(self._written(work)))
+
+    async def _written(self, work: Callable[[], tuple[T, set[str], bool]]) -> T:
+        result, touched, schedule = await asyncio.get_running_loop().run_in_executor(self._write_thread, work)
+        if touched or schedule:
+            self._changed(touched, schedule)
+        return result
+
+    async def read(self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """The result of ``function`` on one consistent view."""
+
+        def work() -> T:
+            try:
+                return transaction(self._reader, "BEGIN", function, *args, **kwargs)
+            except sqlite3.DatabaseError as error:
+                raise translate(error, self._path) from error
+
+        return await asyncio.get_running_loop().run_in_executor(self._read_thread, work)
+
+    def close(self) -> None:
+        """Finish what was begun and fold the log into the file."""
+        self._write_thread.shutdown()
+        self._read_thread.shutdown()
+        self._reader.close()
+        with contextlib.suppress(sqlite3.Error):
+            self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        self._writer.close()

@@ -1,0 +1,64 @@
+"""The datasets that the queue knows: what their last import said of them, and which unfinished jobs use them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Literal
+
+from offrl.errors import Conflict, Unknown, nearest
+from offrl.wire import DatasetInfo
+from offrld.daemon.database import Connection
+from offrld.daemon.queue import UNFINISHED
+
+
+def listing(db: Connection) -> list[DatasetInfo]:
+    """All datasets by name."""
+    users = _users(db)
+    return [_info(row[0], row[1], users) for row in db.execute("SELECT name, info FROM datasets ORDER BY name")]
+
+
+def get(db: Connection, name: str) -> DatasetInfo:
+    """One dataset; `Unknown` with the nearest known name."""
+    row = db.execute("SELECT name, info FROM datasets WHERE name = ?", (name,)).fetchone()
+    if row is None:
+        known = [row[0] for row in db.execute("SELECT name FROM datasets")]
+        raise Unknown(f"no dataset {name!r}", hint=nearest(name, known) or "add one with `offrl datasets add NAME SOURCE`")
+    return _info(row[0], row[1], _users(db))
+
+
+def fields(db: Connection, name: str) -> dict[str, Any] | None:
+    """The fields of the dataset, or None where it is not there (yet)."""
+    row = db.execute("SELECT info FROM datasets WHERE name = ?", (name,)).fetchone()
+    return None if row is None else json.loads(row[0]).get("fields", {})
+
+
+def remove(db: Connection, name: str) -> None:
+    """Forget the dataset; `Conflict` naming the unfinished jobs that use it."""
+    info = get(db, name)
+    if info.pinned_by:
+        raise Conflict(f"dataset {name!r} is used by {', '.join(info.pinned_by)}", hint="wait for them, or cancel them first")
+    db.execute("DELETE FROM datasets WHERE name = ?", (name,))
+
+
+def known(db: Connection) -> set[str]:
+    """The names of all datasets."""
+    return {row[0] for row in db.execute("SELECT name FROM datasets")}
+
+
+def action_kind(fields: dict[str, Any] | None) -> Literal["continuous", "discrete"] | None:
+    """Whether the dataset's actions are whole numbers (one per step) or vectors; None where its fields do not tell."""
+    for name, field in (fields or {}).items():
+        if isinstance(field, dict) and field.get("role", name) == "action" and "dtype" in field:
+            return "discrete" if "n" in field else "continuous"
+    return None
+
+
+def _users(db: Connection) -> dict[str, list[str]]:
+    users: dict[str, list[str]] = {}
+    for row in db.execute(f"SELECT dataset, id FROM jobs WHERE dataset IS NOT NULL AND state IN {UNFINISHED} ORDER BY seq"):
+        users.setdefault(row[0], []).append(row[1])
+    return users
+
+
+def _info(name: str, info: str, users: dict[str, list[str]]) -> DatasetInfo:
+    return DatasetInfo.model_validate({**json.loads(info), "pinned_by": users.get(name, [])})

@@ -1,0 +1,31 @@
+"""One function per request, by subject. ``HANDLERS`` says which answers what: ``async handler(app, request) -> reply``."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from offrl import wire
+from offrld.daemon.app import App
+from offrld.daemon.handlers import artifacts, datasets, follow, jobs, service, uploads
+
+Handler = Callable[[App, Any], Awaitable[wire.Reply]]
+
+HANDLERS: dict[type[wire.Request], Handler] = {
+    wire.Ping: service.ping,
+    wire.Algorithms: service.algorithms,
+    wire.Submit: jobs.submit,
+    wire.ListJobs: jobs.list_jobs,
+    wire.GetJob: jobs.get_job,
+    wire.ControlJob: jobs.control_job,
+    wire.GetEvents: follow.get_events,
+    wire.ReadLog: follow.read_log,
+    wire.ListDatasets: datasets.list_datasets,
+    wire.GetDataset: datasets.get_dataset,
+    wire.RemoveDataset: datasets.remove_dataset,
+    wire.OpenUpload: uploads.open_upload,
+    wire.WriteChunk: uploads.write_chunk,
+    wire.FinishUpload: uploads.finish_upload,
+    wire.OpenArtifact: artifacts.open_artifact,
+    wire.ReadArtifact: artifacts.read_artifact,
+}

@@ -1,0 +1,28 @@
+"""Requests about datasets: list, show, remove."""
+
+from __future__ import annotations
+
+import asyncio
+
+from offrl import wire
+from offrld.daemon import datasets, housekeeping
+from offrld.daemon.app import App
+
+
+async def list_datasets(app: App, request: wire.ListDatasets) -> wire.DatasetList:
+    """All datasets."""
+    return wire.DatasetList(datasets=await app.database.read(datasets.listing))
+
+
+async def get_dataset(app: App, request: wire.GetDataset) -> wire.DatasetInfo:
+    """One dataset."""
+    return await app.database.read(datasets.get, request.name)
+
+
+async def remove_dataset(app: App, request: wire.RemoveDataset) -> wire.Done:
+    """Forget a dataset and delete its store; refused while an unfinished job uses it."""
+    async with app.one_at_a_time(f"dataset {request.name}"):
+        await app.database.write(datasets.remove, request.name)
+        aside = await asyncio.to_thread(housekeeping.set_aside, app.state.datasets / request.name)
+        await asyncio.to_thread(housekeeping.delete, aside)
+    return wire.Done()

@@ -1,0 +1,54 @@
+"""Requests that wait for something to happen in a job: its next event, the next lines of its log."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from offrl import wire
+from offrld.daemon import events
+from offrld.daemon.app import App
+from offrld.daemon.hub import wait
+from offrld.daemon.records import find
+
+LOG_PART = 1 << 19
+LOOK_S = 0.5         # between two looks at the size of a log that somebody waits for
+
+
+async def get_events(app: App, request: wire.GetEvents) -> wire.Events:
+    """Events after the cursor; waits for the first one up to ``wait_s``."""
+    deadline = asyncio.get_running_loop().time() + request.wait_s
+    with app.hub.watch(request.job) as news:
+        while True:
+            news.clear()
+            found, cursor, ended = await app.database.read(events.after, request.job, request.cursor, request.limit)
+            left = deadline - asyncio.get_running_loop().time()
+            if found or ended or left <= 0:
+                return wire.Events(events=found, cursor=cursor, ended=ended)
+            await wait(news, left)
+
+
+async def read_log(app: App, request: wire.ReadLog) -> wire.LogPart:
+    """The log from ``offset`` on; waits for something there up to ``wait_s``."""
+    deadline = asyncio.get_running_loop().time() + request.wait_s
+    path = app.state.log(request.job)
+    with app.hub.watch(request.job) as news:
+        while True:
+            news.clear()
+            job = await app.database.read(find, request.job)  # before the look at the file: an ended job writes nothing more
+            data = await asyncio.to_thread(_read, path, request.offset)
+            offset = request.offset + len(data)
+            ended = job.state.ended and len(data) < LOG_PART
+            left = deadline - asyncio.get_running_loop().time()
+            if data or ended or left <= 0:
+                return wire.LogPart(data=data, offset=offset, ended=ended)
+            await wait(news, min(left, LOOK_S) if job.state == "running" else left)
+
+
+def _read(path: Path, offset: int) -> bytes:
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            return file.read(LOG_PART)
+    except FileNotFoundError:
+        return b""

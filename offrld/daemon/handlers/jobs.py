@@ -1,0 +1,112 @@
+"""Requests about jobs: submit, list, control, remove."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+
+from offrl import wire
+from offrl.errors import Conflict, InvalidInput, NotAllowed
+from offrl.job import ImportSpec, TrainSpec
+from offrld.daemon import catalog, datasets, housekeeping, queue, records
+from offrld.daemon.app import App
+
+LIST_BYTES = wire.MAX_MESSAGE - (1 << 16)
+
+
+async def submit(app: App, request: wire.Submit) -> wire.Submitted:
+    """Check the job and put it into the queue."""
+    spec = request.spec
+    if isinstance(spec, TrainSpec):
+        spec = spec.model_copy(update={"config": catalog.flat(spec.config)})
+    if request.key is not None:  # first: a repeated import would else find "its" dataset there already
+        known = await app.database.read(queue.by_key, request.key, spec)
+        if known is not None:
+            return wire.Submitted(job=known, created=False)
+    if isinstance(spec, TrainSpec):
+        fields = await app.database.read(datasets.fields, spec.dataset)
+        spec = catalog.checked(spec, await app.catalog.ready(), fields)
+    elif isinstance(spec, ImportSpec):
+        await asyncio.to_thread(_check_source, app, spec)
+    job, created = await app.database.write(queue.submit, spec, priority=request.priority, after=request.after, key=request.key)
+    return wire.Submitted(job=job, created=created)
+
+
+def _check_source(app: App, spec: ImportSpec) -> None:
+    """The import's data is there and may be read."""
+    if (spec.upload is None) == (spec.path is None):
+        raise InvalidInput("an import reads an upload or a path: give exactly one of the two")
+    if spec.upload is not None:
+        app.uploads.check_usable(spec.upload)
+    else:
+        path = Path(os.path.realpath(spec.path))  # links are followed before the comparison
+        roots = [Path(os.path.realpath(root)) for root in app.settings.import_roots]
+        if not Path(spec.path).is_absolute() or not any(path.is_relative_to(root) for root in roots):
+            allowed = ", ".join(map(str, roots)) or "none are configured"
+            raise NotAllowed(f"{spec.path!r} is not below an import root of the daemon ({allowed})", hint="let the client upload it")
+        if not path.exists():
+            raise InvalidInput(f"{spec.path!r} does not exist on the daemon's machine")
+    folder = app.state.datasets / spec.dataset
+    if not spec.append and folder.exists() and not _pending_or_known(app, spec.dataset):
+        raise Conflict(f"{folder} is in the way: the queue knows no such dataset", hint="move it away, or take another name")
+
+
+def _pending_or_known(app: App, dataset: str) -> bool:
+    """True: the queue itself will say what is wrong with the name."""
+    db = queue_connection(app)
+    try:
+        return db.execute("SELECT 1 FROM datasets WHERE name = ?1 UNION SELECT 1 FROM jobs WHERE dataset = ?1", (dataset,)).fetchone() is not None
+    finally:
+        db.close()
+
+
+async def list_jobs(app: App, request: wire.ListJobs) -> wire.JobList:
+    """The newest jobs that fit into one message, in order of submission."""
+    jobs, left_off = await app.database.read(records.infos, request.kind, request.limit)
+    size, first = 0, len(jobs)
+    while first > 0:
+        size += len(jobs[first - 1].model_dump_json())
+        if size > LIST_BYTES:
+            break
+        first -= 1
+    return wire.JobList(jobs=jobs[first:])
+
+
+async def get_job(app: App, request: wire.GetJob) -> wire.JobInfo:
+    """One job."""
+    return await app.database.read(records.info, request.job)
+
+
+async def control_job(app: App, request: wire.ControlJob) -> wire.JobInfo:
+    """Cancel, pause, resume, retry, remove."""
+    if request.action == "remove":
+        return await _remove(app, request.job)
+    if request.action == "retry":
+        await _check_retry(app, request.job)
+    _job, tell = await app.database.write(queue.control, request.job, request.action)
+    app.supervisor.tell(request.job, tell)
+    return await app.database.read(records.info, request.job)
+
+
+async def _check_retry(app: App, job: str) -> None:
+    found = await app.database.read(records.find, job)
+    if found.kind == "import" and found.state.ended and found.spec.get("upload"):
+        await asyncio.to_thread(app.uploads.check_usable, found.spec["upload"])
+
+
+async def _remove(app: App, job: str) -> wire.JobInfo:
+    """The run folder goes first, under another name: a daemon that dies in between finds the row or neither."""
+    async with app.one_at_a_time(f"job {job}"):
+        info = await app.database.read(records.info, job)
+        aside = await asyncio.to_thread(housekeeping.set_aside, app.state.job(job)) if info.state.ended else None
+        try:
+            await app.database.write(queue.remove, job)
+        except BaseException:
+            await asyncio.to_thread(housekeeping.put_back, aside)
+            raise
+        await asyncio.to_thread(housekeeping.delete, aside)
+        await asyncio.to_thread(housekeeping.forget_run, app.state, job)
+        if info.kind == "import" and info.spec.get("upload"):
+            await asyncio.to_thread(app.uploads.remove, info.spec["upload"])
+        return info

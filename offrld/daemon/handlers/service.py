@@ -1,0 +1,20 @@
+"""Requests about the service itself: is it there, what can it train."""
+
+from __future__ import annotations
+
+import time
+
+from offrl import wire
+from offrld.daemon.app import App
+
+
+async def ping(app: App, request: wire.Ping) -> wire.Pong:
+    """Who is there."""
+    return wire.Pong(
+        version=app.version, protocol=wire.PROTOCOL, state_dir=str(app.state.root), uptime_s=round(time.monotonic() - app.started, 3)
+    )
+
+
+async def algorithms(app: App, request: wire.Algorithms) -> wire.AlgorithmList:
+    """What can be trained, with every setting."""
+    return wire.AlgorithmList(algorithms=(await app.catalog.ready())["algorithms"])

@@ -1,0 +1,31 @@
+"""Requests of an upload: begin, chunk, finish. The work is done in threads, one request of an upload after the other."""
+
+from __future__ import annotations
+
+import asyncio
+
+from offrl import wire
+from offrld.daemon.app import App
+
+
+async def open_upload(app: App, request: wire.OpenUpload) -> wire.UploadOpened:
+    """Begin or go on."""
+    async with app.one_at_a_time(f"upload {request.upload}"):
+        received = await asyncio.to_thread(app.uploads.open, request.upload, request.files)
+    return wire.UploadOpened(upload=request.upload, received=received)
+
+
+async def write_chunk(app: App, request: wire.WriteChunk) -> wire.Received:
+    """Keep one chunk."""
+    async with app.one_at_a_time(f"upload {request.upload}"):
+        received = await asyncio.to_thread(
+            app.uploads.write, request.upload, request.path, request.offset, request.data, request.crc32
+        )
+    return wire.Received(received=received)
+
+
+async def finish_upload(app: App, request: wire.FinishUpload) -> wire.Done:
+    """Check everything and make it usable."""
+    async with app.one_at_a_time(f"upload {request.upload}"):
+        await asyncio.to_thread(app.uploads.finish, request.upload)
+    return wire.Done()

@@ -1,0 +1,151 @@
+"""The state folder: where everything stands in it, its lock, and names below it that cannot leave it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from offrl.errors import Conflict, InvalidInput
+
+SOCKET_LIMIT = 107  # bytes of a unix socket's path: sun_path of Linux less its final zero
+
+
+@dataclass(frozen=True)
+class State:
+    """Paths of one state folder."""
+
+    root: Path
+
+    @property
+    def run(self) -> Path:
+        return self.root / "run"
+
+    @property
+    def socket(self) -> Path:
+        return self.run / "offrld.sock"
+
+    @property
+    def database(self) -> Path:
+        return self.root / "queue.sqlite"
+
+    @property
+    def datasets(self) -> Path:
+        return self.root / "datasets"
+
+    @property
+    def uploads(self) -> Path:
+        return self.root / "uploads"
+
+    @property
+    def jobs(self) -> Path:
+        return self.root / "jobs"
+
+    @property
+    def cache(self) -> Path:
+        return self.root / "cache"
+
+    @property
+    def packed(self) -> Path:
+        """What the daemon made out of run folders for a download: archives, and links that keep a file while it is read."""
+        return self.cache / "packed"
+
+    def job(self, job: str) -> Path:
+        return self.jobs / job
+
+    def events(self, job: str) -> Path:
+        return self.jobs / job / "events.jsonl"
+
+    def log(self, job: str) -> Path:
+        return self.jobs / job / "log.txt"
+
+    def prepare(self) -> None:
+        """Make the folders; only this user may enter ``run``. `InvalidInput` where that is not possible."""
+        try:
+            for folder in (self.root, self.run, self.datasets, self.uploads, self.jobs, self.cache, self.packed):
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.run.chmod(0o700)
+        except OSError as error:
+            raise InvalidInput(
+                f"cannot use {self.root} as the state folder: {error.strerror}", hint="choose another one with --state-dir"
+            ) from None
+
+    def lock(self) -> int:
+        """Take the lock of the folder for the life of this process; `Conflict` where another daemon has it. Returns its descriptor."""
+        path = self.run / "offrld.lock"
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise InvalidInput(f"cannot open {path}: {error.strerror}", hint="choose another state folder with --state-dir") from None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            other = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
+            os.close(descriptor)
+            raise Conflict(
+                f"another daemon (process {other or 'unknown'}) serves {self.root}",
+                hint="stop it first, or choose another state folder with --state-dir",
+            ) from None
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        return descriptor
+
+
+def default_state_dir() -> Path:
+    """$OFFRLD_STATE_DIR; for root an existing, writable /var/lib/offrld; else $XDG_STATE_HOME/offrld or ~/.local/state/offrld."""
+    if named := os.environ.get("OFFRLD_STATE_DIR"):
+        return Path(named)
+    machine = Path("/var/lib/offrld")
+    if os.geteuid() == 0 and machine.is_dir() and os.access(machine, os.W_OK):
+        return machine
+    base = os.environ.get("XDG_STATE_HOME") or os.path.join(os.path.expanduser("~"), ".local", "state")
+    return Path(base) / "offrld"
+
+
+def relative_parts(path: str) -> tuple[str, ...]:
+    """The parts of a relative path that stays where it is; `InvalidInput` for anything absolute, "..", or odd."""
+    parts = tuple(path.split("/"))
+    for part in parts:
+        if part in ("", ".", "..") or len(os.fsencode(part)) > 255 or "\\" in part or any(ord(c) < 32 or ord(c) == 127 for c in part):
+            raise InvalidInput(f"{path[:200]!r} is not a path that may be used here", hint="relative, '/' between the parts, without '..'")
+    return parts
+
+
+def open_below(root: Path, path: str, flags: int = os.O_RDONLY) -> int:
+    """Open the regular file ``path`` below ``root`` without following a symbolic link in any part of it; `OSError` where that fails."""
+    *folders, name = relative_parts(path)
+    folder = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for part in folders:
+            inner = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+            os.close(folder)
+            folder = inner
+        descriptor = os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600, dir_fd=folder)
+    finally:
+        os.close(folder)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(22, "not a regular file")
+    return descriptor
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename or a new name in ``folder`` durable."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Write a small file so that it is whole or not there, also after a power cut."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename(path)
+    sync_folder(path.parent)

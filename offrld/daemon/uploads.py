@@ -1,0 +1,174 @@
+"""Uploads: files arrive in checksummed chunks beside the datasets and become usable only when they are whole.
+
+``uploads/ID/manifest.json`` lists what will come, ``files/`` holds what came, ``finished`` marks that everything arrived and was
+checked. A chunk that was acknowledged survives the daemon; the bytes are on the disk for certain (synced, SHA-256 compared) when
+`finish` returns, and what a power cut took before that is found then and asked for again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+import zlib
+from pathlib import Path
+from typing import Any
+
+from offrl.errors import Conflict, DiskFull, InvalidInput, Unknown
+from offrl.wire import FileEntry
+from offrld.daemon.state import open_below, relative_parts, sync_folder, write_durably
+
+
+class Uploads:
+    """The staging folder. All methods read or write files: call them in a thread, one at a time for each upload."""
+
+    def __init__(self, folder: Path, *, limit: int = 64, keep_free: int = 256 << 20) -> None:
+        self._folder = folder
+        self._limit = limit
+        self._keep_free = keep_free
+        self._sizes: dict[str, dict[str, int]] = {}  # upload -> path -> declared size, for those in use
+
+    def open(self, upload: str, files: list[FileEntry]) -> dict[str, int]:
+        """Begin, or go on with, an upload; bytes already there per path. Raises `InvalidInput`, `Conflict`, `DiskFull`."""
+        wanted = [file.model_dump() for file in files]
+        folder = self._folder / upload
+        if (folder / "manifest.json").exists():
+            if self._manifest(upload) != wanted:
+                raise Conflict(f"upload {upload} was begun with other files", hint="take a new id")
+            os.utime(folder)  # it is still wanted
+            return {file.path: self._received(upload, file.path) for file in files}
+        _check_names([file.path for file in files])
+        unfinished = sum(1 for other in self._folder.iterdir() if not (other / "finished").exists())
+        if unfinished >= self._limit:
+            raise Conflict(f"{unfinished} uploads are under way, no more are taken", hint="try again when one of them has finished")
+        size = sum(file.size for file in files)
+        free = shutil.disk_usage(self._folder).free - self._keep_free
+        if size > free:
+            raise DiskFull(f"the upload needs {size} bytes, {max(free, 0)} are free on the daemon's disk", hint="free some space there")
+        shutil.rmtree(folder, ignore_errors=True)  # of one that was begun and not acknowledged
+        for file in files:
+            (folder / "files").joinpath(*relative_parts(file.path)).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for file in files:
+            os.close(open_below(folder / "files", file.path, os.O_WRONLY | os.O_CREAT))
+        write_durably(folder / "manifest.json", json.dumps(wanted).encode())
+        sync_folder(self._folder)
+        return {file.path: 0 for file in files}
+
+    def write(self, upload: str, path: str, offset: int, data: bytes, crc32: int) -> int:
+        """Append a chunk; bytes of that file that are there now. A chunk that is there already (its answer was lost) is acknowledged again."""
+        if zlib.crc32(data) != crc32:
+            raise InvalidInput(f"the chunk of {path!r} at byte {offset} arrived damaged (its CRC-32 differs)", hint="send it again")
+        size = self._declared(upload).get(path)
+        if size is None:
+            raise Unknown(f"upload {upload} has no file {path!r}", hint="open_upload lists the files before their bytes")
+        if (self._folder / upload / "finished").exists():
+            raise Conflict(f"upload {upload} is finished")
+        try:
+            descriptor = open_below(self._folder / upload / "files", path, os.O_WRONLY)
+        except OSError as error:
+            raise Unknown(f"upload {upload}: {path!r} is gone: {error.strerror}", hint="begin the upload again") from None
+        try:
+            received = os.fstat(descriptor).st_size
+            if offset + len(data) > size:
+                raise InvalidInput(f"{path!r} was declared with {size} bytes, the chunk ends at {offset + len(data)}")
+            if offset > received:
+                raise Conflict(f"the chunk of {path!r} begins at byte {offset}, but {received} have arrived", hint=f"go on from byte {received}")
+            _write_all(descriptor, data, offset)
+            return max(received, offset + len(data))
+        finally:
+            os.close(descriptor)
+
+    def finish(self, upload: str) -> None:
+        """Check sizes and SHA-256, make everything durable, mark it usable. A damaged file is emptied, to be sent again."""
+        folder = self._folder / upload
+        manifest = self._manifest(upload)
+        if (folder / "finished").exists():
+            return
+        for entry in manifest:
+            received = self._received(upload, entry["path"])
+            if received != entry["size"]:
+                raise Conflict(f"{entry['path']!r}: {received} of {entry['size']} bytes have arrived", hint=f"go on from byte {received}")
+        for entry in manifest:
+            descriptor = open_below(folder / "files", entry["path"], os.O_RDWR)
+            with os.fdopen(descriptor, "r+b") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != entry["sha256"]:
+                    file.truncate(0)
+                    raise InvalidInput(f"{entry['path']!r} arrived damaged (its SHA-256 differs)", hint="send it again from byte 0")
+                os.fsync(file.fileno())
+        for inner, _folders, _files in os.walk(folder / "files"):
+            sync_folder(Path(inner))
+        write_durably(folder / "finished", b"")
+        self._sizes.pop(upload, None)
+
+    def check_usable(self, upload: str) -> None:
+        """`Unknown` or `Conflict` where an import could not read it."""
+        self._manifest(upload)
+        if not (self._folder / upload / "finished").exists():
+            raise Conflict(f"upload {upload} is not finished", hint="send the rest, then finish_upload")
+
+    def remove(self, upload: str) -> None:
+        """Delete an upload; nothing happens where there is none."""
+        self._sizes.pop(upload, None)
+        shutil.rmtree(self._folder / upload, ignore_errors=True)
+
+    def expired(self, age_s: float) -> list[str]:
+        """Uploads that nobody has gone on with for so long."""
+        found = []
+        for entry in os.scandir(self._folder):
+            try:
+                newest = max(os.stat(path).st_mtime for path in (entry.path, *_files(Path(entry.path))))
+            except OSError:
+                continue
+            if time.time() - newest > age_s:
+                found.append(entry.name)
+        return found
+
+    def _manifest(self, upload: str) -> list[dict[str, Any]]:
+        try:
+            return json.loads((self._folder / upload / "manifest.json").read_bytes())
+        except (OSError, ValueError):
+            raise Unknown(f"no upload {upload!r}", hint="it was never begun, was used up by its import, or has expired: upload again") from None
+
+    def _declared(self, upload: str) -> dict[str, int]:
+        if upload not in self._sizes:
+            self._sizes[upload] = {entry["path"]: entry["size"] for entry in self._manifest(upload)}
+        return self._sizes[upload]
+
+    def _received(self, upload: str, path: str) -> int:
+        try:
+            descriptor = open_below(self._folder / upload / "files", path)
+        except OSError:
+            return 0
+        try:
+            return os.fstat(descriptor).st_size
+        finally:
+            os.close(descriptor)
+
+
+def _files(folder: Path) -> list[str]:
+    return [os.path.join(inner, name) for inner, _folders, names in os.walk(folder) for name in names]
+
+
+def _write_all(descriptor: int, data: bytes, offset: int) -> None:
+    view = memoryview(data)
+    while view:
+        count = os.pwrite(descriptor, view, offset)
+        view, offset = view[count:], offset + count
+
+
+def _check_names(paths: list[str]) -> None:
+    """Every path is safe, none occurs twice, none is a folder of another."""
+    seen: set[tuple[str, ...]] = set()
+    for path in paths:
+        parts = relative_parts(path)
+        if len(parts) > 32:
+            raise InvalidInput(f"{path[:200]!r} is nested too deeply", hint="at most 32 levels")
+        if parts in seen:
+            raise InvalidInput(f"{path!r} occurs twice in the upload")
+        seen.add(parts)
+    for parts in seen:
+        for length in range(1, len(parts)):
+            if parts[:length] in seen:
+                raise InvalidInput(f"{'/'.join(parts[:length])!r} is both a file and a folder in the upload")

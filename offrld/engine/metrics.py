@@ -1,0 +1,63 @@
+"""Running means of the losses' metrics: added to without waiting for the device, read rarely."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_PENDING = 1000   # values kept as tensors before they are read into sums: bounds the memory of a long run
+
+
+class Means:
+    """Means per metric and seed since the last `take`.
+
+    Values are summed one by one in float64, so a mean does not depend on when the pending tensors were read, and the sums can
+    stand in a checkpoint: a resumed run gives the same means as one that was not interrupted.
+    """
+
+    def __init__(self, seeds: Sequence[int]) -> None:
+        self._seeds = tuple(seeds)
+        self._pending: dict[str, list[Tensor]] = {}
+        self._sums: dict[str, tuple[list[float], int]] = {}
+
+    def add(self, rows: list[dict[str, Tensor]], *, stacked: bool) -> None:
+        """Add one update's metrics: a dict per seed of 0-d tensors, or one dict of ``[S]`` tensors when ``stacked``."""
+        for name in rows[0]:
+            values = rows[0][name] if stacked else rows[0][name].unsqueeze(0) if len(rows) == 1 else torch.stack([r[name] for r in rows])
+            pending = self._pending.setdefault(name, [])
+            pending.append(values.detach())
+            if len(pending) >= _PENDING:
+                self._fold(name)
+
+    def _fold(self, name: str) -> None:
+        pending = self._pending.pop(name, None)
+        if not pending:
+            return
+        sums, count = self._sums.get(name, ([0.0] * len(self._seeds), 0))
+        for row in torch.stack(pending).tolist():
+            sums = [total + value for total, value in zip(sums, row, strict=True)]
+        self._sums[name] = (sums, count + len(pending))
+
+    def take(self) -> dict[str, dict[int, float]]:
+        """The means, and start anew."""
+        for name in list(self._pending):
+            self._fold(name)
+        means = {name: {seed: s / count for seed, s in zip(self._seeds, sums, strict=True)} for name, (sums, count) in self._sums.items()}
+        self._sums = {}
+        return means
+
+    def as_json(self) -> dict[str, Any]:
+        """The sums, exactly (JSON keeps every bit of a float64)."""
+        for name in list(self._pending):
+            self._fold(name)
+        return {name: [sums, count] for name, (sums, count) in self._sums.items()}
+
+    @classmethod
+    def from_json(cls, seeds: Sequence[int], sums: dict[str, Any]) -> Means:
+        """The means as `as_json` gave them."""
+        means = cls(seeds)
+        means._sums = {name: (list(values), int(count)) for name, (values, count) in sums.items()}
+        return means

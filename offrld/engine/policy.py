@@ -1,0 +1,62 @@
+"""The policy as a module: every scaler inside, the environment's own units in and out. What is exported is exactly this."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor, nn
+
+from offrld.engine.algorithm import Algorithm
+from offrld.engine.feed import Scalers, flat_observation
+from offrld.engine.space import Space
+from offrld.nets import Params
+from offrld.preprocess.scalers import Affine
+
+
+class PolicyModule(nn.Module):
+    """``forward(observation) -> action``: observation ``[B, ...]`` in the dataset's dtype (or one tensor per field, by name); action
+    ``[B, A]`` float32 within the bounds, or ``[B]`` int64."""
+
+    def __init__(self, algorithm: Algorithm, nets: SimpleNamespace, params: Params, space: Space, scalers: Scalers) -> None:
+        super().__init__()
+        self._algorithm, self._nets, self.space = algorithm, nets, space
+        self._names = list(params)
+        for name, value in params.items():
+            self.register_buffer(_buffer(name), value)
+        self._scaled = {}
+        for name, scaler in [*scalers.observation.items(), ("action", scalers.action)]:
+            self._scaled[name] = scaler is not None
+            if scaler is not None:
+                for part in ("shift", "scale"):
+                    self.register_buffer(f"scaler_{name}_{part}", getattr(scaler, part).detach().cpu().to(torch.float32).clone())
+        self._fields = list(scalers.observation)
+        if not space.discrete:
+            self.register_buffer("low", torch.as_tensor(space.low, dtype=torch.float32))
+            self.register_buffer("high", torch.as_tensor(space.high, dtype=torch.float32))
+        self.eval()
+
+    def _scaler(self, name: str) -> Affine | None:
+        if not self._scaled[name]:
+            return None
+        return Affine(self.get_buffer(f"scaler_{name}_shift"), self.get_buffer(f"scaler_{name}_scale"))
+
+    def scores(self, observation: Tensor | None = None, **fields: Tensor) -> Tensor:
+        """What the greedy choice is made from: discrete scores ``[B, n]``, or the continuous action in [-1, 1]."""
+        given = fields if observation is None else {"observation": observation}
+        scalers = Scalers({name: self._scaler(name) for name in self._fields}, None, None)
+        flat = flat_observation(given, scalers, torch.float32, self.get_buffer(_buffer(self._names[0])).device)
+        params = {name: self.get_buffer(_buffer(name)) for name in self._names}
+        return self._algorithm.act(self._nets, params, flat)
+
+    def forward(self, observation: Tensor | None = None, **fields: Tensor) -> Tensor:
+        scores = self.scores(observation, **fields)
+        if self.space.discrete:
+            return scores.argmax(dim=-1)  # [B]
+        scaler = self._scaler("action")
+        action = scores if scaler is None else scaler.reverse(scores)
+        return torch.minimum(torch.maximum(action, self.low), self.high)  # [B, A]
+
+
+def _buffer(name: str) -> str:
+    return "param_" + name.replace(".", "_")

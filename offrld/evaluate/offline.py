@@ -1,0 +1,78 @@
+"""How near a policy is to the actions of episodes that it was not trained on: what ``--validation`` reports beside the losses.
+
+An episode counts with the transitions that the sampler would give of it: without its last one where it was truncated and the final
+observation is missing. Nearness to the data says how well a policy imitates, not how good it is: read it beside the returns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from offrl.errors import InvalidInput
+from offrl_store import EpisodeStore
+
+BATCH = 1024    # observations per call of the policy: bounds the memory of pixels to 30 MB
+
+
+def action_error(policy: Callable[[Any], np.ndarray], store: EpisodeStore, episodes: np.ndarray) -> float:
+    """Mean over the transitions of the squared distance between the policy's action and the dataset's, summed over the dimensions, in the
+    environment's units squared. ``policy`` takes observations ``[B, ...]`` (a dict of them for several fields) and gives ``[B, A]``.
+
+    Raises:
+        InvalidInput: the actions differ in shape, or the episodes hold no transition.
+    """
+    total, count = 0.0, 0
+    for observation, action in _batches(store, episodes):
+        given = _of_shape(policy(observation), action)
+        total += float(np.square(given.astype(np.float64) - action).sum())
+        count += len(action)
+    return total / _some(count)
+
+
+def action_match(policy: Callable[[Any], np.ndarray], store: EpisodeStore, episodes: np.ndarray) -> float:
+    """Share of the transitions in which the policy's discrete action ``[B]`` is the dataset's. Arguments and errors as `action_error`."""
+    equal, count = 0, 0
+    for observation, action in _batches(store, episodes):
+        equal += int((_of_shape(policy(observation), action) == action).sum())
+        count += len(action)
+    return equal / _some(count)
+
+
+def held_out_metrics(policy: Callable[[Any], np.ndarray], store: EpisodeStore, episodes: np.ndarray) -> dict[str, float]:
+    """``{"action_match": ...}`` for discrete actions, ``{"action_error": ...}`` for continuous ones; empty without episodes."""
+    if not len(episodes):
+        return {}
+    if store.schema.action.discrete:
+        return {"action_match": action_match(policy, store, episodes)}
+    return {"action_error": action_error(policy, store, episodes)}
+
+
+def _batches(store: EpisodeStore, episodes: np.ndarray) -> Iterator[tuple[Any, np.ndarray]]:
+    """Observations and actions of the episodes' transitions, at most `BATCH` at a time, never across episodes."""
+    for number in np.asarray(episodes):
+        episode = store.episodes[int(number)]
+        steps = episode.steps - (1 if episode.final_missing and not episode.terminated else 0)
+        for start in range(0, steps, BATCH):
+            rows = slice(start, min(start + BATCH, steps))
+            fields = episode.observation
+            observation = {name: array[rows] for name, array in fields.items()} if isinstance(fields, dict) else fields[rows]
+            yield observation, episode.action[rows]
+
+
+def _of_shape(given: np.ndarray, action: np.ndarray) -> np.ndarray:
+    given = np.asarray(given)
+    if given.shape != action.shape:
+        raise InvalidInput(f"the policy gives actions of shape {given.shape} where the dataset has {action.shape}", hint="use a policy of this dataset")
+    return given
+
+
+def _some(count: int) -> int:
+    if not count:
+        raise InvalidInput("the held-out episodes have no transition", hint="hold out more, or longer, episodes")
+    return count
+
+
+__all__ = ["action_error", "action_match", "held_out_metrics"]

@@ -1,0 +1,191 @@
+"""Runs a worker as a process of this machine: own session, control lines on its stdin, event lines on its stdout.
+
+The exit is seen through a pidfd while the process is still a zombie, so its process group (compiler processes, data loaders) can be
+killed before the number is given back to the system; asyncio's own subprocess would wait for whoever still holds the stdout pipe.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+MARK = "OFFRLD_WORKER"            # environment variable "STATE_DIR:JOB" by which a later daemon finds what an earlier one left behind
+MAX_LINE = 8 << 20                # an event line above this is dropped: nothing that a worker prints may fill the daemon's memory
+DRAIN_S = 2.0                     # wait for the rest of stdout after the exit
+
+
+class LocalWorker:
+    """A started worker. ``send`` and ``close_stdin`` talk to it, ``wait`` gives its return code (negative: the signal)."""
+
+    def __init__(self, process: subprocess.Popen[bytes], on_line: Callable[[bytes], None]) -> None:
+        self.pid = process.pid
+        self._process = process
+        self._loop = asyncio.get_running_loop()
+        self._exited: asyncio.Future[int] = self._loop.create_future()
+        self._stdout = _Lines(on_line)
+        self._stdin: asyncio.WriteTransport | None = None
+        self._read_transport: asyncio.ReadTransport | None = None
+        self._pidfd = os.pidfd_open(process.pid)
+        self._loop.add_reader(self._pidfd, self._on_exit)
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def connect(self) -> None:
+        """Hook both pipes into the event loop."""
+        self._stdin, _ = await self._loop.connect_write_pipe(asyncio.Protocol, self._process.stdin)
+        self._read_transport, _ = await self._loop.connect_read_pipe(lambda: self._stdout, self._process.stdout)
+
+    def send(self, message: dict[str, Any]) -> None:
+        """One control line; silently nothing when the worker is gone."""
+        if self._stdin is not None and not self._stdin.is_closing():
+            self._stdin.write(json.dumps(message).encode() + b"\n")
+
+    def close_stdin(self) -> None:
+        """What a worker sees when its daemon is gone: it makes a checkpoint and ends."""
+        if self._stdin is not None:
+            self._stdin.close()
+
+    def kill(self) -> None:
+        """SIGKILL to the whole process group. Harmless after the end."""
+        if not self._exited.done():
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
+
+    async def wait(self) -> int:
+        """The return code, after the last line of stdout was delivered."""
+        return await asyncio.shield(self._exited)
+
+    def _on_exit(self) -> None:
+        self._loop.remove_reader(self._pidfd)
+        os.close(self._pidfd)
+        self.kill()  # the leader is a zombie: its group number cannot have been given to anybody else yet
+        code = self._process.wait()
+        task = self._loop.create_task(self._finish(code))
+        self._tasks.add(task)
+
+    async def _finish(self, code: int) -> None:
+        if self._read_transport is not None:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stdout.ended.wait(), DRAIN_S)
+            self._read_transport.close()
+        if self._stdin is not None:
+            self._stdin.abort()
+        if not self._exited.done():
+            self._exited.set_result(code)
+
+
+class _Lines(asyncio.Protocol):
+    """Cuts a byte stream into lines."""
+
+    def __init__(self, on_line: Callable[[bytes], None]) -> None:
+        self._on_line = on_line
+        self._parts = bytearray()
+        self.ended = asyncio.Event()
+
+    def data_received(self, data: bytes) -> None:
+        self._parts += data
+        if b"\n" in data:
+            *lines, rest = self._parts.split(b"\n")
+            self._parts = bytearray(rest)
+            for line in lines:
+                self._on_line(bytes(line))
+        elif len(self._parts) > MAX_LINE:
+            self._parts.clear()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if self._parts:
+            self._on_line(bytes(self._parts))
+        self.ended.set()
+
+
+class LocalExecutor:
+    """Starts workers on this machine. ``command`` and ``describe_command`` are other programs in the tests."""
+
+    def __init__(
+        self,
+        command: Sequence[str] = (sys.executable, "-m", "offrld.worker"),
+        describe_command: Sequence[str] = (sys.executable, "-m", "offrld.worker.describe"),
+    ) -> None:
+        self.command = tuple(command)
+        self.describe_command = tuple(describe_command)
+
+    async def start(
+        self, state_dir: Path, job: str, *, folder: Path, log: Path, on_line: Callable[[bytes], None], describe: bool = False
+    ) -> LocalWorker:
+        """Start the worker of ``job`` in ``folder`` with its stderr appended to ``log``; `OSError` where the system refuses."""
+        environment = dict(os.environ)
+        environment[MARK] = f"{state_dir}:{job}"
+        environment["PYTHONSAFEPATH"] = "1"  # modules never come from the run folder
+        for name in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"):  # those are the daemon's, not the worker's
+            environment.pop(name, None)
+        with log.open("ab") as stderr:
+            process = subprocess.Popen(
+                self.describe_command if describe else self.command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                cwd=folder,
+                env=environment,
+                start_new_session=True,
+                bufsize=0,
+            )
+        worker = LocalWorker(process, on_line)
+        await worker.connect()
+        return worker
+
+
+def leftovers(state_dir: Path) -> dict[str, list[int]]:
+    """Processes that a daemon of this state folder started and did not live to end: job -> process ids."""
+    prefix = f"{MARK}={state_dir}:".encode()
+    found: dict[str, list[int]] = {}
+    for entry in os.scandir("/proc"):
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        try:
+            variables = Path(entry.path, "environ").read_bytes().split(b"\0")
+        except OSError:  # another user's, or gone meanwhile
+            continue
+        for variable in variables:
+            if variable.startswith(prefix):
+                found.setdefault(os.fsdecode(variable[len(prefix) :]), []).append(int(entry.name))
+    return found
+
+
+async def end_leftovers(state_dir: Path, job: str, pids: list[int], grace_s: float) -> None:
+    """Ask the processes to end (SIGTERM: a train worker makes a checkpoint), wait up to ``grace_s``, then SIGKILL; returns when all are gone."""
+    loop = asyncio.get_running_loop()
+    handles: dict[int, int] = {}
+    try:
+        for pid in pids:
+            with contextlib.suppress(OSError):
+                handles[pid] = os.pidfd_open(pid)
+        # A number may have been given to another process between the look and the pidfd: look again now that the pidfds hold them.
+        still = leftovers(state_dir).get(job, [])
+        for number, grace in ((signal.SIGTERM, grace_s), (signal.SIGKILL, 5.0)):
+            for pid, handle in handles.items():
+                if pid in still:
+                    with contextlib.suppress(OSError):
+                        signal.pidfd_send_signal(handle, number)
+            gone = [_gone(loop, handle) for pid, handle in handles.items() if pid in still]
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(asyncio.gather(*gone), grace)
+                return
+    finally:
+        for handle in handles.values():
+            os.close(handle)
+
+
+async def _gone(loop: asyncio.AbstractEventLoop, handle: int) -> None:
+    ended = asyncio.Event()
+    loop.add_reader(handle, ended.set)
+    try:
+        await ended.wait()
+    finally:
+        loop.remove_reader(handle)

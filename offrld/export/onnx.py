@@ -1,0 +1,392 @@
+"""A torch policy as one ONNX file: export, metadata, parity check, atomic write.
+
+Tracing a module takes about a second, and an evaluation during training exports every seed every time. `PolicyExporter` therefore
+traces each structure of a module once, without constant folding, so that every parameter and buffer is an initializer of its own name; the
+next export only puts the new values there (onnxruntime folds constants at load, so the file is as fast). Whether that is right is not
+assumed: the parity check runs on what is written, every time, and a mismatch leads to a fresh trace.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import logging
+import math
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from torch import nn
+
+from offrl.errors import CheckFailed
+from offrl.policy import ACTION, FORMAT, PREFIX, session_options
+from offrld.export import parity
+from offrld.export.parity import BATCH_SIZES, TOLERANCE, ObservationSpec
+
+OPSET = 20
+OBSERVATION = "observation"    # name of the input where the dataset has one observation field
+SCORES = "scores"
+
+
+def export_policy(
+    module: nn.Module,
+    path: str | Path,
+    *,
+    observation: Any,
+    discrete: bool,
+    metadata: Mapping[str, Any] | None = None,
+    samples: Any = None,
+) -> float:
+    """Write ``module`` to ``path`` as a policy file (format: ``docs/policy-file.md``) and return the largest difference from torch.
+
+    Args:
+        module: ``forward(observation [B, ...])`` in the dataset's dtype and the environment's units gives the action: float32 ``[B, A]`` clipped
+            to its bounds, or int64 ``[B]``. With several observation fields they are keyword arguments. A discrete module may offer
+            ``scores(...)`` ``[B, N]`` whose argmax is the action: they are compared too, and settle ties. It is exported in the mode
+            (train or eval) that it is in.
+        path: replaced at once when all is well, untouched otherwise.
+        observation: ``(dtype, shape)`` or a store `Field`, shape without the batch axis; or ``{name: (dtype, shape) | Field}``.
+        discrete: whether the action is a number.
+        metadata: JSON values by key, written as ``offrl.KEY``: ``space`` (with ``low``, ``high``, ``n``, ``source``), ``algorithm``, ``config``, ``dataset``, ``job``,
+            ``step``, ``seed``, ``evaluation``, ``versions``. ``format`` and ``parity`` are added, and to ``space`` what the file's inputs and output are.
+        samples: rows of the dataset's observations ``[N, ...]`` (or a mapping of them), which say the range to check in.
+
+    Raises:
+        CheckFailed: the module cannot be exported, or differs from its export by more than 1e-4 (see `parity`), or gives NaN.
+        OSError: writing failed; nothing is left behind.
+    """
+    return PolicyExporter().export(module, path, observation=observation, discrete=discrete, metadata=metadata, samples=samples)
+
+
+@dataclass
+class _Template:
+    """A traced module whose initializers are filled anew for every export."""
+
+    file: onnx.ModelProto                    # output: action
+    scored: onnx.ModelProto | None           # outputs: action, scores; for the check only
+    names: list[str] = field(default_factory=list)   # initializers that are tensors of the module
+
+
+class PolicyExporter:
+    """Exports policies, tracing each structure once. Keep one for the length of a job. Not for several threads at once.
+
+    Attributes:
+        traces: how often a module was traced, for tests and benchmarks.
+    """
+
+    def __init__(self) -> None:
+        self.traces = 0
+        self._templates: dict[str, _Template] = {}
+
+    def export(
+        self,
+        module: nn.Module,
+        path: str | Path,
+        *,
+        observation: Any,
+        discrete: bool,
+        metadata: Mapping[str, Any] | None = None,
+        samples: Any = None,
+    ) -> float:
+        """As `export_policy`, whose arguments these are."""
+        module = _on_cpu(module)
+        specs = _specs(observation, samples)
+        key = _structure(module, specs, discrete)
+        template = self._templates.get(key)
+        with torch.no_grad():
+            reference = _Reference(module, specs, discrete)
+            difference = float("inf")
+            if template is not None and _fill(template, module):
+                difference = reference.difference(template)
+            if not difference <= TOLERANCE:
+                template = self._trace(module, specs, discrete)
+                difference = reference.difference(template)
+        if not difference <= TOLERANCE:
+            self._templates.pop(key, None)
+            raise CheckFailed(f"the exported policy differs from the network by {difference:.3g}, more than {TOLERANCE:g}: {Path(path).name} was not written",
+                              hint="the policy must be deterministic: no dropout in training mode, no random numbers in forward")  # fmt: skip
+        self._templates[key] = template
+        _write(_with_metadata(template.file, specs, discrete, reference, dict(metadata or {}), difference), Path(path))
+        return difference
+
+    def _trace(self, module: nn.Module, specs: Mapping[str, ObservationSpec], discrete: bool) -> _Template:
+        self.traces += 1
+        wanted = discrete and hasattr(module, "scores")
+        model = _to_onnx(_Graph(module, list(specs), wanted), specs, wanted)
+        scored = None
+        if wanted:
+            scored = onnx.ModelProto()
+            scored.CopyFrom(model)
+            del model.graph.output[1:]
+            _drop_unused(model.graph)
+        tensors = _tensors(module)
+        template = _Template(model, scored, [t.name for t in model.graph.initializer if t.name in tensors])
+        onnx.checker.check_model(model, full_check=True)
+        return template
+
+
+# ------------------------------------------------------------------------------------------------------------------- trace
+class _Graph(nn.Module):
+    """The module with its inputs in one dict, whatever its own signature, so that one dynamic-shape declaration serves all."""
+
+    def __init__(self, policy: nn.Module, names: list[str], scores: bool) -> None:
+        super().__init__()
+        self.policy = policy
+        self.names = names
+        self.with_scores = scores
+        self.training = policy.training
+
+    def forward(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        action = _call(self.policy, inputs)
+        return (action, _call(self.policy.scores, inputs)) if self.with_scores else action
+
+
+def _call(function: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    return function(inputs[OBSERVATION]) if list(inputs) == [OBSERVATION] else function(**inputs)
+
+
+def _to_onnx(graph: _Graph, specs: Mapping[str, ObservationSpec], scores: bool) -> onnx.ModelProto:
+    from onnx_ir.passes import common as passes
+
+    batch = torch.export.Dim("batch")
+    # Not a batch of 1: torch.export takes that for a constant.
+    inputs = {name: torch.from_numpy(spec.draw(np.random.default_rng(0), 2, 1.0)) for name, spec in specs.items()}
+    try:
+        with _silence():
+            program = torch.onnx.export(
+                graph, (), kwargs={"inputs": inputs}, dynamo=True, opset_version=OPSET, optimize=False, verbose=False,
+                input_names=list(specs), output_names=[ACTION, SCORES] if scores else [ACTION],
+                dynamic_shapes={"inputs": {name: {0: batch} for name in specs}},
+            )  # fmt: skip
+            model = program.model
+            passes.CommonSubexpressionEliminationPass()(model)
+            passes.RemoveUnusedNodesPass()(model)
+            passes.ClearMetadataAndDocStringPass()(model)    # stack traces with this machine's paths
+            proto = program.model_proto
+    except Exception as error:   # torch.onnx raises its own and torch.export's, with pages of advice
+        raise CheckFailed(f"the policy cannot be exported to ONNX: {_reason(error)}", hint="its forward must be traceable by torch.export") from error
+    prefix = "policy."
+    renamed = {t.name: t.name.removeprefix(prefix) for t in proto.graph.initializer}
+    taken = set(renamed.values()) | {name for node in proto.graph.node for name in node.output} | set(specs)
+    if len(set(renamed.values())) == len(renamed) and len(taken) == len(renamed) + sum(len(n.output) for n in proto.graph.node) + len(specs):
+        _rename(proto.graph, renamed)
+    return proto
+
+
+def _rename(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
+    for tensor in graph.initializer:
+        tensor.name = names[tensor.name]
+    for node in graph.node:
+        for i, name in enumerate(node.input):
+            node.input[i] = names.get(name, name)
+    del graph.value_info[:]     # shapes between the nodes: onnxruntime infers them
+
+
+def _drop_unused(graph: onnx.GraphProto) -> None:
+    """Remove the nodes and initializers that no output needs."""
+    needed = {value.name for value in graph.output}
+    kept = []
+    for node in reversed(graph.node):
+        if any(name in needed for name in node.output):
+            kept.append(node)
+            needed.update(node.input)
+    kept.reverse()
+    initializers = [t for t in graph.initializer if t.name in needed]
+    nodes = [copy.deepcopy(node) for node in kept]
+    tensors = [copy.deepcopy(t) for t in initializers]
+    del graph.node[:], graph.initializer[:]
+    graph.node.extend(nodes)
+    graph.initializer.extend(tensors)
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """torch.onnx warns about what is meant so, and logs to stderr; a worker's log is read by people."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _reason(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200] if lines else 'no message'}"
+
+
+# -------------------------------------------------------------------------------------------------------------------- fill
+def _on_cpu(module: nn.Module) -> nn.Module:
+    """The module itself, or a copy where some of it lies on another device: the parity check is against torch on the CPU."""
+    tensors = [*module.parameters(), *module.buffers()]
+    return module if all(t.device.type == "cpu" for t in tensors) else copy.deepcopy(module).to("cpu")
+
+
+def _tensors(module: nn.Module) -> dict[str, torch.Tensor]:
+    """Every tensor that the graph may hold, by the name that the trace gives it: parameters, buffers (kept in the state or not), plain attributes."""
+    found: dict[str, torch.Tensor] = {}
+    for prefix, part in module.named_modules(remove_duplicate=False):
+        start = f"{prefix}." if prefix else ""
+        found.update((start + k, v) for k, v in vars(part).items() if isinstance(v, torch.Tensor))
+        found.update((start + k, v) for group in (part._parameters, part._buffers) for k, v in group.items() if v is not None)
+    return found
+
+
+def _structure(module: nn.Module, specs: Mapping[str, ObservationSpec], discrete: bool) -> str:
+    """Modules of the same structure trace to the same graph: classes, tensor shapes, and the plain numbers that forward may read."""
+    parts = [
+        (prefix, f"{type(part).__module__}.{type(part).__qualname__}", repr(part) if not len(list(part.children())) else "", sorted(
+            (k, repr(v)) for k, v in vars(part).items() if isinstance(v, (bool, int, float, str, tuple, type(None))) and not k.startswith("__")))
+        for prefix, part in module.named_modules(remove_duplicate=False)
+    ]  # fmt: skip
+    tensors = sorted((name, str(t.dtype), tuple(t.shape)) for name, t in _tensors(module).items())
+    return repr((parts, tensors, [(name, str(s.dtype), s.shape) for name, s in specs.items()], discrete))
+
+
+def _fill(template: _Template, module: nn.Module) -> bool:
+    """Put the module's values into the template's initializers; False when one is not as the trace saw it."""
+    tensors = _tensors(module)
+    names = set(template.names)
+    for model in (template.file, template.scored):
+        if model is None:
+            continue
+        for initializer in model.graph.initializer:
+            if initializer.name not in tensors:
+                if initializer.name in names:
+                    return False
+                continue
+            try:
+                array = tensors[initializer.name].detach().contiguous().numpy()
+            except TypeError:    # a dtype that NumPy lacks (bfloat16)
+                return False
+            if list(array.shape) != list(initializer.dims) or onnx.helper.np_dtype_to_tensor_dtype(array.dtype) != initializer.data_type:
+                return False
+            initializer.CopyFrom(onnx.numpy_helper.from_array(array, initializer.name))
+    return True
+
+
+# ------------------------------------------------------------------------------------------------------------------- check
+class _Reference:
+    """What torch gives on the observations of the check."""
+
+    def __init__(self, module: nn.Module, specs: Mapping[str, ObservationSpec], discrete: bool) -> None:
+        self.discrete = discrete
+        self.inputs = parity.observations(specs)
+        self.actions = [self._torch(module, inputs) for inputs in self.inputs]
+        self.scores = [self._torch(module.scores, inputs) for inputs in self.inputs] if discrete and hasattr(module, "scores") else None
+        dtype, ndim = self.actions[0].dtype, self.actions[0].ndim
+        if (dtype, ndim) != ((np.int64, 1) if discrete else (np.float32, 2)):
+            raise CheckFailed(f"the policy gives {dtype}[{'B' + ', ...' * (ndim - 1)}]", hint="due is int64 [B]" if discrete else "due is float32 [B, A]")
+        if not all(np.isfinite(x).all() for x in [*self.actions, *(self.scores or [])]):
+            raise CheckFailed("the network gives NaN or infinite values: its training has diverged", hint="see the losses: offrl fetch JOB --kind metrics")
+
+    @staticmethod
+    def _torch(function: Any, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        return _call(function, {name: torch.from_numpy(array) for name, array in inputs.items()}).numpy()
+
+    def difference(self, template: _Template) -> float:
+        """The largest difference from what onnxruntime makes of the template."""
+        actions = self._onnx(template.file, ACTION)
+        if not self.discrete:
+            return parity.largest_difference(self.actions, actions)
+        difference = parity.choice_difference(self.actions, actions, self.scores)
+        if template.scored is not None:
+            difference = max(difference, parity.score_difference(self.scores, self._onnx(template.scored, SCORES)))
+        return difference
+
+    def _onnx(self, model: onnx.ModelProto, output: str) -> list[np.ndarray]:
+        session = onnxruntime.InferenceSession(model.SerializeToString(), session_options(), providers=["CPUExecutionProvider"])
+        return [session.run([output], inputs)[0] for inputs in self.inputs]
+
+
+def _specs(observation: Any, samples: Any) -> dict[str, ObservationSpec]:
+    if isinstance(observation, Mapping):
+        return {name: ObservationSpec.of(value, None if samples is None else samples[name]) for name, value in observation.items()}
+    return {OBSERVATION: ObservationSpec.of(observation, samples)}
+
+
+# -------------------------------------------------------------------------------------------------------------------- file
+def _with_metadata(model: onnx.ModelProto, specs, discrete: bool, reference: _Reference, metadata: dict[str, Any], difference: float) -> bytes:
+    shape = reference.actions[0].shape[1:]
+    space = dict(metadata.get("space") or {})
+    space.setdefault("discrete", discrete)
+    if discrete and reference.scores is not None:
+        space.setdefault("n", int(reference.scores[0].shape[1]))
+    space["observation"] = {name: {"dtype": str(spec.dtype), "shape": list(spec.shape)} for name, spec in specs.items()}
+    space["action"] = {"dtype": "int64" if discrete else "float32", "shape": list(shape)}
+    metadata["space"] = space
+    metadata["versions"] = {"torch": torch.__version__, "onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__, **(metadata.get("versions") or {})}
+    metadata["parity"] = {"largest_difference": difference, "tolerance": TOLERANCE, "batch_sizes": list(BATCH_SIZES), "beyond": parity.BEYOND}
+    metadata["format"] = FORMAT
+    model.producer_name = "offrld"
+    del model.metadata_props[:]
+    onnx.helper.set_model_props(model, _props(metadata))
+    return model.SerializeToString()
+
+
+def annotate(path: str | Path, metadata: Mapping[str, Any]) -> None:
+    """Add to the metadata of a policy file, or replace what it says, for example with the ``evaluation`` that just ran it. The graph stays as it is.
+
+    Raises:
+        OSError: reading or writing failed; the file is as it was.
+    """
+    path = Path(path)
+    model = onnx.load_model_from_string(path.read_bytes())
+    props = {entry.key: entry.value for entry in model.metadata_props} | _props(metadata)
+    del model.metadata_props[:]
+    onnx.helper.set_model_props(model, props)
+    _write(model.SerializeToString(), path)
+
+
+def _props(metadata: Mapping[str, Any]) -> dict[str, str]:
+    return {PREFIX + key: json.dumps(_plain(value), allow_nan=False) for key, value in metadata.items()}
+
+
+def _plain(value: Any) -> Any:
+    """``value`` in JSON's types: arrays as lists, what is not finite as null (JSON has no NaN), paths and devices as text."""
+    if isinstance(value, (np.ndarray, np.generic)):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, (bool, int, str)) else str(value)
+
+
+def _write(data: bytes, path: Path) -> None:
+    """All of ``data`` at ``path``, durable, or nothing."""
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+__all__ = ["OBSERVATION", "OPSET", "PolicyExporter", "annotate", "export_policy"]

@@ -1,0 +1,95 @@
+"""Is the ONNX graph the network it came from? Both are run on the same random observations and compared.
+
+The observations lie in the range of the data, and in one `BEYOND` times as wide around the same middle; batches of several sizes show that the batch
+axis is really open. Differences are measured relative to the size of what is compared (at least 1), which for actions in [-1, 1] is
+the plain difference: a float32 action of 1000 N cannot agree to 1e-4 N.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+TOLERANCE = 1e-4
+BATCH_SIZES = (1, 7, 64)
+BEYOND = 3.0
+_SEED = 20240229    # the inputs of the check are the same at every export of a job
+
+
+@dataclass(frozen=True)
+class ObservationSpec:
+    """One observation input: dtype, shape without the batch axis, and the range of the data per element (None: standard normal, or the dtype's)."""
+
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    low: np.ndarray | None = None
+    high: np.ndarray | None = None
+
+    @classmethod
+    def of(cls, value: Any, samples: Any = None) -> ObservationSpec:
+        """From ``(dtype, shape)`` or a store `Field`; ``samples`` ``[N, ...]`` of the data, where given, say its range."""
+        dtype, shape = value if isinstance(value, tuple) else (value.dtype, value.shape)
+        low, high = (None, None) if isinstance(value, tuple) else (value.low, value.high)
+        if samples is not None and len(samples):
+            low, high = np.min(samples, axis=0), np.max(samples, axis=0)
+        known = low is not None and high is not None and np.all(np.isfinite(low)) and np.all(np.isfinite(high))
+        return cls(np.dtype(dtype), tuple(int(size) for size in shape), np.asarray(low) if known else None, np.asarray(high) if known else None)
+
+    def draw(self, rng: np.random.Generator, batch: int, width: float) -> np.ndarray:
+        """``[batch, *shape]`` random observations: uniform over the range widened by ``width``; integers never leave the range or the dtype."""
+        shape = (batch, *self.shape)
+        if self.dtype.kind == "b":
+            return rng.integers(0, 2, shape).astype(bool)
+        if self.dtype.kind in "iu":
+            # Integers are pixels, or numbers of something: one beyond the range may be no input at all (an index into a table).
+            low, high = (self.low, self.high) if self.low is not None else ((0, 255) if self.dtype.itemsize == 1 and self.dtype.kind == "u" else (0, 1))
+            return rng.integers(np.broadcast_to(low, shape), np.broadcast_to(high, shape), endpoint=True).astype(self.dtype)
+        if self.low is None:
+            return (rng.standard_normal(shape) * width).astype(self.dtype)
+        middle, half = (self.low + self.high) / 2.0, np.maximum((self.high - self.low) / 2.0, 1e-3)
+        return (middle + half * width * rng.uniform(-1, 1, shape)).astype(self.dtype)
+
+
+def observations(specs: Mapping[str, ObservationSpec]) -> list[dict[str, np.ndarray]]:
+    """The batches that the check runs on: every batch size, inside the data's range and beyond it."""
+    rng = np.random.default_rng(_SEED)
+    return [{name: spec.draw(rng, batch, width) for name, spec in specs.items()} for width in (1.0, BEYOND) for batch in BATCH_SIZES]
+
+
+def largest_difference(expected: list[np.ndarray], given: list[np.ndarray]) -> float:
+    """Of continuous actions ``[B, A]``, batch by batch, per dimension relative to the largest action seen there (at least 1). NaN anywhere gives infinity."""
+    expected, given = np.concatenate(expected).astype(np.float64), np.concatenate(given).astype(np.float64)
+    if expected.shape != given.shape or not (np.isfinite(expected).all() and np.isfinite(given).all()):
+        return float("inf")
+    scale = np.maximum(1.0, np.abs(expected).max(axis=0))
+    return float((np.abs(expected - given) / scale).max())
+
+
+def score_difference(expected: list[np.ndarray], given: list[np.ndarray]) -> float:
+    """Of the scores ``[B, N]`` of discrete actions, relative to the largest score of the row (at least 1)."""
+    expected, given = np.concatenate(expected).astype(np.float64), np.concatenate(given).astype(np.float64)
+    if expected.shape != given.shape or not (np.isfinite(expected).all() and np.isfinite(given).all()):
+        return float("inf")
+    scale = np.maximum(1.0, np.abs(expected).max(axis=1, keepdims=True))
+    return float((np.abs(expected - given) / scale).max())
+
+
+def choice_difference(expected: list[np.ndarray], given: list[np.ndarray], scores: list[np.ndarray] | None) -> float:
+    """Of discrete actions ``[B]``: 0 where all are equal; a different one counts by how much its score (torch's) falls short; infinity without scores."""
+    expected, given = np.concatenate(expected), np.concatenate(given)
+    if expected.shape != given.shape or given.dtype != np.int64:
+        return float("inf")
+    other = np.flatnonzero(expected != given)
+    if not len(other):
+        return 0.0
+    if scores is None:
+        return float("inf")
+    table = np.concatenate(scores).astype(np.float64)
+    if given[other].min() < 0 or given[other].max() >= table.shape[1]:
+        return float("inf")
+    gap = np.abs(table[other, expected[other]] - table[other, given[other]])
+    return float((gap / np.maximum(1.0, np.abs(table[other]).max(axis=1))).max())
+

@@ -1,0 +1,168 @@
+"""Columns of a source: named arrays that are read in slices of rows, whatever holds them, with errors that name file, key and row."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from offrl_store.errors import InvalidEpisode, InvalidInput
+
+#: Rows are read in blocks of about this size, so that memory does not grow with the file.
+BLOCK_BYTES = 8 << 20
+
+#: At most this many rows per block: small rows would otherwise make blocks whose Python work dominates.
+BLOCK_ROWS = 1 << 16
+
+
+@dataclass(frozen=True)
+class Column:
+    """Rows of one array.
+
+    Attributes:
+        file: base name of the file, for messages.
+        key: name of the array in it, for messages.
+        data: anything with ``shape``, ``dtype`` and slices of rows: an array, an ``h5py.Dataset``, a member of an archive.
+    """
+
+    file: str
+    key: str
+    data: Any
+
+    def __post_init__(self) -> None:
+        if len(self.data.shape) == 0:
+            raise InvalidInput(f"{self.file}: {self.key!r} is a single value, not an array of steps", hint="give one row per step")
+        if np.dtype(self.data.dtype).kind not in "biuf":
+            raise InvalidInput(
+                f"{self.file}: {self.key!r} has dtype {self.data.dtype}, which holds no plain numbers",
+                hint="store it as an array of floats, integers or booleans; Python objects are never read",
+            )
+
+    @property
+    def rows(self) -> int:
+        return int(self.data.shape[0])
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one row."""
+        return tuple(int(n) for n in self.data.shape[1:])
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Dtype in native byte order; what the store has no place for (long double) becomes float64."""
+        dtype = np.dtype(self.data.dtype).newbyteorder("=")
+        return np.dtype(np.float64) if dtype.kind == "f" and dtype.itemsize > 8 else dtype
+
+    @property
+    def row_bytes(self) -> int:
+        return max(1, self.dtype.itemsize * int(np.prod(self.shape, dtype=np.int64)))
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Rows ``start:stop``, ``[stop - start, ...]``; raises `InvalidInput` when the file is damaged there."""
+        try:
+            block = np.asarray(self.data[start:stop])
+        except (OSError, EOFError, RuntimeError, ValueError, zlib.error, zipfile.BadZipFile) as error:
+            raise InvalidInput(
+                f"{self.file}: {self.key!r} cannot be read at rows {start} to {stop - 1}: {error}",
+                hint="the file is damaged or cut short; copy or download it again",
+            ) from None
+        if len(block) != stop - start:
+            raise InvalidInput(f"{self.file}: {self.key!r} ends at row {start + len(block)} of {self.rows}", hint="the file is cut short; copy it again")
+        return block.astype(self.dtype, copy=False)
+
+    def read_finite(self, start: int, stop: int) -> np.ndarray:
+        """`read`, and every value must be finite."""
+        block = self.read(start, stop)
+        self.check_finite(block, start)
+        return block
+
+    def check_finite(self, block: np.ndarray, start: int) -> None:
+        """Raises `InvalidEpisode` that names the first value of ``block`` (its first row is row ``start``) that is NaN or infinite."""
+        if block.dtype.kind != "f" or np.isfinite(block).all():
+            return
+        first = tuple(int(i) for i in np.argwhere(~np.isfinite(block))[0])
+        raise InvalidEpisode(
+            f"{self.file}: {self.where(start + first[0], first[1:])} is {float(block[first])}",
+            hint="remove or repair that episode: NaN and infinite values cannot be learned from",
+        )
+
+    def read_flags(self, start: int, stop: int) -> np.ndarray:
+        """Rows of a column of flags as ``[stop - start]`` booleans; numbers other than 0 and 1 are refused."""
+        block = self.read(start, stop)
+        flags = block.reshape(len(block))
+        if flags.dtype.kind == "b":
+            return flags
+        wrong = np.flatnonzero((flags != 0) & (flags != 1))
+        if len(wrong):
+            raise InvalidInput(f"{self.file}: {self.where(start + int(wrong[0]))} is {flags[wrong[0]]}", hint=f"{self.key!r} holds flags: 0 or 1 per step")
+        return flags.astype(bool)
+
+    def where(self, row: int, index: tuple[int, ...] = ()) -> str:
+        """``key[row, i, j]``: how a value is named in messages."""
+        return f"{self.key}[{', '.join(str(i) for i in (row, *index))}]"
+
+
+def check_scalar_rows(column: Column) -> None:
+    """Rewards and flags have one value per step: ``[N]`` or ``[N, 1]``."""
+    if column.shape not in ((), (1,)):
+        raise InvalidInput(f"{column.file}: {column.key!r} has shape {(column.rows, *column.shape)}", hint="it must hold one value per step: [N] or [N, 1]")
+
+
+def same_length(first: Column, *others: Column) -> None:
+    """Raises `InvalidInput` that names two columns whose numbers of rows differ."""
+    for other in others:
+        if other.rows != first.rows:
+            raise InvalidInput(
+                f"{first.file}: {first.key!r} has {first.rows} rows and {other.key!r} has {other.rows}",
+                hint="all arrays need one row per step; the file may be cut short",
+            )
+
+
+def reward_dtype(column: Column) -> str:
+    """Rewards stay float32 or float64; other numbers take the smaller of the two that holds them exactly."""
+    dtype = column.dtype
+    if dtype in (np.dtype(np.float32), np.dtype(np.float64)):
+        return dtype.name
+    return "float32" if dtype.itemsize <= 2 else "float64"
+
+
+def block_rows(*columns: Column) -> int:
+    """Rows per block when these columns are read side by side."""
+    return max(1, min(BLOCK_ROWS, BLOCK_BYTES // max(column.row_bytes for column in columns)))
+
+
+def blocks(rows: int, size: int) -> Iterator[tuple[int, int]]:
+    """``(start, stop)`` of consecutive blocks."""
+    for start in range(0, rows, size):
+        yield start, min(rows, start + size)
+
+
+class BlockReader:
+    """Slices of one column in rising order, of any length, out of blocks that are read once each.
+
+    ``finite``: every block is checked for NaN and infinite values.
+    """
+
+    def __init__(self, column: Column, *, finite: bool = True) -> None:
+        self.column = column
+        self._read = column.read_finite if finite else column.read
+        self._size = block_rows(column)
+        self._start = 0  # first row of the block in memory
+        self._block = np.empty((0, *column.shape), column.dtype)
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        """Rows ``start:stop``; a view of the block where it lies in one."""
+        parts = []
+        while start < stop:
+            if not self._start <= start < self._start + len(self._block):
+                self._start = start - start % self._size
+                self._block = self._read(self._start, min(self.column.rows, self._start + self._size))
+            part = self._block[start - self._start : stop - self._start]
+            parts.append(part)
+            start += len(part)
+        if len(parts) == 1:
+            return parts[0]
+        return np.concatenate(parts) if parts else self._block[:0]

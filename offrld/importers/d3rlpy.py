@@ -1,0 +1,106 @@
+"""d3rlpy: ``.h5`` files of version 1 (flat arrays, written by ``MDPDataset.dump``) and of version 2 (one set of arrays per episode,
+written by ``ReplayBuffer.dump``).
+
+Version 1: ``observations``, ``actions``, ``rewards``, ``terminals``, ``episode_terminals`` (1 at every end of an episode), ``discrete_action``,
+``version``. Version 2: ``columns``, ``num_episodes``, ``version``, then ``observations_i``, ``actions_i``, ``rewards_i``, ``terminated_i`` for
+episode i; tuple observations are ``observations_i_j`` and become the fields ``observation_j``. Neither keeps final observations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from offrl_store.errors import EmptyStore, InvalidInput
+
+from . import hdf5
+from .columns import Column
+from .episodic import Recording, episodic_source
+from .flat import FlatArrays, flat_source
+from .source import Format, Source
+from .spaces import probe_environment
+
+NEEDS = "version 1: observations, actions, rewards, terminals, episode_terminals, discrete_action; version 2: columns, num_episodes, observations_0, ..."
+
+#: The layout of version 2 that is known; "2.0" differed.
+LAYOUT = "2.1"
+
+
+def detect(path: Path) -> bool:
+    if not hdf5.is_hdf5(path):
+        return False
+    keys = hdf5.keys(path)
+    return {"columns", "num_episodes"} <= keys or ({"observations", "actions"} <= keys and bool(keys & {"episode_terminals", "discrete_action"}))
+
+
+def open_file(path: Path) -> Source:
+    """Opens a file of either version; raises `InvalidInput` when it is neither."""
+    with ExitStack() as resources:
+        file = resources.enter_context(hdf5.open_hdf5(path))
+        source = _open_v2(file, path.name) if "num_episodes" in file or "columns" in file else _open_v1(file, path.name)
+        source.resources = resources.pop_all()
+        return source
+
+
+def _open_v1(file: h5py.File, name: str) -> Source:
+    observations, actions, rewards, terminals = (
+        hdf5.need_column(file, key, name, NEEDS) for key in ("observations", "actions", "rewards", "terminals")
+    )
+    discrete = hdf5.scalar(file, "discrete_action", name)
+    messages: list[str] = []
+    attributes = hdf5.attributes(file)
+    env_id = attributes.get("env_id") if isinstance(attributes.get("env_id"), str) else None
+    arrays = FlatArrays(observations, actions, rewards, terminals, hdf5.column(file, "episode_terminals", name))
+    return flat_source(
+        arrays, format="d3rlpy", env_id=env_id, space=probe_environment(env_id, name, messages).space, attributes=attributes,
+        messages=messages, discrete=None if discrete is None else bool(discrete), version=str(hdf5.scalar(file, "version", name) or "1"),
+    )  # fmt: skip
+
+
+def _open_v2(file: h5py.File, name: str) -> Source:
+    version, count = hdf5.scalar(file, "version", name), hdf5.scalar(file, "num_episodes", name)
+    if str(version) != LAYOUT:
+        raise InvalidInput(f"{name} has the layout version {version}; known is {LAYOUT}", hint="dump it again with d3rlpy 2.3 or later")
+    if not isinstance(count, int) or count < 0:
+        raise InvalidInput(f"{name}: num_episodes is {count!r}", hint="the file is damaged; dump it again")
+    if count == 0:
+        raise EmptyStore(f"{name} holds no episodes", hint="dump a buffer with at least one episode")
+    messages: list[str] = []
+    columns = [hdf5.plain(each) for each in np.asarray(file["columns"][()]).reshape(-1)] if "columns" in file else []
+    extra = [each for each in columns if each not in ("observations", "actions", "rewards", "terminated")]
+    if extra:
+        messages.append(f"not imported: {hdf5.listed(extra)}")
+    attributes: dict[str, Any] = hdf5.attributes(file)
+    env_id = attributes.get("env_id") if isinstance(attributes.get("env_id"), str) else None
+
+    def recordings() -> Iterator[Recording]:
+        for number in range(count):
+            actions, rewards = (hdf5.need_column(file, f"{key}_{number}", name, NEEDS) for key in ("actions", "rewards"))
+            terminated = hdf5.scalar(file, f"terminated_{number}", name)
+            if terminated is None:
+                raise InvalidInput(f"{name} holds no 'terminated_{number}'", hint=f"needed: {NEEDS}")
+            if actions.rows:
+                yield Recording(_observations(file, number, name), actions, rewards, [(actions.rows, bool(terminated))])
+
+    return episodic_source(
+        recordings, count, file=name, format="d3rlpy", env_id=env_id, space=probe_environment(env_id, name, messages).space,
+        attributes=attributes, messages=messages, version=LAYOUT,
+    )  # fmt: skip
+
+
+def _observations(file: h5py.File, number: int, name: str) -> Column | dict[str, Column]:
+    """``observations_i``, or ``observations_i_0``, ``observations_i_1``, ... of a tuple."""
+    if f"observations_{number}" in file or f"observations_{number}_0" not in file:
+        return hdf5.need_column(file, f"observations_{number}", name, NEEDS)
+    fields: dict[str, Column] = {}
+    while f"observations_{number}_{len(fields)}" in file:
+        part = len(fields)
+        fields[f"observation_{part}"] = hdf5.need_column(file, f"observations_{number}_{part}", name, NEEDS)
+    return fields
+
+
+FORMAT = Format("d3rlpy", ".h5 file of d3rlpy, version 1 or 2", NEEDS, detect, open_file)

@@ -1,0 +1,75 @@
+"""D4RL: one HDF5 file of flat arrays, one row per environment step.
+
+Keys: ``observations``, ``actions``, ``rewards``, ``terminals``, optionally ``timeouts``, ``next_observations``, ``infos/...``,
+``metadata/...``. Observations may be a group of arrays (several fields). Files without ``timeouts`` and ``next_observations`` are cut as
+D4RL itself does it: after the environment's time limit, 1000 steps where that is not known.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+
+import h5py
+import numpy as np
+from offrl_store.errors import InvalidInput
+
+from . import hdf5
+from .flat import FlatArrays, flat_source
+from .source import Format, Source
+from .spaces import ActionSpace, box, choices, probe_environment
+
+NEEDED = ("observations", "actions", "rewards", "terminals")
+KNOWN = (*NEEDED, "timeouts", "next_observations", "next_observations_known")
+NEEDS = "observations, actions, rewards, terminals; optional: timeouts, next_observations"
+
+#: D4RL cuts episodes after this many steps where a file has no timeouts (its locomotion tasks' limit).
+DEFAULT_LIMIT = 1000
+
+
+def detect(path: Path) -> bool:
+    return hdf5.is_hdf5(path) and hdf5.keys(path) >= {"observations", "actions"}
+
+
+def open_file(path: Path) -> Source:
+    """Opens a flat HDF5 file; raises `InvalidInput` when it is not one, or its arrays do not fit each other."""
+    with ExitStack() as resources:
+        file = resources.enter_context(hdf5.open_hdf5(path))
+        messages: list[str] = []
+        name = path.name
+        columns = {key: hdf5.need_column(file, key, name, NEEDS) for key in NEEDED[1:]}
+        observations = hdf5.columns(file, "observations", name)
+        if observations is None:
+            raise InvalidInput(f"{name} holds no 'observations' (it holds {hdf5.listed(file)})", hint=f"needed: {NEEDS}")
+        attributes = hdf5.attributes(file)
+        env_id = attributes.get("env_id") if isinstance(attributes.get("env_id"), str) else None
+        space = declared_space(file, name)
+        environment = probe_environment(env_id, name, messages)
+        ignored = [key for key in file if key not in KNOWN]
+        if ignored:
+            messages.append(f"not imported: {hdf5.listed(ignored)}")
+        arrays = FlatArrays(
+            observations, **columns, timeouts=hdf5.column(file, "timeouts", name),
+            next_observations=hdf5.columns(file, "next_observations", name),
+            next_known=hdf5.column(file, "next_observations_known", name),
+            limit=environment.limit or DEFAULT_LIMIT,
+        )  # fmt: skip
+        source = flat_source(
+            arrays, format="d4rl", env_id=env_id, space=space or environment.space, attributes=attributes, messages=messages
+        )  # fmt: skip
+        source.resources = resources.pop_all()
+        return source
+
+
+def declared_space(file: h5py.File, name: str) -> ActionSpace | None:
+    """The action space in the attributes ``action_n`` or ``action_low`` and ``action_high``, which our own exports carry."""
+    try:
+        n, low, high = (file.attrs.get(key) for key in ("action_n", "action_low", "action_high"))
+        if n is not None:
+            return choices(int(n), 0, "declared", name)
+        return box(np.asarray(low, float), np.asarray(high, float), "declared") if low is not None and high is not None else None
+    except (ValueError, TypeError, OSError) as error:
+        raise InvalidInput(f"{name}: the attributes action_n, action_low, action_high cannot be read: {error}", hint="correct or remove them") from None
+
+
+FORMAT = Format("d4rl", "flat HDF5 file, one row per step", NEEDS, detect, open_file)

@@ -1,0 +1,192 @@
+"""Exporting a store: as flat D4RL HDF5, as ``.npz``, or as a store of its own. The importers read all three back without loss.
+
+Flat files carry ``next_observations`` where the store has final observations, and ``next_observations_known`` where it has only some of
+them; bounds, the number of actions and ``env_id`` go along. Extra fields become ``infos/NAME``.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from offrl.errors import Unknown, nearest
+from offrl_store import EpisodeStore, Field
+from offrl_store.errors import DiskFull, EmptyStore, InvalidInput
+from offrl_store.writer import disk_errors
+
+from . import native
+from .columns import BLOCK_BYTES
+from .ingest import import_into
+
+Progress = Callable[[int, int | None], None]
+
+
+def export_dataset(
+    store: EpisodeStore, out_path: str | os.PathLike[str], format: str, *, compress: bool = False, progress: Progress | None = None
+) -> Path:
+    """Writes the episodes that ``store`` sees to ``out_path``, which must not exist; it appears there when it is complete.
+
+    Args:
+        format: ``d4rl``, ``npz`` or ``store``.
+        compress: gzip in HDF5, deflate in ``.npz``; without meaning for ``store``.
+        progress: called with (episodes done, episodes in all); ``npz`` goes through the episodes once per array.
+
+    Raises:
+        Unknown: no such format.
+        InvalidInput: the path exists, the store is empty, or has a form that flat arrays do not have (several action fields).
+        DiskFull: nothing is left at ``out_path``.
+    """
+    path = Path(out_path)
+    if format not in EXPORTS:
+        raise Unknown(f"unknown export format {format!r}", hint=nearest(format, list(EXPORTS)))
+    if path.exists():
+        raise InvalidInput(f"{path} exists already", hint="remove it or choose another name")
+    if not path.parent.is_dir():
+        raise InvalidInput(f"there is no folder {path.parent}", hint="make it first")
+    if not len(store):
+        raise EmptyStore("the dataset holds no episodes", hint="nothing was written")
+    temporary = path.parent / f".{path.name}.partial-{secrets.token_hex(4)}"
+    try:
+        with disk_errors(path):
+            EXPORTS[format](store, temporary, compress, progress or _silent)
+            os.rename(temporary, path)
+    except BaseException as error:
+        shutil.rmtree(temporary, ignore_errors=True) if temporary.is_dir() else temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and "errno = 28" in str(error):  # HDF5 wraps the operating system's error into text
+            raise DiskFull(f"no space left to write {path}", hint="free some space and export again") from None
+        raise
+    return path
+
+
+def _silent(done: int, total: int | None) -> None:
+    """No progress is asked for."""
+
+
+@dataclass(frozen=True)
+class FlatColumn:
+    """One array of a flat export: its key, the dtype and shape of a row, and the rows of episode ``i``, ``[T, ...]``."""
+
+    key: str
+    field: Field
+    rows: Callable[[int], np.ndarray]
+
+
+def flat_columns(store: EpisodeStore) -> list[FlatColumn]:
+    """The arrays of a flat export, in the order in which they are written."""
+    schema = store.schema
+    if not isinstance(schema.action, Field):
+        raise InvalidInput(f"the dataset has several action fields ({', '.join(schema.action)})", hint="flat formats hold one; export it as 'store'")
+    episodes = store.episodes
+    missing = store.episode_table["flags"] & 2 != 0  # FINAL_MISSING
+    columns = []
+    named = {"": schema.observation} if isinstance(schema.observation, Field) else {f"/{name}": each for name, each in schema.observation.items()}
+
+    def observation(i: int, name: str) -> np.ndarray:
+        value = episodes[i].observation
+        return value[name[1:]] if name else value
+
+    def following(i: int, name: str) -> np.ndarray:
+        rows, steps = observation(i, name), episodes[i].steps
+        return rows[1:] if len(rows) > steps else np.concatenate([rows[1:], np.zeros_like(rows[:1])])
+
+    def known(i: int) -> np.ndarray:
+        flags = np.ones(episodes[i].steps, bool)
+        flags[-1] = not missing[i]
+        return flags
+
+    def ended(i: int, terminated: bool) -> np.ndarray:
+        flags = np.zeros(episodes[i].steps, bool)
+        flags[-1] = episodes[i].terminated == terminated
+        return flags
+
+    flag = Field("bool")
+    for name, field in named.items():
+        columns.append(FlatColumn(f"observations{name}", field, lambda i, name=name: observation(i, name)[: episodes[i].steps]))
+    columns.append(FlatColumn("actions", schema.action, lambda i: episodes[i].action))
+    columns.append(FlatColumn("rewards", schema.reward, lambda i: episodes[i].reward))
+    columns.append(FlatColumn("terminals", flag, lambda i: ended(i, True)))
+    columns.append(FlatColumn("timeouts", flag, lambda i: ended(i, False)))
+    if not missing.all():
+        for name, field in named.items():
+            columns.append(FlatColumn(f"next_observations{name}", field, lambda i, name=name: following(i, name)))
+        if missing.any():
+            columns.append(FlatColumn("next_observations_known", flag, known))
+    for name, field in schema.extra.items():
+        columns.append(FlatColumn(f"infos/{name}", field, lambda i, name=name: episodes[i].extra[name]))
+    return columns
+
+
+def _joined(column: FlatColumn, count: int) -> Iterator[np.ndarray]:
+    """The rows of all episodes in blocks: short episodes are put together, so that writing costs the bytes and not the episodes."""
+    parts: list[np.ndarray] = []
+    size = 0
+    for i in range(count):
+        parts.append(column.rows(i))
+        size += parts[-1].nbytes
+        if size >= BLOCK_BYTES:
+            yield np.concatenate(parts)
+            parts, size = [], 0
+    if parts:
+        yield np.concatenate(parts)
+
+
+def _declared(store: EpisodeStore) -> dict[str, Any]:
+    """Values that go along with flat arrays, so that an import declares the same action space."""
+    action, metadata = store.schema.action, store.metadata
+    values: dict[str, Any] = {"env_id": metadata["env_id"]} if isinstance(metadata.get("env_id"), str) else {}
+    if metadata.get("bounds") == "inferred":
+        return values
+    if action.discrete:
+        values["action_n"] = action.n
+    elif action.low is not None and action.high is not None:
+        values |= {"action_low": np.asarray(action.low, np.float64), "action_high": np.asarray(action.high, np.float64)}
+    return values
+
+
+def _write_d4rl(store: EpisodeStore, path: Path, compress: bool, progress: Progress) -> None:
+    columns, count = flat_columns(store), len(store)
+    options = {"compression": "gzip", "shuffle": True, "chunks": True} if compress else {}
+    attributes = store.metadata.get("source_attributes")
+    with h5py.File(path, "w") as file:
+        for key, value in {**(attributes if isinstance(attributes, dict) else {}), **_declared(store)}.items():
+            if isinstance(value, (str, bool, int, float, np.ndarray)):
+                file.attrs[key] = value
+        for done, column in enumerate(columns, start=1):
+            dataset = file.create_dataset(column.key, (store.step_count, *column.field.shape), column.field.dtype, **options)
+            start = 0
+            for block in _joined(column, count):
+                dataset[start : start + len(block)] = block
+                start += len(block)
+            progress(count * done // len(columns), count)
+
+
+def _write_npz(store: EpisodeStore, path: Path, compress: bool, progress: Progress) -> None:
+    columns, count = flat_columns(store), len(store)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED if compress else zipfile.ZIP_STORED) as archive:
+        for done, column in enumerate(columns, start=1):
+            with archive.open(f"{column.key}.npy", "w", force_zip64=True) as member:
+                header = {"descr": np.lib.format.dtype_to_descr(column.field.dtype), "fortran_order": False, "shape": (store.step_count, *column.field.shape)}
+                np.lib.format.write_array_header_1_0(member, header)
+                for block in _joined(column, count):
+                    member.write(np.ascontiguousarray(block).data.cast("B"))
+            progress(count * done // len(columns), count)
+        for key, value in _declared(store).items():
+            with archive.open(f"{key}.npy", "w") as member:
+                np.lib.format.write_array(member, np.asarray(value), allow_pickle=False)
+
+
+def _write_store(store: EpisodeStore, path: Path, compress: bool, progress: Progress) -> None:
+    """The episodes are appended anew: exactly those of the store's snapshot, each checked, also while somebody appends to it."""
+    import_into(native.open_store(store, store.path.name), path, progress=progress)
+
+
+#: Format name -> what writes it.
+EXPORTS: dict[str, Callable[[EpisodeStore, Path, bool, Progress], None]] = {"d4rl": _write_d4rl, "npz": _write_npz, "store": _write_store}

@@ -1,0 +1,230 @@
+"""Flat arrays, one row per step, cut into episodes: what D4RL files, .npz files and d3rlpy v1 files have in common.
+
+An episode ends at a row with ``terminals`` (the task ended) or ``timeouts`` (cut); where both are set the task ended. The final
+observation is known only where there are ``next_observations``. Everything is read twice at most, in blocks: once the flags and the
+actions (and, where there are next observations, the observations), then all of it while the episodes are given out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from offrl_store import Episode, Field, Schema
+from offrl_store.errors import EmptyStore, InvalidInput
+
+from .columns import BlockReader, Column, block_rows, blocks, check_scalar_rows, reward_dtype, same_length
+from .source import Source, make_metadata
+from .spaces import ActionScan, ActionSpace
+
+Columns = Column | dict[str, Column]
+
+
+@dataclass(frozen=True)
+class FlatArrays:
+    """The columns of a flat source; all have N rows.
+
+    Attributes:
+        observations: one column or named ones.
+        actions, rewards, terminals: ``[N]`` or ``[N, A]``; ``[N]``; flags ``[N]``.
+        timeouts: flags ``[N]``, or None.
+        next_observations: as ``observations``, or None.
+        next_known: flags ``[N]``: 0 where the row of ``next_observations`` means nothing, or None (all of them are known).
+        limit: without ``timeouts`` and ``next_observations``: steps after which an episode is cut; None: never.
+    """
+
+    observations: Columns
+    actions: Column
+    rewards: Column
+    terminals: Column
+    timeouts: Column | None = None
+    next_observations: Columns | None = None
+    next_known: Column | None = None
+    limit: int | None = None
+
+    @property
+    def file(self) -> str:
+        return self.actions.file
+
+    def observation_columns(self) -> dict[str, Column]:
+        return _named(self.observations)
+
+    def next_columns(self) -> dict[str, Column]:
+        return {} if self.next_observations is None else _named(self.next_observations)
+
+
+def _named(columns: Columns) -> dict[str, Column]:
+    return columns if isinstance(columns, dict) else {"observation": columns}
+
+
+@dataclass(frozen=True)
+class Cuts:
+    """Where episodes end: ``stop`` is the row after the last step, ``terminated`` whether the task ended there, both ``[E]``; ``final``
+    ``[E]`` whether the observation after the last action is in the file."""
+
+    stop: np.ndarray
+    terminated: np.ndarray
+    final: np.ndarray
+
+
+def flat_source(
+    arrays: FlatArrays, *, format: str, env_id: str | None, space: ActionSpace | None, attributes: dict[str, Any], messages: list[str],
+    discrete: bool | None = None, **source: Any,
+) -> Source:  # fmt: skip
+    """The episodes of flat arrays as a `Source`; raises `InvalidInput` for lengths, shapes and values that cannot be."""
+    check_shapes(arrays)
+    scan = ActionScan(arrays.actions, space, discrete)
+    for start, stop in blocks(arrays.actions.rows, block_rows(arrays.actions)):
+        scan.add(arrays.actions, start, arrays.actions.read(start, stop))
+    cuts = find_cuts(arrays, messages)
+    action, bounds = scan.field(messages)
+    metadata = make_metadata(env_id=env_id, bounds=bounds, format=format, file=arrays.file, attributes=attributes, **source)
+    fields = {name: Field(column.dtype.name, column.shape) for name, column in arrays.observation_columns().items()}
+    schema = Schema(
+        observation=fields if isinstance(arrays.observations, dict) else fields["observation"],
+        action=action, reward=Field(reward_dtype(arrays.rewards)), metadata=metadata,
+    )  # fmt: skip
+    return Source(format, schema, read_episodes(arrays, cuts, scan), metadata, len(cuts.stop), messages)
+
+
+def check_shapes(arrays: FlatArrays) -> None:
+    """All columns have the same number of rows, at least one; next observations look like observations."""
+    observations, following = arrays.observation_columns(), arrays.next_columns()
+    optional = [column for column in (arrays.timeouts, arrays.next_known) if column is not None]
+    same_length(*observations.values(), arrays.actions, arrays.rewards, arrays.terminals, *optional, *following.values())
+    if not arrays.actions.rows:
+        raise EmptyStore(f"{arrays.file} holds no steps: its arrays have 0 rows", hint="give a file with at least one episode")
+    for column in (arrays.rewards, arrays.terminals, *optional):
+        check_scalar_rows(column)
+    if following and following.keys() != observations.keys():
+        raise InvalidInput(
+            f"{arrays.file}: the observations are {', '.join(observations)}, the next observations {', '.join(following)}",
+            hint="both need the same fields",
+        )
+    for name, column in following.items():
+        if (column.shape, column.dtype) != (observations[name].shape, observations[name].dtype):
+            raise InvalidInput(
+                f"{arrays.file}: {column.key!r} holds {column.dtype} {column.shape} and {observations[name].key!r} {observations[name].dtype} "
+                f"{observations[name].shape} per row",
+                hint="both need the same dtype and shape",
+            )
+
+
+def find_cuts(arrays: FlatArrays, messages: list[str]) -> Cuts:
+    """Where the episodes end, and one message for every kind of end that no flag of the file marks."""
+    rows = arrays.actions.rows
+    stop, terminated = _flagged(arrays)
+    if arrays.next_observations is not None:
+        jumps = np.setdiff1d(_jumps(arrays), stop)
+        if len(jumps):
+            messages.append(
+                f"{len(jumps)} episodes end without a flag: the next observation of their last row is not the observation of the following row"
+            )
+        stop, terminated = _with_cuts(stop, terminated, jumps)
+    elif arrays.timeouts is None and arrays.limit is None:
+        messages.append("there are no timeouts: episodes end at terminals only")
+    elif arrays.timeouts is None:
+        cut, start = [], 0
+        for end in (*stop.tolist(), rows):
+            cut += range(start + arrays.limit, end, arrays.limit)
+            start = end
+        messages.append(f"there are no timeouts: episodes are cut after {arrays.limit} steps ({len(cut)} of them)")
+        stop, terminated = _with_cuts(stop, terminated, np.array(cut, np.int64))
+    last = int(stop[-1]) if len(stop) else 0
+    if last < rows:
+        messages.append(f"the last {rows - last} rows follow no end of an episode: kept as an episode that was cut")
+        stop, terminated = _with_cuts(stop, terminated, np.array([rows]))
+    return Cuts(stop, terminated, _final_known(arrays, stop))
+
+
+def _flagged(arrays: FlatArrays) -> tuple[np.ndarray, np.ndarray]:
+    """``stop`` and ``terminated`` of the episodes whose end a flag marks."""
+    ends, done = [], []
+    for start, stop in blocks(arrays.terminals.rows, block_rows(arrays.terminals)):
+        terminal = arrays.terminals.read_flags(start, stop)
+        end = terminal | arrays.timeouts.read_flags(start, stop) if arrays.timeouts is not None else terminal
+        at = np.flatnonzero(end)
+        ends.append(at + start + 1)
+        done.append(terminal[at])
+    return np.concatenate(ends).astype(np.int64), np.concatenate(done)
+
+
+def _with_cuts(stop: np.ndarray, terminated: np.ndarray, cuts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The ends with further ones, which are cuts, in order."""
+    merged = np.concatenate([stop, cuts]).astype(np.int64)
+    order = np.argsort(merged, kind="stable")
+    return merged[order], np.concatenate([terminated, np.zeros(len(cuts), bool)])[order]
+
+
+def _jumps(arrays: FlatArrays) -> np.ndarray:
+    """The rows (as ``stop``: one more) whose next observation is not the observation of the following row.
+
+    Rounding is allowed for (1e-5 relative, 1e-6 absolute). Where the next observation is unknown nothing is compared.
+    """
+    names, known = arrays.next_columns(), arrays.next_known
+    pairs = {name: (column, names[name]) for name, column in arrays.observation_columns().items()}
+    jumps = []
+    before: dict[str, np.ndarray] = {}  # the next observation of the last row of the block before, [1, ...]
+    before_known = np.ones(1, bool)
+    for start, stop in blocks(arrays.actions.rows, block_rows(*names.values())):
+        # Compared are the next observations of rows start-1 .. stop-2 with the observations of rows start .. stop-1.
+        first = max(start, 1)
+        differs = np.zeros(stop - first, bool)
+        for name, (column, following) in pairs.items():
+            nexts = following.read(start, stop)
+            expected = np.concatenate([before[name], nexts[:-1]]) if start else nexts[:-1]
+            differs |= _differs(expected, column.read(start, stop)[first - start :])
+            before[name] = nexts[-1:]
+        if known is not None:
+            flags = known.read_flags(start, stop)
+            differs &= np.concatenate([before_known, flags[:-1]]) if start else flags[:-1]
+            before_known = flags[-1:]
+        jumps.append(np.flatnonzero(differs) + first)
+    return np.concatenate(jumps)
+
+
+def _differs(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Per row, whether two blocks differ by more than rounding; NaN differs from everything."""
+    if left.dtype.kind == "f":
+        with np.errstate(invalid="ignore", over="ignore"):
+            unequal = ~(np.abs(left - right) <= 1e-6 + 1e-5 * np.abs(right))
+    else:
+        unequal = left != right
+    return unequal.reshape(len(unequal), -1).any(1)
+
+
+def _final_known(arrays: FlatArrays, stop: np.ndarray) -> np.ndarray:
+    """Per episode, whether the row of its last step has a next observation."""
+    if arrays.next_observations is None:
+        return np.zeros(len(stop), bool)
+    known = np.ones(len(stop), bool)
+    if arrays.next_known is not None:
+        for low, high in blocks(arrays.next_known.rows, block_rows(arrays.next_known)):
+            inside = (stop > low) & (stop <= high)
+            known[inside] = arrays.next_known.read_flags(low, high)[stop[inside] - 1 - low]
+    return known
+
+
+def read_episodes(arrays: FlatArrays, cuts: Cuts, scan: ActionScan) -> Iterator[Episode]:
+    """Gives the episodes one after the other. Every column is read once, in blocks."""
+    observations = {name: BlockReader(column) for name, column in arrays.observation_columns().items()}
+    following = {name: BlockReader(column, finite=False) for name, column in arrays.next_columns().items()}
+    actions, rewards = BlockReader(arrays.actions), BlockReader(arrays.rewards)
+    single, reward = not isinstance(arrays.observations, dict), reward_dtype(arrays.rewards)
+    start = 0
+    for stop, terminated, final in zip(cuts.stop.tolist(), cuts.terminated.tolist(), cuts.final.tolist(), strict=True):
+        parts = {name: reader.rows(start, stop) for name, reader in observations.items()}
+        if final:
+            for name, reader in following.items():
+                row = reader.rows(stop - 1, stop)
+                reader.column.check_finite(row, stop - 1)
+                parts[name] = np.concatenate([parts[name], row])
+        yield Episode(
+            observation=parts["observation"] if single else parts,
+            action=scan.convert(actions.rows(start, stop)),
+            reward=rewards.rows(start, stop).reshape(stop - start).astype(reward, copy=False),
+            terminated=terminated,
+        )
+        start = stop

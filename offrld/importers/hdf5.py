@@ -1,0 +1,149 @@
+"""Opening HDF5 files of strangers: one-line errors, plain datasets only, attributes as JSON values."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from offrl_store.errors import InvalidInput
+
+from .columns import Column
+
+
+def is_hdf5(path: Path) -> bool:
+    """Whether the file starts as HDF5 does (it may still be damaged)."""
+    try:
+        return path.is_file() and bool(h5py.is_hdf5(path))
+    except OSError:
+        return False
+
+
+def open_hdf5(path: Path) -> h5py.File:
+    """Opens a file for reading; raises `InvalidInput` when it is missing, no HDF5, or damaged."""
+    if not path.is_file():
+        raise InvalidInput(f"there is no file {path}", hint="check the path")
+    if not is_hdf5(path):
+        raise InvalidInput(f"{path.name} is not an HDF5 file", hint="give an .hdf5 or .h5 file, or name the format with --format")
+    try:
+        return h5py.File(path, "r")
+    except (OSError, RuntimeError) as error:
+        raise InvalidInput(f"{path.name} cannot be opened: {_short(error)}", hint="the file is damaged or cut short; copy or download it again") from None
+
+
+def keys(path: Path) -> set[str]:
+    """Names at the root of a file; empty where it cannot be opened. For telling formats apart."""
+    try:
+        with h5py.File(path, "r") as file:
+            return set(file)
+    except (OSError, RuntimeError):
+        return set()
+
+
+def node(group: h5py.Group, key: str, file: str) -> h5py.Dataset | h5py.Group | None:
+    """The object under ``key``, or None. Refuses links and layouts that read other files of this machine: a file may come from anyone."""
+    path = f"{group.name.strip('/')}/{key}".strip("/")
+    try:
+        link = group.get(key, getlink=True)
+        if link is None:
+            return None
+        found = None if isinstance(link, h5py.ExternalLink) else group.get(key)
+        if found is None:
+            raise InvalidInput(f"{file}: {path!r} is a link out of the file, or to nothing", hint="store the data itself in the file")
+        if isinstance(found, h5py.Dataset) and (found.external or found.is_virtual):
+            raise InvalidInput(f"{file}: {path!r} keeps its data in another file", hint="store the data itself in the file")
+    except (OSError, RuntimeError, KeyError) as error:
+        raise InvalidInput(f"{file}: {path!r} cannot be read: {_short(error)}", hint="the file is damaged or cut short; copy it again") from None
+    return found
+
+
+def column(group: h5py.Group, key: str, file: str) -> Column | None:
+    """The dataset under ``key`` as a column, or None where there is none."""
+    found = node(group, key, file)
+    if found is None:
+        return None
+    path = found.name.strip("/")
+    if not isinstance(found, h5py.Dataset):
+        raise InvalidInput(f"{file}: {path!r} is a group, not an array", hint="it must be an array with one row per step")
+    return Column(file, path, found)
+
+
+def need_column(group: h5py.Group, key: str, file: str, needs: str) -> Column:
+    """`column`, and an error that says what the format needs where it is missing."""
+    found = column(group, key, file)
+    if found is None:
+        path = f"{group.name.strip('/')}/{key}".strip("/")
+        raise InvalidInput(f"{file} holds no {path!r} (it holds {listed(group)})", hint=f"needed: {needs}")
+    return found
+
+
+def columns(group: h5py.Group, key: str, file: str) -> dict[str, Column] | Column | None:
+    """An array, or a group of arrays (several observation fields; nested names are joined with a dot)."""
+    found = node(group, key, file)
+    if not isinstance(found, h5py.Group):
+        return column(group, key, file)
+    flat: dict[str, Column] = {}
+    for name in sorted(found):
+        inner = columns(found, name, file)
+        if isinstance(inner, dict):
+            flat.update({f"{name}.{deep}": each for deep, each in inner.items()})
+        elif inner is not None:
+            flat[name] = inner
+    if not flat:
+        raise InvalidInput(f"{file}: the group {found.name.strip('/')!r} is empty", hint="it must hold one array per field")
+    return flat
+
+
+def scalar(group: h5py.Group, key: str, file: str) -> Any:
+    """A single value stored as a dataset (number, flag or text), or None where there is none."""
+    found = node(group, key, file)
+    if found is None:
+        return None
+    if not isinstance(found, h5py.Dataset) or found.size != 1:
+        raise InvalidInput(f"{file}: {key!r} is not a single value", hint="the file does not follow its format; write it again")
+    try:
+        return plain(np.asarray(found[()]).reshape(-1)[0])
+    except (OSError, RuntimeError) as error:
+        raise InvalidInput(f"{file}: {key!r} cannot be read: {_short(error)}", hint="the file is damaged; copy it again") from None
+
+
+def attributes(group: h5py.Group) -> dict[str, Any]:
+    """The attributes as JSON values; what has no such form is described by its dtype and shape."""
+    values: dict[str, Any] = {}
+    for name in group.attrs:
+        try:
+            values[name] = plain(group.attrs[name])
+        except (OSError, RuntimeError, TypeError) as error:
+            values[name] = f"unreadable: {_short(error)}"
+    return values
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON knows it: NumPy scalars and short arrays become Python's; NaN and infinite numbers become text."""
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    if isinstance(value, np.ndarray):
+        if value.size > 256:
+            return f"array of {value.dtype}, shape {value.shape}"
+        return plain(value.tolist())
+    if isinstance(value, np.generic):
+        return plain(value.item())
+    if isinstance(value, dict):
+        return {str(key): plain(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(each) for each in value]
+    if isinstance(value, float) and not np.isfinite(value):
+        return str(value)
+    return value if isinstance(value, (str, bool, int, float, type(None))) else str(value)
+
+
+def listed(names: Any) -> str:
+    """The first names of a group for a message."""
+    shown = sorted(str(name) for name in names)
+    return ", ".join(shown[:8]) + (f" and {len(shown) - 8} more" if len(shown) > 8 else "") if shown else "nothing"
+
+
+def _short(error: Exception) -> str:
+    """HDF5's own message without its list of internal calls."""
+    return str(error).strip("'\"").splitlines()[0] if str(error) else type(error).__name__

@@ -1,0 +1,178 @@
+"""Minari: a folder with ``data/metadata.json`` and ``data/main_data.hdf5`` (the HDF5 backend), read with h5py alone.
+
+Each group ``episode_i`` holds T+1 observations, T actions, rewards, terminations and truncations. Box, Discrete, MultiDiscrete, MultiBinary
+observations and Dicts of them are taken (nested names joined with a dot); actions are Box or Discrete. The spaces in the metadata declare
+bounds and numbers of actions. Not taken: the Arrow and Parquet backends, Tuple and Text observations, images kept as JPEG.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from offrl_store.errors import InvalidInput
+
+from . import hdf5
+from .columns import same_length
+from .episodic import Recording, ends_of, episodic_source
+from .source import Format, Source
+from .spaces import ActionSpace, box, choices, probe_environment
+
+NEEDS = "a folder with data/metadata.json and data/main_data.hdf5"
+
+
+def data_folder(path: Path) -> Path | None:
+    """The folder with ``metadata.json`` for a dataset's folder or for that folder itself; None where there is none."""
+    for folder in (path / "data", path):
+        if (folder / "metadata.json").is_file() and ((folder / "main_data.hdf5").is_file() or "data_format" in _read_json(folder / "metadata.json")):
+            return folder
+    return None
+
+
+def detect(path: Path) -> bool:
+    return path.is_dir() and data_folder(path) is not None
+
+
+def open_folder(path: Path) -> Source:
+    """Opens a Minari dataset; raises `InvalidInput` when the folder is none, or keeps its data in a way that is not read."""
+    folder = data_folder(path)
+    if folder is None:
+        inner = sorted(each.parent.parent.relative_to(path).as_posix() for each in path.glob("*/**/data/metadata.json"))[:3] if path.is_dir() else []
+        hint = f"give the folder of one dataset, for example {inner[0]}" if inner else f"needed: {NEEDS}"
+        raise InvalidInput(f"{path} is not the folder of a Minari dataset", hint=hint)
+    name = (path if folder != path else path.parent).resolve().name
+    metadata = _read_json(folder / "metadata.json")
+    if not metadata:
+        raise InvalidInput(f"{name}: metadata.json is not JSON", hint="copy the dataset again")
+    backend = metadata.get("data_format", "hdf5")
+    if backend != "hdf5":
+        raise InvalidInput(f"{name} keeps its data as {backend}, which is not read", hint="write it again with data_format='hdf5'")
+    observation = _space(metadata, "observation_space", name)
+    _check_observation(observation, bool(metadata.get("jpeg_encoding")), "observations", name)
+    messages: list[str] = []
+    env_id = _env_id(metadata)
+    discrete, space = _action_space(_space(metadata, "action_space", name), env_id, name, messages)
+    with ExitStack() as resources:
+        file = resources.enter_context(hdf5.open_hdf5(folder / "main_data.hdf5"))
+        numbers = sorted(int(key.removeprefix("episode_")) for key in file if key.removeprefix("episode_").isdigit())
+        declared = metadata.get("total_episodes")
+        if isinstance(declared, int) and declared != len(numbers):
+            raise InvalidInput(f"{name} holds {len(numbers)} episodes, its metadata says {declared}", hint="the dataset is incomplete; copy it again")
+        noted: list[str] = []
+
+        def recordings() -> Iterator[Recording]:
+            noted.clear()  # the second pass says the same again
+            for number in numbers:
+                recording = _recording(file, number, name, noted)
+                if recording is not None:
+                    yield recording
+
+        source = episodic_source(
+            recordings, len(numbers), file=name, format="minari", env_id=env_id, space=space, attributes=hdf5.plain(metadata), messages=messages,
+            discrete=discrete, dataset_id=str(metadata.get("dataset_id", name)),
+        )  # fmt: skip
+        messages += _summary(noted)
+        if numbers and isinstance(file[f"episode_{numbers[0]}"].get("infos"), h5py.Group) and len(file[f"episode_{numbers[0]}/infos"]):
+            messages.append("not imported: infos")
+        source.resources = resources.pop_all()
+        return source
+
+
+def _recording(file: h5py.File, number: int, name: str, noted: list[str]) -> Recording | None:
+    """Episode ``number``; None for one without a step."""
+    key = f"episode_{number}"
+    group = hdf5.node(file, key, name)
+    if not isinstance(group, h5py.Group):
+        raise InvalidInput(f"{name}: {key!r} is not a group", hint="the file does not follow its format; copy it again")
+    needs = "observations, actions, rewards, terminations, truncations in each episode"
+    actions, rewards, terminations, truncations = (
+        hdf5.need_column(group, each, name, needs) for each in ("actions", "rewards", "terminations", "truncations")
+    )
+    observations = hdf5.columns(group, "observations", name)
+    if observations is None:
+        raise InvalidInput(f"{name} holds no '{key}/observations'", hint=f"needed: {needs}")
+    same_length(actions, rewards, terminations, truncations)
+    if not actions.rows:
+        noted.append(f"{key} has no steps: left out")
+        return None
+    for column in observations.values() if isinstance(observations, dict) else (observations,):
+        if column.rows != actions.rows + 1:
+            raise InvalidInput(
+                f"{name}: {column.key!r} has {column.rows} rows and {actions.key!r} has {actions.rows}",
+                hint="Minari keeps one more observation than actions; copy the dataset again",
+            )
+    flags = [column.read_flags(0, column.rows) for column in (terminations, truncations)]
+    return Recording(observations, actions, rewards, ends_of(*flags, key, noted))
+
+
+def _summary(noted: list[str]) -> list[str]:
+    """The first notes of a kind that thousands of episodes may give."""
+    return noted[:3] + ([f"and {len(noted) - 3} more episodes like that"] if len(noted) > 3 else [])
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _space(metadata: dict[str, Any], key: str, name: str) -> dict[str, Any]:
+    """A space of the metadata, which keeps it as JSON inside a string."""
+    value = metadata.get(key)
+    try:
+        value = json.loads(value) if isinstance(value, str) else value
+    except ValueError:
+        value = None
+    if not isinstance(value, dict) or "type" not in value:
+        raise InvalidInput(f"{name}: metadata.json declares no {key}", hint="write the dataset again with a current Minari")
+    return value
+
+
+def _env_id(metadata: dict[str, Any]) -> str | None:
+    spec = metadata.get("env_spec")
+    try:
+        spec = json.loads(spec) if isinstance(spec, str) else spec
+    except ValueError:
+        return None
+    env_id = spec.get("id") if isinstance(spec, dict) else None
+    return env_id if isinstance(env_id, str) else None
+
+
+def _check_observation(space: dict[str, Any], jpeg: bool, key: str, name: str) -> None:
+    """Refuses what has no plain array of numbers behind it, before a single row is read."""
+    kind = space["type"]
+    if kind == "Dict":
+        for inner, each in space.get("subspaces", {}).items():
+            _check_observation(each, jpeg, f"{key}/{inner}", name)
+        return
+    if kind not in ("Box", "Discrete", "MultiDiscrete", "MultiBinary"):
+        raise InvalidInput(f"{name}: {key!r} is a {kind} space, which is not read", hint="Box, Discrete, MultiDiscrete, MultiBinary and Dict are")
+    shape = space.get("shape", [])
+    if jpeg and kind == "Box" and space.get("dtype") == "uint8" and len(shape) in (2, 3) and min(shape[:2]) >= 32:
+        raise InvalidInput(f"{name}: {key!r} holds images as JPEG, which are not read", hint="write the dataset again without JPEG encoding")
+
+
+def _action_space(space: dict[str, Any], env_id: str | None, name: str, messages: list[str]) -> tuple[bool, ActionSpace | None]:
+    """Whether actions are discrete, and their space: as declared; where its bounds are not finite, the environment's."""
+    try:
+        if space["type"] == "Discrete":
+            return True, choices(int(space["n"]), int(space.get("start", 0)), "declared", name)
+        if space["type"] == "Box":
+            low, high = (np.asarray(space[key], float) for key in ("low", "high"))
+            size = int(np.prod(space.get("shape", low.shape), dtype=np.int64))
+            known = box(np.broadcast_to(low.reshape(-1), size), np.broadcast_to(high.reshape(-1), size), "declared")
+            return False, known or probe_environment(env_id, name, messages).space
+    except (KeyError, TypeError, ValueError) as error:
+        raise InvalidInput(f"{name}: the action_space in metadata.json cannot be read: {error}", hint="copy the dataset again") from None
+    raise InvalidInput(f"{name}: actions are a {space['type']} space, which is not read", hint="Box and Discrete actions are")
+
+
+FORMAT = Format("minari", "Minari folder (HDF5 backend)", NEEDS, detect, open_folder)
+

@@ -1,0 +1,213 @@
+"""Arrays by name: a ``.npz`` file or a dict, one row per step, with the keys of D4RL.
+
+Keys: ``observations``, ``actions``, ``rewards``, ``terminals``, optionally ``timeouts``, ``next_observations``; the singular and the names
+``terminated``/``terminations`` and ``truncated``/``truncations`` are taken too. Several observation fields are ``observations/NAME``. Without
+``timeouts`` and ``next_observations`` episodes end at terminals only. Single values ``env_id``, ``action_n``, ``action_low`` and
+``action_high`` declare the action space. A file is streamed out of its archive; object arrays (pickles) are never read.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+import zlib
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from offrl_store.errors import InvalidInput
+
+from .columns import Column
+from .flat import FlatArrays, flat_source
+from .hdf5 import listed, plain
+from .source import Format, Source
+from .spaces import ActionSpace, box, choices, probe_environment
+
+NEEDS = "observations, actions, rewards, terminals; optional: timeouts, next_observations, env_id"
+
+ALIASES = {
+    "observations": ("observations", "observation"),
+    "actions": ("actions", "action"),
+    "rewards": ("rewards", "reward"),
+    "terminals": ("terminals", "terminal", "terminated", "terminations"),
+    "timeouts": ("timeouts", "timeout", "truncated", "truncations"),
+    "next_observations": ("next_observations", "next_observation"),
+    "next_observations_known": ("next_observations_known",),
+}
+NEEDED = ("observations", "actions", "rewards", "terminals")
+VALUES = ("env_id", "action_n", "action_low", "action_high")
+
+
+class Member:
+    """One array of a ``.npz`` file with ``shape``, ``dtype`` and slices of rows, decompressed as far as they are asked for.
+
+    Rows are read in rising order; a step back starts the member anew.
+    """
+
+    def __init__(self, archive: zipfile.ZipFile, name: str) -> None:
+        self._archive, self._name = archive, name
+        self._stream: BinaryIO | None = None
+        self._row = 0
+        self._loaded: np.ndarray | None = None
+        with archive.open(name) as stream:
+            self.shape, self._fortran, self.dtype = _header(stream)
+        self._row_bytes = self.dtype.itemsize * int(np.prod(self.shape[1:], dtype=np.int64))
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        if self._fortran and len(self.shape) > 1:  # columns stand one after the other: only the whole array can be read
+            if self._loaded is None:
+                self._loaded = self.whole()
+            return self._loaded[rows]
+        if self._stream is None or self._row > rows.start:
+            self.close()
+            self._stream = self._archive.open(self._name)
+            _header(self._stream)
+            self._row = 0
+        self._skip((rows.start - self._row) * self._row_bytes)
+        count = rows.stop - rows.start
+        data = self._stream.read(count * self._row_bytes)
+        if len(data) != count * self._row_bytes:
+            raise EOFError("the array is shorter than its header says")
+        self._row = rows.stop
+        if self._row == self.shape[0]:
+            self._stream.read(1)  # the archive checks its CRC when the end is reached
+        return np.frombuffer(data, self.dtype).reshape(count, *self.shape[1:])
+
+    def whole(self) -> np.ndarray:
+        """The whole array, for single values and Fortran order."""
+        with self._archive.open(self._name) as stream:
+            return np.lib.format.read_array(io.BytesIO(stream.read()), allow_pickle=False)
+
+    def close(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+
+    def _skip(self, count: int) -> None:
+        while count > 0:
+            read = len(self._stream.read(min(count, 1 << 20)))
+            if not read:
+                raise EOFError("the array is shorter than its header says")
+            count -= read
+
+
+def _header(stream: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, whether in Fortran order, and dtype of an ``.npy`` member; the stream then stands at the first value."""
+    version = np.lib.format.read_magic(stream)
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    if version not in readers:
+        raise ValueError(f"array format version {version} is not known")
+    return readers[version](stream)
+
+
+def detect(path: Path) -> bool:
+    if not path.is_file() or not zipfile.is_zipfile(path):
+        return False
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith(".npy") for name in archive.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
+def open_file(path: Path) -> Source:
+    """Opens a ``.npz`` file; raises `InvalidInput` when it is none, is damaged, or lacks arrays."""
+    if not path.is_file():
+        raise InvalidInput(f"there is no file {path}", hint="check the path")
+    with ExitStack() as resources:
+        try:
+            archive = resources.enter_context(zipfile.ZipFile(path))
+        except (OSError, zipfile.BadZipFile) as error:
+            raise InvalidInput(f"{path.name} is not a .npz file, or is cut short: {error}", hint="write it with numpy.savez, or copy it again") from None
+        members: dict[str, Any] = {}
+        for entry in archive.namelist():
+            if not entry.endswith(".npy"):
+                continue
+            key = entry.removesuffix(".npy")
+            try:
+                members[key] = member = Member(archive, entry)
+            except (OSError, EOFError, ValueError, RuntimeError, NotImplementedError, zlib.error, zipfile.BadZipFile) as error:
+                raise InvalidInput(f"{path.name}: {key!r} cannot be read: {error}", hint="the file is damaged; write or copy it again") from None
+            resources.callback(member.close)
+        source = open_arrays(members, path.name)
+        source.resources = resources.pop_all()
+        return source
+
+
+def open_arrays(arrays: Mapping[str, Any], name: str = "arrays") -> Source:
+    """Opens a dict of arrays; observations may be a dict of arrays themselves. ``name`` is how messages call it."""
+    given = _flatten(arrays)
+    for key, value in given.items():
+        if not hasattr(value, "dtype") or not hasattr(value, "shape"):
+            try:
+                given[key] = np.asarray(value)
+            except ValueError:
+                raise InvalidInput(f"{name}: the rows of {key!r} differ in shape", hint="every row needs the same shape") from None
+    found: dict[str, Any] = {}
+    used: set[str] = set()
+    for key, aliases in ALIASES.items():
+        present = [alias for alias in aliases if alias in given or any(each.startswith(alias + "/") for each in given)]
+        if len(present) > 1:
+            raise InvalidInput(f"{name} holds both {present[0]!r} and {present[1]!r}", hint="keep one of them")
+        if not present:
+            continue
+        fields = {each.removeprefix(present[0] + "/"): each for each in given if each.startswith(present[0] + "/")}
+        used |= {present[0], *fields.values()}
+        if present[0] in given:
+            found[key] = Column(name, present[0], given[present[0]])
+        else:
+            found[key] = {field.replace("/", "."): Column(name, each, given[each]) for field, each in fields.items()}
+    for key in NEEDED:
+        if key not in found:
+            hint = "'dones' do not say whether the task ended: give terminals and timeouts; " if key == "terminals" and "dones" in given else ""
+            raise InvalidInput(f"{name} holds no {key!r} (it holds {listed(given)})", hint=f"{hint}needed: {NEEDS}")
+    for key in ALIASES:
+        if isinstance(found.get(key), dict) and not key.endswith("observations"):
+            raise InvalidInput(f"{name}: {key!r} is a group of arrays", hint="only observations can have several fields")
+    messages: list[str] = []
+    ignored = [key for key in given if key not in used and key not in VALUES]
+    if ignored:
+        messages.append(f"not imported: {listed(ignored)}")
+    values = {key: _value(given[key], key, name) for key in VALUES if key in given}
+    env_id = values.get("env_id")
+    if env_id is not None and not isinstance(env_id, str):
+        raise InvalidInput(f"{name}: env_id is {env_id!r}", hint="give the name of a gymnasium environment, or remove it")
+    space = _declared(values, name) or probe_environment(env_id, name, messages).space
+    flat = FlatArrays(
+        found["observations"], found["actions"], found["rewards"], found["terminals"], found.get("timeouts"), found.get("next_observations"),
+        found.get("next_observations_known"),
+    )  # fmt: skip
+    return flat_source(flat, format="npz", env_id=env_id, space=space, attributes=values, messages=messages)
+
+
+def _flatten(arrays: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as ``outer/inner`` keys."""
+    flat: dict[str, Any] = {}
+    for key, value in arrays.items():
+        flat.update(_flatten(value, f"{prefix}{key}/") if isinstance(value, Mapping) else {f"{prefix}{key}": value})
+    return flat
+
+
+def _value(array: Any, key: str, name: str) -> Any:
+    """A small array as a JSON value: text, a number or a list."""
+    try:
+        array = array.whole() if isinstance(array, Member) else np.asarray(array)
+        return plain(array.item() if array.size == 1 and key in ("env_id", "action_n") else array)
+    except (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+        raise InvalidInput(f"{name}: {key!r} cannot be read: {error}", hint="give plain text and numbers; Python objects are never read") from None
+
+
+def _declared(values: dict[str, Any], name: str) -> ActionSpace | None:
+    try:
+        if "action_n" in values:
+            return choices(int(values["action_n"]), 0, "declared", name)
+        if "action_low" in values and "action_high" in values:
+            return box(np.asarray(values["action_low"], float), np.asarray(values["action_high"], float), "declared")
+    except (ValueError, TypeError) as error:
+        raise InvalidInput(f"{name}: action_n, action_low, action_high cannot be read: {error}", hint="correct or remove them") from None
+    return None
+
+
+FORMAT = Format("npz", ".npz file of flat arrays, one row per step", NEEDS, detect, open_file)

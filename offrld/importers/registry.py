@@ -1,0 +1,71 @@
+"""The registry of formats, and how the format of a file or folder is told from its content."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from offrl.errors import Unknown, nearest
+from offrl_store.errors import InvalidInput
+
+from . import d3rlpy, d4rl, hdf5, minari, native, npz
+from .source import Format, Source
+
+#: Every format by the name that stands after ``--format``. The order is that of detection: d3rlpy's flat files look like D4RL's with more.
+FORMATS: dict[str, Format] = {each.name: each for each in (native.FORMAT, minari.FORMAT, d3rlpy.FORMAT, d4rl.FORMAT, npz.FORMAT)}
+
+
+def open_source(source: str | os.PathLike[str] | Mapping[str, Any], format: str | None = None) -> Source:
+    """Opens a file, a folder or a dict of arrays; the format is told from the content unless it is named.
+
+    Raises:
+        Unknown: there is no format of that name.
+        InvalidInput: the source is missing, of no known format, damaged, or its values cannot be used; one line that names them.
+    """
+    if format is not None and format not in FORMATS:
+        raise Unknown(f"unknown format {format!r}", hint=nearest(format, list(FORMATS)))
+    if isinstance(source, Mapping):
+        if format not in (None, "npz"):
+            raise InvalidInput(f"a dict of arrays is not of format {format!r}", hint="leave the format out")
+        return npz.open_arrays(source)
+    path = Path(source)
+    try:
+        found = path.exists()
+    except OSError as error:
+        raise InvalidInput(f"{path} cannot be read: {error.strerror}", hint="check its owner and mode") from None
+    if not found:
+        raise InvalidInput(f"there is no file or folder {path}", hint="check the path")
+    if not os.access(path, os.R_OK):
+        raise InvalidInput(f"{path} cannot be read", hint="check its owner and mode")
+    return (FORMATS[format] if format is not None else detect(path)).open(path)
+
+
+def detect(path: Path) -> Format:
+    """The format of what lies at ``path``; raises `InvalidInput` that says what was found there and which formats are known."""
+    for each in FORMATS.values():
+        if each.detect(path):
+            return each
+    raise InvalidInput(f"{path.name} is of no known format: {_looks(path)}", hint="known: " + "; ".join(f"{f.name} ({f.summary})" for f in FORMATS.values()))
+
+
+def _looks(path: Path) -> str:
+    """What a file of no known format is, as far as a glance tells."""
+    if path.is_dir():
+        datasets = sorted(each.parent.parent.relative_to(path).as_posix() for each in path.glob("*/**/data/metadata.json"))[:3]
+        if datasets:
+            return f"it is a folder of datasets; give one of them, for example {datasets[0]}"
+        return f"it is a folder with {hdf5.listed(each.name for each in path.iterdir())}"
+    if hdf5.is_hdf5(path):
+        hdf5.open_hdf5(path).close()  # a damaged file says so itself
+        return f"it is HDF5 with {hdf5.listed(hdf5.keys(path))}"
+    with open(path, "rb") as file:
+        start = file.read(8)
+    if not start:
+        return "it is empty"
+    if start[:1] == b"\x80":
+        return "it is a pickle, which is never read because loading one can run any program"
+    if start[:6] == b"\x93NUMPY":
+        return "it is a single array; put observations, actions, rewards and terminals into one .npz"
+    return f"it starts with {start!r}"

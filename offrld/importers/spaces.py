@@ -1,0 +1,210 @@
+"""Action spaces of a source: declared in the file, known from its environment, or inferred from the actions themselves.
+
+The order of trust: what the file itself declares, then the ``action_space`` of the environment that it names, then the range of the data.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from offrl_store import Field
+from offrl_store.errors import InvalidEpisode, InvalidInput
+
+from .columns import Column
+
+#: Actions may lie outside their bounds by this share of the bound's size: float32 rounding of a float64 bound.
+TOLERANCE = 1e-6
+
+#: More choices than this cannot be meant: a policy has one output for each.
+MAX_CHOICES = 1 << 20
+
+
+@dataclass(frozen=True)
+class ActionSpace:
+    """A known action space. ``n`` when discrete; else ``low`` and ``high``, float64 ``[A]``; ``origin`` is ``env:ID`` or ``declared``."""
+
+    origin: str
+    n: int | None = None
+    low: np.ndarray | None = None
+    high: np.ndarray | None = None
+
+    @property
+    def discrete(self) -> bool:
+        return self.n is not None
+
+    @property
+    def owner(self) -> str:
+        """How messages call the one who says so."""
+        return self.origin.removeprefix("env:") if self.origin.startswith("env:") else "the file"
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What gymnasium says of an environment: its action space (None where it gives no usable bounds) and its time limit in steps."""
+
+    space: ActionSpace | None
+    limit: int | None
+
+
+def box(low: Any, high: Any, origin: str) -> ActionSpace | None:
+    """A box as an action space, or None when a bound is not finite (it then says nothing about the data's scale)."""
+    low, high = np.asarray(low, np.float64).reshape(-1), np.asarray(high, np.float64).reshape(-1)
+    if low.shape != high.shape or not low.size or not (np.isfinite(low).all() and np.isfinite(high).all() and (low <= high).all()):
+        return None
+    return ActionSpace(origin, low=low, high=high)
+
+
+def choices(n: int, start: int, origin: str, file: str) -> ActionSpace:
+    """``n`` numbered choices; they must be counted from 0, because the policy's output is the number itself."""
+    if start != 0:
+        raise InvalidInput(f"{file}: the actions are numbered from {start}", hint="number them from 0, and add the offset in the environment")
+    return ActionSpace(origin, n=int(n))
+
+
+def probe_environment(env_id: str | None, file: str, messages: list[str]) -> Environment:
+    """Asks gymnasium about the environment that a file names. What it does not know is said in ``messages`` and is no error."""
+    unknown = Environment(None, None)
+    if not env_id:
+        return unknown
+    if ":" in env_id:  # gymnasium would import the module before the colon: not on the word of a data file
+        messages.append(f"environment {env_id!r} is not asked for its bounds: ids with a module are not imported from a data file")
+        return unknown
+    try:
+        import gymnasium
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            env = gymnasium.make(env_id, disable_env_checker=True)
+            try:
+                space, limit = env.action_space, env.spec.max_episode_steps if env.spec else None
+            finally:
+                env.close()
+    except Exception as error:  # anything may fail in an environment's constructor; bounds then come from the data
+        line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        messages.append(f"environment {env_id!r} is not available here ({line}); the actions' range is taken from the data")
+        return unknown
+    origin = f"env:{env_id}"
+    if isinstance(space, gymnasium.spaces.Discrete):
+        return Environment(choices(int(space.n), int(space.start), origin, file), limit)
+    known = box(space.low, space.high, origin) if isinstance(space, gymnasium.spaces.Box) else None
+    if known is None:
+        messages.append(f"environment {env_id!r} gives no finite bounds ({space}); the actions' range is taken from the data")
+    return Environment(known, limit)
+
+
+class ActionScan:
+    """Goes once over all actions in blocks: decides their kind, checks them against a known space, and finds their range.
+
+    Args:
+        column: the first column of actions; its dtype and shape decide the kind where nothing else does.
+        space: the known space, or None.
+        discrete: what the file says itself about the kind, or None.
+    """
+
+    def __init__(self, column: Column, space: ActionSpace | None = None, discrete: bool | None = None) -> None:
+        if discrete is None and space is not None:
+            discrete = space.discrete
+        self.discrete = column.dtype.kind in "iub" if discrete is None else discrete
+        self._file, self._space, self._shape, self._dtype = column.file, space, column.shape, column.dtype
+        if self.discrete and column.shape not in ((), (1,)):
+            raise InvalidInput(
+                f"{column.file}: {column.key!r} holds {column.dtype} rows of shape {column.shape}: several discrete actions per step are not supported",
+                hint="number the combinations in one column, or store continuous actions as floats",
+            )
+        if not self.discrete and (len(column.shape) > 1 or 0 in column.shape):
+            raise InvalidInput(f"{column.file}: {column.key!r} has rows of shape {column.shape}", hint="a continuous action is a vector: [N, A]")
+        self._size = 1 if not column.shape else column.shape[0]
+        if space is not None and space.discrete != self.discrete:
+            kinds = {True: "discrete", False: "continuous"}
+            raise InvalidInput(
+                f"{column.file}: the actions are {kinds[self.discrete]}, those of {space.owner} are {kinds[space.discrete]}",
+                hint="correct the environment's name or the actions",
+            )
+        if space is not None and not space.discrete and space.low.size != self._size:
+            raise InvalidInput(
+                f"{column.file}: {column.key!r} has {self._size} dimensions, the actions of {space.owner} have {space.low.size}",
+                hint="correct the environment's name or the actions",
+            )
+        self._low, self._high = np.full(self._size, np.inf), np.full(self._size, -np.inf)
+        self._whole = True
+        self._noise, self._overshoot = 0, 0.0  # values beyond a bound by less than the tolerance, and by how much at most
+
+    def convert(self, block: np.ndarray) -> np.ndarray:
+        """A block as it is stored: int64 ``[K]`` when discrete, else floats ``[K, A]``, rounding noise at the bounds removed."""
+        if self.discrete:
+            return block.reshape(len(block)).astype(np.int64, copy=False)
+        block = block.reshape(len(block), self._size).astype(self.dtype, copy=False)
+        if self._noise:
+            block = np.clip(block, self._space.low.astype(block.dtype), self._space.high.astype(block.dtype))
+        return block
+
+    @property
+    def dtype(self) -> str:
+        """Stored dtype: int64 when discrete; floats keep theirs, integers that are said to be continuous become float32."""
+        return "int64" if self.discrete else self._dtype.name if self._dtype.kind == "f" else "float32"
+
+    def add(self, column: Column, start: int, block: np.ndarray) -> None:
+        """Checks a block whose first row is row ``start`` of ``column``; raises `InvalidEpisode` that names the first wrong value."""
+        column.check_finite(block, start)
+        if not len(block):
+            return
+        values = block.reshape(len(block), -1)
+        if self.discrete:
+            self._add_discrete(column, start, values[:, 0])
+        elif self._space is not None:
+            margin = TOLERANCE * np.maximum(np.abs(self._space.low), np.abs(self._space.high))
+            outside = (values < self._space.low - margin) | (values > self._space.high + margin)
+            if outside.any():
+                row, dim = (int(i) for i in np.argwhere(outside)[0])
+                index = (dim,) if column.shape else ()
+                raise InvalidEpisode(
+                    f"{column.file}: {column.where(start + row, index)} is {float(values[row, dim]):.9g}, outside "
+                    f"[{self._space.low[dim]:g}, {self._space.high[dim]:g}] of {self._space.owner}",
+                    hint=f"clip the actions, or correct the bounds{self._remove()}",
+                )
+            over = np.maximum(values.astype(self.dtype) - self._space.high.astype(self.dtype), self._space.low.astype(self.dtype) - values)
+            self._noise += int((over > 0).sum())
+            self._overshoot = max(self._overshoot, float(over.max()))
+        self._low = np.minimum(self._low, values.min(0))
+        self._high = np.maximum(self._high, values.max(0))
+        self._whole = self._whole and (values.dtype.kind != "f" or bool((values == np.floor(values)).all()))
+
+    def _add_discrete(self, column: Column, start: int, values: np.ndarray) -> None:
+        if values.dtype.kind == "f":
+            wrong = np.flatnonzero(values != np.floor(values))
+            if len(wrong):
+                raise InvalidEpisode(
+                    f"{column.file}: {column.where(start + int(wrong[0]))} is {values[wrong[0]]:.9g}, but the actions are discrete",
+                    hint=f"discrete actions are whole numbers from 0; mark the file as continuous if they are not{self._remove()}",
+                )
+        n = self._space.n if self._space is not None else MAX_CHOICES
+        wrong = np.flatnonzero((values < 0) | (values >= n))
+        if len(wrong):
+            of = f"the {n} actions (0 to {n - 1}) of {self._space.owner}" if self._space is not None else f"what discrete actions can be (0 to {n - 1})"
+            raise InvalidEpisode(
+                f"{column.file}: {column.where(start + int(wrong[0]))} is {values[wrong[0]]:.9g}, outside {of}",
+                hint=f"number the actions from 0{self._remove()}",
+            )
+
+    def _remove(self) -> str:
+        return ", or remove 'env_id' so that the range is taken from the data" if self._space is not None and self._space.origin != "declared" else ""
+
+    def field(self, messages: list[str]) -> tuple[Field, str]:
+        """The action field with its bounds, and where these come from: ``env:ID``, ``declared`` or ``inferred``."""
+        origin = self._space.origin if self._space is not None else "inferred"
+        if self.discrete:
+            n = self._space.n if self._space is not None else int(self._high[0]) + 1
+            if self._space is None:
+                messages.append(f"{n} discrete actions, counted in the data: the file declares no number")
+            return Field("int64", (), low=0, high=n - 1), origin
+        if self._noise:
+            messages.append(f"{self._noise} actions were beyond their bounds by {self._overshoot:.1e} at most: rounding; set to the bound")
+        if self._space is not None:
+            return Field(self.dtype, (self._size,), low=self._space.low, high=self._space.high), origin
+        if self._whole and self._dtype.kind == "f":
+            messages.append("all actions are whole numbers in a float array: taken as continuous; store them as integers if they are choices")
+        messages.append("the bounds of the actions are the range of the data: the file declares none")
+        return Field(self.dtype, (self._size,), low=self._low.copy(), high=self._high.copy()), origin

@@ -1,0 +1,62 @@
+"""Which checkpoint a run goes on from, and which of them are kept."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable
+
+from offrld.engine import CheckpointCorrupt, Learner
+from offrld.worker.runfolder import RunFolder
+
+INTERVAL_S = 60.0        # of the checkpoints that guard against losing work; OFFRLD_CHECKPOINT_SECONDS overrides it
+NEWEST = 2               # time-based ones kept while training: if the newest is damaged, the one before serves
+
+
+class Checkpoints:
+    """The checkpoints of one run."""
+
+    def __init__(self, run: RunFolder, learner: Learner, keep: Callable[[int], bool]) -> None:
+        """``keep``: whether the checkpoint of a step is kept for good."""
+        self._run, self._learner, self._keep = run, learner, keep
+        self._interval_s = float(os.environ.get("OFFRLD_CHECKPOINT_SECONDS") or INTERVAL_S)
+        self._saved_at = time.monotonic()
+        self._saved_step: int | None = None
+
+    def restore(self, log: Callable[[str], None]) -> bool:
+        """Go on from the newest checkpoint that is whole; False where there is none. Damaged ones are told, and removed."""
+        for leftover in self._run.checkpoints.glob(".*.tmp"):
+            leftover.unlink(missing_ok=True)
+        for step in reversed(self._run.checkpoint_steps()):
+            try:
+                self._learner.restore(self._run.checkpoint(step))
+            except CheckpointCorrupt as error:
+                log(f"skipped a damaged checkpoint: {error}")
+                self._run.checkpoint(step).unlink()
+                continue
+            self._saved_step = step
+            return True
+        return False
+
+    @property
+    def due_in_s(self) -> float:
+        """Seconds until the next time-based checkpoint is due; negative when it is late."""
+        return self._saved_at + self._interval_s - time.monotonic()
+
+    def save(self) -> None:
+        """Write the state of the learner, and remove what the new checkpoint makes useless."""
+        step = self._learner.step
+        if step != self._saved_step:
+            self._learner.save(self._run.checkpoint(step))
+            self._saved_step = step
+        self._saved_at = time.monotonic()
+        self._remove(self._run.checkpoint_steps()[:-NEWEST])
+
+    def finish(self) -> None:
+        """Training is over: of the time-based checkpoints none is needed but the last."""
+        self._remove(self._run.checkpoint_steps()[:-1])
+
+    def _remove(self, steps: Iterable[int]) -> None:
+        for step in steps:
+            if not self._keep(step):
+                self._run.checkpoint(step).unlink(missing_ok=True)

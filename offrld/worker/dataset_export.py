@@ -1,0 +1,47 @@
+"""A dataset export job: the pinned snapshot of a dataset in a format that others read, under ``dataset/`` of the run folder."""
+
+from __future__ import annotations
+
+import os
+
+from offrl.job import DatasetExportSpec
+from offrl_store import EpisodeStore
+
+from offrld.importers.dataset_export import export_dataset
+from offrld.worker.job import WorkerJob
+from offrld.worker.runfolder import remove, sync_folder
+
+SUFFIXES = {"d4rl": ".hdf5", "npz": ".npz", "store": ""}   # of the result's name; a store is a folder
+
+
+def run(job: WorkerJob) -> None:
+    """Run the export; the result appears whole, or not at all."""
+    spec: DatasetExportSpec = job.spec
+    if job.run.dataset.exists():  # of an attempt that died after its rename
+        return
+    store = EpisodeStore.open(job.state.dataset(spec.dataset), job.snapshot)
+    job.report.progress(0, len(store), force=True)
+    unfinished = job.run.path / ".dataset.tmp"
+    remove(unfinished)
+    unfinished.mkdir()
+    try:
+        export_dataset(store, unfinished / f"{spec.dataset}{SUFFIXES[spec.format]}", spec.format)
+        job.control.check()
+        _sync(unfinished)
+        os.rename(unfinished, job.run.dataset)
+    finally:
+        remove(unfinished)
+    sync_folder(job.run.path)
+    job.report.progress(len(store), len(store), force=True)
+
+
+def _sync(folder: os.PathLike[str]) -> None:
+    """Make every file below a folder durable."""
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            descriptor = os.open(os.path.join(parent, name), os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        sync_folder(parent)

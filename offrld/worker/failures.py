@@ -1,0 +1,50 @@
+"""How a job fails: any exception as the ``{code, message, hint}`` that its end event carries."""
+
+from __future__ import annotations
+
+import errno
+import sys
+import traceback
+
+from offrl_store.errors import OffrlError
+
+MEMORY_HINT = "use a smaller batch_size or fewer seeds, or a machine with more memory"
+
+
+class Diverged(OffrlError):
+    """A loss became NaN or infinite."""
+
+    code = "diverged"
+
+
+def to_error(error: BaseException) -> dict[str, str]:
+    """What to tell the user about ``error``; the traceback of an unexpected one goes to the log."""
+    if isinstance(error, OffrlError):
+        return _error(error.code, str(error), error.hint)
+    traceback.print_exception(error, file=sys.stderr)
+    sys.stderr.flush()
+    if _out_of_memory(error):
+        return _error("out_of_memory", f"out of memory: {_line(error)}", MEMORY_HINT)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        where = f" ({error.filename})" if error.filename else ""
+        return _error("disk_full", f"the disk is full{where}", "free some space, then `offrl retry` the job")
+    return _error("internal", f"{type(error).__name__}: {_line(error)}", "a defect in offrld: `offrl logs` shows the traceback")
+
+
+def _error(code: str, message: str, hint: str) -> dict[str, str]:
+    return {"code": code, "message": message, "hint": hint}
+
+
+def _line(error: BaseException) -> str:
+    """The first line of the error's text, which is where libraries say what is wrong."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")[:500]
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    # torch.OutOfMemoryError is the GPU's; the CPU allocator raises a plain RuntimeError. Compared by name: no torch here.
+    return (
+        isinstance(error, MemoryError)
+        or any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__)
+        or (isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error))
+        or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+    )

@@ -1,0 +1,39 @@
+"""The job that a worker was started for, as the function that runs its kind sees it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from offrl.job import JobSpec
+
+from offrld.worker.control import Control
+from offrld.worker.report import Reporter
+from offrld.worker.runfolder import RunFolder, StateFolder
+
+
+@dataclass(frozen=True)
+class WorkerJob:
+    """One attempt at a job.
+
+    Attributes:
+        id, attempt: of the job; attempts count from 1.
+        spec: what was submitted.
+        snapshot: the dataset snapshot that the job has pinned, as text; None for kinds that pin none.
+        import_roots: folders of this machine below which an import may read.
+        state, run: the daemon's state folder and the job's run folder.
+        control, report: the two directions of the conversation with the daemon.
+        started: `time.perf_counter` when the process began to run.
+    """
+
+    id: str
+    attempt: int
+    spec: JobSpec
+    snapshot: str | None
+    import_roots: tuple[Path, ...]
+    state: StateFolder
+    run: RunFolder
+    control: Control
+    report: Reporter
+    started: float = field(default_factory=time.perf_counter)

@@ -1,0 +1,43 @@
+"""How many updates a block has, and how fast they are."""
+
+from __future__ import annotations
+
+from collections import deque
+
+BLOCK_S = 0.25           # a block ends soon enough for control messages to be obeyed at once
+WINDOW_S = 10.0          # the speed told is that of the last seconds
+
+
+class Pace:
+    """Measures blocks of updates. The first block is one update, whose time (compiling, warming up) counts for nothing."""
+
+    def __init__(self) -> None:
+        self.block = 1
+        self._recent: deque[tuple[int, float]] = deque()
+        self._updates, self._seconds = 0, 0.0
+        self._warm = False
+
+    def add(self, updates: int, seconds: float) -> None:
+        """A block took that long."""
+        if not self._warm:
+            self._warm = True
+            return
+        self._recent.append((updates, seconds))
+        self._updates += updates
+        self._seconds += seconds
+        while len(self._recent) > 1 and self._seconds - self._recent[0][1] > WINDOW_S:
+            old_updates, old_seconds = self._recent.popleft()
+            self._updates -= old_updates
+            self._seconds -= old_seconds
+        # No more than four times the last: the first blocks say little about the next.
+        self.block = max(1, min(4 * self.block, int((self.updates_per_second or 1.0) * BLOCK_S)))
+
+    @property
+    def updates_per_second(self) -> float | None:
+        """Of the last seconds of training; None before there is anything to measure."""
+        return self._updates / self._seconds if self._updates and self._seconds > 0 else None
+
+    def seconds(self, updates: int) -> float:
+        """How long that many updates will take."""
+        speed = self.updates_per_second
+        return updates / speed if speed else 0.0

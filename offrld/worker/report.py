@@ -1,0 +1,126 @@
+"""What a worker says: one JSON object per line, first into the run folder's ``events.jsonl``, then to the daemon.
+
+The file is the record (an executor without a pipe reads it), the pipe is the fast way. Numbers are finite or null, because
+JSON knows nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+PROGRESS_S = 1.0         # at most one progress line in this many seconds, but for forced ones
+DIGITS = 9               # significant digits: a float32 survives them
+
+
+class Reporter:
+    """Writes the event lines of one attempt. Safe to use from several threads; nothing is written after `end`."""
+
+    def __init__(self, descriptor: int, path: Path | None) -> None:
+        """``descriptor``: the event pipe; ``path``: the run folder's ``events.jsonl``, appended to."""
+        self._pipe = descriptor
+        self._file = _open_lines(path) if path else None
+        self._lock = threading.Lock()
+        self._ended = False
+        self._last_progress = -math.inf
+
+    def progress(
+        self, step: int, steps: int, *, updates_per_second: float | None = None, eta_s: float | None = None,
+        metrics: dict[str, dict[int, float]] | None = None, force: bool = False,
+    ) -> bool:  # fmt: skip
+        """Where the job stands, at most once in `PROGRESS_S` unless forced; returns whether a line was written.
+
+        ``metrics``: name -> seed -> latest value; values that are not finite are left out (the protocol's metrics are numbers).
+        """
+        now = time.monotonic()
+        if not force and now - self._last_progress < PROGRESS_S:
+            return False
+        self._last_progress = now
+        shown = {
+            name: {str(seed): number(value) for seed, value in values.items() if math.isfinite(value)}
+            for name, values in (metrics or {}).items()
+        }
+        self._write(
+            "progress", step=int(step), steps=int(steps), updates_per_second=number(updates_per_second), eta_s=number(eta_s),
+            metrics={name: values for name, values in shown.items() if values},
+        )  # fmt: skip
+        return True
+
+    def message(self, text: str) -> None:
+        """One line for the reader of the job's events, and for its log."""
+        text = " ".join(text.split())
+        print(text, file=sys.stderr, flush=True)
+        self._write("message", message=text)
+
+    def dataset(self, info: dict[str, Any]) -> None:
+        """A dataset is durable under its name; ``info`` has the fields of the wire's DatasetInfo."""
+        self._write("dataset", dataset=info)
+
+    def end(self, state: str, error: dict[str, str] | None = None) -> None:
+        """The last line. A second call does nothing."""
+        self._write("end", last=True, state=state, error=error)
+
+    def _write(self, kind: str, *, last: bool = False, **fields: Any) -> None:
+        line = json.dumps({"type": kind, "time": round(time.time(), 3), **fields}, default=_plain, allow_nan=False) + "\n"
+        with self._lock:
+            if self._ended:
+                return
+            self._ended = last
+            try:
+                if self._file is not None:
+                    _write_all(self._file, line.encode())
+                    if last:
+                        os.fsync(self._file)
+            except OSError:
+                if not last:  # a full disk ends the job, and its end must be told all the same
+                    raise
+            with contextlib.suppress(OSError):  # nobody listens any more: the control pipe says so too, and that ends the job
+                _write_all(self._pipe, line.encode())
+
+
+def number(value: float | None) -> float | int | None:
+    """``value`` as JSON can hold it: rounded to `DIGITS` significant digits, None where it is not finite."""
+    if value is None or isinstance(value, int):
+        return value
+    value = float(value)
+    return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
+
+
+def json_safe(value: Any) -> Any:
+    """``value`` with every number that JSON cannot hold replaced by None, arrays and NumPy numbers made plain."""
+    if isinstance(value, dict):
+        return {str(key): json_safe(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [json_safe(item) for item in value]
+    if isinstance(value, (str, bool)) or value is None:
+        return value
+    if hasattr(value, "tolist"):
+        return json_safe(value.tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if isinstance(value, int) else str(value)
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if hasattr(value, "tolist") else str(value)
+
+
+def _open_lines(path: Path) -> int:
+    """A descriptor that appends to a file of lines; a line that a crash cut short is closed first."""
+    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    size = os.fstat(descriptor).st_size
+    if size and os.pread(descriptor, 1, size - 1) != b"\n":
+        _write_all(descriptor, b"\n")
+    return descriptor
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(descriptor, data):]

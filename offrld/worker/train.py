@@ -1,0 +1,215 @@
+"""A train job: updates in blocks, with metrics, validation, evaluation and checkpoints at fixed steps.
+
+What is computed depends on the step number alone, never on time: a run that was paused or killed and resumed writes the same
+metric rows and the same final state as one that was not. Time only decides how large the blocks are, and when a checkpoint
+beyond the fixed ones is made.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from typing import Any
+
+from offrl.job import TrainSpec
+from offrl_store import EpisodeStore
+
+from offrld import settings
+from offrld.algos import get
+from offrld.engine import Learner
+from offrld.worker.checkpoints import Checkpoints
+from offrld.worker.control import Stopped
+from offrld.worker.failures import Diverged
+from offrld.worker.job import WorkerJob
+from offrld.worker.metrics import Metrics
+from offrld.worker.pace import Pace
+from offrld.worker.report import json_safe
+from offrld.worker.runfolder import write_json
+from offrld.worker.versions import installed
+
+MOST_ROWS_APART = 1000   # updates between two rows of the training metrics, at most
+VALIDATIONS = 10         # over a run, where --eval-every does not say
+
+
+def run(job: WorkerJob) -> None:
+    """Train, from the newest checkpoint where there is one; raises `OffrlError`, or `Stopped` with a checkpoint made."""
+    Training(job).run()
+
+
+class Training:
+    """One attempt at a train job."""
+
+    def __init__(self, job: WorkerJob) -> None:
+        spec: TrainSpec = job.spec
+        self.job, self.spec = job, spec
+        algorithm = get(spec.algorithm)
+        config = algorithm.configure(spec.config, spec.preset)
+        store = EpisodeStore.open(job.state.dataset(spec.dataset), job.snapshot)
+        bounds = None
+        if spec.eval_env is not None:
+            from offrld.worker.environment import check_environment
+
+            bounds = check_environment(spec.eval_env, store.schema)
+        job.control.check()
+        self.learner = Learner.create(
+            algorithm, config, store, seeds=spec.seeds, device=spec.device, runner=self._runner(), threads=spec.threads,
+            holdout=spec.validation, bounds=bounds, env_id=spec.eval_env, cache_dir=job.state.inductor_cache, log=job.report.message,
+        )  # fmt: skip
+        self.interval = max(1, min(MOST_ROWS_APART, spec.steps // 100))
+        self.validate_every = spec.eval_every or max(1, spec.steps // VALIDATIONS)
+        self.metrics = Metrics(job.run, spec.seeds, self.interval)
+        self.checkpoints = Checkpoints(job.run, self.learner, self._is_evaluation)
+        self.pace = Pace()
+        self._policies: Any = None
+
+    def _runner(self) -> str:
+        """The runner of an earlier attempt where there was one, so that the resumed run computes the same numbers."""
+        if self.spec.runner == "auto" and self.job.run.checkpoint_steps() and self.job.run.spec.exists():
+            return json.loads(self.job.run.spec.read_text()).get("run", {}).get("runner", "auto")
+        return self.spec.runner
+
+    # ------------------------------------------------------------------------------------------------------------ the loop
+    def run(self) -> None:
+        job, learner, steps = self.job, self.learner, self.spec.steps
+        if self.checkpoints.restore(job.report.message):
+            self.metrics.resume(learner.step)
+            job.report.message(f"resumed from the checkpoint at step {learner.step}")
+        else:
+            self.metrics.resume(0)
+        self._describe()
+        try:
+            if learner.step > 0:
+                self._evaluate()  # of that step, where an earlier attempt did not come to it
+            first = True
+            while learner.step < steps:
+                job.control.check()
+                began = time.perf_counter()
+                updates = min(self.pace.block, self._next_stop() - learner.step)
+                learner.run(updates)
+                self.pace.add(updates, time.perf_counter() - began)
+                if first:
+                    print(f"first update {time.perf_counter() - job.started:.2f} s after the worker's start", file=sys.stderr)
+                self._at_step()
+                self._progress(force=first)
+                first = False
+        except Stopped as stopped:
+            if stopped.reason != "cancel":
+                self._save()
+                job.report.message(f"stopped with a checkpoint at step {learner.step}")
+            raise
+        self._finish()
+
+    def _next_stop(self) -> int:
+        """The next step at which something other than an update is due."""
+        every = [self.interval]
+        if self.spec.eval_every is not None:
+            every.append(self.spec.eval_every)
+        if self.spec.validation > 0:
+            every.append(self.validate_every)
+        step = self.learner.step
+        return min(self.spec.steps, *((step // n + 1) * n for n in every))
+
+    def _at_step(self) -> None:
+        """What is due after the update that led to the present step."""
+        step = self.learner.step
+        last = step == self.spec.steps
+        row = last or step % self.interval == 0
+        if row:
+            means = self.learner.metrics()
+            self.metrics.record(step, means)
+            self._check_finite(means)
+        if self.spec.validation > 0 and (last or step % self.validate_every == 0):
+            self.metrics.record(step, self._validate())
+        if last or self._is_evaluation(step):
+            self._save()
+            if not last:
+                self._evaluate()
+        elif self.checkpoints.due_in_s < 0 and (row or self.checkpoints.due_in_s < -self.pace.seconds(self._next_stop() - step)):
+            # At a row the state has just been found finite; only a row that is far away is not waited for.
+            self._save()
+
+    def _finish(self) -> None:
+        """All updates are done: policies of every seed, evaluated where there is an environment."""
+        if self.spec.eval_env is None:
+            for seed in self.spec.seeds:
+                if not self.job.run.policy(seed, self.learner.step).exists():
+                    self._policy_files().export(seed)
+                self.job.control.check()
+        else:
+            self._evaluate()
+        self.checkpoints.finish()
+        self.metrics.sync()
+        self._progress(force=True)
+
+    # ------------------------------------------------------------------------------------------------------------ the parts
+    def _is_evaluation(self, step: int) -> bool:
+        return step > 0 and (step == self.spec.steps or (self.spec.eval_every is not None and step % self.spec.eval_every == 0))
+
+    def _evaluate(self) -> None:
+        """Evaluate every seed's policy at the present step, if that is due and not done; the checkpoint of this step exists."""
+        step, spec = self.learner.step, self.spec
+        if spec.eval_env is None or not self._is_evaluation(step) or self.metrics.recorded("return_std", step):
+            return
+        results = {}
+        for seed in spec.seeds:
+            self._progress()
+            results[seed] = self._policy_files().evaluate(seed, spec.eval_env, spec.eval_episodes, self.job.control)
+        self.metrics.record(
+            step,
+            {
+                "return_mean": {seed: result.return_mean for seed, result in results.items()},
+                "return_std": {seed: result.return_std for seed, result in results.items()},
+            },
+        )
+        text = ", ".join(f"seed {seed}: {result.return_mean:.6g} ± {result.return_std:.3g}" for seed, result in results.items())
+        self.job.report.message(f"step {step}: mean return in {spec.eval_env} over {spec.eval_episodes} episodes: {text}")
+        self._progress(force=True)
+
+    def _validate(self) -> dict[str, dict[int, float]]:
+        from offrld.evaluate.offline import evaluate_offline
+
+        return {**self.learner.validate(), **evaluate_offline(self.learner)}
+
+    def _check_finite(self, means: dict[str, dict[int, float]]) -> None:
+        for name, values in means.items():
+            for seed, value in values.items():
+                if not math.isfinite(value):
+                    self._progress(force=True)
+                    kept = self.job.run.checkpoint_steps()
+                    good = f"the checkpoint at step {kept[-1]} is kept; " if kept else ""
+                    raise Diverged(
+                        f"{name} of seed {seed} became {value} by step {self.learner.step}",
+                        hint=f"{good}try a smaller learning rate, or a reward or observation scaler",
+                    )
+
+    def _save(self) -> None:
+        self.metrics.sync()  # first the rows, then the checkpoint that promises them
+        self.checkpoints.save()
+
+    def _progress(self, force: bool = False) -> None:
+        step, steps = self.learner.step, self.spec.steps
+        speed = self.pace.updates_per_second
+        eta = (steps - step) / speed if speed else None
+        self.job.report.progress(step, steps, updates_per_second=speed, eta_s=eta, metrics=self.metrics.latest, force=force)
+
+    def _policy_files(self) -> Any:
+        if self._policies is None:
+            from offrld.worker.policies import PolicyFiles  # onnx and its exporter: not needed before the first export
+
+            self._policies = PolicyFiles(self.learner, self.job.run, job=self.job.id, dataset=self.spec.dataset)
+        return self._policies
+
+    def _describe(self) -> None:
+        """Write what it takes to repeat the run."""
+        job, learner = self.job, self.learner
+        write_json(job.run.config, settings.as_flat(learner.config))
+        write_json(
+            job.run.spec,
+            {
+                "job": job.id, "attempt": job.attempt, "spec": self.spec.model_dump(), "snapshot": str(learner.store.snapshot()),
+                "seeds": self.spec.seeds, "space": json_safe(learner.space), "run": learner.describe_run(), "resumed_from": learner.step,
+                "versions": installed(),
+            },
+        )  # fmt: skip

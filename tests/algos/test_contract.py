@@ -1,0 +1,96 @@
+"""What every algorithm of the registry must hold: its settings matter, its policy has the right form, it is documented."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import pytest
+import torch
+from offrl.errors import Unknown
+
+from offrld import settings
+from offrld.algos import ALGORITHMS, get
+from offrld.engine import Learner
+
+ALL = list(ALGORITHMS.values())
+UPDATES = 5
+names = pytest.mark.parametrize("algorithm", ALL, ids=lambda a: a.name)
+every_setting = pytest.mark.parametrize(
+    ("algorithm", "name"),
+    [(algorithm, name) for algorithm in ALL for name in settings.describe(algorithm.config)],
+    ids=lambda value: value if isinstance(value, str) else value.name,
+)
+
+
+def another(field: settings.Setting) -> Any:
+    """A valid value of the setting that is not its default: the declared probe, or one near it."""
+    if field.probe is not None:
+        return field.probe
+    if field.choices is not None:
+        return next(choice for choice in field.choices if choice != field.default)
+    if isinstance(field.default, bool):
+        return not field.default
+    if isinstance(field.default, int):
+        return field.default + 1
+    return field.default / 2
+
+
+def trained(algorithm, store, values) -> dict[str, torch.Tensor]:
+    learner = Learner.create(algorithm, algorithm.configure({"batch_size": 16, **values}), store, dtype=torch.float64)
+    learner.run(UPDATES)
+    return learner._tensors()
+
+
+@pytest.fixture(scope="module")
+def baselines():
+    return {}
+
+
+@every_setting
+def test_every_setting_changes_the_update_the_networks_or_the_schedule(algorithm, name, store_for, baselines):
+    store = store_for(algorithm)
+    if algorithm.name not in baselines:
+        baselines[algorithm.name] = trained(algorithm, store, {})
+    base = baselines[algorithm.name]
+    changed = trained(algorithm, store, {name: another(settings.describe(algorithm.config)[name])})
+    same = base.keys() == changed.keys() and all(torch.equal(base[n], changed[n]) for n in base if base[n].shape == changed[n].shape)
+    shapes = base.keys() == changed.keys() and all(base[n].shape == changed[n].shape for n in base)
+    assert not (same and shapes), f"{algorithm.name}: {name} has no effect within {UPDATES} updates"
+
+
+@names
+def test_the_policy_takes_any_batch_and_gives_actions_of_the_right_form(algorithm, store_for):
+    learner = Learner.create(algorithm, algorithm.configure({"batch_size": 16}), store_for(algorithm))
+    policy = learner.policy(0)
+    for size in (1, 5):
+        action = policy(torch.randn(size, 3))
+        if algorithm.actions == "discrete":
+            assert action.dtype == torch.int64
+            assert action.shape == (size,)
+            assert set(action.tolist()) <= {0, 1, 2}
+        else:
+            assert action.dtype == torch.float32
+            assert action.shape == (size, 2)
+            assert action.abs().max() <= 2.0
+
+
+@names
+def test_it_is_documented_and_stands_in_the_file_of_its_name(algorithm, store_for):
+    module = importlib.import_module(f"offrld.algos.{algorithm.name}")
+    assert module.ALGORITHM is algorithm
+    assert algorithm.summary
+    assert algorithm.paper
+    learner = Learner.create(algorithm, algorithm.configure({"batch_size": 16}), store_for(algorithm))
+    learner.run(1)
+    for metric in learner.metrics():
+        assert f"`{metric}`" in module.__doc__, f"{algorithm.name}: metric {metric} is not in the file's first docstring"
+    assert {"paper", "d3rlpy"} <= set(algorithm.presets)
+    for preset in algorithm.presets:
+        algorithm.configure(preset=preset)
+
+
+def test_an_unknown_algorithm_is_answered_with_the_nearest():
+    with pytest.raises(Unknown) as caught:
+        get("td3bc")
+    assert caught.value.hint == "did you mean 'td3_bc'?"
