@@ -73,7 +73,8 @@ class Connection:
             give_up: float | None = None
             while True:
                 try:
-                    return next(self.stream([request], timeout=timeout))
+                    [reply] = self.stream([request], timeout=timeout)
+                    return reply
                 except ConnectionLost:
                     if not again:
                         raise

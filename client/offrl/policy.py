@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
+
 from offrl.errors import InvalidInput
 
-FORMAT = 1            # version of the policy file, `offrl.format`
-PREFIX = "offrl."     # of the metadata keys
-ACTION = "action"     # name of the graph's output
+FORMAT = 1  # version of the policy file, `offrl.format`
+PREFIX = "offrl."  # of the metadata keys
+ACTION = "action"  # name of the graph's output
 
 _DTYPES = {
     "tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(float16)": np.float16, "tensor(bool)": np.bool_,
@@ -33,7 +34,7 @@ def session_options() -> onnxruntime.SessionOptions:
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
-    options.log_severity_level = 3    # errors only: onnxruntime's warnings would go to the caller's stderr
+    options.log_severity_level = 3  # errors only: onnxruntime's warnings would go to the caller's stderr
     return options
 
 
@@ -49,7 +50,7 @@ class Policy:
     name to array (keys that the policy does not know are ignored).
 
     Attributes:
-        metadata: what the file says about itself, without the ``offrl.`` prefix: ``space``, ``algorithm``, ``config``, ``dataset``, ``job``, ...
+        metadata: what the file says about itself, without the ``offrl.`` prefix: ``space``, ``algorithm``, ``config``, ``job``, ...
         discrete: whether `act` gives an ``int`` (else a float32 array ``[A]``).
         observation_shapes, observation_dtypes: of each field, without the batch axis.
         action_low, action_high: float32 ``[A]``; None for discrete actions, or where the file has no bounds.
@@ -103,7 +104,10 @@ class Policy:
         return int(action) if self.discrete else action
 
     def predict(self, observations: Any) -> np.ndarray:
-        """The actions for a batch: observations ``[B, ...]`` (or a mapping of them) to float32 ``[B, A]`` or int64 ``[B]``. Raises as `act` does."""
+        """The actions for a batch: observations ``[B, ...]`` (or a mapping of them) to float32 ``[B, A]`` or int64 ``[B]``.
+
+        Raises as `act` does.
+        """
         fields = observations if isinstance(observations, Mapping) else None
         if fields is None and len(self._names) > 1:
             fields = {}
@@ -144,9 +148,12 @@ class Policy:
     def _field(self, observation: Any, name: str) -> Any:
         names = ", ".join(self._names)
         if not isinstance(observation, Mapping):
-            raise InvalidInput(f"the policy takes the fields {names}, given {type(observation).__name__}", hint=f"give a dict with the keys {names}")
+            raise InvalidInput(
+                f"the policy takes the fields {names}, given {type(observation).__name__}", hint=f"give a dict with the keys {names}"
+            )
         if name not in observation:
-            raise InvalidInput(f"the observation has no field {name!r}, only {', '.join(map(str, observation)) or 'none'}", hint=f"the policy needs {names}")
+            given = ", ".join(map(str, observation)) or "none"
+            raise InvalidInput(f"the observation has no field {name!r}, only {given}", hint=f"the policy needs {names}")
         return observation[name]
 
     def _row(self, name: str, value: Any) -> np.ndarray:
@@ -154,7 +161,8 @@ class Policy:
         shape = self.observation_shapes[name]
         value = _array(name, value, self.observation_dtypes[name])
         if value.shape != shape:
-            hint = "use predict() for a batch" if value.ndim and value.shape[1:] == shape else "give one observation as the environment gives it"
+            batch = value.ndim and value.shape[1:] == shape
+            hint = "use predict() for a batch" if batch else "give one observation as the environment gives it"
             raise InvalidInput(f"{name} has shape {value.shape}, the policy expects {shape}", hint=hint)
         return value[None]
 
@@ -174,6 +182,9 @@ class Policy:
             self._run(self._outputs, inputs)
 
 
+_FETCH_AGAIN = "fetch it again with: offrl fetch JOB --out policy.onnx"
+
+
 def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
@@ -188,35 +199,37 @@ def _read(path: Path) -> bytes:
 def _session(data: bytes, name: str) -> onnxruntime.InferenceSession:
     try:
         return onnxruntime.InferenceSession(data, session_options(), providers=["CPUExecutionProvider"])
-    except Exception as error:   # onnxruntime's classes share no base but Exception
+    except Exception as error:  # onnxruntime's classes share no base but Exception
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         if type(error).__name__ in ("InvalidProtobuf", "InvalidArgument") or not data:
-            raise InvalidInput(f"{name} is not an ONNX file, or a damaged one", hint="fetch it again with: offrl fetch JOB --out policy.onnx") from None
+            raise InvalidInput(f"{name} is not an ONNX file, or a damaged one", hint=_FETCH_AGAIN) from None
         raise InvalidInput(f"onnxruntime {onnxruntime.__version__} cannot load {name}: {reason}",
                            hint="if the file is whole, update onnxruntime: pip install -U onnxruntime") from None  # fmt: skip
 
 
 def _metadata(session: onnxruntime.InferenceSession, name: str) -> dict[str, Any]:
-    found = {key[len(PREFIX):]: value for key, value in session.get_modelmeta().custom_metadata_map.items() if key.startswith(PREFIX)}
+    found = {key[len(PREFIX) :]: value for key, value in session.get_modelmeta().custom_metadata_map.items() if key.startswith(PREFIX)}
     if "format" not in found:
         raise InvalidInput(f"{name} is an ONNX file, but not a policy of ours: it has no offrl.format in its metadata",
                            hint="a policy file comes from: offrl fetch JOB --out policy.onnx")  # fmt: skip
     try:
         return {key: json.loads(value) for key, value in found.items()}
     except ValueError:
-        raise InvalidInput(f"the metadata of {name} is not JSON", hint="fetch it again with: offrl fetch JOB --out policy.onnx") from None
+        raise InvalidInput(f"the metadata of {name} is not JSON", hint=_FETCH_AGAIN) from None
 
 
 def _check(session: onnxruntime.InferenceSession, metadata: dict[str, Any], name: str) -> None:
     version = metadata["format"]
     if not isinstance(version, int) or version > FORMAT:
-        raise InvalidInput(f"{name} is a policy file of version {version}, this offrl reads up to {FORMAT}", hint="update: pip install -U offrl")
+        message = f"{name} is a policy file of version {version}, this offrl reads up to {FORMAT}"
+        raise InvalidInput(message, hint="update: pip install -U offrl")
     outputs = session.get_outputs()
     if not outputs or outputs[0].name != ACTION or outputs[0].type not in ("tensor(float)", "tensor(int64)"):
-        raise InvalidInput(f"{name} has no output 'action' of float32 or int64", hint="fetch it again with: offrl fetch JOB --out policy.onnx")
+        raise InvalidInput(f"{name} has no output 'action' of float32 or int64", hint=_FETCH_AGAIN)
     for tensor in session.get_inputs():
         if tensor.type not in _DTYPES or not tensor.shape or not all(isinstance(size, int) for size in tensor.shape[1:]):
-            raise InvalidInput(f"{name}: input {tensor.name!r} has the type {tensor.type} and shape {tensor.shape}", hint="only the batch axis may be open")
+            message = f"{name}: input {tensor.name!r} has the type {tensor.type} and shape {tensor.shape}"
+            raise InvalidInput(message, hint="only the batch axis may be open")
 
 
 def _bound(value: Any, shape: tuple[int, ...]) -> np.ndarray | None:
@@ -232,7 +245,7 @@ def _env_id(metadata: dict[str, Any]) -> str | None:
         return str(evaluation["env"])
     source = space.get("source") if isinstance(space, dict) else None
     if isinstance(source, str) and source.startswith("env:"):
-        return source[len("env:"):]
+        return source[len("env:") :]
     return str(dataset["env_id"]) if isinstance(dataset, dict) and dataset.get("env_id") else None
 
 
@@ -246,13 +259,13 @@ def _array(name: str, value: Any, dtype: np.dtype) -> np.ndarray:
     given = value.dtype
     if given.kind == "f" and dtype.kind == "f":
         # One dot product tells in 0.5 us what np.isfinite(x).all() tells in 3: below the limit all is finite and fits float32.
-        if not np.vdot(value, value) < _SURELY_FINITE:
+        if not float(np.vdot(value, value)) < _SURELY_FINITE:
             return _finite(name, value, dtype)
         return value if given == dtype else value.astype(dtype)
     return value if given == dtype else _cast(name, value, dtype)
 
 
-_SURELY_FINITE = 1e76    # of a sum of squares: no element reaches the largest float32, 3.4e38
+_SURELY_FINITE = 1e76  # of a sum of squares: no element reaches the largest float32, 3.4e38
 
 
 def _finite(name: str, value: np.ndarray, dtype: np.dtype) -> np.ndarray:

@@ -14,18 +14,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
 from offrl.errors import InvalidInput, Unknown, nearest
 from offrl.policy import Policy
 
 if TYPE_CHECKING:
     import gymnasium
 
-MAX_STEPS = 100_000    # of one episode, where the environment has no time limit of its own
+_MAKE = "see whether gymnasium.make makes it"
+MAX_STEPS = 100_000  # of one episode, where the environment has no time limit of its own
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What came of an evaluation. ``returns`` and ``lengths`` are by episode, ``latency_us`` is the time of ``policy.act`` alone, per action."""
+    """What came of an evaluation: ``returns`` and ``lengths`` by episode, and the time of ``policy.act`` alone, per action."""
 
     env: str
     episodes: int
@@ -33,7 +35,7 @@ class Evaluation:
     lengths: tuple[int, ...]
     return_mean: float
     return_std: float
-    latency_us: dict[str, float]    # median, p99
+    latency_us: dict[str, float]  # median, p99
 
     def as_json(self) -> dict[str, Any]:
         """``{"env", "episodes", "return_mean", "return_std", "returns", "latency_us": {"median", "p99"}}``"""
@@ -122,7 +124,7 @@ def _action_converter(policy: Policy, space: gymnasium.Space) -> Callable[[Any],
     """The policy's action in the dtype and shape of the environment's action space."""
     dtype, shape = space.dtype, space.shape
     if policy.discrete:
-        first = int(space.start)    # the policy counts from 0
+        first = int(space.start)  # the policy counts from 0
         return lambda action: dtype.type(action + first)
     if dtype == np.float32 and shape == policy.action_shape:
         return lambda action: action
@@ -131,7 +133,7 @@ def _action_converter(policy: Policy, space: gymnasium.Space) -> Callable[[Any],
 
 # ------------------------------------------------------------------------------------------------------------ environments
 def make_env(env_id: str, **options: Any) -> gymnasium.Env:
-    """``gymnasium.make`` whose failures are one line that says what to do: an unknown id (with the nearest known one), a missing package."""
+    """``gymnasium.make`` whose failures are one line that says what to do: an unknown id (and the nearest known one), a missing package."""
     try:
         import gymnasium
         from gymnasium.error import DependencyNotInstalled, Error
@@ -142,58 +144,62 @@ def make_env(env_id: str, **options: Any) -> gymnasium.Env:
     except DependencyNotInstalled as error:
         raise _missing(env_id, str(error)) from None
     except Error as error:
-        if env_id not in gymnasium.registry:    # unregistered, or no id at all
+        if env_id not in gymnasium.registry:  # unregistered, or no id at all
             raise Unknown(f"gymnasium knows no environment {env_id!r}", hint=nearest(env_id, sorted(gymnasium.registry))) from None
-        raise InvalidInput(f"environment {env_id!r} cannot be made: {_first_line(error)}", hint="see whether gymnasium.make makes it") from None
+        raise InvalidInput(f"environment {env_id!r} cannot be made: {_first_line(error)}", hint=_MAKE) from None
     except ModuleNotFoundError as error:
         if error.name and ":" in env_id and env_id.startswith(error.name):
-            raise Unknown(f"environment {env_id!r}: there is no Python module {error.name!r}", hint="install the package that holds the environment") from None
+            message = f"environment {env_id!r}: there is no Python module {error.name!r}"
+            raise Unknown(message, hint="install the package that holds the environment") from None
         raise _missing(env_id, str(error), package=error.name) from None
-    except Exception as error:     # environments are other people's code: whatever goes wrong in making one is about the id given
-        raise InvalidInput(f"environment {env_id!r} cannot be made: {type(error).__name__}: {_first_line(error)}",
-                           hint="see whether gymnasium.make makes it") from None  # fmt: skip
+    except Exception as error:  # environments are other people's code: whatever goes wrong in making one is about the id given
+        raise InvalidInput(f"environment {env_id!r} cannot be made: {type(error).__name__}: {_first_line(error)}", hint=_MAKE) from None
 
 
 def check_spaces(policy: Policy, env: gymnasium.Env, name: str) -> None:
     """Raises InvalidInput unless the environment's observations and actions are those of the policy."""
+    for message in (_observation_mismatch(policy, env.observation_space), _action_mismatch(policy, env.action_space)):
+        if message:
+            own = f": --env {policy.env_id}" if policy.env_id else ""
+            raise InvalidInput(
+                f"environment {name!r} does not fit the policy: {message}", hint="evaluate it in the environment of its dataset" + own
+            )
+
+
+def _observation_mismatch(policy: Policy, space: gymnasium.Space) -> str:
     import gymnasium
 
-    space = env.observation_space
     shapes, dtypes = policy.observation_shapes, policy.observation_dtypes
     if isinstance(space, gymnasium.spaces.Dict):
         given: Mapping[str, Any] = space.spaces
     elif len(shapes) == 1:
         given = {next(iter(shapes)): space}
     else:
-        raise InvalidInput(f"the policy takes the fields {', '.join(shapes)}, but {name} gives one observation of shape {space.shape}",
-                           hint="evaluate it in the environment of its dataset" + _own(policy))  # fmt: skip
+        return f"it gives one observation of shape {space.shape}, the policy takes the fields {', '.join(shapes)}"
     for field, shape in shapes.items():
         if field not in given:
-            raise InvalidInput(f"{name} has no observation field {field!r}, only {', '.join(given)}", hint="evaluate it in its own environment" + _own(policy))
+            return f"it has no observation field {field!r}, only {', '.join(given)}"
         if given[field].shape != shape:
-            raise InvalidInput(f"{name} gives {field} of shape {given[field].shape}, the policy expects {shape}",
-                               hint="evaluate it in the environment of its dataset" + _own(policy))  # fmt: skip
+            return f"it gives {field} of shape {given[field].shape}, the policy expects {shape}"
         dtype = given[field].dtype
         if dtype is not None and dtype.kind == "f" and dtypes[field].kind != "f":
-            raise InvalidInput(f"{name} gives {field} as {dtype}, the policy expects {dtypes[field]}",
-                               hint="evaluate it in the environment of its dataset" + _own(policy))  # fmt: skip
-    actions = env.action_space
-    discrete = isinstance(actions, gymnasium.spaces.Discrete)
-    hint = "evaluate it in the environment of its dataset" + _own(policy)
+            return f"it gives {field} as {dtype}, the policy expects {dtypes[field]}"
+    return ""
+
+
+def _action_mismatch(policy: Policy, space: gymnasium.Space) -> str:
+    import gymnasium
+
     if policy.discrete:
-        ours = "discrete actions" if policy.action_n is None else f"{policy.action_n} discrete actions"
-        if not discrete:
-            raise InvalidInput(f"{name} takes {actions}, but the policy gives {ours}", hint=hint)
-        if policy.action_n is not None and policy.action_n != actions.n:
-            raise InvalidInput(f"{name} has {actions.n} actions, but the policy gives {ours}", hint=hint)
-    elif not isinstance(actions, gymnasium.spaces.Box):
-        raise InvalidInput(f"{name} takes {actions}, but the policy gives continuous actions of shape {policy.action_shape}", hint=hint)
-    elif int(np.prod(actions.shape)) != int(np.prod(policy.action_shape)):
-        raise InvalidInput(f"{name} takes actions of shape {actions.shape}, but the policy gives {policy.action_shape}", hint=hint)
-
-
-def _own(policy: Policy) -> str:
-    return f": --env {policy.env_id}" if policy.env_id else ""
+        if not isinstance(space, gymnasium.spaces.Discrete):
+            return f"it takes {space}, the policy gives discrete actions"
+        if policy.action_n is not None and policy.action_n != space.n:
+            return f"it has {space.n} actions, the policy {policy.action_n}"
+    elif not isinstance(space, gymnasium.spaces.Box):
+        return f"it takes {space}, the policy gives continuous actions of shape {policy.action_shape}"
+    elif int(np.prod(space.shape)) != int(np.prod(policy.action_shape)):
+        return f"it takes actions of shape {space.shape}, the policy gives {policy.action_shape}"
+    return ""
 
 
 def _missing(env_id: str, reason: str, package: str | None = None) -> InvalidInput:

@@ -37,6 +37,8 @@ class SourceFile:
 def scan(source: str | os.PathLike[str]) -> list[SourceFile]:
     """The files of ``source``, a file or a folder, sorted by name. Hidden files of a folder are left out.
 
+    A folder's files are named below the folder's own name, so that the daemon sees one folder, also if it holds a single entry.
+
     Raises:
         InvalidInput: nothing is there, it is empty, it cannot be read, or it holds symbolic links (which could lead anywhere) or more
             than 5,000 files.
@@ -51,7 +53,8 @@ def scan(source: str | os.PathLike[str]) -> list[SourceFile]:
     if stat.S_ISREG(mode):
         found = [(root.name, root)]
     elif stat.S_ISDIR(mode):
-        found = sorted(_walk(root))
+        own = Path(os.path.abspath(root)).name.lstrip(".") or "folder"
+        found = sorted((f"{own}/{name}", path) for name, path in _walk(root))
         if not found:
             raise InvalidInput(f"the folder {str(source)!r} holds no files", hint="give the path of a dataset")
         if len(found) > MAX_FILES:

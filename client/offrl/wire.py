@@ -80,7 +80,8 @@ class JobInfo(Reply):
 
 
 class JobList(Reply):
-    jobs: list[JobInfo]
+    jobs: list[JobInfo]                        # in order of submission, without their specs (`GetJob` has it)
+    left_off: int = 0                          # older ones that did not fit into the limit or into one message
 
 
 class Event(Reply):
@@ -135,7 +136,7 @@ class UploadOpened(Reply):
 
 
 class Received(Reply):
-    received: int                              # bytes of that file now durable
+    received: int                              # bytes of that file that the daemon has kept; `FinishUpload` makes them durable
 
 
 class Artifact(Reply):
@@ -358,9 +359,8 @@ def invalid_message(error: ValidationError) -> InvalidMessage:
 def _unpack(body: bytes) -> dict[str, Any]:
     """The msgpack map in ``body``: no extension types, no NaN, bounded depth, unique string keys."""
     try:
-        message = msgpack.unpackb(
-            body, raw=False, strict_map_key=True, max_buffer_size=MAX_MESSAGE, ext_hook=_no_extension, object_pairs_hook=_unique
-        )
+        # unpackb refuses a header that announces more than there is
+        message = msgpack.unpackb(body, raw=False, strict_map_key=True, ext_hook=_no_extension, object_pairs_hook=_unique)
     except ValueError as error:  # every exception of msgpack is one
         raise InvalidMessage(f"not a message of this protocol: {error or type(error).__name__}") from None
     if not isinstance(message, dict):

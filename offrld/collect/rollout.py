@@ -22,7 +22,12 @@ def make_environment(env_id: str) -> Any:
 
     try:
         return gymnasium.make(env_id)
-    except (gymnasium.error.UnregisteredEnv, gymnasium.error.NameNotFound, gymnasium.error.VersionNotFound, gymnasium.error.NamespaceNotFound):
+    except (
+        gymnasium.error.UnregisteredEnv,
+        gymnasium.error.NameNotFound,
+        gymnasium.error.VersionNotFound,
+        gymnasium.error.NamespaceNotFound,
+    ):
         raise Unknown(f"unknown environment {env_id!r}", hint=nearest(env_id, list(gymnasium.registry))) from None
     except (gymnasium.error.Error, ImportError) as error:
         raise InvalidInput(f"environment {env_id!r} cannot be made: {error}", hint="install what it needs") from None
@@ -111,7 +116,9 @@ def observation_fields(space: Any) -> dict[str, Field]:
         return flat
     if isinstance(space, (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)):
         return {"": Field(np.dtype(space.dtype).name, space.shape)}
-    raise InvalidInput(f"observations of {type(space).__name__} cannot be stored", hint="Box, Discrete, MultiDiscrete, MultiBinary and Dict can")
+    raise InvalidInput(
+        f"observations of {type(space).__name__} cannot be stored", hint="Box, Discrete, MultiDiscrete, MultiBinary and Dict can"
+    )
 
 
 def schema_action(space: Any) -> Field:
@@ -129,5 +136,15 @@ def schema_of(env: Any, **source: Any) -> Schema:
     """The schema for episodes of an environment; ``source`` goes into the metadata. Raises `InvalidInput`."""
     fields = observation_fields(env.observation_space)
     env_id = env.spec.id if env.spec is not None else None
-    metadata = {"env_id": env_id, "bounds": f"env:{env_id}" if env_id else "declared", "source": {"format": "collected", **source}, "source_attributes": {}}
-    return Schema(observation=fields[""] if "" in fields else fields, action=schema_action(env.action_space), reward=Field("float32"), metadata=metadata)
+    metadata = {
+        "env_id": env_id,
+        "bounds": f"env:{env_id}" if env_id else "declared",
+        "source": {"format": "collected", **source},
+        "source_attributes": {},
+    }
+    return Schema(
+        observation=fields.get("", fields),
+        action=schema_action(env.action_space),
+        reward=Field("float32"),
+        metadata=metadata,
+    )

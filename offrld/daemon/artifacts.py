@@ -20,6 +20,7 @@ from pathlib import Path
 
 from offrl.errors import Conflict, InvalidInput, Unknown
 from offrl.wire import Artifact
+
 from offrld.daemon.state import State, open_below
 
 KEEP_S = 3600.0  # packed files are kept so long after they were made: somebody may be reading them
@@ -153,7 +154,8 @@ def _packed(state: State, job: str) -> Path:
 
 def _metrics(state: State, job: str, seeds: list[int]) -> Artifact:
     """``seed-S/NAME.csv`` of the seeds in one zip file."""
-    files = [(f"seed-{seed}/{path.name}", path) for seed in seeds for path in sorted((state.job(job) / f"seed-{seed}" / "metrics").glob("*.csv"))]
+    folders = [(seed, state.job(job) / f"seed-{seed}" / "metrics") for seed in seeds]
+    files = [(f"seed-{seed}/{path.name}", path) for seed, metrics in folders for path in sorted(metrics.glob("*.csv"))]
     if not files:
         raise Conflict(f"job {job} has no metrics yet", hint="wait for its first ones: `offrl status` shows how far it is")
     folder = _packed(state, job)

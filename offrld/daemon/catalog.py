@@ -17,6 +17,7 @@ from typing import Any
 
 from offrl.errors import InternalError, InvalidInput, Unknown, nearest
 from offrl.job import TrainSpec
+
 from offrld.daemon.datasets import action_kind
 from offrld.daemon.state import State, write_durably
 from offrld.executors.local import LocalExecutor
@@ -96,8 +97,11 @@ class Catalog:
 
 def fingerprint(command: tuple[str, ...]) -> str:
     """Hash of what decides the answer of the describe worker."""
-    parts = [*command, *sorted({f"{found.name}=={found.version}" for found in importlib.metadata.distributions()})]
-    parts += sorted(f"{point.group}:{point.name}={point.value}" for point in importlib.metadata.entry_points() if "offrl" in point.group)
+    parts = [*command]
+    for found in importlib.metadata.distributions():
+        parts.append(f"{found.name}=={found.version}")
+        parts += [f"{point.group}:{point.name}={point.value}" for point in found.entry_points if "offrl" in point.group]
+    parts[len(command) :] = sorted(set(parts[len(command) :]))
     root = Path(__file__).resolve().parent.parent
     for file in sorted(root.rglob("*.py")):
         if "daemon" not in file.relative_to(root).parts[:1]:
@@ -185,8 +189,8 @@ def check_value(where: str, value: Any, setting: dict[str, Any]) -> None:
     choices = setting.get("choices")
     for item in value if isinstance(value, list) else [value]:
         if choices and item not in choices:
-            near = nearest(item, [str(choice) for choice in choices]) if isinstance(item, str) else f"choices: {', '.join(map(str, choices))}"
-            raise InvalidInput(f"{where}: {_shown(item)} is none of its choices", hint=near)
+            names = [str(choice) for choice in choices]
+            raise InvalidInput(f"{where}: {_shown(item)} is none of its choices", hint=nearest(str(item), names))
         if isinstance(item, bool) or not isinstance(item, int | float):
             continue
         low, high = setting.get("low"), setting.get("high")

@@ -8,9 +8,9 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from offrl.errors import InvalidInput, NotAllowed, Unknown, nearest
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from offrl.errors import InvalidInput, NotAllowed, Unknown, nearest
 from offrld.daemon.state import SOCKET_LIMIT, State, default_state_dir
 
 
@@ -110,7 +110,7 @@ def check_bind(url: str, insecure: bool) -> None:
         if not (loopback and insecure):
             raise NotAllowed(
                 f"{url} would let in anybody who reaches it",
-                hint="tcp works on loopback only (tcp://127.0.0.1:PORT) and needs --insecure; from elsewhere forward the ipc socket with ssh",
+                hint="tcp works on loopback only (tcp://127.0.0.1:PORT), with --insecure; from elsewhere forward the socket with ssh",
             )
         return
     raise InvalidInput(f"{url!r} is not an address to listen on", hint="ipc:///path/of/a.sock or tcp://127.0.0.1:PORT")

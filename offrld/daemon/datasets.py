@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from offrl.errors import Conflict, Unknown, nearest
 from offrl.wire import DatasetInfo
+
 from offrld.daemon.database import Connection
 from offrld.daemon.queue import UNFINISHED
 
@@ -43,6 +44,11 @@ def remove(db: Connection, name: str) -> None:
 def known(db: Connection) -> set[str]:
     """The names of all datasets."""
     return {row[0] for row in db.execute("SELECT name FROM datasets")}
+
+
+def mentioned(db: Connection, name: str) -> bool:
+    """Whether there is a dataset of that name, or an unfinished job that uses it."""
+    return name in known(db) or name in _users(db)
 
 
 def action_kind(fields: dict[str, Any] | None) -> Literal["continuous", "discrete"] | None:

@@ -9,10 +9,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from offrl.job import JobState
 from offrl.wire import DatasetInfo, Event
+from pydantic import ValidationError
+
 from offrld.daemon.database import Connection
 from offrld.daemon.records import Job, find
 
@@ -85,7 +85,8 @@ def take_line(db: Connection, job: Job, line: bytes) -> dict[str, Any] | None:
             " ON CONFLICT (name) DO UPDATE SET info = ?2, snapshot = ?3, job = ?4, updated_at = ?5",
             (info.name, json.dumps(info.model_dump(exclude={"pinned_by"})), info.snapshot, job.id, at),
         )
-        add(db, job, "message", JobState.RUNNING, at, message=f"dataset {info.name}: {info.episodes} episodes, {info.transitions} transitions")
+        told = f"dataset {info.name}: {info.episodes} episodes, {info.transitions} transitions"
+        add(db, job, "message", JobState.RUNNING, at, message=told)
     return message if kind == "end" else None
 
 

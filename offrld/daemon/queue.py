@@ -12,6 +12,7 @@ from pathlib import Path
 
 from offrl.errors import Conflict, InvalidInput, Unknown, nearest, to_wire
 from offrl.job import TRANSITIONS, DatasetExportSpec, ExportSpec, ImportSpec, JobState, TrainSpec
+
 from offrld.daemon import events
 from offrld.daemon.database import Connection
 from offrld.daemon.records import Job, Spec, find
@@ -53,14 +54,16 @@ def submit(db: Connection, spec: Spec, *, priority: int = 0, after: list[str] = 
             raise InvalidInput(f"job {spec.job} is of kind {origin.kind}, only a train job has a policy")
         source, dataset = origin.id, origin.dataset
         if spec.seed is not None and spec.seed not in origin.spec["seeds"]:
-            raise InvalidInput(f"job {spec.job} has no seed {spec.seed}", hint=f"trained seeds: {', '.join(map(str, origin.spec['seeds']))}")
+            trained = ", ".join(map(str, origin.spec["seeds"][:40]))
+            raise InvalidInput(f"job {spec.job} has no seed {spec.seed}", hint=f"trained seeds: {trained}")
     job = new_id()
     steps = spec.steps if isinstance(spec, TrainSpec) else 0
     db.execute(
         "INSERT INTO jobs (id, kind, lane, state, priority, key, spec, after, dataset, snapshot, source, steps, created_at)"
         " VALUES (?, ?, ?, 'queued', ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        (job, spec.kind, LANES[spec.kind], priority, key, json.dumps(values), json.dumps(needs), dataset, snapshot, source, steps, time.time()),
-    )
+        (job, spec.kind, LANES[spec.kind], priority, key, json.dumps(values), json.dumps(needs), dataset, snapshot, source, steps,
+         time.time()),
+    )  # fmt: skip
     db.executemany("INSERT INTO dependencies (job, needs) VALUES (?, ?)", [(job, needed) for needed in needs])
     events.add(db, find(db, job), "state", JobState.QUEUED)
     db.schedule = True
@@ -99,7 +102,9 @@ def _import_target(db: Connection, spec: ImportSpec) -> list[str]:
     pending = _imports(db, spec.dataset)
     if not spec.append:
         if there:
-            raise Conflict(f"dataset {spec.dataset!r} exists", hint=f"take another name, `offrl datasets append {spec.dataset} ...`, or rm it")
+            raise Conflict(
+                f"dataset {spec.dataset!r} exists", hint=f"take another name, remove it, or `offrl datasets append {spec.dataset} SOURCE`"
+            )
         if pending:
             raise Conflict(f"dataset {spec.dataset!r} is being imported by job {pending[0]}", hint="wait for it, or cancel it")
     elif not there and not pending:
@@ -197,7 +202,9 @@ def _pause(db: Connection, job: Job) -> str:
         raise Conflict(f"job {job.id} has {_word(job.state)} already")
     if job.state == JobState.RUNNING:
         if job.kind != "train":
-            raise Conflict(f"job {job.id} is of kind {job.kind}, which cannot be paused while it runs", hint=f"`offrl cancel {job.id}` ends it")
+            raise Conflict(
+                f"job {job.id} is of kind {job.kind}, which cannot be paused while it runs", hint=f"`offrl cancel {job.id}` ends it"
+            )
         if job.intent == "cancel":
             raise Conflict(f"job {job.id} is being cancelled")
         _intend(db, job, "pause")
@@ -232,10 +239,13 @@ def _retry(db: Connection, job: Job) -> str:
     return ""
 
 
+INTENTS = {"pause": "pausing", "cancel": "cancelling", "resume": "resuming after the pause"}
+
+
 def _intend(db: Connection, job: Job, intent: str) -> None:
     if job.intent != intent:
         db.execute("UPDATE jobs SET intent = ? WHERE seq = ?", (intent, job.seq))
-        events.add(db, job, "message", job.state, message={"pause": "pausing", "cancel": "cancelling", "resume": "resuming after the pause"}[intent])
+        events.add(db, job, "message", job.state, message=INTENTS[intent])
 
 
 def remove(db: Connection, job: str) -> Job:
@@ -245,7 +255,8 @@ def remove(db: Connection, job: str) -> Job:
         raise Conflict(f"job {job} is {found.state}", hint=f"`offrl cancel {job}` first")
     users = [
         row[0] for row in db.execute(
-            f"SELECT id FROM jobs WHERE state IN {UNFINISHED} AND (source = ?1 OR id IN (SELECT job FROM dependencies WHERE needs = ?1))", (job,)
+            f"SELECT id FROM jobs WHERE state IN {UNFINISHED}"
+            " AND (source = ?1 OR id IN (SELECT job FROM dependencies WHERE needs = ?1))", (job,),
         )
     ]  # fmt: skip
     if users:
@@ -285,8 +296,9 @@ def _fail_waiting(db: Connection, job: Job) -> None:
 def _broken(db: Connection, job: str) -> list[tuple[str, JobState]]:
     """The jobs that ``job`` waits for in vain."""
     rows = db.execute(
-        "SELECT n.id, n.state FROM dependencies d JOIN jobs n ON n.id = d.needs WHERE d.job = ? AND n.state IN ('failed', 'cancelled')", (job,)
-    )
+        "SELECT n.id, n.state FROM dependencies d JOIN jobs n ON n.id = d.needs"
+        " WHERE d.job = ? AND n.state IN ('failed', 'cancelled')", (job,),
+    )  # fmt: skip
     return [(row[0], JobState(row[1])) for row in rows]
 
 

@@ -7,11 +7,11 @@ import sqlite3
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import TypeAdapter
-
 from offrl.errors import Unknown, nearest
 from offrl.job import DatasetExportSpec, ExportSpec, ImportSpec, JobSpec, JobState, TrainSpec
 from offrl.wire import JobInfo
+from pydantic import TypeAdapter
+
 from offrld.daemon.database import Connection
 
 SPEC: TypeAdapter[TrainSpec | ImportSpec | ExportSpec | DatasetExportSpec] = TypeAdapter(JobSpec)
@@ -100,7 +100,10 @@ def info(db: Connection, job: str) -> JobInfo:
 
 
 def infos(db: Connection, kind: str | None, limit: int) -> tuple[list[JobInfo], int]:
-    """The newest ``limit`` jobs in order of submission, without their specs, and how many more there are. ``kind`` None: all but imports."""
+    """The newest ``limit`` jobs in order of submission, without their specs, and how many more there are.
+
+    ``kind``: one kind, "all", or None for all but imports.
+    """
     where, values = {
         None: ("kind <> 'import'", ()), "all": ("1", ()),
     }.get(kind, ("kind = ?", (kind,)))  # fmt: skip

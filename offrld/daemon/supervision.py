@@ -55,8 +55,10 @@ def outcome(end: dict[str, Any] | None, how: Exit, intent: str) -> tuple[JobStat
         if intent == "pause":
             return JobState.PAUSED, "", None
     if intent == "cancel":
-        return JobState.CANCELLED, "cancelled" if end is not None or how.lost else "cancelled: the worker did not answer and was killed", None
-    if end is not None or how.lost or how.status == STOPPED:  # it paused although nobody wants that (any more): the daemon stopped, or somebody ended the worker
+        answered = end is not None or how.lost or how.status == STOPPED
+        return JobState.CANCELLED, "cancelled" if answered else "cancelled: the worker did not answer and was killed", None
+    # It stopped although nobody wants that (any more): the daemon stopped, or somebody ended the worker.
+    if end is not None or how.lost or how.status == STOPPED:
         if intent == "pause":
             return JobState.PAUSED, "", None
         return JobState.QUEUED, "", None

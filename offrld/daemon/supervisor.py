@@ -9,11 +9,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
+from typing import Any
 
-from offrl.errors import DiskFull
 from offrl.job import JobState
 from offrl_store.errors import OffrlError
+
 from offrld.daemon import datasets, housekeeping, queue
 from offrld.daemon.catalog import last_line
 from offrld.daemon.config import Settings
@@ -49,6 +51,9 @@ class Attempt:
             self.news.set()
 
 
+Work = Callable[[Attempt], Awaitable[Exit]]
+
+
 class Supervisor:
     """``run`` until ``stop``; ``wake`` when a job may have become startable; ``tell`` a running worker to pause or cancel."""
 
@@ -64,6 +69,8 @@ class Supervisor:
         self._tasks: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
         self._stopping = False
+        # Looked for before anything is started here, so that all that is found is a former daemon's.
+        self._leftovers = leftovers(state.root)
 
     @property
     def running(self) -> int:
@@ -123,22 +130,22 @@ class Supervisor:
                     break
                 self._begin(job, self._work)
 
-    def _begin(self, job: Job, work) -> None:
+    def _begin(self, job: Job, work: Work) -> None:
         self._busy[job.lane] += 1
         attempt = self._attempts[job.id] = Attempt(job)
         self._spawn(self._attempt(attempt, work), name=f"job {job.id}")
 
-    async def _attempt(self, attempt: Attempt, work) -> None:
+    async def _attempt(self, attempt: Attempt, work: Work) -> None:
         job = attempt.job
         try:
-            how = await work(attempt)
+            try:
+                how = await work(attempt)
+            except Exception:
+                log.exception("job %s: the supervisor failed", job.id)
+                how = Exit(log_line="the daemon's log holds more")
             ended = await self._finish(attempt, how)
             log.info("job %s: %s%s", job.id, ended.state, f" ({ended.reason})" if ended.reason else "")
             await self._tidy(ended)
-        except asyncio.CancelledError:
-            raise
-        except Exception:
-            log.exception("job %s: the supervisor failed", job.id)
         finally:
             if attempt.deadline is not None:
                 attempt.deadline.cancel()
@@ -149,34 +156,33 @@ class Supervisor:
     async def _work(self, attempt: Attempt) -> Exit:
         """Start the worker, follow it to its end."""
         job = attempt.job
-        folder = self._state.job(job.id)
+        folder, log_file = self._state.job(job.id), self._state.log(job.id)
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            worker = await self._executor.start(
-                self._state.root, job.id, folder=folder, log=self._state.log(job.id), on_line=attempt.line
-            )
+            worker = await self._executor.start(self._state.root, job.id, folder=folder, log=log_file, on_line=attempt.line)
         except OSError as error:
             log.error("job %s: its worker cannot be started: %s", job.id, error)
             return Exit(status=127, log_line=str(error))
         attempt.worker = worker
         log.info("job %s: attempt %d, worker process %d", job.id, job.attempt, worker.pid)
-        worker.send({
-            "type": "start", "job": job.id, "attempt": job.attempt, "state_dir": str(self._state.root), "spec": job.spec,
-            "snapshot": job.snapshot, "import_roots": [str(root) for root in self._settings.import_roots],
-        })  # fmt: skip
-        if self._stopping:
-            self._release(attempt)
-        recorded = (await self._database.read(find, job.id)).intent  # a pause or cancel that came while the worker was started
-        if recorded in ("pause", "cancel"):
-            self.tell(job.id, recorded)
         following = asyncio.get_running_loop().create_task(self._follow(attempt))
         try:
+            worker.send({
+                "type": "start", "job": job.id, "attempt": job.attempt, "state_dir": str(self._state.root), "spec": job.spec,
+                "snapshot": job.snapshot, "import_roots": [str(root) for root in self._settings.import_roots],
+            })  # fmt: skip
+            if self._stopping:
+                self._release(attempt)
+            recorded = (await self._database.read(find, job.id)).intent  # a pause or cancel that came while the worker was started
+            if recorded in ("pause", "cancel"):
+                self.tell(job.id, recorded)
             status = await worker.wait()
         finally:
             worker.kill()
             following.cancel()
             await asyncio.gather(following, return_exceptions=True)
-        return Exit(status=status, lost=attempt.lost, last_line=attempt.last_line, log_line=await asyncio.to_thread(last_line, self._state.log(job.id)))
+        log_line = await asyncio.to_thread(last_line, log_file)
+        return Exit(status=status, lost=attempt.lost, last_line=attempt.last_line, log_line=log_line)
 
     async def _follow(self, attempt: Attempt) -> None:
         """Take over what the worker writes, as it comes."""
@@ -199,7 +205,7 @@ class Supervisor:
         while True:
             try:
                 return await self._database.write(queue.finish, job.id, job.attempt, self._state.events(job.id), how)
-            except DiskFull as error:
+            except (OffrlError, OSError) as error:
                 log.error("job %s: its end cannot be recorded yet: %s", job.id, error)
                 await asyncio.sleep(RETRY_S)
 
@@ -230,7 +236,7 @@ class Supervisor:
     # -------------------------------------------------------------------------------------------------------------- recover
     async def _recover(self) -> None:
         """Jobs that were running when a former daemon ended go back to the queue, once their old workers are gone."""
-        found = await asyncio.to_thread(leftovers, self._state.root)
+        found, self._leftovers = self._leftovers, {}
         jobs = await self._database.read(queue.running)
         running = {job.id for job in jobs}
         for job in jobs:
@@ -259,7 +265,7 @@ class Supervisor:
                     await asyncio.to_thread(self._uploads.remove, upload)
             await asyncio.sleep(HOUSEKEEPING_S)
 
-    def _spawn(self, work, name: str = "") -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str = "") -> None:
         task = asyncio.get_running_loop().create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._done)

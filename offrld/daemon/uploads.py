@@ -18,6 +18,7 @@ from typing import Any
 
 from offrl.errors import Conflict, DiskFull, InvalidInput, Unknown
 from offrl.wire import FileEntry
+
 from offrld.daemon.state import open_below, relative_parts, sync_folder, write_durably
 
 
@@ -57,7 +58,7 @@ class Uploads:
         return {file.path: 0 for file in files}
 
     def write(self, upload: str, path: str, offset: int, data: bytes, crc32: int) -> int:
-        """Append a chunk; bytes of that file that are there now. A chunk that is there already (its answer was lost) is acknowledged again."""
+        """Append a chunk; bytes of that file that are there now. One that is there already (its answer was lost) is acknowledged again."""
         if zlib.crc32(data) != crc32:
             raise InvalidInput(f"the chunk of {path!r} at byte {offset} arrived damaged (its CRC-32 differs)", hint="send it again")
         size = self._declared(upload).get(path)
@@ -74,7 +75,7 @@ class Uploads:
             if offset + len(data) > size:
                 raise InvalidInput(f"{path!r} was declared with {size} bytes, the chunk ends at {offset + len(data)}")
             if offset > received:
-                raise Conflict(f"the chunk of {path!r} begins at byte {offset}, but {received} have arrived", hint=f"go on from byte {received}")
+                raise Conflict(f"a chunk of {path!r} begins at byte {offset}, {received} have arrived", hint=f"go on from byte {received}")
             _write_all(descriptor, data, offset)
             return max(received, offset + len(data))
         finally:
@@ -129,7 +130,7 @@ class Uploads:
         try:
             return json.loads((self._folder / upload / "manifest.json").read_bytes())
         except (OSError, ValueError):
-            raise Unknown(f"no upload {upload!r}", hint="it was never begun, was used up by its import, or has expired: upload again") from None
+            raise Unknown(f"no upload {upload!r}", hint="never begun, used by its import, or expired: upload again") from None
 
     def _declared(self, upload: str) -> dict[str, int]:
         if upload not in self._sizes:

@@ -1,7 +1,4 @@
-"""The learner: losses into updates. It owns the training state and nothing else knows how it is kept.
-
-State is a flat dict of tensors with a leading seed axis ``[S, ...]``: ``params/NAME``, ``target/NAME``, and per step
-``adam/STEP/first/NAME``, ``adam/STEP/second/NAME``, ``adam/STEP/count``. Each update ``k`` takes batch ``k`` and does the steps of the
+"""The learner: losses into updates. Each update ``k`` takes batch ``k`` and does the steps of the
 schedule that are due; the result depends on (snapshot, seeds, config, k) alone, never on how the updates were grouped.
 """
 
@@ -10,7 +7,6 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,29 +15,19 @@ import torch
 from offrl.errors import InvalidInput, OffrlError
 from offrl_store import EpisodeStore
 from offrl_store.errors import EmptyStore
-from torch import Tensor
 
 from offrld import settings
 from offrld.engine import checkpoint, data
-from offrld.engine.algorithm import Algorithm, Batch, Stage, State, Step
+from offrld.engine.algorithm import Algorithm, Batch, Stage
 from offrld.engine.feed import Feed
 from offrld.engine.metrics import Means
 from offrld.engine.optimizer import adam_step, polyak
 from offrld.engine.policy import PolicyModule
 from offrld.engine.runner import Gradients, agree, gradients
 from offrld.engine.space import Space, space_of
-from offrld.nets import Params
+from offrld.engine.state import Due, TrainState, key_of
 
 VALIDATION_BATCHES = 16
-
-
-@dataclass
-class _Moments:
-    """Adam's state of one step: tensors like the parameters that it moves, and the count of its updates."""
-
-    first: Params
-    second: Params
-    count: Tensor
 
 
 class Learner:
@@ -73,7 +59,11 @@ class Learner:
         self.nets = SimpleNamespace(**networks)
         self._scalers = data.fit_scalers(config, store, space, training, dtype, device)
         self._stages = algorithm.stages(config) if algorithm.stages else (Stage("train", algorithm.schedule(config)),)
-        self._init_state(networks)
+        prepared = algorithm.prepare(store, config) if algorithm.prepare else {}
+        self._data = {name: torch.as_tensor(value).to(device) for name, value in prepared.items()}
+        self.state = TrainState(
+            networks, algorithm.targets, self._stages, self._data, seeds=self.seeds, dtype=dtype, device=device, stacked=stacked
+        )
         self._feeds = [self._feed(seed, training) for seed in self.seeds]
         self._means = Means(self.seeds)
         self._choose_runner(runner)
@@ -142,47 +132,6 @@ class Learner:
             seed=seed, episodes=None if everything else episodes, dtype=self._dtype, device=self._device,
         )  # fmt: skip
 
-    def _init_state(self, networks: dict[str, Any]) -> None:
-        per_seed = []
-        for seed in self.seeds:
-            params: Params = {}
-            for name, network in networks.items():
-                # A generator per network: its numbers do not depend on which networks are made before it.
-                generator = torch.Generator().manual_seed(int(np.uint64(seed) * np.uint64(1_000_003) % np.uint64(2**63)) + _number(name))
-                params.update(network.init(generator, self._dtype))
-            per_seed.append(params)
-        self._params = {name: torch.stack([p[name] for p in per_seed]).to(self._device) for name in per_seed[0]}
-        self._target = {name: value.clone() for name, value in self._params.items() if name.split(".")[0] in self.algorithm.targets}
-        prepared = self.algorithm.prepare(self.store, self.config) if self.algorithm.prepare else {}
-        self._data = {name: torch.as_tensor(value).to(self._device) for name, value in prepared.items()}
-        self._moments: dict[str, _Moments] = {}
-        for stage in self._stages:
-            for step in stage.schedule:
-                if step.loss is not None:
-                    mine = self._of(step.optimizes, self._params)
-                    zeros = [{name: torch.zeros_like(value) for name, value in mine.items()} for _ in range(2)]
-                    self._moments[f"{stage.name}.{step.name}"] = _Moments(*zeros, torch.zeros((), device=self._device))
-        self._lay_out()
-
-    def _lay_out(self) -> None:
-        """Views through which updates read and move the state: per seed, or all seeds together when stacked.
-
-        A leaf shares the memory of its parameter, so that the optimiser's in-place step is the parameter's step.
-        """
-        parts = [slice(None)] if self._stacked else range(len(self.seeds))
-        self._views = []
-        for part in parts:
-            params = {name: value[part] for name, value in self._params.items()}
-            target = {name: value[part] for name, value in self._target.items()}
-            leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
-            moments = {
-                key: ([m.first[n][part] for n in m.first], [m.second[n][part] for n in m.second]) for key, m in self._moments.items()
-            }
-            self._views.append(SimpleNamespace(params=params, target=target, leaves=leaves, moments=moments))
-
-    def _of(self, networks: Sequence[str], params: Params) -> Params:
-        return {name: value for name, value in params.items() if name.split(".")[0] in networks}
-
     def _choose_runner(self, runner: str) -> None:
         self.runner = "compile" if runner == "compile" or (runner == "auto" and self._device.type == "cuda") else "eager"
         self._gradients = self._all_gradients(self.runner == "compile")
@@ -191,7 +140,7 @@ class Learner:
 
     def _all_gradients(self, compiled: bool) -> dict[str, Gradients]:
         return {
-            f"{stage.name}.{step.name}": gradients(step.loss, self.config, self.nets, compiled=compiled, stacked=self._stacked)
+            key_of(stage, step): gradients(step.loss, self.config, self.nets, compiled=compiled, stacked=self._stacked)
             for stage in self._stages
             for step in stage.schedule
             if step.loss is not None
@@ -204,8 +153,8 @@ class Learner:
             for step in stage.schedule:
                 if step.loss is None:
                     continue
-                key, view = f"{stage.name}.{step.name}", self._views[0]
-                arguments = (self._of(step.optimizes, view.leaves), State(view.params, view.target, self._data), batches[0])
+                key, view = key_of(stage, step), self.state.views[0]
+                arguments = (view.leaves[key], view.state, batches[0])
                 try:
                     same = agree(eager[key](*arguments)[0], self._gradients[key](*arguments)[0])
                 except Exception as error:  # whatever the compiler cannot do is a reason to stay eager, and is told
@@ -222,11 +171,10 @@ class Learner:
         for _ in range(updates):
             if self.algorithm.between is not None:
                 self.algorithm.between(self, self.step)
-            stage = self._stage(self.step)
             batches = self._batches(self.step)
-            for step in stage.schedule:
-                if self.step % step.every == 0:
-                    self._apply(stage, step, batches)
+            for due in self.state.schedules[self._stage(self.step).name]:
+                if self.step % due.step.every == 0:
+                    self._apply(due, batches)
             self.step += 1
 
     def _stage(self, k: int) -> Stage:
@@ -241,27 +189,19 @@ class Learner:
         batches = [feed.batch(k) for feed in self._feeds]
         return [_stack(batches)] if self._stacked else batches
 
-    def _apply(self, stage: Stage, step: Step, batches: list[Batch]) -> None:
-        key = f"{stage.name}.{step.name}"
-        if step.loss is not None:
-            moments = self._moments[key]
-            moved: tuple[list[Tensor], ...] = ([], [], [], [])
-            collected = []
-            for view, batch in zip(self._views, batches, strict=True):
-                leaves = self._of(step.optimizes, view.leaves)
-                grads, metrics = self._gradients[key](leaves, State(view.params, view.target, self._data), batch)
-                for part, tensors in zip(moved, (leaves.values(), grads, *view.moments[key]), strict=True):
-                    part.extend(tensors)
-                collected.append(metrics)
-            count = moments.count
+    def _apply(self, due: Due, batches: list[Batch]) -> None:
+        if due.step.loss is not None:
+            run, grads, metrics = self._gradients[due.key], [], []
+            for view, batch in zip(self.state.views, batches, strict=True):
+                mine, measured = run(view.leaves[due.key], view.state, batch)
+                grads.extend(mine)
+                metrics.append(measured)
+            params, first, second, counts = due.moved
             with torch.no_grad():
-                counts = [count.clone() for _ in moved[0]]
-                adam_step(step.optimizer, *moved, counts)
-                count += 1
-            self._means.add(collected, stacked=self._stacked)
-        for network, rate in step.polyak.items():
-            targets = self._of((network,), self._target)
-            polyak(list(targets.values()), [self._params[name] for name in targets], rate)
+                adam_step(due.step.optimizer, params, grads, first, second, counts)
+            self._means.add(metrics, stacked=self._stacked)
+        for targets, online, rate in due.followers:
+            polyak(targets, online, rate)
 
     # ------------------------------------------------------------------------------------------------------------ reading
     @property
@@ -285,23 +225,17 @@ class Learner:
                 if step.loss is None:
                     continue
                 rows = [
-                    step.loss(params, self.config, self.nets, State(params, target, self._data), batch)[1]
-                    for params, target in self._seed_states()
+                    step.loss(state.params, self.config, self.nets, state, batch)[1]
+                    for state in (self.state.of_seed(position, self._data) for position in range(len(self.seeds)))
                 ]
                 means.add(rows, stacked=False)
         return {f"validation_{name}": values for name, values in means.take().items()}
-
-    def _seed_states(self) -> list[tuple[Params, Params]]:
-        return [
-            ({n: v[s].detach() for n, v in self._params.items()}, {n: v[s].detach() for n, v in self._target.items()})
-            for s in range(len(self.seeds))
-        ]
 
     def policy(self, seed: int) -> PolicyModule:
         """The greedy policy of a trained seed as a module: environment's units in and out; a copy, so training goes on beside it."""
         if seed not in self.seeds:
             raise InvalidInput(f"seed {seed} was not trained", hint=f"trained: {', '.join(map(str, self.seeds))}")
-        params = {name: value[self.seeds.index(seed)].detach().cpu().to(torch.float32).clone() for name, value in self._params.items()}
+        params = {name: value[self.seeds.index(seed)].detach().cpu().to(torch.float32).clone() for name, value in self.state.params.items()}
         return PolicyModule(self.algorithm, self.nets, params, self.space_, self._scalers)
 
     def describe_run(self) -> dict[str, Any]:
@@ -318,20 +252,11 @@ class Learner:
         }
 
     # --------------------------------------------------------------------------------------------------------- checkpoints
-    def _tensors(self) -> dict[str, Tensor]:
-        tensors = {f"params/{name}": value for name, value in self._params.items()}
-        tensors |= {f"target/{name}": value for name, value in self._target.items()}
-        for key, moments in self._moments.items():
-            tensors |= {f"adam/{key}/first/{name}": value for name, value in moments.first.items()}
-            tensors |= {f"adam/{key}/second/{name}": value for name, value in moments.second.items()}
-            tensors[f"adam/{key}/count"] = moments.count
-        return tensors
-
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a checkpoint, atomically: state, step, config, snapshot, sums of the metrics, and what the run depends on."""
         scalers = {f"scaler/{name}": value for name, value in self._scalers.tensors().items()}
         description = {"step": self.step, "means": self._means.as_json(), **self._identity(), **self.describe_run()}
-        checkpoint.write(path, self._tensors() | scalers, description)
+        checkpoint.write(path, self.state.tensors() | scalers, description)
 
     def restore(self, path: str | os.PathLike[str]) -> None:
         """Go on from a checkpoint of the same algorithm, config, snapshot and seeds; raises `OffrlError` and changes nothing else."""
@@ -339,13 +264,10 @@ class Learner:
         for name, mine in self._identity().items():
             if description.get(name) != mine:
                 raise OffrlError(f"checkpoint {os.fspath(path)} has {name} {description.get(name)!r}, this run {mine!r}")
-        mine = self._tensors()
         state = {name: value for name, value in tensors.items() if not name.startswith("scaler/")}
-        if state.keys() != mine.keys() or any(state[name].shape != mine[name].shape for name in mine):
+        if not self.state.fits(state):
             raise OffrlError(f"checkpoint {os.fspath(path)} does not fit the networks of this run")
-        with torch.no_grad():
-            for name, value in state.items():
-                mine[name].copy_(value)
+        self.state.load(state)
         for name, value in self._scalers.tensors().items():
             value.copy_(tensors[f"scaler/{name}"])
         self.step = int(description["step"])
@@ -369,12 +291,6 @@ def _device(name: str) -> torch.device:
         found = torch.cuda.device_count()
         raise InvalidInput(f"device {name!r} is not there: this machine has {found} CUDA devices", hint="use the device cpu, or auto")
     return device
-
-
-def _number(name: str) -> int:
-    import zlib
-
-    return zlib.crc32(name.encode())
 
 
 def _stack(batches: list[Batch]) -> Batch:

@@ -10,11 +10,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-
 from offrl.errors import InvalidInput
 from offrl_store import EpisodeStore
 
-BATCH = 1024    # observations per call of the policy: bounds the memory of pixels to 30 MB
+BATCH = 1024  # observations per call of the policy: bounds the memory of pixels to 30 MB
 
 
 def action_error(policy: Callable[[Any], np.ndarray], store: EpisodeStore, episodes: np.ndarray) -> float:
@@ -65,7 +64,8 @@ def _batches(store: EpisodeStore, episodes: np.ndarray) -> Iterator[tuple[Any, n
 def _of_shape(given: np.ndarray, action: np.ndarray) -> np.ndarray:
     given = np.asarray(given)
     if given.shape != action.shape:
-        raise InvalidInput(f"the policy gives actions of shape {given.shape} where the dataset has {action.shape}", hint="use a policy of this dataset")
+        message = f"the policy gives actions of shape {given.shape} where the dataset has {action.shape}"
+        raise InvalidInput(message, hint="use a policy of this dataset")
     return given
 
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-MARK = "OFFRLD_WORKER"            # environment variable "STATE_DIR:JOB" by which a later daemon finds what an earlier one left behind
+MARK = "OFFRLD_WORKER"            # environment variable "JOB:STATE_DIR" by which a later daemon finds what an earlier one left behind
 MAX_LINE = 8 << 20                # an event line above this is dropped: nothing that a worker prints may fill the daemon's memory
 DRAIN_S = 2.0                     # wait for the rest of stdout after the exit
 
@@ -121,7 +121,7 @@ class LocalExecutor:
     ) -> LocalWorker:
         """Start the worker of ``job`` in ``folder`` with its stderr appended to ``log``; `OSError` where the system refuses."""
         environment = dict(os.environ)
-        environment[MARK] = f"{state_dir}:{job}"
+        environment[MARK] = f"{job}:{state_dir}"
         environment["PYTHONSAFEPATH"] = "1"  # modules never come from the run folder
         for name in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"):  # those are the daemon's, not the worker's
             environment.pop(name, None)
@@ -143,7 +143,7 @@ class LocalExecutor:
 
 def leftovers(state_dir: Path) -> dict[str, list[int]]:
     """Processes that a daemon of this state folder started and did not live to end: job -> process ids."""
-    prefix = f"{MARK}={state_dir}:".encode()
+    prefix, ours = f"{MARK}=".encode(), os.fsencode(state_dir)
     found: dict[str, list[int]] = {}
     for entry in os.scandir("/proc"):
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
@@ -153,13 +153,14 @@ def leftovers(state_dir: Path) -> dict[str, list[int]]:
         except OSError:  # another user's, or gone meanwhile
             continue
         for variable in variables:
-            if variable.startswith(prefix):
-                found.setdefault(os.fsdecode(variable[len(prefix) :]), []).append(int(entry.name))
+            job, _, folder = variable.removeprefix(prefix).partition(b":")
+            if variable.startswith(prefix) and folder == ours:
+                found.setdefault(os.fsdecode(job), []).append(int(entry.name))
     return found
 
 
 async def end_leftovers(state_dir: Path, job: str, pids: list[int], grace_s: float) -> None:
-    """Ask the processes to end (SIGTERM: a train worker makes a checkpoint), wait up to ``grace_s``, then SIGKILL; returns when all are gone."""
+    """Ask the processes to end (SIGTERM: a train worker makes a checkpoint), after ``grace_s`` kill them; returns when all are gone."""
     loop = asyncio.get_running_loop()
     handles: dict[int, int] = {}
     try:

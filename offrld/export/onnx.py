@@ -24,15 +24,15 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
-from torch import nn
-
 from offrl.errors import CheckFailed
 from offrl.policy import ACTION, FORMAT, PREFIX, session_options
+from torch import nn
+
 from offrld.export import parity
 from offrld.export.parity import BATCH_SIZES, TOLERANCE, ObservationSpec
 
 OPSET = 20
-OBSERVATION = "observation"    # name of the input where the dataset has one observation field
+OBSERVATION = "observation"  # name of the input where the dataset has one observation field
 SCORES = "scores"
 
 
@@ -48,15 +48,16 @@ def export_policy(
     """Write ``module`` to ``path`` as a policy file (format: ``docs/policy-file.md``) and return the largest difference from torch.
 
     Args:
-        module: ``forward(observation [B, ...])`` in the dataset's dtype and the environment's units gives the action: float32 ``[B, A]`` clipped
-            to its bounds, or int64 ``[B]``. With several observation fields they are keyword arguments. A discrete module may offer
+        module: ``forward(observation [B, ...])`` in the dataset's dtype and the environment's units gives the action: float32 ``[B, A]``
+            clipped to its bounds, or int64 ``[B]``. Named observation fields are keyword arguments. A discrete module may offer
             ``scores(...)`` ``[B, N]`` whose argmax is the action: they are compared too, and settle ties. It is exported in the mode
             (train or eval) that it is in.
         path: replaced at once when all is well, untouched otherwise.
         observation: ``(dtype, shape)`` or a store `Field`, shape without the batch axis; or ``{name: (dtype, shape) | Field}``.
         discrete: whether the action is a number.
-        metadata: JSON values by key, written as ``offrl.KEY``: ``space`` (with ``low``, ``high``, ``n``, ``source``), ``algorithm``, ``config``, ``dataset``, ``job``,
-            ``step``, ``seed``, ``evaluation``, ``versions``. ``format`` and ``parity`` are added, and to ``space`` what the file's inputs and output are.
+        metadata: JSON values by key, written as ``offrl.KEY``: ``space`` (with ``low``, ``high``, ``n``, ``source``), ``algorithm``,
+            ``config``, ``dataset``, ``job``, ``step``, ``seed``, ``evaluation``, ``versions``. ``format`` and ``parity`` are added, and
+            to ``space`` what the file's inputs and output are.
         samples: rows of the dataset's observations ``[N, ...]`` (or a mapping of them), which say the range to check in.
 
     Raises:
@@ -70,9 +71,9 @@ def export_policy(
 class _Template:
     """A traced module whose initializers are filled anew for every export."""
 
-    file: onnx.ModelProto                    # output: action
-    scored: onnx.ModelProto | None           # outputs: action, scores; for the check only
-    names: list[str] = field(default_factory=list)   # initializers that are tensors of the module
+    file: onnx.ModelProto  # output: action
+    scored: onnx.ModelProto | None  # outputs: action, scores; for the check only
+    names: list[str] = field(default_factory=list)  # initializers that are tensors of the module
 
 
 class PolicyExporter:
@@ -111,8 +112,10 @@ class PolicyExporter:
                 difference = reference.difference(template)
         if not difference <= TOLERANCE:
             self._templates.pop(key, None)
-            raise CheckFailed(f"the exported policy differs from the network by {difference:.3g}, more than {TOLERANCE:g}: {Path(path).name} was not written",
-                              hint="the policy must be deterministic: no dropout in training mode, no random numbers in forward")  # fmt: skip
+            raise CheckFailed(
+                f"the exported policy differs from the network by {difference:.3g}, more than {TOLERANCE:g}",
+                hint="the policy must be deterministic: no dropout in training mode, no random numbers in forward",
+            )
         self._templates[key] = template
         _write(_with_metadata(template.file, specs, discrete, reference, dict(metadata or {}), difference), Path(path))
         return difference
@@ -169,25 +172,13 @@ def _to_onnx(graph: _Graph, specs: Mapping[str, ObservationSpec], scores: bool) 
             model = program.model
             passes.CommonSubexpressionEliminationPass()(model)
             passes.RemoveUnusedNodesPass()(model)
-            passes.ClearMetadataAndDocStringPass()(model)    # stack traces with this machine's paths
+            passes.ClearMetadataAndDocStringPass()(model)  # stack traces with this machine's paths
             proto = program.model_proto
-    except Exception as error:   # torch.onnx raises its own and torch.export's, with pages of advice
-        raise CheckFailed(f"the policy cannot be exported to ONNX: {_reason(error)}", hint="its forward must be traceable by torch.export") from error
-    prefix = "policy."
-    renamed = {t.name: t.name.removeprefix(prefix) for t in proto.graph.initializer}
-    taken = set(renamed.values()) | {name for node in proto.graph.node for name in node.output} | set(specs)
-    if len(set(renamed.values())) == len(renamed) and len(taken) == len(renamed) + sum(len(n.output) for n in proto.graph.node) + len(specs):
-        _rename(proto.graph, renamed)
+    except Exception as error:  # torch.onnx raises its own and torch.export's, with pages of advice
+        message = f"the policy cannot be exported to ONNX: {_reason(error)}"
+        raise CheckFailed(message, hint="its forward must be traceable by torch.export") from error
+    del proto.graph.value_info[:]  # shapes between the nodes: onnxruntime infers them
     return proto
-
-
-def _rename(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
-    for tensor in graph.initializer:
-        tensor.name = names[tensor.name]
-    for node in graph.node:
-        for i, name in enumerate(node.input):
-            node.input[i] = names.get(name, name)
-    del graph.value_info[:]     # shapes between the nodes: onnxruntime infers them
 
 
 def _drop_unused(graph: onnx.GraphProto) -> None:
@@ -238,10 +229,10 @@ def _on_cpu(module: nn.Module) -> nn.Module:
 
 
 def _tensors(module: nn.Module) -> dict[str, torch.Tensor]:
-    """Every tensor that the graph may hold, by the name that the trace gives it: parameters, buffers (kept in the state or not), plain attributes."""
+    """Every tensor that the graph may hold, by the name that the trace gives it: parameters, buffers, plain attributes."""
     found: dict[str, torch.Tensor] = {}
     for prefix, part in module.named_modules(remove_duplicate=False):
-        start = f"{prefix}." if prefix else ""
+        start = f"policy.{prefix}." if prefix else "policy."  # the module is the attribute `policy` of `_Graph`
         found.update((start + k, v) for k, v in vars(part).items() if isinstance(v, torch.Tensor))
         found.update((start + k, v) for group in (part._parameters, part._buffers) for k, v in group.items() if v is not None)
     return found
@@ -249,11 +240,10 @@ def _tensors(module: nn.Module) -> dict[str, torch.Tensor]:
 
 def _structure(module: nn.Module, specs: Mapping[str, ObservationSpec], discrete: bool) -> str:
     """Modules of the same structure trace to the same graph: classes, tensor shapes, and the plain numbers that forward may read."""
-    parts = [
-        (prefix, f"{type(part).__module__}.{type(part).__qualname__}", repr(part) if not len(list(part.children())) else "", sorted(
-            (k, repr(v)) for k, v in vars(part).items() if isinstance(v, (bool, int, float, str, tuple, type(None))) and not k.startswith("__")))
-        for prefix, part in module.named_modules(remove_duplicate=False)
-    ]  # fmt: skip
+    parts = []
+    for prefix, part in module.named_modules(remove_duplicate=False):
+        plain = sorted((k, repr(v)) for k, v in vars(part).items() if isinstance(v, (bool, int, float, str, tuple, type(None))))
+        parts.append((prefix, f"{type(part).__module__}.{type(part).__qualname__}", plain))
     tensors = sorted((name, str(t.dtype), tuple(t.shape)) for name, t in _tensors(module).items())
     return repr((parts, tensors, [(name, str(s.dtype), s.shape) for name, s in specs.items()], discrete))
 
@@ -272,7 +262,7 @@ def _fill(template: _Template, module: nn.Module) -> bool:
                 continue
             try:
                 array = tensors[initializer.name].detach().contiguous().numpy()
-            except TypeError:    # a dtype that NumPy lacks (bfloat16)
+            except TypeError:  # a dtype that NumPy lacks (bfloat16)
                 return False
             if list(array.shape) != list(initializer.dims) or onnx.helper.np_dtype_to_tensor_dtype(array.dtype) != initializer.data_type:
                 return False
@@ -291,9 +281,11 @@ class _Reference:
         self.scores = [self._torch(module.scores, inputs) for inputs in self.inputs] if discrete and hasattr(module, "scores") else None
         dtype, ndim = self.actions[0].dtype, self.actions[0].ndim
         if (dtype, ndim) != ((np.int64, 1) if discrete else (np.float32, 2)):
-            raise CheckFailed(f"the policy gives {dtype}[{'B' + ', ...' * (ndim - 1)}]", hint="due is int64 [B]" if discrete else "due is float32 [B, A]")
+            given = f"{dtype} [{', '.join('B' + 'A' * (ndim - 1))}]"
+            raise CheckFailed(f"the policy gives {given}", hint=f"due is {'int64 [B]' if discrete else 'float32 [B, A]'}")
         if not all(np.isfinite(x).all() for x in [*self.actions, *(self.scores or [])]):
-            raise CheckFailed("the network gives NaN or infinite values: its training has diverged", hint="see the losses: offrl fetch JOB --kind metrics")
+            message = "the network gives NaN or infinite values: its training has diverged"
+            raise CheckFailed(message, hint="see the losses: offrl fetch JOB --kind metrics")
 
     @staticmethod
     def _torch(function: Any, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -321,7 +313,14 @@ def _specs(observation: Any, samples: Any) -> dict[str, ObservationSpec]:
 
 
 # -------------------------------------------------------------------------------------------------------------------- file
-def _with_metadata(model: onnx.ModelProto, specs, discrete: bool, reference: _Reference, metadata: dict[str, Any], difference: float) -> bytes:
+def _with_metadata(
+    model: onnx.ModelProto,
+    specs: Mapping[str, ObservationSpec],
+    discrete: bool,
+    reference: _Reference,
+    metadata: dict[str, Any],
+    difference: float,
+) -> bytes:
     shape = reference.actions[0].shape[1:]
     space = dict(metadata.get("space") or {})
     space.setdefault("discrete", discrete)
@@ -330,8 +329,14 @@ def _with_metadata(model: onnx.ModelProto, specs, discrete: bool, reference: _Re
     space["observation"] = {name: {"dtype": str(spec.dtype), "shape": list(spec.shape)} for name, spec in specs.items()}
     space["action"] = {"dtype": "int64" if discrete else "float32", "shape": list(shape)}
     metadata["space"] = space
-    metadata["versions"] = {"torch": torch.__version__, "onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__, **(metadata.get("versions") or {})}
-    metadata["parity"] = {"largest_difference": difference, "tolerance": TOLERANCE, "batch_sizes": list(BATCH_SIZES), "beyond": parity.BEYOND}
+    versions = {"torch": torch.__version__, "onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__}
+    metadata["versions"] = versions | dict(metadata.get("versions") or {})
+    metadata["parity"] = {
+        "largest_difference": difference,
+        "tolerance": TOLERANCE,
+        "batch_sizes": list(BATCH_SIZES),
+        "beyond": parity.BEYOND,
+    }
     metadata["format"] = FORMAT
     model.producer_name = "offrld"
     del model.metadata_props[:]
@@ -340,7 +345,7 @@ def _with_metadata(model: onnx.ModelProto, specs, discrete: bool, reference: _Re
 
 
 def annotate(path: str | Path, metadata: Mapping[str, Any]) -> None:
-    """Add to the metadata of a policy file, or replace what it says, for example with the ``evaluation`` that just ran it. The graph stays as it is.
+    """Add to the metadata of a policy file, or replace what it says: the ``evaluation`` that just ran it, say. The graph stays as it is.
 
     Raises:
         OSError: reading or writing failed; the file is as it was.

@@ -1,8 +1,8 @@
 """Is the ONNX graph the network it came from? Both are run on the same random observations and compared.
 
-The observations lie in the range of the data, and in one `BEYOND` times as wide around the same middle; batches of several sizes show that the batch
-axis is really open. Differences are measured relative to the size of what is compared (at least 1), which for actions in [-1, 1] is
-the plain difference: a float32 action of 1000 N cannot agree to 1e-4 N.
+The observations lie in the range of the data, and in one `BEYOND` times as wide around the same middle; batches of several sizes show
+that the batch axis is really open. Differences are measured relative to the size of what is compared (at least 1), which for actions
+in [-1, 1] is the plain difference: a float32 action of 1000 N cannot agree to 1e-4 N.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import numpy as np
 TOLERANCE = 1e-4
 BATCH_SIZES = (1, 7, 64)
 BEYOND = 3.0
-_SEED = 20240229    # the inputs of the check are the same at every export of a job
+_SEED = 20240229  # the inputs of the check are the same at every export of a job
 
 
 @dataclass(frozen=True)
 class ObservationSpec:
-    """One observation input: dtype, shape without the batch axis, and the range of the data per element (None: standard normal, or the dtype's)."""
+    """One observation input: dtype, shape without the batch axis, and the data's range per element (None: the dtype's)."""
 
     dtype: np.dtype
     shape: tuple[int, ...]
@@ -35,17 +35,19 @@ class ObservationSpec:
         low, high = (None, None) if isinstance(value, tuple) else (value.low, value.high)
         if samples is not None and len(samples):
             low, high = np.min(samples, axis=0), np.max(samples, axis=0)
-        known = low is not None and high is not None and np.all(np.isfinite(low)) and np.all(np.isfinite(high))
-        return cls(np.dtype(dtype), tuple(int(size) for size in shape), np.asarray(low) if known else None, np.asarray(high) if known else None)
+        shape = tuple(int(size) for size in shape)
+        if low is None or high is None or not (np.all(np.isfinite(low)) and np.all(np.isfinite(high))):
+            return cls(np.dtype(dtype), shape)
+        return cls(np.dtype(dtype), shape, np.asarray(low), np.asarray(high))
 
     def draw(self, rng: np.random.Generator, batch: int, width: float) -> np.ndarray:
-        """``[batch, *shape]`` random observations: uniform over the range widened by ``width``; integers never leave the range or the dtype."""
+        """``[batch, *shape]`` random observations: uniform over the range widened by ``width``; integers never leave their range."""
         shape = (batch, *self.shape)
         if self.dtype.kind == "b":
             return rng.integers(0, 2, shape).astype(bool)
         if self.dtype.kind in "iu":
             # Integers are pixels, or numbers of something: one beyond the range may be no input at all (an index into a table).
-            low, high = (self.low, self.high) if self.low is not None else ((0, 255) if self.dtype.itemsize == 1 and self.dtype.kind == "u" else (0, 1))
+            low, high = (0, 255 if self.dtype == np.uint8 else 1) if self.low is None else (self.low, self.high)
             return rng.integers(np.broadcast_to(low, shape), np.broadcast_to(high, shape), endpoint=True).astype(self.dtype)
         if self.low is None:
             return (rng.standard_normal(shape) * width).astype(self.dtype)
@@ -56,11 +58,12 @@ class ObservationSpec:
 def observations(specs: Mapping[str, ObservationSpec]) -> list[dict[str, np.ndarray]]:
     """The batches that the check runs on: every batch size, inside the data's range and beyond it."""
     rng = np.random.default_rng(_SEED)
-    return [{name: spec.draw(rng, batch, width) for name, spec in specs.items()} for width in (1.0, BEYOND) for batch in BATCH_SIZES]
+    widths = (1.0, BEYOND) if any(spec.dtype.kind == "f" for spec in specs.values()) else (1.0,)
+    return [{name: spec.draw(rng, batch, width) for name, spec in specs.items()} for width in widths for batch in BATCH_SIZES]
 
 
 def largest_difference(expected: list[np.ndarray], given: list[np.ndarray]) -> float:
-    """Of continuous actions ``[B, A]``, batch by batch, per dimension relative to the largest action seen there (at least 1). NaN anywhere gives infinity."""
+    """Of continuous actions ``[B, A]``, per dimension relative to the largest action seen there (at least 1); infinity where one is NaN."""
     expected, given = np.concatenate(expected).astype(np.float64), np.concatenate(given).astype(np.float64)
     if expected.shape != given.shape or not (np.isfinite(expected).all() and np.isfinite(given).all()):
         return float("inf")
@@ -78,7 +81,7 @@ def score_difference(expected: list[np.ndarray], given: list[np.ndarray]) -> flo
 
 
 def choice_difference(expected: list[np.ndarray], given: list[np.ndarray], scores: list[np.ndarray] | None) -> float:
-    """Of discrete actions ``[B]``: 0 where all are equal; a different one counts by how much its score (torch's) falls short; infinity without scores."""
+    """Of discrete actions ``[B]``: 0 where all are equal; another choice counts by how far its score (torch's) falls short, or infinity."""
     expected, given = np.concatenate(expected), np.concatenate(given)
     if expected.shape != given.shape or given.dtype != np.int64:
         return float("inf")
@@ -92,4 +95,3 @@ def choice_difference(expected: list[np.ndarray], given: list[np.ndarray], score
         return float("inf")
     gap = np.abs(table[other, expected[other]] - table[other, given[other]])
     return float((gap / np.maximum(1.0, np.abs(table[other]).max(axis=1))).max())
-

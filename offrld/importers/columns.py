@@ -70,7 +70,9 @@ class Column:
                 hint="the file is damaged or cut short; copy or download it again",
             ) from None
         if len(block) != stop - start:
-            raise InvalidInput(f"{self.file}: {self.key!r} ends at row {start + len(block)} of {self.rows}", hint="the file is cut short; copy it again")
+            raise InvalidInput(
+                f"{self.file}: {self.key!r} ends at row {start + len(block)} of {self.rows}", hint="the file is cut short; copy it again"
+            )
         return block.astype(self.dtype, copy=False)
 
     def read_finite(self, start: int, stop: int) -> np.ndarray:
@@ -97,7 +99,9 @@ class Column:
             return flags
         wrong = np.flatnonzero((flags != 0) & (flags != 1))
         if len(wrong):
-            raise InvalidInput(f"{self.file}: {self.where(start + int(wrong[0]))} is {flags[wrong[0]]}", hint=f"{self.key!r} holds flags: 0 or 1 per step")
+            raise InvalidInput(
+                f"{self.file}: {self.where(start + int(wrong[0]))} is {flags[wrong[0]]}", hint=f"{self.key!r} holds flags: 0 or 1 per step"
+            )
         return flags.astype(bool)
 
     def where(self, row: int, index: tuple[int, ...] = ()) -> str:
@@ -108,7 +112,9 @@ class Column:
 def check_scalar_rows(column: Column) -> None:
     """Rewards and flags have one value per step: ``[N]`` or ``[N, 1]``."""
     if column.shape not in ((), (1,)):
-        raise InvalidInput(f"{column.file}: {column.key!r} has shape {(column.rows, *column.shape)}", hint="it must hold one value per step: [N] or [N, 1]")
+        raise InvalidInput(
+            f"{column.file}: {column.key!r} has shape {(column.rows, *column.shape)}", hint="it must hold one value per step: [N] or [N, 1]"
+        )
 
 
 def same_length(first: Column, *others: Column) -> None:

@@ -1,9 +1,9 @@
 """d3rlpy: ``.h5`` files of version 1 (flat arrays, written by ``MDPDataset.dump``) and of version 2 (one set of arrays per episode,
 written by ``ReplayBuffer.dump``).
 
-Version 1: ``observations``, ``actions``, ``rewards``, ``terminals``, ``episode_terminals`` (1 at every end of an episode), ``discrete_action``,
-``version``. Version 2: ``columns``, ``num_episodes``, ``version``, then ``observations_i``, ``actions_i``, ``rewards_i``, ``terminated_i`` for
-episode i; tuple observations are ``observations_i_j`` and become the fields ``observation_j``. Neither keeps final observations.
+Version 1: ``observations``, ``actions``, ``rewards``, ``terminals``, ``episode_terminals`` (1 at every end of an episode),
+``discrete_action``, ``version``. Version 2: ``columns``, ``num_episodes``, ``version``, then ``observations_i``, ``actions_i``, ``rewards_i``,
+``terminated_i`` for episode i; tuple observations are ``observations_i_j`` and become the fields ``observation_j``. Neither keeps final observations.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ from .flat import FlatArrays, flat_source
 from .source import Format, Source
 from .spaces import probe_environment
 
-NEEDS = "version 1: observations, actions, rewards, terminals, episode_terminals, discrete_action; version 2: columns, num_episodes, observations_0, ..."
+NEEDS = (
+    "version 1: observations, actions, rewards, terminals, episode_terminals, discrete_action; "
+    "version 2: columns, num_episodes, observations_0, ..."
+)
 
 #: The layout of version 2 that is known; "2.0" differed.
 LAYOUT = "2.1"
@@ -34,7 +37,9 @@ def detect(path: Path) -> bool:
     if not hdf5.is_hdf5(path):
         return False
     keys = hdf5.keys(path)
-    return {"columns", "num_episodes"} <= keys or ({"observations", "actions"} <= keys and bool(keys & {"episode_terminals", "discrete_action"}))
+    return {"columns", "num_episodes"} <= keys or (
+        {"observations", "actions"} <= keys and bool(keys & {"episode_terminals", "discrete_action"})
+    )
 
 
 def open_file(path: Path) -> Source:

@@ -69,7 +69,9 @@ def declared_space(file: h5py.File, name: str) -> ActionSpace | None:
             return choices(int(n), 0, "declared", name)
         return box(np.asarray(low, float), np.asarray(high, float), "declared") if low is not None and high is not None else None
     except (ValueError, TypeError, OSError) as error:
-        raise InvalidInput(f"{name}: the attributes action_n, action_low, action_high cannot be read: {error}", hint="correct or remove them") from None
+        raise InvalidInput(
+            f"{name}: the attributes action_n, action_low, action_high cannot be read: {error}", hint="correct or remove them"
+        ) from None
 
 
 FORMAT = Format("d4rl", "flat HDF5 file, one row per step", NEEDS, detect, open_file)

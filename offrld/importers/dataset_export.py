@@ -6,6 +6,8 @@ them; bounds, the number of actions and ``env_id`` go along. Extra fields become
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import secrets
 import shutil
@@ -60,14 +62,68 @@ def export_dataset(
             os.rename(temporary, path)
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True) if temporary.is_dir() else temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and "errno = 28" in str(error):  # HDF5 wraps the operating system's error into text
-            raise DiskFull(f"no space left to write {path}", hint="free some space and export again") from None
+        if isinstance(error, DiskFull):
+            raise DiskFull(f"no space left to write {path}", hint="free some space and export again; nothing was left there") from None
         raise
     return path
 
 
 def _silent(done: int, total: int | None) -> None:
     """No progress is asked for."""
+
+
+class CalmFile(io.RawIOBase):
+    """A new file for h5py that fails late: HDF5 2.x crashes the process when a write fails while it closes (measured: a segmentation fault
+    on a full disk), so after the first failed write everything is taken silently, and `check` raises that first error."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = open(path, "x+b", buffering=0)  # noqa: SIM115  closed by close()
+        self._error: OSError | None = None
+
+    def check(self) -> None:
+        """Raises the error of the first write that failed."""
+        if self._error is not None:
+            raise self._error
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        done = 0
+        try:
+            while done < len(view) and self._error is None:
+                done += self._file.write(view[done:])
+        except OSError as error:
+            self._error = error
+        return len(view)
+
+    def readinto(self, buffer: Any) -> int:
+        count = self._file.readinto(buffer)
+        if self._error is not None:  # what was not written reads as zeros
+            memoryview(buffer)[count:] = bytes(len(buffer) - count)
+            return len(buffer)
+        return count
+
+    def read(self, size: int = -1) -> bytes:
+        return self._file.read(size)
+
+    def truncate(self, size: int) -> int:
+        try:
+            return self._file.truncate(size)
+        except OSError as error:
+            self._error = self._error or error
+            return size
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def flush(self) -> None:
+        """Nothing is buffered here."""
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 @dataclass(frozen=True)
@@ -83,11 +139,17 @@ def flat_columns(store: EpisodeStore) -> list[FlatColumn]:
     """The arrays of a flat export, in the order in which they are written."""
     schema = store.schema
     if not isinstance(schema.action, Field):
-        raise InvalidInput(f"the dataset has several action fields ({', '.join(schema.action)})", hint="flat formats hold one; export it as 'store'")
+        raise InvalidInput(
+            f"the dataset has several action fields ({', '.join(schema.action)})", hint="flat formats hold one; export it as 'store'"
+        )
     episodes = store.episodes
     missing = store.episode_table["flags"] & 2 != 0  # FINAL_MISSING
     columns = []
-    named = {"": schema.observation} if isinstance(schema.observation, Field) else {f"/{name}": each for name, each in schema.observation.items()}
+    named = (
+        {"": schema.observation}
+        if isinstance(schema.observation, Field)
+        else {f"/{name}": each for name, each in schema.observation.items()}
+    )
 
     def observation(i: int, name: str) -> np.ndarray:
         value = episodes[i].observation
@@ -155,7 +217,7 @@ def _write_d4rl(store: EpisodeStore, path: Path, compress: bool, progress: Progr
     columns, count = flat_columns(store), len(store)
     options = {"compression": "gzip", "shuffle": True, "chunks": True} if compress else {}
     attributes = store.metadata.get("source_attributes")
-    with h5py.File(path, "w") as file:
+    with contextlib.closing(CalmFile(path)) as calm, h5py.File(calm, "w") as file:
         for key, value in {**(attributes if isinstance(attributes, dict) else {}), **_declared(store)}.items():
             if isinstance(value, (str, bool, int, float, np.ndarray)):
                 file.attrs[key] = value
@@ -165,7 +227,10 @@ def _write_d4rl(store: EpisodeStore, path: Path, compress: bool, progress: Progr
             for block in _joined(column, count):
                 dataset[start : start + len(block)] = block
                 start += len(block)
+                calm.check()
             progress(count * done // len(columns), count)
+        file.close()  # writes what HDF5 still holds
+        calm.check()
 
 
 def _write_npz(store: EpisodeStore, path: Path, compress: bool, progress: Progress) -> None:
@@ -173,7 +238,11 @@ def _write_npz(store: EpisodeStore, path: Path, compress: bool, progress: Progre
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED if compress else zipfile.ZIP_STORED) as archive:
         for done, column in enumerate(columns, start=1):
             with archive.open(f"{column.key}.npy", "w", force_zip64=True) as member:
-                header = {"descr": np.lib.format.dtype_to_descr(column.field.dtype), "fortran_order": False, "shape": (store.step_count, *column.field.shape)}
+                header = {
+                    "descr": np.lib.format.dtype_to_descr(column.field.dtype),
+                    "fortran_order": False,
+                    "shape": (store.step_count, *column.field.shape),
+                }
                 np.lib.format.write_array_header_1_0(member, header)
                 for block in _joined(column, count):
                     member.write(np.ascontiguousarray(block).data.cast("B"))

@@ -79,7 +79,8 @@ def _check_same(first: Recording, recording: Recording) -> None:
     steps, named, expected = recording.actions.rows, recording.named(), first.named()
     if named.keys() != expected.keys():
         raise InvalidInput(
-            f"{recording.actions.file}: {recording.actions.key!r} comes with the observations {', '.join(named)}, the first episode with {', '.join(expected)}",
+            f"{recording.actions.file}: {recording.actions.key!r} comes with the observations {', '.join(named)}, "
+            f"the first episode with {', '.join(expected)}",
             hint="all episodes need the same fields",
         )
     for column in named.values():

@@ -106,8 +106,8 @@ def check_shapes(arrays: FlatArrays) -> None:
     for name, column in following.items():
         if (column.shape, column.dtype) != (observations[name].shape, observations[name].dtype):
             raise InvalidInput(
-                f"{arrays.file}: {column.key!r} holds {column.dtype} {column.shape} and {observations[name].key!r} {observations[name].dtype} "
-                f"{observations[name].shape} per row",
+                f"{arrays.file}: {column.key!r} holds {column.dtype} {column.shape} per row "
+                f"and {observations[name].key!r} {observations[name].dtype} {observations[name].shape}",
                 hint="both need the same dtype and shape",
             )
 
@@ -120,7 +120,7 @@ def find_cuts(arrays: FlatArrays, messages: list[str]) -> Cuts:
         jumps = np.setdiff1d(_jumps(arrays), stop)
         if len(jumps):
             messages.append(
-                f"{len(jumps)} episodes end without a flag: the next observation of their last row is not the observation of the following row"
+                f"{len(jumps)} ends of episodes without a flag, where the next observation is not the observation of the following row"
             )
         stop, terminated = _with_cuts(stop, terminated, jumps)
     elif arrays.timeouts is None and arrays.limit is None:

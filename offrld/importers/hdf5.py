@@ -23,13 +23,15 @@ def is_hdf5(path: Path) -> bool:
 def open_hdf5(path: Path) -> h5py.File:
     """Opens a file for reading; raises `InvalidInput` when it is missing, no HDF5, or damaged."""
     if not path.is_file():
-        raise InvalidInput(f"there is no file {path}", hint="check the path")
+        raise InvalidInput(f"{path} is a folder" if path.is_dir() else f"there is no file {path}", hint="give an HDF5 file")
     if not is_hdf5(path):
         raise InvalidInput(f"{path.name} is not an HDF5 file", hint="give an .hdf5 or .h5 file, or name the format with --format")
     try:
         return h5py.File(path, "r")
     except (OSError, RuntimeError) as error:
-        raise InvalidInput(f"{path.name} cannot be opened: {_short(error)}", hint="the file is damaged or cut short; copy or download it again") from None
+        raise InvalidInput(
+            f"{path.name} cannot be opened: {_short(error)}", hint="the file is damaged or cut short; copy or download it again"
+        ) from None
 
 
 def keys(path: Path) -> set[str]:
@@ -54,7 +56,9 @@ def node(group: h5py.Group, key: str, file: str) -> h5py.Dataset | h5py.Group | 
         if isinstance(found, h5py.Dataset) and (found.external or found.is_virtual):
             raise InvalidInput(f"{file}: {path!r} keeps its data in another file", hint="store the data itself in the file")
     except (OSError, RuntimeError, KeyError) as error:
-        raise InvalidInput(f"{file}: {path!r} cannot be read: {_short(error)}", hint="the file is damaged or cut short; copy it again") from None
+        raise InvalidInput(
+            f"{file}: {path!r} cannot be read: {_short(error)}", hint="the file is damaged or cut short; copy it again"
+        ) from None
     return found
 
 

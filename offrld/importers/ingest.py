@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from offrl_store import EpisodeStore, Schema, Writer
-from offrl_store.errors import EmptyStore, InvalidEpisode, InvalidInput, OffrlError, StoreExists
+from offrl_store.errors import DiskFull, EmptyStore, InvalidEpisode, InvalidInput, OffrlError, StoreExists
 
 from .registry import open_source
 from .source import Source
@@ -78,8 +78,10 @@ def _create(source: Source, path: Path, progress: Progress | None) -> None:
                 raise StoreExists(f"{path} exists already", hint="something else made it during the import; choose another name") from None
             raise
         _sync(path.parent)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, DiskFull):
+            raise DiskFull(f"no space left to write {path}", hint="free some space and import again; nothing was left there") from None
         raise
 
 
@@ -94,12 +96,16 @@ def _append(source: Source, store: EpisodeStore, progress: Progress | None) -> N
             if progress is not None:
                 progress(done, source.count)
         if not sampled:
-            raise EmptyStore("the source holds no transition: each of its episodes is one step without its next observation", hint="give longer episodes")
+            raise EmptyStore(
+                "the source holds no transition: each of its episodes is one step without its next observation", hint="give longer episodes"
+            )
         writer.commit()
     except BaseException as error:
         _abandon(writer, store)
         if isinstance(error, InvalidEpisode) and store.metadata.get("bounds") == "inferred" and "outside the bounds" in str(error):
             error.hint = "the bounds are the range of the data imported first: import it anew with its env_id, or with declared bounds"
+        if isinstance(error, DiskFull):
+            error.hint = "free some space and append again; nothing was added"
         raise
     writer.close()
 
@@ -115,12 +121,18 @@ def _check_fits(source: Schema, store: Schema) -> None:
     """Whether the columns of a source can be appended: the same names, dtypes, shapes and kind of action. Bounds are checked per value."""
     theirs, ours = ({column.name: column.field for column in schema.columns} for schema in (source, store))
     if theirs.keys() != ours.keys():
-        raise InvalidInput(f"the source has the fields {', '.join(theirs)}, the dataset {', '.join(ours)}", hint="only data with the same fields can be appended")
+        raise InvalidInput(
+            f"the source has the fields {', '.join(theirs)}, the dataset {', '.join(ours)}",
+            hint="only data with the same fields can be appended",
+        )
     for name, field in ours.items():
         other = theirs[name]
         if (field.dtype, field.shape, field.discrete) != (other.dtype, other.shape, other.discrete):
             described = [f"{'discrete ' if each.discrete else ''}{each.dtype.name} {each.shape}" for each in (other, field)]
-            raise InvalidInput(f"{name!r} is {described[0]} in the source and {described[1]} in the dataset", hint="only data of the same form can be appended")
+            raise InvalidInput(
+                f"{name!r} is {described[0]} in the source and {described[1]} in the dataset",
+                hint="only data of the same form can be appended",
+            )
 
 
 def _sync(folder: Path) -> None:

@@ -29,7 +29,9 @@ NEEDS = "a folder with data/metadata.json and data/main_data.hdf5"
 def data_folder(path: Path) -> Path | None:
     """The folder with ``metadata.json`` for a dataset's folder or for that folder itself; None where there is none."""
     for folder in (path / "data", path):
-        if (folder / "metadata.json").is_file() and ((folder / "main_data.hdf5").is_file() or "data_format" in _read_json(folder / "metadata.json")):
+        if (folder / "metadata.json").is_file() and (
+            (folder / "main_data.hdf5").is_file() or "data_format" in _read_json(folder / "metadata.json")
+        ):
             return folder
     return None
 
@@ -42,7 +44,11 @@ def open_folder(path: Path) -> Source:
     """Opens a Minari dataset; raises `InvalidInput` when the folder is none, or keeps its data in a way that is not read."""
     folder = data_folder(path)
     if folder is None:
-        inner = sorted(each.parent.parent.relative_to(path).as_posix() for each in path.glob("*/**/data/metadata.json"))[:3] if path.is_dir() else []
+        inner = (
+            sorted(each.parent.parent.relative_to(path).as_posix() for each in path.glob("*/**/data/metadata.json"))[:3]
+            if path.is_dir()
+            else []
+        )
         hint = f"give the folder of one dataset, for example {inner[0]}" if inner else f"needed: {NEEDS}"
         raise InvalidInput(f"{path} is not the folder of a Minari dataset", hint=hint)
     name = (path if folder != path else path.parent).resolve().name
@@ -62,7 +68,9 @@ def open_folder(path: Path) -> Source:
         numbers = sorted(int(key.removeprefix("episode_")) for key in file if key.removeprefix("episode_").isdigit())
         declared = metadata.get("total_episodes")
         if isinstance(declared, int) and declared != len(numbers):
-            raise InvalidInput(f"{name} holds {len(numbers)} episodes, its metadata says {declared}", hint="the dataset is incomplete; copy it again")
+            raise InvalidInput(
+                f"{name} holds {len(numbers)} episodes, its metadata says {declared}", hint="the dataset is incomplete; copy it again"
+            )
         noted: list[str] = []
 
         def recordings() -> Iterator[Recording]:
@@ -73,11 +81,12 @@ def open_folder(path: Path) -> Source:
                     yield recording
 
         source = episodic_source(
-            recordings, len(numbers), file=name, format="minari", env_id=env_id, space=space, attributes=hdf5.plain(metadata), messages=messages,
-            discrete=discrete, dataset_id=str(metadata.get("dataset_id", name)),
+            recordings, len(numbers), file=name, format="minari", env_id=env_id, space=space, attributes=hdf5.plain(metadata),
+            messages=messages, discrete=discrete, dataset_id=str(metadata.get("dataset_id", name)),
         )  # fmt: skip
         messages += _summary(noted)
-        if numbers and isinstance(file[f"episode_{numbers[0]}"].get("infos"), h5py.Group) and len(file[f"episode_{numbers[0]}/infos"]):
+        infos = hdf5.node(file[f"episode_{numbers[0]}"], "infos", name)
+        if infos is not None and len(infos):
             messages.append("not imported: infos")
         source.resources = resources.pop_all()
         return source
@@ -153,10 +162,14 @@ def _check_observation(space: dict[str, Any], jpeg: bool, key: str, name: str) -
             _check_observation(each, jpeg, f"{key}/{inner}", name)
         return
     if kind not in ("Box", "Discrete", "MultiDiscrete", "MultiBinary"):
-        raise InvalidInput(f"{name}: {key!r} is a {kind} space, which is not read", hint="Box, Discrete, MultiDiscrete, MultiBinary and Dict are")
+        raise InvalidInput(
+            f"{name}: {key!r} is a {kind} space, which is not read", hint="Box, Discrete, MultiDiscrete, MultiBinary and Dict are"
+        )
     shape = space.get("shape", [])
     if jpeg and kind == "Box" and space.get("dtype") == "uint8" and len(shape) in (2, 3) and min(shape[:2]) >= 32:
-        raise InvalidInput(f"{name}: {key!r} holds images as JPEG, which are not read", hint="write the dataset again without JPEG encoding")
+        raise InvalidInput(
+            f"{name}: {key!r} holds images as JPEG, which are not read", hint="write the dataset again without JPEG encoding"
+        )
 
 
 def _action_space(space: dict[str, Any], env_id: str | None, name: str, messages: list[str]) -> tuple[bool, ActionSpace | None]:
@@ -175,4 +188,3 @@ def _action_space(space: dict[str, Any], env_id: str | None, name: str, messages
 
 
 FORMAT = Format("minari", "Minari folder (HDF5 backend)", NEEDS, detect, open_folder)
-

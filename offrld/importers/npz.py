@@ -1,6 +1,6 @@
 """Arrays by name: a ``.npz`` file or a dict, one row per step, with the keys of D4RL.
 
-Keys: ``observations``, ``actions``, ``rewards``, ``terminals``, optionally ``timeouts``, ``next_observations``; the singular and the names
+Keys: ``observations``, ``actions``, ``rewards``, ``terminals``, optionally ``timeouts``, ``next_observations``; the singular and
 ``terminated``/``terminations`` and ``truncated``/``truncations`` are taken too. Several observation fields are ``observations/NAME``. Without
 ``timeouts`` and ``next_observations`` episodes end at terminals only. Single values ``env_id``, ``action_n``, ``action_low`` and
 ``action_high`` declare the action space. A file is streamed out of its archive; object arrays (pickles) are never read.
@@ -115,12 +115,14 @@ def detect(path: Path) -> bool:
 def open_file(path: Path) -> Source:
     """Opens a ``.npz`` file; raises `InvalidInput` when it is none, is damaged, or lacks arrays."""
     if not path.is_file():
-        raise InvalidInput(f"there is no file {path}", hint="check the path")
+        raise InvalidInput(f"{path} is a folder" if path.is_dir() else f"there is no file {path}", hint="give a .npz file")
     with ExitStack() as resources:
         try:
             archive = resources.enter_context(zipfile.ZipFile(path))
         except (OSError, zipfile.BadZipFile) as error:
-            raise InvalidInput(f"{path.name} is not a .npz file, or is cut short: {error}", hint="write it with numpy.savez, or copy it again") from None
+            raise InvalidInput(
+                f"{path.name} is not a .npz file, or is cut short: {error}", hint="write it with numpy.savez, or copy it again"
+            ) from None
         members: dict[str, Any] = {}
         for entry in archive.namelist():
             if not entry.endswith(".npy"):
@@ -129,7 +131,9 @@ def open_file(path: Path) -> Source:
             try:
                 members[key] = member = Member(archive, entry)
             except (OSError, EOFError, ValueError, RuntimeError, NotImplementedError, zlib.error, zipfile.BadZipFile) as error:
-                raise InvalidInput(f"{path.name}: {key!r} cannot be read: {error}", hint="the file is damaged; write or copy it again") from None
+                raise InvalidInput(
+                    f"{path.name}: {key!r} cannot be read: {error}", hint="the file is damaged; write or copy it again"
+                ) from None
             resources.callback(member.close)
         source = open_arrays(members, path.name)
         source.resources = resources.pop_all()
@@ -161,7 +165,11 @@ def open_arrays(arrays: Mapping[str, Any], name: str = "arrays") -> Source:
             found[key] = {field.replace("/", "."): Column(name, each, given[each]) for field, each in fields.items()}
     for key in NEEDED:
         if key not in found:
-            hint = "'dones' do not say whether the task ended: give terminals and timeouts; " if key == "terminals" and "dones" in given else ""
+            hint = (
+                "'dones' do not say whether the task ended: give terminals and timeouts; "
+                if key == "terminals" and "dones" in given
+                else ""
+            )
             raise InvalidInput(f"{name} holds no {key!r} (it holds {listed(given)})", hint=f"{hint}needed: {NEEDS}")
     for key in ALIASES:
         if isinstance(found.get(key), dict) and not key.endswith("observations"):
@@ -176,8 +184,8 @@ def open_arrays(arrays: Mapping[str, Any], name: str = "arrays") -> Source:
         raise InvalidInput(f"{name}: env_id is {env_id!r}", hint="give the name of a gymnasium environment, or remove it")
     space = _declared(values, name) or probe_environment(env_id, name, messages).space
     flat = FlatArrays(
-        found["observations"], found["actions"], found["rewards"], found["terminals"], found.get("timeouts"), found.get("next_observations"),
-        found.get("next_observations_known"),
+        found["observations"], found["actions"], found["rewards"], found["terminals"], found.get("timeouts"),
+        found.get("next_observations"), found.get("next_observations_known"),
     )  # fmt: skip
     return flat_source(flat, format="npz", env_id=env_id, space=space, attributes=values, messages=messages)
 
@@ -196,7 +204,9 @@ def _value(array: Any, key: str, name: str) -> Any:
         array = array.whole() if isinstance(array, Member) else np.asarray(array)
         return plain(array.item() if array.size == 1 and key in ("env_id", "action_n") else array)
     except (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile) as error:
-        raise InvalidInput(f"{name}: {key!r} cannot be read: {error}", hint="give plain text and numbers; Python objects are never read") from None
+        raise InvalidInput(
+            f"{name}: {key!r} cannot be read: {error}", hint="give plain text and numbers; Python objects are never read"
+        ) from None
 
 
 def _declared(values: dict[str, Any], name: str) -> ActionSpace | None:

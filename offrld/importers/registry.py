@@ -47,7 +47,10 @@ def detect(path: Path) -> Format:
     for each in FORMATS.values():
         if each.detect(path):
             return each
-    raise InvalidInput(f"{path.name} is of no known format: {_looks(path)}", hint="known: " + "; ".join(f"{f.name} ({f.summary})" for f in FORMATS.values()))
+    raise InvalidInput(
+        f"{path.name} is of no known format: {_looks(path)}",
+        hint="known: " + "; ".join(f"{f.name} ({f.summary})" for f in FORMATS.values()),
+    )
 
 
 def _looks(path: Path) -> str:

@@ -65,9 +65,7 @@ class Format:
     open: Callable[[Path], Source]
 
 
-def make_metadata(
-    *, env_id: str | None, bounds: str, format: str, file: str, attributes: dict[str, Any], **more: Any
-) -> dict[str, Any]:
+def make_metadata(*, env_id: str | None, bounds: str, format: str, file: str, attributes: dict[str, Any], **more: Any) -> dict[str, Any]:
     """The metadata that every imported store carries; ``file`` is a base name, never a path of the machine that read it."""
     return {
         "env_id": env_id,

@@ -60,7 +60,9 @@ def box(low: Any, high: Any, origin: str) -> ActionSpace | None:
 def choices(n: int, start: int, origin: str, file: str) -> ActionSpace:
     """``n`` numbered choices; they must be counted from 0, because the policy's output is the number itself."""
     if start != 0:
-        raise InvalidInput(f"{file}: the actions are numbered from {start}", hint="number them from 0, and add the offset in the environment")
+        raise InvalidInput(
+            f"{file}: the actions are numbered from {start}", hint="number them from 0, and add the offset in the environment"
+        )
     return ActionSpace(origin, n=int(n))
 
 
@@ -111,11 +113,14 @@ class ActionScan:
         self._file, self._space, self._shape, self._dtype = column.file, space, column.shape, column.dtype
         if self.discrete and column.shape not in ((), (1,)):
             raise InvalidInput(
-                f"{column.file}: {column.key!r} holds {column.dtype} rows of shape {column.shape}: several discrete actions per step are not supported",
+                f"{column.file}: {column.key!r} holds {column.dtype} rows of shape {column.shape}: "
+                "several discrete actions per step are not supported",
                 hint="number the combinations in one column, or store continuous actions as floats",
             )
         if not self.discrete and (len(column.shape) > 1 or 0 in column.shape):
-            raise InvalidInput(f"{column.file}: {column.key!r} has rows of shape {column.shape}", hint="a continuous action is a vector: [N, A]")
+            raise InvalidInput(
+                f"{column.file}: {column.key!r} has rows of shape {column.shape}", hint="a continuous action is a vector: [N, A]"
+            )
         self._size = 1 if not column.shape else column.shape[0]
         if space is not None and space.discrete != self.discrete:
             kinds = {True: "discrete", False: "continuous"}
@@ -183,14 +188,22 @@ class ActionScan:
         n = self._space.n if self._space is not None else MAX_CHOICES
         wrong = np.flatnonzero((values < 0) | (values >= n))
         if len(wrong):
-            of = f"the {n} actions (0 to {n - 1}) of {self._space.owner}" if self._space is not None else f"what discrete actions can be (0 to {n - 1})"
+            of = (
+                f"the {n} actions (0 to {n - 1}) of {self._space.owner}"
+                if self._space is not None
+                else f"what discrete actions can be (0 to {n - 1})"
+            )
             raise InvalidEpisode(
                 f"{column.file}: {column.where(start + int(wrong[0]))} is {values[wrong[0]]:.9g}, outside {of}",
                 hint=f"number the actions from 0{self._remove()}",
             )
 
     def _remove(self) -> str:
-        return ", or remove 'env_id' so that the range is taken from the data" if self._space is not None and self._space.origin != "declared" else ""
+        return (
+            ", or remove 'env_id' so that the range is taken from the data"
+            if self._space is not None and self._space.origin != "declared"
+            else ""
+        )
 
     def field(self, messages: list[str]) -> tuple[Field, str]:
         """The action field with its bounds, and where these come from: ``env:ID``, ``declared`` or ``inferred``."""
@@ -205,6 +218,8 @@ class ActionScan:
         if self._space is not None:
             return Field(self.dtype, (self._size,), low=self._space.low, high=self._space.high), origin
         if self._whole and self._dtype.kind == "f":
-            messages.append("all actions are whole numbers in a float array: taken as continuous; store them as integers if they are choices")
+            messages.append(
+                "all actions are whole numbers in a float array: taken as continuous; store them as integers if they are choices"
+            )
         messages.append("the bounds of the actions are the range of the data: the file declares none")
         return Field(self.dtype, (self._size,), low=self._low.copy(), high=self._high.copy()), origin

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 from offrl.job import DatasetExportSpec
 from offrl_store import EpisodeStore
@@ -20,19 +21,25 @@ def run(job: WorkerJob) -> None:
     if job.run.dataset.exists():  # of an attempt that died after its rename
         return
     store = EpisodeStore.open(job.state.dataset(spec.dataset), job.snapshot)
-    job.report.progress(0, len(store), force=True)
     unfinished = job.run.path / ".dataset.tmp"
     remove(unfinished)
     unfinished.mkdir()
     try:
-        export_dataset(store, unfinished / f"{spec.dataset}{SUFFIXES[spec.format]}", spec.format)
-        job.control.check()
+        export_dataset(store, unfinished / f"{spec.dataset}{SUFFIXES[spec.format]}", spec.format, progress=_progress(job))
         _sync(unfinished)
         os.rename(unfinished, job.run.dataset)
     finally:
         remove(unfinished)
     sync_folder(job.run.path)
     job.report.progress(len(store), len(store), force=True)
+
+
+def _progress(job: WorkerJob) -> Callable[[int, int | None], None]:
+    def progress(done: int, total: int | None) -> None:
+        job.control.check()
+        job.report.progress(done, total or 0)
+
+    return progress
 
 
 def _sync(folder: os.PathLike[str]) -> None:

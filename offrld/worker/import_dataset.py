@@ -1,12 +1,11 @@
 """An import job: a source file or folder becomes a dataset, or is appended to one; whole, or not at all.
 
-Everything is read into a store beside the datasets first (``datasets/.tmp-JOB``), which checks it. A new dataset is then one
-rename; appending copies the checked episodes and commits them together. Both can be done again by the next attempt after a crash.
+A new dataset is written beside the others (``datasets/.tmp-JOB``) and gets its name by one rename; an append is one commit. Both
+can be done again by the next attempt after a crash: it notices what the last one completed.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import time
@@ -14,11 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from offrl.errors import Conflict, InvalidInput, OffrlError, Unknown
+from offrl.errors import Conflict, InvalidInput, Unknown
 from offrl.job import ImportSpec
-from offrl_store import EpisodeStore, Writer
+from offrl_store import EpisodeStore
 from offrl_store.errors import StoreLocked
-from offrl_store.schema import validate
 
 from offrld.importers import import_into
 from offrld.worker.datasets import dataset_info, source_path
@@ -26,7 +24,7 @@ from offrld.worker.job import WorkerJob
 from offrld.worker.runfolder import remove, sync_folder, write_json
 
 ORIGIN = "import.json"   # in the dataset's folder: the job that made it
-APPEND = "append.json"   # in the run folder: where an appending job began
+APPEND = "append.json"   # in the run folder: the dataset's number of episodes when an appending job began
 LOCKED_WAIT_S = 600.0    # another job may be appending
 
 
@@ -34,32 +32,46 @@ def run(job: WorkerJob) -> None:
     """Run the import; raises `OffrlError` for what is wrong with the source, with nothing left behind."""
     spec: ImportSpec = job.spec
     target = job.state.dataset(spec.dataset)
-    staged = job.state.datasets / f".tmp-{job.id}"
     job.state.datasets.mkdir(parents=True, exist_ok=True)
-    remove(staged)  # of an attempt that was killed
-    if not spec.append and target.exists():
-        if _made_by(target) != job.id:
-            _forget_upload(job)
-            raise Conflict(f"dataset {spec.dataset!r} exists", hint="choose another name, append to it, or remove it: `offrl datasets rm`")
-        _finish(job, EpisodeStore.open(target), "was complete already")  # killed between the rename and its report
+    _remove_staged(job)  # of an attempt that was killed
+    if not spec.append and target.exists() and _made_by(target) == job.id:
+        _finish(job, "was imported already")  # by an attempt that was killed between the rename and its report
         return
     try:
-        if spec.append and not target.exists():
-            raise Unknown(f"there is no dataset {spec.dataset!r} to append to", hint="`offrl datasets ls` lists them")
-        source = source_path(spec, job.state, job.import_roots)
-        store = import_into(source, staged, format=spec.format, progress=_progress(job))
-        job.control.check()
         if spec.append:
-            store = _append(job, staged, target)
+            if not target.exists():
+                raise Unknown(f"there is no dataset {spec.dataset!r} to append to", hint="`offrl datasets ls` lists them")
+            _append(job, target)
         else:
-            _publish(job, staged, target)
-            store = EpisodeStore.open(target)
+            if target.exists():
+                hint = "choose another name, append to it, or remove it: `offrl datasets rm`"
+                raise Conflict(f"dataset {spec.dataset!r} exists", hint=hint)
+            _publish(_read(job), target, job.id)
     except InvalidInput:
         _forget_upload(job)  # sending the same bytes again would not help; anything else can be retried with them
         raise
     finally:
-        remove(staged)
-    _finish(job, store, "appended" if spec.append else "imported")
+        _remove_staged(job)
+    _finish(job, "appended" if spec.append else "imported")
+
+
+def _staged(job: WorkerJob) -> Path:
+    return job.state.datasets / f".tmp-{job.id}"
+
+
+def _remove_staged(job: WorkerJob) -> None:
+    for pattern in (f".tmp-{job.id}", f".tmp-{job.id}.*", f"..tmp-{job.id}.*"):  # the store and the importer work beside it
+        for path in job.state.datasets.glob(pattern):
+            remove(path)
+
+
+def _read(job: WorkerJob) -> Path:
+    """Read the whole source into a store that is no dataset yet."""
+    source = source_path(job.spec, job.state, job.import_roots)
+    staged = _staged(job)
+    import_into(source, staged, format=job.spec.format, progress=_progress(job), message=job.report.message)
+    job.control.check()
+    return staged
 
 
 def _progress(job: WorkerJob) -> Callable[[int, int | None], None]:
@@ -70,10 +82,9 @@ def _progress(job: WorkerJob) -> Callable[[int, int | None], None]:
     return progress
 
 
-def _publish(job: WorkerJob, staged: Path, target: Path) -> None:
+def _publish(staged: Path, target: Path, job: str) -> None:
     """Give the finished store its name: from then on it is there, also after a power cut."""
-    write_json(staged / ORIGIN, {"job": job.id})
-    sync_folder(staged)
+    write_json(staged / ORIGIN, {"job": job})
     try:
         os.rename(staged, target)
     except OSError as error:
@@ -83,59 +94,48 @@ def _publish(job: WorkerJob, staged: Path, target: Path) -> None:
     sync_folder(target.parent)
 
 
-def _append(job: WorkerJob, staged: Path, target: Path) -> EpisodeStore:
-    """Copy the staged episodes to the end of the dataset and commit them together.
-
-    ``append.json`` in the run folder says where the first attempt began, so that one which died inside its commit is completed, and
-    not repeated.
-    """
-    source = EpisodeStore.open(staged)
+def _append(job: WorkerJob, target: Path) -> None:
+    """Append the source in one commit; of a commit that a killed attempt left half done, the rest."""
+    begun = job.run.path / APPEND
     store = EpisodeStore.open(target)
-    for number, episode in enumerate(source.episodes):  # all are checked before the first is written
-        validate(store.schema, episode, number)
-        job.control.check()
-    writer = _writer(job, store)
-    try:
-        begun = job.run.path / APPEND
-        before = json.loads(begun.read_text())["episodes"] if begun.exists() else len(store)
-        write_json(begun, {"episodes": before})
-        for number in range(_same(store, before, source), len(source)):
-            writer.append(source.episodes[number])
-            job.report.progress(number + 1, len(source))
-        writer.close()
-    except BaseException:
-        _abandon(writer, store)
-        raise
-    return EpisodeStore.open(target)
-
-
-def _abandon(writer: Writer, store: EpisodeStore) -> None:
-    """Let go of the dataset without a commit, and have a new writer cut off the rows that were written (the disk may be full)."""
-    writer._release()
-    with contextlib.suppress(OffrlError, OSError):
-        store.writer().close()
-
-
-def _writer(job: WorkerJob, store: EpisodeStore) -> Writer:
-    """The dataset's writer; waits while another job has it."""
+    before = json.loads(begun.read_text())["episodes"] if begun.exists() else None
+    if before is not None and len(store) > before:
+        staged = EpisodeStore.open(_read(job))
+        there = appended_before(store, before, staged)
+        if there:
+            with store.writer() as writer:
+                for number in range(there, len(staged)):
+                    writer.append(staged.episodes[number])
+            return
+    write_json(begun, {"episodes": len(store)})
+    source = source_path(job.spec, job.state, job.import_roots)
     deadline = time.monotonic() + LOCKED_WAIT_S
     while True:
         try:
-            return store.writer()
+            import_into(source, target, format=job.spec.format, append=True, progress=_progress(job), message=job.report.message)
+            return
         except StoreLocked:
             if time.monotonic() > deadline:
                 raise
-        job.control.wait(0.2)
+        job.control.wait(1.0)
         job.control.check()
 
 
-def _same(store: EpisodeStore, before: int, source: EpisodeStore) -> int:
-    """How many of the source's first episodes stand in the store from episode ``before`` on."""
+def appended_before(store: EpisodeStore, before: int, source: EpisodeStore) -> int:
+    """How many of the source's first episodes an earlier attempt appended, which began when the store had ``before`` episodes.
+
+    Other jobs may have appended before and after it; a commit that was cut short is followed by nothing of its own.
+    """
     columns = ["steps", "flags", "return"]
-    there, due = store.episode_table[columns][before:], source.episode_table[columns]
-    count = min(len(there), len(due))
-    different = np.flatnonzero(there[:count] != due[:count])
-    return int(different[0]) if len(different) else count
+    there, due = store.episode_table[columns], source.episode_table[columns]
+    for start in range(before, len(there)):
+        if there[start] == due[0]:
+            count = min(len(there) - start, len(due))
+            different = np.flatnonzero(there[start : start + count] != due[:count])
+            same = int(different[0]) if len(different) else count
+            if same == len(due) or start + same == len(there):
+                return same
+    return 0
 
 
 def _made_by(target: Path) -> str | None:
@@ -146,8 +146,9 @@ def _made_by(target: Path) -> str | None:
         return None
 
 
-def _finish(job: WorkerJob, store: EpisodeStore, how: str) -> None:
-    info = dataset_info(job.spec.dataset, store)
+def _finish(job: WorkerJob, how: str) -> None:
+    """Tell of the dataset; the uploaded bytes have served."""
+    info = dataset_info(job.spec.dataset, EpisodeStore.open(job.state.dataset(job.spec.dataset)))
     job.report.dataset(info)
     job.report.progress(info["episodes"], info["episodes"], force=True)
     job.report.message(f"{how}: {info['episodes']} episodes, {info['transitions']} transitions in dataset {job.spec.dataset!r}")

@@ -165,12 +165,27 @@ class Training:
         )
         text = ", ".join(f"seed {seed}: {result.return_mean:.6g} ± {result.return_std:.3g}" for seed, result in results.items())
         self.job.report.message(f"step {step}: mean return in {spec.eval_env} over {spec.eval_episodes} episodes: {text}")
-        self._progress(force=True)
+        if step < spec.steps:
+            self._progress(force=True)
 
     def _validate(self) -> dict[str, dict[int, float]]:
-        from offrld.evaluate.offline import evaluate_offline
+        """The losses, and the policy's nearness to the actions, on held-out episodes."""
+        import torch
 
-        return {**self.learner.validate(), **evaluate_offline(self.learner)}
+        from offrld.evaluate.offline import held_out_metrics
+
+        values = self.learner.validate()
+        for seed in self.spec.seeds:
+            module = self.learner.policy(seed)
+
+            def act(observation: Any, module: torch.nn.Module = module) -> Any:
+                fields = observation if isinstance(observation, dict) else {"observation": observation}
+                with torch.inference_mode():
+                    return module(**{name: torch.tensor(array) for name, array in fields.items()}).numpy()
+
+            for name, value in held_out_metrics(act, self.learner.store, self.learner.holdout).items():
+                values.setdefault(f"validation_{name}", {})[seed] = value
+        return values
 
     def _check_finite(self, means: dict[str, dict[int, float]]) -> None:
         for name, values in means.items():

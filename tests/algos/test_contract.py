@@ -39,7 +39,7 @@ def another(field: settings.Setting) -> Any:
 def trained(algorithm, store, values) -> dict[str, torch.Tensor]:
     learner = Learner.create(algorithm, algorithm.configure({"batch_size": 16, **values}), store, dtype=torch.float64)
     learner.run(UPDATES)
-    return learner._tensors()
+    return learner.state.tensors()
 
 
 @pytest.fixture(scope="module")

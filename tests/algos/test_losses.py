@@ -41,8 +41,8 @@ class Problem:
         self.learner.run(3)
         self.config = self.learner.config
         self.batch = self.learner._batches(3)[0]
-        self.p = {n: v[0].numpy() for n, v in self.learner._params.items()}
-        self.t = {n: v[0].numpy() for n, v in self.learner._target.items()}
+        self.p = {n: v[0].numpy() for n, v in self.learner.state.params.items()}
+        self.t = {n: v[0].numpy() for n, v in self.learner.state.target.items()}
         for field in ("observation", "action", "reward", "next_observation", "terminal", "discount", "next_action"):
             value = getattr(self.batch, field)
             setattr(self, field, None if value is None else value.numpy())
@@ -50,8 +50,8 @@ class Problem:
 
     def loss(self, step):
         chosen = next(s for s in self.learner.algorithm.schedule(self.config) if s.name == step)
-        params, target = self.learner._seed_states()[0]
-        value, metrics = chosen.loss(params, self.config, self.learner.nets, State(params, target), self.batch)
+        state = self.learner.state.of_seed(0, {})
+        value, metrics = chosen.loss(state.params, self.config, self.learner.nets, state, self.batch)
         return float(value), {name: float(m) for name, m in metrics.items()}
 
     def bellman(self, value):
@@ -147,7 +147,7 @@ def test_q_learning(name, discrete_store):
 def test_an_update_is_one_step_of_torchs_own_adam(continuous_store):
     algorithm = ALGORITHMS["bc"]
     learner = Learner.create(algorithm, algorithm.configure({"batch_size": B}), continuous_store, dtype=torch.float64)
-    params = {n: v[0].clone().requires_grad_() for n, v in learner._params.items()}
+    params = {n: v[0].clone().requires_grad_() for n, v in learner.state.params.items()}
     optimizer = torch.optim.Adam(params.values(), lr=1e-3)
     for k in range(3):
         batch = learner._batches(k)[0]
@@ -157,4 +157,4 @@ def test_an_update_is_one_step_of_torchs_own_adam(continuous_store):
         optimizer.step()
     learner.run(3)
     for name, value in params.items():
-        torch.testing.assert_close(learner._params[name][0], value.detach(), rtol=1e-10, atol=1e-13)
+        torch.testing.assert_close(learner.state.params[name][0], value.detach(), rtol=1e-10, atol=1e-13)

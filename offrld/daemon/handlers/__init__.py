@@ -1,4 +1,4 @@
-"""One function per request, by subject. ``HANDLERS`` says which answers what: ``async handler(app, request) -> reply``."""
+"""One function per request, by subject. ``HANDLERS`` says which answers what: ``handler(app, request) -> reply``, mostly async."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from offrl import wire
+
 from offrld.daemon.app import App
 from offrld.daemon.handlers import artifacts, datasets, follow, jobs, service, uploads
 
-Handler = Callable[[App, Any], Awaitable[wire.Reply]]
+Handler = Callable[[App, Any], wire.Reply | Awaitable[wire.Reply]]
 
 HANDLERS: dict[type[wire.Request], Handler] = {
     wire.Ping: service.ping,

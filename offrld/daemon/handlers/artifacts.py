@@ -8,6 +8,7 @@ import json
 from offrl import wire
 from offrl.errors import InvalidInput
 from offrl.job import ExportSpec
+
 from offrld.daemon import artifacts, queue
 from offrld.daemon.app import App
 from offrld.daemon.database import Connection
@@ -20,11 +21,14 @@ async def open_artifact(app: App, request: wire.OpenArtifact) -> wire.Artifact:
     """Find the file, or start what makes it."""
     job = await app.database.read(find, request.job)
     if job.kind != KINDS[request.kind]:
-        raise InvalidInput(f"job {job.id} is of kind {job.kind} and has no {request.kind}", hint=f"fetch it from a job of kind {KINDS[request.kind]}")
+        raise InvalidInput(
+            f"job {job.id} is of kind {job.kind} and has no {request.kind}", hint=f"fetch it from a job of kind {KINDS[request.kind]}"
+        )
     async with app.one_at_a_time(f"artifact {job.id} {request.kind}"):
         found = await asyncio.to_thread(
-            artifacts.find, app.state, job.id, request.kind, job.spec.get("seeds", []), seed=request.seed, best=request.best, step=request.step
-        )
+            artifacts.find, app.state, job.id, request.kind, job.spec.get("seeds", []),
+            seed=request.seed, best=request.best, step=request.step,
+        )  # fmt: skip
         if isinstance(found, wire.Artifact):
             return found
         export = await app.database.write(_export, ExportSpec(job=job.id, seed=found.seed, step=found.step))

@@ -9,8 +9,10 @@ from pathlib import Path
 from offrl import wire
 from offrl.errors import Conflict, InvalidInput, NotAllowed
 from offrl.job import ImportSpec, TrainSpec
+
 from offrld.daemon import catalog, datasets, housekeeping, queue, records
 from offrld.daemon.app import App
+from offrld.daemon.database import Connection
 
 LIST_BYTES = wire.MAX_MESSAGE - (1 << 16)
 
@@ -29,6 +31,9 @@ async def submit(app: App, request: wire.Submit) -> wire.Submitted:
         spec = catalog.checked(spec, await app.catalog.ready(), fields)
     elif isinstance(spec, ImportSpec):
         await asyncio.to_thread(_check_source, app, spec)
+        folder = app.state.datasets / spec.dataset
+        if not spec.append and folder.exists() and not await app.database.read(datasets.mentioned, spec.dataset):
+            raise Conflict(f"{folder} is in the way: the queue knows no such dataset", hint="move it away, or take another name")
     job, created = await app.database.write(queue.submit, spec, priority=request.priority, after=request.after, key=request.key)
     return wire.Submitted(job=job, created=created)
 
@@ -47,18 +52,6 @@ def _check_source(app: App, spec: ImportSpec) -> None:
             raise NotAllowed(f"{spec.path!r} is not below an import root of the daemon ({allowed})", hint="let the client upload it")
         if not path.exists():
             raise InvalidInput(f"{spec.path!r} does not exist on the daemon's machine")
-    folder = app.state.datasets / spec.dataset
-    if not spec.append and folder.exists() and not _pending_or_known(app, spec.dataset):
-        raise Conflict(f"{folder} is in the way: the queue knows no such dataset", hint="move it away, or take another name")
-
-
-def _pending_or_known(app: App, dataset: str) -> bool:
-    """True: the queue itself will say what is wrong with the name."""
-    db = queue_connection(app)
-    try:
-        return db.execute("SELECT 1 FROM datasets WHERE name = ?1 UNION SELECT 1 FROM jobs WHERE dataset = ?1", (dataset,)).fetchone() is not None
-    finally:
-        db.close()
 
 
 async def list_jobs(app: App, request: wire.ListJobs) -> wire.JobList:
@@ -70,7 +63,7 @@ async def list_jobs(app: App, request: wire.ListJobs) -> wire.JobList:
         if size > LIST_BYTES:
             break
         first -= 1
-    return wire.JobList(jobs=jobs[first:])
+    return wire.JobList(jobs=jobs[first:], left_off=left_off + first)
 
 
 async def get_job(app: App, request: wire.GetJob) -> wire.JobInfo:
@@ -96,17 +89,23 @@ async def _check_retry(app: App, job: str) -> None:
 
 
 async def _remove(app: App, job: str) -> wire.JobInfo:
-    """The run folder goes first, under another name: a daemon that dies in between finds the row or neither."""
-    async with app.one_at_a_time(f"job {job}"):
-        info = await app.database.read(records.info, job)
-        aside = await asyncio.to_thread(housekeeping.set_aside, app.state.job(job)) if info.state.ended else None
-        try:
-            await app.database.write(queue.remove, job)
-        except BaseException:
-            await asyncio.to_thread(housekeeping.put_back, aside)
-            raise
-        await asyncio.to_thread(housekeeping.delete, aside)
-        await asyncio.to_thread(housekeeping.forget_run, app.state, job)
-        if info.kind == "import" and info.spec.get("upload"):
-            await asyncio.to_thread(app.uploads.remove, info.spec["upload"])
+    """The row and the run folder go together: a daemon that dies in between finds both again, or neither."""
+    aside: list[Path | None] = []
+
+    def work(db: Connection) -> wire.JobInfo:
+        info = queue.remove(db, job).info()
+        aside.append(housekeeping.set_aside(app.state.job(job)))
         return info
+
+    try:
+        info = await app.database.write(work)
+    except BaseException:
+        for folder in aside:
+            await asyncio.to_thread(housekeeping.put_back, folder)
+        raise
+    for folder in aside:
+        await asyncio.to_thread(housekeeping.delete, folder)
+    await asyncio.to_thread(housekeeping.forget_run, app.state, job)
+    if info.kind == "import" and info.spec.get("upload"):
+        await asyncio.to_thread(app.uploads.remove, info.spec["upload"])
+    return info

@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 
 from offrl import wire
+
 from offrld.daemon.app import App
 
 
-async def ping(app: App, request: wire.Ping) -> wire.Pong:
-    """Who is there."""
+def ping(app: App, request: wire.Ping) -> wire.Pong:
+    """Who is there. A plain function: answered at once, without a task of its own."""
     return wire.Pong(
         version=app.version, protocol=wire.PROTOCOL, state_dir=str(app.state.root), uptime_s=round(time.monotonic() - app.started, 3)
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from offrl import wire
+
 from offrld.daemon.app import App
 
 

@@ -1,0 +1,369 @@
+"""The client: one method per request of the daemon, and `Job`, a job that is followed and whose policy is fetched."""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from offrl import address, wire
+from offrl.connection import Connection, ConnectionLost
+from offrl.datasets import Datasets
+from offrl.errors import InvalidInput, JobFailed, OffrlError, Unknown, from_wire, nearest
+from offrl.job import TrainSpec
+from pydantic import BaseModel, ValidationError
+
+LONG_POLL_S = 10.0    # how long the daemon may hold a request for the next event
+FETCH_KINDS = ("onnx", "checkpoint", "metrics")
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class Client:
+    """A connection to a daemon. Close it, or use it as a context manager; threads may share it.
+
+    Args:
+        url: ``ipc:///path/of/a.sock`` or ``tcp://HOST:PORT``; by default OFFRL_URL, else the socket below OFFRLD_STATE_DIR, else the user's
+            daemon, else the machine's.
+        timeout: seconds to wait for one answer.
+        patience: seconds to wait for a daemon that goes away while it is being used, so that following a job survives its restart.
+
+    Raises:
+        NoDaemon: nobody is there (found out at once).
+        NotAllowed: the socket belongs to somebody else.
+        InvalidInput: ``url`` is no address.
+        ProtocolMismatch: (from every method) the daemon is of another version.
+    """
+
+    def __init__(self, url: str | None = None, *, timeout: float = 60.0, patience: float = 60.0) -> None:
+        self.url = address.resolve(url)
+        self._timeout, self._patience = timeout, patience
+        self._connection = self.connect()
+        self.datasets = Datasets(self)
+
+    # ------------------------------------------------------------------------------------------------------------- the daemon
+    def ping(self) -> wire.Pong:
+        """The daemon's version, protocol, state folder and uptime."""
+        return self.request(wire.Ping())
+
+    def algos(self, name: str | None = None) -> Any:
+        """What can be trained: a list of descriptions (name, summary, actions, presets, config), or the one of ``name``. Raises `Unknown`."""
+        algorithms = self.request(wire.Algorithms()).algorithms
+        if name is None:
+            return algorithms
+        found = {algorithm["name"]: algorithm for algorithm in algorithms}
+        if name not in found:
+            raise Unknown(f"no algorithm {name!r}", hint=nearest(name, list(found)))
+        return found[name]
+
+    def submit(
+        self,
+        algorithm: str,
+        *,
+        dataset: str | os.PathLike[str],
+        steps: int | None = None,
+        seed: int | None = None,
+        seeds: Iterable[int] | None = None,
+        config: Mapping[str, Any] | None = None,
+        preset: str | None = None,
+        eval_env: str | None = None,
+        eval_episodes: int | None = None,
+        eval_every: int | None = None,
+        validation: float | None = None,
+        runner: str | None = None,
+        device: str | None = None,
+        threads: int | None = None,
+        priority: int = 0,
+        after: str | Job | Sequence[str | Job] = (),
+        key: str | None = None,
+    ) -> Job:
+        """Queue a train job and return at once. What is left out takes the daemon's default (`offrl.job.TrainSpec`).
+
+        Args:
+            algorithm: a name of `algos`.
+            dataset: a dataset's name, or the path of a file or folder, which is imported first (once: its name is made from its content).
+                A dataset of that name comes before a file of that name; ``./NAME`` is always the file.
+            steps: gradient updates.
+            seed, seeds: one or several, trained side by side in one job.
+            config: settings of the algorithm by dotted name (``critic_encoder.units``); nested dicts are flattened.
+            eval_env: gymnasium id; every seed's policy is evaluated in it at the end, and every ``eval_every`` updates if given.
+            validation: share of the episodes held out for validation metrics.
+            after: jobs that must succeed first.
+            key: the same key gives the same job, however often it is submitted. One is made up if none is given, so that a lost answer
+                does not lead to a second job.
+
+        Raises:
+            Unknown: of the algorithm, a setting, the dataset, the environment (the hint names the nearest known one).
+            InvalidInput: a value of the wrong type or out of range, a bad file, an algorithm that does not fit the data.
+        """
+        if seed is not None and seeds is not None:
+            raise InvalidInput(f"both seed={seed} and seeds={seeds!r} were given", hint="give one of them")
+        chosen = [seed] if seed is not None else None if seeds is None else list(seeds)
+        given = {
+            "algorithm": algorithm, "steps": steps, "seeds": chosen, "config": None if config is None else flat(config), "preset": preset,
+            "eval_env": eval_env, "eval_episodes": eval_episodes, "eval_every": eval_every, "validation": validation, "runner": runner,
+            "device": device, "threads": threads,
+        }  # fmt: skip
+        given = {name: value for name, value in given.items() if value is not None}
+        build(TrainSpec, **given, dataset="not-known-yet")   # before anything is uploaded
+        spec = build(TrainSpec, **given, dataset=self.datasets.resolve(dataset))
+        befores = [after] if isinstance(after, str | Job) else list(after)
+        ids = [before.id if isinstance(before, Job) else before for before in befores]
+        request = build(wire.Submit, spec=spec, priority=priority, after=ids, key=key or f"auto-{uuid.uuid4().hex}")
+        return Job(self, self.request(request).job)
+
+    def jobs(self, kind: str | None = None, *, limit: int = 1000) -> list[Job]:
+        """The jobs in order of submission: all but imports, or those of ``kind`` (train, import, export, dataset_export, all). Each has its ``last`` info."""
+        found = self.request(build(wire.ListJobs, kind=kind, limit=limit)).jobs
+        return [Job(self, info.job, info) for info in found]
+
+    def job(self, id: str) -> Job:
+        """The job of that id. Raises `Unknown`."""
+        job = Job(self, id)
+        job.info()
+        return job
+
+    # ---------------------------------------------------------------------------------------------------------------- plumbing
+    def request(self, request: wire.Request, *, timeout: float | None = None) -> Any:
+        """Send any request of `offrl.wire`; its reply, or the error that the daemon sent."""
+        return self._connection.request(request, timeout=timeout)
+
+    def connect(self) -> Connection:
+        """A further connection to the same daemon, for what waits long; the caller closes it."""
+        return Connection(self.url, timeout=self._timeout, patience=self._patience)
+
+    def close(self) -> None:
+        """Close the connection. May be called twice."""
+        if hasattr(self, "_connection"):
+            self._connection.close()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Client({self.url!r})"
+
+
+class Job:
+    """A job of the daemon. ``id`` names it; ``last`` is the newest `JobInfo` seen (None before the first)."""
+
+    def __init__(self, client: Client, id: str, last: wire.JobInfo | None = None) -> None:
+        self._client, self.id, self.last = client, id, last
+
+    # ---------------------------------------------------------------------------------------------------------------- looking
+    def info(self) -> wire.JobInfo:
+        """Everything that `offrl status JOB --json` shows, as of now."""
+        self.last = self._client.request(build(wire.GetJob, job=self.id))
+        return self.last
+
+    @property
+    def state(self) -> str:
+        """queued, running, paused, succeeded, failed or cancelled, as of now."""
+        return self.info().state
+
+    def metrics(self) -> dict[str, dict[int, float]]:
+        """The latest value of every metric: name -> {seed: value}."""
+        return {name: {int(seed): value for seed, value in by_seed.items()} for name, by_seed in self.info().metrics.items()}
+
+    def follow(self, cursor: int = 0) -> Iterator[wire.Event]:
+        """The job's events after number ``cursor``, then those to come, until it has ended. None is lost or seen twice, also over a restart
+        of the daemon. A paused job is waited for."""
+        for events in self._follow(cursor, None):
+            yield from events
+
+    def wait(self, timeout: float | None = None, *, check: bool = True) -> wire.JobInfo:
+        """Wait until the job has ended; its last info.
+
+        Raises:
+            JobFailed: it failed or was cancelled (unless ``check=False``); the message says why, ``error.info`` is the job's info.
+            TimeoutError: it has not ended within ``timeout`` seconds.
+        """
+        end = None if timeout is None else time.monotonic() + timeout
+        info = self.info()
+        if not info.state.ended:
+            for _ in self._follow(0, end):
+                pass
+            info = self.info()
+        if check and info.state != "succeeded":
+            raise failure(info)
+        return info
+
+    def log(self, *, follow: bool = False) -> Any:
+        """The job's log as text; with ``follow`` an iterator of pieces of text that goes on until the job has ended."""
+        pieces = self._log(follow)
+        return pieces if follow else "".join(pieces)
+
+    # --------------------------------------------------------------------------------------------------------------- steering
+    def cancel(self) -> wire.JobInfo:
+        """End it for good (until `retry`). Raises `Conflict` if it has ended."""
+        return self._control("cancel")
+
+    def pause(self) -> wire.JobInfo:
+        """Checkpoint it, end its worker, and leave it until `resume`."""
+        return self._control("pause")
+
+    def resume(self) -> wire.JobInfo:
+        """Queue a paused job again; it goes on from its checkpoint."""
+        return self._control("resume")
+
+    def retry(self) -> wire.JobInfo:
+        """Queue a failed or cancelled job again; it goes on from its checkpoint, if there is one."""
+        return self._control("retry")
+
+    def rm(self) -> wire.JobInfo:
+        """Delete an ended job with all its files; what it was."""
+        return self._control("remove")
+
+    # --------------------------------------------------------------------------------------------------------------- fetching
+    def fetch(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        kind: str = "onnx",
+        *,
+        seed: int | None = None,
+        best: bool = False,
+        step: int | None = None,
+    ) -> Path:
+        """Bring a file of the job here; also from a running, paused or failed one. Returns its path.
+
+        Args:
+            path: where to; an existing folder takes the file under its own name. By default ``policy.onnx``, or that own name for other kinds.
+            kind: ``onnx`` (the policy), ``checkpoint`` (safetensors) or ``metrics`` (a zip of ``seed-S/NAME.csv``).
+            seed: one that was trained; by default the first.
+            best: the step with the highest mean return among the evaluations that are kept.
+            step: a step that has a checkpoint; by default the newest.
+
+        Raises:
+            InvalidInput, Unknown: no such kind, seed or step; ``path`` cannot be written.
+            Conflict: the job has no checkpoint yet.
+            CheckFailed: the exported policy differs from the network it came from.
+        """
+        if kind not in FETCH_KINDS:
+            hint = f"kinds: {', '.join(FETCH_KINDS)}"
+            if kind == "torchscript":
+                raise InvalidInput("TorchScript files are not made by this version", hint="the policy as ONNX runs without torch: --kind onnx")
+            raise InvalidInput(f"no kind {kind!r} can be fetched", hint=hint)
+        if best and step is not None:
+            raise InvalidInput(f"both best and step={step} were asked for", hint="give one of them")
+        return self.download(build(wire.OpenArtifact, job=self.id, kind=kind, seed=seed, best=best, step=step), path)[0]
+
+    def download(self, request: wire.OpenArtifact, path: str | os.PathLike[str] | None = None) -> tuple[Path, wire.Artifact]:
+        """What `fetch` does, for any `OpenArtifact`; the path and what it is (size, sha256)."""
+        from offrl import download
+
+        artifact = self._client.request(request)
+        while not artifact.ready:   # the policy is made by an export job first
+            made = Job(self._client, artifact.job)
+            if (info := made.wait(check=False)).state != "succeeded":
+                raise own_error(info)
+            before, artifact = artifact, self._client.request(request)
+            if not artifact.ready and artifact.job == before.job:
+                raise OffrlError(f"job {before.job} succeeded, but made no file for job {self.id}", hint="see `offrl logs` of both")
+        target = Path(path) if path is not None else Path(artifact.name)
+        if target.is_dir():
+            target = target / artifact.name
+        return download.receive(self._client._connection, artifact, target), artifact
+
+    # ---------------------------------------------------------------------------------------------------------------- plumbing
+    def _control(self, action: str) -> wire.JobInfo:
+        self.last = self._client.request(build(wire.ControlJob, job=self.id, action=action))
+        return self.last
+
+    def _follow(self, cursor: int, end: float | None) -> Iterator[list[wire.Event]]:
+        """Lists of events, possibly empty, until the job has ended or the time ``end``."""
+        first = build(wire.GetEvents, job=self.id, cursor=cursor)
+        connection = self._client.connect()   # its own, so that the client can be used meanwhile
+        try:
+            while True:
+                left = LONG_POLL_S if end is None else max(0.0, min(LONG_POLL_S, end - time.monotonic()))
+                request = wire.GetEvents(job=first.job, cursor=cursor, wait_s=left)
+                part = connection.request(request, timeout=connection.timeout + left)
+                cursor = part.cursor
+                yield part.events
+                if part.ended:
+                    return
+                if end is not None and time.monotonic() >= end:
+                    raise TimeoutError(f"job {self.id} has not ended in time")
+        finally:
+            connection.close()
+
+    def _log(self, follow: bool) -> Iterator[str]:
+        import codecs
+
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        offset, wait_s = 0, LONG_POLL_S if follow else 0.0
+        connection = self._client.connect() if follow else self._client._connection
+        try:
+            while True:
+                request = build(wire.ReadLog, job=self.id, offset=offset, wait_s=wait_s)
+                part = connection.request(request, timeout=connection.timeout + wait_s)
+                done = part.ended if follow else not part.data
+                offset = part.offset
+                if text := decoder.decode(part.data, final=done):
+                    yield text
+                if done:
+                    return
+        finally:
+            if follow:
+                connection.close()
+
+    def __repr__(self) -> str:
+        return f"Job({self.id!r})"
+
+
+def build(model: type[Model], **values: Any) -> Model:
+    """``model`` of these values; `InvalidInput` naming the first one that is wrong."""
+    try:
+        return model(**values)
+    except ValidationError as error:
+        raise InvalidInput(str(wire.invalid_message(error)), hint="see `offrl COMMAND --help` for what is accepted") from None
+
+
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings under their dotted names; NumPy's numbers and tuples as the plain values that the wire takes."""
+    found: dict[str, Any] = {}
+    for name, value in config.items():
+        if not isinstance(name, str):
+            raise InvalidInput(f"a setting's name must be text, got {name!r}", hint="see `offrl algos NAME`")
+        found.update(flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: _plain(prefix + name, value)})
+    return found
+
+
+def _plain(name: str, value: Any) -> Any:
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, list | tuple):
+        return [_plain(name, item) for item in value]
+    if hasattr(value, "tolist"):   # an array or a number of NumPy
+        return _plain(name, value.tolist())
+    raise InvalidInput(f"{name}: {value!r} is a {type(value).__name__}", hint="a setting is a number, a text, true or false, or a list of them")
+
+
+def own_error(info: wire.JobInfo) -> OffrlError:
+    """The error that ended a job, as its own class (a bad file is `InvalidInput`)."""
+    if info.error:
+        return from_wire(info.error.get("code", "internal"), info.error.get("message", info.reason), info.error.get("hint", ""))
+    return failure(info)
+
+
+def failure(info: wire.JobInfo) -> JobFailed:
+    """The `JobFailed` of a job that did not succeed. Its exit status is 2 where bad input was the reason, as it is for any bad input."""
+    error = info.error or {}
+    why = error.get("message") or info.reason
+    failed = JobFailed(f"job {info.job} {info.state.value}" + (f": {why}" if why else ""), hint=error.get("hint") or f"see `offrl logs {info.job}`")
+    failed.info = info
+    if info.error:
+        failed.exit_status = own_error(info).exit_status
+    return failed
+
+
+__all__ = ["Client", "ConnectionLost", "Datasets", "Job"]

@@ -1,0 +1,312 @@
+"""`client.datasets`: add, append, list, show, remove and export datasets; a path given as a dataset; arrays and episodes as a source."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from offrl import upload, wire
+from offrl.errors import Conflict, InvalidInput, OffrlError, StoreExists, Unknown
+from offrl.job import NAME_PATTERN, DatasetExportSpec, ImportSpec
+
+if TYPE_CHECKING:
+    from offrl.client import Client
+
+FILE_ENDINGS = (".hdf5", ".h5", ".npz")
+EXPORT_FORMATS = {".hdf5": "d4rl", ".h5": "d4rl", ".npz": "npz"}   # anything else: a store's folder
+
+Events = Any  # Callable[[wire.Event], None]
+
+
+class Datasets:
+    """The datasets of a daemon."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    def add(
+        self,
+        name: str,
+        source: Any,
+        format: str | None = None,
+        *,
+        on_daemon: bool = False,
+        progress: upload.Progress | None = None,
+        follow: Events = None,
+    ) -> wire.DatasetInfo:
+        """Upload ``source``, have it imported as the new dataset ``name``, and wait for that.
+
+        Args:
+            source: the path of a file or folder; a dict of arrays (observations, actions, rewards, terminals, timeouts: one row per step);
+                an iterable of `offrl_store.Episode`; or an `offrl_store.EpisodeStore`.
+            format: a name of the daemon's importers; by default found from the content.
+            on_daemon: ``source`` is a path on the daemon's side, below one of its ``import_roots``: nothing is uploaded.
+            progress: called with the bytes uploaded and their total.
+            follow: called with every event of the import job.
+
+        Raises:
+            Conflict: a dataset of that name exists.
+            InvalidInput: a missing or bad file; nothing is left behind.
+            DiskFull: here or on the daemon's side.
+        """
+        return self._import(name, source, format, False, on_daemon, progress, follow)
+
+    def append(
+        self,
+        name: str,
+        source: Any,
+        format: str | None = None,
+        *,
+        on_daemon: bool = False,
+        progress: upload.Progress | None = None,
+        follow: Events = None,
+    ) -> wire.DatasetInfo:
+        """Put the episodes of ``source`` behind those of the dataset ``name``; all of them or none. Arguments and errors as `add`."""
+        return self._import(name, source, format, True, on_daemon, progress, follow)
+
+    def ls(self) -> list[wire.DatasetInfo]:
+        """All datasets."""
+        return self._client.request(wire.ListDatasets()).datasets
+
+    def show(self, name: str) -> wire.DatasetInfo:
+        """One dataset: size, fields, snapshot, returns. Raises `Unknown`."""
+        return self._client.request(_build(wire.GetDataset, name=name))
+
+    def rm(self, name: str) -> None:
+        """Delete a dataset. Raises `Unknown`, and `Conflict` if a job that has not ended needs it."""
+        self._client.request(_build(wire.RemoveDataset, name=name))
+
+    def export(self, name: str, out: str | os.PathLike[str], *, follow: Events = None) -> Path:
+        """Write a dataset to ``out``: ``.hdf5`` or ``.h5`` in the form of D4RL, ``.npz``, or else a store's folder (which must not exist).
+
+        Raises `Unknown`, `InvalidInput` (``out`` cannot be written), `DiskFull`.
+        """
+        from offrl import download
+
+        out = Path(out)
+        format = EXPORT_FORMATS.get(out.suffix.lower(), "store")
+        if format == "store" and os.path.lexists(out):
+            raise InvalidInput(f"{out} exists", hint="a store is exported into a new folder; for a file end the name with .hdf5 or .npz")
+        if out.is_dir() or not out.parent.is_dir():
+            raise InvalidInput(f"cannot write {out}: " + ("it is a folder" if out.is_dir() else "its folder does not exist"), hint="choose another place")
+        job = self._submit(_build(DatasetExportSpec, dataset=name, format=format))
+        try:
+            self._finish(job, follow)
+            request = wire.OpenArtifact(job=job.id, kind="dataset")
+            if format != "store":
+                return job.download(request, out)[0]
+            with tempfile.TemporaryDirectory(prefix=f".{out.name[:100]}.", dir=out.parent) as folder:
+                archive, _ = job.download(request, Path(folder) / "store.tar")
+                unpacked = download.unpack(archive, Path(folder) / "store")
+                inner = list(unpacked.iterdir())
+                whole = inner[0] if len(inner) == 1 and inner[0].is_dir() else unpacked
+                whole.rename(out)
+            return out
+        finally:
+            _quietly(lambda: job.rm())   # it holds a second copy of the dataset
+
+    def resolve(self, dataset: str | os.PathLike[str]) -> str:
+        """The name of ``dataset``: itself, or that of the file or folder it is a path of, which is imported if its content is not there yet."""
+        if isinstance(dataset, str):
+            is_name = re.fullmatch(NAME_PATTERN, dataset) is not None
+            if is_name and not os.path.exists(dataset) and not dataset.endswith(FILE_ENDINGS):
+                return dataset
+            if is_name and self._exists(dataset):
+                return dataset
+            if is_name and not os.path.exists(dataset):
+                raise Unknown(f"there is neither a dataset nor a file {dataset!r}", hint="see `offrl datasets ls`, or correct the path")
+        elif not isinstance(dataset, os.PathLike):
+            raise InvalidInput(f"dataset is a {type(dataset).__name__}: {dataset!r:.80}", hint="give a dataset's name or the path of a file")
+        files = upload.scan(dataset)
+        name = upload.content_name(files, dataset)
+        if not self._exists(name):
+            try:
+                self._import_files(name, files, None, False, None, None)
+            except (Conflict, StoreExists):   # somebody imports the same content just now
+                self._await_import(name)
+                self.show(name)
+        return name
+
+    # ---------------------------------------------------------------------------------------------------------------- plumbing
+    def _import(self, name, source, format, append, on_daemon, progress, follow) -> wire.DatasetInfo:
+        _build(ImportSpec, dataset=name, format=format)   # a bad name is found before a gigabyte travels
+        schema = None
+        if append:
+            info = self.show(name)
+            if not isinstance(source, str | os.PathLike | Mapping):
+                schema = _schema_from(info)
+        elif self._exists(name):
+            raise Conflict(f"dataset {name!r} exists", hint=f"remove it with `offrl datasets rm {name}`, append to it, or choose another name")
+        if on_daemon:
+            path = os.fspath(source) if isinstance(source, str | os.PathLike) else None
+            if path is None:
+                raise InvalidInput(f"a path on the daemon's side is a text, not {type(source).__name__}", hint="leave on_daemon out")
+            return self._run(_build(ImportSpec, dataset=name, path=path, format=format, append=append), follow)
+        with _as_files(source, schema) as files:
+            return self._import_files(name, files, format, append, progress, follow)
+
+    def _import_files(self, name, files, format, append, progress, follow) -> wire.DatasetInfo:
+        connection = self._client.connect()   # its own, so that the client can be used meanwhile
+        try:
+            sent = upload.send(connection, files, progress)
+        finally:
+            connection.close()
+        return self._run(_build(ImportSpec, dataset=name, upload=sent, format=format, append=append), follow)
+
+    def _run(self, spec: ImportSpec, follow: Events) -> wire.DatasetInfo:
+        self._finish(self._submit(spec), follow)
+        return self.show(spec.dataset)
+
+    def _submit(self, spec: Any) -> Any:
+        from offrl.client import Job
+
+        return Job(self._client, self._client.request(wire.Submit(spec=spec, key=f"auto-{uuid.uuid4().hex}")).job)
+
+    def _finish(self, job: Any, follow: Events) -> None:
+        from offrl.client import own_error
+
+        for event in job.follow():
+            if follow is not None:
+                follow(event)
+        if (info := job.info()).state != "succeeded":
+            raise own_error(info)
+
+    def _exists(self, name: str) -> bool:
+        try:
+            self.show(name)
+        except Unknown:
+            return False
+        return True
+
+    def _await_import(self, name: str) -> None:
+        for job in self._client.jobs("import"):
+            if job.last.dataset == name and not job.last.state.ended:
+                job.wait(check=False)
+
+
+@contextmanager
+def _as_files(source: Any, schema: Any) -> Iterator[list[upload.SourceFile]]:
+    """The files of a path; arrays and episodes are written to a temporary file or store first."""
+    if isinstance(source, str | os.PathLike):
+        yield upload.scan(source)
+        return
+    with tempfile.TemporaryDirectory(prefix="offrl-") as folder:
+        if isinstance(source, Mapping):
+            path = Path(folder, "arrays.npz")
+            _write_arrays(path, source)
+        elif hasattr(source, "episode_table") and hasattr(source, "schema"):
+            path = Path(folder, "store")
+            _write_episodes(path, source.episodes, source.schema)
+        elif isinstance(source, Iterable) and not isinstance(source, bytes | bytearray):
+            path = Path(folder, "store")
+            _write_episodes(path, source, schema)
+        else:
+            raise InvalidInput(f"a {type(source).__name__} is no source of data", hint="give a path, a dict of arrays, or episodes")
+        yield upload.scan(path)
+
+
+def _write_arrays(path: Path, source: Mapping[str, Any]) -> None:
+    import numpy as np
+
+    arrays: dict[str, Any] = {}
+    for name, value in source.items():
+        inner = {f"{name}/{key}": item for key, item in value.items()} if isinstance(value, Mapping) else {name: value}
+        for key, item in inner.items():
+            try:
+                array = np.asarray(item)
+            except ValueError as error:
+                raise InvalidInput(f"{key} is no array: {error}", hint="give one row per step, all of one shape") from None
+            if array.dtype.hasobject:
+                raise InvalidInput(f"{key} holds Python objects, not numbers", hint="give arrays of numbers, one row per step")
+            if key == "file":
+                raise InvalidInput("'file' is no key of a dataset", hint="keys: observations, actions, rewards, terminals, timeouts")
+            arrays[key] = array
+    if not arrays:
+        raise InvalidInput("the dict of arrays is empty", hint="keys: observations, actions, rewards, terminals, timeouts")
+    np.savez(path, **arrays)
+
+
+def _write_episodes(path: Path, episodes: Iterable[Any], schema: Any) -> None:
+    from offrl_store import Episode, EpisodeStore
+
+    episodes = episodes if schema is not None else list(episodes)   # the number of discrete actions shows in all of them only
+    writer = None
+    try:
+        for number, episode in enumerate(episodes):
+            if not isinstance(episode, Episode):
+                raise InvalidInput(f"item {number} is a {type(episode).__name__}, not an Episode", hint="give offrl_store.Episode objects")
+            if writer is None:
+                writer = EpisodeStore.create(path, schema or _schema_of(episodes)).writer()
+            writer.append(episode)
+        if writer is None:
+            raise InvalidInput("there is not a single episode", hint="give at least one")
+        writer.commit()
+    finally:
+        if writer is not None:
+            writer.close()
+
+
+def _schema_of(episodes: list[Any]) -> Any:
+    """The schema that episodes show: dtypes and shapes of the first one's arrays, float32 for lists of numbers; whole numbers of shape ()
+    as actions are choices from 0 to the highest one seen. Continuous bounds are not known, and then the importer infers them."""
+    import numpy as np
+    from offrl_store import Episode, Field, Schema
+
+    def array(value: Any) -> Any:
+        if isinstance(value, np.ndarray):
+            return value
+        made = np.asarray(value)
+        return made.astype(np.float32) if made.dtype == np.float64 else made
+
+    def fields(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {name: fields(item) for name, item in value.items()}
+        made = array(value)
+        return Field(made.dtype, made.shape[1:])
+
+    first = episodes[0]
+    if not isinstance(first, Episode):
+        raise InvalidInput(f"item 0 is a {type(first).__name__}, not an Episode", hint="give offrl_store.Episode objects")
+    action = fields(first.action)
+    if isinstance(action, Field) and action.dtype.kind in "iu" and action.shape == ():
+        highest = max(int(np.max(episode.action, initial=0)) for episode in episodes if isinstance(episode, Episode))
+        action = Field(action.dtype, (), low=0, high=highest)
+    return Schema(fields(first.observation), action, fields(first.reward), fields(dict(first.extra)))
+
+
+def _schema_from(info: wire.DatasetInfo) -> Any:
+    """The fields of a dataset as a schema without continuous bounds: what is appended is checked against those of the dataset itself."""
+    from offrl_store import Field, Schema
+
+    roles: dict[str, Any] = {"extra": {}}
+    for name, described in info.fields.items():
+        role, _, key = name.partition(".")
+        choices = {"low": 0, "high": described["n"] - 1} if "n" in described else {}
+        field = Field(described["dtype"], tuple(described["shape"]), **choices)
+        if key:
+            roles.setdefault(role, {})[key] = field
+        else:
+            roles[role] = field
+    return Schema(**roles)
+
+
+def _build(model: Any, **values: Any) -> Any:
+    from offrl.client import build
+
+    return build(model, **values)
+
+
+def _quietly(action: Any) -> None:
+    import contextlib
+
+    with contextlib.suppress(OffrlError):
+        action()
+
+
+__all__ = ["EXPORT_FORMATS", "Datasets"]

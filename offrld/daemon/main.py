@@ -1,0 +1,108 @@
+"""The entry point ``offrld``: read the settings, lock the state folder, serve until SIGTERM or SIGINT."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+
+from offrl_store.errors import OffrlError
+
+from offrld.daemon.app import App, version
+from offrld.daemon.config import Settings, load
+from offrld.daemon.notify import notify, watchdog_interval
+from offrld.daemon.server import Server
+from offrld.daemon.state import State
+from offrld.executors.local import LocalExecutor
+
+log = logging.getLogger("offrld")
+
+
+def main(argv: Sequence[str] | None = None, *, executor: LocalExecutor | None = None) -> int:
+    """Run the daemon in the foreground; returns its exit status. ``executor`` is another one in the tests."""
+    parser = argparse.ArgumentParser(prog="offrld", description="The service that owns the datasets and trains.")
+    parser.add_argument("--state-dir", metavar="D", help="folder of queue, datasets and jobs (default: $OFFRLD_STATE_DIR, or the user's)")
+    parser.add_argument("--bind", metavar="URL", help="where to listen (default: ipc://STATE_DIR/run/offrld.sock)")
+    parser.add_argument("--config", metavar="FILE", help="settings (default: STATE_DIR/offrld.toml, if it is there)")
+    parser.add_argument("--insecure", action="store_true", help="allow a tcp address without keys, on loopback only")
+    parser.add_argument("--version", action="version", version=f"offrld {version()}")
+    arguments = parser.parse_args(argv)
+    try:
+        settings = load(arguments.state_dir, arguments.bind, arguments.config, arguments.insecure)
+        logging.basicConfig(
+            level=settings.log_level.upper(), stream=sys.stderr, force=True,
+            # under systemd the journal has the time
+            format="%(levelname)s %(name)s: %(message)s" if "JOURNAL_STREAM" in os.environ
+            else "%(asctime)s %(levelname)s %(name)s: %(message)s",
+        )  # fmt: skip
+        os.umask(0o077)
+        state = State(settings.state_dir)
+        state.prepare()
+        lock = state.lock()
+        try:
+            asyncio.run(_serve(settings, executor or LocalExecutor()))
+        finally:
+            os.close(lock)
+    except OffrlError as error:
+        print(f"offrld: {error}" + (f" ({error.hint})" if error.hint else ""), file=sys.stderr)
+        return error.exit_status
+    return 0
+
+
+async def _serve(settings: Settings, executor: LocalExecutor) -> None:
+    app = App(settings, executor)
+    server = Server(app)
+    try:
+        address = server.bind(settings.bind)
+    except OffrlError:
+        await server.close()
+        app.database.close()
+        raise
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    app.catalog.start()
+    tasks = [
+        asyncio.create_task(server.run(), name="server"),
+        asyncio.create_task(app.supervisor.run(), name="supervisor"),
+        asyncio.create_task(_watchdog(app), name="watchdog"),
+    ]
+    stopped = asyncio.create_task(stop.wait(), name="stop")
+    log.info("listening on %s, state in %s", address, settings.state_dir)
+    notify(f"READY=1\nSTATUS=listening on {address}")
+    began = time.monotonic()
+    await asyncio.wait([*tasks, stopped], return_when=asyncio.FIRST_COMPLETED)
+    log.info("stopping after %.0f s", time.monotonic() - began)
+    notify("STOPPING=1\nSTATUS=waiting for the workers")
+    broken = [task for task in tasks if task.done() and not task.cancelled() and task.exception() is not None]
+    tasks[0].cancel()  # no new requests
+    await app.supervisor.stop()
+    for task in (*tasks, stopped):
+        task.cancel()
+    await asyncio.gather(*tasks, stopped, return_exceptions=True)
+    await app.catalog.close()
+    await server.close()
+    app.database.close()
+    for task in broken:  # a defect: end with its traceback, and be started again by systemd
+        task.result()
+
+
+async def _watchdog(app: App) -> None:
+    """Tell systemd that the loop turns and the queue answers; where either hangs the service is started again."""
+    interval = watchdog_interval()
+    while interval is not None:
+        await app.database.read(lambda db: db.execute("SELECT 1").fetchone())
+        notify(f"WATCHDOG=1\nSTATUS={app.supervisor.running} jobs run")
+        await asyncio.sleep(interval)
+    with contextlib.suppress(asyncio.CancelledError):
+        await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
