@@ -1,21 +1,24 @@
-"""Time per batch of the store's samplers beside the same memory traffic in plain NumPy: `python -m benchmarks.store`.
+"""Time per batch of the store's samplers beside the same memory traffic in plain C: `python -m benchmarks.store`.
 
-The limit is what reading as many random rows costs with nothing else: `np.take` of the same columns into kept arrays (its inner loop is a
-memcpy per row), with the row numbers already drawn. One thread; medians over rounds that alternate ours and the limit.
+The limit copies as many random rows with one memcpy each and nothing else, the row numbers drawn beforehand and none of them twice in a run
+(`take` does the same with np.take, where no C compiler is). One thread; medians over rounds in which all take turns.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
+import shutil
 import statistics
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-
 from offrl_store import Episode, EpisodeStore, Field, Schema, rng
 from offrl_store.kernels import kernels
 
@@ -27,8 +30,8 @@ def vectors(path: Path, transitions: int, episode: int) -> EpisodeStore:
     noise = np.random.default_rng(0)
     with store.writer() as writer:
         for _ in range(transitions // episode):
-            writer.append(Episode(observation=noise.standard_normal((episode + 1, 17), np.float32), reward=noise.random(episode, np.float32),
-                                  action=noise.random((episode, 6), np.float32)))
+            writer.append(Episode(noise.standard_normal((episode + 1, 17), np.float32), noise.random((episode, 6), np.float32),
+                                  noise.random(episode, np.float32)))
     return store
 
 
@@ -38,8 +41,8 @@ def frames(path: Path, count: int, episode: int) -> EpisodeStore:
     noise = np.random.default_rng(0)
     with store.writer() as writer:
         for _ in range(count // episode):
-            writer.append(Episode(observation=noise.integers(0, 255, (episode + 1, 1, 84, 84), np.uint8), reward=np.zeros(episode, np.float32),
-                                  action=noise.integers(0, 6, episode)))
+            writer.append(Episode(noise.integers(0, 255, (episode + 1, 1, 84, 84), np.uint8), noise.integers(0, 6, episode),
+                                  np.zeros(episode, np.float32)))
     return store
 
 
@@ -55,34 +58,49 @@ def measure(works: dict[str, Callable[[int], object]], batches: int, rounds: int
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def take_vectors(store: EpisodeStore, size: int, batches: int, rounds: int, n_steps: int = 1) -> dict[str, float]:
-    sampler = store.transitions(size, seed=0, n_steps=n_steps)
-    columns = [store.column(name) for name in ("observation", "observation", "action")]
-    outs = [np.zeros((size, column.shape[1]), column.dtype) for column in columns]
-    rewards, reward_out = store.column("reward"), np.zeros(size, np.float32)
-    rows = [np.random.default_rng(k).integers(0, len(rewards) - n_steps - 1, size) for k in range(batches * rounds)]  # never one twice
+LIMIT = """
+#include <stdint.h>
+#include <string.h>
+void copy(const int64_t *rows, long n, long parts, const char **source, char **out, const long *width, const long *count) {
+    for (long p = 0; p < parts; p++)
+        for (long i = 0; i < n; i++)
+            memcpy(out[p] + i * width[p] * count[p], source[p] + rows[i] * width[p], width[p] * count[p]);
+}
+"""
+
+
+def compile_limit(folder: Path) -> Any:
+    """The C function above; None where there is no compiler."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        return None
+    (folder / "limit.c").write_text(LIMIT)
+    subprocess.run([compiler, "-O3", "-shared", "-fPIC", "-o", folder / "limit.so", folder / "limit.c"], check=True)
+    return ctypes.CDLL(str(folder / "limit.so")).copy
+
+
+def compare(store: EpisodeStore, size: int, batches: int, rounds: int, copy: Any, n_steps: int = 1, stack: int = 1) -> dict[str, float]:
+    """Ours against copies of as many rows. Stacks: the frames of observation and next observation together, as ours does."""
+    sampler = store.transitions(size, seed=0, n_steps=n_steps, frame_stack=stack)
+    observation, action, reward = (store.column(name) for name in ("observation", "action", "reward"))
+    frames = stack + 1 if stack > 1 else 1
+    parts = [(observation, frames)] * (1 if stack > 1 else 2) + [(action, 1)] + [(reward, 1)] * n_steps
+    outs = [np.zeros((size, count, *column.shape[1:]), column.dtype) for column, count in parts]
+    rows = np.random.default_rng(0).integers(0, len(reward) - frames - n_steps, (batches * rounds, size))
+    pointers, numbers = ctypes.c_void_p * len(parts), ctypes.c_long * len(parts)
+    sources, targets = pointers(*[column.ctypes.data for column, _ in parts]), pointers(*[out.ctypes.data for out in outs])
+    widths, counts = numbers(*[column[0].nbytes for column, _ in parts]), numbers(*[count for _, count in parts])
+    start, stride = rows.ctypes.data, rows.strides[0]
 
     def limit(k: int) -> None:
-        at = rows[k]
-        for column, out in zip(columns, outs, strict=True):
-            np.take(column, at, axis=0, out=out, mode="clip")
-        for _ in range(n_steps):
-            np.take(rewards, at, out=reward_out, mode="clip")
+        copy(ctypes.c_void_p(start + k * stride), ctypes.c_long(size), ctypes.c_long(len(parts)), sources, targets, widths, counts)
 
-    return measure({"ours": lambda _: sampler.sample(), "take": limit}, batches, rounds)
+    def take(k: int) -> None:
+        for (column, count), out in zip(parts, outs, strict=True):
+            for j in range(count):
+                np.take(column, rows[k] + j, axis=0, out=out[:, j], mode="clip")
 
-
-def take_frames(store: EpisodeStore, size: int, batches: int, rounds: int) -> dict[str, float]:
-    sampler = store.transitions(size, seed=0, frame_stack=4)
-    pixels = store.column("observation").reshape(-1, 84 * 84)
-    block = np.zeros((size, 5, 84 * 84), np.uint8)
-    rows = [np.random.default_rng(k).integers(0, len(pixels) - 5, size) for k in range(batches * rounds)]
-
-    def limit(k: int) -> None:
-        for i, row in enumerate(rows[k]):
-            block[i] = pixels[row:row + 5]
-
-    return measure({"ours": lambda _: sampler.sample(), "take": limit}, batches, rounds)
+    return measure({"ours": lambda _: sampler.sample(), "limit": take if copy is None else limit}, batches, rounds)
 
 
 def main() -> None:
@@ -104,20 +122,22 @@ def main() -> None:
         results[f"open {transitions} transitions"] = {"ours": statistics.median(opened)}
         for name in ("observation", "action", "reward"):  # every page mapped before the clock starts
             np.add.reduce(store.column(name), axis=None)
-        results["256 transitions"] = take_vectors(store, 256, 300, rounds)
-        results["256 transitions, n = 3"] = take_vectors(store, 256, 300, rounds, 3)
-        results["4096 transitions"] = take_vectors(store, 4096, 30, rounds)
+        copy = compile_limit(Path(folder))
+        results["256 transitions"] = compare(store, 256, 300, rounds, copy)
+        results["256 transitions, n = 3"] = compare(store, 256, 300, rounds, copy, n_steps=3)
+        results["4096 transitions"] = compare(store, 4096, 30, rounds, copy)
         store = frames(Path(folder) / "frames", count, 500)
         store.column("observation")[:].max()
-        results["32 stacks of 4 of 84x84, with next"] = take_frames(store, 32, 100, rounds)
+        results["32 stacks of 4 of 84x84, with next"] = compare(store, 32, 100, rounds, copy, stack=4)
     noise = np.empty(1536, np.float32)
     results["1536 normal numbers"] = measure({"ours": lambda k: rng.normal(0, k, 1, noise)}, 300, rounds)
     if arguments.json:
         print(json.dumps({"kernels": kernels().NAME, "results": results}))
         return
-    print(f"kernels: {kernels().NAME}; median us per batch; 'take': the same rows by NumPy, nothing else")
+    print(f"kernels: {kernels().NAME}; median us per batch; limit: the same rows by memcpy")
     for name, values in results.items():
-        print(f"{name:45s} ours {values['ours']:9.1f}" + (f"   take {values['take']:9.1f}" if "take" in values else ""))
+        beside = f"   limit {values['limit']:9.1f}   ratio {values['ours'] / values['limit']:.2f}" if "limit" in values else ""
+        print(f"{name:45s} ours {values['ours']:9.1f}{beside}")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import offrl
 
-from benchmarks.daemon import running_daemon
+from offrld.embedded import embedded_daemon
 
 ROOT = Path(__file__).resolve().parent.parent
 PEERS = ROOT / ".venv-peers"
@@ -87,7 +87,7 @@ def main() -> None:
     options = parser.parse_args()
     python = peers_python()
     results = {}
-    with tempfile.TemporaryDirectory() as folder, running_daemon() as client:
+    with tempfile.TemporaryDirectory() as folder, embedded_daemon() as client:
         files = {kind: Path(folder) / f"{kind}.npz" for kind in ("continuous", "discrete")}
         for kind, path in files.items():
             make_data(path, discrete=kind == "discrete")

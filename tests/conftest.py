@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -54,3 +56,11 @@ def discrete_store(tmp_path_factory: pytest.TempPathFactory):
 def store_for(continuous_store, discrete_store):
     """The store whose actions fit an algorithm."""
     return lambda algorithm: discrete_store if algorithm.actions == "discrete" else continuous_store
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread():
+    """Two torch threads are slower than one on networks of this size, and much slower when the machine is busy."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.set_num_threads(1)

@@ -11,8 +11,8 @@ import socket
 
 from offrl.errors import InvalidInput, NoDaemon, NotAllowed
 
-SOCKET_LIMIT = 107        # bytes of a unix socket's path: sun_path of Linux less its final zero
-CONNECT_TIMEOUT_S = 3.0   # for a tcp address that swallows packets
+SOCKET_LIMIT = 107  # bytes of a unix socket's path: sun_path of Linux less its final zero
+CONNECT_TIMEOUT_S = 3.0  # for a tcp address that swallows packets
 START_HINT = "start one with `offrl serve`, or name its address with OFFRL_URL"
 
 
@@ -84,7 +84,9 @@ def probe(url: str, timeout_s: float = CONNECT_TIMEOUT_S) -> None:
             host, _, port = rest.rpartition(":")
             socket.create_connection((host.strip("[]"), int(port)), timeout=timeout_s).close()
     except PermissionError:
-        raise NotAllowed(f"you may not use the daemon at {url}", hint="it belongs to another user; start your own with `offrl serve`") from None
+        raise NotAllowed(
+            f"you may not use the daemon at {url}", hint="it belongs to another user; start your own with `offrl serve`"
+        ) from None
     except OSError as error:
         why = "" if isinstance(error, FileNotFoundError | ConnectionRefusedError) else f" ({error.strerror or error})"
         raise NoDaemon(f"no daemon at {url}{why}", hint=START_HINT) from None

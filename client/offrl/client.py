@@ -9,14 +9,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pydantic import BaseModel, ValidationError
+
 from offrl import address, wire
 from offrl.connection import Connection, ConnectionLost
 from offrl.datasets import Datasets
 from offrl.errors import InvalidInput, JobFailed, OffrlError, Unknown, from_wire, nearest
 from offrl.job import TrainSpec
-from pydantic import BaseModel, ValidationError
 
-LONG_POLL_S = 10.0    # how long the daemon may hold a request for the next event
+LONG_POLL_S = 10.0  # how long the daemon may hold a request for the next event
 FETCH_KINDS = ("onnx", "checkpoint", "metrics")
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -50,7 +51,7 @@ class Client:
         return self.request(wire.Ping())
 
     def algos(self, name: str | None = None) -> Any:
-        """What can be trained: a list of descriptions (name, summary, actions, presets, config), or the one of ``name``. Raises `Unknown`."""
+        """What can be trained: a list of {name, summary, actions, presets, config}, or the one of ``name``. Raises `Unknown`."""
         algorithms = self.request(wire.Algorithms()).algorithms
         if name is None:
             return algorithms
@@ -108,7 +109,7 @@ class Client:
             "device": device, "threads": threads,
         }  # fmt: skip
         given = {name: value for name, value in given.items() if value is not None}
-        build(TrainSpec, **given, dataset="not-known-yet")   # before anything is uploaded
+        build(TrainSpec, **given, dataset="not-known-yet")  # before anything is uploaded
         spec = build(TrainSpec, **given, dataset=self.datasets.resolve(dataset))
         befores = [after] if isinstance(after, str | Job) else list(after)
         ids = [before.id if isinstance(before, Job) else before for before in befores]
@@ -116,7 +117,12 @@ class Client:
         return Job(self, self.request(request).job)
 
     def jobs(self, kind: str | None = None, *, limit: int = 1000) -> list[Job]:
-        """The jobs in order of submission: all but imports, or those of ``kind`` (train, import, export, dataset_export, all). Each has its ``last`` info."""
+        """The jobs in order of submission, each with its ``last`` info: all but imports, or those of a kind.
+
+        Args:
+            kind: train, import, export, dataset_export or all.
+            limit: this many of the newest.
+        """
         found = self.request(build(wire.ListJobs, kind=kind, limit=limit)).jobs
         return [Job(self, info.job, info) for info in found]
 
@@ -236,7 +242,7 @@ class Job:
         """Bring a file of the job here; also from a running, paused or failed one. Returns its path.
 
         Args:
-            path: where to; an existing folder takes the file under its own name. By default ``policy.onnx``, or that own name for other kinds.
+            path: where to (an existing folder: the own name in there). By default ``policy.onnx``, or the own name of another kind.
             kind: ``onnx`` (the policy), ``checkpoint`` (safetensors) or ``metrics`` (a zip of ``seed-S/NAME.csv``).
             seed: one that was trained; by default the first.
             best: the step with the highest mean return among the evaluations that are kept.
@@ -247,21 +253,35 @@ class Job:
             Conflict: the job has no checkpoint yet.
             CheckFailed: the exported policy differs from the network it came from.
         """
+        return self.fetch_artifact(path, kind, seed=seed, best=best, step=step)[0]
+
+    def fetch_artifact(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        kind: str = "onnx",
+        *,
+        seed: int | None = None,
+        best: bool = False,
+        step: int | None = None,
+    ) -> tuple[Path, wire.Artifact]:
+        """As `fetch`, with what the file is (name, size, sha256) beside its path."""
         if kind not in FETCH_KINDS:
             hint = f"kinds: {', '.join(FETCH_KINDS)}"
             if kind == "torchscript":
-                raise InvalidInput("TorchScript files are not made by this version", hint="the policy as ONNX runs without torch: --kind onnx")
+                raise InvalidInput(
+                    "TorchScript files are not made by this version", hint="the policy as ONNX runs without torch: --kind onnx"
+                )
             raise InvalidInput(f"no kind {kind!r} can be fetched", hint=hint)
         if best and step is not None:
             raise InvalidInput(f"both best and step={step} were asked for", hint="give one of them")
-        return self.download(build(wire.OpenArtifact, job=self.id, kind=kind, seed=seed, best=best, step=step), path)[0]
+        return self.download(build(wire.OpenArtifact, job=self.id, kind=kind, seed=seed, best=best, step=step), path)
 
     def download(self, request: wire.OpenArtifact, path: str | os.PathLike[str] | None = None) -> tuple[Path, wire.Artifact]:
         """What `fetch` does, for any `OpenArtifact`; the path and what it is (size, sha256)."""
         from offrl import download
 
         artifact = self._client.request(request)
-        while not artifact.ready:   # the policy is made by an export job first
+        while not artifact.ready:  # the policy is made by an export job first
             made = Job(self._client, artifact.job)
             if (info := made.wait(check=False)).state != "succeeded":
                 raise own_error(info)
@@ -281,7 +301,7 @@ class Job:
     def _follow(self, cursor: int, end: float | None) -> Iterator[list[wire.Event]]:
         """Lists of events, possibly empty, until the job has ended or the time ``end``."""
         first = build(wire.GetEvents, job=self.id, cursor=cursor)
-        connection = self._client.connect()   # its own, so that the client can be used meanwhile
+        connection = self._client.connect()  # its own, so that the client can be used meanwhile
         try:
             while True:
                 left = LONG_POLL_S if end is None else max(0.0, min(LONG_POLL_S, end - time.monotonic()))
@@ -343,9 +363,11 @@ def _plain(name: str, value: Any) -> Any:
         return value
     if isinstance(value, list | tuple):
         return [_plain(name, item) for item in value]
-    if hasattr(value, "tolist"):   # an array or a number of NumPy
+    if hasattr(value, "tolist"):  # an array or a number of NumPy
         return _plain(name, value.tolist())
-    raise InvalidInput(f"{name}: {value!r} is a {type(value).__name__}", hint="a setting is a number, a text, true or false, or a list of them")
+    raise InvalidInput(
+        f"{name}: {value!r} is a {type(value).__name__}", hint="a setting is a number, a text, true or false, or a list of them"
+    )
 
 
 def own_error(info: wire.JobInfo) -> OffrlError:
@@ -359,7 +381,9 @@ def failure(info: wire.JobInfo) -> JobFailed:
     """The `JobFailed` of a job that did not succeed. Its exit status is 2 where bad input was the reason, as it is for any bad input."""
     error = info.error or {}
     why = error.get("message") or info.reason
-    failed = JobFailed(f"job {info.job} {info.state.value}" + (f": {why}" if why else ""), hint=error.get("hint") or f"see `offrl logs {info.job}`")
+    failed = JobFailed(
+        f"job {info.job} {info.state.value}" + (f": {why}" if why else ""), hint=error.get("hint") or f"see `offrl logs {info.job}`"
+    )
     failed.info = info
     if info.error:
         failed.exit_status = own_error(info).exit_status

@@ -13,16 +13,19 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 
 import zmq
+
 from offrl import address, wire
 from offrl.errors import NoDaemon
 
-HANDSHAKE_S = 5.0      # longer than any live daemon's input/output thread needs
-RETRY_S = 0.1          # between two looks for a daemon that went away
-WINDOW = 8             # requests in flight of a stream: 8 MiB of chunks
+HANDSHAKE_S = 5.0  # longer than any live daemon's input/output thread needs
+RETRY_S = 0.1  # between two looks for a daemon that went away
+WINDOW = 8  # requests in flight of a stream: 8 MiB of chunks
 
 _NOT_TWICE = (wire.ControlJob, wire.RemoveDataset)
 _UP = zmq.EVENT_HANDSHAKE_SUCCEEDED
-_DOWN = zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+_DOWN = (
+    zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+)
 
 
 class ConnectionLost(NoDaemon):
@@ -142,7 +145,9 @@ class Connection:
                 return
             break
         self._drop()
-        raise NoDaemon(f"what listens at {self.url} does not answer as offrld does", hint="check the address; a daemon that hangs must be restarted")
+        raise NoDaemon(
+            f"what listens at {self.url} does not answer as offrld does", hint="check the address; a daemon that hangs must be restarted"
+        )
 
     def _event(self) -> int:
         return int.from_bytes(self._monitor.recv_multipart()[0][:2], "little")
@@ -195,7 +200,9 @@ class Connection:
         return ConnectionLost(f"the daemon at {self.url} went away before it answered", hint="see with `offrl status` whether it was done")
 
     def _silent(self, timeout: float) -> NoDaemon:
-        return NoDaemon(f"no answer from {self.url} within {timeout:g} s", hint="see the daemon's log; a daemon that hangs must be restarted")
+        return NoDaemon(
+            f"no answer from {self.url} within {timeout:g} s", hint="see the daemon's log; a daemon that hangs must be restarted"
+        )
 
     def _drop(self) -> None:
         if self._monitor is not None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from offrl.client import Client
 
 FILE_ENDINGS = (".hdf5", ".h5", ".npz")
-EXPORT_FORMATS = {".hdf5": "d4rl", ".h5": "d4rl", ".npz": "npz"}   # anything else: a store's folder
+EXPORT_FORMATS = {".hdf5": "d4rl", ".h5": "d4rl", ".npz": "npz"}  # anything else: a store's folder
 
 Events = Any  # Callable[[wire.Event], None]
 
@@ -94,7 +94,9 @@ class Datasets:
         if format == "store" and os.path.lexists(out):
             raise InvalidInput(f"{out} exists", hint="a store is exported into a new folder; for a file end the name with .hdf5 or .npz")
         if out.is_dir() or not out.parent.is_dir():
-            raise InvalidInput(f"cannot write {out}: " + ("it is a folder" if out.is_dir() else "its folder does not exist"), hint="choose another place")
+            raise InvalidInput(
+                f"cannot write {out}: " + ("it is a folder" if out.is_dir() else "its folder does not exist"), hint="choose another place"
+            )
         job = self._submit(_build(DatasetExportSpec, dataset=name, format=format))
         try:
             self._finish(job, follow)
@@ -109,10 +111,10 @@ class Datasets:
                 whole.rename(out)
             return out
         finally:
-            _quietly(lambda: job.rm())   # it holds a second copy of the dataset
+            _quietly(lambda: job.rm())  # it holds a second copy of the dataset
 
     def resolve(self, dataset: str | os.PathLike[str]) -> str:
-        """The name of ``dataset``: itself, or that of the file or folder it is a path of, which is imported if its content is not there yet."""
+        """The name of ``dataset``: itself, or that of the file or folder at this path, imported if its content is not there yet."""
         if isinstance(dataset, str):
             is_name = re.fullmatch(NAME_PATTERN, dataset) is not None
             if is_name and not os.path.exists(dataset) and not dataset.endswith(FILE_ENDINGS):
@@ -122,27 +124,31 @@ class Datasets:
             if is_name and not os.path.exists(dataset):
                 raise Unknown(f"there is neither a dataset nor a file {dataset!r}", hint="see `offrl datasets ls`, or correct the path")
         elif not isinstance(dataset, os.PathLike):
-            raise InvalidInput(f"dataset is a {type(dataset).__name__}: {dataset!r:.80}", hint="give a dataset's name or the path of a file")
+            raise InvalidInput(
+                f"dataset is a {type(dataset).__name__}: {dataset!r:.80}", hint="give a dataset's name or the path of a file"
+            )
         files = upload.scan(dataset)
         name = upload.content_name(files, dataset)
         if not self._exists(name):
             try:
                 self._import_files(name, files, None, False, None, None)
-            except (Conflict, StoreExists):   # somebody imports the same content just now
+            except (Conflict, StoreExists):  # somebody imports the same content just now
                 self._await_import(name)
                 self.show(name)
         return name
 
     # ---------------------------------------------------------------------------------------------------------------- plumbing
     def _import(self, name, source, format, append, on_daemon, progress, follow) -> wire.DatasetInfo:
-        _build(ImportSpec, dataset=name, format=format)   # a bad name is found before a gigabyte travels
+        _build(ImportSpec, dataset=name, format=format)  # a bad name is found before a gigabyte travels
         schema = None
         if append:
             info = self.show(name)
             if not isinstance(source, str | os.PathLike | Mapping):
                 schema = _schema_from(info)
         elif self._exists(name):
-            raise Conflict(f"dataset {name!r} exists", hint=f"remove it with `offrl datasets rm {name}`, append to it, or choose another name")
+            raise Conflict(
+                f"dataset {name!r} exists", hint=f"remove it with `offrl datasets rm {name}`, append to it, or choose another name"
+            )
         if on_daemon:
             path = os.fspath(source) if isinstance(source, str | os.PathLike) else None
             if path is None:
@@ -152,7 +158,7 @@ class Datasets:
             return self._import_files(name, files, format, append, progress, follow)
 
     def _import_files(self, name, files, format, append, progress, follow) -> wire.DatasetInfo:
-        connection = self._client.connect()   # its own, so that the client can be used meanwhile
+        connection = self._client.connect()  # its own, so that the client can be used meanwhile
         try:
             sent = upload.send(connection, files, progress)
         finally:
@@ -235,7 +241,7 @@ def _write_arrays(path: Path, source: Mapping[str, Any]) -> None:
 def _write_episodes(path: Path, episodes: Iterable[Any], schema: Any) -> None:
     from offrl_store import Episode, EpisodeStore
 
-    episodes = episodes if schema is not None else list(episodes)   # the number of discrete actions shows in all of them only
+    episodes = episodes if schema is not None else list(episodes)  # the number of discrete actions shows in all of them only
     writer = None
     try:
         for number, episode in enumerate(episodes):

@@ -38,8 +38,10 @@ def receive(connection: Connection, artifact: wire.Artifact, target: Path) -> Pa
                 file.flush()
                 os.fsync(file.fileno())
                 if digest.hexdigest() != artifact.sha256:
-                    raise CheckFailed(f"{artifact.name} arrived damaged: SHA-256 {digest.hexdigest()}, not {artifact.sha256}", hint="fetch it again")
-                os.fchmod(file.fileno(), 0o666 & ~_umask())   # mkstemp's 0600 would surprise
+                    raise CheckFailed(
+                        f"{artifact.name} arrived damaged: SHA-256 {digest.hexdigest()}, not {artifact.sha256}", hint="fetch it again"
+                    )
+                os.fchmod(file.fileno(), 0o666 & ~_umask())  # mkstemp's 0600 would surprise
             temporary.replace(target)
         finally:
             temporary.unlink(missing_ok=True)
@@ -77,12 +79,15 @@ def _parts(connection: Connection, artifact: wire.Artifact) -> Iterator[bytes]:
         starts = range(offset, artifact.size, wire.CHUNK)
         sizes = iter([min(wire.CHUNK, artifact.size - start) for start in starts])
         requests = (
-            wire.ReadArtifact(job=artifact.job, path=artifact.path, offset=start, size=min(wire.CHUNK, artifact.size - start)) for start in starts
+            wire.ReadArtifact(job=artifact.job, path=artifact.path, offset=start, size=min(wire.CHUNK, artifact.size - start))
+            for start in starts
         )
         try:
             for reply in connection.stream(requests):
                 if len(reply.data) != next(sizes):
-                    raise CheckFailed(f"{artifact.name} ended {len(reply.data)} bytes after {offset}, not at {artifact.size}", hint="fetch it again")
+                    raise CheckFailed(
+                        f"{artifact.name} ended {len(reply.data)} bytes after {offset}, not at {artifact.size}", hint="fetch it again"
+                    )
                 give_up = None
                 offset += len(reply.data)
                 yield reply.data

@@ -148,8 +148,9 @@ def make_env(env_id: str, **options: Any) -> gymnasium.Env:
             raise Unknown(f"gymnasium knows no environment {env_id!r}", hint=nearest(env_id, sorted(gymnasium.registry))) from None
         raise InvalidInput(f"environment {env_id!r} cannot be made: {_first_line(error)}", hint=_MAKE) from None
     except ModuleNotFoundError as error:
-        if error.name and ":" in env_id and env_id.startswith(error.name):
-            message = f"environment {env_id!r}: there is no Python module {error.name!r}"
+        module, colon, _ = env_id.partition(":")  # "MODULE:ID": gymnasium imports the module, which registers the environment
+        if colon and f"'{module}'" in str(error):
+            message = f"environment {env_id!r}: there is no Python module {module!r}"
             raise Unknown(message, hint="install the package that holds the environment") from None
         raise _missing(env_id, str(error), package=error.name) from None
     except Exception as error:  # environments are other people's code: whatever goes wrong in making one is about the id given

@@ -17,8 +17,8 @@ from offrl import wire
 from offrl.connection import Connection, ConnectionLost
 from offrl.errors import InvalidInput
 
-Progress = Callable[[int, int], None]   # bytes done, bytes in all
-MAX_FILES = 5_000                       # of one upload, as the wire has it
+Progress = Callable[[int, int], None]  # bytes done, bytes in all
+MAX_FILES = 5_000  # of one upload, as the wire has it
 
 
 @dataclass(frozen=True)
@@ -93,10 +93,10 @@ def send(connection: Connection, files: list[SourceFile], progress: Progress | N
         try:
             opened = connection.request(wire.OpenUpload(upload=upload, files=entries))
             done = sum(min(opened.received.get(file.name, 0), file.size) for file in files)
-            if done > last:   # something arrived since the last attempt, so patience begins anew
+            if done > last:  # something arrived since the last attempt, so patience begins anew
                 give_up, last = None, done
             base = done
-            sizes: list[int] = []   # of the chunks in flight, oldest first
+            sizes: list[int] = []  # of the chunks in flight, oldest first
             for _ in connection.stream(_chunks(upload, files, opened.received, sizes)):
                 base += sizes.pop(0)
                 if progress is not None:
@@ -140,7 +140,9 @@ def _walk(root: Path) -> Iterator[tuple[str, Path]]:
             if name.startswith("."):
                 continue
             if path.is_symlink():
-                raise InvalidInput(f"{path} is a symbolic link, which is not followed", hint="copy the folder with `cp -rL` and give the copy")
+                raise InvalidInput(
+                    f"{path} is a symbolic link, which is not followed", hint="copy the folder with `cp -rL` and give the copy"
+                )
         for name in names:
             path = Path(folder, name)
             if not name.startswith("."):

@@ -14,10 +14,11 @@ from __future__ import annotations
 from typing import Annotated, Any, ClassVar, Literal
 
 import msgpack
-from offrl.errors import InvalidMessage, ProtocolMismatch, from_wire, to_wire
-from offrl.job import JobId, JobSpec, JobState, Name
 from offrl_store.errors import OffrlError
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from offrl.errors import InvalidMessage, ProtocolMismatch, from_wire, to_wire
+from offrl.job import JobId, JobSpec, JobState, Name
 
 PROTOCOL = 1
 CHUNK = 1 << 20                    # bytes of data in one upload or download message
@@ -333,11 +334,15 @@ def encode_error(error: OffrlError) -> bytes:
 
 def decode_reply(body: bytes, model: type[Reply]) -> Reply:
     """The reply in ``body`` as ``model``; raises the error that it carries."""
-    message = _unpack(body)
+    hint = "install the same version of offrl on both sides, and see that OFFRL_URL names an offrld"
+    try:
+        message = _unpack(body)
+    except InvalidMessage as error:
+        raise ProtocolMismatch(f"what the daemon answers cannot be read: {error}", hint=hint) from None
     if message.get("protocol") != PROTOCOL:
         raise ProtocolMismatch(
             f"the daemon speaks protocol {message.get('protocol')!r}, this client {PROTOCOL}",
-            hint="install the same version of offrl on both sides",
+            hint=hint,
         )
     if message.get("ok") is not True:
         error = message.get("error") or {}
@@ -345,7 +350,7 @@ def decode_reply(body: bytes, model: type[Reply]) -> Reply:
     try:
         return model.model_validate(message.get("result"))
     except ValidationError as error:
-        raise invalid_message(error) from None
+        raise ProtocolMismatch(f"the daemon's answer does not fit: {invalid_message(error)}", hint=hint) from None
 
 
 def invalid_message(error: ValidationError) -> InvalidMessage:

@@ -25,7 +25,8 @@ def philox4x32(seed: int, step: int, stream: int, first: int, out: np.ndarray) -
     key0, key1 = seed & 0xFFFFFFFF, seed >> 32
     for _ in range(10):
         product0, product1 = c0 * np.uint64(0xD2511F53), c2 * np.uint64(0xCD9E8D57)
-        c0, c1, c2, c3 = (product1 >> SHIFT) ^ c1 ^ np.uint64(key0), product1 & MASK, (product0 >> SHIFT) ^ c3 ^ np.uint64(key1), product0 & MASK
+        c0, c2 = (product1 >> SHIFT) ^ c1 ^ np.uint64(key0), (product0 >> SHIFT) ^ c3 ^ np.uint64(key1)
+        c1, c3 = product1 & MASK, product0 & MASK
         key0, key1 = (key0 + 0x9E3779B9) & 0xFFFFFFFF, (key1 + 0xBB67AE85) & 0xFFFFFFFF
     for i, word in enumerate((c0, c1, c2, c3)):
         out[:, i] = word
@@ -55,7 +56,8 @@ def uniform(seed: int, step: int, stream: int, out: np.ndarray) -> None:
     np.multiply((words >> np.uint32(8)).astype(np.float32), np.float32(2.0**-24), out=out)
 
 
-# Least-squares fits at Chebyshev nodes: (ln(1+t) - t + t^2/2) / t^3 for sqrt(1/2) <= 1+t < sqrt(2); sin and cos of f quarter turns, |f| <= 1/2.
+# Least-squares fits at Chebyshev nodes: (ln(1+t) - t + t^2/2) / t^3 for sqrt(1/2) <= 1+t < sqrt(2); sin(f)/f and cos(f), in f^2, of
+# f quarter turns, |f| <= 1/2.
 LOG = tuple(map(np.float32, (0.333333283662796, -0.25000298023223877, 0.20001468062400818, -0.16642247140407562,
                              0.14202171564102173, -0.12972235679626465, 0.12712319195270538, -0.08101579546928406)))
 SIN = tuple(map(np.float32, (1.5707963705062866, -0.6459634900093079, 0.07968021929264069, -0.004602163098752499)))
@@ -142,7 +144,8 @@ class Transitions:
         row, after = first + t, first + t + used
         total = np.zeros(len(numbers))
         for k in range(int(used.max(initial=0))):
-            total += np.where(k < used, self.powers[min(k, self.steps)] * self.reward[np.minimum(row + k, after - 1)].astype(np.float64), 0.0)
+            reward = self.reward[np.minimum(row + k, after - 1)].astype(np.float64)
+            total += np.where(k < used, self.powers[k] * reward, 0.0)
         self.reward_out[:] = total
         self.terminal_out[:] = t + used == terminal
         self.discount_out[:] = self.powers[used]

@@ -29,7 +29,10 @@ def check(path: str | os.PathLike[str]) -> list[str]:
             checksum = zlib.crc32(store.column(column.name)[first:first + rows], checksum)
         if checksum != record["data_crc"]:
             problems.append(f"episode {number}: the rows {first} to {first + rows - 1} do not fit their checksum")
-    torn = (store.path / layout.LOG_FILE).stat().st_size - layout.SIZE * (1 + len(table))
-    if torn > 0:
-        problems.append(f"{layout.LOG_FILE}: {torn} bytes of an unfinished write at the end, which the next writer cuts off")
+    with open(store.path / layout.LOG_FILE, "rb") as file:
+        log = layout.read_log(file.fileno(), store.path / layout.LOG_FILE, store.schema)
+    if not log.slots_valid:
+        problems.append(f"{layout.LOG_FILE}: one of the two slots of the header is damaged, which the next writer repairs")
+    if log.torn:
+        problems.append(f"{layout.LOG_FILE}: {log.torn} bytes of an unfinished write at the end, which the next writer cuts off")
     return problems

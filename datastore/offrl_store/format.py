@@ -25,15 +25,19 @@ MAGIC = b"OFFRLEPS"
 TERMINATED, FINAL_MISSING = 1, 2  # bits of a record's flags
 
 # The log: one header, then one record per episode, all of 64 bytes. `committed` is a lower bound of what has been acknowledged:
-# fewer valid records than that means damage, while anything invalid beyond it is the torn tail of an unfinished write.
+# fewer valid records than that means damage, while anything invalid beyond it is the torn tail of an unfinished write. The two slots
+# are written in turn, so that a torn one leaves the other; of the valid ones that with the higher `committed` counts.
+SLOT = np.dtype([
+    ("first", "<i8"),       # number of the oldest episode kept: 0 in this version
+    ("committed", "<i8"),   # episodes known to be durable
+    ("reserved", "V4"),     # zeros
+    ("crc", "<u4"),         # CRC-32 of the header's first 16 bytes and the 20 bytes before
+])
 HEADER = np.dtype([
     ("magic", "S8"),        # OFFRLEPS
     ("version", "<u4"),     # 1
     ("record_size", "<u4"),  # 64
-    ("first", "<i8"),       # number of the oldest episode kept: 0 in this version
-    ("committed", "<i8"),   # episodes known to be durable
-    ("reserved", "V28"),    # zeros
-    ("crc", "<u4"),         # CRC-32 of the 60 bytes before
+    ("slots", SLOT, 2),
 ])
 RECORD = np.dtype([
     ("first_row", "<i8"),   # the episode takes the rows first_row .. first_row + steps of every column
@@ -46,6 +50,7 @@ RECORD = np.dtype([
     ("crc", "<u4"),         # CRC-32 of the 60 bytes before
 ])
 SIZE = RECORD.itemsize
+_FIXED = HEADER.fields["slots"][1]
 _CHAINED = RECORD.fields["chain"][1]
 _CHECKED = RECORD.fields["crc"][1]
 
@@ -99,12 +104,26 @@ def chain_start(schema: Schema) -> bytes:
 # --- episodes.log -------------------------------------------------------------------------------------------------------------
 
 
-def dump_header(committed: int, first: int = 0) -> bytes:
+def slot_offset(slot: int) -> int:
+    return _FIXED + slot * SLOT.itemsize
+
+
+def dump_slot(committed: int, first: int = 0) -> bytes:
+    slot = np.zeros((), SLOT)
+    slot["first"], slot["committed"] = first, committed
+    raw = slot.tobytes()[:-4]
+    return raw + zlib.crc32(raw, zlib.crc32(dump_header_start())).to_bytes(4, "little")
+
+
+def dump_header_start() -> bytes:
     header = np.zeros((), HEADER)
     header["magic"], header["version"], header["record_size"] = MAGIC, VERSION, SIZE
-    header["first"], header["committed"] = first, committed
-    raw = header.tobytes()[:_CHECKED]
-    return raw + zlib.crc32(raw).to_bytes(4, "little")
+    return header.tobytes()[:_FIXED]
+
+
+def dump_header() -> bytes:
+    """The header of an empty store."""
+    return dump_header_start() + 2 * dump_slot(0)
 
 
 def dump_record(first_row: int, steps: int, ret: float, flags: int, data_crc: int, chain: bytes) -> tuple[bytes, bytes]:
@@ -130,11 +149,13 @@ class Log:
     first: int
     committed: int
     torn: int
+    slot: int            # the slot of the header that counts
+    slots_valid: bool    # whether the other one is whole, too
 
 
 def read_log(descriptor: int, file: Path, schema: Schema, known: np.ndarray | None = None) -> Log:
     """Read and check the log; ``known`` records are taken as read. Raises StoreCorrupt. Never changes the file."""
-    header = _read_header(descriptor, file)
+    first, committed, slot, slots_valid = _read_header(descriptor, file)
     size = os.fstat(descriptor).st_size
     start = 0 if known is None else len(known)
     if size < SIZE * (1 + start):
@@ -144,28 +165,31 @@ def read_log(descriptor: int, file: Path, schema: Schema, known: np.ndarray | No
     row = 0 if not start else int(known["first_row"][-1] + known["steps"][-1]) + 1
     valid = _valid_prefix(found, row)
     table = found[:valid] if not start else np.concatenate([known, found[:valid]])
-    if len(table) < header["committed"]:
-        raise StoreCorrupt(f"{file}: record {len(table)} is damaged or cut, {int(header['committed'])} episodes were committed",
+    if len(table) < committed:
+        raise StoreCorrupt(f"{file}: record {len(table)} is damaged or cut, {committed} episodes were committed",
                            hint="restore the store from a copy")
     if start == 0 and valid:
-        first, _ = dump_record(*(table[0][name].item() for name in RECORD.names[:5]), chain_start(schema))
-        if first != table[:1].tobytes():
+        due, _ = dump_record(*(table[0][name].item() for name in RECORD.names[:5]), chain_start(schema))
+        if due != table[:1].tobytes():
             raise StoreCorrupt(f"{file} does not belong to {SCHEMA_FILE}: the chain of the first record differs")
-    return Log(table, int(header["first"]), int(header["committed"]), len(raw) - valid * SIZE)
+    return Log(table, first, committed, len(raw) - valid * SIZE, slot, slots_valid)
 
 
-def _read_header(descriptor: int, file: Path) -> np.ndarray:
-    # A writer replaces the header in place while readers read: a checksum that does not fit is read again before it is an error.
-    for _ in range(100):
-        raw = os.pread(descriptor, SIZE, 0)
-        if len(raw) == SIZE and zlib.crc32(raw[:_CHECKED]) == int.from_bytes(raw[_CHECKED:], "little"):
-            break
-    else:
-        raise StoreCorrupt(f"{file}: the header is damaged", hint="restore the store from a copy")
-    header = np.frombuffer(raw, HEADER)[0]
-    if header["magic"] != MAGIC or header["version"] != VERSION or header["record_size"] != SIZE:
-        raise StoreCorrupt(f"{file} is version {int(header['version'])}; this program reads version {VERSION}")
-    return header
+def _read_header(descriptor: int, file: Path) -> tuple[int, int, int, bool]:
+    """First episode, committed episodes, the slot that says so, and whether both slots are whole."""
+    raw = os.pread(descriptor, SIZE, 0)
+    if raw[:len(MAGIC)] == MAGIC and len(raw) == SIZE:
+        header = np.frombuffer(raw, HEADER)[0]
+        if header["version"] != VERSION:
+            raise StoreCorrupt(f"{file} is version {int(header['version'])}; this program reads version {VERSION}")
+        whole = []
+        for i, slot in enumerate(header["slots"]):
+            if dump_slot(int(slot["committed"]), int(slot["first"])) == slot.tobytes() and raw[:_FIXED] == dump_header_start():
+                whole.append((int(slot["committed"]), int(slot["first"]), i))
+        if whole:
+            committed, first, slot = max(whole)
+            return first, committed, slot, len(whole) == 2
+    raise StoreCorrupt(f"{file}: the header is damaged", hint="restore the store from a copy")
 
 
 def _read(descriptor: int, size: int, offset: int) -> bytes:

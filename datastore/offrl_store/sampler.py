@@ -48,18 +48,20 @@ class TransitionSampler:
     n_steps, gamma: the reward is the sum of gamma^i r over at most n steps, ending at the episode's end.
     frame_stack, stack_pad: each observation is the last k frames along its first axis, oldest first; the time before the episode
     is zeros ("zero") or its first frame ("first"). A missing final observation is zeros.
-    next_action: the action where the return ends, zeros at a terminal; the last transition of a truncated episode has none and is not sampled.
+    next_action: the action where the return ends, zeros at a terminal; the last transition of a truncated episode, which has none, is not
+    sampled.
     episodes: numbers of the episodes to sample from (default all). extra: names of extra fields to add to the batch.
     out: arrays to fill, by the names of Batch; others are allocated once. Each must be writable, of the batch's shape and dtype, and
     contiguous within a sample. Without ``out``, stacked pixels come as two overlapping views of one block.
     Raises InvalidInput and EmptyStore. One sampler serves one thread.
     """
 
-    def __init__(self, store: EpisodeStore, *, batch_size: int, seed: int, n_steps: int = 1, gamma: float = 0.99, frame_stack: int = 1,
-                 stack_pad: str = "zero", next_action: bool = False, episodes: Any = None, extra: Sequence[str] = (), out: Any = None) -> None:
+    def __init__(self, store: EpisodeStore, *, batch_size: int, seed: int, n_steps: int = 1, gamma: float = 0.99,
+                 frame_stack: int = 1, stack_pad: str = "zero", next_action: bool = False, episodes: Any = None,
+                 extra: Sequence[str] = (), out: Any = None) -> None:
         self.batch_size = _whole(batch_size, "batch_size", 1, 1 << 31)
         self.seed = _whole(seed, "seed", 0, (1 << 64) - 1)
-        self.n_steps = _whole(n_steps, "n_steps", 1, 1 << 24)
+        self.n_steps = _whole(n_steps, "n_steps", 1, 1 << 62)
         self.gamma = _number(gamma, "gamma", 0.0, 1.0)
         self.frame_stack = _whole(frame_stack, "frame_stack", 1, 1 << 16)
         if stack_pad not in ("zero", "first"):
@@ -69,21 +71,22 @@ class TransitionSampler:
         unknown = [name for name in extra if name not in self.schema.extra]
         if unknown:
             raise InvalidInput(f"there is no extra field {unknown[0]!r}", hint="the store has " + (", ".join(self.schema.extra) or "none"))
-        table, guide, shift = _episode_index(store.episode_table, episodes, next_action)
-        self.transition_count = int(table[-1, 0])
+        index = _episode_index(store.episode_table, episodes, next_action)
+        self.transition_count = int(index[0][-1, 0])
         self._step = 0
         self._given = dict(out or {})
-        self._build(store, table, guide, shift, next_action, tuple(extra))
+        self._build(store, index, next_action, tuple(extra))
         if self._given:
             raise InvalidInput(f"out has no use for {next(iter(self._given))!r}", hint="names are those of Batch")
 
-    def _build(self, store: EpisodeStore, table: np.ndarray, guide: np.ndarray, shift: int, next_action: bool, extra: tuple[str, ...]) -> None:
+    def _build(self, store: EpisodeStore, index: tuple[np.ndarray, np.ndarray, int], next_action: bool, extra: tuple[str, ...]) -> None:
         """Make the arrays of the batch and the kernel that fills them."""
-        n, by_role = self.batch_size, {role: [c for c in self.schema.columns if c.role == role] for role in ("observation", "action", "extra")}
+        n = self.batch_size
+        by_role = {role: [c for c in self.schema.columns if c.role == role] for role in ("observation", "action", "extra")}
         scalars = {name: self._out(name, None, (n,), np.dtype(dtype)) for name, dtype in
                    (("reward", "f4"), ("terminal", "f4"), ("discount", "f4"), ("index", "i8"))}
-        powers = self.gamma ** np.arange(self.n_steps + 1, dtype=np.float64)
-        kernel = kernels().Transitions(table, guide, shift, powers, store.column("reward"), scalars["reward"], scalars["terminal"],
+        powers = self.gamma ** np.arange(min(self.n_steps, int(index[0][:-1, 2].max())) + 1, dtype=np.float64)
+        kernel = kernels().Transitions(*index, powers, store.column("reward"), scalars["reward"], scalars["terminal"],
                                        scalars["discount"], scalars["index"])
         observation, after = {}, {}
         for column in by_role["observation"]:
@@ -126,7 +129,11 @@ class TransitionSampler:
         return out
 
     def _is_given(self, name: str, key: str | None) -> bool:
-        return name in self._given and (key is None or key in self._given[name])
+        if name not in self._given or key is None:
+            return name in self._given
+        if not isinstance(self._given[name], Mapping):
+            raise InvalidInput(f"out {name} is one array, the schema has several fields", hint="give a dict of arrays")
+        return key in self._given[name]
 
     def _out(self, name: str, key: str | None, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         """The array of ``out`` for this part of the batch, checked, or a new one."""
@@ -192,7 +199,8 @@ def _episode_index(records: np.ndarray, episodes: Any, next_action: bool) -> tup
     table[:-1, 1], table[:-1, 2] = records["first_row"][keep], limit
     table[:-1, 3] = np.where(terminated, steps, -1)[keep]
     total = int(table[-1, 0])
-    shift = max((total // len(limit)).bit_length() - 1, 0)  # buckets no longer than the mean episode: less than one step of search on average
+    # Buckets no longer than the mean episode: a look-up searches less than one step on average, whatever the lengths.
+    shift = max((total // len(limit)).bit_length() - 1, 0)
     buckets = np.arange(((total - 1) >> shift) + 1, dtype=np.int64) << shift
     guide = (np.searchsorted(table[:-1, 0], buckets, side="right") - 1).astype(np.int32)
     return table, guide, shift
@@ -218,7 +226,8 @@ def _bytes(array: np.ndarray) -> np.ndarray:
 
 
 def _single(values: dict[str | None, Any]) -> Any:
-    return values[None] if None in values else values
+    """The one array of a role without named fields, else the dict."""
+    return values.get(None, values)
 
 
 def _whole(value: Any, name: str, low: int, high: int) -> int:

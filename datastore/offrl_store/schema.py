@@ -148,16 +148,17 @@ class Schema:
             fields = getattr(self, role)
             if isinstance(fields, Field) and role != "extra":
                 continue
-            if not isinstance(fields, Mapping) or not all(isinstance(f, Field) for f in fields.values()) or (role != "extra" and not fields):
+            named = isinstance(fields, Mapping) and all(isinstance(f, Field) for f in fields.values())
+            if not named or (role != "extra" and not fields):
                 expected = "a dict of Fields" if role == "extra" else "a Field or a dict of Fields"
                 raise InvalidSchema(f"{role} is {_short(fields)}, not {expected}")
             for name in fields:
                 if not isinstance(name, str) or not NAME.match(name):
-                    raise InvalidSchema(f"{role} field name {name!r} cannot be stored", hint="letters, digits, '_', '-' and '.', at most 100")
+                    raise InvalidSchema(f"{role} field name {name!r} cannot be stored", hint="use letters, digits, '_', '-' and '.'")
             object.__setattr__(self, role, dict(fields))
         reward = self.reward
         if not isinstance(reward, Field) or reward.shape != () or reward.dtype.name in ("float16", "bool"):
-            raise InvalidSchema(f"reward is {reward!r}", hint="a reward is one number: Field('float32'), 'float64' or an integer dtype, shape ()")
+            raise InvalidSchema(f"reward is {reward!r}", hint="a reward is one number: float32, float64 or an integer dtype, shape ()")
         try:
             object.__setattr__(self, "metadata", json.loads(json.dumps(dict(self.metadata), allow_nan=False)))
         except (TypeError, ValueError) as error:
@@ -289,6 +290,8 @@ def validate(schema: Schema, episode: Episode, number: int) -> CheckedEpisode:
         raise InvalidEpisode(f"{where} has no step", hint="an episode has at least one action and reward")
     if not isinstance(episode.terminated, (bool, np.bool_)):
         raise InvalidEpisode(f"{where}: terminated is {_short(episode.terminated)}, not True or False")
+    if episode.extra and not schema.extra:
+        raise InvalidEpisode(f"{where}: extra has the unknown field {next(iter(episode.extra))}", hint="the schema has no extra field")
     arrays = []
     observed: dict[str, int] = {}
     for column in schema.columns:
@@ -301,7 +304,8 @@ def validate(schema: Schema, episode: Episode, number: int) -> CheckedEpisode:
         else:
             wanted = (steps,)
         if rows not in wanted:
-            raise InvalidEpisode(f"{where}, field {column.name} has {rows} rows, due are {' or '.join(map(str, wanted))} for {steps} rewards",
+            due = " or ".join(map(str, wanted))
+            raise InvalidEpisode(f"{where}, field {column.name} has {rows} rows, due are {due} for {steps} rewards",
                                  hint="T rewards, T actions and T+1 observations (T where the final one is missing)")
         if column.role != "extra":
             _check_finite(array, column, where)
@@ -349,9 +353,9 @@ def _convert(given: Any, field: Field, where: str) -> np.ndarray:
             raise InvalidEpisode(f"{where}: dtype {array.dtype} would be narrowed to {field.dtype.name}",
                                  hint=f"convert it explicitly (array.astype({field.dtype.name!r})) or declare the field {array.dtype}")
         with np.errstate(over="ignore"):
-            return array.astype(field.dtype)
+            return array.astype(field.dtype, order="C")
     with np.errstate(invalid="ignore", over="ignore"):
-        converted = array.astype(field.dtype)
+        converted = array.astype(field.dtype, order="C")
         changed = converted.astype(array.dtype) != array
         if due != "f":
             changed |= (converted < 0) != (array < 0)
@@ -386,6 +390,8 @@ def _check_bounds(array: np.ndarray, column: Column, where: str) -> None:
     if not bad.any():
         return
     at = tuple(int(i) for i in np.argwhere(bad)[0])
-    one = [None if bound is None else np.broadcast_to(bound, array.shape[1:])[at[1:]].item() for bound in (low, high)]
-    hint = f"a discrete action is one of 0..{column.field.n - 1}" if column.field.discrete else "rescale the action, or declare wider bounds"
-    raise InvalidEpisode(f"{where}, field {column.name}, row {at[0]}: {array[at].item()} is outside the bounds {one[0]} to {one[1]}", hint=hint)
+    least, most = ("none" if bound is None else np.asarray(bound)[at[1:]].item() for bound in (low, high))
+    discrete = column.field.discrete
+    hint = f"a discrete action is one of 0..{column.field.n - 1}" if discrete else "rescale the action, or declare wider bounds"
+    raise InvalidEpisode(f"{where}, field {column.name}, row {at[0]}: {array[at].item()} is outside the bounds {least} to {most}",
+                         hint=hint)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from . import format as layout
-from .errors import DiskFull, InvalidInput, StoreCorrupt, StoreExists, StoreNotFound
+from .errors import InvalidInput, StoreCorrupt, StoreExists, StoreNotFound
 from .sampler import TransitionSampler
 from .schema import Column, Episode, Schema
 from .writer import Writer, disk_errors, sync_folder
@@ -72,7 +72,7 @@ class EpisodeStore:
                 (temporary / layout.COLUMN_FOLDER).mkdir(parents=True)
                 for column in schema.columns:
                     layout.column_path(temporary, column.name).touch()
-                for name, content in ((layout.LOG_FILE, layout.dump_header(0)), (layout.SCHEMA_FILE, layout.dump_schema(schema))):
+                for name, content in ((layout.LOG_FILE, layout.dump_header()), (layout.SCHEMA_FILE, layout.dump_schema(schema))):
                     with open(temporary / name, "xb") as file:
                         file.write(content)
                         file.flush()
@@ -99,7 +99,8 @@ class EpisodeStore:
         """
         path = Path(os.path.abspath(path))
         pinned = Snapshot.parse(snapshot) if isinstance(snapshot, str) else snapshot
-        return cls(path, layout.load_schema(path), pinned)
+        with disk_errors(path, "read"):
+            return cls(path, layout.load_schema(path), pinned)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return EpisodeStore.open, (str(self.path), self._pinned)
@@ -107,7 +108,10 @@ class EpisodeStore:
     # --- Reading the log --------------------------------------------------------------------------------------------------
 
     def refresh(self) -> int:
-        """Take in what was committed since; returns the number of new episodes (0 for a store opened at a snapshot). Raises StoreCorrupt."""
+        """Take in what was committed since; returns how many episodes came (0 for a store opened at a snapshot).
+
+        Raises StoreCorrupt.
+        """
         if self._pinned is not None:
             return 0
         before = len(self._table)
@@ -245,7 +249,7 @@ class EpisodeStore:
 
         def part(role: str) -> Any:
             values = {c.key: self._columns[c.name][first:first + rows.get(role, steps)] for c in self.schema.columns if c.role == role}
-            return values[None] if None in values else values
+            return values.get(None, values)
 
         return Episode(part("observation"), part("action"), part("reward"), bool(flags & layout.TERMINATED), part("extra"))
 
@@ -267,5 +271,3 @@ class EpisodeList(Sequence):
     def __repr__(self) -> str:
         return f"<{len(self)} episodes of {self._store.path}>"
 
-
-__all__ = ["DiskFull", "EpisodeList", "EpisodeStore", "Snapshot"]

@@ -29,7 +29,7 @@ DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 @contextlib.contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
+def disk_errors(path: Path, verb: str = "write") -> Iterator[None]:
     """Turns a full disk into DiskFull and a refusal of the file system into InvalidInput, naming the path."""
     try:
         yield
@@ -38,7 +38,7 @@ def disk_errors(path: Path) -> Iterator[None]:
             raise DiskFull(f"no space left to write {path}: {error.strerror}",
                            hint="free some space and go on: every episode that was committed is kept") from error
         if error.errno in DENIED:
-            raise InvalidInput(f"cannot write {path}: {error.strerror}", hint="check the owner and the mode of the folder") from error
+            raise InvalidInput(f"cannot {verb} {path}: {error.strerror}", hint="check the owner and the mode of the folder") from error
         raise
 
 
@@ -85,7 +85,7 @@ class Writer:
         log = layout.read_log(self._log, self._path / layout.LOG_FILE, self._schema)
         self._committed = len(log.table)
         self._chain = layout.record_chain(log.table, self._committed, self._schema)
-        self._row = int(log.table["first_row"][-1] + log.table["steps"][-1]) + 1 if self._committed else 0
+        self._end = int(log.table["first_row"][-1] + log.table["steps"][-1]) + 1 if self._committed else 0
         for column, descriptor in zip(self._schema.columns, self._columns, strict=True):
             due, size = self._row * column.field.row_bytes, os.fstat(descriptor).st_size
             if size < due:
@@ -94,7 +94,8 @@ class Writer:
         if log.torn:
             os.ftruncate(self._log, layout.SIZE * (1 + self._committed))
         self._cut_columns()
-        if log.torn or log.committed != self._committed:
+        self._slot = log.slot
+        if log.torn or log.committed != self._committed or not log.slots_valid:
             os.fdatasync(self._log)
             self._write_header(sync=True)
 
@@ -117,12 +118,19 @@ class Writer:
             self._cut_columns()  # the half-written rows go back to the file system
             raise
         self._pending.append((self._row, checked.steps, _return(self._schema, checked), _flags(checked), checksum))
-        self._row += checked.steps + 1
         return number
+
+    @property
+    def _row(self) -> int:
+        """The first free row. Derived, so that an interrupt between two statements cannot leave it behind the episodes."""
+        if not self._pending:
+            return self._end
+        first_row, steps = self._pending[-1][:2]
+        return first_row + steps + 1
 
     def _write_rows(self, descriptor: int, array: np.ndarray, rows: int, row_bytes: int, checksum: int) -> int:
         """Write an episode's rows of one column, a missing last one as zeros; returns the checksum carried on over them."""
-        parts = [memoryview(array).cast("B") if array.flags.c_contiguous and array.size else memoryview(array.tobytes())]
+        parts = [memoryview(array).cast("B")]
         if len(array) < rows:
             parts.append(memoryview(bytes((rows - len(array)) * row_bytes)))
         offset = self._row * row_bytes
@@ -155,8 +163,7 @@ class Writer:
                 os.fdatasync(descriptor)
         except OSError:
             # After a failed sync the kernel forgets which pages did not reach the disk: these rows must not be trusted again.
-            self._row = self._pending[0][0]
-            self._pending.clear()
+            self._pending = []
             self._cut_columns()
             raise
 
@@ -175,13 +182,16 @@ class Writer:
         except OSError:
             os.ftruncate(self._log, end)
             raise
-        self._committed += len(records)
-        self._chain = chain
-        self._pending.clear()
+        # Values first, then stores without a call between them: an interrupt comes before or after, and closing then neither repeats
+        # nor forgets a record.
+        count, end_row = self._committed + len(records), self._row
+        self._committed, self._chain, self._end, self._pending = count, chain, end_row, []
         self._write_header(sync=False)
 
     def _write_header(self, sync: bool) -> None:
-        os.pwrite(self._log, layout.dump_header(self._committed), 0)
+        """Note how many episodes are durable, in the slot that does not count now."""
+        os.pwrite(self._log, layout.dump_slot(self._committed), layout.slot_offset(1 - self._slot))
+        self._slot = 1 - self._slot
         self._header_dirty = not sync
         if sync:
             os.fdatasync(self._log)

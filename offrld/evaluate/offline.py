@@ -7,11 +7,16 @@ observation is missing. Nearness to the data says how well a policy imitates, no
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from offrl.errors import InvalidInput
 from offrl_store import EpisodeStore
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from offrld.engine import Learner
 
 BATCH = 1024  # observations per call of the policy: bounds the memory of pixels to 30 MB
 
@@ -40,13 +45,28 @@ def action_match(policy: Callable[[Any], np.ndarray], store: EpisodeStore, episo
     return equal / _some(count)
 
 
-def held_out_metrics(policy: Callable[[Any], np.ndarray], store: EpisodeStore, episodes: np.ndarray) -> dict[str, float]:
-    """``{"action_match": ...}`` for discrete actions, ``{"action_error": ...}`` for continuous ones; empty without episodes."""
-    if not len(episodes):
+def evaluate_offline(learner: Learner) -> dict[str, dict[int, float]]:
+    """``{"action_match" | "action_error": {seed: value}}`` of the learner's policies on its held-out episodes; empty without any."""
+    store, episodes = learner.store, np.asarray(learner.holdout)
+    if not any(True for _ in _batches(store, episodes)):
         return {}
-    if store.schema.action.discrete:
-        return {"action_match": action_match(policy, store, episodes)}
-    return {"action_error": action_error(policy, store, episodes)}
+    discrete = store.schema.action.discrete
+    metric = action_match if discrete else action_error
+    values = {seed: metric(as_function(learner.policy(seed)), store, episodes) for seed in learner.seeds}
+    return {"action_match" if discrete else "action_error": values}
+
+
+def as_function(module: nn.Module) -> Callable[[Any], np.ndarray]:
+    """A policy module on the CPU as a function from arrays to arrays, for the metrics above."""
+    import torch
+
+    @torch.no_grad()
+    def act(observation: Any) -> np.ndarray:
+        if isinstance(observation, dict):
+            return module(**{name: torch.from_numpy(np.array(array)) for name, array in observation.items()}).numpy()
+        return module(torch.from_numpy(np.array(observation))).numpy()  # a copy: the store's arrays are read-only
+
+    return act
 
 
 def _batches(store: EpisodeStore, episodes: np.ndarray) -> Iterator[tuple[Any, np.ndarray]]:
@@ -63,10 +83,10 @@ def _batches(store: EpisodeStore, episodes: np.ndarray) -> Iterator[tuple[Any, n
 
 def _of_shape(given: np.ndarray, action: np.ndarray) -> np.ndarray:
     given = np.asarray(given)
-    if given.shape != action.shape:
+    if given.shape[:1] != action.shape[:1] or given.size != action.size:
         message = f"the policy gives actions of shape {given.shape} where the dataset has {action.shape}"
         raise InvalidInput(message, hint="use a policy of this dataset")
-    return given
+    return given.reshape(action.shape)
 
 
 def _some(count: int) -> int:
@@ -75,4 +95,4 @@ def _some(count: int) -> int:
     return count
 
 
-__all__ = ["action_error", "action_match", "held_out_metrics"]
+__all__ = ["action_error", "action_match", "as_function", "evaluate_offline"]

@@ -35,7 +35,7 @@ class LocalWorker:
         self._read_transport: asyncio.ReadTransport | None = None
         self._pidfd = os.pidfd_open(process.pid)
         self._loop.add_reader(self._pidfd, self._on_exit)
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._finishing: asyncio.Task[None] | None = None
 
     async def connect(self) -> None:
         """Hook both pipes into the event loop."""
@@ -67,18 +67,19 @@ class LocalWorker:
         os.close(self._pidfd)
         self.kill()  # the leader is a zombie: its group number cannot have been given to anybody else yet
         code = self._process.wait()
-        task = self._loop.create_task(self._finish(code))
-        self._tasks.add(task)
+        self._finishing = self._loop.create_task(self._finish(code))
 
     async def _finish(self, code: int) -> None:
-        if self._read_transport is not None:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stdout.ended.wait(), DRAIN_S)
-            self._read_transport.close()
-        if self._stdin is not None:
-            self._stdin.abort()
-        if not self._exited.done():
-            self._exited.set_result(code)
+        try:
+            if self._read_transport is not None:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._stdout.ended.wait(), DRAIN_S)
+                self._read_transport.close()
+            if self._stdin is not None and not self._stdin.is_closing():
+                self._stdin.abort()
+        finally:
+            if not self._exited.done():
+                self._exited.set_result(code)
 
 
 class _Lines(asyncio.Protocol):

@@ -2,8 +2,9 @@
 written by ``ReplayBuffer.dump``).
 
 Version 1: ``observations``, ``actions``, ``rewards``, ``terminals``, ``episode_terminals`` (1 at every end of an episode),
-``discrete_action``, ``version``. Version 2: ``columns``, ``num_episodes``, ``version``, then ``observations_i``, ``actions_i``, ``rewards_i``,
-``terminated_i`` for episode i; tuple observations are ``observations_i_j`` and become the fields ``observation_j``. Neither keeps final observations.
+``discrete_action``, ``version``. Version 2: ``columns``, ``num_episodes``, ``version``, then ``observations_i``, ``actions_i``,
+``rewards_i``, ``terminated_i`` for episode i; tuple observations are ``observations_i_j`` and become the fields ``observation_j``. Neither
+keeps final observations.
 """
 
 from __future__ import annotations

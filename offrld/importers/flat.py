@@ -192,7 +192,7 @@ def _differs(left: np.ndarray, right: np.ndarray) -> np.ndarray:
             unequal = ~(np.abs(left - right) <= 1e-6 + 1e-5 * np.abs(right))
     else:
         unequal = left != right
-    return unequal.reshape(len(unequal), -1).any(1)
+    return unequal.any(axis=tuple(range(1, unequal.ndim)))
 
 
 def _final_known(arrays: FlatArrays, stop: np.ndarray) -> np.ndarray:

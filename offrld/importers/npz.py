@@ -1,7 +1,7 @@
 """Arrays by name: a ``.npz`` file or a dict, one row per step, with the keys of D4RL.
 
-Keys: ``observations``, ``actions``, ``rewards``, ``terminals``, optionally ``timeouts``, ``next_observations``; the singular and
-``terminated``/``terminations`` and ``truncated``/``truncations`` are taken too. Several observation fields are ``observations/NAME``. Without
+Keys: ``observations``, ``actions``, ``rewards``, ``terminals``, optionally ``timeouts``, ``next_observations``; singular names are taken
+too, and ``terminated``, ``terminations``, ``truncated``, ``truncations``. Several observation fields are ``observations/NAME``. Without
 ``timeouts`` and ``next_observations`` episodes end at terminals only. Single values ``env_id``, ``action_n``, ``action_low`` and
 ``action_high`` declare the action space. A file is streamed out of its archive; object arrays (pickles) are never read.
 """

@@ -132,6 +132,7 @@ class Training:
 
     def _finish(self) -> None:
         """All updates are done: policies of every seed, evaluated where there is an environment."""
+        self._progress(force=True)
         if self.spec.eval_env is None:
             for seed in self.spec.seeds:
                 if not self.job.run.policy(seed, self.learner.step).exists():
@@ -169,23 +170,11 @@ class Training:
             self._progress(force=True)
 
     def _validate(self) -> dict[str, dict[int, float]]:
-        """The losses, and the policy's nearness to the actions, on held-out episodes."""
-        import torch
+        """The losses, and the policies' nearness to the actions, on held-out episodes."""
+        from offrld.evaluate.offline import evaluate_offline
 
-        from offrld.evaluate.offline import held_out_metrics
-
-        values = self.learner.validate()
-        for seed in self.spec.seeds:
-            module = self.learner.policy(seed)
-
-            def act(observation: Any, module: torch.nn.Module = module) -> Any:
-                fields = observation if isinstance(observation, dict) else {"observation": observation}
-                with torch.inference_mode():
-                    return module(**{name: torch.tensor(array) for name, array in fields.items()}).numpy()
-
-            for name, value in held_out_metrics(act, self.learner.store, self.learner.holdout).items():
-                values.setdefault(f"validation_{name}", {})[seed] = value
-        return values
+        near = {f"validation_{name}": values for name, values in evaluate_offline(self.learner).items()}
+        return {**self.learner.validate(), **near}
 
     def _check_finite(self, means: dict[str, dict[int, float]]) -> None:
         for name, values in means.items():

@@ -39,7 +39,7 @@ def write_h5(tmp_path: Path):
     return write
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def same_episodes():
     """Asserts that two sequences of episodes are equal, value for value and dtype for dtype."""
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 import h5py
 import numpy as np
 import pytest
+from offrl.errors import InvalidInput
 from offrl_store import Field
 
 from offrld.importers import import_into, open_source
@@ -65,26 +68,20 @@ def test_the_data_folder_of_a_minari_dataset_is_taken_too(shared_data):
         assert source.metadata["source"]["file"] == "replay-v0"
 
 
-@pytest.mark.parametrize(("name", "flat", "episodes"), [("cartpole", "cartpole-replay", 15), ("pendulum", "pendulum-random", 11)])
+@pytest.mark.parametrize(("name", "flat", "episodes"), [("cartpole", "cartpole-replay", 15), ("pendulum", "pendulum-replay", 11)])
 def test_d3rlpy_v2_files_equal_the_first_episodes_of_the_flat_files(shared_data, same_episodes, name, flat, episodes):
     path = shared_data / "formats" / f"d3rlpy-v2-{name}.h5"
     with open_source(path) as source, open_source(shared_data / f"{flat}.hdf5") as whole:
         assert source.format == "d3rlpy" and source.count == episodes
-        ours = list(source.episodes)
-        if not np.array_equal(ours[0].observation, next(whole.episodes).observation):
-            pytest.fail("the first episodes differ")
-    with open_source(shared_data / f"{flat}.hdf5") as whole:
-        same_episodes(ours, [episode for _, episode in zip(range(episodes), whole.episodes, strict=False)])
+        same_episodes(source.episodes, islice(whole.episodes, episodes))
 
 
 def test_files_of_other_formats_say_what_they_are(shared_data):
-    from offrl.errors import InvalidInput
-
     formats = shared_data / "formats"
     with pytest.raises(InvalidInput, match="keeps its data as arrow"):
         open_source(formats / "minari-arrow" / "pendulum" / "replay-v0")
-    with pytest.raises(InvalidInput, match="of no known format: it is a folder of datasets; give one of them, for example cartpole/replay-v0"):
+    with pytest.raises(InvalidInput, match="it is a folder of datasets; give one of them, for example cartpole/replay-v0"):
         open_source(shared_data / "minari")
-    with pytest.raises(InvalidInput, match="of no known format: it is a folder with buffer_metadata.json") as error:
+    with pytest.raises(InvalidInput, match="it is a folder with buffer_metadata") as error:
         open_source(formats / "torchrl-pendulum")
     assert all(name in error.value.hint for name in ("d4rl", "minari", "npz", "d3rlpy", "store"))

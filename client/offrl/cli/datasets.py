@@ -1,0 +1,125 @@
+"""Commands about datasets: add, append, ls, show, rm, export."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from offrl.cli.output import Json, emit, number, pairs, size, table
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="The dataset's name.")]
+Source = Annotated[str, typer.Argument(metavar="SOURCE", help="A file or folder.")]
+Format = Annotated[str | None, typer.Option("--format", metavar="F", help="Its format; by default found from the content.")]
+OnDaemon = Annotated[bool, typer.Option("--on-daemon", help="SOURCE is a path on the daemon's side, below one of its import_roots.")]
+
+
+def register(group: typer.Typer) -> None:
+    """Put the commands of this file into ``group``."""
+    for command in (add, append, ls, show, rm, export):
+        group.command()(command)
+
+
+def add(name: Name, source: Source, format: Format = None, on_daemon: OnDaemon = False, as_json: Json = False) -> None:
+    """Import a file or folder as a new dataset."""
+    _import("add", name, source, format, on_daemon, as_json)
+
+
+def append(name: Name, source: Source, format: Format = None, on_daemon: OnDaemon = False, as_json: Json = False) -> None:
+    """Put the episodes of a file or folder behind those of a dataset."""
+    _import("append", name, source, format, on_daemon, as_json)
+
+
+def ls(as_json: Json = False) -> None:
+    """List the datasets."""
+    from offrl.client import Client
+
+    with Client() as client:
+        found = client.datasets.ls()
+    if as_json:
+        emit(found)
+        return
+    headers = ["name", "episodes", "transitions", "size", "return mean", "used by"]
+    rows = [
+        [
+            each.name,
+            number(each.episodes),
+            number(each.transitions),
+            size(each.bytes),
+            number(each.returns.get("mean")),
+            " ".join(each.pinned_by),
+        ]
+        for each in found
+    ]
+    table(headers, rows, right=headers[1:5])
+
+
+def show(name: Name, as_json: Json = False) -> None:
+    """Show a dataset: its size, fields and returns."""
+    from offrl.client import Client
+
+    with Client() as client:
+        _print(client.datasets.show(name), as_json)
+
+
+def rm(name: Name, as_json: Json = False) -> None:
+    """Delete a dataset; refused while an unfinished job uses it."""
+    from offrl.client import Client
+
+    with Client() as client:
+        client.datasets.rm(name)
+    if as_json:
+        emit({"name": name, "removed": True})
+    else:
+        print(f"removed {name}")
+
+
+def export(
+    name: Name,
+    out: Annotated[str, typer.Argument(metavar="OUT", help="Where to: .hdf5 or .h5 (D4RL), .npz, else a store's folder.")],
+    as_json: Json = False,
+) -> None:
+    """Write a dataset to a file or folder here."""
+    from offrl.cli.progress import display
+    from offrl.client import Client
+    from offrl.datasets import EXPORT_FORMATS
+
+    with Client() as client, display(f"export {name}") as see:
+        path = client.datasets.export(name, out, follow=see)
+    if as_json:
+        emit({"name": name, "path": str(path), "format": EXPORT_FORMATS.get(path.suffix.lower(), "store")})
+    else:
+        print(path)
+
+
+def _import(action: str, name: str, source: str, format: str | None, on_daemon: bool, as_json: bool) -> None:
+    from offrl.cli.progress import bytes_bar, display
+    from offrl.client import Client
+
+    with Client() as client, display(f"{action} {name}") as see, bytes_bar(f"upload {source}") as moved:
+        run = client.datasets.add if action == "add" else client.datasets.append
+        info = run(name, source, format, on_daemon=on_daemon, progress=moved, follow=see)
+    _print(info, as_json)
+
+
+def _print(info: Any, as_json: bool) -> None:
+    if as_json:
+        emit(info)
+        return
+    returns = "  ".join(f"{key} {number(value)}" for key, value in info.returns.items())
+    values = [
+        ("name", info.name), ("episodes", number(info.episodes)), ("transitions", number(info.transitions)), ("size", size(info.bytes)),
+        ("returns", returns), ("snapshot", info.snapshot),
+    ]  # fmt: skip
+    values += [(field, _field(described)) for field, described in info.fields.items()]
+    if info.pinned_by:
+        values.append(("used by", " ".join(info.pinned_by)))
+    pairs(values)
+
+
+def _field(described: Any) -> str:
+    if not isinstance(described, dict):
+        return str(described)
+    shape = "x".join(map(str, described.get("shape", []))) or "one number"
+    choices = f", {described['n']} choices" if "n" in described else ""
+    return f"{described.get('dtype', '')} {shape}{choices}"

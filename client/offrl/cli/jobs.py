@@ -1,0 +1,208 @@
+"""Commands about jobs: status, logs, wait, cancel, pause, resume, retry, rm."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from offrl.cli.output import Json, emit, number, pairs, rich_table, seconds, table, talk
+
+if TYPE_CHECKING:
+    from offrl.client import Client, Job
+    from offrl.wire import JobInfo
+
+JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="The job's id.")]
+HEADERS = ["job", "state", "algorithm", "dataset", "step", "updates/s", "left", "metrics"]
+LOOK_S = 1.0  # between two looks of `status --watch` at all jobs
+
+
+def register(app: typer.Typer) -> None:
+    """Put the commands of this file into ``app``."""
+    for command in (status, logs, wait, cancel, pause, resume, retry, rm):
+        app.command()(command)
+
+
+def status(
+    job: Annotated[str | None, typer.Argument(metavar="[JOB]", help="One job; by default all but imports.")] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Go on showing it until it has ended (all: until nothing is left to do).")] = False,
+    kind: Annotated[str | None, typer.Option("--kind", metavar="K", help="train, import, export, dataset_export or all.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show a job, or list them all."""
+    from offrl.client import Client
+
+    with Client() as client:
+        if job is None:
+            infos = _watch_all(client, kind, as_json) if watch else _infos(client, kind)
+            emit(infos) if as_json else table(HEADERS, [_row(info) for info in infos], right=HEADERS[5:7])
+            return
+        found = client.job(job)
+        if watch and not found.last.state.ended:
+            _watch(client, found)
+        info = found.info() if watch else found.last
+        emit(info) if as_json else _print(info)
+
+
+def logs(
+    job: JobArgument,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job has ended.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Print a job's log."""
+    from offrl.client import Client
+
+    with Client() as client:
+        found = client.job(job)
+        if as_json:
+            emit({"job": job, "log": "".join(found.log(follow=True)) if follow else found.log()})
+            return
+        for piece in found.log(follow=True) if follow else [found.log()]:
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+
+
+def wait(job: JobArgument, as_json: Json = False) -> None:
+    """Stay until a job has ended; exit status 1 if it failed or was cancelled."""
+    from offrl.client import Client
+
+    with Client() as client:
+        found = client.job(job)
+        if not found.last.state.ended:
+            _watch(client, found)
+        info = found.wait()
+        emit(info) if as_json else print(f"{info.job} {info.state.value}")
+
+
+def cancel(job: JobArgument, as_json: Json = False) -> None:
+    """End a job; `retry` queues it again."""
+    _control(job, "cancel", as_json)
+
+
+def pause(job: JobArgument, as_json: Json = False) -> None:
+    """Checkpoint a job and end its worker, until `resume`."""
+    _control(job, "pause", as_json)
+
+
+def resume(job: JobArgument, as_json: Json = False) -> None:
+    """Queue a paused job again; it goes on from its checkpoint."""
+    _control(job, "resume", as_json)
+
+
+def retry(job: JobArgument, as_json: Json = False) -> None:
+    """Queue a failed or cancelled job again; it goes on from its checkpoint."""
+    _control(job, "retry", as_json)
+
+
+def rm(job: JobArgument, as_json: Json = False) -> None:
+    """Delete an ended job and its files."""
+    _control(job, "rm", as_json)
+
+
+# ------------------------------------------------------------------------------------------------------------------- plumbing
+def _control(job: str, action: str, as_json: bool) -> None:
+    from offrl.client import Client, Job
+
+    with Client() as client:
+        info = getattr(Job(client, job), action)()
+    if action == "rm":
+        emit({**info.model_dump(mode="json"), "removed": True}) if as_json else print(f"removed {job}")
+    elif as_json:
+        emit(info)
+    else:
+        print(f"{job} {info.state.value}" + (f" ({info.reason})" if info.reason else ""))
+
+
+def _watch(client: Client, job: Job) -> None:
+    """Show a job's events from now on until it has ended; of those before only where it stands."""
+    from offrl import wire
+    from offrl.cli.progress import display
+
+    with display(job.id) as see:
+        cursor, newest = 0, None
+        while True:
+            part = client.request(wire.GetEvents(job=job.id, cursor=cursor, limit=1000))
+            if not part.events:
+                break
+            cursor, newest = part.cursor, part.events[-1]
+        if newest is not None:
+            see(newest)
+        try:
+            for event in job.follow(cursor):
+                see(event)
+        except KeyboardInterrupt:
+            talk(f"not watching any more; the job goes on: offrl wait {job.id}")
+            raise
+
+
+def _watch_all(client: Client, kind: str | None, as_json: bool) -> list[JobInfo]:
+    """Show the table of jobs until none is queued or running; the last of it."""
+    if sys.stdout.isatty() and not as_json:
+        from rich.live import Live
+
+        with Live(auto_refresh=False, transient=True) as live:  # the last table is printed by the caller
+            while True:
+                infos = _infos(client, kind)
+                live.update(rich_table(HEADERS, [_row(info) for info in infos], right=HEADERS[5:7]), refresh=True)
+                if _idle(infos):
+                    return infos
+                time.sleep(LOOK_S)
+    seen: dict[str, str] = {}
+    while True:
+        infos = _infos(client, kind)
+        for info in infos:
+            if seen.get(info.job) != info.state:
+                seen[info.job] = info.state
+                talk(f"{info.job} {info.state.value}  {info.step:,}/{info.steps:,}")
+        if _idle(infos):
+            return infos
+        time.sleep(LOOK_S)
+
+
+def _infos(client: Client, kind: str | None) -> list[JobInfo]:
+    return [job.last for job in client.jobs(kind)]
+
+
+def _idle(infos: list[JobInfo]) -> bool:
+    return not any(info.state in ("queued", "running") for info in infos)
+
+
+def _row(info: JobInfo) -> list[str]:
+    from offrl.cli.progress import main_metrics
+
+    running = info.state == "running"
+    done = f"{info.step:,}/{info.steps:,}" if info.steps else ""
+    metrics = "  ".join(main_metrics(info.metrics, 2)) or (info.reason if info.state != "succeeded" else "")
+    what = info.algorithm or info.kind
+    left = seconds(info.eta_s) if running else ""
+    return [info.job, info.state.value, what, info.dataset or "", done, number(info.updates_per_second), left, metrics]
+
+
+def _print(info: Any) -> None:
+    values = [("job", info.job), ("kind", info.kind), ("state", info.state.value)]
+    if info.reason:
+        values.append(("reason", info.reason))
+    if info.error and info.error.get("hint"):
+        values.append(("hint", info.error["hint"]))
+    if info.algorithm:
+        values.append(("algorithm", info.algorithm))
+    if info.dataset:
+        values.append(("dataset", info.dataset))
+    values.append(("step", f"{info.step:,} of {info.steps:,}" if info.steps else f"{info.step:,}"))
+    if info.updates_per_second:
+        values.append(("updates/s", number(info.updates_per_second)))
+    if info.eta_s is not None and info.state == "running":
+        values.append(("left", seconds(info.eta_s)))
+    if info.seeds:
+        values.append(("seeds", " ".join(map(str, info.seeds))))
+    if info.after:
+        values.append(("after", " ".join(info.after)))
+    pairs(values)
+    if info.metrics:
+        seeds = sorted({seed for by_seed in info.metrics.values() for seed in by_seed}, key=lambda seed: (len(seed), seed))
+        print()
+        headers = ["metric", *[f"seed {seed}" for seed in seeds]]
+        rows = [[name, *[number(by_seed.get(seed)) for seed in seeds]] for name, by_seed in sorted(info.metrics.items())]
+        table(headers, rows, right=headers[1:])

@@ -1,0 +1,94 @@
+"""Commands about policies: fetch one from a job, evaluate one in an environment."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import nullcontext
+from typing import Annotated, Any
+
+import typer
+
+from offrl.cli.output import Json, emit, number, pairs
+
+
+def register(app: typer.Typer) -> None:
+    """Put the commands of this file into ``app``."""
+    app.command()(fetch)
+    app.command()(evaluate)
+
+
+def fetch(
+    job: Annotated[str, typer.Argument(metavar="JOB", help="The job's id.")],
+    out: Annotated[
+        str | None, typer.Option("--out", metavar="PATH", help="Where to. [default: policy.onnx, or the kind's own name]")
+    ] = None,
+    kind: Annotated[str, typer.Option("--kind", metavar="K", help="onnx, checkpoint or metrics.")] = "onnx",
+    seed: Annotated[int | None, typer.Option("--seed", metavar="S", help="Of a job of several seeds. [default: the first]")] = None,
+    best: Annotated[bool, typer.Option("--best", help="The step with the highest mean return in the evaluations.")] = False,
+    step: Annotated[int | None, typer.Option("--step", metavar="K", help="A step with a checkpoint. [default: the newest]")] = None,
+    as_json: Json = False,
+) -> None:
+    """Fetch a job's policy; also from a running or failed one."""
+    from offrl.client import Client
+
+    with Client() as client:
+        path, artifact = client.job(job).fetch_artifact(out, kind, seed=seed, best=best, step=step)
+    if as_json:
+        emit({"path": str(path), "sha256": artifact.sha256, "bytes": artifact.size, "job": job, "kind": kind})
+    else:
+        print(path)
+
+
+def evaluate(
+    policy: Annotated[str, typer.Argument(metavar="POLICY.onnx", help="A fetched policy.")],
+    env: Annotated[str | None, typer.Option("--env", metavar="ID", help="A gymnasium id. [default: the policy's own]")] = None,
+    episodes: Annotated[int, typer.Option("--episodes", metavar="N", help="How many.")] = 20,
+    seed: Annotated[int, typer.Option("--seed", metavar="S", help="Episode i starts with env.reset(seed=S+i).")] = 1000,
+    as_json: Json = False,
+) -> None:
+    """Run a policy in an environment, here, with onnxruntime alone."""
+    from offrl.errors import InvalidInput
+    from offrl.policy import Policy
+    from offrl.rollout import evaluate as run
+
+    loaded = Policy(policy)
+    where = env or loaded.env_id
+    if where is None:
+        raise InvalidInput(f"{policy} does not say which environment it is for", hint="name it with --env ID")
+    with _bar(episodes) as done:
+        result = run(loaded, where, episodes, seed, on_episode=done)
+    if as_json:
+        emit(result.as_json())
+        return
+    low, high = min(result.returns), max(result.returns)
+    latency = result.latency_us
+    pairs(
+        [
+            ("environment", result.env),
+            ("episodes", number(result.episodes)),
+            ("return", f"{number(result.return_mean)} +- {number(result.return_std)}  (from {number(low)} to {number(high)})"),
+            ("latency", f"median {number(latency['median'])} us, 99 % within {number(latency['p99'])} us per action"),
+        ]
+    )
+
+
+def _bar(episodes: int) -> Any:
+    """A context whose value is called with the number of episodes done; None where stderr is no terminal."""
+    if not sys.stderr.isatty():
+        return nullcontext(None)
+    return _rich_bar(episodes)
+
+
+def _rich_bar(episodes: int) -> Any:
+    from contextlib import contextmanager
+
+    from rich.console import Console
+    from rich.progress import Progress
+
+    @contextmanager
+    def bar() -> Any:
+        with Progress(console=Console(stderr=True), transient=True) as progress:
+            task = progress.add_task("episodes", total=episodes)
+            yield lambda done: progress.update(task, completed=done)
+
+    return bar()

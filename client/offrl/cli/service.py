@@ -1,0 +1,114 @@
+"""Commands about the service itself: serve, demo, ping, algos."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from typing import Annotated, Any
+
+import typer
+from offrl_store.errors import OffrlError
+
+from offrl.cli.output import Json, emit, number, pairs, table
+
+NEEDED = ("torch", "gymnasium", "h5py", "safetensors", "onnx")  # what the extra `daemon` brings
+INSTALL = 'pip install "offrl[daemon]"'
+
+
+def register(app: typer.Typer) -> None:
+    """Put the commands of this file into ``app``."""
+    app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(serve)
+    app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(demo)
+    app.command()(ping)
+    app.command()(algos)
+
+
+def serve(
+    context: typer.Context,
+    state_dir: Annotated[str | None, typer.Option("--state-dir", metavar="D", help="Folder of queue, datasets and jobs.")] = None,
+    bind: Annotated[str | None, typer.Option("--bind", metavar="URL", help="Where to listen; by default ipc://D/run/offrld.sock.")] = None,
+    config: Annotated[str | None, typer.Option("--config", metavar="F", help="Settings, by default D/offrld.toml.")] = None,
+) -> None:
+    """Run the service in the foreground, until Ctrl-C. Further options go to `offrld`."""
+    require_daemon()
+    given = [("--state-dir", state_dir), ("--bind", bind), ("--config", config)]
+    options = [part for name, value in given if value is not None for part in (name, value)]
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, "-m", "offrld.daemon.main", *options, *context.args])
+
+
+def demo(context: typer.Context, as_json: Json = False) -> None:
+    """The whole path in two minutes: collect data, train, fetch, evaluate, with a daemon in a temporary folder."""
+    require_daemon()
+    sys.stdout.flush()
+    process = subprocess.Popen([sys.executable, "-m", "offrld.demo", *(["--json"] if as_json else []), *context.args])
+    while True:
+        try:
+            status = process.wait()
+            break
+        except KeyboardInterrupt:  # the child has got it as well, and cleans up
+            continue
+    raise typer.Exit(128 - status if status < 0 else status)
+
+
+def ping(as_json: Json = False) -> None:
+    """Ask the daemon whether it is there."""
+    from offrl.client import Client
+
+    with Client() as client:
+        pong = client.ping()
+        if as_json:
+            emit({**pong.model_dump(mode="json"), "url": client.url})
+        else:
+            print(f"offrld {pong.version} (protocol {pong.protocol}) at {client.url}, state in {pong.state_dir}, up {pong.uptime_s:.0f} s")
+
+
+def algos(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Show all settings of this one.")] = None, as_json: Json = False
+) -> None:
+    """List the algorithms, or the settings of one."""
+    from offrl.client import Client
+
+    with Client() as client:
+        found = client.algos() if name is None else [client.algos(name)]
+    if as_json:
+        emit(found)
+    elif name is None:
+        table(["name", "actions", "summary"], [[each["name"], each["actions"], each["summary"]] for each in found])
+    else:
+        _describe(found[0])
+
+
+def _describe(algorithm: dict[str, Any]) -> None:
+    pairs(
+        [
+            ("name", algorithm["name"]),
+            ("summary", algorithm["summary"]),
+            ("actions", algorithm["actions"]),
+            ("paper", algorithm.get("paper", "")),
+        ]
+    )
+    for preset, values in (algorithm.get("presets") or {}).items():
+        print(f"preset {preset}: " + (", ".join(f"{key}={value}" for key, value in values.items()) or "the defaults"))
+    print()
+    rows = []
+    for setting, described in algorithm["config"].items():
+        default = described.get("default")
+        shown = number(default) if isinstance(default, float) else str(default)
+        unit = f" [{described['unit']}]" if described.get("unit") else ""
+        choices = f" ({' | '.join(map(str, described['choices']))})" if described.get("choices") else ""
+        rows.append([setting, str(described.get("type", "")), shown, str(described.get("help", "")) + unit + choices])
+    table(["setting", "type", "default", "meaning"], rows)
+
+
+def require_daemon() -> None:
+    """One line and the command that helps, where the daemon's packages are not installed."""
+    missing = [name for name in ("offrld", *NEEDED) if importlib.util.find_spec(name) is None]
+    if missing:
+        error = OffrlError(
+            f"the daemon needs {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed", hint=INSTALL
+        )
+        error.code = "not_installed"
+        raise error

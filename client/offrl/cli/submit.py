@@ -1,0 +1,77 @@
+"""The command submit: queue a train job, and with --wait stay until it has ended."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from offrl.cli.output import Json, emit, talk
+from offrl.cli.values import seed_list, settings
+
+
+def register(app: typer.Typer) -> None:
+    """Put the command of this file into ``app``."""
+    app.command()(submit)
+
+
+def submit(
+    algorithm: Annotated[str, typer.Argument(metavar="ALGO", help="A name of `offrl algos`.")],
+    dataset: Annotated[str, typer.Option("--dataset", metavar="NAME|FILE", help="A dataset, or a file or folder that is imported first.")],
+    steps: Annotated[int | None, typer.Option("--steps", metavar="N", help="Gradient updates. [default: 100000]")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", metavar="S", help="One seed. [default: 0]")] = None,
+    seeds: Annotated[str | None, typer.Option("--seeds", metavar="0-7", help="Several, trained side by side: 0-7 or 0,2,5.")] = None,
+    sets: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the algorithm; may be repeated.")
+    ] = None,
+    config: Annotated[str | None, typer.Option("--config", metavar="F.toml", help="A TOML file of settings; --set goes before it.")] = None,
+    preset: Annotated[str | None, typer.Option("--preset", metavar="P", help="A named set of settings of the algorithm.")] = None,
+    eval_env: Annotated[str | None, typer.Option("--eval-env", metavar="ID", help="Evaluate in this gymnasium environment.")] = None,
+    eval_episodes: Annotated[
+        int | None, typer.Option("--eval-episodes", metavar="N", help="Episodes per evaluation. [default: 20]")
+    ] = None,
+    eval_every: Annotated[int | None, typer.Option("--eval-every", metavar="K", help="Evaluate every K updates, and at the end.")] = None,
+    validation: Annotated[float | None, typer.Option("--validation", metavar="0.1", help="Share of the episodes held out.")] = None,
+    priority: Annotated[int, typer.Option("--priority", metavar="P", help="A higher one runs first.")] = 0,
+    after: Annotated[
+        list[str] | None, typer.Option("--after", metavar="JOB", help="Wait until JOB has succeeded; may be repeated.")
+    ] = None,
+    key: Annotated[
+        str | None, typer.Option("--key", metavar="K", help="The same key gives the same job, however often it is sent.")
+    ] = None,
+    runner: Annotated[str | None, typer.Option("--runner", metavar="R", help="auto, eager or compile. [default: auto]")] = None,
+    device: Annotated[str | None, typer.Option("--device", metavar="D", help="auto, cpu, cuda or cuda:N. [default: auto]")] = None,
+    threads: Annotated[int | None, typer.Option("--threads", metavar="N", help="CPU threads of the training. [default: 1]")] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Stay until the job has ended; exit status 1 if it fails.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Train an algorithm on a dataset. Prints the job's id."""
+    from offrl.errors import InvalidInput
+
+    if seed is not None and seeds is not None:
+        raise InvalidInput(f"both --seed {seed} and --seeds {seeds} were given", hint="give one of them")
+    chosen = seed_list(seeds) if seeds is not None else None
+    values = settings(config, sets or [])
+    from offrl.client import Client
+
+    with Client() as client:
+        job = client.submit(
+            algorithm, dataset=dataset, steps=steps, seed=seed, seeds=chosen, config=values, preset=preset, eval_env=eval_env,
+            eval_episodes=eval_episodes, eval_every=eval_every, validation=validation, priority=priority, after=after or (), key=key,
+            runner=runner, device=device, threads=threads,
+        )  # fmt: skip
+        if not as_json:
+            print(job.id, flush=True)
+        elif not wait:
+            emit({"job": job.id})
+        if wait:
+            from offrl.cli.progress import show
+
+            try:
+                show(job.follow(), job.id)
+                info = job.wait()
+            except KeyboardInterrupt:
+                talk(f"not waiting any more; the job goes on: offrl wait {job.id}")
+                raise
+            if as_json:
+                emit(info)

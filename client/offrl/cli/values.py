@@ -1,0 +1,81 @@
+"""Values given as text on the command line: ``--set name=value``, ``--seeds 0-3``, ``--config FILE``."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from typing import Any
+
+from offrl.errors import InvalidInput
+
+_BARE = re.compile(r"[A-Za-z_][A-Za-z0-9_.+/-]*")
+
+
+def settings(config: str | None, sets: list[str]) -> dict[str, Any]:
+    """The settings of a TOML file, and those of ``--set`` over them. Raises `InvalidInput`."""
+    found: dict[str, Any] = {}
+    if config is not None:
+        found.update(_flat(_file(config)))
+    for text in sets:
+        name, value = setting(text)
+        found[name] = value
+    return found
+
+
+def setting(text: str) -> tuple[str, Any]:
+    """``name=value``: a dotted name and a TOML value. A bare word that is no TOML is a text, ``null`` is None. Raises `InvalidInput`."""
+    name, separator, value = text.partition("=")
+    name, value = name.strip(), value.strip()
+    if not separator or not re.fullmatch(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*", name):
+        raise InvalidInput(
+            f"--set {text!r} is not name=value", hint="for example --set alpha=2.5 or --set 'critic_encoder.units=[256,256]'"
+        )
+    if value == "null":
+        return name, None
+    try:
+        parsed = tomllib.loads(f"value = {value}")
+    except tomllib.TOMLDecodeError:
+        if _BARE.fullmatch(value):
+            return name, value
+        raise InvalidInput(f"--set {name}: {value!r} is no TOML value", hint='a number, true, false, "text" or [a, b]') from None
+    if set(parsed) != {"value"}:
+        raise InvalidInput(f"--set {name}: {value!r} is more than one value", hint="give --set once for each setting")
+    return name, parsed["value"]
+
+
+def seed_list(text: str) -> list[int]:
+    """``0-7`` or ``0,2,5`` or both. Raises `InvalidInput`."""
+    found: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d{1,10})(?:\s*-\s*(\d{1,10}))?\s*", part, re.ASCII)
+        if match is None:
+            raise InvalidInput(f"--seeds {text!r}: {part.strip()!r} is no seed", hint="for example 0-7 or 0,2,5")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last < first:
+            raise InvalidInput(f"--seeds {text!r}: {part.strip()!r} runs backwards", hint="for example 0-7 or 0,2,5")
+        if last - first >= 1024:
+            raise InvalidInput(f"--seeds {text!r} are {last - first + 1} seeds", hint="a job trains at most 1,024")
+        found += range(first, last + 1)
+    repeated = [seed for seed in found if found.count(seed) > 1]
+    if repeated:
+        raise InvalidInput(f"--seeds {text!r} has {repeated[0]} twice", hint="each seed is trained once")
+    return found
+
+
+def _file(path: str) -> dict[str, Any]:
+    try:
+        with open(path, "rb") as file:
+            return tomllib.load(file)
+    except FileNotFoundError:
+        raise InvalidInput(f"no such file: {path!r}", hint="--config names a TOML file with settings of the algorithm") from None
+    except OSError as error:
+        raise InvalidInput(f"cannot read {path!r}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"{path!r} is not TOML: {error}", hint="for example: alpha = 2.5") from None
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found.update(_flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value})
+    return found

@@ -1,0 +1,102 @@
+"""Train jobs are checked against what the describe worker says: every mistake is one line that names the value."""
+
+from __future__ import annotations
+
+import pytest
+from describe_program import ALGORITHMS
+from offrl.errors import InvalidInput, Unknown
+from offrl.job import TrainSpec
+from offrld.daemon.catalog import check_value, checked, fingerprint, flat, parse
+
+CATALOG = {"algorithms": ALGORITHMS, "environments": ["CartPole-v1", "Hopper-v5"]}
+DISCRETE = {"action": {"role": "action", "dtype": "int64", "shape": [], "n": 4}}
+SMOOTH = {"observation": {"role": "observation", "dtype": "float32", "shape": [3]}, "u": {"role": "action", "dtype": "float32", "shape": [2]}}
+
+
+def check(fields: dict | None = None, **spec) -> TrainSpec:
+    return checked(TrainSpec(**{"algorithm": "anything", "dataset": "d", **spec}), CATALOG, fields)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [{"learning_rate": 1}, {"learning_rate": 0.5}, {"batch_size": 1}, {"critic_encoder.units": [32]}, {"critic_encoder.units": []},
+     {"critic_encoder": {"units": [8, 8], "activation": "tanh"}}, {"clip": None}, {"clip": 0.0}, {"layer_norm": True}],
+)  # fmt: skip
+def test_right_settings_pass_under_their_dotted_names(config: dict) -> None:
+    assert check(config=config).config == flat(config)
+    assert all("." in name or not isinstance(value, dict) for name, value in check(config=config).config.items())
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"learning_rate": "fast"}, "'fast'"), ({"learning_rate": True}, "True"), ({"learning_rate": 0.0}, "0.0 is out of range"),
+        ({"learning_rate": 1.5}, "1.5 is out of range"), ({"learning_rate": float("nan")}, "nan"), ({"learning_rate": float("inf")}, "inf"),
+        ({"learning_rate": None}, "None"), ({"batch_size": 0}, "0 is out of range"), ({"batch_size": 2.5}, "expected int, got 2.5"),
+        ({"batch_size": False}, "False"), ({"critic_encoder.units": 256}, "256"), ({"critic_encoder.units": [256, "x"]}, "'x'"),
+        ({"critic_encoder.units": [0]}, "0 is out of range"), ({"critic_encoder.activation": "rely"}, "'rely'"), ({"layer_norm": 1}, "got 1"),
+        ({"clip": -1.0}, "-1.0"), ({"behaviour": ["a"]}, "['a']"),
+    ],
+)  # fmt: skip
+def test_a_wrong_value_is_named_with_its_setting(config: dict, words: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        check(config=config)
+    (name,) = config
+    assert name in str(caught.value)
+    assert words in str(caught.value)
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("spec", "name", "hint"),
+    [
+        ({"algorithm": "anythng"}, "anythng", "'anything'"),
+        ({"config": {"batchsize": 3}}, "batchsize", "'batch_size'"),
+        ({"config": {"critic_encoder": {"unit": [1]}}}, "critic_encoder.unit", "'critic_encoder.units'"),
+        ({"preset": "papr"}, "papr", "'paper'"),
+        ({"eval_env": "Hoper-v5"}, "Hoper-v5", "'Hopper-v5'"),
+    ],
+)
+def test_an_unknown_name_comes_with_the_nearest_known_one(spec: dict, name: str, hint: str) -> None:
+    with pytest.raises(Unknown) as caught:
+        check(**spec)
+    assert repr(name) in str(caught.value)
+    assert hint in caught.value.hint
+
+
+def test_algorithms_and_actions_must_fit(spec: None = None) -> None:
+    check(DISCRETE, algorithm="discrete_thing")
+    check(SMOOTH, algorithm="smooth_thing")
+    check(None, algorithm="smooth_thing")
+    for fields, name in ((SMOOTH, "discrete_thing"), (DISCRETE, "smooth_thing")):
+        check(fields)
+        with pytest.raises(InvalidInput, match=f"{name} is for") as caught:
+            check(fields, algorithm=name)
+        assert "anything" in caught.value.hint
+        assert name not in caught.value.hint
+
+
+def test_combinations_that_make_no_sense_are_refused() -> None:
+    with pytest.raises(InvalidInput, match="eval_every=5"):
+        check(eval_every=5)
+    with pytest.raises(InvalidInput, match="occurs twice"):
+        check(seeds=[1, 2, 1])
+    check(eval_every=5, eval_env="CartPole-v1", preset="paper")
+
+
+def test_a_setting_of_several_types_takes_each() -> None:
+    setting = {"type": "int | list[float] | None", "default": 1, "help": ""}
+    for value in (1, [1.0, 2], None):
+        check_value("x", value, setting)
+    with pytest.raises(InvalidInput):
+        check_value("x", "1", setting)
+
+
+@pytest.mark.parametrize("data", [b"", b"[]", b"{}", b'{"algorithms": 3}', b'{"algorithms": [{}], "environments": []}'])
+def test_what_is_no_description_is_refused(data: bytes) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011
+        parse(data)
+
+
+def test_the_fingerprint_is_stable_and_knows_the_command() -> None:
+    assert fingerprint(("a",)) == fingerprint(("a",)) != fingerprint(("b",))

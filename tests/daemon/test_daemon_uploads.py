@@ -1,0 +1,139 @@
+"""Uploads on real files: chunks, damage, resumption, names that would leave the folder."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import zlib
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from offrl.errors import Conflict, DiskFull, InvalidInput, Unknown
+from offrl.wire import FileEntry
+from offrld.daemon.state import open_below, relative_parts
+from offrld.daemon.uploads import Uploads
+
+
+@pytest.fixture
+def uploads(tmp_path: Path) -> Uploads:
+    (tmp_path / "uploads").mkdir()
+    return Uploads(tmp_path / "uploads", limit=3, keep_free=0)
+
+
+def entry(path: str, data: bytes) -> FileEntry:
+    return FileEntry(path=path, size=len(data), sha256=hashlib.sha256(data).hexdigest())
+
+
+def write(uploads: Uploads, path: str, offset: int, data: bytes, upload: str = "u") -> int:
+    return uploads.write(upload, path, offset, data, zlib.crc32(data))
+
+
+def test_files_arrive_whole(uploads: Uploads, tmp_path: Path) -> None:
+    assert uploads.open("u", [entry("a/b.bin", b"hello"), entry("empty", b"")]) == {"a/b.bin": 0, "empty": 0}
+    with pytest.raises(Conflict):
+        uploads.check_usable("u")
+    assert write(uploads, "a/b.bin", 0, b"hel") == 3
+    with pytest.raises(Conflict, match="3 of 5"):
+        uploads.finish("u")
+    assert write(uploads, "a/b.bin", 3, b"lo") == 5
+    uploads.finish("u")
+    uploads.finish("u")  # its answer was lost
+    uploads.check_usable("u")
+    assert (tmp_path / "uploads/u/files/a/b.bin").read_bytes() == b"hello"
+    assert (tmp_path / "uploads/u/files/empty").read_bytes() == b""
+    with pytest.raises(Conflict, match="finished"):
+        write(uploads, "a/b.bin", 5, b"")
+    uploads.remove("u")
+    with pytest.raises(Unknown):
+        uploads.check_usable("u")
+
+
+def test_an_upload_goes_on_from_the_last_byte_that_was_kept(uploads: Uploads, tmp_path: Path) -> None:
+    files = [entry("a", b"0123456789")]
+    uploads.open("u", files)
+    write(uploads, "a", 0, b"0123")
+    again = Uploads(tmp_path / "uploads", keep_free=0)  # of a daemon that was started anew
+    assert again.open("u", files) == {"a": 4}
+    assert write(again, "a", 0, b"0123") == 4  # its answer was lost: acknowledged again
+    with pytest.raises(Conflict, match="4 have arrived"):
+        write(again, "a", 5, b"56789")
+    with pytest.raises(InvalidInput, match="10 bytes"):
+        write(again, "a", 4, b"456789!")
+    with pytest.raises(Conflict, match="other files"):
+        again.open("u", [entry("a", b"other")])
+    write(again, "a", 4, b"456789")
+    again.finish("u")
+
+
+def test_damage_is_found_on_the_way_and_at_the_end(uploads: Uploads) -> None:
+    files = [entry("a", b"hello")]
+    uploads.open("u", files)
+    with pytest.raises(InvalidInput, match="CRC-32"):
+        uploads.write("u", "a", 0, b"hello", 1)
+    write(uploads, "a", 0, b"hallo")
+    with pytest.raises(InvalidInput, match="SHA-256"):
+        uploads.finish("u")
+    assert uploads.open("u", files) == {"a": 0}
+    write(uploads, "a", 0, b"hello")
+    uploads.finish("u")
+
+
+@pytest.mark.parametrize(
+    "paths",
+    [["../x"], ["/etc/x"], ["a/../../x"], ["a//b"], ["."], ["a/"], ["a\0b"], ["a\nb"], ["a\\b"], ["x" * 256], ["a", "a"], ["a", "a/b"],
+     ["/".join("a" * 33)]],
+)  # fmt: skip
+def test_a_name_that_could_do_harm_is_refused_and_leaves_nothing(uploads: Uploads, tmp_path: Path, paths: list[str]) -> None:
+    with pytest.raises(InvalidInput):
+        uploads.open("u", [entry(path, b"") for path in paths])
+    assert not list((tmp_path / "uploads").iterdir())
+
+
+@given(st.text(min_size=1, max_size=40))
+def test_no_accepted_name_leaves_the_folder(path: str) -> None:
+    try:
+        parts = relative_parts(path)
+    except (InvalidInput, UnicodeEncodeError):
+        return
+    root = Path("/state/uploads/u/files")
+    assert Path(os.path.normpath(root.joinpath(*parts))).is_relative_to(root)
+    assert len(parts) >= 1
+
+
+def test_uploads_are_bounded_in_number_and_size(uploads: Uploads, tmp_path: Path) -> None:
+    for number in range(3):
+        uploads.open(f"u{number}", [entry("a", b"x")])
+    with pytest.raises(Conflict, match="3 uploads"):
+        uploads.open("one-more", [entry("a", b"x")])
+    write(uploads, "a", 0, b"x", "u0")
+    uploads.finish("u0")
+    with pytest.raises(DiskFull, match="needs"):
+        uploads.open("large", [FileEntry(path="a", size=2**60, sha256="0" * 64)])
+    assert not (tmp_path / "uploads" / "large").exists()
+
+
+def test_links_are_not_followed(uploads: Uploads, tmp_path: Path) -> None:
+    uploads.open("u", [entry("a/b", b"hello")])
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "b").write_bytes(b"")
+    files = tmp_path / "uploads/u/files"
+    (files / "a/b").unlink()
+    (files / "a").rmdir()
+    (files / "a").symlink_to(outside)
+    with pytest.raises(Unknown):
+        write(uploads, "a/b", 0, b"hello")
+    assert (outside / "b").read_bytes() == b""
+    (files / "pipe").mkdir()
+    with pytest.raises(OSError):  # noqa: PT011
+        open_below(files, "pipe")
+
+
+def test_forgotten_uploads_are_found(uploads: Uploads, tmp_path: Path) -> None:
+    uploads.open("old", [entry("a", b"x")])
+    uploads.open("new", [entry("a", b"x")])
+    for path in [*(tmp_path / "uploads/old").rglob("*"), tmp_path / "uploads/old"]:
+        os.utime(path, (1, 1))
+    assert uploads.expired(60) == ["old"]

@@ -1,0 +1,81 @@
+"""Nearness of a policy to held-out actions, against sums written out."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from offrl.errors import InvalidInput
+from offrl_store import Episode, EpisodeStore, Field, Schema
+from torch import nn
+
+from offrld.evaluate import offline
+
+
+def episodes(discrete: bool) -> list[Episode]:
+    rng = np.random.default_rng(0)
+    made = []
+    for steps, final, terminated in ((30, True, False), (7, False, True), (12, False, False), (offline.BATCH + 5, True, True)):
+        action = rng.integers(0, 3, steps) if discrete else rng.uniform(-2, 2, (steps, 2)).astype(np.float32)
+        observation = rng.normal(size=(steps + final, 4)).astype(np.float32)
+        made.append(Episode(observation=observation, action=action, reward=np.zeros(steps, np.float32), terminated=terminated))
+    return made
+
+
+@pytest.fixture(params=[False, True], ids=["continuous", "discrete"])
+def store(request, tmp_path) -> EpisodeStore:
+    action = Field("int64", (), low=0, high=2) if request.param else Field("float32", (2,), low=-2, high=2)
+    path = tmp_path / "store"
+    with EpisodeStore.create(path, Schema(observation=Field("float32", (4,)), action=action)).writer() as writer:
+        for episode in episodes(request.param):
+            writer.append(episode)
+    return EpisodeStore.open(path)
+
+
+def guess(discrete: bool):
+    return (lambda o: (o[:, 0] > 0).astype(np.int64)) if discrete else (lambda o: o[:, :2] * 3)
+
+
+def test_metrics_are_means_over_the_transitions_of_the_episodes_given(store):
+    discrete = store.schema.action.discrete
+    values = []
+    for episode, transitions in [(episodes(discrete)[n], t) for n, t in ((0, 30), (1, 7), (2, 11), (3, offline.BATCH + 5))]:
+        given = guess(discrete)(episode.observation[:transitions])
+        wanted = np.asarray(episode.action)[:transitions]
+        values.append(given == wanted if discrete else ((given.astype(np.float64) - wanted) ** 2).sum(axis=1))
+    metric = offline.action_match if discrete else offline.action_error
+    for chosen in ([0, 1, 2, 3], [2], [1, 3]):
+        assert metric(guess(discrete), store, np.array(chosen)) == pytest.approx(
+            np.concatenate([values[n] for n in chosen]).mean(), rel=1e-12
+        )
+
+
+def test_a_learners_policies_are_measured_by_seed(store):
+    class Learner:
+        """The three things of a learner that are read."""
+
+        seeds, holdout = (0, 5), np.array([0, 2])
+
+        def policy(self, seed):
+            class Module(nn.Module):
+                def forward(self, observation):
+                    choice = (observation[:, 0] > seed).to(torch.int64)
+                    return choice if discrete else observation[:, :2] * seed
+
+            return Module()
+
+    learner, discrete = Learner(), store.schema.action.discrete
+    learner.store = store
+    (name,) = (found := offline.evaluate_offline(learner))
+    assert name == ("action_match" if discrete else "action_error") and set(found[name]) == {0, 5}
+    assert found[name][0] != found[name][5]
+    learner.holdout = np.array([], int)
+    assert offline.evaluate_offline(learner) == {}
+
+
+def test_actions_of_another_shape_are_named(store):
+    metric = offline.action_match if store.schema.action.discrete else offline.action_error
+    with pytest.raises(InvalidInput, match="shape"):
+        metric(lambda observation: np.zeros((len(observation), 5)), store, np.array([0]))
+    with pytest.raises(InvalidInput, match="no transition"):
+        metric(lambda observation: observation, store, np.array([], int))

@@ -1,0 +1,93 @@
+"""A disk that dies, fills up or forgets at the n-th write, under the real store: the system calls of `os` are counted and cut short."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+from types import TracebackType
+from typing import Any
+
+import pytest
+
+REAL = {name: getattr(os, name) for name in ("pwrite", "pwritev", "fdatasync", "ftruncate")}
+
+
+class PowerLoss(BaseException):
+    """The process ends here: no system call after it has any effect."""
+
+
+class Disk:
+    """Within the block, call number ``at`` of pwrite, pwritev, fdatasync and ftruncate goes wrong.
+
+    failure "kill": half of a write happens, then the process is dead; what it wrote before stays. "power": the same, and any of
+    the writes since a file's last fdatasync may be lost. "full": the call fails with ENOSPC (half of a write happens), as does every
+    other write until the block ends; "once": only that call fails.
+    """
+
+    def __init__(self, at: int, failure: str, seed: int = 0) -> None:
+        self.at, self.failure, self.calls, self.dead = at, failure, 0, False
+        self.random = random.Random(seed)
+        self.synced: dict[str, bytes] = {}                     # files with unsynced writes: what they held at the last sync
+        self.writes: dict[str, list[tuple[int, bytes]]] = {}   # and what was written since
+        self.patch = pytest.MonkeyPatch()
+
+    def __enter__(self) -> Disk:
+        for name in REAL:
+            self.patch.setattr(os, name, lambda *arguments, name=name: self.call(name, *arguments))
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> bool:
+        self.patch.undo()
+        if self.failure == "power":
+            self.lose()
+        return isinstance(error, PowerLoss)
+
+    @property
+    def reached(self) -> bool:
+        """Whether there was a call number ``at``."""
+        return self.calls >= self.at
+
+    def call(self, name: str, descriptor: int, *arguments: Any) -> Any:
+        if self.dead:
+            raise PowerLoss
+        self.calls += 1
+        failing = self.calls == self.at or (self.failure == "full" and self.reached and name.startswith("pwrite"))
+        path = os.readlink(f"/proc/self/fd/{descriptor}")
+        if name.startswith("pwrite"):
+            data = arguments[0] if name == "pwrite" else b"".join(arguments[0])
+            if failing:
+                data = bytes(data)[:len(data) // 2]
+            if path not in self.synced:
+                with open(path, "rb") as file:
+                    self.synced[path] = file.read()
+            self.writes.setdefault(path, []).append((arguments[1], bytes(data)))
+            done = REAL["pwrite"](descriptor, data, arguments[1])
+        elif failing:
+            done = None
+        elif name == "fdatasync":  # the simulated disk needs no real sync
+            self.synced.pop(path, None)
+            done = self.writes.pop(path, None) and None
+        else:
+            end = arguments[0]
+            if path in self.synced:
+                self.synced[path] = self.synced[path][:end]
+                self.writes[path] = [(offset, data[:max(0, end - offset)]) for offset, data in self.writes[path]]
+            done = REAL[name](descriptor, end)
+        if not failing:
+            return done
+        if self.failure in ("full", "once"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        self.dead = True
+        raise PowerLoss
+
+    def lose(self) -> None:
+        """Leave each file with what was synced and a random choice of the writes after that; gaps read as zeros."""
+        for path, content in self.synced.items():
+            kept = bytearray(content)
+            for offset, data in self.writes[path]:
+                if data and self.random.random() < 0.5:
+                    kept.extend(bytes(max(0, offset + len(data) - len(kept))))
+                    kept[offset:offset + len(data)] = data
+            with open(path, "wb") as file:
+                file.write(kept)
