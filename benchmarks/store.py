@@ -84,7 +84,9 @@ def compare(store: EpisodeStore, size: int, batches: int, rounds: int, copy: Any
     sampler = store.transitions(size, seed=0, n_steps=n_steps, frame_stack=stack)
     observation, action, reward = (store.column(name) for name in ("observation", "action", "reward"))
     frames = stack + 1 if stack > 1 else 1
-    parts = [(observation, frames)] * (1 if stack > 1 else 2) + [(action, 1)] + [(reward, 1)] * n_steps
+    parts = [(observation, frames), (action, 1)] + [(reward[i:], 1) for i in range(n_steps)]
+    if stack == 1:
+        parts.append((observation[n_steps:], 1))  # the next observation
     outs = [np.zeros((size, count, *column.shape[1:]), column.dtype) for column, count in parts]
     rows = np.random.default_rng(0).integers(0, len(reward) - frames - n_steps, (batches * rounds, size))
     pointers, numbers = ctypes.c_void_p * len(parts), ctypes.c_long * len(parts)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -86,12 +87,12 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="one JSON value on stdout")
     parser.add_argument("--out", type=Path, default=Path(POLICY), help="where the policy goes")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the embedded daemon is ended on the way out
     try:
         result = run(options.out, Console(stderr=True))
         if result["return_mean"] < GAIN * result["dataset_return_mean"]:
-            raise CheckFailed(
-                f"the policy's mean return {result['return_mean']:.1f} is less than {GAIN} times its data's {result['dataset_return_mean']:.1f}"
-            )
+            mean, data = result["return_mean"], result["dataset_return_mean"]
+            raise CheckFailed(f"the policy's mean return {mean:.1f} is less than {GAIN} times its data's {data:.1f}")
     except OffrlError as error:
         if options.json:
             print(json.dumps({"error": to_wire(error)}))

@@ -72,7 +72,7 @@ class Setting:
         result: dict[str, Any] = {"type": self.type, "default": default, "help": self.help}
         for key in ("unit", "low", "high", "exclusive_low", "choices"):
             value = getattr(self, key)
-            if value not in (None, "", False):
+            if value is not None and value != "" and value is not False:
                 result[key] = list(value) if isinstance(value, tuple) else value
         return result
 

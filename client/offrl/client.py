@@ -291,7 +291,11 @@ class Job:
         target = Path(path) if path is not None else Path(artifact.name)
         if target.is_dir():
             target = target / artifact.name
-        return download.receive(self._client._connection, artifact, target), artifact
+        connection = self._client.connect()  # its own, so that the client can be used meanwhile
+        try:
+            return download.receive(connection, artifact, target), artifact
+        finally:
+            connection.close()
 
     # ---------------------------------------------------------------------------------------------------------------- plumbing
     def _control(self, action: str) -> wire.JobInfo:
@@ -382,7 +386,7 @@ def failure(info: wire.JobInfo) -> JobFailed:
     error = info.error or {}
     why = error.get("message") or info.reason
     failed = JobFailed(
-        f"job {info.job} {info.state.value}" + (f": {why}" if why else ""), hint=error.get("hint") or f"see `offrl logs {info.job}`"
+        f"job {info.job} {info.state.value}" + (f": {why}" if why and why != info.state else ""), hint=error.get("hint") or f"see `offrl logs {info.job}`"
     )
     failed.info = info
     if info.error:

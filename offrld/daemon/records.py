@@ -64,7 +64,8 @@ class Job:
             reason = f"waits for {', '.join(waits_for)}"
         elif self.state == JobState.RUNNING and self.intent in ("pause", "cancel"):
             reason = "pausing" if self.intent == "pause" else "cancelling"
-        return JobInfo(
+        # constructed, not validated: the values are our own, and a list has a thousand of them
+        return JobInfo.model_construct(
             job=self.id, kind=self.kind, state=self.state, reason=reason, error=self.error,
             algorithm=self.spec.get("algorithm"), dataset=self.dataset, steps=self.steps, step=self.step,
             updates_per_second=self.updates_per_second, eta_s=self.eta_s, metrics=self.metrics,
@@ -87,7 +88,7 @@ def waits_for(db: Connection) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for row in db.execute(
         "SELECT d.job, d.needs FROM jobs q JOIN dependencies d ON d.job = q.id JOIN jobs n ON n.id = d.needs"
-        " WHERE q.state = 'queued' AND n.state <> 'succeeded'"
+        " WHERE q.state = 'queued' AND n.state <> 'succeeded' ORDER BY n.seq"
     ):
         found.setdefault(row[0], []).append(row[1])
     return found

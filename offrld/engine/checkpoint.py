@@ -1,6 +1,6 @@
 """A checkpoint: the training state as one safetensors file, written so that a crash leaves the old one or the new one, whole.
 
-The file's metadata holds ``offrl`` (JSON: step, algorithm, config, snapshot, seeds, runner, versions, ...) and ``crc32`` of the
+The file's metadata holds ``offrl``: JSON of step, algorithm, config, snapshot, seeds, runner, versions, ..., and the ``crc32`` of the
 tensors' bytes in the order of their names, because safetensors itself would not notice a flipped bit.
 """
 
@@ -32,7 +32,8 @@ def write(path: str | os.PathLike[str], tensors: dict[str, Tensor], description:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    metadata = {"offrl": json.dumps({"format": FORMAT, **description}), "crc32": str(_crc32(tensors))}
+    # One key only: safetensors writes several in random order, and equal states should make equal files.
+    metadata = {"offrl": json.dumps({"format": FORMAT, "crc32": _crc32(tensors), **description})}
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -57,7 +58,7 @@ def read(path: str | os.PathLike[str], device: str = "cpu") -> tuple[dict[str, T
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         description = json.loads(metadata["offrl"])
-        expected = int(metadata["crc32"])
+        expected = description["crc32"]
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise CheckpointCorrupt(f"checkpoint {os.fspath(path)}: cannot be read ({error})", hint="use the one before it") from None
     if description.get("format") != FORMAT:

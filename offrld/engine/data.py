@@ -31,6 +31,11 @@ def split(episodes: int, holdout: float) -> tuple[np.ndarray, np.ndarray]:
     return np.sort(order[count:]), np.sort(order[:count])
 
 
+def observation_column(store: EpisodeStore, name: str) -> np.ndarray:
+    """All rows of an observation field, by the name that `Space.observation` gives it."""
+    return store.column(f"observation.{name}" if isinstance(store.schema.observation, dict) else "observation")
+
+
 def fit_scalers(
     config: Any, store: EpisodeStore, space: Space, training: np.ndarray, dtype: torch.dtype, device: torch.device
 ) -> Scalers:
@@ -47,7 +52,7 @@ def fit_scalers(
         steps[first : first + length] = True
     observation = {}
     for name in space.observation:
-        column = store.column(name)
+        column = observation_column(store, name)
         observation[name] = fit(config.observation_scaler, rows(column, starts), rows(column, starts), dtype, device)
     action = None
     if not space.discrete and not (np.all(space.low == -1.0) and np.all(space.high == 1.0)):

@@ -43,7 +43,7 @@ class PolicyModule(nn.Module):
 
     def scores(self, observation: Tensor | None = None, **fields: Tensor) -> Tensor:
         """What the greedy choice is made from: discrete scores ``[B, n]``, or the continuous action in [-1, 1]."""
-        given = fields if observation is None else {"observation": observation}
+        given = fields if observation is None else {self._fields[0]: observation}
         scalers = Scalers({name: self._scaler(name) for name in self._fields}, None, None)
         flat = flat_observation(given, scalers, torch.float32, self.get_buffer(_buffer(self._names[0])).device)
         params = {name: self.get_buffer(_buffer(name)) for name in self._names}

@@ -58,5 +58,5 @@ class Checkpoints:
 
     def _remove(self, steps: Iterable[int]) -> None:
         for step in steps:
-            if False:
+            if not self._keep(step):
                 self._run.checkpoint(step).unlink(missing_ok=True)

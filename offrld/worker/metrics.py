@@ -10,7 +10,6 @@ import os
 import re
 from pathlib import Path
 
-from offrld.worker.report import DIGITS
 from offrld.worker.runfolder import RunFolder, write_atomic
 from offrld.worker.tensorboard import EventWriter
 
@@ -59,7 +58,7 @@ class Metrics:
                     continue
                 self._last[name, seed] = step
                 epoch = -(-step // self._interval)
-                os.write(self._file(name, seed), f"{epoch},{step},{value:.{DIGITS}g}\n".encode())
+                os.write(self._file(name, seed), f"{epoch},{step},{float(value)!r}\n".encode())
                 shown.setdefault(seed, {})[name] = value
         for seed, scalars in shown.items():
             if seed not in self._events:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from offrl import rollout
 
 from offrld import settings
 from offrld.engine import Learner
-from offrld.export.onnx import PolicyExporter
+from offrld.engine.data import observation_column
+from offrld.export.onnx import PolicyExporter, annotate
 from offrld.worker.control import Control
 from offrld.worker.report import json_safe
 from offrld.worker.runfolder import RunFolder
 
 EVALUATION_SEED = 1000   # of the first episode's reset, as in `offrl evaluate`
+SAMPLES = 1000           # observations of the dataset that the parity check draws from
 
 
 class PolicyFiles:
@@ -25,28 +26,34 @@ class PolicyFiles:
         self._learner, self._run = learner, run
         self._job, self._dataset = job, dataset
         self._exporter = PolicyExporter()
+        store = learner.store
+        every = max(1, len(store.column("reward")) // SAMPLES)
+        self._samples = {  # what the parity check runs on
+            name: observation_column(store, name)[::every][:SAMPLES] for name in learner.space["observation"]
+        }
 
-    def export(self, seed: int, evaluation: dict[str, Any] | None = None) -> Path:
-        """Write the policy of a seed at the learner's step, with the results of its ``evaluation``; returns its path."""
+    def export(self, seed: int) -> Path:
+        """Write the policy of a seed at the learner's step; returns its path."""
         path = self._run.policy(seed, self._learner.step)
-        self._write(path, seed, evaluation)
+        self._write(path, seed)
         return path
 
     def evaluate(self, seed: int, env_id: str, episodes: int, control: Control) -> rollout.Evaluation:
-        """Export the policy of a seed, run the file in an environment, and write it again with the results.
+        """Export the policy of a seed, run the file in an environment, and put the results into it.
 
         Raises `Stopped` between two episodes.
         """
         trial = self._run.seed(seed) / ".evaluating.onnx"
         try:
-            self._write(trial, seed, None)
+            self._write(trial, seed)
             result = rollout.evaluate(trial, env_id, episodes, EVALUATION_SEED, on_episode=lambda done: control.check())
+            annotate(trial, {"evaluation": json_safe({**result.as_json(), "seed": EVALUATION_SEED})})
+            trial.replace(self._run.policy(seed, self._learner.step))
         finally:
             trial.unlink(missing_ok=True)
-        self.export(seed, {**result.as_json(), "seed": EVALUATION_SEED})
         return result
 
-    def _write(self, path: Path, seed: int, evaluation: dict[str, Any] | None) -> None:
+    def _write(self, path: Path, seed: int) -> None:
         learner = self._learner
         path.parent.mkdir(parents=True, exist_ok=True)
         store, space = learner.store, learner.space
@@ -61,10 +68,8 @@ class PolicyFiles:
             "seed": seed,
             "versions": learner.describe_run()["versions"],
         }
-        if evaluation is not None:
-            metadata["evaluation"] = evaluation
         only = next(iter(observation)) == "observation" and len(observation) == 1
         self._exporter.export(
             learner.policy(seed), path, observation=observation["observation"] if only else observation,
-            discrete=space["discrete"], metadata=json_safe(metadata),
+            discrete=space["discrete"], metadata=json_safe(metadata), samples=self._samples["observation"] if only else self._samples,
         )  # fmt: skip

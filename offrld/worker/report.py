@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 PROGRESS_S = 1.0         # at most one progress line in this many seconds, but for forced ones
-DIGITS = 9               # significant digits: a float32 survives them
 
 
 class Reporter:
@@ -86,11 +85,11 @@ class Reporter:
 
 
 def number(value: float | None) -> float | int | None:
-    """``value`` as JSON can hold it: rounded to `DIGITS` significant digits, None where it is not finite."""
+    """``value`` as JSON can hold it: None where it is not finite."""
     if value is None or isinstance(value, int):
         return value
     value = float(value)
-    return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
+    return value if math.isfinite(value) else None
 
 
 def json_safe(value: Any) -> Any:

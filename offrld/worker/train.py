@@ -79,6 +79,8 @@ class Training:
         else:
             self.metrics.resume(0)
         self._describe()
+        if learner.runner == "compile":
+            job.report.message("compiling the update: the first one may take a minute")
         try:
             if learner.step > 0:
                 self._evaluate()  # of that step, where an earlier attempt did not come to it

@@ -6,11 +6,14 @@ import pytest
 from describe_program import ALGORITHMS
 from offrl.errors import InvalidInput, Unknown
 from offrl.job import TrainSpec
+
 from offrld.daemon.catalog import check_value, checked, fingerprint, flat, parse
 
 CATALOG = {"algorithms": ALGORITHMS, "environments": ["CartPole-v1", "Hopper-v5"]}
 DISCRETE = {"action": {"role": "action", "dtype": "int64", "shape": [], "n": 4}}
-SMOOTH = {"observation": {"role": "observation", "dtype": "float32", "shape": [3]}, "u": {"role": "action", "dtype": "float32", "shape": [2]}}
+SMOOTH = {
+    "action": {"role": "observation", "dtype": "int64", "shape": [], "n": 3}, "u": {"role": "action", "dtype": "float32", "shape": [2]},
+}  # fmt: skip
 
 
 def check(fields: dict | None = None, **spec) -> TrainSpec:
@@ -34,8 +37,8 @@ def test_right_settings_pass_under_their_dotted_names(config: dict) -> None:
         ({"learning_rate": 1.5}, "1.5 is out of range"), ({"learning_rate": float("nan")}, "nan"), ({"learning_rate": float("inf")}, "inf"),
         ({"learning_rate": None}, "None"), ({"batch_size": 0}, "0 is out of range"), ({"batch_size": 2.5}, "expected int, got 2.5"),
         ({"batch_size": False}, "False"), ({"critic_encoder.units": 256}, "256"), ({"critic_encoder.units": [256, "x"]}, "'x'"),
-        ({"critic_encoder.units": [0]}, "0 is out of range"), ({"critic_encoder.activation": "rely"}, "'rely'"), ({"layer_norm": 1}, "got 1"),
-        ({"clip": -1.0}, "-1.0"), ({"behaviour": ["a"]}, "['a']"),
+        ({"critic_encoder.units": [0]}, "0 is out of range"), ({"critic_encoder.activation": "rely"}, "'rely'"),
+        ({"layer_norm": 1}, "got 1"), ({"clip": -1.0}, "-1.0"), ({"behaviour": ["a"]}, "['a']"),
     ],
 )  # fmt: skip
 def test_a_wrong_value_is_named_with_its_setting(config: dict, words: str) -> None:
@@ -64,7 +67,7 @@ def test_an_unknown_name_comes_with_the_nearest_known_one(spec: dict, name: str,
     assert hint in caught.value.hint
 
 
-def test_algorithms_and_actions_must_fit(spec: None = None) -> None:
+def test_algorithms_and_actions_must_fit() -> None:
     check(DISCRETE, algorithm="discrete_thing")
     check(SMOOTH, algorithm="smooth_thing")
     check(None, algorithm="smooth_thing")
@@ -94,7 +97,7 @@ def test_a_setting_of_several_types_takes_each() -> None:
 
 @pytest.mark.parametrize("data", [b"", b"[]", b"{}", b'{"algorithms": 3}', b'{"algorithms": [{}], "environments": []}'])
 def test_what_is_no_description_is_refused(data: bytes) -> None:
-    with pytest.raises(ValueError):  # noqa: PT011
+    with pytest.raises(ValueError):
         parse(data)
 
 

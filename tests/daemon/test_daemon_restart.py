@@ -115,7 +115,7 @@ def test_a_half_made_import_is_made_again_or_leaves_nothing(new_daemon) -> None:
     assert daemon.wait(job).state == "cancelled"
     until(lambda: not half.exists())
     assert daemon.ask(wire.ListDatasets()).datasets == []
-    assert not [path for path in (daemon.state / "datasets").iterdir()]
+    assert not list((daemon.state / "datasets").iterdir())
 
 
 def test_what_was_being_removed_is_there_or_gone(new_daemon) -> None:

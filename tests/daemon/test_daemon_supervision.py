@@ -40,7 +40,9 @@ def test_a_job_runs_to_its_end_and_its_events_are_numbered_without_gaps(daemon: 
         ("fail", "empty_dataset", "no transitions in it"),
     ],
 )
-def test_a_job_whose_worker_does_not_succeed_fails_with_the_reason(daemon: Daemon, data: str, behaviour: str, code: str, words: str) -> None:
+def test_a_job_whose_worker_does_not_succeed_fails_with_the_reason(
+    daemon: Daemon, data: str, behaviour: str, code: str, words: str
+) -> None:
     info = daemon.wait(daemon.train(data, behaviour))
     assert info.state == "failed"
     assert info.error is not None
@@ -128,7 +130,7 @@ def test_the_log_is_followed_to_its_end(daemon: Daemon, data: str) -> None:
 
 def test_a_removed_job_leaves_nothing(daemon: Daemon, data: str) -> None:
     running = daemon.train(data, "slow", steps=1000)
-    with pytest.raises(Conflict, match="is (queued|running)"):
+    with pytest.raises(Conflict, match=r"is (queued|running)"):
         daemon.control(running, "remove")
     daemon.control(running, "cancel")
     daemon.wait(running)

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from offrl.errors import Conflict, DiskFull, InvalidInput, Unknown
 from offrl.wire import FileEntry
+
 from offrld.daemon.state import open_below, relative_parts
 from offrld.daemon.uploads import Uploads
 
@@ -127,7 +128,7 @@ def test_links_are_not_followed(uploads: Uploads, tmp_path: Path) -> None:
         write(uploads, "a/b", 0, b"hello")
     assert (outside / "b").read_bytes() == b""
     (files / "pipe").mkdir()
-    with pytest.raises(OSError):  # noqa: PT011
+    with pytest.raises(OSError):
         open_below(files, "pipe")
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from offrl.errors import InvalidInput, OffrlError
-from offrl_store import EpisodeStore
+from offrl_store import Episode, EpisodeStore, Field, Schema
 
 from offrld.algos import ALGORITHMS
 from offrld.engine import CheckpointCorrupt, Learner
@@ -154,3 +154,23 @@ def test_held_out_episodes_are_never_trained_on(continuous_store):
 def test_a_share_that_leaves_nothing_to_train_on_is_refused(continuous_store):
     with pytest.raises(InvalidInput, match=r"0\.99 of 12 episodes"):
         learner_of(ALGORITHMS["bc"], continuous_store, holdout=0.99)
+
+
+def test_dict_observations_are_joined_for_the_networks_and_named_in_the_policy(tmp_path):
+    random = np.random.default_rng(0)
+    fields = {"arm": Field("float64", (2,)), "load": Field("float32")}
+    store = EpisodeStore.create(tmp_path / "store", Schema(observation=fields, action=Field("float32", (1,), low=-1, high=1)))
+    with store.writer() as writer:
+        for _ in range(5):
+            observation = {"arm": random.normal(size=(11, 2)) * 100, "load": random.normal(size=11).astype(np.float32)}
+            actions = random.uniform(-1, 1, (10, 1)).astype(np.float32)
+            writer.append(Episode(observation=observation, action=actions, reward=np.ones(10, np.float32), terminated=True))
+    algorithm = ALGORITHMS["td3_bc"]
+    learner = Learner.create(algorithm, algorithm.configure({"batch_size": 8, "observation_scaler": "standard"}), store)
+    learner.run(2)
+    assert learner.space["observation"] == {"arm": {"dtype": "float64", "shape": [2]}, "load": {"dtype": "float32", "shape": []}}
+    batch = learner._batches(2)[0]
+    assert batch.observation.shape == (8, 3)
+    assert batch.observation.abs().max() < 5  # standardised, the arm's hundreds too
+    action = learner.policy(0)(arm=torch.zeros(4, 2, dtype=torch.float64), load=torch.zeros(4))
+    assert action.shape == (4, 1)

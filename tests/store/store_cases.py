@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from offrl_store import Episode, EpisodeStore, Field, Schema
 from offrl_store.kernels import kernels
 from offrl_store.sampler import STREAM
+from store_numbered import numbered_episode
 
 KERNELS = ("cython", "numpy")
+MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # where syncing is not what is tested
 
 
 @contextlib.contextmanager
@@ -25,20 +27,6 @@ def using(name: str) -> Iterator[None]:
         if name != kernels().NAME:
             pytest.skip("the compiled kernels were not built")
         yield
-
-
-# --- Data that can be made again from a number ------------------------------------------------------------------------------------
-
-SIMPLE = Schema(observation=Field("float32", (3,)), action=Field("int32", (), low=0, high=4), extra={"row": Field("int64")})
-
-
-def numbered_episode(number: int) -> Episode:
-    """Episode ``number`` of SIMPLE stores: its length, end and values follow from the number alone."""
-    noise = np.random.default_rng(number)
-    steps = int(noise.integers(1, 40))
-    missing = bool(number % 3 == 1)
-    return Episode(noise.standard_normal((steps + (not missing), 3), np.float32), noise.integers(0, 5, steps),
-                   noise.standard_normal(steps, np.float32), terminated=bool(number % 2), extra={"row": np.arange(steps) + 1000 * number})
 
 
 def same(left: Any, right: Any) -> bool:

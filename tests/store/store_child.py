@@ -11,7 +11,7 @@ import sys
 
 from offrl_store import EpisodeStore
 from offrl_store.errors import DiskFull, StoreNotFound
-from store_cases import SIMPLE, numbered_episode
+from store_numbered import SIMPLE, numbered_episode
 
 
 def main(path: str, count: int, limit: int | None) -> None:

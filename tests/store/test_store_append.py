@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from offrl_store import Episode, EpisodeStore, Field, Schema, check
 from offrl_store.errors import InvalidEpisode, InvalidInput, InvalidSchema, StoreCorrupt, StoreExists, StoreNotFound
-from store_cases import SIMPLE, check_numbered, numbered_episode, same_episode, stores, write
+from store_cases import MEMORY, check_numbered, same_episode, stores, write
+from store_numbered import SIMPLE, numbered_episode
 
 BOX = Schema(Field("float32", (3,)), Field("float32", (2,), low=[-1, -2], high=1))
 
@@ -25,7 +26,7 @@ def box_episode(**changes) -> Episode:
 @settings(max_examples=60, deadline=None)
 def test_any_episode_comes_back_as_it_was_given(case):
     schema, episodes = case
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=MEMORY) as folder:
         store = write(Path(folder) / "s", schema, episodes[:1])
         with store.writer() as writer:
             for number, episode in enumerate(episodes[1:], 1):

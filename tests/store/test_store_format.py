@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from offrl_store import EpisodeStore, check
 from offrl_store import format as layout
-from store_cases import KERNELS, SIMPLE, numbered_episode, same, same_episode, using, write
+from store_cases import KERNELS, same, same_episode, using, write
+from store_numbered import SIMPLE, numbered_episode
 
 SAMPLE = Path(__file__).parent / "data" / "format-1"
 READER = Path(__file__).parents[2] / "examples" / "read_store.py"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from pathlib import Path
 
@@ -13,9 +12,8 @@ from hypothesis import strategies as st
 from offrl_store import Episode, EpisodeStore, Field, Schema
 from offrl_store.errors import EmptyStore, InvalidInput
 from offrl_store.sampler import STREAM
-from store_cases import KERNELS, SIMPLE, Oracle, drawn, numbered_episode, rows, stores, using, write
-
-MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # syncing is not what is tested here
+from store_cases import KERNELS, MEMORY, Oracle, drawn, rows, stores, using, write
+from store_numbered import SIMPLE, numbered_episode
 
 
 def agree(batch, expected) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 
 def main() -> None:
@@ -56,7 +57,7 @@ def _guarded(arguments: list[str]) -> int:
                 print(help_text)
             return 2
         if hasattr(error, "format_message"):  # of Typer: an unknown command or option, a missing argument
-            return _report(as_json, {"code": "usage", "message": _line(error.format_message()).rstrip("."), "hint": _usage(error)}, 2)
+            return _report(as_json, {"code": "usage", "message": _usage_message(error, arguments), "hint": _usage(error)}, 2)
         if os.environ.get("OFFRL_DEBUG"):
             raise
         message = _line(f"{type(error).__name__}: {error}")
@@ -73,6 +74,18 @@ def _report(as_json: bool, error: dict[str, str], status: int, line: str = "", e
         message, hint = line or error["message"], error["hint"]
         print(f"error: {message}" + (f"; {hint}" if hint else ""), file=sys.stderr)
     return status
+
+
+def _usage_message(error: Any, arguments: list[str]) -> str:
+    """Typer's message, with the value that it is about."""
+    message = _line(error.format_message()).rstrip(".")
+    options = getattr(getattr(error, "param", None), "opts", [])
+    for index, argument in enumerate(arguments):
+        name, separator, value = argument.partition("=")
+        if name in options:
+            value = value if separator else "".join(arguments[index + 1 : index + 2])
+            return message if not value or repr(value) in message else f"{message} (got {value!r})"
+    return message
 
 
 def _usage(error: Exception) -> str:

@@ -1,0 +1,144 @@
+"""Scores against the reference: trains on the files of ../shared/data as the reference did and prints the table of docs/results.md.
+
+Each row is one `offrl submit ... --eval-env` with three seeds against a daemon in another process; then every policy is fetched and
+evaluated again with `offrl evaluate`, which must give the same mean return. About 40 minutes on one core.
+
+    python -m benchmarks.scores [--rows hopper] [--out scores.json]
+    python -m benchmarks.scores --table scores.json            only print the table of a finished run
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from offrld.embedded import embedded_daemon
+
+DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
+# environment: id, return of the random policy, return of the finished behaviour policy
+ENVIRONMENTS = {
+    "cartpole": ("CartPole-v1", 26.0, 500.0),
+    "pendulum": ("Pendulum-v1", -1275.3, -149.3),
+    "hopper": ("Hopper-v5", 19.1, 628.6),
+}
+LIMIT = 10.0   # normalised points below the reference's mean that are allowed
+FAST = ("learning_rate=1e-3", "target_update_interval=100")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One comparison: file, algorithm, settings beyond the preset, updates, and the reference's mean return."""
+
+    dataset: str
+    algorithm: str
+    steps: int
+    reference: float
+    settings: tuple[str, ...] = ()
+
+    @property
+    def environment(self) -> tuple[str, float, float]:
+        return ENVIRONMENTS[self.dataset.split("-")[0]]
+
+    def command(self) -> list[str]:
+        """The `offrl` command that trains it."""
+        settings = [word for setting in self.settings for word in ("--set", setting)]
+        return [
+            "submit", self.algorithm, "--dataset", self.dataset, "--steps", str(self.steps), "--seeds", "0-2", "--preset", "d3rlpy",
+            *settings, "--eval-env", self.environment[0],
+        ]  # fmt: skip
+
+    def normalised(self, value: float) -> float:
+        """0 for the random policy, 100 for the finished behaviour policy."""
+        _, random, best = self.environment
+        return 100 * (value - random) / (best - random)
+
+
+ROWS = (
+    Row("cartpole-replay", "discrete_cql", 10_000, 458),
+    Row("cartpole-replay", "discrete_bc", 10_000, 400),
+    Row("cartpole-random", "dqn", 10_000, 102, FAST),
+    Row("cartpole-random", "double_dqn", 10_000, 106, FAST),
+    Row("pendulum-replay", "bc", 10_000, -386),
+    Row("pendulum-replay", "td3_bc", 10_000, -222),
+    Row("pendulum-replay", "iql", 10_000, -592),
+    Row("hopper-medium-replay", "bc", 50_000, 379),
+    Row("hopper-medium-replay", "td3_bc", 30_000, 473, ("observation_scaler=standard",)),
+    Row("hopper-medium-replay", "iql", 20_000, 609),
+)
+
+
+def offrl(*words: str, url: str) -> Any:
+    """Run an `offrl` command with --json and give what it printed."""
+    command = [sys.executable, "-m", "offrl.cli", *words, "--json"]
+    done = subprocess.run(command, env={**os.environ, "OFFRL_URL": url}, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"offrl {' '.join(words)}: {done.stdout.strip() or done.stderr.strip()}")
+    return json.loads(done.stdout)
+
+
+def measure(row: Row, url: str, folder: Path) -> dict[str, Any]:
+    """Train, fetch and evaluate one row."""
+    result = offrl(*row.command(), "--wait", url=url)
+    trained = [result["metrics"]["return_mean"][str(seed)] for seed in range(3)]
+    fetched = []
+    for seed in range(3):
+        policy = folder / f"{result['job']}-{seed}.onnx"
+        offrl("fetch", result["job"], "--seed", str(seed), "--out", str(policy), url=url)
+        fetched.append(offrl("evaluate", str(policy), "--env", row.environment[0], "--episodes", "20", url=url)["return_mean"])
+    speed = result["updates_per_second"]
+    return {"row": f"{row.dataset} {row.algorithm}", "trained": trained, "fetched": fetched, "updates_per_second": speed}
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """The Markdown table of docs/results.md."""
+    lines = [
+        "| data | algorithm | updates | return per seed | mean | reference | normalised | reference | fetched file gives the same |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for result in results:
+        row = next(row for row in ROWS if row.dataset + " " + row.algorithm == result["row"])
+        mean = statistics.mean(result["trained"])
+        mine, reference = row.normalised(mean), row.normalised(row.reference)
+        short = "" if mine >= reference - LIMIT else " **below**"
+        seeds = "; ".join(f"{value:.0f}" for value in result["trained"])
+        settings = f" ({', '.join(row.settings)})" if row.settings else ""
+        same = "yes" if result["trained"] == result["fetched"] else "**no**"
+        lines.append(
+            f"| {row.dataset} | {row.algorithm}{settings} | {row.steps:,} | {seeds} | {mean:.0f} | {row.reference:.0f} "
+            f"| {mine:.0f}{short} | {reference:.0f} | {same} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", default="", help="only rows whose dataset or algorithm contains this")
+    parser.add_argument("--out", type=Path, help="write the results here as JSON, after every row")
+    parser.add_argument("--table", type=Path, help="print the table of such a file")
+    options = parser.parse_args()
+    if options.table:
+        print(table(json.loads(options.table.read_text())))
+        return
+    results: list[dict[str, Any]] = []
+    chosen = [row for row in ROWS if options.rows in f"{row.dataset} {row.algorithm}"]
+    with tempfile.TemporaryDirectory() as folder, embedded_daemon() as client:
+        for dataset in dict.fromkeys(row.dataset for row in chosen):
+            client.datasets.add(dataset, DATA / f"{dataset}.hdf5")
+        for row in chosen:
+            results.append(measure(row, client.url, Path(folder)))
+            print(json.dumps(results[-1]), file=sys.stderr, flush=True)
+            if options.out:
+                options.out.write_text(json.dumps(results, indent=1))
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""A real daemon in a folder of its own for the client's tests, a client of it, and the command line with its output taken apart."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import offrl
+import pytest
+from offrl.cli import run
+
+UP_S = 60.0  # for a daemon to answer on a busy machine
+
+
+@dataclass
+class Daemon:
+    """A running daemon: its address, its state folder and its process."""
+
+    url: str
+    state_dir: Path
+    process: subprocess.Popen[bytes]
+
+
+def start_daemon(state_dir: Path) -> Daemon:
+    """Start a daemon and wait until it answers."""
+    log = (state_dir.parent / "daemon.log").open("ab")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "offrld.daemon.main", "--state-dir", str(state_dir)], stdin=subprocess.DEVNULL, stdout=log, stderr=log
+    )
+    log.close()
+    url = f"ipc://{state_dir}/run/offrld.sock"
+    end = time.monotonic() + UP_S
+    while True:
+        try:
+            with offrl.Client(url) as client:
+                client.ping()
+            return Daemon(url, state_dir, process)
+        except offrl.errors.NoDaemon:
+            text = (state_dir.parent / "daemon.log").read_text()[-2000:]
+            assert process.poll() is None, f"the daemon ended: {text}"
+            assert time.monotonic() < end, f"the daemon does not answer: {text}"
+            time.sleep(0.05)
+
+
+def stop_daemon(daemon: Daemon) -> None:
+    """End it as systemd would."""
+    daemon.process.send_signal(signal.SIGTERM)
+    try:
+        daemon.process.wait(30)
+    except subprocess.TimeoutExpired:
+        daemon.process.kill()
+        daemon.process.wait(10)
+
+
+@pytest.fixture(scope="session")
+def daemon() -> Iterator[Daemon]:
+    """One daemon for all tests that do not stop it."""
+    folder = Path(tempfile.mkdtemp(prefix="offrl-", dir="/tmp"))  # short: a socket's path has 107 bytes
+    started = start_daemon(folder / "state")
+    try:
+        yield started
+    finally:
+        stop_daemon(started)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def client(daemon: Daemon) -> Iterator[offrl.Client]:
+    with offrl.Client(daemon.url) as made:
+        yield made
+
+
+@dataclass
+class Ran:
+    """What a command printed and how it ended."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
+    """Run a command line in this process, against ``OFFRL_URL`` as the test has set it."""
+
+    def command(*arguments: object) -> Ran:
+        capfd.readouterr()
+        status = run([str(argument) for argument in arguments])
+        out, err = capfd.readouterr()
+        return Ran(status, out, err)
+
+    return command
+
+
+@pytest.fixture
+def offrl_cli(daemon: Daemon, cli: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ran]:
+    """The same against the daemon."""
+    monkeypatch.setenv("OFFRL_URL", daemon.url)
+    return cli
+
+
+@pytest.fixture
+def nowhere(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An environment in which no daemon can be found by chance; the state folder that is named."""
+    folder = Path(tempfile.mkdtemp(prefix="offrl-", dir="/tmp"))
+    monkeypatch.delenv("OFFRL_URL", raising=False)
+    monkeypatch.setenv("OFFRLD_STATE_DIR", str(folder))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def offrl_process() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run a command line as a process of its own."""
+
+    def process(*arguments: str, env: dict[str, str] | None = None, **options: Any) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "offrl.cli", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **(env or {})}, timeout=100, **options)
+
+    return process

@@ -1,0 +1,51 @@
+"""The unit is understood by systemd without a word, and says what the daemon relies on."""
+
+from __future__ import annotations
+
+import configparser
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+UNIT = Path(__file__).resolve().parents[2] / "systemd" / "offrld.service"
+
+
+@pytest.fixture
+def unit(tmp_path: Path) -> Path:
+    """The unit with a program that exists here, and a user that exists everywhere."""
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("needs systemd-analyze")
+    text = UNIT.read_text().replace("/opt/offrld/bin/offrld", sys.executable).replace("=offrld\nGroup=offrld", "=daemon\nGroup=daemon")
+    text = "\n".join(line for line in text.splitlines() if not line.startswith("Documentation"))
+    path = tmp_path / "offrld.service"
+    path.write_text(text)
+    return path
+
+
+def test_systemd_understands_every_line(unit: Path) -> None:
+    done = subprocess.run(["systemd-analyze", "verify", "--man=no", str(unit)], capture_output=True, text=True, timeout=60)
+    complaints = [line for line in done.stderr.splitlines() if "offrld.service" in line]
+    assert not complaints  # it exits 0 on an unknown key
+
+
+def test_the_service_is_shut_in(unit: Path) -> None:
+    command = ["systemd-analyze", "security", "--offline=true", "--threshold=40", "--no-pager", str(unit)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout[-300:]
+
+
+def test_the_unit_says_what_the_daemon_relies_on() -> None:
+    parser = configparser.ConfigParser(strict=False, interpolation=None)
+    parser.optionxform = str
+    parser.read(UNIT)
+    service = parser["Service"]
+    assert service["Type"] == "notify"
+    assert service["KillMode"] == "mixed"  # else the workers get SIGTERM before the daemon has said what it is about
+    assert service["OOMPolicy"] == "continue"  # else one worker's out-of-memory stops the service
+    assert service["StateDirectory"] == "offrld"
+    assert float(service["TimeoutStopSec"]) > 20
+    assert "MemoryDenyWriteExecute" not in service  # CUDA and compiled kernels need it
+    assert "PrivateDevices" not in service

@@ -1,0 +1,145 @@
+"""The import rules of the project: what may import what, kept for the whole repository."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = {"offrl_store": ROOT / "datastore" / "offrl_store", "offrl": ROOT / "client" / "offrl", "offrld": ROOT / "offrld"}
+
+# What each part of offrld may import of the others; everything may import offrl and offrl_store. `settings` and what stands directly
+# in offrld belongs to no part. Each line of the work plane contains those above it.
+PREPARATION = {"preprocess", "nets", "settings"}
+ENGINE = PREPARATION | {"engine"}
+LOSSES = ENGINE | {"losses"}
+ALGOS = LOSSES | {"algos"}
+OUTPUTS = ALGOS | {"export", "evaluate", "collect", "importers"}
+MAY = {
+    "preprocess": PREPARATION,
+    "nets": PREPARATION,
+    "engine": ENGINE,
+    "losses": LOSSES,
+    "algos": ALGOS,
+    "importers": {"importers", "settings"},
+    "export": OUTPUTS,
+    "evaluate": OUTPUTS,
+    "collect": OUTPUTS,
+    "worker": OUTPUTS | {"worker"},
+    "executors": {"executors"},
+    "daemon": {"daemon", "executors"},
+}
+WORK_PLANE = OUTPUTS | {"worker"}
+HEAVY = ("torch", "gymnasium", "h5py", "onnx", "onnxscript", "safetensors", "tensorboard", "mujoco", "pandas", "scipy")
+
+
+def modules() -> Iterator[tuple[str, Path]]:
+    """Dotted name and file of every module of the three packages."""
+    for package, folder in PACKAGES.items():
+        for path in sorted(folder.rglob("*.py")):
+            parts = (package, *path.relative_to(folder).with_suffix("").parts)
+            yield ".".join(part for part in parts if part != "__init__"), path
+
+
+def imports(name: str, path: Path) -> Iterator[tuple[str, int]]:
+    """Every module that a file imports, wherever in it, and the line; a name imported from a package is given with the package.
+
+    Imports for type checkers only do not run and are left out.
+    """
+    tree = ast.parse(path.read_text())
+    skipped = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        for statement in node.body
+        for inner in ast.walk(statement)
+    }
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    for node in ast.walk(tree):
+        if id(node) in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, node.lineno
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parents = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*parents, *([node.module] if node.module else [])])
+            for alias in node.names:
+                yield f"{base}.{alias.name}", node.lineno
+
+
+def part(module: str) -> str:
+    """The part of offrld that a module belongs to: offrld.algos.iql -> algos."""
+    pieces = module.split(".")
+    return pieces[1] if len(pieces) > 1 and pieces[0] == "offrld" else ""
+
+
+def broken(rule) -> list[str]:
+    """Places where ``rule(importing module, imported module)`` is true."""
+    return [
+        f"{path.relative_to(ROOT)}:{line}: {name} imports {imported}"
+        for name, path in modules()
+        for imported, line in imports(name, path)
+        if rule(name, imported)
+    ]
+
+
+def inside(module: str, package: str) -> bool:
+    return module == package or module.startswith(package + ".")
+
+
+def test_the_store_imports_neither_client_nor_daemon_and_the_client_not_the_daemon() -> None:
+    assert not broken(lambda name, imported: inside(name, "offrl_store") and (inside(imported, "offrl") or inside(imported, "offrld")))
+    assert not broken(lambda name, imported: inside(name, "offrl") and inside(imported, "offrld") and not _starts_a_daemon(name))
+
+
+def _starts_a_daemon(name: str) -> bool:
+    """`offrl serve` and `offrl demo` are commands of the client that run the daemon on the machine where it is installed."""
+    return name.startswith("offrl.cli.") and name.rpartition(".")[2] in ("serve", "demo", "service")
+
+
+def test_the_parts_of_offrld_keep_their_order() -> None:
+    def rule(name: str, imported: str) -> bool:
+        here, there = part(name), part(imported)
+        return here in MAY and there in MAY and there not in MAY[here]
+
+    assert not broken(rule)
+
+
+def test_the_control_plane_imports_nothing_of_the_work_plane() -> None:
+    def rule(name: str, imported: str) -> bool:
+        control = part(name) in ("daemon", "executors") or inside(name, "offrl") or inside(name, "offrl_store")
+        if part(name) in ("daemon", "executors") and part(imported) in WORK_PLANE:
+            return True
+        return control and imported.split(".")[0] == "torch"
+
+    assert not broken(rule)
+
+
+def test_an_algorithm_imports_engine_losses_and_nets_only() -> None:
+    def rule(name: str, imported: str) -> bool:
+        if not name.startswith("offrld.algos.") or not inside(imported, "offrld"):
+            return False
+        return part(imported) not in ("engine", "losses", "nets") and not inside(imported, "offrld.settings")
+
+    assert not broken(rule)
+
+
+def test_every_part_of_offrld_has_its_rule() -> None:
+    folders = {path.name for path in (ROOT / "offrld").iterdir() if path.is_dir() and (path / "__init__.py").exists()}
+    assert folders <= set(MAY)
+
+
+@pytest.mark.parametrize("module", ["offrld.daemon.main", "offrl.wire", "offrl.client"])
+def test_what_answers_at_once_loads_nothing_heavy(module: str) -> None:
+    program = f"import sys, {module}; print(*sorted({{name.partition('.')[0] for name in sys.modules}}))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert not set(done.stdout.split()) & {*HEAVY, "onnxruntime"}
