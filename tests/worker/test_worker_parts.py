@@ -33,12 +33,12 @@ def test_rows_after_the_checkpoint_are_cut_and_written_again_once(tmp_path):
 
     resumed = Metrics(run, [0], interval=10)
     resumed.resume(20)
-    assert rows(run, "loss") == before == ["epoch,step,value", "1,10,3.3333333333333335", "2,20,6.66666667"]
+    assert rows(run, "loss") == before == ["epoch,step,value", "1,10,3.3333333333333335", "2,20,6.666666666666667"]
     assert resumed.recorded("loss", 20) and not resumed.recorded("loss", 30)
-    assert resumed.latest == {"loss": {0: 6.66666667}}
+    assert resumed.latest == {"loss": {0: 6.666666666666667}}
     resumed.record(20, {"loss": {0: 99.0}})
     resumed.record(30, {"loss": {0: 10.0}})
-    assert rows(run, "loss") == [*before, "3,30,10"]
+    assert rows(run, "loss") == [*before, "3,30,10.0"]
 
 
 def test_tensorboard_reads_the_events_and_forgets_what_was_cut(tmp_path):
@@ -70,7 +70,7 @@ def test_event_lines_are_json_whatever_the_numbers(tmp_path):
     os.close(writing)
     assert [line["type"] for line in lines] == ["progress", "end"]
     assert lines[0]["updates_per_second"] is None
-    assert lines[0]["metrics"] == {"loss": {"1": 0.333333333}}
+    assert lines[0]["metrics"] == {"loss": {"1": 1 / 3}}
     assert [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()] == lines
     assert json_safe({"a": [float("nan"), 1.5]}) == {"a": [None, 1.5]}
 

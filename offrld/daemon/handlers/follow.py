@@ -19,7 +19,7 @@ LOOK_S = 0.5         # between two looks at the size of a log that somebody wait
 async def get_events(app: App, request: wire.GetEvents) -> wire.Events:
     """Events after the cursor; waits for the first one up to ``wait_s``."""
     deadline = asyncio.get_running_loop().time() + request.wait_s
-    with app.hub.watch('x') as news:
+    with app.hub.watch(request.job) as news:
         while True:
             news.clear()
             found, cursor, ended = await app.database.read(events.after, request.job, request.cursor, request.limit)
@@ -33,7 +33,7 @@ async def read_log(app: App, request: wire.ReadLog) -> wire.LogPart:
     """The log from ``offset`` on; waits for something there up to ``wait_s``."""
     deadline = asyncio.get_running_loop().time() + request.wait_s
     path = app.state.log(request.job)
-    with app.hub.watch('x') as news:
+    with app.hub.watch(request.job) as news:
         while True:
             news.clear()
             job = await app.database.read(find, request.job)  # before the look at the file: an ended job writes nothing more
