@@ -127,7 +127,7 @@ class Daemon:
         if self.process is not None and self.process.poll() is None:
             self.stop()
         self._disconnect()
-        self.context.term()
+        self.context.destroy(linger=0)  # a failed test has left sockets open
 
     def _disconnect(self) -> None:
         if self.connection is not None:
