@@ -9,14 +9,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from offrld.engine.training import train
+    from offrld.training import train
 
 __all__ = ["train"]
 
 
 def __getattr__(name: str) -> Any:
     if name == "train":
-        from offrld.engine.training import train
+        from offrld.training import train
 
         return train
     raise AttributeError(f"module 'offrld' has no attribute {name!r}")

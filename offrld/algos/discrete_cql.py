@@ -13,32 +13,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from offrld.algos import dqn
-from offrld.algos.double_dqn import double_target
-from offrld.engine import Adam, Algorithm, Batch, State, Step, setting
-from offrld.losses import huber_error, taken
+from offrld.engine import Algorithm, Batch, State, setting
+from offrld.losses import huber_error, q_learning, taken
 from offrld.nets import Params
 
 
 @dataclass(frozen=True)
-class Config(dqn.Config):
+class Config(q_learning.QLearningConfig):
     alpha: float = setting(1.0, "weight of the conservative term", low=0.0)
 
 
 def loss(params: Params, config: Config, nets: Any, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
     q = nets.q(params, batch.observation)  # [N, B, n]
-    td_loss = huber_error(taken(q, batch.action), double_target(params, nets, state, batch))
+    td_loss = huber_error(taken(q, batch.action), q_learning.double_q_target(nets, params, state, batch))
     mean = q.mean(0)  # [B, n]
     conservative = (torch.logsumexp(mean, dim=-1) - taken(mean, batch.action)).mean()
     value = td_loss + config.alpha * conservative
     return value, {"loss": value, "td_loss": td_loss, "conservative_loss": conservative, "q_mean": mean.mean()}
-
-
-def schedule(config: Config) -> tuple[Step, ...]:
-    return (
-        Step("q", loss, optimizes=("q",), optimizer=Adam(config.learning_rate)),
-        Step("target", every=config.target_update_interval, polyak={"q": 1.0}),
-    )
 
 
 ALGORITHM = Algorithm(
@@ -47,9 +38,9 @@ ALGORITHM = Algorithm(
     paper="Kumar et al. 2020, Conservative Q-Learning for Offline Reinforcement Learning (arXiv:2006.04779)",
     actions="discrete",
     config=Config(),
-    networks=dqn.networks,
-    schedule=schedule,
-    act=lambda nets, params, observation: nets.q(params, observation).mean(0),
+    networks=q_learning.networks,
+    schedule=lambda config: q_learning.schedule(config, loss),
+    act=q_learning.scores,
     targets=("q",),
     presets={"paper": {}, "d3rlpy": {}},
 )

@@ -28,8 +28,3 @@ def taken(q: Tensor, action: Tensor) -> Tensor:
     """Values of the actions taken: q ``[..., B, n]``, action ``[B]`` int64, result ``[..., B]``."""
     index = action.expand(q.shape[:-1]).unsqueeze(-1)
     return torch.gather(q, -1, index).squeeze(-1)
-
-
-def smoothed(action: Tensor, noise: Tensor, sigma: float, clip: float) -> Tensor:
-    """Target policy smoothing (TD3): ``action [B, A]`` plus clipped normal noise, within [-1, 1]."""
-    return (action + (noise * sigma).clamp(-clip, clip)).clamp(-1.0, 1.0)

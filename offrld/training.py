@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from offrl_store import EpisodeStore
+from offrld.algos import get
 
 from offrld.engine.algorithm import Algorithm
 from offrld.engine.learner import Learner
@@ -39,8 +40,6 @@ def train(
         Unknown, InvalidInput: a name, setting or dataset that does not fit.
     """
     if isinstance(algorithm, str):
-        from offrld.algos import get  # the registry imports the engine
-
         algorithm = get(algorithm)
     if not isinstance(store, EpisodeStore):
         store = EpisodeStore.open(store)

@@ -1,0 +1,56 @@
+"""Q-learning over discrete actions: the settings, networks, targets and schedule that DQN, DoubleDQN and DiscreteCQL share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from offrld.engine import Adam, Batch, Loss, Space, State, Step, ValueConfig, setting
+from offrld.losses.td import bellman, taken
+from offrld.nets import DiscreteCritics, Encoder, Params
+
+
+@dataclass(frozen=True)
+class QLearningConfig(ValueConfig):
+    """Settings of the family; the defaults are d3rlpy's."""
+
+    batch_size: int = setting(32, "transitions per update", unit="transitions", low=1, high=1_000_000)
+    learning_rate: float = setting(6.25e-5, "Adam's step size", low=0.0, exclusive_low=True)
+    n_critics: int = setting(1, "size of the ensemble of Q functions", low=1, high=100)
+    target_update_interval: int = setting(8000, "updates between copies to the target", unit="updates", low=1, probe=2)
+    encoder: Encoder = Encoder()
+
+
+def networks(config: QLearningConfig, space: Space) -> dict[str, Any]:
+    """``n_critics`` Q functions over the actions."""
+    return {"q": DiscreteCritics("q", config.n_critics, space.observation_size, space.action_size, config.encoder)}
+
+
+def q_target(nets: Any, state: State, batch: Batch) -> Tensor:
+    """The target of Q-learning, ``[B]``: the target copy chooses the next action and values it."""
+    with torch.no_grad():
+        q = nets.q(state.target, batch.next_observation)  # [N, B, n]
+        return bellman(batch, taken(q, q.mean(0).argmax(-1)).amin(0))
+
+
+def double_q_target(nets: Any, params: Params, state: State, batch: Batch) -> Tensor:
+    """The target of double Q-learning, ``[B]``: the online network chooses the next action, the target copy values it."""
+    with torch.no_grad():
+        choice = nets.q(params, batch.next_observation).mean(0).argmax(-1)  # [B]
+        return bellman(batch, taken(nets.q(state.target, batch.next_observation), choice).amin(0))
+
+
+def schedule(config: QLearningConfig, loss: Loss) -> tuple[Step, ...]:
+    """The Q functions at every update, then a copy to the target every ``target_update_interval``."""
+    return (
+        Step("q", loss, optimizes=("q",), optimizer=Adam(config.learning_rate)),
+        Step("target", every=config.target_update_interval, polyak={"q": 1.0}),
+    )
+
+
+def scores(nets: Any, params: Params, observation: Tensor) -> Tensor:
+    """What the greedy action is chosen by: the mean value over the ensemble, ``[B, n]``."""
+    return nets.q(params, observation).mean(0)

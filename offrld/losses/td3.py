@@ -1,0 +1,60 @@
+"""The TD3 family: the settings, networks, target action and schedule that TD3+BC and ReBRAC share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from offrld.engine import Adam, Batch, Loss, Noise, Space, State, Step, ValueConfig, setting
+from offrld.nets import Critics, DeterministicPolicy, Encoder
+
+RANGE = "of the range [-1, 1]"
+
+
+@dataclass(frozen=True)
+class TD3Config(ValueConfig):
+    """Settings of the family."""
+
+    actor_learning_rate: float = setting(3e-4, "Adam's step size of the policy", low=0.0, exclusive_low=True)
+    critic_learning_rate: float = setting(3e-4, "Adam's step size of the Q functions", low=0.0, exclusive_low=True)
+    tau: float = setting(0.005, "rate at which targets follow", unit="share per target update", low=0.0, high=1.0)
+    n_critics: int = setting(2, "size of the ensemble of Q functions", low=1, high=100)
+    target_smoothing_sigma: float = setting(0.2, "deviation of the target action's noise", unit=RANGE, low=0.0)
+    target_smoothing_clip: float = setting(0.5, "limit of the target action's noise", unit=RANGE, low=0.0, probe=0.05)
+    update_actor_interval: int = setting(2, "updates of the critic per update of the policy and the targets", unit="updates", low=1)
+    actor_encoder: Encoder = Encoder()
+    critic_encoder: Encoder = Encoder()
+
+
+def networks(config: TD3Config, space: Space) -> dict[str, Any]:
+    """A deterministic policy and ``n_critics`` Q functions."""
+    return {
+        "actor": DeterministicPolicy("actor", space.observation_size, space.action_size, config.actor_encoder),
+        "critic": Critics("critic", config.n_critics, space.observation_size, space.action_size, config.critic_encoder),
+    }
+
+
+def noise(config: TD3Config, space: Space) -> dict[str, Noise]:
+    """The noise of the target action."""
+    return {"target": Noise((config.batch_size, space.action_size))}
+
+
+def target_action(config: TD3Config, nets: Any, state: State, batch: Batch) -> Tensor:
+    """The target policy's next action with clipped normal noise (target policy smoothing), within [-1, 1]: ``[B, A]``."""
+    clip = config.target_smoothing_clip
+    smoothing = (batch.noise["target"] * config.target_smoothing_sigma).clamp(-clip, clip)
+    return (nets.actor(state.target, batch.next_observation) + smoothing).clamp(-1.0, 1.0)
+
+
+def schedule(config: TD3Config, critic_loss: Loss, actor_loss: Loss) -> tuple[Step, ...]:
+    """The critics at every update; the policy, then both targets, every ``update_actor_interval``."""
+    follow = {"critic": config.tau, "actor": config.tau}
+    return (
+        Step("critic", critic_loss, optimizes=("critic",), optimizer=Adam(config.critic_learning_rate)),
+        Step(
+            "actor", actor_loss, optimizes=("actor",), optimizer=Adam(config.actor_learning_rate),
+            every=config.update_actor_interval, polyak=follow,
+        ),
+    )  # fmt: skip
