@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from offrl_store import Episode, EpisodeStore, Field, Schema, rng
 from offrl_store.kernels import kernels
 

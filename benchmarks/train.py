@@ -20,8 +20,8 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-import offrl
 
+import offrl
 from offrld.embedded import embedded_daemon
 
 ROOT = Path(__file__).resolve().parent.parent

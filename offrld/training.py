@@ -8,7 +8,6 @@ from typing import Any
 
 from offrl_store import EpisodeStore
 from offrld.algos import get
-
 from offrld.engine.algorithm import Algorithm
 from offrld.engine.learner import Learner
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from offrl.errors import Unknown, nearest
-
 from offrld.algos import bc, discrete_bc, discrete_cql, double_dqn, dqn, iql, rebrac, td3_bc
 from offrld.engine import Algorithm
 

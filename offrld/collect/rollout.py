@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+
 from offrl.errors import Unknown, nearest
 from offrl_store import Episode, Field, Schema
 from offrl_store.errors import InvalidInput

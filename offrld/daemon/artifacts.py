@@ -20,7 +20,6 @@ from pathlib import Path
 
 from offrl.errors import Conflict, InvalidInput, Unknown
 from offrl.wire import Artifact
-
 from offrld.daemon.state import State, open_below
 
 KEEP_S = 3600.0  # packed files are kept so long after they were made: somebody may be reading them

@@ -17,7 +17,6 @@ from typing import Any
 
 from offrl.errors import InternalError, InvalidInput, Unknown, nearest
 from offrl.job import TrainSpec
-
 from offrld.daemon.datasets import action_kind
 from offrld.daemon.state import State, write_durably
 from offrld.executors.local import LocalExecutor

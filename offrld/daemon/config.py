@@ -8,9 +8,9 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from offrl.errors import InvalidInput, NotAllowed, Unknown, nearest
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from offrl.errors import InvalidInput, NotAllowed, Unknown, nearest
 from offrld.daemon.state import SOCKET_LIMIT, State, default_state_dir
 
 

@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 from offrl.errors import Conflict, Unknown, nearest
 from offrl.wire import DatasetInfo
-
 from offrld.daemon.database import Connection
 from offrld.daemon.queue import UNFINISHED
 

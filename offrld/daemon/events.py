@@ -9,10 +9,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from offrl.job import JobState
-from offrl.wire import DatasetInfo, Event
 from pydantic import ValidationError
 
+from offrl.job import JobState
+from offrl.wire import DatasetInfo, Event
 from offrld.daemon.database import Connection
 from offrld.daemon.records import Job, find
 

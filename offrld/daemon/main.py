@@ -13,7 +13,6 @@ import time
 from collections.abc import Sequence
 
 from offrl_store.errors import OffrlError
-
 from offrld.daemon.app import App, version
 from offrld.daemon.config import Settings, load
 from offrld.daemon.notify import notify, watchdog_interval

@@ -12,7 +12,6 @@ from pathlib import Path
 
 from offrl.errors import Conflict, InvalidInput, Unknown, nearest, to_wire
 from offrl.job import TRANSITIONS, DatasetExportSpec, ExportSpec, ImportSpec, JobState, TrainSpec
-
 from offrld.daemon import events
 from offrld.daemon.database import Connection
 from offrld.daemon.records import Job, Spec, find

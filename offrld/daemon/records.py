@@ -7,11 +7,11 @@ import sqlite3
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from offrl.errors import Unknown, nearest
 from offrl.job import DatasetExportSpec, ExportSpec, ImportSpec, JobSpec, JobState, TrainSpec
 from offrl.wire import JobInfo
-from pydantic import TypeAdapter
-
 from offrld.daemon.database import Connection
 
 SPEC: TypeAdapter[TrainSpec | ImportSpec | ExportSpec | DatasetExportSpec] = TypeAdapter(JobSpec)

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import zmq
 import zmq.asyncio
+
 from offrl import wire
 from offrl.errors import InternalError, InvalidInput, InvalidMessage
 from offrl_store.errors import OffrlError
-
 from offrld.daemon.app import App
 from offrld.daemon.handlers import HANDLERS
 

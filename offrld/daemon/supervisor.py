@@ -15,7 +15,6 @@ from typing import Any
 
 from offrl.job import JobState
 from offrl_store.errors import OffrlError
-
 from offrld.daemon import datasets, housekeeping, queue
 from offrld.daemon.catalog import last_line
 from offrld.daemon.config import Settings

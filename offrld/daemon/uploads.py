@@ -18,7 +18,6 @@ from typing import Any
 
 from offrl.errors import Conflict, DiskFull, InvalidInput, Unknown
 from offrl.wire import FileEntry
-
 from offrld.daemon.state import open_below, relative_parts, sync_folder, write_durably
 
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any, Literal
 
-from offrl.errors import InvalidInput, Unknown, nearest
 from torch import Tensor
 
+from offrl.errors import InvalidInput, Unknown, nearest
 from offrld import settings
 from offrld.engine.space import Space
 from offrld.nets import Params

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from offrl.errors import OffrlError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
+
+from offrl.errors import OffrlError
 
 FORMAT = 1
 

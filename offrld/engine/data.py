@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import torch
+
 from offrl.errors import InvalidInput
 from offrl_store import EpisodeStore, rng
 from offrl_store.format import FINAL_MISSING
-
 from offrld.engine.algorithm import ValueConfig
 from offrld.engine.feed import Scalers
 from offrld.engine.space import Space

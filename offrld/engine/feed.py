@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from offrl_store import EpisodeStore, rng
 from torch import Tensor
 
+from offrl_store import EpisodeStore, rng
 from offrld.engine.algorithm import Algorithm, Batch, ValueConfig
 from offrld.engine.space import Space
 from offrld.preprocess.scalers import Affine

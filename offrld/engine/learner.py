@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 import torch
+
 from offrl.errors import InvalidInput, OffrlError
 from offrl_store import EpisodeStore
 from offrl_store.errors import EmptyStore
-
 from offrld import settings
 from offrld.engine import checkpoint, data
 from offrld.engine.algorithm import Algorithm, Batch, Stage

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
 from offrl.errors import InvalidInput
 from offrl_store import Schema
 

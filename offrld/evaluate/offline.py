@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
 from offrl.errors import InvalidInput
 from offrl_store import EpisodeStore
 

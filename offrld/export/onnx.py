@@ -24,10 +24,10 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
-from offrl.errors import CheckFailed
-from offrl.policy import ACTION, FORMAT, PREFIX, session_options
 from torch import nn
 
+from offrl.errors import CheckFailed
+from offrl.policy import ACTION, FORMAT, PREFIX, session_options
 from offrld.export import parity
 from offrld.export.parity import BATCH_SIZES, TOLERANCE, ObservationSpec
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
 from offrl_store.errors import InvalidEpisode, InvalidInput
 
 #: Rows are read in blocks of about this size, so that memory does not grow with the file.

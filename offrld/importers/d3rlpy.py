@@ -16,6 +16,7 @@ from typing import Any
 
 import h5py
 import numpy as np
+
 from offrl_store.errors import EmptyStore, InvalidInput
 
 from . import hdf5

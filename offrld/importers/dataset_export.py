@@ -19,6 +19,7 @@ from typing import Any
 
 import h5py
 import numpy as np
+
 from offrl.errors import Unknown, nearest
 from offrl_store import EpisodeStore, Field
 from offrl_store.errors import DiskFull, EmptyStore, InvalidInput

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
 from offrl_store import Episode, Field, Schema
 from offrl_store.errors import EmptyStore, InvalidInput
 

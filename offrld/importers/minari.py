@@ -15,6 +15,7 @@ from typing import Any
 
 import h5py
 import numpy as np
+
 from offrl_store.errors import InvalidInput
 
 from . import hdf5

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+
 from offrl_store.errors import InvalidInput
 
 from .columns import Column

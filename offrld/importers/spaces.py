@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
 from offrl_store import Field
 from offrl_store.errors import InvalidEpisode, InvalidInput
 

@@ -67,9 +67,9 @@ def _run(start: dict[str, Any], control: Control, event_pipe: int, started: floa
         return EXIT_STOPPED
     report = Reporter(event_pipe, run.events)
     try:
-        from offrl.job import JobSpec
         from pydantic import TypeAdapter
 
+        from offrl.job import JobSpec
         from offrld.worker.job import WorkerJob
 
         job = WorkerJob(

@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 from offrl.job import DatasetExportSpec
 from offrl_store import EpisodeStore
-
 from offrld.importers.dataset_export import export_dataset
 from offrld.worker.job import WorkerJob
 from offrld.worker.runfolder import remove, sync_folder

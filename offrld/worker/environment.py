@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+
 from offrl.errors import InvalidInput
 from offrl.rollout import make_env
 from offrl_store import Schema

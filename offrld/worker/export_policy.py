@@ -6,10 +6,10 @@ import json
 from typing import Any
 
 import numpy as np
+
 from offrl.errors import InvalidInput, Unknown
 from offrl.job import ExportSpec, TrainSpec
 from offrl_store import EpisodeStore
-
 from offrld.algos import get
 from offrld.engine import CheckpointCorrupt, Learner
 from offrld.worker.job import WorkerJob

@@ -13,11 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+
 from offrl.errors import Conflict, InvalidInput, Unknown
 from offrl.job import ImportSpec
 from offrl_store import EpisodeStore
 from offrl_store.errors import StoreLocked
-
 from offrld.importers import import_into
 from offrld.worker.datasets import dataset_info, source_path
 from offrld.worker.job import WorkerJob

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from offrl.job import JobSpec
-
 from offrld.worker.control import Control
 from offrld.worker.report import Reporter
 from offrld.worker.runfolder import RunFolder, StateFolder

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from offrl import rollout
-
 from offrld import settings
 from offrld.engine import Learner
 from offrld.engine.data import observation_column

@@ -15,7 +15,6 @@ from typing import Any
 
 from offrl.job import TrainSpec
 from offrl_store import EpisodeStore
-
 from offrld import settings
 from offrld.algos import get
 from offrld.engine import Learner

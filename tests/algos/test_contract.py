@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from offrl.errors import Unknown
 
+from offrl.errors import Unknown
 from offrld import settings
 from offrld.algos import ALGORITHMS, get
 from offrld.engine import Learner

@@ -5,9 +5,9 @@ from __future__ import annotations
 import gymnasium
 import numpy as np
 import pytest
+
 from offrl.errors import InvalidInput, StoreExists, Unknown
 from offrl_store import EpisodeStore, check
-
 from offrld.collect import NoisyPoleBehaviour, RandomBehaviour, collect_episodes, schema_of
 from offrld.collect.cartpole import collect
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import zmq
+
 from offrl import wire
 from offrl.job import ImportSpec, TrainSpec
 

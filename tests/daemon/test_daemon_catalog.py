@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 from describe_program import ALGORITHMS
+
 from offrl.errors import InvalidInput, Unknown
 from offrl.job import TrainSpec
-
 from offrld.daemon.catalog import check_value, checked, fingerprint, flat, parse
 
 CATALOG = {"algorithms": ALGORITHMS, "environments": ["CartPole-v1", "Hopper-v5"]}

@@ -7,8 +7,8 @@ import socket
 from pathlib import Path
 
 import pytest
-from offrl.errors import InvalidInput, NotAllowed, Unknown
 
+from offrl.errors import InvalidInput, NotAllowed, Unknown
 from offrld.daemon.config import load
 from offrld.daemon.notify import notify, watchdog_interval
 from offrld.daemon.state import State, default_state_dir

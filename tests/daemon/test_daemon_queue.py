@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
+
 from offrl.errors import Conflict, DiskFull, InvalidInput, StoreCorrupt, Unknown
 from offrl.job import ExportSpec, ImportSpec, JobState, TrainSpec
-
 from offrld.daemon import datasets, events, queue, records
 from offrld.daemon.database import Connection, connect, transaction, translate
 from offrld.daemon.supervision import Exit, outcome

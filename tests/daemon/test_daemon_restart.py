@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import zmq
 from daemon_harness import Connection, alive, until
+
 from offrl import wire
 from offrl.errors import Conflict
 from offrl.job import TrainSpec

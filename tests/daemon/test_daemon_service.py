@@ -14,6 +14,7 @@ import msgpack
 import psutil
 import pytest
 from daemon_harness import Daemon, until
+
 from offrl import wire
 from offrl.errors import Conflict, InvalidInput, InvalidMessage, NotAllowed, ProtocolMismatch, Unknown
 from offrl.job import DatasetExportSpec, ExportSpec, ImportSpec, TrainSpec

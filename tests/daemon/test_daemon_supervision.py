@@ -7,6 +7,7 @@ import signal
 
 import pytest
 from daemon_harness import Daemon, alive, until
+
 from offrl import wire
 from offrl.errors import Conflict
 

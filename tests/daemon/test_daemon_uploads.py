@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from offrl.errors import Conflict, DiskFull, InvalidInput, Unknown
 from offrl.wire import FileEntry
-
 from offrld.daemon.state import open_below, relative_parts
 from offrld.daemon.uploads import Uploads
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+
 from offrl.errors import InvalidInput, OffrlError
 from offrl_store import Episode, EpisodeStore, Field, Schema
-
 from offrld.algos import ALGORITHMS
 from offrld.engine import CheckpointCorrupt, Learner
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import pytest
-from offrl.errors import InvalidInput, Unknown
 
+from offrl.errors import InvalidInput, Unknown
 from offrld import settings
 from offrld.nets import Encoder
 from offrld.settings import setting

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from offrl.errors import InvalidInput
-from offrl_store import Episode, EpisodeStore, Field, Schema
 from torch import nn
 
+from offrl.errors import InvalidInput
+from offrl_store import Episode, EpisodeStore, Field, Schema
 from offrld.evaluate import offline
 
 

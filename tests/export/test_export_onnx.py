@@ -13,10 +13,10 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from offrl.errors import CheckFailed
-from offrl.policy import Policy
 from torch import nn
 
+from offrl.errors import CheckFailed
+from offrl.policy import Policy
 from offrld.export.onnx import PolicyExporter, annotate, export_policy
 
 CONTINUOUS = ("float32", (5,))

@@ -10,9 +10,9 @@ import zipfile
 import h5py
 import numpy as np
 import pytest
+
 from offrl.errors import EmptyStore, InvalidInput, Unknown
 from offrl_store import Episode, EpisodeStore, Field, Schema
-
 from offrld.importers import EXPORTS, columns, dataset_export, export_dataset, import_into
 
 NAMES = {"d4rl": "data.hdf5", "npz": "data.npz", "store": "data"}

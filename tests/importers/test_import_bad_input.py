@@ -8,8 +8,8 @@ import pickle
 import h5py
 import numpy as np
 import pytest
-from offrl.errors import EmptyStore, InvalidInput, Unknown
 
+from offrl.errors import EmptyStore, InvalidInput, Unknown
 from offrld.importers import import_into, open_source
 
 

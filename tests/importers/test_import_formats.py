@@ -9,8 +9,8 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from offrl.errors import InvalidInput
 
+from offrl.errors import InvalidInput
 from offrld.importers import FORMATS, import_into, open_source
 
 BOX = {"type": "Box", "dtype": "float32", "shape": [2], "low": [-1, -2], "high": [1, 2]}

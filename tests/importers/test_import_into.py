@@ -9,9 +9,9 @@ import sys
 
 import numpy as np
 import pytest
+
 from offrl.errors import InvalidEpisode, InvalidInput, StoreExists, StoreLocked, StoreNotFound
 from offrl_store import EpisodeStore, check
-
 from offrld.importers import import_into, open_source
 
 

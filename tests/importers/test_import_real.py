@@ -7,9 +7,9 @@ from itertools import islice
 import h5py
 import numpy as np
 import pytest
+
 from offrl.errors import InvalidInput
 from offrl_store import Field
-
 from offrld.importers import import_into, open_source
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 import numpy as np
+
 from offrl_store import Episode, EpisodeStore, Field, Schema
 
 SCHEMA = Schema(

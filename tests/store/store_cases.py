@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 from hypothesis import strategies as st
+from store_numbered import numbered_episode
+
 from offrl_store import Episode, EpisodeStore, Field, Schema
 from offrl_store.kernels import kernels
 from offrl_store.sampler import STREAM
-from store_numbered import numbered_episode
 
 KERNELS = ("cython", "numpy")
 MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # where syncing is not what is tested

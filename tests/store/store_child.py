@@ -9,9 +9,10 @@ from __future__ import annotations
 import resource
 import sys
 
+from store_numbered import SIMPLE, numbered_episode
+
 from offrl_store import EpisodeStore
 from offrl_store.errors import DiskFull, StoreNotFound
-from store_numbered import SIMPLE, numbered_episode
 
 
 def main(path: str, count: int, limit: int | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+
 from offrl_store import Episode, Field, Schema
 
 SIMPLE = Schema(observation=Field("float32", (3,)), action=Field("int32", (), low=0, high=4), extra={"row": Field("int64")})

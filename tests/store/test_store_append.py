@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from offrl_store import Episode, EpisodeStore, Field, Schema, check
-from offrl_store.errors import InvalidEpisode, InvalidInput, InvalidSchema, StoreCorrupt, StoreExists, StoreNotFound
 from store_cases import MEMORY, check_numbered, same_episode, stores, write
 from store_numbered import SIMPLE, numbered_episode
+
+from offrl_store import Episode, EpisodeStore, Field, Schema, check
+from offrl_store.errors import InvalidEpisode, InvalidInput, InvalidSchema, StoreCorrupt, StoreExists, StoreNotFound
 
 BOX = Schema(Field("float32", (3,)), Field("float32", (2,), low=[-1, -2], high=1))
 

@@ -15,12 +15,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from offrl_store import Episode, EpisodeStore, Field, Schema, check
-from offrl_store import format as layout
-from offrl_store.errors import DiskFull, InvalidInput, OffrlError, StoreCorrupt, StoreLocked, StoreNotFound
 from store_cases import check_numbered, same_episode, write
 from store_faults import Disk
 from store_numbered import SIMPLE, numbered_episode
+
+from offrl_store import Episode, EpisodeStore, Field, Schema, check
+from offrl_store import format as layout
+from offrl_store.errors import DiskFull, InvalidInput, OffrlError, StoreCorrupt, StoreLocked, StoreNotFound
 
 CHILD = Path(__file__).with_name("store_child.py")
 

@@ -13,10 +13,11 @@ from pathlib import Path
 import make_sample
 import numpy as np
 import pytest
-from offrl_store import EpisodeStore, check
-from offrl_store import format as layout
 from store_cases import KERNELS, same, same_episode, using, write
 from store_numbered import SIMPLE, numbered_episode
+
+from offrl_store import EpisodeStore, check
+from offrl_store import format as layout
 
 SAMPLE = Path(__file__).parent / "data" / "format-1"
 READER = Path(__file__).parents[2] / "examples" / "read_store.py"

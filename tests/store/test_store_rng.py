@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from store_cases import KERNELS, drawn, philox, using
+
 from offrl_store import rng
 from offrl_store.errors import InvalidInput
-from store_cases import KERNELS, drawn, philox, using
 
 WORDS = st.integers(0, 2**32 - 1)
 

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from store_cases import KERNELS, MEMORY, Oracle, drawn, rows, stores, using, write
+from store_numbered import SIMPLE, numbered_episode
+
 from offrl_store import Episode, EpisodeStore, Field, Schema
 from offrl_store.errors import EmptyStore, InvalidInput
 from offrl_store.sampler import STREAM
-from store_cases import KERNELS, MEMORY, Oracle, drawn, rows, stores, using, write
-from store_numbered import SIMPLE, numbered_episode
 
 
 def agree(batch, expected) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+
 from offrl.wire import DatasetInfo
 from offrl_store import EpisodeStore
 

@@ -9,8 +9,8 @@ import subprocess
 import sys
 
 import pytest
-from offrl_store.errors import EmptyStore
 
+from offrl_store.errors import EmptyStore
 from offrld.worker.failures import to_error
 from offrld.worker.metrics import Metrics
 from offrld.worker.pace import Pace

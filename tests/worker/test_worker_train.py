@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors import safe_open
+
 from offrl import Policy, rollout
 from offrl.wire import Event
-from safetensors import safe_open
 
 PLUGINS = Path(__file__).parent / "plugins"
 

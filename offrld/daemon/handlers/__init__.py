@@ -6,7 +6,6 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from offrl import wire
-
 from offrld.daemon.app import App
 from offrld.daemon.handlers import artifacts, datasets, follow, jobs, service, uploads
 

@@ -8,7 +8,6 @@ import json
 from offrl import wire
 from offrl.errors import InvalidInput
 from offrl.job import ExportSpec
-
 from offrld.daemon import artifacts, queue
 from offrld.daemon.app import App
 from offrld.daemon.database import Connection

@@ -6,7 +6,6 @@ import asyncio
 from pathlib import Path
 
 from offrl import wire
-
 from offrld.daemon import datasets, housekeeping
 from offrld.daemon.app import App
 from offrld.daemon.database import Connection

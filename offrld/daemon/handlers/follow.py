@@ -6,7 +6,6 @@ import asyncio
 from pathlib import Path
 
 from offrl import wire
-
 from offrld.daemon import events
 from offrld.daemon.app import App
 from offrld.daemon.hub import wait

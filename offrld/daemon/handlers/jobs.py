@@ -9,7 +9,6 @@ from pathlib import Path
 from offrl import wire
 from offrl.errors import Conflict, InvalidInput, NotAllowed
 from offrl.job import ImportSpec, TrainSpec
-
 from offrld.daemon import catalog, datasets, housekeeping, queue, records
 from offrld.daemon.app import App
 from offrld.daemon.database import Connection

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 
 from offrl import wire
-
 from offrld.daemon.app import App
 
 

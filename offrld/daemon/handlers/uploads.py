@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 
 from offrl import wire
-
 from offrld.daemon.app import App
 
 
