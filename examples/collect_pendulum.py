@@ -22,7 +22,7 @@ def main(path: str, steps: int = 20_000) -> None:
         for key, value in zip(rows, (observation, action, np.float32(reward), terminated, truncated, following), strict=True):
             rows[key].append(value)
         observation = env.reset()[0] if terminated or truncated else following
-    np.savez_compressed(path, **{key: np.array(values) for key, values in rows.items()})
+    np.savez_compressed(path, env_id="Pendulum-v1", **{key: np.array(values) for key, values in rows.items()})
     print(f"{path}: {steps:,} steps")
 
 

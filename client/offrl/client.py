@@ -385,9 +385,8 @@ def failure(info: wire.JobInfo) -> JobFailed:
     """The `JobFailed` of a job that did not succeed. Its exit status is 2 where bad input was the reason, as it is for any bad input."""
     error = info.error or {}
     why = error.get("message") or info.reason
-    failed = JobFailed(
-        f"job {info.job} {info.state.value}" + (f": {why}" if why and why != info.state else ""), hint=error.get("hint") or f"see `offrl logs {info.job}`"
-    )
+    said = f"job {info.job} {info.state.value}" + (f": {why}" if why and why != info.state else "")
+    failed = JobFailed(said, hint=error.get("hint") or f"see `offrl logs {info.job}`")
     failed.info = info
     if info.error:
         failed.exit_status = own_error(info).exit_status

@@ -262,6 +262,7 @@ def _schema_of(episodes: list[Any]) -> Any:
     """The schema that episodes show: dtypes and shapes of the first one's arrays, float32 for lists of numbers; whole numbers of shape ()
     as actions are choices from 0 to the highest one seen. Continuous bounds are not known, and then the importer infers them."""
     import numpy as np
+
     from offrl_store import Episode, Field, Schema
 
     def array(value: Any) -> Any:

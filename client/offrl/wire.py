@@ -14,11 +14,11 @@ from __future__ import annotations
 from typing import Annotated, Any, ClassVar, Literal
 
 import msgpack
-from offrl_store.errors import OffrlError
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from offrl.errors import InvalidMessage, ProtocolMismatch, from_wire, to_wire
 from offrl.job import JobId, JobSpec, JobState, Name
+from offrl_store.errors import OffrlError
 
 PROTOCOL = 1
 CHUNK = 1 << 20                    # bytes of data in one upload or download message

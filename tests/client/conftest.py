@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import offrl
 import pytest
+
+import offrl
 from offrl.cli import run
 
 UP_S = 60.0  # for a daemon to answer on a busy machine

@@ -8,8 +8,9 @@ import socket
 import tempfile
 from pathlib import Path
 
-import offrl
 import pytest
+
+import offrl
 from offrl import address
 from offrl.errors import InvalidInput, NoDaemon, NotAllowed
 

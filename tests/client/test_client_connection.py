@@ -10,9 +10,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import offrl
 import pytest
 import zmq
+
+import offrl
 from offrl import upload, wire
 from offrl.connection import Connection, ConnectionLost
 from offrl.errors import CheckFailed, Conflict, NoDaemon, ProtocolMismatch, Unknown

@@ -8,8 +8,9 @@ import json
 import zipfile
 
 import numpy as np
-import offrl
 import pytest
+
+import offrl
 from offrl.errors import Conflict, InvalidInput, JobFailed, Unknown
 from offrl_store import Episode, EpisodeStore, Field, Schema
 
@@ -199,8 +200,8 @@ def test_submit_prints_the_job_and_with_wait_its_end(dataset, offrl_cli):
 
 def test_a_file_given_as_the_dataset_is_imported_once(client, tmp_path, offrl_cli):
     np.savez(tmp_path / "log.npz", **arrays(seed=5))
-    first = client.submit("discrete_bc", dataset=tmp_path / "log.npz", steps=5)
-    second = client.submit("discrete_bc", dataset=str(tmp_path / "log.npz"), steps=5)
+    first = client.submit("discrete_bc", dataset=tmp_path / "log.npz", steps=5, runner="eager")
+    second = client.submit("discrete_bc", dataset=str(tmp_path / "log.npz"), steps=5, runner="eager")
     name = first.info().dataset
     assert name.startswith("log-")
     assert second.info().dataset == name
@@ -244,9 +245,9 @@ def test_a_submission_that_makes_no_sense_is_refused(change, error, says, client
 
 
 def test_the_same_key_is_the_same_job(client, dataset):
-    first = client.submit("discrete_bc", dataset=dataset, steps=5, key="once")
-    assert client.submit("discrete_bc", dataset=dataset, steps=5, key="once").id == first.id
-    assert client.submit("discrete_bc", dataset=dataset, steps=5).id != first.id
+    first = client.submit("discrete_bc", dataset=dataset, steps=5, key="once", runner="eager")
+    assert client.submit("discrete_bc", dataset=dataset, steps=5, key="once", runner="eager").id == first.id
+    assert client.submit("discrete_bc", dataset=dataset, steps=5, runner="eager").id != first.id
     first.wait(WAIT_S)
 
 
@@ -369,7 +370,9 @@ def test_what_cannot_be_fetched_is_bad_input(arguments, says, trained, offrl_cli
 
 
 def test_submission_in_a_process_of_its_own(daemon, dataset, offrl_process):
-    ran = offrl_process("submit", "discrete_bc", "--dataset", dataset, "--steps", "5", "--json", env={"OFFRL_URL": daemon.url})
+    ran = offrl_process(
+        "submit", "discrete_bc", "--dataset", dataset, "--steps", "5", "--runner", "eager", "--json", env={"OFFRL_URL": daemon.url}
+    )
     assert ran.returncode == 0, ran
     assert set(json.loads(ran.stdout)) == {"job"}
     assert ran.stderr == ""

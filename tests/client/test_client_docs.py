@@ -21,7 +21,9 @@ def commands(group: Any, path: str = "offrl") -> Iterator[tuple[str, Any]]:
 
 
 def test_every_command_has_its_section_and_every_option_stands_in_it():
-    sections = {title.split("`")[1]: title + body for title, body in re.findall(r"^### (.*?)$\n(.*?)(?=^##|\Z)", DOCS.read_text(), re.M | re.S)}
+    sections = {
+        title.split("`")[1]: title + body for title, body in re.findall(r"^### (.*?)$\n(.*?)(?=^##|\Z)", DOCS.read_text(), re.M | re.S)
+    }
     found = dict(commands(command()))
     assert set(sections) == set(found)
     for name, each in found.items():

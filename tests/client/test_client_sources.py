@@ -8,8 +8,9 @@ import sys
 import tarfile
 
 import numpy as np
-import offrl
 import pytest
+
+import offrl
 from offrl import download, upload
 from offrl.cli.values import seed_list, setting, settings
 from offrl.client import flat

@@ -45,8 +45,11 @@ def rich_table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, right: 
     from rich.text import Text
 
     made = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for header in headers:
-        made.add_column(header, justify="right" if header in right else "left")
+    for index, header in enumerate(headers):
+        # A narrow terminal cuts the columns between: the first names the row, the last one may take several lines.
+        least = max(len(row[0]) for row in [headers, *rows]) if index == 0 else None
+        last = index == len(headers) - 1
+        made.add_column(header, justify="right" if header in right else "left", no_wrap=not last, min_width=least)
     for row in rows:
         made.add_row(*[Text(cell) for cell in row])  # Text: a "[" in a name is no markup
     return made

@@ -9,9 +9,9 @@ import sys
 from typing import Annotated, Any
 
 import typer
-from offrl_store.errors import OffrlError
 
 from offrl.cli.output import Json, emit, number, pairs, table
+from offrl_store.errors import OffrlError
 
 NEEDED = ("torch", "gymnasium", "h5py", "safetensors", "onnx")  # what the extra `daemon` brings
 INSTALL = 'pip install "offrl[daemon]"'
