@@ -18,6 +18,7 @@ from offrl.errors import InvalidInput, JobFailed, OffrlError, Unknown, from_wire
 from offrl.job import TrainSpec
 
 LONG_POLL_S = 10.0  # how long the daemon may hold a request for the next event
+EXPORTS = 5  # in a row, for one fetch: the newest step of a running job moves on while its policy is made
 FETCH_KINDS = ("onnx", "checkpoint", "metrics")
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -281,13 +282,17 @@ class Job:
         from offrl import download
 
         artifact = self._client.request(request)
-        while not artifact.ready:  # the policy is made by an export job first
-            made = Job(self._client, artifact.job)
+        for _ in range(EXPORTS):
+            if artifact.ready:
+                break
+            made = Job(self._client, artifact.job)  # the policy is made by an export job first
             if (info := made.wait(check=False)).state != "succeeded":
                 raise own_error(info)
-            before, artifact = artifact, self._client.request(request)
-            if not artifact.ready and artifact.job == before.job:
-                raise OffrlError(f"job {before.job} succeeded, but made no file for job {self.id}", hint="see `offrl logs` of both")
+            artifact = self._client.request(request)
+        if not artifact.ready:
+            raise OffrlError(
+                f"{EXPORTS} exports of job {self.id} succeeded, but the file is not there", hint="see `offrl logs` of both jobs"
+            )
         target = Path(path) if path is not None else Path(artifact.name)
         if target.is_dir():
             target = target / artifact.name

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 import zmq
 
 from offrl import address, wire
-from offrl.errors import NoDaemon
+from offrl.errors import InvalidInput, NoDaemon
 
 HANDSHAKE_S = 5.0  # longer than any live daemon's input/output thread needs
 RETRY_S = 0.1  # between two looks for a daemon that went away
@@ -24,7 +24,11 @@ WINDOW = 8  # requests in flight of a stream: 8 MiB of chunks
 _NOT_TWICE = (wire.ControlJob, wire.RemoveDataset)
 _UP = zmq.EVENT_HANDSHAKE_SUCCEEDED
 _DOWN = (
-    zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+    zmq.EVENT_DISCONNECTED
+    | zmq.EVENT_CLOSED
+    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
 )
 
 
@@ -81,6 +85,8 @@ class Connection:
                 except ConnectionLost:
                     if not again:
                         raise
+                    if give_up is not None and time.monotonic() >= give_up:
+                        raise
                     give_up = give_up or time.monotonic() + self.patience
                     self.wait_for_daemon(give_up)
 
@@ -102,7 +108,7 @@ class Connection:
                         more = False
                         break
                     ident = b"%d" % next(self._ids)
-                    self._send(ident, wire.encode_request(request))
+                    self._send(ident, _encoded(request))
                     waiting.append((ident, request))
                 if waiting:
                     ident, request = waiting[0]
@@ -133,7 +139,9 @@ class Connection:
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.IMMEDIATE, 1)
         self._socket.setsockopt(zmq.MAXMSGSIZE, wire.MAX_MESSAGE)
-        self._socket.setsockopt(zmq.SNDTIMEO, 1000)
+        # Never by itself: ZeroMQ would send what is still queued to the new daemon, chunks of a file without those before them.
+        self._socket.setsockopt(zmq.RECONNECT_IVL, -1)
+        self._socket.setsockopt(zmq.SNDTIMEO, 100)
         if self.url.startswith("tcp://["):
             self._socket.setsockopt(zmq.IPV6, 1)
         self._monitor = self._socket.get_monitor_socket(_UP | _DOWN)
@@ -222,6 +230,22 @@ class Connection:
     @property
     def closed(self) -> bool:
         return self._context.closed
+
+
+def _encoded(request: wire.Request) -> bytes:
+    """The message, if the daemon would take it: a larger one makes it drop the connection."""
+    try:
+        body = wire.encode_request(request)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InvalidInput(
+            f"a value of the request cannot be sent: {error}", hint="settings are numbers, texts, true, false, and lists"
+        ) from None
+    if len(body) > wire.MAX_MESSAGE:
+        raise InvalidInput(
+            f"the {request.type} request has {len(body):,} bytes, {wire.MAX_MESSAGE:,} are the limit",
+            hint="fewer or shorter file names or settings",
+        )
+    return body
 
 
 __all__ = ["Connection", "ConnectionLost"]

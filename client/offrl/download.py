@@ -92,6 +92,8 @@ def _parts(connection: Connection, artifact: wire.Artifact) -> Iterator[bytes]:
                 offset += len(reply.data)
                 yield reply.data
         except ConnectionLost:
+            if give_up is not None and time.monotonic() >= give_up:
+                raise
             give_up = give_up or time.monotonic() + connection.patience
             connection.wait_for_daemon(give_up)
 

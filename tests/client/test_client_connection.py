@@ -16,7 +16,7 @@ import zmq
 import offrl
 from offrl import upload, wire
 from offrl.connection import Connection, ConnectionLost
-from offrl.errors import CheckFailed, Conflict, NoDaemon, ProtocolMismatch, Unknown
+from offrl.errors import CheckFailed, Conflict, InvalidInput, NoDaemon, ProtocolMismatch, Unknown
 
 
 class Peer:
@@ -27,7 +27,6 @@ class Peer:
         self.url = f"ipc://{self.folder}/s"
         self.requests: list[bytes] = []
         self._answer, self._comes_back = answer, comes_back
-        self._context = zmq.Context()
         self._stop = threading.Event()
         self._bound = threading.Event()
         self._thread = threading.Thread(target=self._serve, daemon=True)
@@ -40,12 +39,12 @@ class Peer:
     def __exit__(self, *exc_info: object) -> None:
         self._stop.set()
         self._thread.join(10)
-        self._context.term()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _serve(self) -> None:
         while not self._stop.is_set():
-            with self._context.socket(zmq.ROUTER) as socket:
+            # A context of its own: only its end makes sure that the old socket's file is gone before the new one is made.
+            with zmq.Context() as context, context.socket(zmq.ROUTER) as socket:
                 socket.setsockopt(zmq.LINGER, 0)
                 socket.bind(self.url)
                 self._bound.set()
@@ -219,6 +218,20 @@ def test_threads_share_a_client():
         for thread in threads:
             thread.join(30)
         assert done == ["1"] * 200
+
+
+def test_a_request_that_the_daemon_would_drop_is_refused_at_once():
+    with Peer(lambda n, body: PONG) as peer, offrl.Client(peer.url) as client:
+        with pytest.raises(InvalidInput, match="submit request"):
+            client.submit("bc", dataset="d", config={"text": "x" * wire.MAX_MESSAGE})
+        with pytest.raises(InvalidInput, match="cannot be sent"):
+            client.submit("bc", dataset="d", config={"number": 2**70})
+        assert client.ping().version == "1"
+
+
+def test_a_daemon_that_always_drops_the_connection_is_given_up():
+    with Peer(lambda n, body: None) as peer, offrl.Client(peer.url, patience=0.5) as client, pytest.raises(NoDaemon):
+        client.ping()
 
 
 def test_a_closed_client_says_so():
