@@ -182,11 +182,12 @@ def test_an_exported_dataset_can_be_added_again(out, client, dataset, offrl_cli,
 
 
 # ----------------------------------------------------------------------------------------------------------------------- jobs
-def test_submit_prints_the_job_and_with_wait_its_end(dataset, offrl_cli):
+def test_submit_prints_the_job_and_with_wait_its_end(dataset, client, offrl_cli):
     common = ["submit", "discrete_bc", "--dataset", dataset, "--steps", "20", "--runner", "eager"]
     plain = offrl_cli(*common)
     assert plain.status == 0
-    assert plain.out.count("\n") == 1
+    [job] = plain.out.splitlines()
+    client.job(job).cancel()
     as_json = offrl_cli(*common, "--seeds", "0-1", "--set", "batch_size=8", "--wait", "--json")
     assert as_json.status == 0, as_json
     info = as_json.json
@@ -195,7 +196,9 @@ def test_submit_prints_the_job_and_with_wait_its_end(dataset, offrl_cli):
     assert set(info["metrics"]["loss"]) == {"0", "1"}
     assert info["spec"]["config"] == {"batch_size": 8}
     assert info["job"] in as_json.err
-    assert set(offrl_cli(*common, "--json").json) == {"job"}
+    short = offrl_cli(*common, "--json").json
+    assert set(short) == {"job"}
+    client.job(short["job"]).cancel()
 
 
 def test_a_file_given_as_the_dataset_is_imported_once(client, tmp_path, offrl_cli):
@@ -206,7 +209,8 @@ def test_a_file_given_as_the_dataset_is_imported_once(client, tmp_path, offrl_cl
     assert name.startswith("log-")
     assert second.info().dataset == name
     for job in (first, second):
-        job.wait(WAIT_S)
+        job.cancel()
+        job.wait(WAIT_S, check=False)
     (tmp_path / "bad.npz").write_text("nothing")
     ran = offrl_cli("submit", "discrete_bc", "--dataset", tmp_path / "bad.npz")
     assert ran.status == 2
@@ -247,8 +251,10 @@ def test_a_submission_that_makes_no_sense_is_refused(change, error, says, client
 def test_the_same_key_is_the_same_job(client, dataset):
     first = client.submit("discrete_bc", dataset=dataset, steps=5, key="once", runner="eager")
     assert client.submit("discrete_bc", dataset=dataset, steps=5, key="once", runner="eager").id == first.id
-    assert client.submit("discrete_bc", dataset=dataset, steps=5, runner="eager").id != first.id
-    first.wait(WAIT_S)
+    other = client.submit("discrete_bc", dataset=dataset, steps=5, runner="eager")
+    assert other.id != first.id
+    for job in (first, other):
+        job.cancel()
 
 
 def test_status_lists_jobs_and_shows_one(trained, client, offrl_cli):
@@ -369,10 +375,11 @@ def test_what_cannot_be_fetched_is_bad_input(arguments, says, trained, offrl_cli
     assert list(tmp_path.iterdir()) == []
 
 
-def test_submission_in_a_process_of_its_own(daemon, dataset, offrl_process):
+def test_submission_in_a_process_of_its_own(daemon, client, dataset, offrl_process):
     ran = offrl_process(
         "submit", "discrete_bc", "--dataset", dataset, "--steps", "5", "--runner", "eager", "--json", env={"OFFRL_URL": daemon.url}
     )
     assert ran.returncode == 0, ran
     assert set(json.loads(ran.stdout)) == {"job"}
     assert ran.stderr == ""
+    client.job(json.loads(ran.stdout)["job"]).cancel()

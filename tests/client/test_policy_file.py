@@ -7,9 +7,10 @@ import threading
 import numpy as np
 import onnx
 import pytest
+from policy_files import linear_policy, two_field_policy, with_metadata
+
 from offrl.errors import InvalidInput
 from offrl.policy import Policy, session_options
-from policy_files import linear_policy, two_field_policy, with_metadata
 
 WEIGHT = np.array([[1.0, 0.0], [0.5, -2.0], [0.0, 1.0]])
 

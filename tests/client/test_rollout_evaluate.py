@@ -8,10 +8,11 @@ import sys
 import gymnasium
 import numpy as np
 import pytest
+from policy_files import linear_policy, two_field_policy
+
 from offrl.errors import InvalidInput, Unknown
 from offrl.policy import Policy
 from offrl.rollout import Evaluation, evaluate, make_env
-from policy_files import linear_policy, two_field_policy
 
 BALANCE = [[0, 0.1], [0, 0.5], [0, 3.0], [0, 1.0]]  # CartPole: push towards where the pole falls
 SWING = [[0.3], [-1.0], [-0.7]]
