@@ -52,7 +52,8 @@ class Row:
         """The `offrl` command that trains it."""
         settings = [word for setting in self.settings for word in ("--set", setting)]
         return [
-            "submit", self.algorithm, "--dataset", self.dataset, "--steps", str(self.steps), "--seeds", "{}-{}".format(*self.seeds), "--preset", "d3rlpy",
+            "submit", self.algorithm, "--dataset", self.dataset, "--steps", str(self.steps),
+            "--seeds", "{}-{}".format(*self.seeds), "--preset", "d3rlpy",
             *settings, "--eval-env", self.environment[0],
         ]  # fmt: skip
 
