@@ -4,7 +4,7 @@ Each row is one `offrl submit ... --eval-env` with three to ten seeds against a 
 and evaluated again with `offrl evaluate`, which must give the same mean return. About 75 minutes on one core.
 
     python -m benchmarks.scores [--rows hopper] [--out scores.json]
-    python -m benchmarks.scores --table scores.json            only print the table of a finished run
+    python -m benchmarks.scores --table scores.json ...        only print the table of finished runs, seeds of a row joined
 """
 
 from __future__ import annotations
@@ -97,7 +97,8 @@ def measure(row: Row, url: str, folder: Path) -> dict[str, Any]:
         offrl("fetch", result["job"], "--seed", str(seed), "--out", str(policy), url=url)
         fetched.append(offrl("evaluate", str(policy), "--env", row.environment[0], "--episodes", "20", url=url)["return_mean"])
     speed = result["updates_per_second"]
-    return {"row": f"{row.dataset} {row.algorithm}", "trained": trained, "fetched": fetched, "updates_per_second": speed}
+    name = f"{row.dataset} {row.algorithm}"
+    return {"row": name, "seeds": [*seeds], "trained": trained, "fetched": fetched, "updates_per_second": speed}
 
 
 def table(results: list[dict[str, Any]]) -> str:
@@ -106,8 +107,12 @@ def table(results: list[dict[str, Any]]) -> str:
         "| data | algorithm | updates | return per seed | mean | reference | normalised | reference | fetched file gives the same |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    for result in results:
-        row = next(row for row in ROWS if row.dataset + " " + row.algorithm == result["row"])
+    for row in ROWS:
+        parts = [result for result in results if result["row"] == f"{row.dataset} {row.algorithm}"]
+        if not parts:
+            continue
+        parts.sort(key=lambda result: result["seeds"])
+        result = {key: [value for part in parts for value in part[key]] for key in ("trained", "fetched")}
         mean = statistics.mean(result["trained"])
         mine, reference = row.normalised(mean), row.normalised(row.reference)
         short = "" if mine >= reference - LIMIT else " **below**"
@@ -126,10 +131,10 @@ def main() -> None:
     parser.add_argument("--rows", default="", help="only rows whose dataset or algorithm contains this")
     parser.add_argument("--seeds", default="", help="first-last, instead of the rows' own: a seed alone decides its result")
     parser.add_argument("--out", type=Path, help="write the results here as JSON, after every row")
-    parser.add_argument("--table", type=Path, help="print the table of such a file")
+    parser.add_argument("--table", type=Path, nargs="+", help="print the table of such files")
     options = parser.parse_args()
     if options.table:
-        print(table(json.loads(options.table.read_text())))
+        print(table([result for path in options.table for result in json.loads(path.read_text())]))
         return
     results: list[dict[str, Any]] = []
     chosen = [row for row in ROWS if options.rows in f"{row.dataset} {row.algorithm}"]

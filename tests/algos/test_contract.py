@@ -5,13 +5,16 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+import offrl
 from offrl.errors import Unknown
 from offrld import settings
 from offrld.algos import ALGORITHMS, get
 from offrld.engine import Learner
+from offrld.export.onnx import export_policy
 
 ALL = list(ALGORITHMS.values())
 UPDATES = 5
@@ -73,6 +76,22 @@ def test_the_policy_takes_any_batch_and_gives_actions_of_the_right_form(algorith
             assert action.dtype == torch.float32
             assert action.shape == (size, 2)
             assert action.abs().max() <= 2.0
+
+
+@names
+def test_its_policy_file_acts_as_the_network_does(algorithm, store_for, tmp_path):
+    learner = Learner.create(algorithm, algorithm.configure({"batch_size": 16}), store_for(algorithm))
+    learner.run(3)
+    module, path = learner.policy(0), tmp_path / "policy.onnx"
+    difference = export_policy(
+        module, path, observation=("float32", (3,)), discrete=algorithm.actions == "discrete", metadata={"space": learner.space}
+    )
+    assert difference < 1e-5
+    observations = np.random.default_rng(0).normal(size=(9, 3)).astype(np.float32)
+    expected = module(torch.from_numpy(observations)).numpy()
+    policy = offrl.Policy(path)
+    np.testing.assert_allclose(policy.predict(observations), expected, atol=1e-5)
+    np.testing.assert_allclose(policy.act(observations[4]), expected[4], atol=1e-5)
 
 
 @names
