@@ -80,36 +80,77 @@ def compile_limit(folder: Path) -> Any:
     return ctypes.CDLL(str(folder / "limit.so")).copy
 
 
-def compare(store: EpisodeStore, size: int, batches: int, rounds: int, copy: Any, n_steps: int = 1, stack: int = 1) -> dict[str, float]:
-    """Ours against copies of as many rows. Stacks: the frames of observation and next observation together, as ours does."""
-    sampler = store.transitions(size, seed=0, n_steps=n_steps, frame_stack=stack)
-    observation, action, reward = (store.column(name) for name in ("observation", "action", "reward"))
-    frames = stack + 1 if stack > 1 else 1
-    parts = [(observation, frames), (action, 1)] + [(reward[i:], 1) for i in range(n_steps)]
-    if stack == 1:
-        parts.append((observation[n_steps:], 1))  # the next observation
-    outs = [np.zeros((size, count, *column.shape[1:]), column.dtype) for column, count in parts]
-    rows = np.random.default_rng(0).integers(0, len(reward) - frames - n_steps, (batches * rounds, size))
-    pointers, numbers = ctypes.c_void_p * len(parts), ctypes.c_long * len(parts)
-    sources, targets = pointers(*[column.ctypes.data for column, _ in parts]), pointers(*[out.ctypes.data for out in outs])
-    widths, counts = numbers(*[column[0].nbytes for column, _ in parts]), numbers(*[count for _, count in parts])
-    start, stride = rows.ctypes.data, rows.strides[0]
+class Limit:
+    """Copies of random rows: call k copies rows[k] of each (column, rows taken, rows on from the row drawn)."""
 
-    def limit(k: int) -> None:
-        copy(ctypes.c_void_p(start + k * stride), ctypes.c_long(size), ctypes.c_long(len(parts)), sources, targets, widths, counts)
+    def __init__(self, copy: Any, rows: np.ndarray, parts: list[tuple[np.ndarray, int, int]]) -> None:
+        self._copy, self._rows, self._parts = copy, rows, [(column[shift:], count) for column, count, shift in parts]
+        size, n = rows.shape[1], len(parts)
+        self._outs = [np.zeros((size, count, *column.shape[1:]), column.dtype) for column, count in self._parts]
+        pointers, numbers = ctypes.c_void_p * n, ctypes.c_long * n
+        self._arguments = (ctypes.c_long(size), ctypes.c_long(n), pointers(*[column.ctypes.data for column, _ in self._parts]),
+                           pointers(*[out.ctypes.data for out in self._outs]), numbers(*[column[0].nbytes for column, _ in self._parts]),
+                           numbers(*[count for _, count in self._parts]))
+        self._start, self._stride = rows.ctypes.data, rows.strides[0]
 
-    def take(k: int) -> None:
-        for (column, count), out in zip(parts, outs, strict=True):
+    def __call__(self, k: int) -> None:
+        if self._copy is not None:
+            self._copy(ctypes.c_void_p(self._start + k * self._stride), *self._arguments)
+            return
+        for (column, count), out in zip(self._parts, self._outs, strict=True):
             for j in range(count):
-                np.take(column, rows[k] + j, axis=0, out=out[:, j], mode="clip")
+                np.take(column, self._rows[k] + j, axis=0, out=out[:, j], mode="clip")
 
-    return measure({"ours": lambda _: sampler.sample(), "limit": take if copy is None else limit}, batches, rounds)
+
+def columns(store: EpisodeStore) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return store.column("observation"), store.column("action"), store.column("reward")
+
+
+def rows_of(store: EpisodeStore, batches: int, size: int, margin: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, len(store.column("reward")) - margin, (batches, size))
+
+
+def compare(store: EpisodeStore, size: int, batches: int, rounds: int, copy: Any, n_steps: int = 1, stack: int = 1,
+            **options: Any) -> dict[str, float]:
+    """Ours against copies of as many rows. Stacks: the frames of observation and next observation together, as ours does."""
+    sampler = store.transitions(size, seed=0, n_steps=n_steps, frame_stack=stack, **options)
+    observation, action, reward = columns(store)
+    frames = stack + 1 if stack > 1 else 1
+    parts = [(observation, frames, 0), (action, 1, 0)] + [(reward, 1, i) for i in range(n_steps)]
+    if stack == 1:
+        parts.append((observation, 1, n_steps))  # the next observation
+    limit = Limit(copy, rows_of(store, batches * rounds, size, frames + n_steps), parts)
+    return measure({"ours": lambda _: sampler.sample(), "limit": limit}, batches, rounds)
+
+
+def compare_windows(store: EpisodeStore, size: int, length: int, batches: int, rounds: int, copy: Any) -> dict[str, float]:
+    """Windows against copies of the same rows of observation, action and reward."""
+    sampler = store.windows(size, length, seed=0)
+    limit = Limit(copy, rows_of(store, batches * rounds, size, length), [(column, length, 0) for column in columns(store)])
+    return measure({"ours": lambda _: sampler.sample(), "limit": limit}, batches, rounds)
+
+
+def compare_prioritized(store: EpisodeStore, size: int, batches: int, rounds: int, copy: Any) -> dict[str, float]:
+    """Sampling and updating all of a batch, against the copies of the transitions alone."""
+    sampler = store.prioritized(size, seed=0)
+    observation, action, reward = columns(store)
+    noise = np.random.default_rng(0)
+    sampler.update(np.arange(sampler.transition_count), noise.random(sampler.transition_count), numbers=True)
+    priorities = noise.random((16, size)).astype(np.float32)
+
+    def ours(k: int) -> None:
+        sampler.update(sampler.sample().index, priorities[k % 16])
+
+    parts = [(observation, 1, 0), (action, 1, 0), (reward, 1, 0), (observation, 1, 1)]
+    limit = Limit(copy, rows_of(store, batches * rounds, size, 2), parts)
+    return measure({"ours": ours, "limit": limit}, batches, rounds)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="smaller stores and fewer rounds")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--peers", metavar="PYTHON", help="the Python of an environment with d3rlpy, cpprb, stable-baselines3, torchrl")
     arguments = parser.parse_args()
     transitions, count, rounds = (100_000, 5_000, 5) if arguments.quick else (1_000_000, 100_000, 21)
     results: dict[str, dict[str, float]] = {}
@@ -129,18 +170,29 @@ def main() -> None:
         results["256 transitions"] = compare(store, 256, 300, rounds, copy)
         results["256 transitions, n = 3"] = compare(store, 256, 300, rounds, copy, n_steps=3)
         results["4096 transitions"] = compare(store, 4096, 30, rounds, copy)
+        results["256 transitions in epochs"] = compare(store, 256, 300, rounds, copy, replacement=False)
+        results["256 transitions with returns"] = compare(store, 256, 300, rounds, copy, returns=True)
+        results["64 windows of 20"] = compare_windows(store, 64, 20, 300, rounds, copy)
+        results["prioritized 256: sample + update"] = compare_prioritized(store, 256, 300, rounds, copy)
         store = frames(Path(folder) / "frames", count, 500)
         store.column("observation")[:].max()
         results["32 stacks of 4 of 84x84, with next"] = compare(store, 32, 100, rounds, copy, stack=4)
     noise = np.empty(1536, np.float32)
     results["1536 normal numbers"] = measure({"ours": lambda k: rng.normal(0, k, 1, noise)}, 300, rounds)
+    if arguments.peers:
+        script = Path(__file__).parent / "peers" / "store_peers.py"
+        answer = subprocess.run([arguments.peers, script, str(transitions)], check=True, stdout=subprocess.PIPE, text=True).stdout
+        for peer, works in json.loads(answer.splitlines()[-1]).items():
+            for name, value in works.items():
+                results[name][peer] = value
     if arguments.json:
         print(json.dumps({"kernels": kernels().NAME, "results": results}))
         return
     print(f"kernels: {kernels().NAME}; median us per batch; limit: the same rows by memcpy")
     for name, values in results.items():
         beside = f"   limit {values['limit']:9.1f}   ratio {values['ours'] / values['limit']:.2f}" if "limit" in values else ""
-        print(f"{name:45s} ours {values['ours']:9.1f}{beside}")
+        peers = "".join(f"   {peer} {value:.0f}" for peer, value in values.items() if peer not in ("ours", "limit"))
+        print(f"{name:45s} ours {values['ours']:9.1f}{beside}{peers}")
 
 
 if __name__ == "__main__":

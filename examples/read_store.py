@@ -1,7 +1,9 @@
 """Read an episode store with NumPy alone: `python examples/read_store.py STORE` prints one line per episode."""
 
 import json
+import struct
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +16,18 @@ def read_store(path):
     """Yield (columns of the episode as a dict of arrays, terminated) for each episode; the arrays are views of the mapped files."""
     path = Path(path)
     schema = json.loads((path / "schema.json").read_text())
-    records = np.fromfile(path / "episodes.log", RECORD)[1:]  # the first 64 bytes are the header
+    log = (path / "episodes.log").read_bytes()  # the first 64 bytes are the header; of its two slots the later one counts
+    slots = [struct.unpack_from("<qq4xI", log, at) for at in (16, 40)]
+    oldest = max((committed, kept) for (kept, committed, crc), at in zip(slots, (16, 40), strict=True)
+                if crc == zlib.crc32(log[:16] + log[at:at + 20]))[1]  # a bounded store has given the rows before this episode back
+    records = np.frombuffer(log, RECORD, count=len(log) // 64)[1:]
     rows = int(records["first_row"][-1] + records["steps"][-1]) + 1 if len(records) else 0
     columns = {}
     for column in schema["columns"]:
         if rows:
             columns[column["column"]] = np.memmap(path / "columns" / f"{column['column']}.bin", column["dtype"], "r",
                                                   shape=(rows, *column["shape"]))
-    for first, steps, flags in zip(records["first_row"], records["steps"], records["flags"], strict=True):
+    for first, steps, flags in records[["first_row", "steps", "flags"]][oldest:]:
         observed = steps + 1 - (flags >> 1 & 1)  # T+1 observations, or T where the final one is missing
         yield {name: rows[first:first + (observed if name.startswith("observation") else steps)]
                for name, rows in columns.items()}, bool(flags & 1)

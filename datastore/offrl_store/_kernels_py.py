@@ -5,6 +5,7 @@ Random numbers agree bit for bit (same float32 operations in the same order), so
 
 from __future__ import annotations
 
+import math
 import zlib
 
 import numpy as np
@@ -104,19 +105,145 @@ def crc32_rows(rows: np.ndarray, width: int, out: np.ndarray) -> None:
         out[i] = zlib.crc32(row[:width])
 
 
-class Transitions:
-    """Draws transitions and fills arrays from columns. One object per sampler; the arrays are filled again by every call.
+# --- Orders without a table -----------------------------------------------------------------------------------------------------
 
-    table int64 [E+1, 4]: per episode the number of its first transition, its first row, its transitions, and T if it terminated,
-    else -1; the last line holds the total. guide int32: guide[u >> shift] is the episode of the first transition of that bucket.
+ROUNDS = 10
+
+
+def permute(seed: int, epoch: int, stream: int, total: int, first: int, out: np.ndarray) -> None:
+    """Fill ``out`` int64 with elements first .. first+n-1 of a permutation of 0 .. total-1 that (seed, epoch, stream) choose.
+
+    A Feistel network of ROUNDS rounds on the pairs (left < a, right < b), a = ceil(sqrt(total)), b = ceil(total / a), whose numbers are
+    left * b + right; one beyond total goes through again (Black and Rogaway 2002, "Ciphers with arbitrary finite domains", cycle walking).
+    Round r adds a hash of one half to the other, modulo its size; its keys are words 2r and 2r+1 of the Philox blocks of (seed, epoch).
+    """
+    if total == 1:
+        out[:] = 0
+        return
+    keys = _blocks(seed, epoch, stream, 2 * ROUNDS).reshape(-1)
+    a, b = (np.uint64(side) for side in sides(total))
+    numbers = np.arange(first, first + len(out), dtype=np.uint64)
+    out[:] = total
+    while (due := out >= total).any():
+        left, right = numbers[due] // b, numbers[due] % b
+        for r in range(ROUNDS):
+            if r % 2:
+                right = right + _reduced(left, keys[2 * r], keys[2 * r + 1], b)
+                right = np.where(right >= b, right - b, right)
+            else:
+                left = left + _reduced(right, keys[2 * r], keys[2 * r + 1], a)
+                left = np.where(left >= a, left - a, left)
+        numbers[due] = left * b + right
+        out[:] = numbers
+
+
+def sides(total: int) -> tuple[int, int]:
+    """The sizes (a, b) of the two halves of ``permute``."""
+    a = math.isqrt(total - 1) + 1
+    return a, -(-total // a)
+
+
+def _reduced(x: np.ndarray, key: np.uint32, other: np.uint32, size: np.uint64) -> np.ndarray:
+    """A hash of x below ``size``: 32 bits mixed under the two keys, multiplied by the size, the high 32 bits."""
+    h = (x ^ np.uint64(key)) * np.uint64(0x9E3779B1) & MASK
+    h = (h ^ (h >> np.uint64(15))) + np.uint64(other) & MASK
+    h = h * np.uint64(0x85EBCA6B) & MASK
+    h = (h ^ (h >> np.uint64(13))) * np.uint64(0xC2B2AE35) & MASK
+    h ^= h >> np.uint64(16)
+    return h * size >> SHIFT
+
+
+# --- Returns --------------------------------------------------------------------------------------------------------------------
+
+
+class Returns:
+    """Discounted sums of the rewards from a row to its episode's end, float64, G = r + gamma G of the next row.
+
+    spans int64 [E, 2]: first row and T of each episode. marks float64, zeros: the compiled kernel keeps G of every 16th row there, row
+    16 (base + j) in marks[j], and adds up to 15 rewards to it; this one keeps every G instead.
     """
 
-    def __init__(self, table, guide, shift, powers, reward, reward_out, terminal_out, discount_out, index_out):
-        self.table, self.guide, self.shift, self.total = table, guide, shift, int(table[-1, 0])
-        self.powers, self.steps = powers, len(powers) - 1  # gamma^0 .. gamma^n, float64
-        self.reward = reward
-        self.reward_out, self.terminal_out, self.discount_out, self.index_out = reward_out, terminal_out, discount_out, index_out
+    def __init__(self, spans, reward, gamma, marks, base):
+        first, steps = spans[:, 0], spans[:, 1]
+        self.start = int(first.min())
+        self.sums = np.zeros(int((first + steps).max()) - self.start + 1)
+        value = np.zeros(len(spans))
+        for t in range(int(steps.max()) - 1, -1, -1):
+            on = steps > t
+            value[on] = reward[first[on] + t].astype(np.float64) + gamma * value[on]
+            self.sums[first[on] + t - self.start] = value[on]
+
+    def at(self, rows):
+        return self.sums[rows - self.start]
+
+
+def lambda_returns(rewards: np.ndarray, values: np.ndarray, discounts: np.ndarray, decay: float, out: np.ndarray) -> None:
+    """Fill ``out`` [B, L], all float32: G_t = r_t + d_t ((1 - decay) v_t + decay G_{t+1}), v_t of the next state; after the end G = v.
+    Sums are in float64.
+    """
+    following = values[:, -1].astype(np.float64)
+    for t in range(rewards.shape[1] - 1, -1, -1):
+        mixed = (1.0 - decay) * values[:, t].astype(np.float64) + decay * following
+        following = rewards[:, t].astype(np.float64) + discounts[:, t].astype(np.float64) * mixed
+        out[:, t] = following
+
+
+# --- Samplers -------------------------------------------------------------------------------------------------------------------
+
+
+class Gatherer:
+    """Draws transitions by number and fills the arrays of a batch with what belongs to them. One object per sampler.
+
+    table int64 [E+1, 4]: per episode the number of its first transition, its first row, its transitions, and T if it terminated,
+    else -T; the last line holds the total. guide int32: guide[u >> shift] is the episode of the first transition of that bucket.
+    Each way of drawing fills the samples start .. start+count-1 of the batch, by default all.
+    """
+
+    def __init__(self, table, guide, shift, size):
+        self.table, self.guide, self.shift, self.total, self.size = table, guide, shift, int(table[-1, 0]), size
         self.operations = []
+
+    def sample(self, seed, step, stream, start=0, count=-1):
+        """Draws uniformly, with repetitions."""
+        numbers = np.empty(self._count(start, count), np.int64)
+        draw(seed, step, stream, self.total, numbers)
+        self._fill(numbers, slice(start, start + len(numbers)))
+
+    def sample_order(self, seed, epoch, stream, first, start=0, count=-1):
+        """Takes the elements first .. of the permutation of an epoch."""
+        count = self._count(start, count)
+        if first < 0 or first + count > self.total:
+            raise ValueError("the epoch is over")
+        numbers = np.empty(count, np.int64)
+        permute(seed, epoch, stream, self.total, first, numbers)
+        self._fill(numbers, slice(start, start + count))
+
+    def gather(self, numbers, start=0):
+        """Takes these transitions, numbered from 0 over the sampler's episodes. Raises IndexError."""
+        self._count(start, len(numbers))
+        if len(numbers) and (numbers.min() < 0 or numbers.max() >= self.total):
+            raise IndexError("a transition number is out of range")
+        self._fill(numbers, slice(start, start + len(numbers)))
+
+    def _count(self, start, count):
+        if start < 0 or count < -1 or start + max(count, 0) > self.size:
+            raise ValueError("the batch has no such samples")
+        return self.size - start if count < 0 else count
+
+    def _find(self, numbers):
+        """The episode and the time step within it of each transition."""
+        episode = np.searchsorted(self.table[:-1, 0], numbers, side="right") - 1
+        return episode, numbers - self.table[episode, 0]
+
+
+class Transitions(Gatherer):
+    """Fills reward, terminal, discount float32 [B], index int64 [B] and the columns added."""
+
+    def __init__(self, table, guide, shift, powers, reward, reward_out, terminal_out, discount_out, index_out):
+        super().__init__(table, guide, shift, len(index_out))
+        self.powers, self.steps = powers, len(powers) - 1  # gamma^0 .. gamma^n, float64
+        self.reward, self.returns = reward, None
+        self.reward_out, self.terminal_out, self.discount_out, self.index_out = reward_out, terminal_out, discount_out, index_out
 
     def add_copy(self, source, out, count, at_next, repeat_first):
         """Fill ``out`` uint8 [B, count * row bytes] with the ``count`` rows of ``source`` uint8 [rows, row bytes] that end at the
@@ -128,37 +255,164 @@ class Transitions:
         """Fill ``out`` int64 [B, width] from ``source`` [rows, width] of any integer dtype."""
         self.operations.append((source, out, 1, at_next, False, True))
 
-    def sample(self, seed, step, stream):
-        numbers = np.empty(len(self.index_out), np.int64)
-        draw(seed, step, stream, self.total, numbers)
-        self.gather(numbers)
+    def add_returns(self, returns, out, remaining, last, failure):
+        """Fill ``out`` float32 [B] with the returns of the transitions' rows and ``remaining`` int64 [B] with the number of rewards in
+        them. last int64 [E]: time step of the last reward that counts; after it the return is ``failure``, of one reward.
+        """
+        self.returns = (returns, out, remaining, last, failure)
 
-    def gather(self, numbers):
-        """Fill the arrays with these transitions, numbered from 0 over the sampler's episodes. Raises IndexError."""
-        if len(numbers) and (numbers.min() < 0 or numbers.max() >= self.total):
-            raise IndexError("a transition number is out of range")
-        episode = np.searchsorted(self.table[:-1, 0], numbers, side="right") - 1
-        start, first, limit, terminal = self.table[episode].T
-        t = numbers - start
+    def _fill(self, numbers, part):
+        episode, t = self._find(numbers)
+        first, limit, terminal = self.table[episode, 1:].T
         used = np.minimum(self.steps, limit - t)
         row, after = first + t, first + t + used
         total = np.zeros(len(numbers))
         for k in range(int(used.max(initial=0))):
             reward = self.reward[np.minimum(row + k, after - 1)].astype(np.float64)
             total += np.where(k < used, self.powers[k] * reward, 0.0)
-        self.reward_out[:] = total
-        self.terminal_out[:] = t + used == terminal
-        self.discount_out[:] = self.powers[used]
-        self.index_out[:] = row
-        for source, out, count, at_next, repeat_first, whole in self.operations:
-            last = after if at_next else row
-            if whole:
-                out[:] = source[last]
-                continue
-            width = source.shape[1]
-            for k in range(count):
-                at = last - (count - 1 - k)
-                part = source[np.maximum(at, first)]
-                if not repeat_first:
-                    part[at < first] = 0
-                out[:, k * width:(k + 1) * width] = part
+        self.reward_out[part] = total
+        self.terminal_out[part] = t + used == terminal
+        self.discount_out[part] = self.powers[used]
+        self.index_out[part] = row
+        if self.returns is not None:
+            returns, out, remaining, last, failure = self.returns
+            failed = t > last[episode]
+            out[part] = np.where(failed, failure, returns.at(row))
+            remaining[part] = np.where(failed, 1, abs(terminal) - t)
+        for source, out, count, at_next, repeat_first, is_whole in self.operations:
+            end = after if at_next else row
+            if is_whole:
+                out[part] = source[end]
+            else:
+                out[part] = _stack(source, end, first, count, repeat_first)
+
+
+class Windows(Gatherer):
+    """Fills the windows of L steps that end at the transitions: reward, mask, returns, terminal float32 [B, L], timesteps int64 [B, L],
+    index int64 [B] (row of the last step) and the columns added. Steps before the episode are zeros.
+    """
+
+    def __init__(self, table, guide, shift, reward, returns, reward_out, mask_out, returns_out, terminal_out, timesteps_out, index_out):
+        super().__init__(table, guide, shift, len(index_out))
+        self.reward, self.returns, self.length = reward, returns, reward_out.shape[1]
+        self.reward_out, self.mask_out, self.returns_out, self.terminal_out = reward_out, mask_out, returns_out, terminal_out
+        self.timesteps_out, self.index_out = timesteps_out, index_out
+
+    def add_copy(self, source, out, count, repeat_first):
+        """Fill ``out`` uint8 [B, L * count * row bytes]: at each step the ``count`` rows that end there. Rows before the episode as in
+        Transitions.
+        """
+        self.operations.append((source, out, count, repeat_first, False))
+
+    def add_int64(self, source, out):
+        """Fill ``out`` int64 [B, L * width] from ``source`` [rows, width] of any integer dtype."""
+        self.operations.append((source, out, 1, False, True))
+
+    def _fill(self, numbers, part):
+        episode, end = self._find(numbers)
+        t = end[:, None] + np.arange(1 - self.length, 1)  # [B, L]
+        first, terminal = self.table[episode, 1, None], self.table[episode, 3, None]
+        real = t >= 0
+        rows = first + np.maximum(t, 0)
+        self.mask_out[part] = real
+        self.timesteps_out[part] = np.where(real, t + 1, 0)
+        self.terminal_out[part] = real & (t + 1 == terminal)
+        self.reward_out[part] = np.where(real, self.reward[rows], 0)
+        self.returns_out[part] = np.where(real, self.returns.at(rows), 0)
+        self.index_out[part] = rows[:, -1]
+        for source, out, count, repeat_first, is_whole in self.operations:
+            if is_whole:
+                values = source[rows]
+            else:
+                values = _stack(source, rows.reshape(-1), np.broadcast_to(first, rows.shape).reshape(-1), count, repeat_first)
+                values = values.reshape(*rows.shape, -1)
+            values[~real] = 0
+            out[part] = values.reshape(len(numbers), -1)
+
+
+def _stack(source, end, first, count, repeat_first):
+    """uint8 [n, count * width]: the ``count`` rows that end at ``end``; those before ``first`` are zeros, or the row ``first``."""
+    width = source.shape[1]
+    out = np.empty((len(end), count * width), np.uint8)
+    for k in range(count):
+        at = end - (count - 1 - k)
+        rows = source[np.maximum(at, first)]
+        if not repeat_first:
+            rows[at < first] = 0
+        out[:, k * width:(k + 1) * width] = rows
+    return out
+
+
+# --- Priorities -----------------------------------------------------------------------------------------------------------------
+
+WIDE = 8  # children of a node: a cache line of float64
+
+
+def tree_levels(count: int) -> list[int]:
+    """Lengths of the levels of the sum tree, leaves first; each is a multiple of WIDE but the root's, which is 1."""
+    levels = [-(-count // WIDE) * WIDE]
+    while levels[-1] > WIDE:
+        levels.append(-(-(levels[-1] // WIDE) // WIDE) * WIDE)
+    return [*levels, 1]
+
+
+class SumTree:
+    """Priorities (raised to alpha) as the leaves of a tree of sums, so that drawing and changing cost its height.
+
+    nodes float64 [sum(tree_levels(count))], zeros: the levels one after the other, leaves first.
+    """
+
+    def __init__(self, nodes, count):
+        self.count, self.levels = count, []
+        for length in tree_levels(count):
+            self.levels.append(nodes[:length])
+            nodes = nodes[length:]
+
+    def total(self):
+        return float(self.levels[-1][0])
+
+    def build(self):
+        """Sum up the leaves after they were set from outside."""
+        for below, above in zip(self.levels, self.levels[1:], strict=False):
+            self._sums(below, above, np.arange(len(below) // WIDE))
+
+    def sample(self, seed, step, stream, beta, numbers, weights):
+        """Draw one leaf of each of n equal shares of the total (Schaul et al. 2016, "Prioritized experience replay"), the place in it from
+        53 bits. Weights: (least priority drawn / priority)^beta, float32.
+        """
+        n = len(numbers)
+        place = np.empty(n, np.int64)
+        draw(seed, step, stream, 1 << 53, place)
+        value = (np.arange(n) + place * 2.0**-53) * (self.levels[-1][0] / n)
+        node = np.zeros(n, np.int64)
+        for level in self.levels[-2::-1]:
+            node = np.minimum(node, len(level) // WIDE - 1)  # rounding may lead past the last node
+            before, chosen, sums = np.zeros(n), np.zeros(n, np.int64), np.zeros(n)
+            for child in range(WIDE - 1):
+                sums = sums + level[node * WIDE + child]
+                over = value >= sums
+                chosen += over
+                before = np.where(over, sums, before)
+            value = value - before
+            node = node * WIDE + chosen
+        numbers[:] = np.minimum(node, self.count - 1)
+        drawn = self.levels[0][numbers]
+        weights[:] = (drawn.min() / drawn) ** beta
+
+    def update(self, numbers, priorities, alpha, eps):
+        """Set leaves to (priority + eps)^alpha; of a number given twice the last counts. Returns the highest priority given."""
+        for number, leaf in zip(numbers, (priorities + eps) ** alpha, strict=True):
+            self.levels[0][number] = leaf
+        nodes = numbers
+        for below, above in zip(self.levels, self.levels[1:], strict=False):
+            nodes = nodes // WIDE
+            self._sums(below, above, nodes)
+        return float(priorities.max())
+
+    @staticmethod
+    def _sums(below, above, nodes):
+        children = below.reshape(-1, WIDE)[nodes]
+        sums = children[:, 0].copy()
+        for child in range(1, WIDE):
+            sums += children[:, child]
+        above[nodes] = sums

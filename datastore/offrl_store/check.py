@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import zlib
 
 from . import format as layout
+from . import staging
 from .errors import OffrlError
+from .meta import META_FILE, scan
+from .stats import STATS_FILE
+from .stats import load as load_stats
 from .store import EpisodeStore
 
 
@@ -17,13 +22,15 @@ def check(path: str | os.PathLike[str]) -> list[str]:
     except OffrlError as error:
         return [str(error)]
     problems = []
-    table, chain = store.episode_table, layout.chain_start(store.schema)
+    table, chain = store._table, layout.chain_start(store.schema)
     for number, record in enumerate(table):
         first, rows = int(record["first_row"]), int(record["steps"]) + 1
         _, chain = layout.dump_record(first, rows - 1, record["return"], record["flags"], record["data_crc"], chain)
         if record["chain"].tobytes() != chain:
             problems.append(f"{layout.LOG_FILE}: the chain breaks at episode {number}")
             chain = record["chain"].tobytes()
+        if number < store.first:
+            continue  # evicted: its rows are gone
         checksum = 0
         for column in store.schema.columns:
             checksum = zlib.crc32(store.column(column.name)[first:first + rows], checksum)
@@ -35,4 +42,14 @@ def check(path: str | os.PathLike[str]) -> list[str]:
         problems.append(f"{layout.LOG_FILE}: one of the two slots of the header is damaged, which the next writer repairs")
     if log.torn:
         problems.append(f"{layout.LOG_FILE}: {log.torn} bytes of an unfinished write at the end, which the next writer cuts off")
+    for file in staging.files(store.path):
+        episode, _, torn = staging.load(staging.Layout(store.schema, layout.chain_start(store.schema), file.parent), file)
+        if torn:
+            kept = "no step" if episode is None else f"{episode.steps} steps"
+            problems.append(f"open/{file.name}: {torn} bytes do not fit their checksum; {kept} before them can be recovered")
+    with contextlib.suppress(FileNotFoundError):
+        numbers = [number for _, number, _ in scan((store.path / META_FILE).read_bytes())]
+        problems += [f"{META_FILE}, line {line}: it does not fit its checksum" for line, number in enumerate(numbers, 1) if number is None]
+    if (store.path / STATS_FILE).exists() and load_stats(store) is None:
+        problems.append(f"{STATS_FILE} is damaged; it is computed anew when asked for")
     return problems

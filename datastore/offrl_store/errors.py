@@ -62,6 +62,12 @@ class StoreCorrupt(OffrlError):
     code = "store_corrupt"
 
 
+class SnapshotEvicted(StoreCorrupt):
+    """Episodes that a reader of a bounded store relies on were given back to the file system."""
+
+    code = "snapshot_evicted"
+
+
 class StoreLocked(OffrlError):
     """Another writer has the store open."""
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import struct
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,7 @@ TERMINATED, FINAL_MISSING = 1, 2  # bits of a record's flags
 # fewer valid records than that means damage, while anything invalid beyond it is the torn tail of an unfinished write. The two slots
 # are written in turn, so that a torn one leaves the other; of the valid ones that with the higher `committed` counts.
 SLOT = np.dtype([
-    ("first", "<i8"),       # number of the oldest episode kept: 0 in this version
+    ("first", "<i8"),       # number of the oldest episode kept: above 0 once a bounded store has evicted some
     ("committed", "<i8"),   # episodes known to be durable
     ("reserved", "V4"),     # zeros
     ("crc", "<u4"),         # CRC-32 of the header's first 16 bytes and the 20 bytes before
@@ -51,8 +53,9 @@ RECORD = np.dtype([
 ])
 SIZE = RECORD.itemsize
 _FIXED = HEADER.fields["slots"][1]
-_CHAINED = RECORD.fields["chain"][1]
 _CHECKED = RECORD.fields["crc"][1]
+_RECORD_START = struct.Struct("<qqdII12s")  # a record up to its chain
+_SLOT_START = struct.Struct("<qq4s")         # a slot up to its checksum
 
 
 def column_path(path: Path, column: str) -> Path:
@@ -66,14 +69,18 @@ def _canonical(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
 
 
-def dump_schema(schema: Schema) -> bytes:
-    body = {"format": "offrl-store", "version": VERSION, **schema.to_json()}
+def dump_schema(schema: Schema, limit: Mapping[str, int] | None = None) -> bytes:
+    """schema.json; ``limit`` of a bounded store is {"transitions": n} or {"bytes": n}."""
+    body = {"format": "offrl-store", "version": VERSION, **schema.to_json(), **({"limit": dict(limit)} if limit else {})}
     body["crc"] = zlib.crc32(_canonical(body))
     return (json.dumps(body, indent=1) + "\n").encode()
 
 
-def load_schema(path: Path) -> Schema:
-    """Read schema.json. Raises StoreNotFound without one, StoreCorrupt for a damaged one or one of another version."""
+def load_schema(path: Path) -> tuple[Schema, dict[str, int]]:
+    """Read schema.json: the fields, and the limit of a bounded store.
+
+    Raises StoreNotFound without one, StoreCorrupt for a damaged one or one of another version.
+    """
     file = path / SCHEMA_FILE
     try:
         raw = file.read_bytes()
@@ -91,8 +98,11 @@ def load_schema(path: Path) -> Schema:
     if crc != zlib.crc32(_canonical(body)):
         raise StoreCorrupt(f"{file} is damaged: its checksum does not fit", hint="restore the file from a copy")
     try:
-        return Schema.from_json(body)
-    except (InvalidSchema, KeyError, TypeError, ValueError) as error:
+        limit = {str(name): int(value) for name, value in body.get("limit", {}).items()}
+        if set(limit) - {"transitions", "bytes"} or any(value < 1 for value in limit.values()):
+            raise ValueError(f"the limit {limit} is unknown")
+        return Schema.from_json(body), limit
+    except (InvalidSchema, KeyError, TypeError, ValueError, AttributeError) as error:
         raise StoreCorrupt(f"{file} is damaged: {error}") from error
 
 
@@ -109,16 +119,17 @@ def slot_offset(slot: int) -> int:
 
 
 def dump_slot(committed: int, first: int = 0) -> bytes:
-    slot = np.zeros((), SLOT)
-    slot["first"], slot["committed"] = first, committed
-    raw = slot.tobytes()[:-4]
-    return raw + zlib.crc32(raw, zlib.crc32(dump_header_start())).to_bytes(4, "little")
+    raw = _SLOT_START.pack(first, committed, b"")
+    return raw + zlib.crc32(raw, _HEADER_CRC).to_bytes(4, "little")
 
 
 def dump_header_start() -> bytes:
     header = np.zeros((), HEADER)
     header["magic"], header["version"], header["record_size"] = MAGIC, VERSION, SIZE
     return header.tobytes()[:_FIXED]
+
+
+_HEADER_CRC = zlib.crc32(dump_header_start())
 
 
 def dump_header() -> bytes:
@@ -128,9 +139,7 @@ def dump_header() -> bytes:
 
 def dump_record(first_row: int, steps: int, ret: float, flags: int, data_crc: int, chain: bytes) -> tuple[bytes, bytes]:
     """One record and the chain after it."""
-    record = np.zeros((), RECORD)
-    record["first_row"], record["steps"], record["return"], record["flags"], record["data_crc"] = first_row, steps, ret, flags, data_crc
-    raw = record.tobytes()[:_CHAINED]
+    raw = _RECORD_START.pack(first_row, steps, ret, flags, data_crc, b"")
     chain = hashlib.sha256(chain + raw).digest()[:16]
     raw += chain
     return raw + zlib.crc32(raw).to_bytes(4, "little"), chain
@@ -155,7 +164,7 @@ class Log:
 
 def read_log(descriptor: int, file: Path, schema: Schema, known: np.ndarray | None = None) -> Log:
     """Read and check the log; ``known`` records are taken as read. Raises StoreCorrupt. Never changes the file."""
-    first, committed, slot, slots_valid = _read_header(descriptor, file)
+    first, committed, slot, slots_valid = read_header(descriptor, file)
     size = os.fstat(descriptor).st_size
     start = 0 if known is None else len(known)
     if size < SIZE * (1 + start):
@@ -164,7 +173,7 @@ def read_log(descriptor: int, file: Path, schema: Schema, known: np.ndarray | No
     found = np.frombuffer(raw, RECORD, count=len(raw) // SIZE)
     row = 0 if not start else int(known["first_row"][-1] + known["steps"][-1]) + 1
     valid = _valid_prefix(found, row)
-    table = found[:valid] if not start else np.concatenate([known, found[:valid]])
+    table = found[:valid] if not start else _extended(known, found[:valid])
     if len(table) < committed:
         raise StoreCorrupt(f"{file}: record {len(table)} is damaged or cut, {committed} episodes were committed",
                            hint="restore the store from a copy")
@@ -175,7 +184,22 @@ def read_log(descriptor: int, file: Path, schema: Schema, known: np.ndarray | No
     return Log(table, first, committed, len(raw) - valid * SIZE, slot, slots_valid)
 
 
-def _read_header(descriptor: int, file: Path) -> tuple[int, int, int, bool]:
+def _extended(known: np.ndarray, found: np.ndarray) -> np.ndarray:
+    """``known`` with ``found`` behind it, in a buffer with room to grow: many commits cost their own records, not all of them each time."""
+    count, buffer = len(known) + len(found), known.base
+    if not isinstance(buffer, np.ndarray) or buffer.dtype != RECORD or len(buffer) < count or not buffer.flags.writeable:
+        buffer = np.empty(2 * count, RECORD)
+        buffer[:len(known)] = known
+    buffer[len(known):count] = found  # no one looks there yet: a table is only ever a beginning of its buffer
+    return buffer[:count]
+
+
+def read_first(descriptor: int, file: Path) -> int:
+    """The number of the oldest episode kept, from the header alone."""
+    return read_header(descriptor, file)[0]
+
+
+def read_header(descriptor: int, file: Path) -> tuple[int, int, int, bool]:
     """First episode, committed episodes, the slot that says so, and whether both slots are whole."""
     raw = os.pread(descriptor, SIZE, 0)
     if raw[:len(MAGIC)] == MAGIC and len(raw) == SIZE:

@@ -44,6 +44,15 @@ def integers(seed: int, step: int, stream: int, total: int, count: int) -> np.nd
     return out
 
 
+def permutation(seed: int, step: int, stream: int, total: int, count: int, first: int = 0) -> np.ndarray:
+    """Elements first .. first+count-1 of an order of 0 .. total-1 that (seed, step, stream) choose, int64 [count]; no table is made."""
+    if not 1 <= total < 1 << 62 or not 0 <= first <= first + count <= total:
+        raise InvalidInput(f"elements {first} to {first + count} of {total} cannot be had", hint="total is from 1 to 2^62 - 1")
+    out = np.empty(count, np.int64)
+    kernels().permute(_word(seed, "seed"), _word(step, "step"), _word(stream, "stream", 32), total, first, out)
+    return out
+
+
 def _word(value: int, name: str, bits: int = 64) -> int:
     if not 0 <= value < 1 << bits:
         raise InvalidInput(f"{name} {value} is not between 0 and 2^{bits} - 1")

@@ -1,24 +1,27 @@
-"""The transitions sampler: batches drawn uniformly over the transitions of a store, made while sampling from rows stored once."""
+"""The transitions sampler: batches drawn over the transitions of a store, made while sampling from rows stored once."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from dataclasses import field as dataclass_field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import format as layout
-from .errors import EmptyStore, InvalidInput
+from .arguments import Outputs, allocate, as_bytes, extras, flag, head, number, padding, single, stacked, whole
+from .errors import InvalidInput
+from .index import Index
 from .kernels import kernels
+from .returns import last_reward, returns_of
 from .rng import stream_id
-from .schema import Column, Field, Schema
+from .schema import Column, Schema
 
 if TYPE_CHECKING:
     from .store import EpisodeStore
 
 STREAM = stream_id("transitions")
+ORDER_STREAM = stream_id("epochs")
 SHARED_BLOCK_BYTES = 1024  # from this row size on, observation and next observation share one block: fewer bytes to copy
 
 
@@ -29,6 +32,10 @@ class Batch:
     observation, next_observation [B, ...] in the field's dtype, action [B, A] (floats) or [B] int64, each a dict of arrays where the
     schema has several fields; reward (discounted n-step sum), terminal (0 or 1), discount (gamma^steps used) float32 [B]; index int64 [B],
     the row; next_action like action (None unless asked for); extra: the extras asked for.
+
+    None unless the sampler gives them: returns float32 [B], the discounted sum of the rewards to the episode's end, and remaining
+    int64 [B], the number of rewards in it (so that rewards a r + b give a returns + b (1 - gamma^remaining) / (1 - gamma)); weight
+    float32 [B], importance weights; dataset int64 [B], which store of a mix.
     """
 
     observation: Any
@@ -40,10 +47,98 @@ class Batch:
     index: np.ndarray
     next_action: Any = None
     extra: Mapping[str, np.ndarray] = dataclass_field(default_factory=dict)
+    returns: np.ndarray | None = None
+    remaining: np.ndarray | None = None
+    weight: np.ndarray | None = None
+    dataset: np.ndarray | None = None
 
 
-class TransitionSampler:
-    """Uniform transitions with replacement. Batch k is a pure function of (the store's snapshot, seed, k, the arguments).
+class Sampler:
+    """What the samplers of transitions and of windows share: the order of the draws. Subclasses set ``_kernel`` and ``_batch``.
+
+    replacement: draw with repetitions, or in epochs, each a new order of all transitions (without a table of it: see
+    ``_kernels_py.permute``). drop_last: an epoch ends with its last full batch; or else its last batch holds what is left.
+    """
+
+    _kernel: Any
+    _batch: Any
+
+    def __init__(self, store: EpisodeStore, index: Index, *, batch_size: int, seed: int, stream: int, replacement: bool,
+                 drop_last: bool) -> None:
+        self._store, self._oldest = store, index.oldest
+        self.batch_size = whole(batch_size, "batch_size", 1, 1 << 31)
+        self.seed = whole(seed, "seed", 0, (1 << 64) - 1)
+        self.replacement, self.drop_last = flag(replacement, "replacement"), flag(drop_last, "drop_last")
+        self.transition_count = index.total
+        self._stream, self._step = stream, 0
+        full, left = divmod(self.transition_count, self.batch_size)
+        self._left = left if not self.drop_last else 0
+        self._per_epoch = full + (self._left > 0)
+        self._short: Any = None
+        if not self.replacement and not self._per_epoch:
+            raise InvalidInput(f"batch_size {self.batch_size} is more than the {self.transition_count} transitions of an epoch",
+                               hint="take a smaller batch_size, or drop_last=False")
+
+    @property
+    def step(self) -> int:
+        """Number of the batch that ``sample`` gives next."""
+        return self._step
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Batches in which each transition comes once (with repetitions: as many as that would take, the last full one included)."""
+        return self._per_epoch
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the batch that ``sample`` gives next."""
+        return self._step // max(self._per_epoch, 1)
+
+    def seek(self, step: int) -> None:
+        """Go to batch ``step``: the next ``sample`` gives it."""
+        self._step = whole(step, "step", 0, (1 << 64) - 1)
+
+    def sample(self) -> Any:
+        """The next batch. It is the same object every time, with its arrays filled anew (a short last batch of an epoch: its first rows).
+
+        Raises SnapshotEvicted where a bounded store has dropped an episode of the sampler meanwhile.
+        """
+        step = self._step
+        if self.replacement:
+            self._kernel.sample(self.seed, step, self._stream)
+            self._check()
+            self._step = step + 1
+            return self._batch
+        epoch, place = divmod(step, self._per_epoch)
+        short = self._left and place == self._per_epoch - 1
+        self._kernel.sample_order(self.seed, epoch, ORDER_STREAM, place * self.batch_size, 0, self._left if short else self.batch_size)
+        self._check()
+        self._step = step + 1
+        return self._shortened() if short else self._batch
+
+    def _shortened(self) -> Any:
+        """Views of the first rows of the batch, made once."""
+        if self._short is None:
+            self._short = type(self._batch)(**{f.name: head(getattr(self._batch, f.name), self._left) for f in fields(self._batch)})
+        return self._short
+
+    def gather(self, numbers: np.ndarray) -> Any:
+        """The batch of these transitions, int64 [B], numbered from 0 over the sampler's episodes. Raises InvalidInput."""
+        numbers = np.ascontiguousarray(numbers, np.int64)
+        if numbers.shape != (self.batch_size,) or numbers.min() < 0 or numbers.max() >= self.transition_count:
+            raise InvalidInput(f"numbers must be {self.batch_size} transition numbers from 0 to {self.transition_count - 1}")
+        self._kernel.gather(numbers)
+        self._check()
+        return self._batch
+
+    def _check(self) -> None:
+        """Raise SnapshotEvicted if a bounded store has given back rows that may have been read."""
+        if self._store.limit:
+            self._store.check_alive(self._oldest)
+
+
+class TransitionSampler(Sampler):
+    """Transitions, uniformly with replacement or in epochs. Batch k is a pure function of (the store's snapshot, seed, k, the arguments).
 
     n_steps, gamma: the reward is the sum of gamma^i r over at most n steps, ending at the episode's end.
     frame_stack, stack_pad: each observation is the last k frames along its first axis, oldest first; the time before the episode
@@ -51,6 +146,9 @@ class TransitionSampler:
     next_action: the action where the return ends, zeros at a terminal; the last transition of a truncated episode, which has none, is not
     sampled.
     episodes: numbers of the episodes to sample from (default all). extra: names of extra fields to add to the batch.
+    replacement, drop_last: see Sampler.
+    returns: add ``returns`` and ``remaining`` to the batch. failure_return: where every reward left of the episode equals
+    ``step_reward``, the return is this number, of one reward (d3rlpy's SparseRewardTransitionPicker, for Cal-QL).
     out: arrays to fill, by the names of Batch; others are allocated once. Each must be writable, of the batch's shape and dtype, and
     contiguous within a sample. Without ``out``, stacked pixels come as two overlapping views of one block.
     Raises InvalidInput and EmptyStore. One sampler serves one thread.
@@ -58,185 +156,78 @@ class TransitionSampler:
 
     def __init__(self, store: EpisodeStore, *, batch_size: int, seed: int, n_steps: int = 1, gamma: float = 0.99,
                  frame_stack: int = 1, stack_pad: str = "zero", next_action: bool = False, episodes: Any = None,
-                 extra: Sequence[str] = (), out: Any = None) -> None:
-        self.batch_size = _whole(batch_size, "batch_size", 1, 1 << 31)
-        self.seed = _whole(seed, "seed", 0, (1 << 64) - 1)
-        self.n_steps = _whole(n_steps, "n_steps", 1, 1 << 62)
-        self.gamma = _number(gamma, "gamma", 0.0, 1.0)
-        self.frame_stack = _whole(frame_stack, "frame_stack", 1, 1 << 16)
-        if stack_pad not in ("zero", "first"):
-            raise InvalidInput(f"stack_pad {stack_pad!r} is unknown", hint='use "zero" or "first"')
-        self._repeat_first = stack_pad == "first"
+                 extra: Sequence[str] = (), replacement: bool = True, drop_last: bool = True, returns: bool = False,
+                 failure_return: float | None = None, step_reward: float = 0.0, out: Any = None, stream: int = STREAM) -> None:
+        self.n_steps = whole(n_steps, "n_steps", 1, 1 << 62)
+        self.gamma = number(gamma, "gamma", 0.0, 1.0)
+        self.frame_stack = whole(frame_stack, "frame_stack", 1, 1 << 16)
+        self._repeat_first = padding(stack_pad)
         self.schema: Schema = store.schema
-        unknown = [name for name in extra if name not in self.schema.extra]
-        if unknown:
-            raise InvalidInput(f"there is no extra field {unknown[0]!r}", hint="the store has " + (", ".join(self.schema.extra) or "none"))
-        index = _episode_index(store.episode_table, episodes, next_action)
-        self.transition_count = int(index[0][-1, 0])
-        self._step = 0
-        self._given = dict(out or {})
-        self._build(store, index, next_action, tuple(extra))
-        if self._given:
-            raise InvalidInput(f"out has no use for {next(iter(self._given))!r}", hint="names are those of Batch")
+        if failure_return is not None and not flag(returns, "returns"):
+            raise InvalidInput("failure_return is of use with returns=True only")
+        self._returns = flag(returns, "returns")
+        self._failure = None if failure_return is None else number(failure_return, "failure_return", -1e38, 1e38)
+        self._step_reward = number(step_reward, "step_reward", -1e38, 1e38)
+        self._extra, self._next_action = extras(self.schema, extra), flag(next_action, "next_action")
+        index = Index(store, episodes, self._next_action)
+        super().__init__(store, index, batch_size=batch_size, seed=seed, stream=stream, replacement=replacement, drop_last=drop_last)
+        outputs = Outputs(out)
+        self._build(store, index, outputs)
+        outputs.finish()
+        self._check()
 
-    def _build(self, store: EpisodeStore, index: tuple[np.ndarray, np.ndarray, int], next_action: bool, extra: tuple[str, ...]) -> None:
+    def _build(self, store: EpisodeStore, index: Index, outputs: Outputs) -> None:
         """Make the arrays of the batch and the kernel that fills them."""
         n = self.batch_size
         by_role = {role: [c for c in self.schema.columns if c.role == role] for role in ("observation", "action", "extra")}
-        scalars = {name: self._out(name, None, (n,), np.dtype(dtype)) for name, dtype in
+        scalars = {name: outputs.take(name, None, (n,), dtype) for name, dtype in
                    (("reward", "f4"), ("terminal", "f4"), ("discount", "f4"), ("index", "i8"))}
-        powers = self.gamma ** np.arange(min(self.n_steps, int(index[0][:-1, 2].max())) + 1, dtype=np.float64)
-        kernel = kernels().Transitions(*index, powers, store.column("reward"), scalars["reward"], scalars["terminal"],
+        powers = self.gamma ** np.arange(min(self.n_steps, index.longest) + 1, dtype=np.float64)
+        kernel = kernels().Transitions(*index.kernel, powers, store.column("reward"), scalars["reward"], scalars["terminal"],
                                        scalars["discount"], scalars["index"])
+        if self._returns:
+            scalars["returns"] = outputs.take("returns", None, (n,), "f4")
+            scalars["remaining"] = outputs.take("remaining", None, (n,), "i8")
+            last = index.records["steps"] if self._failure is None else last_reward(store, index.records, self._step_reward)
+            kernel.add_returns(returns_of(store, index.records, self.gamma), scalars["returns"], scalars["remaining"],
+                               np.ascontiguousarray(last, np.int64), self._failure or 0.0)
         observation, after = {}, {}
         for column in by_role["observation"]:
-            observation[column.key], after[column.key] = self._add_observation(kernel, store, column)
-        action = {column.key: self._add_action(kernel, store, column, "action") for column in by_role["action"]}
-        following = {column.key: self._add_action(kernel, store, column, "next_action") for column in by_role["action"] if next_action}
-        extras = {}
+            observation[column.key], after[column.key] = self._add_observation(kernel, store, column, outputs)
+        action = {column.key: self._add_action(kernel, store, column, "action", outputs) for column in by_role["action"]}
+        following = {column.key: self._add_action(kernel, store, column, "next_action", outputs)
+                     for column in by_role["action"] if self._next_action}
+        extra = {}
         for column in by_role["extra"]:
-            if column.key in extra:
-                extras[column.key] = self._out("extra", column.key, (n, *column.field.shape), column.field.dtype)
-                kernel.add_copy(_bytes(store.column(column.name)), _bytes(extras[column.key]), 1, False, False)
+            if column.key in self._extra:
+                extra[column.key] = outputs.take("extra", column.key, (n, *column.field.shape), column.field.dtype)
+                kernel.add_copy(as_bytes(store.column(column.name)), as_bytes(extra[column.key]), 1, False, False)
         self._kernel = kernel
-        self._batch = Batch(observation=_single(observation), action=_single(action), next_observation=_single(after),
-                            next_action=_single(following) if next_action else None, extra=extras, **scalars)
+        self._batch = Batch(observation=single(observation), action=single(action), next_observation=single(after),
+                            next_action=single(following) if self._next_action else None, extra=extra, **scalars)
 
-    def _add_observation(self, kernel: Any, store: EpisodeStore, column: Column) -> tuple[np.ndarray, np.ndarray]:
+    def _add_observation(self, kernel: Any, store: EpisodeStore, column: Column, outputs: Outputs) -> tuple[np.ndarray, np.ndarray]:
         field, k, n = column.field, self.frame_stack, self.batch_size
-        source, shape = _bytes(store.column(column.name)), (n, *_stacked(field, k))
-        given = any(self._is_given(name, column.key) for name in ("observation", "next_observation"))
+        source, shape = as_bytes(store.column(column.name)), (n, *stacked(field, k))
+        given = any(outputs.has(name, column.key) for name in ("observation", "next_observation"))
         if k > 1 and self.n_steps == 1 and not given and field.row_bytes >= SHARED_BLOCK_BYTES:
-            block = _allocate((n, *_stacked(field, k + 1)), field.dtype)
-            kernel.add_copy(source, _bytes(block), k + 1, True, self._repeat_first)
+            block = allocate((n, *stacked(field, k + 1)), field.dtype)
+            kernel.add_copy(source, as_bytes(block), k + 1, True, self._repeat_first)
             height = block.shape[1] // (k + 1)
             return block[:, :-height], block[:, height:]
-        now = self._out("observation", column.key, shape, field.dtype)
-        after = self._out("next_observation", column.key, shape, field.dtype)
-        kernel.add_copy(source, _bytes(now), k, False, self._repeat_first)
-        kernel.add_copy(source, _bytes(after), k, True, self._repeat_first)
+        now = outputs.take("observation", column.key, shape, field.dtype)
+        after = outputs.take("next_observation", column.key, shape, field.dtype)
+        kernel.add_copy(source, as_bytes(now), k, False, self._repeat_first)
+        kernel.add_copy(source, as_bytes(after), k, True, self._repeat_first)
         return now, after
 
-    def _add_action(self, kernel: Any, store: EpisodeStore, column: Column, name: str) -> np.ndarray:
+    def _add_action(self, kernel: Any, store: EpisodeStore, column: Column, name: str, outputs: Outputs) -> np.ndarray:
         field, at_next, rows = column.field, name == "next_action", store.column(column.name)
-        whole = field.dtype.kind in "iub"
-        out = self._out(name, column.key, (self.batch_size, *field.shape), np.dtype("i8") if whole else field.dtype)
+        is_whole = field.dtype.kind in "iub"
+        out = outputs.take(name, column.key, (self.batch_size, *field.shape), np.dtype("i8") if is_whole else field.dtype)
         # The row after the last action is stored as zeros: a next action at a terminal needs no case of its own.
-        if whole and field.dtype.itemsize < 8:
+        if is_whole and field.dtype.itemsize < 8:
             kernel.add_int64(rows.reshape(len(rows), -1), out.reshape(self.batch_size, -1), at_next)
         else:
-            kernel.add_copy(_bytes(rows), _bytes(out), 1, at_next, False)
+            kernel.add_copy(as_bytes(rows), as_bytes(out), 1, at_next, False)
         return out
-
-    def _is_given(self, name: str, key: str | None) -> bool:
-        if name not in self._given or key is None:
-            return name in self._given
-        if not isinstance(self._given[name], Mapping):
-            raise InvalidInput(f"out {name} is one array, the schema has several fields", hint="give a dict of arrays")
-        return key in self._given[name]
-
-    def _out(self, name: str, key: str | None, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-        """The array of ``out`` for this part of the batch, checked, or a new one."""
-        if not self._is_given(name, key):
-            return _allocate(shape, dtype)
-        array = self._given.pop(name) if key is None else self._given[name][key]
-        label = name if key is None else f"{name}[{key!r}]"
-        if key is not None:
-            self._given[name] = {other: value for other, value in self._given[name].items() if other != key}
-            if not self._given[name]:
-                del self._given[name]
-        if not isinstance(array, np.ndarray) or array.shape != shape or array.dtype != dtype or not array.flags.writeable:
-            found = f"{array.dtype.name}{list(array.shape)}" if isinstance(array, np.ndarray) else type(array).__name__
-            raise InvalidInput(f"out {label} is {found}, due is a writable {dtype.name}{list(shape)}")
-        if not array[0].flags.c_contiguous or (array.strides[0] < 0) or (len(shape) == 1 and not array.flags.c_contiguous):
-            raise InvalidInput(f"out {label} is not contiguous within a sample")
-        return array
-
-    @property
-    def step(self) -> int:
-        """Number of the batch that ``sample`` gives next."""
-        return self._step
-
-    def seek(self, step: int) -> None:
-        """Go to batch ``step``: the next ``sample`` gives it."""
-        self._step = _whole(step, "step", 0, (1 << 64) - 1)
-
-    def sample(self) -> Batch:
-        """The next batch. It is the same object every time, with its arrays filled anew."""
-        self._kernel.sample(self.seed, self._step, STREAM)
-        self._step += 1
-        return self._batch
-
-    def gather(self, numbers: np.ndarray) -> Batch:
-        """The batch of these transitions, int64 [B], numbered from 0 over the sampler's episodes. Raises InvalidInput."""
-        numbers = np.ascontiguousarray(numbers, np.int64)
-        if numbers.shape != (self.batch_size,) or numbers.min() < 0 or numbers.max() >= self.transition_count:
-            raise InvalidInput(f"numbers must be {self.batch_size} transition numbers from 0 to {self.transition_count - 1}")
-        self._kernel.gather(numbers)
-        return self._batch
-
-
-def _episode_index(records: np.ndarray, episodes: Any, next_action: bool) -> tuple[np.ndarray, np.ndarray, int]:
-    """The table and the guide of the kernel (see _kernels_py.Transitions): transition number -> episode at a cost that does not grow."""
-    if episodes is not None:
-        numbers = np.asarray(episodes)
-        if numbers.ndim != 1 or (numbers.size and numbers.dtype.kind not in "iu"):
-            raise InvalidInput("episodes must be a list of episode numbers")
-        if numbers.size and (numbers.min() < 0 or numbers.max() >= len(records)):
-            raise InvalidInput(f"episode {int(numbers.min() if numbers.min() < 0 else numbers.max())} is not in the store, "
-                               f"which has {len(records)}")
-        records = records[numbers.astype(np.int64)]
-    steps, terminated = records["steps"], (records["flags"] & layout.TERMINATED) != 0
-    cut = ~terminated & (next_action | ((records["flags"] & layout.FINAL_MISSING) != 0))
-    limit = steps - cut
-    keep = limit > 0
-    if not keep.any():
-        raise EmptyStore("there is no transition to sample", hint=f"{len(records)} episodes were given; a truncated episode of one step "
-                         "without its final observation has none")
-    limit = limit[keep]
-    table = np.zeros((len(limit) + 1, 4), np.int64)
-    np.cumsum(limit, out=table[1:, 0])
-    table[:-1, 1], table[:-1, 2] = records["first_row"][keep], limit
-    table[:-1, 3] = np.where(terminated, steps, -1)[keep]
-    total = int(table[-1, 0])
-    # Buckets no longer than the mean episode: a look-up searches less than one step on average, whatever the lengths.
-    shift = max((total // len(limit)).bit_length() - 1, 0)
-    buckets = np.arange(((total - 1) >> shift) + 1, dtype=np.int64) << shift
-    guide = (np.searchsorted(table[:-1, 0], buckets, side="right") - 1).astype(np.int32)
-    return table, guide, shift
-
-
-def _stacked(field: Field, k: int) -> tuple[int, ...]:
-    """Shape of k rows joined along their first axis (a number becomes a vector of k)."""
-    return (k,) if k > 1 and not field.shape else (k * field.shape[0], *field.shape[1:]) if field.shape else ()
-
-
-def _allocate(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    array = np.empty(shape, dtype)
-    array.fill(0)  # touches every page now rather than in the first batch
-    return array
-
-
-def _bytes(array: np.ndarray) -> np.ndarray:
-    """The same memory as uint8 [rows, bytes of a row]; rows may lie apart."""
-    rows = array.reshape(len(array), -1) if len(array) else np.empty((0, 1), array.dtype)
-    if not np.shares_memory(rows, array) and len(array):
-        raise InvalidInput("an array of out is not contiguous within a sample")
-    return rows.view(np.uint8)
-
-
-def _single(values: dict[str | None, Any]) -> Any:
-    """The one array of a role without named fields, else the dict."""
-    return values.get(None, values)
-
-
-def _whole(value: Any, name: str, low: int, high: int) -> int:
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)) or not low <= value <= high:
-        raise InvalidInput(f"{name} {value!r} is not a whole number from {low} to {high}")
-    return int(value)
-
-
-def _number(value: Any, name: str, low: float, high: float) -> float:
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)) or not low <= value <= high:
-        raise InvalidInput(f"{name} {value!r} is not a number from {low} to {high}")
-    return float(value)

@@ -7,6 +7,7 @@ An episode of T steps has T actions, T rewards and T+1 observations; with T obse
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -53,6 +54,8 @@ class Field:
         object.__setattr__(self, "high", high)
         if low is not None and high is not None and np.any(np.asarray(low) > np.asarray(high)):
             raise InvalidSchema(f"low {_short(low)} is above high {_short(high)}")
+        # Within these two numbers a value is within the bounds of every place of a row: what one pass over an array can check.
+        object.__setattr__(self, "inner", (None if low is None else np.max(low).item(), None if high is None else np.min(high).item()))
 
     def _bound(self, name: str) -> Any:
         """The bound as a read-only array of the field's shape and dtype (a Python number for shape ()), or None."""
@@ -293,28 +296,42 @@ def validate(schema: Schema, episode: Episode, number: int) -> CheckedEpisode:
     if episode.extra and not schema.extra:
         raise InvalidEpisode(f"{where}: extra has the unknown field {next(iter(episode.extra))}", hint="the schema has no extra field")
     arrays = []
-    observed: dict[str, int] = {}
+    observed = 0
     for column in schema.columns:
-        given = _given(episode, schema, column, where)
-        array = _convert(given, column.field, f"{where}, field {column.name}")
+        array, field = getattr(episode, column.role) if column.key is None else None, column.field
+        if not (array.__class__ is np.ndarray and array.ndim and array.shape[1:] == field.shape and array.dtype == field.dtype
+                and array.flags.c_contiguous):
+            array = convert_rows(_given(episode, schema, column, where), field, f"{where}, field {column.name}")
         rows = len(array)
         if column.role == "observation":
-            observed[column.name] = rows
-            wanted = (steps, steps + 1)
-        else:
-            wanted = (steps,)
-        if rows not in wanted:
-            due = " or ".join(map(str, wanted))
-            raise InvalidEpisode(f"{where}, field {column.name} has {rows} rows, due are {due} for {steps} rewards",
-                                 hint="T rewards, T actions and T+1 observations (T where the final one is missing)")
-        if column.role != "extra":
-            _check_finite(array, column, where)
-        if column.role == "action":
-            _check_bounds(array, column, where)
+            if rows not in (steps, steps + 1):
+                raise _wrong_rows(where, column, rows, f"{steps} or {steps + 1}", steps)
+            if observed and rows != observed:
+                raise InvalidEpisode(f"{where}: the observation fields have different numbers of rows: {observed} and {rows}")
+            observed = rows
+        elif rows != steps:
+            raise _wrong_rows(where, column, rows, str(steps), steps)
+        check_values(array, column, where)
         arrays.append(array)
-    if len(set(observed.values())) != 1:
-        raise InvalidEpisode(f"{where}: the observation fields have different numbers of rows: {observed}")
-    return CheckedEpisode(steps, bool(episode.terminated), next(iter(observed.values())) == steps, tuple(arrays))
+    return CheckedEpisode(steps, bool(episode.terminated), observed == steps, tuple(arrays))
+
+
+def _wrong_rows(where: str, column: Column, rows: int, due: str, steps: int) -> InvalidEpisode:
+    return InvalidEpisode(f"{where}, field {column.name} has {rows} rows, due are {due} for {steps} rewards",
+                          hint="T rewards, T actions and T+1 observations (T where the final one is missing)")
+
+
+def check_values(array: np.ndarray, column: Column, where: str) -> None:
+    """Raise InvalidEpisode for a value that is not finite (extras aside) or an action outside its bounds."""
+    if column.role == "action" and column.field.inner != (None, None):
+        low, high = column.field.inner
+        if (low is None or np.minimum.reduce(array, None) >= low) and (high is None or np.maximum.reduce(array, None) <= high) \
+                and None not in (low, high):
+            return  # neither NaN nor an infinity passes both
+        _check_finite(array, column, where)
+        _check_bounds(array, column, where)
+    elif column.role != "extra":
+        _check_finite(array, column, where)
 
 
 def _given(episode: Episode, schema: Schema, column: Column, where: str) -> Any:
@@ -334,7 +351,7 @@ def _given(episode: Episode, schema: Schema, column: Column, where: str) -> Any:
     return value[column.key]
 
 
-def _convert(given: Any, field: Field, where: str) -> np.ndarray:
+def convert_rows(given: Any, field: Field, where: str) -> np.ndarray:
     """The value in the field's dtype and shape, C-contiguous; InvalidEpisode where that would lose something."""
     typed = hasattr(given, "dtype") or (isinstance(given, (list, tuple)) and len(given) > 0 and hasattr(given[0], "dtype"))
     try:
@@ -368,9 +385,16 @@ def _convert(given: Any, field: Field, where: str) -> np.ndarray:
 def _check_finite(array: np.ndarray, column: Column, where: str) -> None:
     if array.dtype.kind != "f":
         return
-    with np.errstate(over="ignore", invalid="ignore"):
-        if np.isfinite(array.sum()):  # NaN and infinity carry into the sum: one fast pass where all is well
+    # NaN and infinity carry into a sum: one fast pass where all is well. A short array costs least as a product with itself; a long one
+    # would start the threads of the BLAS.
+    if array.size <= 8192 and array.dtype.itemsize > 2:
+        flat = array.reshape(-1)
+        if math.isfinite(flat.dot(flat)):
             return
+    else:
+        with np.errstate(over="ignore", invalid="ignore"):
+            if np.isfinite(np.add.reduce(array, None)):
+                return
     bad = ~np.isfinite(array)
     if bad.any():
         row = int(np.argwhere(bad)[0][0])

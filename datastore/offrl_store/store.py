@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import secrets
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from . import eviction
 from . import format as layout
-from .errors import InvalidInput, StoreCorrupt, StoreExists, StoreNotFound
+from .errors import InvalidInput, SnapshotEvicted, StoreCorrupt, StoreExists, StoreNotFound
+from .meta import MetaReader
+from .mixing import select
+from .prioritized import PrioritizedSampler
 from .sampler import TransitionSampler
 from .schema import Column, Episode, Schema
+from .stats import stats as compute_stats
+from .windows import WindowSampler
 from .writer import Writer, disk_errors, sync_folder
 
 
@@ -50,9 +57,9 @@ class EpisodeStore:
     Any number of readers may have a store open while one writer appends; a reader sees the episodes of its last ``refresh``.
     """
 
-    def __init__(self, path: Path, schema: Schema, pinned: Snapshot | None) -> None:
+    def __init__(self, path: Path, schema: Schema, pinned: Snapshot | None, limit: Mapping[str, int] | None = None) -> None:
         """Use ``create`` or ``open``."""
-        self.path, self.schema = path, schema
+        self.path, self.schema, self.limit = path, schema, dict(limit or {})
         self._pinned = pinned
         self._table = np.empty(0, layout.RECORD)
         self._first = 0
@@ -60,8 +67,14 @@ class EpisodeStore:
         self._read()
 
     @classmethod
-    def create(cls, path: str | os.PathLike[str], schema: Schema) -> EpisodeStore:
-        """Make an empty store. ``path`` must not exist or be an empty folder: StoreExists. It appears whole or not at all."""
+    def create(cls, path: str | os.PathLike[str], schema: Schema, *, limit_transitions: int | None = None,
+               limit_bytes: int | None = None) -> EpisodeStore:
+        """Make an empty store. ``path`` must not exist or be an empty folder: StoreExists. It appears whole or not at all.
+
+        With a limit it is bounded, first in, first out: a commit that makes it larger gives the oldest episodes back to the file system
+        (never the newest one).
+        """
+        limit = eviction.checked_limit(limit_transitions, limit_bytes)
         path = Path(os.path.abspath(path))
         if path.exists() and not (path.is_dir() and not any(path.iterdir())):
             raise StoreExists(f"{path} exists already", hint="choose another path, or open the store that is there")
@@ -72,7 +85,7 @@ class EpisodeStore:
                 (temporary / layout.COLUMN_FOLDER).mkdir(parents=True)
                 for column in schema.columns:
                     layout.column_path(temporary, column.name).touch()
-                for name, content in ((layout.LOG_FILE, layout.dump_header()), (layout.SCHEMA_FILE, layout.dump_schema(schema))):
+                for name, content in ((layout.LOG_FILE, layout.dump_header()), (layout.SCHEMA_FILE, layout.dump_schema(schema, limit))):
                     with open(temporary / name, "xb") as file:
                         file.write(content)
                         file.flush()
@@ -89,18 +102,19 @@ class EpisodeStore:
             except BaseException:
                 shutil.rmtree(temporary, ignore_errors=True)
                 raise
-        return cls(path, schema, None)
+        return cls(path, schema, None, limit)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], snapshot: Snapshot | str | None = None) -> EpisodeStore:
         """Open a store for reading (``writer()`` adds to it). With a snapshot it stays at exactly those episodes.
 
-        Raises StoreNotFound, StoreCorrupt (damaged or cut files, a snapshot of another store).
+        Raises StoreNotFound, StoreCorrupt (damaged or cut files, a snapshot of another store), SnapshotEvicted.
         """
         path = Path(os.path.abspath(path))
         pinned = Snapshot.parse(snapshot) if isinstance(snapshot, str) else snapshot
         with disk_errors(path, "read"):
-            return cls(path, layout.load_schema(path), pinned)
+            schema, limit = layout.load_schema(path)
+            return cls(path, schema, pinned, limit)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return EpisodeStore.open, (str(self.path), self._pinned)
@@ -110,9 +124,11 @@ class EpisodeStore:
     def refresh(self) -> int:
         """Take in what was committed since; returns how many episodes came (0 for a store opened at a snapshot).
 
-        Raises StoreCorrupt.
+        A bounded store may have lost its oldest episodes as well: ``first`` says how many. Raises StoreCorrupt, and SnapshotEvicted where
+        episodes of the snapshot are gone.
         """
         if self._pinned is not None:
+            self.check_alive()
             return 0
         before = len(self._table)
         self._read()
@@ -134,9 +150,11 @@ class EpisodeStore:
         table = log.table
         if self._pinned is not None:
             pin = self._pinned
-            if pin.count > len(table) or layout.record_chain(table, pin.count, self.schema).hex() != pin.chain or pin.first < log.first:
+            if pin.count > len(table) or pin.first > pin.count or layout.record_chain(table, pin.count, self.schema).hex() != pin.chain:
                 raise StoreCorrupt(f"snapshot {pin} is not of the store at {self.path}, which holds {len(table)} episodes",
                                    hint="the dataset was replaced since; submit the job again to use the new one")
+            if pin.first < log.first:
+                raise self._evicted(pin.first, log.first)
             table = table[:pin.count]
         rows = int(table["first_row"][-1] + table["steps"][-1]) + 1 if len(table) else 0
         if not self._columns or len(table) != len(self._table):
@@ -145,7 +163,33 @@ class EpisodeStore:
             for column in self.schema.columns:
                 self._check_size(layout.column_path(self.path, column.name), column, rows)
         table.setflags(write=False)
-        self._table, self._first = table, log.first
+        self._table, self._first = table, log.first if self._pinned is None else self._pinned.first
+
+    # --- Bounded stores ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def first(self) -> int:
+        """How many episodes came before the oldest one that this reader sees: 0 but in a bounded store."""
+        return self._first
+
+    def check_alive(self, first: int | None = None) -> None:
+        """Raise SnapshotEvicted if the episode numbered ``first`` since the store began (default: the oldest this reader sees) is gone.
+
+        To be called after rows were read: what was read before is right if this returns. Free of cost in a store without a limit, one
+        read of 64 bytes otherwise. A sampler gives the ``first`` of when it was made.
+        """
+        if self.limit:
+            if self._guard is None:
+                self._guard = eviction.Guard(self.path / layout.LOG_FILE)
+            kept, first = self._guard.first(), self._first if first is None else first
+            if kept > first:
+                raise self._evicted(first, kept)
+
+    _guard: eviction.Guard | None = None
+
+    def _evicted(self, first: int, kept: int) -> SnapshotEvicted:
+        return SnapshotEvicted(f"episodes {first} to {kept - 1} of {self.path} were evicted to keep its limit",
+                               hint="refresh and sample anew, or have the writer keep the snapshot: store.writer(keep=[snapshot])")
 
     def _check_size(self, file: Path, column: Column, rows: int) -> None:
         try:
@@ -223,51 +267,118 @@ class EpisodeStore:
         """What this reader sees now, to be opened again with ``open(path, snapshot)``."""
         return Snapshot(self._first, len(self._table), layout.record_chain(self._table, len(self._table), self.schema).hex())
 
+    def episode_metadata(self, number: int) -> dict[str, Any]:
+        """What was given as the metadata of episode ``number`` (from 0, as in ``episodes``) when it was written; {} without any."""
+        if not 0 <= number < len(self):
+            raise InvalidInput(f"episode {number} is not in the store, which has {len(self)}")
+        if self._meta is None:
+            self._meta = MetaReader(self.path)
+        return self._meta.get(self._first + number)
+
+    _meta: MetaReader | None = None
+
+    def stats(self) -> dict[str, Any]:
+        """Mean, std, min and max of returns, lengths and every field; computed once and kept in the folder. See ``offrl_store.stats``."""
+        return compute_stats(self)
+
+    def remove(self) -> None:
+        """Delete the store's folder. Raises StoreLocked while a writer has it."""
+        with contextlib.closing(self.writer()):
+            os.rename(self.path / layout.SCHEMA_FILE, self.path / ".removed")  # from here on it is no store, however this ends
+        shutil.rmtree(self.path)
+
     def __repr__(self) -> str:
+        limit = "".join(f" limit_{name}={value}" for name, value in self.limit.items())
+        returns = f" returns={self.returns.min():.6g}..{self.returns.max():.6g}" if len(self) else ""
         fields = ", ".join(f"{c.name}: {c.field.dtype.name}{list(c.field.shape)}" for c in self.schema.columns)
-        return f"<EpisodeStore {self.path} episodes={len(self)} transitions={self.transition_count} bytes={self.nbytes} ({fields})>"
+        counts = f"episodes={len(self)} transitions={self.transition_count} bytes={self.nbytes}{returns}{limit}"
+        return f"<EpisodeStore {self.path} {counts} ({fields})>"
 
     # --- Writing and sampling ---------------------------------------------------------------------------------------------------
 
-    def writer(self) -> Writer:
-        """The one writer, to be used in a ``with`` block. Raises StoreLocked while another has it; this store sees what it commits."""
+    def writer(self, keep: Sequence[Snapshot | str] = (), commit_s: float | None = None) -> Writer:
+        """The one writer, to be used in a ``with`` block. Raises StoreLocked while another has it; this store sees what it commits.
+
+        keep: snapshots whose episodes a bounded store must not evict meanwhile, though it grows beyond its limit. commit_s: commit by
+        itself when an episode ends and the last commit is so many seconds ago.
+        """
         if self._pinned is not None:
             raise InvalidInput(f"the store was opened at snapshot {self._pinned} and cannot be written", hint="open it without a snapshot")
-        return Writer(self)
+        return Writer(self, [Snapshot.parse(str(snapshot)) for snapshot in keep], commit_s)
 
     def transitions(self, batch_size: int, seed: int, n_steps: int = 1, gamma: float = 0.99, frame_stack: int = 1, stack_pad: str = "zero",
-                    next_action: bool = False, episodes: Any = None, extra: Sequence[str] = (), out: Any = None) -> TransitionSampler:
-        """A sampler of uniform transitions over the episodes there are now (``episodes``: only these numbers). See TransitionSampler."""
+                    next_action: bool = False, episodes: Any = None, extra: Sequence[str] = (), out: Any = None, *,
+                    replacement: bool = True, drop_last: bool = True, returns: bool = False, failure_return: float | None = None,
+                    step_reward: float = 0.0) -> TransitionSampler:
+        """A sampler of transitions over the episodes there are now (``episodes``: only these numbers), uniform with repetitions or in
+        epochs (``replacement=False``). See TransitionSampler.
+        """
         return TransitionSampler(self, batch_size=batch_size, seed=seed, n_steps=n_steps, gamma=gamma, frame_stack=frame_stack,
-                                 stack_pad=stack_pad, next_action=next_action, episodes=episodes, extra=extra, out=out)
+                                 stack_pad=stack_pad, next_action=next_action, episodes=episodes, extra=extra, out=out,
+                                 replacement=replacement, drop_last=drop_last, returns=returns, failure_return=failure_return,
+                                 step_reward=step_reward)
+
+    def windows(self, batch_size: int, length: int, seed: int, frame_stack: int = 1, stack_pad: str = "zero", episodes: Any = None,
+                extra: Sequence[str] = (), out: Any = None, *, replacement: bool = True, drop_last: bool = True) -> WindowSampler:
+        """A sampler of ``length`` steps in a row, left-padded, with mask, time steps and returns-to-go. See WindowSampler."""
+        return WindowSampler(self, batch_size=batch_size, length=length, seed=seed, frame_stack=frame_stack, stack_pad=stack_pad,
+                             episodes=episodes, extra=extra, out=out, replacement=replacement, drop_last=drop_last)
+
+    def prioritized(self, batch_size: int, alpha: float = 0.6, beta: float = 0.4, seed: int = 0, n_steps: int = 1, gamma: float = 0.99,
+                    frame_stack: int = 1, stack_pad: str = "zero", next_action: bool = False, episodes: Any = None,
+                    extra: Sequence[str] = (), out: Any = None, *, eps: float = 1e-6, returns: bool = False) -> PrioritizedSampler:
+        """A sampler of transitions in proportion to priority^alpha, with importance weights. See PrioritizedSampler."""
+        return PrioritizedSampler(self, batch_size=batch_size, alpha=alpha, beta=beta, eps=eps, seed=seed, n_steps=n_steps, gamma=gamma,
+                                  frame_stack=frame_stack, stack_pad=stack_pad, next_action=next_action, episodes=episodes, extra=extra,
+                                  out=out, returns=returns)
+
+    def select(self, *, min_return: float | None = None, max_return: float | None = None, min_steps: int | None = None,
+               max_steps: int | None = None, terminated: bool | None = None, top_fraction: float | None = None) -> np.ndarray:
+        """Numbers of the episodes that meet every condition given, to be used as ``episodes=``. See ``offrl_store.mixing.select``."""
+        return select(self, min_return=min_return, max_return=max_return, min_steps=min_steps, max_steps=max_steps,
+                      terminated=terminated, top_fraction=top_fraction)
 
     def read_episode(self, number: int) -> Episode:
-        """Episode ``number`` (from 0) as read-only views of the maps."""
+        """Episode ``number`` (from 0) as read-only views of the maps (copies in a bounded store). Raises SnapshotEvicted."""
         record = self.episode_table[number]
         first, steps, flags = int(record["first_row"]), int(record["steps"]), int(record["flags"])
         rows = {"observation": steps if flags & layout.FINAL_MISSING else steps + 1}
 
         def part(role: str) -> Any:
             values = {c.key: self._columns[c.name][first:first + rows.get(role, steps)] for c in self.schema.columns if c.role == role}
+            if self.limit:  # the rows may be gone when the caller looks at them
+                values = {key: array.copy() for key, array in values.items()}
             return values.get(None, values)
 
-        return Episode(part("observation"), part("action"), part("reward"), bool(flags & layout.TERMINATED), part("extra"))
+        episode = Episode(part("observation"), part("action"), part("reward"), bool(flags & layout.TERMINATED), part("extra"))
+        self.check_alive(self._first + number if number >= 0 else len(self._table) + number)
+        return episode
 
 
 class EpisodeList(Sequence):
-    """Episodes of a store as a sequence: an index gives an Episode, a slice another EpisodeList."""
+    """Episodes of a store as a sequence: an index gives an Episode, a slice another EpisodeList. Goes where samplers take ``episodes``."""
 
     def __init__(self, store: EpisodeStore, numbers: np.ndarray) -> None:
-        self._store, self._numbers = store, numbers
+        self.store, self.numbers = store, numbers
 
     def __len__(self) -> int:
-        return len(self._numbers)
+        return len(self.numbers)
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
-            return EpisodeList(self._store, self._numbers[index])
-        return self._store.read_episode(int(self._numbers[index]))
+            return EpisodeList(self.store, self.numbers[index])
+        return self.store.read_episode(int(self.numbers[index]))
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """The episodes' numbers."""
+        return np.array(self.numbers, dtype) if copy is not False else self.numbers
+
+    def take(self, indices: Any) -> EpisodeList:
+        """The list of the episodes at these indices. Raises InvalidInput."""
+        indices = np.asarray(indices)
+        if indices.ndim != 1 or (indices.size and (indices.dtype.kind not in "iu" or indices.min() < 0 or indices.max() >= len(self))):
+            raise InvalidInput(f"indices must be whole numbers from 0 to {len(self) - 1}")
+        return EpisodeList(self.store, self.numbers[indices.astype(np.int64)])
 
     def __repr__(self) -> str:
-        return f"<{len(self)} episodes of {self._store.path}>"
-
+        return f"<{len(self)} episodes of {self.store.path}>"

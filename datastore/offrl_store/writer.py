@@ -10,16 +10,19 @@ import contextlib
 import errno
 import fcntl
 import os
+import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from . import eviction, meta
 from . import format as layout
 from .errors import DiskFull, InvalidInput, OffrlError, StoreCorrupt, StoreLocked
 from .schema import CheckedEpisode, Episode, validate
+from .steps import StepWriter
 
 if TYPE_CHECKING:
     from .store import EpisodeStore, Snapshot
@@ -51,30 +54,37 @@ def sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
-class Writer:
+class Writer(StepWriter):
     """Appends episodes; made by ``EpisodeStore.writer()``. Leaving the ``with`` block commits, also when an exception leaves it."""
 
-    def __init__(self, store: EpisodeStore) -> None:
+    def __init__(self, store: EpisodeStore, keep: Sequence[Snapshot] = (), commit_s: float | None = None) -> None:
         self._store, self._schema, self._path = store, store.schema, store.path
+        self._commit_s, self._commit_time = commit_s, time.monotonic()
         self._log = -1
         self._columns: list[int] = []
+        self._widths = [column.field.row_bytes for column in self._schema.columns]
+        self._reward = [column.role for column in self._schema.columns].index("reward")
         self._pending: list[tuple[int, int, float, int, int]] = []  # first row, steps, return, flags, checksum of the data
         try:
             with disk_errors(self._path):
-                self._log = self._open(self._path / layout.LOG_FILE)
+                self._log = self._open_file(self._path / layout.LOG_FILE)
                 try:
                     fcntl.flock(self._log, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError as error:
                     raise StoreLocked(f"another writer has {self._path} open", hint="wait until it is done, or end that process") from error
-                self._columns = [self._open(layout.column_path(self._path, column.name)) for column in self._schema.columns]
+                self._columns = [self._open_file(layout.column_path(self._path, column.name)) for column in self._schema.columns]
                 self._recover()
+                store.refresh()
+                self._bound = eviction.Bound(store, keep) if store.limit else None
+                self._meta = meta.MetaWriter(self._path, self._committed)
+                self._begin_steps()
+                self._evict()
         except BaseException:
             self._release()
             raise
-        store.refresh()
 
     @staticmethod
-    def _open(file: Path) -> int:
+    def _open_file(file: Path) -> int:
         try:
             return os.open(file, os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError as error:
@@ -83,6 +93,7 @@ class Writer:
     def _recover(self) -> None:
         """Take in whole records that a dead writer left, cut off its torn tail, and start behind the last row of the last episode."""
         log = layout.read_log(self._log, self._path / layout.LOG_FILE, self._schema)
+        self._table, self._first = log.table, log.first
         self._committed = len(log.table)
         self._chain = layout.record_chain(log.table, self._committed, self._schema)
         self._end = int(log.table["first_row"][-1] + log.table["steps"][-1]) + 1 if self._committed else 0
@@ -101,24 +112,36 @@ class Writer:
 
     # --- Appending ----------------------------------------------------------------------------------------------------------
 
-    def append(self, episode: Episode) -> int:
+    def append(self, episode: Episode, metadata: Mapping[str, Any] | None = None) -> int:
         """Check and write one episode; it is durable after the next ``commit``. Returns its number.
 
-        Raises InvalidEpisode (nothing was written) and DiskFull (this episode is not in the store, the ones before it are).
+        metadata: a JSON object to keep with it. Raises InvalidEpisode (nothing was written) and DiskFull (this episode is not in
+        the store, the ones before it are).
         """
         self._check_open()
         number = self._committed + len(self._pending)
-        checked = validate(self._schema, episode, number)
-        checksum = 0
-        try:
-            with disk_errors(self._path):
-                for column, descriptor, array in zip(self._schema.columns, self._columns, checked.arrays, strict=True):
-                    checksum = self._write_rows(descriptor, array, checked.steps + 1, column.field.row_bytes, checksum)
-        except DiskFull:
-            self._cut_columns()  # the half-written rows go back to the file system
-            raise
-        self._pending.append((self._row, checked.steps, _return(self._schema, checked), _flags(checked), checksum))
+        text = meta.checked(metadata)
+        self._put(validate(self._schema, episode, number))
+        self._meta.add(number, text)
+        self._commit_if_due()
         return number
+
+    def _put(self, checked: CheckedEpisode) -> None:
+        """Write the rows of a checked episode behind the last one."""
+        rows, row, checksum = checked.steps + 1, self._row, 0
+        try:
+            for row_bytes, descriptor, array in zip(self._widths, self._columns, checked.arrays, strict=True):
+                checksum = _write_rows(descriptor, array, rows, row, row_bytes, checksum)
+        except OSError:
+            with disk_errors(self._path):
+                try:
+                    raise
+                except OSError as error:
+                    if error.errno in FULL:
+                        self._cut_columns()  # the half-written rows go back to the file system
+                    raise
+        self._pending.append((row, checked.steps, float(np.add.reduce(checked.arrays[self._reward], dtype=np.float64)),
+                              layout.TERMINATED * checked.terminated | layout.FINAL_MISSING * checked.final_missing, checksum))
 
     @property
     def _row(self) -> int:
@@ -128,23 +151,6 @@ class Writer:
         first_row, steps = self._pending[-1][:2]
         return first_row + steps + 1
 
-    def _write_rows(self, descriptor: int, array: np.ndarray, rows: int, row_bytes: int, checksum: int) -> int:
-        """Write an episode's rows of one column, a missing last one as zeros; returns the checksum carried on over them."""
-        parts = [memoryview(array).cast("B")]
-        if len(array) < rows:
-            parts.append(memoryview(bytes((rows - len(array)) * row_bytes)))
-        offset = self._row * row_bytes
-        for part in parts:
-            checksum = zlib.crc32(part, checksum)
-        while parts:
-            written = os.pwritev(descriptor, parts, offset)
-            offset += written
-            while parts and written >= len(parts[0]):
-                written -= len(parts.pop(0))
-            if parts and written:
-                parts[0] = parts[0][written:]
-        return checksum
-
     # --- Committing ---------------------------------------------------------------------------------------------------------
 
     def commit(self) -> Snapshot:
@@ -153,9 +159,30 @@ class Writer:
         if self._pending:
             with disk_errors(self._path):
                 self._sync_rows()
+                self._mark_ended()
+                end = self._meta.write()
                 self._write_records()
+                self._meta.done(end)
+                self._forget_ended()
             self._store.refresh()
+            self._evict()
+        self._commit_time = time.monotonic()
         return self._store.snapshot()
+
+    def _evict(self) -> None:
+        """Give the oldest episodes of a bounded store back. Readers must know before the first of their rows is gone."""
+        if self._bound is not None and self._bound.due(self._store):
+            with disk_errors(self._path):
+                self._first = self._bound.first
+                self._write_header(sync=True)
+                self._bound.punch(self._store, self._columns)
+            self._store.refresh()
+
+    _bound: eviction.Bound | None = None
+
+    def _commit_if_due(self) -> None:
+        if self._commit_s is not None and time.monotonic() - self._commit_time >= self._commit_s:
+            self.commit()
 
     def _sync_rows(self) -> None:
         try:
@@ -164,6 +191,8 @@ class Writer:
         except OSError:
             # After a failed sync the kernel forgets which pages did not reach the disk: these rows must not be trusted again.
             self._pending = []
+            self._meta.drop()
+            self._leave_ended()
             self._cut_columns()
             raise
 
@@ -190,7 +219,7 @@ class Writer:
 
     def _write_header(self, sync: bool) -> None:
         """Note how many episodes are durable, in the slot that does not count now."""
-        os.pwrite(self._log, layout.dump_slot(self._committed), layout.slot_offset(1 - self._slot))
+        os.pwrite(self._log, layout.dump_slot(self._committed, self._first), layout.slot_offset(1 - self._slot))
         self._slot = 1 - self._slot
         self._header_dirty = not sync
         if sync:
@@ -201,15 +230,26 @@ class Writer:
     # --- Closing --------------------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Commit and give the lock back. Closing twice is fine."""
+        """Commit, leave open episodes to the next writer, and give the lock back. Closing twice is fine."""
         if self._log < 0:
             return
         try:
-            self.commit()
+            self.sync()
             with disk_errors(self._path):
                 self._cut_columns()
                 if self._header_dirty:
                     self._write_header(sync=True)
+        finally:
+            self._release()
+
+    def abort(self) -> None:
+        """Drop what was appended since the last commit and the steps since the last sync; give the lock back. Closing then does nothing."""
+        if self._log < 0:
+            return
+        self._pending = []
+        try:
+            with disk_errors(self._path):
+                self._cut_columns()
         finally:
             self._release()
 
@@ -230,11 +270,16 @@ class Writer:
             if os.fstat(descriptor).st_size > size:
                 os.ftruncate(descriptor, size)
 
+    _meta: meta.MetaWriter | None = None
+
     def _release(self) -> None:
         for descriptor in (*self._columns, self._log):
             if descriptor >= 0:
                 os.close(descriptor)
         self._columns, self._log = [], -1
+        self._leave_steps()
+        if self._meta is not None:
+            self._meta.close()
 
     def __del__(self) -> None:
         self._release()  # without a commit: what was not committed was not promised
@@ -244,10 +289,21 @@ class Writer:
             raise InvalidInput("this writer is closed", hint="take a new one: store.writer()")
 
 
-def _return(schema: object, checked: CheckedEpisode) -> float:
-    rewards = next(array for column, array in zip(schema.columns, checked.arrays, strict=True) if column.role == "reward")
-    return float(np.sum(rewards, dtype=np.float64))
-
-
-def _flags(checked: CheckedEpisode) -> int:
-    return layout.TERMINATED * checked.terminated | layout.FINAL_MISSING * checked.final_missing
+def _write_rows(descriptor: int, array: np.ndarray, rows: int, row: int, row_bytes: int, checksum: int) -> int:
+    """Write an episode's rows of one column from row number ``row`` on, a missing last one as zeros; returns the checksum carried on."""
+    checksum = zlib.crc32(array, checksum)
+    parts = [array]
+    if len(array) < rows:
+        parts.append(bytes((rows - len(array)) * row_bytes))
+        checksum = zlib.crc32(parts[1], checksum)
+    offset, left = row * row_bytes, rows * row_bytes
+    written = os.pwritev(descriptor, parts, offset)
+    if written < left:
+        parts = [memoryview(part).cast("B") for part in parts]
+    while written < left:  # rare: the disk is nearly full, or more than 2 GiB at once
+        offset, left = offset + written, left - written
+        while parts and written >= len(parts[0]):
+            written -= len(parts.pop(0))
+        parts[0] = parts[0][written:]
+        written = os.pwritev(descriptor, parts, offset)
+    return checksum

@@ -1,0 +1,131 @@
+"""Bounded stores: which episodes are too many, giving their rows back to the file system, and telling readers.
+
+Order of an eviction: the header's `first` is written and synced, then the holes are punched. A reader that looks at `first` after it has
+copied rows therefore never keeps a row of a hole.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from . import format as layout
+from .errors import InvalidInput, SnapshotEvicted, StoreCorrupt
+
+if TYPE_CHECKING:
+    from .store import EpisodeStore, Snapshot
+
+KEEP_SIZE, PUNCH_HOLE = 1, 2  # of fallocate(2)
+PAGE = 4096
+
+
+def checked_limit(transitions: int | None, size: int | None) -> dict[str, int]:
+    """The limit as schema.json holds it. Raises InvalidInput."""
+    if transitions is not None and size is not None:
+        raise InvalidInput("limit_transitions and limit_bytes were both given", hint="a store has one limit")
+    limit = {name: value for name, value in (("transitions", transitions), ("bytes", size)) if value is not None}
+    for name, value in limit.items():
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+            raise InvalidInput(f"limit_{name} {value!r} is not a whole number of at least 1")
+        limit[name] = int(value)
+    return limit
+
+
+class Bound:
+    """The writer's view of a bounded store: how much it holds, and the oldest episode to keep."""
+
+    def __init__(self, store: EpisodeStore, keep: Sequence[Snapshot]) -> None:
+        (self._kind, self._limit), = store.limit.items()
+        self._row_bytes = store.schema.row_bytes
+        self.first, self._counted, self._held = store.first, store.first, 0
+        self._punched = 0
+        self._ceiling = min((snapshot.first for snapshot in keep), default=None)
+        if self._ceiling is not None and self._ceiling < self.first:
+            raise SnapshotEvicted(f"a snapshot to keep begins at episode {self._ceiling}, which {store.path} has evicted")
+        self._stale = self.first > 0  # a writer may have died between the header and the holes
+
+    def _sizes(self, records: np.ndarray) -> np.ndarray:
+        if self._kind == "transitions":
+            return records["steps"] - (records["flags"] == layout.FINAL_MISSING)
+        return (records["steps"] + 1) * self._row_bytes + layout.SIZE
+
+    def due(self, store: EpisodeStore) -> bool:
+        """Take in what was committed; whether something must be given back, after which ``first`` is the oldest episode to keep."""
+        table = store._table
+        self._held += int(self._sizes(table[self._counted:]).sum())
+        self._counted = len(table)
+        ceiling = len(table) - 1 if self._ceiling is None else min(self._ceiling, len(table) - 1)
+        excess = self._held - self._limit
+        stale, self._stale = self._stale, False
+        if excess <= 0 or ceiling <= self.first:
+            return stale
+        before = self.first
+        count = 64  # the oldest few are nearly always enough
+        while True:
+            sizes = np.cumsum(self._sizes(table[before:min(before + count, ceiling)]))
+            if sizes[-1] >= excess or before + count >= ceiling:
+                break
+            count *= 8
+        gone = min(int(np.searchsorted(sizes, excess)) + 1, len(sizes))
+        self.first, self._held = before + gone, self._held - int(sizes[gone - 1])
+        return True
+
+    def punch(self, store: EpisodeStore, descriptors: Sequence[int]) -> None:
+        """Make holes of the rows before ``first``. A file system that has none keeps the bytes."""
+        row = int(store._table["first_row"][self.first])
+        for column, descriptor in zip(store.schema.columns, descriptors, strict=True):
+            start, end = (place * column.field.row_bytes // PAGE * PAGE for place in (self._punched, row))
+            if end > start and not _punch(descriptor, start, end - start):
+                return
+        self._punched = row
+
+
+def _punch(descriptor: int, offset: int, length: int) -> bool:
+    call = _fallocate()
+    if call is None:
+        return False
+    if call(descriptor, PUNCH_HOLE | KEEP_SIZE, offset, length) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in (errno.EOPNOTSUPP, errno.ENOSYS):
+        return False
+    raise OSError(code, os.strerror(code))
+
+
+@cache
+def _fallocate() -> Any:
+    try:
+        call = ctypes.CDLL(None, use_errno=True).fallocate
+    except (OSError, AttributeError):  # no glibc, no Linux: the store is bounded in episodes but not in bytes on disk
+        return None
+    call.argtypes, call.restype = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64), ctypes.c_int
+    return call
+
+
+class Guard:
+    """Reads which episode is the oldest one kept, again and again, at the cost of one system call."""
+
+    def __init__(self, file: Path) -> None:
+        self._file, self._seen, self._first = file, b"", 0
+        try:
+            self._descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError as error:
+            raise StoreCorrupt(f"{file} is missing", hint="restore the file from a copy") from error
+
+    def first(self) -> int:
+        raw = os.pread(self._descriptor, layout.SIZE, 0)
+        if raw != self._seen:
+            self._first, self._seen = layout.read_first(self._descriptor, self._file), raw
+        return self._first
+
+    def __del__(self) -> None:
+        descriptor, self._descriptor = getattr(self, "_descriptor", -1), -1
+        if descriptor >= 0:
+            os.close(descriptor)

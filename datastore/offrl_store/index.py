@@ -1,0 +1,73 @@
+"""From transition numbers to episodes: which transitions a sampler may draw, and the tables by which the kernels find them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from . import format as layout
+from .errors import EmptyStore, InvalidInput
+
+if TYPE_CHECKING:
+    from .store import EpisodeStore
+
+
+class Index:
+    """The transitions of some episodes, numbered from 0 in the order of the episodes.
+
+    Args:
+        episodes: numbers of the episodes, or an EpisodeList (default all); one given twice counts twice.
+        next_action: leave out the last transition of a truncated episode, which has no next action.
+
+    Attributes: table, guide, shift (see ``_kernels_py.Gatherer``); records: those of the episodes kept; total; oldest: the number of the
+    first of them since the store's beginning. Raises InvalidInput, EmptyStore.
+    """
+
+    def __init__(self, store: EpisodeStore, episodes: Any = None, next_action: bool = False) -> None:
+        records = store.episode_table
+        numbers = np.arange(len(records)) if episodes is None else episode_numbers(store, episodes)
+        if episodes is not None:
+            records = records[numbers]
+        steps, terminated = records["steps"], (records["flags"] & layout.TERMINATED) != 0
+        cut = ~terminated & (next_action | ((records["flags"] & layout.FINAL_MISSING) != 0))
+        limit = steps - cut
+        keep = limit > 0
+        if not keep.any():
+            raise EmptyStore("there is no transition to sample", hint=f"{len(records)} episodes were given; a truncated episode of one "
+                             "step without its final observation has none")
+        self.oldest = store.first + int(numbers[keep].min())
+        limit = limit[keep]
+        table = np.zeros((len(limit) + 1, 4), np.int64)
+        np.cumsum(limit, out=table[1:, 0])
+        table[:-1, 1], table[:-1, 2] = records["first_row"][keep], limit
+        table[:-1, 3] = np.where(terminated, steps, -steps)[keep]
+        self.records, self.table, self.total = records[keep], table, int(table[-1, 0])
+        # Buckets no longer than the mean episode: a look-up searches less than one step on average, whatever the lengths.
+        self.shift = max((self.total // len(limit)).bit_length() - 1, 0)
+        buckets = np.arange(((self.total - 1) >> self.shift) + 1, dtype=np.int64) << self.shift
+        self.guide = (np.searchsorted(table[:-1, 0], buckets, side="right") - 1).astype(np.int32)
+
+    @property
+    def longest(self) -> int:
+        """Transitions of the longest episode."""
+        return int(self.table[:-1, 2].max())
+
+    @property
+    def kernel(self) -> tuple[np.ndarray, np.ndarray, int]:
+        """The first arguments of a kernel."""
+        return self.table, self.guide, self.shift
+
+
+def episode_numbers(store: EpisodeStore, episodes: Any) -> np.ndarray:
+    """``episodes`` as int64, each one of the store's. Raises InvalidInput."""
+    other = getattr(episodes, "store", store)
+    if other is not store and getattr(other, "path", None) != store.path:
+        raise InvalidInput(f"the episodes given are of {getattr(other, 'path', other)}, not of {store.path}")
+    records, numbers = store.episode_table, np.asarray(episodes)
+    if numbers.ndim != 1 or (numbers.size and numbers.dtype.kind not in "iu"):
+        raise InvalidInput("episodes must be a list of episode numbers")
+    if numbers.size and (numbers.min() < 0 or numbers.max() >= len(records)):
+        raise InvalidInput(f"episode {int(numbers.min() if numbers.min() < 0 else numbers.max())} is not in the store, "
+                           f"which has {len(records)}")
+    return numbers.astype(np.int64)

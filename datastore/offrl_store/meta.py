@@ -1,0 +1,117 @@
+"""Metadata of single episodes: `episodes.meta`, one line of JSON per episode that has any.
+
+A line is the CRC-32 of what follows in eight hex digits, a space, the episode's number, a space, a JSON object, a line feed. Lines are
+synced before the records of their episodes; lines of episodes that have no record are an unfinished write.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from .errors import InvalidInput
+
+META_FILE = "episodes.meta"
+
+
+def checked(metadata: Mapping[str, Any] | None) -> str | None:
+    """The JSON of one episode's metadata. Raises InvalidInput."""
+    if metadata is None:
+        return None
+    try:
+        return json.dumps(dict(metadata), allow_nan=False, separators=(",", ":"))
+    except (TypeError, ValueError) as error:
+        raise InvalidInput(f"metadata is not a JSON object: {error}") from error
+
+
+def dump_line(number: int, text: str) -> bytes:
+    body = f"{number} {text}".encode()
+    return b"%08x %s\n" % (zlib.crc32(body), body)
+
+
+def scan(raw: bytes) -> Iterator[tuple[int, int | None, bytes]]:
+    """End of the line, number and JSON of each; the number is None where the line does not fit its checksum."""
+    at = 0
+    while at < len(raw):
+        end = raw.find(b"\n", at) + 1 or len(raw)
+        crc, _, body = raw[at:end].rstrip(b"\n").partition(b" ")
+        number, _, text = body.partition(b" ")
+        whole = raw[end - 1:end] == b"\n" and crc == b"%08x" % zlib.crc32(body) and number.isdigit()
+        yield end, int(number) if whole else None, text
+        at = end
+
+
+class MetaReader:
+    """The metadata of a store's episodes, read anew when the file grew."""
+
+    def __init__(self, path: Path) -> None:
+        self._file, self._size, self._lines = path / META_FILE, -1, {}
+
+    def get(self, number: int) -> dict[str, Any]:
+        try:
+            size = os.stat(self._file).st_size
+        except FileNotFoundError:
+            return {}
+        if size != self._size:
+            raw = self._file.read_bytes()
+            self._lines = {at: text for _, at, text in scan(raw) if at is not None}
+            self._size = len(raw)
+        return json.loads(self._lines.get(number, b"{}"))
+
+
+class MetaWriter:
+    """Appends lines; what was not followed by a record is cut off."""
+
+    def __init__(self, path: Path, committed: int) -> None:
+        self._file, self._descriptor, self._end = path / META_FILE, -1, 0
+        self._waiting: list[tuple[int, str]] = []
+        if self._file.exists():
+            raw = self._file.read_bytes()
+            self._end = max((end for end, number, _ in scan(raw) if number is not None and number < committed), default=0)
+            if len(raw) > self._end:
+                self._open()
+                os.ftruncate(self._descriptor, self._end)
+
+    def add(self, number: int, text: str | None) -> None:
+        if text is not None:
+            self._waiting.append((number, text))
+
+    def write(self) -> int:
+        """Make the waiting lines durable; returns where the file then ends, for ``done``."""
+        if not self._waiting:
+            return self._end
+        made = not self._file.exists()
+        self._open()
+        raw, done = b"".join(dump_line(*line) for line in self._waiting), 0
+        while done < len(raw):
+            done += os.pwrite(self._descriptor, raw[done:], self._end + done)
+        os.fdatasync(self._descriptor)
+        if made:
+            folder = os.open(self._file.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+        return self._end + len(raw)
+
+    def done(self, end: int) -> None:
+        self._end, self._waiting = end, []
+
+    def drop(self) -> None:
+        """Forget the waiting lines, and what of them was written."""
+        self._waiting = []
+        if self._descriptor >= 0:
+            os.ftruncate(self._descriptor, self._end)
+
+    def _open(self) -> None:
+        if self._descriptor < 0:
+            self._descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+
+    def close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1

@@ -1,0 +1,204 @@
+"""The prioritized sampler: transitions drawn in proportion to their priorities, which training sets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ._kernels_py import tree_levels
+from .arguments import Outputs, allocate, flag, number, whole
+from .errors import InvalidInput
+from .index import Index, episode_numbers
+from .kernels import kernels
+from .rng import stream_id
+from .sampler import Batch, TransitionSampler
+
+if TYPE_CHECKING:
+    from .store import EpisodeStore
+
+STREAM = stream_id("prioritized")
+STATE = ("priorities", "max_priority", "beta", "step", "seed", "alpha", "eps", "first_row")
+HIGHEST = 1e20  # of priorities: their powers stay far from overflow
+
+
+class PrioritizedSampler(TransitionSampler):
+    """Transitions in proportion to (priority + eps)^alpha, one from each of B equal shares of their sum (Schaul et al. 2016, "Prioritized
+    experience replay").
+
+    The batch has ``weight``, (N P)^-beta divided by the largest of the batch. ``update(batch.index, priorities)`` sets the priorities of a
+    batch; transitions never updated have the highest priority that any had so far (1 at first). What batch k holds depends on the updates
+    before: a checkpoint keeps ``state_dict()``.
+
+    alpha, beta: from 0 (uniform, no correction) up; ``beta`` may be set between batches. eps: keeps every transition possible, above 0.
+    episodes: as a set, in the order of the store; without it, ``refresh`` takes in the episodes that the store has got since.
+    Other arguments, ``out`` (with "weight"), errors: see TransitionSampler.
+    """
+
+    def __init__(self, store: EpisodeStore, *, batch_size: int, alpha: float = 0.6, beta: float = 0.4, eps: float = 1e-6, seed: int = 0,
+                 episodes: Any = None, out: Any = None, **options: Any) -> None:
+        self._alpha = number(alpha, "alpha", 0.0, 10.0)
+        self.beta = beta
+        self._eps = number(eps, "eps", 1e-12, 1e12)
+        self._episodes = None
+        if episodes is not None:
+            episodes = self._episodes = np.unique(episode_numbers(store, episodes))
+        self._max_priority = 1.0
+        super().__init__(store, batch_size=batch_size, seed=seed, episodes=episodes, out=out, stream=STREAM, **options)
+
+    def _build(self, store: EpisodeStore, index: Index, outputs: Outputs) -> None:
+        super()._build(store, index, outputs)
+        self._index, self._numbers = index, allocate((self.batch_size,), "i8")
+        self._drawn = False  # whether the batch holds the transitions of _numbers
+        self._batch = replace(self._batch, weight=outputs.take("weight", None, (self.batch_size,), "f4"))
+        self._plant(np.full(index.total, self._raised(self._max_priority)))
+
+    def _plant(self, leaves: np.ndarray) -> None:
+        """Make the tree of these priorities, raised already, float64 [N]."""
+        self._nodes = np.zeros(sum(tree_levels(len(leaves))))
+        self._nodes[:len(leaves)] = leaves
+        self._tree = kernels().SumTree(self._nodes, len(leaves))
+        self._tree.build()
+
+    def _raised(self, priority: float) -> float:
+        return (priority + self._eps) ** self._alpha
+
+    @property
+    def alpha(self) -> float:
+        return self._alpha
+
+    @property
+    def beta(self) -> float:
+        """Exponent of the importance weights; to be annealed to 1."""
+        return self._beta
+
+    @beta.setter
+    def beta(self, value: float) -> None:
+        self._beta = number(value, "beta", 0.0, 10.0)
+
+    @property
+    def max_priority(self) -> float:
+        """The highest priority so far, which new transitions get."""
+        return self._max_priority
+
+    @property
+    def priorities(self) -> np.ndarray:
+        """(priority + eps)^alpha of each transition, by its number, float64 [N]: read-only, of this moment."""
+        leaves = self._nodes[:self.transition_count]
+        leaves.setflags(write=False)
+        return leaves
+
+    def sample(self) -> Batch:
+        """The next batch. It is the same object every time, with its arrays filled anew."""
+        self._tree.sample(self.seed, self._step, STREAM, self._beta, self._numbers, self._batch.weight)
+        self._kernel.gather(self._numbers)
+        self._check()
+        self._step, self._drawn = self._step + 1, True
+        return self._batch
+
+    def gather(self, numbers: np.ndarray) -> Batch:
+        """As in TransitionSampler; the weights are of these transitions."""
+        batch = super().gather(numbers)
+        self._numbers[:], self._drawn = numbers, True
+        drawn = self._nodes[self._numbers]
+        batch.weight[:] = (drawn.min() / drawn) ** self._beta
+        return batch
+
+    def update(self, index: Any, priorities: Any, *, numbers: bool = False) -> None:
+        """Set the priorities (absolute TD errors, say) of transitions; of one given twice the last counts.
+
+        Args:
+            index: rows, as in ``batch.index``, int64 [n].
+            priorities: [n], from 0 to 1e20. Nothing is changed where InvalidInput is raised.
+            numbers: ``index`` holds numbers of transitions, as ``gather`` takes them, instead of rows.
+        """
+        index = np.asarray(index)
+        try:
+            values = np.ascontiguousarray(priorities, np.float64)
+        except (TypeError, ValueError) as error:
+            raise InvalidInput(f"priorities are no numbers: {error}") from error
+        if index.ndim != 1 or (index.size and index.dtype.kind not in "iu") or values.shape != index.shape:
+            raise InvalidInput(f"index and priorities have shapes {list(index.shape)} and {list(values.shape)}, due are whole numbers [n] "
+                               "and priorities [n]")
+        if not len(index):
+            return
+        if not (values.min() >= 0 and values.max() <= HIGHEST):  # NaN fails here as well
+            bad = values[~((values >= 0) & (values <= HIGHEST))][0]
+            raise InvalidInput(f"priority {bad} is not a number from 0 to {HIGHEST:g}")
+        if not flag(numbers, "numbers") and self._drawn and np.array_equal(index, self._batch.index):
+            index = self._numbers  # those of the last batch are known
+        else:
+            index = self._numbered(np.ascontiguousarray(index, np.int64), numbers)
+        self._max_priority = max(self._max_priority, self._tree.update(index, values, self._alpha, self._eps))
+
+    def _numbered(self, index: np.ndarray, numbers: bool) -> np.ndarray:
+        table, label, given = self._index.table, "transition number" if numbers else "row", index
+        if not numbers:
+            episode = np.maximum(np.searchsorted(table[:-1, 1], given, side="right") - 1, 0)
+            t = given - table[episode, 1]
+            index = np.where((t >= 0) & (t < table[episode, 2]), table[episode, 0] + t, -1)
+        wrong = (index < 0) | (index >= self.transition_count)
+        if wrong.any():
+            raise InvalidInput(f"{label} {given[wrong][0]} is none of the transitions sampled from", hint="give batch.index")
+        return index
+
+    # --- Growing, saving -----------------------------------------------------------------------------------------------------------
+
+    def refresh(self) -> int:
+        """Take in what the store (``store.refresh()``) has got since and forget what it has dropped; returns how many transitions came.
+
+        New ones get the highest priority so far. Batches are new objects from here on, in the same arrays (stacked pixels: in new ones).
+        Nothing happens where ``episodes`` was given.
+        """
+        if self._episodes is not None:
+            return 0
+        before, leaves = self._index, self.priorities
+        index = Index(self._store, None, self._next_action)
+        dropped = int(np.searchsorted(before.table[:-1, 1], index.table[0, 1]))  # episodes
+        leaves = leaves[before.table[dropped, 0]:]
+        if index.total == before.total and not dropped:
+            return 0
+        self._reuse(index, self._batch)
+        self.transition_count, self._oldest = index.total, index.oldest
+        grown = np.full(index.total, self._raised(self._max_priority))
+        grown[:len(leaves)] = leaves
+        self._plant(grown)
+        return index.total - len(leaves)
+
+    def _reuse(self, index: Index, batch: Batch) -> None:
+        """Build the kernel for other episodes into the arrays of the batch."""
+        given = {name: value for name in Batch.__dataclass_fields__ if (value := getattr(batch, name)) is not None and len(value)}
+        if isinstance(given["observation"], np.ndarray) and np.shares_memory(given["observation"], given["next_observation"]):
+            del given["observation"], given["next_observation"]  # two views of one block
+        self._build(self._store, index, Outputs(given))
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next batches follow from beside the arguments: numbers, and one array of a float64 per transition (a copy)."""
+        return {"priorities": self.priorities.copy(), "max_priority": self._max_priority, "beta": self._beta, "step": self._step,
+                "seed": self.seed, "alpha": self._alpha, "eps": self._eps, "first_row": int(self._index.table[0, 1])}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from a ``state_dict``. Transitions that came since get the highest priority.
+
+        Raises InvalidInput, and changes nothing then.
+        """
+        missing = [name for name in STATE if name not in state]
+        if missing:
+            raise InvalidInput(f"the state has no {missing[0]!r}", hint="give what state_dict() returned")
+        for name, own in (("alpha", self._alpha), ("eps", self._eps), ("first_row", int(self._index.table[0, 1]))):
+            if state[name] != own:
+                raise InvalidInput(f"the state has {name} {state[name]!r}, this sampler {own!r}",
+                                   hint="make the sampler with the same arguments")
+        leaves = np.asarray(state["priorities"], np.float64)
+        if leaves.ndim != 1 or len(leaves) > self.transition_count:
+            raise InvalidInput(f"the state is of {leaves.size} transitions, the sampler has {self.transition_count}")
+        if len(leaves) and not (leaves.min() > 0 and leaves.max() < np.inf):
+            raise InvalidInput("the state holds priorities that are not positive finite numbers")
+        beta, step = number(state["beta"], "beta", 0.0, 10.0), whole(state["step"], "step", 0, (1 << 64) - 1)
+        seed, highest = whole(state["seed"], "seed", 0, (1 << 64) - 1), number(state["max_priority"], "max_priority", 0.0, HIGHEST)
+        self._beta, self._step, self.seed, self._max_priority = beta, step, seed, highest
+        grown = np.full(self.transition_count, self._raised(highest))
+        grown[:len(leaves)] = leaves
+        self._plant(grown)

@@ -1,0 +1,109 @@
+"""stats: what a store holds in numbers, computed once per snapshot and cached in its folder."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import zlib
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from . import format as layout
+from .errors import EmptyStore
+
+if TYPE_CHECKING:
+    from .schema import Column
+    from .store import EpisodeStore
+
+STATS_FILE = "stats.json"
+CHUNK_BYTES = 4 << 20
+LARGEST_ROW = 1024  # elements; a larger row (an image) is summarised as a whole and not place by place
+BINS = 20
+
+
+def stats(store: EpisodeStore) -> dict[str, Any]:
+    """Mean, std, min and max of returns, lengths and every field over the steps there are (padding aside).
+
+    {"episodes", "steps", "transitions": n, "return", "length": {mean, std, min, max, histogram: [counts of 20 bins], edges: [21]},
+    "fields": {column: {mean, std, min, max}}}: lists of the field's shape (numbers for an image), computed in float64; std is that of the
+    population. A discrete field has "counts" of its values as well. Raises EmptyStore.
+    """
+    if not len(store):
+        raise EmptyStore(f"{store.path} has no episode")
+    key = str(store.snapshot())
+    cached = load(store)
+    if cached is not None and cached["snapshot"] == key:
+        return cached["stats"]
+    table = store.episode_table
+    found: dict[str, Any] = {"episodes": len(store), "steps": store.step_count, "transitions": store.transition_count}
+    for name, values in (("return", store.returns), ("length", table["steps"].astype(np.float64))):
+        counts, edges = np.histogram(values, BINS)
+        found[name] = {"mean": float(values.mean()), "std": float(values.std()), "min": float(values.min()), "max": float(values.max()),
+                       "histogram": counts.tolist(), "edges": edges.tolist()}
+    found["fields"] = {column.name: _field(store, column, table) for column in store.schema.columns}
+    store.check_alive()
+    _save(store, key, found)
+    return found
+
+
+def load(store: EpisodeStore) -> dict[str, Any] | None:
+    """The cached statistics with their snapshot; None where there are none or they are damaged."""
+    try:
+        body = json.loads((store.path / STATS_FILE).read_bytes())
+        crc = body.pop("crc")
+        return body if crc == _checksum(body) else None
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        return None
+
+
+def _checksum(body: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(body, sort_keys=True).encode())
+
+
+def _save(store: EpisodeStore, key: str, found: dict[str, Any]) -> None:
+    body = {"snapshot": key, "stats": found}
+    body["crc"] = _checksum(body)
+    temporary = store.path / f".{STATS_FILE}.{secrets.token_hex(4)}"
+    try:
+        temporary.write_text(json.dumps(body))
+        os.replace(temporary, store.path / STATS_FILE)
+    except OSError:  # a folder that cannot be written, a full disk: computed anew the next time
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def _field(store: EpisodeStore, column: Column, table: np.ndarray) -> dict[str, Any]:
+    """One pass over a column; the chunks' means and squares are joined as in Chan, Golub and LeVeque (1979)."""
+    start = int(table["first_row"][0])
+    last = table["first_row"] + table["steps"] - start
+    valid = np.ones(int(last[-1]) + 1, bool)
+    valid[last if column.role != "observation" else last[table["flags"] & layout.FINAL_MISSING != 0]] = False
+    field, rows = column.field, store.column(column.name)[start:start + len(valid)]
+    whole = int(np.prod(field.shape, dtype=np.int64)) > LARGEST_ROW
+    step = max(1, CHUNK_BYTES // field.row_bytes)
+    count, mean, squares, low, high = 0, 0.0, 0.0, np.inf, -np.inf
+    values: dict[int, int] = {}
+    for at in range(0, len(valid), step):
+        part = rows[at:at + step][valid[at:at + step]].astype(np.float64)
+        if whole:
+            part = part.reshape(-1)
+        if not len(part):
+            continue
+        with np.errstate(all="ignore"):  # extras may hold NaN and infinities
+            here = part.mean(axis=0)
+            delta, total = here - mean, count + len(part)
+            squares = squares + np.square(part - here).sum(axis=0) + np.square(delta) * (count * len(part) / total)
+            mean, count = mean + delta * (len(part) / total), total
+            low, high = np.minimum(low, part.min(axis=0)), np.maximum(high, part.max(axis=0))
+        if field.discrete:
+            for value, times in zip(*np.unique(part.astype(np.int64), return_counts=True), strict=True):
+                values[int(value)] = values.get(int(value), 0) + int(times)
+    with np.errstate(all="ignore"):
+        found = {"mean": mean, "std": np.sqrt(squares / max(count, 1)), "min": low, "max": high}
+    found = {name: np.asarray(value).tolist() for name, value in found.items()}
+    if field.discrete:
+        found["counts"] = [values.get(i, 0) for i in range(field.n)]
+    return found

@@ -1,0 +1,305 @@
+"""Writing step by step: the half of the Writer that gathers episodes while they are played, from one environment or from many."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from . import format as layout
+from . import meta, staging
+from .errors import InvalidEpisode, InvalidInput
+from .schema import CheckedEpisode, Schema, convert_rows
+
+if TYPE_CHECKING:
+    from .store import Snapshot
+
+
+class StepWriter:
+    """begin, step, end and sync; `Writer` adds whole episodes, commits and the files.
+
+    An episode that has ended is like an appended one: durable after the next ``commit``. An open one survives a crash up to the last
+    ``sync`` and is open again for the next writer.
+    """
+
+    _schema: Schema
+    _path: Path
+    _pending: list[tuple[int, int, float, int, int]]
+    _committed: int
+    _open: Mapping[int, staging.OpenEpisode] = {}
+    _ended: tuple[tuple[int, staging.OpenEpisode], ...] | list[tuple[int, staging.OpenEpisode]] = ()
+    _batch: staging.BatchBlock | None = None
+
+    # --- One step ---------------------------------------------------------------------------------------------------------------
+
+    def begin(self, observation: Any, env: int = 0) -> None:
+        """An episode of environment ``env`` begins with the observation that its reset gave.
+
+        Where one of that environment is open (it was reset early, or a crash left it), that one ends as truncated.
+        Raises InvalidEpisode.
+        """
+        self._check_open()
+        if isinstance(env, bool) or not isinstance(env, (int, np.integer)) or env < 0:
+            raise InvalidInput(f"env {env!r} is not a whole number from 0", hint="number the environments from 0")
+        env = int(env)
+        episode = staging.OpenEpisode(self._layout, env)
+        episode.begin(observation)
+        if env in self._open:
+            if self._settled(env).step_count:
+                self._finish(env, False)
+            else:
+                self.discard(env)
+        if self._batch is not None and env < self._batch.count:
+            self._batch.open[env] = False
+        self._open[env] = episode
+
+    def step(self, action: Any, reward: Any, observation: Any, terminated: bool = False, truncated: bool = False, env: int = 0,
+             extra: Mapping[str, Any] | None = None) -> None:
+        """One step, with what ``gymnasium``'s step gave: the observation is the one after the action. Either flag ends the episode.
+
+        Arrays are copied. Values are checked when up to 1,024 steps are joined, at the end and at a sync: a NaN or an action outside its
+        bounds is then an InvalidEpisode, and the open episode is dropped, as a step of it would be missing.
+        """
+        try:
+            episode = self._open[env]
+        except KeyError:
+            self._check_open()
+            raise InvalidInput(f"env {env} has no open episode", hint="call begin(observation) with what its reset gave") from None
+        if self._batch is not None:
+            self._settled(env)
+        try:
+            episode.add(action, reward, observation, extra)
+        except InvalidEpisode as error:
+            self._drop_broken(episode, error)
+            raise
+        if terminated or truncated:
+            self._finish(env, bool(terminated))
+
+    def end(self, terminated: bool = False, truncated: bool = False, env: int = 0, metadata: Mapping[str, Any] | None = None) -> int:
+        """End the open episode of ``env``, as truncated unless ``terminated``. Returns its number.
+
+        metadata: a JSON object to keep with it. Raises InvalidEpisode without a step.
+        """
+        self._check_open()
+        if env not in self._open:
+            raise InvalidInput(f"env {env} has no open episode", hint="it has ended already, or begin(observation) was not called")
+        text = meta.checked(metadata)
+        return self._finish(env, bool(terminated), text)
+
+    def discard(self, env: int = 0) -> None:
+        """Drop the open episode of ``env``, its staged steps included."""
+        episode = self._open.pop(env, None)
+        if episode is not None:
+            if self._batch is not None and env < self._batch.count:
+                self._batch.take(env)
+                self._batch.open[env] = False
+            episode.close(remove=True)
+
+    @property
+    def open_episodes(self) -> dict[int, int]:
+        """Steps of the open episode of each environment; a new writer has those that a crash left."""
+        return {env: self._settled(env).step_count for env in list(self._open)}
+
+    # --- A step of many ---------------------------------------------------------------------------------------------------------
+
+    def step_batch(self, actions: Any, rewards: Any, observations: Any, terminated: Any, truncated: Any, final_observations: Any = None,
+                   extra: Mapping[str, Any] | None = None) -> None:
+        """One step of N environments, numbered 0 to N-1, as ``gymnasium``'s vector environments give it: every array has N rows.
+
+        An environment without an open episode begins one with its observation, and its action and reward do not count: so are the resets
+        of ``AutoresetMode.NEXT_STEP``, where the step after an end is the reset. With ``SAME_STEP`` give ``final_observations`` (only the
+        rows of episodes that end are read): the observation is then that of the reset. Call ``begin`` for the first observations.
+        """
+        self._check_open()
+        count = len(rewards)
+        batch = self._batch
+        if batch is None:
+            batch = self._batch = staging.BatchBlock(self._layout, count)
+        if count != batch.count:
+            raise InvalidInput(f"a batch of {count} steps, the ones before had {batch.count}",
+
+                               hint="one writer takes one number of environments")
+        arrays = self._batch_arrays(actions, rewards, observations, extra, count)
+        done = np.logical_or(terminated, truncated)
+        if done.shape != (count,):
+            raise InvalidInput(f"terminated and truncated have shape {done.shape}, due is ({count},)")
+        if batch.filled == batch.capacity:
+            self._settle_all()
+        now = batch.filled
+        for block, array in zip(batch.arrays, arrays, strict=True):
+            block[now] = array
+        batch.filled = now + 1
+        if not batch.open.all():
+            for env in np.flatnonzero(~batch.open).tolist():
+                if env in self._open:
+                    batch.start[env] = now
+                else:
+                    self.begin(_row(observations, env), env)
+                    batch.start[env] = now + 1
+                    done[env] = False
+                batch.open[env] = True
+        if done.any():
+            for env in np.flatnonzero(done).tolist():
+                final = None
+                if final_observations is not None:
+                    final = [values[env] for values in self._layout.values("observation", final_observations)]
+                self._settled(env, final)
+                self._finish(env, bool(terminated[env]))
+                if final is not None:
+                    self.begin(_row(observations, env), env)
+                    batch.start[env], batch.open[env] = now + 1, True
+
+    def _batch_arrays(self, actions: Any, rewards: Any, observations: Any, extra: Any, count: int) -> list[np.ndarray]:
+        rules = self._layout
+        given = [*rules.values("observation", observations), *rules.values("action", actions), rewards, *rules.values("extra", extra)]
+        arrays = []
+        for column, value in zip(rules.columns, given, strict=True):
+            field, array = column.field, np.asarray(value)
+            if array.dtype != field.dtype or array.shape[1:] != field.shape:
+                if column.role == "reward" and array.dtype.kind == "f" and field.dtype.kind == "f":
+                    array = array.astype(field.dtype)  # gymnasium gives float64 rewards whatever the environment computes in
+                else:
+                    array = convert_rows(value, field, f"a batch of steps, field {column.name}")
+            if len(array) != count:
+                raise InvalidEpisode(f"a batch of steps, field {column.name} has {len(array)} rows for {count} rewards")
+            arrays.append(array)
+        return arrays
+
+    def _settled(self, env: int, final: list[Any] | None = None) -> staging.OpenEpisode:
+        """The open episode of ``env`` with its part of the batches taken in."""
+        episode = self._open[env]
+        if self._batch is not None and env < self._batch.count and self._batch.open[env]:
+            rows = self._batch.take(env, final)
+            if rows is not None:
+                try:
+                    episode.put(rows)
+                except InvalidEpisode as error:
+                    self._drop_broken(episode, error)
+                    raise
+        return episode
+
+    def _settle_all(self) -> None:
+        batch = self._batch
+        if batch is not None:
+            for env in np.flatnonzero(batch.open).tolist():
+                self._settled(env)
+            batch.filled = 0
+            batch.start = [0] * batch.count
+
+    # --- Ending and syncing -----------------------------------------------------------------------------------------------------
+
+    def _finish(self, env: int, terminated: bool, metadata: str | None = None) -> int:
+        episode = self._settled(env)
+        try:
+            episode.flush()
+        except InvalidEpisode as error:
+            self._drop_broken(episode, error)
+            raise
+        number = self._committed + len(self._pending)
+        self._put(episode.whole(terminated))
+        del self._open[env]
+        if self._batch is not None and env < self._batch.count:
+            self._batch.open[env] = False
+        if episode.file >= 0:
+            self._ended.append((number, episode))
+        self._meta.add(number, metadata)
+        self._commit_if_due()
+        return number
+
+    def _drop_broken(self, episode: staging.OpenEpisode, error: InvalidEpisode) -> None:
+        if episode.broken:
+            self.discard(episode.env)
+            error.hint = f"the open episode of env {episode.env} was dropped; {error.hint}".rstrip("; ")
+
+    def sync(self) -> Snapshot:
+        """Commit, and make the steps of the open episodes durable, each in a file of its own. Raises DiskFull."""
+        from .writer import disk_errors, sync_folder
+
+        snapshot = self.commit()
+        self._settle_all()
+        with disk_errors(self._path):
+            made = False
+            for episode in list(self._open.values()):
+                try:
+                    episode.flush()
+                except InvalidEpisode as error:
+                    self._drop_broken(episode, error)
+                    raise
+                made |= episode.file < 0
+                if episode.stage():
+                    os.fdatasync(episode.file)
+            if made and self._open:
+                sync_folder(self._layout.folder)
+                sync_folder(self._path)
+        return snapshot
+
+    def _mark_ended(self) -> None:
+        """Before the records of episodes that are in files: note there what they became."""
+        for number, episode in self._ended:
+            _, steps, _, flags, data_crc = self._pending[number - self._committed]
+            episode.mark_end(number, steps, flags, data_crc)
+            os.fdatasync(episode.file)
+
+    def _forget_ended(self) -> None:
+        ended, self._ended = self._ended, []
+        for _, episode in ended:
+            episode.close(remove=True)
+
+    def _leave_ended(self) -> None:
+        """Keep the files of episodes whose rows did not reach the disk: the next writer finds them."""
+        ended, self._ended = self._ended, []
+        for _, episode in ended:
+            episode.close()
+
+    def _leave_steps(self) -> None:
+        self._leave_ended()
+        left, self._open, self._batch = self._open, {}, None
+        for episode in left.values():
+            episode.close()
+
+    def _begin_steps(self) -> None:
+        """Find the open episodes that the writer before left, by closing or by a crash."""
+        self._layout = staging.Layout(self._schema, layout.chain_start(self._schema), self._path / staging.FOLDER)
+        self._open, self._ended = {}, []
+        table = self._table
+        for path in staging.files(self._path):
+            self._layout.number = max(self._layout.number, int(path.name.split(".")[1]))
+            episode, ended, _ = staging.load(self._layout, path)
+            if ended is not None and ended.number < len(table):
+                record = table[ended.number]
+                if (record["steps"], record["flags"], record["data_crc"]) == (ended.steps, ended.flags, ended.data_crc):
+                    episode = None  # its record was written: it is an episode of the store
+            if episode is None:
+                path.unlink()
+                continue
+            episode.file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            os.ftruncate(episode.file, episode.file_end())
+            if episode.env in self._open:
+                self._finish(episode.env, False)  # the older of two is whole: it had ended before the newer one began
+            self._open[episode.env] = episode
+            if ended is not None and ended.steps == episode.steps:
+                self._finish(episode.env, bool(ended.flags & layout.TERMINATED))
+
+    # What Writer gives.
+    _table: np.ndarray
+    _layout: staging.Layout
+    _meta: meta.MetaWriter | None
+
+    def _check_open(self) -> None:
+        raise NotImplementedError
+
+    def _commit_if_due(self) -> None:
+        raise NotImplementedError
+
+    def _put(self, checked: CheckedEpisode) -> None:
+        raise NotImplementedError
+
+    def commit(self) -> Snapshot:
+        raise NotImplementedError
+
+
+def _row(values: Any, env: int) -> Any:
+    return {key: rows[env] for key, rows in values.items()} if isinstance(values, Mapping) else values[env]
