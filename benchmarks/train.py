@@ -70,9 +70,12 @@ def theirs(python: Path, name: str, data: Path, updates: int) -> float:
 
 
 def ours(client: offrl.Client, name: str, dataset: str, updates: int) -> float:
-    """Updates per second of a job between its first and its last progress report."""
+    """Updates per second of a job between its first report and that of its last update."""
     job = client.submit(name, dataset=dataset, steps=updates, config={"batch_size": BATCH, **SETTINGS.get(name, {})}, threads=1)
-    reports = [(event.time, event.step) for event in job.follow() if event.type == "progress" and event.step > 0]
+    reports: list[tuple[float, int]] = []
+    for event in job.follow():
+        if event.type == "progress" and event.step > (reports[-1][1] if reports else 0):  # not those after the last update
+            reports.append((event.time, event.step))
     job.wait()
     (start, first), (end, last) = reports[0], reports[-1]
     return (last - first) / (end - start)
