@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test test-all lint bench wheel clean help
+.PHONY: demo test test-all test-kill lint bench bench-store bench-latency scores wheel clean help
 
 help:            ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
@@ -23,6 +23,18 @@ lint: $(STAMP)   ## ruff over everything
 
 bench: $(STAMP)  ## training speed of a real job against d3rlpy, side by side
 	$(BIN)/python -m benchmarks.train
+
+bench-store: $(STAMP)    ## the store's samplers beside plain copies of the same rows
+	$(BIN)/python -m benchmarks.store
+
+bench-latency: $(STAMP)  ## submit, first update, idle daemon
+	$(BIN)/python -m benchmarks.latency
+
+scores: $(STAMP)         ## scores beside d3rlpy's on ../shared/data; over an hour
+	$(BIN)/python -m benchmarks.scores
+
+test-kill: $(STAMP)      ## the long form of the kill tests of the store
+	$(BIN)/python -m pytest -m slow tests/store
 
 wheel: $(STAMP)  ## dist/offrl-*.whl
 	$(BIN)/python -m pip wheel --no-deps -q -w dist . && ls dist

@@ -13,25 +13,7 @@ from .windows import WindowBatch, WindowSampler
 from .writer import Writer
 
 __all__ = [
-           "Batch",
-           "Episode",
-           "EpisodeList",
-           "EpisodeStore",
-           "Field",
-           "MDPDataset",
-           "PrioritizedSampler",
-           "Schema",
-           "Snapshot",
-           "TransitionSampler",
-           "WindowBatch",
-           "WindowSampler",
-           "Writer",
-           "check",
-           "concat",
-           "copy",
-           "errors",
-           "lambda_returns",
-           "mix",
-           "rng",
-           "train_test_split",
-]
+    "Batch", "Episode", "EpisodeList", "EpisodeStore", "Field", "MDPDataset", "PrioritizedSampler", "Schema", "Snapshot",
+    "TransitionSampler", "WindowBatch", "WindowSampler", "Writer", "check", "concat", "copy", "errors", "lambda_returns", "mix", "rng",
+    "train_test_split",
+]  # fmt: skip
