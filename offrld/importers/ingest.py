@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from offrl_store import EpisodeStore, Schema, Writer
+from offrl_store import EpisodeStore, Schema
 from offrl_store.errors import DiskFull, EmptyStore, InvalidEpisode, InvalidInput, OffrlError, StoreExists
 
 from .registry import open_source
@@ -101,20 +101,14 @@ def _append(source: Source, store: EpisodeStore, progress: Progress | None) -> N
             )
         writer.commit()
     except BaseException as error:
-        _abandon(writer, store)
+        with contextlib.suppress(OffrlError, OSError):  # what made the import fail says more; the next writer cuts the rows off then
+            writer.abort()
         if isinstance(error, InvalidEpisode) and store.metadata.get("bounds") == "inferred" and "outside the bounds" in str(error):
             error.hint = "the bounds are the range of the data imported first: import it anew with its env_id, or with declared bounds"
         if isinstance(error, DiskFull):
             error.hint = "free some space and append again; nothing was added"
         raise
     writer.close()
-
-
-def _abandon(writer: Writer, store: EpisodeStore) -> None:
-    """Gives up what was appended and not committed: the lock first, then a new writer cuts the rows off, as after a crash."""
-    writer._release()  # close() would commit
-    with contextlib.suppress(OffrlError, OSError):  # what made the import fail says more; the next writer cuts them off then
-        store.writer().close()
 
 
 def _check_fits(source: Schema, store: Schema) -> None:

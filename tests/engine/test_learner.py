@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -74,6 +76,7 @@ def test_seeds_differ_in_initialisation_batches_and_noise(continuous_store):
     assert not torch.equal(one.noise["target"], two.noise["target"])
 
 
+@pytest.mark.skipif(shutil.which("g++") is None and shutil.which("clang++") is None, reason="torch.compile needs a C++ compiler")
 @pytest.mark.parametrize("name", ["td3_bc", "discrete_cql"])
 def test_the_compiled_runner_agrees_with_eager(name, store_for, tmp_path):
     algorithm = ALGORITHMS[name]
