@@ -32,8 +32,10 @@ def play_and_kill(path: Path, times: int) -> None:
             select.select([process.stdout], [], [], chance.random() * 0.01)
         finally:
             process.send_signal(signal.SIGKILL)
-            rest, _ = process.communicate(timeout=30)
-        lines = [line.split() for line in [*lines, *rest.splitlines(keepends=True)] if line.endswith("\n")]
+            lines += process.stdout.readlines()  # not communicate(), which would lose what readline() has read ahead
+            process.stdout.close()
+            process.wait(timeout=30)
+        lines = [line.split() for line in lines if line.endswith("\n")]
         acknowledged = max([acknowledged, *(int(line[1]) for line in lines if line[0] == "durable")])
         synced = [line[1:] for line in lines if line[0] == "synced"][-1:]
         try:
