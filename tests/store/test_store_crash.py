@@ -47,8 +47,10 @@ def kill_writers(path: Path, times: int) -> None:
             select.select([process.stdout], [], [], chance.random() * 0.01)  # dies while it waits for the disk, computes or prints
         finally:
             process.send_signal(signal.SIGKILL)
-            rest, _ = process.communicate(timeout=30)
-        for line in rest.splitlines(keepends=True):
+            rest = process.stdout.readlines()  # not communicate(), which would lose what readline() has read ahead
+            process.stdout.close()
+            process.wait(timeout=30)
+        for line in rest:
             if line.endswith("\n"):
                 acknowledged = max(acknowledged, int(line.split()[1]))
         try:
