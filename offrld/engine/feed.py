@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from offrl_store import EpisodeStore, rng
-from offrld.engine.algorithm import Algorithm, Batch, ValueConfig
+from offrld.engine.algorithm import Algorithm, Batch, Observation, ValueConfig, Windows
 from offrld.engine.space import Space
-from offrld.preprocess.scalers import Affine
+from offrld.preprocess.scalers import Affine, reward_column
+
+KEY_STREAM = rng.stream_id("networks")  # of the random numbers that networks draw for themselves
 
 
 class Feed:
@@ -40,17 +42,21 @@ class Feed:
         device: torch.device,
     ) -> None:
         values = isinstance(config, ValueConfig)
-        self._sampler = store.transitions(
-            batch_size=config.batch_size,
-            seed=seed,
-            n_steps=config.n_steps if values else 1,
-            gamma=config.gamma if values else 1.0,
-            next_action=algorithm.next_action,
-            episodes=episodes,
-        )
-        self._next_action = algorithm.next_action
-        self._space, self._scalers, self._seed = space, scalers, seed
         self._gamma = config.gamma if values else 1.0
+        common = {"batch_size": config.batch_size, "seed": seed, "frame_stack": config.frame_stack, "episodes": episodes}
+        self._windows = algorithm.batch_kind == "windows"
+        # A closed form scales the sum of n rewards; other sums, and scalers that are not affine, want every reward scaled first.
+        self._scale_sums = isinstance(scalers.reward, Affine) and not self._windows and not algorithm.returns
+        if scalers.reward is not None and not self._scale_sums:
+            common["reward"] = reward_column(scalers.reward, store)
+        if self._windows:
+            self._sampler: Any = store.windows(length=config.context_size, **common)
+        else:
+            self._sampler = store.transitions(
+                n_steps=config.n_steps if values else 1, gamma=self._gamma, next_action=algorithm.next_action, returns=algorithm.returns,
+                **common,
+            )  # fmt: skip
+        self._algorithm, self._space, self._scalers, self._seed = algorithm, space, scalers, seed
         self._dtype, self._device = dtype, device
         # Noise is drawn as float32 on the CPU whatever the device: the same numbers everywhere.
         self._noise = {
@@ -58,15 +64,21 @@ class Feed:
             for name, noise in algorithm.noise(config, space).items()
         }
 
-    def batch(self, k: int) -> Batch:
+    def batch(self, k: int) -> Batch | Windows:
         """Batch of update ``k``; its tensors are valid until the next call."""
         if self._sampler.step != k:
             self._sampler.seek(k)
         raw = self._sampler.sample()
-        scale = self._scalers
+        noise = {name: self._draw(k, *noise) for name, noise in self._noise.items()}
+        key = torch.tensor(int(rng.philox4x32(self._seed, k, KEY_STREAM, 1)[0, 0]), device=self._device)
+        if self._windows:
+            return Windows(
+                self._observation(raw.observation, 2), self._action(raw.action), self._tensor(raw.reward), self._tensor(raw.returns_to_go),
+                self._tensor(raw.terminal), self._tensor(raw.mask), self._whole(raw.timesteps), noise, key,
+            )  # fmt: skip
         discount, reward = self._tensor(raw.discount), self._tensor(raw.reward)
-        if scale.reward is not None:
-            reward = scale.reward.n_step_reward(reward, discount, self._gamma)
+        if self._scale_sums:
+            reward = self._scalers.reward.n_step_reward(reward, discount, self._gamma)
         return Batch(
             observation=self._observation(raw.observation),
             action=self._action(raw.action),
@@ -74,20 +86,25 @@ class Feed:
             next_observation=self._observation(raw.next_observation),
             terminal=self._tensor(raw.terminal),
             discount=discount,
-            noise={name: self._draw(k, *noise) for name, noise in self._noise.items()},
-            next_action=self._action(raw.next_action) if self._next_action else None,
+            noise=noise,
+            key=key,
+            next_action=self._action(raw.next_action) if self._algorithm.next_action else None,
+            returns=self._tensor(raw.returns) if self._algorithm.returns else None,
         )
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self._device, self._dtype, non_blocking=True)
 
-    def _observation(self, value: Any) -> Tensor:
+    def _whole(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(self._device, torch.int64, non_blocking=True)
+
+    def _observation(self, value: Any, leading: int = 1) -> Observation:
         fields = {name: torch.from_numpy(array) for name, array in fields_of(value).items()}
-        return flat_observation(fields, self._scalers, self._dtype, self._device)
+        return view_observation(fields, self._scalers, self._dtype, self._device, leading)
 
     def _action(self, array: np.ndarray) -> Tensor:
         if self._space.discrete:
-            return torch.from_numpy(array).to(self._device, torch.int64, non_blocking=True)
+            return self._whole(array)
         action = self._tensor(array)
         return action if self._scalers.action is None else self._scalers.action(action)
 
@@ -113,11 +130,14 @@ def fields_of(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {"observation": value}
 
 
-def flat_observation(fields: dict[str, Tensor], scalers: Scalers, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Scale each field ``[B, ...]`` and join them into the vector ``[B, D]`` that networks take."""
-    parts = []
+def view_observation(fields: dict[str, Tensor], scalers: Scalers, dtype: torch.dtype, device: torch.device, leading: int = 1) -> Observation:
+    """Scale each field ``[B, ...]`` (or ``[B, L, ...]``: ``leading`` 2) and put them together as `Space.view` says: vectors joined into one
+    ``[B, D]``, an image by itself, a dict where there are images among several fields."""
+    parts = {}
     for name, scaler in scalers.observation.items():
         part = fields[name].to(device, dtype, non_blocking=True)
-        part = part if scaler is None else scaler(part)
-        parts.append(part if part.dim() == 2 else part.reshape(part.shape[0], -1))
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+        parts[name] = part if scaler is None else scaler(part)
+    if any(part.dim() == leading + 3 for part in parts.values()):
+        return parts if len(parts) > 1 else next(iter(parts.values()))
+    vectors = [part if part.dim() == leading + 1 else part.reshape(*part.shape[:leading], -1) for part in parts.values()]
+    return vectors[0] if len(vectors) == 1 else torch.cat(vectors, dim=-1)
