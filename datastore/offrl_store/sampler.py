@@ -13,7 +13,7 @@ from .arguments import Outputs, allocate, as_bytes, extras, flag, head, number, 
 from .errors import InvalidInput
 from .index import Index
 from .kernels import kernels
-from .returns import last_reward, returns_of
+from .returns import last_reward, returns_of, rewards
 from .rng import stream_id
 from .schema import Column, Schema
 
@@ -177,6 +177,7 @@ class TransitionSampler(Sampler):
     replacement, drop_last, rows: see Sampler.
     returns: add ``returns`` and ``remaining`` to the batch. failure_return: where every reward left of the episode equals
     ``step_reward``, the return is this number, of one reward (d3rlpy's SparseRewardTransitionPicker, for Cal-QL).
+    reward: numbers to take in place of the stored rewards, one for each row of the store (scaled or clipped ones, say).
     out: arrays to fill, by the names of Batch; others are allocated once. Each must be writable, of the batch's shape and dtype, and
     contiguous within a sample. Without ``out``, stacked pixels come as two overlapping views of one block.
     Raises InvalidInput and EmptyStore. One sampler serves one thread.
@@ -185,7 +186,7 @@ class TransitionSampler(Sampler):
     def __init__(self, store: EpisodeStore, *, batch_size: int, seed: int, n_steps: int = 1, gamma: float = 0.99,
                  frame_stack: int = 1, stack_pad: str = "zero", next_action: bool = False, episodes: Any = None,
                  extra: Sequence[str] = (), replacement: bool = True, drop_last: bool = True, returns: bool = False,
-                 failure_return: float | None = None, step_reward: float = 0.0, out: Any = None, rows: Any = None,
+                 failure_return: float | None = None, step_reward: float = 0.0, reward: Any = None, out: Any = None, rows: Any = None,
                  stream: int = STREAM) -> None:
         self.n_steps = whole(n_steps, "n_steps", 1, 1 << 62)
         self.gamma = number(gamma, "gamma", 0.0, 1.0)
@@ -202,6 +203,7 @@ class TransitionSampler(Sampler):
         super().__init__(store, index, batch_size=batch_size, seed=seed, stream=stream, replacement=replacement, drop_last=drop_last,
                          rows=rows)
         outputs = Outputs(out)
+        self._reward = reward
         self._build(store, index, outputs)
         outputs.finish()
         self._check()
@@ -212,14 +214,15 @@ class TransitionSampler(Sampler):
         by_role = {role: [c for c in self.schema.columns if c.role == role] for role in ("observation", "action", "extra")}
         scalars = {name: outputs.take(name, None, (n,), dtype) for name, dtype in
                    (("reward", "f4"), ("terminal", "f4"), ("discount", "f4"), ("index", "i8"))}
+        reward = rewards(store, self._reward)
         powers = self.gamma ** np.arange(min(self.n_steps, index.longest) + 1, dtype=np.float64)
-        kernel = kernels().Transitions(*index.kernel, powers, store.column("reward"), scalars["reward"], scalars["terminal"],
+        kernel = kernels().Transitions(*index.kernel, powers, reward, scalars["reward"], scalars["terminal"],
                                        scalars["discount"], scalars["index"])
         if self._returns:
             scalars["returns"] = outputs.take("returns", None, (n,), "f4")
             scalars["remaining"] = outputs.take("remaining", None, (n,), "i8")
-            last = index.records["steps"] if self._failure is None else last_reward(store, index.records, self._step_reward)
-            kernel.add_returns(returns_of(store, index.records, self.gamma), scalars["returns"], scalars["remaining"],
+            last = index.records["steps"] if self._failure is None else last_reward(reward, index.records, self._step_reward)
+            kernel.add_returns(returns_of(reward, index.records, self.gamma), scalars["returns"], scalars["remaining"],
                                np.ascontiguousarray(last, np.int64), self._failure or 0.0)
         observation, after = {}, {}
         for column in by_role["observation"]:
