@@ -308,7 +308,7 @@ class EpisodeStore:
         return Writer(self, [Snapshot.parse(str(snapshot)) for snapshot in keep], commit_s)
 
     def transitions(self, batch_size: int, seed: int, n_steps: int = 1, gamma: float = 0.99, frame_stack: int = 1, stack_pad: str = "zero",
-                    next_action: bool = False, episodes: Any = None, extra: Sequence[str] = (), out: Any = None, *,
+                    next_action: Any = False, episodes: Any = None, extra: Sequence[str] = (), out: Any = None, *,
                     replacement: bool = True, drop_last: bool = True, returns: bool = False, failure_return: float | None = None,
                     step_reward: float = 0.0, reward: Any = None, rows: Any = None) -> TransitionSampler:
         """A sampler of transitions over the episodes there are now (``episodes``: only these numbers; ``rows``: only the transitions at

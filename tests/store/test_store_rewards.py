@@ -1,4 +1,4 @@
-"""Samplers with other rewards than the stored ones: everything made from rewards is as if the store held them."""
+"""Samplers with other rewards or next actions than the stored ones: batches are as if the store held them."""
 
 from __future__ import annotations
 
@@ -43,3 +43,18 @@ def test_rewards_that_do_not_fit_the_store_are_refused(tmp_path, wrong):
     assert len(store.column("reward")) == 46
     with pytest.raises(InvalidInput, match="each of the 46 rows"):
         store.transitions(4, seed=0, reward=wrong)
+
+
+@pytest.mark.parametrize("kernels", ["", "numpy"])
+def test_next_actions_of_a_policy_are_taken_at_the_row_of_the_next_observation(tmp_path, monkeypatch, kernels):
+    monkeypatch.setenv("OFFRL_STORE_KERNELS", kernels)
+    store = fill(tmp_path / "store", lambda r: r)
+    given = -np.arange(46, dtype=np.float32)[:, None]
+    sampler = store.transitions(256, seed=0, n_steps=2, gamma=0.5, next_action=given)
+    assert sampler.transition_count == store.transition_count == 42  # the last of a truncated episode too
+    batch = sampler.sample()
+    steps = np.log2(1 / batch.discount).astype(int)
+    np.testing.assert_array_equal(batch.next_action[:, 0], -(batch.index + steps))
+    for wrong in (given[:-1], given.astype(np.float64)):
+        with pytest.raises(InvalidInput, match="next_action is float"):
+            store.transitions(4, seed=0, next_action=wrong)
