@@ -32,6 +32,11 @@ class Space:
     high: np.ndarray | None
     source: str
 
+    @property
+    def view(self) -> tuple[int, ...]:
+        """What networks see of an observation: the shape without the batch axis."""
+        return (self.observation_size,)
+
     def as_json(self) -> dict[str, Any]:
         """The form kept in run folders and policy files."""
         return {
