@@ -21,7 +21,8 @@ from offrld.engine import checkpoint, data
 from offrld.engine.algorithm import Algorithm, Batch, Stage
 from offrld.engine.feed import Feed
 from offrld.engine.metrics import Means
-from offrld.engine.optimizer import adam_step, polyak
+from offrld.engine.optimizer import Optimizer, polyak
+from offrld.engine.optimizer import step as optimizer_step
 from offrld.engine.policy import PolicyModule
 from offrld.engine.runner import Gradients, agree, gradients
 from offrld.engine.space import Space, space_of
@@ -197,8 +198,11 @@ class Learner:
                 grads.extend(mine)
                 metrics.append(measured)
             params, first, second, counts = due.moved
-            with torch.no_grad():
-                adam_step(due.step.optimizer, params, grads, first, second, counts)
+            adam = due.step.optimizer
+            optimizer_step(
+                Optimizer(beta1=adam.beta1, beta2=adam.beta2, eps=adam.eps, weight_decay=adam.weight_decay), adam.learning_rate,
+                params, grads, {"first": first, "second": second}, counts[0], taken=0, names=(),
+            )  # fmt: skip
             self._means.add(metrics, stacked=self._stacked)
         for targets, online, rate in due.followers:
             polyak(targets, online, rate)

@@ -23,7 +23,7 @@ class _Moments:
 
     first: Params
     second: Params
-    counts: Tensor  # one per moved tensor, all equal: the fused kernel wants them so
+    counts: Tensor
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class TrainState:
         for key, step in steps.items():
             mine = of(step.optimizes, self.params)
             first, second = ({name: torch.zeros_like(value) for name, value in mine.items()} for _ in range(2))
-            self.moments[key] = _Moments(first, second, torch.zeros(len(mine) * (1 if stacked else len(seeds)), device=device))
+            self.moments[key] = _Moments(first, second, torch.zeros(1, device=device))
         self.views = [self._view(part, steps, data) for part in ([slice(None)] if stacked else range(len(seeds)))]
         self.schedules = {stage.name: [self._due(stage, step) for step in stage.schedule] for stage in stages}
 
