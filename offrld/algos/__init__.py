@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from offrl.errors import Unknown, nearest
-from offrld.algos import bc, discrete_bc, discrete_cql, double_dqn, dqn, iql, rebrac, td3_bc
+from offrld.algos import bc, ddpg, discrete_bc, discrete_cql, double_dqn, dqn, iql, rebrac, sac, td3, td3_bc
 from offrld.engine import Algorithm
 
 ALGORITHMS: dict[str, Algorithm] = {
@@ -14,6 +14,9 @@ ALGORITHMS: dict[str, Algorithm] = {
         td3_bc,
         iql,
         bc,
+        sac,
+        td3,
+        ddpg,
         # discrete actions
         discrete_cql,
         double_dqn,
