@@ -5,10 +5,11 @@ from offrld.engine.checkpoint import CheckpointCorrupt
 from offrld.engine.learner import Learner
 from offrld.engine.policy import PolicyModule
 from offrld.engine.space import Space
-from offrld.preprocess.scalers import OBSERVATION_SCALERS
+from offrld.preprocess.rewards import RewardScaler
+from offrld.preprocess.scalers import ActionScaler, ObservationScaler
 from offrld.settings import setting
 
 __all__ = [
-    "OBSERVATION_SCALERS", "Adam", "Algorithm", "Batch", "CheckpointCorrupt", "Config", "Learner", "Loss", "Noise", "PolicyModule",
-    "Space", "Stage", "State", "Step", "ValueConfig", "setting",
+    "ActionScaler", "Adam", "Algorithm", "Batch", "CheckpointCorrupt", "Config", "Learner", "Loss", "Noise",
+    "ObservationScaler", "PolicyModule", "RewardScaler", "Space", "Stage", "State", "Step", "ValueConfig", "setting",
 ]  # fmt: skip

@@ -18,7 +18,8 @@ from offrl.errors import InvalidInput, Unknown, nearest
 from offrld import settings
 from offrld.engine.space import Space
 from offrld.nets import Params
-from offrld.preprocess.scalers import OBSERVATION_SCALERS, REWARD_SCALERS
+from offrld.preprocess.rewards import RewardScaler
+from offrld.preprocess.scalers import ObservationScaler
 from offrld.settings import setting
 
 
@@ -27,7 +28,7 @@ class Config:
     """Settings that every algorithm has."""
 
     batch_size: int = setting(256, "transitions per update", unit="transitions", low=1, high=1_000_000)
-    observation_scaler: str = setting("none", "how observations are scaled before the networks", choices=OBSERVATION_SCALERS)
+    observation_scaler: ObservationScaler = ObservationScaler()
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class ValueConfig(Config):
 
     gamma: float = setting(0.99, "discount per step", low=0.0, high=1.0)
     n_steps: int = setting(1, "length of n-step returns", unit="steps", low=1, high=10_000)
-    reward_scaler: str = setting("none", "how each step's reward is scaled, before n-step sums", choices=REWARD_SCALERS)
+    reward_scaler: RewardScaler = RewardScaler()
 
 
 @dataclass(frozen=True)
@@ -159,13 +160,9 @@ class Algorithm:
 
     def configure(self, values: Mapping[str, Any] | None = None, preset: str | None = None) -> Any:
         """The config with a preset and then ``values`` (dotted names) applied; raises `Unknown` or `InvalidInput`."""
-        chosen: dict[str, Any] = {}
-        if preset is not None:
-            if preset not in self.presets:
-                raise Unknown(f"algorithm {self.name!r} has no preset {preset!r}", hint=nearest(preset, list(self.presets)))
-            chosen.update(self.presets[preset])
-        chosen.update(values or {})
-        return settings.build(self.config, chosen)
+        if preset is not None and preset not in self.presets:
+            raise Unknown(f"algorithm {self.name!r} has no preset {preset!r}", hint=nearest(preset, list(self.presets)))
+        return settings.build(self.config, self.presets[preset] if preset is not None else {}, values or {})
 
     def check(self, space: Space) -> None:
         """Raise `InvalidInput` where the dataset's actions are of the wrong kind."""

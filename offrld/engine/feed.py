@@ -11,10 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from offrl.errors import InvalidInput
 from offrl_store import EpisodeStore, rng
 from offrld.engine.algorithm import Algorithm, Batch, ValueConfig
 from offrld.engine.space import Space
-from offrld.preprocess.scalers import Affine
+from offrld.preprocess.rewards import needs_column
+from offrld.preprocess.scalers import Scaler
 
 
 class Feed:
@@ -50,7 +52,9 @@ class Feed:
         )
         self._next_action = algorithm.next_action
         self._space, self._scalers, self._seed = space, scalers, seed
-        self._gamma = config.gamma if values else 1.0
+        self._gamma, self._n_steps = (config.gamma, config.n_steps) if values else (1.0, 1)
+        if self._n_steps > 1 and needs_column(scalers.reward, n_steps=self._n_steps, gamma=self._gamma):
+            raise InvalidInput("this reward scaler cannot be used with n-step returns here", hint="take n_steps=1")
         self._dtype, self._device = dtype, device
         # Noise is drawn as float32 on the CPU whatever the device: the same numbers everywhere.
         self._noise = {
@@ -66,7 +70,7 @@ class Feed:
         scale = self._scalers
         discount, reward = self._tensor(raw.discount), self._tensor(raw.reward)
         if scale.reward is not None:
-            reward = scale.reward.n_step_reward(reward, discount, self._gamma)
+            reward = scale.reward(reward) if self._n_steps == 1 else scale.reward.n_step_reward(reward, discount, self._gamma)
         return Batch(
             observation=self._observation(raw.observation),
             action=self._action(raw.action),
@@ -99,13 +103,13 @@ class Feed:
 class Scalers:
     """The scalers of one training run: one per observation field, one of actions, one of rewards; None where nothing is scaled."""
 
-    def __init__(self, observation: dict[str, Affine | None], action: Affine | None, reward: Affine | None) -> None:
+    def __init__(self, observation: dict[str, Scaler | None], action: Scaler | None, reward: Scaler | None) -> None:
         self.observation, self.action, self.reward = observation, action, reward
 
     def tensors(self) -> dict[str, Tensor]:
         """Flat names -> tensors, for checkpoints."""
         named = {f"observation.{name}": s for name, s in self.observation.items()} | {"action": self.action, "reward": self.reward}
-        return {f"{name}.{part}": getattr(s, part) for name, s in named.items() if s is not None for part in ("shift", "scale")}
+        return {f"{name}.{part}": tensor for name, s in named.items() if s is not None for part, tensor in s.tensors().items()}
 
 
 def fields_of(value: Any) -> dict[str, Any]:
