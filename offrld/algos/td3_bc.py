@@ -16,14 +16,14 @@ from typing import Any
 
 from torch import Tensor
 
-from offrld.engine import OBSERVATION_SCALERS, Algorithm, Batch, State, setting
+from offrld.engine import Algorithm, Batch, ObservationScaler, State, setting
 from offrld.losses import td3
 from offrld.nets import Params
 
 
 @dataclass(frozen=True)
 class Config(td3.TD3Config):
-    observation_scaler: str = setting("standard", "how observations are scaled before the networks", choices=OBSERVATION_SCALERS)
+    observation_scaler: ObservationScaler = ObservationScaler(type="standard")
     alpha: float = setting(2.5, "weight of the Q term against imitation", low=0.0)
 
 

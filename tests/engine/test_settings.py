@@ -72,4 +72,4 @@ def test_every_setting_of_every_algorithm_says_what_it_means_in_json():
         for name, field in settings.describe(algorithm.config).items():
             described = json.loads(json.dumps(field.as_json()))
             assert described["help"], (algorithm.name, name)
-            assert described["type"].removesuffix(" | None") in {"int", "float", "bool", "str", "list[int]"}
+            assert described["type"].removesuffix(" | None") in {"int", "float", "bool", "str", "list[int]", "list[float]", "dict"}
