@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from offrl.errors import Unknown, nearest
-from offrld.algos import bc, cal_ql, cql, ddpg, discrete_bc, discrete_cql, double_dqn, dqn, iql, rebrac, sac, td3, td3_bc
+from offrld.algos import bc, cal_ql, cql, ddpg, discrete_bc, discrete_cql, double_dqn, dqn, edac, iql, rebrac, sac, sac_n, td3, td3_bc
 from offrld.engine import Algorithm
 
 ALGORITHMS: dict[str, Algorithm] = {
@@ -15,6 +15,8 @@ ALGORITHMS: dict[str, Algorithm] = {
         iql,
         cql,
         cal_ql,
+        edac,
+        sac_n,
         bc,
         sac,
         td3,
