@@ -228,3 +228,29 @@ def test_settings_that_make_no_encoder_are_refused(values, words):
     with pytest.raises(InvalidInput) as caught:
         settings.build(Encoder(), values)
     assert words in str(caught.value)
+
+
+class Evaluated(torch.nn.Module):
+    """An encoder in evaluation as the module that a policy file is made from."""
+
+    def __init__(self, network, params) -> None:
+        super().__init__()
+        self.network = network
+        self.names = list(params)
+        for name, value in params.items():
+            self.register_buffer(name.replace(".", "_"), value.float())
+
+    def forward(self, observation):
+        return self.network({name: getattr(self, name.replace(".", "_")) for name in self.names}, observation)
+
+
+@pytest.mark.parametrize(("kind", "where"), [("dense", "vector"), ("default", "image"), ("default", "fields"), ("simba", "fields")])
+def test_an_exported_encoder_takes_any_batch(kind, where):
+    _, network, params = made(kind, where, **({} if kind == "simba" else {"batch_norm": True, "layer_norm": True}), dropout=0.5)
+    module = Evaluated(network, params)
+    single, many = (torch.utils._pytree.tree_map(torch.Tensor.float, observed(VIEWS[where], rows=(rows,))) for rows in (2, 9))
+    batch = torch.export.Dim("batch")
+    shapes = {name: {0: batch} for name in single} if isinstance(single, dict) else {0: batch}
+    program = torch.export.export(module, (single,), dynamic_shapes={"observation": shapes})
+    assert "rand" not in program.graph_module.code
+    torch.testing.assert_close(program.module()(many), module(many), rtol=1e-5, atol=1e-6)
