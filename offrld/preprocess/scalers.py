@@ -151,14 +151,19 @@ def _observation_types() -> tuple[str, ...]:
 class ObservationScaler:
     """How observations are scaled before the networks see them. Images (uint8, channel first) with `none` are divided by 255."""
 
-    type: str = setting("none", "none (images: as pixel), standard (x - mean)/(std + eps), min_max onto [-1, 1], pixel x/255",
-                        choices=_observation_types)  # fmt: skip
-    mean: tuple[float, ...] | None = setting(None, "mean of each element (one number: of all), not fitted", only=("standard",), probe=(0.5,))
+    type: str = setting(
+        "none", "none (images: as pixel), standard (x - mean)/(std + eps), min_max onto [-1, 1], pixel x/255", choices=_observation_types
+    )
+    mean: tuple[float, ...] | None = setting(
+        None, "mean of each element (one number: of all), not fitted", only=("standard",), probe=(0.5,)
+    )  # fmt: skip
     std: tuple[float, ...] | None = setting(None, "deviation of each element, not fitted", low=0.0, only=("standard",), probe=(2.0,))
     minimum: tuple[float, ...] | None = setting(None, "least value of each element, not fitted", only=("min_max",), probe=(-9.0,))
     maximum: tuple[float, ...] | None = setting(None, "largest value of each element, not fitted", only=("min_max",), probe=(9.0,))
     eps: float = setting(1e-3, "added to the deviation: a nearly constant element is not blown up", low=0.0, only=("standard",))
-    fields: dict[str, Any] = setting({}, "another type for single fields of an observation of several, by field", probe={"": {"observation": "min_max"}})
+    fields: dict[str, Any] = setting(
+        {}, "another type for single fields of an observation of several, by field", probe={"": {"observation": "min_max"}}
+    )
     options: dict[str, Any] = setting({}, "settings of another package's scaler", only=_own)
 
     def kind_of(self, name: str, dtype: Any, shape: tuple[int, ...], *, several: bool) -> str:
@@ -195,7 +200,8 @@ def fit_observation(
         elif kind == "pixel":
             found[name] = Affine.of(0.0, 1.0 / 255.0, dtype, device)
         elif kind == "min_max":
-            found[name] = Affine.between(*chosen(extremes, blocks[name], given["minimum"].get(name), given["maximum"].get(name)), dtype, device)
+            low, high = chosen(extremes, blocks[name], given["minimum"].get(name), given["maximum"].get(name))
+            found[name] = Affine.between(low, high, dtype, device)
         elif kind == "standard":
             mean, std = chosen(moments, blocks[name], given["mean"].get(name), given["std"].get(name))
             found[name] = Affine.of(mean, 1.0 / divisor(std + spec.eps), dtype, device)
