@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from offrl.errors import Unknown, nearest
-from offrld.algos import bc, cal_ql, cql, ddpg, discrete_bc, discrete_cql, double_dqn, dqn, edac, iql, rebrac, sac, sac_n, td3, td3_bc
+from offrld.algos import (
+    awac, bc, bcq, bear, cal_ql, cql, crr, ddpg, discrete_bc, discrete_cql, double_dqn, dqn, edac, iql, rebrac, sac, sac_n, td3, td3_bc,
+)  # fmt: skip
 from offrld.engine import Algorithm
 
 ALGORITHMS: dict[str, Algorithm] = {
@@ -17,6 +19,10 @@ ALGORITHMS: dict[str, Algorithm] = {
         cal_ql,
         edac,
         sac_n,
+        awac,
+        bcq,
+        bear,
+        crr,
         bc,
         sac,
         td3,
