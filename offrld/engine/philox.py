@@ -45,15 +45,17 @@ class Philox:
         """The first ``blocks`` blocks of a stream at a step: int64 below 2^32, ``[*step, *seeds, blocks, 4]``."""
         axes = step.shape if isinstance(step, Tensor) else ()
         shape = (*axes, *self.lead, blocks)
-        even = torch.zeros((2, *shape), dtype=torch.int64, device=self.device)  # words 0 and 2 of the counter
+        even = torch.empty((2, *shape), dtype=torch.int64, device=self.device)  # words 0 and 2 of the counter
         odd = torch.empty_like(even)  # words 1 and 3
-        even[0] = torch.arange(blocks, device=self.device)
+        even[0].copy_(torch.arange(blocks, device=self.device))
         if isinstance(step, Tensor):
             wide = step.reshape(*axes, *(1 for _ in self.lead), 1)
-            odd[0], even[1] = wide & MASK, (wide >> 32) & MASK
+            odd[0].copy_(wide & MASK)
+            even[1].copy_((wide >> 32) & MASK)
         else:
-            odd[0], even[1] = step & MASK, step >> 32
-        odd[1] = stream
+            odd[0].fill_(step & MASK)
+            even[1].fill_(step >> 32)
+        odd[1].fill_(stream)
         multipliers = self._multipliers.view(2, *(1 for _ in shape))
         keys = self._keys.view(PHILOX_ROUNDS, 2, *(1 for _ in axes), *self._keys.shape[2:])
         for turn in range(PHILOX_ROUNDS):
