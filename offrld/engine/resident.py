@@ -56,11 +56,6 @@ def free_bytes(device: torch.device) -> int:
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def fits(device: torch.device, store: EpisodeStore, request: Request, share: float = SHARE) -> bool:
-    """Whether the store may be resident: it takes at most ``share`` of the free memory."""
-    return needed_bytes(store, request) <= share * free_bytes(device)
-
-
 # --- Rows -------------------------------------------------------------------------------------------------------------------------
 
 
