@@ -33,8 +33,8 @@ class Feed:
         self._gamma = config.gamma if isinstance(config, ValueConfig) else 1.0
         self._dtype, self._device = dtype, device
 
-    def batch(self, k: int) -> Batch:
-        """Batch of update ``k``; its tensors are valid until the next call."""
+    def batch(self, k: int | Tensor) -> Batch:
+        """Batch of update ``k``; its tensors are valid until the next call. A resident source takes a tensor of steps as well."""
         given, scale = self.source.raw(k), self._scalers
         raw, lead = given.batch, given.batch.reward.dim()
         discount, reward = self._tensor(raw.discount), self._tensor(raw.reward)

@@ -16,7 +16,7 @@ import torch
 from offrl_store import Episode, EpisodeStore, Field, Schema
 from offrl_store.errors import SnapshotEvicted
 from offrld.engine.algorithm import Noise
-from offrld.engine.prefetch import PrefetchSource
+from offrld.engine.prefetch import HostLane, PrefetchSource
 from offrld.engine.source import Block, HostSource, Raw, Request, each
 
 CPU = torch.device("cpu")
@@ -48,6 +48,14 @@ def assert_same(one: Raw, other: Raw) -> None:
         assert torch.equal(mine, theirs)
 
 
+def made_ahead(source: PrefetchSource) -> list[int]:
+    """The updates that are ready, once the thread has filled all that is free."""
+    deadline = time.monotonic() + 10
+    while len(source._ring._filled) < 2 and time.monotonic() < deadline:
+        time.sleep(0.001)
+    return sorted(source._ring._filled)
+
+
 def threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == "offrl-prefetch"]
 
@@ -65,11 +73,36 @@ def test_a_batch_stays_as_it_is_until_the_next_one_is_asked_for(continuous_store
     for k in range(5):
         raw = source.raw(k)
         before = copy_of(raw)
-        deadline = time.monotonic() + 5
-        while len(source._ring._filled) < 2 and time.monotonic() < deadline:  # until the thread has filled all that is free
-            threading.Event().wait(0.001)
-        assert len(source._ring._filled) == 2
+        assert made_ahead(source) == [k + 1, k + 2]
         assert_same(raw, before)
+    source.close()
+
+
+class GateLane(HostLane):
+    """Holds the thread up before it fills a block."""
+
+    def __init__(self) -> None:
+        self.open, self.reached = threading.Event(), threading.Event()
+        self.open.set()
+
+    def wait_until_done(self, event):
+        self.reached.set()
+        assert self.open.wait(30)
+
+
+def test_what_was_begun_before_another_update_was_asked_for_is_dropped(continuous_store):
+    lane = GateLane()
+    source = PrefetchSource(continuous_store, REQUESTS["transitions"], CPU, lane=lane)
+    source.raw(0)
+    assert made_ahead(source) == [1, 2]
+    lane.open.clear()
+    lane.reached.clear()
+    source.raw(1)
+    assert lane.reached.wait(10)  # the thread has begun update 3
+    opening = threading.Timer(0.05, lane.open.set)
+    opening.start()
+    assert_same(source.raw(50), HostSource(continuous_store, REQUESTS["transitions"]).raw(50))
+    assert made_ahead(source) == [51, 52]  # no block is lost to update 3
     source.close()
 
 
@@ -148,7 +181,7 @@ def test_the_interpreter_ends_with_sources_open_and_with_one_in_an_exception(con
     program = f"""
 import torch
 from offrl_store import EpisodeStore
-from offrld.engine.prefetch import PrefetchSource
+from offrld.engine.prefetch import HostLane, PrefetchSource
 from offrld.engine.source import Request
 store = EpisodeStore.open({str(continuous_store.path)!r})
 sources = [PrefetchSource(store, Request("transitions", {{"batch_size": 4096}}, (seed,)), torch.device("cpu")) for seed in range(3)]

@@ -20,9 +20,11 @@ from store_cases import KERNELS, MEMORY, stores, using, write
 
 from offrl.errors import InvalidInput
 from offrl_store import Episode, EpisodeStore, Field, Schema
+from offrld.algos import ALGORITHMS
+from offrld.engine import Learner
 from offrld.engine.algorithm import Noise
 from offrld.engine.resident import Resident, ResidentSource, needed_bytes
-from offrld.engine.source import HostSource, Request
+from offrld.engine.source import HostSource, Raw, Request, each
 
 CPU = torch.device("cpu")
 NOISE = {"target": Noise((3, 2)), "mix": Noise((5,), "uniform")}
@@ -52,8 +54,6 @@ def assert_same(one, other, label=""):
 
 def sub(raw, *where):
     """One step's or seed's part of a raw batch with leading axes."""
-    from offrld.engine.source import Raw, each
-
     return Raw(each(raw.batch, lambda tensor: tensor[where]), {name: tensor[where] for name, tensor in raw.noise.items()})
 
 
@@ -168,8 +168,9 @@ def test_nothing_is_read_back_from_the_device(continuous_store, arguments):
     assert operations.names & forbidden == set()
     assert "aten::index_select" in operations.names
     assert_same(raw, source.raw(3))
-    step.add_(1)  # as a replayed graph counts
-    assert_same(source.raw(step), source.raw(4))
+    for _ in range(30):  # past the end of an epoch
+        step.add_(1)  # as a replayed graph counts
+        assert_same(source.raw(step), source.raw(int(step)))
 
 
 def test_sampling_can_be_traced_as_one_graph(continuous_store):
@@ -246,3 +247,19 @@ def test_seeds_share_what_was_tabulated(continuous_store):
     assert resident.nbytes == before
     ResidentSource(resident, Request("transitions", {"batch_size": 8, "episodes": np.arange(6)}, (1,)))
     assert resident.nbytes > before
+
+
+def test_a_feed_scales_many_updates_at_once(continuous_store):
+    """What a runner that captures K updates in one graph takes: Feed and source with a tensor of steps."""
+    algorithm = ALGORITHMS["td3_bc"]
+    config = algorithm.configure({"batch_size": 8, "observation_scaler": "standard", "reward_scaler": "min_max", "n_steps": 2})
+    learner = Learner.create(algorithm, config, continuous_store, seeds=[4, 9], stacked=True, feed="resident")
+    feed = learner._feeds[0]
+    together = feed.batch(torch.arange(20, 23))
+    assert together.observation.shape == (3, 2, 8, 3)
+    for place, k in enumerate(range(20, 23)):
+        alone = feed.batch(k)
+        for name in ("observation", "action", "reward", "next_observation", "terminal", "discount"):
+            assert torch.equal(getattr(together, name)[place], getattr(alone, name)), name
+        for name, noise in alone.noise.items():
+            assert torch.equal(together.noise[name][place], noise)
