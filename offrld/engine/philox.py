@@ -17,7 +17,7 @@ from offrl_store._kernels_py import COS, LN2, LOG, ROUNDS, SIN, sides
 
 MASK = 0xFFFFFFFF
 PHILOX_ROUNDS = 10
-Step = int | Tensor  # a tensor is int64, of any shape, and two's complement where it is meant to be above 2^63
+Counter = int | Tensor  # a tensor is int64, of any shape, and two's complement where it is meant to be above 2^63
 
 class Philox:
     """The generator of some seeds on one device.
@@ -41,7 +41,7 @@ class Philox:
         self._keys = keys.reshape(PHILOX_ROUNDS, 2, *self.lead, 1).to(device)
         self._multipliers = torch.tensor([0xD2511F53, 0xCD9E8D57]).to(device)
 
-    def words(self, step: Step, stream: int, blocks: int) -> Tensor:
+    def words(self, step: Counter, stream: int, blocks: int) -> Tensor:
         """The first ``blocks`` blocks of a stream at a step: int64 below 2^32, ``[*step, *seeds, blocks, 4]``."""
         axes = step.shape if isinstance(step, Tensor) else ()
         shape = (*axes, *self.lead, blocks)
@@ -64,7 +64,7 @@ class Philox:
             odd = product & MASK
         return torch.stack((even[0], odd[0], even[1], odd[1]), -1)
 
-    def integers(self, step: Step, stream: int, total: int, count: int) -> Tensor:
+    def integers(self, step: Counter, stream: int, total: int, count: int) -> Tensor:
         """``count`` whole numbers below ``total`` (at most 2^63): int64 ``[*step, *seeds, count]``."""
         words = self.words(step, stream, (count + 1) // 2)
         low, high = words.reshape(*words.shape[:-2], -1, 2)[..., :count, :].unbind(-1)
@@ -79,12 +79,12 @@ class Philox:
             result = result + high * total_high + ((low_high >> 32) & MASK)
         return result + (middle >> 32)
 
-    def uniform(self, step: Step, stream: int, count: int) -> Tensor:
+    def uniform(self, step: Counter, stream: int, count: int) -> Tensor:
         """``count`` multiples of 2^-24 in [0, 1): float32 ``[*step, *seeds, count]``."""
         words = self.words(step, stream, (count + 3) // 4)
         return (words >> 8).to(torch.float32).flatten(-2)[..., :count] * 2.0**-24
 
-    def normal(self, step: Step, stream: int, count: int) -> Tensor:
+    def normal(self, step: Counter, stream: int, count: int) -> Tensor:
         """``count`` standard normal numbers: float32 ``[*step, *seeds, count]``. The operations are those of the store's kernels."""
         words = self.words(step, stream, (count + 3) // 4)
         radii, angles = words.reshape(*words.shape[:-1], 2, 2).unbind(-1)
@@ -109,7 +109,7 @@ class Philox:
         y = torch.where((quarter & 2) != 0, -y, y) * radius
         return torch.stack((x, y), -1).flatten(-3)[..., :count]
 
-    def permutation(self, step: Step, stream: int, total: int, count: int, first: int | Tensor = 0) -> Tensor:
+    def permutation(self, step: Counter, stream: int, total: int, count: int, first: int | Tensor = 0) -> Tensor:
         """Elements first .. first+count-1 of the order of 0 .. total-1 that (seed, step, stream) choose: int64 ``[*step, *seeds, count]``.
 
         ``first`` may be a tensor of the step's shape. The store's kernels send a number beyond ``total`` through the network until it is

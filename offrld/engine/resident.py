@@ -28,7 +28,7 @@ from offrl_store.schema import Column, Field
 from offrl_store.windows import STREAM as WINDOWS_STREAM
 from offrl_store.windows import WindowBatch
 from offrld.engine.algorithm import Noise
-from offrld.engine.philox import Philox, Step
+from offrld.engine.philox import Counter, Philox
 from offrld.engine.source import Raw, Request, stream_of
 
 SHARE = 0.5             # of the free memory that a store may take; the rest is for networks, their gradients and batches
@@ -162,7 +162,7 @@ class ResidentSource:
         self._epochs = None if sampler.replacement else sampler.batches_per_epoch
         self._left = 0 if sampler.drop_last else self._total % self._size
 
-    def raw(self, k: Step) -> Raw:
+    def raw(self, k: Counter) -> Raw:
         """The samples of update ``k``.
 
         ``k`` may be an int64 tensor on the device: without axes for a counter that a CUDA graph replays, ``[K]`` for K updates at once,
@@ -171,7 +171,7 @@ class ResidentSource:
         """
         return Raw(self._gather.batch(self._numbers(k)), {name: self._noise(k, *noise) for name, noise in self._noises.items()})
 
-    def _numbers(self, k: Step) -> Tensor:
+    def _numbers(self, k: Counter) -> Tensor:
         """The transitions of update ``k``, ``[*k, *seeds, B]``."""
         if self._epochs is None:
             return self._philox.integers(k, self._stream, self._total, self._size)
@@ -184,7 +184,7 @@ class ResidentSource:
         short = self._left and place == self._epochs - 1
         return self._philox.permutation(epoch, ORDER_STREAM, self._total, self._left if short else self._size, place * self._size)
 
-    def _noise(self, k: Step, noise: Noise, stream: int) -> Tensor:
+    def _noise(self, k: Counter, noise: Noise, stream: int) -> Tensor:
         draw = self._philox.normal if noise.distribution == "normal" else self._philox.uniform
         numbers = draw(k, stream, math.prod(noise.shape))
         return numbers.reshape(*numbers.shape[:-1], *noise.shape)
