@@ -21,7 +21,7 @@ from offrl_store import EpisodeStore
 from offrl_store.arguments import single, stacked
 from offrl_store.index import Index
 from offrl_store.kernels import kernels
-from offrl_store.returns import last_reward, returns_of
+from offrl_store.returns import last_reward, returns_of, rewards
 from offrl_store.sampler import ORDER_STREAM, Batch
 from offrl_store.sampler import STREAM as TRANSITIONS_STREAM
 from offrl_store.schema import Column, Field
@@ -199,7 +199,8 @@ class _Episodes:
     def __init__(self, resident: Resident, request: Request) -> None:
         arguments = request.arguments
         self.resident, self.device = resident, resident.device
-        self.index = Index(resident.store, arguments.get("episodes"), bool(arguments.get("next_action", False)))
+        self.index = Index(resident.store, arguments.get("episodes"), _of_data(arguments))
+        self.reward = rewards(resident.store, arguments.get("reward"))
         table = self.index.table.copy()
         table[:-1, 1] -= resident.first
         self._starts = self.on_device(np.ascontiguousarray(table[:-1, 0]))
@@ -227,15 +228,15 @@ class _Episodes:
 
     def tabulate(self, powers: np.ndarray, returns: Mapping[str, Any] | None) -> dict[str, Tensor]:
         """What the store's kernel sums for every transition: ``reward``, and ``returns`` and ``remaining`` where asked for."""
-        store, total = self.resident.store, self.index.total
+        store, total, reward = self.resident.store, self.index.total, self.reward
         n = min(_TABULATED, total)
         part = {name: np.empty(n, np.float32) for name in ("reward", "terminal", "discount")} | {"index": np.empty(n, np.int64)}
-        kernel = kernels().Transitions(*self.index.kernel, powers, store.column("reward"), *part.values())
+        kernel = kernels().Transitions(*self.index.kernel, powers, reward, *part.values())
         names = ["reward"]
         if returns is not None:
             part |= {"returns": np.empty(n, np.float32), "remaining": np.empty(n, np.int64)}
             names += ["returns", "remaining"]
-            sums = returns_of(store, self.index.records, returns["gamma"])
+            sums = returns_of(reward, self.index.records, returns["gamma"])
             kernel.add_returns(sums, part["returns"], part["remaining"], returns["last"], returns["failure"])
         tables = {name: torch.empty(total, dtype=torch.from_numpy(part[name]).dtype, device=self.device) for name in names}
         for start in range(0, total, n):
@@ -254,7 +255,12 @@ class _Transitions:
         self._episodes = _Episodes(resident, request)
         self._base, self._stack = resident.first, sampler.frame_stack
         self._repeat_first = request.arguments.get("stack_pad", "zero") == "first"
-        self._next_action = bool(request.arguments.get("next_action", False))
+        given = request.arguments.get("next_action", False)
+        self._next_action = _of_data(request.arguments)
+        self._given: Rows | None = None  # a policy's actions in place of the data's
+        if isinstance(given, np.ndarray):
+            column = next(column for column in resident.store.schema.columns if column.role == "action")
+            self._given = Rows(column, given[resident.first :], resident.device)
         index = self._episodes.index
         powers = sampler.gamma ** np.arange(min(sampler.n_steps, index.longest) + 1, dtype=np.float64)
         self._steps = len(powers) - 1
@@ -262,7 +268,7 @@ class _Transitions:
         returns = None
         if request.arguments.get("returns"):
             failure, step_reward = request.arguments.get("failure_return"), request.arguments.get("step_reward", 0.0)
-            last = index.records["steps"] if failure is None else last_reward(resident.store, index.records, step_reward)
+            last = index.records["steps"] if failure is None else last_reward(self._episodes.reward, index.records, step_reward)
             returns = {"gamma": sampler.gamma, "last": np.ascontiguousarray(last, np.int64), "failure": failure or 0.0}
         self._tables = self._episodes.tabulate(powers, returns)
 
@@ -283,9 +289,15 @@ class _Transitions:
         return Batch(
             observation=single(now), action=single(action), next_observation=single(following),
             terminal=(t + used == terminal).to(torch.float32), discount=self._powers.take(used), index=row + self._base,
-            next_action=single(self._episodes.each("action", lambda rows: rows.at(after))) if self._next_action else None,
+            next_action=self._following(after),
             extra=self._episodes.each("extra", lambda rows: rows.at(row)), **tables,
         )  # fmt: skip
+
+    def _following(self, after: Tensor) -> Any:
+        """The actions at the rows of the next observations, where they are asked for."""
+        if self._given is not None:
+            return self._given.at(after)
+        return single(self._episodes.each("action", lambda rows: rows.at(after))) if self._next_action else None
 
     def _observations(self, rows: Rows, row: Tensor, after: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
         if self._stack == 1:
@@ -350,6 +362,12 @@ def _columns(store: EpisodeStore, request: Request) -> list[Column]:
     """The columns that batches of a request are gathered from; rewards are tabulated."""
     extra = request.arguments.get("extra", ())
     return [c for c in store.schema.columns if c.role in ("observation", "action") or (c.role == "extra" and c.key in extra)]
+
+
+def _of_data(arguments: Mapping[str, Any]) -> bool:
+    """Whether the next actions asked for are the data's own."""
+    given = arguments.get("next_action", False)
+    return not isinstance(given, np.ndarray) and bool(given)
 
 
 def _same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

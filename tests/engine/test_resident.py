@@ -131,6 +131,20 @@ def test_pixels_stay_bytes_and_stacks_are_the_hosts(tmp_path, arguments):
 
 
 @pytest.mark.parametrize("kind", ["transitions", "windows"])
+def test_rewards_and_next_actions_given_in_place_of_the_stores_are_taken(continuous_store, discrete_store, kind):
+    for store in (continuous_store, discrete_store):
+        noise = np.random.default_rng(0)
+        actions = store.column("action")
+        given = noise.permutation(actions)
+        arguments = {"batch_size": 16, "reward": noise.standard_normal(len(actions)).astype(np.float32)}
+        arguments |= {"length": 4} if kind == "windows" else {"n_steps": 3, "gamma": 0.9, "returns": True, "next_action": given}
+        request = Request(kind, arguments, (1,))
+        host, resident = HostSource(store, request), source_of(store, request)
+        for k in range(4):
+            assert_same(resident.raw(k), host.raw(k))
+
+
+@pytest.mark.parametrize("kind", ["transitions", "windows"])
 def test_many_updates_at_once_are_each_of_them(continuous_store, kind):
     arguments = {"batch_size": 9} | ({"length": 4} if kind == "windows" else {"n_steps": 3})
     source = source_of(continuous_store, Request(kind, arguments, (5, 2**63 + 1), NOISE, stacked=True))
