@@ -43,10 +43,31 @@ class Index:
         table[:-1, 1], table[:-1, 2] = records["first_row"][keep], limit
         table[:-1, 3] = np.where(terminated, steps, -steps)[keep]
         self.records, self.table, self.total = records[keep], table, int(table[-1, 0])
+        self._without = records[~keep]  # episodes of which nothing is sampled
         # Buckets no longer than the mean episode: a look-up searches less than one step on average, whatever the lengths.
         self.shift = max((self.total // len(limit)).bit_length() - 1, 0)
         buckets = np.arange(((self.total - 1) >> self.shift) + 1, dtype=np.int64) << self.shift
         self.guide = (np.searchsorted(table[:-1, 0], buckets, side="right") - 1).astype(np.int32)
+
+    def numbers_of(self, rows: Any) -> np.ndarray:
+        """The numbers of the transitions at these rows, int64, in their order. Last steps that ``next_action`` leaves out are passed over.
+
+        Raises InvalidInput for a row that is no transition of the episodes, EmptyStore where none is left.
+        """
+        rows = np.asarray(rows)
+        if rows.ndim != 1 or (rows.size and rows.dtype.kind not in "iu"):
+            raise InvalidInput("rows must be a list of rows, as batch.index and store.episodes.transitions have them")
+        rows = rows.astype(np.int64)
+        episode, t = _find(self.table[:-1, 1], self.records["steps"], rows)
+        lost = episode < 0
+        if lost.any() and len(self._without):
+            lost[lost] = _find(self._without["first_row"], self._without["steps"], rows[lost])[0] < 0
+        if lost.any():
+            raise InvalidInput(f"row {rows[lost][0]} is no transition of the episodes to sample from", hint="give rows of the same episodes")
+        numbers = (self.table[episode, 0] + t)[(episode >= 0) & (t < self.table[episode, 2])]
+        if not len(numbers):
+            raise EmptyStore("there is no transition to sample", hint=f"{len(rows)} rows were given")
+        return numbers
 
     @property
     def longest(self) -> int:
@@ -57,6 +78,14 @@ class Index:
     def kernel(self) -> tuple[np.ndarray, np.ndarray, int]:
         """The first arguments of a kernel."""
         return self.table, self.guide, self.shift
+
+
+def _find(first: np.ndarray, steps: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The episode of each row, -1 where it is a step of none, and the time step within it."""
+    order = np.argsort(first, kind="stable")
+    episode = order[np.maximum(np.searchsorted(first[order], rows, side="right") - 1, 0)]
+    t = rows - first[episode]
+    return np.where((t >= 0) & (t < steps[episode]), episode, -1), t
 
 
 def episode_numbers(store: EpisodeStore, episodes: Any) -> np.ndarray:

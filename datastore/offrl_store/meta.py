@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from .errors import InvalidInput
+from .errors import InvalidInput, StoreCorrupt
 
 META_FILE = "episodes.meta"
 
@@ -46,21 +46,37 @@ def scan(raw: bytes) -> Iterator[tuple[int, int | None, bytes]]:
 
 
 class MetaReader:
-    """The metadata of a store's episodes, read anew when the file grew."""
+    """The metadata of a store's episodes, read anew when there are more episodes than at the last reading."""
 
     def __init__(self, path: Path) -> None:
-        self._file, self._size, self._lines = path / META_FILE, -1, {}
+        self._file, self._count = path / META_FILE, 0
+        self._lines: dict[int, bytes] = {}
+        self._damaged: list[tuple[int, int, int]] = []  # line, and the numbers of the whole lines around it
 
-    def get(self, number: int) -> dict[str, Any]:
-        try:
-            size = os.stat(self._file).st_size
-        except FileNotFoundError:
-            return {}
-        if size != self._size:
-            raw = self._file.read_bytes()
-            self._lines = {at: text for _, at, text in scan(raw) if at is not None}
-            self._size = len(raw)
+    def get(self, number: int, count: int) -> dict[str, Any]:
+        """What was given for episode ``number`` of ``count`` committed ones. Raises StoreCorrupt where a damaged line may be its line."""
+        if count > self._count:  # a line of a committed episode never changes; others may be of a write that a crash left unfinished
+            self._read(count)
+        if number not in self._lines:
+            for line, low, high in self._damaged:
+                if low < number < high:
+                    raise StoreCorrupt(f"{self._file}, line {line} is damaged, which may be that of episode {number}",
+                                       hint="restore the file from a copy")
         return json.loads(self._lines.get(number, b"{}"))
+
+    def _read(self, count: int) -> None:
+        try:
+            raw = self._file.read_bytes()
+        except FileNotFoundError:
+            raw = b""
+        self._lines, self._damaged, self._count = {}, [], count
+        open_lines, before = [], -1
+        for line, (_, number, text) in enumerate(scan(raw), 1):
+            if number is None:
+                open_lines.append(line)
+            elif number < count:
+                self._damaged += [(damaged, before, number) for damaged in open_lines]
+                open_lines, before, self._lines[number] = [], number, text
 
 
 class MetaWriter:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .store import EpisodeStore
 
 STREAM = stream_id("mix")
+WORD = (1 << 64) - 1
 SCALE = 1 << 53  # shares are drawn as whole numbers below this
 
 
@@ -58,32 +59,38 @@ class Mix:
         weights = [weight / largest for weight in weights]
         self.shares = tuple(weight / sum(weights) for weight in weights)
 
-    def transitions(self, batch_size: int, seed: int, *, exact: bool = True, episodes: Sequence[Any] | None = None, out: Any = None,
-                    **options: Any) -> MixSampler:
-        """A sampler of transitions, with replacement; options as in ``EpisodeStore.transitions``. See MixSampler."""
-        return MixSampler(self, TransitionSampler, "transitions", batch_size, seed, exact, episodes, out, options)
+    def transitions(self, batch_size: int, seed: int, *, exact: bool = True, replacement: bool = True,
+                    episodes: Sequence[Any] | None = None, out: Any = None, **options: Any) -> MixSampler:
+        """A sampler of transitions; options as in ``EpisodeStore.transitions``. See MixSampler."""
+        return MixSampler(self, TransitionSampler, "transitions", batch_size, seed, exact, replacement, episodes, out, options)
 
-    def windows(self, batch_size: int, length: int, seed: int, *, exact: bool = True, episodes: Sequence[Any] | None = None,
-                out: Any = None, **options: Any) -> MixSampler:
-        """A sampler of windows, with replacement; options as in ``EpisodeStore.windows``. See MixSampler."""
-        return MixSampler(self, WindowSampler, "windows", batch_size, seed, exact, episodes, out, {"length": length, **options})
+    def windows(self, batch_size: int, length: int, seed: int, *, exact: bool = True, replacement: bool = True,
+                episodes: Sequence[Any] | None = None, out: Any = None, **options: Any) -> MixSampler:
+        """A sampler of windows; options as in ``EpisodeStore.windows``. See MixSampler."""
+        return MixSampler(self, WindowSampler, "windows", batch_size, seed, exact, replacement, episodes, out,
+                          {"length": length, **options})
 
 
 class MixSampler:
     """Batches whose samples come from several stores, those of the first store first; ``batch.dataset`` says which, int64 [B].
 
     exact: each batch holds the same number of samples of each store, its share of the batch rounded so that the sum fits (largest
-    remainders); or else each sample draws its store by the shares, and the numbers vary. Batch k is a pure function of (the snapshots,
-    seed, k, the arguments). episodes: one list of episode numbers, or None, per store. out: as in the samplers, and "dataset".
+    remainders); or else each sample draws its store by the shares, and the numbers vary. replacement=False (with exact=True): each store
+    gives its transitions in epochs of its own, every one once before any comes again; where one of its epochs ends within a batch the next
+    begins there. Batch k is a pure function of (the snapshots, seed, k, the arguments). episodes: one list of episode numbers, or None,
+    per store. out: as in the samplers, and "dataset". Iterating gives batches without end.
     """
 
-    def __init__(self, mixed: Mix, kind: type[Sampler], name: str, batch_size: int, seed: int, exact: bool, episodes: Sequence[Any] | None,
-                 out: Any, options: dict[str, Any]) -> None:
+    def __init__(self, mixed: Mix, kind: type[Sampler], name: str, batch_size: int, seed: int, exact: bool, replacement: bool,
+                 episodes: Sequence[Any] | None, out: Any, options: dict[str, Any]) -> None:
         self.batch_size, self.shares = whole(batch_size, "batch_size", 1, 1 << 31), mixed.shares
         self.exact, self.seed, self._step = flag(exact, "exact"), whole(seed, "seed", 0, (1 << 64) - 1), 0
-        unknown = {"replacement", "drop_last", "stream"} & set(options)
+        self.replacement = flag(replacement, "replacement")
+        if not self.replacement and not self.exact:
+            raise InvalidInput("replacement=False needs exact=True", hint="each store then gives the same number of samples to every batch")
+        unknown = {"drop_last", "rows", "stream"} & set(options)
         if unknown:
-            raise InvalidInput(f"a mix has no option {sorted(unknown)[0]!r}", hint="it draws with replacement")
+            raise InvalidInput(f"a mix has no option {sorted(unknown)[0]!r}", hint="its batches are all full, and of whole episodes")
         if episodes is not None and (not isinstance(episodes, Sequence) or len(episodes) != len(mixed.stores)):
             raise InvalidInput(f"episodes must be a list of {len(mixed.stores)}: the episode numbers, or None, of each store")
         self._counts = self._rounded() if self.exact else [0] * len(mixed.stores)
@@ -105,6 +112,7 @@ class MixSampler:
         self.transition_counts = tuple(sampler.transition_count for sampler in self._samplers)
         self._batch = replace(self._samplers[0]._batch, dataset=dataset)
         self._draws, self._below = np.zeros(self.batch_size, np.int64), np.zeros(self.batch_size, bool)
+        self._orders = [stream_id(f"{name}/{place}/epochs") for place in range(len(mixed.stores))]
         self._borders = [round(sum(self.shares[:place + 1]) * SCALE) for place in range(len(self.shares) - 1)]
         self._name_datasets()
 
@@ -151,12 +159,27 @@ class MixSampler:
                 self._counts[place], before = upto - before, upto
             self._name_datasets()
         start = 0
-        for sampler, count in zip(self._samplers, self._counts, strict=True):
-            sampler._kernel.sample(self.seed, self._step, sampler._stream, start, count)
+        for sampler, order, count in zip(self._samplers, self._orders, self._counts, strict=True):
+            if self.replacement:
+                sampler._kernel.sample(self.seed, self._step, sampler._stream, start, count)
+            else:
+                self._go_on(sampler, order, start, count)
             sampler._check()
             start += count
         self._step += 1
         return self._batch
+
+    def _go_on(self, sampler: Sampler, order: int, start: int, count: int) -> None:
+        """The next ``count`` transitions of a store's epochs, which follow from the number of the batch alone."""
+        epoch, place = divmod(self._step * count, sampler.transition_count)
+        while count:
+            some = min(count, sampler.transition_count - place)
+            sampler._kernel.sample_order(self.seed, epoch & WORD, order, place, start, some)
+            start, count, epoch, place = start + some, count - some, epoch + 1, 0
+
+    def __iter__(self) -> Iterator[Any]:
+        while True:
+            yield self.sample()
 
 
 def select(store: EpisodeStore, *, min_return: float | None = None, max_return: float | None = None, min_steps: int | None = None,

@@ -45,6 +45,8 @@ class PrioritizedSampler(TransitionSampler):
         self._episodes = None
         if episodes is not None:
             episodes = self._episodes = np.unique(episode_numbers(store, episodes))
+        if options.get("rows") is not None:
+            raise InvalidInput("a prioritized sampler has no option 'rows'", hint="give episodes")
         self._max_priority = 1.0
         super().__init__(store, batch_size=batch_size, seed=seed, episodes=episodes, out=out, stream=STREAM, **options)
 

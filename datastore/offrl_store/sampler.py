@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from dataclasses import field as dataclass_field
 from typing import TYPE_CHECKING, Any
@@ -58,18 +58,24 @@ class Sampler:
 
     replacement: draw with repetitions, or in epochs, each a new order of all transitions (without a table of it: see
     ``_kernels_py.permute``). drop_last: an epoch ends with its last full batch; or else its last batch holds what is left.
+    rows: the rows of the transitions to draw from (``batch.index``, or a TransitionList), default all; one given twice counts twice.
+
+    Iterating gives batches: without end, or (``replacement=False``) to the end of the epoch, so that one loop is one epoch. Each batch is
+    the same object, filled anew: keep copies of what is to outlive a turn.
     """
 
     _kernel: Any
     _batch: Any
 
     def __init__(self, store: EpisodeStore, index: Index, *, batch_size: int, seed: int, stream: int, replacement: bool,
-                 drop_last: bool) -> None:
+                 drop_last: bool, rows: Any = None) -> None:
         self._store, self._oldest = store, index.oldest
         self.batch_size = whole(batch_size, "batch_size", 1, 1 << 31)
         self.seed = whole(seed, "seed", 0, (1 << 64) - 1)
         self.replacement, self.drop_last = flag(replacement, "replacement"), flag(drop_last, "drop_last")
-        self.transition_count = index.total
+        self._subset = None if rows is None else index.numbers_of(rows)
+        self.transition_count = index.total if self._subset is None else len(self._subset)
+        self._picks = None if self._subset is None else np.zeros(self.batch_size, np.int64)
         self._stream, self._step = stream, 0
         full, left = divmod(self.transition_count, self.batch_size)
         self._left = left if not self.drop_last else 0
@@ -104,6 +110,8 @@ class Sampler:
         Raises SnapshotEvicted where a bounded store has dropped an episode of the sampler meanwhile.
         """
         step = self._step
+        if self._subset is not None:
+            return self._sample_subset()
         if self.replacement:
             self._kernel.sample(self.seed, step, self._stream)
             self._check()
@@ -116,6 +124,26 @@ class Sampler:
         self._step = step + 1
         return self._shortened() if short else self._batch
 
+    def _sample_subset(self) -> Any:
+        """``sample`` where not all transitions are drawn from: the same draws, over the list of numbers."""
+        picks, short = self._picks, False
+        if self.replacement:
+            kernels().draw(self.seed, self._step, self._stream, len(self._subset), picks)
+        else:
+            epoch, place = divmod(self._step, self._per_epoch)
+            short = bool(self._left) and place == self._per_epoch - 1
+            picks = picks[:self._left] if short else picks
+            kernels().permute(self.seed, epoch, ORDER_STREAM, len(self._subset), place * self.batch_size, picks)
+        self._kernel.gather(self._subset[picks])
+        self._check()
+        self._step += 1
+        return self._shortened() if short else self._batch
+
+    def __iter__(self) -> Iterator[Any]:
+        epoch = self.epoch
+        while self.replacement or self.epoch == epoch:
+            yield self.sample()
+
     def _shortened(self) -> Any:
         """Views of the first rows of the batch, made once."""
         if self._short is None:
@@ -123,11 +151,11 @@ class Sampler:
         return self._short
 
     def gather(self, numbers: np.ndarray) -> Any:
-        """The batch of these transitions, int64 [B], numbered from 0 over the sampler's episodes. Raises InvalidInput."""
+        """The batch of these transitions, int64 [B], numbered from 0 over the sampler's episodes (or ``rows``). Raises InvalidInput."""
         numbers = np.ascontiguousarray(numbers, np.int64)
         if numbers.shape != (self.batch_size,) or numbers.min() < 0 or numbers.max() >= self.transition_count:
             raise InvalidInput(f"numbers must be {self.batch_size} transition numbers from 0 to {self.transition_count - 1}")
-        self._kernel.gather(numbers)
+        self._kernel.gather(numbers if self._subset is None else self._subset[numbers])
         self._check()
         return self._batch
 
@@ -146,7 +174,7 @@ class TransitionSampler(Sampler):
     next_action: the action where the return ends, zeros at a terminal; the last transition of a truncated episode, which has none, is not
     sampled.
     episodes: numbers of the episodes to sample from (default all). extra: names of extra fields to add to the batch.
-    replacement, drop_last: see Sampler.
+    replacement, drop_last, rows: see Sampler.
     returns: add ``returns`` and ``remaining`` to the batch. failure_return: where every reward left of the episode equals
     ``step_reward``, the return is this number, of one reward (d3rlpy's SparseRewardTransitionPicker, for Cal-QL).
     out: arrays to fill, by the names of Batch; others are allocated once. Each must be writable, of the batch's shape and dtype, and
@@ -157,7 +185,8 @@ class TransitionSampler(Sampler):
     def __init__(self, store: EpisodeStore, *, batch_size: int, seed: int, n_steps: int = 1, gamma: float = 0.99,
                  frame_stack: int = 1, stack_pad: str = "zero", next_action: bool = False, episodes: Any = None,
                  extra: Sequence[str] = (), replacement: bool = True, drop_last: bool = True, returns: bool = False,
-                 failure_return: float | None = None, step_reward: float = 0.0, out: Any = None, stream: int = STREAM) -> None:
+                 failure_return: float | None = None, step_reward: float = 0.0, out: Any = None, rows: Any = None,
+                 stream: int = STREAM) -> None:
         self.n_steps = whole(n_steps, "n_steps", 1, 1 << 62)
         self.gamma = number(gamma, "gamma", 0.0, 1.0)
         self.frame_stack = whole(frame_stack, "frame_stack", 1, 1 << 16)
@@ -170,7 +199,8 @@ class TransitionSampler(Sampler):
         self._step_reward = number(step_reward, "step_reward", -1e38, 1e38)
         self._extra, self._next_action = extras(self.schema, extra), flag(next_action, "next_action")
         index = Index(store, episodes, self._next_action)
-        super().__init__(store, index, batch_size=batch_size, seed=seed, stream=stream, replacement=replacement, drop_last=drop_last)
+        super().__init__(store, index, batch_size=batch_size, seed=seed, stream=stream, replacement=replacement, drop_last=drop_last,
+                         rows=rows)
         outputs = Outputs(out)
         self._build(store, index, outputs)
         outputs.finish()

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .store import EpisodeStore
 
 STATS_FILE = "stats.json"
+VERSION = 2  # of what is cached: another one is computed anew
 CHUNK_BYTES = 4 << 20
 LARGEST_ROW = 1024  # elements; a larger row (an image) is summarised as a whole and not place by place
 BINS = 20
@@ -29,13 +30,14 @@ def stats(store: EpisodeStore) -> dict[str, Any]:
 
     {"episodes", "steps", "transitions": n, "return", "length": {mean, std, min, max, histogram: [counts of 20 bins], edges: [21]},
     "fields": {column: {mean, std, min, max}}}: lists of the field's shape (numbers for an image), computed in float64; std is that of the
-    population. A discrete field has "counts" of its values as well. Raises EmptyStore.
+    population. A discrete field has "counts" of its values as well, a reward and each place of a continuous action "histogram" and "edges"
+    like returns. Raises EmptyStore.
     """
     if not len(store):
         raise EmptyStore(f"{store.path} has no episode")
     key = str(store.snapshot())
     cached = load(store)
-    if cached is not None and cached["snapshot"] == key:
+    if cached is not None and cached["snapshot"] == key and cached.get("version") == VERSION:
         return cached["stats"]
     table = store.episode_table
     found: dict[str, Any] = {"episodes": len(store), "steps": store.step_count, "transitions": store.transition_count}
@@ -64,7 +66,7 @@ def _checksum(body: dict[str, Any]) -> int:
 
 
 def _save(store: EpisodeStore, key: str, found: dict[str, Any]) -> None:
-    body = {"snapshot": key, "stats": found}
+    body = {"version": VERSION, "snapshot": key, "stats": found}
     body["crc"] = _checksum(body)
     temporary = store.path / f".{STATS_FILE}.{secrets.token_hex(4)}"
     try:
@@ -106,4 +108,19 @@ def _field(store: EpisodeStore, column: Column, table: np.ndarray) -> dict[str, 
     found = {name: np.asarray(value).tolist() for name, value in found.items()}
     if field.discrete:
         found["counts"] = [values.get(i, 0) for i in range(field.n)]
+    elif column.role in ("reward", "action") and not whole and count:
+        found |= _histograms(rows, valid, step, np.asarray(low), np.asarray(high))
     return found
+
+
+def _histograms(rows: np.ndarray, valid: np.ndarray, step: int, low: np.ndarray, high: np.ndarray) -> dict[str, Any]:
+    """20 bins from the smallest to the largest value, for each place of a row."""
+    shape = low.shape
+    low, high = low.reshape(-1), high.reshape(-1)
+    edges = np.stack([np.histogram_bin_edges([], BINS, (a, b)) for a, b in zip(low, high, strict=True)])
+    counts = np.zeros((len(low), BINS), np.int64)
+    for at in range(0, len(valid), step):
+        part = rows[at:at + step][valid[at:at + step]].astype(np.float64).reshape(-1, len(low))
+        for place in range(len(low)):
+            counts[place] += np.histogram(part[:, place], edges[place])[0]
+    return {"histogram": counts.reshape(*shape, BINS).tolist(), "edges": edges.reshape(*shape, BINS + 1).tolist()}

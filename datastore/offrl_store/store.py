@@ -23,6 +23,7 @@ from .prioritized import PrioritizedSampler
 from .sampler import TransitionSampler
 from .schema import Column, Episode, Schema
 from .stats import stats as compute_stats
+from .transitions import TransitionList, transition_rows
 from .windows import WindowSampler
 from .writer import Writer, disk_errors, sync_folder
 
@@ -273,7 +274,7 @@ class EpisodeStore:
             raise InvalidInput(f"episode {number} is not in the store, which has {len(self)}")
         if self._meta is None:
             self._meta = MetaReader(self.path)
-        return self._meta.get(self._first + number)
+        return self._meta.get(self._first + number, len(self._table))
 
     _meta: MetaReader | None = None
 
@@ -309,20 +310,21 @@ class EpisodeStore:
     def transitions(self, batch_size: int, seed: int, n_steps: int = 1, gamma: float = 0.99, frame_stack: int = 1, stack_pad: str = "zero",
                     next_action: bool = False, episodes: Any = None, extra: Sequence[str] = (), out: Any = None, *,
                     replacement: bool = True, drop_last: bool = True, returns: bool = False, failure_return: float | None = None,
-                    step_reward: float = 0.0) -> TransitionSampler:
-        """A sampler of transitions over the episodes there are now (``episodes``: only these numbers), uniform with repetitions or in
-        epochs (``replacement=False``). See TransitionSampler.
+                    step_reward: float = 0.0, rows: Any = None) -> TransitionSampler:
+        """A sampler of transitions over the episodes there are now (``episodes``: only these numbers; ``rows``: only the transitions at
+        these rows), uniform with repetitions or in epochs (``replacement=False``). See TransitionSampler.
         """
         return TransitionSampler(self, batch_size=batch_size, seed=seed, n_steps=n_steps, gamma=gamma, frame_stack=frame_stack,
                                  stack_pad=stack_pad, next_action=next_action, episodes=episodes, extra=extra, out=out,
                                  replacement=replacement, drop_last=drop_last, returns=returns, failure_return=failure_return,
-                                 step_reward=step_reward)
+                                 step_reward=step_reward, rows=rows)
 
     def windows(self, batch_size: int, length: int, seed: int, frame_stack: int = 1, stack_pad: str = "zero", episodes: Any = None,
-                extra: Sequence[str] = (), out: Any = None, *, replacement: bool = True, drop_last: bool = True) -> WindowSampler:
+                extra: Sequence[str] = (), out: Any = None, *, replacement: bool = True, drop_last: bool = True,
+                rows: Any = None) -> WindowSampler:
         """A sampler of ``length`` steps in a row, left-padded, with mask, time steps and returns-to-go. See WindowSampler."""
         return WindowSampler(self, batch_size=batch_size, length=length, seed=seed, frame_stack=frame_stack, stack_pad=stack_pad,
-                             episodes=episodes, extra=extra, out=out, replacement=replacement, drop_last=drop_last)
+                             episodes=episodes, extra=extra, out=out, replacement=replacement, drop_last=drop_last, rows=rows)
 
     def prioritized(self, batch_size: int, alpha: float = 0.6, beta: float = 0.4, seed: int = 0, n_steps: int = 1, gamma: float = 0.99,
                     frame_stack: int = 1, stack_pad: str = "zero", next_action: bool = False, episodes: Any = None,
@@ -379,6 +381,11 @@ class EpisodeList(Sequence):
         if indices.ndim != 1 or (indices.size and (indices.dtype.kind not in "iu" or indices.min() < 0 or indices.max() >= len(self))):
             raise InvalidInput(f"indices must be whole numbers from 0 to {len(self) - 1}")
         return EpisodeList(self.store, self.numbers[indices.astype(np.int64)])
+
+    @property
+    def transitions(self) -> TransitionList:
+        """The transitions of these episodes, list-like and lazy: what can be sampled, in the order of the list."""
+        return TransitionList(self.store, transition_rows(self.store, self.numbers))
 
     def __repr__(self) -> str:
         return f"<{len(self)} episodes of {self.store.path}>"

@@ -50,19 +50,21 @@ class WindowSampler(Sampler):
     """Windows whose last steps are drawn over the transitions. Batch k is a pure function of (the store's snapshot, seed, k, arguments).
 
     The semantics are those of d3rlpy's trajectory slicers. length: L. frame_stack, stack_pad: as in TransitionSampler, at each
-    step. episodes, extra, replacement, drop_last, out (by the names of WindowBatch): as there. Raises InvalidInput and EmptyStore.
+    step. episodes, extra, replacement, drop_last, out (by the names of WindowBatch): as there. rows: of the last steps. Raises
+    InvalidInput and EmptyStore.
     """
 
     def __init__(self, store: EpisodeStore, *, batch_size: int, length: int, seed: int, frame_stack: int = 1, stack_pad: str = "zero",
                  episodes: Any = None, extra: Sequence[str] = (), replacement: bool = True, drop_last: bool = True, out: Any = None,
-                 stream: int = STREAM) -> None:
+                 rows: Any = None, stream: int = STREAM) -> None:
         self.length = whole(length, "length", 1, 1 << 31)
         self.frame_stack = whole(frame_stack, "frame_stack", 1, 1 << 16)
         self._repeat_first = padding(stack_pad)
         self.schema: Schema = store.schema
         self._extra = extras(self.schema, extra)
         index = Index(store, episodes)
-        super().__init__(store, index, batch_size=batch_size, seed=seed, stream=stream, replacement=replacement, drop_last=drop_last)
+        super().__init__(store, index, batch_size=batch_size, seed=seed, stream=stream, replacement=replacement, drop_last=drop_last,
+                         rows=rows)
         outputs = Outputs(out)
         self._build(store, index, outputs)
         outputs.finish()

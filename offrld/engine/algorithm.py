@@ -3,6 +3,9 @@
 A loss is ``loss(params, config, nets, state, batch) -> (scalar, metrics)``: it differentiates with respect to ``params`` (the
 networks that its step optimises; the others are there as constants), reads everything else from ``state``, and takes its random
 numbers from ``batch.noise``. It sees one seed; the engine runs it for many. No branch on a tensor, no ``.item()``.
+
+``params`` are in training mode (dropout, statistics of the batch), ``state.params`` and ``state.target`` in evaluation mode: a
+policy's loss therefore asks the Q functions in ``state.params``. See `offrld.nets.context`.
 """
 
 from __future__ import annotations
@@ -16,10 +19,14 @@ from torch import Tensor
 
 from offrl.errors import InvalidInput, Unknown, nearest
 from offrld import settings
+from offrld.engine.optimizer import Optimizer
 from offrld.engine.space import Space
 from offrld.nets import Params
 from offrld.preprocess.scalers import OBSERVATION_SCALERS, REWARD_SCALERS
 from offrld.settings import setting
+
+
+Observation = Tensor | dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -27,6 +34,7 @@ class Config:
     """Settings that every algorithm has."""
 
     batch_size: int = setting(256, "transitions per update", unit="transitions", low=1, high=1_000_000)
+    frame_stack: int = setting(1, "observations seen at once, the newest and those before it", unit="observations", low=1, high=1024)
     observation_scaler: str = setting("none", "how observations are scaled before the networks", choices=OBSERVATION_SCALERS)
 
 
@@ -41,59 +49,88 @@ class ValueConfig(Config):
 
 @dataclass(frozen=True)
 class Batch:
-    """One seed's batch as losses see it: scaled, on the training device.
+    """One seed's transitions as losses see them: scaled, on the training device.
 
-    observation, next_observation ``[B, D]``; action ``[B, A]`` in [-1, 1] or ``[B]`` int64; reward (n-step sum), terminal (1 for a
-    true end), discount (gamma^steps used) ``[B]``; next_action like action (for algorithms that ask for it); noise by name.
+    observation, next_observation as `Space.view` says (``[B, D]``, ``[B, C, H, W]``, or a dict of such); action ``[B, A]`` in [-1, 1]
+    or ``[B]`` int64; reward (n-step sum), terminal (1 for a true end), discount (gamma^steps used) ``[B]``; next_action like action
+    and returns ``[B]``, the discounted rewards to the episode's end (for algorithms that ask for them); noise by name; key, a 0-d
+    int64 tensor from which networks draw their own random numbers.
     """
 
-    observation: Tensor
+    observation: Observation
     action: Tensor
     reward: Tensor
-    next_observation: Tensor
+    next_observation: Observation
     terminal: Tensor
     discount: Tensor
     noise: dict[str, Tensor]
+    key: Tensor
     next_action: Tensor | None = None
+    returns: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Windows:
+    """One seed's windows of L consecutive steps, for sequence models; what lies before an episode's start is zeros, on the left.
+
+    observation ``[B, L, ...]``, action ``[B, L, A]`` or ``[B, L]`` int64; reward, returns_to_go (undiscounted, to the episode's end),
+    terminal and mask (1 for a real step) ``[B, L]``; timesteps ``[B, L]`` int64, from 1; noise and key as in `Batch`.
+    """
+
+    observation: Observation
+    action: Tensor
+    reward: Tensor
+    returns_to_go: Tensor
+    terminal: Tensor
+    mask: Tensor
+    timesteps: Tensor
+    noise: dict[str, Tensor]
+    key: Tensor
 
 
 @dataclass(frozen=True)
 class State:
-    """What a loss may read as constants: all parameters, the target copies, and what `Algorithm.prepare` computed."""
+    """What a loss may read as constants.
+
+    All parameters, the target copies, what `Algorithm.prepare` computed, and the tensors of `Algorithm.memory`.
+    """
 
     params: Params
     target: Params
     data: dict[str, Tensor] = field(default_factory=dict)
+    memory: dict[str, Tensor] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Adam:
-    """The Adam optimiser (Kingma & Ba 2015) of one step."""
-
-    learning_rate: float
-    beta1: float = 0.9
-    beta2: float = 0.999
-    eps: float = 1e-8
-    weight_decay: float = 0.0
-
-
-Loss = Callable[[Params, Any, Any, State, Batch], tuple[Tensor, dict[str, Tensor]]]
+Loss = Callable[[Params, Any, Any, State, Any], tuple[Tensor, dict[str, Tensor]]]
 
 
 @dataclass(frozen=True)
 class Step:
-    """One part of an update, done whenever ``k % every == 0`` (so on the very first update as well).
+    """One part of an update, done in every update ``k`` with ``start <= k < until`` and ``k % every == 0``.
 
     In order: ``loss`` is differentiated with respect to the networks named in ``optimizes`` and ``optimizer`` moves them; then the
     target copies named in ``polyak`` follow by that rate (``target += rate * (online - target)``); 1.0 copies.
+
+    Attributes:
+        moments: the step whose optimiser state this one shares (its own without); both optimise the same networks.
+        rate: a factor on the learning rate, read from the memory: a 0-d tensor, for schedules that depend on what was seen.
     """
 
     name: str
     loss: Loss | None = None
     optimizes: tuple[str, ...] = ()
-    optimizer: Adam | None = None
+    optimizer: Optimizer = Optimizer()
+    learning_rate: float = 0.0
     every: int = 1
     polyak: Mapping[str, float] = field(default_factory=dict)
+    start: int = 0
+    until: int | None = None
+    moments: str | None = None
+    rate: Callable[[dict[str, Tensor]], Tensor] | None = None
+
+    def due(self, k: int) -> bool:
+        """Whether update ``k`` does it."""
+        return k % self.every == 0 and k >= self.start and (self.until is None or k < self.until)
 
 
 @dataclass(frozen=True)
@@ -125,14 +162,21 @@ class Algorithm:
         config: the settings with their defaults (which follow the paper).
         networks: ``(config, space) -> {name: network}``; each network's parameters begin with its name.
         schedule: ``config -> steps`` in the order in which an update does them.
-        act: ``(nets, params, observation) -> `` greedy action ``[B, A]`` in [-1, 1], or the scores ``[B, n]`` of discrete actions.
+        act: ``(params, config, nets, observation) -> `` greedy action ``[B, A]`` in [-1, 1], or the scores ``[B, n]`` of discrete
+            actions; without random numbers.
+        sample: ``(params, config, nets, observation, noise) -> `` an action drawn from a stochastic policy by standard normal noise
+            ``[B, A]``; None: it acts greedily (discrete actions are drawn by the softmax of ``act``'s scores if ``draws_scores``).
+        value: ``(params, config, nets, observation, action) -> `` values ``[N, B]`` of the ensemble; None for algorithms without values.
         noise: ``(config, space) -> {name: Noise}``.
         targets: the networks that have target copies.
         presets: name -> settings; ``paper`` and ``d3rlpy`` exist for every algorithm.
         next_action: whether batches carry the dataset's next action.
+        returns: whether batches carry the return from the transition on.
 
     Hooks for what is special, declared rather than coded into the trainer:
-        batch_kind: what a batch is made of.
+        batch_kind: what a batch is made of: `Batch` or `Windows` (of ``config.context_size`` steps).
+        memory: ``(config, space) -> {name: shape}`` of tensors that live in the training state, zeros at first, one set per seed; losses
+            give new values through their context, ``between`` writes into them.
         prepare: ``(store, config) -> {name: array}`` computed once from the dataset, given to losses as ``state.data``.
         stages: ``config -> stages`` where training has several; else there is one with ``schedule``.
         between: ``(learner, k) -> None`` before update ``k`` (model rollouts, rates that depend on what was seen).
@@ -146,12 +190,17 @@ class Algorithm:
     config: Config
     networks: Callable[[Any, Space], dict[str, Any]]
     schedule: Callable[[Any], tuple[Step, ...]]
-    act: Callable[[SimpleNamespace, Params, Tensor], Tensor]
+    act: Callable[[Params, Any, SimpleNamespace, Observation], Tensor]
     noise: Callable[[Any, Space], dict[str, Noise]] = lambda config, space: {}
     targets: tuple[str, ...] = ()
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    sample: Callable[[Params, Any, SimpleNamespace, Observation, Tensor], Tensor] | None = None
+    draws_scores: bool = False
+    value: Callable[[Params, Any, SimpleNamespace, Observation, Tensor], Tensor] | None = None
     next_action: bool = False
-    batch_kind: Literal["transitions"] = "transitions"
+    returns: bool = False
+    batch_kind: Literal["transitions", "windows"] = "transitions"
+    memory: Callable[[Any, Space], dict[str, tuple[int, ...]]] = lambda config, space: {}
     prepare: Callable[[Any, Any], dict[str, Any]] | None = None
     stages: Callable[[Any], tuple[Stage, ...]] | None = None
     between: Callable[[Any, int], None] | None = None

@@ -17,15 +17,16 @@ from offrl.errors import InvalidInput, OffrlError
 from offrl_store import EpisodeStore
 from offrl_store.errors import EmptyStore
 from offrld import settings
-from offrld.engine import checkpoint, data
-from offrld.engine.algorithm import Algorithm, Batch, Stage
-from offrld.engine.feed import Feed
+from offrld.engine import checkpoint, data, optimizer
+from offrld.engine.algorithm import Algorithm, Batch, Stage, Windows
+from offrld.engine.feed import Feed, request_of
 from offrld.engine.metrics import Means
-from offrld.engine.optimizer import adam_step, polyak
+from offrld.engine.optimizer import polyak
 from offrld.engine.policy import PolicyModule
 from offrld.engine.runner import Gradients, agree, gradients
 from offrld.engine.space import Space, space_of
 from offrld.engine.state import Due, TrainState, key_of
+from offrld.engine.supply import Supply
 
 VALIDATION_BATCHES = 16
 
@@ -47,10 +48,12 @@ class Learner:
         training: np.ndarray,
         holdout: np.ndarray,
         stacked: bool,
+        feed: str,
         log: Callable[[str], None],
     ) -> None:
         self.algorithm, self.config, self.store, self.space_ = algorithm, config, store, space
         self.seeds = tuple(seeds)
+        self._kind = Windows if algorithm.batch_kind == "windows" else Batch
         self.holdout = holdout
         self.step = 0
         self._device, self._dtype, self._stacked, self._log = device, dtype, stacked, log
@@ -62,9 +65,13 @@ class Learner:
         prepared = algorithm.prepare(store, config) if algorithm.prepare else {}
         self._data = {name: torch.as_tensor(value).to(device) for name, value in prepared.items()}
         self.state = TrainState(
-            networks, algorithm.targets, self._stages, self._data, seeds=self.seeds, dtype=dtype, device=device, stacked=stacked
-        )
-        self._feeds = [self._feed(seed, training) for seed in self.seeds]
+            networks, algorithm.targets, self._stages, self._data, algorithm.memory(config, space),
+            seeds=self.seeds, dtype=dtype, device=device, stacked=stacked,
+        )  # fmt: skip
+        self._taken = dict.fromkeys(self.state.moments, 0)
+        self._supply = Supply(store, device, feed, log)
+        groups = [self.seeds] if stacked else [(seed,) for seed in self.seeds]
+        self._feeds = [self._feed(group, training, stacked=stacked, ahead=True) for group in groups]
         self._means = Means(self.seeds)
         self._choose_runner(runner)
 
@@ -86,6 +93,7 @@ class Learner:
         cache_dir: str | os.PathLike[str] | None = None,
         dtype: torch.dtype = torch.float32,
         stacked: bool | None = None,
+        feed: str = "auto",
         log: Callable[[str], None] = lambda text: None,
     ) -> Learner:
         """A learner at step 0.
@@ -100,6 +108,7 @@ class Learner:
             bounds: of the actions, from the evaluation environment ``env_id``; they take precedence over the store's.
             cache_dir: folder where compiled kernels are kept between runs.
             stacked: whether seeds are differentiated together (None: on CUDA).
+            feed: where batches come from (see `Supply`); it changes the speed and never a bit.
             log: takes one-line messages.
 
         Raises:
@@ -113,7 +122,7 @@ class Learner:
         if cache_dir is not None:
             os.environ["TORCHINDUCTOR_CACHE_DIR"] = os.fspath(cache_dir)
         where = _device(device)
-        space = space_of(store.schema, store.metadata, bounds, env_id)
+        space = space_of(store.schema, store.metadata, bounds, env_id, config.frame_stack)
         algorithm.check(space)
         training, held_out = data.split(len(store), holdout)
         if store.transition_count == 0:
@@ -122,15 +131,17 @@ class Learner:
         return cls(
             algorithm, config, store, space,
             seeds=seeds, device=where, runner=runner, dtype=dtype, training=training, holdout=held_out,
-            stacked=together and len(seeds) > 1, log=log,
+            stacked=together and len(seeds) > 1, feed=feed, log=log,
         )  # fmt: skip
 
-    def _feed(self, seed: int, episodes: np.ndarray) -> Feed:
+    def _feed(self, seeds: tuple[int, ...], episodes: np.ndarray, *, stacked: bool, ahead: bool) -> Feed:
         everything = len(episodes) == len(self.store)
-        return Feed(
+        request = request_of(
             self.algorithm, self.config, self.store, self.space_, self._scalers,
-            seed=seed, episodes=None if everything else episodes, dtype=self._dtype, device=self._device,
+            seeds=seeds, episodes=None if everything else episodes, stacked=stacked,
         )  # fmt: skip
+        source = self._supply.open(request, ahead=ahead)
+        return Feed(self.config, request, source, self.space_, self._scalers, dtype=self._dtype, device=self._device)
 
     def _choose_runner(self, runner: str) -> None:
         self.runner = "compile" if runner == "compile" or (runner == "auto" and self._device.type == "cuda") else "eager"
@@ -140,7 +151,7 @@ class Learner:
 
     def _all_gradients(self, compiled: bool) -> dict[str, Gradients]:
         return {
-            key_of(stage, step): gradients(step.loss, self.config, self.nets, compiled=compiled, stacked=self._stacked)
+            key_of(stage, step): gradients(step, self.config, self.nets, kind=self._kind, compiled=compiled, stacked=self._stacked)
             for stage in self._stages
             for step in stage.schedule
             if step.loss is not None
@@ -156,7 +167,7 @@ class Learner:
                 key, view = key_of(stage, step), self.state.views[0]
                 arguments = (view.leaves[key], view.state, batches[0])
                 try:
-                    same = agree(eager[key](*arguments)[0], self._gradients[key](*arguments)[0])
+                    same = agree(eager[key](*arguments).gradients, self._gradients[key](*arguments).gradients)
                 except Exception as error:  # whatever the compiler cannot do is a reason to stay eager, and is told
                     self._log(f"runner: eager, because the compiler failed on step {step.name!r} ({type(error).__name__})")
                     return False
@@ -173,7 +184,7 @@ class Learner:
                 self.algorithm.between(self, self.step)
             batches = self._batches(self.step)
             for due in self.state.schedules[self._stage(self.step).name]:
-                if self.step % due.step.every == 0:
+                if due.step.due(self.step):
                     self._apply(due, batches)
             self.step += 1
 
@@ -184,24 +195,32 @@ class Learner:
             k -= stage.updates
         return self._stages[-1]
 
-    def _batches(self, k: int) -> list[Batch]:
+    def _batches(self, k: int) -> list[Any]:
         """One batch per view: one per seed, or all seeds' stacked."""
-        batches = [feed.batch(k) for feed in self._feeds]
-        return [_stack(batches)] if self._stacked else batches
+        return [feed.batch(k) for feed in self._feeds]
 
-    def _apply(self, due: Due, batches: list[Batch]) -> None:
+    def _apply(self, due: Due, batches: list[Any]) -> None:
         if due.step.loss is not None:
-            run, grads, metrics = self._gradients[due.key], [], []
-            for view, batch in zip(self.state.views, batches, strict=True):
-                mine, measured = run(view.leaves[due.key], view.state, batch)
-                grads.extend(mine)
-                metrics.append(measured)
-            params, first, second, counts = due.moved
+            run = self._gradients[due.key]
+            results = [run(view.leaves[due.key], view.state, batch) for view, batch in zip(self.state.views, batches, strict=True)]
+            self._move(due, [result.gradients for result in results])
             with torch.no_grad():
-                adam_step(due.step.optimizer, params, grads, first, second, counts)
-            self._means.add(metrics, stacked=self._stacked)
+                for position, result in enumerate(results):
+                    self.state.update(position, result.updates)
+            self._means.add([result.metrics for result in results], stacked=self._stacked)
         for targets, online, rate in due.followers:
             polyak(targets, online, rate)
+
+    def _move(self, due: Due, gradients: list[tuple[torch.Tensor, ...]]) -> None:
+        """Let the optimiser of a step move its parameters."""
+        step, key = due.step, due.moments_key
+        with torch.no_grad():
+            for view, grads, (params, parts, counts) in zip(self.state.views, gradients, due.groups, strict=True):
+                optimizer.step(
+                    step.optimizer, step.learning_rate, params, list(grads), parts, counts, taken=self._taken[key], names=due.names,
+                    factor=None if step.rate is None else step.rate(view.state.memory), seeds_axis=self._stacked,
+                )  # fmt: skip
+        self._taken[key] += 1
 
     # ------------------------------------------------------------------------------------------------------------ reading
     @property
@@ -217,7 +236,7 @@ class Learner:
         """The losses' metrics on held-out episodes, as ``validation_NAME``; the same batches at every call. Empty without a holdout."""
         if len(self.holdout) == 0:
             return {}
-        feed = self._feed(0, self.holdout)
+        feed = self._feed((0,), self.holdout, stacked=False, ahead=False)
         means = Means(self.seeds)
         for k in range(VALIDATION_BATCHES):
             batch = feed.batch(k)
@@ -236,13 +255,14 @@ class Learner:
         if seed not in self.seeds:
             raise InvalidInput(f"seed {seed} was not trained", hint=f"trained: {', '.join(map(str, self.seeds))}")
         params = {name: value[self.seeds.index(seed)].detach().cpu().to(torch.float32).clone() for name, value in self.state.params.items()}
-        return PolicyModule(self.algorithm, self.nets, params, self.space_, self._scalers)
+        return PolicyModule(self.algorithm, self.config, self.nets, params, self.space_, self._scalers)
 
     def describe_run(self) -> dict[str, Any]:
         """What this run depends on beside config and data: runner, device, threads, dtype and versions."""
         name = torch.cuda.get_device_name(self._device) if self._device.type == "cuda" else platform.processor() or platform.machine()
         return {
             "runner": self.runner,
+            "feed": self._supply.feed,
             "device": str(self._device),
             "device_name": name,
             "threads": torch.get_num_threads(),
@@ -271,6 +291,7 @@ class Learner:
         for name, value in self._scalers.tensors().items():
             value.copy_(tensors[f"scaler/{name}"])
         self.step = int(description["step"])
+        self._taken = {key: int(moments.counts[0]) for key, moments in self.state.moments.items()}
         self._means = Means.from_json(self.seeds, description["means"])
 
     def _identity(self) -> dict[str, Any]:
@@ -291,14 +312,3 @@ def _device(name: str) -> torch.device:
         found = torch.cuda.device_count()
         raise InvalidInput(f"device {name!r} is not there: this machine has {found} CUDA devices", hint="use the device cpu, or auto")
     return device
-
-
-def _stack(batches: list[Batch]) -> Batch:
-    first = batches[0]
-    together = {
-        name: torch.stack([getattr(b, name) for b in batches])
-        for name in ("observation", "action", "reward", "next_observation", "terminal", "discount")
-    }
-    noise = {name: torch.stack([b.noise[name] for b in batches]) for name in first.noise}
-    following = None if first.next_action is None else torch.stack([b.next_action for b in batches])
-    return Batch(**together, noise=noise, next_action=following)

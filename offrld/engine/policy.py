@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from offrld.engine.algorithm import Algorithm
-from offrld.engine.feed import Scalers, flat_observation
+from offrld.engine.feed import Scalers, view_observation
 from offrld.engine.space import Space
 from offrld.nets import Params
 from offrld.preprocess.scalers import Affine
@@ -18,9 +19,11 @@ class PolicyModule(nn.Module):
     """``forward(observation) -> action``: observation ``[B, ...]`` in the dataset's dtype (or one tensor per field, by name); action
     ``[B, A]`` float32 within the bounds, or ``[B]`` int64."""
 
-    def __init__(self, algorithm: Algorithm, nets: SimpleNamespace, params: Params, space: Space, scalers: Scalers) -> None:
+    def __init__(
+        self, algorithm: Algorithm, config: Any, nets: SimpleNamespace, params: Params, space: Space, scalers: Scalers
+    ) -> None:
         super().__init__()
-        self._algorithm, self._nets, self.space = algorithm, nets, space
+        self._algorithm, self._config, self._nets, self.space = algorithm, config, nets, space
         self._names = list(params)
         for name, value in params.items():
             self.register_buffer(_buffer(name), value)
@@ -45,9 +48,9 @@ class PolicyModule(nn.Module):
         """What the greedy choice is made from: discrete scores ``[B, n]``, or the continuous action in [-1, 1]."""
         given = fields if observation is None else {self._fields[0]: observation}
         scalers = Scalers({name: self._scaler(name) for name in self._fields}, None, None)
-        flat = flat_observation(given, scalers, torch.float32, self.get_buffer(_buffer(self._names[0])).device)
+        seen = view_observation(given, scalers, torch.float32, self.get_buffer(_buffer(self._names[0])).device)
         params = {name: self.get_buffer(_buffer(name)) for name in self._names}
-        return self._algorithm.act(self._nets, params, flat)
+        return self._algorithm.act(params, self._config, self._nets, seen)
 
     def forward(self, observation: Tensor | None = None, **fields: Tensor) -> Tensor:
         scores = self.scores(observation, **fields)

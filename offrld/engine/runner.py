@@ -1,6 +1,6 @@
 """Runners: how a step's loss is evaluated and differentiated. Eager always works; compiled is faster where the processor gains.
 
-A runner maps a loss to ``gradients(leaves, state, batch) -> (gradients, metrics)``. On the CPU each seed is differentiated by itself
+A runner maps a loss to ``gradients(leaves, state, batch) -> Result``. On the CPU each seed is differentiated by itself
 (separate small matrix products are faster there than batched ones); on a GPU one `torch.func.vmap` over the loss trains all seeds
 as one tensor program. A compiled runner is taken by ``auto`` only after its first gradients agreed with eager ones.
 """
@@ -8,45 +8,69 @@ as one tensor program. A compiled runner is taken by ``auto`` only after its fir
 from __future__ import annotations
 
 import dataclasses
+import zlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from offrld.engine.algorithm import Batch, Loss, State
+from offrld.engine.algorithm import Batch, State, Step, Windows
 from offrld.nets import Params
+from offrld.nets.context import CONTEXT, Context
 
-Gradients = Callable[[Params, State, Batch], tuple[tuple[Tensor, ...], dict[str, Tensor]]]
 AGREEMENT = 1e-3   # largest relative difference between compiled and eager gradients (float32 sums in another order)
 
 
-def gradients(loss: Loss, config: Any, nets: SimpleNamespace, *, compiled: bool, stacked: bool) -> Gradients:
-    """Differentiate ``loss`` with respect to the leaves it is given.
+@dataclass(frozen=True)
+class Result:
+    """What an evaluation of a loss gave: gradients of its leaves, metrics, and new values of buffers and memory."""
+
+    gradients: tuple[Tensor, ...]
+    metrics: dict[str, Tensor]
+    updates: dict[str, Tensor]
+
+
+Gradients = Callable[[Params, State, Batch | Windows], Result]
+
+
+def gradients(step: Step, config: Any, nets: SimpleNamespace, *, kind: type, compiled: bool, stacked: bool) -> Gradients:
+    """Differentiate a step's loss with respect to the leaves it is given.
 
     Args:
+        kind: `Batch` or `Windows`.
         compiled: run the loss through `torch.compile` (as one graph, no fall-back to Python inside).
         stacked: the tensors carry a leading seed axis; the loss, which sees one seed, is mapped over it.
     """
+    salt = zlib.crc32(step.name.encode())  # two steps of one update draw different numbers
 
-    def single(leaves: Params, params: Params, target: Params, data: Params, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        return loss({**params, **leaves}, config, nets, State(params, target, data), Batch(**batch))
+    def single(
+        leaves: Params, params: Params, target: Params, memory: Params, data: Params, batch: dict[str, Any]
+    ) -> tuple[Tensor, tuple[dict[str, Tensor], dict[str, Tensor]]]:
+        key = batch["key"] ^ salt
+        context = Context(key, training=True)
+        state = State(params, {**target, CONTEXT: Context(key, training=False)}, data, memory)
+        value, metrics = step.loss({**params, **leaves, CONTEXT: context}, config, nets, state, kind(**batch))
+        return value, (metrics, context.updates)
 
-    function: Callable[..., tuple[Tensor, dict[str, Tensor]]] = single
+    function: Callable[..., tuple[Tensor, tuple[dict[str, Tensor], dict[str, Tensor]]]] = single
     if stacked:
-        mapped = torch.func.vmap(single, in_dims=(0, 0, 0, None, 0))
+        mapped = torch.func.vmap(single, in_dims=(0, 0, 0, 0, None, 0))
 
-        def function(*arguments: Any) -> tuple[Tensor, dict[str, Tensor]]:
-            value, metrics = mapped(*arguments)
-            return value.sum(), metrics  # seeds share nothing, so the gradient of the sum is each seed's own
+        def function(*arguments: Any) -> tuple[Tensor, tuple[dict[str, Tensor], dict[str, Tensor]]]:
+            value, others = mapped(*arguments)
+            return value.sum(), others  # seeds share nothing, so the gradient of the sum is each seed's own
 
     if compiled:
         function = torch.compile(function, fullgraph=True, dynamic=False)
 
-    def run(leaves: Params, state: State, batch: Batch) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
-        value, metrics = function(leaves, state.params, state.target, state.data, _as_dict(batch))
-        return torch.autograd.grad(value, list(leaves.values())), metrics
+    def run(leaves: Params, state: State, batch: Batch | Windows) -> Result:
+        value, (metrics, updates) = function(leaves, state.params, state.target, state.memory, state.data, _as_dict(batch))
+        # A layer that a setting switches off (the head of an encoder that another step trains, say) has no gradient: zeros.
+        found = torch.autograd.grad(value, list(leaves.values()), allow_unused=True, materialize_grads=True)
+        return Result(found, metrics, updates)
 
     return run
 
@@ -60,6 +84,6 @@ def agree(one: tuple[Tensor, ...], other: tuple[Tensor, ...]) -> bool:
     return True
 
 
-def _as_dict(batch: Batch) -> dict[str, Any]:
+def _as_dict(batch: Batch | Windows) -> dict[str, Any]:
     present = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
     return {name: value for name, value in present.items() if value is not None}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,13 +12,16 @@ from offrl.errors import InvalidInput
 from offrl_store import Schema
 
 
+View = tuple[int, ...] | dict[str, tuple[int, ...]]
+
+
 @dataclass(frozen=True)
 class Space:
     """Spaces of a dataset.
 
     Attributes:
         observation: field name -> (dtype, shape), in the schema's order; a single field is called ``observation``.
-        observation_size: elements of all fields together: the width of the vector that networks take.
+        frame_stack: how many observations the networks see at once, along the first axis of each field, oldest first.
         discrete: whether actions are numbers 0..n-1.
         action_size: dimensions of a continuous action, or the number ``n`` of discrete ones.
         low, high: bounds of continuous actions in the environment's units, float64 ``[A]``; None when discrete.
@@ -25,12 +29,34 @@ class Space:
     """
 
     observation: dict[str, tuple[str, tuple[int, ...]]]
-    observation_size: int
     discrete: bool
     action_size: int
     low: np.ndarray | None
     high: np.ndarray | None
     source: str
+    frame_stack: int = 1
+
+    @property
+    def inputs(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """Field name -> (dtype, shape) as a policy takes them: with the frames stacked."""
+        return {name: (dtype, _stacked(shape, self.frame_stack)) for name, (dtype, shape) in self.observation.items()}
+
+    @property
+    def view(self) -> View:
+        """Shape of an observation as losses and networks see it: ``(D,)`` where all fields are vectors, which are joined; ``(C, H, W)`` of a
+        single image; else a dict of the fields' shapes."""
+        shapes = {name: shape for name, (_, shape) in self.inputs.items()}
+        if any(is_image(shape) for shape in shapes.values()):
+            return shapes if len(shapes) > 1 else next(iter(shapes.values()))
+        return (sum(math.prod(shape) for shape in shapes.values()),)
+
+    @property
+    def observation_size(self) -> int:
+        """Elements of the joined vector; raises `InvalidInput` where the observation has images."""
+        view = self.view
+        if isinstance(view, dict) or len(view) != 1:
+            raise InvalidInput(f"observations of shape {view}: this needs vectors", hint="choose an algorithm that takes images")
+        return view[0]
 
     def as_json(self) -> dict[str, Any]:
         """The form kept in run folders and policy files."""
@@ -41,26 +67,34 @@ class Space:
             "low": None if self.low is None else [float(x) for x in self.low],
             "high": None if self.high is None else [float(x) for x in self.high],
             "source": self.source,
+            "frame_stack": self.frame_stack,
         }
 
 
-def space_of(schema: Schema, metadata: dict[str, Any], bounds: tuple[np.ndarray, np.ndarray] | None, env_id: str | None) -> Space:
+def is_image(shape: tuple[int, ...]) -> bool:
+    """Whether a field of this shape is an image, channel first."""
+    return len(shape) == 3
+
+
+def space_of(
+    schema: Schema, metadata: dict[str, Any], bounds: tuple[np.ndarray, np.ndarray] | None, env_id: str | None, frame_stack: int = 1
+) -> Space:
     """The spaces of a store; ``bounds`` of the given environment ``env_id`` take precedence over what the store declares."""
     fields = dict(schema.observation) if isinstance(schema.observation, dict) else {"observation": schema.observation}
     for name, field in fields.items():
-        if len(field.shape) > 1:
+        if len(field.shape) > 1 and not (is_image(field.shape) and field.dtype == np.uint8):
             raise InvalidInput(
-                f"observation field {name!r} has shape {tuple(field.shape)}: the networks take vectors, not images",
-                hint="convert it to a vector of features before the import",
+                f"observation field {name!r} has shape {tuple(field.shape)} and dtype {field.dtype.name}: networks take vectors, and images "
+                "of uint8 with the channels first",
+                hint="convert it before the import: [channels, height, width] of uint8, or a vector",
             )
     if isinstance(schema.action, dict):
         names = ", ".join(schema.action)
         raise InvalidInput(f"the dataset has several action fields ({names}); algorithms take one", hint="join them into one")
     observation = {name: (str(np.dtype(field.dtype)), tuple(field.shape)) for name, field in fields.items()}
-    size = sum(int(np.prod(shape, dtype=np.int64)) for _, shape in observation.values())
     action = schema.action
     if action.discrete:
-        return Space(observation, size, True, int(action.n), None, None, metadata.get("bounds", "declared"))
+        return Space(observation, True, int(action.n), None, None, metadata.get("bounds", "declared"), frame_stack)
     if len(action.shape) != 1:
         shape = tuple(action.shape)
         raise InvalidInput(f"actions have shape {shape}; continuous actions are vectors", hint="flatten them before the import")
@@ -69,4 +103,8 @@ def space_of(schema: Schema, metadata: dict[str, Any], bounds: tuple[np.ndarray,
     if low is None or high is None:
         raise InvalidInput("the dataset declares no bounds for its actions", hint="import it again, or give --eval-env")
     low, high = (np.broadcast_to(np.asarray(x, np.float64), action.shape).copy() for x in (low, high))
-    return Space(observation, size, False, action.shape[0], low, high, source)
+    return Space(observation, False, action.shape[0], low, high, source, frame_stack)
+
+
+def _stacked(shape: tuple[int, ...], k: int) -> tuple[int, ...]:
+    return shape if k == 1 else (k * (shape[0] if shape else 1), *shape[1:])

@@ -107,7 +107,8 @@ def test_given_arrays_are_filled(three):
 
 
 @pytest.mark.parametrize("arguments, message", [
-    ({"batch_size": 0}, "batch_size 0"), ({"seed": -1}, "seed -1"), ({"exact": 1}, "exact 1"), ({"replacement": False}, "'replacement'"),
+    ({"batch_size": 0}, "batch_size 0"), ({"seed": -1}, "seed -1"), ({"exact": 1}, "exact 1"), ({"rows": [0]}, "'rows'"),
+    ({"replacement": False, "exact": False}, "replacement=False needs exact=True"), ({"replacement": 1}, "replacement 1"),
     ({"episodes": [[0]]}, "list of 2"), ({"episodes": [[0], [99]]}, "episode 99"), ({"size": 3}, "size"),
     ({"batch_size": 1}, "store 1 would get"),
     ({"out": {"nothing": np.zeros(4)}}, "'nothing'"), ({"out": {"dataset": np.zeros(4, np.int32)}}, "dataset is int32"),

@@ -1,0 +1,78 @@
+"""Other ways to make a store: from episodes (their fields are looked up), and one that goes with the object, on disk or in memory."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import weakref
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from .errors import InvalidInput, InvalidSchema
+from .schema import Episode, Field, Schema
+from .store import EpisodeStore
+
+MEMORY = "/dev/shm"  # the file system that lies in memory
+
+
+def create_temporary(schema: Schema, *, memory: bool = False, **limit: Any) -> EpisodeStore:
+    """A store that is gone when the object is, or the process ends: in the folder for temporary files, or in memory.
+
+    memory: below /dev/shm, where no byte goes to a disk (and none outlives the machine); several processes can have it open all the same.
+    limit: as for ``EpisodeStore.create``. Raises InvalidInput where the machine has no such place.
+    """
+    if memory and not os.access(MEMORY, os.W_OK):
+        raise InvalidInput(f"there is no memory file system at {MEMORY}", hint="mount a tmpfs and create the store there")
+    folder = tempfile.TemporaryDirectory(prefix="offrl-store-", dir=MEMORY if memory else None)
+    store = EpisodeStore.create(folder.name, schema, **limit)
+    weakref.finalize(store, folder.cleanup)
+    return store
+
+
+def infer_schema(episode: Episode, *, action_size: int | None = None, metadata: Mapping[str, Any] | None = None) -> Schema:
+    """The fields of an episode: the dtypes and shapes of its arrays (lists: what NumPy makes of them, floats as float32).
+
+    action_size: the number of discrete actions, which are then whole numbers [T]; without it actions have no bounds. Raises InvalidSchema.
+    """
+    def field(value: Any) -> Field:
+        array = np.asarray(value)
+        if array.ndim == 0:
+            raise InvalidSchema(f"{value!r} is not one row per step")
+        return Field(array.dtype if hasattr(value, "dtype") or array.dtype.kind != "f" else np.float32, array.shape[1:])
+
+    def fields(value: Any) -> Any:
+        return {name: field(each) for name, each in value.items()} if isinstance(value, Mapping) else field(value)
+
+    action, reward = fields(episode.action), field(episode.reward)
+    if action_size is not None:
+        if not isinstance(action, Field) or action.dtype.kind not in "iu" or action.shape != ():
+            raise InvalidSchema(f"actions of {action!r} are not discrete", hint="discrete actions are whole numbers [T]")
+        action = Field(action.dtype, (), low=0, high=action_size - 1)
+    if reward.dtype.kind in "iub":
+        reward = Field("float32")
+    return Schema(fields(episode.observation), action, reward, fields(episode.extra), metadata or {})
+
+
+def from_episodes(path: str | os.PathLike[str] | None, episodes: Iterable[Episode], *, action_size: int | None = None,
+                  **limit: Any) -> EpisodeStore:
+    """A store of these episodes, with the fields of the first. path: None for a temporary one. limit: as for ``EpisodeStore.create``.
+
+    Raises InvalidInput without an episode, InvalidEpisode for one that differs from the first; nothing is left then.
+    """
+    left = iter(episodes)
+    first = next(left, None)
+    if first is None:
+        raise InvalidInput("there is no episode", hint="create the store with a Schema instead")
+    schema = infer_schema(first, action_size=action_size)
+    store = create_temporary(schema, **limit) if path is None else EpisodeStore.create(path, schema, **limit)
+    try:
+        with store.writer() as writer:
+            writer.append(first)
+            for episode in left:
+                writer.append(episode)
+    except BaseException:
+        store.remove()
+        raise
+    return store
