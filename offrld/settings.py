@@ -1,23 +1,33 @@
 """Settings of algorithms and networks: frozen dataclasses whose fields carry meaning, unit, limits and choices.
 
-A nested dataclass is addressed by a dotted path (``critic_encoder.units``). `build` applies settings given by the user, checks
-each against its field and names the nearest known one for a misspelling; `describe` tells everything about every field, which
-is what `offrl algos`, the daemon's validation and the generated documentation are made from.
+A nested dataclass (a component: an encoder, an optimiser, a scaler) is addressed by dotted paths (``critic_encoder.units``); one with
+a field ``type`` also by its own name, which then sets the type (``q_function=qr``). `build` applies settings given by the user, checks
+each against its field, names the nearest known one for a misspelling and refuses those that the chosen type does not read; `describe`
+tells everything about every field, which is what `offrl algos`, the daemon's validation and the generated documentation are made from.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import functools
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from offrl.errors import InvalidInput, Unknown, nearest
 
 T = TypeVar("T")
+Words = tuple[str, ...] | Callable[[], tuple[str, ...]]
 _META = "offrl.setting"
-_IN_WORDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "list[int]": "a list of whole numbers"}
+_IN_WORDS = {
+    "int": "a whole number", "float": "a number", "bool": "true or false", "str": "text",
+    "list[int]": "a list of whole numbers", "list[float]": "a list of numbers", "dict": "a table of names and values",
+}  # fmt: skip
+_EXPECTED = {
+    "int": int, "float": float, "bool": bool, "str": str, "list[int]": (list, tuple), "list[float]": (list, tuple), "dict": Mapping,
+}  # fmt: skip
 
 
 def setting(
@@ -28,17 +38,20 @@ def setting(
     low: float | None = None,
     high: float | None = None,
     exclusive_low: bool = False,
-    choices: tuple[str, ...] | None = None,
+    choices: Words | None = None,
+    only: Words | Mapping[str, Words] | None = None,
     probe: Any = None,
 ) -> Any:
-    """A field of a settings dataclass.
+    """A field of a settings dataclass: int, float, bool, str, tuple[int, ...], tuple[float, ...] or dict, each also ``| None``.
 
     Args:
         default: the value when nothing is given.
         help: what it means, one line.
         unit: of the value, where it has one ("updates", "transitions", ...).
-        low, high: inclusive limits (``exclusive_low``: above low).
-        choices: the allowed words of a text setting.
+        low, high: inclusive limits (``exclusive_low``: above low), of each element of a list.
+        choices: the allowed words of a text setting; a function where plugins add to them.
+        only: the words of the neighbouring field ``type`` under which this setting is read, or {neighbour: words}. Given a value of
+            its own while it is not read, it is refused rather than ignored.
         probe: another valid value under which the change of this setting shows within a few updates; for the test which proves
             that every setting matters, where the default would hide the effect (a limit that is never reached, say). A dict
             maps other settings to values that both sides of the comparison then use, with ``""`` for this one.
@@ -46,14 +59,20 @@ def setting(
     metadata = {
         _META: {
             "help": help, "unit": unit, "low": low, "high": high, "exclusive_low": exclusive_low, "choices": choices, "probe": probe,
+            "only": {"type": only} if isinstance(only, tuple) or callable(only) else dict(only or {}),
         }
     }  # fmt: skip
+    if isinstance(default, dict):  # each instance gets its own: a dict can be changed in place
+        return dataclasses.field(default_factory=lambda: copy.deepcopy(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
 
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """One field as `describe` found it: dotted name, type in words, default and what `setting` was told."""
+    """One field as `describe` found it: dotted name, type in words, default and what `setting` was told.
+
+    ``only`` maps dotted names of other settings to the words under which this one is read.
+    """
 
     name: str
     type: str
@@ -64,16 +83,18 @@ class Setting:
     high: float | None = None
     exclusive_low: bool = False
     choices: tuple[str, ...] | None = None
+    only: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     probe: Any = None
 
     def as_json(self) -> dict[str, Any]:
         """``{"type", "default", "help", ...}`` without the keys that say nothing."""
-        default = list(self.default) if isinstance(self.default, tuple) else self.default
-        result: dict[str, Any] = {"type": self.type, "default": default, "help": self.help}
+        result: dict[str, Any] = {"type": self.type, "default": _plain(self.default), "help": self.help}
         for key in ("unit", "low", "high", "exclusive_low", "choices"):
             value = getattr(self, key)
             if value is not None and value != "" and value is not False:
-                result[key] = list(value) if isinstance(value, tuple) else value
+                result[key] = _plain(value)
+        if self.only:
+            result["only"] = {name: list(words) for name, words in self.only.items()}
         return result
 
     def check(self, value: Any) -> Any:
@@ -81,13 +102,16 @@ class Setting:
         kind, optional = self.type.removesuffix(" | None"), self.type.endswith(" | None")
         if value is None and optional:
             return None
-        if kind == "float" and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
-        expected = {"int": int, "float": float, "bool": bool, "str": str, "list[int]": (list, tuple)}[kind]
-        wrong = not isinstance(value, expected) or (isinstance(value, bool) and kind != "bool")
-        if kind == "list[int]" and not wrong:
-            value = tuple(value)
-            wrong = any(not isinstance(item, int) or isinstance(item, bool) for item in value)
+        if kind == "float":
+            value = _as_float(value)
+        wrong = not isinstance(value, _EXPECTED[kind]) or (isinstance(value, bool) and kind != "bool")
+        if kind == "dict" and not wrong:
+            value = _table(value)
+            wrong = value is None
+        elif kind.startswith("list") and not wrong:
+            inner = int if kind == "list[int]" else float
+            value = tuple(value if inner is int else map(_as_float, value))
+            wrong = any(not isinstance(item, inner) or isinstance(item, bool) for item in value)
         if wrong:
             raise InvalidInput(f"setting {self.name!r} takes {self._wanted()}, got {value!r}", hint="see `offrl algos NAME`")
         if self.choices is not None and value not in self.choices:
@@ -113,43 +137,51 @@ class Setting:
         return words + (" or none" if self.type.endswith("None") else "")
 
 
+# --- Reading a config ---
 def describe(config: Any) -> dict[str, Setting]:
     """Every setting of a dataclass (class or instance) by its dotted name, in the order of declaration."""
-    instance = config() if isinstance(config, type) else config
-    hints = typing.get_type_hints(type(instance))
     found: dict[str, Setting] = {}
-    for field in dataclasses.fields(instance):
-        value = getattr(instance, field.name)
-        if dataclasses.is_dataclass(value):
-            for name, inner in describe(value).items():
-                found[f"{field.name}.{name}"] = dataclasses.replace(inner, name=f"{field.name}.{name}")
-        else:
-            found[field.name] = Setting(name=field.name, type=_type_in_words(hints[field.name]), default=value, **field.metadata[_META])
+    for name, field, value in _walk(config() if isinstance(config, type) else config):
+        prefix = name.removesuffix(field.name)
+        told = dict(field.told)
+        told["choices"] = _words(told["choices"])
+        told["only"] = {prefix + other: _words(words) for other, words in told["only"].items()}
+        found[name] = Setting(name=name, type=field.type, default=value, **told)
     return found
-
-
-def build(config: T, values: Mapping[str, Any]) -> T:
-    """``config`` (an instance) with the dotted ``values`` applied and checked; raises `Unknown` or `InvalidInput`."""
-    known = describe(config)
-    nested: dict[str, dict[str, Any]] = {}
-    plain: dict[str, Any] = {}
-    for name, value in values.items():
-        if name not in known:
-            raise Unknown(f"unknown setting {name!r}", hint=nearest(name, list(known)))
-        checked = known[name].check(value)
-        head, _, rest = name.partition(".")
-        if rest:
-            nested.setdefault(head, {})[rest] = checked
-        else:
-            plain[name] = checked
-    for head, inner in nested.items():
-        plain[head] = build(getattr(config, head), inner)
-    return dataclasses.replace(config, **plain)  # type: ignore[type-var]
 
 
 def as_flat(config: Any) -> dict[str, Any]:
     """Dotted name -> value (tuples as lists): what `build` takes, and what run folders and policy files keep."""
-    return {name: list(s.default) if isinstance(s.default, tuple) else s.default for name, s in describe(config).items()}
+    return {name: _plain(value) for name, _, value in _walk(config)}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Field:
+    name: str
+    type: str                  # in words; "" for a component
+    told: Mapping[str, Any]    # what `setting` was told
+
+
+@functools.cache
+def _fields(kind: type) -> tuple[_Field, ...]:
+    """The fields of a settings dataclass; resolving the annotations takes longer than all the rest, so it is done once for each class."""
+    hints = typing.get_type_hints(kind)
+    return tuple(
+        _Field(field.name, "", {})
+        if dataclasses.is_dataclass(hints[field.name])
+        else _Field(field.name, _type_in_words(hints[field.name]), field.metadata[_META])
+        for field in dataclasses.fields(kind)
+    )
+
+
+def _walk(config: Any, prefix: str = "") -> Iterator[tuple[str, _Field, Any]]:
+    """Dotted name, field and value of every setting, those of components in their place."""
+    for field in _fields(type(config)):
+        value = getattr(config, field.name)
+        if field.type:
+            yield prefix + field.name, field, value
+        else:
+            yield from _walk(value, f"{prefix}{field.name}.")
 
 
 def _type_in_words(hint: Any) -> str:
@@ -157,5 +189,151 @@ def _type_in_words(hint: Any) -> str:
         inner = [arg for arg in typing.get_args(hint) if arg is not type(None)]
         return f"{_type_in_words(inner[0])} | None"
     if typing.get_origin(hint) is tuple:
-        return "list[int]"
-    return hint.__name__
+        return f"list[{typing.get_args(hint)[0].__name__}]"
+    return "dict" if typing.get_origin(hint) is dict else hint.__name__
+
+
+# --- Applying settings ---
+def build(config: T, *layers: Mapping[str, Any]) -> T:
+    """``config`` (an instance) with settings applied and checked, later layers (a preset, then the user's) over earlier ones.
+
+    Names are dotted (``{"critic_encoder.units": [64]}``) or nested (``{"critic_encoder": {"units": [64]}}``); a text in a component's
+    place is its type (``{"q_function": "qr"}``).
+
+    Raises:
+        Unknown: of a name that no setting has; the hint is the nearest one.
+        InvalidInput: of a value of the wrong type or out of range, or of a setting that is not read under the chosen types.
+    """
+    known = describe(config)
+    chosen: dict[str, Any] = {}
+    for values in layers:
+        for name, value in resolve(values, known).items():
+            whole = known[name].type.startswith("dict") and isinstance(value, _Parts)
+            chosen[name] = known[name].check(_merged(chosen.get(name, known[name].default) or {}, value) if whole else value)
+    for name, value in chosen.items():
+        for other, words in known[name].only.items():
+            now = chosen.get(other, known[other].default)
+            if now not in words and value != known[name].default:
+                reason = f"setting {name!r} has no effect with {other} {now!r}"
+                raise InvalidInput(reason, hint=f"it counts for {' and '.join(words) or 'types of installed packages'}")
+    return _replaced(config, chosen, "")
+
+
+def resolve(values: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
+    """``values`` under the full dotted names of ``known``, unchecked; raises as `build`.
+
+    ``known`` maps dotted names to anything: a `Setting`, or its JSON form in the daemon, which has no config at hand. Single entries of
+    a dict setting (``encoder.options.depth``) come back as one table, which `build` puts over the values that it has.
+    """
+    groups = {name.rpartition(".")[0] for name in known if "." in name}
+    groups |= {group.rpartition(".")[0] for group in groups if "." in group}
+    found: dict[str, Any] = {}
+
+    def take(name: str, value: Any) -> None:
+        if name in groups and isinstance(value, Mapping):
+            for inner, item in value.items():
+                take(f"{name}.{inner}", item)
+            return
+        if name in groups and f"{name}.type" not in known:
+            inside = ", ".join(each for each in known if each.startswith(f"{name}."))
+            raise InvalidInput(f"setting {name!r} is a group, got {value!r} for it", hint=f"its settings: {inside}")
+        full = f"{name}.type" if name in groups else name
+        table, inner = _table_of(full, known)
+        if table is not None:
+            _put(found.setdefault(table, _Parts()), inner, value, name)
+            return
+        if full not in known:
+            raise Unknown(f"unknown setting {name!r}", hint=nearest(name, [*known, *sorted(groups)]))
+        if full in found and found[full] != value:
+            raise InvalidInput(f"setting {full!r} is given twice, as {found[full]!r} and as {value!r}", hint="give it once")
+        found[full] = _plain(value)
+
+    for name, value in values.items():
+        take(name, value)
+    return found
+
+
+class _Parts(dict[str, Any]):
+    """Entries given for a dict setting one by one, rather than as a whole that replaces the default."""
+
+
+def _put(parts: Any, path: list[str], value: Any, name: str) -> None:
+    for part in path[:-1]:
+        parts = parts.setdefault(part, _Parts()) if isinstance(parts, dict) else None
+    if not isinstance(parts, dict):
+        raise InvalidInput(f"setting {name!r} lies inside a value that is no table", hint="give the table or its entries, not both")
+    parts[path[-1]] = value
+
+
+def _table_of(name: str, known: Mapping[str, Any]) -> tuple[str | None, list[str]]:
+    """The dict setting that a dotted name points into, and the path inside it."""
+    pieces = name.split(".")
+    for length in range(len(pieces) - 1, 0, -1):
+        head = known.get(".".join(pieces[:length]))
+        if head is not None:
+            kind = head["type"] if isinstance(head, Mapping) else head.type
+            return (".".join(pieces[:length]), pieces[length:]) if kind.startswith("dict") else (None, [])
+    return None, []
+
+
+def _merged(base: Mapping[str, Any], parts: Mapping[str, Any]) -> dict[str, Any]:
+    result = dict(base)
+    for name, value in parts.items():
+        below = result.get(name)
+        result[name] = _merged(below if isinstance(below, Mapping) else {}, value) if isinstance(value, _Parts) else value
+    return result
+
+
+def _replaced(config: Any, values: Mapping[str, Any], prefix: str) -> Any:
+    """``config`` with checked values; a component that refuses their combination (in ``__post_init__``) is named in the error."""
+    changed: dict[str, Any] = {}
+    inner: dict[str, dict[str, Any]] = {}
+    for name, value in values.items():
+        head, _, rest = name.partition(".")
+        if rest:
+            inner.setdefault(head, {})[rest] = value
+        else:
+            changed[head] = value
+    for head, mine in inner.items():
+        changed[head] = _replaced(getattr(config, head), mine, f"{prefix}{head}")
+    try:
+        return dataclasses.replace(config, **changed)
+    except InvalidInput as error:
+        if not prefix:
+            raise
+        raise InvalidInput(f"{prefix}: {error}", hint=error.hint) from None
+
+
+# --- Values ---
+def _words(words: Any) -> Any:
+    return tuple(words()) if callable(words) else words
+
+
+def _as_float(value: Any) -> Any:
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, and tables that nobody else holds."""
+    if isinstance(value, tuple):
+        return list(value)
+    return copy.deepcopy(value) if isinstance(value, dict) else value
+
+
+def _table(value: Any) -> Any:
+    """A copy of a table whose names are text and whose values are plain (numbers, text, lists, tables), None where they are not."""
+    if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+        return None
+    copied: dict[str, Any] = {}
+    for name, item in value.items():
+        if isinstance(item, Mapping):
+            copied[name] = _table(item)
+            if copied[name] is None:
+                return None
+        elif isinstance(item, (list, tuple)):
+            copied[name] = list(item)
+        elif item is None or isinstance(item, (bool, int, float, str)):
+            copied[name] = item
+        else:
+            return None
+    return copied

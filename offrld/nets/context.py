@@ -1,0 +1,53 @@
+"""The context of a loss call: whether networks train, their random numbers, and the new values of their buffers.
+
+It travels inside the parameters, under `CONTEXT`, so that a network needs nothing but what it computes with. Acting and export put
+none there, which means evaluation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from offrld.nets import random
+
+CONTEXT = "context"  # no parameter is called so: theirs begin with a network's name and a dot
+
+
+class Context:
+    """What one evaluation of a loss tells its networks.
+
+    Args:
+        key: of the random numbers, 0-d int64: one per seed, update and step.
+        training: whether dropout drops, and batch norm takes the batch's statistics. It enters the random numbers, so that online
+            and target parameters with the same key draw different ones.
+        updates: takes the new values of buffers by their names; the engine writes them into the state after the step.
+    """
+
+    def __init__(self, key: Tensor, training: bool, updates: dict[str, Tensor] | None = None) -> None:
+        self.key = key
+        self.training = training
+        self.updates: dict[str, Tensor] = {} if updates is None else updates
+        self._calls: dict[str, int] = {}
+        self._words: tuple[Tensor, Tensor] | None = None
+
+    def uniform(self, name: str, shape: Sequence[int], like: Tensor) -> Tensor:
+        """Random numbers in [0, 1), of the dtype and device of ``like``; others at every call, also under the same name."""
+        call = self._calls.get(name, 0)
+        self._calls[name] = call + 1
+        if self._words is None:
+            self._words = random.words(self.key)
+        return random.uniform(self._words, _stream(name, 2 * call + self.training), shape, like)
+
+
+@torch.compiler.assume_constant_result  # dynamo cannot look into zlib, and name and count are constants of the graph
+def _stream(name: str, call: int) -> tuple[int, int]:
+    return random.stream(name, call)
+
+
+def context_of(params: Mapping[str, Any]) -> Context | None:
+    """The context that travels in ``params``, or None (acting, export)."""
+    return params.get(CONTEXT)

@@ -1,0 +1,9 @@
+"""Encoders: the trunks of all networks. An encoder is a description, not a container: it knows its name, makes its initial parameters,
+and computes from a dict of parameters that it is given. So one description serves online and target parameters, one seed and many."""
+
+from offrld.nets.encoders.mlp import Mlp
+from offrld.nets.encoders.registry import Network, View, build
+from offrld.nets.encoders.settings import ACTIVATIONS, Encoder
+from offrld.nets.linear import Params
+
+__all__ = ["ACTIVATIONS", "Encoder", "Mlp", "Network", "Params", "View", "build"]

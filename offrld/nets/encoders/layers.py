@@ -1,0 +1,117 @@
+"""What follows a linear or convolution layer: activation, batch norm, layer norm and dropout, in this order."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from offrl.errors import InvalidInput
+from offrld.nets.context import context_of
+from offrld.nets.encoders.settings import Encoder
+from offrld.nets.linear import Params
+
+MOMENTUM, EPS = 0.1, 1e-5  # torch's own
+
+
+def activate(name: str, x: Tensor, axis: int = -1) -> Tensor:
+    """The activation called ``name``; geglu halves ``axis``: one half times the gelu of the other."""
+    if name == "relu":
+        return F.relu(x)
+    if name == "tanh":
+        return torch.tanh(x)
+    if name == "swish":
+        return F.silu(x)
+    if name == "gelu":
+        return F.gelu(x)
+    if name == "geglu":
+        values, gates = x.chunk(2, dim=axis)
+        return values * F.gelu(gates)
+    if name == "none":
+        return x
+    raise InvalidInput(f"unknown activation {name!r}", hint="see `offrl algos NAME`")
+
+
+class Stage:
+    """The part of a layer after its product: ``x [..., produced]`` to ``[..., width]``; of images ``[N, produced, H, W]``.
+
+    Args:
+        name: of the layer; layer norm has the parameters ``NAME.norm.*``, batch norm ``NAME.batch_norm.*``.
+        width: features (channels) that come out.
+        activation: whether this layer has its activation.
+        image: the features are the channels of images: batch norm and dropout then treat each channel as one.
+        layer_norm: whether this layer has layer norm, where the settings ask for it.
+    """
+
+    def __init__(
+        self, name: str, width: int, encoder: Encoder, *, activation: bool = True, image: bool = False, layer_norm: bool = True
+    ) -> None:
+        self.name, self.width = name, width
+        self._activation = encoder.activation if activation else "none"
+        self.produced = 2 * width if self._activation == "geglu" else width
+        self._image = image
+        self._batch_norm = encoder.batch_norm
+        self._layer_norm = encoder.layer_norm and layer_norm
+        self._dropout = encoder.dropout
+
+    def init(self, dtype: torch.dtype) -> Params:
+        one, zero = torch.ones(self.width, dtype=dtype), torch.zeros(self.width, dtype=dtype)
+        params: Params = {}
+        if self._batch_norm:
+            start = f"{self.name}.batch_norm"
+            params |= {f"{start}.weight": one.clone(), f"{start}.bias": zero.clone()}
+            params |= {f"{start}.running_mean": zero.clone(), f"{start}.running_var": one.clone()}
+        if self._layer_norm:
+            params |= {f"{self.name}.norm.weight": one.clone(), f"{self.name}.norm.bias": zero.clone()}
+        return params
+
+    def __call__(self, params: Params, x: Tensor) -> Tensor:
+        x = activate(self._activation, x, axis=1 if self._image else -1)
+        if self._batch_norm:
+            x = batch_norm(params, f"{self.name}.batch_norm", x, image=self._image)
+        if self._layer_norm:
+            x = layer_norm(params, f"{self.name}.norm", x)
+        if self._dropout:
+            x = dropout(params, f"{self.name}.dropout", x, self._dropout, image=self._image)
+        return x
+
+
+def layer_norm(params: Params, name: str, x: Tensor) -> Tensor:
+    """Layer norm over the last axis."""
+    return F.layer_norm(x, x.shape[-1:], params[f"{name}.weight"], params[f"{name}.bias"], EPS)
+
+
+def batch_norm(params: Params, name: str, x: Tensor, *, image: bool) -> Tensor:
+    """Batch norm of ``x [..., F]`` over all axes but the last, or of images ``[N, C, H, W]`` over all but the channels.
+
+    In training it takes the batch's statistics and leaves the new running ones in the context; else it takes the running ones.
+    """
+    weight, bias = params[f"{name}.weight"], params[f"{name}.bias"]
+    mean, variance = params[f"{name}.running_mean"], params[f"{name}.running_var"]
+    context = context_of(params)
+    if context is None or not context.training:
+        scale = weight * torch.rsqrt(variance + EPS)
+        shift = bias - mean * scale
+        return x * scale[:, None, None] + shift[:, None, None] if image else x * scale + shift
+    rows = x if image else x.reshape(-1, x.shape[-1])
+    axes = (0, 2, 3) if image else (0,)
+    count = rows.numel() // rows.shape[1]
+    if count < 2:
+        raise InvalidInput("batch norm cannot train on one row: its variance is unknown", hint="set batch_size to 2 or more")
+    with torch.no_grad():
+        # A network may be evaluated several times in one loss: each evaluation moves the running statistics on, as torch's do.
+        seen_variance, seen_mean = torch.var_mean(rows, dim=axes, correction=1)
+        for part, old, seen in (("running_mean", mean, seen_mean), ("running_var", variance, seen_variance)):
+            old = context.updates.get(f"{name}.{part}", old).detach()
+            context.updates[f"{name}.{part}"] = old + MOMENTUM * (seen - old)
+    return F.batch_norm(rows, None, None, weight, bias, True, MOMENTUM, EPS).reshape(x.shape)
+
+
+def dropout(params: Params, name: str, x: Tensor, rate: float, *, image: bool = False) -> Tensor:
+    """In training, sets a share ``rate`` of the features (of images ``[N, C, H, W]``: of the channels) to 0 and scales the rest up."""
+    context = context_of(params)
+    if context is None or not context.training:
+        return x
+    shape = (*x.shape[:2], 1, 1) if image else x.shape
+    kept = context.uniform(name, shape, x) >= rate
+    return x * (kept.to(x.dtype) / (1.0 - rate))

@@ -1,0 +1,47 @@
+"""Encoders of vectors: the multi-layer perceptron, with the input joined to every layer's for `dense` (D2RL), and SimBa."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from offrld.nets.encoders.layers import Stage
+from offrld.nets.encoders.settings import Encoder
+from offrld.nets.linear import Linear, Params
+
+
+class VectorEncoder:
+    """Linear layers of `Encoder.units`, each followed by its `Stage`; parameters ``NAME.i.weight``, ``NAME.i.bias``, ...
+
+    Args:
+        inputs: parts that the input is joined from, by their widths: ``(D,)``, or ``(D, A)`` with an action.
+        dense: the network's input is joined to the input of every layer but the first (Sinha et al. 2020, D2RL).
+    """
+
+    def __init__(self, name: str, size: int, encoder: Encoder, action_size: int = 0, *, dense: bool = False) -> None:
+        self.name, self._dense = name, dense
+        inputs, units = size + action_size, encoder.units
+        self._layers: list[tuple[Linear, Stage]] = []
+        for i, (before, width) in enumerate(pairwise((inputs, *units))):
+            stage = Stage(f"{name}.{i}", width, encoder, activation=encoder.last_activation or i < len(units) - 1)
+            self._layers.append((Linear(f"{name}.{i}", before + (inputs if dense and i else 0), stage.produced), stage))
+        self.feature_size = units[-1] if units else inputs
+
+    def init(self, generator: torch.Generator, dtype: torch.dtype) -> Params:
+        params: Params = {}
+        for layer, stage in self._layers:
+            params |= layer.init(generator, dtype) | stage.init(dtype)
+        return params
+
+    def __call__(self, params: Params, observation: Tensor, action: Tensor | None = None) -> Tensor:
+        """Features ``[B, F]`` of observation ``[B, D]`` (and action ``[B, A]``); with action ``[K, B, A]`` they are ``[K, B, F]``."""
+        given = (observation,) if action is None else (observation, action)
+        if not self._layers:
+            leading = torch.broadcast_shapes(*(part.shape[:-1] for part in given))
+            return torch.cat([part.expand(*leading, part.shape[-1]) for part in given], dim=-1)
+        x = None
+        for layer, stage in self._layers:
+            x = stage(params, layer(params, *(given if x is None else (x, *given) if self._dense else (x,))))
+        return x  # [..., F]

@@ -1,0 +1,51 @@
+"""Uniform random numbers as a pure function of key, stream and position: the same on every device, under vmap and in a compiled graph.
+
+The hash works on 32-bit words held in int64 and never leaves 63 bits, so no operation overflows or depends on how a compiler treats
+signed overflow. Its output has 24 bits, which float32 and float64 both hold exactly: the two get the same numbers.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+WORD = 0xFFFFFFFF
+_BITS = 24
+# Odd multipliers below 2^31 (a word times one of them stays below 2^63), with about half of their bits set.
+_FIRST, _SECOND, _THIRD = 0x7FEB352D, 0x21F0AAAD, 0x6C9E35A9
+
+
+def words(key: Tensor) -> tuple[Tensor, Tensor]:
+    """A key (0-d int64, any value) as two well mixed words; keys that differ in one bit give unrelated ones."""
+    low, high = key & WORD, (key >> 32) & WORD
+    first = _mix(_mix(low ^ 0x3C6EF372) ^ high)
+    return first, _mix(first ^ low)
+
+
+def stream(name: str, call: int) -> tuple[int, int]:
+    """Two words that tell the ``call``-th use of ``name`` from every other."""
+    text = f"{name}/{call}".encode()
+    return zlib.crc32(text), zlib.crc32(text, 0x5BD1E995)
+
+
+def uniform(key: tuple[Tensor, Tensor], stream: tuple[int, int], shape: Sequence[int], like: Tensor) -> Tensor:
+    """Numbers in [0, 1) of that shape, with dtype and device of ``like``; ``key`` from `words`."""
+    x = torch.arange(math.prod(shape), device=like.device).reshape(tuple(shape))
+    x = ((x ^ (key[0] ^ stream[0])) * _FIRST) & WORD
+    # The second word enters here: with one word only, keys near each other would give permutations of the same numbers.
+    x = x ^ (x >> 16) ^ (key[1] ^ stream[1])
+    x = (x * _SECOND) & WORD
+    x = x ^ (x >> 15)
+    x = ((x * _THIRD) >> (32 - _BITS)) & ((1 << _BITS) - 1)
+    return x.to(like.dtype) * 2.0**-_BITS
+
+
+def _mix(x: Tensor) -> Tensor:
+    """A bijection on 32-bit words in which every bit of the result depends on every bit of ``x``."""
+    x = ((x ^ (x >> 16)) * _FIRST) & WORD
+    x = ((x ^ (x >> 15)) * _SECOND) & WORD
+    return x ^ (x >> 16)
