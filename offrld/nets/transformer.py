@@ -18,9 +18,9 @@ from torch.nn import functional as F
 
 from offrl.errors import InvalidInput
 from offrld.nets import encoders
-from offrld.nets.context import CONTEXT
-from offrld.nets.encoders import ACTIVATIONS, Encoder, Params
-from offrld.nets.linear import linear
+from offrld.nets.encoders import Encoder, Params
+from offrld.nets.encoders.layers import activate, dropout
+from offrld.nets.linear import linear, uniform_init
 from offrld.settings import setting
 
 EPSILON = 0.003       # of the layer norms inside and after the blocks
@@ -29,7 +29,7 @@ STATE_TOKENS = slice(1, None, 3)
 LAST_STATE_TOKEN = slice(-1, None)
 TOKENS = 3            # of a step
 
-_DROPPED = "share dropped in training"
+_UNIT = "share dropped in training"
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,9 @@ class Transformer:
 
     heads: int = setting(1, "attention heads; they divide the encoder's feature size", low=1, high=1024, probe=2)
     layers: int = setting(3, "blocks", low=1, high=1000)
-    attention_dropout: float = setting(0.1, "dropout of attention weights", unit=_DROPPED, low=0.0, high=0.95)
-    residual_dropout: float = setting(0.1, "dropout of what a block adds", unit=_DROPPED, low=0.0, high=0.95)
-    embedding_dropout: float = setting(0.1, "dropout of the tokens", unit=_DROPPED, low=0.0, high=0.95)
+    attention_dropout: float = setting(0.1, "dropout of attention weights", unit=_UNIT, low=0.0, high=0.95)
+    residual_dropout: float = setting(0.1, "dropout of what a block adds", unit=_UNIT, low=0.0, high=0.95)
+    embedding_dropout: float = setting(0.1, "dropout of the tokens", unit=_UNIT, low=0.0, high=0.95)
     activation: str = setting("relu", "activation inside the blocks", choices=("relu", "tanh", "swish", "gelu"))
     position_encoding: str = setting(
         "simple", "simple: each step's time step; global: the last time step of the window, and the place in the window",
@@ -84,7 +84,7 @@ class Blocks:
         """Features of the tokens ``read`` of ``x [B, T, N]``; ``mask [B, T]`` is true at tokens of real steps."""
         spec = self.settings
         bias = attention_bias(mask, x.dtype)  # [B, 1, T, T]
-        x = dropout(params, x, spec.embedding_dropout, f"{self.name}.embedding")
+        x = _dropped(params, x, spec.embedding_dropout, f"{self.name}.embedding")
         for i in range(spec.layers):
             name = f"{self.name}.{i}"
             last = i == spec.layers - 1
@@ -92,8 +92,8 @@ class Blocks:
             if last:
                 x, bias = x[:, read], bias[:, :, read]
             x = x + self._attention(params, name, normed[:, read] if last else normed, normed, bias)
-            hidden = ACTIVATIONS[spec.activation](_linear(params, f"{name}.up", layer_norm(params, f"{name}.mlp_norm", x)))  # [B, T, 4N]
-            x = x + dropout(params, _linear(params, f"{name}.down", hidden), spec.residual_dropout, f"{name}.mlp")
+            hidden = activate(spec.activation, _linear(params, f"{name}.up", layer_norm(params, f"{name}.mlp_norm", x)))  # [B, T, 4N]
+            x = x + _dropped(params, _linear(params, f"{name}.down", hidden), spec.residual_dropout, f"{name}.mlp")
         return layer_norm(params, f"{self.name}.norm", x)
 
     def _attention(self, params: Params, name: str, queries: Tensor, x: Tensor, bias: Tensor) -> Tensor:
@@ -102,9 +102,9 @@ class Blocks:
         key, value = (_split(part, heads) for part in _linear(params, f"{name}.key_value", x).chunk(2, dim=-1))  # [B, H, T, N/H]
         # Dropout on the weights rules out torch's fused attention, whose random numbers would not be a function of (seed, update).
         weights = torch.softmax(query @ key.transpose(-1, -2) * (1.0 / math.sqrt(size)) + bias, dim=-1)  # [B, H, Q, T]
-        weights = dropout(params, weights, self.settings.attention_dropout, f"{name}.attention")
+        weights = _dropped(params, weights, self.settings.attention_dropout, f"{name}.attention")
         mixed = (weights @ value).transpose(1, 2).flatten(2)  # [B, Q, N]
-        return dropout(params, _linear(params, f"{name}.projection", mixed), self.settings.residual_dropout, f"{name}.projection")
+        return _dropped(params, _linear(params, f"{name}.projection", mixed), self.settings.residual_dropout, f"{name}.projection")
 
 
 class SequenceModel:
@@ -145,11 +145,11 @@ class SequenceModel:
         name, width, size = self.name, self._width, self._action_size
         params = self._encoder.init(generator, dtype)
         params |= uniform_linear(f"{name}.return", (width, 1), generator, dtype)
-        params[f"{name}.time.weight"] = normal((self._max_timestep + 1, width), generator, dtype)
+        params[f"{name}.time_embedding.weight"] = normal((self._max_timestep + 1, width), generator, dtype)
         if self._position == "global":
-            params[f"{name}.place.weight"] = torch.zeros(self._context_size, width, dtype=dtype)
+            params[f"{name}.place_embedding.weight"] = torch.zeros(self._context_size, width, dtype=dtype)
         if self.discrete:
-            params[f"{name}.action.weight"] = normal((size, width), generator, dtype)
+            params[f"{name}.action_embedding.weight"] = normal((size, width), generator, dtype)
             params[f"{name}.head.weight"] = normal((size, width), generator, dtype)
         else:
             params |= uniform_linear(f"{name}.action", (width, size), generator, dtype)
@@ -180,12 +180,12 @@ class SequenceModel:
         state = self._encoder(params, _flattened(window.observation)).unflatten(0, (batch, length))  # [B, L, N]
         returns = window.returns_to_go.unsqueeze(-1) * params[f"{name}.return.weight"][:, 0] + params[f"{name}.return.bias"]  # [B, L, N]
         if self.discrete:
-            action = F.embedding(window.action, params[f"{name}.action.weight"])  # [B, L, N]
+            action = F.embedding(window.action, params[f"{name}.action_embedding.weight"])  # [B, L, N]
         else:
             action = _linear(params, f"{name}.action", window.action)  # [B, L, N]
         tokens = torch.stack([returns, state, action], dim=2)  # [B, L, 3, N]
         if self._embedding_activation is not None:
-            tokens = ACTIVATIONS[self._embedding_activation](tokens)
+            tokens = activate(self._embedding_activation, tokens)
         tokens = (tokens + self._positions(params, window.timesteps).unsqueeze(2)).flatten(1, 2)[:, :-1]
         if not self.discrete:
             tokens = F.layer_norm(tokens, tokens.shape[-1:], params[f"{name}.norm.weight"], params[f"{name}.norm.bias"])
@@ -193,11 +193,11 @@ class SequenceModel:
         return tokens, mask
 
     def _positions(self, params: Params, timesteps: Tensor) -> Tensor:
-        table = params[f"{self.name}.time.weight"]
+        table = params[f"{self.name}.time_embedding.weight"]
         timesteps = timesteps.clamp(max=self._max_timestep)
         if self._position == "simple":
             return F.embedding(timesteps, table)  # [B, L, N]
-        return F.embedding(timesteps[:, -1:], table) + params[f"{self.name}.place.weight"]
+        return F.embedding(timesteps[:, -1:], table) + params[f"{self.name}.place_embedding.weight"]
 
 
 def check_heads(settings: Transformer, width: int) -> None:
@@ -233,21 +233,8 @@ def normal_linear(name: str, shape: tuple[int, int], generator: torch.Generator,
 
 
 def uniform_linear(name: str, shape: tuple[int, int], generator: torch.Generator, dtype: torch.dtype) -> Params:
-    """A linear layer ``(outputs, inputs)`` as torch initialises it: uniform within 1/sqrt(inputs)."""
-    bound = 1.0 / math.sqrt(shape[1])
-    parts = {"weight": shape, "bias": shape[:1]}
-    return {
-        f"{name}.{part}": (torch.rand(size, generator=generator, dtype=torch.float64) * (2 * bound) - bound).to(dtype)
-        for part, size in parts.items()
-    }
-
-
-def dropout(params: Params, x: Tensor, rate: float, name: str) -> Tensor:
-    """``x`` with the share ``rate`` of its elements zeroed and the others scaled up; in training only."""
-    context = params.get(CONTEXT)
-    if context is None or not context.training or rate == 0.0:
-        return x
-    return x * ((context.uniform(name, x.shape, x) >= rate) * (1.0 / (1.0 - rate)))
+    """A linear layer ``(outputs, inputs)`` as torch initialises it."""
+    return uniform_init({f"{name}.weight": shape, f"{name}.bias": shape[:1]}, shape[1], generator, dtype)
 
 
 def layer_norm_parameters(name: str, width: int, dtype: torch.dtype) -> Params:
@@ -260,6 +247,10 @@ def layer_norm(params: Params, name: str, x: Tensor) -> Tensor:
 
 def _linear(params: Params, name: str, x: Tensor) -> Tensor:
     return linear(x, params[f"{name}.weight"], params[f"{name}.bias"])
+
+
+def _dropped(params: Params, x: Tensor, rate: float, name: str) -> Tensor:
+    return dropout(params, name, x, rate) if rate else x
 
 
 def _split(x: Tensor, heads: int) -> Tensor:
