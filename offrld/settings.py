@@ -146,6 +146,8 @@ def describe(config: Any) -> dict[str, Setting]:
         told = dict(field.told)
         told["choices"] = _words(told["choices"])
         told["only"] = {prefix + other: _words(words) for other, words in told["only"].items()}
+        if isinstance(told["probe"], dict):
+            told["probe"] = {prefix + other if other else "": value for other, value in told["probe"].items()}
         found[name] = Setting(name=name, type=field.type, default=value, **told)
     return found
 

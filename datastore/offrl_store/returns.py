@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from .store import EpisodeStore
 
 
-def returns_of(store: EpisodeStore, records: np.ndarray, gamma: float) -> Any:
-    """The kernel's ``Returns`` over these episodes of a store: one pass over their rewards, half a byte kept per row.
+def returns_of(reward: np.ndarray, records: np.ndarray, gamma: float) -> Any:
+    """The kernel's ``Returns`` over the rewards of these episodes: one pass over their rewards, half a byte kept per row.
 
     Summing up while sampling would read to the end of the episode at each transition (500 rewards of 1,000 on average: half a
     microsecond each); a full column of returns would be as large as the rewards, and 256 look-ups in it miss the processor's caches. A sum
@@ -24,17 +24,29 @@ def returns_of(store: EpisodeStore, records: np.ndarray, gamma: float) -> Any:
     spans = np.stack([records["first_row"], records["steps"]], axis=1).astype(np.int64)
     base = int(spans[:, 0].min()) >> 4
     marks = np.zeros((int(spans.sum(axis=1).max()) >> 4) - base + 1)
-    return kernels().Returns(spans, store.column("reward"), gamma, marks, base)
+    return kernels().Returns(spans, reward, gamma, marks, base)
 
 
-def last_reward(store: EpisodeStore, records: np.ndarray, step_reward: float) -> np.ndarray:
+def last_reward(reward: np.ndarray, records: np.ndarray, step_reward: float) -> np.ndarray:
     """int64 [E]: the time step of the last reward of each episode that is not ``step_reward``, -1 where all are."""
-    reward, last = store.column("reward"), np.full(len(records), -1, np.int64)
+    last = np.full(len(records), -1, np.int64)
     for e, (first, steps) in enumerate(zip(records["first_row"].tolist(), records["steps"].tolist(), strict=True)):
         other = reward[first:first + steps] != step_reward
         if other.any():
             last[e] = steps - 1 - int(np.argmax(other[::-1]))
     return last
+
+
+def rewards(store: EpisodeStore, given: Any) -> np.ndarray:
+    """The column of rewards to sample from: the store's, or ``given`` ones in their place. Raises InvalidInput."""
+    own = store.column("reward")
+    if given is None:
+        return own
+    if not isinstance(given, np.ndarray) or given.shape != own.shape or given.dtype.name not in ("float32", "float64"):
+        form = f"{given.dtype} {list(given.shape)}" if isinstance(given, np.ndarray) else type(given).__name__
+        raise InvalidInput(f"reward is {form}, due is one float32 or float64 number for each of the {len(own)} rows of the store",
+                           hint='make it from store.column("reward")')
+    return np.ascontiguousarray(given)
 
 
 def lambda_returns(reward: Any, next_value: Any, discount: Any, decay: float, out: np.ndarray | None = None) -> np.ndarray:

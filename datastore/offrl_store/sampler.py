@@ -13,7 +13,7 @@ from .arguments import Outputs, allocate, as_bytes, extras, flag, head, number, 
 from .errors import InvalidInput
 from .index import Index
 from .kernels import kernels
-from .returns import last_reward, returns_of
+from .returns import last_reward, returns_of, rewards
 from .rng import stream_id
 from .schema import Column, Schema
 
@@ -172,20 +172,22 @@ class TransitionSampler(Sampler):
     frame_stack, stack_pad: each observation is the last k frames along its first axis, oldest first; the time before the episode
     is zeros ("zero") or its first frame ("first"). A missing final observation is zeros.
     next_action: the action where the return ends, zeros at a terminal; the last transition of a truncated episode, which has none, is not
-    sampled.
+    sampled. Or an array with an action for each row of the store, those of a policy that is evaluated: they are taken instead, and no
+    transition is left out.
     episodes: numbers of the episodes to sample from (default all). extra: names of extra fields to add to the batch.
     replacement, drop_last, rows: see Sampler.
     returns: add ``returns`` and ``remaining`` to the batch. failure_return: where every reward left of the episode equals
     ``step_reward``, the return is this number, of one reward (d3rlpy's SparseRewardTransitionPicker, for Cal-QL).
+    reward: numbers to take in place of the stored rewards, one for each row of the store (scaled or clipped ones, say).
     out: arrays to fill, by the names of Batch; others are allocated once. Each must be writable, of the batch's shape and dtype, and
     contiguous within a sample. Without ``out``, stacked pixels come as two overlapping views of one block.
     Raises InvalidInput and EmptyStore. One sampler serves one thread.
     """
 
     def __init__(self, store: EpisodeStore, *, batch_size: int, seed: int, n_steps: int = 1, gamma: float = 0.99,
-                 frame_stack: int = 1, stack_pad: str = "zero", next_action: bool = False, episodes: Any = None,
+                 frame_stack: int = 1, stack_pad: str = "zero", next_action: Any = False, episodes: Any = None,
                  extra: Sequence[str] = (), replacement: bool = True, drop_last: bool = True, returns: bool = False,
-                 failure_return: float | None = None, step_reward: float = 0.0, out: Any = None, rows: Any = None,
+                 failure_return: float | None = None, step_reward: float = 0.0, reward: Any = None, out: Any = None, rows: Any = None,
                  stream: int = STREAM) -> None:
         self.n_steps = whole(n_steps, "n_steps", 1, 1 << 62)
         self.gamma = number(gamma, "gamma", 0.0, 1.0)
@@ -197,11 +199,15 @@ class TransitionSampler(Sampler):
         self._returns = flag(returns, "returns")
         self._failure = None if failure_return is None else number(failure_return, "failure_return", -1e38, 1e38)
         self._step_reward = number(step_reward, "step_reward", -1e38, 1e38)
-        self._extra, self._next_action = extras(self.schema, extra), flag(next_action, "next_action")
+        self._extra, self._policy_action = extras(self.schema, extra), None
+        if isinstance(next_action, np.ndarray):
+            self._policy_action, next_action = next_action, False
+        self._next_action = flag(next_action, "next_action")
         index = Index(store, episodes, self._next_action)
         super().__init__(store, index, batch_size=batch_size, seed=seed, stream=stream, replacement=replacement, drop_last=drop_last,
                          rows=rows)
         outputs = Outputs(out)
+        self._reward = reward
         self._build(store, index, outputs)
         outputs.finish()
         self._check()
@@ -212,21 +218,22 @@ class TransitionSampler(Sampler):
         by_role = {role: [c for c in self.schema.columns if c.role == role] for role in ("observation", "action", "extra")}
         scalars = {name: outputs.take(name, None, (n,), dtype) for name, dtype in
                    (("reward", "f4"), ("terminal", "f4"), ("discount", "f4"), ("index", "i8"))}
+        reward = rewards(store, self._reward)
         powers = self.gamma ** np.arange(min(self.n_steps, index.longest) + 1, dtype=np.float64)
-        kernel = kernels().Transitions(*index.kernel, powers, store.column("reward"), scalars["reward"], scalars["terminal"],
+        kernel = kernels().Transitions(*index.kernel, powers, reward, scalars["reward"], scalars["terminal"],
                                        scalars["discount"], scalars["index"])
         if self._returns:
             scalars["returns"] = outputs.take("returns", None, (n,), "f4")
             scalars["remaining"] = outputs.take("remaining", None, (n,), "i8")
-            last = index.records["steps"] if self._failure is None else last_reward(store, index.records, self._step_reward)
-            kernel.add_returns(returns_of(store, index.records, self.gamma), scalars["returns"], scalars["remaining"],
+            last = index.records["steps"] if self._failure is None else last_reward(reward, index.records, self._step_reward)
+            kernel.add_returns(returns_of(reward, index.records, self.gamma), scalars["returns"], scalars["remaining"],
                                np.ascontiguousarray(last, np.int64), self._failure or 0.0)
         observation, after = {}, {}
         for column in by_role["observation"]:
             observation[column.key], after[column.key] = self._add_observation(kernel, store, column, outputs)
         action = {column.key: self._add_action(kernel, store, column, "action", outputs) for column in by_role["action"]}
         following = {column.key: self._add_action(kernel, store, column, "next_action", outputs)
-                     for column in by_role["action"] if self._next_action}
+                     for column in by_role["action"] if self._next_action or self._policy_action is not None}
         extra = {}
         for column in by_role["extra"]:
             if column.key in self._extra:
@@ -234,7 +241,7 @@ class TransitionSampler(Sampler):
                 kernel.add_copy(as_bytes(store.column(column.name)), as_bytes(extra[column.key]), 1, False, False)
         self._kernel = kernel
         self._batch = Batch(observation=single(observation), action=single(action), next_observation=single(after),
-                            next_action=single(following) if self._next_action else None, extra=extra, **scalars)
+                            next_action=single(following) if following else None, extra=extra, **scalars)
 
     def _add_observation(self, kernel: Any, store: EpisodeStore, column: Column, outputs: Outputs) -> tuple[np.ndarray, np.ndarray]:
         field, k, n = column.field, self.frame_stack, self.batch_size
@@ -253,6 +260,12 @@ class TransitionSampler(Sampler):
 
     def _add_action(self, kernel: Any, store: EpisodeStore, column: Column, name: str, outputs: Outputs) -> np.ndarray:
         field, at_next, rows = column.field, name == "next_action", store.column(column.name)
+        if at_next and self._policy_action is not None:
+            given = self._policy_action
+            if given.shape != rows.shape or given.dtype != rows.dtype:
+                raise InvalidInput(f"next_action is {given.dtype} {list(given.shape)}, due is {rows.dtype} {list(rows.shape)}",
+                                   hint="one action for each row of the store, like its action column")
+            rows = np.ascontiguousarray(given)
         is_whole = field.dtype.kind in "iub"
         out = outputs.take(name, column.key, (self.batch_size, *field.shape), np.dtype("i8") if is_whole else field.dtype)
         # The row after the last action is stored as zeros: a next action at a terminal needs no case of its own.

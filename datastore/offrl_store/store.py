@@ -308,23 +308,24 @@ class EpisodeStore:
         return Writer(self, [Snapshot.parse(str(snapshot)) for snapshot in keep], commit_s)
 
     def transitions(self, batch_size: int, seed: int, n_steps: int = 1, gamma: float = 0.99, frame_stack: int = 1, stack_pad: str = "zero",
-                    next_action: bool = False, episodes: Any = None, extra: Sequence[str] = (), out: Any = None, *,
+                    next_action: Any = False, episodes: Any = None, extra: Sequence[str] = (), out: Any = None, *,
                     replacement: bool = True, drop_last: bool = True, returns: bool = False, failure_return: float | None = None,
-                    step_reward: float = 0.0, rows: Any = None) -> TransitionSampler:
+                    step_reward: float = 0.0, reward: Any = None, rows: Any = None) -> TransitionSampler:
         """A sampler of transitions over the episodes there are now (``episodes``: only these numbers; ``rows``: only the transitions at
         these rows), uniform with repetitions or in epochs (``replacement=False``). See TransitionSampler.
         """
         return TransitionSampler(self, batch_size=batch_size, seed=seed, n_steps=n_steps, gamma=gamma, frame_stack=frame_stack,
                                  stack_pad=stack_pad, next_action=next_action, episodes=episodes, extra=extra, out=out,
                                  replacement=replacement, drop_last=drop_last, returns=returns, failure_return=failure_return,
-                                 step_reward=step_reward, rows=rows)
+                                 step_reward=step_reward, reward=reward, rows=rows)
 
     def windows(self, batch_size: int, length: int, seed: int, frame_stack: int = 1, stack_pad: str = "zero", episodes: Any = None,
                 extra: Sequence[str] = (), out: Any = None, *, replacement: bool = True, drop_last: bool = True,
-                rows: Any = None) -> WindowSampler:
+                reward: Any = None, rows: Any = None) -> WindowSampler:
         """A sampler of ``length`` steps in a row, left-padded, with mask, time steps and returns-to-go. See WindowSampler."""
         return WindowSampler(self, batch_size=batch_size, length=length, seed=seed, frame_stack=frame_stack, stack_pad=stack_pad,
-                             episodes=episodes, extra=extra, out=out, replacement=replacement, drop_last=drop_last, rows=rows)
+                             episodes=episodes, extra=extra, out=out, replacement=replacement, drop_last=drop_last, reward=reward,
+                             rows=rows)
 
     def prioritized(self, batch_size: int, alpha: float = 0.6, beta: float = 0.4, seed: int = 0, n_steps: int = 1, gamma: float = 0.99,
                     frame_stack: int = 1, stack_pad: str = "zero", next_action: bool = False, episodes: Any = None,

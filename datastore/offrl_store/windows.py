@@ -12,7 +12,7 @@ import numpy as np
 from .arguments import Outputs, as_bytes, extras, padding, single, stacked, whole
 from .index import Index
 from .kernels import kernels
-from .returns import returns_of
+from .returns import returns_of, rewards
 from .rng import stream_id
 from .sampler import Sampler
 from .schema import Schema
@@ -50,13 +50,13 @@ class WindowSampler(Sampler):
     """Windows whose last steps are drawn over the transitions. Batch k is a pure function of (the store's snapshot, seed, k, arguments).
 
     The semantics are those of d3rlpy's trajectory slicers. length: L. frame_stack, stack_pad: as in TransitionSampler, at each
-    step. episodes, extra, replacement, drop_last, out (by the names of WindowBatch): as there. rows: of the last steps. Raises
+    step. episodes, extra, replacement, drop_last, reward, out (by the names of WindowBatch): as there. rows: of the last steps. Raises
     InvalidInput and EmptyStore.
     """
 
     def __init__(self, store: EpisodeStore, *, batch_size: int, length: int, seed: int, frame_stack: int = 1, stack_pad: str = "zero",
-                 episodes: Any = None, extra: Sequence[str] = (), replacement: bool = True, drop_last: bool = True, out: Any = None,
-                 rows: Any = None, stream: int = STREAM) -> None:
+                 episodes: Any = None, extra: Sequence[str] = (), replacement: bool = True, drop_last: bool = True, reward: Any = None,
+                 out: Any = None, rows: Any = None, stream: int = STREAM) -> None:
         self.length = whole(length, "length", 1, 1 << 31)
         self.frame_stack = whole(frame_stack, "frame_stack", 1, 1 << 16)
         self._repeat_first = padding(stack_pad)
@@ -66,6 +66,7 @@ class WindowSampler(Sampler):
         super().__init__(store, index, batch_size=batch_size, seed=seed, stream=stream, replacement=replacement, drop_last=drop_last,
                          rows=rows)
         outputs = Outputs(out)
+        self._reward = reward
         self._build(store, index, outputs)
         outputs.finish()
         self._check()
@@ -76,7 +77,8 @@ class WindowSampler(Sampler):
         parts: dict[str, Any] = {name: outputs.take(name, None, shape, "f4") for name in ("reward", "mask", "returns_to_go", "terminal")}
         parts["timesteps"] = outputs.take("timesteps", None, shape, "i8")
         parts["index"] = outputs.take("index", None, shape[:1], "i8")
-        kernel = kernels().Windows(*index.kernel, store.column("reward"), returns_of(store, index.records, 1.0), parts["reward"],
+        reward = rewards(store, self._reward)
+        kernel = kernels().Windows(*index.kernel, reward, returns_of(reward, index.records, 1.0), parts["reward"],
                                    parts["mask"], parts["returns_to_go"], parts["terminal"], parts["timesteps"], parts["index"])
         roles: dict[str, dict[str | None, np.ndarray]] = {"observation": {}, "action": {}, "extra": {}}
         for column in self.schema.columns:

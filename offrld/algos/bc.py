@@ -27,7 +27,7 @@ class Config(BaseConfig):
 
 
 def networks(config: Config, space: Space) -> dict[str, Any]:
-    sizes = ("policy", space.observation_size, space.action_size, config.encoder)
+    sizes = ("policy", space.view, space.action_size, config.encoder)
     if config.policy_type == "deterministic":
         return {"policy": DeterministicPolicy(*sizes)}
     return {"policy": NormalPolicy(*sizes, log_std_range=(-4.0, 15.0), free_std=False)}

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
-from torch.nn import functional as F
 
 from offrld.engine import Adam, Algorithm, Batch, Space, State, Step, setting
 from offrld.engine import Config as BaseConfig
@@ -28,11 +27,11 @@ class Config(BaseConfig):
 
 
 def networks(config: Config, space: Space) -> dict[str, Any]:
-    return {"policy": CategoricalPolicy("policy", space.observation_size, space.action_size, config.encoder)}
+    return {"policy": CategoricalPolicy("policy", space.view, space.action_size, config.encoder)}
 
 
 def loss(params: Params, config: Config, nets: Any, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-    log_prob = F.log_softmax(nets.policy(params, batch.observation), dim=-1)  # [B, n]
+    log_prob = nets.policy.log_prob(params, batch.observation)  # [B, n]
     imitation = -taken(log_prob, batch.action).mean()
     value = imitation + config.beta * (log_prob**2).mean()
     return value, {"loss": value, "imitation_loss": imitation}

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from offrld.engine import Algorithm, Batch, State, setting
-from offrld.losses import huber_error, q_learning, taken
+from offrld.losses import q_learning, taken
 from offrld.nets import Params
 
 
@@ -24,9 +24,9 @@ class Config(q_learning.QLearningConfig):
 
 
 def loss(params: Params, config: Config, nets: Any, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-    q = nets.q(params, batch.observation)  # [N, B, n]
-    td_loss = huber_error(taken(q, batch.action), q_learning.double_q_target(nets, params, state, batch))
-    mean = q.mean(0)  # [B, n]
+    q = nets.q.values(params, batch.observation)
+    td_loss = q.taken(batch.action).error(q_learning.double_q_target(nets, params, state, batch))
+    mean = q.average  # [B, n]
     conservative = (torch.logsumexp(mean, dim=-1) - taken(mean, batch.action)).mean()
     value = td_loss + config.alpha * conservative
     return value, {"loss": value, "td_loss": td_loss, "conservative_loss": conservative, "q_mean": mean.mean()}

@@ -1,7 +1,7 @@
 """DoubleDQN: DQN whose next action is chosen by the online network and valued by the target.
 
     y   = r + gamma^n (1 - d) min_i Qt_i(s', a*),    a* = argmax_a mean_i Q_i(s', a)
-    L_Q = sum_i mean Huber(Q_i(s, a) - y)
+    L_Q = sum_i mean Huber(Q_i(s, a) - y)                (quantile Huber for the distributional Q functions)
 
 The target is copied every `target_update_interval` updates. Metrics: `loss`, `q_mean`.
 """
@@ -13,16 +13,16 @@ from typing import Any
 from torch import Tensor
 
 from offrld.engine import Algorithm, Batch, State
-from offrld.losses import huber_error, q_learning, taken
+from offrld.losses import q_learning
 from offrld.nets import Params
 
 
 def loss(
     params: Params, config: q_learning.QLearningConfig, nets: Any, state: State, batch: Batch
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    q = taken(nets.q(params, batch.observation), batch.action)  # [N, B]
-    value = huber_error(q, q_learning.double_q_target(nets, params, state, batch))
-    return value, {"loss": value, "q_mean": q.mean()}
+    q = nets.q.values(params, batch.observation).taken(batch.action)
+    value = q.error(q_learning.double_q_target(nets, params, state, batch))
+    return value, {"loss": value, "q_mean": q.mean.mean()}
 
 
 ALGORITHM = Algorithm(

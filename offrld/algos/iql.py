@@ -5,8 +5,8 @@
     L_Q  = sum_i mean (Q_i(s, a) - (r + gamma^n (1 - d) V(s')))^2            one optimiser over Q and V
     L_pi = -mean w log pi(a | s),    w = min(exp(weight_temp u), max_weight)    with the V just updated
 
-The policy is a plain normal around tanh(mu(s)) with one free deviation per dimension. Metrics: `critic_loss`, `value_loss`,
-`actor_loss`, `advantage`.
+The Q functions always give the mean. The policy is a plain normal around tanh(mu(s)) with one free deviation per dimension. Metrics:
+`critic_loss`, `value_loss`, `actor_loss`, `advantage`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from offrld.engine import Adam, Algorithm, Batch, Space, State, Step, ValueConfig, setting
-from offrld.losses import bellman, squared_error
+from offrld.losses import bellman
 from offrld.nets import Critics, Encoder, NormalPolicy, Params, ValueFunction
 
 
@@ -37,11 +37,11 @@ class Config(ValueConfig):
 
 
 def networks(config: Config, space: Space) -> dict[str, Any]:
-    size, actions = space.observation_size, space.action_size
+    view, actions = space.view, space.action_size
     return {
-        "actor": NormalPolicy("actor", size, actions, config.actor_encoder, log_std_range=(-5.0, 2.0), free_std=True),
-        "critic": Critics("critic", config.n_critics, size, actions, config.critic_encoder),
-        "value": ValueFunction("value", size, config.value_encoder),
+        "actor": NormalPolicy("actor", view, actions, config.actor_encoder, log_std_range=(-5.0, 2.0), free_std=True),
+        "critic": Critics("critic", config.n_critics, view, actions, config.critic_encoder),
+        "value": ValueFunction("value", view, config.value_encoder),
     }
 
 
@@ -49,11 +49,11 @@ def networks(config: Config, space: Space) -> dict[str, Any]:
 def critic_loss(params: Params, config: Config, nets: Any, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
     with torch.no_grad():
         target_q = nets.critic(state.target, batch.observation, batch.action).amin(0)  # [B]
-        target = bellman(batch, nets.value(params, batch.next_observation))  # [B]
+        target = bellman(batch, nets.value(params, batch.next_observation)).unsqueeze(-1)  # [B, 1]
     u = target_q - nets.value(params, batch.observation)  # [B]
     side = (config.expectile - (u < 0).to(u.dtype)).abs()
     value_loss = (side * u * u).mean()
-    q_loss = squared_error(nets.critic(params, batch.observation, batch.action), target)
+    q_loss = nets.critic.values(params, batch.observation, batch.action).error(target)
     return q_loss + value_loss, {"critic_loss": q_loss, "value_loss": value_loss}
 
 

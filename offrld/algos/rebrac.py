@@ -1,7 +1,7 @@
 """ReBRAC: TD3 with behaviour penalties on both the policy and the critic, and the network choices that make it work.
 
     y    = r + gamma^n (1 - d) (min_i Qt_i(s', a^) - critic_beta |a^ - a'|^2),    a^ = smoothed target action, a' the data's next action
-    L_Q  = sum_i mean (Q_i(s, a) - y)^2
+    L_Q  = sum_i mean (Q_i(s, a) - y)^2                  (quantile Huber for the distributional Q functions)
     L_pi = mean(-lam min_i Q_i(s, pi(s)) + actor_beta |a - pi(s)|^2),    lam = 1 / mean |min_i Q_i(s, pi(s))|
 
 Squared norms are sums over action dimensions. A transition without a next action in the data (the last of a truncated episode) is
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from offrld.engine import Algorithm, Batch, State, setting
-from offrld.losses import bellman, squared_error, td3
+from offrld.losses import bellman, td3
 from offrld.nets import Encoder, Params
 
 
@@ -39,9 +39,9 @@ def critic_loss(params: Params, config: Config, nets: Any, state: State, batch: 
     with torch.no_grad():
         action = td3.target_action(config, nets, state, batch)  # [B, A]
         distance = ((action - batch.next_action) ** 2).sum(-1)  # [B]
-        target_q = nets.critic(state.target, batch.next_observation, action).amin(0)
-        target = bellman(batch, target_q - config.critic_beta * distance)  # [B]
-    value = squared_error(nets.critic(params, batch.observation, batch.action), target)
+        target_q = nets.critic.target(state.target, batch.next_observation, action)  # [B, M]
+        target = bellman(batch, target_q - config.critic_beta * distance.unsqueeze(-1))  # [B, M]
+    value = nets.critic.values(params, batch.observation, batch.action).error(target)
     return value, {"critic_loss": value}
 
 

@@ -1,7 +1,7 @@
 """TD3+BC: TD3 whose policy is held near the data by a behaviour-cloning term.
 
     y    = r + gamma^n (1 - d) min_i Qt_i(s', clip(pit(s') + eps, -1, 1)),    eps = clip(sigma N(0, 1), -c, c)
-    L_Q  = sum_i mean (Q_i(s, a) - y)^2
+    L_Q  = sum_i mean (Q_i(s, a) - y)^2                  (quantile Huber for the distributional Q functions)
     L_pi = -lam mean Q_1(s, pi(s)) + mean (a - pi(s))^2,    lam = alpha / mean |Q_1(s, pi(s))|
 
 The policy and both targets move every `update_actor_interval` updates. Metrics: `critic_loss`, `actor_loss`, `bc_loss`, `q_mean`.
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from offrld.engine import OBSERVATION_SCALERS, Algorithm, Batch, State, setting
-from offrld.losses import bellman, squared_error, td3
+from offrld.losses import bellman, td3
 from offrld.nets import Params
 
 
@@ -32,8 +32,8 @@ class Config(td3.TD3Config):
 def critic_loss(params: Params, config: Config, nets: Any, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
     with torch.no_grad():
         action = td3.target_action(config, nets, state, batch)  # [B, A]
-        target = bellman(batch, nets.critic(state.target, batch.next_observation, action).amin(0))  # [B]
-    value = squared_error(nets.critic(params, batch.observation, batch.action), target)
+        target = bellman(batch, nets.critic.target(state.target, batch.next_observation, action))  # [B, M]
+    value = nets.critic.values(params, batch.observation, batch.action).error(target)
     return value, {"critic_loss": value}
 
 

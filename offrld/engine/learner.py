@@ -215,9 +215,9 @@ class Learner:
         """Let the optimiser of a step move its parameters."""
         step, key = due.step, due.moments_key
         with torch.no_grad():
-            for view, grads, (params, parts, counts) in zip(self.state.views, gradients, due.groups, strict=True):
+            for view, grads, (params, parts, count) in zip(self.state.views, gradients, due.groups, strict=True):
                 optimizer.step(
-                    step.optimizer, step.learning_rate, params, list(grads), parts, counts, taken=self._taken[key], names=due.names,
+                    step.optimizer, step.learning_rate, params, grads, parts, count, taken=self._taken[key], names=due.names,
                     factor=None if step.rate is None else step.rate(view.state.memory), seeds_axis=self._stacked,
                 )  # fmt: skip
         self._taken[key] += 1

@@ -58,6 +58,11 @@ class Space:
             raise InvalidInput(f"observations of shape {view}: this needs vectors", hint="choose an algorithm that takes images")
         return view[0]
 
+    @property
+    def view(self) -> tuple[int, ...]:
+        """What networks see of an observation: the shape without the batch axis."""
+        return (self.observation_size,)
+
     def as_json(self) -> dict[str, Any]:
         """The form kept in run folders and policy files."""
         return {

@@ -24,7 +24,7 @@ class Moments:
     often it moved them."""
 
     parts: dict[str, Params]
-    counts: Tensor  # one per moved tensor, all equal: the fused kernels want them so
+    counts: Tensor  # one per view, all equal
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Due:
     key: str                                                         # of its gradients
     moments_key: str                                                 # of its optimiser state
     names: tuple[str, ...]                                           # of the parameters that it moves
-    groups: tuple[tuple[list[Tensor], dict[str, list[Tensor]], list[Tensor]], ...]   # parameters, optimiser's tensors, counts
+    groups: tuple[tuple[list[Tensor], dict[str, list[Tensor]], Tensor], ...]   # per view: parameters, optimiser's tensors, count
     followers: tuple[tuple[list[Tensor], list[Tensor], float], ...]  # targets, online, rate
 
 
@@ -77,7 +77,6 @@ class TrainState:
         self.params = {name: torch.stack([params[name] for params in per_seed]).to(device) for name in per_seed[0]}
         self.target = {name: value.clone() for name, value in of(targets, self.params).items()}
         self.memory = {name: torch.zeros(len(seeds), *shape, dtype=dtype, device=device) for name, shape in memory.items()}
-        self._stacked, self._seeds = stacked, len(seeds)
         self.moments: dict[str, Moments] = {}
         steps = {key_of(stage, step): step for stage in stages for step in stage.schedule if step.loss is not None}
         for stage in stages:
@@ -87,7 +86,7 @@ class TrainState:
                     continue
                 mine = trained(step.optimizes, self.params)
                 parts = {part: {n: torch.zeros_like(v) for n, v in mine.items()} for part in optimizer.parts_of(step.optimizer)}
-                self.moments[key] = Moments(parts, torch.zeros(len(mine) * (1 if stacked else len(seeds)), device=device))
+                self.moments[key] = Moments(parts, torch.zeros(1 if stacked else len(seeds), device=device))
         self.views = [self._view(part, steps, data) for part in ([slice(None)] if stacked else range(len(seeds)))]
         self.schedules = {stage.name: [self._due(stage, step) for step in stage.schedule] for stage in stages}
 
@@ -117,9 +116,7 @@ class TrainState:
         moments_key, groups = moments_of(stage, step), []
         counts = self.moments[moments_key].counts.unbind()
         for position, view in enumerate(self.views):
-            leaves = list(view.leaves[key].values())
-            here = list(counts[position * len(leaves):(position + 1) * len(leaves)])
-            groups.append((leaves, view.moments[moments_key], here))
+            groups.append((list(view.leaves[key].values()), view.moments[moments_key], counts[position]))
         names = tuple(self.views[0].leaves[key])
         return Due(step, key, moments_key, names, tuple(groups), tuple(followers))
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from offrld.engine import Adam, Batch, Loss, Space, State, Step, ValueConfig, setting
-from offrld.losses.td import bellman, taken
-from offrld.nets import DiscreteCritics, Encoder, Params
+from offrld.losses.td import bellman
+from offrld.nets import DiscreteCritics, Encoder, Params, QFunction
 
 
 @dataclass(frozen=True)
@@ -22,25 +22,26 @@ class QLearningConfig(ValueConfig):
     n_critics: int = setting(1, "size of the ensemble of Q functions", low=1, high=100)
     target_update_interval: int = setting(8000, "updates between copies to the target", unit="updates", low=1, probe=2)
     encoder: Encoder = Encoder()
+    q_function: QFunction = QFunction()
 
 
 def networks(config: QLearningConfig, space: Space) -> dict[str, Any]:
     """``n_critics`` Q functions over the actions."""
-    return {"q": DiscreteCritics("q", config.n_critics, space.observation_size, space.action_size, config.encoder)}
+    return {"q": DiscreteCritics("q", config.n_critics, space.view, space.action_size, config.encoder, config.q_function)}
 
 
 def q_target(nets: Any, state: State, batch: Batch) -> Tensor:
-    """The target of Q-learning, ``[B]``: the target copy chooses the next action and values it."""
+    """The target of Q-learning, ``[B, M]``: the target copy chooses the next action by its expected value, and values it."""
     with torch.no_grad():
-        q = nets.q(state.target, batch.next_observation)  # [N, B, n]
-        return bellman(batch, taken(q, q.mean(0).argmax(-1)).amin(0))
+        values = nets.q.values(state.target, batch.next_observation)
+        return bellman(batch, values.taken(values.average.argmax(-1)).reduce("min"))
 
 
 def double_q_target(nets: Any, params: Params, state: State, batch: Batch) -> Tensor:
-    """The target of double Q-learning, ``[B]``: the online network chooses the next action, the target copy values it."""
+    """The target of double Q-learning, ``[B, M]``: the online network chooses the next action, the target copy values it."""
     with torch.no_grad():
-        choice = nets.q(params, batch.next_observation).mean(0).argmax(-1)  # [B]
-        return bellman(batch, taken(nets.q(state.target, batch.next_observation), choice).amin(0))
+        choice = nets.q.values(params, batch.next_observation).average.argmax(-1)  # [B]
+        return bellman(batch, nets.q.target(state.target, batch.next_observation, choice))
 
 
 def schedule(config: QLearningConfig, loss: Loss) -> tuple[Step, ...]:
@@ -53,4 +54,4 @@ def schedule(config: QLearningConfig, loss: Loss) -> tuple[Step, ...]:
 
 def scores(nets: Any, params: Params, observation: Tensor) -> Tensor:
     """What the greedy action is chosen by: the mean value over the ensemble, ``[B, n]``."""
-    return nets.q(params, observation).mean(0)
+    return nets.q.values(params, observation).average

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from offrld.engine import Adam, Batch, Loss, Noise, Space, State, Step, ValueConfig, setting
-from offrld.nets import Critics, DeterministicPolicy, Encoder
+from offrld.nets import Critics, DeterministicPolicy, Encoder, QFunction
 
 RANGE = "of the range [-1, 1]"
 
@@ -26,13 +26,14 @@ class TD3Config(ValueConfig):
     update_actor_interval: int = setting(2, "updates of the critic per update of the policy and the targets", unit="updates", low=1)
     actor_encoder: Encoder = Encoder()
     critic_encoder: Encoder = Encoder()
+    q_function: QFunction = QFunction()
 
 
 def networks(config: TD3Config, space: Space) -> dict[str, Any]:
     """A deterministic policy and ``n_critics`` Q functions."""
     return {
-        "actor": DeterministicPolicy("actor", space.observation_size, space.action_size, config.actor_encoder),
-        "critic": Critics("critic", config.n_critics, space.observation_size, space.action_size, config.critic_encoder),
+        "actor": DeterministicPolicy("actor", space.view, space.action_size, config.actor_encoder),
+        "critic": Critics("critic", config.n_critics, space.view, space.action_size, config.critic_encoder, config.q_function),
     }
 
 

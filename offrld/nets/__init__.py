@@ -1,10 +1,15 @@
 """Networks as descriptions: encoders, policies, Q functions. A network computes from the parameters that it is given."""
 
-from offrld.nets.encoders import ACTIVATIONS, Encoder, Mlp, Params
-from offrld.nets.policies import CategoricalPolicy, DeterministicPolicy, Normal, NormalPolicy
-from offrld.nets.q_functions import Critics, DiscreteCritics, ValueFunction
+from offrld.nets.context import CONTEXT, Context, context_of
+from offrld.nets.distributions import Normal, SquashedNormal
+from offrld.nets.encoders import ACTIVATIONS, Encoder, Network, Params, View, build
+from offrld.nets.policies import CategoricalPolicy, DeterministicPolicy, NormalPolicy, ResidualPolicy, SquashedNormalPolicy
+from offrld.nets.q_functions import Critics, DiscreteCritics, QFunction, ValueFunction
+from offrld.nets.vae import ConditionalVAE
+from offrld.nets.values import Values, taken
 
 __all__ = [
-    "ACTIVATIONS", "CategoricalPolicy", "Critics", "DeterministicPolicy", "DiscreteCritics", "Encoder", "Mlp", "Normal", "NormalPolicy",
-    "Params", "ValueFunction",
+    "ACTIVATIONS", "CONTEXT", "CategoricalPolicy", "ConditionalVAE", "Context", "Critics", "DeterministicPolicy", "DiscreteCritics",
+    "Encoder", "Network", "Normal", "NormalPolicy", "Params", "QFunction", "ResidualPolicy", "SquashedNormal", "SquashedNormalPolicy",
+    "ValueFunction", "Values", "View", "build", "context_of", "taken",
 ]  # fmt: skip

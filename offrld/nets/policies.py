@@ -2,71 +2,72 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from offrld.nets.encoders import Encoder, Mlp, Params
+from offrld.nets.distributions import Normal, SquashedNormal
+from offrld.nets.encoders import Encoder, Network, Params, View
+from offrld.nets.heads import EncodedLinear
 
 
-class DeterministicPolicy:
-    """``tanh(mlp(s))``: observations ``[B, D]`` to actions ``[B, A]``."""
+class _Policy:
+    """What all policies are: an encoder with a linear head."""
 
-    def __init__(self, name: str, observation_size: int, action_size: int, encoder: Encoder) -> None:
+    def __init__(self, name: str, view: View, outputs: int, encoder: Encoder, *, action_size: int = 0, shared: Network | None = None) -> None:
         self.name = name
-        self._mlp = Mlp(name, observation_size, action_size, encoder)
+        self._net = EncodedLinear(name, view, outputs, encoder, action_size=action_size, shared=shared)
 
     def init(self, generator: torch.Generator, dtype: torch.dtype) -> Params:
-        return self._mlp.init(generator, dtype)
+        return self._net.init(generator, dtype)
+
+
+class DeterministicPolicy(_Policy):
+    """``tanh(W h(s))``: observations ``[B, ...]`` to actions ``[B, A]``."""
+
+    def __init__(self, name: str, view: View, action_size: int, encoder: Encoder) -> None:
+        super().__init__(name, view, action_size, encoder)
 
     def __call__(self, params: Params, observation: Tensor) -> Tensor:
-        return torch.tanh(self._mlp(params, observation))  # [B, A]
+        return torch.tanh(self._net(params, observation))  # [B, A]
 
 
-@dataclass(frozen=True)
-class Normal:
-    """A diagonal normal distribution: mean ``[B, A]`` and the logarithm of its deviation (``[B, A]`` or ``[A]``)."""
+class ResidualPolicy(_Policy):
+    """``clip(a + scale tanh(W h(s, a)), -1, 1)``: a small correction of given actions (BCQ's perturbation, Fujimoto et al. 2018)."""
 
-    mean: Tensor
-    log_std: Tensor
+    def __init__(self, name: str, view: View, action_size: int, encoder: Encoder, *, scale: float) -> None:
+        super().__init__(name, view, action_size, encoder, action_size=action_size)
+        self._scale = scale
 
-    def log_prob(self, action: Tensor) -> Tensor:
-        """Log density of ``action [B, A]``, summed over the action's dimensions: ``[B]``."""
-        scaled = (action - self.mean) * torch.exp(-self.log_std)
-        return (-0.5 * scaled * scaled - self.log_std - 0.5 * math.log(2 * math.pi)).sum(-1)
-
-    def sample(self, noise: Tensor) -> Tensor:
-        """The sample that standard normal ``noise [B, A]`` gives (reparametrised)."""
-        return self.mean + torch.exp(self.log_std) * noise
+    def __call__(self, params: Params, observation: Tensor, action: Tensor) -> Tensor:
+        """Actions of the shape of ``action``, ``[B, A]`` or ``[K, B, A]``."""
+        return (action + self._scale * torch.tanh(self._net(params, observation, action))).clamp(-1.0, 1.0)
 
 
-class NormalPolicy:
-    """A plain normal policy ``N(tanh(mlp(s)), sigma)``.
+class NormalPolicy(_Policy):
+    """A plain normal policy ``N(tanh(W h(s)), sigma)``.
 
     With ``free_std`` the log deviation is one parameter per action dimension, squashed into ``log_std_range`` by a sigmoid that
-    starts in its middle; else it is a second head of the network, clamped to the range.
+    starts in its middle; else it is a second half of the head, clamped to the range.
     """
 
     def __init__(
-        self, name: str, observation_size: int, action_size: int, encoder: Encoder, *, log_std_range: tuple[float, float], free_std: bool
+        self, name: str, view: View, action_size: int, encoder: Encoder, *, log_std_range: tuple[float, float], free_std: bool
     ) -> None:
-        self.name = name
+        super().__init__(name, view, action_size if free_std else 2 * action_size, encoder)
         self._free_std = free_std
         self._action_size = action_size
         self._low, self._high = log_std_range
-        self._mlp = Mlp(name, observation_size, action_size if free_std else 2 * action_size, encoder)
 
     def init(self, generator: torch.Generator, dtype: torch.dtype) -> Params:
-        params = self._mlp.init(generator, dtype)
+        params = super().init(generator, dtype)
         if self._free_std:
             params[f"{self.name}.log_std"] = torch.zeros(self._action_size, dtype=dtype)
         return params
 
     def distribution(self, params: Params, observation: Tensor) -> Normal:
-        """The distribution over actions at ``observation [B, D]``."""
-        out = self._mlp(params, observation)
+        """The distribution over actions at ``observation [B, ...]``."""
+        out = self._net(params, observation)
         if self._free_std:
             log_std = self._low + torch.sigmoid(params[f"{self.name}.log_std"]) * (self._high - self._low)  # [A]
             return Normal(torch.tanh(out), log_std)
@@ -78,15 +79,49 @@ class NormalPolicy:
         return self.distribution(params, observation).mean
 
 
-class CategoricalPolicy:
-    """``softmax(mlp(s))`` over ``n`` discrete actions; gives the logits ``[B, n]``."""
+class SquashedNormalPolicy(_Policy):
+    """``tanh(N(mu(s), sigma(s)))``, the policy of SAC; the log deviation is clamped to ``log_std_range``."""
 
-    def __init__(self, name: str, observation_size: int, actions: int, encoder: Encoder) -> None:
-        self.name = name
-        self._mlp = Mlp(name, observation_size, actions, encoder)
+    def __init__(
+        self, name: str, view: View, action_size: int, encoder: Encoder, *, log_std_range: tuple[float, float] = (-20.0, 2.0)
+    ) -> None:
+        super().__init__(name, view, 2 * action_size, encoder)
+        self._low, self._high = log_std_range
 
-    def init(self, generator: torch.Generator, dtype: torch.dtype) -> Params:
-        return self._mlp.init(generator, dtype)
+    def distribution(self, params: Params, observation: Tensor) -> SquashedNormal:
+        """The distribution over actions at ``observation [B, ...]``."""
+        mean, log_std = self._net(params, observation).chunk(2, dim=-1)
+        return SquashedNormal(mean, log_std.clamp(self._low, self._high))
+
+    def sample(self, params: Params, observation: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """The actions that standard normal ``noise`` ``[B, A]`` or ``[K, B, A]`` gives, and their log densities ``[B]`` or ``[K, B]``."""
+        return self.distribution(params, observation).sample(noise)
+
+    def unsquashed(self, params: Params, observation: Tensor, noise: Tensor) -> Tensor:
+        """The samples before the tanh, of the shape of ``noise``."""
+        return self.distribution(params, observation).unsquashed(noise)
+
+    def log_prob_of(self, params: Params, observation: Tensor, action: Tensor) -> Tensor:
+        """Log density of given actions ``[B, A]`` or ``[K, B, A]``."""
+        return self.distribution(params, observation).log_prob(action)
 
     def __call__(self, params: Params, observation: Tensor) -> Tensor:
-        return self._mlp(params, observation)  # [B, n]
+        """The greedy action ``tanh(mu)``: ``[B, A]``."""
+        return self.distribution(params, observation).mode
+
+
+class CategoricalPolicy(_Policy):
+    """``softmax(W h(s))`` over ``n`` discrete actions; gives the logits ``[B, n]``.
+
+    ``shared``: an encoder of another network to stand on (say ``critics.encoders[0]``), whose parameters stay that network's.
+    """
+
+    def __init__(self, name: str, view: View, actions: int, encoder: Encoder, *, shared: Network | None = None) -> None:
+        super().__init__(name, view, actions, encoder, shared=shared)
+
+    def __call__(self, params: Params, observation: Tensor) -> Tensor:
+        return self._net(params, observation)  # [B, n]
+
+    def log_prob(self, params: Params, observation: Tensor) -> Tensor:
+        """Log probabilities of every action, ``[B, n]``."""
+        return F.log_softmax(self(params, observation), dim=-1)

@@ -40,9 +40,11 @@ def another(field: settings.Setting) -> Any:
 
 
 def trained(algorithm, store, values) -> dict[str, torch.Tensor]:
+    """All that some updates left behind, and how the policy then acts."""
     learner = Learner.create(algorithm, algorithm.configure({"batch_size": 16, **values}), store, dtype=torch.float64)
     learner.run(UPDATES)
-    return learner.state.tensors()
+    observation = torch.linspace(-1.0, 1.0, 15).reshape(5, 3)
+    return learner.state.tensors() | {"policy": learner.policy(0).scores(observation)}
 
 
 @pytest.fixture(scope="module")
@@ -52,11 +54,13 @@ def baselines():
 
 @every_setting
 def test_every_setting_changes_the_update_the_networks_or_the_schedule(algorithm, name, store_for, baselines):
-    store = store_for(algorithm)
-    if algorithm.name not in baselines:
-        baselines[algorithm.name] = trained(algorithm, store, {})
-    base = baselines[algorithm.name]
-    changed = trained(algorithm, store, {name: another(settings.describe(algorithm.config)[name])})
+    store, field = store_for(algorithm), settings.describe(algorithm.config)[name]
+    needed = {other: words[0] for other, words in field.only.items() if settings.as_flat(algorithm.config)[other] not in words}
+    key = (algorithm.name, *needed.items())
+    if key not in baselines:
+        baselines[key] = trained(algorithm, store, needed)
+    base = baselines[key]
+    changed = trained(algorithm, store, {**needed, name: another(field)})
     same = base.keys() == changed.keys() and all(torch.equal(base[n], changed[n]) for n in base if base[n].shape == changed[n].shape)
     shapes = base.keys() == changed.keys() and all(base[n].shape == changed[n].shape for n in base)
     assert not (same and shapes), f"{algorithm.name}: {name} has no effect within {UPDATES} updates"

@@ -13,17 +13,16 @@ B = 24
 
 
 def mlp(params, name, x):
-    """Linear and ReLU layers, and layer norm where the parameters have it."""
+    """Linear and ReLU layers, layer norm where the parameters have it, and the head."""
     i = 0
-    while f"{name}.{i}.weight" in params:
-        x = x @ params[f"{name}.{i}.weight"].T + params[f"{name}.{i}.bias"]
-        if f"{name}.{i + 1}.weight" in params:
-            x = np.maximum(x, 0)
-            if f"{name}.{i}.norm.weight" in params:
-                x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
-                x = x * params[f"{name}.{i}.norm.weight"] + params[f"{name}.{i}.norm.bias"]
+    while f"{name}.encoder.{i}.weight" in params:
+        layer = f"{name}.encoder.{i}"
+        x = np.maximum(x @ params[f"{layer}.weight"].T + params[f"{layer}.bias"], 0)
+        if f"{layer}.norm.weight" in params:
+            x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
+            x = x * params[f"{layer}.norm.weight"] + params[f"{layer}.norm.bias"]
         i += 1
-    return x
+    return x @ params[f"{name}.head.weight"].T + params[f"{name}.head.bias"]
 
 
 def huber(e):

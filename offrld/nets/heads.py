@@ -1,0 +1,32 @@
+"""A network as most are: an encoder with one linear layer on its features."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from offrld.nets.encoders import Encoder, Network, Params, View, build
+from offrld.nets.linear import Linear
+
+
+class EncodedLinear:
+    """An encoder (``NAME.encoder``) with a linear layer on top (``NAME.head``): observation ``[B, ...]`` to ``[B, outputs]``.
+
+    With ``action_size`` it takes an action too, ``[B, A]`` or ``[K, B, A]``, which gives ``[K, B, outputs]``. An encoder that belongs to
+    another network may be given as ``shared``: its parameters are then read, and not made here.
+    """
+
+    def __init__(
+        self, name: str, view: View, outputs: int, encoder: Encoder, *, action_size: int = 0, shared: Network | None = None
+    ) -> None:
+        self.name = name
+        self._own = shared is None
+        self._encoder = build(f"{name}.encoder", view, encoder, action_size) if shared is None else shared
+        self._head = Linear(f"{name}.head", self._encoder.feature_size, outputs)
+
+    def init(self, generator: torch.Generator, dtype: torch.dtype) -> Params:
+        params = self._encoder.init(generator, dtype) if self._own else {}
+        return params | self._head.init(generator, dtype)
+
+    def __call__(self, params: Params, observation: Tensor, action: Tensor | None = None) -> Tensor:
+        return self._head(params, self._encoder(params, observation, action))
