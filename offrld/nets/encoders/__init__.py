@@ -2,8 +2,9 @@
 and computes from a dict of parameters that it is given. So one description serves online and target parameters, one seed and many."""
 
 from offrld.nets.encoders.mlp import Mlp
+from offrld.nets.encoders.plugins import types
 from offrld.nets.encoders.registry import Network, View, build
 from offrld.nets.encoders.settings import ACTIVATIONS, Encoder
 from offrld.nets.linear import Params
 
-__all__ = ["ACTIVATIONS", "Encoder", "Mlp", "Network", "Params", "View", "build"]
+__all__ = ["ACTIVATIONS", "Encoder", "Mlp", "Network", "Params", "View", "build", "types"]

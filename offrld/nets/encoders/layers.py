@@ -40,29 +40,29 @@ class Stage:
         width: features (channels) that come out.
         activation: whether this layer has its activation.
         image: the features are the channels of images: batch norm and dropout then treat each channel as one.
-        layer_norm: whether this layer has layer norm, where the settings ask for it.
+        norms: whether this layer has the norms that the settings ask for (layer norm never on images).
     """
 
     def __init__(
-        self, name: str, width: int, encoder: Encoder, *, activation: bool = True, image: bool = False, layer_norm: bool = True
+        self, name: str, width: int, encoder: Encoder, *, activation: bool = True, image: bool = False, norms: bool = True
     ) -> None:
         self.name, self.width = name, width
         self._activation = encoder.activation if activation else "none"
         self.produced = 2 * width if self._activation == "geglu" else width
         self._image = image
-        self._batch_norm = encoder.batch_norm
-        self._layer_norm = encoder.layer_norm and layer_norm
+        self._batch_norm = encoder.batch_norm and norms
+        self._layer_norm = encoder.layer_norm and norms and not image
         self._dropout = encoder.dropout
 
     def init(self, dtype: torch.dtype) -> Params:
-        one, zero = torch.ones(self.width, dtype=dtype), torch.zeros(self.width, dtype=dtype)
         params: Params = {}
         if self._batch_norm:
             start = f"{self.name}.batch_norm"
-            params |= {f"{start}.weight": one.clone(), f"{start}.bias": zero.clone()}
-            params |= {f"{start}.running_mean": zero.clone(), f"{start}.running_var": one.clone()}
+            params |= init_norm(start, self.width, dtype)
+            params[f"{start}.running_mean"] = torch.zeros(self.width, dtype=dtype)
+            params[f"{start}.running_var"] = torch.ones(self.width, dtype=dtype)
         if self._layer_norm:
-            params |= {f"{self.name}.norm.weight": one.clone(), f"{self.name}.norm.bias": zero.clone()}
+            params |= init_norm(f"{self.name}.norm", self.width, dtype)
         return params
 
     def __call__(self, params: Params, x: Tensor) -> Tensor:
@@ -74,6 +74,11 @@ class Stage:
         if self._dropout:
             x = dropout(params, f"{self.name}.dropout", x, self._dropout, image=self._image)
         return x
+
+
+def init_norm(name: str, width: int, dtype: torch.dtype) -> Params:
+    """Weight 1 and bias 0 of a norm."""
+    return {f"{name}.weight": torch.ones(width, dtype=dtype), f"{name}.bias": torch.zeros(width, dtype=dtype)}
 
 
 def layer_norm(params: Params, name: str, x: Tensor) -> Tensor:

@@ -8,8 +8,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from offrl.errors import Unknown, nearest
+from offrl.errors import InvalidInput
+from offrld.nets.encoders.combined import CombinedEncoder
+from offrld.nets.encoders.pixel import PixelEncoder
+from offrld.nets.encoders.plugins import BUILT_IN, load
 from offrld.nets.encoders.settings import Encoder
+from offrld.nets.encoders.simba import SimbaEncoder
 from offrld.nets.encoders.vector import VectorEncoder
 from offrld.nets.linear import Params
 
@@ -32,7 +36,45 @@ def build(name: str, view: View, encoder: Encoder, action_size: int = 0) -> Netw
     Args:
         view: ``(D,)``, ``(C, H, W)``, or ``{field: shape}``.
         action_size: width of the continuous actions that it takes beside the observation; 0: none.
+
+    Raises:
+        Unknown: no encoder has this type.
+        InvalidInput: it does not take such observations, or a plugin's object is not what it should be.
     """
-    if encoder.type in ("default", "vector", "dense"):
-        return VectorEncoder(name, view[0], encoder, action_size, dense=encoder.type == "dense")
-    raise Unknown(f"unknown encoder {encoder.type!r}", hint=nearest(encoder.type, ["default", "vector", "dense"]))
+    if encoder.type not in BUILT_IN:
+        return _plugin(name, view, encoder, action_size)
+    if isinstance(view, Mapping):
+        vectors = [field for field, shape in view.items() if len(shape) != 3]
+        if encoder.type == "pixel" and vectors:
+            shown = ", ".join(map(repr, vectors))
+            raise InvalidInput(f"encoder type 'pixel' takes images, but of the observation {shown} is none", hint="use the type default")
+        return CombinedEncoder(name, view, encoder, action_size, _vector)
+    image = len(view) == 3
+    if not image and len(view) != 1:
+        raise InvalidInput(f"an observation of shape {tuple(view)} is neither a vector nor an image", hint="flatten it before the import")
+    if encoder.type not in ("default", "pixel" if image else "vector", *(() if image else ("dense", "simba"))):
+        wanted, given = ("images", "vectors") if encoder.type == "pixel" else ("vectors", "images")
+        raise InvalidInput(
+            f"encoder type {encoder.type!r} takes {wanted}, the observations are {given} of shape {tuple(view)}",
+            hint="use the type default",
+        )
+    if image:
+        return PixelEncoder(name, view, encoder, action_size)
+    return _vector(name, view[0], encoder, action_size)
+
+
+def _vector(name: str, size: int, encoder: Encoder, action_size: int = 0) -> Network:
+    if encoder.type == "simba":
+        return SimbaEncoder(name, size, encoder, action_size)
+    return VectorEncoder(name, size, encoder, action_size, dense=encoder.type == "dense")
+
+
+def _plugin(name: str, view: View, encoder: Encoder, action_size: int) -> Network:
+    network = load(encoder.type).build(name, view, encoder, action_size)
+    size = getattr(network, "feature_size", None)
+    if not isinstance(size, int) or size < 1 or not callable(network) or not callable(getattr(network, "init", None)):
+        raise InvalidInput(
+            f"encoder type {encoder.type!r} built {type(network).__name__}, which is no network",
+            hint="it needs feature_size (at least 1), init(generator, dtype) and a call with (params, observation, action)",
+        )
+    return network

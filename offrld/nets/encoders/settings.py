@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+from offrl.errors import InvalidInput
+from offrld.nets.encoders.plugins import BUILT_IN, all_but, plugins, types
 from offrld.settings import setting
 
 ACTIVATIONS = ("relu", "tanh", "swish", "gelu", "geglu", "none")
@@ -13,21 +16,48 @@ ACTIVATIONS = ("relu", "tanh", "swish", "gelu", "geglu", "none")
 class Encoder:
     """How observations (and continuous actions) become features.
 
-    ``default`` takes images through ``pixel`` and vectors through ``vector``; observations with several fields are combined: each
-    image through ``pixel``, the vectors joined through the vector encoder that `type` names, the features joined.
+    ``default`` takes images through ``pixel`` and vectors through ``vector``. Where an observation has several fields, each image goes
+    through ``pixel``, the other fields joined (with the action) through the vector encoder that `type` names, and the features are
+    joined.
     """
 
-    type: str = setting("default", "kind of encoder", probe="dense")
-    units: tuple[int, ...] = setting((256, 256), "width of each hidden layer (vector, dense)", unit="units", low=1, probe=(24,))
-    activation: str = setting("relu", "activation of the hidden layers; geglu doubles each layer and gates one half with the other",
-                              choices=ACTIVATIONS)  # fmt: skip
-    batch_norm: bool = setting(False, "batch norm after each layer's activation (vector, dense, pixel)")
-    layer_norm: bool = setting(False, "layer norm after each hidden layer's activation (vector, dense; pixel: after its last layer)")
-    dropout: float = setting(0.0, "share of features (of channels, for images) dropped after each layer in training",
-                             low=0.0, high=0.99, probe=0.5)  # fmt: skip
-    last_activation: bool = setting(True, "activation after the last layer too (vector, dense, pixel)")
-    filters: tuple[int, ...] = setting((32, 8, 4, 64, 4, 2, 64, 3, 1), "convolutions of pixel: channels, kernel size and stride of each",
-                                       low=1)  # fmt: skip
-    feature_size: int | None = setting(None, "features (none: 512 for pixel, 256 for simba)", unit="units", low=1)
-    hidden_size: int = setting(1024, "width inside each block of simba", unit="units", low=1)
-    blocks: int = setting(1, "residual blocks of simba", unit="blocks", low=1)
+    type: str = setting("default", "kind of encoder; default: pixel for images, vector for the rest", choices=types, probe="dense")
+    units: tuple[int, ...] = setting(
+        (256, 256), "width of each hidden layer of vector and dense", unit="units", low=1, only=all_but("pixel", "simba"), probe=(24,)
+    )
+    activation: str = setting(
+        "relu", "activation after each layer; geglu makes it twice as wide and lets one half gate the other", choices=ACTIVATIONS
+    )
+    batch_norm: bool = setting(False, "batch norm after each layer's activation", only=all_but("simba"))
+    layer_norm: bool = setting(
+        False, "layer norm after each layer's activation (pixel: after its last layer only)", only=all_but("simba")
+    )
+    dropout: float = setting(0.0, "share of a layer's features (of an image: channels) dropped in training", low=0.0, high=0.99, probe=0.5)
+    last_activation: bool = setting(True, "activation after the last layer too", only=all_but("simba"))
+    filters: tuple[int, ...] = setting(
+        (32, 8, 4, 64, 4, 2, 64, 3, 1), "convolutions of images: channels, kernel size and stride of each", low=1,
+        only=all_but("vector", "dense", "simba"), probe=(8, 3, 1),
+    )  # fmt: skip
+    feature_size: int | None = setting(
+        None, "features; none: 512 of an image, 256 of simba", unit="units", low=1, only=all_but("vector", "dense"),
+        probe={"type": "simba", "": 24},
+    )  # fmt: skip
+    hidden_size: int = setting(
+        1024, "width inside each block of simba", unit="units", low=1, only=("simba",), probe={"type": "simba", "": 24}
+    )
+    blocks: int = setting(1, "residual blocks of simba", unit="blocks", low=1, only=("simba",), probe={"type": "simba", "": 2})
+    options: dict[str, Any] = setting({}, "what an encoder of an installed package takes beside these", only=plugins)
+
+    def __post_init__(self) -> None:
+        if len(self.filters) % 3 or not self.filters:
+            raise InvalidInput(
+                f"filters takes three numbers for each convolution, got {list(self.filters)}",
+                hint="channels, kernel size, stride: 32, 8, 4, 64, 4, 2",
+            )
+        if self.options and self.type in BUILT_IN:
+            raise InvalidInput(f"encoder type {self.type!r} takes no options, got {self.options}", hint="leave options out")
+
+    @property
+    def convolutions(self) -> tuple[tuple[int, int, int], ...]:
+        """Channels, kernel size and stride of each convolution."""
+        return tuple(zip(self.filters[::3], self.filters[1::3], self.filters[2::3], strict=True))

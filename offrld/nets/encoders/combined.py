@@ -1,0 +1,55 @@
+"""The encoder of observations with several fields: images each by themselves, the vectors together, their features joined."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from offrld.nets.encoders.pixel import PixelEncoder
+from offrld.nets.encoders.settings import Encoder
+from offrld.nets.linear import Params
+
+
+class CombinedEncoder:
+    """Images through ``NAME.image.FIELD``, all other fields and the action joined through ``NAME.vector``.
+
+    Args:
+        view: field -> shape; rank 3 is an image, anything else is flattened.
+        vector: ``(name, size, encoder) -> network`` for the joined vectors.
+    """
+
+    def __init__(
+        self, name: str, view: Mapping[str, tuple[int, ...]], encoder: Encoder, action_size: int, vector: Callable[[str, int, Encoder], Any]
+    ) -> None:
+        self.name = name
+        self._images = {field: PixelEncoder(f"{name}.image.{field}", shape, encoder) for field, shape in view.items() if len(shape) == 3}
+        self._vectors = {field: shape for field, shape in view.items() if len(shape) != 3}
+        size = sum(math.prod(shape) for shape in self._vectors.values()) + action_size
+        self._vector = vector(f"{name}.vector", size, encoder) if size else None
+        parts = [*self._images.values(), *([self._vector] if self._vector else [])]
+        self.feature_size = sum(part.feature_size for part in parts)
+
+    def init(self, generator: torch.Generator, dtype: torch.dtype) -> Params:
+        params: Params = {}
+        for part in (*self._images.values(), self._vector):
+            if part is not None:
+                params |= part.init(generator, dtype)
+        return params
+
+    def __call__(self, params: Params, observation: Mapping[str, Tensor], action: Tensor | None = None) -> Tensor:
+        """Features ``[B, F]`` of fields ``[B, ...]`` (and action ``[B, A]``); with action ``[K, B, A]`` they are ``[K, B, F]``."""
+        features = [network(params, observation[field]) for field, network in self._images.items()]
+        if self._vector is not None:
+            flat = [observation[field].reshape(*_leading(observation[field], shape), -1) for field, shape in self._vectors.items()]
+            given = [torch.cat(flat, dim=-1)] if flat else []
+            features.append(self._vector(params, *given, *([] if action is None else [action])))
+        leading = torch.broadcast_shapes(*(part.shape[:-1] for part in features))
+        return torch.cat([part.expand(*leading, part.shape[-1]) for part in features], dim=-1)  # [..., F]
+
+
+def _leading(x: Tensor, shape: tuple[int, ...]) -> torch.Size:
+    return x.shape[: x.ndim - len(shape)]
