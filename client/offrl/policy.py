@@ -82,12 +82,9 @@ class Policy:
         fields = {n: spec for n, spec in inputs.items() if self._context is None or not _is_context(n)}
         self.observation_dtypes = {n: dtype for n, (dtype, _) in fields.items()}
         self._graph_shapes = {n: shape for n, (_, shape) in fields.items()}
-        self.frame_stack = _frame_stack(self.metadata, self._graph_shapes, name)
-        self.observation_shapes: dict[str, tuple[int, ...]] = self._graph_shapes
-        self._frames = None
-        if self.frame_stack > 1:
-            self._frames = Frames(self.frame_stack, self._graph_shapes, self.observation_dtypes)
-            self.observation_shapes = {n: (shape[0] // self.frame_stack, *shape[1:]) for n, shape in self._graph_shapes.items()}
+        self.frame_stack, frames = _frame_stack(self.metadata, self._graph_shapes, name)
+        self.observation_shapes: dict[str, tuple[int, ...]] = frames
+        self._frames = Frames(self.frame_stack, self._graph_shapes, self.observation_dtypes) if self.frame_stack > 1 else None
         self._remembers = self._frames is not None or self._context is not None
         self.target_return = None if self._context is None else self._context.target_return
         self._names = tuple(self.observation_shapes)
@@ -299,11 +296,22 @@ def _context(
     return Context(tensors, float(target), ACTION)
 
 
-def _frame_stack(metadata: dict[str, Any], shapes: dict[str, tuple[int, ...]], name: str) -> int:
-    count = metadata.get("frame_stack", 1)
-    if not isinstance(count, int) or count < 1 or any(count > 1 and (not shape or shape[0] % count) for shape in shapes.values()):
+def _frame_stack(
+    metadata: dict[str, Any], shapes: dict[str, tuple[int, ...]], name: str
+) -> tuple[int, dict[str, tuple[int, ...]]]:
+    """How many frames the graph takes at once, and the shape of one of each field."""
+    space = metadata.get("space") or {}
+    count = space.get("frame_stack", 1)
+    if count == 1:
+        return 1, shapes
+    try:
+        frames = {field: tuple(space["observation"][field]["shape"]) for field in shapes}
+        fits = all(shape == (count * (frames[field] or (1,))[0], *frames[field][1:]) for field, shape in shapes.items())
+    except (KeyError, TypeError):
+        fits = False
+    if not fits:
         raise InvalidInput(f"{name} says that it stacks {count!r} frames, which its inputs do not", hint=_FETCH_AGAIN)
-    return count
+    return count, frames
 
 
 def _bound(value: Any, shape: tuple[int, ...]) -> np.ndarray | None:
