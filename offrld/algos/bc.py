@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from offrld.engine import Adam, Algorithm, Batch, Noise, Space, State, Step, setting
+from offrld.engine import Algorithm, Batch, Noise, Optimizer, Space, State, Step, setting
 from offrld.engine import Config as BaseConfig
 from offrld.nets import DeterministicPolicy, Encoder, NormalPolicy, Params
 
@@ -21,9 +21,10 @@ from offrld.nets import DeterministicPolicy, Encoder, NormalPolicy, Params
 @dataclass(frozen=True)
 class Config(BaseConfig):
     batch_size: int = setting(100, "transitions per update", unit="transitions", low=1, high=1_000_000)
-    learning_rate: float = setting(1e-3, "Adam's step size", low=0.0, exclusive_low=True)
+    learning_rate: float = setting(1e-3, "step size", low=0.0, exclusive_low=True)
     policy_type: str = setting("deterministic", "form of the policy", choices=("deterministic", "stochastic"))
     encoder: Encoder = Encoder()
+    optimizer: Optimizer = Optimizer()
 
 
 def networks(config: Config, space: Space) -> dict[str, Any]:
@@ -47,7 +48,7 @@ def loss(params: Params, config: Config, nets: Any, state: State, batch: Batch) 
 
 
 def schedule(config: Config) -> tuple[Step, ...]:
-    return (Step("policy", loss, optimizes=("policy",), optimizer=Adam(config.learning_rate)),)
+    return (Step("policy", loss, ("policy",), config.optimizer, config.learning_rate),)
 
 
 ALGORITHM = Algorithm(
@@ -59,6 +60,6 @@ ALGORITHM = Algorithm(
     networks=networks,
     noise=noise,
     schedule=schedule,
-    act=lambda nets, params, observation: nets.policy(params, observation),
+    act=lambda params, config, nets, observation: nets.policy(params, observation),
     presets={"paper": {}, "d3rlpy": {}},
 )

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from offrld.engine import Adam, Algorithm, Batch, Space, State, Step, setting
+from offrld.engine import Algorithm, Batch, Optimizer, Space, State, Step, setting
 from offrld.engine import Config as BaseConfig
 from offrld.losses import taken
 from offrld.nets import CategoricalPolicy, Encoder, Params
@@ -21,9 +21,10 @@ from offrld.nets import CategoricalPolicy, Encoder, Params
 @dataclass(frozen=True)
 class Config(BaseConfig):
     batch_size: int = setting(100, "transitions per update", unit="transitions", low=1, high=1_000_000)
-    learning_rate: float = setting(1e-3, "Adam's step size", low=0.0, exclusive_low=True)
+    learning_rate: float = setting(1e-3, "step size", low=0.0, exclusive_low=True)
     beta: float = setting(0.5, "weight of the penalty on the logits", low=0.0)
     encoder: Encoder = Encoder()
+    optimizer: Optimizer = Optimizer()
 
 
 def networks(config: Config, space: Space) -> dict[str, Any]:
@@ -38,7 +39,7 @@ def loss(params: Params, config: Config, nets: Any, state: State, batch: Batch) 
 
 
 def schedule(config: Config) -> tuple[Step, ...]:
-    return (Step("policy", loss, optimizes=("policy",), optimizer=Adam(config.learning_rate)),)
+    return (Step("policy", loss, ("policy",), config.optimizer, config.learning_rate),)
 
 
 ALGORITHM = Algorithm(
@@ -49,6 +50,6 @@ ALGORITHM = Algorithm(
     config=Config(),
     networks=networks,
     schedule=schedule,
-    act=lambda nets, params, observation: nets.policy(params, observation),
+    act=lambda params, config, nets, observation: nets.policy(params, observation),
     presets={"paper": {"beta": 0.0}, "d3rlpy": {}},
 )

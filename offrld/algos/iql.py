@@ -17,15 +17,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from offrld.engine import Adam, Algorithm, Batch, Space, State, Step, ValueConfig, setting
+from offrld.engine import Algorithm, Batch, Optimizer, Space, State, Step, ValueConfig, setting
 from offrld.losses import bellman
 from offrld.nets import Critics, Encoder, NormalPolicy, Params, ValueFunction
 
 
 @dataclass(frozen=True)
 class Config(ValueConfig):
-    actor_learning_rate: float = setting(3e-4, "Adam's step size of the policy", low=0.0, exclusive_low=True)
-    critic_learning_rate: float = setting(3e-4, "Adam's step size of Q and V", low=0.0, exclusive_low=True)
+    actor_learning_rate: float = setting(3e-4, "step size of the policy", low=0.0, exclusive_low=True)
+    critic_learning_rate: float = setting(3e-4, "step size of Q and V", low=0.0, exclusive_low=True)
     tau: float = setting(0.005, "rate at which targets follow", unit="share per update", low=0.0, high=1.0)
     n_critics: int = setting(2, "size of the ensemble of Q functions", low=1, high=100)
     expectile: float = setting(0.7, "expectile of V: towards 1 it nears the best action in the data", low=0.0, high=1.0)
@@ -34,6 +34,8 @@ class Config(ValueConfig):
     actor_encoder: Encoder = Encoder()
     critic_encoder: Encoder = Encoder()
     value_encoder: Encoder = Encoder()
+    actor_optimizer: Optimizer = Optimizer()
+    critic_optimizer: Optimizer = Optimizer()
 
 
 def networks(config: Config, space: Space) -> dict[str, Any]:
@@ -70,8 +72,8 @@ def actor_loss(params: Params, config: Config, nets: Any, state: State, batch: B
 
 def schedule(config: Config) -> tuple[Step, ...]:
     return (
-        Step("critic", critic_loss, optimizes=("critic", "value"), optimizer=Adam(config.critic_learning_rate)),
-        Step("actor", actor_loss, optimizes=("actor",), optimizer=Adam(config.actor_learning_rate), polyak={"critic": config.tau}),
+        Step("critic", critic_loss, ("critic", "value"), config.critic_optimizer, config.critic_learning_rate),
+        Step("actor", actor_loss, ("actor",), config.actor_optimizer, config.actor_learning_rate, polyak={"critic": config.tau}),
     )
 
 
@@ -83,7 +85,7 @@ ALGORITHM = Algorithm(
     config=Config(),
     networks=networks,
     schedule=schedule,
-    act=lambda nets, params, observation: nets.actor(params, observation),
+    act=lambda params, config, nets, observation: nets.actor(params, observation),
     targets=("critic",),
     presets={"paper": {}, "d3rlpy": {}},
 )

@@ -26,8 +26,8 @@ from offrld.nets import Encoder, Params
 @dataclass(frozen=True)
 class Config(td3.TD3Config):
     batch_size: int = setting(1024, "transitions per update", unit="transitions", low=1, high=1_000_000)
-    actor_learning_rate: float = setting(1e-3, "Adam's step size of the policy", low=0.0, exclusive_low=True)
-    critic_learning_rate: float = setting(1e-3, "Adam's step size of the Q functions", low=0.0, exclusive_low=True)
+    actor_learning_rate: float = setting(1e-3, "step size of the policy", low=0.0, exclusive_low=True)
+    critic_learning_rate: float = setting(1e-3, "step size of the Q functions", low=0.0, exclusive_low=True)
     actor_beta: float = setting(1e-3, "weight of the policy's distance from the data", low=0.0, probe=1.0)
     critic_beta: float = setting(0.01, "weight of the next action's distance from the data in the target", low=0.0, probe=1.0)
     actor_encoder: Encoder = Encoder(units=(256, 256, 256))
@@ -64,7 +64,7 @@ ALGORITHM = Algorithm(
     networks=td3.networks,
     noise=td3.noise,
     schedule=lambda config: td3.schedule(config, critic_loss, actor_loss),
-    act=lambda nets, params, observation: nets.actor(params, observation),
+    act=lambda params, config, nets, observation: nets.actor(params, observation),
     targets=("actor", "critic"),
     next_action=True,
     presets={

@@ -56,7 +56,7 @@ ALGORITHM = Algorithm(
     networks=td3.networks,
     noise=td3.noise,
     schedule=lambda config: td3.schedule(config, critic_loss, actor_loss),
-    act=lambda nets, params, observation: nets.actor(params, observation),
+    act=lambda params, config, nets, observation: nets.actor(params, observation),
     targets=("actor", "critic"),
     presets={"paper": {}, "d3rlpy": {"observation_scaler": "none"}},
 )

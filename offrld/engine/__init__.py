@@ -1,14 +1,15 @@
 """The engine: the form of an algorithm, and the learner that turns losses into updates."""
 
-from offrld.engine.algorithm import Adam, Algorithm, Batch, Config, Loss, Noise, Stage, State, Step, ValueConfig
+from offrld.engine.algorithm import Algorithm, Batch, Config, Loss, Noise, Observation, Stage, State, Step, ValueConfig, Windows
 from offrld.engine.checkpoint import CheckpointCorrupt
 from offrld.engine.learner import Learner
+from offrld.engine.optimizer import Optimizer
 from offrld.engine.policy import PolicyModule
 from offrld.engine.space import Space
 from offrld.preprocess.scalers import OBSERVATION_SCALERS
 from offrld.settings import setting
 
 __all__ = [
-    "OBSERVATION_SCALERS", "Adam", "Algorithm", "Batch", "CheckpointCorrupt", "Config", "Learner", "Loss", "Noise", "PolicyModule",
-    "Space", "Stage", "State", "Step", "ValueConfig", "setting",
+    "OBSERVATION_SCALERS", "Algorithm", "Batch", "CheckpointCorrupt", "Config", "Learner", "Loss", "Noise", "Observation", "Optimizer",
+    "PolicyModule", "Space", "Stage", "State", "Step", "ValueConfig", "Windows", "setting",
 ]  # fmt: skip

@@ -25,7 +25,6 @@ from offrld.nets import Params
 from offrld.preprocess.scalers import OBSERVATION_SCALERS, REWARD_SCALERS
 from offrld.settings import setting
 
-
 Observation = Tensor | dict[str, Tensor]
 
 

@@ -11,7 +11,6 @@ import numpy as np
 from offrl.errors import InvalidInput
 from offrl_store import Schema
 
-
 View = tuple[int, ...] | dict[str, tuple[int, ...]]
 
 
@@ -43,8 +42,8 @@ class Space:
 
     @property
     def view(self) -> View:
-        """Shape of an observation as losses and networks see it: ``(D,)`` where all fields are vectors, which are joined; ``(C, H, W)`` of a
-        single image; else a dict of the fields' shapes."""
+        """Shape of an observation as losses and networks see it: ``(D,)`` where all fields are vectors, which are joined; ``(C, H, W)``
+        of a single image; else a dict of the fields' shapes."""
         shapes = {name: shape for name, (_, shape) in self.inputs.items()}
         if any(is_image(shape) for shape in shapes.values()):
             return shapes if len(shapes) > 1 else next(iter(shapes.values()))
@@ -57,11 +56,6 @@ class Space:
         if isinstance(view, dict) or len(view) != 1:
             raise InvalidInput(f"observations of shape {view}: this needs vectors", hint="choose an algorithm that takes images")
         return view[0]
-
-    @property
-    def view(self) -> tuple[int, ...]:
-        """What networks see of an observation: the shape without the batch axis."""
-        return (self.observation_size,)
 
     def as_json(self) -> dict[str, Any]:
         """The form kept in run folders and policy files."""
@@ -89,8 +83,8 @@ def space_of(
     for name, field in fields.items():
         if len(field.shape) > 1 and not (is_image(field.shape) and field.dtype == np.uint8):
             raise InvalidInput(
-                f"observation field {name!r} has shape {tuple(field.shape)} and dtype {field.dtype.name}: networks take vectors, and images "
-                "of uint8 with the channels first",
+                f"observation field {name!r} has shape {tuple(field.shape)} and dtype {field.dtype.name}: networks take vectors, and "
+                "images of uint8 with the channels first",
                 hint="convert it before the import: [channels, height, width] of uint8, or a vector",
             )
     if isinstance(schema.action, dict):

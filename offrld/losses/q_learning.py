@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from offrld.engine import Adam, Batch, Loss, Space, State, Step, ValueConfig, setting
+from offrld.engine import Batch, Loss, Optimizer, Space, State, Step, ValueConfig, setting
 from offrld.losses.td import bellman
 from offrld.nets import DiscreteCritics, Encoder, Params, QFunction
 
@@ -18,10 +18,11 @@ class QLearningConfig(ValueConfig):
     """Settings of the family; the defaults are d3rlpy's."""
 
     batch_size: int = setting(32, "transitions per update", unit="transitions", low=1, high=1_000_000)
-    learning_rate: float = setting(6.25e-5, "Adam's step size", low=0.0, exclusive_low=True)
+    learning_rate: float = setting(6.25e-5, "step size", low=0.0, exclusive_low=True)
     n_critics: int = setting(1, "size of the ensemble of Q functions", low=1, high=100)
     target_update_interval: int = setting(8000, "updates between copies to the target", unit="updates", low=1, probe=2)
     encoder: Encoder = Encoder()
+    optimizer: Optimizer = Optimizer()
     q_function: QFunction = QFunction()
 
 
@@ -47,11 +48,11 @@ def double_q_target(nets: Any, params: Params, state: State, batch: Batch) -> Te
 def schedule(config: QLearningConfig, loss: Loss) -> tuple[Step, ...]:
     """The Q functions at every update, then a copy to the target every ``target_update_interval``."""
     return (
-        Step("q", loss, optimizes=("q",), optimizer=Adam(config.learning_rate)),
+        Step("q", loss, ("q",), config.optimizer, config.learning_rate),
         Step("target", every=config.target_update_interval, polyak={"q": 1.0}),
     )
 
 
-def scores(nets: Any, params: Params, observation: Tensor) -> Tensor:
+def scores(params: Params, config: QLearningConfig, nets: Any, observation: Any) -> Tensor:
     """What the greedy action is chosen by: the mean value over the ensemble, ``[B, n]``."""
     return nets.q.values(params, observation).average

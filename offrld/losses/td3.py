@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from offrld.engine import Adam, Batch, Loss, Noise, Space, State, Step, ValueConfig, setting
+from offrld.engine import Batch, Loss, Noise, Optimizer, Space, State, Step, ValueConfig, setting
 from offrld.nets import Critics, DeterministicPolicy, Encoder, QFunction
 
 RANGE = "of the range [-1, 1]"
@@ -17,8 +17,8 @@ RANGE = "of the range [-1, 1]"
 class TD3Config(ValueConfig):
     """Settings of the family."""
 
-    actor_learning_rate: float = setting(3e-4, "Adam's step size of the policy", low=0.0, exclusive_low=True)
-    critic_learning_rate: float = setting(3e-4, "Adam's step size of the Q functions", low=0.0, exclusive_low=True)
+    actor_learning_rate: float = setting(3e-4, "step size of the policy", low=0.0, exclusive_low=True)
+    critic_learning_rate: float = setting(3e-4, "step size of the Q functions", low=0.0, exclusive_low=True)
     tau: float = setting(0.005, "rate at which targets follow", unit="share per target update", low=0.0, high=1.0)
     n_critics: int = setting(2, "size of the ensemble of Q functions", low=1, high=100)
     target_smoothing_sigma: float = setting(0.2, "deviation of the target action's noise", unit=RANGE, low=0.0)
@@ -26,6 +26,8 @@ class TD3Config(ValueConfig):
     update_actor_interval: int = setting(2, "updates of the critic per update of the policy and the targets", unit="updates", low=1)
     actor_encoder: Encoder = Encoder()
     critic_encoder: Encoder = Encoder()
+    actor_optimizer: Optimizer = Optimizer()
+    critic_optimizer: Optimizer = Optimizer()
     q_function: QFunction = QFunction()
 
 
@@ -53,9 +55,6 @@ def schedule(config: TD3Config, critic_loss: Loss, actor_loss: Loss) -> tuple[St
     """The critics at every update; the policy, then both targets, every ``update_actor_interval``."""
     follow = {"critic": config.tau, "actor": config.tau}
     return (
-        Step("critic", critic_loss, optimizes=("critic",), optimizer=Adam(config.critic_learning_rate)),
-        Step(
-            "actor", actor_loss, optimizes=("actor",), optimizer=Adam(config.actor_learning_rate),
-            every=config.update_actor_interval, polyak=follow,
-        ),
-    )  # fmt: skip
+        Step("critic", critic_loss, ("critic",), config.critic_optimizer, config.critic_learning_rate),
+        Step("actor", actor_loss, ("actor",), config.actor_optimizer, config.actor_learning_rate, config.update_actor_interval, follow),
+    )

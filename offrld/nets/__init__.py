@@ -1,6 +1,6 @@
 """Networks as descriptions: encoders, policies, Q functions. A network computes from the parameters that it is given."""
 
-from offrld.nets.context import CONTEXT, Context, context_of
+from offrld.nets.context import CONTEXT, Context, context_of, is_buffer
 from offrld.nets.distributions import Normal, SquashedNormal
 from offrld.nets.encoders import ACTIVATIONS, Encoder, Network, Params, View, build
 from offrld.nets.policies import CategoricalPolicy, DeterministicPolicy, NormalPolicy, ResidualPolicy, SquashedNormalPolicy
@@ -11,5 +11,5 @@ from offrld.nets.values import Values, taken
 __all__ = [
     "ACTIVATIONS", "CONTEXT", "CategoricalPolicy", "ConditionalVAE", "Context", "Critics", "DeterministicPolicy", "DiscreteCritics",
     "Encoder", "Network", "Normal", "NormalPolicy", "Params", "QFunction", "ResidualPolicy", "SquashedNormal", "SquashedNormalPolicy",
-    "ValueFunction", "Values", "View", "build", "context_of", "taken",
+    "ValueFunction", "Values", "View", "build", "context_of", "is_buffer", "taken",
 ]  # fmt: skip

@@ -51,3 +51,8 @@ def _stream(name: str, call: int) -> tuple[int, int]:
 def context_of(params: Mapping[str, Any]) -> Context | None:
     """The context that travels in ``params``, or None (acting, export)."""
     return params.get(CONTEXT)
+
+
+def is_buffer(name: str) -> bool:
+    """Whether a parameter is a buffer: never differentiated, given new values through `Context.updates` (batch norm's statistics)."""
+    return name.endswith((".running_mean", ".running_var"))

@@ -83,3 +83,7 @@ def rows(column: np.ndarray, keep: np.ndarray) -> Iterator[np.ndarray]:
         chosen = keep[start : start + _BLOCK]
         if chosen.any():
             yield np.asarray(column[start : start + _BLOCK])[chosen]
+
+
+def reward_column(scaler, store):
+    return ((np.asarray(store.column("reward"), np.float64) - scaler.shift.item()) * scaler.scale.item()).astype(np.float32)

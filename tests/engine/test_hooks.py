@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from offrld.algos import bc
-from offrld.engine import Adam, Learner, Stage, Step
+from offrld.engine import Learner, Stage, Step
 
 
 def _learner(algorithm, store):
@@ -24,7 +24,7 @@ def test_prepare_gives_losses_what_it_computed_from_the_dataset(continuous_store
     algorithm = replace(
         bc.ALGORITHM,
         prepare=lambda store, config: {"scale": torch.tensor(float(len(store)))},
-        schedule=lambda config: (Step("policy", loss, optimizes=("policy",), optimizer=Adam(1e-3)),),
+        schedule=lambda config: (Step("policy", loss, optimizes=("policy",), learning_rate=1e-3),),
     )
     _learner(algorithm, continuous_store).run(1)
     assert seen == [torch.tensor(float(len(continuous_store)))]
@@ -38,7 +38,7 @@ def test_stages_follow_each_other_and_each_has_its_own_steps(continuous_store):
             done.append(name)
             return bc.loss(params, config, nets, state, batch)
 
-        return Step("policy", loss, optimizes=("policy",), optimizer=Adam(1e-3))
+        return Step("policy", loss, optimizes=("policy",), learning_rate=1e-3)
 
     algorithm = replace(bc.ALGORITHM, stages=lambda config: (Stage("one", (part("one"),), updates=2), Stage("two", (part("two"),))))
     _learner(algorithm, continuous_store).run(5)
