@@ -3,7 +3,19 @@
 from __future__ import annotations
 
 from offrl.errors import Unknown, nearest
-from offrld.algos import bc, discrete_bc, discrete_cql, double_dqn, dqn, iql, rebrac, td3_bc
+from offrld.algos import (
+    bc,
+    decision_transformer,
+    discrete_bc,
+    discrete_cql,
+    discrete_decision_transformer,
+    double_dqn,
+    dqn,
+    iql,
+    rebrac,
+    tacr,
+    td3_bc,
+)
 from offrld.engine import Algorithm
 
 ALGORITHMS: dict[str, Algorithm] = {
@@ -14,11 +26,14 @@ ALGORITHMS: dict[str, Algorithm] = {
         td3_bc,
         iql,
         bc,
+        decision_transformer,
+        tacr,
         # discrete actions
         discrete_cql,
         double_dqn,
         dqn,
         discrete_bc,
+        discrete_decision_transformer,
     )
 }
 

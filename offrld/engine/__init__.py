@@ -5,11 +5,12 @@ from offrld.engine.checkpoint import CheckpointCorrupt
 from offrld.engine.learner import Learner
 from offrld.engine.optimizer import Optimizer
 from offrld.engine.policy import PolicyModule
+from offrld.engine.sequence_policy import SequencePolicy
 from offrld.engine.space import Space
 from offrld.preprocess.scalers import OBSERVATION_SCALERS
 from offrld.settings import setting
 
 __all__ = [
     "OBSERVATION_SCALERS", "Algorithm", "Batch", "CheckpointCorrupt", "Config", "Learner", "Loss", "Noise", "Observation", "Optimizer",
-    "PolicyModule", "Space", "Stage", "State", "Step", "ValueConfig", "Windows", "setting",
+    "PolicyModule", "SequencePolicy", "Space", "Stage", "State", "Step", "ValueConfig", "Windows", "setting",
 ]  # fmt: skip

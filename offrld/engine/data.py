@@ -10,7 +10,6 @@ import torch
 from offrl.errors import InvalidInput
 from offrl_store import EpisodeStore, rng
 from offrl_store.format import FINAL_MISSING
-from offrld.engine.algorithm import ValueConfig
 from offrld.engine.feed import Scalers
 from offrld.engine.space import Space
 from offrld.preprocess.scalers import Affine, fit, rows
@@ -58,7 +57,7 @@ def fit_scalers(
     if not space.discrete and not (np.all(space.low == -1.0) and np.all(space.high == 1.0)):
         action = Affine.between(space.low, space.high, dtype, device)
     reward = None
-    if isinstance(config, ValueConfig):
+    if hasattr(config, "reward_scaler"):
         column = store.column("reward")
         reward = fit(config.reward_scaler, rows(column, steps), rows(column, steps), dtype, device)
     return Scalers(observation, action, reward)

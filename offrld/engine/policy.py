@@ -44,21 +44,30 @@ class PolicyModule(nn.Module):
             return None
         return Affine(self.get_buffer(f"scaler_{name}_shift"), self.get_buffer(f"scaler_{name}_scale"))
 
+    def scalers(self) -> Scalers:
+        """The scalers of observations and actions, made of this module's buffers."""
+        return Scalers({name: self._scaler(name) for name in self._fields}, self._scaler("action"), None)
+
+    def network_parameters(self) -> Params:
+        """The parameters by the names that networks give them."""
+        return {name: self.get_buffer(_buffer(name)) for name in self._names}
+
     def scores(self, observation: Tensor | None = None, **fields: Tensor) -> Tensor:
         """What the greedy choice is made from: discrete scores ``[B, n]``, or the continuous action in [-1, 1]."""
         given = fields if observation is None else {self._fields[0]: observation}
-        scalers = Scalers({name: self._scaler(name) for name in self._fields}, None, None)
-        seen = view_observation(given, scalers, torch.float32, self.get_buffer(_buffer(self._names[0])).device)
-        params = {name: self.get_buffer(_buffer(name)) for name in self._names}
-        return self._algorithm.act(params, self._config, self._nets, seen)
+        seen = view_observation(given, self.scalers(), torch.float32, self.get_buffer(_buffer(self._names[0])).device)
+        return self._algorithm.act(self.network_parameters(), self._config, self._nets, seen)
 
-    def forward(self, observation: Tensor | None = None, **fields: Tensor) -> Tensor:
-        scores = self.scores(observation, **fields)
+    def chosen(self, scores: Tensor) -> Tensor:
+        """The action in the environment's units that `scores` mean."""
         if self.space.discrete:
             return scores.argmax(dim=-1)  # [B]
         scaler = self._scaler("action")
         action = scores if scaler is None else scaler.reverse(scores)
         return torch.minimum(torch.maximum(action, self.low), self.high)  # [B, A]
+
+    def forward(self, observation: Tensor | None = None, **fields: Tensor) -> Tensor:
+        return self.chosen(self.scores(observation, **fields))
 
 
 def _buffer(name: str) -> str:
