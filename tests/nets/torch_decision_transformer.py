@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -41,7 +42,7 @@ class TorchDecisionTransformer(nn.Module):
         super().__init__()
         widths = [observation, *units]
         self.encoder = nn.Sequential(
-            *(part for i, o in zip(widths, widths[1:], strict=False) for part in (nn.Linear(i, o), nn.ReLU()))
+            *(part for i, o in pairwise(widths) for part in (nn.Linear(i, o), nn.ReLU()))
         )
         width = units[-1]
         self.discrete, self.position, self.timesteps = discrete, position, timesteps
