@@ -212,13 +212,20 @@ def build(config: T, *layers: Mapping[str, Any]) -> T:
         for name, value in resolve(values, known).items():
             whole = known[name].type.startswith("dict") and isinstance(value, _Parts)
             chosen[name] = known[name].check(_merged(chosen.get(name, known[name].default) or {}, value) if whole else value)
-    for name, value in chosen.items():
-        for other, words in known[name].only.items():
-            now = chosen.get(other, known[other].default)
-            if now not in words and value != known[name].default:
-                reason = f"setting {name!r} has no effect with {other} {now!r}"
-                raise InvalidInput(reason, hint=f"it counts for {' and '.join(words) or 'types of installed packages'}")
+    refuse_unread(chosen, known)
     return _replaced(config, chosen, "")
+
+
+def refuse_unread(chosen: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+    """Raise `InvalidInput` for a setting, not at its default, that is not read under the chosen types; ``known`` as in `resolve`."""
+    for name, value in chosen.items():
+        for other, words in (_told(known[name], "only") or {}).items():
+            now = chosen.get(other, _told(known[other], "default"))
+            if now not in words and value != _told(known[name], "default"):
+                raise InvalidInput(
+                    f"setting {name!r} has no effect with {other} {now!r}",
+                    hint=f"it counts for {', '.join(words) or 'types that other packages add'}",
+                )
 
 
 def resolve(values: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
@@ -273,9 +280,14 @@ def _table_of(name: str, known: Mapping[str, Any]) -> tuple[str | None, list[str
     for length in range(len(pieces) - 1, 0, -1):
         head = known.get(".".join(pieces[:length]))
         if head is not None:
-            kind = head["type"] if isinstance(head, Mapping) else head.type
-            return (".".join(pieces[:length]), pieces[length:]) if kind.startswith("dict") else (None, [])
+            table = str(_told(head, "type")).startswith("dict")
+            return (".".join(pieces[:length]), pieces[length:]) if table else (None, [])
     return None, []
+
+
+def _told(entry: Any, key: str) -> Any:
+    """What a `Setting` or its JSON form says."""
+    return entry.get(key) if isinstance(entry, Mapping) else getattr(entry, key)
 
 
 def _merged(base: Mapping[str, Any], parts: Mapping[str, Any]) -> dict[str, Any]:
@@ -304,6 +316,29 @@ def _replaced(config: Any, values: Mapping[str, Any], prefix: str) -> Any:
         if not prefix:
             raise
         raise InvalidInput(f"{prefix}: {error}", hint=error.hint) from None
+
+
+def contrast(known: Mapping[str, Setting], name: str) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """Two groups of settings, equal but for ``name``, between which training must differ; None where no installed type reads it.
+
+    For the test that every setting matters: both are such that the setting is read; the second has its probe, or a value near its default.
+    """
+    field, common = known[name], {}
+    for other, words in field.only.items():
+        if not words:
+            return None
+        if known[other].default not in words:
+            common[other] = words[0]
+    value = field.probe
+    if isinstance(value, dict):
+        common |= {other: each for other, each in value.items() if other}
+        value = value[""]
+    elif value is None and field.choices is not None:
+        value = next(choice for choice in field.choices if choice != field.default)
+    elif value is None:
+        kind = type(field.default)
+        value = not field.default if kind is bool else field.default + 1 if kind is int else field.default / 2
+    return common, {**common, name: value}
 
 
 # --- Values ---

@@ -34,7 +34,7 @@ MAY = {
     "executors": {"executors"},
     "daemon": {"daemon", "executors"},
 }
-WORK_PLANE = OUTPUTS | {"worker"}
+WORK_PLANE = (OUTPUTS | {"worker"}) - {"settings"}  # the daemon checks settings by the rules of the work plane; they need no torch
 HEAVY = ("torch", "gymnasium", "h5py", "onnx", "onnxscript", "safetensors", "tensorboard", "mujoco", "pandas", "scipy")
 
 

@@ -5,15 +5,22 @@ from __future__ import annotations
 from offrl.errors import Unknown, nearest
 from offrld.algos import (
     bc,
+    cal_ql,
+    cql,
+    ddpg,
     decision_transformer,
     discrete_bc,
     discrete_cql,
     discrete_decision_transformer,
     double_dqn,
     dqn,
+    edac,
     iql,
     rebrac,
+    sac,
+    sac_n,
     tacr,
+    td3,
     td3_bc,
 )
 from offrld.engine import Algorithm
@@ -25,7 +32,14 @@ ALGORITHMS: dict[str, Algorithm] = {
         rebrac,
         td3_bc,
         iql,
+        cql,
+        cal_ql,
+        edac,
+        sac_n,
         bc,
+        sac,
+        td3,
+        ddpg,
         decision_transformer,
         tacr,
         # discrete actions

@@ -17,14 +17,15 @@ from typing import Any
 
 from torch import Tensor
 
-from offrld.engine import OBSERVATION_SCALERS, Algorithm, Optimizer, State, Step, Windows, setting
+from offrld.engine import Algorithm, ObservationScaler, Optimizer, RewardScaler, State, Step, Windows, setting
 from offrld.losses import sequence
 from offrld.nets import Encoder, Params
 
 
 @dataclass(frozen=True)
 class Config(sequence.SequenceConfig):
-    observation_scaler: str = setting("standard", "how observations are scaled before the networks", choices=OBSERVATION_SCALERS)
+    observation_scaler: ObservationScaler = ObservationScaler(type="standard")
+    reward_scaler: RewardScaler = RewardScaler(type="return")
     learning_rate: float = setting(1e-4, "step size", low=0.0, exclusive_low=True)
     encoder: Encoder = Encoder(units=(128,), last_activation=False)
     optimizer: Optimizer = Optimizer(type="adamw", weight_decay=1e-4, clip_grad_norm=0.25, schedule="warmup", warmup_steps=10_000)
@@ -47,10 +48,10 @@ ALGORITHM = Algorithm(
     act=sequence.act("actor"),
     batch_kind="windows",
     presets={
-        "paper": {},
+        "paper": {"reward_scaler.type": "multiply", "reward_scaler.multiplier": 0.001},
         "d3rlpy": {
-            "observation_scaler": "none", "encoder.units": [256, 256], "encoder.last_activation": True, "optimizer.type": "adam",
-            "optimizer.weight_decay": 0.0, "optimizer.clip_grad_norm": None, "optimizer.schedule": "none",
+            "observation_scaler": "none", "reward_scaler": "none", "encoder.units": [256, 256], "encoder.last_activation": True,
+            "optimizer.type": "adam", "optimizer.weight_decay": 0.0, "optimizer.clip_grad_norm": None, "optimizer.schedule": "none",
         },
     },
 )  # fmt: skip

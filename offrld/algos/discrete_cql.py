@@ -41,6 +41,7 @@ ALGORITHM = Algorithm(
     networks=q_learning.networks,
     schedule=lambda config: q_learning.schedule(config, loss),
     act=q_learning.scores,
+    value=q_learning.value,
     targets=("q",),
     presets={"paper": {}, "d3rlpy": {}},
 )

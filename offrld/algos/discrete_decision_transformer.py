@@ -8,7 +8,8 @@
 Acting takes the action of the largest logit. Metrics: `loss`, `learning_rate`.
 
 Differs from the published code: padding is no part of the loss (d3rlpy averages over it), the count of steps is part of the
-checkpoint, and the first update already has the rate of the warm-up, not the full one.
+checkpoint, and the first update already has the rate of the warm-up, not the full one. Returns are divided by the range of the data's
+(reward_scaler return; preset `paper`: not).
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from offrld.engine import Algorithm, Optimizer, State, Step, Windows, setting
+from offrld.engine import Algorithm, Optimizer, RewardScaler, State, Step, Windows, setting
 from offrld.losses import sequence
-from offrld.nets import Encoder, Params, Transformer, context_of
+from offrld.nets import Encoder, Params, Transformer, remember
 
 LEAST = 0.1  # of the full rate, at the end
 
@@ -31,6 +32,7 @@ LEAST = 0.1  # of the full rate, at the end
 @dataclass(frozen=True)
 class Config(sequence.SequenceConfig):
     batch_size: int = setting(128, "windows per update", unit="windows", low=1, high=1_000_000)
+    reward_scaler: RewardScaler = RewardScaler(type="return")
     learning_rate: float = setting(6e-4, "largest step size", low=0.0, exclusive_low=True)
     warmup_tokens: int = setting(10_240, "real steps until the full rate", unit="steps", low=1)
     final_tokens: int = setting(
@@ -56,9 +58,7 @@ def loss(params: Params, config: Config, nets: Any, state: State, batch: Windows
     # Padding has whatever action the zeros mean; it is masked out below.
     error = F.cross_entropy(logits.flatten(0, 1), batch.action.flatten(), reduction="none").reshape(batch.mask.shape)  # [B, L]
     value = sequence.mean_of_steps(error, batch.mask)
-    context = context_of(params)
-    if context is not None:
-        context.updates["memory/tokens"] = state.memory["tokens"] + batch.mask.sum()
+    remember(params, tokens=state.memory["tokens"] + batch.mask.sum())
     return value, {"loss": value, "learning_rate": config.learning_rate * rate(config, state.memory)}
 
 
@@ -76,10 +76,10 @@ ALGORITHM = Algorithm(
     batch_kind="windows",
     memory=lambda config, space: {"tokens": ()},
     presets={
-        "paper": {},
+        "paper": {"reward_scaler": "none"},
         "d3rlpy": {
-            "encoder.units": [256, 256], "encoder.last_activation": True, "encoder.feature_size": None, "optimizer.type": "adam",
-            "optimizer.beta2": 0.999, "optimizer.weight_decay": 0.0, "optimizer.clip_grad_norm": None,
+            "reward_scaler": "none", "encoder.units": [256, 256], "encoder.last_activation": True, "encoder.feature_size": None,
+            "optimizer.type": "adam", "optimizer.beta2": 0.999, "optimizer.weight_decay": 0.0, "optimizer.clip_grad_norm": None,
         },
     },
 )  # fmt: skip

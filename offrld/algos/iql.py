@@ -86,6 +86,8 @@ ALGORITHM = Algorithm(
     networks=networks,
     schedule=schedule,
     act=lambda params, config, nets, observation: nets.actor(params, observation),
+    sample=lambda params, config, nets, observation, noise: nets.actor.distribution(params, observation).sample(noise).clamp(-1.0, 1.0),
+    value=lambda params, config, nets, observation, action: nets.critic(params, observation, action),
     targets=("critic",),
     presets={"paper": {}, "d3rlpy": {}},
 )

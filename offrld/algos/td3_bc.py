@@ -14,33 +14,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from offrld.engine import OBSERVATION_SCALERS, Algorithm, Batch, State, setting
-from offrld.losses import bellman, td3
+from offrld.engine import Algorithm, Batch, ObservationScaler, State, setting
+from offrld.losses import td3
 from offrld.nets import Params
 
 
 @dataclass(frozen=True)
 class Config(td3.TD3Config):
-    observation_scaler: str = setting("standard", "how observations are scaled before the networks", choices=OBSERVATION_SCALERS)
+    observation_scaler: ObservationScaler = ObservationScaler(type="standard")
     alpha: float = setting(2.5, "weight of the Q term against imitation", low=0.0)
 
 
-# --- Q functions ---
-def critic_loss(params: Params, config: Config, nets: Any, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-    with torch.no_grad():
-        action = td3.target_action(config, nets, state, batch)  # [B, A]
-        target = bellman(batch, nets.critic.target(state.target, batch.next_observation, action))  # [B, M]
-    value = nets.critic.values(params, batch.observation, batch.action).error(target)
-    return value, {"critic_loss": value}
-
-
-# --- Policy ---
 def actor_loss(params: Params, config: Config, nets: Any, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-    action = nets.actor(params, batch.observation)  # [B, A]
-    q = nets.critic(state.params, batch.observation, action, members=1)[0]  # [B]
+    action, q = td3.policy_values(params, nets, state, batch)
     weight = config.alpha / q.abs().mean().detach()
     imitation = ((batch.action - action) ** 2).mean()
     value = imitation - weight * q.mean()
@@ -55,8 +43,9 @@ ALGORITHM = Algorithm(
     config=Config(),
     networks=td3.networks,
     noise=td3.noise,
-    schedule=lambda config: td3.schedule(config, critic_loss, actor_loss),
-    act=lambda params, config, nets, observation: nets.actor(params, observation),
+    schedule=lambda config: td3.schedule(config, actor_loss),
+    act=td3.act,
+    value=td3.value,
     targets=("actor", "critic"),
     presets={"paper": {}, "d3rlpy": {"observation_scaler": "none"}},
 )

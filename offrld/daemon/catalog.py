@@ -17,6 +17,7 @@ from typing import Any
 
 from offrl.errors import InternalError, InvalidInput, Unknown, nearest
 from offrl.job import TrainSpec
+from offrld import settings
 from offrld.daemon.datasets import action_kind
 from offrld.daemon.state import State, write_durably
 from offrld.executors.local import LocalExecutor
@@ -146,12 +147,14 @@ def checked(spec: TrainSpec, catalog: dict[str, Any], fields: dict[str, Any] | N
     presets = algorithm.get("presets") or {}
     if spec.preset is not None and spec.preset not in presets:
         raise Unknown(f"{spec.algorithm} has no preset {spec.preset!r}", hint=nearest(spec.preset, list(presets)) or "it has none")
-    config = flat(spec.config)
-    for name, value in config.items():
-        setting = algorithm["config"].get(name)
-        if setting is None:
-            raise Unknown(f"{spec.algorithm} has no setting {name!r}", hint=nearest(name, list(algorithm["config"])))
-        check_value(f"{spec.algorithm}: {name}", value, setting)
+    try:
+        chosen = settings.resolve(spec.config, algorithm["config"])
+    except Unknown as error:
+        raise Unknown(f"{spec.algorithm}: {error}", hint=error.hint) from None
+    for name, value in chosen.items():
+        check_value(f"{spec.algorithm}: {name}", value, algorithm["config"][name])
+    preset = settings.resolve(presets[spec.preset], algorithm["config"]) if spec.preset is not None else {}
+    settings.refuse_unread({**preset, **chosen}, algorithm["config"])
     kind = action_kind(fields)
     if kind is not None and algorithm.get("actions", "both") not in (kind, "both"):
         fitting = [name for name, other in algorithms.items() if other.get("actions") in (kind, "both")]
@@ -167,7 +170,7 @@ def checked(spec: TrainSpec, catalog: dict[str, Any], fields: dict[str, Any] | N
         raise InvalidInput(f"eval_every={spec.eval_every} without an environment to evaluate in", hint="add --eval-env ID")
     if len(set(spec.seeds)) != len(spec.seeds):
         raise InvalidInput(f"a seed occurs twice in {spec.seeds[:20]}", hint="each seed is trained once")
-    return spec.model_copy(update={"config": config})
+    return spec.model_copy(update={"config": flat(spec.config)})
 
 
 def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -211,7 +214,7 @@ def _is(value: Any, kind: str) -> bool:
         return False
     if kind == "None":
         return value is None
-    types: dict[str, Any] = {"int": int, "float": (int, float), "str": str}
+    types: dict[str, Any] = {"int": int, "float": (int, float), "str": str, "dict": dict}
     return isinstance(value, types.get(kind, ()))
 
 

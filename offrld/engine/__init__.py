@@ -7,10 +7,11 @@ from offrld.engine.optimizer import Optimizer
 from offrld.engine.policy import PolicyModule
 from offrld.engine.sequence_policy import SequencePolicy
 from offrld.engine.space import Space
-from offrld.preprocess.scalers import OBSERVATION_SCALERS
+from offrld.preprocess.rewards import RewardScaler
+from offrld.preprocess.scalers import ActionScaler, ObservationScaler
 from offrld.settings import setting
 
 __all__ = [
-    "OBSERVATION_SCALERS", "Algorithm", "Batch", "CheckpointCorrupt", "Config", "Learner", "Loss", "Noise", "Observation", "Optimizer",
-    "PolicyModule", "SequencePolicy", "Space", "Stage", "State", "Step", "ValueConfig", "Windows", "setting",
+    "ActionScaler", "Algorithm", "Batch", "CheckpointCorrupt", "Config", "Learner", "Loss", "Noise", "Observation", "ObservationScaler",
+    "Optimizer", "PolicyModule", "RewardScaler", "SequencePolicy", "Space", "Stage", "State", "Step", "ValueConfig", "Windows", "setting",
 ]  # fmt: skip

@@ -22,7 +22,8 @@ from offrld import settings
 from offrld.engine.optimizer import Optimizer
 from offrld.engine.space import Space
 from offrld.nets import Params
-from offrld.preprocess.scalers import OBSERVATION_SCALERS, REWARD_SCALERS
+from offrld.preprocess.rewards import RewardScaler
+from offrld.preprocess.scalers import ObservationScaler
 from offrld.settings import setting
 
 Observation = Tensor | dict[str, Tensor]
@@ -34,7 +35,7 @@ class Config:
 
     batch_size: int = setting(256, "transitions per update", unit="transitions", low=1, high=1_000_000)
     frame_stack: int = setting(1, "observations seen at once, the newest and those before it", unit="observations", low=1, high=1024)
-    observation_scaler: str = setting("none", "how observations are scaled before the networks", choices=OBSERVATION_SCALERS)
+    observation_scaler: ObservationScaler = ObservationScaler()
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class ValueConfig(Config):
 
     gamma: float = setting(0.99, "discount per step", low=0.0, high=1.0)
     n_steps: int = setting(1, "length of n-step returns", unit="steps", low=1, high=10_000)
-    reward_scaler: str = setting("none", "how each step's reward is scaled, before n-step sums", choices=REWARD_SCALERS)
+    reward_scaler: RewardScaler = RewardScaler()
 
 
 @dataclass(frozen=True)
@@ -207,13 +208,9 @@ class Algorithm:
 
     def configure(self, values: Mapping[str, Any] | None = None, preset: str | None = None) -> Any:
         """The config with a preset and then ``values`` (dotted names) applied; raises `Unknown` or `InvalidInput`."""
-        chosen: dict[str, Any] = {}
-        if preset is not None:
-            if preset not in self.presets:
-                raise Unknown(f"algorithm {self.name!r} has no preset {preset!r}", hint=nearest(preset, list(self.presets)))
-            chosen.update(self.presets[preset])
-        chosen.update(values or {})
-        return settings.build(self.config, chosen)
+        if preset is not None and preset not in self.presets:
+            raise Unknown(f"algorithm {self.name!r} has no preset {preset!r}", hint=nearest(preset, list(self.presets)))
+        return settings.build(self.config, self.presets[preset] if preset is not None else {}, values or {})
 
     def check(self, space: Space) -> None:
         """Raise `InvalidInput` where the dataset's actions are of the wrong kind."""

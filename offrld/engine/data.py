@@ -12,7 +12,9 @@ from offrl_store import EpisodeStore, rng
 from offrl_store.format import FINAL_MISSING
 from offrld.engine.feed import Scalers
 from offrld.engine.space import Space
-from offrld.preprocess.scalers import Affine, fit, rows
+from offrld.preprocess.rewards import RewardScaler, fit_reward
+from offrld.preprocess.scalers import ActionScaler, fit_action, fit_observation
+from offrld.preprocess.statistics import Blocks, rows
 
 
 def split(episodes: int, holdout: float) -> tuple[np.ndarray, np.ndarray]:
@@ -40,24 +42,31 @@ def fit_scalers(
 ) -> Scalers:
     """Fit the scalers that ``config`` asks for on the transitions of the ``training`` episodes.
 
-    Continuous actions are scaled by their bounds wherever these differ from [-1, 1].
+    Fitted on single observations; with ``frame_stack`` they then apply to each of the stacked frames alike. An algorithm without a
+    setting ``action_scaler`` or ``reward_scaler`` has the default one.
     """
-    table = store.episode_table
-    starts = np.zeros(len(store.column("reward")), bool)  # rows that start a transition
-    steps = np.zeros_like(starts)                         # rows that hold a step (a reward)
-    cut = table["flags"] == FINAL_MISSING                 # truncated without a final observation: the last step starts no transition
-    for first, length, lost in zip(table["first_row"][training], table["steps"][training], cut[training], strict=True):
-        starts[first : first + length - lost] = True
-        steps[first : first + length] = True
-    observation = {}
-    for name in space.observation:
-        column = observation_column(store, name)
-        observation[name] = fit(config.observation_scaler, rows(column, starts), rows(column, starts), dtype, device)
+    table = store.episode_table[training]
+    reward = store.column("reward")
+    spans = [
+        (int(first), int(first + length - (flags == FINAL_MISSING)))  # truncated without a final observation: its last step starts none
+        for first, length, flags in zip(table["first_row"], table["steps"], table["flags"], strict=True)
+    ]
+    starts = np.zeros(len(reward), bool)  # rows that start a transition
+    for first, end in spans:
+        starts[first:end] = True
+
+    def blocks(column: np.ndarray) -> Blocks:
+        return lambda: rows(column, starts)
+
+    columns = {name: observation_column(store, name) for name in space.observation}
+    observation = fit_observation(config.observation_scaler, columns, {n: blocks(c) for n, c in columns.items()}, dtype, device)
+    frames = getattr(config, "frame_stack", 1)
+    observation = {name: scaler if scaler is None else scaler.stacked(frames) for name, scaler in observation.items()}
     action = None
-    if not space.discrete and not (np.all(space.low == -1.0) and np.all(space.high == 1.0)):
-        action = Affine.between(space.low, space.high, dtype, device)
-    reward = None
-    if hasattr(config, "reward_scaler"):
-        column = store.column("reward")
-        reward = fit(config.reward_scaler, rows(column, steps), rows(column, steps), dtype, device)
-    return Scalers(observation, action, reward)
+    if not space.discrete:
+        action = fit_action(getattr(config, "action_scaler", ActionScaler()), space.low, space.high, dtype, device)
+    scaler = fit_reward(
+        getattr(config, "reward_scaler", RewardScaler()), blocks(reward),
+        lambda: np.array([reward[first:end].sum(dtype=np.float64) for first, end in spans]), dtype, device,
+    )  # fmt: skip
+    return Scalers(observation, action, scaler)

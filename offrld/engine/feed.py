@@ -15,7 +15,8 @@ from offrl_store import EpisodeStore
 from offrld.engine.algorithm import Algorithm, Batch, Noise, Observation, ValueConfig, Windows
 from offrld.engine.source import Request, Source
 from offrld.engine.space import Space
-from offrld.preprocess.scalers import Affine, reward_column
+from offrld.preprocess.rewards import needs_column, reward_column
+from offrld.preprocess.scalers import Scaler
 
 KEY, KEYS = "networks", 1 << 24  # the noise from which networks draw their own random numbers: a uniform float32 has so many values
 
@@ -47,8 +48,8 @@ class Feed:
             return Windows(
                 observation=self._observation(raw.observation, raw.reward.dim()),
                 action=self._action(raw.action),
-                reward=self._tensor(raw.reward),
-                returns_to_go=self._tensor(raw.returns_to_go),
+                reward=self._multiple(raw.reward),
+                returns_to_go=self._multiple(raw.returns_to_go),
                 terminal=self._tensor(raw.terminal),
                 mask=self._tensor(raw.mask),
                 timesteps=self._whole(raw.timesteps),
@@ -68,11 +69,16 @@ class Feed:
             noise=noise,
             key=key,
             next_action=None if raw.next_action is None else self._action(raw.next_action),
-            returns=None if raw.returns is None else self._tensor(raw.returns),
+            returns=None if raw.returns is None else self._multiple(raw.returns),
         )
 
     def _tensor(self, value: Tensor) -> Tensor:
         return value.to(self._device, self._dtype, non_blocking=True)
+
+    def _multiple(self, rewards: Tensor) -> Tensor:
+        """Rewards or sums of them, scaled: where the store's column is not yet scaled, the scaler is a mere factor (`needs_column`)."""
+        rewards = self._tensor(rewards)
+        return self._scalers.reward(rewards) if self._scale_sums else rewards
 
     def _whole(self, value: Tensor) -> Tensor:
         return value.to(self._device, torch.int64, non_blocking=True)
@@ -103,9 +109,8 @@ def request_of(
             "next_action": algorithm.next_action,
             "returns": algorithm.returns,
         }
-    # A closed form scales the sum of n rewards; other sums, and scalers that are not affine, want every reward scaled before.
-    closed = isinstance(scalers.reward, Affine) and algorithm.batch_kind == "transitions" and not algorithm.returns
-    if scalers.reward is not None and not closed:
+    sums = {"n_steps": arguments.get("n_steps", 1), "gamma": arguments.get("gamma", 1.0)}
+    if needs_column(scalers.reward, whole_returns=algorithm.returns or algorithm.batch_kind == "windows", **sums):
         arguments["reward"] = reward_column(scalers.reward, store)
     noise = {**algorithm.noise(config, space), KEY: Noise((), "uniform")}
     return Request(algorithm.batch_kind, arguments, seeds, noise, stacked)
@@ -114,13 +119,13 @@ def request_of(
 class Scalers:
     """The scalers of one training run: one per observation field, one of actions, one of rewards; None where nothing is scaled."""
 
-    def __init__(self, observation: dict[str, Affine | None], action: Affine | None, reward: Affine | None) -> None:
+    def __init__(self, observation: dict[str, Scaler | None], action: Scaler | None, reward: Scaler | None) -> None:
         self.observation, self.action, self.reward = observation, action, reward
 
     def tensors(self) -> dict[str, Tensor]:
         """Flat names -> tensors, for checkpoints."""
         named = {f"observation.{name}": s for name, s in self.observation.items()} | {"action": self.action, "reward": self.reward}
-        return {f"{name}.{part}": getattr(s, part) for name, s in named.items() if s is not None for part in ("shift", "scale")}
+        return {f"{name}.{part}": tensor for name, s in named.items() if s is not None for part, tensor in s.tensors().items()}
 
 
 def fields_of(value: Any) -> dict[str, Any]:

@@ -48,7 +48,9 @@ class Optimizer:
     )
     schedule: str = setting("none", "course of the learning rate", choices=SCHEDULES)
     warmup_steps: int = setting(1000, "until the full rate", unit="steps", low=1, only={"schedule": ("warmup",)})
-    cosine_steps: int = setting(1_000_000, "until the least rate, which stays", unit="steps", low=1, only={"schedule": ("cosine",)}, probe=9)
+    cosine_steps: int = setting(
+        1_000_000, "until the least rate, which stays", unit="steps", low=1, only={"schedule": ("cosine",)}, probe=9
+    )  # fmt: skip
     min_factor: float = setting(
         0.0, "least share of the rate", low=0.0, high=1.0, only={"schedule": ("cosine",)}, probe={"": 0.5, "cosine_steps": 4}
     )

@@ -12,7 +12,7 @@ from offrld.engine.algorithm import Algorithm
 from offrld.engine.feed import Scalers, view_observation
 from offrld.engine.space import Space
 from offrld.nets import Params
-from offrld.preprocess.scalers import Affine
+from offrld.preprocess.scalers import Scaler
 
 
 class PolicyModule(nn.Module):
@@ -27,22 +27,23 @@ class PolicyModule(nn.Module):
         self._names = list(params)
         for name, value in params.items():
             self.register_buffer(_buffer(name), value)
-        self._scaled = {}
+        self._scalers: dict[str, Scaler | None] = {}
         for name, scaler in [*scalers.observation.items(), ("action", scalers.action)]:
-            self._scaled[name] = scaler is not None
-            if scaler is not None:
-                for part in ("shift", "scale"):
-                    self.register_buffer(f"scaler_{name}_{part}", getattr(scaler, part).detach().cpu().to(torch.float32).clone())
+            self._keep(name, scaler)
         self._fields = list(scalers.observation)
         if not space.discrete:
             self.register_buffer("low", torch.as_tensor(space.low, dtype=torch.float32))
             self.register_buffer("high", torch.as_tensor(space.high, dtype=torch.float32))
         self.eval()
 
-    def _scaler(self, name: str) -> Affine | None:
-        if not self._scaled[name]:
-            return None
-        return Affine(self.get_buffer(f"scaler_{name}_shift"), self.get_buffer(f"scaler_{name}_scale"))
+    def _keep(self, name: str, scaler: Scaler | None) -> None:
+        self._scalers[name] = scaler
+        for part, tensor in scaler.tensors().items() if scaler is not None else ():
+            self.register_buffer(f"scaler_{name}_{part}", tensor.detach().cpu().to(torch.float32).clone())
+
+    def _scaler(self, name: str) -> Scaler | None:
+        scaler = self._scalers[name]
+        return scaler and scaler.with_tensors({part: self.get_buffer(f"scaler_{name}_{part}") for part in scaler.tensors()})
 
     def scalers(self) -> Scalers:
         """The scalers of observations and actions, made of this module's buffers."""

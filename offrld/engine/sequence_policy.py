@@ -23,7 +23,7 @@ from offrld.engine.feed import Scalers, view_observation
 from offrld.engine.policy import PolicyModule
 from offrld.engine.space import Space
 from offrld.nets import Params
-from offrld.preprocess.scalers import Affine, reward_column
+from offrld.preprocess.rewards import reward_column
 
 ACTION, RETURN_TO_GO, OBSERVATION = f"{CONTEXT}action", f"{CONTEXT}return_to_go", f"{CONTEXT}observation"
 BEST = 0.1  # share of the episodes whose mean return is the default target: the best single one may be luck
@@ -102,10 +102,7 @@ class SequencePolicy(PolicyModule):
         super().__init__(algorithm, config, nets, params, space, scalers)
         self.context_size = length = int(config.context_size)
         self.target_return = returns.target
-        self._scales_rewards = scalers.reward is not None
-        if self._scales_rewards:
-            for part in ("shift", "scale"):
-                self.register_buffer(f"scaler_reward_{part}", getattr(scalers.reward, part).detach().cpu().to(torch.float32).clone())
+        self._keep("rewards", scalers.reward)
         self.register_buffer("return_slope", torch.tensor(returns.slope, dtype=torch.float32))
         self.register_buffer("return_offset", torch.tensor(returns.offset, dtype=torch.float32))
         inputs = space.inputs
@@ -139,9 +136,8 @@ class SequencePolicy(PolicyModule):
         count = inputs[LENGTH]  # [B]
         moved = {held: _moved(inputs[held], inputs[name]) for name, held in self._held.items()}
         moved[ACTION] = _moved(inputs[ACTION], torch.zeros_like(inputs[ACTION][:, 0]))
-        reward = inputs[REWARD]
-        if self._scales_rewards:
-            reward = Affine(self.scaler_reward_shift, self.scaler_reward_scale)(reward)
+        scaler, reward = self._scaler("rewards"), inputs[REWARD]
+        reward = reward if scaler is None else scaler(reward)
         target = inputs[TARGET_RETURN] * self.return_slope + self.return_offset
         moved[RETURN_TO_GO] = _moved(inputs[RETURN_TO_GO], torch.where(count == 0, target, inputs[RETURN_TO_GO][:, -1] - reward))
         moved[LENGTH] = count + 1

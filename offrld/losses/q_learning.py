@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from offrld.engine import Batch, Loss, Optimizer, Space, State, Step, ValueConfig, setting
-from offrld.losses.td import bellman
+from offrld.losses.td import bellman, taken
 from offrld.nets import DiscreteCritics, Encoder, Params, QFunction
 
 
@@ -56,3 +56,8 @@ def schedule(config: QLearningConfig, loss: Loss) -> tuple[Step, ...]:
 def scores(params: Params, config: QLearningConfig, nets: Any, observation: Any) -> Tensor:
     """What the greedy action is chosen by: the mean value over the ensemble, ``[B, n]``."""
     return nets.q.values(params, observation).average
+
+
+def value(params: Params, config: Any, nets: Any, observation: Any, action: Tensor) -> Tensor:
+    """Values of every member for the actions ``[B]``: ``[N, B]``."""
+    return taken(nets.q(params, observation), action)

@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from offrld.engine import Config, Space, setting
+from offrld.engine import Config, RewardScaler, Space, setting
 from offrld.nets import Encoder, SequenceModel, Transformer
-from offrld.preprocess.scalers import REWARD_SCALERS
 
 
 @dataclass(frozen=True)
@@ -19,8 +18,10 @@ class SequenceConfig(Config):
 
     batch_size: int = setting(64, "windows per update", unit="windows", low=1, high=1_000_000)
     context_size: int = setting(20, "steps that the policy sees at once", unit="steps", low=1, high=10_000)
-    max_timestep: int = setting(1000, "largest time step that is told apart; later ones count as this one", unit="steps", low=1, high=10_000_000)
-    reward_scaler: str = setting("none", "how each step's reward is scaled, before returns are summed", choices=REWARD_SCALERS)
+    max_timestep: int = setting(
+        1000, "largest time step that is told apart; later ones count as this one", unit="steps", low=1, high=10_000_000
+    )
+    reward_scaler: RewardScaler = RewardScaler()
     transformer: Transformer = Transformer()
 
 

@@ -1,37 +1,45 @@
-"""The TD3 family: the settings, networks, target action and schedule that TD3+BC and ReBRAC share."""
+"""The TD3 family: what DDPG, TD3, TD3+BC, PRDC and ReBRAC share."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from offrld.engine import Batch, Loss, Noise, Optimizer, Space, State, Step, ValueConfig, setting
-from offrld.nets import Critics, DeterministicPolicy, Encoder, QFunction
+from offrld.losses.td import bellman
+from offrld.nets import Critics, DeterministicPolicy, Encoder, Params, QFunction
 
 RANGE = "of the range [-1, 1]"
 
 
 @dataclass(frozen=True)
-class TD3Config(ValueConfig):
-    """Settings of the family."""
+class ActorCriticConfig(ValueConfig):
+    """Settings of a deterministic policy beside Q functions, both with target copies."""
 
     actor_learning_rate: float = setting(3e-4, "step size of the policy", low=0.0, exclusive_low=True)
     critic_learning_rate: float = setting(3e-4, "step size of the Q functions", low=0.0, exclusive_low=True)
     tau: float = setting(0.005, "rate at which targets follow", unit="share per target update", low=0.0, high=1.0)
-    n_critics: int = setting(2, "size of the ensemble of Q functions", low=1, high=100)
+    n_critics: int = setting(2, "size of the ensemble of Q functions", low=1, high=1000)
+    actor_encoder: Encoder = Encoder()
+    critic_encoder: Encoder = Encoder()
+    q_function: QFunction = QFunction()
+    actor_optimizer: Optimizer = Optimizer()
+    critic_optimizer: Optimizer = Optimizer()
+
+
+@dataclass(frozen=True)
+class TD3Config(ActorCriticConfig):
+    """Settings of the family."""
+
     target_smoothing_sigma: float = setting(0.2, "deviation of the target action's noise", unit=RANGE, low=0.0)
     target_smoothing_clip: float = setting(0.5, "limit of the target action's noise", unit=RANGE, low=0.0, probe=0.05)
     update_actor_interval: int = setting(2, "updates of the critic per update of the policy and the targets", unit="updates", low=1)
-    actor_encoder: Encoder = Encoder()
-    critic_encoder: Encoder = Encoder()
-    actor_optimizer: Optimizer = Optimizer()
-    critic_optimizer: Optimizer = Optimizer()
-    q_function: QFunction = QFunction()
 
 
-def networks(config: TD3Config, space: Space) -> dict[str, Any]:
+def networks(config: ActorCriticConfig, space: Space) -> dict[str, Any]:
     """A deterministic policy and ``n_critics`` Q functions."""
     return {
         "actor": DeterministicPolicy("actor", space.view, space.action_size, config.actor_encoder),
@@ -51,7 +59,32 @@ def target_action(config: TD3Config, nets: Any, state: State, batch: Batch) -> T
     return (nets.actor(state.target, batch.next_observation) + smoothing).clamp(-1.0, 1.0)
 
 
-def schedule(config: TD3Config, critic_loss: Loss, actor_loss: Loss) -> tuple[Step, ...]:
+def critic_loss(params: Params, config: TD3Config, nets: Any, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    """``sum_i mean (Q_i(s, a) - r - gamma^n (1 - d) min_i Qt_i(s', a^))^2`` with the smoothed target action a^."""
+    with torch.no_grad():
+        action = target_action(config, nets, state, batch)  # [B, A]
+        target = bellman(batch, nets.critic.target(state.target, batch.next_observation, action))  # [B, M]
+    value = nets.critic.values(params, batch.observation, batch.action).error(target)
+    return value, {"critic_loss": value}
+
+
+def policy_values(params: Params, nets: Any, state: State, batch: Batch) -> tuple[Tensor, Tensor]:
+    """The policy's actions ``[B, A]`` and what the first Q function thinks of them, ``[B]``."""
+    action = nets.actor(params, batch.observation)
+    return action, nets.critic(state.params, batch.observation, action, members=1)[0]
+
+
+def act(params: Params, config: Any, nets: Any, observation: Any) -> Tensor:
+    """The policy's action, ``[B, A]``."""
+    return nets.actor(params, observation)
+
+
+def value(params: Params, config: Any, nets: Any, observation: Any, action: Tensor) -> Tensor:
+    """Values of every member, ``[N, B]``."""
+    return nets.critic(params, observation, action)
+
+
+def schedule(config: TD3Config, actor_loss: Loss, critic_loss: Loss = critic_loss) -> tuple[Step, ...]:
     """The critics at every update; the policy, then both targets, every ``update_actor_interval``."""
     follow = {"critic": config.tau, "actor": config.tau}
     return (

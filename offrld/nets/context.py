@@ -53,6 +53,13 @@ def context_of(params: Mapping[str, Any]) -> Context | None:
     return params.get(CONTEXT)
 
 
+def remember(params: Mapping[str, Any], **values: Tensor) -> None:
+    """Give new values to tensors of the algorithm's memory. Where a loss is only looked at (validation), nothing happens."""
+    context = context_of(params)
+    if context is not None:
+        context.updates.update({f"memory/{name}": value.detach() for name, value in values.items()})
+
+
 def is_buffer(name: str) -> bool:
     """Whether a parameter is a buffer: never differentiated, given new values through `Context.updates` (batch norm's statistics)."""
     return name.endswith((".running_mean", ".running_var"))

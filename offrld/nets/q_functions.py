@@ -98,10 +98,10 @@ class _Ensemble:
             params |= member.init(generator, dtype)
         return params
 
-    def _values(self, params: Params, observation: Tensor, action: Tensor | None, members: int | None) -> Values:
-        """Of the first ``members`` (None: all)."""
-        chosen = self._members[:members]
-        features = self._features(params, observation, action, len(chosen))
+    def _values(self, params: Params, observation: Tensor, action: Tensor | None, members: slice) -> Values:
+        """Of some members."""
+        chosen = self._members[members]
+        features = self._features(params, observation, action, members)
         if self._q.type == "mean":
             values = [member.head(params, h) for member, h in zip(chosen, features, strict=True)]
             if self._continuous:
@@ -113,16 +113,16 @@ class _Ensemble:
             return self._implicit(params, chosen, features)
         return self._proposed(params, chosen, features)
 
-    def _features(self, params: Params, observation: Tensor, action: Tensor | None, members: int) -> list[Tensor]:
-        """Features ``[..., F]`` for each of the first ``members``."""
+    def _features(self, params: Params, observation: Tensor, action: Tensor | None, members: slice) -> list[Tensor]:
+        """Features ``[..., F]`` for each of some members."""
         if action is not None and isinstance(self.encoders[0], VectorEncoder) and observation.shape[:-1] == action.shape[:-1]:
             # Joined once rather than by each member.
             observation, action = torch.cat([observation, action], dim=-1), None
         if not self._q.share_encoder:
-            return [encoder(params, observation, action) for encoder in self.encoders[:members]]
+            return [encoder(params, observation, action) for encoder in self.encoders[members]]
         if len(self.encoders) > 1 and torch.is_grad_enabled():
             params = {**params, **_gradient_divided(params, f"{self.name}.encoder.", len(self.encoders))}
-        return [self.encoders[0](params, observation, action)] * members
+        return [self.encoders[0](params, observation, action)] * len(self.encoders[members])
 
     # --- Quantile regression: fixed fractions ---
     def _fixed(self, params: Params, members: list[_Member], features: list[Tensor]) -> Values:
@@ -178,7 +178,7 @@ class Critics(_Ensemble):
 
     def values(self, params: Params, observation: Tensor, action: Tensor, *, members: int | None = None) -> Values:
         """At observation ``[B, ...]`` and action ``[B, A]`` or ``[K, B, A]``; of the first ``members`` only, when given."""
-        return self._values(params, observation, action, members)
+        return self._values(params, observation, action, slice(members))
 
     def __call__(self, params: Params, observation: Tensor, action: Tensor, *, members: int | None = None) -> Tensor:
         """Expected values, ``[N, B]`` or ``[N, K, B]``."""
@@ -190,6 +190,16 @@ class Critics(_Ensemble):
             return self.values(params, observation, action).reduce(reduction, lam)
 
 
+    def action_gradients(self, params: Params, observation: Tensor, action: Tensor) -> Tensor:
+        """``dQ_i(s, a)/da`` of each member, ``[N, B, A]``, itself differentiable with respect to ``params``."""
+
+        def total(actions: Tensor) -> Tensor:
+            each = [self._values(params, observation, a, slice(i, i + 1)).mean.sum() for i, a in enumerate(actions.unbind(0))]
+            return torch.stack(each).sum()
+
+        return torch.func.grad(total)(action.expand(len(self._members), *action.shape))
+
+
 class DiscreteCritics(_Ensemble):
     """``N`` Q functions over ``n`` discrete actions."""
 
@@ -198,7 +208,7 @@ class DiscreteCritics(_Ensemble):
 
     def values(self, params: Params, observation: Tensor, *, members: int | None = None) -> Values:
         """Of every action; of the first ``members`` only, when given."""
-        return self._values(params, observation, None, members)
+        return self._values(params, observation, None, slice(members))
 
     def __call__(self, params: Params, observation: Tensor, *, members: int | None = None) -> Tensor:
         """Expected values of every action, ``[N, B, n]``."""

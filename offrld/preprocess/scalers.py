@@ -1,89 +1,303 @@
-"""Scalers of observations, actions and rewards: affine maps fitted once on the pinned snapshot.
+"""Scalers of observations and actions: fitted once on the pinned snapshot, inside the policy's graph when it is exported.
 
-Every scaler here is ``y = (x - shift) * scale`` per element, so all of them export into a policy's graph, invert exactly, and
-commute with n-step sums (`Affine.n_step_reward`). They are fitted on the rows that start a transition of the training episodes:
-the last observation of a truncated episode, which starts none, is not counted.
+Those of offrld are affine, ``y = (x - shift) * scale`` per element. They are fitted on the rows that start a transition of the training
+episodes: the last observation of a truncated episode, which starts none, is not counted. Rewards: `offrld.preprocess.rewards`.
+
+Own scalers. A package registers an object (a module will do) in the entry-point group ``offrl.scalers``::
+
+    [project.entry-points."offrl.scalers"]
+    log = "my_package.log_scaler"
+
+and its name becomes a `type` of observation_scaler and reward_scaler. The object has three functions::
+
+    fit(blocks, options) -> {name: array}    blocks() gives arrays [n, *shape] of all transitions, for each pass anew; options: the setting
+    transform(x, parts) -> Tensor            x [..., *shape] and the fitted parts as tensors; plain torch, it is exported with the policy
+    reverse(y, parts) -> Tensor              the x of which y is the image
+
+The parts are kept in checkpoints. Names are listed without importing the package; it is imported by jobs that use it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-OBSERVATION_SCALERS = ("none", "standard", "min_max")
-REWARD_SCALERS = ("none", "standard", "min_max")
-EPSILON = 1e-3       # added to the deviation, as d3rlpy does: a nearly constant dimension is not blown up
-_BLOCK = 1 << 16     # rows read at a time
+from offrl.errors import InvalidInput, Unknown, nearest
+from offrld import plugins
+from offrld.preprocess.statistics import Blocks, extremes, moments
+from offrld.settings import setting
+
+GROUP = "offrl.scalers"
+OBSERVATION_SCALERS = ("none", "standard", "min_max", "pixel")
+
+
+class Scaler(Protocol):
+    """A fitted scaler."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The scaled value of ``x``, an element with any axes before its own."""
+
+    def reverse(self, y: Tensor) -> Tensor:
+        """The ``x`` of which ``y`` is the image."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What was fitted, by name: what checkpoints and policies keep. Writing into them changes the scaler."""
+
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> Scaler:
+        """The same scaler with these tensors in the place of its own."""
+
+    def stacked(self, frames: int) -> Scaler:
+        """The scaler of ``frames`` elements joined along their first axis."""
 
 
 @dataclass(frozen=True)
 class Affine:
-    """``y = (x - shift) * scale``; both tensors have the shape of one element."""
+    """``y = (x - shift) * scale``; both tensors have the shape of one element, or none."""
 
     shift: Tensor
     scale: Tensor
 
     @classmethod
-    def of(cls, shift: np.ndarray, scale: np.ndarray, dtype: torch.dtype, device: torch.device) -> Affine:
-        return cls(*(torch.as_tensor(np.asarray(part, np.float64)).to(device, dtype) for part in (shift, scale)))
+    def of(cls, shift: Any, scale: Any, dtype: torch.dtype, device: torch.device) -> Affine:
+        return cls(*(torch.from_numpy(np.array(part, np.float64)).to(device, dtype) for part in (shift, scale)))
 
     @classmethod
-    def between(cls, low: np.ndarray, high: np.ndarray, dtype: torch.dtype, device: torch.device) -> Affine:
-        """The map of [low, high] onto [-1, 1]; a dimension whose ends are equal maps to 0."""
+    def between(cls, low: Any, high: Any, dtype: torch.dtype, device: torch.device, *, reach: float = 1.0) -> Affine:
+        """The map of [low, high] onto [-reach, reach]; a dimension whose ends are equal maps to 0."""
         low, high = np.asarray(low, np.float64), np.asarray(high, np.float64)
         span = np.where(high > low, high - low, 1.0)
-        return cls.of((low + high) / 2.0, 2.0 / span, dtype, device)
+        return cls.of((low + high) / 2.0, 2.0 * reach / span, dtype, device)
 
     def __call__(self, x: Tensor) -> Tensor:
         return (x - self.shift) * self.scale
 
     def reverse(self, y: Tensor) -> Tensor:
-        """The ``x`` of which ``y`` is the image."""
         return y / self.scale + self.shift
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"shift": self.shift, "scale": self.scale}
+
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> Affine:
+        return Affine(tensors["shift"], tensors["scale"])
+
+    def stacked(self, frames: int) -> Affine:
+        if frames == 1 or self.shift.dim() == 0:
+            return self
+        return Affine(*(part.repeat(frames, *(1,) * (part.dim() - 1)) for part in (self.shift, self.scale)))
 
     def n_step_reward(self, total: Tensor, discount: Tensor, gamma: float) -> Tensor:
         """The n-step sum of scaled rewards, from the sum of raw ones ``[B]`` and ``discount = gamma^n [B]``.
 
-        Every step is scaled, then summed: sum of gamma^i (r_i - shift) scale = (total - shift (1 - gamma^n) / (1 - gamma)) scale.
+        Every step is scaled, then summed: sum of gamma^i (r_i - shift) scale = (total - shift (1 - gamma^n) / (1 - gamma)) scale. With
+        gamma = 1, n is taken for 1; where it is not, or gamma is close to 1, scale each reward (`rewards.needs_column`).
         """
         weight = (1 - discount) / (1 - gamma) if gamma < 1 else torch.ones_like(discount)
         return (total - self.shift * weight) * self.scale
 
 
-def fit(kind: str, blocks: Iterator[np.ndarray], again: Iterator[np.ndarray], dtype: torch.dtype, device: torch.device) -> Affine | None:
-    """Fit a scaler over blocks of rows; ``again`` gives the same blocks a second time (the deviation takes two passes).
+@dataclass(frozen=True)
+class Own:
+    """A scaler of another package (see the file's first lines), with what it fitted."""
+
+    rule: Any
+    parts: Mapping[str, Tensor]
+    axes: int       # of an element
+    frames: int = 1
+
+    @classmethod
+    def fit(cls, kind: str, options: Mapping[str, Any], blocks: Blocks, axes: int, dtype: torch.dtype, device: torch.device) -> Own:
+        rule = plugins.load(GROUP, kind, ("fit", "transform", "reverse"))
+        parts = rule.fit(blocks, dict(options))
+        if not isinstance(parts, Mapping) or not all(isinstance(name, str) and name.isidentifier() for name in parts):
+            raise InvalidInput(f"the scaler {kind!r} fitted {parts!r}", hint="its function fit gives {name: array}, names like Python's")
+        return cls(rule, {name: torch.as_tensor(np.asarray(part, np.float64)).to(device, dtype) for name, part in parts.items()}, axes)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self._by_frame(self.rule.transform, x)
+
+    def reverse(self, y: Tensor) -> Tensor:
+        return self._by_frame(self.rule.reverse, y)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return dict(self.parts)
+
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> Own:
+        return Own(self.rule, dict(tensors), self.axes, self.frames)
+
+    def stacked(self, frames: int) -> Own:
+        return Own(self.rule, self.parts, self.axes, frames)
+
+    def _by_frame(self, function: Any, x: Tensor) -> Tensor:
+        if self.frames == 1:
+            return function(x, self.parts)
+        axis = -max(self.axes, 1)
+        return torch.cat([function(part, self.parts) for part in x.chunk(self.frames, dim=axis)], dim=axis)
+
+
+def _own() -> tuple[str, ...]:
+    return plugins.names(GROUP)
+
+
+def _observation_types() -> tuple[str, ...]:
+    return (*OBSERVATION_SCALERS, *_own())
+
+
+@dataclass(frozen=True)
+class ObservationScaler:
+    """How observations are scaled before the networks see them. Images (uint8, channel first) with `none` are divided by 255."""
+
+    type: str = setting(
+        "none", "none (images: as pixel), standard (x - mean)/(std + eps), min_max onto [-1, 1], pixel x/255", choices=_observation_types
+    )
+    mean: tuple[float, ...] | None = setting(
+        None, "mean of each element (one number: of all), not fitted", only=("standard",), probe=(0.5,)
+    )  # fmt: skip
+    std: tuple[float, ...] | None = setting(None, "deviation of each element, not fitted", low=0.0, only=("standard",), probe=(2.0,))
+    minimum: tuple[float, ...] | None = setting(None, "least value of each element, not fitted", only=("min_max",), probe=(-9.0,))
+    maximum: tuple[float, ...] | None = setting(None, "largest value of each element, not fitted", only=("min_max",), probe=(9.0,))
+    eps: float = setting(1e-3, "added to the deviation: a nearly constant element is not blown up", low=0.0, only=("standard",))
+    fields: dict[str, Any] = setting(
+        {}, "another type for single fields of an observation of several, by field", probe={"": {"observation": "min_max"}}
+    )
+    options: dict[str, Any] = setting({}, "settings of another package's scaler", only=_own)
+
+    def kind_of(self, name: str, dtype: Any, shape: tuple[int, ...], *, several: bool) -> str:
+        """The type for one field: what `fields` says, else `type`; pixel for images beside other fields, and nothing else for floats."""
+        kind = self.fields.get(name)
+        if kind is None:
+            image = np.dtype(dtype) == np.uint8 and len(shape) == 3
+            kind = "pixel" if image and (several or self.type == "none") else self.type
+            return "none" if kind == "pixel" and np.dtype(dtype) != np.uint8 else kind
+        if kind not in _observation_types():
+            raise Unknown(f"observation_scaler.fields: no scaler {kind!r}", hint=nearest(str(kind), list(_observation_types())))
+        return str(kind)
+
+
+def fit_observation(
+    spec: ObservationScaler, columns: Mapping[str, np.ndarray], blocks: Mapping[str, Blocks], dtype: torch.dtype, device: torch.device
+) -> dict[str, Scaler | None]:
+    """A fitted scaler for each observation field, None where nothing is scaled.
 
     Args:
-        kind: ``none`` (gives None), ``standard`` ((x - mean) / (std + 1e-3)) or ``min_max`` (onto [-1, 1]).
-        blocks, again: arrays ``[n, ...]``; statistics run over the first axis in float64.
+        columns: field -> ``[rows, *shape]``, for dtype and shape.
+        blocks: field -> the rows to fit on.
+
+    Raises:
+        InvalidInput: statistics given by hand do not have the observation's length; pixel without a uint8 field.
     """
-    if kind == "none":
+    kinds = _kinds(spec, columns)
+    shapes = {name: column.shape[1:] for name, column in columns.items() if kinds[name] == spec.type}
+    given = {statistic: _by_hand(spec, statistic, shapes) for statistic in ("mean", "std", "minimum", "maximum")}
+    found: dict[str, Scaler | None] = {}
+    for name, kind in kinds.items():
+        if kind == "none":
+            found[name] = None
+        elif kind == "pixel":
+            found[name] = Affine.of(0.0, 1.0 / 255.0, dtype, device)
+        elif kind == "min_max":
+            low, high = chosen(extremes, blocks[name], given["minimum"].get(name), given["maximum"].get(name))
+            found[name] = Affine.between(low, high, dtype, device)
+        elif kind == "standard":
+            mean, std = chosen(moments, blocks[name], given["mean"].get(name), given["std"].get(name))
+            found[name] = Affine.of(mean, 1.0 / divisor(std + spec.eps), dtype, device)
+        else:
+            found[name] = Own.fit(kind, spec.options, blocks[name], columns[name].ndim - 1, dtype, device)
+    return found
+
+
+def observation_between(
+    spec: ObservationScaler, bounds: Mapping[str, tuple[np.ndarray, np.ndarray]], dtype: torch.dtype, device: torch.device
+) -> dict[str, Scaler | None]:
+    """As `fit_observation`, from an environment's Box bounds, field -> (low, high) in the observation's dtype, where there is no data.
+
+    Raises `InvalidInput` where bounds do not say it: unbounded elements, and scalers that need a deviation, if it is not given by hand.
+    """
+    def blocks(name: str) -> Blocks:
+        low, high = bounds[name]
+        if spec.type not in ("none", "pixel", "min_max") and spec.mean is None:
+            raise InvalidInput(f"{spec.type} scaling of observations cannot be fitted from an environment's bounds",
+                               hint="give observation_scaler.mean and std, or take min_max")  # fmt: skip
+        if spec.type == "min_max" and spec.minimum is None and not (np.isfinite(low).all() and np.isfinite(high).all()):
+            raise InvalidInput(f"observation field {name!r} of the environment has elements without bounds",
+                               hint="give observation_scaler.minimum and maximum")  # fmt: skip
+        return lambda: iter((np.stack([low, high]),))
+
+    columns = {name: np.asarray(low)[None] for name, (low, _) in bounds.items()}
+    return fit_observation(spec, columns, {name: blocks(name) for name in bounds}, dtype, device)
+
+
+def _kinds(spec: ObservationScaler, columns: Mapping[str, np.ndarray]) -> dict[str, str]:
+    for name in spec.fields:
+        if name not in columns:
+            raise Unknown(f"observation_scaler.fields: no observation field {name!r}", hint=nearest(name, list(columns)))
+    kinds = {n: spec.kind_of(n, c.dtype, c.shape[1:], several=len(columns) > 1) for n, c in columns.items()}
+    if spec.type == "pixel" and "pixel" not in kinds.values():
+        dtypes = ", ".join(str(column.dtype) for column in columns.values())
+        raise InvalidInput(f"pixel scaling is of uint8 observations, these are {dtypes}", hint="take standard or min_max")
+    return kinds
+
+
+def _by_hand(spec: ObservationScaler, statistic: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """A statistic given by hand for each field: one number for all, or the numbers of all fields one after the other; {} if not given."""
+    values = getattr(spec, statistic)
+    if values is None or not shapes:
+        return {}
+    sizes = [int(np.prod(shape, dtype=np.int64)) for shape in shapes.values()]
+    array = by_length(f"observation_scaler.{statistic}", values, sum(sizes), "elements of the observation")
+    split = np.split(array, np.cumsum(sizes)[:-1])
+    return {name: each.reshape(shape) for each, (name, shape) in zip(split, shapes.items(), strict=True)}
+
+
+# --- Actions ---
+@dataclass(frozen=True)
+class ActionScaler:
+    """How continuous actions are mapped onto the [-1, 1] in which policies act."""
+
+    type: str = setting("auto", "auto: by the bounds where they are not [-1, 1]; none; min_max: 2 (a - minimum)/(maximum - minimum) - 1",
+                        choices=("auto", "none", "min_max"))  # fmt: skip
+    minimum: tuple[float, ...] | None = setting(
+        None, "of each dimension (one number: of all), not its bound", only=("min_max",), probe=(-9.0,)
+    )  # fmt: skip
+    maximum: tuple[float, ...] | None = setting(None, "of each dimension, not its bound", only=("min_max",), probe=(9.0,))
+
+def fit_action(spec: ActionScaler, low: np.ndarray, high: np.ndarray, dtype: torch.dtype, device: torch.device) -> Affine | None:
+    """The scaler of actions with the bounds ``low``, ``high`` ``[A]``; None where they stay as they are. Raises `InvalidInput`."""
+    if spec.minimum is not None:
+        low = by_length("action_scaler.minimum", spec.minimum, len(low), "dimensions of the action")
+    if spec.maximum is not None:
+        high = by_length("action_scaler.maximum", spec.maximum, len(high), "dimensions of the action")
+    if spec.type == "none" or (np.all(low == -1.0) and np.all(high == 1.0)):
         return None
-    if kind == "min_max":
-        low = high = None
-        for block in blocks:
-            least, most = block.min(axis=0), block.max(axis=0)
-            low, high = (least, most) if low is None else (np.minimum(low, least), np.maximum(high, most))
-        return Affine.between(low, high, dtype, device)
-    count, total = 0, 0.0
-    for block in blocks:
-        count, total = count + len(block), total + block.sum(axis=0, dtype=np.float64)
-    mean = total / count
-    square = sum(((block - mean) ** 2).sum(axis=0) for block in again)
-    return Affine.of(mean, 1.0 / (np.sqrt(square / count) + EPSILON), dtype, device)
+    unbounded = np.flatnonzero(~(np.isfinite(low) & np.isfinite(high)))
+    if len(unbounded):
+        first = unbounded[0]
+        raise InvalidInput(f"action dimension {first} has the bounds {low[first]:g} and {high[first]:g}: it cannot be scaled to [-1, 1]",
+                           hint="give action_scaler.type=min_max with minimum and maximum")  # fmt: skip
+    return Affine.between(low, high, dtype, device)
 
 
-def rows(column: np.ndarray, keep: np.ndarray) -> Iterator[np.ndarray]:
-    """Blocks of the rows of a (memory-mapped) column for which ``keep`` is true; memory stays flat whatever its length."""
-    for start in range(0, len(keep), _BLOCK):
-        chosen = keep[start : start + _BLOCK]
-        if chosen.any():
-            yield np.asarray(column[start : start + _BLOCK])[chosen]
+# --- Shared ---
+def by_length(name: str, values: tuple[float, ...], length: int, of: str) -> np.ndarray:
+    """Numbers given by hand as float64 ``[length]``; a single one stands for all. Raises `InvalidInput`."""
+    if len(values) not in (1, length):
+        raise InvalidInput(f"{name} has {len(values)} numbers for {length} {of}", hint=f"give one, or {length}")
+    return np.broadcast_to(np.asarray(values, np.float64), length)
 
 
-def reward_column(scaler, store):
-    return ((np.asarray(store.column("reward"), np.float64) - scaler.shift.item()) * scaler.scale.item()).astype(np.float32)
+def chosen(fit: Callable[[Blocks], tuple[Any, Any]], blocks: Blocks, one: Any, other: Any) -> tuple[Any, Any]:
+    """A pair of statistics: fitted where not given."""
+    if one is not None and other is not None:
+        return one, other
+    first, second = fit(blocks)
+    return (first if one is None else one), (second if other is None else other)
+
+
+def divisor(values: Any) -> np.ndarray:
+    """``values`` with 1 where they are 0, so that a constant element maps to a number."""
+    array = np.asarray(values, np.float64)
+    return np.where(array > 0, array, 1.0)

@@ -83,6 +83,15 @@ def test_it_walks_to_the_reward_at_the_end_of_a_corridor(name, corridor):
         torch.testing.assert_close(values, torch.tensor([0.9**3, 0.9**2, 0.9, 1.0]), rtol=0, atol=0.12)
 
 
+@pytest.mark.parametrize("kind", ["qr", "iqn", "fqf"])
+def test_distributional_values_reach_the_start_of_a_corridor(kind, corridor):
+    config = {"learning_rate": 1e-3, "target_update_interval": 25, "gamma": 0.9, "q_function.type": kind, "q_function.n_quantiles": 16}
+    learner = offrld.train("dqn", corridor, steps=800, config=config)
+    assert learner.policy(0)(CELLS).tolist() == [1, 1, 1, 1]
+    values = learner.policy(0).scores(CELLS)[:, 1]
+    torch.testing.assert_close(values, torch.tensor([0.9**3, 0.9**2, 0.9, 1.0]), rtol=0, atol=0.12)
+
+
 @pytest.mark.parametrize("policy_type", ["deterministic", "stochastic"])
 def test_bc_imitates_continuous_actions(policy_type, tmp_path):
     random = np.random.default_rng(2)

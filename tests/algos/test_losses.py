@@ -143,6 +143,61 @@ def test_q_learning(name, discrete_store):
     assert x.loss("q")[0] == pytest.approx(expected, rel=1e-10)
 
 
+# --- The same with quantiles ---
+def quantile_huber(predicted, target):
+    """Of ``[B, M]`` against ``[B, M']``, at the mid-points of M fractions: the batch mean."""
+    tau = (np.arange(predicted.shape[1]) + 0.5) / predicted.shape[1]
+    e = target[:, None, :] - predicted[:, :, None]
+    return np.mean((np.abs(tau[:, None] - (e < 0)) * huber(e)).mean(-1).sum(-1))
+
+
+def lowest(quantiles):
+    """Of ``[N, B, M]`` the member with the lowest mean, per sample: ``[B, M]``."""
+    return quantiles[quantiles.mean(-1).argmin(0), np.arange(B)]
+
+
+QR = {"q_function.type": "qr", "q_function.n_quantiles": 5}
+
+
+@pytest.mark.parametrize("name", ["dqn", "double_dqn", "discrete_cql"])
+def test_quantile_q_learning(name, discrete_store):
+    x = Problem(name, discrete_store, {"n_critics": 2, "learning_rate": 0.05, **QR})
+    rows = np.arange(B)
+    online, target = (np.stack([mlp(p, f"q.{i}", x.next_observation).reshape(B, 3, 5) for i in range(2)]) for p in (x.p, x.t))
+    choice = (target if name == "dqn" else online).mean((0, -1)).argmax(-1)
+    low = lowest(target[:, rows, choice])
+    y = x.reward[:, None] + (x.discount * (1 - x.terminal))[:, None] * low
+    q = np.stack([mlp(x.p, f"q.{i}", x.observation).reshape(B, 3, 5) for i in range(2)])
+    expected = sum(quantile_huber(q_i[rows, x.action], y) for q_i in q)
+    if name == "discrete_cql":
+        mean = q.mean((0, -1))
+        expected += x.config.alpha * np.mean(np.log(np.exp(mean).sum(-1)) - mean[rows, x.action])
+    assert x.loss("q")[0] == pytest.approx(expected, rel=1e-10)
+
+
+@pytest.mark.parametrize("name", ["td3_bc", "rebrac"])
+def test_quantile_actor_critic(name, continuous_store):
+    x = Problem(name, continuous_store, {**QR, **({"critic_beta": 0.3} if name == "rebrac" else {})})
+
+    def quantiles(params, s, a):
+        return np.stack([mlp(params, f"critic.{i}", np.concatenate([s, a], -1)) for i in range(2)])
+
+    action = x.smoothed_target_action()
+    target = lowest(quantiles(x.t, x.next_observation, action))
+    if name == "rebrac":
+        target = target - 0.3 * ((action - x.next_action) ** 2).sum(-1, keepdims=True)
+    y = x.reward[:, None] + (x.discount * (1 - x.terminal))[:, None] * target
+    assert x.loss("critic")[0] == pytest.approx(sum(quantile_huber(q, y) for q in quantiles(x.p, x.observation, x.action)), rel=1e-10)
+    action = np.tanh(mlp(x.p, "actor", x.observation))
+    q = quantiles(x.p, x.observation, action).mean(-1)
+    if name == "td3_bc":
+        expected = -x.config.alpha / np.abs(q[0]).mean() * q[0].mean() + np.mean((x.action - action) ** 2)
+    else:
+        q = q.min(0)
+        expected = np.mean(-q / np.abs(q).mean() + x.config.actor_beta * ((x.action - action) ** 2).sum(-1))
+    assert x.loss("actor")[0] == pytest.approx(expected, rel=1e-10)
+
+
 def test_an_update_is_one_step_of_torchs_own_adam(continuous_store):
     algorithm = ALGORITHMS["bc"]
     learner = Learner.create(algorithm, algorithm.configure({"batch_size": B}), continuous_store, dtype=torch.float64)

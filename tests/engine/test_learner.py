@@ -70,7 +70,7 @@ def test_several_seeds_train_as_each_would_alone(algorithm, store_for):
 
 def test_seeds_differ_in_initialisation_batches_and_noise(continuous_store):
     learner = learner_of(ALGORITHMS["td3_bc"], continuous_store, seeds=[0, 1])
-    assert not torch.equal(learner.state.params["actor.0.weight"][0], learner.state.params["actor.0.weight"][1])
+    assert not torch.equal(learner.state.params["actor.encoder.0.weight"][0], learner.state.params["actor.encoder.0.weight"][1])
     one, two = learner._batches(0)
     assert not torch.equal(one.observation, two.observation)
     assert not torch.equal(one.noise["target"], two.noise["target"])
@@ -116,7 +116,7 @@ def test_a_checkpoint_of_another_config_is_refused(continuous_store, tmp_path):
 def test_the_policy_gives_actions_in_the_environments_units_within_bounds(continuous_store):
     learner = learner_of(ALGORITHMS["td3_bc"], continuous_store)
     with torch.no_grad():
-        learner.state.params["actor.2.bias"] += 100.0  # tanh saturates
+        learner.state.params["actor.head.bias"] += 100.0  # tanh saturates
     observation = torch.randn(7, 3)
     action = learner.policy(0)(observation)
     assert action.dtype == torch.float32

@@ -15,7 +15,9 @@ from offrld import settings
 from offrld.engine import optimizer as ours
 from offrld.engine.optimizer import Optimizer
 
-SHAPES = {"net.0.weight": (4, 3), "net.0.bias": (4,), "net.0.norm.weight": (4,), "net.conv.weight": (2, 3, 2, 2), "net.time.embedding": (5, 2)}
+SHAPES = {
+    "net.0.weight": (4, 3), "net.0.bias": (4,), "net.0.norm.weight": (4,), "net.conv.weight": (2, 3, 2, 2), "net.time.embedding": (5, 2),
+}  # fmt: skip
 NAMES = tuple(SHAPES)
 STEPS = 20
 RATE = 0.03
@@ -159,7 +161,10 @@ def test_clipping_leaves_the_callers_gradients_alone():
 
 
 SCHEDULES = [
-    (Optimizer(type="sgd", schedule="warmup", warmup_steps=7), lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda k: min((k + 1) / 7, 1))),
+    (
+        Optimizer(type="sgd", schedule="warmup", warmup_steps=7),
+        lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda k: min((k + 1) / 7, 1)),
+    ),
     (
         Optimizer(type="sgd", schedule="cosine", cosine_steps=STEPS, min_factor=0.2),
         lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, STEPS, eta_min=0.2 * RATE),

@@ -147,5 +147,5 @@ def test_initial_weights_of_the_blocks_are_small_and_do_not_depend_on_the_dtype(
 
 
 def test_heads_that_do_not_divide_the_width_are_refused():
-    with pytest.raises(InvalidInput, match="heads' is 3.*8 features"):
+    with pytest.raises(InvalidInput, match=r"heads' is 3.*8 features"):
         model_of(False, heads=3)

@@ -93,14 +93,33 @@ def _describe(algorithm: dict[str, Any]) -> None:
     for preset, values in (algorithm.get("presets") or {}).items():
         print(f"preset {preset}: " + (", ".join(f"{key}={value}" for key, value in values.items()) or "the defaults"))
     print()
-    rows = []
+    rows, part = [], ""
     for setting, described in algorithm["config"].items():
-        default = described.get("default")
-        shown = number(default) if isinstance(default, float) else str(default)
-        unit = f" [{described['unit']}]" if described.get("unit") else ""
-        choices = f" ({' | '.join(map(str, described['choices']))})" if described.get("choices") else ""
-        rows.append([setting, str(described.get("type", "")), shown, str(described.get("help", "")) + unit + choices])
+        group = setting.rpartition(".")[0]
+        if group != part and rows:
+            rows.append(["", "", "", ""])  # a line between the components
+        part = group
+        rows.append([setting, str(described.get("type", "")), _default(described.get("default")), _meaning(setting, described)])
     table(["setting", "type", "default", "meaning"], rows)
+
+
+def _default(value: Any) -> str:
+    """A default as `--set` takes it."""
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    return number(value) if isinstance(value, float) else str(value)
+
+
+def _meaning(name: str, described: dict[str, Any]) -> str:
+    """Help, unit, choices, and the types for which the setting counts, by the short name of a neighbour."""
+    unit = f" [{described['unit']}]" if described.get("unit") else ""
+    choices = f" ({' | '.join(map(str, described['choices']))})" if described.get("choices") else ""
+    group = name.rpartition(".")[0]
+    only = [
+        f"{other.removeprefix(f'{group}.')} {' or '.join(words) or 'of another package'}"
+        for other, words in (described.get("only") or {}).items()
+    ]
+    return str(described.get("help", "")) + unit + choices + (f"; only with {', '.join(only)}" if only else "")
 
 
 def require_daemon() -> None:

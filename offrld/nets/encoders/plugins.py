@@ -51,10 +51,12 @@ def load(name: str) -> Any:
     try:
         plugin = point.load()
     except Exception as error:  # whatever a package does when it is imported
-        reason = f"encoder type {name!r} cannot be loaded from {point.value}: {type(error).__name__}: {error}"
+        said = str(error).partition("\n")[0]
+        reason = f"encoder type {name!r} cannot be loaded from {point.value}: {type(error).__name__}: {said}"
         raise InvalidInput(reason, hint="repair or uninstall its package") from error
     if not callable(getattr(plugin, "build", None)):
-        raise InvalidInput(f"encoder type {name!r} has no build function in {point.value}", hint="see docs/plugins.md")
+        reason = f"encoder type {name!r} has no build function in {point.value}"
+        raise InvalidInput(reason, hint="it needs build(name, view, encoder, action_size)")
     return plugin
 
 

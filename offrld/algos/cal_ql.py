@@ -1,0 +1,41 @@
+"""CalQL: CQL whose values of the policy's actions are pressed down no further than the return that the data reached.
+
+    Q_i(s, a_k) <- max(Q_i(s, a_k), G(s))    for the actions a_k of pi(s) and pi(s') in CQL's penalty, not for the uniform ones
+
+G(s) is the discounted return of the stored episode from s on, of scaled rewards; the episode's end counts as the end of rewards, so it is
+an underestimate where an episode was truncated. All else is CQL (see `cql`). Metrics: `critic_loss`, `conservative_loss`,
+`conservative_gap`, `alpha`, `alpha_loss`, `actor_loss`, `temp_loss`, `temp`, `entropy`, `q_mean`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from offrld.engine import Algorithm, Batch, State
+from offrld.losses import cql, sac
+from offrld.nets import Params
+
+
+def critic_loss(params: Params, config: cql.CQLConfig, nets: Any, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    return cql.critic_loss(params, config, nets, state, batch, floor=batch.returns)
+
+
+ALGORITHM = Algorithm(
+    name="cal_ql",
+    summary="calibrated CQL: values stay above the data's returns, which makes fine-tuning online safe",
+    paper="Nakamoto et al. 2023, Cal-QL: Calibrated Offline RL Pre-Training for Efficient Online Fine-Tuning (arXiv:2303.05479)",
+    actions="continuous",
+    config=cql.CQLConfig(),
+    networks=cql.networks,
+    noise=cql.noise,
+    memory=cql.memory,
+    schedule=lambda config: cql.schedule(config, critic_loss),
+    act=sac.act,
+    sample=sac.sample,
+    value=sac.value,
+    targets=("critic",),
+    returns=True,
+    presets={"paper": {}, "d3rlpy": {}},
+)

@@ -1,0 +1,53 @@
+"""EDAC: SAC-N whose members are driven apart, so that fewer of them are pessimistic enough.
+
+    L_Q += eta mean_B sum_{i != j} <g_i, g_j> / (N - 1),    g_i = dQ_i(s, a)/da normalised (divided by |g| + 1e-10)
+
+All else is SAC-N (see `sac_n`). Metrics: `critic_loss`, `diversity_loss`, `actor_loss`, `temp_loss`, `temp`, `entropy`, `q_mean`,
+`q_std` (over the members at the policy's actions).
+
+d3rlpy does not have it; the settings are CORL's, and preset `d3rlpy` is the same as `paper`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from offrld.engine import Algorithm, Batch, State, setting
+from offrld.losses import sac, sac_n
+from offrld.nets import Params
+
+
+@dataclass(frozen=True)
+class Config(sac_n.SACNConfig):
+    eta: float = setting(1.0, "weight of the diversity of the members' action gradients", low=0.0)
+
+
+def critic_loss(params: Params, config: Config, nets: Any, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    td_loss, metrics = sac.critic_loss(params, config, nets, state, batch)
+    gradients = nets.critic.action_gradients(params, batch.observation, batch.action)  # [N, B, A]
+    directions = gradients / (torch.linalg.vector_norm(gradients, dim=-1, keepdim=True) + 1e-10)
+    # The sum over all pairs is the square of the sum, that of i = j the sum of the squares.
+    pairs = (directions.sum(0) ** 2).sum(-1) - (directions**2).sum((0, 2))  # [B]
+    diversity = pairs.mean() / (config.n_critics - 1)
+    return td_loss + config.eta * diversity, {**metrics, "diversity_loss": diversity}
+
+
+ALGORITHM = Algorithm(
+    name="edac",
+    summary="SAC-N with members driven apart: pessimistic with fewer of them",
+    paper="An et al. 2021, Uncertainty-Based Offline Reinforcement Learning with Diversified Q-Ensemble (arXiv:2110.01548)",
+    actions="continuous",
+    config=Config(),
+    networks=sac_n.networks,
+    noise=sac_n.noise,
+    schedule=lambda config: sac_n.schedule(config, critic_loss),
+    act=sac.act,
+    sample=sac.sample,
+    value=sac.value,
+    targets=("critic",),
+    presets={"paper": {}, "d3rlpy": {}},
+)

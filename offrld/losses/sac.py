@@ -1,0 +1,116 @@
+"""The soft actor-critic family: the settings, networks, targets and losses that SAC, CQL and their relatives share.
+
+    y       = r + gamma^n (1 - d) (min_i Qt_i(s', a~) - alpha log pi(a~ | s')),    a~ ~ pi(s')
+    L_pi    = mean (alpha log pi(a^ | s) - min_i Q_i(s, a^)),                      a^ ~ pi(s), reparametrised
+    L_alpha = -mean (alpha (log pi(a^ | s) - A))                                   the target entropy is -A, A the action's dimensions
+
+alpha = exp(p), and p is what is learned: the gradient is that of exp(p).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from offrld.engine import Batch, Loss, Noise, Optimizer, Space, State, Step, ValueConfig, setting
+from offrld.losses.td import bellman
+from offrld.nets import Critics, Encoder, Params, PositiveScalar, QFunction, SquashedNormalPolicy
+
+
+@dataclass(frozen=True)
+class SACConfig(ValueConfig):
+    """Settings of the family."""
+
+    actor_learning_rate: float = setting(3e-4, "step size of the policy", low=0.0, exclusive_low=True)
+    critic_learning_rate: float = setting(3e-4, "step size of the Q functions", low=0.0, exclusive_low=True)
+    temp_learning_rate: float = setting(3e-4, "step size of the temperature; 0 keeps it fixed", low=0.0)
+    tau: float = setting(0.005, "rate at which targets follow", unit="share per update", low=0.0, high=1.0)
+    n_critics: int = setting(2, "size of the ensemble of Q functions", low=1, high=1000)
+    initial_temperature: float = setting(1.0, "weight of the entropy at the start", low=0.0, exclusive_low=True)
+    actor_encoder: Encoder = Encoder()
+    critic_encoder: Encoder = Encoder()
+    q_function: QFunction = QFunction()
+    actor_optimizer: Optimizer = Optimizer()
+    critic_optimizer: Optimizer = Optimizer()
+    temp_optimizer: Optimizer = Optimizer()
+
+
+def networks(config: SACConfig, space: Space) -> dict[str, Any]:
+    """A squashed normal policy, ``n_critics`` Q functions and the temperature."""
+    return {
+        "actor": SquashedNormalPolicy("actor", space.view, space.action_size, config.actor_encoder),
+        "critic": Critics("critic", config.n_critics, space.view, space.action_size, config.critic_encoder, config.q_function),
+        "temp": PositiveScalar("temp", config.initial_temperature),
+    }
+
+
+def noise(config: SACConfig, space: Space) -> dict[str, Noise]:
+    """That of the next action in the target and that of the policy's own."""
+    shape = (config.batch_size, space.action_size)
+    return {"next": Noise(shape), "actor": Noise(shape)}
+
+
+# --- Q functions ---
+def soft_target(nets: Any, state: State, batch: Batch) -> Tensor:
+    """The target with the entropy of the next action, ``[B, M]``."""
+    with torch.no_grad():
+        action, log_prob = nets.actor.sample(state.params, batch.next_observation, batch.noise["next"])
+        value = nets.critic.target(state.target, batch.next_observation, action)  # [B, M]
+        return bellman(batch, value - (nets.temp(state.params) * log_prob).unsqueeze(-1))
+
+
+def critic_loss(params: Params, config: SACConfig, nets: Any, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    value = nets.critic.values(params, batch.observation, batch.action).error(soft_target(nets, state, batch))
+    return value, {"critic_loss": value}
+
+
+# --- Temperature ---
+def temp_loss(params: Params, config: SACConfig, nets: Any, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    with torch.no_grad():
+        _, log_prob = nets.actor.sample(state.params, batch.observation, batch.noise["actor"])
+        excess = (log_prob - batch.action.shape[-1]).mean()
+    temperature = nets.temp(params)
+    value = -temperature * excess
+    return value, {"temp_loss": value, "temp": temperature}
+
+
+# --- Policy ---
+def actor_loss(params: Params, config: SACConfig, nets: Any, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    action, log_prob = nets.actor.sample(params, batch.observation, batch.noise["actor"])
+    q = nets.critic(state.params, batch.observation, action).amin(0)  # [B]
+    value = (nets.temp(state.params) * log_prob - q).mean()
+    return value, {"actor_loss": value, "q_mean": q.mean(), "entropy": -log_prob.mean()}
+
+
+def schedule(config: SACConfig, critic_loss: Loss = critic_loss, actor_loss: Loss = actor_loss) -> tuple[Step, ...]:
+    """The Q functions, the temperature by the policy's sample, the policy with the new temperature, the target."""
+    return (
+        Step("critic", critic_loss, ("critic",), config.critic_optimizer, config.critic_learning_rate),
+        *temp_steps(config),
+        Step("actor", actor_loss, ("actor",), config.actor_optimizer, config.actor_learning_rate, polyak={"critic": config.tau}),
+    )
+
+
+def temp_steps(config: SACConfig) -> tuple[Step, ...]:
+    """The step of the temperature, unless it is fixed."""
+    if config.temp_learning_rate == 0.0:
+        return ()
+    return (Step("temp", temp_loss, ("temp",), config.temp_optimizer, config.temp_learning_rate),)
+
+
+def act(params: Params, config: SACConfig, nets: Any, observation: Any) -> Tensor:
+    """The greedy action, ``[B, A]``."""
+    return nets.actor(params, observation)
+
+
+def sample(params: Params, config: SACConfig, nets: Any, observation: Any, noise: Tensor) -> Tensor:
+    """A sample of the policy, ``[B, A]``."""
+    return nets.actor.sample(params, observation, noise)[0]
+
+
+def value(params: Params, config: Any, nets: Any, observation: Any, action: Tensor) -> Tensor:
+    """Values of every member, ``[N, B]``."""
+    return nets.critic(params, observation, action)

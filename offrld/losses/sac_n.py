@@ -1,0 +1,98 @@
+"""Large ensembles against optimism: the settings, networks and losses that SAC-N and EDAC share, as CORL has them.
+
+    L_alpha = -mean (log alpha (log pi(a^ | s) - A))        the gradient is that of log alpha itself (SAC here: of alpha)
+    L_pi    = mean (alpha log pi(a^ | s) - min_i Q_i(s, a^))
+    L_Q     = sum_i mean (Q_i(s, a) - y)^2,    y = r + gamma^n (1 - d) (min_i Qt_i(s', a~) - alpha log pi(a~ | s'))
+
+In this order, each with a fresh sample of the policy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from offrld.engine import Batch, Loss, Noise, Space, State, Step, setting
+from offrld.losses import sac
+from offrld.nets import Critics, Encoder, Params, PositiveScalar, SquashedNormalPolicy
+
+LOG_STD_RANGE = (-5.0, 2.0)
+BIAS, ACTOR_HEAD, CRITIC_HEAD = 0.1, 1e-3, 3e-3   # EDAC's initialisation: of trunk biases, and limits of the heads
+
+
+@dataclass(frozen=True)
+class SACNConfig(sac.SACConfig):
+    """Settings of SAC-N and EDAC; the defaults are the papers'."""
+
+    n_critics: int = setting(10, "size of the ensemble of Q functions", low=2, high=1000)
+    actor_encoder: Encoder = Encoder(units=(256, 256, 256))
+    critic_encoder: Encoder = Encoder(units=(256, 256, 256))
+
+
+class _SmallHeads:
+    """A network whose trunk's biases start at `BIAS` and whose head starts within ``limit``."""
+
+    def __init__(self, network: Any, limit: float) -> None:
+        self._network, self._limit = network, limit
+
+    def init(self, generator: torch.Generator, dtype: torch.dtype) -> Params:
+        params = self._network.init(generator, dtype)
+        for name, value in params.items():
+            if ".head." in name:
+                drawn = torch.rand(value.shape, generator=generator, dtype=torch.float64) * (2 * self._limit) - self._limit
+                params[name] = drawn.to(dtype)
+            elif name.endswith(".bias") and "norm" not in name:
+                params[name] = torch.full_like(value, BIAS)
+        return params
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        return self._network(*arguments, **options)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._network, name)
+
+
+def networks(config: SACNConfig, space: Space) -> dict[str, Any]:
+    """Those of SAC, started as EDAC's are."""
+    actor = SquashedNormalPolicy("actor", space.view, space.action_size, config.actor_encoder, log_std_range=LOG_STD_RANGE)
+    critic = Critics("critic", config.n_critics, space.view, space.action_size, config.critic_encoder, config.q_function)
+    return {
+        "actor": _SmallHeads(actor, ACTOR_HEAD),
+        "critic": _SmallHeads(critic, CRITIC_HEAD),
+        "temp": PositiveScalar("temp", config.initial_temperature),
+    }
+
+
+def noise(config: SACNConfig, space: Space) -> dict[str, Noise]:
+    """Those of SAC, and that of the temperature's own sample."""
+    return {**sac.noise(config, space), "temp": Noise((config.batch_size, space.action_size))}
+
+
+def temp_loss(params: Params, config: SACNConfig, nets: Any, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    with torch.no_grad():
+        _, log_prob = nets.actor.sample(state.params, batch.observation, batch.noise["temp"])
+        excess = (log_prob - batch.action.shape[-1]).mean()
+    value = -nets.temp.log(params) * excess
+    return value, {"temp_loss": value, "temp": nets.temp(params)}
+
+
+def actor_loss(params: Params, config: SACNConfig, nets: Any, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    action, log_prob = nets.actor.sample(params, batch.observation, batch.noise["actor"])
+    members = nets.critic(state.params, batch.observation, action)  # [N, B]
+    q = members.amin(0)
+    value = (nets.temp(state.params) * log_prob - q).mean()
+    spread = members.std(0, unbiased=False).mean()
+    return value, {"actor_loss": value, "q_mean": q.mean(), "q_std": spread, "entropy": -log_prob.mean()}
+
+
+def schedule(config: SACNConfig, critic_loss: Loss = sac.critic_loss) -> tuple[Step, ...]:
+    """The temperature, the policy, the Q functions, the target."""
+    temp = Step("temp", temp_loss, ("temp",), config.temp_optimizer, config.temp_learning_rate)
+    return (
+        *((temp,) if config.temp_learning_rate > 0 else ()),
+        Step("actor", actor_loss, ("actor",), config.actor_optimizer, config.actor_learning_rate),
+        Step("critic", critic_loss, ("critic",), config.critic_optimizer, config.critic_learning_rate, polyak={"critic": config.tau}),
+    )
