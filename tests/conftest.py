@@ -58,19 +58,6 @@ def store_for(continuous_store, discrete_store):
     return lambda algorithm: discrete_store if algorithm.actions == "discrete" else continuous_store
 
 
-@pytest.fixture(scope="session")
-def cheap_for():
-    """Settings under which an update of an algorithm takes milliseconds."""
-
-    def settings(algorithm) -> dict:
-        if algorithm.batch_kind != "windows":
-            return {"batch_size": 16}
-        encoder = "encoder" if hasattr(algorithm.config, "encoder") else "actor_encoder"
-        return {"batch_size": 16, "context_size": 4, "transformer.layers": 1, f"{encoder}.units": [16]}
-
-    return settings
-
-
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread():
     """Two torch threads are slower than one on networks of this size, and much slower when the machine is busy."""

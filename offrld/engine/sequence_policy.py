@@ -121,6 +121,12 @@ class SequencePolicy(PolicyModule):
         }  # fmt: skip
         self.context = [name for name in self.episode_inputs if name.startswith(CONTEXT)]
 
+    def start(self, batch: int, target_return: float | None = None) -> dict[str, Tensor]:
+        """All inputs beside the observation at the first step of ``batch`` episodes."""
+        inputs = {name: torch.zeros(batch, *given.shape, dtype=getattr(torch, given.dtype)) for name, given in self.episode_inputs.items()}
+        inputs[TARGET_RETURN].fill_(self.target_return if target_return is None else target_return)
+        return inputs
+
     def scores(self, **inputs: Tensor) -> Tensor:
         """What the greedy choice is made from: discrete scores ``[B, n]``, or the continuous action in [-1, 1]."""
         return self._scores(inputs, self._moved(inputs))
