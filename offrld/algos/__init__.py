@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from offrl.errors import Unknown, nearest
 from offrld.algos import (
-    awac, bc, bcq, bear, cal_ql, cql, crr, ddpg, discrete_bc, discrete_cql, double_dqn, dqn, edac, iql, rebrac, sac, sac_n, td3, td3_bc,
+    awac, bc, bcq, bear, cal_ql, cql, crr, ddpg, discrete_bc, discrete_bcq, discrete_cql, discrete_sac, double_dqn, dqn, edac, iql, nfq,
+    plas, plas_with_perturbation, prdc, rebrac, sac, sac_n, td3, td3_bc,
 )  # fmt: skip
 from offrld.engine import Algorithm
 
@@ -23,6 +24,9 @@ ALGORITHMS: dict[str, Algorithm] = {
         bcq,
         bear,
         crr,
+        plas,
+        plas_with_perturbation,
+        prdc,
         bc,
         sac,
         td3,
@@ -31,6 +35,9 @@ ALGORITHMS: dict[str, Algorithm] = {
         discrete_cql,
         double_dqn,
         dqn,
+        nfq,
+        discrete_bcq,
+        discrete_sac,
         discrete_bc,
     )
 }

@@ -2,6 +2,7 @@
 
 from offrld.engine.algorithm import Algorithm, Batch, Config, Loss, Noise, Observation, Stage, State, Step, ValueConfig, Windows
 from offrld.engine.checkpoint import CheckpointCorrupt
+from offrld.engine.data import Dataset
 from offrld.engine.learner import Learner
 from offrld.engine.optimizer import Optimizer
 from offrld.engine.policy import PolicyModule
@@ -11,6 +12,6 @@ from offrld.preprocess.scalers import ActionScaler, ObservationScaler
 from offrld.settings import setting
 
 __all__ = [
-    "ActionScaler", "Algorithm", "Batch", "CheckpointCorrupt", "Config", "Learner", "Loss", "Noise", "Observation", "ObservationScaler",
+    "ActionScaler", "Algorithm", "Batch", "CheckpointCorrupt", "Config", "Dataset", "Learner", "Loss", "Noise", "Observation", "ObservationScaler",
     "Optimizer", "PolicyModule", "RewardScaler", "Space", "Stage", "State", "Step", "ValueConfig", "Windows", "setting",
 ]  # fmt: skip

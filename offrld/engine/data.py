@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from offrl.errors import InvalidInput
 from offrl_store import EpisodeStore, rng
 from offrl_store.format import FINAL_MISSING
-from offrld.engine.feed import Scalers
+from offrld.engine.feed import Scalers, view_observation
 from offrld.engine.space import Space
 from offrld.preprocess.rewards import REWARD_SCALERS, Clip, RewardScaler, fit_reward
 from offrld.preprocess.scalers import OBSERVATION_SCALERS, ActionScaler, Affine, Own, Scaler, fit_action, fit_observation
@@ -37,6 +40,50 @@ def observation_column(store: EpisodeStore, name: str) -> np.ndarray:
     return store.column(f"observation.{name}" if isinstance(store.schema.observation, dict) else "observation")
 
 
+def spans_of(store: EpisodeStore, episodes: np.ndarray) -> list[tuple[int, int]]:
+    """First row and end of the transitions of each episode: a truncated one without its final observation has one less than steps."""
+    table = store.episode_table[episodes]
+    return [
+        (int(first), int(first + length - (flags == FINAL_MISSING)))
+        for first, length, flags in zip(table["first_row"], table["steps"], table["flags"], strict=True)
+    ]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What `Algorithm.prepare` sees: the training episodes of the pinned snapshot, as losses would see them.
+
+    Attributes:
+        starts: the rows that start a transition, int64.
+        inputs: the other jobs' models that the algorithm's settings name.
+    """
+
+    store: EpisodeStore
+    space: Space
+    scalers: Scalers
+    episodes: np.ndarray
+    dtype: torch.dtype
+    device: torch.device
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def starts(self) -> np.ndarray:
+        return np.concatenate([np.arange(first, end) for first, end in spans_of(self.store, self.episodes)])
+
+    def observations(self, rows: np.ndarray) -> Tensor:
+        """Scaled vectors ``[n, D]`` at these rows; raises `InvalidInput` for images and stacked frames."""
+        if self.space.frame_stack > 1:
+            raise InvalidInput("this algorithm compares single observations", hint="take frame_stack=1")
+        size = self.space.observation_size
+        fields = {name: torch.from_numpy(observation_column(self.store, name)[rows]) for name in self.space.observation}
+        return view_observation(fields, self.scalers, self.dtype, self.device).reshape(len(rows), size)
+
+    def actions(self, rows: np.ndarray) -> Tensor:
+        """Scaled actions ``[n, A]`` at these rows."""
+        action = torch.from_numpy(self.store.column("action")[rows]).to(self.device, self.dtype)
+        return action if self.scalers.action is None else self.scalers.action(action)
+
+
 def fit_scalers(
     config: Any, store: EpisodeStore, space: Space, training: np.ndarray, dtype: torch.dtype, device: torch.device
 ) -> Scalers:
@@ -45,12 +92,7 @@ def fit_scalers(
     Fitted on single observations; with ``frame_stack`` they then apply to each of the stacked frames alike. An algorithm without a
     setting ``action_scaler`` or ``reward_scaler`` has the default one.
     """
-    table = store.episode_table[training]
-    reward = store.column("reward")
-    spans = [
-        (int(first), int(first + length - (flags == FINAL_MISSING)))  # truncated without a final observation: its last step starts none
-        for first, length, flags in zip(table["first_row"], table["steps"], table["flags"], strict=True)
-    ]
+    reward, spans = store.column("reward"), spans_of(store, training)
     starts = np.zeros(len(reward), bool)  # rows that start a transition
     for first, end in spans:
         starts[first:end] = True

@@ -62,7 +62,8 @@ class Learner:
         self.nets = SimpleNamespace(**networks)
         self._scalers = data.fit_scalers(config, store, space, training, dtype, device)
         self._stages = algorithm.stages(config) if algorithm.stages else (Stage("train", algorithm.schedule(config)),)
-        prepared = algorithm.prepare(store, config) if algorithm.prepare else {}
+        dataset = data.Dataset(store, space, self._scalers, training, dtype, device)
+        prepared = algorithm.prepare(dataset, config) if algorithm.prepare else {}
         self._data = {name: torch.as_tensor(value).to(device) for name, value in prepared.items()}
         self.state = TrainState(
             networks, algorithm.targets, self._stages, self._data, algorithm.memory(config, space),
