@@ -181,7 +181,10 @@ class Algorithm:
             it as ``state.data``.
         stages: ``config -> stages`` where training has several; else there is one with ``schedule``.
         between: ``(learner, k) -> None`` before update ``k`` (model rollouts, rates that depend on what was seen).
-        inputs: settings that name another job whose policy or model this algorithm takes.
+        acts: whether ``act`` is a policy that is learned here (not so: models of the environment, evaluations of another policy).
+        inputs: settings (text, or none) that name another job whose result this algorithm takes, with what that has to be: an
+            algorithm's name, or ``policy``: of any that learns to act. What they name is in ``learner.inputs``, as
+            `offrld.engine.loaded.Loaded`, from before ``prepare`` on.
     """
 
     name: str
@@ -205,7 +208,8 @@ class Algorithm:
     prepare: Callable[[Any, Any], dict[str, Any]] | None = None
     stages: Callable[[Any], tuple[Stage, ...]] | None = None
     between: Callable[[Any, int], None] | None = None
-    inputs: tuple[str, ...] = ()
+    acts: bool = True
+    inputs: Mapping[str, str] = field(default_factory=dict)
 
     def configure(self, values: Mapping[str, Any] | None = None, preset: str | None = None) -> Any:
         """The config with a preset and then ``values`` (dotted names) applied; raises `Unknown` or `InvalidInput`."""

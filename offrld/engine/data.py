@@ -15,8 +15,8 @@ from offrl_store import EpisodeStore, rng
 from offrl_store.format import FINAL_MISSING
 from offrld.engine.feed import Scalers, view_observation
 from offrld.engine.space import Space
-from offrld.preprocess.rewards import RewardScaler, fit_reward
-from offrld.preprocess.scalers import ActionScaler, fit_action, fit_observation
+from offrld.preprocess.rewards import REWARD_SCALERS, Clip, RewardScaler, fit_reward
+from offrld.preprocess.scalers import OBSERVATION_SCALERS, ActionScaler, Affine, Own, Scaler, fit_action, fit_observation
 from offrld.preprocess.statistics import Blocks, rows
 
 
@@ -112,3 +112,31 @@ def fit_scalers(
         lambda: np.array([reward[first:end].sum(dtype=np.float64) for first, end in spans]), dtype, device,
     )  # fmt: skip
     return Scalers(observation, action, scaler)
+
+
+def rebuild_scalers(config: Any, space: Space, tensors: dict[str, torch.Tensor]) -> Scalers:
+    """The scalers of a training run from their `Scalers.tensors`, without its data.
+
+    Raises:
+        Unknown: the config names a scaler of a package that is not installed here.
+    """
+
+    def parts(of: str) -> dict[str, torch.Tensor]:
+        return {name.removeprefix(f"{of}."): tensor for name, tensor in tensors.items() if name.startswith(f"{of}.")}
+
+    observation: dict[str, Scaler | None] = {}
+    for name, (dtype, shape) in space.observation.items():
+        kind = config.observation_scaler.kind_of(name, dtype, shape, several=len(space.observation) > 1)
+        found = parts(f"observation.{name}")
+        if kind not in OBSERVATION_SCALERS:
+            observation[name] = Own.rebuilt(kind, found, len(shape), space.frame_stack)
+        else:
+            observation[name] = Affine(**found) if found else None
+    found = parts("action")
+    action = Affine(**found) if found else None
+    kind, found = getattr(config, "reward_scaler", RewardScaler()).type, parts("reward")
+    if kind not in REWARD_SCALERS:
+        reward: Scaler | None = Own.rebuilt(kind, found, 0)
+    else:
+        reward = (Clip if kind == "clip" else Affine)(**found) if found else None
+    return Scalers(observation, action, reward)
