@@ -14,10 +14,13 @@ from offrl.errors import InvalidInput
 from offrl_store import EpisodeStore, rng
 from offrl_store.format import FINAL_MISSING
 from offrld.engine.feed import Scalers, view_observation
+from offrld.engine.policy import PolicyModule
 from offrld.engine.space import Space
 from offrld.preprocess.rewards import REWARD_SCALERS, Clip, RewardScaler, fit_reward
 from offrld.preprocess.scalers import OBSERVATION_SCALERS, ActionScaler, Affine, Own, Scaler, fit_action, fit_observation
 from offrld.preprocess.statistics import Blocks, rows
+
+ROWS = 4096  # of an episode that a policy is asked about at a time: bounds the memory of pixels
 
 
 def split(episodes: int, holdout: float) -> tuple[np.ndarray, np.ndarray]:
@@ -82,6 +85,36 @@ class Dataset:
         """Scaled actions ``[n, A]`` at these rows."""
         action = torch.from_numpy(self.store.column("action")[rows]).to(self.device, self.dtype)
         return action if self.scalers.action is None else self.scalers.action(action)
+
+
+def actions_of(policy: PolicyModule, store: EpisodeStore) -> np.ndarray:
+    """The greedy actions of a policy at every row of a store, like its action column: ``[rows, A]``, environment's units, or ``[rows]``.
+
+    Each episode's frames are stacked as the policy wants them, zeros before its begin.
+    """
+    k, fields = policy.space.frame_stack, list(policy.space.observation)
+    actions = np.zeros_like(store.column("action"))
+    for first, steps in zip(store.episode_table["first_row"].tolist(), store.episode_table["steps"].tolist(), strict=True):
+        for start in range(first, first + steps + 1, ROWS):
+            rows = np.arange(start, min(start + ROWS, first + steps + 1))
+            seen = {name: torch.from_numpy(_stacks(observation_column(store, name), rows, first, k)) for name in fields}
+            given = (seen[fields[0]],) if len(fields) == 1 else ()
+            with torch.no_grad():
+                actions[rows] = policy(*given, **({} if given else seen)).numpy().astype(actions.dtype)
+    return actions
+
+
+def _stacks(column: np.ndarray, rows: np.ndarray, first: int, k: int) -> np.ndarray:
+    """The last ``k`` frames at each row joined along the first axis, oldest first; zeros before row ``first``."""
+    if k == 1:
+        return column[rows]
+    frames = []
+    for back in range(k - 1, -1, -1):
+        at = rows - back
+        frame = column[np.maximum(at, first)]
+        frame[at < first] = 0
+        frames.append(frame if frame.ndim > 1 else frame[:, None])
+    return np.concatenate(frames, axis=1)
 
 
 def fit_scalers(
