@@ -4,6 +4,7 @@ from offrld.engine.algorithm import Algorithm, Batch, Config, Loss, Noise, Obser
 from offrld.engine.checkpoint import CheckpointCorrupt
 from offrld.engine.data import Dataset
 from offrld.engine.learner import Learner
+from offrld.engine.loaded import Loaded
 from offrld.engine.optimizer import Optimizer
 from offrld.engine.policy import PolicyModule
 from offrld.engine.space import Space
@@ -12,6 +13,7 @@ from offrld.preprocess.scalers import ActionScaler, ObservationScaler
 from offrld.settings import setting
 
 __all__ = [
-    "ActionScaler", "Algorithm", "Batch", "CheckpointCorrupt", "Config", "Dataset", "Learner", "Loss", "Noise", "Observation", "ObservationScaler",
-    "Optimizer", "PolicyModule", "RewardScaler", "Space", "Stage", "State", "Step", "ValueConfig", "Windows", "setting",
+    "ActionScaler", "Algorithm", "Batch", "CheckpointCorrupt", "Config", "Dataset", "Learner", "Loaded", "Loss", "Noise", "Observation",
+    "ObservationScaler", "Optimizer", "PolicyModule", "RewardScaler", "Space", "Stage", "State", "Step", "ValueConfig", "Windows",
+    "setting",
 ]  # fmt: skip

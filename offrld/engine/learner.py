@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,7 +19,8 @@ from offrl_store.errors import EmptyStore
 from offrld import settings
 from offrld.engine import checkpoint, data, optimizer
 from offrld.engine.algorithm import Algorithm, Batch, Stage, Windows
-from offrld.engine.feed import Feed, request_of
+from offrld.engine.feed import Feed, Scalers, request_of
+from offrld.engine.loaded import Loaded, take_inputs
 from offrld.engine.metrics import Means
 from offrld.engine.optimizer import polyak
 from offrld.engine.policy import PolicyModule
@@ -49,12 +50,13 @@ class Learner:
         holdout: np.ndarray,
         stacked: bool,
         feed: str,
+        inputs: Mapping[str, Loaded],
         log: Callable[[str], None],
     ) -> None:
         self.algorithm, self.config, self.store, self.space_ = algorithm, config, store, space
         self.seeds = tuple(seeds)
         self._kind = Windows if algorithm.batch_kind == "windows" else Batch
-        self.holdout = holdout
+        self.holdout, self.inputs = holdout, inputs
         self.step = 0
         self._device, self._dtype, self._stacked, self._log = device, dtype, stacked, log
         self._training = training
@@ -62,7 +64,7 @@ class Learner:
         self.nets = SimpleNamespace(**networks)
         self._scalers = data.fit_scalers(config, store, space, training, dtype, device)
         self._stages = algorithm.stages(config) if algorithm.stages else (Stage("train", algorithm.schedule(config)),)
-        dataset = data.Dataset(store, space, self._scalers, training, dtype, device)
+        dataset = data.Dataset(store, space, self._scalers, training, dtype, device, inputs)
         prepared = algorithm.prepare(dataset, config) if algorithm.prepare else {}
         self._data = {name: torch.as_tensor(value).to(device) for name, value in prepared.items()}
         self.state = TrainState(
@@ -95,6 +97,7 @@ class Learner:
         dtype: torch.dtype = torch.float32,
         stacked: bool | None = None,
         feed: str = "auto",
+        inputs: Mapping[str, Loaded | Learner | str | os.PathLike[str]] | None = None,
         log: Callable[[str], None] = lambda text: None,
     ) -> Learner:
         """A learner at step 0.
@@ -110,10 +113,11 @@ class Learner:
             cache_dir: folder where compiled kernels are kept between runs.
             stacked: whether seeds are differentiated together (None: on CUDA).
             feed: where batches come from: ``host``, ``prefetch``, ``resident`` or ``auto`` (see `Supply`); the batches are the same.
+            inputs: for the settings that name another run (`Algorithm.inputs`), what to take in their place.
             log: takes one-line messages.
 
         Raises:
-            InvalidInput: the data's actions do not fit the algorithm, or images were given.
+            InvalidInput: the data's actions do not fit the algorithm, or an input does not fit the data.
             EmptyStore: no transition to train on.
         """
         if len(set(seeds)) != len(seeds) or not seeds:
@@ -132,7 +136,7 @@ class Learner:
         return cls(
             algorithm, config, store, space,
             seeds=seeds, device=where, runner=runner, dtype=dtype, training=training, holdout=held_out,
-            stacked=together and len(seeds) > 1, feed=feed, log=log,
+            stacked=together and len(seeds) > 1, feed=feed, inputs=take_inputs(algorithm, config, space, inputs or {}), log=log,
         )  # fmt: skip
 
     def _feed(self, seeds: tuple[int, ...], episodes: np.ndarray, *, stacked: bool, ahead: bool) -> Feed:
@@ -224,6 +228,11 @@ class Learner:
         self._taken[key] += 1
 
     # ------------------------------------------------------------------------------------------------------------ reading
+    @property
+    def scalers(self) -> Scalers:
+        """The fitted scalers."""
+        return self._scalers
+
     @property
     def space(self) -> dict[str, Any]:
         """The spaces as JSON (see `Space.as_json`)."""
