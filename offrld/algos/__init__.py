@@ -4,25 +4,9 @@ from __future__ import annotations
 
 from offrl.errors import Unknown, nearest
 from offrld.algos import (
-    bc,
-    cal_ql,
-    cql,
-    ddpg,
-    decision_transformer,
-    discrete_bc,
-    discrete_cql,
-    discrete_decision_transformer,
-    double_dqn,
-    dqn,
-    edac,
-    iql,
-    rebrac,
-    sac,
-    sac_n,
-    tacr,
-    td3,
-    td3_bc,
-)
+    awac, bc, bcq, bear, cal_ql, cql, crr, ddpg, decision_transformer, discrete_bc, discrete_cql, discrete_decision_transformer, double_dqn,
+    dqn, edac, iql, rebrac, sac, sac_n, tacr, td3, td3_bc,
+)  # fmt: skip
 from offrld.engine import Algorithm
 
 ALGORITHMS: dict[str, Algorithm] = {
@@ -36,6 +20,10 @@ ALGORITHMS: dict[str, Algorithm] = {
         cal_ql,
         edac,
         sac_n,
+        awac,
+        bcq,
+        bear,
+        crr,
         bc,
         sac,
         td3,

@@ -38,8 +38,8 @@ class Feed:
         self._kind, self._scale_sums = request.kind, scalers.reward is not None and "reward" not in request.arguments
         self._dtype, self._device = dtype, device
 
-    def batch(self, k: int) -> Batch | Windows:
-        """Batch of update ``k``; its tensors are valid until the next call."""
+    def batch(self, k: int | Tensor) -> Batch | Windows:
+        """Batch of update ``k``; its tensors are valid until the next call. A resident source takes a tensor of steps as well."""
         given = self.source.raw(k)
         raw, noise = given.batch, {name: self._tensor(noise) for name, noise in given.noise.items()}
         key = (given.noise[KEY] * KEYS).to(self._device, torch.int64)

@@ -110,7 +110,7 @@ class Learner:
             bounds: of the actions, from the evaluation environment ``env_id``; they take precedence over the store's.
             cache_dir: folder where compiled kernels are kept between runs.
             stacked: whether seeds are differentiated together (None: on CUDA).
-            feed: where batches come from (see `Supply`); it changes the speed and never a bit.
+            feed: where batches come from: ``host``, ``prefetch``, ``resident`` or ``auto`` (see `Supply`); the batches are the same.
             log: takes one-line messages.
 
         Raises:

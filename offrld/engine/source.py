@@ -66,7 +66,7 @@ class Raw:
 class Source(Protocol):
     """Gives the samples and the noise of update ``k``, a pure function of (snapshot, request, k)."""
 
-    def raw(self, k: int) -> Raw:
+    def raw(self, k: Any) -> Raw:
         """The samples of update ``k``; any order of ``k`` is allowed, the next one is the fast case."""
         ...
 

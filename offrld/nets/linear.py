@@ -24,7 +24,7 @@ def joined(parts: Sequence[Tensor], weight: Tensor, bias: Tensor) -> Tensor:
     ``[K, B, A]`` is multiplied once, not ``K`` times.
     """
     if all(part.shape[:-1] == parts[0].shape[:-1] for part in parts):
-        return linear(parts[0] if len(parts) == 1 else torch.cat(tuple(parts), dim=-1), weight, bias)
+        return linear(torch.cat(tuple(parts), dim=-1), weight, bias)
     total, start = None, 0
     for part in parts:
         end = start + part.shape[-1]
@@ -58,4 +58,6 @@ class Linear:
 
     def __call__(self, params: Params, *parts: Tensor) -> Tensor:
         """``parts [..., I_i]`` joined to ``[..., O]`` (see `joined`)."""
+        if len(parts) == 1:  # nearly always, and a microsecond of Python counts here
+            return linear(parts[0], params[self._weight], params[self._bias])
         return joined(parts, params[self._weight], params[self._bias])

@@ -14,7 +14,9 @@ from offrld.nets.heads import EncodedLinear
 class _Policy:
     """What all policies are: an encoder with a linear head."""
 
-    def __init__(self, name: str, view: View, outputs: int, encoder: Encoder, *, action_size: int = 0, shared: Network | None = None) -> None:
+    def __init__(
+        self, name: str, view: View, outputs: int, encoder: Encoder, *, action_size: int = 0, shared: Network | None = None
+    ) -> None:
         self.name = name
         self._net = EncodedLinear(name, view, outputs, encoder, action_size=action_size, shared=shared)
 

@@ -50,7 +50,7 @@ class QFunction:
 
 
 class _Member:
-    """The layers of one Q function on its encoder's features: ``NAME.head``, for quantile functions ``NAME.embedding``, ``NAME.proposal``."""
+    """The layers of one Q function on its encoder's features: ``NAME.head``; iqn and fqf ``NAME.embedding``; fqf ``NAME.proposal``."""
 
     def __init__(self, name: str, features: int, outputs: int, q: QFunction) -> None:
         self.head = Linear(f"{name}.head", features, outputs * (q.quantiles if q.type == "qr" else 1))

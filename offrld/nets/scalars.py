@@ -7,14 +7,15 @@ import math
 import torch
 from torch import Tensor
 
+from offrld.nets.context import context_of
 from offrld.nets.linear import Params
 
 
 class PositiveScalar:
-    """``exp(p)`` with the one parameter ``NAME.log``, a 0-d tensor that starts at ``log(initial)``."""
+    """``exp(p)`` with the one parameter ``NAME.log``, a 0-d tensor that starts at ``log(initial)``; ``limits`` are those of the logarithm."""
 
-    def __init__(self, name: str, initial: float) -> None:
-        self.name, self._initial = name, initial
+    def __init__(self, name: str, initial: float, limits: tuple[float, float] | None = None) -> None:
+        self.name, self._initial, self._limits = name, initial, limits
 
     def init(self, generator: torch.Generator, dtype: torch.dtype) -> Params:
         return {f"{self.name}.log": torch.tensor(math.log(self._initial), dtype=dtype)}
@@ -22,6 +23,12 @@ class PositiveScalar:
     def log(self, params: Params) -> Tensor:
         """The logarithm, which is what is learned."""
         return params[f"{self.name}.log"]
+
+    def project(self, params: Params) -> None:
+        """Put the logarithm back within its limits; called in the loss of another step, for what this number's own step has done."""
+        context = context_of(params)
+        if context is not None and self._limits is not None:
+            context.updates[f"{self.name}.log"] = self.log(params).detach().clamp(*self._limits)
 
     def __call__(self, params: Params) -> Tensor:
         return self.log(params).exp()

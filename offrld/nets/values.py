@@ -145,7 +145,7 @@ class Values:
 
 
 def quantile_huber(quantiles: Tensor, fractions: Tensor, target: Tensor) -> Tensor:
-    """Quantile Huber error ``[...]`` of quantiles ``[..., M]`` at fractions ``[M]`` or ``[..., M]`` against target quantiles ``[..., M']``."""
+    """Quantile Huber error ``[...]`` of quantiles ``[..., M]`` at fractions ``[M]`` or ``[..., M]`` against targets ``[..., M']``."""
     difference = target.unsqueeze(-2) - quantiles.unsqueeze(-1)  # [..., M, M']
     weight = (fractions.unsqueeze(-1) - (difference < 0).to(difference.dtype)).abs()
     huber = F.huber_loss(difference, torch.zeros_like(difference), reduction="none")

@@ -92,6 +92,17 @@ def test_its_policy_file_acts_as_the_network_does(algorithm, store_for, tmp_path
     np.testing.assert_allclose(policy.act(observations[4]), expected[4], atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["qr", "iqn", "fqf"])
+def test_a_policy_that_acts_by_quantiles_has_its_file_too(kind, discrete_store, tmp_path):
+    algorithm = get("dqn")
+    learner = Learner.create(algorithm, algorithm.configure({"batch_size": 16, "q_function": kind, "n_critics": 2}), discrete_store)
+    learner.run(3)
+    module, path = learner.policy(0), tmp_path / "policy.onnx"
+    assert export_policy(module, path, observation=("float32", (3,)), discrete=True, metadata={"space": learner.space}) < 1e-5
+    observations = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
+    np.testing.assert_array_equal(offrl.Policy(path).predict(observations), module(torch.from_numpy(observations)).numpy())
+
+
 @names
 def test_it_is_documented_and_stands_in_the_file_of_its_name(algorithm, store_for):
     module = importlib.import_module(f"offrld.algos.{algorithm.name}")

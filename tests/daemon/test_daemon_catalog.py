@@ -103,3 +103,31 @@ def test_what_is_no_description_is_refused(data: bytes) -> None:
 
 def test_the_fingerprint_is_stable_and_knows_the_command() -> None:
     assert fingerprint(("a",)) == fingerprint(("a",)) != fingerprint(("b",))
+
+
+PARTS = {
+    "scaler.type": {"type": "str", "default": "none", "help": "how", "choices": ["none", "clip", "own"]},
+    "scaler.low": {"type": "float | None", "default": None, "help": "limit", "only": {"scaler.type": ["clip"]}},
+    "scaler.options": {"type": "dict", "default": {}, "help": "free ones", "only": {"scaler.type": ["own"]}},
+}
+
+
+def part_check(**spec) -> TrainSpec:
+    presets = {"clipped": {"scaler": "clip"}}
+    catalog = {"algorithms": [{"name": "a", "actions": "both", "presets": presets, "config": PARTS}], "environments": []}
+    return checked(TrainSpec(**{"algorithm": "a", "dataset": "d", **spec}), catalog, None)
+
+
+def test_components_are_taken_by_their_types_name_and_tables_by_entry() -> None:
+    for config in ({"scaler": "clip", "scaler.low": 1.0}, {"scaler": {"type": "own", "options": {"depth": {"of": 2}}}}):
+        assert part_check(config=config).config == flat(config)
+    with pytest.raises(InvalidInput, match=r"a: scaler.type: 'clap' is none of its choices"):
+        part_check(config={"scaler": "clap"})
+
+
+def test_a_setting_that_the_type_does_not_read_is_refused_at_once_with_presets_counted_in() -> None:
+    with pytest.raises(InvalidInput, match=r"'scaler.low' has no effect with scaler.type 'none'"):
+        part_check(config={"scaler.low": 1.0})
+    assert part_check(config={"scaler.low": 1.0}, preset="clipped").config == {"scaler.low": 1.0}
+    with pytest.raises(InvalidInput, match=r"'scaler.options' has no effect with scaler.type 'clip'"):
+        part_check(config={"scaler.options.depth": 2}, preset="clipped")

@@ -100,7 +100,7 @@ def test_a_word_in_a_components_place_is_its_type_and_keeps_the_owners_defaults(
 def test_a_later_layer_wins_whatever_the_form_and_one_layer_must_not_contradict_itself():
     assert settings.build(Example(), {"part.type": "own"}, {"part": "wavy"}).part.type == "wavy"
     assert settings.build(Example(), {"part": "own"}, {"part.type": "wavy"}).part.type == "wavy"
-    with pytest.raises(InvalidInput, match="'part.type' is given twice, as 'own' and as 'wavy'"):
+    with pytest.raises(InvalidInput, match=r"'part.type' is given twice, as 'own' and as 'wavy'"):
         settings.build(Example(), {"part": "own", "part.type": "wavy"})
 
 
@@ -132,7 +132,8 @@ def test_a_table_is_replaced_as_a_whole_or_entry_by_entry():
     assert settings.build(Example(), {**own, "part.options": {"b": 2}}).part.options == {"b": 2}
     assert settings.build(Example(), {**own, "part.options.b": 2}).part.options == {"a": 1, "b": 2}
     assert settings.build(Example(), {**own, "part": {"type": "own", "options": {"c": [1]}}}).part.options == {"c": [1]}
-    assert settings.build(Example(), {**own, "part.options.b.c": 2}, {"part.options.b.d": 3}).part.options == {"a": 1, "b": {"c": 2, "d": 3}}
+    inside = settings.build(Example(), {**own, "part.options.b.c": 2}, {"part.options.b.d": 3})
+    assert inside.part.options == {"a": 1, "b": {"c": 2, "d": 3}}
     with pytest.raises(InvalidInput, match="a table of names and values"):
         settings.build(Example(), {**own, "part.options": {"b": object()}})
 

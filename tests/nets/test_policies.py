@@ -10,7 +10,15 @@ import torch
 from torch import distributions
 
 from offrld.nets import (
-    CategoricalPolicy, DeterministicPolicy, DiscreteCritics, Encoder, Normal, NormalPolicy, ResidualPolicy, SquashedNormal, SquashedNormalPolicy,
+    CategoricalPolicy,
+    DeterministicPolicy,
+    DiscreteCritics,
+    Encoder,
+    Normal,
+    NormalPolicy,
+    ResidualPolicy,
+    SquashedNormal,
+    SquashedNormalPolicy,
 )  # fmt: skip
 
 D, A, B, K = 3, 2, 5, 4

@@ -14,6 +14,7 @@ from offrl_store.format import FINAL_MISSING
 from offrld import plugins, settings
 from offrld.algos import ALGORITHMS
 from offrld.engine import Learner
+from offrld.export.onnx import export_policy
 from offrld.preprocess import statistics
 from offrld.preprocess.rewards import RewardScaler, fit_reward, needs_column, reward_column
 from offrld.preprocess.scalers import ActionScaler, Affine, ObservationScaler, fit_action, fit_observation, observation_between
@@ -337,6 +338,8 @@ def test_an_installed_packages_scaler_trains_goes_through_a_checkpoint_and_into_
     seen = torch.sign(raw) * torch.log1p(raw.abs()) / parts["observation.observation.most"].float()
     params = {name: value[0].float() for name, value in learner.state.params.items()}
     torch.testing.assert_close(policy(raw), 2 * learner.nets.actor(params, seen), rtol=1e-5, atol=1e-6)
+    metadata = {"space": learner.space}
+    assert export_policy(policy, tmp_path / "p.onnx", observation=("float32", (3,)), discrete=False, metadata=metadata) < 1e-5
 
 
 def test_a_package_that_cannot_be_imported_is_named(installed, continuous_store):

@@ -66,7 +66,7 @@ class Stage:
         return params
 
     def __call__(self, params: Params, x: Tensor) -> Tensor:
-        x = activate(self._activation, x, axis=1 if self._image else -1)
+        x = F.relu(x) if self._activation == "relu" else activate(self._activation, x, axis=1 if self._image else -1)
         if self._batch_norm:
             x = batch_norm(params, f"{self.name}.batch_norm", x, image=self._image)
         if self._layer_norm:

@@ -1,0 +1,115 @@
+"""BCQ: chooses, by its Q functions, among actions that a model of the data proposes and a small perturbation corrects.
+
+    L_VAE = mean (g(s, z) - a)^2 + beta mean KL(N(mu, std) || N(0, 1)),    z ~ N(mu, std) = e(s, a)
+    pi(s, a) = clip(a + action_flexibility tanh(xi(s, a)), -1, 1)
+    L_pi  = -mean Q_1(s, pi(s, g(s, z))),    z ~ clip(N(0, 1), -0.5, 0.5); the gradient moves pi alone
+    y     = r + gamma^n (1 - d) T,    T the best of n_action_samples actions a_k = pit(s', g(s', z_k)) by lam min_i Qt_i + (1 - lam) max_i Qt_i
+    L_Q   = sum_i mean (Q_i(s, a) - y)^2                 (quantile Huber for the distributional Q functions)
+
+The VAE at every update; from `rl_start_step` on the Q functions, and every `update_actor_interval` the policy and both targets.
+It acts by the best, under Q_1, of n_action_samples actions whose latents were drawn once: the same observation gives the same action.
+(d3rlpy's decoder in its second version lacks the tanh by mistake, and ignores the interval.) Metrics: `vae_loss`, `critic_loss`,
+`actor_loss`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from offrld.engine import Algorithm, Batch, Noise, Optimizer, Space, State, Step, setting
+from offrld.losses import bellman, td3
+from offrld.losses.vae import LATENT_LIMIT, vae_loss
+from offrld.nets import ConditionalVAE, Critics, Encoder, Params, ResidualPolicy
+from offrld.nets.candidates import Candidates, best, for_batch
+
+
+@dataclass(frozen=True)
+class Config(td3.ActorCriticConfig):
+    batch_size: int = setting(100, "transitions per update", unit="transitions", low=1, high=1_000_000)
+    actor_learning_rate: float = setting(1e-3, "step size of the policy", low=0.0, exclusive_low=True)
+    critic_learning_rate: float = setting(1e-3, "step size of the Q functions", low=0.0, exclusive_low=True)
+    imitator_learning_rate: float = setting(1e-3, "step size of the VAE", low=0.0, exclusive_low=True)
+    update_actor_interval: int = setting(1, "updates of the critic per update of the policy and the targets", unit="updates", low=1)
+    lam: float = setting(0.75, "weight of the least member's value in the target, the rest that of the largest", low=0.0, high=1.0)
+    n_action_samples: int = setting(100, "actions to choose from", unit="actions", low=1, high=10_000, probe=3)
+    action_flexibility: float = setting(0.05, "limit of the perturbation", unit=td3.RANGE, low=0.0)
+    rl_start_step: int = setting(0, "updates of the VAE alone", unit="updates", low=0, probe=2)
+    beta: float = setting(0.5, "weight of the KL term", low=0.0)
+    imitator_encoder: Encoder = Encoder()
+    imitator_optimizer: Optimizer = Optimizer()
+
+
+def networks(config: Config, space: Space) -> dict[str, Any]:
+    view, size, imitator = space.view, space.action_size, config.imitator_encoder
+    return {
+        "actor": ResidualPolicy("actor", view, size, config.actor_encoder, scale=config.action_flexibility),
+        "critic": Critics("critic", config.n_critics, view, size, config.critic_encoder, config.q_function),
+        "vae": ConditionalVAE("vae", view, size, imitator, imitator),
+        "candidates": Candidates("candidates", config.n_action_samples, 2 * size, limit=LATENT_LIMIT),
+    }
+
+
+def noise(config: Config, space: Space) -> dict[str, Noise]:
+    shape = (config.batch_size, 2 * space.action_size)
+    return {"vae": Noise(shape), "actor": Noise(shape), "next": Noise((config.n_action_samples, *shape))}
+
+
+def proposed(nets: Any, vae: Params, actor: Params, observation: Any, latent: Tensor) -> Tensor:
+    """The perturbed actions of latents ``[..., B, 2A]``: ``[..., B, A]``."""
+    return nets.actor(actor, observation, nets.vae.decode(vae, observation, latent))
+
+
+# --- Q functions ---
+def critic_loss(params: Params, config: Config, nets: Any, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    with torch.no_grad():
+        latent = batch.noise["next"].clamp(-LATENT_LIMIT, LATENT_LIMIT)  # [K, B, 2A]
+        actions = proposed(nets, state.params, state.target, batch.next_observation, latent)  # [K, B, A]
+        value, _ = nets.critic.values(state.target, batch.next_observation, actions).best(config.lam)  # [B, M]
+        target = bellman(batch, value)
+    loss = nets.critic.values(params, batch.observation, batch.action).error(target)
+    return loss, {"critic_loss": loss}
+
+
+# --- Policy ---
+def actor_loss(params: Params, config: Config, nets: Any, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    latent = batch.noise["actor"].clamp(-LATENT_LIMIT, LATENT_LIMIT)  # [B, 2A]
+    action = proposed(nets, state.params, params, batch.observation, latent)
+    loss = -nets.critic(state.params, batch.observation, action, members=1)[0].mean()
+    return loss, {"actor_loss": loss}
+
+
+def schedule(config: Config) -> tuple[Step, ...]:
+    start, follow = config.rl_start_step, {"critic": config.tau, "actor": config.tau}
+    return (
+        Step("vae", vae_loss, ("vae",), config.imitator_optimizer, config.imitator_learning_rate),
+        Step("critic", critic_loss, ("critic",), config.critic_optimizer, config.critic_learning_rate, start=start),
+        Step(
+            "actor", actor_loss, ("actor",), config.actor_optimizer, config.actor_learning_rate,
+            every=config.update_actor_interval, polyak=follow, start=start,
+        ),
+    )  # fmt: skip
+
+
+def act(params: Params, config: Config, nets: Any, observation: Any) -> Tensor:
+    actions = proposed(nets, params, params, observation, for_batch(nets.candidates(params), observation))  # [K, B, A]
+    return best(actions, nets.critic(params, observation, actions, members=1)[0])
+
+
+ALGORITHM = Algorithm(
+    name="bcq",
+    summary="batch-constrained Q-learning: chooses among actions that a model of the data proposes",
+    paper="Fujimoto, Meger & Precup 2019, Off-Policy Deep Reinforcement Learning without Exploration (arXiv:1812.02900)",
+    actions="continuous",
+    config=Config(),
+    networks=networks,
+    noise=noise,
+    schedule=schedule,
+    act=act,
+    value=td3.value,
+    targets=("actor", "critic"),
+    presets={"paper": {}, "d3rlpy": {}},
+)

@@ -1,0 +1,42 @@
+"""Fixed candidates: random numbers drawn once, so that a policy which chooses among sampled actions acts the same every time."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from offrld.nets.linear import Params
+
+
+class Candidates:
+    """``count`` standard normal vectors of ``size`` in ``NAME.noise``, clamped to ``limit``; no step optimises them.
+
+    The first is zero: the most likely action is always among the candidates.
+    """
+
+    def __init__(self, name: str, count: int, size: int, *, limit: float | None = None) -> None:
+        self.name, self._shape, self._limit = name, (count, size), limit
+
+    def init(self, generator: torch.Generator, dtype: torch.dtype) -> Params:
+        noise = torch.randn(self._shape, generator=generator, dtype=torch.float64)
+        noise[0] = 0.0
+        if self._limit is not None:
+            noise = noise.clamp(-self._limit, self._limit)
+        return {f"{self.name}.noise": noise.to(dtype)}
+
+    def __call__(self, params: Params) -> Tensor:
+        """``[K, 1, L]``, to be broadcast over a batch."""
+        return params[f"{self.name}.noise"].unsqueeze(1)
+
+
+def best(actions: Tensor, scores: Tensor) -> Tensor:
+    """Of candidates ``[K, B, A]`` the one with the highest score ``[K, B]``: ``[B, A]``."""
+    choice = scores.argmax(0)  # [B]
+    index = choice.unsqueeze(-1).expand(actions.shape[1:]).unsqueeze(0)
+    return torch.gather(actions, 0, index).squeeze(0)
+
+
+def for_batch(candidates: Tensor, observation: Tensor | dict[str, Tensor]) -> Tensor:
+    """Candidates ``[K, 1, L]`` for every observation ``[B, ...]``: ``[K, B, L]``."""
+    some = next(iter(observation.values())) if isinstance(observation, dict) else observation
+    return candidates.expand(-1, some.shape[0], -1)
