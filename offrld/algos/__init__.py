@@ -4,8 +4,28 @@ from __future__ import annotations
 
 from offrl.errors import Unknown, nearest
 from offrld.algos import (
-    awac, bc, bcq, bear, cal_ql, cql, crr, ddpg, decision_transformer, discrete_bc, discrete_cql, discrete_decision_transformer, double_dqn,
-    dqn, edac, iql, rebrac, sac, sac_n, tacr, td3, td3_bc,
+    awac,
+    bc,
+    bcq,
+    bear,
+    cal_ql,
+    cql,
+    crr,
+    ddpg,
+    decision_transformer,
+    discrete_bc,
+    discrete_cql,
+    discrete_decision_transformer,
+    double_dqn,
+    dqn,
+    edac,
+    iql,
+    rebrac,
+    sac,
+    sac_n,
+    tacr,
+    td3,
+    td3_bc,
 )  # fmt: skip
 from offrld.engine import Algorithm
 
