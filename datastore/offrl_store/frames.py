@@ -24,7 +24,8 @@ class FrameStacks(Sequence):
     InvalidInput.
     """
 
-    def __init__(self, store: EpisodeStore, k: int = 4, *, column: str = "observation", stack_pad: str = "zero", episodes: Any = None) -> None:
+    def __init__(self, store: EpisodeStore, k: int = 4, *, column: str = "observation", stack_pad: str = "zero",
+                 episodes: Any = None) -> None:
         self.k, self._repeat, self._store = whole(k, "k", 1, 1 << 16), padding(stack_pad), store
         if not any(c.name == column and c.role == "observation" and c.field.shape for c in store.schema.columns):
             raise InvalidInput(f"{column!r} is no observation with frames to stack")
