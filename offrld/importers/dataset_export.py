@@ -1,6 +1,7 @@
 """Exporting a store: as flat D4RL HDF5, as ``.npz``, for Minari, for d3rlpy, or as a store of its own.
 
-The importers read ``d4rl``, ``npz`` and ``store`` back without loss; what the formats of `recorded_export` leave out they say. Flat files carry ``next_observations`` where the store has final observations, and ``next_observations_known`` where it has only some of
+The importers read ``d4rl``, ``npz`` and ``store`` back without loss; what the formats of `recorded_export` leave out they say.
+Flat files carry ``next_observations`` where the store has final observations, and ``next_observations_known`` where it has only some of
 them; bounds, the number of actions and ``env_id`` go along. Extra fields become ``infos/NAME``.
 """
 

@@ -218,8 +218,12 @@ def write_d3rlpy_v1(export: Export) -> None:
     options = {"compression": "gzip", "shuffle": True, "chunks": True} if export.compress else {}
     with contextlib.closing(CalmFile(export.path)) as calm, h5py.File(calm, "w") as file:
         arrays = {
-            "observations": file.create_dataset("observations", (count, *schema.observation.shape), schema.observation.dtype, **options),
-            "actions": file.create_dataset("actions", (count, *_action_shape(action)), "i4" if action.discrete else action.dtype, **options),
+            "observations": file.create_dataset(
+                "observations", (count, *schema.observation.shape), schema.observation.dtype, **options
+            ),
+            "actions": file.create_dataset(
+                "actions", (count, *_action_shape(action)), "i4" if action.discrete else action.dtype, **options
+            ),
             "rewards": file.create_dataset("rewards", (count,), schema.reward.dtype, **options),
         }
         for i, episode in enumerate(store.episodes):

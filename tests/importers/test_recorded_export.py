@@ -76,8 +76,10 @@ def test_minari_never_gets_a_made_up_observation_that_a_learner_would_use(tmp_pa
         rows = len(theirs.observation)
         np.testing.assert_array_equal(ours.observation[:rows], theirs.observation)
         np.testing.assert_array_equal(ours.reward, theirs.reward[: ours.steps])
-    assert lines == ["3 terminated episodes lack their final observation: the last one is repeated there",
-                     "2 truncated episodes lack their final observation: they end one step earlier, and 1 of one step are left out"]  # fmt: skip
+    assert lines == [
+        "3 terminated episodes lack their final observation: the last one is repeated there",
+        "2 truncated episodes lack their final observation: they end one step earlier, and 1 of one step are left out",
+    ]
     with pytest.raises(EmptyStore):
         export_dataset(make(tmp_path / "one", final=False, lengths=()), tmp_path / "x", "minari")
 
