@@ -16,8 +16,9 @@ from .store import EpisodeStore
 
 
 class FrameStacks(Sequence):
-    """The stack of ``k`` frames at each step, oldest first, [k*C, H, W]: a read-only view of the store's rows, so that a million of them
-    cost no memory. Only where the stack reaches before its episode's start (its first k-1 steps) is it a copy, padded with zeros.
+    """The stack of ``k`` frames at each step, oldest first, [k*C, H, W]: a read-only view of the store's rows, made when asked for (150
+    bytes each, where a list of a million is kept). Only where the stack reaches before its episode's start (its first k-1 steps) is it a
+    copy, padded with zeros.
 
     The layout of d4rl-atari's ``stack=True``. One item per step, in the order of ``episodes`` (default all); a slice gives another list.
     column: the observation's column. stack_pad: "zero", or "first" to repeat the first frame. A bounded store gives copies. Raises

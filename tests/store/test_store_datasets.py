@@ -77,7 +77,7 @@ def test_discrete_actions_are_found_counted_and_declared(cartpole):
     assert (continuous.schema.action.dtype, continuous.schema.action.shape) == (np.float32, (1,))
     with pytest.raises(InvalidInput, match="action_size 1"):
         MDPDataset(**cartpole, action_size=1)
-    with pytest.raises(InvalidInput, match="leave it out"):
+    with pytest.raises(InvalidInput, match="action_size is the number"):
         MDPDataset(**cartpole, action_size=2, discrete_action=False)
 
 
@@ -116,6 +116,20 @@ def test_rows_are_appended_whole_or_not_at_all(cartpole, tmp_path):
         append_rows(store, **{**second, "observations": second["observations"].astype(np.float64)})
     assert len(EpisodeStore.open(store.path)) == count
     assert check(store.path) == []
+
+
+def test_an_append_that_fails_halfway_leaves_nothing(tmp_path):
+    """J06: also where the rows before the bad one are whole episodes."""
+    rng = np.random.default_rng(0)
+    arrays = {"observations": rng.normal(size=(30, 2)), "actions": rng.integers(0, 3, 30), "rewards": rng.normal(size=30),
+              "terminals": np.arange(30) % 10 == 9}  # fmt: skip
+    store = MDPDataset(**arrays, path=tmp_path / "s")
+    beyond = np.where(np.arange(30) == 25, 3, arrays["actions"])
+    with pytest.raises(InvalidEpisode, match="outside the bounds 0 to 2"):
+        append_rows(store, **{**arrays, "actions": beyond})
+    assert (len(store), len(EpisodeStore.open(store.path)), check(store.path)) == (3, 3, [])
+    assert append_rows(store, **arrays) == [3, 4, 5]
+    assert all(np.array_equal(to_arrays(store, [3, 4, 5])[name], rows) for name, rows in arrays.items())
 
 
 def test_a_store_is_extended_by_others_or_not_at_all(tmp_path):
@@ -257,6 +271,23 @@ def test_stats_hold_what_compute_stats_gives(pendulum, cartpole):
     assert stats["return"]["histogram"] == np.histogram(returns, 20)[0].tolist()
     assert np.allclose(stats["fields"]["observation"]["mean"], pendulum["observations"].mean(0, dtype=float))
     assert MDPDataset(**cartpole).stats()["fields"]["action"]["counts"] == np.bincount(cartpole["actions"].reshape(-1).astype(int)).tolist()
+
+
+def test_histograms_have_twenty_bins_for_each_place_of_an_action():
+    """J10."""
+    rng = np.random.default_rng(0)
+    actions, rewards = rng.normal(size=(50_000, 2, 3)), rng.normal(size=50_000)
+    store = create_temporary(Schema(Field("uint8", (1,)), Field("float64", (2, 3)), Field("float64")))
+    with store.writer() as writer:
+        for part in range(0, 50_000, 10_000):
+            writer.append(Episode(np.zeros((10_001, 1), np.uint8), actions[part:part + 10_000], rewards[part:part + 10_000]))
+    fields = store.stats()["fields"]
+    for i in range(2):
+        for j in range(3):
+            counts, edges = np.histogram(actions[:, i, j], 20)
+            assert fields["action"]["histogram"][i][j] == counts.tolist() and np.allclose(fields["action"]["edges"][i][j], edges)
+    assert fields["reward"]["histogram"] == np.histogram(rewards, 20)[0].tolist()
+    assert "histogram" not in fields["observation"]
 
 
 def test_statistics_that_an_older_version_cached_are_computed_anew(tmp_path):
