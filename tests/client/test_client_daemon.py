@@ -179,7 +179,11 @@ def test_an_exported_dataset_can_be_added_again(out, format, client, dataset, of
     assert format in (None, ran.json["format"])
     copy = client.datasets.add("copy", tmp_path / out)
     original = client.datasets.show(dataset)
-    assert (copy.episodes, copy.transitions, copy.returns) == (original.episodes, original.transitions, original.returns)
+    assert (copy.episodes, copy.transitions) == (original.episodes, original.transitions)
+    if format == "minari":  # it has no place for a last step without the observation after it: its reward is left out
+        assert copy.returns["mean"] == original.returns["mean"] - 1
+    else:
+        assert copy.returns == original.returns
     client.datasets.rm("copy")
     assert [path.name for path in tmp_path.iterdir()] == [out]
     assert client.jobs("dataset_export") == []
