@@ -11,89 +11,72 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from offrl_store import EpisodeStore, rng
 from offrld.engine.algorithm import Algorithm, Batch, ValueConfig
+from offrld.engine.source import Request, Source
 from offrld.engine.space import Space
 from offrld.preprocess.scalers import Affine
 
 
 class Feed:
-    """Batches of one seed.
+    """Scaled batches of one seed, or of several with a leading axis.
 
     Args:
-        store: opened at the pinned snapshot.
-        episodes: numbers of the episodes to sample from; None: all.
+        source: gives the raw batches, made from `request_of`.
         scalers: field -> scaler, by the names of `Scalers`.
     """
 
     def __init__(
-        self,
-        algorithm: Algorithm,
-        config: Any,
-        store: EpisodeStore,
-        space: Space,
-        scalers: Scalers,
-        *,
-        seed: int,
-        episodes: np.ndarray | None,
-        dtype: torch.dtype,
-        device: torch.device,
+        self, config: Any, source: Source, space: Space, scalers: Scalers, *, dtype: torch.dtype, device: torch.device
     ) -> None:
-        values = isinstance(config, ValueConfig)
-        self._sampler = store.transitions(
-            batch_size=config.batch_size,
-            seed=seed,
-            n_steps=config.n_steps if values else 1,
-            gamma=config.gamma if values else 1.0,
-            next_action=algorithm.next_action,
-            episodes=episodes,
-        )
-        self._next_action = algorithm.next_action
-        self._space, self._scalers, self._seed = space, scalers, seed
-        self._gamma = config.gamma if values else 1.0
+        self.source = source
+        self._space, self._scalers = space, scalers
+        self._gamma = config.gamma if isinstance(config, ValueConfig) else 1.0
         self._dtype, self._device = dtype, device
-        # Noise is drawn as float32 on the CPU whatever the device: the same numbers everywhere.
-        self._noise = {
-            name: (noise, rng.stream_id(f"noise/{name}"), np.empty(noise.shape, np.float32))
-            for name, noise in algorithm.noise(config, space).items()
-        }
 
-    def batch(self, k: int) -> Batch:
-        """Batch of update ``k``; its tensors are valid until the next call."""
-        if self._sampler.step != k:
-            self._sampler.seek(k)
-        raw = self._sampler.sample()
-        scale = self._scalers
+    def batch(self, k: int | Tensor) -> Batch:
+        """Batch of update ``k``; its tensors are valid until the next call. A resident source takes a tensor of steps as well."""
+        given, scale = self.source.raw(k), self._scalers
+        raw, lead = given.batch, given.batch.reward.dim()
         discount, reward = self._tensor(raw.discount), self._tensor(raw.reward)
         if scale.reward is not None:
             reward = scale.reward.n_step_reward(reward, discount, self._gamma)
         return Batch(
-            observation=self._observation(raw.observation),
+            observation=self._observation(raw.observation, lead),
             action=self._action(raw.action),
             reward=reward,
-            next_observation=self._observation(raw.next_observation),
+            next_observation=self._observation(raw.next_observation, lead),
             terminal=self._tensor(raw.terminal),
             discount=discount,
-            noise={name: self._draw(k, *noise) for name, noise in self._noise.items()},
-            next_action=self._action(raw.next_action) if self._next_action else None,
+            noise={name: self._tensor(noise) for name, noise in given.noise.items()},
+            next_action=None if raw.next_action is None else self._action(raw.next_action),
         )
 
-    def _tensor(self, array: np.ndarray) -> Tensor:
-        return torch.from_numpy(array).to(self._device, self._dtype, non_blocking=True)
+    def _tensor(self, value: Tensor) -> Tensor:
+        return value.to(self._device, self._dtype, non_blocking=True)
 
-    def _observation(self, value: Any) -> Tensor:
-        fields = {name: torch.from_numpy(array) for name, array in fields_of(value).items()}
-        return flat_observation(fields, self._scalers, self._dtype, self._device)
+    def _observation(self, value: Any, lead: int) -> Tensor:
+        return flat_observation(fields_of(value), self._scalers, self._dtype, self._device, lead)
 
-    def _action(self, array: np.ndarray) -> Tensor:
+    def _action(self, value: Tensor) -> Tensor:
         if self._space.discrete:
-            return torch.from_numpy(array).to(self._device, torch.int64, non_blocking=True)
-        action = self._tensor(array)
+            return value.to(self._device, torch.int64, non_blocking=True)
+        action = self._tensor(value)
         return action if self._scalers.action is None else self._scalers.action(action)
 
-    def _draw(self, k: int, noise: Any, stream: int, out: np.ndarray) -> Tensor:
-        (rng.normal if noise.distribution == "normal" else rng.uniform)(self._seed, k, stream, out)
-        return self._tensor(out)
+
+def request_of(
+    algorithm: Algorithm, config: Any, space: Space, *, seeds: tuple[int, ...], episodes: np.ndarray | None, stacked: bool
+) -> Request:
+    """What an algorithm takes from a store; ``episodes``: numbers of those to sample from, None: all."""
+    values = isinstance(config, ValueConfig)
+    arguments = {
+        "batch_size": config.batch_size,
+        "n_steps": config.n_steps if values else 1,
+        "gamma": config.gamma if values else 1.0,
+        "next_action": algorithm.next_action,
+        "episodes": episodes,
+    }
+    return Request(algorithm.batch_kind, arguments, seeds, algorithm.noise(config, space), stacked)
 
 
 class Scalers:
@@ -113,11 +96,13 @@ def fields_of(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {"observation": value}
 
 
-def flat_observation(fields: dict[str, Tensor], scalers: Scalers, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Scale each field ``[B, ...]`` and join them into the vector ``[B, D]`` that networks take."""
+def flat_observation(
+    fields: dict[str, Tensor], scalers: Scalers, dtype: torch.dtype, device: torch.device, lead: int = 1
+) -> Tensor:
+    """Scale each field ``[B, ...]`` and join them into the vector ``[B, D]`` that networks take; ``lead`` axes come before a sample's."""
     parts = []
     for name, scaler in scalers.observation.items():
         part = fields[name].to(device, dtype, non_blocking=True)
         part = part if scaler is None else scaler(part)
-        parts.append(part if part.dim() == 2 else part.reshape(part.shape[0], -1))
+        parts.append(part if part.dim() == lead + 1 else part.reshape(*part.shape[:lead], -1))
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)

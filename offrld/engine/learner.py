@@ -19,13 +19,14 @@ from offrl_store.errors import EmptyStore
 from offrld import settings
 from offrld.engine import checkpoint, data
 from offrld.engine.algorithm import Algorithm, Batch, Stage
-from offrld.engine.feed import Feed
+from offrld.engine.feed import Feed, request_of
 from offrld.engine.metrics import Means
 from offrld.engine.optimizer import adam_step, polyak
 from offrld.engine.policy import PolicyModule
 from offrld.engine.runner import Gradients, agree, gradients
 from offrld.engine.space import Space, space_of
 from offrld.engine.state import Due, TrainState, key_of
+from offrld.engine.supply import Supply
 
 VALIDATION_BATCHES = 16
 
@@ -47,6 +48,7 @@ class Learner:
         training: np.ndarray,
         holdout: np.ndarray,
         stacked: bool,
+        feed: str,
         log: Callable[[str], None],
     ) -> None:
         self.algorithm, self.config, self.store, self.space_ = algorithm, config, store, space
@@ -64,7 +66,9 @@ class Learner:
         self.state = TrainState(
             networks, algorithm.targets, self._stages, self._data, seeds=self.seeds, dtype=dtype, device=device, stacked=stacked
         )
-        self._feeds = [self._feed(seed, training) for seed in self.seeds]
+        self._supply = Supply(store, device, feed, log)
+        groups = [self.seeds] if stacked else [(seed,) for seed in self.seeds]
+        self._feeds = [self._feed(group, training, stacked=stacked, ahead=True) for group in groups]
         self._means = Means(self.seeds)
         self._choose_runner(runner)
 
@@ -86,6 +90,7 @@ class Learner:
         cache_dir: str | os.PathLike[str] | None = None,
         dtype: torch.dtype = torch.float32,
         stacked: bool | None = None,
+        feed: str = "auto",
         log: Callable[[str], None] = lambda text: None,
     ) -> Learner:
         """A learner at step 0.
@@ -100,6 +105,7 @@ class Learner:
             bounds: of the actions, from the evaluation environment ``env_id``; they take precedence over the store's.
             cache_dir: folder where compiled kernels are kept between runs.
             stacked: whether seeds are differentiated together (None: on CUDA).
+            feed: where batches come from: ``host``, ``prefetch``, ``resident`` or ``auto`` (see `Supply`); the batches are the same.
             log: takes one-line messages.
 
         Raises:
@@ -122,15 +128,16 @@ class Learner:
         return cls(
             algorithm, config, store, space,
             seeds=seeds, device=where, runner=runner, dtype=dtype, training=training, holdout=held_out,
-            stacked=together and len(seeds) > 1, log=log,
+            stacked=together and len(seeds) > 1, feed=feed, log=log,
         )  # fmt: skip
 
-    def _feed(self, seed: int, episodes: np.ndarray) -> Feed:
+    def _feed(self, seeds: tuple[int, ...], episodes: np.ndarray, *, stacked: bool, ahead: bool) -> Feed:
         everything = len(episodes) == len(self.store)
-        return Feed(
-            self.algorithm, self.config, self.store, self.space_, self._scalers,
-            seed=seed, episodes=None if everything else episodes, dtype=self._dtype, device=self._device,
-        )  # fmt: skip
+        request = request_of(
+            self.algorithm, self.config, self.space_, seeds=seeds, episodes=None if everything else episodes, stacked=stacked
+        )
+        source = self._supply.open(request, ahead=ahead)
+        return Feed(self.config, source, self.space_, self._scalers, dtype=self._dtype, device=self._device)
 
     def _choose_runner(self, runner: str) -> None:
         self.runner = "compile" if runner == "compile" or (runner == "auto" and self._device.type == "cuda") else "eager"
@@ -186,8 +193,7 @@ class Learner:
 
     def _batches(self, k: int) -> list[Batch]:
         """One batch per view: one per seed, or all seeds' stacked."""
-        batches = [feed.batch(k) for feed in self._feeds]
-        return [_stack(batches)] if self._stacked else batches
+        return [feed.batch(k) for feed in self._feeds]
 
     def _apply(self, due: Due, batches: list[Batch]) -> None:
         if due.step.loss is not None:
@@ -217,7 +223,7 @@ class Learner:
         """The losses' metrics on held-out episodes, as ``validation_NAME``; the same batches at every call. Empty without a holdout."""
         if len(self.holdout) == 0:
             return {}
-        feed = self._feed(0, self.holdout)
+        feed = self._feed((0,), self.holdout, stacked=False, ahead=False)
         means = Means(self.seeds)
         for k in range(VALIDATION_BATCHES):
             batch = feed.batch(k)
@@ -243,6 +249,7 @@ class Learner:
         name = torch.cuda.get_device_name(self._device) if self._device.type == "cuda" else platform.processor() or platform.machine()
         return {
             "runner": self.runner,
+            "feed": self._supply.feed,
             "device": str(self._device),
             "device_name": name,
             "threads": torch.get_num_threads(),
@@ -292,13 +299,3 @@ def _device(name: str) -> torch.device:
         raise InvalidInput(f"device {name!r} is not there: this machine has {found} CUDA devices", hint="use the device cpu, or auto")
     return device
 
-
-def _stack(batches: list[Batch]) -> Batch:
-    first = batches[0]
-    together = {
-        name: torch.stack([getattr(b, name) for b in batches])
-        for name in ("observation", "action", "reward", "next_observation", "terminal", "discount")
-    }
-    noise = {name: torch.stack([b.noise[name] for b in batches]) for name in first.noise}
-    following = None if first.next_action is None else torch.stack([b.next_action for b in batches])
-    return Batch(**together, noise=noise, next_action=following)

@@ -145,8 +145,8 @@ def test_held_out_episodes_are_never_trained_on(continuous_store):
     held_out = set(learner.holdout.tolist())
     table = continuous_store.episode_table
     seen = set()
-    for _ in range(50):
-        rows = learner._feeds[0]._sampler.sample().index
+    for k in range(50):
+        rows = learner._feeds[0].source.raw(k).batch.index.numpy()
         seen |= {int(np.searchsorted(table["first_row"], row, side="right")) - 1 for row in rows}
     assert seen == set(range(12)) - held_out
     assert set(learner.validate()) == {"validation_loss"}

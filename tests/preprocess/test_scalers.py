@@ -63,8 +63,7 @@ def test_every_steps_reward_is_scaled_before_the_n_step_sum(continuous_store, ki
         shift, scale = (rewards.max() + rewards.min()) / 2, 2 / (rewards.max() - rewards.min())
     feed = learner._feeds[0]
     batch = feed.batch(0)
-    feed._sampler.seek(0)
-    index = feed._sampler.sample().index
+    index = feed.source.raw(0).batch.index.numpy()
     column, table = continuous_store.column("reward"), continuous_store.episode_table
     for row, value, discount in zip(index, batch.reward, batch.discount, strict=True):
         record = table[np.searchsorted(table["first_row"], row, side="right") - 1]
@@ -78,8 +77,7 @@ def test_actions_are_scaled_by_their_bounds_and_back(continuous_store):
     learner = learner_of(continuous_store)
     feed = learner._feeds[0]
     batch = feed.batch(0)
-    feed._sampler.seek(0)
-    raw = torch.from_numpy(feed._sampler.sample().action.copy()).double()
+    raw = feed.source.raw(0).batch.action.double()
     torch.testing.assert_close(batch.action, raw / 2)
     torch.testing.assert_close(learner._scalers.action.reverse(batch.action), raw)
 
