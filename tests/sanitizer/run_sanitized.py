@@ -1,4 +1,4 @@
-"""The store's tests on kernels built with AddressSanitizer and UndefinedBehaviorSanitizer: `python tests/sanitizer/run_sanitized.py [PYTEST ARGUMENTS]`.
+"""The store's tests on kernels built with AddressSanitizer and UndefinedBehaviorSanitizer: `run_sanitized.py [PYTEST ARGUMENTS]`.
 
 Every extension module that pyproject.toml names is built in a folder of its own, with one module more that has planted bugs: first these
 must end their process, so that a silent run means something. `sanitized.py` beside this file checks that the tests used those builds.

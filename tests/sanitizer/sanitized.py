@@ -1,4 +1,4 @@
-"""What `run_sanitized.py` adds to the store's tests under the sanitizers: columns on the heap, and the check that the kernels are the sanitized ones."""
+"""What `run_sanitized.py` adds to the store's tests: columns on the heap, and the check that the kernels are the sanitized ones."""
 
 from __future__ import annotations
 
