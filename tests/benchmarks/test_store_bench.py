@@ -79,7 +79,7 @@ def test_the_sparse_store_is_a_whole_store_that_takes_no_space(tmp_path):
     store = store_growth.sparse_store(tmp_path / "sparse", 20)
     assert (len(store), store.transition_count) == (20, 20 * EPISODE)
     assert sum(file.stat().st_blocks for file in (store.path / "columns").iterdir()) == 0
-    offrl_store.check(store.path)
+    assert offrl_store.check(store.path) == []
     batch = store.transitions(256, seed=0).sample()
     assert batch.index.max() > 19 * EPISODE and not batch.observation.any()
 
