@@ -113,9 +113,12 @@ class EpisodeStore:
         """
         path = Path(os.path.abspath(path))
         pinned = Snapshot.parse(snapshot) if isinstance(snapshot, str) else snapshot
-        with disk_errors(path, "read"):
-            schema, limit = layout.load_schema(path)
-            return cls(path, schema, pinned, limit)
+        try:
+            with disk_errors(path, "read"):
+                schema, limit = layout.load_schema(path)
+                return cls(path, schema, pinned, limit)
+        except IsADirectoryError as error:
+            raise StoreCorrupt(f"{error.filename or path / layout.LOG_FILE} is a folder", hint="restore the file from a copy") from error
 
     def __reduce__(self) -> tuple[Any, ...]:
         return EpisodeStore.open, (str(self.path), self._pinned)
