@@ -43,7 +43,8 @@ def load(group: str, name: str, needs: tuple[str, ...] = ()) -> Any:
         raise InvalidInput(reason, hint="repair or uninstall its package") from error
     missing = [each for each in needs if not callable(getattr(found, each, None))]
     if missing:
-        raise InvalidInput(f"{name!r} of {group!r} ({point.value}) has no function {', '.join(missing)}", hint=f"it needs {', '.join(needs)}")
+        reason = f"{name!r} of {group!r} ({point.value}) has no function {', '.join(missing)}"
+        raise InvalidInput(reason, hint=f"it needs {', '.join(needs)}")
     return found
 
 

@@ -1,34 +1,41 @@
 """How the tests that run over the whole registry train each algorithm: small, on the store that fits it, with what it needs beside.
 
 An algorithm whose defaults are wide (layers of 256, ensembles of ten, a hundred sampled actions) is cut down by rules that need no
-mention of it. What an algorithm's own defaults hide for the first updates stands in `PATIENT`, with the reason; what it needs
-beside a store (another job's policy or model), in `BESIDE`.
+mention of it. What an algorithm's own defaults hide for the first updates stands in `PATIENT`, with the reason; one that needs another
+run's policy gets it from `other_run`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 
 from offrl_store import EpisodeStore
 from offrld import settings
+from offrld.algos import ALGORITHMS
 from offrld.engine import Algorithm, Learner
 
 # Sizes whose defaults are too large for a test, by the last part of their names; smaller defaults stay.
 LARGEST = {
     "batch_size": 16, "context_size": 4, "n_critics": 2, "n_action_samples": 4, "n_target_samples": 3, "n_mmd_action_samples": 3,
-    "layers": 1, "max_timestep": 40, "n_quantiles": 8, "hidden_size": 16,
+    "layers": 1, "max_timestep": 40, "hidden_size": 16, "n_ensembles": 2, "dynamics_batch_size": 8, "rollout_batch_size": 8,
+    "rollout_horizon": 2, "generated_maxlen": 32,
 }  # fmt: skip
 
 # Settings that hide, in the first updates, what others do.
 PATIENT: dict[str, dict[str, Any]] = {
     "bear": {"warmup_steps": 1},  # 40,000 updates in which the policy only nears the data: no Q function moves it
+    "plas": {"warmup_steps": 1},  # 500,000 updates of the VAE alone
+    "plas_with_perturbation": {"warmup_steps": 1},
+    "mopo": {"dynamics_steps": 1, "rollout_interval": 1},  # 50,000 updates of the dynamics before anything else is trained
+    "combo": {"dynamics_steps": 1, "rollout_interval": 1},
+    "decision_transformer": {"encoder.units": [16, 16]},  # one layer without an activation after it: no activation at all
+    "discrete_decision_transformer": {"encoder.units": [16, 16]},
 }
-
-# name -> what `Learner.create` is given beside the config and the store.
-BESIDE: dict[str, Callable[[Algorithm, EpisodeStore], dict[str, Any]]] = {}
 
 
 def cheap_settings(algorithm: Algorithm, values: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -52,8 +59,18 @@ def cheap_settings(algorithm: Algorithm, values: Mapping[str, Any] | None = None
 
 def cheap_learner(algorithm: Algorithm, store: EpisodeStore, values: Mapping[str, Any] | None = None, **options: Any) -> Learner:
     """A learner with `cheap_settings`; ``options`` as `Learner.create` takes them."""
-    beside = BESIDE[algorithm.name](algorithm, store) if algorithm.name in BESIDE else {}
-    return Learner.create(algorithm, algorithm.configure(cheap_settings(algorithm, values)), store, **{**beside, **options})
+    needed = [name for name, kind in algorithm.inputs.items() if kind == "policy" and name not in (values or {})]
+    inputs = {name: other_run("policy", store) for name in needed}
+    return Learner.create(algorithm, algorithm.configure(cheap_settings(algorithm, values)), store, inputs=inputs, **options)
+
+
+@functools.cache
+def other_run(kind: str, store: EpisodeStore, seed: int = 0) -> Learner:
+    """A trained learner as `Algorithm.inputs` want it: of an algorithm by name, or of any whose policy acts (``policy``)."""
+    clone = "discrete_bc" if np.issubdtype(store.schema.action.dtype, np.integer) else "bc"
+    learner = cheap_learner(ALGORITHMS[clone if kind == "policy" else kind], store, seeds=[seed])
+    learner.run(2)
+    return learner
 
 
 def action_of(policy: Any, observations: torch.Tensor) -> torch.Tensor:

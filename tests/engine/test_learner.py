@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from cheap_settings import cheap_learner, cheap_settings
+from cheap_settings import cheap_learner
 
 from offrl.errors import InvalidInput, OffrlError
 from offrl_store import Episode, EpisodeStore, Field, Schema
@@ -122,9 +122,7 @@ def test_the_policy_gives_actions_in_the_environments_units_within_bounds(contin
 
 def test_bounds_of_the_given_environment_take_precedence(continuous_store):
     algorithm = ALGORITHMS["bc"]
-    learner = Learner.create(
-        algorithm, algorithm.configure(cheap_settings(algorithm)), continuous_store, bounds=(np.array([-4.0]), np.array([4.0])), env_id="Wide-v0"
-    )
+    learner = cheap_learner(algorithm, continuous_store, bounds=(np.array([-4.0]), np.array([4.0])), env_id="Wide-v0")
     assert learner.space["low"] == [-4.0, -4.0]
     assert learner.space["source"] == "env:Wide-v0"
 
