@@ -16,6 +16,6 @@ from offrld.settings import setting
 
 __all__ = [
     "ActionScaler", "Algorithm", "Batch", "CheckpointCorrupt", "Config", "Dataset", "Learner", "Loaded", "Loss", "Noise", "Observation",
-    "ObservationScaler", "Optimizer", "PolicyModule", "RewardScaler", "Scaler", "Scalers", "SequencePolicy", "Space", "Stage", "State", "Step", "ValueConfig",
-    "Windows", "setting",
+    "ObservationScaler", "Optimizer", "PolicyModule", "RewardScaler", "Scaler", "Scalers", "SequencePolicy", "Space", "Stage", "State",
+    "Step", "ValueConfig", "Windows", "setting",
 ]  # fmt: skip
