@@ -277,7 +277,7 @@ class EpisodeStore:
             raise InvalidInput(f"episode {number} is not in the store, which has {len(self)}")
         if self._meta is None:
             self._meta = MetaReader(self.path)
-        return self._meta.get(self._first + number, len(self._table))
+        return self._meta.get(self._first + number, self._log.count)
 
     _meta: MetaReader | None = None
 

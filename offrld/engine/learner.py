@@ -75,7 +75,11 @@ class Learner:
         )  # fmt: skip
         self._taken = dict.fromkeys(self.state.moments, 0)
         # The actions of a policy that is evaluated, at every row: computed once, for it does not change.
-        self._policy_actions = data.actions_of(inputs["policy"].policy(), store) if algorithm.next_action == "policy" else None
+        self._policy_actions = None
+        if algorithm.next_action == "policy":
+            if "policy" not in inputs:
+                raise InvalidInput(f"{algorithm.name} evaluates another job's policy and none is named", hint="--set policy=JOB")
+            self._policy_actions = data.actions_of(inputs["policy"].policy(), store)
         self._supply = Supply(store, device, feed, log)
         self._feeds = self._open_feeds(config)
         one = dataclasses.replace(config, n_steps=1) if getattr(config, "n_steps", 1) > 1 else config
