@@ -242,6 +242,13 @@ class Clamp:
 
 
 @dataclass(frozen=True)
+class Rewrite:
+    """The memory before the next step, ``(memory, p, the memory that the next loss saw) -> memory``."""
+
+    change: Callable[[Arrays, Arrays, Arrays], Arrays]
+
+
+@dataclass(frozen=True)
 class _Seen:
     """What a loss saw, gave, and its gradients."""
 
@@ -264,7 +271,9 @@ class Trace:
         after: parameters and targets after each update.
     """
 
-    def __init__(self, name: str, store: Any, values: Mapping[str, Any], updates: int) -> None:
+    def __init__(
+        self, name: str, store: Any, values: Mapping[str, Any], updates: int, inputs: Mapping[str, Any] | None = None
+    ) -> None:
         algorithm, self.updates = ALGORITHMS[name], updates
         defaults = {"batch_size": 6, **_tiny(algorithm.config), **({"n_steps": 2} if hasattr(algorithm.config, "n_steps") else {})}
         self.config = algorithm.configure({**defaults, **values})
@@ -275,7 +284,7 @@ class Trace:
                 dataclasses.replace(stage, schedule=tuple(self._watched(step) for step in stage.schedule)) for stage in stages(config)
             )
         self.algorithm = dataclasses.replace(algorithm, **watched)
-        self.learner = Learner.create(self.algorithm, self.config, store, dtype=torch.float64, runner="eager", device="cpu")
+        self.learner = Learner.create(self.algorithm, self.config, store, dtype=torch.float64, runner="eager", inputs=inputs)
         self.config = self.learner.config
         self.p, self.t = self._state()
         self.data = {n: v.numpy() for n, v in self.learner._data.items() if isinstance(v, torch.Tensor)}
@@ -287,7 +296,8 @@ class Trace:
             self.after.append(self._state())
 
     def _state(self) -> tuple[Arrays, Arrays]:
-        return tuple({n: v[0].detach().numpy().copy() for n, v in part.items()} for part in (self.learner.state.params, self.learner.state.target))
+        state = self.learner.state
+        return tuple({n: v[0].detach().numpy().copy() for n, v in part.items()} for part in (state.params, state.target))
 
     def _watched(self, step: Any) -> Any:
         if step.loss is None:
@@ -330,8 +340,8 @@ def _fields(batch: Any) -> dict[str, Any]:
 
 
 class Inputs(SimpleNamespace):
-    """What a loss of a test reads: the fields of the batch, ``p`` and ``t`` (constants), ``memory``, ``config``, and ``remember``, which
-    it fills with new values of the memory."""
+    """What a loss of a test reads: the fields of the batch, ``p`` and ``t`` (constants), ``memory``, ``config``; and ``remember`` and
+    ``buffers``, which it fills with new values of the memory and of statistics that no gradient moves."""
 
     def bellman(self, value):
         """``r + gamma^n (1 - d) value`` of quantiles ``[B, M]``, without derivative."""
@@ -347,7 +357,7 @@ class Inputs(SimpleNamespace):
         return sum(value.error(y, discrete) for value in values)
 
 
-def replay(trace: Trace, plan: Callable[[int], list[Move | Follow | Clamp]], targets: tuple[str, ...]) -> None:
+def replay(trace: Trace, plan: Callable[[int], list[Move | Follow | Clamp | Rewrite]], targets: tuple[str, ...]) -> None:
     """Compare what the learner did with the plan of each update ``k``."""
     random = np.random.default_rng(3)
     p, memory = dict(trace.p), None
@@ -359,7 +369,6 @@ def replay(trace: Trace, plan: Callable[[int], list[Move | Follow | Clamp]], tar
         planned = plan(k)
         assert [s.step for s in trace.seen[k]] == [m.name for m in planned if isinstance(m, Move)], f"steps of update {k}"
         for move in planned:
-            where = f"update {k}, {move}"
             if isinstance(move, Follow):
                 chosen = {n: rate for network, rate in move.rates.items() for n in t if n.split(".")[0] == network}
                 assert {n.split(".")[0] for n in chosen} == set(move.rates)
@@ -368,18 +377,23 @@ def replay(trace: Trace, plan: Callable[[int], list[Move | Follow | Clamp]], tar
             if isinstance(move, Clamp):
                 p[move.name] = np.clip(p[move.name], move.low, move.high)
                 continue
+            if isinstance(move, Rewrite):
+                following = trace.seen[k][0].memory
+                memory = move.change({n: np.zeros_like(v) for n, v in following.items()} if memory is None else memory, p, following)
+                continue
             where = f"update {k}, step {move.name}"
             s = next(seen)
             memory = {n: np.zeros_like(v) for n, v in s.memory.items()} if memory is None else memory
             _same(s.p, p, where)
             _same(s.t, t, where)
             _same(s.memory, memory, where)
-            mine = [n for n in p if n.split(".")[0] in move.nets]
+            mine = [n for n in p if n.split(".")[0] in move.nets and ".running_" not in n]
             assert sorted(s.gradients) == sorted(mine), where
-            x = Inputs(config=trace.config, p=s.p, t=s.t, memory=s.memory, data=trace.data, remember={}, metrics=s.metrics, **s.batch)
+            x = Inputs(config=trace.config, p=s.p, t=s.t, memory=s.memory, data=trace.data, remember={}, buffers={}, metrics=s.metrics, **s.batch)
             value = move.loss(dict(s.p), x)
             np.testing.assert_allclose(s.value, np.real(value), rtol=1e-9, atol=1e-12, err_msg=where)
             memory = memory | {n: np.real(v) for n, v in x.remember.items()}
+            buffers = dict(x.buffers)
             for name in mine:
                 direction = random.normal(size=s.p[name].shape)
                 expected = np.imag(move.loss({**s.p, name: s.p[name] + 1j * H * direction}, x)) / H
@@ -390,6 +404,7 @@ def replay(trace: Trace, plan: Callable[[int], list[Move | Follow | Clamp]], tar
             state["count"] += 1
             for name in mine:
                 p[name] = _adam(state, name, p[name], s.gradients[name], move.rate, **move.adam)
+            p |= buffers
         _same(trace.after[k][0], p, f"parameters after update {k}")
         _same(trace.after[k][1], t, f"targets after update {k}")
 

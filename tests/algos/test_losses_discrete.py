@@ -43,7 +43,9 @@ Q = {"learning_rate": 0.02, "n_critics": 2}
 
 
 @kinds
-@pytest.mark.parametrize(("name", "loss", "values"), [("dqn", dqn, {}), ("double_dqn", double_dqn, {}), ("discrete_cql", discrete_cql, {"alpha": 0.7})])
+@pytest.mark.parametrize(
+    ("name", "loss", "values"), [("dqn", dqn, {}), ("double_dqn", double_dqn, {}), ("discrete_cql", discrete_cql, {"alpha": 0.7})]
+)
 def test_q_learning_copies_its_target_every_interval(name, loss, values, kind, discrete_store):
     trace = Trace(name, discrete_store, {**Q, **KINDS[kind], **values, "target_update_interval": 2}, 4)
 

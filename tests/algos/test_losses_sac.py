@@ -146,7 +146,9 @@ def best_target(x):
     return np.stack([found[best[b]][1][b] for b in range(len(best))])
 
 
-CQL = {**RATES, "alpha_learning_rate": 0.04, "n_action_samples": 3, "alpha_threshold": 1.5, "conservative_weight": 2.0, "initial_alpha": 0.6}
+CQL = {
+    **RATES, "alpha_learning_rate": 0.04, "n_action_samples": 3, "alpha_threshold": 1.5, "conservative_weight": 2.0, "initial_alpha": 0.6,
+}  # fmt: skip
 
 
 def cql_plan(critic):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from oracle import KINDS, Follow, Move, Trace, absolute, choose, chosen_mean, clip, net, replay, stop
+from oracle import KINDS, Follow, Move, Trace, absolute, choose, chosen_mean, net, replay, stop
 
 kinds = pytest.mark.parametrize("kind", KINDS)
 RATES = {"actor_learning_rate": 0.01, "critic_learning_rate": 0.02, "tau": 0.1}

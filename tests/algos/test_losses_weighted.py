@@ -152,5 +152,6 @@ def test_crr(advantage_type, weight_type, kind, continuous_store):
 
 def test_crr_with_soft_targets_follows_at_every_update(continuous_store):
     trace = Trace("crr", continuous_store, {**RATES, "target_update_type": "soft"}, 3)
-    plan = [Move("critic", ("critic",), 0.02, crr_critic), Move("actor", ("actor",), 0.01, crr_actor), Follow({"critic": 0.1, "actor": 0.1})]
+    follow = Follow({"critic": 0.1, "actor": 0.1})
+    plan = [Move("critic", ("critic",), 0.02, crr_critic), Move("actor", ("actor",), 0.01, crr_actor), follow]
     replay(trace, lambda k: plan, ("critic", "actor"))
