@@ -43,7 +43,7 @@ wheel: $(STAMP)  ## dist/offrl-*.whl
 	$(BIN)/python -m pip wheel --no-deps -q -w dist . && ls dist
 
 # torch first and by its pin: an unpinned torch would bring several gigabytes of CUDA packages.
-$(STAMP): pyproject.toml constraints.txt datastore/offrl_store/_kernels.pyx
+$(STAMP): pyproject.toml constraints.txt $(wildcard datastore/offrl_store/*.pyx datastore/offrl_store/*.pxd)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --upgrade pip -c constraints.txt
 	$(BIN)/python -m pip install -q -c constraints.txt torch==2.13.0
@@ -51,4 +51,4 @@ $(STAMP): pyproject.toml constraints.txt datastore/offrl_store/_kernels.pyx
 	@touch $@
 
 clean:           ## remove what was built, not .venv
-	rm -rf build dist *.egg-info datastore/offrl_store/*.so datastore/offrl_store/_kernels.c
+	rm -rf build dist *.egg-info datastore/offrl_store/*.so datastore/offrl_store/*.c

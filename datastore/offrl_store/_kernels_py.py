@@ -1,4 +1,4 @@
-"""The kernels in NumPy: what `_kernels.pyx` must agree with, and the fallback where it could not be built.
+"""The kernels in NumPy: what the compiled ones (`_compiled.py` names them) must agree with, and the fallback where it could not be built.
 
 Random numbers agree bit for bit (same float32 operations in the same order), so that both draw the same batches and noise.
 """

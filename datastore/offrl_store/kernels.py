@@ -15,15 +15,15 @@ from . import _kernels_py
 
 def kernels() -> ModuleType:
     """The module of kernels to use now."""
-    return _kernels_py if os.environ.get("OFFRL_STORE_KERNELS") == "numpy" else _compiled()
+    return _kernels_py if os.environ.get("OFFRL_STORE_KERNELS") == "numpy" else _built()
 
 
 @functools.cache  # so that the warning comes once
-def _compiled() -> ModuleType:
+def _built() -> ModuleType:
     try:
-        from . import _kernels
+        from . import _compiled
     except ImportError as error:
         warnings.warn(f"offrl_store samples with NumPy, about ten times slower: its compiled kernels are missing ({error}). "
                       "Install a C compiler and reinstall offrl to build them.", RuntimeWarning, stacklevel=3)
         return _kernels_py
-    return _kernels
+    return _compiled

@@ -1,0 +1,15 @@
+"""The compiled kernels under one name: the same functions as `_kernels_py.py`. No GIL, no NumPy headers. ImportError if one was not built."""
+
+from ._gather import Transitions, Windows
+from ._kernels_py import sides, tree_levels
+from ._priorities import SumTree
+from ._random import draw, normal, permute, philox4x32, uniform
+from ._returns import Returns, lambda_returns
+from ._rows import crc32_rows
+
+NAME = "cython"
+
+__all__ = [
+    "NAME", "Returns", "SumTree", "Transitions", "Windows", "crc32_rows", "draw", "lambda_returns", "normal", "permute", "philox4x32", "sides",
+    "tree_levels", "uniform",
+]  # fmt: skip
