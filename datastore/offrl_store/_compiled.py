@@ -1,4 +1,4 @@
-"""The compiled kernels under one name: the same functions as `_kernels_py.py`. No GIL, no NumPy headers. ImportError if one was not built."""
+"""The compiled kernels under one name: the functions of `_kernels_py.py`. No GIL, no NumPy headers. ImportError if one is missing."""
 
 from ._gather import Transitions, Windows
 from ._kernels_py import sides, tree_levels
@@ -10,6 +10,6 @@ from ._rows import crc32_rows
 NAME = "cython"
 
 __all__ = [
-    "NAME", "Returns", "SumTree", "Transitions", "Windows", "crc32_rows", "draw", "lambda_returns", "normal", "permute", "philox4x32", "sides",
-    "tree_levels", "uniform",
+    "NAME", "Returns", "SumTree", "Transitions", "Windows", "crc32_rows", "draw", "lambda_returns", "normal", "permute", "philox4x32",
+    "sides", "tree_levels", "uniform",
 ]  # fmt: skip

@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 
 from .errors import InvalidEpisode
-from .schema import CheckedEpisode, Column, Schema, check_values, convert_rows
+from .schema import Column, Schema
+from .validate import CheckedEpisode, check_values, convert_rows
 
 FOLDER = "open"
 MAGIC, END_MAGIC = b"OFFRLSTG", b"OFFRLEND"

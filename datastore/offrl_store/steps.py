@@ -12,7 +12,8 @@ import numpy as np
 from . import format as layout
 from . import meta, staging
 from .errors import InvalidEpisode, InvalidInput
-from .schema import CheckedEpisode, Schema, convert_rows
+from .schema import Schema
+from .validate import CheckedEpisode, convert_rows
 
 if TYPE_CHECKING:
     from .store import Snapshot

@@ -21,8 +21,9 @@ import numpy as np
 from . import eviction, meta
 from . import format as layout
 from .errors import DiskFull, InvalidInput, OffrlError, StoreCorrupt, StoreLocked
-from .schema import CheckedEpisode, Episode, validate
+from .schema import Episode
 from .steps import StepWriter
+from .validate import CheckedEpisode, validate
 
 if TYPE_CHECKING:
     from .store import EpisodeStore, Snapshot
