@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import zlib
 
 from . import format as layout
 from . import staging
 from .errors import OffrlError
+from .kernels import kernels
 from .meta import META_FILE, scan
 from .stats import STATS_FILE
 from .stats import load as load_stats
@@ -33,7 +33,7 @@ def check(path: str | os.PathLike[str]) -> list[str]:
             continue  # evicted: its rows are gone
         checksum = 0
         for column in store.schema.columns:
-            checksum = zlib.crc32(store.column(column.name)[first:first + rows], checksum)
+            checksum = kernels().crc32(store.column(column.name)[first:first + rows], checksum)
         if checksum != record["data_crc"]:
             problems.append(f"episode {number}: the rows {first} to {first + rows - 1} do not fit their checksum")
     with open(store.path / layout.LOG_FILE, "rb") as file:

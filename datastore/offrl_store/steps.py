@@ -200,7 +200,7 @@ class StepWriter:
             self._drop_broken(episode, error)
             raise
         number = self._committed + len(self._pending)
-        self._put(episode.whole(terminated))
+        self._put(episode.whole(terminated), f"env {env}")
         del self._open[env]
         if self._batch is not None and env < self._batch.count:
             self._batch.open[env] = False
@@ -295,7 +295,7 @@ class StepWriter:
     def _commit_if_due(self) -> None:
         raise NotImplementedError
 
-    def _put(self, checked: CheckedEpisode) -> None:
+    def _put(self, checked: CheckedEpisode, where: str) -> None:
         raise NotImplementedError
 
     def commit(self) -> Snapshot:

@@ -24,10 +24,10 @@ class CheckedEpisode:
 
 
 def validate(schema: Schema, episode: Episode, number: int) -> CheckedEpisode:
-    """Check an episode against the schema. Raises InvalidEpisode naming the episode's number, the field and the row.
+    """Check an episode against the schema, all but its values. Raises InvalidEpisode naming the episode's number, the field and the row.
 
     An ndarray of another dtype is taken only if nothing is lost (a wider float, whole numbers that the field can hold); float64 arrays
-    are refused for a float32 field. Python lists carry no dtype and are converted. NaN and infinity are refused but in extras.
+    are refused for a float32 field. Python lists carry no dtype and are converted.
     """
     where = f"episode {number}"
     try:
@@ -56,7 +56,6 @@ def validate(schema: Schema, episode: Episode, number: int) -> CheckedEpisode:
             observed = rows
         elif rows != steps:
             raise _wrong_rows(where, column, rows, str(steps), steps)
-        check_values(array, column, where)
         arrays.append(array)
     return CheckedEpisode(steps, bool(episode.terminated), observed == steps, tuple(arrays))
 

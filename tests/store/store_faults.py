@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+from collections.abc import Collection
 from types import TracebackType
 from typing import Any
 
@@ -18,14 +19,15 @@ class PowerLoss(BaseException):
 
 
 class Disk:
-    """Within the block, call number ``at`` of pwrite, pwritev, fdatasync and ftruncate goes wrong.
+    """Within the block, call number ``at`` of pwrite, pwritev, fdatasync and ftruncate (or of those in ``names``) goes wrong.
 
     failure "kill": half of a write happens, then the process is dead; what it wrote before stays. "power": the same, and any of
     the writes since a file's last fdatasync may be lost. "full": the call fails with ENOSPC (half of a write happens), as does every
     other write until the block ends; "once": only that call fails.
     """
 
-    def __init__(self, at: int, failure: str, seed: int = 0) -> None:
+    def __init__(self, at: int, failure: str, seed: int = 0, names: Collection[str] = tuple(REAL)) -> None:
+        self.names = names
         self.at, self.failure, self.calls, self.dead = at, failure, 0, False
         self.random = random.Random(seed)
         self.synced: dict[str, bytes] = {}                     # files with unsynced writes: what they held at the last sync
@@ -51,8 +53,8 @@ class Disk:
     def call(self, name: str, descriptor: int, *arguments: Any) -> Any:
         if self.dead:
             raise PowerLoss
-        self.calls += 1
-        failing = self.calls == self.at or (self.failure == "full" and self.reached and name.startswith("pwrite"))
+        self.calls += name in self.names
+        failing = (self.calls == self.at and name in self.names) or (self.failure == "full" and self.reached and name.startswith("pwrite"))
         path = os.readlink(f"/proc/self/fd/{descriptor}")
         if name.startswith("pwrite"):
             data = arguments[0] if name == "pwrite" else b"".join(arguments[0])
