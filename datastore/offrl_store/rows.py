@@ -6,16 +6,14 @@ later too (25 against 39 ms). Where the system can, the disk is set to work on t
 
 from __future__ import annotations
 
-import ctypes
 import os
-from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from . import format as layout
+from .disk import open_file, start_writing, write_parts
 from .errors import StoreCorrupt
 from .kernels import kernels
 from .schema import Column, Schema
@@ -23,7 +21,6 @@ from .validate import CheckedEpisode, check_values
 
 GROUP_BYTES = 4 << 20   # rows gathered before they are written, all columns together
 START_BYTES = 16 << 20  # rows written before the disk is set to work on them
-START_WRITE = 2         # SYNC_FILE_RANGE_WRITE of sync_file_range(2)
 
 
 class ColumnFiles:
@@ -96,10 +93,8 @@ class ColumnFiles:
     def _start(self) -> None:
         """Set the disk to work on what was written, so that the sync has less to wait for."""
         if (self.written - self._started) * sum(self._widths) >= START_BYTES:
-            call = _sync_file_range()
-            if call is not None:
-                for width, descriptor in zip(self._widths, self.descriptors, strict=True):
-                    call(descriptor, self._started * width, (self.written - self._started) * width, START_WRITE)  # a failure is the sync's
+            for width, descriptor in zip(self._widths, self.descriptors, strict=True):
+                start_writing(descriptor, self._started * width, (self.written - self._started) * width)
             self._started = self.written
 
     def sync(self, row: int) -> None:
@@ -123,14 +118,6 @@ class ColumnFiles:
             os.close(descriptor)
 
 
-def open_file(file: Path) -> int:
-    """A descriptor to read and write a file of a store. Raises StoreCorrupt where it is missing."""
-    try:
-        return os.open(file, os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError as error:
-        raise StoreCorrupt(f"{file} is missing", hint="restore the file from a copy") from error
-
-
 def allowed(column: Column) -> np.ndarray | None:
     """The least and the highest number that every place of a row may hold, of the field's dtype; None where nothing is checked.
 
@@ -146,25 +133,3 @@ def allowed(column: Column) -> np.ndarray | None:
     if field.dtype.kind == "f":
         low, high = max(low, limits.min), min(high, limits.max)
     return np.array([low, high], field.dtype)
-
-
-def write_parts(descriptor: int, parts: Sequence[Any], offset: int) -> None:
-    """pwritev until everything is written."""
-    views = [view for part in parts if (view := memoryview(part).cast("B") if len(part) else b"")]
-    while views:
-        written = os.pwritev(descriptor, views, offset)
-        offset += written
-        while views and written >= len(views[0]):
-            written -= len(views.pop(0))
-        if views:
-            views[0] = views[0][written:]
-
-
-@cache
-def _sync_file_range() -> Any:
-    try:
-        call = ctypes.CDLL(None).sync_file_range
-    except (OSError, AttributeError):  # no Linux
-        return None
-    call.argtypes, call.restype = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint), ctypes.c_int
-    return call

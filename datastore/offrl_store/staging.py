@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from .disk import write_all
 from .errors import InvalidEpisode
 from .schema import Column, Schema
 from .validate import CheckedEpisode, check_values, convert_rows
@@ -326,13 +327,6 @@ def files(path: Path) -> list[Path]:
     parts = [name.split(".") for name in names]
     keys = sorted((int(part[0]), int(part[1])) for part in parts if len(part) == 2 and all(p.isdecimal() for p in part))
     return [path / FOLDER / f"{env}.{number}" for env, number in keys]
-
-
-def write_all(descriptor: int, data: bytes, offset: int) -> None:
-    written = os.pwrite(descriptor, data, offset)
-    while written < len(data):
-        data, offset = data[written:], offset + written
-        written = os.pwrite(descriptor, data, offset)
 
 
 # --- Batches of steps -------------------------------------------------------------------------------------------------------------

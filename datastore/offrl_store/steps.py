@@ -11,6 +11,7 @@ import numpy as np
 
 from . import format as layout
 from . import meta, staging
+from .disk import disk_errors, sync_folder
 from .errors import InvalidEpisode, InvalidInput
 from .schema import Schema
 from .validate import CheckedEpisode, convert_rows
@@ -217,8 +218,6 @@ class StepWriter:
 
     def sync(self) -> Snapshot:
         """Commit, and make the steps of the open episodes durable, each in a file of its own. Raises DiskFull."""
-        from .writer import disk_errors, sync_folder
-
         snapshot = self.commit()
         self._settle_all()
         with disk_errors(self._path):
@@ -265,12 +264,14 @@ class StepWriter:
         """Find the open episodes that the writer before left, by closing or by a crash."""
         self._layout = staging.Layout(self._schema, layout.chain_start(self._schema), self._path / staging.FOLDER)
         self._open, self._ended = {}, []
-        table = self._table
+        log = self._found
         for path in staging.files(self._path):
             self._layout.number = max(self._layout.number, int(path.name.split(".")[1]))
             episode, ended, _ = staging.load(self._layout, path)
-            if ended is not None and ended.number < len(table):
-                record = table[ended.number]
+            if ended is not None and ended.number < log.base:
+                episode = None  # an episode of the store, evicted since; had it not been recorded, the next writer would have noted so here
+            elif ended is not None and ended.number < log.count:
+                record = log.table[ended.number - log.base]
                 if (record["steps"], record["flags"], record["data_crc"]) == (ended.steps, ended.flags, ended.data_crc):
                     episode = None  # its record was written: it is an episode of the store
             if episode is None:
@@ -285,7 +286,7 @@ class StepWriter:
                 self._finish(episode.env, bool(ended.flags & layout.TERMINATED))
 
     # What Writer gives.
-    _table: np.ndarray
+    _found: layout.Log
     _layout: staging.Layout
     _meta: meta.MetaWriter | None
 

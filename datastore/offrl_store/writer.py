@@ -6,53 +6,25 @@ before its rows do, and whatever a crash leaves half done lies behind the last w
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import fcntl
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from . import eviction, meta
 from . import format as layout
-from .errors import DiskFull, InvalidInput, OffrlError, StoreLocked
-from .rows import ColumnFiles, open_file
+from .disk import FULL, disk_errors, open_file, write_all
+from .errors import InvalidInput, OffrlError, StoreLocked
+from .rows import ColumnFiles
 from .schema import Episode
 from .steps import StepWriter
 from .validate import CheckedEpisode, validate
 
 if TYPE_CHECKING:
     from .store import EpisodeStore, Snapshot
-
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
-
-
-@contextlib.contextmanager
-def disk_errors(path: Path, verb: str = "write") -> Iterator[None]:
-    """Turns a full disk into DiskFull and a refusal of the file system into InvalidInput, naming the path."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in FULL:
-            raise DiskFull(f"no space left to write {path}: {error.strerror}",
-                           hint="free some space and go on: every episode that was committed is kept") from error
-        if error.errno in DENIED:
-            raise InvalidInput(f"cannot {verb} {path}: {error.strerror}", hint="check the owner and the mode of the folder") from error
-        raise
-
-
-def sync_folder(path: Path) -> None:
-    """Make the names in a folder durable."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class Writer(StepWriter):
@@ -85,10 +57,8 @@ class Writer(StepWriter):
     def _recover(self) -> None:
         """Take in whole records that a dead writer left, cut off its torn tail, and start behind the last row of the last episode."""
         log = layout.read_log(self._log, self._path / layout.LOG_FILE, self._schema)
-        self._table, self._first = log.table, log.first
-        self._committed = len(log.table)
-        self._chain = layout.record_chain(log.table, self._committed, self._schema)
-        self._end = int(log.table["first_row"][-1] + log.table["steps"][-1]) + 1 if self._committed else 0
+        self._found, self._first, self._committed = log, log.first, log.count
+        self._chain, self._end = log.chain(log.count), log.rows
         self._rows.check_sizes(self._end)
         if log.torn:
             os.ftruncate(self._log, layout.SIZE * (1 + self._committed))
@@ -160,7 +130,8 @@ class Writer(StepWriter):
             with disk_errors(self._path):
                 self._first = self._bound.first
                 self._write_header(sync=True)
-                self._bound.punch(self._store, self._rows.descriptors)
+                self._bound.punch(self._store, self._rows.descriptors, self._log)
+                self._meta.compact(self._first)
             self._store.refresh()
 
     _bound: eviction.Bound | None = None
@@ -191,12 +162,9 @@ class Writer(StepWriter):
         for pending in self._pending:
             record, chain = layout.dump_record(*pending, chain)
             records.append(record)
-        raw = memoryview(b"".join(records))
         end = layout.SIZE * (1 + self._committed)
         try:
-            done = 0
-            while done < len(raw):
-                done += os.pwrite(self._log, raw[done:], end + done)
+            write_all(self._log, b"".join(records), end)
             os.fdatasync(self._log)
         except OSError:
             os.ftruncate(self._log, end)

@@ -23,8 +23,8 @@ import numpy as np
 
 from offrl.errors import Unknown, nearest
 from offrl_store import EpisodeStore, Field
+from offrl_store.disk import disk_errors
 from offrl_store.errors import DiskFull, EmptyStore, InvalidInput
-from offrl_store.writer import disk_errors
 
 from . import native
 from .calm_file import CalmFile
