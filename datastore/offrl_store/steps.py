@@ -122,7 +122,6 @@ class StepWriter:
             batch = self._batch = staging.BatchBlock(self._layout, count)
         if count != batch.count:
             raise InvalidInput(f"a batch of {count} steps, the ones before had {batch.count}",
-
                                hint="one writer takes one number of environments")
         arrays = self._batch_arrays(actions, rewards, observations, extra, count)
         done = np.logical_or(terminated, truncated)
@@ -134,7 +133,7 @@ class StepWriter:
         for block, array in zip(batch.arrays, arrays, strict=True):
             block[now] = array
         batch.filled = now + 1
-        if not batch.open.all():
+        if np.count_nonzero(batch.open) < count:
             for env in np.flatnonzero(~batch.open).tolist():
                 if env in self._open:
                     batch.start[env] = now
@@ -143,7 +142,7 @@ class StepWriter:
                     batch.start[env] = now + 1
                     done[env] = False
                 batch.open[env] = True
-        if done.any():
+        if np.count_nonzero(done):
             for env in np.flatnonzero(done).tolist():
                 final = None
                 if final_observations is not None:
@@ -160,7 +159,7 @@ class StepWriter:
         arrays = []
         for column, value in zip(rules.columns, given, strict=True):
             field, array = column.field, np.asarray(value)
-            if array.dtype != field.dtype or array.shape[1:] != field.shape:
+            if (array.dtype is not field.dtype and array.dtype != field.dtype) or array.shape[1:] != field.shape:
                 if column.role == "reward" and array.dtype.kind == "f" and field.dtype.kind == "f":
                     array = array.astype(field.dtype)  # gymnasium gives float64 rewards whatever the environment computes in
                 else:

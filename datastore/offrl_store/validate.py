@@ -44,8 +44,8 @@ def validate(schema: Schema, episode: Episode, number: int) -> CheckedEpisode:
     observed = 0
     for column in schema.columns:
         array, field = getattr(episode, column.role) if column.key is None else None, column.field
-        if not (array.__class__ is np.ndarray and array.ndim and array.shape[1:] == field.shape and array.dtype == field.dtype
-                and array.flags.c_contiguous):
+        if not (array.__class__ is np.ndarray and array.ndim and array.shape[1:] == field.shape
+                and (array.dtype is field.dtype or array.dtype == field.dtype) and array.flags.c_contiguous):
             array = convert_rows(_given(episode, schema, column, where), field, f"{where}, field {column.name}")
         rows = len(array)
         if column.role == "observation":

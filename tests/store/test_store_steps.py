@@ -228,6 +228,16 @@ def test_steps_that_do_not_fit_are_refused_and_leave_the_episode_as_it_was(tmp_p
         writer.step(*good)
 
 
+def test_a_first_observation_that_is_refused_leaves_the_open_episode_as_it_was(tmp_path):
+    store = EpisodeStore.create(tmp_path / "s", PLAIN)
+    with store.writer() as writer:
+        writer.begin(np.zeros(3, np.float32))
+        writer.step(np.zeros(2, np.float32), 1.0, np.zeros(3, np.float32))
+        with pytest.raises(InvalidEpisode, match="env 0, the first observation, field observation, row 0: nan"):
+            writer.begin(np.float32([0, np.nan, 0]))
+        assert writer.open_episodes == {0: 1}
+
+
 @pytest.mark.parametrize("bad", [(np.full(2, 2, np.float32), 0.0, np.zeros(3, np.float32)),
                                  (np.zeros(2, np.float32), float("nan"), np.zeros(3, np.float32)),
                                  (np.zeros(2, np.float32), 0.0, np.full(3, np.inf, np.float32))])
