@@ -135,11 +135,15 @@ class Step:
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of training with its own schedule: ``updates`` of it (None: all that are left)."""
+    """A part of training with its own schedule: ``updates`` of it (None: all that are left).
+
+    ``single_steps``: its batches are of single steps, whatever ``n_steps`` says (models of the environment learn from nothing else).
+    """
 
     name: str
     schedule: tuple[Step, ...]
     updates: int | None = None
+    single_steps: bool = False
 
 
 @dataclass(frozen=True)

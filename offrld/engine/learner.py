@@ -4,6 +4,7 @@ schedule that are due; the result depends on (snapshot, seeds, config, k) alone,
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
@@ -74,10 +75,16 @@ class Learner:
         )  # fmt: skip
         self._taken = dict.fromkeys(self.state.moments, 0)
         # The actions of a policy that is evaluated, at every row: computed once, for it does not change.
-        self._policy_actions = data.actions_of(inputs["policy"].policy(), store) if algorithm.next_action == "policy" else None
+        self._policy_actions = None
+        if algorithm.next_action == "policy":
+            if "policy" not in inputs:
+                raise InvalidInput(f"{algorithm.name} evaluates another job's policy and none is named", hint="--set policy=JOB")
+            self._policy_actions = data.actions_of(inputs["policy"].policy(), store)
         self._supply = Supply(store, device, feed, log)
-        groups = [self.seeds] if stacked else [(seed,) for seed in self.seeds]
-        self._feeds = [self._feed(group, training, stacked=stacked, ahead=True) for group in groups]
+        self._feeds = self._open_feeds(config)
+        one = dataclasses.replace(config, n_steps=1) if getattr(config, "n_steps", 1) > 1 else config
+        differs = one is not config and any(stage.single_steps for stage in self._stages)
+        self._single_feeds = self._open_feeds(one) if differs else self._feeds
         self._means = Means(self.seeds)
         self._returns: Returns | None = None  # of the training episodes, once a policy wants them
         self._choose_runner(runner)
@@ -143,14 +150,18 @@ class Learner:
             stacked=together and len(seeds) > 1, feed=feed, inputs=take_inputs(algorithm, config, space, inputs or {}), log=log,
         )  # fmt: skip
 
-    def _feed(self, seeds: tuple[int, ...], episodes: np.ndarray, *, stacked: bool, ahead: bool) -> Feed:
+    def _open_feeds(self, config: Any) -> list[Feed]:
+        groups = [self.seeds] if self._stacked else [(seed,) for seed in self.seeds]
+        return [self._feed(config, group, self._training, stacked=self._stacked, ahead=True) for group in groups]
+
+    def _feed(self, config: Any, seeds: tuple[int, ...], episodes: np.ndarray, *, stacked: bool, ahead: bool) -> Feed:
         everything = len(episodes) == len(self.store)
         request = request_of(
-            self.algorithm, self.config, self.store, self.space_, self._scalers, self._policy_actions,
+            self.algorithm, config, self.store, self.space_, self._scalers, self._policy_actions,
             seeds=seeds, episodes=None if everything else episodes, stacked=stacked,
         )  # fmt: skip
         source = self._supply.open(request, ahead=ahead)
-        return Feed(self.config, request, source, self.space_, self._scalers, dtype=self._dtype, device=self._device)
+        return Feed(config, request, source, self.space_, self._scalers, dtype=self._dtype, device=self._device)
 
     def _choose_runner(self, runner: str) -> None:
         self.runner = "compile" if runner == "compile" or (runner == "auto" and self._device.type == "cuda") else "eager"
@@ -206,7 +217,7 @@ class Learner:
 
     def _batches(self, k: int) -> list[Any]:
         """One batch per view: one per seed, or all seeds' stacked."""
-        return [feed.batch(k) for feed in self._feeds]
+        return [feed.batch(k) for feed in (self._single_feeds if self._stage(k).single_steps else self._feeds)]
 
     def _apply(self, due: Due, batches: list[Any]) -> None:
         if due.step.loss is not None:
@@ -250,11 +261,13 @@ class Learner:
         """The losses' metrics on held-out episodes, as ``validation_NAME``; the same batches at every call. Empty without a holdout."""
         if len(self.holdout) == 0:
             return {}
-        feed = self._feed((0,), self.holdout, stacked=False, ahead=False)
+        stage = self._stage(max(self.step - 1, 0))
+        config = dataclasses.replace(self.config, n_steps=1) if stage.single_steps and hasattr(self.config, "n_steps") else self.config
+        feed = self._feed(config, (0,), self.holdout, stacked=False, ahead=False)
         means = Means(self.seeds)
         for k in range(VALIDATION_BATCHES):
             batch = feed.batch(k)
-            for step in self._stage(max(self.step - 1, 0)).schedule:
+            for step in stage.schedule:
                 if step.loss is None:
                     continue
                 rows = [

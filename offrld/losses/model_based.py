@@ -117,7 +117,7 @@ def stages(config: ModelBasedConfig, critic_loss: Loss) -> tuple[Stage, ...]:
     if config.dynamics is not None:
         return (policy,)
     learn = Step("dynamics", dynamics_loss, ("dynamics",), config.dynamics_optimizer, config.dynamics_learning_rate)
-    return (Stage("dynamics", (learn,), config.dynamics_steps), policy)
+    return (Stage("dynamics", (learn,), config.dynamics_steps, single_steps=True), policy)
 
 
 def temp_loss(params: Any, config: ModelBasedConfig, nets: Any, state: State, batch: Batch) -> Any:

@@ -21,7 +21,7 @@ def _columns_on_the_heap() -> Iterator[None]:
     mapped = EpisodeStore._map
 
     def copied(store: EpisodeStore, *arguments: Any) -> np.ndarray:
-        rows = mapped(store, *arguments).copy()
+        rows = mapped(store, *arguments).copy()[:]  # a view, as a map gives
         rows.setflags(write=False)
         return rows
 
