@@ -52,14 +52,26 @@ class Client:
         return self.request(wire.Ping())
 
     def algos(self, name: str | None = None) -> Any:
-        """What can be trained: a list of {name, summary, actions, presets, config}, or the one of ``name``. Raises `Unknown`."""
-        algorithms = self.request(wire.Algorithms()).algorithms
+        """What can be trained: a list of {name, summary, actions, presets, config}, or the one of ``name``.
+
+        Raises:
+            Unknown: there is no such algorithm.
+            InvalidInput: an installed package has it, but it cannot be used.
+        """
+        reply = self.request(wire.Algorithms())
         if name is None:
-            return algorithms
-        found = {algorithm["name"]: algorithm for algorithm in algorithms}
+            return reply.algorithms
+        found = {algorithm["name"]: algorithm for algorithm in reply.algorithms}
+        for problem in reply.problems:
+            if problem.startswith(f"{name}: "):
+                raise InvalidInput(f"algorithm {problem}", hint="repair its package and restart the daemon")
         if name not in found:
             raise Unknown(f"no algorithm {name!r}", hint=nearest(name, list(found)))
         return found[name]
+
+    def algo_problems(self) -> list[str]:
+        """One line for each algorithm of the daemon's installed packages that cannot be used: ``name: what is wrong``."""
+        return self.request(wire.Algorithms()).problems
 
     def submit(
         self,
