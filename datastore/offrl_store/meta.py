@@ -90,7 +90,7 @@ class MetaWriter:
         self._file, self._descriptor, self._end = path / META_FILE, -1, 0
         self._waiting: list[tuple[int, str]] = []
         self._due = COMPACT_BYTES  # the file's size at which it is worth looking for lines to leave out
-        self._new = path / NEW_FILE
+        self._new, self._new_name = path / NEW_FILE, False
         self._new.unlink(missing_ok=True)  # of a writer that died
         if self._file.exists():
             raw = self._file.read_bytes()
@@ -107,13 +107,12 @@ class MetaWriter:
         """Make the waiting lines durable; returns where the file then ends, for ``done``."""
         if not self._waiting:
             return self._end
-        made = not self._file.exists()
+        self._new_name |= not self._file.exists()
         self._open()
         raw = b"".join(dump_line(*line) for line in self._waiting)
         write_all(self._descriptor, raw, self._end)
         os.fdatasync(self._descriptor)
-        if made:
-            sync_folder(self._file.parent)
+        self._sync_name()
         return self._end + len(raw)
 
     def done(self, end: int) -> None:
@@ -124,12 +123,8 @@ class MetaWriter:
         if self._end < self._due:
             return
         self._open()
-        raw, at, kept = self._file.read_bytes()[:self._end], 0, []
-        for end, number, _ in scan(raw):
-            if number is not None and number >= first:
-                kept.append(raw[at:end])
-            at = end
-        raw = b"".join(kept)
+        raw = self._file.read_bytes()[:self._end]
+        raw = raw[max((end for end, number, _ in scan(raw) if number is not None and number < first), default=0):]
         descriptor = os.open(self._new, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
         try:
             write_all(descriptor, raw, 0)
@@ -137,9 +132,16 @@ class MetaWriter:
         finally:
             os.close(descriptor)
         self.close()  # the next write opens the file that has the name then
+        self._new_name = True
         os.replace(self._new, self._file)
         self._end, self._due = len(raw), max(COMPACT_BYTES, 2 * len(raw))
-        sync_folder(self._file.parent)  # before a line of the new file is promised
+        self._sync_name()
+
+    def _sync_name(self) -> None:
+        """Make the file's name durable where it is new: before a line in it is promised."""
+        if self._new_name:
+            sync_folder(self._file.parent)
+            self._new_name = False
 
     def drop(self) -> None:
         """Forget the waiting lines, and what of them was written."""

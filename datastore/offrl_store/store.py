@@ -272,12 +272,17 @@ class EpisodeStore:
         return Snapshot(self._first, self._log.count, self._log.chain(self._log.count).hex())
 
     def episode_metadata(self, number: int) -> dict[str, Any]:
-        """What was given as the metadata of episode ``number`` (from 0, as in ``episodes``) when it was written; {} without any."""
+        """What was given as the metadata of episode ``number`` (from 0, as in ``episodes``) when it was written; {} without any.
+
+        Raises SnapshotEvicted, and StoreCorrupt where its line may be a damaged one.
+        """
         if not 0 <= number < len(self):
             raise InvalidInput(f"episode {number} is not in the store, which has {len(self)}")
         if self._meta is None:
             self._meta = MetaReader(self.path)
-        return self._meta.get(self._first + number, self._log.count)
+        found = self._meta.get(self._first + number, self._log.count)
+        self.check_alive(self._first + number)  # else its line may be gone
+        return found
 
     _meta: MetaReader | None = None
 

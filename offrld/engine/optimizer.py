@@ -162,9 +162,9 @@ def clipped(grads: list[Tensor], limit: float, *, seeds_axis: bool = False) -> l
 
 def decays(name: str) -> bool:
     """Whether gpt_adamw decays a parameter: the ``weight`` of a linear or convolution layer. Not biases, norms (a piece of whose name
-    ends in ``norm``), embedding tables (``NAME.embedding``) or anything else."""
+    ends in ``norm``), embedding tables (``..._embedding``) or anything else."""
     *path, last = name.split(".")
-    return last == "weight" and not any(piece.endswith("norm") for piece in path)
+    return last == "weight" and not any(piece.endswith(("norm", "_embedding")) for piece in path)
 
 
 # --- Rules ---

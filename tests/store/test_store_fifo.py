@@ -278,10 +278,27 @@ def test_damage_to_a_kept_record_or_the_first_one_is_an_error(tmp_path):
         EpisodeStore.open(store.path, snapshot[:-1] + ("0" if snapshot[-1] != "0" else "1"))
 
 
+def test_a_damaged_line_of_a_kept_episode_is_not_left_out_with_the_evicted_ones(tmp_path, monkeypatch):
+    store = EpisodeStore.create(tmp_path / "s", WIDE, limit_transitions=500)
+    with store.writer() as writer:
+        for number in range(20):
+            writer.append(wide(number), metadata={"number": number})
+    file = store.path / meta.META_FILE
+    file.write_bytes(file.read_bytes().replace(b'{"number":17}', b'{"number":71}'))
+    monkeypatch.setattr(meta, "COMPACT_BYTES", 200)
+    fill(store, range(20, 23))
+    assert file.read_bytes().count(b"\n") < 12
+    opened = EpisodeStore.open(store.path)
+    assert opened.first == 13 and opened.episode_metadata(3) == {"number": 16}
+    with pytest.raises(StoreCorrupt, match="is damaged"):
+        opened.episode_metadata(4)
+    assert any(meta.META_FILE in problem for problem in check(store.path))
+
+
 def test_metadata_left_out_leaves_readers_and_an_interrupted_writer_right(tmp_path, monkeypatch):
     monkeypatch.setattr(meta, "COMPACT_BYTES", 200)
     store = EpisodeStore.create(tmp_path / "s", WIDE, limit_transitions=500)
-    reader, interrupted, real = None, 0, os.replace
+    interrupted, real = 0, os.replace
 
     def replace(*names):
         nonlocal interrupted
@@ -301,9 +318,13 @@ def test_metadata_left_out_leaves_readers_and_an_interrupted_writer_right(tmp_pa
             now = EpisodeStore.open(store.path)
             assert now.episode_metadata(len(now) - 1) == {"number": number}
             if number == 12:
-                reader = EpisodeStore.open(store.path)
+                reader, late, pinned = EpisodeStore.open(store.path), EpisodeStore.open(store.path), store.snapshot()
                 assert reader.episode_metadata(0) == {"number": reader.first}
     assert interrupted > 3
+    with pytest.raises(SnapshotEvicted):
+        EpisodeStore.open(store.path, pinned).episode_metadata(0)
+    with pytest.raises(SnapshotEvicted):
+        late.episode_metadata(0)  # which has not looked at the file before
     reader.refresh()
     assert [reader.episode_metadata(i)["number"] for i in range(10)] == list(range(30, 40))
     assert (store.path / meta.META_FILE).stat().st_size < 1000
