@@ -23,10 +23,12 @@ from offrld.engine.feed import Feed, request_of
 from offrld.engine.metrics import Means
 from offrld.engine.optimizer import polyak
 from offrld.engine.policy import PolicyModule
-from offrld.engine.runner import Gradients, agree, gradients
+from offrld.engine.runner import Gradients, agree, choose_linear, gradients
 from offrld.engine.space import Space, space_of
 from offrld.engine.state import Due, TrainState, key_of
 from offrld.engine.supply import Supply
+from offrld.nets import onednn
+from offrld.nets.linear import products
 
 VALIDATION_BATCHES = 16
 
@@ -49,6 +51,7 @@ class Learner:
         holdout: np.ndarray,
         stacked: bool,
         feed: str,
+        linear: str,
         log: Callable[[str], None],
     ) -> None:
         self.algorithm, self.config, self.store, self.space_ = algorithm, config, store, space
@@ -74,6 +77,10 @@ class Learner:
         self._feeds = [self._feed(group, training, stacked=stacked, ahead=True) for group in groups]
         self._means = Means(self.seeds)
         self._choose_runner(runner)
+        plain = self.runner == "eager" and not stacked
+        self.linear, why = choose_linear(linear, device=device, dtype=dtype, plain=plain)
+        self._linear_asked = linear != "auto"
+        log(f"linear layers: by {self.linear}, {why}")
 
     # ------------------------------------------------------------------------------------------------------------ creation
     @classmethod
@@ -94,6 +101,7 @@ class Learner:
         dtype: torch.dtype = torch.float32,
         stacked: bool | None = None,
         feed: str = "auto",
+        linear: str = "auto",
         log: Callable[[str], None] = lambda text: None,
     ) -> Learner:
         """A learner at step 0.
@@ -109,6 +117,8 @@ class Learner:
             cache_dir: folder where compiled kernels are kept between runs.
             stacked: whether seeds are differentiated together (None: on CUDA).
             feed: where batches come from: ``host``, ``prefetch``, ``resident`` or ``auto`` (see `Supply`); the batches are the same.
+            linear: what multiplies in linear layers: ``torch``, ``onednn``, or ``auto``: oneDNN where it is the faster on this processor
+                (the environment's OFFRL_LINEAR may name it). It decides last bits: a resumed run goes on with that of its checkpoint.
             log: takes one-line messages.
 
         Raises:
@@ -131,7 +141,7 @@ class Learner:
         return cls(
             algorithm, config, store, space,
             seeds=seeds, device=where, runner=runner, dtype=dtype, training=training, holdout=held_out,
-            stacked=together and len(seeds) > 1, feed=feed, log=log,
+            stacked=together and len(seeds) > 1, feed=feed, linear=linear, log=log,
         )  # fmt: skip
 
     def _feed(self, seeds: tuple[int, ...], episodes: np.ndarray, *, stacked: bool, ahead: bool) -> Feed:
@@ -179,14 +189,15 @@ class Learner:
     # ------------------------------------------------------------------------------------------------------------ training
     def run(self, updates: int) -> None:
         """Do ``updates`` updates."""
-        for _ in range(updates):
-            if self.algorithm.between is not None:
-                self.algorithm.between(self, self.step)
-            batches = self._batches(self.step)
-            for due in self.state.schedules[self._stage(self.step).name]:
-                if due.step.due(self.step):
-                    self._apply(due, batches)
-            self.step += 1
+        with products(through_onednn=self.linear == "onednn"):
+            for _ in range(updates):
+                if self.algorithm.between is not None:
+                    self.algorithm.between(self, self.step)
+                batches = self._batches(self.step)
+                for due in self.state.schedules[self._stage(self.step).name]:
+                    if due.step.due(self.step):
+                        self._apply(due, batches)
+                self.step += 1
 
     def _stage(self, k: int) -> Stage:
         for stage in self._stages[:-1]:
@@ -262,6 +273,7 @@ class Learner:
         name = torch.cuda.get_device_name(self._device) if self._device.type == "cuda" else platform.processor() or platform.machine()
         return {
             "runner": self.runner,
+            "linear": self.linear,
             "feed": self._supply.feed,
             "device": str(self._device),
             "device_name": name,
@@ -293,6 +305,17 @@ class Learner:
         self.step = int(description["step"])
         self._taken = {key: int(moments.counts[0]) for key, moments in self.state.moments.items()}
         self._means = Means.from_json(self.seeds, description["means"])
+        self._restore_linear(description.get("linear", "torch"))
+
+    def _restore_linear(self, before: str) -> None:
+        """Multiply as the checkpoint's run did, for the same bits, unless this one was told otherwise or cannot."""
+        if before == self.linear or self._linear_asked:
+            return
+        if before == "onednn" and not (onednn.present() and self.runner == "eager" and not self._stacked and self._device.type == "cpu"):
+            self._log("linear layers: by torch, because the checkpoint's oneDNN cannot be had: its last bits will differ")
+            return
+        self.linear = before
+        self._log(f"linear layers: by {before}, as in the checkpoint")
 
     def _identity(self) -> dict[str, Any]:
         return {
