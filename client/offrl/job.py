@@ -5,16 +5,22 @@
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from offrl_store.errors import InvalidInput
 
 # Names of datasets and keys: they become folder names, so no separators, no leading dot, nothing that a shell would read.
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 JOB_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9-]{0,63}$"
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 JobId = Annotated[str, Field(pattern=JOB_PATTERN)]
+# A job whose result another one takes, and which of its seeds (the first trained where none is named): JOB or JOB:SEED.
+TAKEN_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9-]{0,63}(:[0-9]{1,10})?$"
+Taken = Annotated[str, Field(pattern=TAKEN_PATTERN)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
@@ -68,6 +74,14 @@ class TrainSpec(_Spec):
     threads: Annotated[int, Field(ge=1, le=1024)] = 1                 # CPU threads of torch
 
 
+def taken(text: str) -> tuple[str, int | None]:
+    """The job and the seed of JOB or JOB:SEED; `InvalidInput` for anything else."""
+    if re.fullmatch(TAKEN_PATTERN, text) is None:
+        raise InvalidInput(f"{text!r} names no job", hint="give JOB, or JOB:SEED")
+    job, _, seed = text.partition(":")
+    return job, int(seed) if seed else None
+
+
 class ImportSpec(_Spec):
     """Read a finished upload, or a path below an import root of the daemon, into a new dataset or onto an existing one."""
 
@@ -93,7 +107,7 @@ class DatasetExportSpec(_Spec):
 
     kind: Literal["dataset_export"] = "dataset_export"
     dataset: Name
-    format: Literal["d4rl", "npz", "store"]
+    format: Literal["d4rl", "npz", "store", "minari", "d3rlpy", "d3rlpy-v1"]
 
 
 JobSpec = Annotated[TrainSpec | ImportSpec | ExportSpec | DatasetExportSpec, Field(discriminator="kind")]

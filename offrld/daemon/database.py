@@ -73,6 +73,15 @@ CREATE TABLE datasets (
     updated_at REAL NOT NULL
 ) STRICT;
 """
+# Made in databases of before as well: an older daemon passes over it.
+ADDED = """
+CREATE TABLE IF NOT EXISTS uses (
+    job  TEXT NOT NULL REFERENCES jobs (id) ON DELETE CASCADE,
+    used TEXT NOT NULL REFERENCES jobs (id) ON DELETE CASCADE,
+    PRIMARY KEY (job, used)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS uses_used ON uses (used);
+"""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -105,6 +114,10 @@ def connect(path: Path) -> Connection:
             f"{path} has version {version}, this daemon reads version {SCHEMA_VERSION}",
             hint="run the version of offrld that wrote it, or choose another --state-dir",
         )
+    try:
+        db.executescript(f"BEGIN IMMEDIATE; {ADDED} COMMIT;")
+    except sqlite3.DatabaseError as error:
+        raise translate(error, path) from None
     return db
 
 

@@ -14,7 +14,7 @@ from offrl.errors import Conflict, InvalidInput, Unknown, nearest, to_wire
 from offrl.job import TRANSITIONS, DatasetExportSpec, ExportSpec, ImportSpec, JobState, TrainSpec
 from offrld.daemon import events
 from offrld.daemon.database import Connection
-from offrld.daemon.records import Job, Spec, find
+from offrld.daemon.records import SPEC, Job, Spec, find
 from offrld.daemon.supervision import Exit, outcome
 
 UNFINISHED = "('queued', 'running', 'paused')"
@@ -74,7 +74,7 @@ def by_key(db: Connection, key: str, spec: Spec) -> str | None:
     row = db.execute("SELECT id, spec FROM jobs WHERE key = ?", (key,)).fetchone()
     if row is None:
         return None
-    if json.loads(row["spec"]) != spec.model_dump(mode="json"):
+    if SPEC.validate_json(row["spec"]) != spec:  # compared as specifications: an older daemon's lacks the fields that were added since
         raise Conflict(f"the key {key!r} belongs to job {row['id']}, which asked for something else", hint="take another --key")
     return str(row["id"])
 
@@ -255,7 +255,8 @@ def remove(db: Connection, job: str) -> Job:
     users = [
         row[0] for row in db.execute(
             f"SELECT id FROM jobs WHERE state IN {UNFINISHED}"
-            " AND (source = ?1 OR id IN (SELECT job FROM dependencies WHERE needs = ?1))", (job,),
+            " AND (source = ?1 OR id IN (SELECT job FROM dependencies WHERE needs = ?1 UNION SELECT job FROM uses WHERE used = ?1))",
+            (job,),
         )
     ]  # fmt: skip
     if users:

@@ -135,11 +135,15 @@ class Step:
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of training with its own schedule: ``updates`` of it (None: all that are left)."""
+    """A part of training with its own schedule: ``updates`` of it (None: all that are left).
+
+    ``single_steps``: its batches are of single steps, whatever ``n_steps`` says (models of the environment learn from nothing else).
+    """
 
     name: str
     schedule: tuple[Step, ...]
     updates: int | None = None
+    single_steps: bool = False
 
 
 @dataclass(frozen=True)
@@ -170,17 +174,21 @@ class Algorithm:
         noise: ``(config, space) -> {name: Noise}``.
         targets: the networks that have target copies.
         presets: name -> settings; ``paper`` and ``d3rlpy`` exist for every algorithm.
-        next_action: whether batches carry the dataset's next action.
+        next_action: whether batches carry the dataset's next action; or ``policy``: that of the policy which ``inputs`` names so.
         returns: whether batches carry the return from the transition on.
 
     Hooks for what is special, declared rather than coded into the trainer:
         batch_kind: what a batch is made of: `Batch` or `Windows` (of ``config.context_size`` steps).
         memory: ``(config, space) -> {name: shape}`` of tensors that live in the training state, zeros at first, one set per seed; losses
             give new values through their context, ``between`` writes into them.
-        prepare: ``(store, config) -> {name: array}`` computed once from the dataset, given to losses as ``state.data``.
+        prepare: ``(dataset, config) -> {name: array}`` computed once from the training episodes (a `Dataset`); losses read
+            it as ``state.data``.
         stages: ``config -> stages`` where training has several; else there is one with ``schedule``.
         between: ``(learner, k) -> None`` before update ``k`` (model rollouts, rates that depend on what was seen).
-        inputs: settings that name another job whose policy or model this algorithm takes.
+        acts: whether ``act`` is a policy that is learned here (not so: models of the environment, evaluations of another policy).
+        inputs: settings (text, or none) that name another job whose result this algorithm takes, with what that has to be: an
+            algorithm's name, or ``policy``: of any that learns to act. What they name is in ``learner.inputs``, as
+            `offrld.engine.loaded.Loaded`, from before ``prepare`` on.
     """
 
     name: str
@@ -197,14 +205,15 @@ class Algorithm:
     sample: Callable[[Params, Any, SimpleNamespace, Observation, Tensor], Tensor] | None = None
     draws_scores: bool = False
     value: Callable[[Params, Any, SimpleNamespace, Observation, Tensor], Tensor] | None = None
-    next_action: bool = False
+    next_action: bool | Literal["policy"] = False
     returns: bool = False
     batch_kind: Literal["transitions", "windows"] = "transitions"
     memory: Callable[[Any, Space], dict[str, tuple[int, ...]]] = lambda config, space: {}
     prepare: Callable[[Any, Any], dict[str, Any]] | None = None
     stages: Callable[[Any], tuple[Stage, ...]] | None = None
     between: Callable[[Any, int], None] | None = None
-    inputs: tuple[str, ...] = ()
+    acts: bool = True
+    inputs: Mapping[str, str] = field(default_factory=dict)
 
     def configure(self, values: Mapping[str, Any] | None = None, preset: str | None = None) -> Any:
         """The config with a preset and then ``values`` (dotted names) applied; raises `Unknown` or `InvalidInput`."""

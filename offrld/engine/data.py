@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from offrl.errors import InvalidInput
 from offrl_store import EpisodeStore, rng
 from offrl_store.format import FINAL_MISSING
-from offrld.engine.feed import Scalers
+from offrld.engine.feed import Scalers, view_observation
+from offrld.engine.policy import PolicyModule
 from offrld.engine.space import Space
-from offrld.preprocess.rewards import RewardScaler, fit_reward
-from offrld.preprocess.scalers import ActionScaler, fit_action, fit_observation
+from offrld.preprocess.rewards import REWARD_SCALERS, Clip, RewardScaler, fit_reward
+from offrld.preprocess.scalers import OBSERVATION_SCALERS, ActionScaler, Affine, Own, Scaler, fit_action, fit_observation
 from offrld.preprocess.statistics import Blocks, rows
+
+ROWS = 4096  # of an episode that a policy is asked about at a time: bounds the memory of pixels
 
 
 def split(episodes: int, holdout: float) -> tuple[np.ndarray, np.ndarray]:
@@ -37,6 +43,80 @@ def observation_column(store: EpisodeStore, name: str) -> np.ndarray:
     return store.column(f"observation.{name}" if isinstance(store.schema.observation, dict) else "observation")
 
 
+def spans_of(store: EpisodeStore, episodes: np.ndarray) -> list[tuple[int, int]]:
+    """First row and end of the transitions of each episode: a truncated one without its final observation has one less than steps."""
+    table = store.episode_table[episodes]
+    return [
+        (int(first), int(first + length - (flags == FINAL_MISSING)))
+        for first, length, flags in zip(table["first_row"], table["steps"], table["flags"], strict=True)
+    ]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What `Algorithm.prepare` sees: the training episodes of the pinned snapshot, as losses would see them.
+
+    Attributes:
+        starts: the rows that start a transition, int64.
+        inputs: the other jobs' models that the algorithm's settings name.
+    """
+
+    store: EpisodeStore
+    space: Space
+    scalers: Scalers
+    episodes: np.ndarray
+    dtype: torch.dtype
+    device: torch.device
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def starts(self) -> np.ndarray:
+        return np.concatenate([np.arange(first, end) for first, end in spans_of(self.store, self.episodes)])
+
+    def observations(self, rows: np.ndarray) -> Tensor:
+        """Scaled vectors ``[n, D]`` at these rows; raises `InvalidInput` for images and stacked frames."""
+        if self.space.frame_stack > 1:
+            raise InvalidInput("this algorithm compares single observations", hint="take frame_stack=1")
+        size = self.space.observation_size
+        fields = {name: torch.from_numpy(observation_column(self.store, name)[rows]) for name in self.space.observation}
+        return view_observation(fields, self.scalers, self.dtype, self.device).reshape(len(rows), size)
+
+    def actions(self, rows: np.ndarray) -> Tensor:
+        """Scaled actions ``[n, A]`` at these rows."""
+        action = torch.from_numpy(self.store.column("action")[rows]).to(self.device, self.dtype)
+        return action if self.scalers.action is None else self.scalers.action(action)
+
+
+def actions_of(policy: PolicyModule, store: EpisodeStore) -> np.ndarray:
+    """The greedy actions of a policy at every row of a store, like its action column: ``[rows, A]``, environment's units, or ``[rows]``.
+
+    Each episode's frames are stacked as the policy wants them, zeros before its begin.
+    """
+    k, fields = policy.space.frame_stack, list(policy.space.observation)
+    actions = np.zeros_like(store.column("action"))
+    for first, steps in zip(store.episode_table["first_row"].tolist(), store.episode_table["steps"].tolist(), strict=True):
+        for start in range(first, first + steps + 1, ROWS):
+            rows = np.arange(start, min(start + ROWS, first + steps + 1))
+            seen = {name: torch.from_numpy(_stacks(observation_column(store, name), rows, first, k)) for name in fields}
+            given = (seen[fields[0]],) if len(fields) == 1 else ()
+            with torch.no_grad():
+                actions[rows] = policy(*given, **({} if given else seen)).numpy().astype(actions.dtype)
+    return actions
+
+
+def _stacks(column: np.ndarray, rows: np.ndarray, first: int, k: int) -> np.ndarray:
+    """The last ``k`` frames at each row joined along the first axis, oldest first; zeros before row ``first``."""
+    if k == 1:
+        return column[rows]
+    frames = []
+    for back in range(k - 1, -1, -1):
+        at = rows - back
+        frame = column[np.maximum(at, first)]
+        frame[at < first] = 0
+        frames.append(frame if frame.ndim > 1 else frame[:, None])
+    return np.concatenate(frames, axis=1)
+
+
 def fit_scalers(
     config: Any, store: EpisodeStore, space: Space, training: np.ndarray, dtype: torch.dtype, device: torch.device
 ) -> Scalers:
@@ -45,12 +125,7 @@ def fit_scalers(
     Fitted on single observations; with ``frame_stack`` they then apply to each of the stacked frames alike. An algorithm without a
     setting ``action_scaler`` or ``reward_scaler`` has the default one.
     """
-    table = store.episode_table[training]
-    reward = store.column("reward")
-    spans = [
-        (int(first), int(first + length - (flags == FINAL_MISSING)))  # truncated without a final observation: its last step starts none
-        for first, length, flags in zip(table["first_row"], table["steps"], table["flags"], strict=True)
-    ]
+    reward, spans = store.column("reward"), spans_of(store, training)
     starts = np.zeros(len(reward), bool)  # rows that start a transition
     for first, end in spans:
         starts[first:end] = True
@@ -70,3 +145,31 @@ def fit_scalers(
         lambda: np.array([reward[first:end].sum(dtype=np.float64) for first, end in spans]), dtype, device,
     )  # fmt: skip
     return Scalers(observation, action, scaler)
+
+
+def rebuild_scalers(config: Any, space: Space, tensors: dict[str, torch.Tensor]) -> Scalers:
+    """The scalers of a training run from their `Scalers.tensors`, without its data.
+
+    Raises:
+        Unknown: the config names a scaler of a package that is not installed here.
+    """
+
+    def parts(of: str) -> dict[str, torch.Tensor]:
+        return {name.removeprefix(f"{of}."): tensor for name, tensor in tensors.items() if name.startswith(f"{of}.")}
+
+    observation: dict[str, Scaler | None] = {}
+    for name, (dtype, shape) in space.observation.items():
+        kind = config.observation_scaler.kind_of(name, dtype, shape, several=len(space.observation) > 1)
+        found = parts(f"observation.{name}")
+        if kind not in OBSERVATION_SCALERS:
+            observation[name] = Own.rebuilt(kind, found, len(shape), space.frame_stack)
+        else:
+            observation[name] = Affine(**found) if found else None
+    found = parts("action")
+    action = Affine(**found) if found else None
+    kind, found = getattr(config, "reward_scaler", RewardScaler()).type, parts("reward")
+    if kind not in REWARD_SCALERS:
+        reward: Scaler | None = Own.rebuilt(kind, found, 0)
+    else:
+        reward = (Clip if kind == "clip" else Affine)(**found) if found else None
+    return Scalers(observation, action, reward)

@@ -4,9 +4,10 @@ schedule that are due; the result depends on (snapshot, seeds, config, k) alone,
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,11 +20,13 @@ from offrl_store.errors import EmptyStore
 from offrld import settings
 from offrld.engine import checkpoint, data, optimizer
 from offrld.engine.algorithm import Algorithm, Batch, Stage, Windows
-from offrld.engine.feed import Feed, request_of
+from offrld.engine.feed import Feed, Scalers, request_of
+from offrld.engine.loaded import Loaded, take_inputs
 from offrld.engine.metrics import Means
 from offrld.engine.optimizer import polyak
 from offrld.engine.policy import PolicyModule
 from offrld.engine.runner import Gradients, agree, choose_linear, gradients
+from offrld.engine.sequence_policy import Returns, SequencePolicy
 from offrld.engine.space import Space, space_of
 from offrld.engine.state import Due, TrainState, key_of
 from offrld.engine.supply import Supply
@@ -52,12 +55,13 @@ class Learner:
         stacked: bool,
         feed: str,
         linear: str,
+        inputs: Mapping[str, Loaded],
         log: Callable[[str], None],
     ) -> None:
         self.algorithm, self.config, self.store, self.space_ = algorithm, config, store, space
         self.seeds = tuple(seeds)
         self._kind = Windows if algorithm.batch_kind == "windows" else Batch
-        self.holdout = holdout
+        self.holdout, self.inputs = holdout, inputs
         self.step = 0
         self._device, self._dtype, self._stacked, self._log = device, dtype, stacked, log
         self._training = training
@@ -65,17 +69,27 @@ class Learner:
         self.nets = SimpleNamespace(**networks)
         self._scalers = data.fit_scalers(config, store, space, training, dtype, device)
         self._stages = algorithm.stages(config) if algorithm.stages else (Stage("train", algorithm.schedule(config)),)
-        prepared = algorithm.prepare(store, config) if algorithm.prepare else {}
+        self.dataset = data.Dataset(store, space, self._scalers, training, dtype, device, inputs)
+        prepared = algorithm.prepare(self.dataset, config) if algorithm.prepare else {}
         self._data = {name: torch.as_tensor(value).to(device) for name, value in prepared.items()}
         self.state = TrainState(
             networks, algorithm.targets, self._stages, self._data, algorithm.memory(config, space),
             seeds=self.seeds, dtype=dtype, device=device, stacked=stacked,
         )  # fmt: skip
         self._taken = dict.fromkeys(self.state.moments, 0)
+        # The actions of a policy that is evaluated, at every row: computed once, for it does not change.
+        self._policy_actions = None
+        if algorithm.next_action == "policy":
+            if "policy" not in inputs:
+                raise InvalidInput(f"{algorithm.name} evaluates another job's policy and none is named", hint="--set policy=JOB")
+            self._policy_actions = data.actions_of(inputs["policy"].policy(), store)
         self._supply = Supply(store, device, feed, log)
-        groups = [self.seeds] if stacked else [(seed,) for seed in self.seeds]
-        self._feeds = [self._feed(group, training, stacked=stacked, ahead=True) for group in groups]
+        self._feeds = self._open_feeds(config)
+        one = dataclasses.replace(config, n_steps=1) if getattr(config, "n_steps", 1) > 1 else config
+        differs = one is not config and any(stage.single_steps for stage in self._stages)
+        self._single_feeds = self._open_feeds(one) if differs else self._feeds
         self._means = Means(self.seeds)
+        self._returns: Returns | None = None  # of the training episodes, once a policy wants them
         self._choose_runner(runner)
         plain = self.runner == "eager" and not stacked
         self.linear, why = choose_linear(linear, device=device, dtype=dtype, plain=plain)
@@ -102,6 +116,7 @@ class Learner:
         stacked: bool | None = None,
         feed: str = "auto",
         linear: str = "auto",
+        inputs: Mapping[str, Loaded | Learner | str | os.PathLike[str]] | None = None,
         log: Callable[[str], None] = lambda text: None,
     ) -> Learner:
         """A learner at step 0.
@@ -119,10 +134,11 @@ class Learner:
             feed: where batches come from: ``host``, ``prefetch``, ``resident`` or ``auto`` (see `Supply`); the batches are the same.
             linear: what multiplies in linear layers: ``torch``, ``onednn``, or ``auto``: oneDNN where it is the faster on this processor
                 (the environment's OFFRL_LINEAR may name it). It decides last bits: a resumed run goes on with that of its checkpoint.
+            inputs: for the settings that name another run (`Algorithm.inputs`), what to take in their place.
             log: takes one-line messages.
 
         Raises:
-            InvalidInput: the data's actions do not fit the algorithm, or images were given.
+            InvalidInput: the data's actions do not fit the algorithm, or an input does not fit the data.
             EmptyStore: no transition to train on.
         """
         if len(set(seeds)) != len(seeds) or not seeds:
@@ -141,17 +157,22 @@ class Learner:
         return cls(
             algorithm, config, store, space,
             seeds=seeds, device=where, runner=runner, dtype=dtype, training=training, holdout=held_out,
-            stacked=together and len(seeds) > 1, feed=feed, linear=linear, log=log,
+            stacked=together and len(seeds) > 1, feed=feed, linear=linear,
+            inputs=take_inputs(algorithm, config, space, inputs or {}), log=log,
         )  # fmt: skip
 
-    def _feed(self, seeds: tuple[int, ...], episodes: np.ndarray, *, stacked: bool, ahead: bool) -> Feed:
+    def _open_feeds(self, config: Any) -> list[Feed]:
+        groups = [self.seeds] if self._stacked else [(seed,) for seed in self.seeds]
+        return [self._feed(config, group, self._training, stacked=self._stacked, ahead=True) for group in groups]
+
+    def _feed(self, config: Any, seeds: tuple[int, ...], episodes: np.ndarray, *, stacked: bool, ahead: bool) -> Feed:
         everything = len(episodes) == len(self.store)
         request = request_of(
-            self.algorithm, self.config, self.store, self.space_, self._scalers,
+            self.algorithm, config, self.store, self.space_, self._scalers, self._policy_actions,
             seeds=seeds, episodes=None if everything else episodes, stacked=stacked,
         )  # fmt: skip
         source = self._supply.open(request, ahead=ahead)
-        return Feed(self.config, request, source, self.space_, self._scalers, dtype=self._dtype, device=self._device)
+        return Feed(config, request, source, self.space_, self._scalers, dtype=self._dtype, device=self._device)
 
     def _choose_runner(self, runner: str) -> None:
         self.runner = "compile" if runner == "compile" or (runner == "auto" and self._device.type == "cuda") else "eager"
@@ -208,7 +229,7 @@ class Learner:
 
     def _batches(self, k: int) -> list[Any]:
         """One batch per view: one per seed, or all seeds' stacked."""
-        return [feed.batch(k) for feed in self._feeds]
+        return [feed.batch(k) for feed in (self._single_feeds if self._stage(k).single_steps else self._feeds)]
 
     def _apply(self, due: Due, batches: list[Any]) -> None:
         if due.step.loss is not None:
@@ -235,6 +256,11 @@ class Learner:
 
     # ------------------------------------------------------------------------------------------------------------ reading
     @property
+    def scalers(self) -> Scalers:
+        """The fitted scalers."""
+        return self._scalers
+
+    @property
     def space(self) -> dict[str, Any]:
         """The spaces as JSON (see `Space.as_json`)."""
         return self.space_.as_json()
@@ -247,11 +273,13 @@ class Learner:
         """The losses' metrics on held-out episodes, as ``validation_NAME``; the same batches at every call. Empty without a holdout."""
         if len(self.holdout) == 0:
             return {}
-        feed = self._feed((0,), self.holdout, stacked=False, ahead=False)
+        stage = self._stage(max(self.step - 1, 0))
+        config = dataclasses.replace(self.config, n_steps=1) if stage.single_steps and hasattr(self.config, "n_steps") else self.config
+        feed = self._feed(config, (0,), self.holdout, stacked=False, ahead=False)
         means = Means(self.seeds)
         for k in range(VALIDATION_BATCHES):
             batch = feed.batch(k)
-            for step in self._stage(max(self.step - 1, 0)).schedule:
+            for step in stage.schedule:
                 if step.loss is None:
                     continue
                 rows = [
@@ -263,10 +291,19 @@ class Learner:
 
     def policy(self, seed: int) -> PolicyModule:
         """The greedy policy of a trained seed as a module: environment's units in and out; a copy, so training goes on beside it."""
+        if "policy" in self.inputs:
+            return self.inputs["policy"].policy()
+        if not self.algorithm.acts:
+            raise InvalidInput(f"{self.algorithm.name} learns no policy", hint="give its job to an algorithm that takes it as an input")
         if seed not in self.seeds:
             raise InvalidInput(f"seed {seed} was not trained", hint=f"trained: {', '.join(map(str, self.seeds))}")
         params = {name: value[self.seeds.index(seed)].detach().cpu().to(torch.float32).clone() for name, value in self.state.params.items()}
-        return PolicyModule(self.algorithm, self.config, self.nets, params, self.space_, self._scalers)
+        parts = (self.algorithm, self.config, self.nets, params, self.space_, self._scalers)
+        if self._kind is not Windows:
+            return PolicyModule(*parts)
+        if self._returns is None:
+            self._returns = Returns.of(self.store, self._training, self._scalers.reward)
+        return SequencePolicy(*parts, self._returns)
 
     def describe_run(self) -> dict[str, Any]:
         """What this run depends on beside config and data: runner, device, threads, dtype and versions."""

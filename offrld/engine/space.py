@@ -69,6 +69,16 @@ class Space:
             "frame_stack": self.frame_stack,
         }
 
+    @classmethod
+    def from_json(cls, told: dict[str, Any]) -> Space:
+        """The space of which ``told`` is the `as_json`."""
+        low, high = (None if told[name] is None else np.asarray(told[name], np.float64) for name in ("low", "high"))
+        return cls(
+            observation={name: (field["dtype"], tuple(field["shape"])) for name, field in told["observation"].items()},
+            discrete=bool(told["discrete"]), action_size=int(told["n"]) if told["discrete"] else len(low),
+            low=low, high=high, source=told["source"], frame_stack=int(told["frame_stack"]),
+        )  # fmt: skip
+
 
 def is_image(shape: tuple[int, ...]) -> bool:
     """Whether a field of this shape is an image, channel first."""

@@ -45,6 +45,13 @@ def double_q_target(nets: Any, params: Params, state: State, batch: Batch) -> Te
         return bellman(batch, nets.q.target(state.target, batch.next_observation, choice))
 
 
+def dqn_loss(params: Params, config: Any, nets: Any, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    """The error against the target of Q-learning."""
+    q = nets.q.values(params, batch.observation).taken(batch.action)  # [N, B]
+    value = q.error(q_target(nets, state, batch))
+    return value, {"loss": value, "q_mean": q.mean.mean()}
+
+
 def schedule(config: QLearningConfig, loss: Loss) -> tuple[Step, ...]:
     """The Q functions at every update, then a copy to the target every ``target_update_interval``."""
     return (

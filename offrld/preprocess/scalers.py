@@ -117,6 +117,11 @@ class Own:
             raise InvalidInput(f"the scaler {kind!r} fitted {parts!r}", hint="its function fit gives {name: array}, names like Python's")
         return cls(rule, {name: torch.as_tensor(np.asarray(part, np.float64)).to(device, dtype) for name, part in parts.items()}, axes)
 
+    @classmethod
+    def rebuilt(cls, kind: str, parts: Mapping[str, Tensor], axes: int, frames: int = 1) -> Own:
+        """A fitted scaler from its `tensors`; raises `Unknown` where the package is not installed."""
+        return cls(plugins.load(GROUP, kind, ("fit", "transform", "reverse")), dict(parts), axes, frames)
+
     def __call__(self, x: Tensor) -> Tensor:
         return self._by_frame(self.rule.transform, x)
 

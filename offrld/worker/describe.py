@@ -27,6 +27,8 @@ def describe() -> dict[str, Any]:
                 "summary": algorithm.summary,
                 "paper": algorithm.paper,
                 "actions": algorithm.actions,
+                "acts": algorithm.acts,
+                "inputs": dict(algorithm.inputs),
                 "presets": {name: dict(values) for name, values in algorithm.presets.items()},
                 "config": {name: setting.as_json() for name, setting in settings.describe(algorithm.config).items()},
             }

@@ -12,6 +12,7 @@ from offrl.job import ExportSpec, TrainSpec
 from offrl_store import EpisodeStore
 from offrld.algos import get
 from offrld.engine import CheckpointCorrupt, Learner
+from offrld.worker import taken
 from offrld.worker.job import WorkerJob
 from offrld.worker.policies import PolicyFiles
 from offrld.worker.runfolder import RunFolder
@@ -34,9 +35,11 @@ def run(job: WorkerJob) -> None:
     job.report.progress(0, 1, force=True)
     if not source.policy(seed, step).exists():
         algorithm = get(trained.algorithm)
+        settings = algorithm.configure(config)
         learner = Learner.create(
-            algorithm, algorithm.configure(config), EpisodeStore.open(job.state.dataset(trained.dataset), described["snapshot"]),
+            algorithm, settings, EpisodeStore.open(job.state.dataset(trained.dataset), described["snapshot"]),
             seeds=trained.seeds, device="cpu", runner="eager", threads=1, holdout=trained.validation,
+            inputs=taken.inputs(job.state, source, algorithm, settings),
             **_bounds(trained, described["space"]),
         )  # fmt: skip
         step = _restore(learner, spec, source)

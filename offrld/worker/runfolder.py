@@ -49,6 +49,7 @@ class RunFolder:
         self.events = path / "events.jsonl"
         self.checkpoints = path / "checkpoints"
         self.dataset = path / "dataset"
+        self.taken = path / "taken"  # checkpoints of other jobs that this one goes on from, kept since its first attempt
         self._lock: int | None = None
 
     def claim(self, attempt: int, control: Control, wait_s: float = LOCK_WAIT_S) -> None:

@@ -18,6 +18,7 @@ from offrl_store import EpisodeStore
 from offrld import settings
 from offrld.algos import get
 from offrld.engine import Learner
+from offrld.worker import taken
 from offrld.worker.checkpoints import Checkpoints
 from offrld.worker.control import Stopped
 from offrld.worker.failures import Diverged
@@ -54,7 +55,8 @@ class Training:
         job.control.check()
         self.learner = Learner.create(
             algorithm, config, store, seeds=spec.seeds, device=spec.device, runner=self._runner(), threads=spec.threads,
-            holdout=spec.validation, bounds=bounds, env_id=spec.eval_env, cache_dir=job.state.inductor_cache, log=job.report.message,
+            holdout=spec.validation, bounds=bounds, env_id=spec.eval_env, cache_dir=job.state.inductor_cache,
+            inputs=taken.inputs(job.state, job.run, algorithm, config), log=job.report.message,
         )  # fmt: skip
         self.interval = max(1, min(MOST_ROWS_APART, spec.steps // 100))
         self.validate_every = spec.eval_every or max(1, spec.steps // VALIDATIONS)

@@ -17,6 +17,12 @@ ALGORITHMS = [
     for name, actions in (("anything", "both"), ("discrete_thing", "discrete"), ("smooth_thing", "continuous"))
 ]
 
+INPUTS = {name: {"type": "str | None", "default": None, "help": "a job"} for name in ("policy", "model")}
+ALGORITHMS += [
+    {**ALGORITHMS[0], "name": "taker", "config": {**SETTINGS, **INPUTS}, "inputs": {"policy": "policy", "model": "model_thing"}},
+    {**ALGORITHMS[0], "name": "model_thing", "acts": False},
+]
+
 if __name__ == "__main__":
     if "--broken" in sys.argv:
         print("torch is not installed", file=sys.stderr)

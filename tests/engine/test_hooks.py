@@ -23,7 +23,7 @@ def test_prepare_gives_losses_what_it_computed_from_the_dataset(continuous_store
 
     algorithm = replace(
         bc.ALGORITHM,
-        prepare=lambda store, config: {"scale": torch.tensor(float(len(store)))},
+        prepare=lambda dataset, config: {"scale": torch.tensor(float(len(dataset.store)))},
         schedule=lambda config: (Step("policy", loss, optimizes=("policy",), learning_rate=1e-3),),
     )
     _learner(algorithm, continuous_store).run(1)

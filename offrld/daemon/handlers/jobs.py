@@ -9,7 +9,7 @@ from pathlib import Path
 from offrl import wire
 from offrl.errors import Conflict, InvalidInput, NotAllowed
 from offrl.job import ImportSpec, TrainSpec
-from offrld.daemon import catalog, datasets, housekeeping, queue, records
+from offrld.daemon import catalog, datasets, housekeeping, queue, records, uses
 from offrld.daemon.app import App
 from offrld.daemon.database import Connection
 
@@ -22,19 +22,31 @@ async def submit(app: App, request: wire.Submit) -> wire.Submitted:
     if isinstance(spec, TrainSpec):
         spec = spec.model_copy(update={"config": catalog.flat(spec.config)})
     if request.key is not None:  # first: a repeated import would else find "its" dataset there already
-        known = await app.database.read(queue.by_key, request.key, spec)
-        if known is not None:
-            return wire.Submitted(job=known, created=False)
+        earlier = await app.database.read(queue.by_key, request.key, spec)
+        if earlier is not None:
+            return wire.Submitted(job=earlier, created=False)
+    taken: list[uses.Use] = []
     if isinstance(spec, TrainSpec):
         fields = await app.database.read(datasets.fields, spec.dataset)
-        spec = catalog.checked(spec, await app.catalog.ready(), fields)
+        known = await app.catalog.ready()
+        spec = catalog.checked(spec, known, fields)
+        taken = uses.of(spec, known)
     elif isinstance(spec, ImportSpec):
         await asyncio.to_thread(_check_source, app, spec)
         folder = app.state.datasets / spec.dataset
         if not spec.append and folder.exists() and not await app.database.read(datasets.mentioned, spec.dataset):
             raise Conflict(f"{folder} is in the way: the queue knows no such dataset", hint="move it away, or take another name")
-    job, created = await app.database.write(queue.submit, spec, priority=request.priority, after=request.after, key=request.key)
+    job, created = await app.database.write(_submit, app, request, spec, taken)
     return wire.Submitted(job=job, created=created)
+
+
+def _submit(db: Connection, app: App, request: wire.Submit, spec: records.Spec, taken: list[uses.Use]) -> tuple[str, bool]:
+    """Queue a job with what it takes from others, in one transaction: none of them can be removed in between."""
+    waits = [use.job for use in taken if uses.check(db, app.state, use)]
+    job, created = queue.submit(db, spec, priority=request.priority, after=[*request.after, *waits], key=request.key)
+    if created:
+        uses.pin(db, job, taken)
+    return job, created
 
 
 def _check_source(app: App, spec: ImportSpec) -> None:

@@ -1,0 +1,82 @@
+"""DiscreteBCQ: Q-learning that chooses only among actions which a model of the data finds likely enough.
+
+    a*(s) = argmax_a 1[log G(a | s) - max_b log G(b | s) > log action_flexibility] (Q(s, a) - min_b Q(s, b) + 1e-5),    Q the members' mean
+    y     = r + gamma^n (1 - d) min_i Qt_i(s', a*(s'))       a* by the online networks
+    L     = sum_i mean Huber(Q_i(s, a) - y) - mean log G(a | s) + beta mean l(s)^2        (l the logits of G)
+
+One optimiser moves Q functions and imitator, which stands on the first Q function's encoder unless `share_encoder` is false. The target
+is copied every `target_update_interval` updates. (The 1e-5 keeps a forbidden action from being chosen where all allowed ones have the least
+value.) Metrics: `loss`, `td_loss`, `imitator_loss`.
+
+Default differs between d3rlpy's versions: the first shares the encoder of images only (preset `d3rlpy-v1`: not shared).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from offrld.engine import Algorithm, Batch, Space, State, Step, setting
+from offrld.losses import bellman, q_learning, taken
+from offrld.nets import CategoricalPolicy, Params
+
+
+@dataclass(frozen=True)
+class Config(q_learning.QLearningConfig):
+    action_flexibility: float = setting(
+        0.3, "least probability of an action, relative to the likeliest", unit="share", low=0.0, high=1.0, exclusive_low=True, probe=0.99
+    )
+    beta: float = setting(0.5, "weight of the penalty on the imitator's logits", low=0.0)
+    share_encoder: bool = setting(True, "let the imitator stand on the first Q function's encoder")
+
+
+def networks(config: Config, space: Space) -> dict[str, Any]:
+    q = q_learning.networks(config, space)["q"]
+    shared = q.encoders[0] if config.share_encoder else None
+    return {"q": q, "imitator": CategoricalPolicy("imitator", space.view, space.action_size, config.encoder, shared=shared)}
+
+
+def allowed_scores(params: Params, config: Config, nets: Any, observation: Any) -> Tensor:
+    """What a* maximises, ``[B, n]``."""
+    q = nets.q.values(params, observation).average  # [B, n]
+    log_prob = nets.imitator.log_prob(params, observation)
+    likely = log_prob - log_prob.amax(-1, keepdim=True) > math.log(config.action_flexibility)
+    return likely.to(q.dtype) * (q - q.amin(-1, keepdim=True) + 1e-5)
+
+
+def loss(params: Params, config: Config, nets: Any, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    with torch.no_grad():
+        choice = allowed_scores(params, config, nets, batch.next_observation).argmax(-1)  # [B]
+        target = bellman(batch, nets.q.target(state.target, batch.next_observation, choice))  # [B, M]
+    td_loss = nets.q.values(params, batch.observation).taken(batch.action).error(target)
+    logits = nets.imitator(params, batch.observation)  # [B, n]
+    imitator_loss = config.beta * (logits**2).mean() - taken(F.log_softmax(logits, dim=-1), batch.action).mean()
+    value = td_loss + imitator_loss
+    return value, {"loss": value, "td_loss": td_loss, "imitator_loss": imitator_loss}
+
+
+def schedule(config: Config) -> tuple[Step, ...]:
+    return (
+        Step("q", loss, ("q", "imitator"), config.optimizer, config.learning_rate),
+        Step("target", every=config.target_update_interval, polyak={"q": 1.0}),
+    )
+
+
+ALGORITHM = Algorithm(
+    name="discrete_bcq",
+    summary="Q-learning among the actions that a model of the data finds likely",
+    paper="Fujimoto et al. 2019, Benchmarking Batch Deep Reinforcement Learning Algorithms (arXiv:1910.01708)",
+    actions="discrete",
+    config=Config(),
+    networks=networks,
+    schedule=schedule,
+    act=allowed_scores,
+    value=q_learning.value,
+    targets=("q",),
+    presets={"paper": {}, "d3rlpy": {}, "d3rlpy-v1": {"share_encoder": False}},
+)

@@ -1,0 +1,43 @@
+"""PLASWithPerturbation: PLAS whose decoded action may be corrected a little, where the data's actions are not quite the best.
+
+    a = clip(b + action_flexibility tanh(xi(s, b)), -1, 1),    b = g(s, 2 pi(s))
+
+xi has its own target copy and moves with the policy by the same optimiser. All else is PLAS (see `plas`). Metrics: `vae_loss`,
+`critic_loss`, `actor_loss`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from offrld.engine import Algorithm, Space, setting
+from offrld.losses import plas, td3
+from offrld.nets import ResidualPolicy
+
+
+@dataclass(frozen=True)
+class Config(plas.PLASConfig):
+    action_flexibility: float = setting(0.05, "limit of the perturbation", unit=td3.RANGE, low=0.0)
+
+
+def networks(config: Config, space: Space) -> dict[str, Any]:
+    scale = config.action_flexibility
+    perturbation = ResidualPolicy("perturbation", space.view, space.action_size, config.actor_encoder, scale=scale)
+    return {**plas.networks(config, space), "perturbation": perturbation}
+
+
+ALGORITHM = Algorithm(
+    name="plas_with_perturbation",
+    summary="PLAS with a small correction of the decoded action",
+    paper="Zhou, Bajracharya & Held 2020, PLAS: Latent Action Space for Offline Reinforcement Learning (arXiv:2011.07213)",
+    actions="continuous",
+    config=Config(),
+    networks=networks,
+    noise=plas.noise,
+    schedule=lambda config: plas.schedule(config, ("actor", "perturbation")),
+    act=plas.act,
+    value=td3.value,
+    targets=("actor", "perturbation", "critic"),
+    presets={"paper": {}, "d3rlpy": {}},
+)

@@ -1,0 +1,92 @@
+"""Policies in the latent space of the data's actions: what PLAS and PLASWithPerturbation share.
+
+    L_VAE = mean (g(s, z) - a)^2 + beta mean KL(N(mu, std) || N(0, 1))      alone, for warmup_steps updates; then the VAE stays as it is
+    a     = g(s, 2 pi(s)),    pi(s) in [-1, 1]^2A
+    y     = r + gamma^n (1 - d) (lam min_i Qt_i(s', a') + (1 - lam) max_i Qt_i(s', a')),    a' by the target policy
+    L_pi  = -mean Q_1(s, a)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from offrld.engine import Batch, Noise, Optimizer, Space, State, Step, setting
+from offrld.losses import td3
+from offrld.losses.td import bellman
+from offrld.losses.vae import vae_loss
+from offrld.nets import ConditionalVAE, Critics, DeterministicPolicy, Encoder, Params
+
+LATENT_RANGE = 2.0   # the policy's tanh covers latents in [-2, 2], where nearly all of N(0, 1) lies
+
+
+@dataclass(frozen=True)
+class PLASConfig(td3.ActorCriticConfig):
+    """Settings of the family; the defaults are d3rlpy's."""
+
+    batch_size: int = setting(100, "transitions per update", unit="transitions", low=1, high=1_000_000)
+    actor_learning_rate: float = setting(1e-4, "step size of the policy", low=0.0, exclusive_low=True)
+    critic_learning_rate: float = setting(1e-3, "step size of the Q functions", low=0.0, exclusive_low=True)
+    imitator_learning_rate: float = setting(1e-4, "step size of the VAE", low=0.0, exclusive_low=True)
+    update_actor_interval: int = setting(1, "updates of the critic per update of the policy and the targets", unit="updates", low=1)
+    lam: float = setting(0.75, "weight of the least member's value in the target, the rest that of the largest", low=0.0, high=1.0)
+    warmup_steps: int = setting(500_000, "updates of the VAE alone, at the start", unit="updates", low=0, probe=2)
+    beta: float = setting(0.5, "weight of the VAE's KL term", low=0.0)
+    imitator_encoder: Encoder = Encoder()
+    imitator_optimizer: Optimizer = Optimizer()
+
+
+def networks(config: PLASConfig, space: Space) -> dict[str, Any]:
+    """A policy over latents, the Q functions and the VAE."""
+    view, size, imitator = space.view, space.action_size, config.imitator_encoder
+    return {
+        "actor": DeterministicPolicy("actor", view, 2 * size, config.actor_encoder),
+        "critic": Critics("critic", config.n_critics, view, size, config.critic_encoder, config.q_function),
+        "vae": ConditionalVAE("vae", view, size, imitator, imitator),
+    }
+
+
+def noise(config: PLASConfig, space: Space) -> dict[str, Noise]:
+    """That of the VAE's latents."""
+    return {"vae": Noise((config.batch_size, 2 * space.action_size))}
+
+
+def action(nets: Any, actor: Params, vae: Params, observation: Any) -> Tensor:
+    """The decoded action of the policy in ``actor``, ``[B, A]``; with a perturbation where there is a network of that name."""
+    decoded = nets.vae.decode(vae, observation, LATENT_RANGE * nets.actor(actor, observation))
+    return nets.perturbation(actor, observation, decoded) if hasattr(nets, "perturbation") else decoded
+
+
+def critic_loss(params: Params, config: PLASConfig, nets: Any, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    with torch.no_grad():
+        following = action(nets, state.target, state.params, batch.next_observation)
+        target = bellman(batch, nets.critic.target(state.target, batch.next_observation, following, "mix", config.lam))  # [B, M]
+    value = nets.critic.values(params, batch.observation, batch.action).error(target)
+    return value, {"critic_loss": value}
+
+
+def actor_loss(params: Params, config: PLASConfig, nets: Any, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    chosen = action(nets, params, state.params, batch.observation)
+    value = -nets.critic(state.params, batch.observation, chosen, members=1)[0].mean()
+    return value, {"actor_loss": value}
+
+
+def schedule(config: PLASConfig, moved: tuple[str, ...] = ("actor",)) -> tuple[Step, ...]:
+    """The VAE alone; then the Q functions, the networks of the policy, and all targets."""
+    warm, follow = config.warmup_steps, dict.fromkeys(("critic", *moved), config.tau)
+    return (
+        Step("vae", vae_loss, ("vae",), config.imitator_optimizer, config.imitator_learning_rate, until=warm),
+        Step("critic", critic_loss, ("critic",), config.critic_optimizer, config.critic_learning_rate, start=warm),
+        Step(
+            "actor", actor_loss, moved, config.actor_optimizer, config.actor_learning_rate,
+            every=config.update_actor_interval, polyak=follow, start=warm,
+        ),
+    )  # fmt: skip
+
+
+def act(params: Params, config: PLASConfig, nets: Any, observation: Any) -> Tensor:
+    """The decoded action, ``[B, A]``."""
+    return action(nets, params, params, observation)

@@ -1,0 +1,61 @@
+"""What a train job takes from other jobs: their newest checkpoints, kept in its own run folder from its first attempt on.
+
+A kept checkpoint is a second link to the same file, which costs no space; a later attempt, or an export, finds the same bits there although
+the other job has gone on or was removed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+from pathlib import Path
+
+from offrl.errors import InvalidInput
+from offrl.job import taken
+from offrld.engine import Algorithm, CheckpointCorrupt, Loaded
+from offrld.engine.loaded import choose
+from offrld.worker.runfolder import RunFolder, StateFolder, sync_folder
+
+
+def inputs(state: StateFolder, run: RunFolder, algorithm: Algorithm, config: object) -> dict[str, Loaded]:
+    """What the settings of ``config`` that name other jobs (`Algorithm.inputs`) stand for. Raises as `load`."""
+    named = {name: getattr(config, name) for name in algorithm.inputs}
+    return {
+        name: choose(load(state, run, name, reference), taken(reference)[1])
+        for name, reference in named.items()
+        if reference is not None
+    }
+
+
+def load(state: StateFolder, run: RunFolder, name: str, reference: str) -> list[Loaded]:
+    """All seeds of the job in ``reference`` (JOB or JOB:SEED), from what ``run`` keeps under ``name``, which is made where it is missing.
+
+    Raises:
+        InvalidInput: that job is gone, or has no checkpoint that is whole.
+    """
+    kept = run.taken / f"{name}.safetensors"
+    if kept.exists():
+        return Loaded.read_all(kept)
+    job, _ = taken(reference)
+    source = state.run(job)
+    for step in reversed(source.checkpoint_steps()):
+        with contextlib.suppress(CheckpointCorrupt, FileNotFoundError):  # damaged, or replaced meanwhile: the next one serves
+            _link(source.checkpoint(step), kept)
+            return Loaded.read_all(kept)
+        kept.unlink(missing_ok=True)
+    raise InvalidInput(f"{name}: job {job!r} has no checkpoint to go on from", hint=f"see `offrl status {job}`")
+
+
+def _link(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EXDEV, errno.EOPNOTSUPP, errno.EMLINK):
+            raise
+        temporary = target.with_name(f".{target.name}.tmp")  # a file system without links
+        shutil.copyfile(source, temporary)
+        temporary.replace(target)
+    sync_folder(target.parent)

@@ -1,0 +1,77 @@
+"""Jobs that take another job's checkpoint: what is refused at submission, what they wait for, what cannot be removed meanwhile."""
+
+from __future__ import annotations
+
+import sqlite3
+
+import pytest
+
+from offrl import wire
+from offrl.errors import Conflict, InvalidInput, Unknown
+
+SLOW = {"behaviour": "slow"}
+
+
+def taker(daemon, dataset, config, **fields):
+    return daemon.train(dataset, algorithm="taker", config=config, **fields)
+
+
+def test_a_setting_that_names_a_job_is_checked_when_it_is_submitted(daemon):
+    data = daemon.dataset("uses-checked")
+    policy = daemon.train(data, seeds=[3, 4])
+    daemon.wait(policy)
+    model = daemon.train(data, algorithm="model_thing")
+    failed = daemon.train(data, "fail")
+    assert daemon.wait(failed).state == "failed"
+    imported = daemon.import_("uses-checked-2")
+
+    def refused(error, match, **config):
+        with pytest.raises(error, match=match):
+            taker(daemon, data, config)
+
+    refused(Unknown, "no job 'zzzzzzzz'", policy="zzzzzzzz")
+    refused(InvalidInput, "names no job", policy="../escape")
+    refused(InvalidInput, "is of kind import", policy=imported)
+    refused(InvalidInput, "model takes a job of model_thing, job .* is of anything", model=policy)
+    refused(InvalidInput, "policy takes a policy, job .* is of model_thing", policy=model)
+    refused(InvalidInput, "has no seed 5", policy=f"{policy}:5")
+    refused(Conflict, "has failed and has no checkpoint", policy=failed)
+    assert daemon.wait(taker(daemon, data, {"policy": f"{policy}:4", "model": model})).state == "succeeded"
+
+
+def test_a_job_waits_for_what_it_takes_and_that_is_not_removed(daemon):
+    data = daemon.dataset("uses-waits")
+    source = daemon.train(data, steps=1_000_000, config=SLOW)
+    job = taker(daemon, data, {"policy": source})
+    assert daemon.job(job).reason == f"waits for {source}"
+    daemon.wait(source, "running")
+    daemon.control(source, "cancel")
+    assert daemon.wait(job).state == "failed"
+
+    ended = daemon.train(data)
+    daemon.wait(ended)
+    job = taker(daemon, data, {"policy": ended, **SLOW}, steps=1_000_000)
+    daemon.wait(job, "running")
+    with pytest.raises(Conflict, match=f"job {ended} is needed by {job}"):
+        daemon.control(ended, "remove")
+    daemon.control(job, "cancel")
+    daemon.wait(job)
+    daemon.control(ended, "remove")
+    with pytest.raises(Unknown):
+        daemon.job(ended)
+
+
+def test_a_queue_from_before_jobs_took_others_is_read(new_daemon):
+    daemon = new_daemon().start()
+    data = daemon.dataset("old")
+    source = daemon.train(data, key="k")
+    daemon.wait(source)
+    assert daemon.stop() == 0
+    with sqlite3.connect(daemon.state / "queue.sqlite") as db:
+        db.execute("DROP TABLE uses")
+        db.execute("UPDATE jobs SET spec = json_remove(spec, '$.start', '$.transfer', '$.fresh_optimizer')")
+    db.close()
+    daemon.start()
+    assert daemon.train(data, key="k") == source
+    assert daemon.wait(taker(daemon, data, {"policy": source})).state == "succeeded"
+    assert daemon.ask(wire.GetJob(job=source)).state == "succeeded"
