@@ -15,8 +15,9 @@ import numpy as np
 import onnxruntime
 
 from offrl.errors import InvalidInput
+from offrl.memory import CONTEXT, LENGTH, NEXT, REWARD, TARGET_RETURN, Context, Frames
 
-FORMAT = 1  # version of the policy file, `offrl.format`
+FORMAT = 2  # newest version of the policy file, `offrl.format`; 1: policies without memory
 PREFIX = "offrl."  # of the metadata keys
 ACTION = "action"  # name of the graph's output
 
@@ -45,6 +46,9 @@ class Policy:
         policy.reset()                            # at the start of every episode
         action = policy.act(observation)          # environment's units in, environment's units out
 
+    Some policies remember: of stacked frames the last ones, of a transformer the steps of the episode, and it also wants the rewards:
+    ``policy.act(observation, reward)``. That loop serves every policy. A policy that remembers is not for several threads at once.
+
     Observations come in the units of the environment, with the shape and dtype of the dataset; a float64 observation for a float32
     policy is cast, as is everything else that loses nothing but precision. Several observation fields are one mapping from field
     name to array (keys that the policy does not know are ignored).
@@ -56,6 +60,8 @@ class Policy:
         action_low, action_high: float32 ``[A]``; None for discrete actions, or where the file has no bounds.
         action_n: the number of discrete actions; None for continuous ones.
         env_id: the environment that the policy was evaluated in or its data came from; None if unknown.
+        frame_stack: how many of an episode's last observations the graph takes at once; `act` keeps them.
+        target_return: the return that a transformer is asked for where `reset` names none; None for other policies.
 
     Raises:
         InvalidInput: there is no such file, it is no ONNX file, it is not a policy of ours, or one of a newer version.
@@ -71,8 +77,16 @@ class Policy:
         self.metadata = _metadata(session, name)
         _check(session, self.metadata, name)
 
-        self.observation_shapes: dict[str, tuple[int, ...]] = {i.name: tuple(i.shape[1:]) for i in session.get_inputs()}
-        self.observation_dtypes = {i.name: np.dtype(_DTYPES[i.type]) for i in session.get_inputs()}
+        inputs = {i.name: (np.dtype(_DTYPES[i.type]), tuple(i.shape[1:])) for i in session.get_inputs()}
+        self._context = _context(session, self.metadata, inputs, name)
+        fields = {n: spec for n, spec in inputs.items() if self._context is None or not _is_context(n)}
+        self.observation_dtypes = {n: dtype for n, (dtype, _) in fields.items()}
+        self._graph_shapes = {n: shape for n, (_, shape) in fields.items()}
+        self.frame_stack, frames = _frame_stack(self.metadata, self._graph_shapes, name)
+        self.observation_shapes: dict[str, tuple[int, ...]] = frames
+        self._frames = Frames(self.frame_stack, self._graph_shapes, self.observation_dtypes) if self.frame_stack > 1 else None
+        self._remembers = self._frames is not None or self._context is not None
+        self.target_return = None if self._context is None else self._context.target_return
         self._names = tuple(self.observation_shapes)
         output = session.get_outputs()[0]
         self.discrete: bool = output.type == "tensor(int64)"
@@ -87,8 +101,11 @@ class Policy:
         self._warm_up()
 
     # ------------------------------------------------------------------------------------------------------------- acting
-    def act(self, observation: Any) -> np.ndarray | int:
+    def act(self, observation: Any, reward: float = 0.0) -> np.ndarray | int:
         """The action for one observation: a fresh float32 array ``[A]``, or an ``int`` for discrete actions.
+
+        Args:
+            reward: what the action before earned; only transformers read it, and not at an episode's first step.
 
         Raises:
             InvalidInput: wrong shape or dtype, a missing field, NaN or an infinite value.
@@ -100,13 +117,17 @@ class Policy:
             inputs = {name: self._row(name, observation)}
         else:
             inputs = {name: self._row(name, self._field(observation, name)) for name in self._names}
-        action = self._run(self._outputs, inputs)[0][0]
+        action = self._remembering(inputs, reward)[0] if self._remembers else self._run(self._outputs, inputs)[0][0]
         return int(action) if self.discrete else action
 
-    def predict(self, observations: Any) -> np.ndarray:
+    def predict(self, observations: Any, reward: Any = None, starts: Any = None) -> np.ndarray:
         """The actions for a batch: observations ``[B, ...]`` (or a mapping of them) to float32 ``[B, A]`` or int64 ``[B]``.
 
-        Raises as `act` does.
+        Frames are stacked by the caller: ``[B, frame_stack * C, ...]``, the newest last. A transformer takes one step in each of ``B``
+        episodes that run side by side, and remembers them; ``reward`` ``[B]`` is what their steps before earned, and ``starts``
+        ``[B]`` (bool) says which of them begin now, where not all do (`reset`). Other policies read neither.
+
+        Raises as `act` does, and where the number of episodes changes on the way.
         """
         fields = observations if isinstance(observations, Mapping) else None
         if fields is None and len(self._names) > 1:
@@ -117,10 +138,32 @@ class Policy:
             raise InvalidInput(f"the fields of the batch differ in length: {sizes}", hint="give every field the same number of rows")
         if not next(iter(sizes.values())):
             return np.zeros((0, *self.action_shape), np.int64 if self.discrete else np.float32)
+        if self._context is not None:
+            return self._context.step(self._run, inputs, reward, starts)
         return self._run(self._outputs, inputs)[0]
 
-    def reset(self) -> None:
-        """Start an episode. Nothing to do for a policy without memory; call it all the same, so that one with memory drops in."""
+    def reset(self, target_return: Any = None) -> None:
+        """Start an episode: forget the one before. Without effect on a policy that remembers nothing; call it all the same.
+
+        Args:
+            target_return: the return that a transformer is to reach (a number, or for `predict` one of each episode); None: the
+                policy's own `target_return`.
+
+        Raises:
+            InvalidInput: a target return for a policy that takes none, or one that is no finite number.
+        """
+        if self._context is not None:
+            self._context.reset(target_return)
+        elif target_return is not None:
+            algorithm = self.metadata.get("algorithm", "unknown")
+            raise InvalidInput(f"a policy of the algorithm {algorithm} takes no target return", hint="leave it out")
+        if self._frames is not None:
+            self._frames.clear()
+
+    def _remembering(self, inputs: dict[str, np.ndarray], reward: float) -> np.ndarray:
+        if self._frames is not None:
+            inputs = self._frames.push(inputs)
+        return self._run(self._outputs, inputs)[0] if self._context is None else self._context.step(self._run, inputs, reward)
 
     # ---------------------------------------------------------------------------------------------------- what it looks like
     @property
@@ -167,7 +210,7 @@ class Policy:
         return value[None]
 
     def _batch(self, name: str, value: Any) -> np.ndarray:
-        shape = self.observation_shapes[name]
+        shape = self._graph_shapes[name]
         value = _array(name, value, self.observation_dtypes[name])
         if value.ndim != len(shape) + 1 or value.shape[1:] != shape:
             expected = "(" + ", ".join(["batch", *map(str, shape)]) + ")"
@@ -177,9 +220,10 @@ class Policy:
 
     def _warm_up(self) -> None:
         """The first runs plan memory and touch the weights; do them before the robot's first step does."""
-        inputs = {name: np.zeros((1, *shape), self.observation_dtypes[name]) for name, shape in self.observation_shapes.items()}
         for _ in range(3):
-            self._run(self._outputs, inputs)
+            inputs = {name: np.zeros((1, *shape), self.observation_dtypes[name]) for name, shape in self._graph_shapes.items()}
+            self._run(self._outputs, inputs) if self._context is None else self._context.step(self._run, inputs)
+        self.reset()
 
 
 _FETCH_AGAIN = "fetch it again with: offrl fetch JOB --out policy.onnx"
@@ -230,6 +274,44 @@ def _check(session: onnxruntime.InferenceSession, metadata: dict[str, Any], name
         if tensor.type not in _DTYPES or not tensor.shape or not all(isinstance(size, int) for size in tensor.shape[1:]):
             message = f"{name}: input {tensor.name!r} has the type {tensor.type} and shape {tensor.shape}"
             raise InvalidInput(message, hint="only the batch axis may be open")
+
+
+def _is_context(name: str) -> bool:
+    return name in (REWARD, TARGET_RETURN) or name.startswith(CONTEXT)
+
+
+def _context(
+    session: onnxruntime.InferenceSession, metadata: dict[str, Any], inputs: dict[str, tuple[np.dtype, tuple[int, ...]]], name: str
+) -> Context | None:
+    """The memory of a transformer's file; None for other policies."""
+    declared = metadata.get("context")
+    if declared is None:
+        return None
+    tensors = {n: spec for n, spec in inputs.items() if n.startswith(CONTEXT)}
+    outputs = {o.name for o in session.get_outputs()}
+    missing = [n for n in (REWARD, TARGET_RETURN, LENGTH) if n not in inputs] + [NEXT + n for n in tensors if NEXT + n not in outputs]
+    target = declared.get("target_return") if isinstance(declared, dict) else None
+    if missing or not isinstance(target, (int, float)):
+        raise InvalidInput(f"{name} has a context, but no {missing[0] if missing else 'target return'}", hint=_FETCH_AGAIN)
+    return Context(tensors, float(target), ACTION)
+
+
+def _frame_stack(
+    metadata: dict[str, Any], shapes: dict[str, tuple[int, ...]], name: str
+) -> tuple[int, dict[str, tuple[int, ...]]]:
+    """How many frames the graph takes at once, and the shape of one of each field."""
+    space = metadata.get("space") or {}
+    count = space.get("frame_stack", 1)
+    if count == 1:
+        return 1, shapes
+    try:
+        frames = {field: tuple(space["observation"][field]["shape"]) for field in shapes}
+        fits = all(shape == (count * (frames[field] or (1,))[0], *frames[field][1:]) for field, shape in shapes.items())
+    except (KeyError, TypeError):
+        fits = False
+    if not fits:
+        raise InvalidInput(f"{name} says that it stacks {count!r} frames, which its inputs do not", hint=_FETCH_AGAIN)
+    return count, frames
 
 
 def _bound(value: Any, shape: tuple[int, ...]) -> np.ndarray | None:

@@ -36,9 +36,12 @@ class Evaluation:
     return_mean: float
     return_std: float
     latency_us: dict[str, float]  # median, p99
+    target_return: float | None = None  # what a transformer was asked for
 
     def as_json(self) -> dict[str, Any]:
-        """``{"env", "episodes", "return_mean", "return_std", "returns", "latency_us": {"median", "p99"}}``"""
+        """``{"env", "episodes", "return_mean", "return_std", "returns", "latency_us": {"median", "p99"}}``; of a transformer also
+        ``target_return``."""
+        asked = {} if self.target_return is None else {"target_return": self.target_return}
         return {
             "env": self.env,
             "episodes": self.episodes,
@@ -46,6 +49,7 @@ class Evaluation:
             "return_std": self.return_std,
             "returns": list(self.returns),
             "latency_us": dict(self.latency_us),
+            **asked,
         }
 
 
@@ -55,6 +59,7 @@ def evaluate(
     episodes: int = 20,
     seed: int = 1000,
     *,
+    target_return: float | None = None,
     max_steps: int = MAX_STEPS,
     on_episode: Callable[[int], None] | None = None,
 ) -> Evaluation:
@@ -63,13 +68,14 @@ def evaluate(
     Args:
         policy: a `Policy`, or what `Policy` takes.
         env: an id that gymnasium knows, or an environment (which stays open).
+        target_return: what a transformer is to reach in each episode; None: the policy's own.
         max_steps: an episode is cut here if the environment does not end it; its return so far counts.
         on_episode: called with the number of episodes done; an exception in it ends the evaluation.
 
     Raises:
         Unknown: gymnasium has no environment of that id.
-        InvalidInput: gymnasium or what the environment needs is not installed, the environment's spaces are not the policy's, or a number
-            is out of range.
+        InvalidInput: gymnasium or what the environment needs is not installed, the environment's spaces are not the policy's, a number
+            is out of range, or a target return is given for a policy that takes none.
     """
     _at_least("episodes", episodes, 1)
     _at_least("seed", seed, 0)
@@ -81,7 +87,8 @@ def evaluate(
     env = make_env(env) if ours else env
     try:
         check_spaces(policy, env, name)
-        returns, lengths, latencies = _run(policy, env, episodes, seed, max_steps, on_episode)
+        policy.reset(target_return)
+        returns, lengths, latencies = _run(policy, env, episodes, seed, target_return, max_steps, on_episode)
     finally:
         if ours:
             env.close()
@@ -94,23 +101,25 @@ def evaluate(
         return_mean=float(np.mean(returns)),
         return_std=float(np.std(returns)),
         latency_us={"median": round(float(median), 2), "p99": round(float(p99), 2)},
+        target_return=policy.target_return if target_return is None else float(target_return),
     )
 
 
-def _run(policy, env, episodes, seed, max_steps, on_episode) -> tuple[list[float], list[int], list[int]]:
+def _run(policy, env, episodes, seed, target_return, max_steps, on_episode) -> tuple[list[float], list[int], list[int]]:
     act, step, clock = policy.act, env.step, time.perf_counter_ns
     to_env = _action_converter(policy, env.action_space)
     returns, lengths, latencies = [], [], []
     for episode in range(episodes):
         observation, _ = env.reset(seed=seed + episode)
-        policy.reset()
-        total, length, ended = 0.0, 0, False
+        policy.reset(target_return)
+        total, length, reward, ended = 0.0, 0, 0.0, False
         while not ended and length < max_steps:
             start = clock()
-            action = act(observation)
+            action = act(observation, reward)
             latencies.append(clock() - start)
             observation, reward, terminated, truncated, _ = step(to_env(action))
-            total += float(reward)
+            reward = float(reward)
+            total += reward
             length += 1
             ended = terminated or truncated
         returns.append(total)

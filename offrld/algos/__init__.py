@@ -4,9 +4,35 @@ from __future__ import annotations
 
 from offrl.errors import Unknown, nearest
 from offrld.algos import (
-    awac, bc, bcq, bear, cal_ql, cql, crr, ddpg, discrete_bc, discrete_bcq, discrete_cql, discrete_sac, double_dqn, dqn, edac, iql, nfq,
-    plas, plas_with_perturbation, prdc, rebrac, sac, sac_n, td3, td3_bc,
-)  # fmt: skip
+    awac,
+    bc,
+    bcq,
+    bear,
+    cal_ql,
+    cql,
+    crr,
+    ddpg,
+    decision_transformer,
+    discrete_bc,
+    discrete_bcq,
+    discrete_cql,
+    discrete_decision_transformer,
+    discrete_sac,
+    double_dqn,
+    dqn,
+    edac,
+    iql,
+    nfq,
+    plas,
+    plas_with_perturbation,
+    prdc,
+    rebrac,
+    sac,
+    sac_n,
+    tacr,
+    td3,
+    td3_bc,
+)
 from offrld.engine import Algorithm
 
 ALGORITHMS: dict[str, Algorithm] = {
@@ -31,6 +57,8 @@ ALGORITHMS: dict[str, Algorithm] = {
         sac,
         td3,
         ddpg,
+        decision_transformer,
+        tacr,
         # discrete actions
         discrete_cql,
         double_dqn,
@@ -39,6 +67,7 @@ ALGORITHMS: dict[str, Algorithm] = {
         discrete_bcq,
         discrete_sac,
         discrete_bc,
+        discrete_decision_transformer,
     )
 }
 

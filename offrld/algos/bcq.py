@@ -3,7 +3,7 @@
     L_VAE = mean (g(s, z) - a)^2 + beta mean KL(N(mu, std) || N(0, 1)),    z ~ N(mu, std) = e(s, a)
     pi(s, a) = clip(a + action_flexibility tanh(xi(s, a)), -1, 1)
     L_pi  = -mean Q_1(s, pi(s, g(s, z))),    z ~ clip(N(0, 1), -0.5, 0.5); the gradient moves pi alone
-    y     = r + gamma^n (1 - d) T,    T the best of n_action_samples actions a_k = pit(s', g(s', z_k)) by lam min_i Qt_i + (1 - lam) max_i Qt_i
+    y     = r + gamma^n (1 - d) T,    T the best, by lam min_i Qt_i + (1 - lam) max_i Qt_i, of n_action_samples actions pit(s', g(s', z_k))
     L_Q   = sum_i mean (Q_i(s, a) - y)^2                 (quantile Huber for the distributional Q functions)
 
 The VAE at every update; from `rl_start_step` on the Q functions, and every `update_actor_interval` the policy and both targets.

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from offrld.engine import Algorithm, Batch, Space, State, Step, setting
-from offrld.losses import bellman, q_learning, sac
+from offrld.losses import bellman, sac
 from offrld.nets import CategoricalPolicy, DiscreteCritics, Params, PositiveScalar
 
 TARGET_ENTROPY = 0.98   # of the entropy of a uniform choice

@@ -17,14 +17,6 @@ from offrld.losses import q_learning
 from offrld.nets import Params
 
 
-def loss(
-    params: Params, config: q_learning.QLearningConfig, nets: Any, state: State, batch: Batch
-) -> tuple[Tensor, dict[str, Tensor]]:
-    q = nets.q.values(params, batch.observation).taken(batch.action)
-    value = q.error(q_learning.q_target(nets, state, batch))
-    return value, {"loss": value, "q_mean": q.mean.mean()}
-
-
 ALGORITHM = Algorithm(
     name="dqn",
     summary="deep Q-learning; without conservatism it needs data with much exploration",
@@ -32,7 +24,7 @@ ALGORITHM = Algorithm(
     actions="discrete",
     config=q_learning.QLearningConfig(),
     networks=q_learning.networks,
-    schedule=lambda config: q_learning.schedule(config, loss),
+    schedule=lambda config: q_learning.schedule(config, q_learning.dqn_loss),
     act=q_learning.scores,
     value=q_learning.value,
     targets=("q",),

@@ -36,7 +36,7 @@ def prepare(dataset: Dataset, config: Config) -> dict[str, Tensor]:
 
 
 def nearest_action(config: Config, state: State, observation: Tensor, action: Tensor) -> Tensor:
-    """The data's action ``[B, A]`` whose vector is the nearest: |k - q|^2 / 2 = |k|^2 / 2 - <k, q> + |q|^2 / 2, the last the same for all."""
+    """The data's action ``[B, A]`` whose vector is the nearest: |k - q|^2 / 2 = |k|^2 / 2 - <k, q> + |q|^2 / 2, the last alike for all."""
     query = torch.cat([config.beta * observation, action], dim=-1)  # [B, D + A]
     keys, lengths = state.data["keys"], state.data["lengths"]
     found, at = [], []

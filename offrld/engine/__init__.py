@@ -7,13 +7,14 @@ from offrld.engine.learner import Learner
 from offrld.engine.loaded import Loaded
 from offrld.engine.optimizer import Optimizer
 from offrld.engine.policy import PolicyModule
+from offrld.engine.sequence_policy import SequencePolicy
 from offrld.engine.space import Space
 from offrld.preprocess.rewards import RewardScaler
 from offrld.preprocess.scalers import ActionScaler, ObservationScaler
 from offrld.settings import setting
 
 __all__ = [
-    "ActionScaler", "Algorithm", "Batch", "CheckpointCorrupt", "Config", "Dataset", "Learner", "Loaded", "Loss", "Noise", "Observation",
-    "ObservationScaler", "Optimizer", "PolicyModule", "RewardScaler", "Space", "Stage", "State", "Step", "ValueConfig", "Windows",
-    "setting",
+    "ActionScaler", "Algorithm", "Batch", "CheckpointCorrupt", "Config", "Dataset", "Learner", "Loaded", "Loss",
+    "Noise", "Observation", "ObservationScaler", "Optimizer", "PolicyModule", "RewardScaler", "SequencePolicy", "Space",
+    "Stage", "State", "Step", "ValueConfig", "Windows", "setting",
 ]  # fmt: skip

@@ -177,7 +177,8 @@ class Algorithm:
         batch_kind: what a batch is made of: `Batch` or `Windows` (of ``config.context_size`` steps).
         memory: ``(config, space) -> {name: shape}`` of tensors that live in the training state, zeros at first, one set per seed; losses
             give new values through their context, ``between`` writes into them.
-        prepare: ``(dataset, config) -> {name: array}`` computed once from the training episodes (see `Dataset`), given to losses as ``state.data``.
+        prepare: ``(dataset, config) -> {name: array}`` computed once from the training episodes (a `Dataset`); losses read
+            it as ``state.data``.
         stages: ``config -> stages`` where training has several; else there is one with ``schedule``.
         between: ``(learner, k) -> None`` before update ``k`` (model rollouts, rates that depend on what was seen).
         acts: whether ``act`` is a policy that is learned here (not so: models of the environment, evaluations of another policy).

@@ -25,6 +25,7 @@ from offrld.engine.metrics import Means
 from offrld.engine.optimizer import polyak
 from offrld.engine.policy import PolicyModule
 from offrld.engine.runner import Gradients, agree, gradients
+from offrld.engine.sequence_policy import Returns, SequencePolicy
 from offrld.engine.space import Space, space_of
 from offrld.engine.state import Due, TrainState, key_of
 from offrld.engine.supply import Supply
@@ -76,6 +77,7 @@ class Learner:
         groups = [self.seeds] if stacked else [(seed,) for seed in self.seeds]
         self._feeds = [self._feed(group, training, stacked=stacked, ahead=True) for group in groups]
         self._means = Means(self.seeds)
+        self._returns: Returns | None = None  # of the training episodes, once a policy wants them
         self._choose_runner(runner)
 
     # ------------------------------------------------------------------------------------------------------------ creation
@@ -265,7 +267,12 @@ class Learner:
         if seed not in self.seeds:
             raise InvalidInput(f"seed {seed} was not trained", hint=f"trained: {', '.join(map(str, self.seeds))}")
         params = {name: value[self.seeds.index(seed)].detach().cpu().to(torch.float32).clone() for name, value in self.state.params.items()}
-        return PolicyModule(self.algorithm, self.config, self.nets, params, self.space_, self._scalers)
+        parts = (self.algorithm, self.config, self.nets, params, self.space_, self._scalers)
+        if self._kind is not Windows:
+            return PolicyModule(*parts)
+        if self._returns is None:
+            self._returns = Returns.of(self.store, self._training, self._scalers.reward)
+        return SequencePolicy(*parts, self._returns)
 
     def describe_run(self) -> dict[str, Any]:
         """What this run depends on beside config and data: runner, device, threads, dtype and versions."""

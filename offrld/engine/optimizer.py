@@ -42,7 +42,7 @@ class Optimizer:
         0.0, "share of the gradient kept out of the momentum", low=0.0, high=1.0, only=("sgd",), probe={"": 0.5, "momentum": 0.9}
     )
     nesterov: bool = setting(False, "look ahead along the momentum", only=("sgd",), probe={"": True, "momentum": 0.9})
-    weight_decay: float = setting(0.0, _DECAY, low=0.0, probe=0.1)
+    weight_decay: float = setting(0.0, _DECAY, low=0.0, probe=0.2)
     clip_grad_norm: float | None = setting(
         None, "largest norm of all gradients of a step together", low=0.0, exclusive_low=True, probe={"": 1e-3, "type": "sgd"}
     )

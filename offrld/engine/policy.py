@@ -27,35 +27,48 @@ class PolicyModule(nn.Module):
         self._names = list(params)
         for name, value in params.items():
             self.register_buffer(_buffer(name), value)
-        self._scalers = dict([*scalers.observation.items(), ("action", scalers.action)])
-        for name, scaler in self._scalers.items():
-            for part, tensor in scaler.tensors().items() if scaler is not None else ():
-                self.register_buffer(f"scaler_{name}_{part}", tensor.detach().cpu().to(torch.float32).clone())
+        self._scalers: dict[str, Scaler | None] = {}
+        for name, scaler in [*scalers.observation.items(), ("action", scalers.action)]:
+            self._keep(name, scaler)
         self._fields = list(scalers.observation)
         if not space.discrete:
             self.register_buffer("low", torch.as_tensor(space.low, dtype=torch.float32))
             self.register_buffer("high", torch.as_tensor(space.high, dtype=torch.float32))
         self.eval()
 
+    def _keep(self, name: str, scaler: Scaler | None) -> None:
+        self._scalers[name] = scaler
+        for part, tensor in scaler.tensors().items() if scaler is not None else ():
+            self.register_buffer(f"scaler_{name}_{part}", tensor.detach().cpu().to(torch.float32).clone())
+
     def _scaler(self, name: str) -> Scaler | None:
         scaler = self._scalers[name]
         return scaler and scaler.with_tensors({part: self.get_buffer(f"scaler_{name}_{part}") for part in scaler.tensors()})
 
+    def scalers(self) -> Scalers:
+        """The scalers of observations and actions, made of this module's buffers."""
+        return Scalers({name: self._scaler(name) for name in self._fields}, self._scaler("action"), None)
+
+    def network_parameters(self) -> Params:
+        """The parameters by the names that networks give them."""
+        return {name: self.get_buffer(_buffer(name)) for name in self._names}
+
     def scores(self, observation: Tensor | None = None, **fields: Tensor) -> Tensor:
         """What the greedy choice is made from: discrete scores ``[B, n]``, or the continuous action in [-1, 1]."""
         given = fields if observation is None else {self._fields[0]: observation}
-        scalers = Scalers({name: self._scaler(name) for name in self._fields}, None, None)
-        seen = view_observation(given, scalers, torch.float32, self.get_buffer(_buffer(self._names[0])).device)
-        params = {name: self.get_buffer(_buffer(name)) for name in self._names}
-        return self._algorithm.act(params, self._config, self._nets, seen)
+        seen = view_observation(given, self.scalers(), torch.float32, self.get_buffer(_buffer(self._names[0])).device)
+        return self._algorithm.act(self.network_parameters(), self._config, self._nets, seen)
 
-    def forward(self, observation: Tensor | None = None, **fields: Tensor) -> Tensor:
-        scores = self.scores(observation, **fields)
+    def chosen(self, scores: Tensor) -> Tensor:
+        """The action in the environment's units that `scores` mean."""
         if self.space.discrete:
             return scores.argmax(dim=-1)  # [B]
         scaler = self._scaler("action")
         action = scores if scaler is None else scaler.reverse(scores)
         return torch.minimum(torch.maximum(action, self.low), self.high)  # [B, A]
+
+    def forward(self, observation: Tensor | None = None, **fields: Tensor) -> Tensor:
+        return self.chosen(self.scores(observation, **fields))
 
 
 def _buffer(name: str) -> str:

@@ -10,10 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import json
 import logging
-import math
-import os
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -27,9 +24,11 @@ import torch
 from torch import nn
 
 from offrl.errors import CheckFailed
-from offrl.policy import ACTION, FORMAT, PREFIX, session_options
+from offrl.memory import CONTEXT, NEXT
+from offrl.policy import ACTION, session_options
 from offrld.export import parity
-from offrld.export.parity import BATCH_SIZES, TOLERANCE, ObservationSpec
+from offrld.export.parity import BATCH_SIZES, TOLERANCE, WINDOW_BATCH_SIZES, ObservationSpec
+from offrld.export.policy_file import annotate, with_metadata, write
 
 OPSET = 20
 OBSERVATION = "observation"  # name of the input where the dataset has one observation field
@@ -51,7 +50,8 @@ def export_policy(
         module: ``forward(observation [B, ...])`` in the dataset's dtype and the environment's units gives the action: float32 ``[B, A]``
             clipped to its bounds, or int64 ``[B]``. Named observation fields are keyword arguments. A discrete module may offer
             ``scores(...)`` ``[B, N]`` whose argmax is the action: they are compared too, and settle ties. It is exported in the mode
-            (train or eval) that it is in.
+            (train or eval) that it is in. One that remembers (`offrld.engine.sequence_policy`) has ``episode_inputs`` beside the
+            observation, and gives the action and the next context.
         path: replaced at once when all is well, untouched otherwise.
         observation: ``(dtype, shape)`` or a store `Field`, shape without the batch axis; or ``{name: (dtype, shape) | Field}``.
         discrete: whether the action is a number.
@@ -71,8 +71,8 @@ def export_policy(
 class _Template:
     """A traced module whose initializers are filled anew for every export."""
 
-    file: onnx.ModelProto  # output: action
-    scored: onnx.ModelProto | None  # outputs: action, scores; for the check only
+    file: onnx.ModelProto  # outputs: action, and the next context
+    scored: onnx.ModelProto | None  # outputs: these and the scores; for the check only
     names: list[str] = field(default_factory=list)  # initializers that are tensors of the module
 
 
@@ -99,7 +99,8 @@ class PolicyExporter:
     ) -> float:
         """As `export_policy`, whose arguments these are."""
         module = _on_cpu(module)
-        specs = _specs(observation, samples)
+        fields = _specs(observation, samples)
+        specs = fields | _episode_specs(module, fields)
         key = _structure(module, specs, discrete)
         template = self._templates.get(key)
         with torch.no_grad():
@@ -117,18 +118,23 @@ class PolicyExporter:
                 hint="the policy must be deterministic: no dropout in training mode, no random numbers in forward",
             )
         self._templates[key] = template
-        _write(_with_metadata(template.file, specs, discrete, reference, dict(metadata or {}), difference), Path(path))
+        context = {"length": module.context_size, "target_return": module.target_return} if _remembers(module) else None
+        checked = {"largest_difference": difference, "batch_sizes": list(_batch_sizes(module))}
+        scores = None if reference.scores is None else reference.scores[0]
+        data = with_metadata(template.file, fields, context, reference.actions[0], scores, dict(metadata or {}), checked)
+        write(data, Path(path))
         return difference
 
     def _trace(self, module: nn.Module, specs: Mapping[str, ObservationSpec], discrete: bool) -> _Template:
         self.traces += 1
         wanted = discrete and hasattr(module, "scores")
-        model = _to_onnx(_Graph(module, list(specs), wanted), specs, wanted)
+        outputs = [ACTION, *_following(specs)]
+        model = _to_onnx(_Graph(module, wanted), specs, [*outputs, SCORES] if wanted else outputs)
         scored = None
         if wanted:
             scored = onnx.ModelProto()
             scored.CopyFrom(model)
-            del model.graph.output[1:]
+            del model.graph.output[-1]
             _drop_unused(model.graph)
         tensors = _tensors(module)
         template = _Template(model, scored, [t.name for t in model.graph.initializer if t.name in tensors])
@@ -140,23 +146,28 @@ class PolicyExporter:
 class _Graph(nn.Module):
     """The module with its inputs in one dict, whatever its own signature, so that one dynamic-shape declaration serves all."""
 
-    def __init__(self, policy: nn.Module, names: list[str], scores: bool) -> None:
+    def __init__(self, policy: nn.Module, scores: bool) -> None:
         super().__init__()
         self.policy = policy
-        self.names = names
         self.with_scores = scores
         self.training = policy.training
 
-    def forward(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        action = _call(self.policy, inputs)
-        return (action, _call(self.policy.scores, inputs)) if self.with_scores else action
+    def forward(self, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        outputs = _outputs(self.policy, inputs)
+        return (*outputs, _call(self.policy.scores, inputs)) if self.with_scores else outputs
+
+
+def _outputs(policy: Any, inputs: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    """The action, and what else the policy gives."""
+    given = _call(policy, inputs)
+    return given if isinstance(given, tuple) else (given,)
 
 
 def _call(function: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
     return function(inputs[OBSERVATION]) if list(inputs) == [OBSERVATION] else function(**inputs)
 
 
-def _to_onnx(graph: _Graph, specs: Mapping[str, ObservationSpec], scores: bool) -> onnx.ModelProto:
+def _to_onnx(graph: _Graph, specs: Mapping[str, ObservationSpec], outputs: list[str]) -> onnx.ModelProto:
     from onnx_ir.passes import common as passes
 
     batch = torch.export.Dim("batch")
@@ -166,7 +177,7 @@ def _to_onnx(graph: _Graph, specs: Mapping[str, ObservationSpec], scores: bool) 
         with _silence():
             program = torch.onnx.export(
                 graph, (), kwargs={"inputs": inputs}, dynamo=True, opset_version=OPSET, optimize=False, verbose=False,
-                input_names=list(specs), output_names=[ACTION, SCORES] if scores else [ACTION],
+                input_names=list(specs), output_names=outputs,
                 dynamic_shapes={"inputs": {name: {0: batch} for name in specs}},
             )  # fmt: skip
             model = program.model
@@ -276,9 +287,12 @@ class _Reference:
 
     def __init__(self, module: nn.Module, specs: Mapping[str, ObservationSpec], discrete: bool) -> None:
         self.discrete = discrete
-        self.inputs = parity.observations(specs)
-        self.actions = [self._torch(module, inputs) for inputs in self.inputs]
-        self.scores = [self._torch(module.scores, inputs) for inputs in self.inputs] if discrete and hasattr(module, "scores") else None
+        self.inputs = parity.observations(specs, _batch_sizes(module))
+        outputs = [[value.numpy() for value in _outputs(module, _tensors_of(inputs))] for inputs in self.inputs]
+        self.actions = [given[0] for given in outputs]
+        self.following = {name: [given[1 + i] for given in outputs] for i, name in enumerate(_following(specs))}
+        scored = discrete and hasattr(module, "scores")
+        self.scores = [_call(module.scores, _tensors_of(inputs)).numpy() for inputs in self.inputs] if scored else None
         dtype, ndim = self.actions[0].dtype, self.actions[0].ndim
         if (dtype, ndim) != ((np.int64, 1) if discrete else (np.float32, 2)):
             given = f"{dtype} [{', '.join('B' + 'A' * (ndim - 1))}]"
@@ -287,23 +301,31 @@ class _Reference:
             message = "the network gives NaN or infinite values: its training has diverged"
             raise CheckFailed(message, hint="see the losses: offrl fetch JOB --kind metrics")
 
-    @staticmethod
-    def _torch(function: Any, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
-        return _call(function, {name: torch.from_numpy(array) for name, array in inputs.items()}).numpy()
-
     def difference(self, template: _Template) -> float:
         """The largest difference from what onnxruntime makes of the template."""
-        actions = self._onnx(template.file, ACTION)
-        if not self.discrete:
-            return parity.largest_difference(self.actions, actions)
-        difference = parity.choice_difference(self.actions, actions, self.scores)
+        outputs = self._onnx(template.file, [ACTION, *self.following])
+        actions = [given[0] for given in outputs]
+        if self.discrete:
+            difference = parity.choice_difference(self.actions, actions, self.scores)
+        else:
+            difference = parity.largest_difference(self.actions, actions)
         if template.scored is not None:
-            difference = max(difference, parity.score_difference(self.scores, self._onnx(template.scored, SCORES)))
+            scores = [given[0] for given in self._onnx(template.scored, [SCORES])]
+            difference = max(difference, parity.score_difference(self.scores, scores))
+        for i, expected in enumerate(self.following.values()):
+            # The context holds the action that was taken; a tie that went the other way is no difference there either.
+            given = [mine[1 + i] for mine in outputs]
+            chosen = self.discrete and all(x.dtype == np.int64 and x.ndim == 2 for x in expected)
+            difference = max(difference, parity.context_difference(expected, given, up_to_last=chosen))
         return difference
 
-    def _onnx(self, model: onnx.ModelProto, output: str) -> list[np.ndarray]:
+    def _onnx(self, model: onnx.ModelProto, outputs: list[str]) -> list[list[np.ndarray]]:
         session = onnxruntime.InferenceSession(model.SerializeToString(), session_options(), providers=["CPUExecutionProvider"])
-        return [session.run([output], inputs)[0] for inputs in self.inputs]
+        return [session.run(outputs, inputs) for inputs in self.inputs]
+
+
+def _tensors_of(inputs: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(array) for name, array in inputs.items()}
 
 
 def _specs(observation: Any, samples: Any) -> dict[str, ObservationSpec]:
@@ -312,86 +334,33 @@ def _specs(observation: Any, samples: Any) -> dict[str, ObservationSpec]:
     return {OBSERVATION: ObservationSpec.of(observation, samples)}
 
 
-# -------------------------------------------------------------------------------------------------------------------- file
-def _with_metadata(
-    model: onnx.ModelProto,
-    specs: Mapping[str, ObservationSpec],
-    discrete: bool,
-    reference: _Reference,
-    metadata: dict[str, Any],
-    difference: float,
-) -> bytes:
-    shape = reference.actions[0].shape[1:]
-    space = dict(metadata.get("space") or {})
-    space.setdefault("discrete", discrete)
-    if discrete and reference.scores is not None:
-        space.setdefault("n", int(reference.scores[0].shape[1]))
-    space["observation"] = {name: {"dtype": str(spec.dtype), "shape": list(spec.shape)} for name, spec in specs.items()}
-    space["action"] = {"dtype": "int64" if discrete else "float32", "shape": list(shape)}
-    metadata["space"] = space
-    versions = {"torch": torch.__version__, "onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__}
-    metadata["versions"] = versions | dict(metadata.get("versions") or {})
-    metadata["parity"] = {
-        "largest_difference": difference,
-        "tolerance": TOLERANCE,
-        "batch_sizes": list(BATCH_SIZES),
-        "beyond": parity.BEYOND,
-    }
-    metadata["format"] = FORMAT
-    model.producer_name = "offrld"
-    del model.metadata_props[:]
-    onnx.helper.set_model_props(model, _props(metadata))
-    return model.SerializeToString()
+# ------------------------------------------------------------------------------------------------------------------ memory
+def _remembers(module: nn.Module) -> bool:
+    return hasattr(module, "episode_inputs")
 
 
-def annotate(path: str | Path, metadata: Mapping[str, Any]) -> None:
-    """Add to the metadata of a policy file, or replace what it says: the ``evaluation`` that just ran it, say. The graph stays as it is.
-
-    Raises:
-        OSError: reading or writing failed; the file is as it was.
-    """
-    path = Path(path)
-    model = onnx.load_model_from_string(path.read_bytes())
-    props = {entry.key: entry.value for entry in model.metadata_props} | _props(metadata)
-    del model.metadata_props[:]
-    onnx.helper.set_model_props(model, props)
-    _write(model.SerializeToString(), path)
+def _batch_sizes(module: nn.Module) -> tuple[int, ...]:
+    return WINDOW_BATCH_SIZES if _remembers(module) else BATCH_SIZES
 
 
-def _props(metadata: Mapping[str, Any]) -> dict[str, str]:
-    return {PREFIX + key: json.dumps(_plain(value), allow_nan=False) for key, value in metadata.items()}
+def _following(specs: Mapping[str, ObservationSpec]) -> list[str]:
+    """Names of the outputs that carry the next context."""
+    return [NEXT + name for name in specs if name.startswith(CONTEXT)]
 
 
-def _plain(value: Any) -> Any:
-    """``value`` in JSON's types: arrays as lists, what is not finite as null (JSON has no NaN), paths and devices as text."""
-    if isinstance(value, (np.ndarray, np.generic)):
-        value = value.tolist()
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value if value is None or isinstance(value, (bool, int, str)) else str(value)
-
-
-def _write(data: bytes, path: Path) -> None:
-    """All of ``data`` at ``path``, durable, or nothing."""
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+def _episode_specs(module: nn.Module, fields: Mapping[str, ObservationSpec]) -> dict[str, ObservationSpec]:
+    """The inputs beside the observation of a policy that remembers; those that hold observations have the range of their field."""
+    if not _remembers(module):
+        return {}
+    specs = {}
+    for name, given in module.episode_inputs.items():
+        if name in fields:
+            message = f"an observation field is called {name!r}, as is an input of every transformer's policy"
+            raise CheckFailed(message, hint="rename the field in the dataset")
+        low, high = (fields[given.field].low, fields[given.field].high) if given.field is not None else (given.low, given.high)
+        known = low is not None and high is not None
+        specs[name] = ObservationSpec(np.dtype(given.dtype), given.shape, *((np.asarray(low), np.asarray(high)) if known else ()))
+    return specs
 
 
 __all__ = ["OBSERVATION", "OPSET", "PolicyExporter", "annotate", "export_policy"]

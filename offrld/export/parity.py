@@ -15,6 +15,7 @@ import numpy as np
 
 TOLERANCE = 1e-4
 BATCH_SIZES = (1, 7, 64)
+WINDOW_BATCH_SIZES = (1, 9)  # of policies that remember, whose every row is a window of steps
 BEYOND = 3.0
 _SEED = 20240229  # the inputs of the check are the same at every export of a job
 
@@ -55,11 +56,11 @@ class ObservationSpec:
         return (middle + half * width * rng.uniform(-1, 1, shape)).astype(self.dtype)
 
 
-def observations(specs: Mapping[str, ObservationSpec]) -> list[dict[str, np.ndarray]]:
+def observations(specs: Mapping[str, ObservationSpec], batch_sizes: tuple[int, ...] = BATCH_SIZES) -> list[dict[str, np.ndarray]]:
     """The batches that the check runs on: every batch size, inside the data's range and beyond it."""
     rng = np.random.default_rng(_SEED)
     widths = (1.0, BEYOND) if any(spec.dtype.kind == "f" for spec in specs.values()) else (1.0,)
-    return [{name: spec.draw(rng, batch, width) for name, spec in specs.items()} for width in widths for batch in BATCH_SIZES]
+    return [{name: spec.draw(rng, batch, width) for name, spec in specs.items()} for width in widths for batch in batch_sizes]
 
 
 def largest_difference(expected: list[np.ndarray], given: list[np.ndarray]) -> float:
@@ -95,3 +96,17 @@ def choice_difference(expected: list[np.ndarray], given: list[np.ndarray], score
         return float("inf")
     gap = np.abs(table[other, expected[other]] - table[other, given[other]])
     return float((gap / np.maximum(1.0, np.abs(table[other]).max(axis=1))).max())
+
+
+def context_difference(expected: list[np.ndarray], given: list[np.ndarray], *, up_to_last: bool) -> float:
+    """Of a context's tensor ``[B, ...]``, relative to its largest element (at least 1); ``up_to_last``: without the newest step."""
+    expected, given = np.concatenate(expected), np.concatenate(given)
+    if expected.shape != given.shape or expected.dtype != given.dtype:
+        return float("inf")
+    if up_to_last:
+        expected, given = expected[:, :-1], given[:, :-1]
+    if not expected.size:
+        return 0.0
+    scale = max(1.0, float(np.abs(expected.astype(np.float64)).max()))
+    difference = float(np.abs(expected.astype(np.float64) - given).max()) / scale
+    return difference if np.isfinite(difference) else float("inf")

@@ -6,11 +6,13 @@ from offrld.nets.encoders import ACTIVATIONS, Encoder, Network, Params, View, bu
 from offrld.nets.policies import CategoricalPolicy, DeterministicPolicy, NormalPolicy, ResidualPolicy, SquashedNormalPolicy
 from offrld.nets.q_functions import Critics, DiscreteCritics, QFunction, ValueFunction
 from offrld.nets.scalars import PositiveScalar
+from offrld.nets.transformer import SequenceModel, Transformer
 from offrld.nets.vae import ConditionalVAE
 from offrld.nets.values import Values, taken
 
 __all__ = [
     "ACTIVATIONS", "CONTEXT", "CategoricalPolicy", "ConditionalVAE", "Context", "Critics", "DeterministicPolicy", "DiscreteCritics",
-    "Encoder", "Network", "Normal", "NormalPolicy", "Params", "PositiveScalar", "QFunction", "ResidualPolicy", "SquashedNormal",
-    "SquashedNormalPolicy", "ValueFunction", "Values", "View", "build", "context_of", "is_buffer", "remember", "taken",
+    "Encoder", "Network", "Normal", "NormalPolicy", "Params", "PositiveScalar", "QFunction", "ResidualPolicy", "SequenceModel",
+    "SquashedNormal", "SquashedNormalPolicy", "Transformer", "ValueFunction", "Values", "View", "build", "context_of", "is_buffer",
+    "remember", "taken",
 ]  # fmt: skip

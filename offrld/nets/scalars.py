@@ -12,7 +12,7 @@ from offrld.nets.linear import Params
 
 
 class PositiveScalar:
-    """``exp(p)`` with the one parameter ``NAME.log``, a 0-d tensor that starts at ``log(initial)``; ``limits`` are those of the logarithm."""
+    """``exp(p)`` with the one parameter ``NAME.log``, a 0-d tensor that starts at ``log(initial)``; ``limits``: of the logarithm."""
 
     def __init__(self, name: str, initial: float, limits: tuple[float, float] | None = None) -> None:
         self.name, self._initial, self._limits = name, initial, limits

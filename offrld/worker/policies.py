@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+
 from offrl import rollout
 from offrld import settings
 from offrld.engine import Learner
@@ -28,7 +30,8 @@ class PolicyFiles:
         store = learner.store
         every = max(1, len(store.column("reward")) // SAMPLES)
         self._samples = {  # what the parity check runs on
-            name: observation_column(store, name)[::every][:SAMPLES] for name in learner.space["observation"]
+            name: _stacked(observation_column(store, name)[::every][:SAMPLES], learner.space_.frame_stack)
+            for name in learner.space["observation"]
         }
 
     def export(self, seed: int) -> Path:
@@ -56,7 +59,7 @@ class PolicyFiles:
         learner = self._learner
         path.parent.mkdir(parents=True, exist_ok=True)
         store, space = learner.store, learner.space
-        observation = {name: (field["dtype"], tuple(field["shape"])) for name, field in space["observation"].items()}
+        observation = learner.space_.inputs
         metadata = {
             "space": space,
             "algorithm": learner.algorithm.name,
@@ -72,3 +75,11 @@ class PolicyFiles:
             learner.policy(seed), path, observation=observation["observation"] if only else observation,
             discrete=space["discrete"], metadata=json_safe(metadata), samples=self._samples["observation"] if only else self._samples,
         )  # fmt: skip
+
+
+def _stacked(rows: np.ndarray, frames: int) -> np.ndarray:
+    """Rows as if each were ``frames`` equal ones joined along their first axis: the range of the graph's inputs."""
+    if frames == 1:
+        return rows
+    rows = rows if rows.ndim > 1 else rows[:, None]
+    return np.tile(rows, (1, frames, *(1,) * (rows.ndim - 2)))

@@ -7,6 +7,7 @@ import importlib
 import numpy as np
 import pytest
 import torch
+from cheap_settings import cheap_settings
 
 import offrl
 from offrl.errors import Unknown
@@ -26,9 +27,16 @@ every_setting = pytest.mark.parametrize(
 
 
 def trained(algorithm, store, values) -> dict[str, torch.Tensor]:
-    learner = Learner.create(algorithm, algorithm.configure({"batch_size": 16, **values}), store, dtype=torch.float64)
+    learner = Learner.create(algorithm, algorithm.configure(values), store, dtype=torch.float64)
     learner.run(UPDATES)
     return learner.state.tensors()
+
+
+def action_of(policy, observations: torch.Tensor) -> torch.Tensor:
+    """The module's actions; of one that remembers, at the first step of as many episodes."""
+    if not hasattr(policy, "start"):
+        return policy(observations)
+    return policy(observation=observations, **policy.start(len(observations)))[0]
 
 
 @pytest.fixture(scope="module")
@@ -38,13 +46,14 @@ def baselines():
 
 @every_setting
 def test_every_setting_changes_the_update_the_networks_or_the_schedule(algorithm, name, store_for, baselines):
+    cheap = cheap_settings(algorithm)
     store, sides = store_for(algorithm), settings.contrast(settings.describe(algorithm.config), name)
     if sides is None:
         pytest.skip("no installed package gives a type that reads it")
     key = (algorithm.name, str(sides[0]))
     if key not in baselines:
-        baselines[key] = trained(algorithm, store, sides[0])
-    base, changed = baselines[key], trained(algorithm, store, sides[1])
+        baselines[key] = trained(algorithm, store, {**cheap, **sides[0]})
+    base, changed = baselines[key], trained(algorithm, store, {**cheap, **sides[1]})
     same = base.keys() == changed.keys() and all(torch.equal(base[n], changed[n]) for n in base if base[n].shape == changed[n].shape)
     shapes = base.keys() == changed.keys() and all(base[n].shape == changed[n].shape for n in base)
     assert not (same and shapes), f"{algorithm.name}: {name} has no effect within {UPDATES} updates"
@@ -52,10 +61,10 @@ def test_every_setting_changes_the_update_the_networks_or_the_schedule(algorithm
 
 @names
 def test_the_policy_takes_any_batch_and_gives_actions_of_the_right_form(algorithm, store_for):
-    learner = Learner.create(algorithm, algorithm.configure({"batch_size": 16}), store_for(algorithm))
+    learner = Learner.create(algorithm, algorithm.configure(cheap_settings(algorithm)), store_for(algorithm))
     policy = learner.policy(0)
     for size in (1, 5):
-        action = policy(torch.randn(size, 3))
+        action = action_of(policy, torch.randn(size, 3))
         if algorithm.actions == "discrete":
             assert action.dtype == torch.int64
             assert action.shape == (size,)
@@ -68,7 +77,7 @@ def test_the_policy_takes_any_batch_and_gives_actions_of_the_right_form(algorith
 
 @names
 def test_its_policy_file_acts_as_the_network_does(algorithm, store_for, tmp_path):
-    learner = Learner.create(algorithm, algorithm.configure({"batch_size": 16}), store_for(algorithm))
+    learner = Learner.create(algorithm, algorithm.configure(cheap_settings(algorithm)), store_for(algorithm))
     learner.run(3)
     module, path = learner.policy(0), tmp_path / "policy.onnx"
     difference = export_policy(
@@ -76,9 +85,10 @@ def test_its_policy_file_acts_as_the_network_does(algorithm, store_for, tmp_path
     )
     assert difference < 1e-5
     observations = np.random.default_rng(0).normal(size=(9, 3)).astype(np.float32)
-    expected = module(torch.from_numpy(observations)).numpy()
+    expected = action_of(module, torch.from_numpy(observations)).numpy()
     policy = offrl.Policy(path)
     np.testing.assert_allclose(policy.predict(observations), expected, atol=1e-5)
+    policy.reset()
     np.testing.assert_allclose(policy.act(observations[4]), expected[4], atol=1e-5)
 
 
@@ -99,7 +109,7 @@ def test_it_is_documented_and_stands_in_the_file_of_its_name(algorithm, store_fo
     assert module.ALGORITHM is algorithm
     assert algorithm.summary
     assert algorithm.paper
-    learner = Learner.create(algorithm, algorithm.configure({"batch_size": 16}), store_for(algorithm))
+    learner = Learner.create(algorithm, algorithm.configure(cheap_settings(algorithm)), store_for(algorithm))
     learner.run(1)
     for metric in learner.metrics():
         assert f"`{metric}`" in module.__doc__, f"{algorithm.name}: metric {metric} is not in the file's first docstring"

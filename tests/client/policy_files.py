@@ -64,3 +64,17 @@ def with_metadata(graph: onnx.GraphProto, metadata: dict[str, Any]) -> bytes:
     helper.set_model_props(model, {f"offrl.{key}": json.dumps(value) for key, value in metadata.items()})
     onnx.checker.check_model(model)
     return model.SerializeToString()
+
+
+def frames_policy(frames: int, size: int, field: tuple[int, ...] | None = None) -> bytes:
+    """The stacked frames themselves are the action: what the graph is given can be read off. ``field``: shape of one frame."""
+    width = frames * size
+    graph = helper.make_graph(
+        [helper.make_node("Identity", ["observation"], ["action"])],
+        "policy",
+        [helper.make_tensor_value_info("observation", TensorProto.FLOAT, ["batch", width])],
+        [helper.make_tensor_value_info("action", TensorProto.FLOAT, ["batch", width])],
+    )
+    shape = [size] if field is None else list(field)
+    space = {"discrete": False, "frame_stack": frames, "observation": {"observation": {"dtype": "float32", "shape": shape}}}
+    return with_metadata(graph, {"format": 2, "algorithm": "bc", "space": space})

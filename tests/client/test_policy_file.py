@@ -196,8 +196,8 @@ def test_an_onnx_file_that_is_not_ours_is_refused():
 
 
 def test_a_policy_file_of_a_newer_version_asks_for_an_update():
-    error = refused(lambda: Policy(linear_policy(WEIGHT, metadata={"format": 2})))
-    assert "version 2" in str(error) and "pip install" in error.hint
+    error = refused(lambda: Policy(linear_policy(WEIGHT, metadata={"format": 3})))
+    assert "version 3" in str(error) and "pip install" in error.hint
 
 
 def test_a_graph_that_breaks_the_contract_is_refused():

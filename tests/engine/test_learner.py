@@ -7,19 +7,19 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from cheap_settings import cheap_settings
 
 from offrl.errors import InvalidInput, OffrlError
 from offrl_store import Episode, EpisodeStore, Field, Schema
 from offrld.algos import ALGORITHMS
 from offrld.engine import CheckpointCorrupt, Learner
 
-CHEAP = {"batch_size": 16}
 ALL = list(ALGORITHMS.values())
 names = pytest.mark.parametrize("algorithm", ALL, ids=lambda a: a.name)
 
 
 def learner_of(algorithm, store, **options):
-    return Learner.create(algorithm, algorithm.configure(CHEAP), store, **options)
+    return Learner.create(algorithm, algorithm.configure(cheap_settings(algorithm)), store, **options)
 
 
 def state_of(learner):
@@ -126,7 +126,7 @@ def test_the_policy_gives_actions_in_the_environments_units_within_bounds(contin
 def test_bounds_of_the_given_environment_take_precedence(continuous_store):
     algorithm = ALGORITHMS["bc"]
     learner = Learner.create(
-        algorithm, algorithm.configure(CHEAP), continuous_store, bounds=(np.array([-4.0]), np.array([4.0])), env_id="Wide-v0"
+        algorithm, algorithm.configure(cheap_settings(algorithm)), continuous_store, bounds=(np.array([-4.0]), np.array([4.0])), env_id="Wide-v0"
     )
     assert learner.space["low"] == [-4.0, -4.0]
     assert learner.space["source"] == "env:Wide-v0"

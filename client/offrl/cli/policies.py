@@ -44,6 +44,9 @@ def evaluate(
     env: Annotated[str | None, typer.Option("--env", metavar="ID", help="A gymnasium id. [default: the policy's own]")] = None,
     episodes: Annotated[int, typer.Option("--episodes", metavar="N", help="How many.")] = 20,
     seed: Annotated[int, typer.Option("--seed", metavar="S", help="Episode i starts with env.reset(seed=S+i).")] = 1000,
+    target_return: Annotated[
+        float | None, typer.Option("--target-return", metavar="R", help="What a transformer is to reach. [default: the policy's own]")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Run a policy in an environment, here, with onnxruntime alone."""
@@ -56,17 +59,19 @@ def evaluate(
     if where is None:
         raise InvalidInput(f"{policy} does not say which environment it is for", hint="name it with --env ID")
     with _bar(episodes) as done:
-        result = run(loaded, where, episodes, seed, on_episode=done)
+        result = run(loaded, where, episodes, seed, target_return=target_return, on_episode=done)
     if as_json:
         emit(result.as_json())
         return
     low, high = min(result.returns), max(result.returns)
     latency = result.latency_us
+    asked = [] if result.target_return is None else [("asked for", number(result.target_return))]
     pairs(
         [
             ("environment", result.env),
             ("episodes", number(result.episodes)),
             ("return", f"{number(result.return_mean)} +- {number(result.return_std)}  (from {number(low)} to {number(high)})"),
+            *asked,
             ("latency", f"median {number(latency['median'])} us, 99 % within {number(latency['p99'])} us per action"),
         ]
     )

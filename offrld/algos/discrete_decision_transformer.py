@@ -1,0 +1,85 @@
+"""Decision Transformer for discrete actions, in the form that its paper used for Atari.
+
+    tokens (R_1, s_1, a_1, ..., R_L, s_L),  R_t = r_t + r_(t+1) + ... to the episode's end
+    L = mean over the real steps of -log softmax(logits_t)[a_t]
+    rate = learning_rate * (n / warmup_tokens  while n < warmup_tokens, then  max(0.1, (1 + cos(pi p)) / 2)),
+           p = (n - warmup_tokens) / (final_tokens - warmup_tokens),  n = real steps trained on so far
+
+Acting takes the action of the largest logit. Metrics: `loss`, `learning_rate`.
+
+Differs from the published code: padding is no part of the loss (d3rlpy averages over it), the count of steps is part of the
+checkpoint, and the first update already has the rate of the warm-up, not the full one. Returns are divided by the range of the data's
+(reward_scaler return; preset `paper`: not).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from offrld.engine import Algorithm, Optimizer, RewardScaler, State, Step, Windows, setting
+from offrld.losses import sequence
+from offrld.nets import Encoder, Params, Transformer, remember
+
+LEAST = 0.1  # of the full rate, at the end
+
+
+@dataclass(frozen=True)
+class Config(sequence.SequenceConfig):
+    batch_size: int = setting(128, "windows per update", unit="windows", low=1, high=1_000_000)
+    reward_scaler: RewardScaler = RewardScaler(type="return")
+    learning_rate: float = setting(6e-4, "largest step size", low=0.0, exclusive_low=True)
+    warmup_tokens: int = setting(10_240, "real steps until the full rate", unit="steps", low=1)
+    final_tokens: int = setting(
+        30_000_000, "real steps until the least rate, a tenth", unit="steps", low=1, probe={"": 1_000, "warmup_tokens": 100}
+    )
+    embedding_activation: str = setting("tanh", "activation of the embeddings", choices=("tanh", "relu", "swish", "gelu", "none"))
+    transformer: Transformer = Transformer(heads=8, layers=6, activation="gelu", position_encoding="global")
+    encoder: Encoder = Encoder(units=(128,), feature_size=128, last_activation=False)
+    optimizer: Optimizer = Optimizer(type="gpt_adamw", beta2=0.95, weight_decay=0.1, clip_grad_norm=1.0)
+
+
+def rate(config: Config, memory: dict[str, Tensor]) -> Tensor:
+    """The factor on the learning rate after ``memory["tokens"]`` real steps."""
+    tokens = memory["tokens"]
+    rising = tokens.clamp(min=1.0) / config.warmup_tokens
+    progress = (tokens - config.warmup_tokens) / max(1, config.final_tokens - config.warmup_tokens)
+    falling = (0.5 * (1.0 + torch.cos(math.pi * progress.clamp(0.0, 1.0)))).clamp(min=LEAST)
+    return torch.where(tokens < config.warmup_tokens, rising, falling)
+
+
+def loss(params: Params, config: Config, nets: Any, state: State, batch: Windows) -> tuple[Tensor, dict[str, Tensor]]:
+    logits = nets.actor(params, batch)  # [B, L, n]
+    # Padding has whatever action the zeros mean; it is masked out below.
+    error = F.cross_entropy(logits.flatten(0, 1), batch.action.flatten(), reduction="none").reshape(batch.mask.shape)  # [B, L]
+    value = sequence.mean_of_steps(error, batch.mask)
+    remember(params, tokens=state.memory["tokens"] + batch.mask.sum())
+    return value, {"loss": value, "learning_rate": config.learning_rate * rate(config, state.memory)}
+
+
+ALGORITHM = Algorithm(
+    name="discrete_decision_transformer",
+    summary="Decision Transformer for discrete actions, as for Atari",
+    paper="Chen et al. 2021, Decision Transformer: Reinforcement Learning via Sequence Modeling (arXiv:2106.01345)",
+    actions="discrete",
+    config=Config(),
+    networks=lambda config, space: {"actor": sequence.model("actor", config, space, config.encoder, config.embedding_activation)},
+    schedule=lambda config: (
+        Step("actor", loss, ("actor",), config.optimizer, config.learning_rate, rate=lambda memory: rate(config, memory)),
+    ),
+    act=sequence.act("actor"),
+    batch_kind="windows",
+    memory=lambda config, space: {"tokens": ()},
+    presets={
+        "paper": {"reward_scaler": "none"},
+        "d3rlpy": {
+            "reward_scaler": "none", "encoder.units": [256, 256], "encoder.last_activation": True, "encoder.feature_size": None,
+            "optimizer.type": "adam", "optimizer.beta2": 0.999, "optimizer.weight_decay": 0.0, "optimizer.clip_grad_norm": None,
+        },
+    },
+)  # fmt: skip
