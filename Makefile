@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test test-all test-kill lint bench bench-store bench-latency scores wheel clean help
+.PHONY: demo test test-all test-asan test-kill lint bench bench-store bench-latency scores wheel clean help
 
 help:            ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
@@ -24,7 +24,7 @@ lint: $(STAMP)   ## ruff over everything
 bench: $(STAMP)  ## training speed of a real job against d3rlpy, side by side
 	$(BIN)/python -m benchmarks.train
 
-bench-store: $(STAMP)    ## the store's samplers beside plain copies of the same rows
+bench-store: $(STAMP)    ## the store beside plain C and other replay buffers, one table; makes .venv-store-peers
 	$(BIN)/python -m benchmarks.store
 
 bench-latency: $(STAMP)  ## submit, first update, idle daemon
@@ -35,6 +35,9 @@ scores: $(STAMP)         ## scores beside d3rlpy's on ../shared/data; over an ho
 
 test-kill: $(STAMP)      ## the long form of the kill tests of the store
 	$(BIN)/python -m pytest -m slow tests/store
+
+test-asan: $(STAMP)      ## the store's tests on kernels built with AddressSanitizer, in a folder of their own (gcc)
+	$(BIN)/python tests/sanitizer/run_sanitized.py
 
 wheel: $(STAMP)  ## dist/offrl-*.whl
 	$(BIN)/python -m pip wheel --no-deps -q -w dist . && ls dist

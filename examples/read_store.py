@@ -16,18 +16,21 @@ def read_store(path):
     """Yield (columns of the episode as a dict of arrays, terminated) for each episode; the arrays are views of the mapped files."""
     path = Path(path)
     schema = json.loads((path / "schema.json").read_text())
-    log = (path / "episodes.log").read_bytes()  # the first 64 bytes are the header; of its two slots the later one counts
-    slots = [struct.unpack_from("<qq4xI", log, at) for at in (16, 40)]
-    oldest = max((committed, kept) for (kept, committed, crc), at in zip(slots, (16, 40), strict=True)
-                if crc == zlib.crc32(log[:16] + log[at:at + 20]))[1]  # a bounded store has given the rows before this episode back
-    records = np.frombuffer(log, RECORD, count=len(log) // 64)[1:]
+    with open(path / "episodes.log", "rb") as file:
+        header = file.read(64)  # of its two slots the later one counts
+        slots = [struct.unpack_from("<qq4xI", header, at) for at in (16, 40)]
+        oldest = max((committed, kept) for (kept, committed, crc), at in zip(slots, (16, 40), strict=True)
+                     if crc == zlib.crc32(header[:16] + header[at:at + 20]))[1]
+        file.seek(64 * (1 + oldest))  # a bounded store has given what was before this episode back
+        log = file.read()
+    records = np.frombuffer(log, RECORD, count=len(log) // 64)
     rows = int(records["first_row"][-1] + records["steps"][-1]) + 1 if len(records) else 0
     columns = {}
     for column in schema["columns"]:
         if rows:
             columns[column["column"]] = np.memmap(path / "columns" / f"{column['column']}.bin", column["dtype"], "r",
                                                   shape=(rows, *column["shape"]))
-    for first, steps, flags in records[["first_row", "steps", "flags"]][oldest:]:
+    for first, steps, flags in records[["first_row", "steps", "flags"]]:
         observed = steps + 1 - (flags >> 1 & 1)  # T+1 observations, or T where the final one is missing
         yield {name: rows[first:first + (observed if name.startswith("observation") else steps)]
                for name, rows in columns.items()}, bool(flags & 1)

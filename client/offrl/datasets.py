@@ -20,6 +20,13 @@ if TYPE_CHECKING:
 
 FILE_ENDINGS = (".hdf5", ".h5", ".npz")
 EXPORT_FORMATS = {".hdf5": "d4rl", ".h5": "d4rl", ".npz": "npz"}  # anything else: a store's folder
+EXPORT_FOLDERS = ("store", "minari")  # the formats that are folders
+
+
+def export_format(out: str | os.PathLike[str], format: str | None) -> str:
+    """The format of an export: as named, else by the ending of its path."""
+    return format if format is not None else EXPORT_FORMATS.get(Path(out).suffix.lower(), "store")
+
 
 Events = Any  # Callable[[wire.Event], None]
 
@@ -82,17 +89,18 @@ class Datasets:
         """Delete a dataset. Raises `Unknown`, and `Conflict` if a job that has not ended needs it."""
         self._client.request(_build(wire.RemoveDataset, name=name))
 
-    def export(self, name: str, out: str | os.PathLike[str], *, follow: Events = None) -> Path:
+    def export(self, name: str, out: str | os.PathLike[str], format: str | None = None, *, follow: Events = None) -> Path:
         """Write a dataset to ``out``: ``.hdf5`` or ``.h5`` in the form of D4RL, ``.npz``, or else a store's folder (which must not exist).
 
+        format: ``d4rl``, ``npz``, ``store``, ``minari`` (a folder, which must not exist), ``d3rlpy`` or ``d3rlpy-v1``, whatever the ending.
         Raises `Unknown`, `InvalidInput` (``out`` cannot be written), `DiskFull`.
         """
         from offrl import download
 
         out = Path(out)
-        format = EXPORT_FORMATS.get(out.suffix.lower(), "store")
-        if format == "store" and os.path.lexists(out):
-            raise InvalidInput(f"{out} exists", hint="a store is exported into a new folder; for a file end the name with .hdf5 or .npz")
+        format = export_format(out, format)
+        if format in EXPORT_FOLDERS and os.path.lexists(out):
+            raise InvalidInput(f"{out} exists", hint=f"{format} is exported into a new folder; for a file end the name with .hdf5 or .npz")
         if out.is_dir() or not out.parent.is_dir():
             raise InvalidInput(
                 f"cannot write {out}: " + ("it is a folder" if out.is_dir() else "its folder does not exist"), hint="choose another place"
@@ -101,7 +109,7 @@ class Datasets:
         try:
             self._finish(job, follow)
             request = wire.OpenArtifact(job=job.id, kind="dataset")
-            if format != "store":
+            if format not in EXPORT_FOLDERS:
                 return job.download(request, out)[0]
             with tempfile.TemporaryDirectory(prefix=f".{out.name[:100]}.", dir=out.parent) as folder:
                 archive, _ = job.download(request, Path(folder) / "store.tar")
@@ -316,4 +324,4 @@ def _quietly(action: Any) -> None:
         action()
 
 
-__all__ = ["EXPORT_FORMATS", "Datasets"]
+__all__ = ["EXPORT_FORMATS", "Datasets", "export_format"]

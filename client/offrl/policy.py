@@ -88,6 +88,7 @@ class Policy:
         self._remembers = self._frames is not None or self._context is not None
         self.target_return = None if self._context is None else self._context.target_return
         self._names = tuple(self.observation_shapes)
+        self._only = self._names[0] if len(self._names) == 1 else None
         output = session.get_outputs()[0]
         self.discrete: bool = output.type == "tensor(int64)"
         self.action_shape: tuple[int, ...] = tuple(output.shape[1:])
@@ -110,8 +111,8 @@ class Policy:
         Raises:
             InvalidInput: wrong shape or dtype, a missing field, NaN or an infinite value.
         """
-        if len(self._names) == 1:
-            name = self._names[0]
+        name = self._only
+        if name is not None:
             if isinstance(observation, Mapping):
                 observation = self._field(observation, name)
             inputs = {name: self._row(name, observation)}

@@ -5,11 +5,11 @@ from ._kernels_py import sides, tree_levels
 from ._priorities import SumTree
 from ._random import draw, normal, permute, philox4x32, uniform
 from ._returns import Returns, lambda_returns
-from ._rows import crc32_rows
+from ._rows import RowBuffer, crc32, crc32_rows
 
 NAME = "cython"
 
 __all__ = [
-    "NAME", "Returns", "SumTree", "Transitions", "Windows", "crc32_rows", "draw", "lambda_returns", "normal", "permute", "philox4x32",
-    "sides", "tree_levels", "uniform",
+    "NAME", "Returns", "RowBuffer", "SumTree", "Transitions", "Windows", "crc32", "crc32_rows", "draw", "lambda_returns", "normal",
+    "permute", "philox4x32", "sides", "tree_levels", "uniform",
 ]  # fmt: skip

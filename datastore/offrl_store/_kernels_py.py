@@ -6,11 +6,13 @@ Random numbers agree bit for bit (same float32 operations in the same order), so
 from __future__ import annotations
 
 import math
-import zlib
 
 import numpy as np
 
+from ._rows_py import RowBuffer, crc32, crc32_rows
+
 NAME = "numpy"
+__all__ = ["RowBuffer", "crc32", "crc32_rows"]  # beside what is defined here
 MASK = np.uint64(0xFFFFFFFF)
 SHIFT = np.uint64(32)
 
@@ -97,12 +99,6 @@ def normal(seed: int, step: int, stream: int, out: np.ndarray) -> None:
     pairs[:, 0] = np.where((quarter + 1) & 2, -x, x) * radius
     pairs[:, 1] = np.where(quarter & 2, -y, y) * radius
     out[:] = pairs.reshape(-1)[: len(out)]
-
-
-def crc32_rows(rows: np.ndarray, width: int, out: np.ndarray) -> None:
-    """CRC-32 (zlib) of the first ``width`` bytes of each row of uint8 [n, >= width]."""
-    for i, row in enumerate(rows):
-        out[i] = zlib.crc32(row[:width])
 
 
 # --- Orders without a table -----------------------------------------------------------------------------------------------------

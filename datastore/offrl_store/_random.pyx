@@ -108,7 +108,7 @@ cdef inline void box_muller(const uint32_t *radii, const uint32_t *angles, float
         u = <float><int32_t>(radii[i] >> 1) + <float>0.5
         bits = offrl_bits(u)
         exponent = (bits - <int32_t>0x3F3504F3) >> 23
-        t = offrl_float(bits - (exponent << 23)) - <float>1.0
+        t = offrl_float(bits - exponent * <int32_t>0x800000) - <float>1.0
         p = <float>-0.08101579546928406
         p = p * t + <float>0.12712319195270538
         p = p * t + <float>-0.12972235679626465
@@ -134,9 +134,9 @@ cdef inline void box_muller(const uint32_t *radii, const uint32_t *angles, float
         cosine = cosine * square + <float>1.0
         swap = -(quarter & 1)  # all ones in the odd quarters, where sine and cosine change places; then the signs
         bits = (offrl_bits(sine) & swap) | (offrl_bits(cosine) & ~swap)
-        x[i] = offrl_float(bits ^ (((quarter + 1) & 2) << 30)) * radius
+        x[i] = offrl_float(bits ^ <int32_t>(<uint32_t>((quarter + 1) & 2) << 30)) * radius
         bits = (offrl_bits(cosine) & swap) | (offrl_bits(sine) & ~swap)
-        y[i] = offrl_float(bits ^ ((quarter & 2) << 30)) * radius
+        y[i] = offrl_float(bits ^ <int32_t>(<uint32_t>(quarter & 2) << 30)) * radius
 
 
 def normal(uint64_t seed, uint64_t step, uint32_t stream, float[::1] out not None):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import zlib
 
 from . import format as layout
 from . import staging
 from .errors import OffrlError
+from .kernels import kernels
 from .meta import META_FILE, scan
 from .stats import STATS_FILE
 from .stats import load as load_stats
@@ -22,22 +22,27 @@ def check(path: str | os.PathLike[str]) -> list[str]:
     except OffrlError as error:
         return [str(error)]
     problems = []
-    table, chain = store._table, layout.chain_start(store.schema)
-    for number, record in enumerate(table):
+    log = store._log
+    chain = log.start
+    for number, record in enumerate(log.table, log.base):
         first, rows = int(record["first_row"]), int(record["steps"]) + 1
         _, chain = layout.dump_record(first, rows - 1, record["return"], record["flags"], record["data_crc"], chain)
         if record["chain"].tobytes() != chain:
-            problems.append(f"{layout.LOG_FILE}: the chain breaks at episode {number}")
+            if number > log.base or number == 0:  # else what it continues is gone
+                problems.append(f"{layout.LOG_FILE}: the chain breaks at episode {number}")
             chain = record["chain"].tobytes()
         if number < store.first:
             continue  # evicted: its rows are gone
         checksum = 0
         for column in store.schema.columns:
-            checksum = zlib.crc32(store.column(column.name)[first:first + rows], checksum)
+            checksum = kernels().crc32(store.column(column.name)[first:first + rows], checksum)
         if checksum != record["data_crc"]:
             problems.append(f"episode {number}: the rows {first} to {first + rows - 1} do not fit their checksum")
     with open(store.path / layout.LOG_FILE, "rb") as file:
         log = layout.read_log(file.fileno(), store.path / layout.LOG_FILE, store.schema)
+        damaged = layout.damaged_remains(file.fileno(), log.base)
+    if damaged:
+        problems.append(f"{layout.LOG_FILE}: {damaged} records of evicted episodes do not fit their checksum")
     if not log.slots_valid:
         problems.append(f"{layout.LOG_FILE}: one of the two slots of the header is damaged, which the next writer repairs")
     if log.torn:

@@ -6,24 +6,19 @@ copied rows therefore never keeps a row of a hole.
 
 from __future__ import annotations
 
-import ctypes
-import errno
 import os
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from . import disk
 from . import format as layout
 from .errors import InvalidInput, SnapshotEvicted, StoreCorrupt
 
 if TYPE_CHECKING:
     from .store import EpisodeStore, Snapshot
-
-KEEP_SIZE, PUNCH_HOLE = 1, 2  # of fallocate(2)
-PAGE = 4096
 
 
 def checked_limit(transitions: int | None, size: int | None) -> dict[str, int]:
@@ -45,7 +40,7 @@ class Bound:
         (self._kind, self._limit), = store.limit.items()
         self._row_bytes = store.schema.row_bytes
         self.first, self._counted, self._held = store.first, store.first, 0
-        self._punched = 0
+        self._punched = self._punched_log = 0
         self._ceiling = min((snapshot.first for snapshot in keep), default=None)
         if self._ceiling is not None and self._ceiling < self.first:
             raise SnapshotEvicted(f"a snapshot to keep begins at episode {self._ceiling}, which {store.path} has evicted")
@@ -58,10 +53,10 @@ class Bound:
 
     def due(self, store: EpisodeStore) -> bool:
         """Take in what was committed; whether something must be given back, after which ``first`` is the oldest episode to keep."""
-        table = store._table
-        self._held += int(self._sizes(table[self._counted:]).sum())
-        self._counted = len(table)
-        ceiling = len(table) - 1 if self._ceiling is None else min(self._ceiling, len(table) - 1)
+        log = store._log
+        self._held += int(self._sizes(log.since(self._counted)).sum())
+        self._counted = log.count
+        ceiling = log.count - 1 if self._ceiling is None else min(self._ceiling, log.count - 1)
         excess = self._held - self._limit
         stale, self._stale = self._stale, False
         if excess <= 0 or ceiling <= self.first:
@@ -69,7 +64,7 @@ class Bound:
         before = self.first
         count = 64  # the oldest few are nearly always enough
         while True:
-            sizes = np.cumsum(self._sizes(table[before:min(before + count, ceiling)]))
+            sizes = np.cumsum(self._sizes(log.since(before)[:min(count, ceiling - before)]))
             if sizes[-1] >= excess or before + count >= ceiling:
                 break
             count *= 8
@@ -77,36 +72,18 @@ class Bound:
         self.first, self._held = before + gone, self._held - int(sizes[gone - 1])
         return True
 
-    def punch(self, store: EpisodeStore, descriptors: Sequence[int]) -> None:
-        """Make holes of the rows before ``first``. A file system that has none keeps the bytes."""
-        row = int(store._table["first_row"][self.first])
-        for column, descriptor in zip(store.schema.columns, descriptors, strict=True):
-            start, end = (place * column.field.row_bytes // PAGE * PAGE for place in (self._punched, row))
-            if end > start and not _punch(descriptor, start, end - start):
+    def punch(self, store: EpisodeStore, columns: Sequence[int], log: int) -> None:
+        """Make holes of the rows before ``first`` and of their records. A file system that has none keeps the bytes."""
+        row, page = int(store._log.since(self.first)["first_row"][0]), layout.PAGE
+        for column, descriptor in zip(store.schema.columns, columns, strict=True):
+            start, end = (place * column.field.row_bytes // page * page for place in (self._punched, row))
+            if end > start and not disk.punch(descriptor, start, end - start):
                 return
         self._punched = row
-
-
-def _punch(descriptor: int, offset: int, length: int) -> bool:
-    call = _fallocate()
-    if call is None:
-        return False
-    if call(descriptor, PUNCH_HOLE | KEEP_SIZE, offset, length) == 0:
-        return True
-    code = ctypes.get_errno()
-    if code in (errno.EOPNOTSUPP, errno.ENOSYS):
-        return False
-    raise OSError(code, os.strerror(code))
-
-
-@cache
-def _fallocate() -> Any:
-    try:
-        call = ctypes.CDLL(None, use_errno=True).fallocate
-    except (OSError, AttributeError):  # no glibc, no Linux: the store is bounded in episodes but not in bytes on disk
-        return None
-    call.argtypes, call.restype = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64), ctypes.c_int
-    return call
+        start, end = layout.gone(self.first)
+        start = max(start, self._punched_log)
+        if end > start and disk.punch(log, start, end - start):
+            self._punched_log = end
 
 
 class Guard:

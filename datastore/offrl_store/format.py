@@ -5,6 +5,7 @@ docs/store-format.md says the same in prose. Nothing else in the package knows a
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -52,6 +53,7 @@ RECORD = np.dtype([
     ("crc", "<u4"),         # CRC-32 of the 60 bytes before
 ])
 SIZE = RECORD.itemsize
+PAGE = 4096  # holes are made of whole pages
 _FIXED = HEADER.fields["slots"][1]
 _CHECKED = RECORD.fields["crc"][1]
 _RECORD_START = struct.Struct("<qqdII12s")  # a record up to its chain
@@ -145,53 +147,129 @@ def dump_record(first_row: int, steps: int, ret: float, flags: int, data_crc: in
     return raw + zlib.crc32(raw).to_bytes(4, "little"), chain
 
 
-def record_chain(table: np.ndarray, count: int, schema: Schema) -> bytes:
-    """The chain after ``count`` records, as the log holds it."""
-    return table["chain"][count - 1].tobytes() if count else chain_start(schema)
-
-
 @dataclass(frozen=True)
 class Log:
-    """The whole episodes of a log, and the number of bytes behind them that are no whole record (a torn tail)."""
+    """The whole episodes of a log, and the number of bytes behind them that are no whole record (a torn tail).
 
-    table: np.ndarray  # RECORD [episodes]
+    Of a bounded store it begins with the episode before the oldest one kept, whose chain is taken as given: what came before may be gone.
+    """
+
+    base: int          # number of the episode of table[0]
+    table: np.ndarray  # RECORD [episodes from base on]
+    start: bytes       # the chain before the first record of the store
     first: int
     committed: int
     torn: int
     slot: int            # the slot of the header that counts
     slots_valid: bool    # whether the other one is whole, too
 
+    @property
+    def count(self) -> int:
+        """Episodes that were ever in the store."""
+        return self.base + len(self.table)
 
-def read_log(descriptor: int, file: Path, schema: Schema, known: np.ndarray | None = None) -> Log:
-    """Read and check the log; ``known`` records are taken as read. Raises StoreCorrupt. Never changes the file."""
-    first, committed, slot, slots_valid = read_header(descriptor, file)
+    @property
+    def rows(self) -> int:
+        """Rows of a column up to the last episode's end."""
+        return int(self.table["first_row"][-1] + self.table["steps"][-1]) + 1 if len(self.table) else 0
+
+    def since(self, number: int) -> np.ndarray:
+        """The records of the episodes from ``number`` on, not before ``base``."""
+        return self.table[number - self.base:]
+
+    def chain(self, count: int) -> bytes:
+        """The chain after ``count`` records, as the log holds it; ``base`` < count <= ``self.count``, or 0."""
+        return self.table["chain"][count - 1 - self.base].tobytes() if count else self.start
+
+
+def read_log(descriptor: int, file: Path, schema: Schema, known: Log | None = None) -> Log:
+    """Read and check the log; the records of ``known`` are taken as read. Raises StoreCorrupt. Never changes the file."""
+    while True:
+        header = first, committed, _, _ = read_header(descriptor, file)
+        log = _read_records(descriptor, file, schema, known, *header)
+        if log.count >= committed:
+            return log
+        if read_first(descriptor, file) == first:  # else the writer gave these records back while they were read
+            raise StoreCorrupt(f"{file}: record {log.count} is damaged or cut, {committed} episodes were committed",
+                               hint="restore the store from a copy")
+
+
+def _read_records(descriptor: int, file: Path, schema: Schema, known: Log | None, first: int, committed: int, slot: int,
+                  slots_valid: bool) -> Log:
+    base, start = max(first - 1, 0), chain_start(schema) if known is None else known.start
+    if known is not None and known.count <= base:
+        known = None  # all of them are gone since
+    begin = base if known is None else known.count
     size = os.fstat(descriptor).st_size
-    start = 0 if known is None else len(known)
-    if size < SIZE * (1 + start):
-        raise StoreCorrupt(f"{file} is cut: {size} bytes, {start} episodes were there", hint="restore the store from a copy")
-    raw = _read(descriptor, size - SIZE * (1 + start), SIZE * (1 + start))
+    if known is not None and size < SIZE * (1 + begin):
+        raise StoreCorrupt(f"{file} is cut: {size} bytes, {begin} episodes were there", hint="restore the store from a copy")
+    raw = _read(descriptor, size - SIZE * (1 + begin), SIZE * (1 + begin))
     found = np.frombuffer(raw, RECORD, count=len(raw) // SIZE)
-    row = 0 if not start else int(known["first_row"][-1] + known["steps"][-1]) + 1
+    if known is not None:
+        row = known.rows
+    else:
+        row = int(found["first_row"][0]) if base and len(found) else 0  # where the rows before a bounded store's ended, nobody knows
+        _check_start(descriptor, file, start, committed)
     valid = _valid_prefix(found, row)
-    table = found[:valid] if not start else _extended(known, found[:valid])
-    if len(table) < committed:
-        raise StoreCorrupt(f"{file}: record {len(table)} is damaged or cut, {committed} episodes were committed",
-                           hint="restore the store from a copy")
-    if start == 0 and valid:
-        due, _ = dump_record(*(table[0][name].item() for name in RECORD.names[:5]), chain_start(schema))
-        if due != table[:1].tobytes():
-            raise StoreCorrupt(f"{file} does not belong to {SCHEMA_FILE}: the chain of the first record differs")
-    return Log(table, first, committed, len(raw) - valid * SIZE, slot, slots_valid)
+    if known is None:
+        table = found[:valid]
+    else:
+        table = _extended(known.table[max(base - known.base, 0):], found[:valid])
+        base = max(base, known.base)
+    return Log(base, table, start, first, committed, len(raw) - valid * SIZE, slot, slots_valid)
+
+
+def _check_start(descriptor: int, file: Path, start: bytes, committed: int) -> None:
+    """The first record, which stays for ever, ties the log to the schema."""
+    raw = os.pread(descriptor, SIZE, SIZE)
+    record = np.frombuffer(raw, RECORD, count=len(raw) // SIZE)
+    if not _valid_prefix(record, 0):
+        if committed:
+            raise StoreCorrupt(f"{file}: record 0 is damaged or cut, {committed} episodes were committed",
+                               hint="restore the store from a copy")
+    elif dump_record(*(record[0][name].item() for name in RECORD.names[:5]), start)[0] != raw:
+        raise StoreCorrupt(f"{file} does not belong to {SCHEMA_FILE}: the chain of the first record differs")
 
 
 def _extended(known: np.ndarray, found: np.ndarray) -> np.ndarray:
     """``known`` with ``found`` behind it, in a buffer with room to grow: many commits cost their own records, not all of them each time."""
-    count, buffer = len(known) + len(found), known.base
-    if not isinstance(buffer, np.ndarray) or buffer.dtype != RECORD or len(buffer) < count or not buffer.flags.writeable:
-        buffer = np.empty(2 * count, RECORD)
+    count, buffer, at = len(known) + len(found), known.base, 0
+    if isinstance(buffer, np.ndarray) and buffer.dtype == RECORD and len(known):
+        at = (known.__array_interface__["data"][0] - buffer.__array_interface__["data"][0]) // SIZE
+    if not isinstance(buffer, np.ndarray) or buffer.dtype != RECORD or len(buffer) < at + count or not buffer.flags.writeable:
+        buffer, at = np.empty(2 * count, RECORD), 0
         buffer[:len(known)] = known
-    buffer[len(known):count] = found  # no one looks there yet: a table is only ever a beginning of its buffer
-    return buffer[:count]
+    buffer[at + len(known):at + count] = found  # no one looks there yet: a table is only ever a stretch of its buffer up to its end
+    return buffer[at:at + count]
+
+
+def damaged_remains(descriptor: int, base: int) -> int:
+    """How many of the records before ``base`` are neither whole nor given back (zeros)."""
+    at, end, damaged = SIZE, SIZE * (1 + base), 0
+    while at < end:
+        try:
+            at = max(at, os.lseek(descriptor, at, os.SEEK_DATA) // SIZE * SIZE)  # over a hole
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # nothing but a hole is left
+                return damaged
+            if error.errno != errno.EINVAL:  # a system that knows no holes reads them as zeros
+                raise
+        data = _read(descriptor, min(end - at, 1 << 20), at)
+        records = np.frombuffer(data, RECORD, count=len(data) // SIZE)
+        if not len(records):
+            return damaged
+        raw, crc = records.view(np.uint8).reshape(-1, SIZE), np.empty(len(records), np.uint32)
+        kernels().crc32_rows(raw, _CHECKED, crc)
+        damaged += int(np.count_nonzero((crc != records["crc"]) & raw.any(axis=1)))
+        at += len(records) * SIZE
+    return damaged
+
+
+def gone(first: int) -> tuple[int, int]:
+    """The bytes of the log, from and to, that a bounded store may give back once ``first`` is its oldest episode: whole pages of records
+    before the one before it. The first page, with the header and the first record, stays.
+    """
+    return PAGE, max(SIZE * first // PAGE * PAGE, PAGE)
 
 
 def read_first(descriptor: int, file: Path) -> int:

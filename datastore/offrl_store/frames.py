@@ -16,15 +16,17 @@ from .store import EpisodeStore
 
 
 class FrameStacks(Sequence):
-    """The stack of ``k`` frames at each step, oldest first, [k*C, H, W]: a read-only view of the store's rows, so that a million of them
-    cost no memory. Only where the stack reaches before its episode's start (its first k-1 steps) is it a copy, padded with zeros.
+    """The stack of ``k`` frames at each step, oldest first, [k*C, H, W]: a read-only view of the store's rows, made when asked for (150
+    bytes each, where a list of a million is kept). Only where the stack reaches before its episode's start (its first k-1 steps) is it a
+    copy, padded with zeros.
 
     The layout of d4rl-atari's ``stack=True``. One item per step, in the order of ``episodes`` (default all); a slice gives another list.
     column: the observation's column. stack_pad: "zero", or "first" to repeat the first frame. A bounded store gives copies. Raises
     InvalidInput.
     """
 
-    def __init__(self, store: EpisodeStore, k: int = 4, *, column: str = "observation", stack_pad: str = "zero", episodes: Any = None) -> None:
+    def __init__(self, store: EpisodeStore, k: int = 4, *, column: str = "observation", stack_pad: str = "zero",
+                 episodes: Any = None) -> None:
         self.k, self._repeat, self._store = whole(k, "k", 1, 1 << 16), padding(stack_pad), store
         if not any(c.name == column and c.role == "observation" and c.field.shape for c in store.schema.columns):
             raise InvalidInput(f"{column!r} is no observation with frames to stack")

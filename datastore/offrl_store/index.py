@@ -63,7 +63,8 @@ class Index:
         if lost.any() and len(self._without):
             lost[lost] = _find(self._without["first_row"], self._without["steps"], rows[lost])[0] < 0
         if lost.any():
-            raise InvalidInput(f"row {rows[lost][0]} is no transition of the episodes to sample from", hint="give rows of the same episodes")
+            raise InvalidInput(f"row {rows[lost][0]} is no transition of the episodes to sample from",
+                               hint="give rows of the same episodes")
         numbers = (self.table[episode, 0] + t)[(episode >= 0) & (t < self.table[episode, 2])]
         if not len(numbers):
             raise EmptyStore("there is no transition to sample", hint=f"{len(rows)} rows were given")

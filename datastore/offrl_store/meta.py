@@ -1,5 +1,7 @@
 """Metadata of single episodes: `episodes.meta`, one line of JSON per episode that has any.
 
+A bounded store leaves out the lines of evicted episodes now and then, in a new file that takes the place of the old one.
+
 A line is the CRC-32 of what follows in eight hex digits, a space, the episode's number, a space, a JSON object, a line feed. Lines are
 synced before the records of their episodes; lines of episodes that have no record are an unfinished write.
 """
@@ -13,9 +15,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from .disk import sync_folder, write_all
 from .errors import InvalidInput, StoreCorrupt
 
-META_FILE = "episodes.meta"
+META_FILE, NEW_FILE = "episodes.meta", "episodes.meta.new"
+COMPACT_BYTES = 64 << 10  # a smaller file is left as it is
 
 
 def checked(metadata: Mapping[str, Any] | None) -> str | None:
@@ -85,6 +89,9 @@ class MetaWriter:
     def __init__(self, path: Path, committed: int) -> None:
         self._file, self._descriptor, self._end = path / META_FILE, -1, 0
         self._waiting: list[tuple[int, str]] = []
+        self._due = COMPACT_BYTES  # the file's size at which it is worth looking for lines to leave out
+        self._new = path / NEW_FILE
+        self._new.unlink(missing_ok=True)  # of a writer that died
         if self._file.exists():
             raw = self._file.read_bytes()
             self._end = max((end for end, number, _ in scan(raw) if number is not None and number < committed), default=0)
@@ -102,30 +109,49 @@ class MetaWriter:
             return self._end
         made = not self._file.exists()
         self._open()
-        raw, done = b"".join(dump_line(*line) for line in self._waiting), 0
-        while done < len(raw):
-            done += os.pwrite(self._descriptor, raw[done:], self._end + done)
+        raw = b"".join(dump_line(*line) for line in self._waiting)
+        write_all(self._descriptor, raw, self._end)
         os.fdatasync(self._descriptor)
         if made:
-            folder = os.open(self._file.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+            sync_folder(self._file.parent)
         return self._end + len(raw)
 
     def done(self, end: int) -> None:
         self._end, self._waiting = end, []
 
+    def compact(self, first: int) -> None:
+        """Leave out the lines of episodes before ``first``, once the file is twice as long as after the last time. Raises OSError."""
+        if self._end < self._due:
+            return
+        self._open()
+        raw, at, kept = self._file.read_bytes()[:self._end], 0, []
+        for end, number, _ in scan(raw):
+            if number is not None and number >= first:
+                kept.append(raw[at:end])
+            at = end
+        raw = b"".join(kept)
+        descriptor = os.open(self._new, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+        try:
+            write_all(descriptor, raw, 0)
+            os.fdatasync(descriptor)
+        finally:
+            os.close(descriptor)
+        self.close()  # the next write opens the file that has the name then
+        os.replace(self._new, self._file)
+        self._end, self._due = len(raw), max(COMPACT_BYTES, 2 * len(raw))
+        sync_folder(self._file.parent)  # before a line of the new file is promised
+
     def drop(self) -> None:
         """Forget the waiting lines, and what of them was written."""
         self._waiting = []
         if self._descriptor >= 0:
+            self._open()
             os.ftruncate(self._descriptor, self._end)
 
     def _open(self) -> None:
         if self._descriptor < 0:
             self._descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self._end = min(self._end, os.fstat(self._descriptor).st_size)  # shorter where a compaction was interrupted after its last step
 
     def close(self) -> None:
         if self._descriptor >= 0:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .store import EpisodeStore
 
 STREAM = stream_id("prioritized")
-STATE = ("priorities", "max_priority", "beta", "step", "seed", "alpha", "eps", "first_row")
+STATE = ("priorities", "max_priority", "beta", "step", "seed", "alpha", "eps", "first_row", "end_row")
 HIGHEST = 1e20  # of priorities: their powers stay far from overflow
 
 
@@ -179,23 +179,42 @@ class PrioritizedSampler(TransitionSampler):
     def state_dict(self) -> dict[str, Any]:
         """All that the next batches follow from beside the arguments: numbers, and one array of a float64 per transition (a copy)."""
         return {"priorities": self.priorities.copy(), "max_priority": self._max_priority, "beta": self._beta, "step": self._step,
-                "seed": self.seed, "alpha": self._alpha, "eps": self._eps, "first_row": int(self._index.table[0, 1])}
+                "seed": self.seed, "alpha": self._alpha, "eps": self._eps, **self._span()}
+
+    def _span(self) -> dict[str, int]:
+        """The first row of the first episode, and the row behind the last one."""
+        table = self._index.table
+        return {"first_row": int(table[0, 1]), "end_row": int(table[-2, 1] + abs(table[-2, 3])) + 1}
+
+    def _surviving(self, state: Mapping[str, Any]) -> np.ndarray:
+        """The state's priorities of the transitions that this sampler has, which are its first ones. Raises InvalidInput."""
+        leaves, own = np.asarray(state["priorities"], np.float64), self._span()
+        first, end = (whole(state[name], name, 0, (1 << 63) - 1) for name in ("first_row", "end_row"))
+        evicted = self._episodes is None and self._store.limit and first < own["first_row"]
+        if first != own["first_row"] and not evicted:
+            raise InvalidInput(f"the state has first_row {first}, this sampler {own['first_row']}",
+                               hint="make the sampler with the same arguments")
+        table = self._index.table
+        kept = int(table[np.searchsorted(table[:-1, 1], end), 0])  # of the episodes that the state knows
+        if leaves.ndim != 1 or (len(leaves) <= kept if evicted and kept else not evicted and len(leaves) != kept):
+            raise InvalidInput(f"the state is of {leaves.size} transitions, the sampler has {kept} of them",
+                               hint="make the sampler with the same arguments")
+        return leaves[len(leaves) - kept:]
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from a ``state_dict``. Transitions that came since get the highest priority.
+        """Go on from a ``state_dict``. Transitions that came since get the highest priority; those that a bounded store has dropped since
+        are forgotten (where the sampler was made with ``episodes``, they must all be there).
 
         Raises InvalidInput, and changes nothing then.
         """
         missing = [name for name in STATE if name not in state]
         if missing:
             raise InvalidInput(f"the state has no {missing[0]!r}", hint="give what state_dict() returned")
-        for name, own in (("alpha", self._alpha), ("eps", self._eps), ("first_row", int(self._index.table[0, 1]))):
+        for name, own in (("alpha", self._alpha), ("eps", self._eps)):
             if state[name] != own:
                 raise InvalidInput(f"the state has {name} {state[name]!r}, this sampler {own!r}",
                                    hint="make the sampler with the same arguments")
-        leaves = np.asarray(state["priorities"], np.float64)
-        if leaves.ndim != 1 or len(leaves) > self.transition_count:
-            raise InvalidInput(f"the state is of {leaves.size} transitions, the sampler has {self.transition_count}")
+        leaves = self._surviving(state)
         if len(leaves) and not (leaves.min() > 0 and leaves.max() < np.inf):
             raise InvalidInput("the state holds priorities that are not positive finite numbers")
         beta, step = number(state["beta"], "beta", 0.0, 10.0), whole(state["step"], "step", 0, (1 << 64) - 1)

@@ -46,7 +46,7 @@ class Field:
         shape = (self.shape,) if isinstance(self.shape, (int, np.integer)) else tuple(self.shape)
         if any(not isinstance(n, (int, np.integer)) or n < 1 for n in shape):
             raise InvalidSchema(f"shape {shape} cannot be stored", hint="every dimension is a whole number of at least 1")
-        object.__setattr__(self, "dtype", dtype.newbyteorder("<"))
+        object.__setattr__(self, "dtype", np.dtype(dtype.newbyteorder("<").str))  # NumPy's own object: arrays have the same one
         object.__setattr__(self, "shape", tuple(int(n) for n in shape))
         low, high = self._bound("low"), self._bound("high")
         object.__setattr__(self, "low", low)

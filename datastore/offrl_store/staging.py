@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from .disk import write_all
 from .errors import InvalidEpisode
 from .schema import Column, Schema
 from .validate import CheckedEpisode, check_values, convert_rows
@@ -136,8 +137,8 @@ class OpenEpisode:
         taken = [layout.takers[i](value) for i, value in zip(layout.roles["observation"], layout.values("observation", observation),
                                                              strict=True)]
         for i, value in zip(layout.roles["observation"], taken, strict=True):
+            check_values(layout.join(i, [value], where := f"env {self.env}, the first observation"), layout.columns[i], where)
             self.rows[i].append(value)
-        self.flush()
 
     def _adder(self) -> Callable[..., None]:
         """``add`` for one observation, one action, a reward and no extras, with everything that it needs in locals."""
@@ -194,7 +195,8 @@ class OpenEpisode:
             self.put(arrays)
 
     def put(self, arrays: list[np.ndarray]) -> None:
-        """Add a chunk: own arrays of the fields' dtypes. Raises InvalidEpisode."""
+        """Add a chunk behind the rows that wait: own arrays of the fields' dtypes. Raises InvalidEpisode."""
+        self.flush()
         where = f"env {self.env}, steps from {self.steps}"
         try:
             for column, array in zip(self.layout.columns, arrays, strict=True):
@@ -254,7 +256,7 @@ class OpenEpisode:
         if not self.steps:
             raise InvalidEpisode(f"env {self.env}: the episode has no step", hint="an episode has at least one action and reward")
         parts = [chunk.arrays if chunk.arrays is not None else self._load(chunk) for chunk in self.chunks]
-        arrays = tuple(np.concatenate([part[i] for part in parts]) for i in range(len(self.layout.columns)))
+        arrays = tuple(parts[0] if len(parts) == 1 else (np.concatenate(column) for column in zip(*parts, strict=True)))
         return CheckedEpisode(self.steps, terminated, False, arrays)
 
     def _load(self, chunk: Chunk) -> list[np.ndarray]:
@@ -295,7 +297,7 @@ def load(layout: Layout, path: Path) -> tuple[OpenEpisode | None, Ended | None, 
     while at + BLOCK.size <= len(raw):
         head = raw[at:at + BLOCK.size]
         magic, crc, count, steps, number, start, own = BLOCK.unpack(head)
-        if zlib.crc32(head[:CHECKED]) != own or start != layout.start:
+        if zlib.crc32(head[:CHECKED]) != own or start != layout.start or any(head[CHECKED + 4:]):
             break
         if magic == END_MAGIC:
             ended = Ended(steps, number, count, crc)
@@ -326,13 +328,6 @@ def files(path: Path) -> list[Path]:
     parts = [name.split(".") for name in names]
     keys = sorted((int(part[0]), int(part[1])) for part in parts if len(part) == 2 and all(p.isdecimal() for p in part))
     return [path / FOLDER / f"{env}.{number}" for env, number in keys]
-
-
-def write_all(descriptor: int, data: bytes, offset: int) -> None:
-    written = os.pwrite(descriptor, data, offset)
-    while written < len(data):
-        data, offset = data[written:], offset + written
-        written = os.pwrite(descriptor, data, offset)
 
 
 # --- Batches of steps -------------------------------------------------------------------------------------------------------------

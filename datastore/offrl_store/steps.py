@@ -11,6 +11,7 @@ import numpy as np
 
 from . import format as layout
 from . import meta, staging
+from .disk import disk_errors, sync_folder
 from .errors import InvalidEpisode, InvalidInput
 from .schema import Schema
 from .validate import CheckedEpisode, convert_rows
@@ -121,7 +122,6 @@ class StepWriter:
             batch = self._batch = staging.BatchBlock(self._layout, count)
         if count != batch.count:
             raise InvalidInput(f"a batch of {count} steps, the ones before had {batch.count}",
-
                                hint="one writer takes one number of environments")
         arrays = self._batch_arrays(actions, rewards, observations, extra, count)
         done = np.logical_or(terminated, truncated)
@@ -133,7 +133,7 @@ class StepWriter:
         for block, array in zip(batch.arrays, arrays, strict=True):
             block[now] = array
         batch.filled = now + 1
-        if not batch.open.all():
+        if np.count_nonzero(batch.open) < count:
             for env in np.flatnonzero(~batch.open).tolist():
                 if env in self._open:
                     batch.start[env] = now
@@ -142,7 +142,7 @@ class StepWriter:
                     batch.start[env] = now + 1
                     done[env] = False
                 batch.open[env] = True
-        if done.any():
+        if np.count_nonzero(done):
             for env in np.flatnonzero(done).tolist():
                 final = None
                 if final_observations is not None:
@@ -159,7 +159,7 @@ class StepWriter:
         arrays = []
         for column, value in zip(rules.columns, given, strict=True):
             field, array = column.field, np.asarray(value)
-            if array.dtype != field.dtype or array.shape[1:] != field.shape:
+            if (array.dtype is not field.dtype and array.dtype != field.dtype) or array.shape[1:] != field.shape:
                 if column.role == "reward" and array.dtype.kind == "f" and field.dtype.kind == "f":
                     array = array.astype(field.dtype)  # gymnasium gives float64 rewards whatever the environment computes in
                 else:
@@ -200,7 +200,7 @@ class StepWriter:
             self._drop_broken(episode, error)
             raise
         number = self._committed + len(self._pending)
-        self._put(episode.whole(terminated))
+        self._put(episode.whole(terminated), f"env {env}")
         del self._open[env]
         if self._batch is not None and env < self._batch.count:
             self._batch.open[env] = False
@@ -217,8 +217,6 @@ class StepWriter:
 
     def sync(self) -> Snapshot:
         """Commit, and make the steps of the open episodes durable, each in a file of its own. Raises DiskFull."""
-        from .writer import disk_errors, sync_folder
-
         snapshot = self.commit()
         self._settle_all()
         with disk_errors(self._path):
@@ -265,12 +263,14 @@ class StepWriter:
         """Find the open episodes that the writer before left, by closing or by a crash."""
         self._layout = staging.Layout(self._schema, layout.chain_start(self._schema), self._path / staging.FOLDER)
         self._open, self._ended = {}, []
-        table = self._table
+        log = self._found
         for path in staging.files(self._path):
             self._layout.number = max(self._layout.number, int(path.name.split(".")[1]))
             episode, ended, _ = staging.load(self._layout, path)
-            if ended is not None and ended.number < len(table):
-                record = table[ended.number]
+            if ended is not None and ended.number < log.base:
+                episode = None  # an episode of the store, evicted since; had it not been recorded, the next writer would have noted so here
+            elif ended is not None and ended.number < log.count:
+                record = log.table[ended.number - log.base]
                 if (record["steps"], record["flags"], record["data_crc"]) == (ended.steps, ended.flags, ended.data_crc):
                     episode = None  # its record was written: it is an episode of the store
             if episode is None:
@@ -285,7 +285,7 @@ class StepWriter:
                 self._finish(episode.env, bool(ended.flags & layout.TERMINATED))
 
     # What Writer gives.
-    _table: np.ndarray
+    _found: layout.Log
     _layout: staging.Layout
     _meta: meta.MetaWriter | None
 
@@ -295,7 +295,7 @@ class StepWriter:
     def _commit_if_due(self) -> None:
         raise NotImplementedError
 
-    def _put(self, checked: CheckedEpisode) -> None:
+    def _put(self, checked: CheckedEpisode, where: str) -> None:
         raise NotImplementedError
 
     def commit(self) -> Snapshot:

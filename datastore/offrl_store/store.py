@@ -8,7 +8,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 
 from . import eviction
 from . import format as layout
+from .disk import disk_errors, sync_folder
 from .errors import InvalidInput, SnapshotEvicted, StoreCorrupt, StoreExists, StoreNotFound
 from .meta import MetaReader
 from .mixing import select
@@ -25,7 +26,7 @@ from .schema import Column, Episode, Schema
 from .stats import stats as compute_stats
 from .transitions import TransitionList, transition_rows
 from .windows import WindowSampler
-from .writer import Writer, disk_errors, sync_folder
+from .writer import Writer
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class EpisodeStore:
         """Use ``create`` or ``open``."""
         self.path, self.schema, self.limit = path, schema, dict(limit or {})
         self._pinned = pinned
-        self._table = np.empty(0, layout.RECORD)
+        self._log: layout.Log | None = None
         self._first = 0
         self._columns: dict[str, np.ndarray] = {}
         self._read()
@@ -113,9 +114,12 @@ class EpisodeStore:
         """
         path = Path(os.path.abspath(path))
         pinned = Snapshot.parse(snapshot) if isinstance(snapshot, str) else snapshot
-        with disk_errors(path, "read"):
-            schema, limit = layout.load_schema(path)
-            return cls(path, schema, pinned, limit)
+        try:
+            with disk_errors(path, "read"):
+                schema, limit = layout.load_schema(path)
+                return cls(path, schema, pinned, limit)
+        except IsADirectoryError as error:
+            raise StoreCorrupt(f"{error.filename or path / layout.LOG_FILE} is a folder", hint="restore the file from a copy") from error
 
     def __reduce__(self) -> tuple[Any, ...]:
         return EpisodeStore.open, (str(self.path), self._pinned)
@@ -131,40 +135,39 @@ class EpisodeStore:
         if self._pinned is not None:
             self.check_alive()
             return 0
-        before = len(self._table)
+        before = self._log.count
         self._read()
-        return len(self._table) - before
+        return self._log.count - before
 
     def _read(self) -> None:
         file = self.path / layout.LOG_FILE
-        known = self._table if len(self._table) else None
         try:
             descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
             try:
-                log = layout.read_log(descriptor, file, self.schema, known)
+                log = layout.read_log(descriptor, file, self.schema, self._log)
             finally:
                 os.close(descriptor)
         except FileNotFoundError as error:
             if not self.path.is_dir():
                 raise StoreNotFound(f"there is no episode store at {self.path}") from error
             raise StoreCorrupt(f"{file} is missing", hint="restore the file from a copy") from error
-        table = log.table
+        first = log.first
         if self._pinned is not None:
-            pin = self._pinned
-            if pin.count > len(table) or pin.first > pin.count or layout.record_chain(table, pin.count, self.schema).hex() != pin.chain:
-                raise StoreCorrupt(f"snapshot {pin} is not of the store at {self.path}, which holds {len(table)} episodes",
+            pin, first = self._pinned, self._pinned.first
+            checkable = pin.count == 0 or log.base < pin.count <= log.count
+            if pin.count > log.count or first > pin.count or (checkable and log.chain(pin.count).hex() != pin.chain):
+                raise StoreCorrupt(f"snapshot {pin} is not of the store at {self.path}, which holds {log.count} episodes",
                                    hint="the dataset was replaced since; submit the job again to use the new one")
-            if pin.first < log.first:
-                raise self._evicted(pin.first, log.first)
-            table = table[:pin.count]
-        rows = int(table["first_row"][-1] + table["steps"][-1]) + 1 if len(table) else 0
-        if not self._columns or len(table) != len(self._table):
-            self._columns = {column.name: self._map(column, rows) for column in self.schema.columns}
+            if first < log.first:
+                raise self._evicted(first, log.first)
+            log = replace(log, table=log.table[:pin.count - log.base])
+        if not self._columns or log.count != self._log.count:
+            self._columns = {column.name: self._map(column, log.rows) for column in self.schema.columns}
         else:
             for column in self.schema.columns:
-                self._check_size(layout.column_path(self.path, column.name), column, rows)
-        table.setflags(write=False)
-        self._table, self._first = table, log.first if self._pinned is None else self._pinned.first
+                self._check_size(layout.column_path(self.path, column.name), column, log.rows)
+        log.table.setflags(write=False)
+        self._log, self._first = log, first
 
     # --- Bounded stores ---------------------------------------------------------------------------------------------------------
 
@@ -222,7 +225,7 @@ class EpisodeStore:
     @property
     def episode_table(self) -> np.ndarray:
         """One record per episode: first_row, steps, return, flags (``offrl_store.format`` names the bits) and checksums. Read-only."""
-        return self._table[self._first:]
+        return self._log.since(self._first)
 
     @property
     def episodes(self) -> EpisodeList:
@@ -241,7 +244,7 @@ class EpisodeStore:
 
     def __len__(self) -> int:
         """Number of episodes."""
-        return len(self._table) - self._first
+        return self._log.count - self._first
 
     @property
     def step_count(self) -> int:
@@ -266,7 +269,7 @@ class EpisodeStore:
 
     def snapshot(self) -> Snapshot:
         """What this reader sees now, to be opened again with ``open(path, snapshot)``."""
-        return Snapshot(self._first, len(self._table), layout.record_chain(self._table, len(self._table), self.schema).hex())
+        return Snapshot(self._first, self._log.count, self._log.chain(self._log.count).hex())
 
     def episode_metadata(self, number: int) -> dict[str, Any]:
         """What was given as the metadata of episode ``number`` (from 0, as in ``episodes``) when it was written; {} without any."""
@@ -274,7 +277,7 @@ class EpisodeStore:
             raise InvalidInput(f"episode {number} is not in the store, which has {len(self)}")
         if self._meta is None:
             self._meta = MetaReader(self.path)
-        return self._meta.get(self._first + number, len(self._table))
+        return self._meta.get(self._first + number, self._log.count)
 
     _meta: MetaReader | None = None
 
@@ -354,7 +357,7 @@ class EpisodeStore:
             return values.get(None, values)
 
         episode = Episode(part("observation"), part("action"), part("reward"), bool(flags & layout.TERMINATED), part("extra"))
-        self.check_alive(self._first + number if number >= 0 else len(self._table) + number)
+        self.check_alive(self._first + number if number >= 0 else self._log.count + number)
         return episode
 
 

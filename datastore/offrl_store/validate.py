@@ -24,10 +24,10 @@ class CheckedEpisode:
 
 
 def validate(schema: Schema, episode: Episode, number: int) -> CheckedEpisode:
-    """Check an episode against the schema. Raises InvalidEpisode naming the episode's number, the field and the row.
+    """Check an episode against the schema, all but its values. Raises InvalidEpisode naming the episode's number, the field and the row.
 
     An ndarray of another dtype is taken only if nothing is lost (a wider float, whole numbers that the field can hold); float64 arrays
-    are refused for a float32 field. Python lists carry no dtype and are converted. NaN and infinity are refused but in extras.
+    are refused for a float32 field. Python lists carry no dtype and are converted.
     """
     where = f"episode {number}"
     try:
@@ -44,8 +44,8 @@ def validate(schema: Schema, episode: Episode, number: int) -> CheckedEpisode:
     observed = 0
     for column in schema.columns:
         array, field = getattr(episode, column.role) if column.key is None else None, column.field
-        if not (array.__class__ is np.ndarray and array.ndim and array.shape[1:] == field.shape and array.dtype == field.dtype
-                and array.flags.c_contiguous):
+        if not (array.__class__ is np.ndarray and array.ndim and array.shape[1:] == field.shape
+                and (array.dtype is field.dtype or array.dtype == field.dtype) and array.flags.c_contiguous):
             array = convert_rows(_given(episode, schema, column, where), field, f"{where}, field {column.name}")
         rows = len(array)
         if column.role == "observation":
@@ -56,7 +56,6 @@ def validate(schema: Schema, episode: Episode, number: int) -> CheckedEpisode:
             observed = rows
         elif rows != steps:
             raise _wrong_rows(where, column, rows, str(steps), steps)
-        check_values(array, column, where)
         arrays.append(array)
     return CheckedEpisode(steps, bool(episode.terminated), observed == steps, tuple(arrays))
 

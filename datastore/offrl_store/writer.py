@@ -6,53 +6,25 @@ before its rows do, and whatever a crash leaves half done lies behind the last w
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import fcntl
 import os
 import time
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from . import eviction, meta
 from . import format as layout
-from .errors import DiskFull, InvalidInput, OffrlError, StoreCorrupt, StoreLocked
+from .disk import FULL, disk_errors, open_file, write_all
+from .errors import InvalidInput, OffrlError, StoreLocked
+from .rows import ColumnFiles
 from .schema import Episode
 from .steps import StepWriter
 from .validate import CheckedEpisode, validate
 
 if TYPE_CHECKING:
     from .store import EpisodeStore, Snapshot
-
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
-
-
-@contextlib.contextmanager
-def disk_errors(path: Path, verb: str = "write") -> Iterator[None]:
-    """Turns a full disk into DiskFull and a refusal of the file system into InvalidInput, naming the path."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in FULL:
-            raise DiskFull(f"no space left to write {path}: {error.strerror}",
-                           hint="free some space and go on: every episode that was committed is kept") from error
-        if error.errno in DENIED:
-            raise InvalidInput(f"cannot {verb} {path}: {error.strerror}", hint="check the owner and the mode of the folder") from error
-        raise
-
-
-def sync_folder(path: Path) -> None:
-    """Make the names in a folder durable."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class Writer(StepWriter):
@@ -62,18 +34,16 @@ class Writer(StepWriter):
         self._store, self._schema, self._path = store, store.schema, store.path
         self._commit_s, self._commit_time = commit_s, time.monotonic()
         self._log = -1
-        self._columns: list[int] = []
-        self._widths = [column.field.row_bytes for column in self._schema.columns]
         self._reward = [column.role for column in self._schema.columns].index("reward")
         self._pending: list[tuple[int, int, float, int, int]] = []  # first row, steps, return, flags, checksum of the data
         try:
             with disk_errors(self._path):
-                self._log = self._open_file(self._path / layout.LOG_FILE)
+                self._log = open_file(self._path / layout.LOG_FILE)
                 try:
                     fcntl.flock(self._log, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError as error:
                     raise StoreLocked(f"another writer has {self._path} open", hint="wait until it is done, or end that process") from error
-                self._columns = [self._open_file(layout.column_path(self._path, column.name)) for column in self._schema.columns]
+                self._rows = ColumnFiles(self._path, self._schema)
                 self._recover()
                 store.refresh()
                 self._bound = eviction.Bound(store, keep) if store.limit else None
@@ -84,28 +54,16 @@ class Writer(StepWriter):
             self._release()
             raise
 
-    @staticmethod
-    def _open_file(file: Path) -> int:
-        try:
-            return os.open(file, os.O_RDWR | os.O_CLOEXEC)
-        except FileNotFoundError as error:
-            raise StoreCorrupt(f"{file} is missing", hint="restore the file from a copy") from error
-
     def _recover(self) -> None:
         """Take in whole records that a dead writer left, cut off its torn tail, and start behind the last row of the last episode."""
         log = layout.read_log(self._log, self._path / layout.LOG_FILE, self._schema)
-        self._table, self._first = log.table, log.first
-        self._committed = len(log.table)
-        self._chain = layout.record_chain(log.table, self._committed, self._schema)
-        self._end = int(log.table["first_row"][-1] + log.table["steps"][-1]) + 1 if self._committed else 0
-        for column, descriptor in zip(self._schema.columns, self._columns, strict=True):
-            due, size = self._row * column.field.row_bytes, os.fstat(descriptor).st_size
-            if size < due:
-                raise StoreCorrupt(f"{layout.column_path(self._path, column.name)} is cut: {size} bytes, {due} are needed",
-                                   hint="restore the file from a copy")
+        self._found, self._first, self._committed = log, log.first, log.count
+        self._chain, self._end = log.chain(log.count), log.rows
+        self._rows.check_sizes(self._end)
         if log.torn:
             os.ftruncate(self._log, layout.SIZE * (1 + self._committed))
-        self._cut_columns()
+        self._rows.written = self._end
+        self._rows.cut(self._end)
         self._slot = log.slot
         if log.torn or log.committed != self._committed or not log.slots_valid:
             os.fdatasync(self._log)
@@ -122,25 +80,21 @@ class Writer(StepWriter):
         self._check_open()
         number = self._committed + len(self._pending)
         text = meta.checked(metadata)
-        self._put(validate(self._schema, episode, number))
+        self._put(validate(self._schema, episode, number), f"episode {number}")
         self._meta.add(number, text)
         self._commit_if_due()
         return number
 
-    def _put(self, checked: CheckedEpisode) -> None:
-        """Write the rows of a checked episode behind the last one."""
-        rows, row, checksum = checked.steps + 1, self._row, 0
+    def _put(self, checked: CheckedEpisode, where: str) -> None:
+        """Take the rows of an episode behind the last one. Raises InvalidEpisode for its values, DiskFull."""
+        row = self._row
         try:
-            for row_bytes, descriptor, array in zip(self._widths, self._columns, checked.arrays, strict=True):
-                checksum = _write_rows(descriptor, array, rows, row, row_bytes, checksum)
-        except OSError:
+            checksum = self._rows.put(checked, row, where)
+        except OSError as error:
             with disk_errors(self._path):
-                try:
-                    raise
-                except OSError as error:
-                    if error.errno in FULL:
-                        self._cut_columns()  # the half-written rows go back to the file system
-                    raise
+                if error.errno in FULL:
+                    self._rows.cut(row)  # the half-written rows go back to the file system
+                raise
         self._pending.append((row, checked.steps, float(np.add.reduce(checked.arrays[self._reward], dtype=np.float64)),
                               layout.TERMINATED * checked.terminated | layout.FINAL_MISSING * checked.final_missing, checksum))
 
@@ -176,7 +130,8 @@ class Writer(StepWriter):
             with disk_errors(self._path):
                 self._first = self._bound.first
                 self._write_header(sync=True)
-                self._bound.punch(self._store, self._columns)
+                self._bound.punch(self._store, self._rows.descriptors, self._log)
+                self._meta.compact(self._first)
             self._store.refresh()
 
     _bound: eviction.Bound | None = None
@@ -187,14 +142,19 @@ class Writer(StepWriter):
 
     def _sync_rows(self) -> None:
         try:
-            for descriptor in self._columns:
-                os.fdatasync(descriptor)
+            self._rows.flush(self._row)
+        except OSError as error:
+            if error.errno in FULL:
+                self._rows.cut(self._row)  # half a piece; its rows are in memory still
+            raise
+        try:
+            self._rows.sync(self._row)
         except OSError:
             # After a failed sync the kernel forgets which pages did not reach the disk: these rows must not be trusted again.
             self._pending = []
             self._meta.drop()
             self._leave_ended()
-            self._cut_columns()
+            self._rows.cut(self._row)
             raise
 
     def _write_records(self) -> None:
@@ -202,12 +162,9 @@ class Writer(StepWriter):
         for pending in self._pending:
             record, chain = layout.dump_record(*pending, chain)
             records.append(record)
-        raw = memoryview(b"".join(records))
         end = layout.SIZE * (1 + self._committed)
         try:
-            done = 0
-            while done < len(raw):
-                done += os.pwrite(self._log, raw[done:], end + done)
+            write_all(self._log, b"".join(records), end)
             os.fdatasync(self._log)
         except OSError:
             os.ftruncate(self._log, end)
@@ -237,7 +194,7 @@ class Writer(StepWriter):
         try:
             self.sync()
             with disk_errors(self._path):
-                self._cut_columns()
+                self._rows.cut(self._row)
                 if self._header_dirty:
                     self._write_header(sync=True)
         finally:
@@ -250,7 +207,7 @@ class Writer(StepWriter):
         self._pending = []
         try:
             with disk_errors(self._path):
-                self._cut_columns()
+                self._rows.cut(self._row)
         finally:
             self._release()
 
@@ -265,19 +222,15 @@ class Writer(StepWriter):
             if error is None:  # else the exception that left the block says more: a full disk, say
                 raise
 
-    def _cut_columns(self) -> None:
-        for column, descriptor in zip(self._schema.columns, self._columns, strict=True):
-            size = self._row * column.field.row_bytes
-            if os.fstat(descriptor).st_size > size:
-                os.ftruncate(descriptor, size)
-
+    _rows: ColumnFiles | None = None
     _meta: meta.MetaWriter | None = None
 
     def _release(self) -> None:
-        for descriptor in (*self._columns, self._log):
-            if descriptor >= 0:
-                os.close(descriptor)
-        self._columns, self._log = [], -1
+        log, self._log = self._log, -1
+        if log >= 0:
+            os.close(log)
+        if self._rows is not None:
+            self._rows.close()
         self._leave_steps()
         if self._meta is not None:
             self._meta.close()
@@ -288,23 +241,3 @@ class Writer(StepWriter):
     def _check_open(self) -> None:
         if self._log < 0:
             raise InvalidInput("this writer is closed", hint="take a new one: store.writer()")
-
-
-def _write_rows(descriptor: int, array: np.ndarray, rows: int, row: int, row_bytes: int, checksum: int) -> int:
-    """Write an episode's rows of one column from row number ``row`` on, a missing last one as zeros; returns the checksum carried on."""
-    checksum = zlib.crc32(array, checksum)
-    parts = [array]
-    if len(array) < rows:
-        parts.append(bytes((rows - len(array)) * row_bytes))
-        checksum = zlib.crc32(parts[1], checksum)
-    offset, left = row * row_bytes, rows * row_bytes
-    written = os.pwritev(descriptor, parts, offset)
-    if written < left:
-        parts = [memoryview(part).cast("B") for part in parts]
-    while written < left:  # rare: the disk is nearly full, or more than 2 GiB at once
-        offset, left = offset + written, left - written
-        while parts and written >= len(parts[0]):
-            written -= len(parts.pop(0))
-        parts[0] = parts[0][written:]
-        written = os.pwritev(descriptor, parts, offset)
-    return checksum

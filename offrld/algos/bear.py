@@ -112,9 +112,9 @@ def critic_loss(params: Params, config: Config, nets: Any, state: State, batch: 
 # --- Policy ---
 def constraint(params: Params, config: Config, nets: Any, state: State, batch: Batch) -> tuple[Tensor, Tensor]:
     """The weighted constraint and the mean discrepancy; puts the dual variable back into its range."""
-    nets.alpha.project(params)
+    alpha = nets.alpha.project(params)
     mmd = discrepancy(params, config, nets, state, batch)
-    return nets.alpha(state.params) * (mmd - config.alpha_threshold).mean(), mmd.mean()
+    return alpha * (mmd - config.alpha_threshold).mean(), mmd.mean()
 
 
 def warmup_loss(params: Params, config: Config, nets: Any, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:

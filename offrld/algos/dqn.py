@@ -8,14 +8,8 @@ The target is copied every `target_update_interval` updates. Metrics: `loss`, `q
 
 from __future__ import annotations
 
-from typing import Any
-
-from torch import Tensor
-
-from offrld.engine import Algorithm, Batch, State
+from offrld.engine import Algorithm
 from offrld.losses import q_learning
-from offrld.nets import Params
-
 
 ALGORITHM = Algorithm(
     name="dqn",

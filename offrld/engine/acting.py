@@ -35,6 +35,7 @@ class Acting:
     space_: Space
     seeds: tuple[int, ...]
     state: TrainState
+    inputs: Mapping[str, Loaded]
     store: EpisodeStore | None
     _scalers: Scalers
     _training: np.ndarray
@@ -105,6 +106,10 @@ class Acting:
     # ----------------------------------------------------------------------------------------------------------- as a whole
     def policy(self, seed: int | None = None) -> PolicyModule:
         """The greedy policy of a trained seed as a module: environment's units in and out; a copy, so training goes on beside it."""
+        if "policy" in self.inputs:
+            return self.inputs["policy"].policy()
+        if not self.algorithm.acts:
+            raise InvalidInput(f"{self.algorithm.name} learns no policy", hint="give its job to an algorithm that takes it as an input")
         parts = (self.algorithm, self.config, self.nets)
         params = {name: value.cpu().to(torch.float32).clone() for name, value in self._params(seed).items()}
         if self._kind is not Windows:
@@ -147,6 +152,8 @@ class Acting:
 
     def _acted(self, observations: Any, seed: int | None) -> Tensor:
         """What `Algorithm.act` says."""
+        if not self.algorithm.acts:
+            raise InvalidInput(f"{self.algorithm.name} learns no policy", hint="predict with the learner of the policy")
         seen = self._seen(observations)
         return self.algorithm.act(self._params(seed), self.config, self.nets, seen)
 

@@ -170,7 +170,7 @@ class Algorithm:
         noise: ``(config, space) -> {name: Noise}``.
         targets: the networks that have target copies.
         presets: name -> settings; ``paper`` and ``d3rlpy`` exist for every algorithm.
-        next_action: whether batches carry the dataset's next action.
+        next_action: whether batches carry the dataset's next action; or ``policy``: that of the policy which ``inputs`` names so.
         returns: whether batches carry the return from the transition on.
 
     Hooks for what is special, declared rather than coded into the trainer:
@@ -201,7 +201,7 @@ class Algorithm:
     sample: Callable[[Params, Any, SimpleNamespace, Observation, Tensor], Tensor] | None = None
     draws_scores: bool = False
     value: Callable[[Params, Any, SimpleNamespace, Observation, Tensor], Tensor] | None = None
-    next_action: bool = False
+    next_action: bool | Literal["policy"] = False
     returns: bool = False
     batch_kind: Literal["transitions", "windows"] = "transitions"
     memory: Callable[[Any, Space], dict[str, tuple[int, ...]]] = lambda config, space: {}

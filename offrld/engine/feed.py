@@ -94,10 +94,15 @@ class Feed:
 
 
 def request_of(
-    algorithm: Algorithm, config: Any, store: EpisodeStore, space: Space, scalers: Scalers, *, seeds: tuple[int, ...],
-    episodes: np.ndarray | None, stacked: bool,
+    algorithm: Algorithm, config: Any, store: EpisodeStore, space: Space, scalers: Scalers, policy_actions: np.ndarray | None = None, *,
+    seeds: tuple[int, ...], episodes: np.ndarray | None, stacked: bool,
 ) -> Request:  # fmt: skip
-    """What an algorithm takes from a store; ``episodes``: numbers of those to sample from, None: all."""
+    """What an algorithm takes from a store.
+
+    Args:
+        policy_actions: those of an evaluated policy at every row, taken as the batch's next actions.
+        episodes: numbers of those to sample from; None: all.
+    """
     values = isinstance(config, ValueConfig)
     arguments: dict[str, Any] = {"batch_size": config.batch_size, "frame_stack": config.frame_stack, "episodes": episodes}
     if algorithm.batch_kind == "windows":
@@ -106,7 +111,7 @@ def request_of(
         arguments |= {
             "n_steps": config.n_steps if values else 1,
             "gamma": config.gamma if values else 1.0,
-            "next_action": algorithm.next_action,
+            "next_action": algorithm.next_action if policy_actions is None else policy_actions,
             "returns": algorithm.returns,
         }
     sums = {"n_steps": arguments.get("n_steps", 1), "gamma": arguments.get("gamma", 1.0)}

@@ -15,12 +15,13 @@ import numpy as np
 from offrl.errors import InvalidInput
 from offrl_store import EpisodeStore
 from offrl_store.store import EpisodeList
-from offrl_store.transitions import TransitionList
 from offrld import settings
 from offrld.engine.given import Given
 from offrld.engine.guards import HELP, Diverged
+from offrld.engine.metrics import Means
 
 Metrics = dict[str, dict[int, float]]  # name -> seed -> value
+VALIDATION_BATCHES = 16
 BLOCK = 100                            # updates between two looks at the progress bar
 
 
@@ -140,6 +141,24 @@ class Fitting:
             worst = stops[0]
             raise Diverged(str(worst), hint=f"it was in order at step {worst.good}; {HELP}")
 
+    def validate(self) -> dict[str, dict[int, float]]:
+        """The losses' metrics on held-out episodes, as ``validation_NAME``; the same batches at every call. Empty without a holdout."""
+        if len(self.holdout) == 0:
+            return {}
+        feed = self._feed((0,), self.holdout, stacked=False, ahead=False)
+        means = Means(self.seeds)
+        for k in range(VALIDATION_BATCHES):
+            batch = feed.batch(k)
+            for step in self._stage(max(self.step - 1, 0)).schedule:
+                if step.loss is None:
+                    continue
+                rows = [
+                    step.loss(state.params, self.config, self.nets, state, batch)[1]
+                    for state in (self.state.of_seed(position, self._data) for position in range(len(self.seeds)))
+                ]
+                means.add(rows, stacked=False)
+        return {f"validation_{name}": values for name, values in means.take().items()}
+
     # -------------------------------------------------------------------------------------------------------------- plumbing
     def _plan(
         self, steps: int | None, epochs: int | None, per_epoch: int | None, episodes: Any, transitions: Any, shuffle: bool | None
@@ -164,7 +183,7 @@ class Fitting:
         if passes:
             changed["replacement"] = False
         feeds = self._open_feeds(changed) if changed else None
-        pass_ = self._batches_per_pass(changed)
+        pass_ = 1 if epochs is None else self._feed_passes(changed)
         first = self.step
         if passes:
             first = -(-self.step // pass_) * pass_  # a pass begins at the begin of an order, also where training went before
@@ -172,6 +191,16 @@ class Fitting:
             return _Plan(steps, min(per_epoch or 10_000, steps), feeds, first)
         per_epoch = per_epoch or pass_
         return _Plan(epochs * per_epoch, per_epoch, feeds, first)
+
+    def _feed_passes(self, changed: dict[str, Any]) -> int:
+        """Batches in which each transition comes once."""
+        base = {"episodes": self._training if len(self._training) < len(self.store) else None, "batch_size": self.config.batch_size}
+        arguments = {**base, "seed": 0, **changed}
+        if self.algorithm.batch_kind == "windows":
+            arguments["length"] = self.config.context_size
+        else:
+            arguments["n_steps"] = getattr(self.config, "n_steps", 1)
+        return getattr(self.store, self.algorithm.batch_kind)(**arguments).batches_per_epoch
 
     def _episodes(self, given: Any) -> EpisodeList:
         """Episodes by number as a part of the store; None: the held-out ones, or all."""
@@ -193,8 +222,8 @@ class Fitting:
             left -= count
             if callback is not None:
                 callback(self, epoch, self.step)
-            if bar is not None and (left % BLOCK == 0 or left == 0):
-                bar.show(epoch, count if callback is None else BLOCK, self.latest())
+            if bar is not None:
+                bar.show(epoch, count, self.latest() if left % BLOCK == 0 else None)
 
     def _epoch_metrics(self, evaluators: Mapping[str, Callable[[Any, EpisodeList], Any]], episodes: EpisodeList) -> Metrics:
         metrics = {**self.metrics(), **self.validate()}
@@ -253,12 +282,13 @@ class _Bar:
     def __exit__(self, *exc_info: object) -> None:
         self._progress.stop()
 
-    def show(self, epoch: int, updates: int, latest: Metrics) -> None:
-        self._progress.update(self._task, advance=updates, epoch=epoch, shown=_in_words(latest))
+    def show(self, epoch: int, updates: int, latest: Metrics | None) -> None:
+        more = {} if latest is None else {"shown": _in_words(latest)}
+        self._progress.update(self._task, advance=updates, epoch=epoch, **more)
 
 
 def _in_words(metrics: Metrics) -> str:
     return "  ".join(f"{name} {', '.join(f'{value:.4g}' for value in values.values())}" for name, values in metrics.items())
 
 
-__all__ = ["Fitting", "Metrics", "TransitionList"]
+__all__ = ["Fitting", "Metrics"]

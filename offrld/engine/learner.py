@@ -4,9 +4,12 @@ schedule that are due; the result depends on (snapshot, seeds, config, k) alone,
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import platform
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,29 +21,41 @@ from offrl_store import EpisodeStore
 from offrl_store.errors import EmptyStore
 from offrld import settings
 from offrld.engine import checkpoint, data, optimizer
+from offrld.engine.acting import Acting
 from offrld.engine.algorithm import Algorithm, Batch, Stage, Windows
+from offrld.engine.building import Shapes
 from offrld.engine.feed import Feed, Scalers, request_of
+from offrld.engine.fitting import Fitting
+from offrld.engine.guards import Guard, mistakes, value_limit
 from offrld.engine.loaded import Loaded, take_inputs
-from offrld.engine.metrics import Means
+from offrld.engine.metrics import Means, Spent
 from offrld.engine.optimizer import polyak
-from offrld.engine.policy import PolicyModule
 from offrld.engine.runner import Gradients, agree, gradients
-from offrld.engine.sequence_policy import Returns, SequencePolicy
+from offrld.engine.sequence_policy import Returns
 from offrld.engine.space import Space, space_of
 from offrld.engine.state import Due, TrainState, key_of
 from offrld.engine.supply import Supply
+from offrld.engine.transfer import Part, Transfer, loaded_of, scalers_like
 
-VALIDATION_BATCHES = 16
 
+class Learner(Acting, Fitting, Transfer):
+    """Trains ``S`` seeds of one algorithm on one store. Make it with `Learner.create`.
 
-class Learner:
-    """Trains ``S`` seeds of one algorithm on one store. Make it with `Learner.create`."""
+    Attributes:
+        algorithm, config: what is trained.
+        store: the dataset; None for a learner that only acts and takes batches of the caller.
+        seeds: each a training run of its own.
+        step: updates done; it may be set, and is kept in checkpoints.
+        inputs: what other runs have given to this one.
+        holdout: numbers of the episodes that are not trained on.
+        guard: what is known about metrics that run away.
+    """
 
     def __init__(
         self,
         algorithm: Algorithm,
         config: Any,
-        store: EpisodeStore,
+        store: EpisodeStore | None,
         space: Space,
         *,
         seeds: Sequence[int],
@@ -49,6 +64,7 @@ class Learner:
         dtype: torch.dtype,
         training: np.ndarray,
         holdout: np.ndarray,
+        scalers: Scalers,
         stacked: bool,
         feed: str,
         inputs: Mapping[str, Loaded],
@@ -60,25 +76,41 @@ class Learner:
         self.holdout, self.inputs = holdout, inputs
         self.step = 0
         self._device, self._dtype, self._stacked, self._log = device, dtype, stacked, log
-        self._training = training
-        networks = algorithm.networks(config, space)
+        self._training, self._scalers = training, scalers
+        self._trained_on: dict[str, Any] = {} if store is None else {"snapshot": str(store.snapshot()), "held_out": len(holdout)}
+        # The actions of a policy that is evaluated, at every row: computed once, for it does not change.
+        self._policy_actions = None
+        if algorithm.next_action == "policy" and store is not None:
+            if "policy" not in inputs:
+                raise InvalidInput(f"{algorithm.name} evaluates another job's policy and none is named", hint="--set policy=JOB")
+            self._policy_actions = data.actions_of(inputs["policy"].policy(), store)
+        self._supply = None if store is None else Supply(store, device, feed, log)
+        self._means, self.spent = Means(self.seeds), Spent()
+        self.guard = Guard(self.seeds, value_limit(config, store, space, scalers))
+        self._runner_asked = runner
+        self._build()
+
+    def _build(self) -> None:
+        """Networks, state, schedule, feeds and runner of the config; the state is initial."""
+        algorithm, config = self.algorithm, self.config
+        networks = algorithm.networks(config, self.space_)
         self.nets = SimpleNamespace(**networks)
-        self._scalers = data.fit_scalers(config, store, space, training, dtype, device)
         self._stages = algorithm.stages(config) if algorithm.stages else (Stage("train", algorithm.schedule(config)),)
-        dataset = data.Dataset(store, space, self._scalers, training, dtype, device, inputs)
-        prepared = algorithm.prepare(dataset, config) if algorithm.prepare else {}
-        self._data = {name: torch.as_tensor(value).to(device) for name, value in prepared.items()}
+        prepared = {}
+        if self.store is not None:
+            self.dataset = data.Dataset(
+                self.store, self.space_, self._scalers, self._training, self._dtype, self._device, self.inputs
+            )  # fmt: skip
+            prepared = algorithm.prepare(self.dataset, config) if algorithm.prepare else {}
+        self._data = {name: torch.as_tensor(value).to(self._device) for name, value in prepared.items()}
         self.state = TrainState(
-            networks, algorithm.targets, self._stages, self._data, algorithm.memory(config, space),
-            seeds=self.seeds, dtype=dtype, device=device, stacked=stacked,
+            networks, algorithm.targets, self._stages, self._data, algorithm.memory(config, self.space_),
+            seeds=self.seeds, dtype=self._dtype, device=self._device, stacked=self._stacked,
         )  # fmt: skip
         self._taken = dict.fromkeys(self.state.moments, 0)
-        self._supply = Supply(store, device, feed, log)
-        groups = [self.seeds] if stacked else [(seed,) for seed in self.seeds]
-        self._feeds = [self._feed(group, training, stacked=stacked, ahead=True) for group in groups]
-        self._means = Means(self.seeds)
-        self._returns: Returns | None = None  # of the training episodes, once a policy wants them
-        self._choose_runner(runner)
+        self._feeds = [] if self.store is None else self._open_feeds({})
+        self._behind = 0  # the feeds' number of a batch, less that of its update (see `_fed_by`)
+        self._choose_runner(self._runner_asked)
 
     # ------------------------------------------------------------------------------------------------------------ creation
     @classmethod
@@ -86,13 +118,14 @@ class Learner:
         cls,
         algorithm: Algorithm,
         config: Any,
-        store: EpisodeStore,
+        store: EpisodeStore | Shapes,
         *,
         seeds: Sequence[int] = (0,),
         device: str = "auto",
         runner: str = "auto",
         threads: int | None = None,
         holdout: float = 0.0,
+        episodes: Any = None,
         bounds: tuple[np.ndarray, np.ndarray] | None = None,
         env_id: str | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
@@ -100,26 +133,35 @@ class Learner:
         stacked: bool | None = None,
         feed: str = "auto",
         inputs: Mapping[str, Loaded | Learner | str | os.PathLike[str]] | None = None,
+        start: Loaded | Sequence[Loaded] | Learner | str | os.PathLike[str] | None = None,
+        transfer: Part = "all",
+        fresh_optimizer: bool = False,
+        scalers: Scalers | None = None,
         log: Callable[[str], None] = lambda text: None,
     ) -> Learner:
         """A learner at step 0.
 
         Args:
-            store: opened at the snapshot that the run is pinned to.
+            store: opened at the snapshot that the run is pinned to; or `Shapes`, for a learner without data, which acts and takes
+                batches of the caller.
             seeds: one training run each; a seed alone decides its initialisation, batches and noise.
             device: ``auto`` (CUDA where there is one), ``cpu``, ``cuda`` or ``cuda:1``.
             runner: ``eager``, ``compile``, or ``auto``: compiled on CUDA when its first gradients agree with eager ones, else eager.
             threads: CPU threads of torch (None: as it is).
             holdout: share of the episodes kept out of training, for `validate`.
+            episodes: numbers of those to use, or a part of ``store.episodes``; all without.
             bounds: of the actions, from the evaluation environment ``env_id``; they take precedence over the store's.
             cache_dir: folder where compiled kernels are kept between runs.
             stacked: whether seeds are differentiated together (None: on CUDA).
             feed: where batches come from: ``host``, ``prefetch``, ``resident`` or ``auto`` (see `Supply`); the batches are the same.
             inputs: for the settings that name another run (`Algorithm.inputs`), what to take in their place.
-            log: takes one-line messages.
+            start: another run to take parameters from (see `start_from`): ``transfer`` says which, ``fresh_optimizer`` that the
+                optimisers begin anew. Observations and actions are then scaled as in that run.
+            scalers: fitted before, instead of those that the config asks for.
+            log: takes one-line messages; also what `guards.mistakes` finds in data and settings.
 
         Raises:
-            InvalidInput: the data's actions do not fit the algorithm, or an input does not fit the data.
+            InvalidInput: the data's actions do not fit the algorithm, or an input or a start does not fit the data.
             EmptyStore: no transition to train on.
         """
         if len(set(seeds)) != len(seeds) or not seeds:
@@ -129,31 +171,87 @@ class Learner:
         if cache_dir is not None:
             os.environ["TORCHINDUCTOR_CACHE_DIR"] = os.fspath(cache_dir)
         where = _device(device)
-        space = space_of(store.schema, store.metadata, bounds, env_id, config.frame_stack)
+        if isinstance(store, Shapes):
+            shapes, dataset = store, None
+            space = dataclasses.replace(shapes.space, frame_stack=config.frame_stack)
+            training = held_out = np.empty(0, np.int64)
+        else:
+            dataset, space = store, space_of(store.schema, store.metadata, bounds, env_id, config.frame_stack)
+            training, held_out = data.split(len(store), holdout, episodes)
+            if store.transition_count == 0:
+                raise EmptyStore("the dataset has no transition to train on", hint="add episodes of at least one step")
         algorithm.check(space)
-        training, held_out = data.split(len(store), holdout)
-        if store.transition_count == 0:
-            raise EmptyStore("the dataset has no transition to train on", hint="add episodes of at least one step")
+        source = None if start is None else loaded_of(start)
+        if scalers is None:
+            own = (data.fit_scalers(config, dataset, space, training, dtype, where) if dataset is not None
+                   else shapes.scalers(config, dtype, where))  # fmt: skip
+            scalers = own if source is None else scalers_like(source[0], config, space, own, dtype=dtype, device=where, log=log)
         together = where.type == "cuda" if stacked is None else stacked
-        return cls(
-            algorithm, config, store, space,
-            seeds=seeds, device=where, runner=runner, dtype=dtype, training=training, holdout=held_out,
+        learner = cls(
+            algorithm, config, dataset, space,
+            seeds=seeds, device=where, runner=runner, dtype=dtype, training=training, holdout=held_out, scalers=scalers,
             stacked=together and len(seeds) > 1, feed=feed, inputs=take_inputs(algorithm, config, space, inputs or {}), log=log,
         )  # fmt: skip
+        if source is not None:
+            learner.start_from(source, transfer, fresh_optimizer=fresh_optimizer)
+        if dataset is not None:
+            for text in mistakes(algorithm, config, dataset, space, scalers, training):
+                log(f"warning: {text}")
+        return learner
 
-    def _feed(self, seeds: tuple[int, ...], episodes: np.ndarray, *, stacked: bool, ahead: bool) -> Feed:
+    def reconfigure(self, values: Mapping[str, Any]) -> None:
+        """Go on with other settings (dotted names): learning rates, weights, intervals, the batch size.
+
+        Raises:
+            Unknown, InvalidInput: a setting that is none, or that changes networks, scalers or what the optimisers keep; nothing is
+                changed then.
+        """
+        before, config = self.config, settings.build(self.config, values)
+        for name in ("observation_scaler", "reward_scaler", "action_scaler", "frame_stack"):
+            if getattr(config, name, None) != getattr(before, name, None):
+                raise InvalidInput(f"{name} cannot change during training", hint="make a new learner, and start it from this one")
+        old, taken = self.state, self._taken
+        self.config = config
+        self._build()
+        if not self.state.fits(old.tensors()):
+            self.config = before
+            self._build()
+            self.state.load(old.tensors())
+            self._taken = taken
+            raise InvalidInput(f"{', '.join(values)} changes what is trained", hint="make a new learner, and start it from this one")
+        self.state.load(old.tensors())
+        self._taken = taken
+
+    def _open_feeds(self, changed: Mapping[str, Any]) -> list[Feed]:
+        """A feed for each view; ``changed``: arguments of the sampler that are not the usual ones."""
+        groups = [self.seeds] if self._stacked else [(seed,) for seed in self.seeds]
+        return [self._feed(group, self._training, stacked=self._stacked, ahead=True, **changed) for group in groups]
+
+    def _feed(self, seeds: tuple[int, ...], episodes: np.ndarray, *, stacked: bool, ahead: bool, **changed: Any) -> Feed:
         everything = len(episodes) == len(self.store)
         request = request_of(
-            self.algorithm, self.config, self.store, self.space_, self._scalers,
+            self.algorithm, self.config, self.store, self.space_, self._scalers, self._policy_actions,
             seeds=seeds, episodes=None if everything else episodes, stacked=stacked,
         )  # fmt: skip
+        request = dataclasses.replace(request, arguments={**request.arguments, **changed})
         source = self._supply.open(request, ahead=ahead)
         return Feed(self.config, request, source, self.space_, self._scalers, dtype=self._dtype, device=self._device)
+
+    @contextmanager
+    def _fed_by(self, feeds: list[Feed], behind: int) -> Iterator[None]:
+        """Train on other batches meanwhile: that of update ``k`` is the feeds' number ``k + behind``."""
+        own, self._feeds, self._behind = self._feeds, feeds, behind
+        try:
+            yield
+        finally:
+            self._feeds, self._behind = own, 0
+            for feed in feeds:
+                feed.source.close()
 
     def _choose_runner(self, runner: str) -> None:
         self.runner = "compile" if runner == "compile" or (runner == "auto" and self._device.type == "cuda") else "eager"
         self._gradients = self._all_gradients(self.runner == "compile")
-        if runner == "auto" and self.runner == "compile" and not self._compiled_agrees():
+        if runner == "auto" and self.runner == "compile" and self._feeds and not self._compiled_agrees():
             self.runner, self._gradients = "eager", self._all_gradients(False)
 
     def _all_gradients(self, compiled: bool) -> dict[str, Gradients]:
@@ -185,15 +283,35 @@ class Learner:
 
     # ------------------------------------------------------------------------------------------------------------ training
     def run(self, updates: int) -> None:
-        """Do ``updates`` updates."""
+        """Do ``updates`` updates; raises `InvalidInput` where there is no dataset."""
+        if not self._feeds:
+            raise InvalidInput("this learner has no dataset to train on", hint="give one when it is made or loaded, or use update(batch)")
         for _ in range(updates):
             if self.algorithm.between is not None:
                 self.algorithm.between(self, self.step)
+            began = time.perf_counter()
             batches = self._batches(self.step)
-            for due in self.state.schedules[self._stage(self.step).name]:
-                if due.step.due(self.step):
-                    self._apply(due, batches)
-            self.step += 1
+            sampled = time.perf_counter()
+            self._do(batches)
+            self.spent.sample += sampled - began
+            self.spent.update += time.perf_counter() - sampled
+            self.spent.updates += 1
+
+    def _do(self, batches: list[Any]) -> None:
+        """The present update, on these batches."""
+        for due in self.state.schedules[self._stage(self.step).name]:
+            if due.step.due(self.step):
+                self._apply(due, batches)
+        self.step += 1
+
+    def _once(self, batches: list[Any]) -> dict[str, dict[int, float]]:
+        """`_do`, giving the metrics of this update alone."""
+        means, self._means = self._means, Means(self.seeds, also=self._means)
+        try:
+            self._do(batches)
+            return self._means.take()
+        finally:
+            self._means = means
 
     def _stage(self, k: int) -> Stage:
         for stage in self._stages[:-1]:
@@ -204,7 +322,7 @@ class Learner:
 
     def _batches(self, k: int) -> list[Any]:
         """One batch per view: one per seed, or all seeds' stacked."""
-        return [feed.batch(k) for feed in self._feeds]
+        return [feed.batch(k + self._behind) for feed in self._feeds]
 
     def _apply(self, due: Due, batches: list[Any]) -> None:
         if due.step.loss is not None:
@@ -244,42 +362,23 @@ class Learner:
         """Means of the losses' metrics since the last call: name -> {seed -> value}."""
         return self._means.take()
 
-    def validate(self) -> dict[str, dict[int, float]]:
-        """The losses' metrics on held-out episodes, as ``validation_NAME``; the same batches at every call. Empty without a holdout."""
-        if len(self.holdout) == 0:
-            return {}
-        feed = self._feed((0,), self.holdout, stacked=False, ahead=False)
-        means = Means(self.seeds)
-        for k in range(VALIDATION_BATCHES):
-            batch = feed.batch(k)
-            for step in self._stage(max(self.step - 1, 0)).schedule:
-                if step.loss is None:
-                    continue
-                rows = [
-                    step.loss(state.params, self.config, self.nets, state, batch)[1]
-                    for state in (self.state.of_seed(position, self._data) for position in range(len(self.seeds)))
-                ]
-                means.add(rows, stacked=False)
-        return {f"validation_{name}": values for name, values in means.take().items()}
+    def latest(self) -> dict[str, dict[int, float]]:
+        """As `metrics`, without starting anew."""
+        return self._means.peek()
 
-    def policy(self, seed: int) -> PolicyModule:
-        """The greedy policy of a trained seed as a module: environment's units in and out; a copy, so training goes on beside it."""
-        if seed not in self.seeds:
-            raise InvalidInput(f"seed {seed} was not trained", hint=f"trained: {', '.join(map(str, self.seeds))}")
-        params = {name: value[self.seeds.index(seed)].detach().cpu().to(torch.float32).clone() for name, value in self.state.params.items()}
-        parts = (self.algorithm, self.config, self.nets, params, self.space_, self._scalers)
-        if self._kind is not Windows:
-            return PolicyModule(*parts)
-        if self._returns is None:
-            self._returns = Returns.of(self.store, self._training, self._scalers.reward)
-        return SequencePolicy(*parts, self._returns)
+    def broken(self) -> list[int]:
+        """The seeds that have a parameter or a target that is not a finite number."""
+        found = torch.ones(len(self.seeds), dtype=torch.bool, device=self._device)
+        for value in [*self.state.params.values(), *self.state.target.values()]:
+            found &= torch.isfinite(value).flatten(1).all(1) if value.dim() > 1 else torch.isfinite(value)
+        return [seed for seed, fine in zip(self.seeds, found.tolist(), strict=True) if not fine]
 
     def describe_run(self) -> dict[str, Any]:
         """What this run depends on beside config and data: runner, device, threads, dtype and versions."""
         name = torch.cuda.get_device_name(self._device) if self._device.type == "cuda" else platform.processor() or platform.machine()
         return {
             "runner": self.runner,
-            "feed": self._supply.feed,
+            "feed": self._supply.feed if self._supply is not None else "none",
             "device": str(self._device),
             "device_name": name,
             "threads": torch.get_num_threads(),
@@ -292,13 +391,22 @@ class Learner:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a checkpoint, atomically: state, step, config, snapshot, sums of the metrics, and what the run depends on."""
         scalers = {f"scaler/{name}": value for name, value in self._scalers.tensors().items()}
-        description = {"step": self.step, "means": self._means.as_json(), **self._identity(), **self.describe_run()}
+        description = {
+            "step": self.step, "means": self._means.as_json(), "guard": self.guard.as_json(), **self._identity(), **self.describe_run()
+        }  # fmt: skip
+        if self._kind is Windows:
+            description["returns"] = dataclasses.asdict(self.returns)
         checkpoint.write(path, self.state.tensors() | scalers, description)
 
     def restore(self, path: str | os.PathLike[str]) -> None:
-        """Go on from a checkpoint of the same algorithm, config, snapshot and seeds; raises `OffrlError` and changes nothing else."""
+        """Go on from a checkpoint of the same algorithm, config, snapshot and seeds; raises `OffrlError` and changes nothing else.
+
+        A learner without data takes one of any snapshot.
+        """
         tensors, description = checkpoint.read(path)
         for name, mine in self._identity().items():
+            if self.store is None and name in ("snapshot", "held_out"):
+                continue
             if description.get(name) != mine:
                 raise OffrlError(f"checkpoint {os.fspath(path)} has {name} {description.get(name)!r}, this run {mine!r}")
         state = {name: value for name, value in tensors.items() if not name.startswith("scaler/")}
@@ -310,12 +418,16 @@ class Learner:
         self.step = int(description["step"])
         self._taken = {key: int(moments.counts[0]) for key, moments in self.state.moments.items()}
         self._means = Means.from_json(self.seeds, description["means"])
+        self.guard.load(description["guard"])
+        if self.store is None:  # a copy of it can still go on with its data
+            self._trained_on = {name: description[name] for name in ("snapshot", "held_out") if name in description}
+            self._returns = Returns(**description["returns"]) if "returns" in description else None
 
     def _identity(self) -> dict[str, Any]:
         return {
             "algorithm": self.algorithm.name,
             "config": settings.as_flat(self.config),
-            "snapshot": str(self.store.snapshot()),
+            **self._trained_on,
             "seeds": list(self.seeds),
             "space": self.space,
         }

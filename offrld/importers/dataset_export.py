@@ -1,5 +1,6 @@
-"""Exporting a store: as flat D4RL HDF5, as ``.npz``, or as a store of its own. The importers read all three back without loss.
+"""Exporting a store: as flat D4RL HDF5, as ``.npz``, for Minari, for d3rlpy, or as a store of its own.
 
+The importers read ``d4rl``, ``npz`` and ``store`` back without loss; what the formats of `recorded_export` leave out they say.
 Flat files carry ``next_observations`` where the store has final observations, and ``next_observations_known`` where it has only some of
 them; bounds, the number of actions and ``env_id`` go along. Extra fields become ``infos/NAME``.
 """
@@ -7,44 +8,46 @@ them; bounds, the number of actions and ``env_id`` go along. Extra fields become
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import secrets
 import shutil
+import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import h5py
 import numpy as np
 
 from offrl.errors import Unknown, nearest
 from offrl_store import EpisodeStore, Field
+from offrl_store.disk import disk_errors
 from offrl_store.errors import DiskFull, EmptyStore, InvalidInput
-from offrl_store.writer import disk_errors
 
 from . import native
+from .calm_file import CalmFile
 from .columns import BLOCK_BYTES
 from .ingest import import_into
-
-Progress = Callable[[int, int | None], None]
+from .recorded_export import Export, Progress, write_d3rlpy, write_d3rlpy_v1, write_minari
 
 
 def export_dataset(
-    store: EpisodeStore, out_path: str | os.PathLike[str], format: str, *, compress: bool = False, progress: Progress | None = None
-) -> Path:
+    store: EpisodeStore, out_path: str | os.PathLike[str], format: str, *, compress: bool = False, progress: Progress | None = None,
+    message: Callable[[str], None] | None = None,
+) -> Path:  # fmt: skip
     """Writes the episodes that ``store`` sees to ``out_path``, which must not exist; it appears there when it is complete.
 
     Args:
-        format: ``d4rl``, ``npz`` or ``store``.
+        format: ``d4rl``, ``npz``, ``store``, ``minari`` (a folder), ``d3rlpy`` (version 2, layout 2.1) or ``d3rlpy-v1``.
         compress: gzip in HDF5, deflate in ``.npz``; without meaning for ``store``.
         progress: called with (episodes done, episodes in all); ``npz`` goes through the episodes once per array.
+        message: called with a line for everything that the format has no place for.
 
     Raises:
         Unknown: no such format.
-        InvalidInput: the path exists, the store is empty, or has a form that flat arrays do not have (several action fields).
+        InvalidInput: the path exists, the store is empty, or has a form that the format does not have (several action fields).
         DiskFull: nothing is left at ``out_path``.
     """
     path = Path(out_path)
@@ -59,7 +62,7 @@ def export_dataset(
     temporary = path.parent / f".{path.name}.partial-{secrets.token_hex(4)}"
     try:
         with disk_errors(path):
-            EXPORTS[format](store, temporary, compress, progress or _silent)
+            EXPORTS[format](Export(store, temporary, path, compress, progress or _silent, message or _said_nowhere))
             os.rename(temporary, path)
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True) if temporary.is_dir() else temporary.unlink(missing_ok=True)
@@ -69,62 +72,26 @@ def export_dataset(
     return path
 
 
+def dump_dataset(store: EpisodeStore, file: BinaryIO, format: str = "d3rlpy", **options: Any) -> None:
+    """`export_dataset` into a file that is open for writing, as d3rlpy's ``dump`` takes it ("wb" is enough): made beside it, then copied.
+
+    Raises `InvalidInput` for the formats that are folders; else as `export_dataset`.
+    """
+    if format in FOLDERS:
+        raise InvalidInput(f"{format!r} is a folder and does not go into a file", hint="export_dataset(store, path, format)")
+    with tempfile.TemporaryDirectory(prefix="offrl-dump-") as folder:
+        path = export_dataset(store, Path(folder) / "dump", format, **options)
+        with disk_errors(Path(str(getattr(file, "name", "the file")))), open(path, "rb") as made:
+            shutil.copyfileobj(made, file, 1 << 20)
+            file.flush()
+
+
 def _silent(done: int, total: int | None) -> None:
     """No progress is asked for."""
 
 
-class CalmFile(io.RawIOBase):
-    """A new file for h5py that fails late: HDF5 2.x crashes the process when a write fails while it closes (measured: a segmentation fault
-    on a full disk), so after the first failed write everything is taken silently, and `check` raises that first error."""
-
-    def __init__(self, path: Path) -> None:
-        self._file = open(path, "x+b", buffering=0)  # noqa: SIM115  closed by close()
-        self._error: OSError | None = None
-
-    def check(self) -> None:
-        """Raises the error of the first write that failed."""
-        if self._error is not None:
-            raise self._error
-
-    def write(self, data: Any) -> int:
-        view = memoryview(data).cast("B")
-        done = 0
-        try:
-            while done < len(view) and self._error is None:
-                done += self._file.write(view[done:])
-        except OSError as error:
-            self._error = error
-        return len(view)
-
-    def readinto(self, buffer: Any) -> int:
-        count = self._file.readinto(buffer)
-        if self._error is not None:  # what was not written reads as zeros
-            memoryview(buffer)[count:] = bytes(len(buffer) - count)
-            return len(buffer)
-        return count
-
-    def read(self, size: int = -1) -> bytes:
-        return self._file.read(size)
-
-    def truncate(self, size: int) -> int:
-        try:
-            return self._file.truncate(size)
-        except OSError as error:
-            self._error = self._error or error
-            return size
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        return self._file.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self._file.tell()
-
-    def flush(self) -> None:
-        """Nothing is buffered here."""
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
+def _said_nowhere(line: str) -> None:
+    """Nobody wants the messages."""
 
 
 @dataclass(frozen=True)
@@ -214,11 +181,11 @@ def _declared(store: EpisodeStore) -> dict[str, Any]:
     return values
 
 
-def _write_d4rl(store: EpisodeStore, path: Path, compress: bool, progress: Progress) -> None:
-    columns, count = flat_columns(store), len(store)
-    options = {"compression": "gzip", "shuffle": True, "chunks": True} if compress else {}
+def _write_d4rl(export: Export) -> None:
+    store, progress, columns, count = export.store, export.progress, flat_columns(export.store), len(export.store)
+    options = {"compression": "gzip", "shuffle": True, "chunks": True} if export.compress else {}
     attributes = store.metadata.get("source_attributes")
-    with contextlib.closing(CalmFile(path)) as calm, h5py.File(calm, "w") as file:
+    with contextlib.closing(CalmFile(export.path)) as calm, h5py.File(calm, "w") as file:
         for key, value in {**(attributes if isinstance(attributes, dict) else {}), **_declared(store)}.items():
             if isinstance(value, (str, bool, int, float, np.ndarray)):
                 file.attrs[key] = value
@@ -234,9 +201,9 @@ def _write_d4rl(store: EpisodeStore, path: Path, compress: bool, progress: Progr
         calm.check()
 
 
-def _write_npz(store: EpisodeStore, path: Path, compress: bool, progress: Progress) -> None:
-    columns, count = flat_columns(store), len(store)
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED if compress else zipfile.ZIP_STORED) as archive:
+def _write_npz(export: Export) -> None:
+    store, progress, columns, count = export.store, export.progress, flat_columns(export.store), len(export.store)
+    with zipfile.ZipFile(export.path, "w", zipfile.ZIP_DEFLATED if export.compress else zipfile.ZIP_STORED) as archive:
         for done, column in enumerate(columns, start=1):
             with archive.open(f"{column.key}.npy", "w", force_zip64=True) as member:
                 header = {
@@ -253,10 +220,16 @@ def _write_npz(store: EpisodeStore, path: Path, compress: bool, progress: Progre
                 np.lib.format.write_array(member, np.asarray(value), allow_pickle=False)
 
 
-def _write_store(store: EpisodeStore, path: Path, compress: bool, progress: Progress) -> None:
+def _write_store(export: Export) -> None:
     """The episodes are appended anew: exactly those of the store's snapshot, each checked, also while somebody appends to it."""
-    import_into(native.open_store(store, store.path.name), path, progress=progress)
+    import_into(native.open_store(export.store, export.store.path.name), export.path, progress=export.progress)
 
 
 #: Format name -> what writes it.
-EXPORTS: dict[str, Callable[[EpisodeStore, Path, bool, Progress], None]] = {"d4rl": _write_d4rl, "npz": _write_npz, "store": _write_store}
+EXPORTS: dict[str, Callable[[Export], None]] = {
+    "d4rl": _write_d4rl, "npz": _write_npz, "store": _write_store, "minari": write_minari, "d3rlpy": write_d3rlpy,
+    "d3rlpy-v1": write_d3rlpy_v1,
+}  # fmt: skip
+
+#: The formats that are folders; the others are single files.
+FOLDERS = ("store", "minari")

@@ -10,11 +10,13 @@ from typing import Any
 from offrl.errors import Unknown, nearest
 from offrl_store.errors import InvalidInput
 
-from . import d3rlpy, d4rl, hdf5, minari, native, npz
+from . import atari, d3rlpy, d4rl, hdf5, minari, native, npz
 from .source import Format, Source
 
 #: Every format by the name that stands after ``--format``. The order is that of detection: d3rlpy's flat files look like D4RL's with more.
-FORMATS: dict[str, Format] = {each.name: each for each in (native.FORMAT, minari.FORMAT, d3rlpy.FORMAT, d4rl.FORMAT, npz.FORMAT)}
+FORMATS: dict[str, Format] = {each.name: each for each in (
+    native.FORMAT, minari.FORMAT, atari.FORMAT, d3rlpy.FORMAT, d4rl.FORMAT, npz.FORMAT,
+)}  # fmt: skip
 
 
 def open_source(source: str | os.PathLike[str] | Mapping[str, Any], format: str | None = None) -> Source:

@@ -62,4 +62,4 @@ def remember(params: Mapping[str, Any], **values: Tensor) -> None:
 
 def is_buffer(name: str) -> bool:
     """Whether a parameter is a buffer: never differentiated, given new values through `Context.updates` (batch norm's statistics)."""
-    return name.endswith((".running_mean", ".running_var"))
+    return name.rpartition(".")[2].startswith("running_")

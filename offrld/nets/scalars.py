@@ -24,11 +24,18 @@ class PositiveScalar:
         """The logarithm, which is what is learned."""
         return params[f"{self.name}.log"]
 
-    def project(self, params: Params) -> None:
-        """Put the logarithm back within its limits; called in the loss of another step, for what this number's own step has done."""
-        context = context_of(params)
-        if context is not None and self._limits is not None:
-            context.updates[f"{self.name}.log"] = self.log(params).detach().clamp(*self._limits)
+    def project(self, params: Params) -> Tensor:
+        """Put the logarithm back within its limits; called in the loss of another step, for what this number's own step has done.
+
+        Gives the number within its limits, without gradient: the parameter itself is put back only after that step.
+        """
+        log = self.log(params).detach()
+        if self._limits is not None:
+            log = log.clamp(*self._limits)
+            context = context_of(params)
+            if context is not None:
+                context.updates[f"{self.name}.log"] = log
+        return log.exp()
 
     def __call__(self, params: Params) -> Tensor:
         return self.log(params).exp()

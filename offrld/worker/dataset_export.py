@@ -11,7 +11,7 @@ from offrld.importers.dataset_export import export_dataset
 from offrld.worker.job import WorkerJob
 from offrld.worker.runfolder import remove, sync_folder
 
-SUFFIXES = {"d4rl": ".hdf5", "npz": ".npz", "store": ""}   # of the result's name; a store is a folder
+SUFFIXES = {"d4rl": ".hdf5", "npz": ".npz", "d3rlpy": ".h5", "d3rlpy-v1": ".h5"}   # of the result's name; the others are folders
 
 
 def run(job: WorkerJob) -> None:
@@ -24,7 +24,8 @@ def run(job: WorkerJob) -> None:
     remove(unfinished)
     unfinished.mkdir()
     try:
-        export_dataset(store, unfinished / f"{spec.dataset}{SUFFIXES[spec.format]}", spec.format, progress=_progress(job))
+        export_dataset(store, unfinished / f"{spec.dataset}{SUFFIXES.get(spec.format, '')}", spec.format, progress=_progress(job),
+                       message=job.report.message)
         _sync(unfinished)
         os.rename(unfinished, job.run.dataset)
     finally:

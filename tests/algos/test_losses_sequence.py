@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import math
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch_decision_transformer import TorchDecisionTransformer
 
 from offrld.algos import get
 from offrld.engine import Learner
 from offrld.nets.context import CONTEXT, Context
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "nets"))
-from torch_decision_transformer import TorchDecisionTransformer  # noqa: E402
 
 L = 5
 SMALL = {

@@ -13,9 +13,9 @@ import pytest
 
 from offrl.errors import EmptyStore, InvalidInput, Unknown
 from offrl_store import Episode, EpisodeStore, Field, Schema
-from offrld.importers import EXPORTS, columns, dataset_export, export_dataset, import_into
+from offrld.importers import columns, dataset_export, export_dataset, import_into
 
-NAMES = {"d4rl": "data.hdf5", "npz": "data.npz", "store": "data"}
+NAMES = {"d4rl": "data.hdf5", "npz": "data.npz", "store": "data"}  # what keeps everything; the others: test_recorded_export.py
 
 
 @pytest.fixture(params=["all", "some", "none"])
@@ -37,7 +37,7 @@ def store(request, tmp_path) -> EpisodeStore:
 
 
 @pytest.mark.parametrize("compress", [False, True])
-@pytest.mark.parametrize("format", list(EXPORTS))
+@pytest.mark.parametrize("format", list(NAMES))
 def test_export_and_import_give_the_same_episodes(store, tmp_path, same_episodes, format, compress):
     path = export_dataset(store, tmp_path / NAMES[format], format, compress=compress)
     again = import_into(path, tmp_path / "again")
@@ -47,7 +47,7 @@ def test_export_and_import_give_the_same_episodes(store, tmp_path, same_episodes
     assert sorted(os.listdir(tmp_path)) == sorted([path.name, "again", "made"])
 
 
-@pytest.mark.parametrize("format", list(EXPORTS))
+@pytest.mark.parametrize("format", list(NAMES))
 def test_several_fields_and_discrete_actions_come_back(tmp_path, same_episodes, format):
     fields = {"camera": Field("uint8", (1, 4, 4)), "arm": Field("float64", (2,))}
     schema = Schema(
@@ -104,7 +104,7 @@ def test_real_files_come_back_as_they_were(shared_data, tmp_path, same_episodes)
             assert written[key].dtype == original[key].dtype
         assert written.attrs["env_id"] == "CartPole-v1" and written.attrs["behaviour"] == original.attrs["behaviour"]
     minari = import_into(shared_data / "minari" / "cartpole" / "replay-v0", tmp_path / "minari")
-    for format in EXPORTS:
+    for format in NAMES:
         again = import_into(export_dataset(minari, tmp_path / f"minari-{NAMES[format]}", format), tmp_path / f"minari-{format}")
         same_episodes(again.episodes, minari.episodes)
 
@@ -113,12 +113,12 @@ def test_a_store_at_a_snapshot_gives_the_episodes_of_the_snapshot(store, tmp_pat
     snapshot = store.snapshot()
     import_into(store.path, store.path, append=True)
     pinned = EpisodeStore.open(store.path, snapshot)
-    for format in EXPORTS:
+    for format in NAMES:
         assert len(import_into(export_dataset(pinned, tmp_path / NAMES[format], format), tmp_path / f"again-{format}")) == 5
 
 
 def test_progress_ends_with_all_episodes(store, tmp_path):
-    for format in EXPORTS:
+    for format in NAMES:
         seen = []
         export_dataset(store, tmp_path / NAMES[format], format, progress=lambda done, total, seen=seen: seen.append((done, total)))
         assert seen[-1] == (5, 5) and seen == sorted(seen)
@@ -172,5 +172,5 @@ def test_a_full_disk_ends_the_export_and_not_the_process(tmp_path):
     out = tmp_path / "out"
     done = subprocess.run([sys.executable, "-c", FULL, store.path, out], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.splitlines() == [f"{format} 1 no space left to write {out}" for format in EXPORTS for _ in range(2)]
+    assert done.stdout.splitlines() == [f"{format} 1 no space left to write {out}" for format in NAMES for _ in range(2)]
     assert os.listdir(tmp_path) == ["store"]

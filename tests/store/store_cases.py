@@ -15,6 +15,7 @@ from store_numbered import numbered_episode
 from offrl_store import Episode, EpisodeStore, Field, Schema
 from offrl_store.kernels import kernels
 from offrl_store.sampler import STREAM
+from offrl_store.schema import DTYPES
 
 KERNELS = ("cython", "numpy")
 MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # where syncing is not what is tested
@@ -50,17 +51,17 @@ def check_numbered(store: EpisodeStore, first: int = 0) -> None:
 
 # --- Random schemas and episodes --------------------------------------------------------------------------------------------------
 
-OBSERVATIONS = st.builds(Field, st.sampled_from(["float32", "float64", "float16", "uint8", "int16", "bool"]),
+OBSERVATIONS = st.builds(Field, st.sampled_from(DTYPES),
                          st.sampled_from([(), (1,), (3,), (17,), (1, 4, 4), (2, 3), (3, 20, 20)]))
 ACTIONS = st.one_of(st.builds(lambda dtype, n: Field(dtype, (), 0, n - 1), st.sampled_from(["int32", "int64", "uint8"]), st.integers(1, 9)),
-                    st.builds(Field, st.sampled_from(["float32", "float64", "int16", "bool"]), st.sampled_from([(1,), (6,), ()])))
+                    st.builds(Field, st.sampled_from(DTYPES), st.sampled_from([(1,), (6,), (), (2, 2)])))
 
 
 def one_or_many(fields: st.SearchStrategy[Field]) -> st.SearchStrategy[Any]:
     return st.one_of(fields, st.dictionaries(st.sampled_from(["camera", "state", "x.y"]), fields, min_size=1, max_size=3))
 
 
-REWARDS = st.sampled_from([Field("float32"), Field("float64"), Field("int8")])
+REWARDS = st.sampled_from([Field("float32"), Field("float64"), Field("int8"), Field("uint16"), Field("int64")])
 SCHEMAS = st.builds(Schema, one_or_many(OBSERVATIONS), one_or_many(ACTIONS), REWARDS,
                     st.dictionaries(st.sampled_from(["logp", "info"]), OBSERVATIONS, max_size=2))
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import errno
 import os
 import random
+from collections.abc import Collection
 from types import TracebackType
 from typing import Any
 
 import pytest
 
-REAL = {name: getattr(os, name) for name in ("pwrite", "pwritev", "fdatasync", "ftruncate")}
+from offrl_store import disk
+
+REAL = {name: getattr(os, name) for name in ("pwrite", "pwritev", "fdatasync", "ftruncate", "replace", "fsync")} | {"punch": disk.punch}
 
 
 class PowerLoss(BaseException):
@@ -18,23 +21,26 @@ class PowerLoss(BaseException):
 
 
 class Disk:
-    """Within the block, call number ``at`` of pwrite, pwritev, fdatasync and ftruncate goes wrong.
+    """Within the block, call number ``at`` of those in REAL (or of those in ``names``) goes wrong.
 
     failure "kill": half of a write happens, then the process is dead; what it wrote before stays. "power": the same, and any of
-    the writes since a file's last fdatasync may be lost. "full": the call fails with ENOSPC (half of a write happens), as does every
+    the writes since a file's last fdatasync may be lost, and names replaced since the last fsync; a hole lasts at once. "full": the
+    call fails with ENOSPC (half of a write happens), as does every
     other write until the block ends; "once": only that call fails.
     """
 
-    def __init__(self, at: int, failure: str, seed: int = 0) -> None:
+    def __init__(self, at: int, failure: str, seed: int = 0, names: Collection[str] = tuple(REAL)) -> None:
+        self.names = names
         self.at, self.failure, self.calls, self.dead = at, failure, 0, False
         self.random = random.Random(seed)
         self.synced: dict[str, bytes] = {}                     # files with unsynced writes: what they held at the last sync
         self.writes: dict[str, list[tuple[int, bytes]]] = {}   # and what was written since
+        self.replaced: dict[str, bytes] = {}                   # files that took the place of others: what those held
         self.patch = pytest.MonkeyPatch()
 
     def __enter__(self) -> Disk:
         for name in REAL:
-            self.patch.setattr(os, name, lambda *arguments, name=name: self.call(name, *arguments))
+            self.patch.setattr(disk if name == "punch" else os, name, lambda *arguments, name=name: self.call(name, *arguments))
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> bool:
@@ -48,12 +54,12 @@ class Disk:
         """Whether there was a call number ``at``."""
         return self.calls >= self.at
 
-    def call(self, name: str, descriptor: int, *arguments: Any) -> Any:
+    def call(self, name: str, descriptor: Any, *arguments: Any) -> Any:
         if self.dead:
             raise PowerLoss
-        self.calls += 1
-        failing = self.calls == self.at or (self.failure == "full" and self.reached and name.startswith("pwrite"))
-        path = os.readlink(f"/proc/self/fd/{descriptor}")
+        self.calls += name in self.names
+        failing = (self.calls == self.at and name in self.names) or (self.failure == "full" and self.reached and name.startswith("pwrite"))
+        path = str(arguments[0]) if name == "replace" else os.readlink(f"/proc/self/fd/{descriptor}")
         if name.startswith("pwrite"):
             data = arguments[0] if name == "pwrite" else b"".join(arguments[0])
             if failing:
@@ -64,6 +70,19 @@ class Disk:
             self.writes.setdefault(path, []).append((arguments[1], bytes(data)))
             done = REAL["pwrite"](descriptor, data, arguments[1])
         elif failing:
+            done = None
+        elif name == "replace":
+            with open(path, "rb") as file:
+                self.replaced.setdefault(path, file.read())
+            done = REAL[name](descriptor, path)
+        elif name == "punch":
+            offset, length = arguments
+            if path in self.synced:
+                lost = self.synced[path][offset:offset + length]
+                self.synced[path] = self.synced[path][:offset] + bytes(len(lost)) + self.synced[path][offset + length:]
+            done = REAL[name](descriptor, offset, length)
+        elif name == "fsync":  # of a folder
+            self.replaced.clear()
             done = None
         elif name == "fdatasync":  # the simulated disk needs no real sync
             self.synced.pop(path, None)
@@ -83,6 +102,11 @@ class Disk:
 
     def lose(self) -> None:
         """Leave each file with what was synced and a random choice of the writes after that; gaps read as zeros."""
+        for path, content in self.replaced.items():
+            if self.random.random() < 0.5:
+                with open(path, "wb") as file:
+                    file.write(content)
+                self.synced.pop(path, None)
         for path, content in self.synced.items():
             kept = bytearray(content)
             for offset, data in self.writes[path]:

@@ -15,10 +15,11 @@ from store_cases import same_episode
 from store_faults import Disk
 from store_numbered import SIMPLE, numbered_episode
 
-from offrl_store import Episode, EpisodeStore, Field, Schema, check, eviction
+from offrl_store import Episode, EpisodeStore, Field, Schema, check, disk, meta
 from offrl_store import format as layout
 from offrl_store.errors import DiskFull, InvalidInput, SnapshotEvicted, StoreCorrupt
 
+HOLES = sys.platform.startswith("linux")
 WIDE = Schema(Field("float32", (256,)), Field("int32", (), 0, 9))
 
 
@@ -49,7 +50,7 @@ def test_the_oldest_episodes_go_and_their_space_goes_back(tmp_path):
     assert (store.first, len(store), store.transition_count) == (50, 10, 500)
     check_kept(store)
     assert check(store.path) == []
-    if eviction._fallocate() is not None:
+    if HOLES:
         assert disk_bytes(store) < 2 * 520 * WIDE.row_bytes
     assert layout.column_path(store.path, "observation").stat().st_size == 60 * 51 * 1024
     opened = EpisodeStore.open(store.path)
@@ -142,55 +143,188 @@ def test_a_snapshot_of_a_bounded_store_is_of_the_episodes_that_were_there(tmp_pa
 
 
 @pytest.mark.parametrize("failure", ["kill", "power", "full"])
-def test_a_death_at_every_system_call_of_an_eviction_loses_nothing_that_is_kept(tmp_path, failure):
+def test_a_death_at_every_system_call_of_an_eviction_loses_nothing_that_is_kept(tmp_path, monkeypatch, failure):
+    monkeypatch.setattr(layout, "PAGE", 128)  # holes in the log, and metadata left out, in so small a store
+    monkeypatch.setattr(meta, "COMPACT_BYTES", 100)
     base = EpisodeStore.create(tmp_path / "base", SIMPLE, limit_transitions=90)
     with base.writer() as writer:
         for number in range(8):
-            writer.append(numbered_episode(number))
-    at, reached = 0, True
+            writer.append(numbered_episode(number), metadata={"number": number})
+    at, reached, given_back = 0, True, 0
     while reached:
         at += 1
         path = tmp_path / str(at)
         shutil.copytree(base.path, path)
         acknowledged = base.snapshot()
         try:
-            with Disk(at, failure, seed=at) as disk, EpisodeStore.open(path).writer() as writer:
+            with Disk(at, failure, seed=at) as faulty, EpisodeStore.open(path).writer() as writer:
                 for number in range(8, 14):
-                    writer.append(numbered_episode(number))
+                    writer.append(numbered_episode(number), metadata={"number": number})
                     if number % 2:
                         acknowledged = writer.commit()
         except DiskFull:
             assert failure == "full"
-        reached = disk.reached
+        reached = faulty.reached
         store = EpisodeStore.open(path)
         snapshot = store.snapshot()
         assert snapshot.count >= acknowledged.count
         held = sum(numbered_episode(i).steps for i in range(snapshot.first, snapshot.count))
         assert held > 90 - 40 and snapshot.first < snapshot.count  # no more was evicted than the newest episodes ask for
         check_kept(store, numbered_episode)
+        assert [store.episode_metadata(i)["number"] for i in range(len(store))] == list(range(snapshot.first, snapshot.count))
+        assert str(EpisodeStore.open(path, snapshot).snapshot()) == str(snapshot)
         with store.writer() as writer:
             writer.append(numbered_episode(snapshot.count))
         assert store.transition_count <= 90
         check_kept(store, numbered_episode)
         assert check(path) == []
-    assert at > 20
+        assert not (path / meta.NEW_FILE).exists()
+        given_back += (path / layout.LOG_FILE).read_bytes()[128:256] == bytes(128)
+    assert at > 30
+    assert not HOLES or given_back > at / 2
+
+
+def test_records_and_metadata_of_evicted_episodes_go_and_opening_reads_the_kept_ones_only(tmp_path, monkeypatch):
+    store = EpisodeStore.create(tmp_path / "s", SIMPLE, limit_transitions=200)
+    early = None
+    with store.writer() as writer:
+        for number in range(6000):
+            writer.append(numbered_episode(number % 50), metadata={"number": number, "text": "x" * 50})
+            if number % 20 == 19:
+                writer.commit()
+            if number == 2000:
+                early = EpisodeStore.open(store.path)
+    log = store.path / layout.LOG_FILE
+    assert log.stat().st_size == 64 * 6001
+    assert (store.path / meta.META_FILE).stat().st_size < 3 * meta.COMPACT_BYTES
+    assert len(store._log.table.base) < 1000  # the writer's own store forgets them, too
+    if HOLES:
+        assert log.stat().st_blocks * 512 <= 4 * 4096
+    read, real = [], layout._read
+    with monkeypatch.context() as patch:
+        patch.setattr(layout, "_read", lambda descriptor, size, offset: read.append(size) or real(descriptor, size, offset))
+        opened = EpisodeStore.open(store.path)
+    assert sum(read) == 64 * (len(opened) + 1)
+    assert (opened.first, len(opened)) == (store.first, len(store)) and opened.first > 5900
+    assert [opened.episode_metadata(i)["number"] for i in range(len(opened))] == list(range(opened.first, 6000))
+    assert all(same_episode(episode, numbered_episode((opened.first + i) % 50)) for i, episode in enumerate(opened.episodes))
+    assert str(opened.snapshot()) == str(store.snapshot())
+    assert check(store.path) == []
+    # A reader that slept through it all: nothing that it knew is left.
+    known = early.snapshot().count
+    assert known < opened.first - 1
+    with pytest.raises(SnapshotEvicted):
+        early.check_alive()
+    with pytest.raises(SnapshotEvicted):
+        EpisodeStore.open(store.path, early.snapshot())
+    assert early.refresh() == 6000 - known
+    assert early.snapshot() == opened.snapshot()
+    assert early.episode_table.tobytes() == opened.episode_table.tobytes()
+    assert early.episode_metadata(0) == opened.episode_metadata(0)
+    fill(opened, range(6000, 6003), numbered_episode)
+    assert early.refresh() == 3
+
+
+def test_a_reader_that_meets_the_writer_giving_records_back_reads_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(layout, "PAGE", 128)
+    store = fill(EpisodeStore.create(tmp_path / "s", WIDE, limit_transitions=500), range(30))
+    snapshot, real, times, number = store.snapshot(), layout._read, 0, 30
+
+    def read(descriptor, size, offset):
+        nonlocal times, number
+        times += 1
+        if times == 1:  # between the header and the records
+            with monkeypatch.context() as patch:
+                patch.setattr(layout, "_read", real)
+                fill(EpisodeStore.open(store.path), range(number, number + 30))
+            number += 30
+        return real(descriptor, size, offset)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(layout, "_read", read)
+        opened = EpisodeStore.open(store.path)
+        assert times == (2 if HOLES else 1)
+        assert opened.refresh() == 0
+        assert (opened.first, len(opened)) == (50, 10)
+        check_kept(opened)
+        times = 0
+        with pytest.raises(SnapshotEvicted):
+            EpisodeStore.open(store.path, snapshot)
+    assert opened.refresh() == 30
+    assert (opened.first, len(opened)) == (80, 10)
+    check_kept(opened)
+
+
+def test_damage_to_a_kept_record_or_the_first_one_is_an_error(tmp_path):
+    store = fill(EpisodeStore.create(tmp_path / "s", WIDE, limit_transitions=500), range(90))
+    log = store.path / layout.LOG_FILE
+    content = log.read_bytes()
+    assert content[64 * 70:64 * 71] != bytes(64)
+    for number, expected in ((0, "record 0 is damaged"), (79, "record 79"), (80, "record 80"), (85, "record 85"), (70, None)):
+        changed = bytearray(content)
+        changed[64 * (1 + number) + 9] ^= 4
+        log.write_bytes(changed)
+        if expected is None:  # an evicted one: of no use to a reader
+            check_kept(EpisodeStore.open(store.path))
+            assert check(store.path) == ["episodes.log: 1 records of evicted episodes do not fit their checksum"]
+            continue
+        for attempt in (lambda: EpisodeStore.open(store.path), store.writer):
+            with pytest.raises(StoreCorrupt, match=expected):
+                attempt()
+    log.write_bytes(content)
+    assert check(store.path) == []
+    snapshot = str(store.snapshot())
+    with pytest.raises(StoreCorrupt, match="snapshot"):
+        EpisodeStore.open(store.path, snapshot[:-1] + ("0" if snapshot[-1] != "0" else "1"))
+
+
+def test_metadata_left_out_leaves_readers_and_an_interrupted_writer_right(tmp_path, monkeypatch):
+    monkeypatch.setattr(meta, "COMPACT_BYTES", 200)
+    store = EpisodeStore.create(tmp_path / "s", WIDE, limit_transitions=500)
+    reader, interrupted, real = None, 0, os.replace
+
+    def replace(*names):
+        nonlocal interrupted
+        real(*names)
+        interrupted += 1
+        if interrupted == 2:
+            raise KeyboardInterrupt  # done, but the writer does not come to know
+
+    with monkeypatch.context() as patch, store.writer() as writer:
+        patch.setattr(os, "replace", replace)
+        for number in range(40):
+            writer.append(wide(number), metadata={"number": number})
+            try:
+                writer.commit()
+            except KeyboardInterrupt:
+                continue
+            now = EpisodeStore.open(store.path)
+            assert now.episode_metadata(len(now) - 1) == {"number": number}
+            if number == 12:
+                reader = EpisodeStore.open(store.path)
+                assert reader.episode_metadata(0) == {"number": reader.first}
+    assert interrupted > 3
+    reader.refresh()
+    assert [reader.episode_metadata(i)["number"] for i in range(10)] == list(range(30, 40))
+    assert (store.path / meta.META_FILE).stat().st_size < 1000
+    assert check(store.path) == []
 
 
 def test_readers_are_told_before_the_first_row_goes(tmp_path, monkeypatch):
-    store, holes, real = EpisodeStore.create(tmp_path / "s", WIDE, limit_transitions=500), 0, eviction._punch
+    store, holes, real = EpisodeStore.create(tmp_path / "s", WIDE, limit_transitions=500), 0, disk.punch
 
     def punch(descriptor, offset, length):
         nonlocal holes
         file = store.path / layout.LOG_FILE
         with open(file, "rb") as log:
             first = layout.read_first(log.fileno(), file)
-            row = layout.read_log(log.fileno(), file, WIDE).table["first_row"][first]
+            row = layout.read_log(log.fileno(), file, WIDE).since(first)["first_row"][0]
         column = os.readlink(f"/proc/self/fd/{descriptor}")
         assert offset + length <= row * (1024 if "observation" in column else 4)
         holes += 1
         return real(descriptor, offset, length)
 
-    monkeypatch.setattr(eviction, "_punch", punch)
+    monkeypatch.setattr(disk, "punch", punch)
     fill(store, range(30))
     assert holes >= 20
 
@@ -198,9 +332,9 @@ def test_readers_are_told_before_the_first_row_goes(tmp_path, monkeypatch):
 def test_holes_that_a_dead_writer_did_not_make_are_made_by_the_next(tmp_path, monkeypatch):
     store = EpisodeStore.create(tmp_path / "s", WIDE, limit_transitions=500)
     with monkeypatch.context() as patch:
-        patch.setattr(eviction, "_punch", lambda *_: True)  # dies after the header
+        patch.setattr(disk, "punch", lambda *_: True)  # dies after the header
         fill(store, range(40))
-    if eviction._fallocate() is None:
+    if not HOLES:
         pytest.skip("this system punches no holes")
     before = disk_bytes(store)
     store.writer().close()
@@ -227,7 +361,7 @@ def test_a_reader_never_sees_a_wrong_row_while_a_writer_evicts(tmp_path):
 
 
 def test_a_file_system_without_holes_keeps_the_bytes_and_nothing_else_changes(tmp_path, monkeypatch):
-    monkeypatch.setattr(eviction, "_fallocate", lambda: None)
+    monkeypatch.setattr(disk, "punch", lambda *_: False)
     store = fill(EpisodeStore.create(tmp_path / "s", WIDE, limit_transitions=500), range(20))
     assert (store.first, len(store)) == (10, 10)
     check_kept(store)

@@ -176,14 +176,49 @@ def test_a_saved_state_goes_on_as_if_never_stopped(tmp_path, kernel):
         assert grown.priorities[-1] == (1.0 + 1e-6) ** 0.6
 
 
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("more", [0, 3, 10, 300])
+def test_a_saved_state_of_a_bounded_store_keeps_the_priorities_of_the_episodes_that_are_left(tmp_path, kernel, more):
+    def fill(store, numbers):
+        with store.writer() as writer:
+            for number in numbers:
+                writer.append(numbered_episode(number))
+
+    with using(kernel):
+        store = EpisodeStore.create(tmp_path / "s", SIMPLE, limit_transitions=400)
+        fill(store, range(60))
+        sampler = store.prioritized(64, alpha=1.0, extra=["row"])
+        values = np.random.default_rng(0).random(sampler.transition_count)
+        sampler.update(np.arange(len(values)), values, numbers=True)
+        state, rows = sampler.state_dict(), store.transitions(len(values), 0).gather(np.arange(len(values))).index.copy()
+        known = {int(row): leaf for row, leaf in zip(rows, state["priorities"], strict=True)}
+        fixed = store.prioritized(64, alpha=1.0, episodes=np.arange(len(store)))
+        fill(store, range(60, 60 + more))
+        grown = EpisodeStore.open(store.path).prioritized(64, alpha=1.0)
+        grown.load_state(state)
+        rows = EpisodeStore.open(store.path).transitions(grown.transition_count, 0).gather(np.arange(grown.transition_count)).index
+        highest = sampler.max_priority + 1e-6
+        assert grown.priorities.tolist() == [known.get(int(row), highest) for row in rows]
+        left = sum(int(row) in known for row in rows)
+        assert (left == len(known)) == (more == 0) and (left == 0) == (more == 300)
+        sampler.refresh()  # the sampler that went on comes to the same
+        assert np.array_equal(sampler.priorities, grown.priorities)
+        if more:
+            assert store.first > 0
+            with pytest.raises(InvalidInput, match="first_row"):
+                EpisodeStore.open(store.path).prioritized(64, alpha=1.0, episodes=np.arange(5)).load_state(fixed.state_dict())
+
+
 @pytest.mark.parametrize("change, message", [
-    ({"alpha": 0.5}, "alpha 0.5"), ({"priorities": np.ones(10_000)}, "10000 transitions"), ({"priorities": np.zeros(3)}, "positive"),
-    ({"step": -1}, "step -1"), ({"first_row": 7}, "first_row 7"),
+    ({"alpha": 0.5}, "alpha 0.5"), ({"priorities": np.ones(10_000)}, "10000 transitions"), ({"priorities": np.ones(3)}, "3 transitions"),
+    ({"priorities": -1}, "positive"), ({"step": -1}, "step -1"), ({"first_row": 7}, "first_row 7"), ({"end_row": 1}, "transitions"),
 ])
 def test_a_state_of_another_sampler_is_refused(tmp_path, change, message):
     sampler = numbered_store(tmp_path, 3).prioritized(4)
     before = sampler.state_dict()
     with pytest.raises(InvalidInput, match=message):
+        if isinstance(change.get("priorities"), int):
+            change = {"priorities": before["priorities"] * change["priorities"]}
         sampler.load_state({**before, **change})
     with pytest.raises(InvalidInput, match="has no 'alpha'"):
         sampler.load_state({name: value for name, value in before.items() if name != "alpha"})

@@ -178,6 +178,27 @@ def test_a_death_at_every_system_call_loses_no_synced_step_and_doubles_no_episod
     assert at > 15
 
 
+def test_an_open_episode_ends_where_a_block_of_its_steps_is_missing(tmp_path):
+    store, episode, ends = EpisodeStore.create(tmp_path / "s", SIMPLE), whole(20), []
+    with store.writer() as writer:
+        writer.begin(episode.observation[0])
+        for t in range(9):
+            writer.step(episode.action[t], episode.reward[t], episode.observation[t + 1], extra=row(episode.extra, t))
+            if t % 3 == 2:
+                writer.sync()
+                ends.append((store.path / "open" / "0.1").stat().st_size)
+    file = store.path / "open" / "0.1"
+    content = file.read_bytes()
+    file.write_bytes(content[:ends[0]] + content[ends[1]:])  # both blocks that are left fit their checksums
+    left = len(content) - ends[1]
+    assert check(store.path) == [f"open/0.1: {left} bytes do not fit their checksum; 3 steps before them can be recovered"]
+    with store.writer() as writer:
+        assert writer.open_episodes == {0: 3}
+        writer.end()
+    assert np.array_equal(store.episodes[0].reward, episode.reward[:3])
+    assert np.array_equal(store.episodes[0].observation, episode.observation[:4])
+
+
 # --- Refused steps ------------------------------------------------------------------------------------------------------------------
 
 
@@ -205,6 +226,16 @@ def test_steps_that_do_not_fit_are_refused_and_leave_the_episode_as_it_was(tmp_p
     assert store.episode_table["steps"].tolist() == [1]
     with pytest.raises(InvalidInput, match="closed"):
         writer.step(*good)
+
+
+def test_a_first_observation_that_is_refused_leaves_the_open_episode_as_it_was(tmp_path):
+    store = EpisodeStore.create(tmp_path / "s", PLAIN)
+    with store.writer() as writer:
+        writer.begin(np.zeros(3, np.float32))
+        writer.step(np.zeros(2, np.float32), 1.0, np.zeros(3, np.float32))
+        with pytest.raises(InvalidEpisode, match="env 0, the first observation, field observation, row 0: nan"):
+            writer.begin(np.float32([0, np.nan, 0]))
+        assert writer.open_episodes == {0: 1}
 
 
 @pytest.mark.parametrize("bad", [(np.full(2, 2, np.float32), 0.0, np.zeros(3, np.float32)),

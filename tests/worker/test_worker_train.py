@@ -115,6 +115,19 @@ def test_evaluation_runs_the_file_that_is_fetched(train):
     assert hidden(worker.run) == []
 
 
+def test_a_transformer_of_stacked_frames_is_evaluated_with_its_own_target(train):
+    config = {"context_size": 3, "frame_stack": 2, "batch_size": 16, "encoder.units": [8], "transformer.layers": 1}
+    worker = train(
+        "job", "discrete_decision_transformer", "cartpole", steps=20, config=config, eval_env="CartPole-v1", eval_episodes=2
+    )  # fmt: skip
+    assert worker.end()["state"] == "succeeded", worker.log.read_text()
+    policy = Policy(worker.run / "seed-0" / "policy-000000000020.onnx")
+    assert (policy.frame_stack, policy.metadata["context"]["length"], policy.observation_shape) == (2, 3, (4,))
+    evaluation = policy.metadata["evaluation"]
+    assert evaluation["target_return"] == policy.target_return > 0
+    assert rollout.evaluate(policy, "CartPole-v1", 2, 1000).return_mean == pytest.approx(evaluation["return_mean"])
+
+
 def test_a_damaged_checkpoint_is_skipped_and_any_checkpoint_can_be_exported(train, start):
     spec = {"steps": 200, "eval_every": 100, "seeds": [0, 1]}
     assert train("job", "bc", "pendulum", **spec).end()["state"] == "succeeded"

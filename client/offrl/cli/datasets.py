@@ -77,17 +77,20 @@ def rm(name: Name, as_json: Json = False) -> None:
 def export(
     name: Name,
     out: Annotated[str, typer.Argument(metavar="OUT", help="Where to: .hdf5 or .h5 (D4RL), .npz, else a store's folder.")],
+    format: Annotated[
+        str | None, typer.Option("--format", metavar="F", help="d4rl, npz, store, minari, d3rlpy or d3rlpy-v1; default: by the ending.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Write a dataset to a file or folder here."""
     from offrl.cli.progress import display
     from offrl.client import Client
-    from offrl.datasets import EXPORT_FORMATS
+    from offrl.datasets import export_format
 
     with Client() as client, display(f"export {name}") as see:
-        path = client.datasets.export(name, out, follow=see)
+        path = client.datasets.export(name, out, format, follow=see)
     if as_json:
-        emit({"name": name, "path": str(path), "format": EXPORT_FORMATS.get(path.suffix.lower(), "store")})
+        emit({"name": name, "path": str(path), "format": export_format(path, format)})
     else:
         print(path)
 

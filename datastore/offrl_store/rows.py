@@ -1,0 +1,135 @@
+"""The column files of a writer: rows are checked, summed up and gathered in one pass, and written in large pieces.
+
+Pieces of some megabytes cost the page cache half as much as an episode at a time (1 M rows of 96 bytes: 16 against 32 ms), and syncing them
+later too (25 against 39 ms). Where the system can, the disk is set to work on them before the sync asks for it.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import format as layout
+from .disk import open_file, start_writing, write_parts
+from .errors import StoreCorrupt
+from .kernels import kernels
+from .schema import Column, Schema
+from .validate import CheckedEpisode, check_values
+
+GROUP_BYTES = 4 << 20   # rows gathered before they are written, all columns together
+START_BYTES = 16 << 20  # rows written before the disk is set to work on them
+
+
+class ColumnFiles:
+    """The columns of a store as its writer has them. Rows below ``written`` are in the files, the others up to the writer's first free row
+    in memory. The writer says at each call which row that is: an interrupt between two of its statements leaves nothing half known.
+    """
+
+    def __init__(self, path: Path, schema: Schema) -> None:
+        """Raises StoreCorrupt where a file is missing."""
+        self.written = 0
+        self._columns, self._files = schema.columns, [layout.column_path(path, column.name) for column in schema.columns]
+        self._widths = [column.field.row_bytes for column in schema.columns]
+        self._capacity = max(1, GROUP_BYTES // schema.row_bytes)
+        self._buffers: list[np.ndarray] = []
+        self._kernel: Any = None
+        self._started = 0  # rows that the disk was set to work on
+        self.descriptors: list[int] = []
+        try:
+            for file in self._files:
+                self.descriptors.append(open_file(file))
+        except BaseException:
+            self.close()
+            raise
+
+    def check_sizes(self, rows: int) -> None:
+        """Raise StoreCorrupt where a file has fewer than ``rows`` rows."""
+        for width, file, descriptor in zip(self._widths, self._files, self.descriptors, strict=True):
+            size = os.fstat(descriptor).st_size
+            if size < rows * width:
+                raise StoreCorrupt(f"{file} is cut: {size} bytes, {rows * width} are needed", hint="restore the store from a copy")
+
+    def put(self, checked: CheckedEpisode, row: int, where: str) -> int:
+        """Take an episode's rows, which go to row number ``row``, the first free one; returns their checksum.
+
+        Raises InvalidEpisode, naming ``where``, for a value that must not be stored; OSError where rows could not be written.
+        """
+        if self._kernel is None:
+            self._allocate()
+        rows = checked.steps + 1
+        direct = rows > self._capacity
+        if row + rows - min(row, self.written) > self._capacity or row < self.written:
+            self.flush(row)
+        at = -1 if direct else row - self.written
+        checksum = self._kernel.take(checked.arrays, rows, at, True)
+        if checksum < 0:  # say why; where there is no reason after all, each number is within the bounds of its own place
+            for column, array in zip(self._columns, checked.arrays, strict=True):
+                check_values(array, column, where)
+            checksum = self._kernel.take(checked.arrays, rows, at, False)
+        if direct:
+            for width, descriptor, array in zip(self._widths, self.descriptors, checked.arrays, strict=True):
+                write_parts(descriptor, [array, bytes(rows * width - array.nbytes)], row * width)
+            self.written = row + rows
+            self._start()
+        return checksum
+
+    def _allocate(self) -> None:
+        self._buffers = [np.empty((self._capacity, width), np.uint8) for width in self._widths]
+        self._kernel = kernels().RowBuffer([(buffer, column.field.dtype, allowed(column))
+                                            for buffer, column in zip(self._buffers, self._columns, strict=True)])
+
+    def flush(self, row: int) -> None:
+        """Write what is in memory of the rows below ``row``, the first free one. Raises OSError; trying again is fine then."""
+        count = row - self.written
+        if count > 0:
+            for width, descriptor, buffer in zip(self._widths, self.descriptors, self._buffers, strict=True):
+                write_parts(descriptor, [buffer[:count]], self.written * width)
+        self.written = row
+        self._start()
+
+    def _start(self) -> None:
+        """Set the disk to work on what was written, so that the sync has less to wait for."""
+        if (self.written - self._started) * sum(self._widths) >= START_BYTES:
+            for width, descriptor in zip(self._widths, self.descriptors, strict=True):
+                start_writing(descriptor, self._started * width, (self.written - self._started) * width)
+            self._started = self.written
+
+    def sync(self, row: int) -> None:
+        """Make the rows below ``row`` durable. Raises OSError."""
+        self.flush(row)
+        for descriptor in self.descriptors:
+            os.fdatasync(descriptor)
+        self._started = row
+
+    def cut(self, row: int) -> None:
+        """Forget the rows from ``row`` on and give their space back, and that of rows half written."""
+        self.written = min(self.written, row)
+        self._started = min(self._started, self.written)
+        for width, descriptor in zip(self._widths, self.descriptors, strict=True):
+            if os.fstat(descriptor).st_size > self.written * width:
+                os.ftruncate(descriptor, self.written * width)
+
+    def close(self) -> None:
+        descriptors, self.descriptors, self._buffers, self._kernel = self.descriptors, [], [], None
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
+def allowed(column: Column) -> np.ndarray | None:
+    """The least and the highest number that every place of a row may hold, of the field's dtype; None where nothing is checked.
+
+    All floating point numbers outside the extras must be finite, which the largest ones as bounds say.
+    """
+    field, bounds = column.field, [None, None]
+    if column.role == "action":
+        bounds = list(field.inner)
+    if column.role == "extra" or field.dtype.kind == "b" or (field.dtype.kind != "f" and bounds == [None, None]):
+        return None
+    limits = np.finfo(field.dtype) if field.dtype.kind == "f" else np.iinfo(field.dtype)
+    low, high = (limit if bound is None else bound for bound, limit in zip(bounds, (limits.min, limits.max), strict=True))
+    if field.dtype.kind == "f":
+        low, high = max(low, limits.min), min(high, limits.max)
+    return np.array([low, high], field.dtype)

@@ -1,0 +1,42 @@
+"""DiscreteRandomPolicy: actions that ignore what is seen, all equally likely. Nothing is learned.
+
+A policy file draws no numbers: its action is a hash of the observation, so the same observation gets the same action.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from offrld.engine import Algorithm, Space, setting
+from offrld.engine import Config as BaseConfig
+from offrld.losses import random_policy
+from offrld.nets import Params
+
+
+@dataclass(frozen=True)
+class Config(BaseConfig):
+    batch_size: int = setting(1, "transitions per update, of which nothing is learned", unit="transitions", low=1, high=1_000_000)
+
+
+def networks(config: Config, space: Space) -> dict[str, Any]:
+    return {"policy": random_policy.Hash("policy", space.action_size)}
+
+
+def act(params: Params, config: Config, nets: Any, observation: Any) -> Tensor:
+    return nets.policy(params, observation)  # the largest of n independent numbers is each of them equally often
+
+
+ALGORITHM = Algorithm(
+    name="discrete_random_policy",
+    summary="random discrete actions: to compare with, and to collect data",
+    paper="none: the usual baseline",
+    actions="discrete",
+    config=Config(),
+    networks=networks,
+    schedule=lambda config: (),
+    act=act,
+    presets={"paper": {}, "d3rlpy": {}},
+)

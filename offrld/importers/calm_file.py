@@ -1,0 +1,61 @@
+"""A file object for h5py that stays calm when a write fails, so that a full disk ends an export and not the process."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+
+class CalmFile(io.RawIOBase):
+    """A new file for h5py that fails late: HDF5 2.x crashes the process when a write fails while it closes (measured: a segmentation fault
+    on a full disk), so after the first failed write everything is taken silently, and `check` raises that first error."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = open(path, "x+b", buffering=0)  # noqa: SIM115  closed by close()
+        self._error: OSError | None = None
+
+    def check(self) -> None:
+        """Raises the error of the first write that failed."""
+        if self._error is not None:
+            raise self._error
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        done = 0
+        try:
+            while done < len(view) and self._error is None:
+                done += self._file.write(view[done:])
+        except OSError as error:
+            self._error = error
+        return len(view)
+
+    def readinto(self, buffer: Any) -> int:
+        count = self._file.readinto(buffer)
+        if self._error is not None:  # what was not written reads as zeros
+            memoryview(buffer)[count:] = bytes(len(buffer) - count)
+            return len(buffer)
+        return count
+
+    def read(self, size: int = -1) -> bytes:
+        return self._file.read(size)
+
+    def truncate(self, size: int) -> int:
+        try:
+            return self._file.truncate(size)
+        except OSError as error:
+            self._error = self._error or error
+            return size
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def flush(self) -> None:
+        """Nothing is buffered here."""
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()

@@ -1,0 +1,273 @@
+"""Exporting a store to Minari (HDF5 backend) and to d3rlpy, version 1 (flat) and version 2 (layout 2.1).
+
+Written with h5py alone, so that the library that owns the format loads it (tried with Minari 0.5.4 and d3rlpy 2.8). Minari keeps T+1
+observations per episode: where the final one is missing, a terminated episode gets its last observation in that place (which no learner
+uses), a truncated one ends a step earlier. d3rlpy keeps T observations: final ones are left out, and with them the last transition of
+truncated episodes. Extras are kept by Minari only (``infos``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from offrl_store import EpisodeStore, Field
+from offrl_store.errors import EmptyStore, InvalidInput
+
+from .calm_file import CalmFile
+
+Progress = Callable[[int, int | None], None]
+
+#: The version of Minari whose layout is written; readers accept the versions that are compatible with it.
+MINARI_VERSION = "0.5.4"
+
+
+@dataclass(frozen=True)
+class Export:
+    """One export.
+
+    Attributes:
+        store: its episodes are written.
+        path: where to write; does not exist.
+        name: the path that it gets when it is complete.
+        compress: gzip in HDF5.
+        progress: called with (episodes done, episodes in all).
+        message: called with a line for everything that the format has no place for.
+    """
+
+    store: EpisodeStore
+    path: Path
+    name: Path
+    compress: bool
+    progress: Progress
+    message: Callable[[str], None]
+
+
+def write_minari(export: Export) -> None:
+    """``data/main_data.hdf5`` and ``data/metadata.json`` of one dataset."""
+    store, schema = export.store, export.store.schema
+    action = _one_action(export, "minari")
+    folder = export.path / "data"
+    folder.mkdir(parents=True)
+    counts = {"episodes": 0, "steps": 0, "repeated": 0, "cut": 0, "left out": 0}
+    with contextlib.closing(CalmFile(folder / "main_data.hdf5")) as calm, h5py.File(calm, "w") as file:
+        for number, episode in enumerate(store.episodes):
+            steps, missing = episode.steps, episode.final_missing
+            if missing and not episode.terminated:
+                counts["cut"] += 1
+                steps -= 1
+            if not steps:
+                counts["left out"] += 1
+                continue
+            group = file.create_group(f"episode_{counts['episodes']}")
+            group.attrs["id"], group.attrs["total_steps"] = counts["episodes"], steps
+            observed = {"": episode.observation} if isinstance(schema.observation, Field) else episode.observation
+            for name, rows in observed.items():
+                if missing and episode.terminated:
+                    rows = np.concatenate([rows, rows[-1:]])
+                _dataset(export, group, f"observations/{name}".rstrip("/"), rows)
+            counts["repeated"] += missing and episode.terminated
+            _dataset(export, group, "actions", episode.action[:steps].reshape(steps, *_action_shape(action)))
+            _dataset(export, group, "rewards", episode.reward[:steps])
+            flags = np.arange(1, steps + 1) == steps
+            _dataset(export, group, "terminations", flags & episode.terminated)
+            _dataset(export, group, "truncations", flags & (not episode.terminated))
+            for name, rows in episode.extra.items():
+                # Minari keeps infos of the reset as well: the first row of T+1 is one without a step before it.
+                _dataset(export, group, f"infos/{name}", np.concatenate([np.zeros_like(rows[:1]), rows[:steps]]))
+            counts["episodes"], counts["steps"] = counts["episodes"] + 1, counts["steps"] + steps
+            calm.check()
+            export.progress(number + 1, len(store))
+        file.close()  # writes what HDF5 still holds
+        calm.check()
+    if not counts["episodes"]:
+        raise EmptyStore("no episode has two observations, which Minari needs", hint="export it as 'd4rl' or 'npz'")
+    _say_counts(export, counts)
+    size = (folder / "main_data.hdf5").stat().st_size
+    (folder / "metadata.json").write_text(json.dumps(_minari_metadata(export, action, counts, size)))
+
+
+def _say_counts(export: Export, counts: dict[str, int]) -> None:
+    if counts["repeated"]:
+        export.message(f"{counts['repeated']} terminated episodes lack their final observation: the last one is repeated there")
+    if counts["cut"]:
+        export.message(f"{counts['cut']} truncated episodes lack their final observation: they end one step earlier"
+                       + (f", and {counts['left out']} of one step are left out" if counts["left out"] else ""))
+
+
+def _minari_metadata(export: Export, action: Field, counts: dict[str, int], size: int) -> dict[str, Any]:
+    store = export.store
+    kept = store.metadata.get("source_attributes")
+    kept = kept if isinstance(kept, dict) else {}
+    observation = store.schema.observation
+    space = _space(observation) if isinstance(observation, Field) else \
+        {"type": "Dict", "subspaces": {name: _space(each) for name, each in observation.items()}}
+    metadata = {
+        "total_episodes": counts["episodes"], "total_steps": counts["steps"], "data_format": "hdf5", "jpeg_encoding": False,
+        "observation_space": json.dumps(_known_space(kept.get("observation_space"), space)), "action_space": json.dumps(_space(action)),
+        "dataset_id": _dataset_id(export.name), "minari_version": MINARI_VERSION, "dataset_size": round(size / 1e6, 1),
+    }  # fmt: skip
+    spec = _environment_spec(store.metadata.get("env_id"))
+    if spec is not None:
+        metadata["env_spec"] = spec
+    for key in ("author", "author_email", "algorithm_name", "code_permalink", "description", "ref_max_score", "ref_min_score"):
+        if key in kept:
+            metadata[key] = kept[key]
+    return metadata
+
+
+def _dataset_id(path: Path) -> str:
+    """The id under which Minari finds the folder: its path below Minari's root, else its name, with a version."""
+    root = Path(os.environ.get("MINARI_DATASETS_PATH") or Path.home() / ".minari" / "datasets")
+    path = Path(os.path.abspath(path))
+    name = path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
+    return name if re.search(r"-v\d+$", name) else f"{name}-v0"
+
+
+def _environment_spec(env_id: Any) -> str | None:
+    """What gymnasium's registry says of an environment; ids with a module are not imported."""
+    if not isinstance(env_id, str) or ":" in env_id:
+        return None
+    try:
+        import gymnasium
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return gymnasium.spec(env_id).to_json()
+    except Exception:  # an environment that is not registered here, or that cannot be written down: the data stand without it
+        return None
+
+
+def _space(field: Field) -> dict[str, Any]:
+    """A field as a space of gymnasium in Minari's JSON; without bounds a float reaches to infinity, an integer as far as its dtype."""
+    if field.discrete:
+        return {"type": "Discrete", "dtype": "int64", "start": 0, "n": field.n}
+    shape, dtype = _action_shape(field), field.dtype
+    if dtype.kind == "b":
+        return {"type": "MultiBinary", "n": list(shape)}
+    low, high = (-np.inf, np.inf) if dtype.kind == "f" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
+    bounds = [np.broadcast_to(least if own is None else own, shape).astype(dtype).tolist()
+              for own, least in ((field.low, low), (field.high, high))]
+    return {"type": "Box", "dtype": dtype.name, "shape": list(shape), "low": bounds[0], "high": bounds[1]}
+
+
+def _known_space(text: Any, space: dict[str, Any]) -> dict[str, Any]:
+    """The observation space that the data came with, where it is one of the same form: it has bounds, which stores do not keep."""
+    try:
+        known = json.loads(text)
+        same = all(known[key] == space[key] for key in ("type", "dtype", "shape"))
+    except (TypeError, ValueError, KeyError):
+        return space
+    return known if same else space
+
+
+def _action_shape(field: Field) -> tuple[int, ...]:
+    return () if field.discrete else field.shape or (1,)
+
+
+def write_d3rlpy(export: Export) -> None:
+    """Layout 2.1, as ``ReplayBuffer.dump`` writes it: arrays of each episode; several observation fields as a tuple."""
+    store, schema = export.store, export.store.schema
+    action = _one_action(export, "d3rlpy")
+    fields = [] if isinstance(schema.observation, Field) else list(schema.observation)
+    if fields:
+        export.message(f"the observation fields {', '.join(fields)} become a tuple in this order")
+    _say_unkept(export)
+    with contextlib.closing(CalmFile(export.path)) as calm, h5py.File(calm, "w") as file:
+        file["columns"] = ["observations", "actions", "rewards", "terminated"]
+        file["num_episodes"] = len(store)
+        for i, episode in enumerate(store.episodes):
+            steps = episode.steps
+            if fields:
+                for j, name in enumerate(fields):
+                    _dataset(export, file, f"observations_{i}_{j}", episode.observation[name][:steps])
+            else:
+                _dataset(export, file, f"observations_{i}", episode.observation[:steps])
+            _dataset(export, file, f"actions_{i}", episode.action.reshape(steps, *(_action_shape(action) or (1,))))
+            _dataset(export, file, f"rewards_{i}", episode.reward.reshape(steps, 1))
+            file[f"terminated_{i}"] = bool(episode.terminated)
+            calm.check()
+            export.progress(i + 1, len(store))
+        file["version"] = "2.1"
+        _set_env_id(file, store)
+        file.close()  # writes what HDF5 still holds
+        calm.check()
+
+
+def write_d3rlpy_v1(export: Export) -> None:
+    """The flat arrays of ``MDPDataset.dump`` of version 1: flags as float32, discrete actions as int32 ``[N]``."""
+    store, schema = export.store, export.store.schema
+    action = _one_action(export, "d3rlpy-v1")
+    if not isinstance(schema.observation, Field):
+        raise InvalidInput(f"the dataset has several observation fields ({', '.join(schema.observation)})",
+                           hint="d3rlpy 1 has one; export it as 'd3rlpy'")
+    _say_unkept(export)
+    steps = store.episode_table["steps"]
+    ends, count = np.cumsum(steps), int(steps.sum())
+    terminated = (store.episode_table["flags"] & 1) != 0
+    options = {"compression": "gzip", "shuffle": True, "chunks": True} if export.compress else {}
+    with contextlib.closing(CalmFile(export.path)) as calm, h5py.File(calm, "w") as file:
+        arrays = {
+            "observations": file.create_dataset(
+                "observations", (count, *schema.observation.shape), schema.observation.dtype, **options
+            ),
+            "actions": file.create_dataset(
+                "actions", (count, *_action_shape(action)), "i4" if action.discrete else action.dtype, **options
+            ),
+            "rewards": file.create_dataset("rewards", (count,), schema.reward.dtype, **options),
+        }
+        for i, episode in enumerate(store.episodes):
+            stop = int(ends[i])
+            start = stop - episode.steps
+            arrays["observations"][start:stop] = episode.observation[: episode.steps]
+            arrays["actions"][start:stop] = episode.action.reshape(episode.steps, *_action_shape(action))
+            arrays["rewards"][start:stop] = episode.reward
+            calm.check()
+            export.progress(i + 1, len(store))
+        for key, which in (("terminals", ends[terminated]), ("episode_terminals", ends)):
+            flags = np.zeros(count, np.float32)
+            flags[which - 1] = 1
+            file[key] = flags
+        file["discrete_action"] = action.discrete
+        file["version"] = "1.0"
+        _set_env_id(file, store)
+        file.close()  # writes what HDF5 still holds
+        calm.check()
+
+
+def _one_action(export: Export, format: str) -> Field:
+    action = export.store.schema.action
+    if not isinstance(action, Field):
+        raise InvalidInput(f"the dataset has several action fields ({', '.join(action)})", hint=f"{format!r} holds one; export as 'store'")
+    return action
+
+
+def _say_unkept(export: Export) -> None:
+    if export.store.schema.extra:
+        export.message(f"not exported: {', '.join(export.store.schema.extra)} (d3rlpy has no place for them)")
+    flags = export.store.episode_table["flags"]
+    kept = int(((flags & 2) == 0).sum())
+    if kept:
+        lost = int(((flags & 3) == 0).sum())
+        export.message(f"d3rlpy keeps no final observations: those of {kept} episodes are left out, "
+                       f"and with them the last transition of {lost} truncated ones")
+
+
+def _set_env_id(file: h5py.File, store: EpisodeStore) -> None:
+    if isinstance(store.metadata.get("env_id"), str):
+        file.attrs["env_id"] = store.metadata["env_id"]
+
+
+def _dataset(export: Export, group: h5py.Group, key: str, rows: np.ndarray) -> None:
+    options = {"compression": "gzip", "shuffle": True, "chunks": True} if export.compress and rows.size else {}
+    group.create_dataset(key, data=rows, **options)

@@ -1,0 +1,55 @@
+"""Learned models of the environment: the settings, networks and loss of the ensemble (see `nets.dynamics`).
+
+    loss_m = mean_B m_b (0.5 sum_j (mu_j - x_j)^2 exp(-2 l_j) + sum_j l_j + 0.01 sum_j (most_j - least_j)),    x = (s' - s, r)
+
+l_j are the log deviations, m_b an independent fair coin per member and transition (a bootstrap); the loss is the sum over members.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from offrld.engine import Batch, Config, Noise, Optimizer, RewardScaler, Space, State, setting
+from offrld.nets import Encoder, Params
+from offrld.nets.dynamics import EnsembleDynamics
+
+BOUND_WEIGHT = 0.01
+
+
+@dataclass(frozen=True)
+class DynamicsConfig(Config):
+    """Settings of the ensemble as its own job."""
+
+    batch_size: int = setting(100, "transitions per update", unit="transitions", low=1, high=1_000_000)
+    learning_rate: float = setting(1e-3, "step size", low=0.0, exclusive_low=True)
+    n_ensembles: int = setting(5, "models in the ensemble", low=1, high=100)
+    encoder: Encoder = Encoder()
+    optimizer: Optimizer = Optimizer(weight_decay=1e-4)
+    reward_scaler: RewardScaler = RewardScaler()
+
+
+def networks(config: Any, space: Space, encoder: Encoder) -> dict[str, Any]:
+    """The ensemble, called ``dynamics``; raises `InvalidInput` for images."""
+    sizes = (space.observation_size, space.action_size)
+    return {"dynamics": EnsembleDynamics("dynamics", config.n_ensembles, *sizes, encoder, discrete=space.discrete)}
+
+
+def noise(config: Any, space: Space) -> dict[str, Noise]:
+    """The bootstrap's coins."""
+    return {"bootstrap": Noise((config.n_ensembles, config.batch_size), "uniform")}
+
+
+def loss(params: Params, config: Any, nets: Any, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    """The negative log likelihood; metrics: the squared error of the means, and the loss."""
+    predicted = nets.dynamics(params, batch.observation, batch.action)
+    x = torch.cat([batch.next_observation - batch.observation, batch.reward.unsqueeze(-1)], dim=-1)  # [B, D + 1]
+    error = (predicted.mean - x) ** 2  # [N, B, D + 1]
+    likelihood = 0.5 * (error * torch.exp(-2 * predicted.log_std)).sum(-1) + predicted.log_std.sum(-1)  # [N, B]
+    bounds = BOUND_WEIGHT * (predicted.most - predicted.least).sum(-1, keepdim=True)  # [N, 1]
+    chosen = (batch.noise["bootstrap"] < 0.5).to(error.dtype)
+    value = (chosen * (likelihood + bounds)).mean(-1).sum()
+    return value, {"dynamics_loss": value, "dynamics_error": error.mean()}

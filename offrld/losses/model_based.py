@@ -1,0 +1,234 @@
+"""Training on imagined transitions: the settings, stages, rollouts and mixed batches that MOPO and COMBO share.
+
+Every `rollout_interval` updates of the policy, the first included, `rollout_batch_size` observations of the data are drawn, the policy acts
+and a random member of the ensemble answers, `rollout_horizon` times. The transitions go into a first-in-first-out memory in the training
+state. A batch is real_ratio real transitions, the rest imagined. Imagined transitions never end the task; n-step returns run along them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from offrl_store import rng
+from offrld.engine import Batch, Learner, Loss, Noise, Optimizer, Scaler, Scalers, Space, Stage, State, Step, setting
+from offrld.losses import dynamics, sac
+from offrld.nets import Encoder
+
+DYNAMICS = "ensemble_dynamics"
+
+
+@dataclass(frozen=True)
+class ModelBasedConfig(sac.SACConfig):
+    """Settings of the family, beside SAC's."""
+
+    update_actor_interval: int = setting(1, "updates of the critic per update of policy, temperature and target", unit="updates", low=1)
+    dynamics: str | None = setting(None, "job whose ensemble_dynamics is used; none: trained first, in a stage of this job")
+    dynamics_steps: int = setting(
+        50_000, "updates of the dynamics, in the first stage, where no job is named", unit="updates", low=1, probe=2
+    )
+    dynamics_batch_size: int = setting(100, "transitions per update of the dynamics, of those of a batch", unit="transitions", low=1)
+    dynamics_learning_rate: float = setting(1e-3, "step size of the dynamics", low=0.0, exclusive_low=True)
+    n_ensembles: int = setting(5, "models in the ensemble", low=1, high=100)
+    rollout_interval: int = setting(1000, "updates between rollouts", unit="updates", low=1, probe=2)
+    rollout_horizon: int = setting(5, "steps of a rollout", unit="steps", low=1, high=1000)
+    rollout_batch_size: int = setting(50_000, "rollouts at a time", unit="rollouts", low=1, high=10_000_000, probe=7)
+    real_ratio: float = setting(0.5, "share of real transitions in a batch", low=0.0, high=1.0)
+    generated_maxlen: int = setting(
+        1_250_000, "imagined transitions kept", unit="transitions", low=1, high=16_000_000, probe=64
+    )
+    dynamics_encoder: Encoder = Encoder()
+    dynamics_optimizer: Optimizer = Optimizer(weight_decay=1e-4)
+
+
+def networks(config: ModelBasedConfig, space: Space) -> dict[str, Any]:
+    """Those of SAC, and the ensemble where it is trained here."""
+    own = {} if config.dynamics is not None else dynamics.networks(config, space, config.dynamics_encoder)
+    return {**sac.networks(config, space), **own}
+
+
+def noise(config: ModelBasedConfig, space: Space) -> dict[str, Noise]:
+    """Those of SAC, the bootstrap's coins, and the choice of imagined transitions."""
+    return {**sac.noise(config, space), **dynamics.noise(config, space), "imagined": Noise((config.batch_size - real(config),), "uniform")}
+
+
+def memory(config: ModelBasedConfig, space: Space) -> dict[str, tuple[int, ...]]:
+    """The imagined transitions, how many there are, and where the next goes."""
+    size, d, a = config.generated_maxlen, space.observation_size, space.action_size
+    return {
+        "observation": (size, d), "action": (size, a), "reward": (size,), "next_observation": (size, d), "discount": (size,),
+        "count": (), "next": (),
+    }  # fmt: skip
+
+
+def real(config: ModelBasedConfig) -> int:
+    """Real transitions of a batch."""
+    return int(config.real_ratio * config.batch_size)
+
+
+def mixed(config: ModelBasedConfig, state: State, batch: Batch) -> Batch:
+    """The batch with its rows from `real` on replaced by imagined transitions."""
+    kept, found = real(config), state.memory
+    index = (batch.noise["imagined"].double() * found["count"]).long()  # [B - kept]
+    parts = {name: found[name][index] for name in ("observation", "action", "reward", "next_observation", "discount")}
+    rows = {name: torch.cat([getattr(batch, name)[:kept], part]) for name, part in parts.items()}
+    terminal = torch.cat([batch.terminal[:kept], torch.zeros_like(parts["reward"])])
+    return dataclasses.replace(batch, **rows, terminal=terminal)
+
+
+def on_mixture(loss: Loss) -> Loss:
+    """The loss of mixed batches."""
+
+    def mixed_loss(params: Any, config: Any, nets: Any, state: State, batch: Batch) -> Any:
+        return loss(params, config, nets, state, mixed(config, state, batch))
+
+    return mixed_loss
+
+
+def dynamics_loss(params: Any, config: ModelBasedConfig, nets: Any, state: State, batch: Batch) -> Any:
+    """The ensemble's loss on the first `dynamics_batch_size` transitions of the batch."""
+    n = config.dynamics_batch_size
+    rows = {name: getattr(batch, name)[:n] for name in ("observation", "action", "reward", "next_observation")}
+    coins = {"bootstrap": batch.noise["bootstrap"][:, :n]}
+    return dynamics.loss(params, config, nets, state, dataclasses.replace(batch, **rows, noise=coins))
+
+
+def stages(config: ModelBasedConfig, critic_loss: Loss) -> tuple[Stage, ...]:
+    """The dynamics, unless another job has them, then the Q functions, the policy, the temperature (by a fresh sample) and the target."""
+    every = config.update_actor_interval
+    temp = Step(
+        "temp", on_mixture(temp_loss), ("temp",), config.temp_optimizer, config.temp_learning_rate, every=every
+    )
+    policy = Stage(
+        "policy",
+        (
+            Step("critic", critic_loss, ("critic",), config.critic_optimizer, config.critic_learning_rate),
+            Step("actor", on_mixture(sac.actor_loss), ("actor",), config.actor_optimizer, config.actor_learning_rate, every),
+            *((temp,) if config.temp_learning_rate > 0 else ()),
+            Step("target", every=every, polyak={"critic": config.tau}),
+        ),
+    )
+    if config.dynamics is not None:
+        return (policy,)
+    learn = Step("dynamics", dynamics_loss, ("dynamics",), config.dynamics_optimizer, config.dynamics_learning_rate)
+    return (Stage("dynamics", (learn,), config.dynamics_steps), policy)
+
+
+def temp_loss(params: Any, config: ModelBasedConfig, nets: Any, state: State, batch: Batch) -> Any:
+    """SAC's, with the noise of the next action: a sample that the policy was not moved by."""
+    return sac.temp_loss(params, config, nets, state, dataclasses.replace(batch, noise={"actor": batch.noise["next"]}))
+
+
+# --- Rollouts ---
+def between(learner: Learner, k: int, penalty: float) -> None:
+    """Imagine transitions where they are due; the reward is lowered by ``penalty`` times the ensemble's variance."""
+    config = learner.config
+    since = k - (0 if config.dynamics is not None else config.dynamics_steps)
+    if since < 0 or since % config.rollout_interval:
+        return
+    with torch.no_grad():
+        for position, seed in enumerate(learner.seeds):
+            _imagine(learner, position, seed, k, penalty)
+
+
+def _imagine(learner: Learner, position: int, seed: int, k: int, penalty: float) -> None:
+    config, dataset = learner.config, learner.dataset
+    state, starts = learner.state.of_seed(position, {}), dataset.starts
+    model = _Model(learner, state)
+    count, size = config.rollout_batch_size, learner.space_.action_size
+    rows = starts[rng.integers(seed, k, rng.stream_id("rollouts"), len(starts), count)]
+    observation = dataset.observations(rows)  # [R, D]
+    steps = []
+    for h in range(config.rollout_horizon):
+        numbers = _Numbers(seed, k, h, observation)
+        action, _ = learner.nets.actor.sample(state.params, observation, numbers.normal("action", (count, size)))
+        following, reward, variance = model.step(observation, action, numbers)
+        steps.append((observation, action, reward - penalty * variance, following))
+        observation = following
+    _remember(learner, position, steps)
+
+
+@dataclass(frozen=True)
+class _Numbers:
+    """The random numbers of step ``h`` of the rollouts before update ``k``."""
+
+    seed: int
+    k: int
+    h: int
+    like: Tensor
+
+    def normal(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        values = rng.normal(self.seed, self.k, rng.stream_id(f"rollouts/{name}/{self.h}"), np.empty(shape, np.float32))
+        return torch.from_numpy(values).to(self.like)
+
+    def whole(self, name: str, below: int, count: int) -> Tensor:
+        values = rng.integers(self.seed, self.k, rng.stream_id(f"rollouts/{name}/{self.h}"), below, count)
+        return torch.from_numpy(values).to(self.like.device)
+
+
+class _Model:
+    """The ensemble that imagines, in the units of this run whatever units it was trained in."""
+
+    def __init__(self, learner: Learner, state: State) -> None:
+        given = learner.inputs.get("dynamics")
+        self._mine, self._space = learner.scalers, learner.space_
+        if given is None:
+            self._net, self._params, self._its = learner.nets.dynamics, state.params, learner.scalers
+        else:
+            some = next(iter(state.params.values()))
+            self._net, self._its = given.nets.dynamics, given.scalers
+            self._params = {name: value.to(some) for name, value in given.params.items()}
+
+    def step(self, observation: Tensor, action: Tensor, numbers: _Numbers) -> tuple[Tensor, Tensor, Tensor]:
+        """Next observation ``[R, D]``, reward and variance ``[R]``: the largest over the members of the summed variances."""
+        mine, its = self._mine, self._its
+        observed = self._observation(observation, mine, its)
+        predicted = self._net(self._params, observed, _converted(action, mine.action, its.action))
+        sampled = predicted.sample(numbers.normal("model", tuple(predicted.mean.shape)))  # [N, R, D + 1]
+        member = numbers.whole("member", self._net.members, len(observation))  # [R]
+        index = member.view(1, -1, 1).expand(1, *sampled.shape[1:])
+        chosen = sampled.gather(0, index).squeeze(0)  # [R, D + 1]
+        variance = torch.exp(2 * predicted.log_std).sum(-1).amax(0)
+        following = self._observation(observed + chosen[:, :-1], its, mine)
+        return following, _converted(chosen[:, -1], its.reward, mine.reward), variance
+
+    def _observation(self, value: Tensor, source: Scalers, to: Scalers) -> Tensor:
+        """The joined vector of all fields from one run's units into another's."""
+        if source is to:
+            return value
+        sizes = [math.prod(shape) for _, shape in self._space.observation.values()]
+        parts = zip(self._space.observation, value.split(sizes, dim=-1), strict=True)
+        return torch.cat([_converted(part, source.observation[name], to.observation[name]) for name, part in parts], dim=-1)
+
+
+def _converted(value: Tensor, one: Scaler | None, other: Scaler | None) -> Tensor:
+    """From the units of one scaler into those of another."""
+    value = value if one is None else one.reverse(value)
+    return value if other is None else other(value)
+
+
+def _remember(learner: Learner, position: int, steps: list[tuple[Tensor, Tensor, Tensor, Tensor]]) -> None:
+    """Put the rollouts into the memory, the oldest out; n-step sums are made here, along each rollout."""
+    config, memory = learner.config, {name: value[position] for name, value in learner.state.memory.items()}
+    size, horizon = config.generated_maxlen, len(steps)
+    for t, (observation, action, reward, following) in enumerate(steps):
+        used = min(config.n_steps, horizon - t)
+        total = sum(config.gamma**i * steps[t + i][2] for i in range(used)) if used > 1 else reward
+        following = steps[t + used - 1][3]
+        rows = {
+            "observation": observation, "action": action, "reward": total, "next_observation": following,
+            "discount": torch.full_like(reward, config.gamma**used),
+        }  # fmt: skip
+        kept = min(len(reward), size)  # of more than fit the last ones stay
+        start = int(memory["next"].item())
+        at = (torch.arange(kept, device=reward.device) + start) % size
+        for name, values in rows.items():
+            memory[name].index_copy_(0, at, values[-kept:])
+        memory["next"].fill_((start + kept) % size)
+        memory["count"].fill_(min(int(memory["count"].item()) + kept, size))
