@@ -121,7 +121,7 @@ class Acting:
         """Returns of the training episodes, which say what a sequence model is asked for; raises `InvalidInput` without a dataset."""
         if self._returns is None:
             if self.store is None:
-                raise InvalidInput("a sequence model's default return comes from its dataset", hint="load it with the store it was trained on")
+                raise InvalidInput("a sequence model's default return comes from its dataset", hint="load it with its store")
             self._returns = Returns.of(self.store, self._training, self._scalers.reward)
         return self._returns
 

@@ -83,14 +83,14 @@ class Shapes:
         boxes = dict(seen.spaces) if isinstance(seen, Dict) else {"observation": seen}
         for name, box in boxes.items():
             if not isinstance(box, Box):
-                raise InvalidInput(f"observation {name!r} of the environment is {box}", hint="vectors and images (Box) can be learned from")
+                raise InvalidInput(f"observation {name!r} of the environment is {box}", hint="networks take vectors and images (Box)")
         fields = {name: Field(_dtype(box.dtype), box.shape) for name, box in boxes.items()}
         if isinstance(done, Discrete):
             action = Field("int64", low=0, high=int(done.n) - 1)
         elif isinstance(done, Box) and np.isfinite(done.low).all() and np.isfinite(done.high).all():
             action = Field("float32", (int(np.prod(done.shape)),), low=done.low.reshape(-1), high=done.high.reshape(-1))
         else:
-            raise InvalidInput(f"actions of the environment are {done}", hint="Box actions with finite bounds and Discrete ones can be learned")
+            raise InvalidInput(f"actions of the environment are {done}", hint="it takes Box with finite bounds, or Discrete")
         schema = Schema(observation=fields if isinstance(seen, Dict) else fields["observation"], action=action)
         source = f"env:{env.spec.id}" if getattr(env, "spec", None) is not None else "env"
         space = dataclasses.replace(space_of(schema, {}, None, None), source=source)
@@ -117,7 +117,7 @@ class Shapes:
 
 
 def _no_rewards() -> Any:
-    raise InvalidInput("the reward scaler is fitted on data, and there is none", hint="give its statistics, as in reward_scaler.mean and std")
+    raise InvalidInput("the reward scaler is fitted on data, and there is none", hint="give its statistics: reward_scaler.mean, std")
 
 
 def _field(told: Any) -> Field:

@@ -43,7 +43,7 @@ class Fitting:
 
         Args:
             batch: what a store's sampler gave (``store.transitions(...).sample()``, ``.windows``, ``.prioritized``; rewards and
-                observations in the dataset's units), of any size, for all seeds alike; or, for a single seed, an engine's `Batch`, as it is.
+                observations in the dataset's units), of any size, for all seeds alike; or, for a single seed, an engine's `Batch`.
 
         Raises:
             InvalidInput: a batch without what the algorithm reads, or of other shapes.

@@ -63,7 +63,8 @@ class Given:
 
     def _checked(self, batch: Any, kind: type) -> Any:
         """A copy of a store's batch with what the algorithm reads, rewards scaled."""
-        needs = [field.name for field in dataclasses.fields(kind) if field.default is dataclasses.MISSING and field.name not in ("noise", "key")]
+        own = ("noise", "key")  # made here
+        needs = [field.name for field in dataclasses.fields(kind) if field.default is dataclasses.MISSING and field.name not in own]
         needs += [name for name in ("next_action", "returns") if getattr(self._algorithm, name)]
         for name in needs:
             if getattr(batch, name, None) is None:

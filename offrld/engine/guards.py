@@ -132,7 +132,8 @@ class Guard:
         """Take over what `as_json` gave."""
         self._first = {name: {int(seed): value for seed, value in values.items()} for name, values in told["first"].items()}
         self._good = {int(seed): step for seed, step in told["good"].items()}
-        self.stopped = {seed: Trouble(metric, seed, step, float(value), good, why) for metric, seed, step, value, good, why in told["stopped"]}
+        found = [Trouble(metric, seed, step, float(value), good, why) for metric, seed, step, value, good, why in told["stopped"]]
+        self.stopped = {trouble.seed: trouble for trouble in found}
         self.warned = {(name, seed) for name, seed in told["warned"]}
 
 
@@ -150,7 +151,8 @@ def value_limit(config: Any, store: EpisodeStore | None, space: Space, scalers: 
 # --- Before the first update ---
 def mistakes(algorithm: Algorithm, config: Any, store: EpisodeStore, space: Space, scalers: Scalers, training: np.ndarray) -> list[str]:
     """One line for each of the classic mistakes in data and settings; each says what helps."""
-    return [text for find in (_rewards, _ends, _observations, _actions) for text in find(algorithm, config, store, space, scalers, training)]
+    finds = (_rewards, _ends, _observations, _actions)
+    return [text for find in finds for text in find(algorithm, config, store, space, scalers, training)]
 
 
 Found = Iterator[str]

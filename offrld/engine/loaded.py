@@ -180,7 +180,7 @@ def _check(name: str, wanted: str, given: Loaded, space: Space) -> None:
         what = "a policy" if wanted == POLICY else f"a run of {wanted}"
         raise InvalidInput(f"{name} takes {what}, {given.origin} is of {given.algorithm.name}", hint=f"train {what} first")
     if wanted == POLICY and given.algorithm.batch_kind == "windows":
-        raise InvalidInput(f"{name}: {given.origin} is of {given.algorithm.name}, which acts on whole episodes", hint="evaluate it by running it")
+        raise InvalidInput(f"{name}: {given.origin} is of {given.algorithm.name}, which acts on whole episodes", hint="run it instead")
     if given.space.observation != space.observation:
         mine, other = (
             ", ".join(f"{field} {dtype} {shape}" for field, (dtype, shape) in each.observation.items()) for each in (space, given.space)

@@ -80,6 +80,6 @@ class Spent:
 
     def take(self) -> dict[str, float]:
         """The means per update, and start anew; empty where there was none."""
-        found = {"time_sample_batch": self.sample / self.updates, "time_algorithm_update": self.update / self.updates} if self.updates else {}
-        self.__init__()
-        return found
+        count, found = self.updates, {"time_sample_batch": self.sample, "time_algorithm_update": self.update}
+        self.sample, self.update, self.updates = 0.0, 0.0, 0
+        return {name: seconds / count for name, seconds in found.items()} if count else {}

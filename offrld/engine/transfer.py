@@ -170,7 +170,7 @@ class Transfer:
             ]
             counts[key] = int(theirs[f"optimizer/{key}/count"])
         if missing and strict:
-            raise InvalidInput(f"{sources[0].origin} has no optimiser state for {', '.join(missing)}", hint="take it from the same algorithm")
+            raise InvalidInput(f"{sources[0].origin} has no optimiser state for {', '.join(missing)}", hint="the same algorithm has it")
         if missing:
             self._log(f"start: optimisers of {', '.join(missing)} begin anew, {sources[0].origin} has none like them")
         return counts
