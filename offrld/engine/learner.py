@@ -266,6 +266,11 @@ class Learner(Creation, Acting, Fitting, Transfer):
         return self._scalers
 
     @property
+    def snapshot(self) -> str | None:
+        """Of the dataset that it was trained on; None without one."""
+        return self._trained_on.get("snapshot")
+
+    @property
     def space(self) -> dict[str, Any]:
         """The spaces as JSON (see `Space.as_json`)."""
         return self.space_.as_json()
@@ -278,12 +283,15 @@ class Learner(Creation, Acting, Fitting, Transfer):
         """As `metrics`, without starting anew."""
         return self._means.peek()
 
-    def broken(self) -> list[int]:
-        """The seeds that have a parameter or a target that is not a finite number."""
-        found = torch.ones(len(self.seeds), dtype=torch.bool, device=self._device)
-        for value in [*self.state.params.values(), *self.state.target.values()]:
-            found &= torch.isfinite(value).flatten(1).all(1) if value.dim() > 1 else torch.isfinite(value)
-        return [seed for seed, fine in zip(self.seeds, found.tolist(), strict=True) if not fine]
+    def broken(self) -> dict[int, str]:
+        """The seeds that have a parameter or a target that is not a finite number, with the first network that has one."""
+        found: dict[int, str] = {}
+        for name, value in [*self.state.params.items(), *self.state.target.items()]:
+            fine = torch.isfinite(value).reshape(len(self.seeds), -1).all(1).tolist()
+            for seed, good in zip(self.seeds, fine, strict=True):
+                if not good:
+                    found.setdefault(seed, name.split(".")[0])
+        return found
 
     def describe_run(self) -> dict[str, Any]:
         """What this run depends on beside config and data: runner, device, threads, dtype and versions."""

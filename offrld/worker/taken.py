@@ -13,7 +13,7 @@ import shutil
 from pathlib import Path
 
 from offrl.errors import InvalidInput
-from offrl.job import taken
+from offrl.job import TrainSpec, taken
 from offrld.engine import Algorithm, CheckpointCorrupt, Loaded
 from offrld.engine.loaded import choose
 from offrld.worker.runfolder import RunFolder, StateFolder, sync_folder
@@ -27,6 +27,14 @@ def inputs(state: StateFolder, run: RunFolder, algorithm: Algorithm, config: obj
         for name, reference in named.items()
         if reference is not None
     }
+
+
+def start(state: StateFolder, run: RunFolder, spec: TrainSpec) -> list[Loaded] | None:
+    """The run that a job starts from: all its seeds, or the one that ``spec`` names. Raises as `load`."""
+    if spec.start is None:
+        return None
+    seed, found = taken(spec.start)[1], load(state, run, "start", spec.start)
+    return found if seed is None else [choose(found, seed)]
 
 
 def load(state: StateFolder, run: RunFolder, name: str, reference: str) -> list[Loaded]:
