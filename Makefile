@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test test-all test-asan test-kill lint bench bench-store bench-latency scores wheel clean help
+.PHONY: demo test test-all test-asan test-kill lint bench bench-train bench-store bench-latency scores wheel clean help
 
 help:            ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
@@ -23,6 +23,9 @@ lint: $(STAMP)   ## ruff over everything
 
 bench: $(STAMP)  ## training speed of a real job against d3rlpy, side by side
 	$(BIN)/python -m benchmarks.train
+
+bench-train: $(STAMP)    ## training speed of every algorithm against d3rlpy and plain eager code
+	$(BIN)/python -m benchmarks.train_speed
 
 bench-store: $(STAMP)    ## the store beside plain C and other replay buffers, one table; makes .venv-store-peers
 	$(BIN)/python -m benchmarks.store

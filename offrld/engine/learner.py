@@ -25,11 +25,13 @@ from offrld.engine.loaded import Loaded, take_inputs
 from offrld.engine.metrics import Means
 from offrld.engine.optimizer import polyak
 from offrld.engine.policy import PolicyModule
-from offrld.engine.runner import Gradients, agree, gradients
+from offrld.engine.runner import Gradients, agree, choose_linear, gradients
 from offrld.engine.sequence_policy import Returns, SequencePolicy
 from offrld.engine.space import Space, space_of
 from offrld.engine.state import Due, TrainState, key_of
 from offrld.engine.supply import Supply
+from offrld.nets import onednn
+from offrld.nets.linear import products
 
 VALIDATION_BATCHES = 16
 
@@ -52,6 +54,7 @@ class Learner:
         holdout: np.ndarray,
         stacked: bool,
         feed: str,
+        linear: str,
         inputs: Mapping[str, Loaded],
         log: Callable[[str], None],
     ) -> None:
@@ -88,6 +91,10 @@ class Learner:
         self._means = Means(self.seeds)
         self._returns: Returns | None = None  # of the training episodes, once a policy wants them
         self._choose_runner(runner)
+        plain = self.runner == "eager" and not stacked
+        self.linear, why = choose_linear(linear, device=device, dtype=dtype, plain=plain)
+        self._linear_asked = linear != "auto"
+        log(f"linear layers: by {self.linear}, {why}")
 
     # ------------------------------------------------------------------------------------------------------------ creation
     @classmethod
@@ -108,6 +115,7 @@ class Learner:
         dtype: torch.dtype = torch.float32,
         stacked: bool | None = None,
         feed: str = "auto",
+        linear: str = "auto",
         inputs: Mapping[str, Loaded | Learner | str | os.PathLike[str]] | None = None,
         log: Callable[[str], None] = lambda text: None,
     ) -> Learner:
@@ -124,6 +132,8 @@ class Learner:
             cache_dir: folder where compiled kernels are kept between runs.
             stacked: whether seeds are differentiated together (None: on CUDA).
             feed: where batches come from: ``host``, ``prefetch``, ``resident`` or ``auto`` (see `Supply`); the batches are the same.
+            linear: what multiplies in linear layers: ``torch``, ``onednn``, or ``auto``: oneDNN where it is the faster on this processor
+                (the environment's OFFRL_LINEAR may name it). It decides last bits: a resumed run goes on with that of its checkpoint.
             inputs: for the settings that name another run (`Algorithm.inputs`), what to take in their place.
             log: takes one-line messages.
 
@@ -147,7 +157,8 @@ class Learner:
         return cls(
             algorithm, config, store, space,
             seeds=seeds, device=where, runner=runner, dtype=dtype, training=training, holdout=held_out,
-            stacked=together and len(seeds) > 1, feed=feed, inputs=take_inputs(algorithm, config, space, inputs or {}), log=log,
+            stacked=together and len(seeds) > 1, feed=feed, linear=linear,
+            inputs=take_inputs(algorithm, config, space, inputs or {}), log=log,
         )  # fmt: skip
 
     def _open_feeds(self, config: Any) -> list[Feed]:
@@ -199,14 +210,15 @@ class Learner:
     # ------------------------------------------------------------------------------------------------------------ training
     def run(self, updates: int) -> None:
         """Do ``updates`` updates."""
-        for _ in range(updates):
-            if self.algorithm.between is not None:
-                self.algorithm.between(self, self.step)
-            batches = self._batches(self.step)
-            for due in self.state.schedules[self._stage(self.step).name]:
-                if due.step.due(self.step):
-                    self._apply(due, batches)
-            self.step += 1
+        with products(through_onednn=self.linear == "onednn"):
+            for _ in range(updates):
+                if self.algorithm.between is not None:
+                    self.algorithm.between(self, self.step)
+                batches = self._batches(self.step)
+                for due in self.state.schedules[self._stage(self.step).name]:
+                    if due.step.due(self.step):
+                        self._apply(due, batches)
+                self.step += 1
 
     def _stage(self, k: int) -> Stage:
         for stage in self._stages[:-1]:
@@ -298,6 +310,7 @@ class Learner:
         name = torch.cuda.get_device_name(self._device) if self._device.type == "cuda" else platform.processor() or platform.machine()
         return {
             "runner": self.runner,
+            "linear": self.linear,
             "feed": self._supply.feed,
             "device": str(self._device),
             "device_name": name,
@@ -329,6 +342,17 @@ class Learner:
         self.step = int(description["step"])
         self._taken = {key: int(moments.counts[0]) for key, moments in self.state.moments.items()}
         self._means = Means.from_json(self.seeds, description["means"])
+        self._restore_linear(description.get("linear", "torch"))
+
+    def _restore_linear(self, before: str) -> None:
+        """Multiply as the checkpoint's run did, for the same bits, unless this one was told otherwise or cannot."""
+        if before == self.linear or self._linear_asked:
+            return
+        if before == "onednn" and not (onednn.present() and self.runner == "eager" and not self._stacked and self._device.type == "cpu"):
+            self._log("linear layers: by torch, because the checkpoint's oneDNN cannot be had: its last bits will differ")
+            return
+        self.linear = before
+        self._log(f"linear layers: by {before}, as in the checkpoint")
 
     def _identity(self) -> dict[str, Any]:
         return {
