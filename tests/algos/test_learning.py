@@ -92,7 +92,7 @@ def test_it_finds_the_best_continuous_action_in_random_data(name, reaching):
     steps, values = CONTINUOUS[name]
     action = trained(name, reaching, steps, values).policy(0)(STATES)
     error = (action - STATES).abs().max()
-    assert error < 0.35, f"{name}: {action.tolist()}"  # imitation of the random data gives 0: an error of 0.8
+    assert error < 0.4, f"{name}: {action.tolist()}"  # imitation of the random data gives 0: an error of 0.8
 
 
 # --- What the data does not show ---

@@ -77,11 +77,16 @@ def imitator(p, x, s):
     return net(p, "imitator", s)
 
 
+ALLOWED: list[tuple[bool, int, bool]] = []   # the worst action alone; how many; the best among them
+
+
 def discrete_bcq(p, x):
     s = x.next_observation
     q, log_g = averages(x.p, x, s), log_softmax(imitator(x.p, x, s))
     choice = np.zeros(len(s), int)
     for b in range(len(s)):
+        only = [a for a in range(N) if log_g[b, a] - log_g[b].max() > np.log(x.config.action_flexibility)]
+        ALLOWED.append((only == [q[b].argmin()], len(only), q[b].argmax() in only))
         scores = []
         for a in range(N):
             likely = log_g[b, a] - log_g[b].max() > np.log(x.config.action_flexibility)
@@ -95,14 +100,17 @@ def discrete_bcq(p, x):
 @kinds
 @pytest.mark.parametrize("shared", [True, False])
 def test_discrete_bcq_moves_values_and_imitator_by_one_optimiser(shared, kind, discrete_store):
-    # So high a share that the imitator forbids some of the best actions.
-    values = {**Q, "target_update_interval": 3, "action_flexibility": 0.9, "beta": 0.3, "share_encoder": shared}
+    values = {**Q, "batch_size": 16, "target_update_interval": 3, "action_flexibility": 0.95, "beta": 0.3, "share_encoder": shared}
     trace = Trace("discrete_bcq", discrete_store, {**values, **KINDS[kind]}, 4)
 
     def plan(k):
         return [Move("q", ("q", "imitator"), 0.02, discrete_bcq), *([Follow({"q": 1.0})] if k % 3 == 0 else [])]
 
+    ALLOWED.clear()
     replay(trace, plan, ("q",))
+    assert any(worst for worst, _, _ in ALLOWED), "only the small constant keeps the worst action above the forbidden ones"
+    assert {1, N} <= {count for _, count, _ in ALLOWED}
+    assert any(not best for _, _, best in ALLOWED)
     assert any(n.startswith("imitator.encoder") for n in trace.p) is not shared
 
 
