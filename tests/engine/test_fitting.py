@@ -84,7 +84,8 @@ def test_what_is_told_after_an_epoch(continuous_store, tmp_path):
         6, steps_per_epoch=3,
         callback=lambda *call: calls.append(call[1:]), epoch_callback=lambda *call: calls.append(("end", *call[1:])),
         evaluators={"length": lambda learner, episodes: len(episodes), "each": lambda learner, episodes: {0: 2.5}},
-        show_progress=True, save_to=tmp_path / "run", save_interval=2, logger=lambda *line: logged.append(line[:2]), verbose=True, output=out,
+        show_progress=True, save_to=tmp_path / "run", save_interval=2,
+        logger=lambda *line: logged.append(line[:2]), verbose=True, output=out,
     )  # fmt: skip
     assert calls == [(1, 1), (1, 2), (1, 3), ("end", 1, 3), (2, 4), (2, 5), (2, 6), ("end", 2, 6)]
     assert logged == [(1, 3), (2, 6)]
