@@ -10,7 +10,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -145,9 +145,11 @@ class Learner(Creation, Acting, Fitting, Transfer):
     def _open_feeds(self, changed: Mapping[str, Any]) -> list[Feed]:
         """A feed for each view; ``changed``: arguments of the sampler that are not the usual ones."""
         groups = [self.seeds] if self._stacked else [(seed,) for seed in self.seeds]
-        return [self._feed(group, self._training, stacked=self._stacked, ahead=True, **changed) for group in groups]
+        return [self._feed(group, self._training, stacked=self._stacked, ahead=True, changed=changed) for group in groups]
 
-    def _feed(self, seeds: tuple[int, ...], episodes: np.ndarray, *, stacked: bool, ahead: bool, **changed: Any) -> Feed:
+    def _feed(
+        self, seeds: tuple[int, ...], episodes: np.ndarray, *, stacked: bool, ahead: bool, changed: Mapping[str, Any] = MappingProxyType({})
+    ) -> Feed:  # fmt: skip
         everything = len(episodes) == len(self.store)
         request = request_of(
             self.algorithm, self.config, self.store, self.space_, self._scalers, self._policy_actions,

@@ -210,7 +210,8 @@ class Training:
     def _save(self) -> None:
         for seed, network in self.learner.broken().items():
             if seed in self.learner.guard.running:
-                self._diverged(self.learner.guard.stop(seed, self.learner.step, f"the network {network}", "has numbers that are not finite"))
+                why = "has numbers that are not finite"
+                self._diverged(self.learner.guard.stop(seed, self.learner.step, f"the network {network}", why))
         self.metrics.sync()  # first the rows, then the checkpoint that promises them
         self.checkpoints.save()
 
