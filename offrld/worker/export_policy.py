@@ -33,7 +33,7 @@ def run(job: WorkerJob) -> None:
         raise Unknown(f"job {spec.job!r} did not train seed {seed}", hint=f"trained: {', '.join(map(str, trained.seeds))}")
     step = _step(spec, source)
     job.report.progress(0, 1, force=True)
-    if not source.policy(seed, step).exists():
+    if not source.policy(seed, step, spec.format).exists():
         algorithm = get(trained.algorithm)
         settings = algorithm.configure(config)
         learner = Learner.create(
@@ -44,8 +44,8 @@ def run(job: WorkerJob) -> None:
         )  # fmt: skip
         step = _restore(learner, spec, source)
         job.control.check()
-        PolicyFiles(learner, source, job=spec.job, dataset=trained.dataset).export(seed)
-    job.report.message(f"policy of job {spec.job}: {source.policy(seed, step).relative_to(source.path)}")
+        PolicyFiles(learner, source, job=spec.job, dataset=trained.dataset).export(seed, spec.format)
+    job.report.message(f"policy of job {spec.job}: {source.policy(seed, step, spec.format).relative_to(source.path)}")
     job.report.progress(1, 1, force=True)
 
 

@@ -11,6 +11,7 @@ from offrld import settings
 from offrld.engine import Learner
 from offrld.engine.data import observation_column
 from offrld.export.onnx import PolicyExporter, annotate
+from offrld.export.torchscript import export_torchscript
 from offrld.worker.control import Control
 from offrld.worker.report import json_safe
 from offrld.worker.runfolder import RunFolder
@@ -34,10 +35,10 @@ class PolicyFiles:
             for name in learner.space["observation"]
         }
 
-    def export(self, seed: int) -> Path:
-        """Write the policy of a seed at the learner's step; returns its path."""
-        path = self._run.policy(seed, self._learner.step)
-        self._write(path, seed)
+    def export(self, seed: int, format: str = "onnx") -> Path:
+        """Write the policy of a seed at the learner's step, as ``onnx`` or ``torchscript``; returns its path."""
+        path = self._run.policy(seed, self._learner.step, format)
+        self._write(path, seed, format)
         return path
 
     def evaluate(self, seed: int, env_id: str, episodes: int, control: Control) -> rollout.Evaluation:
@@ -47,7 +48,7 @@ class PolicyFiles:
         """
         trial = self._run.seed(seed) / ".evaluating.onnx"
         try:
-            self._write(trial, seed)
+            self._write(trial, seed, "onnx")
             result = rollout.evaluate(trial, env_id, episodes, EVALUATION_SEED, on_episode=lambda done: control.check())
             annotate(trial, {"evaluation": json_safe({**result.as_json(), "seed": EVALUATION_SEED})})
             trial.replace(self._run.policy(seed, self._learner.step))
@@ -55,7 +56,7 @@ class PolicyFiles:
             trial.unlink(missing_ok=True)
         return result
 
-    def _write(self, path: Path, seed: int) -> None:
+    def _write(self, path: Path, seed: int, format: str) -> None:
         learner = self._learner
         path.parent.mkdir(parents=True, exist_ok=True)
         store, space = learner.store, learner.space
@@ -71,7 +72,8 @@ class PolicyFiles:
             "versions": learner.describe_run()["versions"],
         }
         only = next(iter(observation)) == "observation" and len(observation) == 1
-        self._exporter.export(
+        export = self._exporter.export if format == "onnx" else export_torchscript
+        export(
             learner.policy(seed), path, observation=observation["observation"] if only else observation,
             discrete=space["discrete"], metadata=json_safe(metadata), samples=self._samples["observation"] if only else self._samples,
         )  # fmt: skip
