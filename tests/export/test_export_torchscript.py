@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -24,6 +27,7 @@ from offrld.export.torchscript import METADATA, export_torchscript
 from offrld.worker.policies import PolicyFiles
 from offrld.worker.runfolder import RunFolder
 
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "policy-file.md"
 VECTOR = Field("float32", (4,))
 PIXELS = {f"encoder.{name}": value for name, value in SMALL.items()}
 ACTOR_AND_CRITIC = {f"{slot}.{name}": value for slot in ("actor_encoder", "critic_encoder") for name, value in SMALL.items()}
@@ -197,3 +201,23 @@ def test_what_is_not_the_network_leaves_no_file(module, says, tmp_path):
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
     export_torchscript(Linear().eval(), tmp_path / "p.pt", observation=("float32", (3,)), discrete=False)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_the_program_of_the_documentation_acts_as_the_network_does(continuous_store, tmp_path):
+    program = re.search(r"```cpp\n(.*?)```", DOCS.read_text(), re.S)[1]
+    (tmp_path / "main.cpp").write_text(program)
+    root = Path(torch.__file__).parent  # its headers and libraries are libtorch
+    subprocess.run(
+        ["g++", "-std=c++20", f"-I{root}/include", f"-I{root}/include/torch/csrc/api/include", "main.cpp", f"-L{root}/lib",
+         f"-Wl,-rpath,{root}/lib", "-ltorch", "-ltorch_cpu", "-lc10", "-o", "main"],
+        cwd=tmp_path, check=True, timeout=400,
+    )  # fmt: skip
+    module = learner_of("td3_bc", continuous_store).policy(0)
+    export_torchscript(module, tmp_path / "policy.pt", observation=("float32", (3,)), discrete=False, metadata={"job": "j7"})
+    printed = subprocess.run(["./main"], cwd=tmp_path, check=True, capture_output=True, text=True, timeout=60).stdout
+    actions, _, told = printed.rpartition("\n{")
+    given = [float(number) for number in actions.splitlines()[0].split()]
+    np.testing.assert_allclose(given, module(torch.zeros(1, 3))[0].numpy(), rtol=1e-3)
+    assert json.loads("{" + told)["job"] == "j7"
