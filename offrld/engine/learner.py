@@ -18,18 +18,19 @@ from offrl.errors import InvalidInput, OffrlError
 from offrl_store import EpisodeStore
 from offrl_store.errors import EmptyStore
 from offrld import settings
-from offrld.engine import checkpoint, data, optimizer
+from offrld.engine import checkpoint, data
 from offrld.engine.algorithm import Algorithm, Batch, Stage, Windows
 from offrld.engine.feed import Feed, Scalers, request_of
 from offrld.engine.loaded import Loaded, take_inputs
+from offrld.engine.graph import Capture, Chunks, cuda_capture, length_for, moved_alike, restore
 from offrld.engine.metrics import Means
-from offrld.engine.optimizer import polyak
 from offrld.engine.policy import PolicyModule
 from offrld.engine.runner import Gradients, agree, choose_linear, gradients
 from offrld.engine.sequence_policy import Returns, SequencePolicy
 from offrld.engine.space import Space, space_of
-from offrld.engine.state import Due, TrainState, key_of
+from offrld.engine.state import TrainState, key_of
 from offrld.engine.supply import Supply
+from offrld.engine.update import Updater
 from offrld.nets import onednn
 from offrld.nets.linear import products
 
@@ -125,7 +126,8 @@ class Learner:
             store: opened at the snapshot that the run is pinned to.
             seeds: one training run each; a seed alone decides its initialisation, batches and noise.
             device: ``auto`` (CUDA where there is one), ``cpu``, ``cuda`` or ``cuda:1``.
-            runner: ``eager``, ``compile``, or ``auto``: compiled on CUDA when its first gradients agree with eager ones, else eager.
+            runner: ``eager``, ``compile``, ``graph`` (CUDA graphs of many updates), or ``auto``: eager on the CPU; on CUDA compiled losses
+                where their first gradients agree with eager ones, in graphs where their first updates agree with single ones.
             threads: CPU threads of torch (None: as it is).
             holdout: share of the episodes kept out of training, for `validate`.
             bounds: of the actions, from the evaluation environment ``env_id``; they take precedence over the store's.
@@ -175,10 +177,68 @@ class Learner:
         return Feed(config, request, source, self.space_, self._scalers, dtype=self._dtype, device=self._device)
 
     def _choose_runner(self, runner: str) -> None:
-        self.runner = "compile" if runner == "compile" or (runner == "auto" and self._device.type == "cuda") else "eager"
+        cuda = self._device.type == "cuda"
+        if runner == "graph" and not cuda:
+            raise InvalidInput(f"runner 'graph' needs a CUDA device, this one is {self._device}", hint="use the runner auto")
+        self.runner = "compile" if runner == "compile" or (runner in ("auto", "graph") and cuda) else "eager"
         self._gradients = self._all_gradients(self.runner == "compile")
-        if runner == "auto" and self.runner == "compile" and not self._compiled_agrees():
+        if runner in ("auto", "graph") and self.runner == "compile" and not self._compiled_agrees():
             self.runner, self._gradients = "eager", self._all_gradients(False)
+        self._updater = Updater(self.state, self._gradients, stacked=self._stacked)
+        self._chunks: Chunks | None = None
+        if runner in ("auto", "graph") and cuda:
+            self._choose_graph()
+
+    def _choose_graph(self) -> None:
+        """Take CUDA graphs where chunks can be captured and move the state as single updates do; else tell why not."""
+        losses = self.runner
+        try:
+            self.use_chunks(cuda_capture(self.state.moving()))
+            why = "" if self._chunks_agree() else "replayed updates differ from single ones"
+        except Exception as error:  # whatever cannot be captured is a reason to do without, and is told
+            why = f"capturing failed ({type(error).__name__}: {str(error).partition(chr(10))[0][:200]})"
+        if why:
+            self._chunks = None
+            self._log(f"runner: {losses}, because {why}")
+            return
+        self.runner = "graph"
+        self._log(f"runner: graph, {self._chunks.length} updates at a time, losses by {losses}")
+
+    def use_chunks(self, capture: Capture, length: int | None = None) -> None:
+        """Train in chunks from now on (see `offrld.engine.graph`).
+
+        Raises:
+            InvalidInput: batches are not drawn on the device.
+        """
+        if self._supply.feed != "resident":
+            raise InvalidInput(f"the feed is {self._supply.feed}, and a graph draws its batches on the device", hint="feed='resident'")
+        feeds = {stage.name: self._single_feeds if stage.single_steps else self._feeds for stage in self._stages}
+        whole = length_for(self._batches(0)[0]) // len(self._feeds) or 1
+        self._chunks = Chunks(
+            self._updater, self.state.schedules, feeds, self._device, capture=capture, length=whole if length is None else length
+        )  # fmt: skip
+
+    def _chunks_agree(self) -> bool:
+        """Whether the first updates take the state to the same place in a chunk as one by one; moves nothing in the end."""
+        state = self.state.moving()
+        start, ends = [tensor.clone() for tensor in state], []
+        step, taken, means = self.step, dict(self._taken), self._means
+        updates = min(self._chunks.length, self._free(step, step + self._chunks.length))
+        try:
+            for chunked in (False, True):
+                self._means = Means(self.seeds)
+                if chunked:
+                    self._replay(step + updates, at_once=True)
+                else:
+                    for _ in range(updates):
+                        self._update()
+                ends.append([tensor.clone() for tensor in state])
+                restore(state, start)
+                self.step, self._taken = step, dict(taken)
+        finally:
+            restore(state, start)
+            self.step, self._taken, self._means = step, taken, means
+        return moved_alike(start, *ends)
 
     def _all_gradients(self, compiled: bool) -> dict[str, Gradients]:
         return {
@@ -210,15 +270,47 @@ class Learner:
     # ------------------------------------------------------------------------------------------------------------ training
     def run(self, updates: int) -> None:
         """Do ``updates`` updates."""
+        end = self.step + updates
         with products(through_onednn=self.linear == "onednn"):
-            for _ in range(updates):
+            while self.step < end:
                 if self.algorithm.between is not None:
                     self.algorithm.between(self, self.step)
-                batches = self._batches(self.step)
-                for due in self.state.schedules[self._stage(self.step).name]:
-                    if due.step.due(self.step):
-                        self._apply(due, batches)
-                self.step += 1
+                if self._chunks is None or not self._replay(end):
+                    self._update()
+
+    def _update(self) -> None:
+        """One update, at once."""
+        batches = self._batches(self.step)
+        for due in self.state.schedules[self._stage(self.step).name]:
+            if due.step.due(self.step):
+                self._means.add(self._updater.apply(due, batches, self._taken.get(due.moments_key, 0)))
+                if due.moments_key:
+                    self._taken[due.moments_key] += 1
+        self.step += 1
+
+    def _replay(self, end: int, *, at_once: bool = False) -> bool:
+        """Some updates together, up to ``end``, where they are worth a graph; whether there were any."""
+        done, metrics, moves = self._chunks.run(
+            self._stage(self.step).name, self.step, self._free(self.step, end), self._taken, at_once=at_once
+        )  # fmt: skip
+        self._means.add(metrics)
+        for key, count in moves.items():
+            self._taken[key] += count
+        self.step += done
+        return done > 0
+
+    def _free(self, k: int, end: int) -> int:
+        """How many updates from ``k`` on follow each other without another stage or the algorithm's hook in between."""
+        stop, first = end, 0
+        for stage in self._stages[:-1]:
+            first += stage.updates or 0
+            if stage.updates is not None and first > k:
+                stop = min(stop, first)
+                break
+        if self.algorithm.between is not None:
+            hook = self.algorithm.next_between
+            stop = min(stop, k + 1 if hook is None else hook(self.config, k))
+        return stop - k
 
     def _stage(self, k: int) -> Stage:
         for stage in self._stages[:-1]:
@@ -230,29 +322,6 @@ class Learner:
     def _batches(self, k: int) -> list[Any]:
         """One batch per view: one per seed, or all seeds' stacked."""
         return [feed.batch(k) for feed in (self._single_feeds if self._stage(k).single_steps else self._feeds)]
-
-    def _apply(self, due: Due, batches: list[Any]) -> None:
-        if due.step.loss is not None:
-            run = self._gradients[due.key]
-            results = [run(view.leaves[due.key], view.state, batch) for view, batch in zip(self.state.views, batches, strict=True)]
-            self._move(due, [result.gradients for result in results])
-            with torch.no_grad():
-                for position, result in enumerate(results):
-                    self.state.update(position, result.updates)
-            self._means.add([result.metrics for result in results], stacked=self._stacked)
-        for targets, online, rate in due.followers:
-            polyak(targets, online, rate)
-
-    def _move(self, due: Due, gradients: list[tuple[torch.Tensor, ...]]) -> None:
-        """Let the optimiser of a step move its parameters."""
-        step, key = due.step, due.moments_key
-        with torch.no_grad():
-            for view, grads, (params, parts, count) in zip(self.state.views, gradients, due.groups, strict=True):
-                optimizer.step(
-                    step.optimizer, step.learning_rate, params, grads, parts, count, taken=self._taken[key], names=due.names,
-                    factor=None if step.rate is None else step.rate(view.state.memory), seeds_axis=self._stacked,
-                )  # fmt: skip
-        self._taken[key] += 1
 
     # ------------------------------------------------------------------------------------------------------------ reading
     @property
@@ -286,7 +355,7 @@ class Learner:
                     step.loss(state.params, self.config, self.nets, state, batch)[1]
                     for state in (self.state.of_seed(position, self._data) for position in range(len(self.seeds)))
                 ]
-                means.add(rows, stacked=False)
+                means.add({name: torch.stack([row[name].detach() for row in rows]) for name in rows[0]})
         return {f"validation_{name}": values for name, values in means.take().items()}
 
     def policy(self, seed: int) -> PolicyModule:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,16 +20,17 @@ class Means:
 
     def __init__(self, seeds: Sequence[int]) -> None:
         self._seeds = tuple(seeds)
-        self._pending: dict[str, list[Tensor]] = {}
+        self._pending: dict[str, list[Tensor]] = {}  # [rows, S] each
+        self._rows: dict[str, int] = {}
         self._sums: dict[str, tuple[list[float], int]] = {}
 
-    def add(self, rows: list[dict[str, Tensor]], *, stacked: bool) -> None:
-        """Add one update's metrics: a dict per seed of 0-d tensors, or one dict of ``[S]`` tensors when ``stacked``."""
-        for name in rows[0]:
-            values = rows[0][name] if stacked else rows[0][name].unsqueeze(0) if len(rows) == 1 else torch.stack([r[name] for r in rows])
+    def add(self, metrics: Mapping[str, Tensor]) -> None:
+        """Add values ``[S]`` of one update, or ``[rows, S]`` of several in their order."""
+        for name, values in metrics.items():
             pending = self._pending.setdefault(name, [])
-            pending.append(values.detach())
-            if len(pending) >= _PENDING:
+            pending.append(values if values.dim() == 2 else values.unsqueeze(0))
+            rows = self._rows[name] = self._rows.get(name, 0) + len(pending[-1])
+            if rows >= _PENDING:
                 self._fold(name)
 
     def _fold(self, name: str) -> None:
@@ -37,9 +38,9 @@ class Means:
         if not pending:
             return
         sums, count = self._sums.get(name, ([0.0] * len(self._seeds), 0))
-        for row in torch.stack(pending).tolist():
+        for row in torch.cat(pending).tolist():
             sums = [total + value for total, value in zip(sums, row, strict=True)]
-        self._sums[name] = (sums, count + len(pending))
+        self._sums[name] = (sums, count + self._rows.pop(name))
 
     def take(self) -> dict[str, dict[int, float]]:
         """The means, and start anew."""
