@@ -153,7 +153,8 @@ def take_inputs(
         given: setting -> what to take for it; where it is not given, the setting's own value is a path (see `Loaded.read`).
 
     Raises:
-        InvalidInput: it is not of the algorithm that is needed, or was trained for other observations or actions.
+        InvalidInput: it is not of the algorithm that is needed, or was trained for other observations or actions; or an evaluation has
+            no policy.
     """
     for name in given:
         if name not in algorithm.inputs:
@@ -166,6 +167,8 @@ def take_inputs(
             continue
         found[name] = _loaded(value)
         _check(name, wanted, found[name], space)
+    if algorithm.next_action == POLICY and POLICY not in found:
+        raise InvalidInput(f"{algorithm.name} evaluates a policy, and none was named", hint="set policy to the job that trained it")
     return found
 
 
