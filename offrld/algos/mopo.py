@@ -47,12 +47,8 @@ ALGORITHM = Algorithm(
     memory=model_based.memory,
     schedule=schedule,
     stages=stages,
-<<<<<<< HEAD
-    between=lambda learner, k: model_based.between(learner, k, learner.config.lam),
-    next_between=model_based.next_between,
-=======
     between=lambda learner, k: model_based.between(learner, k, learner.config.lam, learner.config.variance_type),
->>>>>>> eng-core
+    next_between=model_based.next_between,
     inputs={"dynamics": model_based.DYNAMICS},
     act=sac.act,
     sample=sac.sample,
