@@ -2,8 +2,8 @@
 
 A `Chunk` is what is captured: K updates whose steps are known beforehand (`Pattern`), while everything that differs between one replay
 and the next, the number of the first update and how often each optimiser has moved, stands in tensors on the device. It runs without
-a graph as well, and then gives the bits of the ordinary loop; `CudaGraph` alone needs a GPU. `Chunks` cuts a run into them: none goes beyond
-the end of a stage or an update before which the algorithm's hook has something to do.
+a graph as well, and then gives the bits of the ordinary loop; `CudaGraph` alone needs a GPU. `Chunks` cuts a run into them: none goes
+beyond the end of a stage or an update before which the algorithm's hook has something to do.
 """
 
 from __future__ import annotations

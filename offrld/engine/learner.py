@@ -21,8 +21,8 @@ from offrld import settings
 from offrld.engine import checkpoint, data
 from offrld.engine.algorithm import Algorithm, Batch, Stage, Windows
 from offrld.engine.feed import Feed, Scalers, request_of
-from offrld.engine.loaded import Loaded, take_inputs
 from offrld.engine.graph import Capture, Chunks, cuda_capture, length_for, moved_alike, restore
+from offrld.engine.loaded import Loaded, take_inputs
 from offrld.engine.metrics import Means
 from offrld.engine.policy import PolicyModule
 from offrld.engine.runner import Gradients, agree, choose_linear, gradients

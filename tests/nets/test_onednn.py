@@ -16,6 +16,7 @@ SHAPES = [
     ((256, 256), 256),
     ((30, 256, 64), 128),        # candidates
     ((4500, 40), 48),            # more rows than are summed at a time
+    ((4500, 6), 256),            # candidate actions
 ]  # fmt: skip
 
 
