@@ -18,14 +18,18 @@ class Means:
     stand in a checkpoint: a resumed run gives the same means as one that was not interrupted.
     """
 
-    def __init__(self, seeds: Sequence[int]) -> None:
+    def __init__(self, seeds: Sequence[int], also: Means | None = None) -> None:
+        """``also``: other means that count the same."""
         self._seeds = tuple(seeds)
+        self._also = also
         self._pending: dict[str, list[Tensor]] = {}  # [rows, S] each
         self._rows: dict[str, int] = {}
         self._sums: dict[str, tuple[list[float], int]] = {}
 
     def add(self, metrics: Mapping[str, Tensor]) -> None:
         """Add values ``[S]`` of one update, or ``[rows, S]`` of several in their order."""
+        if self._also is not None:
+            self._also.add(metrics)
         for name, values in metrics.items():
             pending = self._pending.setdefault(name, [])
             pending.append(values if values.dim() == 2 else values.unsqueeze(0))
@@ -42,11 +46,15 @@ class Means:
             sums = [total + value for total, value in zip(sums, row, strict=True)]
         self._sums[name] = (sums, count + self._rows.pop(name))
 
-    def take(self) -> dict[str, dict[int, float]]:
-        """The means, and start anew."""
+    def peek(self) -> dict[str, dict[int, float]]:
+        """The means so far."""
         for name in list(self._pending):
             self._fold(name)
-        means = {name: {seed: s / count for seed, s in zip(self._seeds, sums, strict=True)} for name, (sums, count) in self._sums.items()}
+        return {name: {seed: s / count for seed, s in zip(self._seeds, sums, strict=True)} for name, (sums, count) in self._sums.items()}
+
+    def take(self) -> dict[str, dict[int, float]]:
+        """The means, and start anew."""
+        means = self.peek()
         self._sums = {}
         return means
 
@@ -62,3 +70,17 @@ class Means:
         means = cls(seeds)
         means._sums = {name: (list(values), int(count)) for name, (values, count) in sums.items()}
         return means
+
+
+class Spent:
+    """Seconds that updates took: for their batches, and for the rest."""
+
+    def __init__(self) -> None:
+        self.sample = self.update = 0.0
+        self.updates = 0
+
+    def take(self) -> dict[str, float]:
+        """The means per update, and start anew; empty where there was none."""
+        count, found = self.updates, {"time_sample_batch": self.sample, "time_algorithm_update": self.update}
+        self.sample, self.update, self.updates = 0.0, 0.0, 0
+        return {name: seconds / count for name, seconds in found.items()} if count else {}

@@ -233,12 +233,12 @@ def test_why_there_is_no_graph_is_told_and_losses_go_on_as_they_were(continuous_
     lines = []
     config = bc.ALGORITHM.configure({"batch_size": 8})
     learner = Learner.create(bc.ALGORITHM, config, continuous_store, feed="resident", device="cpu", log=lines.append)
-    monkeypatch.setattr("offrld.engine.learner.cuda_capture", lambda state: lambda chunk: 1 / 0)
+    monkeypatch.setattr("offrld.engine.replaying.cuda_capture", lambda state: lambda chunk: 1 / 0)
     learner._choose_graph()
     assert lines[-1] == "runner: eager, because capturing failed (ZeroDivisionError: division by zero)"
     assert learner.runner == "eager"
     learner.run(3)
-    monkeypatch.setattr("offrld.engine.learner.cuda_capture", lambda state: lambda chunk: chunk)
+    monkeypatch.setattr("offrld.engine.replaying.cuda_capture", lambda state: lambda chunk: chunk)
     learner._choose_graph()
     assert lines[-1].startswith("runner: graph, 32 updates at a time, losses by eager")
     assert learner.describe_run()["runner"] == "graph"
