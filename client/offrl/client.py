@@ -19,7 +19,7 @@ from offrl.job import TrainSpec
 
 LONG_POLL_S = 10.0  # how long the daemon may hold a request for the next event
 EXPORTS = 5  # in a row, for one fetch: the newest step of a running job moves on while its policy is made
-FETCH_KINDS = ("onnx", "checkpoint", "metrics")
+FETCH_KINDS = ("onnx", "torchscript", "checkpoint", "metrics")
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -271,7 +271,8 @@ class Job:
 
         Args:
             path: where to (an existing folder: the own name in there). By default ``policy.onnx``, or the own name of another kind.
-            kind: ``onnx`` (the policy), ``checkpoint`` (safetensors) or ``metrics`` (a zip of ``seed-S/NAME.csv``).
+            kind: ``onnx`` (the policy), ``torchscript`` (the policy for libtorch, ``policy.pt``), ``checkpoint`` (safetensors) or
+                ``metrics`` (a zip of ``seed-S/NAME.csv``).
             seed: one that was trained; by default the first.
             best: the step with the highest mean return among the evaluations that are kept.
             step: a step that has a checkpoint; by default the newest.
@@ -294,12 +295,7 @@ class Job:
     ) -> tuple[Path, wire.Artifact]:
         """As `fetch`, with what the file is (name, size, sha256) beside its path."""
         if kind not in FETCH_KINDS:
-            hint = f"kinds: {', '.join(FETCH_KINDS)}"
-            if kind == "torchscript":
-                raise InvalidInput(
-                    "TorchScript files are not made by this version", hint="the policy as ONNX runs without torch: --kind onnx"
-                )
-            raise InvalidInput(f"no kind {kind!r} can be fetched", hint=hint)
+            raise InvalidInput(f"no kind {kind!r} can be fetched", hint=f"kinds: {', '.join(FETCH_KINDS)}")
         if best and step is not None:
             raise InvalidInput(f"both best and step={step} were asked for", hint="give one of them")
         return self.download(build(wire.OpenArtifact, job=self.id, kind=kind, seed=seed, best=best, step=step), path)

@@ -21,6 +21,7 @@ JobId = Annotated[str, Field(pattern=JOB_PATTERN)]
 # A job whose result another one takes, and which of its seeds (the first trained where none is named): JOB or JOB:SEED.
 TAKEN_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9-]{0,63}(:[0-9]{1,10})?$"
 Taken = Annotated[str, Field(pattern=TAKEN_PATTERN)]
+POLICY_SUFFIXES = {"onnx": ".onnx", "torchscript": ".pt"}  # format of a policy file -> the end of its name
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
@@ -103,6 +104,7 @@ class ExportSpec(_Spec):
     job: JobId
     seed: Seed | None = None                                          # None: the first trained
     step: Annotated[int, Field(ge=0)] | None = None                   # None: the newest checkpoint
+    format: Literal["onnx", "torchscript"] = "onnx"
 
 
 class DatasetExportSpec(_Spec):

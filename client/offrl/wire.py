@@ -281,7 +281,7 @@ class OpenArtifact(Request):
     reply = Artifact
     type: Literal["open_artifact"] = "open_artifact"
     job: JobId
-    kind: Literal["onnx", "checkpoint", "metrics", "dataset"] = "onnx"
+    kind: Literal["onnx", "torchscript", "checkpoint", "metrics", "dataset"] = "onnx"
     seed: Annotated[int, Field(ge=0)] | None = None
     best: bool = False
     step: Annotated[int, Field(ge=0)] | None = None

@@ -12,7 +12,8 @@ from offrl.errors import InvalidInput
 from offrld import settings
 from offrld.engine.data import observation_column
 from offrld.export.onnx import PolicyExporter
-from offrld.worker.report import json_safe
+from offrld.export.torchscript import export_torchscript
+from offrld.plain import json_safe
 
 if TYPE_CHECKING:
     from offrld.engine import Learner
@@ -38,8 +39,8 @@ class LearnerExporter:
                 for name in learner.space["observation"]
             }
 
-    def write(self, path: Path, seed: int) -> None:
-        """Write the policy of a seed as it is now; raises `CheckFailed` where it differs from the network."""
+    def write(self, path: Path, seed: int, format: str = "onnx") -> None:
+        """Write the policy of a seed as it is now, as ``onnx`` or ``torchscript``; `CheckFailed` where it differs from the network."""
         learner, samples = self._learner, self._samples
         path.parent.mkdir(parents=True, exist_ok=True)
         store, space = learner.store, learner.space
@@ -56,7 +57,8 @@ class LearnerExporter:
             "versions": learner.describe_run()["versions"],
         }
         only = next(iter(observation)) == "observation" and len(observation) == 1
-        self._exporter.export(
+        export = self._exporter.export if format == "onnx" else export_torchscript
+        export(
             learner.policy(seed), path, observation=observation["observation"] if only else observation, discrete=space["discrete"],
             metadata=json_safe(metadata), samples=samples["observation"] if only and samples is not None else samples,
         )  # fmt: skip

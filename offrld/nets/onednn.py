@@ -106,7 +106,9 @@ class _Linear(torch.autograd.Function):
 
 
 def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
-    out = _product(x.flatten(0, -2), weight, bias, "relu" if relu else "none")
+    out = _product(x.flatten(0, -2), weight, bias)
+    if relu:
+        out.relu_()  # not oneDNN's own, which makes 0 of NaN and would hide a run that broke
     return out if x.dim() == 2 else out.view(*x.shape[:-1], weight.shape[0])
 
 
@@ -127,8 +129,8 @@ def _to_weight(grad: Tensor, rows: Tensor) -> Tensor:
     return _product(grad.t(), rows.t())
 
 
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str = "none") -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(_dense(x), _dense(weight), bias, activation, [], "")
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(_dense(x), _dense(weight), bias, "none", [], "")
 
 
 def _dense(matrix: Tensor) -> Tensor:

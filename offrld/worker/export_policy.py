@@ -34,7 +34,7 @@ def run(job: WorkerJob) -> None:
         raise Unknown(f"job {spec.job!r} did not train seed {seed}", hint=f"trained: {', '.join(map(str, trained.seeds))}")
     step = _step(spec, source)
     job.report.progress(0, 1, force=True)
-    if not source.policy(seed, step).exists():
+    if not source.policy(seed, step, spec.format).exists():
         algorithm = get(trained.algorithm)
         settings = algorithm.configure(config)
         learner = Learner.create(
@@ -48,8 +48,8 @@ def run(job: WorkerJob) -> None:
         job.control.check()
         if (trouble := learner.guard.stopped.get(seed)) is not None:
             raise Diverged(f"job {spec.job}: {trouble}", hint=f"it was in order at step {trouble.good}: fetch --step K")
-        PolicyFiles(learner, source, job=spec.job, dataset=trained.dataset).export(seed)
-    job.report.message(f"policy of job {spec.job}: {source.policy(seed, step).relative_to(source.path)}")
+        PolicyFiles(learner, source, job=spec.job, dataset=trained.dataset).export(seed, spec.format)
+    job.report.message(f"policy of job {spec.job}: {source.policy(seed, step, spec.format).relative_to(source.path)}")
     job.report.progress(1, 1, force=True)
 
 

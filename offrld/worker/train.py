@@ -19,13 +19,13 @@ from offrld.algos import get
 from offrld.engine import Learner
 from offrld.engine.guards import HELP, Diverged, Trouble
 from offrld.engine.memory import keep_freed_memory
+from offrld.plain import json_safe
 from offrld.worker import taken
 from offrld.worker.checkpoints import Checkpoints
 from offrld.worker.control import Stopped
 from offrld.worker.job import WorkerJob
 from offrld.worker.metrics import Metrics
 from offrld.worker.pace import Pace
-from offrld.worker.report import json_safe
 from offrld.worker.runfolder import write_json
 from offrld.worker.versions import installed
 

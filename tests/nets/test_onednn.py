@@ -74,6 +74,17 @@ def test_columns_cut_out_of_a_wider_weight_are_multiplied_rightly_and_fast():
 
 
 @needs_onednn
+def test_what_is_not_a_number_comes_out_as_such():
+    x, weight, bias = made((256, 64), 128, gradient=False)
+    weight[3, 5] = float("nan")
+    with products(through_onednn=True), Products() as seen:
+        out = linear(x, weight, bias, relu=True)
+    assert seen.count == 1
+    assert out[:, 3].isnan().all()
+    assert not out[:, 4].isnan().any()
+
+
+@needs_onednn
 def test_only_what_is_asked_for_is_differentiated():
     x, weight, bias = made((256, 256), 256)
     with products(through_onednn=True):
