@@ -46,7 +46,7 @@ TRANSITIONS: dict[JobState, frozenset[JobState]] = {
     # running -> queued: the daemon came back, or the worker's attempt was lost, and the job resumes from its checkpoint
     JobState.RUNNING: frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED, JobState.PAUSED, JobState.QUEUED}),
     JobState.PAUSED: frozenset({JobState.QUEUED, JobState.CANCELLED}),
-    JobState.SUCCEEDED: frozenset(),
+    JobState.SUCCEEDED: frozenset({JobState.QUEUED}),  # resume with more steps
     JobState.FAILED: frozenset({JobState.QUEUED}),  # retry
     JobState.CANCELLED: frozenset({JobState.QUEUED}),  # retry
 }
@@ -73,6 +73,9 @@ class TrainSpec(_Spec):
     runner: Literal["auto", "eager", "compile"] = "auto"
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     threads: Annotated[int, Field(ge=1, le=1024)] = 1                 # CPU threads of torch
+    start: Taken | None = None                                        # JOB[:SEED] whose networks this one starts from
+    transfer: Literal["all", "policy", "critics"] = "all"             # which of them
+    fresh_optimizer: bool = False                                     # optimisers begin anew
 
 
 def taken(text: str) -> tuple[str, int | None]:

@@ -62,9 +62,9 @@ class Reporter:
         """A dataset is durable under its name; ``info`` has the fields of the wire's DatasetInfo."""
         self._write("dataset", dataset=info)
 
-    def end(self, state: str, error: dict[str, str] | None = None) -> None:
-        """The last line. A second call does nothing."""
-        self._write("end", last=True, state=state, error=error)
+    def end(self, state: str, error: dict[str, str] | None = None, reason: str = "") -> None:
+        """The last line; ``reason``: what is to be said about a success. A second call does nothing."""
+        self._write("end", last=True, state=state, error=error, **({"reason": reason} if reason else {}))
 
     def _write(self, kind: str, *, last: bool = False, **fields: Any) -> None:
         line = json.dumps({"type": kind, "time": round(time.time(), 3), **fields}, default=_plain, allow_nan=False) + "\n"

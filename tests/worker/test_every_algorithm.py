@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import io
 import math
 import re
@@ -34,7 +35,8 @@ WAIT_S = 590
 ENVIRONMENTS = {"continuous": "Pendulum-v1", "discrete": "CartPole-v1"}
 OWN_STAGE = {"dynamics_steps": STEPS // 2}  # the model first, then the policy
 ROLLOUTS = {"rollout_interval": 2, "rollout_batch_size": 20, "rollout_horizon": 2, "generated_maxlen": 200}
-SETTINGS = {"bear": {"warmup_steps": STEPS // 2}, "mopo": {**OWN_STAGE, **ROLLOUTS}, "combo": {**OWN_STAGE, **ROLLOUTS}}
+WARM_UP = {name: {"warmup_steps": STEPS // 2} for name in ("bear", "plas", "plas_with_perturbation")}
+SETTINGS = {**WARM_UP, "mopo": {**OWN_STAGE, **ROLLOUTS}, "combo": {**OWN_STAGE, **ROLLOUTS}}
 # Which job each takes, by its name below; and the same algorithms once more with a model that was trained before.
 TAKES = {"fqe": {"policy": "td3_bc"}, "discrete_fqe": {"policy": "discrete_bc"}}
 WITH_MODEL = {f"{name} with a model": name for name in ("mopo", "combo")}
@@ -102,14 +104,9 @@ def jobs(client) -> dict[str, offrl.Job]:
 
 def documented(algorithm: str) -> set[str]:
     """The metrics that the algorithm's file tells of."""
-    text = get_module_doc(algorithm)
-    return set(re.findall(r"`(\w+)`", text.rpartition("Metrics:")[2])) if "Metrics:" in text else set()
-
-
-def get_module_doc(algorithm: str) -> str:
-    from importlib import import_module
-
-    return import_module(f"offrld.algos.{algorithm}").__doc__ or ""
+    text = importlib.import_module(f"offrld.algos.{algorithm}").__doc__
+    listed = text.partition("Metrics:")[2].partition("\n\n")[0]
+    return set(re.findall(r"`(\w+)`", listed))
 
 
 @pytest.mark.parametrize("run", RUNS)
