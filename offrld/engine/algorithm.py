@@ -218,6 +218,11 @@ class Algorithm:
     acts: bool = True
     inputs: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def has_policy(self) -> bool:
+        """Whether a policy comes of a run: one that is learned, or the one that is evaluated."""
+        return self.acts or "policy" in self.inputs.values()
+
     def configure(self, values: Mapping[str, Any] | None = None, preset: str | None = None) -> Any:
         """The config with a preset and then ``values`` (dotted names) applied; raises `Unknown` or `InvalidInput`."""
         if preset is not None and preset not in self.presets:

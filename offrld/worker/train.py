@@ -143,7 +143,7 @@ class Training:
     def _finish(self) -> None:
         """All updates are done: policies of every seed, evaluated where there is an environment."""
         self._progress(force=True)
-        if self.spec.eval_env is None:
+        if self.spec.eval_env is None and self.learner.algorithm.has_policy:
             for seed in self.learner.guard.running:
                 if not self.job.run.policy(seed, self.learner.step).exists():
                     self._policy_files().export(seed)
@@ -182,6 +182,8 @@ class Training:
 
     def _validate(self) -> dict[str, dict[int, float]]:
         """The losses, and the policies' nearness to the actions, on held-out episodes."""
+        if not self.learner.algorithm.has_policy:
+            return self.learner.validate()
         from offrld.evaluate.offline import evaluate_offline
 
         near = {f"validation_{name}": values for name, values in evaluate_offline(self.learner).items()}
