@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo docs test test-all test-asan test-kill lint bench bench-train bench-store bench-latency scores wheel clean help
+.PHONY: demo docs test test-all test-algos test-asan test-kill lint bench bench-train bench-store bench-latency scores wheel clean help
 
 help:            ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
@@ -38,6 +38,9 @@ bench-latency: $(STAMP)  ## submit, first update, idle daemon
 
 scores: $(STAMP)         ## scores beside d3rlpy's on ../shared/data; over an hour
 	$(BIN)/python -m benchmarks.scores
+
+test-algos: $(STAMP)     ## every algorithm once through a real daemon, its policy through onnxruntime; ten minutes
+	$(BIN)/python -m pytest -m slow tests/worker/test_every_algorithm.py
 
 test-kill: $(STAMP)      ## the long form of the kill tests of the store
 	$(BIN)/python -m pytest -m slow tests/store

@@ -17,10 +17,10 @@ class Learner(engine.Learner):
     """`offrld.engine.Learner` with `export`, and files for `fit` and `fitter`. Make it with `offrld.train`, `build` or `load`."""
 
     def export(self, path: str | os.PathLike[str], *, seed: int | None = None) -> Path:
-        """Write the policy file of a trained seed (ONNX, see ``docs/policy-file.md``); returns its path.
+        """Write the policy of a trained seed as ONNX, or as TorchScript to a name in ``.pt`` (``docs/policy-file.md``); returns its path.
 
         Raises:
-            InvalidInput: a name that does not end in ``.onnx``.
+            InvalidInput: a name that ends in neither ``.onnx`` nor ``.pt``.
             CheckFailed: the exported policy differs from the network.
         """
         from offrld.export.learner import export_learner  # onnx and its exporter: not needed before the first export

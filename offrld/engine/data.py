@@ -103,15 +103,15 @@ def actions_of(policy: PolicyModule, store: EpisodeStore) -> np.ndarray:
     for first, steps in zip(store.episode_table["first_row"].tolist(), store.episode_table["steps"].tolist(), strict=True):
         for start in range(first, first + steps + 1, ROWS):
             rows = np.arange(start, min(start + ROWS, first + steps + 1))
-            seen = {name: torch.from_numpy(_stacks(observation_column(store, name), rows, first, k)) for name in fields}
+            seen = {name: torch.from_numpy(stacked_rows(observation_column(store, name), rows, first, k)) for name in fields}
             given = (seen[fields[0]],) if len(fields) == 1 else ()
             with torch.no_grad():
                 actions[rows] = policy(*given, **({} if given else seen)).numpy().astype(actions.dtype)
     return actions
 
 
-def _stacks(column: np.ndarray, rows: np.ndarray, first: int, k: int) -> np.ndarray:
-    """The last ``k`` frames at each row joined along the first axis, oldest first; zeros before row ``first``."""
+def stacked_rows(column: np.ndarray, rows: np.ndarray, first: int, k: int) -> np.ndarray:
+    """The last ``k`` frames at each row joined along the first axis, oldest first; zeros before row ``first``, the episode's own."""
     if k == 1:
         return column[rows]
     frames = []

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import start_daemon, stop_daemon
+from client_daemon import start_daemon, stop_daemon
 
 import offrl
 from offrl.errors import InvalidInput, Unknown

@@ -332,7 +332,9 @@ def test_checkpoints_metrics_and_exported_datasets_are_fetched(daemon: Daemon) -
 # ----------------------------------------------------------------------------------------------------------------- service
 def test_algorithms_are_listed_and_the_answer_is_kept_for_the_next_start(new_daemon) -> None:
     daemon = new_daemon().start()
-    assert [algorithm["name"] for algorithm in daemon.ask(wire.Algorithms()).algorithms] == ["anything", "discrete_thing", "smooth_thing"]
+    assert [algorithm["name"] for algorithm in daemon.ask(wire.Algorithms()).algorithms] == [
+        "anything", "discrete_thing", "smooth_thing", "taker", "model_thing"
+    ]
     daemon.stop()
     (kept,) = (daemon.state / "cache").glob("describe-*.json")
     kept.write_text(kept.read_text().replace('"name": "anything"', '"name": "kept_thing"'))
