@@ -17,7 +17,7 @@ from offrl_store import Episode, EpisodeStore, Field, Schema
 from offrl_store.making import create_temporary, infer_schema
 from offrl_store.store import EpisodeList
 from offrld.algos import get
-from offrld.engine import Learner
+from offrld.learner import Learner
 
 OWN = ("algorithm", "steps", "epochs", "preset", "seed", "device", "schema")
 

@@ -15,8 +15,8 @@ from offrld.engine.algorithm import Algorithm
 from offrld.engine.building import Shapes
 from offrld.engine.creation import device_of
 from offrld.engine.data import rebuild_scalers
-from offrld.engine.learner import Learner
 from offrld.engine.loaded import Loaded, newest
+from offrld.learner import Learner
 
 
 def train(

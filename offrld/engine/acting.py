@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -128,17 +126,6 @@ class Acting:
     def loaded(self, seed: int | None = None) -> Loaded:
         """A copy of a trained seed without the learner, as another run takes it (`inputs`, `start`)."""
         return Loaded.of(self, self._seed(seed))
-
-    def export(self, path: str | os.PathLike[str], *, seed: int | None = None) -> Path:
-        """Write the policy of a trained seed as ONNX, or as TorchScript to a name in ``.pt`` (``docs/policy-file.md``); returns its path.
-
-        Raises:
-            InvalidInput: a name that ends in neither ``.onnx`` nor ``.pt``.
-            CheckFailed: the exported policy differs from the network.
-        """
-        from offrld.export.learner import export_learner  # onnx and its exporter: not needed before the first export
-
-        return export_learner(self, path, self._seed(seed))
 
     # ------------------------------------------------------------------------------------------------------------- plumbing
     def _seed(self, seed: int | None) -> int:

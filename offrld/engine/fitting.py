@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
+import torch
 
 from offrl.errors import InvalidInput
 from offrl_store import EpisodeStore
 from offrl_store.store import EpisodeList
-from offrld import settings
 from offrld.engine.given import Given
 from offrld.engine.guards import HELP, Diverged
 from offrld.engine.metrics import Means
@@ -71,8 +69,7 @@ class Fitting:
         epoch_callback: Callable[[Any, int, int], None] | None = None,
         evaluators: Mapping[str, Callable[[Any, EpisodeList], Any]] | None = None,
         eval_episodes: Any = None,
-        save_to: str | os.PathLike[str] | None = None,
-        save_interval: int = 1,
+        recorder: Callable[[int], Callable[[int, Metrics, bool], None]] | None = None,
         logger: Callable[[int, int, Metrics], None] | None = None,
         show_progress: bool = False,
         verbose: bool = False,
@@ -94,8 +91,7 @@ class Fitting:
             callback, epoch_callback: called with (learner, epoch, step) after each update, or each epoch.
             evaluators: name -> function of (learner, episodes): a number for the first seed, or {seed: number}.
             eval_episodes: what evaluators get; by default the held-out episodes, or all where none are.
-            save_to: folder for ``config.json``, ``checkpoints/STEP.safetensors`` and ``seed-S/metrics/NAME.csv`` with TensorBoard's events.
-            save_interval: epochs between two checkpoints; there is one of the end as well.
+            recorder: called with the updates of an epoch; gives what is then called with (epoch, metrics, whether it is the last).
             logger: called with (epoch, step, metrics) after each epoch.
             show_progress: a bar with the newest losses, on the terminal.
             verbose: one line for each epoch, to ``output`` (by default standard error).
@@ -107,7 +103,7 @@ class Fitting:
         plan = self._plan(steps, epochs, steps_per_epoch, episodes, transitions, shuffle)
         output = sys.stderr if output is None else output
         evaluated = self._episodes(eval_episodes)
-        files = None if save_to is None else _Files(self, Path(save_to), plan.per_epoch, save_interval)
+        record = None if recorder is None else recorder(plan.per_epoch)
         with ExitStack() as stack:
             if plan.feeds is not None:
                 stack.enter_context(self._fed_by(plan.feeds, plan.first - self.step))
@@ -121,8 +117,8 @@ class Fitting:
                 if epoch_callback is not None:
                     epoch_callback(self, epoch, self.step)
                 metrics = self._epoch_metrics(evaluators or {}, evaluated)
-                if files is not None:
-                    files.record(epoch, metrics, last=done == plan.total)
+                if record is not None:
+                    record(epoch, metrics, done == plan.total)
                 if logger is not None:
                     logger(epoch, self.step, metrics)
                 if verbose:
@@ -158,7 +154,7 @@ class Fitting:
                     step.loss(state.params, self.config, self.nets, state, batch)[1]
                     for state in (self.state.of_seed(position, self._data) for position in range(len(self.seeds)))
                 ]
-                means.add(rows, stacked=False)
+                means.add({name: torch.stack([row[name].detach() for row in rows]) for name in rows[0]})
         return {f"validation_{name}": values for name, values in means.take().items()}
 
     # -------------------------------------------------------------------------------------------------------------- plumbing
@@ -243,28 +239,6 @@ class _Plan:
     per_epoch: int
     feeds: Any              # None: the learner's own
     first: int              # the feeds' number of the first batch
-
-
-class _Files:
-    """The folder of one fit: a job's run folder without the job."""
-
-    def __init__(self, learner: Any, path: Path, per_epoch: int, save_interval: int) -> None:
-        from offrld.worker.metrics import Metrics as Files
-        from offrld.worker.runfolder import RunFolder, write_json
-
-        if save_interval < 1:
-            raise InvalidInput(f"save_interval takes a whole number from 1, got {save_interval!r}")
-        path.mkdir(parents=True, exist_ok=True)
-        self._learner, self._run, self._every = learner, RunFolder(path), save_interval
-        self._metrics = Files(self._run, list(learner.seeds), per_epoch)
-        self._metrics.resume(learner.step)
-        write_json(self._run.config, {"algorithm": learner.algorithm.name, **settings.as_flat(learner.config)})
-
-    def record(self, epoch: int, metrics: Metrics, *, last: bool) -> None:
-        self._metrics.record(self._learner.step, metrics)
-        if last or epoch % self._every == 0:
-            self._metrics.sync()
-            self._learner.save(self._run.checkpoint(self._learner.step))
 
 
 class _Bar:

@@ -14,7 +14,7 @@ from offrld import settings
 from offrld.engine.data import observation_column
 from offrld.export.onnx import PolicyExporter
 from offrld.export.torchscript import export_torchscript
-from offrld.worker.report import json_safe
+from offrld.plain import json_safe
 
 if TYPE_CHECKING:
     from offrld.engine import Learner
@@ -40,13 +40,8 @@ class LearnerExporter:
                 for name in learner.space["observation"]
             }
 
-    def write(self, path: Path, seed: int) -> None:
-        """Write the policy of a seed as it is now; raises `CheckFailed` where it differs from the network.
-
-        Args:
-            path: ends in ``.onnx``, or in ``.pt`` for TorchScript.
-            seed: a trained one.
-        """
+    def write(self, path: Path, seed: int, format: str = "onnx") -> None:
+        """Write the policy of a seed as it is now, as ``onnx`` or ``torchscript``; `CheckFailed` where it differs from the network."""
         learner, samples = self._learner, self._samples
         path.parent.mkdir(parents=True, exist_ok=True)
         store, space = learner.store, learner.space
@@ -63,7 +58,7 @@ class LearnerExporter:
             "versions": learner.describe_run()["versions"],
         }
         only = next(iter(observation)) == "observation" and len(observation) == 1
-        export = export_torchscript if path.suffix == POLICY_SUFFIXES["torchscript"] else self._exporter.export
+        export = self._exporter.export if format == "onnx" else export_torchscript
         export(
             learner.policy(seed), path, observation=observation["observation"] if only else observation, discrete=space["discrete"],
             metadata=json_safe(metadata), samples=samples["observation"] if only and samples is not None else samples,
@@ -73,10 +68,11 @@ class LearnerExporter:
 def export_learner(learner: Learner, path: str | os.PathLike[str], seed: int) -> Path:
     """Write the policy of a seed as ``.onnx`` or ``.pt`` (TorchScript); returns its path. Raises `InvalidInput`, `CheckFailed`."""
     path = Path(path)
-    if path.suffix not in POLICY_SUFFIXES.values():
+    format = next((format for format, suffix in POLICY_SUFFIXES.items() if suffix == path.suffix), None)
+    if format is None:
         message = f"policies are written as ONNX or TorchScript, {os.fspath(path)!r} ends in neither .onnx nor .pt"
         raise InvalidInput(message, hint="export('policy.onnx')")
-    LearnerExporter(learner).write(path, seed)
+    LearnerExporter(learner).write(path, seed, format)
     return path
 
 

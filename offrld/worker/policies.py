@@ -8,8 +8,8 @@ from offrl import rollout
 from offrld.engine import Learner
 from offrld.export.learner import LearnerExporter
 from offrld.export.onnx import annotate
+from offrld.plain import json_safe
 from offrld.worker.control import Control
-from offrld.worker.report import json_safe
 from offrld.worker.runfolder import RunFolder
 
 EVALUATION_SEED = 1000   # of the first episode's reset, as in `offrl evaluate`
@@ -26,7 +26,7 @@ class PolicyFiles:
     def export(self, seed: int, format: str = "onnx") -> Path:
         """Write the policy of a seed at the learner's step, as ``onnx`` or ``torchscript``; returns its path."""
         path = self._run.policy(seed, self._learner.step, format)
-        self._exporter.write(path, seed)
+        self._exporter.write(path, seed, format)
         return path
 
     def evaluate(self, seed: int, env_id: str, episodes: int, control: Control) -> rollout.Evaluation:

@@ -92,21 +92,6 @@ def number(value: float | None) -> float | int | None:
     return value if math.isfinite(value) else None
 
 
-def json_safe(value: Any) -> Any:
-    """``value`` with every number that JSON cannot hold replaced by None, arrays and NumPy numbers made plain."""
-    if isinstance(value, dict):
-        return {str(key): json_safe(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [json_safe(item) for item in value]
-    if isinstance(value, (str, bool)) or value is None:
-        return value
-    if hasattr(value, "tolist"):
-        return json_safe(value.tolist())
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value if isinstance(value, int) else str(value)
-
-
 def _plain(value: Any) -> Any:
     return value.tolist() if hasattr(value, "tolist") else str(value)
 

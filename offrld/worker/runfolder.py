@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from offrl.job import POLICY_SUFFIXES
+from offrld.plain import json_safe
 from offrld.worker.control import Control
-from offrld.worker.report import json_safe
 
 LOCK_WAIT_S = 30.0       # a worker whose daemon was killed has this long to notice and let go
 

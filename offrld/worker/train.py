@@ -18,13 +18,14 @@ from offrld import settings
 from offrld.algos import get
 from offrld.engine import Learner
 from offrld.engine.guards import HELP, Diverged, Trouble
+from offrld.engine.memory import keep_freed_memory
+from offrld.plain import json_safe
 from offrld.worker import taken
 from offrld.worker.checkpoints import Checkpoints
 from offrld.worker.control import Stopped
 from offrld.worker.job import WorkerJob
 from offrld.worker.metrics import Metrics
 from offrld.worker.pace import Pace
-from offrld.worker.report import json_safe
 from offrld.worker.runfolder import write_json
 from offrld.worker.versions import installed
 
@@ -55,6 +56,7 @@ class Training:
 
             bounds = check_environment(spec.eval_env, store.schema)
         job.control.check()
+        keep_freed_memory()
         self.learner = Learner.create(
             algorithm, config, store, seeds=spec.seeds, device=spec.device, runner=self._runner(), threads=spec.threads,
             holdout=spec.validation, bounds=bounds, env_id=spec.eval_env, cache_dir=job.state.inductor_cache,

@@ -9,11 +9,13 @@ import pytest
 import torch
 
 from offrl.errors import InvalidInput, Unknown
+from offrld import build
 from offrld.algos import ALGORITHMS, get, td3_bc
 from offrld.engine import Learner, Loaded, setting
 
 CHEAP = {"batch_size": 16}
-names = pytest.mark.parametrize("algorithm", [ALGORITHMS[name] for name in ("td3_bc", "iql", "plas", "bc", "discrete_bcq")], ids=lambda a: a.name)
+SOME = [ALGORITHMS[name] for name in ("td3_bc", "iql", "plas", "bc", "discrete_bcq")]
+names = pytest.mark.parametrize("algorithm", SOME, ids=lambda a: a.name)
 
 
 def trained(algorithm, store, config=CHEAP, updates=3, **options):
@@ -101,11 +103,12 @@ def test_an_input_is_what_another_run_learned(continuous_store, discrete_store, 
     )  # fmt: skip
 
     def made(config=None, **options):
-        return Learner.create(algorithm, algorithm.configure({**CHEAP, **(config or {})}), continuous_store, **options)
+        return build(algorithm, continuous_store, config={**CHEAP, **(config or {})}, **options)
 
     x = observations(continuous_store)
     for learner in (
-        made(inputs={"policy": source}), made(inputs={"policy": Loaded.of(source)}), made(inputs={"policy": Loaded.read(tmp_path / "bc.safetensors", get)}),
+        made(inputs={"policy": source}), made(inputs={"policy": Loaded.of(source)}),
+        made(inputs={"policy": Loaded.read(tmp_path / "bc.safetensors", get)}),
         made({"policy": str(tmp_path / "bc.safetensors")}),
     ):  # fmt: skip
         assert torch.equal(learner.inputs["policy"].policy()(x), source.policy(0)(x))
