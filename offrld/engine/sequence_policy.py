@@ -138,7 +138,7 @@ class SequencePolicy(PolicyModule):
             column = observation_column(store, name)
             inputs[name] = stacked_rows(column, rows, first, frames)
             inputs[held] = np.stack([stacked_rows(column, at, first, frames) for at in before.T], axis=1)
-        reward = np.asarray(store.column("reward")[first : int(rows.max()) + 1], np.float32)
+        reward = np.array(store.column("reward")[first : int(rows.max()) + 1], np.float32)  # a copy: the store is read-only
         scaler = self._scaler("rewards")
         scaled = reward if scaler is None else scaler(torch.from_numpy(reward)).numpy()
         start = target_return * float(self.return_slope) + float(self.return_offset)

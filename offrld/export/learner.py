@@ -68,10 +68,11 @@ class LearnerExporter:
 def export_learner(learner: Learner, path: str | os.PathLike[str], seed: int) -> Path:
     """Write the policy of a seed as ``.onnx`` or ``.pt`` (TorchScript); returns its path. Raises `InvalidInput`, `CheckFailed`."""
     path = Path(path)
-    if path.suffix not in POLICY_SUFFIXES.values():
+    format = next((format for format, suffix in POLICY_SUFFIXES.items() if suffix == path.suffix), None)
+    if format is None:
         message = f"policies are written as ONNX or TorchScript, {os.fspath(path)!r} ends in neither .onnx nor .pt"
         raise InvalidInput(message, hint="export('policy.onnx')")
-    LearnerExporter(learner).write(path, seed)
+    LearnerExporter(learner).write(path, seed, format)
     return path
 
 

@@ -150,7 +150,8 @@ class Worker:
         spec = self.start["spec"]
         folder = self.state / "jobs" / spec["job"] / f"seed-{spec['seed']}"
         folder.mkdir(exist_ok=True)
-        name = f"policy-{spec['step']:012d}{'.onnx' if spec['format'] == 'onnx' else '.pt'}"
+        suffix = {"onnx": ".onnx", "torchscript": ".pt"}[spec["format"]]
+        name = f"policy-{spec['step']:012d}{suffix}"
         (folder / name).write_text(f"{spec['format']} of step {spec['step']}")
         self.end("succeeded")
 

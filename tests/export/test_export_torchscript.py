@@ -22,8 +22,8 @@ from torch import nn
 from offrl.errors import CheckFailed, InvalidInput
 from offrl_store import Field
 from offrld.algos import ALGORITHMS, get
-from offrld.engine import Learner
 from offrld.export.torchscript import METADATA, export_torchscript
+from offrld.learner import Learner
 from offrld.worker.policies import PolicyFiles
 from offrld.worker.runfolder import RunFolder
 

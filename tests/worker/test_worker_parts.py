@@ -35,7 +35,7 @@ def test_rows_after_the_checkpoint_are_cut_and_written_again_once(tmp_path):
     resumed = Metrics(run, [0], interval=10)
     resumed.resume(20)
     assert rows(run, "loss") == before == ["epoch,step,value", "1,10,3.3333333333333335", "2,20,6.666666666666667"]
-    assert resumed.recorded("loss", 20) and not resumed.recorded("loss", 30)
+    assert resumed.recorded("loss", 20, [0]) and not resumed.recorded("loss", 30, [0])
     assert resumed.latest == {"loss": {0: 6.666666666666667}}
     resumed.record(20, {"loss": {0: 99.0}})
     resumed.record(30, {"loss": {0: 10.0}})
