@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from offrl_store import EpisodeStore
-from offrld import settings
+from offrld import build, settings
 from offrld.algos import ALGORITHMS
 from offrld.engine import Algorithm, Learner
 
@@ -61,7 +61,7 @@ def cheap_learner(algorithm: Algorithm, store: EpisodeStore, values: Mapping[str
     """A learner with `cheap_settings`; ``options`` as `Learner.create` takes them."""
     needed = [name for name, kind in algorithm.inputs.items() if kind == "policy" and name not in (values or {})]
     inputs = {name: other_run("policy", store) for name in needed}
-    return Learner.create(algorithm, algorithm.configure(cheap_settings(algorithm, values)), store, inputs=inputs, **options)
+    return build(algorithm, store, config=cheap_settings(algorithm, values), inputs=inputs, **options)
 
 
 @functools.cache
