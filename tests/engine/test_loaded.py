@@ -49,7 +49,7 @@ def settings_of(**values):
 @pytest.mark.parametrize(
     "config",
     [
-        settings_of(observation_scaler="min_max", **{"reward_scaler": "standard"}),
+        settings_of(observation_scaler="min_max", reward_scaler="standard"),
         settings_of(observation_scaler="none", **{"reward_scaler.type": "clip", "reward_scaler.high": 0.5}),
         settings_of(observation_scaler="standard", frame_stack=3, reward_scaler="return"),
     ],
