@@ -1,7 +1,7 @@
 """The machine that the daemon runs on, in figures: processors, memory, disk, cards, and the daemon's own share.
 
-All but the cards comes from /proc. The cards are asked for by ``nvidia-smi``, which takes up to a second: in a thread, and not again
-before the last answer is old.
+All but the cards comes from /proc. The cards are asked for by ``nvidia-smi``, which takes up to a second, or for ever where the driver
+hangs: nobody waits for it, and it is not asked again before the last answer is old.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-import subprocess
 import time
+from asyncio.subprocess import DEVNULL, PIPE
 from pathlib import Path
 
 from offrl.wire import Gpu, MachineInfo
@@ -72,20 +72,18 @@ class Machine:
         return self._cards
 
     async def _ask(self) -> None:
+        command = [str(self._smi), f"--query-gpu={GPU_QUERY}", "--format=csv,noheader,nounits"]
+        process: asyncio.subprocess.Process | None = None
         try:
-            self._cards = await asyncio.to_thread(cards, self._smi)
-        finally:
+            process = await asyncio.create_subprocess_exec(*command, stdin=DEVNULL, stdout=PIPE, stderr=DEVNULL)
+            text, _ = await asyncio.wait_for(process.communicate(), GPU_LIMIT_S)
+            self._cards = parse_cards(text.decode(errors="replace")) if process.returncode == 0 else []
+        except (OSError, TimeoutError):
+            self._cards = []
+        finally:  # also where the daemon ends meanwhile
+            if process is not None and process.returncode is None:
+                process.kill()
             self._asked, self._asking = time.monotonic(), None
-
-
-def cards(smi: str) -> list[Gpu]:
-    """The cards of NVIDIA here; none where the driver does not answer. Blocks for up to a second, or longer where the driver hangs."""
-    command = [smi, f"--query-gpu={GPU_QUERY}", "--format=csv,noheader,nounits"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=GPU_LIMIT_S, stdin=subprocess.DEVNULL, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return []
-    return parse_cards(done.stdout) if done.returncode == 0 else []
 
 
 def parse_cards(text: str) -> list[Gpu]:
