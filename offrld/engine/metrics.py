@@ -18,13 +18,17 @@ class Means:
     stand in a checkpoint: a resumed run gives the same means as one that was not interrupted.
     """
 
-    def __init__(self, seeds: Sequence[int]) -> None:
+    def __init__(self, seeds: Sequence[int], also: Means | None = None) -> None:
+        """``also``: other means that count the same."""
         self._seeds = tuple(seeds)
+        self._also = also
         self._pending: dict[str, list[Tensor]] = {}
         self._sums: dict[str, tuple[list[float], int]] = {}
 
     def add(self, rows: list[dict[str, Tensor]], *, stacked: bool) -> None:
         """Add one update's metrics: a dict per seed of 0-d tensors, or one dict of ``[S]`` tensors when ``stacked``."""
+        if self._also is not None:
+            self._also.add(rows, stacked=stacked)
         for name in rows[0]:
             values = rows[0][name] if stacked else rows[0][name].unsqueeze(0) if len(rows) == 1 else torch.stack([r[name] for r in rows])
             pending = self._pending.setdefault(name, [])
@@ -41,11 +45,15 @@ class Means:
             sums = [total + value for total, value in zip(sums, row, strict=True)]
         self._sums[name] = (sums, count + len(pending))
 
-    def take(self) -> dict[str, dict[int, float]]:
-        """The means, and start anew."""
+    def peek(self) -> dict[str, dict[int, float]]:
+        """The means so far."""
         for name in list(self._pending):
             self._fold(name)
-        means = {name: {seed: s / count for seed, s in zip(self._seeds, sums, strict=True)} for name, (sums, count) in self._sums.items()}
+        return {name: {seed: s / count for seed, s in zip(self._seeds, sums, strict=True)} for name, (sums, count) in self._sums.items()}
+
+    def take(self) -> dict[str, dict[int, float]]:
+        """The means, and start anew."""
+        means = self.peek()
         self._sums = {}
         return means
 
@@ -61,3 +69,17 @@ class Means:
         means = cls(seeds)
         means._sums = {name: (list(values), int(count)) for name, (values, count) in sums.items()}
         return means
+
+
+class Spent:
+    """Seconds that updates took: for their batches, and for the rest."""
+
+    def __init__(self) -> None:
+        self.sample = self.update = 0.0
+        self.updates = 0
+
+    def take(self) -> dict[str, float]:
+        """The means per update, and start anew; empty where there was none."""
+        count, found = self.updates, {"time_sample_batch": self.sample, "time_algorithm_update": self.update}
+        self.sample, self.update, self.updates = 0.0, 0.0, 0
+        return {name: seconds / count for name, seconds in found.items()} if count else {}

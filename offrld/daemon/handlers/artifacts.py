@@ -13,7 +13,8 @@ from offrld.daemon.app import App
 from offrld.daemon.database import Connection
 from offrld.daemon.records import find
 
-KINDS = {"onnx": "train", "checkpoint": "train", "metrics": "train", "dataset": "dataset_export"}  # file -> the job that makes it
+# file -> the kind of job that has it
+KINDS = {"onnx": "train", "torchscript": "train", "checkpoint": "train", "metrics": "train", "dataset": "dataset_export"}
 
 
 async def open_artifact(app: App, request: wire.OpenArtifact) -> wire.Artifact:
@@ -30,7 +31,7 @@ async def open_artifact(app: App, request: wire.OpenArtifact) -> wire.Artifact:
         )  # fmt: skip
         if isinstance(found, wire.Artifact):
             return found
-        export = await app.database.write(_export, ExportSpec(job=job.id, seed=found.seed, step=found.step))
+        export = await app.database.write(_export, ExportSpec(job=job.id, seed=found.seed, step=found.step, format=request.kind))
     return wire.Artifact(job=export, ready=False)
 
 
