@@ -29,6 +29,7 @@ from benchmarks.train import PEERS_FOLDER, ROOT, make_data, peers_python
 from offrl_store import Episode, EpisodeStore, Field, Schema
 from offrld.algos import ALGORITHMS
 from offrld.engine import Learner
+from offrld.engine.memory import keep_freed_memory
 
 # algorithm -> updates per second to begin with, goal of the ratio to d3rlpy, single-file script
 ROWS: dict[str, tuple[float, float | None, str | None]] = {
@@ -72,6 +73,7 @@ def make_store(path: Path, arrays: dict[str, np.ndarray], *, discrete: bool) -> 
 def measure_ours(name: str, path: str, batch: int, steps: int) -> None:
     """In a process of its own: the rate of a `Learner`, as JSON on the standard output."""
     torch.set_num_threads(1)
+    keep_freed_memory()  # as a worker does
     algorithm = ALGORITHMS[name]
     config = algorithm.configure({"batch_size": batch}, preset="d3rlpy")
     learner = Learner.create(algorithm, config, EpisodeStore.open(path), device="cpu", threads=1)

@@ -79,7 +79,7 @@ class TrainSpec(_Spec):
     eval_episodes: Annotated[int, Field(ge=1, le=100_000)] = 20
     eval_every: Annotated[int, Field(ge=1)] | None = None             # updates; None: at the end only
     validation: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0         # share of the episodes held out
-    runner: Literal["auto", "eager", "compile"] = "auto"
+    runner: Literal["auto", "eager", "compile", "graph"] = "auto"
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     threads: Annotated[int, Field(ge=1, le=1024)] = 1                 # CPU threads of torch
     start: Taken | None = None                                        # JOB[:SEED] whose networks this one starts from

@@ -48,6 +48,7 @@ ALGORITHM = Algorithm(
     schedule=schedule,
     stages=stages,
     between=lambda learner, k: model_based.between(learner, k, learner.config.lam, learner.config.variance_type),
+    next_between=model_based.next_between,
     inputs={"dynamics": model_based.DYNAMICS},
     act=sac.act,
     sample=sac.sample,

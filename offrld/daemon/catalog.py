@@ -188,6 +188,8 @@ def checked(spec: TrainSpec, catalog: dict[str, Any], fields: dict[str, Any] | N
         raise Unknown(
             f"no environment {spec.eval_env!r} is registered with gymnasium here", hint=nearest(spec.eval_env, catalog["environments"])
         )
+    if spec.eval_env is not None and not algorithm.get("has_policy", True):
+        raise InvalidInput(f"{spec.algorithm} learns no policy, so there is nothing to evaluate in {spec.eval_env}", hint="leave it out")
     if spec.eval_every is not None and spec.eval_env is None:
         raise InvalidInput(f"eval_every={spec.eval_every} without an environment to evaluate in", hint="add --eval-env ID")
     if len(set(spec.seeds)) != len(spec.seeds):

@@ -61,7 +61,8 @@ class Creation:
                 batches of the caller.
             seeds: one training run each; a seed alone decides its initialisation, batches and noise.
             device: ``auto`` (CUDA where there is one), ``cpu``, ``cuda`` or ``cuda:1``.
-            runner: ``eager``, ``compile``, or ``auto``: compiled on CUDA when its first gradients agree with eager ones, else eager.
+            runner: ``eager``, ``compile``, ``graph`` (CUDA graphs of many updates), or ``auto``: eager on the CPU; on CUDA compiled losses
+                where their first gradients agree with eager ones, in graphs where their first updates agree with single ones.
             threads: CPU threads of torch (None: as it is).
             holdout: share of the episodes kept out of training, for `validate`.
             episodes: numbers of those to use, or a part of ``store.episodes``; all without.

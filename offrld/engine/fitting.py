@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from typing import Any, TextIO
 
 import numpy as np
+import torch
 
 from offrl.errors import InvalidInput
 from offrl_store import EpisodeStore
@@ -153,7 +154,7 @@ class Fitting:
                     step.loss(state.params, self.config, self.nets, state, batch)[1]
                     for state in (self.state.of_seed(position, self._data) for position in range(len(self.seeds)))
                 ]
-                means.add(rows, stacked=False)
+                means.add({name: torch.stack([row[name].detach() for row in rows]) for name in rows[0]})
         return {f"validation_{name}": values for name, values in means.take().items()}
 
     # -------------------------------------------------------------------------------------------------------------- plumbing

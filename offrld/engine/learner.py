@@ -19,7 +19,7 @@ import torch
 from offrl.errors import InvalidInput, OffrlError
 from offrl_store import EpisodeStore
 from offrld import settings
-from offrld.engine import checkpoint, data, optimizer
+from offrld.engine import checkpoint, data
 from offrld.engine.acting import Acting
 from offrld.engine.algorithm import Algorithm, Batch, Stage, Windows
 from offrld.engine.creation import Creation
@@ -28,18 +28,19 @@ from offrld.engine.fitting import Fitting
 from offrld.engine.guards import Guard, value_limit
 from offrld.engine.loaded import Loaded
 from offrld.engine.metrics import Means, Spent
-from offrld.engine.optimizer import polyak
+from offrld.engine.replaying import Replaying
 from offrld.engine.runner import Gradients, agree, choose_linear, gradients
 from offrld.engine.sequence_policy import Returns
 from offrld.engine.space import Space
-from offrld.engine.state import Due, TrainState, key_of
+from offrld.engine.state import TrainState, key_of
 from offrld.engine.supply import Supply
 from offrld.engine.transfer import Transfer
+from offrld.engine.update import Updater
 from offrld.nets import onednn
 from offrld.nets.linear import products
 
 
-class Learner(Creation, Acting, Fitting, Transfer):
+class Learner(Creation, Acting, Fitting, Transfer, Replaying):
     """Trains ``S`` seeds of one algorithm on one store. Make it with `Learner.create`.
 
     Attributes:
@@ -162,20 +163,28 @@ class Learner(Creation, Acting, Fitting, Transfer):
     @contextmanager
     def _fed_by(self, feeds: list[Feed], behind: int) -> Iterator[None]:
         """Train on other batches meanwhile: that of update ``k`` is the feeds' number ``k + behind``."""
-        own, self._behind = (self._feeds, self._single_feeds), behind
+        own, self._behind = (self._feeds, self._single_feeds, self._chunks), behind
         self._feeds = self._single_feeds = feeds
+        self._chunks = None  # which draw from the own feeds
         try:
             yield
         finally:
-            (self._feeds, self._single_feeds), self._behind = own, 0
+            (self._feeds, self._single_feeds, self._chunks), self._behind = own, 0
             for feed in feeds:
                 feed.source.close()
 
     def _choose_runner(self, runner: str) -> None:
-        self.runner = "compile" if runner == "compile" or (runner == "auto" and self._device.type == "cuda") else "eager"
+        cuda = self._device.type == "cuda"
+        if runner == "graph" and not cuda:
+            raise InvalidInput(f"runner 'graph' needs a CUDA device, this one is {self._device}", hint="use the runner auto")
+        self.runner = "compile" if runner == "compile" or (runner in ("auto", "graph") and cuda) else "eager"
         self._gradients = self._all_gradients(self.runner == "compile")
-        if runner == "auto" and self.runner == "compile" and self._feeds and not self._compiled_agrees():
+        if runner in ("auto", "graph") and self.runner == "compile" and self._feeds and not self._compiled_agrees():
             self.runner, self._gradients = "eager", self._all_gradients(False)
+        self._updater = Updater(self.state, self._gradients, stacked=self._stacked)
+        self._chunks = None
+        if runner in ("auto", "graph") and cuda and self._feeds:
+            self._choose_graph()
 
     def _all_gradients(self, compiled: bool) -> dict[str, Gradients]:
         return {
@@ -209,10 +218,15 @@ class Learner(Creation, Acting, Fitting, Transfer):
         """Do ``updates`` updates; raises `InvalidInput` where there is no dataset."""
         if not self._feeds:
             raise InvalidInput("this learner has no dataset to train on", hint="give one when it is made or loaded, or use update(batch)")
-        for _ in range(updates):
+        end = self.step + updates
+        while self.step < end:
             if self.algorithm.between is not None:
                 self.algorithm.between(self, self.step)
             began = time.perf_counter()
+            if self._chunks is not None and (done := self._replay(end)):
+                self.spent.update += time.perf_counter() - began  # the sampling is within
+                self.spent.updates += done
+                continue
             batches = self._batches(self.step)
             sampled = time.perf_counter()
             self._do(batches)
@@ -225,7 +239,9 @@ class Learner(Creation, Acting, Fitting, Transfer):
         with products(through_onednn=self.linear == "onednn"):
             for due in self.state.schedules[self._stage(self.step).name]:
                 if due.step.due(self.step):
-                    self._apply(due, batches)
+                    self._means.add(self._updater.apply(due, batches, self._taken.get(due.moments_key, 0)))
+                    if due.moments_key:
+                        self._taken[due.moments_key] += 1
         self.step += 1
 
     def _once(self, batches: list[Any]) -> dict[str, dict[int, float]]:
@@ -247,29 +263,6 @@ class Learner(Creation, Acting, Fitting, Transfer):
     def _batches(self, k: int) -> list[Any]:
         """One batch per view: one per seed, or all seeds' stacked."""
         return [feed.batch(k + self._behind) for feed in (self._single_feeds if self._stage(k).single_steps else self._feeds)]
-
-    def _apply(self, due: Due, batches: list[Any]) -> None:
-        if due.step.loss is not None:
-            run = self._gradients[due.key]
-            results = [run(view.leaves[due.key], view.state, batch) for view, batch in zip(self.state.views, batches, strict=True)]
-            self._move(due, [result.gradients for result in results])
-            with torch.no_grad():
-                for position, result in enumerate(results):
-                    self.state.update(position, result.updates)
-            self._means.add([result.metrics for result in results], stacked=self._stacked)
-        for targets, online, rate in due.followers:
-            polyak(targets, online, rate)
-
-    def _move(self, due: Due, gradients: list[tuple[torch.Tensor, ...]]) -> None:
-        """Let the optimiser of a step move its parameters."""
-        step, key = due.step, due.moments_key
-        with torch.no_grad():
-            for view, grads, (params, parts, count) in zip(self.state.views, gradients, due.groups, strict=True):
-                optimizer.step(
-                    step.optimizer, step.learning_rate, params, grads, parts, count, taken=self._taken[key], names=due.names,
-                    factor=None if step.rate is None else step.rate(view.state.memory), seeds_axis=self._stacked,
-                )  # fmt: skip
-        self._taken[key] += 1
 
     # ------------------------------------------------------------------------------------------------------------ reading
     @property

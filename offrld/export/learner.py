@@ -1,4 +1,4 @@
-"""The policy file of a learner's seed, with what is known about it inside: what jobs and `Learner.export` write."""
+"""The policy of a learner's seed as a file, with what is known about it inside: what jobs and `Learner.export` write."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from offrl.errors import InvalidInput
+from offrl.job import POLICY_SUFFIXES
 from offrld import settings
 from offrld.engine.data import observation_column
 from offrld.export.onnx import PolicyExporter
@@ -65,10 +66,11 @@ class LearnerExporter:
 
 
 def export_learner(learner: Learner, path: str | os.PathLike[str], seed: int) -> Path:
-    """Write the policy file of a seed; returns its path. Raises `InvalidInput` for a name without ``.onnx``, `CheckFailed`."""
+    """Write the policy of a seed as ``.onnx`` or ``.pt`` (TorchScript); returns its path. Raises `InvalidInput`, `CheckFailed`."""
     path = Path(path)
-    if path.suffix != ".onnx":
-        raise InvalidInput(f"policies are written as ONNX, {os.fspath(path)!r} does not end in .onnx", hint="export('policy.onnx')")
+    if path.suffix not in POLICY_SUFFIXES.values():
+        message = f"policies are written as ONNX or TorchScript, {os.fspath(path)!r} ends in neither .onnx nor .pt"
+        raise InvalidInput(message, hint="export('policy.onnx')")
     LearnerExporter(learner).write(path, seed)
     return path
 

@@ -141,6 +141,12 @@ def between(learner: Learner, k: int, penalty: float, variance: str = "max") -> 
             _imagine(learner, position, seed, k, penalty, variance)
 
 
+def next_between(config: Any, k: int) -> int:
+    """The first update after ``k`` before which transitions are imagined."""
+    first = 0 if config.dynamics is not None else config.dynamics_steps
+    return first if k < first else k + config.rollout_interval - (k - first) % config.rollout_interval
+
+
 def _imagine(learner: Learner, position: int, seed: int, k: int, penalty: float, kind: str) -> None:
     config, dataset = learner.config, learner.dataset
     state, starts = learner.state.of_seed(position, {}), dataset.starts

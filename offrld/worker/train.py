@@ -18,6 +18,7 @@ from offrld import settings
 from offrld.algos import get
 from offrld.engine import Learner
 from offrld.engine.guards import HELP, Diverged, Trouble
+from offrld.engine.memory import keep_freed_memory
 from offrld.plain import json_safe
 from offrld.worker import taken
 from offrld.worker.checkpoints import Checkpoints
@@ -55,6 +56,7 @@ class Training:
 
             bounds = check_environment(spec.eval_env, store.schema)
         job.control.check()
+        keep_freed_memory()
         self.learner = Learner.create(
             algorithm, config, store, seeds=spec.seeds, device=spec.device, runner=self._runner(), threads=spec.threads,
             holdout=spec.validation, bounds=bounds, env_id=spec.eval_env, cache_dir=job.state.inductor_cache,
@@ -141,7 +143,7 @@ class Training:
     def _finish(self) -> None:
         """All updates are done: policies of every seed, evaluated where there is an environment."""
         self._progress(force=True)
-        if self.spec.eval_env is None:
+        if self.spec.eval_env is None and self.learner.algorithm.has_policy:
             for seed in self.learner.guard.running:
                 if not self.job.run.policy(seed, self.learner.step).exists():
                     self._policy_files().export(seed)
@@ -180,6 +182,8 @@ class Training:
 
     def _validate(self) -> dict[str, dict[int, float]]:
         """The losses, and the policies' nearness to the actions, on held-out episodes."""
+        if not self.learner.algorithm.has_policy:
+            return self.learner.validate()
         from offrld.evaluate.offline import evaluate_offline
 
         near = {f"validation_{name}": values for name, values in evaluate_offline(self.learner).items()}

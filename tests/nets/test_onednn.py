@@ -16,6 +16,7 @@ SHAPES = [
     ((256, 256), 256),
     ((30, 256, 64), 128),        # candidates
     ((4500, 40), 48),            # more rows than are summed at a time
+    ((4500, 6), 256),            # candidate actions
 ]  # fmt: skip
 
 
@@ -70,6 +71,17 @@ def test_columns_cut_out_of_a_wider_weight_are_multiplied_rightly_and_fast():
         assert_near(linear(x[:, :17].contiguous(), wide[:, :17], bias), reference(x[:, :17], wide[:, :17], bias, relu=False))
         seconds = min(onednn._seconds((lambda: linear(x[:, :17], wide[:, :17], bias),)) for _ in range(5))
     assert seconds < 2e-3  # the reference kernel, which takes whatever strides, needs 10 ms
+
+
+@needs_onednn
+def test_what_is_not_a_number_comes_out_as_such():
+    x, weight, bias = made((256, 64), 128, gradient=False)
+    weight[3, 5] = float("nan")
+    with products(through_onednn=True), Products() as seen:
+        out = linear(x, weight, bias, relu=True)
+    assert seen.count == 1
+    assert out[:, 3].isnan().all()
+    assert not out[:, 4].isnan().any()
 
 
 @needs_onednn

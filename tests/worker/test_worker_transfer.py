@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from safetensors import safe_open
 
 from offrl import Policy
+from offrld.engine import checkpoint
 
 
 def tensors(run: Path, step: int) -> dict[str, torch.Tensor]:
@@ -19,6 +21,17 @@ def tensors(run: Path, step: int) -> dict[str, torch.Tensor]:
 
 def same(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def tampered(run: Path, step: int, change: Callable[[torch.Tensor], object]) -> Path:
+    """A checkpoint whose critics' parameters are changed: what a run that goes wrong looks like."""
+    path = run / "checkpoints" / f"{step:012d}.safetensors"
+    state, told = checkpoint.read(path)
+    for name, value in state.items():
+        if name.startswith("params/critic."):
+            change(value)
+    checkpoint.write(path, state, {name: value for name, value in told.items() if name not in ("format", "crc32")})
+    return path
 
 
 def test_more_steps_are_the_same_as_having_asked_for_them(train, tmp_path):
@@ -63,13 +76,7 @@ def test_one_seed_that_diverges_leaves_the_others_alone(train, start):
     spec = {"seeds": [0, 1], "config": {"batch_size": 32}, "steps": 40}
     source = train("source", "td3_bc", "pendulum", **spec)
     assert source.end()["state"] == "succeeded"
-    path = source.run / "checkpoints" / "000000000040.safetensors"
-    from offrld.engine import checkpoint
-
-    state, told = checkpoint.read(path)
-    next(value for name, value in state.items() if name.startswith("params/critic."))[0] = float("nan")
-    told = {name: value for name, value in told.items() if name not in ("format", "crc32")}
-    checkpoint.write(path, state, told)
+    path = tampered(source.run, 40, lambda critic: critic[0].fill_(float("nan")))
     job = train("source", "td3_bc", "pendulum", attempt=2, **{**spec, "steps": 80})
     end = job.end()
     assert end["state"] == "succeeded"
@@ -82,6 +89,20 @@ def test_one_seed_that_diverges_leaves_the_others_alone(train, start):
     assert (exported["state"], exported["error"]["code"]) == ("failed", "diverged")
     rows = (job.run / "seed-0" / "metrics" / "critic_loss.csv").read_text().splitlines()
     assert json.loads(rows[-1].split(",")[1]) <= 41
+
+
+def test_values_that_run_away_end_the_job_and_leave_a_checkpoint_from_before(train):
+    spec = {"config": {"batch_size": 32}, "eval_every": 20}
+    source = train("job", "td3_bc", "pendulum", steps=40, **spec)
+    assert source.end()["state"] == "succeeded"
+    path = tampered(source.run, 40, lambda critic: critic.mul_(2000.0))
+    worker = train("job", "td3_bc", "pendulum", attempt=2, steps=80, **spec)
+    end = worker.end()
+    assert (end["state"], end["error"]["code"]) == ("failed", "diverged")
+    assert "of seed 0 ran away to" in end["error"]["message"]
+    assert end["error"]["message"].endswith("by step 41")
+    assert end["error"]["hint"].startswith("the checkpoint at step 40, from before that, is kept; try a smaller learning rate")
+    assert path.exists()
 
 
 @pytest.mark.parametrize(("spec", "words"), [({"start": "source", "transfer": "all"}, "has no network 'critic'")])

@@ -49,7 +49,7 @@ def submit(
     key: Annotated[
         str | None, typer.Option("--key", metavar="K", help="The same key gives the same job, however often it is sent.")
     ] = None,
-    runner: Annotated[str | None, typer.Option("--runner", metavar="R", help="auto, eager or compile. [default: auto]")] = None,
+    runner: Annotated[str | None, typer.Option("--runner", metavar="R", help="auto, eager, compile or graph. [default: auto]")] = None,
     device: Annotated[str | None, typer.Option("--device", metavar="D", help="auto, cpu, cuda or cuda:N. [default: auto]")] = None,
     threads: Annotated[int | None, typer.Option("--threads", metavar="N", help="CPU threads of the training. [default: 1]")] = None,
     start: Annotated[
