@@ -51,6 +51,20 @@ class Client:
         """The daemon's version, protocol, state folder and uptime."""
         return self.request(wire.Ping())
 
+    def overview(self, *, limit: int = 50, metric: str | None = None, points: int = 60) -> wire.OverviewInfo:
+        """The service at one glance: counts, the jobs that matter now, curves of the running ones, the machine.
+
+        Args:
+            limit: jobs at most.
+            metric: whose curve is wanted, also ``updates_per_second``; by default each job's most telling one.
+            points: of a curve, at most.
+        """
+        return self.request(build(wire.Overview, limit=limit, metric=metric, points=points))
+
+    def settings(self) -> wire.SettingList:
+        """Every setting of the daemon, with where its value comes from."""
+        return self.request(wire.GetSettings())
+
     def algos(self, name: str | None = None) -> Any:
         """What can be trained: a list of {name, summary, actions, presets, config}, or the one of ``name``.
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
@@ -39,6 +40,14 @@ class JobState(StrEnum):
     def ended(self) -> bool:
         """True where nothing happens any more (unless the job is retried)."""
         return self in (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
+
+
+MAIN_METRICS = ("return_mean", "validation_loss", "critic_loss", "loss", "actor_loss")  # metrics worth the room, in this order
+
+
+def main_metric(metrics: Iterable[str]) -> str | None:
+    """The one that tells most of how a job goes, None where there is none."""
+    return min(metrics, key=lambda name: (MAIN_METRICS.index(name) if name in MAIN_METRICS else len(MAIN_METRICS), name), default=None)
 
 
 TRANSITIONS: dict[JobState, frozenset[JobState]] = {

@@ -9,9 +9,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from offrld.daemon.catalog import Catalog
-from offrld.daemon.config import Settings
+from offrld.daemon.config import Settings, Sources
 from offrld.daemon.database import Database
 from offrld.daemon.hub import Hub
+from offrld.daemon.machine import Machine
+from offrld.daemon.observer import Observer
 from offrld.daemon.state import State
 from offrld.daemon.supervisor import Supervisor
 from offrld.daemon.uploads import Uploads
@@ -21,8 +23,12 @@ from offrld.executors.local import LocalExecutor
 class App:
     """Everything that a handler may use. The state folder has to be prepared and locked."""
 
-    def __init__(self, settings: Settings, executor: LocalExecutor) -> None:
+    def __init__(
+        self, settings: Settings, executor: LocalExecutor, observer: Observer | None = None, sources: Sources | None = None
+    ) -> None:
         self.settings = settings
+        self.sources = sources or Sources()
+        self.observer = observer or Observer()
         self.state = State(settings.state_dir)
         self.started = time.monotonic()
         self.version = version()
@@ -31,6 +37,8 @@ class App:
         self.database = Database(self.state.database, self._changed)
         self.catalog = Catalog(self.state, executor)
         self.supervisor = Supervisor(settings, self.state, self.database, self.hub, executor, self.uploads)
+        self.supervisor.observer = self.observer
+        self.machine = Machine(self.state.root)
         self._locks: dict[str, tuple[asyncio.Lock, int]] = {}
 
     def _changed(self, touched: set[str], schedule: bool) -> None:

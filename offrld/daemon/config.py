@@ -5,6 +5,8 @@ from __future__ import annotations
 import ipaddress
 import os
 import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,6 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from offrl.errors import InvalidInput, NotAllowed, Unknown, nearest
 from offrld.daemon.state import SOCKET_LIMIT, State, default_state_dir
+
+Source = Literal["file", "environment", "command line"]
 
 
 class Slots(BaseModel):
@@ -49,13 +53,29 @@ class Settings(BaseModel):
     insecure: Annotated[bool, Field(description="allow a tcp address without keys; loopback only")] = False
     import_roots: Annotated[list[Path], Field(description="folders below which an import may name a path of this machine")] = []
     log_level: Annotated[Literal["debug", "info", "warning", "error"], Field(description="what goes to stderr")] = "info"
+    log_format: Annotated[Literal["text", "json"], Field(description="of the lines on stderr; as text the journal gets fields")] = "text"
+    metrics_port: Annotated[int, Field(ge=0, le=65535, description="metrics for Prometheus at http://HOST:PORT/metrics; 0: none")] = 0
+    metrics_host: Annotated[str, Field(description="address of the metrics: nobody is asked who he is")] = "127.0.0.1"
     slots: Slots = Slots()
     grace: Grace = Grace()
     uploads: Uploads = Uploads()
 
 
+@dataclass(frozen=True)
+class Sources:
+    """Where the settings come from: the file that was looked for, and for each setting (dotted) that is not a default its source."""
+
+    file: Path = Path()
+    of: Mapping[str, Source] = field(default_factory=dict)
+
+
 def load(state_dir: str | None, bind: str | None, config: str | None, insecure: bool = False) -> Settings:
     """The settings: command line before environment before file before default. Raises `InvalidInput`, `Unknown`, `NotAllowed`."""
+    return load_with_sources(state_dir, bind, config, insecure)[0]
+
+
+def load_with_sources(state_dir: str | None, bind: str | None, config: str | None, insecure: bool = False) -> tuple[Settings, Sources]:
+    """`load`, with where each setting comes from."""
     named = state_dir or os.environ.get("OFFRLD_STATE_DIR")
     file = Path(config) if config else (Path(named) if named else default_state_dir()) / "offrld.toml"
     values: dict[str, Any] = {}
@@ -69,14 +89,18 @@ def load(state_dir: str | None, bind: str | None, config: str | None, insecure: 
             raise InvalidInput(f"{file} cannot be read: {error}") from None
     except tomllib.TOMLDecodeError as error:
         raise InvalidInput(f"{file} is not TOML: {error}") from None
+    of: dict[str, Source] = dict.fromkeys(dotted(values), "file")
     if named:
+        of["state_dir"] = "command line" if state_dir else "environment"
         values["state_dir"] = named
     values.setdefault("state_dir", str(default_state_dir()))
     if isinstance(values["state_dir"], str):  # absolute, so that the workers, who run elsewhere, find it
         values["state_dir"] = os.path.realpath(os.path.expanduser(values["state_dir"]))
     if bind:
+        of["bind"] = "command line"
         values["bind"] = bind
     if insecure:
+        of["insecure"] = "command line"
         values["insecure"] = True
     values.setdefault("bind", f"ipc://{State(Path(str(values['state_dir']))).socket}")
     try:
@@ -87,7 +111,15 @@ def load(state_dir: str | None, bind: str | None, config: str | None, insecure: 
         if not root.is_absolute():
             raise InvalidInput(f"import_roots: {str(root)!r} is not an absolute path", hint=f"correct it in {file}")
     check_bind(settings.bind, settings.insecure)
-    return settings
+    return settings, Sources(file, of)
+
+
+def dotted(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """``{"slots": {"train": 2}}`` as ``{"slots.train": 2}``."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found.update(dotted(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value})
+    return found
 
 
 def check_bind(url: str, insecure: bool) -> None:

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import os
 import stat
+import time
 from collections import Counter
 from collections.abc import Awaitable
 from pathlib import Path
@@ -22,6 +23,7 @@ from offrl.errors import InternalError, InvalidInput, InvalidMessage
 from offrl_store.errors import OffrlError
 from offrld.daemon.app import App
 from offrld.daemon.handlers import HANDLERS
+from offrld.daemon.logs import about
 
 PER_CLIENT = 64      # requests of one client that are being answered; more are refused
 IN_ALL = 4096
@@ -96,41 +98,56 @@ class Server:
             error = InvalidMessage(f"a request has the frames [id, body], this one has {len(frames) - 1}, the id at most {ID_BYTES} bytes")
             await self._send(client, number, wire.encode_error(error))
             return
-        number, body = frames[1], frames[2]
+        number, body, began = frames[1], frames[2], time.perf_counter()
         try:
             if self._open[client] >= PER_CLIENT or len(self._tasks) >= IN_ALL:
                 raise Busy(f"{self._open[client]} requests of this client are being answered", hint="wait for some of the answers")
             request = wire.decode_request(body)
         except Exception as error:
+            self._answered("invalid", began, error)
             await self._send(client, number, _error(error, "a request"))
             if not self._open[client]:
                 del self._open[client]
             return
-        try:
-            reply = HANDLERS[type(request)](self._app, request)
-        except Exception as error:
-            await self._send(client, number, _error(error, request.type))
-            return
-        if isinstance(reply, wire.Reply):
-            await self._send(client, number, wire.encode_reply(reply))
-            return
-        self._open[client] += 1
-        task = asyncio.get_running_loop().create_task(self._answer(client, number, request.type, reply))
+        with about(getattr(request, "job", None)):
+            try:
+                reply = HANDLERS[type(request)](self._app, request)
+            except Exception as error:
+                self._answered(request.type, began, error)
+                await self._send(client, number, _error(error, request.type))
+                return
+            if isinstance(reply, wire.Reply):
+                self._answered(request.type, began)
+                await self._send(client, number, wire.encode_reply(reply))
+                return
+            self._open[client] += 1
+            task = asyncio.get_running_loop().create_task(self._answer(client, number, request.type, reply, began))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _answer(self, client: bytes, number: bytes, name: str, reply: Awaitable[wire.Reply]) -> None:
+    async def _answer(self, client: bytes, number: bytes, name: str, reply: Awaitable[wire.Reply], began: float) -> None:
+        failed: Exception | None = None
         try:
             answer = wire.encode_reply(await reply)
             if len(answer) > wire.MAX_MESSAGE:
                 raise InternalError(f"the answer to {name} has {len(answer)} bytes, more than fit into a message")
         except Exception as error:
+            failed = error
             answer = _error(error, name)
         finally:
             self._open[client] -= 1
             if self._open[client] <= 0:
                 del self._open[client]
+        self._answered(name, began, failed)
         await self._send(client, number, answer)
+
+    def _answered(self, name: str, began: float, error: Exception | None = None) -> None:
+        """Count a request, and log it where somebody looks for a fault."""
+        outcome = "ok" if error is None else error.code if isinstance(error, OffrlError) else "internal"
+        seconds = time.perf_counter() - began
+        self._app.observer.request_answered(name, outcome, seconds)
+        if log.isEnabledFor(logging.DEBUG):
+            log.debug("request type=%s outcome=%s ms=%.2f", name, outcome, 1000 * seconds)
 
     async def _send(self, client: bytes, number: bytes, answer: bytes) -> None:
         try:

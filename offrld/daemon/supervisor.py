@@ -20,6 +20,8 @@ from offrld.daemon.catalog import last_line
 from offrld.daemon.config import Settings
 from offrld.daemon.database import Database
 from offrld.daemon.hub import Hub
+from offrld.daemon.logs import about
+from offrld.daemon.observer import Observer
 from offrld.daemon.records import Job, find
 from offrld.daemon.state import State
 from offrld.daemon.supervision import Exit
@@ -63,6 +65,7 @@ class Supervisor:
         self._hub = hub
         self._executor = executor
         self._uploads = uploads
+        self.observer = Observer()
         self._attempts: dict[str, Attempt] = {}
         self._busy = {"train": 0, "light": 0}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -75,6 +78,11 @@ class Supervisor:
     def running(self) -> int:
         """Workers that run now."""
         return len(self._attempts)
+
+    @property
+    def spare(self) -> str | None:
+        """How the worker that is kept warm is: None, because none is kept."""
+        return None
 
     def wake(self) -> None:
         """Look for jobs to start."""
@@ -135,6 +143,10 @@ class Supervisor:
         self._spawn(self._attempt(attempt, work), name=f"job {job.id}")
 
     async def _attempt(self, attempt: Attempt, work: Work) -> None:
+        with about(attempt.job.id):
+            await self._to_its_end(attempt, work)
+
+    async def _to_its_end(self, attempt: Attempt, work: Work) -> None:
         job = attempt.job
         try:
             try:
@@ -143,6 +155,8 @@ class Supervisor:
                 log.exception("job %s: the supervisor failed", job.id)
                 how = Exit(log_line="the daemon's log holds more")
             ended = await self._finish(attempt, how)
+            if attempt.worker is not None:
+                self.observer.worker_ended(ended)
             log.info("job %s: %s%s", job.id, ended.state, f" ({ended.reason})" if ended.reason else "")
             await self._tidy(ended)
         finally:
@@ -163,6 +177,7 @@ class Supervisor:
             log.error("job %s: its worker cannot be started: %s", job.id, error)
             return Exit(status=127, log_line=str(error))
         attempt.worker = worker
+        self.observer.worker_started(job)
         log.info("job %s: attempt %d, worker process %d", job.id, job.attempt, worker.pid)
         following = asyncio.get_running_loop().create_task(self._follow(attempt))
         try:

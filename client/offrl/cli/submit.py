@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from offrl.cli import completion
 from offrl.cli.output import Json, emit, talk
 from offrl.cli.values import seed_list, settings
 
@@ -16,8 +17,16 @@ def register(app: typer.Typer) -> None:
 
 
 def submit(
-    algorithm: Annotated[str, typer.Argument(metavar="ALGO", help="A name of `offrl algos`.")],
-    dataset: Annotated[str, typer.Option("--dataset", metavar="NAME|FILE", help="A dataset, or a file or folder that is imported first.")],
+    algorithm: Annotated[str, typer.Argument(metavar="ALGO", help="A name of `offrl algos`.", autocompletion=completion.algorithms)],
+    dataset: Annotated[
+        str,
+        typer.Option(
+            "--dataset",
+            metavar="NAME|FILE",
+            help="A dataset, or a file or folder that is imported first.",
+            autocompletion=completion.datasets,
+        ),
+    ],
     steps: Annotated[int | None, typer.Option("--steps", metavar="N", help="Gradient updates. [default: 100000]")] = None,
     seed: Annotated[int | None, typer.Option("--seed", metavar="S", help="One seed. [default: 0]")] = None,
     seeds: Annotated[str | None, typer.Option("--seeds", metavar="0-7", help="Several, trained side by side: 0-7 or 0,2,5.")] = None,
@@ -34,7 +43,8 @@ def submit(
     validation: Annotated[float | None, typer.Option("--validation", metavar="0.1", help="Share of the episodes held out.")] = None,
     priority: Annotated[int, typer.Option("--priority", metavar="P", help="A higher one runs first.")] = 0,
     after: Annotated[
-        list[str] | None, typer.Option("--after", metavar="JOB", help="Wait until JOB has succeeded; may be repeated.")
+        list[str] | None,
+        typer.Option("--after", metavar="JOB", help="Wait until JOB has succeeded; may be repeated.", autocompletion=completion.jobs),
     ] = None,
     key: Annotated[
         str | None, typer.Option("--key", metavar="K", help="The same key gives the same job, however often it is sent.")

@@ -7,7 +7,7 @@ from typing import Any
 
 from offrl import wire
 from offrld.daemon.app import App
-from offrld.daemon.handlers import artifacts, datasets, follow, jobs, service, uploads
+from offrld.daemon.handlers import artifacts, care, datasets, follow, jobs, service, uploads
 
 Handler = Callable[[App, Any], wire.Reply | Awaitable[wire.Reply]]
 
@@ -28,4 +28,7 @@ HANDLERS: dict[type[wire.Request], Handler] = {
     wire.FinishUpload: uploads.finish_upload,
     wire.OpenArtifact: artifacts.open_artifact,
     wire.ReadArtifact: artifacts.read_artifact,
+    wire.Overview: care.overview,
+    wire.Checkup: care.checkup,
+    wire.GetSettings: care.get_settings,
 }
