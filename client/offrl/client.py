@@ -78,6 +78,7 @@ class Client:
         runner: str | None = None,
         device: str | None = None,
         threads: int | None = None,
+        gpu_memory_mb: int | None = None,
         priority: int = 0,
         after: str | Job | Sequence[str | Job] = (),
         key: str | None = None,
@@ -108,6 +109,7 @@ class Client:
             "algorithm": algorithm, "steps": steps, "seeds": chosen, "config": None if config is None else flat(config), "preset": preset,
             "eval_env": eval_env, "eval_episodes": eval_episodes, "eval_every": eval_every, "validation": validation, "runner": runner,
             "device": device, "threads": threads,
+            "gpu_memory_mb": gpu_memory_mb,
         }  # fmt: skip
         given = {name: value for name, value in given.items() if value is not None}
         build(TrainSpec, **given, dataset="not-known-yet")  # before anything is uploaded

@@ -72,6 +72,7 @@ class TrainSpec(_Spec):
     runner: Literal["auto", "eager", "compile"] = "auto"
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     threads: Annotated[int, Field(ge=1, le=1024)] = 1                 # CPU threads of torch
+    gpu_memory_mb: Annotated[int, Field(ge=1, le=1 << 30)] | None = None  # of a card, set aside for the job; None: the service estimates
 
 
 def taken(text: str) -> tuple[str, int | None]:

@@ -37,7 +37,7 @@ def test_a_job_runs_to_its_end_and_its_events_are_numbered_without_gaps(daemon: 
     ("behaviour", "code", "words"),
     [
         ("crash", "worker_crashed", "exit status 3 without a result: the roof is on fire"),
-        ("killed", "worker_crashed", "killed by SIGKILL"),
+        ("killed", "worker_killed", "killed by SIGKILL"),
         ("fail", "empty_dataset", "no transitions in it"),
     ],
 )

@@ -25,6 +25,11 @@ class Worker:
         if start is None:
             sys.exit(75)
         self.start = start
+        log = os.open(start["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        os.dup2(log, 2)  # a spare worker was started without its job's log
+        os.close(log)
+        os.chdir(start["folder"])
+        os.environ.update(start["environment"])
         self.state = Path(start["state_dir"])
         self.run = self.state / "jobs" / start["job"]
         self.lock = open(self.run / "lock", "a")  # noqa: SIM115  held for life
@@ -33,6 +38,7 @@ class Worker:
         if seen.exists() and int(seen.read_text()) > start["attempt"]:
             sys.exit(75)
         seen.write_text(str(start["attempt"]))
+        self.alive("loading")
 
     def message(self, seconds: float | None) -> dict | None:
         """The next control line, None where there is none in time or the pipe is closed."""
@@ -53,6 +59,10 @@ class Worker:
         with open(self.run / "events.jsonl", "ab") as file:
             file.write(line)
         os.write(1, line)
+
+    def alive(self, busy: str = "", device_bytes: int = 0) -> None:
+        """A sign of life: by the pipe only."""
+        os.write(1, json.dumps({"type": "alive", "busy": busy, "device_bytes": device_bytes}).encode() + b"\n")
 
     def end(self, state: str, error: dict | None = None) -> None:
         self.emit("end", state=state, error=error)

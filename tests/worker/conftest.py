@@ -34,6 +34,7 @@ class WorkerProcess:
                 cwd=self.run, env=environment, start_new_session=True,
             )  # fmt: skip
         self.seen: list[dict[str, Any]] = []
+        self.signs: list[dict[str, Any]] = []  # of life: by the pipe only, not in events.jsonl
         self._events: queue.Queue[dict[str, Any] | None] = queue.Queue()
         threading.Thread(target=self._read, daemon=True).start()
         first = {"type": "start", "job": job, "attempt": attempt, "state_dir": str(state), "spec": spec, "snapshot": snapshot}
@@ -41,7 +42,8 @@ class WorkerProcess:
 
     def _read(self) -> None:
         for line in self.process.stdout:
-            self._events.put(json.loads(line))  # a line that is no JSON would be a broken protocol: the thread dies, the test times out
+            event = json.loads(line)  # a line that is no JSON would be a broken protocol: the thread dies, the test times out
+            (self.signs.append if event["type"] in ("alive", "ready") else self._events.put)(event)
         self._events.put(None)
 
     def send(self, message: dict[str, Any]) -> None:

@@ -42,6 +42,9 @@ def submit(
     runner: Annotated[str | None, typer.Option("--runner", metavar="R", help="auto, eager or compile. [default: auto]")] = None,
     device: Annotated[str | None, typer.Option("--device", metavar="D", help="auto, cpu, cuda or cuda:N. [default: auto]")] = None,
     threads: Annotated[int | None, typer.Option("--threads", metavar="N", help="CPU threads of the training. [default: 1]")] = None,
+    gpu_memory: Annotated[
+        int | None, typer.Option("--gpu-memory", metavar="MB", help="Memory of a card to set aside for the job. [default: estimated]")
+    ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Stay until the job has ended; exit status 1 if it fails.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -58,7 +61,7 @@ def submit(
         job = client.submit(
             algorithm, dataset=dataset, steps=steps, seed=seed, seeds=chosen, config=values, preset=preset, eval_env=eval_env,
             eval_episodes=eval_episodes, eval_every=eval_every, validation=validation, priority=priority, after=after or (), key=key,
-            runner=runner, device=device, threads=threads,
+            runner=runner, device=device, threads=threads, gpu_memory_mb=gpu_memory,
         )  # fmt: skip
         if not as_json:
             print(job.id, flush=True)
