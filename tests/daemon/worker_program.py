@@ -82,6 +82,9 @@ class Worker:
         behaviour = spec["config"].get("behaviour", "normal")
         with open(self.run / "attempts.txt", "a") as file:
             file.write(f"{self.start['attempt']} {os.getpid()} {self.start['snapshot']}\n")
+        (self.run / "card").write_text(f"{os.environ.get('CUDA_VISIBLE_DEVICES')} {self.start['device']}")
+        if "device_bytes" in spec["config"]:
+            self.alive(device_bytes=spec["config"]["device_bytes"])
         checkpoints = self.run / "checkpoints"
         checkpoints.mkdir(exist_ok=True)
         steps = sorted(int(path.stem) for path in checkpoints.glob("*.safetensors"))
@@ -90,6 +93,13 @@ class Worker:
         if behaviour == "crash":
             print("the roof is on fire", file=sys.stderr, flush=True)
             os._exit(3)
+        if behaviour == "segfault":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if behaviour == "memory":
+            bytearray(1 << 62)  # raises MemoryError
+        if behaviour == "bad_alloc":  # how C++ ends where memory cannot be had
+            print("terminate called after throwing an instance of 'std::bad_alloc'", file=sys.stderr, flush=True)
+            os.abort()
         if behaviour == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
         if behaviour == "fail":
@@ -98,6 +108,14 @@ class Worker:
             os.write(1, b"\xff\x00 not json\n{}\n[1]\n")
             with open(self.run / "events.jsonl", "ab") as file:
                 file.write(b'\xff\n{"type":"progress","step":"x"}\n{"type":"what"}\n{"type":"end","state":"queued"}\n')
+        if behaviour == "compiling":  # silent for longer than a loop may be, as announced; then it goes on
+            self.alive("compiling")
+            self.check(1.5)
+        if behaviour == "stalls":  # steps, and then nothing more
+            self.emit("progress", step=2, steps=spec["steps"], metrics={})
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            while True:
+                time.sleep(1)
         if behaviour in ("hang", "children"):
             child = subprocess.Popen(["sleep", "1000"]) if behaviour == "children" else None
             (self.run / "child").write_text(str(child.pid if child else 0))
