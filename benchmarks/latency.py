@@ -77,7 +77,7 @@ def main() -> None:
         submits = []
         for _ in range(REPEATS):
             start = time.perf_counter()
-            job = client.submit("td3_bc", dataset="data", steps=1000, after=[blocker.id])
+            client.submit("td3_bc", dataset="data", steps=1000, after=[blocker.id])
             submits.append(time.perf_counter() - start)
         result["Client.submit, ms"] = 1000 * statistics.median(submits)
         command = [python, "-m", "offrl.cli", "submit", "td3_bc", "--dataset", "data", "--steps", "1000", "--after", blocker.id]

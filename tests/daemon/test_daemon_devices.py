@@ -109,7 +109,7 @@ SMI = "GPU-11111111-aa, 81559\nGPU-22222222-bb, 24564\nGPU-33333333-cc, [N/A]\n"
 
 def test_the_cards_that_the_driver_shows() -> None:
     cards = parse(SMI)
-    assert [(card.name, card.memory_mb) for card in cards] == [("GPU-11111111-aa", 81559), ("GPU-22222222-bb", 24564), ("GPU-33333333-cc", None)]
+    assert cards == [Card("GPU-11111111-aa", 81559), Card("GPU-22222222-bb", 24564), Card("GPU-33333333-cc", None)]
     assert parse("NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.\n") == []
     assert visible(cards, None) == tuple(cards)
     assert visible(cards, "") == ()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -76,11 +78,10 @@ def test_a_terminated_worker_has_its_checkpoint_in_time(train, wait_for, seeds):
 def test_a_worker_that_cannot_stop_ends_all_the_same_and_says_which_checkpoint_serves(train, wait_for):
     worker = train(
         "job", "discrete_bc", "cartpole", steps=20, eval_every=10, eval_env="offrld_stuck_env:StuckCartPole-v0", eval_episodes=1,
-        environment={"PYTHONPATH": str(PLUGINS)}, start_message={"stop_s": 0.5},
+        environment={"PYTHONPATH": os.pathsep.join([str(PLUGINS), *sys.path])}, start_message={"stop_s": 0.5},
     )  # fmt: skip
-    wait_for(lambda: list(worker.run.glob("checkpoints/0*10.safetensors")))
-    worker.until(lambda event: event["type"] == "progress" and event["step"] == 1)
-    time.sleep(0.5)  # into the native call
+    wait_for(lambda: "stuck from now on" in worker.log.read_text())
+    assert [path.stem for path in worker.run.glob("checkpoints/0*")] == ["000000000010"]
     worker.signal(signal.SIGUSR1)  # as the daemon asks before it kills a hung worker
     wait_for(lambda: "offrld_stuck_env.py" in worker.log.read_text())
     beats = len(worker.signs)

@@ -1,6 +1,7 @@
 """An environment whose first reset never returns, inside native code: no Python handler of a signal can run in that thread."""
 
 import ctypes
+import sys
 
 import gymnasium
 from gymnasium.envs.classic_control import CartPoleEnv
@@ -9,6 +10,7 @@ from gymnasium.envs.classic_control import CartPoleEnv
 class Stuck(CartPoleEnv):
     def reset(self, **arguments):
         libc = ctypes.CDLL(None)
+        print("stuck from now on", file=sys.stderr, flush=True)
         while True:
             libc.pause()
             libc.sleep(1000)
