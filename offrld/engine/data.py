@@ -23,19 +23,25 @@ from offrld.preprocess.statistics import Blocks, rows
 ROWS = 4096  # of an episode that a policy is asked about at a time: bounds the memory of pixels
 
 
-def split(episodes: int, holdout: float) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers of the training and of the held-out episodes: the same for every seed, so that seeds compare on the same episodes."""
+def split(episodes: int, holdout: float, chosen: Any = None) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of the training and of the held-out episodes: the same for every seed, so that seeds compare on the same episodes.
+
+    chosen: numbers of those to use at all; None: all.
+    """
+    numbers = np.arange(episodes) if chosen is None else np.unique(np.asarray(chosen))
+    if chosen is not None and (numbers.dtype.kind not in "iu" or not len(numbers) or numbers[0] < 0 or numbers[-1] >= episodes):
+        raise InvalidInput(f"episodes must be some of the numbers 0 to {episodes - 1}", hint="for example store.select(min_return=...)")
     if holdout == 0.0:
-        return np.arange(episodes), np.empty(0, np.int64)
-    count = max(1, round(episodes * holdout))
-    if count >= episodes:
+        return numbers, np.empty(0, np.int64)
+    count = max(1, round(len(numbers) * holdout))
+    if count >= len(numbers):
         raise InvalidInput(
-            f"validation share {holdout:g} of {episodes} episodes leaves none to train on", hint="give a smaller share or more episodes"
+            f"validation share {holdout:g} of {len(numbers)} episodes leaves none to train on", hint="give a smaller share or more episodes"
         )
-    keys = np.empty(episodes, np.float32)
+    keys = np.empty(len(numbers), np.float32)
     rng.uniform(0, 0, rng.stream_id("holdout"), keys)
     order = np.argsort(keys, kind="stable")
-    return np.sort(order[count:]), np.sort(order[:count])
+    return np.sort(numbers[order[count:]]), np.sort(numbers[order[:count]])
 
 
 def observation_column(store: EpisodeStore, name: str) -> np.ndarray:
@@ -97,15 +103,15 @@ def actions_of(policy: PolicyModule, store: EpisodeStore) -> np.ndarray:
     for first, steps in zip(store.episode_table["first_row"].tolist(), store.episode_table["steps"].tolist(), strict=True):
         for start in range(first, first + steps + 1, ROWS):
             rows = np.arange(start, min(start + ROWS, first + steps + 1))
-            seen = {name: torch.from_numpy(_stacks(observation_column(store, name), rows, first, k)) for name in fields}
+            seen = {name: torch.from_numpy(stacked_rows(observation_column(store, name), rows, first, k)) for name in fields}
             given = (seen[fields[0]],) if len(fields) == 1 else ()
             with torch.no_grad():
                 actions[rows] = policy(*given, **({} if given else seen)).numpy().astype(actions.dtype)
     return actions
 
 
-def _stacks(column: np.ndarray, rows: np.ndarray, first: int, k: int) -> np.ndarray:
-    """The last ``k`` frames at each row joined along the first axis, oldest first; zeros before row ``first``."""
+def stacked_rows(column: np.ndarray, rows: np.ndarray, first: int, k: int) -> np.ndarray:
+    """The last ``k`` frames at each row joined along the first axis, oldest first; zeros before row ``first``, the episode's own."""
     if k == 1:
         return column[rows]
     frames = []

@@ -19,6 +19,7 @@ from torch import Tensor
 from offrl.memory import CONTEXT, LENGTH, REWARD, TARGET_RETURN
 from offrl_store import EpisodeStore
 from offrld.engine.algorithm import Algorithm
+from offrld.engine.data import observation_column, stacked_rows
 from offrld.engine.feed import Scalers, view_observation
 from offrld.engine.policy import PolicyModule
 from offrld.engine.space import Space
@@ -126,6 +127,31 @@ class SequencePolicy(PolicyModule):
         inputs = {name: torch.zeros(batch, *given.shape, dtype=getattr(torch, given.dtype)) for name, given in self.episode_inputs.items()}
         inputs[TARGET_RETURN].fill_(self.target_return if target_return is None else target_return)
         return inputs
+
+    def recorded(self, store: EpisodeStore, first: int, rows: np.ndarray, target_return: float) -> dict[str, Tensor]:
+        """All inputs at the rows ``[B]`` of an episode that begins at row ``first``, as if the policy had been asked for a return there and
+        had done what was done."""
+        length, frames = self.context_size, self.space.frame_stack
+        before = np.maximum(rows[:, None] + np.arange(-length, 0), first)  # [B, L]; what lies before the episode is masked
+        inputs: dict[str, np.ndarray] = {}
+        for name, held in self._held.items():
+            column = observation_column(store, name)
+            inputs[name] = stacked_rows(column, rows, first, frames)
+            inputs[held] = np.stack([stacked_rows(column, at, first, frames) for at in before.T], axis=1)
+        reward = np.asarray(store.column("reward")[first : int(rows.max()) + 1], np.float32)
+        scaler = self._scaler("rewards")
+        scaled = reward if scaler is None else scaler(torch.from_numpy(reward)).numpy()
+        start = target_return * float(self.return_slope) + float(self.return_offset)
+        to_go = start - np.concatenate([[0.0], np.cumsum(scaled[:-1], dtype=np.float64)])  # [T]
+        inputs[ACTION] = store.column("action")[before]
+        inputs[RETURN_TO_GO] = to_go[before - first]
+        inputs[REWARD] = np.where(rows > first, reward[rows - first - 1], 0.0)
+        inputs[TARGET_RETURN] = np.full(len(rows), target_return)
+        inputs[LENGTH] = rows - first
+        given = {**self.space.inputs, **{name: (each.dtype, each.shape) for name, each in self.episode_inputs.items()}}
+        return {
+            name: torch.from_numpy(value.astype(given[name][0])).reshape(len(rows), *given[name][1]) for name, value in inputs.items()
+        }
 
     def scores(self, **inputs: Tensor) -> Tensor:
         """What the greedy choice is made from: discrete scores ``[B, n]``, or the continuous action in [-1, 1]."""

@@ -6,7 +6,7 @@ observation is missing. Nearness to the data says how well a policy imitates, no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,9 +15,8 @@ from offrl.errors import InvalidInput
 from offrl_store import EpisodeStore
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from offrld.engine import Learner
+    from offrld.engine.policy import PolicyModule
 
 BATCH = 1024  # observations per call of the policy: bounds the memory of pixels to 30 MB
 
@@ -29,21 +28,12 @@ def action_error(policy: Callable[[Any], np.ndarray], store: EpisodeStore, episo
     Raises:
         InvalidInput: the actions differ in shape, or the episodes hold no transition.
     """
-    total, count = 0.0, 0
-    for observation, action in _batches(store, episodes):
-        given = _of_shape(policy(observation), action)
-        total += float(np.square(given.astype(np.float64) - action).sum())
-        count += len(action)
-    return total / _some(count)
+    return _error((policy(observation), action) for observation, action in _batches(store, episodes))
 
 
 def action_match(policy: Callable[[Any], np.ndarray], store: EpisodeStore, episodes: np.ndarray) -> float:
     """Share of the transitions in which the policy's discrete action ``[B]`` is the dataset's. Arguments and errors as `action_error`."""
-    equal, count = 0, 0
-    for observation, action in _batches(store, episodes):
-        equal += int((_of_shape(policy(observation), action) == action).sum())
-        count += len(action)
-    return equal / _some(count)
+    return _match((policy(observation), action) for observation, action in _batches(store, episodes))
 
 
 def evaluate_offline(learner: Learner) -> dict[str, dict[int, float]]:
@@ -51,35 +41,68 @@ def evaluate_offline(learner: Learner) -> dict[str, dict[int, float]]:
     store, episodes = learner.store, np.asarray(learner.holdout)
     if not any(True for _ in _batches(store, episodes)):
         return {}
-    discrete = store.schema.action.discrete
-    metric = action_match if discrete else action_error
-    values = {seed: metric(as_function(learner.policy(seed)), store, episodes) for seed in learner.seeds}
-    return {"action_match" if discrete else "action_error": values}
+    name, metric = ("action_match", _match) if store.schema.action.discrete else ("action_error", _error)
+    return {name: {seed: metric(_replayed(learner.policy(seed), store, episodes)) for seed in learner.seeds}}
 
 
-def as_function(module: nn.Module) -> Callable[[Any], np.ndarray]:
-    """A policy module on the CPU as a function from arrays to arrays, for the metrics above."""
+def _error(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> float:
+    """Of the policy's and the dataset's actions, in batches."""
+    total, count = 0.0, 0
+    for given, action in pairs:
+        total += float(np.square(_of_shape(given, action).astype(np.float64) - action).sum())
+        count += len(action)
+    return total / _some(count)
+
+
+def _match(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> float:
+    equal, count = 0, 0
+    for given, action in pairs:
+        equal += int((_of_shape(given, action) == action).sum())
+        count += len(action)
+    return equal / _some(count)
+
+
+def _replayed(policy: PolicyModule, store: EpisodeStore, episodes: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The policy's actions and the dataset's at every transition. It sees the episode up to there as it was: the frames that it stacks,
+    and a sequence model the steps of its context, asked for the return that the episode had."""
     import torch
 
-    @torch.no_grad()
-    def act(observation: Any) -> np.ndarray:
-        if isinstance(observation, dict):
-            return module(**{name: torch.from_numpy(np.array(array)) for name, array in observation.items()}).numpy()
-        return module(torch.from_numpy(np.array(observation))).numpy()  # a copy: the store's arrays are read-only
+    from offrld.engine.data import observation_column, stacked_rows
+    from offrld.engine.sequence_policy import SequencePolicy
 
-    return act
+    remembers = isinstance(policy, SequencePolicy)
+    fields = list(policy.space.observation)
+    reward, action = store.column("reward"), store.column("action")
+    for first, steps, rows in _rows(store, episodes, BATCH // policy.context_size if remembers else BATCH):
+        with torch.no_grad():
+            if remembers:
+                earned = float(np.sum(reward[first : first + steps], dtype=np.float64))
+                given = policy(**policy.recorded(store, first, rows, earned))[0]
+            else:
+                seen = {
+                    name: torch.from_numpy(stacked_rows(observation_column(store, name), rows, first, policy.space.frame_stack))
+                    for name in fields
+                }
+                given = policy(seen[fields[0]]) if len(fields) == 1 else policy(**seen)
+        yield given.numpy(), action[rows]
+
+
+def _rows(store: EpisodeStore, episodes: np.ndarray, size: int) -> Iterator[tuple[int, int, np.ndarray]]:
+    """An episode's first row and number of steps, and the rows of its transitions, at most ``size`` at a time, never across episodes."""
+    for number in np.asarray(episodes):
+        episode, first = store.episodes[int(number)], int(store.episode_table["first_row"][int(number)])
+        steps = episode.steps - (1 if episode.final_missing and not episode.terminated else 0)
+        for start in range(0, steps, max(1, size)):
+            yield first, episode.steps, first + np.arange(start, min(start + max(1, size), steps))
 
 
 def _batches(store: EpisodeStore, episodes: np.ndarray) -> Iterator[tuple[Any, np.ndarray]]:
-    """Observations and actions of the episodes' transitions, at most `BATCH` at a time, never across episodes."""
+    """Observations and actions of the episodes' transitions, at most `BATCH` at a time."""
     for number in np.asarray(episodes):
-        episode = store.episodes[int(number)]
-        steps = episode.steps - (1 if episode.final_missing and not episode.terminated else 0)
-        for start in range(0, steps, BATCH):
-            rows = slice(start, min(start + BATCH, steps))
-            fields = episode.observation
-            observation = {name: array[rows] for name, array in fields.items()} if isinstance(fields, dict) else fields[rows]
-            yield observation, episode.action[rows]
+        for first, _, rows in _rows(store, [number], BATCH):
+            fields, inside = store.episodes[int(number)].observation, slice(rows[0] - first, rows[-1] + 1 - first)
+            observation = {name: array[inside] for name, array in fields.items()} if isinstance(fields, dict) else fields[inside]
+            yield observation, store.episodes[int(number)].action[inside]
 
 
 def _of_shape(given: np.ndarray, action: np.ndarray) -> np.ndarray:
@@ -96,4 +119,4 @@ def _some(count: int) -> int:
     return count
 
 
-__all__ = ["action_error", "action_match", "as_function", "evaluate_offline"]
+__all__ = ["action_error", "action_match", "evaluate_offline"]

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from offrl.errors import InvalidInput
 from offrl_store import Episode, EpisodeStore, Field, Schema
+from offrld.algos import get
+from offrld.engine import Learner
 from offrld.evaluate import offline
 
 
@@ -50,25 +51,24 @@ def test_metrics_are_means_over_the_transitions_of_the_episodes_given(store):
         )
 
 
-def test_a_learners_policies_are_measured_by_seed(store):
-    class Learner:
-        """The three things of a learner that are read."""
-
-        seeds, holdout = (0, 5), np.array([0, 2])
-
-        def policy(self, seed):
-            class Module(nn.Module):
-                def forward(self, observation):
-                    choice = (observation[:, 0] > seed).to(torch.int64)
-                    return choice if discrete else observation[:, :2] * seed
-
-            return Module()
-
-    learner, discrete = Learner(), store.schema.action.discrete
-    learner.store = store
-    (name,) = (found := offline.evaluate_offline(learner))
-    assert name == ("action_match" if discrete else "action_error") and set(found[name]) == {0, 5}
-    assert found[name][0] != found[name][5]
+@pytest.mark.parametrize("frames", [1, 2])
+def test_a_learners_policies_are_measured_by_seed(store, frames):
+    discrete = store.schema.action.discrete
+    algorithm = get("discrete_bc" if discrete else "td3_bc")
+    learner = Learner.create(algorithm, algorithm.configure({"frame_stack": frames}), store, seeds=[0, 5], holdout=0.5)
+    ((name, found),) = offline.evaluate_offline(learner).items()
+    assert name == ("action_match" if discrete else "action_error") and set(found) == {0, 5}
+    for seed, value in found.items():
+        module, near = learner.policy(seed), []
+        for number in learner.holdout:
+            episode = store.episodes[int(number)]
+            steps = episode.steps - (episode.final_missing and not episode.terminated)
+            seen = np.concatenate([np.zeros_like(episode.observation[: frames - 1]), episode.observation])
+            seen = np.concatenate([seen[k : k + steps] for k in range(frames)], axis=1)
+            given = module(torch.from_numpy(seen)).numpy()
+            near.append(given == episode.action[:steps] if discrete else np.square(given - episode.action[:steps]).sum(1))
+        assert value == pytest.approx(np.concatenate(near).mean(), rel=1e-4)
+    assert found[0] != found[5]
     learner.holdout = np.array([], int)
     assert offline.evaluate_offline(learner) == {}
 

@@ -19,6 +19,7 @@ from offrl.rollout import evaluate
 from offrl_store import Episode, EpisodeStore, Field, Schema
 from offrld.algos import get
 from offrld.engine import Learner
+from offrld.evaluate.offline import evaluate_offline
 from offrld.export.onnx import PolicyExporter, export_policy
 
 L, STEPS = 4, 11
@@ -308,3 +309,28 @@ def test_what_does_not_fit_is_named_in_one_line(files):
         with pytest.raises(InvalidInput, match=words) as caught:
             wrong()
         assert "\n" not in str(caught.value) and caught.value.hint
+
+
+@names
+@pytest.mark.parametrize("frames", [1, 3])
+def test_held_out_episodes_are_acted_along_as_they_were_recorded(name, frames, discrete_store, continuous_store):
+    """Stepped by hand with the dataset's action put in the place of its own, and asked for what the episode earned."""
+    store = discrete_store if name.startswith("discrete") else continuous_store
+    algorithm = get(name)
+    config = algorithm.configure({**cheap_settings(algorithm), **SETTINGS, "frame_stack": frames})
+    learner = moved(Learner.create(algorithm, config, store, holdout=0.3))
+    module, pairs = learner.policy(0), []
+    for number in learner.holdout:
+        episode = store.episodes[int(number)]
+        padded = np.concatenate([np.zeros((frames - 1, 3), np.float32), episode.observation])
+        inputs = module.start(1, float(episode.reward.sum()))
+        for t in range(episode.steps - (1 if episode.final_missing and not episode.terminated else 0)):
+            inputs["reward"] = torch.tensor([episode.reward[t - 1] if t else 0.0])
+            action, *following = module(observation=torch.from_numpy(padded[t : t + frames].reshape(1, -1)), **inputs)
+            inputs.update(zip(module.context, following, strict=True))
+            inputs["context.action"][:, -1] = torch.tensor(episode.action[t])
+            pairs.append((action[0].numpy(), episode.action[t]))
+    given, taken = (np.array(values, np.float64) for values in zip(*pairs, strict=True))
+    expected = np.mean(given == taken) if module.space.discrete else np.square(given - taken).sum(1).mean()
+    ((_, found),) = evaluate_offline(learner).items()
+    assert found[0] == pytest.approx(expected, rel=1e-4)

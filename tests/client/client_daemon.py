@@ -1,0 +1,54 @@
+"""A real daemon process for the client's tests."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import offrl
+
+UP_S = 60.0  # for a daemon to answer on a busy machine
+
+
+@dataclass
+class Daemon:
+    """A running daemon: its address, its state folder and its process."""
+
+    url: str
+    state_dir: Path
+    process: subprocess.Popen[bytes]
+
+
+def start_daemon(state_dir: Path) -> Daemon:
+    """Start a daemon and wait until it answers."""
+    log = (state_dir.parent / "daemon.log").open("ab")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "offrld.daemon.main", "--state-dir", str(state_dir)], stdin=subprocess.DEVNULL, stdout=log, stderr=log
+    )
+    log.close()
+    url = f"ipc://{state_dir}/run/offrld.sock"
+    end = time.monotonic() + UP_S
+    while True:
+        try:
+            with offrl.Client(url) as client:
+                client.ping()
+            return Daemon(url, state_dir, process)
+        except offrl.errors.NoDaemon:
+            text = (state_dir.parent / "daemon.log").read_text()[-2000:]
+            assert process.poll() is None, f"the daemon ended: {text}"
+            assert time.monotonic() < end, f"the daemon does not answer: {text}"
+            time.sleep(0.05)
+
+
+def stop_daemon(daemon: Daemon) -> None:
+    """End it as systemd would."""
+    daemon.process.send_signal(signal.SIGTERM)
+    try:
+        daemon.process.wait(30)
+    except subprocess.TimeoutExpired:
+        daemon.process.kill()
+        daemon.process.wait(10)
