@@ -104,6 +104,7 @@ class Client:
         runner: str | None = None,
         device: str | None = None,
         threads: int | None = None,
+        gpu_memory_mb: int | None = None,
         start: str | Job | None = None,
         transfer: str | None = None,
         fresh_optimizer: bool | None = None,
@@ -141,7 +142,7 @@ class Client:
             "algorithm": algorithm, "steps": steps, "seeds": chosen, "config": None if config is None else flat(config), "preset": preset,
             "eval_env": eval_env, "eval_episodes": eval_episodes, "eval_every": eval_every, "validation": validation, "runner": runner,
             "device": device, "threads": threads, "start": start.id if isinstance(start, Job) else start, "transfer": transfer,
-            "fresh_optimizer": fresh_optimizer,
+            "fresh_optimizer": fresh_optimizer, "gpu_memory_mb": gpu_memory_mb,
         }  # fmt: skip
         given = {name: value for name, value in given.items() if value is not None}
         build(TrainSpec, **given, dataset="not-known-yet")  # before anything is uploaded

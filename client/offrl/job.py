@@ -82,6 +82,7 @@ class TrainSpec(_Spec):
     runner: Literal["auto", "eager", "compile", "graph"] = "auto"
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     threads: Annotated[int, Field(ge=1, le=1024)] = 1                 # CPU threads of torch
+    gpu_memory_mb: Annotated[int, Field(ge=1, le=1 << 30)] | None = None  # of a card, set aside for the job; None: the service estimates
     start: Taken | None = None                                        # JOB[:SEED] whose networks this one starts from
     transfer: Literal["all", "policy", "critics"] = "all"             # which of them
     fresh_optimizer: bool = False                                     # optimisers begin anew

@@ -203,7 +203,7 @@ class OverviewInfo(Reply):
     jobs: list[JobInfo]                        # running, queued in the order in which they will run, paused, the last that ended
     left_off: int = 0                          # unfinished jobs that did not fit into the limit
     history: dict[str, History] = {}           # running job -> its curve
-    spare: str | None = None                   # the worker that is kept warm: ready, starting; None: none is kept
+    spare: str | None = None                   # the worker that is kept warm: ready, starting; None: there is none
     uploads: int = 0                           # under way
     machine: MachineInfo
 

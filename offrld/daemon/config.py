@@ -22,7 +22,10 @@ class Slots(BaseModel):
     """How many jobs run at once."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    train: Annotated[int, Field(ge=0, le=1024, description="train jobs at once; 0 stops starting new ones")] = 1
+    train: Annotated[
+        Annotated[int, Field(ge=0, le=1024)] | Literal["auto"],
+        Field(description='train jobs at once; 0 stops starting new ones; "auto": as many as the cards have slots, at least one'),
+    ] = "auto"
     light: Annotated[int, Field(ge=1, le=1024, description="import and export jobs at once, in a lane of their own")] = 1
 
 
@@ -33,6 +36,29 @@ class Grace(BaseModel):
     cancel_s: Annotated[float, Field(gt=0, le=3600, description="after a cancel")] = 10.0
     pause_s: Annotated[float, Field(gt=0, le=3600, description="after a pause: time for a checkpoint")] = 60.0
     stop_s: Annotated[float, Field(gt=0, le=3600, description="when the service stops: time for a checkpoint")] = 10.0
+    hang_s: Annotated[float, Field(gt=0, description="silence after which a worker is taken for hung and killed")] = 600.0
+    busy_s: Annotated[float, Field(gt=0, description="the same while it loads or compiles, as it has announced")] = 3600.0
+
+
+class Workers(BaseModel):
+    """Workers that are started before there is a job for them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    spare: Annotated[int, Field(ge=0, le=64, description="workers that have torch loaded and wait for the next train job; 0: none")] = 1
+    spare_idle_s: Annotated[float, Field(ge=0, description="end a spare worker that nobody needed for so long; 0: never")] = 0.0
+
+
+class Devices(BaseModel):
+    """What train jobs share."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    cards: Annotated[
+        list[int | str] | Literal["auto"],
+        Field(description='names of the cards as CUDA_VISIBLE_DEVICES takes them; "auto": all that nvidia-smi shows; []: none'),
+    ] = "auto"
+    slots: Annotated[int, Field(ge=1, le=256, description="train jobs on one card at once")] = 1
+    memory_mb: Annotated[int, Field(ge=0, description="memory of a card that jobs may fill; 0: what nvidia-smi says")] = 0
+    threads: Annotated[int, Field(ge=0, le=65536, description="CPU threads of all train jobs together; 0: as many as there are cores")] = 0
 
 
 class Uploads(BaseModel):
@@ -59,6 +85,8 @@ class Settings(BaseModel):
     slots: Slots = Slots()
     grace: Grace = Grace()
     uploads: Uploads = Uploads()
+    workers: Workers = Workers()
+    devices: Devices = Devices()
 
 
 @dataclass(frozen=True)

@@ -82,6 +82,10 @@ CREATE TABLE IF NOT EXISTS uses (
     PRIMARY KEY (job, used)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS uses_used ON uses (used);
+CREATE TABLE IF NOT EXISTS peaks (
+    job          TEXT PRIMARY KEY REFERENCES jobs (id) ON DELETE CASCADE,
+    device_bytes INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
 """
 
 P = ParamSpec("P")

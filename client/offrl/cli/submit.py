@@ -52,6 +52,9 @@ def submit(
     runner: Annotated[str | None, typer.Option("--runner", metavar="R", help="auto, eager, compile or graph. [default: auto]")] = None,
     device: Annotated[str | None, typer.Option("--device", metavar="D", help="auto, cpu, cuda or cuda:N. [default: auto]")] = None,
     threads: Annotated[int | None, typer.Option("--threads", metavar="N", help="CPU threads of the training. [default: 1]")] = None,
+    gpu_memory: Annotated[
+        int | None, typer.Option("--gpu-memory", metavar="MB", help="Memory of a card to set aside for the job. [default: estimated]")
+    ] = None,
     start: Annotated[
         str | None, typer.Option("--from", metavar="JOB[:SEED]", help="Start from the networks of this job; waits for it.")
     ] = None,
@@ -78,6 +81,7 @@ def submit(
             algorithm, dataset=dataset, steps=steps, seed=seed, seeds=chosen, config=values, preset=preset, eval_env=eval_env,
             eval_episodes=eval_episodes, eval_every=eval_every, validation=validation, priority=priority, after=after or (), key=key,
             runner=runner, device=device, threads=threads, start=start, transfer=transfer, fresh_optimizer=fresh_optimizer or None,
+            gpu_memory_mb=gpu_memory,
         )  # fmt: skip
         if not as_json:
             print(job.id, flush=True)

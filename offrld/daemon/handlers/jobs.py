@@ -30,6 +30,8 @@ async def submit(app: App, request: wire.Submit) -> wire.Submitted:
         fields = await app.database.read(datasets.fields, spec.dataset)
         known = await app.catalog.ready()
         spec = catalog.checked(spec, known, fields)
+        if (refused := app.supervisor.devices.refused(spec.model_dump())) is not None:
+            raise refused
         taken = uses.of(spec, known)
     elif isinstance(spec, ImportSpec):
         await asyncio.to_thread(_check_source, app, spec)
