@@ -44,10 +44,19 @@ class Pong(Reply):
     protocol: int
     state_dir: str
     uptime_s: float
+    caller: str = ""                           # whom the daemon takes the client for, and what that one may do
+    role: str = ""
 
 
 class AlgorithmList(Reply):
     algorithms: list[dict[str, Any]]           # name, summary, actions, paper, presets, config: {field: {type, default, help, ...}}
+
+
+class AuditEntries(Reply):
+    """A part of the audit log, oldest first: {n, time, caller, role, address, action, ..., outcome}."""
+
+    entries: list[dict[str, Any]]
+    more: bool                                 # ask again after the last ``n``
 
 
 class Submitted(Reply):
@@ -77,6 +86,7 @@ class JobInfo(Reply):
     created_at: float = 0.0                    # seconds since the epoch
     started_at: float | None = None
     finished_at: float | None = None
+    owner: str | None = None                   # name of the key that submitted it, or "local"
     spec: dict[str, Any] = {}
 
 
@@ -171,6 +181,16 @@ class Ping(Request):
 class Algorithms(Request):
     reply = AlgorithmList
     type: Literal["algorithms"] = "algorithms"
+
+
+class ReadAudit(Request):
+    """The audit log from the time ``since`` (seconds since the epoch) on, behind number ``after``."""
+
+    reply = AuditEntries
+    type: Literal["read_audit"] = "read_audit"
+    since: Annotated[float, Field(ge=0.0)] = 0.0
+    after: Annotated[int, Field(ge=0)] = 0
+    limit: Annotated[int, Field(ge=1, le=1000)] = 1000
 
 
 class Submit(Request):
@@ -295,7 +315,8 @@ class ReadArtifact(Request):
 
 
 AnyRequest = Annotated[
-    Ping | Algorithms | Submit | ListJobs | GetJob | GetEvents | ReadLog | ControlJob | ListDatasets | GetDataset | RemoveDataset
+    Ping | Algorithms | ReadAudit
+    | Submit | ListJobs | GetJob | GetEvents | ReadLog | ControlJob | ListDatasets | GetDataset | RemoveDataset
     | OpenUpload | WriteChunk | FinishUpload | OpenArtifact | ReadArtifact,
     Field(discriminator="type"),
 ]  # fmt: skip

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from offrl_store.errors import OffrlError
 from offrld.daemon.app import App, version
 from offrld.daemon.config import Settings, load
+from offrld.daemon.endpoint import group_id
 from offrld.daemon.notify import notify, watchdog_interval
 from offrld.daemon.server import Server
 from offrld.daemon.state import State
@@ -29,7 +30,7 @@ def main(argv: Sequence[str] | None = None, *, executor: LocalExecutor | None = 
     parser.add_argument("--state-dir", metavar="D", help="folder of queue, datasets and jobs (default: $OFFRLD_STATE_DIR, or the user's)")
     parser.add_argument("--bind", metavar="URL", help="where to listen (default: ipc://STATE_DIR/run/offrld.sock)")
     parser.add_argument("--config", metavar="FILE", help="settings (default: STATE_DIR/offrld.toml, if it is there)")
-    parser.add_argument("--insecure", action="store_true", help="allow a tcp address without keys, on loopback only")
+    parser.add_argument("--insecure", action="store_true", help="a tcp address without keys, on loopback only")
     parser.add_argument("--version", action="version", version=f"offrld {version()}")
     arguments = parser.parse_args(argv)
     try:
@@ -42,7 +43,7 @@ def main(argv: Sequence[str] | None = None, *, executor: LocalExecutor | None = 
         )  # fmt: skip
         os.umask(0o077)
         state = State(settings.state_dir)
-        state.prepare()
+        state.prepare(None if settings.socket_group is None else group_id(settings.socket_group))
         lock = state.lock()
         try:
             asyncio.run(_serve(settings, executor or LocalExecutor()))
@@ -58,9 +59,10 @@ async def _serve(settings: Settings, executor: LocalExecutor) -> None:
     app = App(settings, executor)
     server = Server(app)
     try:
-        address = server.bind(settings.bind)
+        address = server.bind(settings)
     except OffrlError:
         await server.close()
+        app.log.close()
         app.database.close()
         raise
     stop = asyncio.Event()
@@ -88,6 +90,7 @@ async def _serve(settings: Settings, executor: LocalExecutor) -> None:
     await app.catalog.close()
     await server.close()
     app.database.close()
+    app.log.close()
     for task in broken:  # a defect: end with its traceback, and be started again by systemd
         task.result()
 

@@ -8,8 +8,9 @@ import json
 from offrl import wire
 from offrl.errors import InvalidInput
 from offrl.job import ExportSpec
-from offrld.daemon import artifacts, queue
+from offrld.daemon import artifacts, queue, rights
 from offrld.daemon.app import App
+from offrld.daemon.caller import Caller
 from offrld.daemon.database import Connection
 from offrld.daemon.records import find
 
@@ -30,17 +31,21 @@ async def open_artifact(app: App, request: wire.OpenArtifact) -> wire.Artifact:
         )  # fmt: skip
         if isinstance(found, wire.Artifact):
             return found
-        export = await app.database.write(_export, ExportSpec(job=job.id, seed=found.seed, step=found.step))
+        export = await app.database.write(_export, ExportSpec(job=job.id, seed=found.seed, step=found.step), app.caller())
     return wire.Artifact(job=export, ready=False)
 
 
-def _export(db: Connection, spec: ExportSpec) -> str:
+def _export(db: Connection, spec: ExportSpec, caller: Caller) -> str:
     """The unfinished export job that makes just this file, or a new one."""
     row = db.execute(
         f"SELECT id FROM jobs WHERE kind = 'export' AND state IN {queue.UNFINISHED} AND source = ? AND json(spec) = json(?)",
         (spec.job, json.dumps(spec.model_dump(mode="json"))),
     ).fetchone()
-    return row[0] if row is not None else queue.submit(db, spec)[0]
+    if row is not None:
+        return str(row[0])
+    job, _ = queue.submit(db, spec)
+    rights.own(db, job, caller)
+    return job
 
 
 async def read_artifact(app: App, request: wire.ReadArtifact) -> wire.Data:
