@@ -20,7 +20,6 @@ from offrl import address, keys, wire
 from offrl.errors import InvalidInput, NoDaemon, NotAllowed
 
 HEARTBEAT_MS = 20_000  # a daemon whose machine is gone is noticed within three of them
-OTHER_MECHANISM = 0x11000002  # of ZeroMQ: one side has keys, the other has not
 HANDSHAKE_S = 5.0  # longer than any live daemon's input/output thread needs
 RETRY_S = 0.1  # between two looks for a daemon that went away
 WINDOW = 8  # requests in flight of a stream: 8 MiB of chunks
@@ -195,9 +194,9 @@ class Connection:
         self._monitor.setsockopt(zmq.LINGER, 0)
         self._socket.connect(self.url)
         end = time.monotonic() + HANDSHAKE_S
-        event = value = 0
+        event = 0
         if self._monitor.poll(max(0, int((end - time.monotonic()) * 1000) + 1)):
-            event, value = self._event_and_value()
+            event = self._event()
         if event == _UP:
             return None
         if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH and key is not None:
@@ -205,16 +204,17 @@ class Connection:
                 f"the daemon at {self.url} does not let in the key {key.name!r} ({key.path})",
                 hint=f"on its machine: offrl keys add {key.name} {key.public} --role ROLE",
             )
-        if event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL and value == OTHER_MECHANISM:
-            if key is None:
-                return self._no_key()
+        spoken = address.mechanism(self.url) if event and self.url.startswith("tcp://") else ""
+        if key is None and spoken == "CURVE":
+            return self._no_key()
+        if key is not None and spoken == "NULL":
             return NotAllowed(
                 f"what listens at {self.url} has no keys, and {key.path} is for a daemon that has",
                 hint="it is not that daemon; one that was started with --insecure is used with an empty OFFRL_KEY",
             )
-        if event in (zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL, zmq.EVENT_DISCONNECTED) and key is not None:
+        if key is not None and spoken == "CURVE":
             return NotAllowed(
-                f"what listens at {self.url} is not the daemon that {key.path} names (its key is another), or broke off",
+                f"what listens at {self.url} is not the daemon that {key.path} names: its key is another",
                 hint="compare `server` in that file with what `offrl keys server` prints on the daemon's machine",
             )
         return NoDaemon(
@@ -222,11 +222,7 @@ class Connection:
         )
 
     def _event(self) -> int:
-        return self._event_and_value()[0]
-
-    def _event_and_value(self) -> tuple[int, int]:
-        event = self._monitor.recv_multipart()[0]
-        return int.from_bytes(event[:2], "little"), int.from_bytes(event[2:6], "little")
+        return int.from_bytes(self._monitor.recv_multipart()[0][:2], "little")
 
     def _lost(self) -> bool:
         """Whether the monitor says that the connection broke."""

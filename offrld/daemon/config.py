@@ -60,7 +60,7 @@ class Settings(BaseModel):
         Literal["reader", "submitter", "operator"],
         Field(description="what members of socket_group, and everybody on an insecure address, may do; the service's user may do all"),
     ] = "operator"
-    max_connections: Annotated[int, Field(ge=8, le=60_000, description="connections on the tcp address at once")] = 1024
+    max_connections: Annotated[int, Field(ge=8, le=60_000, description="connections on one address at once")] = 1024
     import_roots: Annotated[list[Path], Field(description="folders below which an import may name a path of this machine")] = []
     log_level: Annotated[Literal["debug", "info", "warning", "error"], Field(description="what goes to stderr")] = "info"
     slots: Slots = Slots()

@@ -5,11 +5,12 @@ The sockets are kept apart, so that who is asking follows from the socket and ne
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 import grp
 import logging
 import os
 import pwd
+import socket
 import stat
 from functools import lru_cache
 from pathlib import Path
@@ -50,8 +51,6 @@ class Endpoint:
         self._group = None if group is None else group_id(group)
         self._local_role, self._max_connections = local_role, max_connections
         self._local = Caller(LOCAL, "operator") if url.startswith("ipc://") else Caller(ANYONE, local_role)
-        self._connected: set[int] = set()
-        self._listens = True
         self._monitor: zmq.asyncio.Socket | None = None
         self.socket = context.socket(zmq.ROUTER)
         for option, value in {
@@ -64,7 +63,13 @@ class Endpoint:
             if path is not None:
                 clear(path)
             else:
-                self._prepare_tcp(context, url, server_key)
+                self._prepare_tcp(url, server_key)
+            place = f"inproc://monitor-{id(self)}"
+            self.socket.monitor(place, ACCEPTED | GONE)
+            self._monitor = context.socket(zmq.PAIR)
+            self._monitor.setsockopt(zmq.RCVHWM, 0)  # ZeroMQ's own thread would wait for us
+            self._monitor.setsockopt(zmq.LINGER, 0)
+            self._monitor.connect(place)
             self.socket.bind(url)
             if path is not None:
                 self._permit(path)
@@ -91,29 +96,33 @@ class Endpoint:
         return self._local if frame is None else self._member(frame)
 
     async def watch(self) -> None:
-        """Count the connections, for ever: at the limit nobody new is let in until some have gone, and those that are there go on."""
-        if self._monitor is None:
-            await asyncio.Event().wait()
-        assert self._monitor is not None
-        while True:
+        """Count the connections, for ever: at the limit a new one is closed at once, and those that are there go on."""
+        connected: set[int] = set()
+        warned = False
+        while self._monitor is not None:
             event, _ = await self._monitor.recv_multipart()
             number, value = int.from_bytes(event[:2], "little"), int.from_bytes(event[2:6], "little")
-            if number == ACCEPTED:
-                self._connected.add(value)
-            elif number == GONE:
-                self._connected.discard(value)
-            if self._listens and len(self._connected) >= self._max_connections:
-                self.socket.unbind(self.address)
-                self._listens = False
-                log.warning("%d connections on %s: no more are taken for now", len(self._connected), self.address)
-            while not self._listens and len(self._connected) < self._max_connections * 9 // 10:
-                try:
-                    self.socket.bind(self.address)
-                    self._listens = True
-                    log.info("connections on %s are taken again", self.address)
-                except zmq.ZMQError as error:  # the old listener is not quite closed
-                    log.debug("%s: %s", self.address, error)
-                    await asyncio.sleep(0.05)
+            if number == GONE:
+                connected.discard(value)
+                warned = warned and len(connected) > self._max_connections // 2
+                continue
+            connected.add(value)
+            if len(connected) > self._max_connections:
+                self._refuse(value)
+                if not warned:
+                    log.warning("%d connections on %s: no more are taken for now", len(connected), self.address)
+                warned = True
+
+    def _refuse(self, descriptor: int) -> None:
+        """End a connection that ZeroMQ has accepted; ZeroMQ then closes it. Nothing else may be meant by the number by now."""
+        with contextlib.suppress(OSError):  # it has gone
+            connection = socket.socket(fileno=descriptor)
+            try:
+                name = connection.getsockname()
+                if self.address.endswith(f":{name[1]}" if isinstance(name, tuple) else f"//{name}"):
+                    connection.shutdown(socket.SHUT_RDWR)
+            finally:
+                connection.detach()
 
     def close(self) -> None:
         if self._monitor is not None:
@@ -123,7 +132,7 @@ class Endpoint:
         self.socket.close()
 
     # ----------------------------------------------------------------------------------------------------------------- parts
-    def _prepare_tcp(self, context: zmq.asyncio.Context, url: str, server_key: keys.KeyPair | None) -> None:
+    def _prepare_tcp(self, url: str, server_key: keys.KeyPair | None) -> None:
         for option, value in {
             zmq.TCP_KEEPALIVE: 1, zmq.HEARTBEAT_IVL: HEARTBEAT_MS, zmq.HEARTBEAT_TIMEOUT: 3 * HEARTBEAT_MS, zmq.IPV6: int("[" in url),
         }.items():  # fmt: skip
@@ -134,12 +143,6 @@ class Endpoint:
             self.socket.setsockopt(zmq.CURVE_SECRETKEY, bytes.fromhex(server_key.secret))
             self.socket.setsockopt(zmq.ZAP_DOMAIN, ZAP_DOMAIN)
             self.socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)  # without it ZeroMQ lets every key in when nobody answers its question
-        place = f"inproc://monitor-{id(self)}"
-        self.socket.monitor(place, ACCEPTED | GONE)
-        self._monitor = context.socket(zmq.PAIR)
-        self._monitor.setsockopt(zmq.RCVHWM, 0)  # ZeroMQ's own thread would wait for us
-        self._monitor.setsockopt(zmq.LINGER, 0)
-        self._monitor.connect(place)
 
     def _permit(self, path: Path) -> None:
         """The socket is the user's alone (the umask has made it so), or the group's as well."""

@@ -65,9 +65,10 @@ class Server:
         secret key may be read by others.
         """
         most = min(settings.max_connections, _open_files() // 2)
+        local_options = {"group": settings.socket_group, "local_role": settings.local_role, "max_connections": most}
         local = f"ipc://{self._app.state.socket}"
         if not settings.bind.startswith("tcp://"):
-            return self._listen(settings.bind, group=settings.socket_group)
+            return self._listen(settings.bind, **local_options)
         if settings.insecure:
             address = self._listen(settings.bind, local_role=settings.local_role, max_connections=most)
         else:
@@ -76,7 +77,7 @@ class Server:
             address = self._listen(settings.bind, authenticator=self._authenticator, server_key=pair, max_connections=most)
             log.info("%d keys are let in; the daemon's public key is %s", len(self._authenticator.allowed), pair.public)
         if len(str(self._app.state.socket).encode()) <= SOCKET_LIMIT:
-            self._listen(local, group=settings.socket_group)
+            self._listen(local, **local_options)
         return address
 
     async def run(self) -> None:
