@@ -114,7 +114,10 @@ def write_client(path: Path, name: str, pair: KeyPair, server: str = "") -> None
     lines = [f"# The key of {name} for an offrld daemon. Whoever has this file is {name}: keep it to yourself (mode 0600)."]
     lines += [f'name = "{name}"', f'public = "{pair.public}"', f'secret = "{pair.secret}"']
     lines += [f'server = "{server}"'] if server else ["# The daemon's public key, as `offrl keys server` prints it there:", '# server = ""']
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unusable(error, path) from None
     _write_new(path, "\n".join(lines) + "\n", f"{path} exists", "it may be in use: choose another file with --out, or move it away")
 
 

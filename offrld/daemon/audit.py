@@ -182,7 +182,7 @@ def _rotated(path: Path) -> list[Path]:
 def _last_number(path: Path) -> int:
     """The number of the newest whole line."""
     for file in [path, *sorted(_rotated(path), key=lambda name: int(name.suffix[1:]))]:
-        with contextlib.suppress(FileNotFoundError), file.open("rb") as opened:
+        with contextlib.suppress(OSError), file.open("rb") as opened:  # one that cannot be read is told of when it is written
             opened.seek(max(0, os.fstat(opened.fileno()).st_size - (1 << 16)))
             for line in reversed(opened.read().splitlines()):
                 if (entry := _entry(line)) is not None:

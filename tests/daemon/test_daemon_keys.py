@@ -8,14 +8,13 @@ import re
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import get_args
 
 import pytest
-from daemon_harness import Daemon, until
+from daemon_harness import Connection, Daemon, until
 
 from offrl import Client, address, keys, wire
 from offrl.errors import NoDaemon, NotAllowed
@@ -259,22 +258,15 @@ def test_who_waits_for_an_event_gets_none_after_the_key_was_removed(keyed: Keyed
     job = keyed.daemon.train(dataset, "hang")
     keyed.daemon.wait(job, "running")
     cursor = keyed.daemon.events(job)[-1].n
-    client = keyed.client("waiting", "reader")
-    got: list[object] = []
-
-    def wait() -> None:
-        try:
-            got.append(client.request(wire.GetEvents(job=job, cursor=cursor, wait_s=20.0)))
-        except OffrlError as error:
-            got.append(error)
-
-    thread = threading.Thread(target=wait)
-    thread.start()
-    until(lambda: keyed.client("looker", "reader").ping())  # the other request is on its way, or later refused as well
+    key = keys.read_client(keyed.key("waiting", "reader"))
+    connection = Connection(keyed.daemon.context, keyed.url, key)
+    events = connection.send(wire.GetEvents(job=job, cursor=cursor, wait_s=20.0))
+    assert connection.ask(wire.Ping()).caller == "waiting"  # the request before it waits by now
     keys.remove(keyed.daemon.state, "waiting")
     keyed.daemon.control(job, "cancel")
-    thread.join(20)
-    assert isinstance(got[0], NotAllowed), got
+    with pytest.raises(NotAllowed, match="not let in any more"):
+        connection.receive(events, wire.Events)
+    connection.socket.close()
 
 
 def test_a_damaged_file_lets_nobody_in_and_harms_nobody_else(keyed: Keyed) -> None:
