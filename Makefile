@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test test-all test-asan test-kill lint bench bench-store bench-latency scores wheel clean help
+.PHONY: demo docs test test-all test-asan test-kill lint bench bench-train bench-store bench-latency scores wheel clean help
 
 help:            ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
@@ -21,8 +21,14 @@ test-all: $(STAMP)  ## the suite with its slow tests
 lint: $(STAMP)   ## ruff over everything
 	$(BIN)/ruff check .
 
+docs: $(STAMP)   ## docs/algorithms.md from the registry
+	$(BIN)/python -m offrld.docs
+
 bench: $(STAMP)  ## training speed of a real job against d3rlpy, side by side
 	$(BIN)/python -m benchmarks.train
+
+bench-train: $(STAMP)    ## training speed of every algorithm against d3rlpy and plain eager code
+	$(BIN)/python -m benchmarks.train_speed
 
 bench-store: $(STAMP)    ## the store beside plain C and other replay buffers, one table; makes .venv-store-peers
 	$(BIN)/python -m benchmarks.store

@@ -26,6 +26,7 @@ from offrld.embedded import embedded_daemon
 
 ROOT = Path(__file__).resolve().parent.parent
 PEERS = ROOT / ".venv-peers"
+PEERS_FOLDER = ROOT / "benchmarks" / "peers"
 D3RLPY = "2.8.1"
 BATCH = 256
 GOALS = {"td3_bc": 1.3, "bc": 2.0, "dqn": 2.0}     # ratios to reach
@@ -62,7 +63,7 @@ def peers_python() -> Path:
 
 def theirs(python: Path, name: str, data: Path, updates: int) -> float:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    script = ROOT / "benchmarks" / "peers" / "d3rlpy_fit.py"
+    script = PEERS_FOLDER / "d3rlpy_fit.py"
     command = [python, script, name, data, str(BATCH), str(updates)]
     with tempfile.TemporaryDirectory() as folder:
         out = subprocess.run(command, check=True, capture_output=True, text=True, env=environment, cwd=folder)

@@ -1,7 +1,7 @@
 """offrld: the service that turns logged robot and simulator data into policies.
 
-In-process (notebooks, tests) the same engine is reached through `train`; everything else is imported from its own module, so
-that the control plane (`offrld.daemon`) never pulls in torch.
+In-process (notebooks, tests) the same engine is reached through `train`, `build`, `load`, `Learner` and `Shapes`; everything else is
+imported from its own module, so that the control plane (`offrld.daemon`) never pulls in torch.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from offrld.training import train
+    from offrld.training import Learner, Loaded, Shapes, build, load, train
 
-__all__ = ["train"]
+__all__ = ["Learner", "Loaded", "Shapes", "build", "load", "train"]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "train":
-        from offrld.training import train
+    if name in __all__:
+        from offrld import training
 
-        return train
+        return getattr(training, name)
     raise AttributeError(f"module 'offrld' has no attribute {name!r}")

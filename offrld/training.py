@@ -1,4 +1,4 @@
-"""Training in-process: `offrld.train`, the same engine that a job's worker runs."""
+"""Training in-process: `train`, `build` and `load`, on the same engine that a job's worker runs."""
 
 from __future__ import annotations
 
@@ -6,10 +6,17 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
+
 from offrl_store import EpisodeStore
 from offrld.algos import get
+from offrld.engine import checkpoint
 from offrld.engine.algorithm import Algorithm
-from offrld.engine.learner import Learner
+from offrld.engine.building import Shapes
+from offrld.engine.creation import device_of
+from offrld.engine.data import rebuild_scalers
+from offrld.engine.loaded import Loaded, newest
+from offrld.learner import Learner
 
 
 def train(
@@ -24,7 +31,10 @@ def train(
     metrics_every: int = 1000,
     **options: Any,
 ) -> Learner:
-    """Train and give the learner, which predicts, saves and exports.
+    """Train and give the learner, which predicts, saves and exports. `Learner.fit` has more: epochs, evaluators, files, a progress bar.
+
+    A seed decides all random numbers of its run (initial parameters, batches, noise), which are made from it and the step, not taken from
+    a global generator: there is none to be seeded, and on the CPU the same arguments give the same bits.
 
     Args:
         algorithm: a name of the registry, or an `Algorithm` of your own.
@@ -33,19 +43,100 @@ def train(
         config: dotted setting -> value; ``preset`` is applied before.
         seeds: one training run each.
         on_metrics: called with the step and ``{name: {seed: mean}}`` every ``metrics_every`` updates.
-        options: further arguments of `Learner.create` (device, runner, threads, holdout, ...).
+        options: further arguments of `Learner.create` (device, runner, threads, holdout, start, ...).
 
     Raises:
         Unknown, InvalidInput: a name, setting or dataset that does not fit.
+        Diverged: every seed has; the message names metric, seed and step.
     """
-    if isinstance(algorithm, str):
-        algorithm = get(algorithm)
-    if not isinstance(store, EpisodeStore):
-        store = EpisodeStore.open(store)
-    learner = Learner.create(algorithm, algorithm.configure(config, preset), store, seeds=seeds, **options)
+    learner = build(algorithm, store, config=config, preset=preset, seeds=seeds, **options)
     while learner.step < steps:
         learner.run(min(metrics_every - learner.step % metrics_every, steps - learner.step))
         means = learner.metrics()
         if on_metrics is not None:
             on_metrics(learner.step, means)
+        learner.guarded(means)
     return learner
+
+
+def build(
+    algorithm: str | Algorithm,
+    source: EpisodeStore | str | os.PathLike[str] | Shapes | Any,
+    *,
+    config: Mapping[str, Any] | None = None,
+    preset: str | None = None,
+    **options: Any,
+) -> Learner:
+    """An untrained learner.
+
+    Args:
+        source: a dataset (an `EpisodeStore` or its path), a gymnasium environment, or `Shapes`; without a dataset the learner acts, takes
+            batches of the caller (`Learner.update`) and loads checkpoints.
+        options: further arguments of `Learner.create`. Other runs (``inputs``, ``start``, and the settings that name one) may be given as
+            paths too: of a checkpoint, or of a job's run folder.
+
+    Raises:
+        Unknown, InvalidInput: a name, setting or source that does not fit.
+    """
+    algorithm = _algorithm(algorithm)
+    if isinstance(source, str | os.PathLike):
+        source = EpisodeStore.open(source)
+    elif not isinstance(source, EpisodeStore | Shapes):
+        source = Shapes.of_env(source)
+    chosen = algorithm.configure(config, preset)
+    named = {name: getattr(chosen, name) for name in algorithm.inputs if getattr(chosen, name) is not None}
+    inputs = {name: _loaded(value)[0] for name, value in (named | dict(options.pop("inputs", None) or {})).items()}
+    start = options.pop("start", None)
+    return Learner.create(algorithm, chosen, source, inputs=inputs, start=None if start is None else _loaded(start), **options)
+
+
+def load(
+    path: str | os.PathLike[str],
+    store: EpisodeStore | str | os.PathLike[str] | None = None,
+    *,
+    algorithm: Algorithm | None = None,
+    **options: Any,
+) -> Learner:
+    """A learner from a checkpoint's own description: algorithm, settings, seeds, networks, scalers, optimisers, step.
+
+    Args:
+        path: a checkpoint, or a job's run folder: its newest one.
+        store: the dataset, to train on: it has to be that of the run (its snapshot is opened where a path is given). Without it the
+            learner acts, exports, and takes batches of the caller.
+        algorithm: where it is not in the registry.
+        options: arguments of `Learner.create`, such as ``device``, ``holdout`` (as it was), ``inputs``.
+
+    Raises:
+        InvalidInput, CheckpointCorrupt: there is no such checkpoint, or it is damaged.
+        Unknown: its algorithm, or a package that it uses, is not installed here.
+        OffrlError: the store is another one than the run's.
+    """
+    file = newest(path)
+    trained = Loaded.read_all(file, get if algorithm is None else lambda name: algorithm)
+    first, (_, told) = trained[0], checkpoint.read(file)
+    options = {"dtype": getattr(torch, told["dtype"]), **options}
+    where = device_of(options.get("device", "auto"))
+    if store is None:
+        source: EpisodeStore | Shapes = Shapes(first.space)
+    else:
+        source = store if isinstance(store, EpisodeStore) else EpisodeStore.open(store, told.get("snapshot"))
+        if not first.space.discrete and first.space.source.startswith("env:"):
+            options = {"bounds": (first.space.low, first.space.high), "env_id": first.space.source.removeprefix("env:"), **options}
+    scalers = rebuild_scalers(first.config, first.space, {n: t.to(where, options["dtype"]) for n, t in first.scalers.tensors().items()})
+    learner = Learner.create(first.algorithm, first.config, source, seeds=told["seeds"], scalers=scalers, **options)
+    learner.restore(file)
+    return learner
+
+
+def _algorithm(given: str | Algorithm) -> Algorithm:
+    return get(given) if isinstance(given, str) else given
+
+
+def _loaded(given: Any) -> list[Any]:
+    """Another run, from wherever it is given: all of its seeds where it is a path."""
+    if isinstance(given, str | os.PathLike):
+        return Loaded.read_all(given, get)
+    return list(given) if isinstance(given, Sequence) else [given]
+
+
+__all__ = ["Learner", "Loaded", "Shapes", "build", "load", "train"]

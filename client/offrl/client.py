@@ -19,7 +19,7 @@ from offrl.job import TrainSpec
 
 LONG_POLL_S = 10.0  # how long the daemon may hold a request for the next event
 EXPORTS = 5  # in a row, for one fetch: the newest step of a running job moves on while its policy is made
-FETCH_KINDS = ("onnx", "checkpoint", "metrics")
+FETCH_KINDS = ("onnx", "torchscript", "checkpoint", "metrics")
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -70,14 +70,26 @@ class Client:
             after = part.entries[-1]["n"] if part.entries else after
 
     def algos(self, name: str | None = None) -> Any:
-        """What can be trained: a list of {name, summary, actions, presets, config}, or the one of ``name``. Raises `Unknown`."""
-        algorithms = self.request(wire.Algorithms()).algorithms
+        """What can be trained: a list of {name, summary, actions, presets, config}, or the one of ``name``.
+
+        Raises:
+            Unknown: there is no such algorithm.
+            InvalidInput: an installed package has it, but it cannot be used.
+        """
+        reply = self.request(wire.Algorithms())
         if name is None:
-            return algorithms
-        found = {algorithm["name"]: algorithm for algorithm in algorithms}
+            return reply.algorithms
+        found = {algorithm["name"]: algorithm for algorithm in reply.algorithms}
+        for problem in reply.problems:
+            if problem.startswith(f"{name}: "):
+                raise InvalidInput(f"algorithm {problem}", hint="repair its package and restart the daemon")
         if name not in found:
             raise Unknown(f"no algorithm {name!r}", hint=nearest(name, list(found)))
         return found[name]
+
+    def algo_problems(self) -> list[str]:
+        """One line for each algorithm of the daemon's installed packages that cannot be used: ``name: what is wrong``."""
+        return self.request(wire.Algorithms()).problems
 
     def submit(
         self,
@@ -96,6 +108,9 @@ class Client:
         runner: str | None = None,
         device: str | None = None,
         threads: int | None = None,
+        start: str | Job | None = None,
+        transfer: str | None = None,
+        fresh_optimizer: bool | None = None,
         priority: int = 0,
         after: str | Job | Sequence[str | Job] = (),
         key: str | None = None,
@@ -111,6 +126,10 @@ class Client:
             config: settings of the algorithm by dotted name (``critic_encoder.units``); nested dicts are flattened.
             eval_env: gymnasium id; every seed's policy is evaluated in it at the end, and every ``eval_every`` updates if given.
             validation: share of the episodes held out for validation metrics.
+            start: a job whose networks this one starts from (``JOB``, or ``JOB:SEED``; otherwise each seed takes its own of that job, or
+                else its first); it is waited for. Observations and actions are scaled as in that job.
+            transfer: which of them: ``all``, ``policy`` or ``critics`` (critic, q and value).
+            fresh_optimizer: the optimisers begin anew.
             after: jobs that must succeed first.
             key: the same key gives the same job, however often it is submitted. One is made up if none is given, so that a lost answer
                 does not lead to a second job.
@@ -125,7 +144,8 @@ class Client:
         given = {
             "algorithm": algorithm, "steps": steps, "seeds": chosen, "config": None if config is None else flat(config), "preset": preset,
             "eval_env": eval_env, "eval_episodes": eval_episodes, "eval_every": eval_every, "validation": validation, "runner": runner,
-            "device": device, "threads": threads,
+            "device": device, "threads": threads, "start": start.id if isinstance(start, Job) else start, "transfer": transfer,
+            "fresh_optimizer": fresh_optimizer,
         }  # fmt: skip
         given = {name: value for name, value in given.items() if value is not None}
         build(TrainSpec, **given, dataset="not-known-yet")  # before anything is uploaded
@@ -236,9 +256,16 @@ class Job:
         """Checkpoint it, end its worker, and leave it until `resume`."""
         return self._control("pause")
 
-    def resume(self) -> wire.JobInfo:
-        """Queue a paused job again; it goes on from its checkpoint."""
-        return self._control("resume")
+    def resume(self, steps: int | None = None) -> wire.JobInfo:
+        """Queue a paused job again; it goes on from its checkpoint.
+
+        Args:
+            steps: its new number of updates in all: a job that has succeeded goes on to it from its last checkpoint.
+
+        Raises:
+            Conflict: it runs, has failed or was cancelled, or has done as many already.
+        """
+        return self._control("resume", steps)
 
     def retry(self) -> wire.JobInfo:
         """Queue a failed or cancelled job again; it goes on from its checkpoint, if there is one."""
@@ -262,7 +289,8 @@ class Job:
 
         Args:
             path: where to (an existing folder: the own name in there). By default ``policy.onnx``, or the own name of another kind.
-            kind: ``onnx`` (the policy), ``checkpoint`` (safetensors) or ``metrics`` (a zip of ``seed-S/NAME.csv``).
+            kind: ``onnx`` (the policy), ``torchscript`` (the policy for libtorch, ``policy.pt``), ``checkpoint`` (safetensors) or
+                ``metrics`` (a zip of ``seed-S/NAME.csv``).
             seed: one that was trained; by default the first.
             best: the step with the highest mean return among the evaluations that are kept.
             step: a step that has a checkpoint; by default the newest.
@@ -285,12 +313,7 @@ class Job:
     ) -> tuple[Path, wire.Artifact]:
         """As `fetch`, with what the file is (name, size, sha256) beside its path."""
         if kind not in FETCH_KINDS:
-            hint = f"kinds: {', '.join(FETCH_KINDS)}"
-            if kind == "torchscript":
-                raise InvalidInput(
-                    "TorchScript files are not made by this version", hint="the policy as ONNX runs without torch: --kind onnx"
-                )
-            raise InvalidInput(f"no kind {kind!r} can be fetched", hint=hint)
+            raise InvalidInput(f"no kind {kind!r} can be fetched", hint=f"kinds: {', '.join(FETCH_KINDS)}")
         if best and step is not None:
             raise InvalidInput(f"both best and step={step} were asked for", hint="give one of them")
         return self.download(build(wire.OpenArtifact, job=self.id, kind=kind, seed=seed, best=best, step=step), path)
@@ -321,8 +344,8 @@ class Job:
             connection.close()
 
     # ---------------------------------------------------------------------------------------------------------------- plumbing
-    def _control(self, action: str) -> wire.JobInfo:
-        self.last = self._client.request(build(wire.ControlJob, job=self.id, action=action))
+    def _control(self, action: str, steps: int | None = None) -> wire.JobInfo:
+        self.last = self._client.request(build(wire.ControlJob, job=self.id, action=action, steps=steps))
         return self.last
 
     def _follow(self, cursor: int, end: float | None) -> Iterator[list[wire.Event]]:

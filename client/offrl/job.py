@@ -21,6 +21,7 @@ JobId = Annotated[str, Field(pattern=JOB_PATTERN)]
 # A job whose result another one takes, and which of its seeds (the first trained where none is named): JOB or JOB:SEED.
 TAKEN_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9-]{0,63}(:[0-9]{1,10})?$"
 Taken = Annotated[str, Field(pattern=TAKEN_PATTERN)]
+POLICY_SUFFIXES = {"onnx": ".onnx", "torchscript": ".pt"}  # format of a policy file -> the end of its name
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
@@ -45,7 +46,7 @@ TRANSITIONS: dict[JobState, frozenset[JobState]] = {
     # running -> queued: the daemon came back, or the worker's attempt was lost, and the job resumes from its checkpoint
     JobState.RUNNING: frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED, JobState.PAUSED, JobState.QUEUED}),
     JobState.PAUSED: frozenset({JobState.QUEUED, JobState.CANCELLED}),
-    JobState.SUCCEEDED: frozenset(),
+    JobState.SUCCEEDED: frozenset({JobState.QUEUED}),  # resume with more steps
     JobState.FAILED: frozenset({JobState.QUEUED}),  # retry
     JobState.CANCELLED: frozenset({JobState.QUEUED}),  # retry
 }
@@ -69,9 +70,12 @@ class TrainSpec(_Spec):
     eval_episodes: Annotated[int, Field(ge=1, le=100_000)] = 20
     eval_every: Annotated[int, Field(ge=1)] | None = None             # updates; None: at the end only
     validation: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0         # share of the episodes held out
-    runner: Literal["auto", "eager", "compile"] = "auto"
+    runner: Literal["auto", "eager", "compile", "graph"] = "auto"
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     threads: Annotated[int, Field(ge=1, le=1024)] = 1                 # CPU threads of torch
+    start: Taken | None = None                                        # JOB[:SEED] whose networks this one starts from
+    transfer: Literal["all", "policy", "critics"] = "all"             # which of them
+    fresh_optimizer: bool = False                                     # optimisers begin anew
 
 
 def taken(text: str) -> tuple[str, int | None]:
@@ -100,6 +104,7 @@ class ExportSpec(_Spec):
     job: JobId
     seed: Seed | None = None                                          # None: the first trained
     step: Annotated[int, Field(ge=0)] | None = None                   # None: the newest checkpoint
+    format: Literal["onnx", "torchscript"] = "onnx"
 
 
 class DatasetExportSpec(_Spec):

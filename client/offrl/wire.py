@@ -50,6 +50,7 @@ class Pong(Reply):
 
 class AlgorithmList(Reply):
     algorithms: list[dict[str, Any]]           # name, summary, actions, paper, presets, config: {field: {type, default, help, ...}}
+    problems: list[str] = []                   # "name: what is wrong" of algorithms of installed packages that cannot be used
 
 
 class AuditEntries(Reply):
@@ -242,6 +243,7 @@ class ControlJob(Request):
     type: Literal["control_job"] = "control_job"
     job: JobId
     action: Literal["cancel", "pause", "resume", "retry", "remove"]
+    steps: Annotated[int, Field(ge=1, le=10**12)] | None = None   # of resume: the job's new number of updates in all
 
 
 class ListDatasets(Request):
@@ -299,7 +301,7 @@ class OpenArtifact(Request):
     reply = Artifact
     type: Literal["open_artifact"] = "open_artifact"
     job: JobId
-    kind: Literal["onnx", "checkpoint", "metrics", "dataset"] = "onnx"
+    kind: Literal["onnx", "torchscript", "checkpoint", "metrics", "dataset"] = "onnx"
     seed: Annotated[int, Field(ge=0)] | None = None
     best: bool = False
     step: Annotated[int, Field(ge=0)] | None = None

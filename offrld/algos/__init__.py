@@ -1,8 +1,12 @@
-"""The registry: every algorithm that offrld knows, by name. To add one: one file beside these, and one line below."""
+"""The registry: every algorithm that offrld knows, by name. To add one: one file beside these, and one line below.
+
+Installed packages add theirs through the entry-point group ``offrl.algorithms``: see docs/extending.md.
+"""
 
 from __future__ import annotations
 
-from offrl.errors import Unknown, nearest
+from offrl.errors import InvalidInput, Unknown, nearest
+from offrld import plugins
 from offrld.algos import (
     awac,
     bc,
@@ -85,9 +89,29 @@ ALGORITHMS: dict[str, Algorithm] = {
     )
 }
 
+GROUP = "offrl.algorithms"  # entry points of installed packages: name -> a module with ALGORITHM, or the Algorithm itself
+
+
+def names() -> tuple[str, ...]:
+    """Every name: the built-in ones, then those of installed packages, which are not imported for it and cannot replace a built-in one."""
+    return (*ALGORITHMS, *plugins.names(GROUP, ALGORITHMS))
+
 
 def get(name: str) -> Algorithm:
-    """The algorithm of that name; `Unknown` with the nearest one otherwise."""
-    if name not in ALGORITHMS:
-        raise Unknown(f"unknown algorithm {name!r}", hint=nearest(name, list(ALGORITHMS)))
-    return ALGORITHMS[name]
+    """The algorithm of that name.
+
+    Raises:
+        Unknown: there is none; the hint is the nearest name.
+        InvalidInput: the package that registers it cannot be imported, or gives no algorithm of that name.
+    """
+    if name in ALGORITHMS:
+        return ALGORITHMS[name]
+    if name not in names():
+        raise Unknown(f"unknown algorithm {name!r}", hint=nearest(name, names()))
+    found = plugins.load(GROUP, name)
+    algorithm = getattr(found, "ALGORITHM", found)
+    if not isinstance(algorithm, Algorithm):
+        raise InvalidInput(f"{name!r} of {GROUP!r} is {algorithm!r:.80}, no Algorithm", hint="the module needs ALGORITHM = Algorithm(...)")
+    if algorithm.name != name:
+        raise InvalidInput(f"{name!r} of {GROUP!r} calls itself {algorithm.name!r}", hint="register it under its own name")
+    return algorithm

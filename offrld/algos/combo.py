@@ -76,6 +76,7 @@ ALGORITHM = Algorithm(
     schedule=schedule,
     stages=stages,
     between=lambda learner, k: model_based.between(learner, k, 0.0),
+    next_between=model_based.next_between,
     inputs={"dynamics": model_based.DYNAMICS},
     act=sac.act,
     sample=sac.sample,

@@ -8,7 +8,8 @@ One optimiser moves Q functions and imitator, which stands on the first Q functi
 is copied every `target_update_interval` updates. (The 1e-5 keeps a forbidden action from being chosen where all allowed ones have the least
 value.) Metrics: `loss`, `td_loss`, `imitator_loss`.
 
-Default differs between d3rlpy's versions: the first shares the encoder of images only (preset `d3rlpy-v1`: not shared).
+Defaults are d3rlpy's: its beta of 0.5 flattens G so much that among few actions one which the data never shows stays allowed; the authors
+have 0.01 (preset `paper`). The first version shares the encoder of images only (preset `d3rlpy-v1`: not shared).
 """
 
 from __future__ import annotations
@@ -78,5 +79,5 @@ ALGORITHM = Algorithm(
     act=allowed_scores,
     value=q_learning.value,
     targets=("q",),
-    presets={"paper": {}, "d3rlpy": {}, "d3rlpy-v1": {"share_encoder": False}},
+    presets={"paper": {"beta": 0.01}, "d3rlpy": {}, "d3rlpy-v1": {"share_encoder": False}},
 )

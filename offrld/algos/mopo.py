@@ -1,6 +1,7 @@
 """MOPO: SAC on a mixture of real and imagined transitions, whose rewards are lowered where the model is unsure.
 
-    r <- r - lam max_m sum_j sigma_mj^2      of imagined transitions (see `ensemble_dynamics`, and `losses.model_based` for the rollouts)
+    r <- r - lam v      of imagined transitions (see `ensemble_dynamics`, and `losses.model_based` for the rollouts)
+    v = max_m sum_j sigma_mj^2    variance_type max;    sum_j var_m x_mj    data, of the members' samples x = (s' - s, r)
 
 The dynamics are trained first, for `dynamics_steps` updates, or come from another job (`dynamics=JOB`). Then at every update the Q
 functions, and every `update_actor_interval` the policy, the temperature by a fresh sample, and the target: losses as SAC's (see `sac`), on
@@ -22,6 +23,9 @@ class Config(model_based.ModelBasedConfig):
     batch_size: int = setting(100, "transitions per update", unit="transitions", low=1, high=1_000_000)
     real_ratio: float = setting(0.05, "share of real transitions in a batch", low=0.0, high=1.0, probe=0.5)
     lam: float = setting(1.0, "weight of the model's variance against the reward", low=0.0)
+    variance_type: str = setting(
+        "max", "the model's variance: max, the largest that a member states; data, that of the members' samples", choices=("max", "data")
+    )
 
 
 def stages(config: Config) -> tuple[Stage, ...]:
@@ -43,7 +47,8 @@ ALGORITHM = Algorithm(
     memory=model_based.memory,
     schedule=schedule,
     stages=stages,
-    between=lambda learner, k: model_based.between(learner, k, learner.config.lam),
+    between=lambda learner, k: model_based.between(learner, k, learner.config.lam, learner.config.variance_type),
+    next_between=model_based.next_between,
     inputs={"dynamics": model_based.DYNAMICS},
     act=sac.act,
     sample=sac.sample,

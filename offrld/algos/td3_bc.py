@@ -6,7 +6,8 @@
 
 The policy and both targets move every `update_actor_interval` updates. Metrics: `critic_loss`, `actor_loss`, `bc_loss`, `q_mean`.
 
-Default differs from d3rlpy's second version: observations are standardised, as in the paper (preset `d3rlpy`: not).
+Default differs from d3rlpy's second version: observations are standardised, as in the paper and the first version (preset `d3rlpy`: not;
+`d3rlpy-v1`: so).
 """
 
 from __future__ import annotations
@@ -47,5 +48,5 @@ ALGORITHM = Algorithm(
     act=td3.act,
     value=td3.value,
     targets=("actor", "critic"),
-    presets={"paper": {}, "d3rlpy": {"observation_scaler": "none"}},
+    presets={"paper": {}, "d3rlpy": {"observation_scaler": "none"}, "d3rlpy-v1": {"observation_scaler": "standard"}},
 )

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from offrl.errors import Conflict, InvalidInput, Unknown
+from offrl.job import POLICY_SUFFIXES
 from offrl.wire import Artifact
 from offrld.daemon.state import State, open_below
 
@@ -38,9 +39,9 @@ def checkpoint_steps(run: Path) -> list[int]:
     return _steps(run / "checkpoints", r"(\d{12})\.safetensors")
 
 
-def policy_steps(run: Path, seed: int) -> list[int]:
+def policy_steps(run: Path, seed: int, format: str) -> list[int]:
     """The steps with an exported policy of that seed, ascending."""
-    return _steps(run / f"seed-{seed}", r"policy-(\d{12})\.onnx")
+    return _steps(run / f"seed-{seed}", rf"policy-(\d{{12}}){re.escape(POLICY_SUFFIXES[format])}")
 
 
 def choose_seed(job: str, seeds: list[int], seed: int | None) -> int:
@@ -52,9 +53,12 @@ def choose_seed(job: str, seeds: list[int], seed: int | None) -> int:
     return seed
 
 
-def choose_step(job: str, run: Path, seed: int, *, best: bool, step: int | None, policies: bool) -> int:
-    """The wanted step, the best evaluated, or the newest; one that a file can be made from. Raises `Conflict`, `InvalidInput`."""
-    steps = sorted({*checkpoint_steps(run), *(policy_steps(run, seed) if policies else [])})
+def choose_step(job: str, run: Path, seed: int, *, best: bool, step: int | None, format: str | None) -> int:
+    """The wanted step, the best evaluated, or the newest; one with a checkpoint, or with a policy of ``format`` (None: checkpoints only).
+
+    Raises `Conflict`, `InvalidInput`.
+    """
+    steps = sorted({*checkpoint_steps(run), *(policy_steps(run, seed, format) if format else [])})
     if not steps:
         raise Conflict(f"job {job} has no checkpoint yet", hint="wait for its first one: `offrl status` shows how far it is")
     if best and step is not None:
@@ -82,14 +86,15 @@ def find(state: State, job: str, kind: str, seeds: list[int], *, seed: int | Non
         chosen = seeds if seed is None else [choose_seed(job, seeds, seed)]
         return _metrics(state, job, chosen)
     chosen_seed = choose_seed(job, seeds, seed)
-    chosen_step = choose_step(job, run, chosen_seed, best=best, step=step, policies=kind == "onnx")
+    chosen_step = choose_step(job, run, chosen_seed, best=best, step=step, format=kind if kind in POLICY_SUFFIXES else None)
     if kind == "checkpoint":
         name = f"{chosen_step:012d}.safetensors"
         return _described(state, job, _kept(state, job, run / "checkpoints" / name), f"{job}-{name}")
-    path = run / f"seed-{chosen_seed}" / f"policy-{chosen_step:012d}.onnx"
+    suffix = POLICY_SUFFIXES[kind]
+    path = run / f"seed-{chosen_seed}" / f"policy-{chosen_step:012d}{suffix}"
     if not path.is_file():
         return Missing(chosen_seed, chosen_step)
-    return _described(state, job, path, "policy.onnx")
+    return _described(state, job, path, f"policy{suffix}")
 
 
 def read(state: State, job: str, path: str, offset: int, size: int) -> bytes:

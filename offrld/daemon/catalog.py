@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import importlib.metadata
+import importlib.util
 import json
 import logging
 import math
@@ -81,7 +82,10 @@ class Catalog:
             last = last_line(trouble)
             log.error("the describe worker failed: %s: %s", error, last)
             raise InternalError(f"the algorithms of this installation cannot be listed: {last or error}", hint=f"see {trouble}") from None
-        await asyncio.to_thread(self._keep, path, data)
+        for problem in found["problems"]:
+            log.warning("an algorithm of an installed package cannot be used: %s", problem)
+        if not found["problems"]:  # a package may be repaired without a new version
+            await asyncio.to_thread(self._keep, path, data)
         log.info("%d algorithms, %d environments", len(found["algorithms"]), len(found["environments"]))
         return found
 
@@ -100,13 +104,27 @@ def fingerprint(command: tuple[str, ...]) -> str:
     parts = [*command]
     for found in importlib.metadata.distributions():
         parts.append(f"{found.name}=={found.version}")
-        parts += [f"{point.group}:{point.name}={point.value}" for point in found.entry_points if "offrl" in point.group]
+        for point in found.entry_points:
+            if point.group.startswith("offrl."):
+                parts += [f"{point.group}:{point.name}={point.value}", *_sources(point.module)]
     parts[len(command) :] = sorted(set(parts[len(command) :]))
     root = Path(__file__).resolve().parent.parent
     for file in sorted(root.rglob("*.py")):
         if "daemon" not in file.relative_to(root).parts[:1]:
             parts.append(f"{file.relative_to(root)}:{file.stat().st_mtime_ns}")
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:20]
+
+
+def _sources(module: str) -> list[str]:
+    """Files, with their times, of the package that a module is in: one that is being written keeps its version. Imports nothing."""
+    try:
+        spec = importlib.util.find_spec(module.partition(".")[0])
+    except (ImportError, ValueError):
+        return []
+    if spec is None:
+        return []
+    files = [path for folder in spec.submodule_search_locations or () for path in sorted(Path(folder).rglob("*.py"))]
+    return [f"{path}:{path.stat().st_mtime_ns}" for path in files or [Path(spec.origin or "")] if path.is_file()]
 
 
 def parse(data: bytes) -> dict[str, Any]:
@@ -116,6 +134,7 @@ def parse(data: bytes) -> dict[str, Any]:
         for algorithm in found["algorithms"]:
             if not isinstance(algorithm["name"], str) or not isinstance(algorithm["config"], dict):
                 raise ValueError("an algorithm without name or config")
+        found.setdefault("problems", [])
         if not isinstance(found["environments"], list):
             raise ValueError("environments is not a list")
     except (KeyError, TypeError) as error:
@@ -142,6 +161,9 @@ def checked(spec: TrainSpec, catalog: dict[str, Any], fields: dict[str, Any] | N
     """
     algorithms = {algorithm["name"]: algorithm for algorithm in catalog["algorithms"]}
     algorithm = algorithms.get(spec.algorithm)
+    for problem in catalog.get("problems", ()):
+        if problem.startswith(f"{spec.algorithm}: "):
+            raise InvalidInput(f"algorithm {problem}", hint="repair its package and restart the daemon")
     if algorithm is None:
         raise Unknown(f"no algorithm {spec.algorithm!r}", hint=nearest(spec.algorithm, list(algorithms)))
     presets = algorithm.get("presets") or {}
@@ -166,6 +188,8 @@ def checked(spec: TrainSpec, catalog: dict[str, Any], fields: dict[str, Any] | N
         raise Unknown(
             f"no environment {spec.eval_env!r} is registered with gymnasium here", hint=nearest(spec.eval_env, catalog["environments"])
         )
+    if spec.eval_env is not None and not algorithm.get("has_policy", True):
+        raise InvalidInput(f"{spec.algorithm} learns no policy, so there is nothing to evaluate in {spec.eval_env}", hint="leave it out")
     if spec.eval_every is not None and spec.eval_env is None:
         raise InvalidInput(f"eval_every={spec.eval_every} without an environment to evaluate in", hint="add --eval-env ID")
     if len(set(spec.seeds)) != len(spec.seeds):

@@ -122,6 +122,7 @@ def parse(line: bytes) -> dict[str, Any]:
             raise ValueError(str(error)) from None
     elif kind == "end":
         result["state"] = JobState(message.get("state", ""))
+        result["reason"] = " ".join(str(message.get("reason") or "").split())[:2000]
         error = message.get("error")
         result["error"] = None
         if isinstance(error, dict):

@@ -175,12 +175,16 @@ def finish(db: Connection, job: str, attempt: int, path: Path, how: Exit) -> Job
 
 
 # ------------------------------------------------------------------------------------------------------------------ control
-def control(db: Connection, job: str, action: str) -> tuple[Job, str]:
+def control(db: Connection, job: str, action: str, steps: int | None = None) -> tuple[Job, str]:
     """Cancel, pause, resume or retry; returns the job and what its running worker has to be told ("", "pause", "cancel").
 
+    steps: of resume: the job's new number of updates in all.
     Asking for what is already so is no error. Raises `Conflict` where the state does not allow it.
     """
     found = find(db, job)
+    if steps is not None:
+        _extend(db, found, action, steps)
+        return find(db, job), ""
     tell = {"cancel": _cancel, "pause": _pause, "resume": _resume, "retry": _retry}[action](db, found)
     return find(db, job), tell
 
@@ -215,7 +219,9 @@ def _pause(db: Connection, job: Job) -> str:
 
 def _resume(db: Connection, job: Job) -> str:
     if job.state.ended:
-        raise Conflict(f"job {job.id} has {_word(job.state)}", hint=f"`offrl retry {job.id}` runs it again")
+        succeeded = job.state == JobState.SUCCEEDED
+        again = f"`offrl resume {job.id} --steps N` trains on" if succeeded else f"`offrl retry {job.id}` runs it again"
+        raise Conflict(f"job {job.id} has {_word(job.state)}", hint=again)
     if job.state == JobState.PAUSED:
         _move(db, job, JobState.QUEUED)
     elif job.state == JobState.RUNNING and job.intent == "cancel":
@@ -223,6 +229,22 @@ def _resume(db: Connection, job: Job) -> str:
     elif job.state == JobState.RUNNING and job.intent == "pause":
         _intend(db, job, "resume")  # the worker was told to pause: when it has, the job is queued at once
     return ""
+
+
+def _extend(db: Connection, job: Job, action: str, steps: int) -> None:
+    """Queue a succeeded (or paused) train job with more updates than it has done."""
+    if action != "resume" or job.kind != "train":
+        raise InvalidInput(f"steps={steps} is about resuming a train job", hint="`offrl resume JOB --steps N`")
+    if job.state not in (JobState.SUCCEEDED, JobState.PAUSED):
+        raise Conflict(f"job {job.id} is {job.state}; one that has succeeded or is paused can be given more steps",
+                       hint="wait for its end" if not job.state.ended else f"`offrl retry {job.id}` first")  # fmt: skip
+    if steps <= job.step:
+        raise Conflict(f"job {job.id} has done {job.step} updates already", hint=f"give more than that: --steps {2 * job.step}")
+    if job.dataset is not None:
+        _pin(db, job.dataset)
+    values = json.dumps({**job.spec, "steps": steps})
+    db.execute("UPDATE jobs SET spec = ?, steps = ? WHERE seq = ?", (values, steps, job.seq))
+    _move(db, find(db, job.id), JobState.QUEUED)
 
 
 def _retry(db: Connection, job: Job) -> str:

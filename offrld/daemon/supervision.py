@@ -44,7 +44,7 @@ def outcome(end: dict[str, Any] | None, how: Exit, intent: str) -> tuple[JobStat
     if end is not None:
         state = end["state"]
         if state == JobState.SUCCEEDED:
-            return state, "", None
+            return state, end.get("reason", ""), None
         if state == JobState.FAILED:
             error = end["error"] or {"code": "internal", "message": "the worker gave no reason", "hint": how.log_line}
             return state, error["message"], error

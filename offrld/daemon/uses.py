@@ -48,6 +48,8 @@ def of(spec: TrainSpec, catalog: dict[str, Any]) -> list[Use]:
         words = "a policy" if wanted == POLICY else f"a job of {wanted}"
         job, seed = taken(chosen[name])
         found.append(Use(f"{spec.algorithm}: {name}", job, seed, frozenset(fitting), words))
+    if spec.start is not None:
+        found.append(Use("--from", *taken(spec.start)))
     return found
 
 

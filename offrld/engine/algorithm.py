@@ -185,6 +185,8 @@ class Algorithm:
             it as ``state.data``.
         stages: ``config -> stages`` where training has several; else there is one with ``schedule``.
         between: ``(learner, k) -> None`` before update ``k`` (model rollouts, rates that depend on what was seen).
+        next_between: ``(config, k) -> `` the first update after ``k`` before which ``between`` does something again, so that those up to it
+            may run as one graph; None: the next one.
         acts: whether ``act`` is a policy that is learned here (not so: models of the environment, evaluations of another policy).
         inputs: settings (text, or none) that name another job whose result this algorithm takes, with what that has to be: an
             algorithm's name, or ``policy``: of any that learns to act. What they name is in ``learner.inputs``, as
@@ -212,8 +214,14 @@ class Algorithm:
     prepare: Callable[[Any, Any], dict[str, Any]] | None = None
     stages: Callable[[Any], tuple[Stage, ...]] | None = None
     between: Callable[[Any, int], None] | None = None
+    next_between: Callable[[Any, int], int] | None = None
     acts: bool = True
     inputs: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def has_policy(self) -> bool:
+        """Whether a policy comes of a run: one that is learned, or the one that is evaluated."""
+        return self.acts or "policy" in self.inputs.values()
 
     def configure(self, values: Mapping[str, Any] | None = None, preset: str | None = None) -> Any:
         """The config with a preset and then ``values`` (dotted names) applied; raises `Unknown` or `InvalidInput`."""

@@ -23,19 +23,25 @@ from offrld.preprocess.statistics import Blocks, rows
 ROWS = 4096  # of an episode that a policy is asked about at a time: bounds the memory of pixels
 
 
-def split(episodes: int, holdout: float) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers of the training and of the held-out episodes: the same for every seed, so that seeds compare on the same episodes."""
+def split(episodes: int, holdout: float, chosen: Any = None) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of the training and of the held-out episodes: the same for every seed, so that seeds compare on the same episodes.
+
+    chosen: numbers of those to use at all; None: all.
+    """
+    numbers = np.arange(episodes) if chosen is None else np.unique(np.asarray(chosen))
+    if chosen is not None and (numbers.dtype.kind not in "iu" or not len(numbers) or numbers[0] < 0 or numbers[-1] >= episodes):
+        raise InvalidInput(f"episodes must be some of the numbers 0 to {episodes - 1}", hint="for example store.select(min_return=...)")
     if holdout == 0.0:
-        return np.arange(episodes), np.empty(0, np.int64)
-    count = max(1, round(episodes * holdout))
-    if count >= episodes:
+        return numbers, np.empty(0, np.int64)
+    count = max(1, round(len(numbers) * holdout))
+    if count >= len(numbers):
         raise InvalidInput(
-            f"validation share {holdout:g} of {episodes} episodes leaves none to train on", hint="give a smaller share or more episodes"
+            f"validation share {holdout:g} of {len(numbers)} episodes leaves none to train on", hint="give a smaller share or more episodes"
         )
-    keys = np.empty(episodes, np.float32)
+    keys = np.empty(len(numbers), np.float32)
     rng.uniform(0, 0, rng.stream_id("holdout"), keys)
     order = np.argsort(keys, kind="stable")
-    return np.sort(order[count:]), np.sort(order[:count])
+    return np.sort(numbers[order[count:]]), np.sort(numbers[order[:count]])
 
 
 def observation_column(store: EpisodeStore, name: str) -> np.ndarray:

@@ -7,8 +7,10 @@ from __future__ import annotations
 import dataclasses
 import os
 import platform
-from collections.abc import Callable, Mapping, Sequence
-from types import SimpleNamespace
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,32 +18,46 @@ import torch
 
 from offrl.errors import InvalidInput, OffrlError
 from offrl_store import EpisodeStore
-from offrl_store.errors import EmptyStore
 from offrld import settings
-from offrld.engine import checkpoint, data, optimizer
+from offrld.engine import checkpoint, data
+from offrld.engine.acting import Acting
 from offrld.engine.algorithm import Algorithm, Batch, Stage, Windows
+from offrld.engine.creation import Creation
 from offrld.engine.feed import Feed, Scalers, request_of
-from offrld.engine.loaded import Loaded, take_inputs
-from offrld.engine.metrics import Means
-from offrld.engine.optimizer import polyak
-from offrld.engine.policy import PolicyModule
-from offrld.engine.runner import Gradients, agree, gradients
-from offrld.engine.sequence_policy import Returns, SequencePolicy
-from offrld.engine.space import Space, space_of
-from offrld.engine.state import Due, TrainState, key_of
+from offrld.engine.fitting import Fitting
+from offrld.engine.guards import Guard, value_limit
+from offrld.engine.loaded import Loaded
+from offrld.engine.metrics import Means, Spent
+from offrld.engine.replaying import Replaying
+from offrld.engine.runner import Gradients, agree, choose_linear, gradients
+from offrld.engine.sequence_policy import Returns
+from offrld.engine.space import Space
+from offrld.engine.state import TrainState, key_of
 from offrld.engine.supply import Supply
+from offrld.engine.transfer import Transfer
+from offrld.engine.update import Updater
+from offrld.nets import onednn
+from offrld.nets.linear import products
 
-VALIDATION_BATCHES = 16
 
+class Learner(Creation, Acting, Fitting, Transfer, Replaying):
+    """Trains ``S`` seeds of one algorithm on one store. Make it with `Learner.create`.
 
-class Learner:
-    """Trains ``S`` seeds of one algorithm on one store. Make it with `Learner.create`."""
+    Attributes:
+        algorithm, config: what is trained.
+        store: the dataset; None for a learner that only acts and takes batches of the caller.
+        seeds: each a training run of its own.
+        step: updates done; it may be set, and is kept in checkpoints.
+        inputs: what other runs have given to this one.
+        holdout: numbers of the episodes that are not trained on.
+        guard: what is known about metrics that run away.
+    """
 
     def __init__(
         self,
         algorithm: Algorithm,
         config: Any,
-        store: EpisodeStore,
+        store: EpisodeStore | None,
         space: Space,
         *,
         seeds: Sequence[int],
@@ -50,8 +66,10 @@ class Learner:
         dtype: torch.dtype,
         training: np.ndarray,
         holdout: np.ndarray,
+        scalers: Scalers,
         stacked: bool,
         feed: str,
+        linear: str,
         inputs: Mapping[str, Loaded],
         log: Callable[[str], None],
     ) -> None:
@@ -61,113 +79,112 @@ class Learner:
         self.holdout, self.inputs = holdout, inputs
         self.step = 0
         self._device, self._dtype, self._stacked, self._log = device, dtype, stacked, log
-        self._training = training
-        networks = algorithm.networks(config, space)
-        self.nets = SimpleNamespace(**networks)
-        self._scalers = data.fit_scalers(config, store, space, training, dtype, device)
-        self._stages = algorithm.stages(config) if algorithm.stages else (Stage("train", algorithm.schedule(config)),)
-        self.dataset = data.Dataset(store, space, self._scalers, training, dtype, device, inputs)
-        prepared = algorithm.prepare(self.dataset, config) if algorithm.prepare else {}
-        self._data = {name: torch.as_tensor(value).to(device) for name, value in prepared.items()}
-        self.state = TrainState(
-            networks, algorithm.targets, self._stages, self._data, algorithm.memory(config, space),
-            seeds=self.seeds, dtype=dtype, device=device, stacked=stacked,
-        )  # fmt: skip
-        self._taken = dict.fromkeys(self.state.moments, 0)
+        self._training, self._scalers = training, scalers
+        self._trained_on: dict[str, Any] = {} if store is None else {"snapshot": str(store.snapshot()), "held_out": len(holdout)}
         # The actions of a policy that is evaluated, at every row: computed once, for it does not change.
         self._policy_actions = None
-        if algorithm.next_action == "policy":
+        if algorithm.next_action == "policy" and store is not None:
             if "policy" not in inputs:
                 raise InvalidInput(f"{algorithm.name} evaluates another job's policy and none is named", hint="--set policy=JOB")
             self._policy_actions = data.actions_of(inputs["policy"].policy(), store)
-        self._supply = Supply(store, device, feed, log)
-        self._feeds = self._open_feeds(config)
-        one = dataclasses.replace(config, n_steps=1) if getattr(config, "n_steps", 1) > 1 else config
-        differs = one is not config and any(stage.single_steps for stage in self._stages)
-        self._single_feeds = self._open_feeds(one) if differs else self._feeds
-        self._means = Means(self.seeds)
-        self._returns: Returns | None = None  # of the training episodes, once a policy wants them
-        self._choose_runner(runner)
+        self._supply = None if store is None else Supply(store, device, feed, log)
+        self._means, self.spent = Means(self.seeds), Spent()
+        self.guard = Guard(self.seeds, value_limit(config, store, space, scalers))
+        self._runner_asked, self._linear_asked = runner, linear
+        self._build()
 
-    # ------------------------------------------------------------------------------------------------------------ creation
-    @classmethod
-    def create(
-        cls,
-        algorithm: Algorithm,
-        config: Any,
-        store: EpisodeStore,
-        *,
-        seeds: Sequence[int] = (0,),
-        device: str = "auto",
-        runner: str = "auto",
-        threads: int | None = None,
-        holdout: float = 0.0,
-        bounds: tuple[np.ndarray, np.ndarray] | None = None,
-        env_id: str | None = None,
-        cache_dir: str | os.PathLike[str] | None = None,
-        dtype: torch.dtype = torch.float32,
-        stacked: bool | None = None,
-        feed: str = "auto",
-        inputs: Mapping[str, Loaded | Learner | str | os.PathLike[str]] | None = None,
-        log: Callable[[str], None] = lambda text: None,
-    ) -> Learner:
-        """A learner at step 0.
+    def _build(self) -> None:
+        """Networks, state, schedule, feeds and runner of the config; the state is initial."""
+        algorithm, config = self.algorithm, self.config
+        networks = algorithm.networks(config, self.space_)
+        self.nets = SimpleNamespace(**networks)
+        self._stages = algorithm.stages(config) if algorithm.stages else (Stage("train", algorithm.schedule(config)),)
+        prepared = {}
+        if self.store is not None:
+            self.dataset = data.Dataset(
+                self.store, self.space_, self._scalers, self._training, self._dtype, self._device, self.inputs
+            )  # fmt: skip
+            prepared = algorithm.prepare(self.dataset, config) if algorithm.prepare else {}
+        self._data = {name: torch.as_tensor(value).to(self._device) for name, value in prepared.items()}
+        self.state = TrainState(
+            networks, algorithm.targets, self._stages, self._data, algorithm.memory(config, self.space_),
+            seeds=self.seeds, dtype=self._dtype, device=self._device, stacked=self._stacked,
+        )  # fmt: skip
+        self._taken = dict.fromkeys(self.state.moments, 0)
+        self._feeds = [] if self.store is None else self._open_feeds({})
+        differs = getattr(config, "n_steps", 1) > 1 and any(stage.single_steps for stage in self._stages)
+        self._single_feeds = self._open_feeds({"n_steps": 1}) if differs and self._feeds else self._feeds
+        self._behind = 0  # the feeds' number of a batch, less that of its update (see `_fed_by`)
+        self._choose_runner(self._runner_asked)
+        plain = self.runner == "eager" and not self._stacked
+        self.linear, why = choose_linear(self._linear_asked, device=self._device, dtype=self._dtype, plain=plain)
+        self._log(f"linear layers: by {self.linear}, {why}")
 
-        Args:
-            store: opened at the snapshot that the run is pinned to.
-            seeds: one training run each; a seed alone decides its initialisation, batches and noise.
-            device: ``auto`` (CUDA where there is one), ``cpu``, ``cuda`` or ``cuda:1``.
-            runner: ``eager``, ``compile``, or ``auto``: compiled on CUDA when its first gradients agree with eager ones, else eager.
-            threads: CPU threads of torch (None: as it is).
-            holdout: share of the episodes kept out of training, for `validate`.
-            bounds: of the actions, from the evaluation environment ``env_id``; they take precedence over the store's.
-            cache_dir: folder where compiled kernels are kept between runs.
-            stacked: whether seeds are differentiated together (None: on CUDA).
-            feed: where batches come from: ``host``, ``prefetch``, ``resident`` or ``auto`` (see `Supply`); the batches are the same.
-            inputs: for the settings that name another run (`Algorithm.inputs`), what to take in their place.
-            log: takes one-line messages.
+    def reconfigure(self, values: Mapping[str, Any]) -> None:
+        """Go on with other settings (dotted names): learning rates, weights, intervals, the batch size.
 
         Raises:
-            InvalidInput: the data's actions do not fit the algorithm, or an input does not fit the data.
-            EmptyStore: no transition to train on.
+            Unknown, InvalidInput: a setting that is none, or that changes networks, scalers or what the optimisers keep; nothing is
+                changed then.
         """
-        if len(set(seeds)) != len(seeds) or not seeds:
-            raise InvalidInput(f"seeds must be given once each, got {list(seeds)}")
-        if threads is not None:
-            torch.set_num_threads(threads)
-        if cache_dir is not None:
-            os.environ["TORCHINDUCTOR_CACHE_DIR"] = os.fspath(cache_dir)
-        where = _device(device)
-        space = space_of(store.schema, store.metadata, bounds, env_id, config.frame_stack)
-        algorithm.check(space)
-        training, held_out = data.split(len(store), holdout)
-        if store.transition_count == 0:
-            raise EmptyStore("the dataset has no transition to train on", hint="add episodes of at least one step")
-        together = where.type == "cuda" if stacked is None else stacked
-        return cls(
-            algorithm, config, store, space,
-            seeds=seeds, device=where, runner=runner, dtype=dtype, training=training, holdout=held_out,
-            stacked=together and len(seeds) > 1, feed=feed, inputs=take_inputs(algorithm, config, space, inputs or {}), log=log,
-        )  # fmt: skip
+        before, config = self.config, settings.build(self.config, values)
+        for name in ("observation_scaler", "reward_scaler", "action_scaler", "frame_stack"):
+            if getattr(config, name, None) != getattr(before, name, None):
+                raise InvalidInput(f"{name} cannot change during training", hint="make a new learner, and start it from this one")
+        old, taken = self.state, self._taken
+        self.config = config
+        self._build()
+        if not self.state.fits(old.tensors()):
+            self.config = before
+            self._build()
+            self.state.load(old.tensors())
+            self._taken = taken
+            raise InvalidInput(f"{', '.join(values)} changes what is trained", hint="make a new learner, and start it from this one")
+        self.state.load(old.tensors())
+        self._taken = taken
 
-    def _open_feeds(self, config: Any) -> list[Feed]:
+    def _open_feeds(self, changed: Mapping[str, Any]) -> list[Feed]:
+        """A feed for each view; ``changed``: arguments of the sampler that are not the usual ones."""
         groups = [self.seeds] if self._stacked else [(seed,) for seed in self.seeds]
-        return [self._feed(config, group, self._training, stacked=self._stacked, ahead=True) for group in groups]
+        return [self._feed(group, self._training, stacked=self._stacked, ahead=True, changed=changed) for group in groups]
 
-    def _feed(self, config: Any, seeds: tuple[int, ...], episodes: np.ndarray, *, stacked: bool, ahead: bool) -> Feed:
+    def _feed(
+        self, seeds: tuple[int, ...], episodes: np.ndarray, *, stacked: bool, ahead: bool, changed: Mapping[str, Any] = MappingProxyType({})
+    ) -> Feed:  # fmt: skip
         everything = len(episodes) == len(self.store)
         request = request_of(
-            self.algorithm, config, self.store, self.space_, self._scalers, self._policy_actions,
+            self.algorithm, self.config, self.store, self.space_, self._scalers, self._policy_actions,
             seeds=seeds, episodes=None if everything else episodes, stacked=stacked,
         )  # fmt: skip
+        request = dataclasses.replace(request, arguments={**request.arguments, **changed})
         source = self._supply.open(request, ahead=ahead)
-        return Feed(config, request, source, self.space_, self._scalers, dtype=self._dtype, device=self._device)
+        return Feed(self.config, request, source, self.space_, self._scalers, dtype=self._dtype, device=self._device)
+
+    @contextmanager
+    def _fed_by(self, feeds: list[Feed], behind: int) -> Iterator[None]:
+        """Train on other batches meanwhile: that of update ``k`` is the feeds' number ``k + behind``."""
+        own, self._behind = (self._feeds, self._single_feeds, self._chunks), behind
+        self._feeds = self._single_feeds = feeds
+        self._chunks = None  # which draw from the own feeds
+        try:
+            yield
+        finally:
+            (self._feeds, self._single_feeds, self._chunks), self._behind = own, 0
+            for feed in feeds:
+                feed.source.close()
 
     def _choose_runner(self, runner: str) -> None:
-        self.runner = "compile" if runner == "compile" or (runner == "auto" and self._device.type == "cuda") else "eager"
+        cuda = self._device.type == "cuda"
+        if runner == "graph" and not cuda:
+            raise InvalidInput(f"runner 'graph' needs a CUDA device, this one is {self._device}", hint="use the runner auto")
+        self.runner = "compile" if runner == "compile" or (runner in ("auto", "graph") and cuda) else "eager"
         self._gradients = self._all_gradients(self.runner == "compile")
-        if runner == "auto" and self.runner == "compile" and not self._compiled_agrees():
+        if runner in ("auto", "graph") and self.runner == "compile" and self._feeds and not self._compiled_agrees():
             self.runner, self._gradients = "eager", self._all_gradients(False)
+        self._updater = Updater(self.state, self._gradients, stacked=self._stacked)
+        self._chunks = None
+        if runner in ("auto", "graph") and cuda and self._feeds:
+            self._choose_graph()
 
     def _all_gradients(self, compiled: bool) -> dict[str, Gradients]:
         return {
@@ -198,15 +215,43 @@ class Learner:
 
     # ------------------------------------------------------------------------------------------------------------ training
     def run(self, updates: int) -> None:
-        """Do ``updates`` updates."""
-        for _ in range(updates):
+        """Do ``updates`` updates; raises `InvalidInput` where there is no dataset."""
+        if not self._feeds:
+            raise InvalidInput("this learner has no dataset to train on", hint="give one when it is made or loaded, or use update(batch)")
+        end = self.step + updates
+        while self.step < end:
             if self.algorithm.between is not None:
                 self.algorithm.between(self, self.step)
+            began = time.perf_counter()
+            if self._chunks is not None and (done := self._replay(end)):
+                self.spent.update += time.perf_counter() - began  # the sampling is within
+                self.spent.updates += done
+                continue
             batches = self._batches(self.step)
+            sampled = time.perf_counter()
+            self._do(batches)
+            self.spent.sample += sampled - began
+            self.spent.update += time.perf_counter() - sampled
+            self.spent.updates += 1
+
+    def _do(self, batches: list[Any]) -> None:
+        """The present update, on these batches."""
+        with products(through_onednn=self.linear == "onednn"):
             for due in self.state.schedules[self._stage(self.step).name]:
                 if due.step.due(self.step):
-                    self._apply(due, batches)
-            self.step += 1
+                    self._means.add(self._updater.apply(due, batches, self._taken.get(due.moments_key, 0)))
+                    if due.moments_key:
+                        self._taken[due.moments_key] += 1
+        self.step += 1
+
+    def _once(self, batches: list[Any]) -> dict[str, dict[int, float]]:
+        """`_do`, giving the metrics of this update alone."""
+        means, self._means = self._means, Means(self.seeds, also=self._means)
+        try:
+            self._do(batches)
+            return self._means.take()
+        finally:
+            self._means = means
 
     def _stage(self, k: int) -> Stage:
         for stage in self._stages[:-1]:
@@ -217,36 +262,18 @@ class Learner:
 
     def _batches(self, k: int) -> list[Any]:
         """One batch per view: one per seed, or all seeds' stacked."""
-        return [feed.batch(k) for feed in (self._single_feeds if self._stage(k).single_steps else self._feeds)]
-
-    def _apply(self, due: Due, batches: list[Any]) -> None:
-        if due.step.loss is not None:
-            run = self._gradients[due.key]
-            results = [run(view.leaves[due.key], view.state, batch) for view, batch in zip(self.state.views, batches, strict=True)]
-            self._move(due, [result.gradients for result in results])
-            with torch.no_grad():
-                for position, result in enumerate(results):
-                    self.state.update(position, result.updates)
-            self._means.add([result.metrics for result in results], stacked=self._stacked)
-        for targets, online, rate in due.followers:
-            polyak(targets, online, rate)
-
-    def _move(self, due: Due, gradients: list[tuple[torch.Tensor, ...]]) -> None:
-        """Let the optimiser of a step move its parameters."""
-        step, key = due.step, due.moments_key
-        with torch.no_grad():
-            for view, grads, (params, parts, count) in zip(self.state.views, gradients, due.groups, strict=True):
-                optimizer.step(
-                    step.optimizer, step.learning_rate, params, grads, parts, count, taken=self._taken[key], names=due.names,
-                    factor=None if step.rate is None else step.rate(view.state.memory), seeds_axis=self._stacked,
-                )  # fmt: skip
-        self._taken[key] += 1
+        return [feed.batch(k + self._behind) for feed in (self._single_feeds if self._stage(k).single_steps else self._feeds)]
 
     # ------------------------------------------------------------------------------------------------------------ reading
     @property
     def scalers(self) -> Scalers:
         """The fitted scalers."""
         return self._scalers
+
+    @property
+    def snapshot(self) -> str | None:
+        """Of the dataset that it was trained on; None without one."""
+        return self._trained_on.get("snapshot")
 
     @property
     def space(self) -> dict[str, Any]:
@@ -257,48 +284,27 @@ class Learner:
         """Means of the losses' metrics since the last call: name -> {seed -> value}."""
         return self._means.take()
 
-    def validate(self) -> dict[str, dict[int, float]]:
-        """The losses' metrics on held-out episodes, as ``validation_NAME``; the same batches at every call. Empty without a holdout."""
-        if len(self.holdout) == 0:
-            return {}
-        stage = self._stage(max(self.step - 1, 0))
-        config = dataclasses.replace(self.config, n_steps=1) if stage.single_steps and hasattr(self.config, "n_steps") else self.config
-        feed = self._feed(config, (0,), self.holdout, stacked=False, ahead=False)
-        means = Means(self.seeds)
-        for k in range(VALIDATION_BATCHES):
-            batch = feed.batch(k)
-            for step in stage.schedule:
-                if step.loss is None:
-                    continue
-                rows = [
-                    step.loss(state.params, self.config, self.nets, state, batch)[1]
-                    for state in (self.state.of_seed(position, self._data) for position in range(len(self.seeds)))
-                ]
-                means.add(rows, stacked=False)
-        return {f"validation_{name}": values for name, values in means.take().items()}
+    def latest(self) -> dict[str, dict[int, float]]:
+        """As `metrics`, without starting anew."""
+        return self._means.peek()
 
-    def policy(self, seed: int) -> PolicyModule:
-        """The greedy policy of a trained seed as a module: environment's units in and out; a copy, so training goes on beside it."""
-        if "policy" in self.inputs:
-            return self.inputs["policy"].policy()
-        if not self.algorithm.acts:
-            raise InvalidInput(f"{self.algorithm.name} learns no policy", hint="give its job to an algorithm that takes it as an input")
-        if seed not in self.seeds:
-            raise InvalidInput(f"seed {seed} was not trained", hint=f"trained: {', '.join(map(str, self.seeds))}")
-        params = {name: value[self.seeds.index(seed)].detach().cpu().to(torch.float32).clone() for name, value in self.state.params.items()}
-        parts = (self.algorithm, self.config, self.nets, params, self.space_, self._scalers)
-        if self._kind is not Windows:
-            return PolicyModule(*parts)
-        if self._returns is None:
-            self._returns = Returns.of(self.store, self._training, self._scalers.reward)
-        return SequencePolicy(*parts, self._returns)
+    def broken(self) -> dict[int, str]:
+        """The seeds that have a parameter or a target that is not a finite number, with the first network that has one."""
+        found: dict[int, str] = {}
+        for name, value in [*self.state.params.items(), *self.state.target.items()]:
+            fine = torch.isfinite(value).reshape(len(self.seeds), -1).all(1).tolist()
+            for seed, good in zip(self.seeds, fine, strict=True):
+                if not good:
+                    found.setdefault(seed, name.split(".")[0])
+        return found
 
     def describe_run(self) -> dict[str, Any]:
         """What this run depends on beside config and data: runner, device, threads, dtype and versions."""
         name = torch.cuda.get_device_name(self._device) if self._device.type == "cuda" else platform.processor() or platform.machine()
         return {
             "runner": self.runner,
-            "feed": self._supply.feed,
+            "linear": self.linear,
+            "feed": self._supply.feed if self._supply is not None else "none",
             "device": str(self._device),
             "device_name": name,
             "threads": torch.get_num_threads(),
@@ -311,13 +317,22 @@ class Learner:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a checkpoint, atomically: state, step, config, snapshot, sums of the metrics, and what the run depends on."""
         scalers = {f"scaler/{name}": value for name, value in self._scalers.tensors().items()}
-        description = {"step": self.step, "means": self._means.as_json(), **self._identity(), **self.describe_run()}
+        description = {
+            "step": self.step, "means": self._means.as_json(), "guard": self.guard.as_json(), **self._identity(), **self.describe_run()
+        }  # fmt: skip
+        if self._kind is Windows:
+            description["returns"] = dataclasses.asdict(self.returns)
         checkpoint.write(path, self.state.tensors() | scalers, description)
 
     def restore(self, path: str | os.PathLike[str]) -> None:
-        """Go on from a checkpoint of the same algorithm, config, snapshot and seeds; raises `OffrlError` and changes nothing else."""
+        """Go on from a checkpoint of the same algorithm, config, snapshot and seeds; raises `OffrlError` and changes nothing else.
+
+        A learner without data takes one of any snapshot.
+        """
         tensors, description = checkpoint.read(path)
         for name, mine in self._identity().items():
+            if self.store is None and name in ("snapshot", "held_out"):
+                continue
             if description.get(name) != mine:
                 raise OffrlError(f"checkpoint {os.fspath(path)} has {name} {description.get(name)!r}, this run {mine!r}")
         state = {name: value for name, value in tensors.items() if not name.startswith("scaler/")}
@@ -329,22 +344,27 @@ class Learner:
         self.step = int(description["step"])
         self._taken = {key: int(moments.counts[0]) for key, moments in self.state.moments.items()}
         self._means = Means.from_json(self.seeds, description["means"])
+        self.guard.load(description["guard"])
+        self._restore_linear(description.get("linear", "torch"))
+        if self.store is None:  # a copy of it can still go on with its data
+            self._trained_on = {name: description[name] for name in ("snapshot", "held_out") if name in description}
+            self._returns = Returns(**description["returns"]) if "returns" in description else None
+
+    def _restore_linear(self, before: str) -> None:
+        """Multiply as the checkpoint's run did, for the same bits, unless this one was told otherwise or cannot."""
+        if before == self.linear or self._linear_asked != "auto":
+            return
+        if before == "onednn" and not (onednn.present() and self.runner == "eager" and not self._stacked and self._device.type == "cpu"):
+            self._log("linear layers: by torch, because the checkpoint's oneDNN cannot be had: its last bits will differ")
+            return
+        self.linear = before
+        self._log(f"linear layers: by {before}, as in the checkpoint")
 
     def _identity(self) -> dict[str, Any]:
         return {
             "algorithm": self.algorithm.name,
             "config": settings.as_flat(self.config),
-            "snapshot": str(self.store.snapshot()),
+            **self._trained_on,
             "seeds": list(self.seeds),
             "space": self.space,
         }
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
-    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
-        found = torch.cuda.device_count()
-        raise InvalidInput(f"device {name!r} is not there: this machine has {found} CUDA devices", hint="use the device cpu, or auto")
-    return device

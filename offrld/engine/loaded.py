@@ -7,7 +7,7 @@ another run starts from, a learner that is loaded to predict.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,6 +27,7 @@ from offrld.nets import Params
 if TYPE_CHECKING:
     from offrld.engine.learner import Learner
 
+Find = Callable[[str], Algorithm]
 POLICY = "policy"  # in `Algorithm.inputs`: any algorithm that learns to act
 
 
@@ -55,31 +56,28 @@ class Loaded:
     origin: str
 
     @classmethod
-    def read(cls, path: str | os.PathLike[str], seed: int | None = None, *, algorithm: Algorithm | None = None) -> Loaded:
+    def read(cls, path: str | os.PathLike[str], find: Find, seed: int | None = None) -> Loaded:
         """One seed of a checkpoint, on the CPU.
 
         Args:
             path: a checkpoint file, or a job's run folder: its newest checkpoint.
+            find: gives the algorithm of a name: `offrld.algos.get`.
             seed: one that was trained; by default the first.
-            algorithm: where it is not in the registry.
 
         Raises:
             InvalidInput: there is no checkpoint.
             CheckpointCorrupt: it is damaged.
             Unknown: its algorithm, or a package that it used, is not installed here; or the seed was not trained.
         """
-        return choose(cls.read_all(path, algorithm=algorithm), seed)
+        return choose(cls.read_all(path, find), seed)
 
     @classmethod
-    def read_all(cls, path: str | os.PathLike[str], *, algorithm: Algorithm | None = None) -> list[Loaded]:
+    def read_all(cls, path: str | os.PathLike[str], find: Find) -> list[Loaded]:
         """All seeds of a checkpoint, in the order in which they were trained; arguments and errors as of `read`."""
         file = newest(path)
         tensors, told = checkpoint.read(file)
-        if algorithm is None:
-            from offrld.algos import get  # here, because the registry's files import this package
-
-            algorithm = get(told["algorithm"])
-        elif algorithm.name != told["algorithm"]:
+        algorithm = find(told["algorithm"])
+        if algorithm.name != told["algorithm"]:
             raise InvalidInput(f"checkpoint {file} is of the algorithm {told['algorithm']!r}, not {algorithm.name!r}")
         config, space = algorithm.configure(told["config"]), Space.from_json(told["space"])
         scalers = data.rebuild_scalers(config, space, _below("scaler/", tensors))
@@ -145,15 +143,16 @@ def choose(trained: list[Loaded], seed: int | None) -> Loaded:
 
 
 def take_inputs(
-    algorithm: Algorithm, config: Any, space: Space, given: Mapping[str, Loaded | Learner | str | os.PathLike[str]]
+    algorithm: Algorithm, config: Any, space: Space, given: Mapping[str, Loaded | Learner]
 ) -> dict[str, Loaded]:
     """What the settings named in ``algorithm.inputs`` stand for, checked; those that are none, and not given, are left out.
 
     Args:
-        given: setting -> what to take for it; where it is not given, the setting's own value is a path (see `Loaded.read`).
+        given: setting -> what to take for it.
 
     Raises:
-        InvalidInput: it is not of the algorithm that is needed, or was trained for other observations or actions.
+        InvalidInput: it is not of the algorithm that is needed, or was trained for other observations or actions; or an evaluation has
+            no policy.
     """
     for name in given:
         if name not in algorithm.inputs:
@@ -161,24 +160,24 @@ def take_inputs(
             raise Unknown(f"{algorithm.name} takes no input {name!r}", hint=hint)
     found = {}
     for name, wanted in algorithm.inputs.items():
-        value = given.get(name, getattr(config, name))
-        if value is None:
+        if name not in given:
+            if getattr(config, name) is not None:
+                raise InvalidInput(f"{name}={getattr(config, name)!r} is not loaded", hint=f"inputs={{{name!r}: offrld.load(...)}}")
             continue
-        found[name] = _loaded(value)
+        value = given[name]
+        found[name] = value if isinstance(value, Loaded) else Loaded.of(value)
         _check(name, wanted, found[name], space)
+    if algorithm.next_action == POLICY and POLICY not in found:
+        raise InvalidInput(f"{algorithm.name} evaluates a policy, and none was named", hint="set policy to the job that trained it")
     return found
-
-
-def _loaded(value: Loaded | Learner | str | os.PathLike[str]) -> Loaded:
-    if isinstance(value, Loaded):
-        return value
-    return Loaded.read(value) if isinstance(value, str | os.PathLike) else Loaded.of(value)
 
 
 def _check(name: str, wanted: str, given: Loaded, space: Space) -> None:
     if not (given.algorithm.acts if wanted == POLICY else given.algorithm.name == wanted):
         what = "a policy" if wanted == POLICY else f"a run of {wanted}"
         raise InvalidInput(f"{name} takes {what}, {given.origin} is of {given.algorithm.name}", hint=f"train {what} first")
+    if wanted == POLICY and given.algorithm.batch_kind == "windows":
+        raise InvalidInput(f"{name}: {given.origin} is of {given.algorithm.name}, which acts on whole episodes", hint="run it instead")
     if given.space.observation != space.observation:
         mine, other = (
             ", ".join(f"{field} {dtype} {shape}" for field, (dtype, shape) in each.observation.items()) for each in (space, given.space)

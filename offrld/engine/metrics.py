@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,18 +18,23 @@ class Means:
     stand in a checkpoint: a resumed run gives the same means as one that was not interrupted.
     """
 
-    def __init__(self, seeds: Sequence[int]) -> None:
+    def __init__(self, seeds: Sequence[int], also: Means | None = None) -> None:
+        """``also``: other means that count the same."""
         self._seeds = tuple(seeds)
-        self._pending: dict[str, list[Tensor]] = {}
+        self._also = also
+        self._pending: dict[str, list[Tensor]] = {}  # [rows, S] each
+        self._rows: dict[str, int] = {}
         self._sums: dict[str, tuple[list[float], int]] = {}
 
-    def add(self, rows: list[dict[str, Tensor]], *, stacked: bool) -> None:
-        """Add one update's metrics: a dict per seed of 0-d tensors, or one dict of ``[S]`` tensors when ``stacked``."""
-        for name in rows[0]:
-            values = rows[0][name] if stacked else rows[0][name].unsqueeze(0) if len(rows) == 1 else torch.stack([r[name] for r in rows])
+    def add(self, metrics: Mapping[str, Tensor]) -> None:
+        """Add values ``[S]`` of one update, or ``[rows, S]`` of several in their order."""
+        if self._also is not None:
+            self._also.add(metrics)
+        for name, values in metrics.items():
             pending = self._pending.setdefault(name, [])
-            pending.append(values.detach())
-            if len(pending) >= _PENDING:
+            pending.append(values if values.dim() == 2 else values.unsqueeze(0))
+            rows = self._rows[name] = self._rows.get(name, 0) + len(pending[-1])
+            if rows >= _PENDING:
                 self._fold(name)
 
     def _fold(self, name: str) -> None:
@@ -37,15 +42,19 @@ class Means:
         if not pending:
             return
         sums, count = self._sums.get(name, ([0.0] * len(self._seeds), 0))
-        for row in torch.stack(pending).tolist():
+        for row in torch.cat(pending).tolist():
             sums = [total + value for total, value in zip(sums, row, strict=True)]
-        self._sums[name] = (sums, count + len(pending))
+        self._sums[name] = (sums, count + self._rows.pop(name))
+
+    def peek(self) -> dict[str, dict[int, float]]:
+        """The means so far."""
+        for name in list(self._pending):
+            self._fold(name)
+        return {name: {seed: s / count for seed, s in zip(self._seeds, sums, strict=True)} for name, (sums, count) in self._sums.items()}
 
     def take(self) -> dict[str, dict[int, float]]:
         """The means, and start anew."""
-        for name in list(self._pending):
-            self._fold(name)
-        means = {name: {seed: s / count for seed, s in zip(self._seeds, sums, strict=True)} for name, (sums, count) in self._sums.items()}
+        means = self.peek()
         self._sums = {}
         return means
 
@@ -61,3 +70,17 @@ class Means:
         means = cls(seeds)
         means._sums = {name: (list(values), int(count)) for name, (values, count) in sums.items()}
         return means
+
+
+class Spent:
+    """Seconds that updates took: for their batches, and for the rest."""
+
+    def __init__(self) -> None:
+        self.sample = self.update = 0.0
+        self.updates = 0
+
+    def take(self) -> dict[str, float]:
+        """The means per update, and start anew; empty where there was none."""
+        count, found = self.updates, {"time_sample_batch": self.sample, "time_algorithm_update": self.update}
+        self.sample, self.update, self.updates = 0.0, 0.0, 0
+        return {name: seconds / count for name, seconds in found.items()} if count else {}

@@ -28,7 +28,9 @@ _DECAY = "share of the parameters taken off per unit of learning rate: as a grad
 class Optimizer:
     """How the gradients of one step move its parameters; the learning rate is the algorithm's own setting."""
 
-    type: str = setting("adam", "rule that moves the parameters; gpt_adamw decays the weights of layers only", choices=OPTIMIZERS)
+    type: str = setting(
+        "adam", "rule that moves the parameters; gpt_adamw decays the weights of layers only", choices=OPTIMIZERS, probe="sgd"
+    )  # fmt: skip
     beta1: float = setting(0.9, "decay of the mean of gradients", low=0.0, high=0.9999999, only=ADAMS)
     beta2: float = setting(0.999, "decay of the mean of squared gradients", low=0.0, high=0.9999999, only=ADAMS)
     amsgrad: bool = setting(False, "divide by the largest mean square so far (Reddi et al. 2018)", only=ADAMS)

@@ -187,7 +187,7 @@ class ResidentSource:
     def _noise(self, k: Counter, noise: Noise, stream: int) -> Tensor:
         draw = self._philox.normal if noise.distribution == "normal" else self._philox.uniform
         numbers = draw(k, stream, math.prod(noise.shape))
-        return numbers.reshape(*numbers.shape[:-1], *noise.shape)
+        return numbers.reshape((*numbers.shape[:-1], *noise.shape))
 
     def close(self) -> None:
         """Memory goes back with the last source and `Resident`."""

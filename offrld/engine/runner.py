@@ -8,6 +8,7 @@ as one tensor program. A compiled runner is taken by ``auto`` only after its fir
 from __future__ import annotations
 
 import dataclasses
+import os
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,10 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from offrl.errors import InvalidInput
 from offrld.engine.algorithm import Batch, State, Step, Windows
-from offrld.nets import Params
+from offrld.nets import Params, onednn
 from offrld.nets.context import CONTEXT, Context
 
+LINEARS = ("auto", "torch", "onednn")
+LINEAR_VARIABLE = "OFFRL_LINEAR"   # of the environment; stands in for `auto`
 AGREEMENT = 1e-3   # largest relative difference between compiled and eager gradients (float32 sums in another order)
 
 
@@ -73,6 +77,29 @@ def gradients(step: Step, config: Any, nets: SimpleNamespace, *, kind: type, com
         return Result(found, metrics, updates)
 
     return run
+
+
+def choose_linear(asked: str, *, device: torch.device, dtype: torch.dtype, plain: bool) -> tuple[str, str]:
+    """What multiplies in linear layers, ``torch`` or ``onednn`` (see `offrld.nets.onednn`), and why.
+
+    Args:
+        asked: one of `LINEARS`.
+        plain: losses run in eager code, seed by seed.
+
+    Raises:
+        InvalidInput: an unknown choice.
+    """
+    asked = os.environ.get(LINEAR_VARIABLE, "auto") if asked == "auto" else asked
+    if asked not in LINEARS:
+        raise InvalidInput(f"linear {asked!r} is unknown", hint="use " + ", ".join(LINEARS))
+    if asked == "torch":
+        return "torch", "as asked"
+    if device.type != "cpu" or dtype is not torch.float32 or not plain:
+        return "torch", "because oneDNN is called from eager float32 code on the CPU only"
+    found, seen = onednn.faster(torch.get_num_threads())
+    if asked == "onednn" and onednn.present():
+        return "onednn", "as asked"
+    return ("onednn" if found else "torch"), f"because of {seen}"
 
 
 def agree(one: tuple[Tensor, ...], other: tuple[Tensor, ...]) -> bool:

@@ -143,6 +143,10 @@ class TrainState:
             tensors[f"optimizer/{key}/count"] = moments.counts[0]
         return tensors
 
+    def moving(self) -> list[Tensor]:
+        """Every tensor that an update writes to."""
+        return [*self.tensors().values(), *(moments.counts for moments in self.moments.values())]
+
     def fits(self, tensors: dict[str, Tensor]) -> bool:
         """Whether `load` can take them: the same names and shapes."""
         mine = self.tensors()

@@ -24,14 +24,24 @@ import torch
 from torch import nn
 
 from offrl.errors import CheckFailed
-from offrl.memory import CONTEXT, NEXT
 from offrl.policy import ACTION, session_options
-from offrld.export import parity
-from offrld.export.parity import BATCH_SIZES, TOLERANCE, WINDOW_BATCH_SIZES, ObservationSpec
-from offrld.export.policy_file import annotate, with_metadata, write
+from offrld.export.network import (
+    OBSERVATION,
+    Reference,
+    call,
+    differs,
+    episode_specs,
+    example,
+    following,
+    observation_specs,
+    on_cpu,
+    outputs,
+    reason,
+)
+from offrld.export.parity import TOLERANCE, ObservationSpec
+from offrld.export.policy_file import annotate, described, with_metadata, write
 
 OPSET = 20
-OBSERVATION = "observation"  # name of the input where the dataset has one observation field
 SCORES = "scores"
 
 
@@ -98,37 +108,30 @@ class PolicyExporter:
         samples: Any = None,
     ) -> float:
         """As `export_policy`, whose arguments these are."""
-        module = _on_cpu(module)
-        fields = _specs(observation, samples)
-        specs = fields | _episode_specs(module, fields)
+        module = on_cpu(module)
+        fields = observation_specs(observation, samples)
+        specs = fields | episode_specs(module, fields)
         key = _structure(module, specs, discrete)
         template = self._templates.get(key)
         with torch.no_grad():
-            reference = _Reference(module, specs, discrete)
+            reference = Reference(module, specs, discrete)
             difference = float("inf")
             if template is not None and _fill(template, module):
-                difference = reference.difference(template)
+                difference = _difference(reference, template)
             if not difference <= TOLERANCE:
                 template = self._trace(module, specs, discrete)
-                difference = reference.difference(template)
+                difference = _difference(reference, template)
         if not difference <= TOLERANCE:
             self._templates.pop(key, None)
-            raise CheckFailed(
-                f"the exported policy differs from the network by {difference:.3g}, more than {TOLERANCE:g}",
-                hint="the policy must be deterministic: no dropout in training mode, no random numbers in forward",
-            )
+            raise differs(difference)
         self._templates[key] = template
-        context = {"length": module.context_size, "target_return": module.target_return} if _remembers(module) else None
-        checked = {"largest_difference": difference, "batch_sizes": list(_batch_sizes(module))}
-        scores = None if reference.scores is None else reference.scores[0]
-        data = with_metadata(template.file, fields, context, reference.actions[0], scores, dict(metadata or {}), checked)
-        write(data, Path(path))
+        write(with_metadata(template.file, described(reference, fields, dict(metadata or {}), difference)), Path(path))
         return difference
 
     def _trace(self, module: nn.Module, specs: Mapping[str, ObservationSpec], discrete: bool) -> _Template:
         self.traces += 1
         wanted = discrete and hasattr(module, "scores")
-        outputs = [ACTION, *_following(specs)]
+        outputs = [ACTION, *following(specs)]
         model = _to_onnx(_Graph(module, wanted), specs, [*outputs, SCORES] if wanted else outputs)
         scored = None
         if wanted:
@@ -153,26 +156,15 @@ class _Graph(nn.Module):
         self.training = policy.training
 
     def forward(self, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        outputs = _outputs(self.policy, inputs)
-        return (*outputs, _call(self.policy.scores, inputs)) if self.with_scores else outputs
-
-
-def _outputs(policy: Any, inputs: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
-    """The action, and what else the policy gives."""
-    given = _call(policy, inputs)
-    return given if isinstance(given, tuple) else (given,)
-
-
-def _call(function: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    return function(inputs[OBSERVATION]) if list(inputs) == [OBSERVATION] else function(**inputs)
+        given = outputs(self.policy, inputs)
+        return (*given, call(self.policy.scores, inputs)) if self.with_scores else given
 
 
 def _to_onnx(graph: _Graph, specs: Mapping[str, ObservationSpec], outputs: list[str]) -> onnx.ModelProto:
     from onnx_ir.passes import common as passes
 
     batch = torch.export.Dim("batch")
-    # Not a batch of 1: torch.export takes that for a constant.
-    inputs = {name: torch.from_numpy(spec.draw(np.random.default_rng(0), 2, 1.0)) for name, spec in specs.items()}
+    inputs = example(specs)
     try:
         with _silence():
             program = torch.onnx.export(
@@ -186,7 +178,7 @@ def _to_onnx(graph: _Graph, specs: Mapping[str, ObservationSpec], outputs: list[
             passes.ClearMetadataAndDocStringPass()(model)  # stack traces with this machine's paths
             proto = program.model_proto
     except Exception as error:  # torch.onnx raises its own and torch.export's, with pages of advice
-        message = f"the policy cannot be exported to ONNX: {_reason(error)}"
+        message = f"the policy cannot be exported to ONNX: {reason(error)}"
         raise CheckFailed(message, hint="its forward must be traceable by torch.export") from error
     del proto.graph.value_info[:]  # shapes between the nodes: onnxruntime infers them
     return proto
@@ -225,20 +217,7 @@ def _silence() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _reason(error: BaseException) -> str:
-    while error.__cause__ is not None:
-        error = error.__cause__
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:200] if lines else 'no message'}"
-
-
 # -------------------------------------------------------------------------------------------------------------------- fill
-def _on_cpu(module: nn.Module) -> nn.Module:
-    """The module itself, or a copy where some of it lies on another device: the parity check is against torch on the CPU."""
-    tensors = [*module.parameters(), *module.buffers()]
-    return module if all(t.device.type == "cpu" for t in tensors) else copy.deepcopy(module).to("cpu")
-
-
 def _tensors(module: nn.Module) -> dict[str, torch.Tensor]:
     """Every tensor that the graph may hold, by the name that the trace gives it: parameters, buffers, plain attributes."""
     found: dict[str, torch.Tensor] = {}
@@ -282,85 +261,16 @@ def _fill(template: _Template, module: nn.Module) -> bool:
 
 
 # ------------------------------------------------------------------------------------------------------------------- check
-class _Reference:
-    """What torch gives on the observations of the check."""
-
-    def __init__(self, module: nn.Module, specs: Mapping[str, ObservationSpec], discrete: bool) -> None:
-        self.discrete = discrete
-        self.inputs = parity.observations(specs, _batch_sizes(module))
-        outputs = [[value.numpy() for value in _outputs(module, _tensors_of(inputs))] for inputs in self.inputs]
-        self.actions = [given[0] for given in outputs]
-        self.following = {name: [given[1 + i] for given in outputs] for i, name in enumerate(_following(specs))}
-        scored = discrete and hasattr(module, "scores")
-        self.scores = [_call(module.scores, _tensors_of(inputs)).numpy() for inputs in self.inputs] if scored else None
-        dtype, ndim = self.actions[0].dtype, self.actions[0].ndim
-        if (dtype, ndim) != ((np.int64, 1) if discrete else (np.float32, 2)):
-            given = f"{dtype} [{', '.join('B' + 'A' * (ndim - 1))}]"
-            raise CheckFailed(f"the policy gives {given}", hint=f"due is {'int64 [B]' if discrete else 'float32 [B, A]'}")
-        if not all(np.isfinite(x).all() for x in [*self.actions, *(self.scores or [])]):
-            message = "the network gives NaN or infinite values: its training has diverged"
-            raise CheckFailed(message, hint="see the losses: offrl fetch JOB --kind metrics")
-
-    def difference(self, template: _Template) -> float:
-        """The largest difference from what onnxruntime makes of the template."""
-        outputs = self._onnx(template.file, [ACTION, *self.following])
-        actions = [given[0] for given in outputs]
-        if self.discrete:
-            difference = parity.choice_difference(self.actions, actions, self.scores)
-        else:
-            difference = parity.largest_difference(self.actions, actions)
-        if template.scored is not None:
-            scores = [given[0] for given in self._onnx(template.scored, [SCORES])]
-            difference = max(difference, parity.score_difference(self.scores, scores))
-        for i, expected in enumerate(self.following.values()):
-            # The context holds the action that was taken; a tie that went the other way is no difference there either.
-            given = [mine[1 + i] for mine in outputs]
-            chosen = self.discrete and all(x.dtype == np.int64 and x.ndim == 2 for x in expected)
-            difference = max(difference, parity.context_difference(expected, given, up_to_last=chosen))
-        return difference
-
-    def _onnx(self, model: onnx.ModelProto, outputs: list[str]) -> list[list[np.ndarray]]:
-        session = onnxruntime.InferenceSession(model.SerializeToString(), session_options(), providers=["CPUExecutionProvider"])
-        return [session.run(outputs, inputs) for inputs in self.inputs]
+def _difference(reference: Reference, template: _Template) -> float:
+    """The largest difference of what onnxruntime makes of the template."""
+    given = _run(template.file, reference, [ACTION, *reference.following])
+    scores = None if template.scored is None else [scores for (scores,) in _run(template.scored, reference, [SCORES])]
+    return reference.difference(given, scores)
 
 
-def _tensors_of(inputs: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
-    return {name: torch.from_numpy(array) for name, array in inputs.items()}
-
-
-def _specs(observation: Any, samples: Any) -> dict[str, ObservationSpec]:
-    if isinstance(observation, Mapping):
-        return {name: ObservationSpec.of(value, None if samples is None else samples[name]) for name, value in observation.items()}
-    return {OBSERVATION: ObservationSpec.of(observation, samples)}
-
-
-# ------------------------------------------------------------------------------------------------------------------ memory
-def _remembers(module: nn.Module) -> bool:
-    return hasattr(module, "episode_inputs")
-
-
-def _batch_sizes(module: nn.Module) -> tuple[int, ...]:
-    return WINDOW_BATCH_SIZES if _remembers(module) else BATCH_SIZES
-
-
-def _following(specs: Mapping[str, ObservationSpec]) -> list[str]:
-    """Names of the outputs that carry the next context."""
-    return [NEXT + name for name in specs if name.startswith(CONTEXT)]
-
-
-def _episode_specs(module: nn.Module, fields: Mapping[str, ObservationSpec]) -> dict[str, ObservationSpec]:
-    """The inputs beside the observation of a policy that remembers; those that hold observations have the range of their field."""
-    if not _remembers(module):
-        return {}
-    specs = {}
-    for name, given in module.episode_inputs.items():
-        if name in fields:
-            message = f"an observation field is called {name!r}, as is an input of every transformer's policy"
-            raise CheckFailed(message, hint="rename the field in the dataset")
-        low, high = (fields[given.field].low, fields[given.field].high) if given.field is not None else (given.low, given.high)
-        known = low is not None and high is not None
-        specs[name] = ObservationSpec(np.dtype(given.dtype), given.shape, *((np.asarray(low), np.asarray(high)) if known else ()))
-    return specs
+def _run(model: onnx.ModelProto, reference: Reference, outputs: list[str]) -> list[list[np.ndarray]]:
+    session = onnxruntime.InferenceSession(model.SerializeToString(), session_options(), providers=["CPUExecutionProvider"])
+    return [session.run(outputs, inputs) for inputs in reference.inputs]
 
 
 __all__ = ["OBSERVATION", "OPSET", "PolicyExporter", "annotate", "export_policy"]

@@ -15,44 +15,45 @@ import onnxruntime
 import torch
 
 from offrl.policy import PREFIX
+from offrld.export.network import Reference
 from offrld.export.parity import BEYOND, TOLERANCE, ObservationSpec
 
 PLAIN, REMEMBERING = 1, 2  # versions of the file: a client that knows version 1 would run one that remembers as if it did not
 
 
-def with_metadata(
-    model: onnx.ModelProto,
-    observation: Mapping[str, ObservationSpec],
-    context: dict[str, Any] | None,
-    actions: np.ndarray,
-    scores: np.ndarray | None,
-    metadata: dict[str, Any],
-    parity: dict[str, Any],
-) -> bytes:
-    """The file's bytes: ``model`` with the metadata that the caller gives, and with what the graph itself says.
+def described(reference: Reference, fields: Mapping[str, ObservationSpec], metadata: dict[str, Any], difference: float) -> dict[str, Any]:
+    """The file's metadata: what the caller gives, and what the network itself says.
 
     Args:
-        observation: the inputs that are observation fields.
-        context: of a policy with memory, ``length`` and ``target_return``.
-        actions, scores: what the network gave for some batch, ``[B, ...]`` and ``[B, n]``.
-        parity: what came of the check.
+        reference: what the network gave.
+        fields: the inputs that are observation fields.
+        difference: what came of the check.
     """
-    discrete = actions.dtype == np.int64
+    action = reference.actions[0]
     space = dict(metadata.get("space") or {})
-    space.setdefault("discrete", discrete)
-    if scores is not None:
-        space.setdefault("n", int(scores.shape[1]))
+    space.setdefault("discrete", reference.discrete)
+    if reference.scores is not None:
+        space.setdefault("n", int(reference.scores[0].shape[1]))
     stacked = space.get("frame_stack", 1) > 1
     if not stacked:  # else the space says what one frame is
-        space["observation"] = {name: {"dtype": str(spec.dtype), "shape": list(spec.shape)} for name, spec in observation.items()}
-    space["action"] = {"dtype": "int64" if discrete else "float32", "shape": list(actions.shape[1:])}
-    metadata["space"] = space
+        space["observation"] = {name: {"dtype": str(spec.dtype), "shape": list(spec.shape)} for name, spec in fields.items()}
+    space["action"] = {"dtype": str(action.dtype), "shape": list(action.shape[1:])}
     versions = {"torch": torch.__version__, "onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__}
-    metadata["versions"] = versions | dict(metadata.get("versions") or {})
-    metadata["parity"] = {**parity, "tolerance": TOLERANCE, "beyond": BEYOND}
-    metadata["format"] = REMEMBERING if stacked or context is not None else PLAIN
-    if context is not None:
-        metadata["context"] = context
+    checked = {
+        "largest_difference": difference, "batch_sizes": list(reference.batch_sizes), "tolerance": TOLERANCE, "beyond": BEYOND,
+    }  # fmt: skip
+    return {
+        **metadata,
+        "space": space,
+        "versions": versions | dict(metadata.get("versions") or {}),
+        "parity": checked,
+        "format": REMEMBERING if stacked or reference.context is not None else PLAIN,
+        **({} if reference.context is None else {"context": reference.context}),
+    }
+
+
+def with_metadata(model: onnx.ModelProto, metadata: Mapping[str, Any]) -> bytes:
+    """The file's bytes: ``model`` with the metadata."""
     model.producer_name = "offrld"
     del model.metadata_props[:]
     onnx.helper.set_model_props(model, _props(metadata))
@@ -74,17 +75,17 @@ def annotate(path: str | Path, metadata: Mapping[str, Any]) -> None:
 
 
 def _props(metadata: Mapping[str, Any]) -> dict[str, str]:
-    return {PREFIX + key: json.dumps(_plain(value), allow_nan=False) for key, value in metadata.items()}
+    return {PREFIX + key: json.dumps(plain(value), allow_nan=False) for key, value in metadata.items()}
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """``value`` in JSON's types: arrays as lists, what is not finite as null (JSON has no NaN), paths and devices as text."""
     if isinstance(value, (np.ndarray, np.generic)):
         value = value.tolist()
     if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return value if value is None or isinstance(value, (bool, int, str)) else str(value)
@@ -109,4 +110,4 @@ def write(data: bytes, path: Path) -> None:
         os.close(folder)
 
 
-__all__ = ["annotate", "with_metadata", "write"]
+__all__ = ["annotate", "described", "plain", "with_metadata", "write"]

@@ -126,21 +126,31 @@ def temp_loss(params: Any, config: ModelBasedConfig, nets: Any, state: State, ba
 
 
 # --- Rollouts ---
-def between(learner: Learner, k: int, penalty: float) -> None:
-    """Imagine transitions where they are due; the reward is lowered by ``penalty`` times the ensemble's variance."""
+def between(learner: Learner, k: int, penalty: float, variance: str = "max") -> None:
+    """Imagine transitions where they are due; the reward is lowered by ``penalty`` times the ensemble's variance.
+
+    Args:
+        variance: ``max``: the largest over the members of the summed variances; ``data``: the summed variance of the members' samples.
+    """
     config = learner.config
     since = k - (0 if config.dynamics is not None else config.dynamics_steps)
     if since < 0 or since % config.rollout_interval:
         return
     with torch.no_grad():
         for position, seed in enumerate(learner.seeds):
-            _imagine(learner, position, seed, k, penalty)
+            _imagine(learner, position, seed, k, penalty, variance)
 
 
-def _imagine(learner: Learner, position: int, seed: int, k: int, penalty: float) -> None:
+def next_between(config: Any, k: int) -> int:
+    """The first update after ``k`` before which transitions are imagined."""
+    first = 0 if config.dynamics is not None else config.dynamics_steps
+    return first if k < first else k + config.rollout_interval - (k - first) % config.rollout_interval
+
+
+def _imagine(learner: Learner, position: int, seed: int, k: int, penalty: float, kind: str) -> None:
     config, dataset = learner.config, learner.dataset
     state, starts = learner.state.of_seed(position, {}), dataset.starts
-    model = _Model(learner, state)
+    model = _Model(learner, state, kind)
     count, size = config.rollout_batch_size, learner.space_.action_size
     rows = starts[rng.integers(seed, k, rng.stream_id("rollouts"), len(starts), count)]
     observation = dataset.observations(rows)  # [R, D]
@@ -175,7 +185,8 @@ class _Numbers:
 class _Model:
     """The ensemble that imagines, in the units of this run whatever units it was trained in."""
 
-    def __init__(self, learner: Learner, state: State) -> None:
+    def __init__(self, learner: Learner, state: State, variance: str) -> None:
+        self._variance = variance
         given = learner.inputs.get("dynamics")
         self._mine, self._space = learner.scalers, learner.space_
         if given is None:
@@ -186,7 +197,7 @@ class _Model:
             self._params = {name: value.to(some) for name, value in given.params.items()}
 
     def step(self, observation: Tensor, action: Tensor, numbers: _Numbers) -> tuple[Tensor, Tensor, Tensor]:
-        """Next observation ``[R, D]``, reward and variance ``[R]``: the largest over the members of the summed variances."""
+        """Next observation ``[R, D]``, reward and variance ``[R]``."""
         mine, its = self._mine, self._its
         observed = self._observation(observation, mine, its)
         predicted = self._net(self._params, observed, _converted(action, mine.action, its.action))
@@ -194,7 +205,10 @@ class _Model:
         member = numbers.whole("member", self._net.members, len(observation))  # [R]
         index = member.view(1, -1, 1).expand(1, *sampled.shape[1:])
         chosen = sampled.gather(0, index).squeeze(0)  # [R, D + 1]
-        variance = torch.exp(2 * predicted.log_std).sum(-1).amax(0)
+        if self._variance == "max":
+            variance = torch.exp(2 * predicted.log_std).sum(-1).amax(0)
+        else:  # of one member alone there is none
+            variance = sampled.var(0).sum(-1) if len(sampled) > 1 else torch.zeros_like(chosen[:, 0])
         following = self._observation(observed + chosen[:, :-1], its, mine)
         return following, _converted(chosen[:, -1], its.reward, mine.reward), variance
 

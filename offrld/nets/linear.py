@@ -2,36 +2,55 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from offrld.nets import onednn
+
 Params = dict[str, Tensor]
+_ONEDNN: contextvars.ContextVar[bool] = contextvars.ContextVar("offrl_onednn", default=False)
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``x [..., I]`` times ``weight [O, I]`` transposed, plus ``bias [O]``: ``[..., O]``."""
-    return F.linear(x, weight, bias)
+@contextlib.contextmanager
+def products(*, through_onednn: bool) -> Iterator[None]:
+    """Within it, linear layers go through oneDNN wherever `onednn.usable`; outside, and otherwise, through torch's own operation."""
+    token = _ONEDNN.set(through_onednn)
+    try:
+        yield
+    finally:
+        _ONEDNN.reset(token)
 
 
-def joined(parts: Sequence[Tensor], weight: Tensor, bias: Tensor) -> Tensor:
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, relu: bool = False) -> Tensor:
+    """``x [..., I]`` times ``weight [O, I]`` transposed, plus ``bias [O]``: ``[..., O]``; with ``relu`` what is left of it above 0."""
+    # Dynamo must not look at a context variable: it would keep a guard on it.
+    if not torch.compiler.is_compiling() and _ONEDNN.get() and onednn.usable(x, weight):
+        return onednn.linear(x, weight, bias, relu=relu)
+    out = F.linear(x, weight, bias)
+    return F.relu(out) if relu else out
+
+
+def joined(parts: Sequence[Tensor], weight: Tensor, bias: Tensor, *, relu: bool = False) -> Tensor:
     """The linear layer of ``parts`` joined along their last axis, whose other axes broadcast.
 
     Where they differ, each part is multiplied at its own size and the products are added: an observation ``[B, D]`` beside actions
     ``[K, B, A]`` is multiplied once, not ``K`` times.
     """
     if all(part.shape[:-1] == parts[0].shape[:-1] for part in parts):
-        return linear(torch.cat(tuple(parts), dim=-1), weight, bias)
+        return linear(torch.cat(tuple(parts), dim=-1), weight, bias, relu=relu)
     total, start = None, 0
     for part in parts:
         end = start + part.shape[-1]
         product = linear(part, weight[:, start:end], bias if total is None else None)
         total = product if total is None else total + product
         start = end
-    return total
+    return F.relu(total) if relu else total
 
 
 def uniform_init(shapes: dict[str, tuple[int, ...]], fan_in: int, generator: torch.Generator, dtype: torch.dtype) -> Params:
@@ -56,8 +75,8 @@ class Linear:
         shapes = {self._weight: (self.outputs, self.inputs), self._bias: (self.outputs,)}
         return uniform_init(shapes, max(self.inputs, 1), generator, dtype)
 
-    def __call__(self, params: Params, *parts: Tensor) -> Tensor:
-        """``parts [..., I_i]`` joined to ``[..., O]`` (see `joined`)."""
+    def __call__(self, params: Params, *parts: Tensor, relu: bool = False) -> Tensor:
+        """``parts [..., I_i]`` joined to ``[..., O]`` (see `joined`); with ``relu`` what is left of it above 0."""
         if len(parts) == 1:  # nearly always, and a microsecond of Python counts here
-            return linear(parts[0], params[self._weight], params[self._bias])
-        return joined(parts, params[self._weight], params[self._bias])
+            return linear(parts[0], params[self._weight], params[self._bias], relu=relu)
+        return joined(parts, params[self._weight], params[self._bias], relu=relu)

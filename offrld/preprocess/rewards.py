@@ -27,7 +27,7 @@ _NEAR_ONE = 0.999  # above it, 1 - gamma^n in float32 has lost more than three d
 
 
 def _own() -> tuple[str, ...]:
-    return plugins.names(GROUP)
+    return plugins.names(GROUP, REWARD_SCALERS)
 
 
 def _types() -> tuple[str, ...]:

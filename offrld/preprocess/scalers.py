@@ -145,7 +145,7 @@ class Own:
 
 
 def _own() -> tuple[str, ...]:
-    return plugins.names(GROUP)
+    return plugins.names(GROUP, OBSERVATION_SCALERS)
 
 
 def _observation_types() -> tuple[str, ...]:

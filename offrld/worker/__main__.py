@@ -78,7 +78,7 @@ def _run(start: dict[str, Any], control: Control, event_pipe: int, started: floa
             state=state, run=run, control=control, report=report, started=started,
         )  # fmt: skip
         control.check()
-        importlib.import_module(KINDS[job.spec.kind]).run(job)
+        reason = importlib.import_module(KINDS[job.spec.kind]).run(job)
     except Stopped as stopped:
         if stopped.reason not in END_STATES:
             # No end event: the daemon, when it is back, finds a job that still runs, and queues it again.
@@ -90,7 +90,7 @@ def _run(start: dict[str, Any], control: Control, event_pipe: int, started: floa
         print(f"failed: {described['message']}", file=sys.stderr, flush=True)
         report.end("failed", described)
     else:
-        report.end("succeeded")
+        report.end("succeeded", reason=reason or "")
     return 0
 
 

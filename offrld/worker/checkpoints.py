@@ -57,6 +57,9 @@ class Checkpoints:
         self._remove(self._run.checkpoint_steps()[:-1])
 
     def _remove(self, steps: Iterable[int]) -> None:
+        good = self._learner.guard.good
+        before = [step for step in self._run.checkpoint_steps() if good is not None and step <= good]
+        held = before[-1] if before else None  # from before a seed went bad: what is left of it
         for step in steps:
-            if not self._keep(step):
+            if not self._keep(step) and step != held:
                 self._run.checkpoint(step).unlink(missing_ok=True)

@@ -10,7 +10,7 @@ import numpy as np
 from offrl.errors import InvalidInput, NotAllowed
 from offrl.job import ImportSpec
 from offrl_store import EpisodeStore, Field
-from offrld.worker.report import json_safe
+from offrld.plain import json_safe
 from offrld.worker.runfolder import StateFolder
 
 

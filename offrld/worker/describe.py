@@ -11,30 +11,46 @@ import os
 import sys
 from typing import Any
 
+from offrl.errors import OffrlError
+
 
 def describe() -> dict[str, Any]:
-    """``{"versions", "environments", "algorithms"}``; see the module's caption."""
-    from offrld import settings
-    from offrld.algos import ALGORITHMS
+    """``{"versions", "environments", "algorithms", "problems"}``; see the module's caption.
+
+    ``problems``: one line for each algorithm of an installed package that cannot be used; the others are told all the same.
+    """
+    from offrld.algos import get, names
     from offrld.worker.versions import installed
 
-    return {
-        "versions": installed(),
-        "environments": _environments(),
-        "algorithms": [
-            {
-                "name": algorithm.name,
-                "summary": algorithm.summary,
-                "paper": algorithm.paper,
-                "actions": algorithm.actions,
-                "acts": algorithm.acts,
-                "inputs": dict(algorithm.inputs),
-                "presets": {name: dict(values) for name, values in algorithm.presets.items()},
-                "config": {name: setting.as_json() for name, setting in settings.describe(algorithm.config).items()},
-            }
-            for algorithm in ALGORITHMS.values()
-        ],
+    algorithms, problems = [], []
+    for name in names():
+        try:
+            algorithms.append(_algorithm(get(name)))
+        except Exception as error:  # whatever a package does wrong, it must not take the others with it
+            said = " ".join(str(error).split())
+            problems.append(f"{name}: {said}" if isinstance(error, OffrlError) else f"{name}: {type(error).__name__}: {said}")
+    return {"versions": installed(), "environments": _environments(), "algorithms": algorithms, "problems": problems}
+
+
+def _algorithm(algorithm: Any) -> dict[str, Any]:
+    """One entry of ``algorithms``."""
+    from offrld import settings
+
+    for preset in algorithm.presets:
+        algorithm.configure(preset=preset)  # one that cannot be built is told here rather than by a job
+    entry = {
+        "name": algorithm.name,
+        "summary": algorithm.summary,
+        "paper": algorithm.paper,
+        "actions": algorithm.actions,
+        "acts": algorithm.acts,
+        "has_policy": algorithm.has_policy,
+        "inputs": dict(algorithm.inputs),
+        "presets": {name: dict(values) for name, values in algorithm.presets.items()},
+        "config": {name: setting.as_json() for name, setting in settings.describe(algorithm.config).items()},
     }
+    json.dumps(entry, allow_nan=False)
+    return entry
 
 
 def _environments() -> list[str]:

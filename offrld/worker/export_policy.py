@@ -12,6 +12,7 @@ from offrl.job import ExportSpec, TrainSpec
 from offrl_store import EpisodeStore
 from offrld.algos import get
 from offrld.engine import CheckpointCorrupt, Learner
+from offrld.engine.guards import Diverged
 from offrld.worker import taken
 from offrld.worker.job import WorkerJob
 from offrld.worker.policies import PolicyFiles
@@ -33,19 +34,22 @@ def run(job: WorkerJob) -> None:
         raise Unknown(f"job {spec.job!r} did not train seed {seed}", hint=f"trained: {', '.join(map(str, trained.seeds))}")
     step = _step(spec, source)
     job.report.progress(0, 1, force=True)
-    if not source.policy(seed, step).exists():
+    if not source.policy(seed, step, spec.format).exists():
         algorithm = get(trained.algorithm)
         settings = algorithm.configure(config)
         learner = Learner.create(
             algorithm, settings, EpisodeStore.open(job.state.dataset(trained.dataset), described["snapshot"]),
             seeds=trained.seeds, device="cpu", runner="eager", threads=1, holdout=trained.validation,
-            inputs=taken.inputs(job.state, source, algorithm, settings),
+            inputs=taken.inputs(job.state, source, algorithm, settings), start=taken.start(job.state, source, trained),
+            transfer=trained.transfer, fresh_optimizer=trained.fresh_optimizer,
             **_bounds(trained, described["space"]),
         )  # fmt: skip
         step = _restore(learner, spec, source)
         job.control.check()
-        PolicyFiles(learner, source, job=spec.job, dataset=trained.dataset).export(seed)
-    job.report.message(f"policy of job {spec.job}: {source.policy(seed, step).relative_to(source.path)}")
+        if (trouble := learner.guard.stopped.get(seed)) is not None:
+            raise Diverged(f"job {spec.job}: {trouble}", hint=f"it was in order at step {trouble.good}: fetch --step K")
+        PolicyFiles(learner, source, job=spec.job, dataset=trained.dataset).export(seed, spec.format)
+    job.report.message(f"policy of job {spec.job}: {source.policy(seed, step, spec.format).relative_to(source.path)}")
     job.report.progress(1, 1, force=True)
 
 

@@ -11,12 +11,6 @@ from offrl_store.errors import OffrlError
 MEMORY_HINT = "use a smaller batch_size or fewer seeds, or a machine with more memory"
 
 
-class Diverged(OffrlError):
-    """A loss became NaN or infinite."""
-
-    code = "diverged"
-
-
 def to_error(error: BaseException) -> dict[str, str]:
     """What to tell the user about ``error``; the traceback of an unexpected one goes to the log."""
     if isinstance(error, OffrlError):

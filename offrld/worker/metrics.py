@@ -43,9 +43,9 @@ class Metrics:
             if self._run.tensorboard(seed).is_dir():
                 self._purge = step + 1
 
-    def recorded(self, name: str, step: int) -> bool:
-        """Whether every seed has a row of that metric at ``step`` (or after it)."""
-        return all(self._last.get((name, seed), -1) >= step for seed in self._seeds)
+    def recorded(self, name: str, step: int, seeds: list[int]) -> bool:
+        """Whether these seeds have a row of that metric at ``step`` (or after it)."""
+        return all(self._last.get((name, seed), -1) >= step for seed in seeds)
 
     def record(self, step: int, values: dict[str, dict[int, float]]) -> None:
         """Append the rows of one step: ``values`` is name -> seed -> value. Rows that are there already are left as they are."""

@@ -62,9 +62,9 @@ class Reporter:
         """A dataset is durable under its name; ``info`` has the fields of the wire's DatasetInfo."""
         self._write("dataset", dataset=info)
 
-    def end(self, state: str, error: dict[str, str] | None = None) -> None:
-        """The last line. A second call does nothing."""
-        self._write("end", last=True, state=state, error=error)
+    def end(self, state: str, error: dict[str, str] | None = None, reason: str = "") -> None:
+        """The last line; ``reason``: what is to be said about a success. A second call does nothing."""
+        self._write("end", last=True, state=state, error=error, **({"reason": reason} if reason else {}))
 
     def _write(self, kind: str, *, last: bool = False, **fields: Any) -> None:
         line = json.dumps({"type": kind, "time": round(time.time(), 3), **fields}, default=_plain, allow_nan=False) + "\n"
@@ -90,21 +90,6 @@ def number(value: float | None) -> float | int | None:
         return value
     value = float(value)
     return value if math.isfinite(value) else None
-
-
-def json_safe(value: Any) -> Any:
-    """``value`` with every number that JSON cannot hold replaced by None, arrays and NumPy numbers made plain."""
-    if isinstance(value, dict):
-        return {str(key): json_safe(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [json_safe(item) for item in value]
-    if isinstance(value, (str, bool)) or value is None:
-        return value
-    if hasattr(value, "tolist"):
-        return json_safe(value.tolist())
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value if isinstance(value, int) else str(value)
 
 
 def _plain(value: Any) -> Any:

@@ -11,8 +11,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from offrl.job import POLICY_SUFFIXES
+from offrld.plain import json_safe
 from offrld.worker.control import Control
-from offrld.worker.report import json_safe
 
 LOCK_WAIT_S = 30.0       # a worker whose daemon was killed has this long to notice and let go
 
@@ -93,9 +94,9 @@ class RunFolder:
         """The folder of one seed's outputs."""
         return self.path / f"seed-{seed}"
 
-    def policy(self, seed: int, step: int) -> Path:
+    def policy(self, seed: int, step: int, format: str = "onnx") -> Path:
         """The exported policy of a seed at a step."""
-        return self.seed(seed) / f"policy-{step:012d}.onnx"
+        return self.seed(seed) / f"policy-{step:012d}{POLICY_SUFFIXES[format]}"
 
     def metrics(self, seed: int) -> Path:
         """The folder of a seed's metric files."""

@@ -13,7 +13,8 @@ import shutil
 from pathlib import Path
 
 from offrl.errors import InvalidInput
-from offrl.job import taken
+from offrl.job import TrainSpec, taken
+from offrld.algos import get
 from offrld.engine import Algorithm, CheckpointCorrupt, Loaded
 from offrld.engine.loaded import choose
 from offrld.worker.runfolder import RunFolder, StateFolder, sync_folder
@@ -29,6 +30,14 @@ def inputs(state: StateFolder, run: RunFolder, algorithm: Algorithm, config: obj
     }
 
 
+def start(state: StateFolder, run: RunFolder, spec: TrainSpec) -> list[Loaded] | None:
+    """The run that a job starts from: all its seeds, or the one that ``spec`` names. Raises as `load`."""
+    if spec.start is None:
+        return None
+    seed, found = taken(spec.start)[1], load(state, run, "start", spec.start)
+    return found if seed is None else [choose(found, seed)]
+
+
 def load(state: StateFolder, run: RunFolder, name: str, reference: str) -> list[Loaded]:
     """All seeds of the job in ``reference`` (JOB or JOB:SEED), from what ``run`` keeps under ``name``, which is made where it is missing.
 
@@ -37,13 +46,13 @@ def load(state: StateFolder, run: RunFolder, name: str, reference: str) -> list[
     """
     kept = run.taken / f"{name}.safetensors"
     if kept.exists():
-        return Loaded.read_all(kept)
+        return Loaded.read_all(kept, get)
     job, _ = taken(reference)
     source = state.run(job)
     for step in reversed(source.checkpoint_steps()):
         with contextlib.suppress(CheckpointCorrupt, FileNotFoundError):  # damaged, or replaced meanwhile: the next one serves
             _link(source.checkpoint(step), kept)
-            return Loaded.read_all(kept)
+            return Loaded.read_all(kept, get)
         kept.unlink(missing_ok=True)
     raise InvalidInput(f"{name}: job {job!r} has no checkpoint to go on from", hint=f"see `offrl status {job}`")
 

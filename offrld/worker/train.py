@@ -8,7 +8,6 @@ beyond the fixed ones is made.
 from __future__ import annotations
 
 import json
-import math
 import sys
 import time
 from typing import Any
@@ -18,14 +17,15 @@ from offrl_store import EpisodeStore
 from offrld import settings
 from offrld.algos import get
 from offrld.engine import Learner
+from offrld.engine.guards import HELP, Diverged, Trouble
+from offrld.engine.memory import keep_freed_memory
+from offrld.plain import json_safe
 from offrld.worker import taken
 from offrld.worker.checkpoints import Checkpoints
 from offrld.worker.control import Stopped
-from offrld.worker.failures import Diverged
 from offrld.worker.job import WorkerJob
 from offrld.worker.metrics import Metrics
 from offrld.worker.pace import Pace
-from offrld.worker.report import json_safe
 from offrld.worker.runfolder import write_json
 from offrld.worker.versions import installed
 
@@ -33,9 +33,12 @@ MOST_ROWS_APART = 1000   # updates between two rows of the training metrics, at 
 VALIDATIONS = 10         # over a run, where --eval-every does not say
 
 
-def run(job: WorkerJob) -> None:
-    """Train, from the newest checkpoint where there is one; raises `OffrlError`, or `Stopped` with a checkpoint made."""
-    Training(job).run()
+def run(job: WorkerJob) -> str:
+    """Train, from the newest checkpoint where there is one; what is to be said of a success ("": nothing).
+
+    Raises `OffrlError`, or `Stopped` with a checkpoint made.
+    """
+    return Training(job).run()
 
 
 class Training:
@@ -53,10 +56,12 @@ class Training:
 
             bounds = check_environment(spec.eval_env, store.schema)
         job.control.check()
+        keep_freed_memory()
         self.learner = Learner.create(
             algorithm, config, store, seeds=spec.seeds, device=spec.device, runner=self._runner(), threads=spec.threads,
             holdout=spec.validation, bounds=bounds, env_id=spec.eval_env, cache_dir=job.state.inductor_cache,
-            inputs=taken.inputs(job.state, job.run, algorithm, config), log=job.report.message,
+            inputs=taken.inputs(job.state, job.run, algorithm, config), start=taken.start(job.state, job.run, spec),
+            transfer=spec.transfer, fresh_optimizer=spec.fresh_optimizer, log=job.report.message,
         )  # fmt: skip
         self.interval = max(1, min(MOST_ROWS_APART, spec.steps // 100))
         self.validate_every = spec.eval_every or max(1, spec.steps // VALIDATIONS)
@@ -72,7 +77,8 @@ class Training:
         return self.spec.runner
 
     # ------------------------------------------------------------------------------------------------------------ the loop
-    def run(self) -> None:
+    def run(self) -> str:
+        """Train to the end; the reason that a success comes with, where seeds have diverged."""
         job, learner, steps = self.job, self.learner, self.spec.steps
         if self.checkpoints.restore(job.report.message):
             self.metrics.resume(learner.step)
@@ -103,6 +109,7 @@ class Training:
                 job.report.message(f"stopped with a checkpoint at step {learner.step}")
             raise
         self._finish()
+        return "; ".join(f"{trouble}, the other seeds are done" for trouble in learner.guard.stopped.values())
 
     def _next_stop(self) -> int:
         """The next step at which something other than an update is due."""
@@ -120,11 +127,11 @@ class Training:
         last = step == self.spec.steps
         row = last or step % self.interval == 0
         if row:
-            means = self.learner.metrics()
+            means = self._of_running(self.learner.metrics())
             self.metrics.record(step, means)
-            self._check_finite(means)
+            self._guard(means)
         if self.spec.validation > 0 and (last or step % self.validate_every == 0):
-            self.metrics.record(step, self._validate())
+            self.metrics.record(step, self._of_running(self._validate()))
         if last or self._is_evaluation(step):
             self._save()
             if not last:
@@ -136,8 +143,8 @@ class Training:
     def _finish(self) -> None:
         """All updates are done: policies of every seed, evaluated where there is an environment."""
         self._progress(force=True)
-        if self.spec.eval_env is None:
-            for seed in self.spec.seeds:
+        if self.spec.eval_env is None and self.learner.algorithm.has_policy:
+            for seed in self.learner.guard.running:
                 if not self.job.run.policy(seed, self.learner.step).exists():
                     self._policy_files().export(seed)
                 self.job.control.check()
@@ -154,10 +161,11 @@ class Training:
     def _evaluate(self) -> None:
         """Evaluate every seed's policy at the present step, if that is due and not done; the checkpoint of this step exists."""
         step, spec = self.learner.step, self.spec
-        if spec.eval_env is None or not self._is_evaluation(step) or self.metrics.recorded("return_std", step):
+        running = self.learner.guard.running
+        if spec.eval_env is None or not self._is_evaluation(step) or self.metrics.recorded("return_std", step, running):
             return
         results = {}
-        for seed in spec.seeds:
+        for seed in running:
             self._progress()
             results[seed] = self._policy_files().evaluate(seed, spec.eval_env, spec.eval_episodes, self.job.control)
         self.metrics.record(
@@ -174,24 +182,40 @@ class Training:
 
     def _validate(self) -> dict[str, dict[int, float]]:
         """The losses, and the policies' nearness to the actions, on held-out episodes."""
+        if not self.learner.algorithm.has_policy:
+            return self.learner.validate()
         from offrld.evaluate.offline import evaluate_offline
 
         near = {f"validation_{name}": values for name, values in evaluate_offline(self.learner).items()}
         return {**self.learner.validate(), **near}
 
-    def _check_finite(self, means: dict[str, dict[int, float]]) -> None:
-        for name, values in means.items():
-            for seed, value in values.items():
-                if not math.isfinite(value):
-                    self._progress(force=True)
-                    kept = self.job.run.checkpoint_steps()
-                    good = f"the checkpoint at step {kept[-1]} is kept; " if kept else ""
-                    raise Diverged(
-                        f"{name} of seed {seed} became {value} by step {self.learner.step}",
-                        hint=f"{good}try a smaller learning rate, or a reward or observation scaler",
-                    )
+    def _of_running(self, metrics: dict[str, dict[int, float]]) -> dict[str, dict[int, float]]:
+        """The metrics without those of seeds that have diverged before."""
+        running = set(self.learner.guard.running)
+        return {name: {seed: value for seed, value in values.items() if seed in running} for name, values in metrics.items()}
+
+    def _guard(self, means: dict[str, dict[int, float]]) -> None:
+        """Tell of values that run away; raise `Diverged` once no seed is in order."""
+        warnings, stops = self.learner.guard.check(self.learner.step, means)
+        for trouble in warnings:
+            self.job.report.message(f"warning: {trouble}; {HELP}")
+        for trouble in stops:
+            self._diverged(trouble)
+
+    def _diverged(self, trouble: Trouble) -> None:
+        before = [step for step in self.job.run.checkpoint_steps() if step <= trouble.good]
+        good = f"the checkpoint at step {before[-1]}, from before that, is kept; " if before else ""
+        if self.learner.guard.running:
+            self.job.report.message(f"{trouble}: the other seeds go on; {good}{HELP}")
+            return
+        self._progress(force=True)
+        raise Diverged(str(trouble), hint=f"{good}{HELP}")
 
     def _save(self) -> None:
+        for seed, network in self.learner.broken().items():
+            if seed in self.learner.guard.running:
+                why = "has numbers that are not finite"
+                self._diverged(self.learner.guard.stop(seed, self.learner.step, f"the network {network}", why))
         self.metrics.sync()  # first the rows, then the checkpoint that promises them
         self.checkpoints.save()
 

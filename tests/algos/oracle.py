@@ -287,7 +287,6 @@ class Trace:
         self.learner = Learner.create(self.algorithm, self.config, store, dtype=torch.float64, runner="eager", inputs=inputs)
         self.config = self.learner.config
         self.p, self.t = self._state()
-        self.data = {n: v.numpy() for n, v in self.learner._data.items() if isinstance(v, torch.Tensor)}
         self.seen: list[list[_Seen]] = []
         self.after: list[tuple[Arrays, Arrays]] = []
         for _ in range(updates):
@@ -389,7 +388,8 @@ def replay(trace: Trace, plan: Callable[[int], list[Move | Follow | Clamp | Rewr
             _same(s.memory, memory, where)
             mine = [n for n in p if n.split(".")[0] in move.nets and ".running_" not in n]
             assert sorted(s.gradients) == sorted(mine), where
-            x = Inputs(config=trace.config, p=s.p, t=s.t, memory=s.memory, data=trace.data, remember={}, buffers={}, metrics=s.metrics, **s.batch)
+            given = {"config": trace.config, "p": s.p, "t": s.t, "memory": s.memory, "metrics": s.metrics, **s.batch}
+            x = Inputs(remember={}, buffers={}, **given)
             value = move.loss(dict(s.p), x)
             np.testing.assert_allclose(s.value, np.real(value), rtol=1e-9, atol=1e-12, err_msg=where)
             memory = memory | {n: np.real(v) for n, v in x.remember.items()}

@@ -1,74 +1,31 @@
-"""What every algorithm of the registry must hold: its settings matter, its policy has the right form, it is documented."""
+"""What every algorithm of the registry must hold: its policy has the right form and a file, one graph captures it, it is documented.
+
+That its settings matter: test_contract_settings.py; that seeds are independent and resuming gives the same bits: tests/engine.
+"""
 
 from __future__ import annotations
 
+import functools
 import importlib
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from cheap_settings import cheap_settings
+from cheap_settings import action_of, cheap_learner
 
 import offrl
 from offrl.errors import Unknown
-from offrld import settings
 from offrld.algos import ALGORITHMS, get
-from offrld.engine import Learner
 from offrld.export.onnx import export_policy
 
 ALL = list(ALGORITHMS.values())
-UPDATES = 5
 names = pytest.mark.parametrize("algorithm", ALL, ids=lambda a: a.name)
-every_setting = pytest.mark.parametrize(
-    ("algorithm", "name"),
-    [(algorithm, name) for algorithm in ALL for name in settings.describe(algorithm.config)],
-    ids=lambda value: value if isinstance(value, str) else value.name,
-)
+acting = pytest.mark.parametrize("algorithm", [algorithm for algorithm in ALL if algorithm.acts], ids=lambda a: a.name)
 
 
-def trained(algorithm, store, values) -> dict[str, torch.Tensor]:
-    learner = Learner.create(algorithm, algorithm.configure(values), store, dtype=torch.float64)
-    learner.run(UPDATES)
-    return learner.state.tensors()
-
-
-def cheaply(algorithm, values: dict[str, Any]) -> dict[str, Any]:
-    """``values`` with the cheap settings beside them; those of a component whose type is another one are left out."""
-    cheap = cheap_settings(algorithm)
-    return {name: value for name, value in cheap.items() if f"{name.rpartition('.')[0]}.type" not in values} | values
-
-
-def action_of(policy, observations: torch.Tensor) -> torch.Tensor:
-    """The module's actions; of one that remembers, at the first step of as many episodes."""
-    if not hasattr(policy, "start"):
-        return policy(observations)
-    return policy(observation=observations, **policy.start(len(observations)))[0]
-
-
-@pytest.fixture(scope="module")
-def baselines():
-    return {}
-
-
-@every_setting
-def test_every_setting_changes_the_update_the_networks_or_the_schedule(algorithm, name, store_for, baselines):
-    store, sides = store_for(algorithm), settings.contrast(settings.describe(algorithm.config), name)
-    if sides is None:
-        pytest.skip("no installed package gives a type that reads it")
-    key = (algorithm.name, str(sides[0]))
-    if key not in baselines:
-        baselines[key] = trained(algorithm, store, cheaply(algorithm, sides[0]))
-    base, changed = baselines[key], trained(algorithm, store, cheaply(algorithm, sides[1]))
-    same = base.keys() == changed.keys() and all(torch.equal(base[n], changed[n]) for n in base if base[n].shape == changed[n].shape)
-    shapes = base.keys() == changed.keys() and all(base[n].shape == changed[n].shape for n in base)
-    assert not (same and shapes), f"{algorithm.name}: {name} has no effect within {UPDATES} updates"
-
-
-@names
+@acting
 def test_the_policy_takes_any_batch_and_gives_actions_of_the_right_form(algorithm, store_for):
-    learner = Learner.create(algorithm, algorithm.configure(cheap_settings(algorithm)), store_for(algorithm))
-    policy = learner.policy(0)
+    policy = cheap_learner(algorithm, store_for(algorithm)).policy(0)
     for size in (1, 5):
         action = action_of(policy, torch.randn(size, 3))
         if algorithm.actions == "discrete":
@@ -82,8 +39,26 @@ def test_the_policy_takes_any_batch_and_gives_actions_of_the_right_form(algorith
 
 
 @names
+def test_samples_and_values_have_the_right_form(algorithm, store_for):
+    learner = cheap_learner(algorithm, store_for(algorithm))
+    params = {name: value[0] for name, value in learner.state.params.items()}
+    observation, noise = torch.randn(5, 3), torch.randn(5, 2)
+    if algorithm.sample is not None:
+        action = algorithm.sample(params, learner.config, learner.nets, observation, noise)
+        assert action.shape == (5, 2)
+        assert action.abs().max() <= 1.0
+        assert not torch.equal(action, algorithm.sample(params, learner.config, learner.nets, observation, -noise))
+    if algorithm.value is not None:
+        action = torch.randint(0, 3, (5,)) if algorithm.actions == "discrete" else torch.rand(5, 2) * 2 - 1
+        values = algorithm.value(params, learner.config, learner.nets, observation, action)
+        assert values.dim() == 2
+        assert values.shape[1] == 5
+        assert torch.isfinite(values).all()
+
+
+@acting
 def test_its_policy_file_acts_as_the_network_does(algorithm, store_for, tmp_path):
-    learner = Learner.create(algorithm, algorithm.configure(cheap_settings(algorithm)), store_for(algorithm))
+    learner = cheap_learner(algorithm, store_for(algorithm))
     learner.run(3)
     module, path = learner.policy(0), tmp_path / "policy.onnx"
     difference = export_policy(
@@ -98,10 +73,25 @@ def test_its_policy_file_acts_as_the_network_does(algorithm, store_for, tmp_path
     np.testing.assert_allclose(policy.act(observations[4]), expected[4], atol=1e-5)
 
 
+@names
+def test_each_loss_is_one_graph_for_all_seeds(algorithm, store_for, monkeypatch):
+    # The graph is what matters here, not the kernels made from it: those are compared in tests/engine for a few algorithms.
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    torch.compiler.reset()
+    states = []
+    for runner in ("eager", "compile"):
+        learner = cheap_learner(algorithm, store_for(algorithm), seeds=[0, 1], dtype=torch.float64, stacked=True, runner=runner)
+        assert learner.runner == runner
+        learner.run(2)
+        states.append(learner.state.tensors())
+    for name, value in states[0].items():
+        torch.testing.assert_close(states[1][name], value, rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize("kind", ["qr", "iqn", "fqf"])
 def test_a_policy_that_acts_by_quantiles_has_its_file_too(kind, discrete_store, tmp_path):
     algorithm = get("dqn")
-    learner = Learner.create(algorithm, algorithm.configure({"batch_size": 16, "q_function": kind, "n_critics": 2}), discrete_store)
+    learner = cheap_learner(algorithm, discrete_store, {"q_function": kind, "n_critics": 2})
     learner.run(3)
     module, path = learner.policy(0), tmp_path / "policy.onnx"
     assert export_policy(module, path, observation=("float32", (3,)), discrete=True, metadata={"space": learner.space}) < 1e-5
@@ -115,8 +105,8 @@ def test_it_is_documented_and_stands_in_the_file_of_its_name(algorithm, store_fo
     assert module.ALGORITHM is algorithm
     assert algorithm.summary
     assert algorithm.paper
-    learner = Learner.create(algorithm, algorithm.configure(cheap_settings(algorithm)), store_for(algorithm))
-    learner.run(1)
+    learner = cheap_learner(algorithm, store_for(algorithm))
+    learner.run(3)
     for metric in learner.metrics():
         assert f"`{metric}`" in module.__doc__, f"{algorithm.name}: metric {metric} is not in the file's first docstring"
     assert {"paper", "d3rlpy"} <= set(algorithm.presets)

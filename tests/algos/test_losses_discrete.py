@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from oracle import KINDS, Follow, Move, Trace, choose, chosen_mean, log_softmax, logsumexp, member, net, replay, stop
+import torch
+from oracle import KINDS, Follow, Inputs, Move, Trace, choose, chosen_mean, log_softmax, logsumexp, member, net, replay, stop
 
 kinds = pytest.mark.parametrize("kind", KINDS)
 N = 3  # actions of the store
@@ -95,7 +96,6 @@ def discrete_bcq(p, x):
 @kinds
 @pytest.mark.parametrize("shared", [True, False])
 def test_discrete_bcq_moves_values_and_imitator_by_one_optimiser(shared, kind, discrete_store):
-    # So high a share that the imitator forbids some of the best actions.
     values = {**Q, "target_update_interval": 3, "action_flexibility": 0.9, "beta": 0.3, "share_encoder": shared}
     trace = Trace("discrete_bcq", discrete_store, {**values, **KINDS[kind]}, 4)
 
@@ -104,6 +104,24 @@ def test_discrete_bcq_moves_values_and_imitator_by_one_optimiser(shared, kind, d
 
     replay(trace, plan, ("q",))
     assert any(n.startswith("imitator.encoder") for n in trace.p) is not shared
+
+
+def test_discrete_bcq_acts_by_the_best_of_the_likely_actions(discrete_store):
+    values = {**Q, "action_flexibility": 0.8, "share_encoder": False}
+    trace, random = Trace("discrete_bcq", discrete_store, values, 0), np.random.default_rng(0)
+    p, x = {n: random.normal(size=v.shape) for n, v in trace.p.items()}, Inputs(config=trace.config)
+    s = random.normal(size=(300, 3))
+    q, share = averages(p, x, s), np.exp(log_softmax(imitator(p, x, s)))
+    wanted, worst, counts = [], 0, set()
+    for b in range(len(s)):
+        likely = [a for a in range(N) if share[b, a] > 0.8 * share[b].max()]
+        wanted.append(max(likely, key=lambda a: q[b, a]))
+        worst += likely == [q[b].argmin()] and likely != [0]
+        counts.add(len(likely))
+    assert worst > 0, "where the worst action alone is likely, only a small constant keeps it above the forbidden ones"
+    assert counts == {1, 2, 3}
+    scores = trace.algorithm.act({n: torch.from_numpy(v) for n, v in p.items()}, trace.config, trace.learner.nets, torch.from_numpy(s))
+    assert scores.argmax(-1).tolist() == wanted
 
 
 # --- DiscreteSAC ---

@@ -24,6 +24,7 @@ from oracle import (
     squashed_sample,
 )  # fmt: skip
 
+from offrl.errors import InvalidInput
 from offrld.algos import get
 from offrld.engine import Learner
 from offrld.losses import model_based
@@ -126,10 +127,13 @@ def imagined(config, numbers, penalty, observations):
             after, reward = np.zeros_like(s), np.zeros(n)
             predictions = [predict(p, i, s, a) for i in range(config.n_ensembles)]
             for b in range(n):
-                i = named["member"][b]
-                sample = predictions[i][0][b] + np.exp(predictions[i][1][b]) * named["model"][i, b]
+                samples = [mean[b] + np.exp(log_std[b]) * named["model"][i, b] for i, (mean, log_std, _, _) in enumerate(predictions)]
+                sample = samples[named["member"][b]]
                 after[b], reward[b] = s[b] + sample[:D], sample[D]
-                reward[b] -= penalty * max(np.sum(np.exp(log_std[b]) ** 2) for _, log_std, _, _ in predictions)
+                if penalty and config.variance_type == "data":
+                    reward[b] -= penalty * np.stack(samples).var(0, ddof=1).sum()
+                elif penalty:
+                    reward[b] -= penalty * max(np.sum(np.exp(log_std[b]) ** 2) for _, log_std, _, _ in predictions)
             steps.append((s, a, reward, after))
             s = after
         for t, (state, action, _, _) in enumerate(steps):
@@ -213,14 +217,14 @@ MODEL = {
     "n_ensembles": 2, "dynamics_batch_size": 5, "rollout_interval": 2, "rollout_horizon": 3, "rollout_batch_size": 4, "real_ratio": 0.4,
     "generated_maxlen": 20, "update_actor_interval": 2, "batch_size": 10,
 }  # fmt: skip
-MOPO_CRITIC = ("mopo", mopo_critic, {"lam": 0.3})
 
 
 @pytest.mark.parametrize("n_steps", [1, 2])
 @pytest.mark.parametrize(
     ("name", "critic", "values"),
     [
-        MOPO_CRITIC,
+        ("mopo", mopo_critic, {"lam": 0.3}),
+        ("mopo", mopo_critic, {"lam": 0.3, "variance_type": "data"}),
         ("combo", combo_critic(greedy_target), {"n_action_samples": 2, "conservative_weight": 0.6}),
         ("combo", combo_critic(soft_target), {"n_action_samples": 2, "soft_q_backup": True}),
     ],
@@ -288,3 +292,11 @@ def test_fitted_q_evaluation_of_a_policy_with_scalers_of_its_own(discrete, kind,
         wanted = policy.policy(0)(torch.from_numpy(raw[row : row + 1]).float()).numpy()[0]
         np.testing.assert_allclose(batch["next_action"][b], wanted if discrete else wanted / 2.0, atol=1e-6)
     assert batch["terminal"].mean() < 1
+
+
+@pytest.mark.parametrize("name", ["fqe", "discrete_fqe"])
+def test_an_evaluation_without_a_policy_is_refused(name, store_for):
+    algorithm = get(name)
+    with pytest.raises(InvalidInput, match="none was named") as caught:
+        Learner.create(algorithm, algorithm.configure(), store_for(algorithm))
+    assert "policy" in caught.value.hint

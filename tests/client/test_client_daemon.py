@@ -363,13 +363,37 @@ def test_fetch_finds_the_seed_the_step_and_the_best(trained, tmp_path):
     assert trained.fetch(tmp_path / "c.safetensors", "checkpoint").stat().st_size > 1000
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.load:DeprecationWarning")
+def test_fetch_brings_the_same_policy_as_torchscript(trained, client, offrl_cli, tmp_path, monkeypatch):
+    import torch
+
+    monkeypatch.chdir(tmp_path)
+    ran = offrl_cli("fetch", trained.id, "--kind", "torchscript", "--seed", 3, "--step", 30, "--json")
+    assert ran.status == 0, ran.err
+    assert (ran.json["path"], ran.json["kind"]) == ("policy.pt", "torchscript")
+    metadata = {"offrl.json": ""}
+    policy = torch.jit.load("policy.pt", _extra_files=metadata)
+    metadata = json.loads(metadata["offrl.json"])
+    assert (metadata["job"], metadata["seed"], metadata["step"]) == (trained.id, 3, 30)
+    same = offrl.Policy(trained.fetch(tmp_path / "s.onnx", seed=3, step=30))
+    rows = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
+    assert policy(torch.from_numpy(rows)).tolist() == same.predict(rows).tolist()
+
+    exports = len(client.jobs(kind="export"))
+    assert trained.fetch(kind="torchscript", seed=3, step=30).read_bytes() == (tmp_path / "policy.pt").read_bytes()
+    assert len(client.jobs(kind="export")) == exports  # it is made once
+    best = torch.jit.load(trained.fetch("best.pt", "torchscript", best=True), _extra_files=(found := {"offrl.json": ""}))
+    assert best(torch.from_numpy(rows)).dtype == torch.int64
+    assert json.loads(found["offrl.json"])["step"] == offrl.Policy(trained.fetch("best.onnx", best=True)).metadata["step"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
         (["--seed", "1"], "seed 1"),
         (["--step", "7"], "step 7"),
         (["--best", "--step", "60"], "step"),
-        (["--kind", "torchscript"], "TorchScript"),
+        (["--kind", "torchscript", "--step", "7"], "step 7"),
         (["--kind", "nonsense"], "nonsense"),
         (["--out", "/nowhere/policy.onnx"], "/nowhere/policy.onnx"),
     ],

@@ -20,7 +20,7 @@ ALGORITHMS = [
 INPUTS = {name: {"type": "str | None", "default": None, "help": "a job"} for name in ("policy", "model")}
 ALGORITHMS += [
     {**ALGORITHMS[0], "name": "taker", "config": {**SETTINGS, **INPUTS}, "inputs": {"policy": "policy", "model": "model_thing"}},
-    {**ALGORITHMS[0], "name": "model_thing", "acts": False},
+    {**ALGORITHMS[0], "name": "model_thing", "acts": False, "has_policy": False},
 ]
 
 if __name__ == "__main__":

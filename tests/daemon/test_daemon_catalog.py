@@ -84,6 +84,8 @@ def test_combinations_that_make_no_sense_are_refused() -> None:
         check(eval_every=5)
     with pytest.raises(InvalidInput, match="occurs twice"):
         check(seeds=[1, 2, 1])
+    with pytest.raises(InvalidInput, match=r"model_thing learns no policy.*CartPole-v1"):
+        check(algorithm="model_thing", eval_env="CartPole-v1")
     check(eval_every=5, eval_env="CartPole-v1", preset="paper")
 
 

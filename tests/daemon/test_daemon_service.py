@@ -292,6 +292,21 @@ def test_a_policy_is_exported_when_it_is_asked_for(daemon: Daemon) -> None:
         daemon.ask(wire.OpenArtifact(job=job, best=True))
     with pytest.raises(InvalidInput, match="kind train"):
         daemon.ask(wire.OpenArtifact(job=job, kind="dataset"))
+    other = daemon.ask(wire.OpenArtifact(job=job, seed=5, kind="torchscript"))
+    assert not other.ready
+    daemon.wait(other.job)
+    artifact = daemon.ask(wire.OpenArtifact(job=job, seed=5, kind="torchscript"))
+    assert (artifact.ready, artifact.path, artifact.name) == (True, "seed-5/policy-000000000003.pt", "policy.pt")
+    assert fetch(daemon, artifact) == b"torchscript of step 3"
+
+
+def test_of_a_job_that_learns_no_policy_none_is_exported(daemon: Daemon) -> None:
+    job = daemon.train(daemon.dataset("modelled"), algorithm="model_thing")
+    daemon.wait(job)
+    for kind in ("onnx", "torchscript"):
+        with pytest.raises(InvalidInput, match="model_thing, which learns no policy"):
+            daemon.ask(wire.OpenArtifact(job=job, kind=kind))
+    assert daemon.ask(wire.OpenArtifact(job=job, kind="checkpoint")).ready
 
 
 def test_checkpoints_metrics_and_exported_datasets_are_fetched(daemon: Daemon) -> None:

@@ -75,3 +75,36 @@ def test_a_queue_from_before_jobs_took_others_is_read(new_daemon):
     assert daemon.train(data, key="k") == source
     assert daemon.wait(taker(daemon, data, {"policy": source})).state == "succeeded"
     assert daemon.ask(wire.GetJob(job=source)).state == "succeeded"
+
+
+def test_a_job_that_has_succeeded_goes_on_for_more_steps(daemon):
+    data = daemon.dataset("uses-more")
+    job = daemon.train(data, steps=3)
+    daemon.wait(job)
+
+    def resume(steps):
+        return daemon.ask(wire.ControlJob(job=job, action="resume", steps=steps))
+
+    with pytest.raises(Conflict, match="has done 3 updates already"):
+        resume(3)
+    with pytest.raises(Conflict, match="has succeeded"):
+        resume(None)
+    with pytest.raises(InvalidInput, match="about resuming a train job"):
+        daemon.ask(wire.ControlJob(job=job, action="retry", steps=9))
+    assert resume(7).steps == 7
+    info = daemon.wait(job)
+    assert (info.state, info.step, info.steps, info.attempt, info.spec["steps"]) == ("succeeded", 7, 7, 2, 7)
+    assert "begins at step 3" in (daemon.state / "jobs" / job / "log.txt").read_text()
+    states = [event.state for event in daemon.events(job) if event.type == "state"]
+    assert states == ["queued", "running", "succeeded", "queued", "running", "succeeded"]
+
+
+def test_a_job_that_starts_from_another_is_checked_too(daemon):
+    data = daemon.dataset("uses-start")
+    source = daemon.train(data, seeds=[1, 2])
+    with pytest.raises(InvalidInput, match="has no seed 0"):
+        daemon.train(data, start=f"{source}:0")
+    with pytest.raises(Unknown):
+        daemon.train(data, start="nobody")
+    job = daemon.train(data, start=f"{source}:2", transfer="policy")
+    assert daemon.wait(job).spec["start"] == f"{source}:2"

@@ -150,7 +150,9 @@ class Worker:
         spec = self.start["spec"]
         folder = self.state / "jobs" / spec["job"] / f"seed-{spec['seed']}"
         folder.mkdir(exist_ok=True)
-        (folder / f"policy-{spec['step']:012d}.onnx").write_bytes(b"onnx of step %d" % spec["step"])
+        suffix = {"onnx": ".onnx", "torchscript": ".pt"}[spec["format"]]
+        name = f"policy-{spec['step']:012d}{suffix}"
+        (folder / name).write_text(f"{spec['format']} of step {spec['step']}")
         self.end("succeeded")
 
     def dataset_export(self) -> None:

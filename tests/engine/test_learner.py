@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from cheap_settings import cheap_settings
+from cheap_settings import cheap_learner
 
 from offrl.errors import InvalidInput, OffrlError
 from offrl_store import Episode, EpisodeStore, Field, Schema
@@ -16,10 +16,6 @@ from offrld.engine import CheckpointCorrupt, Learner
 
 ALL = list(ALGORITHMS.values())
 names = pytest.mark.parametrize("algorithm", ALL, ids=lambda a: a.name)
-
-
-def learner_of(algorithm, store, **options):
-    return Learner.create(algorithm, algorithm.configure(cheap_settings(algorithm)), store, **options)
 
 
 def state_of(learner):
@@ -35,41 +31,42 @@ def assert_equal(one, other):
 @names
 def test_resuming_gives_the_same_bits_as_training_through(algorithm, store_for, tmp_path):
     store = store_for(algorithm)
-    through = learner_of(algorithm, store, seeds=[0, 3])
-    through.run(12)
+    through = cheap_learner(algorithm, store, seeds=[0, 3])
+    through.run(8)
     expected = through.metrics()
-    first = learner_of(algorithm, store, seeds=[0, 3])
-    first.run(6)
+    first = cheap_learner(algorithm, store, seeds=[0, 3])
+    first.run(4)
     first.save(tmp_path / "half.safetensors")
-    second = learner_of(algorithm, EpisodeStore.open(store.path), seeds=[0, 3])
+    second = cheap_learner(algorithm, EpisodeStore.open(store.path), seeds=[0, 3])
     second.restore(tmp_path / "half.safetensors")
-    assert second.step == 6
+    assert second.step == 4
     second.run(1)
-    second.run(5)
+    second.run(3)
     assert_equal(state_of(second), state_of(through))
     assert second.metrics() == expected
 
 
 @names
 def test_several_seeds_train_as_each_would_alone(algorithm, store_for):
-    store = store_for(algorithm)
+    store, seeds = store_for(algorithm), [5, 0, 9]
+    alone = [cheap_learner(algorithm, store, seeds=[seed], dtype=torch.float64) for seed in seeds]
+    for learner in alone:
+        learner.run(4)
+    expected = [(state_of(learner), learner.metrics()) for learner in alone]
     for stacked in (False, True):
-        together = learner_of(algorithm, store, seeds=[5, 0, 9], dtype=torch.float64, stacked=stacked)
+        together = cheap_learner(algorithm, store, seeds=seeds, dtype=torch.float64, stacked=stacked)
         together.run(4)
-        metrics = together.metrics()
-        for position, seed in enumerate([5, 0, 9]):
-            alone = learner_of(algorithm, store, seeds=[seed], dtype=torch.float64)
-            alone.run(4)
-            for name, value in state_of(alone).items():
-                mine = state_of(together)[name]
-                mine = mine if mine.dim() == 0 else mine[position]
-                torch.testing.assert_close(mine, value if value.dim() == 0 else value[0], rtol=1e-9, atol=1e-12)
-            for name, values in alone.metrics().items():
+        state, metrics = together.state.tensors(), together.metrics()
+        for position, (seed, (mine, means)) in enumerate(zip(seeds, expected, strict=True)):
+            for name, value in mine.items():
+                found = state[name] if value.dim() == 0 else state[name][position]
+                torch.testing.assert_close(found, value if value.dim() == 0 else value[0], rtol=1e-9, atol=1e-12)
+            for name, values in means.items():
                 assert metrics[name][seed] == pytest.approx(values[seed], rel=1e-9)
 
 
 def test_seeds_differ_in_initialisation_batches_and_noise(continuous_store):
-    learner = learner_of(ALGORITHMS["td3_bc"], continuous_store, seeds=[0, 1])
+    learner = cheap_learner(ALGORITHMS["td3_bc"], continuous_store, seeds=[0, 1])
     assert not torch.equal(learner.state.params["actor.encoder.0.weight"][0], learner.state.params["actor.encoder.0.weight"][1])
     one, two = learner._batches(0)
     assert not torch.equal(one.observation, two.observation)
@@ -80,8 +77,8 @@ def test_seeds_differ_in_initialisation_batches_and_noise(continuous_store):
 @pytest.mark.parametrize("name", ["td3_bc", "discrete_cql"])
 def test_the_compiled_runner_agrees_with_eager(name, store_for, tmp_path):
     algorithm = ALGORITHMS[name]
-    eager = learner_of(algorithm, store_for(algorithm), dtype=torch.float64, runner="eager")
-    compiled = learner_of(algorithm, store_for(algorithm), dtype=torch.float64, runner="compile", cache_dir=tmp_path)
+    eager = cheap_learner(algorithm, store_for(algorithm), dtype=torch.float64, runner="eager")
+    compiled = cheap_learner(algorithm, store_for(algorithm), dtype=torch.float64, runner="compile", cache_dir=tmp_path)
     assert compiled.describe_run()["runner"] == "compile"
     eager.run(4)
     compiled.run(4)
@@ -90,7 +87,7 @@ def test_the_compiled_runner_agrees_with_eager(name, store_for, tmp_path):
 
 
 def test_a_flipped_bit_in_a_checkpoint_is_noticed(continuous_store, tmp_path):
-    learner = learner_of(ALGORITHMS["bc"], continuous_store)
+    learner = cheap_learner(ALGORITHMS["bc"], continuous_store)
     learner.run(2)
     path = tmp_path / "c.safetensors"
     learner.save(path)
@@ -107,14 +104,14 @@ def test_a_flipped_bit_in_a_checkpoint_is_noticed(continuous_store, tmp_path):
 
 def test_a_checkpoint_of_another_config_is_refused(continuous_store, tmp_path):
     algorithm = ALGORITHMS["bc"]
-    learner_of(algorithm, continuous_store).save(tmp_path / "c.safetensors")
+    cheap_learner(algorithm, continuous_store).save(tmp_path / "c.safetensors")
     other = Learner.create(algorithm, algorithm.configure({"batch_size": 17}), continuous_store)
     with pytest.raises(OffrlError, match="config"):
         other.restore(tmp_path / "c.safetensors")
 
 
 def test_the_policy_gives_actions_in_the_environments_units_within_bounds(continuous_store):
-    learner = learner_of(ALGORITHMS["td3_bc"], continuous_store)
+    learner = cheap_learner(ALGORITHMS["td3_bc"], continuous_store)
     with torch.no_grad():
         learner.state.params["actor.head.bias"] += 100.0  # tanh saturates
     observation = torch.randn(7, 3)
@@ -125,22 +122,20 @@ def test_the_policy_gives_actions_in_the_environments_units_within_bounds(contin
 
 def test_bounds_of_the_given_environment_take_precedence(continuous_store):
     algorithm = ALGORITHMS["bc"]
-    learner = Learner.create(
-        algorithm, algorithm.configure(cheap_settings(algorithm)), continuous_store, bounds=(np.array([-4.0]), np.array([4.0])), env_id="Wide-v0"
-    )
+    learner = cheap_learner(algorithm, continuous_store, bounds=(np.array([-4.0]), np.array([4.0])), env_id="Wide-v0")
     assert learner.space["low"] == [-4.0, -4.0]
     assert learner.space["source"] == "env:Wide-v0"
 
 
 def test_the_wrong_kind_of_actions_is_refused(continuous_store, discrete_store):
     with pytest.raises(InvalidInput, match="'dqn' learns discrete actions, the dataset has continuous ones"):
-        learner_of(ALGORITHMS["dqn"], continuous_store)
+        cheap_learner(ALGORITHMS["dqn"], continuous_store)
     with pytest.raises(InvalidInput, match="'iql' learns continuous actions"):
-        learner_of(ALGORITHMS["iql"], discrete_store)
+        cheap_learner(ALGORITHMS["iql"], discrete_store)
 
 
 def test_held_out_episodes_are_never_trained_on(continuous_store):
-    learner = learner_of(ALGORITHMS["bc"], continuous_store, holdout=0.25)
+    learner = cheap_learner(ALGORITHMS["bc"], continuous_store, holdout=0.25)
     assert len(learner.holdout) == 3
     held_out = set(learner.holdout.tolist())
     table = continuous_store.episode_table
@@ -150,12 +145,12 @@ def test_held_out_episodes_are_never_trained_on(continuous_store):
         seen |= {int(np.searchsorted(table["first_row"], row, side="right")) - 1 for row in rows}
     assert seen == set(range(12)) - held_out
     assert set(learner.validate()) == {"validation_loss"}
-    assert learner_of(ALGORITHMS["bc"], continuous_store).validate() == {}
+    assert cheap_learner(ALGORITHMS["bc"], continuous_store).validate() == {}
 
 
 def test_a_share_that_leaves_nothing_to_train_on_is_refused(continuous_store):
     with pytest.raises(InvalidInput, match=r"0\.99 of 12 episodes"):
-        learner_of(ALGORITHMS["bc"], continuous_store, holdout=0.99)
+        cheap_learner(ALGORITHMS["bc"], continuous_store, holdout=0.99)
 
 
 def test_dict_observations_are_joined_for_the_networks_and_named_in_the_policy(tmp_path):

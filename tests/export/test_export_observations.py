@@ -1,4 +1,4 @@
-"""Policies of images, of several observation fields and of stacked frames: from a store through training to what onnxruntime does on a robot."""
+"""Policies of images, of several observation fields and of stacked frames: from a store to what onnxruntime does on a robot."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ def filled(path, observation, action):
     store = EpisodeStore.create(path, Schema(observation=observation, action=action))
     with store.writer() as writer:
         for steps in (6, 11, 9):
-            seen = {n: rows(f, steps + 1) for n, f in observation.items()} if isinstance(observation, dict) else rows(observation, steps + 1)
+            several = isinstance(observation, dict)
+            seen = {n: rows(f, steps + 1) for n, f in observation.items()} if several else rows(observation, steps + 1)
             acted = noise.integers(0, 3, steps) if action.discrete else noise.uniform(-2, 2, (steps, 2)).astype(np.float32)
             writer.append(Episode(seen, acted, noise.standard_normal(steps).astype(np.float32), terminated=steps == 9))
     return EpisodeStore.open(path)

@@ -11,7 +11,7 @@ import torch
 
 from offrl.errors import InvalidInput, Unknown
 from offrl_store.format import FINAL_MISSING
-from offrld import plugins, settings
+from offrld import settings
 from offrld.algos import ALGORITHMS
 from offrld.engine import Learner
 from offrld.export.onnx import export_policy
@@ -305,9 +305,7 @@ def installed(tmp_path, monkeypatch):
     (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: own-scalers\nVersion: 1.0\n")
     (folder / "entry_points.txt").write_text("[offrl.scalers]\nlogarithm = own_scalers\nbroken = broken_scalers\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    plugins._points.cache_clear()
     yield
-    plugins._points.cache_clear()
     sys.modules.pop("own_scalers", None)
 
 
@@ -343,7 +341,7 @@ def test_an_installed_packages_scaler_trains_goes_through_a_checkpoint_and_into_
 
 
 def test_a_package_that_cannot_be_imported_is_named(installed, continuous_store):
-    with pytest.raises(InvalidInput, match=r"broken_scalers of 'offrl.scalers' cannot be imported: ModuleNotFoundError"):
+    with pytest.raises(InvalidInput, match=r"'broken' of 'offrl.scalers' cannot be loaded from broken_scalers: ModuleNotFoundError"):
         learner_of(continuous_store, observation_scaler="broken")
 
 

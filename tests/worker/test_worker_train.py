@@ -55,7 +55,7 @@ def test_a_run_that_was_killed_and_paused_ends_as_one_that_was_not(algorithm, da
 
     resumed = train("job", algorithm, dataset, attempt=3, **spec)
     assert resumed.end()["state"] == "succeeded"
-    assert resumed.of_type("message")[0]["message"] == f"resumed from the checkpoint at step {step}"
+    assert f"resumed from the checkpoint at step {step}" in [event["message"] for event in resumed.of_type("message")]
 
     patterns = ("checkpoints/*", "seed-*/metrics/*.csv", "config.json")
     expected, found = contents(straight.run, *patterns), contents(resumed.run, *patterns)
@@ -142,7 +142,7 @@ def test_a_damaged_checkpoint_is_skipped_and_any_checkpoint_can_be_exported(trai
     again = train("job", "bc", "pendulum", attempt=3, **spec)
     assert again.end()["state"] == "succeeded"
     messages = [event["message"] for event in again.of_type("message")]
-    assert "damaged" in messages[0]
+    assert any("damaged" in message for message in messages)
     assert "resumed from the checkpoint at step 100" in messages
     assert contents(again.run, "checkpoints/*", "seed-*/metrics/*") == before
 
@@ -208,9 +208,9 @@ def test_a_loss_that_is_not_finite_ends_the_job(train):
     worker = train("job", "td3_bc", "pendulum", steps=400, eval_every=2, config={"critic_learning_rate": 1e25})
     end = worker.end()
     assert (end["state"], end["error"]["code"]) == ("failed", "diverged")
-    assert "critic_loss" in end["error"]["message"]
-    assert "step" in end["error"]["message"]
-    assert list(worker.run.glob("checkpoints/*"))
+    assert "critic of seed 0" in end["error"]["message"]
+    assert "by step 2" in end["error"]["message"]
+    assert not list(worker.run.glob("checkpoints/*"))  # none but broken ones could be made
     assert "Traceback" not in worker.log.read_text()
 
 

@@ -86,9 +86,15 @@ def pause(job: JobArgument, as_json: Json = False) -> None:
     _control(job, "pause", as_json)
 
 
-def resume(job: JobArgument, as_json: Json = False) -> None:
-    """Queue a paused job again; it goes on from its checkpoint."""
-    _control(job, "resume", as_json)
+def resume(
+    job: JobArgument,
+    steps: Annotated[
+        int | None, typer.Option("--steps", metavar="N", help="Updates in all, more than before; a succeeded job goes on to it.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Queue a paused job again, or a succeeded one for more steps; it goes on from its checkpoint."""
+    _control(job, "resume", as_json, steps=steps)
 
 
 def retry(job: JobArgument, as_json: Json = False) -> None:
@@ -102,11 +108,11 @@ def rm(job: JobArgument, as_json: Json = False) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------------- plumbing
-def _control(job: str, action: str, as_json: bool) -> None:
+def _control(job: str, action: str, as_json: bool, **options: Any) -> None:
     from offrl.client import Client, Job
 
     with Client() as client:
-        info = getattr(Job(client, job), action)()
+        info = getattr(Job(client, job), action)(**options)
     if action == "rm":
         emit({**info.model_dump(mode="json"), "removed": True}) if as_json else print(f"removed {job}")
     elif as_json:

@@ -22,7 +22,7 @@ def fetch(
     out: Annotated[
         str | None, typer.Option("--out", metavar="PATH", help="Where to. [default: policy.onnx, or the kind's own name]")
     ] = None,
-    kind: Annotated[str, typer.Option("--kind", metavar="K", help="onnx, checkpoint or metrics.")] = "onnx",
+    kind: Annotated[str, typer.Option("--kind", metavar="K", help="onnx, torchscript, checkpoint or metrics.")] = "onnx",
     seed: Annotated[int | None, typer.Option("--seed", metavar="S", help="Of a job of several seeds. [default: the first]")] = None,
     best: Annotated[bool, typer.Option("--best", help="The step with the highest mean return in the evaluations.")] = False,
     step: Annotated[int | None, typer.Option("--step", metavar="K", help="A step with a checkpoint. [default: the newest]")] = None,

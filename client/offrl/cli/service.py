@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from offrl.cli.output import Json, emit, number, pairs, table
+from offrl.cli.output import Json, emit, number, pairs, table, talk
 from offrl_store.errors import OffrlError
 
 NEEDED = ("torch", "gymnasium", "h5py", "safetensors", "onnx")  # what the extra `daemon` brings
@@ -75,12 +75,15 @@ def algos(
 
     with Client() as client:
         found = client.algos() if name is None else [client.algos(name)]
+        problems = client.algo_problems() if name is None else []
     if as_json:
         emit(found)
     elif name is None:
         table(["name", "actions", "summary"], [[each["name"], each["actions"], each["summary"]] for each in found])
     else:
         _describe(found[0])
+    for problem in problems:
+        talk(f"not usable: {problem}")
 
 
 def _describe(algorithm: dict[str, Any]) -> None:
@@ -92,6 +95,8 @@ def _describe(algorithm: dict[str, Any]) -> None:
             ("paper", algorithm.get("paper", "")),
         ]
     )
+    for setting, wanted in (algorithm.get("inputs") or {}).items():
+        print(f"{setting}: takes another job, of {'any algorithm that acts' if wanted == 'policy' else wanted}")
     for preset, values in (algorithm.get("presets") or {}).items():
         print(f"preset {preset}: " + (", ".join(f"{key}={value}" for key, value in values.items()) or "the defaults"))
     print()
@@ -101,18 +106,18 @@ def _describe(algorithm: dict[str, Any]) -> None:
         if group != part and rows:
             rows.append(["", "", "", ""])  # a line between the components
         part = group
-        rows.append([setting, str(described.get("type", "")), _default(described.get("default")), _meaning(setting, described)])
+        rows.append([setting, str(described.get("type", "")), default_text(described.get("default")), meaning(setting, described)])
     table(["setting", "type", "default", "meaning"], rows)
 
 
-def _default(value: Any) -> str:
+def default_text(value: Any) -> str:
     """A default as `--set` takes it."""
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
     return number(value) if isinstance(value, float) else str(value)
 
 
-def _meaning(name: str, described: dict[str, Any]) -> str:
+def meaning(name: str, described: dict[str, Any]) -> str:
     """Help, unit, choices, and the types for which the setting counts, by the short name of a neighbour."""
     unit = f" [{described['unit']}]" if described.get("unit") else ""
     choices = f" ({' | '.join(map(str, described['choices']))})" if described.get("choices") else ""

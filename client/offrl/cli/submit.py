@@ -39,9 +39,16 @@ def submit(
     key: Annotated[
         str | None, typer.Option("--key", metavar="K", help="The same key gives the same job, however often it is sent.")
     ] = None,
-    runner: Annotated[str | None, typer.Option("--runner", metavar="R", help="auto, eager or compile. [default: auto]")] = None,
+    runner: Annotated[str | None, typer.Option("--runner", metavar="R", help="auto, eager, compile or graph. [default: auto]")] = None,
     device: Annotated[str | None, typer.Option("--device", metavar="D", help="auto, cpu, cuda or cuda:N. [default: auto]")] = None,
     threads: Annotated[int | None, typer.Option("--threads", metavar="N", help="CPU threads of the training. [default: 1]")] = None,
+    start: Annotated[
+        str | None, typer.Option("--from", metavar="JOB[:SEED]", help="Start from the networks of this job; waits for it.")
+    ] = None,
+    transfer: Annotated[
+        str | None, typer.Option("--transfer", metavar="T", help="Of --from: all, policy or critics. [default: all]")
+    ] = None,
+    fresh_optimizer: Annotated[bool, typer.Option("--fresh-optimizer", help="Of --from: optimisers begin anew.")] = False,
     wait: Annotated[bool, typer.Option("--wait", help="Stay until the job has ended; exit status 1 if it fails.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -50,6 +57,8 @@ def submit(
 
     if seed is not None and seeds is not None:
         raise InvalidInput(f"both --seed {seed} and --seeds {seeds} were given", hint="give one of them")
+    if start is None and (transfer is not None or fresh_optimizer):
+        raise InvalidInput("--transfer and --fresh-optimizer are about --from JOB, which is missing", hint="name the job to start from")
     chosen = seed_list(seeds) if seeds is not None else None
     values = settings(config, sets or [])
     from offrl.client import Client
@@ -58,7 +67,7 @@ def submit(
         job = client.submit(
             algorithm, dataset=dataset, steps=steps, seed=seed, seeds=chosen, config=values, preset=preset, eval_env=eval_env,
             eval_episodes=eval_episodes, eval_every=eval_every, validation=validation, priority=priority, after=after or (), key=key,
-            runner=runner, device=device, threads=threads,
+            runner=runner, device=device, threads=threads, start=start, transfer=transfer, fresh_optimizer=fresh_optimizer or None,
         )  # fmt: skip
         if not as_json:
             print(job.id, flush=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from typing import Any
 
 from offrl import wire
 from offrl.errors import InvalidInput
@@ -12,9 +13,10 @@ from offrld.daemon import artifacts, queue, rights
 from offrld.daemon.app import App
 from offrld.daemon.caller import Caller
 from offrld.daemon.database import Connection
-from offrld.daemon.records import find
+from offrld.daemon.records import Job, find
 
-KINDS = {"onnx": "train", "checkpoint": "train", "metrics": "train", "dataset": "dataset_export"}  # file -> the job that makes it
+# file -> the kind of job that has it
+KINDS = {"onnx": "train", "torchscript": "train", "checkpoint": "train", "metrics": "train", "dataset": "dataset_export"}
 
 
 async def open_artifact(app: App, request: wire.OpenArtifact) -> wire.Artifact:
@@ -31,8 +33,19 @@ async def open_artifact(app: App, request: wire.OpenArtifact) -> wire.Artifact:
         )  # fmt: skip
         if isinstance(found, wire.Artifact):
             return found
-        export = await app.database.write(_export, ExportSpec(job=job.id, seed=found.seed, step=found.step), app.caller())
+        _check_policy(job, await app.catalog.ready())
+        spec = ExportSpec(job=job.id, seed=found.seed, step=found.step, format=request.kind)
+        export = await app.database.write(_export, spec, app.caller())
     return wire.Artifact(job=export, ready=False)
+
+
+def _check_policy(job: Job, catalog: dict[str, Any]) -> None:
+    """Raise `InvalidInput` where no policy comes of the job's algorithm."""
+    name = job.spec["algorithm"]
+    for algorithm in catalog["algorithms"]:
+        if algorithm["name"] == name and not algorithm.get("has_policy", True):
+            hint = f"`offrl fetch {job.id} --kind checkpoint` brings what it learned; other algorithms take the job itself"
+            raise InvalidInput(f"job {job.id} is of {name}, which learns no policy", hint=hint)
 
 
 def _export(db: Connection, spec: ExportSpec, caller: Caller) -> str:

@@ -91,7 +91,7 @@ async def control_job(app: App, request: wire.ControlJob) -> wire.JobInfo:
         return await _remove(app, request.job)
     if request.action == "retry":
         await _check_retry(app, request.job)
-    _job, tell = await app.database.write(queue.control, request.job, request.action)
+    _job, tell = await app.database.write(queue.control, request.job, request.action, request.steps)
     app.supervisor.tell(request.job, tell)
     return await app.database.read(records.info, request.job)
 

@@ -21,7 +21,8 @@ def ping(app: App, request: wire.Ping) -> wire.Pong:
 
 async def algorithms(app: App, request: wire.Algorithms) -> wire.AlgorithmList:
     """What can be trained, with every setting."""
-    return wire.AlgorithmList(algorithms=(await app.catalog.ready())["algorithms"])
+    catalog = await app.catalog.ready()
+    return wire.AlgorithmList(algorithms=catalog["algorithms"], problems=catalog["problems"])
 
 
 async def read_audit(app: App, request: wire.ReadAudit) -> wire.AuditEntries:

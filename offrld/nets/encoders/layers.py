@@ -53,6 +53,7 @@ class Stage:
         self._batch_norm = encoder.batch_norm and norms
         self._layer_norm = encoder.layer_norm and norms and not image
         self._dropout = encoder.dropout
+        self.relu = self._activation == "relu"  # which the linear operation before it may take over
 
     def init(self, dtype: torch.dtype) -> Params:
         params: Params = {}
@@ -65,8 +66,10 @@ class Stage:
             params |= init_norm(f"{self.name}.norm", self.width, dtype)
         return params
 
-    def __call__(self, params: Params, x: Tensor) -> Tensor:
-        x = F.relu(x) if self._activation == "relu" else activate(self._activation, x, axis=1 if self._image else -1)
+    def __call__(self, params: Params, x: Tensor, *, activated: bool = False) -> Tensor:
+        """``activated``: ``x`` went through the activation already."""
+        if not activated:
+            x = F.relu(x) if self.relu else activate(self._activation, x, axis=1 if self._image else -1)
         if self._batch_norm:
             x = batch_norm(params, f"{self.name}.batch_norm", x, image=self._image)
         if self._layer_norm:

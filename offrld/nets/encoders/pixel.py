@@ -52,8 +52,8 @@ class PixelEncoder:
         x = observation.reshape(-1, *self._view)
         for _, stride, stage in self._convolutions:
             x = stage(params, F.conv2d(x, params[f"{stage.name}.weight"], params[f"{stage.name}.bias"], stride=stride))  # [N, C, H, W]
-        flat = x.reshape(*leading, -1)
-        return self._stage(params, self._linear(params, flat) if action is None else self._linear(params, flat, action))  # [..., F]
+        given = (x.reshape(*leading, -1),) if action is None else (x.reshape(*leading, -1), action)
+        return self._stage(params, self._linear(params, *given, relu=self._stage.relu), activated=self._stage.relu)  # [..., F]
 
 
 def _too_small(view: tuple[int, ...], encoder: Encoder, i: int, size: list[int]) -> str:

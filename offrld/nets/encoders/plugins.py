@@ -7,13 +7,11 @@ a package is imported only when its type is asked for.
 
 from __future__ import annotations
 
-import functools
-import sys
 from collections.abc import Callable
-from importlib import metadata
 from typing import Any
 
-from offrl.errors import InvalidInput, Unknown, nearest
+from offrl.errors import Unknown, nearest
+from offrld import plugins as packages
 
 GROUP = "offrl.encoders"
 BUILT_IN = ("default", "vector", "dense", "pixel", "simba")
@@ -26,7 +24,7 @@ def types() -> tuple[str, ...]:
 
 def plugins() -> tuple[str, ...]:
     """The types that installed packages add."""
-    return _names(tuple(sys.path))
+    return packages.names(GROUP, BUILT_IN)
 
 
 def all_but(*left_out: str) -> Callable[[], tuple[str, ...]]:
@@ -35,32 +33,7 @@ def all_but(*left_out: str) -> Callable[[], tuple[str, ...]]:
 
 
 def load(name: str) -> Any:
-    """The object behind a plugin's type.
-
-    Raises:
-        Unknown: there is no such type; the hint is the nearest one.
-        InvalidInput: several packages claim the name, or its package cannot be imported.
-    """
-    found = metadata.entry_points(group=GROUP, name=name)
-    if len(found) == 0:
+    """The object behind a plugin's type; raises as `offrld.plugins.load`."""
+    if name not in plugins():
         raise Unknown(f"unknown encoder type {name!r}", hint=nearest(name, types()))
-    origins = sorted({point.value for point in found})
-    if len(origins) > 1:
-        raise InvalidInput(f"encoder type {name!r} is claimed by {' and by '.join(origins)}", hint="uninstall one of these packages")
-    point = next(iter(found))
-    try:
-        plugin = point.load()
-    except Exception as error:  # whatever a package does when it is imported
-        said = str(error).partition("\n")[0]
-        reason = f"encoder type {name!r} cannot be loaded from {point.value}: {type(error).__name__}: {said}"
-        raise InvalidInput(reason, hint="repair or uninstall its package") from error
-    if not callable(getattr(plugin, "build", None)):
-        reason = f"encoder type {name!r} has no build function in {point.value}"
-        raise InvalidInput(reason, hint="it needs build(name, view, encoder, action_size)")
-    return plugin
-
-
-@functools.lru_cache(maxsize=4)
-def _names(path: tuple[str, ...]) -> tuple[str, ...]:
-    """Read once for each ``sys.path``: it takes milliseconds, and every encoder of every algorithm asks."""
-    return tuple(sorted({point.name for point in metadata.entry_points(group=GROUP)} - set(BUILT_IN)))
+    return packages.load(GROUP, name, ("build",))

@@ -43,5 +43,6 @@ class VectorEncoder:
             return torch.cat([part.expand(*leading, part.shape[-1]) for part in given], dim=-1)
         x = None
         for layer, stage in self._layers:
-            x = stage(params, layer(params, *(given if x is None else (x, *given) if self._dense else (x,))))
+            inputs = given if x is None else (x, *given) if self._dense else (x,)
+            x = stage(params, layer(params, *inputs, relu=stage.relu), activated=stage.relu)
         return x  # [..., F]

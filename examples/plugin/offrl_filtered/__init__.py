@@ -1,0 +1,1 @@
+"""An algorithm (`filtered_bc`) and an encoder (`fourier`) for offrld."""

@@ -1,0 +1,115 @@
+"""docs/algorithms.md, made from the registry: `python -m offrld.docs` writes it, with `--check` only compares (exit status 1: stale).
+
+Each algorithm's formulas and metrics are the docstring of its file, its tables what `offrl algos NAME` shows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+import sys
+import typing
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from offrl.cli.output import number
+from offrl.cli.service import default_text, meaning
+from offrld import settings
+from offrld.algos import ALGORITHMS
+from offrld.engine import Algorithm
+
+PATH = Path(__file__).resolve().parent.parent / "docs" / "algorithms.md"
+METRICS = re.compile(r"\s*\bMetrics?:\s(.*?)\.(?=\s|$)", re.DOTALL)
+INTRODUCTION = """# Algorithms
+
+Made from the registry by `make docs`: do not edit. The same is told by `offrl algos NAME`. A setting is given as `--set NAME=VALUE`, one of
+a component as `--set critic_encoder.units=[256,256]`, its type also by the component's name: `--set q_function=qr`. A preset comes first
+(`--preset d3rlpy`), single settings over it. Own algorithms: [extending](extending.md).
+"""
+
+
+def text() -> str:
+    """The whole file."""
+    kinds = {kind.__name__: kind for algorithm in ALGORITHMS.values() for kind in _components(algorithm.config).values()}
+    return "\n".join(_lines(dict(sorted(kinds.items())))).rstrip() + "\n"
+
+
+def _lines(kinds: Mapping[str, type]) -> Iterator[str]:
+    yield INTRODUCTION
+    yield from ("| algorithm | actions | |", "|---|---|---|")
+    for name, algorithm in ALGORITHMS.items():
+        yield f"| [`{name}`](#{name}) | {algorithm.actions} | {_cell(algorithm.summary)} |"
+    yield f"\nComponents: {', '.join(f'[{name}](#{name.lower()})' for name in kinds)}."
+    for algorithm in ALGORITHMS.values():
+        yield from _algorithm(algorithm)
+    yield "\n# Components"
+    for name, kind in kinds.items():
+        yield f"\n## {name}\n"
+        yield inspect.cleandoc(kind.__doc__ or "").replace("``", "`") + "\n"
+        yield from _table(settings.describe(kind))
+
+
+def _algorithm(algorithm: Algorithm) -> Iterator[str]:
+    yield f"\n## {algorithm.name}\n"
+    yield f"{algorithm.paper}. {algorithm.actions.capitalize()} actions.\n"
+    described = inspect.cleandoc(inspect.getdoc(sys.modules[f"offrld.algos.{algorithm.name}"]) or "")
+    metrics = METRICS.search(described)
+    yield METRICS.sub("", described).rstrip() + "\n"
+    if metrics:
+        yield f"Metrics: {' '.join(metrics[1].split())}.\n"
+    if algorithm.inputs:
+        takes = [f"`{name}` ({'any that acts' if kind == 'policy' else f'`{kind}`'})" for name, kind in algorithm.inputs.items()]
+        yield f"Takes other jobs: {', '.join(takes)}.\n"
+    known = settings.describe(algorithm.config)
+    yield from _table({name: setting for name, setting in known.items() if "." not in name})
+    components = _components(algorithm.config)
+    if components:
+        yield from ("\n| component | | differs from its defaults in |", "|---|---|---|")
+        for name, kind in components.items():
+            usual = settings.describe(kind)
+            other = {n: known[f"{name}.{n}"].default for n in usual if known[f"{name}.{n}"].default != usual[n].default}
+            yield f"| `{name}` | [{kind.__name__}](#{kind.__name__.lower()}) | {_values(other)} |"
+    yield ""
+    for preset, values in algorithm.presets.items():
+        yield f"- preset `{preset}`: {_values(values) or 'the defaults'}"
+
+
+def _table(known: Mapping[str, settings.Setting]) -> Iterator[str]:
+    yield from ("| setting | type | default | meaning |", "|---|---|---|---|")
+    for name, setting in known.items():
+        told = setting.as_json()
+        cells = told["type"], default_text(told["default"]), meaning(name, told) + _limits(told)
+        yield f"| `{name}` | {' | '.join(map(_cell, cells))} |"
+
+
+def _limits(told: Mapping[str, Any]) -> str:
+    low, high = told.get("low"), told.get("high")
+    words = [] if low is None else [f"{'above' if told.get('exclusive_low') else 'at least'} {number(low)}"]
+    words += [] if high is None else [f"at most {number(high, 7)}"]
+    return f"; {' and '.join(words)}" if words else ""
+
+
+def _values(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"`{name}={default_text(list(value) if isinstance(value, tuple) else value)}`" for name, value in values.items())
+
+
+def _cell(value: str) -> str:
+    return value.replace("|", "\\|")
+
+
+def _components(config: Any) -> dict[str, type]:
+    hints = typing.get_type_hints(type(config))
+    return {field.name: hints[field.name] for field in dataclasses.fields(config) if dataclasses.is_dataclass(hints[field.name])}
+
+
+def main() -> None:
+    """Write the file, or compare it."""
+    if "--check" in sys.argv[1:]:
+        sys.exit(0 if PATH.is_file() and PATH.read_text() == text() else f"{PATH.name} is stale: make docs")
+    PATH.write_text(text())
+
+
+if __name__ == "__main__":
+    main()

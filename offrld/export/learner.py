@@ -1,0 +1,83 @@
+"""The policy of a learner's seed as a file, with what is known about it inside: what jobs and `Learner.export` write."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from offrl.errors import InvalidInput
+from offrl.job import POLICY_SUFFIXES
+from offrld import settings
+from offrld.engine.data import observation_column
+from offrld.export.onnx import PolicyExporter
+from offrld.export.torchscript import export_torchscript
+from offrld.plain import json_safe
+
+if TYPE_CHECKING:
+    from offrld.engine import Learner
+
+SAMPLES = 1000           # observations of the dataset that the parity check draws from
+
+
+class LearnerExporter:
+    """Exports the policies of one learner. The graph is traced once for all seeds and steps.
+
+    Args:
+        job, dataset: names that go into the file; None where there is none.
+    """
+
+    def __init__(self, learner: Learner, *, job: str | None = None, dataset: str | None = None) -> None:
+        self._learner, self._job, self._dataset = learner, job, dataset
+        self._exporter = PolicyExporter()
+        self._samples: dict[str, np.ndarray] | None = None  # what the parity check runs on
+        if learner.store is not None:
+            every = max(1, len(learner.store.column("reward")) // SAMPLES)
+            self._samples = {
+                name: _stacked(observation_column(learner.store, name)[::every][:SAMPLES], learner.space_.frame_stack)
+                for name in learner.space["observation"]
+            }
+
+    def write(self, path: Path, seed: int, format: str = "onnx") -> None:
+        """Write the policy of a seed as it is now, as ``onnx`` or ``torchscript``; `CheckFailed` where it differs from the network."""
+        learner, samples = self._learner, self._samples
+        path.parent.mkdir(parents=True, exist_ok=True)
+        store, space = learner.store, learner.space
+        observation = learner.space_.inputs
+        env_id = store.metadata.get("env_id") if store is not None else None
+        metadata = {
+            "space": space,
+            "algorithm": learner.algorithm.name,
+            "config": settings.as_flat(learner.config),
+            "dataset": {"name": self._dataset, "snapshot": learner.snapshot, "env_id": env_id},
+            "job": self._job,
+            "step": learner.step,
+            "seed": seed,
+            "versions": learner.describe_run()["versions"],
+        }
+        only = next(iter(observation)) == "observation" and len(observation) == 1
+        export = self._exporter.export if format == "onnx" else export_torchscript
+        export(
+            learner.policy(seed), path, observation=observation["observation"] if only else observation, discrete=space["discrete"],
+            metadata=json_safe(metadata), samples=samples["observation"] if only and samples is not None else samples,
+        )  # fmt: skip
+
+
+def export_learner(learner: Learner, path: str | os.PathLike[str], seed: int) -> Path:
+    """Write the policy of a seed as ``.onnx`` or ``.pt`` (TorchScript); returns its path. Raises `InvalidInput`, `CheckFailed`."""
+    path = Path(path)
+    if path.suffix not in POLICY_SUFFIXES.values():
+        message = f"policies are written as ONNX or TorchScript, {os.fspath(path)!r} ends in neither .onnx nor .pt"
+        raise InvalidInput(message, hint="export('policy.onnx')")
+    LearnerExporter(learner).write(path, seed)
+    return path
+
+
+def _stacked(rows: Any, frames: int) -> np.ndarray:
+    """Rows as if each were ``frames`` equal ones joined along their first axis: the range of the graph's inputs."""
+    if frames == 1:
+        return rows
+    rows = rows if rows.ndim > 1 else rows[:, None]
+    return np.tile(rows, (1, frames, *(1,) * (rows.ndim - 2)))

@@ -1,0 +1,152 @@
+"""The network that an export is made from and compared with: its inputs and outputs, what it gives on the observations of the check.
+
+Every export knows the policy by this alone: named inputs (the observation's fields, then what a policy that remembers takes beside them)
+and outputs (the action, then the next context), in this order.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from offrl.errors import CheckFailed
+from offrl.memory import CONTEXT, NEXT
+from offrld.export import parity
+from offrld.export.parity import BATCH_SIZES, TOLERANCE, WINDOW_BATCH_SIZES, ObservationSpec
+
+OBSERVATION = "observation"  # name of the input where the dataset has one observation field
+
+
+def outputs(policy: Any, inputs: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    """The action, and what else the policy gives."""
+    given = call(policy, inputs)
+    return given if isinstance(given, tuple) else (given,)
+
+
+def call(function: Any, inputs: Mapping[str, torch.Tensor]) -> Any:
+    """``function`` of the inputs: by position where there is only the observation, else by name."""
+    return function(inputs[OBSERVATION]) if list(inputs) == [OBSERVATION] else function(**inputs)
+
+
+def on_cpu(module: nn.Module) -> nn.Module:
+    """The module itself, or a copy where some of it lies on another device: the parity check is against torch on the CPU."""
+    tensors = [*module.parameters(), *module.buffers()]
+    return module if all(t.device.type == "cpu" for t in tensors) else copy.deepcopy(module).to("cpu")
+
+
+# ------------------------------------------------------------------------------------------------------------------ inputs
+def observation_specs(observation: Any, samples: Any) -> dict[str, ObservationSpec]:
+    """The inputs that are observation fields; arguments as of `offrld.export.onnx.export_policy`."""
+    if isinstance(observation, Mapping):
+        return {name: ObservationSpec.of(value, None if samples is None else samples[name]) for name, value in observation.items()}
+    return {OBSERVATION: ObservationSpec.of(observation, samples)}
+
+
+def episode_specs(module: nn.Module, fields: Mapping[str, ObservationSpec]) -> dict[str, ObservationSpec]:
+    """The inputs beside the observation of a policy that remembers; those that hold observations have the range of their field."""
+    if not remembers(module):
+        return {}
+    specs = {}
+    for name, given in module.episode_inputs.items():
+        if name in fields:
+            message = f"an observation field is called {name!r}, as is an input of every transformer's policy"
+            raise CheckFailed(message, hint="rename the field in the dataset")
+        low, high = (fields[given.field].low, fields[given.field].high) if given.field is not None else (given.low, given.high)
+        known = low is not None and high is not None
+        specs[name] = ObservationSpec(np.dtype(given.dtype), given.shape, *((np.asarray(low), np.asarray(high)) if known else ()))
+    return specs
+
+
+def remembers(module: nn.Module) -> bool:
+    """Whether the policy takes and gives the context of an episode."""
+    return hasattr(module, "episode_inputs")
+
+
+def following(specs: Mapping[str, ObservationSpec]) -> list[str]:
+    """Names of the outputs that carry the next context."""
+    return [NEXT + name for name in specs if name.startswith(CONTEXT)]
+
+
+def example(specs: Mapping[str, ObservationSpec]) -> dict[str, torch.Tensor]:
+    """Inputs to trace with. Not a batch of 1: that is taken for a constant."""
+    return {name: torch.from_numpy(spec.draw(np.random.default_rng(0), 2, 1.0)) for name, spec in specs.items()}
+
+
+# ------------------------------------------------------------------------------------------------------------------- check
+class Reference:
+    """What torch gives on the observations of the check.
+
+    Attributes:
+        specs: all inputs.
+        batch_sizes: of the check.
+        inputs: by name, of each batch.
+        actions: ``[B, A]`` or ``[B]`` of each batch.
+        following: the next context, by output name, of each batch.
+        scores: ``[B, n]`` of each batch, of a discrete module that offers them.
+        context: ``length`` and ``target_return`` of a policy that remembers.
+    """
+
+    def __init__(self, module: nn.Module, specs: Mapping[str, ObservationSpec], discrete: bool) -> None:
+        """Raises `CheckFailed` where the network gives NaN, or actions of another form than is due."""
+        self.specs, self.discrete = specs, discrete
+        self.context = {"length": module.context_size, "target_return": module.target_return} if remembers(module) else None
+        self.batch_sizes = WINDOW_BATCH_SIZES if remembers(module) else BATCH_SIZES
+        self.inputs = parity.observations(specs, self.batch_sizes)
+        given = [[value.numpy() for value in outputs(module, tensors_of(inputs))] for inputs in self.inputs]
+        self.actions = [each[0] for each in given]
+        self.following = {name: [each[1 + i] for each in given] for i, name in enumerate(following(specs))}
+        scored = discrete and hasattr(module, "scores")
+        self.scores = [call(module.scores, tensors_of(inputs)).numpy() for inputs in self.inputs] if scored else None
+        dtype, ndim = self.actions[0].dtype, self.actions[0].ndim
+        if (dtype, ndim) != ((np.int64, 1) if discrete else (np.float32, 2)):
+            shown = f"{dtype} [{', '.join('B' + 'A' * (ndim - 1))}]"
+            raise CheckFailed(f"the policy gives {shown}", hint=f"due is {'int64 [B]' if discrete else 'float32 [B, A]'}")
+        if not all(np.isfinite(x).all() for x in [*self.actions, *(self.scores or [])]):
+            message = "the network gives NaN or infinite values: its training has diverged"
+            raise CheckFailed(message, hint="see the losses: offrl fetch JOB --kind metrics")
+
+    def difference(self, given: Sequence[Sequence[np.ndarray]], scores: list[np.ndarray] | None = None) -> float:
+        """The largest difference of what an export gives.
+
+        Args:
+            given: its outputs, the action and the next context, on each batch of ``inputs``.
+            scores: its scores on each, where it has them.
+        """
+        actions = [each[0] for each in given]
+        if self.discrete:
+            difference = parity.choice_difference(self.actions, actions, self.scores)
+        else:
+            difference = parity.largest_difference(self.actions, actions)
+        if scores is not None:
+            difference = max(difference, parity.score_difference(self.scores, scores))
+        for i, expected in enumerate(self.following.values()):
+            # The context holds the action that was taken; a tie that went the other way is no difference there either.
+            chosen = self.discrete and all(x.dtype == np.int64 and x.ndim == 2 for x in expected)
+            difference = max(difference, parity.context_difference(expected, [each[1 + i] for each in given], up_to_last=chosen))
+        return difference
+
+
+def differs(difference: float) -> CheckFailed:
+    """The error of an export that is not the network."""
+    return CheckFailed(
+        f"the exported policy differs from the network by {difference:.3g}, more than {TOLERANCE:g}",
+        hint="the policy must be deterministic: no dropout in training mode, no random numbers in forward",
+    )
+
+
+def tensors_of(inputs: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
+    """The same as tensors."""
+    return {name: torch.from_numpy(array) for name, array in inputs.items()}
+
+
+def reason(error: BaseException) -> str:
+    """The first line of what is at the bottom of an error of torch, which comes with pages of advice."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200] if lines else 'no message'}"

@@ -1,0 +1,324 @@
+"""Training loops and single updates in-process: what is trained on, what is told, and what a run may be made of."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+import torch
+
+import offrld
+from offrl.errors import InvalidInput, OffrlError, Unknown
+from offrl_store import EpisodeStore
+from offrld.algos import ALGORITHMS
+from offrld.engine import Learner
+from offrld.engine.guards import Diverged
+
+CHEAP = {"batch_size": 16}
+
+
+def build(name, store, config=CHEAP, **options):
+    return offrld.build(name, store, config=config, **options)
+
+
+def same_state(one, other):
+    mine, theirs = one.state.tensors(), other.state.tensors()
+    return mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+def rows_seen(learner, **options):
+    """The rows of every batch of a fit."""
+    seen = []
+    callback = lambda learner, epoch, step: seen.append(learner._feeds[0].source.raw(step - 1 + learner._behind).batch.index.tolist())  # noqa: E731
+    learner.fit(callback=callback, **options)
+    return seen
+
+
+def test_fit_by_steps_is_the_same_as_run(continuous_store):
+    one, other = build("td3_bc", continuous_store, seeds=[0, 5]), build("td3_bc", continuous_store, seeds=[0, 5])
+    epochs = one.fit(10, steps_per_epoch=4)
+    other.run(10)
+    assert same_state(one, other)
+    assert [epoch for epoch, _ in epochs] == [1, 2, 3]
+    assert set(epochs[0][1]) >= {"critic_loss", "time_sample_batch", "time_algorithm_update"}
+    assert set(epochs[0][1]["critic_loss"]) == {0, 5}
+
+
+def test_an_epoch_is_a_pass_over_all_transitions_each_time_in_another_order(continuous_store):
+    learner = build("bc", continuous_store)
+    learner.run(3)  # a pass begins anew wherever training has been before
+    count = continuous_store.transition_count // 16
+    seen = rows_seen(learner, epochs=2)
+    assert len(seen) == 2 * count
+    first, second = (np.concatenate(part) for part in (seen[:count], seen[count:]))
+    assert len(set(first.tolist())) == len(first) == 16 * count
+    assert first.tolist() != second.tolist()
+    assert len(rows_seen(learner, epochs=1, shuffle=False)) == count
+
+
+def test_chosen_episodes_and_transitions_alone_are_trained_on(continuous_store):
+    table = continuous_store.episode_table
+    learner = build("bc", continuous_store)
+
+    def episodes_of(rows):
+        return {int(np.searchsorted(table["first_row"], row, side="right")) - 1 for batch in rows for row in batch}
+
+    assert episodes_of(rows_seen(learner, steps=30, episodes=[2, 7])) == {2, 7}
+    assert episodes_of(rows_seen(learner, epochs=1, episodes=continuous_store.episodes[3:6])) == {3, 4, 5}
+    rows = continuous_store.episodes[4:5].transitions
+    assert {row for batch in rows_seen(learner, steps=20, transitions=rows[:3]) for row in batch} == set(rows.rows[:3].tolist())
+    assert episodes_of(rows_seen(learner, steps=30)) > {2, 7}
+    chosen = build("bc", continuous_store, episodes=[1, 2, 3, 4], holdout=0.25)
+    assert len(chosen.holdout) == 1
+    assert episodes_of(rows_seen(chosen, steps=30)) == {1, 2, 3, 4} - set(chosen.holdout.tolist())
+    with pytest.raises(InvalidInput):
+        learner.fit(5, episodes=[99])
+    with pytest.raises(InvalidInput, match="steps=N or epochs=N"):
+        learner.fit(5, epochs=1)
+
+
+def test_what_is_told_after_an_epoch(continuous_store, tmp_path):
+    learner, calls, logged, out = build("td3_bc", continuous_store, holdout=0.25), [], [], io.StringIO()
+    epochs = learner.fit(
+        6, steps_per_epoch=3,
+        callback=lambda *call: calls.append(call[1:]), epoch_callback=lambda *call: calls.append(("end", *call[1:])),
+        evaluators={"length": lambda learner, episodes: len(episodes), "each": lambda learner, episodes: {0: 2.5}},
+        show_progress=True, save_to=tmp_path / "run", save_interval=2,
+        logger=lambda *line: logged.append(line[:2]), verbose=True, output=out,
+    )  # fmt: skip
+    assert calls == [(1, 1), (1, 2), (1, 3), ("end", 1, 3), (2, 4), (2, 5), (2, 6), ("end", 2, 6)]
+    assert logged == [(1, 3), (2, 6)]
+    assert epochs[1][1]["length"] == {0: 3.0}
+    assert epochs[1][1]["each"] == {0: 2.5}
+    assert "validation_critic_loss" in epochs[0][1]
+    assert [line.split(":")[0] for line in out.getvalue().splitlines()] == ["epoch 1, step 3", "epoch 2, step 6"]
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["000000000006.safetensors"]
+    rows = (tmp_path / "run" / "seed-0" / "metrics" / "length.csv").read_text().splitlines()
+    assert rows == ["epoch,step,value", "1,3,3.0", "2,6,3.0"]
+    again = offrld.load(tmp_path / "run", continuous_store, holdout=0.25)
+    assert again.step == 6
+    again.fit(3)
+    learner.fit(3)
+    assert same_state(again, learner)
+
+
+def test_the_generator_lets_settings_change_between_epochs(continuous_store):
+    learner, plain = build("td3_bc", continuous_store), build("td3_bc", continuous_store)
+    plain.run(8)
+    for epoch, _ in learner.fitter(8, steps_per_epoch=4):
+        if epoch == 1:
+            learner.reconfigure({"critic_learning_rate": 1e-2})
+    assert not same_state(learner, plain)
+    assert learner.config.critic_learning_rate == 1e-2
+    before = {name: value.clone() for name, value in learner.state.tensors().items()}
+    for bad in ({"critic_encoder.units": [8]}, {"observation_scaler": "none"}, {"alhpa": 1.0}):
+        with pytest.raises(InvalidInput):
+            learner.reconfigure(bad)
+    assert all(torch.equal(before[name], value) for name, value in learner.state.tensors().items())
+    learner.run(1)
+
+
+@pytest.mark.parametrize("name", ["td3_bc", "iql", "cal_ql", "discrete_cql", "decision_transformer"])
+def test_an_update_on_the_stores_batch_is_that_of_run(name, store_for):
+    algorithm = ALGORITHMS[name]
+    store = store_for(algorithm)
+    config = {**CHEAP, **({"reward_scaler.type": "multiply", "reward_scaler.multiplier": 3.0, "n_steps": 3} if name == "iql" else {})}
+    by_run, by_hand = (build(name, store, config, seeds=[3]) for _ in range(2))
+    given = by_run.config
+    if algorithm.batch_kind == "windows":
+        sampler = store.windows(16, given.context_size, seed=3)
+    else:
+        extra = {"next_action": bool(algorithm.next_action), "returns": algorithm.returns}
+        sampler = store.transitions(16, seed=3, n_steps=given.n_steps, gamma=given.gamma, **extra)
+    for _ in range(4):
+        metrics = by_hand.update(sampler.sample())
+        by_run.run(1)
+        expected = by_run.metrics()
+        assert {name: values[3] for name, values in metrics.items()} == pytest.approx({n: v[3] for n, v in expected.items()}, rel=1e-6)
+    for one, other in zip(by_run.state.tensors().values(), by_hand.state.tensors().values(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+    assert by_hand.step == 4
+
+
+def test_a_given_batch_must_have_what_is_read(continuous_store):
+    learner = build("td3_bc", continuous_store)
+    with pytest.raises(InvalidInput, match=r"observation 'observation' of the batch is \[16, 6\], \[16, 3\] is needed"):
+        learner.update(continuous_store.transitions(16, seed=0, frame_stack=2).sample())
+    with pytest.raises(InvalidInput, match="no returns"):
+        build("cal_ql", continuous_store).update(continuous_store.transitions(16, seed=0).sample())
+    learner.update(continuous_store.transitions(5, seed=0).sample())  # of any size
+    learner.update(continuous_store.prioritized(8, seed=0).sample())
+
+
+def test_predict_sample_and_values(continuous_store, discrete_store):
+    learner = build("iql", continuous_store, seeds=[0, 1])
+    learner.run(3)
+    x = np.array(continuous_store.column("observation")[:7])
+    actions = learner.predict(x)
+    assert actions.dtype == np.float32 and actions.shape == (7, 2)
+    assert np.array_equal(actions, learner.policy(0)(torch.from_numpy(x)).detach().numpy())
+    assert not np.array_equal(actions, learner.predict(x, seed=1))
+    drawn = learner.sample(x, step=4)
+    assert np.array_equal(drawn, learner.sample(x, step=4))
+    assert not np.array_equal(drawn, learner.sample(x, step=5))
+    assert not np.array_equal(drawn, actions)
+    values, std = learner.predict_value(x, actions, with_std=True)
+    scaled = learner.scalers.observation["observation"]
+    seen = torch.from_numpy(x) if scaled is None else scaled(torch.from_numpy(x))
+    params = {name: value[0].detach() for name, value in learner.state.params.items()}
+    members = learner.nets.critic(params, seen, learner.scalers.action(torch.from_numpy(actions))).detach().numpy()
+    np.testing.assert_allclose(values, members.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(std, members.std(0), rtol=1e-3, atol=1e-6)
+    with pytest.raises(InvalidInput) as error:
+        learner.predict(x[0])
+    assert "[None]" in error.value.hint
+    with pytest.raises(Unknown, match="seed 9"):
+        learner.predict(x, seed=9)
+    with pytest.raises(InvalidInput, match="learns no values"):
+        build("bc", continuous_store).predict_value(x, actions)
+
+    soft = build("discrete_sac", discrete_store)
+    y = np.array(discrete_store.column("observation")[:1]).repeat(4000, 0)
+    shares = np.bincount(soft.sample(y), minlength=3) / 4000
+    with torch.no_grad():
+        expected = torch.softmax(soft._acted(y[:1], None), -1)[0].numpy()
+    np.testing.assert_allclose(shares, expected, atol=0.04)
+    assert soft.predict(y[:2]).dtype == np.int64
+    assert soft.predict_value(y[:2], [0, 2]).shape == (2,)
+    with pytest.raises(InvalidInput, match="0 to 2"):
+        soft.predict_value(y[:2], [0, 3])
+
+
+def test_a_learner_is_made_of_an_environment_or_of_shapes_and_loaded_without_data(continuous_store, tmp_path):
+    import gymnasium
+
+    with gymnasium.make("Pendulum-v1") as env:
+        learner = build("sac", env)
+        assert learner.predict(env.reset(seed=0)[0][None]).shape == (1, 1)
+    assert learner.space["source"] == "env:Pendulum-v1"
+    by_hand = build("td3_bc", offrld.Shapes.of((3,), action_size=2, low=-2.0, high=2.0), {**CHEAP, "observation_scaler": "none"})
+    by_hand.update(continuous_store.transitions(16, seed=0).sample())
+    with pytest.raises(InvalidInput, match="no dataset"):
+        by_hand.run(1)
+    with pytest.raises(InvalidInput, match="standard"):
+        build("td3_bc", offrld.Shapes.of((3,), action_size=2))
+    with pytest.raises(InvalidInput, match="learns discrete actions"):
+        build("dqn", offrld.Shapes.of((3,), action_size=2))
+
+    trained = build("td3_bc", continuous_store, seeds=[3, 1])
+    trained.run(4)
+    trained.save(tmp_path / "a.safetensors")
+    loaded = offrld.load(tmp_path / "a.safetensors")
+    x = np.array(continuous_store.column("observation")[:7])
+    for seed in (3, 1):
+        assert np.array_equal(loaded.predict(x, seed=seed), trained.predict(x, seed=seed))
+    assert loaded.export(tmp_path / "p.onnx", seed=1).exists()
+    loaded.save(tmp_path / "b.safetensors")
+    again = offrld.load(tmp_path / "b.safetensors", continuous_store.path)
+    again.run(2)
+    trained.run(2)
+    assert same_state(again, trained)
+
+
+def test_copies_between_learners(continuous_store):
+    one, other = build("td3_bc", continuous_store), build("td3_bc", continuous_store, seeds=[7])
+    one.run(6)
+
+    def equal(prefix):
+        mine, theirs = one.state.tensors(), other.state.tensors()
+        return {name.startswith(prefix) and torch.equal(mine[name], theirs[name]) for name in mine if name.startswith(prefix)} == {True}
+
+    other.copy_policy_from(one)
+    assert equal("params/actor") and equal("target/actor") and not equal("params/critic") and not equal("optimizer/train.actor")
+    other.copy_policy_optim_from(one.loaded())
+    assert equal("optimizer/train.actor") and not equal("optimizer/train.critic")
+    other.copy_q_function_from(one)
+    other.copy_q_function_optim_from(one)
+    assert same_state(one, other)
+    other.reset_optimizer_states()
+    assert all(not value.any() for name, value in other.state.tensors().items() if name.startswith("optimizer/"))
+    small = build("td3_bc", continuous_store, {**CHEAP, "actor_encoder.units": [8]})
+    before = {name: value.clone() for name, value in small.state.tensors().items()}
+    with pytest.raises(InvalidInput, match=r"network 'actor' does not fit: actor\.\S+ is \[256"):
+        small.copy_policy_from(one)
+    assert all(torch.equal(before[name], value) for name, value in small.state.tensors().items())
+
+
+def test_a_run_starts_from_another_ones_networks(continuous_store, discrete_store, tmp_path):
+    source = build("iql", continuous_store, {**CHEAP, "observation_scaler": "standard"}, seeds=[1, 2])
+    source.run(5)
+    source.save(tmp_path / "s.safetensors")
+    x = np.array(continuous_store.column("observation")[:5])
+    told = []
+    started = build("iql", continuous_store, seeds=[2, 9], start=tmp_path / "s.safetensors", log=told.append)
+    assert np.array_equal(started.predict(x, seed=2), source.predict(x, seed=2))  # its own, scaled as it was
+    assert np.array_equal(started.predict(x, seed=9), source.predict(x, seed=1))  # or the first
+    assert any("scaled as in" in text for text in told)
+    assert started.step == 0 and started._taken["train.critic"] == 5
+    assert build("iql", continuous_store, start=source, fresh_optimizer=True)._taken["train.critic"] == 0
+    part = build("iql", continuous_store, seeds=[2], start=source, transfer="critics")
+    assert torch.equal(part.state.params["value.head.bias"][0], source.state.params["value.head.bias"][1])
+    assert not torch.equal(part.state.params["actor.head.bias"][0], source.state.params["actor.head.bias"][1])
+    cloned = build("bc", continuous_store)
+    actor = build("td3_bc", continuous_store, start=cloned, transfer="policy")
+    assert torch.equal(actor.state.params["actor.head.bias"][0], cloned.state.params["policy.head.bias"][0])
+    with pytest.raises(InvalidInput, match="has no network 'critic'"):
+        build("td3_bc", continuous_store, start=cloned)
+    with pytest.raises(InvalidInput, match="has no networks of its own for 'policy'"):
+        build("dqn", discrete_store, start=build("dqn", discrete_store), transfer="policy")
+
+
+def test_guards_in_process(continuous_store, tmp_path):
+    told = []
+    with pytest.raises(Diverged, match=r"of seed 0 .* by step"):
+        offrld.train("td3_bc", continuous_store, steps=200, config={**CHEAP, "critic_learning_rate": 1e25}, metrics_every=5)
+    learner = build("td3_bc", continuous_store, seeds=[0, 1], log=told.append)
+    with torch.no_grad():
+        next(value for name, value in learner.state.params.items() if name.startswith("critic."))[1] = float("nan")
+    learner.fit(4, steps_per_epoch=2)
+    assert list(learner.guard.stopped) == [1]
+    assert any("critic_loss of seed 1 became nan by step 2" in text for text in told)
+    assert learner.broken().keys() == {1}
+    learner.save(tmp_path / "c.safetensors")
+    assert list(offrld.load(tmp_path / "c.safetensors").guard.stopped) == [1]
+
+
+def test_classic_mistakes_are_told_before_the_first_update(tmp_path):
+    from offrl_store import Episode, Field, Schema
+
+    def warnings(scale=1.0, reward=None, steps=40, episodes=3, action=1.0, terminated=True, **config):
+        path = tmp_path / f"store-{len(list(tmp_path.iterdir()))}"
+        random = np.random.default_rng(0)
+        schema = Schema(observation=Field("float32", (3,)), action=Field("float32", (1,), low=-1, high=1), reward=Field("float32"))
+        store = EpisodeStore.create(path, schema)
+        with store.writer() as writer:
+            for _ in range(episodes):
+                seen = (scale * random.normal(size=(steps + 1, 3))).astype(np.float32)
+                earned = random.normal(size=steps).astype(np.float32) if reward is None else np.full(steps, reward, np.float32)
+                writer.append(Episode(seen, action * random.uniform(-1, 1, (steps, 1)).astype(np.float32), earned, terminated))
+        told, algorithm = [], ALGORITHMS["iql"]
+        bounds = (np.array([-0.5]), np.array([0.5])) if config.pop("narrow", False) else None
+        Learner.create(algorithm, algorithm.configure({**CHEAP, **config}), EpisodeStore.open(path), log=told.append, bounds=bounds)
+        return [text for text in told if text.startswith("warning: ")]
+
+    def one(text, **options):
+        found = warnings(**options)
+        return len(found) == 1 and text in found[0]
+
+    assert warnings() == []
+    assert one("observations 'observation' reach", scale=1e4)
+    assert warnings(scale=1e4, observation_scaler="standard") == []
+    assert one("all rewards are 1", reward=1.0)
+    assert one("one episode without an end", steps=1500, episodes=1, terminated=False)
+    assert one("of the actions are outside of [-1, 1]", narrow=True)
+
+
+def test_another_store_is_refused_on_loading(continuous_store, tmp_path):
+    from conftest import make_store
+
+    learner = build("bc", continuous_store)
+    learner.save(tmp_path / "c.safetensors")
+    other = make_store(tmp_path / "other", discrete=False, seed=4)
+    with pytest.raises(OffrlError, match="snapshot"):
+        offrld.load(tmp_path / "c.safetensors", other)

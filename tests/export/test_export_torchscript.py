@@ -1,0 +1,224 @@
+"""Policies as TorchScript files: a process that has torch alone gets what onnxruntime gives; what is no policy leaves no file."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from cheap_settings import cheap_settings
+from test_export_observations import CONTINUOUS, DISCRETE, IMAGE, KINDS, SMALL, filled
+from torch import nn
+
+from offrl.errors import CheckFailed
+from offrl_store import Field
+from offrld.algos import ALGORITHMS, get
+from offrld.engine import Learner
+from offrld.export.torchscript import METADATA, export_torchscript
+from offrld.worker.policies import PolicyFiles
+from offrld.worker.runfolder import RunFolder
+
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "policy-file.md"
+VECTOR = Field("float32", (4,))
+PIXELS = {f"encoder.{name}": value for name, value in SMALL.items()}
+ACTOR_AND_CRITIC = {f"{slot}.{name}": value for slot in ("actor_encoder", "critic_encoder") for name, value in SMALL.items()}
+SCALED = {"observation_scaler": "standard"}
+CASES = {
+    "deterministic": ("td3_bc", VECTOR, SCALED),
+    "squashed normal": ("sac", VECTOR, SCALED),
+    "argmax of values": ("dqn", VECTOR, {}),
+    "categorical": ("discrete_sac", VECTOR, {}),
+    "quantiles": ("discrete_cql", VECTOR, {"q_function": "iqn"}),
+    "bcq": ("bcq", VECTOR, {}),
+    "plas": ("plas", VECTOR, {}),
+    "pixel": ("discrete_cql", IMAGE, PIXELS),
+    "stacked pixel": ("discrete_bc", IMAGE, {**PIXELS, "frame_stack": 3}),
+    "dict": ("td3_bc", KINDS["camera and arm"], ACTOR_AND_CRITIC),
+    "transformer": ("decision_transformer", VECTOR, {"reward_scaler": "multiply", "reward_scaler.multiplier": 0.1}),
+    "discrete transformer": ("discrete_decision_transformer", KINDS["vectors"], {}),
+}
+BATCHES = (1, 40)
+
+# What a user's program does, with torch alone: reads the metadata, and gives the inputs in the order that they say.
+PROGRAM = f"""
+import json, sys
+for package in ("offrld", "offrl", "offrl_store", "onnx", "onnxruntime"):
+    sys.modules[package] = None  # an import of it fails
+import numpy as np
+import torch
+
+torch.set_num_threads(1)
+for folder in sys.argv[1:]:
+    told = {{{METADATA!r}: ""}}
+    policy = torch.jit.load(folder + "/policy.pt", _extra_files=told)
+    told = json.loads(told[{METADATA!r}])
+    for batch in {BATCHES}:
+        given = np.load(f"{{folder}}/given-{{batch}}.npz")
+        out = policy(*(torch.from_numpy(given[each["name"]]) for each in told["inputs"]))
+        out = out if isinstance(out, tuple) else (out,)
+        np.savez(f"{{folder}}/out-{{batch}}.npz", **{{name: value.numpy() for name, value in zip(told["outputs"], out, strict=True)}})
+"""
+
+
+def moved(learner: Learner) -> Learner:
+    """With parameters moved by noise, so that what is observed decides what is done."""
+    random = torch.Generator().manual_seed(1)
+    for value in learner.state.params.values():
+        value += 0.2 * torch.randn(value.shape, generator=random)
+    return learner
+
+
+def learner_of(name, store, **values) -> Learner:
+    algorithm = get(name)
+    return moved(Learner.create(algorithm, algorithm.configure({**cheap_settings(algorithm), **values}), store))
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    """Case -> what onnxruntime gave and what the other process gave, on the same inputs; every case through one process."""
+    dtypes = {"tensor(float)": "f4", "tensor(double)": "f8", "tensor(float16)": "f2", "tensor(int64)": "i8", "tensor(uint8)": "u1"}
+    made = {}
+    for case, (name, observation, values) in CASES.items():
+        folder = tmp_path_factory.mktemp("case")
+        store = filled(folder / "store", observation, DISCRETE if get(name).actions == "discrete" else CONTINUOUS)
+        files = PolicyFiles(learner_of(name, store, **values), RunFolder(folder / "run"), job="j7", dataset="d")
+        file = files.export(0, "torchscript")
+        file.rename(folder / "policy.pt")
+        session = onnxruntime.InferenceSession(str(files.export(0)), providers=["CPUExecutionProvider"])
+        random, expected = np.random.default_rng(3), {}
+        for batch in BATCHES:
+            given = {}
+            for each in session.get_inputs():
+                dtype, shape = np.dtype(dtypes[each.type]), (batch, *each.shape[1:])
+                if dtype == np.uint8:  # of random brightness: noise alone looks the same to a network
+                    drawn = random.integers(0, 256, shape) * random.uniform(size=(batch, *(1,) * (len(shape) - 1)))
+                else:
+                    drawn = random.normal(size=shape) if dtype.kind == "f" else random.integers(0, 3, shape)
+                given[each.name] = drawn.astype(dtype)
+            np.savez(folder / f"given-{batch}.npz", **given)
+            outputs = [each.name for each in session.get_outputs()]
+            expected[batch] = dict(zip(outputs, session.run(outputs, given), strict=True))
+        made[case] = SimpleNamespace(folder=folder, expected=expected, name=file.name)
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", PROGRAM, *(str(each.folder) for each in made.values())], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return made
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_process_with_torch_alone_gets_what_onnxruntime_gives(case, ran):
+    assert ran[case].name == "policy-000000000000.pt"
+    for batch, expected in ran[case].expected.items():
+        given = np.load(ran[case].folder / f"out-{batch}.npz")
+        assert list(given) == list(expected)
+        for name, value in expected.items():
+            assert (given[name].dtype, given[name].shape) == (value.dtype, value.shape)
+            np.testing.assert_allclose(given[name], value, atol=1e-4, err_msg=name)
+    assert len(np.unique(ran[case].expected[40]["action"], axis=0)) > 1  # it does not always do the same
+
+
+def metadata_of(path) -> dict:
+    told = {METADATA: ""}
+    with pytest.warns(DeprecationWarning):
+        torch.jit.load(path, _extra_files=told)
+    return json.loads(told[METADATA])
+
+
+def test_the_metadata_are_those_of_the_onnx_file_and_name_the_inputs_in_order(ran):
+    told = metadata_of(ran["transformer"].folder / "policy.pt")
+    names = [each["name"] for each in told["inputs"]]
+    assert names == [
+        "observation", "reward", "target_return", "context.observation", "context.action", "context.return_to_go", "context.length",
+    ]  # fmt: skip
+    assert told["inputs"][3] == {"name": "context.observation", "dtype": "float32", "shape": [4, 4]}
+    assert told["outputs"] == ["action", *("next_" + name for name in names if name.startswith("context."))]
+    onnx = next((ran["transformer"].folder / "run").rglob("*.onnx"))
+    session = onnxruntime.InferenceSession(str(onnx), providers=["CPUExecutionProvider"])
+    same = {key.removeprefix("offrl."): json.loads(text) for key, text in session.get_modelmeta().custom_metadata_map.items()}
+    assert {**same, "parity": 0} == {key: 0 if key == "parity" else told[key] for key in told if key not in ("inputs", "outputs")}
+    assert told["parity"]["largest_difference"] <= 1e-4
+
+
+@pytest.mark.parametrize("name", [name for name, algorithm in ALGORITHMS.items() if algorithm.acts])
+def test_every_policy_of_the_registry_becomes_a_file_without_a_warning(name, store_for, tmp_path):
+    learner = learner_of(name, store_for(get(name)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        difference = export_torchscript(
+            learner.policy(0), tmp_path / "p.pt", observation=("float32", (3,)), discrete=learner.space["discrete"]
+        )
+    assert difference < 1e-5
+    assert [path.name for path in tmp_path.iterdir()] == ["p.pt"]
+
+
+def test_the_file_holds_what_acts_and_nothing_of_the_critics(continuous_store, tmp_path):
+    algorithm = get("td3_bc")
+    critics = {"critic_encoder.units": [1024, 1024], "actor_encoder.units": [16]}
+    learner = Learner.create(algorithm, algorithm.configure({"batch_size": 16, **critics}), continuous_store, seeds=range(3))
+    export_torchscript(learner.policy(2), tmp_path / "p.pt", observation=("float32", (3,)), discrete=False)
+    assert (tmp_path / "p.pt").stat().st_size < 50_000
+
+
+class Linear(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+
+    def forward(self, observation):
+        return self.layer(observation)
+
+
+class OneBatch(Linear):
+    def forward(self, observation):
+        return super().forward(observation) + torch.zeros(int(observation.shape[0]), 2)
+
+
+class Another(Linear):
+    def forward(self, observation):
+        return super().forward(observation) + (0.02 if torch.jit.is_tracing() else 0.0)
+
+
+class Nothing(Linear):
+    def forward(self, observation):
+        return super().forward(observation) * float("nan")
+
+
+@pytest.mark.parametrize(
+    ("module", "says"), [(OneBatch, "cannot be exported to TorchScript"), (Another, "differs from the network by 0.0"), (Nothing, "NaN")]
+)
+def test_what_is_not_the_network_leaves_no_file(module, says, tmp_path):
+    with pytest.raises(CheckFailed, match=says) as caught:
+        export_torchscript(module().eval(), tmp_path / "p.pt", observation=("float32", (3,)), discrete=False)
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+    export_torchscript(Linear().eval(), tmp_path / "p.pt", observation=("float32", (3,)), discrete=False)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_the_program_of_the_documentation_acts_as_the_network_does(continuous_store, tmp_path):
+    program = re.search(r"```cpp\n(.*?)```", DOCS.read_text(), re.S)[1]
+    (tmp_path / "main.cpp").write_text(program)
+    root = Path(torch.__file__).parent  # its headers and libraries are libtorch
+    subprocess.run(
+        ["g++", "-std=c++20", f"-I{root}/include", f"-I{root}/include/torch/csrc/api/include", "main.cpp", f"-L{root}/lib",
+         f"-Wl,-rpath,{root}/lib", "-ltorch", "-ltorch_cpu", "-lc10", "-o", "main"],
+        cwd=tmp_path, check=True, timeout=400,
+    )  # fmt: skip
+    module = learner_of("td3_bc", continuous_store).policy(0)
+    export_torchscript(module, tmp_path / "policy.pt", observation=("float32", (3,)), discrete=False, metadata={"job": "j7"})
+    printed = subprocess.run(["./main"], cwd=tmp_path, check=True, capture_output=True, text=True, timeout=60).stdout
+    actions, _, told = printed.rpartition("\n{")
+    given = [float(number) for number in actions.splitlines()[0].split()]
+    np.testing.assert_allclose(given, module(torch.zeros(1, 3))[0].numpy(), rtol=1e-3)
+    assert json.loads("{" + told)["job"] == "j7"
