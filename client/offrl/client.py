@@ -32,17 +32,26 @@ class Client:
             daemon, else the machine's.
         timeout: seconds to wait for one answer.
         patience: seconds to wait for a daemon that goes away while it is being used, so that following a job survives its restart.
+        key: the key file for a tcp address; by default OFFRL_KEY, else HOST.key or offrl.key in ``~/.config/offrl``. "": none.
 
     Raises:
         NoDaemon: nobody is there (found out at once).
-        NotAllowed: the socket belongs to somebody else.
+        NotAllowed: the socket belongs to somebody else, or the daemon does not let the key in; (from every method) the key's role is not
+            enough.
         InvalidInput: ``url`` is no address.
         ProtocolMismatch: (from every method) the daemon is of another version.
     """
 
-    def __init__(self, url: str | None = None, *, timeout: float = 60.0, patience: float = 60.0) -> None:
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        timeout: float = 60.0,
+        patience: float = 60.0,
+        key: str | os.PathLike[str] | None = None,
+    ) -> None:
         self.url = address.resolve(url)
-        self._timeout, self._patience = timeout, patience
+        self._timeout, self._patience, self._key = timeout, patience, key
         self._connection = self.connect()
         self.datasets = Datasets(self)
 
@@ -64,6 +73,15 @@ class Client:
     def settings(self) -> wire.SettingList:
         """Every setting of the daemon, with where its value comes from."""
         return self.request(wire.GetSettings())
+
+    def audit(self, since: float = 0.0) -> Iterator[dict[str, Any]]:
+        """The daemon's audit log from the time ``since`` (seconds since the epoch) on, oldest first. For operators: `NotAllowed`."""
+        after, more = 0, True
+        while more:
+            part = self.request(build(wire.ReadAudit, since=since, after=after))
+            yield from part.entries
+            more = part.more and bool(part.entries)
+            after = part.entries[-1]["n"] if part.entries else after
 
     def algos(self, name: str | None = None) -> Any:
         """What can be trained: a list of {name, summary, actions, presets, config}, or the one of ``name``.
@@ -175,7 +193,7 @@ class Client:
 
     def connect(self) -> Connection:
         """A further connection to the same daemon, for what waits long; the caller closes it."""
-        return Connection(self.url, timeout=self._timeout, patience=self._patience)
+        return Connection(self.url, timeout=self._timeout, patience=self._patience, key=self._key)
 
     def close(self) -> None:
         """Close the connection. May be called twice."""

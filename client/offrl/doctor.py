@@ -172,6 +172,11 @@ class _Training:
     def run(self) -> None:
         stage = "import"
         try:
+            asking = self._client.ping()
+            if asking.role != "operator":
+                message = f"left out: {asking.caller!r} is {asking.role}, and may not remove the data set that it would have to import"
+                self._say("training", "warn", message, "run it with an operator's key, or as the service's user on its machine")
+                return
             began = time.monotonic()
             info = self._client.datasets.add(self._dataset, arrays())
             self._say("import", "ok", f"{info.transitions} transitions uploaded and imported in {time.monotonic() - began:.1f} s")

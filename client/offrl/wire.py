@@ -44,11 +44,20 @@ class Pong(Reply):
     protocol: int
     state_dir: str
     uptime_s: float
+    caller: str = ""                           # whom the daemon takes the client for, and what that one may do
+    role: str = ""
 
 
 class AlgorithmList(Reply):
     algorithms: list[dict[str, Any]]           # name, summary, actions, paper, presets, config: {field: {type, default, help, ...}}
     problems: list[str] = []                   # "name: what is wrong" of algorithms of installed packages that cannot be used
+
+
+class AuditEntries(Reply):
+    """A part of the audit log, oldest first: {n, time, caller, role, address, action, ..., outcome}."""
+
+    entries: list[dict[str, Any]]
+    more: bool                                 # ask again after the last ``n``
 
 
 class Submitted(Reply):
@@ -78,6 +87,7 @@ class JobInfo(Reply):
     created_at: float = 0.0                    # seconds since the epoch
     started_at: float | None = None
     finished_at: float | None = None
+    owner: str | None = None                   # name of the key that submitted it, or "local"
     spec: dict[str, Any] = {}
 
 
@@ -257,6 +267,16 @@ class Algorithms(Request):
     type: Literal["algorithms"] = "algorithms"
 
 
+class ReadAudit(Request):
+    """The audit log from the time ``since`` (seconds since the epoch) on, behind number ``after``."""
+
+    reply = AuditEntries
+    type: Literal["read_audit"] = "read_audit"
+    since: Annotated[float, Field(ge=0.0)] = 0.0
+    after: Annotated[int, Field(ge=0)] = 0
+    limit: Annotated[int, Field(ge=1, le=1000)] = 1000
+
+
 class Submit(Request):
     reply = Submitted
     type: Literal["submit"] = "submit"
@@ -403,7 +423,8 @@ class GetSettings(Request):
 
 
 AnyRequest = Annotated[
-    Ping | Algorithms | Submit | ListJobs | GetJob | GetEvents | ReadLog | ControlJob | ListDatasets | GetDataset | RemoveDataset
+    Ping | Algorithms | ReadAudit
+    | Submit | ListJobs | GetJob | GetEvents | ReadLog | ControlJob | ListDatasets | GetDataset | RemoveDataset
     | OpenUpload | WriteChunk | FinishUpload | OpenArtifact | ReadArtifact
     | Overview | Checkup | GetSettings,
     Field(discriminator="type"),

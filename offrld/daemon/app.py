@@ -7,7 +7,12 @@ import importlib.metadata
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
+from offrl import wire
+from offrld.daemon import changes
+from offrld.daemon.audit import Audit
+from offrld.daemon.caller import Caller, current
 from offrld.daemon.catalog import Catalog
 from offrld.daemon.config import Settings, Sources
 from offrld.daemon.database import Database
@@ -33,6 +38,7 @@ class App:
         self.started = time.monotonic()
         self.version = version()
         self.hub = Hub()
+        self.log = Audit(self.state.audit, max_bytes=settings.audit.max_bytes, keep=settings.audit.keep)
         self.uploads = Uploads(self.state.uploads, limit=settings.uploads.open, keep_free=settings.uploads.keep_free_bytes)
         self.database = Database(self.state.database, self._changed)
         self.catalog = Catalog(self.state, executor)
@@ -40,6 +46,22 @@ class App:
         self.supervisor.observer = self.observer
         self.machine = Machine(self.state.root)
         self._locks: dict[str, tuple[asyncio.Lock, int]] = {}
+
+    def caller(self) -> Caller:
+        """Who asked for what is being done; the daemon itself outside of a request."""
+        return current.get()
+
+    def audit(self, action: str, *, outcome: str = "ok", **what: Any) -> asyncio.Future[None]:
+        """A line of the audit log in the caller's name; await it where the act must not be acknowledged before the line is durable.
+
+        Requests are noted by the server; this is for what changes something beside them.
+        """
+        return self.log.record(self.caller(), action, outcome=outcome, **what)
+
+    def record(self, caller: Caller, request: wire.Request, reply: wire.Reply | None, problem: Exception | None) -> asyncio.Future[None]:
+        """The audit line of a request and what became of it."""
+        outcome = "ok" if problem is None else str(getattr(problem, "code", "internal"))
+        return self.log.record(caller, request.type, outcome=outcome, **changes.described(request, reply))
 
     def _changed(self, touched: set[str], schedule: bool) -> None:
         self.hub.wake(touched)

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import zmq
 
+from offrl import keys
 from offrl.wire import Check
 from offrl_store.errors import OffrlError
 from offrld.daemon.config import Settings
@@ -48,14 +49,16 @@ def permissions(state: State, settings: Settings) -> list[Check]:
     if state.root.stat().st_mode & stat.S_IWOTH or state.run.stat().st_mode & stat.S_IRWXO:
         wrong.append(f"{state.root} lets every user in")
     private = [path for path in _secrets(state) if path.stat().st_mode & 0o077]
-    wrong += [f"{path} can be read by others" for path in private]
+    lists = [path for path in keys.clients_dir(state.root).glob("*.toml") if path.stat().st_mode & 0o022]
+    wrong += [f"{path} can be read by others" for path in private] + [f"{path} can be changed by others" for path in lists]
     checks = []
     if unusable:
         checks.append(Check(name="permissions", status="fail", message=f"cannot write {', '.join(unusable)}",
                             hint=f"give the folder back: sudo chown -R {os.geteuid()} {state.root}"))  # fmt: skip
     elif wrong:
-        status = "fail" if private else "warn"
-        checks.append(Check(name="permissions", status=status, message="; ".join(wrong), hint=f"chmod -R go= {state.root}"))
+        files = " ".join(map(str, private + lists))
+        hint = f"chmod 600 {files}" if files else f"chmod -R go= {state.root}"
+        checks.append(Check(name="permissions", status="fail" if files else "warn", message="; ".join(wrong), hint=hint))
     else:
         checks.append(Check(name="permissions", status="ok", message=f"{state.root} is the daemon's own"))
     if settings.bind.startswith("ipc://"):
@@ -168,5 +171,5 @@ async def devices(state: State) -> tuple[list[Check], dict[str, str]]:
 
 
 def _secrets(state: State) -> list[Path]:
-    """Files that hold a secret key."""
-    return [path for path in (state.root / "keys").rglob("*secret*") if path.is_file()]
+    """Files in the folder of keys that hold a secret one: the daemon's own, and clients' that were made there and not moved away."""
+    return [path for path in (state.root / "keys").rglob("*.key") if path.is_file()]

@@ -70,13 +70,27 @@ class Uploads(BaseModel):
     keep_free_bytes: Annotated[int, Field(ge=0, description="disk space that an upload must leave free")] = 256 << 20
 
 
+class AuditLog(BaseModel):
+    """The log of what changed something."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    max_bytes: Annotated[int, Field(ge=1024, description="size at which audit.log becomes audit.log.1 and a new one is begun")] = 16 << 20
+    keep: Annotated[int, Field(ge=1, le=1000, description="older parts kept; the oldest is deleted")] = 8
+
+
 class Settings(BaseModel):
     """All settings. Each stands under its name in ``offrld.toml``."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     state_dir: Annotated[Path, Field(description="folder of queue, datasets, jobs and the socket")]
-    bind: Annotated[str, Field(description="where clients connect: ipc://PATH, or tcp://127.0.0.1:PORT with insecure = true")]
+    bind: Annotated[str, Field(description="where clients connect: ipc://PATH, or tcp://HOST:PORT, where only listed keys are let in")]
     insecure: Annotated[bool, Field(description="allow a tcp address without keys; loopback only")] = False
+    socket_group: Annotated[str | None, Field(description="group whose members may use the local socket as well")] = None
+    local_role: Annotated[
+        Literal["reader", "submitter", "operator"],
+        Field(description="what members of socket_group, and everybody on an insecure address, may do; the service's user may do all"),
+    ] = "operator"
+    max_connections: Annotated[int, Field(ge=8, le=60_000, description="connections on one address at once")] = 1024
     import_roots: Annotated[list[Path], Field(description="folders below which an import may name a path of this machine")] = []
     log_level: Annotated[Literal["debug", "info", "warning", "error"], Field(description="what goes to stderr")] = "info"
     log_format: Annotated[Literal["text", "json"], Field(description="of the lines on stderr; as text the journal gets fields")] = "text"
@@ -87,6 +101,7 @@ class Settings(BaseModel):
     uploads: Uploads = Uploads()
     workers: Workers = Workers()
     devices: Devices = Devices()
+    audit: AuditLog = AuditLog()
 
 
 @dataclass(frozen=True)
@@ -162,18 +177,20 @@ def check_bind(url: str, insecure: bool) -> None:
             )
         return
     if transport == "tcp" and address:
+        if not insecure:
+            return  # keys are required there
         host = address.rpartition(":")[0].strip("[]")
         try:
             loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
         except ValueError:  # a name or *
             loopback = False
-        if not (loopback and insecure):
+        if not loopback:
             raise NotAllowed(
-                f"{url} would let in anybody who reaches it",
-                hint="tcp works on loopback only (tcp://127.0.0.1:PORT), with --insecure; from elsewhere forward the socket with ssh",
+                f"{url} without keys would let in anybody who reaches it",
+                hint="--insecure works on loopback only (tcp://127.0.0.1:PORT); without it clients need keys: `offrl keys new NAME`",
             )
         return
-    raise InvalidInput(f"{url!r} is not an address to listen on", hint="ipc:///path/of/a.sock or tcp://127.0.0.1:PORT")
+    raise InvalidInput(f"{url!r} is not an address to listen on", hint="ipc:///path/of/a.sock or tcp://HOST:PORT")
 
 
 def _explained(error: ValidationError, file: Path) -> InvalidInput:

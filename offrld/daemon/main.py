@@ -17,6 +17,7 @@ from offrl_store.errors import OffrlError
 from offrld.daemon import logs, settings_list
 from offrld.daemon.app import App, version
 from offrld.daemon.config import Settings, Sources, load_with_sources
+from offrld.daemon.endpoint import group_id
 from offrld.daemon.notify import notify, watchdog_interval
 from offrld.daemon.observer import Observer
 from offrld.daemon.server import Server
@@ -32,7 +33,7 @@ def main(argv: Sequence[str] | None = None, *, executor: LocalExecutor | None = 
     parser.add_argument("--state-dir", metavar="D", help="folder of queue, datasets and jobs (default: $OFFRLD_STATE_DIR, or the user's)")
     parser.add_argument("--bind", metavar="URL", help="where to listen (default: ipc://STATE_DIR/run/offrld.sock)")
     parser.add_argument("--config", metavar="FILE", help="settings (default: STATE_DIR/offrld.toml, if it is there)")
-    parser.add_argument("--insecure", action="store_true", help="allow a tcp address without keys, on loopback only")
+    parser.add_argument("--insecure", action="store_true", help="a tcp address without keys, on loopback only")
     parser.add_argument("--check-config", action="store_true", help="say whether the settings are good, and end")
     parser.add_argument("--default-config", action="store_true", help="print an offrld.toml with every setting at its default, and end")
     parser.add_argument("--print-config", action="store_true", help="print every setting that these options give as JSON, and end")
@@ -53,7 +54,7 @@ def main(argv: Sequence[str] | None = None, *, executor: LocalExecutor | None = 
         logs.setup(settings.log_level, settings.log_format)
         os.umask(0o077)
         state = State(settings.state_dir)
-        state.prepare()
+        state.prepare(None if settings.socket_group is None else group_id(settings.socket_group))
         lock = state.lock()
         try:
             asyncio.run(_serve(settings, sources, executor or LocalExecutor()))
@@ -74,12 +75,13 @@ async def _serve(settings: Settings, sources: Sources, executor: LocalExecutor) 
     app = App(settings, executor, observer, sources)
     server = Server(app)
     try:
-        address = server.bind(settings.bind)
+        address = server.bind(settings)
         if counted is not None:
             log.info("metrics at %s", counted.start(app, settings.metrics_host, settings.metrics_port))
     except OffrlError:
         observer.close()
         await server.close()
+        app.log.close()
         app.database.close()
         raise
     stop = asyncio.Event()
@@ -108,6 +110,7 @@ async def _serve(settings: Settings, sources: Sources, executor: LocalExecutor) 
     await server.close()
     await asyncio.to_thread(observer.close)
     app.database.close()
+    app.log.close()
     for task in broken:  # a defect: end with its traceback, and be started again by systemd
         task.result()
 

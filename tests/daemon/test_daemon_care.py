@@ -17,7 +17,7 @@ import psutil
 import pytest
 from daemon_harness import HERE, Daemon, until
 
-from offrl import wire
+from offrl import keys, wire
 from offrl.errors import Unknown
 from offrld.daemon import checkup, settings_list
 from offrld.daemon.config import Settings, dotted, load, load_with_sources
@@ -158,11 +158,14 @@ def test_what_is_wrong_is_found(folders: Callable[[], Path], monkeypatch: pytest
     found = statuses(checkup.service(state, settings))
     assert found["socket"] == "fail"
     assert found["permissions"] == "ok"
-    (root / "keys").mkdir()
-    (root / "keys" / "server.key_secret").write_text("secret")
-    (root / "keys" / "server.key_secret").chmod(0o644)
-    assert statuses(checkup.permissions(state, settings))["permissions"] == "fail"
-    (root / "keys" / "server.key_secret").chmod(0o600)
+    keys.add(root, "arm1", keys.server_pair(root).public, "reader")
+    assert statuses(checkup.permissions(state, settings))["permissions"] == "ok"
+    listed = keys.clients_dir(root) / "arm1.toml"
+    for file, mode, what in ((keys.server_file(root), 0o644, "can be read"), (listed, 0o620, "can be changed")):
+        file.chmod(mode)
+        wrong = checkup.permissions(state, settings)[0]
+        assert (wrong.status, wrong.message, wrong.hint) == ("fail", f"{file} {what} by others", f"chmod 600 {file}")
+        file.chmod(0o600)
     root.chmod(0o777)
     assert statuses(checkup.permissions(state, settings))["permissions"] == "warn"
     root.chmod(0o700)

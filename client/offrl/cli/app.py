@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from offrl.cli import datasets, doctor, jobs, policies, service, submit, top
+from offrl.cli import audit, datasets, doctor, jobs, keys, policies, service, submit, top
 
 ROOT_HELP = "Train policies from logged data on an offrld daemon, and run them. OFFRL_URL names the daemon."
 
@@ -22,6 +22,10 @@ def command() -> Any:
     group = typer.Typer(help="Add, list, show, remove and export datasets.", no_args_is_help=True, **options)
     datasets.register(group)
     app.add_typer(group, name="datasets")
+    group = typer.Typer(help="Keys of clients that connect over tcp: make, let in, list, shut out.", no_args_is_help=True, **options)
+    keys.register(group)
+    app.add_typer(group, name="keys")
+    audit.register(app)
     submit.register(app)
     jobs.register(app)
     policies.register(app)

@@ -195,6 +195,8 @@ def _print(info: Any) -> None:
         values.append(("reason", info.reason))
     if info.error and info.error.get("hint"):
         values.append(("hint", info.error["hint"]))
+    if info.owner:
+        values.append(("owner", info.owner))
     if info.algorithm:
         values.append(("algorithm", info.algorithm))
     if info.dataset:

@@ -66,6 +66,8 @@ def ping(as_json: Json = False) -> None:
             emit({**pong.model_dump(mode="json"), "url": client.url})
         else:
             print(f"offrld {pong.version} (protocol {pong.protocol}) at {client.url}, state in {pong.state_dir}, up {pong.uptime_s:.0f} s")
+            if pong.caller:
+                print(f"it knows you as {pong.caller} ({pong.role})")
 
 
 def config(

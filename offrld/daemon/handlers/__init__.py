@@ -14,6 +14,7 @@ Handler = Callable[[App, Any], wire.Reply | Awaitable[wire.Reply]]
 HANDLERS: dict[type[wire.Request], Handler] = {
     wire.Ping: service.ping,
     wire.Algorithms: service.algorithms,
+    wire.ReadAudit: service.read_audit,
     wire.Submit: jobs.submit,
     wire.ListJobs: jobs.list_jobs,
     wire.GetJob: jobs.get_job,
