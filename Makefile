@@ -13,7 +13,7 @@ demo: $(STAMP)   ## the whole path: collect CartPole data, train DiscreteCQL in 
 	@$(BIN)/offrl demo
 
 test: $(STAMP)   ## the test suite, under ten minutes on two cores
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-all: $(STAMP)  ## the suite with its slow tests
 	$(BIN)/python -m pytest -m ''

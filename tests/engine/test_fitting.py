@@ -315,7 +315,7 @@ def test_classic_mistakes_are_told_before_the_first_update(tmp_path):
 
 
 def test_another_store_is_refused_on_loading(continuous_store, tmp_path):
-    from conftest import make_store
+    from small_stores import make_store
 
     learner = build("bc", continuous_store)
     learner.save(tmp_path / "c.safetensors")
