@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -85,7 +86,9 @@ class Spares:
         if self._refill is not None:
             self._refill.cancel()
         if not self._closed and self._count:
-            self._refill = asyncio.get_running_loop().call_later(seconds, lambda: self._spawn(self.fill()))
+            # In a context of its own: what becomes of the next spare worker is not about the job that took the last one.
+            again = contextvars.Context()
+            self._refill = asyncio.get_running_loop().call_later(seconds, lambda: self._spawn(self.fill()), context=again)
 
     def take(self) -> LocalWorker | None:
         """The one that has been waiting longest, or None. It is the caller's from now on."""

@@ -63,6 +63,17 @@ def running(client):
     client.datasets.rm("care-data")
 
 
+def test_the_spare_worker_is_told_of_as_starting_and_then_ready(own_daemon) -> None:
+    with offrl.Client(own_daemon.start().url) as client:
+        seen, end = [client.overview().spare], time.monotonic() + WAIT_S
+        while seen[-1] != "ready":
+            assert time.monotonic() < end, seen
+            time.sleep(0.05)
+            seen.append(client.overview().spare)
+    assert set(seen) <= {None, "starting", "ready"}
+    assert "starting" in seen  # loading torch takes longer than a look
+
+
 # ------------------------------------------------------------------------------- doctor, while no other job has the only slot
 def left_behind(client) -> tuple[list[str], list[str]]:
     return [job.id for job in client.jobs("all")], [each.name for each in client.datasets.ls()]

@@ -118,3 +118,19 @@ def test_one_key_has_one_name(box, cli) -> None:
     ran = cli("keys", "add", "second", public, "--role", "operator")
     assert ran.status == 2
     assert "'first'" in ran.err
+
+
+def test_the_doctor_leaves_nothing_behind_that_its_key_may_not_remove(box, url, cli, monkeypatch) -> None:
+    cli("keys", "new", "arm1", "--role", "submitter", "--out", "arm1.key")
+    cli("keys", "new", "visitor", "--role", "reader", "--out", "visitor.key")
+    monkeypatch.setenv("OFFRL_URL", url)
+    monkeypatch.setenv("OFFRL_KEY", "arm1.key")
+    found = {check["name"]: check for check in cli("doctor", "--json").json["checks"]}
+    assert found["permissions"]["status"] == "ok"
+    assert found["training"]["status"] == "warn"
+    assert "'arm1' is submitter" in found["training"]["message"]
+    assert cli("datasets", "ls", "--json").json == []
+    monkeypatch.setenv("OFFRL_KEY", "visitor.key")
+    found = {check["name"]: check for check in cli("doctor", "--json").json["checks"]}
+    assert "may not checkup: that needs the role submitter" in found["service"]["message"]
+    assert (found["service"]["status"], found["training"]["status"]) == ("warn", "warn")

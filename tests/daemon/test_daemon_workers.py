@@ -131,6 +131,17 @@ def test_a_job_does_not_fail_because_its_spare_worker_was_dying(new_daemon) -> N
     assert daemon.attempts(job)[0][1] != spare
 
 
+def test_the_log_does_not_blame_a_job_for_the_spare_worker_after_it(new_daemon) -> None:
+    daemon = new_daemon(QUICK).start()
+    (first,) = until(lambda: spares(daemon))
+    job = daemon.train(daemon.dataset("data"))
+    daemon.wait(job)
+    (second,) = until(lambda: (found := spares(daemon)) and first not in found and found)
+    os.kill(second, signal.SIGKILL)
+    told = until(lambda: [line for line in daemon.output.read_text().splitlines() if "a spare worker ended with status -9" in line])
+    assert all(job not in line for line in told)
+
+
 def test_spare_workers_can_be_switched_off_and_do_not_stay_for_ever(new_daemon) -> None:
     daemon = new_daemon(QUICK + "[workers]\nspare = 0\n").start()
     assert daemon.wait(daemon.train(daemon.dataset("data"))).state == "succeeded"
