@@ -72,6 +72,20 @@ def check(url: str) -> str:
     raise InvalidInput(f"{url!r} is not the address of a daemon", hint="ipc:///path/of/offrld.sock or tcp://HOST:PORT")
 
 
+def mechanism(url: str, timeout_s: float = CONNECT_TIMEOUT_S) -> str:
+    """How what listens at a tcp address wants to be spoken to: CURVE, NULL (no keys), or "" where it does not greet as ZeroMQ does."""
+    host, _, port = url.removeprefix("tcp://").rpartition(":")
+    greeting = b""
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=timeout_s) as plain:
+            plain.sendall(b"\xff" + bytes(8) + b"\x7f\x03\x00")  # signature and version of ZMTP 3.0; the other side then says the rest
+            while len(greeting) < 32 and (part := plain.recv(64)):
+                greeting += part
+    except OSError:
+        return ""
+    return greeting[12:32].rstrip(b"\0").decode(errors="replace") if len(greeting) >= 32 and greeting[0] == 0xFF else ""
+
+
 def probe(url: str, timeout_s: float = CONNECT_TIMEOUT_S) -> None:
     """Return if somebody accepts connections at ``url``; `NoDaemon` or `NotAllowed` if not, within ``timeout_s``."""
     transport, _, rest = url.partition("://")

@@ -32,17 +32,26 @@ class Client:
             daemon, else the machine's.
         timeout: seconds to wait for one answer.
         patience: seconds to wait for a daemon that goes away while it is being used, so that following a job survives its restart.
+        key: the key file for a tcp address; by default OFFRL_KEY, else HOST.key or offrl.key in ``~/.config/offrl``. "": none.
 
     Raises:
         NoDaemon: nobody is there (found out at once).
-        NotAllowed: the socket belongs to somebody else.
+        NotAllowed: the socket belongs to somebody else, or the daemon does not let the key in; (from every method) the key's role is not
+            enough.
         InvalidInput: ``url`` is no address.
         ProtocolMismatch: (from every method) the daemon is of another version.
     """
 
-    def __init__(self, url: str | None = None, *, timeout: float = 60.0, patience: float = 60.0) -> None:
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        timeout: float = 60.0,
+        patience: float = 60.0,
+        key: str | os.PathLike[str] | None = None,
+    ) -> None:
         self.url = address.resolve(url)
-        self._timeout, self._patience = timeout, patience
+        self._timeout, self._patience, self._key = timeout, patience, key
         self._connection = self.connect()
         self.datasets = Datasets(self)
 
@@ -50,6 +59,29 @@ class Client:
     def ping(self) -> wire.Pong:
         """The daemon's version, protocol, state folder and uptime."""
         return self.request(wire.Ping())
+
+    def overview(self, *, limit: int = 50, metric: str | None = None, points: int = 60) -> wire.OverviewInfo:
+        """The service at one glance: counts, the jobs that matter now, curves of the running ones, the machine.
+
+        Args:
+            limit: jobs at most.
+            metric: whose curve is wanted, also ``updates_per_second``; by default each job's most telling one.
+            points: of a curve, at most.
+        """
+        return self.request(build(wire.Overview, limit=limit, metric=metric, points=points))
+
+    def settings(self) -> wire.SettingList:
+        """Every setting of the daemon, with where its value comes from."""
+        return self.request(wire.GetSettings())
+
+    def audit(self, since: float = 0.0) -> Iterator[dict[str, Any]]:
+        """The daemon's audit log from the time ``since`` (seconds since the epoch) on, oldest first. For operators: `NotAllowed`."""
+        after, more = 0, True
+        while more:
+            part = self.request(build(wire.ReadAudit, since=since, after=after))
+            yield from part.entries
+            more = part.more and bool(part.entries)
+            after = part.entries[-1]["n"] if part.entries else after
 
     def algos(self, name: str | None = None) -> Any:
         """What can be trained: a list of {name, summary, actions, presets, config}, or the one of ``name``.
@@ -90,6 +122,7 @@ class Client:
         runner: str | None = None,
         device: str | None = None,
         threads: int | None = None,
+        gpu_memory_mb: int | None = None,
         start: str | Job | None = None,
         transfer: str | None = None,
         fresh_optimizer: bool | None = None,
@@ -127,7 +160,7 @@ class Client:
             "algorithm": algorithm, "steps": steps, "seeds": chosen, "config": None if config is None else flat(config), "preset": preset,
             "eval_env": eval_env, "eval_episodes": eval_episodes, "eval_every": eval_every, "validation": validation, "runner": runner,
             "device": device, "threads": threads, "start": start.id if isinstance(start, Job) else start, "transfer": transfer,
-            "fresh_optimizer": fresh_optimizer,
+            "fresh_optimizer": fresh_optimizer, "gpu_memory_mb": gpu_memory_mb,
         }  # fmt: skip
         given = {name: value for name, value in given.items() if value is not None}
         build(TrainSpec, **given, dataset="not-known-yet")  # before anything is uploaded
@@ -160,7 +193,7 @@ class Client:
 
     def connect(self) -> Connection:
         """A further connection to the same daemon, for what waits long; the caller closes it."""
-        return Connection(self.url, timeout=self._timeout, patience=self._patience)
+        return Connection(self.url, timeout=self._timeout, patience=self._patience, key=self._key)
 
     def close(self) -> None:
         """Close the connection. May be called twice."""

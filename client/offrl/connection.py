@@ -6,7 +6,9 @@ are then asked again when the daemon is back; the others raise `ConnectionLost`.
 
 from __future__ import annotations
 
+import ipaddress
 import itertools
+import os
 import threading
 import time
 from collections import deque
@@ -14,9 +16,10 @@ from collections.abc import Iterable, Iterator
 
 import zmq
 
-from offrl import address, wire
-from offrl.errors import InvalidInput, NoDaemon
+from offrl import address, keys, wire
+from offrl.errors import InvalidInput, NoDaemon, NotAllowed
 
+HEARTBEAT_MS = 20_000  # a daemon whose machine is gone is noticed within three of them
 HANDSHAKE_S = 5.0  # longer than any live daemon's input/output thread needs
 RETRY_S = 0.1  # between two looks for a daemon that went away
 WINDOW = 8  # requests in flight of a stream: 8 MiB of chunks
@@ -43,13 +46,18 @@ class Connection:
         url: a checked address.
         timeout: seconds to wait for a reply.
         patience: seconds to wait for a daemon that went away while it was being used, so that a restart is survived.
+        key: the key file for a tcp address; by default the one that `offrl.keys.find` finds.
 
     Raises:
-        NoDaemon, NotAllowed: nobody, or somebody else, is at ``url``.
+        NoDaemon: nobody is at ``url``.
+        NotAllowed: the socket belongs to somebody else, the daemon does not know the key, it is not the daemon that the key file names, or
+            there is no key.
     """
 
-    def __init__(self, url: str, *, timeout: float = 60.0, patience: float = 60.0) -> None:
-        self.url, self.timeout, self.patience = url, timeout, patience
+    def __init__(
+        self, url: str, *, timeout: float = 60.0, patience: float = 60.0, key: str | os.PathLike[str] | None = None
+    ) -> None:
+        self.url, self.timeout, self.patience, self._key_file = url, timeout, patience, key
         self._ids = itertools.count(1)
         self._lock = threading.RLock()
         self._context = zmq.Context()
@@ -134,7 +142,38 @@ class Connection:
         self._drop()
         if self._context.closed:
             raise NoDaemon("this client is closed", hint="make a new offrl.Client()")
-        address.probe(self.url)
+        key = self._key()
+        for last in (False, True):
+            address.probe(self.url)
+            if (failure := self._handshake(key)) is None:
+                return
+            self._drop()
+            if last or isinstance(failure, NoDaemon):
+                raise failure
+            time.sleep(RETRY_S)  # a daemon that was just being stopped breaks a handshake off as well
+
+    def _key(self) -> keys.ClientKey | None:
+        """The key to show at a tcp address. Without one only the own machine is talked to: nothing goes over a network in the clear."""
+        if not self.url.startswith("tcp://"):
+            return None
+        path = keys.find(self.url, self._key_file)
+        if path is None:
+            if not _own_machine(self.url):
+                raise self._no_key()
+            return None
+        key = keys.read_client(path)
+        if not key.server:
+            raise NotAllowed(
+                f"the key file {path} does not name the daemon's public key", hint='`offrl keys server` prints it there: add server = "..."'
+            )
+        return key
+
+    def _no_key(self) -> NotAllowed:
+        where = keys.config_dir() / "offrl.key"
+        return NotAllowed(f"the daemon at {self.url} lets in known keys only, and neither OFFRL_KEY nor {where} is one", hint=keys.NEW_HINT)
+
+    def _handshake(self, key: keys.ClientKey | None) -> NoDaemon | NotAllowed | None:
+        """A new socket; what went wrong until the other side has shown that it is the daemon, and has let us in."""
         self._socket = self._context.socket(zmq.DEALER)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.IMMEDIATE, 1)
@@ -144,16 +183,41 @@ class Connection:
         self._socket.setsockopt(zmq.SNDTIMEO, 100)
         if self.url.startswith("tcp://["):
             self._socket.setsockopt(zmq.IPV6, 1)
+        if self.url.startswith("tcp://"):
+            self._socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
+            self._socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 3 * HEARTBEAT_MS)
+        if key is not None:
+            self._socket.setsockopt(zmq.CURVE_SERVERKEY, bytes.fromhex(key.server))
+            self._socket.setsockopt(zmq.CURVE_PUBLICKEY, bytes.fromhex(key.public))
+            self._socket.setsockopt(zmq.CURVE_SECRETKEY, bytes.fromhex(key.secret))
         self._monitor = self._socket.get_monitor_socket(_UP | _DOWN)
         self._monitor.setsockopt(zmq.LINGER, 0)
         self._socket.connect(self.url)
         end = time.monotonic() + HANDSHAKE_S
-        while (left := end - time.monotonic()) > 0 and self._monitor.poll(int(left * 1000) + 1):
-            if self._event() & _UP:
-                return
-            break
-        self._drop()
-        raise NoDaemon(
+        event = 0
+        if self._monitor.poll(max(0, int((end - time.monotonic()) * 1000) + 1)):
+            event = self._event()
+        if event == _UP:
+            return None
+        if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH and key is not None:
+            return NotAllowed(
+                f"the daemon at {self.url} does not let in the key {key.name!r} ({key.path})",
+                hint=f"on its machine: offrl keys add {key.name} {key.public} --role ROLE",
+            )
+        spoken = address.mechanism(self.url) if event and self.url.startswith("tcp://") else ""
+        if key is None and spoken == "CURVE":
+            return self._no_key()
+        if key is not None and spoken == "NULL":
+            return NotAllowed(
+                f"what listens at {self.url} has no keys, and {key.path} is for a daemon that has",
+                hint="it is not that daemon; one that was started with --insecure is used with an empty OFFRL_KEY",
+            )
+        if key is not None and spoken == "CURVE":
+            return NotAllowed(
+                f"what listens at {self.url} is not the daemon that {key.path} names: its key is another",
+                hint="compare `server` in that file with what `offrl keys server` prints on the daemon's machine",
+            )
+        return NoDaemon(
             f"what listens at {self.url} does not answer as offrld does", hint="check the address; a daemon that hangs must be restarted"
         )
 
@@ -230,6 +294,14 @@ class Connection:
     @property
     def closed(self) -> bool:
         return self._context.closed
+
+
+def _own_machine(url: str) -> bool:
+    host = url.removeprefix("tcp://").rpartition(":")[0].strip("[]")
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name
+        return False
 
 
 def _encoded(request: wire.Request) -> bytes:

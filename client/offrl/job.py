@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
@@ -41,6 +42,14 @@ class JobState(StrEnum):
         return self in (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
 
 
+MAIN_METRICS = ("return_mean", "validation_loss", "critic_loss", "loss", "actor_loss")  # metrics worth the room, in this order
+
+
+def main_metric(metrics: Iterable[str]) -> str | None:
+    """The one that tells most of how a job goes, None where there is none."""
+    return min(metrics, key=lambda name: (MAIN_METRICS.index(name) if name in MAIN_METRICS else len(MAIN_METRICS), name), default=None)
+
+
 TRANSITIONS: dict[JobState, frozenset[JobState]] = {
     JobState.QUEUED: frozenset({JobState.RUNNING, JobState.PAUSED, JobState.CANCELLED, JobState.FAILED}),
     # running -> queued: the daemon came back, or the worker's attempt was lost, and the job resumes from its checkpoint
@@ -73,6 +82,7 @@ class TrainSpec(_Spec):
     runner: Literal["auto", "eager", "compile", "graph"] = "auto"
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     threads: Annotated[int, Field(ge=1, le=1024)] = 1                 # CPU threads of torch
+    gpu_memory_mb: Annotated[int, Field(ge=1, le=1 << 30)] | None = None  # of a card, set aside for the job; None: the service estimates
     start: Taken | None = None                                        # JOB[:SEED] whose networks this one starts from
     transfer: Literal["all", "policy", "critics"] = "all"             # which of them
     fresh_optimizer: bool = False                                     # optimisers begin anew

@@ -44,11 +44,20 @@ class Pong(Reply):
     protocol: int
     state_dir: str
     uptime_s: float
+    caller: str = ""                           # whom the daemon takes the client for, and what that one may do
+    role: str = ""
 
 
 class AlgorithmList(Reply):
     algorithms: list[dict[str, Any]]           # name, summary, actions, paper, presets, config: {field: {type, default, help, ...}}
     problems: list[str] = []                   # "name: what is wrong" of algorithms of installed packages that cannot be used
+
+
+class AuditEntries(Reply):
+    """A part of the audit log, oldest first: {n, time, caller, role, address, action, ..., outcome}."""
+
+    entries: list[dict[str, Any]]
+    more: bool                                 # ask again after the last ``n``
 
 
 class Submitted(Reply):
@@ -78,6 +87,7 @@ class JobInfo(Reply):
     created_at: float = 0.0                    # seconds since the epoch
     started_at: float | None = None
     finished_at: float | None = None
+    owner: str | None = None                   # name of the key that submitted it, or "local"
     spec: dict[str, Any] = {}
 
 
@@ -156,6 +166,89 @@ class Data(Reply):
     data: bytes
 
 
+class Gpu(Reply):
+    """One card; what it does not tell is None."""
+
+    index: int
+    name: str
+    percent: float | None = None               # of the time in which it did something
+    memory_bytes: int | None = None
+    memory_used_bytes: int | None = None
+    temperature_c: float | None = None
+    power_w: float | None = None
+
+
+class MachineInfo(Reply):
+    """The machine that the daemon runs on; what the system does not tell is None."""
+
+    host: str
+    cpus: int                                  # that the daemon may use
+    load: list[float]                          # over 1, 5 and 15 minutes
+    cpu_percent: float | None = None           # of all processors, since the look before
+    memory_bytes: int | None = None
+    memory_free_bytes: int | None = None       # that a process could get
+    disk_bytes: int                            # of the disk that holds the state folder
+    disk_free_bytes: int
+    daemon_cpu_percent: float | None = None    # of one processor, since the look before
+    daemon_memory_bytes: int
+    gpus: list[Gpu] = []
+
+
+class History(Reply):
+    """The curve of a metric, the mean over the seeds, oldest value first."""
+
+    metric: str
+    steps: list[int]
+    values: list[float]
+
+
+class OverviewInfo(Reply):
+    """The service at one glance, as `offrl top --json` shows it."""
+
+    time: float                                # of the daemon's clock, seconds since the epoch
+    version: str
+    state_dir: str
+    uptime_s: float
+    counts: dict[str, int]                     # state -> jobs, of all kinds
+    jobs: list[JobInfo]                        # running, queued in the order in which they will run, paused, the last that ended
+    left_off: int = 0                          # unfinished jobs that did not fit into the limit
+    history: dict[str, History] = {}           # running job -> its curve
+    spare: str | None = None                   # the worker that is kept warm: ready, starting; None: there is none
+    uploads: int = 0                           # under way
+    machine: MachineInfo
+
+
+class Check(Reply):
+    """One thing that `offrl doctor` looked at."""
+
+    name: str
+    status: Literal["ok", "warn", "fail"]
+    message: str
+    hint: str = ""                             # what to do
+
+
+class CheckList(Reply):
+    time: float                                # of the daemon's clock, seconds since the epoch
+    checks: list[Check]
+    versions: dict[str, str] = {}              # of what the daemon, or its worker, uses
+
+
+class Setting(Reply):
+    """One setting of the daemon as it runs."""
+
+    name: str                                  # dotted, as in offrld.toml
+    value: Any
+    default: Any                               # None where it depends on the machine
+    source: Literal["default", "file", "environment", "command line"]
+    type: str
+    help: str
+
+
+class SettingList(Reply):
+    file: str                                  # where offrld.toml is looked for
+    settings: list[Setting]
+
+
 # --------------------------------------------------------------------------------------------------------------- requests
 class Request(BaseModel):
     """Base of all requests; ``reply`` is the model of the answer."""
@@ -172,6 +265,16 @@ class Ping(Request):
 class Algorithms(Request):
     reply = AlgorithmList
     type: Literal["algorithms"] = "algorithms"
+
+
+class ReadAudit(Request):
+    """The audit log from the time ``since`` (seconds since the epoch) on, behind number ``after``."""
+
+    reply = AuditEntries
+    type: Literal["read_audit"] = "read_audit"
+    since: Annotated[float, Field(ge=0.0)] = 0.0
+    after: Annotated[int, Field(ge=0)] = 0
+    limit: Annotated[int, Field(ge=1, le=1000)] = 1000
 
 
 class Submit(Request):
@@ -296,9 +399,34 @@ class ReadArtifact(Request):
     size: Annotated[int, Field(ge=1, le=CHUNK)]
 
 
+class Overview(Request):
+    """The service at one glance: one read of the queue, for a display that asks again and again."""
+
+    reply = OverviewInfo
+    type: Literal["overview"] = "overview"
+    limit: Annotated[int, Field(ge=1, le=500)] = 50                                  # jobs
+    metric: Annotated[str, Field(min_length=1, max_length=100)] | None = None        # None: each job's most telling one
+    points: Annotated[int, Field(ge=1, le=500)] = 60                                 # of a curve
+
+
+class Checkup(Request):
+    """Let the daemon look at itself, or (``devices``) have a worker load torch and compute on every device."""
+
+    reply = CheckList
+    type: Literal["checkup"] = "checkup"
+    part: Literal["service", "devices"] = "service"
+
+
+class GetSettings(Request):
+    reply = SettingList
+    type: Literal["get_settings"] = "get_settings"
+
+
 AnyRequest = Annotated[
-    Ping | Algorithms | Submit | ListJobs | GetJob | GetEvents | ReadLog | ControlJob | ListDatasets | GetDataset | RemoveDataset
-    | OpenUpload | WriteChunk | FinishUpload | OpenArtifact | ReadArtifact,
+    Ping | Algorithms | ReadAudit
+    | Submit | ListJobs | GetJob | GetEvents | ReadLog | ControlJob | ListDatasets | GetDataset | RemoveDataset
+    | OpenUpload | WriteChunk | FinishUpload | OpenArtifact | ReadArtifact
+    | Overview | Checkup | GetSettings,
     Field(discriminator="type"),
 ]  # fmt: skip
 _REQUEST = TypeAdapter(AnyRequest)

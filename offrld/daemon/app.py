@@ -7,11 +7,18 @@ import importlib.metadata
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
+from offrl import wire
+from offrld.daemon import changes
+from offrld.daemon.audit import Audit
+from offrld.daemon.caller import Caller, current
 from offrld.daemon.catalog import Catalog
-from offrld.daemon.config import Settings
+from offrld.daemon.config import Settings, Sources
 from offrld.daemon.database import Database
 from offrld.daemon.hub import Hub
+from offrld.daemon.machine import Machine
+from offrld.daemon.observer import Observer
 from offrld.daemon.state import State
 from offrld.daemon.supervisor import Supervisor
 from offrld.daemon.uploads import Uploads
@@ -21,17 +28,40 @@ from offrld.executors.local import LocalExecutor
 class App:
     """Everything that a handler may use. The state folder has to be prepared and locked."""
 
-    def __init__(self, settings: Settings, executor: LocalExecutor) -> None:
+    def __init__(
+        self, settings: Settings, executor: LocalExecutor, observer: Observer | None = None, sources: Sources | None = None
+    ) -> None:
         self.settings = settings
+        self.sources = sources or Sources()
+        self.observer = observer or Observer()
         self.state = State(settings.state_dir)
         self.started = time.monotonic()
         self.version = version()
         self.hub = Hub()
+        self.log = Audit(self.state.audit, max_bytes=settings.audit.max_bytes, keep=settings.audit.keep)
         self.uploads = Uploads(self.state.uploads, limit=settings.uploads.open, keep_free=settings.uploads.keep_free_bytes)
         self.database = Database(self.state.database, self._changed)
         self.catalog = Catalog(self.state, executor)
         self.supervisor = Supervisor(settings, self.state, self.database, self.hub, executor, self.uploads)
+        self.supervisor.observer = self.observer
+        self.machine = Machine(self.state.root)
         self._locks: dict[str, tuple[asyncio.Lock, int]] = {}
+
+    def caller(self) -> Caller:
+        """Who asked for what is being done; the daemon itself outside of a request."""
+        return current.get()
+
+    def audit(self, action: str, *, outcome: str = "ok", **what: Any) -> asyncio.Future[None]:
+        """A line of the audit log in the caller's name; await it where the act must not be acknowledged before the line is durable.
+
+        Requests are noted by the server; this is for what changes something beside them.
+        """
+        return self.log.record(self.caller(), action, outcome=outcome, **what)
+
+    def record(self, caller: Caller, request: wire.Request, reply: wire.Reply | None, problem: Exception | None) -> asyncio.Future[None]:
+        """The audit line of a request and what became of it."""
+        outcome = "ok" if problem is None else str(getattr(problem, "code", "internal"))
+        return self.log.record(caller, request.type, outcome=outcome, **changes.described(request, reply))
 
     def _changed(self, touched: set[str], schedule: bool) -> None:
         self.hub.wake(touched)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ipaddress
 import os
 import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,12 +15,17 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from offrl.errors import InvalidInput, NotAllowed, Unknown, nearest
 from offrld.daemon.state import SOCKET_LIMIT, State, default_state_dir
 
+Source = Literal["file", "environment", "command line"]
+
 
 class Slots(BaseModel):
     """How many jobs run at once."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    train: Annotated[int, Field(ge=0, le=1024, description="train jobs at once; 0 stops starting new ones")] = 1
+    train: Annotated[
+        Annotated[int, Field(ge=0, le=1024)] | Literal["auto"],
+        Field(description='train jobs at once; 0 stops starting new ones; "auto": as many as the cards have slots, at least one'),
+    ] = "auto"
     light: Annotated[int, Field(ge=1, le=1024, description="import and export jobs at once, in a lane of their own")] = 1
 
 
@@ -29,6 +36,29 @@ class Grace(BaseModel):
     cancel_s: Annotated[float, Field(gt=0, le=3600, description="after a cancel")] = 10.0
     pause_s: Annotated[float, Field(gt=0, le=3600, description="after a pause: time for a checkpoint")] = 60.0
     stop_s: Annotated[float, Field(gt=0, le=3600, description="when the service stops: time for a checkpoint")] = 10.0
+    hang_s: Annotated[float, Field(gt=0, description="silence after which a worker is taken for hung and killed")] = 600.0
+    busy_s: Annotated[float, Field(gt=0, description="the same while it loads or compiles, as it has announced")] = 3600.0
+
+
+class Workers(BaseModel):
+    """Workers that are started before there is a job for them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    spare: Annotated[int, Field(ge=0, le=64, description="workers that have torch loaded and wait for the next train job; 0: none")] = 1
+    spare_idle_s: Annotated[float, Field(ge=0, description="end a spare worker that nobody needed for so long; 0: never")] = 0.0
+
+
+class Devices(BaseModel):
+    """What train jobs share."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    cards: Annotated[
+        list[int | str] | Literal["auto"],
+        Field(description='names of the cards as CUDA_VISIBLE_DEVICES takes them; "auto": all that nvidia-smi shows; []: none'),
+    ] = "auto"
+    slots: Annotated[int, Field(ge=1, le=256, description="train jobs on one card at once")] = 1
+    memory_mb: Annotated[int, Field(ge=0, description="memory of a card that jobs may fill; 0: what nvidia-smi says")] = 0
+    threads: Annotated[int, Field(ge=0, le=65536, description="CPU threads of all train jobs together; 0: as many as there are cores")] = 0
 
 
 class Uploads(BaseModel):
@@ -40,22 +70,55 @@ class Uploads(BaseModel):
     keep_free_bytes: Annotated[int, Field(ge=0, description="disk space that an upload must leave free")] = 256 << 20
 
 
+class AuditLog(BaseModel):
+    """The log of what changed something."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    max_bytes: Annotated[int, Field(ge=1024, description="size at which audit.log becomes audit.log.1 and a new one is begun")] = 16 << 20
+    keep: Annotated[int, Field(ge=1, le=1000, description="older parts kept; the oldest is deleted")] = 8
+
+
 class Settings(BaseModel):
     """All settings. Each stands under its name in ``offrld.toml``."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     state_dir: Annotated[Path, Field(description="folder of queue, datasets, jobs and the socket")]
-    bind: Annotated[str, Field(description="where clients connect: ipc://PATH, or tcp://127.0.0.1:PORT with insecure = true")]
+    bind: Annotated[str, Field(description="where clients connect: ipc://PATH, or tcp://HOST:PORT, where only listed keys are let in")]
     insecure: Annotated[bool, Field(description="allow a tcp address without keys; loopback only")] = False
+    socket_group: Annotated[str | None, Field(description="group whose members may use the local socket as well")] = None
+    local_role: Annotated[
+        Literal["reader", "submitter", "operator"],
+        Field(description="what members of socket_group, and everybody on an insecure address, may do; the service's user may do all"),
+    ] = "operator"
+    max_connections: Annotated[int, Field(ge=8, le=60_000, description="connections on one address at once")] = 1024
     import_roots: Annotated[list[Path], Field(description="folders below which an import may name a path of this machine")] = []
     log_level: Annotated[Literal["debug", "info", "warning", "error"], Field(description="what goes to stderr")] = "info"
+    log_format: Annotated[Literal["text", "json"], Field(description="of the lines on stderr; as text the journal gets fields")] = "text"
+    metrics_port: Annotated[int, Field(ge=0, le=65535, description="metrics for Prometheus at http://HOST:PORT/metrics; 0: none")] = 0
+    metrics_host: Annotated[str, Field(description="address of the metrics: nobody is asked who he is")] = "127.0.0.1"
     slots: Slots = Slots()
     grace: Grace = Grace()
     uploads: Uploads = Uploads()
+    workers: Workers = Workers()
+    devices: Devices = Devices()
+    audit: AuditLog = AuditLog()
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where the settings come from: the file that was looked for, and for each setting (dotted) that is not a default its source."""
+
+    file: Path = Path()
+    of: Mapping[str, Source] = field(default_factory=dict)
 
 
 def load(state_dir: str | None, bind: str | None, config: str | None, insecure: bool = False) -> Settings:
     """The settings: command line before environment before file before default. Raises `InvalidInput`, `Unknown`, `NotAllowed`."""
+    return load_with_sources(state_dir, bind, config, insecure)[0]
+
+
+def load_with_sources(state_dir: str | None, bind: str | None, config: str | None, insecure: bool = False) -> tuple[Settings, Sources]:
+    """`load`, with where each setting comes from."""
     named = state_dir or os.environ.get("OFFRLD_STATE_DIR")
     file = Path(config) if config else (Path(named) if named else default_state_dir()) / "offrld.toml"
     values: dict[str, Any] = {}
@@ -69,14 +132,18 @@ def load(state_dir: str | None, bind: str | None, config: str | None, insecure: 
             raise InvalidInput(f"{file} cannot be read: {error}") from None
     except tomllib.TOMLDecodeError as error:
         raise InvalidInput(f"{file} is not TOML: {error}") from None
+    of: dict[str, Source] = dict.fromkeys(dotted(values), "file")
     if named:
+        of["state_dir"] = "command line" if state_dir else "environment"
         values["state_dir"] = named
     values.setdefault("state_dir", str(default_state_dir()))
     if isinstance(values["state_dir"], str):  # absolute, so that the workers, who run elsewhere, find it
         values["state_dir"] = os.path.realpath(os.path.expanduser(values["state_dir"]))
     if bind:
+        of["bind"] = "command line"
         values["bind"] = bind
     if insecure:
+        of["insecure"] = "command line"
         values["insecure"] = True
     values.setdefault("bind", f"ipc://{State(Path(str(values['state_dir']))).socket}")
     try:
@@ -87,7 +154,15 @@ def load(state_dir: str | None, bind: str | None, config: str | None, insecure: 
         if not root.is_absolute():
             raise InvalidInput(f"import_roots: {str(root)!r} is not an absolute path", hint=f"correct it in {file}")
     check_bind(settings.bind, settings.insecure)
-    return settings
+    return settings, Sources(file, of)
+
+
+def dotted(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """``{"slots": {"train": 2}}`` as ``{"slots.train": 2}``."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found.update(dotted(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value})
+    return found
 
 
 def check_bind(url: str, insecure: bool) -> None:
@@ -102,18 +177,20 @@ def check_bind(url: str, insecure: bool) -> None:
             )
         return
     if transport == "tcp" and address:
+        if not insecure:
+            return  # keys are required there
         host = address.rpartition(":")[0].strip("[]")
         try:
             loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
         except ValueError:  # a name or *
             loopback = False
-        if not (loopback and insecure):
+        if not loopback:
             raise NotAllowed(
-                f"{url} would let in anybody who reaches it",
-                hint="tcp works on loopback only (tcp://127.0.0.1:PORT), with --insecure; from elsewhere forward the socket with ssh",
+                f"{url} without keys would let in anybody who reaches it",
+                hint="--insecure works on loopback only (tcp://127.0.0.1:PORT); without it clients need keys: `offrl keys new NAME`",
             )
         return
-    raise InvalidInput(f"{url!r} is not an address to listen on", hint="ipc:///path/of/a.sock or tcp://127.0.0.1:PORT")
+    raise InvalidInput(f"{url!r} is not an address to listen on", hint="ipc:///path/of/a.sock or tcp://HOST:PORT")
 
 
 def _explained(error: ValidationError, file: Path) -> InvalidInput:

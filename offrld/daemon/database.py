@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import sqlite3
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -81,6 +82,14 @@ CREATE TABLE IF NOT EXISTS uses (
     PRIMARY KEY (job, used)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS uses_used ON uses (used);
+CREATE TABLE IF NOT EXISTS peaks (
+    job          TEXT PRIMARY KEY REFERENCES jobs (id) ON DELETE CASCADE,
+    device_bytes INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS job_owners (
+    job  TEXT PRIMARY KEY REFERENCES jobs (id) ON DELETE CASCADE,
+    name TEXT NOT NULL
+) STRICT, WITHOUT ROWID;
 """
 
 P = ParamSpec("P")
@@ -171,7 +180,8 @@ class Database:
         return await asyncio.shield(asyncio.ensure_future(self._written(work)))
 
     async def _written(self, work: Callable[[], tuple[T, set[str], bool]]) -> T:
-        result, touched, schedule = await asyncio.get_running_loop().run_in_executor(self._write_thread, work)
+        run = contextvars.copy_context().run
+        result, touched, schedule = await asyncio.get_running_loop().run_in_executor(self._write_thread, run, work)
         if touched or schedule:
             self._changed(touched, schedule)
         return result
@@ -185,7 +195,7 @@ class Database:
             except sqlite3.DatabaseError as error:
                 raise translate(error, self._path) from error
 
-        return await asyncio.get_running_loop().run_in_executor(self._read_thread, work)
+        return await asyncio.get_running_loop().run_in_executor(self._read_thread, contextvars.copy_context().run, work)
 
     def close(self) -> None:
         """Finish what was begun and fold the log into the file."""

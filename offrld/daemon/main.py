@@ -12,10 +12,14 @@ import sys
 import time
 from collections.abc import Sequence
 
+from offrl import wire
 from offrl_store.errors import OffrlError
+from offrld.daemon import logs, settings_list
 from offrld.daemon.app import App, version
-from offrld.daemon.config import Settings, load
+from offrld.daemon.config import Settings, Sources, load_with_sources
+from offrld.daemon.endpoint import group_id
 from offrld.daemon.notify import notify, watchdog_interval
+from offrld.daemon.observer import Observer
 from offrld.daemon.server import Server
 from offrld.daemon.state import State
 from offrld.executors.local import LocalExecutor
@@ -29,23 +33,31 @@ def main(argv: Sequence[str] | None = None, *, executor: LocalExecutor | None = 
     parser.add_argument("--state-dir", metavar="D", help="folder of queue, datasets and jobs (default: $OFFRLD_STATE_DIR, or the user's)")
     parser.add_argument("--bind", metavar="URL", help="where to listen (default: ipc://STATE_DIR/run/offrld.sock)")
     parser.add_argument("--config", metavar="FILE", help="settings (default: STATE_DIR/offrld.toml, if it is there)")
-    parser.add_argument("--insecure", action="store_true", help="allow a tcp address without keys, on loopback only")
+    parser.add_argument("--insecure", action="store_true", help="a tcp address without keys, on loopback only")
+    parser.add_argument("--check-config", action="store_true", help="say whether the settings are good, and end")
+    parser.add_argument("--default-config", action="store_true", help="print an offrld.toml with every setting at its default, and end")
+    parser.add_argument("--print-config", action="store_true", help="print every setting that these options give as JSON, and end")
     parser.add_argument("--version", action="version", version=f"offrld {version()}")
     arguments = parser.parse_args(argv)
     try:
-        settings = load(arguments.state_dir, arguments.bind, arguments.config, arguments.insecure)
-        logging.basicConfig(
-            level=settings.log_level.upper(), stream=sys.stderr, force=True,
-            # under systemd the journal has the time
-            format="%(levelname)s %(name)s: %(message)s" if "JOURNAL_STREAM" in os.environ
-            else "%(asctime)s %(levelname)s %(name)s: %(message)s",
-        )  # fmt: skip
+        if arguments.default_config:
+            print(settings_list.default_toml(), end="")
+            return 0
+        settings, sources = load_with_sources(arguments.state_dir, arguments.bind, arguments.config, arguments.insecure)
+        if arguments.check_config:
+            found = "good" if sources.file.exists() else "not there"
+            print(f"{sources.file}: {found}; {len(sources.of)} settings given, the others have their defaults")
+            return 0
+        if arguments.print_config:
+            print(wire.SettingList(file=str(sources.file), settings=settings_list.listing(settings, sources)).model_dump_json())
+            return 0
+        logs.setup(settings.log_level, settings.log_format)
         os.umask(0o077)
         state = State(settings.state_dir)
-        state.prepare()
+        state.prepare(None if settings.socket_group is None else group_id(settings.socket_group))
         lock = state.lock()
         try:
-            asyncio.run(_serve(settings, executor or LocalExecutor()))
+            asyncio.run(_serve(settings, sources, executor or LocalExecutor()))
         finally:
             os.close(lock)
     except OffrlError as error:
@@ -54,13 +66,22 @@ def main(argv: Sequence[str] | None = None, *, executor: LocalExecutor | None = 
     return 0
 
 
-async def _serve(settings: Settings, executor: LocalExecutor) -> None:
-    app = App(settings, executor)
+async def _serve(settings: Settings, sources: Sources, executor: LocalExecutor) -> None:
+    observer, counted = Observer(), None
+    if settings.metrics_port:
+        from offrld.daemon.metrics import Metrics  # only where it is wanted: what is off costs nothing
+
+        observer = counted = Metrics()
+    app = App(settings, executor, observer, sources)
     server = Server(app)
     try:
-        address = server.bind(settings.bind)
+        address = server.bind(settings)
+        if counted is not None:
+            log.info("metrics at %s", counted.start(app, settings.metrics_host, settings.metrics_port))
     except OffrlError:
+        observer.close()
         await server.close()
+        app.log.close()
         app.database.close()
         raise
     stop = asyncio.Event()
@@ -87,7 +108,9 @@ async def _serve(settings: Settings, executor: LocalExecutor) -> None:
     await asyncio.gather(*tasks, stopped, return_exceptions=True)
     await app.catalog.close()
     await server.close()
+    await asyncio.to_thread(observer.close)
     app.database.close()
+    app.log.close()
     for task in broken:  # a defect: end with its traceback, and be started again by systemd
         task.result()
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 import json
 import secrets
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from offrl.errors import Conflict, InvalidInput, Unknown, nearest, to_wire
 from offrl.job import TRANSITIONS, DatasetExportSpec, ExportSpec, ImportSpec, JobState, TrainSpec
+from offrl_store.errors import OffrlError
 from offrld.daemon import events
 from offrld.daemon.database import Connection
 from offrld.daemon.records import SPEC, Job, Spec, find
@@ -118,31 +120,69 @@ def _import_target(db: Connection, spec: ImportSpec) -> list[str]:
 
 
 # -------------------------------------------------------------------------------------------------------------------- claim
-def claim(db: Connection, lane: str) -> Job | None:
+def claim(db: Connection, lane: str, fits: Callable[[Connection, Job], bool] | None = None) -> Job | None:
     """Take the next job of the lane that waits for nothing: higher priority first, then in order of submission. None: nothing to do.
 
+    ``fits``: asked about one job after the other, whether it may start now; an `OffrlError` of it fails the job, which can never start.
     A snapshot that was not there at submission (its import ran) is pinned now. Imports into one dataset run one after the other.
     """
+    waiting = db.execute(
+        """
+        SELECT * FROM jobs q WHERE state = 'queued' AND lane = ?
+        AND NOT EXISTS (SELECT 1 FROM dependencies d JOIN jobs n ON n.id = d.needs WHERE d.job = q.id AND n.state <> 'succeeded')
+        AND NOT (kind = 'import' AND EXISTS (
+            SELECT 1 FROM jobs r WHERE r.kind = 'import' AND r.state = 'running' AND r.dataset = q.dataset))
+        ORDER BY priority DESC, seq
+        """,
+        (lane,),
+    )
+    never: list[tuple[Job, OffrlError]] = []
+    chosen = None
+    for row in waiting:
+        try:
+            if fits is None or fits(db, Job.of(row)):
+                chosen = row["seq"]
+                break
+        except Full:
+            break
+        except OffrlError as error:
+            never.append((Job.of(row), error))
+    waiting.close()
+    for job, error in never:
+        _move(db, job, JobState.FAILED, reason=str(error), error=to_wire(error))
+    if chosen is None:
+        return None
     row = db.execute(
         """
         UPDATE jobs SET state = 'running', attempt = attempt + 1, intent = '', reason = '', error = NULL, eta_s = NULL, started_at = ?,
                snapshot = coalesce(snapshot, CASE WHEN kind IN ('train', 'dataset_export')
                                              THEN (SELECT snapshot FROM datasets WHERE name = jobs.dataset) END)
-        WHERE seq = (
-            SELECT seq FROM jobs q WHERE state = 'queued' AND lane = ?
-            AND NOT EXISTS (SELECT 1 FROM dependencies d JOIN jobs n ON n.id = d.needs WHERE d.job = q.id AND n.state <> 'succeeded')
-            AND NOT (kind = 'import' AND EXISTS (
-                SELECT 1 FROM jobs r WHERE r.kind = 'import' AND r.state = 'running' AND r.dataset = q.dataset))
-            ORDER BY priority DESC, seq LIMIT 1)
-        RETURNING *
+        WHERE seq = ? RETURNING *
         """,
-        (time.time(), lane),
+        (time.time(), chosen),
     ).fetchone()
-    if row is None:
-        return None
     job = Job.of(row)
     events.add(db, job, "state", JobState.RUNNING)
     return job
+
+
+class Full(Exception):
+    """Raised by the ``fits`` of `claim`: no further job can start now."""
+
+
+def keep_peak(db: Connection, job: str, device_bytes: int) -> None:
+    """Note the largest use of a card's memory that the job has shown: its next attempt is placed by it."""
+    db.execute(
+        "INSERT INTO peaks SELECT id, ?2 FROM jobs WHERE id = ?1"
+        " ON CONFLICT (job) DO UPDATE SET device_bytes = max(device_bytes, ?2)", (job, device_bytes),
+    )  # fmt: skip
+
+
+def sizes(db: Connection, job: Job) -> tuple[int, int | None]:
+    """Bytes of the job's dataset, and the peak that `keep_peak` has noted."""
+    dataset = db.execute("SELECT json_extract(info, '$.bytes') FROM datasets WHERE name = ?", (job.dataset,)).fetchone()
+    peak = db.execute("SELECT device_bytes FROM peaks WHERE job = ?", (job.id,)).fetchone()
+    return (int(dataset[0] or 0) if dataset is not None else 0), (peak[0] if peak is not None else None)
 
 
 def running(db: Connection) -> list[Job]:

@@ -14,6 +14,7 @@ from offrl.job import DatasetExportSpec, ExportSpec, ImportSpec, JobSpec, JobSta
 from offrl.wire import JobInfo
 from offrld.daemon.database import Connection
 
+JOBS = "SELECT *, (SELECT name FROM job_owners WHERE job = jobs.id) AS owner FROM jobs"
 SPEC: TypeAdapter[TrainSpec | ImportSpec | ExportSpec | DatasetExportSpec] = TypeAdapter(JobSpec)
 Spec = TrainSpec | ImportSpec | ExportSpec | DatasetExportSpec
 
@@ -48,6 +49,7 @@ class Job:
     created_at: float
     started_at: float | None
     finished_at: float | None
+    owner: str | None = None  # read by `find` and `infos` only
 
     @classmethod
     def of(cls, row: sqlite3.Row) -> Job:
@@ -70,13 +72,14 @@ class Job:
             algorithm=self.spec.get("algorithm"), dataset=self.dataset, steps=self.steps, step=self.step,
             updates_per_second=self.updates_per_second, eta_s=self.eta_s, metrics=self.metrics,
             seeds=list(self.spec.get("seeds", [])), priority=self.priority, after=self.after, attempt=self.attempt,
-            created_at=self.created_at, started_at=self.started_at, finished_at=self.finished_at, spec=self.spec if spec else {},
+            created_at=self.created_at, started_at=self.started_at, finished_at=self.finished_at, owner=self.owner,
+            spec=self.spec if spec else {},
         )  # fmt: skip
 
 
 def find(db: Connection, job: str) -> Job:
     """The job of that id; `Unknown` with the nearest known one."""
-    row = db.execute("SELECT * FROM jobs WHERE id = ?", (job,)).fetchone()
+    row = db.execute(f"{JOBS} WHERE id = ?", (job,)).fetchone()
     if row is None:
         known = [row[0] for row in db.execute("SELECT id FROM jobs ORDER BY seq DESC LIMIT 1000")]
         raise Unknown(f"no job {job!r}", hint=nearest(job, known) or "there are no jobs yet")
@@ -108,7 +111,7 @@ def infos(db: Connection, kind: str | None, limit: int) -> tuple[list[JobInfo], 
     where, values = {
         None: ("kind <> 'import'", ()), "all": ("1", ()),
     }.get(kind, ("kind = ?", (kind,)))  # fmt: skip
-    rows = db.execute(f"SELECT * FROM jobs WHERE {where} ORDER BY seq DESC LIMIT ?", (*values, limit)).fetchall()
+    rows = db.execute(f"{JOBS} WHERE {where} ORDER BY seq DESC LIMIT ?", (*values, limit)).fetchall()
     total = db.execute(f"SELECT count(*) FROM jobs WHERE {where}", values).fetchone()[0]
     waiting = waits_for(db)
     jobs = [Job.of(row) for row in reversed(rows)]

@@ -1,34 +1,45 @@
-"""The ROUTER loop: takes requests from the socket, answers each from a task of its own, so that a slow one holds up nobody.
+"""The server loop: takes requests from the sockets, answers each from a task of its own, so that a slow one holds up nobody.
 
 Frames of a request are ``[client, id, body]``, of its reply the same. Whatever arrives, the loop goes on: what cannot be understood gets
-an error reply where there is somebody to reply to.
+an error reply where there is somebody to reply to. Who asks and what that one may do is settled before a handler sees the request.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-import os
-import stat
+import resource
+import time
 from collections import Counter
 from collections.abc import Awaitable
-from pathlib import Path
+from typing import Any
 
 import zmq
 import zmq.asyncio
 
-from offrl import wire
-from offrl.errors import InternalError, InvalidInput, InvalidMessage
+from offrl import keys, wire
+from offrl.errors import InternalError, InvalidMessage
 from offrl_store.errors import OffrlError
+from offrld.daemon import changes, rights
 from offrld.daemon.app import App
+from offrld.daemon.auth import AllowList, Authenticator
+from offrld.daemon.caller import LOCAL, SERVICE, Caller, current
+from offrld.daemon.config import Settings
+from offrld.daemon.endpoint import PER_CLIENT, Endpoint
 from offrld.daemon.handlers import HANDLERS
+from offrld.daemon.logs import about
+from offrld.daemon.state import SOCKET_LIMIT
 
-PER_CLIENT = 64      # requests of one client that are being answered; more are refused
+PER_KEY = 512        # requests of one key that are being answered, over all its connections
 IN_ALL = 4096
 ID_BYTES = 64
-BURST = 64           # messages taken from the socket before other tasks get a turn
+BURST = 64           # messages taken from a socket before other tasks get a turn
 LAST_S = 2.0         # for answers under way when the daemon stops
+FILES = 65_536       # open files asked for
 log = logging.getLogger("offrld.server")
+
+Client = tuple[Endpoint, bytes]
 
 
 class Busy(OffrlError):
@@ -38,46 +49,48 @@ class Busy(OffrlError):
 
 
 class Server:
-    """The socket of the daemon. ``bind``, then ``run`` until it is cancelled, then ``close``."""
+    """The sockets of the daemon. ``bind``, then ``run`` until it is cancelled, then ``close``."""
 
     def __init__(self, app: App) -> None:
         self._app = app
         self._context = zmq.asyncio.Context(io_threads=1)
-        self._socket = self._context.socket(zmq.ROUTER)
+        self._endpoints: list[Endpoint] = []
+        self._authenticator: Authenticator | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._open: Counter[bytes] = Counter()
+        self._open: Counter[Client] = Counter()
+        self._of_key: Counter[str] = Counter()
 
-    def bind(self, url: str) -> str:
-        """Listen on ``url``; returns the address with the port that a 0 stood for. `InvalidInput` where the system refuses."""
-        socket = self._socket
-        socket.setsockopt(zmq.MAXMSGSIZE, wire.MAX_MESSAGE)
-        socket.setsockopt(zmq.RCVHWM, PER_CLIENT)
-        socket.setsockopt(zmq.SNDHWM, 4 * PER_CLIENT)
-        socket.setsockopt(zmq.LINGER, 1000)
-        socket.setsockopt(zmq.BACKLOG, 512)
-        path = Path(url.removeprefix("ipc://")) if url.startswith("ipc://") else None
-        if path is not None:
-            _clear(path)
-        try:
-            socket.bind(url)
-        except zmq.ZMQError as error:
-            raise InvalidInput(f"cannot listen on {url}: {error.strerror}", hint="choose another address with --bind") from None
-        if path is not None:
-            os.chmod(path, 0o600)
-        return socket.getsockopt_string(zmq.LAST_ENDPOINT)
+    def bind(self, settings: Settings) -> str:
+        """Listen where the settings say, and beside a tcp address on the state folder's own socket.
+
+        Returns the address, with the port that a 0 stood for. `InvalidInput` where the system refuses; `NotAllowed` where the daemon's
+        secret key may be read by others.
+        """
+        most = min(settings.max_connections, _open_files() // 2)
+        local_options = {"group": settings.socket_group, "local_role": settings.local_role, "max_connections": most}
+        local = f"ipc://{self._app.state.socket}"
+        if not settings.bind.startswith("tcp://"):
+            return self._listen(settings.bind, **local_options)
+        if settings.insecure:
+            address = self._listen(settings.bind, local_role=settings.local_role, max_connections=most)
+        else:
+            pair = keys.server_pair(self._app.state.root)
+            self._authenticator = Authenticator(self._context, AllowList(self._app.state.root, self._key_changed))
+            address = self._listen(settings.bind, authenticator=self._authenticator, server_key=pair, max_connections=most)
+            log.info("%d keys are let in; the daemon's public key is %s", len(self._authenticator.allowed), pair.public)
+        if len(str(self._app.state.socket).encode()) <= SOCKET_LIMIT:
+            self._listen(local, **local_options)
+        return address
 
     async def run(self) -> None:
         """Answer requests for ever."""
-        taken = 0
-        while True:
-            frames = await self._socket.recv_multipart()
-            try:
-                await self._take(frames)
-            except Exception:
-                log.exception("a request was dropped")
-            taken += 1
-            if taken % BURST == 0:
-                await asyncio.sleep(0)
+        async with asyncio.TaskGroup() as tasks:
+            for endpoint in self._endpoints:
+                tasks.create_task(self._serve(endpoint))
+                tasks.create_task(endpoint.watch())
+            if self._authenticator is not None:
+                tasks.create_task(self._authenticator.run())
+                tasks.create_task(self._authenticator.allowed.watch())
 
     async def close(self) -> None:
         """Give the answers under way a moment, then close."""
@@ -86,57 +99,132 @@ class Server:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._socket.close()
+        for endpoint in self._endpoints:
+            endpoint.close()
+        if self._authenticator is not None:
+            self._authenticator.close()
         self._context.term()
 
-    async def _take(self, frames: list[bytes]) -> None:
-        client = frames[0]
+    # ------------------------------------------------------------------------------------------------------------- requests
+    async def _serve(self, endpoint: Endpoint) -> None:
+        taken = 0
+        while True:
+            frames, frame = await endpoint.receive()
+            try:
+                await self._take(endpoint, frames, frame)
+            except Exception:
+                log.exception("a request was dropped")
+            taken += 1
+            if taken % BURST == 0:
+                await asyncio.sleep(0)
+
+    async def _take(self, endpoint: Endpoint, frames: list[bytes], frame: zmq.Frame | None) -> None:
+        client = (endpoint, frames[0])
         if len(frames) != 3 or len(frames[1]) > ID_BYTES:
             number = frames[1] if len(frames) > 2 and len(frames[1]) <= ID_BYTES else b""
             error = InvalidMessage(f"a request has the frames [id, body], this one has {len(frames) - 1}, the id at most {ID_BYTES} bytes")
             await self._send(client, number, wire.encode_error(error))
             return
-        number, body = frames[1], frames[2]
+        number, body, began = frames[1], frames[2], time.perf_counter()
+        caller, request = SERVICE, None
         try:
-            if self._open[client] >= PER_CLIENT or len(self._tasks) >= IN_ALL:
-                raise Busy(f"{self._open[client]} requests of this client are being answered", hint="wait for some of the answers")
+            caller = endpoint.caller(frame)
+            self._check_room(client, caller)
             request = wire.decode_request(body)
+            rights.check(caller, request)
+            token = current.set(caller)
+            try:
+                with about(getattr(request, "job", None)):
+                    reply = HANDLERS[type(request)](self._app, request)
+                    if not isinstance(reply, wire.Reply):
+                        self._begin(client, number, caller, frame, request, reply, began)
+                        return
+            finally:
+                current.reset(token)
+            answer = wire.encode_reply(reply)
+            self._answered(request.type, began)
         except Exception as error:
-            await self._send(client, number, _error(error, "a request"))
-            if not self._open[client]:
-                del self._open[client]
-            return
-        try:
-            reply = HANDLERS[type(request)](self._app, request)
-        except Exception as error:
-            await self._send(client, number, _error(error, request.type))
-            return
-        if isinstance(reply, wire.Reply):
-            await self._send(client, number, wire.encode_reply(reply))
-            return
+            self._answered(request.type if request is not None else "invalid", began, error)
+            with about(getattr(request, "job", None)):
+                answer = _error(error, request.type if request is not None else "a request")
+            if request is not None and isinstance(error, OffrlError) and changes.changes(request):
+                self._app.record(caller, request, None, error)
+        if not self._open[client]:
+            del self._open[client]
+        await self._send(client, number, answer)
+
+    def _check_room(self, client: Client, caller: Caller) -> None:
+        count = self._of_key[caller.name] if caller.name != LOCAL else 0
+        if not count and caller.name != LOCAL:
+            del self._of_key[caller.name]
+        if self._open[client] >= PER_CLIENT or count >= PER_KEY or len(self._tasks) >= IN_ALL:
+            raise Busy(f"{max(self._open[client], count)} requests of this client are being answered", hint="wait for some of the answers")
+
+    def _begin(
+        self, client: Client, number: bytes, caller: Caller, frame: zmq.Frame | None, request: wire.Request,
+        reply: Awaitable[wire.Reply], began: float,
+    ) -> None:  # fmt: skip
+        """Answer in a task of its own, which works in the caller's name and logs about the job of the request."""
         self._open[client] += 1
-        task = asyncio.get_running_loop().create_task(self._answer(client, number, request.type, reply))
+        self._of_key[caller.name] += 1
+        task = asyncio.get_running_loop().create_task(self._answer(client, number, caller, frame, request, reply, began))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _answer(self, client: bytes, number: bytes, name: str, reply: Awaitable[wire.Reply]) -> None:
+    async def _answer(
+        self, client: Client, number: bytes, caller: Caller, frame: zmq.Frame | None, request: wire.Request,
+        reply: Awaitable[wire.Reply], began: float,
+    ) -> None:  # fmt: skip
+        result: wire.Reply | None = None
+        problem: Exception | None = None
         try:
-            answer = wire.encode_reply(await reply)
-            if len(answer) > wire.MAX_MESSAGE:
-                raise InternalError(f"the answer to {name} has {len(answer)} bytes, more than fit into a message")
+            result = await reply
         except Exception as error:
-            answer = _error(error, name)
+            problem = error
         finally:
-            self._open[client] -= 1
-            if self._open[client] <= 0:
-                del self._open[client]
+            for counter, key in ((self._open, client), (self._of_key, caller.name)):
+                counter[key] -= 1
+                if counter[key] <= 0:
+                    del counter[key]
+        if changes.changes(request, result):
+            await self._app.record(caller, request, result, problem)
+        try:
+            if problem is not None:
+                raise problem
+            assert result is not None
+            rights.check(client[0].caller(frame), request)  # a key that was removed meanwhile learns nothing more
+            answer = wire.encode_reply(result)
+            if len(answer) > wire.MAX_MESSAGE:
+                raise InternalError(f"the answer to {request.type} has {len(answer)} bytes, more than fit into a message")
+        except Exception as error:
+            problem = error
+            answer = _error(error, request.type)
+        self._answered(request.type, began, problem)
         await self._send(client, number, answer)
 
-    async def _send(self, client: bytes, number: bytes, answer: bytes) -> None:
+    def _answered(self, name: str, began: float, error: Exception | None = None) -> None:
+        """Count a request, and log it where somebody looks for a fault."""
+        outcome = "ok" if error is None else error.code if isinstance(error, OffrlError) else "internal"
+        seconds = time.perf_counter() - began
+        self._app.observer.request_answered(name, outcome, seconds)
+        if log.isEnabledFor(logging.DEBUG):
+            log.debug("request type=%s outcome=%s ms=%.2f", name, outcome, 1000 * seconds)
+
+    async def _send(self, client: Client, number: bytes, answer: bytes) -> None:
+        endpoint, route = client
         try:
-            await self._socket.send_multipart([client, number, answer])
+            await endpoint.socket.send_multipart([route, number, answer])
         except zmq.ZMQError as error:
             log.debug("an answer was not sent: %s", error)
+
+    # --------------------------------------------------------------------------------------------------------------- sockets
+    def _listen(self, url: str, **options: Any) -> str:
+        self._endpoints.append(Endpoint(self._context, url, **options))
+        return self._endpoints[-1].address
+
+    def _key_changed(self, action: str, name: str, role: str) -> None:
+        log.info("%s: %s (%s)", action.replace("_", " "), name, role)
+        self._app.audit(action, key=name, key_role=role)
 
 
 def _error(error: Exception, name: str) -> bytes:
@@ -151,14 +239,12 @@ def _error(error: Exception, name: str) -> bytes:
     return wire.encode_error(error)
 
 
-def _clear(path: Path) -> None:
-    """Make room for the socket: a dead daemon's is removed, anything else stays and is an error."""
-    try:
-        mode = path.lstat().st_mode
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise InvalidInput(f"cannot listen on {path}: {error.strerror}", hint="choose another address with --bind") from None
-    if not stat.S_ISSOCK(mode):
-        raise InvalidInput(f"{path} exists and is not a socket", hint="move it away, or choose another address with --bind")
-    path.unlink()
+def _open_files() -> int:
+    """Raise the limit of open files as far as the system lets us; what it is then."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = FILES if hard == resource.RLIM_INFINITY else min(FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            return wanted
+    return FILES if soft == resource.RLIM_INFINITY else soft

@@ -28,6 +28,11 @@ class State:
         return self.run / "offrld.sock"
 
     @property
+    def audit(self) -> Path:
+        """The audit log; older parts beside it, with a number."""
+        return self.root / "audit.log"
+
+    @property
     def database(self) -> Path:
         return self.root / "queue.sqlite"
 
@@ -61,12 +66,17 @@ class State:
     def log(self, job: str) -> Path:
         return self.jobs / job / "log.txt"
 
-    def prepare(self) -> None:
-        """Make the folders; only this user may enter ``run``. `InvalidInput` where that is not possible."""
+    def prepare(self, group: int | None = None) -> None:
+        """Make the folders; only this user, and ``group``, may enter ``run``. `InvalidInput` where that is not possible."""
         try:
             for folder in (self.root, self.run, self.datasets, self.uploads, self.jobs, self.cache, self.packed):
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self.run.chmod(0o700)
+            if group is None:
+                self.run.chmod(0o700)
+            else:
+                for folder, mode in ((self.root, 0o710), (self.run, 0o750)):  # through the one, into the other
+                    os.chown(folder, -1, group)
+                    folder.chmod(mode)
         except OSError as error:
             raise InvalidInput(
                 f"cannot use {self.root} as the state folder: {error.strerror}", hint="choose another one with --state-dir"

@@ -1,14 +1,52 @@
-"""What has become of a job whose worker is gone: decided from its end line, its exit status and what the user wanted of it."""
+"""What has become of a job whose worker is gone: decided from its end line, how it ended, and what the user wanted of it.
+
+The causes are told apart by the error's code, and `cause` gives the class that a retry is decided by.
+"""
 
 from __future__ import annotations
 
+import re
 import signal
 from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
 from typing import Any
 
 from offrl.job import JobState
 
 STOPPED = 75  # exit status of a worker that was told to terminate, or found another worker in its run folder: nothing is wrong with the job
+TAIL_LINES, TAIL_BYTES = 20, 4000   # of the log, kept with the error
+CRASHED, OUT_OF_MEMORY, KILLED, HUNG = "worker_crashed", "out_of_memory", "worker_killed", "worker_hung"
+HINTS = {
+    CRASHED: "`offrl logs JOB` shows all that it said; `offrl retry JOB` goes on from the last checkpoint",
+    OUT_OF_MEMORY: "use a smaller batch_size, fewer seeds or fewer jobs at once, or a machine with more memory",
+    KILLED: "somebody ended the process; `offrl retry JOB` goes on from the last checkpoint",
+    HUNG: "its log shows where it stood; grace.hang_s is the silence that is allowed; `offrl retry JOB` goes on from the last checkpoint",
+}
+# What libraries write that end the process themselves when memory cannot be had.
+_NO_MEMORY = re.compile(r"std::bad_alloc|^MemoryError|out of memory|Cannot allocate memory|can't allocate memory", re.MULTILINE)
+
+
+class Cause(StrEnum):
+    """Why a job failed, as far as trying again depends on it."""
+
+    CRASH = "crash"            # the process ended by itself, or with an error that nobody foresaw
+    OOM = "oom"                # no memory, of the machine or of the card
+    KILLED = "killed"          # SIGKILL or SIGTERM from outside
+    HANG = "hang"              # no sign of life
+    DISK_FULL = "disk_full"
+    BAD_INPUT = "bad_input"    # the job itself: it would fail again (also a diverged training)
+
+
+_CAUSES = {
+    CRASHED: Cause.CRASH, "internal": Cause.CRASH, OUT_OF_MEMORY: Cause.OOM, KILLED: Cause.KILLED, HUNG: Cause.HANG,
+    "disk_full": Cause.DISK_FULL,
+}  # fmt: skip
+
+
+def cause(error: dict[str, str] | None) -> Cause:
+    """The class of a failed job's error."""
+    return _CAUSES.get((error or {}).get("code", CRASHED), Cause.BAD_INPUT)
 
 
 @dataclass(frozen=True)
@@ -16,28 +54,52 @@ class Exit:
     """How a worker ended. ``status``: its return code, negative for a signal, None where a former daemon's worker was found gone.
 
     ``lost``: the daemon stopped it (or had itself been gone), so that its end says nothing about the job.
-    ``last_line``: the last line on stdout; ``log_line``: the last line of its log.
+    ``last_line``: the last line on stdout; ``log_line``, ``log_tail``: the line of its log that says most, and the last ones.
+    ``oom``: the kernel's out-of-memory killer was at work when it ended; ``silent``: it was killed because it gave no sign of life
+    (and this says for how long, and where it stood).
     """
 
     status: int | None = None
     lost: bool = False
     last_line: bytes = b""
     log_line: str = ""
+    log_tail: str = ""
+    oom: bool = False
+    silent: str = ""
 
     @property
     def words(self) -> str:
+        if self.silent:
+            return f"hung: {self.silent}"
         if self.status is None:
             return "is gone"
         if self.status < 0:
             try:
-                return f"was killed by {signal.Signals(-self.status).name}"
+                name = signal.Signals(-self.status).name
             except ValueError:
-                return f"was killed by signal {-self.status}"
-        return f"ended with exit status {self.status} without a result"
+                name = f"signal {-self.status}"
+            return f"was killed by {name}" + (": the machine was out of memory" if self._memory else "")
+        return f"ended with exit status {self.status} without a result" + (": out of memory" if self._memory else "")
+
+    @property
+    def code(self) -> str:
+        """The code of the error of a worker that ended without a word."""
+        if self.silent:
+            return HUNG
+        if self._memory:
+            return OUT_OF_MEMORY
+        return KILLED if self.status in (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP) else CRASHED
+
+    @property
+    def _memory(self) -> bool:
+        if self.status == -signal.SIGKILL:
+            return self.oom
+        died = self.status is not None and self.status != 0 and self.status != -signal.SIGTERM
+        return died and _NO_MEMORY.search(self.log_tail) is not None
 
 
 def outcome(end: dict[str, Any] | None, how: Exit, intent: str) -> tuple[JobState, str, dict[str, str] | None]:
-    """The job's next state, the reason, and the error of a failed one.
+    """The job's next state, the reason, and the error of a failed one: ``{code, message, hint}``, with ``log`` (its tail) where that helps.
 
     ``end``: the worker's end line or None; ``intent``: "", "pause", "cancel" or "resume" (a pause that was taken back).
     """
@@ -47,11 +109,11 @@ def outcome(end: dict[str, Any] | None, how: Exit, intent: str) -> tuple[JobStat
             return state, end.get("reason", ""), None
         if state == JobState.FAILED:
             error = end["error"] or {"code": "internal", "message": "the worker gave no reason", "hint": how.log_line}
-            return state, error["message"], error
+            return state, error["message"], _with_log(error, how) if cause(error) != Cause.BAD_INPUT else error
         if state == JobState.CANCELLED:
             return state, "cancelled", None
         if state != JobState.PAUSED:
-            return _crashed(how)
+            return _died(how)
         if intent == "pause":
             return JobState.PAUSED, "", None
     if intent == "cancel":
@@ -66,10 +128,33 @@ def outcome(end: dict[str, Any] | None, how: Exit, intent: str) -> tuple[JobStat
         return JobState.PAUSED, "the worker did not answer and was killed: it goes on from the checkpoint before", None
     if intent == "resume":
         return JobState.QUEUED, "", None
-    return _crashed(how)
+    return _died(how)
 
 
-def _crashed(how: Exit) -> tuple[JobState, str, dict[str, str] | None]:
+def _died(how: Exit) -> tuple[JobState, str, dict[str, str] | None]:
     message = f"the worker {how.words}"
-    reason = f"{message}: {how.log_line}" if how.log_line else message
-    return JobState.FAILED, reason, {"code": "worker_crashed", "message": message, "hint": how.log_line}
+    reason = f"{message}: {how.log_line}" if how.log_line and not how.silent else message
+    return JobState.FAILED, reason, _with_log({"code": how.code, "message": message, "hint": HINTS[how.code]}, how)
+
+
+def _with_log(error: dict[str, str], how: Exit) -> dict[str, str]:
+    return {**error, "log": how.log_tail} if how.log_tail else error
+
+
+def log_tail(path: Path, since: int = 0) -> tuple[str, str]:
+    """The line of a log that says most about an end (the interpreter's own word of a fatal error, else the last), and its last lines.
+
+    ``since``: the size of the log when the attempt began; what earlier ones wrote is not looked at.
+    """
+    try:
+        with path.open("rb") as file:
+            file.seek(max(since, file.seek(0, 2) - 16384))
+            lines = [line.rstrip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
+    except OSError:
+        return "", ""
+    tail = lines[-TAIL_LINES:]
+    while len(tail) > 1 and sum(map(len, tail)) + len(tail) > TAIL_BYTES:
+        tail = tail[1:]
+    fatal = [line for line in lines if line.startswith("Fatal Python error")]
+    line = (fatal or lines or [""])[-1].strip()
+    return line[:300], "\n".join(tail)[-TAIL_BYTES:]

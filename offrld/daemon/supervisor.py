@@ -1,7 +1,7 @@
 """Starts the workers of queued jobs, follows them, and decides what becomes of a job when its worker ends.
 
-Two lanes with slots of their own: a short import or export never waits behind a long training. The record of a worker is its
-events.jsonl; its stdout only says that there is something new to take over.
+Two lanes with slots of their own: a short import or export never waits behind a long training. Train jobs share cards and CPU threads
+besides. The record of a worker is its events.jsonl; its stdout only says that there is something new to take over, and that it lives.
 """
 
 from __future__ import annotations
@@ -9,26 +9,36 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
+import signal
+import time
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
 from offrl.job import JobState
 from offrl_store.errors import OffrlError
-from offrld.daemon import datasets, housekeeping, queue
-from offrld.daemon.catalog import last_line
+from offrld.daemon import datasets, devices, housekeeping, queue
 from offrld.daemon.config import Settings
-from offrld.daemon.database import Database
+from offrld.daemon.database import Connection, Database
 from offrld.daemon.hub import Hub
+from offrld.daemon.logs import about
+from offrld.daemon.observer import Observer
 from offrld.daemon.records import Job, find
+from offrld.daemon.spare import Spares
 from offrld.daemon.state import State
-from offrld.daemon.supervision import Exit
+from offrld.daemon.supervision import Cause, Exit, cause, log_tail
 from offrld.daemon.uploads import Uploads
-from offrld.executors.local import LocalExecutor, LocalWorker, end_leftovers, leftovers
+from offrld.daemon.vital import Vital
+from offrld.executors.local import LocalExecutor, LocalWorker, assign, end_leftovers, leftovers, unassign, unassign_ended
+from offrld.executors.oom import OomCounter
 
 GATHER_S = 0.05      # lines that come so close together are taken over in one transaction
 RETRY_S = 2.0        # before the queue is tried again where it could not be written (full disk)
 HOUSEKEEPING_S = 3600.0
+LOOK_S = 5.0         # between two looks at a running worker: whether it lives, and whether the kernel has ended processes for their memory
+OOM_S = 1.0          # between the kernel's count and the end of the process that it was for
+STACKS_S = 1.0       # that a hung worker has to write down where it stands
 log = logging.getLogger("offrld.supervisor")
 
 
@@ -37,7 +47,12 @@ class Attempt:
     """One attempt at a job that runs now."""
 
     job: Job
+    vital: Vital
     worker: LocalWorker | None = None
+    place: devices.Place | None = None
+    oom: OomCounter | None = None
+    oom_at: float = -math.inf   # when the kernel was last seen to have ended a process for its memory
+    silent: str = ""            # it was killed because it hung, and this says how
     news: asyncio.Event = field(default_factory=asyncio.Event)
     last_line: bytes = b""
     deadline: asyncio.TimerHandle | None = None
@@ -45,7 +60,7 @@ class Attempt:
 
     def line(self, line: bytes) -> None:
         """A line of the worker's stdout."""
-        if line.strip():
+        if line.strip() and self.vital.line(line):
             self.last_line = line
             self.news.set()
 
@@ -63,11 +78,15 @@ class Supervisor:
         self._hub = hub
         self._executor = executor
         self._uploads = uploads
+        self.observer = Observer()
         self._attempts: dict[str, Attempt] = {}
         self._busy = {"train": 0, "light": 0}
         self._tasks: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
         self._stopping = False
+        self._spares = Spares(executor, state, settings.workers.spare, settings.workers.spare_idle_s)
+        # What there is, once `run` has looked.
+        self.devices = devices.Pool(devices.Inventory(settings.devices.threads or devices.threads_here()))
         # Looked for before anything is started here, so that all that is found is a former daemon's.
         self._leftovers = leftovers(state.root)
 
@@ -75,6 +94,11 @@ class Supervisor:
     def running(self) -> int:
         """Workers that run now."""
         return len(self._attempts)
+
+    @property
+    def spare(self) -> str | None:
+        """How the worker that is kept warm is: ready, starting, or None, because there is none."""
+        return self._spares.state
 
     def wake(self) -> None:
         """Look for jobs to start."""
@@ -92,7 +116,13 @@ class Supervisor:
     async def run(self) -> None:
         """Put back what a former daemon left running, then start jobs as slots get free, until `stop`."""
         await self._recover()
+        chosen = self._settings.devices
+        self.devices.inventory = await devices.inventory(chosen.cards, chosen.slots, chosen.memory_mb, chosen.threads)
+        cards = self.devices.inventory.cards
+        log.info("%d CPU threads for train jobs, cards: %s", self.devices.inventory.threads,
+                 "as the workers find them" if cards is None else ", ".join(card.name for card in cards) or "none")  # fmt: skip
         self._spawn(self._keep_house())
+        self._spawn(self._spares.fill())
         while not self._stopping:
             self._wake.clear()
             try:
@@ -110,31 +140,44 @@ class Supervisor:
         self._wake.set()
         for attempt in self._attempts.values():
             self._release(attempt)
+        closing = asyncio.get_running_loop().create_task(self._spares.close())
         deadline = self._settings.grace.stop_s + 10.0
         working = [task for task in self._tasks if task.get_name().startswith("job ")]
         if working:
             log.info("waiting for %d workers to make their checkpoint", len(working))
             await asyncio.wait(working, timeout=deadline)
+        await closing
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     # ------------------------------------------------------------------------------------------------------------- schedule
     async def _start_jobs(self) -> None:
-        slots = {"train": self._settings.slots.train, "light": self._settings.slots.light}
+        train = self._settings.slots.train
+        slots = {
+            "train": max(1, self.devices.inventory.slots) if train == "auto" else train,
+            "light": self._settings.slots.light,
+        }
         for lane, count in slots.items():
             while self._busy[lane] < count and not self._stopping:
-                job = await self._database.write(queue.claim, lane)
+                fitting = _Fitting(self.devices) if lane == "train" else None
+                job = await self._database.write(queue.claim, lane, fitting)
                 if job is None:
                     break
-                self._begin(job, self._work)
+                self._begin(job, self._work, fitting.place if fitting is not None else None)
 
-    def _begin(self, job: Job, work: Work) -> None:
+    def _begin(self, job: Job, work: Work, place: devices.Place | None = None) -> None:
         self._busy[job.lane] += 1
-        attempt = self._attempts[job.id] = Attempt(job)
+        attempt = self._attempts[job.id] = Attempt(job, Vital(self._settings.grace, loops=job.kind == "train"), place=place)
+        if place is not None:
+            self.devices.used[job.id] = place
         self._spawn(self._attempt(attempt, work), name=f"job {job.id}")
 
     async def _attempt(self, attempt: Attempt, work: Work) -> None:
+        with about(attempt.job.id):
+            await self._to_its_end(attempt, work)
+
+    async def _to_its_end(self, attempt: Attempt, work: Work) -> None:
         job = attempt.job
         try:
             try:
@@ -143,13 +186,18 @@ class Supervisor:
                 log.exception("job %s: the supervisor failed", job.id)
                 how = Exit(log_line="the daemon's log holds more")
             ended = await self._finish(attempt, how)
+            if attempt.worker is not None:
+                self.observer.worker_ended(ended)
+            await self._keep_peak(attempt)
             log.info("job %s: %s%s", job.id, ended.state, f" ({ended.reason})" if ended.reason else "")
             await self._tidy(ended)
         finally:
             if attempt.deadline is not None:
                 attempt.deadline.cancel()
             self._attempts.pop(job.id, None)
+            self.devices.used.pop(job.id, None)
             self._busy[job.lane] -= 1
+            self._spares.refill()
             self._wake.set()
 
     async def _work(self, attempt: Attempt) -> Exit:
@@ -158,36 +206,108 @@ class Supervisor:
         folder, log_file = self._state.job(job.id), self._state.log(job.id)
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            began = log_file.stat().st_size if log_file.exists() else 0
+            worker = self._take_spare(job, attempt)
+            if worker is not None:
+                status = await self._run_worker(attempt, worker)
+                unassign(self._state.root, worker.name)
+                # A spare that was dying as it got the job (the kernel likes to end those that sleep) says nothing about the job.
+                if attempt.vital.heard or attempt.lost:
+                    return await self._exit(attempt, status, began)
+                log.warning("job %s: its spare worker was gone (status %d), another is started", job.id, status)
             worker = await self._executor.start(self._state.root, job.id, folder=folder, log=log_file, on_line=attempt.line)
         except OSError as error:
             log.error("job %s: its worker cannot be started: %s", job.id, error)
             return Exit(status=127, log_line=str(error))
+        return await self._exit(attempt, await self._run_worker(attempt, worker), began)
+
+    def _take_spare(self, job: Job, attempt: Attempt) -> LocalWorker | None:
+        """A spare worker that can do the job, noted as its worker; `OSError`."""
+        worker = self._spares.take() if Spares.suits(job.kind, job.spec) else None
+        if worker is not None:
+            try:
+                assign(self._state.root, worker.name, job.id)
+            except OSError:
+                worker.kill()
+                raise
+            worker.listen(attempt.line)
+        return worker
+
+    async def _run_worker(self, attempt: Attempt, worker: LocalWorker) -> int:
+        """Give the worker its job and wait for its end; the return code."""
+        job = attempt.job
+        if attempt.worker is None:  # one that takes the place of a dead spare worker is no second start
+            self.observer.worker_started(job)
         attempt.worker = worker
+        attempt.oom = OomCounter(worker.pid)
         log.info("job %s: attempt %d, worker process %d", job.id, job.attempt, worker.pid)
-        following = asyncio.get_running_loop().create_task(self._follow(attempt))
+        beside = [asyncio.get_running_loop().create_task(work(attempt)) for work in (self._follow, self._watch)]
         try:
-            worker.send({
-                "type": "start", "job": job.id, "attempt": job.attempt, "state_dir": str(self._state.root), "spec": job.spec,
-                "snapshot": job.snapshot, "import_roots": [str(root) for root in self._settings.import_roots],
-            })  # fmt: skip
+            worker.send(self._start_message(attempt))
             if self._stopping:
                 self._release(attempt)
             recorded = (await self._database.read(find, job.id)).intent  # a pause or cancel that came while the worker was started
             if recorded in ("pause", "cancel"):
                 self.tell(job.id, recorded)
-            status = await worker.wait()
+            return await worker.wait()
         finally:
             worker.kill()
-            following.cancel()
-            await asyncio.gather(following, return_exceptions=True)
-        log_line = await asyncio.to_thread(last_line, log_file)
-        return Exit(status=status, lost=attempt.lost, last_line=attempt.last_line, log_line=log_line)
+            for task in beside:
+                task.cancel()
+            await asyncio.gather(*beside, return_exceptions=True)
+
+    def _start_message(self, attempt: Attempt) -> dict[str, Any]:
+        job, device = attempt.job, str(attempt.job.spec.get("device", "cpu"))
+        chosen = None
+        if attempt.place is not None and attempt.place.card is not None:
+            chosen = "cuda"  # the worker sees its card alone
+        elif device == "auto" and self.devices.inventory.cards is not None:
+            chosen = "cpu"
+        return {
+            "type": "start", "job": job.id, "attempt": job.attempt, "state_dir": str(self._state.root), "spec": job.spec,
+            "snapshot": job.snapshot, "import_roots": [str(root) for root in self._settings.import_roots],
+            "folder": str(self._state.job(job.id)), "log": str(self._state.log(job.id)), "device": chosen,
+            "environment": self.devices.environment(attempt.place, device),
+            "stop_s": 0.9 * self._settings.grace.stop_s,  # so that the worker still says in its log what has become of its checkpoint
+        }  # fmt: skip
+
+    async def _exit(self, attempt: Attempt, status: int, began: int) -> Exit:
+        """How the worker ended; ``began``: the size of its log when the attempt began."""
+        # What it did longer ago was not to this worker, which lived on.
+        oom = attempt.oom is not None and (attempt.oom.grown() or time.monotonic() - attempt.oom_at < OOM_S)
+        line, tail = await asyncio.to_thread(log_tail, self._state.log(attempt.job.id), began)
+        if attempt.lost and status == -signal.SIGKILL:
+            log.warning("job %s: no checkpoint within %g s: the last one serves", attempt.job.id, self._settings.grace.stop_s)
+        return Exit(status, attempt.lost, attempt.last_line, line, tail, oom, attempt.silent)
+
+    async def _watch(self, attempt: Attempt) -> None:
+        """Kill a worker that has been silent for too long, and keep an eye on the kernel's out-of-memory killer."""
+        assert attempt.worker is not None and attempt.oom is not None
+        while (left := attempt.vital.left_s) > 0:
+            await asyncio.sleep(min(LOOK_S, left + 0.01))
+            if attempt.oom.grown():
+                attempt.oom_at = time.monotonic()
+        if attempt.lost or attempt.deadline is not None:
+            return  # it is being ended anyway
+        try:
+            step = (await self._database.read(find, attempt.job.id)).step
+        except OffrlError:
+            step = attempt.job.step
+        attempt.silent = attempt.vital.silence(step)
+        log.warning("job %s: its worker hangs (%s) and is killed", attempt.job.id, attempt.silent)
+        attempt.worker.tell_where()
+        await asyncio.sleep(STACKS_S)
+        attempt.worker.kill()
 
     async def _follow(self, attempt: Attempt) -> None:
         """Take over what the worker writes, as it comes."""
         job = attempt.job
+        started = False
         while True:
             await attempt.news.wait()
+            if not started and not attempt.vital.busy:
+                started = True
+                self._spares.refill()  # the job's first update is done: loading the next spare no longer slows it down
             await asyncio.sleep(GATHER_S)
             attempt.news.clear()
             try:
@@ -208,13 +328,20 @@ class Supervisor:
                 log.error("job %s: its end cannot be recorded yet: %s", job.id, error)
                 await asyncio.sleep(RETRY_S)
 
+    async def _keep_peak(self, attempt: Attempt) -> None:
+        if attempt.vital.device_bytes:
+            try:
+                await self._database.write(queue.keep_peak, attempt.job.id, attempt.vital.device_bytes)
+            except OffrlError as error:  # a later attempt is placed by the guess once more
+                log.warning("job %s: its use of the card cannot be recorded: %s", attempt.job.id, error)
+
     async def _tidy(self, job: Job) -> None:
         """What an import no longer needs. The upload of one that crashed is kept for a retry until it expires."""
         if job.kind != "import" or job.state == JobState.QUEUED:
             return
         known = job.dataset in await self._database.read(datasets.known)
         await asyncio.to_thread(housekeeping.after_import, self._state, job, dataset_known=known)
-        crashed = job.error is not None and job.error.get("code") in ("worker_crashed", "internal", "disk_full", "out_of_memory")
+        crashed = job.error is not None and cause(job.error) != Cause.BAD_INPUT
         if job.spec.get("upload") and job.state.ended and not crashed:
             await asyncio.to_thread(self._uploads.remove, job.spec["upload"])
 
@@ -255,8 +382,9 @@ class Supervisor:
         await asyncio.to_thread(housekeeping.sweep, self._state, jobs_known, unfinished, names)
 
     async def _keep_house(self) -> None:
-        """Delete forgotten uploads, now and then."""
+        """Delete forgotten uploads, and notes about workers that are gone, now and then."""
         while True:
+            await asyncio.to_thread(unassign_ended, self._state.root)
             _jobs, _unfinished, _names, uploads = await self._database.read(housekeeping.names_in_use)
             for upload in await asyncio.to_thread(self._uploads.expired, self._settings.uploads.expire_hours * 3600):
                 if upload not in uploads:
@@ -273,3 +401,17 @@ class Supervisor:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
             log.error("a task of the supervisor failed", exc_info=task.exception())
+
+
+class _Fitting:
+    """Asked by `queue.claim` about the waiting train jobs in their order; ``place`` is the place of the one that it said yes to."""
+
+    def __init__(self, pool: devices.Pool) -> None:
+        self._cards, self._plan = bool(pool.inventory.cards), pool.plan()
+        self.place: devices.Place | None = None
+
+    def __call__(self, db: Connection, job: Job) -> bool:
+        if self._plan.exhausted:
+            raise queue.Full
+        self.place = self._plan.offer(devices.need(job.spec, self._cards, *queue.sizes(db, job)))
+        return self.place is not None

@@ -40,7 +40,7 @@ class Uploads:
             os.utime(folder)  # it is still wanted
             return {file.path: self._received(upload, file.path) for file in files}
         _check_names([file.path for file in files])
-        unfinished = sum(1 for other in self._folder.iterdir() if not (other / "finished").exists())
+        unfinished = self.unfinished()
         if unfinished >= self._limit:
             raise Conflict(f"{unfinished} uploads are under way, no more are taken", hint="try again when one of them has finished")
         size = sum(file.size for file in files)
@@ -107,6 +107,10 @@ class Uploads:
         self._manifest(upload)
         if not (self._folder / upload / "finished").exists():
             raise Conflict(f"upload {upload} is not finished", hint="send the rest, then finish_upload")
+
+    def unfinished(self) -> int:
+        """Uploads that are under way."""
+        return sum(1 for upload in self._folder.iterdir() if not (upload / "finished").exists())
 
     def remove(self, upload: str) -> None:
         """Delete an upload; nothing happens where there is none."""

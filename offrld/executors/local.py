@@ -10,14 +10,16 @@ import asyncio
 import contextlib
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 MARK = "OFFRLD_WORKER"            # environment variable "JOB:STATE_DIR" by which a later daemon finds what an earlier one left behind
+SPARE = "spare-"                  # what stands there in place of the job while a worker has none; `assign` notes the job that it gets
 MAX_LINE = 8 << 20                # an event line above this is dropped: nothing that a worker prints may fill the daemon's memory
 DRAIN_S = 2.0                     # wait for the rest of stdout after the exit
 
@@ -25,8 +27,9 @@ DRAIN_S = 2.0                     # wait for the rest of stdout after the exit
 class LocalWorker:
     """A started worker. ``send`` and ``close_stdin`` talk to it, ``wait`` gives its return code (negative: the signal)."""
 
-    def __init__(self, process: subprocess.Popen[bytes], on_line: Callable[[bytes], None]) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], on_line: Callable[[bytes], None], name: str = "") -> None:
         self.pid = process.pid
+        self.name = name
         self._process = process
         self._loop = asyncio.get_running_loop()
         self._exited: asyncio.Future[int] = self._loop.create_future()
@@ -41,6 +44,15 @@ class LocalWorker:
         """Hook both pipes into the event loop."""
         self._stdin, _ = await self._loop.connect_write_pipe(asyncio.Protocol, self._process.stdin)
         self._read_transport, _ = await self._loop.connect_read_pipe(lambda: self._stdout, self._process.stdout)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the process is known to be gone."""
+        return self._exited.done() or self._finishing is not None
+
+    def listen(self, on_line: Callable[[bytes], None]) -> None:
+        """From now on give the lines of its stdout to ``on_line``: a spare worker has got its job."""
+        self._stdout.on_line = on_line
 
     def send(self, message: dict[str, Any]) -> None:
         """One control line; silently nothing when the worker is gone."""
@@ -57,6 +69,12 @@ class LocalWorker:
         if not self._exited.done():
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGKILL)
+
+    def tell_where(self) -> None:
+        """SIGUSR1: a worker writes the stacks of its threads into its log. Anything else ends by it."""
+        if not self.ended:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGUSR1)
 
     async def wait(self) -> int:
         """The return code, after the last line of stdout was delivered."""
@@ -86,7 +104,7 @@ class _Lines(asyncio.Protocol):
     """Cuts a byte stream into lines."""
 
     def __init__(self, on_line: Callable[[bytes], None]) -> None:
-        self._on_line = on_line
+        self.on_line = on_line
         self._parts = bytearray()
         self.ended = asyncio.Event()
 
@@ -96,13 +114,13 @@ class _Lines(asyncio.Protocol):
             *lines, rest = self._parts.split(b"\n")
             self._parts = bytearray(rest)
             for line in lines:
-                self._on_line(bytes(line))
+                self.on_line(bytes(line))
         elif len(self._parts) > MAX_LINE:
             self._parts.clear()
 
     def connection_lost(self, error: Exception | None) -> None:
         if self._parts:
-            self._on_line(bytes(self._parts))
+            self.on_line(bytes(self._parts))
         self.ended.set()
 
 
@@ -121,31 +139,72 @@ class LocalExecutor:
         self, state_dir: Path, job: str, *, folder: Path, log: Path, on_line: Callable[[bytes], None], describe: bool = False
     ) -> LocalWorker:
         """Start the worker of ``job`` in ``folder`` with its stderr appended to ``log``; `OSError` where the system refuses."""
+        return await self._start(self.describe_command if describe else self.command, state_dir, job, folder, log, on_line)
+
+    async def start_spare(self, state_dir: Path, *, folder: Path, log: Path, on_line: Callable[[bytes], None]) -> LocalWorker:
+        """Start a worker that loads what train jobs need and waits for one. `assign` it before it gets its start message; `OSError`."""
+        return await self._start((*self.command, "--spare"), state_dir, f"{SPARE}{secrets.token_hex(6)}", folder, log, on_line)
+
+    async def _start(
+        self, command: Sequence[str], state_dir: Path, name: str, folder: Path, log: Path, on_line: Callable[[bytes], None]
+    ) -> LocalWorker:
         environment = dict(os.environ)
-        environment[MARK] = f"{job}:{state_dir}"
+        environment[MARK] = f"{name}:{state_dir}"
         environment["PYTHONSAFEPATH"] = "1"  # modules never come from the run folder
-        for name in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"):  # those are the daemon's, not the worker's
-            environment.pop(name, None)
+        for variable in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"):  # those are the daemon's, not the worker's
+            environment.pop(variable, None)
         with log.open("ab") as stderr:
             process = subprocess.Popen(
-                self.describe_command if describe else self.command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=stderr,
-                cwd=folder,
-                env=environment,
-                start_new_session=True,
-                bufsize=0,
-            )
-        worker = LocalWorker(process, on_line)
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, cwd=folder, env=environment,
+                start_new_session=True, bufsize=0,
+            )  # fmt: skip
+        worker = LocalWorker(process, on_line, name)
         await worker.connect()
         return worker
 
 
+def assign(state_dir: Path, spare: str, job: str) -> None:
+    """Note which job a spare worker gets: its environment, which `leftovers` reads, cannot be changed any more. `OSError`."""
+    file = _assigned(state_dir, spare)
+    file.parent.mkdir(mode=0o700, exist_ok=True)
+    file.write_text(job)  # not synced: a power cut ends the worker too
+
+
+def unassign(state_dir: Path, spare: str) -> None:
+    """Forget `assign`: the worker and its process group are gone."""
+    with contextlib.suppress(OSError):
+        _assigned(state_dir, spare).unlink(missing_ok=True)
+
+
+def unassign_ended(state_dir: Path) -> None:
+    """Forget `assign` for all whose processes are gone: a daemon that was killed could not."""
+    with contextlib.suppress(FileNotFoundError):
+        notes = [entry.name for entry in os.scandir(_assigned(state_dir, SPARE).parent)]
+        living = {name for name, _pid in _marked(state_dir)}
+        for name in notes:
+            if name not in living:
+                unassign(state_dir, name)
+
+
+def _assigned(state_dir: Path, spare: str) -> Path:
+    return state_dir / "run" / "workers" / spare
+
+
 def leftovers(state_dir: Path) -> dict[str, list[int]]:
     """Processes that a daemon of this state folder started and did not live to end: job -> process ids."""
-    prefix, ours = f"{MARK}=".encode(), os.fsencode(state_dir)
     found: dict[str, list[int]] = {}
+    for name, pid in _marked(state_dir):
+        job = name
+        if name.startswith(SPARE) and "/" not in name:
+            with contextlib.suppress(OSError):  # it has got no job yet
+                job = _assigned(state_dir, name).read_text() or name
+        found.setdefault(job, []).append(pid)
+    return found
+
+
+def _marked(state_dir: Path) -> Iterator[tuple[str, int]]:
+    """Name and process id of all that carry the `MARK` of this state folder."""
+    prefix, ours = f"{MARK}=".encode(), os.fsencode(state_dir)
     for entry in os.scandir("/proc"):
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
             continue
@@ -154,10 +213,9 @@ def leftovers(state_dir: Path) -> dict[str, list[int]]:
         except OSError:  # another user's, or gone meanwhile
             continue
         for variable in variables:
-            job, _, folder = variable.removeprefix(prefix).partition(b":")
+            name, _, folder = variable.removeprefix(prefix).partition(b":")
             if variable.startswith(prefix) and folder == ours:
-                found.setdefault(os.fsdecode(job), []).append(int(entry.name))
-    return found
+                yield os.fsdecode(name), int(entry.name)
 
 
 async def end_leftovers(state_dir: Path, job: str, pids: list[int], grace_s: float) -> None:

@@ -2,18 +2,26 @@
 
 ``python -m offrld.worker`` speaks JSON lines: control messages on stdin, events on stdout; its stderr is the job's log. Exit
 status 0 after an end event; `EXIT_STOPPED` without one, where the daemon is gone or another worker has the job.
+
+With ``--spare`` it loads what a train job needs before it reads the first line, says ``ready``, and waits.
 """
 
 from __future__ import annotations
 
+import contextlib
+import faulthandler
 import importlib
 import os
+import signal
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from offrld.worker.control import EXIT_STOPPED, Control, Stopped
+
+if TYPE_CHECKING:
+    from offrld.worker.runfolder import RunFolder
 
 # One module per kind of job, imported only for a job of that kind: an import job never loads torch.
 KINDS = {
@@ -23,6 +31,7 @@ KINDS = {
     "dataset_export": "offrld.worker.dataset_export",
 }
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+SPARE_THREADS = 1  # the libraries take the number when they are loaded: a spare worker serves jobs of this many threads alone
 END_STATES = {"pause": "paused", "cancel": "cancelled"}
 
 
@@ -31,6 +40,14 @@ def main() -> int:
     started = time.perf_counter()
     control_pipe, event_pipe = _take_pipes()
     control = Control(control_pipe)
+    spare = "--spare" in sys.argv[1:]
+    if spare:
+        _set_threads(SPARE_THREADS)
+        from offrld.worker.warm import warm
+
+        warm()
+        with contextlib.suppress(OSError):  # no daemon any more: the next line sees the end of the pipe
+            os.write(event_pipe, b'{"type": "ready"}\n')
     try:
         start = control.read_start()
     except Stopped:
@@ -38,14 +55,37 @@ def main() -> int:
     except ValueError as error:
         print(f"offrld.worker is started by offrld, with a start message on stdin: {error}", file=sys.stderr)
         return 2
-    control.listen()
-    threads = str(start["spec"].get("threads") or 1)
-    for variable in THREAD_VARIABLES:  # read by the libraries when they are loaded, so before any of them is
-        os.environ[variable] = threads
+    if spare:
+        started = time.perf_counter()
+    _settle(start)
+    control.listen(**({"stop_s": float(start["stop_s"])} if "stop_s" in start else {}))
+    if not spare:
+        _set_threads(start["spec"].get("threads") or 1)
     try:
         return _run(start, control, event_pipe, started)
     finally:
         control.finished()
+
+
+def _set_threads(count: int) -> None:
+    for variable in THREAD_VARIABLES:  # read by the libraries when they are loaded, so before any of them is
+        os.environ[variable] = str(count)
+
+
+def _settle(start: dict[str, Any]) -> None:
+    """Move into the job's folder, with its log as stderr and its environment: a spare worker was started without them."""
+    if "log" in start:
+        log = os.open(start["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        sys.stderr.flush()
+        os.dup2(log, 2)
+        os.dup2(log, 1)
+        os.close(log)
+    if "folder" in start:
+        os.chdir(start["folder"])
+    os.environ.update(start.get("environment") or {})
+    # The stacks of all threads go into the log on a crash of native code, and where the daemon asks for them before it ends a hung job.
+    faulthandler.enable()
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
 
 
 def _run(start: dict[str, Any], control: Control, event_pipe: int, started: float) -> int:
@@ -66,6 +106,8 @@ def _run(start: dict[str, Any], control: Control, event_pipe: int, started: floa
             return 0
         return EXIT_STOPPED
     report = Reporter(event_pipe, run.events)
+    report.busy("loading")
+    control.tell_life(report.alive, lambda: _last_checkpoint(run))
     try:
         from pydantic import TypeAdapter
 
@@ -73,7 +115,7 @@ def _run(start: dict[str, Any], control: Control, event_pipe: int, started: floa
         from offrld.worker.job import WorkerJob
 
         job = WorkerJob(
-            id=start["job"], attempt=int(start["attempt"]), spec=TypeAdapter(JobSpec).validate_python(start["spec"]),
+            id=start["job"], attempt=int(start["attempt"]), spec=TypeAdapter(JobSpec).validate_python(_placed(start)),
             snapshot=start.get("snapshot"), import_roots=tuple(Path(root) for root in start.get("import_roots") or ()),
             state=state, run=run, control=control, report=report, started=started,
         )  # fmt: skip
@@ -92,6 +134,16 @@ def _run(start: dict[str, Any], control: Control, event_pipe: int, started: floa
     else:
         report.end("succeeded", reason=reason or "")
     return 0
+
+
+def _placed(start: dict[str, Any]) -> dict[str, Any]:
+    """The specification with the device that the daemon has chosen: of several cards the worker sees that one alone."""
+    return {**start["spec"], "device": start["device"]} if start.get("device") else start["spec"]
+
+
+def _last_checkpoint(run: RunFolder) -> str:
+    steps = run.checkpoint_steps()
+    return f"the last checkpoint serves, of step {steps[-1]}" if steps else "there is no checkpoint yet, the job begins anew"
 
 
 def _take_pipes() -> tuple[int, int]:

@@ -1,22 +1,26 @@
 """What the daemon tells a running worker: pause, cancel, or (by closing the pipe, or with SIGTERM) that it is to stop.
 
 A thread reads the lines of the control pipe; the job asks `Control.check` wherever it can stop cleanly, which raises
-`Stopped`. A job that does not come to such a place in time (a long import of a library, a stuck compiler) is ended by
-the thread itself once the daemon is gone, so that no worker outlives its daemon.
+`Stopped`, and gives a sign of life: from the loop itself, so that a loop that hangs is seen to hang. A job that does not
+come to such a place in time (a long import of a library, a stuck compiler) is ended by the thread itself once it is told
+to stop, so that no worker outlives its daemon; its last checkpoint serves then, and the log says so.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable
 from typing import Any, Literal
 
 Reason = Literal["pause", "cancel", "gone"]
-GONE_S = 20.0            # seconds that a worker without a daemon may take to write its checkpoint
+GONE_S = 20.0            # seconds that a worker which is told to stop may take for its checkpoint, where the start message says nothing
+BEAT_S = 2.0             # between two signs of life
 EXIT_STOPPED = 75        # exit status without an end event: the daemon is gone, or another worker holds the job
 
 
@@ -33,14 +37,18 @@ class Control:
 
     def __init__(self, descriptor: int) -> None:
         """``descriptor``: the file descriptor of the pipe's reading end."""
-        self._lines = _lines(descriptor)
+        self._lines = _Lines(descriptor)
         self._reason: Reason | None = None
         self._changed = threading.Event()
         self._finished = threading.Event()
+        self._beat: Callable[[], None] | None = None
+        self._next_beat = 0.0
+        self._given_up: Callable[[], str] = str
+        self._stop_s = GONE_S
 
     def read_start(self) -> dict[str, Any]:
         """The first line. Raises `Stopped` where the pipe was closed before it, ValueError where it is no start message."""
-        line = next(self._lines, None)
+        line = self._lines.next()
         if line is None:
             raise Stopped("gone")
         message = json.loads(line)
@@ -48,10 +56,21 @@ class Control:
             raise ValueError(f"expected a start message, got {line[:200]!r}")
         return message
 
-    def listen(self) -> None:
-        """Read the later lines in a thread of their own, and take SIGTERM for a closed pipe."""
+    def listen(self, stop_s: float = GONE_S) -> None:
+        """Read the later lines in a thread of their own, and take SIGTERM for a closed pipe.
+
+        ``stop_s``: what a worker has for its checkpoint, from being told to stop to its end.
+        """
+        self._stop_s = stop_s
+        woken, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        # Python runs signal handlers in the main thread alone, which may be inside a compiler for minutes: the pipe is written at once.
+        signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
         signal.signal(signal.SIGTERM, lambda *_: self._stop("gone"))
-        threading.Thread(target=self._listen, name="control", daemon=True).start()
+        threading.Thread(target=self._listen, args=(woken,), name="control", daemon=True).start()
+
+    def tell_life(self, beat: Callable[[], None], given_up: Callable[[], str]) -> None:
+        """Call ``beat`` from `check`, now and then; ``given_up`` gives the last words of a worker that was told to stop and did not."""
+        self._beat, self._given_up = beat, given_up
 
     @property
     def reason(self) -> Reason | None:
@@ -59,9 +78,12 @@ class Control:
         return self._reason
 
     def check(self) -> None:
-        """Raises `Stopped` once the job is to stop. Costs one attribute access."""
+        """Raises `Stopped` once the job is to stop, else tells that the job is alive. Costs a look at the clock."""
         if self._reason is not None:
             raise Stopped(self._reason)
+        if self._beat is not None and (now := time.monotonic()) >= self._next_beat:
+            self._next_beat = now + BEAT_S
+            self._beat()
 
     def wait(self, seconds: float) -> None:
         """Sleep, but no longer than until the job is told to stop."""
@@ -77,8 +99,8 @@ class Control:
             self._reason = reason
         self._changed.set()
 
-    def _listen(self) -> None:
-        for line in self._lines:
+    def _listen(self, woken: int) -> None:
+        while (line := self._lines.next(woken)) is not None:
             try:
                 kind = json.loads(line).get("type")
             except (ValueError, AttributeError):
@@ -88,20 +110,35 @@ class Control:
             else:
                 print(f"control message not understood: {line[:200]!r}", file=sys.stderr, flush=True)
         self._stop("gone")
-        if not self._finished.wait(GONE_S):
-            print(f"the daemon is gone and the job did not stop within {GONE_S:.0f} s: ending", file=sys.stderr, flush=True)
+        if not self._finished.wait(self._stop_s):
+            print(f"told to stop, but the job did not come to a place for it in {self._stop_s:.1f} s: {self._given_up()}", file=sys.stderr)
+            sys.stderr.flush()
             os._exit(EXIT_STOPPED)
 
 
-def _lines(descriptor: int) -> Iterator[bytes]:
-    """The complete lines of a pipe, until it is closed. Reads at once what is there, which a buffered file would not."""
-    rest = b""
-    while True:
-        try:
-            data = os.read(descriptor, 65536)
-        except OSError:
-            return
-        if not data:
-            return
-        *lines, rest = (rest + data).split(b"\n")
-        yield from (line for line in lines if line.strip())
+class _Lines:
+    """The complete lines of a pipe. Reads at once what is there, which a buffered file would not."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._rest = b""
+        self._ready: list[bytes] = []
+
+    def next(self, woken: int | None = None) -> bytes | None:
+        """The next line; None once the pipe is closed, or SIGTERM has come (``woken`` can be read and holds its number)."""
+        while not self._ready:
+            if woken is not None:
+                readable, _, _ = select.select([self._descriptor, woken], [], [])
+                if woken in readable and bytes([signal.SIGTERM]) in os.read(woken, 4096):
+                    return None
+                if self._descriptor not in readable:
+                    continue
+            try:
+                data = os.read(self._descriptor, 65536)
+            except OSError:
+                return None
+            if not data:
+                return None
+            *lines, self._rest = (self._rest + data).split(b"\n")
+            self._ready = [line for line in lines if line.strip()]
+        return self._ready.pop(0)

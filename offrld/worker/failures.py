@@ -8,6 +8,7 @@ import traceback
 
 from offrl_store.errors import OffrlError
 
+NO_MEMORY = ("DefaultCPUAllocator: can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 MEMORY_HINT = "use a smaller batch_size or fewer seeds, or a machine with more memory"
 
 
@@ -39,6 +40,6 @@ def _out_of_memory(error: BaseException) -> bool:
     return (
         isinstance(error, MemoryError)
         or any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__)
-        or (isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error))
+        or (isinstance(error, RuntimeError) and any(text in str(error) for text in NO_MEMORY))
         or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
     )

@@ -1,7 +1,7 @@
 """What a worker says: one JSON object per line, first into the run folder's ``events.jsonl``, then to the daemon.
 
-The file is the record (an executor without a pipe reads it), the pipe is the fast way. Numbers are finite or null, because
-JSON knows nothing else.
+The file is the record (an executor without a pipe reads it), the pipe is the fast way. Signs of life go by the pipe only.
+Numbers are finite or null, because JSON knows nothing else.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ class Reporter:
         self._lock = threading.Lock()
         self._ended = False
         self._last_progress = -math.inf
+        self._busy = ""
 
     def progress(
         self, step: int, steps: int, *, updates_per_second: float | None = None, eta_s: float | None = None,
@@ -38,6 +39,7 @@ class Reporter:
 
         ``metrics``: name -> seed -> latest value; values that are not finite are left out (the protocol's metrics are numbers).
         """
+        self._busy = ""
         now = time.monotonic()
         if not force and now - self._last_progress < PROGRESS_S:
             return False
@@ -51,6 +53,15 @@ class Reporter:
             metrics={name: values for name, values in shown.items() if values},
         )  # fmt: skip
         return True
+
+    def busy(self, what: str) -> None:
+        """What comes next takes long and gives no sign of life: "loading", "compiling". Over with the next `progress`."""
+        self._busy = what
+        self.alive()
+
+    def alive(self) -> None:
+        """A sign of life, with what the job is busy with and the most memory that it had on a card."""
+        self._tell({"type": "alive", "busy": self._busy, "device_bytes": device_peak_bytes()})
 
     def message(self, text: str) -> None:
         """One line for the reader of the job's events, and for its log."""
@@ -80,8 +91,24 @@ class Reporter:
             except OSError:
                 if not last:  # a full disk ends the job, and its end must be told all the same
                     raise
-            with contextlib.suppress(OSError):  # nobody listens any more: the control pipe says so too, and that ends the job
-                _write_all(self._pipe, line.encode())
+            self._send(line)
+
+    def _tell(self, message: dict[str, Any]) -> None:
+        with self._lock:
+            if not self._ended:
+                self._send(json.dumps(message) + "\n")
+
+    def _send(self, line: str) -> None:
+        with contextlib.suppress(OSError):  # nobody listens any more: the control pipe says so too, and that ends the job
+            _write_all(self._pipe, line.encode())
+
+
+def device_peak_bytes() -> int:
+    """The most memory that torch has held on the cards of this process so far; 0 where it has used none."""
+    torch = sys.modules.get("torch")  # loaded by the kinds of job that need it; never here
+    if torch is None or not torch.cuda.is_initialized():
+        return 0
+    return sum(torch.cuda.max_memory_reserved(number) for number in range(torch.cuda.device_count()))
 
 
 def number(value: float | None) -> float | int | None:

@@ -91,6 +91,7 @@ class Training:
         try:
             if learner.step > 0:
                 self._evaluate()  # of that step, where an earlier attempt did not come to it
+            job.report.busy("compiling" if learner.runner != "eager" else "loading")  # until the first update is done
             first = True
             while learner.step < steps:
                 job.control.check()

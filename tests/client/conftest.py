@@ -32,6 +32,34 @@ def daemon() -> Iterator[Daemon]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+class OwnDaemon:
+    """A daemon of one test, which may be stopped and started again."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._running = folder, None
+
+    def start(self) -> Daemon:
+        self._running = start_daemon(self._folder / "state")
+        return self._running
+
+    def stop(self) -> None:
+        if self._running is not None:
+            stop_daemon(self._running)
+            self._running = None
+
+
+@pytest.fixture
+def own_daemon() -> Iterator[OwnDaemon]:
+    """A daemon that no other test uses, not started yet."""
+    folder = Path(tempfile.mkdtemp(prefix="offrl-", dir="/tmp"))
+    made = OwnDaemon(folder)
+    try:
+        yield made
+    finally:
+        made.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 @pytest.fixture(scope="session")
 def client(daemon: Daemon) -> Iterator[offrl.Client]:
     with offrl.Client(daemon.url) as made:

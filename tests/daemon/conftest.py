@@ -42,7 +42,8 @@ def new_daemon(folders: Callable[[], Path]) -> Iterator[Callable[..., Daemon]]:
 @pytest.fixture(scope="session")
 def daemon(folders: Callable[[], Path]) -> Iterator[Daemon]:
     """A running daemon that many tests share: each uses names of its own and leaves nothing running."""
-    daemon = Daemon(folders(), "[slots]\ntrain = 4\nlight = 2\n[grace]\ncancel_s = 0.3\npause_s = 0.3\nstop_s = 2\n").start()
+    settings = "[slots]\ntrain = 4\nlight = 2\n[devices]\nthreads = 8\n[grace]\ncancel_s = 0.3\npause_s = 0.3\nstop_s = 2\n"
+    daemon = Daemon(folders(), settings).start()
     yield daemon
     daemon.close()
     assert daemon.process is not None

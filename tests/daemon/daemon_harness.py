@@ -17,6 +17,7 @@ import zmq
 
 from offrl import wire
 from offrl.job import ImportSpec, TrainSpec
+from offrl.keys import ClientKey
 
 HERE = Path(__file__).resolve().parent
 DEADLINE_S = 30.0
@@ -45,9 +46,13 @@ def alive(pid: int) -> bool:
 class Connection:
     """One DEALER socket."""
 
-    def __init__(self, context: zmq.Context, url: str) -> None:
+    def __init__(self, context: zmq.Context, url: str, key: ClientKey | None = None) -> None:
         self.socket = context.socket(zmq.DEALER)
         self.socket.setsockopt(zmq.LINGER, 0)
+        if key is not None:
+            self.socket.setsockopt(zmq.CURVE_SERVERKEY, bytes.fromhex(key.server))
+            self.socket.setsockopt(zmq.CURVE_PUBLICKEY, bytes.fromhex(key.public))
+            self.socket.setsockopt(zmq.CURVE_SECRETKEY, bytes.fromhex(key.secret))
         self.socket.connect(url)
 
     def send(self, request: wire.Request) -> bytes:

@@ -73,7 +73,7 @@ def test_a_config_file_that_is_named_must_be_there() -> None:
 @pytest.mark.parametrize(
     ("url", "insecure", "error"),
     [
-        ("ipc://" + "/x" * 60, False, InvalidInput), ("tcp://127.0.0.1:1", False, NotAllowed), ("tcp://0.0.0.0:1", True, NotAllowed),
+        ("ipc://" + "/x" * 60, False, InvalidInput), ("tcp://0.0.0.0:1", True, NotAllowed),
         ("tcp://*:1", True, NotAllowed), ("tcp://example.org:1", True, NotAllowed), ("tcp://10.0.0.1:1", True, NotAllowed),
         ("inproc://x", True, InvalidInput), ("nonsense", True, InvalidInput), ("ipc://", False, InvalidInput),
     ],
@@ -84,6 +84,8 @@ def test_an_address_that_must_not_be_used_is_refused(tmp_path: Path, url: str, i
     assert caught.value.hint
     for fine in ("tcp://127.0.0.1:1", "tcp://localhost:1", "tcp://[::1]:1"):
         load(str(tmp_path), fine, None, True)
+    for fine in ("tcp://0.0.0.0:1", "tcp://*:1", "tcp://10.0.0.1:1"):  # with keys
+        load(str(tmp_path), fine, None, False)
 
 
 def test_a_state_folder_with_a_long_name_is_refused_with_the_way_out(tmp_path: Path) -> None:
@@ -104,7 +106,7 @@ def test_only_the_user_may_enter_the_run_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "status", "words"),
     [
-        (("--bind", "tcp://127.0.0.1:0"), 4, "--insecure"),
+        (("--bind", "tcp://0.0.0.0:0", "--insecure"), 4, "--insecure"),
         (("--state-dir", "/proc/none"), 2, "/proc/none"),
         (("--config", "/no.toml"), 2, "/no.toml"),
         (("--bind", "ipc:///nonexistent/a.sock"), 2, "/nonexistent/a.sock"),

@@ -37,7 +37,10 @@ def test_a_job_runs_to_its_end_and_its_events_are_numbered_without_gaps(daemon: 
     ("behaviour", "code", "words"),
     [
         ("crash", "worker_crashed", "exit status 3 without a result: the roof is on fire"),
-        ("killed", "worker_crashed", "killed by SIGKILL"),
+        ("killed", "worker_killed", "killed by SIGKILL"),
+        ("segfault", "worker_crashed", "killed by SIGSEGV"),
+        ("memory", "out_of_memory", "out of memory: MemoryError"),
+        ("bad_alloc", "out_of_memory", "out of memory: terminate called"),
         ("fail", "empty_dataset", "no transitions in it"),
     ],
 )
@@ -49,6 +52,9 @@ def test_a_job_whose_worker_does_not_succeed_fails_with_the_reason(
     assert info.error is not None
     assert info.error["code"] == code
     assert words in info.reason
+    assert info.error["hint"]
+    # The tail of the log tells what the process was at; where the job itself is wrong, it has been said already.
+    assert ("begins at step 0" in info.error.get("log", "")) == (behaviour != "fail")
 
 
 def test_lines_that_say_nothing_known_are_passed_over(daemon: Daemon, data: str) -> None:

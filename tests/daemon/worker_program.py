@@ -25,6 +25,11 @@ class Worker:
         if start is None:
             sys.exit(75)
         self.start = start
+        log = os.open(start["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        os.dup2(log, 2)  # a spare worker was started without its job's log
+        os.close(log)
+        os.chdir(start["folder"])
+        os.environ.update(start["environment"])
         self.state = Path(start["state_dir"])
         self.run = self.state / "jobs" / start["job"]
         self.lock = open(self.run / "lock", "a")  # noqa: SIM115  held for life
@@ -33,6 +38,7 @@ class Worker:
         if seen.exists() and int(seen.read_text()) > start["attempt"]:
             sys.exit(75)
         seen.write_text(str(start["attempt"]))
+        self.alive("loading")
 
     def message(self, seconds: float | None) -> dict | None:
         """The next control line, None where there is none in time or the pipe is closed."""
@@ -54,6 +60,10 @@ class Worker:
             file.write(line)
         os.write(1, line)
 
+    def alive(self, busy: str = "", device_bytes: int = 0) -> None:
+        """A sign of life: by the pipe only."""
+        os.write(1, json.dumps({"type": "alive", "busy": busy, "device_bytes": device_bytes}).encode() + b"\n")
+
     def end(self, state: str, error: dict | None = None) -> None:
         self.emit("end", state=state, error=error)
         sys.exit(0)
@@ -72,6 +82,9 @@ class Worker:
         behaviour = spec["config"].get("behaviour", "normal")
         with open(self.run / "attempts.txt", "a") as file:
             file.write(f"{self.start['attempt']} {os.getpid()} {self.start['snapshot']}\n")
+        (self.run / "card").write_text(f"{os.environ.get('CUDA_VISIBLE_DEVICES')} {self.start['device']}")
+        if "device_bytes" in spec["config"]:
+            self.alive(device_bytes=spec["config"]["device_bytes"])
         checkpoints = self.run / "checkpoints"
         checkpoints.mkdir(exist_ok=True)
         steps = sorted(int(path.stem) for path in checkpoints.glob("*.safetensors"))
@@ -80,6 +93,13 @@ class Worker:
         if behaviour == "crash":
             print("the roof is on fire", file=sys.stderr, flush=True)
             os._exit(3)
+        if behaviour == "segfault":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if behaviour == "memory":
+            bytearray(1 << 62)  # raises MemoryError
+        if behaviour == "bad_alloc":  # how C++ ends where memory cannot be had
+            print("terminate called after throwing an instance of 'std::bad_alloc'", file=sys.stderr, flush=True)
+            os.abort()
         if behaviour == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
         if behaviour == "fail":
@@ -88,6 +108,14 @@ class Worker:
             os.write(1, b"\xff\x00 not json\n{}\n[1]\n")
             with open(self.run / "events.jsonl", "ab") as file:
                 file.write(b'\xff\n{"type":"progress","step":"x"}\n{"type":"what"}\n{"type":"end","state":"queued"}\n')
+        if behaviour == "compiling":  # silent for longer than a loop may be, as announced; then it goes on
+            self.alive("compiling")
+            self.check(1.5)
+        if behaviour == "stalls":  # steps, and then nothing more
+            self.emit("progress", step=2, steps=spec["steps"], metrics={})
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            while True:
+                time.sleep(1)
         if behaviour in ("hang", "children"):
             child = subprocess.Popen(["sleep", "1000"]) if behaviour == "children" else None
             (self.run / "child").write_text(str(child.pid if child else 0))

@@ -27,21 +27,33 @@ class WorkerProcess:
         self.run = state / "jobs" / job
         self.run.mkdir(parents=True, exist_ok=True)
         self.log = self.run / "log.txt"
-        environment = {**os.environ, "PYTHONSAFEPATH": "1", **start.pop("environment", {})}
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "offrld.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
-                cwd=self.run, env=environment, start_new_session=True,
-            )  # fmt: skip
-        self.seen: list[dict[str, Any]] = []
-        self._events: queue.Queue[dict[str, Any] | None] = queue.Queue()
-        threading.Thread(target=self._read, daemon=True).start()
+        self._start(self.run, [], start.pop("environment", {}))
         first = {"type": "start", "job": job, "attempt": attempt, "state_dir": str(state), "spec": spec, "snapshot": snapshot}
         self.send({**first, "import_roots": [], **start})
 
+    @classmethod
+    def spare(cls, folder: Path) -> WorkerProcess:
+        """A worker that waits for a job: nothing is sent to it."""
+        self = cls.__new__(cls)
+        self.log = folder / "spare.log"
+        self._start(folder, ["--spare"], {})
+        return self
+
+    def _start(self, folder: Path, arguments: list[str], environment: dict[str, str]) -> None:
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "offrld.worker", *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
+                cwd=folder, env={**os.environ, "PYTHONSAFEPATH": "1", **environment}, start_new_session=True,
+            )  # fmt: skip
+        self.seen: list[dict[str, Any]] = []
+        self.signs: list[dict[str, Any]] = []  # of life: by the pipe only, not in events.jsonl
+        self._events: queue.Queue[dict[str, Any] | None] = queue.Queue()
+        threading.Thread(target=self._read, daemon=True).start()
+
     def _read(self) -> None:
         for line in self.process.stdout:
-            self._events.put(json.loads(line))  # a line that is no JSON would be a broken protocol: the thread dies, the test times out
+            event = json.loads(line)  # a line that is no JSON would be a broken protocol: the thread dies, the test times out
+            (self.signs.append if event["type"] in ("alive", "ready") else self._events.put)(event)
         self._events.put(None)
 
     def send(self, message: dict[str, Any]) -> None:
@@ -147,7 +159,8 @@ def train(imported: dict[str, dict[str, Any]], tmp_path: Path, start: Callable[.
     """Starts a train worker on an imported dataset: ``train("job", "bc", "pendulum", steps=...)``."""
 
     def train(
-        job: str, algorithm: str, dataset: str, *, attempt: int = 1, state: Path = tmp_path, environment: Any = None, **spec: Any
+        job: str, algorithm: str, dataset: str, *, attempt: int = 1, state: Path = tmp_path, environment: Any = None,
+        start_message: dict[str, Any] | None = None, **spec: Any,
     ) -> WorkerProcess:  # fmt: skip
         target = state / "datasets" / dataset
         if not target.exists():
@@ -155,6 +168,7 @@ def train(imported: dict[str, dict[str, Any]], tmp_path: Path, start: Callable[.
         return start(
             job, {"kind": "train", "algorithm": algorithm, "dataset": dataset, "device": "cpu", "runner": "eager", **spec},
             attempt=attempt, snapshot=imported[dataset]["snapshot"], state=state, environment=environment or {},
+            **(start_message or {}),
         )  # fmt: skip
 
     return train

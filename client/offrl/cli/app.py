@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from offrl.cli import datasets, jobs, policies, service, submit
+from offrl.cli import audit, datasets, doctor, jobs, keys, policies, service, submit, top
 
 ROOT_HELP = "Train policies from logged data on an offrld daemon, and run them. OFFRL_URL names the daemon."
 
@@ -17,9 +17,15 @@ def command() -> Any:
     app = typer.Typer(help=ROOT_HELP, no_args_is_help=True, add_completion=True, **options)
     app.callback()(_root)
     service.register(app)
+    top.register(app)
+    doctor.register(app)
     group = typer.Typer(help="Add, list, show, remove and export datasets.", no_args_is_help=True, **options)
     datasets.register(group)
     app.add_typer(group, name="datasets")
+    group = typer.Typer(help="Keys of clients that connect over tcp: make, let in, list, shut out.", no_args_is_help=True, **options)
+    keys.register(group)
+    app.add_typer(group, name="keys")
+    audit.register(app)
     submit.register(app)
     jobs.register(app)
     policies.register(app)

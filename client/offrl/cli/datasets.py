@@ -6,9 +6,11 @@ from typing import Annotated, Any
 
 import typer
 
+from offrl.cli import completion
 from offrl.cli.output import Json, emit, number, pairs, size, table
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The dataset's name.")]
+Known = Annotated[str, typer.Argument(metavar="NAME", help="The dataset's name.", autocompletion=completion.datasets)]
 Source = Annotated[str, typer.Argument(metavar="SOURCE", help="A file or folder.")]
 Format = Annotated[str | None, typer.Option("--format", metavar="F", help="Its format; by default found from the content.")]
 OnDaemon = Annotated[bool, typer.Option("--on-daemon", help="SOURCE is a path on the daemon's side, below one of its import_roots.")]
@@ -25,7 +27,7 @@ def add(name: Name, source: Source, format: Format = None, on_daemon: OnDaemon =
     _import("add", name, source, format, on_daemon, as_json)
 
 
-def append(name: Name, source: Source, format: Format = None, on_daemon: OnDaemon = False, as_json: Json = False) -> None:
+def append(name: Known, source: Source, format: Format = None, on_daemon: OnDaemon = False, as_json: Json = False) -> None:
     """Put the episodes of a file or folder behind those of a dataset."""
     _import("append", name, source, format, on_daemon, as_json)
 
@@ -54,7 +56,7 @@ def ls(as_json: Json = False) -> None:
     table(headers, rows, right=headers[1:5])
 
 
-def show(name: Name, as_json: Json = False) -> None:
+def show(name: Known, as_json: Json = False) -> None:
     """Show a dataset: its size, fields and returns."""
     from offrl.client import Client
 
@@ -62,7 +64,7 @@ def show(name: Name, as_json: Json = False) -> None:
         _print(client.datasets.show(name), as_json)
 
 
-def rm(name: Name, as_json: Json = False) -> None:
+def rm(name: Known, as_json: Json = False) -> None:
     """Delete a dataset; refused while an unfinished job uses it."""
     from offrl.client import Client
 
@@ -75,7 +77,7 @@ def rm(name: Name, as_json: Json = False) -> None:
 
 
 def export(
-    name: Name,
+    name: Known,
     out: Annotated[str, typer.Argument(metavar="OUT", help="Where to: .hdf5 or .h5 (D4RL), .npz, else a store's folder.")],
     format: Annotated[
         str | None, typer.Option("--format", metavar="F", help="d4rl, npz, store, minari, d3rlpy or d3rlpy-v1; default: by the ending.")

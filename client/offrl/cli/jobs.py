@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from offrl.cli import completion
 from offrl.cli.output import Json, emit, number, pairs, rich_table, seconds, table, talk
 
 if TYPE_CHECKING:
     from offrl.client import Client, Job
     from offrl.wire import JobInfo
 
-JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="The job's id.")]
+JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="The job's id.", autocompletion=completion.jobs)]
 HEADERS = ["job", "state", "algorithm", "dataset", "step", "updates/s", "left", "metrics"]
 LOOK_S = 1.0  # between two looks of `status --watch` at all jobs
 
@@ -26,7 +27,9 @@ def register(app: typer.Typer) -> None:
 
 
 def status(
-    job: Annotated[str | None, typer.Argument(metavar="[JOB]", help="One job; by default all but imports.")] = None,
+    job: Annotated[
+        str | None, typer.Argument(metavar="[JOB]", help="One job; by default all but imports.", autocompletion=completion.jobs)
+    ] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Go on showing it until it has ended (all: until nothing is left to do).")] = False,
     kind: Annotated[str | None, typer.Option("--kind", metavar="K", help="train, import, export, dataset_export or all.")] = None,
     as_json: Json = False,
@@ -192,6 +195,8 @@ def _print(info: Any) -> None:
         values.append(("reason", info.reason))
     if info.error and info.error.get("hint"):
         values.append(("hint", info.error["hint"]))
+    if info.owner:
+        values.append(("owner", info.owner))
     if info.algorithm:
         values.append(("algorithm", info.algorithm))
     if info.dataset:

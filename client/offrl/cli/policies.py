@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from offrl.cli import completion
 from offrl.cli.output import Json, emit, number, pairs
 
 
@@ -18,7 +19,7 @@ def register(app: typer.Typer) -> None:
 
 
 def fetch(
-    job: Annotated[str, typer.Argument(metavar="JOB", help="The job's id.")],
+    job: Annotated[str, typer.Argument(metavar="JOB", help="The job's id.", autocompletion=completion.jobs)],
     out: Annotated[
         str | None, typer.Option("--out", metavar="PATH", help="Where to. [default: policy.onnx, or the kind's own name]")
     ] = None,

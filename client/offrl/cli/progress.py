@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from offrl.cli.output import number, seconds, talk
+from offrl.job import MAIN_METRICS
 
 LINE_S = 5.0  # between two plain lines, unless something new is to be said
-FIRST = ("return_mean", "validation_loss", "critic_loss", "loss", "actor_loss")  # metrics worth the room, in this order
 
 
 def show(events: Iterable[Any], label: str) -> None:
@@ -58,7 +58,7 @@ def said(event: Any, metrics: dict[str, dict[str, float]]) -> str:
 
 def main_metrics(metrics: dict[str, dict[str, float]], limit: int = 3) -> list[str]:
     """The first few metrics as ``name value``, each the mean over the seeds."""
-    names = sorted(metrics, key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), name))
+    names = sorted(metrics, key=lambda name: (MAIN_METRICS.index(name) if name in MAIN_METRICS else len(MAIN_METRICS), name))
     return [f"{name} {number(sum(metrics[name].values()) / len(metrics[name]))}" for name in names if metrics[name]][:limit]
 
 

@@ -1,8 +1,9 @@
-"""Commands about the service itself: serve, demo, ping, algos."""
+"""Commands about the service itself: serve, demo, ping, config, algos."""
 
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from offrl.cli import completion
 from offrl.cli.output import Json, emit, number, pairs, table, talk
 from offrl_store.errors import OffrlError
 
@@ -22,6 +24,7 @@ def register(app: typer.Typer) -> None:
     app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(serve)
     app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(demo)
     app.command()(ping)
+    app.command()(config)
     app.command()(algos)
 
 
@@ -63,10 +66,47 @@ def ping(as_json: Json = False) -> None:
             emit({**pong.model_dump(mode="json"), "url": client.url})
         else:
             print(f"offrld {pong.version} (protocol {pong.protocol}) at {client.url}, state in {pong.state_dir}, up {pong.uptime_s:.0f} s")
+            if pong.caller:
+                print(f"it knows you as {pong.caller} ({pong.role})")
+
+
+def config(
+    default: Annotated[bool, typer.Option("--default", help="Print an offrld.toml with every setting at its default.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show every setting of the daemon: value, default, where it comes from, meaning."""
+    if default:
+        if importlib.util.find_spec("offrld") is None:
+            error = OffrlError("the daemon is not installed here", hint=f"run it on the daemon's machine, or {INSTALL}")
+            error.code = "not_installed"
+            raise error
+        command = [sys.executable, "-m", "offrld.daemon.main", "--default-config"]
+        text = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+        emit({"toml": text}) if as_json else print(text, end="")
+        return
+    from offrl.client import Client
+
+    with Client() as client:
+        found = client.settings()
+    if as_json:
+        emit(found)
+        return
+    shown = [[each.name, _value(each.value), "" if each.source == "default" else _value(each.default), each.source, each.help]
+             for each in found.settings]  # fmt: skip
+    table(["setting", "value", "default", "from", "meaning"], shown)
+    print(f"file: {found.file}")
+
+
+def _value(value: Any) -> str:
+    """A value as it stands in offrld.toml."""
+    return "" if value is None else json.dumps(value, ensure_ascii=False)
 
 
 def algos(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Show all settings of this one.")] = None, as_json: Json = False
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="Show all settings of this one.", autocompletion=completion.algorithms)
+    ] = None,
+    as_json: Json = False,
 ) -> None:
     """List the algorithms, or the settings of one."""
     from offrl.client import Client

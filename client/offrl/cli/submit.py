@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from offrl.cli import completion
 from offrl.cli.output import Json, emit, talk
 from offrl.cli.values import seed_list, settings
 
@@ -16,8 +17,16 @@ def register(app: typer.Typer) -> None:
 
 
 def submit(
-    algorithm: Annotated[str, typer.Argument(metavar="ALGO", help="A name of `offrl algos`.")],
-    dataset: Annotated[str, typer.Option("--dataset", metavar="NAME|FILE", help="A dataset, or a file or folder that is imported first.")],
+    algorithm: Annotated[str, typer.Argument(metavar="ALGO", help="A name of `offrl algos`.", autocompletion=completion.algorithms)],
+    dataset: Annotated[
+        str,
+        typer.Option(
+            "--dataset",
+            metavar="NAME|FILE",
+            help="A dataset, or a file or folder that is imported first.",
+            autocompletion=completion.datasets,
+        ),
+    ],
     steps: Annotated[int | None, typer.Option("--steps", metavar="N", help="Gradient updates. [default: 100000]")] = None,
     seed: Annotated[int | None, typer.Option("--seed", metavar="S", help="One seed. [default: 0]")] = None,
     seeds: Annotated[str | None, typer.Option("--seeds", metavar="0-7", help="Several, trained side by side: 0-7 or 0,2,5.")] = None,
@@ -34,7 +43,8 @@ def submit(
     validation: Annotated[float | None, typer.Option("--validation", metavar="0.1", help="Share of the episodes held out.")] = None,
     priority: Annotated[int, typer.Option("--priority", metavar="P", help="A higher one runs first.")] = 0,
     after: Annotated[
-        list[str] | None, typer.Option("--after", metavar="JOB", help="Wait until JOB has succeeded; may be repeated.")
+        list[str] | None,
+        typer.Option("--after", metavar="JOB", help="Wait until JOB has succeeded; may be repeated.", autocompletion=completion.jobs),
     ] = None,
     key: Annotated[
         str | None, typer.Option("--key", metavar="K", help="The same key gives the same job, however often it is sent.")
@@ -42,6 +52,9 @@ def submit(
     runner: Annotated[str | None, typer.Option("--runner", metavar="R", help="auto, eager, compile or graph. [default: auto]")] = None,
     device: Annotated[str | None, typer.Option("--device", metavar="D", help="auto, cpu, cuda or cuda:N. [default: auto]")] = None,
     threads: Annotated[int | None, typer.Option("--threads", metavar="N", help="CPU threads of the training. [default: 1]")] = None,
+    gpu_memory: Annotated[
+        int | None, typer.Option("--gpu-memory", metavar="MB", help="Memory of a card to set aside for the job. [default: estimated]")
+    ] = None,
     start: Annotated[
         str | None, typer.Option("--from", metavar="JOB[:SEED]", help="Start from the networks of this job; waits for it.")
     ] = None,
@@ -68,6 +81,7 @@ def submit(
             algorithm, dataset=dataset, steps=steps, seed=seed, seeds=chosen, config=values, preset=preset, eval_env=eval_env,
             eval_episodes=eval_episodes, eval_every=eval_every, validation=validation, priority=priority, after=after or (), key=key,
             runner=runner, device=device, threads=threads, start=start, transfer=transfer, fresh_optimizer=fresh_optimizer or None,
+            gpu_memory_mb=gpu_memory,
         )  # fmt: skip
         if not as_json:
             print(job.id, flush=True)

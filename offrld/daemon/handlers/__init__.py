@@ -7,13 +7,14 @@ from typing import Any
 
 from offrl import wire
 from offrld.daemon.app import App
-from offrld.daemon.handlers import artifacts, datasets, follow, jobs, service, uploads
+from offrld.daemon.handlers import artifacts, care, datasets, follow, jobs, service, uploads
 
 Handler = Callable[[App, Any], wire.Reply | Awaitable[wire.Reply]]
 
 HANDLERS: dict[type[wire.Request], Handler] = {
     wire.Ping: service.ping,
     wire.Algorithms: service.algorithms,
+    wire.ReadAudit: service.read_audit,
     wire.Submit: jobs.submit,
     wire.ListJobs: jobs.list_jobs,
     wire.GetJob: jobs.get_job,
@@ -28,4 +29,7 @@ HANDLERS: dict[type[wire.Request], Handler] = {
     wire.FinishUpload: uploads.finish_upload,
     wire.OpenArtifact: artifacts.open_artifact,
     wire.ReadArtifact: artifacts.read_artifact,
+    wire.Overview: care.overview,
+    wire.Checkup: care.checkup,
+    wire.GetSettings: care.get_settings,
 }

@@ -9,8 +9,9 @@ from typing import Any
 from offrl import wire
 from offrl.errors import InvalidInput
 from offrl.job import ExportSpec
-from offrld.daemon import artifacts, queue
+from offrld.daemon import artifacts, queue, rights
 from offrld.daemon.app import App
+from offrld.daemon.caller import Caller
 from offrld.daemon.database import Connection
 from offrld.daemon.records import Job, find
 
@@ -33,7 +34,8 @@ async def open_artifact(app: App, request: wire.OpenArtifact) -> wire.Artifact:
         if isinstance(found, wire.Artifact):
             return found
         _check_policy(job, await app.catalog.ready())
-        export = await app.database.write(_export, ExportSpec(job=job.id, seed=found.seed, step=found.step, format=request.kind))
+        spec = ExportSpec(job=job.id, seed=found.seed, step=found.step, format=request.kind)
+        export = await app.database.write(_export, spec, app.caller())
     return wire.Artifact(job=export, ready=False)
 
 
@@ -46,13 +48,17 @@ def _check_policy(job: Job, catalog: dict[str, Any]) -> None:
             raise InvalidInput(f"job {job.id} is of {name}, which learns no policy", hint=hint)
 
 
-def _export(db: Connection, spec: ExportSpec) -> str:
+def _export(db: Connection, spec: ExportSpec, caller: Caller) -> str:
     """The unfinished export job that makes just this file, or a new one."""
     row = db.execute(
         f"SELECT id FROM jobs WHERE kind = 'export' AND state IN {queue.UNFINISHED} AND source = ? AND json(spec) = json(?)",
         (spec.job, json.dumps(spec.model_dump(mode="json"))),
     ).fetchone()
-    return row[0] if row is not None else queue.submit(db, spec)[0]
+    if row is not None:
+        return str(row[0])
+    job, _ = queue.submit(db, spec)
+    rights.own(db, job, caller)
+    return job
 
 
 async def read_artifact(app: App, request: wire.ReadArtifact) -> wire.Data:

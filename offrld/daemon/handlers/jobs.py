@@ -9,8 +9,9 @@ from pathlib import Path
 from offrl import wire
 from offrl.errors import Conflict, InvalidInput, NotAllowed
 from offrl.job import ImportSpec, TrainSpec
-from offrld.daemon import catalog, datasets, housekeeping, queue, records, uses
+from offrld.daemon import catalog, datasets, housekeeping, queue, records, rights, uses
 from offrld.daemon.app import App
+from offrld.daemon.caller import Caller
 from offrld.daemon.database import Connection
 
 LIST_BYTES = wire.MAX_MESSAGE - (1 << 16)
@@ -30,21 +31,24 @@ async def submit(app: App, request: wire.Submit) -> wire.Submitted:
         fields = await app.database.read(datasets.fields, spec.dataset)
         known = await app.catalog.ready()
         spec = catalog.checked(spec, known, fields)
+        if (refused := app.supervisor.devices.refused(spec.model_dump())) is not None:
+            raise refused
         taken = uses.of(spec, known)
     elif isinstance(spec, ImportSpec):
         await asyncio.to_thread(_check_source, app, spec)
         folder = app.state.datasets / spec.dataset
         if not spec.append and folder.exists() and not await app.database.read(datasets.mentioned, spec.dataset):
             raise Conflict(f"{folder} is in the way: the queue knows no such dataset", hint="move it away, or take another name")
-    job, created = await app.database.write(_submit, app, request, spec, taken)
+    job, created = await app.database.write(_submit, app, request, spec, taken, app.caller())
     return wire.Submitted(job=job, created=created)
 
 
-def _submit(db: Connection, app: App, request: wire.Submit, spec: records.Spec, taken: list[uses.Use]) -> tuple[str, bool]:
+def _submit(db: Connection, app: App, request: wire.Submit, spec: records.Spec, taken: list[uses.Use], caller: Caller) -> tuple[str, bool]:
     """Queue a job with what it takes from others, in one transaction: none of them can be removed in between."""
     waits = [use.job for use in taken if uses.check(db, app.state, use)]
     job, created = queue.submit(db, spec, priority=request.priority, after=[*request.after, *waits], key=request.key)
     if created:
+        rights.own(db, job, caller)
         uses.pin(db, job, taken)
     return job, created
 
@@ -84,6 +88,7 @@ async def get_job(app: App, request: wire.GetJob) -> wire.JobInfo:
 
 async def control_job(app: App, request: wire.ControlJob) -> wire.JobInfo:
     """Cancel, pause, resume, retry, remove."""
+    await app.database.read(rights.check_owner, request.job, app.caller())  # an owner stays the same
     if request.action == "remove":
         return await _remove(app, request.job)
     if request.action == "retry":

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 
 from offrl import wire
+from offrld.daemon import audit
 from offrld.daemon.app import App
 
 
 def ping(app: App, request: wire.Ping) -> wire.Pong:
     """Who is there. A plain function: answered at once, without a task of its own."""
+    caller = app.caller()
     return wire.Pong(
-        version=app.version, protocol=wire.PROTOCOL, state_dir=str(app.state.root), uptime_s=round(time.monotonic() - app.started, 3)
-    )
+        version=app.version, protocol=wire.PROTOCOL, state_dir=str(app.state.root), uptime_s=round(time.monotonic() - app.started, 3),
+        caller=caller.name, role=caller.role,
+    )  # fmt: skip
 
 
 async def algorithms(app: App, request: wire.Algorithms) -> wire.AlgorithmList:
     """What can be trained, with every setting."""
     catalog = await app.catalog.ready()
     return wire.AlgorithmList(algorithms=catalog["algorithms"], problems=catalog["problems"])
+
+
+async def read_audit(app: App, request: wire.ReadAudit) -> wire.AuditEntries:
+    """A part of the audit log."""
+    found, more = await asyncio.to_thread(audit.entries, app.state.audit, request.since, request.after, request.limit)
+    return wire.AuditEntries(entries=found, more=more)

@@ -1,0 +1,53 @@
+"""The command about the audit log: audit."""
+
+from __future__ import annotations
+
+import re
+import time
+from datetime import datetime
+from typing import Annotated, Any
+
+import typer
+
+from offrl.cli.output import Json, emit, table
+from offrl.errors import InvalidInput
+
+UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+SHOWN = ("n", "time", "caller", "role", "address", "action", "outcome")  # columns of their own
+
+
+def register(app: typer.Typer) -> None:
+    """Put the command of this file into ``app``."""
+    app.command()(audit)
+
+
+def audit(
+    since: Annotated[str, typer.Option("--since", metavar="T", help="90m, 24h, 7d, or a time as 2026-11-30T12:00.")] = "24h",
+    as_json: Json = False,
+) -> None:
+    """Show who changed what; for operators."""
+    from offrl.client import Client
+
+    with Client() as client:
+        found = list(client.audit(moment(since)))
+    if as_json:
+        emit(found)
+    else:
+        headers = ["time", "caller", "action", "outcome", "about", "from"]
+        table(headers, [_row(entry) for entry in found])
+
+
+def moment(text: str) -> float:
+    """Seconds since the epoch of a time, or of so long ago. Raises `InvalidInput`."""
+    if match := re.fullmatch(r"(\d{1,9})([smhdw])", text, re.ASCII):
+        return max(0.0, time.time() - int(match[1]) * UNITS[match[2]])
+    try:
+        return max(0.0, datetime.fromisoformat(text).timestamp())
+    except (ValueError, OverflowError):
+        raise InvalidInput(f"--since {text!r} is no time", hint="for example 90m, 24h, 7d, 2026-11-30 or 2026-11-30T12:00") from None
+
+
+def _row(entry: dict[str, Any]) -> list[str]:
+    about = " ".join(f"{name}={value}" for name, value in entry.items() if name not in SHOWN)
+    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(entry["time"]))
+    return [when, f"{entry['caller']} ({entry['role']})", entry["action"], entry["outcome"], about, entry["address"]]

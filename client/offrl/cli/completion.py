@@ -1,0 +1,58 @@
+"""What the shell offers while a command is typed: the daemon's jobs, datasets and algorithms; nothing where it does not answer at once."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from offrl.client import Client
+
+PATIENCE_S = 0.3  # a shell that hangs at the tab key is worse than one that offers nothing
+JOBS = 200
+
+Words = list[tuple[str, str]]
+
+
+def jobs(incomplete: str) -> Words:
+    """Ids of jobs, the newest first, each with what it is."""
+
+    def ask(client: Client) -> Words:
+        found = [job.last for job in client.jobs("all", limit=JOBS)]
+        said = [" ".join(filter(None, (info.state.value, info.algorithm or info.kind, info.dataset))) for info in found]
+        return [(info.job, words) for info, words in zip(reversed(found), reversed(said), strict=True)]
+
+    return _offered(ask, incomplete)
+
+
+def datasets(incomplete: str) -> Words:
+    """Names of datasets, each with its size."""
+    return _offered(lambda client: [(each.name, f"{each.episodes} episodes") for each in client.datasets.ls()], incomplete)
+
+
+def algorithms(incomplete: str) -> Words:
+    """Names of algorithms, each with its summary."""
+    return _offered(lambda client: [(each["name"], each["summary"]) for each in client.algos()], incomplete)
+
+
+def _offered(ask: Callable[[Client], Words], incomplete: str) -> Words:
+    """What the daemon says within the patience. The asking thread is left behind where it hangs: the process ends anyway."""
+    found: Words = []
+
+    def work() -> None:
+        from offrl.client import Client
+        from offrl_store.errors import OffrlError
+
+        try:
+            with Client(timeout=PATIENCE_S, patience=0.0) as client:
+                found.extend(ask(client))
+        except OffrlError:  # no daemon, or none that answers us: then there is nothing to offer
+            return
+
+    import offrl.client  # noqa: F401  loaded before the clock runs
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(PATIENCE_S)
+    return [(name, about) for name, about in list(found) if name.startswith(incomplete)]

@@ -1,0 +1,49 @@
+"""The command doctor: check everything between here and a trained policy, one line each."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from offrl.cli.output import Json, emit
+
+if TYPE_CHECKING:
+    from offrl.wire import Check
+
+COLOURS = {"ok": "32", "warn": "33", "fail": "31"}
+
+
+def register(app: typer.Typer) -> None:
+    """Put the command of this file into ``app``."""
+    app.command()(doctor)
+
+
+def doctor(
+    no_train: Annotated[bool, typer.Option("--no-train", help="Without the ten seconds of training.")] = False, as_json: Json = False
+) -> None:
+    """Check client, daemon, disk, devices, and train for ten seconds; exit status 1 if something fails."""
+    from offrl.client import Client
+    from offrl.doctor import examine
+
+    checks: list[Check] = []
+
+    def see(check: Check) -> None:
+        checks.append(check)
+        if not as_json:
+            _print(check)
+
+    versions = examine(Client, see, train=not no_train)
+    failed = any(check.status == "fail" for check in checks)
+    if as_json:
+        emit({"ok": not failed, "checks": [check.model_dump(mode="json") for check in checks], "versions": versions})
+    if failed:
+        raise typer.Exit(1)
+
+
+def _print(check: Check) -> None:
+    word = check.status.ljust(4)
+    if sys.stdout.isatty():
+        word = f"\x1b[{COLOURS[check.status]}m{word}\x1b[0m"
+    print(f"{word}  {check.name}: {check.message}" + (f"; {check.hint}" if check.hint else ""), flush=True)

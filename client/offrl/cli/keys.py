@@ -1,0 +1,154 @@
+"""Commands about keys: new, add, role, ls, rm, server. They read and write files of this machine and need no daemon."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from offrl.cli.output import Json, emit, table, talk
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the robot, machine or person.")]
+Role = Annotated[str, typer.Option("--role", metavar="ROLE", help="reader, submitter or operator.")]
+StateDir = Annotated[
+    str | None, typer.Option("--state-dir", metavar="D", help="The daemon's state folder; by default the one that the daemon would take.")
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Put the commands of this file into ``app``."""
+    for command in (new, add, role, ls, rm, server):
+        app.command()(command)
+
+
+def new(
+    name: Name,
+    role: Role = "submitter",
+    out: Annotated[str | None, typer.Option("--out", metavar="F", help="The key file to write; must not exist.")] = None,
+    server: Annotated[str, typer.Option("--server", metavar="KEY", help="The daemon's public key, where this is another machine.")] = "",
+    no_register: Annotated[bool, typer.Option("--no-register", help="Only make the pair, also where the daemon's folder is.")] = False,
+    state_dir: StateDir = None,
+    as_json: Json = False,
+) -> None:
+    """Make a client's key file. On the daemon's machine the key is let in; elsewhere the public half is printed for its administrator."""
+    from offrl import keys
+
+    keys.check_name(name)
+    keys.check_role(role)
+    server = keys.check_public(server) if server else ""
+    folder = None if no_register or (server and state_dir is None) else _state_dir(state_dir, needed=state_dir is not None)
+    pair = keys.KeyPair.new()
+    if folder is not None:
+        server = keys.server_pair(folder).public
+    path = Path(out) if out is not None else Path(f"{name}.key") if folder is not None else keys.config_dir() / "offrl.key"
+    keys.write_client(path, name, pair, server)
+    if folder is not None:
+        try:
+            keys.add(folder, name, pair.public, role)
+        except BaseException:
+            path.unlink()
+            raise
+    if as_json:
+        listed = {"registered": folder is not None, "role": role if folder is not None else None}
+        emit({"name": name, "public": pair.public, "file": str(path), "server": server or None, **listed})
+        return
+    print(pair.public)
+    if folder is None:
+        talk(f"wrote {path}; on the daemon's machine: offrl keys add {name} {pair.public} --role {role}")
+        if not server:
+            talk(f'then put server = "..." into {path}: `offrl keys server` prints it there')
+    else:
+        talk(f"wrote {path} and let {name} in as {role} ({folder}); move the file to its machine as ~/.config/offrl/offrl.key (mode 0600)")
+
+
+def add(
+    name: Name,
+    public: Annotated[str, typer.Argument(metavar="PUBLIC", help="The public key, 64 hexadecimal digits.")],
+    role: Role,
+    state_dir: StateDir = None,
+    as_json: Json = False,
+) -> None:
+    """Let in a key that was made elsewhere; prints what its machine needs."""
+    from offrl import keys
+
+    folder = _folder(state_dir)
+    entry = keys.add(folder, name, public, role)
+    own = keys.server_pair(folder).public
+    if as_json:
+        emit({"name": name, "role": entry.role, "public": entry.public, "server": own})
+    else:
+        print(f"{name} is let in as {entry.role}; its key file needs the line:")
+        print(f'server = "{own}"')
+
+
+def role(
+    name: Name,
+    new_role: Annotated[str, typer.Argument(metavar="ROLE", help="reader, submitter or operator.")],
+    state_dir: StateDir = None,
+    as_json: Json = False,
+) -> None:
+    """Give a key another role, at once."""
+    from offrl import keys
+
+    entry = keys.set_role(_folder(state_dir), name, new_role)
+    emit({"name": name, "role": entry.role, "public": entry.public}) if as_json else print(f"{name} is {entry.role} now")
+
+
+def ls(state_dir: StateDir = None, as_json: Json = False) -> None:
+    """List the keys that are let in."""
+    from offrl import keys
+
+    found, wrong = keys.entries(_folder(state_dir))
+    if as_json:
+        emit([{"name": entry.name, "role": entry.role, "public": entry.public, "added": entry.added} for entry in found])
+    else:
+        rows = [[entry.name, entry.role, time.strftime("%Y-%m-%d", time.localtime(entry.added)), entry.public] for entry in found]
+        table(["name", "role", "added", "public"], rows)
+    for line in wrong:
+        talk(f"not let in: {line}")
+
+
+def rm(name: Name, state_dir: StateDir = None, as_json: Json = False) -> None:
+    """Shut a key out, at once, also on open connections."""
+    from offrl import keys
+
+    keys.remove(_folder(state_dir), name)
+    emit({"name": name, "removed": True}) if as_json else print(f"{name} is shut out")
+
+
+def server(state_dir: StateDir = None, as_json: Json = False) -> None:
+    """Print the daemon's public key, by which clients know it."""
+    from offrl import keys
+
+    public = keys.server_pair(_folder(state_dir)).public
+    emit({"server": public}) if as_json else print(public)
+
+
+# ------------------------------------------------------------------------------------------------------------------- plumbing
+def _folder(named: str | None) -> Path:
+    found = _state_dir(named, needed=True)
+    assert found is not None
+    return found
+
+
+def _state_dir(named: str | None, *, needed: bool) -> Path | None:
+    """The daemon's state folder on this machine. Raises `InvalidInput`, `NotAllowed` where it is ``needed`` and not usable."""
+    from offrl import address
+    from offrl.errors import InvalidInput, NotAllowed
+
+    given = named or os.environ.get("OFFRLD_STATE_DIR")
+    places = [Path(given)] if given else [Path(place) for place in address.usual_state_dirs()]
+    there = [place for place in places if place.is_dir()]
+    usable = [place for place in there if os.access(place, os.R_OK | os.W_OK | os.X_OK)]
+    if usable:
+        return usable[0].resolve()
+    if not needed and not given:
+        return None
+    if there:
+        hint = "keys are managed by the service's own user: sudo -u offrld offrl keys ..."
+        raise NotAllowed(f"you may not change {there[0]}", hint=hint)
+    where = " or ".join(map(str, places))
+    raise InvalidInput(f"no daemon's state folder at {where}", hint="run this on the daemon's machine, or name the folder with --state-dir")

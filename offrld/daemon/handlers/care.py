@@ -1,0 +1,39 @@
+"""Requests of those who look after the service: how it is, what it finds when it checks itself, how it is set up."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from offrl import wire
+from offrld.daemon import checkup as checks
+from offrld.daemon import overview as reads
+from offrld.daemon import settings_list
+from offrld.daemon.app import App
+
+
+async def overview(app: App, request: wire.Overview) -> wire.OverviewInfo:
+    """One read of the queue and the machine's figures."""
+    look = await app.database.read(reads.look, request.limit, request.metric, request.points)
+    return wire.OverviewInfo(
+        time=time.time(), version=app.version, state_dir=str(app.state.root), uptime_s=round(time.monotonic() - app.started, 3),
+        counts=look.counts, jobs=look.jobs, left_off=look.left_off, history=look.history, spare=app.supervisor.spare,
+        uploads=await asyncio.to_thread(app.uploads.unfinished), machine=await app.machine.look(),
+    )  # fmt: skip
+
+
+async def checkup(app: App, request: wire.Checkup) -> wire.CheckList:
+    """One at a time: it writes to the disk, or starts a process."""
+    async with app.one_at_a_time("checkup"):
+        if request.part == "devices":
+            found, versions = await checks.devices(app.state)
+        else:
+            found = await asyncio.to_thread(checks.service, app.state, app.settings)
+            found.append(await app.database.read(checks.database))
+            versions = {"offrld": app.version, **checks.versions()}
+    return wire.CheckList(time=time.time(), checks=found, versions=versions)
+
+
+async def get_settings(app: App, request: wire.GetSettings) -> wire.SettingList:
+    """Every setting of this daemon."""
+    return wire.SettingList(file=str(app.sources.file), settings=settings_list.listing(app.settings, app.sources))

@@ -1,0 +1,102 @@
+"""Reads of the queue for those who look after the service: one transaction for `offrl top`, one for a scrape of the metrics."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+
+from offrl.job import JobState, main_metric
+from offrl.wire import History, JobInfo
+from offrld.daemon.database import Connection
+from offrld.daemon.queue import UNFINISHED
+from offrld.daemon.records import JOBS, Job, waits_for
+
+ENDED = 8                # jobs that have ended, at the end of the list
+ENDED_AMONG = 2000       # of so many submitted last, so that a long history costs nothing
+CURVES = 16              # running jobs whose curve is shown
+EVENTS = 600             # of a job, the last, in which its curve is looked for
+PLAIN = re.compile(r"[A-Za-z0-9_./@ -]{1,100}")  # names that can stand in a JSON path
+
+
+@dataclass(frozen=True)
+class Totals:
+    """What a scrape tells of the queue. ``oldest``: when the job that waits longest was submitted."""
+
+    jobs: dict[tuple[str, str], int]
+    running: list[Job]
+    oldest: float | None
+    datasets: int
+    dataset_bytes: int
+
+
+@dataclass(frozen=True)
+class Look:
+    """What `offrl top` shows of the queue."""
+
+    counts: dict[str, int]
+    jobs: list[JobInfo]
+    left_off: int
+    history: dict[str, History]
+
+
+def totals(db: Connection) -> Totals:
+    """Counts of jobs by state and kind, the running ones, the longest wait, the datasets."""
+    jobs = {(row[0], row[1]): row[2] for row in db.execute("SELECT state, kind, count(*) FROM jobs GROUP BY state, kind")}
+    running = [Job.of(row) for row in db.execute("SELECT * FROM jobs WHERE state = 'running' ORDER BY seq")]
+    oldest = db.execute("SELECT min(created_at) FROM jobs WHERE state = 'queued'").fetchone()[0]
+    count, size = db.execute("SELECT count(*), total(json_extract(info, '$.bytes')) FROM datasets").fetchone()
+    return Totals(jobs, running, oldest, count, int(size))
+
+
+def look(db: Connection, limit: int, metric: str | None, points: int) -> Look:
+    """Running jobs, those that wait in the order in which they will run, paused ones, and the last that ended: at most ``limit``.
+
+    ``metric``: whose curve is wanted, by default each job's most telling one; ``points`` of it at most.
+    """
+    counts = {row[0]: row[1] for row in db.execute("SELECT state, count(*) FROM jobs GROUP BY state")}
+    rows = db.execute(
+        f"""{JOBS} WHERE state IN {UNFINISHED} ORDER BY
+            CASE state WHEN 'running' THEN 0 WHEN 'queued' THEN 1 ELSE 2 END, CASE state WHEN 'queued' THEN -priority END, seq LIMIT ?""",
+        (limit,),
+    ).fetchall()
+    rows += db.execute(
+        f"""{JOBS} WHERE seq > (SELECT max(seq) FROM jobs) - ? AND state IN ('succeeded', 'failed', 'cancelled')
+           ORDER BY finished_at DESC LIMIT ?""",
+        (ENDED_AMONG, min(ENDED, limit - len(rows))),
+    ).fetchall()
+    jobs = [Job.of(row) for row in rows]
+    waiting = waits_for(db)
+    unfinished = sum(counts.get(state, 0) for state in ("queued", "running", "paused"))
+    history = {}
+    for job in [job for job in jobs if job.state == JobState.RUNNING][:CURVES]:
+        name = metric or main_metric(job.metrics)
+        if name is not None and PLAIN.fullmatch(name):
+            steps, values = _curve(db, job, name, points)
+            if values:
+                history[job.id] = History(metric=name, steps=steps, values=values)
+    return Look(
+        counts, [job.info(waiting.get(job.id, []), spec=False) for job in jobs],
+        unfinished - sum(1 for job in jobs if not job.state.ended), history,
+    )  # fmt: skip
+
+
+def _curve(db: Connection, job: Job, metric: str, points: int) -> tuple[list[int], list[float]]:
+    """The last values of a metric (each the mean over the seeds) and their steps, oldest first."""
+    path = "$.updates_per_second" if metric == "updates_per_second" else f'$.metrics."{metric}"'
+    rows = db.execute(
+        """SELECT json_extract(body, '$.step'), json_extract(body, ?1)
+           FROM (SELECT n, body FROM events WHERE seq = ?2 ORDER BY n DESC LIMIT ?3)
+           WHERE json_extract(body, '$.type') = 'progress' AND json_extract(body, ?1) IS NOT NULL LIMIT ?4""",
+        (path, job.seq, EVENTS, points),
+    ).fetchall()
+    found = [(int(step or 0), _mean(value)) for step, value in reversed(rows)]
+    found = [(step, value) for step, value in found if value is not None]
+    return [step for step, _ in found], [value for _, value in found]
+
+
+def _mean(value: str | float) -> float | None:
+    if isinstance(value, int | float):
+        return float(value)
+    numbers = [number for number in json.loads(value).values() if isinstance(number, int | float)]
+    return sum(numbers) / len(numbers) if numbers else None

@@ -1,0 +1,56 @@
+"""The signs of life of one worker: when it gave the last one, what it is busy with, how long it may be silent.
+
+The worker gives them from its training loop, never from a thread beside it: a loop that hangs is silent. Every line that it writes counts.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+
+from offrld.daemon.config import Grace
+
+
+class Vital:
+    """Make it when the worker starts. `line` takes what it says, `left_s` tells how long it may still be silent."""
+
+    def __init__(self, grace: Grace, *, loops: bool) -> None:
+        """``loops``: the job's kind has a loop that gives signs all the time, once it has begun; others are given the longer time."""
+        self._grace, self._loops = grace, loops
+        self._since = time.monotonic()
+        self.heard = False          # it has said anything at all
+        self.busy = "starting"
+        self.device_bytes = 0       # the most memory of a card that it has told of
+
+    def line(self, line: bytes) -> bool:
+        """Any line of the worker's; False for a mere sign of life, in which nothing else stands."""
+        self._since = time.monotonic()
+        self.heard = True
+        if b'"alive"' not in line[:40]:
+            if b'"progress"' in line[:40]:
+                self.busy = ""
+            return True
+        try:
+            sign = json.loads(line)
+            busy, device_bytes = sign.get("busy"), sign.get("device_bytes")
+        except (ValueError, AttributeError):
+            return True
+        self.busy = str(busy or "")[:100]
+        if isinstance(device_bytes, int):
+            self.device_bytes = max(self.device_bytes, device_bytes)
+        return False
+
+    @property
+    def limit_s(self) -> float:
+        """The silence that is allowed now."""
+        return max(self._grace.busy_s, self._grace.hang_s) if self.busy or not self._loops else self._grace.hang_s
+
+    @property
+    def left_s(self) -> float:
+        """What is left of it; negative when the worker is taken for hung."""
+        return self._since + self.limit_s - time.monotonic()
+
+    def silence(self, step: int) -> str:
+        """In words, with the last step that is known."""
+        doing = f" while {self.busy}" if self.busy else ""
+        return f"no sign of life for {self.limit_s:g} s{doing}, last step {step}"
