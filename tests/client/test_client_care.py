@@ -152,6 +152,8 @@ def in_terminal(url: str, *arguments: str) -> tuple[psutil.Popen, int]:
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 120, 0, 0))
     environment = {**os.environ, "OFFRL_URL": url, "TERM": "xterm-256color"}
+    for name in ("COLUMNS", "LINES"):  # they would stand in place of the terminal's own size
+        environment.pop(name, None)
     process = psutil.Popen(
         [sys.executable, "-m", "offrl.cli", *arguments], stdin=theirs, stdout=theirs, stderr=theirs, env=environment, start_new_session=True
     )
@@ -201,7 +203,7 @@ def test_top_goes_on_when_the_daemon_comes_back(own_daemon):
     try:
         read_until(terminal, "q ends")
         own_daemon.stop()
-        read_until(terminal, "trying again")
+        read_until(terminal, "no daemon at")
         own_daemon.start()
         read_until(terminal, "q ends")
         process.send_signal(signal.SIGINT)
