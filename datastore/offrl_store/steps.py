@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from .store import Snapshot
 
 
-class StepWriter:
+class StepWriter(ABC):
     """begin, step, end and sync; `Writer` adds whole episodes, commits and the files.
 
     An episode that has ended is like an appended one: durable after the next ``commit``. An open one survives a crash up to the last
@@ -289,17 +290,17 @@ class StepWriter:
     _layout: staging.Layout
     _meta: meta.MetaWriter | None
 
-    def _check_open(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _check_open(self) -> None: ...
 
-    def _commit_if_due(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _commit_if_due(self) -> None: ...
 
-    def _put(self, checked: CheckedEpisode, where: str) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _put(self, checked: CheckedEpisode, where: str) -> None: ...
 
-    def commit(self) -> Snapshot:
-        raise NotImplementedError
+    @abstractmethod
+    def commit(self) -> Snapshot: ...
 
 
 def _row(values: Any, env: int) -> Any:

@@ -138,14 +138,14 @@ def _environment_spec(env_id: Any) -> str | None:
     """What gymnasium's registry says of an environment; ids with a module are not imported."""
     if not isinstance(env_id, str) or ":" in env_id:
         return None
-    try:
-        import gymnasium
+    import gymnasium
 
+    try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return gymnasium.spec(env_id).to_json()
-    except Exception:  # an environment that is not registered here, or that cannot be written down: the data stand without it
-        return None
+    except (gymnasium.error.Error, TypeError, ValueError):
+        return None  # not registered here, or made of what cannot be written down: the data stand without it
 
 
 def _space(field: Field) -> dict[str, Any]:
