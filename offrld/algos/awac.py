@@ -50,7 +50,7 @@ def noise(config: Config, space: Space) -> dict[str, Noise]:
 # --- Q functions ---
 def critic_loss(params: Params, config: Config, nets: Any, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
     with torch.no_grad():
-        action = nets.actor.distribution(state.params, batch.next_observation).sample(batch.noise["next"]).clamp(-1.0, 1.0)
+        action = nets.actor.sample(state.params, batch.next_observation, batch.noise["next"])
         target = bellman(batch, nets.critic.target(state.target, batch.next_observation, action))  # [B, M]
     value = nets.critic.values(params, batch.observation, batch.action).error(target)
     return value, {"critic_loss": value}
@@ -89,7 +89,7 @@ ALGORITHM = Algorithm(
     noise=noise,
     schedule=schedule,
     act=td3.act,
-    sample=lambda params, config, nets, observation, noise: nets.actor.distribution(params, observation).sample(noise).clamp(-1.0, 1.0),
+    sample=lambda params, config, nets, observation, noise: nets.actor.sample(params, observation, noise),
     value=td3.value,
     targets=("critic",),
     presets={"paper": {}, "d3rlpy": {}, "d3rlpy-v1": {"actor_optimizer.weight_decay": 1e-4}},

@@ -63,7 +63,7 @@ def noise(config: Config, space: Space) -> dict[str, Noise]:
 # --- Q functions ---
 def critic_loss(params: Params, config: Config, nets: Any, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
     with torch.no_grad():
-        action = nets.actor.distribution(state.target, batch.next_observation).sample(batch.noise["next"]).clamp(-1.0, 1.0)
+        action = nets.actor.sample(state.target, batch.next_observation, batch.noise["next"])
         target = bellman(batch, nets.critic.target(state.target, batch.next_observation, action))  # [B, M]
     value = nets.critic.values(params, batch.observation, batch.action).error(target)
     return value, {"critic_loss": value}
@@ -97,7 +97,7 @@ def schedule(config: Config) -> tuple[Step, ...]:
 
 def act(params: Params, config: Config, nets: Any, observation: Any) -> Tensor:
     noise = for_batch(nets.candidates(params), observation)
-    actions = nets.actor.distribution(params, observation).sample(noise).clamp(-1.0, 1.0)  # [K, B, A]
+    actions = nets.actor.sample(params, observation, noise)  # [K, B, A]
     return best(actions, nets.critic(params, observation, actions).mean(0))
 
 
@@ -111,7 +111,7 @@ ALGORITHM = Algorithm(
     noise=noise,
     schedule=schedule,
     act=act,
-    sample=lambda params, config, nets, observation, noise: nets.actor.distribution(params, observation).sample(noise).clamp(-1.0, 1.0),
+    sample=lambda params, config, nets, observation, noise: nets.actor.sample(params, observation, noise),
     value=td3.value,
     targets=("actor", "critic"),
     presets={"paper": {}, "d3rlpy": {}},

@@ -76,6 +76,10 @@ class NormalPolicy(_Policy):
         mean, log_std = out.chunk(2, dim=-1)
         return Normal(torch.tanh(mean), log_std.clamp(self._low, self._high))
 
+    def sample(self, params: Params, observation: Tensor, noise: Tensor) -> Tensor:
+        """The actions that standard normal ``noise [..., B, A]`` gives, clipped to [-1, 1]."""
+        return self.distribution(params, observation).sample(noise).clamp(-1.0, 1.0)
+
     def __call__(self, params: Params, observation: Tensor) -> Tensor:
         """The greedy action, the mean: ``[B, A]``."""
         return self.distribution(params, observation).mean
