@@ -19,7 +19,7 @@ from offrl_store.errors import InvalidInput
 from .columns import Column
 from .flat import FlatArrays, flat_source
 from .npz import Member
-from .source import Format, Source
+from .source import BadEpisodes, Format, Source
 
 ELEMENTS = ("observation", "action", "reward", "terminal")
 NEEDS = "a folder with observation.gz, action.gz, reward.gz and terminal.gz"
@@ -39,7 +39,7 @@ def detect(path: Path) -> bool:
     return path.is_dir() and all((path / f"{name}.gz").is_file() for name in ELEMENTS)
 
 
-def open_folder(path: Path) -> Source:
+def open_folder(path: Path, bad: BadEpisodes) -> Source:
     """Opens one epoch; raises `InvalidInput` when a file is missing, damaged, or of another form."""
     name = path.resolve().name
     missing = [f"{each}.gz" for each in ELEMENTS if not (path / f"{each}.gz").is_file()]
@@ -61,7 +61,7 @@ def open_folder(path: Path) -> Source:
         arrays = FlatArrays(columns["observation"], columns["action"], columns["reward"], columns["terminal"])
         messages = ["the first episode is the rest of one that began before: the data begin in the middle of it"]
         source = flat_source(
-            arrays, format="atari", env_id=None, space=None, attributes={}, messages=messages, discrete=True, **_place(path)
+            arrays, bad, format="atari", env_id=None, space=None, attributes={}, messages=messages, discrete=True, **_place(path)
         )
         source.resources = resources.pop_all()
         return source
