@@ -18,7 +18,7 @@ from typing import Any
 
 from offrl.job import JobState
 from offrl_store.errors import OffrlError
-from offrld.daemon import datasets, devices, housekeeping, queue
+from offrld.daemon import backup, datasets, devices, housekeeping, queue
 from offrld.daemon.config import Settings
 from offrld.daemon.database import Connection, Database
 from offrld.daemon.hub import Hub
@@ -277,6 +277,7 @@ class Supervisor:
             "snapshot": job.snapshot, "import_roots": [str(root) for root in self._settings.import_roots],
             "folder": str(self._state.job(job.id)), "log": str(self._state.log(job.id)), "device": chosen,
             "environment": self.devices.environment(attempt.place, device),
+            "keep_checkpoints": self._settings.keep.checkpoints,
             "stop_s": 0.9 * self._settings.grace.stop_s,  # so that the worker still says in its log what has become of its checkpoint
         }  # fmt: skip
 
@@ -391,6 +392,7 @@ class Supervisor:
                 self._spawn(end_leftovers(self._state.root, name, pids, self._settings.grace.stop_s))
         jobs_known, unfinished, names, _uploads = await self._database.read(housekeeping.names_in_use)
         await asyncio.to_thread(housekeeping.sweep, self._state, jobs_known, unfinished, names)
+        await asyncio.to_thread(backup.forget_old, self._state)
 
     async def _keep_house(self) -> None:
         """Delete forgotten uploads, and notes about workers that are gone, now and then."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from offrl import rollout
 from offrld.engine import Learner
@@ -18,10 +19,10 @@ EVALUATION_SEED = 1000   # of the first episode's reset, as in `offrl evaluate`
 class PolicyFiles:
     """Exports and evaluates policies of one learner. The graph is traced once for all seeds and steps."""
 
-    def __init__(self, learner: Learner, run: RunFolder, *, job: str, dataset: str) -> None:
-        """``job``, ``dataset``: names that go into the file."""
+    def __init__(self, learner: Learner, run: RunFolder, **about: Any) -> None:
+        """``about``: the arguments of `LearnerExporter`."""
         self._learner, self._run = learner, run
-        self._exporter = LearnerExporter(learner, job=job, dataset=dataset)
+        self._exporter = LearnerExporter(learner, **about)
 
     def export(self, seed: int, format: str = "onnx") -> Path:
         """Write the policy of a seed at the learner's step, as ``onnx`` or ``torchscript``; returns its path."""
