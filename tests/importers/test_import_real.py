@@ -93,6 +93,6 @@ def test_files_of_other_formats_say_what_they_are(shared_data, tmp_path):
     with pytest.raises(InvalidInput, match="it is a folder of datasets; give one of them, for example cartpole/replay-v0"):
         open_source(shared_data / "minari")
     (tmp_path / "notes.md").write_text("no data")
-    with pytest.raises(InvalidInput, match="it is a folder with notes.md") as error:
+    with pytest.raises(InvalidInput, match=r"it is a folder with notes\.md") as error:
         open_source(tmp_path)
     assert all(name in error.value.hint for name in ("d4rl", "minari", "npz", "d3rlpy", "store"))
