@@ -111,19 +111,19 @@ class Server:
         while True:
             frames, frame = await endpoint.receive()
             try:
-                await self._take(endpoint, frames, frame)
+                self._take(endpoint, frames, frame)
             except Exception:
                 log.exception("a request was dropped")
             taken += 1
             if taken % BURST == 0:
                 await asyncio.sleep(0)
 
-    async def _take(self, endpoint: Endpoint, frames: list[bytes], frame: zmq.Frame | None) -> None:
+    def _take(self, endpoint: Endpoint, frames: list[bytes], frame: zmq.Frame | None) -> None:
         client = (endpoint, frames[0])
         if len(frames) != 3 or len(frames[1]) > ID_BYTES:
             number = frames[1] if len(frames) > 2 and len(frames[1]) <= ID_BYTES else b""
             error = InvalidMessage(f"a request has the frames [id, body], this one has {len(frames) - 1}, the id at most {ID_BYTES} bytes")
-            await self._send(client, number, wire.encode_error(error))
+            self._send(client, number, wire.encode_error(error))
             return
         number, body, began = frames[1], frames[2], time.perf_counter()
         caller, request = SERVICE, None
@@ -151,7 +151,7 @@ class Server:
                 self._app.record(caller, request, None, error)
         if not self._open[client]:
             del self._open[client]
-        await self._send(client, number, answer)
+        self._send(client, number, answer)
 
     def _check_room(self, client: Client, caller: Caller) -> None:
         count = self._of_key[caller.name] if caller.name != LOCAL else 0
@@ -200,7 +200,7 @@ class Server:
             problem = error
             answer = _error(error, request.type)
         self._answered(request.type, began, problem)
-        await self._send(client, number, answer)
+        self._send(client, number, answer)
 
     def _answered(self, name: str, began: float, error: Exception | None = None) -> None:
         """Count a request, and log it where somebody looks for a fault."""
@@ -210,10 +210,10 @@ class Server:
         if log.isEnabledFor(logging.DEBUG):
             log.debug("request type=%s outcome=%s ms=%.2f", name, outcome, 1000 * seconds)
 
-    async def _send(self, client: Client, number: bytes, answer: bytes) -> None:
+    def _send(self, client: Client, number: bytes, answer: bytes) -> None:
         endpoint, route = client
         try:
-            await endpoint.socket.send_multipart([route, number, answer])
+            endpoint.send([route, number, answer])
         except zmq.ZMQError as error:
             log.debug("an answer was not sent: %s", error)
 
