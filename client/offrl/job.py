@@ -105,6 +105,8 @@ class ImportSpec(_Spec):
     path: Annotated[str, Field(max_length=4096)] | None = None
     format: Annotated[str, Field(max_length=40)] | None = None        # None: found from the content
     append: bool = False
+    options: dict[Annotated[str, Field(max_length=100)], Any] = {}    # of the format
+    skip_bad: bool = False                                            # leave out episodes that cannot be used, and say which
 
 
 class ExportSpec(_Spec):

@@ -124,6 +124,17 @@ class LogPart(Reply):
     ended: bool
 
 
+MAX_SKIPPED = 200                              # episodes left out that a dataset's information names
+
+
+class SkippedEpisode(BaseModel):
+    """An episode that an import left out."""
+
+    episode: int                               # its place in the source, from 0
+    row: int | None = None                     # of the source's array, or of the episode
+    why: str
+
+
 class DatasetInfo(Reply):
     """One dataset as `offrl datasets show --json` shows it."""
 
@@ -136,6 +147,8 @@ class DatasetInfo(Reply):
     returns: dict[str, float]                  # mean, std, min, max
     metadata: dict[str, Any] = {}
     pinned_by: list[str] = []
+    skipped: list[SkippedEpisode] = []         # of the last import with --skip-bad: the first `MAX_SKIPPED` left out
+    skipped_episodes: int = 0                  # how many were left out
 
 
 class DatasetList(Reply):

@@ -2,7 +2,8 @@
 
 The importers read ``d4rl``, ``npz`` and ``store`` back without loss; what the formats of `recorded_export` leave out they say.
 Flat files carry ``next_observations`` where the store has final observations, and ``next_observations_known`` where it has only some of
-them; bounds, the number of actions and ``env_id`` go along. Extra fields become ``infos/NAME``.
+them; bounds, the number of actions and ``env_id`` go along. Extra fields become ``infos/NAME``, what a D4RL file had as metadata stands
+under ``metadata/`` again.
 """
 
 from __future__ import annotations
@@ -189,6 +190,7 @@ def _write_d4rl(export: Export) -> None:
         for key, value in {**(attributes if isinstance(attributes, dict) else {}), **_declared(store)}.items():
             if isinstance(value, (str, bool, int, float, np.ndarray)):
                 file.attrs[key] = value
+        _set_metadata(file, "metadata", store.metadata.get("source_metadata"))
         for done, column in enumerate(columns, start=1):
             dataset = file.create_dataset(column.key, (store.step_count, *column.field.shape), column.field.dtype, **options)
             start = 0
@@ -199,6 +201,16 @@ def _write_d4rl(export: Export) -> None:
             progress(count * done // len(columns), count)
         file.close()  # writes what HDF5 still holds
         calm.check()
+
+
+def _set_metadata(file: h5py.File, key: str, value: Any) -> None:
+    """JSON values as datasets, objects as groups; what the import only described (large arrays) is left out."""
+    if isinstance(value, dict):
+        for name, each in value.items():
+            _set_metadata(file, f"{key}/{name}", each)
+    elif isinstance(value, (str, bool, int, float, list)) and not str(value).startswith("array of "):
+        with contextlib.suppress(TypeError, ValueError):  # a list of lists of different lengths has no form in HDF5
+            file[key] = value
 
 
 def _write_npz(export: Export) -> None:
