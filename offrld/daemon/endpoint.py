@@ -58,8 +58,9 @@ class Endpoint:
         self.socket = zmq.Context.shadow(context.underlying).socket(zmq.ROUTER)
         self._reading: asyncio.AbstractEventLoop | None = None  # the loop that watches the socket's descriptor
         self._waiter: asyncio.Future[None] | None = None        # of `receive`, while there is nothing
+        self._connected: set[int] = set()                       # descriptors of the connections
         for option, value in {
-            zmq.MAXMSGSIZE: wire.MAX_MESSAGE, zmq.RCVHWM: PER_CLIENT, zmq.SNDHWM: 4 * PER_CLIENT, zmq.LINGER: 1000, zmq.BACKLOG: 512,
+            zmq.MAXMSGSIZE: wire.MAX_MESSAGE, zmq.RCVHWM: PER_CLIENT, zmq.SNDHWM: PER_CLIENT, zmq.LINGER: 1000, zmq.BACKLOG: 512,
             zmq.HANDSHAKE_IVL: HANDSHAKE_MS,
         }.items():  # fmt: skip
             self.socket.setsockopt(option, value)
@@ -124,7 +125,7 @@ class Endpoint:
 
     async def watch(self) -> None:
         """Count the connections, for ever: at the limit a new one is closed at once, and those that are there go on."""
-        connected: set[int] = set()
+        connected = self._connected
         warned = False
         while self._monitor is not None:
             event, _ = await self._monitor.recv_multipart()
@@ -139,6 +140,12 @@ class Endpoint:
                 if not warned:
                     log.warning("%d connections on %s: no more are taken for now", len(connected), self.address)
                 warned = True
+
+    def disconnect(self) -> int:
+        """Close every connection; how many there were."""
+        for descriptor in self._connected:
+            self._refuse(descriptor)
+        return len(self._connected)
 
     def _refuse(self, descriptor: int) -> None:
         """End a connection that ZeroMQ has accepted; ZeroMQ then closes it. Nothing else may be meant by the number by now."""
