@@ -1,8 +1,9 @@
 """Uploads: files arrive in checksummed chunks beside the datasets and become usable only when they are whole.
 
 ``uploads/ID/manifest.json`` lists what will come, ``owner`` says whose it is, ``files/`` holds what came, ``finished`` marks that
-everything arrived and was checked. Only its owner or an operator goes on with an upload, or uses it. A chunk that was acknowledged survives the daemon; the bytes are on the disk for certain (synced, SHA-256 compared) when
-`finish` returns, and what a power cut took before that is found then and asked for again.
+everything arrived and was checked. Only its owner or an operator goes on with an upload, or uses it. A chunk that was acknowledged
+survives the daemon; the bytes are on the disk for certain (synced, SHA-256 compared) when `finish` returns, and what a power cut took
+before that is found then and asked for again.
 """
 
 from __future__ import annotations
@@ -117,7 +118,7 @@ class Uploads:
             with contextlib.suppress(FileNotFoundError):  # begun with a daemon of before: an operator's
                 self._owners[upload] = (self._folder / upload / "owner").read_text()
         if self._owners.get(upload) != caller.name and not caller.may(OPERATOR):
-            raise NotAllowed(f"{caller} may go on with its own uploads only: {upload} is another's", hint="begin one with an id of your own")
+            raise NotAllowed(f"{caller} may go on with its own uploads only: {upload} is another's", hint="begin one with another id")
 
     def check_usable(self, upload: str, caller: Caller) -> None:
         """`Unknown`, `Conflict` or `NotAllowed` where an import could not read it."""
