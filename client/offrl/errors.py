@@ -44,6 +44,12 @@ class Conflict(InvalidInput):
     code = "conflict"
 
 
+class LimitReached(OffrlError):
+    """As many as a setting of the daemon allows are there already: unfinished jobs, bytes on the disk."""
+
+    code = "limit_reached"
+
+
 class InvalidMessage(InvalidInput):
     """A message that does not follow the wire's schema."""
 
@@ -93,7 +99,7 @@ _CLASSES: dict[str, type[OffrlError]] = {
     cls.code: cls
     for cls in (
         OffrlError, InvalidInput, InvalidSchema, InvalidEpisode, StoreExists, StoreNotFound, EmptyStore, StoreCorrupt, StoreLocked,
-        DiskFull, JobFailed, CheckFailed, Unknown, Conflict, InvalidMessage, NoDaemon, ProtocolMismatch, NotAllowed,
+        DiskFull, JobFailed, CheckFailed, Unknown, Conflict, LimitReached, InvalidMessage, NoDaemon, ProtocolMismatch, NotAllowed,
         EnvironmentFailed, WorkerFailed, InternalError,
     )
 }  # fmt: skip
