@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from offrl import environments
 from offrl.errors import Unknown, nearest
 from offrl_store import Episode, Field, Schema
 from offrl_store.errors import InvalidInput
@@ -21,6 +22,7 @@ def make_environment(env_id: str) -> Any:
     """``gymnasium.make`` with its errors as ours: `Unknown` for an id that is not registered, `InvalidInput` where it cannot be made."""
     import gymnasium
 
+    environments.register()
     try:
         return gymnasium.make(env_id)
     except (

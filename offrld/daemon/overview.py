@@ -10,7 +10,7 @@ from offrl.job import JobState, main_metric
 from offrl.wire import History, JobInfo
 from offrld.daemon.database import Connection
 from offrld.daemon.queue import UNFINISHED
-from offrld.daemon.records import JOBS, Job, waits_for
+from offrld.daemon.records import Job, waits_for
 
 ENDED = 8                # jobs that have ended, at the end of the list
 ENDED_AMONG = 2000       # of so many submitted last, so that a long history costs nothing
@@ -56,12 +56,12 @@ def look(db: Connection, limit: int, metric: str | None, points: int) -> Look:
     """
     counts = {row[0]: row[1] for row in db.execute("SELECT state, count(*) FROM jobs GROUP BY state")}
     rows = db.execute(
-        f"""{JOBS} WHERE state IN {UNFINISHED} ORDER BY
+        f"""SELECT * FROM jobs WHERE state IN {UNFINISHED} ORDER BY
             CASE state WHEN 'running' THEN 0 WHEN 'queued' THEN 1 ELSE 2 END, CASE state WHEN 'queued' THEN -priority END, seq LIMIT ?""",
         (limit,),
     ).fetchall()
     rows += db.execute(
-        f"""{JOBS} WHERE seq > (SELECT max(seq) FROM jobs) - ? AND state IN ('succeeded', 'failed', 'cancelled')
+        """SELECT * FROM jobs WHERE seq > (SELECT max(seq) FROM jobs) - ? AND state IN ('succeeded', 'failed', 'cancelled')
            ORDER BY finished_at DESC LIMIT ?""",
         (ENDED_AMONG, min(ENDED, limit - len(rows))),
     ).fetchall()

@@ -31,9 +31,14 @@ def new_id() -> str:
 
 
 # ------------------------------------------------------------------------------------------------------------------- submit
-def submit(db: Connection, spec: Spec, *, priority: int = 0, after: list[str] = [], key: str | None = None) -> tuple[str, bool]:  # noqa: B006
-    """Put a job into the queue; returns its id, and False where ``key`` named one that was there. Raises `Unknown`, `Conflict`."""
-    if key is not None and (known := by_key(db, key, spec)) is not None:
+def submit(
+    db: Connection, spec: Spec, *, owner: str | None = None, priority: int = 0, after: list[str] = [], key: str | None = None,  # noqa: B006
+) -> tuple[str, bool]:  # fmt: skip
+    """Put a job into the queue; returns its id, and False where ``key`` named one of the owner's that was there.
+
+    Raises `Unknown`, `Conflict`.
+    """
+    if key is not None and (known := by_key(db, owner, key, spec)) is not None:
         return known, False
     needs = list(dict.fromkeys(after))
     for needed in needs:
@@ -60,9 +65,9 @@ def submit(db: Connection, spec: Spec, *, priority: int = 0, after: list[str] = 
     job = new_id()
     steps = spec.steps if isinstance(spec, TrainSpec) else 0
     db.execute(
-        "INSERT INTO jobs (id, kind, lane, state, priority, key, spec, after, dataset, snapshot, source, steps, created_at)"
-        " VALUES (?, ?, ?, 'queued', ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        (job, spec.kind, LANES[spec.kind], priority, key, json.dumps(values), json.dumps(needs), dataset, snapshot, source, steps,
+        "INSERT INTO jobs (id, kind, lane, state, priority, owner, key, spec, after, dataset, snapshot, source, steps, created_at)"
+        " VALUES (?, ?, ?, 'queued', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (job, spec.kind, LANES[spec.kind], priority, owner, key, json.dumps(values), json.dumps(needs), dataset, snapshot, source, steps,
          time.time()),
     )  # fmt: skip
     db.executemany("INSERT INTO dependencies (job, needs) VALUES (?, ?)", [(job, needed) for needed in needs])
@@ -71,9 +76,14 @@ def submit(db: Connection, spec: Spec, *, priority: int = 0, after: list[str] = 
     return job, True
 
 
-def by_key(db: Connection, key: str, spec: Spec) -> str | None:
-    """The job that was submitted under ``key``; `Conflict` where that was another specification."""
-    row = db.execute("SELECT id, spec FROM jobs WHERE key = ?", (key,)).fetchone()
+def by_key(db: Connection, owner: str | None, key: str, spec: Spec) -> str | None:
+    """The job that its owner submitted under ``key``; `Conflict` where that was another specification.
+
+    One of before jobs had owners may be anybody's.
+    """
+    row = db.execute(
+        "SELECT id, spec FROM jobs WHERE key = ? AND (owner IS ? OR owner IS NULL) ORDER BY owner IS NULL", (key, owner)
+    ).fetchone()
     if row is None:
         return None
     if SPEC.validate_json(row["spec"]) != spec:  # compared as specifications: an older daemon's lacks the fields that were added since

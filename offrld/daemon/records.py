@@ -14,7 +14,6 @@ from offrl.job import DatasetExportSpec, ExportSpec, ImportSpec, JobSpec, JobSta
 from offrl.wire import JobInfo
 from offrld.daemon.database import Connection
 
-JOBS = "SELECT *, (SELECT name FROM job_owners WHERE job = jobs.id) AS owner FROM jobs"
 SPEC: TypeAdapter[TrainSpec | ImportSpec | ExportSpec | DatasetExportSpec] = TypeAdapter(JobSpec)
 Spec = TrainSpec | ImportSpec | ExportSpec | DatasetExportSpec
 
@@ -29,13 +28,20 @@ class Job:
     lane: str
     state: JobState
     priority: int
+    owner: str | None
     key: str | None
     spec: dict[str, Any]
     after: list[str]
     dataset: str | None
     snapshot: str | None
     source: str | None
+    rerun_of: str | None
     attempt: int
+    start_at: float | None
+    retry_at: float | None
+    crashes: int
+    forced: bool
+    kept: bool
     intent: str
     reason: str
     error: dict[str, str] | None
@@ -49,14 +55,13 @@ class Job:
     created_at: float
     started_at: float | None
     finished_at: float | None
-    owner: str | None = None  # read by `find` and `infos` only
 
     @classmethod
     def of(cls, row: sqlite3.Row) -> Job:
         values = dict(row)
         for name in ("spec", "after", "error", "metrics"):
             values[name] = json.loads(values[name]) if values[name] is not None else None
-        values["state"] = JobState(values["state"])
+        values.update(state=JobState(values["state"]), forced=bool(values["forced"]), kept=bool(values["kept"]))
         return cls(**values)
 
     def info(self, waits_for: list[str] = [], *, spec: bool = True) -> JobInfo:  # noqa: B006  never changed
@@ -79,7 +84,7 @@ class Job:
 
 def find(db: Connection, job: str) -> Job:
     """The job of that id; `Unknown` with the nearest known one."""
-    row = db.execute(f"{JOBS} WHERE id = ?", (job,)).fetchone()
+    row = db.execute("SELECT * FROM jobs WHERE id = ?", (job,)).fetchone()
     if row is None:
         known = [row[0] for row in db.execute("SELECT id FROM jobs ORDER BY seq DESC LIMIT 1000")]
         raise Unknown(f"no job {job!r}", hint=nearest(job, known) or "there are no jobs yet")
@@ -111,7 +116,7 @@ def infos(db: Connection, kind: str | None, limit: int) -> tuple[list[JobInfo], 
     where, values = {
         None: ("kind <> 'import'", ()), "all": ("1", ()),
     }.get(kind, ("kind = ?", (kind,)))  # fmt: skip
-    rows = db.execute(f"{JOBS} WHERE {where} ORDER BY seq DESC LIMIT ?", (*values, limit)).fetchall()
+    rows = db.execute(f"SELECT * FROM jobs WHERE {where} ORDER BY seq DESC LIMIT ?", (*values, limit)).fetchall()
     total = db.execute(f"SELECT count(*) FROM jobs WHERE {where}", values).fetchone()[0]
     waiting = waits_for(db)
     jobs = [Job.of(row) for row in reversed(rows)]

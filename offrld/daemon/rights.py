@@ -45,11 +45,6 @@ def check(caller: Caller, request: wire.Request) -> None:
         raise NotAllowed(f"{caller} may not {request.type}: that needs the role {least}", hint=HINT)
 
 
-def own(db: sqlite3.Connection, job: str, caller: Caller) -> None:
-    """Note whose job it is, in the transaction that makes it."""
-    db.execute("INSERT INTO job_owners (job, name) VALUES (?, ?)", (job, caller.name))
-
-
 def check_owner(db: sqlite3.Connection, job: str, caller: Caller) -> None:
     """`NotAllowed` where a job is somebody else's and the caller no operator; `Unknown` where there is none."""
     owner = find(db, job).owner

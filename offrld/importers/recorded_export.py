@@ -21,6 +21,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from offrl import environments
 from offrl_store import EpisodeStore, Field
 from offrl_store.errors import EmptyStore, InvalidInput
 
@@ -140,6 +141,7 @@ def _environment_spec(env_id: Any) -> str | None:
         return None
     import gymnasium
 
+    environments.register()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from offrl import environments
 from offrl_store import Field
 from offrl_store.errors import InvalidEpisode, InvalidInput
 
@@ -78,6 +79,7 @@ def probe_environment(env_id: str | None, file: str, messages: list[str]) -> Env
     try:
         import gymnasium
 
+        environments.register()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             env = gymnasium.make(env_id, disable_env_checker=True)

@@ -106,6 +106,19 @@ def test_a_key_names_one_job(db: Connection, path: Path) -> None:
         do(db, queue.submit, spec.model_copy(update={"steps": 1}), key="k")
 
 
+def test_a_key_belongs_to_its_owner(db: Connection, path: Path) -> None:
+    dataset(db, path, "data")
+    spec, other = (TrainSpec(algorithm="x", dataset="data", steps=steps) for steps in (1, 2))
+    first = do(db, queue.submit, spec, key="k", owner="arm1")
+    second = do(db, queue.submit, other, key="k", owner="arm2")
+    assert first[1] and second[1] and first != second
+    assert do(db, queue.submit, other, key="k", owner="arm2") == (second[0], False)
+    with pytest.raises(Conflict, match=first[0]):
+        do(db, queue.submit, other, key="k", owner="arm1")
+    old = do(db, queue.submit, spec, key="old")  # of before jobs had owners
+    assert do(db, queue.submit, spec, key="old", owner="arm1") == (old[0], False)
+
+
 def test_the_snapshot_is_pinned_at_submission(db: Connection, path: Path) -> None:
     dataset(db, path, "data")
     job = train(db)

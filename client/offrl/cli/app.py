@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from offrl.cli import audit, datasets, doctor, jobs, keys, policies, service, submit, top
+from offrl.cli import audit, datasets, doctor, jobs, keys, policies, service, submit, sweep, top
 
 ROOT_HELP = "Train policies from logged data on an offrld daemon, and run them. OFFRL_URL names the daemon."
 
@@ -27,6 +27,7 @@ def command() -> Any:
     app.add_typer(group, name="keys")
     audit.register(app)
     submit.register(app)
+    sweep.register(app)
     jobs.register(app)
     policies.register(app)
     return typer.main.get_command(app)

@@ -9,7 +9,7 @@ from typing import Any
 from offrl import wire
 from offrl.errors import InvalidInput
 from offrl.job import ExportSpec
-from offrld.daemon import artifacts, queue, rights
+from offrld.daemon import artifacts, queue
 from offrld.daemon.app import App
 from offrld.daemon.caller import Caller
 from offrld.daemon.database import Connection
@@ -56,9 +56,7 @@ def _export(db: Connection, spec: ExportSpec, caller: Caller) -> str:
     ).fetchone()
     if row is not None:
         return str(row[0])
-    job, _ = queue.submit(db, spec)
-    rights.own(db, job, caller)
-    return job
+    return queue.submit(db, spec, owner=caller.name)[0]
 
 
 async def read_artifact(app: App, request: wire.ReadArtifact) -> wire.Data:

@@ -23,7 +23,7 @@ async def submit(app: App, request: wire.Submit) -> wire.Submitted:
     if isinstance(spec, TrainSpec):
         spec = spec.model_copy(update={"config": catalog.flat(spec.config)})
     if request.key is not None:  # first: a repeated import would else find "its" dataset there already
-        earlier = await app.database.read(queue.by_key, request.key, spec)
+        earlier = await app.database.read(queue.by_key, app.caller().name, request.key, spec)
         if earlier is not None:
             return wire.Submitted(job=earlier, created=False)
     taken: list[uses.Use] = []
@@ -46,9 +46,9 @@ async def submit(app: App, request: wire.Submit) -> wire.Submitted:
 def _submit(db: Connection, app: App, request: wire.Submit, spec: records.Spec, taken: list[uses.Use], caller: Caller) -> tuple[str, bool]:
     """Queue a job with what it takes from others, in one transaction: none of them can be removed in between."""
     waits = [use.job for use in taken if uses.check(db, app.state, use)]
-    job, created = queue.submit(db, spec, priority=request.priority, after=[*request.after, *waits], key=request.key)
+    after = [*request.after, *waits]
+    job, created = queue.submit(db, spec, owner=caller.name, priority=request.priority, after=after, key=request.key)
     if created:
-        rights.own(db, job, caller)
         uses.pin(db, job, taken)
     return job, created
 
