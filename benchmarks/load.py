@@ -1,10 +1,11 @@
-"""What the service does under load: answer times with 1,000 queued jobs and 200 clients that follow and poll, and memory over minutes of churn.
+"""The service under load: answer times with 1,000 queued jobs and 200 clients that follow and poll, and memory over minutes of churn.
 
     python -m benchmarks.load [--jobs 1000] [--clients 200] [--seconds 60] [--churn 600] [--json]
 
-Every client has a connection of its own. It follows a job (a request that waits for the next event) and asks once a second for the status of
-another one, every twentieth time for the list of all jobs. One more client submits. Churn is everything at once for so many seconds: submit,
-cancel, remove, upload, import, append, follow, fetch. A client's time runs from before it encodes its request to the bytes of the answer.
+Every client has a connection of its own. It follows a job (a request that waits for the next event) and asks once a second for the status
+of another one, every twentieth time for the list of all jobs. One more client submits. Churn is everything at once for so many seconds:
+submit, cancel, remove, upload, import, append, follow, fetch. A client's time runs from before it encodes its request to the bytes of
+the answer.
 """
 
 from __future__ import annotations
@@ -31,7 +32,6 @@ import zmq.asyncio
 
 from benchmarks.train import make_data
 from offrl import Client, wire
-from offrl.job import ImportSpec, TrainSpec
 from offrld.embedded import embedded_daemon
 
 POLL_S = 1.0          # between two questions of one client
@@ -147,9 +147,8 @@ def answer_times(client: Client, jobs: int, clients: int, seconds: float) -> dic
     known = [running.id, *waiting]
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
-    processes = [
-        context.Process(target=crowd, args=(client.url, known, clients // PROCESSES, seconds, number, results)) for number in range(PROCESSES)
-    ]
+    each = clients // PROCESSES
+    processes = [context.Process(target=crowd, args=(client.url, known, each, seconds, number, results)) for number in range(PROCESSES)]
     daemon = daemon_process()
     for process in processes:
         process.start()
@@ -203,8 +202,8 @@ class Churn:
         slope = float(np.polyfit(late[:, 0], late[:, 1], 1)[0])
         return {
             "seconds": round(now, 1), "done": dict(self.done), "problems": self.problems, "rss_mb_first": round(late[0, 1], 1),
-            "rss_mb_last": round(late[-1, 1], 1), "rss_mb_max": round(float(late[:, 1].max()), 1), "slope_mb_per_hour": round(3600 * slope, 2),
-            "slope_bytes_per_request": round(1e6 * slope * (late[-1, 0] - late[0, 0]) / max(sum(self.done.values()), 1), 2),
+            "rss_mb_last": round(late[-1, 1], 1), "rss_mb_max": round(float(late[:, 1].max()), 1),
+            "slope_mb_per_hour": round(3600 * slope, 2),
             "open_files": daemon.num_fds(), "threads": daemon.num_threads(),
         }  # fmt: skip
 
@@ -310,7 +309,8 @@ def show(result: dict[str, Any]) -> None:
                 continue
             for kind, found in value.items():
                 goal = f"  (goal: p99 under {GOALS[kind]:g} ms)" if kind in GOALS else ""
-                print(f"  {kind:<10}{found['n']:>8} answers: median {found['median']:>7} ms, p99 {found['p99']:>7}, longest {found['max']:>7}{goal}")
+                times = f"median {found['median']:>7} ms, p99 {found['p99']:>7}, longest {found['max']:>7}"
+                print(f"  {kind:<10}{found['n']:>8} answers: {times}{goal}")
 
 
 if __name__ == "__main__":

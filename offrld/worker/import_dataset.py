@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from offrl.errors import Conflict, InvalidInput, Unknown
+from offrl.errors import Conflict, Unknown
 from offrl.job import ImportSpec
 from offrl_store import EpisodeStore
 from offrl_store.errors import StoreLocked
@@ -23,7 +23,7 @@ from offrld.worker.datasets import dataset_info, source_path
 from offrld.worker.job import WorkerJob
 from offrld.worker.runfolder import remove, sync_folder, write_json
 
-ORIGIN = "import.json"   # in the dataset's folder: the job that made it
+ORIGIN = "import.json"   # in the dataset's folder: the job that made it (the daemon looks there, too)
 APPEND = "append.json"   # in the run folder: the dataset's number of episodes when an appending job began
 LOCKED_WAIT_S = 600.0    # another job may be appending
 
@@ -47,9 +47,6 @@ def run(job: WorkerJob) -> None:
                 hint = "choose another name, append to it, or remove it: `offrl datasets rm`"
                 raise Conflict(f"dataset {spec.dataset!r} exists", hint=hint)
             _publish(_read(job), target, job.id)
-    except InvalidInput:
-        _forget_upload(job)  # sending the same bytes again would not help; anything else can be retried with them
-        raise
     finally:
         _remove_staged(job)
     _finish(job, "appended" if spec.append else "imported")
@@ -147,14 +144,8 @@ def _made_by(target: Path) -> str | None:
 
 
 def _finish(job: WorkerJob, how: str) -> None:
-    """Tell of the dataset; the uploaded bytes have served."""
+    """Tell of the dataset. The upload stays until the daemon has recorded the end: the attempt after a kill needs it."""
     info = dataset_info(job.spec.dataset, EpisodeStore.open(job.state.dataset(job.spec.dataset)))
     job.report.dataset(info)
     job.report.progress(info["episodes"], info["episodes"], force=True)
     job.report.message(f"{how}: {info['episodes']} episodes, {info['transitions']} transitions in dataset {job.spec.dataset!r}")
-    _forget_upload(job)
-
-
-def _forget_upload(job: WorkerJob) -> None:
-    if job.spec.upload is not None:
-        remove(job.state.uploads / job.spec.upload)

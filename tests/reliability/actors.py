@@ -1,7 +1,8 @@
 """Clients under whose feet the service is killed: each a thread with a connection of its own, noting what was acknowledged to it.
 
-An actor asks until it gets an answer, as a robot would; whatever it was told stands in the `Ledger` from then on, and is compared with the
-service when the storm is over. What breaks a promise at once (a byte less than was acknowledged, a hole in the events) is a problem at once.
+An actor asks until it gets an answer, as a robot would; whatever it was told stands in the `Ledger` from then on, and is compared with
+the service when the storm is over. What breaks a promise at once (a byte less than was acknowledged, a hole in the events) is a problem
+at once.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from typing import Any
 from workload import KINDS, Kind, source
 
 from offrl import wire
-from offrl.connection import Connection, ConnectionLost
-from offrl.errors import Conflict, InvalidInput, NoDaemon, OffrlError, Unknown
+from offrl.connection import Connection
+from offrl.errors import Conflict, NoDaemon, Unknown
 from offrl.job import ImportSpec
 
 BASE, STREAM = "base", "stream"   # datasets: what jobs train on, what is appended to
@@ -280,9 +281,3 @@ class Shepherd(Actor):
         except Unknown:
             if job not in self.ledger.removed_jobs:
                 raise
-
-
-__all__ = [
-    "BASE", "STREAM", "Actor", "Canceller", "Follower", "Ledger", "Remover", "Shepherd", "Storm", "Trainer", "Uploader",
-    "ConnectionLost", "InvalidInput", "OffrlError",
-]  # fmt: skip

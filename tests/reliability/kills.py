@@ -28,11 +28,22 @@ from offrl import Client, wire
 from offrl.errors import Unknown
 from offrl_store import EpisodeStore
 
-SETTINGS = "[slots]\ntrain = 2\nlight = 2\n[devices]\ncards = []\nthreads = 4\n[workers]\nspare = {spare}\n[grace]\ncancel_s = 5\nstop_s = 5\n"
+SETTINGS = """
+[slots]
+train = 2
+light = 2
+[devices]
+cards = []
+threads = 4
+[workers]
+spare = {spare}
+[grace]
+cancel_s = 5
+stop_s = 5
+"""
 ENVIRONMENT = {"OFFRLD_CHECKPOINT_SECONDS": "0.2", "OMP_NUM_THREADS": "1"}  # instead of 60: jobs live for seconds
-# How long after a kill the next one comes, in seconds, with its share: while the daemon starts and recovers, while workers load, in the middle
-# of training.
-MOMENTS = ((0.5, 0.0, 0.6), (0.25, 0.6, 3.0), (0.25, 3.0, 10.0))
+# How long after a kill the next one comes, with its share: while the daemon starts and recovers, while workers load, amid training.
+MOMENTS = ((0.5, 0.0, 0.6), (0.25, 0.6, 3.0), (0.25, 3.0, 10.0))  # share, from, to [s]
 AT_ONCE = 0.15       # share of the daemon's deaths that take all its processes with them, as a power cut does
 DRAIN_S = 900.0
 GONE_S = 30.0        # for workers to notice that their daemon is dead
@@ -118,7 +129,9 @@ def storm(folder: Path, expected: Weights, daemon_kills: int, worker_kills: int,
     return report
 
 
-def _kill(service: Service, shared: Storm, report: Report, moments: random.Random, daemon_kills: int, worker_kills: int, pace: float) -> None:
+def _kill(
+    service: Service, shared: Storm, report: Report, moments: random.Random, daemon_kills: int, worker_kills: int, pace: float
+) -> None:
     """The kills, in a random order at random moments; the daemon is started again at once."""
     victims = ["daemon"] * daemon_kills + ["worker"] * worker_kills
     moments.shuffle(victims)

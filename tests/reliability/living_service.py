@@ -44,7 +44,9 @@ def short_folder() -> Iterator[Path]:
 class Service:
     """``start`` it, ``kill`` it, ``start`` it again. Its stderr is appended to ``log``."""
 
-    def __init__(self, folder: Path, settings: str = "", environment: dict[str, str] | None = None, program: Sequence[str] = PROGRAM) -> None:
+    def __init__(
+        self, folder: Path, settings: str = "", environment: dict[str, str] | None = None, program: Sequence[str] = PROGRAM
+    ) -> None:
         self.state, self.log = folder / "state", folder / "daemon.log"
         self.state.mkdir(parents=True, exist_ok=True)
         (self.state / "offrld.toml").write_text(settings)
@@ -77,8 +79,9 @@ class Service:
                 return client
             except NoDaemon:
                 assert self.process is not None
-                assert self.process.poll() is None, f"the daemon ended with status {self.process.returncode}: {self.log.read_text()[-3000:]}"
-                assert time.monotonic() < deadline, f"the daemon does not answer: {self.log.read_text()[-3000:]}"
+                said = self.log.read_text()[-3000:]
+                assert self.process.poll() is None, f"the daemon ended with status {self.process.returncode}: {said}"
+                assert time.monotonic() < deadline, f"the daemon does not answer: {said}"
                 time.sleep(0.02)
 
     def kill(self) -> None:
