@@ -44,6 +44,12 @@ class Conflict(InvalidInput):
     code = "conflict"
 
 
+class LimitReached(OffrlError):
+    """As many as a setting of the daemon allows are there already: unfinished jobs, bytes on the disk."""
+
+    code = "limit_reached"
+
+
 class InvalidMessage(InvalidInput):
     """A message that does not follow the wire's schema."""
 
@@ -81,7 +87,8 @@ _CLASSES: dict[str, type[OffrlError]] = {
     cls.code: cls
     for cls in (
         OffrlError, InvalidInput, InvalidSchema, InvalidEpisode, StoreExists, StoreNotFound, EmptyStore, StoreCorrupt, StoreLocked,
-        DiskFull, JobFailed, CheckFailed, Unknown, Conflict, InvalidMessage, NoDaemon, ProtocolMismatch, NotAllowed, InternalError,
+        DiskFull, JobFailed, CheckFailed, Unknown, Conflict, LimitReached, InvalidMessage, NoDaemon,
+        ProtocolMismatch, NotAllowed, InternalError,
     )
 }  # fmt: skip
 

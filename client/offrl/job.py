@@ -105,6 +105,8 @@ class ImportSpec(_Spec):
     path: Annotated[str, Field(max_length=4096)] | None = None
     format: Annotated[str, Field(max_length=40)] | None = None        # None: found from the content
     append: bool = False
+    options: dict[Annotated[str, Field(max_length=100)], Any] = {}    # of the format
+    skip_bad: bool = False                                            # leave out episodes that cannot be used, and say which
 
 
 class ExportSpec(_Spec):
@@ -122,7 +124,7 @@ class DatasetExportSpec(_Spec):
 
     kind: Literal["dataset_export"] = "dataset_export"
     dataset: Name
-    format: Literal["d4rl", "npz", "store", "minari", "d3rlpy", "d3rlpy-v1"]
+    format: Literal["d4rl", "npz", "store", "minari", "d3rlpy", "d3rlpy-v1", "robomimic", "torchrl", "gen_dgrl"]
 
 
 JobSpec = Annotated[TrainSpec | ImportSpec | ExportSpec | DatasetExportSpec, Field(discriminator="kind")]

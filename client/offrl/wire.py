@@ -72,9 +72,10 @@ class JobInfo(Reply):
     kind: str
     state: JobState
     reason: str = ""                           # why it failed, was cancelled or waits
-    error: dict[str, str] | None = None        # {code, message, hint} of a failed job
+    error: dict[str, str] | None = None        # {code, message, hint} of a failed job, or of the crash after which it waits to go on
     algorithm: str | None = None
     dataset: str | None = None
+    snapshot: str | None = None                # of the dataset, which the job has pinned
     steps: int = 0                             # updates asked for (import jobs: episodes, 0 when unknown)
     step: int = 0                              # updates done
     updates_per_second: float | None = None
@@ -84,11 +85,33 @@ class JobInfo(Reply):
     priority: int = 0
     after: list[str] = []
     attempt: int = 0
-    created_at: float = 0.0                    # seconds since the epoch
+    start_at: float | None = None              # not before this time, as asked for (seconds since the epoch, as all times)
+    retry_at: float | None = None              # after a crash: when the next attempt may start
+    created_at: float = 0.0
     started_at: float | None = None
     finished_at: float | None = None
     owner: str | None = None                   # name of the key that submitted it, or "local"
+    pinned: bool = False                       # retention passes over it
+    rerun_of: str | None = None                # the job that it repeats
     spec: dict[str, Any] = {}
+
+
+class Pause(Reply):
+    """The whole queue is paused: nothing new starts."""
+
+    by: str                                    # name of the key, or "local"
+    at: float                                  # since when, seconds since the epoch
+    reason: str = ""
+
+
+class QueueInfo(Reply):
+    """The queue as `offrl queue status --json` shows it."""
+
+    paused: Pause | None = None
+    counts: dict[str, int]                     # queued, running and paused jobs of all kinds
+    owners: dict[str, dict[str, int]]          # the same by owner; "": of before jobs had owners
+    next_start: float | None = None            # when the next job that waits for a time may start
+    limits: dict[str, int]                     # setting -> jobs, 0: any number
 
 
 class JobList(Reply):
@@ -124,6 +147,17 @@ class LogPart(Reply):
     ended: bool
 
 
+MAX_SKIPPED = 200                              # episodes left out that a dataset's information names
+
+
+class SkippedEpisode(BaseModel):
+    """An episode that an import left out."""
+
+    episode: int                               # its place in the source, from 0
+    row: int | None = None                     # of the source's array, or of the episode
+    why: str
+
+
 class DatasetInfo(Reply):
     """One dataset as `offrl datasets show --json` shows it."""
 
@@ -136,6 +170,8 @@ class DatasetInfo(Reply):
     returns: dict[str, float]                  # mean, std, min, max
     metadata: dict[str, Any] = {}
     pinned_by: list[str] = []
+    skipped: list[SkippedEpisode] = []         # of the last import with --skip-bad: the first `MAX_SKIPPED` left out
+    skipped_episodes: int = 0                  # how many were left out
 
 
 class DatasetList(Reply):
@@ -213,6 +249,7 @@ class OverviewInfo(Reply):
     jobs: list[JobInfo]                        # running, queued in the order in which they will run, paused, the last that ended
     left_off: int = 0                          # unfinished jobs that did not fit into the limit
     history: dict[str, History] = {}           # running job -> its curve
+    paused: Pause | None = None                # the whole queue is
     spare: str | None = None                   # the worker that is kept warm: ready, starting; None: there is none
     uploads: int = 0                           # under way
     machine: MachineInfo
@@ -284,6 +321,8 @@ class Submit(Request):
     priority: Annotated[int, Field(ge=-1000, le=1000)] = 0
     after: Annotated[list[JobId], Field(max_length=100)] = []
     key: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+    start_at: Annotated[float, Field(ge=0.0, le=1e11)] | None = None      # not before that time, seconds since the epoch
+    start_in_s: Annotated[float, Field(ge=0.0, le=1e9)] | None = None     # or not before so long, by the daemon's clock
 
 
 class ListJobs(Request):
@@ -319,14 +358,28 @@ class ReadLog(Request):
 
 
 class ControlJob(Request):
-    """Cancel, pause, resume, retry or remove a job. Answered when the effect is durable; `pause` and `cancel` of a running job
-    are answered when they are recorded, and the job's events tell when its worker has ended."""
+    """Cancel, pause, resume, retry, start, pin, unpin or remove a job. Answered when the effect is durable; `pause` and `cancel` of a
+    running job are answered when they are recorded, and the job's events tell when its worker has ended."""
 
     reply = JobInfo
     type: Literal["control_job"] = "control_job"
     job: JobId
-    action: Literal["cancel", "pause", "resume", "retry", "remove"]
+    action: Literal["cancel", "pause", "resume", "retry", "start", "pin", "unpin", "remove"]
     steps: Annotated[int, Field(ge=1, le=10**12)] | None = None   # of resume: the job's new number of updates in all
+
+
+class GetQueue(Request):
+    reply = QueueInfo
+    type: Literal["get_queue"] = "get_queue"
+
+
+class ControlQueue(Request):
+    """Pause or resume the whole queue: running jobs go on, nothing new starts but what `ControlJob` tells to start."""
+
+    reply = QueueInfo
+    type: Literal["control_queue"] = "control_queue"
+    action: Literal["pause", "resume"]
+    reason: Annotated[str, Field(max_length=500)] = ""
 
 
 class ListDatasets(Request):
@@ -424,7 +477,8 @@ class GetSettings(Request):
 
 AnyRequest = Annotated[
     Ping | Algorithms | ReadAudit
-    | Submit | ListJobs | GetJob | GetEvents | ReadLog | ControlJob | ListDatasets | GetDataset | RemoveDataset
+    | Submit | ListJobs | GetJob | GetEvents | ReadLog | ControlJob | GetQueue | ControlQueue
+    | ListDatasets | GetDataset | RemoveDataset
     | OpenUpload | WriteChunk | FinishUpload | OpenArtifact | ReadArtifact
     | Overview | Checkup | GetSettings,
     Field(discriminator="type"),

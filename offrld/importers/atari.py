@@ -21,7 +21,7 @@ from offrl_store.errors import InvalidInput
 from .columns import Column
 from .flat import FlatArrays, flat_source
 from .npz import Member
-from .source import Format, Source
+from .source import BadEpisodes, Format, Source
 from .spaces import probe_environment
 
 ELEMENTS = ("observation", "action", "reward", "terminal")
@@ -42,7 +42,7 @@ def detect(path: Path) -> bool:
     return path.is_dir() and all((path / f"{name}.gz").is_file() for name in ELEMENTS)
 
 
-def open_folder(path: Path) -> Source:
+def open_folder(path: Path, bad: BadEpisodes) -> Source:
     """Opens one epoch; raises `InvalidInput` when a file is missing, damaged, or of another form."""
     name = path.resolve().name
     missing = [f"{each}.gz" for each in ELEMENTS if not (path / f"{each}.gz").is_file()]
@@ -68,7 +68,7 @@ def open_folder(path: Path) -> Source:
         env_id = atari_id(game) if game is not None else None
         space = probe_environment(env_id, name, messages).space
         source = flat_source(
-            arrays, format="atari", env_id=env_id, space=space, attributes={}, messages=messages, discrete=True, **place
+            arrays, bad, format="atari", env_id=env_id, space=space, attributes={}, messages=messages, discrete=True, **place
         )  # fmt: skip
         source.resources = resources.pop_all()
         return source

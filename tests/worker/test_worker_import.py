@@ -73,6 +73,33 @@ def test_data_that_is_wrong_leaves_nothing_behind(start, upload, tmp_path):
     assert "Traceback" not in worker.log.read_text()
 
 
+def test_bad_episodes_are_left_out_and_named_in_the_result(start, upload, tmp_path):
+    spec = {"kind": "import", "dataset": "kept", "upload": upload(bad_file(tmp_path / "bad.hdf5")), "skip_bad": True}
+    worker = start("job-1", spec)
+    end = worker.end()
+    assert (end["state"], end["reason"]) == ("succeeded", "1 bad episodes were left out")
+    info = DatasetInfo.model_validate(worker.of_type("dataset")[0]["dataset"])
+    assert (info.episodes, info.skipped_episodes) == (4, 1)
+    assert info.skipped[0].model_dump() == {"episode": 4, "row": 49, "why": "bad.hdf5: observations[49, 1] is nan"}
+    assert any("left out: episode 4" in each["message"] for each in worker.of_type("message"))
+    # the next attempt, after a kill between the rename and the report, says the same
+    again = start("job-1", spec, attempt=2)
+    assert again.end()["reason"] == end["reason"] and again.of_type("dataset") != []
+    assert again.of_type("dataset")[0]["dataset"] == worker.of_type("dataset")[0]["dataset"]
+
+    upload(bad_file(tmp_path / "bad.hdf5"), name="upload-2")
+    append = start("job-2", {**spec, "upload": "upload-2", "append": True})
+    assert append.end()["state"] == "succeeded"
+    assert DatasetInfo.model_validate(append.of_type("dataset")[0]["dataset"]).episodes == 8
+
+
+def test_an_option_that_the_format_lacks_is_refused(start, upload, shared_data, tmp_path):
+    source = upload(shared_data / "cartpole-replay.hdf5")
+    end = start("job-1", {"kind": "import", "dataset": "x", "upload": source, "options": {"percentile": 1}}).end()
+    assert (end["state"], end["error"]["code"]) == ("failed", "unknown")
+    assert folders(tmp_path) == []
+
+
 def test_a_path_outside_the_import_roots_is_refused(start, shared_data, tmp_path):
     link = tmp_path / "link.hdf5"
     link.symlink_to(shared_data / "pendulum-replay.hdf5")
