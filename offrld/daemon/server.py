@@ -37,6 +37,7 @@ ID_BYTES = 64
 BURST = 64           # messages taken from a socket before other tasks get a turn
 LAST_S = 2.0         # for answers under way when the daemon stops
 FILES = 65_536       # open files asked for
+BULKY = (wire.JobList, wire.Events, wire.OverviewInfo, wire.AlgorithmList, wire.AuditEntries)  # replies that are encoded in a thread
 log = logging.getLogger("offrld.server")
 
 Client = tuple[Endpoint, bytes]
@@ -193,7 +194,9 @@ class Server:
                 raise problem
             assert result is not None
             rights.check(client[0].caller(frame), request)  # a key that was removed meanwhile learns nothing more
-            answer = wire.encode_reply(result)
+            # A thousand jobs take 20 ms to encode, in which the loop would answer nobody.
+            bulky = isinstance(result, BULKY)
+            answer = await asyncio.to_thread(wire.encode_reply, result) if bulky else wire.encode_reply(result)
             if len(answer) > wire.MAX_MESSAGE:
                 raise InternalError(f"the answer to {request.type} has {len(answer)} bytes, more than fit into a message")
         except Exception as error:

@@ -170,7 +170,7 @@ def _made_by(target: Path) -> str | None:
 
 
 def _finish(job: WorkerJob, how: str, skipped: list[Skipped]) -> str:
-    """Tell of the dataset and of what was left out. The upload stays until the daemon has recorded the end: an attempt after a kill needs it."""
+    """Tell of the dataset and what was left out. The upload stays until the daemon knows the end: an attempt after a kill needs it."""
     info = dataset_info(job.spec.dataset, EpisodeStore.open(job.state.dataset(job.spec.dataset)))
     info |= {"skipped": [vars(each) for each in skipped[:MAX_SKIPPED]], "skipped_episodes": len(skipped)}
     for each in skipped[:SAID]:
