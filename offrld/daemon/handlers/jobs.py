@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from pathlib import Path
 
 from offrl import wire
-from offrl.errors import Conflict, InvalidInput, NotAllowed
+from offrl.errors import Conflict, InvalidInput
 from offrl.job import ImportSpec, TrainSpec
+from offrld import import_roots
 from offrld.daemon import catalog, datasets, housekeeping, infos, queue, records, rights, uses
 from offrld.daemon.app import App
 from offrld.daemon.caller import Caller
@@ -65,15 +65,10 @@ def _check_source(app: App, spec: ImportSpec) -> None:
     if (spec.upload is None) == (spec.path is None):
         raise InvalidInput("an import reads an upload or a path: give exactly one of the two")
     if spec.upload is not None:
-        app.uploads.check_usable(spec.upload)
+        app.uploads.check_usable(spec.upload, app.caller())
     else:
-        path = Path(os.path.realpath(spec.path))  # links are followed before the comparison
-        roots = [Path(os.path.realpath(root)) for root in app.settings.import_roots]
-        if not Path(spec.path).is_absolute() or not any(path.is_relative_to(root) for root in roots):
-            allowed = ", ".join(map(str, roots)) or "none are configured"
-            raise NotAllowed(f"{spec.path!r} is not below an import root of the daemon ({allowed})", hint="let the client upload it")
-        if not path.exists():
-            raise InvalidInput(f"{spec.path!r} does not exist on the daemon's machine")
+        assert spec.path is not None
+        import_roots.checked(spec.path, app.settings.import_roots)
 
 
 async def list_jobs(app: App, request: wire.ListJobs) -> wire.JobList:
@@ -108,7 +103,7 @@ async def control_job(app: App, request: wire.ControlJob) -> wire.JobInfo:
 async def _check_retry(app: App, job: str) -> None:
     found = await app.database.read(records.find, job)
     if found.kind == "import" and found.state.ended and found.spec.get("upload"):
-        await asyncio.to_thread(app.uploads.check_usable, found.spec["upload"])
+        await asyncio.to_thread(app.uploads.check_usable, found.spec["upload"], app.caller())
 
 
 async def _remove(app: App, job: str) -> wire.JobInfo:
