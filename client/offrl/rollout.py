@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from offrl import environments
 from offrl.errors import InvalidInput, Unknown, nearest
 from offrl.policy import Policy
 
@@ -148,6 +149,7 @@ def make_env(env_id: str, **options: Any) -> gymnasium.Env:
         from gymnasium.error import DependencyNotInstalled, Error
     except ImportError:
         raise InvalidInput("running an environment needs gymnasium, which is not installed", hint='pip install "offrl[gym]"') from None
+    environments.register()
     try:
         return gymnasium.make(env_id, disable_env_checker=True, **options)
     except DependencyNotInstalled as error:

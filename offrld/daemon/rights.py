@@ -16,6 +16,7 @@ LEAST: dict[type[wire.Request], str] = {
     wire.Algorithms: READER,
     wire.ListJobs: READER,
     wire.GetJob: READER,
+    wire.GetQueue: READER,
     wire.GetEvents: READER,
     wire.ReadLog: READER,
     wire.ListDatasets: READER,
@@ -30,6 +31,7 @@ LEAST: dict[type[wire.Request], str] = {
     wire.FinishUpload: SUBMITTER,
     wire.ControlJob: SUBMITTER,     # its own jobs: `check_owner`
     wire.Checkup: SUBMITTER,        # writes to the disk, and may start a process
+    wire.ControlQueue: OPERATOR,
     wire.RemoveDataset: OPERATOR,
     wire.ReadAudit: OPERATOR,
 }  # fmt: skip
@@ -43,11 +45,6 @@ def check(caller: Caller, request: wire.Request) -> None:
         raise NotAllowed(f"{request.type} is allowed to nobody")
     if not caller.may(least):
         raise NotAllowed(f"{caller} may not {request.type}: that needs the role {least}", hint=HINT)
-
-
-def own(db: sqlite3.Connection, job: str, caller: Caller) -> None:
-    """Note whose job it is, in the transaction that makes it."""
-    db.execute("INSERT INTO job_owners (job, name) VALUES (?, ?)", (job, caller.name))
 
 
 def check_owner(db: sqlite3.Connection, job: str, caller: Caller) -> None:

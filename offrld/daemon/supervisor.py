@@ -14,6 +14,7 @@ import signal
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from offrl.job import JobState
@@ -35,6 +36,7 @@ from offrld.executors.oom import OomCounter
 
 GATHER_S = 0.05      # lines that come so close together are taken over in one transaction
 RETRY_S = 2.0        # before the queue is tried again where it could not be written (full disk)
+CLOCK_S = 2.0        # between two looks at the clock while jobs wait for a time
 HOUSEKEEPING_S = 3600.0
 LOOK_S = 5.0         # between two looks at a running worker: whether it lives, and whether the kernel has ended processes for their memory
 OOM_S = 1.0          # between the kernel's count and the end of the process that it was for
@@ -113,8 +115,14 @@ class Supervisor:
         grace = self._settings.grace.cancel_s if what == "cancel" else self._settings.grace.pause_s
         self._limit(attempt, grace)
 
+    async def prepare(self) -> None:
+        """Put the state folder in order, before the first request and the first worker: both make and remove folders in it."""
+        jobs, unfinished, names, _uploads = await self._database.read(housekeeping.names_in_use)
+        gone = await asyncio.to_thread(housekeeping.sweep, self._state, jobs, unfinished, names)
+        self._spawn(self._delete(gone))
+
     async def run(self) -> None:
-        """Put back what a former daemon left running, then start jobs as slots get free, until `stop`."""
+        """Put back what a former daemon left running, then start jobs as slots get free, until `stop`. After `prepare`."""
         await self._recover()
         chosen = self._settings.devices
         self.devices.inventory = await devices.inventory(chosen.cards, chosen.slots, chosen.memory_mb, chosen.threads)
@@ -127,12 +135,12 @@ class Supervisor:
             self._wake.clear()
             try:
                 await self._start_jobs()
+                wait = await self._until_next_start()
             except OffrlError as error:
                 log.error("the queue cannot be used: %s", error)
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), RETRY_S)
-                self._wake.set()
-            await self._wake.wait()
+                wait = RETRY_S
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), wait)
 
     async def stop(self) -> None:
         """Stop all workers: they have the grace to make a checkpoint, and their jobs go back to the queue."""
@@ -161,10 +169,18 @@ class Supervisor:
         for lane, count in slots.items():
             while self._busy[lane] < count and not self._stopping:
                 fitting = _Fitting(self.devices) if lane == "train" else None
-                job = await self._database.write(queue.claim, lane, fitting)
+                job = await self._database.write(
+                    queue.claim, lane, fitting, longest_retry_s=self._settings.retry.max_s,
+                    most=self._settings.limits.running_per_owner if lane == "train" else 0,
+                )  # fmt: skip
                 if job is None:
                     break
                 self._begin(job, self._work, fitting.place if fitting is not None else None)
+
+    async def _until_next_start(self) -> float | None:
+        """Seconds until a job may start that waits for a time; None where none does. Looked at again now and then: clocks are set."""
+        at = await self._database.read(queue.next_start)
+        return None if at is None else min(max(at - time.time(), 0.0) + 0.01, CLOCK_S)
 
     def _begin(self, job: Job, work: Work, place: devices.Place | None = None) -> None:
         self._busy[job.lane] += 1
@@ -323,7 +339,9 @@ class Supervisor:
         job = attempt.job
         while True:
             try:
-                return await self._database.write(queue.finish, job.id, job.attempt, self._state.events(job.id), how)
+                return await self._database.write(
+                    queue.finish, job.id, job.attempt, self._state.events(job.id), how, self._settings.retry
+                )
             except (OffrlError, OSError) as error:
                 log.error("job %s: its end cannot be recorded yet: %s", job.id, error)
                 await asyncio.sleep(RETRY_S)
@@ -378,8 +396,10 @@ class Supervisor:
         for name, pids in found.items():
             if name not in running:
                 self._spawn(end_leftovers(self._state.root, name, pids, self._settings.grace.stop_s))
-        jobs_known, unfinished, names, _uploads = await self._database.read(housekeeping.names_in_use)
-        await asyncio.to_thread(housekeeping.sweep, self._state, jobs_known, unfinished, names)
+
+    async def _delete(self, folders: list[Path]) -> None:
+        for folder in folders:
+            await asyncio.to_thread(housekeeping.delete, folder)
 
     async def _keep_house(self) -> None:
         """Delete forgotten uploads, and notes about workers that are gone, now and then."""

@@ -2,8 +2,9 @@
 
 ``observation.gz`` uint8 ``[N, 84, 84]`` (one grey frame per step, N a million), ``action.gz`` int32 ``[N]``, ``reward.gz`` float32 ``[N]``,
 ``terminal.gz`` uint8 ``[N]`` (1 at game over). Frames are stored once, channel first: stacks are made while sampling
-(``frame_stack=4``), or as views (`offrl_store.FrameStacks`). A file begins and ends in the middle of an episode. Agarwal et al. 2020, "An
-Optimistic Perspective on Offline Reinforcement Learning".
+(``frame_stack=4``), or as views (`offrl_store.FrameStacks`). A file begins and ends in the middle of an episode. The folder's place names
+the game, and with it the environment, whose number of actions is that of the data. Agarwal et al. 2020, "An Optimistic Perspective on
+Offline Reinforcement Learning".
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from offrl.environments import atari_id, games
 from offrl_store.errors import InvalidInput
 
 from .columns import Column
 from .flat import FlatArrays, flat_source
 from .npz import Member
-from .source import Format, Source
+from .source import BadEpisodes, Format, Source
+from .spaces import probe_environment
 
 ELEMENTS = ("observation", "action", "reward", "terminal")
 NEEDS = "a folder with observation.gz, action.gz, reward.gz and terminal.gz"
@@ -39,7 +42,7 @@ def detect(path: Path) -> bool:
     return path.is_dir() and all((path / f"{name}.gz").is_file() for name in ELEMENTS)
 
 
-def open_folder(path: Path) -> Source:
+def open_folder(path: Path, bad: BadEpisodes) -> Source:
     """Opens one epoch; raises `InvalidInput` when a file is missing, damaged, or of another form."""
     name = path.resolve().name
     missing = [f"{each}.gz" for each in ELEMENTS if not (path / f"{each}.gz").is_file()]
@@ -60,9 +63,13 @@ def open_folder(path: Path) -> Source:
             columns[each] = Column(name, each, member)
         arrays = FlatArrays(columns["observation"], columns["action"], columns["reward"], columns["terminal"])
         messages = ["the first episode is the rest of one that began before: the data begin in the middle of it"]
+        place = _place(path)
+        game = games.from_camel(place.get("game", ""))
+        env_id = atari_id(game) if game is not None else None
+        space = probe_environment(env_id, name, messages).space
         source = flat_source(
-            arrays, format="atari", env_id=None, space=None, attributes={}, messages=messages, discrete=True, **_place(path)
-        )
+            arrays, bad, format="atari", env_id=env_id, space=space, attributes={}, messages=messages, discrete=True, **place
+        )  # fmt: skip
         source.resources = resources.pop_all()
         return source
 

@@ -1,7 +1,8 @@
 """D4RL: one HDF5 file of flat arrays, one row per environment step.
 
-Keys: ``observations``, ``actions``, ``rewards``, ``terminals``, optionally ``timeouts``, ``next_observations``, ``infos/...``,
-``metadata/...``. Observations may be a group of arrays (several fields). Files without ``timeouts`` and ``next_observations`` are cut as
+Keys: ``observations``, ``actions``, ``rewards``, ``terminals``, optionally ``timeouts``, ``next_observations``, ``infos/...`` (kept with
+each step, where they have one row for it) and ``metadata/...`` (kept in the store's metadata). Observations may be a group of arrays
+(several fields). Files without ``timeouts`` and ``next_observations`` are cut as
 D4RL itself does it: after the environment's time limit, 1000 steps where that is not known.
 """
 
@@ -17,12 +18,12 @@ from offrl_store.errors import InvalidInput
 
 from . import hdf5
 from .flat import FlatArrays, flat_source
-from .source import Format, Source
+from .source import BadEpisodes, Format, Source
 from .spaces import ActionSpace, box, choices, probe_environment
 
 NEEDED = ("observations", "actions", "rewards", "terminals")
-KNOWN = (*NEEDED, "timeouts", "next_observations", "next_observations_known")
-NEEDS = "observations, actions, rewards, terminals; optional: timeouts, next_observations"
+KNOWN = (*NEEDED, "timeouts", "next_observations", "next_observations_known", "infos", "metadata")
+NEEDS = "observations, actions, rewards, terminals; optional: timeouts, next_observations, infos, metadata"
 
 #: D4RL cuts episodes after this many steps where a file has no timeouts (its locomotion tasks' limit).
 DEFAULT_LIMIT = 1000
@@ -32,7 +33,7 @@ def detect(path: Path) -> bool:
     return hdf5.is_hdf5(path) and hdf5.keys(path) >= {"observations", "actions"}
 
 
-def open_file(path: Path) -> Source:
+def open_file(path: Path, bad: BadEpisodes) -> Source:
     """Opens a flat HDF5 file; raises `InvalidInput` when it is not one, or its arrays do not fit each other."""
     with ExitStack() as resources:
         file = resources.enter_context(hdf5.open_hdf5(path))
@@ -46,17 +47,20 @@ def open_file(path: Path) -> Source:
         env_id = attributes.get("env_id") if isinstance(attributes.get("env_id"), str) else None
         space = declared_space(file, name)
         environment = probe_environment(env_id, name, messages)
-        ignored = [key for key in file if key not in KNOWN]
+        extra, others = hdf5.extras(file, "infos", {columns["actions"].rows}, name)
+        ignored = [key for key in file if key not in KNOWN] + others
         if ignored:
             messages.append(f"not imported: {hdf5.listed(ignored)}")
         arrays = FlatArrays(
             observations, **columns, timeouts=hdf5.column(file, "timeouts", name),
             next_observations=hdf5.columns(file, "next_observations", name),
             next_known=hdf5.column(file, "next_observations_known", name),
-            limit=environment.limit or DEFAULT_LIMIT,
+            limit=environment.limit or DEFAULT_LIMIT, extra=extra,
         )  # fmt: skip
+        metadata = hdf5.values(file, "metadata", name)
         source = flat_source(
-            arrays, format="d4rl", env_id=env_id, space=space or environment.space, attributes=attributes, messages=messages
+            arrays, bad, format="d4rl", env_id=env_id, space=space or environment.space, attributes=attributes, messages=messages,
+            more={"source_metadata": metadata} if metadata else None,
         )  # fmt: skip
         source.resources = resources.pop_all()
         return source

@@ -9,6 +9,7 @@ import h5py
 import numpy as np
 
 from offrl_store.errors import InvalidInput
+from offrl_store.schema import DTYPES, NAME
 
 from .columns import Column
 
@@ -98,6 +99,51 @@ def columns(group: h5py.Group, key: str, file: str) -> dict[str, Column] | Colum
     if not flat:
         raise InvalidInput(f"{file}: the group {found.name.strip('/')!r} is empty", hint="it must hold one array per field")
     return flat
+
+
+def extras(group: h5py.Group, key: str, rows: set[int], file: str) -> tuple[dict[str, Column], list[str]]:
+    """The arrays below ``key`` that can be kept with each step (nested names are joined with a dot), and the names of the others.
+
+    Kept is what holds plain numbers in one of the numbers of ``rows``.
+    """
+    found = node(group, key, file)
+    kept: dict[str, Column] = {}
+    others: list[str] = []
+    for name in sorted(found) if isinstance(found, h5py.Group) else ():
+        inner = node(found, name, file)
+        path = inner.name.strip("/")
+        if isinstance(inner, h5py.Group):
+            deep, left = extras(found, name, rows, file)
+            kept |= {f"{name}.{each}": column for each, column in deep.items()}
+            others += left
+        elif per_step(inner, rows) and NAME.match(name):
+            kept[name] = Column(file, path, inner)
+        else:
+            others.append(path)
+    return {name: column for name, column in kept.items() if NAME.match(name)}, others
+
+
+def per_step(array: Any, rows: set[int]) -> bool:
+    """Whether an array holds plain numbers, one row per step."""
+    return len(array.shape) > 0 and array.shape[0] in rows and np.dtype(array.dtype).name in DTYPES and 0 not in array.shape[1:]
+
+
+def values(group: h5py.Group, key: str, file: str) -> dict[str, Any]:
+    """What stands below ``key`` as JSON values: text, numbers and short arrays; of longer arrays their dtype and shape."""
+    found = node(group, key, file)
+    kept: dict[str, Any] = {}
+    for name in sorted(found) if isinstance(found, h5py.Group) else ():
+        inner = node(found, name, file)
+        if isinstance(inner, h5py.Group):
+            kept[name] = values(found, name, file)
+        elif inner.size is not None and inner.size > 256:
+            kept[name] = f"array of {inner.dtype}, shape {inner.shape}"
+        else:
+            try:
+                kept[name] = plain(inner[()])
+            except (OSError, RuntimeError) as error:
+                kept[name] = f"unreadable: {_short(error)}"
+    return kept
 
 
 def scalar(group: h5py.Group, key: str, file: str) -> Any:

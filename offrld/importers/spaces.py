@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from offrl import environments
 from offrl_store import Field
-from offrl_store.errors import InvalidEpisode, InvalidInput
+from offrl_store.errors import InvalidInput
 
 from .columns import Column
+from .source import BadRow
 
 #: Actions may lie outside their bounds by this share of the bound's size: float32 rounding of a float64 bound.
 TOLERANCE = 1e-6
@@ -78,6 +80,7 @@ def probe_environment(env_id: str | None, file: str, messages: list[str]) -> Env
     try:
         import gymnasium
 
+        environments.register()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             env = gymnasium.make(env_id, disable_env_checker=True)
@@ -153,7 +156,7 @@ class ActionScan:
         return "int64" if self.discrete else self._dtype.name if self._dtype.kind == "f" else "float32"
 
     def add(self, column: Column, start: int, block: np.ndarray) -> None:
-        """Checks a block whose first row is row ``start`` of ``column``; raises `InvalidEpisode` that names the first wrong value."""
+        """Checks a block whose first row is row ``start`` of ``column``; raises `BadRow` that names the first wrong value."""
         column.check_finite(block, start)
         if not len(block):
             return
@@ -166,9 +169,10 @@ class ActionScan:
             if outside.any():
                 row, dim = (int(i) for i in np.argwhere(outside)[0])
                 index = (dim,) if column.shape else ()
-                raise InvalidEpisode(
+                raise BadRow(
                     f"{column.file}: {column.where(start + row, index)} is {float(values[row, dim]):.9g}, outside "
                     f"[{self._space.low[dim]:g}, {self._space.high[dim]:g}] of {self._space.owner}",
+                    start + row,
                     hint=f"clip the actions, or correct the bounds{self._remove()}",
                 )
             over = np.maximum(values.astype(self.dtype) - self._space.high.astype(self.dtype), self._space.low.astype(self.dtype) - values)
@@ -182,8 +186,9 @@ class ActionScan:
         if values.dtype.kind == "f":
             wrong = np.flatnonzero(values != np.floor(values))
             if len(wrong):
-                raise InvalidEpisode(
+                raise BadRow(
                     f"{column.file}: {column.where(start + int(wrong[0]))} is {values[wrong[0]]:.9g}, but the actions are discrete",
+                    start + int(wrong[0]),
                     hint=f"discrete actions are whole numbers from 0; mark the file as continuous if they are not{self._remove()}",
                 )
         n = self._space.n if self._space is not None else MAX_CHOICES
@@ -194,8 +199,9 @@ class ActionScan:
                 if self._space is not None
                 else f"what discrete actions can be (0 to {n - 1})"
             )
-            raise InvalidEpisode(
+            raise BadRow(
                 f"{column.file}: {column.where(start + int(wrong[0]))} is {values[wrong[0]]:.9g}, outside {of}",
+                start + int(wrong[0]),
                 hint=f"number the actions from 0{self._remove()}",
             )
 

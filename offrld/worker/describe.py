@@ -55,9 +55,12 @@ def _algorithm(algorithm: Any) -> dict[str, Any]:
 
 
 def _environments() -> list[str]:
-    """The ids that gymnasium knows, those of installed plugins included."""
+    """The ids that gymnasium knows, ours and those of installed plugins included."""
     import gymnasium
 
+    from offrl import environments
+
+    environments.register()
     return sorted(gymnasium.registry)
 
 

@@ -168,6 +168,22 @@ def test_bad_data_is_bad_input_and_leaves_nothing(case, client, offrl_cli, tmp_p
     assert "bad" not in [each.name for each in client.datasets.ls()]
 
 
+def test_bad_episodes_are_left_out_on_request_and_named(client, offrl_cli, tmp_path):
+    data = arrays()
+    data["rewards"][3] = np.nan
+    np.savez(tmp_path / "some.npz", **data)
+    ran = offrl_cli("datasets", "add", "partly", tmp_path / "some.npz", "--skip-bad", "--json")
+    assert ran.status == 0 and ran.json["skipped_episodes"] == 1, ran
+    assert ran.json["skipped"] == [{"episode": 0, "row": 3, "why": "some.npz: rewards[3] is nan"}]
+    assert "left out: episode 0: some.npz: rewards[3] is nan" in ran.err
+    more = offrl_cli("datasets", "append", "partly", tmp_path / "some.npz", "--skip-bad")
+    assert more.status == 0 and "1 bad episodes" in more.out and "episode 0: some.npz: rewards[3] is nan" in more.out
+    assert client.datasets.show("partly").episodes == 2 * ran.json["episodes"]
+    wrong = offrl_cli("datasets", "add", "other", tmp_path / "some.npz", "--option", "nonsense=1", "--json")
+    assert wrong.status == 2 and "has no option 'nonsense'" in wrong.json["error"]["message"]
+    client.datasets.rm("partly")
+
+
 @pytest.mark.parametrize(
     ("out", "format"),
     [("small.npz", None), ("small.hdf5", None), ("store", None), ("small.h5", "d3rlpy"), ("small.h5", "d3rlpy-v1"), ("small-v0", "minari")],
