@@ -12,8 +12,8 @@ from offrld.nets.vae import ConditionalVAE
 from offrld.nets.values import Values, taken
 
 __all__ = [
-    "ACTIVATIONS", "ActorCritic", "CONTEXT", "CategoricalPolicy", "ConditionalVAE", "Context", "Critics", "DeterministicPolicy",
-    "DiscreteCritics", "Encoder", "Network", "Normal", "NormalPolicy", "Params", "PositiveScalar", "QFunction", "ResidualPolicy", "SequenceModel",
-    "SquashedNormal", "SquashedNormalPolicy", "Transformer", "ValueFunction", "Values", "View", "Zero", "build", "context_of",
-    "is_buffer", "remember", "taken",
+    "ACTIVATIONS", "CONTEXT", "ActorCritic", "CategoricalPolicy", "ConditionalVAE", "Context", "Critics", "DeterministicPolicy",
+    "DiscreteCritics", "Encoder", "Network", "Normal", "NormalPolicy", "Params", "PositiveScalar", "QFunction", "ResidualPolicy",
+    "SequenceModel", "SquashedNormal", "SquashedNormalPolicy", "Transformer", "ValueFunction", "Values", "View", "Zero", "build",
+    "context_of", "is_buffer", "remember", "taken",
 ]  # fmt: skip
