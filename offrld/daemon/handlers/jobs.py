@@ -16,6 +16,7 @@ from offrld.daemon.caller import Caller
 from offrld.daemon.database import Connection
 
 LIST_BYTES = wire.MAX_MESSAGE - (1 << 16)
+_FIXED_BYTES = sum(len(name) + 10 for name in wire.JobInfo.model_fields) + 100  # of a job in a list; its id and its dataset's snapshot
 
 
 async def submit(app: App, request: wire.Submit) -> wire.Submitted:
@@ -76,11 +77,20 @@ async def list_jobs(app: App, request: wire.ListJobs) -> wire.JobList:
     jobs, left_off = await app.database.read(infos.infos, request.kind, request.limit, app.settings.limits)
     size, first = 0, len(jobs)
     while first > 0:
-        size += len(jobs[first - 1].model_dump_json())
+        size += _most_bytes(jobs[first - 1])
         if size > LIST_BYTES:
             break
         first -= 1
     return wire.JobList(jobs=jobs[first:], left_off=left_off + first)
+
+
+def _most_bytes(info: wire.JobInfo) -> int:
+    """No fewer than the job takes in a message, without encoding it: what varies in length, and beside it the names of the fields and nine
+    bytes for each (a number, or a text's length)."""
+    texts = [info.reason, info.algorithm or "", info.dataset or "", info.owner or "", *info.after, *info.metrics]
+    texts += (info.error or {}).values()
+    values = len(info.seeds) + sum(map(len, info.metrics.values()))
+    return _FIXED_BYTES + sum(len(text.encode()) + 20 for text in texts) + 24 * values
 
 
 async def get_job(app: App, request: wire.GetJob) -> wire.JobInfo:
