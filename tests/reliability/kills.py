@@ -37,6 +37,9 @@ cards = []
 threads = 4
 [workers]
 spare = {spare}
+[retry]
+first_s = 0.2
+factor = 2
 [grace]
 cancel_s = 5
 stop_s = 5
@@ -61,7 +64,8 @@ class Report:
     jobs: int = 0                         # acknowledged train jobs whose weights were compared
     attempts: Counter[int] = field(default_factory=Counter)     # attempts that they took -> jobs
     resumed: int = 0                      # of these: that went on from a checkpoint at least once
-    retried: int = 0                      # jobs queued again after their worker was killed, by hand
+    by_itself: int = 0                    # jobs queued again after their worker was killed, by the daemon
+    retried: int = 0                      # by hand, after as many kills in a row as the daemon allows
     repeated: int = 0
     imports: int = 0
     datasets: int = 0
@@ -228,6 +232,8 @@ def verify(client: Client, state: Path, folder: Path, shared: Storm, expected: W
         seen = ledger.seen.get(job, [])
         report.events += len(seen)
         report.check(seen == events[: len(seen)], f"job {job}: a follower saw other events than there are")
+    for job in there:
+        report.by_itself += sum("attempt" in event.message for event in client.job(job).follow() if event.state == "queued")
     for key, job in ledger.imports.items():
         report.imports += 1
         report.check(job in there, f"import {job} ({key}) was acknowledged and is gone")
