@@ -19,14 +19,14 @@ GAMES = (
 _EXTREME = ("chaser", "dodgeball", "leaper", "starpilot")
 _MEMORY = ("caveflyer", "dodgeball", "heist", "jumper", "maze", "miner")
 _EXPLORATION = ("caveflyer", "climber", "coinrun", "heist", "jumper", "leaper", "maze", "ninja")
+_SPECIAL = {"extreme": _EXTREME, "memory": _MEMORY, "exploration": _EXPLORATION}
 PROCGEN = (
-    "bigfish", "bossfight", "caveflyer", "chaser", "climber", "coinrun", "dodgeball", "fruitbot", "heist", "jumper", "leaper", "maze", "miner",
-    "ninja", "plunder", "starpilot",
+    "bigfish", "bossfight", "caveflyer", "chaser", "climber", "coinrun", "dodgeball", "fruitbot", "heist", "jumper", "leaper", "maze",
+    "miner", "ninja", "plunder", "starpilot",
 )  # fmt: skip
 #: Game -> its distribution modes.
 PROCGEN_MODES: dict[str, tuple[str, ...]] = {
-    game: ("easy", "hard", *(mode for mode, games in (("extreme", _EXTREME), ("memory", _MEMORY), ("exploration", _EXPLORATION)) if game in games))
-    for game in PROCGEN
+    game: ("easy", "hard", *(mode for mode, games in _SPECIAL.items() if game in games)) for game in PROCGEN
 }
 
 

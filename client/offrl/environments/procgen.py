@@ -42,8 +42,8 @@ class ProcgenEnv(gymnasium.Env):
         render_mode: None, or ``rgb_array``, 512 pixels wide.
         options: further ones of procgen: ``use_sequential_levels``, ``center_agent``, ``use_backgrounds``, ``restrict_themes``, ...
 
-    ``info``: ``level_seed`` of the level that is shown, ``prev_level_complete`` after an end. A reset with a seed begins anew with the levels
-    that the seed draws; one without goes on to the next level.
+    ``info``: ``level_seed`` of the level that is shown, ``prev_level_complete`` after an end. A reset with a seed begins anew with the
+    levels that the seed draws; one without goes on to the next level.
 
     Raises:
         Unknown: there is no such game.
@@ -106,7 +106,7 @@ class ProcgenVectorEnv(VectorEnv):
         """Begin in all copies; a seed (of a list the first) draws their levels. Single copies cannot be reset: `InvalidInput`."""
         mask = (options or {}).get("reset_mask")
         if mask is not None and not np.all(mask):
-            raise InvalidInput("Procgen's copies are stepped together, one of them cannot be reset alone", hint="do without a longest episode")
+            raise InvalidInput("Procgen's copies are stepped together: none is reset alone", hint="do without a longest episode")
         if seed is not None or not self._games.made:
             first = seed[0] if isinstance(seed, list | tuple) else seed
             self._games.make(first if first is not None else int(self.np_random.integers(SEEDS)))
