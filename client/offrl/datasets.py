@@ -18,9 +18,9 @@ from offrl.job import NAME_PATTERN, DatasetExportSpec, ImportSpec
 if TYPE_CHECKING:
     from offrl.client import Client
 
-FILE_ENDINGS = (".hdf5", ".h5", ".npz")
+FILE_ENDINGS = (".hdf5", ".h5", ".npz", ".csv", ".parquet")
 EXPORT_FORMATS = {".hdf5": "d4rl", ".h5": "d4rl", ".npz": "npz"}  # anything else: a store's folder
-EXPORT_FOLDERS = ("store", "minari")  # the formats that are folders
+EXPORT_FOLDERS = ("store", "minari", "torchrl", "gen_dgrl", "lerobot")  # the formats that are folders
 
 
 def export_format(out: str | os.PathLike[str], format: str | None) -> str:
@@ -100,7 +100,7 @@ class Datasets:
     def export(self, name: str, out: str | os.PathLike[str], format: str | None = None, *, follow: Events = None) -> Path:
         """Write a dataset to ``out``: ``.hdf5`` or ``.h5`` in the form of D4RL, ``.npz``, or else a store's folder (which must not exist).
 
-        format: ``d4rl``, ``npz``, ``store``, ``minari`` (a folder, which must not exist), ``d3rlpy`` or ``d3rlpy-v1``, whatever the ending.
+        format: a name of the daemon's exporters, whatever the ending (docs/datasets.md).
         Raises `Unknown`, `InvalidInput` (``out`` cannot be written), `DiskFull`.
         """
         from offrl import download

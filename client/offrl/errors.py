@@ -77,6 +77,18 @@ class NotAllowed(OffrlError):
     exit_status = 4
 
 
+class EnvironmentFailed(OffrlError):
+    """An environment raised, or did not come back, while steps were made in it."""
+
+    code = "environment_failed"
+
+
+class WorkerFailed(OffrlError):
+    """A process that collects for another one has ended, or says nothing any more."""
+
+    code = "worker_failed"
+
+
 class InternalError(OffrlError):
     """A defect in the daemon; its log holds the traceback."""
 
@@ -87,8 +99,8 @@ _CLASSES: dict[str, type[OffrlError]] = {
     cls.code: cls
     for cls in (
         OffrlError, InvalidInput, InvalidSchema, InvalidEpisode, StoreExists, StoreNotFound, EmptyStore, StoreCorrupt, StoreLocked,
-        DiskFull, JobFailed, CheckFailed, Unknown, Conflict, LimitReached, InvalidMessage, NoDaemon,
-        ProtocolMismatch, NotAllowed, InternalError,
+        DiskFull, JobFailed, CheckFailed, Unknown, Conflict, LimitReached, InvalidMessage, NoDaemon, ProtocolMismatch, NotAllowed,
+        EnvironmentFailed, WorkerFailed, InternalError,
     )
 }  # fmt: skip
 

@@ -60,6 +60,7 @@ def main(argv: Sequence[str] | None = None, *, executor: LocalExecutor | None = 
         os.umask(0o077)
         state = State(settings.state_dir)
         state.prepare(None if settings.socket_group is None else group_id(settings.socket_group))
+        state.check()
         lock = state.lock()
         try:
             asyncio.run(_serve(settings, sources, executor or LocalExecutor()))
@@ -92,6 +93,7 @@ async def _serve(settings: Settings, sources: Sources, executor: LocalExecutor) 
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    await app.supervisor.prepare()
     app.catalog.start()
     tasks = [
         asyncio.create_task(server.run(), name="server"),
