@@ -43,6 +43,8 @@ class Keeper:
                     await self.used(0.0)
             except OffrlError as error:
                 log.error("retention has to wait: %s", error)
+            except Exception:  # a defect here is no reason to stop the service
+                log.exception("retention failed")
             await asyncio.sleep(LOOK_S)
 
     async def prune(self, jobs: int, days: float, *, dry_run: bool, limit: int = BATCH) -> tuple[list[PrunedJob], bool]:
@@ -53,14 +55,15 @@ class Keeper:
             job = each.job
             size = await asyncio.to_thread(disk.usage, self._state.job(job.id))
             if not dry_run:
+                told = {"job": job.id, "kind": job.kind, "state": str(job.state), "bytes": size, "why": each.why}
+                await self._audit.record(current.get(), "retention", **told)  # first: a daemon that dies now has not deleted in silence
                 try:
                     await self._removal.job(job.id)
                 except OffrlError as error:  # it was pinned, taken or removed meanwhile
+                    await self._audit.record(current.get(), "retention", outcome=error.code, job=job.id)
                     log.info("job %s is not deleted by retention: %s", job.id, error)
                     continue
                 log.info("job %s: deleted by retention, %s (%s, %d bytes)", job.id, each.why, job.state, size)
-                told = {"job": job.id, "kind": job.kind, "state": str(job.state), "bytes": size, "why": each.why}
-                await self._audit.record(current.get(), "retention", **told)
             pruned.append(PrunedJob(
                 job=job.id, kind=job.kind, state=job.state, algorithm=job.spec.get("algorithm"), dataset=job.dataset,
                 finished_at=job.finished_at, bytes=size, why=each.why,

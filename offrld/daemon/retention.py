@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from offrld.daemon.database import Connection
 from offrld.daemon.queue import users
-from offrld.daemon.records import Job
+from offrld.daemon.records import Job, find
 
 DAY_S = 86400.0
 
@@ -32,7 +32,7 @@ def expired(db: Connection, jobs: int, days: float, limit: int) -> tuple[list[Ex
     """
     rows = db.execute(
         """
-        SELECT * FROM (SELECT *, row_number() OVER (PARTITION BY kind ORDER BY finished_at DESC, seq DESC) AS place FROM jobs
+        SELECT id, place FROM (SELECT *, row_number() OVER (PARTITION BY kind ORDER BY finished_at DESC, seq DESC) AS place FROM jobs
                        WHERE state IN ('succeeded', 'failed', 'cancelled'))
         WHERE NOT pinned AND ((:jobs > 0 AND place > :jobs) OR (:days > 0 AND finished_at < :now - 86400.0 * :days))
         ORDER BY finished_at, seq
@@ -41,12 +41,11 @@ def expired(db: Connection, jobs: int, days: float, limit: int) -> tuple[list[Ex
     )
     found: list[Expired] = []
     for row in rows:
-        values = {name: row[name] for name in row.keys() if name != "place"}  # noqa: SIM118  a Row is no dict
-        job = Job.of(values)
-        if users(db, job.id):
+        if users(db, row["id"]):
             continue
         if len(found) == limit:
             return found, True
+        job = find(db, row["id"])
         old = days > 0 and (job.finished_at or 0.0) < time.time() - DAY_S * days
         found.append(Expired(job, f"ended more than {days:g} days ago" if old else f"{row['place'] - 1} {job.kind} jobs ended after it"))
     return found, False

@@ -154,14 +154,15 @@ def try_train(daemon: Daemon, data: str) -> str | None:
 def test_retention_makes_room_before_a_quota_refuses(new_daemon) -> None:
     daemon = new_daemon("[disk]\nquota_bytes = 30000000\n[keep]\njobs = 1\n").start()
     data = daemon.dataset("data")
-    first = daemon.train(data)
-    daemon.wait(first)
+    first, _second = ended(daemon, data, 2)
     (daemon.state / "jobs" / first / "ballast").write_bytes(os.urandom(31_000_000))
-    second = try_train(daemon, data) or until(lambda: try_train(daemon, data))
-    daemon.wait(second)
-    began = time.monotonic()
-    until(lambda: try_train(daemon, data))
-    assert time.monotonic() - began < 30
+
+    def room() -> bool:
+        daemon.wait(daemon.train(data))  # none is refused
+        time.sleep(0.3)  # between two looks: a measurement serves for a few seconds
+        return known(daemon, [first]) == []
+
+    until(room)
     assert there(daemon, [first]) == []
 
 
