@@ -16,7 +16,7 @@ from typing import Any, Self
 import numpy as np
 
 from offrl.errors import InvalidInput
-from offrl_store import EpisodeStore, Writer
+from offrl_store import EpisodeStore, Schema, Writer
 
 from .batches import ABSENT, CollectedBatch, Rows, complete_trajectories, split_trajectories
 from .behaviours import Behaviour, FunctionBehaviour
@@ -38,6 +38,8 @@ class Collector:
     Attributes:
         frames: steps collected so far, over the collector's life.
         trajectories: trajectories begun so far.
+        interruptor: asked after each step whether to end the batch early; the frames that are missing then are absent (``mask``).
+        ends: where it is a list, number and metadata of each trajectory that ends are put into it.
         schema: of the steps, as a store holds them.
     """
 
@@ -92,6 +94,8 @@ class Collector:
                 out of range.
         """
         self._closing = ExitStack()
+        self.interruptor: Callable[[], bool] | None = None
+        self.ends: list[tuple[int, Mapping[str, Any]]] | None = None
         try:
             self.envs = Environments(env, envs, vectorization)
             self._closing.callback(self.envs.close)
@@ -109,7 +113,7 @@ class Collector:
             self.frames = self.trajectories = self.batches = 0
             self._seed: int | None = _whole("seed", seed, 0)
             self._rng = np.random.default_rng(seed)
-            self._writer = self._open_writer(into, limit)
+            self._writer = None if into is None else open_writer(into, self.schema, limit, self.envs.name, self._closing)
             self._sync_s, self._next_sync = sync_s, time.monotonic() + sync_s
             if step_timeout_s is not None:
                 watch = StepWatch(step_timeout_s, given_up)
@@ -135,21 +139,6 @@ class Collector:
         self._trajs = None if trajs is None else _whole("trajs_per_batch", trajs, 1)
         if trajs is not None and split:
             raise InvalidInput("trajs_per_batch gives split trajectories already", hint="leave split_trajs out")
-
-    def _open_writer(self, into: Any, limit: int | None) -> Writer | None:
-        if into is None:
-            return None
-        if isinstance(into, str | os.PathLike):
-            into = EpisodeStore.open(into) if os.path.exists(into) else EpisodeStore.create(into, self.schema, limit_transitions=limit)
-        store = into._store if isinstance(into, Writer) else into
-        check_fits(self.envs.name, self.schema, store.schema)
-        if isinstance(into, Writer):
-            return into
-        writer = store.writer()
-        self._closing.callback(writer.close)
-        for env in list(writer.open_episodes):  # a crash left them; their environments are gone
-            writer.end(env=env)
-        return writer
 
     def _begin(self) -> None:
         """The state of a collector that has not begun."""
@@ -216,7 +205,7 @@ class Collector:
         clock = time.monotonic
         observation, open_ = self._now, bool(self._open[0])
         length, traj = int(self._length[0]), int(self._traj[0])
-        done_frames = 0
+        done_frames, stop = 0, self.interruptor
         if rows is not None:
             seen, after = list(rows.observation.items()), list(rows.next_observation.items())
         try:
@@ -259,8 +248,12 @@ class Collector:
                     open_ = False
                     if writer is not None:
                         writer.end(bool(terminated), metadata=self._metadata(0))
+                    if self.ends is not None:
+                        self.ends.append((traj, self._metadata(0)))
                 if put is not None and clock() >= self._next_sync:
                     self.sync(sync_s)
+                if stop is not None and stop():
+                    break
         finally:
             self._now, self._open[0], self._length[0] = observation, open_, length
 
@@ -306,6 +299,8 @@ class Collector:
             if self._reward is not None:
                 self._reward(rewards)
             begun = absent
+            if self.ends is not None:
+                self.ends += [(int(self._traj[env]), self._metadata(env)) for env in np.flatnonzero(done | cut).tolist()]
             if done.any() or cut.any():
                 try:
                     now, begin = envs.begin_after(done, cut, now)
@@ -322,6 +317,8 @@ class Collector:
             self._now = now
             if writer is not None and time.monotonic() >= self._next_sync:
                 self.sync(self._sync_s)
+            if self.interruptor is not None and self.interruptor():
+                break
 
     def _fill(self, arrays: Mapping[str, np.ndarray], t: int, given: Any) -> None:
         given = self._stored(given)
@@ -495,10 +492,32 @@ def collect(
     return into if isinstance(into, EpisodeStore) else EpisodeStore.open(into)
 
 
+def open_writer(into: Any, schema: Schema, limit: int | None, name: str, closing: ExitStack) -> Writer:
+    """The writer of a store that takes steps of ``schema``, closed with ``closing``; or the given writer, which is its owner's to close.
+
+    Args:
+        into: a store, its path (it is made where nothing is), or a writer.
+        name: of the environment, for messages.
+
+    Raises:
+        InvalidInput: the store's fields are others.
+    """
+    if isinstance(into, str | os.PathLike):
+        into = EpisodeStore.open(into) if os.path.exists(into) else EpisodeStore.create(into, schema, limit_transitions=limit)
+    check_fits(name, schema, (into._store if isinstance(into, Writer) else into).schema)
+    if isinstance(into, Writer):
+        return into
+    writer = into.writer()
+    closing.callback(writer.close)
+    for env in list(writer.open_episodes):  # a crash left them; their environments are gone
+        writer.end(env=env)
+    return writer
+
+
 def _whole(name: str, value: Any, least: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
         raise InvalidInput(f"{name} is {value!r}", hint=f"give a whole number from {least}")
     return int(value)
 
 
-__all__ = ["Collector", "collect"]
+__all__ = ["SYNC_SHARE", "Collector", "collect", "open_writer"]
