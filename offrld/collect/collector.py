@@ -152,6 +152,16 @@ class Collector:
         if self.envs.vector is not None:
             self.behaviour.begin_batch(self.envs.action_space, count, self._rng)
 
+    @property
+    def writer(self) -> Writer | None:
+        """Of the store that is collected into."""
+        return self._writer
+
+    @property
+    def store(self) -> EpisodeStore | None:
+        """The store that is collected into, as its writer has it: it holds what was committed."""
+        return None if self._writer is None else self._writer.store
+
     # ----------------------------------------------------------------------------------------------------------- collecting
     def __iter__(self) -> Iterator[Any]:
         """Batches, until ``total_frames`` are collected."""
@@ -504,7 +514,7 @@ def open_writer(into: Any, schema: Schema, limit: int | None, name: str, closing
     """
     if isinstance(into, str | os.PathLike):
         into = EpisodeStore.open(into) if os.path.exists(into) else EpisodeStore.create(into, schema, limit_transitions=limit)
-    check_fits(name, schema, (into._store if isinstance(into, Writer) else into).schema)
+    check_fits(name, schema, (into.store if isinstance(into, Writer) else into).schema)
     if isinstance(into, Writer):
         return into
     writer = into.writer()

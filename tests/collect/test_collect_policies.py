@@ -26,7 +26,7 @@ from offrld.sb3 import SB3Wrapper
 
 @pytest.fixture(scope="module")
 def learner():
-    return offrld.build("sac", "Pendulum-v1", config={"actor_encoder.units": [16], "critic_encoder.units": [16]})
+    return offrld.build("sac", offrld.Shapes.of_env("Pendulum-v1"), config={"actor_encoder.units": [16], "critic_encoder.units": [16]})
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +148,8 @@ def test_settings_of_explorers_are_checked():
     assert explorer_of() is None and explorer_of(epsilon=0.1) == ConstantEpsilonGreedy(0.1)
     assert explorer_of(epsilon_end=0.1, epsilon_steps=10) == LinearDecayEpsilonGreedy(1.0, 0.1, 10)
     assert explorer_of(noise=0.1) == NormalNoise(0.0, 0.1)
-    wrong = [{"epsilon": 1.5}, {"epsilon_end": 0.1}, {"noise": -1.0}, {"noise": 0.1, "epsilon": 0.1}, {"epsilon_end": 0.1, "epsilon_steps": 0}]
+    wrong = [{"epsilon": 1.5}, {"epsilon_end": 0.1}, {"noise": -1.0}, {"noise": 0.1, "epsilon": 0.1}]
+    wrong += [{"epsilon_end": 0.1, "epsilon_steps": 0}]
     for bad in wrong:
         with pytest.raises(InvalidInput):
             explorer_of(**bad)
@@ -157,5 +158,5 @@ def test_settings_of_explorers_are_checked():
 def test_what_does_not_act_is_refused():
     with pytest.raises(InvalidInput, match="int does not act"):
         as_behaviour(3)
-    with pytest.raises(InvalidInput, match="no policy file 'nothing.onnx'"):
+    with pytest.raises(InvalidInput, match=r"no policy file 'nothing\.onnx'"):
         as_behaviour("nothing.onnx")
