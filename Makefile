@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo docs test test-all test-algos test-asan test-kill lint bench bench-train bench-store bench-latency scores wheel clean help
+.PHONY: demo docs test test-all test-algos test-asan test-kill lint bench bench-train bench-store bench-latency bench-wire fuzz scores wheel clean help
 
 help:            ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
@@ -41,6 +41,17 @@ scores: $(STAMP)         ## scores beside d3rlpy's on ../shared/data; over an ho
 
 test-algos: $(STAMP)     ## every algorithm once through a real daemon, its policy through onnxruntime; ten minutes
 	$(BIN)/python -m pytest -m slow tests/worker/test_every_algorithm.py
+
+fuzz: $(STAMP)           ## the wire, ten million messages: coverage-guided (atheris, in .venv-fuzz), and mutated sessions against a daemon; an hour
+	@test -x .venv-fuzz/bin/python || $(PYTHON) -m venv .venv-fuzz
+	@.venv-fuzz/bin/python -c 'import atheris' 2>/dev/null || .venv-fuzz/bin/pip install -q -c constraints.txt atheris==3.0.0 numpy msgpack pydantic
+	@mkdir -p build/fuzz
+	PYTHONPATH=tests/fuzz:client:datastore:. .venv-fuzz/bin/python tests/fuzz/coverage_wire.py -runs=9000000 -max_len=4096 -timeout=10 \
+		-rss_limit_mb=2048 -print_final_stats=1 -artifact_prefix=build/fuzz/crash- build/fuzz
+	PYTHONPATH=tests/daemon $(BIN)/python tests/fuzz/socket_wire.py --messages 1200000
+
+bench-wire: $(STAMP)     ## a ping beside a bare echo; a 1 GB upload while others ping
+	$(BIN)/python -m benchmarks.wire
 
 test-kill: $(STAMP)      ## the long form of the kill tests of the store
 	$(BIN)/python -m pytest -m slow tests/store

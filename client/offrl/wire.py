@@ -6,16 +6,16 @@ A message is one msgpack map of at most `MAX_MESSAGE` bytes. On the socket (clie
     request  {"protocol": 1, "type": "ping", ...fields of the request}
     reply    {"protocol": 1, "ok": true, "result": {...}}   or   {"protocol": 1, "ok": false, "error": {"code", "message", "hint"}}
 
-Requests are strict (an unknown field is an error); replies may grow keys, which an older client ignores.
+Requests are strict (an unknown field is an error, "3" and true are no numbers); replies may grow keys, which an older client ignores.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-import msgpack
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, FailFast, Field, TypeAdapter, ValidationError
 
+from offrl import message as messages
 from offrl.errors import InvalidMessage, ProtocolMismatch, from_wire, to_wire
 from offrl.job import JobId, JobSpec, JobState, Name
 from offrl_store.errors import OffrlError
@@ -23,7 +23,7 @@ from offrl_store.errors import OffrlError
 PROTOCOL = 1
 CHUNK = 1 << 20                    # bytes of data in one upload or download message
 MAX_MESSAGE = CHUNK + (1 << 16)    # larger ones are dropped by the socket
-MAX_DEPTH = 16                     # nesting of a request's maps and lists
+COUNT = 2**63 - 1                  # largest number that a file or the queue can hold
 RelativePath = Annotated[str, Field(min_length=1, max_length=1024)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -310,7 +310,7 @@ class ReadAudit(Request):
     reply = AuditEntries
     type: Literal["read_audit"] = "read_audit"
     since: Annotated[float, Field(ge=0.0)] = 0.0
-    after: Annotated[int, Field(ge=0)] = 0
+    after: Annotated[int, Field(ge=0, le=COUNT)] = 0
     limit: Annotated[int, Field(ge=1, le=1000)] = 1000
 
 
@@ -344,7 +344,7 @@ class GetEvents(Request):
     reply = Events
     type: Literal["get_events"] = "get_events"
     job: JobId
-    cursor: Annotated[int, Field(ge=0)] = 0
+    cursor: Annotated[int, Field(ge=0, le=COUNT)] = 0
     wait_s: Annotated[float, Field(ge=0.0, le=30.0)] = 0.0
     limit: Annotated[int, Field(ge=1, le=1000)] = 500
 
@@ -353,7 +353,7 @@ class ReadLog(Request):
     reply = LogPart
     type: Literal["read_log"] = "read_log"
     job: JobId
-    offset: Annotated[int, Field(ge=0)] = 0
+    offset: Annotated[int, Field(ge=0, le=COUNT)] = 0
     wait_s: Annotated[float, Field(ge=0.0, le=30.0)] = 0.0
 
 
@@ -401,7 +401,7 @@ class RemoveDataset(Request):
 class FileEntry(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     path: RelativePath                         # relative, "/" between parts, no ".." and no leading "/"
-    size: Annotated[int, Field(ge=0)]
+    size: Annotated[int, Field(ge=0, le=COUNT)]
     sha256: Sha256
 
 
@@ -411,7 +411,7 @@ class OpenUpload(Request):
     reply = UploadOpened
     type: Literal["open_upload"] = "open_upload"
     upload: JobId                              # chosen by the client (a random id), so that it can resume
-    files: Annotated[list[FileEntry], Field(min_length=1, max_length=5_000)]
+    files: Annotated[list[FileEntry], Field(min_length=1, max_length=5_000), FailFast()]
 
 
 class WriteChunk(Request):
@@ -419,7 +419,7 @@ class WriteChunk(Request):
     type: Literal["write_chunk"] = "write_chunk"
     upload: JobId
     path: RelativePath
-    offset: Annotated[int, Field(ge=0)]
+    offset: Annotated[int, Field(ge=0, le=COUNT)]
     data: Annotated[bytes, Field(max_length=CHUNK)]
     crc32: Annotated[int, Field(ge=0, lt=2**32)]
 
@@ -438,9 +438,9 @@ class OpenArtifact(Request):
     type: Literal["open_artifact"] = "open_artifact"
     job: JobId
     kind: Literal["onnx", "torchscript", "checkpoint", "metrics", "dataset"] = "onnx"
-    seed: Annotated[int, Field(ge=0)] | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None
     best: bool = False
-    step: Annotated[int, Field(ge=0)] | None = None
+    step: Annotated[int, Field(ge=0, le=COUNT)] | None = None
 
 
 class ReadArtifact(Request):
@@ -448,7 +448,7 @@ class ReadArtifact(Request):
     type: Literal["read_artifact"] = "read_artifact"
     job: JobId
     path: RelativePath
-    offset: Annotated[int, Field(ge=0)]
+    offset: Annotated[int, Field(ge=0, le=COUNT)]
     size: Annotated[int, Field(ge=1, le=CHUNK)]
 
 
@@ -489,38 +489,39 @@ _REQUEST = TypeAdapter(AnyRequest)
 # ------------------------------------------------------------------------------------------------------- encode and decode
 def encode_request(request: Request) -> bytes:
     """The bytes of a request."""
-    return msgpack.packb({"protocol": PROTOCOL, **request.model_dump()}, use_bin_type=True)
+    return messages.pack({"protocol": PROTOCOL, **request.model_dump()})
 
 
 def decode_request(body: bytes) -> Request:
     """The request in ``body``; `ProtocolMismatch` for another version, `InvalidMessage` naming the field for anything else wrong."""
-    message = _unpack(body)
+    message = messages.unpack_request(body)
     version = message.pop("protocol", None)
-    if version != PROTOCOL:
+    if type(version) is not int or version != PROTOCOL:
         raise ProtocolMismatch(
-            f"the client speaks protocol {version!r}, this daemon {PROTOCOL}", hint="install the same version of offrl on both sides"
+            f"the client speaks protocol {messages.shown(version)}, this daemon {PROTOCOL}",
+            hint="install the same version of offrl on both sides",
         )
     try:
-        return _REQUEST.validate_python(message)
+        return _REQUEST.validate_python(message, strict=True)
     except ValidationError as error:
         raise invalid_message(error) from None
 
 
 def encode_reply(reply: Reply) -> bytes:
     """The bytes of a good reply."""
-    return msgpack.packb({"protocol": PROTOCOL, "ok": True, "result": reply.model_dump()}, use_bin_type=True)
+    return messages.pack({"protocol": PROTOCOL, "ok": True, "result": reply.model_dump()})
 
 
 def encode_error(error: OffrlError) -> bytes:
     """The bytes of an error reply."""
-    return msgpack.packb({"protocol": PROTOCOL, "ok": False, "error": to_wire(error)}, use_bin_type=True)
+    return messages.pack({"protocol": PROTOCOL, "ok": False, "error": to_wire(error)})
 
 
 def decode_reply(body: bytes, model: type[Reply]) -> Reply:
     """The reply in ``body`` as ``model``; raises the error that it carries."""
     hint = "install the same version of offrl on both sides, and see that OFFRL_URL names an offrld"
     try:
-        message = _unpack(body)
+        message = messages.unpack(body)
     except InvalidMessage as error:
         raise ProtocolMismatch(f"what the daemon answers cannot be read: {error}", hint=hint) from None
     if message.get("protocol") != PROTOCOL:
@@ -539,44 +540,8 @@ def decode_reply(body: bytes, model: type[Reply]) -> Reply:
 
 def invalid_message(error: ValidationError) -> InvalidMessage:
     """One line for the first thing that is wrong: the field, the value, what was expected."""
-    first = error.errors(include_url=False)[0]
-    where = ".".join(str(part) for part in first["loc"]) or "message"
-    value = repr(first.get("input"))
-    return InvalidMessage(f"{where}: {first['msg']} (got {value[:80]})", hint="see `offrl COMMAND --help` for what is accepted")
-
-
-def _unpack(body: bytes) -> dict[str, Any]:
-    """The msgpack map in ``body``: no extension types, no NaN, bounded depth, unique string keys."""
-    try:
-        # unpackb refuses a header that announces more than there is
-        message = msgpack.unpackb(body, raw=False, strict_map_key=True, ext_hook=_no_extension, object_pairs_hook=_unique)
-    except ValueError as error:  # every exception of msgpack is one
-        raise InvalidMessage(f"not a message of this protocol: {error or type(error).__name__}") from None
-    if not isinstance(message, dict):
-        raise InvalidMessage(f"not a message of this protocol: expected a map, got {type(message).__name__}")
-    _check(message, 0)
-    return message
-
-
-def _no_extension(code: int, data: bytes) -> Any:
-    raise ValueError(f"extension type {code} is not allowed")
-
-
-def _unique(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        raise ValueError("a key occurs twice")
-    return result
-
-
-def _check(value: Any, depth: int) -> None:
-    if depth > MAX_DEPTH:
-        raise InvalidMessage(f"nested deeper than {MAX_DEPTH} levels")
-    if isinstance(value, dict):
-        for key, item in value.items():
-            if not isinstance(key, str):
-                raise InvalidMessage(f"a key must be text, got {key!r}")
-            _check(item, depth + 1)
-    elif isinstance(value, list):
-        for item in value:
-            _check(item, depth + 1)
+    first = error.errors(include_url=False, include_context=False)[0]
+    where = ".".join(str(part)[:100] for part in first["loc"]) or "message"
+    return InvalidMessage(
+        f"{where}: {first['msg'][:500]} (got {messages.shown(first.get('input'))})", hint="see `offrl COMMAND --help` for what is accepted"
+    )

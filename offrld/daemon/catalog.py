@@ -166,6 +166,8 @@ def checked(spec: TrainSpec, catalog: dict[str, Any], fields: dict[str, Any] | N
             raise InvalidInput(f"algorithm {problem}", hint="repair its package and restart the daemon")
     if algorithm is None:
         raise Unknown(f"no algorithm {spec.algorithm!r}", hint=nearest(spec.algorithm, list(algorithms)))
+    if algorithm.get("plays"):
+        raise InvalidInput(f"{spec.algorithm} learns from its own play, not from a dataset", hint="see `offrl train-online --help`")
     presets = algorithm.get("presets") or {}
     if spec.preset is not None and spec.preset not in presets:
         raise Unknown(f"{spec.algorithm} has no preset {spec.preset!r}", hint=nearest(spec.preset, list(presets)) or "it has none")

@@ -120,6 +120,9 @@ class Settings(BaseModel):
         Field(description="what members of socket_group, and everybody on an insecure address, may do; the service's user may do all"),
     ] = "operator"
     max_connections: Annotated[int, Field(ge=8, le=60_000, description="connections on one address at once")] = 1024
+    input_memory_mb: Annotated[
+        int, Field(ge=32, description="memory that unfinished messages and unread answers may fill before all connections are closed")
+    ] = 1024
     import_roots: Annotated[list[Path], Field(description="folders below which an import may name a path of this machine")] = []
     log_level: Annotated[Literal["debug", "info", "warning", "error"], Field(description="what goes to stderr")] = "info"
     log_format: Annotated[Literal["text", "json"], Field(description="of the lines on stderr; as text the journal gets fields")] = "text"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import queue
 import sqlite3
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,7 @@ from offrl.errors import DiskFull, InternalError, OffrlError, StoreCorrupt
 from offrld.daemon import migrations
 from offrld.daemon.schema import SCHEMA, SCHEMA_VERSION
 
+READERS = 3  # so that the status of one job does not wait behind a list of all of them
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -79,9 +81,11 @@ class Database:
         self._path = path
         self._changed = changed
         self._writer = connect(path)
-        self._reader = connect(path)
+        self._readers: queue.SimpleQueue[Connection] = queue.SimpleQueue()
+        for _ in range(READERS):
+            self._readers.put(connect(path))
         self._write_thread = ThreadPoolExecutor(1, thread_name_prefix="queue-write")
-        self._read_thread = ThreadPoolExecutor(1, thread_name_prefix="queue-read")
+        self._read_threads = ThreadPoolExecutor(READERS, thread_name_prefix="queue-read")
 
     async def write(self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """The result of ``function``, when its changes are durable. Raises what it raises, SQLite's errors as ours."""
@@ -107,18 +111,22 @@ class Database:
         """The result of ``function`` on one consistent view."""
 
         def work() -> T:
+            reader = self._readers.get()
             try:
-                return transaction(self._reader, "BEGIN", function, *args, **kwargs)
+                return transaction(reader, "BEGIN", function, *args, **kwargs)
             except sqlite3.DatabaseError as error:
                 raise translate(error, self._path) from error
+            finally:
+                self._readers.put(reader)
 
-        return await asyncio.get_running_loop().run_in_executor(self._read_thread, contextvars.copy_context().run, work)
+        return await asyncio.get_running_loop().run_in_executor(self._read_threads, contextvars.copy_context().run, work)
 
     def close(self) -> None:
         """Finish what was begun and fold the log into the file."""
         self._write_thread.shutdown()
-        self._read_thread.shutdown()
-        self._reader.close()
+        self._read_threads.shutdown()
+        for _ in range(READERS):
+            self._readers.get().close()
         with contextlib.suppress(sqlite3.Error):
             self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         self._writer.close()

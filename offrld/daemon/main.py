@@ -87,6 +87,7 @@ async def _serve(settings: Settings, sources: Sources, executor: LocalExecutor) 
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    await app.supervisor.prepare()
     app.catalog.start()
     tasks = [
         asyncio.create_task(server.run(), name="server"),

@@ -14,6 +14,7 @@ import signal
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from offrl.job import JobState
@@ -114,8 +115,14 @@ class Supervisor:
         grace = self._settings.grace.cancel_s if what == "cancel" else self._settings.grace.pause_s
         self._limit(attempt, grace)
 
+    async def prepare(self) -> None:
+        """Put the state folder in order, before the first request and the first worker: both make and remove folders in it."""
+        jobs, unfinished, names, _uploads = await self._database.read(housekeeping.names_in_use)
+        gone = await asyncio.to_thread(housekeeping.sweep, self._state, jobs, unfinished, names)
+        self._spawn(self._delete(gone))
+
     async def run(self) -> None:
-        """Put back what a former daemon left running, then start jobs as slots get free, until `stop`."""
+        """Put back what a former daemon left running, then start jobs as slots get free, until `stop`. After `prepare`."""
         await self._recover()
         chosen = self._settings.devices
         self.devices.inventory = await devices.inventory(chosen.cards, chosen.slots, chosen.memory_mb, chosen.threads)
@@ -389,8 +396,10 @@ class Supervisor:
         for name, pids in found.items():
             if name not in running:
                 self._spawn(end_leftovers(self._state.root, name, pids, self._settings.grace.stop_s))
-        jobs_known, unfinished, names, _uploads = await self._database.read(housekeeping.names_in_use)
-        await asyncio.to_thread(housekeeping.sweep, self._state, jobs_known, unfinished, names)
+
+    async def _delete(self, folders: list[Path]) -> None:
+        for folder in folders:
+            await asyncio.to_thread(housekeeping.delete, folder)
 
     async def _keep_house(self) -> None:
         """Delete forgotten uploads, and notes about workers that are gone, now and then."""

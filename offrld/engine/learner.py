@@ -21,7 +21,7 @@ from offrl_store import EpisodeStore
 from offrld import settings
 from offrld.engine import checkpoint, data
 from offrld.engine.acting import Acting
-from offrld.engine.algorithm import Algorithm, Batch, Stage, Windows
+from offrld.engine.algorithm import KINDS, Algorithm, Stage, Windows
 from offrld.engine.creation import Creation
 from offrld.engine.feed import Feed, Scalers, request_of
 from offrld.engine.fitting import Fitting
@@ -75,7 +75,7 @@ class Learner(Creation, Acting, Fitting, Transfer, Replaying):
     ) -> None:
         self.algorithm, self.config, self.store, self.space_ = algorithm, config, store, space
         self.seeds = tuple(seeds)
-        self._kind = Windows if algorithm.batch_kind == "windows" else Batch
+        self._kind = KINDS[algorithm.batch_kind]
         self.holdout, self.inputs = holdout, inputs
         self.step = 0
         self._device, self._dtype, self._stacked, self._log = device, dtype, stacked, log

@@ -45,6 +45,7 @@ def _algorithm(algorithm: Any) -> dict[str, Any]:
         "actions": algorithm.actions,
         "acts": algorithm.acts,
         "has_policy": algorithm.has_policy,
+        "plays": algorithm.plays,
         "inputs": dict(algorithm.inputs),
         "presets": {name: dict(values) for name, values in algorithm.presets.items()},
         "config": {name: setting.as_json() for name, setting in settings.describe(algorithm.config).items()},

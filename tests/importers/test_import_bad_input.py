@@ -36,7 +36,7 @@ def test_an_unknown_format_names_the_nearest(tmp_path, flat):
 @pytest.mark.parametrize(
     ("content", "part"),
     [
-        (b"observations,actions\n1,2\n", "notes.csv is of no known format: it starts with b'observat'"),
+        (b"observations,actions\n1,2\n", "notes.txt is of no known format: it starts with b'observat'"),
         (b"", "is of no known format: it is empty"),
         (pickle.dumps([1, 2, 3]), "it is a pickle, which is never read"),
         (b"\x93NUMPY\x01\x00", "it is a single array"),
@@ -44,12 +44,12 @@ def test_an_unknown_format_names_the_nearest(tmp_path, flat):
     ],
 )
 def test_a_file_of_no_known_format(tmp_path, content, part):
-    path = tmp_path / "notes.csv"
+    path = tmp_path / "notes.txt"
     path.write_bytes(content)
     hint = refused(path, tmp_path, part).hint
     assert all(name in hint for name in ("d4rl", "minari", "npz", "d3rlpy", "store"))
     for name in ("d4rl", "npz", "d3rlpy"):
-        refused(path, tmp_path, "notes.csv is not a", format=name)
+        refused(path, tmp_path, "notes.txt is not a", format=name)
     refused(path, tmp_path, "is not the folder of a Minari dataset", format="minari")
     refused(path, tmp_path, "cannot be opened as a store", format="store")
 

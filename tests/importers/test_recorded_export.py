@@ -206,8 +206,8 @@ def test_a_handle_on_a_full_disk_says_so(tmp_path):
 
 
 def test_every_format_is_tested_somewhere():
-    assert set(EXPORTS) == {*RECORDED, "d4rl", "npz", "store", "robomimic", "torchrl", "gen_dgrl"}
-    assert set(FOLDERS) == {"minari", "store", "torchrl", "gen_dgrl"}
+    assert set(EXPORTS) == {*RECORDED, "d4rl", "npz", "store", "robomimic", "torchrl", "gen_dgrl", "lerobot"}
+    assert set(FOLDERS) == {"minari", "store", "torchrl", "gen_dgrl", "lerobot"}
 
 
 # --- Their own readers ------------------------------------------------------------------------------------------------------------

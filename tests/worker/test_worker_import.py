@@ -41,7 +41,7 @@ def test_an_uploaded_file_becomes_a_dataset(start, upload, shared_data, tmp_path
     assert info.returns["mean"] == pytest.approx(-297.0, abs=0.1)
     assert info.fields["action"]["shape"] == [1]
     assert folders(tmp_path) == ["pendulum"]
-    assert not (tmp_path / "uploads" / "upload-1").exists()
+    assert (tmp_path / "uploads" / "upload-1").exists()  # the daemon's to delete, once it knows the end
     recorded = [json.loads(line) for line in (worker.run / "events.jsonl").read_text().splitlines()]
     assert recorded == worker.seen
 
@@ -70,7 +70,6 @@ def test_data_that_is_wrong_leaves_nothing_behind(start, upload, tmp_path):
     assert end["error"]["code"] in ("invalid_input", "invalid_episode")
     assert "nan" in end["error"]["message"].lower()
     assert folders(tmp_path) == []
-    assert not (tmp_path / "uploads" / "upload-1").exists()
     assert "Traceback" not in worker.log.read_text()
 
 
@@ -110,6 +109,15 @@ def test_a_path_outside_the_import_roots_is_refused(start, shared_data, tmp_path
     assert folders(tmp_path) == []
 
 
+def test_a_folder_below_an_import_root_may_hold_no_links(start, shared_data, tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "link.hdf5").symlink_to(shared_data / "pendulum-replay.hdf5")
+    end = start("job-1", {"kind": "import", "dataset": "x", "path": str(folder)}, import_roots=[str(tmp_path)]).end()
+    assert (end["state"], end["error"]["code"]) == ("failed", "invalid_input")
+    assert "symbolic link" in end["error"]["message"]
+
+
 def test_a_name_that_is_taken_is_refused(start, upload, shared_data, tmp_path):
     spec = {"kind": "import", "dataset": "cartpole", "upload": upload(shared_data / "cartpole-replay.hdf5")}
     assert start("job-1", spec).end()["state"] == "succeeded"
@@ -137,8 +145,7 @@ def test_an_append_adds_the_episodes_once(start, upload, shared_data, tmp_path):
     assert worker.end()["state"] == "succeeded"
     assert worker.of_type("dataset")[0]["dataset"]["episodes"] == 104 + 887
 
-    # the next attempt, after a kill between the commit and the report
-    upload(shared_data / "cartpole-random.hdf5", name="upload-2")
+    # the next attempt, after a kill between the commit and the end of the report
     again = start("job-2", append, attempt=2)
     assert again.end()["state"] == "succeeded"
     assert again.of_type("dataset")[0]["dataset"] == worker.of_type("dataset")[0]["dataset"]

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from pathlib import Path
 
 from offrl import wire
-from offrl.errors import Conflict, InvalidInput, NotAllowed
+from offrl.errors import Conflict, InvalidInput
 from offrl.job import ImportSpec, TrainSpec
+from offrld import import_roots
 from offrld.daemon import catalog, datasets, housekeeping, infos, queue, records, rights, uses
 from offrld.daemon.app import App
 from offrld.daemon.caller import Caller
 from offrld.daemon.database import Connection
 
 LIST_BYTES = wire.MAX_MESSAGE - (1 << 16)
+_FIXED_BYTES = sum(len(name) + 10 for name in wire.JobInfo.model_fields) + 100  # of a job in a list; its id and its dataset's snapshot
 
 
 async def submit(app: App, request: wire.Submit) -> wire.Submitted:
@@ -65,15 +66,10 @@ def _check_source(app: App, spec: ImportSpec) -> None:
     if (spec.upload is None) == (spec.path is None):
         raise InvalidInput("an import reads an upload or a path: give exactly one of the two")
     if spec.upload is not None:
-        app.uploads.check_usable(spec.upload)
+        app.uploads.check_usable(spec.upload, app.caller())
     else:
-        path = Path(os.path.realpath(spec.path))  # links are followed before the comparison
-        roots = [Path(os.path.realpath(root)) for root in app.settings.import_roots]
-        if not Path(spec.path).is_absolute() or not any(path.is_relative_to(root) for root in roots):
-            allowed = ", ".join(map(str, roots)) or "none are configured"
-            raise NotAllowed(f"{spec.path!r} is not below an import root of the daemon ({allowed})", hint="let the client upload it")
-        if not path.exists():
-            raise InvalidInput(f"{spec.path!r} does not exist on the daemon's machine")
+        assert spec.path is not None
+        import_roots.checked(spec.path, app.settings.import_roots)
 
 
 async def list_jobs(app: App, request: wire.ListJobs) -> wire.JobList:
@@ -81,11 +77,20 @@ async def list_jobs(app: App, request: wire.ListJobs) -> wire.JobList:
     jobs, left_off = await app.database.read(infos.infos, request.kind, request.limit, app.settings.limits)
     size, first = 0, len(jobs)
     while first > 0:
-        size += len(jobs[first - 1].model_dump_json())
+        size += _most_bytes(jobs[first - 1])
         if size > LIST_BYTES:
             break
         first -= 1
     return wire.JobList(jobs=jobs[first:], left_off=left_off + first)
+
+
+def _most_bytes(info: wire.JobInfo) -> int:
+    """No fewer than the job takes in a message, without encoding it: what varies in length, and beside it the names of the fields and nine
+    bytes for each (a number, or a text's length)."""
+    texts = [info.reason, info.algorithm or "", info.dataset or "", info.owner or "", *info.after, *info.metrics]
+    texts += (info.error or {}).values()
+    values = len(info.seeds) + sum(map(len, info.metrics.values()))
+    return _FIXED_BYTES + sum(len(text.encode()) + 20 for text in texts) + 24 * values
 
 
 async def get_job(app: App, request: wire.GetJob) -> wire.JobInfo:
@@ -108,7 +113,7 @@ async def control_job(app: App, request: wire.ControlJob) -> wire.JobInfo:
 async def _check_retry(app: App, job: str) -> None:
     found = await app.database.read(records.find, job)
     if found.kind == "import" and found.state.ended and found.spec.get("upload"):
-        await asyncio.to_thread(app.uploads.check_usable, found.spec["upload"])
+        await asyncio.to_thread(app.uploads.check_usable, found.spec["upload"], app.caller())
 
 
 async def _remove(app: App, job: str) -> wire.JobInfo:
