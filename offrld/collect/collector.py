@@ -64,6 +64,7 @@ class Collector:
         into: EpisodeStore | Writer | str | os.PathLike[str] | None = None,
         limit: int | None = None,
         sync_s: float = 2.0,
+        note: Mapping[str, Any] | None = None,
         step_timeout_s: float | None = None,
         given_up: Callable[[str], None] | None = None,
     ) -> None:
@@ -86,6 +87,7 @@ class Collector:
             into: a store, which is made where the path is free, or a writer of one; steps go into it as they are made.
             limit: of a store that is made: transitions that it holds; beyond them the oldest episodes go.
             sync_s: seconds between two moments from which on open episodes outlive a crash.
+            note: goes into the metadata of every episode in the store.
             step_timeout_s: a step or reset that takes longer is an `EnvironmentFailed`.
             given_up: called where even that does not end it, see `StepWatch`.
 
@@ -113,7 +115,10 @@ class Collector:
             self.frames = self.trajectories = self.batches = 0
             self._seed: int | None = _whole("seed", seed, 0)
             self._rng = np.random.default_rng(seed)
-            self._writer = None if into is None else open_writer(into, self.schema, limit, self.envs.name, self._closing)
+            self._writer = None if into is None else open_writer(
+                into, self.schema, limit, self.envs.name, self._closing, note
+            )
+            self._note = dict(note or {})
             self._sync_s, self._next_sync = sync_s, time.monotonic() + sync_s
             if step_timeout_s is not None:
                 watch = StepWatch(step_timeout_s, given_up)
@@ -143,7 +148,6 @@ class Collector:
     def _begin(self) -> None:
         """The state of a collector that has not begun."""
         count = self.envs.count
-        self._metadata = getattr(self.behaviour, "episode_metadata", None) or (lambda env=0: {"policy": self.behaviour.name})
         self._reward = getattr(self.behaviour, "take_reward", None)
         self._open = np.zeros(count, bool)           # whose episode is under way
         self._traj = np.zeros(count, np.int64)
@@ -366,6 +370,11 @@ class Collector:
     def _where(self, length: int) -> str:
         return f"at step {self.frames}, step {length} of its episode"
 
+    def _metadata(self, env: int) -> dict[str, Any]:
+        """What to keep with the episode of ``env`` that has ended."""
+        told = getattr(self.behaviour, "episode_metadata", None)
+        return {**({"policy": self.behaviour.name} if told is None else told(env)), **self._note}
+
     # --------------------------------------------------------------------------------------------------------------- ending
     def _end(self, env: int) -> None:
         """End the episode of ``env`` in the store as truncated, if one is under way there."""
@@ -384,11 +393,13 @@ class Collector:
         self._now = None
 
     def discard(self) -> None:
-        """Drop what is under way; whole episodes are kept."""
+        """Drop what is under way, which then does not count; whole episodes are kept."""
         if self._writer is not None:
-            for env in list(self._writer.open_episodes):
+            for env, steps in self._writer.open_episodes.items():
                 self._writer.discard(env)
+                self.frames -= steps
         self._open[:] = False
+        self._length[:] = 0
         self._now = None
 
     def reset(self, seed: int | None = None) -> None:
@@ -502,12 +513,15 @@ def collect(
     return into if isinstance(into, EpisodeStore) else EpisodeStore.open(into)
 
 
-def open_writer(into: Any, schema: Schema, limit: int | None, name: str, closing: ExitStack) -> Writer:
+def open_writer(
+    into: Any, schema: Schema, limit: int | None, name: str, closing: ExitStack, note: Mapping[str, Any] | None = None
+) -> Writer:
     """The writer of a store that takes steps of ``schema``, closed with ``closing``; or the given writer, which is its owner's to close.
 
     Args:
         into: a store, its path (it is made where nothing is), or a writer.
         name: of the environment, for messages.
+        note: metadata of the episodes that a crash has left open there.
 
     Raises:
         InvalidInput: the store's fields are others.
@@ -519,8 +533,8 @@ def open_writer(into: Any, schema: Schema, limit: int | None, name: str, closing
         return into
     writer = into.writer()
     closing.callback(writer.close)
-    for env in list(writer.open_episodes):  # a crash left them; their environments are gone
-        writer.end(env=env)
+    for env, steps in writer.open_episodes.items():  # a crash left them; their environments are gone
+        writer.end(env=env, metadata=note) if steps else writer.discard(env)
     return writer
 
 
