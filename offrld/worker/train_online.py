@@ -127,6 +127,7 @@ class OnlineJob:
                 training.collector.cut()
                 self._save(last=True)
                 job.report.message(f"stopped with a checkpoint at step {training.step}")
+            self._progress(force=True)
             raise
         finally:
             self._record(last=True)
