@@ -27,8 +27,8 @@ _WAITS = """
     AND (NOT :paused OR forced)
 """
 _ORDER = """
-WITH ready AS (SELECT seq, priority, owner, forced FROM jobs q WHERE {where}),
-     owners AS (
+WITH ready AS MATERIALIZED (SELECT seq, priority, owner, forced FROM jobs q WHERE {where}),
+     owners AS MATERIALIZED (  -- else SQLite would look at all jobs once for each that is ready
         SELECT owner, (SELECT count(*) FROM jobs r WHERE r.state = 'running' AND r.lane = :lane AND r.owner IS o.owner) AS running,
                (SELECT max(started_at) FROM jobs r WHERE r.lane = :lane AND r.owner IS o.owner) AS last
         FROM (SELECT DISTINCT owner FROM ready) o)
