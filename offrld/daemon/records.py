@@ -10,11 +10,11 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from offrl.errors import Unknown, nearest
-from offrl.job import DatasetExportSpec, ExportSpec, ImportSpec, JobSpec, JobState, TrainSpec
+from offrl.job import CollectSpec, DatasetExportSpec, ExportSpec, ImportSpec, JobSpec, JobState, TrainOnlineSpec, TrainSpec
 from offrld.daemon.database import Connection
 
-SPEC: TypeAdapter[TrainSpec | ImportSpec | ExportSpec | DatasetExportSpec] = TypeAdapter(JobSpec)
-Spec = TrainSpec | ImportSpec | ExportSpec | DatasetExportSpec
+Spec = TrainSpec | ImportSpec | ExportSpec | DatasetExportSpec | CollectSpec | TrainOnlineSpec
+SPEC: TypeAdapter[Spec] = TypeAdapter(JobSpec)
 
 
 @dataclass(frozen=True)

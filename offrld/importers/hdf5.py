@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,12 @@ from offrl_store.errors import InvalidInput
 from offrl_store.schema import DTYPES, NAME
 
 from .columns import Column
+
+#: Groups are followed to this depth: one can hold itself.
+DEPTH = 16
+
+#: HDF5 inflates a chunk whole; no sensible file has larger ones.
+MAX_CHUNK_BYTES = 1 << 30
 
 
 def is_hdf5(path: Path) -> bool:
@@ -57,6 +64,14 @@ def node(group: h5py.Group, key: str, file: str) -> h5py.Dataset | h5py.Group | 
             raise InvalidInput(f"{file}: {path!r} is a link out of the file, or to nothing", hint="store the data itself in the file")
         if isinstance(found, h5py.Dataset) and (found.external or found.is_virtual):
             raise InvalidInput(f"{file}: {path!r} keeps its data in another file", hint="store the data itself in the file")
+        if isinstance(found, h5py.Dataset) and found.chunks and math.prod(found.chunks) * found.dtype.itemsize > MAX_CHUNK_BYTES:
+            raise InvalidInput(
+                f"{file}: {path!r} is kept in chunks of {math.prod(found.chunks) * found.dtype.itemsize:,} bytes",
+                hint=f"write it in smaller chunks, of at most {MAX_CHUNK_BYTES:,} bytes",
+            )
+        if found.name.count("/") > DEPTH:
+            hint = "the file is damaged, or a group holds itself"
+            raise InvalidInput(f"{file}: {path[:60]!r} is nested more than {DEPTH} deep", hint=hint)
     except (OSError, RuntimeError, KeyError) as error:
         raise InvalidInput(
             f"{file}: {path!r} cannot be read: {_short(error)}", hint="the file is damaged or cut short; copy it again"
