@@ -6,10 +6,10 @@ import json
 from typing import Any
 
 from offrl.errors import InvalidInput, OffrlError, Unknown
-from offrl.job import ExportSpec, TrainSpec
+from offrl.job import ExportSpec, TrainOnlineSpec, TrainSpec
 from offrl_store import EpisodeStore
 from offrld.algos import get
-from offrld.engine import CheckpointCorrupt, Learner
+from offrld.engine import Algorithm, CheckpointCorrupt, Learner
 from offrld.engine.guards import Diverged
 from offrld.training import load
 from offrld.worker import taken
@@ -25,7 +25,8 @@ def run(job: WorkerJob) -> None:
     try:
         described = json.loads(source.spec.read_text())
         config = json.loads(source.config.read_text())
-        trained = TrainSpec.model_validate(described["spec"])
+        online = described["spec"]["kind"] == "train_online"
+        trained = (TrainOnlineSpec if online else TrainSpec).model_validate(described["spec"])
     except FileNotFoundError:
         raise InvalidInput(f"job {spec.job!r} has not begun to train", hint="wait for its first checkpoint") from None
     seed = trained.seeds[0] if spec.seed is None else spec.seed
@@ -34,12 +35,13 @@ def run(job: WorkerJob) -> None:
     step = _step(spec, source)
     job.report.progress(0, 1, force=True)
     if not source.policy(seed, step, spec.format).exists():
-        learner, step = _load(job, spec, source, trained, config)
+        learner, step = _load(job, spec, source, get(trained.algorithm), config)
         job.control.check()
         if (trouble := learner.guard.stopped.get(seed)) is not None:
             raise Diverged(f"job {spec.job}: {trouble}", hint=f"it was in order at step {trouble.good}: fetch --step K")
-        about = {"job": spec.job, "dataset": trained.dataset, "env_id": described.get("env_id")}
-        PolicyFiles(learner, source, store=_store(job, trained, described["snapshot"]), **about).export(seed, spec.format)
+        store = None if online else _store(job, trained, described["snapshot"])
+        about = {"job": spec.job, "dataset": trained.dataset, "env_id": trained.env if online else described.get("env_id")}
+        PolicyFiles(learner, source, step=lambda: step, store=store, **about).export(seed, spec.format)
     job.report.message(f"policy of job {spec.job}: {source.policy(seed, step, spec.format).relative_to(source.path)}")
     job.report.progress(1, 1, force=True)
 
@@ -57,9 +59,11 @@ def _step(spec: ExportSpec, source: RunFolder) -> int:
     return spec.step
 
 
-def _load(job: WorkerJob, spec: ExportSpec, source: RunFolder, trained: TrainSpec, config: dict[str, Any]) -> tuple[Learner, int]:
-    """A learner from the checkpoint alone, and its step. The job may still run: a checkpoint that it has replaced meanwhile is no error."""
-    algorithm = get(trained.algorithm)
+def _load(job: WorkerJob, spec: ExportSpec, source: RunFolder, algorithm: Algorithm, config: dict[str, Any]) -> tuple[Learner, int]:
+    """A learner from the checkpoint alone, and the step that names it.
+
+    The job may still run: a checkpoint that it has replaced meanwhile is no error.
+    """
     given = taken.inputs(job.state, source, algorithm, algorithm.configure(config))
     while True:
         step = _step(spec, source)
