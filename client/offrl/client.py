@@ -275,9 +275,9 @@ class Client:
             steps: of the environment, 1,000,000 unless told.
             config: settings of the algorithm by dotted name; nested dicts are flattened.
             start: a job whose networks this one goes on from: fine-tuning.
-            options: further fields of `offrl.job.TrainOnlineSpec`: preset, random_steps, update_start, update_interval, updates, offline,
-                offline_share, eval_env, eval_episodes, eval_every, eval_epsilon, epsilon, epsilon_end, epsilon_steps, noise, limit,
-                max_episode_steps, step_timeout_s, device, threads, gpu_memory_mb, transfer, fresh_optimizer.
+            options: further fields of `offrl.job.TrainOnlineSpec`: preset, envs, random_steps, update_start, update_interval, updates,
+                offline, offline_share, eval_env, eval_episodes, eval_every, eval_epsilon, epsilon, epsilon_end, epsilon_steps, noise,
+                limit, max_episode_steps, step_timeout_s, device, threads, gpu_memory_mb, transfer, fresh_optimizer.
             priority, after, key: as of `submit`.
 
         Raises as `submit` does, also for an algorithm that cannot be trained online.
