@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from offrl.job import PAUSABLE, JobState
+from offrl.job import MAKES_STEPS, PAUSABLE, JobState
 from offrl_store.errors import OffrlError
 from offrld.daemon import datasets, devices, housekeeping, queue
 from offrld.daemon.config import Settings
@@ -121,6 +121,12 @@ class Supervisor:
         gone = await asyncio.to_thread(housekeeping.sweep, self._state, jobs, unfinished, names)
         self._spawn(self._delete(gone))
 
+    async def tell_pinned(self, dataset: str) -> None:
+        """Tell the worker that writes the dataset which of its snapshots jobs use now: a bounded one evicts nothing of them."""
+        for attempt in list(self._attempts.values()):
+            if attempt.job.dataset == dataset and attempt.job.kind in MAKES_STEPS and attempt.worker is not None:
+                attempt.worker.send({"type": "pinned", "snapshots": await self._database.read(datasets.pinned, dataset)})
+
     async def run(self) -> None:
         """Put back what a former daemon left running, then start jobs as slots get free, until `stop`. After `prepare`."""
         await self._recover()
@@ -207,6 +213,8 @@ class Supervisor:
             await self._keep_peak(attempt)
             log.info("job %s: %s%s", job.id, ended.state, f" ({ended.reason})" if ended.reason else "")
             await self._tidy(ended)
+            if ended.snapshot is not None and ended.dataset is not None:
+                await self.tell_pinned(ended.dataset)
         finally:
             if attempt.deadline is not None:
                 attempt.deadline.cancel()
@@ -259,7 +267,10 @@ class Supervisor:
         log.info("job %s: attempt %d, worker process %d", job.id, job.attempt, worker.pid)
         beside = [asyncio.get_running_loop().create_task(work(attempt)) for work in (self._follow, self._watch)]
         try:
-            worker.send(self._start_message(attempt))
+            message = self._start_message(attempt)
+            if job.kind in MAKES_STEPS and job.dataset is not None:
+                message["pinned"] = await self._database.read(datasets.pinned, job.dataset)
+            worker.send(message)
             if self._stopping:
                 self._release(attempt)
             recorded = (await self._database.read(find, job.id)).intent  # a pause or cancel that came while the worker was started
