@@ -86,6 +86,7 @@ class Supervisor:
         self._tasks: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
         self._stopping = False
+        self.turns: int | None = None  # that `run` has made; None before the first
         self._spares = Spares(executor, state, settings.workers.spare, settings.workers.spare_idle_s)
         # What there is, once `run` has looked.
         self.devices = devices.Pool(devices.Inventory(settings.devices.threads or devices.threads_here()))
@@ -135,9 +136,11 @@ class Supervisor:
             self._wake.clear()
             try:
                 await self._start_jobs()
+                self.turns = (self.turns or 0) + 1
                 wait = await self._until_next_start()
             except OffrlError as error:
                 log.error("the queue cannot be used: %s", error)
+                self.turns = (self.turns or 0) + 1
                 wait = RETRY_S
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), wait)
