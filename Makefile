@@ -4,7 +4,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo docs test test-all test-algos test-asan test-kill lint bench bench-train bench-store bench-latency bench-wire fuzz install-service uninstall-service test-systemd scores wheel clean help
+.PHONY: demo docs test test-all test-algos test-asan test-kill test-systemd lint bench bench-train bench-store bench-import bench-latency bench-wire fuzz
+.PHONY: scores procgen install-service uninstall-service wheel clean help
 
 help:            ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
@@ -33,6 +34,9 @@ bench-train: $(STAMP)    ## training speed of every algorithm against d3rlpy and
 bench-store: $(STAMP)    ## the store beside plain C and other replay buffers, one table; makes .venv-store-peers
 	$(BIN)/python -m benchmarks.store
 
+bench-import: $(STAMP)   ## importing a D4RL file beside h5py alone, and the memory of an Atari epoch of a million frames (8 GB of disk)
+	$(BIN)/python -m benchmarks.import_speed
+
 bench-latency: $(STAMP)  ## submit, first update, idle daemon
 	$(BIN)/python -m benchmarks.latency
 
@@ -58,6 +62,10 @@ test-kill: $(STAMP)      ## the long form of the kill tests of the store
 
 test-asan: $(STAMP)      ## the store's tests on kernels built with AddressSanitizer, in a folder of their own (gcc)
 	$(BIN)/python tests/sanitizer/run_sanitized.py
+
+procgen: $(STAMP)        ## add Procgen's games to .venv; without its dependencies, which would pin old versions of ours
+	$(BIN)/python -m pip install -q -c constraints.txt --no-deps procgen-mirror gym3
+	$(BIN)/python -m pip install -q -c constraints.txt cffi imageio
 
 wheel: $(STAMP)  ## dist/offrl-*.whl
 	$(BIN)/python -m pip wheel --no-deps -q -w dist . && ls dist

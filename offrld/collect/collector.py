@@ -26,6 +26,7 @@ from .policies import as_behaviour
 from .spaces import by_field, check_fits, observation_fields, schema_of_spaces
 from .watch import StepWatch
 
+TOLD = ("level_seed",)  # what an environment says of an episode when it begins, kept in the episode's metadata
 SYNC_SHARE = 50  # of the time a sync takes: so long until the next at least, so that many open episodes do not slow collection down
 
 
@@ -154,7 +155,7 @@ class Collector:
     def _begin(self) -> None:
         """The state of a collector that has not begun."""
         count = self.envs.count
-        self._metadata = getattr(self.behaviour, "episode_metadata", None) or (lambda env=0: {"policy": self.behaviour.name})
+        self._told: list[dict[str, Any]] = [{} for _ in range(count)]   # of the episodes under way, see `TOLD`
         self._reward = getattr(self.behaviour, "take_reward", None)
         self._open = np.zeros(count, bool)           # whose episode is under way
         self._traj = np.zeros(count, np.int64)
@@ -267,9 +268,10 @@ class Collector:
     def _reset_one(self) -> Any:
         seed, self._seed = self._seed, None
         try:
-            observation, _ = self.envs.reset(seed=seed)
+            observation, info = self.envs.reset(seed=seed)
         except Exception as error:
             raise self.envs.failed("the reset", error, f"after {self.frames} steps") from error
+        self._told[0] = {name: _number(info[name]) for name in TOLD if name in info}
         self._traj[0] = self.trajectories
         self.trajectories += 1
         return observation
@@ -340,6 +342,7 @@ class Collector:
         """Episodes begin in these environments, each with its row of the observations."""
         stored = self._stored(observations)
         for env in envs.tolist():
+            self._told[env] = {name: _number(self.envs.infos[name][env]) for name in TOLD if name in self.envs.infos}
             self._traj[env], self._open[env], self._length[env] = self.trajectories, True, 0
             self.trajectories += 1
             if self._writer is not None:
@@ -355,6 +358,11 @@ class Collector:
         for env in range(left, self.envs.count):
             self._writer.discard(env)
         self.cut()
+
+    def _metadata(self, env: int = 0) -> dict[str, Any]:
+        """Of the episode that is under way in ``env``: who acts, what explores, and what the environment said."""
+        own = getattr(self.behaviour, "episode_metadata", None)
+        return {**({"policy": self.behaviour.name} if own is None else own(env)), **self._told[env]}
 
     def _where(self, length: int) -> str:
         return f"at step {self.frames}, step {length} of its episode"
@@ -442,6 +450,10 @@ class Collector:
         if hasattr(self.behaviour, "load_state_dict"):
             self.behaviour.load_state_dict(state["behaviour"])
         self._seed = int(self._rng.integers(2**31))
+
+
+def _number(value: Any) -> Any:
+    return value.item() if hasattr(value, "item") else value
 
 
 class _Copies:

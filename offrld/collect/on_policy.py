@@ -1,48 +1,28 @@
-"""Learning from one's own play: rollouts of a vectorised environment, their advantages, and the updates that are made from them.
+"""Learning from one's own play: rollouts of one environment or several, their advantages, and the updates that are made from them.
 
-The environment's copies are stepped together and reset on their own (gymnasium's ``AutoresetMode.SAME_STEP``), so no step is lost between
-two episodes and an episode goes on over the border of two rollouts.
+A `Collector` plays, so episodes go on over the border of two rollouts, and what was played can be kept in a store.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
 from offrl.errors import InvalidInput
 from offrl_store import rng
-from offrld.engine import Learner, Space
+from offrld.engine import Learner
 from offrld.engine.acting import Played
 
-Fields = Mapping[str, np.ndarray]
+from .batches import CollectedBatch
+from .collector import Collector
+from .policies import LearnerBehaviour
 
 ORDER = rng.stream_id("rollout order")
 REWARD_DISCOUNT, REWARD_LIMIT, REWARD_EPS = 0.99, 10.0, 1e-8   # of normalised rewards
 ADVANTAGE_EPS = 1e-5                                           # added to the deviation of advantages
-
-
-@dataclass(frozen=True)
-class Stepped:
-    """One step of N environments, as an observer sees it.
-
-    Attributes:
-        observation: before the step, by field ``[N, ...]``.
-        action: as the environments took it, ``[N, A]`` or ``[N]``.
-        reward, terminated, truncated: ``[N]``.
-        final: number of an environment whose episode has ended -> the observation after its last step, by field.
-        next_observation: what the next step acts on, by field ``[N, ...]``: of an episode that has ended the first of the next one.
-    """
-
-    observation: Fields
-    action: np.ndarray
-    reward: np.ndarray
-    terminated: np.ndarray
-    truncated: np.ndarray
-    final: Mapping[int, Fields]
-    next_observation: Fields
 
 
 @dataclass(frozen=True)
@@ -57,85 +37,58 @@ class Round:
 def advantages(
     reward: np.ndarray, value: np.ndarray, next_value: np.ndarray, ended: np.ndarray, *, gamma: float, lam: float
 ) -> np.ndarray:  # fmt: skip
-    """Generalised advantage estimates (Schulman et al. 2016) of T steps of N environments, all ``[T, N]``.
+    """Generalised advantage estimates (Schulman et al. 2016) of T steps of N environments, all ``[N, T]``.
 
     ``next_value``: of the state after the step, 0 after a true end, that of the final observation after a truncated one. Nothing passes
     from one episode into the one before it.
     """
     delta = reward + gamma * next_value - value
-    found, later = np.empty_like(delta), np.zeros_like(delta[0])
-    for t in range(len(delta) - 1, -1, -1):
-        later = delta[t] + gamma * lam * np.where(ended[t], 0.0, later)
-        found[t] = later
+    found, later = np.empty_like(delta), np.zeros_like(delta[:, 0])
+    for t in range(delta.shape[1] - 1, -1, -1):
+        later = delta[:, t] + gamma * lam * np.where(ended[:, t], 0.0, later)
+        found[:, t] = later
     return found
 
 
-class Frames:
-    """The last ``space.frame_stack`` observations of N environments, along the first axis, oldest first, zeros before an episode."""
-
-    def __init__(self, space: Space) -> None:
-        self._frames, self._shapes = space.frame_stack, {name: shape for name, (_, shape) in space.observation.items()}
-        self.seen: dict[str, np.ndarray] = {}   # [N, ...] each
-
-    def reset(self, observation: Fields) -> None:
-        """Every environment begins an episode."""
-        self.seen = {name: self._first(name, each) for name, each in observation.items()}
-
-    def push(self, observation: Fields, ended: np.ndarray) -> None:
-        """The observations after a step; where ``ended``, those are the first of an episode."""
-        for name, each in observation.items():
-            first, later = self._first(name, each), self._moved(name, self.seen[name], each)
-            self.seen[name] = np.where(ended.reshape(-1, *[1] * (first.ndim - 1)), first, later)
-
-    def after(self, which: np.ndarray, final: Mapping[int, Fields]) -> dict[str, np.ndarray]:
-        """What the environments ``which`` would see after their last step, ``[len(which), ...]`` each; before `push`."""
-        return {
-            name: self._moved(name, seen[which], np.stack([np.asarray(final[i][name], seen.dtype) for i in which]))
-            for name, seen in self.seen.items()
-        }
-
-    def _first(self, name: str, each: np.ndarray) -> np.ndarray:
-        each = self._at_least_one_axis(each)
-        return np.concatenate([np.zeros_like(each)] * (self._frames - 1) + [each], axis=1) if self._frames > 1 else each
-
-    def _moved(self, name: str, seen: np.ndarray, each: np.ndarray) -> np.ndarray:
-        each = self._at_least_one_axis(each)
-        return np.concatenate([seen[:, each.shape[1] :], each], axis=1) if self._frames > 1 else each
-
-    def _at_least_one_axis(self, each: np.ndarray) -> np.ndarray:
-        return each if each.ndim > 1 or self._frames == 1 else each[:, None]
-
-
 class OnPolicy:
-    """Rounds of play and updates.
+    """Rounds of play and updates. Close it, or use it as a context.
+
+        learner = offrld.build("ppo", "CartPole-v1")
+        with OnPolicy(learner, "CartPole-v1", envs=8) as trained:
+            while trained.steps < 100_000:
+                print(trained.steps, trained.round().returns)
 
     Args:
-        learner: of an algorithm that learns from rollouts, one seed, made from `Shapes` of this environment.
-        envs: a gymnasium vector environment that resets in the same step; it stays the caller's.
-        observe: called with each `Stepped`.
+        learner: of an algorithm that learns from rollouts, one seed, made from the environment (or its `Shapes`).
+        env, options: as of `Collector`: ``envs``, ``vectorization``, ``into`` (a store that keeps what is played), ``step_timeout_s``, ...
 
     Raises:
-        InvalidInput: an algorithm that learns from a dataset, several seeds, another way of resetting, too few steps for a batch.
+        InvalidInput: an algorithm that learns from a dataset, several seeds, too few steps for a batch, an environment that does not fit.
     """
 
-    def __init__(self, learner: Learner, envs: Any, *, observe: Callable[[Stepped], None] | None = None) -> None:
-        from gymnasium.vector import AutoresetMode
-
+    def __init__(self, learner: Learner, env: Any, **options: Any) -> None:
         if not learner.algorithm.plays or len(learner.seeds) > 1:
             raise InvalidInput(f"{learner.algorithm.name} with seeds {list(learner.seeds)} does not learn by playing",
                                hint="an algorithm like ppo does, one seed at a time")  # fmt: skip
-        if envs.metadata.get("autoreset_mode") != AutoresetMode.SAME_STEP:
-            raise InvalidInput("the environments must reset in the step in which an episode ends",
-                               hint="gymnasium.make_vec(id, n, vector_kwargs={'autoreset_mode': AutoresetMode.SAME_STEP})")  # fmt: skip
-        self.learner, self.envs, self._observe = learner, envs, observe
-        self._seed, self._gamma, self._lam = learner.seeds[0], learner.config.gamma, learner.config.gae_lambda
-        self._length, self._rows = learner.config.rollout_steps, learner.config.rollout_steps * envs.num_envs
-        if self._rows < learner.config.batch_size:
-            raise InvalidInput(f"a rollout of {self._rows} steps is less than one batch of {learner.config.batch_size}",
-                               hint="take more environments or rollout_steps, or a smaller batch_size")  # fmt: skip
-        self._frames = Frames(learner.space_)
-        self._returns, self._lengths = np.zeros(envs.num_envs), np.zeros(envs.num_envs, np.int64)   # of the running episodes
-        self._normal = _RewardScale(learner, envs.num_envs) if learner.config.normalize_reward else None
+        self.learner, self._seed = learner, learner.seeds[0]
+        self._playing = _Playing(learner)
+        self.collector = Collector(env, self._playing, seed=self._seed, **options)
+        try:
+            self._count, self._length = self.collector.envs.count, learner.config.rollout_steps
+            self._rows = self._count * self._length
+            if self.collector.envs.mode == "next_step":
+                raise InvalidInput("these environments spend a step on their reset, which a rollout has no place for",
+                                   hint="give an id, or AutoresetMode.SAME_STEP or DISABLED")  # fmt: skip
+            if self._rows < learner.config.batch_size:
+                raise InvalidInput(f"a rollout of {self._rows} steps is less than one batch of {learner.config.batch_size}",
+                                   hint="take more environments or rollout_steps, or a smaller batch_size")  # fmt: skip
+        except BaseException:
+            self.close()
+            raise
+        if self.steps:  # after a restart other episodes come than at the beginning
+            self.collector.set_seed(int(rng.integers(self._seed, self.steps, ORDER, 2**31, 1)[0]))
+        self._returns, self._lengths = np.zeros(self._count), np.zeros(self._count, np.int64)   # of the running episodes
+        self._scale = _RewardScale(learner, self._count) if learner.config.normalize_reward else None
 
     @property
     def updates_per_round(self) -> int:
@@ -154,53 +107,80 @@ class OnPolicy:
 
     def round(self) -> Round:
         """One rollout and its updates."""
-        if not self._frames.seen:
-            observation, _ = self.envs.reset(seed=self._seed + self.steps)
-            self._before = self._by_field(observation)
-            self._frames.reset(self._before)
+        config = self.learner.config
+        self._playing.begin(self.rounds * self._length)
+        batch = self.collector.rollout(self._rows)
+        if batch.reward.ndim == 1:
+            batch = batch.map(lambda array: array[None])
+        played, reward, ended = self._playing.notes, batch.reward, batch.done  # [N, T]
+        returns, lengths = self._ends(reward, ended)
+        value = np.stack([each.value for each in played], axis=1)  # [N, T]
+        seen = self._seen(batch)  # [N, T, ...] each
+        next_value = self._next_values(value, batch, seen)
+        if self._scale is not None:
+            reward = np.stack([self._scale(reward[:, t], ended[:, t]) for t in range(self._length)], axis=1)
+        gained = advantages(reward, value, next_value, ended, gamma=config.gamma, lam=config.gae_lambda)
+        sums = gained + value
+        if config.normalize_advantage:
+            gained = (gained - gained.mean()) / (gained.std(ddof=1) + ADVANTAGE_EPS)
+        taken = {
+            "action": np.stack([each.drawn for each in played], axis=1), "value": value, "advantage": gained, "returns": sums,
+            "log_prob": np.stack([each.log_prob for each in played], axis=1),
+        }  # fmt: skip
+        rows = {name: each.reshape(self._rows, *each.shape[2:]) for name, each in taken.items()}
+        metrics = self._learn({name: each.reshape(self._rows, *each.shape[2:]) for name, each in seen.items()}, rows)
+        return Round(tuple(returns), tuple(lengths), metrics)
+
+    def close(self) -> None:
+        """Close the collector: what is under way in the store is cut."""
+        self.collector.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    # ------------------------------------------------------------------------------------------------------------ rollouts
+    def _ends(self, reward: np.ndarray, ended: np.ndarray) -> tuple[list[float], list[int]]:
+        """Returns and lengths of the episodes that ended, in the order of their ends."""
         returns: list[float] = []
         lengths: list[int] = []
-        rows = [self._step(self.rounds * self._length + t, returns, lengths) for t in range(self._length)]
-        last = self._value(self._frames.seen)
-        value, ended = np.stack([row.played.value for row in rows]), np.stack([row.ended for row in rows])  # [T, N]
-        next_value = np.concatenate([value[1:], last[None]])
-        next_value[ended] = 0.0
-        for t, row in enumerate(rows):
-            for each, worth in row.cut_values.items():
-                next_value[t, each] = worth
-        gained = advantages(np.stack([row.reward for row in rows]), value, next_value, ended, gamma=self._gamma, lam=self._lam)
-        sums = gained + value
-        if self.learner.config.normalize_advantage:
-            gained = (gained - gained.mean()) / (gained.std(ddof=1) + ADVANTAGE_EPS)
-        seen = {name: np.concatenate([row.seen[name] for row in rows]) for name in rows[0].seen}  # [T * N, ...]
-        taken = {
-            "action": np.concatenate([row.played.drawn for row in rows]), "value": value.reshape(-1), "advantage": gained.reshape(-1),
-            "log_prob": np.concatenate([row.played.log_prob for row in rows]), "returns": sums.reshape(-1),
-        }  # fmt: skip
-        return Round(tuple(returns), tuple(lengths), self._learn(seen, taken))
+        for t in range(self._length):
+            self._returns += reward[:, t]
+            self._lengths += 1
+            over = ended[:, t]
+            returns += self._returns[over].tolist()
+            lengths += self._lengths[over].tolist()
+            self._returns[over], self._lengths[over] = 0.0, 0
+        return returns, lengths
 
-    def _step(self, number: int, returns: list[float], lengths: list[int]) -> _Row:
-        """One step of all environments; appends what came of the episodes that ended."""
-        seen = dict(self._frames.seen)
-        played = self.learner.play(seen, step=number)
-        observation, reward, terminated, truncated, info = self.envs.step(played.action)
-        ended, fields = terminated | truncated, self._by_field(observation)
-        final = {int(i): self._by_field(info["final_obs"], int(i)) for i in np.flatnonzero(ended)}
-        # The value of a state that an episode was cut at counts; that of one where it truly ended is 0.
-        cut = np.flatnonzero(truncated & ~terminated)
-        worth = dict(zip(cut.tolist(), self._value(self._frames.after(cut, final)), strict=True)) if len(cut) else {}
-        self._returns += reward
-        self._lengths += 1
-        returns += self._returns[ended].tolist()
-        lengths += self._lengths[ended].tolist()
-        self._returns[ended], self._lengths[ended] = 0.0, 0
-        self._frames.push(fields, ended)
-        if self._observe is not None:
-            self._observe(Stepped(self._before, played.action, reward, terminated, truncated, final, fields))
-        self._before = fields
-        return _Row(seen, played, reward if self._normal is None else self._normal(reward, ended), ended, worth)
+    def _seen(self, batch: CollectedBatch) -> dict[str, np.ndarray]:
+        """What was acted on, with stacked frames where the learner stacks them, ``[N, T, ...]`` each."""
+        if self._playing.stacks:
+            return {name: np.stack([seen[name] for seen in self._playing.seen], axis=1) for name in self.learner.space_.observation}
+        return self._fields(batch.observation)
 
-    def _learn(self, seen: dict[str, np.ndarray], taken: dict[str, np.ndarray]) -> dict[str, float]:
+    def _next_values(self, value: np.ndarray, batch: CollectedBatch, seen: Mapping[str, np.ndarray]) -> np.ndarray:
+        """The value of the state after each step, ``[N, T]``: 0 after a true end; of the final observation after a cut."""
+        following = np.concatenate([value[:, 1:], np.zeros_like(value[:, :1])], axis=1)
+        following[batch.terminated] = 0.0
+        asked = batch.truncated.copy()
+        asked[:, -1] |= ~batch.done[:, -1]  # what comes after the rollout has no value yet
+        if asked.any():
+            after = {name: each[asked] for name, each in self._fields(batch.next_observation).items()}
+            if self._playing.stacks:
+                after = {name: _pushed(seen[name][asked], each) for name, each in after.items()}
+            following[asked] = self.learner.play(after, step=0).value
+        return following
+
+    def _fields(self, observation: Any) -> dict[str, np.ndarray]:
+        """Observations by the names of the learner's fields."""
+        return observation if isinstance(observation, dict) else {next(iter(self.learner.space_.observation)): observation}
+
+    # ------------------------------------------------------------------------------------------------------------- updates
+    def _learn(self, seen: Mapping[str, np.ndarray], taken: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """The updates of a rollout, given row by row; the means of their metrics."""
         learner, size = self.learner, self.learner.config.batch_size
         first = self.rounds * learner.config.epochs
         for epoch in range(first, first + learner.config.epochs):
@@ -211,29 +191,28 @@ class OnPolicy:
                 learner.update(learner.rollout({name: value[chosen] for name, value in seen.items()}, **parts))
         return {name: by_seed[self._seed] for name, by_seed in learner.metrics().items()}
 
-    def _value(self, seen: Fields) -> np.ndarray:
-        """Values ``[n]`` of what n environments see."""
-        return self.learner.play(seen, step=0).value
 
-    def _by_field(self, observation: Any, which: int | None = None) -> dict[str, np.ndarray]:
-        """Observations of all environments, or of one, by the names that the learner's space gives the fields."""
-        found = observation if which is None else observation[which] if isinstance(observation, np.ndarray) else observation
-        if not isinstance(found, Mapping):
-            return {"observation": np.array(found)}
-        parts = {name: found[name] for name in self.learner.space_.observation}
-        whole = which is None or isinstance(observation, np.ndarray)
-        return {name: np.array(part if whole else part[which]) for name, part in parts.items()}
+class _Playing(LearnerBehaviour):
+    """A learner that draws its actions and notes what it will learn from."""
 
+    def __init__(self, learner: Learner) -> None:
+        super().__init__(learner)
+        self.stacks = learner.space_.frame_stack > 1
+        self.begin(0)
 
-@dataclass(frozen=True)
-class _Row:
-    """One step of N environments as the updates need it."""
+    def begin(self, step: int) -> None:
+        """A rollout begins; ``step``: number of its first draw."""
+        self.step, self.notes, self.seen = step, [], []
 
-    seen: dict[str, np.ndarray]
-    played: Played
-    reward: np.ndarray
-    ended: np.ndarray
-    cut_values: dict[int, float]   # environment whose episode was cut here -> the value of its last state
+    def act_batch(self, observations: Any, starts: np.ndarray) -> np.ndarray:
+        seen = self._stacked(observations, starts)
+        if self.stacks:
+            fields = seen if isinstance(seen, Mapping) else {next(iter(self._learner.space_.observation)): seen}
+            self.seen.append({name: each.copy() for name, each in fields.items()})
+        played: Played = self._learner.play(seen, step=self.step)
+        self.step += 1
+        self.notes.append(played)
+        return self._to_env(played.action)
 
 
 class _RewardScale:
@@ -256,3 +235,9 @@ class _RewardScale:
         self._running[ended] = 0.0
         deviation = np.sqrt(float(square[0]) / float(count[0]) + REWARD_EPS)
         return np.clip(reward / deviation, -REWARD_LIMIT, REWARD_LIMIT)
+
+
+def _pushed(stacks: np.ndarray, frames: np.ndarray) -> np.ndarray:
+    """Stacks ``[B, k*C, ...]`` with one frame more ``[B, C, ...]`` (vectors ``[B, D]``, numbers ``[B]``), and the oldest gone."""
+    frames = frames.reshape(len(frames), -1, *stacks.shape[2:])
+    return np.concatenate([stacks[:, frames.shape[1] :], frames], axis=1)

@@ -237,7 +237,7 @@ class Supervisor:
             worker = await self._executor.start(self._state.root, job.id, folder=folder, log=log_file, on_line=attempt.line)
         except OSError as error:
             log.error("job %s: its worker cannot be started: %s", job.id, error)
-            return Exit(status=127, log_line=str(error))
+            return Exit(status=127, unstarted=f"{error.filename or 'the process'}: {error.strerror or error}")
         return await self._exit(attempt, await self._run_worker(attempt, worker), began)
 
     def _take_spare(self, job: Job, attempt: Attempt) -> LocalWorker | None:

@@ -23,6 +23,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from offrl.errors import nearest
+from offrl_store.disk import disk_errors
 from offrl_store.errors import InvalidInput
 from offrl_store.schema import NAME
 
@@ -77,11 +78,13 @@ class _Spool:
         if block.shape[1:] != self.shape:
             raise BadRow(f"{file}: row {self.rows}, column {self.names[0]!r} has {block.shape[1:]} values, the rows before it {self.shape}",
                          self.rows, hint="all rows need one shape")  # fmt: skip
-        self.file.write(np.ascontiguousarray(block, self.dtype).data.cast("B"))
+        with disk_errors(Path(tempfile.gettempdir())):
+            self.file.write(np.ascontiguousarray(block, self.dtype).data.cast("B"))
         self.rows += len(block)
 
     def column(self, file: str, dtype: str | None = None) -> TableColumn:
-        self.file.flush()
+        with disk_errors(Path(tempfile.gettempdir())):
+            self.file.flush()
         shape = (self.rows, *self.shape)
         data = np.memmap(self.file, self.dtype, "r", shape=shape) if self.rows else np.empty(shape, self.dtype)
         return TableColumn(file, self.names[0], _As(data, np.dtype(dtype)) if dtype else data, tuple(self.names))

@@ -13,9 +13,11 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 import offrl
 from offrl.errors import InvalidInput
+from offrl_store import EpisodeStore
 from offrld import build, settings
 from offrld.algos import get
-from offrld.collect.on_policy import Frames, OnPolicy, advantages
+from offrld.collect import LearnerBehaviour, collect_episodes
+from offrld.collect.on_policy import OnPolicy, advantages
 from offrld.engine import Learner, Optimizer
 from offrld.engine.building import Shapes
 from offrld.export.onnx import export_policy
@@ -51,39 +53,35 @@ class Cliff(gymnasium.Env):
         return np.resize((self._x * 50 + 128).clip(0, 255), self._shape).astype(np.uint8)
 
 
-def vector(count=2, **options):
-    return SyncVectorEnv([functools.partial(Cliff, **options)] * count, autoreset_mode=AutoresetMode.SAME_STEP)
-
-
-def made(values=None, *, discrete=True, envs=None, **options) -> OnPolicy:
-    envs = envs or vector(discrete=discrete)
+def made(values=None, *, discrete=True, env=None, envs=2, into=None, learner=None, **options) -> OnPolicy:
+    env = env or functools.partial(Cliff, discrete=discrete)
     config = PPO.configure(cheap_settings(PPO, {"batch_size": 8, **SMALL, **(values or {})}))
-    shapes = Shapes.of_env(Cliff(discrete=discrete) if not isinstance(envs, SyncVectorEnv) else envs.envs[0])
-    return OnPolicy(Learner.create(PPO, config, shapes, device="cpu", **options), envs)
+    learner = learner or Learner.create(PPO, config, Shapes.of_env(env()), device="cpu", **options)
+    return OnPolicy(learner, env, envs=envs, into=into)
 
 
 def state_after(rounds, values=None, **options):
-    trained = made(values, **options)
-    for _ in range(rounds):
-        trained.round()
-    return trained.learner.state.tensors()
+    with made(values, **options) as trained:
+        for _ in range(rounds):
+            trained.round()
+        return trained.learner.state.tensors()
 
 
 # --- Right ---
 def test_advantages_are_those_of_a_plain_loop_and_stay_within_their_episode():
     rng = np.random.default_rng(0)
-    reward, value, next_value = rng.normal(size=(3, 9, 4))
-    ended = rng.random((9, 4)) < 0.3
+    reward, value, next_value = rng.normal(size=(3, 4, 9))
+    ended = rng.random((4, 9)) < 0.3
     found = advantages(reward, value, next_value, ended, gamma=0.9, lam=0.8)
     for n in range(4):
         for t in range(9):
             total, weight = 0.0, 1.0
             for later in range(t, 9):
-                total += weight * (reward[later, n] + 0.9 * next_value[later, n] - value[later, n])
+                total += weight * (reward[n, later] + 0.9 * next_value[n, later] - value[n, later])
                 weight *= 0.9 * 0.8
-                if ended[later, n]:
+                if ended[n, later]:
                     break
-            np.testing.assert_allclose(found[t, n], total, rtol=1e-12)
+            np.testing.assert_allclose(found[n, t], total, rtol=1e-12)
 
 
 @pytest.mark.parametrize("discrete", [True, False])
@@ -124,69 +122,56 @@ def test_an_update_equals_torchs_own_classes(discrete):
         torch.testing.assert_close(learner.state.params[name][0], value.detach(), rtol=1e-9, atol=1e-12)
 
 
-def test_what_is_learned_from_is_what_was_played():
-    steps, trained = [], made({"normalize_advantage": False, "epochs": 1, "batch_size": 16, "gamma": 0.9})
-    trained._observe = steps.append
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("frames", [1, 3])
+def test_what_is_learned_from_is_what_was_played(count, frames, tmp_path):
+    # The store that kept the play is what everything is computed from once more.
+    values = {"normalize_advantage": False, "epochs": 1, "batch_size": 24 * count, "rollout_steps": 24, "gamma": 0.9, "frame_stack": frames}
+    env = functools.partial(Cliff, discrete=True)
+    trained = made(values, env=env, envs=count, into=tmp_path / "play")
     batches, own = [], trained.learner.update
     trained.learner.update = lambda batch: (batches.append(batch), own(batch))[1]
-    values = {name: value.clone() for name, value in trained.learner.state.params.items()}
+    params = {name: value[0].clone() for name, value in trained.learner.state.params.items()}
     result = trained.round()
+    trained.close()
     (batch,) = batches
-    net, params = trained.learner.nets.policy, {name: value[0] for name, value in values.items()}
 
-    def worth(observation):
-        return net.value(params, torch.as_tensor(np.asarray(observation))).detach().numpy()
+    def worth(stack):
+        return trained.learner.nets.policy.value(params, torch.from_numpy(np.concatenate(stack))).item()
 
-    expected, ends = {}, 0
-    for n in range(2):
-        for t in range(8):
-            total, weight = 0.0, 1.0
-            for later in range(t, 8):
-                step = steps[later]
-                ended = step.terminated[n] or step.truncated[n]
-                if step.terminated[n]:
-                    follows = 0.0
-                elif step.truncated[n]:
-                    follows = worth(step.final[n]["observation"][None])[0]
-                else:
-                    follows = worth(step.next_observation["observation"][n][None])[0]
-                delta = step.reward[n] + 0.9 * follows - worth(step.observation["observation"][n][None])[0]
-                total, weight = total + weight * delta, weight * 0.9 * 0.95
-                if ended:
-                    break
-            expected[steps[t].observation["observation"][n].tobytes()] = total
-    ends = sum(int((step.terminated | step.truncated).sum()) for step in steps)
-    assert ends == len(result.returns) == len(result.lengths)
-    assert ends > 0
-    for row, advantage in zip(batch.observation.numpy(), batch.advantage.numpy(), strict=True):
-        np.testing.assert_allclose(advantage, expected.pop(row.tobytes()), rtol=1e-4, atol=1e-5)
+    expected, ends = {}, []
+    store = EpisodeStore.open(tmp_path / "play")
+    for episode in store.episodes:
+        shown = [np.zeros(3, np.float32)] * (frames - 1) + list(episode.observation)
+        stacks = [shown[t : t + frames] for t in range(episode.steps + 1)]
+        values = [worth(stack) for stack in stacks[:-1]] + [0.0 if episode.terminated else worth(stacks[-1])]
+        gained = 0.0
+        for t in reversed(range(episode.steps)):
+            gained = episode.reward[t] + 0.9 * values[t + 1] - values[t] + 0.9 * 0.95 * gained
+            expected[np.concatenate(stacks[t]).tobytes()] = gained, gained + values[t], int(episode.action[t])
+        ends.append((float(episode.reward.sum()), episode.steps))
+    whole = sorted(zip(np.round(result.returns, 4), result.lengths, strict=True))
+    assert len(whole) == len(ends) - count  # the last of each was cut by closing
+    assert set(whole) < {(round(total, 4), steps) for total, steps in ends}
+    assert any(episode.terminated for episode in store.episodes)
+    rows = (batch.observation, batch.advantage, batch.returns, batch.action)
+    for seen, advantage, returns, action in zip(*(each.numpy() for each in rows), strict=True):
+        np.testing.assert_allclose((advantage, returns, action), expected.pop(seen.tobytes()), rtol=1e-4, atol=1e-5)
     assert not expected
 
 
-def test_frames_are_stacked_within_an_episode_and_zero_before_it():
-    space = build("ppo", Shapes.of((1, 2, 2), actions=2), config={"frame_stack": 3, "encoder.filters": [4, 1, 1]}).space_
-    frames = Frames(space)
-    shown = [np.full((2, 1, 2, 2), t + 1, np.uint8) for t in range(4)]
-    frames.reset({"observation": shown[0]})
-    frames.push({"observation": shown[1]}, np.array([False, False]))
-    last = frames.after(np.array([1]), {1: {"observation": np.full((1, 2, 2), 9)}})["observation"]
-    frames.push({"observation": shown[2]}, np.array([False, True]))
-    assert frames.seen["observation"][:, :, 0, 0].tolist() == [[1, 2, 3], [0, 0, 3]]
-    assert last[:, :, 0, 0].tolist() == [[1, 2, 9]]
-
-
 def test_rewards_are_divided_by_the_deviation_of_the_discounted_return():
-    rewards, ends, trained = [], [], made({"normalize_reward": True})
-    trained._observe = lambda step: (rewards.append(step.reward), ends.append(step.terminated | step.truncated))
-    scaled, own = [], trained._normal
-    trained._normal = lambda reward, ended: (scaled.append(own(reward, ended)), scaled[-1])[1]
+    trained = made({"normalize_reward": True})
+    given, scaled, own = [], [], trained._scale
+    trained._scale = lambda reward, ended: (given.append((reward, ended)), scaled.append(own(reward, ended)), scaled[-1])[2]
     trained.round()
     running, seen = np.zeros(2), []
-    for t in range(8):
-        running = 0.99 * running + rewards[t]
+    for (reward, ended), found in zip(given, scaled, strict=True):
+        running = 0.99 * running + reward
         seen += running.tolist()
-        np.testing.assert_allclose(scaled[t], (rewards[t] / np.sqrt(np.var(seen) + 1e-8)).clip(-10, 10), rtol=1e-4)
-        running[ends[t]] = 0.0
+        np.testing.assert_allclose(found, (reward / np.sqrt(np.var(seen) + 1e-8)).clip(-10, 10), rtol=1e-4)
+        running[ended] = 0.0
+    assert len(seen) == 16
 
 
 # --- Every setting ---
@@ -196,11 +181,10 @@ OWN = [name for name in settings.describe(PPO.config) if "." not in name]
 @pytest.mark.parametrize("name", OWN)
 def test_every_setting_matters(name):
     discrete = name != "log_std"
-    envs = functools.partial(vector, discrete=discrete)
     common, changed = settings.contrast(settings.describe(PPO.config), name)
     if name == "batch_size":
         changed = {"batch_size": 4}
-    one, other = (state_after(2, values, envs=envs(), discrete=discrete) for values in (common, changed))
+    one, other = (state_after(2, values, discrete=discrete) for values in (common, changed))
     assert one.keys() != other.keys() or any(one[key].shape != other[key].shape or not torch.equal(one[key], other[key]) for key in one)
 
 
@@ -233,8 +217,7 @@ def test_a_checkpoint_holds_all_that_the_next_updates_need(tmp_path):
     copy.learner.restore(tmp_path / "state.safetensors")
     assert (copy.rounds, copy.steps) == (trained.rounds, trained.steps) == (1, 16)
     for each in (trained, copy):
-        fresh = OnPolicy(each.learner, vector(discrete=True))
-        fresh.round()
+        made(learner=each.learner).round()
     for name, value in trained.learner.state.tensors().items():
         assert torch.equal(copy.learner.state.tensors()[name], value), name
 
@@ -251,9 +234,8 @@ def test_its_policy_file_acts_as_the_network_does(discrete, tmp_path):
 
 
 def test_images_go_through_the_residual_network(tmp_path):
-    envs = vector(discrete=True, images=True)
     trained = made({"encoder.type": "impala", "encoder.channels": [4, 4], "encoder.feature_size": 8, "observation_scaler": "pixel",
-                    "shared_encoder": True, "frame_stack": 2}, envs=envs)  # fmt: skip
+                    "shared_encoder": True, "frame_stack": 2}, env=functools.partial(Cliff, discrete=True, images=True))  # fmt: skip
     result = trained.round()
     assert all(np.isfinite(value) for value in result.metrics.values())
     module, path = trained.learner.policy(), tmp_path / "policy.onnx"
@@ -268,10 +250,16 @@ def test_a_dataset_is_refused(discrete_store):
         build("ppo", discrete_store)
 
 
-def test_environments_that_reset_in_the_next_step_are_refused():
-    envs = SyncVectorEnv([functools.partial(Cliff, discrete=True)] * 2)
-    with pytest.raises(InvalidInput, match="reset in the step"):
-        made(envs=envs)
+def test_environments_that_spend_a_step_on_their_reset_are_refused():
+    envs = gymnasium.vector.SyncVectorEnv([functools.partial(Cliff, discrete=True)] * 2)
+    with pytest.raises(InvalidInput, match="spend a step on their reset"):
+        OnPolicy(made().learner, envs)
+
+
+def test_environments_that_reset_within_the_step_give_the_same_play():
+    envs = SyncVectorEnv([functools.partial(Cliff, discrete=True)] * 2, autoreset_mode=AutoresetMode.SAME_STEP)
+    given, own = OnPolicy(made().learner, envs), made()
+    assert given.round() == own.round()
 
 
 def test_a_rollout_smaller_than_a_batch_is_refused():
@@ -280,19 +268,11 @@ def test_a_rollout_smaller_than_a_batch_is_refused():
 
 
 def test_it_balances_the_pole():
-    envs = gymnasium.make_vec("CartPole-v1", 8, vectorization_mode="sync", vector_kwargs={"autoreset_mode": AutoresetMode.SAME_STEP})
     values = {"rollout_steps": 32, "batch_size": 256, "epochs": 20, "gamma": 0.98, "gae_lambda": 0.8, "learning_rate": 1e-3}
     learner = build("ppo", gymnasium.make("CartPole-v1"), config=values, device="cpu")
-    trained = OnPolicy(learner, envs)
-    while trained.steps < 30_000:
-        trained.round()
-    greedy = learner.policy()
-    env, totals = gymnasium.make("CartPole-v1"), []
-    for seed in range(5):
-        observation, _ = env.reset(seed=1000 + seed)
-        total, ended = 0.0, False
-        while not ended:
-            observation, reward, terminated, truncated, _ = env.step(int(greedy(torch.from_numpy(observation[None]))[0]))
-            total, ended = total + float(reward), terminated or truncated
-        totals.append(total)
-    assert np.mean(totals) >= 475
+    with OnPolicy(learner, "CartPole-v1", envs=8) as trained:
+        while trained.steps < 30_000:
+            trained.round()
+    greedy = LearnerBehaviour(learner, deterministic=True)
+    episodes = collect_episodes("CartPole-v1", greedy, episodes=5, seed=1000)
+    assert np.mean([episode.reward.sum() for episode in episodes]) >= 475

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import zipfile
 
 import numpy as np
@@ -87,6 +88,12 @@ def test_algos(client, offrl_cli):
     assert client.algos("iql")["name"] == "iql"
     assert "discrete_cql" in offrl_cli("algos").out
     assert "conservative_weight" in offrl_cli("algos", "discrete_cql").out or "alpha" in offrl_cli("algos", "discrete_cql").out
+    shown = offrl_cli("algos", "rebrac").out
+    assert shown.count("batch norm after each") == 1, "components of one kind are told once"
+    assert "actor_encoder, critic_encoder (--set actor_encoder.NAME=VALUE)" in shown
+    assert "false; critic_encoder: true" in shown
+    for name in client.algos("rebrac")["config"]:
+        assert re.search(rf"^{re.escape(name.rpartition('.')[2])} ", shown, re.MULTILINE), f"{name} is not shown"
     ran = offrl_cli("algos", "iqll")
     assert (ran.status, ran.err) == (2, "error: no algorithm 'iqll'; did you mean 'iql'?\n")
 
