@@ -4,8 +4,9 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo docs test test-all test-algos test-asan test-kill test-systemd lint bench bench-train bench-store bench-import bench-latency bench-wire fuzz
-.PHONY: scores procgen install-service uninstall-service wheel clean help
+.PHONY: demo docs test test-all test-algos test-asan test-kill test-reliability test-systemd lint fuzz wheel clean help
+.PHONY: bench bench-train bench-store bench-import bench-latency bench-collect bench-online bench-wire bench-load scores procgen
+.PHONY: install-service uninstall-service
 
 help:            ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
@@ -34,14 +35,23 @@ bench-train: $(STAMP)    ## training speed of every algorithm against d3rlpy and
 bench-store: $(STAMP)    ## the store beside plain C and other replay buffers, one table; makes .venv-store-peers
 	$(BIN)/python -m benchmarks.store
 
+bench-collect: $(STAMP)  ## steps per second into a store beside the bare loop and other libraries; makes .venv-store-peers
+	$(BIN)/python -m benchmarks.collect
+
 bench-import: $(STAMP)   ## importing a D4RL file beside h5py alone, and the memory of an Atari epoch of a million frames (8 GB of disk)
 	$(BIN)/python -m benchmarks.import_speed
 
 bench-latency: $(STAMP)  ## submit, first update, idle daemon
 	$(BIN)/python -m benchmarks.latency
 
+bench-load: $(STAMP)     ## 1,000 queued jobs and 200 clients: answer times; memory over ten minutes of churn
+	$(BIN)/python -m benchmarks.load
+
 scores: $(STAMP)         ## scores beside d3rlpy's on ../shared/data; over an hour
 	$(BIN)/python -m benchmarks.scores
+
+bench-online: $(STAMP)     ## SAC on Pendulum and DQN on CartPole, trained online to known returns; ten minutes a seed
+	$(BIN)/python -m benchmarks.online
 
 test-algos: $(STAMP)     ## every algorithm once through a real daemon, its policy through onnxruntime; ten minutes
 	$(BIN)/python -m pytest -m slow tests/worker/test_every_algorithm.py
@@ -59,6 +69,9 @@ bench-wire: $(STAMP)     ## a ping beside a bare echo; a 1 GB upload while other
 
 test-kill: $(STAMP)      ## the long form of the kill tests of the store
 	$(BIN)/python -m pytest -m slow tests/store
+
+test-reliability: $(STAMP)  ## 500 kills of the daemon and 200 of workers under load, faults of disk, clock and files; over an hour
+	$(BIN)/python -m pytest -m '' -s tests/reliability
 
 test-asan: $(STAMP)      ## the store's tests on kernels built with AddressSanitizer, in a folder of their own (gcc)
 	$(BIN)/python tests/sanitizer/run_sanitized.py

@@ -75,7 +75,7 @@ def names_in_use(db: Connection) -> tuple[set[str], set[str], set[str], set[str]
     datasets = {row[0] for row in db.execute("SELECT name FROM datasets")}
     uploads = {
         row[0] for row in db.execute(
-            f"SELECT json_extract(spec, '$.upload') FROM jobs WHERE kind = 'import' AND state IN {UNFINISHED}"
+            f"SELECT json_extract(spec, '$.upload') FROM jobs WHERE kind IN ('import', 'collect') AND state IN {UNFINISHED}"
         )
     }  # fmt: skip
     return jobs, unfinished, datasets, uploads
@@ -100,6 +100,7 @@ def sweep(state: State, jobs: set[str], unfinished: set[str], datasets: set[str]
             elif entry.name.startswith(".tmp-") and entry.name.removeprefix(".tmp-") not in unfinished:
                 gone.append(set_aside(path) or path)  # its job may be tried again, and then makes a folder of this name
     gone += [Path(entry.path) for entry in os.scandir(state.packed) if entry.name not in jobs]
+    gone += [Path(entry.path) for entry in os.scandir(state.backups)]  # nobody goes on copying them
     return gone
 
 

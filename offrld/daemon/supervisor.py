@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from offrl.job import JobState
+from offrl.job import PAUSABLE, JobState
 from offrl_store.errors import OffrlError
 from offrld.daemon import datasets, devices, housekeeping, queue
 from offrld.daemon.config import Settings
@@ -187,7 +187,7 @@ class Supervisor:
 
     def _begin(self, job: Job, work: Work, place: devices.Place | None = None) -> None:
         self._busy[job.lane] += 1
-        attempt = self._attempts[job.id] = Attempt(job, Vital(self._settings.grace, loops=job.kind == "train"), place=place)
+        attempt = self._attempts[job.id] = Attempt(job, Vital(self._settings.grace, loops=job.kind in PAUSABLE), place=place)
         if place is not None:
             self.devices.used[job.id] = place
         self._spawn(self._attempt(attempt, work), name=f"job {job.id}")
@@ -287,6 +287,7 @@ class Supervisor:
             "snapshot": job.snapshot, "import_roots": [str(root) for root in self._settings.import_roots],
             "folder": str(self._state.job(job.id)), "log": str(self._state.log(job.id)), "device": chosen,
             "environment": self.devices.environment(attempt.place, device),
+            "keep_checkpoints": self._settings.keep.checkpoints,
             "stop_s": 0.9 * self._settings.grace.stop_s,  # so that the worker still says in its log what has become of its checkpoint
         }  # fmt: skip
 

@@ -107,7 +107,7 @@ def test_a_checkpoint_of_another_config_is_refused(continuous_store, tmp_path):
     algorithm = ALGORITHMS["bc"]
     cheap_learner(algorithm, continuous_store).save(tmp_path / "c.safetensors")
     other = Learner.create(algorithm, algorithm.configure({"batch_size": 17}), continuous_store)
-    with pytest.raises(OffrlError, match="has batch_size .*, this run 17"):
+    with pytest.raises(OffrlError, match=r"has batch_size .*, this run 17"):
         other.restore(tmp_path / "c.safetensors")
 
 
