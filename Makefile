@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo docs test test-all test-algos test-asan test-kill test-reliability lint bench bench-train bench-store bench-import bench-latency bench-load bench-wire fuzz scores procgen wheel clean help
+.PHONY: demo docs test test-all test-algos test-asan test-kill lint bench bench-train bench-store bench-import bench-latency bench-collect bench-online bench-wire fuzz scores procgen wheel test-reliability bench-load clean help
 
 help:            ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
@@ -33,6 +33,9 @@ bench-train: $(STAMP)    ## training speed of every algorithm against d3rlpy and
 bench-store: $(STAMP)    ## the store beside plain C and other replay buffers, one table; makes .venv-store-peers
 	$(BIN)/python -m benchmarks.store
 
+bench-collect: $(STAMP)  ## steps per second into a store beside the bare loop and other libraries; makes .venv-store-peers
+	$(BIN)/python -m benchmarks.collect
+
 bench-import: $(STAMP)   ## importing a D4RL file beside h5py alone, and the memory of an Atari epoch of a million frames (8 GB of disk)
 	$(BIN)/python -m benchmarks.import_speed
 
@@ -44,6 +47,9 @@ bench-load: $(STAMP)     ## 1,000 queued jobs and 200 clients: answer times; mem
 
 scores: $(STAMP)         ## scores beside d3rlpy's on ../shared/data; over an hour
 	$(BIN)/python -m benchmarks.scores
+
+bench-online: $(STAMP)     ## SAC on Pendulum and DQN on CartPole, trained online to known returns; ten minutes a seed
+	$(BIN)/python -m benchmarks.online
 
 test-algos: $(STAMP)     ## every algorithm once through a real daemon, its policy through onnxruntime; ten minutes
 	$(BIN)/python -m pytest -m slow tests/worker/test_every_algorithm.py

@@ -116,6 +116,10 @@ class Uploads:
         self._used[upload] = time.monotonic()
         self._sizes.pop(upload, None)
 
+    def known(self, upload: str) -> bool:
+        """Whether it was begun."""
+        return (self._folder / upload / "manifest.json").exists()
+
     def check_owner(self, upload: str, caller: Caller) -> None:
         """`NotAllowed` where an upload is somebody else's and the caller no operator, `Unknown` where there is none."""
         if upload not in self._owners:
@@ -135,6 +139,17 @@ class Uploads:
     def unfinished(self) -> int:
         """Uploads that are under way."""
         return sum(1 for upload in self._folder.iterdir() if not (upload / "finished").exists())
+
+    def outstanding(self) -> int:
+        """Bytes that the uploads under way have still to bring."""
+        total = 0
+        for upload in self._folder.iterdir():
+            if not (upload / "finished").exists():
+                try:
+                    total += sum(entry["size"] - self._received(upload.name, entry["path"]) for entry in self._manifest(upload.name))
+                except Unknown:  # being begun, or removed
+                    continue
+        return total
 
     def remove(self, upload: str) -> None:
         """Delete an upload; nothing happens where there is none."""

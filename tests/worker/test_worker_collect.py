@@ -124,6 +124,19 @@ def test_a_killed_online_run_goes_on_from_its_checkpoint_and_makes_up_for_lost_u
     assert told["step"] == pytest.approx(3000 / 20 - 10, abs=3)  # each phase had its update, but for those before the first commit
 
 
+def test_an_algorithm_that_learns_from_rollouts_is_trained_in_whole_ones(start, tmp_path):
+    config = {"rollout_steps": 32, "batch_size": 32, "epochs": 1, "encoder.units": [16]}
+    spec = {"kind": "train_online", "algorithm": "ppo", "env": "CartPole-v1", "dataset": "d", "steps": 250, "envs": 2, "config": config,
+            "eval_env": "CartPole-v1", "eval_episodes": 2}  # fmt: skip
+    worker = start("o1", spec)
+    assert worker.end()["state"] == "succeeded", worker.log.read_text()
+    store = EpisodeStore.open(tmp_path / "datasets" / "d")
+    assert steps(store) == 256 and check(store.path) == []
+    assert {"rollout_return", "return_mean", "value_loss"} <= worker.of_type("progress")[-1]["metrics"].keys()
+    refused = start("o2", {**spec, "dataset": "e", "epsilon": 0.1})
+    assert "epsilon=0.1 with ppo, which learns from its own play" in refused.end()["error"]["message"]
+
+
 def test_algorithms_that_cannot_are_refused_in_one_line(start):
     worker = start("o1", {"kind": "train_online", "algorithm": "bc", "env": "Pendulum-v1", "dataset": "d", "steps": 100})
     error = worker.end()["error"]
