@@ -86,6 +86,7 @@ class Supervisor:
         self._tasks: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
         self._stopping = False
+        self.turns: int | None = None  # that `run` has made; None before the first
         self._spares = Spares(executor, state, settings.workers.spare, settings.workers.spare_idle_s)
         # What there is, once `run` has looked.
         self.devices = devices.Pool(devices.Inventory(settings.devices.threads or devices.threads_here()))
@@ -141,9 +142,11 @@ class Supervisor:
             self._wake.clear()
             try:
                 await self._start_jobs()
+                self.turns = (self.turns or 0) + 1
                 wait = await self._until_next_start()
             except OffrlError as error:
                 log.error("the queue cannot be used: %s", error)
+                self.turns = (self.turns or 0) + 1
                 wait = RETRY_S
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), wait)
@@ -295,6 +298,7 @@ class Supervisor:
             "snapshot": job.snapshot, "import_roots": [str(root) for root in self._settings.import_roots],
             "folder": str(self._state.job(job.id)), "log": str(self._state.log(job.id)), "device": chosen,
             "environment": self.devices.environment(attempt.place, device),
+            "keep_checkpoints": self._settings.keep.checkpoints,
             "stop_s": 0.9 * self._settings.grace.stop_s,  # so that the worker still says in its log what has become of its checkpoint
         }  # fmt: skip
 

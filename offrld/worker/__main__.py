@@ -121,6 +121,7 @@ def _run(start: dict[str, Any], control: Control, event_pipe: int, started: floa
             id=start["job"], attempt=int(start["attempt"]), spec=TypeAdapter(JobSpec).validate_python(_placed(start)),
             snapshot=start.get("snapshot"), import_roots=tuple(Path(root) for root in start.get("import_roots") or ()),
             state=state, run=run, control=control, report=report, started=started,
+            keep_checkpoints=int(start.get("keep_checkpoints") or 0),
         )  # fmt: skip
         control.check()
         reason = importlib.import_module(KINDS[job.spec.kind]).run(job)

@@ -85,7 +85,10 @@ class OnlineJob:
         self.interval = self._whole(max(1, min(MOST_ROWS_APART, spec.steps // ROWS)))
         self.eval_every = self._whole(spec.eval_every or max(1, spec.steps // EVALUATIONS))
         self.metrics = Metrics(job.run, spec.seeds, self.interval)
-        self.checkpoints = Checkpoints(job.run, self.learner, self._is_evaluation, step=lambda: self.training.step, more=self._state)
+        self.checkpoints = Checkpoints(
+            job.run, self.learner, self._is_evaluation, most=job.keep_checkpoints,
+            best=lambda steps: self.metrics.best_steps("return_mean", steps), step=lambda: self.training.step, more=self._state,
+        )  # fmt: skip
         self.pace = Pace()
         self._policies: Any = None
 
