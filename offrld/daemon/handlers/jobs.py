@@ -57,6 +57,8 @@ async def submit(app: App, request: wire.Submit) -> wire.Submitted:
         taken = uses.of_steps(spec)
         await _check_folder(app, spec.dataset)
     job, created = await app.database.write(_submit, app, request, spec, taken, app.caller())
+    if isinstance(spec, TrainSpec):
+        await app.supervisor.tell_pinned(spec.dataset)
     return wire.Submitted(job=job, created=created)
 
 
