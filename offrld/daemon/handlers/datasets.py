@@ -13,7 +13,7 @@ from offrld.daemon.database import Connection
 
 async def list_datasets(app: App, request: wire.ListDatasets) -> wire.DatasetList:
     """All datasets."""
-    return wire.DatasetList(datasets=await app.database.read(datasets.listing))
+    return wire.DatasetList(datasets=await app.database.survey(datasets.listing))
 
 
 async def get_dataset(app: App, request: wire.GetDataset) -> wire.DatasetInfo:
