@@ -132,6 +132,7 @@ class TrainOnlineSpec(_Steps):
     seeds: Annotated[list[Seed], Field(min_length=1, max_length=1)] = [0]
     config: dict[str, Any] = {}                                       # dotted setting -> value, as in --set
     preset: Annotated[str, Field(max_length=100)] | None = None
+    envs: Annotated[int, Field(ge=1, le=4096)] = 1                    # side by side, of algorithms that learn from rollouts
     random_steps: Annotated[int, Field(ge=0, le=10**12)] = 0          # first steps with uniform actions
     update_start: Annotated[int, Field(ge=0, le=10**12)] = 0          # no update at or before this step
     update_interval: Annotated[int, Field(ge=1, le=10**9)] = 1        # updates after every so many steps

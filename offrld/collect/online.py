@@ -31,7 +31,9 @@ EVALUATION_SEED = 1000
 
 
 def refusal(algorithm: Algorithm) -> str:
-    """Why an algorithm cannot be trained online; empty where it can."""
+    """Why an algorithm cannot be trained online; empty where it can (by rollouts, where it learns from its own play)."""
+    if algorithm.plays:
+        return ""
     if not algorithm.acts:
         return "it learns no policy"
     if algorithm.batch_kind == "windows":
@@ -57,6 +59,8 @@ class OnlineTraining:
         store: what is gathered.
         returns: of the episodes that have ended since they were last read.
     """
+
+    round_steps = 1
 
     def __init__(
         self,
@@ -92,6 +96,8 @@ class OnlineTraining:
             InvalidInput: an algorithm that cannot, several seeds, spaces that do not fit, a number out of range.
         """
         check_online(learner.algorithm)
+        if learner.algorithm.plays:
+            raise InvalidInput(f"{learner.algorithm.name} learns from rollouts", hint="offrld.collect.on_policy.OnPolicy plays them")
         if len(learner.seeds) > 1:
             raise InvalidInput(f"online training is of one seed, the learner has {len(learner.seeds)}", hint="train one learner for each")
         least = {"random_steps": 0, "update_start": 0, "update_interval": 1, "updates": 1}

@@ -12,13 +12,15 @@ from typing import Any
 
 import numpy as np
 
+from offrl.errors import InvalidInput
 from offrl.job import TrainOnlineSpec
 from offrl.rollout import make_env
 from offrl_store import EpisodeStore
 from offrld import settings
 from offrld.algos import get
-from offrld.collect.explorers import explorer_of
+from offrld.collect.explorers import Explorer, explorer_of
 from offrld.collect.online import OnlineTraining, check_online, evaluate
+from offrld.collect.playing import PlayTraining
 from offrld.engine import checkpoint
 from offrld.engine.building import Shapes
 from offrld.engine.guards import HELP, Diverged
@@ -53,6 +55,10 @@ def run(job: WorkerJob) -> str:
         data.remove_empty()
 
 
+def _explorer(spec: TrainOnlineSpec) -> Explorer | None:
+    return explorer_of(epsilon=spec.epsilon, epsilon_end=spec.epsilon_end, epsilon_steps=spec.epsilon_steps, noise=spec.noise)
+
+
 class OnlineJob:
     """One attempt at a train-online job."""
 
@@ -62,7 +68,6 @@ class OnlineJob:
         algorithm = get(spec.algorithm)
         check_online(algorithm)
         config = algorithm.configure(spec.config, spec.preset)
-        explorer = explorer_of(epsilon=spec.epsilon, epsilon_end=spec.epsilon_end, epsilon_steps=spec.epsilon_steps, noise=spec.noise)
         self.env = make_env(spec.env)
         self.eval_env = None if spec.eval_env is None else make_env(spec.eval_env)
         job.control.check()
@@ -72,29 +77,60 @@ class OnlineJob:
             cache_dir=job.state.inductor_cache, start=taken.start(job.state, job.run, spec), transfer=spec.transfer,
             fresh_optimizer=spec.fresh_optimizer, log=job.report.message,
         )  # fmt: skip
-        self.interval = max(1, min(MOST_ROWS_APART, spec.steps // ROWS))
-        self.eval_every = spec.eval_every or max(1, spec.steps // EVALUATIONS)
-        self.metrics = Metrics(job.run, spec.seeds, self.interval)
-        self.checkpoints = Checkpoints(job.run, self.learner, self._is_evaluation, step=lambda: self.training.step, more=self._state)
-        self.pace = Pace()
-        self._policies: Any = None
         fresh = not data.path.exists()
-        offline = None if spec.offline is None else EpisodeStore.open(job.state.dataset(spec.offline))
-        self.training = OnlineTraining(
-            self.learner, self.env, data.path, explorer=explorer, random_steps=spec.random_steps, update_start=spec.update_start,
-            update_interval=spec.update_interval, updates=spec.updates, offline=offline, offline_share=spec.offline_share,
-            limit=spec.limit, max_frames_per_traj=spec.max_episode_steps, step_timeout_s=spec.step_timeout_s, seed=self.seed,
-            note=data.note, given_up=partial(give_up, job),
-        )  # fmt: skip
+        self.training = self._player() if algorithm.plays else self._gatherer()
         if fresh:
             data.created()
+        self.steps = self._whole(spec.steps)
+        self.interval = self._whole(max(1, min(MOST_ROWS_APART, spec.steps // ROWS)))
+        self.eval_every = self._whole(spec.eval_every or max(1, spec.steps // EVALUATIONS))
+        self.metrics = Metrics(job.run, spec.seeds, self.interval)
+        self.checkpoints = Checkpoints(
+            job.run, self.learner, self._is_evaluation, most=job.keep_checkpoints,
+            best=lambda steps: self.metrics.best_steps("return_mean", steps), step=lambda: self.training.step, more=self._state,
+        )  # fmt: skip
+        self.pace = Pace()
+        self._policies: Any = None
+
+    def _gatherer(self) -> OnlineTraining:
+        """What trains an off-policy algorithm."""
+        spec, job = self.spec, self.job
+        if spec.envs > 1:
+            raise InvalidInput(f"envs={spec.envs} with {spec.algorithm}", hint="algorithms that learn from rollouts, as ppo, take several")
+        offline = None if spec.offline is None else EpisodeStore.open(job.state.dataset(spec.offline))
+        return OnlineTraining(
+            self.learner, self.env, self.data.path, explorer=_explorer(spec), random_steps=spec.random_steps,
+            update_start=spec.update_start, update_interval=spec.update_interval, updates=spec.updates, offline=offline,
+            offline_share=spec.offline_share, seed=self.seed, **self._options(),
+        )  # fmt: skip
+
+    def _player(self) -> PlayTraining:
+        """What trains an algorithm that learns from its own rollouts."""
+        spec = self.spec
+        for name in ("random_steps", "update_start", "offline", "epsilon", "epsilon_end", "noise"):
+            value = getattr(spec, name)
+            if value not in (None, 0):
+                raise InvalidInput(f"{name}={value} with {spec.algorithm}, which learns from its own play", hint="leave it out")
+        return PlayTraining(self.learner, partial(make_env, spec.env) if spec.envs == 1 else spec.env, self.data.path, envs=spec.envs,
+                            **self._options())  # fmt: skip
+
+    def _options(self) -> dict[str, Any]:
+        spec = self.spec
+        return {
+            "limit": spec.limit, "max_frames_per_traj": spec.max_episode_steps, "step_timeout_s": spec.step_timeout_s,
+            "note": self.data.note, "keep": self.data.keep(), "given_up": partial(give_up, self.job),
+        }  # fmt: skip
+
+    def _whole(self, steps: int) -> int:
+        """Steps as whole rounds of training, at least one."""
+        return -(-steps // self.training.round_steps) * self.training.round_steps
 
     def _state(self) -> dict[str, Any]:
         return {"online": self.training.state_dict()}
 
     # ------------------------------------------------------------------------------------------------------------ the loop
     def run(self) -> str:
-        job, training, steps = self.job, self.training, self.spec.steps
+        job, training, steps = self.job, self.training, self.steps
         training.commit()
         gathered = self.data.steps_before(training.store)
         if self.checkpoints.restore(job.report.message):
@@ -114,7 +150,7 @@ class OnlineJob:
             while training.step < steps:
                 job.control.check()
                 began = time.perf_counter()
-                count = min(self.pace.block, self._next_stop() - training.step)
+                count = min(self._whole(self.pace.block), self._next_stop() - training.step)
                 training.advance(count)
                 self.pace.add(count, time.perf_counter() - began)
                 self._at_step()
@@ -141,19 +177,19 @@ class OnlineJob:
             self.job.control.check()
             training.update(min(updates, 100))
             updates -= 100
-        if gathered > training.step:
+        if gathered > training.step and training.round_steps == 1:
             training.step = training.collector.frames = gathered
             training.collector.behaviour.step = gathered
 
     def _next_stop(self) -> int:
         step = self.training.step
         every = [self.interval, *([self.eval_every] if self.eval_env is not None else [])]
-        return min(self.spec.steps, *((step // n + 1) * n for n in every))
+        return min(self.steps, *((step // n + 1) * n for n in every))
 
     def _at_step(self) -> None:
         """What is due after the step that was made last."""
         training = self.training
-        step, last = training.step, training.step == self.spec.steps
+        step, last = training.step, training.step == self.steps
         if last:
             training.collector.cut()
             training.commit()
@@ -177,7 +213,7 @@ class OnlineJob:
 
     # ------------------------------------------------------------------------------------------------------------ the parts
     def _is_evaluation(self, step: int) -> bool:
-        return step > 0 and (step == self.spec.steps or (self.eval_env is not None and step % self.eval_every == 0))
+        return step > 0 and (step == self.steps or (self.eval_env is not None and step % self.eval_every == 0))
 
     def _evaluate(self) -> None:
         """Evaluate the policy at the present step, if that is due and not done: by its file, or with random actions mixed in."""
@@ -211,13 +247,14 @@ class OnlineJob:
 
     def _record(self, *, last: bool = False) -> None:
         collector = self.training.collector
+        collector.writer.keep(self.data.keep())
         collector.sync()
         self.training.commit()
         self.data.save(self.training.store, whole_steps(collector))
         self.data.tell(self.training.store, last=last)
 
     def _progress(self, force: bool = False) -> None:
-        step, steps, speed = self.training.step, self.spec.steps, self.pace.updates_per_second
+        step, steps, speed = self.training.step, self.steps, self.pace.updates_per_second
         eta = (steps - step) / speed if speed else None
         self.job.report.progress(step, steps, updates_per_second=speed, eta_s=eta, metrics=self.metrics.latest, force=force)
 

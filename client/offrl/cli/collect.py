@@ -92,6 +92,9 @@ def train_online(
     into: Into,
     steps: Annotated[int | None, typer.Option("--steps", metavar="N", help="Steps of the environment. [default: 1000000]")] = None,
     seed: Annotated[int | None, typer.Option("--seed", metavar="S", help="[default: 0]")] = None,
+    envs: Annotated[
+        int | None, typer.Option("--envs", metavar="K", help="Side by side, of algorithms that learn from rollouts, as ppo. [default: 1]")
+    ] = None,
     random_steps: Annotated[int | None, typer.Option("--random-steps", metavar="N", help="Uniform actions in the first steps.")] = None,
     update_start: Annotated[
         int | None, typer.Option("--update-start", metavar="N", help="No update at or before this step. [default: 0]")
@@ -150,8 +153,8 @@ def train_online(
     with Client() as client:
         job = client.train_online(
             algorithm, env=env, into=into, steps=steps, seed=seed, config=settings(config, sets or []), start=start, preset=preset,
-            random_steps=random_steps, update_start=update_start, update_interval=update_interval, updates=updates, transfer=transfer,
-            fresh_optimizer=fresh_optimizer or None, offline=offline, offline_share=offline_share, eval_env=eval_env,
+            envs=envs, random_steps=random_steps, update_start=update_start, update_interval=update_interval, updates=updates,
+            transfer=transfer, fresh_optimizer=fresh_optimizer or None, offline=offline, offline_share=offline_share, eval_env=eval_env,
             eval_episodes=eval_episodes, eval_every=eval_every, eval_epsilon=eval_epsilon, limit=limit, epsilon=epsilon,
             epsilon_end=epsilon_end, epsilon_steps=epsilon_steps, noise=noise, max_episode_steps=max_episode_steps,
             step_timeout_s=step_timeout, device=device, threads=threads, gpu_memory_mb=gpu_memory, priority=priority, after=after or (),
