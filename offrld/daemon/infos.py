@@ -68,7 +68,8 @@ class Waits:
             "updates_per_second": job.updates_per_second, "eta_s": job.eta_s, "metrics": job.metrics,
             "seeds": list(job.spec.get("seeds", [])), "priority": job.priority, "after": job.after, "attempt": job.attempt,
             "start_at": job.start_at,
-            "retry_at": job.retry_at, "created_at": job.created_at, "started_at": job.started_at, "finished_at": job.finished_at, "owner": job.owner,
+            "retry_at": job.retry_at, "created_at": job.created_at, "started_at": job.started_at,
+            "finished_at": job.finished_at, "owner": job.owner,
             "pinned": job.pinned, "rerun_of": job.rerun_of, "spec": job.spec if spec else {},
         })  # fmt: skip
 
