@@ -118,7 +118,7 @@ class Supervisor:
 
     async def prepare(self) -> None:
         """Put the state folder in order, before the first request and the first worker: both make and remove folders in it."""
-        jobs, unfinished, names, _uploads = await self._database.read(housekeeping.names_in_use)
+        jobs, unfinished, names, _uploads = await self._database.survey(housekeeping.names_in_use)
         gone = await asyncio.to_thread(housekeeping.sweep, self._state, jobs, unfinished, names)
         self._spawn(self._delete(gone))
 
@@ -420,7 +420,7 @@ class Supervisor:
         """Delete forgotten uploads, and notes about workers that are gone, now and then."""
         while True:
             await asyncio.to_thread(unassign_ended, self._state.root)
-            _jobs, _unfinished, _names, uploads = await self._database.read(housekeeping.names_in_use)
+            _jobs, _unfinished, _names, uploads = await self._database.survey(housekeeping.names_in_use)
             for upload in await asyncio.to_thread(self._uploads.expired, self._settings.uploads.expire_hours * 3600):
                 if upload not in uploads:
                     log.info("upload %s has expired", upload)

@@ -125,7 +125,7 @@ def _check_source(app: App, spec: ImportSpec) -> None:
 
 async def list_jobs(app: App, request: wire.ListJobs) -> wire.JobList:
     """The newest jobs that fit into one message, in order of submission."""
-    jobs, left_off = await app.database.read(infos.infos, request.kind, request.limit, app.settings.limits)
+    jobs, left_off = await app.database.survey(infos.infos, request.kind, request.limit, app.settings.limits)
     size, first = 0, len(jobs)
     while first > 0:
         size += _most_bytes(jobs[first - 1])
