@@ -1,7 +1,7 @@
 """offrld: the service that turns logged robot and simulator data into policies.
 
-In-process (notebooks, tests) the same engine is reached through `train`, `build`, `load`, `Learner` and `Shapes`; everything else is
-imported from its own module, so that the control plane (`offrld.daemon`) never pulls in torch.
+In-process (notebooks, tests) the same engine is reached through `train`, `build`, `load`, `Learner` and `Shapes`, and collectors through
+`offrld.collect`; everything else is imported from its own module, so that the control plane (`offrld.daemon`) never pulls in torch.
 """
 
 from __future__ import annotations
@@ -19,4 +19,8 @@ def __getattr__(name: str) -> Any:
         from offrld import training
 
         return getattr(training, name)
+    if name == "collect":  # the package, where nobody has imported it yet
+        from importlib import import_module
+
+        return import_module("offrld.collect")
     raise AttributeError(f"module 'offrld' has no attribute {name!r}")

@@ -77,6 +77,7 @@ async def rerun(app: App, request: wire.Rerun) -> wire.Submitted:
         raise refused
     taken = [use for use in uses.of(repeat.spec, known) if use.name not in repeat.kept]
     job, created = await app.database.write(_submit, app, request, repeat.spec, taken, app.caller(), repeat)
+    await app.supervisor.tell_pinned(repeat.spec.dataset)
     return wire.Submitted(job=job, created=created)
 
 
