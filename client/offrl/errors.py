@@ -50,6 +50,12 @@ class InvalidMessage(InvalidInput):
     code = "invalid_message"
 
 
+class DownloadFailed(OffrlError):
+    """A file of a published dataset could not be fetched, or is not what its server says; what came of it is kept for the next attempt."""
+
+    code = "download_failed"
+
+
 class NoDaemon(OffrlError):
     """Nobody answers at the daemon's address."""
 
@@ -81,7 +87,8 @@ _CLASSES: dict[str, type[OffrlError]] = {
     cls.code: cls
     for cls in (
         OffrlError, InvalidInput, InvalidSchema, InvalidEpisode, StoreExists, StoreNotFound, EmptyStore, StoreCorrupt, StoreLocked,
-        DiskFull, JobFailed, CheckFailed, Unknown, Conflict, InvalidMessage, NoDaemon, ProtocolMismatch, NotAllowed, InternalError,
+        DiskFull, JobFailed, CheckFailed, DownloadFailed, Unknown, Conflict, InvalidMessage, NoDaemon, ProtocolMismatch, NotAllowed,
+        InternalError,
     )
 }  # fmt: skip
 
