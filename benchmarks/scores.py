@@ -45,6 +45,10 @@ class Row:
     seeds: tuple[int, int] = (0, 9)      # first and last; ten where scores swing much between seeds and checkpoints
 
     @property
+    def name(self) -> str:
+        return f"{self.dataset} {self.algorithm}"
+
+    @property
     def environment(self) -> tuple[str, float, float]:
         return ENVIRONMENTS[self.dataset.split("-")[0]]
 
@@ -115,8 +119,7 @@ def measure(row: Row, url: str, folder: Path) -> dict[str, Any]:
         offrl("fetch", result["job"], "--seed", str(seed), "--out", str(policy), url=url)
         fetched.append(offrl("evaluate", str(policy), "--env", row.environment[0], "--episodes", "20", url=url)["return_mean"])
     speed = result["updates_per_second"]
-    name = f"{row.dataset} {row.algorithm}"
-    return {"row": name, "seeds": [*seeds], "trained": trained, "fetched": fetched, "updates_per_second": speed}
+    return {"row": row.name, "seeds": [*seeds], "trained": trained, "fetched": fetched, "updates_per_second": speed}
 
 
 def table(results: list[dict[str, Any]]) -> str:
@@ -126,7 +129,7 @@ def table(results: list[dict[str, Any]]) -> str:
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in ROWS:
-        parts = [result for result in results if result["row"] == f"{row.dataset} {row.algorithm}"]
+        parts = [result for result in results if result["row"] == row.name]
         if not parts:
             continue
         parts.sort(key=lambda result: result["seeds"])
@@ -146,7 +149,7 @@ def table(results: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", default="", help="only rows whose dataset or algorithm contains this")
+    parser.add_argument("--rows", default="", help="only the row of this name (`pendulum-replay td3`), else those whose name contains this")
     parser.add_argument("--seeds", default="", help="first-last, instead of the rows' own: a seed alone decides its result")
     parser.add_argument("--out", type=Path, help="write the results here as JSON, after every row")
     parser.add_argument("--table", type=Path, nargs="+", help="print the table of such files")
@@ -155,7 +158,8 @@ def main() -> None:
         print(table([result for path in options.table for result in json.loads(path.read_text())]))
         return
     results: list[dict[str, Any]] = []
-    chosen = [row for row in ROWS if options.rows in f"{row.dataset} {row.algorithm}"]
+    named = [row for row in ROWS if row.name == options.rows]
+    chosen = named or [row for row in ROWS if options.rows in row.name]
     if options.seeds:
         chosen = [replace(row, seeds=tuple(map(int, options.seeds.split("-")))) for row in chosen]
     with tempfile.TemporaryDirectory() as folder, embedded_daemon() as client:

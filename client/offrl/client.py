@@ -6,6 +6,7 @@ import os
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -128,6 +129,8 @@ class Client:
         fresh_optimizer: bool | None = None,
         priority: int = 0,
         after: str | Job | Sequence[str | Job] = (),
+        at: datetime | float | None = None,
+        delay_s: float | None = None,
         key: str | None = None,
     ) -> Job:
         """Queue a train job and return at once. What is left out takes the daemon's default (`offrl.job.TrainSpec`).
@@ -146,6 +149,8 @@ class Client:
             transfer: which of them: ``all``, ``policy`` or ``critics`` (critic, q and value).
             fresh_optimizer: the optimisers begin anew.
             after: jobs that must succeed first.
+            at: it does not start before this time (a datetime, or seconds since the epoch).
+            delay_s: or not before so many seconds from now, by the daemon's clock.
             key: the same key gives the same job, however often it is submitted. One is made up if none is given, so that a lost answer
                 does not lead to a second job.
 
@@ -167,7 +172,11 @@ class Client:
         spec = build(TrainSpec, **given, dataset=self.datasets.resolve(dataset))
         befores = [after] if isinstance(after, str | Job) else list(after)
         ids = [before.id if isinstance(before, Job) else before for before in befores]
-        request = build(wire.Submit, spec=spec, priority=priority, after=ids, key=key or f"auto-{uuid.uuid4().hex}")
+        start_at = at.timestamp() if isinstance(at, datetime) else at
+        request = build(
+            wire.Submit, spec=spec, priority=priority, after=ids, key=key or f"auto-{uuid.uuid4().hex}", start_at=start_at,
+            start_in_s=delay_s,
+        )  # fmt: skip
         return Job(self, self.request(request).job)
 
     def jobs(self, kind: str | None = None, *, limit: int = 1000) -> list[Job]:
@@ -185,6 +194,18 @@ class Client:
         job = Job(self, id)
         job.info()
         return job
+
+    def queue(self) -> wire.QueueInfo:
+        """Whether the whole queue is paused, and how many jobs of whom are in it."""
+        return self.request(wire.GetQueue())
+
+    def pause_queue(self, reason: str = "") -> wire.QueueInfo:
+        """Start no job any more, until `resume_queue`; those that run go on. For operators: `NotAllowed`."""
+        return self.request(build(wire.ControlQueue, action="pause", reason=reason))
+
+    def resume_queue(self) -> wire.QueueInfo:
+        """Start jobs again. For operators: `NotAllowed`."""
+        return self.request(wire.ControlQueue(action="resume"))
 
     # ---------------------------------------------------------------------------------------------------------------- plumbing
     def request(self, request: wire.Request, *, timeout: float | None = None) -> Any:
@@ -283,8 +304,22 @@ class Job:
         return self._control("resume", steps)
 
     def retry(self) -> wire.JobInfo:
-        """Queue a failed or cancelled job again; it goes on from its checkpoint, if there is one."""
+        """Queue a failed or cancelled job again; it goes on from its checkpoint, if there is one. One that waits for its next attempt
+        after a crash does not wait any longer."""
         return self._control("retry")
+
+    def start(self) -> wire.JobInfo:
+        """Let a queued or paused job start before all others as soon as there is a place, also before its time and while the queue is
+        paused."""
+        return self._control("start")
+
+    def pin(self) -> wire.JobInfo:
+        """Keep it: retention passes over it, and `rm` refuses it, until `unpin`."""
+        return self._control("pin")
+
+    def unpin(self) -> wire.JobInfo:
+        """Undo `pin`."""
+        return self._control("unpin")
 
     def rm(self) -> wire.JobInfo:
         """Delete an ended job with all its files; what it was."""

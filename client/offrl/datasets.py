@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from offrl import upload, wire
+from offrl import named, upload, wire
 from offrl.errors import Conflict, InvalidInput, OffrlError, StoreExists, Unknown
 from offrl.job import NAME_PATTERN, DatasetExportSpec, ImportSpec
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 FILE_ENDINGS = (".hdf5", ".h5", ".npz")
 EXPORT_FORMATS = {".hdf5": "d4rl", ".h5": "d4rl", ".npz": "npz"}  # anything else: a store's folder
-EXPORT_FOLDERS = ("store", "minari")  # the formats that are folders
+EXPORT_FOLDERS = ("store", "minari", "torchrl", "gen_dgrl")  # the formats that are folders
 
 
 def export_format(out: str | os.PathLike[str], format: str | None) -> str:
@@ -53,7 +53,8 @@ class Datasets:
 
         Args:
             source: the path of a file or folder; a dict of arrays (observations, actions, rewards, terminals, timeouts: one row per step);
-                an iterable of `offrl_store.Episode`; or an `offrl_store.EpisodeStore`.
+                an iterable of `offrl_store.Episode`; or an `offrl_store.EpisodeStore`. Or a name (`offrl.named`): ``cartpole-replay``,
+                ``breakout-mixed-v0``, ``hopper-medium-v2``, ``D4RL/pointmaze/umaze-v2``, which the daemon makes or fetches.
             format: a name of the daemon's importers; by default found from the content.
             options: what the format can be told, by name (docs/datasets.md).
             skip_bad: leave out episodes that cannot be used; the result's ``skipped`` names them. Otherwise the first one is an error.
@@ -64,6 +65,8 @@ class Datasets:
         Raises:
             Conflict: a dataset of that name exists.
             InvalidInput: a missing or bad file; nothing is left behind.
+            Unknown: neither a file nor a name that stands for a dataset.
+            DownloadFailed: the daemon could not fetch a file; what came of it is kept for the next attempt.
             DiskFull: here or on the daemon's side.
         """
         how = {"format": format, "append": False, "options": dict(options or {}), "skip_bad": skip_bad}
@@ -100,7 +103,7 @@ class Datasets:
     def export(self, name: str, out: str | os.PathLike[str], format: str | None = None, *, follow: Events = None) -> Path:
         """Write a dataset to ``out``: ``.hdf5`` or ``.h5`` in the form of D4RL, ``.npz``, or else a store's folder (which must not exist).
 
-        format: ``d4rl``, ``npz``, ``store``, ``minari`` (a folder, which must not exist), ``d3rlpy`` or ``d3rlpy-v1``, whatever the ending.
+        format: a name of the daemon's exporters, whatever the ending (docs/datasets.md).
         Raises `Unknown`, `InvalidInput` (``out`` cannot be written), `DiskFull`.
         """
         from offrl import download
@@ -171,6 +174,12 @@ class Datasets:
             if path is None:
                 raise InvalidInput(f"a path on the daemon's side is a text, not {type(source).__name__}", hint="leave on_daemon out")
             return self._run(_build(ImportSpec, dataset=name, path=path, **how), follow)
+        if how["format"] is None and isinstance(source, str) and not os.path.exists(source) and named.may_be_name(source):
+            try:
+                named.find(source)
+            except Unknown as error:
+                raise Unknown(f"there is neither a file nor a dataset by the name of {source!r}", hint=error.hint) from None
+            return self._run(_build(ImportSpec, dataset=name, named=source, **how), follow)
         with _as_files(source, schema) as files:
             return self._import_files(name, files, how, progress, follow)
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, FailFast, Field
 
 from offrl_store.errors import InvalidInput
 
@@ -72,12 +72,12 @@ class TrainSpec(_Spec):
     algorithm: Annotated[str, Field(min_length=1, max_length=100)]
     dataset: Name
     steps: Annotated[int, Field(ge=1, le=10**12)] = 100_000          # gradient updates
-    seeds: Annotated[list[Seed], Field(min_length=1, max_length=1024)] = [0]
+    seeds: Annotated[list[Seed], Field(min_length=1, max_length=1024), FailFast()] = [0]
     config: dict[str, Any] = {}                                       # dotted setting -> value, as in --set
     preset: Annotated[str, Field(max_length=100)] | None = None
     eval_env: Annotated[str, Field(max_length=200)] | None = None     # gymnasium id
     eval_episodes: Annotated[int, Field(ge=1, le=100_000)] = 20
-    eval_every: Annotated[int, Field(ge=1)] | None = None             # updates; None: at the end only
+    eval_every: Annotated[int, Field(ge=1, le=10**12)] | None = None  # updates; None: at the end only
     validation: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0         # share of the episodes held out
     runner: Literal["auto", "eager", "compile", "graph"] = "auto"
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
@@ -97,12 +97,14 @@ def taken(text: str) -> tuple[str, int | None]:
 
 
 class ImportSpec(_Spec):
-    """Read a finished upload, or a path below an import root of the daemon, into a new dataset or onto an existing one."""
+    """Read a finished upload, a path below an import root of the daemon, or what a name stands for (`offrl.named`), into a new dataset or
+    onto an existing one."""
 
     kind: Literal["import"] = "import"
     dataset: Name
     upload: JobId | None = None
     path: Annotated[str, Field(max_length=4096)] | None = None
+    named: Annotated[str, Field(max_length=200)] | None = None        # cartpole-replay, breakout-mixed-v0, hopper-medium-v2, ...
     format: Annotated[str, Field(max_length=40)] | None = None        # None: found from the content
     append: bool = False
     options: dict[Annotated[str, Field(max_length=100)], Any] = {}    # of the format
@@ -115,7 +117,7 @@ class ExportSpec(_Spec):
     kind: Literal["export"] = "export"
     job: JobId
     seed: Seed | None = None                                          # None: the first trained
-    step: Annotated[int, Field(ge=0)] | None = None                   # None: the newest checkpoint
+    step: Annotated[int, Field(ge=0, lt=2**63)] | None = None         # None: the newest checkpoint
     format: Literal["onnx", "torchscript"] = "onnx"
 
 
@@ -124,7 +126,7 @@ class DatasetExportSpec(_Spec):
 
     kind: Literal["dataset_export"] = "dataset_export"
     dataset: Name
-    format: Literal["d4rl", "npz", "store", "minari", "d3rlpy", "d3rlpy-v1"]
+    format: Literal["d4rl", "npz", "store", "minari", "d3rlpy", "d3rlpy-v1", "robomimic", "torchrl", "gen_dgrl"]
 
 
 JobSpec = Annotated[TrainSpec | ImportSpec | ExportSpec | DatasetExportSpec, Field(discriminator="kind")]

@@ -9,7 +9,7 @@ from offrl import wire
 # Chunks are left out: the upload that they belong to is noted when it is begun and when it is finished.
 READING: tuple[type[wire.Request], ...] = (
     wire.Ping, wire.Algorithms, wire.ListJobs, wire.GetJob, wire.GetEvents, wire.ReadLog, wire.ListDatasets, wire.GetDataset,
-    wire.ReadArtifact, wire.WriteChunk, wire.ReadAudit, wire.Overview, wire.GetSettings, wire.Checkup,
+    wire.ReadArtifact, wire.WriteChunk, wire.ReadAudit, wire.Overview, wire.GetSettings, wire.Checkup, wire.GetQueue,
 )  # fmt: skip
 
 
@@ -26,6 +26,10 @@ def changes(request: wire.Request, reply: wire.Reply | None = None) -> bool:
 def described(request: wire.Request, reply: wire.Reply | None) -> dict[str, Any]:
     """The names of what a request is about: job, dataset, upload, and how a submission was meant."""
     told: dict[str, Any] = {name: getattr(request, name, None) for name in ("job", "upload", "key", "priority", "after")}
+    if isinstance(request, wire.Submit):
+        told.update(start_at=request.start_at, start_in_s=request.start_in_s)
+    if isinstance(request, wire.ControlQueue):
+        told.update(control=request.action, reason=request.reason)
     if isinstance(request, wire.ControlJob):
         told["control"] = request.action
     if isinstance(request, wire.RemoveDataset):

@@ -22,6 +22,7 @@ from offrl.wire import Check
 from offrl_store.errors import OffrlError
 from offrld.daemon.config import Settings
 from offrld.daemon.database import Connection
+from offrld.daemon.queue import UNFINISHED, paused
 from offrld.daemon.state import State
 from offrld.executors.local import LocalExecutor
 
@@ -131,6 +132,19 @@ def database(db: Connection) -> Check:
         return Check(name="database", status="fail", message=f"the queue's database is damaged: {found[0]}",
                      hint="stop the daemon and put the last back-up of queue.sqlite in its place")  # fmt: skip
     return Check(name="database", status="ok", message=f"whole, {jobs} jobs")
+
+
+def queue(db: Connection) -> Check:
+    """Whether jobs are started."""
+    pause = paused(db)
+    counts = {row[0]: row[1] for row in db.execute(f"SELECT state, count(*) FROM jobs WHERE state IN {UNFINISHED} GROUP BY state")}
+    message = ", ".join(f"{count} {state}" for state, count in sorted(counts.items())) or "empty"
+    if pause is None:
+        return Check(name="queue", status="ok", message=message)
+    since = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(pause.at))
+    why = f": {pause.reason}" if pause.reason else ""
+    message = f"paused by {pause.by} since {since} UTC{why}; {message}"
+    return Check(name="queue", status="warn", message=message, hint="`offrl queue resume`")
 
 
 def versions() -> dict[str, str]:

@@ -132,6 +132,7 @@ class _Queue(Collector):
         yield GaugeMetricFamily("offrld_job_updates_per_second", "of each running job", labels=["job", "algorithm"])
         yield GaugeMetricFamily("offrld_job_step", "updates done, of each running job", labels=["job", "algorithm"])
         yield GaugeMetricFamily("offrld_queue_oldest_seconds", "how long the job that has waited longest has waited; 0: none waits")
+        yield GaugeMetricFamily("offrld_queue_paused", "1 while the whole queue is paused, else 0")
         yield GaugeMetricFamily("offrld_datasets", "datasets")
         yield GaugeMetricFamily("offrld_datasets_bytes", "bytes in all datasets, as their imports told")
         yield GaugeMetricFamily("offrld_uploads_open", "uploads that are under way")
@@ -159,6 +160,7 @@ class _Queue(Collector):
                 if job.updates_per_second is not None:
                     empty["offrld_job_updates_per_second"].add_metric(labels, job.updates_per_second)
             single["offrld_queue_oldest_seconds"] = max(0.0, time.time() - told.oldest) if told.oldest is not None else 0.0
+            single["offrld_queue_paused"] = int(told.paused)
             single["offrld_datasets"], single["offrld_datasets_bytes"] = told.datasets, told.dataset_bytes
         for name, value in single.items():
             empty[name].add_metric([], value)

@@ -16,6 +16,7 @@ LEAST: dict[type[wire.Request], str] = {
     wire.Algorithms: READER,
     wire.ListJobs: READER,
     wire.GetJob: READER,
+    wire.GetQueue: READER,
     wire.GetEvents: READER,
     wire.ReadLog: READER,
     wire.ListDatasets: READER,
@@ -30,6 +31,7 @@ LEAST: dict[type[wire.Request], str] = {
     wire.FinishUpload: SUBMITTER,
     wire.ControlJob: SUBMITTER,     # its own jobs: `check_owner`
     wire.Checkup: SUBMITTER,        # writes to the disk, and may start a process
+    wire.ControlQueue: OPERATOR,
     wire.RemoveDataset: OPERATOR,
     wire.ReadAudit: OPERATOR,
 }  # fmt: skip

@@ -8,7 +8,7 @@ SCHEMA_VERSION = 2
 # how far events.jsonl was taken over, written in the same transaction as the events themselves; `intent` is what a user wants of a
 # running job (pause, cancel, or resume after a pause that is under way) and survives the daemon. A queued job is not started before
 # `start_at` (asked for) and `retry_at` (after a crash), seconds since the epoch; `crashes` counts its attempts that crashed in a row;
-# `forced`: somebody said that it shall start although the queue is paused; `kept`: retention passes over it; `rerun_of` is the job
+# `forced`: somebody said that it shall start although the queue is paused; `pinned`: retention passes over it; `rerun_of` is the job
 # that it repeats. A key is its owner's: two may use the same.
 JOBS = """
 CREATE TABLE {name} (
@@ -31,7 +31,7 @@ CREATE TABLE {name} (
     retry_at           REAL,
     crashes            INTEGER NOT NULL DEFAULT 0,
     forced             INTEGER NOT NULL DEFAULT 0,
-    kept               INTEGER NOT NULL DEFAULT 0,
+    pinned             INTEGER NOT NULL DEFAULT 0,
     intent             TEXT NOT NULL DEFAULT '',
     reason             TEXT NOT NULL DEFAULT '',
     error              TEXT,

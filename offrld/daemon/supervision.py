@@ -17,6 +17,7 @@ from offrl.job import JobState
 STOPPED = 75  # exit status of a worker that was told to terminate, or found another worker in its run folder: nothing is wrong with the job
 TAIL_LINES, TAIL_BYTES = 20, 4000   # of the log, kept with the error
 CRASHED, OUT_OF_MEMORY, KILLED, HUNG = "worker_crashed", "out_of_memory", "worker_killed", "worker_hung"
+RETRIED = (CRASHED, OUT_OF_MEMORY, KILLED, HUNG)  # by themselves: the job may well do better the next time
 HINTS = {
     CRASHED: "`offrl logs JOB` shows all that it said; `offrl retry JOB` goes on from the last checkpoint",
     OUT_OF_MEMORY: "use a smaller batch_size, fewer seeds or fewer jobs at once, or a machine with more memory",

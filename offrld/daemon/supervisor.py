@@ -35,6 +35,7 @@ from offrld.executors.oom import OomCounter
 
 GATHER_S = 0.05      # lines that come so close together are taken over in one transaction
 RETRY_S = 2.0        # before the queue is tried again where it could not be written (full disk)
+CLOCK_S = 2.0        # between two looks at the clock while jobs wait for a time
 HOUSEKEEPING_S = 3600.0
 LOOK_S = 5.0         # between two looks at a running worker: whether it lives, and whether the kernel has ended processes for their memory
 OOM_S = 1.0          # between the kernel's count and the end of the process that it was for
@@ -127,12 +128,12 @@ class Supervisor:
             self._wake.clear()
             try:
                 await self._start_jobs()
+                wait = await self._until_next_start()
             except OffrlError as error:
                 log.error("the queue cannot be used: %s", error)
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), RETRY_S)
-                self._wake.set()
-            await self._wake.wait()
+                wait = RETRY_S
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), wait)
 
     async def stop(self) -> None:
         """Stop all workers: they have the grace to make a checkpoint, and their jobs go back to the queue."""
@@ -161,10 +162,18 @@ class Supervisor:
         for lane, count in slots.items():
             while self._busy[lane] < count and not self._stopping:
                 fitting = _Fitting(self.devices) if lane == "train" else None
-                job = await self._database.write(queue.claim, lane, fitting)
+                job = await self._database.write(
+                    queue.claim, lane, fitting, longest_retry_s=self._settings.retry.max_s,
+                    most=self._settings.limits.running_per_owner if lane == "train" else 0,
+                )  # fmt: skip
                 if job is None:
                     break
                 self._begin(job, self._work, fitting.place if fitting is not None else None)
+
+    async def _until_next_start(self) -> float | None:
+        """Seconds until a job may start that waits for a time; None where none does. Looked at again now and then: clocks are set."""
+        at = await self._database.read(queue.next_start)
+        return None if at is None else min(max(at - time.time(), 0.0) + 0.01, CLOCK_S)
 
     def _begin(self, job: Job, work: Work, place: devices.Place | None = None) -> None:
         self._busy[job.lane] += 1
@@ -267,7 +276,7 @@ class Supervisor:
             "type": "start", "job": job.id, "attempt": job.attempt, "state_dir": str(self._state.root), "spec": job.spec,
             "snapshot": job.snapshot, "import_roots": [str(root) for root in self._settings.import_roots],
             "folder": str(self._state.job(job.id)), "log": str(self._state.log(job.id)), "device": chosen,
-            "environment": self.devices.environment(attempt.place, device),
+            "environment": self._settings.named.environment() if job.kind == "import" else self.devices.environment(attempt.place, device),
             "stop_s": 0.9 * self._settings.grace.stop_s,  # so that the worker still says in its log what has become of its checkpoint
         }  # fmt: skip
 
@@ -323,7 +332,9 @@ class Supervisor:
         job = attempt.job
         while True:
             try:
-                return await self._database.write(queue.finish, job.id, job.attempt, self._state.events(job.id), how)
+                return await self._database.write(
+                    queue.finish, job.id, job.attempt, self._state.events(job.id), how, self._settings.retry
+                )
             except (OffrlError, OSError) as error:
                 log.error("job %s: its end cannot be recorded yet: %s", job.id, error)
                 await asyncio.sleep(RETRY_S)

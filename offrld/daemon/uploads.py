@@ -1,12 +1,14 @@
 """Uploads: files arrive in checksummed chunks beside the datasets and become usable only when they are whole.
 
-``uploads/ID/manifest.json`` lists what will come, ``files/`` holds what came, ``finished`` marks that everything arrived and was
-checked. A chunk that was acknowledged survives the daemon; the bytes are on the disk for certain (synced, SHA-256 compared) when
-`finish` returns, and what a power cut took before that is found then and asked for again.
+``uploads/ID/manifest.json`` lists what will come, ``owner`` says whose it is, ``files/`` holds what came, ``finished`` marks that
+everything arrived and was checked. Only its owner or an operator goes on with an upload, or uses it. A chunk that was acknowledged
+survives the daemon; the bytes are on the disk for certain (synced, SHA-256 compared) when `finish` returns, and what a power cut took
+before that is found then and asked for again.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -16,8 +18,10 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from offrl.errors import Conflict, DiskFull, InvalidInput, Unknown
+from offrl.errors import Conflict, DiskFull, InvalidInput, NotAllowed, Unknown
 from offrl.wire import FileEntry
+from offrld.daemon.caller import Caller
+from offrld.daemon.rights import OPERATOR
 from offrld.daemon.state import open_below, relative_parts, sync_folder, write_durably
 
 
@@ -29,12 +33,14 @@ class Uploads:
         self._limit = limit
         self._keep_free = keep_free
         self._sizes: dict[str, dict[str, int]] = {}  # upload -> path -> declared size, for those in use
+        self._owners: dict[str, str] = {}            # upload -> name of who began it
 
-    def open(self, upload: str, files: list[FileEntry]) -> dict[str, int]:
-        """Begin, or go on with, an upload; bytes already there per path. Raises `InvalidInput`, `Conflict`, `DiskFull`."""
+    def open(self, upload: str, files: list[FileEntry], caller: Caller) -> dict[str, int]:
+        """Begin, or go on with, an upload; bytes already there per path. Raises `InvalidInput`, `Conflict`, `DiskFull`, `NotAllowed`."""
         wanted = [file.model_dump() for file in files]
         folder = self._folder / upload
         if (folder / "manifest.json").exists():
+            self.check_owner(upload, caller)
             if self._manifest(upload) != wanted:
                 raise Conflict(f"upload {upload} was begun with other files", hint="take a new id")
             os.utime(folder)  # it is still wanted
@@ -52,12 +58,14 @@ class Uploads:
             (folder / "files").joinpath(*relative_parts(file.path)).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         for file in files:
             os.close(open_below(folder / "files", file.path, os.O_WRONLY | os.O_CREAT))
-        write_durably(folder / "manifest.json", json.dumps(wanted).encode())
+        (folder / "owner").write_text(caller.name)
+        write_durably(folder / "manifest.json", json.dumps(wanted).encode())  # last: with it the upload is begun
         sync_folder(self._folder)
         return {file.path: 0 for file in files}
 
-    def write(self, upload: str, path: str, offset: int, data: bytes, crc32: int) -> int:
+    def write(self, upload: str, path: str, offset: int, data: bytes, crc32: int, caller: Caller) -> int:
         """Append a chunk; bytes of that file that are there now. One that is there already (its answer was lost) is acknowledged again."""
+        self.check_owner(upload, caller)
         if zlib.crc32(data) != crc32:
             raise InvalidInput(f"the chunk of {path!r} at byte {offset} arrived damaged (its CRC-32 differs)", hint="send it again")
         size = self._declared(upload).get(path)
@@ -80,8 +88,9 @@ class Uploads:
         finally:
             os.close(descriptor)
 
-    def finish(self, upload: str) -> None:
+    def finish(self, upload: str, caller: Caller) -> None:
         """Check sizes and SHA-256, make everything durable, mark it usable. A damaged file is emptied, to be sent again."""
+        self.check_owner(upload, caller)
         folder = self._folder / upload
         manifest = self._manifest(upload)
         if (folder / "finished").exists():
@@ -102,8 +111,18 @@ class Uploads:
         write_durably(folder / "finished", b"")
         self._sizes.pop(upload, None)
 
-    def check_usable(self, upload: str) -> None:
-        """`Unknown` or `Conflict` where an import could not read it."""
+    def check_owner(self, upload: str, caller: Caller) -> None:
+        """`NotAllowed` where an upload is somebody else's and the caller no operator, `Unknown` where there is none."""
+        if upload not in self._owners:
+            self._manifest(upload)
+            with contextlib.suppress(FileNotFoundError):  # begun with a daemon of before: an operator's
+                self._owners[upload] = (self._folder / upload / "owner").read_text()
+        if self._owners.get(upload) != caller.name and not caller.may(OPERATOR):
+            raise NotAllowed(f"{caller} may go on with its own uploads only: {upload} is another's", hint="begin one with another id")
+
+    def check_usable(self, upload: str, caller: Caller) -> None:
+        """`Unknown`, `Conflict` or `NotAllowed` where an import could not read it."""
+        self.check_owner(upload, caller)
         self._manifest(upload)
         if not (self._folder / upload / "finished").exists():
             raise Conflict(f"upload {upload} is not finished", hint="send the rest, then finish_upload")
@@ -115,6 +134,7 @@ class Uploads:
     def remove(self, upload: str) -> None:
         """Delete an upload; nothing happens where there is none."""
         self._sizes.pop(upload, None)
+        self._owners.pop(upload, None)
         shutil.rmtree(self._folder / upload, ignore_errors=True)
 
     def expired(self, age_s: float) -> list[str]:

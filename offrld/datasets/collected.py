@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from offrl.named import Named
+from offrl.rollout import make_env
 from offrl_store import Batch
 from offrl_store.errors import InvalidInput
-from offrld.collect import RandomBehaviour, collect_episodes, make_environment, schema_of
+from offrld.collect import RandomBehaviour, collect_episodes, schema_of
 from offrld.importers.source import Source, SourceEpisode
 
 STEPS = 20_000
@@ -32,7 +33,7 @@ def open_named(named: Named, message: Callable[[str], None], seed: int = 0, step
     for what, value, least in (("seed", seed, 0), ("steps", steps, 1)):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise InvalidInput(f"{what} is {value!r}", hint=f"give a whole number from {least}")
-    env = make_environment(named.env_id)
+    env = make_env(named.env_id)
     env.reset(seed=seed)
     env.action_space.seed(seed)
     if named.name in AGENTS:

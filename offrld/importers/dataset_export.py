@@ -30,8 +30,12 @@ from offrl_store.errors import DiskFull, EmptyStore, InvalidInput
 from . import native
 from .calm_file import CalmFile
 from .columns import BLOCK_BYTES
+from .exporting import Export, Progress
+from .gen_dgrl_export import write_gen_dgrl
 from .ingest import import_into
-from .recorded_export import Export, Progress, write_d3rlpy, write_d3rlpy_v1, write_minari
+from .recorded_export import write_d3rlpy, write_d3rlpy_v1, write_minari
+from .robomimic_export import write_robomimic
+from .torchrl_export import write_torchrl
 
 
 def export_dataset(
@@ -41,7 +45,8 @@ def export_dataset(
     """Writes the episodes that ``store`` sees to ``out_path``, which must not exist; it appears there when it is complete.
 
     Args:
-        format: ``d4rl``, ``npz``, ``store``, ``minari`` (a folder), ``d3rlpy`` (version 2, layout 2.1) or ``d3rlpy-v1``.
+        format: ``d4rl``, ``npz``, ``store``, ``minari`` (a folder), ``d3rlpy`` (version 2, layout 2.1), ``d3rlpy-v1``, ``robomimic``,
+            ``torchrl`` (a folder) or ``gen_dgrl`` (a folder).
         compress: gzip in HDF5, deflate in ``.npz``; without meaning for ``store``.
         progress: called with (episodes done, episodes in all); ``npz`` goes through the episodes once per array.
         message: called with a line for everything that the format has no place for.
@@ -240,8 +245,8 @@ def _write_store(export: Export) -> None:
 #: Format name -> what writes it.
 EXPORTS: dict[str, Callable[[Export], None]] = {
     "d4rl": _write_d4rl, "npz": _write_npz, "store": _write_store, "minari": write_minari, "d3rlpy": write_d3rlpy,
-    "d3rlpy-v1": write_d3rlpy_v1,
+    "d3rlpy-v1": write_d3rlpy_v1, "robomimic": write_robomimic, "torchrl": write_torchrl, "gen_dgrl": write_gen_dgrl,
 }  # fmt: skip
 
 #: The formats that are folders; the others are single files.
-FOLDERS = ("store", "minari")
+FOLDERS = ("store", "minari", "torchrl", "gen_dgrl")

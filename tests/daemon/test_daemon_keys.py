@@ -165,6 +165,8 @@ def requests(job: str, dataset: str) -> dict[type[wire.Request], wire.Request]:
         wire.GetEvents: wire.GetEvents(job=job),
         wire.ReadLog: wire.ReadLog(job=job),
         wire.ControlJob: wire.ControlJob(job=job, action="cancel"),
+        wire.GetQueue: wire.GetQueue(),
+        wire.ControlQueue: wire.ControlQueue(action="resume"),
         wire.ListDatasets: wire.ListDatasets(),
         wire.GetDataset: wire.GetDataset(name=dataset),
         wire.RemoveDataset: wire.RemoveDataset(name="no-such-dataset"),

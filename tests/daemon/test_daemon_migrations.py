@@ -10,7 +10,7 @@ import pytest
 
 from offrl.errors import Conflict, StoreCorrupt
 from offrl.job import TrainSpec
-from offrld.daemon import events, migrations, queue, records
+from offrld.daemon import events, infos, migrations, queue, records
 from offrld.daemon.database import connect, transaction
 from offrld.daemon.schema import SCHEMA_VERSION
 
@@ -50,9 +50,10 @@ def test_a_queue_of_version_1_keeps_its_jobs(tmp_path: Path, early: bool) -> Non
     assert (first.seq, first.priority, first.key, first.attempt, first.created_at, first.snapshot) == (3, 4, "k", 2, 7.5, "0:1:ab")
     assert first.metrics == {"loss": {"0": 1.5}}
     assert (first.owner, second.owner) == (None if early else "arm1", None)
-    assert (first.start_at, first.retry_at, first.crashes, first.forced, first.kept, first.rerun_of) == (None, None, 0, False, False, None)
+    assert (first.start_at, first.retry_at, first.crashes, first.rerun_of) == (None, None, 0, None)
+    assert not first.forced and not first.pinned
     assert [event.n for event in events.after(db, "first", 0, 10)[0]] == [1]
-    assert records.waits_for(db) == {"second": ["first"]}
+    assert infos.waits_for(db) == {"second": ["first"]}
     if not early:
         assert transaction(db, "BEGIN", queue.sizes, first)[1] == 123
 

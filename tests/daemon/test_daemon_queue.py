@@ -9,7 +9,7 @@ import pytest
 
 from offrl.errors import Conflict, DiskFull, InvalidInput, StoreCorrupt, Unknown
 from offrl.job import ExportSpec, ImportSpec, JobState, TrainSpec
-from offrld.daemon import datasets, events, queue, records
+from offrld.daemon import datasets, events, infos, queue, records
 from offrld.daemon.database import Connection, connect, transaction, translate
 from offrld.daemon.supervision import Exit, outcome
 
@@ -64,7 +64,7 @@ def test_a_job_waits_for_the_success_of_others(db: Connection, path: Path) -> No
     claimed = [do(db, queue.claim, "train").id for _ in range(2)]
     assert claimed == [first, second]
     assert do(db, queue.claim, "train") is None
-    assert do(db, records.info, last).reason == f"waits for {first}, {second}"
+    assert do(db, infos.info, last).reason == f"waits for {first}, {second}"
     do(db, queue.finish, first, 1, path, Exit(0, last_line=b'{"type":"end","state":"succeeded"}'))
     assert do(db, queue.claim, "train") is None
     with pytest.raises(Conflict, match=last):
@@ -152,7 +152,7 @@ def test_lines_are_taken_over_once_and_whole(db: Connection, path: Path) -> None
         (3, "progress", 1, ""), (4, "progress", 2, ""), (5, "message", 0, "hello"),
     ]  # fmt: skip
     assert (cursor, ended) == (5, False)
-    info = records.info(db, job)
+    info = infos.info(db, job)
     assert (info.step, info.updates_per_second, info.metrics) == (2, 2.5, {"loss": {"0": 2.5}})
 
 

@@ -89,10 +89,10 @@ def test_minari_s_arrow_form_equals_the_first_episodes_of_the_flat_file(shared_d
             assert not ours.terminated and not ours.final_missing
 
 
-def test_files_of_other_formats_say_what_they_are(shared_data):
-    formats = shared_data / "formats"
+def test_files_of_other_formats_say_what_they_are(shared_data, tmp_path):
     with pytest.raises(InvalidInput, match="it is a folder of datasets; give one of them, for example cartpole/replay-v0"):
         open_source(shared_data / "minari")
-    with pytest.raises(InvalidInput, match="it is a folder with buffer_metadata") as error:
-        open_source(formats / "torchrl-pendulum")
+    (tmp_path / "notes.md").write_text("no data")
+    with pytest.raises(InvalidInput, match=r"it is a folder with notes\.md") as error:
+        open_source(tmp_path)
     assert all(name in error.value.hint for name in ("d4rl", "minari", "npz", "d3rlpy", "store"))

@@ -206,7 +206,8 @@ def test_a_handle_on_a_full_disk_says_so(tmp_path):
 
 
 def test_every_format_is_tested_somewhere():
-    assert set(EXPORTS) == {*RECORDED, "d4rl", "npz", "store"} and set(FOLDERS) == {"minari", "store"}
+    assert set(EXPORTS) == {*RECORDED, "d4rl", "npz", "store", "robomimic", "torchrl", "gen_dgrl"}
+    assert set(FOLDERS) == {"minari", "store", "torchrl", "gen_dgrl"}
 
 
 # --- Their own readers ------------------------------------------------------------------------------------------------------------

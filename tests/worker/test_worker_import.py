@@ -110,6 +110,15 @@ def test_a_path_outside_the_import_roots_is_refused(start, shared_data, tmp_path
     assert folders(tmp_path) == []
 
 
+def test_a_folder_below_an_import_root_may_hold_no_links(start, shared_data, tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "link.hdf5").symlink_to(shared_data / "pendulum-replay.hdf5")
+    end = start("job-1", {"kind": "import", "dataset": "x", "path": str(folder)}, import_roots=[str(tmp_path)]).end()
+    assert (end["state"], end["error"]["code"]) == ("failed", "invalid_input")
+    assert "symbolic link" in end["error"]["message"]
+
+
 def test_a_name_that_is_taken_is_refused(start, upload, shared_data, tmp_path):
     spec = {"kind": "import", "dataset": "cartpole", "upload": upload(shared_data / "cartpole-replay.hdf5")}
     assert start("job-1", spec).end()["state"] == "succeeded"

@@ -97,7 +97,8 @@ def export(
     name: Known,
     out: Annotated[str, typer.Argument(metavar="OUT", help="Where to: .hdf5 or .h5 (D4RL), .npz, else a store's folder.")],
     format: Annotated[
-        str | None, typer.Option("--format", metavar="F", help="d4rl, npz, store, minari, d3rlpy or d3rlpy-v1; default: by the ending.")
+        str | None,
+        typer.Option("--format", metavar="F", help="d4rl, npz, store, minari, d3rlpy, d3rlpy-v1, robomimic, torchrl or gen_dgrl.")
     ] = None,
     as_json: Json = False,
 ) -> None:

@@ -1,4 +1,4 @@
-"""Commands about jobs: status, logs, wait, cancel, pause, resume, retry, rm."""
+"""Commands about jobs: status, logs, wait, cancel, pause, resume, retry, start, pin, unpin, rm."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from offrl.cli import completion
-from offrl.cli.output import Json, emit, number, pairs, rich_table, seconds, table, talk
+from offrl.cli.output import Json, emit, moment, number, pairs, rich_table, seconds, table, talk
+from offrl.cli.queue import paused
 
 if TYPE_CHECKING:
     from offrl.client import Client, Job
@@ -22,7 +23,7 @@ LOOK_S = 1.0  # between two looks of `status --watch` at all jobs
 
 def register(app: typer.Typer) -> None:
     """Put the commands of this file into ``app``."""
-    for command in (status, logs, wait, cancel, pause, resume, retry, rm):
+    for command in (status, logs, wait, cancel, pause, resume, retry, start, pin, unpin, rm):
         app.command()(command)
 
 
@@ -41,6 +42,8 @@ def status(
         if job is None:
             infos = _watch_all(client, kind, as_json) if watch else _infos(client, kind)
             emit(infos) if as_json else table(HEADERS, [_row(info) for info in infos], right=HEADERS[5:7])
+            if (pause := client.queue().paused) is not None and not as_json:
+                talk(paused(pause))
             return
         found = client.job(job)
         if watch and not found.last.state.ended:
@@ -105,9 +108,45 @@ def retry(job: JobArgument, as_json: Json = False) -> None:
     _control(job, "retry", as_json)
 
 
-def rm(job: JobArgument, as_json: Json = False) -> None:
-    """Delete an ended job and its files."""
-    _control(job, "rm", as_json)
+def start(job: JobArgument, as_json: Json = False) -> None:
+    """Let a queued or paused job start next, also before its time and while the queue is paused."""
+    _control(job, "start", as_json)
+
+
+def pin(job: JobArgument, as_json: Json = False) -> None:
+    """Keep a job: retention and `rm` leave it alone."""
+    _control(job, "pin", as_json)
+
+
+def unpin(job: JobArgument, as_json: Json = False) -> None:
+    """Undo `pin`."""
+    _control(job, "unpin", as_json)
+
+
+def rm(
+    jobs: Annotated[list[str], typer.Argument(metavar="JOB...", help="Ids of jobs.", autocompletion=completion.jobs)],
+    as_json: Json = False,
+) -> None:
+    """Delete ended jobs and their files; of several each that can be, and the first that cannot is the error."""
+    from offrl.client import Client, Job
+    from offrl.errors import OffrlError
+
+    removed, refused = [], []
+    with Client() as client:
+        for job in jobs:
+            try:
+                removed.append({**Job(client, job).rm().model_dump(mode="json"), "removed": True})
+            except OffrlError as error:
+                refused.append(error)
+                if len(jobs) > 1:
+                    talk(f"not removed: {error}")
+                continue
+            if not as_json:
+                print(f"removed {job}")
+    if refused:
+        raise refused[0]
+    if as_json:
+        emit(removed[0] if len(jobs) == 1 else removed)
 
 
 # ------------------------------------------------------------------------------------------------------------------- plumbing
@@ -116,9 +155,7 @@ def _control(job: str, action: str, as_json: bool, **options: Any) -> None:
 
     with Client() as client:
         info = getattr(Job(client, job), action)(**options)
-    if action == "rm":
-        emit({**info.model_dump(mode="json"), "removed": True}) if as_json else print(f"removed {job}")
-    elif as_json:
+    if as_json:
         emit(info)
     else:
         print(f"{job} {info.state.value}" + (f" ({info.reason})" if info.reason else ""))
@@ -210,6 +247,12 @@ def _print(info: Any) -> None:
         values.append(("seeds", " ".join(map(str, info.seeds))))
     if info.after:
         values.append(("after", " ".join(info.after)))
+    if info.start_at is not None:
+        values.append(("starts", f"not before {moment(info.start_at)}"))
+    if info.pinned:
+        values.append(("pinned", "yes"))
+    if info.rerun_of:
+        values.append(("rerun of", info.rerun_of))
     pairs(values)
     if info.metrics:
         seeds = sorted({seed for by_seed in info.metrics.values() for seed in by_seed}, key=lambda seed: (len(seed), seed))

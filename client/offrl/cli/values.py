@@ -1,13 +1,15 @@
-"""Values given as text on the command line: ``--set name=value``, ``--seeds 0-3``, ``--config FILE``, ``--map FIELD=COLUMNS``."""
+"""Values given as text on the command line: ``--set``, ``--seeds``, ``--config``, ``--map``, ``--at``."""
 
 from __future__ import annotations
 
 import re
 import tomllib
+from datetime import datetime
 from typing import Any
 
 from offrl.errors import InvalidInput
 
+UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 _BARE = re.compile(r"[A-Za-z_][A-Za-z0-9_.+/-]*")
 
 
@@ -41,6 +43,21 @@ def setting(text: str, option: str = "--set") -> tuple[str, Any]:
     if set(parsed) != {"value"}:
         raise InvalidInput(f"{option} {name}: {value!r} is more than one value", hint=f"give {option} once for each setting")
     return name, parsed["value"]
+
+
+def start(text: str | None) -> dict[str, Any]:
+    """When a job shall start, as arguments of `Client.submit`: ``+2h``, or an ISO time (of this machine's zone, unless it says another).
+
+    Raises `InvalidInput`.
+    """
+    if text is None:
+        return {}
+    if match := re.fullmatch(r"\+(\d{1,9}(?:\.\d{1,9})?)([smhdw])", text, re.ASCII):
+        return {"delay_s": float(match[1]) * UNITS[match[2]]}
+    try:
+        return {"at": datetime.fromisoformat(text)}
+    except ValueError:
+        raise InvalidInput(f"--at {text!r} is no time", hint="for example +2h, +30m, 2026-11-30T22:00 or 2026-11-30T21:00Z") from None
 
 
 def column_map(texts: list[str]) -> Any:

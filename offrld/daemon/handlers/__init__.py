@@ -7,7 +7,7 @@ from typing import Any
 
 from offrl import wire
 from offrld.daemon.app import App
-from offrld.daemon.handlers import artifacts, care, datasets, follow, jobs, service, uploads
+from offrld.daemon.handlers import artifacts, care, datasets, follow, jobs, queue, service, uploads
 
 Handler = Callable[[App, Any], wire.Reply | Awaitable[wire.Reply]]
 
@@ -19,6 +19,8 @@ HANDLERS: dict[type[wire.Request], Handler] = {
     wire.ListJobs: jobs.list_jobs,
     wire.GetJob: jobs.get_job,
     wire.ControlJob: jobs.control_job,
+    wire.GetQueue: queue.get_queue,
+    wire.ControlQueue: queue.control_queue,
     wire.GetEvents: follow.get_events,
     wire.ReadLog: follow.read_log,
     wire.ListDatasets: datasets.list_datasets,

@@ -12,6 +12,7 @@ from offrl.job import ExportSpec
 from offrld.daemon import artifacts, queue
 from offrld.daemon.app import App
 from offrld.daemon.caller import Caller
+from offrld.daemon.config import Limits
 from offrld.daemon.database import Connection
 from offrld.daemon.records import Job, find
 
@@ -35,7 +36,7 @@ async def open_artifact(app: App, request: wire.OpenArtifact) -> wire.Artifact:
             return found
         _check_policy(job, await app.catalog.ready())
         spec = ExportSpec(job=job.id, seed=found.seed, step=found.step, format=request.kind)
-        export = await app.database.write(_export, spec, app.caller())
+        export = await app.database.write(_export, spec, app.caller(), app.settings.limits)
     return wire.Artifact(job=export, ready=False)
 
 
@@ -48,7 +49,7 @@ def _check_policy(job: Job, catalog: dict[str, Any]) -> None:
             raise InvalidInput(f"job {job.id} is of {name}, which learns no policy", hint=hint)
 
 
-def _export(db: Connection, spec: ExportSpec, caller: Caller) -> str:
+def _export(db: Connection, spec: ExportSpec, caller: Caller, limits: Limits) -> str:
     """The unfinished export job that makes just this file, or a new one."""
     row = db.execute(
         f"SELECT id FROM jobs WHERE kind = 'export' AND state IN {queue.UNFINISHED} AND source = ? AND json(spec) = json(?)",
@@ -56,7 +57,7 @@ def _export(db: Connection, spec: ExportSpec, caller: Caller) -> str:
     ).fetchone()
     if row is not None:
         return str(row[0])
-    return queue.submit(db, spec, owner=caller.name)[0]
+    return queue.submit(db, spec, owner=caller.name, limits=limits)[0]
 
 
 async def read_artifact(app: App, request: wire.ReadArtifact) -> wire.Data:

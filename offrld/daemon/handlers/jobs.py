@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import os
+import time
 from pathlib import Path
 
-from offrl import wire
-from offrl.errors import Conflict, InvalidInput, NotAllowed
+from offrl import named, wire
+from offrl.errors import Conflict, InvalidInput
 from offrl.job import ImportSpec, TrainSpec
-from offrld.daemon import catalog, datasets, housekeeping, queue, records, rights, uses
+from offrld import import_roots
+from offrld.daemon import catalog, datasets, housekeeping, infos, queue, records, rights, uses
 from offrld.daemon.app import App
 from offrld.daemon.caller import Caller
 from offrld.daemon.database import Connection
@@ -20,6 +21,8 @@ LIST_BYTES = wire.MAX_MESSAGE - (1 << 16)
 async def submit(app: App, request: wire.Submit) -> wire.Submitted:
     """Check the job and put it into the queue."""
     spec = request.spec
+    if request.start_at is not None and request.start_in_s is not None:
+        raise InvalidInput("both start_at and start_in_s were given", hint="give one of them")
     if isinstance(spec, TrainSpec):
         spec = spec.model_copy(update={"config": catalog.flat(spec.config)})
     if request.key is not None:  # first: a repeated import would else find "its" dataset there already
@@ -47,7 +50,11 @@ def _submit(db: Connection, app: App, request: wire.Submit, spec: records.Spec, 
     """Queue a job with what it takes from others, in one transaction: none of them can be removed in between."""
     waits = [use.job for use in taken if uses.check(db, app.state, use)]
     after = [*request.after, *waits]
-    job, created = queue.submit(db, spec, owner=caller.name, priority=request.priority, after=after, key=request.key)
+    start_at = request.start_at if request.start_in_s is None else time.time() + request.start_in_s
+    job, created = queue.submit(
+        db, spec, owner=caller.name, priority=request.priority, after=after, key=request.key, start_at=start_at,
+        limits=app.settings.limits,
+    )  # fmt: skip
     if created:
         uses.pin(db, job, taken)
     return job, created
@@ -55,23 +62,19 @@ def _submit(db: Connection, app: App, request: wire.Submit, spec: records.Spec, 
 
 def _check_source(app: App, spec: ImportSpec) -> None:
     """The import's data is there and may be read."""
-    if (spec.upload is None) == (spec.path is None):
-        raise InvalidInput("an import reads an upload or a path: give exactly one of the two")
+    if (spec.upload, spec.path, spec.named).count(None) != 2:
+        raise InvalidInput("an import reads an upload, a path, or what a name stands for: give exactly one of the three")
     if spec.upload is not None:
-        app.uploads.check_usable(spec.upload)
+        app.uploads.check_usable(spec.upload, app.caller())
+    elif spec.path is not None:
+        import_roots.checked(spec.path, app.settings.import_roots)
     else:
-        path = Path(os.path.realpath(spec.path))  # links are followed before the comparison
-        roots = [Path(os.path.realpath(root)) for root in app.settings.import_roots]
-        if not Path(spec.path).is_absolute() or not any(path.is_relative_to(root) for root in roots):
-            allowed = ", ".join(map(str, roots)) or "none are configured"
-            raise NotAllowed(f"{spec.path!r} is not below an import root of the daemon ({allowed})", hint="let the client upload it")
-        if not path.exists():
-            raise InvalidInput(f"{spec.path!r} does not exist on the daemon's machine")
+        named.find(str(spec.named))
 
 
 async def list_jobs(app: App, request: wire.ListJobs) -> wire.JobList:
     """The newest jobs that fit into one message, in order of submission."""
-    jobs, left_off = await app.database.read(records.infos, request.kind, request.limit)
+    jobs, left_off = await app.database.read(infos.infos, request.kind, request.limit, app.settings.limits)
     size, first = 0, len(jobs)
     while first > 0:
         size += len(jobs[first - 1].model_dump_json())
@@ -83,11 +86,11 @@ async def list_jobs(app: App, request: wire.ListJobs) -> wire.JobList:
 
 async def get_job(app: App, request: wire.GetJob) -> wire.JobInfo:
     """One job."""
-    return await app.database.read(records.info, request.job)
+    return await app.database.read(infos.info, request.job, app.settings.limits)
 
 
 async def control_job(app: App, request: wire.ControlJob) -> wire.JobInfo:
-    """Cancel, pause, resume, retry, remove."""
+    """Cancel, pause, resume, retry, start, pin, remove."""
     await app.database.read(rights.check_owner, request.job, app.caller())  # an owner stays the same
     if request.action == "remove":
         return await _remove(app, request.job)
@@ -95,13 +98,13 @@ async def control_job(app: App, request: wire.ControlJob) -> wire.JobInfo:
         await _check_retry(app, request.job)
     _job, tell = await app.database.write(queue.control, request.job, request.action, request.steps)
     app.supervisor.tell(request.job, tell)
-    return await app.database.read(records.info, request.job)
+    return await app.database.read(infos.info, request.job, app.settings.limits)
 
 
 async def _check_retry(app: App, job: str) -> None:
     found = await app.database.read(records.find, job)
     if found.kind == "import" and found.state.ended and found.spec.get("upload"):
-        await asyncio.to_thread(app.uploads.check_usable, found.spec["upload"])
+        await asyncio.to_thread(app.uploads.check_usable, found.spec["upload"], app.caller())
 
 
 async def _remove(app: App, job: str) -> wire.JobInfo:
@@ -109,7 +112,7 @@ async def _remove(app: App, job: str) -> wire.JobInfo:
     aside: list[Path | None] = []
 
     def work(db: Connection) -> wire.JobInfo:
-        info = queue.remove(db, job).info()
+        info = infos.Waits(time.time()).info(queue.remove(db, job))
         aside.append(housekeeping.set_aside(app.state.job(job)))
         return info
 
