@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo docs test test-all test-algos test-asan test-kill lint bench bench-train bench-store bench-latency scores wheel clean help
+.PHONY: demo docs test test-all test-algos test-asan test-kill lint bench bench-train bench-store bench-latency bench-record scores wheel clean help
 
 help:            ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
@@ -35,6 +35,9 @@ bench-store: $(STAMP)    ## the store beside plain C and other replay buffers, o
 
 bench-latency: $(STAMP)  ## submit, first update, idle daemon
 	$(BIN)/python -m benchmarks.latency
+
+bench-record: $(STAMP)   ## processor time of recording a loop of 1 kHz with 100 floats, sent to a daemon meanwhile
+	$(BIN)/python -m benchmarks.record
 
 scores: $(STAMP)         ## scores beside d3rlpy's on ../shared/data; over an hour
 	$(BIN)/python -m benchmarks.scores

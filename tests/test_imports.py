@@ -35,7 +35,7 @@ MAY = {
     "executors": {"executors"},
     "daemon": {"daemon", "executors"},
 }
-WORK_PLANE = (OUTPUTS | {"datasets", "worker"}) - {"settings"}  # the daemon checks settings by the rules of the work plane; they need no torch
+WORK_PLANE = (OUTPUTS | {"datasets", "worker"}) - {"settings"}  # the daemon checks settings by their rules; no torch
 HEAVY = ("torch", "gymnasium", "h5py", "onnx", "onnxscript", "safetensors", "tensorboard", "mujoco", "pandas", "scipy")
 
 

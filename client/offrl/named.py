@@ -1,9 +1,9 @@
 """Datasets by name: which names there are, of what kind, and the environment that belongs to each. Nothing is fetched or imported here.
 
-Four kinds. ``collected``: ``cartpole-random``, ``cartpole-replay``, ``pendulum-random``, ``pendulum-replay``. ``atari``: the DQN replay data by
-d4rl-atari's ids, ``GAME-{mixed,medium,expert}-v{0..4}`` (epoch 1, 10, 50), ``GAME-epoch-{1..50}-v{0..4}``, and ``GAME-transitions-v{0..4}``, a
-share of every epoch (d3rlpy's ``get_atari_transitions``). ``d4rl``: D4RL's and d4rl-pybullet's. ``minari``: every id with a namespace,
-``D4RL/pointmaze/umaze-v2``. Who makes or fetches them is `offrld.datasets`.
+Four kinds. ``collected``: ``cartpole-random``, ``cartpole-replay``, ``pendulum-random``, ``pendulum-replay``. ``atari``: the DQN replay
+data by d4rl-atari's ids, ``GAME-{mixed,medium,expert}-v{0..4}`` (epoch 1, 10, 50), ``GAME-epoch-{1..50}-v{0..4}``, and
+``GAME-transitions-v{0..4}``, a share of every epoch (d3rlpy's ``get_atari_transitions``). ``d4rl``: D4RL's and d4rl-pybullet's. ``minari``:
+every id with a namespace, ``D4RL/pointmaze/umaze-v2``. Who makes or fetches them is `offrld.datasets`.
 """
 
 from __future__ import annotations
@@ -42,7 +42,12 @@ def _d4rl_names() -> dict[str, str | None]:
         names |= {f"{robot}-{level}-v2": env_id for level in (*_LEVELS, "full-replay")}
     names |= {f"antmaze-{maze}-v{v}": None for maze in _ANTMAZE for v in (0, 2)}
     names |= {f"maze2d-{maze}{dense}-v1": None for maze in _MAZE2D for dense in ("", "-dense")}
-    names |= {f"{hand}-{level}-v{v}": None for hand in ("pen", "hammer", "relocate", "door") for level in ("human", "cloned", "expert") for v in (0, 1)}
+    names |= {
+        f"{hand}-{level}-v{v}": None
+        for hand in ("pen", "hammer", "relocate", "door")
+        for level in ("human", "cloned", "expert")
+        for v in (0, 1)
+    }
     names |= {f"kitchen-{level}-v0": None for level in ("complete", "partial", "mixed")}
     names |= {f"bullet-{robot}-{level}-v0": None for robot in _BULLET for level in _LEVELS}
     names |= {f"bullet-maze2d-{maze}-v0": None for maze in ("open", *_MAZE2D)}

@@ -5,8 +5,8 @@
     store, env = offrld.datasets.get("hopper-medium-v2")             # D4RL, d4rl-pybullet
     store, env = offrld.datasets.get("D4RL/pointmaze/umaze-v2")      # Minari
 
-`offrl.named` says which names there are; `places` where files are looked for and fetched from. `offrl datasets add NAME cartpole-replay` does
-the same in a job of the daemon.
+`offrl.named` says which names there are; `places` where files are looked for and fetched from. `offrl datasets add NAME cartpole-replay`
+does the same in a job of the daemon.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def _environment(named: Named, store: EpisodeStore, options: Mapping[str, Any], 
     from offrl.errors import InvalidInput
     from offrl.rollout import make_env
 
-    env_id = named.env_id or store.metadata.get("env_id")
+    env_id = store.metadata.get("env_id") or named.env_id
     if not env_id or ":" in env_id:
         return None
     try:

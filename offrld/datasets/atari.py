@@ -62,8 +62,9 @@ def _mirrored(folder: Path, name: str, index: int, epoch: int) -> dict[str, Path
     """The files in a folder that mirrors the bucket, or is laid out as the cache."""
     run = folder / name / str(index)
     for files in (
-        {each: run / "replay_logs" / logged_name(each, epoch) for each in ELEMENTS}, {each: run / str(epoch) / f"{each}.gz" for each in ELEMENTS},
-    ):  # fmt: skip
+        {each: run / "replay_logs" / logged_name(each, epoch) for each in ELEMENTS},
+        {each: run / str(epoch) / f"{each}.gz" for each in ELEMENTS},
+    ):
         if all(file.is_file() for file in files.values()):
             return files
     raise InvalidInput(f"{folder} holds no epoch {epoch} of {name}, run {index}",

@@ -1,8 +1,8 @@
 """Datasets that are made when they are asked for: CartPole and Pendulum, played at random or while an agent learns.
 
-``random``: uniform actions. ``replay``: everything that an agent of ours sees while it trains online, from its first random steps on: DQN in
-CartPole-v1 (an epsilon that falls from 1 to 0.05 over the first half), SAC in Pendulum-v1. 20,000 steps unless told. The same name, seed,
-steps and versions of the libraries give the same bits on a CPU.
+``random``: uniform actions. ``replay``: everything that an agent of ours sees while it trains online, from its first random steps on: DQN
+in CartPole-v1 (an epsilon that falls from 1 to 0.05 over the first half), SAC in Pendulum-v1. 20,000 steps unless told. The same name,
+seed, steps and versions of the libraries give the same bits on a CPU.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from offrld.collect import RandomBehaviour, collect_episodes, schema_of
 from offrld.importers.source import Source, SourceEpisode
 
 STEPS = 20_000
-START = 500           # steps at random before the first update
+START = 500  # steps at random before the first update
 EPSILON = (1.0, 0.05)  # of DQN, over the first half of the steps
 AGENTS = {
     "cartpole-replay": ("dqn", {"learning_rate": 1e-3, "batch_size": 64, "target_update_interval": 200}),
@@ -55,8 +55,8 @@ def _parts(episode: Any) -> dict[str, Any]:
 
 def _learning(env: Any, algorithm: str, config: dict[str, Any], seed: int, steps: int) -> Iterator[Any]:
     """The episodes of an agent that takes one update per step on all that it has seen so far."""
-    from offrld.training import build  # torch: not for a name that needs none
     from offrl_store import Episode
+    from offrld.training import build  # torch: not for a name that needs none
 
     learner = build(algorithm, env, config=config, seeds=[seed], device="cpu", runner="eager", threads=1)
     seen, rng = _Seen(env, steps), np.random.default_rng([seed, 1])

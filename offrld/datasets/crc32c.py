@@ -1,7 +1,7 @@
 """CRC-32C (Castagnoli, RFC 3720), the check sum that Google's buckets give for every object, at NumPy's speed.
 
-A block is cut into 4,096 lanes whose CRCs are computed side by side, one table look-up per byte of a lane; then neighbours are joined two by
-two: the CRC of A + B is that of A, moved over the zeros of B's length, xor that of B. About 250 MB/s, where one byte at a time in Python
+A block is cut into 4,096 lanes whose CRCs are computed side by side, one table look-up per byte of a lane; then neighbours are joined two
+by two: the CRC of A + B is that of A, moved over the zeros of B's length, xor that of B. About 250 MB/s, where one byte at a time in Python
 makes 8 MB/s, and the standard library has none.
 """
 

@@ -24,8 +24,8 @@ _DROPBOX = {  # d4rl-pybullet
     "hopper-bullet-medium-v0": "w22kgzldn6eng7j", "hopper-bullet-mixed-v0": "xv3p0h7dzgxt8xb", "hopper-bullet-random-v0": "bino8ojd7iq4p4d",
     "halfcheetah-bullet-medium-v0": "v4xgssp1w968a9l", "halfcheetah-bullet-mixed-v0": "scj1rqun963aw90",
     "halfcheetah-bullet-random-v0": "jnvpb1hp60zt2ak", "ant-bullet-medium-v0": "6n79kwd94xthr1t", "ant-bullet-mixed-v0": "pmy3dzab35g4whk",
-    "ant-bullet-random-v0": "2xpmh4wk2m7i8xh", "walker2d-bullet-medium-v0": "v0f2kz48b1hw6or", "walker2d-bullet-mixed-v0": "i4u2ii0d85iblou",
-    "walker2d-bullet-random-v0": "1gwcfl2nmx6878m",
+    "ant-bullet-random-v0": "2xpmh4wk2m7i8xh", "walker2d-bullet-medium-v0": "v0f2kz48b1hw6or",
+    "walker2d-bullet-mixed-v0": "i4u2ii0d85iblou", "walker2d-bullet-random-v0": "1gwcfl2nmx6878m",
 }  # fmt: skip
 
 

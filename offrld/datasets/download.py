@@ -1,9 +1,9 @@
 """Downloading a file over HTTP: resumed where it was cut, checked against what the server says of it, and whole or not there at all.
 
-While it comes the bytes stand in ``.NAME.part`` beside the target, and ``.NAME.part.json`` says of which version of the object they are (its
-ETag or date); a later attempt asks for the rest of that version alone (``Range`` with ``If-Range``) and begins anew where the server has
-another. At the end the size, the hashes of the server's headers (``x-goog-hash``, ``Content-MD5``) and, where there are none, the check sum
-of a gzip file are compared; then the file gets its name by one rename. ``gs://BUCKET/OBJECT`` is the bucket's public address.
+While it comes the bytes stand in ``.NAME.part`` beside the target, and ``.NAME.part.json`` says of which version of the object they are
+(its ETag or date); a later attempt asks for the rest of that version alone (``Range`` with ``If-Range``) and begins anew where the server
+has another. At the end the size, the hashes of the server's headers (``x-goog-hash``, ``Content-MD5``) and, where there are none, the check
+sum of a gzip file are compared; then the file gets its name by one rename. ``gs://BUCKET/OBJECT`` is the bucket's public address.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from offrl_store.disk import disk_errors, sync_folder
 from .crc32c import crc32c
 
 CHUNK = 1 << 20
-ATTEMPTS = 5            # in a row without a single byte
-TIMEOUT_S = 60.0        # of silence
-WAIT_S = 1.0            # before the second attempt; doubled for each further one
+ATTEMPTS = 5  # in a row without a single byte
+TIMEOUT_S = 60.0  # of silence
+WAIT_S = 1.0  # before the second attempt; doubled for each further one
 AGAIN = (408, 429, 500, 502, 503, 504)  # statuses that may be over in a moment
 GCS = "https://storage.googleapis.com/"
 
@@ -56,14 +56,14 @@ def fetch(url: str, target: Path, *, progress: Progress | None = None, sha256: s
 
     Args:
         url: http(s) or gs. Characters that stand for something else in a URL (``$`` is none) are to be quoted.
-        progress: called with the bytes there and their total (None where the server does not say); may raise to stop, and the bytes are kept.
+        progress: called with the bytes there and their total (None where the server does not say). May raise to stop: the bytes are kept.
         sha256: what a listing says of the bytes, in hexadecimal.
 
     Raises:
         DownloadFailed: the server cannot be reached, has no such file, or gives bytes that are not those it announces.
         DiskFull: the bytes so far are kept.
     """
-    with disk_errors(target), _claimed(target) as part:
+    with disk_errors(target), _claimed(target, progress) as part:
         if target.exists():
             return target
         described = _receive(https(url), part, progress)
@@ -77,7 +77,7 @@ def fetch(url: str, target: Path, *, progress: Progress | None = None, sha256: s
 def read_json(url: str) -> Any:
     """A small JSON document, such as a listing. Raises `DownloadFailed`."""
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, headers={"User-Agent": "offrld"}), timeout=TIMEOUT_S) as reply:  # noqa: S310
+        with urllib.request.urlopen(urllib.request.Request(url, headers={"User-Agent": "offrld"}), timeout=TIMEOUT_S) as reply:
             return json.loads(reply.read(64 * CHUNK))
     except urllib.error.HTTPError as error:
         raise DownloadFailed(f"{url}: the server answers {error.code} {error.reason}", hint="see whether the name is right") from None
@@ -91,13 +91,20 @@ def https(url: str) -> str:
 
 
 @contextmanager
-def _claimed(target: Path) -> Iterator[Path]:
+def _claimed(target: Path, progress: Progress | None) -> Iterator[Path]:
     """The file of the bytes so far, for this process alone: a second one that wants the same file waits for the first."""
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f".{target.name}.part")
     lock = os.open(target.with_name(f".{target.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if progress is not None:
+                    progress(0, None)
+                time.sleep(0.2)
         yield part
         if target.exists():
             target.with_name(f".{target.name}.lock").unlink(missing_ok=True)
@@ -120,7 +127,9 @@ def _receive(url: str, part: Path, progress: Progress | None) -> Described:
         except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError, EOFError) as error:
             reason = error.reason if isinstance(error, urllib.error.URLError) else error
             if isinstance(reason, OSError) and not isinstance(reason, TimeoutError | ConnectionError) and before == 0 and failures >= 1:
-                raise DownloadFailed(f"{url} cannot be reached: {reason}", hint=_OFFLINE) from None  # no such host: more attempts do not help
+                raise DownloadFailed(
+                    f"{url} cannot be reached: {reason}", hint=_OFFLINE
+                ) from None  # no such host: more attempts do not help
             trouble = f"{type(reason).__name__}: {reason}" if not isinstance(reason, str) else reason
         failures = 0 if part.exists() and part.stat().st_size > before else failures + 1
         if failures >= ATTEMPTS:
@@ -140,7 +149,7 @@ def _request(url: str, part: Path, progress: Progress | None) -> Described:
     if there and version:
         headers |= {"Range": f"bytes={there}-", "If-Range": version}
     try:
-        reply = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT_S)  # noqa: S310  http and https only
+        reply = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT_S)
     except urllib.error.HTTPError as error:
         if error.code == 416:  # what is there is all of it, or too much of something else: begin anew
             part.unlink(missing_ok=True)
@@ -156,7 +165,7 @@ def _request(url: str, part: Path, progress: Progress | None) -> Described:
             file.truncate(start)
             file.seek(start)
             done = start
-            while block := reply.read(CHUNK):
+            while block := reply.read1(CHUNK):  # what is there, so that a cut loses nothing
                 file.write(block)
                 done += len(block)
                 if progress is not None:
@@ -178,7 +187,9 @@ def _start(reply: Any) -> int:
 
 def _described(reply: Any, start: int) -> Described:
     length = reply.headers.get("Content-Length")
-    hashes = dict(each.strip().split("=", 1) for line in reply.headers.get_all("x-goog-hash", []) for each in line.split(",") if "=" in each)
+    hashes = dict(
+        each.strip().split("=", 1) for line in reply.headers.get_all("x-goog-hash", []) for each in line.split(",") if "=" in each
+    )
     tag = reply.headers.get("ETag")
     whole = reply.status == 200
     return Described(

@@ -1,8 +1,8 @@
 """Minari's datasets by id: out of the local root, else downloaded whole from the remote that Minari itself would take.
 
-Remotes: ``hf://NAME`` (Hugging Face, or the mirror that HF_ENDPOINT names), ``gcp://BUCKET``, an http address below which the datasets lie by
-id (HDF5 only: such a server lists nothing), or a folder. A dataset comes into a hidden folder beside its place and gets its name when all
-of its files are there.
+Remotes: ``hf://NAME`` (Hugging Face, or the mirror that HF_ENDPOINT names), ``gcp://BUCKET``, an http address below which the datasets lie
+by id (HDF5 only: such a server lists nothing), or a folder. A dataset comes into a hidden folder beside its place and gets its name when
+all of its files are there.
 """
 
 from __future__ import annotations

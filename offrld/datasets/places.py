@@ -4,8 +4,8 @@
 |---|---|---|
 | ``D4RL_DATASET_DIR`` | folder of D4RL's, d4rl-pybullet's and d4rl-atari's files | ``~/.d4rl/datasets`` |
 | ``MINARI_DATASETS_PATH`` | root of Minari's datasets | ``~/.minari/datasets`` |
-| ``MINARI_REMOTE`` | where Minari's come from, ``hf://NAME``, ``gcp://BUCKET``, an http address or a folder | ``hf://farama-minari`` |
-| ``OFFRL_ATARI_SOURCE`` | where the DQN replay data come from: ``gs://``, an http address, or a folder that mirrors the bucket | Google's bucket |
+| ``MINARI_REMOTE`` | where Minari's come from: ``hf://NAME``, ``gcp://BUCKET``, http or a folder | ``hf://farama-minari`` |
+| ``OFFRL_ATARI_SOURCE`` | the DQN replay data: ``gs://``, http, or a folder that mirrors the bucket | Google's bucket |
 | ``OFFRL_D4RL_SOURCE`` | where D4RL's files come from: an http address, or a folder | as published |
 | ``OFFRL_DATASETS`` | folder of the stores that `offrld.datasets.get` makes | ``~/.offrl/datasets`` |
 | ``OFFRL_DOWNLOADS`` | ``0``: nothing is fetched from a network | ``1`` |

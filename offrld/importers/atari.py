@@ -5,7 +5,8 @@ with several epochs is joined in their order. ``observation`` uint8 ``[N, 84, 84
 ``[N]``, ``reward`` float32 ``[N]``, ``terminal`` uint8 ``[N]`` (1 at game over). Frames are stored once, channel first: stacks are made
 while sampling (``frame_stack=4``), or as views (`offrl_store.FrameStacks`). A file begins and ends in the middle of an episode, and is not
 joined to the one before: a frame is never stacked on those of another file. The folder's place names the game, and with it the
-environment, whose number of actions is that of the data. Agarwal et al. 2020, "An Optimistic Perspective on Offline Reinforcement Learning".
+environment, whose number of actions is that of the data. Agarwal et al. 2020, "An Optimistic Perspective on Offline Reinforcement
+Learning".
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from .columns import Column
 from .flat import FlatArrays, flat_source
 from .npz import Member
 from .source import BadEpisodes, Format, Source, SourceEpisode, make_metadata
-from .spaces import probe_environment
+from .spaces import ActionSpace, probe_environment
 
 ELEMENTS = ("observation", "action", "reward", "terminal")
 NEEDS = "a folder with observation.gz, action.gz, reward.gz and terminal.gz, or with $store$_observation_ckpt.N.gz and so on"
@@ -72,7 +73,7 @@ class GzipFiles:
 
 
 def epochs_in(path: Path) -> list[Epoch]:
-    """The epochs of a folder in their order: of one epoch, of a run (``GAME/INDEX``), or of the bucket's logs. Empty where there are none."""
+    """The epochs of a folder in their order: of one epoch, of a run (``GAME/INDEX``), or of the bucket's logs. May be empty."""
     if (path / "observation.gz").is_file():
         return [_renamed(path)]
     for folder in (path, path / "replay_logs"):
@@ -122,12 +123,15 @@ def open_epochs(epochs: Sequence[Epoch], bad: BadEpisodes, fraction: float = 1.0
         raise InvalidInput(f"fraction is {fraction!r}", hint="give the share of each epoch's steps: above 0, at most 1")
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise InvalidInput(f"seed is {seed!r}", hint="give a whole number from 0")
+    messages: list[str] = []
+    env_id = epochs[0].env_id
+    space = probe_environment(env_id, epochs[0].files["observation"].parent.name, messages).space  # once: it makes the environment
     if len(epochs) == 1 and fraction == 1:
-        return _open_epoch(epochs[0], bad)
+        return _open_epoch(epochs[0], bad, space, [*messages, BEGINS])
     with ExitStack() as resources:
         sources = []
         for epoch in epochs:
-            sources.append(resources.enter_context(_open_epoch(epoch, BadEpisodes(bad.skip))))
+            sources.append(resources.enter_context(_open_epoch(epoch, BadEpisodes(bad.skip), space, [BEGINS])))
         shapes = {str(each.schema.observation.shape): epoch for each, epoch in zip(sources, epochs, strict=True)}
         if len(shapes) > 1:
             raise InvalidInput(f"frames of {' and '.join(shapes)} in one folder", hint="join epochs of the same form")
@@ -139,13 +143,13 @@ def open_epochs(epochs: Sequence[Epoch], bad: BadEpisodes, fraction: float = 1.0
         if fraction < 1:
             place |= {"fraction": fraction, "seed": seed}
         metadata = make_metadata(
-            env_id=first.env_id, bounds=sources[0].metadata["bounds"], format="atari", file=first.files["observation"].parent.name,
+            env_id=env_id, bounds=sources[0].metadata["bounds"], format="atari", file=first.files["observation"].parent.name,
             attributes={}, **place,
         )  # fmt: skip
         schema = Schema(
             sources[0].schema.observation, Field("int64", (), low=0, high=last - 1), sources[0].schema.reward, metadata=metadata
         )
-        messages = [f"{len(epochs)} epochs joined: {', '.join(str(each.number) for each in epochs)}" if place else f"{len(epochs)} epochs"]
+        messages.append(f"{len(epochs)} epochs joined" + (f": {', '.join(str(each.number) for each in epochs)}" if place else ""))
         messages += dict.fromkeys(line for each in sources for line in each.messages)
         count = sum(each.count for each in sources) if fraction == 1 else sum(map(len, drawn))
         source = Source("atari", schema, _joined(sources, epochs, drawn, bad), metadata, count, bad, messages)
@@ -195,7 +199,7 @@ def _drawn(epoch: Epoch, fraction: float, seed: int) -> dict[int, int]:
     return sizes
 
 
-def _open_epoch(epoch: Epoch, bad: BadEpisodes) -> Source:
+def _open_epoch(epoch: Epoch, bad: BadEpisodes, space: ActionSpace | None, messages: list[str]) -> Source:
     name = epoch.files["observation"].parent.resolve().name
     missing = [file.name for file in epoch.files.values() if not file.is_file()]
     if missing:
@@ -214,8 +218,6 @@ def _open_epoch(epoch: Epoch, bad: BadEpisodes) -> Source:
                 member.shape = (member.shape[0], 1, *member.shape[1:])
             columns[each] = Column(name, each, member)
         arrays = FlatArrays(columns["observation"], columns["action"], columns["reward"], columns["terminal"])
-        messages = [BEGINS]
-        space = probe_environment(epoch.env_id, name, messages).space
         source = flat_source(
             arrays, bad, format="atari", env_id=epoch.env_id, space=space, attributes={}, messages=messages, discrete=True, **epoch.place()
         )  # fmt: skip

@@ -45,7 +45,13 @@ def write_replay(
         DiskFull: nothing of the epoch that was being written is left.
     """
     field, steps = store.schema.observation, store.step_count // max(1, epochs)
-    if isinstance(field, dict) or field.dtype != np.uint8 or len(field.shape) != 3 or field.shape[0] != 1 or not store.schema.action.discrete:
+    if (
+        isinstance(field, dict)
+        or field.dtype != np.uint8
+        or len(field.shape) != 3
+        or field.shape[0] != 1
+        or not store.schema.action.discrete
+    ):
         raise InvalidInput(f"{store.path.name} holds no single grey frames with discrete actions", hint="collect it in offrld/GAME-v0")
     if steps < 1:
         raise EmptyStore(f"{store.step_count} steps make no {epochs} epochs", hint="give fewer epochs")
