@@ -16,9 +16,10 @@ from offrl import address, wire
 from offrl.connection import Connection, ConnectionLost
 from offrl.datasets import Datasets
 from offrl.errors import InvalidInput, JobFailed, OffrlError, Unknown, from_wire, nearest
-from offrl.job import TrainSpec
+from offrl.job import CollectSpec, TrainOnlineSpec, TrainSpec
 
 LONG_POLL_S = 10.0  # how long the daemon may hold a request for the next event
+PRUNE_S = 600.0     # for a part of it: run folders may be large
 EXPORTS = 5  # in a row, for one fetch: the newest step of a running job moves on while its policy is made
 FETCH_KINDS = ("onnx", "torchscript", "checkpoint", "metrics")
 
@@ -179,11 +180,126 @@ class Client:
         )  # fmt: skip
         return Job(self, self.request(request).job)
 
+    def rerun(self, job: str | Job, *, priority: int = 0, key: str | None = None) -> Job:
+        """Repeat a train job with what its run folder says: the settings that it really had, its seeds, the snapshot of its dataset (also
+        if that has grown), the checkpoints that it took from other jobs. On the CPU with the same versions the result has the same bits.
+
+        Raises:
+            InvalidInput: it is no train job.
+            Unknown: there is no such job, or its dataset, its algorithm or its environment is not there any more.
+        """
+        name = job.id if isinstance(job, Job) else job
+        request = build(wire.Rerun, job=name, priority=priority, key=key or f"auto-{uuid.uuid4().hex}")
+        return Job(self, self.request(request).job)
+
+    def prune(self, *, jobs: int | None = None, days: float | None = None, dry_run: bool = False) -> list[wire.PrunedJob]:
+        """Delete the ended jobs that are not kept, and tell which. For operators: `NotAllowed`.
+
+        Args:
+            jobs: ended jobs of each kind that are kept (0: any number); by default as the daemon's settings say.
+            days: that an ended job is kept (0: for ever); by default as the daemon's settings say.
+            dry_run: delete nothing, only tell (of at most 200).
+        """
+        found: list[wire.PrunedJob] = []
+        while True:
+            part = self.request(build(wire.Prune, jobs=jobs, days=days, dry_run=dry_run), timeout=PRUNE_S)
+            found += part.jobs
+            if dry_run or not part.more or not part.jobs:
+                return found
+
+    def collect(
+        self,
+        env: str,
+        policy: str | os.PathLike[str] | Job = "random",
+        *,
+        into: str,
+        steps: int,
+        priority: int = 0,
+        after: str | Job | Sequence[str | Job] = (),
+        key: str | None = None,
+        **options: Any,
+    ) -> Job:
+        """Queue a job that collects steps into a dataset, a new one or one of the same environment; returns at once.
+
+        Args:
+            env: a gymnasium id, made on the daemon's side.
+            policy: ``random`` (uniform actions), ``normal``, a job (``job:ID``, ``job:ID:SEED`` or the `Job`: its newest checkpoint), or
+                the path of a policy file, which is uploaded.
+            into: the dataset's name.
+            steps: of the environment.
+            options: further fields of `offrl.job.CollectSpec`: limit, envs, processes, seed, sample, epsilon, epsilon_end, epsilon_steps,
+                noise, max_episode_steps, step_timeout_s, threads.
+            priority, after, key: as of `submit`.
+
+        Raises:
+            Unknown: of the environment or the job.
+            InvalidInput: a value of the wrong type or out of range, a bad file.
+        """
+        given = {"env": env, "dataset": into, "steps": steps, **{name: value for name, value in options.items() if value is not None}}
+        named = f"job:{policy.id}" if isinstance(policy, Job) else policy
+        if isinstance(named, str) and (named in ("random", "normal") or named.startswith("job:")):
+            return self._queue(build(CollectSpec, **given, policy=named), priority, after, key)
+        from offrl import upload
+        from offrl.policy import Policy  # onnxruntime: not needed before
+
+        build(CollectSpec, **given, policy="upload")
+        Policy(named)  # what is no policy file is said here
+        connection = self.connect()  # its own, so that the client can be used meanwhile
+        try:
+            sent = upload.send(connection, upload.scan(named))
+        finally:
+            connection.close()
+        return self._queue(build(CollectSpec, **given, policy="upload", upload=sent), priority, after, key)
+
+    def train_online(
+        self,
+        algorithm: str,
+        *,
+        env: str,
+        into: str,
+        steps: int | None = None,
+        seed: int | None = None,
+        config: Mapping[str, Any] | None = None,
+        start: str | Job | None = None,
+        priority: int = 0,
+        after: str | Job | Sequence[str | Job] = (),
+        key: str | None = None,
+        **options: Any,
+    ) -> Job:
+        """Queue a job that acts in an environment and trains on what that gives; what it gathers is kept as a dataset.
+
+        Args:
+            algorithm: a name of `algos`.
+            env: a gymnasium id, made on the daemon's side.
+            into: the dataset's name, of a new one or one of the same environment.
+            steps: of the environment, 1,000,000 unless told.
+            config: settings of the algorithm by dotted name; nested dicts are flattened.
+            start: a job whose networks this one goes on from: fine-tuning.
+            options: further fields of `offrl.job.TrainOnlineSpec`: preset, envs, random_steps, update_start, update_interval, updates,
+                offline, offline_share, eval_env, eval_episodes, eval_every, eval_epsilon, epsilon, epsilon_end, epsilon_steps, noise,
+                limit, max_episode_steps, step_timeout_s, device, threads, gpu_memory_mb, transfer, fresh_optimizer.
+            priority, after, key: as of `submit`.
+
+        Raises as `submit` does, also for an algorithm that cannot be trained online.
+        """
+        given = {
+            "algorithm": algorithm, "env": env, "dataset": into, "steps": steps, "seeds": None if seed is None else [seed],
+            "config": None if config is None else flat(config), "start": start.id if isinstance(start, Job) else start, **options,
+        }  # fmt: skip
+        spec = build(TrainOnlineSpec, **{name: value for name, value in given.items() if value is not None})
+        return self._queue(spec, priority, after, key)
+
+    def _queue(self, spec: Any, priority: int, after: str | Job | Sequence[str | Job], key: str | None) -> Job:
+        befores = [after] if isinstance(after, str | Job) else list(after)
+        ids = [before.id if isinstance(before, Job) else before for before in befores]
+        request = build(wire.Submit, spec=spec, priority=priority, after=ids, key=key or f"auto-{uuid.uuid4().hex}")
+        return Job(self, self.request(request).job)
+
     def jobs(self, kind: str | None = None, *, limit: int = 1000) -> list[Job]:
         """The jobs in order of submission, each with its ``last`` info: all but imports, or those of a kind.
 
         Args:
-            kind: train, import, export, dataset_export or all.
+            kind: train, import, export, dataset_export, collect, train_online or all.
             limit: this many of the newest.
         """
         found = self.request(build(wire.ListJobs, kind=kind, limit=limit)).jobs

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from offrl.environments import NAMESPACE
 from offrl.errors import EnvironmentFailed, InvalidInput
 from offrl.rollout import make_env
 from offrl_store.errors import OffrlError
@@ -30,6 +31,7 @@ class Environments:
         observation_space, action_space: of one of them.
         vector: None for a single environment, which then is ``single``.
         env_id: where gymnasium knows it.
+        infos: what was said beside the newest observations.
         name: for messages.
     """
 
@@ -38,8 +40,8 @@ class Environments:
         Args:
             env: an id, an environment, a vector environment, or a function that makes one of the two.
             count: environments side by side; 1: one, without the vector environment around it.
-            vectorization: of several: ``sync`` in this process, ``async`` in a process each (spawned, so the main module has to be
-                importable, and a function has to be found by its name).
+            vectorization: of several: ``sync`` in this process (Procgen's in one native step), ``async`` in a process each (spawned, so the
+                main module has to be importable, and a function has to be found by its name).
 
         Raises:
             Unknown, InvalidInput: it cannot be made, or more than one of what is already made.
@@ -73,6 +75,7 @@ class Environments:
         self.step, self.reset = env.step, env.reset
         self.mode = self._mode()
         self._pending = np.zeros(self.count, bool)  # NEXT_STEP: whose next step is a reset
+        self.infos: dict[str, Any] = {}
 
     def _mode(self) -> str:
         from gymnasium.vector import AutoresetMode
@@ -100,7 +103,8 @@ class Environments:
     def reset_all(self, seed: int | None) -> Any:
         """Reset every environment; the i-th with ``seed + i``. The observations ``[count, ...]``."""
         self._pending[:] = False
-        return self.reset(seed=seed)[0]
+        observations, self.infos = self.reset(seed=seed)
+        return observations
 
     def step_all(self, actions: np.ndarray) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, np.ndarray, Any]:
         """One step of each.
@@ -110,6 +114,7 @@ class Environments:
             reset), and for `begin_after` what was observed now, if the environment resets itself.
         """
         observations, rewards, terminated, truncated, infos = self.step(actions)
+        self.infos = infos
         absent = self._pending.copy()
         done = (terminated | truncated) & ~absent
         now = observations
@@ -135,7 +140,7 @@ class Environments:
                 self._pending &= ~cut
         begin = mask | done if self.mode != "next_step" else mask
         if mask.any():
-            now = self.reset(options={"reset_mask": mask})[0]
+            now, self.infos = self.reset(options={"reset_mask": mask})
         return now, begin
 
     def close(self) -> None:
@@ -145,9 +150,15 @@ class Environments:
 
 
 def _vector(maker: Callable[[], Any], count: int, vectorization: str) -> Any:
+    import gymnasium
     from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
     if vectorization == "sync":
+        env_id = maker.args[0] if isinstance(maker, partial) and maker.func is make_env else ""
+        if env_id.startswith(f"{NAMESPACE}/"):
+            maker().close()  # what cannot be made is said here, in one line
+            if gymnasium.spec(env_id).vector_entry_point is not None:
+                return gymnasium.make_vec(env_id, count)
         return SyncVectorEnv([maker] * count, autoreset_mode=AutoresetMode.DISABLED)
     maker().close()  # what cannot be made is said here, in one line, and not by a child process
     return AsyncVectorEnv([maker] * count, context="spawn", autoreset_mode=AutoresetMode.DISABLED)

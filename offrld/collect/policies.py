@@ -137,13 +137,16 @@ class LearnerBehaviour:
             self._stacks = Stacks(space.frame_stack, shapes, dtypes, count)
 
     def act_batch(self, observations: Any, starts: np.ndarray) -> np.ndarray:
-        observations = _fields(observations)
-        if self._stacks is not None:
-            observations = self._stacks.push(observations, starts)
+        observations = self._stacked(observations, starts)
         if self._deterministic:
             return self._to_env(self._learner.predict(observations, seed=self._seed))
         self.step += 1
         return self._to_env(self._learner.sample(observations, seed=self._seed, step=self.step))
+
+    def _stacked(self, observations: Any, starts: np.ndarray) -> Any:
+        """What the networks see: the observations by field, with those before them where frames are stacked."""
+        observations = _fields(observations)
+        return observations if self._stacks is None else self._stacks.push(observations, starts)
 
     def weights(self) -> dict[str, np.ndarray]:
         return {name: value.detach().cpu().numpy() for name, value in self._learner.state.params.items()}

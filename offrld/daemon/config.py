@@ -90,6 +90,26 @@ class Retry(BaseModel):
         return min(wait, self.max_s)
 
 
+class Keep(BaseModel):
+    """What is kept of jobs that have ended; the rest is deleted. Never a pinned job, one that is needed, or a dataset."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    jobs: Annotated[int, Field(ge=0, description="ended jobs of each kind; 0: any number")] = 0
+    days: Annotated[float, Field(ge=0, description="days after its end that a job is deleted; 0: never")] = 0.0
+    checkpoints: Annotated[
+        int, Field(ge=0, description="checkpoints of evaluations kept of each job, beside the last and each seed's best; 0: all")
+    ] = 0
+
+
+class Disk(BaseModel):
+    """How much the state folder may hold."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    quota_bytes: Annotated[
+        int, Field(ge=0, description="above it no job, import or upload is taken, once retention has given back what it can; 0: none")
+    ] = 0
+
+
 class Uploads(BaseModel):
     """Limits of uploads."""
 
@@ -152,6 +172,8 @@ class Settings(BaseModel):
     grace: Grace = Grace()
     limits: Limits = Limits()
     retry: Retry = Retry()
+    keep: Keep = Keep()
+    disk: Disk = Disk()
     uploads: Uploads = Uploads()
     workers: Workers = Workers()
     devices: Devices = Devices()
@@ -183,7 +205,8 @@ def load_with_sources(state_dir: str | None, bind: str | None, config: str | Non
         if config:
             raise InvalidInput(f"{file} does not exist", hint="--config names the daemon's settings, offrld.toml") from None
     except (OSError, UnicodeDecodeError) as error:
-        if config or not isinstance(error, PermissionError | NotADirectoryError):
+        # Of a state folder that is not this user's more is said later; a file that is there is not passed over.
+        if config or os.path.exists(file) or not isinstance(error, PermissionError | NotADirectoryError):
             raise InvalidInput(f"{file} cannot be read: {error}") from None
     except tomllib.TOMLDecodeError as error:
         raise InvalidInput(f"{file} is not TOML: {error}") from None

@@ -29,6 +29,11 @@ log = logging.getLogger("offrld")
 
 def main(argv: Sequence[str] | None = None, *, executor: LocalExecutor | None = None) -> int:
     """Run the daemon in the foreground; returns its exit status. ``executor`` is another one in the tests."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if argv[:1] == ["restore"]:
+        from offrl.cli import run
+
+        return run(argv)
     parser = argparse.ArgumentParser(prog="offrld", description="The service that owns the datasets and trains.")
     parser.add_argument("--state-dir", metavar="D", help="folder of queue, datasets and jobs (default: $OFFRLD_STATE_DIR, or the user's)")
     parser.add_argument("--bind", metavar="URL", help="where to listen (default: ipc://STATE_DIR/run/offrld.sock)")
@@ -55,6 +60,7 @@ def main(argv: Sequence[str] | None = None, *, executor: LocalExecutor | None = 
         os.umask(0o077)
         state = State(settings.state_dir)
         state.prepare(None if settings.socket_group is None else group_id(settings.socket_group))
+        state.check()
         lock = state.lock()
         try:
             asyncio.run(_serve(settings, sources, executor or LocalExecutor()))
@@ -87,10 +93,12 @@ async def _serve(settings: Settings, sources: Sources, executor: LocalExecutor) 
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    await app.supervisor.prepare()
     app.catalog.start()
     tasks = [
         asyncio.create_task(server.run(), name="server"),
         asyncio.create_task(app.supervisor.run(), name="supervisor"),
+        asyncio.create_task(app.keeper.run(), name="keeper"),
         asyncio.create_task(_watchdog(app), name="watchdog"),
     ]
     stopped = asyncio.create_task(stop.wait(), name="stop")

@@ -13,6 +13,7 @@ import resource
 import time
 from collections import Counter
 from collections.abc import Awaitable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +32,7 @@ from offrld.daemon.endpoint import PER_CLIENT, Endpoint
 from offrld.daemon.handlers import HANDLERS
 from offrld.daemon.logs import about
 from offrld.daemon.memory import MemoryGuard
-from offrld.daemon.state import SOCKET_LIMIT
+from offrld.daemon.state import SOCKET_LIMIT, refused
 
 PER_KEY = 512        # requests of one key that are being answered, over all its connections
 IN_ALL = 4096
@@ -39,6 +40,7 @@ ID_BYTES = 64
 BURST, TURN_S = 64, 0.005  # messages taken from a socket, and time spent on them, before other tasks get a turn
 LAST_S = 2.0         # for answers under way when the daemon stops
 FILES = 65_536       # open files asked for
+BULK = 50            # jobs, events or other entries of a reply, from which on it is encoded beside the loop
 log = logging.getLogger("offrld.server")
 
 Client = tuple[Endpoint, bytes]
@@ -72,6 +74,7 @@ class Server:
         self._endpoints: list[Endpoint] = []
         self._authenticator: Authenticator | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._encoder = ThreadPoolExecutor(1, thread_name_prefix="encode")  # its own: the common ones delete folders and compute checksums
         self._open: Counter[Client] = Counter()
         self._of_key: Counter[str] = Counter()
         self._bytes = 0  # of the requests that are being answered
@@ -122,6 +125,7 @@ class Server:
         if self._authenticator is not None:
             self._authenticator.close()
         self._context.term()
+        self._encoder.shutdown()
 
     # ------------------------------------------------------------------------------------------------------------- requests
     async def _serve(self, endpoint: Endpoint) -> None:
@@ -212,7 +216,7 @@ class Server:
                 raise problem
             assert result is not None
             rights.check(client[0].caller(question.frame), request)  # a key that was removed meanwhile learns nothing more
-            answer = wire.encode_reply(result)
+            answer = await self._encoded(result)
             if len(answer) > wire.MAX_MESSAGE:
                 raise InternalError(f"the answer to {request.type} has {len(answer)} bytes, more than fit into a message")
         except Exception as error:
@@ -220,6 +224,12 @@ class Server:
             answer = _error(error, request.type)
         self._answered(request.type, question.began, problem)
         self._send(client, question.number, answer)
+
+    async def _encoded(self, reply: wire.Reply) -> bytes:
+        """The message of a reply. A thousand jobs take 10 ms to encode, in which the loop would answer nobody: a thread does that."""
+        if any(isinstance(value, list) and len(value) >= BULK for value in reply.__dict__.values()):
+            return await asyncio.get_running_loop().run_in_executor(self._encoder, wire.encode_reply, reply)
+        return wire.encode_reply(reply)
 
     def _answered(self, name: str, began: float, error: Exception | None = None) -> None:
         """Count a request, and log it where somebody looks for a fault."""
@@ -251,11 +261,10 @@ class Server:
 
 def _error(error: Exception, name: str) -> bytes:
     """The error reply; what is not an error for the user is logged with its traceback."""
+    if isinstance(error, OSError) and (refusal := refused(error, name)) is not None:
+        log.error("%s: %s", name, refusal)
+        error = refusal
     if not isinstance(error, OffrlError):
-        if isinstance(error, OSError) and error.errno == 28:
-            from offrl.errors import DiskFull
-
-            return wire.encode_error(DiskFull(f"the daemon's disk is full: {error.filename or name}", hint="free some space there"))
         log.error("%s failed", name, exc_info=error)
         error = InternalError(f"{name} failed in the daemon: {type(error).__name__}", hint="the daemon's log holds the traceback")
     return wire.encode_error(error)

@@ -14,9 +14,10 @@ import signal
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from offrl.job import JobState
+from offrl.job import PAUSABLE, JobState
 from offrl_store.errors import OffrlError
 from offrld.daemon import datasets, devices, housekeeping, queue
 from offrld.daemon.config import Settings
@@ -114,8 +115,14 @@ class Supervisor:
         grace = self._settings.grace.cancel_s if what == "cancel" else self._settings.grace.pause_s
         self._limit(attempt, grace)
 
+    async def prepare(self) -> None:
+        """Put the state folder in order, before the first request and the first worker: both make and remove folders in it."""
+        jobs, unfinished, names, _uploads = await self._database.read(housekeeping.names_in_use)
+        gone = await asyncio.to_thread(housekeeping.sweep, self._state, jobs, unfinished, names)
+        self._spawn(self._delete(gone))
+
     async def run(self) -> None:
-        """Put back what a former daemon left running, then start jobs as slots get free, until `stop`."""
+        """Put back what a former daemon left running, then start jobs as slots get free, until `stop`. After `prepare`."""
         await self._recover()
         chosen = self._settings.devices
         self.devices.inventory = await devices.inventory(chosen.cards, chosen.slots, chosen.memory_mb, chosen.threads)
@@ -177,7 +184,7 @@ class Supervisor:
 
     def _begin(self, job: Job, work: Work, place: devices.Place | None = None) -> None:
         self._busy[job.lane] += 1
-        attempt = self._attempts[job.id] = Attempt(job, Vital(self._settings.grace, loops=job.kind == "train"), place=place)
+        attempt = self._attempts[job.id] = Attempt(job, Vital(self._settings.grace, loops=job.kind in PAUSABLE), place=place)
         if place is not None:
             self.devices.used[job.id] = place
         self._spawn(self._attempt(attempt, work), name=f"job {job.id}")
@@ -227,7 +234,7 @@ class Supervisor:
             worker = await self._executor.start(self._state.root, job.id, folder=folder, log=log_file, on_line=attempt.line)
         except OSError as error:
             log.error("job %s: its worker cannot be started: %s", job.id, error)
-            return Exit(status=127, log_line=str(error))
+            return Exit(status=127, unstarted=f"{error.filename or 'the process'}: {error.strerror or error}")
         return await self._exit(attempt, await self._run_worker(attempt, worker), began)
 
     def _take_spare(self, job: Job, attempt: Attempt) -> LocalWorker | None:
@@ -277,6 +284,7 @@ class Supervisor:
             "snapshot": job.snapshot, "import_roots": [str(root) for root in self._settings.import_roots],
             "folder": str(self._state.job(job.id)), "log": str(self._state.log(job.id)), "device": chosen,
             "environment": self._settings.named.environment() if job.kind == "import" else self.devices.environment(attempt.place, device),
+            "keep_checkpoints": self._settings.keep.checkpoints,
             "stop_s": 0.9 * self._settings.grace.stop_s,  # so that the worker still says in its log what has become of its checkpoint
         }  # fmt: skip
 
@@ -389,8 +397,10 @@ class Supervisor:
         for name, pids in found.items():
             if name not in running:
                 self._spawn(end_leftovers(self._state.root, name, pids, self._settings.grace.stop_s))
-        jobs_known, unfinished, names, _uploads = await self._database.read(housekeeping.names_in_use)
-        await asyncio.to_thread(housekeeping.sweep, self._state, jobs_known, unfinished, names)
+
+    async def _delete(self, folders: list[Path]) -> None:
+        for folder in folders:
+            await asyncio.to_thread(housekeeping.delete, folder)
 
     async def _keep_house(self) -> None:
         """Delete forgotten uploads, and notes about workers that are gone, now and then."""

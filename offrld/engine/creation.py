@@ -79,7 +79,8 @@ class Creation:
             log: takes one-line messages; also what `guards.mistakes` finds in data and settings.
 
         Raises:
-            InvalidInput: the data's actions do not fit the algorithm, or an input or a start does not fit the data.
+            InvalidInput: the data's actions do not fit the algorithm, which may also learn from no dataset; or an input or a start does not
+                fit the data.
             EmptyStore: no transition to train on.
         """
         if len(set(seeds)) != len(seeds) or not seeds:
@@ -93,6 +94,8 @@ class Creation:
             shapes, dataset = store, None
             space = dataclasses.replace(shapes.space, frame_stack=config.frame_stack)
             training = held_out = np.empty(0, np.int64)
+        elif algorithm.plays:
+            raise InvalidInput(f"{algorithm.name} learns from its own play, not from a dataset", hint="give it an environment")
         else:
             dataset, space = store, space_of(store.schema, store.metadata, bounds, env_id, config.frame_stack)
             training, held_out = data.split(len(store), holdout, episodes)

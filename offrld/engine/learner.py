@@ -21,7 +21,7 @@ from offrl_store import EpisodeStore
 from offrld import settings
 from offrld.engine import checkpoint, data
 from offrld.engine.acting import Acting
-from offrld.engine.algorithm import Algorithm, Batch, Stage, Windows
+from offrld.engine.algorithm import KINDS, Algorithm, Stage, Windows
 from offrld.engine.creation import Creation
 from offrld.engine.feed import Feed, Scalers, request_of
 from offrld.engine.fitting import Fitting
@@ -75,7 +75,7 @@ class Learner(Creation, Acting, Fitting, Transfer, Replaying):
     ) -> None:
         self.algorithm, self.config, self.store, self.space_ = algorithm, config, store, space
         self.seeds = tuple(seeds)
-        self._kind = Windows if algorithm.batch_kind == "windows" else Batch
+        self._kind = KINDS[algorithm.batch_kind]
         self.holdout, self.inputs = holdout, inputs
         self.step = 0
         self._device, self._dtype, self._stacked, self._log = device, dtype, stacked, log
@@ -314,15 +314,18 @@ class Learner(Creation, Acting, Fitting, Transfer, Replaying):
         }
 
     # --------------------------------------------------------------------------------------------------------- checkpoints
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a checkpoint, atomically: state, step, config, snapshot, sums of the metrics, and what the run depends on."""
+    def save(self, path: str | os.PathLike[str], more: Mapping[str, Any] | None = None) -> None:
+        """Write a checkpoint, atomically: state, step, config, snapshot, sums of the metrics, and what the run depends on.
+
+        more: JSON of the caller's own, kept beside it under its own names.
+        """
         scalers = {f"scaler/{name}": value for name, value in self._scalers.tensors().items()}
         description = {
             "step": self.step, "means": self._means.as_json(), "guard": self.guard.as_json(), **self._identity(), **self.describe_run()
         }  # fmt: skip
         if self._kind is Windows:
             description["returns"] = dataclasses.asdict(self.returns)
-        checkpoint.write(path, self.state.tensors() | scalers, description)
+        checkpoint.write(path, self.state.tensors() | scalers, {**(more or {}), **description})
 
     def restore(self, path: str | os.PathLike[str]) -> None:
         """Go on from a checkpoint of the same algorithm, config, snapshot and seeds; raises `OffrlError` and changes nothing else.

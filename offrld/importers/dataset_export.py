@@ -33,6 +33,7 @@ from .columns import BLOCK_BYTES
 from .exporting import Export, Progress
 from .gen_dgrl_export import write_gen_dgrl
 from .ingest import import_into
+from .lerobot_export import write_lerobot
 from .recorded_export import write_d3rlpy, write_d3rlpy_v1, write_minari
 from .robomimic_export import write_robomimic
 from .torchrl_export import write_torchrl
@@ -46,7 +47,7 @@ def export_dataset(
 
     Args:
         format: ``d4rl``, ``npz``, ``store``, ``minari`` (a folder), ``d3rlpy`` (version 2, layout 2.1), ``d3rlpy-v1``, ``robomimic``,
-            ``torchrl`` (a folder) or ``gen_dgrl`` (a folder).
+            ``torchrl``, ``gen_dgrl`` or ``lerobot`` (folders).
         compress: gzip in HDF5, deflate in ``.npz``; without meaning for ``store``.
         progress: called with (episodes done, episodes in all); ``npz`` goes through the episodes once per array.
         message: called with a line for everything that the format has no place for.
@@ -246,7 +247,8 @@ def _write_store(export: Export) -> None:
 EXPORTS: dict[str, Callable[[Export], None]] = {
     "d4rl": _write_d4rl, "npz": _write_npz, "store": _write_store, "minari": write_minari, "d3rlpy": write_d3rlpy,
     "d3rlpy-v1": write_d3rlpy_v1, "robomimic": write_robomimic, "torchrl": write_torchrl, "gen_dgrl": write_gen_dgrl,
+    "lerobot": write_lerobot,
 }  # fmt: skip
 
 #: The formats that are folders; the others are single files.
-FOLDERS = ("store", "minari", "torchrl", "gen_dgrl")
+FOLDERS = ("store", "minari", "torchrl", "gen_dgrl", "lerobot")

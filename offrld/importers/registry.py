@@ -10,12 +10,13 @@ from typing import Any
 from offrl.errors import Unknown, nearest
 from offrl_store.errors import InvalidInput
 
-from . import atari, d3rlpy, d4rl, gen_dgrl, hdf5, minari, native, npz, robomimic, torchrl
+from . import atari, d3rlpy, d4rl, gen_dgrl, hdf5, lerobot, minari, native, npz, robomimic, table, torchrl
 from .source import BadEpisodes, Format, Source
 
 #: Every format by the name that stands after ``--format``. The order is that of detection: d3rlpy's flat files look like D4RL's with more.
 FORMATS: dict[str, Format] = {each.name: each for each in (
-    native.FORMAT, minari.FORMAT, atari.FORMAT, torchrl.FORMAT, gen_dgrl.FORMAT, robomimic.FORMAT, d3rlpy.FORMAT, d4rl.FORMAT, npz.FORMAT,
+    native.FORMAT, minari.FORMAT, atari.FORMAT, torchrl.FORMAT, lerobot.FORMAT, gen_dgrl.FORMAT, robomimic.FORMAT, d3rlpy.FORMAT,
+    d4rl.FORMAT, npz.FORMAT, table.CSV, table.PARQUET,
 )}  # fmt: skip
 
 

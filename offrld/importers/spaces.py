@@ -101,6 +101,22 @@ def probe_environment(env_id: str | None, file: str, messages: list[str]) -> Env
     return Environment(known, limit)
 
 
+def extremes(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Least and largest value of each column of ``[K, A]``, both ``[A]``.
+
+    A narrow array is folded to rows of some hundred values first: NumPy goes over rows of six at a sixth of the speed.
+    """
+    width = values.shape[1]
+    fold = max(1, 512 // width)
+    whole = len(values) // fold * fold
+    if fold > 1 and whole and values.flags.c_contiguous:
+        wide = values[:whole].reshape(-1, fold * width)
+        parts = [each.reshape(fold, width) for each in (wide.min(0), wide.max(0))]
+        rest = values[whole:]
+        return np.concatenate([parts[0], rest]).min(0), np.concatenate([parts[1], rest]).max(0)
+    return values.min(0), values.max(0)
+
+
 class ActionScan:
     """Goes once over all actions in blocks: decides their kind, checks them against a known space, and finds their range.
 
@@ -163,24 +179,32 @@ class ActionScan:
         values = block.reshape(len(block), -1)
         if self.discrete:
             self._add_discrete(column, start, values[:, 0])
-        elif self._space is not None:
-            margin = TOLERANCE * np.maximum(np.abs(self._space.low), np.abs(self._space.high))
-            outside = (values < self._space.low - margin) | (values > self._space.high + margin)
-            if outside.any():
-                row, dim = (int(i) for i in np.argwhere(outside)[0])
-                index = (dim,) if column.shape else ()
-                raise BadRow(
-                    f"{column.file}: {column.where(start + row, index)} is {float(values[row, dim]):.9g}, outside "
-                    f"[{self._space.low[dim]:g}, {self._space.high[dim]:g}] of {self._space.owner}",
-                    start + row,
-                    hint=f"clip the actions, or correct the bounds{self._remove()}",
-                )
-            over = np.maximum(values.astype(self.dtype) - self._space.high.astype(self.dtype), self._space.low.astype(self.dtype) - values)
+            low, high = values.min(0), values.max(0)
+        else:
+            low, high = extremes(values)
+            if self._space is not None:
+                self._check_bounds(column, start, values, low, high)
+        self._low, self._high = np.minimum(self._low, low), np.maximum(self._high, high)
+        self._whole = self._whole and (values.dtype.kind != "f" or bool((values == np.floor(values)).all()))
+
+    def _check_bounds(self, column: Column, start: int, values: np.ndarray, least: np.ndarray, most: np.ndarray) -> None:
+        """Checks continuous actions against the known space; ``least`` and ``most`` are their extremes ``[A]``, which mostly say it all."""
+        low, high = self._space.low, self._space.high
+        margin = TOLERANCE * np.maximum(np.abs(low), np.abs(high))
+        if (least < low - margin).any() or (most > high + margin).any():
+            row, dim = (int(i) for i in np.argwhere((values < low - margin) | (values > high + margin))[0])
+            index = (dim,) if column.shape else ()
+            raise BadRow(
+                f"{column.file}: {column.where(start + row, index)} is {float(values[row, dim]):.9g}, outside "
+                f"[{low[dim]:g}, {high[dim]:g}] of {self._space.owner}",
+                start + row,
+                hint=f"clip the actions, or correct the bounds{self._remove()}",
+            )
+        low, high = low.astype(self.dtype), high.astype(self.dtype)
+        if (least.astype(self.dtype) < low).any() or (most.astype(self.dtype) > high).any():
+            over = np.maximum(values.astype(self.dtype) - high, low - values)
             self._noise += int((over > 0).sum())
             self._overshoot = max(self._overshoot, float(over.max()))
-        self._low = np.minimum(self._low, values.min(0))
-        self._high = np.maximum(self._high, values.max(0))
-        self._whole = self._whole and (values.dtype.kind != "f" or bool((values == np.floor(values)).all()))
 
     def _add_discrete(self, column: Column, start: int, values: np.ndarray) -> None:
         if values.dtype.kind == "f":

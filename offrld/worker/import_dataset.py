@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from offrl.errors import Conflict, InvalidInput, Unknown
+from offrl.errors import Conflict, Unknown
 from offrl.job import ImportSpec
 from offrl.wire import MAX_SKIPPED
 from offrl_store import EpisodeStore
@@ -25,7 +25,7 @@ from offrld.worker.datasets import dataset_info, source_path
 from offrld.worker.job import WorkerJob
 from offrld.worker.runfolder import remove, sync_folder, write_json
 
-ORIGIN = "import.json"   # in the dataset's folder: the job that made it
+ORIGIN = "import.json"   # in the dataset's folder: the job that made it (the daemon looks there, too)
 APPEND = "append.json"   # in the run folder: the dataset's number of episodes when an appending job began
 SKIPPED = "skipped.json" # in the run folder: the episodes that were left out
 SAID = 20                # of them, as messages
@@ -56,9 +56,6 @@ def run(job: WorkerJob) -> str:
             staged = _read(job, skipped)
             _note(job, skipped)
             _publish(staged, target, job.id)
-    except InvalidInput:
-        _forget_upload(job)  # sending the same bytes again would not help; anything else can be retried with them
-        raise
     finally:
         _remove_staged(job)
     return _finish(job, "appended" if spec.append else "imported", skipped)
@@ -180,7 +177,7 @@ def _made_by(target: Path) -> str | None:
 
 
 def _finish(job: WorkerJob, how: str, skipped: list[Skipped]) -> str:
-    """Tell of the dataset and of what was left out; the uploaded bytes have served."""
+    """Tell of the dataset and what was left out. The upload stays until the daemon knows the end: an attempt after a kill needs it."""
     info = dataset_info(job.spec.dataset, EpisodeStore.open(job.state.dataset(job.spec.dataset)))
     info |= {"skipped": [vars(each) for each in skipped[:MAX_SKIPPED]], "skipped_episodes": len(skipped)}
     for each in skipped[:SAID]:
@@ -190,10 +187,4 @@ def _finish(job: WorkerJob, how: str, skipped: list[Skipped]) -> str:
     job.report.dataset(info)
     job.report.progress(info["episodes"], info["episodes"], force=True)
     job.report.message(f"{how}: {info['episodes']} episodes, {info['transitions']} transitions in dataset {job.spec.dataset!r}")
-    _forget_upload(job)
     return f"{len(skipped)} bad episodes were left out" if skipped else ""
-
-
-def _forget_upload(job: WorkerJob) -> None:
-    if job.spec.upload is not None:
-        remove(job.state.uploads / job.spec.upload)

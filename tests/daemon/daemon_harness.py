@@ -94,13 +94,15 @@ class Daemon:
     def url(self) -> str:
         return f"ipc://{self.state}/run/offrld.sock"
 
-    def start(self, *options: str) -> Daemon:
+    def start(self, *options: str, answer: bool = True) -> Daemon:
+        """Start it, and unless ``answer`` is False, wait until it answers."""
         with self.output.open("ab") as output:
             self.process = subprocess.Popen(
                 [sys.executable, str(HERE / "daemon_program.py"), "--state-dir", str(self.state), *options], stderr=output, stdout=output
             )
         self.connection = self.connect()
-        self.ask(wire.Ping())
+        if answer:
+            self.ask(wire.Ping())
         return self
 
     def refused(self, *options: str, **environment: str) -> tuple[int, list[str]]:

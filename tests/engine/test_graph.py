@@ -7,7 +7,7 @@ import traceback
 
 import pytest
 import torch
-from cheap_settings import cheap_learner
+from cheap_settings import FROM_DATA, cheap_learner
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from offrl.errors import InvalidInput
@@ -16,7 +16,7 @@ from offrld.engine import Learner, Optimizer, Stage, Step, rules
 from offrld.engine import graph as graphs
 from offrld.engine.graph import Chunks, Pattern, moved_alike
 
-ALL = list(ALGORITHMS.values())
+ALL = list(FROM_DATA.values())
 names = pytest.mark.parametrize("algorithm", ALL, ids=lambda a: a.name)
 KINDS = ("td3_bc", "iql", "cql", "dqn")
 

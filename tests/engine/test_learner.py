@@ -7,14 +7,14 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from cheap_settings import cheap_learner
+from cheap_settings import FROM_DATA, cheap_learner
 
 from offrl.errors import InvalidInput, OffrlError
 from offrl_store import Episode, EpisodeStore, Field, Schema
 from offrld.algos import ALGORITHMS
 from offrld.engine import CheckpointCorrupt, Learner
 
-ALL = list(ALGORITHMS.values())
+ALL = list(FROM_DATA.values())
 names = pytest.mark.parametrize("algorithm", ALL, ids=lambda a: a.name)
 
 

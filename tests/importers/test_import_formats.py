@@ -256,5 +256,7 @@ def test_a_damaged_store_is_refused(flat, tmp_path):
 
 
 def test_every_format_has_a_name_a_summary_and_says_what_it_needs():
-    assert list(FORMATS) == ["store", "minari", "atari", "torchrl", "gen_dgrl", "robomimic", "d3rlpy", "d4rl", "npz"]
+    assert list(FORMATS) == [
+        "store", "minari", "atari", "torchrl", "lerobot", "gen_dgrl", "robomimic", "d3rlpy", "d4rl", "npz", "csv", "parquet",
+    ]  # fmt: skip
     assert all(each.summary and each.needs and each.name == name for name, each in FORMATS.items())

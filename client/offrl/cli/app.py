@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from offrl.cli import audit, datasets, doctor, jobs, keys, policies, queue, service, spool, submit, sweep, top
+from offrl.cli import audit, backup, collect, datasets, doctor, jobs, keys, policies, queue, service, spool, submit, sweep, top
 
 ROOT_HELP = "Train policies from logged data on an offrld daemon, and run them. OFFRL_URL names the daemon."
 
@@ -32,7 +32,9 @@ def command() -> Any:
     spool.register(group)
     app.add_typer(group, name="spool")
     audit.register(app)
+    backup.register(app)
     submit.register(app)
+    collect.register(app)
     sweep.register(app)
     jobs.register(app)
     policies.register(app)

@@ -1,4 +1,5 @@
-"""The 62 Atari games of gym's first list, which are those of d4rl-atari, and how they are called: in ids, as ROMs, in the data's bucket."""
+"""The games: 62 of Atari (gym's first list, which are those of d4rl-atari) with their names in ids, as ROMs and in the data's bucket; and
+the 16 of Procgen with their modes."""
 
 from __future__ import annotations
 
@@ -13,6 +14,27 @@ GAMES = (
     "space-invaders", "star-gunner", "tennis", "time-pilot", "tutankham", "up-n-down", "venture", "video-pinball", "wizard-of-wor",
     "yars-revenge", "zaxxon",
 )  # fmt: skip
+
+
+_EXTREME = ("chaser", "dodgeball", "leaper", "starpilot")
+_MEMORY = ("caveflyer", "dodgeball", "heist", "jumper", "maze", "miner")
+_EXPLORATION = ("caveflyer", "climber", "coinrun", "heist", "jumper", "leaper", "maze", "ninja")
+_SPECIAL = {"extreme": _EXTREME, "memory": _MEMORY, "exploration": _EXPLORATION}
+PROCGEN = (
+    "bigfish", "bossfight", "caveflyer", "chaser", "climber", "coinrun", "dodgeball", "fruitbot", "heist", "jumper", "leaper", "maze",
+    "miner", "ninja", "plunder", "starpilot",
+)  # fmt: skip
+#: Game -> its distribution modes.
+PROCGEN_MODES: dict[str, tuple[str, ...]] = {
+    game: ("easy", "hard", *(mode for mode, games in _SPECIAL.items() if game in games)) for game in PROCGEN
+}
+
+
+def check_procgen(game: str) -> str:
+    """The game itself; `Unknown` with the nearest names where there is none of that name."""
+    if game not in PROCGEN:
+        raise Unknown(f"there is no Procgen game {game!r}", hint=nearest(game, list(PROCGEN)))
+    return game
 
 
 def check(game: str) -> str:

@@ -30,8 +30,19 @@ async def checkup(app: App, request: wire.Checkup) -> wire.CheckList:
         else:
             found = await asyncio.to_thread(checks.service, app.state, app.settings)
             found += [await app.database.read(checks.database), await app.database.read(checks.queue)]
+            if app.settings.disk.quota_bytes:
+                found.append(checks.quota(await app.keeper.used(), app.settings.disk.quota_bytes))
             versions = {"offrld": app.version, **checks.versions()}
     return wire.CheckList(time=time.time(), checks=found, versions=versions)
+
+
+async def prune(app: App, request: wire.Prune) -> wire.Pruned:
+    """Retention at once, by the settings' numbers or by others; a part at a time."""
+    keep = app.settings.keep
+    jobs = keep.jobs if request.jobs is None else request.jobs
+    days = keep.days if request.days is None else request.days
+    pruned, more = await app.keeper.prune(jobs, days, dry_run=request.dry_run)
+    return wire.Pruned(jobs=pruned, more=more)
 
 
 async def get_settings(app: App, request: wire.GetSettings) -> wire.SettingList:
