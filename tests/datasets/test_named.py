@@ -50,7 +50,7 @@ def test_the_data_are_what_the_environment_gives(tmp_path):
     assert terminated and episode.terminated
 
 
-@pytest.mark.parametrize(("name", "steps"), [("cartpole-replay", 200), ("pendulum-replay", 110)])
+@pytest.mark.parametrize(("name", "steps"), [("cartpole-replay", 260), ("pendulum-replay", 430)])
 def test_replay_data_are_those_of_an_agent_that_learns(name, steps, tmp_path):
     """J17: DQN and SAC of ours, one update per step; the same seed gives the same bits."""
     stores = [
