@@ -60,6 +60,7 @@ def main() -> int:
     if spare:
         started = time.perf_counter()
     _settle(start)
+    control.pinned = tuple(start.get("pinned") or ())
     control.listen(**({"stop_s": float(start["stop_s"])} if "stop_s" in start else {}))
     if not spare:
         _set_threads(start["spec"].get("threads") or 1)

@@ -57,6 +57,8 @@ async def submit(app: App, request: wire.Submit) -> wire.Submitted:
         taken = uses.of_steps(spec)
         await _check_folder(app, spec.dataset)
     job, created = await app.database.write(_submit, app, request, spec, taken, app.caller())
+    if isinstance(spec, TrainSpec):
+        await app.supervisor.tell_pinned(spec.dataset)
     return wire.Submitted(job=job, created=created)
 
 
@@ -124,7 +126,7 @@ def _check_source(app: App, spec: ImportSpec) -> None:
 
 async def list_jobs(app: App, request: wire.ListJobs) -> wire.JobList:
     """The newest jobs that fit into one message, in order of submission."""
-    jobs, left_off = await app.database.read(infos.infos, request.kind, request.limit, app.settings.limits)
+    jobs, left_off = await app.database.survey(infos.infos, request.kind, request.limit, app.settings.limits)
     size, first = 0, len(jobs)
     while first > 0:
         size += _most_bytes(jobs[first - 1])
