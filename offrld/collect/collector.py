@@ -49,7 +49,7 @@ class Collector:
         env: Any,
         policy: Any = None,
         *,
-        frames_per_batch: int = 1000,
+        frames_per_batch: int | None = None,
         total_frames: int = -1,
         envs: int = 1,
         vectorization: str = "sync",
@@ -74,7 +74,7 @@ class Collector:
         Args:
             env: a gymnasium id, an environment, a vector environment, or a function that makes one.
             policy: whatever acts, see `as_behaviour`; None: uniform actions.
-            frames_per_batch: steps in each batch, of all environments together.
+            frames_per_batch: steps in each batch, of all environments together; about 1,000 unless told.
             total_frames: steps over the collector's life, -1: endless; rounded up to whole batches.
             envs: environments side by side; ``vectorization``: ``sync`` or ``async`` (a process each).
             seed: environment i is first reset with ``seed + i``; the behaviour draws from a generator of ``seed``.
@@ -132,11 +132,12 @@ class Collector:
             self._closing.close()
             raise
 
-    def _settle(self, per_batch: int, total: int, random: int | None, longest: int | None, trajs: int | None, split: bool) -> None:
+    def _settle(self, per_batch: int | None, total: int, random: int | None, longest: int | None, trajs: int | None, split: bool) -> None:
         """Check the numbers."""
-        self.frames_per_batch = _whole("frames_per_batch", per_batch, 1)
-        if per_batch % self.envs.count:
-            n = self.envs.count
+        n = self.envs.count
+        per_batch = max(1, 1000 // n) * n if per_batch is None else _whole("frames_per_batch", per_batch, 1)
+        self.frames_per_batch = per_batch
+        if per_batch % n:
             below, above = per_batch // n * n, -(-per_batch // n) * n
             raise InvalidInput(f"frames_per_batch {per_batch} is no multiple of the {n} environments", hint=f"give {below or n} or {above}")
         self.total_frames = total if total == -1 else _whole("total_frames", total, 1)
