@@ -17,16 +17,12 @@ __all__ = ["Learner", "Loaded", "Shapes", "build", "datasets", "load", "train"]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "datasets":
+    if name in ("collect", "datasets"):  # where nobody has imported them yet
         import importlib
 
-        return importlib.import_module("offrld.datasets")
+        return importlib.import_module(f"offrld.{name}")
     if name in __all__:
         from offrld import training
 
         return getattr(training, name)
-    if name == "collect":  # the package, where nobody has imported it yet
-        from importlib import import_module
-
-        return import_module("offrld.collect")
     raise AttributeError(f"module 'offrld' has no attribute {name!r}")
