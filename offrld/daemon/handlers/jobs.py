@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 
-from offrl import wire
+from offrl import named, wire
 from offrl.errors import Conflict, InvalidInput
 from offrl.job import CollectSpec, ImportSpec, TrainOnlineSpec, TrainSpec
 from offrld import import_roots
@@ -115,13 +115,14 @@ async def _check_folder(app: App, dataset: str) -> None:
 
 def _check_source(app: App, spec: ImportSpec) -> None:
     """The import's data is there and may be read."""
-    if (spec.upload is None) == (spec.path is None):
-        raise InvalidInput("an import reads an upload or a path: give exactly one of the two")
+    if (spec.upload, spec.path, spec.named).count(None) != 2:
+        raise InvalidInput("an import reads an upload, a path, or what a name stands for: give exactly one of the three")
     if spec.upload is not None:
         app.uploads.check_usable(spec.upload, app.caller())
-    else:
-        assert spec.path is not None
+    elif spec.path is not None:
         import_roots.checked(spec.path, app.settings.import_roots)
+    else:
+        named.find(str(spec.named))
 
 
 async def list_jobs(app: App, request: wire.ListJobs) -> wire.JobList:
