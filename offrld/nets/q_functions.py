@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from offrld.nets.context import context_of
 from offrld.nets.encoders import Encoder, Params, View, build
 from offrld.nets.encoders.vector import VectorEncoder
-from offrld.nets.heads import EncodedLinear
+from offrld.nets.heads import EncodedLinear, headed
 from offrld.nets.linear import Linear
 from offrld.nets.values import Proposal, Reduction, Values
 from offrld.settings import setting
@@ -101,23 +101,30 @@ class _Ensemble:
     def _values(self, params: Params, observation: Tensor, action: Tensor | None, members: slice) -> Values:
         """Of some members."""
         chosen = self._members[members]
+        if action is not None and isinstance(self.encoders[0], VectorEncoder) and observation.shape[:-1] == action.shape[:-1]:
+            # Joined once rather than by each member.
+            observation, action = torch.cat([observation, action], dim=-1), None
+        if self._q.type in ("mean", "qr"):
+            outputs = self._outputs_of(params, observation, action, members)
+            if self._q.type == "qr":
+                return self._fixed(outputs)
+            return Values.of_means(outputs.squeeze(-1), "squared") if self._continuous else Values.of_means(outputs, "huber")
         features = self._features(params, observation, action, members)
-        if self._q.type == "mean":
-            values = [member.head(params, h) for member, h in zip(chosen, features, strict=True)]
-            if self._continuous:
-                return Values.of_means(_stack([value.squeeze(-1) for value in values]), "squared")
-            return Values.of_means(_stack(values), "huber")
-        if self._q.type == "qr":
-            return self._fixed(params, chosen, features)
         if self._q.type == "iqn":
             return self._implicit(params, chosen, features)
         return self._proposed(params, chosen, features)
 
+    def _outputs_of(self, params: Params, observation: Tensor, action: Tensor | None, members: slice) -> Tensor:
+        """What the heads of some members give, ``[N, ..., outputs]``."""
+        chosen = self._members[members]
+        if self._q.share_encoder:
+            features = self._features(params, observation, action, members)
+            return _stack([member.head(params, h) for member, h in zip(chosen, features, strict=True)])
+        pairs = zip(self.encoders[members], chosen, strict=True)
+        return _stack([headed(params, encoder, member.head, observation, action) for encoder, member in pairs])
+
     def _features(self, params: Params, observation: Tensor, action: Tensor | None, members: slice) -> list[Tensor]:
         """Features ``[..., F]`` for each of some members."""
-        if action is not None and isinstance(self.encoders[0], VectorEncoder) and observation.shape[:-1] == action.shape[:-1]:
-            # Joined once rather than by each member.
-            observation, action = torch.cat([observation, action], dim=-1), None
         if not self._q.share_encoder:
             return [encoder(params, observation, action) for encoder in self.encoders[members]]
         if len(self.encoders) > 1 and torch.is_grad_enabled():
@@ -125,9 +132,8 @@ class _Ensemble:
         return [self.encoders[0](params, observation, action)] * len(self.encoders[members])
 
     # --- Quantile regression: fixed fractions ---
-    def _fixed(self, params: Params, members: list[_Member], features: list[Tensor]) -> Values:
+    def _fixed(self, out: Tensor) -> Values:
         count = self._q.quantiles
-        out = _stack([member.head(params, h) for member, h in zip(members, features, strict=True)])
         quantiles = out if self._continuous else out.unflatten(-1, (self._outputs, count))  # [N, ..., (n,) M]
         steps = torch.arange(count, dtype=out.dtype, device=out.device)
         return Values(quantiles.mean(-1), quantiles, "quantile", (steps + 0.5) / count)
