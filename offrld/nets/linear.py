@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from offrld.nets import stack
+from offrld.nets.eager import eager
 
 Params = dict[str, Tensor]
 _ONEDNN: contextvars.ContextVar[bool] = contextvars.ContextVar("offrl_onednn", default=False)
@@ -30,7 +31,7 @@ def products(*, through_onednn: bool) -> Iterator[None]:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, relu: bool = False) -> Tensor:
     """``x [..., I]`` times ``weight [O, I]`` transposed, plus ``bias [O]``: ``[..., O]``; with ``relu`` what is left of it above 0."""
-    if _fused(x):
+    if eager(x):
         return stack.stack(None, x, ((weight, bias),), relu=relu, through_onednn=_ONEDNN.get())
     out = F.linear(x, weight, bias)
     return F.relu(out) if relu else out
@@ -46,18 +47,13 @@ def layers(parts: Sequence[Tensor], pairs: Sequence[stack.Pair], *, relu: bool =
         pairs: weight ``[O, I]`` and bias ``[O]`` of each layer.
         relu: after the last one too.
     """
-    if _fused(parts[0]) and (found := _shared_and_own(parts)) is not None:
+    if eager(parts[0]) and (found := _shared_and_own(parts)) is not None:
         return stack.stack(*found, pairs, relu=relu, through_onednn=_ONEDNN.get())
     (weight, bias), *others = pairs
     x = _joined(parts, weight, bias)
     for weight, bias in others:
         x = linear(F.relu(x), weight, bias)
     return F.relu(x) if relu else x
-
-
-def _fused(x: Tensor) -> bool:
-    # Dynamo must not look at a context variable: it would keep a guard on it.
-    return not torch.compiler.is_compiling() and stack.usable(x)
 
 
 def _shared_and_own(parts: Sequence[Tensor]) -> tuple[Tensor | None, Tensor] | None:

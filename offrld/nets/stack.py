@@ -5,11 +5,12 @@ weight with few inputs in the order that is fast (23 inputs, 256 rows: 50 us ins
 traffic: the penalty of CQL, 7,680 rows through 256 x 256, streams 8 MB through every one of its kernels when they run one by one; in
 blocks of 1,024 rows relu takes 13 us a block, and 2,500 us for all of them otherwise.
 
-Only for plain eager code on the CPU (`usable`): under vmap, compile, export and tracing, and on a GPU, the layers are torch's own.
+Only for plain eager code on the CPU (see `eager`): elsewhere the layers are torch's own.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -22,16 +23,6 @@ ROWS = 1024    # of a block: its activations of 256 units are 1 MB, what the sec
 FEW = 64       # inputs below which the gradient of a weight is taken as inputs x outputs and transposed
 
 Pair = tuple[Tensor, Tensor | None]   # weight [O, I] and bias [O]
-
-
-def usable(x: Tensor) -> bool:
-    """Whether ``x`` is an ordinary tensor of the CPU in plain eager code."""
-    return (
-        type(x) is Tensor
-        and x.device.type == "cpu"
-        and not torch.jit.is_tracing()
-        and not torch._C._are_functorch_transforms_active()
-    )
 
 
 def stack(shared: Tensor | None, own: Tensor, layers: Sequence[Pair], *, relu: bool, through_onednn: bool = False) -> Tensor:
@@ -97,7 +88,7 @@ def _evaluate(
         base = _product(shared, weights[0][:, :width], biases[0], through)  # [B, H]
         weights[0], biases[0] = weights[0][:, width:], None
     last = len(weights) - 1
-    for x in _blocks(shared, own):
+    for x in _blocks(shared, own, len(weights)):
         kept = []
         for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
             x = _product(x, weight, bias, through)
@@ -113,10 +104,10 @@ def _evaluate(
     return out if own.dim() == 2 else out.view(*own.shape[:-1], -1), hidden
 
 
-def _blocks(shared: Tensor | None, own: Tensor) -> tuple[Tensor, ...]:
-    """The rows ``[..., I]`` in blocks of about `ROWS`; of whole ``B`` rows where there is a shared part."""
+def _blocks(shared: Tensor | None, own: Tensor, count: int) -> tuple[Tensor, ...]:
+    """The rows ``[..., I]`` in blocks of about `ROWS`, whole ``B`` rows where there is a shared part; all at once through one layer."""
     rows = own if own.dim() == 2 else own.flatten(0, -2)
-    if len(rows) <= 2 * ROWS:
+    if len(rows) <= 2 * ROWS or count == 1:
         return (rows,)
     return rows.split(ROWS if shared is None else max(1, ROWS // len(shared)) * len(shared))
 
@@ -127,7 +118,7 @@ def _gradients(
     needed: Sequence[bool], through: bool,
 ) -> list[Tensor | None]:  # fmt: skip
     """Gradients of shared part, own part and parameters, each where it is needed."""
-    blocks = _blocks(shared, own)
+    blocks = _blocks(shared, own, len(params) // 2)
     sizes = [len(block) for block in blocks]
     grads = grad.flatten(0, -2).split(sizes)
     outs = [None] * len(blocks) if out is None else out.flatten(0, -2).split(sizes)
@@ -190,6 +181,8 @@ def _to_weight(grad: Tensor, rows: Tensor, through: bool) -> Tensor:
     """``grad [R, O]`` transposed times ``rows [R, I]``."""
     few = rows.shape[1] < FEW
     one, other = (rows, grad) if few else (grad, rows)
+    if through and len(grad) > 2 * ROWS:  # 7,680 rows at once take 8.1 ms, by 1,024 4.7 ms
+        return functools.reduce(Tensor.add_, (_to_weight(g, r, through) for g, r in zip(grad.split(ROWS), rows.split(ROWS), strict=True)))
     if through and onednn.gains(one.t(), other.t()):
         found = onednn.product(one.t(), other.t())
     else:
