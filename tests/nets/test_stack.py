@@ -23,6 +23,13 @@ PARTS = [
 WIDTHS = [(8,), (32, 1), (24, 70, 16)]
 
 
+@pytest.fixture(autouse=True)
+def _taken():
+    """Float64 has no product of oneDNN, but asking for it takes the way that is tested here for few rows, too."""
+    with products(through_onednn=True):
+        yield
+
+
 def made(shapes, widths, dtype=torch.float64):
     generator = torch.Generator().manual_seed(0)
 
@@ -94,6 +101,16 @@ def test_what_is_not_a_number_comes_out_as_such():
     with torch.no_grad():
         pairs[0][0][2, 1] = float("nan")
         assert layers(parts, pairs, relu=True).isnan().all()
+
+
+@pytest.mark.parametrize(("shape", "onednn", "used"), [((4, 3), True, True), ((4, 3), False, False), ((2, 2 * stack.ROWS, 3), False, True)])
+def test_it_is_used_for_onednn_or_for_many_rows(shape, onednn, used, monkeypatch):
+    parts, pairs = made((shape,), (8, 1))
+    calls, right = [], stack.stack
+    monkeypatch.setattr(stack, "stack", lambda *given, **options: calls.append(1) or right(*given, **options))
+    with products(through_onednn=onednn):
+        assert_same([layers(parts, pairs)], [reference(parts, pairs, relu=False)])
+    assert bool(calls) == used
 
 
 @pytest.mark.parametrize("transform", ["compile", "vmap"])
