@@ -4,7 +4,9 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo docs test test-all test-algos test-asan test-kill lint bench bench-train bench-store bench-latency scores wheel clean help
+.PHONY: demo docs test test-all test-algos test-asan test-kill test-reliability test-systemd lint fuzz wheel clean help
+.PHONY: bench bench-train bench-store bench-import bench-latency bench-collect bench-online bench-record bench-wire bench-load scores procgen
+.PHONY: install-service uninstall-service
 
 help:            ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
@@ -33,23 +35,82 @@ bench-train: $(STAMP)    ## training speed of every algorithm against d3rlpy and
 bench-store: $(STAMP)    ## the store beside plain C and other replay buffers, one table; makes .venv-store-peers
 	$(BIN)/python -m benchmarks.store
 
+bench-collect: $(STAMP)  ## steps per second into a store beside the bare loop and other libraries; makes .venv-store-peers
+	$(BIN)/python -m benchmarks.collect
+
+bench-import: $(STAMP)   ## importing a D4RL file beside h5py alone, and the memory of an Atari epoch of a million frames (8 GB of disk)
+	$(BIN)/python -m benchmarks.import_speed
+
 bench-latency: $(STAMP)  ## submit, first update, idle daemon
 	$(BIN)/python -m benchmarks.latency
+
+bench-record: $(STAMP)   ## processor time of recording a loop of 1 kHz with 100 floats, sent to a daemon meanwhile
+	$(BIN)/python -m benchmarks.record
+
+bench-load: $(STAMP)     ## 1,000 queued jobs and 200 clients: answer times; memory over ten minutes of churn
+	$(BIN)/python -m benchmarks.load
 
 scores: $(STAMP)         ## scores beside d3rlpy's on ../shared/data; over an hour
 	$(BIN)/python -m benchmarks.scores
 
+bench-online: $(STAMP)     ## SAC on Pendulum and DQN on CartPole, trained online to known returns; ten minutes a seed
+	$(BIN)/python -m benchmarks.online
+
 test-algos: $(STAMP)     ## every algorithm once through a real daemon, its policy through onnxruntime; ten minutes
 	$(BIN)/python -m pytest -m slow tests/worker/test_every_algorithm.py
+
+fuzz: $(STAMP)           ## the wire, ten million messages: coverage-guided (atheris, in .venv-fuzz), and mutated sessions against a daemon; an hour
+	@test -x .venv-fuzz/bin/python || $(PYTHON) -m venv .venv-fuzz
+	@.venv-fuzz/bin/python -c 'import atheris' 2>/dev/null || .venv-fuzz/bin/pip install -q -c constraints.txt atheris==3.0.0 numpy msgpack pydantic
+	@mkdir -p build/fuzz
+	PYTHONPATH=tests/fuzz:client:datastore:. .venv-fuzz/bin/python tests/fuzz/coverage_wire.py -runs=9000000 -max_len=4096 -timeout=10 \
+		-rss_limit_mb=2048 -print_final_stats=1 -artifact_prefix=build/fuzz/crash- build/fuzz
+	PYTHONPATH=tests/daemon $(BIN)/python tests/fuzz/socket_wire.py --messages 1200000
+
+bench-wire: $(STAMP)     ## a ping beside a bare echo; a 1 GB upload while others ping
+	$(BIN)/python -m benchmarks.wire
 
 test-kill: $(STAMP)      ## the long form of the kill tests of the store
 	$(BIN)/python -m pytest -m slow tests/store
 
+test-reliability: $(STAMP)  ## 500 kills of the daemon and 200 of workers under load, faults of disk, clock and files; over an hour
+	$(BIN)/python -m pytest -m '' -s tests/reliability
+
 test-asan: $(STAMP)      ## the store's tests on kernels built with AddressSanitizer, in a folder of their own (gcc)
 	$(BIN)/python tests/sanitizer/run_sanitized.py
 
+procgen: $(STAMP)        ## add Procgen's games to .venv; without its dependencies, which would pin old versions of ours
+	$(BIN)/python -m pip install -q -c constraints.txt --no-deps procgen-mirror gym3
+	$(BIN)/python -m pip install -q -c constraints.txt cffi imageio
+
 wheel: $(STAMP)  ## dist/offrl-*.whl
 	$(BIN)/python -m pip wheel --no-deps -q -w dist . && ls dist
+
+# Neither needs .venv: the service runs from PREFIX, a virtual environment with `offrl[daemon]` in it (docs/operations.md).
+PREFIX      ?= /opt/offrld
+UNITDIR     ?= /etc/systemd/system
+SYSUSERSDIR ?= /usr/lib/sysusers.d
+
+install-service:         ## the systemd service that runs PREFIX (/opt/offrld); GPU=1: with a card; DESTDIR: into a package
+	@test -n "$(DESTDIR)" || test -x $(PREFIX)/bin/offrld || { echo "no $(PREFIX)/bin/offrld: install offrl[daemon] there, or give PREFIX=" >&2; exit 1; }
+	install -D -m 644 systemd/offrld.sysusers $(DESTDIR)$(SYSUSERSDIR)/offrld.conf
+	install -d -m 755 $(DESTDIR)$(UNITDIR)
+	sed 's|/opt/offrld|$(PREFIX)|g' systemd/offrld.service > $(DESTDIR)$(UNITDIR)/offrld.service
+	chmod 644 $(DESTDIR)$(UNITDIR)/offrld.service
+	$(if $(GPU),install -D -m 644 systemd/offrld-gpu.conf $(DESTDIR)$(UNITDIR)/offrld.service.d/gpu.conf)
+	$(if $(DESTDIR),,systemd-sysusers $(SYSUSERSDIR)/offrld.conf)
+	$(if $(DESTDIR),,systemctl daemon-reload)
+	@echo 'start it: systemctl enable --now offrld'
+
+uninstall-service:       ## stop and remove the service; its data and its user stay
+	$(if $(DESTDIR),,-systemctl disable --now offrld)
+	rm -f $(DESTDIR)$(UNITDIR)/offrld.service $(DESTDIR)$(UNITDIR)/offrld.service.d/gpu.conf $(DESTDIR)$(SYSUSERSDIR)/offrld.conf
+	-rmdir $(DESTDIR)$(UNITDIR)/offrld.service.d 2>/dev/null
+	$(if $(DESTDIR),,systemctl daemon-reload)
+	@echo 'the data stay in /var/lib/offrld, and so does the user offrld: rm -r the one, userdel the other, if they shall go'
+
+test-systemd: $(STAMP)   ## the service under a systemd of its own, as root: install, start, crash, hang, stop, two robots, uninstall
+	$(BIN)/python -m pytest -m slow -rs tests/systemd
 
 # torch first and by its pin: an unpinned torch would bring several gigabytes of CUDA packages.
 $(STAMP): pyproject.toml constraints.txt $(wildcard datastore/offrl_store/*.pyx datastore/offrl_store/*.pxd)

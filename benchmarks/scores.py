@@ -31,18 +31,24 @@ ENVIRONMENTS = {
 }
 LIMIT = 10.0   # normalised points below the reference's mean that are allowed
 FAST = ("learning_rate=1e-3", "target_update_interval=100")
+RATES = ("actor_learning_rate=1e-3", "critic_learning_rate=1e-3")
+SMALL = ("batch_size=16", "transformer.layers=2", "transformer.heads=4")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One comparison: file, algorithm, settings beyond the preset, updates, and the reference's mean return."""
+    """One comparison: file, algorithm, updates, the reference's mean return (None: not measured), settings beyond the preset."""
 
     dataset: str
     algorithm: str
     steps: int
-    reference: float
+    reference: float | None
     settings: tuple[str, ...] = ()
     seeds: tuple[int, int] = (0, 9)      # first and last; ten where scores swing much between seeds and checkpoints
+
+    @property
+    def name(self) -> str:
+        return f"{self.dataset} {self.algorithm}"
 
     @property
     def environment(self) -> tuple[str, float, float]:
@@ -81,14 +87,18 @@ ROWS = (
     Row("pendulum-replay", "crr", 3_000, -1425, seeds=(0, 2)),
     Row("pendulum-replay", "plas", 5_000, -997, seeds=(0, 2)),
     Row("pendulum-replay", "rebrac", 3_000, -996, seeds=(0, 2)),
-    # Not in ../shared/reference-scores.md: measured with `benchmarks/peers/d3rlpy_scores.py`, three seeds.
-    Row("pendulum-replay", "ddpg", 5_000, -391, seeds=(0, 2)),
+    # Not in ../shared/reference-scores.md: measured with `benchmarks/peers/d3rlpy_scores.py`, three seeds, of DDPG ten.
+    Row("pendulum-replay", "ddpg", 5_000, -453, seeds=(0, 2)),
     Row("pendulum-replay", "td3", 5_000, -333, seeds=(0, 2)),
     Row("pendulum-replay", "plas_with_perturbation", 3_000, -993, seeds=(0, 2)),
     Row("pendulum-replay", "prdc", 2_000, -1395, seeds=(0, 2)),
     Row("pendulum-replay", "cal_ql", 1_000, -649, seeds=(0, 2)),
     Row("cartpole-replay", "nfq", 5_000, 9, seeds=(0, 2)),
     Row("cartpole-replay", "discrete_sac", 5_000, 18, seeds=(0, 2)),
+    Row("pendulum-replay", "bear", 1_000, -1104, seeds=(0, 2)),
+    Row("pendulum-replay", "decision_transformer", 500, -953, ("batch_size=16", "learning_rate=1e-3"), seeds=(0, 2)),
+    Row("pendulum-replay", "tacr", 200, None, ("batch_size=16", *RATES), seeds=(0, 2)),
+    Row("cartpole-replay", "discrete_decision_transformer", 200, None, SMALL, seeds=(0, 2)),
     Row("hopper-medium-replay", "bc", 50_000, 379),
     Row("hopper-medium-replay", "td3_bc", 30_000, 473, ("observation_scaler=standard",), seeds=(0, 2)),
     Row("hopper-medium-replay", "iql", 20_000, 609),
@@ -115,8 +125,7 @@ def measure(row: Row, url: str, folder: Path) -> dict[str, Any]:
         offrl("fetch", result["job"], "--seed", str(seed), "--out", str(policy), url=url)
         fetched.append(offrl("evaluate", str(policy), "--env", row.environment[0], "--episodes", "20", url=url)["return_mean"])
     speed = result["updates_per_second"]
-    name = f"{row.dataset} {row.algorithm}"
-    return {"row": name, "seeds": [*seeds], "trained": trained, "fetched": fetched, "updates_per_second": speed}
+    return {"row": row.name, "seeds": [*seeds], "trained": trained, "fetched": fetched, "updates_per_second": speed}
 
 
 def table(results: list[dict[str, Any]]) -> str:
@@ -126,27 +135,28 @@ def table(results: list[dict[str, Any]]) -> str:
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in ROWS:
-        parts = [result for result in results if result["row"] == f"{row.dataset} {row.algorithm}"]
+        parts = [result for result in results if result["row"] == row.name]
         if not parts:
             continue
         parts.sort(key=lambda result: result["seeds"])
         result = {key: [value for part in parts for value in part[key]] for key in ("trained", "fetched")}
         mean = statistics.mean(result["trained"])
-        mine, reference = row.normalised(mean), row.normalised(row.reference)
-        short = "" if mine >= reference - LIMIT else " **below**"
+        mine, reference = row.normalised(mean), None if row.reference is None else row.normalised(row.reference)
+        short = "" if reference is None or mine >= reference - LIMIT else " **below**"
+        theirs = ("", "") if reference is None else (f"{row.reference:.0f}", f"{reference:.0f}")
         seeds = "; ".join(f"{value:.0f}" for value in result["trained"])
         settings = f" ({', '.join(row.settings)})" if row.settings else ""
         same = "yes" if result["trained"] == result["fetched"] else "**no**"
         lines.append(
-            f"| {row.dataset} | {row.algorithm}{settings} | {row.steps:,} | {seeds} | {mean:.0f} | {row.reference:.0f} "
-            f"| {mine:.0f}{short} | {reference:.0f} | {same} |"
+            f"| {row.dataset} | {row.algorithm}{settings} | {row.steps:,} | {seeds} | {mean:.0f} | {theirs[0]} "
+            f"| {mine:.0f}{short} | {theirs[1]} | {same} |"
         )
     return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", default="", help="only rows whose dataset or algorithm contains this")
+    parser.add_argument("--rows", default="", help="only the row of this name (`pendulum-replay td3`), else those whose name contains this")
     parser.add_argument("--seeds", default="", help="first-last, instead of the rows' own: a seed alone decides its result")
     parser.add_argument("--out", type=Path, help="write the results here as JSON, after every row")
     parser.add_argument("--table", type=Path, nargs="+", help="print the table of such files")
@@ -155,7 +165,8 @@ def main() -> None:
         print(table([result for path in options.table for result in json.loads(path.read_text())]))
         return
     results: list[dict[str, Any]] = []
-    chosen = [row for row in ROWS if options.rows in f"{row.dataset} {row.algorithm}"]
+    named = [row for row in ROWS if row.name == options.rows]
+    chosen = named or [row for row in ROWS if options.rows in row.name]
     if options.seeds:
         chosen = [replace(row, seeds=tuple(map(int, options.seeds.split("-")))) for row in chosen]
     with tempfile.TemporaryDirectory() as folder, embedded_daemon() as client:

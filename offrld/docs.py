@@ -78,9 +78,9 @@ def _algorithm(algorithm: Algorithm) -> Iterator[str]:
 
 def _table(known: Mapping[str, settings.Setting]) -> Iterator[str]:
     yield from ("| setting | type | default | meaning |", "|---|---|---|---|")
-    for name, setting in known.items():
-        told = setting.as_json()
-        cells = told["type"], default_text(told["default"]), meaning(name, told) + _limits(told)
+    all_told = {name: setting.as_json() for name, setting in known.items()}
+    for name, told in all_told.items():
+        cells = told["type"], default_text(told["default"]), meaning(name, told, all_told) + _limits(told)
         yield f"| `{name}` | {' | '.join(map(_cell, cells))} |"
 
 

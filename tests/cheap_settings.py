@@ -19,6 +19,9 @@ from offrld import build, settings
 from offrld.algos import ALGORITHMS
 from offrld.engine import Algorithm, Learner
 
+# Those that learn from a dataset; the others are tested where they play (test_ppo.py).
+FROM_DATA = {name: algorithm for name, algorithm in ALGORITHMS.items() if not algorithm.plays}
+
 # Sizes whose defaults are too large for a test, by the last part of their names; smaller defaults stay.
 LARGEST = {
     "batch_size": 16, "context_size": 4, "n_critics": 2, "n_action_samples": 4, "n_target_samples": 3, "n_mmd_action_samples": 3,

@@ -1,9 +1,11 @@
 """Returns that d3rlpy reaches on a file, for rows of `benchmarks.scores` that ../shared/reference-scores.md does not have.
 
-    python d3rlpy_scores.py FILE ENV ALGORITHM STEPS SEEDS    prints {"algorithm", "seeds", "returns", "updates_per_second"}
+    python d3rlpy_scores.py FILE ENV ALGORITHM STEPS SEEDS [NAME=VALUE ...]
+        prints {"algorithm", "settings", "seeds", "returns", "updates_per_second"}
 
-Its defaults, one thread, actions scaled from [-2, 2] on Pendulum; the mean over 20 greedy episodes with reset(seed=1000..1019) after the
-last update.
+Its defaults but for the settings named, one thread, actions scaled from [-2, 2] on Pendulum; the mean over 20 greedy episodes with
+reset(seed=1000..1019) after the last update. A transformer is asked for the mean return of the best tenth of the
+file's episodes, as ours is.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from typing import Any
 
 import d3rlpy
 import gymnasium
@@ -45,7 +48,7 @@ def rollout(act, env: gymnasium.Env, seed: int) -> float:
     return total
 
 
-def main(path: str, env_id: str, name: str, steps: int, seeds: int) -> None:
+def main(path: str, env_id: str, name: str, steps: int, seeds: int, settings: dict[str, Any]) -> None:
     torch.set_num_threads(1)
     with h5py.File(path) as file:
         data = {key: file[key][:] for key in ("observations", "actions", "rewards", "terminals", "timeouts")}
@@ -55,10 +58,11 @@ def main(path: str, env_id: str, name: str, steps: int, seeds: int) -> None:
     env, returns, speeds = gymnasium.make(env_id), [], []
     scaled = env_id.startswith("Pendulum")
     scaler = d3rlpy.preprocessing.MinMaxActionScaler(minimum=np.array([-2.0]), maximum=np.array([2.0]))
-    best = max(float(episode.compute_return()) for episode in dataset.episodes)
+    returns_of_file = sorted(float(episode.compute_return()) for episode in dataset.episodes)
+    asked = float(np.mean(returns_of_file[-max(1, round(0.1 * len(returns_of_file))) :]))
     for seed in range(seeds):
         d3rlpy.seed(seed)
-        algorithm = CONFIGS[name](**({"action_scaler": scaler} if scaled else {})).create(device="cpu:0")
+        algorithm = CONFIGS[name](**({"action_scaler": scaler} if scaled else {}), **settings).create(device="cpu:0")
         start = time.perf_counter()
         options = {"logger_adapter": NoopAdapterFactory(), "show_progress": False, "save_interval": 10**9}
         algorithm.fit(dataset, n_steps=steps, n_steps_per_epoch=steps, **options)
@@ -66,14 +70,16 @@ def main(path: str, env_id: str, name: str, steps: int, seeds: int) -> None:
         totals = []
         for episode in range(20):
             if hasattr(algorithm, "as_stateful_wrapper"):
-                wrapper = algorithm.as_stateful_wrapper(target_return=best)
+                wrapper = algorithm.as_stateful_wrapper(target_return=asked)
                 wrapper.reset()
                 totals.append(rollout(wrapper.predict, env, 1000 + episode))
             else:
                 totals.append(rollout(lambda o, r: algorithm.predict(o[None])[0], env, 1000 + episode))  # noqa: B023
         returns.append(round(float(np.mean(totals)), 1))
-    print(json.dumps({"algorithm": name, "seeds": seeds, "returns": returns, "updates_per_second": round(float(np.median(speeds)), 1)}))
+    speed = round(float(np.median(speeds)), 1)
+    print(json.dumps({"algorithm": name, "settings": settings, "seeds": seeds, "returns": returns, "updates_per_second": speed}))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5]))
+    given = {name: json.loads(value) for name, value in (word.split("=", 1) for word in sys.argv[6:])}
+    main(sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5]), given)

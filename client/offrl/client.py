@@ -6,6 +6,7 @@ import os
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,9 +16,10 @@ from offrl import address, wire
 from offrl.connection import Connection, ConnectionLost
 from offrl.datasets import Datasets
 from offrl.errors import InvalidInput, JobFailed, OffrlError, Unknown, from_wire, nearest
-from offrl.job import TrainSpec
+from offrl.job import CollectSpec, TrainOnlineSpec, TrainSpec
 
 LONG_POLL_S = 10.0  # how long the daemon may hold a request for the next event
+PRUNE_S = 600.0     # for a part of it: run folders may be large
 EXPORTS = 5  # in a row, for one fetch: the newest step of a running job moves on while its policy is made
 FETCH_KINDS = ("onnx", "torchscript", "checkpoint", "metrics")
 
@@ -128,6 +130,8 @@ class Client:
         fresh_optimizer: bool | None = None,
         priority: int = 0,
         after: str | Job | Sequence[str | Job] = (),
+        at: datetime | float | None = None,
+        delay_s: float | None = None,
         key: str | None = None,
     ) -> Job:
         """Queue a train job and return at once. What is left out takes the daemon's default (`offrl.job.TrainSpec`).
@@ -146,6 +150,8 @@ class Client:
             transfer: which of them: ``all``, ``policy`` or ``critics`` (critic, q and value).
             fresh_optimizer: the optimisers begin anew.
             after: jobs that must succeed first.
+            at: it does not start before this time (a datetime, or seconds since the epoch).
+            delay_s: or not before so many seconds from now, by the daemon's clock.
             key: the same key gives the same job, however often it is submitted. One is made up if none is given, so that a lost answer
                 does not lead to a second job.
 
@@ -167,6 +173,125 @@ class Client:
         spec = build(TrainSpec, **given, dataset=self.datasets.resolve(dataset))
         befores = [after] if isinstance(after, str | Job) else list(after)
         ids = [before.id if isinstance(before, Job) else before for before in befores]
+        start_at = at.timestamp() if isinstance(at, datetime) else at
+        request = build(
+            wire.Submit, spec=spec, priority=priority, after=ids, key=key or f"auto-{uuid.uuid4().hex}", start_at=start_at,
+            start_in_s=delay_s,
+        )  # fmt: skip
+        return Job(self, self.request(request).job)
+
+    def rerun(self, job: str | Job, *, priority: int = 0, key: str | None = None) -> Job:
+        """Repeat a train job with what its run folder says: the settings that it really had, its seeds, the snapshot of its dataset (also
+        if that has grown), the checkpoints that it took from other jobs. On the CPU with the same versions the result has the same bits.
+
+        Raises:
+            InvalidInput: it is no train job.
+            Unknown: there is no such job, or its dataset, its algorithm or its environment is not there any more.
+        """
+        name = job.id if isinstance(job, Job) else job
+        request = build(wire.Rerun, job=name, priority=priority, key=key or f"auto-{uuid.uuid4().hex}")
+        return Job(self, self.request(request).job)
+
+    def prune(self, *, jobs: int | None = None, days: float | None = None, dry_run: bool = False) -> list[wire.PrunedJob]:
+        """Delete the ended jobs that are not kept, and tell which. For operators: `NotAllowed`.
+
+        Args:
+            jobs: ended jobs of each kind that are kept (0: any number); by default as the daemon's settings say.
+            days: that an ended job is kept (0: for ever); by default as the daemon's settings say.
+            dry_run: delete nothing, only tell (of at most 200).
+        """
+        found: list[wire.PrunedJob] = []
+        while True:
+            part = self.request(build(wire.Prune, jobs=jobs, days=days, dry_run=dry_run), timeout=PRUNE_S)
+            found += part.jobs
+            if dry_run or not part.more or not part.jobs:
+                return found
+
+    def collect(
+        self,
+        env: str,
+        policy: str | os.PathLike[str] | Job = "random",
+        *,
+        into: str,
+        steps: int,
+        priority: int = 0,
+        after: str | Job | Sequence[str | Job] = (),
+        key: str | None = None,
+        **options: Any,
+    ) -> Job:
+        """Queue a job that collects steps into a dataset, a new one or one of the same environment; returns at once.
+
+        Args:
+            env: a gymnasium id, made on the daemon's side.
+            policy: ``random`` (uniform actions), ``normal``, a job (``job:ID``, ``job:ID:SEED`` or the `Job`: its newest checkpoint), or
+                the path of a policy file, which is uploaded.
+            into: the dataset's name.
+            steps: of the environment.
+            options: further fields of `offrl.job.CollectSpec`: limit, envs, processes, seed, sample, epsilon, epsilon_end, epsilon_steps,
+                noise, max_episode_steps, step_timeout_s, threads.
+            priority, after, key: as of `submit`.
+
+        Raises:
+            Unknown: of the environment or the job.
+            InvalidInput: a value of the wrong type or out of range, a bad file.
+        """
+        given = {"env": env, "dataset": into, "steps": steps, **{name: value for name, value in options.items() if value is not None}}
+        named = f"job:{policy.id}" if isinstance(policy, Job) else policy
+        if isinstance(named, str) and (named in ("random", "normal") or named.startswith("job:")):
+            return self._queue(build(CollectSpec, **given, policy=named), priority, after, key)
+        from offrl import upload
+        from offrl.policy import Policy  # onnxruntime: not needed before
+
+        build(CollectSpec, **given, policy="upload")
+        Policy(named)  # what is no policy file is said here
+        connection = self.connect()  # its own, so that the client can be used meanwhile
+        try:
+            sent = upload.send(connection, upload.scan(named))
+        finally:
+            connection.close()
+        return self._queue(build(CollectSpec, **given, policy="upload", upload=sent), priority, after, key)
+
+    def train_online(
+        self,
+        algorithm: str,
+        *,
+        env: str,
+        into: str,
+        steps: int | None = None,
+        seed: int | None = None,
+        config: Mapping[str, Any] | None = None,
+        start: str | Job | None = None,
+        priority: int = 0,
+        after: str | Job | Sequence[str | Job] = (),
+        key: str | None = None,
+        **options: Any,
+    ) -> Job:
+        """Queue a job that acts in an environment and trains on what that gives; what it gathers is kept as a dataset.
+
+        Args:
+            algorithm: a name of `algos`.
+            env: a gymnasium id, made on the daemon's side.
+            into: the dataset's name, of a new one or one of the same environment.
+            steps: of the environment, 1,000,000 unless told.
+            config: settings of the algorithm by dotted name; nested dicts are flattened.
+            start: a job whose networks this one goes on from: fine-tuning.
+            options: further fields of `offrl.job.TrainOnlineSpec`: preset, envs, random_steps, update_start, update_interval, updates,
+                offline, offline_share, eval_env, eval_episodes, eval_every, eval_epsilon, epsilon, epsilon_end, epsilon_steps, noise,
+                limit, max_episode_steps, step_timeout_s, device, threads, gpu_memory_mb, transfer, fresh_optimizer.
+            priority, after, key: as of `submit`.
+
+        Raises as `submit` does, also for an algorithm that cannot be trained online.
+        """
+        given = {
+            "algorithm": algorithm, "env": env, "dataset": into, "steps": steps, "seeds": None if seed is None else [seed],
+            "config": None if config is None else flat(config), "start": start.id if isinstance(start, Job) else start, **options,
+        }  # fmt: skip
+        spec = build(TrainOnlineSpec, **{name: value for name, value in given.items() if value is not None})
+        return self._queue(spec, priority, after, key)
+
+    def _queue(self, spec: Any, priority: int, after: str | Job | Sequence[str | Job], key: str | None) -> Job:
+        befores = [after] if isinstance(after, str | Job) else list(after)
+        ids = [before.id if isinstance(before, Job) else before for before in befores]
         request = build(wire.Submit, spec=spec, priority=priority, after=ids, key=key or f"auto-{uuid.uuid4().hex}")
         return Job(self, self.request(request).job)
 
@@ -174,7 +299,7 @@ class Client:
         """The jobs in order of submission, each with its ``last`` info: all but imports, or those of a kind.
 
         Args:
-            kind: train, import, export, dataset_export or all.
+            kind: train, import, export, dataset_export, collect, train_online or all.
             limit: this many of the newest.
         """
         found = self.request(build(wire.ListJobs, kind=kind, limit=limit)).jobs
@@ -186,6 +311,18 @@ class Client:
         job.info()
         return job
 
+    def queue(self) -> wire.QueueInfo:
+        """Whether the whole queue is paused, and how many jobs of whom are in it."""
+        return self.request(wire.GetQueue())
+
+    def pause_queue(self, reason: str = "") -> wire.QueueInfo:
+        """Start no job any more, until `resume_queue`; those that run go on. For operators: `NotAllowed`."""
+        return self.request(build(wire.ControlQueue, action="pause", reason=reason))
+
+    def resume_queue(self) -> wire.QueueInfo:
+        """Start jobs again. For operators: `NotAllowed`."""
+        return self.request(wire.ControlQueue(action="resume"))
+
     # ---------------------------------------------------------------------------------------------------------------- plumbing
     def request(self, request: wire.Request, *, timeout: float | None = None) -> Any:
         """Send any request of `offrl.wire`; its reply, or the error that the daemon sent."""
@@ -194,6 +331,10 @@ class Client:
     def connect(self) -> Connection:
         """A further connection to the same daemon, for what waits long; the caller closes it."""
         return Connection(self.url, timeout=self._timeout, patience=self._patience, key=self._key)
+
+    def again(self, patience: float | None = None) -> Client:
+        """A further client of the same daemon, for a thread of its own; the caller closes it."""
+        return Client(self.url, timeout=self._timeout, patience=self._patience if patience is None else patience, key=self._key)
 
     def close(self) -> None:
         """Close the connection. May be called twice."""
@@ -283,8 +424,22 @@ class Job:
         return self._control("resume", steps)
 
     def retry(self) -> wire.JobInfo:
-        """Queue a failed or cancelled job again; it goes on from its checkpoint, if there is one."""
+        """Queue a failed or cancelled job again; it goes on from its checkpoint, if there is one. One that waits for its next attempt
+        after a crash does not wait any longer."""
         return self._control("retry")
+
+    def start(self) -> wire.JobInfo:
+        """Let a queued or paused job start before all others as soon as there is a place, also before its time and while the queue is
+        paused."""
+        return self._control("start")
+
+    def pin(self) -> wire.JobInfo:
+        """Keep it: retention passes over it, and `rm` refuses it, until `unpin`."""
+        return self._control("pin")
+
+    def unpin(self) -> wire.JobInfo:
+        """Undo `pin`."""
+        return self._control("unpin")
 
     def rm(self) -> wire.JobInfo:
         """Delete an ended job with all its files; what it was."""

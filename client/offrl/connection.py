@@ -12,7 +12,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 import zmq
 
@@ -23,6 +23,8 @@ HEARTBEAT_MS = 20_000  # a daemon whose machine is gone is noticed within three 
 HANDSHAKE_S = 5.0  # longer than any live daemon's input/output thread needs
 RETRY_S = 0.1  # between two looks for a daemon that went away
 WINDOW = 8  # requests in flight of a stream: 8 MiB of chunks
+LARGE = 1 << 16  # bytes of a message from which on a copy costs more than not to make it
+AT_ONCE_MS = 20  # most answers come sooner: they are waited for with one system call, and the socket's monitor is not looked at
 
 _NOT_TWICE = (wire.ControlJob, wire.RemoveDataset)
 _UP = zmq.EVENT_HANDSHAKE_SUCCEEDED
@@ -88,8 +90,11 @@ class Connection:
             give_up: float | None = None
             while True:
                 try:
-                    [reply] = self.stream([request], timeout=timeout)
-                    return reply
+                    self._stay_connected()
+                    ident = b"%d" % next(self._ids)
+                    self._send(ident, _encoded(request))
+                    body = self._receive(ident, {}, (ident,), self.timeout if timeout is None else timeout)
+                    return wire.decode_reply(body, request.reply)
                 except ConnectionLost:
                     if not again:
                         raise
@@ -181,6 +186,7 @@ class Connection:
         # Never by itself: ZeroMQ would send what is still queued to the new daemon, chunks of a file without those before them.
         self._socket.setsockopt(zmq.RECONNECT_IVL, -1)
         self._socket.setsockopt(zmq.SNDTIMEO, 100)
+        self._socket.setsockopt(zmq.RCVTIMEO, AT_ONCE_MS)
         if self.url.startswith("tcp://["):
             self._socket.setsockopt(zmq.IPV6, 1)
         if self.url.startswith("tcp://"):
@@ -227,7 +233,7 @@ class Connection:
     def _lost(self) -> bool:
         """Whether the monitor says that the connection broke."""
         lost = self._socket is None
-        while not lost and self._monitor.poll(0):
+        while not lost and self._monitor.getsockopt(zmq.EVENTS) & zmq.POLLIN:
             lost = bool(self._event() & _DOWN)
         return lost
 
@@ -240,7 +246,7 @@ class Connection:
         end = time.monotonic() + self.timeout
         while True:
             try:
-                self._socket.send_multipart([ident, body])
+                self._socket.send_multipart([ident, body], copy=len(body) < LARGE)
                 return
             except zmq.Again:  # no peer, or one that does not read
                 if self._lost():
@@ -248,19 +254,25 @@ class Connection:
                 if time.monotonic() >= end:
                     raise self._silent(self.timeout) from None
 
-    def _receive(self, ident: bytes, replies: dict[bytes, bytes], wanted: set[bytes], timeout: float) -> bytes:
+    def _receive(self, ident: bytes, replies: dict[bytes, bytes], wanted: Collection[bytes], timeout: float) -> bytes:
         """The body of the reply to ``ident``; others that are wanted are kept in ``replies``, and late ones are dropped."""
-        poller = zmq.Poller()
-        poller.register(self._socket, zmq.POLLIN)
-        poller.register(self._monitor, zmq.POLLIN)
         end = time.monotonic() + timeout
+        poller: zmq.Poller | None = None
         while ident not in replies:
-            ready = dict(poller.poll(max(0, int((end - time.monotonic()) * 1000) + 1)))
-            if self._socket in ready:
-                frames = self._socket.recv_multipart()
+            try:
+                frames = self._socket.recv_multipart(0 if poller is None else zmq.NOBLOCK)
                 if len(frames) == 2 and frames[0] in wanted:
                     replies[frames[0]] = frames[1]
-            elif self._monitor in ready:
+                continue
+            except zmq.Again:
+                if poller is None:
+                    poller = zmq.Poller()
+                    poller.register(self._socket, zmq.POLLIN)
+                    poller.register(self._monitor, zmq.POLLIN)
+            ready = dict(poller.poll(max(0, int((end - time.monotonic()) * 1000) + 1)))
+            if self._socket in ready:
+                continue
+            if self._monitor in ready:
                 if self._event() & _DOWN:
                     raise self._gone()
             elif time.monotonic() >= end:

@@ -11,16 +11,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from offrl import upload, wire
+from offrl import named, upload, wire
 from offrl.errors import Conflict, InvalidInput, OffrlError, StoreExists, Unknown
 from offrl.job import NAME_PATTERN, DatasetExportSpec, ImportSpec
 
 if TYPE_CHECKING:
     from offrl.client import Client
 
-FILE_ENDINGS = (".hdf5", ".h5", ".npz")
+FILE_ENDINGS = (".hdf5", ".h5", ".npz", ".csv", ".parquet")
 EXPORT_FORMATS = {".hdf5": "d4rl", ".h5": "d4rl", ".npz": "npz"}  # anything else: a store's folder
-EXPORT_FOLDERS = ("store", "minari")  # the formats that are folders
+EXPORT_FOLDERS = ("store", "minari", "torchrl", "gen_dgrl", "lerobot")  # the formats that are folders
 
 
 def export_format(out: str | os.PathLike[str], format: str | None) -> str:
@@ -43,6 +43,8 @@ class Datasets:
         source: Any,
         format: str | None = None,
         *,
+        options: Mapping[str, Any] | None = None,
+        skip_bad: bool = False,
         on_daemon: bool = False,
         progress: upload.Progress | None = None,
         follow: Events = None,
@@ -51,8 +53,11 @@ class Datasets:
 
         Args:
             source: the path of a file or folder; a dict of arrays (observations, actions, rewards, terminals, timeouts: one row per step);
-                an iterable of `offrl_store.Episode`; or an `offrl_store.EpisodeStore`.
+                an iterable of `offrl_store.Episode`; or an `offrl_store.EpisodeStore`. Or a name (`offrl.named`): ``cartpole-replay``,
+                ``breakout-mixed-v0``, ``hopper-medium-v2``, ``D4RL/pointmaze/umaze-v2``, which the daemon makes or fetches.
             format: a name of the daemon's importers; by default found from the content.
+            options: what the format can be told, by name (docs/datasets.md).
+            skip_bad: leave out episodes that cannot be used; the result's ``skipped`` names them. Otherwise the first one is an error.
             on_daemon: ``source`` is a path on the daemon's side, below one of its ``import_roots``: nothing is uploaded.
             progress: called with the bytes uploaded and their total.
             follow: called with every event of the import job.
@@ -60,9 +65,12 @@ class Datasets:
         Raises:
             Conflict: a dataset of that name exists.
             InvalidInput: a missing or bad file; nothing is left behind.
+            Unknown: neither a file nor a name that stands for a dataset.
+            DownloadFailed: the daemon could not fetch a file; what came of it is kept for the next attempt.
             DiskFull: here or on the daemon's side.
         """
-        return self._import(name, source, format, False, on_daemon, progress, follow)
+        how = {"format": format, "append": False, "options": dict(options or {}), "skip_bad": skip_bad}
+        return self._import(name, source, how, on_daemon, progress, follow)
 
     def append(
         self,
@@ -70,12 +78,15 @@ class Datasets:
         source: Any,
         format: str | None = None,
         *,
+        options: Mapping[str, Any] | None = None,
+        skip_bad: bool = False,
         on_daemon: bool = False,
         progress: upload.Progress | None = None,
         follow: Events = None,
     ) -> wire.DatasetInfo:
         """Put the episodes of ``source`` behind those of the dataset ``name``; all of them or none. Arguments and errors as `add`."""
-        return self._import(name, source, format, True, on_daemon, progress, follow)
+        how = {"format": format, "append": True, "options": dict(options or {}), "skip_bad": skip_bad}
+        return self._import(name, source, how, on_daemon, progress, follow)
 
     def ls(self) -> list[wire.DatasetInfo]:
         """All datasets."""
@@ -92,7 +103,7 @@ class Datasets:
     def export(self, name: str, out: str | os.PathLike[str], format: str | None = None, *, follow: Events = None) -> Path:
         """Write a dataset to ``out``: ``.hdf5`` or ``.h5`` in the form of D4RL, ``.npz``, or else a store's folder (which must not exist).
 
-        format: ``d4rl``, ``npz``, ``store``, ``minari`` (a folder, which must not exist), ``d3rlpy`` or ``d3rlpy-v1``, whatever the ending.
+        format: a name of the daemon's exporters, whatever the ending (docs/datasets.md).
         Raises `Unknown`, `InvalidInput` (``out`` cannot be written), `DiskFull`.
         """
         from offrl import download
@@ -139,17 +150,18 @@ class Datasets:
         name = upload.content_name(files, dataset)
         if not self._exists(name):
             try:
-                self._import_files(name, files, None, False, None, None)
+                self._import_files(name, files, {}, None, None)
             except (Conflict, StoreExists):  # somebody imports the same content just now
                 self._await_import(name)
                 self.show(name)
         return name
 
     # ---------------------------------------------------------------------------------------------------------------- plumbing
-    def _import(self, name, source, format, append, on_daemon, progress, follow) -> wire.DatasetInfo:
-        _build(ImportSpec, dataset=name, format=format)  # a bad name is found before a gigabyte travels
+    def _import(self, name, source, how, on_daemon, progress, follow) -> wire.DatasetInfo:
+        """``how``: fields of the job's specification."""
+        _build(ImportSpec, dataset=name, **how)  # a bad name is found before a gigabyte travels
         schema = None
-        if append:
+        if how["append"]:
             info = self.show(name)
             if not isinstance(source, str | os.PathLike | Mapping):
                 schema = _schema_from(info)
@@ -161,17 +173,23 @@ class Datasets:
             path = os.fspath(source) if isinstance(source, str | os.PathLike) else None
             if path is None:
                 raise InvalidInput(f"a path on the daemon's side is a text, not {type(source).__name__}", hint="leave on_daemon out")
-            return self._run(_build(ImportSpec, dataset=name, path=path, format=format, append=append), follow)
+            return self._run(_build(ImportSpec, dataset=name, path=path, **how), follow)
+        if how["format"] is None and isinstance(source, str) and not os.path.exists(source) and named.may_be_name(source):
+            try:
+                named.find(source)
+            except Unknown as error:
+                raise Unknown(f"there is neither a file nor a dataset by the name of {source!r}", hint=error.hint) from None
+            return self._run(_build(ImportSpec, dataset=name, named=source, **how), follow)
         with _as_files(source, schema) as files:
-            return self._import_files(name, files, format, append, progress, follow)
+            return self._import_files(name, files, how, progress, follow)
 
-    def _import_files(self, name, files, format, append, progress, follow) -> wire.DatasetInfo:
+    def _import_files(self, name, files, how, progress, follow) -> wire.DatasetInfo:
         connection = self._client.connect()  # its own, so that the client can be used meanwhile
         try:
             sent = upload.send(connection, files, progress)
         finally:
             connection.close()
-        return self._run(_build(ImportSpec, dataset=name, upload=sent, format=format, append=append), follow)
+        return self._run(_build(ImportSpec, dataset=name, upload=sent, **how), follow)
 
     def _run(self, spec: ImportSpec, follow: Events) -> wire.DatasetInfo:
         self._finish(self._submit(spec), follow)

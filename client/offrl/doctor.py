@@ -177,6 +177,9 @@ class _Training:
                 message = f"left out: {asking.caller!r} is {asking.role}, and may not remove the data set that it would have to import"
                 self._say("training", "warn", message, "run it with an operator's key, or as the service's user on its machine")
                 return
+            if (pause := self._client.queue().paused) is not None:
+                self._say("training", "warn", f"left out: the queue is paused by {pause.by}, nothing starts", "`offrl queue resume`")
+                return
             began = time.monotonic()
             info = self._client.datasets.add(self._dataset, arrays())
             self._say("import", "ok", f"{info.transitions} transitions uploaded and imported in {time.monotonic() - began:.1f} s")

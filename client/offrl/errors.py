@@ -44,10 +44,22 @@ class Conflict(InvalidInput):
     code = "conflict"
 
 
+class LimitReached(OffrlError):
+    """As many as a setting of the daemon allows are there already: unfinished jobs, bytes on the disk."""
+
+    code = "limit_reached"
+
+
 class InvalidMessage(InvalidInput):
     """A message that does not follow the wire's schema."""
 
     code = "invalid_message"
+
+
+class DownloadFailed(OffrlError):
+    """A file of a published dataset could not be fetched, or is not what its server says; what came of it is kept for the next attempt."""
+
+    code = "download_failed"
 
 
 class NoDaemon(OffrlError):
@@ -71,6 +83,18 @@ class NotAllowed(OffrlError):
     exit_status = 4
 
 
+class EnvironmentFailed(OffrlError):
+    """An environment raised, or did not come back, while steps were made in it."""
+
+    code = "environment_failed"
+
+
+class WorkerFailed(OffrlError):
+    """A process that collects for another one has ended, or says nothing any more."""
+
+    code = "worker_failed"
+
+
 class InternalError(OffrlError):
     """A defect in the daemon; its log holds the traceback."""
 
@@ -81,7 +105,8 @@ _CLASSES: dict[str, type[OffrlError]] = {
     cls.code: cls
     for cls in (
         OffrlError, InvalidInput, InvalidSchema, InvalidEpisode, StoreExists, StoreNotFound, EmptyStore, StoreCorrupt, StoreLocked,
-        DiskFull, JobFailed, CheckFailed, Unknown, Conflict, InvalidMessage, NoDaemon, ProtocolMismatch, NotAllowed, InternalError,
+        DiskFull, JobFailed, CheckFailed, DownloadFailed, Unknown, Conflict, LimitReached, InvalidMessage, NoDaemon, ProtocolMismatch,
+        NotAllowed, EnvironmentFailed, WorkerFailed, InternalError,
     )
 }  # fmt: skip
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, FailFast, Field
 
 from offrl_store.errors import InvalidInput
 
@@ -72,12 +72,12 @@ class TrainSpec(_Spec):
     algorithm: Annotated[str, Field(min_length=1, max_length=100)]
     dataset: Name
     steps: Annotated[int, Field(ge=1, le=10**12)] = 100_000          # gradient updates
-    seeds: Annotated[list[Seed], Field(min_length=1, max_length=1024)] = [0]
+    seeds: Annotated[list[Seed], Field(min_length=1, max_length=1024), FailFast()] = [0]
     config: dict[str, Any] = {}                                       # dotted setting -> value, as in --set
     preset: Annotated[str, Field(max_length=100)] | None = None
     eval_env: Annotated[str, Field(max_length=200)] | None = None     # gymnasium id
     eval_episodes: Annotated[int, Field(ge=1, le=100_000)] = 20
-    eval_every: Annotated[int, Field(ge=1)] | None = None             # updates; None: at the end only
+    eval_every: Annotated[int, Field(ge=1, le=10**12)] | None = None  # updates; None: at the end only
     validation: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0         # share of the episodes held out
     runner: Literal["auto", "eager", "compile", "graph"] = "auto"
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
@@ -86,6 +86,68 @@ class TrainSpec(_Spec):
     start: Taken | None = None                                        # JOB[:SEED] whose networks this one starts from
     transfer: Literal["all", "policy", "critics"] = "all"             # which of them
     fresh_optimizer: bool = False                                     # optimisers begin anew
+
+
+POLICY_PATTERN = rf"^(random|normal|upload|job:{TAKEN_PATTERN[1:-1]})$"
+MAKES_STEPS = ("collect", "train_online")   # kinds that act in an environment and write their steps into a dataset
+TRAINS = ("train", "train_online")          # kinds of which networks, metrics and policies come
+PAUSABLE = ("train", "train_online", "collect")
+
+
+class _Steps(_Spec):
+    """What acts in an environment and puts its steps into a dataset, a new one or one that is there, of the same environment."""
+
+    env: Annotated[str, Field(min_length=1, max_length=200)]          # gymnasium id
+    dataset: Name
+    steps: Annotated[int, Field(ge=1, le=10**12)]                     # of the environment
+    limit: Annotated[int, Field(ge=1, le=10**12)] | None = None       # transitions of a new dataset: the oldest episodes go beyond them
+    epsilon: Annotated[float, Field(ge=0.0, le=1.0)] | None = None    # probability of a uniform action
+    epsilon_end: Annotated[float, Field(ge=0.0, le=1.0)] | None = None  # to which it falls, within
+    epsilon_steps: Annotated[int, Field(ge=1, le=10**12)] | None = None
+    noise: Annotated[float, Field(ge=0.0, le=100.0)] | None = None    # deviation of normal noise, in units of half the bounds' distance
+    max_episode_steps: Annotated[int, Field(ge=1, le=10**9)] | None = None  # an episode is cut after so many
+    step_timeout_s: Annotated[float, Field(gt=0.0, le=86_400.0)] | None = None
+    threads: Annotated[int, Field(ge=1, le=1024)] = 1                 # CPU threads of torch
+
+
+class CollectSpec(_Steps):
+    """Collect steps of a policy."""
+
+    kind: Literal["collect"] = "collect"
+    policy: Annotated[str, Field(max_length=100, pattern=POLICY_PATTERN)] = "random"  # or normal, job:JOB[:SEED], upload
+    upload: JobId | None = None                                       # of the policy file, where policy is upload
+    sample: bool = False                                              # draw the actions of a job's policy; else greedy ones
+    envs: Annotated[int, Field(ge=1, le=4096)] = 1                    # side by side
+    processes: bool = False                                           # each environment in a process of its own
+    seed: Seed = 0
+    device: Literal["cpu"] = "cpu"
+
+
+class TrainOnlineSpec(_Steps):
+    """Train an algorithm while it acts in an environment; everything gathered is kept as a dataset."""
+
+    kind: Literal["train_online"] = "train_online"
+    algorithm: Annotated[str, Field(min_length=1, max_length=100)]
+    steps: Annotated[int, Field(ge=1, le=10**12)] = 1_000_000
+    seeds: Annotated[list[Seed], Field(min_length=1, max_length=1)] = [0]
+    config: dict[str, Any] = {}                                       # dotted setting -> value, as in --set
+    preset: Annotated[str, Field(max_length=100)] | None = None
+    envs: Annotated[int, Field(ge=1, le=4096)] = 1                    # side by side, of algorithms that learn from rollouts
+    random_steps: Annotated[int, Field(ge=0, le=10**12)] = 0          # first steps with uniform actions
+    update_start: Annotated[int, Field(ge=0, le=10**12)] = 0          # no update at or before this step
+    update_interval: Annotated[int, Field(ge=1, le=10**9)] = 1        # updates after every so many steps
+    updates: Annotated[int, Field(ge=1, le=10**6)] = 1                # at each of these times
+    offline: Name | None = None                                       # dataset that is mixed into the batches
+    offline_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
+    eval_env: Annotated[str, Field(max_length=200)] | None = None
+    eval_episodes: Annotated[int, Field(ge=1, le=100_000)] = 10
+    eval_every: Annotated[int, Field(ge=1, le=10**12)] | None = None  # steps; None: ten times, and at the end
+    eval_epsilon: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    gpu_memory_mb: Annotated[int, Field(ge=1, le=1 << 30)] | None = None
+    start: Taken | None = None                                        # JOB[:SEED] whose networks this one starts from
+    transfer: Literal["all", "policy", "critics"] = "all"
+    fresh_optimizer: bool = False
 
 
 def taken(text: str) -> tuple[str, int | None]:
@@ -97,14 +159,18 @@ def taken(text: str) -> tuple[str, int | None]:
 
 
 class ImportSpec(_Spec):
-    """Read a finished upload, or a path below an import root of the daemon, into a new dataset or onto an existing one."""
+    """Read a finished upload, a path below an import root of the daemon, or what a name stands for (`offrl.named`), into a new dataset or
+    onto an existing one."""
 
     kind: Literal["import"] = "import"
     dataset: Name
     upload: JobId | None = None
     path: Annotated[str, Field(max_length=4096)] | None = None
+    named: Annotated[str, Field(max_length=200)] | None = None        # cartpole-replay, breakout-mixed-v0, hopper-medium-v2, ...
     format: Annotated[str, Field(max_length=40)] | None = None        # None: found from the content
     append: bool = False
+    options: dict[Annotated[str, Field(max_length=100)], Any] = {}    # of the format
+    skip_bad: bool = False                                            # leave out episodes that cannot be used, and say which
 
 
 class ExportSpec(_Spec):
@@ -113,7 +179,7 @@ class ExportSpec(_Spec):
     kind: Literal["export"] = "export"
     job: JobId
     seed: Seed | None = None                                          # None: the first trained
-    step: Annotated[int, Field(ge=0)] | None = None                   # None: the newest checkpoint
+    step: Annotated[int, Field(ge=0, lt=2**63)] | None = None         # None: the newest checkpoint
     format: Literal["onnx", "torchscript"] = "onnx"
 
 
@@ -122,8 +188,10 @@ class DatasetExportSpec(_Spec):
 
     kind: Literal["dataset_export"] = "dataset_export"
     dataset: Name
-    format: Literal["d4rl", "npz", "store", "minari", "d3rlpy", "d3rlpy-v1"]
+    format: Literal["d4rl", "npz", "store", "minari", "d3rlpy", "d3rlpy-v1", "robomimic", "torchrl", "gen_dgrl", "lerobot"]
 
 
-JobSpec = Annotated[TrainSpec | ImportSpec | ExportSpec | DatasetExportSpec, Field(discriminator="kind")]
-KINDS = ("train", "import", "export", "dataset_export")
+JobSpec = Annotated[
+    TrainSpec | ImportSpec | ExportSpec | DatasetExportSpec | CollectSpec | TrainOnlineSpec, Field(discriminator="kind")
+]  # fmt: skip
+KINDS = ("train", "import", "export", "dataset_export", "collect", "train_online")

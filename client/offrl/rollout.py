@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from offrl import environments
 from offrl.errors import InvalidInput, Unknown, nearest
 from offrl.policy import Policy
 
@@ -148,6 +149,7 @@ def make_env(env_id: str, **options: Any) -> gymnasium.Env:
         from gymnasium.error import DependencyNotInstalled, Error
     except ImportError:
         raise InvalidInput("running an environment needs gymnasium, which is not installed", hint='pip install "offrl[gym]"') from None
+    environments.register()
     try:
         return gymnasium.make(env_id, disable_env_checker=True, **options)
     except DependencyNotInstalled as error:
@@ -162,6 +164,8 @@ def make_env(env_id: str, **options: Any) -> gymnasium.Env:
             message = f"environment {env_id!r}: there is no Python module {module!r}"
             raise Unknown(message, hint="install the package that holds the environment") from None
         raise _missing(env_id, str(error), package=error.name) from None
+    except InvalidInput:  # of an environment of ours
+        raise
     except Exception as error:  # environments are other people's code: whatever goes wrong in making one is about the id given
         raise InvalidInput(f"environment {env_id!r} cannot be made: {type(error).__name__}: {_first_line(error)}", hint=_MAKE) from None
 

@@ -6,16 +6,16 @@ A message is one msgpack map of at most `MAX_MESSAGE` bytes. On the socket (clie
     request  {"protocol": 1, "type": "ping", ...fields of the request}
     reply    {"protocol": 1, "ok": true, "result": {...}}   or   {"protocol": 1, "ok": false, "error": {"code", "message", "hint"}}
 
-Requests are strict (an unknown field is an error); replies may grow keys, which an older client ignores.
+Requests are strict (an unknown field is an error, "3" and true are no numbers); replies may grow keys, which an older client ignores.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-import msgpack
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, FailFast, Field, TypeAdapter, ValidationError
 
+from offrl import message as messages
 from offrl.errors import InvalidMessage, ProtocolMismatch, from_wire, to_wire
 from offrl.job import JobId, JobSpec, JobState, Name
 from offrl_store.errors import OffrlError
@@ -23,7 +23,7 @@ from offrl_store.errors import OffrlError
 PROTOCOL = 1
 CHUNK = 1 << 20                    # bytes of data in one upload or download message
 MAX_MESSAGE = CHUNK + (1 << 16)    # larger ones are dropped by the socket
-MAX_DEPTH = 16                     # nesting of a request's maps and lists
+COUNT = 2**63 - 1                  # largest number that a file or the queue can hold
 RelativePath = Annotated[str, Field(min_length=1, max_length=1024)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -72,9 +72,10 @@ class JobInfo(Reply):
     kind: str
     state: JobState
     reason: str = ""                           # why it failed, was cancelled or waits
-    error: dict[str, str] | None = None        # {code, message, hint} of a failed job
+    error: dict[str, str] | None = None        # {code, message, hint} of a failed job, or of the crash after which it waits to go on
     algorithm: str | None = None
     dataset: str | None = None
+    snapshot: str | None = None                # of the dataset, which the job has pinned
     steps: int = 0                             # updates asked for (import jobs: episodes, 0 when unknown)
     step: int = 0                              # updates done
     updates_per_second: float | None = None
@@ -84,11 +85,33 @@ class JobInfo(Reply):
     priority: int = 0
     after: list[str] = []
     attempt: int = 0
-    created_at: float = 0.0                    # seconds since the epoch
+    start_at: float | None = None              # not before this time, as asked for (seconds since the epoch, as all times)
+    retry_at: float | None = None              # after a crash: when the next attempt may start
+    created_at: float = 0.0
     started_at: float | None = None
     finished_at: float | None = None
     owner: str | None = None                   # name of the key that submitted it, or "local"
+    pinned: bool = False                       # retention passes over it
+    rerun_of: str | None = None                # the job that it repeats
     spec: dict[str, Any] = {}
+
+
+class Pause(Reply):
+    """The whole queue is paused: nothing new starts."""
+
+    by: str                                    # name of the key, or "local"
+    at: float                                  # since when, seconds since the epoch
+    reason: str = ""
+
+
+class QueueInfo(Reply):
+    """The queue as `offrl queue status --json` shows it."""
+
+    paused: Pause | None = None
+    counts: dict[str, int]                     # queued, running and paused jobs of all kinds
+    owners: dict[str, dict[str, int]]          # the same by owner; "": of before jobs had owners
+    next_start: float | None = None            # when the next job that waits for a time may start
+    limits: dict[str, int]                     # setting -> jobs, 0: any number
 
 
 class JobList(Reply):
@@ -124,6 +147,17 @@ class LogPart(Reply):
     ended: bool
 
 
+MAX_SKIPPED = 200                              # episodes left out that a dataset's information names
+
+
+class SkippedEpisode(BaseModel):
+    """An episode that an import left out."""
+
+    episode: int                               # its place in the source, from 0
+    row: int | None = None                     # of the source's array, or of the episode
+    why: str
+
+
 class DatasetInfo(Reply):
     """One dataset as `offrl datasets show --json` shows it."""
 
@@ -136,6 +170,8 @@ class DatasetInfo(Reply):
     returns: dict[str, float]                  # mean, std, min, max
     metadata: dict[str, Any] = {}
     pinned_by: list[str] = []
+    skipped: list[SkippedEpisode] = []         # of the last import with --skip-bad: the first `MAX_SKIPPED` left out
+    skipped_episodes: int = 0                  # how many were left out
 
 
 class DatasetList(Reply):
@@ -164,6 +200,39 @@ class Artifact(Reply):
 
 class Data(Reply):
     data: bytes
+
+
+class PrunedJob(Reply):
+    """A job that retention deletes."""
+
+    job: str
+    kind: str
+    state: JobState
+    algorithm: str | None = None
+    dataset: str | None = None
+    finished_at: float | None = None
+    bytes: int                                 # of its run folder on the disk
+    why: str
+
+
+class Pruned(Reply):
+    jobs: list[PrunedJob]                      # those that ended first come first
+    more: bool                                 # ask again
+
+
+class BackupBegun(Reply):
+    """The state is frozen: ask for its files, the list of them first, then end it."""
+
+    backup: str
+    list: str                                  # of its files, a line of JSON with path and size for each
+    list_size: int
+    files: int
+    bytes: int
+    version: str                               # of offrld
+    schema_version: int                        # of the queue
+    time: float
+    state_dir: str
+    keys: bool                                 # whether the daemon's keys are among them
 
 
 class Gpu(Reply):
@@ -213,6 +282,7 @@ class OverviewInfo(Reply):
     jobs: list[JobInfo]                        # running, queued in the order in which they will run, paused, the last that ended
     left_off: int = 0                          # unfinished jobs that did not fit into the limit
     history: dict[str, History] = {}           # running job -> its curve
+    paused: Pause | None = None                # the whole queue is
     spare: str | None = None                   # the worker that is kept warm: ready, starting; None: there is none
     uploads: int = 0                           # under way
     machine: MachineInfo
@@ -273,7 +343,7 @@ class ReadAudit(Request):
     reply = AuditEntries
     type: Literal["read_audit"] = "read_audit"
     since: Annotated[float, Field(ge=0.0)] = 0.0
-    after: Annotated[int, Field(ge=0)] = 0
+    after: Annotated[int, Field(ge=0, le=COUNT)] = 0
     limit: Annotated[int, Field(ge=1, le=1000)] = 1000
 
 
@@ -284,12 +354,27 @@ class Submit(Request):
     priority: Annotated[int, Field(ge=-1000, le=1000)] = 0
     after: Annotated[list[JobId], Field(max_length=100)] = []
     key: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+    start_at: Annotated[float, Field(ge=0.0, le=1e11)] | None = None      # not before that time, seconds since the epoch
+    start_in_s: Annotated[float, Field(ge=0.0, le=1e9)] | None = None     # or not before so long, by the daemon's clock
+
+
+class Rerun(Request):
+    """Repeat a train job: the settings that it really had, its seeds, its dataset's snapshot, what it took from other jobs."""
+
+    reply = Submitted
+    type: Literal["rerun"] = "rerun"
+    job: JobId
+    priority: Annotated[int, Field(ge=-1000, le=1000)] = 0
+    after: Annotated[list[JobId], Field(max_length=100)] = []
+    key: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+    start_at: Annotated[float, Field(ge=0.0, le=1e11)] | None = None
+    start_in_s: Annotated[float, Field(ge=0.0, le=1e9)] | None = None
 
 
 class ListJobs(Request):
     reply = JobList
     type: Literal["list_jobs"] = "list_jobs"
-    kind: Literal["train", "import", "export", "dataset_export", "all"] | None = None   # None: all but imports
+    kind: Literal["train", "import", "export", "dataset_export", "collect", "train_online", "all"] | None = None   # None: all but imports
     limit: Annotated[int, Field(ge=1, le=10_000)] = 1000
 
 
@@ -305,7 +390,7 @@ class GetEvents(Request):
     reply = Events
     type: Literal["get_events"] = "get_events"
     job: JobId
-    cursor: Annotated[int, Field(ge=0)] = 0
+    cursor: Annotated[int, Field(ge=0, le=COUNT)] = 0
     wait_s: Annotated[float, Field(ge=0.0, le=30.0)] = 0.0
     limit: Annotated[int, Field(ge=1, le=1000)] = 500
 
@@ -314,19 +399,33 @@ class ReadLog(Request):
     reply = LogPart
     type: Literal["read_log"] = "read_log"
     job: JobId
-    offset: Annotated[int, Field(ge=0)] = 0
+    offset: Annotated[int, Field(ge=0, le=COUNT)] = 0
     wait_s: Annotated[float, Field(ge=0.0, le=30.0)] = 0.0
 
 
 class ControlJob(Request):
-    """Cancel, pause, resume, retry or remove a job. Answered when the effect is durable; `pause` and `cancel` of a running job
-    are answered when they are recorded, and the job's events tell when its worker has ended."""
+    """Cancel, pause, resume, retry, start, pin, unpin or remove a job. Answered when the effect is durable; `pause` and `cancel` of a
+    running job are answered when they are recorded, and the job's events tell when its worker has ended."""
 
     reply = JobInfo
     type: Literal["control_job"] = "control_job"
     job: JobId
-    action: Literal["cancel", "pause", "resume", "retry", "remove"]
+    action: Literal["cancel", "pause", "resume", "retry", "start", "pin", "unpin", "remove"]
     steps: Annotated[int, Field(ge=1, le=10**12)] | None = None   # of resume: the job's new number of updates in all
+
+
+class GetQueue(Request):
+    reply = QueueInfo
+    type: Literal["get_queue"] = "get_queue"
+
+
+class ControlQueue(Request):
+    """Pause or resume the whole queue: running jobs go on, nothing new starts but what `ControlJob` tells to start."""
+
+    reply = QueueInfo
+    type: Literal["control_queue"] = "control_queue"
+    action: Literal["pause", "resume"]
+    reason: Annotated[str, Field(max_length=500)] = ""
 
 
 class ListDatasets(Request):
@@ -348,7 +447,7 @@ class RemoveDataset(Request):
 class FileEntry(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     path: RelativePath                         # relative, "/" between parts, no ".." and no leading "/"
-    size: Annotated[int, Field(ge=0)]
+    size: Annotated[int, Field(ge=0, le=COUNT)]
     sha256: Sha256
 
 
@@ -358,7 +457,7 @@ class OpenUpload(Request):
     reply = UploadOpened
     type: Literal["open_upload"] = "open_upload"
     upload: JobId                              # chosen by the client (a random id), so that it can resume
-    files: Annotated[list[FileEntry], Field(min_length=1, max_length=5_000)]
+    files: Annotated[list[FileEntry], Field(min_length=1, max_length=5_000), FailFast()]
 
 
 class WriteChunk(Request):
@@ -366,7 +465,7 @@ class WriteChunk(Request):
     type: Literal["write_chunk"] = "write_chunk"
     upload: JobId
     path: RelativePath
-    offset: Annotated[int, Field(ge=0)]
+    offset: Annotated[int, Field(ge=0, le=COUNT)]
     data: Annotated[bytes, Field(max_length=CHUNK)]
     crc32: Annotated[int, Field(ge=0, lt=2**32)]
 
@@ -385,9 +484,9 @@ class OpenArtifact(Request):
     type: Literal["open_artifact"] = "open_artifact"
     job: JobId
     kind: Literal["onnx", "torchscript", "checkpoint", "metrics", "dataset"] = "onnx"
-    seed: Annotated[int, Field(ge=0)] | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None
     best: bool = False
-    step: Annotated[int, Field(ge=0)] | None = None
+    step: Annotated[int, Field(ge=0, le=COUNT)] | None = None
 
 
 class ReadArtifact(Request):
@@ -395,7 +494,7 @@ class ReadArtifact(Request):
     type: Literal["read_artifact"] = "read_artifact"
     job: JobId
     path: RelativePath
-    offset: Annotated[int, Field(ge=0)]
+    offset: Annotated[int, Field(ge=0, le=COUNT)]
     size: Annotated[int, Field(ge=1, le=CHUNK)]
 
 
@@ -417,6 +516,38 @@ class Checkup(Request):
     part: Literal["service", "devices"] = "service"
 
 
+class Prune(Request):
+    """Delete, or only list, the ended jobs that are not kept: by the settings' numbers, or by these; 0: any number, for ever."""
+
+    reply = Pruned
+    type: Literal["prune"] = "prune"
+    jobs: Annotated[int, Field(ge=0)] | None = None
+    days: Annotated[float, Field(ge=0.0)] | None = None
+    dry_run: bool = False
+
+
+class BeginBackup(Request):
+    """Freeze a consistent set of queue, datasets and jobs to be copied; ``keys``: those of the daemon as well."""
+
+    reply = BackupBegun
+    type: Literal["begin_backup"] = "begin_backup"
+    keys: bool = False
+
+
+class ReadBackup(Request):
+    reply = Data
+    type: Literal["read_backup"] = "read_backup"
+    backup: JobId
+    path: RelativePath
+    offset: Annotated[int, Field(ge=0)]
+    size: Annotated[int, Field(ge=1, le=CHUNK)]
+
+
+class EndBackup(Request):
+    type: Literal["end_backup"] = "end_backup"
+    backup: JobId
+
+
 class GetSettings(Request):
     reply = SettingList
     type: Literal["get_settings"] = "get_settings"
@@ -424,9 +555,10 @@ class GetSettings(Request):
 
 AnyRequest = Annotated[
     Ping | Algorithms | ReadAudit
-    | Submit | ListJobs | GetJob | GetEvents | ReadLog | ControlJob | ListDatasets | GetDataset | RemoveDataset
+    | Submit | Rerun | ListJobs | GetJob | GetEvents | ReadLog | ControlJob | GetQueue | ControlQueue
+    | ListDatasets | GetDataset | RemoveDataset
     | OpenUpload | WriteChunk | FinishUpload | OpenArtifact | ReadArtifact
-    | Overview | Checkup | GetSettings,
+    | Overview | Checkup | Prune | BeginBackup | ReadBackup | EndBackup | GetSettings,
     Field(discriminator="type"),
 ]  # fmt: skip
 _REQUEST = TypeAdapter(AnyRequest)
@@ -435,38 +567,39 @@ _REQUEST = TypeAdapter(AnyRequest)
 # ------------------------------------------------------------------------------------------------------- encode and decode
 def encode_request(request: Request) -> bytes:
     """The bytes of a request."""
-    return msgpack.packb({"protocol": PROTOCOL, **request.model_dump()}, use_bin_type=True)
+    return messages.pack({"protocol": PROTOCOL, **request.model_dump()})
 
 
 def decode_request(body: bytes) -> Request:
     """The request in ``body``; `ProtocolMismatch` for another version, `InvalidMessage` naming the field for anything else wrong."""
-    message = _unpack(body)
+    message = messages.unpack_request(body)
     version = message.pop("protocol", None)
-    if version != PROTOCOL:
+    if type(version) is not int or version != PROTOCOL:
         raise ProtocolMismatch(
-            f"the client speaks protocol {version!r}, this daemon {PROTOCOL}", hint="install the same version of offrl on both sides"
+            f"the client speaks protocol {messages.shown(version)}, this daemon {PROTOCOL}",
+            hint="install the same version of offrl on both sides",
         )
     try:
-        return _REQUEST.validate_python(message)
+        return _REQUEST.validate_python(message, strict=True)
     except ValidationError as error:
         raise invalid_message(error) from None
 
 
 def encode_reply(reply: Reply) -> bytes:
     """The bytes of a good reply."""
-    return msgpack.packb({"protocol": PROTOCOL, "ok": True, "result": reply.model_dump()}, use_bin_type=True)
+    return messages.pack({"protocol": PROTOCOL, "ok": True, "result": reply.model_dump()})
 
 
 def encode_error(error: OffrlError) -> bytes:
     """The bytes of an error reply."""
-    return msgpack.packb({"protocol": PROTOCOL, "ok": False, "error": to_wire(error)}, use_bin_type=True)
+    return messages.pack({"protocol": PROTOCOL, "ok": False, "error": to_wire(error)})
 
 
 def decode_reply(body: bytes, model: type[Reply]) -> Reply:
     """The reply in ``body`` as ``model``; raises the error that it carries."""
     hint = "install the same version of offrl on both sides, and see that OFFRL_URL names an offrld"
     try:
-        message = _unpack(body)
+        message = messages.unpack(body)
     except InvalidMessage as error:
         raise ProtocolMismatch(f"what the daemon answers cannot be read: {error}", hint=hint) from None
     if message.get("protocol") != PROTOCOL:
@@ -485,44 +618,8 @@ def decode_reply(body: bytes, model: type[Reply]) -> Reply:
 
 def invalid_message(error: ValidationError) -> InvalidMessage:
     """One line for the first thing that is wrong: the field, the value, what was expected."""
-    first = error.errors(include_url=False)[0]
-    where = ".".join(str(part) for part in first["loc"]) or "message"
-    value = repr(first.get("input"))
-    return InvalidMessage(f"{where}: {first['msg']} (got {value[:80]})", hint="see `offrl COMMAND --help` for what is accepted")
-
-
-def _unpack(body: bytes) -> dict[str, Any]:
-    """The msgpack map in ``body``: no extension types, no NaN, bounded depth, unique string keys."""
-    try:
-        # unpackb refuses a header that announces more than there is
-        message = msgpack.unpackb(body, raw=False, strict_map_key=True, ext_hook=_no_extension, object_pairs_hook=_unique)
-    except ValueError as error:  # every exception of msgpack is one
-        raise InvalidMessage(f"not a message of this protocol: {error or type(error).__name__}") from None
-    if not isinstance(message, dict):
-        raise InvalidMessage(f"not a message of this protocol: expected a map, got {type(message).__name__}")
-    _check(message, 0)
-    return message
-
-
-def _no_extension(code: int, data: bytes) -> Any:
-    raise ValueError(f"extension type {code} is not allowed")
-
-
-def _unique(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        raise ValueError("a key occurs twice")
-    return result
-
-
-def _check(value: Any, depth: int) -> None:
-    if depth > MAX_DEPTH:
-        raise InvalidMessage(f"nested deeper than {MAX_DEPTH} levels")
-    if isinstance(value, dict):
-        for key, item in value.items():
-            if not isinstance(key, str):
-                raise InvalidMessage(f"a key must be text, got {key!r}")
-            _check(item, depth + 1)
-    elif isinstance(value, list):
-        for item in value:
-            _check(item, depth + 1)
+    first = error.errors(include_url=False, include_context=False)[0]
+    where = ".".join(str(part)[:100] for part in first["loc"]) or "message"
+    return InvalidMessage(
+        f"{where}: {first['msg'][:500]} (got {messages.shown(first.get('input'))})", hint="see `offrl COMMAND --help` for what is accepted"
+    )

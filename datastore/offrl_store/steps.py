@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -109,12 +109,13 @@ class StepWriter(ABC):
     # --- A step of many ---------------------------------------------------------------------------------------------------------
 
     def step_batch(self, actions: Any, rewards: Any, observations: Any, terminated: Any, truncated: Any, final_observations: Any = None,
-                   extra: Mapping[str, Any] | None = None) -> None:
+                   extra: Mapping[str, Any] | None = None, metadata: Callable[[int], Mapping[str, Any] | None] | None = None) -> None:
         """One step of N environments, numbered 0 to N-1, as ``gymnasium``'s vector environments give it: every array has N rows.
 
         An environment without an open episode begins one with its observation, and its action and reward do not count: so are the resets
         of ``AutoresetMode.NEXT_STEP``, where the step after an end is the reset. With ``SAME_STEP`` give ``final_observations`` (only the
         rows of episodes that end are read): the observation is then that of the reset. Call ``begin`` for the first observations.
+        metadata: gives what to keep with the episode of an environment that ends with this step.
         """
         self._check_open()
         count = len(rewards)
@@ -149,7 +150,7 @@ class StepWriter(ABC):
                 if final_observations is not None:
                     final = [values[env] for values in self._layout.values("observation", final_observations)]
                 self._settled(env, final)
-                self._finish(env, bool(terminated[env]))
+                self._finish(env, bool(terminated[env]), None if metadata is None else meta.checked(metadata(env)))
                 if final is not None:
                     self.begin(_row(observations, env), env)
                     batch.start[env], batch.open[env] = now + 1, True

@@ -69,6 +69,21 @@ class Writer(StepWriter):
             os.fdatasync(self._log)
             self._write_header(sync=True)
 
+    @property
+    def store(self) -> EpisodeStore:
+        """The store that it writes to; after a commit it holds what was committed."""
+        return self._store
+
+    @property
+    def pending(self) -> int:
+        """Whole episodes that wait for the next commit."""
+        return len(self._pending)
+
+    def keep(self, snapshots: Sequence[Snapshot]) -> None:
+        """Evict no episode of these snapshots from now on, in place of those that were to be kept before. Raises SnapshotEvicted."""
+        if self._bound is not None:
+            self._bound.keep(snapshots)
+
     # --- Appending ----------------------------------------------------------------------------------------------------------
 
     def append(self, episode: Episode, metadata: Mapping[str, Any] | None = None) -> int:

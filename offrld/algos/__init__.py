@@ -35,6 +35,7 @@ from offrld.algos import (
     nfq,
     plas,
     plas_with_perturbation,
+    ppo,
     prdc,
     random_policy,
     rebrac,
@@ -86,6 +87,8 @@ ALGORITHMS: dict[str, Algorithm] = {
         discrete_sac,
         discrete_bc,
         discrete_decision_transformer,
+        # either, from its own play
+        ppo,
     )
 }
 

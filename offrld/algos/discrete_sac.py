@@ -5,7 +5,8 @@
     L_alpha = -mean (alpha (sum_a p log p + 0.98 log n))        alpha = exp(p); n actions
     L_pi    = mean sum_a p(a | s) (alpha log p(a | s) - min_i Q_i(s, a))
 
-The target is copied every `target_update_interval` updates. Metrics: `critic_loss`, `actor_loss`, `temp_loss`, `temp`, `entropy`.
+The target is copied every `target_update_interval` updates. Without temperature (`initial_temperature=0`) the entropy counts nothing, and
+the policy becomes the greedy one. Metrics: `critic_loss`, `actor_loss`, `temp_loss`, `temp`, `entropy`.
 
 Defaults differ between d3rlpy's versions: Adam's eps of 1e-4 in the first is preset `d3rlpy-v1`.
 """
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from offrld.engine import Algorithm, Batch, Space, State, Step, setting
 from offrld.losses import bellman, sac
-from offrld.nets import CategoricalPolicy, DiscreteCritics, Params, PositiveScalar
+from offrld.nets import CategoricalPolicy, DiscreteCritics, Params, PositiveScalar, Zero
 
 TARGET_ENTROPY = 0.98   # of the entropy of a uniform choice
 
@@ -30,6 +31,7 @@ TARGET_ENTROPY = 0.98   # of the entropy of a uniform choice
 class Config(sac.SACConfig):
     batch_size: int = setting(64, "transitions per update", unit="transitions", low=1, high=1_000_000)
     tau: float = setting(1.0, "rate at which the target follows at an update of it; 1 copies", low=0.0, high=1.0)
+    initial_temperature: float = setting(1.0, "weight of the entropy at the start; 0: without the entropy for good", low=0.0)
     target_update_interval: int = setting(8000, "updates between updates of the target", unit="updates", low=1, probe=2)
 
 
@@ -38,7 +40,7 @@ def networks(config: Config, space: Space) -> dict[str, Any]:
     return {
         "actor": CategoricalPolicy("actor", view, n, config.actor_encoder),
         "critic": DiscreteCritics("critic", config.n_critics, view, n, config.critic_encoder, config.q_function),
-        "temp": PositiveScalar("temp", config.initial_temperature),
+        "temp": PositiveScalar("temp", config.initial_temperature) if config.initial_temperature > 0 else Zero(),
     }
 
 
@@ -77,7 +79,7 @@ def schedule(config: Config) -> tuple[Step, ...]:
     temp = Step("temp", temp_loss, ("temp",), config.temp_optimizer, config.temp_learning_rate)
     return (
         Step("critic", critic_loss, ("critic",), config.critic_optimizer, config.critic_learning_rate),
-        *((temp,) if config.temp_learning_rate > 0 else ()),
+        *((temp,) if config.temp_learning_rate > 0 and config.initial_temperature > 0 else ()),
         Step("actor", actor_loss, ("actor",), config.actor_optimizer, config.actor_learning_rate),
         Step("target", every=config.target_update_interval, polyak={"critic": config.tau}),
     )

@@ -1,18 +1,30 @@
-"""Behaviours: what acts while data is collected. A behaviour sees one observation at a time and draws from the generator it is given."""
+"""Behaviours: what acts while data is collected. A behaviour sees observations and draws from the generator it is given."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
 
 from offrl_store.errors import InvalidInput
 
+BLOCK = 1024  # random actions drawn at once: one by one each would cost as much as a step of CartPole
+UNIFORM_HINT = "a Discrete space, or a Box with finite bounds, has them"
+
 
 class Behaviour(Protocol):
     """What a collector needs: told at each start of an episode, then asked for one action per observation.
 
-    ``name`` goes into the metadata of what is collected. The same generator gives the same actions.
+    ``name`` goes into the metadata of what is collected. The same generator gives the same actions. Beside these a behaviour may have
+
+    - ``begin_batch(action_space, count, rng)`` and ``act_batch(observations, starts)``: it then acts in ``count`` environments side by
+      side, all at once: observations ``[count, ...]`` (by field), ``starts`` bool ``[count]``: where an episode begins; without them there
+      is a copy of it for each environment;
+    - ``take_reward(reward)``: what the last action earned, a number or ``[count]``;
+    - ``episode_metadata(env)``: a JSON object to keep with the episode of environment ``env`` that has just ended;
+    - ``weights()`` and ``load_weights(arrays)``: what `update_policy_weights` sends to behaviours of the same kind in other processes;
+    - ``state_dict()`` and ``load_state_dict(state)``: what a collector's own state has to keep of it, JSON.
     """
 
     name: str
@@ -25,24 +37,64 @@ class Behaviour(Protocol):
 
 
 class RandomBehaviour:
-    """Uniform actions: of the choices of a Discrete space, or of a Box with finite bounds."""
+    """Random actions of any action space: Discrete, Box, MultiDiscrete, MultiBinary.
 
-    name = "random"
+    Args:
+        distribution: of Box actions: ``uniform`` between their bounds, which have to be finite; or ``normal``: N(0, std) in units in which
+            the bounds are -1 and 1, clipped to them (in the environment's own units where it has none).
+        std: of the normal distribution.
+    """
+
+    def __init__(self, distribution: str = "uniform", std: float = 1.0) -> None:
+        if distribution not in ("uniform", "normal"):
+            raise InvalidInput(f"distribution {distribution!r} of random actions", hint="uniform or normal")
+        self.name = "random" if distribution == "uniform" else "random normal"
+        self._normal, self._std = distribution == "normal", std
+        self._space: Any = None
+        self._rng: np.random.Generator | None = None
+        self._block: Any = ()
+        self._next = 0
 
     def begin_episode(self, action_space: Any, rng: np.random.Generator) -> None:
-        self._space, self._rng = action_space, rng
-        self._n = getattr(action_space, "n", None)
-        if self._n is None and not (
-            hasattr(action_space, "low") and np.isfinite(action_space.low).all() and np.isfinite(action_space.high).all()
-        ):
-            raise InvalidInput(
-                f"there are no uniform actions in {action_space}", hint="a Discrete space, or a Box with finite bounds, has them"
-            )
+        if action_space is not self._space or rng is not self._rng:
+            self._space, self._rng, self._block, self._next = action_space, rng, (), 0
+            self._draw = drawer(action_space, rng, std=self._std if self._normal else None)
 
     def act(self, observation: Any) -> Any:
-        if self._n is not None:
-            return int(self._rng.integers(self._n)) + int(self._space.start)
-        return self._rng.uniform(self._space.low, self._space.high).astype(self._space.dtype)
+        if self._next == len(self._block):
+            drawn = self._draw(BLOCK)
+            self._block, self._next = drawn.tolist() if drawn.ndim == 1 else drawn, 0
+        self._next += 1
+        return self._block[self._next - 1]
+
+    def begin_batch(self, action_space: Any, count: int, rng: np.random.Generator) -> None:
+        self._draw, self._count = drawer(action_space, rng, std=self._std if self._normal else None), count
+
+    def act_batch(self, observations: Any, starts: np.ndarray) -> np.ndarray:
+        return self._draw(self._count)
+
+
+def drawer(space: Any, rng: np.random.Generator, std: float | None = None) -> Callable[[int], np.ndarray]:
+    """What draws ``n`` actions of a space, ``[n, ...]``: uniform ones, or with ``std`` normal ones of a Box. Raises `InvalidInput`."""
+    import gymnasium.spaces as spaces
+
+    if isinstance(space, spaces.Discrete):
+        return lambda n: rng.integers(space.n, size=n) + space.start
+    if isinstance(space, spaces.MultiDiscrete):
+        return lambda n: (rng.integers(space.nvec, size=(n, *space.shape)) + space.start).astype(space.dtype)
+    if isinstance(space, spaces.MultiBinary):
+        return lambda n: rng.integers(2, size=(n, *space.shape), dtype=space.dtype)
+    if not isinstance(space, spaces.Box):
+        raise InvalidInput(f"there are no uniform actions in {space}", hint=UNIFORM_HINT)
+    low, high, shape = space.low, space.high, space.shape
+    if std is not None:
+        bounded = np.isfinite(low) & np.isfinite(high)
+        centre = np.where(bounded, (np.where(bounded, low, 0) + np.where(bounded, high, 0)) / 2, 0.0)
+        half = np.where(bounded, (np.where(bounded, high, 0) - np.where(bounded, low, 0)) / 2, 1.0)
+        return lambda n: np.clip(centre + half * std * rng.standard_normal((n, *shape)), low, high).astype(space.dtype)
+    if not (np.isfinite(low).all() and np.isfinite(high).all()):
+        raise InvalidInput(f"there are no uniform actions in {space}", hint=f"{UNIFORM_HINT}; or draw normal ones")
+    return lambda n: rng.uniform(low, high, (n, *shape)).astype(space.dtype)
 
 
 class NoisyPoleBehaviour:
@@ -67,3 +119,32 @@ class NoisyPoleBehaviour:
             return int(self._rng.integers(2))
         angle, angular_velocity = observation[2], observation[3]  # radians, radians per second
         return int(angle + 0.3 * angular_velocity > 0)
+
+
+class FunctionBehaviour:
+    """Any callable: ``function(observation) -> action``, one observation at a time.
+
+    A callable with ``state_dict`` and ``load_state_dict`` (a torch module, say) can have its weights sent to workers.
+    """
+
+    def __init__(self, function: Callable[[Any], Any], name: str | None = None) -> None:
+        self.act = function
+        self.name = name or getattr(function, "__name__", None) or type(function).__name__
+
+    def begin_episode(self, action_space: Any, rng: np.random.Generator) -> None:
+        begin = getattr(self.act, "begin_episode", None)
+        if begin is not None:
+            begin(action_space, rng)
+
+    def weights(self) -> dict[str, np.ndarray]:
+        if not hasattr(self.act, "state_dict"):
+            raise InvalidInput(f"{self.name} has no weights to send", hint="a torch module has: state_dict, load_state_dict")
+        return {name: np.asarray(value.detach().cpu()) if hasattr(value, "detach") else np.asarray(value)
+                for name, value in self.act.state_dict().items()}  # fmt: skip
+
+    def load_weights(self, arrays: Mapping[str, np.ndarray]) -> None:
+        before = self.act.state_dict()
+        self.act.load_state_dict({
+            name: before[name].new_tensor(np.array(value)) if hasattr(before.get(name), "new_tensor") else value
+            for name, value in arrays.items()
+        })

@@ -6,10 +6,11 @@ import os
 import shutil
 from pathlib import Path
 
+from offrl.rollout import make_env
 from offrl_store import EpisodeStore
 
 from .behaviours import NoisyPoleBehaviour
-from .rollout import collect_episodes, make_environment, schema_of
+from .rollout import collect_episodes, schema_of
 
 ENV_ID = "CartPole-v1"
 DEFAULT_STEPS = 20_000
@@ -23,7 +24,7 @@ def collect(path: str | os.PathLike[str], steps: int | None = None, episodes: in
     if steps is None and episodes is None:
         steps = DEFAULT_STEPS
     behaviour = NoisyPoleBehaviour()
-    env = make_environment(ENV_ID)
+    env = make_env(ENV_ID)
     try:
         collected = collect_episodes(env, behaviour, steps=steps, episodes=episodes, seed=seed)
         store = EpisodeStore.create(path, schema_of(env, behaviour=behaviour.name, epsilons=list(behaviour.epsilons), seed=seed))

@@ -1,4 +1,4 @@
-"""Collecting whole episodes in one gymnasium environment, and the schema that its spaces give.
+"""Collecting whole episodes in one gymnasium environment.
 
 Termination and truncation are kept apart, and the observation after the last action is always kept: every step collected is a transition.
 """
@@ -10,28 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from offrl.errors import Unknown, nearest
-from offrl_store import Episode, Field, Schema
-from offrl_store.errors import InvalidInput
+from offrl.errors import InvalidInput
+from offrl.rollout import make_env
+from offrl_store import Episode
 
 from .behaviours import Behaviour
-
-
-def make_environment(env_id: str) -> Any:
-    """``gymnasium.make`` with its errors as ours: `Unknown` for an id that is not registered, `InvalidInput` where it cannot be made."""
-    import gymnasium
-
-    try:
-        return gymnasium.make(env_id)
-    except (
-        gymnasium.error.UnregisteredEnv,
-        gymnasium.error.NameNotFound,
-        gymnasium.error.VersionNotFound,
-        gymnasium.error.NamespaceNotFound,
-    ):
-        raise Unknown(f"unknown environment {env_id!r}", hint=nearest(env_id, list(gymnasium.registry))) from None
-    except (gymnasium.error.Error, ImportError) as error:
-        raise InvalidInput(f"environment {env_id!r} cannot be made: {error}", hint="install what it needs") from None
+from .spaces import observation_fields, schema_action, schema_of
 
 
 def collect_episodes(
@@ -53,7 +37,7 @@ def collect_episodes(
     wanted = [each for each in (steps, episodes) if each is not None]
     if len(wanted) != 1 or isinstance(wanted[0], bool) or not isinstance(wanted[0], int) or wanted[0] < 1:
         raise InvalidInput(f"steps={steps}, episodes={episodes}", hint="give one of them, a positive whole number")
-    made = make_environment(env) if isinstance(env, str) else None
+    made = make_env(env) if isinstance(env, str) else None
     environment = made if made is not None else env
     schema_of(environment)  # spaces that cannot be stored are refused before the first step
     return _run(environment, behaviour, steps, episodes, seed, close=made is not None)
@@ -106,46 +90,4 @@ def _kept(observation: Any) -> dict[str, np.ndarray]:
     return flat
 
 
-def observation_fields(space: Any) -> dict[str, Field]:
-    """The fields of an observation space by name, "" for a plain one; nested Dicts are joined with a dot. Raises `InvalidInput`."""
-    import gymnasium.spaces as spaces
-
-    if isinstance(space, spaces.Dict):
-        flat: dict[str, Field] = {}
-        for name, each in space.spaces.items():
-            flat.update({f"{name}.{inner}" if inner else name: field for inner, field in observation_fields(each).items()})
-        return flat
-    if isinstance(space, (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)):
-        return {"": Field(np.dtype(space.dtype).name, space.shape)}
-    raise InvalidInput(
-        f"observations of {type(space).__name__} cannot be stored", hint="Box, Discrete, MultiDiscrete, MultiBinary and Dict can"
-    )
-
-
-def schema_action(space: Any) -> Field:
-    """The action field of an action space: int64 choices, or a vector with the space's bounds. Raises `InvalidInput`."""
-    import gymnasium.spaces as spaces
-
-    if isinstance(space, spaces.Discrete) and space.start == 0:
-        return Field("int64", (), low=0, high=int(space.n) - 1)
-    if isinstance(space, spaces.Box) and len(space.shape) == 1 and np.isfinite(space.low).all() and np.isfinite(space.high).all():
-        return Field(np.dtype(space.dtype).name, space.shape, low=space.low, high=space.high)
-    raise InvalidInput(f"actions of {space} cannot be stored", hint="Discrete from 0, and Box vectors with finite bounds, can")
-
-
-def schema_of(env: Any, **source: Any) -> Schema:
-    """The schema for episodes of an environment; ``source`` goes into the metadata. Raises `InvalidInput`."""
-    fields = observation_fields(env.observation_space)
-    env_id = env.spec.id if env.spec is not None else None
-    metadata = {
-        "env_id": env_id,
-        "bounds": f"env:{env_id}" if env_id else "declared",
-        "source": {"format": "collected", **source},
-        "source_attributes": {},
-    }
-    return Schema(
-        observation=fields.get("", fields),
-        action=schema_action(env.action_space),
-        reward=Field("float32"),
-        metadata=metadata,
-    )
+__all__ = ["collect_episodes", "observation_fields", "schema_action", "schema_of"]

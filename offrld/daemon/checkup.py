@@ -14,6 +14,7 @@ import stat
 import sys
 import time
 from pathlib import Path
+from typing import Literal
 
 import zmq
 
@@ -22,6 +23,7 @@ from offrl.wire import Check
 from offrl_store.errors import OffrlError
 from offrld.daemon.config import Settings
 from offrld.daemon.database import Connection
+from offrld.daemon.queue import UNFINISHED, paused
 from offrld.daemon.state import State
 from offrld.executors.local import LocalExecutor
 
@@ -29,6 +31,7 @@ PROBE = 16 << 20         # bytes written and synced
 SLOW_WRITE = 20e6        # bytes per second below which checkpoints and uploads will be a burden
 SLOW_SYNC_S = 0.1        # of one small file: every submission waits for one or two
 LOW_DISK = 5 << 30
+QUOTA_WARN = 0.9
 DEVICES_S = 180.0        # loading torch from a cold disk
 DEVICES = (sys.executable, "-m", "offrld.worker.devices")
 
@@ -93,6 +96,16 @@ def space(state: State, settings: Settings) -> Check:
     return Check(name="disk space", status="ok", message=message)
 
 
+def quota(used: int, quota_bytes: int) -> Check:
+    """What the state folder holds of what it may."""
+    message = f"{used / 1e9:.1f} of {quota_bytes / 1e9:.1f} GB of the quota are used"
+    if used < QUOTA_WARN * quota_bytes:
+        return Check(name="quota", status="ok", message=message)
+    status: Literal["warn", "fail"] = "warn" if used <= quota_bytes else "fail"
+    hint = "`offrl prune`, `offrl rm`, `offrl datasets rm`, or raise disk.quota_bytes"
+    return Check(name="quota", status=status, message=message, hint=hint)
+
+
 def speed(folder: Path) -> Check:
     """Bytes per second of a synced write, and the time of a small sync."""
     path = folder / f".checkup-{secrets.token_hex(4)}"
@@ -131,6 +144,19 @@ def database(db: Connection) -> Check:
         return Check(name="database", status="fail", message=f"the queue's database is damaged: {found[0]}",
                      hint="stop the daemon and put the last back-up of queue.sqlite in its place")  # fmt: skip
     return Check(name="database", status="ok", message=f"whole, {jobs} jobs")
+
+
+def queue(db: Connection) -> Check:
+    """Whether jobs are started."""
+    pause = paused(db)
+    counts = {row[0]: row[1] for row in db.execute(f"SELECT state, count(*) FROM jobs WHERE state IN {UNFINISHED} GROUP BY state")}
+    message = ", ".join(f"{count} {state}" for state, count in sorted(counts.items())) or "empty"
+    if pause is None:
+        return Check(name="queue", status="ok", message=message)
+    since = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(pause.at))
+    why = f": {pause.reason}" if pause.reason else ""
+    message = f"paused by {pause.by} since {since} UTC{why}; {message}"
+    return Check(name="queue", status="warn", message=message, hint="`offrl queue resume`")
 
 
 def versions() -> dict[str, str]:

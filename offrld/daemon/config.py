@@ -61,6 +61,55 @@ class Devices(BaseModel):
     threads: Annotated[int, Field(ge=0, le=65536, description="CPU threads of all train jobs together; 0: as many as there are cores")] = 0
 
 
+class Limits(BaseModel):
+    """How many jobs there may be; an owner is a key's name, or whoever uses the local socket. 0: any number."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    unfinished: Annotated[int, Field(ge=0, description="jobs of all owners that have not ended; a submission above is refused")] = 10_000
+    unfinished_per_owner: Annotated[int, Field(ge=0, description="the same of one owner")] = 0
+    running_per_owner: Annotated[int, Field(ge=0, description="train jobs of one owner that run at once; the others wait")] = 0
+
+
+class Retry(BaseModel):
+    """A job whose worker crashed, hung, was killed or ran out of memory is tried again from its last checkpoint."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    attempts: Annotated[int, Field(ge=1, le=1000, description="attempts in a row, the first included; 1: no retry")] = 3
+    first_s: Annotated[float, Field(ge=0, le=86400, description="seconds before the second attempt")] = 20.0
+    factor: Annotated[float, Field(ge=1, le=100, description="each further wait is longer than the one before by this factor")] = 4.0
+    max_s: Annotated[float, Field(ge=0, le=604800, description="the longest wait")] = 600.0
+    reset_s: Annotated[float, Field(ge=0, description="an attempt that ran for so long begins the count anew when it crashes")] = 3600.0
+
+    def wait_s(self, crashes: int) -> float:
+        """Seconds to wait after so many crashes in a row."""
+        wait = self.first_s
+        for _ in range(crashes - 1):
+            wait *= self.factor
+            if wait >= self.max_s:
+                break
+        return min(wait, self.max_s)
+
+
+class Keep(BaseModel):
+    """What is kept of jobs that have ended; the rest is deleted. Never a pinned job, one that is needed, or a dataset."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    jobs: Annotated[int, Field(ge=0, description="ended jobs of each kind; 0: any number")] = 0
+    days: Annotated[float, Field(ge=0, description="days after its end that a job is deleted; 0: never")] = 0.0
+    checkpoints: Annotated[
+        int, Field(ge=0, description="checkpoints of evaluations kept of each job, beside the last and each seed's best; 0: all")
+    ] = 0
+
+
+class Disk(BaseModel):
+    """How much the state folder may hold."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    quota_bytes: Annotated[
+        int, Field(ge=0, description="above it no job, import or upload is taken, once retention has given back what it can; 0: none")
+    ] = 0
+
+
 class Uploads(BaseModel):
     """Limits of uploads."""
 
@@ -68,6 +117,26 @@ class Uploads(BaseModel):
     open: Annotated[int, Field(ge=1, le=10_000, description="unfinished uploads at once")] = 64
     expire_hours: Annotated[float, Field(gt=0, description="an upload that nobody went on with is deleted after this")] = 24.0
     keep_free_bytes: Annotated[int, Field(ge=0, description="disk space that an upload must leave free")] = 256 << 20
+
+
+class Named(BaseModel):
+    """Datasets that are imported by a name; "" takes the environment variable of that meaning, else what is published."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    downloads: Annotated[bool, Field(description="fetch files that are not there yet")] = True
+    d4rl_dir: Annotated[str, Field(description="folder of D4RL's and d4rl-atari's files; D4RL_DATASET_DIR, ~/.d4rl/datasets")] = ""
+    minari_dir: Annotated[str, Field(description="root of Minari's datasets; MINARI_DATASETS_PATH, ~/.minari/datasets")] = ""
+    atari_source: Annotated[str, Field(description="Atari replay data: gs://, http, or a folder like the bucket; OFFRL_ATARI_SOURCE")] = ""
+    d4rl_source: Annotated[str, Field(description="D4RL's files: an http address or a folder; OFFRL_D4RL_SOURCE")] = ""
+    minari_remote: Annotated[str, Field(description="Minari's: hf://NAME, gcp://BUCKET, http, or a folder; MINARI_REMOTE")] = ""
+
+    def environment(self) -> dict[str, str]:
+        """What the workers of imports get."""
+        values = {
+            "D4RL_DATASET_DIR": self.d4rl_dir, "MINARI_DATASETS_PATH": self.minari_dir, "OFFRL_ATARI_SOURCE": self.atari_source,
+            "OFFRL_D4RL_SOURCE": self.d4rl_source, "MINARI_REMOTE": self.minari_remote, "OFFRL_DOWNLOADS": "" if self.downloads else "0",
+        }  # fmt: skip
+        return {name: value for name, value in values.items() if value}
 
 
 class AuditLog(BaseModel):
@@ -91,6 +160,9 @@ class Settings(BaseModel):
         Field(description="what members of socket_group, and everybody on an insecure address, may do; the service's user may do all"),
     ] = "operator"
     max_connections: Annotated[int, Field(ge=8, le=60_000, description="connections on one address at once")] = 1024
+    input_memory_mb: Annotated[
+        int, Field(ge=32, description="memory that unfinished messages and unread answers may fill before all connections are closed")
+    ] = 1024
     import_roots: Annotated[list[Path], Field(description="folders below which an import may name a path of this machine")] = []
     log_level: Annotated[Literal["debug", "info", "warning", "error"], Field(description="what goes to stderr")] = "info"
     log_format: Annotated[Literal["text", "json"], Field(description="of the lines on stderr; as text the journal gets fields")] = "text"
@@ -98,10 +170,15 @@ class Settings(BaseModel):
     metrics_host: Annotated[str, Field(description="address of the metrics: nobody is asked who he is")] = "127.0.0.1"
     slots: Slots = Slots()
     grace: Grace = Grace()
+    limits: Limits = Limits()
+    retry: Retry = Retry()
+    keep: Keep = Keep()
+    disk: Disk = Disk()
     uploads: Uploads = Uploads()
     workers: Workers = Workers()
     devices: Devices = Devices()
     audit: AuditLog = AuditLog()
+    named: Named = Named()
 
 
 @dataclass(frozen=True)
@@ -128,7 +205,8 @@ def load_with_sources(state_dir: str | None, bind: str | None, config: str | Non
         if config:
             raise InvalidInput(f"{file} does not exist", hint="--config names the daemon's settings, offrld.toml") from None
     except (OSError, UnicodeDecodeError) as error:
-        if config or not isinstance(error, PermissionError | NotADirectoryError):
+        # Of a state folder that is not this user's more is said later; a file that is there is not passed over.
+        if config or os.path.exists(file) or not isinstance(error, PermissionError | NotADirectoryError):
             raise InvalidInput(f"{file} cannot be read: {error}") from None
     except tomllib.TOMLDecodeError as error:
         raise InvalidInput(f"{file} is not TOML: {error}") from None

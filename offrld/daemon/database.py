@@ -1,7 +1,7 @@
-"""The SQLite file behind the queue: schema and its version, transactions, and the two threads that keep the event loop free of it.
+"""The SQLite file behind the queue: transactions, and the threads that keep the event loop free of it.
 
 Every change is one transaction that is on the disk before `Database.write` returns (WAL with ``synchronous=FULL``), so an answer given
-after it is true after a power cut as well. Reads have a connection of their own and never wait for a sync.
+after it is true after a power cut as well. Reads have connections of their own and never wait for a sync.
 """
 
 from __future__ import annotations
@@ -15,83 +15,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
-from offrl.errors import Conflict, DiskFull, InternalError, OffrlError, StoreCorrupt
+from offrl.errors import DiskFull, InternalError, OffrlError, StoreCorrupt
+from offrld.daemon import migrations
+from offrld.daemon.schema import SCHEMA, SCHEMA_VERSION
+from offrld.daemon.state import FOLDER_HINT
 
-SCHEMA_VERSION = 1
-
-# `seq` gives the order of submission; `events` counts the events of the job so that they are numbered without gaps; `events_offset` is
-# how far events.jsonl was taken over, written in the same transaction as the events themselves; `intent` is what a user wants of a
-# running job (pause, cancel, or resume after a pause that is under way) and survives the daemon.
-SCHEMA = """
-CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
-CREATE TABLE jobs (
-    seq                INTEGER PRIMARY KEY AUTOINCREMENT,
-    id                 TEXT NOT NULL UNIQUE,
-    kind               TEXT NOT NULL,
-    lane               TEXT NOT NULL,
-    state              TEXT NOT NULL CHECK (state IN ('queued', 'running', 'paused', 'succeeded', 'failed', 'cancelled')),
-    priority           INTEGER NOT NULL,
-    key                TEXT UNIQUE,
-    spec               TEXT NOT NULL,
-    after              TEXT NOT NULL,
-    dataset            TEXT,
-    snapshot           TEXT,
-    source             TEXT,
-    attempt            INTEGER NOT NULL DEFAULT 0,
-    intent             TEXT NOT NULL DEFAULT '',
-    reason             TEXT NOT NULL DEFAULT '',
-    error              TEXT,
-    step               INTEGER NOT NULL DEFAULT 0,
-    steps              INTEGER NOT NULL DEFAULT 0,
-    updates_per_second REAL,
-    eta_s              REAL,
-    metrics            TEXT NOT NULL DEFAULT '{}',
-    events             INTEGER NOT NULL DEFAULT 0,
-    events_offset      INTEGER NOT NULL DEFAULT 0,
-    created_at         REAL NOT NULL,
-    started_at         REAL,
-    finished_at        REAL
-) STRICT;
-CREATE INDEX jobs_waiting ON jobs (lane, priority DESC, seq) WHERE state = 'queued';
-CREATE INDEX jobs_unfinished ON jobs (state) WHERE state IN ('queued', 'running', 'paused');
-CREATE TABLE dependencies (
-    job   TEXT NOT NULL REFERENCES jobs (id) ON DELETE CASCADE,
-    needs TEXT NOT NULL REFERENCES jobs (id) ON DELETE CASCADE,
-    PRIMARY KEY (job, needs)
-) STRICT, WITHOUT ROWID;
-CREATE INDEX dependencies_needs ON dependencies (needs);
-CREATE TABLE events (
-    seq  INTEGER NOT NULL REFERENCES jobs (seq) ON DELETE CASCADE,
-    n    INTEGER NOT NULL,
-    body TEXT NOT NULL,
-    PRIMARY KEY (seq, n)
-) STRICT, WITHOUT ROWID;
-CREATE TABLE datasets (
-    name       TEXT PRIMARY KEY,
-    info       TEXT NOT NULL,
-    snapshot   TEXT NOT NULL,
-    job        TEXT NOT NULL,
-    updated_at REAL NOT NULL
-) STRICT;
-"""
-# Made in databases of before as well: an older daemon passes over it.
-ADDED = """
-CREATE TABLE IF NOT EXISTS uses (
-    job  TEXT NOT NULL REFERENCES jobs (id) ON DELETE CASCADE,
-    used TEXT NOT NULL REFERENCES jobs (id) ON DELETE CASCADE,
-    PRIMARY KEY (job, used)
-) STRICT, WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS uses_used ON uses (used);
-CREATE TABLE IF NOT EXISTS peaks (
-    job          TEXT PRIMARY KEY REFERENCES jobs (id) ON DELETE CASCADE,
-    device_bytes INTEGER NOT NULL
-) STRICT, WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS job_owners (
-    job  TEXT PRIMARY KEY REFERENCES jobs (id) ON DELETE CASCADE,
-    name TEXT NOT NULL
-) STRICT, WITHOUT ROWID;
-"""
-
+BACK_UP_HINT = "put a back-up in its place, or move it away to begin anew"
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -104,7 +33,7 @@ class Connection(sqlite3.Connection):
 
 
 def connect(path: Path) -> Connection:
-    """Open (and make, where it is missing) the database. Raises `Conflict` for a newer version, `StoreCorrupt` for a broken file."""
+    """Open (and make, or migrate) the database. Raises `Conflict` for a version that is not known, `StoreCorrupt` for a broken file."""
     try:
         db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, factory=Connection, timeout=10.0)
         db.row_factory = sqlite3.Row
@@ -114,20 +43,31 @@ def connect(path: Path) -> Connection:
         db.execute("PRAGMA foreign_keys = ON")
         if db.execute("SELECT 1 FROM sqlite_master WHERE name = 'meta'").fetchone() is None:
             db.executescript(f"BEGIN IMMEDIATE; {SCHEMA} INSERT INTO meta VALUES ('schema', '{SCHEMA_VERSION}'); COMMIT;")
-        version = int(db.execute("SELECT value FROM meta WHERE key = 'schema'").fetchone()[0])
-    except sqlite3.DatabaseError as error:
-        raise translate(error, path) from None
-    if version != SCHEMA_VERSION:
-        db.close()
-        raise Conflict(
-            f"{path} has version {version}, this daemon reads version {SCHEMA_VERSION}",
-            hint="run the version of offrld that wrote it, or choose another --state-dir",
-        )
-    try:
-        db.executescript(f"BEGIN IMMEDIATE; {ADDED} COMMIT;")
+        migrations.migrate(db, path)
     except sqlite3.DatabaseError as error:
         raise translate(error, path) from None
     return db
+
+
+def check(path: Path) -> None:
+    """Look at the file as it is, before anything opens it for writing: nothing is changed in one that is damaged.
+
+    Raises `StoreCorrupt` for a file that SQLite finds damaged (its quick check reads all of it), and for one that is empty beside the
+    folders of jobs: what a file system may leave after a power cut.
+    """
+    if not path.exists():
+        return
+    if path.stat().st_size == 0 and not path.with_name(f"{path.name}-wal").exists():
+        if any(path.parent.glob("jobs/*")):
+            raise StoreCorrupt(f"{path} is empty, but there are jobs in {path.parent / 'jobs'}", hint=BACK_UP_HINT)
+        return
+    try:
+        with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
+            found = [row[0] for row in db.execute("PRAGMA quick_check(1)")]
+    except sqlite3.DatabaseError as error:
+        raise translate(error, path) from None
+    if found != ["ok"]:
+        raise StoreCorrupt(f"{path} is damaged: {' '.join(found[0].split())}", hint=BACK_UP_HINT)
 
 
 def translate(error: sqlite3.DatabaseError, path: Path | str) -> OffrlError:
@@ -136,7 +76,9 @@ def translate(error: sqlite3.DatabaseError, path: Path | str) -> OffrlError:
     if "full" in text:
         return DiskFull(f"{path}: {text}", hint="free some space; nothing that was acknowledged is lost")
     if type(error) is sqlite3.DatabaseError or "malformed" in text:
-        return StoreCorrupt(f"{path}: {text}", hint="put a back-up in its place, or move it away to begin anew")
+        return StoreCorrupt(f"{path}: {text}", hint=BACK_UP_HINT)
+    if any(words in text for words in ("readonly", "unable to open", "disk I/O")):
+        return InternalError(f"{path}: {text}", hint=FOLDER_HINT)
     return InternalError(f"{path}: {text}", hint="the daemon's log holds more")
 
 
@@ -161,10 +103,12 @@ class Database:
     def __init__(self, path: Path, changed: Callable[[set[str], bool], None] = lambda touched, schedule: None) -> None:
         self._path = path
         self._changed = changed
+        check(path)
         self._writer = connect(path)
-        self._reader = connect(path)
+        self._reader, self._long_reader = connect(path), connect(path)
         self._write_thread = ThreadPoolExecutor(1, thread_name_prefix="queue-write")
         self._read_thread = ThreadPoolExecutor(1, thread_name_prefix="queue-read")
+        self._long_thread = ThreadPoolExecutor(1, thread_name_prefix="queue-survey")
 
     async def write(self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """The result of ``function``, when its changes are durable. Raises what it raises, SQLite's errors as ours."""
@@ -187,21 +131,32 @@ class Database:
         return result
 
     async def read(self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """The result of ``function`` on one consistent view."""
+        """The result of ``function`` on one consistent view; one after the other, in the order in which they were asked for."""
+        return await self._read(self._reader, self._read_thread, function, *args, **kwargs)
 
+    async def survey(self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """`read` for what looks at many rows: the status of one job does not wait behind a list of all."""
+        return await self._read(self._long_reader, self._long_thread, function, *args, **kwargs)
+
+    async def _read(
+        self, db: Connection, thread: ThreadPoolExecutor, function: Callable[Concatenate[Connection, P], T],
+        *args: P.args, **kwargs: P.kwargs,
+    ) -> T:  # fmt: skip
         def work() -> T:
             try:
-                return transaction(self._reader, "BEGIN", function, *args, **kwargs)
+                return transaction(db, "BEGIN", function, *args, **kwargs)
             except sqlite3.DatabaseError as error:
                 raise translate(error, self._path) from error
 
-        return await asyncio.get_running_loop().run_in_executor(self._read_thread, contextvars.copy_context().run, work)
+        return await asyncio.get_running_loop().run_in_executor(thread, contextvars.copy_context().run, work)
 
     def close(self) -> None:
         """Finish what was begun and fold the log into the file."""
         self._write_thread.shutdown()
         self._read_thread.shutdown()
+        self._long_thread.shutdown()
         self._reader.close()
+        self._long_reader.close()
         with contextlib.suppress(sqlite3.Error):
             self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         self._writer.close()

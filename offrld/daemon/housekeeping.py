@@ -5,7 +5,7 @@ Nothing here deletes a dataset or a job that the queue knows. Reads and writes f
 
 from __future__ import annotations
 
-import contextlib
+import json
 import logging
 import os
 import secrets
@@ -19,6 +19,7 @@ from offrld.daemon.records import Job
 from offrld.daemon.state import State, sync_folder
 
 REMOVED = ".removed-"
+ORIGIN = "import.json"  # in a dataset's folder
 log = logging.getLogger("offrld.housekeeping")
 
 
@@ -54,8 +55,17 @@ def after_import(state: State, job: Job, *, dataset_known: bool) -> None:
     """Delete the half-made dataset of an import that has ended without making one."""
     shutil.rmtree(state.datasets / f".tmp-{job.id}", ignore_errors=True)
     if job.state.ended and not dataset_known and not job.spec.get("append") and job.dataset:
-        # Renamed into place, but killed before it could say so: nobody was told of this dataset.
-        delete(set_aside(state.datasets / job.dataset))
+        folder = state.datasets / job.dataset
+        if _made_by(folder) == job.id:  # renamed into place, but killed before it could say so: nobody was told of this dataset
+            delete(set_aside(folder))
+
+
+def _made_by(dataset: Path) -> str | None:
+    """The import job that made a dataset, as its worker has noted there."""
+    try:
+        return str(json.loads((dataset / ORIGIN).read_bytes())["job"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def names_in_use(db: Connection) -> tuple[set[str], set[str], set[str], set[str]]:
@@ -65,14 +75,18 @@ def names_in_use(db: Connection) -> tuple[set[str], set[str], set[str], set[str]
     datasets = {row[0] for row in db.execute("SELECT name FROM datasets")}
     uploads = {
         row[0] for row in db.execute(
-            f"SELECT json_extract(spec, '$.upload') FROM jobs WHERE kind = 'import' AND state IN {UNFINISHED}"
+            f"SELECT json_extract(spec, '$.upload') FROM jobs WHERE kind IN ('import', 'collect') AND state IN {UNFINISHED}"
         )
     }  # fmt: skip
     return jobs, unfinished, datasets, uploads
 
 
-def sweep(state: State, jobs: set[str], unfinished: set[str], datasets: set[str]) -> None:
-    """At start: finish, or undo, what the daemon was doing when it died, and delete what half-made imports left."""
+def sweep(state: State, jobs: set[str], unfinished: set[str], datasets: set[str]) -> list[Path]:
+    """At start, before anything else happens in the folder: finish, or undo, what the daemon was doing when it died.
+
+    Returns what can be deleted now, at leisure: nobody finds these folders any more.
+    """
+    gone: list[Path] = []
     for parent, known in ((state.jobs, jobs), (state.datasets, datasets)):
         for entry in list(os.scandir(parent)):
             path = Path(entry.path)
@@ -82,13 +96,12 @@ def sweep(state: State, jobs: set[str], unfinished: set[str], datasets: set[str]
                     log.warning("%s was about to be removed when the daemon died: it is kept", original)
                     path.rename(original)
                 else:
-                    delete(path)
+                    gone.append(path)
             elif entry.name.startswith(".tmp-") and entry.name.removeprefix(".tmp-") not in unfinished:
-                shutil.rmtree(path, ignore_errors=True)
-    for entry in list(os.scandir(state.packed)):
-        if entry.name not in jobs:
-            with contextlib.suppress(OSError):
-                shutil.rmtree(entry.path)
+                gone.append(set_aside(path) or path)  # its job may be tried again, and then makes a folder of this name
+    gone += [Path(entry.path) for entry in os.scandir(state.packed) if entry.name not in jobs]
+    gone += [Path(entry.path) for entry in os.scandir(state.backups)]  # nobody goes on copying them
+    return gone
 
 
 def _name(aside: str) -> str:

@@ -132,6 +132,7 @@ class _Queue(Collector):
         yield GaugeMetricFamily("offrld_job_updates_per_second", "of each running job", labels=["job", "algorithm"])
         yield GaugeMetricFamily("offrld_job_step", "updates done, of each running job", labels=["job", "algorithm"])
         yield GaugeMetricFamily("offrld_queue_oldest_seconds", "how long the job that has waited longest has waited; 0: none waits")
+        yield GaugeMetricFamily("offrld_queue_paused", "1 while the whole queue is paused, else 0")
         yield GaugeMetricFamily("offrld_datasets", "datasets")
         yield GaugeMetricFamily("offrld_datasets_bytes", "bytes in all datasets, as their imports told")
         yield GaugeMetricFamily("offrld_uploads_open", "uploads that are under way")
@@ -147,7 +148,7 @@ class _Queue(Collector):
             "offrld_uploads_open": self._app.uploads.unfinished(), "offrld_uptime_seconds": time.monotonic() - self._app.started,
         }  # fmt: skip
         try:
-            told = asyncio.run_coroutine_threadsafe(self._app.database.read(overview.totals), self._loop).result(SCRAPE_S)
+            told = asyncio.run_coroutine_threadsafe(self._app.database.survey(overview.totals), self._loop).result(SCRAPE_S)
         except Exception as error:  # a scrape without the queue still tells that the service runs
             log.warning("a scrape gets no answer from the queue: %s", error or type(error).__name__)
         else:
@@ -159,6 +160,7 @@ class _Queue(Collector):
                 if job.updates_per_second is not None:
                     empty["offrld_job_updates_per_second"].add_metric(labels, job.updates_per_second)
             single["offrld_queue_oldest_seconds"] = max(0.0, time.time() - told.oldest) if told.oldest is not None else 0.0
+            single["offrld_queue_paused"] = int(told.paused)
             single["offrld_datasets"], single["offrld_datasets_bytes"] = told.datasets, told.dataset_bytes
         for name, value in single.items():
             empty[name].add_metric([], value)

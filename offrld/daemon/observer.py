@@ -24,6 +24,6 @@ class Observer:
 
 def exit_reason(job: Job) -> str:
     """Why a worker is gone: the state that its job came to, ``stopped`` where it went back to the queue, or the error's code."""
-    if job.state == JobState.FAILED:
+    if job.state == JobState.FAILED or (job.state == JobState.QUEUED and job.error):
         return str((job.error or {}).get("code", "internal"))
     return "stopped" if job.state == JobState.QUEUED else str(job.state)

@@ -7,15 +7,19 @@ import re
 from dataclasses import dataclass
 
 from offrl.job import JobState, main_metric
-from offrl.wire import History, JobInfo
+from offrl.wire import History, JobInfo, Pause
+from offrld.daemon import queue
+from offrld.daemon.config import Settings
 from offrld.daemon.database import Connection
+from offrld.daemon.infos import Waits
 from offrld.daemon.queue import UNFINISHED
-from offrld.daemon.records import JOBS, Job, waits_for
+from offrld.daemon.records import Job
 
 ENDED = 8                # jobs that have ended, at the end of the list
 ENDED_AMONG = 2000       # of so many submitted last, so that a long history costs nothing
 CURVES = 16              # running jobs whose curve is shown
 EVENTS = 600             # of a job, the last, in which its curve is looked for
+STATES = ("running", "queued", "paused")
 PLAIN = re.compile(r"[A-Za-z0-9_./@ -]{1,100}")  # names that can stand in a JSON path
 
 
@@ -23,6 +27,7 @@ PLAIN = re.compile(r"[A-Za-z0-9_./@ -]{1,100}")  # names that can stand in a JSO
 class Totals:
     """What a scrape tells of the queue. ``oldest``: when the job that waits longest was submitted."""
 
+    paused: bool
     jobs: dict[tuple[str, str], int]
     running: list[Job]
     oldest: float | None
@@ -38,6 +43,7 @@ class Look:
     jobs: list[JobInfo]
     left_off: int
     history: dict[str, History]
+    pause: Pause | None
 
 
 def totals(db: Connection) -> Totals:
@@ -46,28 +52,27 @@ def totals(db: Connection) -> Totals:
     running = [Job.of(row) for row in db.execute("SELECT * FROM jobs WHERE state = 'running' ORDER BY seq")]
     oldest = db.execute("SELECT min(created_at) FROM jobs WHERE state = 'queued'").fetchone()[0]
     count, size = db.execute("SELECT count(*), total(json_extract(info, '$.bytes')) FROM datasets").fetchone()
-    return Totals(jobs, running, oldest, count, int(size))
+    return Totals(queue.paused(db) is not None, jobs, running, oldest, count, int(size))
 
 
-def look(db: Connection, limit: int, metric: str | None, points: int) -> Look:
+def look(db: Connection, limit: int, metric: str | None, points: int, settings: Settings) -> Look:
     """Running jobs, those that wait in the order in which they will run, paused ones, and the last that ended: at most ``limit``.
 
     ``metric``: whose curve is wanted, by default each job's most telling one; ``points`` of it at most.
     """
     counts = {row[0]: row[1] for row in db.execute("SELECT state, count(*) FROM jobs GROUP BY state")}
-    rows = db.execute(
-        f"""{JOBS} WHERE state IN {UNFINISHED} ORDER BY
-            CASE state WHEN 'running' THEN 0 WHEN 'queued' THEN 1 ELSE 2 END, CASE state WHEN 'queued' THEN -priority END, seq LIMIT ?""",
-        (limit,),
-    ).fetchall()
+    waits = Waits.look(db, settings.limits)
+    places = {seq: place for place, seq in enumerate(_ready(db, settings))}
+    unfinished = db.execute(f"SELECT seq, state, priority FROM jobs WHERE state IN {UNFINISHED} ORDER BY seq").fetchall()
+    last = len(places)
+    first = sorted(unfinished, key=lambda row: (STATES.index(row["state"]), places.get(row["seq"], last), -row["priority"]))[:limit]
+    rows = [db.execute("SELECT * FROM jobs WHERE seq = ?", (row["seq"],)).fetchone() for row in first]
     rows += db.execute(
-        f"""{JOBS} WHERE seq > (SELECT max(seq) FROM jobs) - ? AND state IN ('succeeded', 'failed', 'cancelled')
+        """SELECT * FROM jobs WHERE seq > (SELECT max(seq) FROM jobs) - ? AND state IN ('succeeded', 'failed', 'cancelled')
            ORDER BY finished_at DESC LIMIT ?""",
         (ENDED_AMONG, min(ENDED, limit - len(rows))),
     ).fetchall()
     jobs = [Job.of(row) for row in rows]
-    waiting = waits_for(db)
-    unfinished = sum(counts.get(state, 0) for state in ("queued", "running", "paused"))
     history = {}
     for job in [job for job in jobs if job.state == JobState.RUNNING][:CURVES]:
         name = metric or main_metric(job.metrics)
@@ -76,9 +81,14 @@ def look(db: Connection, limit: int, metric: str | None, points: int) -> Look:
             if values:
                 history[job.id] = History(metric=name, steps=steps, values=values)
     return Look(
-        counts, [job.info(waiting.get(job.id, []), spec=False) for job in jobs],
-        unfinished - sum(1 for job in jobs if not job.state.ended), history,
+        counts, [waits.info(job, spec=False) for job in jobs], len(unfinished) - len(first), history, waits.pause,
     )  # fmt: skip
+
+
+def _ready(db: Connection, settings: Settings) -> list[int]:
+    """The queued jobs that only wait for a place, in the order in which they start."""
+    longest = settings.retry.max_s
+    return [*queue.order(db, "light", longest_retry_s=longest), *queue.order(db, "train", longest_retry_s=longest)]
 
 
 def _curve(db: Connection, job: Job, metric: str, points: int) -> tuple[list[int], list[float]]:

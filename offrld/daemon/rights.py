@@ -16,6 +16,7 @@ LEAST: dict[type[wire.Request], str] = {
     wire.Algorithms: READER,
     wire.ListJobs: READER,
     wire.GetJob: READER,
+    wire.GetQueue: READER,
     wire.GetEvents: READER,
     wire.ReadLog: READER,
     wire.ListDatasets: READER,
@@ -25,12 +26,18 @@ LEAST: dict[type[wire.Request], str] = {
     wire.Overview: READER,
     wire.GetSettings: READER,
     wire.Submit: SUBMITTER,         # train, import (new or appending), export of a dataset
+    wire.Rerun: SUBMITTER,          # of anybody's job: it changes nothing of that
     wire.OpenUpload: SUBMITTER,
     wire.WriteChunk: SUBMITTER,
     wire.FinishUpload: SUBMITTER,
     wire.ControlJob: SUBMITTER,     # its own jobs: `check_owner`
     wire.Checkup: SUBMITTER,        # writes to the disk, and may start a process
+    wire.ControlQueue: OPERATOR,
     wire.RemoveDataset: OPERATOR,
+    wire.Prune: OPERATOR,           # a dry run as well: it lists everybody's jobs with their sizes
+    wire.BeginBackup: OPERATOR,     # with keys: only over the socket of the service's own user
+    wire.ReadBackup: OPERATOR,
+    wire.EndBackup: OPERATOR,
     wire.ReadAudit: OPERATOR,
 }  # fmt: skip
 HINT = "an operator of the daemon gives a key another role: `offrl keys role NAME ROLE` on its machine"
@@ -43,11 +50,6 @@ def check(caller: Caller, request: wire.Request) -> None:
         raise NotAllowed(f"{request.type} is allowed to nobody")
     if not caller.may(least):
         raise NotAllowed(f"{caller} may not {request.type}: that needs the role {least}", hint=HINT)
-
-
-def own(db: sqlite3.Connection, job: str, caller: Caller) -> None:
-    """Note whose job it is, in the transaction that makes it."""
-    db.execute("INSERT INTO job_owners (job, name) VALUES (?, ?)", (job, caller.name))
 
 
 def check_owner(db: sqlite3.Connection, job: str, caller: Caller) -> None:

@@ -13,6 +13,8 @@ import resource
 import time
 from collections import Counter
 from collections.abc import Awaitable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import zmq
@@ -29,17 +31,32 @@ from offrld.daemon.config import Settings
 from offrld.daemon.endpoint import PER_CLIENT, Endpoint
 from offrld.daemon.handlers import HANDLERS
 from offrld.daemon.logs import about
-from offrld.daemon.state import SOCKET_LIMIT
+from offrld.daemon.memory import MemoryGuard
+from offrld.daemon.state import SOCKET_LIMIT, refused
 
 PER_KEY = 512        # requests of one key that are being answered, over all its connections
 IN_ALL = 4096
 ID_BYTES = 64
-BURST = 64           # messages taken from a socket before other tasks get a turn
+BURST, TURN_S = 64, 0.005  # messages taken from a socket, and time spent on them, before other tasks get a turn
 LAST_S = 2.0         # for answers under way when the daemon stops
 FILES = 65_536       # open files asked for
+BULK = 50            # jobs, events or other entries of a reply, from which on it is encoded beside the loop
 log = logging.getLogger("offrld.server")
 
 Client = tuple[Endpoint, bytes]
+
+
+@dataclass(frozen=True)
+class Question:
+    """A request that is being answered: from where and whom it came, when, and how many bytes it holds until then."""
+
+    client: Client
+    number: bytes                # of the client's own, to tell its answers apart
+    caller: Caller
+    frame: zmq.Frame | None
+    request: wire.Request
+    began: float
+    size: int
 
 
 class Busy(OffrlError):
@@ -57,8 +74,11 @@ class Server:
         self._endpoints: list[Endpoint] = []
         self._authenticator: Authenticator | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._encoder = ThreadPoolExecutor(1, thread_name_prefix="encode")  # its own: the common ones delete folders and compute checksums
         self._open: Counter[Client] = Counter()
         self._of_key: Counter[str] = Counter()
+        self._bytes = 0  # of the requests that are being answered
+        self._most_bytes = app.settings.input_memory_mb << 18  # a quarter: the rest is what ZeroMQ keeps
 
     def bind(self, settings: Settings) -> str:
         """Listen where the settings say, and beside a tcp address on the state folder's own socket.
@@ -88,6 +108,7 @@ class Server:
             for endpoint in self._endpoints:
                 tasks.create_task(self._serve(endpoint))
                 tasks.create_task(endpoint.watch())
+            tasks.create_task(MemoryGuard(self._app.settings.input_memory_mb << 20, self._disconnect).run())
             if self._authenticator is not None:
                 tasks.create_task(self._authenticator.run())
                 tasks.create_task(self._authenticator.allowed.watch())
@@ -104,32 +125,35 @@ class Server:
         if self._authenticator is not None:
             self._authenticator.close()
         self._context.term()
+        self._encoder.shutdown()
 
     # ------------------------------------------------------------------------------------------------------------- requests
     async def _serve(self, endpoint: Endpoint) -> None:
-        taken = 0
+        taken, spent = 0, 0.0
         while True:
             frames, frame = await endpoint.receive()
+            began = time.perf_counter()
             try:
-                await self._take(endpoint, frames, frame)
+                self._take(endpoint, frames, frame, began)
             except Exception:
                 log.exception("a request was dropped")
-            taken += 1
-            if taken % BURST == 0:
+            taken, spent = taken + 1, spent + time.perf_counter() - began
+            if taken == BURST or spent > TURN_S:
+                taken, spent = 0, 0.0
                 await asyncio.sleep(0)
 
-    async def _take(self, endpoint: Endpoint, frames: list[bytes], frame: zmq.Frame | None) -> None:
+    def _take(self, endpoint: Endpoint, frames: list[bytes], frame: zmq.Frame | None, began: float) -> None:
         client = (endpoint, frames[0])
         if len(frames) != 3 or len(frames[1]) > ID_BYTES:
             number = frames[1] if len(frames) > 2 and len(frames[1]) <= ID_BYTES else b""
             error = InvalidMessage(f"a request has the frames [id, body], this one has {len(frames) - 1}, the id at most {ID_BYTES} bytes")
-            await self._send(client, number, wire.encode_error(error))
+            self._send(client, number, wire.encode_error(error))
             return
-        number, body, began = frames[1], frames[2], time.perf_counter()
+        number, body = frames[1], frames[2]
         caller, request = SERVICE, None
         try:
             caller = endpoint.caller(frame)
-            self._check_room(client, caller)
+            self._check_room(client, caller, len(body))
             request = wire.decode_request(body)
             rights.check(caller, request)
             token = current.set(caller)
@@ -137,7 +161,7 @@ class Server:
                 with about(getattr(request, "job", None)):
                     reply = HANDLERS[type(request)](self._app, request)
                     if not isinstance(reply, wire.Reply):
-                        self._begin(client, number, caller, frame, request, reply, began)
+                        self._begin(Question(client, number, caller, frame, request, began, len(body)), reply)
                         return
             finally:
                 current.reset(token)
@@ -151,30 +175,28 @@ class Server:
                 self._app.record(caller, request, None, error)
         if not self._open[client]:
             del self._open[client]
-        await self._send(client, number, answer)
+        self._send(client, number, answer)
 
-    def _check_room(self, client: Client, caller: Caller) -> None:
+    def _check_room(self, client: Client, caller: Caller, size: int) -> None:
         count = self._of_key[caller.name] if caller.name != LOCAL else 0
         if not count and caller.name != LOCAL:
             del self._of_key[caller.name]
         if self._open[client] >= PER_CLIENT or count >= PER_KEY or len(self._tasks) >= IN_ALL:
             raise Busy(f"{max(self._open[client], count)} requests of this client are being answered", hint="wait for some of the answers")
+        if self._bytes + size > self._most_bytes:
+            raise Busy(f"requests of {self._bytes >> 20} MB are being answered", hint="wait, and ask again")
 
-    def _begin(
-        self, client: Client, number: bytes, caller: Caller, frame: zmq.Frame | None, request: wire.Request,
-        reply: Awaitable[wire.Reply], began: float,
-    ) -> None:  # fmt: skip
+    def _begin(self, question: Question, reply: Awaitable[wire.Reply]) -> None:
         """Answer in a task of its own, which works in the caller's name and logs about the job of the request."""
-        self._open[client] += 1
-        self._of_key[caller.name] += 1
-        task = asyncio.get_running_loop().create_task(self._answer(client, number, caller, frame, request, reply, began))
+        self._open[question.client] += 1
+        self._of_key[question.caller.name] += 1
+        self._bytes += question.size
+        task = asyncio.get_running_loop().create_task(self._answer(question, reply))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _answer(
-        self, client: Client, number: bytes, caller: Caller, frame: zmq.Frame | None, request: wire.Request,
-        reply: Awaitable[wire.Reply], began: float,
-    ) -> None:  # fmt: skip
+    async def _answer(self, question: Question, reply: Awaitable[wire.Reply]) -> None:
+        client, request, caller = question.client, question.request, question.caller
         result: wire.Reply | None = None
         problem: Exception | None = None
         try:
@@ -182,6 +204,7 @@ class Server:
         except Exception as error:
             problem = error
         finally:
+            self._bytes -= question.size
             for counter, key in ((self._open, client), (self._of_key, caller.name)):
                 counter[key] -= 1
                 if counter[key] <= 0:
@@ -192,15 +215,21 @@ class Server:
             if problem is not None:
                 raise problem
             assert result is not None
-            rights.check(client[0].caller(frame), request)  # a key that was removed meanwhile learns nothing more
-            answer = wire.encode_reply(result)
+            rights.check(client[0].caller(question.frame), request)  # a key that was removed meanwhile learns nothing more
+            answer = await self._encoded(result)
             if len(answer) > wire.MAX_MESSAGE:
                 raise InternalError(f"the answer to {request.type} has {len(answer)} bytes, more than fit into a message")
         except Exception as error:
             problem = error
             answer = _error(error, request.type)
-        self._answered(request.type, began, problem)
-        await self._send(client, number, answer)
+        self._answered(request.type, question.began, problem)
+        self._send(client, question.number, answer)
+
+    async def _encoded(self, reply: wire.Reply) -> bytes:
+        """The message of a reply. A thousand jobs take 10 ms to encode, in which the loop would answer nobody: a thread does that."""
+        if any(isinstance(value, list) and len(value) >= BULK for value in reply.__dict__.values()):
+            return await asyncio.get_running_loop().run_in_executor(self._encoder, wire.encode_reply, reply)
+        return wire.encode_reply(reply)
 
     def _answered(self, name: str, began: float, error: Exception | None = None) -> None:
         """Count a request, and log it where somebody looks for a fault."""
@@ -210,10 +239,10 @@ class Server:
         if log.isEnabledFor(logging.DEBUG):
             log.debug("request type=%s outcome=%s ms=%.2f", name, outcome, 1000 * seconds)
 
-    async def _send(self, client: Client, number: bytes, answer: bytes) -> None:
+    def _send(self, client: Client, number: bytes, answer: bytes) -> None:
         endpoint, route = client
         try:
-            await endpoint.socket.send_multipart([route, number, answer])
+            endpoint.send([route, number, answer])
         except zmq.ZMQError as error:
             log.debug("an answer was not sent: %s", error)
 
@@ -222,6 +251,9 @@ class Server:
         self._endpoints.append(Endpoint(self._context, url, **options))
         return self._endpoints[-1].address
 
+    def _disconnect(self) -> int:
+        return sum(endpoint.disconnect() for endpoint in self._endpoints)
+
     def _key_changed(self, action: str, name: str, role: str) -> None:
         log.info("%s: %s (%s)", action.replace("_", " "), name, role)
         self._app.audit(action, key=name, key_role=role)
@@ -229,11 +261,10 @@ class Server:
 
 def _error(error: Exception, name: str) -> bytes:
     """The error reply; what is not an error for the user is logged with its traceback."""
+    if isinstance(error, OSError) and (refusal := refused(error, name)) is not None:
+        log.error("%s: %s", name, refusal)
+        error = refusal
     if not isinstance(error, OffrlError):
-        if isinstance(error, OSError) and error.errno == 28:
-            from offrl.errors import DiskFull
-
-            return wire.encode_error(DiskFull(f"the daemon's disk is full: {error.filename or name}", hint="free some space there"))
         log.error("%s failed", name, exc_info=error)
         error = InternalError(f"{name} failed in the daemon: {type(error).__name__}", hint="the daemon's log holds the traceback")
     return wire.encode_error(error)

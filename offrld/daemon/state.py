@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from offrl.errors import Conflict, InvalidInput
+from offrl.errors import Conflict, DiskFull, InternalError, InvalidInput
+from offrl_store.errors import OffrlError
 
+RESTORING = ".restoring"  # there while `offrl restore` fills the folder
+FOLDER_HINT = "see its owner, its mode, and whether its disk is mounted read-only; nothing that was acknowledged is lost"
 SOCKET_LIMIT = 107  # bytes of a unix socket's path: sun_path of Linux less its final zero
 
 
@@ -57,6 +61,11 @@ class State:
         """What the daemon made out of run folders for a download: archives, and links that keep a file while it is read."""
         return self.cache / "packed"
 
+    @property
+    def backups(self) -> Path:
+        """What is frozen for back-ups that are being copied."""
+        return self.cache / "backup"
+
     def job(self, job: str) -> Path:
         return self.jobs / job
 
@@ -68,8 +77,10 @@ class State:
 
     def prepare(self, group: int | None = None) -> None:
         """Make the folders; only this user, and ``group``, may enter ``run``. `InvalidInput` where that is not possible."""
+        if (self.root / RESTORING).exists():
+            raise InvalidInput(f"{self.root} is being restored, or a restore was cut short", hint="empty the folder, then `offrl restore`")
         try:
-            for folder in (self.root, self.run, self.datasets, self.uploads, self.jobs, self.cache, self.packed):
+            for folder in (self.root, self.run, self.datasets, self.uploads, self.jobs, self.cache, self.packed, self.backups):
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             if group is None:
                 self.run.chmod(0o700)
@@ -81,6 +92,14 @@ class State:
             raise InvalidInput(
                 f"cannot use {self.root} as the state folder: {error.strerror}", hint="choose another one with --state-dir"
             ) from None
+
+    def check(self) -> None:
+        """That everything in it can be read and written, before anything is changed; `InvalidInput` names the first that cannot."""
+        for path in (self.root, self.run, self.datasets, self.uploads, self.jobs, self.cache, self.packed, self.database):
+            needed = os.R_OK | os.W_OK | (os.X_OK if path != self.database else 0)
+            if path.exists() and not os.access(path, needed):
+                where = "is on a disk that is read-only" if os.statvfs(path).f_flag & os.ST_RDONLY else "cannot be written by this user"
+                raise InvalidInput(f"cannot use {self.root} as the state folder: {path} {where}", hint=FOLDER_HINT)
 
     def lock(self) -> int:
         """Take the lock of the folder for the life of this process; `Conflict` where another daemon has it. Returns its descriptor."""
@@ -101,6 +120,16 @@ class State:
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         return descriptor
+
+
+def refused(error: OSError, what: str) -> OffrlError | None:
+    """What the system has refused while ``what`` was done, as an error for the user; None where it is none of its refusals."""
+    path = error.filename or what
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return DiskFull(f"the daemon's disk is full: {path}", hint="free some space there; nothing that was acknowledged is lost")
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO):
+        return InternalError(f"the daemon cannot use {path}: {error.strerror}", hint=FOLDER_HINT)
+    return None
 
 
 def default_state_dir() -> Path:

@@ -17,6 +17,7 @@ from offrl.job import JobState
 STOPPED = 75  # exit status of a worker that was told to terminate, or found another worker in its run folder: nothing is wrong with the job
 TAIL_LINES, TAIL_BYTES = 20, 4000   # of the log, kept with the error
 CRASHED, OUT_OF_MEMORY, KILLED, HUNG = "worker_crashed", "out_of_memory", "worker_killed", "worker_hung"
+RETRIED = (CRASHED, OUT_OF_MEMORY, KILLED, HUNG)  # by themselves: the job may well do better the next time
 HINTS = {
     CRASHED: "`offrl logs JOB` shows all that it said; `offrl retry JOB` goes on from the last checkpoint",
     OUT_OF_MEMORY: "use a smaller batch_size, fewer seeds or fewer jobs at once, or a machine with more memory",
@@ -56,7 +57,7 @@ class Exit:
     ``lost``: the daemon stopped it (or had itself been gone), so that its end says nothing about the job.
     ``last_line``: the last line on stdout; ``log_line``, ``log_tail``: the line of its log that says most, and the last ones.
     ``oom``: the kernel's out-of-memory killer was at work when it ended; ``silent``: it was killed because it gave no sign of life
-    (and this says for how long, and where it stood).
+    (and this says for how long, and where it stood); ``unstarted``: why the system would not start it.
     """
 
     status: int | None = None
@@ -66,11 +67,14 @@ class Exit:
     log_tail: str = ""
     oom: bool = False
     silent: str = ""
+    unstarted: str = ""
 
     @property
     def words(self) -> str:
         if self.silent:
             return f"hung: {self.silent}"
+        if self.unstarted:
+            return f"cannot be started: {self.unstarted}"
         if self.status is None:
             return "is gone"
         if self.status < 0:

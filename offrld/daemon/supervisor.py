@@ -14,9 +14,10 @@ import signal
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from offrl.job import JobState
+from offrl.job import MAKES_STEPS, PAUSABLE, JobState
 from offrl_store.errors import OffrlError
 from offrld.daemon import datasets, devices, housekeeping, queue
 from offrld.daemon.config import Settings
@@ -35,6 +36,7 @@ from offrld.executors.oom import OomCounter
 
 GATHER_S = 0.05      # lines that come so close together are taken over in one transaction
 RETRY_S = 2.0        # before the queue is tried again where it could not be written (full disk)
+CLOCK_S = 2.0        # between two looks at the clock while jobs wait for a time
 HOUSEKEEPING_S = 3600.0
 LOOK_S = 5.0         # between two looks at a running worker: whether it lives, and whether the kernel has ended processes for their memory
 OOM_S = 1.0          # between the kernel's count and the end of the process that it was for
@@ -84,6 +86,7 @@ class Supervisor:
         self._tasks: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
         self._stopping = False
+        self.turns: int | None = None  # that `run` has made; None before the first
         self._spares = Spares(executor, state, settings.workers.spare, settings.workers.spare_idle_s)
         # What there is, once `run` has looked.
         self.devices = devices.Pool(devices.Inventory(settings.devices.threads or devices.threads_here()))
@@ -113,8 +116,20 @@ class Supervisor:
         grace = self._settings.grace.cancel_s if what == "cancel" else self._settings.grace.pause_s
         self._limit(attempt, grace)
 
+    async def prepare(self) -> None:
+        """Put the state folder in order, before the first request and the first worker: both make and remove folders in it."""
+        jobs, unfinished, names, _uploads = await self._database.survey(housekeeping.names_in_use)
+        gone = await asyncio.to_thread(housekeeping.sweep, self._state, jobs, unfinished, names)
+        self._spawn(self._delete(gone))
+
+    async def tell_pinned(self, dataset: str) -> None:
+        """Tell the worker that writes the dataset which of its snapshots jobs use now: a bounded one evicts nothing of them."""
+        for attempt in list(self._attempts.values()):
+            if attempt.job.dataset == dataset and attempt.job.kind in MAKES_STEPS and attempt.worker is not None:
+                attempt.worker.send({"type": "pinned", "snapshots": await self._database.read(datasets.pinned, dataset)})
+
     async def run(self) -> None:
-        """Put back what a former daemon left running, then start jobs as slots get free, until `stop`."""
+        """Put back what a former daemon left running, then start jobs as slots get free, until `stop`. After `prepare`."""
         await self._recover()
         chosen = self._settings.devices
         self.devices.inventory = await devices.inventory(chosen.cards, chosen.slots, chosen.memory_mb, chosen.threads)
@@ -127,12 +142,14 @@ class Supervisor:
             self._wake.clear()
             try:
                 await self._start_jobs()
+                self.turns = (self.turns or 0) + 1
+                wait = await self._until_next_start()
             except OffrlError as error:
                 log.error("the queue cannot be used: %s", error)
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), RETRY_S)
-                self._wake.set()
-            await self._wake.wait()
+                self.turns = (self.turns or 0) + 1
+                wait = RETRY_S
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), wait)
 
     async def stop(self) -> None:
         """Stop all workers: they have the grace to make a checkpoint, and their jobs go back to the queue."""
@@ -161,14 +178,22 @@ class Supervisor:
         for lane, count in slots.items():
             while self._busy[lane] < count and not self._stopping:
                 fitting = _Fitting(self.devices) if lane == "train" else None
-                job = await self._database.write(queue.claim, lane, fitting)
+                job = await self._database.write(
+                    queue.claim, lane, fitting, longest_retry_s=self._settings.retry.max_s,
+                    most=self._settings.limits.running_per_owner if lane == "train" else 0,
+                )  # fmt: skip
                 if job is None:
                     break
                 self._begin(job, self._work, fitting.place if fitting is not None else None)
 
+    async def _until_next_start(self) -> float | None:
+        """Seconds until a job may start that waits for a time; None where none does. Looked at again now and then: clocks are set."""
+        at = await self._database.read(queue.next_start)
+        return None if at is None else min(max(at - time.time(), 0.0) + 0.01, CLOCK_S)
+
     def _begin(self, job: Job, work: Work, place: devices.Place | None = None) -> None:
         self._busy[job.lane] += 1
-        attempt = self._attempts[job.id] = Attempt(job, Vital(self._settings.grace, loops=job.kind == "train"), place=place)
+        attempt = self._attempts[job.id] = Attempt(job, Vital(self._settings.grace, loops=job.kind in PAUSABLE), place=place)
         if place is not None:
             self.devices.used[job.id] = place
         self._spawn(self._attempt(attempt, work), name=f"job {job.id}")
@@ -191,6 +216,8 @@ class Supervisor:
             await self._keep_peak(attempt)
             log.info("job %s: %s%s", job.id, ended.state, f" ({ended.reason})" if ended.reason else "")
             await self._tidy(ended)
+            if ended.snapshot is not None and ended.dataset is not None:
+                await self.tell_pinned(ended.dataset)
         finally:
             if attempt.deadline is not None:
                 attempt.deadline.cancel()
@@ -218,7 +245,7 @@ class Supervisor:
             worker = await self._executor.start(self._state.root, job.id, folder=folder, log=log_file, on_line=attempt.line)
         except OSError as error:
             log.error("job %s: its worker cannot be started: %s", job.id, error)
-            return Exit(status=127, log_line=str(error))
+            return Exit(status=127, unstarted=f"{error.filename or 'the process'}: {error.strerror or error}")
         return await self._exit(attempt, await self._run_worker(attempt, worker), began)
 
     def _take_spare(self, job: Job, attempt: Attempt) -> LocalWorker | None:
@@ -243,7 +270,10 @@ class Supervisor:
         log.info("job %s: attempt %d, worker process %d", job.id, job.attempt, worker.pid)
         beside = [asyncio.get_running_loop().create_task(work(attempt)) for work in (self._follow, self._watch)]
         try:
-            worker.send(self._start_message(attempt))
+            message = self._start_message(attempt)
+            if job.kind in MAKES_STEPS and job.dataset is not None:
+                message["pinned"] = await self._database.read(datasets.pinned, job.dataset)
+            worker.send(message)
             if self._stopping:
                 self._release(attempt)
             recorded = (await self._database.read(find, job.id)).intent  # a pause or cancel that came while the worker was started
@@ -267,7 +297,8 @@ class Supervisor:
             "type": "start", "job": job.id, "attempt": job.attempt, "state_dir": str(self._state.root), "spec": job.spec,
             "snapshot": job.snapshot, "import_roots": [str(root) for root in self._settings.import_roots],
             "folder": str(self._state.job(job.id)), "log": str(self._state.log(job.id)), "device": chosen,
-            "environment": self.devices.environment(attempt.place, device),
+            "environment": self._settings.named.environment() if job.kind == "import" else self.devices.environment(attempt.place, device),
+            "keep_checkpoints": self._settings.keep.checkpoints,
             "stop_s": 0.9 * self._settings.grace.stop_s,  # so that the worker still says in its log what has become of its checkpoint
         }  # fmt: skip
 
@@ -323,7 +354,9 @@ class Supervisor:
         job = attempt.job
         while True:
             try:
-                return await self._database.write(queue.finish, job.id, job.attempt, self._state.events(job.id), how)
+                return await self._database.write(
+                    queue.finish, job.id, job.attempt, self._state.events(job.id), how, self._settings.retry
+                )
             except (OffrlError, OSError) as error:
                 log.error("job %s: its end cannot be recorded yet: %s", job.id, error)
                 await asyncio.sleep(RETRY_S)
@@ -378,14 +411,16 @@ class Supervisor:
         for name, pids in found.items():
             if name not in running:
                 self._spawn(end_leftovers(self._state.root, name, pids, self._settings.grace.stop_s))
-        jobs_known, unfinished, names, _uploads = await self._database.read(housekeeping.names_in_use)
-        await asyncio.to_thread(housekeeping.sweep, self._state, jobs_known, unfinished, names)
+
+    async def _delete(self, folders: list[Path]) -> None:
+        for folder in folders:
+            await asyncio.to_thread(housekeeping.delete, folder)
 
     async def _keep_house(self) -> None:
         """Delete forgotten uploads, and notes about workers that are gone, now and then."""
         while True:
             await asyncio.to_thread(unassign_ended, self._state.root)
-            _jobs, _unfinished, _names, uploads = await self._database.read(housekeeping.names_in_use)
+            _jobs, _unfinished, _names, uploads = await self._database.survey(housekeeping.names_in_use)
             for upload in await asyncio.to_thread(self._uploads.expired, self._settings.uploads.expire_hours * 3600):
                 if upload not in uploads:
                     log.info("upload %s has expired", upload)

@@ -1,12 +1,14 @@
 """Uploads: files arrive in checksummed chunks beside the datasets and become usable only when they are whole.
 
-``uploads/ID/manifest.json`` lists what will come, ``files/`` holds what came, ``finished`` marks that everything arrived and was
-checked. A chunk that was acknowledged survives the daemon; the bytes are on the disk for certain (synced, SHA-256 compared) when
-`finish` returns, and what a power cut took before that is found then and asked for again.
+``uploads/ID/manifest.json`` lists what will come, ``owner`` says whose it is, ``files/`` holds what came, ``finished`` marks that
+everything arrived and was checked. Only its owner or an operator goes on with an upload, or uses it. A chunk that was acknowledged
+survives the daemon; the bytes are on the disk for certain (synced, SHA-256 compared) when `finish` returns, and what a power cut took
+before that is found then and asked for again.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -16,8 +18,10 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from offrl.errors import Conflict, DiskFull, InvalidInput, Unknown
+from offrl.errors import Conflict, DiskFull, InvalidInput, NotAllowed, Unknown
 from offrl.wire import FileEntry
+from offrld.daemon.caller import Caller
+from offrld.daemon.rights import OPERATOR
 from offrld.daemon.state import open_below, relative_parts, sync_folder, write_durably
 
 
@@ -29,15 +33,20 @@ class Uploads:
         self._limit = limit
         self._keep_free = keep_free
         self._sizes: dict[str, dict[str, int]] = {}  # upload -> path -> declared size, for those in use
+        self._used: dict[str, float] = {}  # upload -> when it was last gone on with, of a clock that nobody sets
+        self._owners: dict[str, str] = {}            # upload -> name of who began it
+        self._hashes: dict[str, dict[str, tuple[Any, int]]] = {}  # upload -> path -> SHA-256 of its first bytes, and how many
 
-    def open(self, upload: str, files: list[FileEntry]) -> dict[str, int]:
-        """Begin, or go on with, an upload; bytes already there per path. Raises `InvalidInput`, `Conflict`, `DiskFull`."""
+    def open(self, upload: str, files: list[FileEntry], caller: Caller) -> dict[str, int]:
+        """Begin, or go on with, an upload; bytes already there per path. Raises `InvalidInput`, `Conflict`, `DiskFull`, `NotAllowed`."""
         wanted = [file.model_dump() for file in files]
         folder = self._folder / upload
         if (folder / "manifest.json").exists():
+            self.check_owner(upload, caller)
             if self._manifest(upload) != wanted:
                 raise Conflict(f"upload {upload} was begun with other files", hint="take a new id")
             os.utime(folder)  # it is still wanted
+            self._used[upload] = time.monotonic()
             return {file.path: self._received(upload, file.path) for file in files}
         _check_names([file.path for file in files])
         unfinished = self.unfinished()
@@ -52,12 +61,15 @@ class Uploads:
             (folder / "files").joinpath(*relative_parts(file.path)).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         for file in files:
             os.close(open_below(folder / "files", file.path, os.O_WRONLY | os.O_CREAT))
-        write_durably(folder / "manifest.json", json.dumps(wanted).encode())
+        (folder / "owner").write_text(caller.name)
+        write_durably(folder / "manifest.json", json.dumps(wanted).encode())  # last: with it the upload is begun
         sync_folder(self._folder)
+        self._used[upload] = time.monotonic()
         return {file.path: 0 for file in files}
 
-    def write(self, upload: str, path: str, offset: int, data: bytes, crc32: int) -> int:
+    def write(self, upload: str, path: str, offset: int, data: bytes, crc32: int, caller: Caller) -> int:
         """Append a chunk; bytes of that file that are there now. One that is there already (its answer was lost) is acknowledged again."""
+        self.check_owner(upload, caller)
         if zlib.crc32(data) != crc32:
             raise InvalidInput(f"the chunk of {path!r} at byte {offset} arrived damaged (its CRC-32 differs)", hint="send it again")
         size = self._declared(upload).get(path)
@@ -75,13 +87,16 @@ class Uploads:
                 raise InvalidInput(f"{path!r} was declared with {size} bytes, the chunk ends at {offset + len(data)}")
             if offset > received:
                 raise Conflict(f"a chunk of {path!r} begins at byte {offset}, {received} have arrived", hint=f"go on from byte {received}")
-            _write_all(descriptor, data, offset)
-            return max(received, offset + len(data))
+            fresh = memoryview(data)[received - offset :]  # what is there already was checked, and stays as it is
+            _write_all(descriptor, fresh, received)
+            self._hash(upload, path, received, fresh)
+            return received + len(fresh)
         finally:
             os.close(descriptor)
 
-    def finish(self, upload: str) -> None:
+    def finish(self, upload: str, caller: Caller) -> None:
         """Check sizes and SHA-256, make everything durable, mark it usable. A damaged file is emptied, to be sent again."""
+        self.check_owner(upload, caller)
         folder = self._folder / upload
         manifest = self._manifest(upload)
         if (folder / "finished").exists():
@@ -93,17 +108,37 @@ class Uploads:
         for entry in manifest:
             descriptor = open_below(folder / "files", entry["path"], os.O_RDWR)
             with os.fdopen(descriptor, "r+b") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != entry["sha256"]:
+                digest, length = self._hashes.get(upload, {}).get(entry["path"], (None, 0))
+                if digest is None or length != entry["size"]:  # of chunks that another daemon took
+                    digest = hashlib.file_digest(file, "sha256")
+                if digest.hexdigest() != entry["sha256"]:
                     file.truncate(0)
+                    self._hashes.pop(upload, None)
                     raise InvalidInput(f"{entry['path']!r} arrived damaged (its SHA-256 differs)", hint="send it again from byte 0")
                 os.fsync(file.fileno())
         for inner, _folders, _files in os.walk(folder / "files"):
             sync_folder(Path(inner))
         write_durably(folder / "finished", b"")
+        self._used[upload] = time.monotonic()
         self._sizes.pop(upload, None)
+        self._hashes.pop(upload, None)
 
-    def check_usable(self, upload: str) -> None:
-        """`Unknown` or `Conflict` where an import could not read it."""
+    def known(self, upload: str) -> bool:
+        """Whether it was begun."""
+        return (self._folder / upload / "manifest.json").exists()
+
+    def check_owner(self, upload: str, caller: Caller) -> None:
+        """`NotAllowed` where an upload is somebody else's and the caller no operator, `Unknown` where there is none."""
+        if upload not in self._owners:
+            self._manifest(upload)
+            with contextlib.suppress(FileNotFoundError):  # begun with a daemon of before: an operator's
+                self._owners[upload] = (self._folder / upload / "owner").read_text()
+        if self._owners.get(upload) != caller.name and not caller.may(OPERATOR):
+            raise NotAllowed(f"{caller} may go on with its own uploads only: {upload} is another's", hint="begin one with another id")
+
+    def check_usable(self, upload: str, caller: Caller) -> None:
+        """`Unknown`, `Conflict` or `NotAllowed` where an import could not read it."""
+        self.check_owner(upload, caller)
         self._manifest(upload)
         if not (self._folder / upload / "finished").exists():
             raise Conflict(f"upload {upload} is not finished", hint="send the rest, then finish_upload")
@@ -112,22 +147,49 @@ class Uploads:
         """Uploads that are under way."""
         return sum(1 for upload in self._folder.iterdir() if not (upload / "finished").exists())
 
+    def outstanding(self) -> tuple[int, int]:
+        """Bytes of the uploads under way: in all, and those that they have still to bring."""
+        total = left = 0
+        for upload in self._folder.iterdir():
+            if not (upload / "finished").exists():
+                try:
+                    manifest = self._manifest(upload.name)
+                    total += sum(entry["size"] for entry in manifest)
+                    left += sum(entry["size"] - self._received(upload.name, entry["path"]) for entry in manifest)
+                except Unknown:  # being begun, or removed
+                    continue
+        return total, left
+
     def remove(self, upload: str) -> None:
         """Delete an upload; nothing happens where there is none."""
-        self._sizes.pop(upload, None)
+        for known in (self._sizes, self._owners, self._hashes):
+            known.pop(upload, None)
+        self._used.pop(upload, None)
         shutil.rmtree(self._folder / upload, ignore_errors=True)
 
     def expired(self, age_s: float) -> list[str]:
-        """Uploads that nobody has gone on with for so long."""
-        found = []
+        """Uploads that nobody has gone on with for so long.
+
+        None is lost because the machine's time was wrong and was corrected: the wall clock is asked only about those of a former daemon,
+        and only once, when they are seen first.
+        """
+        now, found = time.monotonic(), []
         for entry in os.scandir(self._folder):
             try:
                 newest = max(os.stat(path).st_mtime for path in (entry.path, *_files(Path(entry.path))))
             except OSError:
                 continue
-            if time.time() - newest > age_s:
+            if now - self._used.setdefault(entry.name, now - max(0.0, time.time() - newest)) > age_s:
                 found.append(entry.name)
         return found
+
+    def _hash(self, upload: str, path: str, offset: int, data: memoryview) -> None:
+        """Take bytes into the checksum while they are at hand: a gigabyte need not be read again at the end."""
+        known = self._hashes.setdefault(upload, {})
+        digest, length = known.get(path) or (hashlib.sha256(), 0)
+        if length == offset:
+            digest.update(data)
+            known[path] = (digest, offset + len(data))
 
     def _manifest(self, upload: str) -> list[dict[str, Any]]:
         try:
@@ -155,8 +217,7 @@ def _files(folder: Path) -> list[str]:
     return [os.path.join(inner, name) for inner, _folders, names in os.walk(folder) for name in names]
 
 
-def _write_all(descriptor: int, data: bytes, offset: int) -> None:
-    view = memoryview(data)
+def _write_all(descriptor: int, view: memoryview, offset: int) -> None:
     while view:
         count = os.pwrite(descriptor, view, offset)
         view, offset = view[count:], offset + count

@@ -1,6 +1,6 @@
 """The engine: the form of an algorithm, and the learner that turns losses into updates."""
 
-from offrld.engine.algorithm import Algorithm, Batch, Config, Loss, Noise, Observation, Stage, State, Step, ValueConfig, Windows
+from offrld.engine.algorithm import Algorithm, Batch, Config, Loss, Noise, Observation, Rollout, Stage, State, Step, ValueConfig, Windows
 from offrld.engine.checkpoint import CheckpointCorrupt
 from offrld.engine.data import Dataset
 from offrld.engine.feed import Scalers
@@ -16,6 +16,6 @@ from offrld.settings import setting
 
 __all__ = [
     "ActionScaler", "Algorithm", "Batch", "CheckpointCorrupt", "Config", "Dataset", "Learner", "Loaded", "Loss", "Noise", "Observation",
-    "ObservationScaler", "Optimizer", "PolicyModule", "RewardScaler", "Scaler", "Scalers", "SequencePolicy", "Space", "Stage", "State",
-    "Step", "ValueConfig", "Windows", "setting",
+    "ObservationScaler", "Optimizer", "PolicyModule", "RewardScaler", "Rollout", "Scaler", "Scalers", "SequencePolicy", "Space", "Stage",
+    "State", "Step", "ValueConfig", "Windows", "setting",
 ]  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,8 +13,8 @@ from torch import Tensor
 
 from offrl.errors import InvalidInput, Unknown
 from offrl_store import EpisodeStore, rng
-from offrld.engine.algorithm import Algorithm, Observation, Windows
-from offrld.engine.feed import Scalers, view_observation
+from offrld.engine.algorithm import Algorithm, Observation, Rollout, Windows
+from offrld.engine.feed import KEY, KEYS, Scalers, view_observation
 from offrld.engine.loaded import Loaded
 from offrld.engine.policy import PolicyModule
 from offrld.engine.sequence_policy import Returns, SequencePolicy
@@ -24,6 +25,17 @@ from offrld.nets import Params
 STREAM = rng.stream_id("sample")
 
 
+@dataclass(frozen=True)
+class Played:
+    """What was done at ``B`` observations: actions as the environment takes them, as they were drawn, and ``[B]`` each the log
+    probabilities of these and the values of the states."""
+
+    action: np.ndarray
+    drawn: np.ndarray
+    log_prob: np.ndarray
+    value: np.ndarray
+
+
 class Acting:
     """The part of `Learner` that acts. ``seed`` is everywhere a trained one, by default the first."""
 
@@ -32,6 +44,7 @@ class Acting:
     nets: SimpleNamespace
     space_: Space
     seeds: tuple[int, ...]
+    step: int
     state: TrainState
     inputs: Mapping[str, Loaded]
     store: EpisodeStore | None
@@ -79,6 +92,32 @@ class Acting:
                 # The argmax of logits plus Gumbel noise is a draw from their softmax. A uniform number may be 0, but is never 1.
                 scores = scores - torch.log(-torch.log1p(-torch.from_numpy(uniform).to(scores).clamp(min=1e-12)))
             return self._chosen(scores)
+
+    def play(self, observations: Any, *, step: int, seed: int | None = None) -> Played:
+        """Actions drawn to learn from, with what `Rollout` keeps of the moment; arguments as of `sample`.
+
+        Raises:
+            InvalidInput: an algorithm that learns from a dataset, or a wrong shape.
+        """
+        if self.algorithm.play is None:
+            raise InvalidInput(f"{self.algorithm.name} does not learn from its own play", hint="use sample")
+        with torch.no_grad():
+            seen = self._seen(observations)
+            noise = np.empty((_rows(seen), self.space_.action_size), np.float32)
+            (rng.uniform if self.space_.discrete else rng.normal)(self._seed(seed), step, STREAM, noise)
+            given = torch.from_numpy(noise).to(self._device, self._dtype)
+            drawn, log_prob, value = self.algorithm.play(self._params(seed), self.nets, seen, given)
+            return Played(self._chosen(drawn), *(each.cpu().numpy() for each in (drawn, log_prob, value)))
+
+    def rollout(self, observations: Any, **taken: np.ndarray) -> Rollout:
+        """A batch of rows that were played, for the present update; ``taken``: the arrays ``[B, ...]`` of `Rollout`, and observations as
+        `play` got them."""
+        if len(self.seeds) > 1:
+            raise InvalidInput(f"a rollout is one seed's, this learner has {len(self.seeds)}", hint="make one for each seed")
+        arrays = {name: torch.from_numpy(np.array(value)) for name, value in taken.items()}
+        tensors = {name: each.to(self._device, self._dtype if each.is_floating_point() else None) for name, each in arrays.items()}
+        key = rng.integers(self.seeds[0], self.step, rng.stream_id(KEY), KEYS, 1)
+        return Rollout(self._seen(observations), **tensors, noise={}, key=torch.from_numpy(key).to(self._device)[0])
 
     def predict_value(
         self, observations: Any, actions: Any, with_std: bool = False, *, seed: int | None = None

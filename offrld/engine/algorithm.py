@@ -89,6 +89,27 @@ class Windows:
 
 
 @dataclass(frozen=True)
+class Rollout:
+    """Steps that the policy has just played itself, for algorithms that learn from nothing older.
+
+    observation as in `Batch`; action ``[B, A]``, as it was drawn, before any bound, or ``[B]`` int64; and ``[B]`` each: the log density of
+    the action and the value of the state when it was played, the advantage and the return that came of it; noise and key as in `Batch`.
+    """
+
+    observation: Observation
+    action: Tensor
+    log_prob: Tensor
+    value: Tensor
+    advantage: Tensor
+    returns: Tensor
+    noise: dict[str, Tensor]
+    key: Tensor
+
+
+KINDS = {"transitions": Batch, "windows": Windows, "rollouts": Rollout}
+
+
+@dataclass(frozen=True)
 class State:
     """What a loss may read as constants.
 
@@ -171,6 +192,8 @@ class Algorithm:
         sample: ``(params, config, nets, observation, noise) -> `` an action drawn from a stochastic policy by standard normal noise
             ``[B, A]``; None: it acts greedily (discrete actions are drawn by the softmax of ``act``'s scores if ``draws_scores``).
         value: ``(params, config, nets, observation, action) -> `` values ``[N, B]`` of the ensemble; None for algorithms without values.
+        play: ``(params, nets, observation, noise) -> `` an action as it is drawn, its log probability and the state's value, for algorithms
+            that learn from rollouts; ``noise [B, A]`` is standard normal, or uniform ``[B, n]`` for discrete actions.
         noise: ``(config, space) -> {name: Noise}``.
         targets: the networks that have target copies.
         presets: name -> settings; ``paper`` and ``d3rlpy`` exist for every algorithm.
@@ -178,7 +201,8 @@ class Algorithm:
         returns: whether batches carry the return from the transition on.
 
     Hooks for what is special, declared rather than coded into the trainer:
-        batch_kind: what a batch is made of: `Batch` or `Windows` (of ``config.context_size`` steps).
+        batch_kind: what a batch is made of: `Batch`, `Windows` (of ``config.context_size`` steps), or `Rollout`, which no dataset has:
+            such an algorithm learns from what it plays itself (`offrld.collect.on_policy`).
         memory: ``(config, space) -> {name: shape}`` of tensors that live in the training state, zeros at first, one set per seed; losses
             give new values through their context, ``between`` writes into them.
         prepare: ``(dataset, config) -> {name: array}`` computed once from the training episodes (a `Dataset`); losses read
@@ -207,9 +231,10 @@ class Algorithm:
     sample: Callable[[Params, Any, SimpleNamespace, Observation, Tensor], Tensor] | None = None
     draws_scores: bool = False
     value: Callable[[Params, Any, SimpleNamespace, Observation, Tensor], Tensor] | None = None
+    play: Callable[[Params, SimpleNamespace, Observation, Tensor], tuple[Tensor, Tensor, Tensor]] | None = None
     next_action: bool | Literal["policy"] = False
     returns: bool = False
-    batch_kind: Literal["transitions", "windows"] = "transitions"
+    batch_kind: Literal["transitions", "windows", "rollouts"] = "transitions"
     memory: Callable[[Any, Space], dict[str, tuple[int, ...]]] = lambda config, space: {}
     prepare: Callable[[Any, Any], dict[str, Any]] | None = None
     stages: Callable[[Any], tuple[Stage, ...]] | None = None
@@ -228,6 +253,11 @@ class Algorithm:
         if preset is not None and preset not in self.presets:
             raise Unknown(f"algorithm {self.name!r} has no preset {preset!r}", hint=nearest(preset, list(self.presets)))
         return settings.build(self.config, self.presets[preset] if preset is not None else {}, values or {})
+
+    @property
+    def plays(self) -> bool:
+        """Whether it learns from what it plays itself, and from no dataset."""
+        return self.batch_kind == "rollouts"
 
     def check(self, space: Space) -> None:
         """Raise `InvalidInput` where the dataset's actions are of the wrong kind."""

@@ -79,7 +79,8 @@ class Creation:
             log: takes one-line messages; also what `guards.mistakes` finds in data and settings.
 
         Raises:
-            InvalidInput: the data's actions do not fit the algorithm, or an input or a start does not fit the data.
+            InvalidInput: the data's actions do not fit the algorithm, which may also learn from no dataset; or an input or a start does not
+                fit the data.
             EmptyStore: no transition to train on.
         """
         if len(set(seeds)) != len(seeds) or not seeds:
@@ -93,6 +94,8 @@ class Creation:
             shapes, dataset = store, None
             space = dataclasses.replace(shapes.space, frame_stack=config.frame_stack)
             training = held_out = np.empty(0, np.int64)
+        elif algorithm.plays:
+            raise InvalidInput(f"{algorithm.name} learns from its own play, not from a dataset", hint="give it an environment")
         else:
             dataset, space = store, space_of(store.schema, store.metadata, bounds, env_id, config.frame_stack)
             training, held_out = data.split(len(store), holdout, episodes)
@@ -123,7 +126,10 @@ def device_of(name: str) -> torch.device:
     """The device of that name; ``auto``: CUDA where there is one. Raises `InvalidInput` for one that is not there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError:  # its text lists twenty kinds of devices
+        raise InvalidInput(f"there is no device {name!r}", hint="auto, cpu, cuda, or cuda:1 for the second card") from None
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
         found = torch.cuda.device_count()
         raise InvalidInput(f"device {name!r} is not there: this machine has {found} CUDA devices", hint="use the device cpu, or auto")

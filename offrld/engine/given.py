@@ -12,7 +12,7 @@ from torch import Tensor
 
 from offrl.errors import InvalidInput
 from offrl_store import rng
-from offrld.engine.algorithm import Algorithm, Batch, Noise, ValueConfig, Windows
+from offrld.engine.algorithm import KINDS, Algorithm, Batch, Noise, Rollout, ValueConfig, Windows
 from offrld.engine.feed import KEY, Feed, Scalers, fields_of
 from offrld.engine.source import Raw, Request, each, stream_of
 from offrld.engine.space import Space
@@ -32,21 +32,23 @@ class Given:
         self._algorithm, self._config, self._space, self._scalers = algorithm, config, space, scalers
         self._groups, self._stacked, self._dtype, self._device = groups, stacked, dtype, device
 
-    def batches(self, batch: Any, k: int) -> list[Batch | Windows]:
+    def batches(self, batch: Any, k: int) -> list[Batch | Windows | Rollout]:
         """The batch of update ``k`` for each view.
 
         Args:
-            batch: an engine's `Batch` or `Windows` (one seed's, scaled: taken as it is), or one of a store's samplers.
+            batch: an engine's `Batch`, `Windows` or `Rollout` (one seed's, scaled: taken as it is), or one of a store's samplers.
 
         Raises:
             InvalidInput: something that the algorithm needs is missing, or a wrong shape.
         """
-        kind = Windows if self._algorithm.batch_kind == "windows" else Batch
-        if isinstance(batch, Batch | Windows):
+        kind = KINDS[self._algorithm.batch_kind]
+        if isinstance(batch, Batch | Windows | Rollout):
             if not isinstance(batch, kind) or self._stacked or len(self._groups) > 1:
                 raise InvalidInput(f"a {type(batch).__name__} is one seed's, this learner takes {kind.__name__} for {len(self._groups)} "
                                    "seeds", hint="give the store's own batch, which serves them all")  # fmt: skip
             return [batch]
+        if self._algorithm.plays:
+            raise InvalidInput(f"{self._algorithm.name} takes a Rollout, got a {type(batch).__name__}", hint="it learns from its own play")
         raw = self._checked(batch, kind)
         rows = len(raw.reward)
         config = self._config if rows == self._config.batch_size else dataclasses.replace(self._config, batch_size=rows)

@@ -1,8 +1,8 @@
 """Optimisers that move parameters in place, with their moments in the training state rather than in an object of their own.
 
 An `Optimizer` says how; `parts_of` says which tensors of the parameters' shapes the state must hold for it, and `step` moves. Each rule
-equals the optimiser of torch that has its name. A learning rate is a pure function of the number of steps taken (`factor_at`), so that
-it needs no state of its own.
+equals the optimiser of torch that has its name; those without a fused kernel stand in `offrld.engine.rules`. A learning rate is a pure
+function of the number of steps taken (`factor_at`), so that it needs no state of its own.
 """
 
 from __future__ import annotations
@@ -16,10 +16,14 @@ import torch
 from torch import Tensor
 
 from offrl.errors import InvalidInput
+from offrld.engine import rules
+from offrld.engine.rules import eps_of
 from offrld.settings import setting
 
 ADAMS = ("adam", "adamw", "gpt_adamw")
-OPTIMIZERS = (*ADAMS, "sgd", "rmsprop")
+BETAS = (*ADAMS, "adamax", "nadam", "radam")
+OPTIMIZERS = (*ADAMS, "sgd", "rmsprop", *rules.RULES)
+BY_SIZE = tuple(name for name in OPTIMIZERS if name != "rprop")   # those that read more of a gradient than its sign
 SCHEDULES = ("none", "warmup", "cosine", "step")
 _DECAY = "share of the parameters taken off per unit of learning rate: as a gradient, in adamw and gpt_adamw apart from it"
 
@@ -31,22 +35,30 @@ class Optimizer:
     type: str = setting(
         "adam", "rule that moves the parameters; gpt_adamw decays the weights of layers only", choices=OPTIMIZERS, probe="sgd"
     )  # fmt: skip
-    beta1: float = setting(0.9, "decay of the mean of gradients", low=0.0, high=0.9999999, only=ADAMS)
-    beta2: float = setting(0.999, "decay of the mean of squared gradients", low=0.0, high=0.9999999, only=ADAMS)
+    beta1: float = setting(0.9, "decay of the mean of gradients", low=0.0, high=0.9999999, only=BETAS)
+    beta2: float = setting(0.999, "decay of the mean of squared gradients", low=0.0, high=0.9999999, only=BETAS)
     amsgrad: bool = setting(False, "divide by the largest mean square so far (Reddi et al. 2018)", only=ADAMS)
     alpha: float = setting(0.95, "decay of the mean of squared gradients", low=0.0, high=1.0, only=("rmsprop",))
     centered: bool = setting(True, "divide by the deviation rather than the root mean square", only=("rmsprop",))
     eps: float | None = setting(
-        None, "added to the divisor; none: 1e-8, with rmsprop 1e-2", low=0.0, only=(*ADAMS, "rmsprop"), probe=1e-3
+        None, "added to the divisor; none: 1e-8, with rmsprop 1e-2, adagrad 1e-10, adadelta 1e-6", low=0.0,
+        only=(*BETAS, "rmsprop", "adagrad", "adadelta"), probe=1e-3,
     )  # fmt: skip
+    rho: float = setting(0.9, "decay of the means of squared gradients and of squared moves", low=0.0, high=1.0, only=("adadelta",))
+    momentum_decay: float = setting(0.004, "how fast the momentum reaches beta1", low=0.0, only=("nadam",))
+    rate_decay: float = setting(0.0, "fall of the learning rate: rate / (1 + steps rate_decay)", low=0.0, only=("adagrad",), probe=0.5)
+    shrink: float = setting(
+        0.5, "factor on an element's move where its gradient changed sign", low=0.0, high=1.0, exclusive_low=True, only=("rprop",)
+    )  # fmt: skip
+    grow: float = setting(1.2, "factor on an element's move where its gradient kept its sign", low=1.0, only=("rprop",), probe=1.5)
     momentum: float = setting(0.0, "share of the last move in this one", low=0.0, high=1.0, only=("sgd", "rmsprop"), probe=0.9)
     dampening: float = setting(
         0.0, "share of the gradient kept out of the momentum", low=0.0, high=1.0, only=("sgd",), probe={"": 0.5, "momentum": 0.9}
     )
     nesterov: bool = setting(False, "look ahead along the momentum", only=("sgd",), probe={"": True, "momentum": 0.9})
-    weight_decay: float = setting(0.0, _DECAY, low=0.0, probe=0.2)
+    weight_decay: float = setting(0.0, _DECAY, low=0.0, probe=0.2, only=BY_SIZE)
     clip_grad_norm: float | None = setting(
-        None, "largest norm of all gradients of a step together", low=0.0, exclusive_low=True, probe={"": 1e-3, "type": "sgd"}
+        None, "largest norm of all gradients of a step together", low=0.0, exclusive_low=True, probe={"": 1e-3, "type": "sgd"}, only=BY_SIZE
     )
     schedule: str = setting("none", "course of the learning rate", choices=SCHEDULES)
     warmup_steps: int = setting(1000, "until the full rate", unit="steps", low=1, only={"schedule": ("warmup",)})
@@ -68,6 +80,8 @@ class Optimizer:
 
 def parts_of(optimizer: Optimizer) -> tuple[str, ...]:
     """Names of the tensors that the state holds for each parameter, of its shape and dtype, at first zero."""
+    if optimizer.type in rules.PARTS:
+        return rules.PARTS[optimizer.type]
     momentum = ("momentum",) if optimizer.momentum > 0 and optimizer.type not in ADAMS else ()
     if optimizer.type == "sgd":
         return momentum
@@ -181,7 +195,7 @@ def _adam(
 ) -> None:  # fmt: skip
     """Adam (Kingma & Ba 2015) and AdamW (Loshchilov & Hutter 2019) by torch's fused kernels, the fastest on the CPU and on CUDA."""
     count.add_(1)
-    eps = 1e-8 if spec.eps is None else spec.eps
+    eps = eps_of(spec)
     kernel = torch._fused_adam_ if spec.type == "adam" else torch._fused_adamw_
     lists = (params, grads, parts["first"], parts["second"], parts.get("largest", []))
     for chosen, decay in _groups(names, spec.weight_decay) if spec.type == "gpt_adamw" else ((None, spec.weight_decay),):
@@ -239,13 +253,25 @@ def _rmsprop(
         torch._foreach_sqrt_(divisor)
     else:
         divisor = torch._foreach_sqrt(second)
-    torch._foreach_add_(divisor, 1e-2 if spec.eps is None else spec.eps)
+    torch._foreach_add_(divisor, eps_of(spec))
     if spec.momentum > 0:
         torch._foreach_mul_(parts["momentum"], spec.momentum)
         torch._foreach_addcdiv_(parts["momentum"], grads, divisor)
         _descend(params, parts["momentum"], rate)
     else:
         _descend(params, torch._foreach_div(grads, divisor), rate)
+
+
+def _by_rule(
+    spec: Optimizer, rate: Rate, params: list[Tensor], grads: list[Tensor], parts: Lists, count: Tensor, taken: int | Tensor,
+    names: tuple[str, ...],
+) -> None:  # fmt: skip
+    """The rules without a fused kernel."""
+    count.add_(1)
+    if spec.weight_decay:
+        grads = list(torch._foreach_add(grads, params, alpha=spec.weight_decay))
+    k = (taken.double() if isinstance(taken, Tensor) else taken) + 1
+    _descend(params, rules.RULES[spec.type](spec, grads, parts, k), rate)
 
 
 def _descend(params: list[Tensor], directions: Sequence[Tensor], rate: Rate) -> None:
@@ -264,4 +290,6 @@ def _least(value: float | Tensor, limit: float) -> float | Tensor:
     return value.clamp(max=limit) if isinstance(value, Tensor) else min(value, limit)
 
 
-_RULES: dict[str, Rule] = {"adam": _adam, "adamw": _adam, "gpt_adamw": _adam, "sgd": _sgd, "rmsprop": _rmsprop}
+_RULES: dict[str, Rule] = {
+    "adam": _adam, "adamw": _adam, "gpt_adamw": _adam, "sgd": _sgd, "rmsprop": _rmsprop, **dict.fromkeys(rules.RULES, _by_rule),
+}  # fmt: skip

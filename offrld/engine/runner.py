@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from offrl.errors import InvalidInput
-from offrld.engine.algorithm import Batch, State, Step, Windows
+from offrld.engine.algorithm import Batch, Rollout, State, Step, Windows
 from offrld.nets import Params, onednn
 from offrld.nets.context import CONTEXT, Context
 
@@ -37,14 +37,14 @@ class Result:
     updates: dict[str, Tensor]
 
 
-Gradients = Callable[[Params, State, Batch | Windows], Result]
+Gradients = Callable[[Params, State, Batch | Windows | Rollout], Result]
 
 
 def gradients(step: Step, config: Any, nets: SimpleNamespace, *, kind: type, compiled: bool, stacked: bool) -> Gradients:
     """Differentiate a step's loss with respect to the leaves it is given.
 
     Args:
-        kind: `Batch` or `Windows`.
+        kind: `Batch`, `Windows` or `Rollout`.
         compiled: run the loss through `torch.compile` (as one graph, no fall-back to Python inside).
         stacked: the tensors carry a leading seed axis; the loss, which sees one seed, is mapped over it.
     """
@@ -70,7 +70,7 @@ def gradients(step: Step, config: Any, nets: SimpleNamespace, *, kind: type, com
     if compiled:
         function = torch.compile(function, fullgraph=True, dynamic=False)
 
-    def run(leaves: Params, state: State, batch: Batch | Windows) -> Result:
+    def run(leaves: Params, state: State, batch: Batch | Windows | Rollout) -> Result:
         value, (metrics, updates) = function(leaves, state.params, state.target, state.memory, state.data, _as_dict(batch))
         # A layer that a setting switches off (the head of an encoder that another step trains, say) has no gradient: zeros.
         found = torch.autograd.grad(value, list(leaves.values()), allow_unused=True, materialize_grads=True)
@@ -111,6 +111,6 @@ def agree(one: tuple[Tensor, ...], other: tuple[Tensor, ...]) -> bool:
     return True
 
 
-def _as_dict(batch: Batch | Windows) -> dict[str, Any]:
+def _as_dict(batch: Batch | Windows | Rollout) -> dict[str, Any]:
     present = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
     return {name: value for name, value in present.items() if value is not None}

@@ -3,6 +3,21 @@
 from .dataset_export import EXPORTS, FOLDERS, dump_dataset, export_dataset
 from .ingest import import_into
 from .registry import FORMATS, detect, open_source
-from .source import Format, Source
+from .sb3 import from_sb3, to_sb3
+from .source import Format, Skipped, Source
 
-__all__ = ["EXPORTS", "FOLDERS", "FORMATS", "Format", "Source", "detect", "dump_dataset", "export_dataset", "import_into", "open_source"]
+__all__ = [
+    "EXPORTS",
+    "FOLDERS",
+    "FORMATS",
+    "Format",
+    "Skipped",
+    "Source",
+    "detect",
+    "dump_dataset",
+    "export_dataset",
+    "from_sb3",
+    "import_into",
+    "open_source",
+    "to_sb3",
+]  # fmt: skip

@@ -9,13 +9,11 @@ keeps final observations.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import h5py
-import numpy as np
 
 from offrl_store.errors import EmptyStore, InvalidInput
 
@@ -23,7 +21,7 @@ from . import hdf5
 from .columns import Column
 from .episodic import Recording, episodic_source
 from .flat import FlatArrays, flat_source
-from .source import Format, Source
+from .source import BadEpisodes, Format, Source
 from .spaces import probe_environment
 
 NEEDS = (
@@ -44,16 +42,17 @@ def detect(path: Path) -> bool:
     )
 
 
-def open_file(path: Path) -> Source:
+def open_file(path: Path, bad: BadEpisodes) -> Source:
     """Opens a file of either version; raises `InvalidInput` when it is neither."""
     with ExitStack() as resources:
         file = resources.enter_context(hdf5.open_hdf5(path))
-        source = _open_v2(file, path.name) if "num_episodes" in file or "columns" in file else _open_v1(file, path.name)
+        of_version = _open_v2 if {"num_episodes", "columns"} & set(hdf5.names(file, path.name)) else _open_v1
+        source = of_version(file, path.name, bad)
         source.resources = resources.pop_all()
         return source
 
 
-def _open_v1(file: h5py.File, name: str) -> Source:
+def _open_v1(file: h5py.File, name: str, bad: BadEpisodes) -> Source:
     observations, actions, rewards, terminals = (
         hdf5.need_column(file, key, name, NEEDS) for key in ("observations", "actions", "rewards", "terminals")
     )
@@ -63,12 +62,12 @@ def _open_v1(file: h5py.File, name: str) -> Source:
     env_id = attributes.get("env_id") if isinstance(attributes.get("env_id"), str) else None
     arrays = FlatArrays(observations, actions, rewards, terminals, hdf5.column(file, "episode_terminals", name))
     return flat_source(
-        arrays, format="d3rlpy", env_id=env_id, space=probe_environment(env_id, name, messages).space, attributes=attributes,
+        arrays, bad, format="d3rlpy", env_id=env_id, space=probe_environment(env_id, name, messages).space, attributes=attributes,
         messages=messages, discrete=None if discrete is None else bool(discrete), version=str(hdf5.scalar(file, "version", name) or "1"),
     )  # fmt: skip
 
 
-def _open_v2(file: h5py.File, name: str) -> Source:
+def _open_v2(file: h5py.File, name: str, bad: BadEpisodes) -> Source:
     version, count = hdf5.scalar(file, "version", name), hdf5.scalar(file, "num_episodes", name)
     if str(version) != LAYOUT:
         raise InvalidInput(f"{name} has the layout version {version}; known is {LAYOUT}", hint="dump it again with d3rlpy 2.3 or later")
@@ -77,37 +76,34 @@ def _open_v2(file: h5py.File, name: str) -> Source:
     if count == 0:
         raise EmptyStore(f"{name} holds no episodes", hint="dump a buffer with at least one episode")
     messages: list[str] = []
-    columns = [hdf5.plain(each) for each in np.asarray(file["columns"][()]).reshape(-1)] if "columns" in file else []
+    columns = hdf5.texts(file, "columns", name)
     extra = [each for each in columns if each not in ("observations", "actions", "rewards", "terminated")]
     if extra:
         messages.append(f"not imported: {hdf5.listed(extra)}")
     attributes: dict[str, Any] = hdf5.attributes(file)
     env_id = attributes.get("env_id") if isinstance(attributes.get("env_id"), str) else None
 
-    def recordings() -> Iterator[Recording]:
-        for number in range(count):
-            actions, rewards = (hdf5.need_column(file, f"{key}_{number}", name, NEEDS) for key in ("actions", "rewards"))
-            terminated = hdf5.scalar(file, f"terminated_{number}", name)
-            if terminated is None:
-                raise InvalidInput(f"{name} holds no 'terminated_{number}'", hint=f"needed: {NEEDS}")
-            if actions.rows:
-                yield Recording(_observations(file, number, name), actions, rewards, [(actions.rows, bool(terminated))])
+    def recording(number: int) -> Recording | None:
+        actions, rewards = (hdf5.need_column(file, f"{key}_{number}", name, NEEDS) for key in ("actions", "rewards"))
+        terminated = hdf5.scalar(file, f"terminated_{number}", name)
+        if terminated is None:
+            raise InvalidInput(f"{name} holds no 'terminated_{number}'", hint=f"needed: {NEEDS}")
+        if not actions.rows:
+            return None
+        return Recording(_observations(file, number, name), actions, rewards, [(actions.rows, bool(terminated))])
 
     return episodic_source(
-        recordings, count, file=name, format="d3rlpy", env_id=env_id, space=probe_environment(env_id, name, messages).space,
+        recording, count, bad, file=name, format="d3rlpy", env_id=env_id, space=probe_environment(env_id, name, messages).space,
         attributes=attributes, messages=messages, version=LAYOUT,
     )  # fmt: skip
 
 
 def _observations(file: h5py.File, number: int, name: str) -> Column | dict[str, Column]:
     """``observations_i``, or ``observations_i_0``, ``observations_i_1``, ... of a tuple."""
-    if f"observations_{number}" in file or f"observations_{number}_0" not in file:
-        return hdf5.need_column(file, f"observations_{number}", name, NEEDS)
-    fields: dict[str, Column] = {}
-    while f"observations_{number}_{len(fields)}" in file:
-        part = len(fields)
-        fields[f"observation_{part}"] = hdf5.need_column(file, f"observations_{number}_{part}", name, NEEDS)
-    return fields
+    one, fields = hdf5.column(file, f"observations_{number}", name), {}
+    while one is None and (part := hdf5.column(file, f"observations_{number}_{len(fields)}", name)) is not None:
+        fields[f"observation_{len(fields)}"] = part
+    return fields or one or hdf5.need_column(file, f"observations_{number}", name, NEEDS)
 
 
 FORMAT = Format("d3rlpy", ".h5 file of d3rlpy, version 1 or 2", NEEDS, detect, open_file)

@@ -1,7 +1,8 @@
 """D4RL: one HDF5 file of flat arrays, one row per environment step.
 
-Keys: ``observations``, ``actions``, ``rewards``, ``terminals``, optionally ``timeouts``, ``next_observations``, ``infos/...``,
-``metadata/...``. Observations may be a group of arrays (several fields). Files without ``timeouts`` and ``next_observations`` are cut as
+Keys: ``observations``, ``actions``, ``rewards``, ``terminals``, optionally ``timeouts``, ``next_observations``, ``infos/...`` (kept with
+each step, where they have one row for it) and ``metadata/...`` (kept in the store's metadata). Observations may be a group of arrays
+(several fields). Files without ``timeouts`` and ``next_observations`` are cut as
 D4RL itself does it: after the environment's time limit, 1000 steps where that is not known.
 """
 
@@ -17,12 +18,12 @@ from offrl_store.errors import InvalidInput
 
 from . import hdf5
 from .flat import FlatArrays, flat_source
-from .source import Format, Source
+from .source import BadEpisodes, Format, Source
 from .spaces import ActionSpace, box, choices, probe_environment
 
 NEEDED = ("observations", "actions", "rewards", "terminals")
-KNOWN = (*NEEDED, "timeouts", "next_observations", "next_observations_known")
-NEEDS = "observations, actions, rewards, terminals; optional: timeouts, next_observations"
+KNOWN = (*NEEDED, "timeouts", "next_observations", "next_observations_known", "infos", "metadata")
+NEEDS = "observations, actions, rewards, terminals; optional: timeouts, next_observations, infos, metadata"
 
 #: D4RL cuts episodes after this many steps where a file has no timeouts (its locomotion tasks' limit).
 DEFAULT_LIMIT = 1000
@@ -32,8 +33,13 @@ def detect(path: Path) -> bool:
     return hdf5.is_hdf5(path) and hdf5.keys(path) >= {"observations", "actions"}
 
 
-def open_file(path: Path) -> Source:
-    """Opens a flat HDF5 file; raises `InvalidInput` when it is not one, or its arrays do not fit each other."""
+def open_file(path: Path, bad: BadEpisodes, env_id: str | None = None) -> Source:
+    """Opens a flat HDF5 file; raises `InvalidInput` when it is not one, or its arrays do not fit each other.
+
+    ``env_id``: the environment where the file names none, as D4RL's own do not.
+    """
+    if env_id is not None and not isinstance(env_id, str):
+        raise InvalidInput(f"env_id is {env_id!r}", hint="give the name of a gymnasium environment")
     with ExitStack() as resources:
         file = resources.enter_context(hdf5.open_hdf5(path))
         messages: list[str] = []
@@ -41,22 +47,25 @@ def open_file(path: Path) -> Source:
         columns = {key: hdf5.need_column(file, key, name, NEEDS) for key in NEEDED[1:]}
         observations = hdf5.columns(file, "observations", name)
         if observations is None:
-            raise InvalidInput(f"{name} holds no 'observations' (it holds {hdf5.listed(file)})", hint=f"needed: {NEEDS}")
+            raise InvalidInput(f"{name} holds no 'observations' (it holds {hdf5.listed(hdf5.names(file, name))})", hint=f"needed: {NEEDS}")
         attributes = hdf5.attributes(file)
-        env_id = attributes.get("env_id") if isinstance(attributes.get("env_id"), str) else None
+        env_id = attributes["env_id"] if isinstance(attributes.get("env_id"), str) else env_id
         space = declared_space(file, name)
         environment = probe_environment(env_id, name, messages)
-        ignored = [key for key in file if key not in KNOWN]
+        extra, others = hdf5.extras(file, "infos", {columns["actions"].rows}, name)
+        ignored = [key for key in hdf5.names(file, name) if key not in KNOWN] + others
         if ignored:
             messages.append(f"not imported: {hdf5.listed(ignored)}")
         arrays = FlatArrays(
             observations, **columns, timeouts=hdf5.column(file, "timeouts", name),
             next_observations=hdf5.columns(file, "next_observations", name),
             next_known=hdf5.column(file, "next_observations_known", name),
-            limit=environment.limit or DEFAULT_LIMIT,
+            limit=environment.limit or DEFAULT_LIMIT, extra=extra,
         )  # fmt: skip
+        metadata = hdf5.values(file, "metadata", name)
         source = flat_source(
-            arrays, format="d4rl", env_id=env_id, space=space or environment.space, attributes=attributes, messages=messages
+            arrays, bad, format="d4rl", env_id=env_id, space=space or environment.space, attributes=attributes, messages=messages,
+            more={"source_metadata": metadata} if metadata else None,
         )  # fmt: skip
         source.resources = resources.pop_all()
         return source
@@ -75,4 +84,5 @@ def declared_space(file: h5py.File, name: str) -> ActionSpace | None:
         ) from None
 
 
-FORMAT = Format("d4rl", "flat HDF5 file, one row per step", NEEDS, detect, open_file)
+FORMAT = Format("d4rl", "flat HDF5 file, one row per step", NEEDS, detect, open_file,
+                {"env_id": "gymnasium environment of the data, where the file names none"})  # fmt: skip

@@ -2,7 +2,8 @@
 
 The importers read ``d4rl``, ``npz`` and ``store`` back without loss; what the formats of `recorded_export` leave out they say.
 Flat files carry ``next_observations`` where the store has final observations, and ``next_observations_known`` where it has only some of
-them; bounds, the number of actions and ``env_id`` go along. Extra fields become ``infos/NAME``.
+them; bounds, the number of actions and ``env_id`` go along. Extra fields become ``infos/NAME``, what a D4RL file had as metadata stands
+under ``metadata/`` again.
 """
 
 from __future__ import annotations
@@ -29,8 +30,13 @@ from offrl_store.errors import DiskFull, EmptyStore, InvalidInput
 from . import native
 from .calm_file import CalmFile
 from .columns import BLOCK_BYTES
+from .exporting import Export, Progress, set_attributes
+from .gen_dgrl_export import write_gen_dgrl
 from .ingest import import_into
-from .recorded_export import Export, Progress, write_d3rlpy, write_d3rlpy_v1, write_minari
+from .lerobot_export import write_lerobot
+from .recorded_export import write_d3rlpy, write_d3rlpy_v1, write_minari
+from .robomimic_export import write_robomimic
+from .torchrl_export import write_torchrl
 
 
 def export_dataset(
@@ -40,7 +46,8 @@ def export_dataset(
     """Writes the episodes that ``store`` sees to ``out_path``, which must not exist; it appears there when it is complete.
 
     Args:
-        format: ``d4rl``, ``npz``, ``store``, ``minari`` (a folder), ``d3rlpy`` (version 2, layout 2.1) or ``d3rlpy-v1``.
+        format: ``d4rl``, ``npz``, ``store``, ``minari`` (a folder), ``d3rlpy`` (version 2, layout 2.1), ``d3rlpy-v1``, ``robomimic``,
+            ``torchrl``, ``gen_dgrl`` or ``lerobot`` (folders).
         compress: gzip in HDF5, deflate in ``.npz``; without meaning for ``store``.
         progress: called with (episodes done, episodes in all); ``npz`` goes through the episodes once per array.
         message: called with a line for everything that the format has no place for.
@@ -186,9 +193,9 @@ def _write_d4rl(export: Export) -> None:
     options = {"compression": "gzip", "shuffle": True, "chunks": True} if export.compress else {}
     attributes = store.metadata.get("source_attributes")
     with contextlib.closing(CalmFile(export.path)) as calm, h5py.File(calm, "w") as file:
-        for key, value in {**(attributes if isinstance(attributes, dict) else {}), **_declared(store)}.items():
-            if isinstance(value, (str, bool, int, float, np.ndarray)):
-                file.attrs[key] = value
+        set_attributes(file, attributes)
+        set_attributes(file, _declared(store))
+        _set_metadata(file, "metadata", store.metadata.get("source_metadata"))
         for done, column in enumerate(columns, start=1):
             dataset = file.create_dataset(column.key, (store.step_count, *column.field.shape), column.field.dtype, **options)
             start = 0
@@ -199,6 +206,16 @@ def _write_d4rl(export: Export) -> None:
             progress(count * done // len(columns), count)
         file.close()  # writes what HDF5 still holds
         calm.check()
+
+
+def _set_metadata(file: h5py.File, key: str, value: Any) -> None:
+    """JSON values as datasets, objects as groups; what the import only described (large arrays) is left out."""
+    if isinstance(value, dict):
+        for name, each in value.items():
+            _set_metadata(file, f"{key}/{name}", each)
+    elif isinstance(value, (str, bool, int, float, list)) and not str(value).startswith("array of "):
+        with contextlib.suppress(TypeError, ValueError):  # a list of lists of different lengths has no form in HDF5
+            file[key] = value
 
 
 def _write_npz(export: Export) -> None:
@@ -228,8 +245,9 @@ def _write_store(export: Export) -> None:
 #: Format name -> what writes it.
 EXPORTS: dict[str, Callable[[Export], None]] = {
     "d4rl": _write_d4rl, "npz": _write_npz, "store": _write_store, "minari": write_minari, "d3rlpy": write_d3rlpy,
-    "d3rlpy-v1": write_d3rlpy_v1,
+    "d3rlpy-v1": write_d3rlpy_v1, "robomimic": write_robomimic, "torchrl": write_torchrl, "gen_dgrl": write_gen_dgrl,
+    "lerobot": write_lerobot,
 }  # fmt: skip
 
 #: The formats that are folders; the others are single files.
-FOLDERS = ("store", "minari")
+FOLDERS = ("store", "minari", "torchrl", "gen_dgrl", "lerobot")

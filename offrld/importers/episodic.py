@@ -1,4 +1,4 @@
-"""Sources that keep every episode in arrays of its own: what Minari and d3rlpy v2 have in common.
+"""Sources that keep every episode in arrays of its own: what Minari, d3rlpy v2, robomimic, LeRobot and gen_dgrl have in common.
 
 A recorded episode may hold several ends (a task that goes on after a success); it is then given out in pieces that share the observation at
 the seam. Every recorded episode is in memory once, whole.
@@ -7,16 +7,16 @@ the seam. Every recorded episode is in memory once, whole.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from offrl_store import Episode, Field, Schema
+from offrl_store import Field, Schema
 from offrl_store.errors import EmptyStore, InvalidInput
 
-from .columns import Column, check_scalar_rows, reward_dtype, same_length
-from .source import Source, make_metadata
+from .columns import MAX_EPISODE_BYTES, Column, check_scalar_rows, reward_dtype, same_length
+from .source import BadEpisodes, Source, SourceEpisode, channel_notes, make_metadata
 from .spaces import ActionScan, ActionSpace
 
 
@@ -28,87 +28,140 @@ class Recording:
         observations: one column or named ones, T+1 rows, or T where the final observation is missing.
         actions, rewards: T rows.
         ends: ``(stop, terminated)`` of each end in it, rising; the last one is T.
+        extra: what else is kept of each step, T rows, by name.
+        metadata: a JSON object that is kept with its episodes, or None.
     """
 
     observations: Column | dict[str, Column]
     actions: Column
     rewards: Column
     ends: list[tuple[int, bool]]
+    extra: dict[str, Column] = field(default_factory=dict)
+    metadata: dict[str, Any] | None = None
 
     def named(self) -> dict[str, Column]:
         return self.observations if isinstance(self.observations, dict) else {"observation": self.observations}
 
 
-def ends_of(terminated: np.ndarray, truncated: np.ndarray, key: str, messages: list[str]) -> list[tuple[int, bool]]:
-    """The ends of a recording from its flags ``[T]``; its last row is an end in any case, and a cut where neither flag is set."""
+def ends_of(terminated: np.ndarray, truncated: np.ndarray, key: str, number: int, notes: dict[int, str]) -> list[tuple[int, bool]]:
+    """The ends of a recording from its flags ``[T]``; its last row is an end in any case, and a cut where neither flag is set.
+
+    ``notes[number]`` says where there are several.
+    """
     at = sorted({*np.flatnonzero(terminated | truncated).tolist(), len(terminated) - 1})
     if len(at) > 1:
-        messages.append(f"{key} goes on after an end at step {at[0]}: given out as {len(at)} episodes")
+        notes[number] = f"{key} goes on after an end at step {at[0]}: given out as {len(at)} episodes"
     return [(int(row) + 1, bool(terminated[row])) for row in at]
 
 
 def episodic_source(
-    recordings: Callable[[], Iterator[Recording]], count: int, *, file: str, format: str, env_id: str | None, space: ActionSpace | None,
-    attributes: dict[str, Any], messages: list[str], discrete: bool | None = None, **source: Any,
+    recording: Callable[[int], Recording | None], count: int, bad: BadEpisodes, *, file: str, format: str, env_id: str | None,
+    space: ActionSpace | None, attributes: dict[str, Any], messages: list[str], discrete: bool | None = None,
+    more: dict[str, Any] | None = None, **source: Any,
 ) -> Source:  # fmt: skip
-    """The recordings as a `Source`; ``recordings`` gives them anew each time it is called. They are gone through once for their actions."""
+    """The recordings as a `Source`. They are gone through once for their actions, and once more while they are given out.
+
+    Args:
+        recording: opens recording i of ``count``; None for one without a step. Raises `InvalidInput` where it cannot be used.
+        more: kept in the metadata; ``source``: kept in its entry ``source``.
+    """
     first: Recording | None = None
     scan: ActionScan | None = None
     episodes = 0
-    for recording in recordings():
-        if first is None or scan is None:
-            first, scan = recording, ActionScan(recording.actions, space, discrete)
-        _check_same(first, recording)
-        scan.add(recording.actions, 0, recording.actions.read(0, recording.actions.rows))
-        episodes += len(recording.ends)
+    for number in range(count):
+        try:
+            each = recording(number)
+            if each is None:
+                continue
+            if first is None or scan is None:
+                _check_same(each, each)
+                first, scan = each, ActionScan(each.actions, space, discrete)
+            _check_same(first, each)
+            scan.add(each.actions, 0, each.actions.read(0, each.actions.rows))
+            episodes += len(each.ends)
+        except InvalidInput as error:
+            bad.take(number, error)
     if first is None or scan is None:
-        raise EmptyStore(f"{file} holds no steps in its {count} episodes", hint="give a dataset with at least one step")
+        raise EmptyStore(f"{file} holds no steps in its {count} episodes{_why(bad)}", hint="give a dataset with at least one step")
     action, bounds = scan.field(messages)
-    metadata = make_metadata(env_id=env_id, bounds=bounds, format=format, file=file, attributes=attributes, **source)
+    metadata = make_metadata(env_id=env_id, bounds=bounds, format=format, file=file, attributes=attributes, **source) | (more or {})
     fields = {name: Field(column.dtype.name, column.shape) for name, column in first.named().items()}
     schema = Schema(
         observation=fields if isinstance(first.observations, dict) else fields["observation"],
-        action=action, reward=Field(reward_dtype(first.rewards)), metadata=metadata,
+        action=action, reward=Field(reward_dtype(first.rewards)),
+        extra={name: Field(column.dtype.name, column.shape) for name, column in first.extra.items()}, metadata=metadata,
     )  # fmt: skip
-    return Source(format, schema, _episodes(recordings, scan, reward_dtype(first.rewards)), metadata, episodes, messages)
+    messages += channel_notes(schema.observation)
+    return Source(format, schema, _episodes(recording, count, scan, reward_dtype(first.rewards), bad), metadata, episodes, bad, messages)
+
+
+def _why(bad: BadEpisodes) -> str:
+    return f" that can be used: {next(iter(bad.skipped.values())).why}" if bad.skipped else ""
 
 
 def _check_same(first: Recording, recording: Recording) -> None:
     """Lengths within a recording, and the same fields, dtypes and shapes as in the first one."""
-    same_length(recording.actions, recording.rewards)
+    same_length(recording.actions, recording.rewards, *recording.extra.values())
     check_scalar_rows(recording.rewards)
-    steps, named, expected = recording.actions.rows, recording.named(), first.named()
-    if named.keys() != expected.keys():
-        raise InvalidInput(
-            f"{recording.actions.file}: {recording.actions.key!r} comes with the observations {', '.join(named)}, "
-            f"the first episode with {', '.join(expected)}",
-            hint="all episodes need the same fields",
-        )
-    for column in named.values():
+    steps = recording.actions.rows
+    for kind, named, expected in (("observations", recording.named(), first.named()), ("extras", recording.extra, first.extra)):
+        if named.keys() != expected.keys():
+            raise InvalidInput(
+                f"{recording.actions.file}: {recording.actions.key!r} comes with the {kind} {', '.join(named) or 'none'}, "
+                f"the first episode with {', '.join(expected) or 'none'}",
+                hint="all episodes need the same fields",
+            )
+    for column in recording.named().values():
         if column.rows not in (steps, steps + 1):
             raise InvalidInput(
                 f"{column.file}: {column.key!r} has {column.rows} rows and {recording.actions.key!r} has {steps}",
                 hint="an episode of T actions has T+1 observations (T where the final one is missing)",
             )
-    pairs = [(named[name], expected[name]) for name in named] + [(recording.actions, first.actions), (recording.rewards, first.rewards)]
+    pairs = [(recording.actions, first.actions), (recording.rewards, first.rewards)]
+    pairs += [(column, first.named()[name]) for name, column in recording.named().items()]
+    pairs += [(column, first.extra[name]) for name, column in recording.extra.items()]
     for column, model in pairs:
         if (column.shape, column.dtype) != (model.shape, model.dtype):
             raise InvalidInput(
                 f"{column.file}: {column.key!r} holds {column.dtype} {column.shape} and {model.key!r} {model.dtype} {model.shape} per row",
                 hint="all episodes need the same dtype and shape",
             )
+        if column.rows * column.row_bytes > MAX_EPISODE_BYTES:
+            raise InvalidInput(
+                f"{column.file}: {column.key!r} is one episode of {column.rows * column.row_bytes:,} bytes",
+                hint=f"an episode may take {MAX_EPISODE_BYTES:,} bytes per array; the header may be damaged",
+            )
 
 
-def _episodes(recordings: Callable[[], Iterator[Recording]], scan: ActionScan, reward: str) -> Iterator[Episode]:
-    for recording in recordings():
-        observations = {name: column.read_finite(0, column.rows) for name, column in recording.named().items()}
-        actions = scan.convert(recording.actions.read(0, recording.actions.rows))
-        rewards = recording.rewards.read_finite(0, recording.rewards.rows).reshape(len(actions)).astype(reward, copy=False)
-        start = 0
-        for stop, terminated in recording.ends:
-            parts = {name: rows[start : stop + 1] for name, rows in observations.items()}
-            yield Episode(
-                observation=parts if isinstance(recording.observations, dict) else parts["observation"],
-                action=actions[start:stop], reward=rewards[start:stop], terminated=terminated,
-            )  # fmt: skip
-            start = stop
+def _episodes(
+    recording: Callable[[int], Recording | None], count: int, scan: ActionScan, reward: str, bad: BadEpisodes
+) -> Iterator[SourceEpisode]:
+    for number in range(count):
+        if number in bad:
+            continue
+        try:
+            pieces = _pieces(recording(number), number, scan, reward)
+        except InvalidInput as error:
+            bad.take(number, error)
+        else:
+            yield from pieces
+
+
+def _pieces(recording: Recording | None, number: int, scan: ActionScan, reward: str) -> list[SourceEpisode]:
+    """The episodes that a recording holds: one, or as many as it has ends."""
+    if recording is None:
+        return []
+    observations = {name: column.read_finite(0, column.rows) for name, column in recording.named().items()}
+    actions = scan.convert(recording.actions.read(0, recording.actions.rows))
+    rewards = recording.rewards.read_finite(0, recording.rewards.rows).reshape(len(actions)).astype(reward, copy=False)
+    extra = {name: column.read(0, column.rows) for name, column in recording.extra.items()}
+    pieces, start = [], 0
+    for stop, terminated in recording.ends:
+        parts = {name: rows[start : stop + 1] for name, rows in observations.items()}
+        pieces.append(SourceEpisode(
+            observation=parts if isinstance(recording.observations, dict) else parts["observation"],
+            action=actions[start:stop], reward=rewards[start:stop], terminated=terminated,
+            extra={name: rows[start:stop] for name, rows in extra.items()}, number=number, metadata=recording.metadata,
+        ))  # fmt: skip
+        start = stop
+    return pieces

@@ -1,26 +1,30 @@
 """Flat arrays, one row per step, cut into episodes: what D4RL files, .npz files and d3rlpy v1 files have in common.
 
 An episode ends at a row with ``terminals`` (the task ended) or ``timeouts`` (cut); where both are set the task ended. The final
-observation is known only where there are ``next_observations``. Everything is read twice at most, in blocks: once the flags and the
-actions (and, where there are next observations, the observations), then all of it while the episodes are given out.
+observation is known only where there are ``next_observations``. Everything is read in blocks: first the flags and the actions (and, where
+there are next observations, the observations), then all of it while the episodes are given out; actions of up to `KEEP_BYTES` are kept
+from the first reading.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from offrl_store import Episode, Field, Schema
+from offrl_store import Field, Schema
 from offrl_store.errors import EmptyStore, InvalidInput
 
 from .columns import BlockReader, Column, block_rows, blocks, check_scalar_rows, reward_dtype, same_length
-from .source import Source, make_metadata
+from .source import BadEpisodes, Source, SourceEpisode, channel_notes, make_metadata
 from .spaces import ActionScan, ActionSpace
 
 Columns = Column | dict[str, Column]
+
+#: Actions of up to this size are read once: inflating those of a gzipped file takes longer than everything that is done with them.
+KEEP_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,7 @@ class FlatArrays:
         next_observations: as ``observations``, or None.
         next_known: flags ``[N]``: 0 where the row of ``next_observations`` means nothing, or None (all of them are known).
         limit: without ``timeouts`` and ``next_observations``: steps after which an episode is cut; None: never.
+        extra: what else is kept of each step, by name.
     """
 
     observations: Columns
@@ -44,6 +49,7 @@ class FlatArrays:
     next_observations: Columns | None = None
     next_known: Column | None = None
     limit: int | None = None
+    extra: dict[str, Column] = field(default_factory=dict)
 
     @property
     def file(self) -> str:
@@ -71,30 +77,66 @@ class Cuts:
 
 
 def flat_source(
-    arrays: FlatArrays, *, format: str, env_id: str | None, space: ActionSpace | None, attributes: dict[str, Any], messages: list[str],
-    discrete: bool | None = None, **source: Any,
+    arrays: FlatArrays, bad: BadEpisodes, *, format: str, env_id: str | None, space: ActionSpace | None, attributes: dict[str, Any],
+    messages: list[str], discrete: bool | None = None, more: dict[str, Any] | None = None, **source: Any,
 ) -> Source:  # fmt: skip
-    """The episodes of flat arrays as a `Source`; raises `InvalidInput` for lengths, shapes and values that cannot be."""
+    """The episodes of flat arrays as a `Source`; raises `InvalidInput` for lengths, shapes and values that cannot be.
+
+    ``more`` is kept in the metadata, ``source`` in its entry ``source``.
+    """
     check_shapes(arrays)
     scan = ActionScan(arrays.actions, space, discrete)
-    for start, stop in blocks(arrays.actions.rows, block_rows(arrays.actions)):
-        scan.add(arrays.actions, start, arrays.actions.read(start, stop))
     cuts = find_cuts(arrays, messages)
+    arrays = replace(arrays, actions=_scan_actions(arrays.actions, scan, cuts, bad))
     action, bounds = scan.field(messages)
-    metadata = make_metadata(env_id=env_id, bounds=bounds, format=format, file=arrays.file, attributes=attributes, **source)
+    metadata = make_metadata(env_id=env_id, bounds=bounds, format=format, file=arrays.file, attributes=attributes, **source) | (more or {})
     fields = {name: Field(column.dtype.name, column.shape) for name, column in arrays.observation_columns().items()}
     schema = Schema(
         observation=fields if isinstance(arrays.observations, dict) else fields["observation"],
-        action=action, reward=Field(reward_dtype(arrays.rewards)), metadata=metadata,
+        action=action, reward=Field(reward_dtype(arrays.rewards)),
+        extra={name: Field(column.dtype.name, column.shape) for name, column in arrays.extra.items()}, metadata=metadata,
     )  # fmt: skip
-    return Source(format, schema, read_episodes(arrays, cuts, scan), metadata, len(cuts.stop), messages)
+    messages += channel_notes(schema.observation)
+    return Source(format, schema, read_episodes(arrays, cuts, scan, bad), metadata, len(cuts.stop) - len(bad.skipped), bad, messages)
+
+
+def _scan_actions(column: Column, scan: ActionScan, cuts: Cuts, bad: BadEpisodes) -> Column:
+    """Goes once over all actions; gives the column to read them from, which is in memory where they are few."""
+    kept = np.empty((column.rows, *column.shape), column.dtype) if column.rows * column.row_bytes <= KEEP_BYTES else None
+    for start, stop in blocks(column.rows, block_rows(column)):
+        try:
+            block = column.read(start, stop)
+            scan.add(column, start, block)
+        except InvalidInput:
+            if not bad.skip:
+                raise
+            kept = None  # the episodes that are good are read alone
+            _scan_alone(column, start, stop, scan, cuts, bad)
+        else:
+            if kept is not None:
+                kept[start:stop] = block
+    return column if kept is None else Column(column.file, column.key, kept)
+
+
+def _scan_alone(column: Column, start: int, stop: int, scan: ActionScan, cuts: Cuts, bad: BadEpisodes) -> None:
+    """Scans the rows of a block by episode, to find the ones that cannot be used."""
+    number = int(np.searchsorted(cuts.stop, start, side="right"))
+    while start < stop:
+        end = min(stop, int(cuts.stop[number]))
+        try:
+            scan.add(column, start, column.read(start, end))
+        except InvalidInput as error:
+            bad.take(number, error)
+        start, number = end, number + 1
 
 
 def check_shapes(arrays: FlatArrays) -> None:
     """All columns have the same number of rows, at least one; next observations look like observations."""
     observations, following = arrays.observation_columns(), arrays.next_columns()
     optional = [column for column in (arrays.timeouts, arrays.next_known) if column is not None]
-    same_length(*observations.values(), arrays.actions, arrays.rewards, arrays.terminals, *optional, *following.values())
+    same_length(
+        *observations.values(), arrays.actions, arrays.rewards, arrays.terminals, *optional, *following.values(), *arrays.extra.values()
+    )
     if not arrays.actions.rows:
         raise EmptyStore(f"{arrays.file} holds no steps: its arrays have 0 rows", hint="give a file with at least one episode")
     for column in (arrays.rewards, arrays.terminals, *optional):
@@ -208,24 +250,49 @@ def _final_known(arrays: FlatArrays, stop: np.ndarray) -> np.ndarray:
     return known
 
 
-def read_episodes(arrays: FlatArrays, cuts: Cuts, scan: ActionScan) -> Iterator[Episode]:
+def read_episodes(arrays: FlatArrays, cuts: Cuts, scan: ActionScan, bad: BadEpisodes) -> Iterator[SourceEpisode]:
     """Gives the episodes one after the other. Every column is read once, in blocks."""
-    observations = {name: BlockReader(column) for name, column in arrays.observation_columns().items()}
-    following = {name: BlockReader(column, finite=False) for name, column in arrays.next_columns().items()}
-    actions, rewards = BlockReader(arrays.actions), BlockReader(arrays.rewards)
-    single, reward = not isinstance(arrays.observations, dict), reward_dtype(arrays.rewards)
+    reader = _EpisodeReader(arrays, scan, bad.skip)
     start = 0
-    for stop, terminated, final in zip(cuts.stop.tolist(), cuts.terminated.tolist(), cuts.final.tolist(), strict=True):
-        parts = {name: reader.rows(start, stop) for name, reader in observations.items()}
+    for number, (stop, terminated, final) in enumerate(zip(cuts.stop.tolist(), cuts.terminated.tolist(), cuts.final.tolist(), strict=True)):
+        if number not in bad:
+            try:
+                episode = reader.read(number, start, stop, terminated, final)
+            except InvalidInput as error:
+                bad.take(number, error)
+            else:
+                yield episode
+        start = stop
+
+
+class _EpisodeReader:
+    """Rows of all columns as episodes. ``alone``: each is checked by itself, so that a bad one does no harm to those beside it."""
+
+    def __init__(self, arrays: FlatArrays, scan: ActionScan, alone: bool) -> None:
+        self._observations = {name: BlockReader(column, finite=not alone) for name, column in arrays.observation_columns().items()}
+        self._following = {name: BlockReader(column, finite=False) for name, column in arrays.next_columns().items()}
+        self._actions, self._rewards = BlockReader(arrays.actions, finite=False), BlockReader(arrays.rewards, finite=not alone)
+        self._extra = {name: BlockReader(column, finite=False) for name, column in arrays.extra.items()}
+        self._single, self._scan, self._alone = not isinstance(arrays.observations, dict), scan, alone
+        self._reward_dtype = np.dtype(reward_dtype(arrays.rewards))
+
+    def read(self, number: int, start: int, stop: int, terminated: bool, final: bool) -> SourceEpisode:
+        parts = {name: reader.rows(start, stop) for name, reader in self._observations.items()}
+        reward = self._rewards.rows(start, stop)
+        if self._alone:
+            for name, rows in parts.items():
+                self._observations[name].column.check_finite(rows, start)
+            self._rewards.column.check_finite(reward, start)
         if final:
-            for name, reader in following.items():
+            for name, reader in self._following.items():
                 row = reader.rows(stop - 1, stop)
                 reader.column.check_finite(row, stop - 1)
                 parts[name] = np.concatenate([parts[name], row])
-        yield Episode(
-            observation=parts["observation"] if single else parts,
-            action=scan.convert(actions.rows(start, stop)),
-            reward=rewards.rows(start, stop).reshape(stop - start).astype(reward, copy=False),
+        return SourceEpisode(
+            observation=parts["observation"] if self._single else parts,
+            action=self._scan.convert(self._actions.rows(start, stop)),
+            reward=reward.reshape(stop - start).astype(self._reward_dtype, copy=False),
             terminated=terminated,
+            extra={name: reader.rows(start, stop) for name, reader in self._extra.items()},
+            number=number,
         )
-        start = stop

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from offrl_store import EpisodeStore, Schema
 from offrl_store.errors import DiskFull, EmptyStore, InvalidEpisode, InvalidInput, OffrlError, StoreExists
 
 from .registry import open_source
-from .source import Source
+from .source import BadEpisodes, BadRow, Skipped, Source
 
 Progress = Callable[[int, int | None], None]
 
@@ -32,6 +34,8 @@ def import_into(
     append: bool = False,
     progress: Progress | None = None,
     message: Callable[[str], None] | None = None,
+    options: Mapping[str, Any] | None = None,
+    skip_bad: Callable[[Skipped], None] | None = None,
 ) -> EpisodeStore:
     """Imports a source into the store at ``destination`` and opens it.
 
@@ -42,6 +46,9 @@ def import_into(
         append: add to the store instead of making it; fields, dtypes and shapes must be the same, actions within its bounds.
         progress: called with (episodes done, episodes in all or None) after each episode.
         message: called with every line that the import has to say about what it decided or left out.
+        options: what the format can be told, by name (`Format.options`).
+        skip_bad: called, once the rest is imported, with each episode that cannot be used (NaN, another shape, a damaged part), which is
+            left out. None: the first one ends the import. An opened `Source` knows itself whether it skips.
 
     Raises:
         InvalidInput: the source or one of its values cannot be used, the destination exists, or (``append``) does not fit.
@@ -53,15 +60,24 @@ def import_into(
     if not append and path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise StoreExists(f"{path} exists already", hint="choose another name, or append to it")
     store = EpisodeStore.open(path) if append else None
-    with source if isinstance(source, Source) else open_source(source, format) as opened:
+    with _opened(source, format, options, skip_bad is not None) as opened:
         for line in opened.messages if message is not None else ():
             message(line)
         if store is not None:
-            _check_fits(opened.schema, store.schema)
+            left_out = _check_fits(opened.schema, store.schema)
+            if left_out and message is not None:
+                message(f"not appended: {', '.join(left_out)} (the dataset has no such extra field)")
             _append(opened, store, progress)
         else:
             _create(opened, path, progress)
+    if skip_bad is not None:
+        for number in sorted(opened.bad.skipped):
+            skip_bad(opened.bad.skipped[number])
     return EpisodeStore.open(path)
+
+
+def _opened(source: Any, format: str | None, options: Mapping[str, Any] | None, skip_bad: bool) -> Source:
+    return source if isinstance(source, Source) else open_source(source, format, options=options, skip_bad=skip_bad)
 
 
 def _create(source: Source, path: Path, progress: Progress | None) -> None:
@@ -88,17 +104,22 @@ def _create(source: Source, path: Path, progress: Progress | None) -> None:
 def _append(source: Source, store: EpisodeStore, progress: Progress | None) -> None:
     """Appends all episodes and commits them together."""
     writer = store.writer()
+    extra = store.schema.extra
     sampled = 0
     try:
         for done, episode in enumerate(source.episodes, start=1):
-            writer.append(episode)
+            if len(episode.extra) > len(extra):
+                episode = replace(episode, extra={name: episode.extra[name] for name in extra})
+            try:
+                writer.append(episode, episode.metadata)
+            except InvalidEpisode as error:
+                _take(source.bad, episode.number, error)
+                continue
             sampled += episode.steps - (episode.final_missing and not episode.terminated)
             if progress is not None:
                 progress(done, source.count)
         if not sampled:
-            raise EmptyStore(
-                "the source holds no transition: each of its episodes is one step without its next observation", hint="give longer episodes"
-            )
+            raise EmptyStore(_why_empty(source.bad), hint="give longer episodes")
         writer.commit()
     except BaseException as error:
         with contextlib.suppress(OffrlError, OSError):  # what made the import fail says more; the next writer cuts the rows off then
@@ -111,8 +132,28 @@ def _append(source: Source, store: EpisodeStore, progress: Progress | None) -> N
     writer.close()
 
 
-def _check_fits(source: Schema, store: Schema) -> None:
-    """Whether the columns of a source can be appended: the same names, dtypes, shapes and kind of action. Bounds are checked per value."""
+def _take(bad: BadEpisodes, number: int, error: InvalidEpisode) -> None:
+    """Notes what the store refuses: it counts its own episodes, and the row is one of the episode."""
+    if bad.skip:
+        why = re.sub(r"^episode \d+,? ?", "", str(error))
+        row = re.search(r"\brow (\d+)", why)
+        error = BadRow(why, int(row[1])) if row else InvalidEpisode(why)
+    bad.take(number, error)
+
+
+def _why_empty(bad: BadEpisodes) -> str:
+    if bad.skipped:
+        return f"the source holds no good episode with a transition; the first bad one: {next(iter(bad.skipped.values())).why}"
+    return "the source holds no transition: each of its episodes is one step without its next observation"
+
+
+def _check_fits(source: Schema, store: Schema) -> list[str]:
+    """Whether the columns of a source can be appended: the same names, dtypes, shapes and kind of action. Bounds are checked per value.
+
+    Returns the extra fields that the store does not have: they are left out.
+    """
+    left_out = [name for name in source.extra if name not in store.extra]
+    source = replace(source, extra={name: each for name, each in source.extra.items() if name in store.extra})
     theirs, ours = ({column.name: column.field for column in schema.columns} for schema in (source, store))
     if theirs.keys() != ours.keys():
         raise InvalidInput(
@@ -127,6 +168,7 @@ def _check_fits(source: Schema, store: Schema) -> None:
                 f"{name!r} is {described[0]} in the source and {described[1]} in the dataset",
                 hint="only data of the same form can be appended",
             )
+    return left_out
 
 
 def _sync(folder: Path) -> None:

@@ -1,14 +1,16 @@
-"""Minari: a folder with ``data/metadata.json`` and ``data/main_data.hdf5`` (the HDF5 backend), read with h5py alone.
+"""Minari: a folder with ``data/metadata.json`` and the episodes as HDF5 (``data/main_data.hdf5``) or Arrow or Parquet (``data/ID/``).
 
-Each group ``episode_i`` holds T+1 observations, T actions, rewards, terminations and truncations. Box, Discrete, MultiDiscrete, MultiBinary
-observations and Dicts of them are taken (nested names joined with a dot); actions are Box or Discrete. The spaces in the metadata declare
-bounds and numbers of actions. Not taken: the Arrow and Parquet backends, Tuple and Text observations, images kept as JPEG.
+Each episode holds T+1 observations, T actions, rewards, terminations and truncations, and often infos: those of the steps become extra
+fields, those of the reset (the first of T+1) are left out. Box, Discrete, MultiDiscrete, MultiBinary observations and Dicts and Tuples of
+them are taken (nested names joined with a dot, members of a tuple named by their place); actions are Box or Discrete. The spaces in the
+metadata declare bounds and numbers of actions; an episode's seed and options are kept with it. Images that Minari keeps as JPEG are
+decoded, in the layout of their space. Read without Minari: by h5py, or by pyarrow (`minari_arrow`). Not taken: Text observations.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -18,13 +20,16 @@ import numpy as np
 
 from offrl_store.errors import InvalidInput
 
-from . import hdf5
-from .columns import same_length
+from . import hdf5, minari_arrow
+from .columns import Column, Rows, same_length
 from .episodic import Recording, ends_of, episodic_source
-from .source import Format, Source
+from .frames import EncodedImages
+from .source import BadEpisodes, Format, Source
 from .spaces import ActionSpace, box, choices, probe_environment
 
-NEEDS = "a folder with data/metadata.json and data/main_data.hdf5"
+NEEDS = "a folder with data/metadata.json and data/main_data.hdf5, or data/0/, data/1/, ... with Arrow or Parquet files"
+
+Opened = Callable[[int], Recording | None]
 
 
 def data_folder(path: Path) -> Path | None:
@@ -41,7 +46,7 @@ def detect(path: Path) -> bool:
     return path.is_dir() and data_folder(path) is not None
 
 
-def open_folder(path: Path) -> Source:
+def open_folder(path: Path, bad: BadEpisodes) -> Source:
     """Opens a Minari dataset; raises `InvalidInput` when the folder is none, or keeps its data in a way that is not read."""
     folder = data_folder(path)
     if folder is None:
@@ -56,44 +61,53 @@ def open_folder(path: Path) -> Source:
     metadata = _read_json(folder / "metadata.json")
     if not metadata:
         raise InvalidInput(f"{name}: metadata.json is not JSON", hint="copy the dataset again")
-    backend = metadata.get("data_format", "hdf5")
-    if backend != "hdf5":
-        raise InvalidInput(f"{name} keeps its data as {backend}, which is not read", hint="write it again with data_format='hdf5'")
     observation = _space(metadata, "observation_space", name)
-    _check_observation(observation, bool(metadata.get("jpeg_encoding")), "observations", name)
+    _check_observation(observation, "observations", name)
     messages: list[str] = []
     env_id = _env_id(metadata)
     discrete, space = _action_space(_space(metadata, "action_space", name), env_id, name, messages)
+    backend = metadata.get("data_format", "hdf5")
+    if backend not in ("hdf5", "arrow", "parquet"):
+        raise InvalidInput(f"{name} keeps its data as {backend}, which is not read", hint="write it again as hdf5, arrow or parquet")
     with ExitStack() as resources:
-        file = resources.enter_context(hdf5.open_hdf5(folder / "main_data.hdf5"))
-        numbers = sorted(int(key.removeprefix("episode_")) for key in file if key.removeprefix("episode_").isdigit())
+        notes: dict[int, str] = {}
+        if backend == "hdf5":
+            recording, count, left_out = _hdf5(folder, name, observation, notes, resources)
+        else:
+            recording, count, left_out = minari_arrow.open_episodes(folder, name, observation, notes)
         declared = metadata.get("total_episodes")
-        if isinstance(declared, int) and declared != len(numbers):
+        if isinstance(declared, int) and declared != count:
             raise InvalidInput(
-                f"{name} holds {len(numbers)} episodes, its metadata says {declared}", hint="the dataset is incomplete; copy it again"
+                f"{name} holds {count} episodes, its metadata says {declared}", hint="the dataset is incomplete; copy it again"
             )
-        noted: list[str] = []
-
-        def recordings() -> Iterator[Recording]:
-            noted.clear()  # the second pass says the same again
-            for number in numbers:
-                recording = _recording(file, number, name, noted)
-                if recording is not None:
-                    yield recording
-
         source = episodic_source(
-            recordings, len(numbers), file=name, format="minari", env_id=env_id, space=space, attributes=hdf5.plain(metadata),
+            recording, count, bad, file=name, format="minari", env_id=env_id, space=space, attributes=hdf5.plain(metadata),
             messages=messages, discrete=discrete, dataset_id=str(metadata.get("dataset_id", name)),
         )  # fmt: skip
-        messages += _summary(noted)
-        infos = hdf5.node(file[f"episode_{numbers[0]}"], "infos", name)
-        if infos is not None and len(infos):
-            messages.append("not imported: infos")
+        messages += _summary([notes[number] for number in sorted(notes)])
+        if left_out:
+            messages.append(f"not imported: {hdf5.listed(left_out)}")
         source.resources = resources.pop_all()
         return source
 
 
-def _recording(file: h5py.File, number: int, name: str, noted: list[str]) -> Recording | None:
+def _hdf5(
+    folder: Path, name: str, space: dict[str, Any], notes: dict[int, str], resources: ExitStack
+) -> tuple[Opened, int, list[str]]:
+    """How to open episode i, how many there are, and what of them is left out."""
+    file = resources.enter_context(hdf5.open_hdf5(folder / "main_data.hdf5"))
+    numbers = sorted(int(key.removeprefix("episode_")) for key in hdf5.names(file, name) if key.removeprefix("episode_").isdigit())
+    left_out: list[str] = []
+
+    def recording(place: int) -> Recording | None:
+        return _recording(file, numbers[place], name, space, notes, left_out if place == 0 else [])
+
+    return recording, len(numbers), left_out
+
+
+def _recording(
+    file: h5py.File, number: int, name: str, space: dict[str, Any], notes: dict[int, str], left_out: list[str]
+) -> Recording | None:
     """Episode ``number``; None for one without a step."""
     key = f"episode_{number}"
     group = hdf5.node(file, key, name)
@@ -103,21 +117,50 @@ def _recording(file: h5py.File, number: int, name: str, noted: list[str]) -> Rec
     actions, rewards, terminations, truncations = (
         hdf5.need_column(group, each, name, needs) for each in ("actions", "rewards", "terminations", "truncations")
     )
-    observations = hdf5.columns(group, "observations", name)
+    observations = hdf5.columns(group, "observations", name, lambda dataset: _decoded(dataset, space, name))
     if observations is None:
         raise InvalidInput(f"{name} holds no '{key}/observations'", hint=f"needed: {needs}")
+    if isinstance(observations, dict):
+        observations = {each.replace("_index_", ""): column for each, column in observations.items()}
     same_length(actions, rewards, terminations, truncations)
-    if not actions.rows:
-        noted.append(f"{key} has no steps: left out")
+    steps = actions.rows
+    if not steps:
+        notes[number] = f"{key} has no steps: left out"
         return None
     for column in observations.values() if isinstance(observations, dict) else (observations,):
-        if column.rows != actions.rows + 1:
+        if column.rows != steps + 1:
             raise InvalidInput(
-                f"{name}: {column.key!r} has {column.rows} rows and {actions.key!r} has {actions.rows}",
+                f"{name}: {column.key!r} has {column.rows} rows and {actions.key!r} has {steps}",
                 hint="Minari keeps one more observation than actions; copy the dataset again",
             )
-    flags = [column.read_flags(0, column.rows) for column in (terminations, truncations)]
-    return Recording(observations, actions, rewards, ends_of(*flags, key, noted))
+    extra, others = hdf5.extras(group, "infos", {steps, steps + 1}, name)
+    left_out[:] = sorted({each.removeprefix(f"{key}/") for each in others})
+    extra = {each: Column(name, column.key, Rows(column.data, column.rows - steps)) for each, column in extra.items()}
+    ends = ends_of(*(column.read_flags(0, column.rows) for column in (terminations, truncations)), key, number, notes)
+    return Recording(observations, actions, rewards, ends, extra, _episode_metadata(hdf5.attributes(group)))
+
+
+def _decoded(dataset: h5py.Dataset, space: dict[str, Any], name: str) -> Any:
+    """The images of a dataset of JPEGs: rows of bytes, or where all are equally long a matrix of them; any other dataset as it is."""
+    ragged = h5py.check_vlen_dtype(dataset.dtype) == np.uint8
+    if not ragged and not (dataset.dtype == np.uint8 and len(dataset.shape) == 2):
+        return dataset
+    key = dataset.name.strip("/")
+    for part in key.split("/")[2:]:  # behind episode_i/observations
+        inner = space.get("subspaces")
+        place = part.removeprefix("_index_")
+        space = inner.get(part, {}) if isinstance(inner, dict) else inner[int(place)] if inner and place.isdigit() else {}
+    shape = tuple(space.get("shape") or ())
+    if len(shape) not in (2, 3):
+        if not ragged:
+            return dataset  # a vector of bytes
+        raise InvalidInput(f"{name}: {key!r} holds rows of bytes and its space the shape {shape}", hint="copy the dataset again")
+    return EncodedImages(lambda start, stop: [bytes(each) for each in dataset[start:stop]], (len(dataset), *shape), name, key, last=True)
+
+
+def _episode_metadata(attributes: dict[str, Any]) -> dict[str, Any] | None:
+    """Seed, options and whatever else was written down of an episode."""
+    return {key: value for key, value in attributes.items() if key not in minari_arrow.DERIVED and value is not None} or None
 
 
 def _summary(noted: list[str]) -> list[str]:
@@ -155,21 +198,17 @@ def _env_id(metadata: dict[str, Any]) -> str | None:
     return env_id if isinstance(env_id, str) else None
 
 
-def _check_observation(space: dict[str, Any], jpeg: bool, key: str, name: str) -> None:
+def _check_observation(space: dict[str, Any], key: str, name: str) -> None:
     """Refuses what has no plain array of numbers behind it, before a single row is read."""
-    kind = space["type"]
-    if kind == "Dict":
-        for inner, each in space.get("subspaces", {}).items():
-            _check_observation(each, jpeg, f"{key}/{inner}", name)
-        return
-    if kind not in ("Box", "Discrete", "MultiDiscrete", "MultiBinary"):
+    kind, inner = space.get("type"), space.get("subspaces")
+    if kind in ("Dict", "Tuple"):
+        named = inner if isinstance(inner, dict) else dict(enumerate(inner if isinstance(inner, list) else []))
+        for part, each in named.items():
+            _check_observation(each if isinstance(each, dict) else {}, f"{key}/{part}", name)
+    elif kind not in ("Box", "Discrete", "MultiDiscrete", "MultiBinary"):
         raise InvalidInput(
-            f"{name}: {key!r} is a {kind} space, which is not read", hint="Box, Discrete, MultiDiscrete, MultiBinary and Dict are"
-        )
-    shape = space.get("shape", [])
-    if jpeg and kind == "Box" and space.get("dtype") == "uint8" and len(shape) in (2, 3) and min(shape[:2]) >= 32:
-        raise InvalidInput(
-            f"{name}: {key!r} holds images as JPEG, which are not read", hint="write the dataset again without JPEG encoding"
+            f"{name}: {key!r} is a {kind} space, which is not read",
+            hint="Box, Discrete, MultiDiscrete, MultiBinary, Dict and Tuple are",
         )
 
 
@@ -188,4 +227,4 @@ def _action_space(space: dict[str, Any], env_id: str | None, name: str, messages
     raise InvalidInput(f"{name}: actions are a {space['type']} space, which is not read", hint="Box and Discrete actions are")
 
 
-FORMAT = Format("minari", "Minari folder (HDF5 backend)", NEEDS, detect, open_folder)
+FORMAT = Format("minari", "Minari folder (HDF5, Arrow or Parquet)", NEEDS, detect, open_folder)

@@ -6,10 +6,10 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from offrl_store import Episode, EpisodeStore
+from offrl_store import EpisodeStore
 from offrl_store.errors import EmptyStore, InvalidInput, StoreCorrupt, StoreNotFound
 
-from .source import Format, Source
+from .source import BadEpisodes, Format, Source, SourceEpisode
 
 NEEDS = "a folder with schema.json, episodes.log and columns/"
 
@@ -18,26 +18,27 @@ def detect(path: Path) -> bool:
     return path.is_dir() and (path / "schema.json").is_file() and (path / "episodes.log").is_file()
 
 
-def open_folder(path: Path) -> Source:
+def open_folder(path: Path, bad: BadEpisodes) -> Source:
     """Opens a store; its metadata is kept. Raises `InvalidInput` when it is none, or is damaged."""
     name = path.resolve().name
     try:
         store = EpisodeStore.open(path)
     except (StoreNotFound, StoreCorrupt) as error:
         raise InvalidInput(f"{name} cannot be opened as a store: {error}", hint=error.hint or f"needed: {NEEDS}") from None
-    return open_store(store, name)
+    return open_store(store, name, bad)
 
 
-def open_store(store: EpisodeStore, name: str) -> Source:
+def open_store(store: EpisodeStore, name: str, bad: BadEpisodes | None = None) -> Source:
     """The episodes that an opened store sees (those of its snapshot, where it was opened at one)."""
     if not len(store):
         raise EmptyStore(f"{name} holds no episodes", hint="give a store with at least one episode")
     metadata = dict(store.metadata)
     metadata.setdefault("source", {"format": "store", "file": name})
-    return Source("store", store.schema, _episodes(store, name), metadata, len(store))
+    bad = bad or BadEpisodes()
+    return Source("store", store.schema, _episodes(store, name, bad), metadata, len(store), bad)
 
 
-def _episodes(store: EpisodeStore, name: str) -> Iterator[Episode]:
+def _episodes(store: EpisodeStore, name: str, bad: BadEpisodes) -> Iterator[SourceEpisode]:
     columns = [store.column(column.name) for column in store.schema.columns]
     for number, record in enumerate(store.episode_table):
         rows = slice(int(record["first_row"]), int(record["first_row"] + record["steps"]) + 1)
@@ -45,8 +46,15 @@ def _episodes(store: EpisodeStore, name: str) -> Iterator[Episode]:
         for column in columns:
             checksum = zlib.crc32(column[rows], checksum)
         if checksum != record["data_crc"]:
-            raise InvalidInput(f"{name}: episode {number} does not fit its checksum", hint="the store is damaged; copy it again")
-        yield store.episodes[number]
+            bad.take(
+                number, InvalidInput(f"{name}: episode {number} does not fit its checksum", hint="the store is damaged; copy it again")
+            )
+            continue
+        episode = store.episodes[number]
+        yield SourceEpisode(
+            episode.observation, episode.action, episode.reward, episode.terminated, episode.extra,
+            number=number, metadata=store.episode_metadata(number) or None,
+        )  # fmt: skip
 
 
 FORMAT = Format("store", "store folder of this project", NEEDS, detect, open_folder)

@@ -2,13 +2,15 @@
 
 Keys: ``observations``, ``actions``, ``rewards``, ``terminals``, optionally ``timeouts``, ``next_observations``; singular names are taken
 too, and ``terminated``, ``terminations``, ``truncated``, ``truncations``. Several observation fields are ``observations/NAME``. Without
-``timeouts`` and ``next_observations`` episodes end at terminals only. Single values ``env_id``, ``action_n``, ``action_low`` and
-``action_high`` declare the action space. A file is streamed out of its archive; object arrays (pickles) are never read.
+``timeouts`` and ``next_observations`` episodes end at terminals only; ``infos/NAME`` are kept with each step. Single values ``env_id``,
+``action_n``, ``action_low`` and ``action_high`` declare the action space. A file is streamed out of its archive; object arrays (pickles)
+are never read.
 """
 
 from __future__ import annotations
 
 import io
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -19,14 +21,15 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from offrl_store.errors import InvalidInput
+from offrl_store.schema import NAME
 
 from .columns import Column
 from .flat import FlatArrays, flat_source
-from .hdf5 import listed, plain
-from .source import Format, Source
+from .hdf5 import listed, per_step, plain
+from .source import BadEpisodes, Format, Source
 from .spaces import ActionSpace, box, choices, probe_environment
 
-NEEDS = "observations, actions, rewards, terminals; optional: timeouts, next_observations, env_id"
+NEEDS = "observations, actions, rewards, terminals; optional: timeouts, next_observations, infos/NAME, env_id"
 
 ALIASES = {
     "observations": ("observations", "observation"),
@@ -51,6 +54,7 @@ class Member:
         self._archive, self._name = archive, name
         self._stream: BinaryIO | None = None
         self._row = 0
+        self._broken: tuple[int, str] | None = None  # a row before which something cannot be read, and why
         self._loaded: np.ndarray | None = None
         with archive.open(name) as stream:
             self.shape, self._fortran, self.dtype = _header(stream)
@@ -61,20 +65,29 @@ class Member:
             if self._loaded is None:
                 self._loaded = self.whole()
             return self._loaded[rows]
-        if self._stream is None or self._row > rows.start:
+        if self._broken is not None and rows.stop >= self._broken[0]:
+            raise EOFError(self._broken[1])  # behind the damage: not from the start again for each of its rows
+        try:
+            return self._read(rows.start, rows.stop)
+        except (OSError, EOFError, RuntimeError, ValueError, zlib.error, zipfile.BadZipFile) as error:
+            self._broken = (rows.stop, str(error))
+            self.close()
+            raise
+
+    def _read(self, start: int, stop: int) -> np.ndarray:
+        if self._stream is None or self._row > start:
             self.close()
             self._stream = self._archive.open(self._name)
             _header(self._stream)
             self._row = 0
-        self._skip((rows.start - self._row) * self._row_bytes)
-        count = rows.stop - rows.start
-        data = self._stream.read(count * self._row_bytes)
-        if len(data) != count * self._row_bytes:
+        self._skip((start - self._row) * self._row_bytes)
+        self._row = stop  # not where it stands after an error, but then the stream is closed
+        data = self._stream.read((stop - start) * self._row_bytes)
+        if len(data) != (stop - start) * self._row_bytes:
             raise EOFError("the array is shorter than its header says")
-        self._row = rows.stop
-        if self._row == self.shape[0]:
+        if stop == self.shape[0]:
             self._stream.read(1)  # the archive checks its CRC when the end is reached
-        return np.frombuffer(data, self.dtype).reshape(count, *self.shape[1:])
+        return np.frombuffer(data, self.dtype).reshape(stop - start, *self.shape[1:])
 
     def whole(self) -> np.ndarray:
         """The whole array, for single values and Fortran order."""
@@ -100,7 +113,13 @@ def _header(stream: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
     readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     if version not in readers:
         raise ValueError(f"array format version {version} is not known")
-    return readers[version](stream)
+    try:
+        shape, fortran, dtype = readers[version](stream)
+    except (tokenize.TokenError, SyntaxError, TypeError) as error:
+        raise ValueError(f"the header of the array is damaged: {error}") from None
+    if any(n < 0 for n in shape):
+        raise ValueError(f"the header of the array says the shape {shape}")
+    return shape, fortran, dtype
 
 
 def detect(path: Path) -> bool:
@@ -113,7 +132,7 @@ def detect(path: Path) -> bool:
         return False
 
 
-def open_file(path: Path) -> Source:
+def open_file(path: Path, bad: BadEpisodes) -> Source:
     """Opens a ``.npz`` file; raises `InvalidInput` when it is none, is damaged, or lacks arrays."""
     if not path.is_file():
         raise InvalidInput(f"{path} is a folder" if path.is_dir() else f"there is no file {path}", hint="give a .npz file")
@@ -136,12 +155,12 @@ def open_file(path: Path) -> Source:
                     f"{path.name}: {key!r} cannot be read: {error}", hint="the file is damaged; write or copy it again"
                 ) from None
             resources.callback(member.close)
-        source = open_arrays(members, path.name)
+        source = open_arrays(members, bad, path.name)
         source.resources = resources.pop_all()
         return source
 
 
-def open_arrays(arrays: Mapping[str, Any], name: str = "arrays") -> Source:
+def open_arrays(arrays: Mapping[str, Any], bad: BadEpisodes, name: str = "arrays") -> Source:
     """Opens a dict of arrays; observations may be a dict of arrays themselves. ``name`` is how messages call it."""
     given = _flatten(arrays)
     for key, value in given.items():
@@ -176,6 +195,10 @@ def open_arrays(arrays: Mapping[str, Any], name: str = "arrays") -> Source:
         if isinstance(found.get(key), dict) and not key.endswith("observations"):
             raise InvalidInput(f"{name}: {key!r} is a group of arrays", hint="only observations can have several fields")
     messages: list[str] = []
+    rows = {found["actions"].rows}
+    names = {key: key.removeprefix("infos/").replace("/", ".") for key in given if key.startswith("infos/") and per_step(given[key], rows)}
+    extra = {inner: Column(name, key, given[key]) for key, inner in names.items() if NAME.match(inner)}
+    used |= {key for key, inner in names.items() if inner in extra}
     ignored = [key for key in given if key not in used and key not in VALUES]
     if ignored:
         messages.append(f"not imported: {listed(ignored)}")
@@ -186,9 +209,9 @@ def open_arrays(arrays: Mapping[str, Any], name: str = "arrays") -> Source:
     space = _declared(values, name) or probe_environment(env_id, name, messages).space
     flat = FlatArrays(
         found["observations"], found["actions"], found["rewards"], found["terminals"], found.get("timeouts"),
-        found.get("next_observations"), found.get("next_observations_known"),
+        found.get("next_observations"), found.get("next_observations_known"), extra=extra,
     )  # fmt: skip
-    return flat_source(flat, format="npz", env_id=env_id, space=space, attributes=values, messages=messages)
+    return flat_source(flat, bad, format="npz", env_id=env_id, space=space, attributes=values, messages=messages)
 
 
 def _flatten(arrays: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -13,99 +13,64 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 
+from offrl import environments
 from offrl_store import EpisodeStore, Field
 from offrl_store.errors import EmptyStore, InvalidInput
 
 from .calm_file import CalmFile
-
-Progress = Callable[[int, int | None], None]
+from .exporting import CutCount, Export, action_shape, h5_dataset, named_observations, one_action, set_attributes, usable_steps
 
 #: The version of Minari whose layout is written; readers accept the versions that are compatible with it.
 MINARI_VERSION = "0.5.4"
 
 
-@dataclass(frozen=True)
-class Export:
-    """One export.
-
-    Attributes:
-        store: its episodes are written.
-        path: where to write; does not exist.
-        name: the path that it gets when it is complete.
-        compress: gzip in HDF5.
-        progress: called with (episodes done, episodes in all).
-        message: called with a line for everything that the format has no place for.
-    """
-
-    store: EpisodeStore
-    path: Path
-    name: Path
-    compress: bool
-    progress: Progress
-    message: Callable[[str], None]
-
-
 def write_minari(export: Export) -> None:
     """``data/main_data.hdf5`` and ``data/metadata.json`` of one dataset."""
-    store, schema = export.store, export.store.schema
-    action = _one_action(export, "minari")
+    store = export.store
+    action = one_action(export, "minari")
     folder = export.path / "data"
     folder.mkdir(parents=True)
-    counts = {"episodes": 0, "steps": 0, "repeated": 0, "cut": 0, "left out": 0}
+    counts, written, steps_in_all = CutCount(), 0, 0
     with contextlib.closing(CalmFile(folder / "main_data.hdf5")) as calm, h5py.File(calm, "w") as file:
         for number, episode in enumerate(store.episodes):
-            steps, missing = episode.steps, episode.final_missing
-            if missing and not episode.terminated:
-                counts["cut"] += 1
-                steps -= 1
+            steps = usable_steps(episode)
+            counts.add(episode, steps)
             if not steps:
-                counts["left out"] += 1
                 continue
-            group = file.create_group(f"episode_{counts['episodes']}")
-            group.attrs["id"], group.attrs["total_steps"] = counts["episodes"], steps
-            observed = {"": episode.observation} if isinstance(schema.observation, Field) else episode.observation
-            for name, rows in observed.items():
-                if missing and episode.terminated:
+            group = file.create_group(f"episode_{written}")
+            set_attributes(group, store.episode_metadata(number))
+            group.attrs["id"], group.attrs["total_steps"] = written, steps
+            for name, rows in named_observations(episode.observation).items():
+                if episode.final_missing and episode.terminated:
                     rows = np.concatenate([rows, rows[-1:]])
-                _dataset(export, group, f"observations/{name}".rstrip("/"), rows)
-            counts["repeated"] += missing and episode.terminated
-            _dataset(export, group, "actions", episode.action[:steps].reshape(steps, *_action_shape(action)))
-            _dataset(export, group, "rewards", episode.reward[:steps])
+                h5_dataset(export, group, f"observations/{name}".rstrip("/"), rows)
+            h5_dataset(export, group, "actions", episode.action[:steps].reshape(steps, *action_shape(action)))
+            h5_dataset(export, group, "rewards", episode.reward[:steps])
             flags = np.arange(1, steps + 1) == steps
-            _dataset(export, group, "terminations", flags & episode.terminated)
-            _dataset(export, group, "truncations", flags & (not episode.terminated))
+            h5_dataset(export, group, "terminations", flags & episode.terminated)
+            h5_dataset(export, group, "truncations", flags & (not episode.terminated))
             for name, rows in episode.extra.items():
                 # Minari keeps infos of the reset as well: the first row of T+1 is one without a step before it.
-                _dataset(export, group, f"infos/{name}", np.concatenate([np.zeros_like(rows[:1]), rows[:steps]]))
-            counts["episodes"], counts["steps"] = counts["episodes"] + 1, counts["steps"] + steps
+                h5_dataset(export, group, f"infos/{name}", np.concatenate([np.zeros_like(rows[:1]), rows[:steps]]))
+            written, steps_in_all = written + 1, steps_in_all + steps
             calm.check()
             export.progress(number + 1, len(store))
         file.close()  # writes what HDF5 still holds
         calm.check()
-    if not counts["episodes"]:
+    if not written:
         raise EmptyStore("no episode has two observations, which Minari needs", hint="export it as 'd4rl' or 'npz'")
-    _say_counts(export, counts)
+    counts.say(export)
     size = (folder / "main_data.hdf5").stat().st_size
-    (folder / "metadata.json").write_text(json.dumps(_minari_metadata(export, action, counts, size)))
+    (folder / "metadata.json").write_text(json.dumps(_minari_metadata(export, action, written, steps_in_all, size)))
 
 
-def _say_counts(export: Export, counts: dict[str, int]) -> None:
-    if counts["repeated"]:
-        export.message(f"{counts['repeated']} terminated episodes lack their final observation: the last one is repeated there")
-    if counts["cut"]:
-        export.message(f"{counts['cut']} truncated episodes lack their final observation: they end one step earlier"
-                       + (f", and {counts['left out']} of one step are left out" if counts["left out"] else ""))
-
-
-def _minari_metadata(export: Export, action: Field, counts: dict[str, int], size: int) -> dict[str, Any]:
+def _minari_metadata(export: Export, action: Field, episodes: int, steps: int, size: int) -> dict[str, Any]:
     store = export.store
     kept = store.metadata.get("source_attributes")
     kept = kept if isinstance(kept, dict) else {}
@@ -113,7 +78,7 @@ def _minari_metadata(export: Export, action: Field, counts: dict[str, int], size
     space = _space(observation) if isinstance(observation, Field) else \
         {"type": "Dict", "subspaces": {name: _space(each) for name, each in observation.items()}}
     metadata = {
-        "total_episodes": counts["episodes"], "total_steps": counts["steps"], "data_format": "hdf5", "jpeg_encoding": False,
+        "total_episodes": episodes, "total_steps": steps, "data_format": "hdf5", "jpeg_encoding": False,
         "observation_space": json.dumps(_known_space(kept.get("observation_space"), space)), "action_space": json.dumps(_space(action)),
         "dataset_id": _dataset_id(export.name), "minari_version": MINARI_VERSION, "dataset_size": round(size / 1e6, 1),
     }  # fmt: skip
@@ -140,6 +105,7 @@ def _environment_spec(env_id: Any) -> str | None:
         return None
     import gymnasium
 
+    environments.register()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -152,7 +118,7 @@ def _space(field: Field) -> dict[str, Any]:
     """A field as a space of gymnasium in Minari's JSON; without bounds a float reaches to infinity, an integer as far as its dtype."""
     if field.discrete:
         return {"type": "Discrete", "dtype": "int64", "start": 0, "n": field.n}
-    shape, dtype = _action_shape(field), field.dtype
+    shape, dtype = action_shape(field), field.dtype
     if dtype.kind == "b":
         return {"type": "MultiBinary", "n": list(shape)}
     low, high = (-np.inf, np.inf) if dtype.kind == "f" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
@@ -171,14 +137,10 @@ def _known_space(text: Any, space: dict[str, Any]) -> dict[str, Any]:
     return known if same else space
 
 
-def _action_shape(field: Field) -> tuple[int, ...]:
-    return () if field.discrete else field.shape or (1,)
-
-
 def write_d3rlpy(export: Export) -> None:
     """Layout 2.1, as ``ReplayBuffer.dump`` writes it: arrays of each episode; several observation fields as a tuple."""
     store, schema = export.store, export.store.schema
-    action = _one_action(export, "d3rlpy")
+    action = one_action(export, "d3rlpy")
     fields = [] if isinstance(schema.observation, Field) else list(schema.observation)
     if fields:
         export.message(f"the observation fields {', '.join(fields)} become a tuple in this order")
@@ -190,11 +152,11 @@ def write_d3rlpy(export: Export) -> None:
             steps = episode.steps
             if fields:
                 for j, name in enumerate(fields):
-                    _dataset(export, file, f"observations_{i}_{j}", episode.observation[name][:steps])
+                    h5_dataset(export, file, f"observations_{i}_{j}", episode.observation[name][:steps])
             else:
-                _dataset(export, file, f"observations_{i}", episode.observation[:steps])
-            _dataset(export, file, f"actions_{i}", episode.action.reshape(steps, *(_action_shape(action) or (1,))))
-            _dataset(export, file, f"rewards_{i}", episode.reward.reshape(steps, 1))
+                h5_dataset(export, file, f"observations_{i}", episode.observation[:steps])
+            h5_dataset(export, file, f"actions_{i}", episode.action.reshape(steps, *(action_shape(action) or (1,))))
+            h5_dataset(export, file, f"rewards_{i}", episode.reward.reshape(steps, 1))
             file[f"terminated_{i}"] = bool(episode.terminated)
             calm.check()
             export.progress(i + 1, len(store))
@@ -207,7 +169,7 @@ def write_d3rlpy(export: Export) -> None:
 def write_d3rlpy_v1(export: Export) -> None:
     """The flat arrays of ``MDPDataset.dump`` of version 1: flags as float32, discrete actions as int32 ``[N]``."""
     store, schema = export.store, export.store.schema
-    action = _one_action(export, "d3rlpy-v1")
+    action = one_action(export, "d3rlpy-v1")
     if not isinstance(schema.observation, Field):
         raise InvalidInput(f"the dataset has several observation fields ({', '.join(schema.observation)})",
                            hint="d3rlpy 1 has one; export it as 'd3rlpy'")
@@ -222,7 +184,7 @@ def write_d3rlpy_v1(export: Export) -> None:
                 "observations", (count, *schema.observation.shape), schema.observation.dtype, **options
             ),
             "actions": file.create_dataset(
-                "actions", (count, *_action_shape(action)), "i4" if action.discrete else action.dtype, **options
+                "actions", (count, *action_shape(action)), "i4" if action.discrete else action.dtype, **options
             ),
             "rewards": file.create_dataset("rewards", (count,), schema.reward.dtype, **options),
         }
@@ -230,7 +192,7 @@ def write_d3rlpy_v1(export: Export) -> None:
             stop = int(ends[i])
             start = stop - episode.steps
             arrays["observations"][start:stop] = episode.observation[: episode.steps]
-            arrays["actions"][start:stop] = episode.action.reshape(episode.steps, *_action_shape(action))
+            arrays["actions"][start:stop] = episode.action.reshape(episode.steps, *action_shape(action))
             arrays["rewards"][start:stop] = episode.reward
             calm.check()
             export.progress(i + 1, len(store))
@@ -243,13 +205,6 @@ def write_d3rlpy_v1(export: Export) -> None:
         _set_env_id(file, store)
         file.close()  # writes what HDF5 still holds
         calm.check()
-
-
-def _one_action(export: Export, format: str) -> Field:
-    action = export.store.schema.action
-    if not isinstance(action, Field):
-        raise InvalidInput(f"the dataset has several action fields ({', '.join(action)})", hint=f"{format!r} holds one; export as 'store'")
-    return action
 
 
 def _say_unkept(export: Export) -> None:
@@ -266,8 +221,3 @@ def _say_unkept(export: Export) -> None:
 def _set_env_id(file: h5py.File, store: EpisodeStore) -> None:
     if isinstance(store.metadata.get("env_id"), str):
         file.attrs["env_id"] = store.metadata["env_id"]
-
-
-def _dataset(export: Export, group: h5py.Group, key: str, rows: np.ndarray) -> None:
-    options = {"compression": "gzip", "shuffle": True, "chunks": True} if export.compress and rows.size else {}
-    group.create_dataset(key, data=rows, **options)

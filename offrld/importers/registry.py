@@ -10,28 +10,40 @@ from typing import Any
 from offrl.errors import Unknown, nearest
 from offrl_store.errors import InvalidInput
 
-from . import atari, d3rlpy, d4rl, hdf5, minari, native, npz
-from .source import Format, Source
+from . import atari, d3rlpy, d4rl, gen_dgrl, hdf5, lerobot, minari, native, npz, robomimic, table, torchrl
+from .source import BadEpisodes, Format, Source
 
 #: Every format by the name that stands after ``--format``. The order is that of detection: d3rlpy's flat files look like D4RL's with more.
 FORMATS: dict[str, Format] = {each.name: each for each in (
-    native.FORMAT, minari.FORMAT, atari.FORMAT, d3rlpy.FORMAT, d4rl.FORMAT, npz.FORMAT,
+    native.FORMAT, minari.FORMAT, atari.FORMAT, torchrl.FORMAT, lerobot.FORMAT, gen_dgrl.FORMAT, robomimic.FORMAT, d3rlpy.FORMAT,
+    d4rl.FORMAT, npz.FORMAT, table.CSV, table.PARQUET,
 )}  # fmt: skip
 
 
-def open_source(source: str | os.PathLike[str] | Mapping[str, Any], format: str | None = None) -> Source:
+def open_source(
+    source: str | os.PathLike[str] | Mapping[str, Any],
+    format: str | None = None,
+    *,
+    options: Mapping[str, Any] | None = None,
+    skip_bad: bool = False,
+) -> Source:
     """Opens a file, a folder or a dict of arrays; the format is told from the content unless it is named.
 
+    Args:
+        options: what the format can be told, by name (`Format.options`).
+        skip_bad: episodes that cannot be used are left out and noted in the source's ``bad``; otherwise the first one is an error.
+
     Raises:
-        Unknown: there is no format of that name.
+        Unknown: there is no format, or no option of it, of that name.
         InvalidInput: the source is missing, of no known format, damaged, or its values cannot be used; one line that names them.
     """
+    bad = BadEpisodes(skip_bad)
     if format is not None and format not in FORMATS:
         raise Unknown(f"unknown format {format!r}", hint=nearest(format, list(FORMATS)))
     if isinstance(source, Mapping):
         if format not in (None, "npz"):
             raise InvalidInput(f"a dict of arrays is not of format {format!r}", hint="leave the format out")
-        return npz.open_arrays(source)
+        return npz.open_arrays(source, bad, **_checked(npz.FORMAT, options))
     path = Path(source)
     try:
         found = path.exists()
@@ -41,7 +53,17 @@ def open_source(source: str | os.PathLike[str] | Mapping[str, Any], format: str 
         raise InvalidInput(f"there is no file or folder {path}", hint="check the path")
     if not os.access(path, os.R_OK):
         raise InvalidInput(f"{path} cannot be read", hint="check its owner and mode")
-    return (FORMATS[format] if format is not None else detect(path)).open(path)
+    chosen = FORMATS[format] if format is not None else detect(path)
+    return chosen.open(path, bad, **_checked(chosen, options))
+
+
+def _checked(format: Format, options: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The options, where the format has all of them."""
+    for name in options or {}:
+        if name not in format.options:
+            known = f"known: {', '.join(format.options)}" if format.options else "it has none"
+            raise Unknown(f"the format {format.name!r} has no option {name!r}", hint=nearest(name, list(format.options)) or known)
+    return dict(options or {})
 
 
 def detect(path: Path) -> Format:

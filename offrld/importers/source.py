@@ -1,14 +1,72 @@
-"""What an importer gives: a source of episodes with its schema, and what a format says about itself."""
+"""What an importer gives: a source of episodes with its schema, what becomes of bad ones, and what a format says about itself."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from offrl_store import Episode, Schema
+from offrl_store import Episode, Field, Schema
+from offrl_store.errors import InvalidEpisode, InvalidInput
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class SourceEpisode(Episode):
+    """An episode of a source.
+
+    Attributes:
+        number: its place in the source, from 0; the bad ones count.
+        metadata: a JSON object that is kept with it (level seed, task), or None.
+    """
+
+    number: int = 0
+    metadata: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """An episode that was left out: its place in the source (from 0), the row that is wrong (of its array) where it is one, and why."""
+
+    episode: int
+    row: int | None
+    why: str
+
+
+class BadRow(InvalidEpisode):
+    """A value that cannot be used, and the row of the array in which it stands."""
+
+    def __init__(self, message: str, row: int, *, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.row = row
+
+
+class Damaged(InvalidInput):
+    """A source is damaged, and nothing tells which of its episodes are good: it is not read at all."""
+
+
+class BadEpisodes:
+    """What becomes of episodes that cannot be used: the first one ends the import, or (``skip``) they are left out and noted.
+
+    Attributes:
+        skip: whether they are left out.
+        skipped: the ones that were, by their number.
+    """
+
+    def __init__(self, skip: bool = False) -> None:
+        self.skip = skip
+        self.skipped: dict[int, Skipped] = {}
+
+    def take(self, number: int, error: InvalidInput) -> None:
+        """Notes that episode ``number`` cannot be used; raises ``error`` where that ends the import."""
+        if not self.skip or isinstance(error, Damaged):
+            raise error
+        self.skipped.setdefault(number, Skipped(number, getattr(error, "row", None), str(error)))
+
+    def __contains__(self, number: int) -> bool:
+        return number in self.skipped
 
 
 @dataclass
@@ -21,16 +79,18 @@ class Source:
         episodes: the episodes in file order, read in blocks while they are asked for; can be gone through once.
         metadata: JSON values: ``env_id``, ``bounds`` (``env:ID`` | ``declared`` | ``inferred``), ``source`` and ``source_attributes``.
         count: number of episodes where it is known beforehand, else None.
+        bad: what becomes of episodes that cannot be used; complete when all episodes were given out.
         messages: one line for everything that was decided or left out; complete when `open_source` returns.
     """
 
     format: str
     schema: Schema
-    episodes: Iterator[Episode]
+    episodes: Iterator[SourceEpisode]
     metadata: dict[str, Any]
     count: int | None = None
-    messages: list[str] = field(default_factory=list)
-    resources: ExitStack = field(default_factory=ExitStack, repr=False)
+    bad: BadEpisodes = dataclasses.field(default_factory=BadEpisodes)
+    messages: list[str] = dataclasses.field(default_factory=list)
+    resources: ExitStack = dataclasses.field(default_factory=ExitStack, repr=False)
 
     def close(self) -> None:
         """Closes the files behind the source; the episodes cannot be gone through afterwards."""
@@ -55,18 +115,32 @@ class Format:
         summary: one line for lists and errors: what it looks like on disk.
         needs: what its content must hold, as errors name it.
         detect: whether the content at a path looks like this format; never raises on foreign content.
-        open: opens a path; raises `InvalidInput` with one line on anything that is wrong.
+        open: opens a path, with what becomes of bad episodes and with the options by name; raises `InvalidInput` with one line on
+            anything that is wrong.
+        options: what stands after ``--option``: name -> what it means.
     """
 
     name: str
     summary: str
     needs: str
     detect: Callable[[Path], bool]
-    open: Callable[[Path], Source]
+    open: Callable[..., Source]
+    options: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+def channel_notes(observation: Field | Mapping[str, Field]) -> list[str]:
+    """A line for each observation field that looks like images with their channels last: networks take them channel first."""
+    named = {"observation": observation} if isinstance(observation, Field) else observation
+    return [
+        f"{name!r} looks like images of {field.shape}, channels last: networks take uint8 images [C, H, W]"
+        for name, field in named.items()
+        if field.dtype == "uint8" and len(field.shape) == 3 and field.shape[2] in (1, 3, 4) and field.shape[0] not in (1, 3, 4)
+    ]
 
 
 def make_metadata(*, env_id: str | None, bounds: str, format: str, file: str, attributes: dict[str, Any], **more: Any) -> dict[str, Any]:
-    """The metadata that every imported store carries; ``file`` is a base name, never a path of the machine that read it."""
+    """The metadata that every imported store carries; ``file`` is a base name, never a path of the machine that read it. ``more`` says
+    what else is known of the source."""
     return {
         "env_id": env_id,
         "bounds": bounds,

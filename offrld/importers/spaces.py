@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from offrl import environments
 from offrl_store import Field
-from offrl_store.errors import InvalidEpisode, InvalidInput
+from offrl_store.errors import InvalidInput
 
 from .columns import Column
+from .source import BadRow
 
 #: Actions may lie outside their bounds by this share of the bound's size: float32 rounding of a float64 bound.
 TOLERANCE = 1e-6
@@ -78,6 +80,7 @@ def probe_environment(env_id: str | None, file: str, messages: list[str]) -> Env
     try:
         import gymnasium
 
+        environments.register()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             env = gymnasium.make(env_id, disable_env_checker=True)
@@ -96,6 +99,22 @@ def probe_environment(env_id: str | None, file: str, messages: list[str]) -> Env
     if known is None:
         messages.append(f"environment {env_id!r} gives no finite bounds ({space}); the actions' range is taken from the data")
     return Environment(known, limit)
+
+
+def extremes(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Least and largest value of each column of ``[K, A]``, both ``[A]``.
+
+    A narrow array is folded to rows of some hundred values first: NumPy goes over rows of six at a sixth of the speed.
+    """
+    width = values.shape[1]
+    fold = max(1, 512 // width)
+    whole = len(values) // fold * fold
+    if fold > 1 and whole and values.flags.c_contiguous:
+        wide = values[:whole].reshape(-1, fold * width)
+        parts = [each.reshape(fold, width) for each in (wide.min(0), wide.max(0))]
+        rest = values[whole:]
+        return np.concatenate([parts[0], rest]).min(0), np.concatenate([parts[1], rest]).max(0)
+    return values.min(0), values.max(0)
 
 
 class ActionScan:
@@ -153,37 +172,47 @@ class ActionScan:
         return "int64" if self.discrete else self._dtype.name if self._dtype.kind == "f" else "float32"
 
     def add(self, column: Column, start: int, block: np.ndarray) -> None:
-        """Checks a block whose first row is row ``start`` of ``column``; raises `InvalidEpisode` that names the first wrong value."""
+        """Checks a block whose first row is row ``start`` of ``column``; raises `BadRow` that names the first wrong value."""
         column.check_finite(block, start)
         if not len(block):
             return
         values = block.reshape(len(block), -1)
         if self.discrete:
             self._add_discrete(column, start, values[:, 0])
-        elif self._space is not None:
-            margin = TOLERANCE * np.maximum(np.abs(self._space.low), np.abs(self._space.high))
-            outside = (values < self._space.low - margin) | (values > self._space.high + margin)
-            if outside.any():
-                row, dim = (int(i) for i in np.argwhere(outside)[0])
-                index = (dim,) if column.shape else ()
-                raise InvalidEpisode(
-                    f"{column.file}: {column.where(start + row, index)} is {float(values[row, dim]):.9g}, outside "
-                    f"[{self._space.low[dim]:g}, {self._space.high[dim]:g}] of {self._space.owner}",
-                    hint=f"clip the actions, or correct the bounds{self._remove()}",
-                )
-            over = np.maximum(values.astype(self.dtype) - self._space.high.astype(self.dtype), self._space.low.astype(self.dtype) - values)
+            low, high = values.min(0), values.max(0)
+        else:
+            low, high = extremes(values)
+            if self._space is not None:
+                self._check_bounds(column, start, values, low, high)
+        self._low, self._high = np.minimum(self._low, low), np.maximum(self._high, high)
+        self._whole = self._whole and (values.dtype.kind != "f" or bool((values == np.floor(values)).all()))
+
+    def _check_bounds(self, column: Column, start: int, values: np.ndarray, least: np.ndarray, most: np.ndarray) -> None:
+        """Checks continuous actions against the known space; ``least`` and ``most`` are their extremes ``[A]``, which mostly say it all."""
+        low, high = self._space.low, self._space.high
+        margin = TOLERANCE * np.maximum(np.abs(low), np.abs(high))
+        if (least < low - margin).any() or (most > high + margin).any():
+            row, dim = (int(i) for i in np.argwhere((values < low - margin) | (values > high + margin))[0])
+            index = (dim,) if column.shape else ()
+            raise BadRow(
+                f"{column.file}: {column.where(start + row, index)} is {float(values[row, dim]):.9g}, outside "
+                f"[{low[dim]:g}, {high[dim]:g}] of {self._space.owner}",
+                start + row,
+                hint=f"clip the actions, or correct the bounds{self._remove()}",
+            )
+        low, high = low.astype(self.dtype), high.astype(self.dtype)
+        if (least.astype(self.dtype) < low).any() or (most.astype(self.dtype) > high).any():
+            over = np.maximum(values.astype(self.dtype) - high, low - values)
             self._noise += int((over > 0).sum())
             self._overshoot = max(self._overshoot, float(over.max()))
-        self._low = np.minimum(self._low, values.min(0))
-        self._high = np.maximum(self._high, values.max(0))
-        self._whole = self._whole and (values.dtype.kind != "f" or bool((values == np.floor(values)).all()))
 
     def _add_discrete(self, column: Column, start: int, values: np.ndarray) -> None:
         if values.dtype.kind == "f":
             wrong = np.flatnonzero(values != np.floor(values))
             if len(wrong):
-                raise InvalidEpisode(
+                raise BadRow(
                     f"{column.file}: {column.where(start + int(wrong[0]))} is {values[wrong[0]]:.9g}, but the actions are discrete",
+                    start + int(wrong[0]),
                     hint=f"discrete actions are whole numbers from 0; mark the file as continuous if they are not{self._remove()}",
                 )
         n = self._space.n if self._space is not None else MAX_CHOICES
@@ -194,8 +223,9 @@ class ActionScan:
                 if self._space is not None
                 else f"what discrete actions can be (0 to {n - 1})"
             )
-            raise InvalidEpisode(
+            raise BadRow(
                 f"{column.file}: {column.where(start + int(wrong[0]))} is {values[wrong[0]]:.9g}, outside {of}",
+                start + int(wrong[0]),
                 hint=f"number the actions from 0{self._remove()}",
             )
 

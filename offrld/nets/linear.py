@@ -100,6 +100,23 @@ def uniform_init(shapes: dict[str, tuple[int, ...]], fan_in: int, generator: tor
     return params
 
 
+def xavier_init(name: str, shape: tuple[int, ...], generator: torch.Generator, dtype: torch.dtype) -> Params:
+    """``NAME.weight [O, I, ...]`` uniform within sqrt(6 / (fan-in + fan-out)) (Glorot & Bengio 2010), ``NAME.bias [O]`` zero."""
+    field = math.prod(shape[2:])
+    bound = math.sqrt(6.0 / ((shape[0] + shape[1]) * field))
+    weight = torch.rand(shape, generator=generator, dtype=torch.float64) * (2 * bound) - bound
+    return {f"{name}.weight": weight.to(dtype), f"{name}.bias": torch.zeros(shape[0], dtype=dtype)}
+
+
+def orthogonal_init(name: str, shape: tuple[int, int], gain: float, generator: torch.Generator, dtype: torch.dtype) -> Params:
+    """``NAME.weight [O, I]`` with orthonormal rows or columns (Saxe et al. 2014) times ``gain``, ``NAME.bias`` zero."""
+    rows, columns = max(shape), min(shape)
+    found, triangle = torch.linalg.qr(torch.randn(rows, columns, generator=generator, dtype=torch.float64))
+    found = found * triangle.diagonal().sign()  # which makes it uniform over all such matrices
+    weight = gain * (found if shape[0] >= shape[1] else found.T)
+    return {f"{name}.weight": weight.to(dtype).contiguous(), f"{name}.bias": torch.zeros(shape[0], dtype=dtype)}
+
+
 class Linear:
     """``inputs -> outputs`` with the parameters ``NAME.weight`` and ``NAME.bias``."""
 

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from offrl.errors import InvalidInput
+from offrld.nets import q_plugins
 from offrld.nets.context import context_of
 from offrld.nets.encoders import Encoder, Params, View, build
 from offrld.nets.encoders.vector import VectorEncoder
@@ -20,7 +23,6 @@ from offrld.nets.linear import Linear
 from offrld.nets.values import Proposal, Reduction, Values
 from offrld.settings import setting
 
-TYPES = ("mean", "qr", "iqn", "fqf")
 DEFAULT_QUANTILES = {"mean": 1, "qr": 32, "iqn": 64, "fqf": 32}
 
 
@@ -30,10 +32,12 @@ class QFunction:
 
     ``mean``: a number. ``qr``: quantiles at fixed fractions (Dabney et al. 2017, arXiv:1710.10044). ``iqn``: quantiles at random
     fractions, which are inputs (Dabney et al. 2018, arXiv:1806.06923). ``fqf``: quantiles at fractions that a second net proposes
-    (Yang et al. 2019, arXiv:1911.02140).
+    (Yang et al. 2019, arXiv:1911.02140). Installed packages may add further ones (see docs/extending.md).
     """
 
-    type: str = setting("mean", "what the Q function learns: the mean of the returns, or their quantiles", choices=TYPES)
+    type: str = setting(
+        "mean", "what the Q function learns: the mean of the returns, or their quantiles", choices=q_plugins.types, probe="qr"
+    )  # fmt: skip
     n_quantiles: int | None = setting(
         None, "quantiles that the loss is made of (none: 32 for qr and fqf, 64 for iqn)", unit="quantiles", low=1, high=10_000,
         only=("qr", "iqn", "fqf"), probe=8,
@@ -42,10 +46,17 @@ class QFunction:
     embed_size: int = setting(64, "cosines that a fraction is embedded in", low=1, high=10_000, only=("iqn", "fqf"))
     entropy_coeff: float = setting(0.0, "weight of the entropy of the proposed fractions", low=0.0, only=("fqf",), probe=0.5)
     share_encoder: bool = setting(False, "one encoder for all members; its gradient is divided by their number")
+    options: dict[str, Any] = setting({}, "what a Q function of an installed package takes beside these", only=q_plugins.plugins)
+
+    def __post_init__(self) -> None:
+        if self.options and self.type in q_plugins.BUILT_IN:
+            raise InvalidInput(f"Q function {self.type!r} takes no options, got {self.options}", hint="leave options out")
 
     @property
     def quantiles(self) -> int:
         """The number of quantiles, its default resolved."""
+        if self.type not in DEFAULT_QUANTILES:
+            return q_plugins.size_of(self.type, self.options)
         return DEFAULT_QUANTILES[self.type] if self.type == "mean" or self.n_quantiles is None else self.n_quantiles
 
 
@@ -53,7 +64,7 @@ class _Member:
     """The layers of one Q function on its encoder's features: ``NAME.head``; iqn and fqf ``NAME.embedding``; fqf ``NAME.proposal``."""
 
     def __init__(self, name: str, features: int, outputs: int, q: QFunction) -> None:
-        self.head = Linear(f"{name}.head", features, outputs * (q.quantiles if q.type == "qr" else 1))
+        self.head = Linear(f"{name}.head", features, outputs * (1 if q.type in ("mean", "iqn", "fqf") else q.quantiles))
         self.embedding = Linear(f"{name}.embedding", q.embed_size, features) if q.type in ("iqn", "fqf") else None
         self.proposal = Linear(f"{name}.proposal", features, q.quantiles) if q.type == "fqf" else None
 
@@ -104,15 +115,14 @@ class _Ensemble:
         if action is not None and isinstance(self.encoders[0], VectorEncoder) and observation.shape[:-1] == action.shape[:-1]:
             # Joined once rather than by each member.
             observation, action = torch.cat([observation, action], dim=-1), None
-        if self._q.type in ("mean", "qr"):
-            outputs = self._outputs_of(params, observation, action, members)
-            if self._q.type == "qr":
-                return self._fixed(outputs)
+        if self._q.type in ("iqn", "fqf"):
+            features = self._features(params, observation, action, members)
+            return (self._implicit if self._q.type == "iqn" else self._proposed)(params, chosen, features)
+        outputs = self._outputs_of(params, observation, action, members)
+        if self._q.type == "mean":
             return Values.of_means(outputs.squeeze(-1), "squared") if self._continuous else Values.of_means(outputs, "huber")
-        features = self._features(params, observation, action, members)
-        if self._q.type == "iqn":
-            return self._implicit(params, chosen, features)
-        return self._proposed(params, chosen, features)
+        numbers = outputs if self._continuous else outputs.unflatten(-1, (self._outputs, -1))  # [N, ..., (n,) M]
+        return self._fixed(numbers) if self._q.type == "qr" else self._of_package(numbers)
 
     def _outputs_of(self, params: Params, observation: Tensor, action: Tensor | None, members: slice) -> Tensor:
         """What the heads of some members give, ``[N, ..., outputs]``."""
@@ -132,11 +142,15 @@ class _Ensemble:
         return [self.encoders[0](params, observation, action)] * len(self.encoders[members])
 
     # --- Quantile regression: fixed fractions ---
-    def _fixed(self, out: Tensor) -> Values:
-        count = self._q.quantiles
-        quantiles = out if self._continuous else out.unflatten(-1, (self._outputs, count))  # [N, ..., (n,) M]
-        steps = torch.arange(count, dtype=out.dtype, device=out.device)
+    def _fixed(self, quantiles: Tensor) -> Values:
+        count = quantiles.shape[-1]
+        steps = torch.arange(count, dtype=quantiles.dtype, device=quantiles.device)
         return Values(quantiles.mean(-1), quantiles, "quantile", (steps + 0.5) / count)
+
+    # --- A package's: what its numbers mean it says itself ---
+    def _of_package(self, numbers: Tensor) -> Values:
+        package, options = q_plugins.load(self._q.type), self._q.options
+        return Values(package.mean(numbers, options), numbers, "own", own=lambda mine, target: package.errors(mine, target, options))
 
     # --- Implicit quantiles: random fractions in a loss, evenly spaced ones where there is no context ---
     def _implicit(self, params: Params, members: list[_Member], features: list[Tensor]) -> Values:

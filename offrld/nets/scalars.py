@@ -1,4 +1,4 @@
-"""A positive number that is learned: a temperature, a dual variable."""
+"""A positive number that is learned: a temperature, a dual variable; and none in its place."""
 
 from __future__ import annotations
 
@@ -39,3 +39,13 @@ class PositiveScalar:
 
     def __call__(self, params: Params) -> Tensor:
         return self.log(params).exp()
+
+
+class Zero:
+    """A weight of 0 in a `PositiveScalar`'s place; it has no parameters."""
+
+    def init(self, generator: torch.Generator, dtype: torch.dtype) -> Params:
+        return {}
+
+    def __call__(self, params: Params) -> float:
+        return 0.0

@@ -11,7 +11,8 @@ from offrld.importers.dataset_export import export_dataset
 from offrld.worker.job import WorkerJob
 from offrld.worker.runfolder import remove, sync_folder
 
-SUFFIXES = {"d4rl": ".hdf5", "npz": ".npz", "d3rlpy": ".h5", "d3rlpy-v1": ".h5"}   # of the result's name; the others are folders
+# Ends of the result's name; the others are folders.
+SUFFIXES = {"d4rl": ".hdf5", "npz": ".npz", "d3rlpy": ".h5", "d3rlpy-v1": ".h5", "robomimic": ".hdf5"}
 
 
 def run(job: WorkerJob) -> None:

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from offrl.errors import InvalidInput, NotAllowed
+from offrl.errors import InvalidInput
 from offrl.job import ImportSpec
 from offrl_store import EpisodeStore, Field
+from offrld import import_roots
 from offrld.plain import json_safe
 from offrld.worker.runfolder import StateFolder
 
@@ -38,25 +39,19 @@ def _describe(role: str, field: Field) -> dict[str, Any]:
     return described | {key: getattr(field, key) for key in ("low", "high") if getattr(field, key) is not None}
 
 
-def source_path(spec: ImportSpec, state: StateFolder, import_roots: tuple[Path, ...]) -> Path:
+def source_path(spec: ImportSpec, state: StateFolder, roots: tuple[Path, ...]) -> Path:
     """The file or folder that an import reads.
 
-    Raises `NotAllowed` for a path outside the import roots, `InvalidInput` where nothing is there.
+    Raises `NotAllowed` for a path outside the import roots or through a symbolic link, `InvalidInput` where nothing is there.
     """
-    if (spec.upload is None) == (spec.path is None):
-        raise InvalidInput("an import reads an upload or a path: give exactly one of the two")
     if spec.upload is not None:
         files = state.uploads / spec.upload / "files"
         entries = sorted(files.iterdir()) if files.is_dir() else []
         if not entries:
             raise InvalidInput(f"upload {spec.upload!r} is not there any more", hint="upload the data again: `offrl datasets add`")
         return entries[0] if len(entries) == 1 else files
-    path = Path(spec.path).resolve()  # links are followed first, so that none leads out of a root
-    if not any(path.is_relative_to(root.resolve()) for root in import_roots):
-        allowed = ", ".join(str(root) for root in import_roots) or "none configured"
-        raise NotAllowed(
-            f"path {spec.path!r} is not below an import root of the daemon", hint=f"upload it from the client; import roots: {allowed}"
-        )
-    if not path.exists():
-        raise InvalidInput(f"there is no file or folder {spec.path!r} on the daemon's machine", hint="check the path")
+    assert spec.path is not None
+    path = import_roots.checked(spec.path, roots)
+    if path.is_dir():
+        import_roots.check_tree(path)
     return path

@@ -14,45 +14,51 @@ from pathlib import Path
 
 import numpy as np
 
-from offrl.errors import Conflict, InvalidInput, Unknown
+from offrl.errors import Conflict, Unknown
 from offrl.job import ImportSpec
+from offrl.wire import MAX_SKIPPED
 from offrl_store import EpisodeStore
 from offrl_store.errors import StoreLocked
-from offrld.importers import import_into
+from offrld.datasets import open_named
+from offrld.importers import Skipped, Source, import_into
 from offrld.worker.datasets import dataset_info, source_path
 from offrld.worker.job import WorkerJob
 from offrld.worker.runfolder import remove, sync_folder, write_json
 
-ORIGIN = "import.json"   # in the dataset's folder: the job that made it
+ORIGIN = "import.json"   # in the dataset's folder: the job that made it (the daemon looks there, too)
 APPEND = "append.json"   # in the run folder: the dataset's number of episodes when an appending job began
+SKIPPED = "skipped.json" # in the run folder: the episodes that were left out
+SAID = 20                # of them, as messages
 LOCKED_WAIT_S = 600.0    # another job may be appending
 
 
-def run(job: WorkerJob) -> None:
-    """Run the import; raises `OffrlError` for what is wrong with the source, with nothing left behind."""
+def run(job: WorkerJob) -> str:
+    """Run the import; returns how many episodes were left out, where any was.
+
+    Raises `OffrlError` for what is wrong with the source, with nothing left behind.
+    """
     spec: ImportSpec = job.spec
     target = job.state.dataset(spec.dataset)
     job.state.datasets.mkdir(parents=True, exist_ok=True)
     _remove_staged(job)  # of an attempt that was killed
     if not spec.append and target.exists() and _made_by(target) == job.id:
-        _finish(job, "was imported already")  # by an attempt that was killed between the rename and its report
-        return
+        return _finish(job, "was imported already", _noted(job))  # by an attempt that was killed between the rename and its report
+    skipped: list[Skipped] = []
     try:
         if spec.append:
             if not target.exists():
                 raise Unknown(f"there is no dataset {spec.dataset!r} to append to", hint="`offrl datasets ls` lists them")
-            _append(job, target)
+            _append(job, target, skipped)
         else:
             if target.exists():
                 hint = "choose another name, append to it, or remove it: `offrl datasets rm`"
                 raise Conflict(f"dataset {spec.dataset!r} exists", hint=hint)
-            _publish(_read(job), target, job.id)
-    except InvalidInput:
-        _forget_upload(job)  # sending the same bytes again would not help; anything else can be retried with them
-        raise
+            staged = _read(job, skipped)
+            _note(job, skipped)
+            _publish(staged, target, job.id)
     finally:
         _remove_staged(job)
-    _finish(job, "appended" if spec.append else "imported")
+    return _finish(job, "appended" if spec.append else "imported", skipped)
 
 
 def _staged(job: WorkerJob) -> Path:
@@ -65,13 +71,38 @@ def _remove_staged(job: WorkerJob) -> None:
             remove(path)
 
 
-def _read(job: WorkerJob) -> Path:
+def _read(job: WorkerJob, skipped: list[Skipped]) -> Path:
     """Read the whole source into a store that is no dataset yet."""
-    source = source_path(job.spec, job.state, job.import_roots)
     staged = _staged(job)
-    import_into(source, staged, format=job.spec.format, progress=_progress(job), message=job.report.message)
+    _import(job, staged, skipped)
     job.control.check()
     return staged
+
+
+def _import(job: WorkerJob, target: Path, skipped: list[Skipped], *, append: bool = False) -> None:
+    spec: ImportSpec = job.spec
+    skipped.clear()
+    if spec.named is not None:
+        source: Source | Path = open_named(
+            spec.named, options=spec.options, skip_bad=spec.skip_bad, message=job.report.message, progress=_progress(job)
+        )
+    else:
+        source = source_path(spec, job.state, job.import_roots)
+    import_into(
+        source, target, format=spec.format, append=append, progress=_progress(job),
+        message=job.report.message, options=spec.options, skip_bad=skipped.append if spec.skip_bad else None,
+    )  # fmt: skip
+
+
+def _note(job: WorkerJob, skipped: list[Skipped]) -> None:
+    """Write down what was left out: the next attempt, after a kill, only reports."""
+    if skipped:
+        write_json(job.run.path / SKIPPED, [vars(each) for each in skipped])
+
+
+def _noted(job: WorkerJob) -> list[Skipped]:
+    path = job.run.path / SKIPPED
+    return [Skipped(**each) for each in json.loads(path.read_text())] if path.exists() else []
 
 
 def _progress(job: WorkerJob) -> Callable[[int, int | None], None]:
@@ -94,13 +125,13 @@ def _publish(staged: Path, target: Path, job: str) -> None:
     sync_folder(target.parent)
 
 
-def _append(job: WorkerJob, target: Path) -> None:
+def _append(job: WorkerJob, target: Path, skipped: list[Skipped]) -> None:
     """Append the source in one commit; of a commit that a killed attempt left half done, the rest."""
     begun = job.run.path / APPEND
     store = EpisodeStore.open(target)
     before = json.loads(begun.read_text())["episodes"] if begun.exists() else None
     if before is not None and len(store) > before:
-        staged = EpisodeStore.open(_read(job))
+        staged = EpisodeStore.open(_read(job, skipped))
         there = appended_before(store, before, staged)
         if there:
             with store.writer() as writer:
@@ -108,11 +139,10 @@ def _append(job: WorkerJob, target: Path) -> None:
                     writer.append(staged.episodes[number])
             return
     write_json(begun, {"episodes": len(store)})
-    source = source_path(job.spec, job.state, job.import_roots)
     deadline = time.monotonic() + LOCKED_WAIT_S
     while True:
         try:
-            import_into(source, target, format=job.spec.format, append=True, progress=_progress(job), message=job.report.message)
+            _import(job, target, skipped, append=True)
             return
         except StoreLocked:
             if time.monotonic() > deadline:
@@ -146,15 +176,15 @@ def _made_by(target: Path) -> str | None:
         return None
 
 
-def _finish(job: WorkerJob, how: str) -> None:
-    """Tell of the dataset; the uploaded bytes have served."""
+def _finish(job: WorkerJob, how: str, skipped: list[Skipped]) -> str:
+    """Tell of the dataset and what was left out. The upload stays until the daemon knows the end: an attempt after a kill needs it."""
     info = dataset_info(job.spec.dataset, EpisodeStore.open(job.state.dataset(job.spec.dataset)))
+    info |= {"skipped": [vars(each) for each in skipped[:MAX_SKIPPED]], "skipped_episodes": len(skipped)}
+    for each in skipped[:SAID]:
+        job.report.message(f"left out: episode {each.episode}: {each.why}")
+    if len(skipped) > SAID:
+        job.report.message(f"left out: {len(skipped) - SAID} more episodes")
     job.report.dataset(info)
     job.report.progress(info["episodes"], info["episodes"], force=True)
     job.report.message(f"{how}: {info['episodes']} episodes, {info['transitions']} transitions in dataset {job.spec.dataset!r}")
-    _forget_upload(job)
-
-
-def _forget_upload(job: WorkerJob) -> None:
-    if job.spec.upload is not None:
-        remove(job.state.uploads / job.spec.upload)
+    return f"{len(skipped)} bad episodes were left out" if skipped else ""

@@ -11,14 +11,14 @@ import importlib
 import numpy as np
 import pytest
 import torch
-from cheap_settings import action_of, cheap_learner
+from cheap_settings import FROM_DATA, action_of, cheap_learner
 
 import offrl
 from offrl.errors import Unknown
-from offrld.algos import ALGORITHMS, get
+from offrld.algos import get
 from offrld.export.onnx import export_policy
 
-ALL = list(ALGORITHMS.values())
+ALL = list(FROM_DATA.values())
 names = pytest.mark.parametrize("algorithm", ALL, ids=lambda a: a.name)
 acting = pytest.mark.parametrize("algorithm", [algorithm for algorithm in ALL if algorithm.acts], ids=lambda a: a.name)
 

@@ -14,7 +14,7 @@ import typing
 import numpy as np
 import pytest
 import torch
-from cheap_settings import action_of, cheap_learner, cheap_settings, other_run
+from cheap_settings import FROM_DATA, action_of, cheap_learner, cheap_settings, other_run
 
 from offrl.errors import InvalidInput
 from offrl_store import Episode, EpisodeStore, Field, Schema
@@ -40,9 +40,9 @@ def own_settings(config) -> list[str]:
 
 
 # --- What is proved where ---
-OWN = [(algorithm, name) for algorithm in ALGORITHMS.values() for name in own_settings(algorithm.config) if name not in algorithm.inputs]
-INPUTS = [(algorithm, name) for algorithm in ALGORITHMS.values() for name in algorithm.inputs]
-SLOTS = [(algorithm, name, kind) for algorithm in ALGORITHMS.values() for name, kind in components(algorithm.config).items()]
+OWN = [(algorithm, name) for algorithm in FROM_DATA.values() for name in own_settings(algorithm.config) if name not in algorithm.inputs]
+INPUTS = [(algorithm, name) for algorithm in FROM_DATA.values() for name in algorithm.inputs]
+SLOTS = [(algorithm, name, kind) for algorithm in FROM_DATA.values() for name, kind in components(algorithm.config).items()]
 # Where a component is proved if not in the first algorithm of the registry that has it: Q functions where both losses read them.
 WHERE = {
     Encoder: ("bc", "encoder"), QFunction: ("td3_bc", "q_function"), Optimizer: ("bc", "optimizer"), RewardScaler: ("td3", "reward_scaler"),
@@ -52,10 +52,11 @@ INNER = [(kind, name) for kind in COMPONENTS for name in settings.describe(kind)
 
 # The setting that shows that a component is read. A type that is new would show in the names of the optimiser's tensors alone.
 SHOWS = {Encoder: "activation", Optimizer: "weight_decay", RewardScaler: "multiplier"}
-# Settings that only some observations, or types of other packages, read.
-PIXELS = {(Encoder, "filters")}
+# Settings that only images read, with a value that fits the small ones here; and those that types of other packages read.
+PIXELS = {(Encoder, "filters"): [4, 3, 2], (Encoder, "channels"): [2]}
 OPTIONS = {
-    (Encoder, "options"): {"features": 5}, (ObservationScaler, "options"): {"factor": 2.0}, (RewardScaler, "options"): {"factor": 2.0},
+    (Encoder, "options"): {"features": 5}, (QFunction, "options"): {"members": 3}, (ObservationScaler, "options"): {"factor": 2.0},
+    (RewardScaler, "options"): {"factor": 2.0},
 }  # fmt: skip
 
 # What an algorithm does not do it says, rather than ignore the setting: these compare or imagine single observations.
@@ -109,17 +110,29 @@ def transform(x, parts):
 
 def reverse(y, parts):
     return torch.sinh(y / parts["factor"])
+
+
+def size(options):
+    return options.get("members", 2)
+
+
+def mean(numbers, options):
+    return numbers.mean(-1)
+
+
+def errors(numbers, target, options):
+    return ((numbers - target) ** 2).sum(-1)
 """
 
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
-    """An installed package with an encoder and a scaler named waves."""
+    """An installed package with an encoder, a Q function and a scaler named waves."""
     (tmp_path / "offrl_test_waves.py").write_text(PACKAGE)
     folder = tmp_path / "offrl_test_waves-1.0.dist-info"
     folder.mkdir()
     (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: offrl-test-waves\nVersion: 1.0\n")
-    groups = "".join(f"[{group}]\nwaves = offrl_test_waves\n" for group in ("offrl.encoders", "offrl.scalers"))
+    groups = "".join(f"[{group}]\nwaves = offrl_test_waves\n" for group in ("offrl.encoders", "offrl.q_functions", "offrl.scalers"))
     (folder / "entry_points.txt").write_text(groups)
     monkeypatch.syspath_prepend(str(tmp_path))
     importlib.invalidate_caches()
@@ -196,7 +209,7 @@ def test_every_setting_of_a_component_matters(kind, name, store_for, pixel_store
     else:
         common, changed = sides(algorithm, full)
     if (kind, name) in PIXELS:
-        store, common = pixel_store, {**common, full: [4, 3, 2]}
+        store, common = pixel_store, {**common, full: PIXELS[kind, name]}
     assert_differ(outcome(algorithm, store, common), outcome(algorithm, store, changed), f"{owner}: {full}")
 
 
@@ -226,7 +239,7 @@ def owners(before, after, part) -> set[str]:
     [(Encoder, "layer_norm", True, "params"), (Optimizer, "type", "sgd", "optimizer")],
     ids=["encoder", "optimizer"],
 )
-@pytest.mark.parametrize("algorithm", ALGORITHMS.values(), ids=lambda a: a.name)
+@pytest.mark.parametrize("algorithm", FROM_DATA.values(), ids=lambda a: a.name)
 def test_no_two_encoders_and_no_two_optimizers_have_the_same_part(algorithm, kind, setting, value, part, store_for):
     store, seen = store_for(algorithm), {}
     slots = {name for name, each in components(algorithm.config).items() if each is kind}

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from cheap_settings import FROM_DATA
 
 import offrld
 from offrl_store import Episode, EpisodeStore, Field, Schema
-from offrld.algos import ALGORITHMS, get
+from offrld.algos import get
 
 ACTION = Field("float32", (2,), low=-1, high=1)
 STATES = torch.tensor([[0.5, -0.5], [-0.3, 0.8], [0.0, 0.0], [-0.7, -0.6]])
@@ -196,7 +197,7 @@ def test_distributional_values_reach_the_start_of_a_corridor(kind, corridor):
 
 
 # --- Imitation ---
-@pytest.mark.parametrize("policy_type", ["deterministic", "stochastic"])
+@pytest.mark.parametrize("policy_type", ["deterministic", "stochastic", "likelihood"])
 def test_bc_imitates_continuous_actions(policy_type, tmp_path):
     random = np.random.default_rng(2)
 
@@ -317,4 +318,4 @@ def test_every_algorithm_is_here_or_with_the_sequence_models():
     here = {*CONTINUOUS, *DISCRETE, "ensemble_dynamics"}
     for name in ("bc", "fqe", "random_policy"):
         here |= {name, f"discrete_{name}"}
-    assert here | {"decision_transformer", "discrete_decision_transformer", "tacr"} == set(ALGORITHMS)
+    assert here | {"decision_transformer", "discrete_decision_transformer", "tacr"} == set(FROM_DATA)

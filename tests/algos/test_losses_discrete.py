@@ -125,12 +125,16 @@ def test_discrete_bcq_acts_by_the_best_of_the_likely_actions(discrete_store):
 
 
 # --- DiscreteSAC ---
+def temperature(p):
+    return np.exp(p["temp.log"]) if "temp.log" in p else 0.0
+
+
 def sac_critic(p, x):
     s = x.next_observation
     log_prob = log_softmax(net(x.p, "actor", s))
     value = 0.0
     for a in range(N):
-        soft = choose(values_of(x.t, x, s, a, "critic"), "min") - (np.exp(x.p["temp.log"]) * log_prob[:, a])[:, None]
+        soft = choose(values_of(x.t, x, s, a, "critic"), "min") - (temperature(x.p) * log_prob[:, a])[:, None]
         value = value + np.exp(log_prob[:, a])[:, None] * soft
     return x.loss_of(values_of(p, x, x.observation, x.action, "critic"), x.bellman(value), discrete=True)
 
@@ -145,7 +149,7 @@ def sac_actor(p, x):
     total = 0.0
     for a in range(N):
         q = stop(chosen_mean(values_of(x.p, x, x.observation, a, "critic"), "min"))
-        total = total + np.exp(log_prob[:, a]) * (np.exp(x.p["temp.log"]) * log_prob[:, a] - q)
+        total = total + np.exp(log_prob[:, a]) * (temperature(x.p) * log_prob[:, a] - q)
     return np.mean(total)
 
 
@@ -165,3 +169,11 @@ def test_discrete_sac(eps, kind, discrete_store):
         ]
 
     replay(trace, plan, ("critic",))
+
+
+def test_discrete_sac_without_a_temperature_has_no_entropy_anywhere(discrete_store):
+    values = {"actor_learning_rate": 0.01, "critic_learning_rate": 0.02, "initial_temperature": 0.0, "target_update_interval": 1}
+    trace = Trace("discrete_sac", discrete_store, values, 3)
+    moves = [Move("critic", ("critic",), 0.02, sac_critic), Move("actor", ("actor",), 0.01, sac_actor), Follow({"critic": 1.0})]
+    replay(trace, lambda k: moves, ("critic",))
+    assert not any(name.split("/")[1].startswith("temp") for name in trace.learner.state.tensors())

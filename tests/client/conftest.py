@@ -38,8 +38,17 @@ class OwnDaemon:
     def __init__(self, folder: Path) -> None:
         self._folder, self._running = folder, None
 
+    def settings(self, text: str) -> None:
+        """What stands in its offrld.toml, before it is started."""
+        (self._folder / "state").mkdir(parents=True, exist_ok=True)
+        (self._folder / "state" / "offrld.toml").write_text(text)
+
     def start(self) -> Daemon:
-        self._running = start_daemon(self._folder / "state")
+        return self.start_at(self._folder / "state")
+
+    def start_at(self, state_dir: Path) -> Daemon:
+        """On another folder below the test's own."""
+        self._running = start_daemon(state_dir)
         return self._running
 
     def stop(self) -> None:

@@ -31,8 +31,9 @@ from offrl.cli.top import meter, sparkline
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "status.md"
 MODELS = {
-    "Job": wire.JobInfo, "Overview": wire.OverviewInfo, "History": wire.History, "Machine": wire.MachineInfo, "Gpu": wire.Gpu,
-    "Dataset": wire.DatasetInfo, "Check": wire.Check, "Setting": wire.Setting,
+    "Job": wire.JobInfo, "Overview": wire.OverviewInfo, "Pause": wire.Pause, "Queue": wire.QueueInfo, "History": wire.History,
+    "Machine": wire.MachineInfo, "Gpu": wire.Gpu,
+    "Dataset": wire.DatasetInfo, "SkippedEpisode": wire.SkippedEpisode, "Check": wire.Check, "Setting": wire.Setting,
 }  # fmt: skip
 WAIT_S = 100
 
@@ -107,7 +108,8 @@ def in_words(annotation: Any) -> str:
     if origin is typing.Literal or annotation is offrl.job.JobState:
         return "text"
     models = {model: name for name, model in MODELS.items()}
-    return {str: "text", int: "whole number", float: "number", type(None): "null", Any: "any", **models}[annotation]
+    names = {str: "text", int: "whole number", float: "number", bool: "true or false", type(None): "null", Any: "any"}
+    return {**names, **models}[annotation]
 
 
 def test_every_key_is_documented_with_its_type():

@@ -99,10 +99,10 @@ def test_environments_that_cannot_be_are_refused_before_the_first_step():
         collect_episodes("CartPoel-v1", RandomBehaviour(), steps=1)
     assert caught.value.hint == "did you mean 'CartPole-v1'?"
     env = Counter(end=3)
-    env.action_space = gymnasium.spaces.MultiDiscrete([2, 3])
-    with pytest.raises(InvalidInput, match="actions of MultiDiscrete"):
+    env.action_space = gymnasium.spaces.Text(3)
+    with pytest.raises(InvalidInput, match="actions of Text"):
         collect_episodes(env, RandomBehaviour(), steps=1)
-    env.action_space = gymnasium.spaces.Box(-np.inf, np.inf, (2,))
+    env.action_space = gymnasium.spaces.Box(-1, 1, (2, 2))
     with pytest.raises(InvalidInput, match="actions of Box"):
         collect_episodes(env, RandomBehaviour(), steps=1)
     env = Counter(end=3)

@@ -84,6 +84,8 @@ class Daemon:
         self.state.mkdir(exist_ok=True)
         self.output = folder / "stderr.txt"
         self.process: subprocess.Popen[bytes] | None = None
+        if "[retry]" not in settings:  # a crash is the end, where the test is not about what comes after it
+            settings += "\n[retry]\nattempts = 1\n"
         (self.state / "offrld.toml").write_text(settings)
         self.context = zmq.Context()
         self.connection: Connection | None = None
@@ -92,13 +94,15 @@ class Daemon:
     def url(self) -> str:
         return f"ipc://{self.state}/run/offrld.sock"
 
-    def start(self, *options: str) -> Daemon:
+    def start(self, *options: str, answer: bool = True) -> Daemon:
+        """Start it, and unless ``answer`` is False, wait until it answers."""
         with self.output.open("ab") as output:
             self.process = subprocess.Popen(
                 [sys.executable, str(HERE / "daemon_program.py"), "--state-dir", str(self.state), *options], stderr=output, stdout=output
             )
         self.connection = self.connect()
-        self.ask(wire.Ping())
+        if answer:
+            self.ask(wire.Ping())
         return self
 
     def refused(self, *options: str, **environment: str) -> tuple[int, list[str]]:
@@ -143,7 +147,7 @@ class Daemon:
     # ------------------------------------------------------------------------------------------------------- shorthands
     def train(self, dataset: str, behaviour: str = "normal", *, algorithm: str = "anything", **fields: Any) -> str:
         """Submit a train job."""
-        request = {name: fields.pop(name) for name in ("key", "after", "priority") if name in fields}
+        request = {name: fields.pop(name) for name in ("key", "after", "priority", "start_at", "start_in_s") if name in fields}
         spec = TrainSpec(algorithm=algorithm, dataset=dataset, **{"steps": 3, "config": {"behaviour": behaviour}, **fields})
         return self.ask(wire.Submit(spec=spec, **request)).job
 

@@ -1,6 +1,7 @@
 """The real daemon with the workers of these tests: ``daemon_program.py [options of offrld]``."""
 
 import sys
+import time
 from pathlib import Path
 
 from offrld.daemon.main import main
@@ -13,5 +14,10 @@ if __name__ == "__main__":
     if "--broken-describe" in sys.argv:
         sys.argv.remove("--broken-describe")
         describe.append("--broken")
+    if "--clock" in sys.argv:  # a file with the seconds by which somebody has set the machine's clock
+        at = sys.argv.index("--clock")
+        offset, real = Path(sys.argv[at + 1]), time.time
+        del sys.argv[at : at + 2]
+        time.time = lambda: real() + float(offset.read_text())
     executor = LocalExecutor([sys.executable, "-S", str(HERE / "worker_program.py")], describe)
     sys.exit(main(sys.argv[1:], executor=executor))

@@ -9,7 +9,7 @@ import pytest
 
 from offrl.errors import Conflict, DiskFull, InvalidInput, StoreCorrupt, Unknown
 from offrl.job import ExportSpec, ImportSpec, JobState, TrainSpec
-from offrld.daemon import datasets, events, queue, records
+from offrld.daemon import datasets, events, infos, queue, records
 from offrld.daemon.database import Connection, connect, transaction, translate
 from offrld.daemon.supervision import Exit, outcome
 
@@ -64,7 +64,7 @@ def test_a_job_waits_for_the_success_of_others(db: Connection, path: Path) -> No
     claimed = [do(db, queue.claim, "train").id for _ in range(2)]
     assert claimed == [first, second]
     assert do(db, queue.claim, "train") is None
-    assert do(db, records.info, last).reason == f"waits for {first}, {second}"
+    assert do(db, infos.info, last).reason == f"waits for {first}, {second}"
     do(db, queue.finish, first, 1, path, Exit(0, last_line=b'{"type":"end","state":"succeeded"}'))
     assert do(db, queue.claim, "train") is None
     with pytest.raises(Conflict, match=last):
@@ -106,6 +106,19 @@ def test_a_key_names_one_job(db: Connection, path: Path) -> None:
         do(db, queue.submit, spec.model_copy(update={"steps": 1}), key="k")
 
 
+def test_a_key_belongs_to_its_owner(db: Connection, path: Path) -> None:
+    dataset(db, path, "data")
+    spec, other = (TrainSpec(algorithm="x", dataset="data", steps=steps) for steps in (1, 2))
+    first = do(db, queue.submit, spec, key="k", owner="arm1")
+    second = do(db, queue.submit, other, key="k", owner="arm2")
+    assert first[1] and second[1] and first != second
+    assert do(db, queue.submit, other, key="k", owner="arm2") == (second[0], False)
+    with pytest.raises(Conflict, match=first[0]):
+        do(db, queue.submit, other, key="k", owner="arm1")
+    old = do(db, queue.submit, spec, key="old")  # of before jobs had owners
+    assert do(db, queue.submit, spec, key="old", owner="arm1") == (old[0], False)
+
+
 def test_the_snapshot_is_pinned_at_submission(db: Connection, path: Path) -> None:
     dataset(db, path, "data")
     job = train(db)
@@ -139,7 +152,7 @@ def test_lines_are_taken_over_once_and_whole(db: Connection, path: Path) -> None
         (3, "progress", 1, ""), (4, "progress", 2, ""), (5, "message", 0, "hello"),
     ]  # fmt: skip
     assert (cursor, ended) == (5, False)
-    info = records.info(db, job)
+    info = infos.info(db, job)
     assert (info.step, info.updates_per_second, info.metrics) == (2, 2.5, {"loss": {"0": 2.5}})
 
 

@@ -12,7 +12,7 @@ import zmq
 from daemon_harness import Connection, alive, until
 
 from offrl import wire
-from offrl.errors import Conflict
+from offrl.errors import Conflict, Unknown
 from offrl.job import TrainSpec
 
 GRACE = "[grace]\ncancel_s = 0.3\npause_s = 0.3\nstop_s = 0.5\n"
@@ -134,6 +134,22 @@ def test_what_was_being_removed_is_there_or_gone(new_daemon) -> None:
     until(lambda: not (daemon.state / "datasets" / ".tmp-gone").exists())
     assert [path.name for path in (daemon.state / "datasets").iterdir()] == [data]
     assert not (daemon.state / "jobs" / ".removed-0001-gone").exists()
+
+
+def test_what_is_removed_while_the_daemon_puts_its_folder_in_order_stays_removed(new_daemon) -> None:
+    daemon = new_daemon().start()
+    data = daemon.dataset("data")
+    daemon.stop()
+    for number in range(500):  # removals that were cut short: looking at them takes a while
+        (daemon.state / "jobs" / f".removed-{number:08x}-gone").mkdir()
+    for number in range(10_000):  # so does deleting this one
+        (daemon.state / "datasets" / data / str(number)).touch()
+    daemon.start(answer=False)
+    daemon.ask(wire.RemoveDataset(name=data))  # the first request of all
+    with pytest.raises(Unknown):
+        daemon.ask(wire.GetDataset(name=data))
+    until(lambda: not list((daemon.state / "jobs").glob(".removed-*")))
+    assert not list((daemon.state / "datasets").iterdir())
 
 
 class Submitter(threading.Thread):

@@ -50,6 +50,9 @@ BAD = [
     (msgpack.packb({"protocol": 1, "type": "get_events", "job": "a", "wait_s": 1e9}), InvalidMessage),
     (msgpack.packb({"protocol": 1, "type": "ping"}) + b"tail", InvalidMessage),
     (msgpack.packb({1: 2}), InvalidMessage),
+    (msgpack.packb({"protocol": 1, "type": "ping", "x": [[]] * 300_000}), InvalidMessage),
+    (msgpack.packb({"protocol": 1, "type": "get_events", "job": "a", "cursor": 2**63}), InvalidMessage),
+    (msgpack.packb({"protocol": True, "type": "ping"}), ProtocolMismatch),
     (msgpack.packb({"protocol": msgpack.ExtType(4, b"x"), "type": "ping"}), InvalidMessage),
     (b"\x82\xa4type\xa4ping\xa4type\xa4ping", InvalidMessage),
     (b"\xdf\xff\xff\xff\xff", InvalidMessage),
@@ -166,7 +169,7 @@ def test_a_train_job_submitted_while_its_dataset_is_imported_waits_for_it(daemon
     job = daemon.train("pending")
     info = daemon.job(job)
     assert (info.state, info.after, info.reason) == ("queued", [pending], f"waits for {pending}")
-    with pytest.raises(Conflict, match="being imported"):
+    with pytest.raises(Conflict, match="is being made by job"):
         daemon.import_("pending")
     for name in blocker:
         daemon.control(name, "cancel")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 import zlib
 from pathlib import Path
 
@@ -11,10 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from offrl.errors import Conflict, DiskFull, InvalidInput, Unknown
+from offrl.errors import Conflict, DiskFull, InvalidInput, NotAllowed, Unknown
 from offrl.wire import FileEntry
+from offrld.daemon.caller import Caller
 from offrld.daemon.state import open_below, relative_parts
 from offrld.daemon.uploads import Uploads
+
+ARM1, ARM2, BOSS = Caller("arm1", "submitter"), Caller("arm2", "submitter"), Caller("boss", "operator")
 
 
 @pytest.fixture
@@ -28,57 +32,57 @@ def entry(path: str, data: bytes) -> FileEntry:
 
 
 def write(uploads: Uploads, path: str, offset: int, data: bytes, upload: str = "u") -> int:
-    return uploads.write(upload, path, offset, data, zlib.crc32(data))
+    return uploads.write(upload, path, offset, data, zlib.crc32(data), ARM1)
 
 
 def test_files_arrive_whole(uploads: Uploads, tmp_path: Path) -> None:
-    assert uploads.open("u", [entry("a/b.bin", b"hello"), entry("empty", b"")]) == {"a/b.bin": 0, "empty": 0}
+    assert uploads.open("u", [entry("a/b.bin", b"hello"), entry("empty", b"")], ARM1) == {"a/b.bin": 0, "empty": 0}
     with pytest.raises(Conflict):
-        uploads.check_usable("u")
+        uploads.check_usable("u", ARM1)
     assert write(uploads, "a/b.bin", 0, b"hel") == 3
     with pytest.raises(Conflict, match="3 of 5"):
-        uploads.finish("u")
+        uploads.finish("u", ARM1)
     assert write(uploads, "a/b.bin", 3, b"lo") == 5
-    uploads.finish("u")
-    uploads.finish("u")  # its answer was lost
-    uploads.check_usable("u")
+    uploads.finish("u", ARM1)
+    uploads.finish("u", ARM1)  # its answer was lost
+    uploads.check_usable("u", ARM1)
     assert (tmp_path / "uploads/u/files/a/b.bin").read_bytes() == b"hello"
     assert (tmp_path / "uploads/u/files/empty").read_bytes() == b""
     with pytest.raises(Conflict, match="finished"):
         write(uploads, "a/b.bin", 5, b"")
     uploads.remove("u")
     with pytest.raises(Unknown):
-        uploads.check_usable("u")
+        uploads.check_usable("u", ARM1)
 
 
 def test_an_upload_goes_on_from_the_last_byte_that_was_kept(uploads: Uploads, tmp_path: Path) -> None:
     files = [entry("a", b"0123456789")]
-    uploads.open("u", files)
+    uploads.open("u", files, ARM1)
     write(uploads, "a", 0, b"0123")
     again = Uploads(tmp_path / "uploads", keep_free=0)  # of a daemon that was started anew
-    assert again.open("u", files) == {"a": 4}
+    assert again.open("u", files, ARM1) == {"a": 4}
     assert write(again, "a", 0, b"0123") == 4  # its answer was lost: acknowledged again
     with pytest.raises(Conflict, match="4 have arrived"):
         write(again, "a", 5, b"56789")
     with pytest.raises(InvalidInput, match="10 bytes"):
         write(again, "a", 4, b"456789!")
     with pytest.raises(Conflict, match="other files"):
-        again.open("u", [entry("a", b"other")])
+        again.open("u", [entry("a", b"other")], ARM1)
     write(again, "a", 4, b"456789")
-    again.finish("u")
+    again.finish("u", ARM1)
 
 
 def test_damage_is_found_on_the_way_and_at_the_end(uploads: Uploads) -> None:
     files = [entry("a", b"hello")]
-    uploads.open("u", files)
+    uploads.open("u", files, ARM1)
     with pytest.raises(InvalidInput, match="CRC-32"):
-        uploads.write("u", "a", 0, b"hello", 1)
+        uploads.write("u", "a", 0, b"hello", 1, ARM1)
     write(uploads, "a", 0, b"hallo")
     with pytest.raises(InvalidInput, match="SHA-256"):
-        uploads.finish("u")
-    assert uploads.open("u", files) == {"a": 0}
+        uploads.finish("u", ARM1)
+    assert uploads.open("u", files, ARM1) == {"a": 0}
     write(uploads, "a", 0, b"hello")
-    uploads.finish("u")
+    uploads.finish("u", ARM1)
 
 
 @pytest.mark.parametrize(
@@ -88,7 +92,7 @@ def test_damage_is_found_on_the_way_and_at_the_end(uploads: Uploads) -> None:
 )  # fmt: skip
 def test_a_name_that_could_do_harm_is_refused_and_leaves_nothing(uploads: Uploads, tmp_path: Path, paths: list[str]) -> None:
     with pytest.raises(InvalidInput):
-        uploads.open("u", [entry(path, b"") for path in paths])
+        uploads.open("u", [entry(path, b"") for path in paths], ARM1)
     assert not list((tmp_path / "uploads").iterdir())
 
 
@@ -105,18 +109,18 @@ def test_no_accepted_name_leaves_the_folder(path: str) -> None:
 
 def test_uploads_are_bounded_in_number_and_size(uploads: Uploads, tmp_path: Path) -> None:
     for number in range(3):
-        uploads.open(f"u{number}", [entry("a", b"x")])
+        uploads.open(f"u{number}", [entry("a", b"x")], ARM1)
     with pytest.raises(Conflict, match="3 uploads"):
-        uploads.open("one-more", [entry("a", b"x")])
+        uploads.open("one-more", [entry("a", b"x")], ARM1)
     write(uploads, "a", 0, b"x", "u0")
-    uploads.finish("u0")
+    uploads.finish("u0", ARM1)
     with pytest.raises(DiskFull, match="needs"):
-        uploads.open("large", [FileEntry(path="a", size=2**60, sha256="0" * 64)])
+        uploads.open("large", [FileEntry(path="a", size=2**60, sha256="0" * 64)], ARM1)
     assert not (tmp_path / "uploads" / "large").exists()
 
 
 def test_links_are_not_followed(uploads: Uploads, tmp_path: Path) -> None:
-    uploads.open("u", [entry("a/b", b"hello")])
+    uploads.open("u", [entry("a/b", b"hello")], ARM1)
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "b").write_bytes(b"")
@@ -133,8 +137,42 @@ def test_links_are_not_followed(uploads: Uploads, tmp_path: Path) -> None:
 
 
 def test_forgotten_uploads_are_found(uploads: Uploads, tmp_path: Path) -> None:
-    uploads.open("old", [entry("a", b"x")])
-    uploads.open("new", [entry("a", b"x")])
+    uploads.open("old", [entry("a", b"x")], ARM1)
+    uploads.open("new", [entry("a", b"x")], ARM1)
     for path in [*(tmp_path / "uploads/old").rglob("*"), tmp_path / "uploads/old"]:
         os.utime(path, (1, 1))
-    assert uploads.expired(60) == ["old"]
+    assert Uploads(tmp_path / "uploads").expired(60) == ["old"]  # a daemon that was started anew
+    assert uploads.expired(60) == []  # one that saw both of them being begun, whatever the clock says
+
+
+def test_no_upload_is_lost_because_the_clock_was_set(uploads: Uploads, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    uploads.open("before", [entry("a", b"x")], ARM1)
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 365 * 86400)
+    assert uploads.expired(60) == []
+    uploads.open("after", [entry("a", b"x")], ARM1)
+    monkeypatch.setattr(time, "time", lambda: now - 365 * 86400)
+    assert uploads.expired(60) == []
+    assert set(uploads.expired(0)) == {"before", "after"}  # so it would be seen if they were counted by the wall clock
+
+
+def test_an_upload_is_its_owners_and_the_operators(uploads: Uploads, tmp_path: Path) -> None:
+    files = [entry("a", b"hello")]
+    uploads.open("u", files, ARM1)
+    for again in (uploads, Uploads(tmp_path / "uploads", keep_free=0)):  # and in a daemon that was started anew
+        for act in (
+            lambda u=again: u.open("u", files, ARM2),
+            lambda u=again: u.write("u", "a", 0, b"hello", zlib.crc32(b"hello"), ARM2),
+            lambda u=again: u.finish("u", ARM2),
+            lambda u=again: u.check_usable("u", ARM2),
+        ):
+            with pytest.raises(NotAllowed, match="'arm2'"):
+                act()
+    assert uploads.open("u", files, BOSS) == {"a": 0}
+    write(uploads, "a", 0, b"hello")
+    uploads.finish("u", ARM1)
+    uploads.check_usable("u", BOSS)
+    (tmp_path / "uploads/u/owner").unlink()  # as one that was begun with a daemon that knew no owners
+    with pytest.raises(NotAllowed):
+        Uploads(tmp_path / "uploads").check_usable("u", ARM1)
+    Uploads(tmp_path / "uploads").check_usable("u", BOSS)

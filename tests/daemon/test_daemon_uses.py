@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
-
 import pytest
 
 from offrl import wire
@@ -61,22 +59,6 @@ def test_a_job_waits_for_what_it_takes_and_that_is_not_removed(daemon):
         daemon.job(ended)
 
 
-def test_a_queue_from_before_jobs_took_others_is_read(new_daemon):
-    daemon = new_daemon().start()
-    data = daemon.dataset("old")
-    source = daemon.train(data, key="k")
-    daemon.wait(source)
-    assert daemon.stop() == 0
-    with sqlite3.connect(daemon.state / "queue.sqlite") as db:
-        db.execute("DROP TABLE uses")
-        db.execute("UPDATE jobs SET spec = json_remove(spec, '$.start', '$.transfer', '$.fresh_optimizer')")
-    db.close()
-    daemon.start()
-    assert daemon.train(data, key="k") == source
-    assert daemon.wait(taker(daemon, data, {"policy": source})).state == "succeeded"
-    assert daemon.ask(wire.GetJob(job=source)).state == "succeeded"
-
-
 def test_a_job_that_has_succeeded_goes_on_for_more_steps(daemon):
     data = daemon.dataset("uses-more")
     job = daemon.train(data, steps=3)
@@ -89,7 +71,7 @@ def test_a_job_that_has_succeeded_goes_on_for_more_steps(daemon):
         resume(3)
     with pytest.raises(Conflict, match="has succeeded"):
         resume(None)
-    with pytest.raises(InvalidInput, match="about resuming a train job"):
+    with pytest.raises(InvalidInput, match="about resuming a job that trains or collects"):
         daemon.ask(wire.ControlJob(job=job, action="retry", steps=9))
     assert resume(7).steps == 7
     info = daemon.wait(job)

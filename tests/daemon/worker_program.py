@@ -150,6 +150,7 @@ class Worker:
         temporary = self.state / "datasets" / f".tmp-{self.start['job']}"
         temporary.mkdir(exist_ok=True)
         (temporary / "half").write_text("half")
+        (temporary / "import.json").write_text(json.dumps({"job": self.start["job"]}))
         if spec["format"] == "slow":
             while True:
                 self.check(0.05)

@@ -7,16 +7,16 @@ import traceback
 
 import pytest
 import torch
-from cheap_settings import cheap_learner
+from cheap_settings import FROM_DATA, cheap_learner
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from offrl.errors import InvalidInput
 from offrld.algos import ALGORITHMS, bc
-from offrld.engine import Learner, Stage, Step
+from offrld.engine import Learner, Optimizer, Stage, Step, rules
 from offrld.engine import graph as graphs
 from offrld.engine.graph import Chunks, Pattern, moved_alike
 
-ALL = list(ALGORITHMS.values())
+ALL = list(FROM_DATA.values())
 names = pytest.mark.parametrize("algorithm", ALL, ids=lambda a: a.name)
 KINDS = ("td3_bc", "iql", "cql", "dqn")
 
@@ -78,7 +78,13 @@ def test_chunks_give_the_bits_of_single_updates(algorithm, stacked, store_for):
     assert together._taken == single._taken
 
 
-@pytest.mark.parametrize("optimizer", [{"schedule": "cosine", "cosine_steps": 6}, {"type": "sgd", "momentum": 0.9, "dampening": 0.5}])
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        {"schedule": "cosine", "cosine_steps": 6}, {"type": "sgd", "momentum": 0.9, "dampening": 0.5}, {"type": "nadam"},
+        {"type": "radam"}, {"type": "adagrad", "rate_decay": 0.5}, {"type": "rprop"},
+    ],
+)  # fmt: skip
 def test_what_depends_on_the_moves_taken_follows_them(optimizer, continuous_store):
     values = {f"optimizer.{name}": value for name, value in optimizer.items()}
     single, together = (learner_of(bc.ALGORITHM, continuous_store, values, dtype=torch.float64) for _ in range(2))
@@ -181,6 +187,15 @@ def test_a_chunk_reads_nothing_back(algorithm, store_for):
     learner._chunks._met = Always(1)
     learner.run(3)
     assert not found
+
+
+@pytest.mark.parametrize("kind", rules.RULES)
+def test_no_rule_of_an_optimiser_reads_anything_back(kind):
+    shapes = [(4, 3), (4,)]
+    parts = {part: [torch.zeros(shape) for shape in shapes] for part in rules.PARTS[kind]}
+    with Readings() as readings:
+        rules.RULES[kind](Optimizer(type=kind), [torch.ones(shape) for shape in shapes], parts, torch.full((), 7.0, dtype=torch.float64))
+    assert not readings.found
 
 
 @pytest.mark.parametrize("name", KINDS)

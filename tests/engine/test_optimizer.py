@@ -134,6 +134,49 @@ def test_rmsprop_equals_that_of_torch(options):
     same(moved(Optimizer(type="rmsprop", **options)), torchs(lambda params: torch.optim.RMSprop(params, lr=RATE, **options)))
 
 
+# Without a fused kernel: our settings beside torch's of the same meaning.
+OTHERS = [
+    ("adamax", {}, {}), ("adamax", {"beta1": 0.5, "beta2": 0.8, "eps": 1e-3}, {"betas": (0.5, 0.8), "eps": 1e-3}),
+    ("nadam", {}, {}),
+    ("nadam", {"beta1": 0.5, "beta2": 0.8, "momentum_decay": 0.3}, {"betas": (0.5, 0.8), "momentum_decay": 0.3}),
+    ("radam", {}, {}), ("radam", {"beta1": 0.5, "beta2": 0.8, "eps": 1e-3}, {"betas": (0.5, 0.8), "eps": 1e-3}),
+    ("adagrad", {}, {}), ("adagrad", {"rate_decay": 0.2, "eps": 1e-3}, {"lr_decay": 0.2, "eps": 1e-3}),
+    ("adadelta", {}, {}), ("adadelta", {"rho": 0.5, "eps": 1e-3}, {"rho": 0.5, "eps": 1e-3}),
+    ("rprop", {}, {"step_sizes": (1e-4 * RATE, 5e3 * RATE)}),
+    ("rprop", {"shrink": 0.01, "grow": 50.0}, {"etas": (0.01, 50.0), "step_sizes": (1e-4 * RATE, 5e3 * RATE)}),
+]  # fmt: skip
+TORCHS = {
+    "adamax": torch.optim.Adamax, "nadam": torch.optim.NAdam, "radam": torch.optim.RAdam, "adagrad": torch.optim.Adagrad,
+    "adadelta": torch.optim.Adadelta, "rprop": torch.optim.Rprop,
+}  # fmt: skip
+
+
+@pytest.fixture
+def exact_torch():
+    """Torch keeps the product of NAdam's momenta in its default dtype, whatever that of the parameters."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)
+
+
+@pytest.mark.parametrize("on_device", [False, True], ids=["number", "tensor"])
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+@pytest.mark.parametrize(("kind", "options", "of_torch"), OTHERS, ids=str)
+def test_the_other_rules_equal_those_of_torch(kind, options, of_torch, decay, on_device, exact_torch):
+    if kind == "rprop" and decay:
+        pytest.skip("torch's has none either")
+    decays = {"weight_decay": decay} if decay else {}
+    expected = torchs(lambda params: TORCHS[kind](params, lr=RATE, **of_torch, **decays))
+    same(moved(Optimizer(type=kind, **options, **decays), on_device=on_device), expected, 1e-11)
+
+
+def test_every_optimizer_of_torch_has_its_rule_or_a_reason():
+    known = {name.lower() for name in vars(torch.optim) if isinstance(getattr(torch.optim, name), type)} - {"optimizer"}
+    without = {"lbfgs", "sparseadam", "adafactor", "muon", "asgd"}   # the reasons: offrld/engine/rules.py
+    assert known - without <= set(ours.OPTIMIZERS)
+
+
 def test_the_defaults_are_those_of_the_field():
     same(moved(Optimizer()), torchs(lambda params: torch.optim.Adam(params, lr=RATE)))
     expected = torchs(lambda params: torch.optim.RMSprop(params, lr=RATE, alpha=0.95, eps=1e-2, centered=True))
@@ -198,6 +241,7 @@ EVERY = [
     Optimizer(weight_decay=0.1), Optimizer(type="adamw", weight_decay=0.1, amsgrad=True), Optimizer(type="gpt_adamw", weight_decay=0.1),
     Optimizer(type="sgd", momentum=0.9, weight_decay=0.1), Optimizer(type="sgd", momentum=0.9, dampening=0.5),
     Optimizer(type="rmsprop", momentum=0.5, weight_decay=0.1), Optimizer(type="rmsprop", centered=False),
+    *(Optimizer(type=kind, weight_decay=0.0 if kind == "rprop" else 0.1) for kind in TORCHS),
 ]  # fmt: skip
 every = pytest.mark.parametrize("optimizer", EVERY, ids=lambda o: f"{o.type}-{o.momentum:g}-{o.dampening:g}")
 
@@ -242,6 +286,7 @@ def test_gradients_that_lie_otherwise_in_memory_are_read_rightly():
         ({"type": "sgd", "beta1": 0.5}, "'o.beta1' has no effect with o.type 'sgd'"),
         ({"momentum": 0.5}, "'o.momentum' has no effect with o.type 'adam'"),
         ({"warmup_steps": 5}, "'o.warmup_steps' has no effect with o.schedule 'none'"),
+        ({"type": "rprop", "weight_decay": 0.1}, "'o.weight_decay' has no effect with o.type 'rprop'"),
         ({"type": "sgd", "nesterov": True}, "o: nesterov needs a momentum above 0"),
     ],
 )

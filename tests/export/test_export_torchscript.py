@@ -15,13 +15,13 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from cheap_settings import cheap_settings
+from cheap_settings import FROM_DATA, cheap_settings
 from test_export_observations import CONTINUOUS, DISCRETE, IMAGE, KINDS, SMALL, filled
 from torch import nn
 
 from offrl.errors import CheckFailed, InvalidInput
 from offrl_store import Field
-from offrld.algos import ALGORITHMS, get
+from offrld.algos import get
 from offrld.export.torchscript import METADATA, export_torchscript
 from offrld.learner import Learner
 from offrld.worker.policies import PolicyFiles
@@ -151,7 +151,7 @@ def test_the_metadata_are_those_of_the_onnx_file_and_name_the_inputs_in_order(ra
     assert told["parity"]["largest_difference"] <= 1e-4
 
 
-@pytest.mark.parametrize("name", [name for name, algorithm in ALGORITHMS.items() if algorithm.acts])
+@pytest.mark.parametrize("name", [name for name, algorithm in FROM_DATA.items() if algorithm.acts])
 def test_every_policy_of_the_registry_becomes_a_file_without_a_warning(name, store_for, tmp_path):
     learner = learner_of(name, store_for(get(name)))
     with warnings.catch_warnings():

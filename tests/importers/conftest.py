@@ -55,6 +55,8 @@ def same_episodes():
                 pairs += [(ours.observation[key], theirs.observation[key]) for key in ours.observation]
             else:
                 pairs.append((ours.observation, theirs.observation))
+            assert ours.extra.keys() == theirs.extra.keys()
+            pairs += [(ours.extra[key], theirs.extra[key]) for key in ours.extra]
             for a, b in pairs:
                 assert a.dtype == b.dtype
                 np.testing.assert_array_equal(a, b)

@@ -64,10 +64,8 @@ def test_several_fields_and_discrete_actions_come_back(tmp_path, same_episodes, 
     again = import_into(path, tmp_path / "again", message=lines.append)
     same_episodes(again.episodes, store.episodes)
     assert again.schema.action == schema.action and again.metadata["env_id"] == "Unheard-v0"
-    if format == "store":
-        assert again.episodes[0].extra["log_prob"].tolist() == [0, 1, 2]
-    else:
-        assert any(line.startswith("not imported: infos") for line in lines)
+    assert [each.extra["log_prob"].tolist() for each in again.episodes] == [[0, 1, 2], [0, 1]]
+    assert not any("not imported" in line for line in lines)
 
 
 def test_the_flat_layout_is_what_other_readers_expect(store, tmp_path):
@@ -84,6 +82,18 @@ def test_the_flat_layout_is_what_other_readers_expect(store, tmp_path):
         assert archive.testzip() is None
     with np.load(tmp_path / "data.npz", allow_pickle=False) as arrays:
         assert arrays["rewards"].dtype == np.float64 and arrays["action_high"].tolist() == [1, 3]
+
+
+def test_metadata_of_the_source_and_of_episodes_come_back(write_h5, flat, tmp_path):
+    """D4RL keeps what D4RL had; a store keeps that of single episodes too."""
+    metadata = {"metadata/algorithm": "SAC", "metadata/policy/output": np.arange(3.0), "metadata/iteration": 7}
+    store = import_into(write_h5({**flat, **metadata}), tmp_path / "store")
+    again = import_into(export_dataset(store, tmp_path / "again.hdf5", "d4rl"), tmp_path / "again")
+    assert again.metadata["source_metadata"] == {"algorithm": "SAC", "iteration": 7, "policy": {"output": [0.0, 1.0, 2.0]}}
+    with store.writer() as writer:
+        writer.append(store.episodes[0], {"level_seed": 45})
+    copy = import_into(export_dataset(EpisodeStore.open(store.path), tmp_path / "copy", "store"), tmp_path / "copied")
+    assert copy.episode_metadata(3) == {"level_seed": 45} and copy.episode_metadata(0) == {}
 
 
 def test_short_episodes_are_written_in_blocks(store, tmp_path, same_episodes, monkeypatch):

@@ -57,6 +57,7 @@ def test_an_epoch_becomes_a_store_of_single_frames(epoch, tmp_path):
     lines = []
     store = import_into(folder, tmp_path / "store", message=lines.append)
     assert store.schema.observation == Field("uint8", (1, 84, 84)) and store.schema.action == Field("int64", (), low=0, high=5)
+    assert store.metadata["env_id"] == "offrld/pong-v0" and store.metadata["bounds"] == "env:offrld/pong-v0"
     assert store.metadata["source"] == {"format": "atari", "file": "50", "game": "Pong", "index": 1, "epoch": 50}
     flat = to_arrays(store)
     assert flat["observations"].shape == (COUNT, 1, 84, 84)

@@ -36,7 +36,7 @@ def test_an_unknown_format_names_the_nearest(tmp_path, flat):
 @pytest.mark.parametrize(
     ("content", "part"),
     [
-        (b"observations,actions\n1,2\n", "notes.csv is of no known format: it starts with b'observat'"),
+        (b"observations,actions\n1,2\n", "notes.txt is of no known format: it starts with b'observat'"),
         (b"", "is of no known format: it is empty"),
         (pickle.dumps([1, 2, 3]), "it is a pickle, which is never read"),
         (b"\x93NUMPY\x01\x00", "it is a single array"),
@@ -44,12 +44,12 @@ def test_an_unknown_format_names_the_nearest(tmp_path, flat):
     ],
 )
 def test_a_file_of_no_known_format(tmp_path, content, part):
-    path = tmp_path / "notes.csv"
+    path = tmp_path / "notes.txt"
     path.write_bytes(content)
     hint = refused(path, tmp_path, part).hint
     assert all(name in hint for name in ("d4rl", "minari", "npz", "d3rlpy", "store"))
     for name in ("d4rl", "npz", "d3rlpy"):
-        refused(path, tmp_path, "notes.csv is not a", format=name)
+        refused(path, tmp_path, "notes.txt is not a", format=name)
     refused(path, tmp_path, "is not the folder of a Minari dataset", format="minari")
     refused(path, tmp_path, "cannot be opened as a store", format="store")
 
@@ -222,3 +222,43 @@ def test_an_error_leaves_no_file_open(tmp_path, write_h5, flat):
         open_source(path)
     with h5py.File(path, "a") as file:  # HDF5 refuses to write to a file that is open for reading
         file["more"] = 1
+
+
+def test_an_option_that_a_format_lacks_names_the_nearest(tmp_path, flat):
+    refused(flat, tmp_path, "the format 'npz' has no option 'percentile'", Unknown, options={"percentile": 0.5})
+
+
+def test_headers_that_declare_too_much_are_refused_before_anything_is_read(tmp_path, flat, monkeypatch):
+    """A damaged or hostile file: sizes are bounded by what a step and an episode may take, not by what the machine has."""
+    import io
+    import zipfile
+
+    def member(shape):
+        file = io.BytesIO()
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
+        return file.getvalue() + bytes(400)
+
+    shapes = {(10, 10**12): "one row of 'observations'", (10**12, 3): "has 1000000000000 rows", (10, 2**62, 4): "one row of"}
+    for shape, part in shapes.items():
+        path = tmp_path / "data.npz"
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("observations.npy", member(shape))
+            for key in ("actions", "rewards", "terminals"):
+                with archive.open(f"{key}.npy", "w") as entry:
+                    np.lib.format.write_array(entry, flat[key])
+        refused(path, tmp_path, part)
+    monkeypatch.setattr("offrld.importers.columns.MAX_EPISODE_BYTES", 40)
+    refused(flat, tmp_path, "arrays: rows 0 to 3 of 'observations' are one episode, of 48 bytes")
+
+
+def test_groups_that_hold_themselves_and_chunks_that_no_memory_holds(tmp_path, write_h5, flat):
+    path = write_h5({key: value for key, value in flat.items() if key != "observations"})
+    with h5py.File(path, "a") as file:
+        group = file.create_group("observations")
+        group["inner"] = group
+        group["rows"] = flat["observations"]
+    refused(path, tmp_path, "is nested more than 16 deep")
+    path = write_h5({key: value for key, value in flat.items() if key != "observations"}, "bomb.hdf5")
+    with h5py.File(path, "a") as file:
+        file.create_dataset("observations", (10, 3), np.float32, maxshape=(None, 3), chunks=(100_000_000, 3), compression="gzip")
+    refused(path, tmp_path, "'observations' is kept in chunks of 1,200,000,000 bytes")

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from offrld.importers import columns, d4rl, open_source
+from offrld.importers import columns, d4rl, import_into, open_source
 
 
 def read_row_by_row(arrays: dict[str, np.ndarray], limit: int | None) -> list[tuple[list[float], list[float], list[float], bool]]:
@@ -191,9 +191,21 @@ def test_rounding_beyond_the_environment_s_bounds_is_set_to_the_bound_and_said(f
     assert any("10 actions were beyond their bounds by" in line for line in source.messages)
 
 
-def test_other_arrays_are_named_as_not_imported(flat, write_h5):
-    with open_source(write_h5({**flat, "infos/qpos": np.zeros((10, 2)), "metadata/algorithm": "SAC"})) as source:
-        assert "not imported: infos, metadata" in source.messages
+def test_infos_are_kept_with_each_step_and_metadata_with_the_store(flat, write_h5, tmp_path):
+    """J20: infos/* with a row per step become extra fields, metadata/* stands in the store's metadata; the rest is named."""
+    qpos = np.arange(20.0).reshape(10, 2)
+    content = {
+        "infos/qpos": qpos, "infos/deep/flag": np.arange(10) % 2 == 0, "infos/goal": np.zeros(3), "infos/note": "text",
+        "metadata/algorithm": "SAC", "metadata/policy/fc0/weight": np.zeros((256, 17)), "metadata/iteration": 7, "other": np.zeros(10),
+    }  # fmt: skip
+    lines = []
+    store = import_into(write_h5({**flat, **content}), tmp_path / "store", message=lines.append)
+    assert "not imported: infos/goal, infos/note, other" in lines
+    assert list(store.schema.extra) == ["deep.flag", "qpos"]
+    np.testing.assert_array_equal(np.concatenate([each.extra["qpos"] for each in store.episodes]), qpos)
+    assert store.episodes[1].extra["deep.flag"].tolist() == [True, False, True]
+    weights = {"fc0": {"weight": "array of float64, shape (256, 17)"}}
+    assert store.metadata["source_metadata"] == {"algorithm": "SAC", "iteration": 7, "policy": weights}
 
 
 def test_several_observation_fields(flat, write_h5, same_episodes):
@@ -205,6 +217,15 @@ def test_several_observation_fields(flat, write_h5, same_episodes):
     for arrays in ({**fields, **flat}, nested):
         with open_source(arrays) as source:
             same_episodes(episodes, source.episodes)
+
+
+def test_images_with_their_channels_last_are_noticed(flat):
+    """J23: networks take [C, H, W]; the data are kept as they are."""
+    with open_source({**flat, "observations": np.zeros((10, 12, 10, 3), np.uint8)}) as source:
+        assert source.schema.observation.shape == (12, 10, 3)
+    assert "'observation' looks like images of (12, 10, 3), channels last: networks take uint8 images [C, H, W]" in source.messages
+    with open_source({**flat, "observations": np.zeros((10, 3, 12, 10), np.uint8)}) as source:
+        assert not any("channels" in line for line in source.messages)
 
 
 def test_no_more_than_a_block_is_read_at_once(flat, monkeypatch):

@@ -76,12 +76,23 @@ def test_d3rlpy_v2_files_equal_the_first_episodes_of_the_flat_files(shared_data,
         same_episodes(source.episodes, islice(whole.episodes, episodes))
 
 
-def test_files_of_other_formats_say_what_they_are(shared_data):
-    formats = shared_data / "formats"
-    with pytest.raises(InvalidInput, match="keeps its data as arrow"):
-        open_source(formats / "minari-arrow" / "pendulum" / "replay-v0")
+def test_minari_s_arrow_form_equals_the_first_episodes_of_the_flat_file(shared_data, tmp_path):
+    """J26: written by Minari itself; there the observation after the last action repeats the one before."""
+    store = import_into(shared_data / "formats" / "minari-arrow" / "pendulum" / "replay-v0", tmp_path / "store")
+    assert (len(store), store.transition_count, store.metadata["bounds"], store.metadata["env_id"]) == (5, 1000, "declared", "Pendulum-v1")
+    with open_source(shared_data / "pendulum-replay.hdf5") as flat:
+        for ours, theirs in zip(store.episodes, islice(flat.episodes, 5), strict=True):
+            np.testing.assert_array_equal(ours.observation[:-1], theirs.observation)
+            np.testing.assert_array_equal(ours.observation[-1], theirs.observation[-1])
+            np.testing.assert_array_equal(ours.action, theirs.action)
+            np.testing.assert_array_equal(ours.reward, theirs.reward)
+            assert not ours.terminated and not ours.final_missing
+
+
+def test_files_of_other_formats_say_what_they_are(shared_data, tmp_path):
     with pytest.raises(InvalidInput, match="it is a folder of datasets; give one of them, for example cartpole/replay-v0"):
         open_source(shared_data / "minari")
-    with pytest.raises(InvalidInput, match="it is a folder with buffer_metadata") as error:
-        open_source(formats / "torchrl-pendulum")
+    (tmp_path / "notes.md").write_text("no data")
+    with pytest.raises(InvalidInput, match=r"it is a folder with notes\.md") as error:
+        open_source(tmp_path)
     assert all(name in error.value.hint for name in ("d4rl", "minari", "npz", "d3rlpy", "store"))

@@ -61,7 +61,7 @@ def installed(tmp_path, monkeypatch):
 
 
 def test_an_installed_encoder_is_listed_without_being_imported(installed):
-    assert types()[:5] == ("default", "vector", "dense", "pixel", "simba")
+    assert types()[:6] == ("default", "vector", "dense", "pixel", "impala", "simba")
     assert {"fourier", "broken"} <= set(types())
     assert types().count("vector") == 1
     assert "fourier" in settings.describe(Encoder)["type"].choices

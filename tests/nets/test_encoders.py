@@ -15,10 +15,10 @@ from offrld.nets import Encoder
 from offrld.nets.context import CONTEXT, Context
 from offrld.nets.encoders import build
 
-SMALL = {"units": (7, 6), "filters": (4, 3, 2, 5, 2, 1), "feature_size": 9, "hidden_size": 11}
+SMALL = {"units": (7, 6), "filters": (4, 3, 2, 5, 2, 1), "channels": (3, 4), "feature_size": 9, "hidden_size": 11}
 VIEWS = {"vector": (5,), "image": (2, 12, 10), "fields": {"camera": (2, 12, 10), "pose": (3,), "depth": (1, 9, 9), "goal": (2,)}}
 NETWORKS = [("default", "vector"), ("vector", "vector"), ("dense", "vector"), ("simba", "vector"), ("default", "image"),
-            ("pixel", "image"), ("default", "fields"), ("dense", "fields"), ("simba", "fields")]  # fmt: skip
+            ("pixel", "image"), ("impala", "image"), ("default", "fields"), ("dense", "fields"), ("simba", "fields")]  # fmt: skip
 networks = pytest.mark.parametrize(("kind", "where"), NETWORKS, ids=lambda value: value)
 VARIANTS = [
     {}, {"batch_norm": True}, {"layer_norm": True}, {"batch_norm": True, "layer_norm": True, "last_activation": False},
@@ -45,8 +45,9 @@ def made(kind: str, where: str, action_size: int = 0, **values):
     network = build("net", VIEWS[where], encoder, action_size)
     params = network.init(torch.Generator().manual_seed(0), torch.float64)
     generator = torch.Generator().manual_seed(1)
+    size = 0.02 if kind == "impala" else 0.1  # ten layers deep, features would grow until the sine below has no digits left
     for value in params.values():
-        value.add_(0.1 + 0.1 * torch.rand(value.shape, generator=generator, dtype=torch.float64))
+        value.add_(size * (1 + torch.rand(value.shape, generator=generator, dtype=torch.float64)))
     return encoder, network, params
 
 
@@ -132,7 +133,7 @@ def test_seeds_mapped_together_equal_each_seed_by_itself(kind, where, training):
             torch.testing.assert_close(updates[name][seed], value, rtol=1e-11, atol=1e-12)
 
 
-@networks
+@pytest.mark.parametrize(("kind", "where"), [each for each in NETWORKS if "impala" not in each])
 def test_initial_values_are_uniform_within_one_over_the_root_of_the_fan_in(kind, where):
     network = build("net", VIEWS[where], Encoder(type=kind, filters=(32, 3, 2, 64, 2, 1), batch_norm=kind != "simba"), 2)
     params = network.init(torch.Generator().manual_seed(0), torch.float64)
@@ -147,6 +148,18 @@ def test_initial_values_are_uniform_within_one_over_the_root_of_the_fan_in(kind,
     assert products
     for name, value in params.items():  # the norms
         assert (value == (0.0 if name.rpartition(".")[2] in ("bias", "running_mean") else 1.0)).all(), name
+
+
+def test_the_residual_network_starts_with_small_convolutions_without_bias():
+    params = build("net", (3, 64, 64), Encoder(type="impala")).init(torch.Generator().manual_seed(0), torch.float64)
+    convolutions = [name.removesuffix(".weight") for name, value in params.items() if value.ndim == 4]
+    assert len(convolutions) == 15
+    for name in convolutions:
+        weight = params[f"{name}.weight"]
+        bound = math.sqrt(6 / (9 * (weight.shape[0] + weight.shape[1])))
+        assert 0.98 * bound < weight.abs().max() <= bound
+        assert not params[f"{name}.bias"].any()
+    assert params["net.linear.weight"].shape == (256, 2048)
 
 
 @networks
@@ -164,6 +177,9 @@ CHANGES = [
         ("type", "dense"), ("type", "simba"))),
     *(("pixel", "image", {name: value}) for name, value in (
         ("filters", (4, 3, 1)), ("feature_size", 8), ("activation", "gelu"), ("batch_norm", True), ("layer_norm", True), ("dropout", 0.5),
+        ("last_activation", False))),
+    *(("impala", "image", {name: value}) for name, value in (
+        ("channels", (5,)), ("feature_size", 8), ("activation", "gelu"), ("batch_norm", True), ("layer_norm", True), ("dropout", 0.5),
         ("last_activation", False))),
     *(("simba", "vector", {name: value}) for name, value in (
         ("feature_size", 8), ("hidden_size", 5), ("blocks", 2), ("activation", "tanh"), ("dropout", 0.5))),
@@ -244,7 +260,9 @@ class Evaluated(torch.nn.Module):
         return self.network({name: getattr(self, name.replace(".", "_")) for name in self.names}, observation)
 
 
-@pytest.mark.parametrize(("kind", "where"), [("dense", "vector"), ("default", "image"), ("default", "fields"), ("simba", "fields")])
+@pytest.mark.parametrize(
+    ("kind", "where"), [("dense", "vector"), ("default", "image"), ("impala", "image"), ("default", "fields"), ("simba", "fields")]
+)
 def test_an_exported_encoder_takes_any_batch(kind, where):
     _, network, params = made(kind, where, **({} if kind == "simba" else {"batch_norm": True, "layer_norm": True}), dropout=0.5)
     module = Evaluated(network, params)

@@ -76,6 +76,36 @@ class TorchPixel(nn.Module):
         return self.last(flat if action is None else torch.cat([flat, action], -1))
 
 
+class TorchImpala(nn.Module):
+    def __init__(self, view, encoder, action_size: int) -> None:
+        super().__init__()
+        kind = "gelu" if encoder.activation == "geglu" else encoder.activation
+        self.active = activation(kind)
+        self.stages = nn.ModuleList()
+        (channels, height, width) = view
+        for wide in encoder.channels:
+            stage = nn.Module()
+            stage.conv = nn.Sequential(nn.Conv2d(channels, wide, 3, padding="same"), nn.MaxPool2d(3, 2, 1))
+            stage.blocks = nn.ModuleList(
+                nn.Sequential(activation(kind), nn.Conv2d(wide, wide, 3, 1, 1), activation(kind), nn.Conv2d(wide, wide, 3, 1, 1))
+                for _ in range(2)
+            )
+            self.stages.append(stage)
+            channels, height, width = wide, -(-height // 2), -(-width // 2)
+        out, last = encoder.feature_size or 256, encoder.last_activation
+        linear = nn.Linear(channels * height * width + action_size, doubled(encoder, out, last))
+        self.last = nn.Sequential(linear, *after(encoder, out, active=last))
+
+    def forward(self, observation, action=None):
+        x = observation
+        for stage in self.stages:
+            x = stage.conv(x)
+            for block in stage.blocks:
+                x = x + block(x)
+        flat = self.active(x).flatten(1)
+        return self.last(flat if action is None else torch.cat([flat, action], -1))
+
+
 class TorchSimba(nn.Module):
     def __init__(self, inputs: int, encoder) -> None:
         super().__init__()
@@ -117,7 +147,7 @@ def torch_encoder(view, encoder, action_size: int, params) -> tuple[nn.Module, d
     if isinstance(view, dict):
         module = TorchCombined(view, encoder, action_size)
     elif len(view) == 3:
-        module = TorchPixel(view, encoder, action_size)
+        module = (TorchImpala if encoder.type == "impala" else TorchPixel)(view, encoder, action_size)
     else:
         module = torch_vector(view[0] + action_size, encoder)
     module = module.to(torch.float64)

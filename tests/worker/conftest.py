@@ -21,7 +21,13 @@ DEADLINE_S = 60.0
 
 
 class WorkerProcess:
-    """One attempt at a job in a state folder."""
+    """One attempt at a job in a state folder.
+
+    Attributes:
+        deadline_s: for every event and the end; seconds.
+    """
+
+    deadline_s = DEADLINE_S
 
     def __init__(self, state: Path, job: str, spec: dict[str, Any], *, attempt: int = 1, snapshot: str | None = None, **start: Any) -> None:
         self.run = state / "jobs" / job
@@ -70,12 +76,12 @@ class WorkerProcess:
 
     def until(self, wanted: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
         """The next event of which ``wanted`` is true; fails with the log when the worker ends before it."""
-        deadline = time.monotonic() + DEADLINE_S
+        deadline = time.monotonic() + self.deadline_s
         while True:
             try:
                 event = self._events.get(timeout=max(0.0, deadline - time.monotonic()))
             except queue.Empty:
-                pytest.fail(f"no such event within {DEADLINE_S} s; log:\n{self.log.read_text()}")
+                pytest.fail(f"no such event within {self.deadline_s} s; log:\n{self.log.read_text()}")
             if event is None:
                 pytest.fail(f"the worker ended; events: {self.seen}; log:\n{self.log.read_text()}")
             self.seen.append(event)
@@ -90,8 +96,8 @@ class WorkerProcess:
 
     def wait(self) -> int:
         """The exit status, and all events read."""
-        status = self.process.wait(DEADLINE_S)
-        while (event := self._events.get(timeout=DEADLINE_S)) is not None:
+        status = self.process.wait(self.deadline_s)
+        while (event := self._events.get(timeout=self.deadline_s)) is not None:
             self.seen.append(event)
         return status
 

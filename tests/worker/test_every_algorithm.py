@@ -18,13 +18,13 @@ import gymnasium
 import numpy as np
 import onnxruntime
 import pytest
-from cheap_settings import cheap_settings
+from cheap_settings import FROM_DATA, cheap_settings
 
 import offrl
 from offrl.errors import InvalidInput
 from offrl.rollout import evaluate
 from offrld import settings
-from offrld.algos import ALGORITHMS, get
+from offrld.algos import get
 from offrld.embedded import embedded_daemon
 
 pytestmark = pytest.mark.slow
@@ -41,7 +41,7 @@ SETTINGS = {**WARM_UP, "mopo": {**OWN_STAGE, **ROLLOUTS}, "combo": {**OWN_STAGE,
 TAKES = {"fqe": {"policy": "td3_bc"}, "discrete_fqe": {"policy": "discrete_bc"}}
 WITH_MODEL = {f"{name} with a model": name for name in ("mopo", "combo")}
 DISCRETE_MODEL = "ensemble_dynamics of discrete actions"
-RUNS = {**{name: name for name in ALGORITHMS}, **WITH_MODEL, DISCRETE_MODEL: "ensemble_dynamics"}
+RUNS = {**{name: name for name in FROM_DATA}, **WITH_MODEL, DISCRETE_MODEL: "ensemble_dynamics"}
 
 
 def kind_of(run: str) -> str:

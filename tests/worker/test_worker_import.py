@@ -41,7 +41,7 @@ def test_an_uploaded_file_becomes_a_dataset(start, upload, shared_data, tmp_path
     assert info.returns["mean"] == pytest.approx(-297.0, abs=0.1)
     assert info.fields["action"]["shape"] == [1]
     assert folders(tmp_path) == ["pendulum"]
-    assert not (tmp_path / "uploads" / "upload-1").exists()
+    assert (tmp_path / "uploads" / "upload-1").exists()  # the daemon's to delete, once it knows the end
     recorded = [json.loads(line) for line in (worker.run / "events.jsonl").read_text().splitlines()]
     assert recorded == worker.seen
 
@@ -70,8 +70,34 @@ def test_data_that_is_wrong_leaves_nothing_behind(start, upload, tmp_path):
     assert end["error"]["code"] in ("invalid_input", "invalid_episode")
     assert "nan" in end["error"]["message"].lower()
     assert folders(tmp_path) == []
-    assert not (tmp_path / "uploads" / "upload-1").exists()
     assert "Traceback" not in worker.log.read_text()
+
+
+def test_bad_episodes_are_left_out_and_named_in_the_result(start, upload, tmp_path):
+    spec = {"kind": "import", "dataset": "kept", "upload": upload(bad_file(tmp_path / "bad.hdf5")), "skip_bad": True}
+    worker = start("job-1", spec)
+    end = worker.end()
+    assert (end["state"], end["reason"]) == ("succeeded", "1 bad episodes were left out")
+    info = DatasetInfo.model_validate(worker.of_type("dataset")[0]["dataset"])
+    assert (info.episodes, info.skipped_episodes) == (4, 1)
+    assert info.skipped[0].model_dump() == {"episode": 4, "row": 49, "why": "bad.hdf5: observations[49, 1] is nan"}
+    assert any("left out: episode 4" in each["message"] for each in worker.of_type("message"))
+    # the next attempt, after a kill between the rename and the report, says the same
+    again = start("job-1", spec, attempt=2)
+    assert again.end()["reason"] == end["reason"] and again.of_type("dataset") != []
+    assert again.of_type("dataset")[0]["dataset"] == worker.of_type("dataset")[0]["dataset"]
+
+    upload(bad_file(tmp_path / "bad.hdf5"), name="upload-2")
+    append = start("job-2", {**spec, "upload": "upload-2", "append": True})
+    assert append.end()["state"] == "succeeded"
+    assert DatasetInfo.model_validate(append.of_type("dataset")[0]["dataset"]).episodes == 8
+
+
+def test_an_option_that_the_format_lacks_is_refused(start, upload, shared_data, tmp_path):
+    source = upload(shared_data / "cartpole-replay.hdf5")
+    end = start("job-1", {"kind": "import", "dataset": "x", "upload": source, "options": {"percentile": 1}}).end()
+    assert (end["state"], end["error"]["code"]) == ("failed", "unknown")
+    assert folders(tmp_path) == []
 
 
 def test_a_path_outside_the_import_roots_is_refused(start, shared_data, tmp_path):
@@ -81,6 +107,15 @@ def test_a_path_outside_the_import_roots_is_refused(start, shared_data, tmp_path
     end = worker.end()
     assert (end["state"], end["error"]["code"]) == ("failed", "not_allowed")
     assert folders(tmp_path) == []
+
+
+def test_a_folder_below_an_import_root_may_hold_no_links(start, shared_data, tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "link.hdf5").symlink_to(shared_data / "pendulum-replay.hdf5")
+    end = start("job-1", {"kind": "import", "dataset": "x", "path": str(folder)}, import_roots=[str(tmp_path)]).end()
+    assert (end["state"], end["error"]["code"]) == ("failed", "invalid_input")
+    assert "symbolic link" in end["error"]["message"]
 
 
 def test_a_name_that_is_taken_is_refused(start, upload, shared_data, tmp_path):
@@ -110,8 +145,7 @@ def test_an_append_adds_the_episodes_once(start, upload, shared_data, tmp_path):
     assert worker.end()["state"] == "succeeded"
     assert worker.of_type("dataset")[0]["dataset"]["episodes"] == 104 + 887
 
-    # the next attempt, after a kill between the commit and the report
-    upload(shared_data / "cartpole-random.hdf5", name="upload-2")
+    # the next attempt, after a kill between the commit and the end of the report
     again = start("job-2", append, attempt=2)
     assert again.end()["state"] == "succeeded"
     assert again.of_type("dataset")[0]["dataset"] == worker.of_type("dataset")[0]["dataset"]

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from offrl.cli import audit, datasets, doctor, jobs, keys, policies, service, submit, top
+from offrl.cli import audit, backup, collect, datasets, doctor, jobs, keys, policies, queue, service, spool, submit, sweep, top
 
 ROOT_HELP = "Train policies from logged data on an offrld daemon, and run them. OFFRL_URL names the daemon."
 
@@ -25,8 +25,17 @@ def command() -> Any:
     group = typer.Typer(help="Keys of clients that connect over tcp: make, let in, list, shut out.", no_args_is_help=True, **options)
     keys.register(group)
     app.add_typer(group, name="keys")
+    group = typer.Typer(help="Pause, resume and show the whole queue.", no_args_is_help=True, **options)
+    queue.register(group)
+    app.add_typer(group, name="queue")
+    group = typer.Typer(help="Send and show what a recorder left in its spool.", no_args_is_help=True, **options)
+    spool.register(group)
+    app.add_typer(group, name="spool")
     audit.register(app)
+    backup.register(app)
     submit.register(app)
+    collect.register(app)
+    sweep.register(app)
     jobs.register(app)
     policies.register(app)
     return typer.main.get_command(app)

@@ -10,9 +10,10 @@ from typing import Annotated, Any
 import typer
 
 from offrl.cli.output import Json, emit, table
+from offrl.cli.output import moment as as_moment
+from offrl.cli.values import UNITS
 from offrl.errors import InvalidInput
 
-UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 SHOWN = ("n", "time", "caller", "role", "address", "action", "outcome")  # columns of their own
 
 
@@ -49,5 +50,4 @@ def moment(text: str) -> float:
 
 def _row(entry: dict[str, Any]) -> list[str]:
     about = " ".join(f"{name}={value}" for name, value in entry.items() if name not in SHOWN)
-    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(entry["time"]))
-    return [when, f"{entry['caller']} ({entry['role']})", entry["action"], entry["outcome"], about, entry["address"]]
+    return [as_moment(entry["time"]), f"{entry['caller']} ({entry['role']})", entry["action"], entry["outcome"], about, entry["address"]]

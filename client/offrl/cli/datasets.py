@@ -14,6 +14,17 @@ Known = Annotated[str, typer.Argument(metavar="NAME", help="The dataset's name."
 Source = Annotated[str, typer.Argument(metavar="SOURCE", help="A file or folder.")]
 Format = Annotated[str | None, typer.Option("--format", metavar="F", help="Its format; by default found from the content.")]
 OnDaemon = Annotated[bool, typer.Option("--on-daemon", help="SOURCE is a path on the daemon's side, below one of its import_roots.")]
+Map = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--map", metavar="FIELD=COLUMNS",
+        help="Columns of a table: observation=obs_*,action=act_*,reward=r,episode=ep; or a TOML file.",
+    ),
+]
+Options = Annotated[
+    list[str] | None, typer.Option("--option", metavar="KEY=VALUE", help="An option of the format; the value as in TOML. Repeatable.")
+]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out episodes that cannot be used, and say which; else they are an error.")]
 
 
 def register(group: typer.Typer) -> None:
@@ -22,14 +33,20 @@ def register(group: typer.Typer) -> None:
         group.command()(command)
 
 
-def add(name: Name, source: Source, format: Format = None, on_daemon: OnDaemon = False, as_json: Json = False) -> None:
+def add(
+    name: Name, source: Source, format: Format = None, map: Map = None, option: Options = None, skip_bad: SkipBad = False,
+    on_daemon: OnDaemon = False, as_json: Json = False,
+) -> None:  # fmt: skip
     """Import a file or folder as a new dataset."""
-    _import("add", name, source, format, on_daemon, as_json)
+    _import("add", name, source, as_json, format=format, options=_options(map, option), skip_bad=skip_bad, on_daemon=on_daemon)
 
 
-def append(name: Known, source: Source, format: Format = None, on_daemon: OnDaemon = False, as_json: Json = False) -> None:
+def append(
+    name: Known, source: Source, format: Format = None, map: Map = None, option: Options = None, skip_bad: SkipBad = False,
+    on_daemon: OnDaemon = False, as_json: Json = False,
+) -> None:  # fmt: skip
     """Put the episodes of a file or folder behind those of a dataset."""
-    _import("append", name, source, format, on_daemon, as_json)
+    _import("append", name, source, as_json, format=format, options=_options(map, option), skip_bad=skip_bad, on_daemon=on_daemon)
 
 
 def ls(as_json: Json = False) -> None:
@@ -80,7 +97,8 @@ def export(
     name: Known,
     out: Annotated[str, typer.Argument(metavar="OUT", help="Where to: .hdf5 or .h5 (D4RL), .npz, else a store's folder.")],
     format: Annotated[
-        str | None, typer.Option("--format", metavar="F", help="d4rl, npz, store, minari, d3rlpy or d3rlpy-v1; default: by the ending.")
+        str | None,
+        typer.Option("--format", metavar="F", help="d4rl, npz, store, minari, d3rlpy, d3rlpy-v1, robomimic, torchrl, gen_dgrl or lerobot.")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -97,13 +115,23 @@ def export(
         print(path)
 
 
-def _import(action: str, name: str, source: str, format: str | None, on_daemon: bool, as_json: bool) -> None:
+def _options(maps: list[str] | None, options: list[str] | None) -> dict[str, Any]:
+    """The options of a format: ``--map`` is one of them, given more shortly."""
+    from offrl.cli.values import column_map, setting
+
+    values = dict(setting(each, "--option") for each in options or [])
+    if maps:
+        values["map"] = column_map(maps)
+    return values
+
+
+def _import(action: str, name: str, source: str, as_json: bool, **how: Any) -> None:
     from offrl.cli.progress import bytes_bar, display
     from offrl.client import Client
 
     with Client() as client, display(f"{action} {name}") as see, bytes_bar(f"upload {source}") as moved:
         run = client.datasets.add if action == "add" else client.datasets.append
-        info = run(name, source, format, on_daemon=on_daemon, progress=moved, follow=see)
+        info = run(name, source, progress=moved, follow=see, **how)
     _print(info, as_json)
 
 
@@ -119,6 +147,9 @@ def _print(info: Any, as_json: bool) -> None:
     values += [(field, _field(described)) for field, described in info.fields.items()]
     if info.pinned_by:
         values.append(("used by", " ".join(info.pinned_by)))
+    if info.skipped_episodes:
+        values.append(("left out", f"{number(info.skipped_episodes)} bad episodes"))
+        values += [("", f"episode {each.episode}: {each.why}") for each in info.skipped[:20]]
     pairs(values)
 
 

@@ -1,4 +1,4 @@
-"""Commands about jobs: status, logs, wait, cancel, pause, resume, retry, rm."""
+"""Commands about jobs: status, logs, wait, cancel, pause, resume, retry, start, pin, unpin, rm, prune, rerun."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from offrl.cli import completion
-from offrl.cli.output import Json, emit, number, pairs, rich_table, seconds, table, talk
+from offrl.cli.output import Json, emit, moment, number, pairs, rich_table, seconds, size, table, talk
+from offrl.cli.queue import paused
 
 if TYPE_CHECKING:
     from offrl.client import Client, Job
@@ -22,7 +23,7 @@ LOOK_S = 1.0  # between two looks of `status --watch` at all jobs
 
 def register(app: typer.Typer) -> None:
     """Put the commands of this file into ``app``."""
-    for command in (status, logs, wait, cancel, pause, resume, retry, rm):
+    for command in (status, logs, wait, cancel, pause, resume, retry, start, pin, unpin, rm, prune, rerun):
         app.command()(command)
 
 
@@ -31,7 +32,10 @@ def status(
         str | None, typer.Argument(metavar="[JOB]", help="One job; by default all but imports.", autocompletion=completion.jobs)
     ] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Go on showing it until it has ended (all: until nothing is left to do).")] = False,
-    kind: Annotated[str | None, typer.Option("--kind", metavar="K", help="train, import, export, dataset_export or all.")] = None,
+    kind: Annotated[
+        str | None,
+        typer.Option("--kind", metavar="K", help="train, import, export, dataset_export, collect, train_online or all."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Show a job, or list them all."""
@@ -41,6 +45,8 @@ def status(
         if job is None:
             infos = _watch_all(client, kind, as_json) if watch else _infos(client, kind)
             emit(infos) if as_json else table(HEADERS, [_row(info) for info in infos], right=HEADERS[5:7])
+            if (pause := client.queue().paused) is not None and not as_json:
+                talk(paused(pause))
             return
         found = client.job(job)
         if watch and not found.last.state.ended:
@@ -105,9 +111,84 @@ def retry(job: JobArgument, as_json: Json = False) -> None:
     _control(job, "retry", as_json)
 
 
-def rm(job: JobArgument, as_json: Json = False) -> None:
-    """Delete an ended job and its files."""
-    _control(job, "rm", as_json)
+def start(job: JobArgument, as_json: Json = False) -> None:
+    """Let a queued or paused job start next, also before its time and while the queue is paused."""
+    _control(job, "start", as_json)
+
+
+def pin(job: JobArgument, as_json: Json = False) -> None:
+    """Keep a job: retention and `rm` leave it alone."""
+    _control(job, "pin", as_json)
+
+
+def unpin(job: JobArgument, as_json: Json = False) -> None:
+    """Undo `pin`."""
+    _control(job, "unpin", as_json)
+
+
+def rm(
+    jobs: Annotated[list[str], typer.Argument(metavar="JOB...", help="Ids of jobs.", autocompletion=completion.jobs)],
+    as_json: Json = False,
+) -> None:
+    """Delete ended jobs and their files; of several each that can be, and the first that cannot is the error."""
+    from offrl.client import Client, Job
+    from offrl.errors import OffrlError
+
+    removed, refused = [], []
+    with Client() as client:
+        for job in jobs:
+            try:
+                removed.append({**Job(client, job).rm().model_dump(mode="json"), "removed": True})
+            except OffrlError as error:
+                refused.append(error)
+                if len(jobs) > 1:
+                    talk(f"not removed: {error}")
+                continue
+            if not as_json:
+                print(f"removed {job}")
+    if refused:
+        raise refused[0]
+    if as_json:
+        emit(removed[0] if len(jobs) == 1 else removed)
+
+
+def prune(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Delete nothing, only list.")] = False,
+    keep: Annotated[int | None, typer.Option("--jobs", metavar="N", help="Keep the last N ended jobs of each kind; 0: all.")] = None,
+    days: Annotated[float | None, typer.Option("--days", metavar="D", help="Keep what ended less than D days ago; 0: all.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Delete the ended jobs that are not kept, by the daemon's settings [keep] or by these numbers; for operators."""
+    from offrl.client import Client
+
+    with Client() as client:
+        found = client.prune(jobs=keep, days=days, dry_run=dry_run)
+    if as_json:
+        emit(found)
+        return
+    rows = [
+        [each.job, each.state.value, each.algorithm or each.kind, each.dataset or "", moment(each.finished_at), size(each.bytes), each.why]
+        for each in found
+    ]
+    table(["job", "state", "algorithm", "dataset", "ended", "size", "why"], rows, right=["size"])
+    total = size(sum(each.bytes for each in found))
+    talk(f"{len(found)} jobs {'would be deleted' if dry_run else 'deleted'}, {total}")
+
+
+def rerun(
+    job: JobArgument,
+    priority: Annotated[int, typer.Option("--priority", metavar="P", help="A higher one runs first.")] = 0,
+    key: Annotated[
+        str | None, typer.Option("--key", metavar="K", help="The same key gives the same job, however often it is sent.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Repeat a train job with the settings, seeds and snapshot of its run folder. Prints the new job's id."""
+    from offrl.client import Client
+
+    with Client() as client:
+        new = client.rerun(job, priority=priority, key=key)
+    emit({"job": new.id}) if as_json else print(new.id)
 
 
 # ------------------------------------------------------------------------------------------------------------------- plumbing
@@ -116,9 +197,7 @@ def _control(job: str, action: str, as_json: bool, **options: Any) -> None:
 
     with Client() as client:
         info = getattr(Job(client, job), action)(**options)
-    if action == "rm":
-        emit({**info.model_dump(mode="json"), "removed": True}) if as_json else print(f"removed {job}")
-    elif as_json:
+    if as_json:
         emit(info)
     else:
         print(f"{job} {info.state.value}" + (f" ({info.reason})" if info.reason else ""))
@@ -210,6 +289,12 @@ def _print(info: Any) -> None:
         values.append(("seeds", " ".join(map(str, info.seeds))))
     if info.after:
         values.append(("after", " ".join(info.after)))
+    if info.start_at is not None:
+        values.append(("starts", f"not before {moment(info.start_at)}"))
+    if info.pinned:
+        values.append(("pinned", "yes"))
+    if info.rerun_of:
+        values.append(("rerun of", info.rerun_of))
     pairs(values)
     if info.metrics:
         seeds = sorted({seed for by_seed in info.metrics.values() for seed in by_seed}, key=lambda seed: (len(seed), seed))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+import time
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -80,6 +81,11 @@ def seconds(value: float | None) -> str:
         return f"{whole} s"
     minutes, rest = divmod(whole, 60)
     return f"{minutes}:{rest:02d}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+
+
+def moment(value: float | None) -> str:
+    """Seconds since the epoch as a time of this machine's zone; "" for None."""
+    return "" if value is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(value))
 
 
 def size(value: float) -> str:

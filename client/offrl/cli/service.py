@@ -17,6 +17,7 @@ from offrl_store.errors import OffrlError
 
 NEEDED = ("torch", "gymnasium", "h5py", "safetensors", "onnx")  # what the extra `daemon` brings
 INSTALL = 'pip install "offrl[daemon]"'
+SETTING = ["setting", "type", "default", "meaning"]
 
 
 def register(app: typer.Typer) -> None:
@@ -136,16 +137,43 @@ def _describe(algorithm: dict[str, Any]) -> None:
     for setting, wanted in (algorithm.get("inputs") or {}).items():
         print(f"{setting}: takes another job, of {'any algorithm that acts' if wanted == 'policy' else wanted}")
     for preset, values in (algorithm.get("presets") or {}).items():
-        print(f"preset {preset}: " + (", ".join(f"{key}={value}" for key, value in values.items()) or "the defaults"))
+        print(f"preset {preset}: " + (", ".join(f"{key}={default_text(value)}" for key, value in values.items()) or "the defaults"))
+    known = algorithm["config"]
+    own = [name for name in known if "." not in name]
     print()
-    rows, part = [], ""
-    for setting, described in algorithm["config"].items():
-        group = setting.rpartition(".")[0]
-        if group != part and rows:
-            rows.append(["", "", "", ""])  # a line between the components
-        part = group
-        rows.append([setting, str(described.get("type", "")), default_text(described.get("default")), meaning(setting, described)])
-    table(["setting", "type", "default", "meaning"], rows)
+    table(SETTING, [_row(name, name, known) for name in own])
+    for slots in _alike(known).values():
+        first, *others = slots
+        print(f"\n{', '.join(slots)} (--set {first}.NAME=VALUE)" if others else f"\n{first} (--set {first}.NAME=VALUE)")
+        rows = []
+        for full in (name for name in known if name.rpartition(".")[0] == first):
+            name = full.rpartition(".")[2]
+            row = _row(name, full, known)
+            differing = [f"{slot}: {default}" for slot in others if (default := _default(known[f"{slot}.{name}"])) != row[2]]
+            row[2] = "; ".join([row[2], *differing])
+            rows.append(row)
+        table(SETTING, rows)
+
+
+def _alike(known: dict[str, Any]) -> dict[tuple[str, ...], list[str]]:
+    """The components, those of one kind together: by the names and meanings of their settings."""
+    settings: dict[str, list[str]] = {}
+    for full, described in known.items():
+        slot, _, name = full.rpartition(".")
+        if slot:
+            settings.setdefault(slot, []).append(f"{name}: {described.get('help')}")
+    kinds: dict[tuple[str, ...], list[str]] = {}
+    for slot, names in settings.items():
+        kinds.setdefault(tuple(names), []).append(slot)
+    return kinds
+
+
+def _row(shown: str, name: str, known: dict[str, Any]) -> list[str]:
+    return [shown, str(known[name].get("type", "")), _default(known[name]), meaning(name, known[name], known)]
+
+
+def _default(described: dict[str, Any]) -> str:
+    return default_text(described.get("default"))
 
 
 def default_text(value: Any) -> str:
@@ -155,16 +183,18 @@ def default_text(value: Any) -> str:
     return number(value) if isinstance(value, float) else str(value)
 
 
-def meaning(name: str, described: dict[str, Any]) -> str:
-    """Help, unit, choices, and the types for which the setting counts, by the short name of a neighbour."""
+def meaning(name: str, described: dict[str, Any], known: dict[str, Any]) -> str:
+    """Help, unit, choices, and the types for which the setting counts, by the short name of a neighbour in ``known``."""
     unit = f" [{described['unit']}]" if described.get("unit") else ""
     choices = f" ({' | '.join(map(str, described['choices']))})" if described.get("choices") else ""
     group = name.rpartition(".")[0]
-    only = [
-        f"{other.removeprefix(f'{group}.')} {' or '.join(words) or 'of another package'}"
-        for other, words in (described.get("only") or {}).items()
-    ]
-    return str(described.get("help", "")) + unit + choices + (f"; only with {', '.join(only)}" if only else "")
+    only = []
+    for other, words in (described.get("only") or {}).items():
+        rest = [word for word in known[other].get("choices") or () if word not in words]
+        short = other.removeprefix(f"{group}.")
+        only.append(f"not with {short} {' or '.join(rest)}" if 0 < len(rest) < len(words)
+                    else f"only with {short} {' or '.join(words) or 'of another package'}")  # fmt: skip
+    return "; ".join([str(described.get("help", "")) + unit + choices, *only])
 
 
 def require_daemon() -> None:

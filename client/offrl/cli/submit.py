@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from offrl.cli import completion
 from offrl.cli.output import Json, emit, talk
 from offrl.cli.values import seed_list, settings
+from offrl.cli.values import start as start_time
+
+if TYPE_CHECKING:
+    from offrl.client import Job
 
 
 def register(app: typer.Typer) -> None:
@@ -46,6 +50,9 @@ def submit(
         list[str] | None,
         typer.Option("--after", metavar="JOB", help="Wait until JOB has succeeded; may be repeated.", autocompletion=completion.jobs),
     ] = None,
+    at: Annotated[
+        str | None, typer.Option("--at", metavar="WHEN", help="Do not start it before: +2h, or a time as 2026-11-30T22:00.")
+    ] = None,
     key: Annotated[
         str | None, typer.Option("--key", metavar="K", help="The same key gives the same job, however often it is sent.")
     ] = None,
@@ -73,7 +80,7 @@ def submit(
     if start is None and (transfer is not None or fresh_optimizer):
         raise InvalidInput("--transfer and --fresh-optimizer are about --from JOB, which is missing", hint="name the job to start from")
     chosen = seed_list(seeds) if seeds is not None else None
-    values = settings(config, sets or [])
+    values, begin = settings(config, sets or []), start_time(at)
     from offrl.client import Client
 
     with Client() as client:
@@ -81,20 +88,25 @@ def submit(
             algorithm, dataset=dataset, steps=steps, seed=seed, seeds=chosen, config=values, preset=preset, eval_env=eval_env,
             eval_episodes=eval_episodes, eval_every=eval_every, validation=validation, priority=priority, after=after or (), key=key,
             runner=runner, device=device, threads=threads, start=start, transfer=transfer, fresh_optimizer=fresh_optimizer or None,
-            gpu_memory_mb=gpu_memory,
+            gpu_memory_mb=gpu_memory, **begin,
         )  # fmt: skip
-        if not as_json:
-            print(job.id, flush=True)
-        elif not wait:
-            emit({"job": job.id})
-        if wait:
-            from offrl.cli.progress import show
+        told(job, wait=wait, as_json=as_json)
 
-            try:
-                show(job.follow(), job.id)
-                info = job.wait()
-            except KeyboardInterrupt:
-                talk(f"not waiting any more; the job goes on: offrl wait {job.id}")
-                raise
-            if as_json:
-                emit(info)
+
+def told(job: Job, *, wait: bool, as_json: bool) -> None:
+    """Print the id of a job that was queued, and with ``wait`` stay until it has ended."""
+    if not as_json:
+        print(job.id, flush=True)
+    elif not wait:
+        emit({"job": job.id})
+    if wait:
+        from offrl.cli.progress import show
+
+        try:
+            show(job.follow(), job.id)
+            info = job.wait()
+        except KeyboardInterrupt:
+            talk(f"not waiting any more; the job goes on: offrl wait {job.id}")
+            raise
+        if as_json:
+            emit(info)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from offrl.cli.output import Json, emit, number, seconds, size, table
+from offrl.cli.queue import paused
 
 if TYPE_CHECKING:
     from offrl.wire import History, JobInfo, OverviewInfo
@@ -74,9 +75,10 @@ def head(info: OverviewInfo) -> list[str]:
               if info.counts.get(state)]  # fmt: skip
     spare = f"  spare worker {info.spare}" if info.spare else ""
     uploads = f"  {info.uploads} uploads" if info.uploads else ""
+    queue = f"  {paused(info.paused)}" if info.paused is not None else ""
     lines = [
         f"offrld {info.version} on {machine.host}  up {seconds(info.uptime_s)}  {info.state_dir}",
-        f"jobs    {', '.join(states) or 'none'}{uploads}{spare}",
+        f"jobs    {', '.join(states) or 'none'}{uploads}{spare}{queue}",
         f"cpu     {meter(machine.cpu_percent)} of {machine.cpus}  load {' '.join(f'{value:.2f}' for value in machine.load)}"
         f"  daemon {number(machine.daemon_cpu_percent, 2) or '-'}% {size(machine.daemon_memory_bytes)}",
     ]

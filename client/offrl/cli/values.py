@@ -1,13 +1,15 @@
-"""Values given as text on the command line: ``--set name=value``, ``--seeds 0-3``, ``--config FILE``."""
+"""Values given as text on the command line: ``--set``, ``--seeds``, ``--config``, ``--map``, ``--at``."""
 
 from __future__ import annotations
 
 import re
 import tomllib
+from datetime import datetime
 from typing import Any
 
 from offrl.errors import InvalidInput
 
+UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 _BARE = re.compile(r"[A-Za-z_][A-Za-z0-9_.+/-]*")
 
 
@@ -22,13 +24,13 @@ def settings(config: str | None, sets: list[str]) -> dict[str, Any]:
     return found
 
 
-def setting(text: str) -> tuple[str, Any]:
+def setting(text: str, option: str = "--set") -> tuple[str, Any]:
     """``name=value``: a dotted name and a TOML value. A bare word that is no TOML is a text, ``null`` is None. Raises `InvalidInput`."""
     name, separator, value = text.partition("=")
     name, value = name.strip(), value.strip()
     if not separator or not re.fullmatch(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*", name):
         raise InvalidInput(
-            f"--set {text!r} is not name=value", hint="for example --set alpha=2.5 or --set 'critic_encoder.units=[256,256]'"
+            f"{option} {text!r} is not name=value", hint=f"for example {option} alpha=2.5 or {option} 'critic_encoder.units=[256,256]'"
         )
     if value == "null":
         return name, None
@@ -37,10 +39,32 @@ def setting(text: str) -> tuple[str, Any]:
     except tomllib.TOMLDecodeError:
         if _BARE.fullmatch(value):
             return name, value
-        raise InvalidInput(f"--set {name}: {value!r} is no TOML value", hint='a number, true, false, "text" or [a, b]') from None
+        raise InvalidInput(f"{option} {name}: {value!r} is no TOML value", hint='a number, true, false, "text" or [a, b]') from None
     if set(parsed) != {"value"}:
-        raise InvalidInput(f"--set {name}: {value!r} is more than one value", hint="give --set once for each setting")
+        raise InvalidInput(f"{option} {name}: {value!r} is more than one value", hint=f"give {option} once for each setting")
     return name, parsed["value"]
+
+
+def start(text: str | None) -> dict[str, Any]:
+    """When a job shall start, as arguments of `Client.submit`: ``+2h``, or an ISO time (of this machine's zone, unless it says another).
+
+    Raises `InvalidInput`.
+    """
+    if text is None:
+        return {}
+    if match := re.fullmatch(r"\+(\d{1,9}(?:\.\d{1,9})?)([smhdw])", text, re.ASCII):
+        return {"delay_s": float(match[1]) * UNITS[match[2]]}
+    try:
+        return {"at": datetime.fromisoformat(text)}
+    except ValueError:
+        raise InvalidInput(f"--at {text!r} is no time", hint="for example +2h, +30m, 2026-11-30T22:00 or 2026-11-30T21:00Z") from None
+
+
+def column_map(texts: list[str]) -> Any:
+    """``--map``: the path of a TOML file with field = "columns" (or a list of them), else the texts, joined. Raises `InvalidInput`."""
+    if len(texts) == 1 and texts[0].endswith(".toml"):
+        return _file(texts[0], "--map names a TOML file with field = columns, or is written FIELD=COLUMNS,...")
+    return ",".join(texts)
 
 
 def seed_list(text: str) -> list[int]:
@@ -62,12 +86,12 @@ def seed_list(text: str) -> list[int]:
     return found
 
 
-def _file(path: str) -> dict[str, Any]:
+def _file(path: str, meaning: str = "--config names a TOML file with settings of the algorithm") -> dict[str, Any]:
     try:
         with open(path, "rb") as file:
             return tomllib.load(file)
     except FileNotFoundError:
-        raise InvalidInput(f"no such file: {path!r}", hint="--config names a TOML file with settings of the algorithm") from None
+        raise InvalidInput(f"no such file: {path!r}", hint=meaning) from None
     except OSError as error:
         raise InvalidInput(f"cannot read {path!r}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

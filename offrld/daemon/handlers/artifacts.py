@@ -8,24 +8,24 @@ from typing import Any
 
 from offrl import wire
 from offrl.errors import InvalidInput
-from offrl.job import ExportSpec
-from offrld.daemon import artifacts, queue, rights
+from offrl.job import TRAINS, ExportSpec
+from offrld.daemon import artifacts, queue
 from offrld.daemon.app import App
 from offrld.daemon.caller import Caller
+from offrld.daemon.config import Limits
 from offrld.daemon.database import Connection
 from offrld.daemon.records import Job, find
 
-# file -> the kind of job that has it
-KINDS = {"onnx": "train", "torchscript": "train", "checkpoint": "train", "metrics": "train", "dataset": "dataset_export"}
+# file -> the kinds of job that have it
+KINDS = {"onnx": TRAINS, "torchscript": TRAINS, "checkpoint": TRAINS, "metrics": TRAINS, "dataset": ("dataset_export",)}
 
 
 async def open_artifact(app: App, request: wire.OpenArtifact) -> wire.Artifact:
     """Find the file, or start what makes it."""
     job = await app.database.read(find, request.job)
-    if job.kind != KINDS[request.kind]:
-        raise InvalidInput(
-            f"job {job.id} is of kind {job.kind} and has no {request.kind}", hint=f"fetch it from a job of kind {KINDS[request.kind]}"
-        )
+    if job.kind not in KINDS[request.kind]:
+        kinds = " or ".join(KINDS[request.kind])
+        raise InvalidInput(f"job {job.id} is of kind {job.kind} and has no {request.kind}", hint=f"fetch it from a job of kind {kinds}")
     async with app.one_at_a_time(f"artifact {job.id} {request.kind}"):
         found = await asyncio.to_thread(
             artifacts.find, app.state, job.id, request.kind, job.spec.get("seeds", []),
@@ -35,7 +35,7 @@ async def open_artifact(app: App, request: wire.OpenArtifact) -> wire.Artifact:
             return found
         _check_policy(job, await app.catalog.ready())
         spec = ExportSpec(job=job.id, seed=found.seed, step=found.step, format=request.kind)
-        export = await app.database.write(_export, spec, app.caller())
+        export = await app.database.write(_export, spec, app.caller(), app.settings.limits)
     return wire.Artifact(job=export, ready=False)
 
 
@@ -48,7 +48,7 @@ def _check_policy(job: Job, catalog: dict[str, Any]) -> None:
             raise InvalidInput(f"job {job.id} is of {name}, which learns no policy", hint=hint)
 
 
-def _export(db: Connection, spec: ExportSpec, caller: Caller) -> str:
+def _export(db: Connection, spec: ExportSpec, caller: Caller, limits: Limits) -> str:
     """The unfinished export job that makes just this file, or a new one."""
     row = db.execute(
         f"SELECT id FROM jobs WHERE kind = 'export' AND state IN {queue.UNFINISHED} AND source = ? AND json(spec) = json(?)",
@@ -56,9 +56,7 @@ def _export(db: Connection, spec: ExportSpec, caller: Caller) -> str:
     ).fetchone()
     if row is not None:
         return str(row[0])
-    job, _ = queue.submit(db, spec)
-    rights.own(db, job, caller)
-    return job
+    return queue.submit(db, spec, owner=caller.name, limits=limits)[0]
 
 
 async def read_artifact(app: App, request: wire.ReadArtifact) -> wire.Data:

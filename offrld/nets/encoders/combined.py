@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from offrld.nets.encoders.pixel import PixelEncoder
 from offrld.nets.encoders.settings import Encoder
 from offrld.nets.linear import Params
 
@@ -19,14 +18,16 @@ class CombinedEncoder:
 
     Args:
         view: field -> shape; rank 3 is an image, anything else is flattened.
+        image: ``(name, shape, encoder) -> network`` for each image.
         vector: ``(name, size, encoder) -> network`` for the joined vectors.
     """
 
     def __init__(
-        self, name: str, view: Mapping[str, tuple[int, ...]], encoder: Encoder, action_size: int, vector: Callable[[str, int, Encoder], Any]
-    ) -> None:
+        self, name: str, view: Mapping[str, tuple[int, ...]], encoder: Encoder, action_size: int, *,
+        image: Callable[[str, tuple[int, ...], Encoder], Any], vector: Callable[[str, int, Encoder], Any],
+    ) -> None:  # fmt: skip
         self.name = name
-        self._images = {field: PixelEncoder(f"{name}.image.{field}", shape, encoder) for field, shape in view.items() if len(shape) == 3}
+        self._images = {field: image(f"{name}.image.{field}", shape, encoder) for field, shape in view.items() if len(shape) == 3}
         self._vectors = {field: shape for field, shape in view.items() if len(shape) != 3}
         size = sum(math.prod(shape) for shape in self._vectors.values()) + action_size
         self._vector = vector(f"{name}.vector", size, encoder) if size else None

@@ -14,7 +14,7 @@ from offrl.errors import Unknown, nearest
 from offrld import plugins as packages
 
 GROUP = "offrl.encoders"
-BUILT_IN = ("default", "vector", "dense", "pixel", "simba")
+BUILT_IN = ("default", "vector", "dense", "pixel", "impala", "simba")
 
 
 def types() -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from offrl.errors import InvalidInput
 from offrld.nets.encoders.combined import CombinedEncoder
+from offrld.nets.encoders.impala import ImpalaEncoder
 from offrld.nets.encoders.pixel import PixelEncoder
 from offrld.nets.encoders.plugins import BUILT_IN, load
 from offrld.nets.encoders.settings import Encoder
@@ -17,6 +18,7 @@ from offrld.nets.encoders.simba import SimbaEncoder
 from offrld.nets.encoders.vector import VectorEncoder
 from offrld.nets.linear import Params
 
+IMAGES = ("pixel", "impala")  # types that take images
 View = tuple[int, ...] | Mapping[str, tuple[int, ...]]
 
 
@@ -45,22 +47,28 @@ def build(name: str, view: View, encoder: Encoder, action_size: int = 0) -> Netw
         return _plugin(name, view, encoder, action_size)
     if isinstance(view, Mapping):
         vectors = [field for field, shape in view.items() if len(shape) != 3]
-        if encoder.type == "pixel" and vectors:
+        if encoder.type in IMAGES and vectors:
             shown = ", ".join(map(repr, vectors))
-            raise InvalidInput(f"encoder type 'pixel' takes images, but of the observation {shown} is none", hint="use the type default")
-        return CombinedEncoder(name, view, encoder, action_size, _vector)
+            raise InvalidInput(
+                f"encoder type {encoder.type!r} takes images, but of the observation {shown} is none", hint="use the type default"
+            )
+        return CombinedEncoder(name, view, encoder, action_size, image=_image, vector=_vector)
     image = len(view) == 3
     if not image and len(view) != 1:
         raise InvalidInput(f"an observation of shape {tuple(view)} is neither a vector nor an image", hint="flatten it before the import")
-    if encoder.type not in ("default", "pixel" if image else "vector", *(() if image else ("dense", "simba"))):
-        wanted, given = ("images", "vectors") if encoder.type == "pixel" else ("vectors", "images")
+    if encoder.type != "default" and (encoder.type in IMAGES) != image:
+        wanted, given = ("vectors", "images") if image else ("images", "vectors")
         raise InvalidInput(
             f"encoder type {encoder.type!r} takes {wanted}, the observations are {given} of shape {tuple(view)}",
             hint="use the type default",
         )
     if image:
-        return PixelEncoder(name, view, encoder, action_size)
+        return _image(name, view, encoder, action_size)
     return _vector(name, view[0], encoder, action_size)
+
+
+def _image(name: str, view: tuple[int, ...], encoder: Encoder, action_size: int = 0) -> Network:
+    return (ImpalaEncoder if encoder.type == "impala" else PixelEncoder)(name, view, encoder, action_size)
 
 
 def _vector(name: str, size: int, encoder: Encoder, action_size: int = 0) -> Network:

@@ -16,30 +16,35 @@ ACTIVATIONS = ("relu", "tanh", "swish", "gelu", "geglu", "none")
 class Encoder:
     """How observations (and continuous actions) become features.
 
-    ``default`` takes images through ``pixel`` and vectors through ``vector``. Where an observation has several fields, each image goes
-    through ``pixel``, the other fields joined (with the action) through the vector encoder that `type` names, and the features are
-    joined.
+    ``default`` takes images through ``pixel`` and vectors through ``vector``; ``impala`` is a residual network for images. Where an
+    observation has several fields, each image goes through ``pixel`` (or ``impala``), the other fields joined (with the action) through
+    the vector encoder that `type` names, and the features are joined.
     """
 
     type: str = setting("default", "kind of encoder; default: pixel for images, vector for the rest", choices=types, probe="dense")
     units: tuple[int, ...] = setting(
-        (256, 256), "width of each hidden layer of vector and dense", unit="units", low=1, only=all_but("pixel", "simba"), probe=(24,)
-    )
+        (256, 256), "width of each hidden layer of vector and dense", unit="units", low=1, only=all_but("pixel", "impala", "simba"),
+        probe=(24,),
+    )  # fmt: skip
     activation: str = setting(
         "relu", "activation after each layer; geglu makes it twice as wide and lets one half gate the other", choices=ACTIVATIONS
     )
-    batch_norm: bool = setting(False, "batch norm after each layer's activation", only=all_but("simba"))
+    batch_norm: bool = setting(False, "batch norm after each layer's activation (impala: after the last layer only)", only=all_but("simba"))
     layer_norm: bool = setting(
-        False, "layer norm after each layer's activation (pixel: after its last layer only)", only=all_but("simba")
+        False, "layer norm after each layer's activation (pixel and impala: after the last layer only)", only=all_but("simba")
     )
     dropout: float = setting(0.0, "share of a layer's features (of an image: channels) dropped in training", low=0.0, high=0.99, probe=0.5)
     last_activation: bool = setting(True, "activation after the last layer too", only=all_but("simba"))
     filters: tuple[int, ...] = setting(
         (32, 8, 4, 64, 4, 2, 64, 3, 1), "convolutions of images: channels, kernel size and stride of each", low=1,
-        only=all_but("vector", "dense", "simba"), probe=(8, 3, 1),
+        only=all_but("vector", "dense", "impala", "simba"), probe=(8, 3, 1),
+    )  # fmt: skip
+    channels: tuple[int, ...] = setting(
+        (16, 32, 32), "channels of each stage of impala, which halves the image", unit="channels", low=1, only=("impala",),
+        probe={"type": "impala", "": (4, 4)},
     )  # fmt: skip
     feature_size: int | None = setting(
-        None, "features; none: 512 of an image, 256 of simba", unit="units", low=1, only=all_but("vector", "dense"),
+        None, "features; none: 512 of an image, 256 of impala and simba", unit="units", low=1, only=all_but("vector", "dense"),
         probe={"type": "simba", "": 24},
     )  # fmt: skip
     hidden_size: int = setting(

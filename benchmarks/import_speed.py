@@ -1,0 +1,174 @@
+"""Imports: how fast a D4RL file of a million transitions becomes a durable store, and how much memory an Atari epoch takes.
+
+``python -m benchmarks.import_speed [--frames N] [--folder F]`` (``make bench-import``). The speed stands beside that of h5py alone reading
+the same arrays into memory, which the import does too; files are gzipped, as D4RL has them, and plain. "cold": the file is not in the page
+cache, as on the day when it was downloaded. Times are wall clock, the best of several; processor time beside it, because the disk is the
+machine's. The memory is the peak of a real import worker, as the kernel counts it for the ended process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from offrl_store import EpisodeStore
+from offrld.importers import import_into
+
+ROWS, REPEATS = 1_000_000, 3
+FRAMES = 1_000_000
+LIMIT_MB = 500
+DROP = getattr(os, "POSIX_FADV_DONTNEED", None)
+
+
+def write_d4rl(path: Path, compression: str | None) -> None:
+    """HalfCheetah's form: 17 observations, 6 actions, float32, episodes of 1,000 steps."""
+    rng = np.random.default_rng(0)
+    with h5py.File(path, "w") as file:
+        arrays = {
+            "observations": np.cumsum(rng.normal(size=(ROWS, 17)).astype(np.float32) * 0.01, 0, dtype=np.float32),
+            "actions": rng.uniform(-1, 1, (ROWS, 6)).astype(np.float32), "rewards": rng.normal(size=ROWS).astype(np.float32),
+            "terminals": np.zeros(ROWS, bool), "timeouts": np.arange(ROWS) % 1000 == 999,
+        }  # fmt: skip
+        for key, array in arrays.items():
+            file.create_dataset(key, data=array, compression=compression)
+
+
+def write_epoch(folder: Path, frames: int) -> None:
+    """An epoch of the replay data's form: 84x84 frames that compress like a game's, episodes of about 1,500 steps."""
+    rng = np.random.default_rng(0)
+    folder.mkdir(parents=True)
+    ground = np.repeat(rng.integers(0, 255, (84, 12), np.uint8), 7, 1)
+    with gzip.open(folder / "observation.gz", "wb", compresslevel=1) as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": (frames, 84, 84)})
+        for start in range(0, frames, 1000):
+            block = np.repeat(ground[None], min(1000, frames - start), 0)
+            for t, (y, x) in enumerate(rng.integers(0, 76, (len(block), 2))):
+                block[t, y : y + 8, x : x + 8] = 255
+            file.write(block.data)
+    columns = {
+        "action": rng.integers(0, 6, frames).astype(np.int32), "reward": rng.integers(0, 2, frames).astype(np.float32),
+        "terminal": (np.arange(frames) % 1500 == 1499).astype(np.uint8),
+    }  # fmt: skip
+    for name, array in columns.items():
+        with gzip.open(folder / f"{name}.gz", "wb", compresslevel=1) as file:
+            np.lib.format.write_array(file, array)
+
+
+def read_all(path: Path) -> None:
+    """What h5py alone does."""
+    with h5py.File(path, "r") as file:
+        for key in file:
+            file[key][:]
+
+
+def best(work: Callable[[], None], path: Path, cold: bool) -> tuple[float, float]:
+    """Wall clock and processor time of the fastest of several runs, in seconds."""
+    times = []
+    for _ in range(REPEATS):
+        if cold:
+            descriptor = os.open(path, os.O_RDONLY)
+            os.fsync(descriptor)
+            os.posix_fadvise(descriptor, 0, 0, DROP)
+            os.close(descriptor)
+        wall, cpu = time.perf_counter(), time.process_time()
+        work()
+        times.append((time.perf_counter() - wall, time.process_time() - cpu))
+    return min(times)
+
+
+def raw_write(path: Path, size: int) -> None:
+    """A write and sync of so many bytes, in pieces of 4 MiB: less cannot make them durable."""
+    piece = np.random.default_rng(0).integers(0, 256, 4 << 20, np.uint8).data
+    descriptor = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
+    try:
+        for start in range(0, size, len(piece)):
+            os.pwrite(descriptor, piece[: size - start], start)
+        os.fdatasync(descriptor)
+    finally:
+        os.close(descriptor)
+        path.unlink()
+
+
+def speed(folder: Path) -> dict[str, Any]:
+    """The table of the D4RL file."""
+    found: dict[str, Any] = {}
+    print(f"D4RL file, {ROWS:,} transitions, 17 observations and 6 actions, float32: seconds (processor seconds)")
+    print(f"{'':18}{'h5py reads':>18}{'import':>18}{'speed':>8}{'by cpu':>8}")
+    for name, compression in (("gzip", "gzip"), ("uncompressed", None)):
+        path, store = folder / f"{name}.hdf5", folder / "store"
+        write_d4rl(path, compression)
+
+        def imported(path: Path = path, store: Path = store) -> None:
+            shutil.rmtree(store, ignore_errors=True)
+            import_into(path, store)
+
+        for cold in (False, True) if DROP is not None else (False,):
+            read, made = best(lambda path=path: read_all(path), path, cold), best(imported, path, cold)
+            label = f"{name}{', cold' if cold else ''}"
+            found[label] = {"h5py_s": read[0], "import_s": made[0], "speed": read[0] / made[0], "cpu_speed": read[1] / made[1]}
+            columns = [f"{each[0]:.2f} ({each[1]:.2f})" for each in (read, made)]
+            print(f"{label:18}{columns[0]:>18}{columns[1]:>18}{read[0] / made[0]:>8.2f}{read[1] / made[1]:>8.2f}", flush=True)
+        assert EpisodeStore.open(store).transition_count >= ROWS - 1000
+        path.unlink()
+    size = EpisodeStore.open(folder / "store").nbytes
+    raw = best(lambda: raw_write(folder / "raw", size), folder, False)
+    print(f"for comparison, a raw write and sync of the store's {size / 1e6:.0f} MB: {raw[0]:.2f} ({raw[1]:.2f})")
+    return found | {"raw_write_s": raw[0]}
+
+
+def memory(folder: Path, frames: int) -> dict[str, Any]:
+    """The worker's peak with an epoch of the Atari replay data."""
+    epoch = folder / "epoch"
+    write_epoch(epoch, frames)
+    state = folder / "state"
+    (state / "jobs" / "job-1").mkdir(parents=True)
+    spec = {"kind": "import", "dataset": "atari", "path": str(epoch), "format": "atari"}
+    first = {"type": "start", "job": "job-1", "attempt": 1, "state_dir": str(state), "spec": spec, "import_roots": [str(folder)]}
+    started = time.perf_counter()
+    with open(state / "log.txt", "wb") as log:
+        worker = subprocess.Popen(
+            [sys.executable, "-m", "offrld.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, cwd=Path.cwd()
+        )
+        worker.stdin.write(json.dumps(first).encode() + b"\n")
+        worker.stdin.flush()
+        end = [json.loads(line) for line in worker.stdout][-1]
+        worker.stdin.close()
+        _, _, usage = os.wait4(worker.pid, 0)
+        worker.returncode = 0
+    if end.get("state") != "succeeded":
+        raise SystemExit(f"the import failed: {end}")
+    seconds, peak = time.perf_counter() - started, usage.ru_maxrss / 1024
+    store = EpisodeStore.open(state / "datasets" / "atari")
+    print(f"\nAtari epoch, {frames:,} frames of 84x84 ({frames * 84 * 84 / 1e9:.1f} GB): {seconds:.0f} s, "
+          f"{frames / seconds:,.0f} frames/s, peak memory of the worker {peak:.0f} MB (limit {LIMIT_MB})")  # fmt: skip
+    if store.step_count != frames or peak > LIMIT_MB:
+        raise SystemExit(f"{store.step_count} frames are there, {peak:.0f} MB were used")
+    return {"frames": frames, "seconds": seconds, "peak_mb": peak}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--frames", type=int, default=FRAMES, help="of the Atari epoch; 0 leaves it out")
+    parser.add_argument("--folder", help="where the files are made; a million frames take 8 GB")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="offrl-import-", dir=arguments.folder) as folder:
+        speed(Path(folder))
+        if arguments.frames:
+            memory(Path(folder), arguments.frames)
+
+
+if __name__ == "__main__":
+    main()

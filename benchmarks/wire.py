@@ -1,0 +1,180 @@
+"""`make bench-wire`: a ping beside a bare msgpack echo on the same kind of socket, and a large upload while others ping.
+
+    python -m benchmarks.wire [--json] [--mb 1000] [--folder FOLDER] [--only ping|upload]
+
+Both echoes are answered by an asyncio ROUTER in a process of its own over ipc. They take turns, and the ratio is that of the medians.
+The upload goes from a file to the state folder of a daemon, both in FOLDER (default: /dev/shm, so that no disk is measured; a plain write
+and sync of as many bytes there stands beside it), with all checksums and until it is usable, while a client in another process pings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import zmq
+import zmq.asyncio
+
+from offrl import Client, upload
+from offrld.embedded import embedded_daemon
+
+ROUNDS = 30
+PINGS = 200              # in a round, of each
+PAUSE_S = 0.002          # between two pings beside an upload
+BLOCK = 1 << 20
+
+
+# ------------------------------------------------------------------------------------------------------------- other processes
+async def echo(url: str) -> None:
+    """What the daemon's loop is at least: unpack a message, pack an answer."""
+    socket = zmq.asyncio.Context().socket(zmq.ROUTER)
+    socket.bind(url)
+    while True:
+        client, number, body = await socket.recv_multipart()
+        await socket.send_multipart([client, number, msgpack.packb(msgpack.unpackb(body))])
+
+
+def ping_on(url: str) -> None:
+    """Ping until the standard input is closed; then print the seconds of every ping as JSON."""
+    os.set_blocking(0, False)
+    found = []
+    with Client(url) as client:
+        client.ping()
+        print("ready", flush=True)
+        while not _closed():
+            start = time.perf_counter()
+            client.ping()
+            found.append(time.perf_counter() - start)
+            time.sleep(PAUSE_S)
+    print(json.dumps(found))
+
+
+def _closed() -> bool:
+    try:
+        return os.read(0, 1) == b""
+    except BlockingIOError:
+        return False
+
+
+def child(*arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "benchmarks.wire", *arguments]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+# --------------------------------------------------------------------------------------------------------------------- measuring
+def pings(client: Client, folder: Path) -> dict[str, float]:
+    """Microseconds of a ping and of a bare echo, medians over all rounds."""
+    url = f"ipc://{folder}/echo.sock"
+    server = child("--echo", url)
+    context = zmq.Context()
+    socket = context.socket(zmq.DEALER)
+    socket.connect(url)
+    message = {"protocol": 1, "type": "ping"}
+    ours: list[float] = []
+    bare: list[float] = []
+
+    def bare_ping() -> None:
+        socket.send_multipart([b"1", msgpack.packb(message)])
+        msgpack.unpackb(socket.recv_multipart()[1])
+
+    try:
+        for number in range(ROUNDS + 1):
+            for function, into in ((client.ping, ours), (bare_ping, bare)):
+                for _ in range(PINGS):
+                    start = time.perf_counter()
+                    function()
+                    if number:  # the first round warms up
+                        into.append(time.perf_counter() - start)
+    finally:
+        context.destroy(linger=0)
+        server.terminate()
+        server.wait()
+    own, other = 1e6 * statistics.median(ours), 1e6 * statistics.median(bare)
+    return {"ping, us": own, "bare echo, us": other, "ratio": own / other, "goal": 1.5}
+
+
+def uploads(client: Client, folder: Path, megabytes: int) -> dict[str, float]:
+    """MB/s of an upload from the reading of its file until it is usable, and the pings beside it."""
+    source = folder / "source.bin"
+    disk(folder, 3_000_000 * megabytes)  # a virtual machine gets its memory from the host when it is first touched
+    with source.open("wb") as file:
+        for _ in range(megabytes):
+            file.write(os.urandom(1_000_000))
+        file.flush()
+        os.fsync(file.fileno())
+    other = child("--ping", client.url)
+    assert other.stdout is not None
+    other.stdout.readline()
+    start = time.perf_counter()
+    upload.send(client.connect(), upload.scan(source))
+    seconds = time.perf_counter() - start
+    output, _ = other.communicate()
+    found = sorted(json.loads(output))
+    size = source.stat().st_size
+    return {
+        "upload, MB/s": size / 1e6 / seconds, "goal": 300.0, "disk alone, MB/s": size / 1e6 / disk(folder, size),
+        "ping beside it: p50, ms": 1e3 * found[len(found) // 2], "p99, ms": 1e3 * found[int(0.99 * len(found))],
+        "longest, ms": 1e3 * found[-1], "goal of p99, ms": 50.0, "pings": len(found),
+    }  # fmt: skip
+
+
+def disk(folder: Path, size: int) -> float:
+    """Seconds to write and sync as many bytes there."""
+    block = os.urandom(BLOCK)
+    os.sync()
+    start = time.perf_counter()
+    with (folder / "plain.bin").open("wb", buffering=0) as file:
+        for _ in range(size // BLOCK):
+            file.write(block)
+        os.fsync(file.fileno())
+    seconds = time.perf_counter() - start
+    (folder / "plain.bin").unlink()
+    return seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--mb", type=int, default=1000, help="size of the upload")
+    parser.add_argument("--folder", default="/dev/shm", help="where the file and the daemon's state lie")
+    parser.add_argument("--only", choices=("ping", "upload"))
+    parser.add_argument("--echo", help=argparse.SUPPRESS)
+    parser.add_argument("--ping", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.echo:
+        asyncio.run(echo(options.echo))
+    if options.ping:
+        ping_on(options.ping)
+        return
+    result: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory(dir=options.folder) as name:
+        folder = Path(name)
+        with embedded_daemon(folder / "state") as client:
+            client.algos()  # the daemon has settled: its describe worker and its spare worker have loaded what they load
+            while client.overview().spare != "ready":
+                time.sleep(0.1)
+            if options.only != "upload":
+                result["ping"] = pings(client, folder)
+            if options.only != "ping":
+                result["upload"] = uploads(client, folder, options.mb)
+    if options.json:
+        print(json.dumps(result))
+        return
+    for part, figures in result.items():
+        print(f"{part}:")
+        for what, figure in figures.items():
+            print(f"  {what:26} {figure:10.2f}")
+
+
+if __name__ == "__main__":
+    main()

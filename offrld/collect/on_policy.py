@@ -1,0 +1,243 @@
+"""Learning from one's own play: rollouts of one environment or several, their advantages, and the updates that are made from them.
+
+A `Collector` plays, so episodes go on over the border of two rollouts, and what was played can be kept in a store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+
+from offrl.errors import InvalidInput
+from offrl_store import rng
+from offrld.engine import Learner
+from offrld.engine.acting import Played
+
+from .batches import CollectedBatch
+from .collector import Collector
+from .policies import LearnerBehaviour
+
+ORDER = rng.stream_id("rollout order")
+REWARD_DISCOUNT, REWARD_LIMIT, REWARD_EPS = 0.99, 10.0, 1e-8   # of normalised rewards
+ADVANTAGE_EPS = 1e-5                                           # added to the deviation of advantages
+
+
+@dataclass(frozen=True)
+class Round:
+    """What came of a rollout and its updates: returns and lengths of the episodes that ended in it, and the losses' metrics."""
+
+    returns: tuple[float, ...]
+    lengths: tuple[int, ...]
+    metrics: dict[str, float]
+
+
+def advantages(
+    reward: np.ndarray, value: np.ndarray, next_value: np.ndarray, ended: np.ndarray, *, gamma: float, lam: float
+) -> np.ndarray:  # fmt: skip
+    """Generalised advantage estimates (Schulman et al. 2016) of T steps of N environments, all ``[N, T]``.
+
+    ``next_value``: of the state after the step, 0 after a true end, that of the final observation after a truncated one. Nothing passes
+    from one episode into the one before it.
+    """
+    delta = reward + gamma * next_value - value
+    found, later = np.empty_like(delta), np.zeros_like(delta[:, 0])
+    for t in range(delta.shape[1] - 1, -1, -1):
+        later = delta[:, t] + gamma * lam * np.where(ended[:, t], 0.0, later)
+        found[:, t] = later
+    return found
+
+
+class OnPolicy:
+    """Rounds of play and updates. Close it, or use it as a context.
+
+        learner = offrld.build("ppo", "CartPole-v1")
+        with OnPolicy(learner, "CartPole-v1", envs=8) as trained:
+            while trained.steps < 100_000:
+                print(trained.steps, trained.round().returns)
+
+    Args:
+        learner: of an algorithm that learns from rollouts, one seed, made from the environment (or its `Shapes`).
+        env, options: as of `Collector`: ``envs``, ``vectorization``, ``into`` (a store that keeps what is played), ``step_timeout_s``, ...
+
+    Raises:
+        InvalidInput: an algorithm that learns from a dataset, several seeds, too few steps for a batch, an environment that does not fit.
+    """
+
+    def __init__(self, learner: Learner, env: Any, **options: Any) -> None:
+        if not learner.algorithm.plays or len(learner.seeds) > 1:
+            raise InvalidInput(f"{learner.algorithm.name} with seeds {list(learner.seeds)} does not learn by playing",
+                               hint="an algorithm like ppo does, one seed at a time")  # fmt: skip
+        self.learner, self._seed = learner, learner.seeds[0]
+        self._playing = _Playing(learner)
+        self.collector = Collector(env, self._playing, seed=self._seed, **options)
+        try:
+            self._count, self._length = self.collector.envs.count, learner.config.rollout_steps
+            self._rows = self._count * self._length
+            if self.collector.envs.mode == "next_step":
+                raise InvalidInput("these environments spend a step on their reset, which a rollout has no place for",
+                                   hint="give an id, or AutoresetMode.SAME_STEP or DISABLED")  # fmt: skip
+            if self._rows < learner.config.batch_size:
+                raise InvalidInput(f"a rollout of {self._rows} steps is less than one batch of {learner.config.batch_size}",
+                                   hint="take more environments or rollout_steps, or a smaller batch_size")  # fmt: skip
+        except BaseException:
+            self.close()
+            raise
+        if self.steps:  # after a restart other episodes come than at the beginning
+            self.collector.set_seed(int(rng.integers(self._seed, self.steps, ORDER, 2**31, 1)[0]))
+        self._returns, self._lengths = np.zeros(self._count), np.zeros(self._count, np.int64)   # of the running episodes
+        self._scale = _RewardScale(learner, self._count) if learner.config.normalize_reward else None
+
+    @property
+    def updates_per_round(self) -> int:
+        """Updates that are made of each rollout; what does not fill a batch at the end of an order is left out."""
+        return self.learner.config.epochs * (self._rows // self.learner.config.batch_size)
+
+    @property
+    def rounds(self) -> int:
+        """Rounds that were played, also before a restart: the learner's updates count them."""
+        return self.learner.step // self.updates_per_round
+
+    @property
+    def steps(self) -> int:
+        """Steps of all environments in these rounds."""
+        return self.rounds * self._rows
+
+    def round(self) -> Round:
+        """One rollout and its updates."""
+        config = self.learner.config
+        self._playing.begin(self.rounds * self._length)
+        batch = self.collector.rollout(self._rows)
+        if batch.reward.ndim == 1:
+            batch = batch.map(lambda array: array[None])
+        played, reward, ended = self._playing.notes, batch.reward, batch.done  # [N, T]
+        returns, lengths = self._ends(reward, ended)
+        value = np.stack([each.value for each in played], axis=1)  # [N, T]
+        seen = self._seen(batch)  # [N, T, ...] each
+        next_value = self._next_values(value, batch, seen)
+        if self._scale is not None:
+            reward = np.stack([self._scale(reward[:, t], ended[:, t]) for t in range(self._length)], axis=1)
+        gained = advantages(reward, value, next_value, ended, gamma=config.gamma, lam=config.gae_lambda)
+        sums = gained + value
+        if config.normalize_advantage:
+            gained = (gained - gained.mean()) / (gained.std(ddof=1) + ADVANTAGE_EPS)
+        taken = {
+            "action": np.stack([each.drawn for each in played], axis=1), "value": value, "advantage": gained, "returns": sums,
+            "log_prob": np.stack([each.log_prob for each in played], axis=1),
+        }  # fmt: skip
+        rows = {name: each.reshape(self._rows, *each.shape[2:]) for name, each in taken.items()}
+        metrics = self._learn({name: each.reshape(self._rows, *each.shape[2:]) for name, each in seen.items()}, rows)
+        return Round(tuple(returns), tuple(lengths), metrics)
+
+    def close(self) -> None:
+        """Close the collector: what is under way in the store is cut."""
+        self.collector.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    # ------------------------------------------------------------------------------------------------------------ rollouts
+    def _ends(self, reward: np.ndarray, ended: np.ndarray) -> tuple[list[float], list[int]]:
+        """Returns and lengths of the episodes that ended, in the order of their ends."""
+        returns: list[float] = []
+        lengths: list[int] = []
+        for t in range(self._length):
+            self._returns += reward[:, t]
+            self._lengths += 1
+            over = ended[:, t]
+            returns += self._returns[over].tolist()
+            lengths += self._lengths[over].tolist()
+            self._returns[over], self._lengths[over] = 0.0, 0
+        return returns, lengths
+
+    def _seen(self, batch: CollectedBatch) -> dict[str, np.ndarray]:
+        """What was acted on, with stacked frames where the learner stacks them, ``[N, T, ...]`` each."""
+        if self._playing.stacks:
+            return {name: np.stack([seen[name] for seen in self._playing.seen], axis=1) for name in self.learner.space_.observation}
+        return self._fields(batch.observation)
+
+    def _next_values(self, value: np.ndarray, batch: CollectedBatch, seen: Mapping[str, np.ndarray]) -> np.ndarray:
+        """The value of the state after each step, ``[N, T]``: 0 after a true end; of the final observation after a cut."""
+        following = np.concatenate([value[:, 1:], np.zeros_like(value[:, :1])], axis=1)
+        following[batch.terminated] = 0.0
+        asked = batch.truncated.copy()
+        asked[:, -1] |= ~batch.done[:, -1]  # what comes after the rollout has no value yet
+        if asked.any():
+            after = {name: each[asked] for name, each in self._fields(batch.next_observation).items()}
+            if self._playing.stacks:
+                after = {name: _pushed(seen[name][asked], each) for name, each in after.items()}
+            following[asked] = self.learner.play(after, step=0).value
+        return following
+
+    def _fields(self, observation: Any) -> dict[str, np.ndarray]:
+        """Observations by the names of the learner's fields."""
+        return observation if isinstance(observation, dict) else {next(iter(self.learner.space_.observation)): observation}
+
+    # ------------------------------------------------------------------------------------------------------------- updates
+    def _learn(self, seen: Mapping[str, np.ndarray], taken: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """The updates of a rollout, given row by row; the means of their metrics."""
+        learner, size = self.learner, self.learner.config.batch_size
+        first = self.rounds * learner.config.epochs
+        for epoch in range(first, first + learner.config.epochs):
+            order = rng.permutation(self._seed, epoch, ORDER, self._rows, self._rows)
+            for start in range(0, self._rows - size + 1, size):
+                chosen = order[start : start + size]
+                parts = {name: value[chosen] for name, value in taken.items()}
+                learner.update(learner.rollout({name: value[chosen] for name, value in seen.items()}, **parts))
+        return {name: by_seed[self._seed] for name, by_seed in learner.metrics().items()}
+
+
+class _Playing(LearnerBehaviour):
+    """A learner that draws its actions and notes what it will learn from."""
+
+    def __init__(self, learner: Learner) -> None:
+        super().__init__(learner)
+        self.stacks = learner.space_.frame_stack > 1
+        self.begin(0)
+
+    def begin(self, step: int) -> None:
+        """A rollout begins; ``step``: number of its first draw."""
+        self.step, self.notes, self.seen = step, [], []
+
+    def act_batch(self, observations: Any, starts: np.ndarray) -> np.ndarray:
+        seen = self._stacked(observations, starts)
+        if self.stacks:
+            fields = seen if isinstance(seen, Mapping) else {next(iter(self._learner.space_.observation)): seen}
+            self.seen.append({name: each.copy() for name, each in fields.items()})
+        played: Played = self._learner.play(seen, step=self.step)
+        self.step += 1
+        self.notes.append(played)
+        return self._to_env(played.action)
+
+
+class _RewardScale:
+    """Divides rewards by the running deviation of the discounted return (Engstrom et al. 2020) and clips them; its sums are in the
+    learner's memory, so a checkpoint has them."""
+
+    def __init__(self, learner: Learner, environments: int) -> None:
+        self._memory = learner.state.memory
+        self._running = np.zeros(environments)
+
+    def __call__(self, reward: np.ndarray, ended: np.ndarray) -> np.ndarray:
+        self._running = REWARD_DISCOUNT * self._running + reward
+        count, mean, square = (self._memory[f"return_{name}"] for name in ("count", "mean", "square"))
+        before, rows = float(count[0]), len(reward)
+        apart = self._running.mean() - float(mean[0])
+        # The moments of two samples joined (Chan et al. 1979); `square` is the sum of squared distances from the mean.
+        square += self._running.var() * rows + apart**2 * before * rows / (before + rows)
+        mean += apart * rows / (before + rows)
+        count += rows
+        self._running[ended] = 0.0
+        deviation = np.sqrt(float(square[0]) / float(count[0]) + REWARD_EPS)
+        return np.clip(reward / deviation, -REWARD_LIMIT, REWARD_LIMIT)
+
+
+def _pushed(stacks: np.ndarray, frames: np.ndarray) -> np.ndarray:
+    """Stacks ``[B, k*C, ...]`` with one frame more ``[B, C, ...]`` (vectors ``[B, D]``, numbers ``[B]``), and the oldest gone."""
+    frames = frames.reshape(len(frames), -1, *stacks.shape[2:])
+    return np.concatenate([stacks[:, frames.shape[1] :], frames], axis=1)

@@ -1,0 +1,38 @@
+"""Requests about the whole queue: how it is, pause, resume."""
+
+from __future__ import annotations
+
+from offrl import wire
+from offrld.daemon import queue
+from offrld.daemon.app import App
+from offrld.daemon.config import Limits
+from offrld.daemon.database import Connection
+
+
+async def get_queue(app: App, request: wire.GetQueue) -> wire.QueueInfo:
+    """Paused or not, and how many jobs of whom."""
+    return await app.database.read(_info, app.settings.limits)
+
+
+async def control_queue(app: App, request: wire.ControlQueue) -> wire.QueueInfo:
+    """Pause or resume; what is so already is no error."""
+    by = app.caller().name
+
+    def work(db: Connection) -> wire.QueueInfo:
+        if request.action == "pause":
+            queue.pause(db, by, " ".join(request.reason.split()))
+        else:
+            queue.resume(db)
+        return _info(db, app.settings.limits)
+
+    return await app.database.write(work)
+
+
+def _info(db: Connection, limits: Limits) -> wire.QueueInfo:
+    counts = dict.fromkeys(("queued", "running", "paused"), 0)
+    owners: dict[str, dict[str, int]] = {}
+    for row in db.execute(f"SELECT coalesce(owner, ''), state, count(*) FROM jobs WHERE state IN {queue.UNFINISHED} GROUP BY 1, 2"):
+        counts[row[1]] += row[2]
+        owners.setdefault(row[0], {})[row[1]] = row[2]
+    told = {f"limits.{name}": value for name, value in limits.model_dump().items()}
+    return wire.QueueInfo(paused=queue.paused(db), counts=counts, owners=owners, next_start=queue.next_start(db), limits=told)

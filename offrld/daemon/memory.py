@@ -1,0 +1,53 @@
+"""Closes all connections when what ZeroMQ keeps for them has filled too much memory; clients connect again and go on.
+
+ZeroMQ hands over whole messages only, and bounds a frame but not how many of them a message has: who never sends the last one could fill
+the memory, and nothing tells which connection does. Answers that are not read wait there as well. Both are gone with their connections.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import logging
+import os
+from collections.abc import Callable
+
+LOOK_S = 0.5
+SETTLE_S = 1.0           # for ZeroMQ to give back what was in the connections
+log = logging.getLogger("offrld.memory")
+
+
+class MemoryGuard:
+    """Watches how far this process has grown. ``disconnect()`` closes the connections and returns their number."""
+
+    def __init__(self, limit_bytes: int, disconnect: Callable[[], int]) -> None:
+        self._limit, self._disconnect = limit_bytes, disconnect
+
+    async def run(self) -> None:
+        """Watch for ever."""
+        with open("/proc/self/statm", "rb") as statm:
+            base = _resident(statm.fileno())
+            while True:
+                await asyncio.sleep(LOOK_S)
+                grown = _resident(statm.fileno()) - base
+                if grown <= self._limit:
+                    continue
+                count = self._disconnect()
+                await asyncio.sleep(SETTLE_S)
+                trim()
+                now = _resident(statm.fileno())
+                back = base + grown - now
+                log.warning("memory had grown by %d MB: %d connections were closed, %d MB came back", grown >> 20, count, back >> 20)
+                base = max(base, now)  # what stays is the daemon's own, and no reason to close them again
+
+
+def trim() -> None:
+    """Give free memory back to the system, where the C library can."""
+    with contextlib.suppress(AttributeError):  # musl cannot
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _resident(statm: int) -> int:
+    """Bytes of this process in memory."""
+    return int(os.pread(statm, 100, 0).split()[1]) * os.sysconf("SC_PAGE_SIZE")

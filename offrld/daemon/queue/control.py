@@ -1,0 +1,164 @@
+"""What users do to a job: cancel, pause, resume, retry, start, pin, remove."""
+
+from __future__ import annotations
+
+import json
+
+from offrl.errors import Conflict, InvalidInput
+from offrl.job import PAUSABLE, ImportSpec, JobState
+from offrld.daemon import events
+from offrld.daemon.database import Connection
+from offrld.daemon.queue.moves import UNFINISHED, broken, move, word
+from offrld.daemon.queue.submission import import_target, pin_dataset
+from offrld.daemon.records import Job, find
+
+INTENTS = {"pause": "pausing", "cancel": "cancelling", "resume": "resuming after the pause"}
+
+
+def control(db: Connection, job: str, action: str, steps: int | None = None) -> tuple[Job, str]:
+    """Do what a user wants; returns the job and what its running worker has to be told ("", "pause", "cancel").
+
+    steps: of resume: the job's new number of updates in all.
+    Asking for what is already so is no error. Raises `Conflict` where the state does not allow it.
+    """
+    found = find(db, job)
+    if steps is not None:
+        _extend(db, found, action, steps)
+        return find(db, job), ""
+    tell = ACTIONS[action](db, found)
+    return find(db, job), tell
+
+
+def remove(db: Connection, job: str) -> Job:
+    """Delete the row and the events of an ended job. `Conflict` naming the jobs that still need it."""
+    found = find(db, job)
+    if not found.state.ended:
+        raise Conflict(f"job {job} is {found.state}", hint=f"`offrl cancel {job}` first")
+    if found.pinned:
+        raise Conflict(f"job {job} is pinned", hint=f"`offrl unpin {job}` first")
+    if needing := users(db, job):
+        raise Conflict(f"job {job} is needed by {', '.join(needing)}", hint="wait for them, or cancel them first")
+    db.execute("DELETE FROM jobs WHERE seq = ?", (found.seq,))
+    db.touched.add(job)
+    return found
+
+
+def users(db: Connection, job: str) -> list[str]:
+    """The unfinished jobs that need this one: they wait for it, take its checkpoint, or export it."""
+    rows = db.execute(
+        f"SELECT id FROM jobs WHERE state IN {UNFINISHED}"
+        " AND (source = ?1 OR id IN (SELECT job FROM dependencies WHERE needs = ?1 UNION SELECT job FROM uses WHERE used = ?1))",
+        (job,),
+    )  # fmt: skip
+    return [row[0] for row in rows]
+
+
+def _cancel(db: Connection, job: Job) -> str:
+    if job.state == JobState.RUNNING:
+        _intend(db, job, "cancel")
+        return "cancel"
+    if job.state in (JobState.SUCCEEDED, JobState.FAILED):
+        raise Conflict(f"job {job.id} has {word(job.state)} already", hint=f"`offrl rm {job.id}` removes it")
+    if job.state != JobState.CANCELLED:
+        move(db, job, JobState.CANCELLED, reason="cancelled before it ran" if job.attempt == 0 else "cancelled")
+    return ""
+
+
+def _pause(db: Connection, job: Job) -> str:
+    if job.state.ended:
+        raise Conflict(f"job {job.id} has {word(job.state)} already")
+    if job.state == JobState.RUNNING:
+        if job.kind not in PAUSABLE:
+            raise Conflict(
+                f"job {job.id} is of kind {job.kind}, which cannot be paused while it runs", hint=f"`offrl cancel {job.id}` ends it"
+            )
+        if job.intent == "cancel":
+            raise Conflict(f"job {job.id} is being cancelled")
+        _intend(db, job, "pause")
+        return "pause"
+    if job.state == JobState.QUEUED:
+        move(db, job, JobState.PAUSED)
+    return ""
+
+
+def _resume(db: Connection, job: Job) -> str:
+    if job.state.ended:
+        succeeded = job.state == JobState.SUCCEEDED
+        again = f"`offrl resume {job.id} --steps N` trains on" if succeeded else f"`offrl retry {job.id}` runs it again"
+        raise Conflict(f"job {job.id} has {word(job.state)}", hint=again)
+    if job.state == JobState.PAUSED:
+        move(db, job, JobState.QUEUED)
+    elif job.state == JobState.RUNNING and job.intent == "cancel":
+        raise Conflict(f"job {job.id} is being cancelled")
+    elif job.state == JobState.RUNNING and job.intent == "pause":
+        _intend(db, job, "resume")  # the worker was told to pause: when it has, the job is queued at once
+    return ""
+
+
+def _extend(db: Connection, job: Job, action: str, steps: int) -> None:
+    """Queue a succeeded (or paused) train job with more updates than it has done."""
+    if action != "resume" or job.kind not in PAUSABLE:
+        raise InvalidInput(f"steps={steps} is about resuming a job that trains or collects", hint="`offrl resume JOB --steps N`")
+    if job.state not in (JobState.SUCCEEDED, JobState.PAUSED):
+        raise Conflict(f"job {job.id} is {job.state}; one that has succeeded or is paused can be given more steps",
+                       hint="wait for its end" if not job.state.ended else f"`offrl retry {job.id}` first")  # fmt: skip
+    if steps <= job.step:
+        what = "updates" if job.kind == "train" else "steps"
+        raise Conflict(f"job {job.id} has done {job.step} {what} already", hint=f"give more than that: --steps {2 * job.step}")
+    if job.dataset is not None and job.kind == "train":
+        pin_dataset(db, job.dataset)
+    values = json.dumps({**job.spec, "steps": steps})
+    db.execute("UPDATE jobs SET spec = ?, steps = ? WHERE seq = ?", (values, steps, job.seq))
+    move(db, find(db, job.id), JobState.QUEUED)
+
+
+def _retry(db: Connection, job: Job) -> str:
+    if job.state == JobState.QUEUED and job.retry_at is not None:  # it waits for that anyway: now, and with all its attempts again
+        db.execute("UPDATE jobs SET retry_at = NULL, crashes = 0, reason = '' WHERE seq = ?", (job.seq,))
+        events.add(db, job, "message", job.state, message="the next attempt does not wait any longer")
+        db.schedule = True
+        return ""
+    if job.state not in (JobState.FAILED, JobState.CANCELLED):
+        raise Conflict(f"job {job.id} is {job.state}; only a failed or cancelled one can be retried")
+    for needed, state in broken(db, job.id):
+        raise Conflict(f"job {job.id} waits for {needed}, which has {word(state)}", hint=f"`offrl retry {needed}` first")
+    if job.kind in ("train", "dataset_export") and job.dataset is not None:
+        pin_dataset(db, job.dataset)
+    if job.kind == "import":
+        import_target(db, ImportSpec.model_validate(job.spec))
+    move(db, job, JobState.QUEUED)
+    return ""
+
+
+def _start(db: Connection, job: Job) -> str:
+    """Start it as soon as there is a place: before all others, not waiting for its time, and although the queue is paused."""
+    if job.state not in (JobState.QUEUED, JobState.PAUSED, JobState.RUNNING):
+        raise Conflict(f"job {job.id} has {word(job.state)}", hint=f"`offrl retry {job.id}` runs it again")
+    if job.state == JobState.PAUSED:
+        move(db, job, JobState.QUEUED)
+    if job.state != JobState.RUNNING:
+        db.execute("UPDATE jobs SET start_at = NULL, retry_at = NULL, forced = 1 WHERE seq = ?", (job.seq,))
+        events.add(db, job, "message", JobState.QUEUED, message="told to start")
+        db.schedule = True
+    return ""
+
+
+def _pin(db: Connection, job: Job) -> str:
+    db.execute("UPDATE jobs SET pinned = 1 WHERE seq = ?", (job.seq,))
+    return ""
+
+
+def _unpin(db: Connection, job: Job) -> str:
+    db.execute("UPDATE jobs SET pinned = 0 WHERE seq = ?", (job.seq,))
+    return ""
+
+
+def _intend(db: Connection, job: Job, intent: str) -> None:
+    if job.intent != intent:
+        db.execute("UPDATE jobs SET intent = ? WHERE seq = ?", (intent, job.seq))
+        events.add(db, job, "message", job.state, message=INTENTS[intent])
+
+
+ACTIONS = {
+    "cancel": _cancel, "pause": _pause, "resume": _resume, "retry": _retry, "start": _start, "pin": _pin, "unpin": _unpin,
+}  # fmt: skip

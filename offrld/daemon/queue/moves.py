@@ -1,0 +1,64 @@
+"""The one place where a job changes its state, with the event that tells of it."""
+
+from __future__ import annotations
+
+import json
+import time
+
+from offrl.errors import Conflict, to_wire
+from offrl.job import TRANSITIONS, JobState
+from offrld.daemon import events
+from offrld.daemon.database import Connection
+from offrld.daemon.records import Job, find
+
+UNFINISHED = "('queued', 'running', 'paused')"
+
+
+def move(
+    db: Connection, job: Job, state: JobState, *, reason: str = "", error: dict[str, str] | None = None, crashes: int | None = 0,
+    retry_at: float | None = None, said: str = "",
+) -> None:  # fmt: skip
+    """Change the state with its event; those who wait for a job that did not succeed fail with it.
+
+    Args:
+        crashes: attempts that crashed in a row, so far; None: as many as before.
+        retry_at: of a queued job, when it may start again.
+        said: what the event says, by default the reason.
+    """
+    if state not in TRANSITIONS[job.state]:
+        raise Conflict(f"job {job.id} is {job.state} and cannot become {state}")
+    db.execute(
+        "UPDATE jobs SET state = ?, intent = '', reason = ?, error = ?, eta_s = NULL, finished_at = ?, retry_at = ?, forced = 0,"
+        " crashes = coalesce(?, crashes) WHERE seq = ?",
+        (str(state), reason, json.dumps(error) if error else None, time.time() if state.ended else None, retry_at, crashes, job.seq),
+    )
+    events.add(db, job, "state", state, message=said or reason, step=job.step, steps=job.steps)
+    db.schedule = True
+    if state in (JobState.FAILED, JobState.CANCELLED):
+        for row in db.execute(
+            "SELECT q.* FROM jobs q JOIN dependencies d ON d.job = q.id WHERE d.needs = ? AND q.state = 'queued'", (job.id,)
+        ).fetchall():
+            _fail_waiting(db, Job.of(row))
+    elif state == JobState.QUEUED and broken(db, job.id):
+        _fail_waiting(db, find(db, job.id))
+
+
+def broken(db: Connection, job: str) -> list[tuple[str, JobState]]:
+    """The jobs that ``job`` waits for in vain."""
+    rows = db.execute(
+        "SELECT n.id, n.state FROM dependencies d JOIN jobs n ON n.id = d.needs"
+        " WHERE d.job = ? AND n.state IN ('failed', 'cancelled')", (job,),
+    )  # fmt: skip
+    return [(row[0], JobState(row[1])) for row in rows]
+
+
+def word(state: JobState) -> str:
+    """The state behind "has"."""
+    return {JobState.CANCELLED: "been cancelled"}.get(state, str(state))
+
+
+def _fail_waiting(db: Connection, job: Job) -> None:
+    if found := broken(db, job.id):
+        needed, state = found[0]
+        why = Conflict(f"it waited for job {needed}, which has {word(state)}", hint=f"`offrl retry {needed}`, then `offrl retry {job.id}`")
+        move(db, job, JobState.FAILED, reason=str(why), error=to_wire(why))

@@ -1,0 +1,174 @@
+"""How a job comes into the queue: checked against what is there, with what it waits for and the snapshot that it pins."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+
+from offrl.errors import Conflict, InvalidInput, LimitReached, Unknown, nearest
+from offrl.job import (
+    MAKES_STEPS,
+    TRAINS,
+    CollectSpec,
+    DatasetExportSpec,
+    ExportSpec,
+    ImportSpec,
+    JobState,
+    TrainOnlineSpec,
+    TrainSpec,
+)
+from offrld.daemon import events
+from offrld.daemon.config import Limits
+from offrld.daemon.database import Connection
+from offrld.daemon.queue.moves import UNFINISHED, word
+from offrld.daemon.records import SPEC, Spec, find
+
+LANES = {
+    "train": "train", "train_online": "train", "collect": "train", "import": "light", "export": "light", "dataset_export": "light",
+}  # fmt: skip
+WRITERS = f"({', '.join(repr(kind) for kind in ('import', *MAKES_STEPS))})"  # kinds that write a dataset; one of them at a time
+_LETTERS = "abcdefghjkmnpqrstuvwxyz"
+_SIGNS = _LETTERS + "23456789"
+
+
+def new_id() -> str:
+    """Eight signs without look-alikes; a letter first, so that no tool takes it for a number."""
+    return secrets.choice(_LETTERS) + "".join(secrets.choice(_SIGNS) for _ in range(7))
+
+
+# ------------------------------------------------------------------------------------------------------------------- submit
+def submit(
+    db: Connection, spec: Spec, *, owner: str | None = None, priority: int = 0, after: list[str] = [], key: str | None = None,  # noqa: B006
+    start_at: float | None = None, limits: Limits = Limits(), repeats: tuple[str, str | None] | None = None,
+) -> tuple[str, bool]:  # fmt: skip
+    """Put a job into the queue; returns its id, and False where ``key`` named one of the owner's that was there.
+
+    ``start_at``: seconds since the epoch, before which it does not start; ``repeats``: the job that it is a rerun of, and that one's
+    snapshot of the dataset. Raises `Unknown`, `Conflict`, `LimitReached`.
+    """
+    if key is not None and (known := by_key(db, owner, key, spec)) is not None:
+        return known, False
+    _check_limits(db, owner, limits)
+    needs = list(dict.fromkeys(after))
+    for needed in needs:
+        state = find(db, needed).state
+        if state in (JobState.FAILED, JobState.CANCELLED):
+            raise Conflict(f"job {needed} has {word(state)}, nothing can wait for its success", hint=f"`offrl retry {needed}` first")
+    dataset = snapshot = source = None
+    values = spec.model_dump(mode="json")
+    if isinstance(spec, TrainSpec | DatasetExportSpec):
+        dataset = spec.dataset
+        snapshot, pending = pin_dataset(db, dataset)
+        if repeats is not None and repeats[1] is not None:
+            snapshot = repeats[1]
+        needs += [job for job in pending if job not in needs]
+    elif isinstance(spec, ImportSpec):
+        dataset = spec.dataset
+        needs += [job for job in import_target(db, spec) if job not in needs]
+    elif isinstance(spec, CollectSpec | TrainOnlineSpec):
+        dataset = spec.dataset
+        needs += [job for job in _steps_target(db, spec) if job not in needs]
+    elif isinstance(spec, ExportSpec):
+        origin = find(db, spec.job)
+        if origin.kind not in TRAINS:
+            raise InvalidInput(f"job {spec.job} is of kind {origin.kind}, only a train job has a policy")
+        source, dataset = origin.id, origin.dataset
+        if spec.seed is not None and spec.seed not in origin.spec["seeds"]:
+            trained = ", ".join(map(str, origin.spec["seeds"][:40]))
+            raise InvalidInput(f"job {spec.job} has no seed {spec.seed}", hint=f"trained seeds: {trained}")
+    job = new_id()
+    steps = spec.steps if isinstance(spec, TrainSpec | CollectSpec | TrainOnlineSpec) else 0
+    db.execute(
+        "INSERT INTO jobs (id, state, kind, lane, priority, owner, key, spec, after, dataset, snapshot, source, steps, start_at, rerun_of,"
+        " created_at) VALUES (?, 'queued', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (job, spec.kind, LANES[spec.kind], priority, owner, key, json.dumps(values), json.dumps(needs), dataset, snapshot, source, steps,
+         start_at, repeats[0] if repeats is not None else None, time.time()),
+    )  # fmt: skip
+    db.executemany("INSERT INTO dependencies (job, needs) VALUES (?, ?)", [(job, needed) for needed in needs])
+    events.add(db, find(db, job), "state", JobState.QUEUED)
+    db.schedule = True
+    return job, True
+
+
+def by_key(db: Connection, owner: str | None, key: str, spec: Spec) -> str | None:
+    """The job that its owner submitted under ``key``; `Conflict` where that was another specification.
+
+    One of before jobs had owners may be anybody's.
+    """
+    row = db.execute(
+        "SELECT id, spec FROM jobs WHERE key = ? AND (owner IS ? OR owner IS NULL) ORDER BY owner IS NULL", (key, owner)
+    ).fetchone()
+    if row is None:
+        return None
+    if SPEC.validate_json(row["spec"]) != spec:  # compared as specifications: an older daemon's lacks the fields that were added since
+        raise Conflict(f"the key {key!r} belongs to job {row['id']}, which asked for something else", hint="take another --key")
+    return str(row["id"])
+
+
+def _check_limits(db: Connection, owner: str | None, limits: Limits) -> None:
+    """`LimitReached` naming the setting, where as many jobs as are allowed have not ended."""
+    for name, most, whose in (("unfinished_per_owner", limits.unfinished_per_owner, "owner IS ?1"), ("unfinished", limits.unfinished, "1")):
+        if not most:
+            continue
+        count = db.execute(f"SELECT count(*) FROM jobs WHERE state IN {UNFINISHED} AND (?1 IS ?1) AND {whose}", (owner,)).fetchone()[0]
+        if count >= most:
+            who = f"{owner!r} has" if name.endswith("owner") else "the queue has"
+            raise LimitReached(
+                f"{who} {count} unfinished jobs, as many as limits.{name} = {most} allows", hint="wait until some of them have ended"
+            )
+
+
+def pin_dataset(db: Connection, dataset: str) -> tuple[str | None, list[str]]:
+    """The dataset's snapshot; or None and the import that will make it, which the job then waits for."""
+    row = db.execute("SELECT snapshot FROM datasets WHERE name = ?", (dataset,)).fetchone()
+    if row is not None:
+        return row[0], []
+    if pending := _writers(db, dataset):
+        return None, pending[:1]
+    known = [row[0] for row in db.execute("SELECT name FROM datasets")]
+    raise Unknown(f"no dataset {dataset!r}", hint=nearest(dataset, known) or "add one with `offrl datasets add NAME SOURCE`")
+
+
+def _writers(db: Connection, dataset: str) -> list[str]:
+    """The unfinished jobs that write the dataset."""
+    rows = db.execute(f"SELECT id FROM jobs WHERE kind IN {WRITERS} AND dataset = ? AND state IN {UNFINISHED} ORDER BY seq", (dataset,))
+    return [row[0] for row in rows]
+
+
+def _steps_target(db: Connection, spec: CollectSpec | TrainOnlineSpec) -> list[str]:
+    """What a job has to wait for before it puts steps into its dataset: the import that makes it."""
+    if isinstance(spec, TrainOnlineSpec) and spec.offline is not None and pin_dataset(db, spec.offline)[0] is None:
+        raise Conflict(f"dataset {spec.offline!r} to mix in is not there yet", hint="wait for its import")
+    if isinstance(spec, CollectSpec) and spec.upload is not None:
+        _check_upload_free(db, spec.upload)
+    there = db.execute("SELECT 1 FROM datasets WHERE name = ?", (spec.dataset,)).fetchone() is not None
+    if there and spec.limit is not None:
+        raise Conflict(f"dataset {spec.dataset!r} exists, a limit is for a new one", hint="leave it out, or take another name")
+    return [] if there else [job for job in _writers(db, spec.dataset) if find(db, job).kind == "import"][:1]
+
+
+def _check_upload_free(db: Connection, upload: str) -> None:
+    user = db.execute(
+        f"SELECT id FROM jobs WHERE kind IN {WRITERS} AND state IN {UNFINISHED} AND json_extract(spec, '$.upload') = ?", (upload,)
+    ).fetchone()
+    if user is not None:
+        raise Conflict(f"upload {upload} is used by job {user[0]} already")
+
+
+def import_target(db: Connection, spec: ImportSpec) -> list[str]:
+    """Check that the import may make, or append to, its dataset; returns what it has to wait for."""
+    there = db.execute("SELECT 1 FROM datasets WHERE name = ?", (spec.dataset,)).fetchone() is not None
+    pending = _writers(db, spec.dataset)
+    if not spec.append:
+        if there:
+            raise Conflict(
+                f"dataset {spec.dataset!r} exists", hint=f"take another name, remove it, or `offrl datasets append {spec.dataset} SOURCE`"
+            )
+        if pending:
+            raise Conflict(f"dataset {spec.dataset!r} is being made by job {pending[0]}", hint="wait for it, or cancel it")
+    elif not there and not pending:
+        pin_dataset(db, spec.dataset)  # raises Unknown
+    if spec.upload is not None:
+        _check_upload_free(db, spec.upload)
+    return [] if there else pending[:1]

@@ -1,0 +1,110 @@
+"""Arrow arrays as NumPy columns: what Minari's Arrow form, LeRobot and tables have in common. pyarrow is loaded when it is needed."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from offrl_store.errors import InvalidInput
+
+from .columns import MAX_EPISODE_BYTES, Column
+from .source import BadRow
+
+#: Package -> the extra that brings it.
+EXTRAS = {"pyarrow": "parquet", "av": "lerobot", "PIL": "lerobot"}
+
+
+def need(module: str, what: str) -> ModuleType:
+    """A module of an optional package; one line with the pip command where it is missing."""
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        package = module.partition(".")[0]
+        raise InvalidInput(f"{what} needs {package}, which is not installed", hint=f'pip install "offrl[{EXTRAS[package]}]"') from None
+
+
+def to_numpy(array: Any, file: str, key: str, row: int = 0) -> np.ndarray:
+    """An array of numbers, or of lists of them that are equally long, as ``[N, ...]``; ``row`` is the number of its first row.
+
+    Raises `BadRow` for missing values and for lists of different lengths, `InvalidInput` for what holds no numbers.
+    """
+    import pyarrow as pa
+
+    if isinstance(array, pa.ChunkedArray):
+        array = array.combine_chunks()
+        if isinstance(array, pa.ChunkedArray):  # an old pyarrow keeps the chunks of no rows
+            array = array.chunk(0) if array.num_chunks else pa.array([], array.type)
+    if array.null_count:
+        at = row + int(np.flatnonzero(array.is_null().to_numpy(zero_copy_only=False))[0])
+        raise BadRow(f"{file}: {key}[{at}] is missing", at, hint="fill the gap, or remove the episode")
+    kind = array.type
+    if pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        if pa.types.is_fixed_size_list(kind):
+            size = kind.list_size
+        else:
+            lengths = np.diff(array.offsets.to_numpy())
+            size = int(lengths[0]) if len(lengths) else 0
+            wrong = np.flatnonzero(lengths != size)
+            if len(wrong):
+                at = int(wrong[0])
+                raise BadRow(
+                    f"{file}: {key}[{row + at}] has {lengths[at]} values, the rows before it {size}", row + at,
+                    hint="all rows need one shape",
+                )  # fmt: skip
+        inner = to_numpy(array.flatten(), file, key)
+        return inner.reshape(len(array), size, *inner.shape[1:])
+    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
+        raise InvalidInput(f"{file}: {key!r} holds {kind}, not numbers", hint="give numbers or lists of numbers")
+    return array.to_numpy(zero_copy_only=False)
+
+
+def open_parquet(path: Path, file: str, columns: list[str] | None = None) -> Any:
+    """A Parquet file, opened; raises `InvalidInput` where it is damaged or a part of it would not fit into memory."""
+    pa, parquet = need("pyarrow", file), need("pyarrow.parquet", file)
+    try:
+        opened = parquet.ParquetFile(path)
+    except (OSError, pa.ArrowException) as error:
+        raise InvalidInput(f"{file} cannot be read: {line(error)}", hint="the file is damaged or cut short; copy it again") from None
+    for group in range(opened.num_row_groups):
+        for place in range(opened.metadata.num_columns):
+            part = opened.metadata.row_group(group).column(place)
+            if part.total_uncompressed_size > MAX_EPISODE_BYTES and (columns is None or part.path_in_schema.split(".")[0] in columns):
+                opened.close()
+                raise InvalidInput(
+                    f"{file}: {part.path_in_schema!r} has a row group of {part.total_uncompressed_size:,} bytes",
+                    hint=f"write it in row groups of at most {MAX_EPISODE_BYTES:,} bytes; the file may be damaged",
+                )
+    return opened
+
+
+def column(array: Any, file: str, key: str) -> Column:
+    """`to_numpy` as a column."""
+    return Column(file, key, to_numpy(array, file, key))
+
+
+def read_table(path: Path, file: str, columns: list[str] | None = None) -> Any:
+    """A whole ``.arrow`` (IPC file or stream) or ``.parquet`` file as a table; ``file`` is how messages call it."""
+    pa = need("pyarrow", file)
+    try:
+        if path.suffix == ".parquet":
+            with open_parquet(path, file, columns) as opened:
+                return opened.read(columns=columns, use_threads=False)
+        ipc = need("pyarrow.ipc", file)
+        with pa.memory_map(str(path)) as source:
+            try:
+                table = ipc.open_file(source).read_all()
+            except pa.ArrowInvalid:
+                source.seek(0)
+                table = ipc.open_stream(source).read_all()
+        return table if columns is None else table.select(columns)
+    except (OSError, pa.ArrowException, KeyError) as error:
+        raise InvalidInput(f"{file} cannot be read: {line(error)}", hint="the file is damaged or cut short; copy it again") from None
+
+
+def line(error: Exception) -> str:
+    """The first line of what pyarrow says."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,105 @@
+"""What the exporters have in common: one export, and the small questions that each of them asks of a store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from offrl_store import Episode, EpisodeStore, Field
+from offrl_store.errors import InvalidInput
+
+Progress = Callable[[int, int | None], None]
+
+
+@dataclass(frozen=True)
+class Export:
+    """One export.
+
+    Attributes:
+        store: its episodes are written.
+        path: where to write; does not exist.
+        name: the path that it gets when it is complete.
+        compress: gzip in HDF5.
+        progress: called with (episodes done, episodes in all).
+        message: called with a line for everything that the format has no place for.
+    """
+
+    store: EpisodeStore
+    path: Path
+    name: Path
+    compress: bool
+    progress: Progress
+    message: Callable[[str], None]
+
+
+def one_action(export: Export, format: str) -> Field:
+    """The action field; raises `InvalidInput` where there are several."""
+    action = export.store.schema.action
+    if not isinstance(action, Field):
+        raise InvalidInput(f"the dataset has several action fields ({', '.join(action)})", hint=f"{format!r} holds one; export as 'store'")
+    return action
+
+
+def action_shape(field: Field) -> tuple[int, ...]:
+    return () if field.discrete else field.shape or (1,)
+
+
+def named_observations(value: Any) -> dict[str, Any]:
+    """Observation fields, or the arrays of an episode, by name; one alone is named ""."""
+    return value if isinstance(value, dict) else {"": value}
+
+
+def usable_steps(episode: Episode) -> int:
+    """Steps whose next observation is known or, at a terminal, never used: what formats with one next observation per step can hold."""
+    return episode.steps - (episode.final_missing and not episode.terminated)
+
+
+class CutCount:
+    """Counts what is missing where a format needs the observation after each step, and says it at the end."""
+
+    def __init__(self) -> None:
+        self.cut = self.left_out = self.repeated = 0
+
+    def add(self, episode: Episode, steps: int) -> None:
+        self.cut += steps < episode.steps
+        self.left_out += steps == 0
+        self.repeated += episode.final_missing and episode.terminated
+
+    def say(self, export: Export) -> None:
+        if self.repeated:
+            export.message(f"{self.repeated} terminated episodes lack their final observation: the last one is repeated there")
+        if self.cut:
+            export.message(f"{self.cut} truncated episodes lack their final observation: they end one step earlier"
+                           + (f", and {self.left_out} of one step are left out" if self.left_out else ""))  # fmt: skip
+
+
+def h5_dataset(export: Export, group: h5py.Group, key: str, rows: np.ndarray) -> None:
+    options = {"compression": "gzip", "shuffle": True, "chunks": True} if export.compress and rows.size else {}
+    group.create_dataset(key, data=rows, **options)
+
+
+#: HDF5 keeps attributes below 64 KiB.
+MAX_ATTRIBUTE = 32 << 10
+
+
+def set_attributes(node: Any, values: Any) -> None:
+    """Texts, numbers and arrays of a dict as attributes; what HDF5 has no place for (nested values, very long ones) is left out."""
+    for key, value in (values if isinstance(values, dict) else {}).items():
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            continue
+        if isinstance(value, (str, bool, int, float, np.ndarray)) and key and len(key) <= 256 and _size(value) <= MAX_ATTRIBUTE:
+            node.attrs[key] = value
+
+
+def _size(value: Any) -> int:
+    return len(value.encode()) if isinstance(value, str) else getattr(value, "nbytes", 8)
+
+
+def channels_last(field: Field) -> bool:
+    """Whether rows are images that robots' formats keep with their channels last: uint8 ``[C, H, W]`` of 1, 3 or 4 channels."""
+    return field.dtype == np.uint8 and len(field.shape) == 3 and field.shape[0] in (1, 3, 4)

@@ -1,0 +1,302 @@
+"""LeRobot: a folder of codebase version v3.0, ``meta/``, ``data/`` and ``videos/``, read with pyarrow (and Pillow, av) alone.
+
+``meta/info.json`` names the features, ``meta/episodes/**.parquet`` where each episode stands in the data files and videos, ``meta/tasks``
+what it was about. ``observation.NAME`` become the observation (one alone) or its fields, images and videos channel first; ``action``;
+``next.reward`` or ``reward``, zeros where there is none; other numbers are kept with each step, the tasks with each episode. There are no
+final observations. ``next.done`` does not say whether the task ended: an episode is taken as cut unless ``next.terminated`` or
+``next.success`` is set at its end, or the option ``done`` says so.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from offrl_store.errors import EmptyStore, InvalidInput
+from offrl_store.schema import DTYPES, NAME
+
+from . import arrow, hdf5
+from .columns import Column
+from .episodic import Recording, episodic_source
+from .frames import MODES, EncodedImages, VideoFrames
+from .source import BadEpisodes, Format, Source
+
+NEEDS = "a folder with meta/info.json, meta/episodes/ and data/ of LeRobot v3.0"
+
+DERIVED = ("timestamp", "frame_index", "episode_index", "index", "task_index")  # numbers of the row: an episode has them anyway
+REWARDS = ("next.reward", "reward")
+ENDS = ("next.done", "next.terminated", "next.truncated")
+
+
+def detect(path: Path) -> bool:
+    return path.is_dir() and (path / "meta" / "info.json").is_file()
+
+
+def open_folder(path: Path, bad: BadEpisodes, *, done: Any = "truncated") -> Source:
+    """Opens a dataset; raises `InvalidInput` when the folder is none of version v3, or is damaged."""
+    name = path.resolve().name
+    if done not in ("truncated", "terminated"):
+        raise InvalidInput(f"done is {done!r}", hint="give what the end of an episode means: truncated or terminated")
+    arrow.need("pyarrow", name)
+    info = _info(path, name)
+    features = _features(info, name)
+    episodes = _episodes(path, name)
+    observed = {key: each for key, each in features.items() if key.startswith("observation.") or key == "observation"}
+    if not observed or "action" not in features:
+        missing = "action" if observed else "observation.NAME"
+        raise InvalidInput(f"{name} has no feature {missing!r} (it has {hdf5.listed(features)})", hint=f"needed: {NEEDS}")
+    messages: list[str] = []
+    reward = next((key for key in REWARDS if key in features), None)
+    if reward is None:
+        messages.append("there are no rewards: 0 for every step")
+    if "next.terminated" not in features and done == "truncated":
+        messages.append("next.done does not say whether the task ended, nor does anything else but next.success: episodes are taken as cut")
+    used = {*observed, "action", *REWARDS, *ENDS, *DERIVED}
+    extra = {key: each for key, each in features.items() if key not in used and each.dtype in DTYPES and NAME.match(key)}
+    left_out = [key for key in features if key not in used and key not in extra]
+    if left_out:
+        messages.append(f"not imported: {hdf5.listed(left_out)}")
+    with ExitStack() as resources:
+        reader = _Reader(path, name, info, features, episodes)
+        resources.callback(reader.close)
+        single = len(observed) == 1
+
+        def recording(number: int) -> Recording | None:
+            steps = reader.go(number)
+            if not steps:
+                return None
+            fields = {key.partition(".")[2] or "observation": reader.column(key) for key in observed}
+            rewards = reader.column(reward) if reward else Column(name, "reward", np.zeros(steps, np.float32))
+            return Recording(
+                next(iter(fields.values())) if single else fields, reader.column("action"), rewards,
+                [(steps, done == "terminated" or reader.ended())], {key: reader.column(key) for key in extra}, reader.metadata(),
+            )  # fmt: skip
+
+        attributes = hdf5.plain({key: value for key, value in info.items() if key not in ("splits", "data_path", "video_path")})
+        source = episodic_source(
+            recording, len(episodes), bad, file=name, format="lerobot", env_id=None, space=None, attributes=attributes, messages=messages,
+            version=str(info["codebase_version"]),
+        )  # fmt: skip
+        source.resources = resources.pop_all()
+        return source
+
+
+class Feature:
+    """One feature of ``info.json``: its dtype (``image`` and ``video`` are dtypes, too) and the shape of a row, images channel first."""
+
+    def __init__(self, key: str, described: Any, file: str) -> None:
+        shape = described.get("shape") if isinstance(described, dict) else None
+        if not isinstance(shape, list) or not all(isinstance(n, int) and n > 0 for n in shape):
+            raise InvalidInput(f"{file}: meta/info.json gives {key!r} no shape", hint="the dataset is damaged; copy it again")
+        self.dtype, names = str(described.get("dtype")), described.get("names") or []
+        self.shape = tuple(shape)
+        if self.picture:
+            first = isinstance(names, list) and len(names) == 3 and str(names[0]).startswith("channel")
+            if len(shape) != 3 or (shape[0] if first else shape[2]) not in MODES:
+                raise InvalidInput(f"{file}: {key!r} are pictures of the shape {shape}", hint="[H, W, C] with 1, 3 or 4 channels is read")
+            self.shape = self.shape if first else (shape[2], *shape[:2])
+
+    @property
+    def picture(self) -> bool:
+        return self.dtype in ("image", "video")
+
+
+class _Reader:
+    """Goes from episode to episode; columns are read when they are asked for."""
+
+    def __init__(self, root: Path, name: str, info: dict[str, Any], features: dict[str, Feature], episodes: list[dict[str, Any]]) -> None:
+        self._root, self._name, self._info, self._features, self._episodes = root, name, info, features, episodes
+        self._fps = float(info.get("fps") or 0)
+        bases: dict[tuple[int, int], int] = {}  # data file -> index of its first row in the dataset
+        for each in episodes:
+            key = (each["data/chunk_index"], each["data/file_index"])
+            bases[key] = min(bases.get(key, each["dataset_from_index"]), each["dataset_from_index"])
+        self._bases = bases
+        self._data: _DataFile | None = None
+        self._videos = ExitStack()
+
+    def close(self) -> None:
+        self._videos.close()
+        if self._data is not None:
+            self._data.close()
+
+    def go(self, number: int) -> int:
+        """Goes to an episode; returns its steps."""
+        self._videos.close()
+        each = self._episodes[number]
+        chunk, index, length = each["data/chunk_index"], each["data/file_index"], each["length"]
+        self._file = f"{self._name}, episode {each['episode_index']}"
+        path = self._path("data_path", chunk, index)
+        if self._data is None or self._data.path != path:
+            if self._data is not None:
+                self._data.close()
+            self._data = None
+            self._data = _DataFile(path, self._name)
+        self._start, self._steps, self._episode = each["dataset_from_index"] - self._bases[chunk, index], length, each
+        if length < 1:
+            return 0
+        if each["dataset_to_index"] - each["dataset_from_index"] != length or self._start + length > self._data.rows:
+            raise InvalidInput(f"{self._file} has {length} rows from {self._start} on, {path.name} has {self._data.rows}",
+                               hint="the dataset is incomplete; copy it again")  # fmt: skip
+        ids = self._data.read("episode_index", self._start, self._start + length, self._file)
+        wrong = np.flatnonzero(ids.reshape(-1) != each["episode_index"])
+        if len(wrong):
+            raise InvalidInput(f"{self._file}: row {int(wrong[0])} is one of episode {ids.reshape(-1)[wrong[0]]}",
+                               hint="the dataset is damaged; copy it again")  # fmt: skip
+        return length
+
+    def column(self, key: str) -> Column:
+        feature, file, start = self._features[key], self._file, self._start
+        data, steps = self._data, self._steps
+        shape = (steps, *feature.shape)
+        if feature.dtype == "image":
+            images = lambda low, high: data.images(key, start + low, start + high, file)  # noqa: E731
+            return Column(file, key, EncodedImages(images, shape, file, key))
+        if feature.dtype == "video":
+            each, prefix = self._episode, f"videos/{key}"
+            if any(each.get(f"{prefix}/{part}") is None for part in ("chunk_index", "file_index", "from_timestamp")) or not self._fps:
+                raise InvalidInput(f"{file}: meta/episodes does not say where the video of {key!r} is", hint="copy the dataset again")
+            path = self._path("video_path", each[f"{prefix}/chunk_index"], each[f"{prefix}/file_index"], key)
+            frames = VideoFrames(path, shape, float(each[f"{prefix}/from_timestamp"]), self._fps, file, key)
+            self._videos.callback(frames.close)
+            return Column(file, key, frames)
+        if feature.dtype not in DTYPES:
+            raise InvalidInput(f"{file}: {key!r} holds {feature.dtype}, not numbers", hint="give numbers")
+        return Column(file, key, _Numbers(data, key, start, shape, np.dtype(feature.dtype), file))
+
+    def ended(self) -> bool:
+        """Whether the task ended with the episode."""
+        for key in ("next.terminated", "next.success"):
+            if key in self._features and bool(np.any(self.column(key).read(self._steps - 1, self._steps))):
+                return True
+        return False
+
+    def metadata(self) -> dict[str, Any] | None:
+        tasks = self._episode.get("tasks")
+        return {"tasks": [str(each) for each in tasks]} if tasks else None
+
+    def _path(self, key: str, chunk: int, index: int, video: str = "") -> Path:
+        """A file by its template, which may say nothing but these three things, and leads nowhere else."""
+        template = self._info.get(key)
+        values = {"chunk_index": chunk, "file_index": index, "video_key": video}
+
+        def fill(match: re.Match[str]) -> str:
+            return str(values[match[1]]).zfill(int(match[2] or 0))
+
+        path = re.sub(r"\{(chunk_index|file_index|video_key)(?::0(\d)d)?\}", fill, template) if isinstance(template, str) else ""
+        if not path or "{" in path or Path(path).is_absolute() or ".." in Path(path).parts:
+            raise InvalidInput(f"{self._name}: meta/info.json has the {key} {template!r}", hint="the dataset is damaged; copy it again")
+        if not (self._root / path).is_file():
+            raise InvalidInput(f"{self._name} holds no {path}", hint="the dataset is incomplete; copy it again")
+        return self._root / path
+
+
+class _DataFile:
+    """A Parquet file of which rows are read by row group; the last group of each column stays in memory."""
+
+    def __init__(self, path: Path, name: str) -> None:
+        self.path = path
+        self._pa, self._file = arrow.need("pyarrow", name), arrow.open_parquet(path, f"{name}, {path.name}")
+        counts = [self._file.metadata.row_group(i).num_rows for i in range(self._file.num_row_groups)]
+        self._stops = np.cumsum(counts, dtype=np.int64)
+        self.rows = int(self._stops[-1]) if counts else 0
+        self._kept: dict[str, tuple[int, Any]] = {}
+
+    def close(self) -> None:
+        self._file.close()
+
+    def array(self, key: str, start: int, stop: int, file: str) -> Any:
+        """Rows of a column as an Arrow array."""
+        parts = []
+        group = int(np.searchsorted(self._stops, start, side="right"))
+        while start < stop:
+            first = int(self._stops[group - 1]) if group else 0
+            end = min(stop, int(self._stops[group]))
+            parts.append(self._group(key, group, file).slice(start - first, end - start))
+            start, group = end, group + 1
+        return self._pa.chunked_array([chunk for part in parts for chunk in part.chunks])
+
+    def _group(self, key: str, group: int, file: str) -> Any:
+        if self._kept.get(key, (-1, None))[0] != group:
+            try:
+                self._kept[key] = (group, self._file.read_row_group(group, columns=[key], use_threads=False)[key])
+            except (OSError, KeyError, self._pa.ArrowException) as error:
+                raise InvalidInput(f"{file}: {key!r} cannot be read: {arrow.line(error)}",
+                                   hint="the file is damaged or cut short; copy it again") from None  # fmt: skip
+        return self._kept[key][1]
+
+    def read(self, key: str, start: int, stop: int, file: str) -> np.ndarray:
+        return arrow.to_numpy(self.array(key, start, stop, file), file, key)
+
+    def images(self, key: str, start: int, stop: int, file: str) -> list[bytes]:
+        rows = self.array(key, start, stop, file).to_pylist()
+        return [row.get("bytes") or b"" if isinstance(row, dict) else row or b"" for row in rows]
+
+
+class _Numbers:
+    """Rows of a feature of numbers, as the data of a column."""
+
+    def __init__(self, data: _DataFile, key: str, start: int, shape: tuple[int, ...], dtype: np.dtype, file: str) -> None:
+        self._data, self._key, self._start, self._file = data, key, start, file
+        single = shape[1:] == (1,) and key not in ("action",) and not key.startswith("observation")
+        self.shape, self.dtype = (shape[:1] if single else shape), dtype
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        block = self._data.read(self._key, self._start + rows.start, self._start + rows.stop, self._file)
+        due = (len(block), *self.shape[1:])
+        if math.prod(block.shape) != math.prod(due):
+            raise InvalidInput(f"{self._file}: {self._key!r} has rows of {block.shape[1:]}, meta/info.json says {self.shape[1:]}",
+                               hint="the dataset is damaged; copy it again")  # fmt: skip
+        return block.reshape(due).astype(self.dtype, copy=False)
+
+
+def _info(path: Path, name: str) -> dict[str, Any]:
+    try:
+        info = json.loads((path / "meta" / "info.json").read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise InvalidInput(f"{name}: meta/info.json cannot be read: {error}", hint=f"needed: {NEEDS}") from None
+    version = info.get("codebase_version") if isinstance(info, dict) else None
+    if not str(version).startswith("v3"):
+        raise InvalidInput(f"{name} is of LeRobot's version {version}, read is v3", hint="LeRobot's convert_dataset_v21_to_v30 makes one")
+    return info
+
+
+def _features(info: dict[str, Any], name: str) -> dict[str, Feature]:
+    features = info.get("features")
+    if not isinstance(features, dict):
+        raise InvalidInput(f"{name}: meta/info.json has no features", hint=f"needed: {NEEDS}")
+    return {key: Feature(key, described, name) for key, described in features.items()}
+
+
+def _episodes(path: Path, name: str) -> list[dict[str, Any]]:
+    """What meta/episodes says of each episode, in their order, the statistics aside."""
+    parquet = arrow.need("pyarrow.parquet", name)
+    needed = ("episode_index", "length", "data/chunk_index", "data/file_index", "dataset_from_index", "dataset_to_index")
+    rows: list[dict[str, Any]] = []
+    for file in sorted((path / "meta" / "episodes").glob("**/*.parquet")):
+        try:
+            columns = [each for each in parquet.read_schema(file).names if not each.startswith("stats/")]
+        except (OSError, arrow.need("pyarrow", name).ArrowException) as error:
+            raise InvalidInput(f"{name}, {file.name} cannot be read: {arrow.line(error)}", hint="it is damaged; copy it again") from None
+        missing = [each for each in needed if each not in columns]
+        if missing:
+            raise InvalidInput(f"{name}: meta/episodes has no column {missing[0]!r}", hint=f"needed: {NEEDS}")
+        rows += arrow.read_table(file, f"{name}, meta/episodes/{file.name}", columns).to_pylist()
+    if not rows:
+        raise EmptyStore(f"{name} holds no episodes", hint="record at least one, and finish the dataset (finalize)")
+    for row in rows:
+        if not all(isinstance(row[key], int) and row[key] >= 0 for key in needed):
+            raise InvalidInput(f"{name}: meta/episodes is incomplete for episode {row['episode_index']}", hint="copy the dataset again")
+    return sorted(rows, key=lambda row: row["episode_index"])
+
+
+FORMAT = Format(
+    "lerobot", "folder of a LeRobot dataset, version v3", NEEDS, detect, open_folder,
+    {"done": "what the end of an episode means where nothing else says so: truncated or terminated"},
+)  # fmt: skip

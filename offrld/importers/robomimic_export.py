@@ -1,0 +1,84 @@
+"""Exporting as robomimic keeps demonstrations: ``data/demo_i`` with ``obs``, ``next_obs``, actions, rewards, dones; ``mask`` for splits.
+
+The layout is that of https://robomimic.github.io/docs/datasets/overview.html. ``dones`` is 1 at a terminated end only, so that a cut is
+told from it; images get their channels last. Extra fields stand beside the actions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+
+import h5py
+import numpy as np
+
+from offrl_store import Field
+from offrl_store.errors import EmptyStore
+
+from .calm_file import CalmFile
+from .exporting import (
+    CutCount,
+    Export,
+    action_shape,
+    channels_last,
+    h5_dataset,
+    named_observations,
+    one_action,
+    set_attributes,
+    usable_steps,
+)  # fmt: skip
+from .robomimic import GYM_TYPE
+
+
+def write_robomimic(export: Export) -> None:
+    """One file; the splits are those that the episodes' metadata name in ``masks``."""
+    store, schema = export.store, export.store.schema
+    action = one_action(export, "robomimic")
+    fields: dict[str, Field] = named_observations(schema.observation)
+    masks: dict[str, list[str]] = {}
+    counts, written, steps_in_all = CutCount(), 0, 0
+    with contextlib.closing(CalmFile(export.path)) as calm, h5py.File(calm, "w") as file:
+        data = file.create_group("data")
+        for number, episode in enumerate(store.episodes):
+            steps = usable_steps(episode)
+            counts.add(episode, steps)
+            if not steps:
+                continue
+            group = data.create_group(f"demo_{written}")
+            set_attributes(group, {key: value for key, value in store.episode_metadata(number).items() if key != "demo"})
+            group.attrs["num_samples"] = steps
+            for mask in store.episode_metadata(number).get("masks") or ():
+                masks.setdefault(str(mask), []).append(f"demo_{written}")
+            for name, rows in named_observations(episode.observation).items():
+                if channels_last(fields[name]):
+                    rows = np.moveaxis(rows, 1, -1)
+                key = name.replace(".", "/") or "observation"
+                following = rows[1 : steps + 1]
+                if len(following) < steps:  # of a terminated episode, where nobody uses it
+                    following = np.concatenate([following, rows[-1:]])
+                h5_dataset(export, group, f"obs/{key}", rows[:steps])
+                h5_dataset(export, group, f"next_obs/{key}", following)
+            h5_dataset(export, group, "actions", episode.action[:steps].reshape(steps, *action_shape(action)))
+            h5_dataset(export, group, "rewards", episode.reward[:steps])
+            h5_dataset(export, group, "dones", ((np.arange(1, steps + 1) == episode.steps) & episode.terminated).astype(np.int64))
+            for name, rows in episode.extra.items():
+                h5_dataset(export, group, name, rows[:steps])
+            written, steps_in_all = written + 1, steps_in_all + steps
+            calm.check()
+            export.progress(number + 1, len(store))
+        data.attrs["total"] = steps_in_all
+        data.attrs["env_args"] = _environment(export)
+        for name, demos in masks.items():
+            file[f"mask/{name}"] = np.array(demos, dtype=bytes)
+        file.close()  # writes what HDF5 still holds
+        calm.check()
+    if not written:
+        raise EmptyStore("no episode has a step with its next observation", hint="export it as 'd4rl' or 'npz'")
+    counts.say(export)
+
+
+def _environment(export: Export) -> str:
+    known = export.store.metadata.get("source_attributes")
+    if isinstance(known, dict) and isinstance(known.get("env_args"), str):
+        return known["env_args"]
+    return json.dumps({"env_name": export.store.metadata.get("env_id") or "", "env_type": GYM_TYPE, "env_kwargs": {}})

@@ -1,0 +1,156 @@
+"""Stable-Baselines3: the replay buffer of a loaded model as a source of episodes, and a dataset put into such a buffer.
+
+Files of Stable-Baselines3 are pickles and are never read here: load the model or the buffer with Stable-Baselines3 itself and give the
+object. Its rows are taken in the order in which they were written, also after the ring has gone around, for each environment apart; ends by
+the time limit (``timeouts``) are cuts and not terminals. Models keep actions scaled to [-1, 1]: they are given back in the units of the
+environment.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+
+from offrl_store import EpisodeStore, Field
+from offrl_store.errors import EmptyStore, InvalidInput
+
+from .columns import Column
+from .exporting import named_observations
+from .flat import FlatArrays, flat_source
+from .source import BadEpisodes, Source
+from .spaces import ActionSpace, box, choices
+
+NEEDS = "a ReplayBuffer, DictReplayBuffer or HerReplayBuffer of Stable-Baselines3, for example model.replay_buffer"
+
+Actions = Literal["scaled", "environment"]
+
+
+class _Rows:
+    """Rows of ``[size, environments, ...]``, first all of the first environment, oldest first, as the data of a column."""
+
+    def __init__(self, array: np.ndarray, first: int, count: int, following: bool = False, shape: tuple[int, ...] | None = None) -> None:
+        self._array, self._first, self._count, self._shift = array, first, count, int(following)
+        self._row = tuple(array.shape[2:]) if shape is None else shape
+        self.shape, self.dtype = (count * array.shape[1], *self._row), array.dtype
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        environment, step = np.divmod(np.arange(rows.start, rows.stop), self._count)
+        block = self._array[(self._first + step + self._shift) % len(self._array), environment]
+        return block.reshape(len(block), *self._row)
+
+
+class _Unscaled:
+    """Actions of [-1, 1] in the units of their space, as the data of a column."""
+
+    def __init__(self, data: Any, low: np.ndarray, high: np.ndarray) -> None:
+        self._data, self._low, self._high = data, low, high
+        self.shape, self.dtype = data.shape, data.dtype
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        return (self._low + 0.5 * (self._data[rows] + 1.0) * (self._high - self._low)).astype(self.dtype)
+
+
+def from_sb3(buffer: Any, *, env_id: str | None = None, actions: Actions = "scaled", skip_bad: bool = False) -> Source:
+    """The episodes in a loaded replay buffer of Stable-Baselines3, for `import_into`.
+
+    Args:
+        buffer: ``model.replay_buffer``, or a buffer of your own.
+        env_id: the gymnasium environment, kept in the metadata.
+        actions: ``scaled`` (those of a model: [-1, 1] in a Box) or ``environment`` (as they are).
+        skip_bad: leave out episodes that cannot be used.
+
+    Raises:
+        InvalidInput: not such a buffer, or of spaces that are not read.
+        EmptyStore: nothing was written to it.
+    """
+    needed = ("observations", "actions", "rewards", "dones", "timeouts", "pos", "full", "action_space", "n_envs")
+    missing = [name for name in needed if not hasattr(buffer, name)]
+    if missing:
+        raise InvalidInput(f"a {type(buffer).__name__} has no {missing[0]!r}", hint=f"give {NEEDS}")
+    if actions not in ("scaled", "environment"):
+        raise InvalidInput(f"actions is {actions!r}", hint="give 'scaled' or 'environment'")
+    size = len(buffer.rewards)
+    shared = bool(getattr(buffer, "optimize_memory_usage", False))  # next observations stand in the row behind
+    first, count = (buffer.pos, size) if buffer.full else (0, buffer.pos)
+    if shared and buffer.full:  # the newest next observation stands where the oldest observation stood
+        first, count = (buffer.pos + 1) % size, size - 1
+    if count < 1:
+        raise EmptyStore("the buffer holds no steps", hint="collect first")
+    name = type(buffer).__name__
+    rows = lambda array, **more: _Rows(np.asarray(array), first, count, **more)  # noqa: E731
+    total = count * buffer.n_envs
+    done, timeout = (Column(name, key, rows(getattr(buffer, key))).read_flags(0, total) for key in ("dones", "timeouts"))
+    cut = timeout.copy()
+    cut[count - 1 :: count] = True  # the newest step of each environment
+    observations, following = buffer.observations, buffer.observations if shared else buffer.next_observations
+    fields = named_observations(observations)
+    shapes = {key: _shape(buffer.observation_space, key, array) for key, array in fields.items()}
+    columns = {key: Column(name, f"observations{key and '/'}{key}", rows(array, shape=shapes[key])) for key, array in fields.items()}
+    nexts = {key: Column(name, f"next_observations{key and '/'}{key}", rows(array, following=shared, shape=shapes[key]))
+             for key, array in named_observations(following).items()}  # fmt: skip
+    space, data = _actions(buffer, rows(buffer.actions), actions == "scaled")
+    messages = []
+    if shared and done.any():
+        messages.append("a buffer with optimize_memory_usage keeps no final observations: those of ended episodes are missing")
+    arrays = FlatArrays(
+        columns if isinstance(observations, dict) else columns[""], Column(name, "actions", data),
+        Column(name, "rewards", rows(buffer.rewards)),
+        Column(name, "dones", done & ~timeout), Column(name, "timeouts", cut), nexts if isinstance(observations, dict) else nexts[""],
+        Column(name, "dones", ~done) if shared else None,
+    )  # fmt: skip
+    return flat_source(
+        arrays, BadEpisodes(skip_bad), format="sb3", env_id=env_id, space=space, attributes={}, messages=messages,
+        discrete=space.discrete if space is not None else None,
+    )  # fmt: skip
+
+
+def _shape(space: Any, key: str, array: np.ndarray) -> tuple[int, ...]:
+    """The shape of one observation; a Discrete one is kept in a row of one number."""
+    inner = space[key] if key else space
+    return () if hasattr(inner, "n") and not getattr(inner, "shape", ()) else tuple(array.shape[2:])
+
+
+def _actions(buffer: Any, data: _Rows, scaled: bool) -> tuple[ActionSpace | None, Any]:
+    """The action space, and the data in its units."""
+    space = buffer.action_space
+    if hasattr(space, "nvec") or type(space).__name__ == "MultiBinary":
+        raise InvalidInput(f"the actions are a {type(space).__name__} space, which is not read", hint="Box and Discrete actions are")
+    if hasattr(space, "n"):
+        return choices(int(space.n), int(getattr(space, "start", 0)), "declared", type(buffer).__name__), data
+    known = box(space.low, space.high, "declared")
+    return known, _Unscaled(data, known.low, known.high) if scaled and known is not None else data
+
+
+def to_sb3(store: EpisodeStore, buffer: Any, *, actions: Actions = "scaled") -> int:
+    """Adds the transitions of a store to a replay buffer of Stable-Baselines3 for one environment; returns how many.
+
+    Cuts are marked as time-outs, so that the buffer bootstraps there (``handle_timeout_termination``). The last step of a truncated episode
+    without its final observation is left out.
+
+    Raises:
+        InvalidInput: a buffer for several environments, or a store with several action fields.
+    """
+    if getattr(buffer, "n_envs", None) != 1 or not hasattr(buffer, "add"):
+        raise InvalidInput(f"a {type(buffer).__name__} for {getattr(buffer, 'n_envs', 'no')} environments cannot be filled",
+                           hint="make it with n_envs=1")  # fmt: skip
+    action = store.schema.action
+    if not isinstance(action, Field):
+        raise InvalidInput(f"the dataset has several action fields ({', '.join(action)})", hint="a buffer holds one")
+    known = None if action.discrete or actions == "environment" else box(buffer.action_space.low, buffer.action_space.high, "declared")
+    added = 0
+    for episode in store.episodes:
+        chosen = episode.action
+        if known is not None:
+            chosen = (2.0 * (chosen - known.low) / (known.high - known.low) - 1.0).astype(chosen.dtype)
+        for t in range(episode.steps - (episode.final_missing and not episode.terminated)):
+            last = t == episode.steps - 1
+            behind = t if last and episode.final_missing else t + 1  # of a terminal, where nobody uses it
+            now, then = ({key: rows[at][None] for key, rows in named_observations(episode.observation).items()} for at in (t, behind))
+            single = isinstance(store.schema.observation, Field)
+            buffer.add(
+                now[""] if single else now, then[""] if single else then, chosen[t : t + 1], episode.reward[t : t + 1],
+                np.array([last]), [{"TimeLimit.truncated": last and not episode.terminated}],
+            )  # fmt: skip
+            added += 1
+    return added

@@ -1,0 +1,105 @@
+"""Clients that misuse the socket below the level of a message: they fill no memory, and the others are answered."""
+
+from __future__ import annotations
+
+import random
+import socket
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from daemon_harness import DEADLINE_S, Daemon, until
+
+from offrl import Client, upload, wire
+from offrl.wire import CHUNK
+
+GREETING = b"\xff" + b"\0" * 8 + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + b"\0" * 32
+READY = b"\x05READY\x0bSocket-Type\x00\x00\x00\x06DEALER\x08Identity\x00\x00\x00\x00"
+LIMIT_MB = 64
+
+
+@pytest.fixture
+def small(new_daemon) -> Daemon:
+    return new_daemon(f"input_memory_mb = {LIMIT_MB}\n[workers]\nspare = 0\n").start()
+
+
+@pytest.fixture
+def raw(small: Daemon) -> Iterator[socket.socket]:
+    """A connection that has said it is a DEALER, to be written to byte by byte."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(DEADLINE_S)
+        connection.connect(small.url.removeprefix("ipc://"))
+        connection.sendall(GREETING)
+        connection.recv(64, socket.MSG_WAITALL)
+        connection.sendall(b"\x04" + bytes([len(READY)]) + READY)
+        connection.recv(2)
+        yield connection
+
+
+def peak_mb(daemon: Daemon) -> int:
+    """The most that the daemon has held in memory."""
+    assert daemon.process is not None
+    with open(f"/proc/{daemon.process.pid}/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) >> 10
+
+
+def closed(connection: socket.socket, part: bytes, seconds: float = DEADLINE_S) -> bool:
+    """Send ``part`` again and again until the daemon closes the connection."""
+    end = time.monotonic() + seconds
+    try:
+        while time.monotonic() < end:
+            connection.sendall(part)
+            time.sleep(0.001)  # 1 GB/s with large parts: the daemon looks twice a second
+    except OSError:
+        return True
+    return False
+
+
+def test_a_message_that_never_ends_is_broken_off(small: Daemon, raw: socket.socket) -> None:
+    """Frames of a megabyte, each with the mark that more follow: ZeroMQ would keep them for ever."""
+    begun = peak_mb(small)
+    assert closed(raw, b"\x03" + CHUNK.to_bytes(8, "big") + b"x" * CHUNK)
+    until(lambda: "connections were closed" in small.output.read_text())
+    assert peak_mb(small) < begun + 2000  # what comes between two looks
+    until(lambda: small.connect().ask(wire.Ping()))
+
+
+def test_small_frames_without_end_are_broken_off_too(small: Daemon, raw: socket.socket) -> None:
+    assert closed(raw, b"\x01\x01x" * 100_000)
+    until(lambda: "connections were closed" in small.output.read_text())
+
+
+def test_requests_hold_a_bounded_number_of_bytes(small: Daemon) -> None:
+    """More chunks than the daemon holds at once are told to wait, and the others of that client are kept."""
+    opened = small.ask(wire.OpenUpload(upload="many", files=[wire.FileEntry(path="a", size=64 * CHUNK, sha256="0" * 64)]))
+    assert opened.received == {"a": 0}
+    connection = small.connect()
+    chunk = wire.WriteChunk(upload="many", path="a", offset=0, data=b"\0" * CHUNK, crc32=0)
+    for _ in range(60):
+        connection.send(chunk)
+    answers = []
+    for _ in range(60):
+        assert connection.socket.poll(1000 * DEADLINE_S)
+        try:
+            wire.decode_reply(connection.socket.recv_multipart()[1], wire.Received)
+        except Exception as error:
+            answers.append(getattr(error, "code", ""))
+    assert answers.count("busy") > 0
+    assert set(answers) <= {"busy", "invalid_input"}  # the checksum is wrong, on purpose
+    connection.socket.close()
+
+
+def test_clients_that_are_told_to_wait_finish_their_uploads(new_daemon, tmp_path) -> None:
+    """Four at once send more than the daemon holds: each goes on from what had arrived."""
+    daemon = new_daemon("input_memory_mb = 32\n[workers]\nspare = 0\n").start()
+    (tmp_path / "data.bin").write_bytes(random.Random(1).randbytes(12 << 20))
+    files = upload.scan(tmp_path / "data.bin")
+
+    def send(_: int) -> str:
+        with Client(daemon.url) as client:
+            return upload.send(client.connect(), files)
+
+    with ThreadPoolExecutor(4) as pool:
+        for name in pool.map(send, range(4)):
+            assert (daemon.state / "uploads" / name / "files" / "data.bin").read_bytes() == (tmp_path / "data.bin").read_bytes()
