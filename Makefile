@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo docs test test-all test-algos test-asan test-kill lint bench bench-train bench-store bench-import bench-latency bench-wire fuzz scores procgen wheel clean help
+.PHONY: demo docs test test-all test-algos test-asan test-kill test-reliability lint bench bench-train bench-store bench-import bench-latency bench-load bench-wire fuzz scores procgen wheel clean help
 
 help:            ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
@@ -39,6 +39,9 @@ bench-import: $(STAMP)   ## importing a D4RL file beside h5py alone, and the mem
 bench-latency: $(STAMP)  ## submit, first update, idle daemon
 	$(BIN)/python -m benchmarks.latency
 
+bench-load: $(STAMP)     ## 1,000 queued jobs and 200 clients: answer times; memory over ten minutes of churn
+	$(BIN)/python -m benchmarks.load
+
 scores: $(STAMP)         ## scores beside d3rlpy's on ../shared/data; over an hour
 	$(BIN)/python -m benchmarks.scores
 
@@ -58,6 +61,9 @@ bench-wire: $(STAMP)     ## a ping beside a bare echo; a 1 GB upload while other
 
 test-kill: $(STAMP)      ## the long form of the kill tests of the store
 	$(BIN)/python -m pytest -m slow tests/store
+
+test-reliability: $(STAMP)  ## 500 kills of the daemon and 200 of workers under load, faults of disk, clock and files; over an hour
+	$(BIN)/python -m pytest -m '' -s tests/reliability
 
 test-asan: $(STAMP)      ## the store's tests on kernels built with AddressSanitizer, in a folder of their own (gcc)
 	$(BIN)/python tests/sanitizer/run_sanitized.py

@@ -89,6 +89,19 @@ def best(work: Callable[[], None], path: Path, cold: bool) -> tuple[float, float
     return min(times)
 
 
+def raw_write(path: Path, size: int) -> None:
+    """A write and sync of so many bytes, in pieces of 4 MiB: less cannot make them durable."""
+    piece = np.random.default_rng(0).integers(0, 256, 4 << 20, np.uint8).data
+    descriptor = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
+    try:
+        for start in range(0, size, len(piece)):
+            os.pwrite(descriptor, piece[: size - start], start)
+        os.fdatasync(descriptor)
+    finally:
+        os.close(descriptor)
+        path.unlink()
+
+
 def speed(folder: Path) -> dict[str, Any]:
     """The table of the D4RL file."""
     found: dict[str, Any] = {}
@@ -110,7 +123,10 @@ def speed(folder: Path) -> dict[str, Any]:
             print(f"{label:18}{columns[0]:>18}{columns[1]:>18}{read[0] / made[0]:>8.2f}{read[1] / made[1]:>8.2f}", flush=True)
         assert EpisodeStore.open(store).transition_count >= ROWS - 1000
         path.unlink()
-    return found
+    size = EpisodeStore.open(folder / "store").nbytes
+    raw = best(lambda: raw_write(folder / "raw", size), folder, False)
+    print(f"for comparison, a raw write and sync of the store's {size / 1e6:.0f} MB: {raw[0]:.2f} ({raw[1]:.2f})")
+    return found | {"raw_write_s": raw[0]}
 
 
 def memory(folder: Path, frames: int) -> dict[str, Any]:

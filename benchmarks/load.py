@@ -15,10 +15,12 @@ import asyncio
 import json
 import multiprocessing
 import random
+import socket
 import sys
 import tempfile
 import threading
 import time
+import urllib.request
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -41,6 +43,10 @@ FOLLOW_S = 10.0       # that the daemon may hold a question for the next event, 
 PROCESSES = 2         # that the clients share
 WARM_UP = 0.2         # share of a run that counts for nothing
 SAMPLE_S = 1.0
+INSIDE = {  # of the daemon's own metrics: name, label
+    "submit": ("offrld_request_seconds_bucket", 'type="submit"'), "status": ("offrld_request_seconds_bucket", 'type="get_job"'),
+    "list": ("offrld_request_seconds_bucket", 'type="list_jobs"'), "event loop": ("offrld_event_loop_lag_seconds_bucket", ""),
+}  # fmt: skip
 GOALS = {"submit": 100.0, "status": 50.0}  # ms, 99th percentile
 
 
@@ -139,7 +145,7 @@ def submissions(url: str, seconds: float, delay: float = SUBMIT_S) -> tuple[list
     return times[int(WARM_UP * len(times)) :], jobs
 
 
-def answer_times(client: Client, jobs: int, clients: int, seconds: float) -> dict[str, Any]:
+def answer_times(client: Client, jobs: int, clients: int, seconds: float, port: int) -> dict[str, Any]:
     """The figures of 1,000 queued jobs and 200 clients."""
     running = client.submit("td3_bc", dataset="data", steps=10**9, device="cpu", runner="eager")
     next(event for event in running.follow() if event.type == "progress" and event.step > 0)
@@ -153,6 +159,7 @@ def answer_times(client: Client, jobs: int, clients: int, seconds: float) -> dic
     for process in processes:
         process.start()
     time.sleep(2.0)  # the processes load
+    before = buckets(port)
     cpu, began = sum(daemon.cpu_times()[:2]), time.monotonic()
     submits, _ = submissions(client.url, seconds - 2.0)
     busy = (sum(daemon.cpu_times()[:2]) - cpu) / (time.monotonic() - began)
@@ -161,8 +168,10 @@ def answer_times(client: Client, jobs: int, clients: int, seconds: float) -> dic
         process.join()
     running.cancel()
     times = {"submit": submits, **{name: [t for part in parts for t in part[name]] for name in ("status", "list")}}
+    now = buckets(port)
     return {
         "jobs": jobs, "clients": clients, "seconds": seconds, "events": sum(part["events"] for part in parts),
+        "inside_p99_ms_at_most": {kind: inside_daemon(before[kind], now[kind]) for kind in INSIDE},
         "daemon_cpu_percent": round(100 * busy, 1), "ms": {name: percentiles(values) for name, values in times.items()},
     }  # fmt: skip
 
@@ -172,6 +181,30 @@ def percentiles(values: list[float]) -> dict[str, float]:
     array = 1000 * np.asarray(values)
     return {"n": len(values), "median": round(float(np.median(array)), 2), "p99": round(float(np.percentile(array, 99)), 2),
             "max": round(float(array.max()), 2)}  # fmt: skip
+
+
+def buckets(port: int) -> dict[str, dict[float, float]]:
+    """The histograms of `INSIDE`: upper bound [s] -> how many were below it."""
+    text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30).read().decode()
+    found: dict[str, dict[float, float]] = {}
+    for kind, (name, label) in INSIDE.items():
+        lines = [line for line in text.splitlines() if line.startswith(name + "{") and label in line]
+        found[kind] = {float(line.split('le="')[1].split('"')[0]): float(line.rsplit(" ", 1)[1]) for line in lines}
+    return found
+
+
+def inside_daemon(before: dict[float, float], now: dict[float, float]) -> float | None:
+    """The bound [ms] below which 99 of 100 lay in between, as the daemon measures: from a request's arrival to its answer, without what
+    the clients and the machine take."""
+    grown = {bound: count - before.get(bound, 0.0) for bound, count in now.items()}
+    total = max(grown.values(), default=0.0)
+    return next((1000 * bound for bound, count in sorted(grown.items()) if count >= 0.99 * total), None) if total else None
+
+
+def free_port() -> int:
+    with socket.socket() as made:
+        made.bind(("127.0.0.1", 0))
+        return int(made.getsockname()[1])
 
 
 # ----------------------------------------------------------------------------------------------------------------------- churn
@@ -285,18 +318,27 @@ def main() -> int:
     for name, wanted in (("load", options.seconds), ("churn", options.churn)):
         if not wanted:
             continue
-        with tempfile.TemporaryDirectory() as temporary, embedded_daemon() as client:
-            make_data(Path(temporary) / "data.npz", discrete=False, steps=2_000)
-            client.datasets.add("data", Path(temporary) / "data.npz")
-            if name == "load":
-                result[name] = answer_times(client, options.jobs, options.clients, wanted)
-            else:
-                result[name] = churn(client, Path(temporary), wanted)
+        port = free_port()
+        with tempfile.TemporaryDirectory(dir="/tmp") as temporary:
+            state = Path(temporary) / "state"
+            state.mkdir()
+            (state / "offrld.toml").write_text(f"metrics_port = {port}\n")
+            with embedded_daemon(state) as client:
+                result[name] = measure(client, Path(temporary), name, wanted, options, port)
     if options.json:
         print(json.dumps(result))
     else:
         show(result)
     return 1 if result.get("churn", {}).get("problems") else 0
+
+
+def measure(client: Client, folder: Path, name: str, seconds: float, options: argparse.Namespace, port: int) -> dict[str, Any]:
+    """One of the two parts, on a fresh daemon."""
+    make_data(folder / "data.npz", discrete=False, steps=2_000)
+    client.datasets.add("data", folder / "data.npz")
+    if name == "churn":
+        return churn(client, folder, seconds)
+    return answer_times(client, options.jobs, options.clients, seconds, port)
 
 
 def show(result: dict[str, Any]) -> None:

@@ -40,6 +40,46 @@ class Learner(engine.Learner):
             options["recorder"] = lambda per_epoch: _recorder(self, Path(save_to), per_epoch, save_interval)
         return super().fitter(steps, **options)
 
+    def fit_online(self, env: Any, store: Any = None, explorer: Any = None, **options: Any) -> list[tuple[int, Metrics]]:
+        """Train online; every epoch's (number, metrics). Arguments and errors as of `fitter_online`."""
+        return list(self.fitter_online(env, store, explorer, **options))
+
+    def fitter_online(
+        self, env: Any, store: Any = None, explorer: Any = None, *, save_to: str | os.PathLike[str] | None = None, save_interval: int = 1,
+        **options: Any,
+    ) -> Iterator[tuple[int, Metrics]]:  # fmt: skip
+        """Act in an environment, and train on what that gives; (epoch, metrics) after each epoch. Networks, optimisers and the step go on
+        from where they are, so that ``fit`` and then ``fit_online`` is fine-tuning.
+
+        Args:
+            env: a gymnasium id, an environment, or a function that makes one.
+            store: where the steps go: an `EpisodeStore` or its path (made where nothing is); None: a temporary one of 1,000,000
+                transitions.
+            explorer: of `offrld.collect`; None: the policy's own draws.
+            steps: steps of the environment (1,000,000 unless told); ``steps_per_epoch``: 10,000.
+            random_steps, update_start, update_interval, updates: uniform actions in the first steps; no update at or before a step; after
+                how many steps there are updates, and how many. There is none before the store has more transitions than a batch.
+            eval_env, eval_episodes, eval_epsilon: environment in which the greedy policy is evaluated after each epoch, over 10 episodes,
+                with uniform actions at this probability (0).
+            offline, offline_share: a dataset that is mixed in, with its share of every batch.
+            limit, seed, max_frames_per_traj, step_timeout_s, sync_s: as of `offrld.collect.Collector`.
+            callback, epoch_callback: called with (learner, epoch, step) after each step, or each epoch.
+            save_to, save_interval: as of `fitter`; logger, show_progress: too.
+
+        The metrics are the losses' means, ``rollout_return`` (mean over the episodes that have ended), ``return_mean`` and ``return_std``
+        of the evaluation, and the seconds spent.
+
+        Raises:
+            InvalidInput: an algorithm that cannot learn online, spaces that do not fit, a number out of range.
+            EnvironmentFailed: the environment raised or hung; everything up to there is in the store.
+            Diverged: the seed has.
+        """
+        from offrld.collect.online import fitter_online  # gymnasium: not needed before
+
+        if save_to is not None:
+            options["recorder"] = lambda per_epoch: _recorder(self, Path(save_to), per_epoch, save_interval)
+        return fitter_online(self, env, store, explorer, **options)
+
 
 def _recorder(learner: Learner, path: Path, per_epoch: int, save_interval: int) -> Callable[[int, Metrics, bool], None]:
     """Writes the folder of one fit: a job's run folder without the job."""

@@ -1,7 +1,7 @@
 """What other installed packages add: entry points by group, listed by name without importing anything.
 
-Groups: ``offrl.algorithms`` (`offrld.algos`), ``offrl.encoders`` (`offrld.nets.encoders.plugins`) and ``offrl.scalers``
-(`offrld.preprocess.scalers`). docs/extending.md tells how a package is written.
+Groups: ``offrl.algorithms`` (`offrld.algos`), ``offrl.encoders`` (`offrld.nets.encoders.plugins`), ``offrl.q_functions``
+(`offrld.nets.q_plugins`) and ``offrl.scalers`` (`offrld.preprocess.scalers`). docs/extending.md tells how a package is written.
 """
 
 from __future__ import annotations

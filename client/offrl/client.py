@@ -16,7 +16,7 @@ from offrl import address, wire
 from offrl.connection import Connection, ConnectionLost
 from offrl.datasets import Datasets
 from offrl.errors import InvalidInput, JobFailed, OffrlError, Unknown, from_wire, nearest
-from offrl.job import TrainSpec
+from offrl.job import CollectSpec, TrainOnlineSpec, TrainSpec
 
 LONG_POLL_S = 10.0  # how long the daemon may hold a request for the next event
 EXPORTS = 5  # in a row, for one fetch: the newest step of a running job moves on while its policy is made
@@ -179,11 +179,99 @@ class Client:
         )  # fmt: skip
         return Job(self, self.request(request).job)
 
+    def collect(
+        self,
+        env: str,
+        policy: str | os.PathLike[str] | Job = "random",
+        *,
+        into: str,
+        steps: int,
+        priority: int = 0,
+        after: str | Job | Sequence[str | Job] = (),
+        key: str | None = None,
+        **options: Any,
+    ) -> Job:
+        """Queue a job that collects steps into a dataset, a new one or one of the same environment; returns at once.
+
+        Args:
+            env: a gymnasium id, made on the daemon's side.
+            policy: ``random`` (uniform actions), ``normal``, a job (``job:ID``, ``job:ID:SEED`` or the `Job`: its newest checkpoint), or
+                the path of a policy file, which is uploaded.
+            into: the dataset's name.
+            steps: of the environment.
+            options: further fields of `offrl.job.CollectSpec`: limit, envs, processes, seed, sample, epsilon, epsilon_end, epsilon_steps,
+                noise, max_episode_steps, step_timeout_s, threads.
+            priority, after, key: as of `submit`.
+
+        Raises:
+            Unknown: of the environment or the job.
+            InvalidInput: a value of the wrong type or out of range, a bad file.
+        """
+        given = {"env": env, "dataset": into, "steps": steps, **{name: value for name, value in options.items() if value is not None}}
+        named = f"job:{policy.id}" if isinstance(policy, Job) else policy
+        if isinstance(named, str) and (named in ("random", "normal") or named.startswith("job:")):
+            return self._queue(build(CollectSpec, **given, policy=named), priority, after, key)
+        from offrl import upload
+        from offrl.policy import Policy  # onnxruntime: not needed before
+
+        build(CollectSpec, **given, policy="upload")
+        Policy(named)  # what is no policy file is said here
+        connection = self.connect()  # its own, so that the client can be used meanwhile
+        try:
+            sent = upload.send(connection, upload.scan(named))
+        finally:
+            connection.close()
+        return self._queue(build(CollectSpec, **given, policy="upload", upload=sent), priority, after, key)
+
+    def train_online(
+        self,
+        algorithm: str,
+        *,
+        env: str,
+        into: str,
+        steps: int | None = None,
+        seed: int | None = None,
+        config: Mapping[str, Any] | None = None,
+        start: str | Job | None = None,
+        priority: int = 0,
+        after: str | Job | Sequence[str | Job] = (),
+        key: str | None = None,
+        **options: Any,
+    ) -> Job:
+        """Queue a job that acts in an environment and trains on what that gives; what it gathers is kept as a dataset.
+
+        Args:
+            algorithm: a name of `algos`.
+            env: a gymnasium id, made on the daemon's side.
+            into: the dataset's name, of a new one or one of the same environment.
+            steps: of the environment, 1,000,000 unless told.
+            config: settings of the algorithm by dotted name; nested dicts are flattened.
+            start: a job whose networks this one goes on from: fine-tuning.
+            options: further fields of `offrl.job.TrainOnlineSpec`: preset, random_steps, update_start, update_interval, updates, offline,
+                offline_share, eval_env, eval_episodes, eval_every, eval_epsilon, epsilon, epsilon_end, epsilon_steps, noise, limit,
+                max_episode_steps, step_timeout_s, device, threads, gpu_memory_mb, transfer, fresh_optimizer.
+            priority, after, key: as of `submit`.
+
+        Raises as `submit` does, also for an algorithm that cannot be trained online.
+        """
+        given = {
+            "algorithm": algorithm, "env": env, "dataset": into, "steps": steps, "seeds": None if seed is None else [seed],
+            "config": None if config is None else flat(config), "start": start.id if isinstance(start, Job) else start, **options,
+        }  # fmt: skip
+        spec = build(TrainOnlineSpec, **{name: value for name, value in given.items() if value is not None})
+        return self._queue(spec, priority, after, key)
+
+    def _queue(self, spec: Any, priority: int, after: str | Job | Sequence[str | Job], key: str | None) -> Job:
+        befores = [after] if isinstance(after, str | Job) else list(after)
+        ids = [before.id if isinstance(before, Job) else before for before in befores]
+        request = build(wire.Submit, spec=spec, priority=priority, after=ids, key=key or f"auto-{uuid.uuid4().hex}")
+        return Job(self, self.request(request).job)
+
     def jobs(self, kind: str | None = None, *, limit: int = 1000) -> list[Job]:
         """The jobs in order of submission, each with its ``last`` info: all but imports, or those of a kind.
 
         Args:
-            kind: train, import, export, dataset_export or all.
+            kind: train, import, export, dataset_export, collect, train_online or all.
             limit: this many of the newest.
         """
         found = self.request(build(wire.ListJobs, kind=kind, limit=limit)).jobs

@@ -88,6 +88,67 @@ class TrainSpec(_Spec):
     fresh_optimizer: bool = False                                     # optimisers begin anew
 
 
+POLICY_PATTERN = rf"^(random|normal|upload|job:{TAKEN_PATTERN[1:-1]})$"
+MAKES_STEPS = ("collect", "train_online")   # kinds that act in an environment and write their steps into a dataset
+TRAINS = ("train", "train_online")          # kinds of which networks, metrics and policies come
+PAUSABLE = ("train", "train_online", "collect")
+
+
+class _Steps(_Spec):
+    """What acts in an environment and puts its steps into a dataset, a new one or one that is there, of the same environment."""
+
+    env: Annotated[str, Field(min_length=1, max_length=200)]          # gymnasium id
+    dataset: Name
+    steps: Annotated[int, Field(ge=1, le=10**12)]                     # of the environment
+    limit: Annotated[int, Field(ge=1, le=10**12)] | None = None       # transitions of a new dataset: the oldest episodes go beyond them
+    epsilon: Annotated[float, Field(ge=0.0, le=1.0)] | None = None    # probability of a uniform action
+    epsilon_end: Annotated[float, Field(ge=0.0, le=1.0)] | None = None  # to which it falls, within
+    epsilon_steps: Annotated[int, Field(ge=1, le=10**12)] | None = None
+    noise: Annotated[float, Field(ge=0.0, le=100.0)] | None = None    # deviation of normal noise, in units of half the bounds' distance
+    max_episode_steps: Annotated[int, Field(ge=1, le=10**9)] | None = None  # an episode is cut after so many
+    step_timeout_s: Annotated[float, Field(gt=0.0, le=86_400.0)] | None = None
+    threads: Annotated[int, Field(ge=1, le=1024)] = 1                 # CPU threads of torch
+
+
+class CollectSpec(_Steps):
+    """Collect steps of a policy."""
+
+    kind: Literal["collect"] = "collect"
+    policy: Annotated[str, Field(max_length=100, pattern=POLICY_PATTERN)] = "random"  # or normal, job:JOB[:SEED], upload
+    upload: JobId | None = None                                       # of the policy file, where policy is upload
+    sample: bool = False                                              # draw the actions of a job's policy; else greedy ones
+    envs: Annotated[int, Field(ge=1, le=4096)] = 1                    # side by side
+    processes: bool = False                                           # each environment in a process of its own
+    seed: Seed = 0
+    device: Literal["cpu"] = "cpu"
+
+
+class TrainOnlineSpec(_Steps):
+    """Train an algorithm while it acts in an environment; everything gathered is kept as a dataset."""
+
+    kind: Literal["train_online"] = "train_online"
+    algorithm: Annotated[str, Field(min_length=1, max_length=100)]
+    steps: Annotated[int, Field(ge=1, le=10**12)] = 1_000_000
+    seeds: Annotated[list[Seed], Field(min_length=1, max_length=1)] = [0]
+    config: dict[str, Any] = {}                                       # dotted setting -> value, as in --set
+    preset: Annotated[str, Field(max_length=100)] | None = None
+    random_steps: Annotated[int, Field(ge=0, le=10**12)] = 0          # first steps with uniform actions
+    update_start: Annotated[int, Field(ge=0, le=10**12)] = 0          # no update at or before this step
+    update_interval: Annotated[int, Field(ge=1, le=10**9)] = 1        # updates after every so many steps
+    updates: Annotated[int, Field(ge=1, le=10**6)] = 1                # at each of these times
+    offline: Name | None = None                                       # dataset that is mixed into the batches
+    offline_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
+    eval_env: Annotated[str, Field(max_length=200)] | None = None
+    eval_episodes: Annotated[int, Field(ge=1, le=100_000)] = 10
+    eval_every: Annotated[int, Field(ge=1, le=10**12)] | None = None  # steps; None: ten times, and at the end
+    eval_epsilon: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    gpu_memory_mb: Annotated[int, Field(ge=1, le=1 << 30)] | None = None
+    start: Taken | None = None                                        # JOB[:SEED] whose networks this one starts from
+    transfer: Literal["all", "policy", "critics"] = "all"
+    fresh_optimizer: bool = False
+
+
 def taken(text: str) -> tuple[str, int | None]:
     """The job and the seed of JOB or JOB:SEED; `InvalidInput` for anything else."""
     if re.fullmatch(TAKEN_PATTERN, text) is None:
@@ -127,5 +188,7 @@ class DatasetExportSpec(_Spec):
     format: Literal["d4rl", "npz", "store", "minari", "d3rlpy", "d3rlpy-v1", "robomimic", "torchrl", "gen_dgrl", "lerobot"]
 
 
-JobSpec = Annotated[TrainSpec | ImportSpec | ExportSpec | DatasetExportSpec, Field(discriminator="kind")]
-KINDS = ("train", "import", "export", "dataset_export")
+JobSpec = Annotated[
+    TrainSpec | ImportSpec | ExportSpec | DatasetExportSpec | CollectSpec | TrainOnlineSpec, Field(discriminator="kind")
+]  # fmt: skip
+KINDS = ("train", "import", "export", "dataset_export", "collect", "train_online")

@@ -328,7 +328,7 @@ class Submit(Request):
 class ListJobs(Request):
     reply = JobList
     type: Literal["list_jobs"] = "list_jobs"
-    kind: Literal["train", "import", "export", "dataset_export", "all"] | None = None   # None: all but imports
+    kind: Literal["train", "import", "export", "dataset_export", "collect", "train_online", "all"] | None = None   # None: all but imports
     limit: Annotated[int, Field(ge=1, le=10_000)] = 1000
 
 

@@ -69,6 +69,16 @@ class Writer(StepWriter):
             os.fdatasync(self._log)
             self._write_header(sync=True)
 
+    @property
+    def store(self) -> EpisodeStore:
+        """The store that it writes to; after a commit it holds what was committed."""
+        return self._store
+
+    @property
+    def pending(self) -> int:
+        """Whole episodes that wait for the next commit."""
+        return len(self._pending)
+
     # --- Appending ----------------------------------------------------------------------------------------------------------
 
     def append(self, episode: Episode, metadata: Mapping[str, Any] | None = None) -> int:

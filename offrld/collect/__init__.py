@@ -6,9 +6,16 @@ from .collector import Collector, collect
 from .explorers import ConstantEpsilonGreedy, LinearDecayEpsilonGreedy, NormalNoise
 from .policies import LearnerBehaviour, ModelBehaviour, PolicyBehaviour, as_behaviour
 from .rollout import collect_episodes, schema_of
+from .workers import AsyncCollector, MultiAsyncCollector, MultiSyncCollector
+
+# The names that TorchRL's tutorials use.
+SyncDataCollector, MultiSyncDataCollector, MultiaSyncDataCollector, aSyncDataCollector = (
+    Collector, MultiSyncCollector, MultiAsyncCollector, AsyncCollector,
+)  # fmt: skip
 
 __all__ = [
-    "Behaviour", "CollectedBatch", "Collector", "ConstantEpsilonGreedy", "FunctionBehaviour", "LearnerBehaviour",
-    "LinearDecayEpsilonGreedy", "ModelBehaviour", "NoisyPoleBehaviour", "NormalNoise", "PolicyBehaviour", "RandomBehaviour", "as_behaviour",
-    "collect", "collect_episodes", "schema_of", "split_trajectories",
+    "AsyncCollector", "Behaviour", "CollectedBatch", "Collector", "ConstantEpsilonGreedy", "FunctionBehaviour", "LearnerBehaviour",
+    "LinearDecayEpsilonGreedy", "ModelBehaviour", "MultiAsyncCollector", "MultiSyncCollector", "MultiSyncDataCollector",
+    "MultiaSyncDataCollector", "NoisyPoleBehaviour", "NormalNoise", "PolicyBehaviour", "RandomBehaviour", "SyncDataCollector",
+    "aSyncDataCollector", "as_behaviour", "collect", "collect_episodes", "schema_of", "split_trajectories",
 ]  # fmt: skip

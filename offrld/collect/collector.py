@@ -16,7 +16,7 @@ from typing import Any, Self
 import numpy as np
 
 from offrl.errors import InvalidInput
-from offrl_store import EpisodeStore, Writer
+from offrl_store import EpisodeStore, Schema, Writer
 
 from .batches import ABSENT, CollectedBatch, Rows, complete_trajectories, split_trajectories
 from .behaviours import Behaviour, FunctionBehaviour
@@ -39,6 +39,8 @@ class Collector:
     Attributes:
         frames: steps collected so far, over the collector's life.
         trajectories: trajectories begun so far.
+        interruptor: asked after each step whether to end the batch early; the frames that are missing then are absent (``mask``).
+        ends: where it is a list, number and metadata of each trajectory that ends are put into it.
         schema: of the steps, as a store holds them.
     """
 
@@ -63,6 +65,7 @@ class Collector:
         into: EpisodeStore | Writer | str | os.PathLike[str] | None = None,
         limit: int | None = None,
         sync_s: float = 2.0,
+        note: Mapping[str, Any] | None = None,
         step_timeout_s: float | None = None,
         given_up: Callable[[str], None] | None = None,
     ) -> None:
@@ -85,6 +88,7 @@ class Collector:
             into: a store, which is made where the path is free, or a writer of one; steps go into it as they are made.
             limit: of a store that is made: transitions that it holds; beyond them the oldest episodes go.
             sync_s: seconds between two moments from which on open episodes outlive a crash.
+            note: goes into the metadata of every episode in the store.
             step_timeout_s: a step or reset that takes longer is an `EnvironmentFailed`.
             given_up: called where even that does not end it, see `StepWatch`.
 
@@ -93,6 +97,8 @@ class Collector:
                 out of range.
         """
         self._closing = ExitStack()
+        self.interruptor: Callable[[], bool] | None = None
+        self.ends: list[tuple[int, Mapping[str, Any]]] | None = None
         try:
             self.envs = Environments(env, envs, vectorization)
             self._closing.callback(self.envs.close)
@@ -110,7 +116,10 @@ class Collector:
             self.frames = self.trajectories = self.batches = 0
             self._seed: int | None = _whole("seed", seed, 0)
             self._rng = np.random.default_rng(seed)
-            self._writer = self._open_writer(into, limit)
+            self._writer = None if into is None else open_writer(
+                into, self.schema, limit, self.envs.name, self._closing, note
+            )
+            self._note = dict(note or {})
             self._sync_s, self._next_sync = sync_s, time.monotonic() + sync_s
             if step_timeout_s is not None:
                 watch = StepWatch(step_timeout_s, given_up)
@@ -137,21 +146,6 @@ class Collector:
         if trajs is not None and split:
             raise InvalidInput("trajs_per_batch gives split trajectories already", hint="leave split_trajs out")
 
-    def _open_writer(self, into: Any, limit: int | None) -> Writer | None:
-        if into is None:
-            return None
-        if isinstance(into, str | os.PathLike):
-            into = EpisodeStore.open(into) if os.path.exists(into) else EpisodeStore.create(into, self.schema, limit_transitions=limit)
-        store = into._store if isinstance(into, Writer) else into
-        check_fits(self.envs.name, self.schema, store.schema)
-        if isinstance(into, Writer):
-            return into
-        writer = store.writer()
-        self._closing.callback(writer.close)
-        for env in list(writer.open_episodes):  # a crash left them; their environments are gone
-            writer.end(env=env)
-        return writer
-
     def _begin(self) -> None:
         """The state of a collector that has not begun."""
         count = self.envs.count
@@ -163,6 +157,16 @@ class Collector:
         self._now: Any = None                        # the observations to act on
         if self.envs.vector is not None:
             self.behaviour.begin_batch(self.envs.action_space, count, self._rng)
+
+    @property
+    def writer(self) -> Writer | None:
+        """Of the store that is collected into."""
+        return self._writer
+
+    @property
+    def store(self) -> EpisodeStore | None:
+        """The store that is collected into, as its writer has it: it holds what was committed."""
+        return None if self._writer is None else self._writer.store
 
     # ----------------------------------------------------------------------------------------------------------- collecting
     def __iter__(self) -> Iterator[Any]:
@@ -217,7 +221,7 @@ class Collector:
         clock = time.monotonic
         observation, open_ = self._now, bool(self._open[0])
         length, traj = int(self._length[0]), int(self._traj[0])
-        done_frames = 0
+        done_frames, stop = 0, self.interruptor
         if rows is not None:
             seen, after = list(rows.observation.items()), list(rows.next_observation.items())
         try:
@@ -260,8 +264,12 @@ class Collector:
                     open_ = False
                     if writer is not None:
                         writer.end(bool(terminated), metadata=self._metadata(0))
+                    if self.ends is not None:
+                        self.ends.append((traj, self._metadata(0)))
                 if put is not None and clock() >= self._next_sync:
                     self.sync(sync_s)
+                if stop is not None and stop():
+                    break
         finally:
             self._now, self._open[0], self._length[0] = observation, open_, length
 
@@ -308,6 +316,8 @@ class Collector:
             if self._reward is not None:
                 self._reward(rewards)
             begun = absent
+            if self.ends is not None:
+                self.ends += [(int(self._traj[env]), self._metadata(env)) for env in np.flatnonzero(done | cut).tolist()]
             if done.any() or cut.any():
                 try:
                     now, begin = envs.begin_after(done, cut, now)
@@ -324,6 +334,8 @@ class Collector:
             self._now = now
             if writer is not None and time.monotonic() >= self._next_sync:
                 self.sync(self._sync_s)
+            if self.interruptor is not None and self.interruptor():
+                break
 
     def _fill(self, arrays: Mapping[str, np.ndarray], t: int, given: Any) -> None:
         given = self._stored(given)
@@ -359,13 +371,13 @@ class Collector:
             self._writer.discard(env)
         self.cut()
 
-    def _metadata(self, env: int = 0) -> dict[str, Any]:
-        """Of the episode that is under way in ``env``: who acts, what explores, and what the environment said."""
-        own = getattr(self.behaviour, "episode_metadata", None)
-        return {**({"policy": self.behaviour.name} if own is None else own(env)), **self._told[env]}
-
     def _where(self, length: int) -> str:
         return f"at step {self.frames}, step {length} of its episode"
+
+    def _metadata(self, env: int = 0) -> dict[str, Any]:
+        """What to keep with the episode of ``env``: who acts, what explores, what the environment said, and the collector's own note."""
+        own = getattr(self.behaviour, "episode_metadata", None)
+        return {**({"policy": self.behaviour.name} if own is None else own(env)), **self._told[env], **self._note}
 
     # --------------------------------------------------------------------------------------------------------------- ending
     def _end(self, env: int) -> None:
@@ -385,11 +397,13 @@ class Collector:
         self._now = None
 
     def discard(self) -> None:
-        """Drop what is under way; whole episodes are kept."""
+        """Drop what is under way, which then does not count; whole episodes are kept."""
         if self._writer is not None:
-            for env in list(self._writer.open_episodes):
+            for env, steps in self._writer.open_episodes.items():
                 self._writer.discard(env)
+                self.frames -= steps
         self._open[:] = False
+        self._length[:] = 0
         self._now = None
 
     def reset(self, seed: int | None = None) -> None:
@@ -507,10 +521,35 @@ def collect(
     return into if isinstance(into, EpisodeStore) else EpisodeStore.open(into)
 
 
+def open_writer(
+    into: Any, schema: Schema, limit: int | None, name: str, closing: ExitStack, note: Mapping[str, Any] | None = None
+) -> Writer:
+    """The writer of a store that takes steps of ``schema``, closed with ``closing``; or the given writer, which is its owner's to close.
+
+    Args:
+        into: a store, its path (it is made where nothing is), or a writer.
+        name: of the environment, for messages.
+        note: metadata of the episodes that a crash has left open there.
+
+    Raises:
+        InvalidInput: the store's fields are others.
+    """
+    if isinstance(into, str | os.PathLike):
+        into = EpisodeStore.open(into) if os.path.exists(into) else EpisodeStore.create(into, schema, limit_transitions=limit)
+    check_fits(name, schema, (into.store if isinstance(into, Writer) else into).schema)
+    if isinstance(into, Writer):
+        return into
+    writer = into.writer()
+    closing.callback(writer.close)
+    for env, steps in writer.open_episodes.items():  # a crash left them; their environments are gone
+        writer.end(env=env, metadata=note) if steps else writer.discard(env)
+    return writer
+
+
 def _whole(name: str, value: Any, least: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
         raise InvalidInput(f"{name} is {value!r}", hint=f"give a whole number from {least}")
     return int(value)
 
 
-__all__ = ["Collector", "collect"]
+__all__ = ["SYNC_SHARE", "Collector", "collect", "open_writer"]

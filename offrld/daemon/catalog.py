@@ -14,10 +14,10 @@ import json
 import logging
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from offrl.errors import InternalError, InvalidInput, Unknown, nearest
-from offrl.job import TrainSpec
+from offrl.job import TrainOnlineSpec, TrainSpec
 from offrld import settings
 from offrld.daemon.datasets import action_kind
 from offrld.daemon.state import State, write_durably
@@ -25,6 +25,7 @@ from offrld.executors.local import LocalExecutor
 
 DESCRIBE_S = 180.0   # loading torch and gymnasium from a cold disk
 KEEP = 3             # cached answers, for going back and forth between versions
+Trained = TypeVar("Trained", TrainSpec, TrainOnlineSpec)
 log = logging.getLogger("offrld.catalog")
 
 
@@ -154,7 +155,13 @@ def last_line(path: Path, limit: int = 300) -> str:
 
 
 # -------------------------------------------------------------------------------------------------------------------- check
-def checked(spec: TrainSpec, catalog: dict[str, Any], fields: dict[str, Any] | None) -> TrainSpec:
+def checked_environment(env: str, catalog: dict[str, Any]) -> None:
+    """`Unknown` with the nearest known id, unless gymnasium knows the environment on this machine."""
+    if env not in catalog["environments"]:
+        raise Unknown(f"no environment {env!r} is registered with gymnasium here", hint=nearest(env, catalog["environments"]))
+
+
+def checked(spec: Trained, catalog: dict[str, Any], fields: dict[str, Any] | None) -> Trained:
     """``spec`` with its settings under their dotted names, once everything in it is known to be right.
 
     ``fields``: the dataset's, or None where it is still being imported. Raises `Unknown` (with the nearest known name), `InvalidInput`.
@@ -166,7 +173,12 @@ def checked(spec: TrainSpec, catalog: dict[str, Any], fields: dict[str, Any] | N
             raise InvalidInput(f"algorithm {problem}", hint="repair its package and restart the daemon")
     if algorithm is None:
         raise Unknown(f"no algorithm {spec.algorithm!r}", hint=nearest(spec.algorithm, list(algorithms)))
-    if algorithm.get("plays"):
+    if isinstance(spec, TrainOnlineSpec):
+        if why := algorithm.get("online_refusal"):
+            able = [name for name, other in algorithms.items() if not other.get("online_refusal")]
+            raise InvalidInput(f"{spec.algorithm} cannot be trained online: {why}", hint=f"these can: {', '.join(sorted(able))}")
+        checked_environment(spec.env, catalog)
+    elif algorithm.get("plays"):
         raise InvalidInput(f"{spec.algorithm} learns from its own play, not from a dataset", hint="see `offrl train-online --help`")
     presets = algorithm.get("presets") or {}
     if spec.preset is not None and spec.preset not in presets:
@@ -186,10 +198,8 @@ def checked(spec: TrainSpec, catalog: dict[str, Any], fields: dict[str, Any] | N
             f"{spec.algorithm} is for {algorithm['actions']} actions, those of dataset {spec.dataset!r} are {kind}",
             hint=f"for {kind} actions: {', '.join(sorted(fitting)[:12])}",
         )
-    if spec.eval_env is not None and spec.eval_env not in catalog["environments"]:
-        raise Unknown(
-            f"no environment {spec.eval_env!r} is registered with gymnasium here", hint=nearest(spec.eval_env, catalog["environments"])
-        )
+    if spec.eval_env is not None:
+        checked_environment(spec.eval_env, catalog)
     if spec.eval_env is not None and not algorithm.get("has_policy", True):
         raise InvalidInput(f"{spec.algorithm} learns no policy, so there is nothing to evaluate in {spec.eval_env}", hint="leave it out")
     if spec.eval_every is not None and spec.eval_env is None:

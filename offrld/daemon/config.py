@@ -162,7 +162,8 @@ def load_with_sources(state_dir: str | None, bind: str | None, config: str | Non
         if config:
             raise InvalidInput(f"{file} does not exist", hint="--config names the daemon's settings, offrld.toml") from None
     except (OSError, UnicodeDecodeError) as error:
-        if config or not isinstance(error, PermissionError | NotADirectoryError):
+        # Of a state folder that is not this user's more is said later; a file that is there is not passed over.
+        if config or os.path.exists(file) or not isinstance(error, PermissionError | NotADirectoryError):
             raise InvalidInput(f"{file} cannot be read: {error}") from None
     except tomllib.TOMLDecodeError as error:
         raise InvalidInput(f"{file} is not TOML: {error}") from None

@@ -19,8 +19,10 @@ from typing import Concatenate, ParamSpec, TypeVar
 from offrl.errors import DiskFull, InternalError, OffrlError, StoreCorrupt
 from offrld.daemon import migrations
 from offrld.daemon.schema import SCHEMA, SCHEMA_VERSION
+from offrld.daemon.state import FOLDER_HINT
 
 READERS = 3  # so that the status of one job does not wait behind a list of all of them
+BACK_UP_HINT = "put a back-up in its place, or move it away to begin anew"
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -49,13 +51,36 @@ def connect(path: Path) -> Connection:
     return db
 
 
+def check(path: Path) -> None:
+    """Look at the file as it is, before anything opens it for writing: nothing is changed in one that is damaged.
+
+    Raises `StoreCorrupt` for a file that SQLite finds damaged (its quick check reads all of it), and for one that is empty beside the
+    folders of jobs: what a file system may leave after a power cut.
+    """
+    if not path.exists():
+        return
+    if path.stat().st_size == 0 and not path.with_name(f"{path.name}-wal").exists():
+        if any(path.parent.glob("jobs/*")):
+            raise StoreCorrupt(f"{path} is empty, but there are jobs in {path.parent / 'jobs'}", hint=BACK_UP_HINT)
+        return
+    try:
+        with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
+            found = [row[0] for row in db.execute("PRAGMA quick_check(1)")]
+    except sqlite3.DatabaseError as error:
+        raise translate(error, path) from None
+    if found != ["ok"]:
+        raise StoreCorrupt(f"{path} is damaged: {' '.join(found[0].split())}", hint=BACK_UP_HINT)
+
+
 def translate(error: sqlite3.DatabaseError, path: Path | str) -> OffrlError:
     """The error of SQLite as one of ours."""
     text = str(error)
     if "full" in text:
         return DiskFull(f"{path}: {text}", hint="free some space; nothing that was acknowledged is lost")
     if type(error) is sqlite3.DatabaseError or "malformed" in text:
-        return StoreCorrupt(f"{path}: {text}", hint="put a back-up in its place, or move it away to begin anew")
+        return StoreCorrupt(f"{path}: {text}", hint=BACK_UP_HINT)
+    if any(words in text for words in ("readonly", "unable to open", "disk I/O")):
+        return InternalError(f"{path}: {text}", hint=FOLDER_HINT)
     return InternalError(f"{path}: {text}", hint="the daemon's log holds more")
 
 
@@ -80,6 +105,7 @@ class Database:
     def __init__(self, path: Path, changed: Callable[[set[str], bool], None] = lambda touched, schedule: None) -> None:
         self._path = path
         self._changed = changed
+        check(path)
         self._writer = connect(path)
         self._readers: queue.SimpleQueue[Connection] = queue.SimpleQueue()
         for _ in range(READERS):

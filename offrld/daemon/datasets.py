@@ -60,8 +60,13 @@ def action_kind(fields: dict[str, Any] | None) -> Literal["continuous", "discret
 
 def _users(db: Connection) -> dict[str, list[str]]:
     users: dict[str, list[str]] = {}
-    for row in db.execute(f"SELECT dataset, id FROM jobs WHERE dataset IS NOT NULL AND state IN {UNFINISHED} ORDER BY seq"):
-        users.setdefault(row[0], []).append(row[1])
+    for row in db.execute(
+        f"SELECT dataset, json_extract(spec, '$.offline') AS offline, id FROM jobs"
+        f" WHERE dataset IS NOT NULL AND state IN {UNFINISHED} ORDER BY seq"
+    ):
+        for dataset in dict.fromkeys((row["dataset"], row["offline"])):
+            if dataset is not None:
+                users.setdefault(dataset, []).append(row["id"])
     return users
 
 

@@ -75,7 +75,7 @@ def names_in_use(db: Connection) -> tuple[set[str], set[str], set[str], set[str]
     datasets = {row[0] for row in db.execute("SELECT name FROM datasets")}
     uploads = {
         row[0] for row in db.execute(
-            f"SELECT json_extract(spec, '$.upload') FROM jobs WHERE kind = 'import' AND state IN {UNFINISHED}"
+            f"SELECT json_extract(spec, '$.upload') FROM jobs WHERE kind IN ('import', 'collect') AND state IN {UNFINISHED}"
         )
     }  # fmt: skip
     return jobs, unfinished, datasets, uploads

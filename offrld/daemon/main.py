@@ -55,6 +55,7 @@ def main(argv: Sequence[str] | None = None, *, executor: LocalExecutor | None = 
         os.umask(0o077)
         state = State(settings.state_dir)
         state.prepare(None if settings.socket_group is None else group_id(settings.socket_group))
+        state.check()
         lock = state.lock()
         try:
             asyncio.run(_serve(settings, sources, executor or LocalExecutor()))

@@ -10,11 +10,11 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from offrl.errors import Unknown, nearest
-from offrl.job import DatasetExportSpec, ExportSpec, ImportSpec, JobSpec, JobState, TrainSpec
+from offrl.job import CollectSpec, DatasetExportSpec, ExportSpec, ImportSpec, JobSpec, JobState, TrainOnlineSpec, TrainSpec
 from offrld.daemon.database import Connection
 
-SPEC: TypeAdapter[TrainSpec | ImportSpec | ExportSpec | DatasetExportSpec] = TypeAdapter(JobSpec)
-Spec = TrainSpec | ImportSpec | ExportSpec | DatasetExportSpec
+Spec = TrainSpec | ImportSpec | ExportSpec | DatasetExportSpec | CollectSpec | TrainOnlineSpec
+SPEC: TypeAdapter[Spec] = TypeAdapter(JobSpec)
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,8 @@ class Job:
     def of(cls, row: sqlite3.Row) -> Job:
         values = dict(zip(row.keys(), row, strict=True))  # a third of the time that dict(row) takes, which looks every name up
         for name in ("spec", "after", "error", "metrics"):
-            values[name] = json.loads(values[name]) if values[name] is not None else None
+            text = values[name]
+            values[name] = None if text is None else [] if text == "[]" else {} if text == "{}" else json.loads(text)
         values.update(state=JobState(values["state"]), forced=bool(values["forced"]), pinned=bool(values["pinned"]))
         job = object.__new__(cls)
         job.__dict__.update(values)  # the columns are the fields: a frozen class's __init__ would take as long as all the rest

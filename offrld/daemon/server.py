@@ -32,7 +32,7 @@ from offrld.daemon.endpoint import PER_CLIENT, Endpoint
 from offrld.daemon.handlers import HANDLERS
 from offrld.daemon.logs import about
 from offrld.daemon.memory import MemoryGuard
-from offrld.daemon.state import SOCKET_LIMIT
+from offrld.daemon.state import SOCKET_LIMIT, refused
 
 PER_KEY = 512        # requests of one key that are being answered, over all its connections
 IN_ALL = 4096
@@ -261,11 +261,10 @@ class Server:
 
 def _error(error: Exception, name: str) -> bytes:
     """The error reply; what is not an error for the user is logged with its traceback."""
+    if isinstance(error, OSError) and (refusal := refused(error, name)) is not None:
+        log.error("%s: %s", name, refusal)
+        error = refusal
     if not isinstance(error, OffrlError):
-        if isinstance(error, OSError) and error.errno == 28:
-            from offrl.errors import DiskFull
-
-            return wire.encode_error(DiskFull(f"the daemon's disk is full: {error.filename or name}", hint="free some space there"))
         log.error("%s failed", name, exc_info=error)
         error = InternalError(f"{name} failed in the daemon: {type(error).__name__}", hint="the daemon's log holds the traceback")
     return wire.encode_error(error)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from offrl.job import TRAINS
 from offrld.daemon.state import State
 from offrld.executors.local import LocalExecutor, LocalWorker
 
@@ -52,7 +53,7 @@ class Spares:
     @staticmethod
     def suits(kind: str, spec: Mapping[str, Any]) -> bool:
         """Whether a spare worker can do the job as one that was started for it would."""
-        return kind == "train" and int(spec.get("threads") or 1) == THREADS
+        return kind in TRAINS and int(spec.get("threads") or 1) == THREADS
 
     @property
     def pids(self) -> list[int]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from offrl.errors import Conflict, InvalidInput
+from offrl.errors import Conflict, DiskFull, InternalError, InvalidInput
+from offrl_store.errors import OffrlError
 
+FOLDER_HINT = "see its owner, its mode, and whether its disk is mounted read-only; nothing that was acknowledged is lost"
 SOCKET_LIMIT = 107  # bytes of a unix socket's path: sun_path of Linux less its final zero
 
 
@@ -82,6 +85,14 @@ class State:
                 f"cannot use {self.root} as the state folder: {error.strerror}", hint="choose another one with --state-dir"
             ) from None
 
+    def check(self) -> None:
+        """That everything in it can be read and written, before anything is changed; `InvalidInput` names the first that cannot."""
+        for path in (self.root, self.run, self.datasets, self.uploads, self.jobs, self.cache, self.packed, self.database):
+            needed = os.R_OK | os.W_OK | (os.X_OK if path != self.database else 0)
+            if path.exists() and not os.access(path, needed):
+                where = "is on a disk that is read-only" if os.statvfs(path).f_flag & os.ST_RDONLY else "cannot be written by this user"
+                raise InvalidInput(f"cannot use {self.root} as the state folder: {path} {where}", hint=FOLDER_HINT)
+
     def lock(self) -> int:
         """Take the lock of the folder for the life of this process; `Conflict` where another daemon has it. Returns its descriptor."""
         path = self.run / "offrld.lock"
@@ -101,6 +112,16 @@ class State:
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         return descriptor
+
+
+def refused(error: OSError, what: str) -> OffrlError | None:
+    """What the system has refused while ``what`` was done, as an error for the user; None where it is none of its refusals."""
+    path = error.filename or what
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return DiskFull(f"the daemon's disk is full: {path}", hint="free some space there; nothing that was acknowledged is lost")
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO):
+        return InternalError(f"the daemon cannot use {path}: {error.strerror}", hint=FOLDER_HINT)
+    return None
 
 
 def default_state_dir() -> Path:

@@ -57,7 +57,7 @@ class Exit:
     ``lost``: the daemon stopped it (or had itself been gone), so that its end says nothing about the job.
     ``last_line``: the last line on stdout; ``log_line``, ``log_tail``: the line of its log that says most, and the last ones.
     ``oom``: the kernel's out-of-memory killer was at work when it ended; ``silent``: it was killed because it gave no sign of life
-    (and this says for how long, and where it stood).
+    (and this says for how long, and where it stood); ``unstarted``: why the system would not start it.
     """
 
     status: int | None = None
@@ -67,11 +67,14 @@ class Exit:
     log_tail: str = ""
     oom: bool = False
     silent: str = ""
+    unstarted: str = ""
 
     @property
     def words(self) -> str:
         if self.silent:
             return f"hung: {self.silent}"
+        if self.unstarted:
+            return f"cannot be started: {self.unstarted}"
         if self.status is None:
             return "is gone"
         if self.status < 0:

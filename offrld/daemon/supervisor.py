@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from offrl.job import JobState
+from offrl.job import PAUSABLE, JobState
 from offrl_store.errors import OffrlError
 from offrld.daemon import datasets, devices, housekeeping, queue
 from offrld.daemon.config import Settings
@@ -184,7 +184,7 @@ class Supervisor:
 
     def _begin(self, job: Job, work: Work, place: devices.Place | None = None) -> None:
         self._busy[job.lane] += 1
-        attempt = self._attempts[job.id] = Attempt(job, Vital(self._settings.grace, loops=job.kind == "train"), place=place)
+        attempt = self._attempts[job.id] = Attempt(job, Vital(self._settings.grace, loops=job.kind in PAUSABLE), place=place)
         if place is not None:
             self.devices.used[job.id] = place
         self._spawn(self._attempt(attempt, work), name=f"job {job.id}")
@@ -234,7 +234,7 @@ class Supervisor:
             worker = await self._executor.start(self._state.root, job.id, folder=folder, log=log_file, on_line=attempt.line)
         except OSError as error:
             log.error("job %s: its worker cannot be started: %s", job.id, error)
-            return Exit(status=127, log_line=str(error))
+            return Exit(status=127, unstarted=f"{error.filename or 'the process'}: {error.strerror or error}")
         return await self._exit(attempt, await self._run_worker(attempt, worker), began)
 
     def _take_spare(self, job: Job, attempt: Attempt) -> LocalWorker | None:

@@ -33,6 +33,7 @@ class Uploads:
         self._limit = limit
         self._keep_free = keep_free
         self._sizes: dict[str, dict[str, int]] = {}  # upload -> path -> declared size, for those in use
+        self._used: dict[str, float] = {}  # upload -> when it was last gone on with, of a clock that nobody sets
         self._owners: dict[str, str] = {}            # upload -> name of who began it
 
     def open(self, upload: str, files: list[FileEntry], caller: Caller) -> dict[str, int]:
@@ -44,6 +45,7 @@ class Uploads:
             if self._manifest(upload) != wanted:
                 raise Conflict(f"upload {upload} was begun with other files", hint="take a new id")
             os.utime(folder)  # it is still wanted
+            self._used[upload] = time.monotonic()
             return {file.path: self._received(upload, file.path) for file in files}
         _check_names([file.path for file in files])
         unfinished = self.unfinished()
@@ -61,6 +63,7 @@ class Uploads:
         (folder / "owner").write_text(caller.name)
         write_durably(folder / "manifest.json", json.dumps(wanted).encode())  # last: with it the upload is begun
         sync_folder(self._folder)
+        self._used[upload] = time.monotonic()
         return {file.path: 0 for file in files}
 
     def write(self, upload: str, path: str, offset: int, data: bytes, crc32: int, caller: Caller) -> int:
@@ -84,6 +87,7 @@ class Uploads:
             if offset > received:
                 raise Conflict(f"a chunk of {path!r} begins at byte {offset}, {received} have arrived", hint=f"go on from byte {received}")
             _write_all(descriptor, data, offset)
+            self._used[upload] = time.monotonic()
             return max(received, offset + len(data))
         finally:
             os.close(descriptor)
@@ -109,6 +113,7 @@ class Uploads:
         for inner, _folders, _files in os.walk(folder / "files"):
             sync_folder(Path(inner))
         write_durably(folder / "finished", b"")
+        self._used[upload] = time.monotonic()
         self._sizes.pop(upload, None)
 
     def check_owner(self, upload: str, caller: Caller) -> None:
@@ -135,17 +140,22 @@ class Uploads:
         """Delete an upload; nothing happens where there is none."""
         self._sizes.pop(upload, None)
         self._owners.pop(upload, None)
+        self._used.pop(upload, None)
         shutil.rmtree(self._folder / upload, ignore_errors=True)
 
     def expired(self, age_s: float) -> list[str]:
-        """Uploads that nobody has gone on with for so long."""
-        found = []
+        """Uploads that nobody has gone on with for so long.
+
+        None is lost because the machine's time was wrong and was corrected: the wall clock is asked only about those of a former daemon,
+        and only once, when they are seen first.
+        """
+        now, found = time.monotonic(), []
         for entry in os.scandir(self._folder):
             try:
                 newest = max(os.stat(path).st_mtime for path in (entry.path, *_files(Path(entry.path))))
             except OSError:
                 continue
-            if time.time() - newest > age_s:
+            if now - self._used.setdefault(entry.name, now - max(0.0, time.time() - newest)) > age_s:
                 found.append(entry.name)
         return found
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from offrl.errors import Conflict, InvalidInput
-from offrl.job import TrainSpec, taken
+from offrl.job import TRAINS, CollectSpec, TrainOnlineSpec, TrainSpec, taken
 from offrld import settings
 from offrld.daemon.artifacts import checkpoint_steps, choose_seed
 from offrld.daemon.database import Connection
@@ -28,6 +28,15 @@ class Use:
     seed: int | None
     algorithms: frozenset[str] | None = None
     wanted: str = ""
+    now: bool = False  # its newest checkpoint will do while it still runs
+
+
+def of_steps(spec: CollectSpec | TrainOnlineSpec) -> list[Use]:
+    """The job whose policy collects, or that a job is trained on from."""
+    if isinstance(spec, TrainOnlineSpec):
+        return [] if spec.start is None else [Use("--from", *taken(spec.start))]
+    kind, _, reference = spec.policy.partition(":")
+    return [Use("--policy", *taken(reference), now=True)] if kind == "job" else []
 
 
 def of(spec: TrainSpec, catalog: dict[str, Any]) -> list[Use]:
@@ -62,7 +71,7 @@ def check(db: Connection, state: State, use: Use) -> bool:
         Conflict: it ended without a checkpoint.
     """
     job = find(db, use.job)
-    if job.kind != "train":
+    if job.kind not in TRAINS:
         raise InvalidInput(f"{use.where}: job {job.id} is of kind {job.kind}, a train job is needed")
     algorithm = job.spec["algorithm"]
     if use.algorithms is not None and algorithm not in use.algorithms:
@@ -70,7 +79,7 @@ def check(db: Connection, state: State, use: Use) -> bool:
     if use.seed is not None:
         choose_seed(job.id, job.spec["seeds"], use.seed)
     if not job.state.ended:
-        return True
+        return not (use.now and checkpoint_steps(state.job(job.id)))
     if not checkpoint_steps(state.job(job.id)):
         raise Conflict(f"{use.where}: job {job.id} has {job.state} and has no checkpoint", hint=f"`offrl retry {job.id}` first")
     return False

@@ -103,22 +103,29 @@ def request_of(
         policy_actions: those of an evaluated policy at every row, taken as the batch's next actions.
         episodes: numbers of those to sample from; None: all.
     """
-    values = isinstance(config, ValueConfig)
-    arguments: dict[str, Any] = {"batch_size": config.batch_size, "frame_stack": config.frame_stack, "episodes": episodes}
-    if algorithm.batch_kind == "windows":
-        arguments |= {"length": config.context_size}
-    else:
-        arguments |= {
-            "n_steps": config.n_steps if values else 1,
-            "gamma": config.gamma if values else 1.0,
-            "next_action": algorithm.next_action if policy_actions is None else policy_actions,
-            "returns": algorithm.returns,
-        }
+    arguments = {**sampler_arguments(algorithm, config), "episodes": episodes}
+    if policy_actions is not None:
+        arguments["next_action"] = policy_actions
     sums = {"n_steps": arguments.get("n_steps", 1), "gamma": arguments.get("gamma", 1.0)}
     if needs_column(scalers.reward, whole_returns=algorithm.returns or algorithm.batch_kind == "windows", **sums):
         arguments["reward"] = reward_column(scalers.reward, store)
     noise = {**algorithm.noise(config, space), KEY: Noise((), "uniform")}
     return Request(algorithm.batch_kind, arguments, seeds, noise, stacked)
+
+
+def sampler_arguments(algorithm: Algorithm, config: Any) -> dict[str, Any]:
+    """What an algorithm asks of a store's sampler, but for the seed."""
+    arguments: dict[str, Any] = {"batch_size": config.batch_size, "frame_stack": config.frame_stack}
+    if algorithm.batch_kind == "windows":
+        return {**arguments, "length": config.context_size}
+    values = isinstance(config, ValueConfig)
+    return {
+        **arguments,
+        "n_steps": config.n_steps if values else 1,
+        "gamma": config.gamma if values else 1.0,
+        "next_action": algorithm.next_action,
+        "returns": algorithm.returns,
+    }
 
 
 class Scalers:

@@ -46,10 +46,17 @@ class Fitting:
         Raises:
             InvalidInput: a batch without what the algorithm reads, or of other shapes.
         """
+        return self._once(self._given().batches(batch, self.step))
+
+    def take(self, batch: Any) -> None:
+        """As `update`, without reading the metrics: nothing waits for the device. `metrics` has their means."""
+        self._do(self._given().batches(batch, self.step))
+        self.spent.updates += 1
+
+    def _given(self) -> Given:
         groups = [self.seeds] if self._stacked else [(seed,) for seed in self.seeds]
-        given = Given(self.algorithm, self.config, self.space_, self._scalers, groups=groups, stacked=self._stacked, dtype=self._dtype,
-                      device=self._device)  # fmt: skip
-        return self._once(given.batches(batch, self.step))
+        return Given(self.algorithm, self.config, self.space_, self._scalers, groups=groups, stacked=self._stacked, dtype=self._dtype,
+                     device=self._device)  # fmt: skip
 
     # ----------------------------------------------------------------------------------------------------------------- loops
     def fit(self, steps: int | None = None, **options: Any) -> list[tuple[int, Metrics]]:

@@ -314,15 +314,18 @@ class Learner(Creation, Acting, Fitting, Transfer, Replaying):
         }
 
     # --------------------------------------------------------------------------------------------------------- checkpoints
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a checkpoint, atomically: state, step, config, snapshot, sums of the metrics, and what the run depends on."""
+    def save(self, path: str | os.PathLike[str], more: Mapping[str, Any] | None = None) -> None:
+        """Write a checkpoint, atomically: state, step, config, snapshot, sums of the metrics, and what the run depends on.
+
+        more: JSON of the caller's own, kept beside it under its own names.
+        """
         scalers = {f"scaler/{name}": value for name, value in self._scalers.tensors().items()}
         description = {
             "step": self.step, "means": self._means.as_json(), "guard": self.guard.as_json(), **self._identity(), **self.describe_run()
         }  # fmt: skip
         if self._kind is Windows:
             description["returns"] = dataclasses.asdict(self.returns)
-        checkpoint.write(path, self.state.tensors() | scalers, description)
+        checkpoint.write(path, self.state.tensors() | scalers, {**(more or {}), **description})
 
     def restore(self, path: str | os.PathLike[str]) -> None:
         """Go on from a checkpoint of the same algorithm, config, snapshot and seeds; raises `OffrlError` and changes nothing else.

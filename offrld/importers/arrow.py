@@ -11,7 +11,7 @@ import numpy as np
 
 from offrl_store.errors import InvalidInput
 
-from .columns import Column
+from .columns import MAX_EPISODE_BYTES, Column
 from .source import BadRow
 
 #: Package -> the extra that brings it.
@@ -62,6 +62,25 @@ def to_numpy(array: Any, file: str, key: str, row: int = 0) -> np.ndarray:
     return array.to_numpy(zero_copy_only=False)
 
 
+def open_parquet(path: Path, file: str, columns: list[str] | None = None) -> Any:
+    """A Parquet file, opened; raises `InvalidInput` where it is damaged or a part of it would not fit into memory."""
+    pa, parquet = need("pyarrow", file), need("pyarrow.parquet", file)
+    try:
+        opened = parquet.ParquetFile(path)
+    except (OSError, pa.ArrowException) as error:
+        raise InvalidInput(f"{file} cannot be read: {line(error)}", hint="the file is damaged or cut short; copy it again") from None
+    for group in range(opened.num_row_groups):
+        for place in range(opened.metadata.num_columns):
+            part = opened.metadata.row_group(group).column(place)
+            if part.total_uncompressed_size > MAX_EPISODE_BYTES and (columns is None or part.path_in_schema.split(".")[0] in columns):
+                opened.close()
+                raise InvalidInput(
+                    f"{file}: {part.path_in_schema!r} has a row group of {part.total_uncompressed_size:,} bytes",
+                    hint=f"write it in row groups of at most {MAX_EPISODE_BYTES:,} bytes; the file may be damaged",
+                )
+    return opened
+
+
 def column(array: Any, file: str, key: str) -> Column:
     """`to_numpy` as a column."""
     return Column(file, key, to_numpy(array, file, key))
@@ -72,7 +91,8 @@ def read_table(path: Path, file: str, columns: list[str] | None = None) -> Any:
     pa = need("pyarrow", file)
     try:
         if path.suffix == ".parquet":
-            return need("pyarrow.parquet", file).read_table(path, columns=columns, partitioning=None)
+            with open_parquet(path, file, columns) as opened:
+                return opened.read(columns=columns, use_threads=False)
         ipc = need("pyarrow.ipc", file)
         with pa.memory_map(str(path)) as source:
             try:

@@ -129,11 +129,11 @@ class Column:
 
 
 class Rows:
-    """The rows of an array from row ``first`` on, as the data of a column."""
+    """Rows of an array from row ``first`` on (so many of them, else all), as the data of a column."""
 
-    def __init__(self, data: Any, first: int) -> None:
+    def __init__(self, data: Any, first: int = 0, rows: int | None = None) -> None:
         self._data, self._first = data, first
-        self.shape, self.dtype = (int(data.shape[0]) - first, *data.shape[1:]), data.dtype
+        self.shape, self.dtype = (int(data.shape[0]) - first if rows is None else rows, *data.shape[1:]), data.dtype
 
     def __getitem__(self, rows: slice) -> Any:
         return self._data[rows.start + self._first : rows.stop + self._first]

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import h5py
-import numpy as np
 
 from offrl_store.errors import EmptyStore, InvalidInput
 
@@ -47,7 +46,7 @@ def open_file(path: Path, bad: BadEpisodes) -> Source:
     """Opens a file of either version; raises `InvalidInput` when it is neither."""
     with ExitStack() as resources:
         file = resources.enter_context(hdf5.open_hdf5(path))
-        of_version = _open_v2 if "num_episodes" in file or "columns" in file else _open_v1
+        of_version = _open_v2 if {"num_episodes", "columns"} & set(hdf5.names(file, path.name)) else _open_v1
         source = of_version(file, path.name, bad)
         source.resources = resources.pop_all()
         return source
@@ -77,7 +76,7 @@ def _open_v2(file: h5py.File, name: str, bad: BadEpisodes) -> Source:
     if count == 0:
         raise EmptyStore(f"{name} holds no episodes", hint="dump a buffer with at least one episode")
     messages: list[str] = []
-    columns = [hdf5.plain(each) for each in np.asarray(file["columns"][()]).reshape(-1)] if "columns" in file else []
+    columns = hdf5.texts(file, "columns", name)
     extra = [each for each in columns if each not in ("observations", "actions", "rewards", "terminated")]
     if extra:
         messages.append(f"not imported: {hdf5.listed(extra)}")
@@ -101,13 +100,10 @@ def _open_v2(file: h5py.File, name: str, bad: BadEpisodes) -> Source:
 
 def _observations(file: h5py.File, number: int, name: str) -> Column | dict[str, Column]:
     """``observations_i``, or ``observations_i_0``, ``observations_i_1``, ... of a tuple."""
-    if f"observations_{number}" in file or f"observations_{number}_0" not in file:
-        return hdf5.need_column(file, f"observations_{number}", name, NEEDS)
-    fields: dict[str, Column] = {}
-    while f"observations_{number}_{len(fields)}" in file:
-        part = len(fields)
-        fields[f"observation_{part}"] = hdf5.need_column(file, f"observations_{number}_{part}", name, NEEDS)
-    return fields
+    one, fields = hdf5.column(file, f"observations_{number}", name), {}
+    while one is None and (part := hdf5.column(file, f"observations_{number}_{len(fields)}", name)) is not None:
+        fields[f"observation_{len(fields)}"] = part
+    return fields or one or hdf5.need_column(file, f"observations_{number}", name, NEEDS)
 
 
 FORMAT = Format("d3rlpy", ".h5 file of d3rlpy, version 1 or 2", NEEDS, detect, open_file)

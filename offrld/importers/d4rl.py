@@ -42,13 +42,13 @@ def open_file(path: Path, bad: BadEpisodes) -> Source:
         columns = {key: hdf5.need_column(file, key, name, NEEDS) for key in NEEDED[1:]}
         observations = hdf5.columns(file, "observations", name)
         if observations is None:
-            raise InvalidInput(f"{name} holds no 'observations' (it holds {hdf5.listed(file)})", hint=f"needed: {NEEDS}")
+            raise InvalidInput(f"{name} holds no 'observations' (it holds {hdf5.listed(hdf5.names(file, name))})", hint=f"needed: {NEEDS}")
         attributes = hdf5.attributes(file)
         env_id = attributes.get("env_id") if isinstance(attributes.get("env_id"), str) else None
         space = declared_space(file, name)
         environment = probe_environment(env_id, name, messages)
         extra, others = hdf5.extras(file, "infos", {columns["actions"].rows}, name)
-        ignored = [key for key in file if key not in KNOWN] + others
+        ignored = [key for key in hdf5.names(file, name) if key not in KNOWN] + others
         if ignored:
             messages.append(f"not imported: {hdf5.listed(ignored)}")
         arrays = FlatArrays(

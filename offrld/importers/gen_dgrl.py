@@ -21,7 +21,7 @@ import numpy as np
 
 from offrl_store.errors import EmptyStore, InvalidInput
 
-from .columns import Column, same_length
+from .columns import Column, Rows, same_length
 from .episodic import Recording, ends_of, episodic_source
 from .hdf5 import listed
 from .npz import Member
@@ -160,22 +160,12 @@ class _Reader:
             raise InvalidInput(f"{name} is named for a return of {file.ret:.2f} and its rewards sum up to {total:.2f}",
                                hint="the file is damaged, or was renamed")  # fmt: skip
         flags = dones.read_flags(0, file.steps)[: file.keep]
-        cut = [Column(name, column.key, _First(column.data, file.keep)) for column in (actions, rewards)]
+        cut = [Column(name, column.key, Rows(column.data, 0, file.keep)) for column in (actions, rewards)]
         # A cut episode knows its next observation, which is one of its own.
         observations = Column(name, "observations", _Frames(frames, file.keep + (file.keep < file.steps)))
         metadata = {"time": file.time, "index": file.index} | ({"level_seed": file.level} if file.level >= 0 else {})
         ends = ends_of(flags, np.zeros(file.keep, bool), name, number, self.notes)
         return Recording(observations, *cut, ends, metadata=metadata)
-
-
-class _First:
-    """The first rows of an array, as the data of a column."""
-
-    def __init__(self, data: Any, rows: int) -> None:
-        self._data, self.shape, self.dtype = data, (rows, *data.shape[1:]), data.dtype
-
-    def __getitem__(self, rows: slice) -> Any:
-        return self._data[rows]
 
 
 class _Frames:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,12 @@ from offrl_store.errors import InvalidInput
 from offrl_store.schema import DTYPES, NAME
 
 from .columns import Column
+
+#: Groups are followed to this depth: one can hold itself.
+DEPTH = 16
+
+#: HDF5 inflates a chunk whole; no sensible file has larger ones.
+MAX_CHUNK_BYTES = 1 << 30
 
 
 def is_hdf5(path: Path) -> bool:
@@ -41,8 +48,23 @@ def keys(path: Path) -> set[str]:
     try:
         with h5py.File(path, "r") as file:
             return set(file)
-    except (OSError, RuntimeError):
+    except DAMAGE:
         return set()
+
+
+#: What h5py raises on damaged files, among others for names and types that are none.
+DAMAGE = (OSError, RuntimeError, KeyError, ValueError, TypeError)
+
+
+def names(group: h5py.Group, file: str) -> list[str]:
+    """The names in a group, sorted; raises `InvalidInput` where they cannot be read."""
+    try:
+        return sorted(name for name in group)
+    except DAMAGE as error:
+        where = f"{group.name!r} " if isinstance(group.name, str) else ""
+        raise InvalidInput(
+            f"{file}: a group {where}cannot be read: {_short(error)}", hint="the file is damaged or cut short; copy it again"
+        ) from None
 
 
 def node(group: h5py.Group, key: str, file: str) -> h5py.Dataset | h5py.Group | None:
@@ -55,13 +77,29 @@ def node(group: h5py.Group, key: str, file: str) -> h5py.Dataset | h5py.Group | 
         found = None if isinstance(link, h5py.ExternalLink) else group.get(key)
         if found is None:
             raise InvalidInput(f"{file}: {path!r} is a link out of the file, or to nothing", hint="store the data itself in the file")
-        if isinstance(found, h5py.Dataset) and (found.external or found.is_virtual):
-            raise InvalidInput(f"{file}: {path!r} keeps its data in another file", hint="store the data itself in the file")
-    except (OSError, RuntimeError, KeyError) as error:
+        if isinstance(found, h5py.Dataset):
+            _check_dataset(found, path, file)
+        if found.name.count("/") > DEPTH:
+            hint = "the file is damaged, or a group holds itself"
+            raise InvalidInput(f"{file}: {path[:60]!r} is nested more than {DEPTH} deep", hint=hint)
+    except DAMAGE as error:
         raise InvalidInput(
             f"{file}: {path!r} cannot be read: {_short(error)}", hint="the file is damaged or cut short; copy it again"
         ) from None
     return found
+
+
+def _check_dataset(found: h5py.Dataset, path: str, file: str) -> None:
+    """Refuses what is kept in other files, has no rows at all, or would be inflated into more than memory holds."""
+    if found.external or found.is_virtual:
+        raise InvalidInput(f"{file}: {path!r} keeps its data in another file", hint="store the data itself in the file")
+    size = found.dtype.itemsize * math.prod(found.chunks or (0,))
+    if size > MAX_CHUNK_BYTES:
+        raise InvalidInput(
+            f"{file}: {path!r} is kept in chunks of {size:,} bytes", hint=f"write it in chunks of at most {MAX_CHUNK_BYTES:,} bytes"
+        )
+    if found.shape is None:
+        raise InvalidInput(f"{file}: {path!r} holds nothing", hint="it must be an array with one row per step")
 
 
 def column(group: h5py.Group, key: str, file: str) -> Column | None:
@@ -80,7 +118,7 @@ def need_column(group: h5py.Group, key: str, file: str, needs: str) -> Column:
     found = column(group, key, file)
     if found is None:
         path = f"{group.name.strip('/')}/{key}".strip("/")
-        raise InvalidInput(f"{file} holds no {path!r} (it holds {listed(group)})", hint=f"needed: {needs}")
+        raise InvalidInput(f"{file} holds no {path!r} (it holds {listed(names(group, file))})", hint=f"needed: {needs}")
     return found
 
 
@@ -90,7 +128,7 @@ def columns(group: h5py.Group, key: str, file: str) -> dict[str, Column] | Colum
     if not isinstance(found, h5py.Group):
         return column(group, key, file)
     flat: dict[str, Column] = {}
-    for name in sorted(found):
+    for name in names(found, file):
         inner = columns(found, name, file)
         if isinstance(inner, dict):
             flat.update({f"{name}.{deep}": each for deep, each in inner.items()})
@@ -109,7 +147,7 @@ def extras(group: h5py.Group, key: str, rows: set[int], file: str) -> tuple[dict
     found = node(group, key, file)
     kept: dict[str, Column] = {}
     others: list[str] = []
-    for name in sorted(found) if isinstance(found, h5py.Group) else ():
+    for name in names(found, file) if isinstance(found, h5py.Group) else ():
         inner = node(found, name, file)
         path = inner.name.strip("/")
         if isinstance(inner, h5py.Group):
@@ -132,7 +170,7 @@ def values(group: h5py.Group, key: str, file: str) -> dict[str, Any]:
     """What stands below ``key`` as JSON values: text, numbers and short arrays; of longer arrays their dtype and shape."""
     found = node(group, key, file)
     kept: dict[str, Any] = {}
-    for name in sorted(found) if isinstance(found, h5py.Group) else ():
+    for name in names(found, file) if isinstance(found, h5py.Group) else ():
         inner = node(found, name, file)
         if isinstance(inner, h5py.Group):
             kept[name] = values(found, name, file)
@@ -141,7 +179,7 @@ def values(group: h5py.Group, key: str, file: str) -> dict[str, Any]:
         else:
             try:
                 kept[name] = plain(inner[()])
-            except (OSError, RuntimeError) as error:
+            except DAMAGE as error:
                 kept[name] = f"unreadable: {_short(error)}"
     return kept
 
@@ -155,17 +193,32 @@ def scalar(group: h5py.Group, key: str, file: str) -> Any:
         raise InvalidInput(f"{file}: {key!r} is not a single value", hint="the file does not follow its format; write it again")
     try:
         return plain(np.asarray(found[()]).reshape(-1)[0])
-    except (OSError, RuntimeError) as error:
+    except DAMAGE as error:
+        raise InvalidInput(f"{file}: {key!r} cannot be read: {_short(error)}", hint="the file is damaged; copy it again") from None
+
+
+def texts(group: h5py.Group, key: str, file: str) -> list[str]:
+    """An array of texts; [] where there is none."""
+    found = node(group, key, file)
+    if not isinstance(found, h5py.Dataset):
+        return []
+    try:
+        return [str(plain(each)) for each in np.asarray(found[()]).reshape(-1)]
+    except DAMAGE as error:
         raise InvalidInput(f"{file}: {key!r} cannot be read: {_short(error)}", hint="the file is damaged; copy it again") from None
 
 
 def attributes(group: h5py.Group) -> dict[str, Any]:
     """The attributes as JSON values; what has no such form is described by its dtype and shape."""
     values: dict[str, Any] = {}
-    for name in group.attrs:
+    try:
+        found = list(group.attrs)
+    except DAMAGE:
+        return {"unreadable": "the attributes are damaged"}
+    for name in found:
         try:
             values[name] = plain(group.attrs[name])
-        except (OSError, RuntimeError, TypeError) as error:
+        except DAMAGE as error:
             values[name] = f"unreadable: {_short(error)}"
     return values
 

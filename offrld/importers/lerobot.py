@@ -201,13 +201,8 @@ class _DataFile:
     """A Parquet file of which rows are read by row group; the last group of each column stays in memory."""
 
     def __init__(self, path: Path, name: str) -> None:
-        self.path, self._where = path, f"{name}, {path.name}"
-        self._pa, parquet = arrow.need("pyarrow", name), arrow.need("pyarrow.parquet", name)
-        try:
-            self._file = parquet.ParquetFile(path)
-        except (OSError, self._pa.ArrowException) as error:
-            hint = "it is damaged or cut short; copy it again"
-            raise InvalidInput(f"{self._where} cannot be read: {arrow.line(error)}", hint=hint) from None
+        self.path = path
+        self._pa, self._file = arrow.need("pyarrow", name), arrow.open_parquet(path, f"{name}, {path.name}")
         counts = [self._file.metadata.row_group(i).num_rows for i in range(self._file.num_row_groups)]
         self._stops = np.cumsum(counts, dtype=np.int64)
         self.rows = int(self._stops[-1]) if counts else 0

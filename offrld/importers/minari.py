@@ -93,7 +93,7 @@ def open_folder(path: Path, bad: BadEpisodes) -> Source:
 def _hdf5(folder: Path, name: str, notes: dict[int, str], resources: ExitStack) -> tuple[Opened, int, list[str]]:
     """How to open episode i, how many there are, and what of them is left out."""
     file = resources.enter_context(hdf5.open_hdf5(folder / "main_data.hdf5"))
-    numbers = sorted(int(key.removeprefix("episode_")) for key in file if key.removeprefix("episode_").isdigit())
+    numbers = sorted(int(key.removeprefix("episode_")) for key in hdf5.names(file, name) if key.removeprefix("episode_").isdigit())
     left_out: list[str] = []
 
     def recording(place: int) -> Recording | None:

@@ -10,6 +10,7 @@ are never read.
 from __future__ import annotations
 
 import io
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -112,7 +113,13 @@ def _header(stream: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
     readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     if version not in readers:
         raise ValueError(f"array format version {version} is not known")
-    return readers[version](stream)
+    try:
+        shape, fortran, dtype = readers[version](stream)
+    except (tokenize.TokenError, SyntaxError, TypeError) as error:
+        raise ValueError(f"the header of the array is damaged: {error}") from None
+    if any(n < 0 for n in shape):
+        raise ValueError(f"the header of the array says the shape {shape}")
+    return shape, fortran, dtype
 
 
 def detect(path: Path) -> bool:

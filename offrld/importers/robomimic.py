@@ -39,7 +39,7 @@ def detect(path: Path) -> bool:
         with h5py.File(path, "r") as file:
             data = file.get("data")
             return isinstance(data, h5py.Group) and any(key.startswith("demo_") for key in data)
-    except (OSError, RuntimeError, KeyError):
+    except hdf5.DAMAGE:
         return False
 
 
@@ -49,9 +49,9 @@ def open_file(path: Path, bad: BadEpisodes, *, mask: Any = None) -> Source:
     with ExitStack() as resources:
         file = resources.enter_context(hdf5.open_hdf5(path))
         data = hdf5.node(file, "data", name)
-        demos = [key for key in data if key.startswith("demo_")] if isinstance(data, h5py.Group) else []
+        demos = [key for key in hdf5.names(data, name) if key.startswith("demo_")] if isinstance(data, h5py.Group) else []
         if not demos:
-            raise InvalidInput(f"{name} holds no demonstrations (it holds {hdf5.listed(file)})", hint=f"needed: {NEEDS}")
+            raise InvalidInput(f"{name} holds no demonstrations (it holds {hdf5.listed(hdf5.names(file, name))})", hint=f"needed: {NEEDS}")
         demos.sort(key=lambda key: (len(key), key))
         masks = _masks(file, name)
         if mask is not None:
@@ -88,7 +88,8 @@ def _recording(
     group = hdf5.node(data, demo, name)
     if not isinstance(group, h5py.Group):
         raise InvalidInput(f"{name}: 'data/{demo}' is not a group", hint=f"needed: {NEEDS}")
-    if "obs" not in group and "states" in group:
+    present = hdf5.names(group, name)
+    if "obs" not in present and "states" in present:
         raise InvalidInput(
             f"{name}: 'data/{demo}' holds states and no observations", hint="make them with robomimic's dataset_states_to_obs.py"
         )
@@ -112,7 +113,7 @@ def _recording(
     if flags[:-1].any():
         inner[number] = 1
     extra: dict[str, Column] = {}
-    for key in group:
+    for key in present:
         if key in KNOWN:
             continue
         found = hdf5.node(group, key, name)
@@ -124,8 +125,9 @@ def _recording(
             extra[key] = Column(name, f"data/{demo}/{key}", found)
         else:
             left_out.add(key)
-    kept = {key: value for key, value in hdf5.attributes(group).items() if key not in ("num_samples", "model_file")}
-    if "model_file" in group.attrs:
+    attributes = hdf5.attributes(group)
+    kept = {key: value for key, value in attributes.items() if key not in ("num_samples", "model_file")}
+    if "model_file" in attributes:
         left_out.add("model_file")
     metadata = {"demo": demo, "masks": sorted(key for key, members in masks.items() if demo in members), **kept}
     return Recording(observations, actions, rewards, [(steps, bool(flags[-1]))], extra, metadata)
@@ -167,10 +169,8 @@ def _masks(file: h5py.File, name: str) -> dict[str, set[str]]:
     """Split -> names of its demos."""
     group = hdf5.node(file, "mask", name)
     masks: dict[str, set[str]] = {}
-    for key in group if isinstance(group, h5py.Group) else ():
-        found = hdf5.node(group, key, name)
-        if isinstance(found, h5py.Dataset):
-            masks[key] = {str(hdf5.plain(each)) for each in np.asarray(found[()]).reshape(-1)}
+    for key in hdf5.names(group, name) if isinstance(group, h5py.Group) else ():
+        masks[key] = set(hdf5.texts(group, key, name))
     return masks
 
 

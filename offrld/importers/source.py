@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from offrl_store import Episode, Schema
+from offrl_store import Episode, Field, Schema
 from offrl_store.errors import InvalidEpisode, InvalidInput
 
 
@@ -87,9 +88,9 @@ class Source:
     episodes: Iterator[SourceEpisode]
     metadata: dict[str, Any]
     count: int | None = None
-    bad: BadEpisodes = field(default_factory=BadEpisodes)
-    messages: list[str] = field(default_factory=list)
-    resources: ExitStack = field(default_factory=ExitStack, repr=False)
+    bad: BadEpisodes = dataclasses.field(default_factory=BadEpisodes)
+    messages: list[str] = dataclasses.field(default_factory=list)
+    resources: ExitStack = dataclasses.field(default_factory=ExitStack, repr=False)
 
     def close(self) -> None:
         """Closes the files behind the source; the episodes cannot be gone through afterwards."""
@@ -124,7 +125,17 @@ class Format:
     needs: str
     detect: Callable[[Path], bool]
     open: Callable[..., Source]
-    options: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+def channel_notes(observation: Field | Mapping[str, Field]) -> list[str]:
+    """A line for each observation field that looks like images with their channels last: networks take them channel first."""
+    named = {"observation": observation} if isinstance(observation, Field) else observation
+    return [
+        f"{name!r} looks like images of {field.shape}, channels last: networks take uint8 images [C, H, W]"
+        for name, field in named.items()
+        if field.dtype == "uint8" and len(field.shape) == 3 and field.shape[2] in (1, 3, 4) and field.shape[0] not in (1, 3, 4)
+    ]
 
 
 def make_metadata(*, env_id: str | None, bounds: str, format: str, file: str, attributes: dict[str, Any], **more: Any) -> dict[str, Any]:

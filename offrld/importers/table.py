@@ -140,10 +140,10 @@ def open_csv(path: Path, bad: BadEpisodes, *, map: Any = None, dtype: Any = "flo
 def open_parquet(path: Path, bad: BadEpisodes, *, map: Any = None, env_id: Any = None) -> Source:
     """Opens a Parquet file; raises `InvalidInput` that names row and column."""
     name = path.name
-    pa, parquet = arrow.need("pyarrow", name), arrow.need("pyarrow.parquet", name)
+    pa = arrow.need("pyarrow", name)
     with ExitStack() as resources:
+        file = resources.enter_context(arrow.open_parquet(path, name))
         try:
-            file = resources.enter_context(parquet.ParquetFile(path))
             columns = _columns(map, file.schema_arrow.names, name)
             wanted = list(dict.fromkeys(each for names in columns.values() for each in names))
             batches = file.iter_batches(batch_size=1 << 14, columns=wanted, use_threads=False)

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from offrl.errors import InvalidInput
+from offrld.nets import q_plugins
 from offrld.nets.context import context_of
 from offrld.nets.encoders import Encoder, Params, View, build
 from offrld.nets.encoders.vector import VectorEncoder
@@ -20,7 +23,6 @@ from offrld.nets.linear import Linear
 from offrld.nets.values import Proposal, Reduction, Values
 from offrld.settings import setting
 
-TYPES = ("mean", "qr", "iqn", "fqf")
 DEFAULT_QUANTILES = {"mean": 1, "qr": 32, "iqn": 64, "fqf": 32}
 
 
@@ -30,10 +32,12 @@ class QFunction:
 
     ``mean``: a number. ``qr``: quantiles at fixed fractions (Dabney et al. 2017, arXiv:1710.10044). ``iqn``: quantiles at random
     fractions, which are inputs (Dabney et al. 2018, arXiv:1806.06923). ``fqf``: quantiles at fractions that a second net proposes
-    (Yang et al. 2019, arXiv:1911.02140).
+    (Yang et al. 2019, arXiv:1911.02140). Installed packages may add further ones (see docs/extending.md).
     """
 
-    type: str = setting("mean", "what the Q function learns: the mean of the returns, or their quantiles", choices=TYPES)
+    type: str = setting(
+        "mean", "what the Q function learns: the mean of the returns, or their quantiles", choices=q_plugins.types, probe="qr"
+    )  # fmt: skip
     n_quantiles: int | None = setting(
         None, "quantiles that the loss is made of (none: 32 for qr and fqf, 64 for iqn)", unit="quantiles", low=1, high=10_000,
         only=("qr", "iqn", "fqf"), probe=8,
@@ -42,10 +46,17 @@ class QFunction:
     embed_size: int = setting(64, "cosines that a fraction is embedded in", low=1, high=10_000, only=("iqn", "fqf"))
     entropy_coeff: float = setting(0.0, "weight of the entropy of the proposed fractions", low=0.0, only=("fqf",), probe=0.5)
     share_encoder: bool = setting(False, "one encoder for all members; its gradient is divided by their number")
+    options: dict[str, Any] = setting({}, "what a Q function of an installed package takes beside these", only=q_plugins.plugins)
+
+    def __post_init__(self) -> None:
+        if self.options and self.type in q_plugins.BUILT_IN:
+            raise InvalidInput(f"Q function {self.type!r} takes no options, got {self.options}", hint="leave options out")
 
     @property
     def quantiles(self) -> int:
         """The number of quantiles, its default resolved."""
+        if self.type not in DEFAULT_QUANTILES:
+            return q_plugins.size_of(self.type, self.options)
         return DEFAULT_QUANTILES[self.type] if self.type == "mean" or self.n_quantiles is None else self.n_quantiles
 
 
@@ -53,7 +64,7 @@ class _Member:
     """The layers of one Q function on its encoder's features: ``NAME.head``; iqn and fqf ``NAME.embedding``; fqf ``NAME.proposal``."""
 
     def __init__(self, name: str, features: int, outputs: int, q: QFunction) -> None:
-        self.head = Linear(f"{name}.head", features, outputs * (q.quantiles if q.type == "qr" else 1))
+        self.head = Linear(f"{name}.head", features, outputs * (1 if q.type in ("mean", "iqn", "fqf") else q.quantiles))
         self.embedding = Linear(f"{name}.embedding", q.embed_size, features) if q.type in ("iqn", "fqf") else None
         self.proposal = Linear(f"{name}.proposal", features, q.quantiles) if q.type == "fqf" else None
 
@@ -111,7 +122,9 @@ class _Ensemble:
             return self._fixed(params, chosen, features)
         if self._q.type == "iqn":
             return self._implicit(params, chosen, features)
-        return self._proposed(params, chosen, features)
+        if self._q.type == "fqf":
+            return self._proposed(params, chosen, features)
+        return self._of_package(params, chosen, features)
 
     def _features(self, params: Params, observation: Tensor, action: Tensor | None, members: slice) -> list[Tensor]:
         """Features ``[..., F]`` for each of some members."""
@@ -126,11 +139,21 @@ class _Ensemble:
 
     # --- Quantile regression: fixed fractions ---
     def _fixed(self, params: Params, members: list[_Member], features: list[Tensor]) -> Values:
-        count = self._q.quantiles
-        out = _stack([member.head(params, h) for member, h in zip(members, features, strict=True)])
-        quantiles = out if self._continuous else out.unflatten(-1, (self._outputs, count))  # [N, ..., (n,) M]
-        steps = torch.arange(count, dtype=out.dtype, device=out.device)
+        quantiles = self._numbers(params, members, features)
+        count = quantiles.shape[-1]
+        steps = torch.arange(count, dtype=quantiles.dtype, device=quantiles.device)
         return Values(quantiles.mean(-1), quantiles, "quantile", (steps + 0.5) / count)
+
+    # --- A package's: what its numbers mean it says itself ---
+    def _of_package(self, params: Params, members: list[_Member], features: list[Tensor]) -> Values:
+        package, options = q_plugins.load(self._q.type), self._q.options
+        numbers = self._numbers(params, members, features)
+        return Values(package.mean(numbers, options), numbers, "own", own=lambda mine, target: package.errors(mine, target, options))
+
+    def _numbers(self, params: Params, members: list[_Member], features: list[Tensor]) -> Tensor:
+        """What the heads give, ``[N, ..., (n,) M]``."""
+        out = _stack([member.head(params, h) for member, h in zip(members, features, strict=True)])
+        return out if self._continuous else out.unflatten(-1, (self._outputs, -1))
 
     # --- Implicit quantiles: random fractions in a loss, evenly spaced ones where there is no context ---
     def _implicit(self, params: Params, members: list[_Member], features: list[Tensor]) -> Values:

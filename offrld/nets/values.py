@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from offrl.errors import InvalidInput
 
 Reduction = Literal["min", "max", "mean", "mix"]
+MEANS = ("squared", "huber")   # errors of the mean Q function
 PROPOSAL_RATE = 1e-4   # weight of FQF's proposal gradient; the paper gives the proposal net a slower optimiser of its own instead
 
 
@@ -58,16 +59,18 @@ class Values:
     Attributes:
         mean: expected values, ``[N, ...]`` at given actions or ``[N, ..., n]`` of all discrete ones.
         quantiles: ``[N, ..., M]`` or ``[N, ..., n, M]``; M = 1 for the mean Q function, where it is a view of ``mean``.
-        kind: the error: squared, Huber (both of the mean Q function), or quantile Huber.
-        fractions: where the quantiles lie, ``[M]`` or ``[N, ..., M]``; None for the mean Q function.
+        kind: the error: squared, Huber (both of the mean Q function), quantile Huber, or a package's own.
+        fractions: where the quantiles lie, ``[M]`` or ``[N, ..., M]``; None for the mean Q function and a package's.
         proposal: FQF's.
+        own: a package's error of numbers ``[N, ..., M]`` against targets ``[..., M]``; its numbers stand in ``quantiles``.
     """
 
     mean: Tensor
     quantiles: Tensor
-    kind: Literal["squared", "huber", "quantile"]
+    kind: Literal["squared", "huber", "quantile", "own"]
     fractions: Tensor | None = None
     proposal: Proposal | None = None
+    own: Callable[[Tensor, Tensor], Tensor] | None = None
 
     @classmethod
     def of_means(cls, mean: Tensor, kind: Literal["squared", "huber"]) -> Values:
@@ -77,10 +80,10 @@ class Values:
     def taken(self, action: Tensor) -> Values:
         """Of discrete actions ``[...]`` (int64), from the values of all actions."""
         mean = taken(self.mean, action)  # [N, ...]
-        if self.kind != "quantile":
+        if self.kind in MEANS:
             return Values.of_means(mean, self.kind)
         proposal = None if self.proposal is None else self.proposal.taken(action)
-        return Values(mean, _quantiles_taken(self.quantiles, action), "quantile", self.fractions, proposal)
+        return Values(mean, _quantiles_taken(self.quantiles, action), self.kind, self.fractions, proposal, self.own)
 
     @property
     def average(self) -> Tensor:
@@ -118,6 +121,8 @@ class Values:
             return (self.mean - target.squeeze(-1)) ** 2
         if self.kind == "huber":
             return F.huber_loss(self.mean, target.squeeze(-1).expand_as(self.mean), reduction="none")
+        if self.kind == "own":
+            return self.own(self.quantiles, target)
         error = quantile_huber(self.quantiles, self.fractions, target)
         return error if self.proposal is None else error + self.proposal.errors(self.quantiles)
 
@@ -129,14 +134,14 @@ class Values:
         """Quantiles and expected values, both reduced over the members."""
         if how not in ("min", "max", "mean", "mix"):
             raise InvalidInput(f"reduction {how!r} of an ensemble is not known", hint="one of min, max, mean, mix")
-        if how == "mean" and self.kind == "quantile":
+        if how == "mean" and self.kind not in MEANS:
             raise InvalidInput("the mean over members is not defined for quantiles", hint="use min, max or mix, or q_function=mean")
         if len(self.mean) == 1:
             return self.quantiles[0], self.mean[0]
         if how == "mix":
             (low, low_mean), (high, high_mean) = self._reduced("min", lam), self._reduced("max", lam)
             return lam * low + (1 - lam) * high, lam * low_mean + (1 - lam) * high_mean
-        if self.kind != "quantile":
+        if self.kind in MEANS:
             mean = self.mean.mean(0) if how == "mean" else self.mean.amin(0) if how == "min" else self.mean.amax(0)
             return mean.unsqueeze(-1), mean
         mean, member = self.mean.min(0) if how == "min" else self.mean.max(0)

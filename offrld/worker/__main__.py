@@ -29,6 +29,8 @@ KINDS = {
     "import": "offrld.worker.import_dataset",
     "export": "offrld.worker.export_policy",
     "dataset_export": "offrld.worker.dataset_export",
+    "collect": "offrld.worker.collect_steps",
+    "train_online": "offrld.worker.train_online",
 }
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 SPARE_THREADS = 1  # the libraries take the number when they are loaded: a spare worker serves jobs of this many threads alone

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from offrld.engine import CheckpointCorrupt, Learner
 from offrld.worker.runfolder import RunFolder
@@ -16,9 +17,18 @@ NEWEST = 2               # time-based ones kept while training: if the newest is
 class Checkpoints:
     """The checkpoints of one run."""
 
-    def __init__(self, run: RunFolder, learner: Learner, keep: Callable[[int], bool]) -> None:
-        """``keep``: whether the checkpoint of a step is kept for good."""
+    def __init__(
+        self, run: RunFolder, learner: Learner, keep: Callable[[int], bool], *, step: Callable[[], int] | None = None,
+        more: Callable[[], Mapping[str, Any]] = dict,
+    ) -> None:  # fmt: skip
+        """
+        Args:
+            keep: whether the checkpoint of a step is kept for good.
+            step: the number that names a checkpoint made now; by default the learner's updates.
+            more: JSON that is kept in it beside the learner.
+        """
         self._run, self._learner, self._keep = run, learner, keep
+        self._step, self._more = step or (lambda: learner.step), more
         self._interval_s = float(os.environ.get("OFFRLD_CHECKPOINT_SECONDS") or INTERVAL_S)
         self._saved_at = time.monotonic()
         self._saved_step: int | None = None
@@ -45,9 +55,9 @@ class Checkpoints:
 
     def save(self) -> None:
         """Write the state of the learner, and remove what the new checkpoint makes useless."""
-        step = self._learner.step
+        step = self._step()
         if step != self._saved_step:
-            self._learner.save(self._run.checkpoint(step))
+            self._learner.save(self._run.checkpoint(step), self._more())
             self._saved_step = step
         self._saved_at = time.monotonic()
         self._remove(self._run.checkpoint_steps()[:-NEWEST])

@@ -35,6 +35,7 @@ def describe() -> dict[str, Any]:
 def _algorithm(algorithm: Any) -> dict[str, Any]:
     """One entry of ``algorithms``."""
     from offrld import settings
+    from offrld.collect.online import refusal
 
     for preset in algorithm.presets:
         algorithm.configure(preset=preset)  # one that cannot be built is told here rather than by a job
@@ -46,6 +47,7 @@ def _algorithm(algorithm: Any) -> dict[str, Any]:
         "acts": algorithm.acts,
         "has_policy": algorithm.has_policy,
         "plays": algorithm.plays,
+        "online_refusal": refusal(algorithm),
         "inputs": dict(algorithm.inputs),
         "presets": {name: dict(values) for name, values in algorithm.presets.items()},
         "config": {name: setting.as_json() for name, setting in settings.describe(algorithm.config).items()},

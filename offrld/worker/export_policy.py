@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 
 from offrl.errors import InvalidInput, Unknown
-from offrl.job import ExportSpec, TrainSpec
+from offrl.job import ExportSpec, TrainOnlineSpec, TrainSpec
 from offrl_store import EpisodeStore
 from offrld.algos import get
 from offrld.engine import CheckpointCorrupt, Learner
 from offrld.engine.guards import Diverged
+from offrld.training import load
 from offrld.worker import taken
 from offrld.worker.job import WorkerJob
 from offrld.worker.policies import PolicyFiles
@@ -26,7 +27,8 @@ def run(job: WorkerJob) -> None:
     try:
         described = json.loads(source.spec.read_text())
         config = json.loads(source.config.read_text())
-        trained = TrainSpec.model_validate(described["spec"])
+        online = described["spec"]["kind"] == "train_online"
+        trained = (TrainOnlineSpec if online else TrainSpec).model_validate(described["spec"])
     except FileNotFoundError:
         raise InvalidInput(f"job {spec.job!r} has not begun to train", hint="wait for its first checkpoint") from None
     seed = trained.seeds[0] if spec.seed is None else spec.seed
@@ -34,7 +36,11 @@ def run(job: WorkerJob) -> None:
         raise Unknown(f"job {spec.job!r} did not train seed {seed}", hint=f"trained: {', '.join(map(str, trained.seeds))}")
     step = _step(spec, source)
     job.report.progress(0, 1, force=True)
-    if not source.policy(seed, step, spec.format).exists():
+    if not source.policy(seed, step, spec.format).exists() and online:
+        learner, step = _load(spec, source)
+        job.control.check()
+        PolicyFiles(learner, source, job=spec.job, dataset=trained.dataset, step=lambda: step).export(seed, spec.format)
+    elif not source.policy(seed, step, spec.format).exists():
         algorithm = get(trained.algorithm)
         settings = algorithm.configure(config)
         learner = Learner.create(
@@ -51,6 +57,17 @@ def run(job: WorkerJob) -> None:
         PolicyFiles(learner, source, job=spec.job, dataset=trained.dataset).export(seed, spec.format)
     job.report.message(f"policy of job {spec.job}: {source.policy(seed, step, spec.format).relative_to(source.path)}")
     job.report.progress(1, 1, force=True)
+
+
+def _load(spec: ExportSpec, source: RunFolder) -> tuple[Learner, int]:
+    """The learner of a job that trains online, from its checkpoint alone, and the step that names it; as `_restore`."""
+    while True:
+        step = _step(spec, source)
+        try:
+            return load(source.checkpoint(step), device="cpu", runner="eager", threads=1), step
+        except (CheckpointCorrupt, InvalidInput):
+            if source.checkpoint(step).exists():
+                raise
 
 
 def _step(spec: ExportSpec, source: RunFolder) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from offrl import rollout
@@ -18,14 +19,14 @@ EVALUATION_SEED = 1000   # of the first episode's reset, as in `offrl evaluate`
 class PolicyFiles:
     """Exports and evaluates policies of one learner. The graph is traced once for all seeds and steps."""
 
-    def __init__(self, learner: Learner, run: RunFolder, *, job: str, dataset: str) -> None:
-        """``job``, ``dataset``: names that go into the file."""
-        self._learner, self._run = learner, run
+    def __init__(self, learner: Learner, run: RunFolder, *, job: str, dataset: str, step: Callable[[], int] | None = None) -> None:
+        """``job``, ``dataset``: names that go into the file; ``step``: what names a file made now, by default the learner's updates."""
+        self._learner, self._run, self._step = learner, run, step or (lambda: learner.step)
         self._exporter = LearnerExporter(learner, job=job, dataset=dataset)
 
     def export(self, seed: int, format: str = "onnx") -> Path:
         """Write the policy of a seed at the learner's step, as ``onnx`` or ``torchscript``; returns its path."""
-        path = self._run.policy(seed, self._learner.step, format)
+        path = self._run.policy(seed, self._step(), format)
         self._exporter.write(path, seed, format)
         return path
 
@@ -39,7 +40,7 @@ class PolicyFiles:
             self._exporter.write(trial, seed)
             result = rollout.evaluate(trial, env_id, episodes, EVALUATION_SEED, on_episode=lambda done: control.check())
             annotate(trial, {"evaluation": json_safe({**result.as_json(), "seed": EVALUATION_SEED})})
-            trial.replace(self._run.policy(seed, self._learner.step))
+            trial.replace(self._run.policy(seed, self._step()))
         finally:
             trial.unlink(missing_ok=True)
         return result

@@ -13,9 +13,9 @@ import shutil
 from pathlib import Path
 
 from offrl.errors import InvalidInput
-from offrl.job import TrainSpec, taken
+from offrl.job import TrainOnlineSpec, TrainSpec, taken
 from offrld.algos import get
-from offrld.engine import Algorithm, CheckpointCorrupt, Loaded
+from offrld.engine import Algorithm, CheckpointCorrupt, Loaded, checkpoint
 from offrld.engine.loaded import choose
 from offrld.worker.runfolder import RunFolder, StateFolder, sync_folder
 
@@ -30,7 +30,7 @@ def inputs(state: StateFolder, run: RunFolder, algorithm: Algorithm, config: obj
     }
 
 
-def start(state: StateFolder, run: RunFolder, spec: TrainSpec) -> list[Loaded] | None:
+def start(state: StateFolder, run: RunFolder, spec: TrainSpec | TrainOnlineSpec) -> list[Loaded] | None:
     """The run that a job starts from: all its seeds, or the one that ``spec`` names. Raises as `load`."""
     if spec.start is None:
         return None
@@ -44,15 +44,21 @@ def load(state: StateFolder, run: RunFolder, name: str, reference: str) -> list[
     Raises:
         InvalidInput: that job is gone, or has no checkpoint that is whole.
     """
+    return Loaded.read_all(keep(state, run, name, reference), get)
+
+
+def keep(state: StateFolder, run: RunFolder, name: str, reference: str) -> Path:
+    """The file under ``name`` that `load` reads; raises as it does."""
     kept = run.taken / f"{name}.safetensors"
     if kept.exists():
-        return Loaded.read_all(kept, get)
+        return kept
     job, _ = taken(reference)
     source = state.run(job)
     for step in reversed(source.checkpoint_steps()):
         with contextlib.suppress(CheckpointCorrupt, FileNotFoundError):  # damaged, or replaced meanwhile: the next one serves
             _link(source.checkpoint(step), kept)
-            return Loaded.read_all(kept, get)
+            checkpoint.read(kept)
+            return kept
         kept.unlink(missing_ok=True)
     raise InvalidInput(f"{name}: job {job!r} has no checkpoint to go on from", hint=f"see `offrl status {job}`")
 

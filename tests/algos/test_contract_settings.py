@@ -55,7 +55,8 @@ SHOWS = {Encoder: "activation", Optimizer: "weight_decay", RewardScaler: "multip
 # Settings that only images read, with a value that fits the small ones here; and those that types of other packages read.
 PIXELS = {(Encoder, "filters"): [4, 3, 2], (Encoder, "channels"): [2]}
 OPTIONS = {
-    (Encoder, "options"): {"features": 5}, (ObservationScaler, "options"): {"factor": 2.0}, (RewardScaler, "options"): {"factor": 2.0},
+    (Encoder, "options"): {"features": 5}, (QFunction, "options"): {"members": 3}, (ObservationScaler, "options"): {"factor": 2.0},
+    (RewardScaler, "options"): {"factor": 2.0},
 }  # fmt: skip
 
 # What an algorithm does not do it says, rather than ignore the setting: these compare or imagine single observations.
@@ -109,17 +110,29 @@ def transform(x, parts):
 
 def reverse(y, parts):
     return torch.sinh(y / parts["factor"])
+
+
+def size(options):
+    return options.get("members", 2)
+
+
+def mean(numbers, options):
+    return numbers.mean(-1)
+
+
+def errors(numbers, target, options):
+    return ((numbers - target) ** 2).sum(-1)
 """
 
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
-    """An installed package with an encoder and a scaler named waves."""
+    """An installed package with an encoder, a Q function and a scaler named waves."""
     (tmp_path / "offrl_test_waves.py").write_text(PACKAGE)
     folder = tmp_path / "offrl_test_waves-1.0.dist-info"
     folder.mkdir()
     (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: offrl-test-waves\nVersion: 1.0\n")
-    groups = "".join(f"[{group}]\nwaves = offrl_test_waves\n" for group in ("offrl.encoders", "offrl.scalers"))
+    groups = "".join(f"[{group}]\nwaves = offrl_test_waves\n" for group in ("offrl.encoders", "offrl.q_functions", "offrl.scalers"))
     (folder / "entry_points.txt").write_text(groups)
     monkeypatch.syspath_prepend(str(tmp_path))
     importlib.invalidate_caches()

@@ -175,6 +175,22 @@ def test_bad_data_is_bad_input_and_leaves_nothing(case, client, offrl_cli, tmp_p
     assert "bad" not in [each.name for each in client.datasets.ls()]
 
 
+def test_a_table_is_added_with_a_map(client, offrl_cli, tmp_path):
+    data = arrays(episodes=2, steps=3)
+    rows = [[f"run {i // 3}", *data["observations"][i].tolist(), data["actions"][i], 1] for i in range(6)]
+    text = "\n".join(",".join(map(str, row)) for row in [["ep", "x_0", "x_1", "x_2", "x_3", "push", "gain"], *rows])
+    (tmp_path / "log.csv").write_text(text)
+    columns = "observation=x_*,action=push,reward=gain,episode=ep"
+    ran = offrl_cli("datasets", "add", "table", tmp_path / "log.csv", "--map", columns, "--json")
+    assert ran.status == 0 and (ran.json["episodes"], ran.json["returns"]["mean"]) == (2, 3.0), ran
+    (tmp_path / "map.toml").write_text('observation = "x_*"\naction = "push"\nreward = "gain"\nepisode = "ep"\n')
+    again = offrl_cli("datasets", "append", "table", tmp_path / "log.csv", "--map", tmp_path / "map.toml", "--json")
+    assert again.status == 0 and again.json["episodes"] == 4, again
+    wrong = offrl_cli("datasets", "add", "other", tmp_path / "log.csv", "--map", "observation=y_*,action=push,reward=gain,episode=ep")
+    assert wrong.status == 2 and "log.csv has no column 'y_*', which is mapped to 'observation'" in wrong.err
+    client.datasets.rm("table")
+
+
 def test_bad_episodes_are_left_out_on_request_and_named(client, offrl_cli, tmp_path):
     data = arrays()
     data["rewards"][3] = np.nan
@@ -193,8 +209,9 @@ def test_bad_episodes_are_left_out_on_request_and_named(client, offrl_cli, tmp_p
 
 @pytest.mark.parametrize(
     ("out", "format"),
-    [("small.npz", None), ("small.hdf5", None), ("store", None), ("small.h5", "d3rlpy"), ("small.h5", "d3rlpy-v1"), ("small-v0", "minari")],
-)
+    [("small.npz", None), ("small.hdf5", None), ("store", None), ("small.h5", "d3rlpy"), ("small.h5", "d3rlpy-v1"), ("small-v0", "minari"),
+     ("small.hdf5", "robomimic"), ("folder", "torchrl"), ("folder", "lerobot")],
+)  # fmt: skip
 def test_an_exported_dataset_can_be_added_again(out, format, client, dataset, offrl_cli, tmp_path):
     ran = offrl_cli("datasets", "export", dataset, tmp_path / out, "--json", *(["--format", format] if format else []))
     assert ran.status == 0, ran
@@ -203,7 +220,7 @@ def test_an_exported_dataset_can_be_added_again(out, format, client, dataset, of
     copy = client.datasets.add("copy", tmp_path / out)
     original = client.datasets.show(dataset)
     assert (copy.episodes, copy.transitions) == (original.episodes, original.transitions)
-    if format == "minari":  # it has no place for a last step without the observation after it: its reward is left out
+    if format in ("minari", "robomimic", "torchrl"):  # no place for a last step without the observation after it
         assert copy.returns["mean"] == original.returns["mean"] - 1
     else:
         assert copy.returns == original.returns

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 import zlib
 from pathlib import Path
 
@@ -140,7 +141,19 @@ def test_forgotten_uploads_are_found(uploads: Uploads, tmp_path: Path) -> None:
     uploads.open("new", [entry("a", b"x")], ARM1)
     for path in [*(tmp_path / "uploads/old").rglob("*"), tmp_path / "uploads/old"]:
         os.utime(path, (1, 1))
-    assert uploads.expired(60) == ["old"]
+    assert Uploads(tmp_path / "uploads").expired(60) == ["old"]  # a daemon that was started anew
+    assert uploads.expired(60) == []  # one that saw both of them being begun, whatever the clock says
+
+
+def test_no_upload_is_lost_because_the_clock_was_set(uploads: Uploads, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    uploads.open("before", [entry("a", b"x")], ARM1)
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 365 * 86400)
+    assert uploads.expired(60) == []
+    uploads.open("after", [entry("a", b"x")], ARM1)
+    monkeypatch.setattr(time, "time", lambda: now - 365 * 86400)
+    assert uploads.expired(60) == []
+    assert set(uploads.expired(0)) == {"before", "after"}  # so it would be seen if they were counted by the wall clock
 
 
 def test_an_upload_is_its_owners_and_the_operators(uploads: Uploads, tmp_path: Path) -> None:

@@ -249,3 +249,16 @@ def test_headers_that_declare_too_much_are_refused_before_anything_is_read(tmp_p
         refused(path, tmp_path, part)
     monkeypatch.setattr("offrld.importers.columns.MAX_EPISODE_BYTES", 40)
     refused(flat, tmp_path, "arrays: rows 0 to 3 of 'observations' are one episode, of 48 bytes")
+
+
+def test_groups_that_hold_themselves_and_chunks_that_no_memory_holds(tmp_path, write_h5, flat):
+    path = write_h5({key: value for key, value in flat.items() if key != "observations"})
+    with h5py.File(path, "a") as file:
+        group = file.create_group("observations")
+        group["inner"] = group
+        group["rows"] = flat["observations"]
+    refused(path, tmp_path, "is nested more than 16 deep")
+    path = write_h5({key: value for key, value in flat.items() if key != "observations"}, "bomb.hdf5")
+    with h5py.File(path, "a") as file:
+        file.create_dataset("observations", (10, 3), np.float32, maxshape=(None, 3), chunks=(100_000_000, 3), compression="gzip")
+    refused(path, tmp_path, "'observations' is kept in chunks of 1,200,000,000 bytes")

@@ -219,6 +219,15 @@ def test_several_observation_fields(flat, write_h5, same_episodes):
             same_episodes(episodes, source.episodes)
 
 
+def test_images_with_their_channels_last_are_noticed(flat):
+    """J23: networks take [C, H, W]; the data are kept as they are."""
+    with open_source({**flat, "observations": np.zeros((10, 12, 10, 3), np.uint8)}) as source:
+        assert source.schema.observation.shape == (12, 10, 3)
+    assert "'observation' looks like images of (12, 10, 3), channels last: networks take uint8 images [C, H, W]" in source.messages
+    with open_source({**flat, "observations": np.zeros((10, 3, 12, 10), np.uint8)}) as source:
+        assert not any("channels" in line for line in source.messages)
+
+
 def test_no_more_than_a_block_is_read_at_once(flat, monkeypatch):
     class Watched:
         """An array that remembers how many rows were asked for."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 from itertools import islice
 
 import numpy as np
@@ -154,6 +155,13 @@ def test_rows_of_another_length_and_damaged_files_are_one_line(tmp_path):
     path.write_text("obs_0,act_0,r,ep\n")
     with pytest.raises(EmptyStore, match="holds no steps"):
         open_source(path, options={"map": MAP})
+    whole = gzip.compress(("obs_0,act_0,r,ep\n" + "1,2,3,0\n" * 50_000).encode())
+    (tmp_path / "t.csv.gz").write_bytes(whole)
+    with open_source(tmp_path / "t.csv.gz", options={"map": MAP}) as source:
+        assert next(source.episodes).steps == 50_000
+    (tmp_path / "t.csv.gz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InvalidInput, match=r"t.csv.gz cannot be read"):
+        open_source(tmp_path / "t.csv.gz", options={"map": MAP})
     pq.write_table(pa.table({"a": [1, 2]}), tmp_path / "t.parquet")
     raw = (tmp_path / "t.parquet").read_bytes()
     (tmp_path / "t.parquet").write_bytes(raw[: len(raw) // 2])

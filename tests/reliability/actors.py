@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from workload import KINDS, Kind, source
+from workload import Kind, source
 
 from offrl import wire
 from offrl.connection import Connection
@@ -53,8 +53,8 @@ class Ledger:
 class Storm:
     """What the actors share: where the daemon is, when they are to stop, the ledger."""
 
-    def __init__(self, url: str, folder: Path, seed: int, outstanding: int = 4) -> None:
-        self.url, self.folder, self.seed, self.outstanding = url, folder, seed, outstanding
+    def __init__(self, url: str, folder: Path, seed: int, kinds: tuple[Kind, ...], outstanding: int = 4) -> None:
+        self.url, self.folder, self.seed, self.kinds, self.outstanding = url, folder, seed, kinds, outstanding
         self.over, self.ledger, self.lock = threading.Event(), Ledger(), threading.Lock()
         self.numbers = itertools.count(1000 * (seed + 1))
 
@@ -106,11 +106,11 @@ class Trainer(Actor):
     """Submits jobs whose weights are known, some of them twice under one key, and follows one of them to see every event once."""
 
     def act(self) -> None:
-        unfinished = sum(1 for info in self.ask(wire.ListJobs(kind="train")).jobs if not info.state.ended)
+        unfinished = sum(1 for info in self.ask(wire.ListJobs(kind="train")).jobs if not info.state.ended and info.steps < ENDLESS)
         if unfinished >= self.storm.outstanding:
             self.pause(0.1)
             return
-        kind = self.random.choice(KINDS)
+        kind = self.random.choice(self.storm.kinds)
         key = f"{self.name}-{next(self.storm.numbers)}"
         request = wire.Submit(spec=kind.spec(BASE), key=key, priority=self.random.choice((0, 0, 1)))
         job = self.ask(request).job
@@ -149,7 +149,7 @@ class Canceller(Actor):
     """Submits jobs that would never end, and cancels each at a random moment of its life."""
 
     def act(self) -> None:
-        kind = self.random.choice(KINDS)
+        kind = self.random.choice(self.storm.kinds)
         key = f"{self.name}-{next(self.storm.numbers)}"
         job = self.ask(wire.Submit(spec=kind.spec(BASE, ENDLESS), key=key, priority=self.random.choice((0, 5)))).job
         if self.random.random() < 0.5:

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from actors import BASE, STREAM, Canceller, Follower, Remover, Shepherd, Storm, Trainer, Uploader
 from living_service import Service, short_folder, until, with_number
-from workload import KINDS, differences, source, weights
+from workload import Kind, differences, kinds, source, weights
 
 from offrl import Client, wire
 from offrl.errors import Unknown
@@ -37,13 +37,16 @@ cards = []
 threads = 4
 [workers]
 spare = {spare}
+[retry]
+first_s = 0.2
+factor = 2
 [grace]
 cancel_s = 5
 stop_s = 5
 """
 ENVIRONMENT = {"OFFRLD_CHECKPOINT_SECONDS": "0.2", "OMP_NUM_THREADS": "1"}  # instead of 60: jobs live for seconds
 # How long after a kill the next one comes, with its share: while the daemon starts and recovers, while workers load, amid training.
-MOMENTS = ((0.5, 0.0, 0.6), (0.25, 0.6, 3.0), (0.25, 3.0, 10.0))  # share, from, to [s]
+MOMENTS = ((0.5, 0.0, 0.6), (0.2, 0.6, 3.0), (0.3, 3.0, 14.0))  # share, from, to [s]
 AT_ONCE = 0.15       # share of the daemon's deaths that take all its processes with them, as a power cut does
 DRAIN_S = 900.0
 GONE_S = 30.0        # for workers to notice that their daemon is dead
@@ -61,7 +64,8 @@ class Report:
     jobs: int = 0                         # acknowledged train jobs whose weights were compared
     attempts: Counter[int] = field(default_factory=Counter)     # attempts that they took -> jobs
     resumed: int = 0                      # of these: that went on from a checkpoint at least once
-    retried: int = 0                      # jobs queued again after their worker was killed, by hand
+    by_itself: int = 0                    # jobs queued again after their worker was killed, by the daemon
+    retried: int = 0                      # by hand, after as many kills in a row as the daemon allows
     repeated: int = 0
     imports: int = 0
     datasets: int = 0
@@ -80,13 +84,13 @@ class Report:
 Weights = dict[str, dict[str, np.ndarray]]  # kind of job -> tensors of its last checkpoint
 
 
-def undisturbed(folder: Path) -> Weights:
+def undisturbed(folder: Path, kinds: tuple[Kind, ...]) -> Weights:
     """The final weights of each kind of job in a service that nobody disturbs."""
     service = Service(folder / "quiet", SETTINGS.format(spare=0), ENVIRONMENT)
     try:
         with service.start() as client:
             client.datasets.add(BASE, source(folder, 0))
-            jobs = {kind.name: client.request(wire.Submit(spec=kind.spec(BASE))).job for kind in KINDS}
+            jobs = {kind.name: client.request(wire.Submit(spec=kind.spec(BASE))).job for kind in kinds}
             for job in jobs.values():
                 client.job(job).wait(DRAIN_S)
             found = {name: weights(client, job, folder) for name, job in jobs.items()}
@@ -96,11 +100,13 @@ def undisturbed(folder: Path) -> Weights:
         service.close()
 
 
-def storm(folder: Path, expected: Weights, daemon_kills: int, worker_kills: int, seed: int, pace: float = 1.0) -> Report:
+def storm(
+    folder: Path, kinds: tuple[Kind, ...], expected: Weights, daemon_kills: int, worker_kills: int, seed: int, pace: float = 1.0
+) -> Report:
     """Kill so many daemons and workers; what became of everything. ``pace`` stretches the time between two kills."""
     report, moments = Report(), random.Random(seed)
     service = Service(folder, SETTINGS.format(spare=seed % 2), ENVIRONMENT)
-    shared = Storm(service.url, folder, seed)
+    shared = Storm(service.url, folder, seed, kinds)
     began = time.monotonic()
     try:
         with service.start() as client:
@@ -174,7 +180,7 @@ def _let_end(service: Service, shared: Storm, actors: list[Any], shepherd: Sheph
     with service.client() as client:
         shared.outstanding = 0  # no further jobs
         early = shared.over.is_set()
-        quiet = Storm(shared.url, shared.folder, shared.seed)
+        quiet = Storm(shared.url, shared.folder, shared.seed, shared.kinds)
         quiet.ledger = shared.ledger
         shared.over.set()
         watch = Shepherd(quiet, 1)
@@ -228,6 +234,8 @@ def verify(client: Client, state: Path, folder: Path, shared: Storm, expected: W
         seen = ledger.seen.get(job, [])
         report.events += len(seen)
         report.check(seen == events[: len(seen)], f"job {job}: a follower saw other events than there are")
+    for job in there:
+        report.by_itself += sum("attempt" in event.message for event in client.job(job).follow() if event.state == "queued")
     for key, job in ledger.imports.items():
         report.imports += 1
         report.check(job in there, f"import {job} ({key}) was acknowledged and is gone")
@@ -288,7 +296,7 @@ def _rewards(state: Path, name: str) -> list[int]:
 def _orphans(service: Service, shared: Storm, report: Report) -> None:
     """Kill the daemon once more, with workers under way: all of them end by themselves."""
     with service.client() as client:
-        job = client.request(wire.Submit(spec=KINDS[0].spec(BASE, 10**9))).job
+        job = client.request(wire.Submit(spec=shared.kinds[0].spec(BASE, 10**9))).job
         until(lambda: client.job(job).last.step > 0, "a job that runs")
     service.kill()
     deadline = time.monotonic() + GONE_S
@@ -303,14 +311,16 @@ def main() -> int:
     parser.add_argument("--worker-kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--pace", type=float, default=1.0, help="stretches the time between two kills, for a busy machine")
+    parser.add_argument("--scale", type=int, default=3, help="how many times as long the jobs are as in the quick form")
     parser.add_argument("--keep", type=Path, help="work in this folder and leave it there")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     with short_folder() as temporary:
         folder = options.keep or temporary
         folder.mkdir(parents=True, exist_ok=True)
-        expected = undisturbed(folder)
-        report = storm(folder, expected, options.daemon_kills, options.worker_kills, options.seed, options.pace)
+        jobs = kinds(scale=options.scale)
+        expected = undisturbed(folder, jobs)
+        report = storm(folder, jobs, expected, options.daemon_kills, options.worker_kills, options.seed, options.pace)
     if options.json:
         print(json.dumps(vars(report)))
     else:

@@ -42,27 +42,34 @@ def short_folder() -> Iterator[Path]:
 
 
 class Service:
-    """``start`` it, ``kill`` it, ``start`` it again. Its stderr is appended to ``log``."""
+    """``start`` it, ``kill`` it, ``start`` it again. Its stderr is appended to ``log``; ``url`` is where it is reached.
+
+    ``program``: the daemon's command line, where it is to run in another place; ``disk``: a folder that this program sees as
+    ``folder/disk``, for its state.
+    """
 
     def __init__(
-        self, folder: Path, settings: str = "", environment: dict[str, str] | None = None, program: Sequence[str] = PROGRAM
-    ) -> None:
-        self.state, self.log = folder / "state", folder / "daemon.log"
+        self, folder: Path, settings: str = "", environment: dict[str, str] | None = None, program: Sequence[str] = PROGRAM,
+        disk: Path | None = None,
+    ) -> None:  # fmt: skip
+        self.log, self.url = folder / "daemon.log", f"ipc://{folder}/offrld.sock"
+        self.state = (disk or folder) / "state"  # as it is seen from here
         self.state.mkdir(parents=True, exist_ok=True)
         (self.state / "offrld.toml").write_text(settings)
-        self._program, self._environment = tuple(program), {**os.environ, **(environment or {})}
+        named = folder / "state" if disk is None else folder / "disk" / "state"
+        self.command = [*program, "--state-dir", str(named), "--bind", self.url]
+        self._environment = {**os.environ, **(environment or {})}
         self.process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def url(self) -> str:
-        return f"ipc://{self.state}/run/offrld.sock"
 
     def launch(self) -> None:
         """Start the process, without waiting for it to answer."""
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [*self._program, "--state-dir", str(self.state)], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self._environment
-            )
+            self.process = subprocess.Popen(self.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self._environment)
+
+    def refused(self) -> tuple[int, list[str]]:
+        """Start it where it is expected to refuse: its exit status, and the lines that it says."""
+        done = subprocess.run(self.command, stderr=subprocess.PIPE, timeout=START_S, env=self._environment)
+        return done.returncode, done.stderr.decode().splitlines()
 
     def start(self) -> Client:
         """Start the process; a client of it, once it answers."""

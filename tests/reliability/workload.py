@@ -6,7 +6,7 @@ its last checkpoint is what every other run of it must have.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,11 @@ KINDS = (
     Kind("iql", "iql", 900, (3,), {
         "actor_encoder.units": [16], "critic_encoder.units": [16], "value_encoder.units": [16], "observation_scaler": "standard"}),
 )  # fmt: skip
+
+
+def kinds(count: int = len(KINDS), scale: int = 1) -> tuple[Kind, ...]:
+    """The first so many kinds, with so many times their updates."""
+    return tuple(replace(kind, steps=scale * kind.steps) for kind in KINDS[:count])
 
 
 def weights(client: Client, job: str, folder: Path) -> dict[str, np.ndarray]:

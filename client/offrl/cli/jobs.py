@@ -32,7 +32,10 @@ def status(
         str | None, typer.Argument(metavar="[JOB]", help="One job; by default all but imports.", autocompletion=completion.jobs)
     ] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Go on showing it until it has ended (all: until nothing is left to do).")] = False,
-    kind: Annotated[str | None, typer.Option("--kind", metavar="K", help="train, import, export, dataset_export or all.")] = None,
+    kind: Annotated[
+        str | None,
+        typer.Option("--kind", metavar="K", help="train, import, export, dataset_export, collect, train_online or all."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Show a job, or list them all."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -10,6 +10,9 @@ from offrl.cli import completion
 from offrl.cli.output import Json, emit, talk
 from offrl.cli.values import seed_list, settings
 from offrl.cli.values import start as start_time
+
+if TYPE_CHECKING:
+    from offrl.client import Job
 
 
 def register(app: typer.Typer) -> None:
@@ -87,18 +90,23 @@ def submit(
             runner=runner, device=device, threads=threads, start=start, transfer=transfer, fresh_optimizer=fresh_optimizer or None,
             gpu_memory_mb=gpu_memory, **begin,
         )  # fmt: skip
-        if not as_json:
-            print(job.id, flush=True)
-        elif not wait:
-            emit({"job": job.id})
-        if wait:
-            from offrl.cli.progress import show
+        told(job, wait=wait, as_json=as_json)
 
-            try:
-                show(job.follow(), job.id)
-                info = job.wait()
-            except KeyboardInterrupt:
-                talk(f"not waiting any more; the job goes on: offrl wait {job.id}")
-                raise
-            if as_json:
-                emit(info)
+
+def told(job: Job, *, wait: bool, as_json: bool) -> None:
+    """Print the id of a job that was queued, and with ``wait`` stay until it has ended."""
+    if not as_json:
+        print(job.id, flush=True)
+    elif not wait:
+        emit({"job": job.id})
+    if wait:
+        from offrl.cli.progress import show
+
+        try:
+            show(job.follow(), job.id)
+            info = job.wait()
+        except KeyboardInterrupt:
+            talk(f"not waiting any more; the job goes on: offrl wait {job.id}")
+            raise
+        if as_json:
+            emit(info)

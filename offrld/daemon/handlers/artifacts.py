@@ -8,7 +8,7 @@ from typing import Any
 
 from offrl import wire
 from offrl.errors import InvalidInput
-from offrl.job import ExportSpec
+from offrl.job import TRAINS, ExportSpec
 from offrld.daemon import artifacts, queue
 from offrld.daemon.app import App
 from offrld.daemon.caller import Caller
@@ -16,17 +16,16 @@ from offrld.daemon.config import Limits
 from offrld.daemon.database import Connection
 from offrld.daemon.records import Job, find
 
-# file -> the kind of job that has it
-KINDS = {"onnx": "train", "torchscript": "train", "checkpoint": "train", "metrics": "train", "dataset": "dataset_export"}
+# file -> the kinds of job that have it
+KINDS = {"onnx": TRAINS, "torchscript": TRAINS, "checkpoint": TRAINS, "metrics": TRAINS, "dataset": ("dataset_export",)}
 
 
 async def open_artifact(app: App, request: wire.OpenArtifact) -> wire.Artifact:
     """Find the file, or start what makes it."""
     job = await app.database.read(find, request.job)
-    if job.kind != KINDS[request.kind]:
-        raise InvalidInput(
-            f"job {job.id} is of kind {job.kind} and has no {request.kind}", hint=f"fetch it from a job of kind {KINDS[request.kind]}"
-        )
+    if job.kind not in KINDS[request.kind]:
+        kinds = " or ".join(KINDS[request.kind])
+        raise InvalidInput(f"job {job.id} is of kind {job.kind} and has no {request.kind}", hint=f"fetch it from a job of kind {kinds}")
     async with app.one_at_a_time(f"artifact {job.id} {request.kind}"):
         found = await asyncio.to_thread(
             artifacts.find, app.state, job.id, request.kind, job.spec.get("seeds", []),

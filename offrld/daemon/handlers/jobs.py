@@ -8,7 +8,7 @@ from pathlib import Path
 
 from offrl import wire
 from offrl.errors import Conflict, InvalidInput
-from offrl.job import ImportSpec, TrainSpec
+from offrl.job import CollectSpec, ImportSpec, TrainOnlineSpec, TrainSpec
 from offrld import import_roots
 from offrld.daemon import catalog, datasets, housekeeping, infos, queue, records, rights, uses
 from offrld.daemon.app import App
@@ -24,7 +24,7 @@ async def submit(app: App, request: wire.Submit) -> wire.Submitted:
     spec = request.spec
     if request.start_at is not None and request.start_in_s is not None:
         raise InvalidInput("both start_at and start_in_s were given", hint="give one of them")
-    if isinstance(spec, TrainSpec):
+    if isinstance(spec, TrainSpec | TrainOnlineSpec):
         spec = spec.model_copy(update={"config": catalog.flat(spec.config)})
     if request.key is not None:  # first: a repeated import would else find "its" dataset there already
         earlier = await app.database.read(queue.by_key, app.caller().name, request.key, spec)
@@ -40,9 +40,22 @@ async def submit(app: App, request: wire.Submit) -> wire.Submitted:
         taken = uses.of(spec, known)
     elif isinstance(spec, ImportSpec):
         await asyncio.to_thread(_check_source, app, spec)
-        folder = app.state.datasets / spec.dataset
-        if not spec.append and folder.exists() and not await app.database.read(datasets.mentioned, spec.dataset):
-            raise Conflict(f"{folder} is in the way: the queue knows no such dataset", hint="move it away, or take another name")
+        if not spec.append:
+            await _check_folder(app, spec.dataset)
+    elif isinstance(spec, CollectSpec | TrainOnlineSpec):
+        known = await app.catalog.ready()
+        if isinstance(spec, TrainOnlineSpec):
+            spec = catalog.checked(spec, known, await app.database.read(datasets.fields, spec.dataset))
+        else:
+            catalog.checked_environment(spec.env, known)
+            if (spec.policy == "upload") != (spec.upload is not None):
+                raise InvalidInput("policy 'upload' and an upload go together", hint="let the client upload the policy file")
+            if spec.upload is not None:
+                await asyncio.to_thread(app.uploads.check_usable, spec.upload, app.caller())
+        if (refused := app.supervisor.devices.refused(spec.model_dump())) is not None:
+            raise refused
+        taken = uses.of_steps(spec)
+        await _check_folder(app, spec.dataset)
     job, created = await app.database.write(_submit, app, request, spec, taken, app.caller())
     return wire.Submitted(job=job, created=created)
 
@@ -59,6 +72,13 @@ def _submit(db: Connection, app: App, request: wire.Submit, spec: records.Spec, 
     if created:
         uses.pin(db, job, taken)
     return job, created
+
+
+async def _check_folder(app: App, dataset: str) -> None:
+    """`Conflict` where a folder stands in the place of a dataset that nobody knows."""
+    folder = app.state.datasets / dataset
+    if folder.exists() and not await app.database.read(datasets.mentioned, dataset):
+        raise Conflict(f"{folder} is in the way: the queue knows no such dataset", hint="move it away, or take another name")
 
 
 def _check_source(app: App, spec: ImportSpec) -> None:

@@ -16,6 +16,7 @@ from offrld.daemon import events
 from offrld.daemon.database import Connection
 from offrld.daemon.queue.moves import move
 from offrld.daemon.queue.pausing import paused
+from offrld.daemon.queue.submission import WRITERS
 from offrld.daemon.records import Job
 
 # What a queued job (q) may have to wait for beside a place and its owner's turn. A retry that is further away than the longest wait is
@@ -26,8 +27,8 @@ _WAITS = """
     AND (NOT :paused OR forced)
 """
 _ORDER = """
-WITH ready AS (SELECT seq, priority, owner, forced FROM jobs q WHERE {where}),
-     owners AS (
+WITH ready AS MATERIALIZED (SELECT seq, priority, owner, forced FROM jobs q WHERE {where}),
+     owners AS MATERIALIZED (  -- else SQLite would look at all jobs once for each that is ready
         SELECT owner, (SELECT count(*) FROM jobs r WHERE r.state = 'running' AND r.lane = :lane AND r.owner IS o.owner) AS running,
                (SELECT max(started_at) FROM jobs r WHERE r.lane = :lane AND r.owner IS o.owner) AS last
         FROM (SELECT DISTINCT owner FROM ready) o)
@@ -47,9 +48,9 @@ def order(db: Connection, lane: str, *, longest_retry_s: float = 0.0, most: int 
         longest_retry_s: the longest wait before a retry.
         most: running jobs of one owner; 0: any number.
     """
-    # Imports into one dataset run one after the other.
-    where = f"""state = 'queued' AND lane = :lane AND {_WAITS} AND NOT (kind = 'import' AND EXISTS (
-        SELECT 1 FROM jobs r WHERE r.kind = 'import' AND r.state = 'running' AND r.dataset = q.dataset))"""
+    # A store has one writer: jobs that write the same dataset run one after the other.
+    where = f"""state = 'queued' AND lane = :lane AND {_WAITS} AND NOT (kind IN {WRITERS} AND EXISTS (
+        SELECT 1 FROM jobs r WHERE r.kind IN {WRITERS} AND r.state = 'running' AND r.dataset = q.dataset))"""
     values = {"lane": lane, "now": time.time(), "longest": longest_retry_s, "most": most, "paused": paused(db) is not None}
     return (row[0] for row in db.execute(_ORDER.format(where=where), values).fetchall())
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from offrl.errors import Conflict, InvalidInput
-from offrl.job import ImportSpec, JobState
+from offrl.job import PAUSABLE, ImportSpec, JobState
 from offrld.daemon import events
 from offrld.daemon.database import Connection
 from offrld.daemon.queue.moves import UNFINISHED, broken, move, word
@@ -68,7 +68,7 @@ def _pause(db: Connection, job: Job) -> str:
     if job.state.ended:
         raise Conflict(f"job {job.id} has {word(job.state)} already")
     if job.state == JobState.RUNNING:
-        if job.kind != "train":
+        if job.kind not in PAUSABLE:
             raise Conflict(
                 f"job {job.id} is of kind {job.kind}, which cannot be paused while it runs", hint=f"`offrl cancel {job.id}` ends it"
             )
@@ -97,14 +97,15 @@ def _resume(db: Connection, job: Job) -> str:
 
 def _extend(db: Connection, job: Job, action: str, steps: int) -> None:
     """Queue a succeeded (or paused) train job with more updates than it has done."""
-    if action != "resume" or job.kind != "train":
-        raise InvalidInput(f"steps={steps} is about resuming a train job", hint="`offrl resume JOB --steps N`")
+    if action != "resume" or job.kind not in PAUSABLE:
+        raise InvalidInput(f"steps={steps} is about resuming a job that trains or collects", hint="`offrl resume JOB --steps N`")
     if job.state not in (JobState.SUCCEEDED, JobState.PAUSED):
         raise Conflict(f"job {job.id} is {job.state}; one that has succeeded or is paused can be given more steps",
                        hint="wait for its end" if not job.state.ended else f"`offrl retry {job.id}` first")  # fmt: skip
     if steps <= job.step:
-        raise Conflict(f"job {job.id} has done {job.step} updates already", hint=f"give more than that: --steps {2 * job.step}")
-    if job.dataset is not None:
+        what = "updates" if job.kind == "train" else "steps"
+        raise Conflict(f"job {job.id} has done {job.step} {what} already", hint=f"give more than that: --steps {2 * job.step}")
+    if job.dataset is not None and job.kind == "train":
         pin_dataset(db, job.dataset)
     values = json.dumps({**job.spec, "steps": steps})
     db.execute("UPDATE jobs SET spec = ?, steps = ? WHERE seq = ?", (values, steps, job.seq))

@@ -7,14 +7,27 @@ import secrets
 import time
 
 from offrl.errors import Conflict, InvalidInput, LimitReached, Unknown, nearest
-from offrl.job import DatasetExportSpec, ExportSpec, ImportSpec, JobState, TrainSpec
+from offrl.job import (
+    MAKES_STEPS,
+    TRAINS,
+    CollectSpec,
+    DatasetExportSpec,
+    ExportSpec,
+    ImportSpec,
+    JobState,
+    TrainOnlineSpec,
+    TrainSpec,
+)
 from offrld.daemon import events
 from offrld.daemon.config import Limits
 from offrld.daemon.database import Connection
 from offrld.daemon.queue.moves import UNFINISHED, word
 from offrld.daemon.records import SPEC, Spec, find
 
-LANES = {"train": "train", "import": "light", "export": "light", "dataset_export": "light"}
+LANES = {
+    "train": "train", "train_online": "train", "collect": "train", "import": "light", "export": "light", "dataset_export": "light",
+}  # fmt: skip
+WRITERS = f"({', '.join(repr(kind) for kind in ('import', *MAKES_STEPS))})"  # kinds that write a dataset; one of them at a time
 _LETTERS = "abcdefghjkmnpqrstuvwxyz"
 _SIGNS = _LETTERS + "23456789"
 
@@ -50,16 +63,19 @@ def submit(
     elif isinstance(spec, ImportSpec):
         dataset = spec.dataset
         needs += [job for job in import_target(db, spec) if job not in needs]
+    elif isinstance(spec, CollectSpec | TrainOnlineSpec):
+        dataset = spec.dataset
+        needs += [job for job in _steps_target(db, spec) if job not in needs]
     elif isinstance(spec, ExportSpec):
         origin = find(db, spec.job)
-        if origin.kind != "train":
+        if origin.kind not in TRAINS:
             raise InvalidInput(f"job {spec.job} is of kind {origin.kind}, only a train job has a policy")
         source, dataset = origin.id, origin.dataset
         if spec.seed is not None and spec.seed not in origin.spec["seeds"]:
             trained = ", ".join(map(str, origin.spec["seeds"][:40]))
             raise InvalidInput(f"job {spec.job} has no seed {spec.seed}", hint=f"trained seeds: {trained}")
     job = new_id()
-    steps = spec.steps if isinstance(spec, TrainSpec) else 0
+    steps = spec.steps if isinstance(spec, TrainSpec | CollectSpec | TrainOnlineSpec) else 0
     db.execute(
         "INSERT INTO jobs (id, kind, lane, state, priority, owner, key, spec, after, dataset, snapshot, source, steps, start_at,"
         " created_at) VALUES (?, ?, ?, 'queued', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -105,34 +121,51 @@ def pin_dataset(db: Connection, dataset: str) -> tuple[str | None, list[str]]:
     row = db.execute("SELECT snapshot FROM datasets WHERE name = ?", (dataset,)).fetchone()
     if row is not None:
         return row[0], []
-    if pending := _imports(db, dataset):
+    if pending := _writers(db, dataset):
         return None, pending[:1]
     known = [row[0] for row in db.execute("SELECT name FROM datasets")]
     raise Unknown(f"no dataset {dataset!r}", hint=nearest(dataset, known) or "add one with `offrl datasets add NAME SOURCE`")
 
 
-def _imports(db: Connection, dataset: str) -> list[str]:
-    rows = db.execute(f"SELECT id FROM jobs WHERE kind = 'import' AND dataset = ? AND state IN {UNFINISHED} ORDER BY seq", (dataset,))
+def _writers(db: Connection, dataset: str) -> list[str]:
+    """The unfinished jobs that write the dataset."""
+    rows = db.execute(f"SELECT id FROM jobs WHERE kind IN {WRITERS} AND dataset = ? AND state IN {UNFINISHED} ORDER BY seq", (dataset,))
     return [row[0] for row in rows]
+
+
+def _steps_target(db: Connection, spec: CollectSpec | TrainOnlineSpec) -> list[str]:
+    """What a job has to wait for before it puts steps into its dataset: the import that makes it."""
+    if isinstance(spec, TrainOnlineSpec) and spec.offline is not None and pin_dataset(db, spec.offline)[0] is None:
+        raise Conflict(f"dataset {spec.offline!r} to mix in is not there yet", hint="wait for its import")
+    if isinstance(spec, CollectSpec) and spec.upload is not None:
+        _check_upload_free(db, spec.upload)
+    there = db.execute("SELECT 1 FROM datasets WHERE name = ?", (spec.dataset,)).fetchone() is not None
+    if there and spec.limit is not None:
+        raise Conflict(f"dataset {spec.dataset!r} exists, a limit is for a new one", hint="leave it out, or take another name")
+    return [] if there else [job for job in _writers(db, spec.dataset) if find(db, job).kind == "import"][:1]
+
+
+def _check_upload_free(db: Connection, upload: str) -> None:
+    user = db.execute(
+        f"SELECT id FROM jobs WHERE kind IN {WRITERS} AND state IN {UNFINISHED} AND json_extract(spec, '$.upload') = ?", (upload,)
+    ).fetchone()
+    if user is not None:
+        raise Conflict(f"upload {upload} is used by job {user[0]} already")
 
 
 def import_target(db: Connection, spec: ImportSpec) -> list[str]:
     """Check that the import may make, or append to, its dataset; returns what it has to wait for."""
     there = db.execute("SELECT 1 FROM datasets WHERE name = ?", (spec.dataset,)).fetchone() is not None
-    pending = _imports(db, spec.dataset)
+    pending = _writers(db, spec.dataset)
     if not spec.append:
         if there:
             raise Conflict(
                 f"dataset {spec.dataset!r} exists", hint=f"take another name, remove it, or `offrl datasets append {spec.dataset} SOURCE`"
             )
         if pending:
-            raise Conflict(f"dataset {spec.dataset!r} is being imported by job {pending[0]}", hint="wait for it, or cancel it")
+            raise Conflict(f"dataset {spec.dataset!r} is being made by job {pending[0]}", hint="wait for it, or cancel it")
     elif not there and not pending:
         pin_dataset(db, spec.dataset)  # raises Unknown
     if spec.upload is not None:
-        user = db.execute(
-            f"SELECT id FROM jobs WHERE kind = 'import' AND state IN {UNFINISHED} AND json_extract(spec, '$.upload') = ?", (spec.upload,)
-        ).fetchone()
-        if user is not None:
-            raise Conflict(f"upload {spec.upload} is used by job {user[0]} already")
+        _check_upload_free(db, spec.upload)
     return [] if there else pending[:1]

@@ -1,0 +1,304 @@
+"""Online training: steps in an environment and updates on what they have left in the store, in turn.
+
+The data is the store: every episode that has ended can be sampled once it is committed, which happens at an episode's end, at most once in
+`COMMIT_STEPS` steps. The steps of the episode under way are not sampled yet. What was gathered is kept, as a dataset like any other.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from offrl.errors import InvalidInput
+from offrl_store import EpisodeStore, Writer, create_temporary, mix
+from offrl_store.errors import EmptyStore
+from offrld.engine.algorithm import Algorithm
+from offrld.engine.feed import sampler_arguments
+
+from .collector import Collector
+from .environments import Environments
+from .explorers import ConstantEpsilonGreedy, Explorer, Exploring
+from .policies import LearnerBehaviour, check_learner
+from .spaces import schema_of_spaces
+
+COMMIT_STEPS = 200   # a commit takes some milliseconds: at this distance it costs less than 50 us a step
+SHARE = 100          # and of a store of n transitions no more often than every n / 100, as the sampler's index is made anew
+EVALUATION_SEED = 1000
+
+
+def refusal(algorithm: Algorithm) -> str:
+    """Why an algorithm cannot be trained online; empty where it can."""
+    if not algorithm.acts:
+        return "it learns no policy"
+    if algorithm.batch_kind == "windows":
+        return "it learns from whole episodes and the returns that they reached"
+    if algorithm.value is None:
+        return "it learns no values, and would imitate its own steps"
+    if algorithm.prepare is not None or algorithm.stages is not None or algorithm.between is not None:
+        return "it needs its dataset as a whole before the first update"
+    return ""
+
+
+def check_online(algorithm: Algorithm) -> None:
+    """`InvalidInput` where the algorithm cannot be trained online."""
+    if why := refusal(algorithm):
+        raise InvalidInput(f"{algorithm.name} cannot be trained online: {why}", hint="sac, td3, iql, dqn, ... can: `offrl algos`")
+
+
+class OnlineTraining:
+    """The loop of `Learner.fit_online`, in pieces: `advance` so many steps.
+
+    Attributes:
+        step: steps of the environment so far.
+        store: what is gathered.
+        returns: of the episodes that have ended since they were last read.
+    """
+
+    def __init__(
+        self,
+        learner: Any,
+        env: Any,
+        into: EpisodeStore | Writer | str | os.PathLike[str] | None = None,
+        *,
+        explorer: Explorer | None = None,
+        random_steps: int = 0,
+        update_start: int = 0,
+        update_interval: int = 1,
+        updates: int = 1,
+        offline: EpisodeStore | None = None,
+        offline_share: float = 0.5,
+        limit: int | None = None,
+        **options: Any,
+    ) -> None:
+        """
+        Args:
+            learner: trained here; of one seed.
+            env: what `Collector` takes, one environment.
+            into: store, path or writer; None: a temporary store.
+            explorer: None: the policy's own draws (a deterministic policy without an explorer explores nothing).
+            random_steps: so many of the first steps are uniform.
+            update_start: no update at or before this step.
+            update_interval: updates after every so many steps.
+            updates: at each of those times.
+            offline: a dataset that is mixed in: ``offline_share`` of every batch comes from it.
+            limit: transitions of a store that is made here; 1,000,000 of a temporary one.
+            options: further arguments of `Collector`: seed, max_frames_per_traj, step_timeout_s, sync_s, ...
+
+        Raises:
+            InvalidInput: an algorithm that cannot, several seeds, spaces that do not fit, a number out of range.
+        """
+        check_online(learner.algorithm)
+        if len(learner.seeds) > 1:
+            raise InvalidInput(f"online training is of one seed, the learner has {len(learner.seeds)}", hint="train one learner for each")
+        least = {"random_steps": 0, "update_start": 0, "update_interval": 1, "updates": 1}
+        for name, value in (("random_steps", random_steps), ("update_start", update_start), ("update_interval", update_interval),
+                            ("updates", updates)):  # fmt: skip
+            if isinstance(value, bool) or not isinstance(value, int) or value < least[name]:
+                raise InvalidInput(f"{name} is {value!r}", hint=f"give a whole number from {least[name]}")
+        self.learner, self._start, self._interval, self._updates = learner, update_start, update_interval, updates
+        self._behaviour = Exploring(LearnerBehaviour(learner), explorer, random_steps)
+        envs = Environments(env)
+        if envs.vector is not None:
+            raise InvalidInput("online training takes one environment", hint="give a single one")
+        self._owned = envs if envs.owned else None
+        try:
+            check_learner(learner, envs.observation_space, envs.action_space, envs.name)
+            if into is None:
+                schema = schema_of_spaces(envs.observation_space, envs.action_space, envs.env_id, policy=self._behaviour.name)
+                into = create_temporary(schema, limit_transitions=limit or 1_000_000)
+            self.collector = Collector(envs.single, self._behaviour, into=into, limit=limit, frames_per_batch=1, **options)
+        except BaseException:
+            self.close()
+            raise
+        self._writer = self.collector.writer
+        self.store: EpisodeStore = self.collector.store
+        self._offline, self._share = offline, offline_share
+        if offline is not None:
+            if not 0.0 < offline_share < 1.0:
+                raise InvalidInput(f"offline_share is {offline_share!r}", hint="give a share of the batch, above 0 and below 1")
+            if not offline.schema.same_fields(self.store.schema):
+                raise InvalidInput("the offline dataset has other fields than the environment gives", hint="mix in one of this environment")
+        self.step = 0
+        self.returns: list[float] = []
+        self.spent = {"environment": 0.0, "sample": 0.0, "update": 0.0}
+        self._sampler: Any = None
+        self._committed = self._step_committed = 0
+        self._seen()
+
+    # ------------------------------------------------------------------------------------------------------------ the loop
+    def advance(self, steps: int) -> None:
+        """So many steps, and the updates that are due at them. Raises `EnvironmentFailed` with everything kept."""
+        end = self.step + steps
+        while self.step < end:
+            count = min(end - self.step, self._interval - self.step % self._interval)
+            began = time.perf_counter()
+            self.collector.run(count)
+            self.step += count
+            self._commit_if_due()
+            self.spent["environment"] += time.perf_counter() - began
+            if self.step % self._interval == 0 and self.step > self._start:
+                self.update(self._updates)
+
+    def update(self, count: int) -> None:
+        """So many updates, where the store has more transitions than a batch; else none."""
+        if self.store.transition_count <= self.learner.config.batch_size:
+            return
+        try:
+            if self._sampler is None:
+                self._sampler = self._open_sampler()
+            for _ in range(count):
+                began = time.perf_counter()
+                self._sampler.seek(self.learner.step)
+                batch = self._sampler.sample()
+                sampled = time.perf_counter()
+                self.learner.take(batch)
+                self.spent["sample"] += sampled - began
+                self.spent["update"] += time.perf_counter() - sampled
+        except EmptyStore:
+            self._sampler = None  # episodes of a single step, of which this algorithm samples nothing
+
+    def due_until(self, step: int) -> int:
+        """Updates that `advance` would have made from the present step up to ``step``: those that a crash has lost are made up for so."""
+        return self._updates * (step // self._interval - max(self.step, self._start) // self._interval) if step > self._start else 0
+
+    def _commit_if_due(self) -> None:
+        since = self.step - self._step_committed
+        if self._writer.pending and since >= max(COMMIT_STEPS, self.store.transition_count // SHARE):
+            self.commit()
+
+    def commit(self) -> None:
+        """Make what has ended durable, and let it be sampled."""
+        self._writer.commit()
+        self._step_committed = self.step
+        self._seen()
+
+    def _seen(self) -> None:
+        """Take in what was committed: returns of new episodes, and a sampler that draws from them too."""
+        store = self.store
+        count = store.first + len(store)
+        if count > self._committed:
+            if self._committed or self.step:
+                self.returns += [float(value) for value in store.returns[max(0, self._committed - store.first) :]]
+            self._committed, self._sampler = count, None
+
+    def _open_sampler(self) -> Any:
+        learner = self.learner
+        arguments = {**sampler_arguments(learner.algorithm, learner.config), "seed": learner.seeds[0]}
+        if self._offline is None:
+            return self.store.transitions(**arguments)
+        return mix([(self.store, 1.0 - self._share), (self._offline, self._share)]).transitions(**arguments)
+
+    # --------------------------------------------------------------------------------------------------------------- result
+    def take_metrics(self) -> dict[str, dict[int, float]]:
+        """The losses' means and ``rollout_return`` (mean over the episodes that have ended) since the last call."""
+        found = self.learner.metrics()
+        if self.returns:
+            found["rollout_return"] = {self.learner.seeds[0]: float(np.mean(self.returns))}
+            self.returns = []
+        return found
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint of the learner has to keep beside it, JSON."""
+        return {"step": self.step, "collector": self.collector.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.step = self._step_committed = int(state["step"])
+        self.collector.load_state_dict(state["collector"])
+
+    def close(self) -> None:
+        """Cut the episode under way (truncated), commit, close what was made here."""
+        if hasattr(self, "collector"):
+            self.collector.close()
+        if self._owned is not None:
+            self._owned.close()
+            self._owned = None
+
+
+def evaluate(
+    learner: Any, env: Any, episodes: int, *, epsilon: float = 0.0, seed: int = EVALUATION_SEED, check: Callable[[], None] | None = None
+) -> list[float]:
+    """Undiscounted returns of the greedy policy, with uniform actions at the probability ``epsilon``; episode i is reset with ``seed + i``.
+
+    check: called after each episode; an exception of it ends the evaluation.
+    """
+    behaviour = Exploring(LearnerBehaviour(learner, deterministic=True), ConstantEpsilonGreedy(epsilon))
+    rng, returns = np.random.default_rng(seed), []
+    for episode in range(episodes):
+        observation, _ = env.reset(seed=seed + episode)
+        behaviour.begin_episode(env.action_space, rng)
+        total, over = 0.0, False
+        while not over:
+            observation, reward, terminated, truncated, _ = env.step(behaviour.act(observation))
+            total += float(reward)
+            over = terminated or truncated
+        returns.append(total)
+        if check is not None:
+            check()
+    return returns
+
+
+def fitter_online(
+    learner: Any,
+    env: Any,
+    store: Any = None,
+    explorer: Explorer | None = None,
+    *,
+    steps: int = 1_000_000,
+    steps_per_epoch: int = 10_000,
+    eval_env: Any = None,
+    eval_epsilon: float = 0.0,
+    eval_episodes: int = 10,
+    callback: Callable[[Any, int, int], None] | None = None,
+    epoch_callback: Callable[[Any, int, int], None] | None = None,
+    recorder: Callable[[int], Callable[[int, Mapping[str, Any], bool], None]] | None = None,
+    logger: Callable[[int, int, Mapping[str, Any]], None] | None = None,
+    show_progress: bool = False,
+    **options: Any,
+) -> Iterator[tuple[int, dict[str, dict[int, float]]]]:
+    """What `Learner.fitter_online` does; see there."""
+    for name, value in (("steps", steps), ("steps_per_epoch", steps_per_epoch), ("eval_episodes", eval_episodes)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise InvalidInput(f"{name} takes a whole number from 1, got {value!r}")
+    evaluation = None if eval_env is None else Environments(eval_env)
+    training = OnlineTraining(learner, env, store, explorer=explorer, **options)
+    record = None if recorder is None else recorder(steps_per_epoch)
+    seed = learner.seeds[0]
+    try:
+        for epoch, end in enumerate(range(min(steps_per_epoch, steps), steps + steps_per_epoch, steps_per_epoch), start=1):
+            end = min(end, steps)
+            while training.step < end:
+                training.advance(1 if callback is not None else min(100, end - training.step))
+                if callback is not None:
+                    callback(learner, epoch, training.step)
+                if show_progress and training.step % 100 == 0:
+                    print(f"\r{training.step:,} of {steps:,} steps, {learner.step:,} updates", end="", flush=True)
+            if epoch_callback is not None:
+                epoch_callback(learner, epoch, training.step)
+            if end == steps:
+                training.collector.cut()
+            training.commit()
+            metrics = training.take_metrics()
+            if evaluation is not None:
+                returns = evaluate(learner, evaluation.single, eval_episodes, epsilon=eval_epsilon)
+                metrics |= {"return_mean": {seed: float(np.mean(returns))}, "return_std": {seed: float(np.std(returns))}}
+            metrics |= {f"time_{name}": {seed: spent} for name, spent in training.spent.items()}
+            training.spent = dict.fromkeys(training.spent, 0.0)
+            if record is not None:
+                record(epoch, metrics, end == steps)
+            if logger is not None:
+                logger(epoch, training.step, metrics)
+            learner.guarded(metrics)
+            yield epoch, metrics
+            if end == steps:
+                return
+    finally:
+        training.close()
+        if evaluation is not None:
+            evaluation.close()
+
+
+__all__ = ["OnlineTraining", "check_online", "evaluate", "fitter_online", "refusal"]

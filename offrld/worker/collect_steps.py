@@ -1,0 +1,129 @@
+"""A collect job: so many steps of a policy in an environment, into a dataset, across pauses and crashes."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from typing import Any
+
+from offrl.errors import InvalidInput
+from offrl.job import CollectSpec
+from offrl.rollout import make_env
+from offrld.collect.collector import Collector
+from offrld.collect.explorers import explorer_of
+from offrld.worker.control import Stopped
+from offrld.worker.job import WorkerJob
+from offrld.worker.pace import Pace
+from offrld.worker.runfolder import remove
+from offrld.worker.steps import StepsDataset, give_up, whole_steps
+
+POLICY = "policy.onnx"   # in the run folder: the uploaded file
+RECORD_S = 5.0           # between two records of the count
+
+
+def run(job: WorkerJob) -> str:
+    """Collect; what is to be said of a success. Raises `OffrlError`, `Stopped`; what is whole is kept either way."""
+    data = StepsDataset(job)
+    try:
+        return _collect(job, data)
+    finally:
+        data.remove_empty()
+
+
+def _collect(job: WorkerJob, data: StepsDataset) -> str:
+    spec: CollectSpec = job.spec
+    policy = _policy(job)
+    job.control.check()
+    fresh = not data.path.exists()
+    collector = Collector(
+        partial(make_env, spec.env), policy, envs=spec.envs, vectorization="async" if spec.processes else "sync", seed=spec.seed,
+        deterministic=None if spec.policy == "upload" else not spec.sample, max_frames_per_traj=spec.max_episode_steps,
+        explorer=explorer_of(epsilon=spec.epsilon, epsilon_end=spec.epsilon_end, epsilon_steps=spec.epsilon_steps, noise=spec.noise),
+        frames_per_batch=spec.envs, into=data.path, limit=spec.limit, note=data.note, step_timeout_s=spec.step_timeout_s,
+        given_up=partial(give_up, job),
+    )  # fmt: skip
+    with collector:
+        if fresh:
+            data.created()
+        collector.writer.commit()  # of the episodes that a crash left open
+        before = data.steps_before(collector.store)
+        if "collector" in data.record:
+            collector.load_state_dict(data.record["collector"])
+            job.report.message(f"resumed at step {before}")
+        collector.frames = before
+        try:
+            _loop(job, data, collector)
+        except Stopped as stopped:
+            collector.discard() if stopped.reason == "cancel" else collector.cut()
+            _record(job, data, collector, last=True)
+            raise
+        except Exception:
+            _record(job, data, collector, last=True)  # what was under way is whole, as truncated
+            raise
+    return f"{collector.frames} steps of {collector.behaviour.name} in {spec.env}"
+
+
+def _loop(job: WorkerJob, data: StepsDataset, collector: Collector) -> None:
+    spec: CollectSpec = job.spec
+    pace, recorded = Pace(), time.monotonic()
+    while collector.frames < spec.steps:
+        job.control.check()
+        began, left = time.perf_counter(), spec.steps - collector.frames
+        frames = min(left, max(spec.envs, pace.block // spec.envs * spec.envs))
+        collector.run(frames)
+        pace.add(frames, time.perf_counter() - began)
+        speed = pace.updates_per_second
+        job.report.progress(collector.frames, spec.steps, updates_per_second=speed, eta_s=left / speed if speed else None)
+        if time.monotonic() - recorded > RECORD_S:
+            _record(job, data, collector)
+            recorded = time.monotonic()
+    collector.cut()
+    _record(job, data, collector, last=True)
+    job.report.progress(collector.frames, spec.steps, updates_per_second=pace.updates_per_second, force=True)
+
+
+def _record(job: WorkerJob, data: StepsDataset, collector: Collector, *, last: bool = False) -> None:
+    """Everything durable, and how far the job is."""
+    collector.sync()
+    data.save(collector.store, whole_steps(collector), collector=collector.state_dict())
+    data.tell(collector.store, last=last)
+    if last:
+        job.report.progress(collector.frames, job.spec.steps, force=True)
+
+
+def _policy(job: WorkerJob) -> Any:
+    """What acts."""
+    spec: CollectSpec = job.spec
+    if spec.policy in ("random", "normal"):
+        return spec.policy
+    if spec.policy == "upload":
+        from offrl.policy import Policy
+
+        if spec.sample:
+            raise InvalidInput("a policy file acts greedily, there is nothing to draw", hint="give job:ID: its checkpoint can draw")
+        return Policy(_uploaded(job))
+    from offrld.collect.policies import LearnerBehaviour  # torch: for nothing else
+    from offrld.training import load
+    from offrld.worker import taken
+
+    reference = spec.policy.removeprefix("job:")
+    seed = taken.taken(reference)[1]
+    learner = load(taken.keep(job.state, job.run, "policy", reference), device="cpu", runner="eager", threads=spec.threads)
+    if not learner.algorithm.acts:
+        raise InvalidInput(f"job {reference} is of {learner.algorithm.name}, which learns no policy", hint="name one that does")
+    return LearnerBehaviour(learner, deterministic=not spec.sample, seed=seed)
+
+
+def _uploaded(job: WorkerJob) -> Any:
+    """The uploaded file, kept in the run folder from the first attempt on."""
+    kept = job.run.path / POLICY
+    folder = job.state.uploads / job.spec.upload
+    if not kept.exists():
+        files = sorted((folder / "files").glob("*")) if (folder / "files").is_dir() else []
+        if len(files) != 1 or not files[0].is_file():
+            raise InvalidInput(f"upload {job.spec.upload!r} is not one policy file", hint="submit the job again")
+        kept.with_suffix(".tmp").write_bytes(files[0].read_bytes())
+        kept.with_suffix(".tmp").replace(kept)
+    remove(folder)
+    return kept
+

@@ -1,0 +1,95 @@
+"""The dataset that a job writes steps into: made where it is missing, its steps counted over attempts, told of while it grows."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from typing import Any
+
+from offrl.errors import EnvironmentFailed
+from offrl_store import EpisodeStore
+from offrl_store.errors import OffrlError
+from offrld.collect.collector import Collector
+from offrld.worker.datasets import dataset_info
+from offrld.worker.failures import to_error
+from offrld.worker.import_dataset import ORIGIN
+from offrld.worker.job import WorkerJob
+from offrld.worker.runfolder import remove, write_json
+
+RECORD = "steps.json"    # in the run folder: where the job was when everything was last made durable
+TELL_S = 10.0            # between two messages about the growing dataset
+EPISODES = 100_000       # of a dataset whose returns are worked out every time it is told of; a larger one is told of more seldom
+
+
+class StepsDataset:
+    """What a job's steps go into.
+
+    Steps are counted by episodes that carry the job's id: after a crash those that were made durable since the last record are found
+    again, and nobody else's.
+    """
+
+    def __init__(self, job: WorkerJob) -> None:
+        self._job, self._name = job, job.spec.dataset
+        self.path = job.state.dataset(job.spec.dataset)
+        job.state.datasets.mkdir(parents=True, exist_ok=True)
+        self.note = {"job": job.id}
+        self.record: dict[str, Any] = {}
+        file = job.run.path / RECORD
+        if file.exists():
+            self.record = json.loads(file.read_text())
+        self._told_at = -1e9
+        self._told = -1
+
+    def open(self) -> EpisodeStore | None:
+        """The dataset; None where it is not there yet."""
+        return EpisodeStore.open(self.path) if self.path.exists() else None
+
+    def created(self) -> None:
+        """The collector has made the dataset: note whose it is."""
+        write_json(self.path / ORIGIN, {"job": self._job.id})
+
+    def steps_before(self, store: EpisodeStore) -> int:
+        """Steps of this job in the store that its record, of an earlier attempt, does not count yet, and those that it does."""
+        begin = self.record.get("episodes", store.first + len(store) if not self.record else 0)
+        total = int(self.record.get("steps", 0))
+        for number in range(max(begin - store.first, 0), len(store)):
+            if store.episode_metadata(number).get("job") == self._job.id:
+                total += int(store.episode_table[number]["steps"])
+        return total
+
+    def save(self, store: EpisodeStore, steps: int, **state: Any) -> None:
+        """Record that ``steps`` of the job are in whole episodes of the store, as it is now."""
+        self.record = {"steps": steps, "episodes": store.first + len(store), **state}
+        write_json(self._job.run.path / RECORD, self.record)
+
+    def tell(self, store: EpisodeStore, *, last: bool = False) -> None:
+        """Tell the daemon what is in the dataset, now and then, or for the last time."""
+        now, count = time.monotonic(), store.first + len(store)
+        pause = TELL_S * max(1.0, len(store) / EPISODES)
+        if len(store) == 0 or count == self._told or (not last and now - self._told_at < pause):
+            return
+        self._told_at, self._told = now, count
+        self._job.report.dataset(dataset_info(self._name, store))
+
+    def remove_empty(self) -> None:
+        """Remove a dataset that this job has made and put nothing into: it would stand in the way of the next."""
+        try:
+            store = self.open()
+            origin = json.loads((self.path / ORIGIN).read_text())["job"] if store is not None else None
+        except (OffrlError, OSError, ValueError, KeyError):
+            return
+        if store is not None and origin == self._job.id and store.first + len(store) == 0:
+            remove(self.path)
+
+
+def whole_steps(collector: Collector) -> int:
+    """Steps of the collector that are in whole episodes."""
+    return collector.frames - int(sum(collector.writer.open_episodes.values()))
+
+
+def give_up(job: WorkerJob, message: str) -> None:
+    """A step that does not come back even after a signal: say so and end the process; what was synced is in the dataset."""
+    error = EnvironmentFailed(f"{job.spec.env}: {message}", hint="the steps up to the last sync are kept")
+    job.report.end("failed", to_error(error))
+    os._exit(0)

@@ -1,0 +1,251 @@
+"""A train-online job: updates on what the policy itself gathers, which stays as a dataset; across pauses and crashes.
+
+Rows of metrics, checkpoints and policies are numbered by steps of the environment. A resumed job goes on with the count of its checkpoint
+or, where more of its steps are in the dataset, with theirs: the updates that were due for them are made up for first.
+"""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from offrl.job import TrainOnlineSpec
+from offrl.rollout import make_env
+from offrl_store import EpisodeStore
+from offrld import settings
+from offrld.algos import get
+from offrld.collect.explorers import explorer_of
+from offrld.collect.online import OnlineTraining, check_online, evaluate
+from offrld.engine import checkpoint
+from offrld.engine.building import Shapes
+from offrld.engine.guards import HELP, Diverged
+from offrld.engine.memory import keep_freed_memory
+from offrld.learner import Learner
+from offrld.plain import json_safe
+from offrld.worker import taken
+from offrld.worker.checkpoints import Checkpoints
+from offrld.worker.control import Stopped
+from offrld.worker.job import WorkerJob
+from offrld.worker.metrics import Metrics
+from offrld.worker.pace import Pace
+from offrld.worker.runfolder import write_json
+from offrld.worker.steps import StepsDataset, give_up, whole_steps
+from offrld.worker.versions import installed
+
+ROWS = 100               # of metrics over a run, at least
+MOST_ROWS_APART = 10_000
+EVALUATIONS = 10         # over a run, where --eval-every does not say
+
+
+def run(job: WorkerJob) -> str:
+    """Train, from the newest checkpoint where there is one. Raises `OffrlError`, or `Stopped` with a checkpoint made."""
+    data = StepsDataset(job)
+    try:
+        training = OnlineJob(job, data)
+        try:
+            return training.run()
+        finally:
+            training.close()
+    finally:
+        data.remove_empty()
+
+
+class OnlineJob:
+    """One attempt at a train-online job."""
+
+    def __init__(self, job: WorkerJob, data: StepsDataset) -> None:
+        spec: TrainOnlineSpec = job.spec
+        self.job, self.spec, self.data, self.seed = job, spec, data, spec.seeds[0]
+        algorithm = get(spec.algorithm)
+        check_online(algorithm)
+        config = algorithm.configure(spec.config, spec.preset)
+        explorer = explorer_of(epsilon=spec.epsilon, epsilon_end=spec.epsilon_end, epsilon_steps=spec.epsilon_steps, noise=spec.noise)
+        self.env = make_env(spec.env)
+        self.eval_env = None if spec.eval_env is None else make_env(spec.eval_env)
+        job.control.check()
+        keep_freed_memory()
+        self.learner = Learner.create(
+            algorithm, config, Shapes.of_env(self.env), seeds=spec.seeds, device=spec.device, threads=spec.threads,
+            cache_dir=job.state.inductor_cache, start=taken.start(job.state, job.run, spec), transfer=spec.transfer,
+            fresh_optimizer=spec.fresh_optimizer, log=job.report.message,
+        )  # fmt: skip
+        self.interval = max(1, min(MOST_ROWS_APART, spec.steps // ROWS))
+        self.eval_every = spec.eval_every or max(1, spec.steps // EVALUATIONS)
+        self.metrics = Metrics(job.run, spec.seeds, self.interval)
+        self.checkpoints = Checkpoints(job.run, self.learner, self._is_evaluation, step=lambda: self.training.step, more=self._state)
+        self.pace = Pace()
+        self._policies: Any = None
+        fresh = not data.path.exists()
+        offline = None if spec.offline is None else EpisodeStore.open(job.state.dataset(spec.offline))
+        self.training = OnlineTraining(
+            self.learner, self.env, data.path, explorer=explorer, random_steps=spec.random_steps, update_start=spec.update_start,
+            update_interval=spec.update_interval, updates=spec.updates, offline=offline, offline_share=spec.offline_share,
+            limit=spec.limit, max_frames_per_traj=spec.max_episode_steps, step_timeout_s=spec.step_timeout_s, seed=self.seed,
+            note=data.note, given_up=partial(give_up, job),
+        )  # fmt: skip
+        if fresh:
+            data.created()
+
+    def _state(self) -> dict[str, Any]:
+        return {"online": self.training.state_dict()}
+
+    # ------------------------------------------------------------------------------------------------------------ the loop
+    def run(self) -> str:
+        job, training, steps = self.job, self.training, self.spec.steps
+        training.commit()
+        gathered = self.data.steps_before(training.store)
+        if self.checkpoints.restore(job.report.message):
+            _, told = checkpoint.read(job.run.checkpoint(job.run.checkpoint_steps()[-1]))
+            training.load_state_dict(told["online"])
+        behind = training.due_until(gathered)
+        if training.step or gathered:
+            job.report.message(f"resumed at step {max(training.step, gathered)}, {behind} updates behind")
+        self.metrics.resume(training.step)
+        self._describe()
+        job.report.busy("loading")
+        try:
+            self._catch_up(behind, gathered)
+            if training.step > 0:
+                self._evaluate()
+            first = True
+            while training.step < steps:
+                job.control.check()
+                began = time.perf_counter()
+                count = min(self.pace.block, self._next_stop() - training.step)
+                training.advance(count)
+                self.pace.add(count, time.perf_counter() - began)
+                self._at_step()
+                self._progress(force=first)
+                first = False
+        except Stopped as stopped:
+            if stopped.reason == "cancel":
+                training.collector.discard()
+            else:
+                training.collector.cut()
+                self._save(last=True)
+                job.report.message(f"stopped with a checkpoint at step {training.step}")
+            self._progress(force=True)
+            raise
+        finally:
+            self._record(last=True)
+        self._finish()
+        return f"{training.step} steps, {self.learner.step} updates"
+
+    def _catch_up(self, updates: int, gathered: int) -> None:
+        """The updates of steps that are in the dataset and were made after the checkpoint."""
+        training = self.training
+        while updates > 0:
+            self.job.control.check()
+            training.update(min(updates, 100))
+            updates -= 100
+        if gathered > training.step:
+            training.step = training.collector.frames = gathered
+            training.collector.behaviour.step = gathered
+
+    def _next_stop(self) -> int:
+        step = self.training.step
+        every = [self.interval, *([self.eval_every] if self.eval_env is not None else [])]
+        return min(self.spec.steps, *((step // n + 1) * n for n in every))
+
+    def _at_step(self) -> None:
+        """What is due after the step that was made last."""
+        training = self.training
+        step, last = training.step, training.step == self.spec.steps
+        if last:
+            training.collector.cut()
+            training.commit()
+        if last or step % self.interval == 0:
+            means = training.take_metrics()
+            self.metrics.record(step, means)
+            self._guard(means)
+        if last or self._is_evaluation(step) or self.checkpoints.due_in_s < 0:
+            self._save(last=last)
+        if self._is_evaluation(step) and not last:
+            self._evaluate()
+        self.data.tell(training.store)
+
+    def _finish(self) -> None:
+        self._evaluate()
+        if not self.job.run.policy(self.seed, self.training.step).exists():
+            self._policy_files().export(self.seed)
+        self.checkpoints.finish()
+        self.metrics.sync()
+        self._progress(force=True)
+
+    # ------------------------------------------------------------------------------------------------------------ the parts
+    def _is_evaluation(self, step: int) -> bool:
+        return step > 0 and (step == self.spec.steps or (self.eval_env is not None and step % self.eval_every == 0))
+
+    def _evaluate(self) -> None:
+        """Evaluate the policy at the present step, if that is due and not done: by its file, or with random actions mixed in."""
+        step, spec, seed = self.training.step, self.spec, self.seed
+        if self.eval_env is None or not self._is_evaluation(step) or self.metrics.recorded("return_std", step, [seed]):
+            return
+        self._progress()
+        if spec.eval_epsilon > 0:
+            returns = evaluate(self.learner, self.eval_env, spec.eval_episodes, epsilon=spec.eval_epsilon, check=self.job.control.check)
+            mean, std = float(np.mean(returns)), float(np.std(returns))
+        else:
+            result = self._policy_files().evaluate(seed, spec.eval_env, spec.eval_episodes, self.job.control)
+            mean, std = result.return_mean, result.return_std
+        self.metrics.record(step, {"return_mean": {seed: mean}, "return_std": {seed: std}})
+        told = f"mean return in {spec.eval_env} over {spec.eval_episodes} episodes: {mean:.6g} ± {std:.3g}"
+        self.job.report.message(f"step {step}: {told}")
+
+    def _guard(self, means: dict[str, dict[int, float]]) -> None:
+        """Tell of values that run away; raise `Diverged` where they have."""
+        warnings, stops = self.learner.guard.check(self.learner.step, means)
+        for trouble in warnings:
+            self.job.report.message(f"warning: {trouble}; {HELP}")
+        if stops:
+            raise Diverged(str(stops[0]), hint=HELP)
+
+    def _save(self, *, last: bool = False) -> None:
+        """First the steps, then the rows, then the checkpoint that promises both."""
+        self._record(last=last)
+        self.metrics.sync()
+        self.checkpoints.save()
+
+    def _record(self, *, last: bool = False) -> None:
+        collector = self.training.collector
+        collector.sync()
+        self.training.commit()
+        self.data.save(self.training.store, whole_steps(collector))
+        self.data.tell(self.training.store, last=last)
+
+    def _progress(self, force: bool = False) -> None:
+        step, steps, speed = self.training.step, self.spec.steps, self.pace.updates_per_second
+        eta = (steps - step) / speed if speed else None
+        self.job.report.progress(step, steps, updates_per_second=speed, eta_s=eta, metrics=self.metrics.latest, force=force)
+
+    def _policy_files(self) -> Any:
+        if self._policies is None:
+            from offrld.worker.policies import PolicyFiles  # onnx and its exporter: not needed before the first export
+
+            self._policies = PolicyFiles(
+                self.learner, self.job.run, job=self.job.id, dataset=self.spec.dataset, step=lambda: self.training.step
+            )
+        return self._policies
+
+    def _describe(self) -> None:
+        """Write what it takes to repeat the run."""
+        job, learner = self.job, self.learner
+        write_json(job.run.config, settings.as_flat(learner.config))
+        write_json(
+            job.run.spec,
+            {
+                "job": job.id, "attempt": job.attempt, "spec": self.spec.model_dump(), "seeds": self.spec.seeds,
+                "space": json_safe(learner.space), "run": learner.describe_run(), "resumed_from": self.training.step,
+                "versions": installed(),
+            },
+        )  # fmt: skip
+
+    def close(self) -> None:
+        """Close what was opened."""
+        self.training.close()
+        self.env.close()
+        if self.eval_env is not None:
+            self.eval_env.close()

@@ -1,0 +1,148 @@
+"""Online training: when it updates and on what, which algorithms can, and that what was gathered is a dataset."""
+
+from __future__ import annotations
+
+import gymnasium
+import numpy as np
+import pytest
+from cheap_settings import cheap_settings
+from collect_envs import Counting
+
+import offrld
+from offrl.errors import EnvironmentFailed, InvalidInput
+from offrl_store import EpisodeStore, check
+from offrld.algos import get, names
+from offrld.collect import ConstantEpsilonGreedy, collect
+from offrld.collect.online import OnlineTraining, evaluate, refusal
+
+
+class Choices(Counting):
+    action_space = gymnasium.spaces.Discrete(3)
+
+
+def learner_for(name: str, env, **config):
+    return offrld.build(name, offrld.Shapes.of_env(env), config=cheap_settings(get(name), {"batch_size": 8, **config}))
+
+
+ONLINE = [name for name in names() if not refusal(get(name))]
+
+
+def test_the_off_policy_algorithms_can_and_the_others_say_why_not():
+    assert {"sac", "td3", "ddpg", "iql", "cql", "cal_ql", "awac", "td3_bc", "rebrac", "edac", "crr", "dqn", "double_dqn", "discrete_sac",
+            "discrete_cql", "nfq", "discrete_bcq"} <= set(ONLINE)  # fmt: skip
+    reasons = {"bc": "would imitate its own steps", "decision_transformer": "whole episodes", "prdc": "its dataset as a whole",
+               "mopo": "its dataset as a whole", "fqe": "learns no policy"}  # fmt: skip
+    for name, reason in reasons.items():
+        assert reason in refusal(get(name))
+    learner = learner_for("bc", Counting())
+    with pytest.raises(InvalidInput, match="bc cannot be trained online"):
+        learner.fit_online(Counting(), steps=10)
+
+
+@pytest.mark.parametrize("name", ONLINE)
+def test_every_one_of_them_learns_from_what_it_gathers(name):
+    env = Choices() if get(name).actions == "discrete" else Counting()
+    # TD3+BC standardises by default, for which an environment gives no numbers.
+    learner = learner_for(name, env, **({"observation_scaler.type": "none"} if name == "td3_bc" else {}))
+    before = {key: value.clone() for key, value in learner.state.params.items()}
+    [(_, metrics)] = learner.fit_online(env, steps=230, random_steps=200, updates=1, explorer=ConstantEpsilonGreedy(0.1))
+    assert learner.step == 31  # from the first commit on, at step 200
+    assert any((learner.state.params[key] != value).any() for key, value in before.items())
+    assert all(np.isfinite(value) for values in metrics.values() for value in values.values())
+    assert 6 <= metrics["rollout_return"][0] <= 15  # sums of 1..3, 1..4 and 1..5
+
+
+def test_updates_come_when_they_are_due(tmp_path):
+    learner, seen = learner_for("sac", Counting()), []
+    learner.fit_online(Counting(), tmp_path / "store", steps=300, steps_per_epoch=100, random_steps=50, update_start=240,
+                       update_interval=10, updates=3, callback=lambda _, epoch, step: seen.append((step, learner.step)))  # fmt: skip
+    made = dict(seen)
+    assert made[240] == 0 and made[249] == 0 and made[250] == 3 and made[259] == 3 and made[300] == 18
+    store = EpisodeStore.open(tmp_path / "store")
+    assert store.step_count == 300 and check(store.path) == []
+    told = [store.episode_metadata(number)["random_share"] for number in range(len(store))]
+    assert told[:10] == [1.0] * 10 and told[-1] == 0.0  # the first 50 steps are uniform
+
+
+def test_no_update_before_there_is_a_batch():
+    learner = learner_for("sac", Counting(), batch_size=250)
+    learner.fit_online(Counting(), steps=300, steps_per_epoch=300)
+    assert learner.step == 0
+    learner.fit_online(Counting(), steps=500, steps_per_epoch=500)
+    assert learner.step == 101  # the first 400 steps are there after step 400: updates at the steps 400 to 500
+
+
+def test_time_limits_are_no_terminals(tmp_path):
+    learner = learner_for("sac", Counting())
+    learner.fit_online(gymnasium.wrappers.TimeLimit(Counting((9,)), 4), tmp_path / "store", steps=40, steps_per_epoch=40)
+    store = EpisodeStore.open(tmp_path / "store")
+    assert [(e.steps, e.terminated) for e in store.episodes] == [(4, False)] * 10
+    assert (store.transitions(64, seed=0).sample().terminal == 0).all()
+
+
+def test_an_offline_dataset_is_mixed_in_with_its_share(tmp_path):
+    offline = collect(Counting((7,)), steps=70, into=tmp_path / "offline")
+    learner = learner_for("sac", Counting())
+    training = OnlineTraining(learner, Counting(), tmp_path / "online", offline=offline, offline_share=0.25)
+    training.advance(210)
+    assert training._sampler.counts == (6, 2) and learner.step > 0
+    training.close()
+    with pytest.raises(InvalidInput, match="has other fields"):
+        OnlineTraining(learner, Counting(), offline=collect("Pendulum-v1", steps=10, into=tmp_path / "other"))
+
+
+def test_a_learner_goes_on_from_offline_training(tmp_path):
+    store = collect("Pendulum-v1", steps=400, into=tmp_path / "store")
+    learner = offrld.build("iql", store, config=cheap_settings(get("iql"), {"batch_size": 8}))
+    learner.fit(20)
+    before = {name: value.clone() for name, value in learner.state.params.items()}
+    learner.fit_online("Pendulum-v1", store, steps=210, update_interval=10)
+    store.refresh()
+    assert learner.step == 41 and store.step_count == 610
+    moved = max(float((learner.state.params[name] - value).abs().max()) for name, value in before.items())
+    assert 0 < moved < 0.5
+
+
+def test_an_environment_that_raises_ends_training_with_its_data_kept(tmp_path):
+    with pytest.raises(EnvironmentFailed, match="at step 253"):
+        learner_for("sac", Counting()).fit_online(Counting(fail_at=254), tmp_path / "store", steps=1000)
+    assert EpisodeStore.open(tmp_path / "store").step_count == 253
+
+
+def test_a_run_goes_on_from_its_state(tmp_path):
+    learner = learner_for("sac", Counting())
+    training = OnlineTraining(learner, Counting(), tmp_path / "store", explorer=ConstantEpsilonGreedy(0.5))
+    training.advance(250)
+    learner.save(tmp_path / "checkpoint.safetensors", {"online": training.state_dict()})
+    training.close()
+    again = learner_for("sac", Counting())
+    again.restore(tmp_path / "checkpoint.safetensors")
+    from offrld.engine import checkpoint
+
+    _, told = checkpoint.read(tmp_path / "checkpoint.safetensors")
+    resumed = OnlineTraining(again, Counting(), tmp_path / "store", explorer=ConstantEpsilonGreedy(0.5))
+    resumed.load_state_dict(told["online"])
+    assert (resumed.step, resumed.collector.behaviour.step, again.step) == (250, 250, learner.step)
+    assert resumed.due_until(300) == 50
+    resumed.advance(50)
+    resumed.close()
+    assert again.step == learner.step + 50 and EpisodeStore.open(tmp_path / "store").step_count == 300
+
+
+def test_evaluation_is_greedy_or_nearly(tmp_path):
+    learner = learner_for("dqn", gymnasium.make("CartPole-v1"))
+    env = gymnasium.make("CartPole-v1")
+    assert evaluate(learner, env, 3) == evaluate(learner, env, 3) != evaluate(learner, env, 3, epsilon=0.9)
+    [(_, metrics)] = learner.fit_online("CartPole-v1", steps=30, eval_env="CartPole-v1", eval_episodes=3, save_to=tmp_path / "run")
+    assert metrics["return_mean"][0] == pytest.approx(np.mean(evaluate(learner, env, 3)))
+    assert (tmp_path / "run" / "seed-0" / "metrics" / "return_mean.csv").exists()
+
+
+def test_environment_and_learner_have_to_fit():
+    learner = learner_for("sac", Counting())
+    with pytest.raises(InvalidInput, match="CartPole-v1: observation"):
+        learner.fit_online("CartPole-v1", steps=10)
+    with pytest.raises(InvalidInput, match="online training is of one seed"):
+        offrld.build("sac", offrld.Shapes.of_env(Counting()), seeds=[0, 1]).fit_online(Counting(), steps=10)
+    with pytest.raises(InvalidInput, match="update_interval is 0"):
+        learner.fit_online(Counting(), steps=10, update_interval=0)

@@ -1,0 +1,131 @@
+"""Collect and train-online workers on real environments: the dataset, its steps over pauses and kills, what is told."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from offrl import Policy
+from offrl_store import EpisodeStore, check
+
+PLUGINS = Path(__file__).parent / "plugins"
+SMALL = {"actor_encoder.units": [16], "critic_encoder.units": [16], "batch_size": 32}
+
+
+def steps(store: EpisodeStore) -> int:
+    return int(store.episode_table["steps"].sum())
+
+
+def test_steps_become_a_dataset_of_exactly_so_many(start, tmp_path):
+    worker = start("c1", {"kind": "collect", "env": "CartPole-v1", "dataset": "d", "steps": 1234, "envs": 3, "epsilon": 0.5, "seed": 4})
+    assert worker.end()["state"] == "succeeded"
+    store = EpisodeStore.open(tmp_path / "datasets" / "d")
+    assert steps(store) == 1234 and check(store.path) == []
+    assert store.episode_metadata(0) == {**store.episode_metadata(0), "job": "c1", "policy": "random", "epsilon": 0.5}
+    told = worker.of_type("dataset")[-1]["dataset"]
+    assert (told["name"], told["snapshot"]) == ("d", str(store.snapshot()))
+    assert worker.of_type("progress")[-1]["step"] == 1234
+
+
+def test_a_paused_and_a_killed_collection_go_on_with_the_count(start, tmp_path, wait_for):
+    spec = {"kind": "collect", "env": "Pendulum-v1", "dataset": "d", "steps": 60_000}
+    worker = start("c1", spec)
+    worker.until(lambda event: event["type"] == "progress" and event["step"] > 500)
+    worker.send({"type": "pause"})
+    assert worker.end()["state"] == "paused"
+    path = tmp_path / "datasets" / "d"
+    paused = steps(EpisodeStore.open(path))
+    assert worker.of_type("progress")[-1]["step"] == paused
+    second = start("c1", spec, attempt=2)
+    second.until(lambda event: event["type"] == "progress" and event["step"] > paused + 2000)
+    second.signal(signal.SIGKILL)
+    second.wait()
+    third = start("c1", spec, attempt=3)
+    assert third.end()["state"] == "succeeded"
+    store = EpisodeStore.open(path)
+    assert steps(store) == 60_000 and check(path) == []
+    assert f"resumed at step {paused}" in [event["message"] for event in second.of_type("message")]
+
+
+def test_a_cancelled_collection_keeps_what_is_whole(start, tmp_path):
+    worker = start("c1", {"kind": "collect", "env": "Pendulum-v1", "dataset": "d", "steps": 10**8})
+    worker.until(lambda event: event["type"] == "progress" and event["step"] > 500)
+    worker.send({"type": "cancel"})
+    assert worker.end()["state"] == "cancelled"
+    store = EpisodeStore.open(tmp_path / "datasets" / "d")
+    assert len(store) > 1 and set(store.episode_table["steps"]) == {200}
+    assert worker.of_type("dataset")[-1]["dataset"]["snapshot"] == str(store.snapshot())
+
+
+def test_an_environment_that_breaks_is_told_with_its_place_and_the_episode_is_kept(start, tmp_path):
+    plugin = {"PYTHONPATH": str(PLUGINS)}
+    worker = start("c1", {"kind": "collect", "env": "offrld_breaking_env:Breaking-v0", "dataset": "d", "steps": 1000}, environment=plugin)
+    error = worker.end()["error"]
+    assert error["code"] == "environment_failed"
+    assert "at step 57, step 17 of its episode: RuntimeError: the arm is stuck" in error["message"]
+    assert EpisodeStore.open(tmp_path / "datasets" / "d").episode_table["steps"].tolist() == [20, 20, 17]
+    worker = start("c2", {"kind": "collect", "env": "offrld_breaking_env:Hanging-v0", "dataset": "h", "steps": 1000, "step_timeout_s": 0.3},
+                   environment=plugin)  # fmt: skip
+    error = worker.end()["error"]
+    assert error["code"] == "environment_failed" and "has not come back for 0.3 s" in error["message"]
+    assert EpisodeStore.open(tmp_path / "datasets" / "h").episode_table["steps"].tolist() == [20, 20, 17]
+
+
+def test_what_cannot_be_collected_leaves_no_dataset(start, tmp_path):
+    worker = start("c1", {"kind": "collect", "env": "CartPole-v1", "dataset": "d", "steps": 10, "noise": 0.1})
+    assert "there is no normal noise" in worker.end()["error"]["message"]
+    assert not (tmp_path / "datasets" / "d").exists()
+
+
+def test_online_training_learns_gathers_and_leaves_a_policy(start, tmp_path):
+    spec = {"kind": "train_online", "algorithm": "sac", "env": "Pendulum-v1", "dataset": "d", "steps": 700, "config": SMALL,
+            "random_steps": 200, "update_interval": 10, "updates": 2, "eval_env": "Pendulum-v1", "eval_episodes": 1,
+            "eval_every": 350}  # fmt: skip
+    worker = start("o1", spec)
+    assert worker.end()["state"] == "succeeded"
+    store = EpisodeStore.open(tmp_path / "datasets" / "d")
+    assert steps(store) == 700 and check(store.path) == []
+    policy = Policy(worker.run / "seed-0" / "policy-000000000700.onnx")
+    assert policy.metadata["step"] == 102 and policy.act(np.zeros(3, np.float32)).shape == (1,)  # 51 times two updates: from step 200 on
+    rows = (worker.run / "seed-0" / "metrics" / "return_mean.csv").read_text().splitlines()
+    assert [row.split(",")[1] for row in rows[1:]] == ["350", "700"]
+    assert {"rollout_return", "critic_loss", "return_mean"} <= worker.of_type("progress")[-1]["metrics"].keys()
+
+    # Its newest checkpoint acts in a collection, and another run goes on from it.
+    drawn = start("c1", {"kind": "collect", "env": "Pendulum-v1", "dataset": "d", "steps": 250, "policy": "job:o1", "sample": True})
+    assert drawn.end()["state"] == "succeeded"
+    store.refresh()
+    assert steps(store) == 950 and store.episode_metadata(len(store) - 1)["policy"] == "sac sampled"
+    tuned = start("o2", {**spec, "steps": 250, "start": "o1", "dataset": "e", "offline": "d", "eval_env": None, "eval_every": None})
+    assert tuned.end()["state"] == "succeeded", tuned.log.read_text()
+
+
+def test_a_killed_online_run_goes_on_from_its_checkpoint_and_makes_up_for_lost_updates(start, tmp_path):
+    spec = {"kind": "train_online", "algorithm": "sac", "env": "Pendulum-v1", "dataset": "d", "steps": 3000, "config": SMALL,
+            "update_interval": 20}  # fmt: skip
+    worker = start("o1", spec, environment={"OFFRLD_CHECKPOINT_SECONDS": "0.5"})
+    worker.until(lambda event: event["type"] == "progress" and event["step"] > 1000)
+    worker.signal(signal.SIGKILL)
+    worker.wait()
+    again = start("o1", spec, attempt=2)
+    assert again.end()["state"] == "succeeded"
+    [message] = [event["message"] for event in again.of_type("message") if event["message"].startswith("resumed")]
+    step = int(message.split()[3].rstrip(","))
+    assert 200 < step < 3000
+    store = EpisodeStore.open(tmp_path / "datasets" / "d")
+    assert steps(store) == 3000 and check(store.path) == []
+    from offrld.engine import checkpoint
+
+    _, told = checkpoint.read(sorted((worker.run / "checkpoints").glob("*.safetensors"))[-1])
+    assert told["step"] == pytest.approx(3000 / 20 - 10, abs=3)  # each phase had its update, but for those before the first commit
+
+
+def test_algorithms_that_cannot_are_refused_in_one_line(start):
+    worker = start("o1", {"kind": "train_online", "algorithm": "bc", "env": "Pendulum-v1", "dataset": "d", "steps": 100})
+    error = worker.end()["error"]
+    assert error["code"] == "invalid_input" and "bc cannot be trained online" in error["message"]
+    assert json.loads((worker.run / "events.jsonl").read_text().splitlines()[-1])["state"] == "failed"
