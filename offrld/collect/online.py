@@ -31,7 +31,9 @@ EVALUATION_SEED = 1000
 
 
 def refusal(algorithm: Algorithm) -> str:
-    """Why an algorithm cannot be trained online; empty where it can."""
+    """Why an algorithm cannot be trained online; empty where it can: by `OnPolicy` where it plays, else by `OnlineTraining`."""
+    if algorithm.plays:
+        return ""
     if not algorithm.acts:
         return "it learns no policy"
     if algorithm.batch_kind == "windows":
@@ -53,10 +55,13 @@ class OnlineTraining:
     """The loop of `Learner.fit_online`, in pieces: `advance` so many steps.
 
     Attributes:
+        grain: steps between two moments at which it may stop.
         step: steps of the environment so far.
         store: what is gathered.
         returns: of the episodes that have ended since they were last read.
     """
+
+    grain = 1
 
     def __init__(
         self,
@@ -219,13 +224,15 @@ class OnlineTraining:
 
 
 def evaluate(
-    learner: Any, env: Any, episodes: int, *, epsilon: float = 0.0, seed: int = EVALUATION_SEED, check: Callable[[], None] | None = None
-) -> list[float]:
-    """Undiscounted returns of the greedy policy, with uniform actions at the probability ``epsilon``; episode i is reset with ``seed + i``.
+    learner: Any, env: Any, episodes: int, *, epsilon: float = 0.0, sample: bool = False, seed: int = EVALUATION_SEED,
+    check: Callable[[], None] | None = None,
+) -> list[float]:  # fmt: skip
+    """Undiscounted returns of the greedy policy, or of its drawn actions (``sample``), with uniform ones at the probability ``epsilon``;
+    episode i is reset with ``seed + i``.
 
     check: called after each episode; an exception of it ends the evaluation.
     """
-    behaviour = Exploring(LearnerBehaviour(learner, deterministic=True), ConstantEpsilonGreedy(epsilon))
+    behaviour = Exploring(LearnerBehaviour(learner, deterministic=not sample), ConstantEpsilonGreedy(epsilon))
     rng, returns = np.random.default_rng(seed), []
     for episode in range(episodes):
         observation, _ = env.reset(seed=seed + episode)

@@ -2,6 +2,9 @@
 
 Rows of metrics, checkpoints and policies are numbered by steps of the environment. A resumed job goes on with the count of its checkpoint
 or, where more of its steps are in the dataset, with theirs: the updates that were due for them are made up for first.
+
+An algorithm that learns from its own rollouts (ppo) stops between two of them only, so its intervals are whole ones. It goes on from its
+checkpoint, and keeps what it plays where a dataset is named.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from offrl_store import EpisodeStore
 from offrld import settings
 from offrld.algos import get
 from offrld.collect.explorers import explorer_of
+from offrld.collect.on_policy import OnPolicy
 from offrld.collect.online import OnlineTraining, check_online, evaluate
 from offrld.engine import checkpoint
 from offrld.engine.building import Shapes
@@ -42,7 +46,7 @@ EVALUATIONS = 10         # over a run, where --eval-every does not say
 
 def run(job: WorkerJob) -> str:
     """Train, from the newest checkpoint where there is one. Raises `OffrlError`, or `Stopped` with a checkpoint made."""
-    data = StepsDataset(job)
+    data = None if job.spec.dataset is None else StepsDataset(job)
     try:
         training = OnlineJob(job, data)
         try:
@@ -50,19 +54,21 @@ def run(job: WorkerJob) -> str:
         finally:
             training.close()
     finally:
-        data.remove_empty()
+        if data is not None:
+            data.remove_empty()
 
 
 class OnlineJob:
     """One attempt at a train-online job."""
 
-    def __init__(self, job: WorkerJob, data: StepsDataset) -> None:
+    def __init__(self, job: WorkerJob, data: StepsDataset | None) -> None:
         spec: TrainOnlineSpec = job.spec
         self.job, self.spec, self.data, self.seed = job, spec, data, spec.seeds[0]
         algorithm = get(spec.algorithm)
         check_online(algorithm)
         config = algorithm.configure(spec.config, spec.preset)
-        explorer = explorer_of(epsilon=spec.epsilon, epsilon_end=spec.epsilon_end, epsilon_steps=spec.epsilon_steps, noise=spec.noise)
+        self.plays = algorithm.plays
+        self.grain = config.rollout_steps * spec.envs if self.plays else 1
         self.env = make_env(spec.env)
         self.eval_env = None if spec.eval_env is None else make_env(spec.eval_env)
         job.control.check()
@@ -72,35 +78,53 @@ class OnlineJob:
             cache_dir=job.state.inductor_cache, start=taken.start(job.state, job.run, spec), transfer=spec.transfer,
             fresh_optimizer=spec.fresh_optimizer, log=job.report.message,
         )  # fmt: skip
-        self.interval = max(1, min(MOST_ROWS_APART, spec.steps // ROWS))
-        self.eval_every = spec.eval_every or max(1, spec.steps // EVALUATIONS)
+        self.steps = self._whole(spec.steps)
+        self.interval = self._whole(min(MOST_ROWS_APART, self.steps // ROWS))
+        self.eval_every = self._whole(spec.eval_every or self.steps // EVALUATIONS)
         self.metrics = Metrics(job.run, spec.seeds, self.interval)
         self.checkpoints = Checkpoints(job.run, self.learner, self._is_evaluation, step=lambda: self.training.step, more=self._state)
         self.pace = Pace()
         self._policies: Any = None
-        fresh = not data.path.exists()
-        offline = None if spec.offline is None else EpisodeStore.open(job.state.dataset(spec.offline))
-        self.training = OnlineTraining(
-            self.learner, self.env, data.path, explorer=explorer, random_steps=spec.random_steps, update_start=spec.update_start,
-            update_interval=spec.update_interval, updates=spec.updates, offline=offline, offline_share=spec.offline_share,
-            limit=spec.limit, max_frames_per_traj=spec.max_episode_steps, step_timeout_s=spec.step_timeout_s, seed=self.seed,
-            note=data.note, given_up=partial(give_up, job),
-        )  # fmt: skip
+        fresh = data is not None and not data.path.exists()
+        self.training = self._training()
         if fresh:
             data.created()
+
+    def _training(self) -> OnlineTraining | OnPolicy:
+        spec, job = self.spec, self.job
+        into = {} if self.data is None else {"into": self.data.path, "limit": spec.limit, "note": self.data.note}
+        options = {
+            **into, "max_frames_per_traj": spec.max_episode_steps, "step_timeout_s": spec.step_timeout_s, "given_up": partial(give_up, job)
+        }  # fmt: skip
+        if self.plays:
+            return OnPolicy(
+                self.learner, spec.env, envs=spec.envs, vectorization="async" if spec.processes else "sync", check=job.control.check,
+                **options,
+            )  # fmt: skip
+        return OnlineTraining(
+            self.learner, self.env, random_steps=spec.random_steps, update_start=spec.update_start, update_interval=spec.update_interval,
+            updates=spec.updates, offline=None if spec.offline is None else EpisodeStore.open(job.state.dataset(spec.offline)),
+            offline_share=spec.offline_share, seed=self.seed, explorer=explorer_of(
+                epsilon=spec.epsilon, epsilon_end=spec.epsilon_end, epsilon_steps=spec.epsilon_steps, noise=spec.noise
+            ), **options,
+        )  # fmt: skip
+
+    def _whole(self, steps: int) -> int:
+        """``steps`` rounded up to where the training may stop."""
+        return max(1, -(-steps // self.grain)) * self.grain
 
     def _state(self) -> dict[str, Any]:
         return {"online": self.training.state_dict()}
 
     # ------------------------------------------------------------------------------------------------------------ the loop
     def run(self) -> str:
-        job, training, steps = self.job, self.training, self.spec.steps
+        job, training, steps = self.job, self.training, self.steps
         training.commit()
-        gathered = self.data.steps_before(training.store)
+        gathered = 0 if self.plays else self.data.steps_before(training.store)
         if self.checkpoints.restore(job.report.message):
             _, told = checkpoint.read(job.run.checkpoint(job.run.checkpoint_steps()[-1]))
             training.load_state_dict(told["online"])
-        behind = training.due_until(gathered)
+        behind = 0 if self.plays else training.due_until(gathered)
         if training.step or gathered:
             job.report.message(f"resumed at step {max(training.step, gathered)}, {behind} updates behind")
         self.metrics.resume(training.step)
@@ -114,7 +138,7 @@ class OnlineJob:
             while training.step < steps:
                 job.control.check()
                 began = time.perf_counter()
-                count = min(self.pace.block, self._next_stop() - training.step)
+                count = min(self._whole(self.pace.block), self._next_stop() - training.step)
                 training.advance(count)
                 self.pace.add(count, time.perf_counter() - began)
                 self._at_step()
@@ -148,12 +172,12 @@ class OnlineJob:
     def _next_stop(self) -> int:
         step = self.training.step
         every = [self.interval, *([self.eval_every] if self.eval_env is not None else [])]
-        return min(self.spec.steps, *((step // n + 1) * n for n in every))
+        return min(self.steps, *((step // n + 1) * n for n in every))
 
     def _at_step(self) -> None:
         """What is due after the step that was made last."""
         training = self.training
-        step, last = training.step, training.step == self.spec.steps
+        step, last = training.step, training.step == self.steps
         if last:
             training.collector.cut()
             training.commit()
@@ -165,7 +189,8 @@ class OnlineJob:
             self._save(last=last)
         if self._is_evaluation(step) and not last:
             self._evaluate()
-        self.data.tell(training.store)
+        if self.data is not None:
+            self.data.tell(training.store)
 
     def _finish(self) -> None:
         self._evaluate()
@@ -177,7 +202,7 @@ class OnlineJob:
 
     # ------------------------------------------------------------------------------------------------------------ the parts
     def _is_evaluation(self, step: int) -> bool:
-        return step > 0 and (step == self.spec.steps or (self.eval_env is not None and step % self.eval_every == 0))
+        return step > 0 and (step == self.steps or (self.eval_env is not None and step % self.eval_every == 0))
 
     def _evaluate(self) -> None:
         """Evaluate the policy at the present step, if that is due and not done: by its file, or with random actions mixed in."""
@@ -185,8 +210,11 @@ class OnlineJob:
         if self.eval_env is None or not self._is_evaluation(step) or self.metrics.recorded("return_std", step, [seed]):
             return
         self._progress()
-        if spec.eval_epsilon > 0:
-            returns = evaluate(self.learner, self.eval_env, spec.eval_episodes, epsilon=spec.eval_epsilon, check=self.job.control.check)
+        if spec.eval_epsilon > 0 or spec.eval_sample:
+            returns = evaluate(
+                self.learner, self.eval_env, spec.eval_episodes, epsilon=spec.eval_epsilon, sample=spec.eval_sample,
+                check=self.job.control.check,
+            )  # fmt: skip
             mean, std = float(np.mean(returns)), float(np.std(returns))
         else:
             result = self._policy_files().evaluate(seed, spec.eval_env, spec.eval_episodes, self.job.control)
@@ -213,11 +241,12 @@ class OnlineJob:
         collector = self.training.collector
         collector.sync()
         self.training.commit()
-        self.data.save(self.training.store, whole_steps(collector))
-        self.data.tell(self.training.store, last=last)
+        if self.data is not None:
+            self.data.save(self.training.store, whole_steps(collector))
+            self.data.tell(self.training.store, last=last)
 
     def _progress(self, force: bool = False) -> None:
-        step, steps, speed = self.training.step, self.spec.steps, self.pace.updates_per_second
+        step, steps, speed = self.training.step, self.steps, self.pace.updates_per_second
         eta = (steps - step) / speed if speed else None
         self.job.report.progress(step, steps, updates_per_second=speed, eta_s=eta, metrics=self.metrics.latest, force=force)
 

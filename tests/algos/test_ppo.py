@@ -215,7 +215,7 @@ def test_a_checkpoint_holds_all_that_the_next_updates_need(tmp_path):
     trained.learner.save(tmp_path / "state.safetensors")
     copy = made({"normalize_reward": True})
     copy.learner.restore(tmp_path / "state.safetensors")
-    assert (copy.rounds, copy.steps) == (trained.rounds, trained.steps) == (1, 16)
+    assert (copy.rounds, copy.step) == (trained.rounds, trained.step) == (1, 16)
     for each in (trained, copy):
         made(learner=each.learner).round()
     for name, value in trained.learner.state.tensors().items():
@@ -271,7 +271,7 @@ def test_it_balances_the_pole():
     values = {"rollout_steps": 32, "batch_size": 256, "epochs": 20, "gamma": 0.98, "gae_lambda": 0.8, "learning_rate": 1e-3}
     learner = build("ppo", gymnasium.make("CartPole-v1"), config=values, device="cpu")
     with OnPolicy(learner, "CartPole-v1", envs=8) as trained:
-        while trained.steps < 30_000:
+        while trained.step < 30_000:
             trained.round()
     greedy = LearnerBehaviour(learner, deterministic=True)
     episodes = collect_episodes("CartPole-v1", greedy, episodes=5, seed=1000)
