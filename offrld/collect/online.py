@@ -22,6 +22,7 @@ from offrld.engine.feed import sampler_arguments
 from .collector import Collector
 from .environments import Environments
 from .explorers import ConstantEpsilonGreedy, Explorer, Exploring
+from .on_policy import OnPolicy
 from .policies import LearnerBehaviour, check_learner
 from .spaces import schema_of_spaces
 
@@ -248,6 +249,17 @@ def evaluate(
     return returns
 
 
+def _training(learner: Any, env: Any, store: Any, explorer: Explorer | None, options: Mapping[str, Any]) -> OnlineTraining | OnPolicy:
+    if not learner.algorithm.plays:
+        return OnlineTraining(learner, env, store, explorer=explorer, **options)
+    unread = ["explorer"] if explorer is not None else []
+    unread += [name for name in ("random_steps", "update_start", "update_interval", "updates", "offline") if name in options]
+    if unread:
+        why = "it draws its own actions and learns from each rollout"
+        raise InvalidInput(f"{learner.algorithm.name} takes no {unread[0]}: {why}", hint="leave it out")
+    return OnPolicy(learner, env, into=store, **options)
+
+
 def fitter_online(
     learner: Any,
     env: Any,
@@ -271,7 +283,7 @@ def fitter_online(
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise InvalidInput(f"{name} takes a whole number from 1, got {value!r}")
     evaluation = None if eval_env is None else Environments(eval_env)
-    training = OnlineTraining(learner, env, store, explorer=explorer, **options)
+    training = _training(learner, env, store, explorer, options)
     record = None if recorder is None else recorder(steps_per_epoch)
     seed = learner.seeds[0]
     try:

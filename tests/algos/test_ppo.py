@@ -276,3 +276,13 @@ def test_it_balances_the_pole():
     greedy = LearnerBehaviour(learner, deterministic=True)
     episodes = collect_episodes("CartPole-v1", greedy, episodes=5, seed=1000)
     assert np.mean([episode.reward.sum() for episode in episodes]) >= 475
+
+
+def test_fit_online_plays_where_the_algorithm_does(tmp_path):
+    learner = build("ppo", gymnasium.make("CartPole-v1"), config={"rollout_steps": 64, "encoder.units": [16]}, device="cpu")
+    epochs = learner.fit_online("CartPole-v1", tmp_path / "play", steps=256, steps_per_epoch=128, envs=2)
+    assert [epoch for epoch, _ in epochs] == [1, 2]
+    assert {"actor_loss", "rollout_return"} <= epochs[0][1].keys()
+    assert sum(episode.steps for episode in EpisodeStore.open(tmp_path / "play").episodes) == 256
+    with pytest.raises(InvalidInput, match="ppo takes no updates"):
+        learner.fit_online("CartPole-v1", steps=10, updates=3)
