@@ -4,7 +4,9 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo docs test test-all test-algos test-asan test-kill test-reliability lint bench bench-train bench-store bench-import bench-latency bench-load bench-wire fuzz scores procgen wheel clean help
+.PHONY: demo docs test test-all test-algos test-asan test-kill test-reliability test-systemd lint fuzz wheel clean help
+.PHONY: bench bench-train bench-store bench-import bench-latency bench-collect bench-online bench-wire bench-load scores procgen
+.PHONY: install-service uninstall-service
 
 help:            ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
@@ -33,6 +35,9 @@ bench-train: $(STAMP)    ## training speed of every algorithm against d3rlpy and
 bench-store: $(STAMP)    ## the store beside plain C and other replay buffers, one table; makes .venv-store-peers
 	$(BIN)/python -m benchmarks.store
 
+bench-collect: $(STAMP)  ## steps per second into a store beside the bare loop and other libraries; makes .venv-store-peers
+	$(BIN)/python -m benchmarks.collect
+
 bench-import: $(STAMP)   ## importing a D4RL file beside h5py alone, and the memory of an Atari epoch of a million frames (8 GB of disk)
 	$(BIN)/python -m benchmarks.import_speed
 
@@ -44,6 +49,9 @@ bench-load: $(STAMP)     ## 1,000 queued jobs and 200 clients: answer times; mem
 
 scores: $(STAMP)         ## scores beside d3rlpy's on ../shared/data; over an hour
 	$(BIN)/python -m benchmarks.scores
+
+bench-online: $(STAMP)     ## SAC on Pendulum and DQN on CartPole, trained online to known returns; ten minutes a seed
+	$(BIN)/python -m benchmarks.online
 
 test-algos: $(STAMP)     ## every algorithm once through a real daemon, its policy through onnxruntime; ten minutes
 	$(BIN)/python -m pytest -m slow tests/worker/test_every_algorithm.py
@@ -74,6 +82,32 @@ procgen: $(STAMP)        ## add Procgen's games to .venv; without its dependenci
 
 wheel: $(STAMP)  ## dist/offrl-*.whl
 	$(BIN)/python -m pip wheel --no-deps -q -w dist . && ls dist
+
+# Neither needs .venv: the service runs from PREFIX, a virtual environment with `offrl[daemon]` in it (docs/operations.md).
+PREFIX      ?= /opt/offrld
+UNITDIR     ?= /etc/systemd/system
+SYSUSERSDIR ?= /usr/lib/sysusers.d
+
+install-service:         ## the systemd service that runs PREFIX (/opt/offrld); GPU=1: with a card; DESTDIR: into a package
+	@test -n "$(DESTDIR)" || test -x $(PREFIX)/bin/offrld || { echo "no $(PREFIX)/bin/offrld: install offrl[daemon] there, or give PREFIX=" >&2; exit 1; }
+	install -D -m 644 systemd/offrld.sysusers $(DESTDIR)$(SYSUSERSDIR)/offrld.conf
+	install -d -m 755 $(DESTDIR)$(UNITDIR)
+	sed 's|/opt/offrld|$(PREFIX)|g' systemd/offrld.service > $(DESTDIR)$(UNITDIR)/offrld.service
+	chmod 644 $(DESTDIR)$(UNITDIR)/offrld.service
+	$(if $(GPU),install -D -m 644 systemd/offrld-gpu.conf $(DESTDIR)$(UNITDIR)/offrld.service.d/gpu.conf)
+	$(if $(DESTDIR),,systemd-sysusers $(SYSUSERSDIR)/offrld.conf)
+	$(if $(DESTDIR),,systemctl daemon-reload)
+	@echo 'start it: systemctl enable --now offrld'
+
+uninstall-service:       ## stop and remove the service; its data and its user stay
+	$(if $(DESTDIR),,-systemctl disable --now offrld)
+	rm -f $(DESTDIR)$(UNITDIR)/offrld.service $(DESTDIR)$(UNITDIR)/offrld.service.d/gpu.conf $(DESTDIR)$(SYSUSERSDIR)/offrld.conf
+	-rmdir $(DESTDIR)$(UNITDIR)/offrld.service.d 2>/dev/null
+	$(if $(DESTDIR),,systemctl daemon-reload)
+	@echo 'the data stay in /var/lib/offrld, and so does the user offrld: rm -r the one, userdel the other, if they shall go'
+
+test-systemd: $(STAMP)   ## the service under a systemd of its own, as root: install, start, crash, hang, stop, two robots, uninstall
+	$(BIN)/python -m pytest -m slow -rs tests/systemd
 
 # torch first and by its pin: an unpinned torch would bring several gigabytes of CUDA packages.
 $(STAMP): pyproject.toml constraints.txt $(wildcard datastore/offrl_store/*.pyx datastore/offrl_store/*.pxd)

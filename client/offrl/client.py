@@ -19,6 +19,7 @@ from offrl.errors import InvalidInput, JobFailed, OffrlError, Unknown, from_wire
 from offrl.job import CollectSpec, TrainOnlineSpec, TrainSpec
 
 LONG_POLL_S = 10.0  # how long the daemon may hold a request for the next event
+PRUNE_S = 600.0     # for a part of it: run folders may be large
 EXPORTS = 5  # in a row, for one fetch: the newest step of a running job moves on while its policy is made
 FETCH_KINDS = ("onnx", "torchscript", "checkpoint", "metrics")
 
@@ -178,6 +179,33 @@ class Client:
             start_in_s=delay_s,
         )  # fmt: skip
         return Job(self, self.request(request).job)
+
+    def rerun(self, job: str | Job, *, priority: int = 0, key: str | None = None) -> Job:
+        """Repeat a train job with what its run folder says: the settings that it really had, its seeds, the snapshot of its dataset (also
+        if that has grown), the checkpoints that it took from other jobs. On the CPU with the same versions the result has the same bits.
+
+        Raises:
+            InvalidInput: it is no train job.
+            Unknown: there is no such job, or its dataset, its algorithm or its environment is not there any more.
+        """
+        name = job.id if isinstance(job, Job) else job
+        request = build(wire.Rerun, job=name, priority=priority, key=key or f"auto-{uuid.uuid4().hex}")
+        return Job(self, self.request(request).job)
+
+    def prune(self, *, jobs: int | None = None, days: float | None = None, dry_run: bool = False) -> list[wire.PrunedJob]:
+        """Delete the ended jobs that are not kept, and tell which. For operators: `NotAllowed`.
+
+        Args:
+            jobs: ended jobs of each kind that are kept (0: any number); by default as the daemon's settings say.
+            days: that an ended job is kept (0: for ever); by default as the daemon's settings say.
+            dry_run: delete nothing, only tell (of at most 200).
+        """
+        found: list[wire.PrunedJob] = []
+        while True:
+            part = self.request(build(wire.Prune, jobs=jobs, days=days, dry_run=dry_run), timeout=PRUNE_S)
+            found += part.jobs
+            if dry_run or not part.more or not part.jobs:
+                return found
 
     def collect(
         self,

@@ -23,6 +23,7 @@ HEARTBEAT_MS = 20_000  # a daemon whose machine is gone is noticed within three 
 HANDSHAKE_S = 5.0  # longer than any live daemon's input/output thread needs
 RETRY_S = 0.1  # between two looks for a daemon that went away
 WINDOW = 8  # requests in flight of a stream: 8 MiB of chunks
+LARGE = 1 << 16  # bytes of a message from which on a copy costs more than not to make it
 AT_ONCE_MS = 20  # most answers come sooner: they are waited for with one system call, and the socket's monitor is not looked at
 
 _NOT_TWICE = (wire.ControlJob, wire.RemoveDataset)
@@ -245,7 +246,7 @@ class Connection:
         end = time.monotonic() + self.timeout
         while True:
             try:
-                self._socket.send_multipart([ident, body])
+                self._socket.send_multipart([ident, body], copy=len(body) < LARGE)
                 return
             except zmq.Again:  # no peer, or one that does not read
                 if self._lost():

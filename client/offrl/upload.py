@@ -15,10 +15,11 @@ from pathlib import Path
 
 from offrl import wire
 from offrl.connection import Connection, ConnectionLost
-from offrl.errors import InvalidInput
+from offrl.errors import InvalidInput, OffrlError
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
 MAX_FILES = 5_000  # of one upload, as the wire has it
+BUSY, BUSY_S = "busy", 0.1  # the daemon's word that it holds enough requests, and how long to wait then
 
 
 @dataclass(frozen=True)
@@ -103,11 +104,15 @@ def send(connection: Connection, files: list[SourceFile], progress: Progress | N
                     progress(base, total)
             connection.request(wire.FinishUpload(upload=upload), timeout=max(connection.timeout, total / 20e6))
             return upload
-        except ConnectionLost:
+        except OffrlError as error:
+            lost = isinstance(error, ConnectionLost)
             give_up = give_up or time.monotonic() + connection.patience
-            if time.monotonic() >= give_up:
+            if not (lost or error.code == BUSY) or time.monotonic() >= give_up:
                 raise
-            connection.wait_for_daemon(give_up)
+            if lost:
+                connection.wait_for_daemon(give_up)
+            else:  # others send as much as the daemon holds: what is under way is answered first, then it goes on from there
+                time.sleep(BUSY_S)
 
 
 def _chunks(upload: str, files: list[SourceFile], received: dict[str, int], sizes: list[int]) -> Iterator[wire.WriteChunk]:

@@ -202,6 +202,39 @@ class Data(Reply):
     data: bytes
 
 
+class PrunedJob(Reply):
+    """A job that retention deletes."""
+
+    job: str
+    kind: str
+    state: JobState
+    algorithm: str | None = None
+    dataset: str | None = None
+    finished_at: float | None = None
+    bytes: int                                 # of its run folder on the disk
+    why: str
+
+
+class Pruned(Reply):
+    jobs: list[PrunedJob]                      # those that ended first come first
+    more: bool                                 # ask again
+
+
+class BackupBegun(Reply):
+    """The state is frozen: ask for its files, the list of them first, then end it."""
+
+    backup: str
+    list: str                                  # of its files, a line of JSON with path and size for each
+    list_size: int
+    files: int
+    bytes: int
+    version: str                               # of offrld
+    schema_version: int                        # of the queue
+    time: float
+    state_dir: str
+    keys: bool                                 # whether the daemon's keys are among them
+
+
 class Gpu(Reply):
     """One card; what it does not tell is None."""
 
@@ -323,6 +356,19 @@ class Submit(Request):
     key: Annotated[str, Field(min_length=1, max_length=200)] | None = None
     start_at: Annotated[float, Field(ge=0.0, le=1e11)] | None = None      # not before that time, seconds since the epoch
     start_in_s: Annotated[float, Field(ge=0.0, le=1e9)] | None = None     # or not before so long, by the daemon's clock
+
+
+class Rerun(Request):
+    """Repeat a train job: the settings that it really had, its seeds, its dataset's snapshot, what it took from other jobs."""
+
+    reply = Submitted
+    type: Literal["rerun"] = "rerun"
+    job: JobId
+    priority: Annotated[int, Field(ge=-1000, le=1000)] = 0
+    after: Annotated[list[JobId], Field(max_length=100)] = []
+    key: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+    start_at: Annotated[float, Field(ge=0.0, le=1e11)] | None = None
+    start_in_s: Annotated[float, Field(ge=0.0, le=1e9)] | None = None
 
 
 class ListJobs(Request):
@@ -470,6 +516,38 @@ class Checkup(Request):
     part: Literal["service", "devices"] = "service"
 
 
+class Prune(Request):
+    """Delete, or only list, the ended jobs that are not kept: by the settings' numbers, or by these; 0: any number, for ever."""
+
+    reply = Pruned
+    type: Literal["prune"] = "prune"
+    jobs: Annotated[int, Field(ge=0)] | None = None
+    days: Annotated[float, Field(ge=0.0)] | None = None
+    dry_run: bool = False
+
+
+class BeginBackup(Request):
+    """Freeze a consistent set of queue, datasets and jobs to be copied; ``keys``: those of the daemon as well."""
+
+    reply = BackupBegun
+    type: Literal["begin_backup"] = "begin_backup"
+    keys: bool = False
+
+
+class ReadBackup(Request):
+    reply = Data
+    type: Literal["read_backup"] = "read_backup"
+    backup: JobId
+    path: RelativePath
+    offset: Annotated[int, Field(ge=0)]
+    size: Annotated[int, Field(ge=1, le=CHUNK)]
+
+
+class EndBackup(Request):
+    type: Literal["end_backup"] = "end_backup"
+    backup: JobId
+
+
 class GetSettings(Request):
     reply = SettingList
     type: Literal["get_settings"] = "get_settings"
@@ -477,10 +555,10 @@ class GetSettings(Request):
 
 AnyRequest = Annotated[
     Ping | Algorithms | ReadAudit
-    | Submit | ListJobs | GetJob | GetEvents | ReadLog | ControlJob | GetQueue | ControlQueue
+    | Submit | Rerun | ListJobs | GetJob | GetEvents | ReadLog | ControlJob | GetQueue | ControlQueue
     | ListDatasets | GetDataset | RemoveDataset
     | OpenUpload | WriteChunk | FinishUpload | OpenArtifact | ReadArtifact
-    | Overview | Checkup | GetSettings,
+    | Overview | Checkup | Prune | BeginBackup | ReadBackup | EndBackup | GetSettings,
     Field(discriminator="type"),
 ]  # fmt: skip
 _REQUEST = TypeAdapter(AnyRequest)

@@ -41,10 +41,16 @@ class Bound:
         self._row_bytes = store.schema.row_bytes
         self.first, self._counted, self._held = store.first, store.first, 0
         self._punched = self._punched_log = 0
-        self._ceiling = min((snapshot.first for snapshot in keep), default=None)
-        if self._ceiling is not None and self._ceiling < self.first:
-            raise SnapshotEvicted(f"a snapshot to keep begins at episode {self._ceiling}, which {store.path} has evicted")
+        self._path = store.path
+        self.keep(keep)
         self._stale = self.first > 0  # a writer may have died between the header and the holes
+
+    def keep(self, snapshots: Sequence[Snapshot]) -> None:
+        """Evict no episode of these from now on. Raises SnapshotEvicted."""
+        ceiling = min((snapshot.first for snapshot in snapshots), default=None)
+        if ceiling is not None and ceiling < self.first:
+            raise SnapshotEvicted(f"a snapshot to keep begins at episode {ceiling}, which {self._path} has evicted")
+        self._ceiling: int | None = ceiling
 
     def _sizes(self, records: np.ndarray) -> np.ndarray:
         if self._kind == "transitions":

@@ -79,6 +79,11 @@ class Writer(StepWriter):
         """Whole episodes that wait for the next commit."""
         return len(self._pending)
 
+    def keep(self, snapshots: Sequence[Snapshot]) -> None:
+        """Evict no episode of these snapshots from now on, in place of those that were to be kept before. Raises SnapshotEvicted."""
+        if self._bound is not None:
+            self._bound.keep(snapshots)
+
     # --- Appending ----------------------------------------------------------------------------------------------------------
 
     def append(self, episode: Episode, metadata: Mapping[str, Any] | None = None) -> int:

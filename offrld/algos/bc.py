@@ -2,6 +2,7 @@
 
     L = mean((pi(s) - a)^2)                      deterministic
     L = mean((clip(N(tanh mu, sigma)) - a)^2)    stochastic: the squared error of one reparametrised sample
+    L = -mean(log N(a; tanh mu, sigma))          likelihood: the same policy by the density of the data's actions
 
 The greedy action is tanh(mu). Metric: `loss`.
 """
@@ -22,7 +23,9 @@ from offrld.nets import DeterministicPolicy, Encoder, NormalPolicy, Params
 class Config(BaseConfig):
     batch_size: int = setting(100, "transitions per update", unit="transitions", low=1, high=1_000_000)
     learning_rate: float = setting(1e-3, "step size", low=0.0, exclusive_low=True)
-    policy_type: str = setting("deterministic", "form of the policy", choices=("deterministic", "stochastic"))
+    policy_type: str = setting(
+        "deterministic", "form of the policy, and how it is fitted", choices=("deterministic", "stochastic", "likelihood")
+    )  # fmt: skip
     encoder: Encoder = Encoder()
     optimizer: Optimizer = Optimizer()
 
@@ -41,6 +44,9 @@ def noise(config: Config, space: Space) -> dict[str, Noise]:
 def loss(params: Params, config: Config, nets: Any, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
     if config.policy_type == "deterministic":
         action = nets.policy(params, batch.observation)  # [B, A]
+    elif config.policy_type == "likelihood":
+        value = -nets.policy.distribution(params, batch.observation).log_prob(batch.action).mean()
+        return value, {"loss": value}
     else:
         action = nets.policy.distribution(params, batch.observation).sample(batch.noise["sample"]).clamp(-1.0, 1.0)
     value = ((action - batch.action) ** 2).mean()

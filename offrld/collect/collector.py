@@ -9,14 +9,14 @@ from __future__ import annotations
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, Self
 
 import numpy as np
 
 from offrl.errors import InvalidInput
-from offrl_store import EpisodeStore, Schema, Writer
+from offrl_store import EpisodeStore, Schema, Snapshot, Writer
 
 from .batches import ABSENT, CollectedBatch, Rows, complete_trajectories, split_trajectories
 from .behaviours import Behaviour, FunctionBehaviour
@@ -66,6 +66,7 @@ class Collector:
         limit: int | None = None,
         sync_s: float = 2.0,
         note: Mapping[str, Any] | None = None,
+        keep: Sequence[Snapshot] = (),
         step_timeout_s: float | None = None,
         given_up: Callable[[str], None] | None = None,
     ) -> None:
@@ -89,6 +90,7 @@ class Collector:
             limit: of a store that is made: transitions that it holds; beyond them the oldest episodes go.
             sync_s: seconds between two moments from which on open episodes outlive a crash.
             note: goes into the metadata of every episode in the store.
+            keep: snapshots of the store that somebody uses: a bounded one evicts nothing of them (``writer.keep`` changes them).
             step_timeout_s: a step or reset that takes longer is an `EnvironmentFailed`.
             given_up: called where even that does not end it, see `StepWatch`.
 
@@ -117,7 +119,7 @@ class Collector:
             self._seed: int | None = _whole("seed", seed, 0)
             self._rng = np.random.default_rng(seed)
             self._writer = None if into is None else open_writer(
-                into, self.schema, limit, self.envs.name, self._closing, note
+                into, self.schema, limit, self.envs.name, self._closing, note, keep
             )
             self._note = dict(note or {})
             self._sync_s, self._next_sync = sync_s, time.monotonic() + sync_s
@@ -522,14 +524,16 @@ def collect(
 
 
 def open_writer(
-    into: Any, schema: Schema, limit: int | None, name: str, closing: ExitStack, note: Mapping[str, Any] | None = None
-) -> Writer:
+    into: Any, schema: Schema, limit: int | None, name: str, closing: ExitStack, note: Mapping[str, Any] | None = None,
+    keep: Sequence[Snapshot] = (),
+) -> Writer:  # fmt: skip
     """The writer of a store that takes steps of ``schema``, closed with ``closing``; or the given writer, which is its owner's to close.
 
     Args:
         into: a store, its path (it is made where nothing is), or a writer.
         name: of the environment, for messages.
         note: metadata of the episodes that a crash has left open there.
+        keep: snapshots to keep.
 
     Raises:
         InvalidInput: the store's fields are others.
@@ -539,7 +543,7 @@ def open_writer(
     check_fits(name, schema, (into.store if isinstance(into, Writer) else into).schema)
     if isinstance(into, Writer):
         return into
-    writer = into.writer()
+    writer = into.writer(keep=keep)
     closing.callback(writer.close)
     for env, steps in writer.open_episodes.items():  # a crash left them; their environments are gone
         writer.end(env=env, metadata=note) if steps else writer.discard(env)

@@ -106,8 +106,8 @@ class OnPolicy:
         return self.learner.step // self.updates_per_round
 
     @property
-    def grain(self) -> int:
-        """Steps of all environments in one round."""
+    def round_steps(self) -> int:
+        """Steps of all environments in one round: what `advance` goes on by."""
         return self._rows
 
     @property

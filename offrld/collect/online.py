@@ -56,13 +56,13 @@ class OnlineTraining:
     """The loop of `Learner.fit_online`, in pieces: `advance` so many steps.
 
     Attributes:
-        grain: steps between two moments at which it may stop.
+        round_steps: steps between two moments at which it may stop.
         step: steps of the environment so far.
         store: what is gathered.
         returns: of the episodes that have ended since they were last read.
     """
 
-    grain = 1
+    round_steps = 1
 
     def __init__(
         self,
@@ -98,6 +98,8 @@ class OnlineTraining:
             InvalidInput: an algorithm that cannot, several seeds, spaces that do not fit, a number out of range.
         """
         check_online(learner.algorithm)
+        if learner.algorithm.plays:
+            raise InvalidInput(f"{learner.algorithm.name} learns from rollouts", hint="offrld.collect.on_policy.OnPolicy plays them")
         if len(learner.seeds) > 1:
             raise InvalidInput(f"online training is of one seed, the learner has {len(learner.seeds)}", hint="train one learner for each")
         least = {"random_steps": 0, "update_start": 0, "update_interval": 1, "updates": 1}

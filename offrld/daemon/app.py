@@ -17,8 +17,10 @@ from offrld.daemon.catalog import Catalog
 from offrld.daemon.config import Settings, Sources
 from offrld.daemon.database import Database
 from offrld.daemon.hub import Hub
+from offrld.daemon.keeper import Keeper
 from offrld.daemon.machine import Machine
 from offrld.daemon.observer import Observer
+from offrld.daemon.removal import Removal
 from offrld.daemon.state import State
 from offrld.daemon.supervisor import Supervisor
 from offrld.daemon.uploads import Uploads
@@ -42,6 +44,8 @@ class App:
         self.uploads = Uploads(self.state.uploads, limit=settings.uploads.open, keep_free=settings.uploads.keep_free_bytes)
         self.database = Database(self.state.database, self._changed)
         self.catalog = Catalog(self.state, executor)
+        self.removal = Removal(self.state, self.database, self.uploads)
+        self.keeper = Keeper(settings, self.state, self.database, self.uploads, self.removal, self.log)
         self.supervisor = Supervisor(settings, self.state, self.database, self.hub, executor, self.uploads)
         self.supervisor.observer = self.observer
         self.machine = Machine(self.state.root)

@@ -10,6 +10,7 @@ from offrl import wire
 READING: tuple[type[wire.Request], ...] = (
     wire.Ping, wire.Algorithms, wire.ListJobs, wire.GetJob, wire.GetEvents, wire.ReadLog, wire.ListDatasets, wire.GetDataset,
     wire.ReadArtifact, wire.WriteChunk, wire.ReadAudit, wire.Overview, wire.GetSettings, wire.Checkup, wire.GetQueue,
+    wire.ReadBackup, wire.EndBackup,
 )  # fmt: skip
 
 
@@ -20,18 +21,26 @@ def changes(request: wire.Request, reply: wire.Reply | None = None) -> bool:
     """
     if isinstance(request, wire.OpenArtifact):
         return isinstance(reply, wire.Artifact) and not reply.ready
+    if isinstance(request, wire.Prune):
+        return not request.dry_run
     return not isinstance(request, READING)
 
 
 def described(request: wire.Request, reply: wire.Reply | None) -> dict[str, Any]:
     """The names of what a request is about: job, dataset, upload, and how a submission was meant."""
     told: dict[str, Any] = {name: getattr(request, name, None) for name in ("job", "upload", "key", "priority", "after")}
-    if isinstance(request, wire.Submit):
+    if isinstance(request, wire.Rerun):
+        told.update(rerun_of=request.job)
+    if isinstance(request, wire.Submit | wire.Rerun):
         told.update(start_at=request.start_at, start_in_s=request.start_in_s)
     if isinstance(request, wire.ControlQueue):
         told.update(control=request.action, reason=request.reason)
     if isinstance(request, wire.ControlJob):
         told["control"] = request.action
+    if isinstance(request, wire.BeginBackup):
+        told.update(keys=request.keys)
+    if isinstance(request, wire.Prune):
+        told.update(keep_jobs=request.jobs, keep_days=request.days)
     if isinstance(request, wire.RemoveDataset):
         told["dataset"] = request.name
     if isinstance(request, wire.Submit):

@@ -14,6 +14,7 @@ import stat
 import sys
 import time
 from pathlib import Path
+from typing import Literal
 
 import zmq
 
@@ -30,6 +31,7 @@ PROBE = 16 << 20         # bytes written and synced
 SLOW_WRITE = 20e6        # bytes per second below which checkpoints and uploads will be a burden
 SLOW_SYNC_S = 0.1        # of one small file: every submission waits for one or two
 LOW_DISK = 5 << 30
+QUOTA_WARN = 0.9
 DEVICES_S = 180.0        # loading torch from a cold disk
 DEVICES = (sys.executable, "-m", "offrld.worker.devices")
 
@@ -92,6 +94,16 @@ def space(state: State, settings: Settings) -> Check:
     if disk.free < LOW_DISK:
         return Check(name="disk space", status="warn", message=message, hint=hint)
     return Check(name="disk space", status="ok", message=message)
+
+
+def quota(used: int, quota_bytes: int) -> Check:
+    """What the state folder holds of what it may."""
+    message = f"{used / 1e9:.1f} of {quota_bytes / 1e9:.1f} GB of the quota are used"
+    if used < QUOTA_WARN * quota_bytes:
+        return Check(name="quota", status="ok", message=message)
+    status: Literal["warn", "fail"] = "warn" if used <= quota_bytes else "fail"
+    hint = "`offrl prune`, `offrl rm`, `offrl datasets rm`, or raise disk.quota_bytes"
+    return Check(name="quota", status=status, message=message, hint=hint)
 
 
 def speed(folder: Path) -> Check:

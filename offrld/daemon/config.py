@@ -90,6 +90,26 @@ class Retry(BaseModel):
         return min(wait, self.max_s)
 
 
+class Keep(BaseModel):
+    """What is kept of jobs that have ended; the rest is deleted. Never a pinned job, one that is needed, or a dataset."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    jobs: Annotated[int, Field(ge=0, description="ended jobs of each kind; 0: any number")] = 0
+    days: Annotated[float, Field(ge=0, description="days after its end that a job is deleted; 0: never")] = 0.0
+    checkpoints: Annotated[
+        int, Field(ge=0, description="checkpoints of evaluations kept of each job, beside the last and each seed's best; 0: all")
+    ] = 0
+
+
+class Disk(BaseModel):
+    """How much the state folder may hold."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    quota_bytes: Annotated[
+        int, Field(ge=0, description="above it no job, import or upload is taken, once retention has given back what it can; 0: none")
+    ] = 0
+
+
 class Uploads(BaseModel):
     """Limits of uploads."""
 
@@ -132,6 +152,8 @@ class Settings(BaseModel):
     grace: Grace = Grace()
     limits: Limits = Limits()
     retry: Retry = Retry()
+    keep: Keep = Keep()
+    disk: Disk = Disk()
     uploads: Uploads = Uploads()
     workers: Workers = Workers()
     devices: Devices = Devices()

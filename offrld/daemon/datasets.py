@@ -58,6 +58,12 @@ def action_kind(fields: dict[str, Any] | None) -> Literal["continuous", "discret
     return None
 
 
+def pinned(db: Connection, name: str) -> list[str]:
+    """The snapshots of the dataset that unfinished jobs use."""
+    rows = db.execute(f"SELECT DISTINCT snapshot FROM jobs WHERE dataset = ? AND snapshot IS NOT NULL AND state IN {UNFINISHED}", (name,))
+    return [row[0] for row in rows]
+
+
 def _users(db: Connection) -> dict[str, list[str]]:
     users: dict[str, list[str]] = {}
     for row in db.execute(

@@ -100,6 +100,7 @@ def sweep(state: State, jobs: set[str], unfinished: set[str], datasets: set[str]
             elif entry.name.startswith(".tmp-") and entry.name.removeprefix(".tmp-") not in unfinished:
                 gone.append(set_aside(path) or path)  # its job may be tried again, and then makes a folder of this name
     gone += [Path(entry.path) for entry in os.scandir(state.packed) if entry.name not in jobs]
+    gone += [Path(entry.path) for entry in os.scandir(state.backups)]  # nobody goes on copying them
     return gone
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import logging
 import os
 import signal
@@ -14,11 +13,11 @@ from collections.abc import Sequence
 
 from offrl import wire
 from offrl_store.errors import OffrlError
-from offrld.daemon import logs, settings_list
+from offrld.daemon import logs, settings_list, watchdog
 from offrld.daemon.app import App, version
 from offrld.daemon.config import Settings, Sources, load_with_sources
 from offrld.daemon.endpoint import group_id
-from offrld.daemon.notify import notify, watchdog_interval
+from offrld.daemon.notify import notify
 from offrld.daemon.observer import Observer
 from offrld.daemon.server import Server
 from offrld.daemon.state import State
@@ -29,6 +28,11 @@ log = logging.getLogger("offrld")
 
 def main(argv: Sequence[str] | None = None, *, executor: LocalExecutor | None = None) -> int:
     """Run the daemon in the foreground; returns its exit status. ``executor`` is another one in the tests."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if argv[:1] == ["restore"]:
+        from offrl.cli import run
+
+        return run(argv)
     parser = argparse.ArgumentParser(prog="offrld", description="The service that owns the datasets and trains.")
     parser.add_argument("--state-dir", metavar="D", help="folder of queue, datasets and jobs (default: $OFFRLD_STATE_DIR, or the user's)")
     parser.add_argument("--bind", metavar="URL", help="where to listen (default: ipc://STATE_DIR/run/offrld.sock)")
@@ -93,7 +97,8 @@ async def _serve(settings: Settings, sources: Sources, executor: LocalExecutor) 
     tasks = [
         asyncio.create_task(server.run(), name="server"),
         asyncio.create_task(app.supervisor.run(), name="supervisor"),
-        asyncio.create_task(_watchdog(app), name="watchdog"),
+        asyncio.create_task(app.keeper.run(), name="keeper"),
+        asyncio.create_task(_report(app, address), name="watchdog"),
     ]
     stopped = asyncio.create_task(stop.wait(), name="stop")
     log.info("listening on %s, state in %s", address, settings.state_dir)
@@ -117,15 +122,10 @@ async def _serve(settings: Settings, sources: Sources, executor: LocalExecutor) 
         task.result()
 
 
-async def _watchdog(app: App) -> None:
-    """Tell systemd that the loop turns and the queue answers; where either hangs the service is started again."""
-    interval = watchdog_interval()
-    while interval is not None:
-        await app.database.read(lambda db: db.execute("SELECT 1").fetchone())
-        notify(f"WATCHDOG=1\nSTATUS={app.supervisor.running} jobs run")
-        await asyncio.sleep(interval)
-    with contextlib.suppress(asyncio.CancelledError):
-        await asyncio.Event().wait()
+async def _report(app: App, address: str) -> None:
+    """The watchdog, and then nothing: a task that ends would stop the service."""
+    await watchdog.run(app, address)
+    await asyncio.Event().wait()
 
 
 if __name__ == "__main__":

@@ -23,9 +23,10 @@ def migrate(db: sqlite3.Connection, path: Path) -> None:
         step = STEPS.get(version)
         if step is None:
             db.close()
+            back = f"a newer offrld wrote it: install that again, or go back to {path.name}.v{SCHEMA_VERSION} (docs/operations.md, Upgrade)"
             raise Conflict(
                 f"{path} has version {version}, this daemon reads version {SCHEMA_VERSION}",
-                hint="run the version of offrld that wrote it, or choose another --state-dir",
+                hint=back if version > SCHEMA_VERSION else "run the version of offrld that wrote it, or choose another --state-dir",
             )
         keep_copy(db, path.with_name(f"{path.name}.v{version}"))
         db.execute("PRAGMA foreign_keys = OFF")  # a table that others refer to is replaced; it cannot be set within a transaction

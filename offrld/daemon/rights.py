@@ -26,6 +26,7 @@ LEAST: dict[type[wire.Request], str] = {
     wire.Overview: READER,
     wire.GetSettings: READER,
     wire.Submit: SUBMITTER,         # train, import (new or appending), export of a dataset
+    wire.Rerun: SUBMITTER,          # of anybody's job: it changes nothing of that
     wire.OpenUpload: SUBMITTER,
     wire.WriteChunk: SUBMITTER,
     wire.FinishUpload: SUBMITTER,
@@ -33,6 +34,10 @@ LEAST: dict[type[wire.Request], str] = {
     wire.Checkup: SUBMITTER,        # writes to the disk, and may start a process
     wire.ControlQueue: OPERATOR,
     wire.RemoveDataset: OPERATOR,
+    wire.Prune: OPERATOR,           # a dry run as well: it lists everybody's jobs with their sizes
+    wire.BeginBackup: OPERATOR,     # with keys: only over the socket of the service's own user
+    wire.ReadBackup: OPERATOR,
+    wire.EndBackup: OPERATOR,
     wire.ReadAudit: OPERATOR,
 }  # fmt: skip
 HINT = "an operator of the daemon gives a key another role: `offrl keys role NAME ROLE` on its machine"

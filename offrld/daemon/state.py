@@ -12,6 +12,7 @@ from pathlib import Path
 from offrl.errors import Conflict, DiskFull, InternalError, InvalidInput
 from offrl_store.errors import OffrlError
 
+RESTORING = ".restoring"  # there while `offrl restore` fills the folder
 FOLDER_HINT = "see its owner, its mode, and whether its disk is mounted read-only; nothing that was acknowledged is lost"
 SOCKET_LIMIT = 107  # bytes of a unix socket's path: sun_path of Linux less its final zero
 
@@ -60,6 +61,11 @@ class State:
         """What the daemon made out of run folders for a download: archives, and links that keep a file while it is read."""
         return self.cache / "packed"
 
+    @property
+    def backups(self) -> Path:
+        """What is frozen for back-ups that are being copied."""
+        return self.cache / "backup"
+
     def job(self, job: str) -> Path:
         return self.jobs / job
 
@@ -71,8 +77,10 @@ class State:
 
     def prepare(self, group: int | None = None) -> None:
         """Make the folders; only this user, and ``group``, may enter ``run``. `InvalidInput` where that is not possible."""
+        if (self.root / RESTORING).exists():
+            raise InvalidInput(f"{self.root} is being restored, or a restore was cut short", hint="empty the folder, then `offrl restore`")
         try:
-            for folder in (self.root, self.run, self.datasets, self.uploads, self.jobs, self.cache, self.packed):
+            for folder in (self.root, self.run, self.datasets, self.uploads, self.jobs, self.cache, self.packed, self.backups):
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             if group is None:
                 self.run.chmod(0o700)

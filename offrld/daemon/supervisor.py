@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from offrl.job import PAUSABLE, JobState
+from offrl.job import MAKES_STEPS, PAUSABLE, JobState
 from offrl_store.errors import OffrlError
 from offrld.daemon import datasets, devices, housekeeping, queue
 from offrld.daemon.config import Settings
@@ -86,6 +86,7 @@ class Supervisor:
         self._tasks: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
         self._stopping = False
+        self.turns: int | None = None  # that `run` has made; None before the first
         self._spares = Spares(executor, state, settings.workers.spare, settings.workers.spare_idle_s)
         # What there is, once `run` has looked.
         self.devices = devices.Pool(devices.Inventory(settings.devices.threads or devices.threads_here()))
@@ -117,9 +118,15 @@ class Supervisor:
 
     async def prepare(self) -> None:
         """Put the state folder in order, before the first request and the first worker: both make and remove folders in it."""
-        jobs, unfinished, names, _uploads = await self._database.read(housekeeping.names_in_use)
+        jobs, unfinished, names, _uploads = await self._database.survey(housekeeping.names_in_use)
         gone = await asyncio.to_thread(housekeeping.sweep, self._state, jobs, unfinished, names)
         self._spawn(self._delete(gone))
+
+    async def tell_pinned(self, dataset: str) -> None:
+        """Tell the worker that writes the dataset which of its snapshots jobs use now: a bounded one evicts nothing of them."""
+        for attempt in list(self._attempts.values()):
+            if attempt.job.dataset == dataset and attempt.job.kind in MAKES_STEPS and attempt.worker is not None:
+                attempt.worker.send({"type": "pinned", "snapshots": await self._database.read(datasets.pinned, dataset)})
 
     async def run(self) -> None:
         """Put back what a former daemon left running, then start jobs as slots get free, until `stop`. After `prepare`."""
@@ -135,9 +142,11 @@ class Supervisor:
             self._wake.clear()
             try:
                 await self._start_jobs()
+                self.turns = (self.turns or 0) + 1
                 wait = await self._until_next_start()
             except OffrlError as error:
                 log.error("the queue cannot be used: %s", error)
+                self.turns = (self.turns or 0) + 1
                 wait = RETRY_S
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), wait)
@@ -207,6 +216,8 @@ class Supervisor:
             await self._keep_peak(attempt)
             log.info("job %s: %s%s", job.id, ended.state, f" ({ended.reason})" if ended.reason else "")
             await self._tidy(ended)
+            if ended.snapshot is not None and ended.dataset is not None:
+                await self.tell_pinned(ended.dataset)
         finally:
             if attempt.deadline is not None:
                 attempt.deadline.cancel()
@@ -259,7 +270,10 @@ class Supervisor:
         log.info("job %s: attempt %d, worker process %d", job.id, job.attempt, worker.pid)
         beside = [asyncio.get_running_loop().create_task(work(attempt)) for work in (self._follow, self._watch)]
         try:
-            worker.send(self._start_message(attempt))
+            message = self._start_message(attempt)
+            if job.kind in MAKES_STEPS and job.dataset is not None:
+                message["pinned"] = await self._database.read(datasets.pinned, job.dataset)
+            worker.send(message)
             if self._stopping:
                 self._release(attempt)
             recorded = (await self._database.read(find, job.id)).intent  # a pause or cancel that came while the worker was started
@@ -284,6 +298,7 @@ class Supervisor:
             "snapshot": job.snapshot, "import_roots": [str(root) for root in self._settings.import_roots],
             "folder": str(self._state.job(job.id)), "log": str(self._state.log(job.id)), "device": chosen,
             "environment": self.devices.environment(attempt.place, device),
+            "keep_checkpoints": self._settings.keep.checkpoints,
             "stop_s": 0.9 * self._settings.grace.stop_s,  # so that the worker still says in its log what has become of its checkpoint
         }  # fmt: skip
 
@@ -405,7 +420,7 @@ class Supervisor:
         """Delete forgotten uploads, and notes about workers that are gone, now and then."""
         while True:
             await asyncio.to_thread(unassign_ended, self._state.root)
-            _jobs, _unfinished, _names, uploads = await self._database.read(housekeeping.names_in_use)
+            _jobs, _unfinished, _names, uploads = await self._database.survey(housekeeping.names_in_use)
             for upload in await asyncio.to_thread(self._uploads.expired, self._settings.uploads.expire_hours * 3600):
                 if upload not in uploads:
                     log.info("upload %s has expired", upload)

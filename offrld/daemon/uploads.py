@@ -35,6 +35,7 @@ class Uploads:
         self._sizes: dict[str, dict[str, int]] = {}  # upload -> path -> declared size, for those in use
         self._used: dict[str, float] = {}  # upload -> when it was last gone on with, of a clock that nobody sets
         self._owners: dict[str, str] = {}            # upload -> name of who began it
+        self._hashes: dict[str, dict[str, tuple[Any, int]]] = {}  # upload -> path -> SHA-256 of its first bytes, and how many
 
     def open(self, upload: str, files: list[FileEntry], caller: Caller) -> dict[str, int]:
         """Begin, or go on with, an upload; bytes already there per path. Raises `InvalidInput`, `Conflict`, `DiskFull`, `NotAllowed`."""
@@ -86,9 +87,10 @@ class Uploads:
                 raise InvalidInput(f"{path!r} was declared with {size} bytes, the chunk ends at {offset + len(data)}")
             if offset > received:
                 raise Conflict(f"a chunk of {path!r} begins at byte {offset}, {received} have arrived", hint=f"go on from byte {received}")
-            _write_all(descriptor, data, offset)
-            self._used[upload] = time.monotonic()
-            return max(received, offset + len(data))
+            fresh = memoryview(data)[received - offset :]  # what is there already was checked, and stays as it is
+            _write_all(descriptor, fresh, received)
+            self._hash(upload, path, received, fresh)
+            return received + len(fresh)
         finally:
             os.close(descriptor)
 
@@ -106,8 +108,12 @@ class Uploads:
         for entry in manifest:
             descriptor = open_below(folder / "files", entry["path"], os.O_RDWR)
             with os.fdopen(descriptor, "r+b") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != entry["sha256"]:
+                digest, length = self._hashes.get(upload, {}).get(entry["path"], (None, 0))
+                if digest is None or length != entry["size"]:  # of chunks that another daemon took
+                    digest = hashlib.file_digest(file, "sha256")
+                if digest.hexdigest() != entry["sha256"]:
                     file.truncate(0)
+                    self._hashes.pop(upload, None)
                     raise InvalidInput(f"{entry['path']!r} arrived damaged (its SHA-256 differs)", hint="send it again from byte 0")
                 os.fsync(file.fileno())
         for inner, _folders, _files in os.walk(folder / "files"):
@@ -115,6 +121,11 @@ class Uploads:
         write_durably(folder / "finished", b"")
         self._used[upload] = time.monotonic()
         self._sizes.pop(upload, None)
+        self._hashes.pop(upload, None)
+
+    def known(self, upload: str) -> bool:
+        """Whether it was begun."""
+        return (self._folder / upload / "manifest.json").exists()
 
     def check_owner(self, upload: str, caller: Caller) -> None:
         """`NotAllowed` where an upload is somebody else's and the caller no operator, `Unknown` where there is none."""
@@ -136,10 +147,23 @@ class Uploads:
         """Uploads that are under way."""
         return sum(1 for upload in self._folder.iterdir() if not (upload / "finished").exists())
 
+    def outstanding(self) -> tuple[int, int]:
+        """Bytes of the uploads under way: in all, and those that they have still to bring."""
+        total = left = 0
+        for upload in self._folder.iterdir():
+            if not (upload / "finished").exists():
+                try:
+                    manifest = self._manifest(upload.name)
+                    total += sum(entry["size"] for entry in manifest)
+                    left += sum(entry["size"] - self._received(upload.name, entry["path"]) for entry in manifest)
+                except Unknown:  # being begun, or removed
+                    continue
+        return total, left
+
     def remove(self, upload: str) -> None:
         """Delete an upload; nothing happens where there is none."""
-        self._sizes.pop(upload, None)
-        self._owners.pop(upload, None)
+        for known in (self._sizes, self._owners, self._hashes):
+            known.pop(upload, None)
         self._used.pop(upload, None)
         shutil.rmtree(self._folder / upload, ignore_errors=True)
 
@@ -158,6 +182,14 @@ class Uploads:
             if now - self._used.setdefault(entry.name, now - max(0.0, time.time() - newest)) > age_s:
                 found.append(entry.name)
         return found
+
+    def _hash(self, upload: str, path: str, offset: int, data: memoryview) -> None:
+        """Take bytes into the checksum while they are at hand: a gigabyte need not be read again at the end."""
+        known = self._hashes.setdefault(upload, {})
+        digest, length = known.get(path) or (hashlib.sha256(), 0)
+        if length == offset:
+            digest.update(data)
+            known[path] = (digest, offset + len(data))
 
     def _manifest(self, upload: str) -> list[dict[str, Any]]:
         try:
@@ -185,8 +217,7 @@ def _files(folder: Path) -> list[str]:
     return [os.path.join(inner, name) for inner, _folders, names in os.walk(folder) for name in names]
 
 
-def _write_all(descriptor: int, data: bytes, offset: int) -> None:
-    view = memoryview(data)
+def _write_all(descriptor: int, view: memoryview, offset: int) -> None:
     while view:
         count = os.pwrite(descriptor, view, offset)
         view, offset = view[count:], offset + count

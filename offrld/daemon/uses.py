@@ -28,6 +28,7 @@ class Use:
     seed: int | None
     algorithms: frozenset[str] | None = None
     wanted: str = ""
+    name: str = "start"  # under which the run keeps the checkpoint
     now: bool = False  # its newest checkpoint will do while it still runs
 
 
@@ -56,7 +57,7 @@ def of(spec: TrainSpec, catalog: dict[str, Any]) -> list[Use]:
         fitting = [other for other, told in algorithms.items() if (told.get("acts", True) if wanted == POLICY else other == wanted)]
         words = "a policy" if wanted == POLICY else f"a job of {wanted}"
         job, seed = taken(chosen[name])
-        found.append(Use(f"{spec.algorithm}: {name}", job, seed, frozenset(fitting), words))
+        found.append(Use(f"{spec.algorithm}: {name}", job, seed, frozenset(fitting), words, name))
     if spec.start is not None:
         found.append(Use("--from", *taken(spec.start)))
     return found

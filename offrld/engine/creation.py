@@ -126,7 +126,10 @@ def device_of(name: str) -> torch.device:
     """The device of that name; ``auto``: CUDA where there is one. Raises `InvalidInput` for one that is not there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError:  # its text lists twenty kinds of devices
+        raise InvalidInput(f"there is no device {name!r}", hint="auto, cpu, cuda, or cuda:1 for the second card") from None
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
         found = torch.cuda.device_count()
         raise InvalidInput(f"device {name!r} is not there: this machine has {found} CUDA devices", hint="use the device cpu, or auto")

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from offrl import __version__
 from offrl.errors import InvalidInput, OffrlError
 from offrl_store import EpisodeStore
 from offrld import settings
@@ -310,7 +311,7 @@ class Learner(Creation, Acting, Fitting, Transfer, Replaying):
             "threads": torch.get_num_threads(),
             "dtype": str(self._dtype).removeprefix("torch."),
             "seeds_together": self._stacked,
-            "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
+            "versions": {"offrl": __version__, "python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
         }
 
     # --------------------------------------------------------------------------------------------------------- checkpoints
@@ -336,11 +337,13 @@ class Learner(Creation, Acting, Fitting, Transfer, Replaying):
         for name, mine in self._identity().items():
             if self.store is None and name in ("snapshot", "held_out"):
                 continue
-            if description.get(name) != mine:
-                raise OffrlError(f"checkpoint {os.fspath(path)} has {name} {description.get(name)!r}, this run {mine!r}")
+            if name == "config":
+                self._check_config(path, description)
+            elif description.get(name) != mine:
+                raise _unfit(path, f"has {name} {description.get(name)!r}, this run {mine!r}", description)
         state = {name: value for name, value in tensors.items() if not name.startswith("scaler/")}
         if not self.state.fits(state):
-            raise OffrlError(f"checkpoint {os.fspath(path)} does not fit the networks of this run")
+            raise _unfit(path, "does not fit the networks of this run", description)
         self.state.load(state)
         for name, value in self._scalers.tensors().items():
             value.copy_(tensors[f"scaler/{name}"])
@@ -363,6 +366,14 @@ class Learner(Creation, Acting, Fitting, Transfer, Replaying):
         self.linear = before
         self._log(f"linear layers: by {before}, as in the checkpoint")
 
+    def _check_config(self, path: str | os.PathLike[str], description: dict[str, Any]) -> None:
+        """The checkpoint's settings are this run's; one that an earlier version did not have yet counts as its default."""
+        theirs, mine, defaults = description.get("config", {}), settings.as_flat(self.config), settings.as_flat(self.algorithm.config)
+        for name in sorted(theirs.keys() | mine.keys()):
+            before, now = theirs.get(name, defaults.get(name)), mine.get(name)
+            if before != now or name not in mine:
+                raise _unfit(path, f"has {name} {before!r}, this run {now!r}" if name in mine else f"has a setting {name}", description)
+
     def _identity(self) -> dict[str, Any]:
         return {
             "algorithm": self.algorithm.name,
@@ -371,3 +382,13 @@ class Learner(Creation, Acting, Fitting, Transfer, Replaying):
             "seeds": list(self.seeds),
             "space": self.space,
         }
+
+
+def _unfit(path: str | os.PathLike[str], why: str, description: dict[str, Any]) -> OffrlError:
+    """A checkpoint that this run cannot go on from: by which version it was written, and what to do."""
+    version = description.get("versions", {}).get("offrl")
+    written = f"offrl {version}" if version else "an earlier offrl"
+    return OffrlError(
+        f"checkpoint {os.fspath(path)} {why}",
+        hint=f"it was written by {written}, this is {__version__}: go on with that version, or begin anew with `offrl rerun JOB`",
+    )

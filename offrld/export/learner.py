@@ -17,6 +17,7 @@ from offrld.export.torchscript import export_torchscript
 from offrld.plain import json_safe
 
 if TYPE_CHECKING:
+    from offrl_store import EpisodeStore
     from offrld.engine import Learner
 
 SAMPLES = 1000           # observations of the dataset that the parity check draws from
@@ -27,16 +28,24 @@ class LearnerExporter:
 
     Args:
         job, dataset: names that go into the file; None where there is none.
+        store: what the parity check draws observations from, and what says its environment; by default the learner's own. None: the check
+            draws numbers of its own.
+        env_id: of the dataset, where there is no store.
     """
 
-    def __init__(self, learner: Learner, *, job: str | None = None, dataset: str | None = None) -> None:
+    def __init__(
+        self, learner: Learner, *, job: str | None = None, dataset: str | None = None, store: EpisodeStore | None = None,
+        env_id: str | None = None,
+    ) -> None:  # fmt: skip
         self._learner, self._job, self._dataset = learner, job, dataset
         self._exporter = PolicyExporter()
         self._samples: dict[str, np.ndarray] | None = None  # what the parity check runs on
-        if learner.store is not None:
-            every = max(1, len(learner.store.column("reward")) // SAMPLES)
+        store = store or learner.store
+        self._env_id = env_id if store is None else store.metadata.get("env_id")
+        if store is not None:
+            every = max(1, len(store.column("reward")) // SAMPLES)
             self._samples = {
-                name: _stacked(observation_column(learner.store, name)[::every][:SAMPLES], learner.space_.frame_stack)
+                name: _stacked(observation_column(store, name)[::every][:SAMPLES], learner.space_.frame_stack)
                 for name in learner.space["observation"]
             }
 
@@ -44,14 +53,12 @@ class LearnerExporter:
         """Write the policy of a seed as it is now, as ``onnx`` or ``torchscript``; `CheckFailed` where it differs from the network."""
         learner, samples = self._learner, self._samples
         path.parent.mkdir(parents=True, exist_ok=True)
-        store, space = learner.store, learner.space
-        observation = learner.space_.inputs
-        env_id = store.metadata.get("env_id") if store is not None else None
+        space, observation = learner.space, learner.space_.inputs
         metadata = {
             "space": space,
             "algorithm": learner.algorithm.name,
             "config": settings.as_flat(learner.config),
-            "dataset": {"name": self._dataset, "snapshot": learner.snapshot, "env_id": env_id},
+            "dataset": {"name": self._dataset, "snapshot": learner.snapshot, "env_id": self._env_id},
             "job": self._job,
             "step": learner.step,
             "seed": seed,

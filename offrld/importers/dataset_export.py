@@ -30,7 +30,7 @@ from offrl_store.errors import DiskFull, EmptyStore, InvalidInput
 from . import native
 from .calm_file import CalmFile
 from .columns import BLOCK_BYTES
-from .exporting import Export, Progress
+from .exporting import Export, Progress, set_attributes
 from .gen_dgrl_export import write_gen_dgrl
 from .ingest import import_into
 from .lerobot_export import write_lerobot
@@ -193,9 +193,8 @@ def _write_d4rl(export: Export) -> None:
     options = {"compression": "gzip", "shuffle": True, "chunks": True} if export.compress else {}
     attributes = store.metadata.get("source_attributes")
     with contextlib.closing(CalmFile(export.path)) as calm, h5py.File(calm, "w") as file:
-        for key, value in {**(attributes if isinstance(attributes, dict) else {}), **_declared(store)}.items():
-            if isinstance(value, (str, bool, int, float, np.ndarray)):
-                file.attrs[key] = value
+        set_attributes(file, attributes)
+        set_attributes(file, _declared(store))
         _set_metadata(file, "metadata", store.metadata.get("source_metadata"))
         for done, column in enumerate(columns, start=1):
             dataset = file.create_dataset(column.key, (store.step_count, *column.field.shape), column.field.dtype, **options)

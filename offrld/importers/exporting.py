@@ -83,6 +83,23 @@ def h5_dataset(export: Export, group: h5py.Group, key: str, rows: np.ndarray) ->
     group.create_dataset(key, data=rows, **options)
 
 
+#: HDF5 keeps attributes below 64 KiB.
+MAX_ATTRIBUTE = 32 << 10
+
+
+def set_attributes(node: Any, values: Any) -> None:
+    """Texts, numbers and arrays of a dict as attributes; what HDF5 has no place for (nested values, very long ones) is left out."""
+    for key, value in (values if isinstance(values, dict) else {}).items():
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            continue
+        if isinstance(value, (str, bool, int, float, np.ndarray)) and key and len(key) <= 256 and _size(value) <= MAX_ATTRIBUTE:
+            node.attrs[key] = value
+
+
+def _size(value: Any) -> int:
+    return len(value.encode()) if isinstance(value, str) else getattr(value, "nbytes", 8)
+
+
 def channels_last(field: Field) -> bool:
     """Whether rows are images that robots' formats keep with their channels last: uint8 ``[C, H, W]`` of 1, 3 or 4 channels."""
     return field.dtype == np.uint8 and len(field.shape) == 3 and field.shape[0] in (1, 3, 4)

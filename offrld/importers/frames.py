@@ -24,17 +24,20 @@ class EncodedImages:
         encoded: gives the bytes of rows ``start:stop``.
         shape: ``(N, C, H, W)``; an image of another size is an error.
         file, key: how messages call them.
+        last: the shape is ``(N, H, W, C)`` or ``(N, H, W)``, and so are the rows.
     """
 
     dtype = np.dtype(np.uint8)
 
-    def __init__(self, encoded: Callable[[int, int], list[bytes]], shape: tuple[int, int, int, int], file: str, key: str) -> None:
-        self._encoded, self.shape, self._file, self._key = encoded, shape, file, key
+    def __init__(
+        self, encoded: Callable[[int, int], list[bytes]], shape: tuple[int, ...], file: str, key: str, *, last: bool = False
+    ) -> None:
+        self._encoded, self.shape, self._file, self._key, self._last = encoded, shape, file, key, last
 
     def __getitem__(self, rows: slice) -> np.ndarray:
         image = arrow.need("PIL.Image", self._file)
-        _, channels, height, width = self.shape
-        made = np.empty((rows.stop - rows.start, channels, height, width), np.uint8)
+        channels, height, width = ((*self.shape[3:], 1)[0], *self.shape[1:3]) if self._last else self.shape[1:]
+        made = np.empty((rows.stop - rows.start, *self.shape[1:]), np.uint8)
         for place, content in enumerate(self._encoded(rows.start, rows.stop)):
             row = rows.start + place
             try:
@@ -46,7 +49,8 @@ class EncodedImages:
             except (OSError, ValueError, SyntaxError, TypeError) as error:
                 raise BadRow(f"{self._file}: {self._key}[{row}] is no image: {arrow.line(error)}", row,
                              hint="the file is damaged; copy it again") from None  # fmt: skip
-            made[place] = pixels[None] if channels == 1 else np.moveaxis(pixels, -1, 0)
+            pixels = pixels.reshape(height, width, channels)
+            made[place] = pixels.reshape(self.shape[1:]) if self._last else np.moveaxis(pixels, -1, 0)
         return made
 
 

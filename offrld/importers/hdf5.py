@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -122,14 +123,21 @@ def need_column(group: h5py.Group, key: str, file: str, needs: str) -> Column:
     return found
 
 
-def columns(group: h5py.Group, key: str, file: str) -> dict[str, Column] | Column | None:
-    """An array, or a group of arrays (several observation fields; nested names are joined with a dot)."""
+def columns(
+    group: h5py.Group, key: str, file: str, convert: Callable[[h5py.Dataset], Any] | None = None
+) -> dict[str, Column] | Column | None:
+    """An array, or a group of arrays (several observation fields; nested names are joined with a dot).
+
+    ``convert`` gives what is read in the place of a dataset.
+    """
     found = node(group, key, file)
-    if not isinstance(found, h5py.Group):
-        return column(group, key, file)
+    if isinstance(found, h5py.Dataset):
+        return Column(file, found.name.strip("/"), convert(found) if convert is not None else found)
+    if found is None:
+        return None
     flat: dict[str, Column] = {}
     for name in names(found, file):
-        inner = columns(found, name, file)
+        inner = columns(found, name, file, convert)
         if isinstance(inner, dict):
             flat.update({f"{name}.{deep}": each for deep, each in inner.items()})
         elif inner is not None:

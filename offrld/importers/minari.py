@@ -3,8 +3,8 @@
 Each episode holds T+1 observations, T actions, rewards, terminations and truncations, and often infos: those of the steps become extra
 fields, those of the reset (the first of T+1) are left out. Box, Discrete, MultiDiscrete, MultiBinary observations and Dicts and Tuples of
 them are taken (nested names joined with a dot, members of a tuple named by their place); actions are Box or Discrete. The spaces in the
-metadata declare bounds and numbers of actions; an episode's seed and options are kept with it. Read without Minari: by h5py, or by pyarrow
-(`minari_arrow`). Not taken: Text observations, images kept as JPEG.
+metadata declare bounds and numbers of actions; an episode's seed and options are kept with it. Images that Minari keeps as JPEG are
+decoded, in the layout of their space. Read without Minari: by h5py, or by pyarrow (`minari_arrow`). Not taken: Text observations.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from offrl_store.errors import InvalidInput
 from . import hdf5, minari_arrow
 from .columns import Column, Rows, same_length
 from .episodic import Recording, ends_of, episodic_source
+from .frames import EncodedImages
 from .source import BadEpisodes, Format, Source
 from .spaces import ActionSpace, box, choices, probe_environment
 
@@ -61,7 +62,7 @@ def open_folder(path: Path, bad: BadEpisodes) -> Source:
     if not metadata:
         raise InvalidInput(f"{name}: metadata.json is not JSON", hint="copy the dataset again")
     observation = _space(metadata, "observation_space", name)
-    _check_observation(observation, bool(metadata.get("jpeg_encoding")), "observations", name)
+    _check_observation(observation, "observations", name)
     messages: list[str] = []
     env_id = _env_id(metadata)
     discrete, space = _action_space(_space(metadata, "action_space", name), env_id, name, messages)
@@ -71,7 +72,7 @@ def open_folder(path: Path, bad: BadEpisodes) -> Source:
     with ExitStack() as resources:
         notes: dict[int, str] = {}
         if backend == "hdf5":
-            recording, count, left_out = _hdf5(folder, name, notes, resources)
+            recording, count, left_out = _hdf5(folder, name, observation, notes, resources)
         else:
             recording, count, left_out = minari_arrow.open_episodes(folder, name, observation, notes)
         declared = metadata.get("total_episodes")
@@ -90,19 +91,23 @@ def open_folder(path: Path, bad: BadEpisodes) -> Source:
         return source
 
 
-def _hdf5(folder: Path, name: str, notes: dict[int, str], resources: ExitStack) -> tuple[Opened, int, list[str]]:
+def _hdf5(
+    folder: Path, name: str, space: dict[str, Any], notes: dict[int, str], resources: ExitStack
+) -> tuple[Opened, int, list[str]]:
     """How to open episode i, how many there are, and what of them is left out."""
     file = resources.enter_context(hdf5.open_hdf5(folder / "main_data.hdf5"))
     numbers = sorted(int(key.removeprefix("episode_")) for key in hdf5.names(file, name) if key.removeprefix("episode_").isdigit())
     left_out: list[str] = []
 
     def recording(place: int) -> Recording | None:
-        return _recording(file, numbers[place], name, notes, left_out if place == 0 else [])
+        return _recording(file, numbers[place], name, space, notes, left_out if place == 0 else [])
 
     return recording, len(numbers), left_out
 
 
-def _recording(file: h5py.File, number: int, name: str, notes: dict[int, str], left_out: list[str]) -> Recording | None:
+def _recording(
+    file: h5py.File, number: int, name: str, space: dict[str, Any], notes: dict[int, str], left_out: list[str]
+) -> Recording | None:
     """Episode ``number``; None for one without a step."""
     key = f"episode_{number}"
     group = hdf5.node(file, key, name)
@@ -112,7 +117,7 @@ def _recording(file: h5py.File, number: int, name: str, notes: dict[int, str], l
     actions, rewards, terminations, truncations = (
         hdf5.need_column(group, each, name, needs) for each in ("actions", "rewards", "terminations", "truncations")
     )
-    observations = hdf5.columns(group, "observations", name)
+    observations = hdf5.columns(group, "observations", name, lambda dataset: _decoded(dataset, space, name))
     if observations is None:
         raise InvalidInput(f"{name} holds no '{key}/observations'", hint=f"needed: {needs}")
     if isinstance(observations, dict):
@@ -135,13 +140,27 @@ def _recording(file: h5py.File, number: int, name: str, notes: dict[int, str], l
     return Recording(observations, actions, rewards, ends, extra, _episode_metadata(hdf5.attributes(group)))
 
 
-#: Attributes of an episode that say nothing which the episode itself does not say.
-DERIVED = ("id", "total_steps", "rewards_sum", "rewards_mean", "rewards_std", "rewards_min", "rewards_max")
+def _decoded(dataset: h5py.Dataset, space: dict[str, Any], name: str) -> Any:
+    """The images of a dataset of JPEGs: rows of bytes, or where all are equally long a matrix of them; any other dataset as it is."""
+    ragged = h5py.check_vlen_dtype(dataset.dtype) == np.uint8
+    if not ragged and not (dataset.dtype == np.uint8 and len(dataset.shape) == 2):
+        return dataset
+    key = dataset.name.strip("/")
+    for part in key.split("/")[2:]:  # behind episode_i/observations
+        inner = space.get("subspaces")
+        place = part.removeprefix("_index_")
+        space = inner.get(part, {}) if isinstance(inner, dict) else inner[int(place)] if inner and place.isdigit() else {}
+    shape = tuple(space.get("shape") or ())
+    if len(shape) not in (2, 3):
+        if not ragged:
+            return dataset  # a vector of bytes
+        raise InvalidInput(f"{name}: {key!r} holds rows of bytes and its space the shape {shape}", hint="copy the dataset again")
+    return EncodedImages(lambda start, stop: [bytes(each) for each in dataset[start:stop]], (len(dataset), *shape), name, key, last=True)
 
 
 def _episode_metadata(attributes: dict[str, Any]) -> dict[str, Any] | None:
     """Seed, options and whatever else was written down of an episode."""
-    return {key: value for key, value in attributes.items() if key not in DERIVED and value is not None} or None
+    return {key: value for key, value in attributes.items() if key not in minari_arrow.DERIVED and value is not None} or None
 
 
 def _summary(noted: list[str]) -> list[str]:
@@ -179,25 +198,17 @@ def _env_id(metadata: dict[str, Any]) -> str | None:
     return env_id if isinstance(env_id, str) else None
 
 
-def _check_observation(space: dict[str, Any], jpeg: bool, key: str, name: str) -> None:
+def _check_observation(space: dict[str, Any], key: str, name: str) -> None:
     """Refuses what has no plain array of numbers behind it, before a single row is read."""
-    kind = space["type"]
-    if kind == "Dict":
-        for inner, each in space.get("subspaces", {}).items():
-            _check_observation(each, jpeg, f"{key}/{inner}", name)
-        return
-    if kind == "Tuple":
-        for place, each in enumerate(space.get("subspaces", [])):
-            _check_observation(each, jpeg, f"{key}/{place}", name)
-        return
-    if kind not in ("Box", "Discrete", "MultiDiscrete", "MultiBinary"):
+    kind, inner = space.get("type"), space.get("subspaces")
+    if kind in ("Dict", "Tuple"):
+        named = inner if isinstance(inner, dict) else dict(enumerate(inner if isinstance(inner, list) else []))
+        for part, each in named.items():
+            _check_observation(each if isinstance(each, dict) else {}, f"{key}/{part}", name)
+    elif kind not in ("Box", "Discrete", "MultiDiscrete", "MultiBinary"):
         raise InvalidInput(
-            f"{name}: {key!r} is a {kind} space, which is not read", hint="Box, Discrete, MultiDiscrete, MultiBinary, Dict and Tuple are"
-        )
-    shape = space.get("shape", [])
-    if jpeg and kind == "Box" and space.get("dtype") == "uint8" and len(shape) in (2, 3) and min(shape[:2]) >= 32:
-        raise InvalidInput(
-            f"{name}: {key!r} holds images as JPEG, which are not read", hint="write the dataset again without JPEG encoding"
+            f"{name}: {key!r} is a {kind} space, which is not read",
+            hint="Box, Discrete, MultiDiscrete, MultiBinary, Dict and Tuple are",
         )
 
 

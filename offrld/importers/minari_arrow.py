@@ -18,6 +18,10 @@ from offrl_store.schema import DTYPES, NAME
 from . import arrow
 from .columns import Column
 from .episodic import Recording, ends_of
+from .frames import EncodedImages
+
+#: Attributes of an episode that say nothing which the episode itself does not say.
+DERIVED = ("id", "total_steps", "rewards_sum", "rewards_mean", "rewards_std", "rewards_min", "rewards_max")
 
 NEEDS = ("observations", "actions", "rewards", "terminations", "truncations")
 
@@ -68,6 +72,11 @@ def _observations(array: Any, space: dict[str, Any], file: str, key: str) -> Col
             found = _observations(_field(array, name, file, key), each, file, f"{key}.{name}")
             flat |= {f"{name}.{deep}": column for deep, column in found.items()} if isinstance(found, dict) else {name: found}
         return flat
+    import pyarrow as pa
+
+    if pa.types.is_binary(array.type):  # images as JPEG
+        encoded = lambda start, stop: array.slice(start, stop - start).to_pylist()  # noqa: E731
+        return Column(file, key, EncodedImages(encoded, (len(array), *(space.get("shape") or ())), file, key, last=True))
     rows = arrow.to_numpy(array, file, key)
     shape = tuple(space.get("shape") or ()) if kind == "Box" else rows.shape[1:]
     if math.prod(rows.shape[1:]) != math.prod(shape):
@@ -125,4 +134,4 @@ def _metadata(path: Path) -> dict[str, Any] | None:
         value = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError):
         return None  # the episode stands without it
-    return {key: each for key, each in value.items() if key not in ("id", "total_steps")} or None if isinstance(value, dict) else None
+    return {key: each for key, each in value.items() if key not in DERIVED} or None if isinstance(value, dict) else None

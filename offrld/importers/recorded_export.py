@@ -24,7 +24,7 @@ from offrl_store import EpisodeStore, Field
 from offrl_store.errors import EmptyStore, InvalidInput
 
 from .calm_file import CalmFile
-from .exporting import CutCount, Export, action_shape, h5_dataset, named_observations, one_action, usable_steps
+from .exporting import CutCount, Export, action_shape, h5_dataset, named_observations, one_action, set_attributes, usable_steps
 
 #: The version of Minari whose layout is written; readers accept the versions that are compatible with it.
 MINARI_VERSION = "0.5.4"
@@ -44,10 +44,8 @@ def write_minari(export: Export) -> None:
             if not steps:
                 continue
             group = file.create_group(f"episode_{written}")
+            set_attributes(group, store.episode_metadata(number))
             group.attrs["id"], group.attrs["total_steps"] = written, steps
-            for key, value in store.episode_metadata(number).items():
-                if isinstance(value, (str, bool, int, float)):
-                    group.attrs[key] = value
             for name, rows in named_observations(episode.observation).items():
                 if episode.final_missing and episode.terminated:
                     rows = np.concatenate([rows, rows[-1:]])

@@ -55,7 +55,7 @@ def open_file(path: Path, bad: BadEpisodes, *, mask: Any = None) -> Source:
         demos.sort(key=lambda key: (len(key), key))
         masks = _masks(file, name)
         if mask is not None:
-            if mask not in masks:
+            if not isinstance(mask, str) or mask not in masks:
                 raise Unknown(f"{name} has no split {mask!r}", hint=nearest(str(mask), list(masks)) or f"it has: {hdf5.listed(masks)}")
             demos = [demo for demo in demos if demo in masks[mask]]
         attributes = hdf5.attributes(data)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-from typing import Any
 
 import h5py
 import numpy as np
@@ -17,7 +16,17 @@ from offrl_store import Field
 from offrl_store.errors import EmptyStore
 
 from .calm_file import CalmFile
-from .exporting import CutCount, Export, action_shape, channels_last, h5_dataset, named_observations, one_action, usable_steps
+from .exporting import (
+    CutCount,
+    Export,
+    action_shape,
+    channels_last,
+    h5_dataset,
+    named_observations,
+    one_action,
+    set_attributes,
+    usable_steps,
+)  # fmt: skip
 from .robomimic import GYM_TYPE
 
 
@@ -36,7 +45,10 @@ def write_robomimic(export: Export) -> None:
             if not steps:
                 continue
             group = data.create_group(f"demo_{written}")
+            set_attributes(group, {key: value for key, value in store.episode_metadata(number).items() if key != "demo"})
             group.attrs["num_samples"] = steps
+            for mask in store.episode_metadata(number).get("masks") or ():
+                masks.setdefault(str(mask), []).append(f"demo_{written}")
             for name, rows in named_observations(episode.observation).items():
                 if channels_last(fields[name]):
                     rows = np.moveaxis(rows, 1, -1)
@@ -51,7 +63,6 @@ def write_robomimic(export: Export) -> None:
             h5_dataset(export, group, "dones", ((np.arange(1, steps + 1) == episode.steps) & episode.terminated).astype(np.int64))
             for name, rows in episode.extra.items():
                 h5_dataset(export, group, name, rows[:steps])
-            _describe(group, store.episode_metadata(number), masks)
             written, steps_in_all = written + 1, steps_in_all + steps
             calm.check()
             export.progress(number + 1, len(store))
@@ -64,16 +75,6 @@ def write_robomimic(export: Export) -> None:
     if not written:
         raise EmptyStore("no episode has a step with its next observation", hint="export it as 'd4rl' or 'npz'")
     counts.say(export)
-
-
-def _describe(group: h5py.Group, metadata: dict[str, Any], masks: dict[str, list[str]]) -> None:
-    """The attributes of a demo, and its place in the splits."""
-    for key, value in metadata.items():
-        if key == "masks" and isinstance(value, list):
-            for mask in value:
-                masks.setdefault(str(mask), []).append(group.name.rpartition("/")[2])
-        elif key != "demo" and isinstance(value, (str, bool, int, float)):
-            group.attrs[key] = value
 
 
 def _environment(export: Export) -> str:

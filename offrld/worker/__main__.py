@@ -60,6 +60,7 @@ def main() -> int:
     if spare:
         started = time.perf_counter()
     _settle(start)
+    control.pinned = tuple(start.get("pinned") or ())
     control.listen(**({"stop_s": float(start["stop_s"])} if "stop_s" in start else {}))
     if not spare:
         _set_threads(start["spec"].get("threads") or 1)
@@ -120,6 +121,7 @@ def _run(start: dict[str, Any], control: Control, event_pipe: int, started: floa
             id=start["job"], attempt=int(start["attempt"]), spec=TypeAdapter(JobSpec).validate_python(_placed(start)),
             snapshot=start.get("snapshot"), import_roots=tuple(Path(root) for root in start.get("import_roots") or ()),
             state=state, run=run, control=control, report=report, started=started,
+            keep_checkpoints=int(start.get("keep_checkpoints") or 0),
         )  # fmt: skip
         control.check()
         reason = importlib.import_module(KINDS[job.spec.kind]).run(job)

@@ -18,16 +18,18 @@ class Checkpoints:
     """The checkpoints of one run."""
 
     def __init__(
-        self, run: RunFolder, learner: Learner, keep: Callable[[int], bool], *, step: Callable[[], int] | None = None,
-        more: Callable[[], Mapping[str, Any]] = dict,
+        self, run: RunFolder, learner: Learner, keep: Callable[[int], bool], *, most: int = 0, best: Callable[[list[int]], set[int]] = set,
+        step: Callable[[], int] | None = None, more: Callable[[], Mapping[str, Any]] = dict,
     ) -> None:  # fmt: skip
         """
         Args:
-            keep: whether the checkpoint of a step is kept for good.
+            keep: whether the checkpoint of a step is one of an evaluation, which are kept.
+            most: of these only the last so many; 0: all.
+            best: those of some steps that `offrl fetch --best` may ask for, which are kept as well.
             step: the number that names a checkpoint made now; by default the learner's updates.
             more: JSON that is kept in it beside the learner.
         """
-        self._run, self._learner, self._keep = run, learner, keep
+        self._run, self._learner, self._keep, self._most, self._best = run, learner, keep, most, best
         self._step, self._more = step or (lambda: learner.step), more
         self._interval_s = float(os.environ.get("OFFRLD_CHECKPOINT_SECONDS") or INTERVAL_S)
         self._saved_at = time.monotonic()
@@ -69,7 +71,9 @@ class Checkpoints:
     def _remove(self, steps: Iterable[int]) -> None:
         good = self._learner.guard.good
         before = [step for step in self._run.checkpoint_steps() if good is not None and step <= good]
-        held = before[-1] if before else None  # from before a seed went bad: what is left of it
+        held = {before[-1]} if before else set()  # from before a seed went bad: what is left of it
+        evaluated = [step for step in self._run.checkpoint_steps() if self._keep(step)]
+        held |= {*evaluated[-self._most :], *self._best(evaluated)} if self._most else set(evaluated)
         for step in steps:
-            if not self._keep(step) and step != held:
+            if step not in held:
                 self._run.checkpoint(step).unlink(missing_ok=True)

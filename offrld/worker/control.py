@@ -1,4 +1,4 @@
-"""What the daemon tells a running worker: pause, cancel, or (by closing the pipe, or with SIGTERM) that it is to stop.
+"""What the daemon tells a running worker: pause, cancel, or (by closing the pipe, or with SIGTERM) that it is to stop; and what is pinned.
 
 A thread reads the lines of the control pipe; the job asks `Control.check` wherever it can stop cleanly, which raises
 `Stopped`, and gives a sign of life: from the loop itself, so that a loop that hangs is seen to hang. A job that does not
@@ -45,6 +45,7 @@ class Control:
         self._next_beat = 0.0
         self._given_up: Callable[[], str] = str
         self._stop_s = GONE_S
+        self.pinned: tuple[str, ...] = ()  # snapshots of the dataset that this job writes, of jobs that use them
 
     def read_start(self) -> dict[str, Any]:
         """The first line. Raises `Stopped` where the pipe was closed before it, ValueError where it is no start message."""
@@ -102,11 +103,14 @@ class Control:
     def _listen(self, woken: int) -> None:
         while (line := self._lines.next(woken)) is not None:
             try:
-                kind = json.loads(line).get("type")
+                message = json.loads(line)
+                kind = message.get("type")
             except (ValueError, AttributeError):
                 kind = None
             if kind in ("pause", "cancel"):
                 self._stop(kind)
+            elif kind == "pinned":
+                self.pinned = tuple(message["snapshots"])
             else:
                 print(f"control message not understood: {line[:200]!r}", file=sys.stderr, flush=True)
         self._stop("gone")

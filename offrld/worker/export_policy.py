@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import numpy as np
-
-from offrl.errors import InvalidInput, Unknown
+from offrl.errors import InvalidInput, OffrlError, Unknown
 from offrl.job import ExportSpec, TrainOnlineSpec, TrainSpec
 from offrl_store import EpisodeStore
 from offrld.algos import get
-from offrld.engine import CheckpointCorrupt, Learner
+from offrld.engine import Algorithm, CheckpointCorrupt, Learner
 from offrld.engine.guards import Diverged
 from offrld.training import load
 from offrld.worker import taken
@@ -36,38 +34,16 @@ def run(job: WorkerJob) -> None:
         raise Unknown(f"job {spec.job!r} did not train seed {seed}", hint=f"trained: {', '.join(map(str, trained.seeds))}")
     step = _step(spec, source)
     job.report.progress(0, 1, force=True)
-    if not source.policy(seed, step, spec.format).exists() and online:
-        learner, step = _load(spec, source)
-        job.control.check()
-        PolicyFiles(learner, source, job=spec.job, dataset=trained.dataset, step=lambda: step).export(seed, spec.format)
-    elif not source.policy(seed, step, spec.format).exists():
-        algorithm = get(trained.algorithm)
-        settings = algorithm.configure(config)
-        learner = Learner.create(
-            algorithm, settings, EpisodeStore.open(job.state.dataset(trained.dataset), described["snapshot"]),
-            seeds=trained.seeds, device="cpu", runner="eager", threads=1, holdout=trained.validation,
-            inputs=taken.inputs(job.state, source, algorithm, settings), start=taken.start(job.state, source, trained),
-            transfer=trained.transfer, fresh_optimizer=trained.fresh_optimizer,
-            **_bounds(trained, described["space"]),
-        )  # fmt: skip
-        step = _restore(learner, spec, source)
+    if not source.policy(seed, step, spec.format).exists():
+        learner, step = _load(job, spec, source, get(trained.algorithm), config)
         job.control.check()
         if (trouble := learner.guard.stopped.get(seed)) is not None:
             raise Diverged(f"job {spec.job}: {trouble}", hint=f"it was in order at step {trouble.good}: fetch --step K")
-        PolicyFiles(learner, source, job=spec.job, dataset=trained.dataset).export(seed, spec.format)
+        store = None if online else _store(job, trained, described["snapshot"])
+        about = {"job": spec.job, "dataset": trained.dataset, "env_id": trained.env if online else described.get("env_id")}
+        PolicyFiles(learner, source, step=lambda: step, store=store, **about).export(seed, spec.format)
     job.report.message(f"policy of job {spec.job}: {source.policy(seed, step, spec.format).relative_to(source.path)}")
     job.report.progress(1, 1, force=True)
-
-
-def _load(spec: ExportSpec, source: RunFolder) -> tuple[Learner, int]:
-    """The learner of a job that trains online, from its checkpoint alone, and the step that names it; as `_restore`."""
-    while True:
-        step = _step(spec, source)
-        try:
-            return load(source.checkpoint(step), device="cpu", runner="eager", threads=1), step
-        except (CheckpointCorrupt, InvalidInput):
-            if source.checkpoint(step).exists():
-                raise
 
 
 def _step(spec: ExportSpec, source: RunFolder) -> int:
@@ -83,21 +59,25 @@ def _step(spec: ExportSpec, source: RunFolder) -> int:
     return spec.step
 
 
-def _restore(learner: Learner, spec: ExportSpec, source: RunFolder) -> int:
-    """Restore the checkpoint and return its step. The job may still run: a checkpoint that it has replaced meanwhile is no error."""
+def _load(job: WorkerJob, spec: ExportSpec, source: RunFolder, algorithm: Algorithm, config: dict[str, Any]) -> tuple[Learner, int]:
+    """A learner from the checkpoint alone, and the step that names it.
+
+    The job may still run: a checkpoint that it has replaced meanwhile is no error.
+    """
+    given = taken.inputs(job.state, source, algorithm, algorithm.configure(config))
     while True:
         step = _step(spec, source)
         try:
-            learner.restore(source.checkpoint(step))
-        except CheckpointCorrupt:
+            return load(source.checkpoint(step), device="cpu", runner="eager", threads=1, inputs=given), step
+        except (CheckpointCorrupt, InvalidInput):
             if source.checkpoint(step).exists():
                 raise
-        else:
-            return step
 
 
-def _bounds(trained: TrainSpec, space: dict[str, Any]) -> dict[str, Any]:
-    """The bounds that the train job took from its evaluation environment."""
-    if trained.eval_env is None or space["low"] is None or space["source"] != f"env:{trained.eval_env}":
-        return {}
-    return {"bounds": (np.asarray(space["low"]), np.asarray(space["high"])), "env_id": trained.eval_env}
+def _store(job: WorkerJob, trained: TrainSpec, snapshot: str) -> EpisodeStore | None:
+    """The dataset, for observations to check the policy on; None where it is not there any more: the check then draws its own."""
+    try:
+        return EpisodeStore.open(job.state.dataset(trained.dataset), snapshot)
+    except OffrlError as error:
+        job.report.message(f"the check of the policy draws its own observations: dataset {trained.dataset!r} cannot be read: {error}")
+        return None

@@ -23,6 +23,7 @@ class WorkerJob:
         import_roots: folders of this machine below which an import may read.
         state, run: the daemon's state folder and the job's run folder.
         control, report: the two directions of the conversation with the daemon.
+        keep_checkpoints: of evaluations, beside the last and each seed's best; 0: all.
         started: `time.perf_counter` when the process began to run.
     """
 
@@ -35,4 +36,5 @@ class WorkerJob:
     run: RunFolder
     control: Control
     report: Reporter
+    keep_checkpoints: int = 0
     started: float = field(default_factory=time.perf_counter)

@@ -47,6 +47,16 @@ class Metrics:
         """Whether these seeds have a row of that metric at ``step`` (or after it)."""
         return all(self._last.get((name, seed), -1) >= step for seed in seeds)
 
+    def best_steps(self, name: str, steps: list[int]) -> set[int]:
+        """Of these steps each seed's with the highest value (of equal ones the last)."""
+        found = set()
+        for seed in self._seeds:
+            path = self._run.metrics(seed) / f"{name}.csv"
+            rows = [(value, step) for step, value, _ in (_rows(path, steps[-1]) if steps and path.exists() else []) if step in steps]
+            if rows:
+                found.add(max(rows)[1])
+        return found
+
     def record(self, step: int, values: dict[str, dict[int, float]]) -> None:
         """Append the rows of one step: ``values`` is name -> seed -> value. Rows that are there already are left as they are."""
         shown: dict[int, dict[str, float]] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from offrl import rollout
 from offrld.engine import Learner
@@ -19,10 +20,10 @@ EVALUATION_SEED = 1000   # of the first episode's reset, as in `offrl evaluate`
 class PolicyFiles:
     """Exports and evaluates policies of one learner. The graph is traced once for all seeds and steps."""
 
-    def __init__(self, learner: Learner, run: RunFolder, *, job: str, dataset: str, step: Callable[[], int] | None = None) -> None:
-        """``job``, ``dataset``: names that go into the file; ``step``: what names a file made now, by default the learner's updates."""
+    def __init__(self, learner: Learner, run: RunFolder, *, step: Callable[[], int] | None = None, **about: Any) -> None:
+        """``step``: what names a file made now, by default the learner's updates; ``about``: the arguments of `LearnerExporter`."""
         self._learner, self._run, self._step = learner, run, step or (lambda: learner.step)
-        self._exporter = LearnerExporter(learner, job=job, dataset=dataset)
+        self._exporter = LearnerExporter(learner, **about)
 
     def export(self, seed: int, format: str = "onnx") -> Path:
         """Write the policy of a seed at the learner's step, as ``onnx`` or ``torchscript``; returns its path."""

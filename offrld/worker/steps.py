@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 from offrl.errors import EnvironmentFailed
-from offrl_store import EpisodeStore
+from offrl_store import EpisodeStore, Snapshot
 from offrl_store.errors import OffrlError
 from offrld.collect.collector import Collector
 from offrld.worker.datasets import dataset_info
@@ -40,10 +40,18 @@ class StepsDataset:
             self.record = json.loads(file.read_text())
         self._told_at = -1e9
         self._told = -1
+        self._known: list[Snapshot] = []  # the last two that the daemon was told of: a job may have been submitted for them just now
 
     def open(self) -> EpisodeStore | None:
         """The dataset; None where it is not there yet."""
         return EpisodeStore.open(self.path) if self.path.exists() else None
+
+    def keep(self) -> list[Snapshot]:
+        """The snapshots of the dataset that must not lose an episode: those of other jobs, and those that were last told of."""
+        store = self.open()
+        first = 0 if store is None else store.first
+        pinned = [Snapshot.parse(text) for text in self._job.control.pinned]
+        return [snapshot for snapshot in (*pinned, *self._known) if snapshot.first >= first]
 
     def created(self) -> None:
         """The collector has made the dataset: note whose it is."""
@@ -70,6 +78,7 @@ class StepsDataset:
         if len(store) == 0 or count == self._told or (not last and now - self._told_at < pause):
             return
         self._told_at, self._told = now, count
+        self._known = [*self._known[-1:], store.snapshot()]
         self._job.report.dataset(dataset_info(self._name, store))
 
     def remove_empty(self) -> None:

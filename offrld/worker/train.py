@@ -66,7 +66,10 @@ class Training:
         self.interval = max(1, min(MOST_ROWS_APART, spec.steps // 100))
         self.validate_every = spec.eval_every or max(1, spec.steps // VALIDATIONS)
         self.metrics = Metrics(job.run, spec.seeds, self.interval)
-        self.checkpoints = Checkpoints(job.run, self.learner, self._is_evaluation)
+        self.checkpoints = Checkpoints(
+            job.run, self.learner, self._is_evaluation, most=job.keep_checkpoints,
+            best=lambda steps: self.metrics.best_steps("return_mean", steps),
+        )  # fmt: skip
         self.pace = Pace()
         self._policies: Any = None
 
@@ -241,6 +244,7 @@ class Training:
             job.run.spec,
             {
                 "job": job.id, "attempt": job.attempt, "spec": self.spec.model_dump(), "snapshot": str(learner.store.snapshot()),
+                "env_id": learner.store.metadata.get("env_id"),
                 "seeds": self.spec.seeds, "space": json_safe(learner.space), "run": learner.describe_run(), "resumed_from": learner.step,
                 "versions": installed(),
             },

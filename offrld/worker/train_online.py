@@ -20,7 +20,7 @@ from offrl.rollout import make_env
 from offrl_store import EpisodeStore
 from offrld import settings
 from offrld.algos import get
-from offrld.collect.explorers import explorer_of
+from offrld.collect.explorers import Explorer, explorer_of
 from offrld.collect.on_policy import OnPolicy
 from offrld.collect.online import OnlineTraining, check_online, evaluate
 from offrld.engine import checkpoint
@@ -58,6 +58,10 @@ def run(job: WorkerJob) -> str:
             data.remove_empty()
 
 
+def _explorer(spec: TrainOnlineSpec) -> Explorer | None:
+    return explorer_of(epsilon=spec.epsilon, epsilon_end=spec.epsilon_end, epsilon_steps=spec.epsilon_steps, noise=spec.noise)
+
+
 class OnlineJob:
     """One attempt at a train-online job."""
 
@@ -65,10 +69,9 @@ class OnlineJob:
         spec: TrainOnlineSpec = job.spec
         self.job, self.spec, self.data, self.seed = job, spec, data, spec.seeds[0]
         algorithm = get(spec.algorithm)
+        self.plays = algorithm.plays
         check_online(algorithm)
         config = algorithm.configure(spec.config, spec.preset)
-        self.plays = algorithm.plays
-        self.grain = config.rollout_steps * spec.envs if self.plays else 1
         self.env = make_env(spec.env)
         self.eval_env = None if spec.eval_env is None else make_env(spec.eval_env)
         job.control.check()
@@ -78,40 +81,50 @@ class OnlineJob:
             cache_dir=job.state.inductor_cache, start=taken.start(job.state, job.run, spec), transfer=spec.transfer,
             fresh_optimizer=spec.fresh_optimizer, log=job.report.message,
         )  # fmt: skip
-        self.steps = self._whole(spec.steps)
-        self.interval = self._whole(min(MOST_ROWS_APART, self.steps // ROWS))
-        self.eval_every = self._whole(spec.eval_every or self.steps // EVALUATIONS)
-        self.metrics = Metrics(job.run, spec.seeds, self.interval)
-        self.checkpoints = Checkpoints(job.run, self.learner, self._is_evaluation, step=lambda: self.training.step, more=self._state)
-        self.pace = Pace()
-        self._policies: Any = None
         fresh = data is not None and not data.path.exists()
-        self.training = self._training()
+        self.training = self._player() if self.plays else self._gatherer()
         if fresh:
             data.created()
+        self.steps = self._whole(spec.steps)
+        self.interval = self._whole(max(1, min(MOST_ROWS_APART, spec.steps // ROWS)))
+        self.eval_every = self._whole(spec.eval_every or max(1, spec.steps // EVALUATIONS))
+        self.metrics = Metrics(job.run, spec.seeds, self.interval)
+        self.checkpoints = Checkpoints(
+            job.run, self.learner, self._is_evaluation, most=job.keep_checkpoints,
+            best=lambda steps: self.metrics.best_steps("return_mean", steps), step=lambda: self.training.step, more=self._state,
+        )  # fmt: skip
+        self.pace = Pace()
+        self._policies: Any = None
 
-    def _training(self) -> OnlineTraining | OnPolicy:
+    def _gatherer(self) -> OnlineTraining:
+        """What trains an off-policy algorithm."""
         spec, job = self.spec, self.job
-        into = {} if self.data is None else {"into": self.data.path, "limit": spec.limit, "note": self.data.note}
-        options = {
-            **into, "max_frames_per_traj": spec.max_episode_steps, "step_timeout_s": spec.step_timeout_s, "given_up": partial(give_up, job)
-        }  # fmt: skip
-        if self.plays:
-            return OnPolicy(
-                self.learner, spec.env, envs=spec.envs, vectorization="async" if spec.processes else "sync", check=job.control.check,
-                **options,
-            )  # fmt: skip
+        offline = None if spec.offline is None else EpisodeStore.open(job.state.dataset(spec.offline))
         return OnlineTraining(
-            self.learner, self.env, random_steps=spec.random_steps, update_start=spec.update_start, update_interval=spec.update_interval,
-            updates=spec.updates, offline=None if spec.offline is None else EpisodeStore.open(job.state.dataset(spec.offline)),
-            offline_share=spec.offline_share, seed=self.seed, explorer=explorer_of(
-                epsilon=spec.epsilon, epsilon_end=spec.epsilon_end, epsilon_steps=spec.epsilon_steps, noise=spec.noise
-            ), **options,
+            self.learner, self.env, explorer=_explorer(spec), random_steps=spec.random_steps,
+            update_start=spec.update_start, update_interval=spec.update_interval, updates=spec.updates, offline=offline,
+            offline_share=spec.offline_share, seed=self.seed, **self._options(),
         )  # fmt: skip
 
+    def _player(self) -> OnPolicy:
+        """What trains an algorithm that learns from its own rollouts."""
+        spec = self.spec
+        return OnPolicy(
+            self.learner, spec.env, envs=spec.envs, vectorization="async" if spec.processes else "sync", check=self.job.control.check,
+            **self._options(),
+        )  # fmt: skip
+
+    def _options(self) -> dict[str, Any]:
+        spec, data = self.spec, self.data
+        into = {} if data is None else {"into": data.path, "limit": spec.limit, "note": data.note, "keep": data.keep()}
+        return {
+            **into, "max_frames_per_traj": spec.max_episode_steps, "step_timeout_s": spec.step_timeout_s,
+            "given_up": partial(give_up, self.job),
+        }  # fmt: skip
+
     def _whole(self, steps: int) -> int:
-        """``steps`` rounded up to where the training may stop."""
-        return max(1, -(-steps // self.grain)) * self.grain
+        """Steps as whole rounds of training, at least one."""
+        return -(-steps // self.training.round_steps) * self.training.round_steps
 
     def _state(self) -> dict[str, Any]:
         return {"online": self.training.state_dict()}
@@ -239,6 +252,8 @@ class OnlineJob:
 
     def _record(self, *, last: bool = False) -> None:
         collector = self.training.collector
+        if self.data is not None:
+            collector.writer.keep(self.data.keep())
         collector.sync()
         self.training.commit()
         if self.data is not None:

@@ -198,7 +198,7 @@ def test_distributional_values_reach_the_start_of_a_corridor(kind, corridor):
 
 
 # --- Imitation ---
-@pytest.mark.parametrize("policy_type", ["deterministic", "stochastic"])
+@pytest.mark.parametrize("policy_type", ["deterministic", "stochastic", "likelihood"])
 def test_bc_imitates_continuous_actions(policy_type, tmp_path):
     random = np.random.default_rng(2)
 

@@ -11,13 +11,15 @@ RATES = {"actor_learning_rate": 0.01, "critic_learning_rate": 0.02, "tau": 0.1}
 
 
 # --- BC ---
-@pytest.mark.parametrize("policy_type", ["deterministic", "stochastic"])
+@pytest.mark.parametrize("policy_type", ["deterministic", "stochastic", "likelihood"])
 def test_bc(policy_type, continuous_store):
     def loss(p, x):
         if policy_type == "deterministic":
             action = np.tanh(net(p, "policy", x.observation))
         else:
             mean, log_std = np.split(net(p, "policy", x.observation), 2, -1)
+            if policy_type == "likelihood":
+                return -np.mean(normal_log_density(x.action, np.tanh(mean), clip(log_std, -4, 15)))
             action = clip(np.tanh(mean) + np.exp(clip(log_std, -4, 15)) * x.noise["sample"], -1, 1)
         return np.mean((action - x.action) ** 2)
 

@@ -39,7 +39,11 @@ class OwnDaemon:
         self._folder, self._running = folder, None
 
     def start(self) -> Daemon:
-        self._running = start_daemon(self._folder / "state")
+        return self.start_at(self._folder / "state")
+
+    def start_at(self, state_dir: Path) -> Daemon:
+        """On another folder below the test's own."""
+        self._running = start_daemon(state_dir)
         return self._running
 
     def stop(self) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import random
 import socket
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from daemon_harness import DEADLINE_S, Daemon, until
 
-from offrl import wire
+from offrl import Client, upload, wire
 from offrl.wire import CHUNK
 
 GREETING = b"\xff" + b"\0" * 8 + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + b"\0" * 32
@@ -70,8 +72,8 @@ def test_small_frames_without_end_are_broken_off_too(small: Daemon, raw: socket.
 
 def test_requests_hold_a_bounded_number_of_bytes(small: Daemon) -> None:
     """More chunks than the daemon holds at once are told to wait, and the others of that client are kept."""
-    upload = small.ask(wire.OpenUpload(upload="many", files=[wire.FileEntry(path="a", size=64 * CHUNK, sha256="0" * 64)]))
-    assert upload.received == {"a": 0}
+    opened = small.ask(wire.OpenUpload(upload="many", files=[wire.FileEntry(path="a", size=64 * CHUNK, sha256="0" * 64)]))
+    assert opened.received == {"a": 0}
     connection = small.connect()
     chunk = wire.WriteChunk(upload="many", path="a", offset=0, data=b"\0" * CHUNK, crc32=0)
     for _ in range(60):
@@ -86,3 +88,18 @@ def test_requests_hold_a_bounded_number_of_bytes(small: Daemon) -> None:
     assert answers.count("busy") > 0
     assert set(answers) <= {"busy", "invalid_input"}  # the checksum is wrong, on purpose
     connection.socket.close()
+
+
+def test_clients_that_are_told_to_wait_finish_their_uploads(new_daemon, tmp_path) -> None:
+    """Four at once send more than the daemon holds: each goes on from what had arrived."""
+    daemon = new_daemon("input_memory_mb = 32\n[workers]\nspare = 0\n").start()
+    (tmp_path / "data.bin").write_bytes(random.Random(1).randbytes(12 << 20))
+    files = upload.scan(tmp_path / "data.bin")
+
+    def send(_: int) -> str:
+        with Client(daemon.url) as client:
+            return upload.send(client.connect(), files)
+
+    with ThreadPoolExecutor(4) as pool:
+        for name in pool.map(send, range(4)):
+            assert (daemon.state / "uploads" / name / "files" / "data.bin").read_bytes() == (tmp_path / "data.bin").read_bytes()

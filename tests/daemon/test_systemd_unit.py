@@ -47,5 +47,34 @@ def test_the_unit_says_what_the_daemon_relies_on() -> None:
     assert service["OOMPolicy"] == "continue"  # else one worker's out-of-memory stops the service
     assert service["StateDirectory"] == "offrld"
     assert float(service["TimeoutStopSec"]) > 20
-    assert "MemoryDenyWriteExecute" not in service  # CUDA and compiled kernels need it
-    assert "PrivateDevices" not in service
+    assert "AF_NETLINK" in service["RestrictAddressFamilies"]  # else ZeroMQ aborts when it listens on tcp
+    assert "MemoryDenyWriteExecute" not in service  # compiled kernels need it, on the CPU as well
+    assert service["PrivateDevices"] == "yes"
+
+
+def test_a_card_is_let_in_by_a_file_beside_the_unit_and_each_line_says_why(unit: Path) -> None:
+    gpu = UNIT.with_name("offrld-gpu.conf").read_text()
+    beside = unit.with_name("offrld.service.d")
+    beside.mkdir()
+    (beside / "gpu.conf").write_text(gpu)
+    test_systemd_understands_every_line(unit)
+    lines = gpu.splitlines()
+    for number, line in enumerate(lines):
+        if "=" in line and not line.startswith("#"):
+            above = next(other for other in reversed(lines[:number]) if other.split("=")[0] != line.split("=")[0])
+            assert above.startswith("#"), line
+
+
+def test_what_is_installed_goes_to_its_place_and_away_again(tmp_path: Path) -> None:
+    """Into a package: nothing on this machine is touched."""
+    make = ["make", "-s", "-C", str(UNIT.parents[1]), f"DESTDIR={tmp_path}", "PREFIX=/srv/offrld"]
+    subprocess.run([*make, "GPU=1", "install-service"], check=True, capture_output=True, timeout=60)
+    installed = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
+    assert installed == [
+        "etc/systemd/system/offrld.service", "etc/systemd/system/offrld.service.d/gpu.conf", "usr/lib/sysusers.d/offrld.conf",
+    ]  # fmt: skip
+    text = (tmp_path / installed[0]).read_text()
+    assert "ExecStart=/srv/offrld/bin/offrld" in text
+    assert "/opt/offrld" not in text.replace("for /opt/offrld", "")
+    subprocess.run([*make, "uninstall-service"], check=True, capture_output=True, timeout=60)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]

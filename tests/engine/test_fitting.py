@@ -322,3 +322,27 @@ def test_another_store_is_refused_on_loading(continuous_store, tmp_path):
     other = make_store(tmp_path / "other", discrete=False, seed=4)
     with pytest.raises(OffrlError, match="snapshot"):
         offrld.load(tmp_path / "c.safetensors", other)
+
+
+def test_the_step_can_be_set_and_is_kept_in_the_checkpoint(continuous_store, tmp_path):
+    straight, jumped = build("bc", continuous_store), build("bc", continuous_store)
+    straight.run(3)
+    jumped.step = 2
+    jumped.run(1)
+    assert jumped.step == 3
+    assert not same_state(straight, jumped)
+    jumped.save(tmp_path / "at-3.safetensors")
+    assert offrld.load(tmp_path / "at-3.safetensors", continuous_store).step == 3
+    # The step alone says which batch comes: from the same parameters at the same step both go the same way.
+    jumped.copy_policy_from(straight)
+    jumped.copy_policy_optim_from(straight)
+    for learner in (straight, jumped):
+        learner.run(2)
+    assert same_state(straight, jumped)
+
+
+@pytest.mark.parametrize(("name", "text"), [("gpu", "no device 'gpu'"), ("cuda:97", "'cuda:97' is not there")])
+def test_a_device_that_is_not_there_is_named(name, text, continuous_store):
+    with pytest.raises(InvalidInput, match=text):
+        build("bc", continuous_store, device=name)
+    assert build("bc", continuous_store, device="cpu").step == 0

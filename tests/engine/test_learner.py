@@ -11,8 +11,9 @@ from cheap_settings import FROM_DATA, cheap_learner
 
 from offrl.errors import InvalidInput, OffrlError
 from offrl_store import Episode, EpisodeStore, Field, Schema
+from offrld import settings
 from offrld.algos import ALGORITHMS
-from offrld.engine import CheckpointCorrupt, Learner
+from offrld.engine import CheckpointCorrupt, Learner, checkpoint
 
 ALL = list(FROM_DATA.values())
 names = pytest.mark.parametrize("algorithm", ALL, ids=lambda a: a.name)
@@ -106,7 +107,7 @@ def test_a_checkpoint_of_another_config_is_refused(continuous_store, tmp_path):
     algorithm = ALGORITHMS["bc"]
     cheap_learner(algorithm, continuous_store).save(tmp_path / "c.safetensors")
     other = Learner.create(algorithm, algorithm.configure({"batch_size": 17}), continuous_store)
-    with pytest.raises(OffrlError, match="config"):
+    with pytest.raises(OffrlError, match=r"has batch_size .*, this run 17"):
         other.restore(tmp_path / "c.safetensors")
 
 
@@ -171,3 +172,25 @@ def test_dict_observations_are_joined_for_the_networks_and_named_in_the_policy(t
     assert batch.observation.abs().max() < 5  # standardised, the arm's hundreds too
     action = learner.policy(0)(arm=torch.zeros(4, 2, dtype=torch.float64), load=torch.zeros(4))
     assert action.shape == (4, 1)
+
+
+def test_a_checkpoint_of_before_a_setting_was_added_goes_on_and_another_value_is_refused(continuous_store, tmp_path):
+    algorithm = ALGORITHMS["bc"]
+    learner = cheap_learner(algorithm, continuous_store)
+    learner.run(2)
+    learner.save(tmp_path / "now.safetensors")
+    tensors, description = checkpoint.read(tmp_path / "now.safetensors")
+    setting = next(name for name in description["config"] if name.endswith("optimizer.amsgrad"))
+    del description["config"][setting]  # as if it had come later
+    checkpoint.write(tmp_path / "before.safetensors", tensors, description)
+    same = cheap_learner(algorithm, continuous_store)
+    same.restore(tmp_path / "before.safetensors")
+    assert same.step == 2
+    other = Learner.create(algorithm, algorithm.configure({**settings.as_flat(learner.config), setting: True}), continuous_store)
+    with pytest.raises(OffrlError, match=f"has {setting} False, this run True") as caught:
+        other.restore(tmp_path / "before.safetensors")
+    assert "written by offrl" in caught.value.hint
+    description["config"]["no_longer"] = 3
+    checkpoint.write(tmp_path / "later.safetensors", tensors, description)
+    with pytest.raises(OffrlError, match="has a setting no_longer"):
+        same.restore(tmp_path / "later.safetensors")

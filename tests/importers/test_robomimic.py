@@ -153,3 +153,16 @@ def test_a_file_of_states_alone_says_how_to_make_observations(tmp_path):
     with pytest.raises(InvalidInput, match="holds states and no observations") as error:
         open_source(tmp_path / "demo.hdf5")
     assert "dataset_states_to_obs" in error.value.hint
+
+
+def test_what_attributes_cannot_hold_is_left_out(tmp_path):
+    """HDF5 keeps attributes below 64 KiB; an episode's metadata may be any JSON."""
+    schema = Schema(Field("float32", (2,)), Field("float32", (1,)), metadata={"source_attributes": {"x": "y" * 70_000}})
+    store = EpisodeStore.create(tmp_path / "made", schema)
+    with store.writer() as writer:
+        metadata = {"long": "x" * 100_000, "large": 10**30, "nested": {"a": 1}, "seed": 3, "masks": ["train"]}
+        writer.append(Episode(np.zeros((3, 2), np.float32), np.zeros((2, 1), np.float32), [0.0, 1.0]), metadata)
+    for format, name in (("robomimic", "x.hdf5"), ("minari", "x-v0"), ("d4rl", "y.hdf5")):
+        export_dataset(store, tmp_path / name, format)
+    with h5py.File(tmp_path / "x.hdf5") as file:
+        assert dict(file["data/demo_0"].attrs) == {"seed": 3, "num_samples": 2} and file["mask/train"][0] == b"demo_0"

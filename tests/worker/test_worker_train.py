@@ -8,6 +8,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 from safetensors import safe_open
 
@@ -155,6 +156,57 @@ def test_a_damaged_checkpoint_is_skipped_and_any_checkpoint_can_be_exported(trai
     end = start("export-2", {"kind": "export", "job": "job", "step": 150}).end()
     assert (end["state"], end["error"]["code"]) == ("failed", "unknown")
     assert "100, 200" in end["error"]["hint"]
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "dataset", "spec"),
+    [
+        ("td3_bc", "pendulum", {"seeds": [0, 4], "validation": 0.2, "config": {"observation_scaler": "standard", "batch_size": 32}}),
+        ("discrete_decision_transformer", "cartpole", {"config": {"context_size": 3, "batch_size": 8}}),
+    ],
+)  # fmt: skip
+def test_a_policy_is_exported_without_the_dataset_that_it_was_trained_on(algorithm, dataset, spec, train, start, tmp_path):
+    run = train("job", algorithm, dataset, steps=2, **spec)
+    assert run.end()["state"] == "succeeded"
+    seed = spec.get("seeds", [0])[-1]
+    path = run.run / f"seed-{seed}" / "policy-000000000002.onnx"
+    of_the_run = path.read_bytes()
+    told = Policy(path).metadata
+    path.unlink()
+    assert start("with", {"kind": "export", "job": "job", "seed": seed}).end()["state"] == "succeeded"
+    assert weights(path) == weights(of_the_run)
+    path.unlink()
+    for file in sorted((tmp_path / "datasets" / dataset).rglob("*"), reverse=True):
+        file.unlink() if not file.is_dir() else file.rmdir()
+    without = start("without", {"kind": "export", "job": "job", "seed": seed})
+    assert without.end()["state"] == "succeeded"
+    assert any("draws its own observations" in event["message"] for event in without.of_type("message"))
+    assert weights(path) == weights(of_the_run)
+    again = Policy(path).metadata
+    for name in ("space", "config", "dataset", "seed", "step", "job"):
+        assert again[name] == told[name], name
+    assert again["dataset"]["env_id"] is not None
+    assert again.get("returns") == told.get("returns")
+
+
+def test_of_the_checkpoints_of_evaluations_the_last_and_each_seeds_best_are_kept(train):
+    spec = {"steps": 60, "seeds": [0, 1], "eval_env": "Pendulum-v1", "eval_every": 10, "eval_episodes": 1}
+    job = train("job", "bc", "pendulum", start_message={"keep_checkpoints": 2}, **spec)
+    assert job.end()["state"] == "succeeded"
+    kept = {int(path.stem) for path in job.run.glob("checkpoints/*.safetensors")}
+    best = set()
+    for seed in (0, 1):
+        rows = [line.split(",") for line in (job.run / f"seed-{seed}/metrics/return_mean.csv").read_text().splitlines()[1:]]
+        assert [int(step) for _, step, _ in rows] == [10, 20, 30, 40, 50, 60]  # nothing else is forgotten
+        best.add(max((float(value), int(step)) for _, step, value in rows)[1])
+        assert len(list(job.run.glob(f"seed-{seed}/policy-*.onnx"))) == 6
+    assert kept == {50, 60} | best
+
+
+def weights(file) -> dict[str, bytes]:
+    """The numbers in a policy file."""
+    model = onnx.load_from_string(file if isinstance(file, bytes) else file.read_bytes())
+    return {tensor.name: onnx.numpy_helper.to_array(tensor).tobytes() for tensor in model.graph.initializer}
 
 
 @pytest.mark.parametrize("how", ["daemon gone", "SIGTERM"])

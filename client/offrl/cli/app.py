@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from offrl.cli import audit, collect, datasets, doctor, jobs, keys, policies, queue, service, submit, sweep, top
+from offrl.cli import audit, backup, collect, datasets, doctor, jobs, keys, policies, queue, service, submit, sweep, top
 
 ROOT_HELP = "Train policies from logged data on an offrld daemon, and run them. OFFRL_URL names the daemon."
 
@@ -29,6 +29,7 @@ def command() -> Any:
     queue.register(group)
     app.add_typer(group, name="queue")
     audit.register(app)
+    backup.register(app)
     submit.register(app)
     collect.register(app)
     sweep.register(app)

@@ -1,4 +1,4 @@
-"""Commands about jobs: status, logs, wait, cancel, pause, resume, retry, start, pin, unpin, rm."""
+"""Commands about jobs: status, logs, wait, cancel, pause, resume, retry, start, pin, unpin, rm, prune, rerun."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from offrl.cli import completion
-from offrl.cli.output import Json, emit, moment, number, pairs, rich_table, seconds, table, talk
+from offrl.cli.output import Json, emit, moment, number, pairs, rich_table, seconds, size, table, talk
 from offrl.cli.queue import paused
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ LOOK_S = 1.0  # between two looks of `status --watch` at all jobs
 
 def register(app: typer.Typer) -> None:
     """Put the commands of this file into ``app``."""
-    for command in (status, logs, wait, cancel, pause, resume, retry, start, pin, unpin, rm):
+    for command in (status, logs, wait, cancel, pause, resume, retry, start, pin, unpin, rm, prune, rerun):
         app.command()(command)
 
 
@@ -150,6 +150,45 @@ def rm(
         raise refused[0]
     if as_json:
         emit(removed[0] if len(jobs) == 1 else removed)
+
+
+def prune(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Delete nothing, only list.")] = False,
+    keep: Annotated[int | None, typer.Option("--jobs", metavar="N", help="Keep the last N ended jobs of each kind; 0: all.")] = None,
+    days: Annotated[float | None, typer.Option("--days", metavar="D", help="Keep what ended less than D days ago; 0: all.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Delete the ended jobs that are not kept, by the daemon's settings [keep] or by these numbers; for operators."""
+    from offrl.client import Client
+
+    with Client() as client:
+        found = client.prune(jobs=keep, days=days, dry_run=dry_run)
+    if as_json:
+        emit(found)
+        return
+    rows = [
+        [each.job, each.state.value, each.algorithm or each.kind, each.dataset or "", moment(each.finished_at), size(each.bytes), each.why]
+        for each in found
+    ]
+    table(["job", "state", "algorithm", "dataset", "ended", "size", "why"], rows, right=["size"])
+    total = size(sum(each.bytes for each in found))
+    talk(f"{len(found)} jobs {'would be deleted' if dry_run else 'deleted'}, {total}")
+
+
+def rerun(
+    job: JobArgument,
+    priority: Annotated[int, typer.Option("--priority", metavar="P", help="A higher one runs first.")] = 0,
+    key: Annotated[
+        str | None, typer.Option("--key", metavar="K", help="The same key gives the same job, however often it is sent.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Repeat a train job with the settings, seeds and snapshot of its run folder. Prints the new job's id."""
+    from offrl.client import Client
+
+    with Client() as client:
+        new = client.rerun(job, priority=priority, key=key)
+    emit({"job": new.id}) if as_json else print(new.id)
 
 
 # ------------------------------------------------------------------------------------------------------------------- plumbing

@@ -134,6 +134,15 @@ def _folder(named: str | None) -> Path:
     return found
 
 
+def state_folder(named: str | None) -> Path:
+    """The state folder that a daemon would take, or make: ``named``, $OFFRLD_STATE_DIR, an existing one, the user's."""
+    from offrl import address
+
+    given = named or os.environ.get("OFFRLD_STATE_DIR")
+    places = [Path(place) for place in address.usual_state_dirs()]
+    return Path(given) if given else next((place for place in places if place.is_dir()), places[0])
+
+
 def _state_dir(named: str | None, *, needed: bool) -> Path | None:
     """The daemon's state folder on this machine. Raises `InvalidInput`, `NotAllowed` where it is ``needed`` and not usable."""
     from offrl import address

@@ -7,7 +7,7 @@ from typing import Any
 
 from offrl import wire
 from offrld.daemon.app import App
-from offrld.daemon.handlers import artifacts, care, datasets, follow, jobs, queue, service, uploads
+from offrld.daemon.handlers import artifacts, backups, care, datasets, follow, jobs, queue, service, uploads
 
 Handler = Callable[[App, Any], wire.Reply | Awaitable[wire.Reply]]
 
@@ -16,6 +16,7 @@ HANDLERS: dict[type[wire.Request], Handler] = {
     wire.Algorithms: service.algorithms,
     wire.ReadAudit: service.read_audit,
     wire.Submit: jobs.submit,
+    wire.Rerun: jobs.rerun,
     wire.ListJobs: jobs.list_jobs,
     wire.GetJob: jobs.get_job,
     wire.ControlJob: jobs.control_job,
@@ -33,5 +34,9 @@ HANDLERS: dict[type[wire.Request], Handler] = {
     wire.ReadArtifact: artifacts.read_artifact,
     wire.Overview: care.overview,
     wire.Checkup: care.checkup,
+    wire.Prune: care.prune,
+    wire.BeginBackup: backups.begin_backup,
+    wire.ReadBackup: backups.read_backup,
+    wire.EndBackup: backups.end_backup,
     wire.GetSettings: care.get_settings,
 }

@@ -14,7 +14,7 @@ from offrld.daemon.app import App
 
 async def overview(app: App, request: wire.Overview) -> wire.OverviewInfo:
     """One read of the queue and the machine's figures."""
-    look = await app.database.read(reads.look, request.limit, request.metric, request.points, app.settings)
+    look = await app.database.survey(reads.look, request.limit, request.metric, request.points, app.settings)
     return wire.OverviewInfo(
         time=time.time(), version=app.version, state_dir=str(app.state.root), uptime_s=round(time.monotonic() - app.started, 3),
         counts=look.counts, jobs=look.jobs, left_off=look.left_off, history=look.history, paused=look.pause, spare=app.supervisor.spare,
@@ -29,9 +29,20 @@ async def checkup(app: App, request: wire.Checkup) -> wire.CheckList:
             found, versions = await checks.devices(app.state)
         else:
             found = await asyncio.to_thread(checks.service, app.state, app.settings)
-            found += [await app.database.read(checks.database), await app.database.read(checks.queue)]
+            found += [await app.database.survey(checks.database), await app.database.read(checks.queue)]
+            if app.settings.disk.quota_bytes:
+                found.append(checks.quota(await app.keeper.used(), app.settings.disk.quota_bytes))
             versions = {"offrld": app.version, **checks.versions()}
     return wire.CheckList(time=time.time(), checks=found, versions=versions)
+
+
+async def prune(app: App, request: wire.Prune) -> wire.Pruned:
+    """Retention at once, by the settings' numbers or by others; a part at a time."""
+    keep = app.settings.keep
+    jobs = keep.jobs if request.jobs is None else request.jobs
+    days = keep.days if request.days is None else request.days
+    pruned, more = await app.keeper.prune(jobs, days, dry_run=request.dry_run)
+    return wire.Pruned(jobs=pruned, more=more)
 
 
 async def get_settings(app: App, request: wire.GetSettings) -> wire.SettingList:

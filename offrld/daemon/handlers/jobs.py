@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from pathlib import Path
 
 from offrl import wire
 from offrl.errors import Conflict, InvalidInput
 from offrl.job import CollectSpec, ImportSpec, TrainOnlineSpec, TrainSpec
 from offrld import import_roots
-from offrld.daemon import catalog, datasets, housekeeping, infos, queue, records, rights, uses
+from offrld.daemon import catalog, datasets, infos, queue, records, rights, uses
+from offrld.daemon import rerun as reruns
 from offrld.daemon.app import App
 from offrld.daemon.caller import Caller
 from offrld.daemon.database import Connection
@@ -22,14 +22,14 @@ _FIXED_BYTES = sum(len(name) + 10 for name in wire.JobInfo.model_fields) + 100  
 async def submit(app: App, request: wire.Submit) -> wire.Submitted:
     """Check the job and put it into the queue."""
     spec = request.spec
-    if request.start_at is not None and request.start_in_s is not None:
-        raise InvalidInput("both start_at and start_in_s were given", hint="give one of them")
+    _check_start(request)
     if isinstance(spec, TrainSpec | TrainOnlineSpec):
         spec = spec.model_copy(update={"config": catalog.flat(spec.config)})
     if request.key is not None:  # first: a repeated import would else find "its" dataset there already
         earlier = await app.database.read(queue.by_key, app.caller().name, request.key, spec)
         if earlier is not None:
             return wire.Submitted(job=earlier, created=False)
+    await app.keeper.check_room()
     taken: list[uses.Use] = []
     if isinstance(spec, TrainSpec):
         fields = await app.database.read(datasets.fields, spec.dataset)
@@ -61,20 +61,51 @@ async def submit(app: App, request: wire.Submit) -> wire.Submitted:
         if spec.dataset is not None:
             await _check_folder(app, spec.dataset)
     job, created = await app.database.write(_submit, app, request, spec, taken, app.caller())
+    if isinstance(spec, TrainSpec):
+        await app.supervisor.tell_pinned(spec.dataset)
     return wire.Submitted(job=job, created=created)
 
 
-def _submit(db: Connection, app: App, request: wire.Submit, spec: records.Spec, taken: list[uses.Use], caller: Caller) -> tuple[str, bool]:
+async def rerun(app: App, request: wire.Rerun) -> wire.Submitted:
+    """Repeat a train job with what its run folder says that it ran with."""
+    _check_start(request)
+    repeat = await asyncio.to_thread(reruns.read, app.state, await app.database.read(records.find, request.job))
+    if request.key is not None:
+        earlier = await app.database.read(queue.by_key, app.caller().name, request.key, repeat.spec)
+        if earlier is not None:
+            return wire.Submitted(job=earlier, created=False)
+    await app.keeper.check_room()
+    known = await app.catalog.ready()
+    reruns.check(repeat, known)
+    if (refused := app.supervisor.devices.refused(repeat.spec.model_dump())) is not None:
+        raise refused
+    taken = [use for use in uses.of(repeat.spec, known) if use.name not in repeat.kept]
+    job, created = await app.database.write(_submit, app, request, repeat.spec, taken, app.caller(), repeat)
+    return wire.Submitted(job=job, created=created)
+
+
+def _check_start(request: wire.Submit | wire.Rerun) -> None:
+    if request.start_at is not None and request.start_in_s is not None:
+        raise InvalidInput("both start_at and start_in_s were given", hint="give one of them")
+
+
+def _submit(
+    db: Connection, app: App, request: wire.Submit | wire.Rerun, spec: records.Spec, taken: list[uses.Use], caller: Caller,
+    repeat: reruns.Repeat | None = None,
+) -> tuple[str, bool]:  # fmt: skip
     """Queue a job with what it takes from others, in one transaction: none of them can be removed in between."""
     waits = [use.job for use in taken if uses.check(db, app.state, use)]
-    after = [*request.after, *waits]
     start_at = request.start_at if request.start_in_s is None else time.time() + request.start_in_s
+    if repeat is not None:
+        records.find(db, repeat.of.id)  # raises Unknown: it was removed meanwhile
     job, created = queue.submit(
-        db, spec, owner=caller.name, priority=request.priority, after=after, key=request.key, start_at=start_at,
-        limits=app.settings.limits,
+        db, spec, owner=caller.name, priority=request.priority, after=[*request.after, *waits], key=request.key, start_at=start_at,
+        limits=app.settings.limits, repeats=None if repeat is None else (repeat.of.id, repeat.snapshot),
     )  # fmt: skip
     if created:
         uses.pin(db, job, taken)
+        if repeat is not None:
+            reruns.keep_taken(app.state, repeat, job)
     return job, created
 
 
@@ -98,7 +129,7 @@ def _check_source(app: App, spec: ImportSpec) -> None:
 
 async def list_jobs(app: App, request: wire.ListJobs) -> wire.JobList:
     """The newest jobs that fit into one message, in order of submission."""
-    jobs, left_off = await app.database.read(infos.infos, request.kind, request.limit, app.settings.limits)
+    jobs, left_off = await app.database.survey(infos.infos, request.kind, request.limit, app.settings.limits)
     size, first = 0, len(jobs)
     while first > 0:
         size += _most_bytes(jobs[first - 1])
@@ -111,7 +142,7 @@ async def list_jobs(app: App, request: wire.ListJobs) -> wire.JobList:
 def _most_bytes(info: wire.JobInfo) -> int:
     """No fewer than the job takes in a message, without encoding it: what varies in length, and beside it the names of the fields and nine
     bytes for each (a number, or a text's length)."""
-    texts = [info.reason, info.algorithm or "", info.dataset or "", info.owner or "", *info.after, *info.metrics]
+    texts = [info.reason, info.algorithm or "", info.dataset or "", info.owner or "", info.rerun_of or "", *info.after, *info.metrics]
     texts += (info.error or {}).values()
     values = len(info.seeds) + sum(map(len, info.metrics.values()))
     return _FIXED_BYTES + sum(len(text.encode()) + 20 for text in texts) + 24 * values
@@ -126,7 +157,7 @@ async def control_job(app: App, request: wire.ControlJob) -> wire.JobInfo:
     """Cancel, pause, resume, retry, start, pin, remove."""
     await app.database.read(rights.check_owner, request.job, app.caller())  # an owner stays the same
     if request.action == "remove":
-        return await _remove(app, request.job)
+        return infos.Waits(time.time()).info(await app.removal.job(request.job))
     if request.action == "retry":
         await _check_retry(app, request.job)
     _job, tell = await app.database.write(queue.control, request.job, request.action, request.steps)
@@ -138,26 +169,3 @@ async def _check_retry(app: App, job: str) -> None:
     found = await app.database.read(records.find, job)
     if found.kind == "import" and found.state.ended and found.spec.get("upload"):
         await asyncio.to_thread(app.uploads.check_usable, found.spec["upload"], app.caller())
-
-
-async def _remove(app: App, job: str) -> wire.JobInfo:
-    """The row and the run folder go together: a daemon that dies in between finds both again, or neither."""
-    aside: list[Path | None] = []
-
-    def work(db: Connection) -> wire.JobInfo:
-        info = infos.Waits(time.time()).info(queue.remove(db, job))
-        aside.append(housekeeping.set_aside(app.state.job(job)))
-        return info
-
-    try:
-        info = await app.database.write(work)
-    except BaseException:
-        for folder in aside:
-            await asyncio.to_thread(housekeeping.put_back, folder)
-        raise
-    for folder in aside:
-        await asyncio.to_thread(housekeeping.delete, folder)
-    await asyncio.to_thread(housekeeping.forget_run, app.state, job)
-    if info.kind == "import" and info.spec.get("upload"):
-        await asyncio.to_thread(app.uploads.remove, info.spec["upload"])
-    return info

@@ -11,6 +11,8 @@ from offrld.daemon.app import App
 async def open_upload(app: App, request: wire.OpenUpload) -> wire.UploadOpened:
     """Begin or go on."""
     async with app.one_at_a_time(f"upload {request.upload}"):
+        if not await asyncio.to_thread(app.uploads.known, request.upload):  # what was begun is counted, and may go on
+            await app.keeper.check_room(sum(file.size for file in request.files))
         received = await asyncio.to_thread(app.uploads.open, request.upload, request.files, app.caller())
     return wire.UploadOpened(upload=request.upload, received=received)
 

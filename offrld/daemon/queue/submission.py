@@ -40,11 +40,12 @@ def new_id() -> str:
 # ------------------------------------------------------------------------------------------------------------------- submit
 def submit(
     db: Connection, spec: Spec, *, owner: str | None = None, priority: int = 0, after: list[str] = [], key: str | None = None,  # noqa: B006
-    start_at: float | None = None, limits: Limits = Limits(),
+    start_at: float | None = None, limits: Limits = Limits(), repeats: tuple[str, str | None] | None = None,
 ) -> tuple[str, bool]:  # fmt: skip
     """Put a job into the queue; returns its id, and False where ``key`` named one of the owner's that was there.
 
-    ``start_at``: seconds since the epoch, before which it does not start. Raises `Unknown`, `Conflict`, `LimitReached`.
+    ``start_at``: seconds since the epoch, before which it does not start; ``repeats``: the job that it is a rerun of, and that one's
+    snapshot of the dataset. Raises `Unknown`, `Conflict`, `LimitReached`.
     """
     if key is not None and (known := by_key(db, owner, key, spec)) is not None:
         return known, False
@@ -59,6 +60,8 @@ def submit(
     if isinstance(spec, TrainSpec | DatasetExportSpec):
         dataset = spec.dataset
         snapshot, pending = pin_dataset(db, dataset)
+        if repeats is not None and repeats[1] is not None:
+            snapshot = repeats[1]
         needs += [job for job in pending if job not in needs]
     elif isinstance(spec, ImportSpec):
         dataset = spec.dataset
@@ -77,10 +80,10 @@ def submit(
     job = new_id()
     steps = spec.steps if isinstance(spec, TrainSpec | CollectSpec | TrainOnlineSpec) else 0
     db.execute(
-        "INSERT INTO jobs (id, kind, lane, state, priority, owner, key, spec, after, dataset, snapshot, source, steps, start_at,"
-        " created_at) VALUES (?, ?, ?, 'queued', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO jobs (id, state, kind, lane, priority, owner, key, spec, after, dataset, snapshot, source, steps, start_at, rerun_of,"
+        " created_at) VALUES (?, 'queued', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (job, spec.kind, LANES[spec.kind], priority, owner, key, json.dumps(values), json.dumps(needs), dataset, snapshot, source, steps,
-         start_at, time.time()),
+         start_at, repeats[0] if repeats is not None else None, time.time()),
     )  # fmt: skip
     db.executemany("INSERT INTO dependencies (job, needs) VALUES (?, ?)", [(job, needed) for needed in needs])
     events.add(db, find(db, job), "state", JobState.QUEUED)

@@ -1,0 +1,54 @@
+"""Commands about back-ups: backup, restore."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from offrl.cli.keys import StateDir, state_folder
+from offrl.cli.output import Json, emit, moment, number, size
+
+
+def register(app: typer.Typer) -> None:
+    """Put the commands of this file into ``app``."""
+    app.command()(backup)
+    app.command()(restore)
+
+
+def backup(
+    out: Annotated[str, typer.Argument(metavar="OUT", help="A new folder on this machine.")],
+    keys: Annotated[bool, typer.Option("--keys", help="The daemon's secret key and who is let in as well.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Copy queue, datasets and jobs of a running daemon; for operators."""
+    from offrl import backup as backups
+    from offrl.cli.progress import bytes_bar
+    from offrl.client import Client
+
+    with Client() as client, bytes_bar(f"backup {out}") as moved:
+        about = backups.backup(client, out, keys=keys, progress=moved)
+    _print(out, about, as_json)
+
+
+def restore(
+    source: Annotated[str, typer.Argument(metavar="IN", help="The folder of a back-up.")],
+    state_dir: StateDir = None,
+    as_json: Json = False,
+) -> None:
+    """Make a state folder of a back-up; needs no daemon, and the folder must be empty."""
+    from offrl import backup as backups
+    from offrl.cli.progress import bytes_bar
+
+    target = state_folder(state_dir)
+    with bytes_bar(f"restore {source}") as moved:
+        about = backups.restore(source, target, progress=moved)
+    _print(str(target), about, as_json)
+
+
+def _print(path: str, about: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        emit({"path": path, **about})
+    else:
+        keys = "with keys" if about["keys"] else "without keys"
+        print(f"{path}: {number(about['files'])} files, {size(about['bytes'])}, {keys}, as of {moment(about['time'])}")

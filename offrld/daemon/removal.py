@@ -1,0 +1,58 @@
+"""Deletes a job or a dataset: the row and the folder go together, so that a daemon that dies in between finds both again, or neither.
+
+One removal at a time, and none while a back-up is being put together.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from offrld.daemon import datasets, housekeeping, queue
+from offrld.daemon.database import Connection, Database
+from offrld.daemon.records import Job
+from offrld.daemon.state import State
+from offrld.daemon.uploads import Uploads
+
+T = TypeVar("T")
+
+
+class Removal:
+    """What deletes from one state folder. Who holds ``lock`` knows that nothing is deleted meanwhile."""
+
+    def __init__(self, state: State, database: Database, uploads: Uploads) -> None:
+        self._state, self._database, self._uploads = state, database, uploads
+        self.lock = asyncio.Lock()
+
+    async def job(self, job: str) -> Job:
+        """Delete an ended job with all its files; what it was. Raises `Unknown`, and `Conflict` naming what needs it."""
+        removed = await self._both(self._state.job(job), lambda db: queue.remove(db, job))
+        await asyncio.to_thread(housekeeping.forget_run, self._state, job)
+        if removed.kind == "import" and removed.spec.get("upload"):
+            await asyncio.to_thread(self._uploads.remove, removed.spec["upload"])
+        return removed
+
+    async def dataset(self, name: str) -> None:
+        """Delete a dataset. Raises `Unknown`, and `Conflict` naming the jobs that use it."""
+        await self._both(self._state.datasets / name, lambda db: datasets.remove(db, name))
+
+    async def _both(self, folder: Path, forget: Callable[[Connection], T]) -> T:
+        aside: list[Path | None] = []
+
+        def work(db: Connection) -> T:
+            result = forget(db)
+            aside.append(housekeeping.set_aside(folder))
+            return result
+
+        async with self.lock:
+            try:
+                result = await self._database.write(work)
+            except BaseException:
+                for path in aside:
+                    await asyncio.to_thread(housekeeping.put_back, path)
+                raise
+        for path in aside:
+            await asyncio.to_thread(housekeeping.delete, path)
+        return result

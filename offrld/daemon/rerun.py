@@ -1,0 +1,79 @@
+"""The specification that repeats a train job: from what its run folder says it really ran with, not from what was asked for.
+
+Settings as they were resolved (a preset or a default may have changed since), the runner that was chosen, the dataset's snapshot of that
+time, and the checkpoints that it took from other jobs, which its folder keeps.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from offrl.errors import Conflict, InvalidInput, Unknown, nearest
+from offrl.job import TrainSpec
+from offrld.daemon.records import Job
+from offrld.daemon.state import State, sync_folder
+
+TAKEN = "taken"  # folder of a run: NAME.safetensors for each checkpoint that it took
+
+
+@dataclass(frozen=True)
+class Repeat:
+    """What a rerun submits. ``kept``: names of the checkpoints that are there without the jobs that they came from."""
+
+    of: Job
+    spec: TrainSpec
+    snapshot: str | None
+    kept: frozenset[str]
+
+
+def read(state: State, job: Job) -> Repeat:
+    """The repetition of a job. Reads files: call it in a thread. Raises `InvalidInput`, `Conflict`."""
+    if job.kind != "train":
+        raise InvalidInput(f"job {job.id} is of kind {job.kind}, only a train job can be repeated")
+    run = state.job(job.id)
+    kept = frozenset(path.stem for path in (run / TAKEN).glob("*.safetensors"))
+    try:
+        told, config = json.loads((run / "spec.json").read_text()), json.loads((run / "config.json").read_text())
+    except FileNotFoundError:
+        if job.attempt and job.state.ended and job.state != "cancelled":
+            raise Conflict(f"job {job.id} ended before it had resolved its settings", hint="submit it anew") from None
+        return Repeat(job, TrainSpec.model_validate(job.spec), job.snapshot, kept)  # it has not begun: as it was asked for
+    except ValueError as error:
+        raise Conflict(f"the record of job {job.id} cannot be read: {error}", hint="submit it anew") from None
+    values: dict[str, Any] = {**told["spec"], "config": config, "preset": None, "runner": told["run"]["runner"]}
+    if told["run"]["device"] == "cpu":
+        values["device"] = "cpu"
+    return Repeat(job, TrainSpec.model_validate(values), told["snapshot"], kept)
+
+
+def check(repeat: Repeat, catalog: dict[str, Any]) -> None:
+    """Its algorithm and its environment are still there. `Unknown`."""
+    for what, name, known in (
+        ("algorithm", repeat.spec.algorithm, [algorithm["name"] for algorithm in catalog["algorithms"]]),
+        ("environment", repeat.spec.eval_env, catalog["environments"]),
+    ):
+        if name is not None and name not in known:
+            raise Unknown(f"job {repeat.of.id} was of {what} {name!r}, which is not installed any more", hint=nearest(name, known))
+
+
+def keep_taken(state: State, repeat: Repeat, job: str) -> None:
+    """Give the new job what the old one took from others: second links to the same files."""
+    source, target = state.job(repeat.of.id) / TAKEN, state.job(job) / TAKEN
+    for name in repeat.kept:
+        target.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _link(source / f"{name}.safetensors", target / f"{name}.safetensors")
+    if repeat.kept:
+        sync_folder(target)
+        sync_folder(state.jobs)
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except PermissionError:  # a file system without links
+        shutil.copyfile(source, target)

@@ -1,0 +1,51 @@
+"""Which ended jobs are not kept any longer: more than so many of a kind, or older than so many days.
+
+Never one that is pinned, or that a job which has not ended needs; datasets never. Of a job that is kept nothing is deleted here.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from offrld.daemon.database import Connection
+from offrld.daemon.queue import users
+from offrld.daemon.records import Job, find
+
+DAY_S = 86400.0
+
+
+@dataclass(frozen=True)
+class Expired:
+    """A job that retention deletes, and why."""
+
+    job: Job
+    why: str
+
+
+def expired(db: Connection, jobs: int, days: float, limit: int) -> tuple[list[Expired], bool]:
+    """The jobs to be deleted, those that ended first coming first, at most ``limit``; whether there are more.
+
+    Args:
+        jobs: ended jobs of each kind that are kept; 0: any number.
+        days: that an ended job is kept; 0: for ever.
+    """
+    rows = db.execute(
+        """
+        SELECT id, place FROM (SELECT *, row_number() OVER (PARTITION BY kind ORDER BY finished_at DESC, seq DESC) AS place FROM jobs
+                       WHERE state IN ('succeeded', 'failed', 'cancelled'))
+        WHERE NOT pinned AND ((:jobs > 0 AND place > :jobs) OR (:days > 0 AND finished_at < :now - 86400.0 * :days))
+        ORDER BY finished_at, seq
+        """,
+        {"jobs": jobs, "days": days, "now": time.time()},
+    )
+    found: list[Expired] = []
+    for row in rows:
+        if users(db, row["id"]):
+            continue
+        if len(found) == limit:
+            return found, True
+        job = find(db, row["id"])
+        old = days > 0 and (job.finished_at or 0.0) < time.time() - DAY_S * days
+        found.append(Expired(job, f"ended more than {days:g} days ago" if old else f"{row['place'] - 1} {job.kind} jobs ended after it"))
+    return found, False
