@@ -13,6 +13,7 @@ from offrld.daemon import catalog, datasets, infos, queue, records, rights, uses
 from offrld.daemon import rerun as reruns
 from offrld.daemon.app import App
 from offrld.daemon.caller import Caller
+from offrld.daemon.config import Limits
 from offrld.daemon.database import Connection
 
 LIST_BYTES = wire.MAX_MESSAGE - (1 << 16)
@@ -77,6 +78,7 @@ async def rerun(app: App, request: wire.Rerun) -> wire.Submitted:
         raise refused
     taken = [use for use in uses.of(repeat.spec, known) if use.name not in repeat.kept]
     job, created = await app.database.write(_submit, app, request, repeat.spec, taken, app.caller(), repeat)
+    await app.supervisor.tell_pinned(repeat.spec.dataset)
     return wire.Submitted(job=job, created=created)
 
 
@@ -126,7 +128,11 @@ def _check_source(app: App, spec: ImportSpec) -> None:
 
 async def list_jobs(app: App, request: wire.ListJobs) -> wire.JobList:
     """The newest jobs that fit into one message, in order of submission."""
-    jobs, left_off = await app.database.survey(infos.infos, request.kind, request.limit, app.settings.limits)
+    return await app.database.survey(_listing, request.kind, request.limit, app.settings.limits)
+
+
+def _listing(db: Connection, kind: str | None, limit: int, limits: Limits) -> wire.JobList:
+    jobs, left_off = infos.infos(db, kind, limit, limits)
     size, first = 0, len(jobs)
     while first > 0:
         size += _most_bytes(jobs[first - 1])
