@@ -334,6 +334,10 @@ class Client:
         """A further connection to the same daemon, for what waits long; the caller closes it."""
         return Connection(self.url, timeout=self._timeout, patience=self._patience, key=self._key)
 
+    def again(self, patience: float | None = None) -> Client:
+        """A further client of the same daemon, for a thread of its own; the caller closes it."""
+        return Client(self.url, timeout=self._timeout, patience=self._patience if patience is None else patience, key=self._key)
+
     def close(self) -> None:
         """Close the connection. May be called twice."""
         if hasattr(self, "_connection"):

@@ -163,12 +163,14 @@ def taken(text: str) -> tuple[str, int | None]:
 
 
 class ImportSpec(_Spec):
-    """Read a finished upload, or a path below an import root of the daemon, into a new dataset or onto an existing one."""
+    """Read a finished upload, a path below an import root of the daemon, or what a name stands for (`offrl.named`), into a new dataset or
+    onto an existing one."""
 
     kind: Literal["import"] = "import"
     dataset: Name
     upload: JobId | None = None
     path: Annotated[str, Field(max_length=4096)] | None = None
+    named: Annotated[str, Field(max_length=200)] | None = None        # cartpole-replay, breakout-mixed-v0, hopper-medium-v2, ...
     format: Annotated[str, Field(max_length=40)] | None = None        # None: found from the content
     append: bool = False
     options: dict[Annotated[str, Field(max_length=100)], Any] = {}    # of the format
