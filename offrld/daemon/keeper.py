@@ -34,6 +34,7 @@ class Keeper:
         self._uploads, self._removal, self._audit = uploads, removal, audit
         self._used: tuple[float, int] | None = None  # when it was measured, bytes
         self._measuring = asyncio.Lock()
+        self._began = time.time(), time.monotonic()
 
     async def run(self) -> None:
         """Look now and then."""
@@ -48,7 +49,7 @@ class Keeper:
 
     async def prune(self, jobs: int, days: float, *, dry_run: bool, limit: int = BATCH) -> tuple[list[PrunedJob], bool]:
         """Delete (or only list) what is not kept by these numbers (see `retention.expired`); what it was, and whether there is more."""
-        found, more = await self._database.read(retention.expired, jobs, days, limit)
+        found, more = await self._database.read(retention.expired, jobs, days, limit, self._now())
         pruned = []
         for each in found:
             job = each.job
@@ -68,6 +69,12 @@ class Keeper:
                 finished_at=job.finished_at, bytes=size, why=each.why,
             ))  # fmt: skip
         return pruned, more
+
+    def _now(self) -> float:
+        """The time, but no more of it since the start of the daemon than a clock counts that nobody sets: a clock that jumps ahead makes no
+        job older than it is."""
+        wall, steady = self._began
+        return min(time.time(), wall + time.monotonic() - steady)
 
     async def used(self, fresh_s: float = FRESH_S) -> int:
         """Bytes of the state folder, with what unfinished uploads still have to bring; measured anew where that is longer ago."""
