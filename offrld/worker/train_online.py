@@ -118,7 +118,7 @@ class OnlineJob:
         spec = self.spec
         return {
             "limit": spec.limit, "max_frames_per_traj": spec.max_episode_steps, "step_timeout_s": spec.step_timeout_s,
-            "note": self.data.note, "keep": self.data.keep(), "given_up": partial(give_up, self.job),
+            "note": self.data.note, "keep": self.data.keep(self.data.open()), "given_up": partial(give_up, self.job),
         }  # fmt: skip
 
     def _whole(self, steps: int) -> int:
@@ -247,7 +247,7 @@ class OnlineJob:
 
     def _record(self, *, last: bool = False) -> None:
         collector = self.training.collector
-        collector.writer.keep(self.data.keep())
+        collector.writer.keep(self.data.keep(collector.store))
         collector.sync()
         self.training.commit()
         self.data.save(self.training.store, whole_steps(collector))
