@@ -24,7 +24,7 @@ def learner_for(name: str, env, **config):
     return offrld.build(name, offrld.Shapes.of_env(env), config=cheap_settings(get(name), {"batch_size": 8, **config}))
 
 
-ONLINE = [name for name in names() if not refusal(get(name))]
+ONLINE = [name for name in names() if not refusal(get(name)) and not get(name).plays]  # what plays: tests/algos/test_ppo.py
 
 
 def test_the_off_policy_algorithms_can_and_the_others_say_why_not():
