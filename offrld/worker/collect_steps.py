@@ -110,7 +110,7 @@ def _policy(job: WorkerJob) -> Any:
 
     reference = spec.policy.removeprefix("job:")
     seed = taken.taken(reference)[1]
-    learner = load(taken.keep(job.state, job.run, "policy", reference), device="cpu", runner="eager", threads=spec.threads)
+    learner = load(taken.keep(job.state, job.run, "policy", reference, spec.ratio), device="cpu", runner="eager", threads=spec.threads)
     if not learner.algorithm.acts:
         raise InvalidInput(f"job {reference} is of {learner.algorithm.name}, which learns no policy", hint="name one that does")
     return LearnerBehaviour(learner, deterministic=not spec.sample, seed=seed)

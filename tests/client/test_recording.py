@@ -132,11 +132,11 @@ def test_a_killed_recording_process_loses_no_episode_and_keeps_the_open_one(daem
 
 
 def test_a_killed_daemon_loses_no_episode_and_gets_none_twice(own_daemon, tmp_path):
-    """kill -9 of the daemon while episodes arrive, three times; its workers and queue come back, and so does the recorder."""
+    """kill -9 of the daemon while episodes arrive, twice; its workers and queue come back, and so does the recorder."""
     daemon = own_daemon.start()
     recorder = offrl.Recorder(daemon.url, "steady", spool=tmp_path / "spool", send_every_s=0.1)
     first = 0
-    for _ in range(3):
+    for _ in range(2):
         sent = recorder.status().segments_sent
         record(recorder, first, 5)
         wait_for(lambda sent=sent: recorder.spool.sending or recorder.status().segments_sent > sent, "a segment under way")
@@ -238,6 +238,23 @@ def test_a_wrong_step_is_told_at_once_and_the_episode_goes_on(tmp_path):
             offrl.Recorder(None, "x", spool=tmp_path / "x", **settings)
     with pytest.raises(InvalidInput, match="a/b"):
         offrl.Recorder(None, "a/b", spool=tmp_path / "x")
+
+
+def test_a_thread_that_fails_is_told_to_the_loop(tmp_path, monkeypatch):
+    """Whatever goes wrong in the background, the loop's next step says so: nothing is recorded into the void."""
+    monkeypatch.setattr("threading.excepthook", lambda arguments: None)
+    recorder = offrl.Recorder(None, "void", spool=tmp_path / "spool")
+    record(recorder, 0, 1)
+    wait_for(lambda: recorder.status().episodes == 1, "the first episode")
+    monkeypatch.setattr("offrl_store.Writer.begin", lambda *arguments: 1 / 0)
+    recorder.begin(observation(1, 0))
+    wait_for(lambda: recorder._failed is not None, "the end of the thread")
+    with pytest.raises(offrl.errors.InternalError, match="ZeroDivisionError"):
+        recorder.step([0.5], 1.0, observation(1, 1))
+    with pytest.raises(offrl.errors.InternalError):
+        recorder.close()
+    monkeypatch.undo()
+    assert [len(store) for store in left(tmp_path / "spool")] == [1]
 
 
 def test_a_robot_s_process_loads_neither_torch_nor_gymnasium():
