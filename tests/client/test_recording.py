@@ -240,6 +240,23 @@ def test_a_wrong_step_is_told_at_once_and_the_episode_goes_on(tmp_path):
         offrl.Recorder(None, "a/b", spool=tmp_path / "x")
 
 
+def test_a_thread_that_fails_is_told_to_the_loop(tmp_path, monkeypatch):
+    """Whatever goes wrong in the background, the loop's next step says so: nothing is recorded into the void."""
+    monkeypatch.setattr("threading.excepthook", lambda arguments: None)
+    recorder = offrl.Recorder(None, "void", spool=tmp_path / "spool")
+    record(recorder, 0, 1)
+    wait_for(lambda: recorder.status().episodes == 1, "the first episode")
+    monkeypatch.setattr("offrl_store.Writer.begin", lambda *arguments: 1 / 0)
+    recorder.begin(observation(1, 0))
+    wait_for(lambda: recorder._failed is not None, "the end of the thread")
+    with pytest.raises(offrl.errors.InternalError, match="ZeroDivisionError"):
+        recorder.step([0.5], 1.0, observation(1, 1))
+    with pytest.raises(offrl.errors.InternalError):
+        recorder.close()
+    monkeypatch.undo()
+    assert [len(store) for store in left(tmp_path / "spool")] == [1]
+
+
 def test_a_robot_s_process_loads_neither_torch_nor_gymnasium():
     program = "import sys, offrl; offrl.Recorder; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from offrl.client import Client
-from offrl.errors import DiskFull, InvalidInput, OffrlError
+from offrl.errors import DiskFull, InternalError, InvalidInput, OffrlError
 from offrl.job import NAME_PATTERN
 from offrl.spaces import flat, schema_of
 from offrl_store import EpisodeStore, Field, Schema, Writer
@@ -107,6 +107,7 @@ class Recorder:
         self._open = False
         self._steps = self._number = self._dropped = 0
         self._problem: OffrlError | None = None
+        self._failed: Exception | None = None
         self._waiting: deque[tuple[Any, ...]] = deque()
         self._stop, self._wake, self._closing = threading.Event(), threading.Event(), threading.Event()
         if schema is not None:
@@ -169,6 +170,8 @@ class Recorder:
                 self._put(("end", terminated, dict(metadata or {})))
 
     def _put(self, item: tuple[Any, ...]) -> None:
+        if self._failed is not None:
+            raise InternalError(f"the thread that writes has ended: {type(self._failed).__name__}: {self._failed}") from self._failed
         if len(self._waiting) > MOST_WAITING:
             raise DiskFull(f"{MOST_WAITING} steps wait for the disk of {self.spool.folder}", hint="it is too slow, or it hangs")
         self._waiting.append(item)
@@ -196,6 +199,14 @@ class Recorder:
     # ------------------------------------------------------------------------------------------------------- the writing thread
     def _write(self) -> None:
         segment = _Segment(self)
+        try:
+            self._write_all(segment)
+        except Exception as error:
+            self._failed = error  # the loop's next step raises it
+            segment.leave()       # with the episodes that are whole
+            raise
+
+    def _write_all(self, segment: _Segment) -> None:
         synced = time.monotonic()
         while True:
             closing = self._closing.wait(TAKE_S)
@@ -225,20 +236,22 @@ class Recorder:
         ``wait_s``: how long to wait for that. What has not stays in the spool: the next recorder sends it, or `offrl spool push`.
         """
         if self._threads:
-            self.end()
-            self._closing.set()
-            self._threads[0].join()
-            self._wake.set()
-            deadline = time.monotonic() + wait_s
-            while self._sender is not None and self.spool.ready() and time.monotonic() < deadline:
-                time.sleep(TAKE_S)
-            self._stop.set()
-            self._wake.set()
-            for thread in self._threads[1:]:
-                thread.join()
-            self._threads = []
-            self._arrived = not self.spool.ready()
-            self.spool.close()
+            try:
+                self.end()
+            finally:
+                self._closing.set()
+                self._threads[0].join()
+                self._wake.set()
+                deadline = time.monotonic() + wait_s
+                while self._sender is not None and self.spool.ready() and time.monotonic() < deadline:
+                    time.sleep(TAKE_S)
+                self._stop.set()
+                self._wake.set()
+                for thread in self._threads[1:]:
+                    thread.join()
+                self._threads = []
+                self._arrived = not self.spool.ready()
+                self.spool.close()
         return self._arrived
 
     def __enter__(self) -> Recorder:
@@ -313,9 +326,10 @@ class _Segment:
         recorder._dropped += counted
         if isinstance(error, DiskFull):
             self._blocked_until = time.monotonic() + RETRY_S
-        self._leave()
+        self.leave()
 
-    def _leave(self) -> None:
+    def leave(self) -> None:
+        """Closes the store and hands it over, where one is open."""
         writer, self._writer = self._writer, None
         if writer is not None:
             try:
@@ -339,7 +353,7 @@ class _Segment:
             return
         old = time.monotonic() - self._began >= self._of._send_every_s
         if closing or (self._episodes and (old or size(self._of.spool.folder / f"active-{self._number:08d}") >= SEGMENT_BYTES)):
-            self._leave()
+            self.leave()
 
 
 class _Cast:
