@@ -20,7 +20,7 @@ from offrl.errors import InvalidInput
 from offrld.nets import encoders
 from offrld.nets.encoders import Encoder, Params
 from offrld.nets.encoders.layers import activate, dropout
-from offrld.nets.linear import linear, uniform_init
+from offrld.nets.linear import layers, linear, uniform_init
 from offrld.settings import setting
 
 EPSILON = 0.003       # of the layer norms inside and after the blocks
@@ -90,9 +90,15 @@ class Blocks:
             if last:
                 x, bias = x[:, read], bias[:, :, read]
             x = x + self._attention(params, name, normed[:, read] if last else normed, normed, bias)
-            hidden = activate(spec.activation, _linear(params, f"{name}.up", layer_norm(params, f"{name}.mlp_norm", x)))  # [B, T, 4N]
-            x = x + _dropped(params, _linear(params, f"{name}.down", hidden), spec.residual_dropout, f"{name}.mlp")
+            changed = self._mlp(params, name, layer_norm(params, f"{name}.mlp_norm", x))
+            x = x + _dropped(params, changed, spec.residual_dropout, f"{name}.mlp")
         return layer_norm(params, f"{self.name}.norm", x)
+
+    def _mlp(self, params: Params, name: str, x: Tensor) -> Tensor:
+        """Two linear layers, the activation between them at ``[B, T, 4N]``."""
+        if self.settings.activation == "relu":
+            return layers((x,), (_pair(params, f"{name}.up"), _pair(params, f"{name}.down")))
+        return _linear(params, f"{name}.down", activate(self.settings.activation, _linear(params, f"{name}.up", x)))
 
     def _attention(self, params: Params, name: str, queries: Tensor, x: Tensor, bias: Tensor) -> Tensor:
         heads, size = self.settings.heads, self.width // self.settings.heads
@@ -249,7 +255,11 @@ def layer_norm(params: Params, name: str, x: Tensor) -> Tensor:
 
 
 def _linear(params: Params, name: str, x: Tensor) -> Tensor:
-    return linear(x, params[f"{name}.weight"], params[f"{name}.bias"])
+    return linear(x, *_pair(params, name))
+
+
+def _pair(params: Params, name: str) -> tuple[Tensor, Tensor]:
+    return params[f"{name}.weight"], params[f"{name}.bias"]
 
 
 def _dropped(params: Params, x: Tensor, rate: float, name: str) -> Tensor:
