@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .PHONY: demo docs test test-all test-algos test-asan test-kill test-reliability test-systemd lint fuzz wheel clean help
-.PHONY: bench bench-train bench-store bench-import bench-latency bench-collect bench-online bench-wire bench-load scores procgen
+.PHONY: bench bench-train bench-store bench-import bench-latency bench-collect bench-online bench-record bench-wire bench-load scores procgen
 .PHONY: install-service uninstall-service
 
 help:            ## list the targets
@@ -43,6 +43,9 @@ bench-import: $(STAMP)   ## importing a D4RL file beside h5py alone, and the mem
 
 bench-latency: $(STAMP)  ## submit, first update, idle daemon
 	$(BIN)/python -m benchmarks.latency
+
+bench-record: $(STAMP)   ## processor time of recording a loop of 1 kHz with 100 floats, sent to a daemon meanwhile
+	$(BIN)/python -m benchmarks.record
 
 bench-load: $(STAMP)     ## 1,000 queued jobs and 200 clients: answer times; memory over ten minutes of churn
 	$(BIN)/python -m benchmarks.load

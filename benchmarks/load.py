@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import multiprocessing
 import random
@@ -20,6 +21,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 import urllib.request
 from collections import Counter
 from collections.abc import Callable
@@ -34,6 +36,7 @@ import zmq.asyncio
 
 from benchmarks.train import make_data
 from offrl import Client, wire
+from offrl.errors import Unknown
 from offrld.embedded import embedded_daemon
 
 POLL_S = 1.0          # between two questions of one client
@@ -231,6 +234,8 @@ class Churn:
         self._over.set()
         for thread in threads:
             thread.join()
+        if self.problems:
+            return {"seconds": round(now, 1), "done": dict(self.done), "problems": self.problems}
         late = np.array([sample for sample in samples if sample[0] >= WARM_UP * self._seconds])
         slope = float(np.polyfit(late[:, 0], late[:, 1], 1)[0])
         return {
@@ -250,7 +255,7 @@ class Churn:
                             break
                         work(client, rng)
         except Exception as error:
-            self.problems.append(f"{work.__name__}: {type(error).__name__}: {error}")
+            self.problems.append(f"{work.__name__}: {type(error).__name__}: {error} {traceback.format_exc(limit=-3)}")
 
     def _cancelled(self, client: Client, rng: random.Random) -> None:
         job = client.submit("td3_bc", dataset="data", steps=1000, priority=-1)
@@ -275,8 +280,10 @@ class Churn:
 
     def _followed(self, client: Client, rng: random.Random) -> None:
         job = rng.choice(client.jobs("train", limit=50))
-        client.request(wire.GetEvents(job=job.id, cursor=0, wait_s=0.2, limit=1000))
+        with contextlib.suppress(Unknown):  # another thread has removed it
+            client.request(wire.GetEvents(job=job.id, cursor=0, wait_s=0.2, limit=1000))
         self.done.update(events=1, list=1)
+        self._over.wait(0.05)
 
     def _fetched(self, client: Client, rng: random.Random) -> None:
         job = next(job for job in client.jobs("train") if job.last.state == "succeeded")

@@ -1,7 +1,8 @@
 """offrld: the service that turns logged robot and simulator data into policies.
 
-In-process (notebooks, tests) the same engine is reached through `train`, `build`, `load`, `Learner` and `Shapes`; everything else is
-imported from its own module, so that the control plane (`offrld.daemon`) never pulls in torch.
+In-process (notebooks, tests) the same engine is reached through `train`, `build`, `load`, `Learner` and `Shapes`, data sets by name through
+`datasets`, and collectors through `collect`; everything else is imported from its own module, so that the control plane (`offrld.daemon`)
+never pulls in torch.
 """
 
 from __future__ import annotations
@@ -9,12 +10,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from offrld import datasets
     from offrld.training import Learner, Loaded, Shapes, build, load, train
 
-__all__ = ["Learner", "Loaded", "Shapes", "build", "load", "train"]
+__all__ = ["Learner", "Loaded", "Shapes", "build", "datasets", "load", "train"]
 
 
 def __getattr__(name: str) -> Any:
+    if name in ("collect", "datasets"):  # where nobody has imported them yet
+        import importlib
+
+        return importlib.import_module(f"offrld.{name}")
     if name in __all__:
         from offrld import training
 

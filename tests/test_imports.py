@@ -30,11 +30,12 @@ MAY = {
     "export": OUTPUTS,
     "evaluate": OUTPUTS,
     "collect": OUTPUTS,
-    "worker": OUTPUTS | {"worker"},
+    "datasets": OUTPUTS | {"datasets"},
+    "worker": OUTPUTS | {"datasets", "worker"},
     "executors": {"executors"},
     "daemon": {"daemon", "executors"},
 }
-WORK_PLANE = (OUTPUTS | {"worker"}) - {"settings"}  # the daemon checks settings by the rules of the work plane; they need no torch
+WORK_PLANE = (OUTPUTS | {"datasets", "worker"}) - {"settings"}  # the daemon checks settings by their rules; no torch
 HEAVY = ("torch", "gymnasium", "h5py", "onnx", "onnxscript", "safetensors", "tensorboard", "mujoco", "pandas", "scipy")
 
 

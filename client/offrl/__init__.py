@@ -16,13 +16,18 @@ if TYPE_CHECKING:
     from offrl import environments, errors, rollout
     from offrl.client import Client, Datasets, Job
     from offrl.policy import Policy
+    from offrl.recording import Recorder
+    from offrl.recording.wrapper import RecordEpisodes
 
 __version__ = "0.1.0"
 
-_WHERE = {"Client": "offrl.client", "Job": "offrl.client", "Datasets": "offrl.client", "Policy": "offrl.policy"}
+_WHERE = {
+    "Client": "offrl.client", "Job": "offrl.client", "Datasets": "offrl.client", "Policy": "offrl.policy",
+    "Recorder": "offrl.recording", "RecordEpisodes": "offrl.recording.wrapper",
+}  # fmt: skip
 _MODULES = ("environments", "errors", "rollout")
 
-__all__ = ["Client", "Datasets", "Job", "Policy", "__version__", "environments", "errors", "rollout"]
+__all__ = ["Client", "Datasets", "Job", "Policy", "RecordEpisodes", "Recorder", "__version__", "environments", "errors", "rollout"]
 
 
 def __getattr__(name: str) -> Any:

@@ -123,7 +123,7 @@ def _copy(client: Client, begun: wire.BackupBegun, part: Path, progress: Progres
                 while left:
                     data = next(chunks)
                     digest.update(data)
-                    written.write(data)
+                    _write(written, data)
                     left, done = left - len(data), done + len(data)
                     if progress is not None:
                         progress(done, begun.bytes)
@@ -173,7 +173,7 @@ def _restore_file(source: Path, target: Path, file: dict[str, Any]) -> None:
     with reading, _new(target, name) as written:
         while data := reading.read(BLOCK):
             digest.update(data)
-            written.write(data)
+            _write(written, data)
             size += len(data)
     if size != file["size"] or digest.hexdigest() != file["sha256"]:
         raise CheckFailed(f"{name} in the back-up is damaged: its size or its SHA-256 differs", hint="take another back-up")
@@ -186,6 +186,15 @@ def _new(root: Path, path: str) -> BinaryIO:
         folder = folder / part
         folder.mkdir(mode=0o700, exist_ok=True)
     return os.fdopen(os.open(root / path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")
+
+
+def _write(file: BinaryIO, data: bytes) -> None:
+    """Append to a new file; a block of zeros becomes a hole, as it was in a dataset that has given space back."""
+    if data.count(0) == len(data):
+        file.flush()
+        file.truncate(file.seek(len(data), os.SEEK_CUR))
+    else:
+        file.write(data)
 
 
 def _safe(path: str) -> str:

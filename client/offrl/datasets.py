@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from offrl import upload, wire
+from offrl import named, upload, wire
 from offrl.errors import Conflict, InvalidInput, OffrlError, StoreExists, Unknown
 from offrl.job import NAME_PATTERN, DatasetExportSpec, ImportSpec
 
@@ -53,7 +53,8 @@ class Datasets:
 
         Args:
             source: the path of a file or folder; a dict of arrays (observations, actions, rewards, terminals, timeouts: one row per step);
-                an iterable of `offrl_store.Episode`; or an `offrl_store.EpisodeStore`.
+                an iterable of `offrl_store.Episode`; or an `offrl_store.EpisodeStore`. Or a name (`offrl.named`): ``cartpole-replay``,
+                ``breakout-mixed-v0``, ``hopper-medium-v2``, ``D4RL/pointmaze/umaze-v2``, which the daemon makes or fetches.
             format: a name of the daemon's importers; by default found from the content.
             options: what the format can be told, by name (docs/datasets.md).
             skip_bad: leave out episodes that cannot be used; the result's ``skipped`` names them. Otherwise the first one is an error.
@@ -64,6 +65,8 @@ class Datasets:
         Raises:
             Conflict: a dataset of that name exists.
             InvalidInput: a missing or bad file; nothing is left behind.
+            Unknown: neither a file nor a name that stands for a dataset.
+            DownloadFailed: the daemon could not fetch a file; what came of it is kept for the next attempt.
             DiskFull: here or on the daemon's side.
         """
         how = {"format": format, "append": False, "options": dict(options or {}), "skip_bad": skip_bad}
@@ -171,6 +174,12 @@ class Datasets:
             if path is None:
                 raise InvalidInput(f"a path on the daemon's side is a text, not {type(source).__name__}", hint="leave on_daemon out")
             return self._run(_build(ImportSpec, dataset=name, path=path, **how), follow)
+        if how["format"] is None and isinstance(source, str) and not os.path.exists(source) and named.may_be_name(source):
+            try:
+                named.find(source)
+            except Unknown as error:
+                raise Unknown(f"there is neither a file nor a dataset by the name of {source!r}", hint=error.hint) from None
+            return self._run(_build(ImportSpec, dataset=name, named=source, **how), follow)
         with _as_files(source, schema) as files:
             return self._import_files(name, files, how, progress, follow)
 

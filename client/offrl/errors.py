@@ -56,6 +56,12 @@ class InvalidMessage(InvalidInput):
     code = "invalid_message"
 
 
+class DownloadFailed(OffrlError):
+    """A file of a published dataset could not be fetched, or is not what its server says; what came of it is kept for the next attempt."""
+
+    code = "download_failed"
+
+
 class NoDaemon(OffrlError):
     """Nobody answers at the daemon's address."""
 
@@ -99,8 +105,8 @@ _CLASSES: dict[str, type[OffrlError]] = {
     cls.code: cls
     for cls in (
         OffrlError, InvalidInput, InvalidSchema, InvalidEpisode, StoreExists, StoreNotFound, EmptyStore, StoreCorrupt, StoreLocked,
-        DiskFull, JobFailed, CheckFailed, Unknown, Conflict, LimitReached, InvalidMessage, NoDaemon, ProtocolMismatch, NotAllowed,
-        EnvironmentFailed, WorkerFailed, InternalError,
+        DiskFull, JobFailed, CheckFailed, DownloadFailed, Unknown, Conflict, LimitReached, InvalidMessage, NoDaemon, ProtocolMismatch,
+        NotAllowed, EnvironmentFailed, WorkerFailed, InternalError,
     )
 }  # fmt: skip
 

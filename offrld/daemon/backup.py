@@ -29,7 +29,8 @@ LIST = "files.jsonl"     # {"path", "size"} of each file, relative to the state 
 OPEN = 4                 # at once
 KEEP_S = 24 * 3600.0     # nobody copies longer than that
 TRIES = 20               # to link a folder in which files come and go
-LOG = "episodes.log"     # of a dataset: what it names is in the other files already, so its length is taken first
+# Of a dataset (docs/store-format.md): the log, whose header is written again and again, and the folder of episodes that are being written.
+LOG, HEADER, OPEN_EPISODES, SCHEMA = "episodes.log", 64, "open", "schema.json"
 
 
 def begin(state: State, *, keys: bool, version: str) -> BackupBegun:
@@ -89,20 +90,71 @@ def _freeze(state: State, folder: Path, keys: bool) -> Iterator[tuple[str, int]]
     yield copy.name, copy.stat().st_size
     with contextlib.closing(sqlite3.connect(copy)) as db:
         jobs = [row[0] for row in db.execute("SELECT id FROM jobs ORDER BY seq")]
-        # The dataset of an import that runs may stand there already, and may be told of a moment later.
+        # The dataset of a job that makes one may stand there already, and may be told of a moment later.
         datasets = [row[0] for row in db.execute(
-            f"SELECT name FROM datasets UNION SELECT dataset FROM jobs WHERE kind = 'import' AND state IN {UNFINISHED}")]  # fmt: skip
+            f"SELECT name FROM datasets UNION SELECT dataset FROM jobs WHERE dataset IS NOT NULL AND state IN {UNFINISHED}")]  # fmt: skip
         uploads = [row[0] for row in db.execute(
             "SELECT DISTINCT json_extract(spec, '$.upload') FROM jobs WHERE kind = 'import' AND json_extract(spec, '$.upload') IS NOT NULL")
         ]  # fmt: skip
-    parts = [
-        *(state.datasets / name for name in datasets), *(state.jobs / job for job in jobs), *(state.uploads / upload for upload in uploads),
-        *sorted(state.root.glob(f"{state.audit.name}*")), state.root / "offrld.toml",
-    ]  # fmt: skip
+    # Run folders before datasets: what a checkpoint says was gathered is in a dataset before it.
+    parts = [*(state.jobs / job for job in jobs), *(state.datasets / name for name in datasets)]
+    parts += [*(state.uploads / upload for upload in uploads), *sorted(state.root.glob(f"{state.audit.name}*")), state.root / "offrld.toml"]
     if keys:
         parts.append(state.root / "keys")
     for part in parts:
+        if part.parent == state.datasets:
+            yield from _freeze_log(state.root, part, folder)
         yield from _link_all(state.root, part, folder)
+
+
+def _freeze_log(root: Path, dataset: Path, folder: Path) -> Iterator[tuple[str, int]]:
+    """Copy a store's log, and with it what must be of the very same moment; all that the log names is in the other files already.
+
+    These are the episodes that are being written (their file goes when their record comes), and in a bounded store the columns, in which
+    episodes that go leave holes. `Conflict` where a bounded store is written to without a pause.
+    """
+    if not (dataset / LOG).is_file():
+        return
+    for _ in range(TRIES):
+        copies: dict[str, int] = {}
+        try:
+            bounded = "limit" in json.loads((dataset / SCHEMA).read_text())
+            before = _moment(dataset)
+            for path in [dataset / LOG, *(dataset / OPEN_EPISODES).glob("*"), *((dataset / "columns").glob("*") if bounded else ())]:
+                name = str(path.relative_to(root))
+                copies[name] = _copy_sparse(path, folder / name)
+            if _moment(dataset) == before:
+                yield from copies.items()
+                return
+        except FileNotFoundError:
+            pass
+        for name in copies:
+            (folder / name).unlink(missing_ok=True)
+    raise Conflict(f"dataset {dataset.name!r} is written to all the time", hint="pause the job that collects into it meanwhile")
+
+
+def _moment(dataset: Path) -> tuple[bytes, int, list[str]]:
+    """What changes with every episode that comes or goes: the log's header and length, and the episodes that are being written."""
+    with (dataset / LOG).open("rb") as log:
+        header, size = log.read(HEADER), os.fstat(log.fileno()).st_size
+    return header, size, sorted(path.name for path in (dataset / OPEN_EPISODES).glob("*"))
+
+
+def _copy_sparse(source: Path, target: Path) -> int:
+    """Copy a file from its start to its present end, leaving out its holes; its length."""
+    target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with source.open("rb") as reading, target.open("wb") as writing:
+        size, at = os.fstat(reading.fileno()).st_size, 0
+        while at < size:
+            try:
+                at = os.lseek(reading.fileno(), at, os.SEEK_DATA)
+            except OSError:  # nothing but a hole is left
+                break
+            part = os.pread(reading.fileno(), min(1 << 20, size - at), at)
+            os.pwrite(writing.fileno(), part, at)
+            at += len(part)
+        writing.truncate(size)
+    return size
 
 
 def _link_all(root: Path, part: Path, folder: Path) -> Iterator[tuple[str, int]]:
@@ -112,7 +164,8 @@ def _link_all(root: Path, part: Path, folder: Path) -> Iterator[tuple[str, int]]
         missed = False
         for path in _files(part):
             name = str(path.relative_to(root))
-            if name in done:
+            with_log = (folder / name).exists() or path.parent == part / OPEN_EPISODES
+            if name in done or with_log:  # what comes with the log is of one moment
                 continue
             try:
                 done[name] = _link(path, folder / name)
@@ -124,15 +177,14 @@ def _link_all(root: Path, part: Path, folder: Path) -> Iterator[tuple[str, int]]
 
 
 def _files(part: Path) -> list[Path]:
-    """The plain files of a part, those first whose length must be taken first; not what is being written under a temporary name."""
+    """The plain files of a part; not what is being written under a temporary name."""
     if part.is_file() and not part.is_symlink():
         return [part]
     found = [
         Path(inner, name) for inner, _folders, names in os.walk(part) for name in names
         if not (name.startswith(".") and name.endswith((".tmp", ".part")))
     ]  # fmt: skip
-    found = [path for path in found if path.is_file() and not path.is_symlink()]
-    return sorted(found, key=lambda path: (path.name != LOG, path))
+    return sorted(path for path in found if path.is_file() and not path.is_symlink())
 
 
 def _link(source: Path, target: Path) -> int:
@@ -140,10 +192,8 @@ def _link(source: Path, target: Path) -> int:
     target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
         os.link(source, target)
-    except FileExistsError:
-        pass
     except FileNotFoundError:
         raise
     except OSError:
-        shutil.copyfile(source, target)
+        _copy_sparse(source, target)
     return target.stat().st_size

@@ -119,6 +119,26 @@ class Uploads(BaseModel):
     keep_free_bytes: Annotated[int, Field(ge=0, description="disk space that an upload must leave free")] = 256 << 20
 
 
+class Named(BaseModel):
+    """Datasets that are imported by a name; "" takes the environment variable of that meaning, else what is published."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    downloads: Annotated[bool, Field(description="fetch files that are not there yet")] = True
+    d4rl_dir: Annotated[str, Field(description="folder of D4RL's and d4rl-atari's files; D4RL_DATASET_DIR, ~/.d4rl/datasets")] = ""
+    minari_dir: Annotated[str, Field(description="root of Minari's datasets; MINARI_DATASETS_PATH, ~/.minari/datasets")] = ""
+    atari_source: Annotated[str, Field(description="Atari replay data: gs://, http, or a folder like the bucket; OFFRL_ATARI_SOURCE")] = ""
+    d4rl_source: Annotated[str, Field(description="D4RL's files: an http address or a folder; OFFRL_D4RL_SOURCE")] = ""
+    minari_remote: Annotated[str, Field(description="Minari's: hf://NAME, gcp://BUCKET, http, or a folder; MINARI_REMOTE")] = ""
+
+    def environment(self) -> dict[str, str]:
+        """What the workers of imports get."""
+        values = {
+            "D4RL_DATASET_DIR": self.d4rl_dir, "MINARI_DATASETS_PATH": self.minari_dir, "OFFRL_ATARI_SOURCE": self.atari_source,
+            "OFFRL_D4RL_SOURCE": self.d4rl_source, "MINARI_REMOTE": self.minari_remote, "OFFRL_DOWNLOADS": "" if self.downloads else "0",
+        }  # fmt: skip
+        return {name: value for name, value in values.items() if value}
+
+
 class AuditLog(BaseModel):
     """The log of what changed something."""
 
@@ -158,6 +178,7 @@ class Settings(BaseModel):
     workers: Workers = Workers()
     devices: Devices = Devices()
     audit: AuditLog = AuditLog()
+    named: Named = Named()
 
 
 @dataclass(frozen=True)

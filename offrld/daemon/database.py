@@ -1,7 +1,7 @@
-"""The SQLite file behind the queue: transactions, and the two threads that keep the event loop free of it.
+"""The SQLite file behind the queue: transactions, and the threads that keep the event loop free of it.
 
 Every change is one transaction that is on the disk before `Database.write` returns (WAL with ``synchronous=FULL``), so an answer given
-after it is true after a power cut as well. Reads have a connection of their own and never wait for a sync.
+after it is true after a power cut as well. Reads have connections of their own and never wait for a sync.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-import queue
 import sqlite3
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +20,6 @@ from offrld.daemon import migrations
 from offrld.daemon.schema import SCHEMA, SCHEMA_VERSION
 from offrld.daemon.state import FOLDER_HINT
 
-READERS = 3  # so that the status of one job does not wait behind a list of all of them
 BACK_UP_HINT = "put a back-up in its place, or move it away to begin anew"
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -107,11 +105,10 @@ class Database:
         self._changed = changed
         check(path)
         self._writer = connect(path)
-        self._readers: queue.SimpleQueue[Connection] = queue.SimpleQueue()
-        for _ in range(READERS):
-            self._readers.put(connect(path))
+        self._reader, self._long_reader = connect(path), connect(path)
         self._write_thread = ThreadPoolExecutor(1, thread_name_prefix="queue-write")
-        self._read_threads = ThreadPoolExecutor(READERS, thread_name_prefix="queue-read")
+        self._read_thread = ThreadPoolExecutor(1, thread_name_prefix="queue-read")
+        self._long_thread = ThreadPoolExecutor(1, thread_name_prefix="queue-survey")
 
     async def write(self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """The result of ``function``, when its changes are durable. Raises what it raises, SQLite's errors as ours."""
@@ -134,25 +131,32 @@ class Database:
         return result
 
     async def read(self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """The result of ``function`` on one consistent view."""
+        """The result of ``function`` on one consistent view; one after the other, in the order in which they were asked for."""
+        return await self._read(self._reader, self._read_thread, function, *args, **kwargs)
 
+    async def survey(self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """`read` for what looks at many rows: the status of one job does not wait behind a list of all."""
+        return await self._read(self._long_reader, self._long_thread, function, *args, **kwargs)
+
+    async def _read(
+        self, db: Connection, thread: ThreadPoolExecutor, function: Callable[Concatenate[Connection, P], T],
+        *args: P.args, **kwargs: P.kwargs,
+    ) -> T:  # fmt: skip
         def work() -> T:
-            reader = self._readers.get()
             try:
-                return transaction(reader, "BEGIN", function, *args, **kwargs)
+                return transaction(db, "BEGIN", function, *args, **kwargs)
             except sqlite3.DatabaseError as error:
                 raise translate(error, self._path) from error
-            finally:
-                self._readers.put(reader)
 
-        return await asyncio.get_running_loop().run_in_executor(self._read_threads, contextvars.copy_context().run, work)
+        return await asyncio.get_running_loop().run_in_executor(thread, contextvars.copy_context().run, work)
 
     def close(self) -> None:
         """Finish what was begun and fold the log into the file."""
         self._write_thread.shutdown()
-        self._read_threads.shutdown()
-        for _ in range(READERS):
-            self._readers.get().close()
+        self._read_thread.shutdown()
+        self._long_thread.shutdown()
+        self._reader.close()
+        self._long_reader.close()
         with contextlib.suppress(sqlite3.Error):
             self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         self._writer.close()

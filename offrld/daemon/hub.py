@@ -1,10 +1,11 @@
-"""Wakes those who wait for a job's next event, so that nobody asks the database in a loop."""
+"""Wakes those who wait for a job's next event, so that nobody asks the database in a loop, and a hundred who are woken ask it once."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 
 class Hub:
@@ -12,25 +13,44 @@ class Hub:
 
     def __init__(self) -> None:
         self._watchers: dict[str, set[asyncio.Event]] = {}
+        self._news = 0                                  # counts all that becomes known
+        self._newest: dict[str, int] = {}               # watched job -> the count at its last news
+        self._reads: dict[Hashable, asyncio.Future[Any]] = {}
 
     @contextmanager
     def watch(self, job: str) -> Iterator[asyncio.Event]:
         """An event that is set whenever something new is known of ``job``; clear it before each look."""
         event = asyncio.Event()
         self._watchers.setdefault(job, set()).add(event)
+        if job not in self._newest:
+            self._newest[job] = self._news = self._news + 1
         try:
             yield event
         finally:
             watchers = self._watchers[job]
             watchers.discard(event)
             if not watchers:
-                del self._watchers[job]
+                del self._watchers[job], self._newest[job]
 
     def wake(self, jobs: Iterable[str]) -> None:
         """Something new is known of these jobs."""
         for job in jobs:
+            if job in self._newest:
+                self._newest[job] = self._news = self._news + 1
             for event in self._watchers.get(job, ()):
                 event.set()
+
+
+    async def read(self, job: str, what: Hashable, read: Callable[[], Awaitable[Any]]) -> Any:
+        """The result of ``read``, or of the same read for somebody else that was begun after the last news of the watched ``job``.
+
+        A read that is joined has seen all that this one would: what it has missed is news that is still to come.
+        """
+        key = (job, what, self._newest[job])
+        if (shared := self._reads.get(key)) is None:
+            shared = self._reads[key] = asyncio.ensure_future(read())
+            shared.add_done_callback(lambda _: self._reads.pop(key, None))
+        return await asyncio.shield(shared)
 
 
 async def wait(event: asyncio.Event, seconds: float) -> bool:

@@ -20,7 +20,8 @@ from offrld.daemon.state import State
 from offrld.daemon.uploads import Uploads
 
 LOOK_S = 60.0            # between two looks
-FRESH_S = 5.0            # that a measurement of the state folder serves to take something in
+FRESH_S = 5.0            # that a measurement of the state folder serves near the quota; else LOOK_S
+FAR = 0.9                # of the quota
 BATCH = 200              # jobs deleted in one go
 log = logging.getLogger("offrld.keeper")
 
@@ -33,14 +34,13 @@ class Keeper:
         self._uploads, self._removal, self._audit = uploads, removal, audit
         self._used: tuple[float, int] | None = None  # when it was measured, bytes
         self._measuring = asyncio.Lock()
+        self._began = time.time(), time.monotonic()
 
     async def run(self) -> None:
         """Look now and then."""
         while True:
             try:
                 await self._prune_all()
-                if self._settings.disk.quota_bytes:
-                    await self.used(0.0)
             except OffrlError as error:
                 log.error("retention has to wait: %s", error)
             except Exception:  # a defect here is no reason to stop the service
@@ -49,7 +49,7 @@ class Keeper:
 
     async def prune(self, jobs: int, days: float, *, dry_run: bool, limit: int = BATCH) -> tuple[list[PrunedJob], bool]:
         """Delete (or only list) what is not kept by these numbers (see `retention.expired`); what it was, and whether there is more."""
-        found, more = await self._database.read(retention.expired, jobs, days, limit)
+        found, more = await self._database.read(retention.expired, jobs, days, limit, self._now())
         pruned = []
         for each in found:
             job = each.job
@@ -70,18 +70,32 @@ class Keeper:
             ))  # fmt: skip
         return pruned, more
 
-    async def used(self, fresh_s: float = LOOK_S) -> int:
+    def _now(self) -> float:
+        """The time, but no more of it since the start of the daemon than a clock counts that nobody sets: a clock that jumps ahead makes no
+        job older than it is."""
+        wall, steady = self._began
+        return min(time.time(), wall + time.monotonic() - steady)
+
+    async def used(self, fresh_s: float = FRESH_S) -> int:
         """Bytes of the state folder, with what unfinished uploads still have to bring; measured anew where that is longer ago."""
+        measured = await self._measured(fresh_s)
+        return measured + (await asyncio.to_thread(self._uploads.outstanding))[1]
+
+    async def _measured(self, fresh_s: float) -> int:
         async with self._measuring:
             if self._used is None or time.monotonic() - self._used[0] > fresh_s:
                 measured = await asyncio.to_thread(disk.usage, self._state.root)
                 self._used = (time.monotonic(), measured)
-            return self._used[1] + await asyncio.to_thread(self._uploads.outstanding)
+            return self._used[1]
 
     async def check_room(self, wanted: int = 0) -> None:
         """`DiskFull` where the state folder would hold more than its quota, after retention has given back what it can."""
         quota = self._settings.disk.quota_bytes
-        if not quota or await self.used(FRESH_S) + wanted <= quota:
+        if not quota:
+            return
+        # Far from the quota an older look will do, with what it may have missed of the uploads counted twice rather than not at all.
+        most = await self._measured(LOOK_S) + (await asyncio.to_thread(self._uploads.outstanding))[0]
+        if most + wanted <= FAR * quota or await self.used() + wanted <= quota:
             return
         with contextlib.suppress(OffrlError):  # then there is no room
             await self._prune_all()

@@ -148,7 +148,7 @@ class _Queue(Collector):
             "offrld_uploads_open": self._app.uploads.unfinished(), "offrld_uptime_seconds": time.monotonic() - self._app.started,
         }  # fmt: skip
         try:
-            told = asyncio.run_coroutine_threadsafe(self._app.database.read(overview.totals), self._loop).result(SCRAPE_S)
+            told = asyncio.run_coroutine_threadsafe(self._app.database.survey(overview.totals), self._loop).result(SCRAPE_S)
         except Exception as error:  # a scrape without the queue still tells that the service runs
             log.warning("a scrape gets no answer from the queue: %s", error or type(error).__name__)
         else:

@@ -23,13 +23,15 @@ class Expired:
     why: str
 
 
-def expired(db: Connection, jobs: int, days: float, limit: int) -> tuple[list[Expired], bool]:
+def expired(db: Connection, jobs: int, days: float, limit: int, now: float | None = None) -> tuple[list[Expired], bool]:
     """The jobs to be deleted, those that ended first coming first, at most ``limit``; whether there are more.
 
     Args:
         jobs: ended jobs of each kind that are kept; 0: any number.
         days: that an ended job is kept; 0: for ever.
+        now: seconds since the epoch; None: what the clock says.
     """
+    now = time.time() if now is None else now
     rows = db.execute(
         """
         SELECT id, place FROM (SELECT *, row_number() OVER (PARTITION BY kind ORDER BY finished_at DESC, seq DESC) AS place FROM jobs
@@ -37,7 +39,7 @@ def expired(db: Connection, jobs: int, days: float, limit: int) -> tuple[list[Ex
         WHERE NOT pinned AND ((:jobs > 0 AND place > :jobs) OR (:days > 0 AND finished_at < :now - 86400.0 * :days))
         ORDER BY finished_at, seq
         """,
-        {"jobs": jobs, "days": days, "now": time.time()},
+        {"jobs": jobs, "days": days, "now": now},
     )
     found: list[Expired] = []
     for row in rows:
@@ -46,6 +48,6 @@ def expired(db: Connection, jobs: int, days: float, limit: int) -> tuple[list[Ex
         if len(found) == limit:
             return found, True
         job = find(db, row["id"])
-        old = days > 0 and (job.finished_at or 0.0) < time.time() - DAY_S * days
+        old = days > 0 and (job.finished_at or 0.0) < now - DAY_S * days
         found.append(Expired(job, f"ended more than {days:g} days ago" if old else f"{row['place'] - 1} {job.kind} jobs ended after it"))
     return found, False

@@ -118,7 +118,7 @@ class Supervisor:
 
     async def prepare(self) -> None:
         """Put the state folder in order, before the first request and the first worker: both make and remove folders in it."""
-        jobs, unfinished, names, _uploads = await self._database.read(housekeeping.names_in_use)
+        jobs, unfinished, names, _uploads = await self._database.survey(housekeeping.names_in_use)
         gone = await asyncio.to_thread(housekeeping.sweep, self._state, jobs, unfinished, names)
         self._spawn(self._delete(gone))
 
@@ -297,7 +297,7 @@ class Supervisor:
             "type": "start", "job": job.id, "attempt": job.attempt, "state_dir": str(self._state.root), "spec": job.spec,
             "snapshot": job.snapshot, "import_roots": [str(root) for root in self._settings.import_roots],
             "folder": str(self._state.job(job.id)), "log": str(self._state.log(job.id)), "device": chosen,
-            "environment": self.devices.environment(attempt.place, device),
+            "environment": self._settings.named.environment() if job.kind == "import" else self.devices.environment(attempt.place, device),
             "keep_checkpoints": self._settings.keep.checkpoints,
             "stop_s": 0.9 * self._settings.grace.stop_s,  # so that the worker still says in its log what has become of its checkpoint
         }  # fmt: skip
@@ -420,7 +420,7 @@ class Supervisor:
         """Delete forgotten uploads, and notes about workers that are gone, now and then."""
         while True:
             await asyncio.to_thread(unassign_ended, self._state.root)
-            _jobs, _unfinished, _names, uploads = await self._database.read(housekeeping.names_in_use)
+            _jobs, _unfinished, _names, uploads = await self._database.survey(housekeeping.names_in_use)
             for upload in await asyncio.to_thread(self._uploads.expired, self._settings.uploads.expire_hours * 3600):
                 if upload not in uploads:
                     log.info("upload %s has expired", upload)

@@ -147,16 +147,18 @@ class Uploads:
         """Uploads that are under way."""
         return sum(1 for upload in self._folder.iterdir() if not (upload / "finished").exists())
 
-    def outstanding(self) -> int:
-        """Bytes that the uploads under way have still to bring."""
-        total = 0
+    def outstanding(self) -> tuple[int, int]:
+        """Bytes of the uploads under way: in all, and those that they have still to bring."""
+        total = left = 0
         for upload in self._folder.iterdir():
             if not (upload / "finished").exists():
                 try:
-                    total += sum(entry["size"] - self._received(upload.name, entry["path"]) for entry in self._manifest(upload.name))
+                    manifest = self._manifest(upload.name)
+                    total += sum(entry["size"] for entry in manifest)
+                    left += sum(entry["size"] - self._received(upload.name, entry["path"]) for entry in manifest)
                 except Unknown:  # being begun, or removed
                     continue
-        return total
+        return total, left
 
     def remove(self, upload: str) -> None:
         """Delete an upload; nothing happens where there is none."""

@@ -33,8 +33,13 @@ def detect(path: Path) -> bool:
     return hdf5.is_hdf5(path) and hdf5.keys(path) >= {"observations", "actions"}
 
 
-def open_file(path: Path, bad: BadEpisodes) -> Source:
-    """Opens a flat HDF5 file; raises `InvalidInput` when it is not one, or its arrays do not fit each other."""
+def open_file(path: Path, bad: BadEpisodes, env_id: str | None = None) -> Source:
+    """Opens a flat HDF5 file; raises `InvalidInput` when it is not one, or its arrays do not fit each other.
+
+    ``env_id``: the environment where the file names none, as D4RL's own do not.
+    """
+    if env_id is not None and not isinstance(env_id, str):
+        raise InvalidInput(f"env_id is {env_id!r}", hint="give the name of a gymnasium environment")
     with ExitStack() as resources:
         file = resources.enter_context(hdf5.open_hdf5(path))
         messages: list[str] = []
@@ -44,7 +49,7 @@ def open_file(path: Path, bad: BadEpisodes) -> Source:
         if observations is None:
             raise InvalidInput(f"{name} holds no 'observations' (it holds {hdf5.listed(hdf5.names(file, name))})", hint=f"needed: {NEEDS}")
         attributes = hdf5.attributes(file)
-        env_id = attributes.get("env_id") if isinstance(attributes.get("env_id"), str) else None
+        env_id = attributes["env_id"] if isinstance(attributes.get("env_id"), str) else env_id
         space = declared_space(file, name)
         environment = probe_environment(env_id, name, messages)
         extra, others = hdf5.extras(file, "infos", {columns["actions"].rows}, name)
@@ -79,4 +84,5 @@ def declared_space(file: h5py.File, name: str) -> ActionSpace | None:
         ) from None
 
 
-FORMAT = Format("d4rl", "flat HDF5 file, one row per step", NEEDS, detect, open_file)
+FORMAT = Format("d4rl", "flat HDF5 file, one row per step", NEEDS, detect, open_file,
+                {"env_id": "gymnasium environment of the data, where the file names none"})  # fmt: skip

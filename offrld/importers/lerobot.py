@@ -56,7 +56,7 @@ def open_folder(path: Path, bad: BadEpisodes, *, done: Any = "truncated") -> Sou
     if reward is None:
         messages.append("there are no rewards: 0 for every step")
     if "next.terminated" not in features and done == "truncated":
-        messages.append("next.done does not say whether the task ended: episodes without next.success are taken as cut")
+        messages.append("next.done does not say whether the task ended, nor does anything else but next.success: episodes are taken as cut")
     used = {*observed, "action", *REWARDS, *ENDS, *DERIVED}
     extra = {key: each for key, each in features.items() if key not in used and each.dtype in DTYPES and NAME.match(key)}
     left_out = [key for key in features if key not in used and key not in extra]

@@ -97,7 +97,8 @@ class _As:
         self._data, self.shape, self.dtype = data, data.shape, dtype
 
     def __getitem__(self, rows: slice) -> np.ndarray:
-        return self._data[rows].astype(self.dtype)
+        with np.errstate(invalid="ignore", over="ignore"):  # NaN as a whole number is the lowest one, which no choice can be
+            return self._data[rows].astype(self.dtype)
 
 
 def detect_csv(path: Path) -> bool:
@@ -269,19 +270,27 @@ def _numbers(array: Any, file: str, name: str, row: int, spool: _Spool, key: str
             _refuse(file, name, row, texts, int(np.flatnonzero(~known)[0]), "is no flag", "flags are 0 or 1, true or false")
         return flags
     if key == "action" and spool.whole:
-        spool.whole = bool(pc.all(pc.match_substring_regex(texts, r"^[+-]?[0-9]+$")).as_py())
+        others = texts.filter(pc.invert(pc.match_substring_regex(texts, r"^[+-]?[0-9]+$")))
+        spool.whole = not any(_number(text) is not None for text in others.to_pylist())  # what is no number at all decides nothing
     try:
         return pc.cast(texts, pa.float64()).to_numpy(zero_copy_only=False)
     except pa.ArrowInvalid:
         pass
     values = np.full(len(texts), np.nan)
     for at, text in enumerate(texts.to_pylist()):
-        try:
-            values[at] = float(text)
-        except ValueError:
-            if not bad.skip:
-                _refuse(file, name, row, texts, at, "is no number", "correct the table, or leave such episodes out with --skip-bad")
+        number = _number(text)
+        if number is not None:
+            values[at] = number
+        elif not bad.skip:
+            _refuse(file, name, row, texts, at, "is no number", "correct the table, or leave such episodes out with --skip-bad")
     return values
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
 
 
 def _refuse(file: str, name: str, row: int, texts: Any, at: int, why: str, hint: str) -> None:

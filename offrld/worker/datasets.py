@@ -44,8 +44,6 @@ def source_path(spec: ImportSpec, state: StateFolder, roots: tuple[Path, ...]) -
 
     Raises `NotAllowed` for a path outside the import roots or through a symbolic link, `InvalidInput` where nothing is there.
     """
-    if (spec.upload is None) == (spec.path is None):
-        raise InvalidInput("an import reads an upload or a path: give exactly one of the two")
     if spec.upload is not None:
         files = state.uploads / spec.upload / "files"
         entries = sorted(files.iterdir()) if files.is_dir() else []

@@ -19,7 +19,8 @@ from offrl.job import ImportSpec
 from offrl.wire import MAX_SKIPPED
 from offrl_store import EpisodeStore
 from offrl_store.errors import StoreLocked
-from offrld.importers import Skipped, import_into
+from offrld.datasets import open_named
+from offrld.importers import Skipped, Source, import_into
 from offrld.worker.datasets import dataset_info, source_path
 from offrld.worker.job import WorkerJob
 from offrld.worker.runfolder import remove, sync_folder, write_json
@@ -81,8 +82,14 @@ def _read(job: WorkerJob, skipped: list[Skipped]) -> Path:
 def _import(job: WorkerJob, target: Path, skipped: list[Skipped], *, append: bool = False) -> None:
     spec: ImportSpec = job.spec
     skipped.clear()
+    if spec.named is not None:
+        source: Source | Path = open_named(
+            spec.named, options=spec.options, skip_bad=spec.skip_bad, message=job.report.message, progress=_progress(job)
+        )
+    else:
+        source = source_path(spec, job.state, job.import_roots)
     import_into(
-        source_path(spec, job.state, job.import_roots), target, format=spec.format, append=append, progress=_progress(job),
+        source, target, format=spec.format, append=append, progress=_progress(job),
         message=job.report.message, options=spec.options, skip_bad=skipped.append if spec.skip_bad else None,
     )  # fmt: skip
 

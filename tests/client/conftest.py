@@ -38,6 +38,11 @@ class OwnDaemon:
     def __init__(self, folder: Path) -> None:
         self._folder, self._running = folder, None
 
+    def settings(self, text: str) -> None:
+        """What stands in its offrld.toml, before it is started."""
+        (self._folder / "state").mkdir(parents=True, exist_ok=True)
+        (self._folder / "state" / "offrld.toml").write_text(text)
+
     def start(self) -> Daemon:
         return self.start_at(self._folder / "state")
 

@@ -33,7 +33,7 @@ DOCS = Path(__file__).resolve().parents[2] / "docs" / "status.md"
 MODELS = {
     "Job": wire.JobInfo, "Overview": wire.OverviewInfo, "Pause": wire.Pause, "Queue": wire.QueueInfo, "History": wire.History,
     "Machine": wire.MachineInfo, "Gpu": wire.Gpu,
-    "Dataset": wire.DatasetInfo, "Check": wire.Check, "Setting": wire.Setting,
+    "Dataset": wire.DatasetInfo, "SkippedEpisode": wire.SkippedEpisode, "Check": wire.Check, "Setting": wire.Setting,
 }  # fmt: skip
 WAIT_S = 100
 

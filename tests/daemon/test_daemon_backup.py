@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import stat
+import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 from daemon_harness import Daemon, until
 
@@ -15,6 +18,11 @@ import offrl
 from offrl import backup as backups
 from offrl import wire
 from offrl.errors import CheckFailed, Conflict, InvalidInput, Unknown
+from offrl_store import EpisodeStore, Field, Schema
+from offrl_store.check import check
+from offrld.daemon import backup
+from offrld.daemon.database import connect
+from offrld.daemon.state import State
 
 LONG = 10**6
 
@@ -181,3 +189,51 @@ def test_a_folder_that_is_not_empty_or_half_restored_is_refused(made: Path, new_
     assert status == 2
     assert "is being restored, or a restore was cut short" in lines[0]
     assert not (daemon.state / "queue.sqlite").exists()
+
+
+# ------------------------------------------------------------------------------------------- a store that is written all the time
+@pytest.mark.parametrize("limit", [None, 3000])
+def test_a_dataset_that_is_written_step_by_step_is_frozen_at_one_moment(tmp_path: Path, limit: int | None) -> None:
+    state = State(tmp_path / "state")
+    state.prepare()
+    with contextlib.closing(connect(state.database)) as db:
+        db.execute("INSERT INTO datasets VALUES ('data', '{}', 'x', 'y', 0.0)")
+    schema = Schema(observation=Field("float32", (2,)), action=Field("int64", low=0, high=1), reward=Field("float32"))
+    EpisodeStore.create(state.datasets / "data", schema, **({} if limit is None else {"limit_transitions": limit}))
+    stop, written = threading.Event(), [0]
+
+    def write() -> None:
+        with EpisodeStore.open(state.datasets / "data").writer() as writer:
+            while not stop.is_set():
+                writer.begin(np.full(2, written[0], np.float32))
+                for last in [False] * 9 + [True]:
+                    writer.step(0, float(written[0]), np.full(2, written[0], np.float32), last, False)
+                    written[0] += 1
+                writer.commit()
+                stop.wait(0.002)
+
+    robot = threading.Thread(target=write)
+    robot.start()
+    try:
+        until(lambda: written[0] > 100)
+        for number in range(3):
+            begun = backup.begin(state, keys=False, version="x")
+            behind, out = written[0], tmp_path / f"out-{number}"
+            until(lambda behind=behind: written[0] > behind + 500)  # it goes on while it is copied
+            for file in map(json.loads, (state.backups / begun.backup / begun.list).read_text().splitlines()):
+                (out / file["path"]).parent.mkdir(parents=True, exist_ok=True)
+                (out / file["path"]).write_bytes((state.backups / begun.backup / file["path"]).read_bytes()[: file["size"]])
+            backup.end(state, begun.backup)
+            copy = out / "datasets" / "data"
+            assert check(copy) == []
+            with EpisodeStore.open(copy).writer():  # takes over, or cuts, what the other had not finished
+                pass
+            assert check(copy) == []
+            found = EpisodeStore.open(copy)
+            rewards = np.concatenate([episode.reward for episode in found.episodes])
+            assert np.array_equal(rewards, np.arange(rewards[0], rewards[0] + len(rewards)))  # none missing, none twice
+            assert (rewards[0] == 0) == (limit is None or behind < limit)
+            assert behind - 30 <= rewards[-1] + 1 <= behind + 10 or limit is not None
+    finally:
+        stop.set()
+        robot.join()

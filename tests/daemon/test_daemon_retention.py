@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ from daemon_harness import Daemon, until
 
 from offrl import wire
 from offrl.errors import Conflict, DiskFull, Unknown
+from offrl.job import ImportSpec
 from offrld.daemon import disk
 
 LONG = 10**6
@@ -129,26 +129,19 @@ def test_a_full_quota_refuses_what_comes_in_and_says_so(new_daemon) -> None:
     ballast = daemon.state / "jobs" / job / "ballast"
     ballast.write_bytes(os.urandom(31_000_000))
 
-    def refused() -> bool:
-        try:
-            daemon.train(data)
-        except DiskFull as error:
-            assert "disk.quota_bytes = 30000000" in str(error)
-            return True
-        return False
-
-    until(refused)  # a measurement serves for a few seconds
-    assert {check.name: check.status for check in daemon.ask(wire.Checkup()).checks}["quota"] == "fail"
+    until(lambda: quota(daemon) == "fail")  # a measurement serves for a while
+    with pytest.raises(DiskFull, match=r"disk\.quota_bytes = 30000000"):
+        daemon.train(data)
+    with pytest.raises(DiskFull):
+        daemon.ask(wire.Submit(spec=ImportSpec(dataset="another", upload="fits")))
     assert daemon.ask(wire.OpenArtifact(job=job, kind="checkpoint")).ready  # what is there can be had
     daemon.control(job, "remove")
-    assert daemon.wait(until(lambda: try_train(daemon, data))).state == "succeeded"
+    until(lambda: quota(daemon) == "ok")
+    assert daemon.wait(daemon.train(data)).state == "succeeded"
 
 
-def try_train(daemon: Daemon, data: str) -> str | None:
-    try:
-        return daemon.train(data)
-    except DiskFull:
-        return None
+def quota(daemon: Daemon) -> str:
+    return {check.name: check.status for check in daemon.ask(wire.Checkup()).checks}["quota"]
 
 
 def test_retention_makes_room_before_a_quota_refuses(new_daemon) -> None:
@@ -157,12 +150,8 @@ def test_retention_makes_room_before_a_quota_refuses(new_daemon) -> None:
     first, _second = ended(daemon, data, 2)
     (daemon.state / "jobs" / first / "ballast").write_bytes(os.urandom(31_000_000))
 
-    def room() -> bool:
-        daemon.wait(daemon.train(data))  # none is refused
-        time.sleep(0.3)  # between two looks: a measurement serves for a few seconds
-        return known(daemon, [first]) == []
-
-    until(room)
+    until(lambda: quota(daemon) == "fail")
+    assert daemon.wait(daemon.train(data)).state == "succeeded"
     assert there(daemon, [first]) == []
 
 

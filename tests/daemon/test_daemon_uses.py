@@ -71,7 +71,7 @@ def test_a_job_that_has_succeeded_goes_on_for_more_steps(daemon):
         resume(3)
     with pytest.raises(Conflict, match="has succeeded"):
         resume(None)
-    with pytest.raises(InvalidInput, match="about resuming a train job"):
+    with pytest.raises(InvalidInput, match="about resuming a job that trains or collects"):
         daemon.ask(wire.ControlJob(job=job, action="retry", steps=9))
     assert resume(7).steps == 7
     info = daemon.wait(job)

@@ -246,34 +246,35 @@ def test_minari_itself_reads_the_folder(tmp_path, monkeypatch):
 PEER = Path(__file__).resolve().parents[2] / ".venv-peers" / "bin" / "python"
 LOADS = """
 import sys, numpy as np, d3rlpy
-for format in ("d3rlpy", "d3rlpy-v1"):
-    with open(f"{sys.argv[1]}/{format}.h5", "rb") as file:
-        if format == "d3rlpy":
-            episodes = d3rlpy.dataset.ReplayBuffer.load(file, d3rlpy.dataset.InfiniteBuffer()).episodes
-        else:
+for path in sys.argv[1:]:
+    with open(path, "rb") as file:
+        if path.endswith("v1.h5"):
             episodes = d3rlpy.dataset.load_v1(file)
+        else:
+            episodes = d3rlpy.dataset.ReplayBuffer.load(file, d3rlpy.dataset.InfiniteBuffer()).episodes
     arrays = {"count": np.array([each.transition_count for each in episodes])}
     for i, each in enumerate(each for each in episodes if each.transition_count):
         arrays |= {f"o{i}": each.observations, f"a{i}": each.actions, f"r{i}": each.rewards, f"t{i}": np.array(bool(each.terminated))}
-    np.savez(f"{sys.argv[1]}/{format}.npz", **arrays)
+    np.savez(path + ".npz", **arrays)
 """
 
 
-@pytest.mark.parametrize("discrete", [False, True])
-def test_d3rlpy_itself_reads_both_versions(tmp_path, discrete):
+def test_d3rlpy_itself_reads_both_versions(tmp_path):
     """J08, J09, J24: the files that d3rlpy loads give its transitions, as many as our sampler draws from."""
     if not PEER.exists():
         pytest.skip("needs d3rlpy in .venv-peers, which the benchmarks make")
-    made = make(tmp_path / "made", final=False, discrete=discrete)
-    for format in ("d3rlpy", "d3rlpy-v1"):
-        export_dataset(made, tmp_path / f"{format}.h5", format)
-    done = subprocess.run([PEER, "-c", LOADS, tmp_path], capture_output=True, text=True, check=False)
+    stores = {kind: make(tmp_path / kind, final=False, discrete=kind == "discrete") for kind in ("discrete", "continuous")}
+    files = {tmp_path / f"{kind}-{version}.h5": kind for kind in stores for version in ("v1", "v2")}
+    for path, kind in files.items():
+        export_dataset(stores[kind], path, "d3rlpy-v1" if path.stem.endswith("v1") else "d3rlpy")
+    done = subprocess.run([PEER, "-c", LOADS, *files], capture_output=True, text=True, check=False)
     if "No module named 'd3rlpy'" in done.stderr:
         pytest.skip("needs d3rlpy in .venv-peers, which the benchmarks make")
     assert done.returncode == 0, done.stderr[-2000:]
-    kept = [each for each in made.episodes if each.terminated or each.steps > 1]  # d3rlpy forgets an episode without a transition
-    for format in ("d3rlpy", "d3rlpy-v1"):
-        with np.load(tmp_path / f"{format}.npz") as arrays:
+    for path, kind in files.items():
+        made = stores[kind]
+        kept = [each for each in made.episodes if each.terminated or each.steps > 1]  # d3rlpy forgets an episode without a transition
+        with np.load(f"{path}.npz") as arrays:
             assert arrays["count"].sum() == made.transition_count and f"o{len(kept)}" not in arrays
             for i, ours in enumerate(kept):
                 np.testing.assert_array_equal(arrays[f"o{i}"], ours.observation)

@@ -144,6 +144,14 @@ def test_a_cell_that_is_no_number_costs_its_episode_on_request(tmp_path):
     assert skipped[0].why == "t.csv: row 1, column 'obs_1' is nan"
 
 
+def test_a_cell_that_is_no_number_does_not_turn_choices_into_continuous_actions(tmp_path):
+    path = write_csv(tmp_path / "t.csv", {**BASE, "act_0": [0, 1, 0, "left", 1]})
+    skipped = []
+    store = import_into(path, tmp_path / "store", options={"map": MAP}, skip_bad=skipped.append)
+    assert store.schema.action.n == 2 and len(store) == 1
+    assert (skipped[0].episode, skipped[0].row) == (1, 3) and "row 3, column 'act_0'" in skipped[0].why
+
+
 def test_rows_of_another_length_and_damaged_files_are_one_line(tmp_path):
     path = tmp_path / "t.csv"
     path.write_text("obs_0,act_0,r,ep\n1,2,3,0\n1,2\n")

@@ -17,8 +17,8 @@ from offrl.errors import InvalidInput
 
 from . import games
 
-SIZE = 84                  # pixels, both sides
-STICKY = 0.25              # Machado et al. 2018, "Revisiting the Arcade Learning Environment", and the replay data
+SIZE = 84  # pixels, both sides
+STICKY = 0.25  # Machado et al. 2018, "Revisiting the Arcade Learning Environment", and the replay data
 INSTALL = '`pip install "offrl[gym,atari]"`'
 
 

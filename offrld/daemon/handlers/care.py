@@ -14,7 +14,7 @@ from offrld.daemon.app import App
 
 async def overview(app: App, request: wire.Overview) -> wire.OverviewInfo:
     """One read of the queue and the machine's figures."""
-    look = await app.database.read(reads.look, request.limit, request.metric, request.points, app.settings)
+    look = await app.database.survey(reads.look, request.limit, request.metric, request.points, app.settings)
     return wire.OverviewInfo(
         time=time.time(), version=app.version, state_dir=str(app.state.root), uptime_s=round(time.monotonic() - app.started, 3),
         counts=look.counts, jobs=look.jobs, left_off=look.left_off, history=look.history, paused=look.pause, spare=app.supervisor.spare,
@@ -29,7 +29,7 @@ async def checkup(app: App, request: wire.Checkup) -> wire.CheckList:
             found, versions = await checks.devices(app.state)
         else:
             found = await asyncio.to_thread(checks.service, app.state, app.settings)
-            found += [await app.database.read(checks.database), await app.database.read(checks.queue)]
+            found += [await app.database.survey(checks.database), await app.database.read(checks.queue)]
             if app.settings.disk.quota_bytes:
                 found.append(checks.quota(await app.keeper.used(), app.settings.disk.quota_bytes))
             versions = {"offrld": app.version, **checks.versions()}

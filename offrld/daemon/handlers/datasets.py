@@ -9,7 +9,7 @@ from offrld.daemon.app import App
 
 async def list_datasets(app: App, request: wire.ListDatasets) -> wire.DatasetList:
     """All datasets."""
-    return wire.DatasetList(datasets=await app.database.read(datasets.listing))
+    return wire.DatasetList(datasets=await app.database.survey(datasets.listing))
 
 
 async def get_dataset(app: App, request: wire.GetDataset) -> wire.DatasetInfo:

@@ -21,7 +21,10 @@ async def get_events(app: App, request: wire.GetEvents) -> wire.Events:
     with app.hub.watch(request.job) as news:
         while True:
             news.clear()
-            found, cursor, ended = await app.database.read(events.after, request.job, request.cursor, request.limit)
+            found, cursor, ended = await app.hub.read(
+                request.job, (request.cursor, request.limit),
+                lambda: app.database.read(events.after, request.job, request.cursor, request.limit),
+            )  # fmt: skip
             left = deadline - asyncio.get_running_loop().time()
             if found or ended or left <= 0:
                 return wire.Events(events=found, cursor=cursor, ended=ended)

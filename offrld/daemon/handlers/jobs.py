@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 
-from offrl import wire
+from offrl import named, wire
 from offrl.errors import Conflict, InvalidInput
 from offrl.job import CollectSpec, ImportSpec, TrainOnlineSpec, TrainSpec
 from offrld import import_roots
@@ -13,6 +13,7 @@ from offrld.daemon import catalog, datasets, infos, queue, records, rights, uses
 from offrld.daemon import rerun as reruns
 from offrld.daemon.app import App
 from offrld.daemon.caller import Caller
+from offrld.daemon.config import Limits
 from offrld.daemon.database import Connection
 
 LIST_BYTES = wire.MAX_MESSAGE - (1 << 16)
@@ -45,17 +46,21 @@ async def submit(app: App, request: wire.Submit) -> wire.Submitted:
     elif isinstance(spec, CollectSpec | TrainOnlineSpec):
         known = await app.catalog.ready()
         if isinstance(spec, TrainOnlineSpec):
-            spec = catalog.checked(spec, known, await app.database.read(datasets.fields, spec.dataset))
+            fields = None if spec.dataset is None else await app.database.read(datasets.fields, spec.dataset)
+            spec = catalog.checked(spec, known, fields)
         else:
             catalog.checked_environment(spec.env, known)
             if (spec.policy == "upload") != (spec.upload is not None):
                 raise InvalidInput("policy 'upload' and an upload go together", hint="let the client upload the policy file")
+            if spec.ratio is not None and not spec.policy.startswith("job:"):
+                raise InvalidInput(f"ratio={spec.ratio:g} is of a job's returns", hint="give --policy job:ID with it")
             if spec.upload is not None:
                 await asyncio.to_thread(app.uploads.check_usable, spec.upload, app.caller())
         if (refused := app.supervisor.devices.refused(spec.model_dump())) is not None:
             raise refused
         taken = uses.of_steps(spec)
-        await _check_folder(app, spec.dataset)
+        if spec.dataset is not None:
+            await _check_folder(app, spec.dataset)
     job, created = await app.database.write(_submit, app, request, spec, taken, app.caller())
     if isinstance(spec, TrainSpec):
         await app.supervisor.tell_pinned(spec.dataset)
@@ -77,6 +82,7 @@ async def rerun(app: App, request: wire.Rerun) -> wire.Submitted:
         raise refused
     taken = [use for use in uses.of(repeat.spec, known) if use.name not in repeat.kept]
     job, created = await app.database.write(_submit, app, request, repeat.spec, taken, app.caller(), repeat)
+    await app.supervisor.tell_pinned(repeat.spec.dataset)
     return wire.Submitted(job=job, created=created)
 
 
@@ -114,18 +120,23 @@ async def _check_folder(app: App, dataset: str) -> None:
 
 def _check_source(app: App, spec: ImportSpec) -> None:
     """The import's data is there and may be read."""
-    if (spec.upload is None) == (spec.path is None):
-        raise InvalidInput("an import reads an upload or a path: give exactly one of the two")
+    if (spec.upload, spec.path, spec.named).count(None) != 2:
+        raise InvalidInput("an import reads an upload, a path, or what a name stands for: give exactly one of the three")
     if spec.upload is not None:
         app.uploads.check_usable(spec.upload, app.caller())
-    else:
-        assert spec.path is not None
+    elif spec.path is not None:
         import_roots.checked(spec.path, app.settings.import_roots)
+    else:
+        named.find(str(spec.named))
 
 
 async def list_jobs(app: App, request: wire.ListJobs) -> wire.JobList:
     """The newest jobs that fit into one message, in order of submission."""
-    jobs, left_off = await app.database.read(infos.infos, request.kind, request.limit, app.settings.limits)
+    return await app.database.survey(_listing, request.kind, request.limit, app.settings.limits)
+
+
+def _listing(db: Connection, kind: str | None, limit: int, limits: Limits) -> wire.JobList:
+    jobs, left_off = infos.infos(db, kind, limit, limits)
     size, first = 0, len(jobs)
     while first > 0:
         size += _most_bytes(jobs[first - 1])

@@ -1,0 +1,132 @@
+"""Sending a spool: one segment after the other, each in one import job of the daemon, exactly once."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from offrl import upload, wire
+from offrl.client import Client, own_error
+from offrl.errors import InternalError, OffrlError, Unknown
+from offrl.job import ImportSpec, JobState
+
+from .spool import Spool
+
+POLL_S = 0.2
+LEAST_S, MOST_S = 1.0, 30.0  # between two attempts, doubled from the one to the other
+PATIENCE_S = 2.0  # for a daemon that goes away: the spool waits better than a connection does
+
+
+class Sender:
+    """Sends what is ready.
+
+    Args:
+        connect: gives a client, or raises `OffrlError` where nobody is there.
+        stop: set when the sending is to end; what has not arrived stays in the spool.
+    """
+
+    def __init__(self, spool: Spool, connect: Callable[[], Client], stop: threading.Event) -> None:
+        self._spool, self._connect, self._stop = spool, connect, stop
+        self._client: Client | None = None
+        self.problem: OffrlError | None = None  # of the last attempt; None while all is well
+        self.sent = 0  # segments
+
+    def send_ready(self) -> None:
+        """Sends all that is ready now, in order. Raises the `OffrlError` of the first that cannot be sent now."""
+        try:
+            for number, path in self._spool.ready():
+                self._send(number, path)
+            self.problem = None
+        except _Stopped:
+            self._disconnect()
+            raise
+        except OffrlError as error:
+            self.problem = error
+            self._disconnect()
+            raise
+
+    def run(self, wake: threading.Event) -> None:
+        """Sends whenever ``wake`` is set, and again after a failure, until told to stop."""
+        pause = LEAST_S
+        while not self._stop.is_set():
+            try:
+                self.send_ready()
+                pause = LEAST_S
+                wake.wait()
+                wake.clear()
+            except _Stopped:
+                break
+            except OffrlError:
+                self._stop.wait(pause)
+                pause = min(MOST_S, 2 * pause)
+            except Exception as error:
+                self.problem = InternalError(f"the thread that sends has ended: {type(error).__name__}: {error}")
+                raise
+        self._disconnect()
+
+    def _disconnect(self) -> None:
+        if self._client is not None:
+            self._client.close()
+            self._client = None
+
+    def _send(self, number: int, path: Path) -> None:
+        if self._client is None:
+            self._client = self._connect()
+        attempt = self._spool.sending
+        if attempt is None or attempt["segment"] != number:
+            attempt = {"segment": number, "try": 0, "upload": None, "append": False}
+        if attempt["upload"] is None:
+            attempt = self._uploaded(attempt, path)
+        spec = ImportSpec(dataset=self._spool.dataset, upload=attempt["upload"], format="store", append=attempt["append"])
+        key = f"spool-{self._spool.id}-{number}-{attempt['try']}"
+        try:
+            job = self._client.request(wire.Submit(spec=spec, key=key)).job
+        except OffrlError as error:
+            if error.exit_status == 2:  # no job came of it: the dataset was made or removed meanwhile, or the upload has expired
+                self._spool.note_sending({**attempt, "upload": None})
+            raise
+        info = self._wait(job)
+        if info.state != JobState.SUCCEEDED:  # nothing of it is in the dataset: the next attempt is another job
+            self._spool.note_sending({**attempt, "upload": None, "try": attempt["try"] + 1})
+            raise own_error(info)
+        self._spool.note_sent(number)
+        self.sent += 1
+
+    def _uploaded(self, attempt: dict, path: Path) -> dict:
+        try:
+            self._client.datasets.show(self._spool.dataset)
+            append = True
+        except Unknown:
+            append = False
+        connection = self._client.connect()
+        try:
+            sent = upload.send(connection, upload.scan(path), self._progress)
+        finally:
+            connection.close()
+        attempt = {**attempt, "upload": sent, "append": append}
+        self._spool.note_sending(attempt)
+        return attempt
+
+    def _progress(self, done: int, total: int) -> None:
+        if self._stop.is_set():
+            raise _Stopped("told to stop")
+
+    def _wait(self, job: str) -> wire.JobInfo:
+        while not (info := self._client.request(wire.GetJob(job=job))).state.ended:
+            if self._stop.wait(POLL_S):
+                raise _Stopped("told to stop")
+        return info
+
+
+class _Stopped(OffrlError):
+    """Told to stop while a segment is under way; the next sender goes on with it."""
+
+
+def push(folder: str | os.PathLike[str], client: Client) -> tuple[str, int]:
+    """Sends what is left in a spool; gives its dataset, and how many segments were sent. Raises the `OffrlError` of one that cannot be."""
+    with Spool(folder) as spool:
+        sender = Sender(spool, client.again, threading.Event())
+        sender.send_ready()
+        return spool.dataset, sender.sent

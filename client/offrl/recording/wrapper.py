@@ -1,0 +1,37 @@
+"""A gymnasium environment whose episodes are recorded while somebody plays it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+
+from .recorder import Recorder
+
+
+class RecordEpisodes(gymnasium.Wrapper):
+    """Records every episode: from each reset to its end, or to the next reset (then truncated).
+
+    Args:
+        env: whatever it is; the recorder takes the fields of its spaces, where it has none yet.
+        recorder: a `Recorder`, which stays open when the environment is closed (the open episode ends).
+    """
+
+    def __init__(self, env: gymnasium.Env, recorder: Recorder) -> None:
+        super().__init__(env)
+        self._recorder = recorder
+        recorder.use(env)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        observation, info = self.env.reset(seed=seed, options=options)
+        self._recorder.begin(observation)
+        return observation, info
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        self._recorder.step(action, reward, observation, terminated, truncated)
+        return observation, reward, terminated, truncated, info
+
+    def close(self) -> None:
+        self._recorder.end()
+        super().close()

@@ -1,0 +1,87 @@
+"""Spaces of gymnasium environments as the store's fields, observations by field name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from offrl.errors import InvalidInput
+from offrl_store import Field, Schema
+
+
+def observation_fields(space: Any) -> dict[str, Field]:
+    """The fields of an observation space by name, "" for a plain one; nested Dicts are joined with a dot. Raises `InvalidInput`."""
+    import gymnasium.spaces as spaces
+
+    if isinstance(space, spaces.Dict):
+        flat: dict[str, Field] = {}
+        for name, each in space.spaces.items():
+            flat.update({f"{name}.{inner}" if inner else name: field for inner, field in observation_fields(each).items()})
+        return flat
+    if isinstance(space, (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)):
+        return {"": Field(np.dtype(space.dtype).name, space.shape)}
+    raise InvalidInput(
+        f"observations of {type(space).__name__} cannot be stored", hint="Box, Discrete, MultiDiscrete, MultiBinary and Dict can"
+    )
+
+
+def schema_action(space: Any) -> Field:
+    """The action field of an action space: int64 choices, whole numbers of several, or a vector with the space's bounds.
+
+    Raises `InvalidInput`.
+    """
+    import gymnasium.spaces as spaces
+
+    if isinstance(space, spaces.Discrete) and space.start == 0:
+        return Field("int64", (), low=0, high=int(space.n) - 1)
+    if isinstance(space, spaces.Box) and len(space.shape) == 1 and np.dtype(space.dtype).kind == "f":
+        return Field(np.dtype(space.dtype).name, space.shape, low=space.low, high=space.high)
+    if isinstance(space, spaces.MultiDiscrete) and len(space.shape) == 1:
+        return Field(np.dtype(space.dtype).name, space.shape, low=space.start, high=space.start + space.nvec - 1)
+    if isinstance(space, spaces.MultiBinary) and len(space.shape) == 1:
+        return Field(np.dtype(space.dtype).name, space.shape, low=0, high=1)
+    raise InvalidInput(
+        f"actions of {space} cannot be stored", hint="Discrete from 0, vectors of Box, and MultiDiscrete and MultiBinary of one axis, can"
+    )
+
+
+def environment_id(env: Any) -> str | None:
+    """The id under which gymnasium knows an environment, None for one that it does not."""
+    return env.spec.id if getattr(env, "spec", None) is not None else None
+
+
+def schema_of(env: Any, **source: Any) -> Schema:
+    """The schema for episodes of an environment; ``source`` goes into the metadata. Raises `InvalidInput`."""
+    return schema_of_spaces(env.observation_space, env.action_space, environment_id(env), **source)
+
+
+def schema_of_spaces(observation: Any, action: Any, env_id: str | None, **source: Any) -> Schema:
+    """`schema_of` of the two spaces of one environment."""
+    fields = observation_fields(observation)
+    metadata = {
+        "env_id": env_id,
+        "bounds": f"env:{env_id}" if env_id else "declared",
+        "source": {"format": "collected", **source},
+        "source_attributes": {},
+    }
+    return Schema(observation=fields.get("", fields), action=schema_action(action), reward=Field("float32"), metadata=metadata)
+
+
+def by_field(space: Any) -> Callable[[Any], Any]:
+    """What turns an observation of ``space`` into what the store takes: itself, or of a Dict a flat dict of its fields."""
+    import gymnasium.spaces as spaces
+
+    if not isinstance(space, spaces.Dict):
+        return lambda observation: observation
+    nested = any(isinstance(each, spaces.Dict) for each in space.spaces.values())
+    return flat if nested else dict
+
+
+def flat(observation: Mapping[str, Any]) -> dict[str, Any]:
+    """A nested dict with the names joined by dots."""
+    found: dict[str, Any] = {}
+    for name, value in observation.items():
+        found.update({f"{name}.{inner}": each for inner, each in flat(value).items()} if isinstance(value, Mapping) else {name: value})
+    return found

@@ -1,0 +1,75 @@
+"""Datasets that are made when they are asked for: CartPole and Pendulum, played at random or while an agent learns.
+
+``random``: uniform actions. ``replay``: everything that an agent of ours sees while it trains online, from its first random steps on: DQN
+in CartPole-v1 (an epsilon that falls from 1 to 0.05 over the first half), SAC in Pendulum-v1. 20,000 steps unless told. The same name,
+seed, steps and versions of the libraries give the same bits on a CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from offrl.named import Named
+from offrl.rollout import make_env
+from offrl_store import create_temporary
+from offrl_store.errors import InvalidInput
+from offrld.collect import LinearDecayEpsilonGreedy, RandomBehaviour, collect_episodes, schema_of
+from offrld.importers.source import Source, SourceEpisode
+
+STEPS = 20_000
+START = 500  # steps at random before the first update
+EPOCH = 500  # steps after which what has ended is handed on
+EPSILON = (1.0, 0.05)  # of DQN, over the first half of the steps
+AGENTS = {
+    "cartpole-replay": ("dqn", {"learning_rate": 1e-3, "batch_size": 64, "target_update_interval": 200}),
+    "pendulum-replay": ("sac", {"actor_learning_rate": 1e-3, "critic_learning_rate": 1e-3, "temp_learning_rate": 1e-3}),
+}
+
+
+def open_named(named: Named, message: Callable[[str], None], seed: int = 0, steps: int = STEPS) -> Source:
+    """The episodes of a name, collected while they are asked for. Raises `InvalidInput`."""
+    for what, value, least in (("seed", seed, 0), ("steps", steps, 1)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise InvalidInput(f"{what} is {value!r}", hint=f"give a whole number from {least}")
+    env = make_env(named.env_id)
+    env.reset(seed=seed)
+    env.action_space.seed(seed)
+    if named.name in AGENTS:
+        algorithm, config = AGENTS[named.name]
+        episodes, how = _learning(env, algorithm, config, seed, steps), {"behaviour": f"{algorithm} while it learns", "settings": config}
+    else:
+        episodes, how = _random(env, seed, steps), {"behaviour": "random"}
+    message(f"collecting {steps} steps of {named.env_id}: {how['behaviour']}")
+    schema = schema_of(env, name=named.name, seed=seed, steps=steps, **how)
+    source = Source("collected", schema, episodes, dict(schema.metadata))
+    source.resources.callback(env.close)
+    return source
+
+
+def _random(env: Any, seed: int, steps: int) -> Iterator[SourceEpisode]:
+    for number, episode in enumerate(collect_episodes(env, RandomBehaviour(), steps=steps, seed=seed)):
+        yield SourceEpisode(**_parts(episode), number=number)
+
+
+def _parts(episode: Any) -> dict[str, Any]:
+    return {name: getattr(episode, name) for name in ("observation", "action", "reward", "terminated")}
+
+
+def _learning(env: Any, algorithm: str, config: dict[str, Any], seed: int, steps: int) -> Iterator[SourceEpisode]:
+    """The episodes of an agent that takes one update per step on all that it has seen so far."""
+    from offrld.training import build  # torch: not for a name that needs none
+
+    learner = build(algorithm, env, config=config, seeds=[seed], device="cpu", runner="eager", threads=1)
+    explorer = LinearDecayEpsilonGreedy(*EPSILON, duration=max(1, steps // 2)) if hasattr(env.action_space, "n") else None
+    start = min(START, steps // 2)
+    store = create_temporary(schema_of(env))
+    training = learner.fitter_online(
+        env, store, explorer, steps=steps, steps_per_epoch=min(EPOCH, steps), random_steps=start, update_start=start, seed=seed
+    )
+    given = 0
+    for _ in training:
+        store.refresh()
+        for number in range(given, len(store)):
+            yield SourceEpisode(**_parts(store.episodes[number]), number=number, metadata=store.episode_metadata(number) or None)
+        given = len(store)

@@ -1,0 +1,91 @@
+"""Minari's datasets by id: out of the local root, else downloaded whole from the remote that Minari itself would take.
+
+Remotes: ``hf://NAME`` (Hugging Face, or the mirror that HF_ENDPOINT names), ``gcp://BUCKET``, an http address below which the datasets lie
+by id (HDF5 only: such a server lists nothing), or a folder. A dataset comes into a hidden folder beside its place and gets its name when
+all of its files are there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath
+from urllib.parse import quote, urlencode
+
+from offrl.named import Named
+from offrl_store.disk import disk_errors, sync_folder
+from offrl_store.errors import InvalidInput
+from offrld.importers import open_source
+from offrld.importers.source import Source
+
+from . import places
+from .download import GCS, Progress, fetch, read_json
+
+File = tuple[str, str, str | None]  # its path below the dataset's folder, its address, its sha256 where that is listed
+
+
+def find_folder(name: str, message: Callable[[str], None], progress: Progress | None = None) -> Path:
+    """The folder of a dataset. Raises `InvalidInput`, `DownloadFailed`, `DiskFull`."""
+    root, remote = places.minari_folder(), places.minari_remote()
+    folder = root / name
+    if (folder / "data" / "metadata.json").is_file():
+        return folder
+    if not places.is_address(remote):
+        mirror = Path(remote).expanduser() / name
+        if (mirror / "data" / "metadata.json").is_file():
+            return mirror
+        raise InvalidInput(f"neither {root} nor {remote} holds {name}", hint="it is a folder of that name with data/metadata.json")
+    places.check_downloads(name, root)
+    message(f"downloading {name} from {remote}")
+    part = folder.with_name(f".{folder.name}.part")
+    with disk_errors(folder):
+        for path, url, sha256 in _files(name, remote, part, progress):
+            fetch(url, part / path, progress=progress, sha256=sha256)
+        os.replace(part, folder)
+        sync_folder(folder.parent)
+    return folder
+
+
+def _files(name: str, remote: str, part: Path, progress: Progress | None) -> Iterator[File]:
+    """What belongs to a dataset, by the remote's listing."""
+    scheme, _, place = remote.partition("://")
+    if scheme == "hf":
+        namespace, _, rest = name.partition("/")
+        host = (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+        repository = f"{place}/{namespace}"
+        listed = read_json(f"{host}/api/datasets/{quote(repository)}/tree/main/{quote(rest)}?recursive=true")
+        found = [
+            (each["path"].removeprefix(f"{rest}/"), f"{host}/datasets/{quote(repository)}/resolve/main/{quote(each['path'])}",
+             (each.get("lfs") or {}).get("oid"))
+            for each in listed if each.get("type") == "file"
+        ]  # fmt: skip
+    elif scheme in ("gcp", "gs"):
+        found, token = [], ""
+        while True:
+            query = urlencode({"prefix": f"{name}/"} | ({"pageToken": token} if token else {}))
+            page = read_json(f"{GCS}storage/v1/b/{place}/o?{query}")
+            found += [
+                (each["name"].removeprefix(f"{name}/"), f"{GCS}{place}/{quote(each['name'])}", None) for each in page.get("items", [])
+            ]
+            token = page.get("nextPageToken", "")
+            if not token:
+                break
+    else:
+        base = f"{remote.rstrip('/')}/{quote(name)}"
+        yield "data/metadata.json", f"{base}/data/metadata.json", None
+        stated = json.loads((part / "data" / "metadata.json").read_text())
+        if stated.get("data_format", "hdf5") != "hdf5":
+            raise InvalidInput(f"{name} is kept as {stated['data_format']}, whose files the server does not list",
+                               hint=f"copy its folder to {places.minari_folder() / name}")  # fmt: skip
+        found = [("data/main_data.hdf5", f"{base}/data/main_data.hdf5", None)]
+    for path, url, sha256 in found:
+        if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
+            raise InvalidInput(f"{remote} lists a file {path!r} for {name}", hint="the listing is not one of a dataset")
+        if not path.endswith("/"):
+            yield path, url, sha256
+
+
+def open_named(named: Named, message: Callable[[str], None], progress: Progress | None, *, skip_bad: bool) -> Source:
+    """The episodes of an id."""
+    return open_source(find_folder(named.name, message, progress), "minari", skip_bad=skip_bad)

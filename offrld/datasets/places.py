@@ -1,0 +1,63 @@
+"""Where published datasets are kept and come from: folders and addresses, by the environment variables of the originals and ours.
+
+| variable | meaning | default |
+|---|---|---|
+| ``D4RL_DATASET_DIR`` | folder of D4RL's, d4rl-pybullet's and d4rl-atari's files | ``~/.d4rl/datasets`` |
+| ``MINARI_DATASETS_PATH`` | root of Minari's datasets | ``~/.minari/datasets`` |
+| ``MINARI_REMOTE`` | where Minari's come from: ``hf://NAME``, ``gcp://BUCKET``, http or a folder | ``hf://farama-minari`` |
+| ``OFFRL_ATARI_SOURCE`` | the DQN replay data: ``gs://``, http, or a folder that mirrors the bucket | Google's bucket |
+| ``OFFRL_D4RL_SOURCE`` | where D4RL's files come from: an http address, or a folder | as published |
+| ``OFFRL_DATASETS`` | folder of the stores that `offrld.datasets.get` makes | ``~/.offrl/datasets`` |
+| ``OFFRL_DOWNLOADS`` | ``0``: nothing is fetched from a network | ``1`` |
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from offrl.errors import DownloadFailed
+
+ATARI = "gs://atari-replay-datasets/dqn"
+D4RL = "http://rail.eecs.berkeley.edu/datasets/offline_rl"
+MINARI = "hf://farama-minari"
+
+
+def d4rl_folder() -> Path:
+    return _folder("D4RL_DATASET_DIR", ".d4rl/datasets")
+
+
+def minari_folder() -> Path:
+    return _folder("MINARI_DATASETS_PATH", ".minari/datasets")
+
+
+def stores_folder() -> Path:
+    return _folder("OFFRL_DATASETS", ".offrl/datasets")
+
+
+def atari_source() -> str:
+    return os.environ.get("OFFRL_ATARI_SOURCE") or ATARI
+
+
+def d4rl_source() -> str | None:
+    """None: as published."""
+    return os.environ.get("OFFRL_D4RL_SOURCE") or None
+
+
+def minari_remote() -> str:
+    return os.environ.get("MINARI_REMOTE") or MINARI
+
+
+def is_address(source: str) -> bool:
+    """Whether a source is fetched from; else it is a folder that is read in place."""
+    return source.startswith(("http://", "https://", "gs://", "hf://", "gcp://"))
+
+
+def check_downloads(name: str, folder: Path) -> None:
+    """Raises `DownloadFailed` where nothing may be fetched."""
+    if os.environ.get("OFFRL_DOWNLOADS", "1") == "0":
+        raise DownloadFailed(f"{name} is not in {folder}", hint="put its files there; downloads are switched off (OFFRL_DOWNLOADS=0)")
+
+
+def _folder(variable: str, below_home: str) -> Path:
+    return Path(os.environ.get(variable) or Path.home() / below_home).expanduser()
