@@ -36,7 +36,8 @@ class Task:
 TASKS = {
     "sac": Task(
         "sac", "Pendulum-v1", 10_000, -200.0,
-        {"actor_learning_rate": 1e-3, "critic_learning_rate": 1e-3, "temp_learning_rate": 1e-3},
+        {"actor_learning_rate": 1e-3, "critic_learning_rate": 1e-3, "temp_learning_rate": 1e-3, "batch_size": 128,
+         "actor_encoder.units": [64, 64], "critic_encoder.units": [64, 64]},
         {"random_steps": 400, "steps_per_epoch": 1000},
     ),
     # Stable-Baselines3's tuned settings of this task (rl-baselines3-zoo, dqn.yml).

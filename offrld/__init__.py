@@ -1,7 +1,8 @@
 """offrld: the service that turns logged robot and simulator data into policies.
 
-In-process (notebooks, tests) the same engine is reached through `train`, `build`, `load`, `Learner` and `Shapes`, and data sets by name
-through `datasets`; everything else is imported from its own module, so that the control plane (`offrld.daemon`) never pulls in torch.
+In-process (notebooks, tests) the same engine is reached through `train`, `build`, `load`, `Learner` and `Shapes`, data sets by name through
+`datasets`, and collectors through `collect`; everything else is imported from its own module, so that the control plane (`offrld.daemon`)
+never pulls in torch.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ __all__ = ["Learner", "Loaded", "Shapes", "build", "datasets", "load", "train"]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "datasets":
+    if name in ("collect", "datasets"):  # where nobody has imported them yet
         import importlib
 
-        return importlib.import_module("offrld.datasets")
+        return importlib.import_module(f"offrld.{name}")
     if name in __all__:
         from offrld import training
 

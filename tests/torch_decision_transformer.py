@@ -38,14 +38,14 @@ class TorchDecisionTransformer(nn.Module):
     """``position``: simple or global. With ``actions`` discrete: ``embedding_activation`` before the position, no norm, logits."""
 
     def __init__(self, observation, actions, *, discrete, context, timesteps, units, heads, layers, activation, position,
-                 embedding_activation=None):  # fmt: skip
+                 embedding_activation=None, with_returns=True):  # fmt: skip
         super().__init__()
         widths = [observation, *units]
         self.encoder = nn.Sequential(
             *(part for i, o in pairwise(widths) for part in (nn.Linear(i, o), nn.ReLU()))
         )
         width = units[-1]
-        self.discrete, self.position, self.timesteps = discrete, position, timesteps
+        self.discrete, self.position, self.timesteps, self.with_returns = discrete, position, timesteps, with_returns
         self.returns, self.time = nn.Linear(1, width), nn.Embedding(timesteps + 1, width)
         self.place = nn.Parameter(torch.zeros(context, width))
         self.action = nn.Embedding(actions, width) if discrete else nn.Linear(actions, width)
@@ -58,12 +58,12 @@ class TorchDecisionTransformer(nn.Module):
         timesteps = timesteps.clamp(max=self.timesteps)
         position = self.time(timesteps) if self.position == "simple" else self.time(timesteps[:, -1:]) + self.place
         parts = (self.returns(returns_to_go[..., None]), self.encoder(observation), self.action(action))
-        tokens = [self.embedding_activation(part) + position for part in parts]
-        x = torch.stack(tokens, 2).reshape(len(mask), 3 * mask.shape[1], -1)
+        tokens = [self.embedding_activation(part) + position for part in (parts if self.with_returns else parts[1:])]
+        x = torch.stack(tokens, 2).reshape(len(mask), len(tokens) * mask.shape[1], -1)
         x = x if self.discrete else self.norm(x)
         for block in self.blocks:
-            x = block(x, 1 - mask.repeat_interleave(3, 1))
-        out = self.head(self.last_norm(x)[:, 1::3])
+            x = block(x, 1 - mask.repeat_interleave(len(tokens), 1))
+        out = self.head(self.last_norm(x)[:, len(tokens) - 2 :: len(tokens)])
         return out if self.discrete else torch.tanh(out)
 
     def load(self, params, name):
@@ -75,7 +75,8 @@ class TorchDecisionTransformer(nn.Module):
 
         for i, layer in enumerate(m for m in self.encoder if isinstance(m, nn.Linear)):
             fill(layer, f"state.{i}")
-        fill(self.returns, "return")
+        if self.with_returns:
+            fill(self.returns, "return")
         fill(self.time, "time_embedding")
         fill(self.action, "action_embedding" if self.discrete else "action")
         fill(self.head, "head")

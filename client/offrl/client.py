@@ -256,7 +256,7 @@ class Client:
         algorithm: str,
         *,
         env: str,
-        into: str,
+        into: str | None = None,
         steps: int | None = None,
         seed: int | None = None,
         config: Mapping[str, Any] | None = None,
@@ -271,13 +271,15 @@ class Client:
         Args:
             algorithm: a name of `algos`.
             env: a gymnasium id, made on the daemon's side.
-            into: the dataset's name, of a new one or one of the same environment.
-            steps: of the environment, 1,000,000 unless told.
+            into: the dataset's name, of a new one or one of the same environment. An algorithm that learns from its own play (ppo) may
+                leave it out: then nothing is kept.
+            steps: of the environment, 1,000,000 unless told; of ppo rounded up to whole rollouts.
             config: settings of the algorithm by dotted name; nested dicts are flattened.
             start: a job whose networks this one goes on from: fine-tuning.
-            options: further fields of `offrl.job.TrainOnlineSpec`: preset, envs, random_steps, update_start, update_interval, updates,
-                offline, offline_share, eval_env, eval_episodes, eval_every, eval_epsilon, epsilon, epsilon_end, epsilon_steps, noise,
-                limit, max_episode_steps, step_timeout_s, device, threads, gpu_memory_mb, transfer, fresh_optimizer.
+            options: further fields of `offrl.job.TrainOnlineSpec`: preset, random_steps, update_start, update_interval, updates, offline,
+                offline_share, eval_env, eval_episodes, eval_every, eval_epsilon, eval_sample, epsilon, epsilon_end, epsilon_steps, noise,
+                limit, max_episode_steps, step_timeout_s, device, threads, gpu_memory_mb, transfer, fresh_optimizer; envs and processes of
+                ppo.
             priority, after, key: as of `submit`.
 
         Raises as `submit` does, also for an algorithm that cannot be trained online.

@@ -117,6 +117,7 @@ class CollectSpec(_Steps):
     policy: Annotated[str, Field(max_length=100, pattern=POLICY_PATTERN)] = "random"  # or normal, job:JOB[:SEED], upload
     upload: JobId | None = None                                       # of the policy file, where policy is upload
     sample: bool = False                                              # draw the actions of a job's policy; else greedy ones
+    ratio: Annotated[float, Field(gt=0.0, le=1.0)] | None = None      # of the job's last mean return: act as its checkpoint nearest to it
     envs: Annotated[int, Field(ge=1, le=4096)] = 1                    # side by side
     processes: bool = False                                           # each environment in a process of its own
     seed: Seed = 0
@@ -129,10 +130,12 @@ class TrainOnlineSpec(_Steps):
     kind: Literal["train_online"] = "train_online"
     algorithm: Annotated[str, Field(min_length=1, max_length=100)]
     steps: Annotated[int, Field(ge=1, le=10**12)] = 1_000_000
+    dataset: Name | None = None                                       # None: nothing is kept (of what learns from its own play only)
     seeds: Annotated[list[Seed], Field(min_length=1, max_length=1)] = [0]
     config: dict[str, Any] = {}                                       # dotted setting -> value, as in --set
     preset: Annotated[str, Field(max_length=100)] | None = None
-    envs: Annotated[int, Field(ge=1, le=4096)] = 1                    # side by side, of algorithms that learn from rollouts
+    envs: Annotated[int, Field(ge=1, le=4096)] = 1                    # side by side, of what learns from its own play
+    processes: bool = False                                           # each of them in a process of its own
     random_steps: Annotated[int, Field(ge=0, le=10**12)] = 0          # first steps with uniform actions
     update_start: Annotated[int, Field(ge=0, le=10**12)] = 0          # no update at or before this step
     update_interval: Annotated[int, Field(ge=1, le=10**9)] = 1        # updates after every so many steps
@@ -143,6 +146,7 @@ class TrainOnlineSpec(_Steps):
     eval_episodes: Annotated[int, Field(ge=1, le=100_000)] = 10
     eval_every: Annotated[int, Field(ge=1, le=10**12)] | None = None  # steps; None: ten times, and at the end
     eval_epsilon: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    eval_sample: bool = False                                         # draw the actions in evaluations
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     gpu_memory_mb: Annotated[int, Field(ge=1, le=1 << 30)] | None = None
     start: Taken | None = None                                        # JOB[:SEED] whose networks this one starts from

@@ -29,7 +29,7 @@ def pack(message: Mapping[str, Any]) -> bytes:
 
 def unpack(body: bytes) -> dict[str, Any]:
     """The map in ``body`` of a reply: a daemon may send long lists, and metrics that are NaN. `InvalidMessage` for anything else."""
-    return _unpacked(body, object_pairs_hook=_unique)
+    return _unpacked(body)
 
 
 def unpack_request(body: bytes) -> dict[str, Any]:

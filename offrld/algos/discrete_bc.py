@@ -14,7 +14,7 @@ from torch import Tensor
 
 from offrld.engine import Algorithm, Batch, Optimizer, Space, State, Step, setting
 from offrld.engine import Config as BaseConfig
-from offrld.losses import taken
+from offrld.losses import procgen, taken
 from offrld.nets import CategoricalPolicy, Encoder, Params
 
 
@@ -51,5 +51,9 @@ ALGORITHM = Algorithm(
     networks=networks,
     schedule=schedule,
     act=lambda params, config, nets, observation: nets.policy(params, observation),
-    presets={"paper": {"beta": 0.0}, "d3rlpy": {}},
-)
+    presets={
+        "paper": {"beta": 0.0},
+        "d3rlpy": {},
+        "procgen": {**procgen.images("encoder"), "batch_size": procgen.BATCH_SIZE, "learning_rate": procgen.LEARNING_RATE, "beta": 0.0},
+    },
+)  # fmt: skip

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from offrld.engine import Algorithm, Batch, Space, State, Step, setting
-from offrld.losses import bellman, q_learning, taken
+from offrld.losses import bellman, procgen, q_learning, taken
 from offrld.nets import CategoricalPolicy, Params
 
 
@@ -79,5 +79,13 @@ ALGORITHM = Algorithm(
     act=allowed_scores,
     value=q_learning.value,
     targets=("q",),
-    presets={"paper": {"beta": 0.01}, "d3rlpy": {}, "d3rlpy-v1": {"share_encoder": False}},
-)
+    presets={
+        "paper": {"beta": 0.01},
+        "d3rlpy": {},
+        "d3rlpy-v1": {"share_encoder": False},
+        "procgen": {
+            **procgen.images("encoder"), "batch_size": procgen.BATCH_SIZE, "learning_rate": procgen.LEARNING_RATE,
+            "target_update_interval": procgen.TARGET_UPDATE_INTERVAL, "action_flexibility": 0.3, "beta": 0.01,
+        },
+    },
+)  # fmt: skip

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from offrld.engine import Algorithm, Batch, State, setting
-from offrld.losses import q_learning, taken
+from offrld.losses import procgen, q_learning, taken
 from offrld.nets import Params
 
 
@@ -43,5 +43,12 @@ ALGORITHM = Algorithm(
     act=q_learning.scores,
     value=q_learning.value,
     targets=("q",),
-    presets={"paper": {}, "d3rlpy": {}},
-)
+    presets={
+        "paper": {},
+        "d3rlpy": {},
+        "procgen": {
+            **procgen.images("encoder"), "batch_size": procgen.BATCH_SIZE, "learning_rate": procgen.LEARNING_RATE,
+            "target_update_interval": procgen.TARGET_UPDATE_INTERVAL, "alpha": 1.0,
+        },
+    },
+)  # fmt: skip

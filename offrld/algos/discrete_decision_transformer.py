@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from offrld.engine import Algorithm, Optimizer, RewardScaler, State, Step, Windows, setting
-from offrld.losses import sequence
+from offrld.losses import procgen, sequence
 from offrld.nets import Encoder, Params, Transformer, remember
 
 LEAST = 0.1  # of the full rate, at the end
@@ -62,6 +62,9 @@ def loss(params: Params, config: Config, nets: Any, state: State, batch: Windows
     return value, {"loss": value, "learning_rate": config.learning_rate * rate(config, state.memory)}
 
 
+# The transformer agents of gen_dgrl, with the optimiser's settings that it parses but does not pass on.
+PROCGEN = {**procgen.images(), "batch_size": 64, "context_size": 128, "reward_scaler": "none", "learning_rate": 1e-3}
+
 ALGORITHM = Algorithm(
     name="discrete_decision_transformer",
     summary="Decision Transformer for discrete actions, as for Atari",
@@ -77,6 +80,8 @@ ALGORITHM = Algorithm(
     memory=lambda config, space: {"tokens": ()},
     presets={
         "paper": {"reward_scaler": "none"},
+        "procgen": PROCGEN,
+        "procgen-bct": {**PROCGEN, "return_conditioned": False},
         "d3rlpy": {
             "reward_scaler": "none", "encoder.units": [256, 256], "encoder.last_activation": True, "encoder.feature_size": None,
             "optimizer.type": "adam", "optimizer.beta2": 0.999, "optimizer.weight_decay": 0.0, "optimizer.clip_grad_norm": None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -148,3 +149,36 @@ class FunctionBehaviour:
             name: before[name].new_tensor(np.array(value)) if hasattr(before.get(name), "new_tensor") else value
             for name, value in arrays.items()
         })
+
+
+class Copies:
+    """A behaviour that acts on one observation, once for each of several environments."""
+
+    def __init__(self, behaviour: Behaviour) -> None:
+        self.name, self._one, self._all = behaviour.name, behaviour, []
+        for name in ("weights", "load_weights"):
+            if hasattr(behaviour, name):
+                setattr(self, name, getattr(behaviour, name))
+
+    def begin_batch(self, action_space: Any, count: int, rng: np.random.Generator) -> None:
+        self._space = action_space
+        self._all = [copy.copy(self._one) for _ in range(count)]
+        self._rngs = rng.spawn(count)
+        self._to_dtype = action_space.dtype
+
+    def act_batch(self, observations: Any, starts: np.ndarray) -> np.ndarray:
+        actions = []
+        for env, behaviour in enumerate(self._all):
+            if starts[env]:
+                behaviour.begin_episode(self._space, self._rngs[env])
+            actions.append(behaviour.act(_row(observations, env)))
+        return np.array(actions, self._to_dtype)
+
+    def take_reward(self, rewards: np.ndarray) -> None:
+        for behaviour, reward in zip(self._all, rewards, strict=True):
+            if hasattr(behaviour, "take_reward"):
+                behaviour.take_reward(reward)
+
+
+def _row(observations: Any, env: int) -> Any:
+    return {name: _row(each, env) for name, each in observations.items()} if isinstance(observations, Mapping) else observations[env]

@@ -16,18 +16,18 @@ from typing import Any, Self
 import numpy as np
 
 from offrl.errors import InvalidInput
-from offrl_store import EpisodeStore, Schema, Snapshot, Writer
+from offrl_store import EpisodeStore, Snapshot, Writer
 
 from .batches import ABSENT, CollectedBatch, Rows, complete_trajectories, split_trajectories
-from .behaviours import Behaviour, FunctionBehaviour
+from .behaviours import Copies, FunctionBehaviour
 from .environments import Environments
 from .explorers import Explorer, Exploring
+from .into import SYNC_SHARE, open_writer
 from .policies import as_behaviour
-from .spaces import by_field, check_fits, observation_fields, schema_of_spaces
+from .spaces import by_field, observation_fields, schema_of_spaces
 from .watch import StepWatch
 
 TOLD = ("level_seed",)  # what an environment says of an episode when it begins, kept in the episode's metadata
-SYNC_SHARE = 50  # of the time a sync takes: so long until the next at least, so that many open episodes do not slow collection down
 
 
 class Collector:
@@ -49,7 +49,7 @@ class Collector:
         env: Any,
         policy: Any = None,
         *,
-        frames_per_batch: int = 1000,
+        frames_per_batch: int | None = None,
         total_frames: int = -1,
         envs: int = 1,
         vectorization: str = "sync",
@@ -74,7 +74,7 @@ class Collector:
         Args:
             env: a gymnasium id, an environment, a vector environment, or a function that makes one.
             policy: whatever acts, see `as_behaviour`; None: uniform actions.
-            frames_per_batch: steps in each batch, of all environments together.
+            frames_per_batch: steps in each batch, of all environments together; about 1,000 unless told.
             total_frames: steps over the collector's life, -1: endless; rounded up to whole batches.
             envs: environments side by side; ``vectorization``: ``sync`` or ``async`` (a process each).
             seed: environment i is first reset with ``seed + i``; the behaviour draws from a generator of ``seed``.
@@ -112,7 +112,7 @@ class Collector:
             if hasattr(behaviour, "check"):
                 behaviour.check(self.envs, self.envs.name)
             if self.envs.vector is not None and not hasattr(behaviour, "act_batch"):
-                behaviour = _Copies(behaviour)
+                behaviour = Copies(behaviour)
             self.behaviour = Exploring(behaviour, explorer, init_random_frames or 0) if explorer or init_random_frames else behaviour
             self.schema = schema_of_spaces(space, self.envs.action_space, self.envs.env_id, policy=self.behaviour.name)
             self.frames = self.trajectories = self.batches = 0
@@ -132,11 +132,12 @@ class Collector:
             self._closing.close()
             raise
 
-    def _settle(self, per_batch: int, total: int, random: int | None, longest: int | None, trajs: int | None, split: bool) -> None:
+    def _settle(self, per_batch: int | None, total: int, random: int | None, longest: int | None, trajs: int | None, split: bool) -> None:
         """Check the numbers."""
-        self.frames_per_batch = _whole("frames_per_batch", per_batch, 1)
-        if per_batch % self.envs.count:
-            n = self.envs.count
+        n = self.envs.count
+        per_batch = max(1, 1000 // n) * n if per_batch is None else _whole("frames_per_batch", per_batch, 1)
+        self.frames_per_batch = per_batch
+        if per_batch % n:
             below, above = per_batch // n * n, -(-per_batch // n) * n
             raise InvalidInput(f"frames_per_batch {per_batch} is no multiple of the {n} environments", hint=f"give {below or n} or {above}")
         self.total_frames = total if total == -1 else _whole("total_frames", total, 1)
@@ -472,41 +473,6 @@ def _number(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else value
 
 
-class _Copies:
-    """A behaviour that acts on one observation, once for each of several environments."""
-
-    def __init__(self, behaviour: Behaviour) -> None:
-        self.name, self._one, self._all = behaviour.name, behaviour, []
-        for name in ("weights", "load_weights"):
-            if hasattr(behaviour, name):
-                setattr(self, name, getattr(behaviour, name))
-
-    def begin_batch(self, action_space: Any, count: int, rng: np.random.Generator) -> None:
-        import copy
-
-        self._space = action_space
-        self._all = [copy.copy(self._one) for _ in range(count)]
-        self._rngs = rng.spawn(count)
-        self._to_dtype = action_space.dtype
-
-    def act_batch(self, observations: Any, starts: np.ndarray) -> np.ndarray:
-        actions = []
-        for env, behaviour in enumerate(self._all):
-            if starts[env]:
-                behaviour.begin_episode(self._space, self._rngs[env])
-            actions.append(behaviour.act(_row(observations, env)))
-        return np.array(actions, self._to_dtype)
-
-    def take_reward(self, rewards: np.ndarray) -> None:
-        for behaviour, reward in zip(self._all, rewards, strict=True):
-            if hasattr(behaviour, "take_reward"):
-                behaviour.take_reward(reward)
-
-
-def _row(observations: Any, env: int) -> Any:
-    return {name: _row(each, env) for name, each in observations.items()} if isinstance(observations, Mapping) else observations[env]
-
-
 def collect(
     env: Any, policy: Any = None, *, steps: int, into: EpisodeStore | str | os.PathLike[str], **options: Any
 ) -> EpisodeStore:
@@ -523,37 +489,10 @@ def collect(
     return into if isinstance(into, EpisodeStore) else EpisodeStore.open(into)
 
 
-def open_writer(
-    into: Any, schema: Schema, limit: int | None, name: str, closing: ExitStack, note: Mapping[str, Any] | None = None,
-    keep: Sequence[Snapshot] = (),
-) -> Writer:  # fmt: skip
-    """The writer of a store that takes steps of ``schema``, closed with ``closing``; or the given writer, which is its owner's to close.
-
-    Args:
-        into: a store, its path (it is made where nothing is), or a writer.
-        name: of the environment, for messages.
-        note: metadata of the episodes that a crash has left open there.
-        keep: snapshots to keep.
-
-    Raises:
-        InvalidInput: the store's fields are others.
-    """
-    if isinstance(into, str | os.PathLike):
-        into = EpisodeStore.open(into) if os.path.exists(into) else EpisodeStore.create(into, schema, limit_transitions=limit)
-    check_fits(name, schema, (into.store if isinstance(into, Writer) else into).schema)
-    if isinstance(into, Writer):
-        return into
-    writer = into.writer(keep=keep)
-    closing.callback(writer.close)
-    for env, steps in writer.open_episodes.items():  # a crash left them; their environments are gone
-        writer.end(env=env, metadata=note) if steps else writer.discard(env)
-    return writer
-
-
 def _whole(name: str, value: Any, least: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
         raise InvalidInput(f"{name} is {value!r}", hint=f"give a whole number from {least}")
     return int(value)
 
 
-__all__ = ["SYNC_SHARE", "Collector", "collect", "open_writer"]
+__all__ = ["Collector", "collect"]

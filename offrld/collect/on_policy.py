@@ -5,14 +5,15 @@ A `Collector` plays, so episodes go on over the border of two rollouts, and what
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
 
 from offrl.errors import InvalidInput
-from offrl_store import rng
+from offrl_store import EpisodeStore, rng
 from offrld.engine import Learner
 from offrld.engine.acting import Played
 
@@ -55,23 +56,25 @@ class OnPolicy:
 
         learner = offrld.build("ppo", "CartPole-v1")
         with OnPolicy(learner, "CartPole-v1", envs=8) as trained:
-            while trained.steps < 100_000:
-                print(trained.steps, trained.round().returns)
+            while trained.step < 100_000:
+                print(trained.step, trained.round().returns)
 
     Args:
         learner: of an algorithm that learns from rollouts, one seed, made from the environment (or its `Shapes`).
+        check: called before every step and every update; an exception of it stops the round there. The updates that are done stand, and the
+            next round plays anew.
         env, options: as of `Collector`: ``envs``, ``vectorization``, ``into`` (a store that keeps what is played), ``step_timeout_s``, ...
 
     Raises:
         InvalidInput: an algorithm that learns from a dataset, several seeds, too few steps for a batch, an environment that does not fit.
     """
 
-    def __init__(self, learner: Learner, env: Any, **options: Any) -> None:
+    def __init__(self, learner: Learner, env: Any, *, check: Callable[[], None] = lambda: None, **options: Any) -> None:
         if not learner.algorithm.plays or len(learner.seeds) > 1:
             raise InvalidInput(f"{learner.algorithm.name} with seeds {list(learner.seeds)} does not learn by playing",
                                hint="an algorithm like ppo does, one seed at a time")  # fmt: skip
-        self.learner, self._seed = learner, learner.seeds[0]
-        self._playing = _Playing(learner)
+        self.learner, self._seed, self._check = learner, learner.seeds[0], check
+        self._playing = _Playing(learner, check)
         self.collector = Collector(env, self._playing, seed=self._seed, **options)
         try:
             self._count, self._length = self.collector.envs.count, learner.config.rollout_steps
@@ -85,9 +88,11 @@ class OnPolicy:
         except BaseException:
             self.close()
             raise
-        if self.steps:  # after a restart other episodes come than at the beginning
-            self.collector.set_seed(int(rng.integers(self._seed, self.steps, ORDER, 2**31, 1)[0]))
+        if self.step:  # after a restart other episodes come than at the beginning
+            self.collector.set_seed(int(rng.integers(self._seed, self.step, ORDER, 2**31, 1)[0]))
         self._returns, self._lengths = np.zeros(self._count), np.zeros(self._count, np.int64)   # of the running episodes
+        self._ended: tuple[list[float], list[int]] = ([], [])   # returns and lengths of those that ended, until they are read
+        self.spent = {"environment": 0.0, "update": 0.0}
         self._scale = _RewardScale(learner, self._count) if learner.config.normalize_reward else None
 
     @property
@@ -101,19 +106,66 @@ class OnPolicy:
         return self.learner.step // self.updates_per_round
 
     @property
-    def steps(self) -> int:
-        """Steps of all environments in these rounds."""
+    def round_steps(self) -> int:
+        """Steps of all environments in one round: what `advance` goes on by."""
+        return self._rows
+
+    @property
+    def step(self) -> int:
+        """Steps of all environments in the rounds that were played."""
         return self.rounds * self._rows
+
+    @property
+    def store(self) -> EpisodeStore | None:
+        """What keeps the play."""
+        return self.collector.store
 
     def round(self) -> Round:
         """One rollout and its updates."""
-        config = self.learner.config
+        self._round()
+        (returns, lengths), self._ended = self._ended, ([], [])
+        metrics = {name: by_seed[self._seed] for name, by_seed in self.learner.metrics().items()}
+        return Round(tuple(returns), tuple(lengths), metrics)
+
+    def advance(self, steps: int) -> None:
+        """So many steps, rounded up to whole rounds."""
+        end = self.step + steps
+        while self.step < end:
+            self._round()
+
+    def take_metrics(self) -> dict[str, dict[int, float]]:
+        """Since the last call: the losses' means, and ``rollout_return`` and ``rollout_length``, means over the episodes that ended."""
+        found = self.learner.metrics()
+        for name, values in zip(("rollout_return", "rollout_length"), self._ended, strict=True):
+            if values:
+                found[name] = {self._seed: float(np.mean(values))}
+        self._ended = ([], [])
+        return found
+
+    def commit(self) -> None:
+        """Make what has ended durable, where it is kept."""
+        if self.collector.writer is not None:
+            self.collector.writer.commit()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint of the learner has to keep beside it, JSON."""
+        return {"step": self.step, "collector": self.collector.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a `state_dict`, after the learner has been restored; the environments begin new episodes."""
+        self.collector.load_state_dict(state["collector"])
+        self._returns[:], self._lengths[:] = 0.0, 0
+
+    def _round(self) -> None:
+        config, began = self.learner.config, time.perf_counter()
         self._playing.begin(self.rounds * self._length)
         batch = self.collector.rollout(self._rows)
         if batch.reward.ndim == 1:
             batch = batch.map(lambda array: array[None])
         played, reward, ended = self._playing.notes, batch.reward, batch.done  # [N, T]
-        returns, lengths = self._ends(reward, ended)
+        self._note_ends(reward, ended)
+        self.spent["environment"] += time.perf_counter() - began
+        began = time.perf_counter()
         value = np.stack([each.value for each in played], axis=1)  # [N, T]
         seen = self._seen(batch)  # [N, T, ...] each
         next_value = self._next_values(value, batch, seen)
@@ -128,8 +180,8 @@ class OnPolicy:
             "log_prob": np.stack([each.log_prob for each in played], axis=1),
         }  # fmt: skip
         rows = {name: each.reshape(self._rows, *each.shape[2:]) for name, each in taken.items()}
-        metrics = self._learn({name: each.reshape(self._rows, *each.shape[2:]) for name, each in seen.items()}, rows)
-        return Round(tuple(returns), tuple(lengths), metrics)
+        self._learn({name: each.reshape(self._rows, *each.shape[2:]) for name, each in seen.items()}, rows)
+        self.spent["update"] += time.perf_counter() - began
 
     def close(self) -> None:
         """Close the collector: what is under way in the store is cut."""
@@ -142,10 +194,9 @@ class OnPolicy:
         self.close()
 
     # ------------------------------------------------------------------------------------------------------------ rollouts
-    def _ends(self, reward: np.ndarray, ended: np.ndarray) -> tuple[list[float], list[int]]:
-        """Returns and lengths of the episodes that ended, in the order of their ends."""
-        returns: list[float] = []
-        lengths: list[int] = []
+    def _note_ends(self, reward: np.ndarray, ended: np.ndarray) -> None:
+        """Keep returns and lengths of the episodes that ended, in the order of their ends."""
+        returns, lengths = self._ended
         for t in range(self._length):
             self._returns += reward[:, t]
             self._lengths += 1
@@ -153,7 +204,6 @@ class OnPolicy:
             returns += self._returns[over].tolist()
             lengths += self._lengths[over].tolist()
             self._returns[over], self._lengths[over] = 0.0, 0
-        return returns, lengths
 
     def _seen(self, batch: CollectedBatch) -> dict[str, np.ndarray]:
         """What was acted on, with stacked frames where the learner stacks them, ``[N, T, ...]`` each."""
@@ -179,24 +229,25 @@ class OnPolicy:
         return observation if isinstance(observation, dict) else {next(iter(self.learner.space_.observation)): observation}
 
     # ------------------------------------------------------------------------------------------------------------- updates
-    def _learn(self, seen: Mapping[str, np.ndarray], taken: Mapping[str, np.ndarray]) -> dict[str, float]:
-        """The updates of a rollout, given row by row; the means of their metrics."""
+    def _learn(self, seen: Mapping[str, np.ndarray], taken: Mapping[str, np.ndarray]) -> None:
+        """The updates of a rollout, given row by row."""
         learner, size = self.learner, self.learner.config.batch_size
         first = self.rounds * learner.config.epochs
         for epoch in range(first, first + learner.config.epochs):
             order = rng.permutation(self._seed, epoch, ORDER, self._rows, self._rows)
             for start in range(0, self._rows - size + 1, size):
+                self._check()
                 chosen = order[start : start + size]
                 parts = {name: value[chosen] for name, value in taken.items()}
                 learner.update(learner.rollout({name: value[chosen] for name, value in seen.items()}, **parts))
-        return {name: by_seed[self._seed] for name, by_seed in learner.metrics().items()}
 
 
 class _Playing(LearnerBehaviour):
     """A learner that draws its actions and notes what it will learn from."""
 
-    def __init__(self, learner: Learner) -> None:
+    def __init__(self, learner: Learner, check: Callable[[], None]) -> None:
         super().__init__(learner)
+        self._check = check
         self.stacks = learner.space_.frame_stack > 1
         self.begin(0)
 
@@ -205,6 +256,7 @@ class _Playing(LearnerBehaviour):
         self.step, self.notes, self.seen = step, [], []
 
     def act_batch(self, observations: Any, starts: np.ndarray) -> np.ndarray:
+        self._check()
         seen = self._stacked(observations, starts)
         if self.stacks:
             fields = seen if isinstance(seen, Mapping) else {next(iter(self._learner.space_.observation)): seen}

@@ -22,6 +22,7 @@ from offrld.engine.feed import sampler_arguments
 from .collector import Collector
 from .environments import Environments
 from .explorers import ConstantEpsilonGreedy, Explorer, Exploring
+from .on_policy import OnPolicy
 from .policies import LearnerBehaviour, check_learner
 from .spaces import schema_of_spaces
 
@@ -31,7 +32,7 @@ EVALUATION_SEED = 1000
 
 
 def refusal(algorithm: Algorithm) -> str:
-    """Why an algorithm cannot be trained online; empty where it can (by rollouts, where it learns from its own play)."""
+    """Why an algorithm cannot be trained online; empty where it can: by `OnPolicy` where it plays, else by `OnlineTraining`."""
     if algorithm.plays:
         return ""
     if not algorithm.acts:
@@ -55,6 +56,7 @@ class OnlineTraining:
     """The loop of `Learner.fit_online`, in pieces: `advance` so many steps.
 
     Attributes:
+        round_steps: steps between two moments at which it may stop.
         step: steps of the environment so far.
         store: what is gathered.
         returns: of the episodes that have ended since they were last read.
@@ -225,13 +227,15 @@ class OnlineTraining:
 
 
 def evaluate(
-    learner: Any, env: Any, episodes: int, *, epsilon: float = 0.0, seed: int = EVALUATION_SEED, check: Callable[[], None] | None = None
-) -> list[float]:
-    """Undiscounted returns of the greedy policy, with uniform actions at the probability ``epsilon``; episode i is reset with ``seed + i``.
+    learner: Any, env: Any, episodes: int, *, epsilon: float = 0.0, sample: bool = False, seed: int = EVALUATION_SEED,
+    check: Callable[[], None] | None = None,
+) -> list[float]:  # fmt: skip
+    """Undiscounted returns of the greedy policy, or of its drawn actions (``sample``), with uniform ones at the probability ``epsilon``;
+    episode i is reset with ``seed + i``.
 
     check: called after each episode; an exception of it ends the evaluation.
     """
-    behaviour = Exploring(LearnerBehaviour(learner, deterministic=True), ConstantEpsilonGreedy(epsilon))
+    behaviour = Exploring(LearnerBehaviour(learner, deterministic=not sample), ConstantEpsilonGreedy(epsilon))
     rng, returns = np.random.default_rng(seed), []
     for episode in range(episodes):
         observation, _ = env.reset(seed=seed + episode)
@@ -245,6 +249,17 @@ def evaluate(
         if check is not None:
             check()
     return returns
+
+
+def _training(learner: Any, env: Any, store: Any, explorer: Explorer | None, options: Mapping[str, Any]) -> OnlineTraining | OnPolicy:
+    if not learner.algorithm.plays:
+        return OnlineTraining(learner, env, store, explorer=explorer, **options)
+    unread = ["explorer"] if explorer is not None else []
+    unread += [name for name in ("random_steps", "update_start", "update_interval", "updates", "offline") if name in options]
+    if unread:
+        why = "it draws its own actions and learns from each rollout"
+        raise InvalidInput(f"{learner.algorithm.name} takes no {unread[0]}: {why}", hint="leave it out")
+    return OnPolicy(learner, env, into=store, **options)
 
 
 def fitter_online(
@@ -270,7 +285,7 @@ def fitter_online(
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise InvalidInput(f"{name} takes a whole number from 1, got {value!r}")
     evaluation = None if eval_env is None else Environments(eval_env)
-    training = OnlineTraining(learner, env, store, explorer=explorer, **options)
+    training = _training(learner, env, store, explorer, options)
     record = None if recorder is None else recorder(steps_per_epoch)
     seed = learner.seeds[0]
     try:

@@ -24,8 +24,8 @@ from offrl.errors import InvalidInput, WorkerFailed, from_wire
 from offrl_store import EpisodeStore, Writer
 
 from .batches import ABSENT, CollectedBatch, complete_trajectories, concatenate, split_trajectories
-from .collector import SYNC_SHARE, open_writer
 from .environments import Environments
+from .into import SYNC_SHARE, open_writer
 from .policies import LearnerBehaviour, as_behaviour
 from .spaces import schema_of_spaces
 from .transport import pack, unpack

@@ -178,6 +178,7 @@ def checked(spec: Trained, catalog: dict[str, Any], fields: dict[str, Any] | Non
             able = [name for name, other in algorithms.items() if not other.get("online_refusal")]
             raise InvalidInput(f"{spec.algorithm} cannot be trained online: {why}", hint=f"these can: {', '.join(sorted(able))}")
         checked_environment(spec.env, catalog)
+        _check_play(spec, bool(algorithm.get("plays")))
     elif algorithm.get("plays"):
         raise InvalidInput(f"{spec.algorithm} learns from its own play, not from a dataset", hint="see `offrl train-online --help`")
     presets = algorithm.get("presets") or {}
@@ -207,6 +208,24 @@ def checked(spec: Trained, catalog: dict[str, Any], fields: dict[str, Any] | Non
     if len(set(spec.seeds)) != len(spec.seeds):
         raise InvalidInput(f"a seed occurs twice in {spec.seeds[:20]}", hint="each seed is trained once")
     return spec.model_copy(update={"config": flat(spec.config)})
+
+
+# What only one of the two ways of training online reads: with updates on whatever was gathered, or on the rollout just played.
+OFF_POLICY = ("random_steps", "update_start", "update_interval", "updates", "offline", "epsilon", "noise")
+ON_POLICY = ("envs", "processes")
+
+
+def _check_play(spec: TrainOnlineSpec, plays: bool) -> None:
+    """`InvalidInput` for options that the algorithm's way of training does not read, and for a missing dataset."""
+    fields = type(spec).model_fields
+    for name in OFF_POLICY if plays else ON_POLICY:
+        if getattr(spec, name) != fields[name].default:
+            why = "learns from its own rollouts alone" if plays else "acts in one environment"
+            raise InvalidInput(f"{spec.algorithm} takes no {name}, it {why}", hint=f"leave --{name.replace('_', '-')} out")
+    if spec.dataset is None and not plays:
+        raise InvalidInput(f"{spec.algorithm} learns from all that it gathers, and no dataset is named", hint="add --into NAME")
+    if spec.dataset is None and spec.limit is not None:
+        raise InvalidInput(f"limit={spec.limit} is of a dataset, and none is named", hint="add --into NAME")
 
 
 def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -44,7 +44,7 @@ def described(request: wire.Request, reply: wire.Reply | None) -> dict[str, Any]
     if isinstance(request, wire.RemoveDataset):
         told["dataset"] = request.name
     if isinstance(request, wire.Submit):
-        for name in ("kind", "dataset", "algorithm", "append", "upload", "path"):
+        for name in ("kind", "dataset", "algorithm", "append", "upload", "path", "env", "policy"):
             told[name] = getattr(request.spec, name, None)
         told["source"] = getattr(request.spec, "job", None)
     if isinstance(request, wire.OpenUpload):

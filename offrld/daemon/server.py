@@ -173,16 +173,13 @@ class Server:
                 answer = _error(error, request.type if request is not None else "a request")
             if request is not None and isinstance(error, OffrlError) and changes.changes(request):
                 self._app.record(caller, request, None, error)
-        if not self._open[client]:
-            del self._open[client]
         self._send(client, number, answer)
 
     def _check_room(self, client: Client, caller: Caller, size: int) -> None:
-        count = self._of_key[caller.name] if caller.name != LOCAL else 0
-        if not count and caller.name != LOCAL:
-            del self._of_key[caller.name]
-        if self._open[client] >= PER_CLIENT or count >= PER_KEY or len(self._tasks) >= IN_ALL:
-            raise Busy(f"{max(self._open[client], count)} requests of this client are being answered", hint="wait for some of the answers")
+        count = self._of_key.get(caller.name, 0) if caller.name != LOCAL else 0
+        open_here = self._open.get(client, 0)
+        if open_here >= PER_CLIENT or count >= PER_KEY or len(self._tasks) >= IN_ALL:
+            raise Busy(f"{max(open_here, count)} requests of this client are being answered", hint="wait for some of the answers")
         if self._bytes + size > self._most_bytes:
             raise Busy(f"requests of {self._bytes >> 20} MB are being answered", hint="wait, and ask again")
 

@@ -21,6 +21,7 @@ class SequenceConfig(Config):
     max_timestep: int = setting(
         1000, "largest time step that is told apart; later ones count as this one", unit="steps", low=1, high=10_000_000
     )
+    return_conditioned: bool = setting(True, "the policy is told what return to reach; without that it clones what the data does")
     reward_scaler: RewardScaler = RewardScaler()
     transformer: Transformer = Transformer()
 
@@ -30,6 +31,7 @@ def model(name: str, config: SequenceConfig, space: Space, encoder: Encoder, emb
     return SequenceModel(
         name, space.view, space.action_size, discrete=space.discrete, context_size=config.context_size,
         max_timestep=config.max_timestep, encoder=encoder, transformer=config.transformer, embedding_activation=embedding_activation,
+        returns=config.return_conditioned,
     )  # fmt: skip
 
 

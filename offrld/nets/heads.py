@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from offrld.nets.encoders import Encoder, Network, Params, View, build
-from offrld.nets.linear import Linear
+from offrld.nets.encoders.vector import VectorEncoder
+from offrld.nets.linear import Linear, layers
 
 
 class EncodedLinear:
@@ -29,4 +30,12 @@ class EncodedLinear:
         return params | self._head.init(generator, dtype)
 
     def __call__(self, params: Params, observation: Tensor, action: Tensor | None = None) -> Tensor:
-        return self._head(params, self._encoder(params, observation, action))
+        return headed(params, self._encoder, self._head, observation, action)
+
+
+def headed(params: Params, encoder: Network, head: Linear, observation: Tensor, action: Tensor | None = None) -> Tensor:
+    """``head`` on the encoder's features; one operation where the encoder is nothing but linear layers with relu."""
+    if isinstance(encoder, VectorEncoder) and encoder.plain:
+        parts = (observation,) if action is None else (observation, action)
+        return layers(parts, [layer.pair(params) for layer in (*encoder.plain, head)])
+    return head(params, encoder(params, observation, action))

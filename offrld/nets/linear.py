@@ -1,4 +1,5 @@
-"""Fully connected layers: the one linear operation of all networks, and the layer that draws its parameters as torch does."""
+"""Fully connected layers: the one linear operation of all networks, several of them as one, and the layer that draws its parameters as
+torch does."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from offrld.nets import onednn
+from offrld.nets import stack
+from offrld.nets.eager import eager
 
 Params = dict[str, Tensor]
 _ONEDNN: contextvars.ContextVar[bool] = contextvars.ContextVar("offrl_onednn", default=False)
@@ -19,7 +21,7 @@ _ONEDNN: contextvars.ContextVar[bool] = contextvars.ContextVar("offrl_onednn", d
 
 @contextlib.contextmanager
 def products(*, through_onednn: bool) -> Iterator[None]:
-    """Within it, linear layers go through oneDNN wherever `onednn.usable`; outside, and otherwise, through torch's own operation."""
+    """Within it, linear layers multiply by oneDNN wherever `onednn.gains`; outside, and otherwise, by torch's own operation."""
     token = _ONEDNN.set(through_onednn)
     try:
         yield
@@ -29,28 +31,62 @@ def products(*, through_onednn: bool) -> Iterator[None]:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, relu: bool = False) -> Tensor:
     """``x [..., I]`` times ``weight [O, I]`` transposed, plus ``bias [O]``: ``[..., O]``; with ``relu`` what is left of it above 0."""
-    # Dynamo must not look at a context variable: it would keep a guard on it.
-    if not torch.compiler.is_compiling() and _ONEDNN.get() and onednn.usable(x, weight):
-        return onednn.linear(x, weight, bias, relu=relu)
+    if _fused(x):
+        return stack.stack(None, x, ((weight, bias),), relu=relu, through_onednn=_ONEDNN.get())
     out = F.linear(x, weight, bias)
     return F.relu(out) if relu else out
 
 
-def joined(parts: Sequence[Tensor], weight: Tensor, bias: Tensor, *, relu: bool = False) -> Tensor:
-    """The linear layer of ``parts`` joined along their last axis, whose other axes broadcast.
+def layers(parts: Sequence[Tensor], pairs: Sequence[stack.Pair], *, relu: bool = False) -> Tensor:
+    """``parts`` joined along their last axis, whose other axes broadcast, through linear layers with relu after each but the last.
 
-    Where they differ, each part is multiplied at its own size and the products are added: an observation ``[B, D]`` beside actions
-    ``[K, B, A]`` is multiplied once, not ``K`` times.
+    Where the parts' leading axes differ, each is multiplied at its own size and the products are added: an observation ``[B, D]`` beside
+    actions ``[K, B, A]`` is multiplied once, not ``K`` times.
+
+    Args:
+        pairs: weight ``[O, I]`` and bias ``[O]`` of each layer.
+        relu: after the last one too.
     """
+    if _fused(parts[-1]) and (found := _shared_and_own(parts)) is not None:
+        return stack.stack(*found, pairs, relu=relu, through_onednn=_ONEDNN.get())
+    (weight, bias), *others = pairs
+    x = _joined(parts, weight, bias)
+    for weight, bias in others:
+        x = linear(F.relu(x), weight, bias)
+    return F.relu(x) if relu else x
+
+
+def _fused(x: Tensor) -> bool:
+    """Whether layers on ``x [..., I]`` go through `stack`: for oneDNN's product, or for its blocks. Else its Python costs what it gains."""
+    # Dynamo must not look at a context variable: it would keep a guard on it.
+    return eager(x) and (_ONEDNN.get() or x.numel() > 2 * stack.ROWS * x.shape[-1])
+
+
+def _shared_and_own(parts: Sequence[Tensor]) -> tuple[Tensor | None, Tensor] | None:
+    """The parts as `stack.stack` takes them, where they come in its order."""
+    leading = parts[-1].shape[:-1]
+    count = sum(part.shape[:-1] != leading for part in parts)
+    shared, own = parts[:count], parts[count:]
+    if any(part.shape[:-1] != leading for part in own) or any(part.shape[:-1] != leading[-1:] for part in shared):
+        return None
+    return _cat(shared) if shared else None, _cat(own)
+
+
+def _cat(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(tuple(parts), dim=-1)
+
+
+def _joined(parts: Sequence[Tensor], weight: Tensor, bias: Tensor | None) -> Tensor:
+    """One linear layer of the parts."""
     if all(part.shape[:-1] == parts[0].shape[:-1] for part in parts):
-        return linear(torch.cat(tuple(parts), dim=-1), weight, bias, relu=relu)
+        return linear(_cat(parts), weight, bias)
     total, start = None, 0
     for part in parts:
         end = start + part.shape[-1]
         product = linear(part, weight[:, start:end], bias if total is None else None)
         total = product if total is None else total + product
         start = end
-    return F.relu(total) if relu else total
+    return total
 
 
 def uniform_init(shapes: dict[str, tuple[int, ...]], fan_in: int, generator: torch.Generator, dtype: torch.dtype) -> Params:
@@ -92,8 +128,10 @@ class Linear:
         shapes = {self._weight: (self.outputs, self.inputs), self._bias: (self.outputs,)}
         return uniform_init(shapes, max(self.inputs, 1), generator, dtype)
 
+    def pair(self, params: Params) -> stack.Pair:
+        """Its weight and bias."""
+        return params[self._weight], params[self._bias]
+
     def __call__(self, params: Params, *parts: Tensor, relu: bool = False) -> Tensor:
-        """``parts [..., I_i]`` joined to ``[..., O]`` (see `joined`); with ``relu`` what is left of it above 0."""
-        if len(parts) == 1:  # nearly always, and a microsecond of Python counts here
-            return linear(parts[0], params[self._weight], params[self._bias], relu=relu)
-        return joined(parts, params[self._weight], params[self._bias], relu=relu)
+        """``parts [..., I_i]`` joined to ``[..., O]`` (see `layers`); with ``relu`` what is left of it above 0."""
+        return layers(parts, (self.pair(params),), relu=relu)

@@ -18,7 +18,7 @@ from offrld.nets import q_plugins
 from offrld.nets.context import context_of
 from offrld.nets.encoders import Encoder, Params, View, build
 from offrld.nets.encoders.vector import VectorEncoder
-from offrld.nets.heads import EncodedLinear
+from offrld.nets.heads import EncodedLinear, headed
 from offrld.nets.linear import Linear
 from offrld.nets.values import Proposal, Reduction, Values
 from offrld.settings import setting
@@ -112,25 +112,29 @@ class _Ensemble:
     def _values(self, params: Params, observation: Tensor, action: Tensor | None, members: slice) -> Values:
         """Of some members."""
         chosen = self._members[members]
-        features = self._features(params, observation, action, members)
-        if self._q.type == "mean":
-            values = [member.head(params, h) for member, h in zip(chosen, features, strict=True)]
-            if self._continuous:
-                return Values.of_means(_stack([value.squeeze(-1) for value in values]), "squared")
-            return Values.of_means(_stack(values), "huber")
-        if self._q.type == "qr":
-            return self._fixed(params, chosen, features)
-        if self._q.type == "iqn":
-            return self._implicit(params, chosen, features)
-        if self._q.type == "fqf":
-            return self._proposed(params, chosen, features)
-        return self._of_package(params, chosen, features)
-
-    def _features(self, params: Params, observation: Tensor, action: Tensor | None, members: slice) -> list[Tensor]:
-        """Features ``[..., F]`` for each of some members."""
         if action is not None and isinstance(self.encoders[0], VectorEncoder) and observation.shape[:-1] == action.shape[:-1]:
             # Joined once rather than by each member.
             observation, action = torch.cat([observation, action], dim=-1), None
+        if self._q.type in ("iqn", "fqf"):
+            features = self._features(params, observation, action, members)
+            return (self._implicit if self._q.type == "iqn" else self._proposed)(params, chosen, features)
+        outputs = self._outputs_of(params, observation, action, members)
+        if self._q.type == "mean":
+            return Values.of_means(outputs.squeeze(-1), "squared") if self._continuous else Values.of_means(outputs, "huber")
+        numbers = outputs if self._continuous else outputs.unflatten(-1, (self._outputs, -1))  # [N, ..., (n,) M]
+        return self._fixed(numbers) if self._q.type == "qr" else self._of_package(numbers)
+
+    def _outputs_of(self, params: Params, observation: Tensor, action: Tensor | None, members: slice) -> Tensor:
+        """What the heads of some members give, ``[N, ..., outputs]``."""
+        chosen = self._members[members]
+        if self._q.share_encoder:
+            features = self._features(params, observation, action, members)
+            return _stack([member.head(params, h) for member, h in zip(chosen, features, strict=True)])
+        pairs = zip(self.encoders[members], chosen, strict=True)
+        return _stack([headed(params, encoder, member.head, observation, action) for encoder, member in pairs])
+
+    def _features(self, params: Params, observation: Tensor, action: Tensor | None, members: slice) -> list[Tensor]:
+        """Features ``[..., F]`` for each of some members."""
         if not self._q.share_encoder:
             return [encoder(params, observation, action) for encoder in self.encoders[members]]
         if len(self.encoders) > 1 and torch.is_grad_enabled():
@@ -138,22 +142,15 @@ class _Ensemble:
         return [self.encoders[0](params, observation, action)] * len(self.encoders[members])
 
     # --- Quantile regression: fixed fractions ---
-    def _fixed(self, params: Params, members: list[_Member], features: list[Tensor]) -> Values:
-        quantiles = self._numbers(params, members, features)
+    def _fixed(self, quantiles: Tensor) -> Values:
         count = quantiles.shape[-1]
         steps = torch.arange(count, dtype=quantiles.dtype, device=quantiles.device)
         return Values(quantiles.mean(-1), quantiles, "quantile", (steps + 0.5) / count)
 
     # --- A package's: what its numbers mean it says itself ---
-    def _of_package(self, params: Params, members: list[_Member], features: list[Tensor]) -> Values:
+    def _of_package(self, numbers: Tensor) -> Values:
         package, options = q_plugins.load(self._q.type), self._q.options
-        numbers = self._numbers(params, members, features)
         return Values(package.mean(numbers, options), numbers, "own", own=lambda mine, target: package.errors(mine, target, options))
-
-    def _numbers(self, params: Params, members: list[_Member], features: list[Tensor]) -> Tensor:
-        """What the heads give, ``[N, ..., (n,) M]``."""
-        out = _stack([member.head(params, h) for member, h in zip(members, features, strict=True)])
-        return out if self._continuous else out.unflatten(-1, (self._outputs, -1))
 
     # --- Implicit quantiles: random fractions in a loss, evenly spaced ones where there is no context ---
     def _implicit(self, params: Params, members: list[_Member], features: list[Tensor]) -> Values:

@@ -20,14 +20,12 @@ from offrl.errors import InvalidInput
 from offrld.nets import encoders
 from offrld.nets.encoders import Encoder, Params
 from offrld.nets.encoders.layers import activate, dropout
-from offrld.nets.linear import linear, uniform_init
+from offrld.nets.linear import layers, linear, uniform_init
 from offrld.settings import setting
 
 EPSILON = 0.003       # of the layer norms inside and after the blocks
 DEVIATION = 0.02      # of the initial weights
-STATE_TOKENS = slice(1, None, 3)
 LAST_STATE_TOKEN = slice(-1, None)
-TOKENS = 3            # of a step
 
 _UNIT = "share dropped in training"
 
@@ -92,9 +90,15 @@ class Blocks:
             if last:
                 x, bias = x[:, read], bias[:, :, read]
             x = x + self._attention(params, name, normed[:, read] if last else normed, normed, bias)
-            hidden = activate(spec.activation, _linear(params, f"{name}.up", layer_norm(params, f"{name}.mlp_norm", x)))  # [B, T, 4N]
-            x = x + _dropped(params, _linear(params, f"{name}.down", hidden), spec.residual_dropout, f"{name}.mlp")
+            changed = self._mlp(params, name, layer_norm(params, f"{name}.mlp_norm", x))
+            x = x + _dropped(params, changed, spec.residual_dropout, f"{name}.mlp")
         return layer_norm(params, f"{self.name}.norm", x)
+
+    def _mlp(self, params: Params, name: str, x: Tensor) -> Tensor:
+        """Two linear layers, the activation between them at ``[B, T, 4N]``."""
+        if self.settings.activation == "relu":
+            return layers((x,), (_pair(params, f"{name}.up"), _pair(params, f"{name}.down")))
+        return _linear(params, f"{name}.down", activate(self.settings.activation, _linear(params, f"{name}.up", x)))
 
     def _attention(self, params: Params, name: str, queries: Tensor, x: Tensor, bias: Tensor) -> Tensor:
         heads, size = self.settings.heads, self.width // self.settings.heads
@@ -117,6 +121,7 @@ class SequenceModel:
         view: shape of an observation as networks see it (`Space.view`).
         action_size: dimensions of an action, or the number of discrete ones.
         max_timestep: later time steps count as this one.
+        returns: whether there are return tokens; without them the model clones what the data does (BCT).
     """
 
     def __init__(
@@ -131,8 +136,9 @@ class SequenceModel:
         encoder: Encoder,
         transformer: Transformer,
         embedding_activation: str | None = None,
+        returns: bool = True,
     ) -> None:
-        self.name, self.discrete = name, discrete
+        self.name, self.discrete, self._returns = name, discrete, returns
         self._action_size, self._context_size, self._max_timestep = action_size, context_size, max_timestep
         self._encoder = encoders.build(f"{name}.state", view, encoder)
         self._width = self._encoder.feature_size
@@ -144,7 +150,8 @@ class SequenceModel:
     def init(self, generator: torch.Generator, dtype: torch.dtype) -> Params:
         name, width, size = self.name, self._width, self._action_size
         params = self._encoder.init(generator, dtype)
-        params |= uniform_linear(f"{name}.return", (width, 1), generator, dtype)
+        if self._returns:
+            params |= uniform_linear(f"{name}.return", (width, 1), generator, dtype)
         params[f"{name}.time_embedding.weight"] = normal((self._max_timestep + 1, width), generator, dtype)
         if self._position == "global":
             params[f"{name}.place_embedding.weight"] = torch.zeros(self._context_size, width, dtype=dtype)
@@ -159,7 +166,7 @@ class SequenceModel:
 
     def __call__(self, params: Params, window: Window) -> Tensor:
         """Predictions at every step: actions in [-1, 1] ``[B, L, A]``, or logits ``[B, L, n]``."""
-        return self._predict(params, window, STATE_TOKENS)
+        return self._predict(params, window, slice(1, None, 3) if self._returns else slice(0, None, 2))
 
     def last(self, params: Params, window: Window) -> Tensor:
         """The prediction at the last step of the window: ``[B, A]`` or ``[B, n]``. The window's last action is not read."""
@@ -174,22 +181,24 @@ class SequenceModel:
         return torch.tanh(_linear(params, f"{name}.head", features))
 
     def _tokens(self, params: Params, window: Window) -> tuple[Tensor, Tensor]:
-        """The interleaved embeddings ``[B, 3L - 1, N]``, and whether their steps are real ``[B, 3L - 1]``."""
+        """The interleaved embeddings ``[B, 3L - 1, N]``, and whether their steps are real ``[B, 3L - 1]``; ``2L - 1`` without returns."""
         name = self.name
         batch, length = window.mask.shape
         state = self._encoder(params, _flattened(window.observation)).unflatten(0, (batch, length))  # [B, L, N]
-        returns = window.returns_to_go.unsqueeze(-1) * params[f"{name}.return.weight"][:, 0] + params[f"{name}.return.bias"]  # [B, L, N]
         if self.discrete:
             action = F.embedding(window.action, params[f"{name}.action_embedding.weight"])  # [B, L, N]
         else:
             action = _linear(params, f"{name}.action", window.action)  # [B, L, N]
-        tokens = torch.stack([returns, state, action], dim=2)  # [B, L, 3, N]
+        parts = [state, action]
+        if self._returns:
+            parts.insert(0, window.returns_to_go.unsqueeze(-1) * params[f"{name}.return.weight"][:, 0] + params[f"{name}.return.bias"])
+        tokens = torch.stack(parts, dim=2)  # [B, L, 3 or 2, N]
         if self._embedding_activation is not None:
             tokens = activate(self._embedding_activation, tokens)
         tokens = (tokens + self._positions(params, window.timesteps).unsqueeze(2)).flatten(1, 2)[:, :-1]
         if not self.discrete:
             tokens = F.layer_norm(tokens, tokens.shape[-1:], params[f"{name}.norm.weight"], params[f"{name}.norm.bias"])
-        mask = (window.mask > 0).unsqueeze(-1).expand(batch, length, TOKENS).flatten(1)[:, :-1]
+        mask = (window.mask > 0).unsqueeze(-1).expand(batch, length, len(parts)).flatten(1)[:, :-1]
         return tokens, mask
 
     def _positions(self, params: Params, timesteps: Tensor) -> Tensor:
@@ -246,7 +255,11 @@ def layer_norm(params: Params, name: str, x: Tensor) -> Tensor:
 
 
 def _linear(params: Params, name: str, x: Tensor) -> Tensor:
-    return linear(x, params[f"{name}.weight"], params[f"{name}.bias"])
+    return linear(x, *_pair(params, name))
+
+
+def _pair(params: Params, name: str) -> tuple[Tensor, Tensor]:
+    return params[f"{name}.weight"], params[f"{name}.bias"]
 
 
 def _dropped(params: Params, x: Tensor, rate: float, name: str) -> Tensor:

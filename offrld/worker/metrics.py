@@ -97,6 +97,11 @@ def file_name(metric: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]", "_", metric)
 
 
+def read_metric(path: Path) -> dict[int, float]:
+    """Step -> value of a metric file; empty where there is none."""
+    return {step: value for step, value, _ in _rows(path, 10**18)} if path.exists() else {}
+
+
 def _rows(path: Path, last_step: int) -> list[tuple[int, float, bytes]]:
     """The complete rows of a metric file up to a step: (step, value, line)."""
     rows = []

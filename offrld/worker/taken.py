@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import shutil
 from pathlib import Path
@@ -17,6 +18,7 @@ from offrl.job import TrainOnlineSpec, TrainSpec, taken
 from offrld.algos import get
 from offrld.engine import Algorithm, CheckpointCorrupt, Loaded, checkpoint
 from offrld.engine.loaded import choose
+from offrld.worker.metrics import read_metric
 from offrld.worker.runfolder import RunFolder, StateFolder, sync_folder
 
 
@@ -47,20 +49,35 @@ def load(state: StateFolder, run: RunFolder, name: str, reference: str) -> list[
     return Loaded.read_all(keep(state, run, name, reference), get)
 
 
-def keep(state: StateFolder, run: RunFolder, name: str, reference: str) -> Path:
-    """The file under ``name`` that `load` reads; raises as it does."""
+def keep(state: StateFolder, run: RunFolder, name: str, reference: str, ratio: float | None = None) -> Path:
+    """The file under ``name`` that `load` reads; raises as it does.
+
+    ``ratio``: of the job's last mean return; the checkpoint whose own is nearest to it is kept, instead of the newest.
+    """
     kept = run.taken / f"{name}.safetensors"
     if kept.exists():
         return kept
-    job, _ = taken(reference)
+    job, seed = taken(reference)
     source = state.run(job)
-    for step in reversed(source.checkpoint_steps()):
+    steps = source.checkpoint_steps() if ratio is None else [_at_ratio(source, seed, ratio)]
+    for step in reversed(steps):
         with contextlib.suppress(CheckpointCorrupt, FileNotFoundError):  # damaged, or replaced meanwhile: the next one serves
             _link(source.checkpoint(step), kept)
             checkpoint.read(kept)
             return kept
         kept.unlink(missing_ok=True)
     raise InvalidInput(f"{name}: job {job!r} has no checkpoint to go on from", hint=f"see `offrl status {job}`")
+
+
+def _at_ratio(source: RunFolder, seed: int | None, ratio: float) -> int:
+    """The step of the evaluated checkpoint whose mean return is nearest to ``ratio`` of the last one's; `InvalidInput` where none was."""
+    first = json.loads(source.spec.read_text())["seeds"][0] if seed is None else seed
+    rows = read_metric(source.metrics(first) / "return_mean.csv")
+    evaluated = {step: rows[step] for step in source.checkpoint_steps() if step in rows}
+    if not evaluated:
+        raise InvalidInput(f"job {source.path.name} has no checkpoint that was evaluated", hint="train it with --eval-env, --eval-every")
+    wanted = ratio * evaluated[max(evaluated)]
+    return min(evaluated, key=lambda step: (abs(evaluated[step] - wanted), -step))
 
 
 def _link(source: Path, target: Path) -> None:

@@ -2,6 +2,9 @@
 
 Rows of metrics, checkpoints and policies are numbered by steps of the environment. A resumed job goes on with the count of its checkpoint
 or, where more of its steps are in the dataset, with theirs: the updates that were due for them are made up for first.
+
+An algorithm that learns from its own rollouts (ppo) stops between two of them only, so its intervals are whole ones. It goes on from its
+checkpoint, and keeps what it plays where a dataset is named.
 """
 
 from __future__ import annotations
@@ -12,15 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from offrl.errors import InvalidInput
 from offrl.job import TrainOnlineSpec
 from offrl.rollout import make_env
 from offrl_store import EpisodeStore
 from offrld import settings
 from offrld.algos import get
 from offrld.collect.explorers import Explorer, explorer_of
+from offrld.collect.on_policy import OnPolicy
 from offrld.collect.online import OnlineTraining, check_online, evaluate
-from offrld.collect.playing import PlayTraining
 from offrld.engine import checkpoint
 from offrld.engine.building import Shapes
 from offrld.engine.guards import HELP, Diverged
@@ -44,7 +46,7 @@ EVALUATIONS = 10         # over a run, where --eval-every does not say
 
 def run(job: WorkerJob) -> str:
     """Train, from the newest checkpoint where there is one. Raises `OffrlError`, or `Stopped` with a checkpoint made."""
-    data = StepsDataset(job)
+    data = None if job.spec.dataset is None else StepsDataset(job)
     try:
         training = OnlineJob(job, data)
         try:
@@ -52,7 +54,8 @@ def run(job: WorkerJob) -> str:
         finally:
             training.close()
     finally:
-        data.remove_empty()
+        if data is not None:
+            data.remove_empty()
 
 
 def _explorer(spec: TrainOnlineSpec) -> Explorer | None:
@@ -62,10 +65,11 @@ def _explorer(spec: TrainOnlineSpec) -> Explorer | None:
 class OnlineJob:
     """One attempt at a train-online job."""
 
-    def __init__(self, job: WorkerJob, data: StepsDataset) -> None:
+    def __init__(self, job: WorkerJob, data: StepsDataset | None) -> None:
         spec: TrainOnlineSpec = job.spec
         self.job, self.spec, self.data, self.seed = job, spec, data, spec.seeds[0]
         algorithm = get(spec.algorithm)
+        self.plays = algorithm.plays
         check_online(algorithm)
         config = algorithm.configure(spec.config, spec.preset)
         self.env = make_env(spec.env)
@@ -77,8 +81,8 @@ class OnlineJob:
             cache_dir=job.state.inductor_cache, start=taken.start(job.state, job.run, spec), transfer=spec.transfer,
             fresh_optimizer=spec.fresh_optimizer, log=job.report.message,
         )  # fmt: skip
-        fresh = not data.path.exists()
-        self.training = self._player() if algorithm.plays else self._gatherer()
+        fresh = data is not None and not data.path.exists()
+        self.training = self._player() if self.plays else self._gatherer()
         if fresh:
             data.created()
         self.steps = self._whole(spec.steps)
@@ -95,30 +99,27 @@ class OnlineJob:
     def _gatherer(self) -> OnlineTraining:
         """What trains an off-policy algorithm."""
         spec, job = self.spec, self.job
-        if spec.envs > 1:
-            raise InvalidInput(f"envs={spec.envs} with {spec.algorithm}", hint="algorithms that learn from rollouts, as ppo, take several")
         offline = None if spec.offline is None else EpisodeStore.open(job.state.dataset(spec.offline))
         return OnlineTraining(
-            self.learner, self.env, self.data.path, explorer=_explorer(spec), random_steps=spec.random_steps,
+            self.learner, self.env, explorer=_explorer(spec), random_steps=spec.random_steps,
             update_start=spec.update_start, update_interval=spec.update_interval, updates=spec.updates, offline=offline,
             offline_share=spec.offline_share, seed=self.seed, **self._options(),
         )  # fmt: skip
 
-    def _player(self) -> PlayTraining:
+    def _player(self) -> OnPolicy:
         """What trains an algorithm that learns from its own rollouts."""
         spec = self.spec
-        for name in ("random_steps", "update_start", "offline", "epsilon", "epsilon_end", "noise"):
-            value = getattr(spec, name)
-            if value not in (None, 0):
-                raise InvalidInput(f"{name}={value} with {spec.algorithm}, which learns from its own play", hint="leave it out")
-        return PlayTraining(self.learner, partial(make_env, spec.env) if spec.envs == 1 else spec.env, self.data.path, envs=spec.envs,
-                            **self._options())  # fmt: skip
+        return OnPolicy(
+            self.learner, spec.env, envs=spec.envs, vectorization="async" if spec.processes else "sync", check=self.job.control.check,
+            **self._options(),
+        )  # fmt: skip
 
     def _options(self) -> dict[str, Any]:
-        spec = self.spec
+        spec, data = self.spec, self.data
+        into = {} if data is None else {"into": data.path, "limit": spec.limit, "note": data.note, "keep": data.keep(data.open())}
         return {
-            "limit": spec.limit, "max_frames_per_traj": spec.max_episode_steps, "step_timeout_s": spec.step_timeout_s,
-            "note": self.data.note, "keep": self.data.keep(), "given_up": partial(give_up, self.job),
+            **into, "max_frames_per_traj": spec.max_episode_steps, "step_timeout_s": spec.step_timeout_s,
+            "given_up": partial(give_up, self.job),
         }  # fmt: skip
 
     def _whole(self, steps: int) -> int:
@@ -132,11 +133,11 @@ class OnlineJob:
     def run(self) -> str:
         job, training, steps = self.job, self.training, self.steps
         training.commit()
-        gathered = self.data.steps_before(training.store)
+        gathered = 0 if self.plays else self.data.steps_before(training.store)
         if self.checkpoints.restore(job.report.message):
             _, told = checkpoint.read(job.run.checkpoint(job.run.checkpoint_steps()[-1]))
             training.load_state_dict(told["online"])
-        behind = training.due_until(gathered)
+        behind = 0 if self.plays else training.due_until(gathered)
         if training.step or gathered:
             job.report.message(f"resumed at step {max(training.step, gathered)}, {behind} updates behind")
         self.metrics.resume(training.step)
@@ -177,7 +178,7 @@ class OnlineJob:
             self.job.control.check()
             training.update(min(updates, 100))
             updates -= 100
-        if gathered > training.step and training.round_steps == 1:
+        if gathered > training.step:
             training.step = training.collector.frames = gathered
             training.collector.behaviour.step = gathered
 
@@ -201,7 +202,8 @@ class OnlineJob:
             self._save(last=last)
         if self._is_evaluation(step) and not last:
             self._evaluate()
-        self.data.tell(training.store)
+        if self.data is not None:
+            self.data.tell(training.store)
 
     def _finish(self) -> None:
         self._evaluate()
@@ -221,8 +223,11 @@ class OnlineJob:
         if self.eval_env is None or not self._is_evaluation(step) or self.metrics.recorded("return_std", step, [seed]):
             return
         self._progress()
-        if spec.eval_epsilon > 0:
-            returns = evaluate(self.learner, self.eval_env, spec.eval_episodes, epsilon=spec.eval_epsilon, check=self.job.control.check)
+        if spec.eval_epsilon > 0 or spec.eval_sample:
+            returns = evaluate(
+                self.learner, self.eval_env, spec.eval_episodes, epsilon=spec.eval_epsilon, sample=spec.eval_sample,
+                check=self.job.control.check,
+            )  # fmt: skip
             mean, std = float(np.mean(returns)), float(np.std(returns))
         else:
             result = self._policy_files().evaluate(seed, spec.eval_env, spec.eval_episodes, self.job.control)
@@ -247,11 +252,13 @@ class OnlineJob:
 
     def _record(self, *, last: bool = False) -> None:
         collector = self.training.collector
-        collector.writer.keep(self.data.keep())
+        if self.data is not None:
+            collector.writer.keep(self.data.keep(collector.store))
         collector.sync()
         self.training.commit()
-        self.data.save(self.training.store, whole_steps(collector))
-        self.data.tell(self.training.store, last=last)
+        if self.data is not None:
+            self.data.save(self.training.store, whole_steps(collector))
+            self.data.tell(self.training.store, last=last)
 
     def _progress(self, force: bool = False) -> None:
         step, steps, speed = self.training.step, self.steps, self.pace.updates_per_second

@@ -3,6 +3,8 @@ first where they differ (``d3rlpy-v1``; of what only the first has, ``d3rlpy``),
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from cheap_settings import FROM_DATA
 
@@ -88,6 +90,11 @@ D3RLPY = {
     },
     "discrete_bcq": {**DQN, "action_flexibility": 0.3, "beta": 0.5, "share_encoder": True},
     "discrete_cql": {**DQN, "alpha": 1.0},
+    # d3rlpy has none; as of iql
+    "discrete_iql": {
+        **VALUES, "tau": 0.005, "target_update_interval": 1, **rates(3e-4, 3e-4), "batch_size": 256, "n_critics": 2, "expectile": 0.7,
+        "weight_temp": 3.0, "max_weight": 100.0,
+    },
     "ensemble_dynamics": {"learning_rate": 1e-3, "optimizer.weight_decay": 1e-4, "batch_size": 100, "n_ensembles": 5},
     "mopo": {
         **SAC, **MODEL, **DYNAMICS, "batch_size": 100, "update_actor_interval": 1, "lam": 1.0, "real_ratio": 0.05, "variance_type": "max",
@@ -167,6 +174,41 @@ def test_preset_d3rlpy_is_what_d3rlpy_has(name):
 @pytest.mark.parametrize("name", FIRST)
 def test_preset_d3rlpy_v1_is_what_its_first_version_has(name):
     check(get(name).configure(preset="d3rlpy-v1"), {**D3RLPY[name], **FIRST[name]})
+
+
+# gen_dgrl's argument defaults, with the network, rate and batch of its best configurations.
+PROCGEN = {
+    "discrete_bc": {"encoder.type": "impala", "batch_size": 512, "learning_rate": 5e-4, "beta": 0.0},
+    "discrete_cql": {"encoder.type": "impala", "batch_size": 512, "learning_rate": 5e-4, "alpha": 1.0, "target_update_interval": 1000},
+    "discrete_bcq": {
+        "encoder.type": "impala", "batch_size": 512, "learning_rate": 5e-4, "action_flexibility": 0.3, "beta": 0.01,
+        "target_update_interval": 1000,
+    },
+    "discrete_iql": {
+        "actor_encoder.type": "impala", "critic_encoder.type": "impala", "value_encoder.type": "impala", "batch_size": 512,
+        **rates(5e-4, 5e-4), "expectile": 0.8, "weight_temp": 0.1, "max_weight": 100.0, "tau": 1.0, "target_update_interval": 1000,
+    },
+    "discrete_decision_transformer": {
+        "encoder.type": "default", "batch_size": 64, "learning_rate": 1e-3, "context_size": 128, "transformer.heads": 8,
+        "transformer.layers": 6, "encoder.feature_size": 128, "optimizer.type": "gpt_adamw", "optimizer.beta2": 0.95,
+        "optimizer.weight_decay": 0.1, "optimizer.clip_grad_norm": 1.0, "return_conditioned": True,
+    },
+    "ppo": {
+        "encoder.type": "impala", "batch_size": 2048, "rollout_steps": 256, "epochs": 3, "gamma": 0.999, "gae_lambda": 0.95, "clip": 0.2,
+        "clip_value": True, "value_coef": 0.5, "entropy_coef": 0.01, "learning_rate": 5e-4, "optimizer.eps": 1e-5,
+        "optimizer.clip_grad_norm": 0.5, "shared_encoder": True, "normalize_reward": True,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PROCGEN)
+def test_preset_procgen_is_what_the_benchmark_has(name):
+    check(get(name).configure(preset="procgen"), {**PROCGEN[name], "observation_scaler.type": "pixel"})
+
+
+def test_behaviour_cloning_by_transformer_is_the_decision_transformer_without_returns():
+    with_returns, without = (get("discrete_decision_transformer").configure(preset=name) for name in ("procgen", "procgen-bct"))
+    assert dataclasses.replace(with_returns, return_conditioned=False) == without
 
 
 def test_only_where_the_versions_differ_are_there_two_presets():

@@ -170,6 +170,7 @@ DISCRETE = {
     "discrete_cql": Q,
     "discrete_bcq": Q,
     "nfq": {"gamma": 0.9},
+    "discrete_iql": {"tau": 0.05, "gamma": 0.9, "expectile": 0.95, "weight_temp": 20.0},
     "discrete_sac": {**Q, **COOL, "initial_temperature": 0.005},
 }
 

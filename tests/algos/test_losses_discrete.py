@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from oracle import KINDS, Follow, Inputs, Move, Trace, choose, chosen_mean, log_softmax, logsumexp, member, net, replay, stop
+from oracle import KINDS, Follow, Inputs, Move, Trace, choose, chosen_mean, log_softmax, logsumexp, lowest, member, net, replay, stop
 
 kinds = pytest.mark.parametrize("kind", KINDS)
 N = 3  # actions of the store
@@ -14,7 +14,8 @@ N = 3  # actions of the store
 def values_of(p, x, s, action, name="q"):
     """Values of the members at actions ``[B]``, or at one for all."""
     action = np.broadcast_to(action, (len(s),))
-    return [member(p, f"{name}.{i}", x.config.q_function.type, s, action=action) for i in range(x.config.n_critics)]
+    kind = x.config.q_function.type if hasattr(x.config, "q_function") else "mean"
+    return [member(p, f"{name}.{i}", kind, s, action=action) for i in range(x.config.n_critics)]
 
 
 def averages(p, x, s):
@@ -151,6 +152,36 @@ def sac_actor(p, x):
         q = stop(chosen_mean(values_of(x.p, x, x.observation, a, "critic"), "min"))
         total = total + np.exp(log_prob[:, a]) * (temperature(x.p) * log_prob[:, a] - q)
     return np.mean(total)
+
+
+# --- DiscreteIQL ---
+def least_target(x):
+    return stop(lowest([q.mean for q in values_of(x.t, x, x.observation, x.action, "critic")]))
+
+
+def iql_critic(p, x):
+    u = least_target(x) - net(p, "value", x.observation)[:, 0]
+    value_loss = np.mean(np.where(np.real(u) < 0, 1 - x.config.expectile, x.config.expectile) * u * u)
+    y = x.bellman(net(x.p, "value", x.next_observation))[:, 0]
+    return value_loss + sum(np.mean((q.mean - y) ** 2) for q in values_of(p, x, x.observation, x.action, "critic"))
+
+
+def iql_actor(p, x):
+    advantage = least_target(x) - stop(net(x.p, "value", x.observation)[:, 0])
+    weight = np.minimum(np.exp(x.config.weight_temp * advantage), x.config.max_weight)
+    log_prob = log_softmax(net(p, "actor", x.observation))
+    return -np.mean(weight * log_prob[np.arange(len(log_prob)), x.action])
+
+
+def test_discrete_iql(discrete_store):
+    values = {"actor_learning_rate": 0.01, "critic_learning_rate": 0.02, "tau": 0.3, "target_update_interval": 2, "max_weight": 1.05}
+    trace = Trace("discrete_iql", discrete_store, {**values, "expectile": 0.8}, 4)
+
+    def plan(k):
+        moves = [Move("critic", ("critic", "value"), 0.02, iql_critic), Move("actor", ("actor",), 0.01, iql_actor)]
+        return [*moves, *([Follow({"critic": 0.3})] if k % 2 == 0 else [])]
+
+    replay(trace, plan, ("critic",))
 
 
 @kinds

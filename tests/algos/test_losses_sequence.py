@@ -76,16 +76,18 @@ def test_returns_to_go_are_those_of_the_scaled_rewards_of_the_whole_episode(cont
     assert case.batch.returns_to_go[b, t].item() == pytest.approx(0.1 * rewards[last:end].sum(), rel=1e-5)
 
 
-def discrete_case(store):
+def discrete_case(store, returns=True):
     return Case(
         "discrete_decision_transformer", store,
-        {"encoder.units": [16], "encoder.last_activation": True, "transformer.heads": 4, "warmup_tokens": 100, "final_tokens": 500},
-        discrete=True, units=(16,), heads=4, activation="gelu", position="global", embedding_activation="tanh",
+        {"encoder.units": [16], "encoder.last_activation": True, "transformer.heads": 4, "warmup_tokens": 100, "final_tokens": 500,
+         "return_conditioned": returns},
+        discrete=True, units=(16,), heads=4, activation="gelu", position="global", embedding_activation="tanh", with_returns=returns,
     )  # fmt: skip
 
 
-def test_discrete_decision_transformer_is_the_likelihood_of_real_steps(discrete_store):
-    case = discrete_case(discrete_store)
+@pytest.mark.parametrize("returns", [True, False])
+def test_discrete_decision_transformer_is_the_likelihood_of_real_steps(returns, discrete_store):
+    case = discrete_case(discrete_store, returns)
     logits, total, count = case.predictions(), 0.0, 0
     for b, t in np.argwhere(case.batch.mask.numpy() > 0):
         row = logits[b, t]

@@ -215,7 +215,7 @@ def test_a_checkpoint_holds_all_that_the_next_updates_need(tmp_path):
     trained.learner.save(tmp_path / "state.safetensors")
     copy = made({"normalize_reward": True})
     copy.learner.restore(tmp_path / "state.safetensors")
-    assert (copy.rounds, copy.steps) == (trained.rounds, trained.steps) == (1, 16)
+    assert (copy.rounds, copy.step) == (trained.rounds, trained.step) == (1, 16)
     for each in (trained, copy):
         made(learner=each.learner).round()
     for name, value in trained.learner.state.tensors().items():
@@ -271,8 +271,18 @@ def test_it_balances_the_pole():
     values = {"rollout_steps": 32, "batch_size": 256, "epochs": 20, "gamma": 0.98, "gae_lambda": 0.8, "learning_rate": 1e-3}
     learner = build("ppo", gymnasium.make("CartPole-v1"), config=values, device="cpu")
     with OnPolicy(learner, "CartPole-v1", envs=8) as trained:
-        while trained.steps < 30_000:
+        while trained.step < 30_000:
             trained.round()
     greedy = LearnerBehaviour(learner, deterministic=True)
     episodes = collect_episodes("CartPole-v1", greedy, episodes=5, seed=1000)
     assert np.mean([episode.reward.sum() for episode in episodes]) >= 475
+
+
+def test_fit_online_plays_where_the_algorithm_does(tmp_path):
+    learner = build("ppo", gymnasium.make("CartPole-v1"), config={"rollout_steps": 64, "encoder.units": [16]}, device="cpu")
+    epochs = learner.fit_online("CartPole-v1", tmp_path / "play", steps=256, steps_per_epoch=128, envs=2)
+    assert [epoch for epoch, _ in epochs] == [1, 2]
+    assert {"actor_loss", "rollout_return"} <= epochs[0][1].keys()
+    assert sum(episode.steps for episode in EpisodeStore.open(tmp_path / "play").episodes) == 256
+    with pytest.raises(InvalidInput, match="ppo takes no updates"):
+        learner.fit_online("CartPole-v1", steps=10, updates=3)

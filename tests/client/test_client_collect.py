@@ -68,6 +68,28 @@ def test_online_training_is_paused_resumed_extended_and_fetched(client, offrl_cl
     tuned.wait()
 
 
+def test_ppo_trains_by_its_own_play_and_its_episodes_can_be_had(client, offrl_cli, tmp_path):
+    dataset = name()
+    ran = offrl_cli("train-online", "ppo", "--env", "CartPole-v1", "--into", dataset, "--limit", 300, "--steps", 500, "--envs", 2,
+                    "--set", "rollout_steps=128", "--set", "encoder.units=[16]", "--wait", "--json")  # fmt: skip
+    assert ran.status == 0, ran.err
+    assert (ran.json["state"], ran.json["step"], ran.json["steps"]) == ("succeeded", 512, 512)
+    assert client.datasets.show(dataset).transitions <= 512
+    policy = offrl.Policy(client.job(ran.json["job"]).fetch(tmp_path / "policy.onnx"))
+    assert policy.discrete and policy.env_id == "CartPole-v1"
+    alone = client.train_online("ppo", env="Pendulum-v1", steps=64, config={"rollout_steps": 64, "encoder.units": [16]})
+    assert alone.wait().dataset is None
+    for options, says in (({"into": dataset, "epsilon": 0.1}, "ppo takes no epsilon"), ({"limit": 5}, "limit=5 is of a dataset")):
+        with pytest.raises(InvalidInput, match=says):
+            client.train_online("ppo", env="CartPole-v1", **options)
+    with pytest.raises(InvalidInput, match="no dataset is named"):
+        client.train_online("dqn", env="CartPole-v1")
+    with pytest.raises(InvalidInput, match="dqn takes no envs"):
+        client.train_online("dqn", env="CartPole-v1", into=name(), envs=2)
+    with pytest.raises(InvalidInput, match="ppo learns from its own play, not from a dataset"):
+        client.submit("ppo", dataset=dataset)
+
+
 def test_what_cannot_be_is_said_in_one_line(client, offrl_cli, tmp_path):
     with pytest.raises(Unknown) as caught:
         client.collect("CartPoel-v1", into=name(), steps=10)

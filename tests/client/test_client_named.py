@@ -48,3 +48,30 @@ def test_the_daemon_s_settings_say_where_files_are(own_daemon, shared_data, tmp_
         assert client.datasets.add("pole", "cartpole/replay-v0").episodes == 104
         with pytest.raises(offrl.errors.DownloadFailed, match="is not in"):
             client.datasets.add("walker", "walker2d-medium-v2")
+
+
+@pytest.mark.slow
+def test_a_policy_of_atari_data_is_evaluated_in_its_environment(own_daemon, tmp_path):
+    """K07 from end to end: the replay data by name, a policy of stacked frames, evaluated by the worker and here to the same return."""
+    from offrl.rollout import evaluate, make_env
+    from offrl_store import EpisodeStore
+    from offrld.collect import RandomBehaviour, collect_episodes, schema_of
+    from offrld.importers.atari_export import write_replay
+
+    env = make_env("offrld/space-invaders-v0")
+    with EpisodeStore.create(tmp_path / "played", schema_of(env)).writer() as writer:
+        for episode in collect_episodes(env, RandomBehaviour(), steps=400, seed=0):
+            writer.append(episode)
+    write_replay(EpisodeStore.open(tmp_path / "played"), tmp_path / "bucket", "space-invaders")
+    own_daemon.settings(f'[named]\nd4rl_dir = "{tmp_path / "cache"}"\natari_source = "{tmp_path / "bucket"}"\n')
+    with offrl.Client(own_daemon.start().url) as client:
+        assert client.datasets.add("space-invaders", "space-invaders-mixed-v0").metadata["env_id"] == "offrld/space-invaders-v0"
+        config = {"frame_stack": 4, "batch_size": 8}
+        evaluation = {"eval_env": "offrld/space-invaders-v0", "eval_episodes": 1}
+        job = client.submit("discrete_bc", dataset="space-invaders", steps=5, config=config, **evaluation)
+        job.wait()
+        mean = job.metrics()["return_mean"][0]
+        path = job.fetch(tmp_path / "policy.onnx")
+        with pytest.raises(Unknown, match="offrld/space-invader-v0"):
+            client.submit("discrete_bc", dataset="space-invaders", steps=5, eval_env="offrld/space-invader-v0")
+    assert evaluate(str(path), "offrld/space-invaders-v0", episodes=1).returns == (mean,)

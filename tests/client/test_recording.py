@@ -132,11 +132,11 @@ def test_a_killed_recording_process_loses_no_episode_and_keeps_the_open_one(daem
 
 
 def test_a_killed_daemon_loses_no_episode_and_gets_none_twice(own_daemon, tmp_path):
-    """kill -9 of the daemon while episodes arrive, three times; its workers and queue come back, and so does the recorder."""
+    """kill -9 of the daemon while episodes arrive, twice; its workers and queue come back, and so does the recorder."""
     daemon = own_daemon.start()
     recorder = offrl.Recorder(daemon.url, "steady", spool=tmp_path / "spool", send_every_s=0.1)
     first = 0
-    for _ in range(3):
+    for _ in range(2):
         sent = recorder.status().segments_sent
         record(recorder, first, 5)
         wait_for(lambda sent=sent: recorder.spool.sending or recorder.status().segments_sent > sent, "a segment under way")
@@ -205,7 +205,8 @@ def test_the_spool_s_limit(tmp_path):
     assert kept and kept[-1] == 7 and kept[0] > 0
 
 
-def test_a_wrong_step_is_told_at_once_and_the_episode_goes_on(tmp_path):
+def test_a_wrong_step_is_told_at_once_and_ends_the_episode_before_it(tmp_path):
+    """What follows a step that is missing would not follow on what is recorded."""
     schema = Schema(
         observation={"image": Field("uint8", (3, 4, 4)), "arm": Field("float32", (2,))}, action=Field("float32", (1,), low=-1.0, high=1.0),
         reward=Field("float32"), extra={"torque": Field("float32", (2,))},
@@ -214,20 +215,21 @@ def test_a_wrong_step_is_told_at_once_and_the_episode_goes_on(tmp_path):
     with offrl.Recorder(None, "wrong", schema=schema, spool=tmp_path / "spool") as recorder:
         with pytest.raises(InvalidInput, match="no episode"):
             recorder.step([0.0], 0.0, good)
-        recorder.begin(good)
-        recorder.step([0.5], 1.0, good, extra={"torque": [1, 2]})
         for arguments, named in [
             (([0.5, 0.5], 0.0, good), "action"), (([1.5], 0.0, good), "action"), (([0.5], float("nan"), good), "reward"),
             (([0.5], 0.0, {"arm": [0, 1]}), "image"), (([0.5], 0.0, {**good, "arm": [0, float("inf")]}), "arm"),
             (([0.5], 0.0, [0, 1]), "observation"), (([0.5], 0.0, good), "extra"),
         ]:  # fmt: skip
+            recorder.begin(good)
+            recorder.step([0.5], 1.0, good, extra={"torque": [1, 2]})
             with pytest.raises(InvalidInput, match=named):
                 recorder.step(*arguments, extra=None if named == "extra" else {"torque": [0, 0]})
-        recorder.step([0.5], 1.0, good, terminated=True, extra={"torque": [1, 2]})
+            with pytest.raises(InvalidInput, match="no episode"):
+                recorder.step([0.5], 1.0, good, extra={"torque": [1, 2]})
         with pytest.raises(StoreLocked):
             offrl.Recorder(None, "wrong", spool=tmp_path / "spool")
     [store] = left(tmp_path / "spool")
-    assert [each.steps for each in store.episodes] == [2]
+    assert [(each.steps, each.terminated) for each in store.episodes] == [(1, False)] * 7
     with pytest.raises(InvalidInput, match="'wrong'"):
         Spool(tmp_path / "spool", "another")
     with pytest.raises(InvalidInput, match="choices"), offrl.Recorder(None, "x", spool=tmp_path / "x") as recorder:
@@ -238,6 +240,23 @@ def test_a_wrong_step_is_told_at_once_and_the_episode_goes_on(tmp_path):
             offrl.Recorder(None, "x", spool=tmp_path / "x", **settings)
     with pytest.raises(InvalidInput, match="a/b"):
         offrl.Recorder(None, "a/b", spool=tmp_path / "x")
+
+
+def test_a_thread_that_fails_is_told_to_the_loop(tmp_path, monkeypatch):
+    """Whatever goes wrong in the background, the loop's next step says so: nothing is recorded into the void."""
+    monkeypatch.setattr("threading.excepthook", lambda arguments: None)
+    recorder = offrl.Recorder(None, "void", spool=tmp_path / "spool")
+    record(recorder, 0, 1)
+    wait_for(lambda: recorder.status().episodes == 1, "the first episode")
+    monkeypatch.setattr("offrl_store.Writer.begin", lambda *arguments: 1 / 0)
+    recorder.begin(observation(1, 0))
+    wait_for(lambda: recorder._failed is not None, "the end of the thread")
+    with pytest.raises(offrl.errors.InternalError, match="ZeroDivisionError"):
+        recorder.step([0.5], 1.0, observation(1, 1))
+    with pytest.raises(offrl.errors.InternalError):
+        recorder.close()
+    monkeypatch.undo()
+    assert [len(store) for store in left(tmp_path / "spool")] == [1]
 
 
 def test_a_robot_s_process_loads_neither_torch_nor_gymnasium():

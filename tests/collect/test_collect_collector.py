@@ -175,6 +175,17 @@ def test_a_dataset_of_another_environment_is_refused(tmp_path):
     assert caught.value.hint == "did you mean 'CartPole-v1'?" and not (tmp_path / "other").exists()
 
 
+def test_an_environment_whose_package_is_missing_names_the_command(tmp_path):
+    try:
+        gymnasium.make("LunarLander-v3").close()
+        pytest.skip("Box2D is installed here")
+    except gymnasium.error.DependencyNotInstalled:
+        pass
+    with pytest.raises(InvalidInput, match="LunarLander-v3") as caught:
+        collect("LunarLander-v3", steps=10, into=tmp_path / "store")
+    assert "pip install" in caught.value.hint
+
+
 def test_a_bounded_store_keeps_the_newest(tmp_path):
     store = collect(Counting(), steps=100, into=tmp_path / "store", limit=12)
     assert store.step_count <= 12 and store.first > 0

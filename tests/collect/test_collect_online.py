@@ -24,7 +24,7 @@ def learner_for(name: str, env, **config):
     return offrld.build(name, offrld.Shapes.of_env(env), config=cheap_settings(get(name), {"batch_size": 8, **config}))
 
 
-ONLINE = [name for name in names() if not refusal(get(name))]
+ONLINE = [name for name in names() if not refusal(get(name)) and not get(name).plays]  # what plays: tests/algos/test_ppo.py
 
 
 def test_the_off_policy_algorithms_can_and_the_others_say_why_not():
@@ -127,6 +127,18 @@ def test_a_run_goes_on_from_its_state(tmp_path):
     resumed.advance(50)
     resumed.close()
     assert again.step == learner.step + 50 and EpisodeStore.open(tmp_path / "store").step_count == 300
+
+
+def test_frames_are_stacked_in_acting_and_in_training(tmp_path):
+    learner = learner_for("dqn", Choices(), frame_stack=2)
+    seen = []
+    predict = learner.sample
+    learner.sample = lambda observations, **options: seen.append(np.array(observations)) or predict(observations, **options)
+    learner.fit_online(Choices((5,)), tmp_path / "store", steps=220, steps_per_epoch=220)
+    stacks = np.concatenate(seen)  # [220, 2 * 2]
+    assert learner.step > 0 and EpisodeStore.open(tmp_path / "store").episodes[0].observation.shape == (6, 2)
+    np.testing.assert_array_equal(stacks[1:5, :2], stacks[:4, 2:])
+    assert (stacks[5, :2] == 0).all()
 
 
 def test_evaluation_is_greedy_or_nearly(tmp_path):

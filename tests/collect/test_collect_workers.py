@@ -11,7 +11,7 @@ from collect_envs import STRIDE, counting
 
 from offrl.errors import EnvironmentFailed, InvalidInput, WorkerFailed
 from offrl_store import EpisodeStore, check
-from offrld.collect import AsyncCollector, MultiAsyncCollector, MultiSyncCollector
+from offrld.collect import AsyncCollector, MultiAsyncCollector, MultiSyncCollector, collect
 from offrld.collect.transport import pack, unpack
 
 
@@ -100,6 +100,13 @@ def test_what_goes_wrong_in_a_worker_is_told_with_its_number(tmp_path):
         MultiSyncCollector(lambda: None)
     with pytest.raises(InvalidInput, match="frames_per_batch 1 for 2 workers"):
         MultiSyncCollector(counting(), num_workers=2, frames_per_batch=1)
+
+
+def test_environments_side_by_side_in_processes_of_their_own(tmp_path):
+    store = collect(counting(), steps=50, envs=2, vectorization="async", into=tmp_path / "store")
+    assert store.step_count == 50 and check(store.path) == []
+    for episode in store.episodes:
+        np.testing.assert_array_equal(np.diff(episode.observation[:, 0]), 1)
 
 
 def test_messages_come_out_as_they_went_in():

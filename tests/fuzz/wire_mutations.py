@@ -42,7 +42,7 @@ def examples() -> list[wire.Request]:
         values = {name: given[name] for name in kind.model_fields if name in given}
         for name, field in kind.model_fields.items():
             if field.is_required() and name not in values:
-                values[name] = next(iter(getattr(field.annotation, "__args__", ("",))))
+                values[name] = next(iter(getattr(field.annotation, "__args__", ("x",))))  # of a choice the first, else a name
         found.append(kind(**values))
     return found
 

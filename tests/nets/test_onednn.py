@@ -158,14 +158,14 @@ def test_the_way_back_ends_with_its_block_also_after_an_error():
 
 @needs_onednn
 def test_the_probe_refuses_what_is_wrong_or_slow(monkeypatch):
-    right = onednn._product
+    right = onednn.product
     try:
         for product, text in (
             (lambda *arguments: right(*arguments) * 1.01, "difference"),
             (lambda *arguments: [right(*arguments) for _ in range(20)].pop(), "us by oneDNN"),
         ):
             onednn.faster.cache_clear()
-            monkeypatch.setattr(onednn, "_product", product)
+            monkeypatch.setattr(onednn, "product", product)
             found, seen = onednn.faster(1)
             assert not found
             assert text in seen

@@ -122,3 +122,14 @@ def test_the_numbers_are_those_of_the_hash_in_unbounded_integers_and_stay_so():
     for key in KEYS:
         assert (draw(key, "b", 3, n=500) * 2**24).long().tolist() == [number(key, "b", 3, i) for i in range(500)]
     assert (draw(7, "critic.0.0.dropout", 3, n=4) * 2**24).long().tolist() == [2716135, 874642, 13832885, 12323123]
+
+
+@pytest.mark.parametrize("shape", [(3, 7), (random._BLOCK + 5,), ()])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_eager_code_that_works_in_blocks_draws_what_torchs_operations_draw(shape, dtype, monkeypatch):
+    like, key, stream = torch.empty(0, dtype=dtype), random.words(torch.tensor(-5)), random.stream("a", 1)
+    blocks = random.uniform(key, stream, shape, like)
+    monkeypatch.setattr(random, "eager", lambda x: False)
+    whole = random.uniform(key, stream, shape, like)
+    assert blocks.dtype == dtype
+    assert torch.equal(blocks, whole)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import shutil
 import signal
 import sys
 import time
@@ -30,7 +31,7 @@ from offrl_store import EpisodeStore
 
 SETTINGS = """
 [slots]
-train = 2
+train = {train}
 light = 2
 [devices]
 cards = []
@@ -86,9 +87,10 @@ Weights = dict[str, dict[str, np.ndarray]]  # kind of job -> tensors of its last
 
 def undisturbed(folder: Path, kinds: tuple[Kind, ...]) -> Weights:
     """The final weights of each kind of job in a service that nobody disturbs."""
-    service = Service(folder / "quiet", SETTINGS.format(spare=0), ENVIRONMENT)
+    service = Service(folder / "quiet", SETTINGS.format(spare=0, train=2), ENVIRONMENT)
     try:
         with service.start() as client:
+            client.algos()
             client.datasets.add(BASE, source(folder, 0))
             jobs = {kind.name: client.request(wire.Submit(spec=kind.spec(BASE))).job for kind in kinds}
             for job in jobs.values():
@@ -101,20 +103,27 @@ def undisturbed(folder: Path, kinds: tuple[Kind, ...]) -> Weights:
 
 
 def storm(
-    folder: Path, kinds: tuple[Kind, ...], expected: Weights, daemon_kills: int, worker_kills: int, seed: int, pace: float = 1.0
-) -> Report:
-    """Kill so many daemons and workers; what became of everything. ``pace`` stretches the time between two kills."""
+    folder: Path, kinds: tuple[Kind, ...], expected: Weights, daemon_kills: int, worker_kills: int, seed: int, pace: float = 1.0,
+    crowd: int = 2,
+) -> Report:  # fmt: skip
+    """Kill so many daemons and workers; what became of everything.
+
+    Args:
+        expected: of `undisturbed`, in the same folder.
+        pace: stretches the time between two kills.
+        crowd: jobs that train at once, uploaders, and the root of the number of unfinished jobs.
+    """
     report, moments = Report(), random.Random(seed)
-    service = Service(folder, SETTINGS.format(spare=seed % 2), ENVIRONMENT)
-    shared = Storm(service.url, folder, seed, kinds)
+    service = Service(folder, SETTINGS.format(spare=seed % 2, train=crowd), ENVIRONMENT)
+    shutil.copytree(folder / "quiet" / "state" / "cache", service.state / "cache")  # the list of algorithms, which takes seconds to make
+    shared = Storm(service.url, folder, seed, kinds, outstanding=crowd * crowd)
     began = time.monotonic()
     try:
         with service.start() as client:
-            client.algos()  # listed by a worker and kept: not again and again while the daemon has a second to live
             client.datasets.add(BASE, source(folder, 0))
             client.datasets.add(STREAM, source(folder, 1, 2))
-        actors = [Trainer(shared), Follower(shared), Follower(shared, 1), Canceller(shared), Uploader(shared), Uploader(shared, 1),
-                  Remover(shared), Shepherd(shared)]  # fmt: skip
+        actors = [Trainer(shared), Follower(shared), Follower(shared, 1), Canceller(shared),
+                  *(Uploader(shared, number) for number in range(crowd)), Remover(shared), Shepherd(shared)]  # fmt: skip
         for actor in actors:
             actor.start()
         _kill(service, shared, report, moments, daemon_kills, worker_kills, pace)

@@ -57,6 +57,9 @@ def collect(
         str, typer.Option("--policy", metavar="random|normal|job:ID|FILE.onnx", help="What acts; of a job its newest checkpoint.")
     ] = "random",
     sample: Annotated[bool, typer.Option("--sample", help="Draw a job's actions instead of taking the greedy ones.")] = False,
+    ratio: Annotated[
+        float | None, typer.Option("--ratio", metavar="X", help="Act as the job's checkpoint whose return is nearest to X of the last one.")
+    ] = None,
     envs: Annotated[int | None, typer.Option("--envs", metavar="K", help="Environments side by side. [default: 1]")] = None,
     processes: Annotated[bool, typer.Option("--processes", help="Each of them in a process of its own.")] = False,
     seed: Annotated[int | None, typer.Option("--seed", metavar="S", help="The i-th environment is seeded with S + i. [default: 0]")] = None,
@@ -79,9 +82,10 @@ def collect(
 
     with Client() as client:
         job = client.collect(
-            env, policy, into=into, steps=steps, sample=sample or None, envs=envs, processes=processes or None, seed=seed, limit=limit,
-            epsilon=epsilon, epsilon_end=epsilon_end, epsilon_steps=epsilon_steps, noise=noise, max_episode_steps=max_episode_steps,
-            step_timeout_s=step_timeout, threads=threads, priority=priority, after=after or (), key=key,
+            env, policy, into=into, steps=steps, sample=sample or None, ratio=ratio, envs=envs, processes=processes or None, seed=seed,
+            limit=limit, epsilon=epsilon, epsilon_end=epsilon_end, epsilon_steps=epsilon_steps, noise=noise,
+            max_episode_steps=max_episode_steps, step_timeout_s=step_timeout, threads=threads, priority=priority, after=after or (),
+            key=key,
         )  # fmt: skip
         told(job, wait=wait, as_json=as_json)
 
@@ -89,12 +93,19 @@ def collect(
 def train_online(
     algorithm: Annotated[str, typer.Argument(metavar="ALGO", help="A name of `offrl algos`.", autocompletion=completion.algorithms)],
     env: Env,
-    into: Into,
+    into: Annotated[
+        str | None,
+        typer.Option(
+            "--into",
+            metavar="NAME",
+            help="The dataset: a new one, or one of the same environment; of ppo optional.",
+            autocompletion=completion.datasets,
+        ),
+    ] = None,
     steps: Annotated[int | None, typer.Option("--steps", metavar="N", help="Steps of the environment. [default: 1000000]")] = None,
     seed: Annotated[int | None, typer.Option("--seed", metavar="S", help="[default: 0]")] = None,
-    envs: Annotated[
-        int | None, typer.Option("--envs", metavar="K", help="Side by side, of algorithms that learn from rollouts, as ppo. [default: 1]")
-    ] = None,
+    envs: Annotated[int | None, typer.Option("--envs", metavar="K", help="Of ppo: environments side by side. [default: 1]")] = None,
+    processes: Annotated[bool, typer.Option("--processes", help="Each of them in a process of its own.")] = False,
     random_steps: Annotated[int | None, typer.Option("--random-steps", metavar="N", help="Uniform actions in the first steps.")] = None,
     update_start: Annotated[
         int | None, typer.Option("--update-start", metavar="N", help="No update at or before this step. [default: 0]")
@@ -129,6 +140,7 @@ def train_online(
     eval_epsilon: Annotated[
         float | None, typer.Option("--eval-epsilon", metavar="E", help="Probability of a uniform action in evaluations. [default: 0]")
     ] = None,
+    eval_sample: Annotated[bool, typer.Option("--eval-sample", help="Draw the actions in evaluations; else greedy ones.")] = False,
     limit: Limit = None,
     epsilon: Epsilon = None,
     epsilon_end: EpsilonEnd = None,
@@ -153,9 +165,10 @@ def train_online(
     with Client() as client:
         job = client.train_online(
             algorithm, env=env, into=into, steps=steps, seed=seed, config=settings(config, sets or []), start=start, preset=preset,
-            envs=envs, random_steps=random_steps, update_start=update_start, update_interval=update_interval, updates=updates,
-            transfer=transfer, fresh_optimizer=fresh_optimizer or None, offline=offline, offline_share=offline_share, eval_env=eval_env,
-            eval_episodes=eval_episodes, eval_every=eval_every, eval_epsilon=eval_epsilon, limit=limit, epsilon=epsilon,
+            random_steps=random_steps, update_start=update_start, update_interval=update_interval, updates=updates, transfer=transfer,
+            fresh_optimizer=fresh_optimizer or None, offline=offline, offline_share=offline_share, eval_env=eval_env,
+            eval_episodes=eval_episodes, eval_every=eval_every, eval_epsilon=eval_epsilon, eval_sample=eval_sample or None, envs=envs,
+            processes=processes or None, limit=limit, epsilon=epsilon,
             epsilon_end=epsilon_end, epsilon_steps=epsilon_steps, noise=noise, max_episode_steps=max_episode_steps,
             step_timeout_s=step_timeout, device=device, threads=threads, gpu_memory_mb=gpu_memory, priority=priority, after=after or (),
             key=key,

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from offrl.client import Client
-from offrl.errors import DiskFull, InvalidInput, OffrlError
+from offrl.errors import DiskFull, InternalError, InvalidInput, OffrlError
 from offrl.job import NAME_PATTERN
 from offrl.spaces import flat, schema_of
 from offrl_store import EpisodeStore, Field, Schema, Writer
@@ -68,8 +68,8 @@ class Recorder:
     Args:
         client: a `Client`, or the daemon's address, which need not answer now; None: nothing is sent (`offrl spool push` does later).
         dataset: made by the first episodes, appended to where it exists.
-        schema: the fields; or an environment, whose spaces say them. None: those of the first step (vectors of floats, whole numbers of a
-            single choice are not taken: their number is not known).
+        schema: the fields; or an environment, whose spaces say them. None: those of the first step, where its action is a vector (of a
+            discrete one the number of choices is not known then).
         spool: folder; default ``$OFFRL_SPOOL/DATASET``, else ``~/.local/share/offrl/spool/DATASET``. What an earlier process left there is
             sent as well.
         limit_bytes: of the spool. Where it is reached new episodes are not recorded (``status().dropped`` counts them), or with
@@ -107,6 +107,7 @@ class Recorder:
         self._open = False
         self._steps = self._number = self._dropped = 0
         self._problem: OffrlError | None = None
+        self._failed: Exception | None = None
         self._waiting: deque[tuple[Any, ...]] = deque()
         self._stop, self._wake, self._closing = threading.Event(), threading.Event(), threading.Event()
         if schema is not None:
@@ -144,17 +145,24 @@ class Recorder:
         """One step, with the observation after it; either flag ends the episode.
 
         Raises:
-            InvalidInput: no episode is open, or a value has another form or is not finite: that step is not recorded, the episode is open.
-            DiskFull: more steps wait in memory than the disk takes.
+            InvalidInput: no episode is open, or a value has another form, is not finite, or out of bounds. The episode then ends before
+                this step, as truncated, because what follows would not follow on what is recorded: call `begin` again.
+            DiskFull: more steps wait in memory than the disk takes; the same holds.
         """
         if not self._open:
             raise InvalidInput("no episode is open", hint="call begin(observation) first")
-        if self._schema is None:
-            self._infer(action, reward, observation, extra)
-        step = (
-            self._cast("action", action), self._cast("reward", reward), self._cast("observation", observation),
-            self._cast("extra", extra or {}) if "extra" in self._casts or extra else None,
-        )  # fmt: skip
+        try:
+            if self._schema is None:
+                self._infer(action, reward, observation, extra)
+            step = (
+                self._cast("action", action), self._cast("reward", reward), self._cast("observation", observation),
+                self._cast("extra", extra or {}) if "extra" in self._casts or extra else None,
+            )  # fmt: skip
+            if len(self._waiting) > MOST_WAITING:
+                raise DiskFull(f"{MOST_WAITING} steps wait for the disk of {self.spool.folder}", hint="it is too slow, or it hangs")
+        except OffrlError:
+            self.end()
+            raise
         self._steps += 1
         self._put(("step", *step))
         if terminated or truncated:
@@ -169,8 +177,8 @@ class Recorder:
                 self._put(("end", terminated, dict(metadata or {})))
 
     def _put(self, item: tuple[Any, ...]) -> None:
-        if len(self._waiting) > MOST_WAITING:
-            raise DiskFull(f"{MOST_WAITING} steps wait for the disk of {self.spool.folder}", hint="it is too slow, or it hangs")
+        if self._failed is not None:
+            raise InternalError(f"the thread that writes has ended: {type(self._failed).__name__}: {self._failed}") from self._failed
         self._waiting.append(item)
 
     def _cast(self, role: str, value: Any) -> Any:
@@ -196,6 +204,14 @@ class Recorder:
     # ------------------------------------------------------------------------------------------------------- the writing thread
     def _write(self) -> None:
         segment = _Segment(self)
+        try:
+            self._write_all(segment)
+        except Exception as error:
+            self._failed = error  # the loop's next step raises it
+            segment.leave()       # with the episodes that are whole
+            raise
+
+    def _write_all(self, segment: _Segment) -> None:
         synced = time.monotonic()
         while True:
             closing = self._closing.wait(TAKE_S)
@@ -225,20 +241,22 @@ class Recorder:
         ``wait_s``: how long to wait for that. What has not stays in the spool: the next recorder sends it, or `offrl spool push`.
         """
         if self._threads:
-            self.end()
-            self._closing.set()
-            self._threads[0].join()
-            self._wake.set()
-            deadline = time.monotonic() + wait_s
-            while self._sender is not None and self.spool.ready() and time.monotonic() < deadline:
-                time.sleep(TAKE_S)
-            self._stop.set()
-            self._wake.set()
-            for thread in self._threads[1:]:
-                thread.join()
-            self._threads = []
-            self._arrived = not self.spool.ready()
-            self.spool.close()
+            try:
+                self.end()
+            finally:
+                self._closing.set()
+                self._threads[0].join()
+                self._wake.set()
+                deadline = time.monotonic() + wait_s
+                while self._sender is not None and self.spool.ready() and time.monotonic() < deadline:
+                    time.sleep(TAKE_S)
+                self._stop.set()
+                self._wake.set()
+                for thread in self._threads[1:]:
+                    thread.join()
+                self._threads = []
+                self._arrived = not self.spool.ready()
+                self.spool.close()
         return self._arrived
 
     def __enter__(self) -> Recorder:
@@ -313,9 +331,10 @@ class _Segment:
         recorder._dropped += counted
         if isinstance(error, DiskFull):
             self._blocked_until = time.monotonic() + RETRY_S
-        self._leave()
+        self.leave()
 
-    def _leave(self) -> None:
+    def leave(self) -> None:
+        """Closes the store and hands it over, where one is open."""
         writer, self._writer = self._writer, None
         if writer is not None:
             try:
@@ -339,7 +358,7 @@ class _Segment:
             return
         old = time.monotonic() - self._began >= self._of._send_every_s
         if closing or (self._episodes and (old or size(self._of.spool.folder / f"active-{self._number:08d}") >= SEGMENT_BYTES)):
-            self._leave()
+            self.leave()
 
 
 class _Cast:
@@ -359,7 +378,7 @@ class _Cast:
             raise InvalidInput(f"{self.column.name} has shape {array.shape}, due is {self._shape}")
         # The sum is finite where all values are (but for huge doubles): a third of the time of looking at each.
         if self._floats and not math.isfinite(np.add.reduce(array, axis=None, dtype=np.float64)) and not np.isfinite(array).all():
-            raise InvalidInput(f"{self.column.name} holds a value that is not finite", hint="that step is not recorded")
+            raise InvalidInput(f"{self.column.name} holds a value that is not finite", hint="the episode ends before it: begin a new one")
         if (self._low is not None and (array < self._low).any()) or (self._high is not None and (array > self._high).any()):
             raise InvalidInput(f"{self.column.name} {array.tolist()} is outside [{self._low}, {self._high}]", hint="clip it")
         return array

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from offrl import upload, wire
 from offrl.client import Client, own_error
-from offrl.errors import OffrlError, Unknown
+from offrl.errors import InternalError, OffrlError, Unknown
 from offrl.job import ImportSpec, JobState
 
 from .spool import Spool
@@ -61,6 +61,9 @@ class Sender:
             except OffrlError:
                 self._stop.wait(pause)
                 pause = min(MOST_S, 2 * pause)
+            except Exception as error:
+                self.problem = InternalError(f"the thread that sends has ended: {type(error).__name__}: {error}")
+                raise
         self._disconnect()
 
     def _disconnect(self) -> None:

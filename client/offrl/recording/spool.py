@@ -113,11 +113,12 @@ class Spool:
     def seal(self, number: int) -> None:
         """The store is whole: it may be sent. One without episodes is deleted."""
         active, ready = (self.folder / f"{kind}-{number:08d}" for kind in ("active", "ready"))
-        if not len(EpisodeStore.open(active)):
-            shutil.rmtree(active)
-            return
-        os.rename(active, ready)
-        sync_folder(self.folder)
+        with disk_errors(self.folder):
+            if not len(EpisodeStore.open(active)):
+                shutil.rmtree(active)
+                return
+            os.rename(active, ready)
+            sync_folder(self.folder)
 
     def size(self) -> int:
         """Bytes of all stores."""

@@ -46,17 +46,21 @@ async def submit(app: App, request: wire.Submit) -> wire.Submitted:
     elif isinstance(spec, CollectSpec | TrainOnlineSpec):
         known = await app.catalog.ready()
         if isinstance(spec, TrainOnlineSpec):
-            spec = catalog.checked(spec, known, await app.database.read(datasets.fields, spec.dataset))
+            fields = None if spec.dataset is None else await app.database.read(datasets.fields, spec.dataset)
+            spec = catalog.checked(spec, known, fields)
         else:
             catalog.checked_environment(spec.env, known)
             if (spec.policy == "upload") != (spec.upload is not None):
                 raise InvalidInput("policy 'upload' and an upload go together", hint="let the client upload the policy file")
+            if spec.ratio is not None and not spec.policy.startswith("job:"):
+                raise InvalidInput(f"ratio={spec.ratio:g} is of a job's returns", hint="give --policy job:ID with it")
             if spec.upload is not None:
                 await asyncio.to_thread(app.uploads.check_usable, spec.upload, app.caller())
         if (refused := app.supervisor.devices.refused(spec.model_dump())) is not None:
             raise refused
         taken = uses.of_steps(spec)
-        await _check_folder(app, spec.dataset)
+        if spec.dataset is not None:
+            await _check_folder(app, spec.dataset)
     job, created = await app.database.write(_submit, app, request, spec, taken, app.caller())
     if isinstance(spec, TrainSpec):
         await app.supervisor.tell_pinned(spec.dataset)
@@ -78,6 +82,7 @@ async def rerun(app: App, request: wire.Rerun) -> wire.Submitted:
         raise refused
     taken = [use for use in uses.of(repeat.spec, known) if use.name not in repeat.kept]
     job, created = await app.database.write(_submit, app, request, repeat.spec, taken, app.caller(), repeat)
+    await app.supervisor.tell_pinned(repeat.spec.dataset)
     return wire.Submitted(job=job, created=created)
 
 

@@ -142,6 +142,8 @@ def _steps_target(db: Connection, spec: CollectSpec | TrainOnlineSpec) -> list[s
         raise Conflict(f"dataset {spec.offline!r} to mix in is not there yet", hint="wait for its import")
     if isinstance(spec, CollectSpec) and spec.upload is not None:
         _check_upload_free(db, spec.upload)
+    if spec.dataset is None:
+        return []
     there = db.execute("SELECT 1 FROM datasets WHERE name = ?", (spec.dataset,)).fetchone() is not None
     if there and spec.limit is not None:
         raise Conflict(f"dataset {spec.dataset!r} exists, a limit is for a new one", hint="leave it out, or take another name")

@@ -54,6 +54,7 @@ class Stage:
         self._layer_norm = encoder.layer_norm and norms and not image
         self._dropout = encoder.dropout
         self.relu = self._activation == "relu"  # which the linear operation before it may take over
+        self.only_relu = self.relu and not (self._batch_norm or self._layer_norm or self._dropout)
 
     def init(self, dtype: torch.dtype) -> Params:
         params: Params = {}

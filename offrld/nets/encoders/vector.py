@@ -9,7 +9,7 @@ from torch import Tensor
 
 from offrld.nets.encoders.layers import Stage
 from offrld.nets.encoders.settings import Encoder
-from offrld.nets.linear import Linear, Params
+from offrld.nets.linear import Linear, Params, layers
 
 
 class VectorEncoder:
@@ -28,6 +28,9 @@ class VectorEncoder:
             stage = Stage(f"{name}.{i}", width, encoder, activation=encoder.last_activation or i < len(units) - 1)
             self._layers.append((Linear(f"{name}.{i}", before + (inputs if dense and i else 0), stage.produced), stage))
         self.feature_size = units[-1] if units else inputs
+        # All layers, where each is followed by relu and nothing else: they, and a head after them, are one operation (see `layers`).
+        alike = all(stage.only_relu for _, stage in self._layers) and not (dense and len(units) > 1)
+        self.plain = tuple(layer for layer, _ in self._layers) if alike else ()
 
     def init(self, generator: torch.Generator, dtype: torch.dtype) -> Params:
         params: Params = {}
@@ -41,6 +44,8 @@ class VectorEncoder:
         if not self._layers:
             leading = torch.broadcast_shapes(*(part.shape[:-1] for part in given))
             return torch.cat([part.expand(*leading, part.shape[-1]) for part in given], dim=-1)
+        if self.plain:
+            return layers(given, [layer.pair(params) for layer in self.plain], relu=True)
         x = None
         for layer, stage in self._layers:
             inputs = given if x is None else (x, *given) if self._dense else (x,)

@@ -1,0 +1,18 @@
+"""The settings that the offline agents of the Procgen benchmark share: presets ``procgen`` of our algorithms are made from them.
+
+Source: gen_dgrl (Mediratta et al. 2023, The Generalization Gap in Offline Reinforcement Learning): its argument defaults, with the residual
+network, learning rate and batch size of its best configurations.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+BATCH_SIZE = 512
+LEARNING_RATE = 5e-4
+TARGET_UPDATE_INTERVAL = 1000   # updates, a hard copy
+
+
+def images(*encoders: str) -> dict[str, Any]:
+    """Pixels divided by 255, and the residual network in the encoders of these names."""
+    return {"observation_scaler": "pixel", **{f"{name}.type": "impala" for name in encoders}}
