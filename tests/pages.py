@@ -13,26 +13,26 @@ DOCS = Path(__file__).resolve().parent.parent / "docs"
 BLOCK = re.compile(r"^```(python|sh)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
-def run_page(page: Path, *, least: int, url: str | None = None) -> dict[str, Any]:
+def run_page(page: Path, *, least: int, shell: bool = False) -> dict[str, Any]:
     """The names that the Python blocks of a page leave.
 
     Args:
         least: so many blocks it has at least.
-        url: of a daemon: then the shell blocks are run as well, each where it stands; a variable that one sets is there in the next.
+        shell: run the shell blocks as well, each where it stands; a variable that one sets is there in the next.
     """
     names: dict[str, Any] = {"__name__": "page"}
-    shell = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1", "OFFRL_URL": url or ""}
+    variables = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
     ran, text = 0, page.read_text()
     for block in BLOCK.finditer(text):
         language, code = block.groups()
-        if language == "sh" and url is None:
+        if language == "sh" and not shell:
             continue
         ran += 1
         line = text[: block.start(2)].count("\n")
         if language == "python":
             exec(compile("\n" * line + code, str(page), "exec"), names)  # errors carry the page's line numbers
         else:
-            shell = _run_shell(code, shell, f"{page.name}, line {line + 1}")
+            variables = _run_shell(code, variables, f"{page.name}, line {line + 1}")
     assert ran >= least
     return names
 
