@@ -24,16 +24,20 @@ import numpy as np
 import torch
 
 import offrld
-from benchmarks.store_peers import ROOT, environment, last_line
+from benchmarks.store_peers import ENVIRONMENT, ROOT, environment, last_line
 from offrl.errors import OffrlError
 from offrl.policy import Policy
 from offrl.rollout import make_env
 from offrl_store import EpisodeStore
 from offrld.collect import Collector, RandomBehaviour, as_behaviour, schema_of
 
-STEPS = {"CartPole-v1": 20_000, "Hopper-v5": 6_000, "offrld/breakout-v0": 2_000}
-ROUNDS = 5
+STEPS = {  # environment, acting -> steps of a round: some seconds, over which syncs count as they do in the long run
+    ("CartPole-v1", "random"): 100_000, ("CartPole-v1", "256x256"): 40_000, ("Hopper-v5", "random"): 12_000,
+    ("Hopper-v5", "256x256"): 8_000, ("offrld/breakout-v0", "random"): 2_000,
+}  # fmt: skip
+ROUNDS = 3
 PEERS = ("torchrl", "sb3", "d3rlpy")
+GYMNASIUM = "gymnasium==1.2.2"  # TorchRL refuses the 1.0.0 that d3rlpy wants
 
 
 def bare(env: Any, behaviour: Any, steps: int) -> None:
@@ -48,17 +52,18 @@ def bare(env: Any, behaviour: Any, steps: int) -> None:
             behaviour.begin_episode(space, rng)
 
 
-def seconds(work: Callable[[], Any]) -> float:
-    began = time.perf_counter()
+def seconds(work: Callable[[], Any]) -> tuple[float, float]:
+    """Of the wall clock, and of the processor."""
+    began, spent = time.perf_counter(), time.process_time()
     work()
-    return time.perf_counter() - began
+    return time.perf_counter() - began, time.process_time() - spent
 
 
-def compare(env_id: str, policy: Callable[[], Any], steps: int, rounds: int, folder: Path) -> tuple[float, float]:
-    """Steps per second of the bare loop and of the collector, medians of rounds in turns."""
+def compare(env_id: str, policy: Callable[[], Any], steps: int, rounds: int, folder: Path) -> dict[str, tuple[float, float]]:
+    """Steps per second of the bare loop and of the collector, by wall clock and processor: medians of rounds in turns."""
     env = make_env(env_id)
     store = EpisodeStore.create(tempfile.mkdtemp(dir=folder) + "/store", schema_of(env))
-    times: dict[str, list[float]] = {"bare": [], "collector": []}
+    times: dict[str, list[tuple[float, float]]] = {"bare": [], "collector": []}
     with Collector(make_env(env_id), policy(), into=store) as collector:
         behaviour = as_behaviour(policy())
         collector.run(steps // 10)
@@ -72,11 +77,11 @@ def compare(env_id: str, policy: Callable[[], Any], steps: int, rounds: int, fol
 
             times["collector"].append(seconds(collected))
     env.close()
-    return tuple(steps / statistics.median(each) for each in times.values())
+    return {name: tuple(steps / statistics.median(kind) for kind in zip(*each, strict=True)) for name, each in times.items()}
 
 
 def append_us(env_id: str, steps: int, rounds: int, folder: Path) -> tuple[float, float]:
-    """Microseconds per step of the writer's calls alone, over recorded steps, ends and the sync included; and steps per episode."""
+    """Microseconds of the processor per step for the writer's calls alone, ends and commit included; and steps per episode."""
     env = make_env(env_id)
     batch = Collector(env, RandomBehaviour(), frames_per_batch=steps).rollout()
     first = np.concatenate([[True], batch.done[:-1]])
@@ -100,7 +105,7 @@ def append_us(env_id: str, steps: int, rounds: int, folder: Path) -> tuple[float
                 pass
 
     write()
-    spent = statistics.median(seconds(write) - seconds(empty) for _ in range(rounds))
+    spent = statistics.median(seconds(write)[1] - seconds(empty)[1] for _ in range(rounds))
     return 1e6 * spent / steps, steps / max(1, int(batch.done.sum()))
 
 
@@ -111,6 +116,11 @@ def peer(name: str, steps: int, rounds: int, folder: Path) -> float | str:
     if known in failed:
         return failed[known]
     settings = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
+    if name == "torchrl":
+        newer = ENVIRONMENT / "gymnasium-newer"
+        if not newer.exists():
+            subprocess.run([python, "-m", "pip", "install", "-q", "--no-deps", "--target", newer, GYMNASIUM], check=True)
+        settings["PYTHONPATH"] = str(newer)
     command = [str(python), str(ROOT / "benchmarks" / "peers" / "collect_peer.py"), name, str(steps), str(rounds), str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, env=settings, timeout=600)
     return json.loads(last_line(done.stdout)) if done.returncode == 0 else last_line(done.stderr)
@@ -124,28 +134,26 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="offrl-bench-") as name:
         folder = Path(name)
-        print(f"{'':20} {'acting':8} {'bare /s':>9} {'ours /s':>9} {'share':>6}")
-        ours = 0.0
-        for env_id, steps in STEPS.items():
-            steps = steps // 10 if quick else steps
+        print(f"{'':20} {'acting':8} {'bare /s':>9} {'ours /s':>9} {'share':>6} {'of CPU':>7}")
+        ours, files = 0.0, {}
+        for (env_id, acting), steps in STEPS.items():
             try:
                 make_env(env_id).close()
             except OffrlError as error:
                 print(f"{env_id:20} {error}; {error.hint}")
                 continue
-            policies: dict[str, Callable[[], Any]] = {"random": RandomBehaviour}
-            if "breakout" not in env_id:
+            if acting != "random":
                 algorithm = "dqn" if env_id == "CartPole-v1" else "sac"
-                file = offrld.build(algorithm, offrld.Shapes.of_env(env_id), device="cpu").export(folder / f"{env_id}.onnx")
-                policies["256x256"] = lambda file=file: Policy(file)
-            for acting, policy in policies.items():
-                limit, reached = compare(env_id, policy, steps, rounds, folder)
-                print(f"{env_id:20} {acting:8} {limit:9,.0f} {reached:9,.0f} {reached / limit:6.2f}", flush=True)
-                if (env_id, acting) == ("CartPole-v1", "256x256"):
-                    ours = reached
-        for env_id in ("CartPole-v1", "Hopper-v5"):
-            cost, length = append_us(env_id, STEPS[env_id] // (10 if quick else 1), rounds, folder)
-            print(f"append, {env_id}: {cost:.2f} us a step, episodes of {length:.0f} steps")
+                files[env_id] = offrld.build(algorithm, offrld.Shapes.of_env(env_id), device="cpu").export(folder / f"{env_id}.onnx")
+            policy = RandomBehaviour if acting == "random" else lambda env_id=env_id: Policy(files[env_id])
+            found = compare(env_id, policy, steps // 10 if quick else steps, rounds, folder)
+            (limit, limit_cpu), (reached, reached_cpu) = found["bare"], found["collector"]
+            print(f"{env_id:20} {acting:8} {limit:9,.0f} {reached:9,.0f} {reached / limit:6.2f} {reached_cpu / limit_cpu:7.2f}", flush=True)
+            if (env_id, acting) == ("CartPole-v1", "256x256"):
+                ours = reached
+        for env_id in ("CartPole-v1", "Pendulum-v1"):
+            cost, length = append_us(env_id, 2_000 if quick else 20_000, rounds, folder)
+            print(f"append, {env_id}: {cost:.2f} us a step, episodes of {length:.0f} steps", flush=True)
         for name in PEERS:
             figure = peer(name, 2_000 if quick else 10_000, rounds, folder)
             said = figure if isinstance(figure, str) else f"{figure:9,.0f} /s, ours {ours / figure:.1f} times as fast"

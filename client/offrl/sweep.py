@@ -12,8 +12,9 @@ A file in TOML or JSON. What stands at its top holds for all jobs, each list in 
     gamma = [0.99, 0.995]
     "critic_encoder.units" = [[256, 256], [512, 512]]
 
-Jobs that would differ in nothing but the seed are one job, whose seeds train together. The name is made from the settings alone, and is
-the job's submission key: the same sweep, sent twice, runs once.
+Jobs that would differ in nothing but the seed are one job, whose seeds train together; online each seed is a job of its own. The name is
+made from the settings alone, and is the job's submission key: the same sweep, sent twice, runs once. Grids in the published form of
+gen_dgrl are taken as they are (`offrl.gen_dgrl`).
 """
 
 from __future__ import annotations
@@ -25,16 +26,19 @@ import json
 import os
 import re
 import tomllib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from offrl import gen_dgrl
 from offrl.client import Client, Job, flat
 from offrl.errors import InvalidInput
+from offrl.job import TrainOnlineSpec
 
 MAX_JOBS = 10_000
-_FLAGS = {"start": "--from", "gpu_memory_mb": "--gpu-memory"}     # of options whose flag is not their name
+_FLAGS = {"start": "--from", "gpu_memory_mb": "--gpu-memory", "step_timeout_s": "--step-timeout"}  # where they are not their names
 _SIZES = ((1_000_000_000, "G"), (1_000_000, "M"), (1_000, "K"))
 _NAME = 150                                                       # signs of a name; a submission key has at most 200
 
@@ -70,15 +74,23 @@ class Trial:
                     words += [flag, str(each)]
         for name, value in self.settings.items():
             words += ["--set", f"{name}={toml(value)}"]
-        return [*words, "--seeds", _ranges(self.seeds), "--key", self.name]
+        return [*words, *(["--seed"] if self.command == ONLINE else ["--seeds"]), _ranges(self.seeds), "--key", self.name]
 
     def submit(self, client: Client) -> Job:
         """Queue the job; the one that has its name already, where it was sent before."""
-        send = getattr(client, _METHODS[self.command])
-        return send(self.algorithm, **self.options, seeds=list(self.seeds), config=dict(self.settings), key=self.name)
+        given = {**self.options, "config": dict(self.settings), "key": self.name}
+        if self.command == ONLINE:
+            return client.train_online(self.algorithm, seed=self.seeds[0], **given)
+        return client.submit(self.algorithm, seeds=list(self.seeds), **given)
 
 
-_METHODS = {"submit": "submit"}
+OFFLINE, ONLINE = "submit", "train-online"
+# What a sweep fills in itself is no option.
+_FILLED = {"self", "algorithm", "seed", "seeds", "config", "key", "options", "kind"}
+_OPTIONS = {
+    OFFLINE: set(inspect.signature(Client.submit).parameters) - _FILLED,
+    ONLINE: (set(inspect.signature(Client.train_online).parameters) | set(TrainOnlineSpec.model_fields) - {"dataset"}) - _FILLED,
+}
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -119,19 +131,26 @@ def plan(content: Mapping[str, Any], *, trials: int = 1, first_seed: int = 0) ->
         raise InvalidInput(f"the grid has {count:,} combinations", hint=f"a sweep has at most {MAX_JOBS:,}: split it")
     seeds: dict[str, list[int]] = {}
     jobs: dict[str, dict[str, Any]] = {}
+    published: dict[str, str] = {}
     for combination in itertools.product(*grid.values()):
         values = {**fixed, **dict(zip(grid, combination, strict=True))}
+        name = ""
+        if gen_dgrl.is_grid(values):
+            values, name = gen_dgrl.job(values)
         seed = values.pop("seed", 0)
         if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
             raise InvalidInput(f"seed {seed!r} is none", hint="a whole number from 0 on")
         identity = json.dumps(values, sort_keys=True, default=str)
         jobs.setdefault(identity, values)
+        published[identity] = name
         mine = seeds.setdefault(identity, [])
         mine += [each for each in range(seed + first_seed, seed + first_seed + trials) if each not in mine]
     varied = [name for name in grid if name not in ("seed", "algorithm")]
-    names = list(_names(jobs, varied))
+    names = _names({identity: published[identity] or _name(values, varied) for identity, values in jobs.items()})
     return [
-        _trial(values, tuple(seeds[identity]), name) for (identity, values), name in zip(jobs.items(), names, strict=True)
+        _trial(values, each, names[identity])
+        for identity, values in jobs.items()
+        for each in ([(seed,) for seed in seeds[identity]] if "env" in values else [tuple(seeds[identity])])
     ]
 
 
@@ -174,34 +193,27 @@ def _trial(values: dict[str, Any], seeds: tuple[int, ...], name: str) -> Trial:
     algorithm = values.get("algorithm")
     if not isinstance(algorithm, str):
         raise InvalidInput(f"algorithm = {algorithm!r}: the sweep names no algorithm", hint="see `offrl algos`")
-    command = "train-online" if "env" in values else "submit"
-    if command not in _METHODS:
-        raise InvalidInput(f"env = {values['env']!r}: only jobs on a dataset can be swept", hint="name a dataset")
-    known = _options(command)
-    if command == "submit" and "dataset" not in values:
+    command = ONLINE if "env" in values else OFFLINE
+    known = _OPTIONS[command]
+    if command == OFFLINE and "dataset" not in values:
         raise InvalidInput("the sweep names no dataset", hint='for example: dataset = "hopper"')
     options = {key: value for key, value in values.items() if key in known}
     settings = {key: value for key, value in values.items() if key not in known and key != "algorithm"}
     return Trial(command, f"{name}_{_ranges(seeds)}", algorithm, seeds, options, settings)
 
 
-def _options(command: str) -> set[str]:
-    """Names of the command's options: the arguments of the client's method, but for those that a sweep fills."""
-    return set(inspect.signature(getattr(Client, _METHODS[command])).parameters) - {"self", "algorithm", "seed", "seeds", "config", "key"}
-
-
 # ------------------------------------------------------------------------------------------------------------------- names
-def _names(jobs: Mapping[str, dict[str, Any]], varied: Sequence[str]) -> Iterator[str]:
-    """A name for each job: data and algorithm, then what the grid varies. One that two would share gets a digest of everything."""
-    found = {identity: _name(values, varied) for identity, values in jobs.items()}
-    taken = list(found.values())
-    for identity, name in found.items():
-        if taken.count(name) > 1 or len(name) > _NAME:
-            name = f"{name[:_NAME]}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}"
-        yield name
+def _names(found: Mapping[str, str]) -> dict[str, str]:
+    """The names of jobs by what they are; one that two would share, or that is long, gets a digest of that."""
+    taken = Counter(found.values())
+    return {
+        identity: name if taken[name] == 1 and len(name) <= _NAME else f"{name[:_NAME]}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}"
+        for identity, name in found.items()
+    }
 
 
 def _name(values: Mapping[str, Any], varied: Iterable[str]) -> str:
+    """Data and algorithm, then what the grid varies."""
     subject = values.get("env", values.get("dataset", ""))
     parts = [_short(Path(str(subject)).name), _short(values.get("algorithm"))]
     for name in varied:
@@ -219,7 +231,7 @@ def _short(value: Any) -> str:
             if value and value % size == 0:
                 return f"{value // size}{letter}"
     text = json.dumps(value) if isinstance(value, bool) or value is None else str(value)
-    return re.sub(r"[^A-Za-z0-9._+]+", ".", text).strip(".")
+    return re.sub(r"[^A-Za-z0-9._+-]+", ".", text).strip(".")
 
 
 def _ranges(seeds: Sequence[int]) -> str:

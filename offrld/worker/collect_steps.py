@@ -39,7 +39,7 @@ def _collect(job: WorkerJob, data: StepsDataset) -> str:
         partial(make_env, spec.env), policy, envs=spec.envs, vectorization="async" if spec.processes else "sync", seed=spec.seed,
         deterministic=None if spec.policy == "upload" else not spec.sample, max_frames_per_traj=spec.max_episode_steps,
         explorer=explorer_of(epsilon=spec.epsilon, epsilon_end=spec.epsilon_end, epsilon_steps=spec.epsilon_steps, noise=spec.noise),
-        frames_per_batch=spec.envs, into=data.path, limit=spec.limit, note=data.note, keep=data.keep(),
+        frames_per_batch=spec.envs, into=data.path, limit=spec.limit, note=data.note, keep=data.keep(data.open()),
         step_timeout_s=spec.step_timeout_s,
         given_up=partial(give_up, job),
     )  # fmt: skip
@@ -85,7 +85,7 @@ def _loop(job: WorkerJob, data: StepsDataset, collector: Collector) -> None:
 
 def _record(job: WorkerJob, data: StepsDataset, collector: Collector, *, last: bool = False) -> None:
     """Everything durable, and how far the job is."""
-    collector.writer.keep(data.keep())
+    collector.writer.keep(data.keep(collector.store))
     collector.sync()
     data.save(collector.store, whole_steps(collector), collector=collector.state_dict())
     data.tell(collector.store, last=last)

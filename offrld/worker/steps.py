@@ -46,12 +46,12 @@ class StepsDataset:
         """The dataset; None where it is not there yet."""
         return EpisodeStore.open(self.path) if self.path.exists() else None
 
-    def keep(self) -> list[Snapshot]:
-        """The snapshots of the dataset that must not lose an episode: those of other jobs, and those that were last told of."""
-        store = self.open()
-        first = 0 if store is None else store.first
+    def keep(self, store: EpisodeStore | None) -> list[Snapshot]:
+        """The snapshots of a bounded dataset that must not lose an episode: those of other jobs, and those that were last told of."""
+        if store is None or not store.limit:
+            return []
         pinned = [Snapshot.parse(text) for text in self._job.control.pinned]
-        return [snapshot for snapshot in (*pinned, *self._known) if snapshot.first >= first]
+        return [snapshot for snapshot in (*pinned, *self._known) if snapshot.first >= store.first]
 
     def created(self) -> None:
         """The collector has made the dataset: note whose it is."""

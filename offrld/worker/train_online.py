@@ -116,7 +116,7 @@ class OnlineJob:
 
     def _options(self) -> dict[str, Any]:
         spec, data = self.spec, self.data
-        into = {} if data is None else {"into": data.path, "limit": spec.limit, "note": data.note, "keep": data.keep()}
+        into = {} if data is None else {"into": data.path, "limit": spec.limit, "note": data.note, "keep": data.keep(data.open())}
         return {
             **into, "max_frames_per_traj": spec.max_episode_steps, "step_timeout_s": spec.step_timeout_s,
             "given_up": partial(give_up, self.job),
@@ -253,7 +253,7 @@ class OnlineJob:
     def _record(self, *, last: bool = False) -> None:
         collector = self.training.collector
         if self.data is not None:
-            collector.writer.keep(self.data.keep())
+            collector.writer.keep(self.data.keep(collector.store))
         collector.sync()
         self.training.commit()
         if self.data is not None:

@@ -205,7 +205,8 @@ def test_the_spool_s_limit(tmp_path):
     assert kept and kept[-1] == 7 and kept[0] > 0
 
 
-def test_a_wrong_step_is_told_at_once_and_the_episode_goes_on(tmp_path):
+def test_a_wrong_step_is_told_at_once_and_ends_the_episode_before_it(tmp_path):
+    """What follows a step that is missing would not follow on what is recorded."""
     schema = Schema(
         observation={"image": Field("uint8", (3, 4, 4)), "arm": Field("float32", (2,))}, action=Field("float32", (1,), low=-1.0, high=1.0),
         reward=Field("float32"), extra={"torque": Field("float32", (2,))},
@@ -214,20 +215,21 @@ def test_a_wrong_step_is_told_at_once_and_the_episode_goes_on(tmp_path):
     with offrl.Recorder(None, "wrong", schema=schema, spool=tmp_path / "spool") as recorder:
         with pytest.raises(InvalidInput, match="no episode"):
             recorder.step([0.0], 0.0, good)
-        recorder.begin(good)
-        recorder.step([0.5], 1.0, good, extra={"torque": [1, 2]})
         for arguments, named in [
             (([0.5, 0.5], 0.0, good), "action"), (([1.5], 0.0, good), "action"), (([0.5], float("nan"), good), "reward"),
             (([0.5], 0.0, {"arm": [0, 1]}), "image"), (([0.5], 0.0, {**good, "arm": [0, float("inf")]}), "arm"),
             (([0.5], 0.0, [0, 1]), "observation"), (([0.5], 0.0, good), "extra"),
         ]:  # fmt: skip
+            recorder.begin(good)
+            recorder.step([0.5], 1.0, good, extra={"torque": [1, 2]})
             with pytest.raises(InvalidInput, match=named):
                 recorder.step(*arguments, extra=None if named == "extra" else {"torque": [0, 0]})
-        recorder.step([0.5], 1.0, good, terminated=True, extra={"torque": [1, 2]})
+            with pytest.raises(InvalidInput, match="no episode"):
+                recorder.step([0.5], 1.0, good, extra={"torque": [1, 2]})
         with pytest.raises(StoreLocked):
             offrl.Recorder(None, "wrong", spool=tmp_path / "spool")
     [store] = left(tmp_path / "spool")
-    assert [each.steps for each in store.episodes] == [2]
+    assert [(each.steps, each.terminated) for each in store.episodes] == [(1, False)] * 7
     with pytest.raises(InvalidInput, match="'wrong'"):
         Spool(tmp_path / "spool", "another")
     with pytest.raises(InvalidInput, match="choices"), offrl.Recorder(None, "x", spool=tmp_path / "x") as recorder:

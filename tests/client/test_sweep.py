@@ -8,7 +8,7 @@ import shlex
 
 import pytest
 
-from offrl.errors import InvalidInput
+from offrl.errors import InvalidInput, Unknown
 from offrl.sweep import plan, read
 
 GRID = """
@@ -125,3 +125,65 @@ def test_a_sweep_is_submitted_once_however_often_it_is_sent(client, offrl_cli, t
     # The printed command names the same job: its key is the job's.
     command = offrl_cli("sweep", path, "--trials", "2").out.splitlines()[1]
     assert offrl_cli(*shlex.split(command)[1:]).out.strip() == first[1]["job"]
+
+
+def test_online_each_seed_is_a_job_of_its_own():
+    grid = {"algorithm": "ppo", "env": "CartPole-v1", "envs": 8, "step_timeout_s": 3.0, "grid": {"clip": [0.1, 0.2]}}
+    jobs = plan(grid, trials=2)
+    assert [(job.name, job.seeds) for job in jobs] == [
+        ("CartPole-v1-ppo-clip0.1_0", (0,)), ("CartPole-v1-ppo-clip0.1_1", (1,)), ("CartPole-v1-ppo-clip0.2_0", (0,)),
+        ("CartPole-v1-ppo-clip0.2_1", (1,)),
+    ]  # fmt: skip
+    assert jobs[0].arguments() == [
+        "offrl", "train-online", "ppo", "--env", "CartPole-v1", "--envs", "8", "--step-timeout", "3.0", "--set", "clip=0.1",
+        "--seed", "0", "--key", "CartPole-v1-ppo-clip0.1_0",
+    ]  # fmt: skip
+
+
+PUBLISHED = {
+    "grid": {"env_name": ["miner", "coinrun"], "ppo_epoch": [3], "num_levels": [200], "resume": [True], "num_env_steps": [25_000_000]}
+}  # fmt: skip
+
+
+def test_the_published_grid_of_ppo_is_taken_as_it_is():
+    jobs = plan(PUBLISHED, trials=5)
+    assert len(jobs) == 10
+    assert [job.name for job in jobs[:2]] == [f"miner-easy-200-ppo-lr0.0005-epoch3-mb8-v0.5-ha0.01_{trial}" for trial in (0, 1)]
+    first = jobs[0]
+    assert (first.command, first.algorithm, first.options["env"]) == ("train-online", "ppo", "offrld/procgen-miner-train-v0")
+    assert (first.options["steps"], first.options["envs"], first.options["preset"]) == (25_000_000, 64, "procgen")
+    assert first.options["eval_every"] == 50 * 64 * 256 and first.options["eval_sample"] is True
+    assert first.settings == {
+        "rollout_steps": 256, "batch_size": 2048, "epochs": 3, "clip": 0.2, "entropy_coef": 0.01, "optimizer.eps": 1e-5,
+        "gae_lambda": 0.95, "gamma": 0.999, "encoder.feature_size": 256, "learning_rate": 5e-4, "optimizer.clip_grad_norm": 0.5,
+        "value_coef": 0.5,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("agent", "algorithm", "preset"), [("bc", "discrete_bc", "procgen"), ("bcq", "discrete_bcq", "procgen"),
+    ("cql", "discrete_cql", "procgen"), ("iql", "discrete_iql", "procgen"), ("dt", "discrete_decision_transformer", "procgen"),
+    ("bct", "discrete_decision_transformer", "procgen-bct")])  # fmt: skip
+def test_the_offline_agents_are_ours_with_their_settings(agent, algorithm, preset, client):
+    grid = {"algo": agent, "steps": 1, "grid": {"env_name": ["coinrun"], "lr": [5e-4], "batch_size": [8], "agent_model": ["pporesnetbase"]}}
+    (job,) = plan(grid)
+    assert job.name.startswith(f"coinrun-easy-200-{agent}-p1.0-lr0.0005-bs8-pporesnetbase")
+    assert (job.command, job.algorithm, job.options["dataset"], job.options["preset"]) == ("submit", algorithm, "coinrun", preset)
+    if agent != "iql":
+        assert (job.settings["learning_rate"], job.settings["encoder.type"]) == (5e-4, "impala")
+    with pytest.raises(Unknown, match="no dataset 'coinrun'"):  # and every setting is one that the daemon's algorithm takes
+        job.submit(client)
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"algo": "sac"}, "algo 'sac'"),
+        ({"clip_parm": 0.1}, "'clip_parm' is no parameter"),
+        ({"num_levels": 7}, "levels 0 and 7 of them"),
+        ({"algo": "bc", "percentile": 0.5}, "percentile 0.5"),
+        ({"algo": "bc", "agent_model": "vit"}, "agent_model 'vit'"),
+    ],
+)
+def test_a_published_grid_with_what_is_not_ours_is_refused(values, says):
+    with pytest.raises(InvalidInput, match=re.escape(says)):
+        plan({**values, "grid": {"env_name": ["coinrun"]}})

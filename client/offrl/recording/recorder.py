@@ -68,8 +68,8 @@ class Recorder:
     Args:
         client: a `Client`, or the daemon's address, which need not answer now; None: nothing is sent (`offrl spool push` does later).
         dataset: made by the first episodes, appended to where it exists.
-        schema: the fields; or an environment, whose spaces say them. None: those of the first step (vectors of floats, whole numbers of a
-            single choice are not taken: their number is not known).
+        schema: the fields; or an environment, whose spaces say them. None: those of the first step, where its action is a vector (of a
+            discrete one the number of choices is not known then).
         spool: folder; default ``$OFFRL_SPOOL/DATASET``, else ``~/.local/share/offrl/spool/DATASET``. What an earlier process left there is
             sent as well.
         limit_bytes: of the spool. Where it is reached new episodes are not recorded (``status().dropped`` counts them), or with
@@ -145,17 +145,24 @@ class Recorder:
         """One step, with the observation after it; either flag ends the episode.
 
         Raises:
-            InvalidInput: no episode is open, or a value has another form or is not finite: that step is not recorded, the episode is open.
-            DiskFull: more steps wait in memory than the disk takes.
+            InvalidInput: no episode is open, or a value has another form, is not finite, or out of bounds. The episode then ends before
+                this step, as truncated, because what follows would not follow on what is recorded: call `begin` again.
+            DiskFull: more steps wait in memory than the disk takes; the same holds.
         """
         if not self._open:
             raise InvalidInput("no episode is open", hint="call begin(observation) first")
-        if self._schema is None:
-            self._infer(action, reward, observation, extra)
-        step = (
-            self._cast("action", action), self._cast("reward", reward), self._cast("observation", observation),
-            self._cast("extra", extra or {}) if "extra" in self._casts or extra else None,
-        )  # fmt: skip
+        try:
+            if self._schema is None:
+                self._infer(action, reward, observation, extra)
+            step = (
+                self._cast("action", action), self._cast("reward", reward), self._cast("observation", observation),
+                self._cast("extra", extra or {}) if "extra" in self._casts or extra else None,
+            )  # fmt: skip
+            if len(self._waiting) > MOST_WAITING:
+                raise DiskFull(f"{MOST_WAITING} steps wait for the disk of {self.spool.folder}", hint="it is too slow, or it hangs")
+        except OffrlError:
+            self.end()
+            raise
         self._steps += 1
         self._put(("step", *step))
         if terminated or truncated:
@@ -172,8 +179,6 @@ class Recorder:
     def _put(self, item: tuple[Any, ...]) -> None:
         if self._failed is not None:
             raise InternalError(f"the thread that writes has ended: {type(self._failed).__name__}: {self._failed}") from self._failed
-        if len(self._waiting) > MOST_WAITING:
-            raise DiskFull(f"{MOST_WAITING} steps wait for the disk of {self.spool.folder}", hint="it is too slow, or it hangs")
         self._waiting.append(item)
 
     def _cast(self, role: str, value: Any) -> Any:
@@ -373,7 +378,7 @@ class _Cast:
             raise InvalidInput(f"{self.column.name} has shape {array.shape}, due is {self._shape}")
         # The sum is finite where all values are (but for huge doubles): a third of the time of looking at each.
         if self._floats and not math.isfinite(np.add.reduce(array, axis=None, dtype=np.float64)) and not np.isfinite(array).all():
-            raise InvalidInput(f"{self.column.name} holds a value that is not finite", hint="that step is not recorded")
+            raise InvalidInput(f"{self.column.name} holds a value that is not finite", hint="the episode ends before it: begin a new one")
         if (self._low is not None and (array < self._low).any()) or (self._high is not None and (array > self._high).any()):
             raise InvalidInput(f"{self.column.name} {array.tolist()} is outside [{self._low}, {self._high}]", hint="clip it")
         return array
