@@ -163,7 +163,7 @@ def test_the_grids_of_the_procgen_page_are_the_jobs_that_it_names():
                                                  "discrete_decision_transformer", "discrete_decision_transformer"]  # fmt: skip
     assert {job.options["preset"] for job in agents} == {"procgen", "procgen-bct"} and {job.seeds for job in agents} == {(0, 1, 2, 3, 4)}
     assert [(job.options["env"], job.seeds) for job in behaviour] == [
-        (f"offrld/procgen-{game}-train-v0", (seed,)) for game in ("coinrun", "maze", "miner") for seed in (0, 1)
+        (f"offrld/procgen-{game}-train-v0", (seed,)) for game in ("maze", "miner", "starpilot") for seed in (0, 1)
     ]
 
 
@@ -171,15 +171,15 @@ def test_the_grids_of_the_procgen_page_are_the_jobs_that_it_names():
 @pytest.mark.slow
 def test_procgen(daemon):
     run_page(TUTORIALS / "procgen.md", least=7, shell=True)
-    assert {"expert", "medium", "coinrun", "coinrun-half", "coinrun-level"} <= set(transitions(daemon))
+    assert {"expert", "medium", "starpilot", "starpilot-half", "starpilot-level"} <= set(transitions(daemon))
     assert len(Path("agents.txt").read_text().splitlines()) == 6
-    assert offrl.Policy("coinrun.onnx").discrete
+    assert offrl.Policy("starpilot.onnx").discrete
 
 
 @needs_procgen
 @pytest.mark.slow
 def test_every_agent_of_the_sweep_is_trained(daemon):
-    daemon.collect("offrld/procgen-coinrun-train-v0", into="coinrun", steps=300, envs=2).wait()
+    daemon.collect("offrld/procgen-starpilot-train-v0", into="starpilot", steps=300, envs=2).wait()
     jobs = [trial.submit(daemon) for trial in plan({**grid("agents.json"), "steps": 1, "batch_size": 4})]
     assert len(jobs) == 6
     for job in jobs:
@@ -190,6 +190,6 @@ def test_every_agent_of_the_sweep_is_trained(daemon):
 @pytest.mark.slow
 def test_the_script_makes_files_of_the_game(tmp_path):
     options = ("--steps", 256, "--envs", 4, "--rollout", 32, "--evaluations", 2, "--collect", 400)
-    example("procgen_data.py", "coinrun", tmp_path / "out", *options)
+    example("procgen_data.py", "starpilot", tmp_path / "out", *options)
     for ratio in ("1", "0.5"):
-        assert import_into(tmp_path / "out" / f"coinrun-{ratio}", ratio).step_count == 400
+        assert import_into(tmp_path / "out" / f"starpilot-{ratio}", ratio).step_count == 400
