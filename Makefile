@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo docs test test-all test-algos test-asan test-kill test-reliability test-systemd lint fuzz wheel clean help
+.PHONY: demo docs test test-all test-algos test-asan test-kill test-reliability test-systemd test-tutorials lint fuzz wheel clean help
 .PHONY: bench bench-train bench-store bench-import bench-latency bench-collect bench-online bench-record bench-wire bench-load scores procgen
 .PHONY: install-service uninstall-service
 
@@ -56,6 +56,9 @@ scores: $(STAMP)         ## scores beside d3rlpy's on ../shared/data; over an ho
 bench-online: $(STAMP)     ## SAC on Pendulum and DQN on CartPole, trained online to known returns; ten minutes a seed
 	$(BIN)/python -m benchmarks.online
 
+test-tutorials: $(STAMP)  ## every page of docs/tutorials and its script; Procgen's where it is installed
+	$(BIN)/python -m pytest -m '' tests/test_tutorials.py
+
 test-algos: $(STAMP)     ## every algorithm once through a real daemon, its policy through onnxruntime; ten minutes
 	$(BIN)/python -m pytest -m slow tests/worker/test_every_algorithm.py
 
@@ -105,7 +108,7 @@ install-service:         ## the systemd service that runs PREFIX (/opt/offrld); 
 uninstall-service:       ## stop and remove the service; its data and its user stay
 	$(if $(DESTDIR),,-systemctl disable --now offrld)
 	rm -f $(DESTDIR)$(UNITDIR)/offrld.service $(DESTDIR)$(UNITDIR)/offrld.service.d/gpu.conf $(DESTDIR)$(SYSUSERSDIR)/offrld.conf
-	-rmdir $(DESTDIR)$(UNITDIR)/offrld.service.d 2>/dev/null
+	-@rmdir $(DESTDIR)$(UNITDIR)/offrld.service.d 2>/dev/null || true
 	$(if $(DESTDIR),,systemctl daemon-reload)
 	@echo 'the data stay in /var/lib/offrld, and so does the user offrld: rm -r the one, userdel the other, if they shall go'
 

@@ -237,11 +237,12 @@ class Churn:
         if self.problems:
             return {"seconds": round(now, 1), "done": dict(self.done), "problems": self.problems}
         late = np.array([sample for sample in samples if sample[0] >= WARM_UP * self._seconds])
-        slope = float(np.polyfit(late[:, 0], late[:, 1], 1)[0])
+        slope = slope_of(late)
         return {
             "seconds": round(now, 1), "done": dict(self.done), "problems": self.problems, "rss_mb_first": round(late[0, 1], 1),
             "rss_mb_last": round(late[-1, 1], 1), "rss_mb_max": round(float(late[:, 1].max()), 1),
-            "slope_mb_per_hour": round(3600 * slope, 2),
+            "slope_mb_per_hour": round(3600 * slope, 2), "slope_mb_per_hour_second_half": round(3600 * slope_of(late[len(late) // 2 :]), 2),
+            "rss_mb_by_minute": [round(values, 1) for _, values in samples[:: int(60 / SAMPLE_S)]],
             "open_files": daemon.num_fds(), "threads": daemon.num_threads(),
         }  # fmt: skip
 
@@ -299,6 +300,11 @@ class Churn:
         client.ping()
         self.done.update(top=1, datasets_ls=1, ping=1)
         self._over.wait(0.2)
+
+
+def slope_of(samples: np.ndarray) -> float:
+    """Megabytes per second, by least squares."""
+    return float(np.polyfit(samples[:, 0], samples[:, 1], 1)[0])
 
 
 def churn(client: Client, folder: Path, seconds: float) -> dict[str, Any]:

@@ -54,7 +54,7 @@ def advantages(
 class OnPolicy:
     """Rounds of play and updates. Close it, or use it as a context.
 
-        learner = offrld.build("ppo", "CartPole-v1")
+        learner = offrld.build("ppo", gymnasium.make("CartPole-v1"))
         with OnPolicy(learner, "CartPole-v1", envs=8) as trained:
             while trained.step < 100_000:
                 print(trained.step, trained.round().returns)

@@ -58,7 +58,8 @@ class Service:
         (self.state / "offrld.toml").write_text(settings)
         named = folder / "state" if disk is None else folder / "disk" / "state"
         self.command = [*program, "--state-dir", str(named), "--bind", self.url]
-        self._environment = {**os.environ, **(environment or {})}
+        # The product is named: `auto` measures which is the faster, and on a busy machine two jobs may come to different last bits.
+        self._environment = {**os.environ, "OFFRL_LINEAR": "torch", **(environment or {})}
         self.process: subprocess.Popen[bytes] | None = None
 
     def launch(self) -> None:

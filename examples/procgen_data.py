@@ -1,0 +1,51 @@
+"""Train PPO on a game of Procgen and write episodes of it, at shares of its last return, as gen_dgrl's .npz files.
+
+    python examples/procgen_data.py GAME OUT [--steps N] [--ratios 1.0 0.5]
+
+It starts a daemon of its own in OUT/state; run again, it goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from offrld.embedded import embedded_daemon
+
+
+def main(game: str, out: Path, *, steps: int, envs: int, rollout: int, evaluations: int, collected: int, ratios: list[float]) -> None:
+    env = f"offrld/procgen-{game}-train-v0"
+    out.mkdir(parents=True, exist_ok=True)
+    with embedded_daemon(out / "state") as client:
+        behaviour = client.train_online(
+            "ppo", env=env, preset="procgen", steps=steps, envs=envs, key=f"{game}-ppo",
+            config={"rollout_steps": rollout, "batch_size": envs * rollout // 8},
+            eval_env=env, eval_sample=True, eval_every=max(1, steps // evaluations),
+        )  # fmt: skip
+        info = behaviour.wait()
+        print(f"PPO after {info.step:,} steps: {info.metrics['return_mean']}")
+        for ratio in ratios:
+            name = f"{game}-{ratio:g}"
+            job = client.collect(env, behaviour, into=name, steps=collected, ratio=ratio, sample=True, envs=envs, key=name)
+            job.wait()
+            if not (out / name).exists():
+                client.datasets.export(name, out / name, format="gen_dgrl")
+            shown = client.datasets.show(name)
+            print(f"{out / name}: {shown.episodes} episodes, {shown.transitions:,} steps")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("game", help="coinrun, miner, ...: docs/procgen.md")
+    parser.add_argument("out", type=Path, help="a folder; a folder of files for each ratio is made in it")
+    parser.add_argument("--steps", type=int, default=25_000_000, help="of PPO [25000000]")
+    parser.add_argument("--envs", type=int, default=64, help="side by side [64]")
+    parser.add_argument("--rollout", type=int, default=256, help="steps of each of them between updates [256]")
+    parser.add_argument("--evaluations", type=int, default=30, help="checkpoints to choose from [30]")
+    parser.add_argument("--collect", type=int, default=1_000_000, help="steps of each dataset [1000000]")
+    parser.add_argument("--ratios", type=float, nargs="+", default=[1.0, 0.5], help="of the last return [1.0 0.5]")
+    given = parser.parse_args()
+    main(
+        given.game, given.out, steps=given.steps, envs=given.envs, rollout=given.rollout, evaluations=given.evaluations,
+        collected=given.collect, ratios=given.ratios,
+    )  # fmt: skip
