@@ -108,7 +108,7 @@ install-service:         ## the systemd service that runs PREFIX (/opt/offrld); 
 uninstall-service:       ## stop and remove the service; its data and its user stay
 	$(if $(DESTDIR),,-systemctl disable --now offrld)
 	rm -f $(DESTDIR)$(UNITDIR)/offrld.service $(DESTDIR)$(UNITDIR)/offrld.service.d/gpu.conf $(DESTDIR)$(SYSUSERSDIR)/offrld.conf
-	-rmdir $(DESTDIR)$(UNITDIR)/offrld.service.d 2>/dev/null
+	-@rmdir $(DESTDIR)$(UNITDIR)/offrld.service.d 2>/dev/null || true
 	$(if $(DESTDIR),,systemctl daemon-reload)
 	@echo 'the data stay in /var/lib/offrld, and so does the user offrld: rm -r the one, userdel the other, if they shall go'
 
