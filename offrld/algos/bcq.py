@@ -24,7 +24,7 @@ from offrld.engine import Algorithm, Batch, Noise, Optimizer, Space, State, Step
 from offrld.losses import bellman, td3
 from offrld.losses.vae import LATENT_LIMIT, vae_loss
 from offrld.nets import ConditionalVAE, Critics, Encoder, Params, ResidualPolicy
-from offrld.nets.candidates import Candidates, best, for_batch
+from offrld.nets.candidates import Candidates, best_of, for_batch
 
 
 @dataclass(frozen=True)
@@ -94,9 +94,9 @@ def schedule(config: Config) -> tuple[Step, ...]:
     )  # fmt: skip
 
 
-def act(params: Params, config: Config, nets: Any, observation: Any) -> Tensor:
+def candidates(params: Params, config: Config, nets: Any, observation: Any) -> tuple[Tensor, Tensor]:
     actions = proposed(nets, params, params, observation, for_batch(nets.candidates(params), observation))  # [K, B, A]
-    return best(actions, nets.critic(params, observation, actions, members=1)[0])
+    return actions, nets.critic(params, observation, actions, members=1)[0]
 
 
 ALGORITHM = Algorithm(
@@ -108,7 +108,8 @@ ALGORITHM = Algorithm(
     networks=networks,
     noise=noise,
     schedule=schedule,
-    act=act,
+    act=best_of(candidates),
+    candidates=candidates,
     value=td3.value,
     targets=("actor", "critic"),
     presets={"paper": {}, "d3rlpy": {}},

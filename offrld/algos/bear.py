@@ -23,7 +23,7 @@ from torch import Tensor
 from offrld.engine import Algorithm, Batch, Noise, Optimizer, Space, State, Step, setting
 from offrld.losses import bellman, sac
 from offrld.nets import ConditionalVAE, Encoder, Params, PositiveScalar
-from offrld.nets.candidates import Candidates, best, for_batch
+from offrld.nets.candidates import Candidates, best_of, for_batch
 
 LOG_ALPHA_RANGE = (-5.0, 10.0)
 
@@ -145,9 +145,9 @@ def schedule(config: Config) -> tuple[Step, ...]:
     )
 
 
-def act(params: Params, config: Config, nets: Any, observation: Any) -> Tensor:
+def candidates(params: Params, config: Config, nets: Any, observation: Any) -> tuple[Tensor, Tensor]:
     actions, _ = nets.actor.sample(params, observation, for_batch(nets.candidates(params), observation))  # [K, B, A]
-    return best(actions, nets.critic(params, observation, actions, members=1)[0])
+    return actions, nets.critic(params, observation, actions, members=1)[0]
 
 
 ALGORITHM = Algorithm(
@@ -159,7 +159,8 @@ ALGORITHM = Algorithm(
     networks=networks,
     noise=noise,
     schedule=schedule,
-    act=act,
+    act=best_of(candidates),
+    candidates=candidates,
     sample=sac.sample,
     value=sac.value,
     targets=("critic",),

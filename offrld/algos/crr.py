@@ -22,7 +22,7 @@ from torch import Tensor
 from offrld.engine import Algorithm, Batch, Noise, Space, State, Step, setting
 from offrld.losses import bellman, td3
 from offrld.nets import Critics, NormalPolicy, Params
-from offrld.nets.candidates import Candidates, best, for_batch
+from offrld.nets.candidates import Candidates, best_of, for_batch
 
 
 @dataclass(frozen=True)
@@ -95,10 +95,10 @@ def schedule(config: Config) -> tuple[Step, ...]:
     )
 
 
-def act(params: Params, config: Config, nets: Any, observation: Any) -> Tensor:
+def candidates(params: Params, config: Config, nets: Any, observation: Any) -> tuple[Tensor, Tensor]:
     noise = for_batch(nets.candidates(params), observation)
     actions = nets.actor.sample(params, observation, noise)  # [K, B, A]
-    return best(actions, nets.critic(params, observation, actions).mean(0))
+    return actions, nets.critic(params, observation, actions).mean(0)
 
 
 ALGORITHM = Algorithm(
@@ -110,7 +110,8 @@ ALGORITHM = Algorithm(
     networks=networks,
     noise=noise,
     schedule=schedule,
-    act=act,
+    act=best_of(candidates),
+    candidates=candidates,
     sample=lambda params, config, nets, observation, noise: nets.actor.sample(params, observation, noise),
     value=td3.value,
     targets=("actor", "critic"),

@@ -189,6 +189,8 @@ class Algorithm:
         schedule: ``config -> steps`` in the order in which an update does them.
         act: ``(params, config, nets, observation) -> `` greedy action ``[B, A]`` in [-1, 1], or the scores ``[B, n]`` of discrete
             actions; without random numbers.
+        candidates: ``(params, config, nets, observation) -> `` actions ``[K, B, A]`` in [-1, 1] and their scores ``[K, B]``, where ``act``
+            takes the best of several: whoever computes it in another order of sums may choose another of the same score.
         sample: ``(params, config, nets, observation, noise) -> `` an action drawn from a stochastic policy by standard normal noise
             ``[B, A]``; None: it acts greedily (discrete actions are drawn by the softmax of ``act``'s scores if ``draws_scores``).
         value: ``(params, config, nets, observation, action) -> `` values ``[N, B]`` of the ensemble; None for algorithms without values.
@@ -228,6 +230,7 @@ class Algorithm:
     noise: Callable[[Any, Space], dict[str, Noise]] = lambda config, space: {}
     targets: tuple[str, ...] = ()
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    candidates: Callable[[Params, Any, SimpleNamespace, Observation], tuple[Tensor, Tensor]] | None = None
     sample: Callable[[Params, Any, SimpleNamespace, Observation, Tensor], Tensor] | None = None
     draws_scores: bool = False
     value: Callable[[Params, Any, SimpleNamespace, Observation, Tensor], Tensor] | None = None

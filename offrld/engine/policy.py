@@ -55,9 +55,22 @@ class PolicyModule(nn.Module):
 
     def scores(self, observation: Tensor | None = None, **fields: Tensor) -> Tensor:
         """What the greedy choice is made from: discrete scores ``[B, n]``, or the continuous action in [-1, 1]."""
+        return self._algorithm.act(self.network_parameters(), self._config, self._nets, self._seen(observation, fields))
+
+    def candidates(self, observation: Tensor | None = None, **fields: Tensor) -> tuple[Tensor, Tensor] | None:
+        """What a policy that takes the best of several chooses from: actions ``[K, B, A]`` in the environment's units and their scores
+        ``[K, B]``; None of other policies."""
+        if self._algorithm.candidates is None:
+            return None
+        actions, scores = self._algorithm.candidates(
+            self.network_parameters(), self._config, self._nets, self._seen(observation, fields)
+        )  # fmt: skip
+        return self.chosen(actions), scores
+
+    def _seen(self, observation: Tensor | None, fields: dict[str, Tensor]) -> Any:
+        """Observations as networks take them."""
         given = fields if observation is None else {self._fields[0]: observation}
-        seen = view_observation(given, self.scalers(), torch.float32, self.get_buffer(_buffer(self._names[0])).device)
-        return self._algorithm.act(self.network_parameters(), self._config, self._nets, seen)
+        return view_observation(given, self.scalers(), torch.float32, self.get_buffer(_buffer(self._names[0])).device)
 
     def chosen(self, scores: Tensor) -> Tensor:
         """The action in the environment's units that `scores` mean."""

@@ -88,6 +88,7 @@ class Reference:
         actions: ``[B, A]`` or ``[B]`` of each batch.
         following: the next context, by output name, of each batch.
         scores: ``[B, n]`` of each batch, of a discrete module that offers them.
+        candidates: actions ``[K, B, A]`` and scores ``[K, B]`` of each batch, of a module that takes the best of several.
         context: ``length`` and ``target_return`` of a policy that remembers.
     """
 
@@ -102,6 +103,11 @@ class Reference:
         self.following = {name: [each[1 + i] for each in given] for i, name in enumerate(following(specs))}
         scored = discrete and hasattr(module, "scores")
         self.scores = [call(module.scores, tensors_of(inputs)).numpy() for inputs in self.inputs] if scored else None
+        offered = None if discrete or not hasattr(module, "candidates") else [
+            call(module.candidates, tensors_of(inputs)) for inputs in self.inputs
+        ]  # fmt: skip
+        chosen_from = [tuple(part.numpy() for part in each) for each in offered or () if each is not None]
+        self.candidates = chosen_from or None
         dtype, ndim = self.actions[0].dtype, self.actions[0].ndim
         if (dtype, ndim) != ((np.int64, 1) if discrete else (np.float32, 2)):
             shown = f"{dtype} [{', '.join('B' + 'A' * (ndim - 1))}]"
@@ -120,6 +126,8 @@ class Reference:
         actions = [each[0] for each in given]
         if self.discrete:
             difference = parity.choice_difference(self.actions, actions, self.scores)
+        elif self.candidates is not None:
+            difference = parity.best_difference(self.actions, actions, self.candidates)
         else:
             difference = parity.largest_difference(self.actions, actions)
         if scores is not None:

@@ -72,6 +72,25 @@ def largest_difference(expected: list[np.ndarray], given: list[np.ndarray]) -> f
     return float((np.abs(expected - given) / scale).max())
 
 
+def best_difference(
+    expected: list[np.ndarray], given: list[np.ndarray], candidates: list[tuple[np.ndarray, np.ndarray]]
+) -> float:  # fmt: skip
+    """As `largest_difference`, of policies that take the best of several ``candidates``: actions ``[K, B, A]`` and scores ``[K, B]``.
+
+    Another choice than torch's counts by how far its score falls short of the best, relative to the largest of the row (at least 1).
+    """
+    plain = largest_difference(expected, given)
+    if not np.isfinite(plain):
+        return plain
+    scale = np.maximum(1.0, np.abs(np.concatenate(expected)).max(axis=0))
+    worst = 0.0
+    for action, (actions, scores) in zip(given, candidates, strict=True):
+        apart = (np.abs(actions.astype(np.float64) - action) / scale).max(axis=-1)  # [K, B]
+        short = (scores.max(axis=0) - scores.astype(np.float64)) / np.maximum(1.0, np.abs(scores).max(axis=0))
+        worst = max(worst, float(np.maximum(apart, short).min(axis=0).max()))
+    return min(plain, worst)
+
+
 def score_difference(expected: list[np.ndarray], given: list[np.ndarray]) -> float:
     """Of the scores ``[B, N]`` of discrete actions, relative to the largest score of the row (at least 1)."""
     expected, given = np.concatenate(expected).astype(np.float64), np.concatenate(given).astype(np.float64)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -34,6 +37,11 @@ def best(actions: Tensor, scores: Tensor) -> Tensor:
     choice = scores.argmax(0)  # [B]
     index = choice.unsqueeze(-1).expand(actions.shape[1:]).unsqueeze(0)
     return torch.gather(actions, 0, index).squeeze(0)
+
+
+def best_of(candidates: Callable[[Params, Any, Any, Any], tuple[Tensor, Tensor]]) -> Callable[[Params, Any, Any, Any], Tensor]:
+    """The greedy action of an algorithm with such candidates (see `Algorithm`)."""
+    return lambda params, config, nets, observation: best(*candidates(params, config, nets, observation))
 
 
 def for_batch(candidates: Tensor, observation: Tensor | dict[str, Tensor]) -> Tensor:

@@ -13,10 +13,12 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from cheap_settings import cheap_learner
 from torch import nn
 
 from offrl.errors import CheckFailed
 from offrl.policy import Policy
+from offrld.algos import get
 from offrld.export.onnx import PolicyExporter, annotate, export_policy
 
 CONTINUOUS = ("float32", (5,))
@@ -263,6 +265,39 @@ def test_ties_between_scores_are_no_difference(tmp_path):
             return (choice + 3) % 6 if torch.compiler.is_exporting() else choice
 
     assert export_policy(Tied(), tmp_path / "policy.onnx", observation=CONTINUOUS, discrete=True) <= 1e-4
+
+
+class BestOf(nn.Module):
+    """Takes the best of four actions, of which the first two have scores ``gap`` apart; the export prefers the second."""
+
+    def __init__(self, gap: float) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.net, self.gap = nn.Linear(5, 8), gap
+
+    def candidates(self, observation):
+        actions = torch.tanh(self.net(observation)).unflatten(-1, (4, 2)).movedim(1, 0)  # [4, B, 2]
+        base = observation.sum(-1)  # [B]
+        return actions, torch.stack([base, base - self.gap, base - 1.0, base - 2.0])
+
+    def forward(self, observation):
+        actions, _ = self.candidates(observation)
+        return actions[1] if torch.compiler.is_exporting() else actions[0]
+
+
+def test_a_candidate_of_the_same_score_is_as_good_and_a_worse_one_is_not(tmp_path):
+    assert export_policy(BestOf(1e-6), tmp_path / "policy.onnx", observation=CONTINUOUS, discrete=False) <= 1e-4
+    with pytest.raises(CheckFailed, match="differs from the network by"):
+        export_policy(BestOf(0.1), tmp_path / "policy.onnx", observation=CONTINUOUS, discrete=False)
+
+
+@pytest.mark.parametrize("name", ["bcq", "bear", "crr"])
+def test_what_a_policy_chooses_from_holds_what_it_does(name, continuous_store):
+    policy = cheap_learner(get(name), continuous_store).policy(0)
+    observation = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+    actions, scores = policy.candidates(observation)
+    chosen = actions[scores.argmax(0), torch.arange(6)]
+    torch.testing.assert_close(chosen, policy(observation), rtol=0, atol=0)
 
 
 # ---------------------------------------------------------------------------------------------------------------- template
