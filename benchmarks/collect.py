@@ -2,8 +2,9 @@
 
     python -m benchmarks.collect [--quick]
 
-One core, one environment, a 256x256 policy (its exported file) or uniform actions, the median of rounds that take turns. The bare loop
-steps the environment with the same kind of actions and keeps nothing: the limit. Peers (.venv-store-peers, made on first use) collect in
+One core, one environment, a 256x256 policy (its exported file) or uniform actions, the median of rounds that take turns, by the wall
+clock and by the time of the processor, which tells more where others use the machine. The bare loop steps the environment with the same
+kind of actions and keeps nothing: the limit. Peers (.venv-store-peers, made on first use) collect in
 CartPole alone: TorchRL into its memory-mapped buffer, Stable-Baselines3 and d3rlpy into memory.
 """
 
@@ -109,8 +110,8 @@ def append_us(env_id: str, steps: int, rounds: int, folder: Path) -> tuple[float
     return 1e6 * spent / steps, steps / max(1, int(batch.done.sum()))
 
 
-def peer(name: str, steps: int, rounds: int, folder: Path) -> float | str:
-    """Steps per second, or why there is no figure."""
+def peer(name: str, steps: int, rounds: int, folder: Path) -> list[float] | str:
+    """Steps per second by wall clock and processor, or why there is no figure."""
     python, failed = environment()
     known = {"torchrl": "TorchRL", "sb3": "SB3", "d3rlpy": "d3rlpy"}[name]
     if known in failed:
@@ -134,8 +135,8 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="offrl-bench-") as name:
         folder = Path(name)
-        print(f"{'':20} {'acting':8} {'bare /s':>9} {'ours /s':>9} {'share':>6} {'of CPU':>7}")
-        ours, files = 0.0, {}
+        print(f"{'steps per second':20} {'acting':8} {'bare':>9} {'ours':>9} {'share':>6}   {'CPU: bare':>10} {'ours':>9} {'share':>6}")
+        ours, files = (0.0, 0.0), {}
         for (env_id, acting), steps in STEPS.items():
             try:
                 make_env(env_id).close()
@@ -148,15 +149,18 @@ def main() -> None:
             policy = RandomBehaviour if acting == "random" else lambda env_id=env_id: Policy(files[env_id])
             found = compare(env_id, policy, steps // 10 if quick else steps, rounds, folder)
             (limit, limit_cpu), (reached, reached_cpu) = found["bare"], found["collector"]
-            print(f"{env_id:20} {acting:8} {limit:9,.0f} {reached:9,.0f} {reached / limit:6.2f} {reached_cpu / limit_cpu:7.2f}", flush=True)
+            print(f"{env_id:20} {acting:8} {limit:9,.0f} {reached:9,.0f} {reached / limit:6.2f}   {limit_cpu:10,.0f} {reached_cpu:9,.0f} "
+                  f"{reached_cpu / limit_cpu:6.2f}", flush=True)  # fmt: skip
             if (env_id, acting) == ("CartPole-v1", "256x256"):
-                ours = reached
+                ours = (reached, reached_cpu)
         for env_id in ("CartPole-v1", "Pendulum-v1"):
             cost, length = append_us(env_id, 2_000 if quick else 20_000, rounds, folder)
             print(f"append, {env_id}: {cost:.2f} us a step, episodes of {length:.0f} steps", flush=True)
         for name in PEERS:
             figure = peer(name, 2_000 if quick else 10_000, rounds, folder)
-            said = figure if isinstance(figure, str) else f"{figure:9,.0f} /s, ours {ours / figure:.1f} times as fast"
+            said = figure if isinstance(figure, str) else (
+                f"{figure[0]:9,.0f} (CPU {figure[1]:9,.0f}), ours {ours[0] / figure[0]:.1f} times as fast (CPU {ours[1] / figure[1]:.1f})"
+            )
             print(f"{'CartPole-v1':20} {name}: {said}", flush=True)
 
 

@@ -15,12 +15,13 @@ from offrld.collect import Collector, ConstantEpsilonGreedy
 
 
 def main(env_id: str, frames: int, per_batch: int, updates: int, out: Path) -> None:
+    out.mkdir(parents=True, exist_ok=True)
     env = gymnasium.make(env_id)
     discrete = isinstance(env.action_space, gymnasium.spaces.Discrete)
     learner = offrld.build("double_dqn" if discrete else "sac", env, config={"batch_size": 64})
     random = min(1_000, frames // 10)
     collector = Collector(
-        env, learner, frames_per_batch=per_batch, total_frames=frames, into=out, limit=100_000, init_random_frames=random,
+        env, learner, frames_per_batch=per_batch, total_frames=frames, into=out / "store", limit=100_000, init_random_frames=random,
         explorer=ConstantEpsilonGreedy(0.1) if discrete else None,
     )  # fmt: skip
     with collector:
@@ -40,7 +41,7 @@ def main(env_id: str, frames: int, per_batch: int, updates: int, out: Path) -> N
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("env", help="a gymnasium id")
-    parser.add_argument("--out", type=Path, default=Path("off-policy"), help="folder of the store; the policy is put into it [off-policy]")
+    parser.add_argument("--out", type=Path, default=Path("off-policy"), help="folder of store and policy [off-policy]")
     parser.add_argument("--frames", type=int, default=50_000, help="steps of the environment [50000]")
     parser.add_argument("--batch", type=int, default=200, help="frames between two rounds of updates [200]")
     parser.add_argument("--updates", type=int, default=100, help="in each round [100]")

@@ -17,6 +17,7 @@ from offrld.importers import export_dataset
 
 
 def main(env_id: str, out: Path, steps: int) -> None:
+    out.mkdir(parents=True, exist_ok=True)
     env = gymnasium.make(env_id)
     collect(env, steps=steps, into=out / "random", seed=0)
 

@@ -124,7 +124,7 @@ def test_the_off_policy_loop():
     told = example("off_policy_loop.py", "CartPole-v1", "--frames", 600, "--batch", 200, "--updates", 5)
     assert "600 frames" in told
     assert offrl.Policy("off-policy/policy.onnx").discrete
-    assert EpisodeStore.open("off-policy").step_count == 600
+    assert EpisodeStore.open("off-policy/store").step_count == 600
 
 
 # --- d4rl-atari ---

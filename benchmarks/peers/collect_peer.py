@@ -72,10 +72,10 @@ def main(name: str, steps: int, rounds: int, folder: str) -> None:
     work()
     speeds = []
     for _ in range(rounds):
-        began = time.perf_counter()
+        began, spent = time.perf_counter(), time.process_time()
         work()
-        speeds.append(steps / (time.perf_counter() - began))
-    print(json.dumps(sorted(speeds)[len(speeds) // 2]))
+        speeds.append((steps / (time.perf_counter() - began), steps / (time.process_time() - spent)))
+    print(json.dumps([sorted(kind)[rounds // 2] for kind in zip(*speeds, strict=True)]))  # by the wall clock, by the processor
 
 
 if __name__ == "__main__":
