@@ -124,7 +124,7 @@ def test_a_job_does_not_fail_because_its_spare_worker_was_dying(new_daemon) -> N
     os.kill(spare, signal.SIGSTOP)  # it takes the job, so to speak, and is killed before it can say a word
     job = daemon.train(data)
     until(lambda: daemon.job(job).state == "running")
-    until(lambda: list((daemon.state / "run" / "workers").iterdir()))
+    until(lambda: list((daemon.state / "run" / "workers").glob("*")))
     os.kill(spare, signal.SIGKILL)
     info = daemon.wait(job)
     assert (info.state, info.attempt) == ("succeeded", 1)

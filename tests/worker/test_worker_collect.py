@@ -34,7 +34,7 @@ def test_steps_become_a_dataset_of_exactly_so_many(start, tmp_path):
 
 
 def test_a_paused_and_a_killed_collection_go_on_with_the_count(start, tmp_path, wait_for):
-    spec = {"kind": "collect", "env": "Pendulum-v1", "dataset": "d", "steps": 60_000}
+    spec = {"kind": "collect", "env": "Pendulum-v1", "dataset": "d", "steps": 200_000}
     worker = start("c1", spec)
     worker.until(lambda event: event["type"] == "progress" and event["step"] > 500)
     worker.send({"type": "pause"})
@@ -49,7 +49,7 @@ def test_a_paused_and_a_killed_collection_go_on_with_the_count(start, tmp_path, 
     third = start("c1", spec, attempt=3)
     assert third.end()["state"] == "succeeded"
     store = EpisodeStore.open(path)
-    assert steps(store) == 60_000 and check(path) == []
+    assert steps(store) == 200_000 and check(path) == []
     assert f"resumed at step {paused}" in [event["message"] for event in second.of_type("message")]
 
 
