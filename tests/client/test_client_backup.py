@@ -32,6 +32,7 @@ def weights(state_dir, job: str) -> dict[str, bytes]:
     return {name: value.tobytes() for name, value in tensors.items()}
 
 
+@pytest.mark.slow
 def test_a_back_up_under_load_is_whole_and_its_jobs_end_with_the_same_bits(own_daemon, cli, tmp_path, monkeypatch):
     daemon = own_daemon.start()
     monkeypatch.setenv("OFFRL_URL", daemon.url)

@@ -162,7 +162,9 @@ def test_a_damaged_checkpoint_is_skipped_and_any_checkpoint_can_be_exported(trai
     ("algorithm", "dataset", "spec"),
     [
         ("td3_bc", "pendulum", {"seeds": [0, 4], "validation": 0.2, "config": {"observation_scaler": "standard", "batch_size": 32}}),
-        ("discrete_decision_transformer", "cartpole", {"config": {"context_size": 3, "batch_size": 8}}),
+        pytest.param(
+            "discrete_decision_transformer", "cartpole", {"config": {"context_size": 3, "batch_size": 8}}, marks=pytest.mark.slow
+        ),
     ],
 )  # fmt: skip
 def test_a_policy_is_exported_without_the_dataset_that_it_was_trained_on(algorithm, dataset, spec, train, start, tmp_path):
