@@ -61,6 +61,12 @@ class Audit:
         self._queue.put((json.dumps(entry).encode() + b"\n", done))
         return done
 
+    def settled(self) -> asyncio.Future[None]:
+        """Done when every act noted so far is on the disk (or could not be written): who reads the log then finds them."""
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._queue.put((b"", done))
+        return done
+
     def close(self) -> None:
         """Write what is left and end the thread."""
         self._queue.put(None)
@@ -79,11 +85,12 @@ class Audit:
             if not waiting:
                 continue
             try:
-                self._write(b"".join(line for line, _ in waiting))
+                if lines := b"".join(line for line, _ in waiting):
+                    self._write(lines)
             except OSError as error:
                 log.error("%s cannot be written (%s); its lines follow", self._path, error.strerror)
-                for line, _ in waiting:
-                    log.error("audit %s", line.decode().rstrip())
+                for line in lines.splitlines():
+                    log.error("audit %s", line.decode())
             for _, done in waiting:
                 with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
                     done.get_loop().call_soon_threadsafe(_finish, done)

@@ -44,6 +44,23 @@ def test_old_parts_are_kept_up_to_their_number_and_lines_count_on(tmp_path: Path
     assert (newest["job"], newest["caller"], newest["address"]) == ("j99", "arm1", "10.0.0.7")
 
 
+def test_settled_waits_for_all_that_was_noted_before(tmp_path: Path) -> None:
+    path = tmp_path / "audit.log"
+
+    async def work() -> None:
+        log = Audit(path, max_bytes=1 << 20, keep=3)
+        await log.settled()
+        assert not path.exists()
+        for number in range(1, 2001, 100):
+            for _ in range(100):
+                log.record(CALLER, "submit")
+            await log.settled()
+            assert len(numbers(path)) == number + 99
+        log.close()
+
+    asyncio.run(work())
+
+
 def test_a_place_in_a_long_log_is_found(tmp_path: Path) -> None:
     path = tmp_path / "audit.log"
     path.write_text("".join(json.dumps({"n": n, "time": float(n), "job": "j" * (n % 300)}) + "\n" for n in range(1, 5001)))

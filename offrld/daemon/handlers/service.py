@@ -26,6 +26,7 @@ async def algorithms(app: App, request: wire.Algorithms) -> wire.AlgorithmList:
 
 
 async def read_audit(app: App, request: wire.ReadAudit) -> wire.AuditEntries:
-    """A part of the audit log."""
+    """A part of the audit log, with every act that was noted before the question."""
+    await app.log.settled()
     found, more = await asyncio.to_thread(audit.entries, app.state.audit, request.since, request.after, request.limit)
     return wire.AuditEntries(entries=found, more=more)
