@@ -1,9 +1,10 @@
 """Imports: how fast a D4RL file of a million transitions becomes a durable store, and how much memory an Atari epoch takes.
 
 ``python -m benchmarks.import_speed [--frames N] [--folder F]`` (``make bench-import``). The speed stands beside that of h5py alone reading
-the same arrays into memory, which the import does too; files are gzipped, as D4RL has them, and plain. "cold": the file is not in the page
-cache, as on the day when it was downloaded. Times are wall clock, the best of several; processor time beside it, because the disk is the
-machine's. The memory is the peak of a real import worker, as the kernel counts it for the ended process.
+the same arrays into memory, which the import does too, and that of a raw write and sync of the store's bytes; files are gzipped, as D4RL
+has them, and plain. "cold": the file is not in the page cache, as on the day when it was downloaded. Times are wall clock, the best of
+several; processor time beside it, because the disk is the machine's. The memory is the peak of a real import worker, as the kernel counts
+it for the ended process.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import numpy as np
 from offrl_store import EpisodeStore
 from offrld.importers import import_into
 
-ROWS, REPEATS = 1_000_000, 3
+ROWS, REPEATS = 1_000_000, 5
 FRAMES = 1_000_000
 LIMIT_MB = 500
 DROP = getattr(os, "POSIX_FADV_DONTNEED", None)
@@ -74,10 +75,11 @@ def read_all(path: Path) -> None:
             file[key][:]
 
 
-def best(work: Callable[[], None], path: Path, cold: bool) -> tuple[float, float]:
-    """Wall clock and processor time of the fastest of several runs, in seconds."""
+def best(work: Callable[[], None], path: Path, cold: bool, before: Callable[[], None] = lambda: None) -> tuple[float, float]:
+    """Wall clock and processor time of the fastest of several runs, in seconds; ``before`` each, and not counted."""
     times = []
     for _ in range(REPEATS):
+        before()
         if cold:
             descriptor = os.open(path, os.O_RDONLY)
             os.fsync(descriptor)
@@ -105,28 +107,25 @@ def raw_write(path: Path, size: int) -> None:
 def speed(folder: Path) -> dict[str, Any]:
     """The table of the D4RL file."""
     found: dict[str, Any] = {}
+    store = folder / "store"
     print(f"D4RL file, {ROWS:,} transitions, 17 observations and 6 actions, float32: seconds (processor seconds)")
-    print(f"{'':18}{'h5py reads':>18}{'import':>18}{'speed':>8}{'by cpu':>8}")
+    print(f"{'':18}{'h5py reads':>18}{'import':>18}{'raw write':>18}{'of h5py':>9}{'by cpu':>8}{'of raw':>8}")
     for name, compression in (("gzip", "gzip"), ("uncompressed", None)):
-        path, store = folder / f"{name}.hdf5", folder / "store"
+        path = folder / f"{name}.hdf5"
         write_d4rl(path, compression)
 
-        def imported(path: Path = path, store: Path = store) -> None:
-            shutil.rmtree(store, ignore_errors=True)
-            import_into(path, store)
-
         for cold in (False, True) if DROP is not None else (False,):
-            read, made = best(lambda path=path: read_all(path), path, cold), best(imported, path, cold)
+            read = best(lambda path=path: read_all(path), path, cold)
+            made = best(lambda path=path: import_into(path, store), path, cold, lambda: shutil.rmtree(store, ignore_errors=True))
+            raw = best(lambda: raw_write(folder / "raw", EpisodeStore.open(store).nbytes), folder, False)
             label = f"{name}{', cold' if cold else ''}"
-            found[label] = {"h5py_s": read[0], "import_s": made[0], "speed": read[0] / made[0], "cpu_speed": read[1] / made[1]}
-            columns = [f"{each[0]:.2f} ({each[1]:.2f})" for each in (read, made)]
-            print(f"{label:18}{columns[0]:>18}{columns[1]:>18}{read[0] / made[0]:>8.2f}{read[1] / made[1]:>8.2f}", flush=True)
+            ratios = read[0] / made[0], read[1] / made[1], raw[0] / made[0]
+            found[label] = {"h5py_s": read[0], "import_s": made[0], "raw_write_s": raw[0], "speed": ratios[0], "cpu_speed": ratios[1]}
+            columns = "".join(f"{f'{each[0]:.3f} ({each[1]:.3f})':>18}" for each in (read, made, raw))
+            print(f"{label:18}{columns}{ratios[0]:>9.2f}{ratios[1]:>8.2f}{ratios[2]:>8.2f}", flush=True)
         assert EpisodeStore.open(store).transition_count >= ROWS - 1000
         path.unlink()
-    size = EpisodeStore.open(folder / "store").nbytes
-    raw = best(lambda: raw_write(folder / "raw", size), folder, False)
-    print(f"for comparison, a raw write and sync of the store's {size / 1e6:.0f} MB: {raw[0]:.2f} ({raw[1]:.2f})")
-    return found | {"raw_write_s": raw[0]}
+    return found
 
 
 def memory(folder: Path, frames: int) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from . import format as layout
-from .disk import open_file, start_writing, write_parts
+from .disk import open_file, start_writing, sync_files, write_parts
 from .errors import StoreCorrupt
 from .kernels import kernels
 from .schema import Column, Schema
@@ -100,8 +100,7 @@ class ColumnFiles:
     def sync(self, row: int) -> None:
         """Make the rows below ``row`` durable. Raises OSError."""
         self.flush(row)
-        for descriptor in self.descriptors:
-            os.fdatasync(descriptor)
+        sync_files(self.descriptors)
         self._started = row
 
     def cut(self, row: int) -> None:

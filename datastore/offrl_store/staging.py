@@ -240,10 +240,11 @@ class OpenEpisode:
     # --- The file ---------------------------------------------------------------------------------------------------------------
 
     def stage(self) -> bool:
-        """Write what is not in the file yet; not synced. Returns whether there was anything."""
+        """Write what is not in the file yet; not synced. Returns whether the file is new."""
         if self.staged == len(self.chunks):
             return False
-        if self.file < 0:
+        new = self.file < 0
+        if new:
             self.path = self.layout.place(self.env)
             self.file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
         offset = self.file_end()
@@ -255,7 +256,7 @@ class OpenEpisode:
             chunk.offset = offset + BLOCK.size
             offset, first = chunk.offset + len(payload), first + chunk.steps
         self.staged = len(self.chunks)
-        return True
+        return new
 
     def file_end(self) -> int:
         """Where the next block goes: behind the last chunk in the file."""

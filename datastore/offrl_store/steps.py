@@ -12,7 +12,7 @@ import numpy as np
 
 from . import format as layout
 from . import meta, staging
-from .disk import disk_errors, sync_folder
+from .disk import disk_errors, sync_files, sync_folder
 from .errors import InvalidEpisode, InvalidInput
 from .schema import Schema
 from .validate import CheckedEpisode, convert_rows
@@ -228,16 +228,14 @@ class StepWriter(ABC):
         snapshot = self.commit()
         self._settle_all()
         with disk_errors(self._path):
-            made = False
             for episode in list(self._open.values()):
                 try:
                     episode.flush()
                 except InvalidEpisode as error:
                     self._drop_broken(episode, error)
                     raise
-                made |= episode.file < 0
-                if episode.stage():
-                    os.fdatasync(episode.file)
+            made = any([episode.stage() for episode in self._open.values()])
+            sync_files([episode.file for episode in self._open.values() if episode.file >= 0])
             if made and self._open:
                 sync_folder(self._layout.folder)
                 sync_folder(self._path)
@@ -248,7 +246,7 @@ class StepWriter(ABC):
         for number, episode in self._ended:
             _, steps, _, flags, data_crc = self._pending[number - self._committed]
             episode.mark_end(number, steps, flags, data_crc)
-            os.fdatasync(episode.file)
+        sync_files([episode.file for _, episode in self._ended])
 
     def _forget_ended(self) -> None:
         ended, self._ended = self._ended, []

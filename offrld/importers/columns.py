@@ -7,6 +7,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -53,22 +54,23 @@ class Column:
                 hint=f"a step may take {MAX_ROW_BYTES:,} bytes per array; the header may be damaged",
             )
 
-    @property
+    # Each of these is asked for with every episode, and HDF5 would make its answer anew.
+    @cached_property
     def rows(self) -> int:
         return int(self.data.shape[0])
 
-    @property
+    @cached_property
     def shape(self) -> tuple[int, ...]:
         """Shape of one row."""
         return tuple(int(n) for n in self.data.shape[1:])
 
-    @property
+    @cached_property
     def dtype(self) -> np.dtype:
         """Dtype in native byte order; what the store has no place for (long double) becomes float64."""
         dtype = np.dtype(self.data.dtype).newbyteorder("=")
         return np.dtype(np.float64) if dtype.kind == "f" and dtype.itemsize > 8 else dtype
 
-    @property
+    @cached_property
     def row_bytes(self) -> int:
         return max(1, self.dtype.itemsize * math.prod(self.shape))
 
