@@ -84,7 +84,7 @@ class Catalog:
             log.error("the describe worker failed: %s: %s", error, last)
             raise InternalError(f"the algorithms of this installation cannot be listed: {last or error}", hint=f"see {trouble}") from None
         for problem in found["problems"]:
-            log.warning("an algorithm of an installed package cannot be used: %s", problem)
+            log.warning("something of an installed package cannot be used: %s", problem)
         if not found["problems"]:  # a package may be repaired without a new version
             await asyncio.to_thread(self._keep, path, data)
         log.info("%d algorithms, %d environments", len(found["algorithms"]), len(found["environments"]))

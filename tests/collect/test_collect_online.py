@@ -9,7 +9,7 @@ from cheap_settings import cheap_settings
 from collect_envs import Counting
 
 import offrld
-from offrl.errors import EnvironmentFailed, InvalidInput
+from offrl.errors import EnvironmentFailed, InvalidInput, StoreNotFound, Unknown
 from offrl_store import EpisodeStore, check
 from offrld.algos import get, names
 from offrld.collect import ConstantEpsilonGreedy, collect
@@ -89,6 +89,23 @@ def test_an_offline_dataset_is_mixed_in_with_its_share(tmp_path):
     training.close()
     with pytest.raises(InvalidInput, match="has other fields"):
         OnlineTraining(learner, Counting(), offline=collect("Pendulum-v1", steps=10, into=tmp_path / "other"))
+
+
+def test_a_learner_is_built_from_an_environment_or_its_id(tmp_path):
+    env = gymnasium.make("CartPole-v1")
+    for learner in (offrld.build("dqn", env=env), offrld.build("dqn", env), offrld.build("dqn", env="CartPole-v1")):
+        assert learner.predict(np.zeros((2, 4), np.float32)).shape == (2,)
+    with pytest.raises(Unknown, match="CartPol-v1") as unknown:
+        offrld.build("dqn", env="CartPol-v1")
+    assert "CartPole-v1" in unknown.value.hint
+    with pytest.raises(StoreNotFound) as missing:
+        offrld.build("dqn", "CartPole-v1")
+    assert "env=" in missing.value.hint
+    for given in ({}, {"source": tmp_path, "env": env}):
+        with pytest.raises(InvalidInput, match="just one of them"):
+            offrld.build("dqn", **given)
+    with pytest.raises(InvalidInput, match="sac"):
+        offrld.build("sac", env=env)
 
 
 def test_a_learner_goes_on_from_offline_training(tmp_path):
