@@ -119,6 +119,12 @@ class JobList(Reply):
     left_off: int = 0                          # older ones that did not fit into the limit or into one message
 
 
+class Encoded(Reply):
+    """A reply whose message is made already: the same one goes to many, or most of it is as it was before."""
+
+    body: bytes
+
+
 class Event(Reply):
     """One numbered event of a job. ``n`` counts from 1 without gaps; a follower asks for those after its cursor."""
 
@@ -587,7 +593,19 @@ def decode_request(body: bytes) -> Request:
 
 def encode_reply(reply: Reply) -> bytes:
     """The bytes of a good reply."""
+    if isinstance(reply, Encoded):
+        return reply.body
     return messages.pack({"protocol": PROTOCOL, "ok": True, "result": reply.model_dump()})
+
+
+def encoded_job(job: JobInfo) -> bytes:
+    """A job as `encoded_job_list` puts it into a list."""
+    return messages.pack(job.model_dump())
+
+
+def encoded_job_list(jobs: list[bytes], left_off: int) -> Encoded:
+    """The reply of a `JobList`, from jobs that `encoded_job` has made."""
+    return Encoded(body=messages.pack_around({"protocol": PROTOCOL, "ok": True, "result": {"left_off": left_off, "jobs": []}}, jobs))
 
 
 def encode_error(error: OffrlError) -> bytes:
