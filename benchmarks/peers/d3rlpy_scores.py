@@ -60,6 +60,8 @@ def main(path: str, env_id: str, name: str, steps: int, seeds: int, settings: di
     scaler = d3rlpy.preprocessing.MinMaxActionScaler(minimum=np.array([-2.0]), maximum=np.array([2.0]))
     returns_of_file = sorted(float(episode.compute_return()) for episode in dataset.episodes)
     asked = float(np.mean(returns_of_file[-max(1, round(0.1 * len(returns_of_file))) :]))
+    discrete = name.startswith("discrete_")
+    greedy = {"action_sampler": d3rlpy.algos.GreedyTransformerActionSampler()} if discrete else {}  # it would sample
     for seed in range(seeds):
         d3rlpy.seed(seed)
         algorithm = CONFIGS[name](**({"action_scaler": scaler} if scaled else {}), **settings).create(device="cpu:0")
@@ -70,7 +72,7 @@ def main(path: str, env_id: str, name: str, steps: int, seeds: int, settings: di
         totals = []
         for episode in range(20):
             if hasattr(algorithm, "as_stateful_wrapper"):
-                wrapper = algorithm.as_stateful_wrapper(target_return=asked)
+                wrapper = algorithm.as_stateful_wrapper(target_return=asked, **greedy)
                 wrapper.reset()
                 totals.append(rollout(wrapper.predict, env, 1000 + episode))
             else:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 FILE_ENDINGS = (".hdf5", ".h5", ".npz", ".csv", ".parquet")
 EXPORT_FORMATS = {".hdf5": "d4rl", ".h5": "d4rl", ".npz": "npz"}  # anything else: a store's folder
-EXPORT_FOLDERS = ("store", "minari", "torchrl", "gen_dgrl", "lerobot")  # the formats that are folders
+EXPORT_FOLDERS = ("store", "minari", "torchrl", "gen_dgrl", "atari", "lerobot")  # the formats that are folders
 
 
 def export_format(out: str | os.PathLike[str], format: str | None) -> str:

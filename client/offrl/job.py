@@ -175,6 +175,7 @@ class ImportSpec(_Spec):
     append: bool = False
     options: dict[Annotated[str, Field(max_length=100)], Any] = {}    # of the format
     skip_bad: bool = False                                            # leave out episodes that cannot be used, and say which
+    once: bool = False                                                # of a recorder's segment: append what is not there yet
 
 
 class ExportSpec(_Spec):
@@ -192,7 +193,7 @@ class DatasetExportSpec(_Spec):
 
     kind: Literal["dataset_export"] = "dataset_export"
     dataset: Name
-    format: Literal["d4rl", "npz", "store", "minari", "d3rlpy", "d3rlpy-v1", "robomimic", "torchrl", "gen_dgrl", "lerobot"]
+    format: Literal["d4rl", "npz", "store", "minari", "d3rlpy", "d3rlpy-v1", "robomimic", "torchrl", "gen_dgrl", "atari", "lerobot"]
 
 
 JobSpec = Annotated[

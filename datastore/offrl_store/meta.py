@@ -20,6 +20,7 @@ from .errors import InvalidInput, StoreCorrupt
 
 META_FILE, NEW_FILE = "episodes.meta", "episodes.meta.new"
 COMPACT_BYTES = 64 << 10  # a smaller file is left as it is
+ENCODER = json.JSONEncoder(allow_nan=False, separators=(",", ":"))  # json.dumps makes one for each call, which takes longer than encoding
 
 
 def checked(metadata: Mapping[str, Any] | None) -> str | None:
@@ -27,7 +28,7 @@ def checked(metadata: Mapping[str, Any] | None) -> str | None:
     if metadata is None:
         return None
     try:
-        return json.dumps(dict(metadata), allow_nan=False, separators=(",", ":"))
+        return ENCODER.encode(dict(metadata))
     except (TypeError, ValueError) as error:
         raise InvalidInput(f"metadata is not a JSON object: {error}") from error
 

@@ -76,6 +76,7 @@ class Layout:
 
     def __init__(self, schema: Schema, start: bytes, folder: Path) -> None:
         self.schema, self.start, self.folder, self.number = schema, start, folder, 0
+        self.spare: list[OpenEpisode] = []  # to be used again: making one and collecting its cycle of references costs 14 us
         self.columns = schema.columns
         self.takers = [taker(column) for column in self.columns]
         roles = [column.role for column in self.columns]
@@ -107,19 +108,20 @@ class Layout:
         return self.folder / f"{env}.{self.number}"
 
     def join(self, i: int, values: list[Any], where: str) -> np.ndarray:
-        """The array of the waiting rows of column ``i``."""
+        """The array of the waiting rows of column ``i``. Raises InvalidEpisode for a whole number that its dtype does not hold."""
         field = self.columns[i].field
         if field.shape:
             return np.frombuffer(b"".join(values), field.dtype).reshape(len(values), *field.shape)
-        if not values:
-            return np.empty(0, field.dtype)
-        return convert_rows(values, field, f"{where}, field {self.columns[i].name}")
+        try:
+            return np.array(values, field.dtype)
+        except OverflowError:
+            return convert_rows(values, field, f"{where}, field {self.columns[i].name}")  # names the row
 
 
 class OpenEpisode:
     """One episode that has begun and not ended."""
 
-    __slots__ = ("add", "broken", "bytes", "chunks", "env", "file", "layout", "path", "recovered", "rows", "staged", "steps")
+    __slots__ = ("add", "broken", "bytes", "chunks", "env", "file", "layout", "path", "rows", "staged", "steps")
 
     def __init__(self, layout: Layout, env: int) -> None:
         self.layout, self.env = layout, env
@@ -128,17 +130,30 @@ class OpenEpisode:
         self.steps = self.bytes = self.staged = 0                  # steps and bytes of the chunks; how many chunks are in the file
         self.path: Path | None = None
         self.file = -1
-        self.recovered = self.broken = False  # found by this writer; a step was refused after others had been joined with it
+        self.broken = False  # a step was refused after others had been joined with it
         self.add = self._adder() if layout.plain else self._add
+
+    @classmethod
+    def begun(cls, layout: Layout, env: int, observation: Any) -> OpenEpisode:
+        """One that begins with this observation. Raises InvalidEpisode."""
+        episode = layout.spare.pop() if layout.spare else cls(layout, env)
+        episode.env = env
+        episode.begin(observation)
+        return episode
 
     def begin(self, observation: Any) -> None:
         """Take the first observation."""
-        layout = self.layout
-        taken = [layout.takers[i](value) for i, value in zip(layout.roles["observation"], layout.values("observation", observation),
-                                                             strict=True)]
-        for i, value in zip(layout.roles["observation"], taken, strict=True):
-            check_values(layout.join(i, [value], where := f"env {self.env}, the first observation"), layout.columns[i], where)
-            self.rows[i].append(value)
+        layout, where = self.layout, f"env {self.env}, the first observation"
+        for i, value in zip(layout.roles["observation"], layout.values("observation", observation), strict=True):
+            taken = layout.takers[i](value)
+            check_values(layout.join(i, [taken], where), layout.columns[i], where)
+            self.rows[i].append(taken)
+
+    def again(self) -> None:
+        """Be empty, to be used again: the rows are where ``add`` has them."""
+        for rows in self.rows:
+            rows.clear()
+        self.chunks, self.steps, self.bytes, self.staged, self.path, self.broken = [], 0, 0, 0, None, False
 
     def _adder(self) -> Callable[..., None]:
         """``add`` for one observation, one action, a reward and no extras, with everything that it needs in locals."""
@@ -184,24 +199,31 @@ class OpenEpisode:
     def flush(self) -> None:
         """Join the waiting rows to a chunk and check their values. Raises InvalidEpisode."""
         if any(self.rows):
-            where = f"env {self.env}, steps from {self.steps}"
-            try:
-                arrays = [self.layout.join(i, rows, where) for i, rows in enumerate(self.rows)]
-            except InvalidEpisode:
-                self.broken = True
-                raise
+            arrays = self._joined()
             for rows in self.rows:
                 rows.clear()
             self.put(arrays)
 
+    def _joined(self) -> list[np.ndarray]:
+        """The waiting rows. Raises InvalidEpisode."""
+        try:
+            return [self.layout.join(i, rows, self.where) for i, rows in enumerate(self.rows)]
+        except InvalidEpisode:
+            self.broken = True
+            raise
+
+    @property
+    def where(self) -> str:
+        """Of the waiting rows, for messages."""
+        return f"env {self.env}, steps from {self.steps}"
+
     def put(self, arrays: list[np.ndarray]) -> None:
         """Add a chunk behind the rows that wait: own arrays of the fields' dtypes. Raises InvalidEpisode."""
         self.flush()
-        where = f"env {self.env}, steps from {self.steps}"
         try:
             for column, array in zip(self.layout.columns, arrays, strict=True):
                 if len(array):
-                    check_values(array, column, where)
+                    check_values(array, column, self.where)
         except InvalidEpisode:
             self.broken = True
             raise
@@ -252,9 +274,10 @@ class OpenEpisode:
         write_all(self.file, head + struct.pack("<I4x", zlib.crc32(head)), self.file_end())
 
     def whole(self, terminated: bool) -> CheckedEpisode:
-        """The episode as it goes into the columns. Raises InvalidEpisode without a step."""
-        if not self.steps:
-            raise InvalidEpisode(f"env {self.env}: the episode has no step", hint="an episode has at least one action and reward")
+        """The episode as it goes into the columns. Raises InvalidEpisode. A short one's rows wait still; the columns check their values."""
+        if not self.chunks:
+            return CheckedEpisode(self.step_count, terminated, False, tuple(self._joined()))
+        self.flush()
         parts = [chunk.arrays if chunk.arrays is not None else self._load(chunk) for chunk in self.chunks]
         arrays = tuple(parts[0] if len(parts) == 1 else (np.concatenate(column) for column in zip(*parts, strict=True)))
         return CheckedEpisode(self.steps, terminated, False, arrays)
@@ -315,7 +338,7 @@ def load(layout: Layout, path: Path) -> tuple[OpenEpisode | None, Ended | None, 
         at = chunk.offset + size
     if not episode.chunks:
         return None, None, len(raw)
-    episode.staged, episode.path, episode.recovered = len(episode.chunks), path, True
+    episode.staged, episode.path = len(episode.chunks), path
     return episode, ended, len(raw) - at
 
 

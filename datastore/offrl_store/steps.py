@@ -48,8 +48,7 @@ class StepWriter(ABC):
         if isinstance(env, bool) or not isinstance(env, (int, np.integer)) or env < 0:
             raise InvalidInput(f"env {env!r} is not a whole number from 0", hint="number the environments from 0")
         env = int(env)
-        episode = staging.OpenEpisode(self._layout, env)
-        episode.begin(observation)
+        episode = staging.OpenEpisode.begun(self._layout, env, observation)
         if env in self._open:
             if self._settled(env).step_count:
                 self._finish(env, False)
@@ -196,26 +195,33 @@ class StepWriter(ABC):
 
     def _finish(self, env: int, terminated: bool, metadata: str | None = None) -> int:
         episode = self._settled(env)
-        try:
-            episode.flush()
-        except InvalidEpisode as error:
-            self._drop_broken(episode, error)
-            raise
+        if not episode.step_count:
+            raise InvalidEpisode(f"env {env}: the episode has no step", hint="an episode has at least one action and reward")
         number = self._committed + len(self._pending)
-        self._put(episode.whole(terminated), f"env {env}")
+        try:
+            self._put(episode.whole(terminated), episode.where)
+        except InvalidEpisode as error:
+            self._drop(episode, error)
+            raise
         del self._open[env]
         if self._batch is not None and env < self._batch.count:
             self._batch.open[env] = False
         if episode.file >= 0:
             self._ended.append((number, episode))
+        else:
+            episode.again()
+            self._layout.spare.append(episode)
         self._meta.add(number, metadata)
         self._commit_if_due()
         return number
 
     def _drop_broken(self, episode: staging.OpenEpisode, error: InvalidEpisode) -> None:
         if episode.broken:
-            self.discard(episode.env)
-            error.hint = f"the open episode of env {episode.env} was dropped; {error.hint}".rstrip("; ")
+            self._drop(episode, error)
+
+    def _drop(self, episode: staging.OpenEpisode, error: InvalidEpisode) -> None:
+        self.discard(episode.env)
+        error.hint = f"the open episode of env {episode.env} was dropped; {error.hint}".rstrip("; ")
 
     def sync(self) -> Snapshot:
         """Commit, and make the steps of the open episodes durable, each in a file of its own. Raises DiskFull."""

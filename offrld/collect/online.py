@@ -1,7 +1,11 @@
 """Online training: steps in an environment and updates on what they have left in the store, in turn.
 
-The data is the store: every episode that has ended can be sampled once it is committed, which happens at an episode's end, at most once in
-`COMMIT_STEPS` steps. The steps of the episode under way are not sampled yet. What was gathered is kept, as a dataset like any other.
+The data is the store: every episode that has ended can be sampled once it is taken in, which happens after an episode's end, at most once
+in `COMMIT_STEPS` steps. The steps of the episode under way are not sampled yet. What was gathered is kept, as a dataset like any other.
+
+When episodes are taken in, and so which updates are made on what, follows from the steps alone: commits at other times (of a checkpoint, or
+of the collector every few seconds) make episodes durable and change nothing. So a run that was killed and resumed makes as many updates as
+one that was not: those between its checkpoint and its last step are made up for.
 """
 
 from __future__ import annotations
@@ -134,8 +138,10 @@ class OnlineTraining:
         self.returns: list[float] = []
         self.spent = {"environment": 0.0, "sample": 0.0, "update": 0.0}
         self._sampler: Any = None
-        self._committed = self._step_committed = 0
-        self._seen()
+        self._taken = self._step_taken = 0  # episodes of the store that can be sampled, and the step at which the last were taken in
+        self._transitions = 0               # of these episodes
+        self._first = 0                     # of them
+        self.commit()
 
     # ------------------------------------------------------------------------------------------------------------ the loop
     def advance(self, steps: int) -> None:
@@ -146,14 +152,17 @@ class OnlineTraining:
             began = time.perf_counter()
             self.collector.run(count)
             self.step += count
-            self._commit_if_due()
+            if self.step % self._interval == 0:
+                self._commit_if_due()
             self.spent["environment"] += time.perf_counter() - began
             if self.step % self._interval == 0 and self.step > self._start:
                 self.update(self._updates)
 
     def update(self, count: int) -> None:
-        """So many updates, where the store has more transitions than a batch; else none."""
-        if self.store.transition_count <= self.learner.config.batch_size:
+        """So many updates, where more transitions than a batch can be sampled; else none."""
+        if self.store.first != self._first:  # a bounded store has given back episodes that were sampled
+            self.commit()
+        if self._transitions <= self.learner.config.batch_size:
             return
         try:
             if self._sampler is None:
@@ -171,27 +180,44 @@ class OnlineTraining:
 
     def due_until(self, step: int) -> int:
         """Updates that `advance` would have made from the present step up to ``step``: those that a crash has lost are made up for so."""
-        return self._updates * (step // self._interval - max(self.step, self._start) // self._interval) if step > self._start else 0
+        begin = max(self.step, self._start, self._first_update(step) - 1)
+        return self._updates * max(0, step // self._interval - begin // self._interval)
+
+    def go_on_at(self, step: int) -> None:
+        """Go on behind steps that are in the store and were made after the state that was loaded."""
+        self.step = self._step_taken = self.collector.frames = self.collector.behaviour.step = step
+
+    def _first_update(self, step: int) -> int:
+        """The step at which a run of ``step`` steps had a batch to learn from: 0 where episodes of others were in the store before."""
+        ends = np.cumsum(self.store.episode_table["steps"])
+        if not len(ends) or self.store.first or ends[-1] != step:
+            return 0
+        last = ended = 0
+        while ended < len(ends):  # from one commit to the next
+            at = max(last + _apart(last and int(ends[ended - 1])), int(ends[ended]))
+            last = -(-at // self._interval) * self._interval
+            ended = int(np.searchsorted(ends, last, side="right"))
+            if ends[ended - 1] > self.learner.config.batch_size:
+                return last
+        return step + 1
 
     def _commit_if_due(self) -> None:
-        since = self.step - self._step_committed
-        if self._writer.pending and since >= max(COMMIT_STEPS, self.store.transition_count // SHARE):
+        store = self.store
+        ended = self._writer.pending or store.first + len(store) > self._taken
+        if ended and self.step - self._step_taken >= _apart(self._transitions):
             self.commit()
 
     def commit(self) -> None:
-        """Make what has ended durable, and let it be sampled."""
+        """Make what has ended durable, and let it be sampled: returns of new episodes, and a sampler that draws from them too."""
         self._writer.commit()
-        self._step_committed = self.step
-        self._seen()
-
-    def _seen(self) -> None:
-        """Take in what was committed: returns of new episodes, and a sampler that draws from them too."""
+        self._step_taken = self.step
         store = self.store
         count = store.first + len(store)
-        if count > self._committed:
-            if self._committed or self.step:
-                self.returns += [float(value) for value in store.returns[max(0, self._committed - store.first) :]]
-            self._committed, self._sampler = count, None
+        self._transitions, self._first = store.transition_count, store.first
+        if count > self._taken:
+            if self._taken or self.step:
+                self.returns += [float(value) for value in store.returns[max(0, self._taken - store.first) :]]
+            self._taken, self._sampler = count, None
 
     def _open_sampler(self) -> Any:
         learner = self.learner
@@ -214,7 +240,7 @@ class OnlineTraining:
         return {"step": self.step, "collector": self.collector.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.step = self._step_committed = int(state["step"])
+        self.step = self._step_taken = int(state["step"])
         self.collector.load_state_dict(state["collector"])
 
     def close(self) -> None:
@@ -249,6 +275,11 @@ def evaluate(
         if check is not None:
             check()
     return returns
+
+
+def _apart(transitions: int) -> int:
+    """Steps between two times at which episodes are taken in."""
+    return max(COMMIT_STEPS, transitions // SHARE)
 
 
 def _training(learner: Any, env: Any, store: Any, explorer: Explorer | None, options: Mapping[str, Any]) -> OnlineTraining | OnPolicy:

@@ -22,6 +22,7 @@ from offrl.errors import InvalidInput
 from offrld.engine.algorithm import Batch, Rollout, State, Step, Windows
 from offrld.nets import Params, onednn
 from offrld.nets.context import CONTEXT, Context
+from offrld.nets.tracing import one_graph
 
 LINEARS = ("auto", "torch", "onednn")
 LINEAR_VARIABLE = "OFFRL_LINEAR"   # of the environment; stands in for `auto`
@@ -68,7 +69,7 @@ def gradients(step: Step, config: Any, nets: SimpleNamespace, *, kind: type, com
             return value.sum(), others  # seeds share nothing, so the gradient of the sum is each seed's own
 
     if compiled:
-        function = torch.compile(function, fullgraph=True, dynamic=False)
+        function = one_graph(function)
 
     def run(leaves: Params, state: State, batch: Batch | Windows | Rollout) -> Result:
         value, (metrics, updates) = function(leaves, state.params, state.target, state.memory, state.data, _as_dict(batch))

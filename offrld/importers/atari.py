@@ -33,6 +33,7 @@ from .source import BadEpisodes, Format, Source, SourceEpisode, make_metadata
 from .spaces import ActionSpace, probe_environment
 
 ELEMENTS = ("observation", "action", "reward", "terminal")
+EPOCH_STEPS = 1_000_000  # of the published files
 NEEDS = "a folder with observation.gz, action.gz, reward.gz and terminal.gz, or with $store$_observation_ckpt.N.gz and so on"
 LOGGED = re.compile(r"\$store\$_observation_ckpt\.(\d+)\.gz")
 BEGINS = "the first episode is the rest of one that began before: the data begin in the middle of it"
@@ -73,7 +74,8 @@ class GzipFiles:
 
 
 def epochs_in(path: Path) -> list[Epoch]:
-    """The epochs of a folder in their order: of one epoch, of a run (``GAME/INDEX``), or of the bucket's logs. May be empty."""
+    """The epochs of a folder in their order: of one epoch, of a run (``GAME/INDEX``), of the bucket's logs, or of a mirror that holds a
+    single run. May be empty."""
     if (path / "observation.gz").is_file():
         return [_renamed(path)]
     for folder in (path, path / "replay_logs"):
@@ -88,7 +90,14 @@ def epochs_in(path: Path) -> list[Epoch]:
                 for each, number in zip(files, numbers, strict=True)
             ]
     inner = [each for each in path.iterdir() if each.name.isdecimal() and (each / "observation.gz").is_file()] if path.is_dir() else []
-    return [_renamed(each) for each in sorted(inner, key=lambda each: int(each.name))]
+    if inner:
+        return [_renamed(each) for each in sorted(inner, key=lambda each: int(each.name))]
+    runs = [run for each in _folders(path) if games.from_camel(each.name) for run in _folders(each) if run.name.isdecimal()]
+    return epochs_in(runs[0]) if len(runs) == 1 else []
+
+
+def _folders(path: Path) -> list[Path]:
+    return [each for each in path.iterdir() if each.is_dir()] if path.is_dir() else []
 
 
 def _renamed(path: Path) -> Epoch:

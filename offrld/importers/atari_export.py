@@ -1,8 +1,8 @@
 """Writing the layout of the Atari DQN replay data: epochs of four gzipped ``.npy`` files, for d4rl-atari, Dopamine's readers and ours.
 
 The steps of all episodes follow each other, as a logging agent keeps them, and are cut into epochs of equal size, in the middle of episodes
-too. The layout has no final observations, and no mark for an episode that was cut: only the last one may be, unless the cuts are to be
-written as terminals (as Dopamine logs its time limit).
+too. The layout has no final observations, and no mark for an episode that was cut: only the last one may be. `write_replay` refuses others
+unless the cuts are to be written as terminals (as Dopamine logs its time limit); an export leaves them out.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import gzip
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import BinaryIO
@@ -18,11 +18,12 @@ from typing import BinaryIO
 import numpy as np
 
 from offrl.environments import games
-from offrl_store import EpisodeStore
+from offrl_store import EpisodeStore, Field
 from offrl_store.disk import disk_errors, sync_folder
 from offrl_store.errors import EmptyStore, InvalidInput
 
-from .atari import ELEMENTS, logged_name
+from .atari import ELEMENTS, EPOCH_STEPS, logged_name
+from .exporting import Export
 
 DTYPES = {"observation": np.dtype(np.uint8), "action": np.dtype(np.int32), "reward": np.dtype(np.float32), "terminal": np.dtype(np.uint8)}
 
@@ -44,28 +45,64 @@ def write_replay(
         EmptyStore: there are fewer steps than epochs.
         DiskFull: nothing of the epoch that was being written is left.
     """
-    field, steps = store.schema.observation, store.step_count // max(1, epochs)
-    if (
-        isinstance(field, dict)
-        or field.dtype != np.uint8
-        or len(field.shape) != 3
-        or field.shape[0] != 1
-        or not store.schema.action.discrete
-    ):
-        raise InvalidInput(f"{store.path.name} holds no single grey frames with discrete actions", hint="collect it in offrld/GAME-v0")
+    _check_frames(store)
+    steps = store.step_count // max(1, epochs)
     if steps < 1:
         raise EmptyStore(f"{store.step_count} steps make no {epochs} epochs", hint="give fewer epochs")
+    for number, episode in enumerate(store.episodes[: len(store) - 1]):
+        if not (episode.terminated or cuts_are_terminals):
+            raise InvalidInput(f"episode {number} was cut, which the files cannot say", hint="write cuts as terminals, or leave it out")
     folder = Path(root) / games.camel(games.check(game)) / str(index)
-    rows, files = _rows(store, cuts_are_terminals), []
+    rows, files = _rows(store, range(len(store)), cuts_are_terminals), []
     for epoch in range(first_epoch, first_epoch + epochs):
         inner = folder / "replay_logs" if bucket else folder / str(epoch)
         names = {each: inner / (logged_name(each, epoch) if bucket else f"{each}.gz") for each in ELEMENTS}
-        _write_epoch(rows, names, steps, field.shape[1:])
+        _write_epoch(rows, names, steps, store.schema.observation.shape[1:])
         files += names.values()
     return files
 
 
-def _write_epoch(rows: Iterator[dict[str, bytes]], names: dict[str, Path], steps: int, size: tuple[int, ...]) -> None:
+def write_atari(export: Export) -> None:
+    """All steps in epochs of a million, under the bucket's names: below ``GAME/INDEX/replay_logs`` where the dataset knows its game, which
+    is a mirror for d4rl-atari's readers and ours, else in the folder itself. Index and first epoch are those of the dataset's source."""
+    store, source = export.store, export.store.metadata.get("source") or {}
+    _check_frames(store)
+    flags = store.episode_table["flags"]
+    kept = [number for number in range(len(store)) if flags[number] & 1 or number == len(store) - 1]
+    left = int(store.episode_table["steps"][kept].sum())
+    game = games.from_camel(str(source.get("game", ""))) or games.of_id(store.metadata.get("env_id"))
+    index, epoch = (source[key] if isinstance(source.get(key), int) else 1 for key in ("index", "epoch"))
+    folder = export.path if game is None else export.path / games.camel(game) / str(index) / "replay_logs"
+    rows = _rows(store, kept, False, lambda done: export.progress(done, len(store)))
+    if left % EPOCH_STEPS:
+        export.message(f"the last epoch holds {left % EPOCH_STEPS:,} steps: d4rl-atari itself takes epochs of {EPOCH_STEPS:,} only")
+    while left:
+        steps = min(left, EPOCH_STEPS)
+        names = {each: folder / logged_name(each, epoch) for each in ELEMENTS}
+        _write_epoch(rows, names, steps, store.schema.observation.shape[1:], level=6 if export.compress else 1)
+        left, epoch = left - steps, epoch + 1
+    if len(kept) < len(store):
+        export.message(f"{len(store) - len(kept)} cut episodes are left out: the format marks the end of completed ones only")
+    if final := int((flags[kept] & 2 == 0).sum()):
+        export.message(f"the final observations of {final} episodes are left out: the format has no place for them")
+    if game is None:
+        export.message("the dataset does not say its game: the files lie in the folder itself, not below GAME/INDEX")
+    if store.schema.extra:
+        export.message(f"not exported: {', '.join(store.schema.extra)} (the replay data have no place for them)")
+
+
+def _check_frames(store: EpisodeStore) -> None:
+    """Raises `InvalidInput` where the steps are not single grey frames with discrete actions."""
+    field, action = store.schema.observation, store.schema.action
+    frames = isinstance(field, Field) and field.dtype == np.uint8 and len(field.shape) == 3 and field.shape[0] == 1
+    if not (frames and isinstance(action, Field) and action.discrete):
+        raise InvalidInput(f"{store.path.name} holds no single grey frames with discrete actions: the observations are {field!r}",
+                           hint="collect it in offrld/GAME-v0")  # fmt: skip
+
+
+def _write_epoch(
+    rows: Iterator[dict[str, bytes]], names: dict[str, Path], steps: int, size: tuple[int, ...], level: int = 6
+) -> None:  # fmt: skip
     folder = names["observation"].parent
     with disk_errors(folder), ExitStack() as opened:
         folder.mkdir(parents=True, exist_ok=True)
@@ -74,7 +111,7 @@ def _write_epoch(rows: Iterator[dict[str, bytes]], names: dict[str, Path], steps
             opened.callback(path.unlink, missing_ok=True)
         streams: dict[str, BinaryIO] = {}
         for each, path in partial.items():
-            streams[each] = opened.enter_context(gzip.open(path, "wb", compresslevel=6))
+            streams[each] = opened.enter_context(gzip.open(path, "wb", compresslevel=level))
             shape = (steps, *size) if each == "observation" else (steps,)
             header = {"descr": np.lib.format.dtype_to_descr(DTYPES[each]), "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(streams[each], header)
@@ -89,11 +126,12 @@ def _write_epoch(rows: Iterator[dict[str, bytes]], names: dict[str, Path], steps
         sync_folder(folder)
 
 
-def _rows(store: EpisodeStore, cuts_are_terminals: bool) -> Iterator[dict[str, bytes]]:
-    """Every step's bytes, episode after episode."""
-    for number, episode in enumerate(store.episodes):
-        if not (episode.terminated or cuts_are_terminals or number == len(store) - 1):
-            raise InvalidInput(f"episode {number} was cut, which the files cannot say", hint="write cuts as terminals, or leave it out")
+def _rows(
+    store: EpisodeStore, numbers: Iterable[int], cuts_are_terminals: bool, progress: Callable[[int], None] | None = None
+) -> Iterator[dict[str, bytes]]:  # fmt: skip
+    """Every step's bytes, episode after episode of those numbers; ``progress`` is told the number of the next one."""
+    for number in numbers:
+        episode = store.episodes[number]
         ends = episode.terminated or cuts_are_terminals
         for t in range(episode.steps):
             yield {
@@ -101,3 +139,5 @@ def _rows(store: EpisodeStore, cuts_are_terminals: bool) -> Iterator[dict[str, b
                 "action": np.int32(episode.action[t]).tobytes(), "reward": np.float32(episode.reward[t]).tobytes(),
                 "terminal": np.uint8(ends and t == episode.steps - 1).tobytes(),
             }  # fmt: skip
+        if progress is not None:
+            progress(number + 1)

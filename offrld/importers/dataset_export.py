@@ -28,6 +28,7 @@ from offrl_store.disk import disk_errors
 from offrl_store.errors import DiskFull, EmptyStore, InvalidInput
 
 from . import native
+from .atari_export import write_atari
 from .calm_file import CalmFile
 from .columns import BLOCK_BYTES
 from .exporting import Export, Progress, set_attributes
@@ -47,8 +48,9 @@ def export_dataset(
 
     Args:
         format: ``d4rl``, ``npz``, ``store``, ``minari`` (a folder), ``d3rlpy`` (version 2, layout 2.1), ``d3rlpy-v1``, ``robomimic``,
-            ``torchrl``, ``gen_dgrl`` or ``lerobot`` (folders).
-        compress: gzip in HDF5, deflate in ``.npz``; without meaning for ``store``.
+            ``torchrl``, ``gen_dgrl``, ``atari`` or ``lerobot`` (folders).
+        compress: gzip in HDF5, deflate in ``.npz``; smaller and slower ``gen_dgrl`` and ``atari``, which are always compressed; without
+            meaning for ``store``.
         progress: called with (episodes done, episodes in all); ``npz`` goes through the episodes once per array.
         message: called with a line for everything that the format has no place for.
 
@@ -246,8 +248,8 @@ def _write_store(export: Export) -> None:
 EXPORTS: dict[str, Callable[[Export], None]] = {
     "d4rl": _write_d4rl, "npz": _write_npz, "store": _write_store, "minari": write_minari, "d3rlpy": write_d3rlpy,
     "d3rlpy-v1": write_d3rlpy_v1, "robomimic": write_robomimic, "torchrl": write_torchrl, "gen_dgrl": write_gen_dgrl,
-    "lerobot": write_lerobot,
+    "atari": write_atari, "lerobot": write_lerobot,
 }  # fmt: skip
 
 #: The formats that are folders; the others are single files.
-FOLDERS = ("store", "minari", "torchrl", "gen_dgrl", "lerobot")
+FOLDERS = ("store", "minari", "torchrl", "gen_dgrl", "atari", "lerobot")

@@ -24,7 +24,7 @@ class Export:
         store: its episodes are written.
         path: where to write; does not exist.
         name: the path that it gets when it is complete.
-        compress: gzip in HDF5.
+        compress: gzip in HDF5; the higher level where a format is always compressed.
         progress: called with (episodes done, episodes in all).
         message: called with a line for everything that the format has no place for.
     """

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from offrld.nets import random
@@ -40,12 +39,7 @@ class Context:
         self._calls[name] = call + 1
         if self._words is None:
             self._words = random.words(self.key)
-        return random.uniform(self._words, _stream(name, 2 * call + self.training), shape, like)
-
-
-@torch.compiler.assume_constant_result  # dynamo cannot look into zlib, and name and count are constants of the graph
-def _stream(name: str, call: int) -> tuple[int, int]:
-    return random.stream(name, call)
+        return random.uniform(self._words, random.stream(name, 2 * call + self.training), shape, like)
 
 
 def context_of(params: Mapping[str, Any]) -> Context | None:

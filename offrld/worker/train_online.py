@@ -179,8 +179,7 @@ class OnlineJob:
             training.update(min(updates, 100))
             updates -= 100
         if gathered > training.step:
-            training.step = training.collector.frames = gathered
-            training.collector.behaviour.step = gathered
+            training.go_on_at(gathered)
 
     def _next_stop(self) -> int:
         step = self.training.step
@@ -255,7 +254,6 @@ class OnlineJob:
         if self.data is not None:
             collector.writer.keep(self.data.keep(collector.store))
         collector.sync()
-        self.training.commit()
         if self.data is not None:
             self.data.save(self.training.store, whole_steps(collector))
             self.data.tell(self.training.store, last=last)

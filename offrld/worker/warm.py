@@ -1,11 +1,12 @@
-"""What a spare worker loads before it has a job: all that stands between a train job's start and its first update, and no device."""
+"""What a spare worker loads before it has a job: all that stands between a train job's start and its first update, and no device; and
+what takes long to load when its policy is exported."""
 
 from __future__ import annotations
 
 import importlib
 
 # In the order in which a train job comes to them. gymnasium is needed by jobs with an environment only, but its plugins are slow to find.
-MODULES = ("pydantic", "numpy", "torch", "offrl.job", "offrld.worker.job", "offrld.worker.train", "gymnasium")
+MODULES = ("pydantic", "numpy", "torch", "offrl.job", "offrld.worker.job", "offrld.worker.train", "gymnasium", "torch._dynamo")
 
 
 def warm() -> None:

@@ -129,6 +129,49 @@ def test_a_run_goes_on_from_its_state(tmp_path):
     assert again.step == learner.step + 50 and EpisodeStore.open(tmp_path / "store").step_count == 300
 
 
+def test_what_is_made_durable_in_between_changes_no_update(tmp_path):
+    """A checkpoint commits whenever it is due: updates are made when they would have been made, on what they would have been made."""
+    found = []
+    for name, blocks in (("whole", [450]), ("cut", [7, 123, 1, 60, 89, 100, 70])):
+        learner = learner_for("sac", Counting())
+        training = OnlineTraining(learner, Counting(), tmp_path / name, update_interval=5, update_start=10)
+        for block in blocks:
+            training.advance(block)
+            if name == "cut":
+                training.collector.sync()
+        found.append((learner.step, {key: value.clone() for key, value in learner.state.params.items()}, training.take_metrics()))
+        training.close()
+    (steps, whole, returns), (others, cut, same) = found
+    assert steps == others == 51 and returns["rollout_return"] == same["rollout_return"]
+    assert all((whole[key] == cut[key]).all() for key in whole)
+
+
+@pytest.mark.parametrize("at", [0, 130, 250, 395])
+@pytest.mark.parametrize("options", [{}, {"update_interval": 7, "updates": 2}, {"update_start": 320}])
+def test_a_killed_run_makes_up_for_as_many_updates_as_it_lost(tmp_path, at, options):
+    """Killed at step 403 with the checkpoint of a step before: with what is in the store it makes as many updates as one that went on."""
+    config = {"batch_size": 220}  # more than what the first commit takes in
+    whole = learner_for("sac", Counting(), **config)
+    whole.fit_online(Counting(), tmp_path / "whole", steps=600, steps_per_epoch=600, **options)
+    learner = learner_for("sac", Counting(), **config)
+    training = OnlineTraining(learner, Counting(), tmp_path / "store", **options)
+    training.advance(at)
+    learner.save(tmp_path / "checkpoint.safetensors", {"online": training.state_dict()})
+    state = training.state_dict()
+    training.advance(403 - at)
+    training.close()
+    again = learner_for("sac", Counting(), **config)
+    again.restore(tmp_path / "checkpoint.safetensors")
+    resumed = OnlineTraining(again, Counting(), tmp_path / "store", **options)
+    resumed.load_state_dict(state)
+    resumed.update(resumed.due_until(403))
+    assert again.step == learner.step
+    resumed.go_on_at(403)
+    resumed.advance(600 - 403)
+    resumed.close()
+    assert again.step == whole.step > 0 and EpisodeStore.open(tmp_path / "store").step_count == 600
+
+
 def test_frames_are_stacked_in_acting_and_in_training(tmp_path):
     learner = learner_for("dqn", Choices(), frame_stack=2)
     seen = []

@@ -12,9 +12,9 @@ import pytest
 from offrl import named
 from offrl.environments import games
 from offrl.errors import DownloadFailed, InvalidInput, Unknown
-from offrl_store import FrameStacks, to_arrays
+from offrl_store import FrameStacks, concat, copy, to_arrays
 from offrld import datasets
-from offrld.importers import import_into, open_source
+from offrld.importers import export_dataset, import_into, open_source
 from offrld.importers.atari import ELEMENTS, epochs_in
 from offrld.importers.atari_export import write_replay
 
@@ -230,3 +230,42 @@ def test_the_writer_refuses_what_the_files_cannot_say(played, tmp_path, discrete
     write_replay(joined, tmp_path / "out", "breakout", cuts_are_terminals=True)
     terminal = array(tmp_path / "out/Breakout/1/replay_logs/$store$_terminal_ckpt.1.gz")
     assert terminal[599] == 1 and terminal[1199] == 1
+
+
+def test_an_export_is_a_mirror_and_comes_back_whole(played, tmp_path, monkeypatch):
+    """Completed episodes and the last one; the folder is read as it is, and by its names."""
+    store = concat(tmp_path / "two", [played, played])  # one cut in the middle, one at the end
+    monkeypatch.setattr("offrld.importers.atari_export.EPOCH_STEPS", 600)
+    lines = []
+    mirror = export_dataset(store, tmp_path / "mirror", "atari", message=lines.append)
+    kept = [number for number, each in enumerate(store.episodes) if each.terminated or number == len(store) - 1]
+    assert len(kept) == len(store) - 1
+    expected = to_arrays(copy(store, tmp_path / "kept", np.array(kept)))
+    count = len(expected["actions"])
+    assert lines == [
+        f"the last epoch holds {count - 600} steps: d4rl-atari itself takes epochs of 600 only",
+        "1 cut episodes are left out: the format marks the end of completed ones only",
+        f"the final observations of {len(kept)} episodes are left out: the format has no place for them",
+    ]
+    again = import_into(mirror, tmp_path / "again")
+    ours = to_arrays(again)
+    for key in ("observations", "actions", "rewards", "terminals"):
+        np.testing.assert_array_equal(ours[key], expected[key])
+    assert again.metadata["env_id"] == "offrld/breakout-v0" and again.metadata["source"]["epochs"] == [1, 2]
+    monkeypatch.setenv("OFFRL_ATARI_SOURCE", str(mirror))
+    assert import_into(datasets.open_named("breakout-mixed-v0"), tmp_path / "first").step_count == 600
+    with pytest.raises(InvalidInput, match="grey frames"):
+        export_dataset(import_into({"observations": [[0.0]], "actions": [0], "rewards": [0.0], "terminals": [1]}, tmp_path / "flat"),
+                       tmp_path / "no", "atari")  # fmt: skip
+
+
+def test_an_export_of_an_imported_epoch_is_that_epoch(bucket, tmp_path):
+    """Files of the same names and arrays."""
+    folder = tmp_path / "copy" / "Breakout" / "1" / "replay_logs"
+    folder.mkdir(parents=True)
+    for element in ELEMENTS:
+        shutil.copy(logs(bucket) / f"$store$_{element}_ckpt.2.gz", folder)
+    mirror = export_dataset(import_into(folder, tmp_path / "store"), tmp_path / "mirror", "atari")
+    for element in ELEMENTS:
+        name = f"$store$_{element}_ckpt.2.gz"
+        np.testing.assert_array_equal(array(logs(mirror) / name), array(folder / name))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from offrl.errors import EmptyStore, InvalidInput
-from offrl_store import Episode, EpisodeStore, Field, Schema
+from offrl_store import Episode, EpisodeStore, Field, Schema, copy
 from offrld.importers import export_dataset, import_into, open_source
 
 GRAMMAR = re.compile(r"\d{8}T\d{6}_\d+_\d+_-?\d+_-?\d+\.\d\d\.npz")
@@ -118,21 +118,30 @@ def test_a_folder_of_ours_is_read_back_and_has_the_published_names(coinrun, tmp_
 
 
 def test_what_the_folder_cannot_hold_is_said_or_refused(tmp_path):
+    """Episodes that were cut are no part of gen_dgrl's sets: it writes completed ones."""
     schema = Schema(Field("uint8", (3, 8, 8)), Field("int64", low=0, high=3), extra={"logp": Field("float32")})
     store = EpisodeStore.create(tmp_path / "made", schema)
     with store.writer() as writer:
-        for final in (True, False):
-            observation = np.full((2 + final, 3, 8, 8), 7, np.uint8)
-            writer.append(Episode(observation, [0, 1], [1.0, -3.5], terminated=final, extra={"logp": [0.0, 0.0]}))
+        for number in range(4):
+            observation = np.full((2 + (number != 3), 3, 8, 8), number, np.uint8)
+            writer.append(Episode(observation, [0, 1], [1.0, number], terminated=number != 1, extra={"logp": [0.0, 0.0]}))
     lines = []
     path = export_dataset(store, tmp_path / "out", "gen_dgrl", message=lines.append)
     assert all(GRAMMAR.fullmatch(name) for name in os.listdir(path))
-    assert sorted(name.split("_", 1)[1] for name in os.listdir(path)) == ["0_2_-1_-2.50.npz", "1_2_-1_-2.50.npz"]
+    assert sorted(name.split("_", 1)[1] for name in os.listdir(path)) == ["0_2_-1_1.00.npz", "2_2_-1_3.00.npz", "3_2_-1_4.00.npz"]
     assert lines == [
-        "1 truncated episodes end like terminated ones: the format does not tell them apart",
-        "the final observations of 1 episodes are left out: the format has no place for them",
+        "1 cut episodes are left out: gen_dgrl's sets hold completed ones",
+        "the final observations of 2 episodes are left out: the format has no place for them",
         "not exported: logp (gen_dgrl has no place for them)",
     ]
+    smaller = export_dataset(store, tmp_path / "smaller", "gen_dgrl", compress=True)
+    for one, other in zip(sorted(path.iterdir()), sorted(smaller.iterdir()), strict=True):
+        with np.load(one) as ours, np.load(other) as theirs:
+            assert all(np.array_equal(ours[key], theirs[key]) for key in ours.files)
+    cut = copy(store, tmp_path / "cut", store.select(terminated=False))
+    with pytest.raises(EmptyStore, match="all 1 episodes were cut"):
+        export_dataset(cut, tmp_path / "no", "gen_dgrl")
+    assert not (tmp_path / "no").exists()
     vectors = EpisodeStore.create(tmp_path / "vectors", Schema(Field("float32", (3,)), Field("int64", low=0, high=3)))
     with vectors.writer() as writer:
         writer.append(Episode(np.zeros((3, 3), np.float32), [0, 1], [0.0, 0.0]))

@@ -210,7 +210,7 @@ def test_a_full_disk_while_pictures_are_written(tmp_path):
     store = EpisodeStore.create(tmp_path / "store", Schema(Field("uint8", (3, 32, 32)), Field("int64", low=0, high=3)))
     pixels = np.random.default_rng(0).integers(0, 256, (21, 3, 32, 32), np.uint8)
     with store.writer() as writer:
-        writer.append(Episode(pixels, np.zeros(20, np.int64), np.zeros(20, np.float32)))
+        writer.append(Episode(pixels, np.zeros(20, np.int64), np.zeros(20, np.float32), terminated=True))
     full_disk(store, ["gen_dgrl", "lerobot"], tmp_path)
 
 
@@ -220,8 +220,8 @@ def test_a_handle_on_a_full_disk_says_so(tmp_path):
 
 
 def test_every_format_is_tested_somewhere():
-    assert set(EXPORTS) == {*RECORDED, "d4rl", "npz", "store", "robomimic", "torchrl", "gen_dgrl", "lerobot"}
-    assert set(FOLDERS) == {"minari", "store", "torchrl", "gen_dgrl", "lerobot"}
+    assert set(EXPORTS) == {*RECORDED, "d4rl", "npz", "store", "robomimic", "torchrl", "gen_dgrl", "atari", "lerobot"}
+    assert set(FOLDERS) == {"minari", "store", "torchrl", "gen_dgrl", "atari", "lerobot"}
 
 
 # --- Their own readers ------------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import torch
 from offrl.errors import InvalidInput
 from offrld.losses import bellman
 from offrld.nets import CONTEXT, Context, Critics, DiscreteCritics, Encoder, QFunction, ValueFunction
+from offrld.nets.tracing import one_graph
 
 D, A, N_ACTIONS, B, K, MEMBERS = 3, 2, 4, 5, 6, 3
 ENCODER = Encoder(units=(7, 6))
@@ -399,7 +400,7 @@ def test_a_loss_is_one_graph(kind, discrete):
 
     leaves = {name: value.requires_grad_() for name, value in params.items()}
     torch._dynamo.reset()
-    compiled = torch.compile(loss, fullgraph=True, dynamic=False, backend="aot_eager")
+    compiled = one_graph(loss, backend="aot_eager")
     one, other = compiled(leaves, torch.tensor(3)), loss(leaves, torch.tensor(3))
     torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
     for mine, eager in zip(*(torch.autograd.grad(v, list(leaves.values()), allow_unused=True) for v in (one, other)), strict=True):

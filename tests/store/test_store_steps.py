@@ -257,6 +257,24 @@ def test_a_value_that_is_refused_drops_its_open_episode_only(tmp_path, bad):
     assert check(store.path) == []
 
 
+@pytest.mark.parametrize("bad, why", [(300, "field action, row 1: 300 does not fit int8"), (100, "field action, row 1: 100 is outside")])
+def test_a_whole_number_that_is_refused_at_the_end_leaves_nothing_to_the_next_episode(tmp_path, bad, why):
+    store = EpisodeStore.create(tmp_path / "s", Schema(Field("float32", (3,)), Field("int8", (), low=0, high=4)))
+    after = np.ones(3, np.float32)
+    with store.writer() as writer:
+        for action in (bad, 3):
+            writer.begin(np.zeros(3, np.float32))
+            writer.step(2, 1.0, after)
+            if action == bad:
+                with pytest.raises(InvalidEpisode, match=f"env 0, steps from 0, {why}") as caught:
+                    writer.step(action, 1.0, after, terminated=True)
+                assert "env 0 was dropped" in caught.value.hint
+                assert writer.open_episodes == {}
+        writer.step(3, 1.0, after, terminated=True)
+    assert store.episodes[0].action.tolist() == [2, 3]
+    assert check(store.path) == []
+
+
 # --- Batches ------------------------------------------------------------------------------------------------------------------------
 
 

@@ -98,7 +98,9 @@ def export(
     out: Annotated[str, typer.Argument(metavar="OUT", help="Where to: .hdf5 or .h5 (D4RL), .npz, else a store's folder.")],
     format: Annotated[
         str | None,
-        typer.Option("--format", metavar="F", help="d4rl, npz, store, minari, d3rlpy, d3rlpy-v1, robomimic, torchrl, gen_dgrl or lerobot.")
+        typer.Option(
+            "--format", metavar="F", help="d4rl, npz, store, minari, d3rlpy, d3rlpy-v1, robomimic, torchrl, gen_dgrl, atari or lerobot."
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:

@@ -3,6 +3,9 @@ the 16 of Procgen with their modes."""
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
 from offrl.errors import Unknown, nearest
 
 GAMES = (
@@ -54,9 +57,16 @@ def camel(game: str) -> str:
     return "".join(part.capitalize() for part in game.split("-"))
 
 
+def of_id(env_id: Any) -> str | None:
+    """The game of an id of ours (``offrld/breakout-v0``, ``offrld/breakout-train-v0``), None where it is no game's."""
+    match = _ID.fullmatch(env_id) if isinstance(env_id, str) else None
+    return match[1] if match is not None and match[1] in GAMES else None
+
+
 def from_camel(name: str) -> str | None:
     """The game of a folder's name, None where it is no game's."""
     return _CAMEL.get(name)
 
 
+_ID = re.compile(r"offrld/(.+?)(?:-train|-noop)?-v\d+")
 _CAMEL = {camel(game): game for game in GAMES}
