@@ -120,6 +120,19 @@ def test_a_learner_goes_on_from_offline_training(tmp_path):
     assert 0 < moved < 0.5
 
 
+def test_a_saved_learner_goes_on_online(tmp_path):
+    """N15: from a checkpoint alone, with its networks, optimisers and step; what it gathers is a dataset."""
+    learner = learner_for("dqn", Choices())
+    learner.fit_online(Choices(), steps=210)
+    learner.save(tmp_path / "checkpoint.safetensors")
+    again = offrld.load(tmp_path / "checkpoint.safetensors")
+    assert again.step == learner.step == 11
+    before = {key: value.clone() for key, value in again.state.params.items()}
+    again.fit_online(Choices(), tmp_path / "store", steps=210)
+    assert again.step == 22 and any((again.state.params[key] != value).any() for key, value in before.items())
+    assert EpisodeStore.open(tmp_path / "store").step_count == 210
+
+
 def test_an_environment_that_raises_ends_training_with_its_data_kept(tmp_path):
     with pytest.raises(EnvironmentFailed, match="at step 253"):
         learner_for("sac", Counting()).fit_online(Counting(fail_at=254), tmp_path / "store", steps=1000)
@@ -207,6 +220,9 @@ def test_evaluation_is_greedy_or_nearly(tmp_path):
     assert evaluate(learner, env, 3) == evaluate(learner, env, 3) != evaluate(learner, env, 3, epsilon=0.9)
     [(_, metrics)] = learner.fit_online("CartPole-v1", steps=30, eval_env="CartPole-v1", eval_episodes=3, save_to=tmp_path / "run")
     assert metrics["return_mean"][0] == pytest.approx(np.mean(evaluate(learner, env, 3)))
+    assert (learner.step, evaluate(learner, env, 5)[:3]) == (0, evaluate(learner, env, 3))  # so many episodes, each with its own seed
+    [(_, metrics)] = learner.fit_online("CartPole-v1", steps=30, eval_env="CartPole-v1", eval_episodes=3, eval_epsilon=0.9)
+    assert metrics["return_mean"][0] == pytest.approx(np.mean(evaluate(learner, env, 3, epsilon=0.9)))
     assert (tmp_path / "run" / "seed-0" / "metrics" / "return_mean.csv").exists()
 
 
