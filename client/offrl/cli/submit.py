@@ -44,6 +44,12 @@ def submit(
         int | None, typer.Option("--eval-episodes", metavar="N", help="Episodes per evaluation. [default: 20]")
     ] = None,
     eval_every: Annotated[int | None, typer.Option("--eval-every", metavar="K", help="Evaluate every K updates, and at the end.")] = None,
+    early_stop: Annotated[
+        int | None, typer.Option("--early-stop", metavar="N", help="End after N evaluations in a row without a better mean return.")
+    ] = None,
+    early_stop_delta: Annotated[
+        float | None, typer.Option("--early-stop-delta", metavar="D", help="Better: by more than D. [default: 0]")
+    ] = None,
     validation: Annotated[float | None, typer.Option("--validation", metavar="0.1", help="Share of the episodes held out.")] = None,
     priority: Annotated[int, typer.Option("--priority", metavar="P", help="A higher one runs first.")] = 0,
     after: Annotated[
@@ -86,9 +92,9 @@ def submit(
     with Client() as client:
         job = client.submit(
             algorithm, dataset=dataset, steps=steps, seed=seed, seeds=chosen, config=values, preset=preset, eval_env=eval_env,
-            eval_episodes=eval_episodes, eval_every=eval_every, validation=validation, priority=priority, after=after or (), key=key,
-            runner=runner, device=device, threads=threads, start=start, transfer=transfer, fresh_optimizer=fresh_optimizer or None,
-            gpu_memory_mb=gpu_memory, **begin,
+            eval_episodes=eval_episodes, eval_every=eval_every, early_stop=early_stop, early_stop_delta=early_stop_delta,
+            validation=validation, priority=priority, after=after or (), key=key, runner=runner, device=device, threads=threads,
+            start=start, transfer=transfer, fresh_optimizer=fresh_optimizer or None, gpu_memory_mb=gpu_memory, **begin,
         )  # fmt: skip
         told(job, wait=wait, as_json=as_json)
 
