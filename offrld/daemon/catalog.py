@@ -205,7 +205,7 @@ def checked(spec: Trained, catalog: dict[str, Any], fields: dict[str, Any] | Non
         raise InvalidInput(f"{spec.algorithm} learns no policy, so there is nothing to evaluate in {spec.eval_env}", hint="leave it out")
     if spec.eval_every is not None and spec.eval_env is None:
         raise InvalidInput(f"eval_every={spec.eval_every} without an environment to evaluate in", hint="add --eval-env ID")
-    if spec.early_stop is not None and spec.eval_every is None:
+    if isinstance(spec, TrainSpec) and spec.early_stop is not None and spec.eval_every is None:
         raise InvalidInput(f"early_stop={spec.early_stop} without evaluations to go by", hint="add --eval-env ID and --eval-every K")
     if len(set(spec.seeds)) != len(spec.seeds):
         raise InvalidInput(f"a seed occurs twice in {spec.seeds[:20]}", hint="each seed is trained once")
