@@ -5,16 +5,13 @@
 One core, one environment, a 256x256 policy (its exported file) or uniform actions, the median of rounds that take turns, by the wall
 clock and by the time of the processor, which tells more where others use the machine. The bare loop steps the environment with the same
 kind of actions and keeps nothing: the limit. Peers (.venv-store-peers, made on first use) collect in
-CartPole alone: TorchRL into its memory-mapped buffer, Stable-Baselines3 and d3rlpy into memory.
+CartPole alone, each in turns with ours: TorchRL into its memory-mapped buffer, Stable-Baselines3 and d3rlpy into memory.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import statistics
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable
@@ -25,7 +22,7 @@ import numpy as np
 import torch
 
 import offrld
-from benchmarks.store_peers import ENVIRONMENT, ROOT, environment, last_line
+from benchmarks.collect_peers import LIBRARIES, Absent, Peer
 from offrl.errors import OffrlError
 from offrl.policy import Policy
 from offrl.rollout import make_env
@@ -37,8 +34,6 @@ STEPS = {  # environment, acting -> steps of a round: some seconds, over which s
     ("Hopper-v5", "256x256"): 8_000, ("offrld/breakout-v0", "random"): 2_000,
 }  # fmt: skip
 ROUNDS = 3
-PEERS = ("torchrl", "sb3", "d3rlpy")
-GYMNASIUM = "gymnasium==1.2.2"  # TorchRL refuses the 1.0.0 that d3rlpy wants
 
 
 def bare(env: Any, behaviour: Any, steps: int) -> None:
@@ -110,21 +105,23 @@ def append_us(env_id: str, steps: int, rounds: int, folder: Path) -> tuple[float
     return 1e6 * spent / steps, steps / max(1, int(batch.done.sum()))
 
 
-def peer(name: str, steps: int, rounds: int, folder: Path) -> list[float] | str:
-    """Steps per second by wall clock and processor, or why there is no figure."""
-    python, failed = environment()
-    known = {"torchrl": "TorchRL", "sb3": "SB3", "d3rlpy": "d3rlpy"}[name]
-    if known in failed:
-        return failed[known]
-    settings = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
-    if name == "torchrl":
-        newer = ENVIRONMENT / "gymnasium-newer"
-        if not newer.exists():
-            subprocess.run([python, "-m", "pip", "install", "-q", "--no-deps", "--target", newer, GYMNASIUM], check=True)
-        settings["PYTHONPATH"] = str(newer)
-    command = [str(python), str(ROOT / "benchmarks" / "peers" / "collect_peer.py"), name, str(steps), str(rounds), str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, env=settings, timeout=600)
-    return json.loads(last_line(done.stdout)) if done.returncode == 0 else last_line(done.stderr)
+def beside(name: str, policy: Callable[[], Any], steps: int, peer_steps: int, rounds: int, folder: Path) -> list[tuple[float, float]]:
+    """Steps per second of another library's collection and of ours, by wall clock and processor: medians of rounds in turns."""
+    env = make_env("CartPole-v1")
+    store = EpisodeStore.create(tempfile.mkdtemp(dir=folder) + "/store", schema_of(env))
+    theirs, ours = [], []
+    with Peer(name, peer_steps, folder) as peer, Collector(env, policy(), into=store) as collector:
+
+        def collected() -> None:
+            collector.run(steps)
+            collector.sync()
+
+        collected()
+        for _ in range(rounds):
+            theirs.append(peer.round())
+            ours.append(tuple(steps / each for each in seconds(collected)))
+    env.close()
+    return [tuple(statistics.median(kind) for kind in zip(*each, strict=True)) for each in (theirs, ours)]
 
 
 def main() -> None:
@@ -136,7 +133,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="offrl-bench-") as name:
         folder = Path(name)
         print(f"{'steps per second':20} {'acting':8} {'bare':>9} {'ours':>9} {'share':>6}   {'CPU: bare':>10} {'ours':>9} {'share':>6}")
-        ours, files = (0.0, 0.0), {}
+        files: dict[str, Path] = {}
         for (env_id, acting), steps in STEPS.items():
             try:
                 make_env(env_id).close()
@@ -151,17 +148,21 @@ def main() -> None:
             (limit, limit_cpu), (reached, reached_cpu) = found["bare"], found["collector"]
             print(f"{env_id:20} {acting:8} {limit:9,.0f} {reached:9,.0f} {reached / limit:6.2f}   {limit_cpu:10,.0f} {reached_cpu:9,.0f} "
                   f"{reached_cpu / limit_cpu:6.2f}", flush=True)  # fmt: skip
-            if (env_id, acting) == ("CartPole-v1", "256x256"):
-                ours = (reached, reached_cpu)
         for env_id in ("CartPole-v1", "Pendulum-v1"):
             cost, length = append_us(env_id, 2_000 if quick else 20_000, rounds, folder)
             print(f"append, {env_id}: {cost:.2f} us a step, episodes of {length:.0f} steps", flush=True)
-        for name in PEERS:
-            figure = peer(name, 2_000 if quick else 10_000, rounds, folder)
-            said = figure if isinstance(figure, str) else (
-                f"{figure[0]:9,.0f} (CPU {figure[1]:9,.0f}), ours {ours[0] / figure[0]:.1f} times as fast (CPU {ours[1] / figure[1]:.1f})"
-            )
-            print(f"{'CartPole-v1':20} {name}: {said}", flush=True)
+        steps = STEPS["CartPole-v1", "256x256"]
+        steps, peer_steps = (steps // 10, 2_000) if quick else (steps, 10_000)
+        for name, library in LIBRARIES.items():
+            try:
+                (theirs, theirs_cpu), (ours, ours_cpu) = beside(
+                    name, lambda: Policy(files["CartPole-v1"]), steps, peer_steps, rounds, folder
+                )
+            except Absent as absent:
+                print(f"{library}: {absent}")
+                continue
+            print(f"CartPole-v1, 256x256: {library:8} {theirs:9,.0f} (CPU {theirs_cpu:9,.0f}), ours {ours:9,.0f} (CPU {ours_cpu:9,.0f}): "
+                  f"{ours / theirs:.1f} times as fast (CPU {ours_cpu / theirs_cpu:.1f})", flush=True)  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Steps per second of another library's collection with a 256x256 policy in CartPole-v1; run by the peers' own interpreter.
 
-    collect_peer.py torchrl|sb3|d3rlpy STEPS ROUNDS FOLDER      prints the figures as JSON
+    collect_peer.py torchrl|sb3|d3rlpy STEPS FOLDER     one round for each line of its input; prints each round's figures as JSON
 """
 
 from __future__ import annotations
@@ -66,17 +66,16 @@ def d3rlpy(steps: int, folder: str):
     return lambda: algorithm.collect(env, buffer, n_steps=steps, show_progress=False)
 
 
-def main(name: str, steps: int, rounds: int, folder: str) -> None:
+def main(name: str, steps: int, folder: str) -> None:
     torch.set_num_threads(1)
     work = {"torchrl": torchrl, "sb3": sb3, "d3rlpy": d3rlpy}[name](steps, folder)
     work()
-    speeds = []
-    for _ in range(rounds):
+    print("ready", flush=True)
+    for _ in sys.stdin:
         began, spent = time.perf_counter(), time.process_time()
         work()
-        speeds.append((steps / (time.perf_counter() - began), steps / (time.process_time() - spent)))
-    print(json.dumps([sorted(kind)[rounds // 2] for kind in zip(*speeds, strict=True)]))  # by the wall clock, by the processor
+        print(json.dumps([steps / (time.perf_counter() - began), steps / (time.process_time() - spent)]), flush=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
+    main(sys.argv[1], int(sys.argv[2]), sys.argv[3])

@@ -242,11 +242,11 @@ class Connection:
         if self._lost():
             self._connect()
 
-    def _send(self, ident: bytes, body: bytes) -> None:
+    def _send(self, ident: bytes, frames: list[bytes | memoryview]) -> None:
         end = time.monotonic() + self.timeout
         while True:
             try:
-                self._socket.send_multipart([ident, body], copy=len(body) < LARGE)
+                self._socket.send_multipart([ident, *frames], copy=len(frames[-1]) < LARGE)
                 return
             except zmq.Again:  # no peer, or one that does not read
                 if self._lost():
@@ -316,20 +316,20 @@ def _own_machine(url: str) -> bool:
         return False
 
 
-def _encoded(request: wire.Request) -> bytes:
-    """The message, if the daemon would take it: a larger one makes it drop the connection."""
+def _encoded(request: wire.Request) -> list[bytes | memoryview]:
+    """The frames of the message, if the daemon would take it: a larger one makes it drop the connection."""
     try:
-        body = wire.encode_request(request)
+        frames = wire.encode_frames(request)
     except (TypeError, ValueError, OverflowError) as error:
         raise InvalidInput(
             f"a value of the request cannot be sent: {error}", hint="settings are numbers, texts, true, false, and lists"
         ) from None
-    if len(body) > wire.MAX_MESSAGE:
+    if len(frames[0]) > wire.MAX_MESSAGE:
         raise InvalidInput(
-            f"the {request.type} request has {len(body):,} bytes, {wire.MAX_MESSAGE:,} are the limit",
+            f"the {request.type} request has {len(frames[0]):,} bytes, {wire.MAX_MESSAGE:,} are the limit",
             hint="fewer or shorter file names or settings",
         )
-    return body
+    return frames
 
 
 __all__ = ["Connection", "ConnectionLost"]

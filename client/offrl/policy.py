@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
+from offrl.bound import BoundRun
 from offrl.errors import InvalidInput
 from offrl.memory import CONTEXT, LENGTH, NEXT, REWARD, TARGET_RETURN, Context, Frames
 
@@ -99,6 +100,7 @@ class Policy:
         self.env_id = _env_id(self.metadata)
         self._outputs = [ACTION]
         self._run = session.run
+        self._runs: list[BoundRun] = []  # for `act`: as many as threads have acted at once
         self._warm_up()
 
     # ------------------------------------------------------------------------------------------------------------- acting
@@ -112,14 +114,25 @@ class Policy:
             InvalidInput: wrong shape or dtype, a missing field, NaN or an infinite value.
         """
         name = self._only
-        if name is not None:
-            if isinstance(observation, Mapping):
-                observation = self._field(observation, name)
-            inputs = {name: self._row(name, observation)}
+        if name is None:
+            rows = {name: self._row(name, self._field(observation, name)) for name in self._names}
+        elif observation.__class__ is not np.ndarray and isinstance(observation, Mapping):
+            rows = {name: self._row(name, self._field(observation, name))}
         else:
-            inputs = {name: self._row(name, self._field(observation, name)) for name in self._names}
-        action = self._remembering(inputs, reward)[0] if self._remembers else self._run(self._outputs, inputs)[0][0]
-        return int(action) if self.discrete else action
+            rows = {name: self._row(name, observation)}
+        if self._remembers:
+            action = self._remembering({name: row[None] for name, row in rows.items()}, reward)[0]
+            return int(action) if self.discrete else action
+        try:
+            bound = self._runs.pop()
+        except IndexError:
+            bound = self._bind()
+        for name, row in rows.items():
+            bound.inputs[name][...] = row
+        bound.run()
+        action = int(bound.output) if self.discrete else bound.output.copy()
+        self._runs.append(bound)
+        return action
 
     def predict(self, observations: Any, reward: Any = None, starts: Any = None) -> np.ndarray:
         """The actions for a batch: observations ``[B, ...]`` (or a mapping of them) to float32 ``[B, A]`` or int64 ``[B]``.
@@ -161,6 +174,10 @@ class Policy:
         if self._frames is not None:
             self._frames.clear()
 
+    def _bind(self) -> BoundRun:
+        inputs = {name: (self.observation_dtypes[name], shape) for name, shape in self._graph_shapes.items()}
+        return BoundRun(self._session, inputs, (ACTION, np.dtype(np.int64 if self.discrete else np.float32), self.action_shape))
+
     def _remembering(self, inputs: dict[str, np.ndarray], reward: float) -> np.ndarray:
         if self._frames is not None:
             inputs = self._frames.push(inputs)
@@ -201,14 +218,14 @@ class Policy:
         return observation[name]
 
     def _row(self, name: str, value: Any) -> np.ndarray:
-        """``value`` checked and cast, as a batch of one."""
+        """``value`` checked and cast."""
         shape = self.observation_shapes[name]
         value = _array(name, value, self.observation_dtypes[name])
         if value.shape != shape:
             batch = value.ndim and value.shape[1:] == shape
             hint = "use predict() for a batch" if batch else "give one observation as the environment gives it"
             raise InvalidInput(f"{name} has shape {value.shape}, the policy expects {shape}", hint=hint)
-        return value[None]
+        return value
 
     def _batch(self, name: str, value: Any) -> np.ndarray:
         shape = self._graph_shapes[name]
@@ -221,9 +238,9 @@ class Policy:
 
     def _warm_up(self) -> None:
         """The first runs plan memory and touch the weights; do them before the robot's first step does."""
+        zeros = {name: np.zeros(shape, self.observation_dtypes[name]) for name, shape in self.observation_shapes.items()}
         for _ in range(3):
-            inputs = {name: np.zeros((1, *shape), self.observation_dtypes[name]) for name, shape in self._graph_shapes.items()}
-            self._run(self._outputs, inputs) if self._context is None else self._context.step(self._run, inputs)
+            self.act(zeros)
         self.reset()
 
 

@@ -67,7 +67,7 @@ class Uploads:
         self._used[upload] = time.monotonic()
         return {file.path: 0 for file in files}
 
-    def write(self, upload: str, path: str, offset: int, data: bytes, crc32: int, caller: Caller) -> int:
+    def write(self, upload: str, path: str, offset: int, data: bytes | memoryview, crc32: int, caller: Caller) -> int:
         """Append a chunk; bytes of that file that are there now. One that is there already (its answer was lost) is acknowledged again."""
         self.check_owner(upload, caller)
         if zlib.crc32(data) != crc32:

@@ -126,18 +126,24 @@ def _publish(staged: Path, target: Path, job: str) -> None:
 
 
 def _append(job: WorkerJob, target: Path, skipped: list[Skipped]) -> None:
-    """Append the source in one commit; of a commit that a killed attempt left half done, the rest."""
+    """Append the source in one commit; of a commit that a killed attempt left half done, the rest. With ``once`` likewise what another job
+    has appended of the same segment."""
     begun = job.run.path / APPEND
     store = EpisodeStore.open(target)
     before = json.loads(begun.read_text())["episodes"] if begun.exists() else None
-    if before is not None and len(store) > before:
+    staged, there = None, 0
+    if job.spec.once:
+        there = segment_there(store, EpisodeStore.open(source_path(job.spec, job.state, job.import_roots)))
+    elif before is not None and len(store) > before:
         staged = EpisodeStore.open(_read(job, skipped))
         there = appended_before(store, before, staged)
-        if there:
-            with store.writer() as writer:
-                for number in range(there, len(staged)):
-                    writer.append(staged.episodes[number])
-            return
+    if there:
+        staged = staged or EpisodeStore.open(_read(job, skipped))
+        job.report.message(f"{there} of {len(staged)} episodes are there already")
+        with store.writer() as writer:
+            for number in range(there, len(staged)):
+                writer.append(staged.episodes[number], staged.episode_metadata(number))
+        return
     write_json(begun, {"episodes": len(store)})
     deadline = time.monotonic() + LOCKED_WAIT_S
     while True:
@@ -166,6 +172,24 @@ def appended_before(store: EpisodeStore, before: int, source: EpisodeStore) -> i
             if same == len(due) or start + same == len(there):
                 return same
     return 0
+
+
+def segment_there(store: EpisodeStore, source: EpisodeStore) -> int:
+    """How many of the source's episodes, a segment of a recorder's spool, the store has: their metadata name spool and segment. A spool
+    sends its segments in order, so that the newest of its episodes say which was the last."""
+    if not len(source):
+        return 0
+    recorder, segment = (source.episode_metadata(0).get(key) for key in ("recorder", "segment"))
+    if recorder is None or segment is None:  # recorded by an older version
+        return 0
+    there = 0
+    for number in reversed(range(len(store))):
+        known = store.episode_metadata(number)
+        if known.get("recorder") == recorder:
+            if known.get("segment") != segment:
+                break
+            there += 1
+    return there
 
 
 def _made_by(target: Path) -> str | None:

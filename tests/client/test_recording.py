@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from recording_child import observation, record, steps_of
 
 import offrl
 from offrl import wire
-from offrl.errors import InvalidInput, StoreLocked
+from offrl.errors import Conflict, InvalidInput, StoreLocked
 from offrl.recording import Spool, push
 from offrl_store import EpisodeStore, Field, Schema
 
@@ -46,6 +47,11 @@ def numbers(store: EpisodeStore) -> list[int]:
 
 def dataset(daemon, name) -> EpisodeStore:
     return EpisodeStore.open(daemon.state_dir / "datasets" / name)
+
+
+def jobs_of(client, name) -> list[offrl.Job]:
+    """The import jobs of a dataset."""
+    return [each for each in client.jobs("import") if each.last.dataset == name]
 
 
 def left(folder) -> list[EpisodeStore]:
@@ -162,12 +168,47 @@ def test_a_reply_that_was_lost_gives_the_same_job_again(daemon, client, tmp_path
     for name, content in kept:  # as it stood between the submission and its reply
         (path / name).parent.mkdir(parents=True, exist_ok=True)
         (path / name).write_bytes(content)
-    job = next(each for each in client.jobs("import") if each.last.dataset == "lost")
-    attempt = {"segment": number, "try": 0, "upload": client.request(wire.GetJob(job=job.id)).spec["upload"], "append": False}
+    [job] = jobs_of(client, "lost")
+    attempt = {"segment": number, "try": 0, "upload": client.request(wire.GetJob(job=job.id)).spec["upload"], "append": False, "once": True}
     (tmp_path / "spool" / "spool.json").write_text(json.dumps({**json.loads(notes), "sending": attempt}))
     assert push(tmp_path / "spool", client) == ("lost", 1)
     assert numbers(dataset(daemon, "lost")) == list(range(4)) and (tmp_path / "spool" / "spool.json").read_text() == after
-    assert sum(each.last.dataset == "lost" for each in client.jobs("import")) == 1
+    assert len(jobs_of(client, "lost")) == 1
+
+
+def test_a_segment_whose_job_was_removed_is_not_appended_again(daemon, client, tmp_path):
+    """The daemon has it, the word of that was lost, and its job is gone: neither key nor upload tell any more, the episodes do."""
+    folder, name = tmp_path / "spool", "removed"
+    for first in (0, 4):  # the segment that makes the dataset, and one that is appended
+        with offrl.Recorder(None, name, spool=folder) as recorder:
+            record(recorder, first, 3)
+            recorder.begin(observation(first + 3, 0))
+            recorder.step([0.5], 0.0, observation(first + 3, 1))
+        with Spool(folder) as spool:
+            [(number, path)] = spool.ready()
+            attempt = {"segment": number, "try": 0, "upload": None, "append": bool(first), "once": True}
+        shutil.copytree(path, tmp_path / "kept")
+        notes = json.loads((folder / "spool.json").read_text())
+        assert push(folder, client) == (name, 1)
+        [job] = jobs_of(client, name)
+        gone = {**attempt, "upload": client.request(wire.GetJob(job=job.id)).spec["upload"]}
+        for sending, told in ((gone, InvalidInput), (None, None), (None, Conflict)):  # the last one: under the key of a job that is there
+            for each in jobs_of(client, name) if told != Conflict else []:
+                each.rm()
+            shutil.copytree(tmp_path / "kept", path)
+            (folder / "spool.json").write_text(json.dumps({**notes, "sending": sending}))
+            if told is not None:
+                with pytest.raises(told):  # the next attempt sends it anew
+                    push(folder, client)
+            assert push(folder, client) == (name, 1)
+            assert numbers(dataset(daemon, name)) == list(range(first + 4))
+        for each in jobs_of(client, name):
+            each.rm()
+        shutil.rmtree(tmp_path / "kept")
+    with offrl.Recorder(client, name, spool=folder) as recorder:  # what comes next is appended
+        record(recorder, 8, 2)
+        assert recorder.close(wait_s=90)
+    assert numbers(dataset(daemon, name)) == list(range(10))
 
 
 def test_an_episode_that_does_not_fit_the_dataset_is_told_and_kept(daemon, client, tmp_path):

@@ -298,7 +298,8 @@ class _Segment:
 
     def _end(self, terminated: bool, metadata: dict[str, Any]) -> None:
         recorder = self._of
-        metadata = {"recorder": recorder.spool.id, "episode": recorder._number, "recorded_at": self._began_at, **metadata}
+        own = {"recorder": recorder.spool.id, "segment": self._number, "episode": recorder._number, "recorded_at": self._began_at}
+        metadata = {**metadata, **own}
         self._writer.end(terminated, metadata=metadata)
         self._writer.commit()
         recorder._number += 1

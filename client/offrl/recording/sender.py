@@ -76,16 +76,19 @@ class Sender:
             self._client = self._connect()
         attempt = self._spool.sending
         if attempt is None or attempt["segment"] != number:
-            attempt = {"segment": number, "try": 0, "upload": None, "append": False}
+            attempt = {"segment": number, "try": 0, "upload": None, "append": False, "once": True}
         if attempt["upload"] is None:
             attempt = self._uploaded(attempt, path)
-        spec = ImportSpec(dataset=self._spool.dataset, upload=attempt["upload"], format="store", append=attempt["append"])
+        spec = ImportSpec(
+            dataset=self._spool.dataset, upload=attempt["upload"], format="store", append=attempt["append"],
+            once=attempt.get("once", False),  # not in the notes of an older version, whose job may be there without it
+        )  # fmt: skip
         key = f"spool-{self._spool.id}-{number}-{attempt['try']}"
         try:
             job = self._client.request(wire.Submit(spec=spec, key=key)).job
         except OffrlError as error:
-            if error.exit_status == 2:  # no job came of it: the dataset was made or removed meanwhile, or the upload has expired
-                self._spool.note_sending({**attempt, "upload": None})
+            if error.exit_status == 2:  # no job came of it: the dataset was made or removed meanwhile, or the upload has gone
+                self._spool.note_sending({**attempt, "upload": None, "try": attempt["try"] + 1, "once": True})
             raise
         info = self._wait(job)
         if info.state != JobState.SUCCEEDED:  # nothing of it is in the dataset: the next attempt is another job

@@ -3,7 +3,8 @@
 ``active-N`` is the store that is being written, step by step, and durable up to its last sync; ``ready-N`` are whole stores, sent one after
 the other, in the order of N, and deleted when the daemon has them. ``spool.json`` holds the spool's own id, the dataset, and the attempt at
 sending: a segment's job is submitted under a key made of id, segment and attempt, with the upload noted before, so that a reply that was
-lost, or a process that died, gives the same job again and no episode arrives twice.
+lost, or a process that died, gives the same job again and no episode arrives twice. Where that job has been removed meanwhile, the episodes
+themselves tell: their metadata hold the spool's id and the segment, and what the dataset has of a segment is not appended again.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ class Spool:
             with store.writer() as writer:
                 for env, steps in writer.open_episodes.items():
                     if steps:
-                        writer.end(env=env, metadata={"recorder": self.id, "cut": "the recording process ended"})
+                        writer.end(env=env, metadata={"recorder": self.id, "segment": number, "cut": "the recording process ended"})
                     else:
                         writer.discard(env)
             self.seal(number)

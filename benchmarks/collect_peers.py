@@ -1,0 +1,67 @@
+"""The other libraries that collect in CartPole: a process each, of the peers' own interpreter, that runs a round when it is told to."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Self
+
+from benchmarks.store_peers import ENVIRONMENT, ROOT, environment, last_line
+
+LIBRARIES = {"torchrl": "TorchRL", "sb3": "SB3", "d3rlpy": "d3rlpy"}  # as peers/collect_peer.py and store_peers.py name them
+GYMNASIUM = "gymnasium==1.2.2"  # TorchRL refuses the 1.0.0 that d3rlpy wants
+
+
+class Absent(Exception):
+    """A library that cannot be measured here, and why."""
+
+
+class Peer:
+    """One of `LIBRARIES`, which has run a first round. A context manager."""
+
+    def __init__(self, name: str, steps: int, folder: Path) -> None:
+        """
+        Args:
+            steps: of a round.
+
+        Raises:
+            Absent: it could not be installed, or its first round failed.
+        """
+        python, failed = environment()
+        if LIBRARIES[name] in failed:
+            raise Absent(failed[LIBRARIES[name]])
+        settings = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
+        if name == "torchrl":
+            newer = ENVIRONMENT / "gymnasium-newer"
+            if not newer.exists():
+                subprocess.run([python, "-m", "pip", "install", "-q", "--no-deps", "--target", newer, GYMNASIUM], check=True)
+            settings["PYTHONPATH"] = str(newer)
+        command = [python, ROOT / "benchmarks" / "peers" / "collect_peer.py", name, str(steps), folder]
+        self._log = folder / f"{name}.log"
+        with open(self._log, "w") as log:
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=settings, cwd=folder
+            )
+        self._answer()
+
+    def round(self) -> tuple[float, float]:
+        """Steps per second of one more round, by the wall clock and by the processor."""
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        return tuple(json.loads(self._answer()))
+
+    def _answer(self) -> str:
+        for line in self._process.stdout:
+            if line.startswith(("ready", "[")):  # d3rlpy logs there, too
+                return line
+        raise Absent(last_line(self._log.read_text()))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._process.stdin.close()  # which ends it
+        self._process.stdout.close()
+        self._process.wait()
