@@ -74,6 +74,7 @@ class App:
 
     def _changed(self, touched: set[str], schedule: bool) -> None:
         self.hub.wake(touched)
+        self.keeper.tell(touched)
         if schedule:
             self.supervisor.wake()
 
