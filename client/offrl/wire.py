@@ -62,7 +62,7 @@ class Pong(Reply):
 
 class AlgorithmList(Reply):
     algorithms: list[dict[str, Any]]           # name, summary, actions, paper, presets, config: {field: {type, default, help, ...}}
-    problems: list[str] = []                   # "name: what is wrong" of algorithms of installed packages that cannot be used
+    problems: list[str] = []                   # "name: what is wrong" of what installed packages give
 
 
 class AuditEntries(Reply):
