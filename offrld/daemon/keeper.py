@@ -24,7 +24,7 @@ LOOK_S = 60.0            # between two looks
 FRESH_S = 5.0            # that a measurement of the state folder serves near the quota; else LOOK_S
 FAR = 0.9                # of the quota
 BATCH = 200              # jobs deleted in one go
-TOLD = 10_000            # jobs
+TOLD = 4_000             # jobs, 0.1 kB each
 log = logging.getLogger("offrld.keeper")
 
 
