@@ -118,7 +118,7 @@ def test_waiting_requests_hold_up_nobody_and_are_bounded(daemon: Daemon) -> None
     assert refused == 6
     daemon.ask(wire.Ping())
     daemon.control(job, "cancel")
-    first = connection.receive(waiting[0], wire.Events, seconds=15)  # long before its own 30 s: it was woken
+    first = connection.receive(waiting[0], wire.Events, seconds=25)  # before its own 30 s: it was woken
     assert first.events[0].n == cursor + 1
     connection.socket.close()
     daemon.wait(job)
