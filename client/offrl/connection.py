@@ -26,6 +26,8 @@ WINDOW = 8  # requests in flight of a stream: 8 MiB of chunks
 LARGE = 1 << 16  # bytes of a message from which on a copy costs more than not to make it
 AT_ONCE_MS = 20  # most answers come sooner: they are waited for with one system call, and the socket's monitor is not looked at
 
+# numbers: pyzmq's own names for them take longer to look at than ZeroMQ takes to answer
+_EVENTS, _READABLE = int(zmq.EVENTS), int(zmq.POLLIN)
 _NOT_TWICE = (wire.ControlJob, wire.RemoveDataset)
 _UP = zmq.EVENT_HANDSHAKE_SUCCEEDED
 _DOWN = (
@@ -233,7 +235,7 @@ class Connection:
     def _lost(self) -> bool:
         """Whether the monitor says that the connection broke."""
         lost = self._socket is None
-        while not lost and self._monitor.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+        while not lost and self._monitor.getsockopt(_EVENTS) & _READABLE:
             lost = bool(self._event() & _DOWN)
         return lost
 
