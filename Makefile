@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo docs test test-all test-algos test-asan test-kill test-reliability test-systemd test-tutorials lint fuzz wheel clean help
+.PHONY: demo docs test test-all test-algos test-collect test-asan test-kill test-reliability test-systemd test-tutorials lint fuzz wheel clean help
 .PHONY: bench bench-train bench-store bench-import bench-latency bench-collect bench-online bench-record bench-wire bench-load scores procgen
 .PHONY: install-service uninstall-service
 
@@ -58,6 +58,9 @@ bench-online: $(STAMP)     ## SAC on Pendulum and DQN on CartPole, trained onlin
 
 test-tutorials: $(STAMP)  ## every page of docs/tutorials and its script; Procgen's where it is installed
 	$(BIN)/python -m pytest -m '' tests/test_tutorials.py
+
+test-collect: $(STAMP)   ## collecting through a daemon that is killed, with a policy that still trains, in environments that break, on Atari
+	$(BIN)/python -m pytest -m slow tests/client/test_client_collect_daemon.py
 
 test-algos: $(STAMP)     ## every algorithm once through a real daemon, its policy through onnxruntime; ten minutes
 	$(BIN)/python -m pytest -m slow tests/worker/test_every_algorithm.py

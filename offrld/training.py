@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 
+from offrl.errors import InvalidInput
 from offrl_store import EpisodeStore
+from offrl_store.errors import StoreNotFound
 from offrld.algos import get
 from offrld.engine import checkpoint
 from offrld.engine.algorithm import Algorithm
@@ -61,8 +63,9 @@ def train(
 
 def build(
     algorithm: str | Algorithm,
-    source: EpisodeStore | str | os.PathLike[str] | Shapes | Any,
+    source: EpisodeStore | str | os.PathLike[str] | Shapes | Any = None,
     *,
+    env: Any = None,
     config: Mapping[str, Any] | None = None,
     preset: str | None = None,
     **options: Any,
@@ -71,7 +74,8 @@ def build(
 
     Args:
         source: a dataset (an `EpisodeStore` or its path), a gymnasium environment, or `Shapes`; without a dataset the learner acts, takes
-            batches of the caller (`Learner.update`) and loads checkpoints.
+            batches of the caller (`Learner.update`), trains online (`Learner.fit_online`) and loads checkpoints.
+        env: in place of ``source``: a gymnasium environment or its id.
         options: further arguments of `Learner.create`. Other runs (``inputs``, ``start``, and the settings that name one) may be given as
             paths too: of a checkpoint, or of a job's run folder.
 
@@ -79,8 +83,12 @@ def build(
         Unknown, InvalidInput: a name, setting or source that does not fit.
     """
     algorithm = _algorithm(algorithm)
-    if isinstance(source, str | os.PathLike):
-        source = EpisodeStore.open(source)
+    if (source is None) == (env is None):
+        raise InvalidInput("a learner is built from a dataset or an environment: just one of them", hint='build("sac", env="Pendulum-v1")')
+    if env is not None:
+        source = Shapes.of_env(env)
+    elif isinstance(source, str | os.PathLike):
+        source = _opened(source)
     elif not isinstance(source, EpisodeStore | Shapes):
         source = Shapes.of_env(source)
     chosen = algorithm.configure(config, preset)
@@ -88,6 +96,13 @@ def build(
     inputs = {name: _loaded(value)[0] for name, value in (named | dict(options.pop("inputs", None) or {})).items()}
     start = options.pop("start", None)
     return Learner.create(algorithm, chosen, source, inputs=inputs, start=None if start is None else _loaded(start), **options)
+
+
+def _opened(path: str | os.PathLike[str]) -> EpisodeStore:
+    try:
+        return EpisodeStore.open(path)
+    except StoreNotFound as error:
+        raise StoreNotFound(str(error), hint=f"{error.hint}; an environment's id is given as env=") from None
 
 
 def load(

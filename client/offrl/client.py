@@ -120,6 +120,8 @@ class Client:
         eval_env: str | None = None,
         eval_episodes: int | None = None,
         eval_every: int | None = None,
+        early_stop: int | None = None,
+        early_stop_delta: float | None = None,
         validation: float | None = None,
         runner: str | None = None,
         device: str | None = None,
@@ -144,6 +146,8 @@ class Client:
             seed, seeds: one or several, trained side by side in one job.
             config: settings of the algorithm by dotted name (``critic_encoder.units``); nested dicts are flattened.
             eval_env: gymnasium id; every seed's policy is evaluated in it at the end, and every ``eval_every`` updates if given.
+            early_stop: end once so many evaluations in a row have brought no seed a mean return better than its best so far, by more than
+                ``early_stop_delta`` (0). The best one's policy is `Job.fetch` with ``best``.
             validation: share of the episodes held out for validation metrics.
             start: a job whose networks this one starts from (``JOB``, or ``JOB:SEED``; otherwise each seed takes its own of that job, or
                 else its first); it is waited for. Observations and actions are scaled as in that job.
@@ -164,7 +168,8 @@ class Client:
         chosen = [seed] if seed is not None else None if seeds is None else list(seeds)
         given = {
             "algorithm": algorithm, "steps": steps, "seeds": chosen, "config": None if config is None else flat(config), "preset": preset,
-            "eval_env": eval_env, "eval_episodes": eval_episodes, "eval_every": eval_every, "validation": validation, "runner": runner,
+            "eval_env": eval_env, "eval_episodes": eval_episodes, "eval_every": eval_every, "early_stop": early_stop,
+            "early_stop_delta": early_stop_delta, "validation": validation, "runner": runner,
             "device": device, "threads": threads, "start": start.id if isinstance(start, Job) else start, "transfer": transfer,
             "fresh_optimizer": fresh_optimizer, "gpu_memory_mb": gpu_memory_mb,
         }  # fmt: skip

@@ -26,6 +26,8 @@ WINDOW = 8  # requests in flight of a stream: 8 MiB of chunks
 LARGE = 1 << 16  # bytes of a message from which on a copy costs more than not to make it
 AT_ONCE_MS = 20  # most answers come sooner: they are waited for with one system call, and the socket's monitor is not looked at
 
+# numbers: pyzmq's own names for them take longer to look at than ZeroMQ takes to answer
+_EVENTS, _READABLE = int(zmq.EVENTS), int(zmq.POLLIN)
 _NOT_TWICE = (wire.ControlJob, wire.RemoveDataset)
 _UP = zmq.EVENT_HANDSHAKE_SUCCEEDED
 _DOWN = (
@@ -233,7 +235,7 @@ class Connection:
     def _lost(self) -> bool:
         """Whether the monitor says that the connection broke."""
         lost = self._socket is None
-        while not lost and self._monitor.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+        while not lost and self._monitor.getsockopt(_EVENTS) & _READABLE:
             lost = bool(self._event() & _DOWN)
         return lost
 
@@ -242,11 +244,11 @@ class Connection:
         if self._lost():
             self._connect()
 
-    def _send(self, ident: bytes, body: bytes) -> None:
+    def _send(self, ident: bytes, frames: list[bytes | memoryview]) -> None:
         end = time.monotonic() + self.timeout
         while True:
             try:
-                self._socket.send_multipart([ident, body], copy=len(body) < LARGE)
+                self._socket.send_multipart([ident, *frames], copy=len(frames[-1]) < LARGE)
                 return
             except zmq.Again:  # no peer, or one that does not read
                 if self._lost():
@@ -316,20 +318,20 @@ def _own_machine(url: str) -> bool:
         return False
 
 
-def _encoded(request: wire.Request) -> bytes:
-    """The message, if the daemon would take it: a larger one makes it drop the connection."""
+def _encoded(request: wire.Request) -> list[bytes | memoryview]:
+    """The frames of the message, if the daemon would take it: a larger one makes it drop the connection."""
     try:
-        body = wire.encode_request(request)
+        frames = wire.encode_frames(request)
     except (TypeError, ValueError, OverflowError) as error:
         raise InvalidInput(
             f"a value of the request cannot be sent: {error}", hint="settings are numbers, texts, true, false, and lists"
         ) from None
-    if len(body) > wire.MAX_MESSAGE:
+    if len(frames[0]) > wire.MAX_MESSAGE:
         raise InvalidInput(
-            f"the {request.type} request has {len(body):,} bytes, {wire.MAX_MESSAGE:,} are the limit",
+            f"the {request.type} request has {len(frames[0]):,} bytes, {wire.MAX_MESSAGE:,} are the limit",
             hint="fewer or shorter file names or settings",
         )
-    return body
+    return frames
 
 
 __all__ = ["Connection", "ConnectionLost"]

@@ -34,7 +34,8 @@ WITHOUT_EFFECT = {
     "alpha", "no_cuda", "log_interval", "log_wandb", "model_saving_dir", "checkpoint_path", "resume", "xpid", "save_dataset",
     "dataset_saving_dir", "wandb_base_url", "wandb_api_key", "wandb_entity", "wandb_project", "save_path", "ckpt_freq", "eval_freq",
 }  # fmt: skip
-OURS = ("dataset", "steps", "into", "limit", "priority", "device", "threads", "eval_env", "eval_episodes", "eval_every")  # may be added
+OURS = ("dataset", "steps", "into", "limit", "priority", "device", "threads", "eval_env", "eval_episodes", "eval_every",
+        "early_stop", "early_stop_delta")  # may be added  # fmt: skip
 LEVELS = {(0, 0): "", (0, 200): "train", (200, 50): "validation", (250, 0): "test"}  # (start_level, num_levels) -> in the id
 
 

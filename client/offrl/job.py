@@ -78,6 +78,8 @@ class TrainSpec(_Spec):
     eval_env: Annotated[str, Field(max_length=200)] | None = None     # gymnasium id
     eval_episodes: Annotated[int, Field(ge=1, le=100_000)] = 20
     eval_every: Annotated[int, Field(ge=1, le=10**12)] | None = None  # updates; None: at the end only
+    early_stop: Annotated[int, Field(ge=1, le=10**6)] | None = None   # end after so many evaluations without a better one
+    early_stop_delta: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 0.0  # better: by more than this
     validation: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0         # share of the episodes held out
     runner: Literal["auto", "eager", "compile", "graph"] = "auto"
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"

@@ -27,6 +27,11 @@ def pack(message: Mapping[str, Any]) -> bytes:
     return msgpack.packb(message, use_bin_type=True)
 
 
+def pack_around(message: Mapping[str, Any], values: list[bytes]) -> bytes:
+    """The bytes of a message whose last value is an empty list, with these packed values in it."""
+    return b"".join([pack(message)[:-1], msgpack.Packer().pack_array_header(len(values)), *values])
+
+
 def unpack(body: bytes) -> dict[str, Any]:
     """The map in ``body`` of a reply: a daemon may send long lists, and metrics that are NaN. `InvalidMessage` for anything else."""
     return _unpacked(body)
@@ -109,4 +114,4 @@ def _check(value: Any, depth: int) -> None:
         raise InvalidMessage(f"text must not hold NUL, got {shown(value)}")
 
 
-__all__ = ["MAX_DEPTH", "MAX_LIST", "MAX_MAP", "MAX_VALUES", "pack", "shown", "unpack", "unpack_request"]
+__all__ = ["MAX_DEPTH", "MAX_LIST", "MAX_MAP", "MAX_VALUES", "pack", "pack_around", "shown", "unpack", "unpack_request"]

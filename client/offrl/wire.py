@@ -1,10 +1,11 @@
 """Every request, reply and event between client and daemon as one typed schema; the protocol's version; encode and decode.
 
 A message is one msgpack map of at most `MAX_MESSAGE` bytes. On the socket (client DEALER, daemon ROUTER) a request is the frames
-``[id, body]`` and its reply ``[id, body]`` with the same id, so a late reply is never taken for another's.
+``[id, body]`` and its reply ``[id, body]`` with the same id, so a late reply is never taken for another's. The field ``data`` of a request
+may follow as a frame of its own, ``[id, body, data]``, which neither side copies.
 
-    request  {"protocol": 1, "type": "ping", ...fields of the request}
-    reply    {"protocol": 1, "ok": true, "result": {...}}   or   {"protocol": 1, "ok": false, "error": {"code", "message", "hint"}}
+    request  {"protocol": 2, "type": "ping", ...fields of the request}
+    reply    {"protocol": 2, "ok": true, "result": {...}}   or   {"protocol": 2, "ok": false, "error": {"code", "message", "hint"}}
 
 Requests are strict (an unknown field is an error, "3" and true are no numbers); replies may grow keys, which an older client ignores.
 """
@@ -13,19 +14,30 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, FailFast, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, FailFast, Field, PlainValidator, TypeAdapter, ValidationError
 
 from offrl import message as messages
 from offrl.errors import InvalidMessage, ProtocolMismatch, from_wire, to_wire
 from offrl.job import JobId, JobSpec, JobState, Name
 from offrl_store.errors import OffrlError
 
-PROTOCOL = 1
+PROTOCOL = 2                       # 2: data in a frame of its own, settings that 1 did not have
 CHUNK = 1 << 20                    # bytes of data in one upload or download message
 MAX_MESSAGE = CHUNK + (1 << 16)    # larger ones are dropped by the socket
 COUNT = 2**63 - 1                  # largest number that a file or the queue can hold
 RelativePath = Annotated[str, Field(min_length=1, max_length=1024)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+def _chunk(value: Any) -> bytes | memoryview:
+    if not isinstance(value, bytes | memoryview):
+        raise ValueError("Input should be bytes")
+    if len(value) > CHUNK:
+        raise ValueError(f"Data should have at most {CHUNK} bytes")
+    return value
+
+
+Chunk = Annotated[Any, PlainValidator(_chunk)]  # bytes or a memoryview of bytes, at most `CHUNK`
 
 
 # ---------------------------------------------------------------------------------------------------------------- replies
@@ -50,7 +62,7 @@ class Pong(Reply):
 
 class AlgorithmList(Reply):
     algorithms: list[dict[str, Any]]           # name, summary, actions, paper, presets, config: {field: {type, default, help, ...}}
-    problems: list[str] = []                   # "name: what is wrong" of algorithms of installed packages that cannot be used
+    problems: list[str] = []                   # "name: what is wrong" of what installed packages give
 
 
 class AuditEntries(Reply):
@@ -117,6 +129,12 @@ class QueueInfo(Reply):
 class JobList(Reply):
     jobs: list[JobInfo]                        # in order of submission, without their specs (`GetJob` has it)
     left_off: int = 0                          # older ones that did not fit into the limit or into one message
+
+
+class Encoded(Reply):
+    """A reply whose message is made already: the same one goes to many, or most of it is as it was before."""
+
+    body: bytes
 
 
 class Event(Reply):
@@ -466,7 +484,7 @@ class WriteChunk(Request):
     upload: JobId
     path: RelativePath
     offset: Annotated[int, Field(ge=0, le=COUNT)]
-    data: Annotated[bytes, Field(max_length=CHUNK)]
+    data: Chunk
     crc32: Annotated[int, Field(ge=0, lt=2**32)]
 
 
@@ -570,24 +588,57 @@ def encode_request(request: Request) -> bytes:
     return messages.pack({"protocol": PROTOCOL, **request.model_dump()})
 
 
-def decode_request(body: bytes) -> Request:
-    """The request in ``body``; `ProtocolMismatch` for another version, `InvalidMessage` naming the field for anything else wrong."""
+def encode_frames(request: Request) -> list[bytes | memoryview]:
+    """The same as ``[body]``, or ``[body, data]`` where the request has data."""
+    if (data := getattr(request, "data", None)) is None:
+        return [encode_request(request)]
+    return [messages.pack({"protocol": PROTOCOL, **request.model_dump(exclude={"data"})}), data]
+
+
+def decode_request(body: bytes, data: bytes | memoryview | None = None) -> Request:
+    """The request in ``body``, with the field ``data`` from a frame of its own; `ProtocolMismatch` for another version, `InvalidMessage`
+    naming the field for anything else wrong."""
     message = messages.unpack_request(body)
     version = message.pop("protocol", None)
     if type(version) is not int or version != PROTOCOL:
         raise ProtocolMismatch(
-            f"the client speaks protocol {messages.shown(version)}, this daemon {PROTOCOL}",
-            hint="install the same version of offrl on both sides",
+            f"the client speaks protocol {messages.shown(version)}, this daemon {PROTOCOL}", hint=_older(version, "client", "daemon")
         )
+    if data is not None:
+        if "data" in message:
+            raise InvalidMessage("the data came twice: in the message and in a frame of its own")
+        message["data"] = data
     try:
         return _REQUEST.validate_python(message, strict=True)
     except ValidationError as error:
         raise invalid_message(error) from None
 
 
+_SAME = "install the same version of offrl on both sides, and see that OFFRL_URL names an offrld"
+
+
+def _older(version: Any, other: str, this: str) -> str:
+    """What to do where the other side speaks ``version``."""
+    if type(version) is not int:
+        return _SAME
+    return f"install the same version of offrl on both sides: the {other if version < PROTOCOL else this}'s is the older one"
+
+
 def encode_reply(reply: Reply) -> bytes:
     """The bytes of a good reply."""
+    if isinstance(reply, Encoded):
+        return reply.body
     return messages.pack({"protocol": PROTOCOL, "ok": True, "result": reply.model_dump()})
+
+
+def encoded_job(job: JobInfo) -> bytes:
+    """A job as `encoded_job_list` puts it into a list."""
+    return messages.pack(job.model_dump())
+
+
+def encoded_job_list(jobs: list[bytes], left_off: int) -> Encoded:
+    """The reply of a `JobList`, from jobs that `encoded_job` has made."""
+    return Encoded(body=messages.pack_around({"protocol": PROTOCOL, "ok": True, "result": {"left_off": left_off, "jobs": []}}, jobs))
 
 
 def encode_error(error: OffrlError) -> bytes:
@@ -597,15 +648,13 @@ def encode_error(error: OffrlError) -> bytes:
 
 def decode_reply(body: bytes, model: type[Reply]) -> Reply:
     """The reply in ``body`` as ``model``; raises the error that it carries."""
-    hint = "install the same version of offrl on both sides, and see that OFFRL_URL names an offrld"
     try:
         message = messages.unpack(body)
     except InvalidMessage as error:
-        raise ProtocolMismatch(f"what the daemon answers cannot be read: {error}", hint=hint) from None
-    if message.get("protocol") != PROTOCOL:
+        raise ProtocolMismatch(f"what the daemon answers cannot be read: {error}", hint=_SAME) from None
+    if (version := message.get("protocol")) != PROTOCOL:
         raise ProtocolMismatch(
-            f"the daemon speaks protocol {message.get('protocol')!r}, this client {PROTOCOL}",
-            hint=hint,
+            f"the daemon speaks protocol {messages.shown(version)}, this client {PROTOCOL}", hint=_older(version, "daemon", "client")
         )
     if message.get("ok") is not True:
         error = message.get("error") or {}
@@ -613,7 +662,7 @@ def decode_reply(body: bytes, model: type[Reply]) -> Reply:
     try:
         return model.model_validate(message.get("result"))
     except ValidationError as error:
-        raise ProtocolMismatch(f"the daemon's answer does not fit: {invalid_message(error)}", hint=hint) from None
+        raise ProtocolMismatch(f"the daemon's answer does not fit: {invalid_message(error)}", hint=_SAME) from None
 
 
 def invalid_message(error: ValidationError) -> InvalidMessage:

@@ -18,19 +18,18 @@ import numpy as np
 from offrl.errors import InvalidInput
 from offrl_store import EpisodeStore, Snapshot, Writer
 
-from .batches import ABSENT, CollectedBatch, Rows, complete_trajectories, split_trajectories
+from .batches import CollectedBatch, Rows, complete_trajectories, split_trajectories
 from .behaviours import Copies, FunctionBehaviour
 from .environments import Environments
 from .explorers import Explorer, Exploring
 from .into import SYNC_SHARE, open_writer
 from .policies import as_behaviour
 from .spaces import by_field, observation_fields, schema_of_spaces
+from .vector import TOLD, VectorSteps, number
 from .watch import StepWatch
 
-TOLD = ("level_seed",)  # what an environment says of an episode when it begins, kept in the episode's metadata
 
-
-class Collector:
+class Collector(VectorSteps):
     """Collects steps.
 
         with Collector("CartPole-v1", "policy.onnx", frames_per_batch=200, total_frames=10_000, into=store) as collector:
@@ -282,97 +281,10 @@ class Collector:
             observation, info = self.envs.reset(seed=seed)
         except Exception as error:
             raise self.envs.failed("the reset", error, f"after {self.frames} steps") from error
-        self._told[0] = {name: _number(info[name]) for name in TOLD if name in info}
+        self._told[0] = {name: number(info[name]) for name in TOLD if name in info}
         self._traj[0] = self.trajectories
         self.trajectories += 1
         return observation
-
-    def _ticks(self, ticks: int, rows: Rows | None) -> None:
-        """Steps of several environments at once."""
-        envs, writer, behaviour = self.envs, self._writer, self.behaviour
-        for t in range(ticks):
-            if self._now is None:
-                self._reset_all()
-            starts = self._length == 0
-            actions = np.asarray(behaviour.act_batch(self._now, starts))
-            if rows is not None:
-                self._fill(rows.observation, t, self._now)  # before the step, as some environments write into the same arrays
-            try:
-                observations, rewards, terminated, truncated, absent, now = envs.step_all(actions)
-            except Exception as error:
-                raise envs.failed("a step", error, self._where(int(self._length.max()))) from error
-            here = ~absent
-            self._length[here] += 1
-            terminated, truncated = terminated & here, truncated & here
-            done = terminated | truncated
-            cut = (self._length >= self._longest) & here & ~done
-            if cut.any():
-                truncated = truncated | cut
-            if rows is not None:
-                self._fill(rows.next_observation, t, observations)
-                rows.action[:, t], rows.reward[:, t] = actions, rewards
-                rows.terminated[:, t], rows.truncated[:, t] = terminated, truncated & ~terminated
-                rows.traj_ids[:, t], rows.mask[:, t] = np.where(here, self._traj, ABSENT), here
-            if writer is not None:
-                writer.step_batch(actions, rewards, self._stored(observations), terminated, truncated, metadata=self._metadata)
-            self.frames += int(np.count_nonzero(here))
-            if self._reward is not None:
-                self._reward(rewards)
-            begun = absent
-            if self.ends is not None:
-                self.ends += [(int(self._traj[env]), self._metadata(env)) for env in np.flatnonzero(done | cut).tolist()]
-            if done.any() or cut.any():
-                try:
-                    now, begin = envs.begin_after(done, cut, now)
-                except Exception as error:
-                    raise envs.failed("a reset", error, f"after {self.frames} steps") from error
-                self._open[done | cut] = False
-                self._begin_in(np.flatnonzero(begin), now)
-                begun = absent | begin
-            if begun.any():
-                self._length[begun] = 0
-                for env in np.flatnonzero(absent):
-                    self._open[env], self._traj[env] = True, self.trajectories
-                    self.trajectories += 1
-            self._now = now
-            if writer is not None and time.monotonic() >= self._next_sync:
-                self.sync(self._sync_s)
-            if self.interruptor is not None and self.interruptor():
-                break
-
-    def _fill(self, arrays: Mapping[str, np.ndarray], t: int, given: Any) -> None:
-        given = self._stored(given)
-        for name, array in arrays.items():
-            array[:, t] = given[name] if name else given
-
-    def _reset_all(self) -> None:
-        seed, self._seed = self._seed, None
-        try:
-            self._now = self.envs.reset_all(seed)
-        except Exception as error:
-            raise self.envs.failed("the reset", error, f"after {self.frames} steps") from error
-        self._begin_in(np.arange(self.envs.count), self._now)
-
-    def _begin_in(self, envs: np.ndarray, observations: Any) -> None:
-        """Episodes begin in these environments, each with its row of the observations."""
-        stored = self._stored(observations)
-        for env in envs.tolist():
-            self._told[env] = {name: _number(self.envs.infos[name][env]) for name in TOLD if name in self.envs.infos}
-            self._traj[env], self._open[env], self._length[env] = self.trajectories, True, 0
-            self.trajectories += 1
-            if self._writer is not None:
-                self._writer.begin({name: each[env] for name, each in stored.items()} if isinstance(stored, Mapping) else stored[env], env)
-
-    def _last_tick(self, left: int) -> None:
-        """One step more of which the first ``left`` environments' count; what is under way in the others ends before it."""
-        for env in range(left, self.envs.count):
-            self._end(env)
-        frames = self.frames
-        self._ticks(1, None)
-        self.frames = frames + left
-        for env in range(left, self.envs.count):
-            self._writer.discard(env)
-        self.cut()
 
     def _where(self, length: int) -> str:
         return f"at step {self.frames}, step {length} of its episode"
@@ -467,10 +379,6 @@ class Collector:
         if hasattr(self.behaviour, "load_state_dict"):
             self.behaviour.load_state_dict(state["behaviour"])
         self._seed = int(self._rng.integers(2**31))
-
-
-def _number(value: Any) -> Any:
-    return value.item() if hasattr(value, "item") else value
 
 
 def collect(

@@ -6,6 +6,7 @@ has one writer: the main process puts the steps of all workers into it, each env
 
 from __future__ import annotations
 
+import abc
 import multiprocessing
 import os
 import signal
@@ -34,7 +35,7 @@ from .worker_process import from_arrays, serve
 ENDS_S = 5.0  # that a worker has to end when it is told to
 
 
-class _Workers:
+class _Workers(abc.ABC):
     """What both kinds share: the processes, the numbers of trajectories, the store."""
 
     def __init__(
@@ -68,7 +69,7 @@ class _Workers:
                 workers. The environment i of all is first reset with ``seed + i``.
             update_at_each_batch: send the weights of ``policy`` to the workers before each batch.
             timeout_s: a worker that says nothing for so long has failed.
-            options: further arguments of each worker's `Collector`.
+            options: further arguments of each worker's `Collector`; ``init_random_frames`` is shared out among the workers.
 
         Raises:
             InvalidInput: what cannot be sent to a new process, or what a worker's collector refuses.
@@ -98,6 +99,8 @@ class _Workers:
                 self._writer = self._open(makers[0], policy, into, limit)
             shipped, factory = self._shipped(policy, policy_factory, deterministic)
             options |= {"deterministic": None if factory is not None else deterministic}
+            if options.get("init_random_frames"):
+                options["init_random_frames"] = -(-options["init_random_frames"] // self.num_workers)
             self._start(makers, shipped, factory, seed, options)
         except BaseException:
             self.close()
@@ -242,8 +245,12 @@ class _Workers:
             batch = split_trajectories(batch) if self._split else batch
             yield batch if self._postproc is None else self._postproc(batch)
 
+    @abc.abstractmethod
     def _batches(self) -> Iterator[CollectedBatch]:
-        raise NotImplementedError
+        """Batches as they were collected, until ``total_frames`` are."""
+
+    def _settle(self) -> None:  # noqa: B027  workers in step have given everything
+        """Take what the workers were asked for and have not given."""
 
     def update_policy_weights(self, weights: Mapping[str, np.ndarray] | None = None) -> None:
         """Send weights to the workers, where they count from the next batch on.
@@ -264,6 +271,25 @@ class _Workers:
         for number in range(self.num_workers):
             self._send(number, {"do": "reset", "seed": seed + number * self._width})
         return seed + self.num_workers * self._width
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it takes to go on later, as JSON holds it: see `Collector.state_dict`. Batches that are under way are given first."""
+        self._settle()
+        for number in range(self.num_workers):
+            self._send(number, {"do": "state"})
+        workers = [self._receive(number)[0]["state"] for number in range(self.num_workers)]
+        return {"frames": self.frames, "batches": self.batches, "trajectories": self.trajectories, "workers": workers}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a `state_dict` of as many workers. Trajectories under way are cut; `InvalidInput` for another number of workers."""
+        if len(state["workers"]) != self.num_workers:
+            raise InvalidInput(f"the state is of {len(state['workers'])} workers, here are {self.num_workers}", hint="start as many")
+        self._settle()
+        self._cut()
+        for number, each in enumerate(state["workers"]):
+            self._send(number, {"do": "load_state", "state": each})
+            self._numbers[number].clear()
+        self.frames, self.batches, self.trajectories = (int(state[name]) for name in ("frames", "batches", "trajectories"))
 
     def close(self) -> None:
         """End the workers, commit what is in the store. May be called twice."""
@@ -359,14 +385,24 @@ class MultiAsyncCollector(_Workers):
     """Every batch is one worker's, ``frames_per_batch`` steps, in the order in which they are done; a worker goes on as soon as its batch
     is taken, so that its weights may be older than the newest."""
 
-    _asked = False
+    def __init__(self, create_env_fn: Any, policy: Any = None, **options: Any) -> None:
+        self._asked = False
+        self._ready: list[CollectedBatch] = []  # taken before they were asked for
+        super().__init__(create_env_fn, policy, **options)
 
     def _batches(self) -> Iterator[CollectedBatch]:
-        while self.total_frames == -1 or self.frames < self.total_frames:
+        while self._ready or self.total_frames == -1 or self.frames < self.total_frames:
             yield self.rollout()
+
+    def _settle(self) -> None:
+        if self._asked:
+            self._ready += [self._take(number) for number in range(self.num_workers)]
+            self._asked = False
 
     def rollout(self) -> CollectedBatch:
         """The next batch of any worker."""
+        if self._ready:
+            return self._ready.pop(0)
         if self._each:
             self.update_policy_weights()
         if not self._asked:

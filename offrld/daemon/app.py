@@ -18,6 +18,7 @@ from offrld.daemon.config import Settings, Sources
 from offrld.daemon.database import Database
 from offrld.daemon.hub import Hub
 from offrld.daemon.keeper import Keeper
+from offrld.daemon.listing import Listing
 from offrld.daemon.machine import Machine
 from offrld.daemon.observer import Observer
 from offrld.daemon.removal import Removal
@@ -41,8 +42,12 @@ class App:
         self.version = version()
         self.hub = Hub()
         self.log = Audit(self.state.audit, max_bytes=settings.audit.max_bytes, keep=settings.audit.keep)
-        self.uploads = Uploads(self.state.uploads, limit=settings.uploads.open, keep_free=settings.uploads.keep_free_bytes)
+        self.uploads = Uploads(
+            self.state.uploads, limit=settings.uploads.open, limit_per_owner=settings.uploads.open_per_owner,
+            keep_free=settings.uploads.keep_free_bytes,
+        )  # fmt: skip
         self.database = Database(self.state.database, self._changed)
+        self.listing = Listing()
         self.catalog = Catalog(self.state, executor)
         self.removal = Removal(self.state, self.database, self.uploads)
         self.keeper = Keeper(settings, self.state, self.database, self.uploads, self.removal, self.log)
@@ -69,6 +74,7 @@ class App:
 
     def _changed(self, touched: set[str], schedule: bool) -> None:
         self.hub.wake(touched)
+        self.keeper.tell(touched)
         if schedule:
             self.supervisor.wake()
 

@@ -84,7 +84,7 @@ class Catalog:
             log.error("the describe worker failed: %s: %s", error, last)
             raise InternalError(f"the algorithms of this installation cannot be listed: {last or error}", hint=f"see {trouble}") from None
         for problem in found["problems"]:
-            log.warning("an algorithm of an installed package cannot be used: %s", problem)
+            log.warning("something of an installed package cannot be used: %s", problem)
         if not found["problems"]:  # a package may be repaired without a new version
             await asyncio.to_thread(self._keep, path, data)
         log.info("%d algorithms, %d environments", len(found["algorithms"]), len(found["environments"]))
@@ -205,6 +205,8 @@ def checked(spec: Trained, catalog: dict[str, Any], fields: dict[str, Any] | Non
         raise InvalidInput(f"{spec.algorithm} learns no policy, so there is nothing to evaluate in {spec.eval_env}", hint="leave it out")
     if spec.eval_every is not None and spec.eval_env is None:
         raise InvalidInput(f"eval_every={spec.eval_every} without an environment to evaluate in", hint="add --eval-env ID")
+    if isinstance(spec, TrainSpec) and spec.early_stop is not None and spec.eval_every is None:
+        raise InvalidInput(f"early_stop={spec.early_stop} without evaluations to go by", hint="add --eval-env ID and --eval-every K")
     if len(set(spec.seeds)) != len(spec.seeds):
         raise InvalidInput(f"a seed occurs twice in {spec.seeds[:20]}", hint="each seed is trained once")
     return spec.model_copy(update={"config": flat(spec.config)})

@@ -40,7 +40,6 @@ class Hub:
             for event in self._watchers.get(job, ()):
                 event.set()
 
-
     async def read(self, job: str, what: Hashable, read: Callable[[], Awaitable[Any]]) -> Any:
         """The result of ``read``, or of the same read for somebody else that was begun after the last news of the watched ``job``.
 
@@ -56,7 +55,8 @@ class Hub:
 async def wait(event: asyncio.Event, seconds: float) -> bool:
     """Wait for ``event`` at most so long; whether it came."""
     try:
-        await asyncio.wait_for(event.wait(), max(seconds, 0.0))
+        async with asyncio.timeout(max(seconds, 0.0)):  # `wait_for` would make a task of its own
+            await event.wait()
     except TimeoutError:
         return False
     return True

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import math
-import sqlite3
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
-from typing import Any
 
 from offrl.job import JobState
 from offrl.wire import JobInfo, Pause
@@ -93,32 +90,3 @@ def info(db: Connection, job: str, limits: Limits = Limits()) -> JobInfo:
     found = find(db, job)
     waits = Waits.look(db, limits) if found.state == JobState.QUEUED else Waits(time.time())
     return waits.info(found)
-
-
-def infos(db: Connection, kind: str | None, limit: int, limits: Limits = Limits()) -> tuple[list[JobInfo], int]:
-    """The newest ``limit`` jobs in order of submission, without their specs, and how many more there are.
-
-    ``kind``: one kind, "all", or None for all but imports.
-    """
-    where, values = {
-        None: ("kind <> 'import'", ()), "all": ("1", ()),
-    }.get(kind, ("kind = ?", (kind,)))  # fmt: skip
-    rows = db.execute(f"SELECT * FROM jobs WHERE {where} ORDER BY seq DESC LIMIT ?", (*values, limit)).fetchall()
-    total = db.execute(f"SELECT count(*) FROM jobs WHERE {where}", values).fetchone()[0]
-    waits = Waits.look(db, limits)
-    names = tuple(rows[0].keys()) if rows else ()
-    return [_listed(waits, names, row) for row in reversed(rows)], total - len(rows)
-
-
-def _listed(waits: Waits, names: tuple[str, ...], row: sqlite3.Row) -> JobInfo:
-    """A job in a list, which most of the time is as it was in the list before."""
-    timed = row["state"] == JobState.QUEUED and (
-        waits.pause is not None or waits.busy or row["start_at"] is not None or row["retry_at"] is not None or row["id"] in waits.needs
-    )
-    return waits.info(Job.of(row), spec=False) if timed else _as_before(names, tuple(row))
-
-
-@lru_cache(maxsize=2048)  # about 5 kB each; a list of 1,000 takes 8 ms instead of 21
-def _as_before(names: tuple[str, ...], values: tuple[Any, ...]) -> JobInfo:
-    """What clients see of a job that waits for nothing but its turn: it follows from its row alone."""
-    return Waits(0.0).info(Job.of_values(dict(zip(names, values, strict=True))), spec=False)

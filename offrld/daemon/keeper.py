@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections.abc import Iterable
 
 from offrl.errors import DiskFull
 from offrl.wire import PrunedJob
@@ -23,6 +24,7 @@ LOOK_S = 60.0            # between two looks
 FRESH_S = 5.0            # that a measurement of the state folder serves near the quota; else LOOK_S
 FAR = 0.9                # of the quota
 BATCH = 200              # jobs deleted in one go
+TOLD = 4_000             # jobs, 0.1 kB each
 log = logging.getLogger("offrld.keeper")
 
 
@@ -35,6 +37,15 @@ class Keeper:
         self._used: tuple[float, int] | None = None  # when it was measured, bytes
         self._measuring = asyncio.Lock()
         self._began = time.time(), time.monotonic()
+        self._told: dict[str, float] = {}            # job -> when it last had an event, of a clock that nobody sets; the latest `TOLD`
+
+    def tell(self, jobs: Iterable[str]) -> None:
+        """These jobs have new events: whatever the clock said then, and says now, that was no longer ago than it is."""
+        for job in jobs:
+            self._told.pop(job, None)
+            self._told[job] = time.monotonic()
+        while len(self._told) > TOLD:
+            del self._told[next(iter(self._told))]
 
     async def run(self) -> None:
         """Look now and then."""
@@ -49,7 +60,7 @@ class Keeper:
 
     async def prune(self, jobs: int, days: float, *, dry_run: bool, limit: int = BATCH) -> tuple[list[PrunedJob], bool]:
         """Delete (or only list) what is not kept by these numbers (see `retention.expired`); what it was, and whether there is more."""
-        found, more = await self._database.read(retention.expired, jobs, days, limit, self._now())
+        found, more = await self._database.read(retention.expired, jobs, days, limit, self._now(), self._since(days))
         pruned = []
         for each in found:
             job = each.job
@@ -69,6 +80,11 @@ class Keeper:
                 finished_at=job.finished_at, bytes=size, why=each.why,
             ))  # fmt: skip
         return pruned, more
+
+    def _since(self, days: float) -> set[str]:
+        """The jobs that had an event within so many days."""
+        oldest = time.monotonic() - days * retention.DAY_S
+        return {job for job, at in self._told.items() if at >= oldest}
 
     def _now(self) -> float:
         """The time, but no more of it since the start of the daemon than a clock counts that nobody sets: a clock that jumps ahead makes no

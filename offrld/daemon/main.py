@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from offrl import wire
 from offrl_store.errors import OffrlError
-from offrld.daemon import logs, settings_list, watchdog
+from offrld.daemon import logs, memory, settings_list, watchdog
 from offrld.daemon.app import App, version
 from offrld.daemon.config import Settings, Sources, load_with_sources
 from offrld.daemon.endpoint import group_id
@@ -78,6 +78,7 @@ async def _serve(settings: Settings, sources: Sources, executor: LocalExecutor) 
         from offrld.daemon.metrics import Metrics  # only where it is wanted: what is off costs nothing
 
         observer = counted = Metrics()
+    memory.settle()
     app = App(settings, executor, observer, sources)
     server = Server(app)
     try:

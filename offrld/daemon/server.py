@@ -1,7 +1,8 @@
 """The server loop: takes requests from the sockets, answers each from a task of its own, so that a slow one holds up nobody.
 
-Frames of a request are ``[client, id, body]``, of its reply the same. Whatever arrives, the loop goes on: what cannot be understood gets
-an error reply where there is somebody to reply to. Who asks and what that one may do is settled before a handler sees the request.
+Frames of a request are ``[client, id, body]`` or ``[client, id, body, data]``, of its reply ``[client, id, body]``. Whatever arrives, the
+loop goes on: what cannot be understood gets an error reply where there is somebody to reply to. Who asks and what that one may do is
+settled before a handler sees the request.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from offrld.daemon.app import App
 from offrld.daemon.auth import AllowList, Authenticator
 from offrld.daemon.caller import LOCAL, SERVICE, Caller, current
 from offrld.daemon.config import Settings
-from offrld.daemon.endpoint import PER_CLIENT, Endpoint
+from offrld.daemon.endpoint import FRAMES, PER_CLIENT, Endpoint
 from offrld.daemon.handlers import HANDLERS
 from offrld.daemon.logs import about
 from offrld.daemon.memory import MemoryGuard
@@ -53,7 +54,7 @@ class Question:
     client: Client
     number: bytes                # of the client's own, to tell its answers apart
     caller: Caller
-    frame: zmq.Frame | None
+    sender: zmq.Frame | None     # the frame that tells who it is from
     request: wire.Request
     began: float
     size: int
@@ -131,10 +132,10 @@ class Server:
     async def _serve(self, endpoint: Endpoint) -> None:
         taken, spent = 0, 0.0
         while True:
-            frames, frame = await endpoint.receive()
+            frames, sender = await endpoint.receive()
             began = time.perf_counter()
             try:
-                self._take(endpoint, frames, frame, began)
+                self._take(endpoint, frames, sender, began)
             except Exception:
                 log.exception("a request was dropped")
             taken, spent = taken + 1, spent + time.perf_counter() - began
@@ -142,26 +143,29 @@ class Server:
                 taken, spent = 0, 0.0
                 await asyncio.sleep(0)
 
-    def _take(self, endpoint: Endpoint, frames: list[bytes], frame: zmq.Frame | None, began: float) -> None:
+    def _take(self, endpoint: Endpoint, frames: list[bytes | memoryview], sender: zmq.Frame | None, began: float) -> None:
         client = (endpoint, frames[0])
-        if len(frames) != 3 or len(frames[1]) > ID_BYTES:
+        if not 3 <= len(frames) <= FRAMES or len(frames[1]) > ID_BYTES:
             number = frames[1] if len(frames) > 2 and len(frames[1]) <= ID_BYTES else b""
-            error = InvalidMessage(f"a request has the frames [id, body], this one has {len(frames) - 1}, the id at most {ID_BYTES} bytes")
+            error = InvalidMessage(
+                f"a request has the frames [id, body] or [id, body, data], this one has {len(frames) - 1}, the id at most {ID_BYTES} bytes"
+            )
             self._send(client, number, wire.encode_error(error))
             return
-        number, body = frames[1], frames[2]
+        number = frames[1]
+        size = sum(map(len, frames))
         caller, request = SERVICE, None
         try:
-            caller = endpoint.caller(frame)
-            self._check_room(client, caller, len(body))
-            request = wire.decode_request(body)
+            caller = endpoint.caller(sender)
+            self._check_room(client, caller, size)
+            request = wire.decode_request(*frames[2:])
             rights.check(caller, request)
             token = current.set(caller)
             try:
                 with about(getattr(request, "job", None)):
                     reply = HANDLERS[type(request)](self._app, request)
                     if not isinstance(reply, wire.Reply):
-                        self._begin(Question(client, number, caller, frame, request, began, len(body)), reply)
+                        self._begin(Question(client, number, caller, sender, request, began, size), reply)
                         return
             finally:
                 current.reset(token)
@@ -212,7 +216,7 @@ class Server:
             if problem is not None:
                 raise problem
             assert result is not None
-            rights.check(client[0].caller(question.frame), request)  # a key that was removed meanwhile learns nothing more
+            rights.check(client[0].caller(question.sender), request)  # a key that was removed meanwhile learns nothing more
             answer = await self._encoded(result)
             if len(answer) > wire.MAX_MESSAGE:
                 raise InternalError(f"the answer to {request.type} has {len(answer)} bytes, more than fit into a message")

@@ -8,17 +8,17 @@ before that is found then and asked for again.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
 import shutil
+import threading
 import time
 import zlib
 from pathlib import Path
 from typing import Any
 
-from offrl.errors import Conflict, DiskFull, InvalidInput, NotAllowed, Unknown
+from offrl.errors import Conflict, DiskFull, InvalidInput, LimitReached, NotAllowed, Unknown
 from offrl.wire import FileEntry
 from offrld.daemon.caller import Caller
 from offrld.daemon.rights import OPERATOR
@@ -28,9 +28,10 @@ from offrld.daemon.state import open_below, relative_parts, sync_folder, write_d
 class Uploads:
     """The staging folder. All methods read or write files: call them in a thread, one at a time for each upload."""
 
-    def __init__(self, folder: Path, *, limit: int = 64, keep_free: int = 256 << 20) -> None:
+    def __init__(self, folder: Path, *, limit: int = 64, limit_per_owner: int = 0, keep_free: int = 256 << 20) -> None:
         self._folder = folder
-        self._limit = limit
+        self._limit, self._limit_per_owner = limit, limit_per_owner
+        self._beginning = threading.Lock()  # counted and begun by one at a time
         self._keep_free = keep_free
         self._sizes: dict[str, dict[str, int]] = {}  # upload -> path -> declared size, for those in use
         self._used: dict[str, float] = {}  # upload -> when it was last gone on with, of a clock that nobody sets
@@ -49,9 +50,25 @@ class Uploads:
             self._used[upload] = time.monotonic()
             return {file.path: self._received(upload, file.path) for file in files}
         _check_names([file.path for file in files])
-        unfinished = self.unfinished()
-        if unfinished >= self._limit:
-            raise Conflict(f"{unfinished} uploads are under way, no more are taken", hint="try again when one of them has finished")
+        with self._beginning:
+            self._check_limits(caller)
+            self._begin(folder, files, caller)
+        self._used[upload] = time.monotonic()
+        return {file.path: 0 for file in files}
+
+    def _check_limits(self, caller: Caller) -> None:
+        """Raise `LimitReached` where as many uploads are under way as may be."""
+        unfinished = self._unfinished()
+        hint = "try again when one of them has finished"
+        if len(unfinished) >= self._limit:
+            raise LimitReached(f"{len(unfinished)} uploads are under way, as many as uploads.open = {self._limit} allows", hint=hint)
+        own = sum(self._owner(upload) == caller.name for upload in unfinished) if self._limit_per_owner else 0
+        if self._limit_per_owner and own >= self._limit_per_owner:
+            most = f"as many as uploads.open_per_owner = {self._limit_per_owner} allows"
+            raise LimitReached(f"{caller.name!r} has {own} uploads under way, {most}", hint=hint)
+
+    def _begin(self, folder: Path, files: list[FileEntry], caller: Caller) -> None:
+        """Make its folder, if the disk has room for it."""
         size = sum(file.size for file in files)
         free = shutil.disk_usage(self._folder).free - self._keep_free
         if size > free:
@@ -62,12 +79,12 @@ class Uploads:
         for file in files:
             os.close(open_below(folder / "files", file.path, os.O_WRONLY | os.O_CREAT))
         (folder / "owner").write_text(caller.name)
+        self._owners[folder.name] = caller.name
+        wanted = [file.model_dump() for file in files]
         write_durably(folder / "manifest.json", json.dumps(wanted).encode())  # last: with it the upload is begun
         sync_folder(self._folder)
-        self._used[upload] = time.monotonic()
-        return {file.path: 0 for file in files}
 
-    def write(self, upload: str, path: str, offset: int, data: bytes, crc32: int, caller: Caller) -> int:
+    def write(self, upload: str, path: str, offset: int, data: bytes | memoryview, crc32: int, caller: Caller) -> int:
         """Append a chunk; bytes of that file that are there now. One that is there already (its answer was lost) is acknowledged again."""
         self.check_owner(upload, caller)
         if zlib.crc32(data) != crc32:
@@ -131,10 +148,17 @@ class Uploads:
         """`NotAllowed` where an upload is somebody else's and the caller no operator, `Unknown` where there is none."""
         if upload not in self._owners:
             self._manifest(upload)
-            with contextlib.suppress(FileNotFoundError):  # begun with a daemon of before: an operator's
-                self._owners[upload] = (self._folder / upload / "owner").read_text()
-        if self._owners.get(upload) != caller.name and not caller.may(OPERATOR):
+        if self._owner(upload) != caller.name and not caller.may(OPERATOR):
             raise NotAllowed(f"{caller} may go on with its own uploads only: {upload} is another's", hint="begin one with another id")
+
+    def _owner(self, upload: str) -> str | None:
+        """Name of who began it; None of one of a daemon of before, which is an operator's."""
+        if upload not in self._owners:
+            try:
+                self._owners[upload] = (self._folder / upload / "owner").read_text()
+            except FileNotFoundError:
+                return None
+        return self._owners[upload]
 
     def check_usable(self, upload: str, caller: Caller) -> None:
         """`Unknown`, `Conflict` or `NotAllowed` where an import could not read it."""
@@ -145,7 +169,10 @@ class Uploads:
 
     def unfinished(self) -> int:
         """Uploads that are under way."""
-        return sum(1 for upload in self._folder.iterdir() if not (upload / "finished").exists())
+        return len(self._unfinished())
+
+    def _unfinished(self) -> list[str]:
+        return [upload.name for upload in self._folder.iterdir() if not (upload / "finished").exists()]
 
     def outstanding(self) -> tuple[int, int]:
         """Bytes of the uploads under way: in all, and those that they have still to bring."""

@@ -17,7 +17,8 @@ from offrl.errors import OffrlError
 def describe() -> dict[str, Any]:
     """``{"versions", "environments", "algorithms", "problems"}``; see the module's caption.
 
-    ``problems``: one line for each algorithm of an installed package that cannot be used; the others are told all the same.
+    ``problems``: one line for each algorithm of an installed package that cannot be used, and for each package whose environments cannot
+    be registered; the others are told all the same.
     """
     from offrld.algos import get, names
     from offrld.worker.versions import installed
@@ -29,7 +30,8 @@ def describe() -> dict[str, Any]:
         except Exception as error:  # whatever a package does wrong, it must not take the others with it
             said = " ".join(str(error).split())
             problems.append(f"{name}: {said}" if isinstance(error, OffrlError) else f"{name}: {type(error).__name__}: {said}")
-    return {"versions": installed(), "environments": _environments(), "algorithms": algorithms, "problems": problems}
+    environments, more = _environments()
+    return {"versions": installed(), "environments": environments, "algorithms": algorithms, "problems": [*problems, *more]}
 
 
 def _algorithm(algorithm: Any) -> dict[str, Any]:
@@ -56,14 +58,14 @@ def _algorithm(algorithm: Any) -> dict[str, Any]:
     return entry
 
 
-def _environments() -> list[str]:
-    """The ids that gymnasium knows, ours and those of installed plugins included."""
+def _environments() -> tuple[list[str], list[str]]:
+    """The ids that gymnasium knows, ours and those of installed packages included; and what is wrong with the latter."""
     import gymnasium
 
     from offrl import environments
 
-    environments.register()
-    return sorted(gymnasium.registry)
+    problems = environments.register()
+    return sorted(gymnasium.registry), problems
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ A row belongs to a step and is written once: on resuming, rows after the checkpo
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from pathlib import Path
@@ -56,6 +57,14 @@ class Metrics:
             if rows:
                 found.add(max(rows)[1])
         return found
+
+    def evaluations_since_better(self, name: str, seed: int, step: int, delta: float) -> int:
+        """Rows of a seed's metric up to ``step`` since the last that was more than ``delta`` above all before it."""
+        path = self._run.metrics(seed) / f"{name}.csv"
+        best, since = -math.inf, 0
+        for _, value, _ in _rows(path, step) if path.exists() else []:
+            best, since = (value, 0) if value > best + delta else (best, since + 1)
+        return since
 
     def record(self, step: int, values: dict[str, dict[int, float]]) -> None:
         """Append the rows of one step: ``values`` is name -> seed -> value. Rows that are there already are left as they are."""

@@ -96,7 +96,7 @@ class Training:
                 self._evaluate()  # of that step, where an earlier attempt did not come to it
             job.report.busy("compiling" if learner.runner != "eager" else "loading")  # until the first update is done
             first = True
-            while learner.step < steps:
+            while learner.step < steps and not self._stalled():
                 job.control.check()
                 began = time.perf_counter()
                 updates = min(self.pace.block, self._next_stop() - learner.step)
@@ -113,7 +113,20 @@ class Training:
                 job.report.message(f"stopped with a checkpoint at step {learner.step}")
             raise
         self._finish()
-        return "; ".join(f"{trouble}, the other seeds are done" for trouble in learner.guard.stopped.values())
+        early = [f"ended at step {learner.step} of {steps}: {self._why_early()}"] if learner.step < steps else []
+        return "; ".join([*early, *(f"{trouble}, the other seeds are done" for trouble in learner.guard.stopped.values())])
+
+    def _stalled(self) -> bool:
+        """Whether so many evaluations have brought no seed a better return that training ends (``early_stop``)."""
+        spec, learner = self.spec, self.learner
+        if spec.early_stop is None or not self._is_evaluation(learner.step):
+            return False
+        since = self.metrics.evaluations_since_better
+        return all(since("return_mean", seed, learner.step, spec.early_stop_delta) >= spec.early_stop for seed in learner.guard.running)
+
+    def _why_early(self) -> str:
+        delta = f" by more than {self.spec.early_stop_delta:g}" if self.spec.early_stop_delta else ""
+        return f"{self.spec.early_stop} evaluations in a row without a mean return that was better{delta}"
 
     def _next_stop(self) -> int:
         """The next step at which something other than an update is due."""

@@ -221,7 +221,7 @@ class OnlineJob:
         step, spec, seed = self.training.step, self.spec, self.seed
         if self.eval_env is None or not self._is_evaluation(step) or self.metrics.recorded("return_std", step, [seed]):
             return
-        self._progress()
+        self._progress(force=True)  # an evaluation may take long
         if spec.eval_epsilon > 0 or spec.eval_sample:
             returns = evaluate(
                 self.learner, self.eval_env, spec.eval_episodes, epsilon=spec.eval_epsilon, sample=spec.eval_sample,

@@ -209,7 +209,7 @@ def test_top_goes_on_when_the_daemon_comes_back(own_daemon):
         own_daemon.start()
         read_until(terminal, "q ends")
         process.send_signal(signal.SIGINT)
-        assert process.wait(10) == 130
+        assert process.wait(60) == 130
     finally:
         if process.poll() is None:
             process.kill()

@@ -51,7 +51,8 @@ class Peer:
                 while not self._stop.is_set():
                     if not socket.poll(20):
                         continue
-                    peer, ident, body = socket.recv_multipart()
+                    peer, ident, body, *data = socket.recv_multipart()
+                    body = wire.encode_request(wire.decode_request(body, *data))  # what comes in a frame of its own is put into the body
                     self.requests.append(body)
                     reply = self._answer(len(self.requests), body)
                     if reply is None:

@@ -285,6 +285,9 @@ def test_a_file_given_as_the_dataset_is_imported_once(client, tmp_path, offrl_cl
         ({"preset": "nonsense"}, Unknown, "nonsense"),
         ({"after": "nojob"}, InvalidInput, "nojob"),
         ({"runner": "fast"}, InvalidInput, "fast"),
+        ({"eval_every": 3}, InvalidInput, "--eval-env"),
+        ({"eval_env": "CartPole-v1", "early_stop": 3}, InvalidInput, "--eval-every"),
+        ({"early_stop": 0}, InvalidInput, "early_stop"),
     ],
 )
 def test_a_submission_that_makes_no_sense_is_refused(change, error, says, client, dataset):

@@ -11,8 +11,8 @@ import pytest
 from offrl import message, wire
 from offrl.errors import InvalidMessage, OffrlError, ProtocolMismatch
 
-PING = {"protocol": 1, "type": "ping"}
-SUBMIT = {"protocol": 1, "type": "submit"}
+PING = {"protocol": wire.PROTOCOL, "type": "ping"}
+SUBMIT = {"protocol": wire.PROTOCOL, "type": "submit"}
 
 
 def train(**config) -> dict:
@@ -31,12 +31,12 @@ def train(**config) -> dict:
         ({**PING, b"key": 1}, "a key must be text"),
         ({**PING, b"k" * 500_000: 1}, "a key must be text"),
         ({**PING, "type": "x" * 500_000}, "type"),
-        ({"protocol": 1, "type": "get_events", "job": "a", "cursor": "12"}, "cursor"),
-        ({"protocol": 1, "type": "get_events", "job": "a", "cursor": True}, "cursor"),
-        ({"protocol": 1, "type": "get_events", "job": "a", "cursor": 2**64 - 1}, "cursor"),
-        ({"protocol": 1, "type": "read_log", "job": "a", "offset": 2**63}, "offset"),
-        ({"protocol": 1, "type": "get_job", "job": b"\xff" * 1_000_000}, "job"),
-        ({"protocol": 1, "type": "write_chunk", "upload": "u", "path": "p", "offset": 0, "data": "text", "crc32": 0}, "data"),
+        ({"protocol": wire.PROTOCOL, "type": "get_events", "job": "a", "cursor": "12"}, "cursor"),
+        ({"protocol": wire.PROTOCOL, "type": "get_events", "job": "a", "cursor": True}, "cursor"),
+        ({"protocol": wire.PROTOCOL, "type": "get_events", "job": "a", "cursor": 2**64 - 1}, "cursor"),
+        ({"protocol": wire.PROTOCOL, "type": "read_log", "job": "a", "offset": 2**63}, "offset"),
+        ({"protocol": wire.PROTOCOL, "type": "get_job", "job": b"\xff" * 1_000_000}, "job"),
+        ({"protocol": wire.PROTOCOL, "type": "write_chunk", "upload": "u", "path": "p", "offset": 0, "data": "text", "crc32": 0}, "data"),
     ],
 )
 def test_a_request_outside_the_limits_is_refused_in_one_short_line(sent, says) -> None:
@@ -46,7 +46,7 @@ def test_a_request_outside_the_limits_is_refused_in_one_short_line(sent, says) -
     assert len(wire.encode_error(caught.value)) < wire.MAX_MESSAGE
 
 
-@pytest.mark.parametrize("version", [True, 1.0, "1", None, 2, [1] * 4_000, "x" * 1_000_000])
+@pytest.mark.parametrize("version", [True, float(wire.PROTOCOL), "2", None, wire.PROTOCOL + 1, [1] * 4_000, "x" * 1_000_000])
 def test_the_protocol_is_a_whole_number(version) -> None:
     with pytest.raises(ProtocolMismatch, match="speaks protocol") as caught:
         wire.decode_request(msgpack.packb({"protocol": version, "type": "ping"}))
@@ -62,8 +62,8 @@ def costly() -> list[bytes]:
         b"\x81\xa1x" + b"\xdc\x13\x88" * 300_000,
         b"\xde\x0f\xff\xa1a" * 200_000,
         msgpack.packb({**PING, "x": [{str(i): 0 for i in range(4_000)}] * 40}),
-        msgpack.packb({"protocol": 1, "type": "open_upload", "upload": "u", "files": [{}] * 5_000}),
-        msgpack.packb({"protocol": 1, "type": "open_upload", "upload": "u", "files": [{f"{i:x}": 0 for i in range(12)}] * 5_000}),
+        msgpack.packb({"protocol": wire.PROTOCOL, "type": "open_upload", "upload": "u", "files": [{}] * 5_000}),
+        msgpack.packb({**PING, "type": "open_upload", "upload": "u", "files": [{f"{i:x}": 0 for i in range(12)}] * 5_000}),
         b"\x81\xa1x\xdc\x00\xc8" + some * 200,
     ]
 
@@ -88,5 +88,5 @@ def test_no_message_holds_up_the_daemon(number: int) -> None:
 
 
 def test_a_reply_may_hold_what_a_request_may_not() -> None:
-    reply = {"protocol": 1, "ok": True, "result": {"metrics": {"loss": {"0": float("nan")}}, "x": list(range(100_000))}}
+    reply = {"protocol": wire.PROTOCOL, "ok": True, "result": {"metrics": {"loss": {"0": float("nan")}}, "x": list(range(100_000))}}
     assert len(message.unpack(message.pack(reply))["result"]["x"]) == 100_000

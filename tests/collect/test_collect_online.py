@@ -9,7 +9,7 @@ from cheap_settings import cheap_settings
 from collect_envs import Counting
 
 import offrld
-from offrl.errors import EnvironmentFailed, InvalidInput
+from offrl.errors import EnvironmentFailed, InvalidInput, StoreNotFound, Unknown
 from offrl_store import EpisodeStore, check
 from offrld.algos import get, names
 from offrld.collect import ConstantEpsilonGreedy, collect
@@ -91,6 +91,23 @@ def test_an_offline_dataset_is_mixed_in_with_its_share(tmp_path):
         OnlineTraining(learner, Counting(), offline=collect("Pendulum-v1", steps=10, into=tmp_path / "other"))
 
 
+def test_a_learner_is_built_from_an_environment_or_its_id(tmp_path):
+    env = gymnasium.make("CartPole-v1")
+    for learner in (offrld.build("dqn", env=env), offrld.build("dqn", env), offrld.build("dqn", env="CartPole-v1")):
+        assert learner.predict(np.zeros((2, 4), np.float32)).shape == (2,)
+    with pytest.raises(Unknown, match="CartPol-v1") as unknown:
+        offrld.build("dqn", env="CartPol-v1")
+    assert "CartPole-v1" in unknown.value.hint
+    with pytest.raises(StoreNotFound) as missing:
+        offrld.build("dqn", "CartPole-v1")
+    assert "env=" in missing.value.hint
+    for given in ({}, {"source": tmp_path, "env": env}):
+        with pytest.raises(InvalidInput, match="just one of them"):
+            offrld.build("dqn", **given)
+    with pytest.raises(InvalidInput, match="sac"):
+        offrld.build("sac", env=env)
+
+
 def test_a_learner_goes_on_from_offline_training(tmp_path):
     store = collect("Pendulum-v1", steps=400, into=tmp_path / "store")
     learner = offrld.build("iql", store, config=cheap_settings(get("iql"), {"batch_size": 8}))
@@ -101,6 +118,19 @@ def test_a_learner_goes_on_from_offline_training(tmp_path):
     assert learner.step == 41 and store.step_count == 610
     moved = max(float((learner.state.params[name] - value).abs().max()) for name, value in before.items())
     assert 0 < moved < 0.5
+
+
+def test_a_saved_learner_goes_on_online(tmp_path):
+    """N15: from a checkpoint alone, with its networks, optimisers and step; what it gathers is a dataset."""
+    learner = learner_for("dqn", Choices())
+    learner.fit_online(Choices(), steps=210)
+    learner.save(tmp_path / "checkpoint.safetensors")
+    again = offrld.load(tmp_path / "checkpoint.safetensors")
+    assert again.step == learner.step == 11
+    before = {key: value.clone() for key, value in again.state.params.items()}
+    again.fit_online(Choices(), tmp_path / "store", steps=210)
+    assert again.step == 22 and any((again.state.params[key] != value).any() for key, value in before.items())
+    assert EpisodeStore.open(tmp_path / "store").step_count == 210
 
 
 def test_an_environment_that_raises_ends_training_with_its_data_kept(tmp_path):
@@ -190,6 +220,9 @@ def test_evaluation_is_greedy_or_nearly(tmp_path):
     assert evaluate(learner, env, 3) == evaluate(learner, env, 3) != evaluate(learner, env, 3, epsilon=0.9)
     [(_, metrics)] = learner.fit_online("CartPole-v1", steps=30, eval_env="CartPole-v1", eval_episodes=3, save_to=tmp_path / "run")
     assert metrics["return_mean"][0] == pytest.approx(np.mean(evaluate(learner, env, 3)))
+    assert (learner.step, evaluate(learner, env, 5)[:3]) == (0, evaluate(learner, env, 3))  # so many episodes, each with its own seed
+    [(_, metrics)] = learner.fit_online("CartPole-v1", steps=30, eval_env="CartPole-v1", eval_episodes=3, eval_epsilon=0.9)
+    assert metrics["return_mean"][0] == pytest.approx(np.mean(evaluate(learner, env, 3, epsilon=0.9)))
     assert (tmp_path / "run" / "seed-0" / "metrics" / "return_mean.csv").exists()
 
 

@@ -160,3 +160,13 @@ def test_what_does_not_act_is_refused():
         as_behaviour(3)
     with pytest.raises(InvalidInput, match=r"no policy file 'nothing\.onnx'"):
         as_behaviour("nothing.onnx")
+
+
+@pytest.mark.parametrize("envs", [1, 2])
+def test_a_policy_of_other_spaces_is_refused_before_the_first_step(learner, file, tmp_path, envs):
+    for policy in (learner, file):
+        for env in ("CartPole-v1", "MountainCarContinuous-v0"):
+            with pytest.raises(InvalidInput, match="observation") as caught:
+                Collector(env, policy, envs=envs, frames_per_batch=2, into=tmp_path / "store")
+            assert env in str(caught.value)
+    assert not (tmp_path / "store").exists()

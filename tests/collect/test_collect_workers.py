@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 
@@ -107,6 +108,51 @@ def test_environments_side_by_side_in_processes_of_their_own(tmp_path):
     assert store.step_count == 50 and check(store.path) == []
     for episode in store.episodes:
         np.testing.assert_array_equal(np.diff(episode.observation[:, 0]), 1)
+
+
+def test_workers_random_first_frames_long_trajectories_and_resets_are_as_of_one():
+    """L12: so many random frames over all workers; cuts, resets and pieces of each worker's own trajectories."""
+    with MultiSyncCollector(counting(lengths=(9,)), Constant(0.25), num_workers=2, frames_per_batch=12, init_random_frames=8,
+                            max_frames_per_traj=5, reset_at_each_iter=True, split_trajs=True) as collector:  # fmt: skip
+        first, second = (next(iter(collector)) for _ in range(2))
+    for batch in (first, second):
+        assert batch.shape == (4, 5) and batch.frames == 12
+        np.testing.assert_array_equal(np.sort(batch.mask.sum(1)), [1, 1, 5, 5])
+        assert (batch.traj_ids[~batch.mask] == -1).all() and batch.truncated[batch.mask].sum() == 2
+    assert (first.action[first.mask] == 0.25).sum() == 4 and (second.action[second.mask] == 0.25).all()
+    assert set(first.traj_ids[first.mask]).isdisjoint(second.traj_ids[second.mask])  # each batch began with a reset
+
+
+def test_workers_give_complete_trajectories():
+    """L14."""
+    with MultiAsyncCollector(counting(lengths=(7,)), num_workers=2, frames_per_batch=5, total_frames=60, trajs_per_batch=3) as collector:
+        batches = list(collector)
+    assert batches and all(batch.shape == (3, 7) and batch.mask.all() and batch.done[:, -1].all() for batch in batches)
+
+
+@pytest.mark.parametrize("kind", [MultiSyncCollector, MultiAsyncCollector])
+def test_the_state_of_workers_goes_on_with_counts_generators_and_what_was_under_way(kind, tmp_path):
+    """L14: as a file holds it; nothing that a worker has made is lost, and each begins its trajectories anew."""
+    with kind(counting(lengths=(4,)), num_workers=2, frames_per_batch=6, into=tmp_path / "first") as collector:
+        given = [collector.rollout(), collector.rollout()]
+        state = json.loads(json.dumps(collector.state_dict()))
+        given += collector._ready if kind is MultiAsyncCollector else []
+    assert state["frames"] == sum(batch.frames for batch in given) == EpisodeStore.open(tmp_path / "first").step_count
+    assert len(state["workers"]) == 2 and state["trajectories"] == collector.trajectories
+    runs = []
+    for name in ("one", "other"):
+        with kind(counting(lengths=(4,)), num_workers=2, frames_per_batch=6, seed=99, into=tmp_path / name) as again:
+            again.load_state_dict(state)
+            assert again.frames == state["frames"]
+            batches = sorted((again.rollout() for _ in range(1)), key=lambda batch: batch.traj_ids.min())
+            runs.append(batches[0].action)
+            assert batches[0].traj_ids.min() >= state["trajectories"]
+            follows(batches[0])
+        assert check(tmp_path / name) == []
+    if kind is MultiSyncCollector:
+        np.testing.assert_array_equal(runs[0], runs[1])
+    with kind(counting(), num_workers=1, frames_per_batch=6) as other, pytest.raises(InvalidInput, match="of 2 workers, here are 1"):
+        other.load_state_dict(state)
 
 
 def test_messages_come_out_as_they_went_in():

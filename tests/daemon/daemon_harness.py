@@ -57,7 +57,7 @@ class Connection:
 
     def send(self, request: wire.Request) -> bytes:
         number = b"%d" % next(_numbers)
-        self.socket.send_multipart([number, wire.encode_request(request)])
+        self.socket.send_multipart([number, *wire.encode_frames(request)])
         return number
 
     def raw(self, frames: list[bytes], seconds: float = DEADLINE_S) -> list[bytes] | None:

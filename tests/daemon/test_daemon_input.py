@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +15,7 @@ from daemon_harness import DEADLINE_S, Daemon, until
 
 from offrl import Client, upload, wire
 from offrl.wire import CHUNK
+from offrld.daemon.handlers.follow import LOG_PART
 
 GREETING = b"\xff" + b"\0" * 8 + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + b"\0" * 32
 READY = b"\x05READY\x0bSocket-Type\x00\x00\x00\x06DEALER\x08Identity\x00\x00\x00\x00"
@@ -24,16 +27,21 @@ def small(new_daemon) -> Daemon:
     return new_daemon(f"input_memory_mb = {LIMIT_MB}\n[workers]\nspare = 0\n").start()
 
 
+def connected(daemon: Daemon) -> socket.socket:
+    """A connection that has said it is a DEALER, to be written to byte by byte."""
+    connection = socket.socket(socket.AF_UNIX)
+    connection.settimeout(DEADLINE_S)
+    connection.connect(daemon.url.removeprefix("ipc://"))
+    connection.sendall(GREETING)
+    connection.recv(64, socket.MSG_WAITALL)
+    connection.sendall(b"\x04" + bytes([len(READY)]) + READY)
+    connection.recv(2)
+    return connection
+
+
 @pytest.fixture
 def raw(small: Daemon) -> Iterator[socket.socket]:
-    """A connection that has said it is a DEALER, to be written to byte by byte."""
-    with socket.socket(socket.AF_UNIX) as connection:
-        connection.settimeout(DEADLINE_S)
-        connection.connect(small.url.removeprefix("ipc://"))
-        connection.sendall(GREETING)
-        connection.recv(64, socket.MSG_WAITALL)
-        connection.sendall(b"\x04" + bytes([len(READY)]) + READY)
-        connection.recv(2)
+    with connected(small) as connection:
         yield connection
 
 
@@ -68,6 +76,42 @@ def test_a_message_that_never_ends_is_broken_off(small: Daemon, raw: socket.sock
 def test_small_frames_without_end_are_broken_off_too(small: Daemon, raw: socket.socket) -> None:
     assert closed(raw, b"\x01\x01x" * 100_000)
     until(lambda: "connections were closed" in small.output.read_text())
+
+
+@pytest.mark.parametrize(("silent", "closes"), [(1, False), (8, True)])
+def test_clients_that_never_read_their_answers_fill_no_memory_and_hold_up_nobody(small: Daemon, silent: int, closes: bool) -> None:
+    """What one does not read is thrown away, once 64 answers wait; where many keep too much together, connections are closed."""
+    job = small.train(small.dataset("data"))
+    small.wait(job)
+    small.state.joinpath("jobs", job, "log.txt").write_bytes(b"x" * LOG_PART)
+    body = wire.encode_request(wire.ReadLog(job=job))
+    request = b"\x01\x01n\x00" + bytes([len(body)]) + body  # two frames, the id and the body
+    begun = peak_mb(small)
+    stop, sent = threading.Event(), []
+
+    def flood() -> None:
+        with connected(small) as connection, contextlib.suppress(OSError):  # closed by the daemon
+            while not stop.is_set():
+                connection.sendall(request * 8)
+                sent.append(8)
+                time.sleep(0.01)
+
+    def done() -> bool:
+        return "connections were closed" in small.output.read_text() if closes else sum(sent) * LOG_PART > 5 * LIMIT_MB << 20
+
+    with ThreadPoolExecutor(silent) as pool:
+        floods = [pool.submit(flood) for _ in range(silent)]
+        try:
+            with Client(small.url) as client:
+                until(lambda: client.job(job).info().state == "succeeded" and done())
+        finally:
+            stop.set()
+    for each in floods:
+        each.result()
+    assert ("connections were closed" in small.output.read_text()) == closes
+    kept = 64 * LOG_PART >> 20  # of one client: answers that wait, and as many again that are being made
+    assert peak_mb(small) < begun + 2 * silent * kept + LIMIT_MB
+    assert small.connect().ask(wire.Ping()).protocol == wire.PROTOCOL
 
 
 def test_requests_hold_a_bounded_number_of_bytes(small: Daemon) -> None:

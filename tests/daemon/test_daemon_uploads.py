@@ -6,13 +6,14 @@ import hashlib
 import os
 import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from offrl.errors import Conflict, DiskFull, InvalidInput, NotAllowed, Unknown
+from offrl.errors import Conflict, DiskFull, InvalidInput, LimitReached, NotAllowed, Unknown
 from offrl.wire import FileEntry
 from offrld.daemon.caller import Caller
 from offrld.daemon.state import open_below, relative_parts
@@ -110,13 +111,38 @@ def test_no_accepted_name_leaves_the_folder(path: str) -> None:
 def test_uploads_are_bounded_in_number_and_size(uploads: Uploads, tmp_path: Path) -> None:
     for number in range(3):
         uploads.open(f"u{number}", [entry("a", b"x")], ARM1)
-    with pytest.raises(Conflict, match="3 uploads"):
+    with pytest.raises(LimitReached, match=r"3 uploads are under way, as many as uploads\.open = 3 allows"):
         uploads.open("one-more", [entry("a", b"x")], ARM1)
     write(uploads, "a", 0, b"x", "u0")
     uploads.finish("u0", ARM1)
     with pytest.raises(DiskFull, match="needs"):
         uploads.open("large", [FileEntry(path="a", size=2**60, sha256="0" * 64)], ARM1)
     assert not (tmp_path / "uploads" / "large").exists()
+
+
+def test_one_owner_leaves_room_for_the_others(tmp_path: Path) -> None:
+    (tmp_path / "uploads").mkdir()
+    uploads = Uploads(tmp_path / "uploads", limit=4, limit_per_owner=2, keep_free=0)
+    refused = []
+
+    def begin(number: int) -> None:
+        try:
+            uploads.open(f"u{number}", [entry("a", b"x")], ARM1)
+        except LimitReached as error:
+            refused.append(str(error))
+
+    with ThreadPoolExecutor(8) as pool:  # all at once, as the daemon's threads do it
+        list(pool.map(begin, range(8)))
+    assert refused == ["'arm1' has 2 uploads under way, as many as uploads.open_per_owner = 2 allows"] * 6
+    uploads = Uploads(tmp_path / "uploads", limit=4, limit_per_owner=2, keep_free=0)  # of a daemon that was started anew
+    uploads.open("other", [entry("a", b"x")], ARM2)
+    with pytest.raises(LimitReached, match="'arm1' has 2"):
+        uploads.open("one-more", [entry("a", b"x")], ARM1)
+    going_on = next(path.name for path in (tmp_path / "uploads").iterdir() if path.name != "other")
+    assert uploads.open(going_on, [entry("a", b"x")], ARM1) == {"a": 0}  # what was begun is not refused
+    write(uploads, "a", 0, b"x", going_on)
+    uploads.finish(going_on, ARM1)
+    uploads.open("one-more", [entry("a", b"x")], ARM1)
 
 
 def test_links_are_not_followed(uploads: Uploads, tmp_path: Path) -> None:

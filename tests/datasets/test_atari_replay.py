@@ -211,6 +211,16 @@ def test_a_damaged_or_incomplete_epoch_is_named(bucket, tmp_path):
     assert len(epochs_in(folder)) == 3
 
 
+def test_epochs_of_another_form_are_not_joined(bucket, tmp_path):
+    shutil.copytree(bucket, tmp_path / "copy")
+    file = logs(tmp_path / "copy") / "$store$_observation_ckpt.2.gz"
+    frames = array(file)
+    with gzip.open(file, "wb", compresslevel=1) as out:
+        np.lib.format.write_array(out, np.ascontiguousarray(frames[:, ::2, ::2]))
+    with pytest.raises(InvalidInput, match=r"\(1, 84, 84\) and \(1, 42, 42\) in one folder"):
+        open_source(logs(tmp_path / "copy"))
+
+
 @pytest.mark.parametrize("options", [{"fraction": 0.0}, {"fraction": 2}, {"seed": -1, "fraction": 0.5}, {"epochs": [0]}, {"epochs": []}])
 def test_bad_options_are_named(bucket, monkeypatch, options):
     monkeypatch.setenv("OFFRL_ATARI_SOURCE", str(bucket))

@@ -70,15 +70,15 @@ class Relay:
                 if socket is not self._front:
                     self._front.send_multipart([self._backs[socket], *socket.recv_multipart()])
                     continue
-                client, number, body = self._front.recv_multipart()
-                self.requests.append(body)
+                client, number, *parts = self._front.recv_multipart()
+                self.requests.append(wire.encode_request(wire.decode_request(*parts)))
                 back = next((back for back, name in self._backs.items() if name == client), None)
                 if back is None:
                     back = self._context.socket(zmq.DEALER)
                     back.connect(self._upstream)
                     poller.register(back, zmq.POLLIN)
                     self._backs[back] = client
-                back.send_multipart([number, body])
+                back.send_multipart([number, *parts])
 
     def close(self) -> list[bytes]:
         """The requests that were seen."""

@@ -124,7 +124,7 @@ def frames(number: bytes, body: bytes, chance: random.Random) -> list[bytes]:
     """The frames of a message, now and then too many, too few or too large ones."""
     what = chance.random()
     if what < 0.9:
-        return [number, body]
+        return [number, *_parted(body, chance)]
     if what < 0.92:
         return [body]
     if what < 0.94:
@@ -140,6 +140,18 @@ def frames(number: bytes, body: bytes, chance: random.Random) -> list[bytes]:
     if what < 0.99:
         return [number, body + b"\0" * chance.choice((1, 1000))]
     return [number, b"\x81\xa1x" + chance.choice(HEADERS)[:1] + b"\0" * chance.choice((10, 10_000))]
+
+
+def _parted(body: bytes, chance: random.Random) -> list[bytes]:
+    """The body and its data, mostly in a frame of its own, as clients send it."""
+    if b"data" in body and chance.random() < 0.9:
+        try:
+            message = msgpack.unpackb(body)
+            if isinstance(data := message.pop("data"), bytes):
+                return [msgpack.packb(message), data]
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError):  # a message that was made something else
+            pass
+    return [body]
 
 
 def session(recorded: list[bytes], chance: random.Random) -> list[bytes]:

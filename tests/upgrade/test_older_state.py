@@ -44,6 +44,8 @@ def state() -> Iterator[Path]:
     with tarfile.open(SAMPLES / "state-queue-1.tar.gz") as archive:
         archive.extractall(folder / "state", filter="data")
     (folder / "state").chmod(0o700)
+    for path in [folder / "state", *(folder / "state").rglob("*")]:
+        os.utime(path)  # used until just now: an upload that nobody goes on with for a day is removed
     yield folder / "state"
     shutil.rmtree(folder)
 
@@ -143,9 +145,9 @@ def test_policy_files_of_every_format_run(version: int) -> None:
     np.testing.assert_allclose(np.concatenate([first, second]), known, atol=1e-5)
 
 
-@pytest.fixture
-def other_protocol() -> Iterator[str]:
-    """Somebody who speaks the protocol after this one."""
+@pytest.fixture(params=[wire.PROTOCOL - 1, wire.PROTOCOL + 1])
+def other_protocol(request: pytest.FixtureRequest) -> Iterator[tuple[str, int]]:
+    """Somebody who speaks the protocol before this one, or after it: where it listens, and which."""
     folder = tempfile.mkdtemp(prefix="offrl-other-")
     context = zmq.Context()
     socket = context.socket(zmq.ROUTER)
@@ -158,25 +160,29 @@ def other_protocol() -> Iterator[str]:
         while not ended.is_set():
             if socket.poll(50):
                 client, number, _ = socket.recv_multipart()
-                error = {"code": "protocol_mismatch", "message": "the client speaks protocol 1, this daemon 2", "hint": "upgrade"}
-                socket.send_multipart([client, number, msgpack.packb({"protocol": wire.PROTOCOL + 1, "ok": False, "error": error})])
+                error = {"code": "protocol_mismatch", "message": "the client speaks another", "hint": "upgrade"}
+                socket.send_multipart([client, number, msgpack.packb({"protocol": request.param, "ok": False, "error": error})])
 
     thread = threading.Thread(target=answer)
     thread.start()
-    yield url
+    yield url, request.param
     ended.set()
     thread.join()
     context.destroy(linger=0)
     shutil.rmtree(folder)
 
 
-def test_a_client_tells_a_daemon_of_another_protocol(other_protocol: str) -> None:
-    with Client(other_protocol) as client, pytest.raises(ProtocolMismatch, match=f"speaks protocol {wire.PROTOCOL + 1}, this client"):
+def test_a_client_tells_a_daemon_of_another_protocol(other_protocol: tuple[str, int]) -> None:
+    url, version = other_protocol
+    with Client(url) as client, pytest.raises(ProtocolMismatch, match=f"daemon speaks protocol {version}, this client {wire.PROTOCOL}$"):
         client.ping()
     command = [sys.executable, "-c", "from offrl.cli import main; raise SystemExit(main())", "ping"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env={**os.environ, "OFFRL_URL": other_protocol})
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env={**os.environ, "OFFRL_URL": url})
     assert done.returncode == 3, done.stderr
-    assert "install the same version" in done.stderr
+    said = " ".join(done.stderr.split())
+    assert f"the daemon speaks protocol {version}, this client {wire.PROTOCOL}" in said
+    older = "daemon" if version < wire.PROTOCOL else "client"
+    assert f"install the same version of offrl on both sides: the {older}'s is the older one" in said
 
 
 def test_a_client_of_another_protocol_is_told_so(state: Path) -> None:
@@ -185,12 +191,12 @@ def test_a_client_of_another_protocol_is_told_so(state: Path) -> None:
     with embedded_daemon(state) as client:
         socket = context.socket(zmq.DEALER)
         socket.connect(client.url)
-        for version in (0, wire.PROTOCOL + 1):
+        for version, older in ((wire.PROTOCOL - 1, "client"), (wire.PROTOCOL + 1, "daemon")):
             socket.send_multipart([b"1", msgpack.packb({"protocol": version, "type": "ping", "of_its_own": 1})])
             assert socket.poll(30_000)
             answer = msgpack.unpackb(socket.recv_multipart()[1])
             assert (answer["protocol"], answer["ok"], answer["error"]["code"]) == (wire.PROTOCOL, False, "protocol_mismatch")
-            assert f"the client speaks protocol {version}" in answer["error"]["message"]
-            assert "same version of offrl" in answer["error"]["hint"]
+            assert answer["error"]["message"] == f"the client speaks protocol {version}, this daemon {wire.PROTOCOL}"
+            assert answer["error"]["hint"] == f"install the same version of offrl on both sides: the {older}'s is the older one"
         client.job(RUNNING).cancel()
         context.destroy(linger=0)

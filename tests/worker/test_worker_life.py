@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import WorkerProcess
+from worker_process import WorkerProcess
 
 PLUGINS = Path(__file__).parent / "plugins"
 STOP_S = 10.0  # what a worker has for its checkpoint

@@ -76,6 +76,17 @@ def test_event_lines_are_json_whatever_the_numbers(tmp_path):
     assert json_safe({"a": [float("nan"), 1.5]}) == {"a": [None, 1.5]}
 
 
+def test_evaluations_are_counted_since_the_last_that_was_better(tmp_path):
+    run = RunFolder(tmp_path)
+    metrics = Metrics(run, [3], 10)
+    for step, value in enumerate((1.0, 3.0, 3.05, 2.0, 4.0, 4.0), start=1):
+        metrics.record(10 * step, {"return_mean": {3: value}})
+    metrics.sync()
+    counted = [metrics.evaluations_since_better("return_mean", 3, 10 * step, 0.1) for step in range(7)]
+    assert counted == [0, 0, 0, 1, 2, 0, 1]
+    assert metrics.evaluations_since_better("return_mean", 3, 30, 0.0) == 0
+
+
 def test_a_line_that_a_crash_cut_short_does_not_spoil_the_next(tmp_path):
     path = tmp_path / "events.jsonl"
     path.write_bytes(b'{"type": "mess')

@@ -205,6 +205,23 @@ def test_of_the_checkpoints_of_evaluations_the_last_and_each_seeds_best_are_kept
     assert kept == {50, 60} | best
 
 
+def test_a_job_whose_evaluations_get_no_better_ends_early(train):
+    """O21: the first evaluation is better than none, the next two are not by a million. Another attempt ends there too: the rows decide."""
+    spec = {"steps": 100_000, "seeds": [0, 1], "eval_env": "Pendulum-v1", "eval_every": 10, "eval_episodes": 1, "early_stop": 2,
+            "early_stop_delta": 1e6}  # fmt: skip
+    job = train("job", "bc", "pendulum", **spec)
+    end = job.end()
+    assert (end["state"], end["reason"]) == (
+        "succeeded", "ended at step 30 of 100000: 2 evaluations in a row without a mean return that was better by more than 1e+06"
+    )  # fmt: skip
+    for seed in (0, 1):
+        rows = (job.run / f"seed-{seed}/metrics/return_mean.csv").read_text().splitlines()[1:]
+        assert [row.split(",")[1] for row in rows] == ["10", "20", "30"]  # the first is better than none
+        assert (job.run / f"seed-{seed}/policy-{30:012d}.onnx").exists()
+    again = train("job", "bc", "pendulum", attempt=2, **spec)
+    assert again.end()["state"] == "succeeded" and again.of_type("progress")[-1]["step"] == 30
+
+
 def weights(file) -> dict[str, bytes]:
     """The numbers in a policy file."""
     model = onnx.load_from_string(file if isinstance(file, bytes) else file.read_bytes())

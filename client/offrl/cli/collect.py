@@ -6,41 +6,17 @@ from typing import Annotated
 
 import typer
 
-from offrl.cli import completion
+from offrl.cli import completion, options
 from offrl.cli.output import Json
 from offrl.cli.submit import told
 from offrl.cli.values import settings
 
-Env = Annotated[str, typer.Option("--env", metavar="ID", help="The gymnasium environment, made on the daemon's side.")]
 Into = Annotated[
     str,
     typer.Option(
         "--into", metavar="NAME", help="The dataset: a new one, or one of the same environment.", autocompletion=completion.datasets
     ),
 ]
-Limit = Annotated[
-    int | None, typer.Option("--limit", metavar="N", help="Transitions of a new dataset: beyond them the oldest episodes go.")
-]
-Epsilon = Annotated[
-    float | None, typer.Option("--epsilon", metavar="E", help="Probability of a uniform action; with --epsilon-end the first.")
-]
-EpsilonEnd = Annotated[float | None, typer.Option("--epsilon-end", metavar="E", help="To which it falls,")]
-EpsilonSteps = Annotated[int | None, typer.Option("--epsilon-steps", metavar="N", help="within so many steps.")]
-Noise = Annotated[
-    float | None, typer.Option("--noise", metavar="STD", help="Deviation of normal noise on actions whose bounds are -1 and 1.")
-]
-MaxEpisode = Annotated[int | None, typer.Option("--max-episode-steps", metavar="N", help="Cut an episode after so many steps.")]
-StepTimeout = Annotated[
-    float | None, typer.Option("--step-timeout", metavar="S", help="Fail, with what is there kept, where a step takes more seconds.")
-]
-Threads = Annotated[int | None, typer.Option("--threads", metavar="N", help="CPU threads of torch. [default: 1]")]
-Priority = Annotated[int, typer.Option("--priority", metavar="P", help="A higher one runs first.")]
-After = Annotated[
-    list[str] | None,
-    typer.Option("--after", metavar="JOB", help="Wait until JOB has succeeded; may be repeated.", autocompletion=completion.jobs),
-]
-Key = Annotated[str | None, typer.Option("--key", metavar="K", help="The same key gives the same job, however often it is sent.")]
-Wait = Annotated[bool, typer.Option("--wait", help="Stay until the job has ended; exit status 1 if it fails.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -50,7 +26,7 @@ def register(app: typer.Typer) -> None:
 
 
 def collect(
-    env: Env,
+    env: options.Env,
     into: Into,
     steps: Annotated[int, typer.Option("--steps", metavar="N", help="Steps of the environment.")],
     policy: Annotated[
@@ -61,20 +37,20 @@ def collect(
         float | None, typer.Option("--ratio", metavar="X", help="Act as the job's checkpoint whose return is nearest to X of the last one.")
     ] = None,
     envs: Annotated[int | None, typer.Option("--envs", metavar="K", help="Environments side by side. [default: 1]")] = None,
-    processes: Annotated[bool, typer.Option("--processes", help="Each of them in a process of its own.")] = False,
+    processes: options.Processes = False,
     seed: Annotated[int | None, typer.Option("--seed", metavar="S", help="The i-th environment is seeded with S + i. [default: 0]")] = None,
-    limit: Limit = None,
-    epsilon: Epsilon = None,
-    epsilon_end: EpsilonEnd = None,
-    epsilon_steps: EpsilonSteps = None,
-    noise: Noise = None,
-    max_episode_steps: MaxEpisode = None,
-    step_timeout: StepTimeout = None,
-    threads: Threads = None,
-    priority: Priority = 0,
-    after: After = None,
-    key: Key = None,
-    wait: Wait = False,
+    limit: options.Limit = None,
+    epsilon: options.Epsilon = None,
+    epsilon_end: options.EpsilonEnd = None,
+    epsilon_steps: options.EpsilonSteps = None,
+    noise: options.Noise = None,
+    max_episode_steps: options.MaxEpisode = None,
+    step_timeout: options.StepTimeout = None,
+    threads: options.Threads = None,
+    priority: options.Priority = 0,
+    after: options.After = None,
+    key: options.Key = None,
+    wait: options.Wait = False,
     as_json: Json = False,
 ) -> None:
     """Collect steps of a policy into a dataset. Prints the job's id."""
@@ -91,8 +67,8 @@ def collect(
 
 
 def train_online(
-    algorithm: Annotated[str, typer.Argument(metavar="ALGO", help="A name of `offrl algos`.", autocompletion=completion.algorithms)],
-    env: Env,
+    algorithm: options.Algorithm,
+    env: options.Env,
     into: Annotated[
         str | None,
         typer.Option(
@@ -105,7 +81,7 @@ def train_online(
     steps: Annotated[int | None, typer.Option("--steps", metavar="N", help="Steps of the environment. [default: 1000000]")] = None,
     seed: Annotated[int | None, typer.Option("--seed", metavar="S", help="[default: 0]")] = None,
     envs: Annotated[int | None, typer.Option("--envs", metavar="K", help="Of ppo: environments side by side. [default: 1]")] = None,
-    processes: Annotated[bool, typer.Option("--processes", help="Each of them in a process of its own.")] = False,
+    processes: options.Processes = False,
     random_steps: Annotated[int | None, typer.Option("--random-steps", metavar="N", help="Uniform actions in the first steps.")] = None,
     update_start: Annotated[
         int | None, typer.Option("--update-start", metavar="N", help="No update at or before this step. [default: 0]")
@@ -114,23 +90,17 @@ def train_online(
         int | None, typer.Option("--update-interval", metavar="N", help="Updates after every N steps. [default: 1]")
     ] = None,
     updates: Annotated[int | None, typer.Option("--updates", metavar="N", help="At each of those times. [default: 1]")] = None,
-    sets: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the algorithm; may be repeated.")
-    ] = None,
-    config: Annotated[str | None, typer.Option("--config", metavar="F.toml", help="A TOML file of settings; --set goes before it.")] = None,
-    preset: Annotated[str | None, typer.Option("--preset", metavar="P", help="A named set of settings of the algorithm.")] = None,
-    start: Annotated[
-        str | None, typer.Option("--from", metavar="JOB[:SEED]", help="Go on from the networks of this job; waits for it.")
-    ] = None,
-    transfer: Annotated[
-        str | None, typer.Option("--transfer", metavar="T", help="Of --from: all, policy or critics. [default: all]")
-    ] = None,
-    fresh_optimizer: Annotated[bool, typer.Option("--fresh-optimizer", help="Of --from: optimisers begin anew.")] = False,
+    sets: options.Sets = None,
+    config: options.Config = None,
+    preset: options.Preset = None,
+    start: options.Start = None,
+    transfer: options.Transfer = None,
+    fresh_optimizer: options.FreshOptimizer = False,
     offline: Annotated[
         str | None, typer.Option("--offline", metavar="NAME", help="Mix this dataset into the batches.", autocompletion=completion.datasets)
     ] = None,
     offline_share: Annotated[float | None, typer.Option("--offline-share", metavar="X", help="Its share of them. [default: 0.5]")] = None,
-    eval_env: Annotated[str | None, typer.Option("--eval-env", metavar="ID", help="Evaluate in this environment.")] = None,
+    eval_env: options.EvalEnv = None,
     eval_episodes: Annotated[
         int | None, typer.Option("--eval-episodes", metavar="N", help="Episodes per evaluation. [default: 10]")
     ] = None,
@@ -141,22 +111,20 @@ def train_online(
         float | None, typer.Option("--eval-epsilon", metavar="E", help="Probability of a uniform action in evaluations. [default: 0]")
     ] = None,
     eval_sample: Annotated[bool, typer.Option("--eval-sample", help="Draw the actions in evaluations; else greedy ones.")] = False,
-    limit: Limit = None,
-    epsilon: Epsilon = None,
-    epsilon_end: EpsilonEnd = None,
-    epsilon_steps: EpsilonSteps = None,
-    noise: Noise = None,
-    max_episode_steps: MaxEpisode = None,
-    step_timeout: StepTimeout = None,
-    device: Annotated[str | None, typer.Option("--device", metavar="D", help="auto, cpu, cuda or cuda:N. [default: auto]")] = None,
-    threads: Threads = None,
-    gpu_memory: Annotated[
-        int | None, typer.Option("--gpu-memory", metavar="MB", help="Memory of a card to set aside for the job. [default: estimated]")
-    ] = None,
-    priority: Priority = 0,
-    after: After = None,
-    key: Key = None,
-    wait: Wait = False,
+    limit: options.Limit = None,
+    epsilon: options.Epsilon = None,
+    epsilon_end: options.EpsilonEnd = None,
+    epsilon_steps: options.EpsilonSteps = None,
+    noise: options.Noise = None,
+    max_episode_steps: options.MaxEpisode = None,
+    step_timeout: options.StepTimeout = None,
+    device: options.Device = None,
+    threads: options.Threads = None,
+    gpu_memory: options.GpuMemory = None,
+    priority: options.Priority = 0,
+    after: options.After = None,
+    key: options.Key = None,
+    wait: options.Wait = False,
     as_json: Json = False,
 ) -> None:
     """Train an algorithm while it acts in an environment; what it gathers is kept as a dataset. Prints the job's id."""

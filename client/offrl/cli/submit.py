@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from offrl.cli import completion
+from offrl.cli import completion, options
 from offrl.cli.output import Json, emit, talk
 from offrl.cli.values import seed_list, settings
 from offrl.cli.values import start as start_time
@@ -21,7 +21,7 @@ def register(app: typer.Typer) -> None:
 
 
 def submit(
-    algorithm: Annotated[str, typer.Argument(metavar="ALGO", help="A name of `offrl algos`.", autocompletion=completion.algorithms)],
+    algorithm: options.Algorithm,
     dataset: Annotated[
         str,
         typer.Option(
@@ -34,42 +34,35 @@ def submit(
     steps: Annotated[int | None, typer.Option("--steps", metavar="N", help="Gradient updates. [default: 100000]")] = None,
     seed: Annotated[int | None, typer.Option("--seed", metavar="S", help="One seed. [default: 0]")] = None,
     seeds: Annotated[str | None, typer.Option("--seeds", metavar="0-7", help="Several, trained side by side: 0-7 or 0,2,5.")] = None,
-    sets: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the algorithm; may be repeated.")
-    ] = None,
-    config: Annotated[str | None, typer.Option("--config", metavar="F.toml", help="A TOML file of settings; --set goes before it.")] = None,
-    preset: Annotated[str | None, typer.Option("--preset", metavar="P", help="A named set of settings of the algorithm.")] = None,
-    eval_env: Annotated[str | None, typer.Option("--eval-env", metavar="ID", help="Evaluate in this gymnasium environment.")] = None,
+    sets: options.Sets = None,
+    config: options.Config = None,
+    preset: options.Preset = None,
+    eval_env: options.EvalEnv = None,
     eval_episodes: Annotated[
         int | None, typer.Option("--eval-episodes", metavar="N", help="Episodes per evaluation. [default: 20]")
     ] = None,
     eval_every: Annotated[int | None, typer.Option("--eval-every", metavar="K", help="Evaluate every K updates, and at the end.")] = None,
-    validation: Annotated[float | None, typer.Option("--validation", metavar="0.1", help="Share of the episodes held out.")] = None,
-    priority: Annotated[int, typer.Option("--priority", metavar="P", help="A higher one runs first.")] = 0,
-    after: Annotated[
-        list[str] | None,
-        typer.Option("--after", metavar="JOB", help="Wait until JOB has succeeded; may be repeated.", autocompletion=completion.jobs),
+    early_stop: Annotated[
+        int | None, typer.Option("--early-stop", metavar="N", help="End after N evaluations in a row without a better mean return.")
     ] = None,
+    early_stop_delta: Annotated[
+        float | None, typer.Option("--early-stop-delta", metavar="D", help="Better: by more than D. [default: 0]")
+    ] = None,
+    validation: Annotated[float | None, typer.Option("--validation", metavar="0.1", help="Share of the episodes held out.")] = None,
+    priority: options.Priority = 0,
+    after: options.After = None,
     at: Annotated[
         str | None, typer.Option("--at", metavar="WHEN", help="Do not start it before: +2h, or a time as 2026-11-30T22:00.")
     ] = None,
-    key: Annotated[
-        str | None, typer.Option("--key", metavar="K", help="The same key gives the same job, however often it is sent.")
-    ] = None,
+    key: options.Key = None,
     runner: Annotated[str | None, typer.Option("--runner", metavar="R", help="auto, eager, compile or graph. [default: auto]")] = None,
-    device: Annotated[str | None, typer.Option("--device", metavar="D", help="auto, cpu, cuda or cuda:N. [default: auto]")] = None,
-    threads: Annotated[int | None, typer.Option("--threads", metavar="N", help="CPU threads of the training. [default: 1]")] = None,
-    gpu_memory: Annotated[
-        int | None, typer.Option("--gpu-memory", metavar="MB", help="Memory of a card to set aside for the job. [default: estimated]")
-    ] = None,
-    start: Annotated[
-        str | None, typer.Option("--from", metavar="JOB[:SEED]", help="Start from the networks of this job; waits for it.")
-    ] = None,
-    transfer: Annotated[
-        str | None, typer.Option("--transfer", metavar="T", help="Of --from: all, policy or critics. [default: all]")
-    ] = None,
-    fresh_optimizer: Annotated[bool, typer.Option("--fresh-optimizer", help="Of --from: optimisers begin anew.")] = False,
-    wait: Annotated[bool, typer.Option("--wait", help="Stay until the job has ended; exit status 1 if it fails.")] = False,
+    device: options.Device = None,
+    threads: options.Threads = None,
+    gpu_memory: options.GpuMemory = None,
+    start: options.Start = None,
+    transfer: options.Transfer = None,
+    fresh_optimizer: options.FreshOptimizer = False,
+    wait: options.Wait = False,
     as_json: Json = False,
 ) -> None:
     """Train an algorithm on a dataset. Prints the job's id."""
@@ -86,9 +79,9 @@ def submit(
     with Client() as client:
         job = client.submit(
             algorithm, dataset=dataset, steps=steps, seed=seed, seeds=chosen, config=values, preset=preset, eval_env=eval_env,
-            eval_episodes=eval_episodes, eval_every=eval_every, validation=validation, priority=priority, after=after or (), key=key,
-            runner=runner, device=device, threads=threads, start=start, transfer=transfer, fresh_optimizer=fresh_optimizer or None,
-            gpu_memory_mb=gpu_memory, **begin,
+            eval_episodes=eval_episodes, eval_every=eval_every, early_stop=early_stop, early_stop_delta=early_stop_delta,
+            validation=validation, priority=priority, after=after or (), key=key, runner=runner, device=device, threads=threads,
+            start=start, transfer=transfer, fresh_optimizer=fresh_optimizer or None, gpu_memory_mb=gpu_memory, **begin,
         )  # fmt: skip
         told(job, wait=wait, as_json=as_json)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from offrl import wire
 from offrld.daemon import events
 from offrld.daemon.app import App
+from offrld.daemon.database import Connection
 from offrld.daemon.hub import wait
 from offrld.daemon.records import find
 
@@ -15,20 +16,25 @@ LOG_PART = 1 << 19
 LOOK_S = 0.5         # between two looks at the size of a log that somebody waits for
 
 
-async def get_events(app: App, request: wire.GetEvents) -> wire.Events:
+async def get_events(app: App, request: wire.GetEvents) -> wire.Encoded:
     """Events after the cursor; waits for the first one up to ``wait_s``."""
     deadline = asyncio.get_running_loop().time() + request.wait_s
     with app.hub.watch(request.job) as news:
         while True:
             news.clear()
-            found, cursor, ended = await app.hub.read(
-                request.job, (request.cursor, request.limit),
-                lambda: app.database.read(events.after, request.job, request.cursor, request.limit),
-            )  # fmt: skip
+            told, message = await app.hub.read(
+                request.job, (request.cursor, request.limit), lambda: app.database.read(_part, request.job, request.cursor, request.limit)
+            )
             left = deadline - asyncio.get_running_loop().time()
-            if found or ended or left <= 0:
-                return wire.Events(events=found, cursor=cursor, ended=ended)
+            if told or left <= 0:
+                return message
             await wait(news, left)
+
+
+def _part(db: Connection, job: str, cursor: int, limit: int) -> tuple[bool, wire.Encoded]:
+    """Whether there is something to tell of the job, and the message, made once for all who follow it."""
+    found, cursor, ended = events.after(db, job, cursor, limit)
+    return bool(found) or ended, wire.Encoded(body=wire.encode_reply(wire.Events(events=found, cursor=cursor, ended=ended)))
 
 
 async def read_log(app: App, request: wire.ReadLog) -> wire.LogPart:

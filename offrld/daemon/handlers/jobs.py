@@ -13,11 +13,7 @@ from offrld.daemon import catalog, datasets, infos, queue, records, rights, uses
 from offrld.daemon import rerun as reruns
 from offrld.daemon.app import App
 from offrld.daemon.caller import Caller
-from offrld.daemon.config import Limits
 from offrld.daemon.database import Connection
-
-LIST_BYTES = wire.MAX_MESSAGE - (1 << 16)
-_FIXED_BYTES = sum(len(name) + 10 for name in wire.JobInfo.model_fields) + 100  # of a job in a list; its id and its dataset's snapshot
 
 
 async def submit(app: App, request: wire.Submit) -> wire.Submitted:
@@ -130,29 +126,9 @@ def _check_source(app: App, spec: ImportSpec) -> None:
         named.find(str(spec.named))
 
 
-async def list_jobs(app: App, request: wire.ListJobs) -> wire.JobList:
+async def list_jobs(app: App, request: wire.ListJobs) -> wire.Encoded:
     """The newest jobs that fit into one message, in order of submission."""
-    return await app.database.survey(_listing, request.kind, request.limit, app.settings.limits)
-
-
-def _listing(db: Connection, kind: str | None, limit: int, limits: Limits) -> wire.JobList:
-    jobs, left_off = infos.infos(db, kind, limit, limits)
-    size, first = 0, len(jobs)
-    while first > 0:
-        size += _most_bytes(jobs[first - 1])
-        if size > LIST_BYTES:
-            break
-        first -= 1
-    return wire.JobList(jobs=jobs[first:], left_off=left_off + first)
-
-
-def _most_bytes(info: wire.JobInfo) -> int:
-    """No fewer than the job takes in a message, without encoding it: what varies in length, and beside it the names of the fields and nine
-    bytes for each (a number, or a text's length)."""
-    texts = [info.reason, info.algorithm or "", info.dataset or "", info.owner or "", info.rerun_of or "", *info.after, *info.metrics]
-    texts += (info.error or {}).values()
-    values = len(info.seeds) + sum(map(len, info.metrics.values()))
-    return _FIXED_BYTES + sum(len(text.encode()) + 20 for text in texts) + 24 * values
+    return await app.database.survey(app.listing.make, request.kind, request.limit, app.settings.limits)
 
 
 async def get_job(app: App, request: wire.GetJob) -> wire.JobInfo:
