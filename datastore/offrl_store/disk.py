@@ -83,7 +83,7 @@ def sync_files(descriptors: Sequence[int]) -> None:
 
 
 def start_writing(descriptor: int, offset: int = 0, length: int = 0) -> None:
-    """Set the disk to work on what was written there (length 0: up to the end), without waiting. What fails is reported by the next sync."""
+    """Set the disk to work on what was written there (length 0: to the end), without waiting. What fails is reported by the next sync."""
     call = _function("sync_file_range", ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
     if call is not None:
         call(descriptor, offset, length, START_WRITE)

@@ -76,6 +76,7 @@ class Layout:
 
     def __init__(self, schema: Schema, start: bytes, folder: Path) -> None:
         self.schema, self.start, self.folder, self.number = schema, start, folder, 0
+        self.new_names = False              # whether the folder has names that are not durable yet
         self.spare: list[OpenEpisode] = []  # to be used again: making one and collecting its cycle of references costs 14 us
         self.columns = schema.columns
         self.takers = [taker(column) for column in self.columns]
@@ -105,6 +106,7 @@ class Layout:
         """A new file's name; the folder is made with the first."""
         os.makedirs(self.folder, exist_ok=True)
         self.number += 1
+        self.new_names = True
         return self.folder / f"{env}.{self.number}"
 
     def join(self, i: int, values: list[Any], where: str) -> np.ndarray:
@@ -239,12 +241,11 @@ class OpenEpisode:
 
     # --- The file ---------------------------------------------------------------------------------------------------------------
 
-    def stage(self) -> bool:
-        """Write what is not in the file yet; not synced. Returns whether the file is new."""
+    def stage(self) -> None:
+        """Write what is not in the file yet; not synced."""
         if self.staged == len(self.chunks):
-            return False
-        new = self.file < 0
-        if new:
+            return
+        if self.file < 0:
             self.path = self.layout.place(self.env)
             self.file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
         offset = self.file_end()
@@ -256,7 +257,6 @@ class OpenEpisode:
             chunk.offset = offset + BLOCK.size
             offset, first = chunk.offset + len(payload), first + chunk.steps
         self.staged = len(self.chunks)
-        return new
 
     def file_end(self) -> int:
         """Where the next block goes: behind the last chunk in the file."""

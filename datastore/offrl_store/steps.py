@@ -234,11 +234,13 @@ class StepWriter(ABC):
                 except InvalidEpisode as error:
                     self._drop_broken(episode, error)
                     raise
-            made = any([episode.stage() for episode in self._open.values()])
+            for episode in self._open.values():
+                episode.stage()
             sync_files([episode.file for episode in self._open.values() if episode.file >= 0])
-            if made and self._open:
+            if self._layout.new_names:
                 sync_folder(self._layout.folder)
                 sync_folder(self._path)
+                self._layout.new_names = False
         return snapshot
 
     def _mark_ended(self) -> None:

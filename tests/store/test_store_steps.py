@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import functools
+import os
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -352,6 +356,38 @@ def test_a_long_episode_waits_in_its_file_not_in_memory(tmp_path, monkeypatch):
         assert writer._ended[0][1].bytes < 4000
     assert same_episode(store.episodes[0], episode)
     assert list((store.path / "open").iterdir()) == []
+
+
+@pytest.mark.parametrize("spilled", [False, True])
+def test_a_sync_makes_durable_what_one_before_it_could_not_or_what_was_spilled(tmp_path, monkeypatch, spilled):
+    synced, failing = set(), [not spilled]
+    real = {name: getattr(os, name) for name in ("fdatasync", "fsync")}
+
+    def sync(name, descriptor):
+        path = os.path.relpath(os.readlink(f"/proc/self/fd/{descriptor}"), tmp_path / "s")
+        if path.startswith("open/") and failing[0]:
+            failing[0] = False
+            raise OSError(errno.ENOSPC, "No space left on device")
+        synced.add(path)
+        real[name](descriptor)
+
+    store = EpisodeStore.create(tmp_path / "s", PLAIN)
+    with store.writer() as writer:
+        for env in (0, 1):
+            writer.begin(np.zeros(3, np.float32), env=env)
+            writer.step(np.zeros(2, np.float32), 1.0, np.zeros(3, np.float32), env=env)
+        if spilled:
+            monkeypatch.setattr(staging, "SPILL_BYTES", 0)
+            for episode in writer._open.values():
+                episode.flush()
+            assert sorted(os.listdir(store.path / "open")) == ["0.1", "1.2"]
+        for name in real:
+            monkeypatch.setattr(os, name, functools.partial(sync, name))
+        if not spilled:
+            with pytest.raises(DiskFull):
+                writer.sync()
+        writer.sync()
+        assert {"open/0.1", "open/1.2", "open", "."} <= synced
 
 
 def test_abort_drops_what_was_not_committed(tmp_path):
