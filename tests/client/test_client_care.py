@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -173,6 +174,16 @@ def read_until(terminal: int, wanted: str, seconds: float = 30.0) -> str:
     return shown
 
 
+def end_of(process: psutil.Popen, terminal: int) -> int:
+    """The exit status of a command that is about to end; what it still writes is read, else it would wait for that."""
+    end = time.monotonic() + 60
+    while process.poll() is None and time.monotonic() < end:
+        if select.select([terminal], [], [], 0.1)[0]:
+            with contextlib.suppress(OSError):  # it has gone, and its terminal with it
+                os.read(terminal, 65536)
+    return process.wait(1)
+
+
 def test_top_lives_in_a_terminal_until_q(running, daemon):
     process, terminal = in_terminal(daemon.url, "top", "--interval", "1")
     try:
@@ -186,14 +197,7 @@ def test_top_lives_in_a_terminal_until_q(running, daemon):
         share = used / (time.monotonic() - at)
         assert share < 0.1, share  # looking once a second, on a busy machine
         os.write(terminal, b"q")
-        end = time.monotonic() + 10
-        while process.poll() is None and time.monotonic() < end:
-            if select.select([terminal], [], [], 0.1)[0]:
-                try:
-                    os.read(terminal, 65536)
-                except OSError:  # it has gone, and its terminal with it
-                    break
-        assert process.wait(10) == 0
+        assert end_of(process, terminal) == 0
     finally:
         if process.poll() is None:
             process.kill()
@@ -209,7 +213,7 @@ def test_top_goes_on_when_the_daemon_comes_back(own_daemon):
         own_daemon.start()
         read_until(terminal, "q ends")
         process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 130
+        assert end_of(process, terminal) == 130
     finally:
         if process.poll() is None:
             process.kill()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import socket
 import threading
@@ -14,6 +15,7 @@ import pytest
 from daemon_harness import DEADLINE_S, Daemon, until
 
 from offrl import Client, upload, wire
+from offrl.errors import OffrlError
 from offrl.wire import CHUNK
 from offrld.daemon.handlers.follow import LOG_PART
 
@@ -115,23 +117,27 @@ def test_clients_that_never_read_their_answers_fill_no_memory_and_hold_up_nobody
 
 
 def test_requests_hold_a_bounded_number_of_bytes(small: Daemon) -> None:
-    """More chunks than the daemon holds at once are told to wait, and the others of that client are kept."""
-    opened = small.ask(wire.OpenUpload(upload="many", files=[wire.FileEntry(path="a", size=64 * CHUNK, sha256="0" * 64)]))
+    """More chunks than the daemon holds at once are told to wait, and the others of that client are kept. They pile up behind a request of
+    the same upload that takes a second or more: to take the checksum of a file with a hole of 1 GB."""
+    opened = small.ask(wire.OpenUpload(upload="many", files=[wire.FileEntry(path="a", size=1 << 30, sha256="0" * 64)]))
     assert opened.received == {"a": 0}
+    os.truncate(small.state / "uploads" / "many" / "files" / "a", 1 << 30)
     connection = small.connect()
+    connection.send(wire.FinishUpload(upload="many"))
     chunk = wire.WriteChunk(upload="many", path="a", offset=0, data=b"\0" * CHUNK, crc32=0)
     for _ in range(60):
         connection.send(chunk)
     answers = []
-    for _ in range(60):
+    for _ in range(61):
         assert connection.socket.poll(1000 * DEADLINE_S)
-        try:
+        with pytest.raises(OffrlError) as caught:
             wire.decode_reply(connection.socket.recv_multipart()[1], wire.Received)
-        except Exception as error:
-            answers.append(getattr(error, "code", ""))
-    assert answers.count("busy") > 0
-    assert set(answers) <= {"busy", "invalid_input"}  # the checksum is wrong, on purpose
+        answers.append(caught.value.code)
+    assert set(answers) == {"busy", "invalid_input"}  # the checksums are wrong, on purpose
+    assert answers[0] == "busy"
+    assert 1 < answers.count("invalid_input") <= 1 + (LIMIT_MB << 20) // CHUNK
     connection.socket.close()
+    assert small.connect().ask(wire.Ping()).protocol == wire.PROTOCOL
 
 
 def test_clients_that_are_told_to_wait_finish_their_uploads(new_daemon, tmp_path) -> None:
