@@ -107,7 +107,7 @@ def test_a_compiled_loss_over_seeds_gives_the_eager_values_gradients_and_running
     arguments = (params, torch.tensor([3, 1 << 40]), observation, action)
     wanted = [value for name, value in params.items() if ".running_" not in name]
     results = []
-    for function in (total, one_graph(total)):
+    for function in (total, one_graph(total, backend="aot_eager")):
         value, updates = function(*arguments)
         results.append([value, *torch.autograd.grad(value, wanted), *updates.values()])
     assert len(results[0]) > len(wanted) + 1
