@@ -158,8 +158,10 @@ def in_terminal(url: str, *arguments: str) -> tuple[psutil.Popen, int]:
     for name in ("COLUMNS", "LINES"):  # they would stand in place of the terminal's own size
         environment.pop(name, None)
     process = psutil.Popen(
-        [sys.executable, "-m", "offrl.cli", *arguments], stdin=theirs, stdout=theirs, stderr=theirs, env=environment, start_new_session=True
-    )
+        [sys.executable, "-m", "offrl.cli", *arguments], stdin=theirs, stdout=theirs, stderr=theirs, env=environment,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # these tests may themselves run where it is ignored
+    )  # fmt: skip
     os.close(theirs)
     return process, ours
 
