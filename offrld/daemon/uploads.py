@@ -114,6 +114,12 @@ class Uploads:
     def finish(self, upload: str, caller: Caller) -> None:
         """Check sizes and SHA-256, make everything durable, mark it usable. A damaged file is emptied, to be sent again."""
         self.check_owner(upload, caller)
+        try:
+            self._finish(upload)
+        except FileNotFoundError:  # finished before and asked again: an import has used it up meanwhile
+            raise Unknown(f"upload {upload} is gone: it was used or removed meanwhile", hint="begin the upload again") from None
+
+    def _finish(self, upload: str) -> None:
         folder = self._folder / upload
         manifest = self._manifest(upload)
         if (folder / "finished").exists():

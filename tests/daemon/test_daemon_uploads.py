@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -54,6 +55,13 @@ def test_files_arrive_whole(uploads: Uploads, tmp_path: Path) -> None:
     uploads.remove("u")
     with pytest.raises(Unknown):
         uploads.check_usable("u", ARM1)
+
+
+def test_an_upload_that_goes_while_it_is_finished_again_is_said_to_be_gone(uploads: Uploads, tmp_path: Path) -> None:
+    uploads.open("u", [entry("empty", b"")], ARM1)
+    shutil.rmtree(tmp_path / "uploads/u/files")  # as far as an import has come that has used it up
+    with pytest.raises(Unknown, match="upload u is gone"):
+        uploads.finish("u", ARM1)
 
 
 def test_an_upload_goes_on_from_the_last_byte_that_was_kept(uploads: Uploads, tmp_path: Path) -> None:
