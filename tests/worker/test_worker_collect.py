@@ -106,7 +106,7 @@ def test_online_training_learns_gathers_and_leaves_a_policy(start, tmp_path):
 
 
 def test_a_killed_online_run_goes_on_from_its_checkpoint_and_makes_up_for_lost_updates(start, tmp_path):
-    spec = {"kind": "train_online", "algorithm": "sac", "env": "Pendulum-v1", "dataset": "d", "steps": 3000, "config": SMALL,
+    spec = {"kind": "train_online", "algorithm": "sac", "env": "Pendulum-v1", "dataset": "d", "steps": 12_000, "config": SMALL,
             "update_interval": 20}  # fmt: skip
     worker = start("o1", spec, environment={"OFFRLD_CHECKPOINT_SECONDS": "0.5"})
     worker.until(lambda event: event["type"] == "progress" and event["step"] > 1000)
@@ -116,13 +116,13 @@ def test_a_killed_online_run_goes_on_from_its_checkpoint_and_makes_up_for_lost_u
     assert again.end()["state"] == "succeeded"
     [message] = [event["message"] for event in again.of_type("message") if event["message"].startswith("resumed")]
     step = int(message.split()[3].rstrip(","))
-    assert 200 < step < 3000
+    assert 200 < step < 12_000
     store = EpisodeStore.open(tmp_path / "datasets" / "d")
-    assert steps(store) == 3000 and check(store.path) == []
+    assert steps(store) == 12_000 and check(store.path) == []
     from offrld.engine import checkpoint
 
     _, told = checkpoint.read(sorted((worker.run / "checkpoints").glob("*.safetensors"))[-1])
-    assert told["step"] == 141  # one every 20 steps from 200 on, where the first episode ended: as many as without a kill
+    assert told["step"] == 591  # one every 20 steps from 200 on, where the first episode ended: as many as without a kill
 
 
 def test_algorithms_that_cannot_are_refused_in_one_line(start):
