@@ -13,19 +13,19 @@ DOCS = Path(__file__).resolve().parent.parent / "docs"
 BLOCK = re.compile(r"^```(python|sh)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
-def run_page(page: Path, *, least: int, shell: bool = False) -> dict[str, Any]:
+def run_page(page: Path, *, least: int, shell_blocks: bool = False) -> dict[str, Any]:
     """The names that the Python blocks of a page leave.
 
     Args:
         least: so many blocks it has at least.
-        shell: run the shell blocks as well, each where it stands; a variable that one sets is there in the next.
+        shell_blocks: run them as well, each where it stands; a variable that one sets is there in the next.
     """
     names: dict[str, Any] = {"__name__": "page"}
     variables = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
     ran, text = 0, page.read_text()
     for block in BLOCK.finditer(text):
         language, code = block.groups()
-        if language == "sh" and not shell:
+        if language == "sh" and not shell_blocks:
             continue
         ran += 1
         line = text[: block.start(2)].count("\n")

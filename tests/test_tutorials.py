@@ -88,7 +88,7 @@ def test_what_the_pages_name_is_there():
 
 # --- d3rlpy ---
 def test_collect_and_store(daemon):
-    names = run_page(TUTORIALS / "collect-and-store.md", least=6, shell=True)
+    names = run_page(TUTORIALS / "collect-and-store.md", least=6, shell_blocks=True)
     assert len(names["epochs"]) == 2
     assert transitions(daemon) == {"random": 1000, "replay": 800, "trained": 500}
     assert import_into("replay-of-the-job.h5", "of-the-job").step_count == 800
@@ -105,7 +105,7 @@ def test_three_datasets_of_an_environment(env, tmp_path):
 
 # --- TorchRL ---
 def test_collectors(daemon):
-    names = run_page(TUTORIALS / "collectors.md", least=6, shell=True)
+    names = run_page(TUTORIALS / "collectors.md", least=6, shell_blocks=True)
     assert names["learner"].step == 50
     assert transitions(daemon) == {"cartpole": 1000}
     assert import_into("cartpole-torchrl", "cartpole").step_count == 1000
@@ -131,7 +131,7 @@ def test_the_off_policy_loop():
 @needs_atari
 def test_atari(daemon, monkeypatch):
     monkeypatch.setenv("OFFRL_ATARI_SOURCE", "")  # the page sets it
-    names = run_page(TUTORIALS / "atari.md", least=6, shell=True)
+    names = run_page(TUTORIALS / "atari.md", least=6, shell_blocks=True)
     assert 0 <= names["action"] < 4
     assert daemon.datasets.show("breakout").episodes >= 1
     assert offrl.Policy("policy.onnx").predict(names["batch"].observation[:2]).shape == (2,)
@@ -170,7 +170,7 @@ def test_the_grids_of_the_procgen_page_are_the_jobs_that_it_names():
 @needs_procgen
 @pytest.mark.slow
 def test_procgen(daemon):
-    run_page(TUTORIALS / "procgen.md", least=5, shell=True)
+    run_page(TUTORIALS / "procgen.md", least=5, shell_blocks=True)
     assert {"expert", "medium", "starpilot", "starpilot-half", "starpilot-level"} <= set(transitions(daemon))
     assert len(Path("agents.txt").read_text().splitlines()) == 6
     assert offrl.Policy("starpilot.onnx").discrete

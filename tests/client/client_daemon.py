@@ -6,12 +6,23 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import offrl
 
 UP_S = 60.0  # for a daemon to answer on a busy machine
+
+
+def wait_for(condition: Callable[[], Any], what: str, seconds: float = 90.0) -> Any:
+    """What the condition gives once it holds."""
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < end, f"{what} did not come about within {seconds} s"
+        time.sleep(0.05)
+    return found
 
 
 @dataclass

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import pytest
+from client_daemon import wait_for
 
 import offrl
 from offrl.errors import JobFailed
@@ -14,14 +14,6 @@ from offrl_store import EpisodeStore, check
 pytestmark = pytest.mark.slow  # make test-collect
 
 BREAKING = Path(__file__).parents[1] / "worker" / "plugins" / "offrld_breaking_env.py"
-
-
-def wait_for(condition, what, seconds=90.0):
-    end = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < end, f"{what} did not come about within {seconds} s"
-        time.sleep(0.05)
-    return found
 
 
 def installed(folder: Path, name: str, code: str) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 import gymnasium
 import numpy as np
 import pytest
+from client_daemon import wait_for
 from recording_child import observation, record, steps_of
 
 import offrl
@@ -22,14 +23,6 @@ from offrl.recording import Spool, push
 from offrl_store import EpisodeStore, Field, Schema
 
 CHILD = Path(__file__).with_name("recording_child.py")
-
-
-def wait_for(condition, what, seconds=90.0):
-    end = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < end, f"{what} did not come about within {seconds} s"
-        time.sleep(0.05)
-    return found
 
 
 def numbers(store: EpisodeStore) -> list[int]:

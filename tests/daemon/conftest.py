@@ -10,6 +10,16 @@ from pathlib import Path
 import pytest
 from daemon_harness import Daemon
 
+from offrld.daemon.database import Connection, connect
+
+
+@pytest.fixture
+def db(tmp_path: Path) -> Iterator[Connection]:
+    """The database of an empty queue."""
+    db = connect(tmp_path / "queue.sqlite")
+    yield db
+    db.close()
+
 
 @pytest.fixture(scope="session")
 def folders() -> Iterator[Callable[[], Path]]:

@@ -8,12 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from queue_database import do
 
 from offrl import wire
 from offrl.job import ImportSpec, TrainSpec
 from offrld.daemon import events, infos, queue, records
 from offrld.daemon.config import Limits, Retry
-from offrld.daemon.database import Connection, connect, transaction
+from offrld.daemon.database import Connection
 from offrld.daemon.listing import ROUND, Listing
 from offrld.daemon.supervision import Exit
 
@@ -21,15 +22,9 @@ LIMITS = Limits(running_per_owner=2)
 
 
 @pytest.fixture
-def db(tmp_path: Path) -> Connection:
-    db = connect(tmp_path / "queue.sqlite")
+def db(db: Connection) -> Connection:
     db.execute("INSERT INTO datasets VALUES ('data', '{}', '0:1:ab', 'x', 0.0)")
-    yield db
-    db.close()
-
-
-def do(db: Connection, function, *args, **kwargs):
-    return transaction(db, "BEGIN IMMEDIATE", function, *args, **kwargs)
+    return db
 
 
 def submit(db: Connection, owner: str = "local", **fields) -> str:

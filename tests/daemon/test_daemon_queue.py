@@ -6,28 +6,18 @@ import json
 from pathlib import Path
 
 import pytest
+from queue_database import do
 
 from offrl.errors import Conflict, DiskFull, InvalidInput, StoreCorrupt, Unknown
 from offrl.job import ExportSpec, ImportSpec, JobState, TrainSpec
 from offrld.daemon import datasets, events, infos, queue, records
-from offrld.daemon.database import Connection, connect, transaction, translate
+from offrld.daemon.database import Connection, connect, translate
 from offrld.daemon.supervision import Exit, outcome
-
-
-@pytest.fixture
-def db(tmp_path: Path) -> Connection:
-    db = connect(tmp_path / "queue.sqlite")
-    yield db
-    db.close()
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "events.jsonl"
-
-
-def do(db: Connection, function, *args, **kwargs):
-    return transaction(db, "BEGIN IMMEDIATE", function, *args, **kwargs)
 
 
 def dataset(db: Connection, path: Path, name: str, count: int = 1) -> None:

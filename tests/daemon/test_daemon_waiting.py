@@ -9,28 +9,23 @@ from pathlib import Path
 
 import pytest
 from daemon_harness import until
+from queue_database import do
 
 from offrl import wire
 from offrl.errors import InvalidInput, LimitReached
 from offrl.job import TrainSpec
 from offrld.daemon import events, infos, queue, records
 from offrld.daemon.config import Limits, Retry
-from offrld.daemon.database import Connection, connect, transaction
+from offrld.daemon.database import Connection
 from offrld.daemon.supervision import Exit
 
 LONG = 10**6  # steps of a job that is ended by the test
 
 
 @pytest.fixture
-def db(tmp_path: Path) -> Connection:
-    db = connect(tmp_path / "queue.sqlite")
+def db(db: Connection) -> Connection:
     db.execute("INSERT INTO datasets VALUES ('data', '{}', '0:1:ab', 'x', 0.0)")
-    yield db
-    db.close()
-
-
-def do(db: Connection, function, *args, **kwargs):
-    return transaction(db, "BEGIN IMMEDIATE", function, *args, **kwargs)
+    return db
 
 
 def submit(db: Connection, owner: str = "local", **fields) -> str:
