@@ -580,7 +580,7 @@ def build(model: type[Model], **values: Any) -> Model:
     try:
         return model(**values)
     except ValidationError as error:
-        raise InvalidInput(str(wire.invalid_message(error)), hint="see `offrl COMMAND --help` for what is accepted") from None
+        raise InvalidInput(wire.invalid_message(error).message, hint="see `offrl COMMAND --help` for what is accepted") from None
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
