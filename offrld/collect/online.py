@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from offrl.environments import calls
 from offrl.errors import InvalidInput
 from offrl_store import EpisodeStore, Writer, create_temporary, mix
 from offrl_store.errors import EmptyStore
@@ -262,15 +263,19 @@ def evaluate(
     check: called after each episode; an exception of it ends the evaluation.
     """
     behaviour = Exploring(LearnerBehaviour(learner, deterministic=not sample), ConstantEpsilonGreedy(epsilon))
+    name, calling = calls.name_of(env), calls.Calls(env)
     rng, returns = np.random.default_rng(seed), []
     for episode in range(episodes):
-        observation, _ = env.reset(seed=seed + episode)
-        behaviour.begin_episode(env.action_space, rng)
-        total, over = 0.0, False
+        where, again = f"of episode {episode + 1}", f"to see it again: reset it with seed={seed + episode}"
+        with calls.blamed(name, "the reset", where, again):
+            observation, _ = calling.reset(seed=seed + episode)
+        behaviour.begin_episode(calling.action_space, rng)
+        total, length, over = 0.0, 0, False
         while not over:
-            observation, reward, terminated, truncated, _ = env.step(behaviour.act(observation))
-            total += float(reward)
-            over = terminated or truncated
+            action = behaviour.act(observation)
+            with calls.blamed(name, "a step", f"at step {length} {where}", again):
+                observation, reward, terminated, truncated, _ = calling.step(action)
+            total, length, over = total + reward, length + 1, terminated or truncated
         returns.append(total)
         if check is not None:
             check()

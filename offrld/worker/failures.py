@@ -6,6 +6,7 @@ import errno
 import sys
 import traceback
 
+from offrl.errors import EnvironmentFailed
 from offrl_store.errors import OffrlError
 
 NO_MEMORY = ("DefaultCPUAllocator: can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
@@ -15,6 +16,8 @@ MEMORY_HINT = "use a smaller batch_size or fewer seeds, or a machine with more m
 def to_error(error: BaseException) -> dict[str, str]:
     """What to tell the user about ``error``; the traceback of an unexpected one goes to the log."""
     if isinstance(error, OffrlError):
+        if isinstance(error, EnvironmentFailed) and error.__cause__ is not None:
+            traceback.print_exception(error.__cause__, file=sys.stderr)  # its author wants to know where
         return _error(error.code, error.message, error.hint)
     traceback.print_exception(error, file=sys.stderr)
     sys.stderr.flush()
