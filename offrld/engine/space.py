@@ -10,6 +10,7 @@ import numpy as np
 
 from offrl.errors import InvalidInput
 from offrl_store import Schema
+from offrld.importers.common import TURN, last_channels
 
 View = tuple[int, ...] | dict[str, tuple[int, ...]]
 
@@ -91,11 +92,16 @@ def space_of(
     """The spaces of a store; ``bounds`` of the given environment ``env_id`` take precedence over what the store declares."""
     fields = dict(schema.observation) if isinstance(schema.observation, dict) else {"observation": schema.observation}
     for name, field in fields.items():
+        if last_channels(field.shape):
+            raise InvalidInput(
+                f"observation field {name!r} has the shape {tuple(field.shape)}, images with their channels last: networks take [C, H, W]",
+                hint=f"import it again: {TURN}",
+            )
         if len(field.shape) > 1 and not (is_image(field.shape) and field.dtype == np.uint8):
             raise InvalidInput(
                 f"observation field {name!r} has shape {tuple(field.shape)} and dtype {field.dtype.name}: networks take vectors, and "
                 "images of uint8 with the channels first",
-                hint="convert it before the import: [channels, height, width] of uint8, or a vector",
+                hint=f"images [H, W] or [H, W, C]: import them again, {TURN}; else convert them to uint8 [C, H, W], or to a vector",
             )
     if isinstance(schema.action, dict):
         names = ", ".join(schema.action)
