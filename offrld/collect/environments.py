@@ -92,7 +92,7 @@ class Environments:
     def failed(self, during: str, error: Exception, where: str) -> OffrlError:
         """The error for what an environment has raised."""
         if isinstance(error, OffrlError):
-            return type(error)(f"{self.name}, {where}: {error}", hint=error.hint)
+            return type(error)(f"{self.name}, {where}: {error.message}", hint=error.hint)
         if isinstance(error, multiprocessing.TimeoutError):
             text = "no answer in time"
         else:

@@ -115,7 +115,7 @@ def _environment(named: Named, store: EpisodeStore, options: Mapping[str, Any], 
     try:
         return make_env(env_id, **options)
     except InvalidInput as error:  # the data are of use without it
-        message(f"{error}; {error.hint}")
+        message(str(error))
         return None
 
 

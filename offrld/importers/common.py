@@ -10,6 +10,7 @@ import numpy as np
 
 from offrl_store import Field, Schema
 from offrl_store.errors import InvalidInput
+from offrld.fits import TURN, last_channels
 
 from .source import Source, SourceEpisode
 from .spaces import ActionSpace, box, choices
@@ -21,7 +22,6 @@ OPTIONS = {
     "action_n": "number of discrete actions",
 }
 LAYOUTS = ("first", "last")
-TURN = "--option channels=last turns them (Python: options={'channels': 'last'})"
 
 
 @dataclass(frozen=True)
@@ -99,11 +99,6 @@ def _numbers(name: str, value: Any) -> np.ndarray:
         hint = f"give a number, or a list with one for each dimension: {name}=[-1.0, 0.5]"
         raise InvalidInput(f"{name} is {value!r:.60}", hint=hint) from None
     return array.astype(np.float64)
-
-
-def last_channels(shape: tuple[int, ...]) -> bool:
-    """Whether a row of this shape can only be an image with its channels last."""
-    return len(shape) == 3 and shape[2] in (1, 2, 3, 4) and min(shape[:2]) > 4
 
 
 def _turned_shape(field: Field) -> tuple[int, ...] | None:

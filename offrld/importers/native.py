@@ -28,7 +28,7 @@ def open_folder(path: Path, bad: BadEpisodes) -> Source:
     try:
         store = EpisodeStore.open(path)
     except (StoreNotFound, StoreCorrupt) as error:
-        raise InvalidInput(f"{name} cannot be opened as a store: {error}", hint=error.hint or f"needed: {NEEDS}") from None
+        raise InvalidInput(f"{name} cannot be opened as a store: {error.message}", hint=error.hint or f"needed: {NEEDS}") from None
     return open_store(store, name, bad)
 
 

@@ -67,7 +67,7 @@ class BadEpisodes:
         """Notes that episode ``number`` cannot be used; raises ``error`` where that ends the import."""
         if not self.skip or isinstance(error, Damaged):
             raise error
-        self.skipped.setdefault(number, Skipped(number, getattr(error, "row", None), str(error)))
+        self.skipped.setdefault(number, Skipped(number, getattr(error, "row", None), error.message))
 
     def __contains__(self, number: int) -> bool:
         return number in self.skipped

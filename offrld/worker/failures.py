@@ -15,7 +15,7 @@ MEMORY_HINT = "use a smaller batch_size or fewer seeds, or a machine with more m
 def to_error(error: BaseException) -> dict[str, str]:
     """What to tell the user about ``error``; the traceback of an unexpected one goes to the log."""
     if isinstance(error, OffrlError):
-        return _error(error.code, str(error), error.hint)
+        return _error(error.code, error.message, error.hint)
     traceback.print_exception(error, file=sys.stderr)
     sys.stderr.flush()
     if _out_of_memory(error):
