@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from offrl.errors import EnvironmentFailed, InvalidInput
+from offrld.collect.online import EVALUATION_FAILURES
 from offrld.worker.metrics import Metrics, read_metric
 from offrld.worker.runfolder import RunFolder
 
 FAILED = "evaluation_failed"  # metric: how many of a seed's evaluations have failed so far
-MOST = 3                      # evaluations in a row that fail: then no other is tried
 ERRORS = (EnvironmentFailed, InvalidInput)
 
 
@@ -33,7 +33,7 @@ class Evaluations:
         """Whether so many have failed in a row that no other is tried."""
         for seed in self._seeds:
             failed, done = self._steps(FAILED, seed), self._steps("return_std", seed)
-            if sum(step > max(done, default=-1) for step in failed) >= MOST:
+            if sum(step > max(done, default=-1) for step in failed) >= EVALUATION_FAILURES:
                 return True
         return False
 
@@ -42,7 +42,7 @@ class Evaluations:
         self._metrics.record(step, {FAILED: {seed: len(self._steps(FAILED, seed)) + 1 for seed in errors}})
         self.last = next(iter(errors.values())).message
         of = f" of seed {', '.join(map(str, errors))}" if len(self._seeds) > 1 else ""
-        rest = f"; that is {MOST} in a row: no other is tried" if self.given_up else "; training goes on"
+        rest = f"; that is {EVALUATION_FAILURES} in a row: no other is tried" if self.given_up else "; training goes on"
         return f"warning: step {step}: the evaluation{of} failed: {self.last}{rest}"
 
     def note(self) -> str:

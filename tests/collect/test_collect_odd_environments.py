@@ -119,6 +119,16 @@ def test_an_observation_that_a_policy_cannot_take_is_the_environments(name, clon
     assert "episode 1" in caught.value.message and "\n" not in str(caught.value)
 
 
+def test_training_goes_on_where_its_evaluations_fail(cloned):
+    learner = offrld.build("dqn", Odd(), config={"batch_size": 8, "encoder.units": [8]}, device="cpu", threads=1, runner="eager")
+    with pytest.warns(UserWarning, match="the evaluation failed: Odd failed in a step at step 2 of episode 1: RuntimeError: off") as warned:
+        epochs = learner.fit_online(Odd(), steps=50, steps_per_epoch=10, eval_env=Odd(RuntimeError("off")), eval_episodes=1)
+    assert len(epochs) == 5 and not any("return_mean" in metrics for _, metrics in epochs)
+    assert len([each for each in warned if "evaluation failed" in str(each.message)]) == 3
+    with pytest.raises(InvalidInput, match="Odd: observation 'observation' is of shape"):
+        learner.fit_online(Odd(), steps=10, steps_per_epoch=10, eval_env=Odd(space=PIXELS), eval_episodes=1)
+
+
 def test_what_stays_the_same_number_is_taken(tmp_path):
     for number, answer in enumerate((
         {1: np.array([2.0])}, {1: np.float64(2)}, {1: np.array(2)}, {1: 2}, {1: [2.0]},
