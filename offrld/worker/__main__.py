@@ -115,6 +115,8 @@ def _run(start: dict[str, Any], control: Control, event_pipe: int, started: floa
         from pydantic import TypeAdapter
 
         from offrl.job import JobSpec
+        from offrld.worker.budget import limit_disk
+        from offrld.worker.confine import confine
         from offrld.worker.job import WorkerJob
 
         job = WorkerJob(
@@ -124,6 +126,9 @@ def _run(start: dict[str, Any], control: Control, event_pipe: int, started: floa
             keep_checkpoints=int(start.get("keep_checkpoints") or 0),
         )  # fmt: skip
         control.check()
+        if not confine(start, state, run):
+            print("this kernel does not restrict the files that a worker opens (no Landlock)", file=sys.stderr, flush=True)
+        limit_disk(start, state)
         reason = importlib.import_module(KINDS[job.spec.kind]).run(job)
     except Stopped as stopped:
         if stopped.reason not in END_STATES:

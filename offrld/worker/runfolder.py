@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from offrl.job import POLICY_SUFFIXES
+from offrl_store.disk import reserve
 from offrld.plain import json_safe
 from offrld.worker.control import Control
 
@@ -110,6 +111,7 @@ class RunFolder:
 def write_atomic(path: Path, data: bytes) -> None:
     """Write a file so that a reader, and a machine that loses power, sees the old content or the new one."""
     temporary = path.with_name(f".{path.name}.tmp")
+    reserve(len(data))
     with open(temporary, "wb") as file:
         file.write(data)
         file.flush()

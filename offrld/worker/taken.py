@@ -1,7 +1,7 @@
 """What a train job takes from other jobs: their newest checkpoints, kept in its own run folder from its first attempt on.
 
-A kept checkpoint is a second link to the same file, which costs no space; a later attempt, or an export, finds the same bits there although
-the other job has gone on or was removed.
+A later attempt, or an export, finds the same bits there although the other job has gone on or was removed. A kept checkpoint is a second
+link to the same file where the worker may make one; a confined worker, which may only read the other job's folder, copies it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 
 from offrl.errors import InvalidInput
 from offrl.job import TrainOnlineSpec, TrainSpec, taken
+from offrl_store.disk import reserve
 from offrld.algos import get
 from offrld.engine import Algorithm, CheckpointCorrupt, Loaded, checkpoint
 from offrld.engine.loaded import choose
@@ -85,9 +86,10 @@ def _link(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
     except OSError as error:
-        if error.errno not in (errno.EPERM, errno.EXDEV, errno.EOPNOTSUPP, errno.EMLINK):
+        if error.errno not in (errno.EPERM, errno.EACCES, errno.EXDEV, errno.EOPNOTSUPP, errno.EMLINK):
             raise
-        temporary = target.with_name(f".{target.name}.tmp")  # a file system without links
+        temporary = target.with_name(f".{target.name}.tmp")  # a file system without links, or a worker that may only read there
+        reserve(source.stat().st_size)
         shutil.copyfile(source, temporary)
         temporary.replace(target)
     sync_folder(target.parent)
