@@ -37,7 +37,7 @@ _limits: list[Callable[[int], None]] = []  # of this process, as its file descri
 
 
 def limit(reserve: Callable[[int], None] | None) -> None:
-    """Have every later write of this process ask ``reserve(bytes)`` first; it raises `OSError` (ENOSPC) for what is too much. None: no more.
+    """Ask ``reserve(bytes)`` before every later write of this process: it raises `OSError` (ENOSPC) for what is too much. None: no limit.
 
     A service gives its workers a share of the disk this way, and nothing between it and the system call has to pass that on.
     """

@@ -51,7 +51,8 @@ def confine(start: dict[str, Any], state: StateFolder, run: RunFolder) -> int:
     downloads = kind == "import" and bool(start["spec"].get("named"))
     temporary = run.path / "tmp"
     remove(temporary)  # of an attempt that was killed
-    temporary.mkdir(mode=0o700)
+    for folder in (temporary, state.datasets, state.path / "cache"):  # a rule needs a folder that exists
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     os.environ["TMPDIR"] = tempfile.tempdir = str(temporary)
     rules = list(_state_rules(start, state, run))
     if kind in DECODES:
@@ -67,6 +68,7 @@ def confine(start: dict[str, Any], state: StateFolder, run: RunFolder) -> int:
 def _state_rules(start: dict[str, Any], state: StateFolder, run: RunFolder) -> Iterator[tuple[Path, int]]:
     """Of the state folder: its own outputs to write; to read, datasets and other jobs' outputs, which every key may read anyway."""
     kind = start["spec"]["kind"]
+    yield state.path, landlock.READ_DIR  # the quota is measured by file sizes; contents stay closed
     yield run.path, landlock.WRITE
     yield state.path / "cache", landlock.WRITE | landlock.EXECUTE  # Inductor compiles, and loads what it has compiled
     yield state.datasets, landlock.WRITE if kind in ("import", "collect", "train_online") else landlock.READ
