@@ -49,11 +49,10 @@ def confine(start: dict[str, Any], state: StateFolder, run: RunFolder) -> int:
         return 0
     kind = start["spec"]["kind"]
     downloads = kind == "import" and bool(start["spec"].get("named"))
-    temporary = run.path / "tmp"
-    remove(temporary)  # of an attempt that was killed
-    for folder in (temporary, state.datasets, state.path / "cache"):  # a rule needs a folder that exists
+    remove(run.temporary)  # of an attempt that was killed
+    for folder in (run.temporary, state.datasets, state.path / "cache"):  # a rule needs a folder that exists
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    os.environ["TMPDIR"] = tempfile.tempdir = str(temporary)
+    os.environ["TMPDIR"] = tempfile.tempdir = str(run.temporary)
     rules = list(_state_rules(start, state, run))
     if kind in DECODES:
         rules += _installation(run=kind == "export")
@@ -66,14 +65,18 @@ def confine(start: dict[str, Any], state: StateFolder, run: RunFolder) -> int:
 
 
 def _state_rules(start: dict[str, Any], state: StateFolder, run: RunFolder) -> Iterator[tuple[Path, int]]:
-    """Of the state folder: its own outputs to write; to read, datasets and other jobs' outputs, which every key may read anyway."""
+    """Of the state folder: its own outputs to write; to read, datasets and other jobs' outputs, which every key may read anyway.
+
+    A job that takes another's checkpoint makes a second link to the file. The kernel allows that only if the rights over both folders are
+    the same, so such a job may write below ``jobs/``.
+    """
     kind = start["spec"]["kind"]
     yield state.path, landlock.READ_DIR  # the quota is measured by file sizes; contents stay closed
     yield run.path, landlock.WRITE
     yield state.path / "cache", landlock.WRITE | landlock.EXECUTE  # Inductor compiles, and loads what it has compiled
     yield state.datasets, landlock.WRITE if kind in ("import", "collect", "train_online") else landlock.READ
     if kind not in ("import", "dataset_export"):
-        yield state.path / "jobs", landlock.READ
+        yield state.path / "jobs", landlock.WRITE
     if upload := start["spec"].get("upload"):
         yield state.uploads / upload, landlock.READ if kind == "import" else landlock.WRITE
         if kind != "import":  # a job that has kept its upload removes it

@@ -52,6 +52,7 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.dataset = path / "dataset"
         self.taken = path / "taken"  # checkpoints of other jobs that this one goes on from, kept since its first attempt
+        self.temporary = path / "tmp"
         self._lock: int | None = None
 
     def claim(self, attempt: int, control: Control, wait_s: float = LOCK_WAIT_S) -> None:

@@ -1,7 +1,7 @@
 """What a train job takes from other jobs: their newest checkpoints, kept in its own run folder from its first attempt on.
 
-A later attempt, or an export, finds the same bits there although the other job has gone on or was removed. A kept checkpoint is a second
-link to the same file where the worker may make one; a confined worker, which may only read the other job's folder, copies it.
+A kept checkpoint is a second link to the same file, which costs no space; a later attempt, or an export, finds the same bits there although
+the other job has gone on or was removed.
 """
 
 from __future__ import annotations
@@ -86,9 +86,9 @@ def _link(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
     except OSError as error:
-        if error.errno not in (errno.EPERM, errno.EACCES, errno.EXDEV, errno.EOPNOTSUPP, errno.EMLINK):
+        if error.errno not in (errno.EPERM, errno.EXDEV, errno.EOPNOTSUPP, errno.EMLINK):
             raise
-        temporary = target.with_name(f".{target.name}.tmp")  # a file system without links, or a worker that may only read there
+        temporary = target.with_name(f".{target.name}.tmp")  # a file system without links
         reserve(source.stat().st_size)
         shutil.copyfile(source, temporary)
         temporary.replace(target)

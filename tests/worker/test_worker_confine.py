@@ -31,6 +31,7 @@ def run(path): return subprocess.run([path], check=True)
 def connect(port): socket.create_connection(("127.0.0.1", int(port)), timeout=5).close()
 def signal(pid): os.kill(int(pid), 0)
 def remove(path): Path(path).unlink()
+def link(path): os.link(path, state.run(start["job"]).path / "linked")
 def temporary(_): tempfile.NamedTemporaryFile().close()
 def load(name): __import__(name)
 done = {}
@@ -111,11 +112,12 @@ def test_a_job_with_an_environment_keeps_the_machine_but_not_the_services_secret
     acts = [
         ("read", state.parent / "outside/file"), ("write", state.parent / "outside/new"), ("run", "/bin/true"), ("temporary", ""),
         ("read", state / "jobs/other/spec.json"), ("read", state / "datasets/there/schema.json"), ("write", state / "cache/a"),
+        ("link", state / "jobs/other/spec.json"),
         ("read", state / "keys/server.key"), ("read", state / "queue.sqlite"), ("read", state / "audit.log"),
-        ("write", state / "jobs/other/spec.json"), ("read", state / "uploads/other/files/a"),
+        ("read", state / "uploads/other/files/a"), ("write", state / "keys/clients.toml"),
     ]  # fmt: skip
     done = attempt(state, {"kind": kind}, acts)
-    assert list(done.values()) == ["done"] * 7 + ["refused"] * 5, done
+    assert list(done.values()) == ["done"] * 8 + ["refused"] * 5, done
     written = attempt(state, {"kind": kind}, [("write", state / "datasets/there/schema.json")])
     assert list(written.values()) == ["done" if steps else "refused"]
 
