@@ -102,7 +102,8 @@ def _create(source: Source, path: Path, progress: Progress | None) -> None:
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
         if isinstance(error, DiskFull):
-            raise DiskFull(f"no space left to write {path}", hint="free some space and import again; nothing was left there") from None
+            why = str(error).replace(str(temporary), str(path))
+            raise DiskFull(why, hint="free some space and import again; nothing was left there") from None
         raise
 
 
