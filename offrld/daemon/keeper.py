@@ -11,7 +11,8 @@ from collections.abc import Iterable
 from offrl.errors import DiskFull
 from offrl.wire import PrunedJob
 from offrl_store.errors import OffrlError
-from offrld.daemon import disk, retention
+from offrld import disk_usage
+from offrld.daemon import retention
 from offrld.daemon.audit import Audit
 from offrld.daemon.caller import current
 from offrld.daemon.config import Settings
@@ -61,7 +62,7 @@ class Keeper:
         pruned = []
         for each in found:
             job = each.job
-            size = await asyncio.to_thread(disk.usage, self._state.job(job.id))
+            size = await asyncio.to_thread(disk_usage.usage, self._state.job(job.id))
             if not dry_run:
                 told = {"job": job.id, "kind": job.kind, "state": str(job.state), "bytes": size, "why": each.why}
                 await self._audit.record(current.get(), "retention", **told)  # first: a daemon that dies now has not deleted in silence
@@ -97,7 +98,7 @@ class Keeper:
     async def _measured(self, fresh_s: float) -> int:
         async with self._measuring:
             if self._used is None or time.monotonic() - self._used[0] > fresh_s:
-                measured = await asyncio.to_thread(disk.usage, self._state.root)
+                measured = await asyncio.to_thread(disk_usage.usage, self._state.root)
                 self._used = (time.monotonic(), measured)
             return self._used[1]
 
