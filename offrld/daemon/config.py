@@ -118,7 +118,9 @@ class Uploads(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     open: Annotated[int, Field(ge=1, le=10_000, description="unfinished uploads at once")] = 64
-    open_per_owner: Annotated[int, Field(ge=0, description="the same of one owner; one idle for 10 s gives way to its owner's next; 0: as uploads.open")] = 32
+    open_per_owner: Annotated[
+        int, Field(ge=0, description="the same of one owner; one idle for 10 s gives way to its owner's next; 0: as uploads.open")
+    ] = 32
     expire_hours: Annotated[float, Field(gt=0, description="an upload that nobody went on with is deleted after this")] = 24.0
     keep_free_bytes: Annotated[int, Field(ge=0, description="disk space that uploads and jobs must leave free")] = 256 << 20
 
