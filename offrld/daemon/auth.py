@@ -7,21 +7,18 @@ so at once, on open connections as well. A file that cannot be read lets nobody 
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import zmq
-import zmq.asyncio
-
 from offrl import keys
 from offrl.errors import InvalidInput, NotAllowed
 from offrld.daemon.caller import Caller
 from offrld.daemon.passes import Passes, forever
 
-ZAP_ADDRESS = "inproc://zeromq.zap.01"
 ZAP_DOMAIN = b"offrld"
 LOOK_S = 1.0             # between two looks at the files themselves: one that was edited in place leaves its folder as it was
 TICK_NS = 50_000_000
@@ -109,7 +106,9 @@ class AllowList:
                 yield item.name, (found.st_ino, found.st_mtime_ns, found.st_ctime_ns, found.st_size)
 
     def _lost(self, error: OSError) -> None:
-        """The list cannot be read: nobody is let in until it can."""
+        """The list cannot be read: nobody is let in until it can. Where only descriptors are lacking it stays what it was."""
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            return
         if self._by_public:
             log.error("%s cannot be read (%s): no key is let in", self._folder, error.strerror)
         self._by_public, self._files, self._seen = {}, {}, NEVER
@@ -134,32 +133,16 @@ def _read(path: Path) -> keys.Entry | None:
 class Authenticator:
     """Answers ZeroMQ's question of each handshake, and tells whose key a request came with."""
 
-    def __init__(self, context: zmq.asyncio.Context, allowed: AllowList) -> None:
+    def __init__(self, allowed: AllowList) -> None:
         self.allowed = allowed
         self._refused = (0.0, 0)  # start of the minute, refusals in it
-        self._socket = context.socket(zmq.ROUTER)
-        self._socket.setsockopt(zmq.LINGER, 0)
-        self._socket.bind(ZAP_ADDRESS)
 
-    async def run(self) -> None:
-        """Answer for ever."""
-        while True:
-            frames = await self._socket.recv_multipart()
-            try:
-                await self._socket.send_multipart(self._answer(frames))
-            except zmq.ZMQError as error:
-                log.debug("a handshake has gone: %s", error)
-
-    def caller(self, frame: zmq.Frame) -> Caller:
-        """Who sent the frame, as of now; `NotAllowed` where its key has been removed since its connection was made."""
-        public, address = _property(frame, "User-Id"), _property(frame, "Peer-Address")
+    def caller(self, public: str, address: str) -> Caller:
+        """Who sent a message, as of now; `NotAllowed` where its key has been removed since its connection was made."""
         entry = self.allowed.find(public)
         if entry is None:
             raise NotAllowed("this key is not let in any more", hint=keys.NEW_HINT)
         return Caller(entry.name, entry.role, address, entry.public)
-
-    def close(self) -> None:
-        self._socket.close()
 
     def _log_refusal(self, public: str, address: str) -> None:
         began, count = self._refused
@@ -171,7 +154,7 @@ class Authenticator:
         if count < REFUSALS:
             log.warning("refused a key that is not listed: %s, from %s", public, address)
 
-    def _answer(self, frames: list[bytes]) -> list[bytes]:
+    def answer(self, frames: list[bytes]) -> list[bytes]:
         """Route, "", version, id, domain, address, identity, mechanism, key; back: route, "", version, id, status, text, user, metadata."""
         if len(frames) != 9 or frames[2] != b"1.0":
             log.error("ZeroMQ asked for a key in a way that is not known: %d frames", len(frames))
@@ -183,10 +166,3 @@ class Authenticator:
             return [*frames[:4], b"400", b"", b"", b""]
         log.debug("key %r (%s) connected from %s", entry.name, entry.role, address)
         return [*frames[:4], b"200", b"", entry.public.encode(), b""]
-
-
-def _property(frame: zmq.Frame, name: str) -> str:
-    try:
-        return str(frame.get(name))
-    except zmq.ZMQError:  # it has none
-        return ""

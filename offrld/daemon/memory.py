@@ -13,6 +13,7 @@ import gc
 import logging
 import os
 from collections.abc import Callable
+from functools import cache
 
 LOOK_S = 0.5
 SETTLE_S = 1.0           # for ZeroMQ to give back what was in the connections
@@ -28,20 +29,19 @@ class MemoryGuard:
 
     async def run(self) -> None:
         """Watch for ever."""
-        with open("/proc/self/statm", "rb") as statm:
-            base = _resident(statm.fileno())
-            while True:
-                await asyncio.sleep(LOOK_S)
-                grown = _resident(statm.fileno()) - base
-                if grown <= self._limit:
-                    continue
-                count = self._disconnect()
-                await asyncio.sleep(SETTLE_S)
-                trim()
-                now = _resident(statm.fileno())
-                back = base + grown - now
-                log.warning("memory had grown by %d MB: %d connections were closed, %d MB came back", grown >> 20, count, back >> 20)
-                base = max(base, now)  # what stays is the daemon's own, and no reason to close them again
+        base = resident()
+        while True:
+            await asyncio.sleep(LOOK_S)
+            grown = resident() - base
+            if grown <= self._limit:
+                continue
+            count = self._disconnect()
+            await asyncio.sleep(SETTLE_S)
+            trim()
+            now = resident()
+            back = base + grown - now
+            log.warning("memory had grown by %d MB: %d connections were closed, %d MB came back", grown >> 20, count, back >> 20)
+            base = max(base, now)  # what stays is the daemon's own, and no reason to close them again
 
 
 def settle() -> None:
@@ -62,6 +62,11 @@ def trim() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def _resident(statm: int) -> int:
-    """Bytes of this process in memory."""
-    return int(os.pread(statm, 100, 0).split()[1]) * os.sysconf("SC_PAGE_SIZE")
+@cache
+def _statm() -> int:
+    return os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
+
+
+def resident() -> int:
+    """Bytes of this process in memory; after the first look without a new descriptor."""
+    return int(os.pread(_statm(), 100, 0).split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -18,9 +18,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-import zmq
-import zmq.asyncio
-
 from offrl import keys, wire
 from offrl.errors import InternalError, InvalidMessage
 from offrl_store.errors import OffrlError
@@ -54,7 +51,7 @@ class Question:
     client: Client
     number: bytes                # of the client's own, to tell its answers apart
     caller: Caller
-    sender: zmq.Frame | None     # the frame that tells who it is from
+    sender: Any                  # what tells who it is from: `Endpoint.caller`
     request: wire.Request
     began: float
     size: int
@@ -71,7 +68,6 @@ class Server:
 
     def __init__(self, app: App) -> None:
         self._app = app
-        self._context = zmq.asyncio.Context(io_threads=1)
         self._endpoints: list[Endpoint] = []
         self._authenticator: Authenticator | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -96,7 +92,7 @@ class Server:
             address = self._listen(settings.bind, local_role=settings.local_role, max_connections=most)
         else:
             pair = keys.server_pair(self._app.state.root)
-            self._authenticator = Authenticator(self._context, AllowList(self._app.state.root, self._key_changed, self._app.passes))
+            self._authenticator = Authenticator(AllowList(self._app.state.root, self._key_changed, self._app.passes))
             address = self._listen(settings.bind, authenticator=self._authenticator, server_key=pair, max_connections=most)
             log.info("%d keys are let in; the daemon's public key is %s", len(self._authenticator.allowed), pair.public)
         if len(str(self._app.state.socket).encode()) <= SOCKET_LIMIT:
@@ -111,7 +107,6 @@ class Server:
                 tasks.create_task(endpoint.watch())
             tasks.create_task(MemoryGuard(self._app.settings.input_memory_mb << 20, self._disconnect).run())
             if self._authenticator is not None:
-                tasks.create_task(self._authenticator.run())
                 tasks.create_task(self._authenticator.allowed.watch())
 
     async def close(self) -> None:
@@ -121,11 +116,7 @@ class Server:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for endpoint in self._endpoints:
-            endpoint.close()
-        if self._authenticator is not None:
-            self._authenticator.close()
-        self._context.term()
+        await asyncio.gather(*(endpoint.close() for endpoint in self._endpoints))
         self._encoder.shutdown()
 
     # ------------------------------------------------------------------------------------------------------------- requests
@@ -143,7 +134,7 @@ class Server:
                 taken, spent = 0, 0.0
                 await asyncio.sleep(0)
 
-    def _take(self, endpoint: Endpoint, frames: list[bytes | memoryview], sender: zmq.Frame | None, began: float) -> None:
+    def _take(self, endpoint: Endpoint, frames: list[bytes], sender: Any, began: float) -> None:
         client = (endpoint, frames[0])
         if not 3 <= len(frames) <= FRAMES or len(frames[1]) > ID_BYTES:
             number = frames[1] if len(frames) > 2 and len(frames[1]) <= ID_BYTES else b""
@@ -242,14 +233,11 @@ class Server:
 
     def _send(self, client: Client, number: bytes, answer: bytes) -> None:
         endpoint, route = client
-        try:
-            endpoint.send([route, number, answer])
-        except zmq.ZMQError as error:
-            log.debug("an answer was not sent: %s", error)
+        endpoint.send([route, number, answer])
 
     # --------------------------------------------------------------------------------------------------------------- sockets
     def _listen(self, url: str, **options: Any) -> str:
-        self._endpoints.append(Endpoint(self._context, url, **options))
+        self._endpoints.append(Endpoint(url, memory_bytes=self._app.settings.input_memory_mb << 20, **options))
         return self._endpoints[-1].address
 
     def _disconnect(self) -> int:
