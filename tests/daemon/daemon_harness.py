@@ -43,6 +43,13 @@ def alive(pid: int) -> bool:
         return False
 
 
+def gateway(daemon: Daemon) -> int:
+    """The process that listens on the daemon's tcp address."""
+    assert daemon.process is not None
+    children = Path(f"/proc/{daemon.process.pid}/task/{daemon.process.pid}/children").read_text().split()
+    return next(int(pid) for pid in children if b"offrld.daemon.gateway" in Path(f"/proc/{pid}/cmdline").read_bytes())
+
+
 class Connection:
     """One DEALER socket."""
 

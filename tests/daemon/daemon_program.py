@@ -1,5 +1,6 @@
 """The real daemon with the workers of these tests: ``daemon_program.py [options of offrld]``."""
 
+import resource
 import sys
 import time
 from pathlib import Path
@@ -20,6 +21,10 @@ if __name__ == "__main__":
         offset, real = Path(sys.argv[at + 1]), time.time
         del sys.argv[at : at + 2]
         time.time = lambda: real() + float(offset.read_text())
+    if "--files" in sys.argv:  # that it may open
+        at = sys.argv.index("--files")
+        resource.setrlimit(resource.RLIMIT_NOFILE, (int(sys.argv[at + 1]),) * 2)
+        del sys.argv[at : at + 2]
     if "--housekeeping" in sys.argv:  # seconds between two looks
         at = sys.argv.index("--housekeeping")
         supervisor.HOUSEKEEPING_S = float(sys.argv[at + 1])

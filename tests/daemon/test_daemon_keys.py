@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
-from daemon_harness import Connection, Daemon, until
+from daemon_harness import Connection, Daemon, gateway, until
 
 from offrl import Client, address, keys, wire
 from offrl.errors import NoDaemon, NotAllowed, Unknown
@@ -323,7 +323,7 @@ def test_a_damaged_file_lets_nobody_in_and_harms_nobody_else(keyed: Keyed) -> No
 def test_half_open_connections_are_bounded_and_time_out_and_those_that_are_in_go_on(keyed: Keyed) -> None:
     client = keyed.client("inside", "reader")
     host, port = keyed.url.removeprefix("tcp://").split(":")
-    descriptors = Path(f"/proc/{keyed.daemon.process.pid}/fd")
+    descriptors = Path(f"/proc/{gateway(keyed.daemon)}/fd")
     before = len(list(descriptors.iterdir()))
     silent = []
     try:

@@ -1,0 +1,152 @@
+"""Any number of connections, at either address, with few descriptors to be had: the daemon goes on and answers."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+
+import pytest
+from daemon_harness import Daemon, alive, gateway, until
+
+from offrl import Client, wire
+
+FLOOD = """
+import resource, socket, sys, time
+resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+family, address, first = (socket.AF_INET, ("127.0.0.1", int(sys.argv[1])), b"") if sys.argv[1].isdigit() else (
+    socket.AF_UNIX, sys.argv[1], bytes.fromhex(sys.argv[2]))
+while True:
+    held = []
+    for _ in range(1200):
+        each = socket.socket(family)
+        each.setblocking(False)
+        try:
+            each.connect(address)
+            each.send(first)
+        except OSError:
+            pass
+        held.append(each)
+    time.sleep(0.2)
+    for each in held:
+        each.close()
+"""
+GREETING = b"\xff" + b"\0" * 8 + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + b"\0" * 32
+READY = b"\x05READY\x0bSocket-Type\x00\x00\x00\x06DEALER\x08Identity\x00\x00\x00\x00"
+INTRODUCED = GREETING + b"\x04" + bytes([len(READY)]) + READY
+
+
+@contextlib.contextmanager
+def flood(where: str, first: bytes = b""):
+    processes = [subprocess.Popen([sys.executable, "-c", FLOOD, where, first.hex()]) for _ in range(2)]
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def port(daemon: Daemon) -> str:
+    return re.findall(r"listening on tcp://127.0.0.1:(\d+),", daemon.output.read_text())[-1]
+
+
+def work(daemon: Daemon, rounds: int) -> None:
+    """What clients on the machine do: connect anew, ask, submit a job, follow it."""
+    for _ in range(rounds):
+        with Client(daemon.url, timeout=20, patience=30) as client:
+            assert client.ping().protocol == wire.PROTOCOL
+            job = client.submit("anything", dataset="data", steps=1, config={"behaviour": "normal"})
+            assert job.wait(timeout=60).state == "succeeded"
+            assert client.datasets.ls()
+
+
+@pytest.mark.parametrize("files", [256, 1024])
+def test_a_flood_from_the_network_takes_nothing_from_the_daemon(new_daemon: Callable[..., Daemon], files: int) -> None:
+    daemon = new_daemon("[workers]\nspare = 0\n").start("--files", str(files), "--bind", "tcp://127.0.0.1:0")
+    daemon.dataset("data")
+    with flood(port(daemon)):
+        until(lambda: "no more are taken" in daemon.output.read_text())
+        work(daemon, 3)
+    assert daemon.process.poll() is None
+    assert daemon.stop() == 0
+
+
+@pytest.mark.parametrize("first", [b"", GREETING, INTRODUCED], ids=["silent", "half-open", "introduced"])
+def test_a_flood_at_the_local_socket_keeps_nobody_out(new_daemon: Callable[..., Daemon], first: bytes) -> None:
+    daemon = new_daemon("[workers]\nspare = 0\n").start("--files", "256")
+    daemon.dataset("data")
+    with Client(daemon.url) as inside:
+        inside.ping()
+        with flood(daemon.url.removeprefix("ipc://"), first):
+            until(lambda: "no more are taken" in daemon.output.read_text())
+            work(daemon, 3)
+            inside._connection.patience = 0.0  # this connection has spoken before: it is not the one that gives way
+            assert inside.ping().protocol == wire.PROTOCOL
+    assert daemon.process.poll() is None
+    assert daemon.stop() == 0
+
+
+def test_what_listens_on_the_network_is_started_again(new_daemon: Callable[..., Daemon]) -> None:
+    daemon = new_daemon('insecure = true\nbind = "tcp://127.0.0.1:0"\n').start()
+    url = f"tcp://127.0.0.1:{port(daemon)}"
+    with Client(url, patience=30) as client:
+        assert client.ping().caller == "anyone"
+        first = gateway(daemon)
+        os.kill(first, signal.SIGKILL)
+        until(lambda: "is started again" in daemon.output.read_text())
+        assert client.ping().caller == "anyone"  # at the same port
+    second = gateway(daemon)
+    assert second != first
+    assert daemon.stop() == 0
+    until(lambda: not alive(second))
+
+
+def test_it_ends_with_a_daemon_that_was_killed(new_daemon: Callable[..., Daemon]) -> None:
+    daemon = new_daemon('insecure = true\nbind = "tcp://127.0.0.1:0"\n').start()
+    pid = gateway(daemon)
+    daemon.kill()
+    until(lambda: not alive(pid))
+
+
+def test_an_address_that_is_taken_is_said_in_one_line(new_daemon: Callable[..., Daemon]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        daemon = new_daemon("insecure = true\n")
+        status, lines = daemon.refused("--state-dir", str(daemon.state), "--bind", f"tcp://127.0.0.1:{taken.getsockname()[1]}")
+    assert (status, len(lines)) == (2, 1), lines
+    assert "Address already in use" in lines[0]
+
+
+def test_a_client_may_send_much_before_it_reads(new_daemon: Callable[..., Daemon]) -> None:
+    """Five hundred requests at once over tcp: each is answered, or told to wait."""
+    daemon = new_daemon('insecure = true\nbind = "tcp://127.0.0.1:0"\n').start()
+    from daemon_harness import Connection
+
+    connection = Connection(daemon.context, f"tcp://127.0.0.1:{port(daemon)}")
+    numbers = [connection.send(wire.Ping()) for _ in range(500)]
+    for number in numbers:
+        assert connection.receive(number, wire.Pong).caller == "anyone"
+    connection.socket.close()
+
+
+def test_requests_from_many_threads_over_the_local_socket_are_all_answered(new_daemon: Callable[..., Daemon]) -> None:
+    daemon = new_daemon("[workers]\nspare = 0\n").start()
+    answered: list[int] = []
+
+    def ask() -> None:
+        with Client(daemon.url) as client:
+            for _ in range(50):
+                answered.append(client.ping().protocol)
+
+    threads = [threading.Thread(target=ask) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert answered == [wire.PROTOCOL] * 800
