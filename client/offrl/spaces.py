@@ -27,6 +27,15 @@ def observation_fields(space: Any) -> dict[str, Field]:
     )
 
 
+def leaves(space: Any) -> dict[str, Any]:
+    """The spaces in an observation space by field, "" for a plain one; names in nested Dicts are joined with a dot."""
+    import gymnasium.spaces as spaces
+
+    if not isinstance(space, spaces.Dict):
+        return {"": space}
+    return {f"{name}.{inner}" if inner else name: leaf for name, each in space.spaces.items() for inner, leaf in leaves(each).items()}
+
+
 def schema_action(space: Any) -> Field:
     """The action field of an action space: int64 choices, whole numbers of several, or a vector with the space's bounds.
 
