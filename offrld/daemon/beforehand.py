@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from offrl.errors import InvalidInput, OffrlError, from_wire
@@ -24,8 +24,10 @@ from offrld.daemon.artifacts import checkpoint_steps
 EPISODE_BYTES = 128   # of a record, beside its rows
 
 
-async def check(app: App, spec: TrainSpec | TrainOnlineSpec | CollectSpec, catalog: dict[str, Any]) -> None:
-    """Raises `InvalidInput` for a job that is known to fail."""
+async def check(
+    app: App, spec: TrainSpec | TrainOnlineSpec | CollectSpec, catalog: dict[str, Any], kept: Collection[str] = ()
+) -> None:
+    """Raises `InvalidInput` for a job that is known to fail. ``kept``: names of what it has of other jobs already."""
     if spec.device.startswith("cuda") and app.supervisor.devices.inventory.cards is None:
         await _check_card(app, spec.device)
     stored = None if spec.dataset is None else await _schema(app, spec.dataset)
@@ -43,14 +45,14 @@ async def check(app: App, spec: TrainSpec | TrainOnlineSpec | CollectSpec, catal
         if schema is not None:
             await asyncio.to_thread(_check_room, app, spec, schema)
         stored = schema
-    reference = None
+    reference: str | None = None
     if isinstance(spec, CollectSpec):
         reference = spec.policy.removeprefix("job:") if spec.policy.startswith("job:") else None
-    elif spec.start is not None:
+    elif spec.start is not None and "start" not in kept:
         reference = spec.start
     if reference is not None and stored is not None:
         await asyncio.to_thread(_check_space, app, "--policy" if isinstance(spec, CollectSpec) else "--from", taken(reference)[0], stored)
-    if isinstance(spec, TrainSpec | TrainOnlineSpec) and spec.start is not None:
+    if reference is not None and not isinstance(spec, CollectSpec):
         await _check_start(app, spec)
 
 
