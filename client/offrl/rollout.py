@@ -19,7 +19,7 @@ from offrl import environments
 from offrl.environments import calls
 from offrl.errors import EnvironmentFailed, InvalidInput, Unknown
 from offrl.policy import Policy
-from offrl.spaces import action_converter, by_field, leaves
+from offrl.spaces import by_field, leaves, policy_converter
 
 if TYPE_CHECKING:
     import gymnasium
@@ -112,7 +112,7 @@ def evaluate(
 def _run(policy, env, name, episodes, seed, target_return, max_steps, on_episode) -> tuple[list[float], list[int], list[int]]:
     checked, act, clock = calls.Calls(env, observations=False), policy.act, time.perf_counter_ns
     step = checked.step
-    to_env, seen = action_converter(env.action_space), by_field(env.observation_space)
+    to_env, seen = policy_converter(policy, env.action_space), by_field(env.observation_space)
     returns, lengths, latencies = [], [], []
     for episode in range(episodes):
         total, length, reward, ended = 0.0, 0, 0.0, False
@@ -176,10 +176,14 @@ def make_env(env_id: str, **options: Any) -> gymnasium.Env:
 
 def check_spaces(policy: Policy, env: gymnasium.Env, name: str) -> None:
     """Raises InvalidInput unless the environment's observations and actions are those of the policy."""
+    import gymnasium
+
     observation, action = calls.spaces_of(env)
     for message in (_observation_mismatch(policy, observation), _action_mismatch(policy, action)):
         if message:
             own = f": --env {policy.env_id}" if policy.env_id else ""
+            if getattr(policy, "foreign", False) and not policy.discrete and isinstance(action, gymnasium.spaces.Discrete):
+                own = "; or --policy-argmax: the output holds scores"
             raise InvalidInput(
                 f"environment {name!r} does not fit the policy: {message}", hint="evaluate it in the environment of its dataset" + own
             )

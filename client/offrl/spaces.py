@@ -92,6 +92,15 @@ def action_converter(space: Any) -> Callable[[Any], Any]:
     return converted
 
 
+def policy_converter(policy: Any, space: Any) -> Callable[[Any], Any]:
+    """`action_converter` for a policy; what a foreign one gives beyond the bounds is clipped to them, as its own library does."""
+    convert = action_converter(space)
+    if policy.discrete or not getattr(policy, "foreign", False):
+        return convert
+    low, high = np.asarray(space.low, np.float32).reshape(-1), np.asarray(space.high, np.float32).reshape(-1)
+    return lambda action: convert(np.clip(action.reshape(*action.shape[: action.ndim - len(policy.action_shape)], -1), low, high))
+
+
 def _of_shape(action: Any, shape: tuple[int, ...]) -> np.ndarray:
     action = np.asarray(action)
     return action.reshape(*action.shape[:-1], *shape)

@@ -75,7 +75,8 @@ async def _played(
     policy = None
     if isinstance(spec, CollectSpec) and spec.upload is not None:
         files = sorted((app.state.uploads / spec.upload / "files").glob("*"))
-        policy = {"source": str(files[0])} if len(files) == 1 else None
+        names = {"input": spec.policy_input, "output": spec.policy_output, "argmax": spec.policy_argmax}
+        policy = {"source": str(files[0]), **names} if len(files) == 1 else None
     await _environment(app, spec.env, look, policy)
     if schema is None:
         return None

@@ -80,7 +80,8 @@ def answer(question: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         question: any of these, each with its answer under the same name:
-            ``environment``, an id: what `told_spaces.tell` says of it; with ``policy``, arguments of `offrl.Policy`: whether that fits it.
+            ``environment``, an id: what `told_spaces.tell` says of it; with ``policy``, arguments of `offrl.foreign.opened`: whether that
+            fits it.
             ``cards``: how many torch can use.
             ``start``, a checkpoint, with ``origin`` (for messages), ``algorithm``, ``config``, ``preset`` and ``transfer``: whether the
             algorithm can start from it.
@@ -120,9 +121,9 @@ def _environment(env_id: str, policy: dict[str, Any] | None) -> dict[str, Any]:
     try:
         told = told_spaces.tell(env_id, *calls.spaces_of(env))
         if policy is not None:
-            from offrl.policy import Policy
+            from offrl.foreign import opened
 
-            check_spaces(Policy(**policy), env, env_id)
+            check_spaces(opened(**policy), env, env_id)
     finally:
         calls.close(env, env_id)
     return told
