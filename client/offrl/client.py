@@ -16,6 +16,7 @@ from offrl import address, wire
 from offrl.connection import Connection, ConnectionLost
 from offrl.datasets import Datasets
 from offrl.errors import InvalidInput, JobFailed, OffrlError, Unknown, from_wire, nearest
+from offrl.explained import as_name, explained
 from offrl.job import CollectSpec, TrainOnlineSpec, TrainSpec
 
 LONG_POLL_S = 10.0  # how long the daemon may hold a request for the next event
@@ -572,7 +573,12 @@ def build(model: type[Model], **values: Any) -> Model:
     try:
         return model(**values)
     except ValidationError as error:
-        raise InvalidInput(wire.invalid_message(error).message, hint="see `offrl COMMAND --help` for what is accepted") from None
+        problem = explained(error)
+        name = as_name(problem.value) if problem.kind == "string_pattern_mismatch" and problem.place == ("dataset",) else ""
+        hint = nearest(str(problem.place[-1]), model.model_fields) if problem.kind == "extra_forbidden" else ""
+        refused = InvalidInput(str(problem), hint=f"for example {name}" if name else hint)
+        refused.field = problem.where
+        raise refused from None
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from offrl.cli.keys import StateDir, state_folder
-from offrl.cli.output import Json, emit, moment, number, size
+from offrl.cli.output import Json, emit, moment, number, say, size
 
 
 def register(app: typer.Typer) -> None:
@@ -51,4 +51,4 @@ def _print(path: str, about: dict[str, Any], as_json: bool) -> None:
         emit({"path": path, **about})
     else:
         keys = "with keys" if about["keys"] else "without keys"
-        print(f"{path}: {number(about['files'])} files, {size(about['bytes'])}, {keys}, as of {moment(about['time'])}")
+        say(f"{path}: {number(about['files'])} files, {size(about['bytes'])}, {keys}, as of {moment(about['time'])}")

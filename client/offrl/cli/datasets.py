@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from offrl.cli import completion
-from offrl.cli.output import Json, emit, number, pairs, size, table
+from offrl.cli.output import Json, emit, number, pairs, say, size, table
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The dataset's name.")]
 Known = Annotated[str, typer.Argument(metavar="NAME", help="The dataset's name.", autocompletion=completion.datasets)]
@@ -90,7 +90,7 @@ def rm(name: Known, as_json: Json = False) -> None:
     if as_json:
         emit({"name": name, "removed": True})
     else:
-        print(f"removed {name}")
+        say(f"removed {name}")
 
 
 def export(
@@ -114,7 +114,7 @@ def export(
     if as_json:
         emit({"name": name, "path": str(path), "format": export_format(path, format)})
     else:
-        print(path)
+        say(path)
 
 
 def _options(maps: list[str] | None, options: list[str] | None) -> dict[str, Any]:

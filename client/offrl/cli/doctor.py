@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from offrl.cli.output import Json, emit
+from offrl.cli.output import Json, emit, say
 
 if TYPE_CHECKING:
     from offrl.wire import Check
@@ -43,7 +42,5 @@ def doctor(
 
 
 def _print(check: Check) -> None:
-    word = check.status.ljust(4)
-    if sys.stdout.isatty():
-        word = f"\x1b[{COLOURS[check.status]}m{word}\x1b[0m"
-    print(f"{word}  {check.name}: {check.message}" + (f"; {check.hint}" if check.hint else ""), flush=True)
+    text = f"  {check.name}: {check.message}" + (f"; {check.hint}" if check.hint else "")
+    say(text, word=check.status.ljust(4), colour=COLOURS[check.status])

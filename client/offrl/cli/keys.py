@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from offrl.cli.output import Json, emit, table, talk
+from offrl.cli.output import Json, emit, say, table, talk
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the robot, machine or person.")]
 Role = Annotated[str, typer.Option("--role", metavar="ROLE", help="reader, submitter or operator.")]
@@ -55,7 +55,7 @@ def new(
         listed = {"registered": folder is not None, "role": role if folder is not None else None}
         emit({"name": name, "public": pair.public, "file": str(path), "server": server or None, **listed})
         return
-    print(pair.public)
+    say(pair.public)
     if folder is None:
         talk(f"wrote {path}; on the daemon's machine: offrl keys add {name} {pair.public} --role {role}")
         if not server:
@@ -80,8 +80,8 @@ def add(
     if as_json:
         emit({"name": name, "role": entry.role, "public": entry.public, "server": own})
     else:
-        print(f"{name} is let in as {entry.role}; its key file needs the line:")
-        print(f'server = "{own}"')
+        say(f"{name} is let in as {entry.role}; its key file needs the line:")
+        say(f'server = "{own}"')
 
 
 def role(
@@ -94,7 +94,7 @@ def role(
     from offrl import keys
 
     entry = keys.set_role(_folder(state_dir), name, new_role)
-    emit({"name": name, "role": entry.role, "public": entry.public}) if as_json else print(f"{name} is {entry.role} now")
+    emit({"name": name, "role": entry.role, "public": entry.public}) if as_json else say(f"{name} is {entry.role} now")
 
 
 def ls(state_dir: StateDir = None, as_json: Json = False) -> None:
@@ -116,7 +116,7 @@ def rm(name: Name, state_dir: StateDir = None, as_json: Json = False) -> None:
     from offrl import keys
 
     keys.remove(_folder(state_dir), name)
-    emit({"name": name, "removed": True}) if as_json else print(f"{name} is shut out")
+    emit({"name": name, "removed": True}) if as_json else say(f"{name} is shut out")
 
 
 def server(state_dir: StateDir = None, as_json: Json = False) -> None:
@@ -124,7 +124,7 @@ def server(state_dir: StateDir = None, as_json: Json = False) -> None:
     from offrl import keys
 
     public = keys.server_pair(_folder(state_dir)).public
-    emit({"server": public}) if as_json else print(public)
+    emit({"server": public}) if as_json else say(public)
 
 
 # ------------------------------------------------------------------------------------------------------------------- plumbing

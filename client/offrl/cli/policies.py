@@ -9,7 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from offrl.cli import completion
-from offrl.cli.output import Json, emit, number, pairs
+from offrl.cli.output import Json, emit, live, number, pairs, say
+from offrl.cli.values import count, real
 
 
 def register(app: typer.Typer) -> None:
@@ -24,9 +25,13 @@ def fetch(
         str | None, typer.Option("--out", metavar="PATH", help="Where to. [default: policy.onnx, or the kind's own name]")
     ] = None,
     kind: Annotated[str, typer.Option("--kind", metavar="K", help="onnx, torchscript, checkpoint or metrics.")] = "onnx",
-    seed: Annotated[int | None, typer.Option("--seed", metavar="S", help="Of a job of several seeds. [default: the first]")] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", parser=count, metavar="S", help="Of a job of several seeds. [default: the first]")
+    ] = None,
     best: Annotated[bool, typer.Option("--best", help="The step with the highest mean return in the evaluations.")] = False,
-    step: Annotated[int | None, typer.Option("--step", metavar="K", help="A step with a checkpoint. [default: the newest]")] = None,
+    step: Annotated[
+        int | None, typer.Option("--step", parser=count, metavar="K", help="A step with a checkpoint. [default: the newest]")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Fetch a job's policy; also from a running or failed one."""
@@ -37,16 +42,17 @@ def fetch(
     if as_json:
         emit({"path": str(path), "sha256": artifact.sha256, "bytes": artifact.size, "job": job, "kind": kind})
     else:
-        print(path)
+        say(path)
 
 
 def evaluate(
     policy: Annotated[str, typer.Argument(metavar="POLICY.onnx", help="A fetched policy.")],
     env: Annotated[str | None, typer.Option("--env", metavar="ID", help="A gymnasium id. [default: the policy's own]")] = None,
-    episodes: Annotated[int, typer.Option("--episodes", metavar="N", help="How many.")] = 20,
-    seed: Annotated[int, typer.Option("--seed", metavar="S", help="Episode i starts with env.reset(seed=S+i).")] = 1000,
+    episodes: Annotated[int, typer.Option("--episodes", parser=count, metavar="N", help="How many.")] = 20,
+    seed: Annotated[int, typer.Option("--seed", parser=count, metavar="S", help="Episode i starts with env.reset(seed=S+i).")] = 1000,
     target_return: Annotated[
-        float | None, typer.Option("--target-return", metavar="R", help="What a transformer is to reach. [default: the policy's own]")
+        float | None,
+        typer.Option("--target-return", parser=real, metavar="R", help="What a transformer is to reach. [default: the policy's own]"),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -80,7 +86,7 @@ def evaluate(
 
 def _bar(episodes: int) -> Any:
     """A context whose value is called with the number of episodes done; None where stderr is no terminal."""
-    if not sys.stderr.isatty():
+    if not live(sys.stderr):
         return nullcontext(None)
     return _rich_bar(episodes)
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from offrl.cli.output import Json, emit, number, pairs, size
+from offrl.cli.output import Json, emit, number, pairs, say, size
 
 Folder = Annotated[str, typer.Argument(metavar="DIR", help="The spool's folder.")]
 
@@ -28,9 +28,9 @@ def push(folder: Folder, as_json: Json = False) -> None:
     if as_json:
         emit({"dataset": dataset, "segments": segments, "episodes": episodes})
     elif segments:
-        print(f"sent: dataset {dataset!r} now has {number(episodes)} episodes")
+        say(f"sent: dataset {dataset!r} now has {number(episodes)} episodes")
     else:
-        print("nothing was left to send")
+        say("nothing was left to send")
 
 
 def show(folder: Folder, as_json: Json = False) -> None:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from offrl.cli import completion, options
-from offrl.cli.output import Json, emit, talk
-from offrl.cli.values import seed_list, settings
+from offrl.cli.output import Json, emit, say, talk
+from offrl.cli.values import count, real, seed_list, settings
 from offrl.cli.values import start as start_time
 
 if TYPE_CHECKING:
@@ -31,24 +31,29 @@ def submit(
             autocompletion=completion.datasets,
         ),
     ],
-    steps: Annotated[int | None, typer.Option("--steps", metavar="N", help="Gradient updates. [default: 100000]")] = None,
-    seed: Annotated[int | None, typer.Option("--seed", metavar="S", help="One seed. [default: 0]")] = None,
+    steps: Annotated[int | None, typer.Option("--steps", parser=count, metavar="N", help="Gradient updates. [default: 100000]")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", parser=count, metavar="S", help="One seed. [default: 0]")] = None,
     seeds: Annotated[str | None, typer.Option("--seeds", metavar="0-7", help="Several, trained side by side: 0-7 or 0,2,5.")] = None,
     sets: options.Sets = None,
     config: options.Config = None,
     preset: options.Preset = None,
     eval_env: options.EvalEnv = None,
     eval_episodes: Annotated[
-        int | None, typer.Option("--eval-episodes", metavar="N", help="Episodes per evaluation. [default: 20]")
+        int | None, typer.Option("--eval-episodes", parser=count, metavar="N", help="Episodes per evaluation. [default: 20]")
     ] = None,
-    eval_every: Annotated[int | None, typer.Option("--eval-every", metavar="K", help="Evaluate every K updates, and at the end.")] = None,
+    eval_every: Annotated[
+        int | None, typer.Option("--eval-every", parser=count, metavar="K", help="Evaluate every K updates, and at the end.")
+    ] = None,
     early_stop: Annotated[
-        int | None, typer.Option("--early-stop", metavar="N", help="End after N evaluations in a row without a better mean return.")
+        int | None,
+        typer.Option("--early-stop", parser=count, metavar="N", help="End after N evaluations in a row without a better mean return."),
     ] = None,
     early_stop_delta: Annotated[
-        float | None, typer.Option("--early-stop-delta", metavar="D", help="Better: by more than D. [default: 0]")
+        float | None, typer.Option("--early-stop-delta", parser=real, metavar="D", help="Better: by more than D. [default: 0]")
     ] = None,
-    validation: Annotated[float | None, typer.Option("--validation", metavar="0.1", help="Share of the episodes held out.")] = None,
+    validation: Annotated[
+        float | None, typer.Option("--validation", parser=real, metavar="0.1", help="Share of the episodes held out.")
+    ] = None,
     priority: options.Priority = 0,
     after: options.After = None,
     at: Annotated[
@@ -89,7 +94,7 @@ def submit(
 def told(job: Job, *, wait: bool, as_json: bool) -> None:
     """Print the id of a job that was queued, and with ``wait`` stay until it has ended."""
     if not as_json:
-        print(job.id, flush=True)
+        say(job.id)
     elif not wait:
         emit({"job": job.id})
     if wait:

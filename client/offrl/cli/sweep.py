@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from offrl.cli.output import Json, emit, table, talk
-from offrl.cli.values import setting
+from offrl.cli.output import Json, emit, say, table, talk
+from offrl.cli.values import count, setting
 
 
 def register(app: typer.Typer) -> None:
@@ -19,8 +19,8 @@ def register(app: typer.Typer) -> None:
 
 def sweep(
     grid: Annotated[str, typer.Argument(metavar="GRID", help="A TOML or JSON file: options for all jobs, and lists in a table `grid`.")],
-    trials: Annotated[int, typer.Option("--trials", metavar="N", help="Seeds of each combination, trained together.", min=1)] = 1,
-    first_seed: Annotated[int, typer.Option("--first-seed", metavar="S", help="The first of them.", min=0)] = 0,
+    trials: Annotated[int, typer.Option("--trials", parser=count, metavar="N", help="Seeds of each combination, trained together.")] = 1,
+    first_seed: Annotated[int, typer.Option("--first-seed", parser=count, metavar="S", help="The first of them.")] = 0,
     sets: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="An option or setting for all jobs; may be repeated.")
     ] = None,
@@ -56,7 +56,8 @@ def sweep(
     if as_json:
         emit([{"name": job.name, "command": command} for job, command in zip(jobs, commands, strict=True)])
     elif save is None:
-        print("\n".join(commands))
+        for command in commands:
+            say(command)
 
 
 def _write(path: str, commands: list[str]) -> None:

@@ -12,14 +12,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from offrl.cli.output import Json, emit, number, seconds, size, table
+from offrl.cli.output import Json, emit, live, number, say, seconds, size, table
 from offrl.cli.queue import paused
+from offrl.cli.values import count, real
 
 if TYPE_CHECKING:
     from offrl.wire import History, JobInfo, OverviewInfo
 
 BARS = "▁▂▃▄▅▆▇█"
 HEADERS = ["job", "state", "algorithm", "dataset", "progress", "step", "updates/s", "left", "metric"]
+RIGHT = ["progress", "updates/s", "left"]
+DROP = ["step", "updates/s", "dataset", "algorithm", "left", "metric"]  # where there is no room, in this order
 LEAST_S = 0.2            # between two looks
 HEAD_LINES = 7           # of the display, which are no jobs
 
@@ -33,8 +36,8 @@ def top(
     metric: Annotated[
         str | None, typer.Option("--metric", metavar="NAME", help="Whose curve is shown; also updates_per_second. [default: by the job]")
     ] = None,
-    interval: Annotated[float, typer.Option("--interval", metavar="S", help="Seconds between two looks.")] = 2.0,
-    limit: Annotated[int, typer.Option("--limit", metavar="N", help="Jobs at most.")] = 50,
+    interval: Annotated[float, typer.Option("--interval", parser=real, metavar="S", help="Seconds between two looks.")] = 2.0,
+    limit: Annotated[int, typer.Option("--limit", parser=count, metavar="N", help="Jobs at most.")] = 50,
     once: Annotated[bool, typer.Option("--once", help="Print it once; so it does where stdout is no terminal.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -47,7 +50,7 @@ def top(
         raise InvalidInput(f"--interval {interval:g} is out of range", hint=f"from {LEAST_S} to 3600 seconds")
     request = build(Overview, metric=metric, limit=limit)
     with Client(timeout=10.0, patience=0.0) as client:
-        if once or as_json or not sys.stdout.isatty():
+        if once or as_json or not live(sys.stdout):
             info = client.request(request)
             emit(info) if as_json else _print(info)
             return
@@ -55,16 +58,16 @@ def top(
         from rich.live import Live
 
         console = Console()
-        with _keys() as pressed, Live(console=console, screen=True, auto_refresh=False) as live:
+        with _keys() as pressed, Live(console=console, screen=True, auto_refresh=False) as display:
             note, info = "", client.request(request)
             while True:
-                live.update(_screen(info, note, console.size), refresh=True)
+                display.update(_screen(info, note, console.size), refresh=True)
                 if pressed(interval) in ("q", "Q", "\x1b", "\x03"):
                     return
                 try:
                     info, note = client.request(request), ""
                 except NoDaemon as error:  # it is being restarted, perhaps
-                    note = f"{time.strftime('%H:%M:%S')}  {error}; trying again"
+                    note = f"{time.strftime('%H:%M:%S')}  {error.message}; trying again"
 
 
 # -------------------------------------------------------------------------------------------------------------------- content
@@ -138,10 +141,11 @@ def _row(job: JobInfo, history: History | None) -> list[str]:
 
 
 def _print(info: OverviewInfo) -> None:
-    print("\n".join([*head(info), ""]))
-    table(HEADERS, rows(info), right=["updates/s", "left"])
+    for line in [*head(info), ""]:
+        say(line)
+    table(HEADERS, rows(info), right=RIGHT, drop=DROP)
     if info.left_off:
-        print(f"and {info.left_off} more")
+        say(f"and {info.left_off} more")
 
 
 def _screen(info: OverviewInfo, note: str, space: Any) -> Any:
@@ -149,15 +153,16 @@ def _screen(info: OverviewInfo, note: str, space: Any) -> Any:
     from rich.console import Group
     from rich.text import Text
 
+    from offrl import printable
     from offrl.cli.output import rich_table
 
     lines = head(info)
     room = max(1, space.height - len(lines) - HEAD_LINES + 2)
     shown = rows(info)
-    parts: list[Any] = [Text(line, no_wrap=True, overflow="ellipsis") for line in lines]
-    parts.append(rich_table(HEADERS, shown[:room], right=["updates/s", "left"]))
+    parts: list[Any] = [Text(printable.line(line), no_wrap=True, overflow="ellipsis") for line in lines]
+    parts.append(rich_table(HEADERS, shown[:room], space.width, right=RIGHT, drop=DROP))
     more = info.left_off + max(0, len(shown) - room)
-    parts.append(Text((f"and {more} more   " if more else "") + (note or "q ends"), style="dim"))
+    parts.append(Text((f"and {more} more   " if more else "") + (printable.line(note) or "q ends"), style="dim"))
     return Group(*parts)
 
 
