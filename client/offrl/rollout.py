@@ -18,6 +18,7 @@ import numpy as np
 from offrl import environments
 from offrl.errors import InvalidInput, Unknown, nearest
 from offrl.policy import Policy
+from offrl.spaces import action_converter
 
 if TYPE_CHECKING:
     import gymnasium
@@ -108,7 +109,7 @@ def evaluate(
 
 def _run(policy, env, episodes, seed, target_return, max_steps, on_episode) -> tuple[list[float], list[int], list[int]]:
     act, step, clock = policy.act, env.step, time.perf_counter_ns
-    to_env = _action_converter(policy, env.action_space)
+    to_env = action_converter(env.action_space)
     returns, lengths, latencies = [], [], []
     for episode in range(episodes):
         observation, _ = env.reset(seed=seed + episode)
@@ -128,17 +129,6 @@ def _run(policy, env, episodes, seed, target_return, max_steps, on_episode) -> t
         if on_episode is not None:
             on_episode(episode + 1)
     return returns, lengths, latencies
-
-
-def _action_converter(policy: Policy, space: gymnasium.Space) -> Callable[[Any], Any]:
-    """The policy's action in the dtype and shape of the environment's action space."""
-    dtype, shape = space.dtype, space.shape
-    if policy.discrete:
-        first = int(space.start)  # the policy counts from 0
-        return lambda action: dtype.type(action + first)
-    if dtype == np.float32 and shape == policy.action_shape:
-        return lambda action: action
-    return lambda action: action.astype(dtype).reshape(shape)
 
 
 # ------------------------------------------------------------------------------------------------------------ environments
