@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -35,6 +35,7 @@ class Client:
             daemon, else the machine's.
         timeout: seconds to wait for one answer.
         patience: seconds to wait for a daemon that goes away while it is being used, so that following a job survives its restart.
+        lost: called with True when the daemon has gone away and is waited for, with False when it is back.
         key: the key file for a tcp address; by default OFFRL_KEY, else HOST.key or offrl.key in ``~/.config/offrl``. "": none.
 
     Raises:
@@ -52,9 +53,10 @@ class Client:
         timeout: float = 60.0,
         patience: float = 60.0,
         key: str | os.PathLike[str] | None = None,
+        lost: Callable[[bool], None] | None = None,
     ) -> None:
         self.url = address.resolve(url)
-        self._timeout, self._patience, self._key = timeout, patience, key
+        self._timeout, self._patience, self._key, self._lost = timeout, patience, key, lost
         self._connection = self.connect()
         self.datasets = Datasets(self)
 
@@ -338,7 +340,7 @@ class Client:
 
     def connect(self) -> Connection:
         """A further connection to the same daemon, for what waits long; the caller closes it."""
-        return Connection(self.url, timeout=self._timeout, patience=self._patience, key=self._key)
+        return Connection(self.url, timeout=self._timeout, patience=self._patience, key=self._key, lost=self._lost)
 
     def again(self, patience: float | None = None) -> Client:
         """A further client of the same daemon, for a thread of its own; the caller closes it."""

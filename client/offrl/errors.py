@@ -104,6 +104,7 @@ class InternalError(OffrlError):
 
 
 NEAR = 0.75  # share of the letters, from which on two names are taken for the same one
+LESS_NEAR = 0.6  # the same where they differ by two slips only
 
 _CLASSES: dict[str, type[OffrlError]] = {
     cls.code: cls
@@ -138,7 +139,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def likely(name: str, known: Iterable[str]) -> str | None:
     """The known name that ``name`` is a slip of, None where none is near enough: a wrong guess misleads more than none helps.
 
-    Near: the same but for case and signs; one letter wrong, missing, added or swapped with its neighbour (of long names two); three
+    Near: the same but for case and signs; one letter wrong, missing, added or swapped with its neighbour (of longer names two); three
     quarters of the letters the same; or the beginning of one name alone.
     """
     import difflib
@@ -154,7 +155,7 @@ def likely(name: str, known: Iterable[str]) -> str | None:
         if letters == wanted:
             return each
         ratio = difflib.SequenceMatcher(None, wanted, letters).ratio()
-        slips = 2 if min(len(wanted), len(letters)) >= 6 else 1 if len(wanted) >= 2 else 0
+        slips = 2 if max(len(wanted), len(letters)) >= 5 and ratio >= LESS_NEAR else 1 if len(wanted) >= 2 else 0
         near = ratio >= NEAR or (abs(len(wanted) - len(letters)) <= slips and _slips(wanted, letters) <= slips)
         if near and (best is None or ratio > best[0]):
             best = (ratio, each)

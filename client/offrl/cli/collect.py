@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from offrl.cli import completion, options
+from offrl.cli.connecting import connect
 from offrl.cli.output import Json
 from offrl.cli.submit import told
 from offrl.cli.values import count, real, settings
@@ -57,16 +58,15 @@ def collect(
     as_json: Json = False,
 ) -> None:
     """Collect steps of a policy into a dataset. Prints the job's id."""
-    from offrl.client import Client
 
-    with Client() as client:
+    with connect() as client:
         job = client.collect(
             env, policy, into=into, steps=steps, sample=sample or None, ratio=ratio, envs=envs, processes=processes or None, seed=seed,
             limit=limit, epsilon=epsilon, epsilon_end=epsilon_end, epsilon_steps=epsilon_steps, noise=noise,
             max_episode_steps=max_episode_steps, step_timeout_s=step_timeout, threads=threads, priority=priority, after=after or (),
             key=key,
         )  # fmt: skip
-        told(job, wait=wait, as_json=as_json)
+        told(client, job, wait=wait, as_json=as_json)
 
 
 def train_online(
@@ -142,9 +142,8 @@ def train_online(
     as_json: Json = False,
 ) -> None:
     """Train an algorithm while it acts in an environment; what it gathers is kept as a dataset. Prints the job's id."""
-    from offrl.client import Client
 
-    with Client() as client:
+    with connect() as client:
         job = client.train_online(
             algorithm, env=env, into=into, steps=steps, seed=seed, config=settings(config, sets or []), start=start, preset=preset,
             random_steps=random_steps, update_start=update_start, update_interval=update_interval, updates=updates, transfer=transfer,
@@ -155,4 +154,4 @@ def train_online(
             step_timeout_s=step_timeout, device=device, threads=threads, gpu_memory_mb=gpu_memory, priority=priority, after=after or (),
             key=key,
         )  # fmt: skip
-        told(job, wait=wait, as_json=as_json)
+        told(client, job, wait=wait, as_json=as_json)

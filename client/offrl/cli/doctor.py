@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from offrl.cli.connecting import connect
 from offrl.cli.output import Json, emit, say
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ def doctor(
     no_train: Annotated[bool, typer.Option("--no-train", help="Without the ten seconds of training.")] = False, as_json: Json = False
 ) -> None:
     """Check client, daemon, disk, devices, and train for ten seconds; exit status 1 if something fails."""
-    from offrl.client import Client
     from offrl.doctor import examine
 
     checks: list[Check] = []
@@ -33,7 +33,7 @@ def doctor(
         if not as_json:
             _print(check)
 
-    versions = examine(Client, see, train=not no_train)
+    versions = examine(connect, see, train=not no_train)
     failed = any(check.status == "fail" for check in checks)
     if as_json:
         emit({"ok": not failed, "checks": [check.model_dump(mode="json") for check in checks], "versions": versions})

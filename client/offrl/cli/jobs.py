@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from offrl.cli import completion
+from offrl.cli.connecting import connect
 from offrl.cli.output import Json, emit, live, moment, number, pairs, rich_table, say, seconds, size, table, talk, write
 from offrl.cli.queue import paused
+from offrl.cli.submit import next_step
 from offrl.cli.values import count, real
 
 if TYPE_CHECKING:
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 
 JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="The job's id.", autocompletion=completion.jobs)]
 HEADERS = ["job", "state", "algorithm", "dataset", "step", "updates/s", "left", "metrics"]
-RIGHT = ["updates/s", "left"]
+RIGHT = ["step", "updates/s", "left"]
 DROP = ["updates/s", "left", "dataset", "algorithm", "metrics"]  # where there is no room, in this order
 LOOK_S = 1.0  # between two looks of `status --watch` at all jobs
 
@@ -42,9 +44,8 @@ def status(
     as_json: Json = False,
 ) -> None:
     """Show a job, or list them all."""
-    from offrl.client import Client
 
-    with Client() as client:
+    with connect() as client:
         if job is None:
             infos = _watch_all(client, kind, as_json) if watch else _infos(client, kind)
             emit(infos) if as_json else table(HEADERS, [_row(info) for info in infos], right=RIGHT, drop=DROP)
@@ -64,9 +65,8 @@ def logs(
     as_json: Json = False,
 ) -> None:
     """Print a job's log."""
-    from offrl.client import Client
 
-    with Client() as client:
+    with connect() as client:
         found = client.job(job)
         if as_json:
             emit({"job": job, "log": "".join(found.log(follow=True)) if follow else found.log()})
@@ -81,14 +81,17 @@ def logs(
 
 def wait(job: JobArgument, as_json: Json = False) -> None:
     """Stay until a job has ended; exit status 1 if it failed or was cancelled."""
-    from offrl.client import Client
 
-    with Client() as client:
+    with connect() as client:
         found = client.job(job)
         if not found.last.state.ended:
             _watch(client, found)
         info = found.wait()
-        emit(info) if as_json else say(f"{info.job} {info.state.value}")
+        if as_json:
+            emit(info)
+        else:
+            say(f"{info.job} {info.state.value}")
+            next_step(client, info)
 
 
 def cancel(job: JobArgument, as_json: Json = False) -> None:
@@ -138,11 +141,11 @@ def rm(
     as_json: Json = False,
 ) -> None:
     """Delete ended jobs and their files; of several each that can be, and the first that cannot is the error."""
-    from offrl.client import Client, Job
+    from offrl.client import Job
     from offrl.errors import OffrlError
 
     removed, refused = [], []
-    with Client() as client:
+    with connect() as client:
         for job in jobs:
             try:
                 removed.append({**Job(client, job).rm().model_dump(mode="json"), "removed": True})
@@ -170,9 +173,8 @@ def prune(
     as_json: Json = False,
 ) -> None:
     """Delete the ended jobs that are not kept, by the daemon's settings [keep] or by these numbers; for operators."""
-    from offrl.client import Client
 
-    with Client() as client:
+    with connect() as client:
         found = client.prune(jobs=keep, days=days, dry_run=dry_run)
     if as_json:
         emit(found)
@@ -196,18 +198,17 @@ def rerun(
     as_json: Json = False,
 ) -> None:
     """Repeat a train job with the settings, seeds and snapshot of its run folder. Prints the new job's id."""
-    from offrl.client import Client
 
-    with Client() as client:
+    with connect() as client:
         new = client.rerun(job, priority=priority, key=key)
     emit({"job": new.id}) if as_json else say(new.id)
 
 
 # ------------------------------------------------------------------------------------------------------------------- plumbing
 def _control(job: str, action: str, as_json: bool, **options: Any) -> None:
-    from offrl.client import Client, Job
+    from offrl.client import Job
 
-    with Client() as client:
+    with connect() as client:
         info = getattr(Job(client, job), action)(**options)
     if as_json:
         emit(info)

@@ -50,6 +50,9 @@ StepTimeout = Annotated[
 ]
 Processes = Annotated[bool, typer.Option("--processes", help="Each of them in a process of its own.")]
 
+# Where a result goes.
+Force = Annotated[bool, typer.Option("--force", help="Replace a file that has other content.")]
+
 # How it is queued.
 Priority = Annotated[int, typer.Option("--priority", parser=count, metavar="P", help="A higher one runs first.")]
 After = Annotated[

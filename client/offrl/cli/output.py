@@ -8,18 +8,23 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import IO, Annotated, Any
 
 import typer
 
 from offrl import printable
+from offrl.errors import InvalidInput
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON value.")]
-GAP = 2          # between the columns of a table
-LEAST = 12       # signs of a column of text that a narrow terminal cuts
+GAP, EDGE = 3, 2  # columns between those of a table, and at its sides
+LEAST = 12        # of a text that a narrow terminal cuts or wraps
 
 
 def emit(value: Any) -> None:
@@ -43,6 +48,29 @@ def write(text: str) -> None:
 def talk(text: str) -> None:
     """A line on stderr."""
     print(printable.line(text), file=sys.stderr, flush=True)
+
+
+@contextmanager
+def destination(out: str | None, name: str, what: str, as_json: bool) -> Iterator[Any]:
+    """Where a file is to be written that the user wants at ``out``; for ``-`` a temporary one, which is copied to stdout at the end.
+
+    Args:
+        name: of the file, where it is a temporary one.
+        what: it is, for an error.
+    """
+    if out != "-":
+        yield out
+        return
+    if as_json:
+        raise InvalidInput("- and --json both are for stdout", hint="name a file, or leave --json out")
+    if sys.stdout.isatty():
+        raise InvalidInput(f"{what} is no text for a terminal", hint="let stdout go to a file or into a pipe")
+    with tempfile.TemporaryDirectory(prefix="offrl-") as folder:
+        path = Path(folder) / name
+        yield path
+        with path.open("rb") as file:
+            shutil.copyfileobj(file, sys.stdout.buffer)
+        sys.stdout.buffer.flush()
 
 
 def live(stream: IO[str]) -> bool:
@@ -85,27 +113,38 @@ def rich_table(
     from rich.text import Text
 
     cells = [[printable.line(cell) for cell in row] for row in [headers, *rows]]
-    natural = {header: max(Text(row[i]).cell_len for row in cells) for i, header in enumerate(headers)}
-    kept = list(headers)
+    widths = _widths(headers, cells, width, right, drop)
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name, columns in widths.items():
+        made.add_column(
+            Text(printable.line(name)), justify="right" if name in right else "left", width=columns, no_wrap=bool(drop),
+            overflow="ellipsis" if drop else "fold",
+        )  # fmt: skip
+    for row in cells[1:]:
+        made.add_row(*[Text(row[headers.index(name)]) for name in widths])  # Text: a "[" in a name is no markup
+    return made
 
-    def least() -> int:
-        texts = [name for name in kept[1:] if name not in right]
-        return sum(min(natural[name], LEAST) if name in texts else natural[name] for name in kept) + GAP * (len(kept) - 1)
+
+def _widths(
+    headers: Sequence[str], cells: Sequence[Sequence[str]], width: int, right: Sequence[str], drop: Sequence[str]
+) -> dict[str, int]:
+    """The columns that are shown, and how wide: texts share what the others leave, the widest gives way first."""
+    from rich.cells import cell_len
+
+    widths = {name: max(cell_len(row[index]) for row in cells) for index, name in enumerate(headers)}
+    texts = [name for name in headers[1:] if name not in right and widths[name] > LEAST]
+
+    def over(of: dict[str, int]) -> int:
+        return sum(of.values()) + GAP * (len(of) - 1) + EDGE - width
 
     for name in drop:
-        if least() > width:
-            kept.remove(name)
-    made = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in kept:
-        fixed = name == kept[0] or name in right or natural[name] <= LEAST
-        made.add_column(
-            Text(printable.line(name)), justify="right" if name in right else "left", no_wrap=fixed or bool(drop),
-            overflow="ellipsis" if drop else "fold", min_width=natural[name] if fixed else LEAST,
-        )  # fmt: skip
-    chosen = [headers.index(name) for name in kept]
-    for row in cells[1:]:
-        made.add_row(*[Text(row[index]) for index in chosen])  # Text: a "[" in a name is no markup
-    return made
+        if over({each: LEAST if each in texts else natural for each, natural in widths.items()}) > 0:
+            del widths[name]
+            texts = [each for each in texts if each != name]
+    while (much := over(widths)) > 0 and texts and (widest := max(texts, key=lambda name: widths[name])) and widths[widest] > LEAST:
+        others = [widths[name] for name in texts if name != widest]
+        widths[widest] = max(LEAST, widths[widest] - much, min(max(others, default=0), widths[widest] - 1))
+    return widths
 
 
 def pairs(values: Sequence[tuple[str, str]]) -> None:

@@ -8,8 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from offrl.cli import completion
-from offrl.cli.output import Json, emit, live, number, pairs, say
+from offrl.cli import completion, options
+from offrl.cli.connecting import connect
+from offrl.cli.output import Json, destination, emit, live, number, pairs, say
 from offrl.cli.values import count, real
 
 
@@ -22,8 +23,9 @@ def register(app: typer.Typer) -> None:
 def fetch(
     job: Annotated[str, typer.Argument(metavar="JOB", help="The job's id.", autocompletion=completion.jobs)],
     out: Annotated[
-        str | None, typer.Option("--out", metavar="PATH", help="Where to. [default: policy.onnx, or the kind's own name]")
+        str | None, typer.Option("--out", metavar="PATH", help="Where to; - is stdout. [default: policy.onnx, or the kind's own name]")
     ] = None,
+    force: options.Force = False,
     kind: Annotated[str, typer.Option("--kind", metavar="K", help="onnx, torchscript, checkpoint or metrics.")] = "onnx",
     seed: Annotated[
         int | None, typer.Option("--seed", parser=count, metavar="S", help="Of a job of several seeds. [default: the first]")
@@ -35,10 +37,11 @@ def fetch(
     as_json: Json = False,
 ) -> None:
     """Fetch a job's policy; also from a running or failed one."""
-    from offrl.client import Client
 
-    with Client() as client:
-        path, artifact = client.job(job).fetch_artifact(out, kind, seed=seed, best=best, step=step)
+    with connect() as client, destination(out, "policy", "what is fetched", as_json) as target:
+        path, artifact = client.job(job).fetch_artifact(target, kind, seed=seed, best=best, step=step, force=force)
+    if out == "-":
+        return
     if as_json:
         emit({"path": str(path), "sha256": artifact.sha256, "bytes": artifact.size, "job": job, "kind": kind})
     else:

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from offrl.cli import completion
+from offrl.cli.connecting import connect
 from offrl.cli.output import Json, emit, number, pairs, say, table, talk, write
 from offrl_store.errors import OffrlError
 
@@ -40,7 +41,7 @@ def serve(
     given = [("--state-dir", state_dir), ("--bind", bind), ("--config", config)]
     options = [part for name, value in given if value is not None for part in (name, value)]
     sys.stdout.flush()
-    os.execv(sys.executable, [sys.executable, "-m", "offrld.daemon.main", *options, *context.args])
+    os.execv(sys.executable, [sys.executable, "-m", "offrld.daemon.main", "--banner", *options, *context.args])
 
 
 def demo(context: typer.Context, as_json: Json = False) -> None:
@@ -59,9 +60,8 @@ def demo(context: typer.Context, as_json: Json = False) -> None:
 
 def ping(as_json: Json = False) -> None:
     """Ask the daemon whether it is there."""
-    from offrl.client import Client
 
-    with Client() as client:
+    with connect() as client:
         pong = client.ping()
         if as_json:
             emit({**pong.model_dump(mode="json"), "url": client.url})
@@ -85,9 +85,8 @@ def config(
         text = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
         emit({"toml": text}) if as_json else write(text)
         return
-    from offrl.client import Client
 
-    with Client() as client:
+    with connect() as client:
         found = client.settings()
     if as_json:
         emit(found)
@@ -110,9 +109,8 @@ def algos(
     as_json: Json = False,
 ) -> None:
     """List the algorithms, or the settings of one."""
-    from offrl.client import Client
 
-    with Client() as client:
+    with connect() as client:
         found = client.algos() if name is None else [client.algos(name)]
         problems = client.algo_problems() if name is None else []
     if as_json:

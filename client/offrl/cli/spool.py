@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from offrl.cli.connecting import connect
 from offrl.cli.output import Json, emit, number, pairs, say, size
 
 Folder = Annotated[str, typer.Argument(metavar="DIR", help="The spool's folder.")]
@@ -19,10 +20,9 @@ def register(group: typer.Typer) -> None:
 
 def push(folder: Folder, as_json: Json = False) -> None:
     """Send the episodes that a recorder left in a spool."""
-    from offrl.client import Client
     from offrl.recording import push as send
 
-    with Client() as client:
+    with connect() as client:
         dataset, segments = send(folder, client)
         episodes = client.datasets.show(dataset).episodes if segments else None
     if as_json:

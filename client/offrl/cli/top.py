@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from offrl.cli.connecting import connect
 from offrl.cli.output import Json, emit, live, number, say, seconds, size, table
 from offrl.cli.queue import paused
 from offrl.cli.values import count, real
@@ -21,8 +22,9 @@ if TYPE_CHECKING:
 
 BARS = "▁▂▃▄▅▆▇█"
 HEADERS = ["job", "state", "algorithm", "dataset", "progress", "step", "updates/s", "left", "metric"]
-RIGHT = ["progress", "updates/s", "left"]
+RIGHT = ["progress", "step", "updates/s", "left"]
 DROP = ["step", "updates/s", "dataset", "algorithm", "left", "metric"]  # where there is no room, in this order
+BARS_FROM = 70           # columns of the terminal
 LEAST_S = 0.2            # between two looks
 HEAD_LINES = 7           # of the display, which are no jobs
 
@@ -42,14 +44,14 @@ def top(
     as_json: Json = False,
 ) -> None:
     """Show queue, running jobs and the machine, live; q ends it."""
-    from offrl.client import Client, build
+    from offrl.client import build
     from offrl.errors import InvalidInput, NoDaemon
     from offrl.wire import Overview
 
     if not LEAST_S <= interval <= 3600:
         raise InvalidInput(f"--interval {interval:g} is out of range", hint=f"from {LEAST_S} to 3600 seconds")
     request = build(Overview, metric=metric, limit=limit)
-    with Client(timeout=10.0, patience=0.0) as client:
+    with connect(timeout=10.0, patience=0.0) as client:
         if once or as_json or not live(sys.stdout):
             info = client.request(request)
             emit(info) if as_json else _print(info)
@@ -100,9 +102,9 @@ def head(info: OverviewInfo) -> list[str]:
     return lines
 
 
-def rows(info: OverviewInfo) -> list[list[str]]:
-    """One row for each job."""
-    return [_row(job, info.history.get(job.job)) for job in info.jobs]
+def rows(info: OverviewInfo, *, bars: bool = True) -> list[list[str]]:
+    """One row for each job, its progress with or without a bar."""
+    return [_row(job, info.history.get(job.job), bars) for job in info.jobs]
 
 
 def meter(percent: float | None, width: int = 20) -> str:
@@ -126,10 +128,12 @@ def sparkline(values: list[float], width: int = 24) -> str:
     return "".join(BARS[min(int((value - low) / (high - low) * len(BARS)), len(BARS) - 1)] for value in values)
 
 
-def _row(job: JobInfo, history: History | None) -> list[str]:
+def _row(job: JobInfo, history: History | None, bars: bool) -> list[str]:
     running = job.state == "running"
     share = 100.0 * job.step / job.steps if job.steps else None
-    bar = meter(share, 12) if share is not None and not (job.state.ended and job.state != "succeeded") else ""
+    bar = ""
+    if share is not None and not (job.state.ended and job.state != "succeeded"):
+        bar = meter(share, 12) if bars else f"{share:.0f}%"
     if history is not None:
         said = f"{history.metric} {number(history.values[-1])}  {sparkline(history.values)}"
     else:
@@ -158,7 +162,7 @@ def _screen(info: OverviewInfo, note: str, space: Any) -> Any:
 
     lines = head(info)
     room = max(1, space.height - len(lines) - HEAD_LINES + 2)
-    shown = rows(info)
+    shown = rows(info, bars=space.width >= BARS_FROM)
     parts: list[Any] = [Text(printable.line(line), no_wrap=True, overflow="ellipsis") for line in lines]
     parts.append(rich_table(HEADERS, shown[:room], space.width, right=RIGHT, drop=DROP))
     more = info.left_off + max(0, len(shown) - room)
