@@ -46,6 +46,9 @@ class Workers(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     spare: Annotated[int, Field(ge=0, le=64, description="workers that have torch loaded and wait for the next train job; 0: none")] = 1
+    confine: Annotated[
+        bool, Field(description="let the kernel (Landlock) refuse files that a job does not need; false: any file of the service's user")
+    ] = True
     spare_idle_s: Annotated[float, Field(ge=0, description="end a spare worker that nobody needed for so long; 0: never")] = 0.0
 
 
@@ -95,7 +98,7 @@ class Keep(BaseModel):
     """What is kept of jobs that have ended; the rest is deleted. Never a pinned job, one that is needed, or a dataset."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    jobs: Annotated[int, Field(ge=0, description="ended jobs of each kind; 0: any number")] = 0
+    jobs: Annotated[int, Field(ge=0, description="ended jobs of each kind and owner; 0: any number")] = 0
     days: Annotated[float, Field(ge=0, description="days after its end that a job is deleted; 0: never")] = 0.0
     checkpoints: Annotated[
         int, Field(ge=0, description="checkpoints of evaluations kept of each job, beside the last and each seed's best; 0: all")
@@ -107,7 +110,7 @@ class Disk(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     quota_bytes: Annotated[
-        int, Field(ge=0, description="above it no job, import or upload is taken, once retention has given back what it can; 0: none")
+        int, Field(ge=0, description="above it no job or upload is taken or written, once retention has given back what it can; 0: none")
     ] = 0
 
 
@@ -116,9 +119,11 @@ class Uploads(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     open: Annotated[int, Field(ge=1, le=10_000, description="unfinished uploads at once")] = 64
-    open_per_owner: Annotated[int, Field(ge=0, description="the same of one owner, so that others find room; 0: any number")] = 32
+    open_per_owner: Annotated[
+        int, Field(ge=0, description="the same of one owner; one idle for 10 s gives way to its owner's next; 0: as uploads.open")
+    ] = 32
     expire_hours: Annotated[float, Field(gt=0, description="an upload that nobody went on with is deleted after this")] = 24.0
-    keep_free_bytes: Annotated[int, Field(ge=0, description="disk space that an upload must leave free")] = 256 << 20
+    keep_free_bytes: Annotated[int, Field(ge=0, description="disk space that uploads and jobs must leave free")] = 256 << 20
 
 
 class Named(BaseModel):

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from offrl.cli import audit, backup, collect, datasets, doctor, jobs, keys, policies, queue, service, spool, submit, sweep, top
+from offrl.cli import audit, backup, collect, datasets, doctor, jobs, keys, policies, queue, service, spool, submit, sweep, top, uploads
 from offrl.cli.output import say
 from offrl.errors import Unknown, likely
 
@@ -57,6 +57,9 @@ def command() -> Any:
     group = typer.Typer(help="Send and show what a recorder left in its spool.", no_args_is_help=True, **options)
     spool.register(group)
     app.add_typer(group, name="spool")
+    group = typer.Typer(help="List and remove uploads that the daemon keeps.", no_args_is_help=True, **options)
+    uploads.register(group)
+    app.add_typer(group, name="uploads")
     audit.register(app)
     backup.register(app)
     submit.register(app)

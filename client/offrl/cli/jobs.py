@@ -165,7 +165,7 @@ def rm(
 def prune(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Delete nothing, only list.")] = False,
     keep: Annotated[
-        int | None, typer.Option("--jobs", parser=count, metavar="N", help="Keep the last N ended jobs of each kind; 0: all.")
+        int | None, typer.Option("--jobs", parser=count, metavar="N", help="Keep the last N ended jobs of each owner and kind; 0: all.")
     ] = None,
     days: Annotated[
         float | None, typer.Option("--days", parser=real, metavar="D", help="Keep what ended less than D days ago; 0: all.")
