@@ -201,7 +201,7 @@ class Client:
         """Delete the ended jobs that are not kept, and tell which. For operators: `NotAllowed`.
 
         Args:
-            jobs: ended jobs of each kind that are kept (0: any number); by default as the daemon's settings say.
+            jobs: ended jobs of each kind and owner that are kept (0: any number); by default as the daemon's settings say.
             days: that an ended job is kept (0: for ever); by default as the daemon's settings say.
             dry_run: delete nothing, only tell (of at most 200).
         """
@@ -309,8 +309,14 @@ class Client:
             kind: train, import, export, dataset_export, collect, train_online or all.
             limit: this many of the newest.
         """
-        found = self.request(build(wire.ListJobs, kind=kind, limit=limit)).jobs
-        return [Job(self, info.job, info) for info in found]
+        found: list[wire.JobInfo] = []
+        before = None
+        while True:  # newest first, as many as fit into a message
+            part = self.request(build(wire.ListJobs, kind=kind, limit=limit - len(found), before=before))
+            found = part.jobs + found
+            before = part.before
+            if before is None or len(found) >= limit:
+                return [Job(self, info.job, info) for info in found]
 
     def job(self, id: str) -> Job:
         """The job of that id. Raises `Unknown`."""
@@ -320,7 +326,24 @@ class Client:
 
     def queue(self) -> wire.QueueInfo:
         """Whether the whole queue is paused, and how many jobs of whom are in it."""
-        return self.request(wire.GetQueue())
+        info = part = self.request(wire.GetQueue())
+        while part.next is not None:
+            part = self.request(wire.GetQueue(after=part.next))
+            info = info.model_copy(update={"owners": {**info.owners, **part.owners}, "next": None})
+        return info
+
+    def uploads(self) -> list[wire.UploadInfo]:
+        """The uploads that the daemon keeps, unfinished or not imported yet: one's own, and for an operator everybody's."""
+        found, part = [], self.request(wire.ListUploads())
+        found += part.uploads
+        while part.next is not None:
+            part = self.request(wire.ListUploads(after=part.next))
+            found += part.uploads
+        return found
+
+    def remove_upload(self, upload: str) -> None:
+        """Delete an upload. Raises `Unknown`, `NotAllowed`, and `Conflict` where an unfinished job reads it."""
+        self.request(build(wire.RemoveUpload, upload=upload))
 
     def pause_queue(self, reason: str = "") -> wire.QueueInfo:
         """Start no job any more, until `resume_queue`; those that run go on. For operators: `NotAllowed`."""

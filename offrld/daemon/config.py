@@ -97,7 +97,7 @@ class Keep(BaseModel):
     """What is kept of jobs that have ended; the rest is deleted. Never a pinned job, one that is needed, or a dataset."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    jobs: Annotated[int, Field(ge=0, description="ended jobs of each kind; 0: any number")] = 0
+    jobs: Annotated[int, Field(ge=0, description="ended jobs of each kind and owner; 0: any number")] = 0
     days: Annotated[float, Field(ge=0, description="days after its end that a job is deleted; 0: never")] = 0.0
     checkpoints: Annotated[
         int, Field(ge=0, description="checkpoints of evaluations kept of each job, beside the last and each seed's best; 0: all")
@@ -118,7 +118,9 @@ class Uploads(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     open: Annotated[int, Field(ge=1, le=10_000, description="unfinished uploads at once")] = 64
-    open_per_owner: Annotated[int, Field(ge=0, description="the same of one owner, so that others find room; 0: any number")] = 32
+    open_per_owner: Annotated[
+        int, Field(ge=0, description="the same of one owner; one idle for 10 s gives way to its owner's next; 0: as uploads.open")
+    ] = 32
     expire_hours: Annotated[float, Field(gt=0, description="an upload that nobody went on with is deleted after this")] = 24.0
     keep_free_bytes: Annotated[int, Field(ge=0, description="disk space that uploads and jobs must leave free")] = 256 << 20
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from offrl.cli import audit, backup, collect, datasets, doctor, jobs, keys, policies, queue, service, spool, submit, sweep, top
+from offrl.cli import audit, backup, collect, datasets, doctor, jobs, keys, policies, queue, service, spool, submit, sweep, top, uploads
 
 ROOT_HELP = "Train policies from logged data on an offrld daemon, and run them. OFFRL_URL names the daemon."
 
@@ -31,6 +31,9 @@ def command() -> Any:
     group = typer.Typer(help="Send and show what a recorder left in its spool.", no_args_is_help=True, **options)
     spool.register(group)
     app.add_typer(group, name="spool")
+    group = typer.Typer(help="List and remove uploads that the daemon keeps.", no_args_is_help=True, **options)
+    uploads.register(group)
+    app.add_typer(group, name="uploads")
     audit.register(app)
     backup.register(app)
     submit.register(app)

@@ -154,7 +154,9 @@ def rm(
 
 def prune(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Delete nothing, only list.")] = False,
-    keep: Annotated[int | None, typer.Option("--jobs", metavar="N", help="Keep the last N ended jobs of each kind; 0: all.")] = None,
+    keep: Annotated[
+        int | None, typer.Option("--jobs", metavar="N", help="Keep the last N ended jobs of each owner and kind; 0: all.")
+    ] = None,
     days: Annotated[float | None, typer.Option("--days", metavar="D", help="Keep what ended less than D days ago; 0: all.")] = None,
     as_json: Json = False,
 ) -> None:
