@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,32 @@ def one_action(export: Export, format: str) -> Field:
     if not isinstance(action, Field):
         raise InvalidInput(f"the dataset has several action fields ({', '.join(action)})", hint=f"{format!r} holds one; export as 'store'")
     return action
+
+
+def free_names(export: Export, names: Iterable[str], taken: Callable[[str], bool]) -> dict[str, str]:
+    """Extra fields under names that a format leaves free: their own, or ``extra.NAME`` where it uses that one itself, which is said.
+
+    Args:
+        taken: whether the format uses a name for something else.
+    """
+    names = list(names)
+    free: dict[str, str] = {}
+    for name in names:
+        other = name
+        while taken(other) or other in free.values() or (other != name and other in names):
+            other = f"extra.{other}"
+        free[name] = other
+        if other != name:
+            export.message(f"the extra field {name!r} is written as {other!r}: the format uses the name {name!r} itself")
+    return free
+
+
+def say_left_out(export: Export, keys: Iterable[str], what: str) -> None:
+    """One line for what the format has no place for."""
+    shown = sorted(set(keys))
+    if shown:
+        listed = ", ".join(shown[:8]) + (f" and {len(shown) - 8} more" if len(shown) > 8 else "")
+        export.message(f"not exported: {listed} ({what})")
 
 
 def action_shape(field: Field) -> tuple[int, ...]:
