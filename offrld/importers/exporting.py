@@ -113,13 +113,17 @@ def h5_dataset(export: Export, group: h5py.Group, key: str, rows: np.ndarray) ->
 MAX_ATTRIBUTE = 32 << 10
 
 
-def set_attributes(node: Any, values: Any) -> None:
-    """Texts, numbers and arrays of a dict as attributes; what HDF5 has no place for (nested values, very long ones) is left out."""
+def set_attributes(node: Any, values: Any) -> set[str]:
+    """Texts, numbers and arrays of a dict as attributes; returns the keys of what HDF5 has no place for (nested values, very long ones)."""
+    left_out = set()
     for key, value in (values if isinstance(values, dict) else {}).items():
-        if isinstance(value, int) and not -(2**63) <= value < 2**63:
-            continue
-        if isinstance(value, (str, bool, int, float, np.ndarray)) and key and len(key) <= 256 and _size(value) <= MAX_ATTRIBUTE:
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        fits = isinstance(value, (str, bool, int, float, np.ndarray)) and not (whole and not -(2**63) <= value < 2**63)
+        if fits and key and len(key) <= 256 and _size(value) <= MAX_ATTRIBUTE and "\0" not in f"{key}{value}":
             node.attrs[key] = value
+        else:
+            left_out.add(key)
+    return left_out
 
 
 def _size(value: Any) -> int:

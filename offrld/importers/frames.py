@@ -78,7 +78,7 @@ class EncodedImages:
         if channels == 1 and opened.mode in DEEP and DEEP[opened.mode] == self.dtype:
             return np.asarray(opened, self.dtype)
         raise BadRow(
-            f"{self._file}: {self._key}[{row}] is a picture of the mode {opened.mode}, which {channels} channels of {self.dtype} do not hold",
+            f"{self._file}: {self._key}[{row}] is a picture of the mode {opened.mode}: {channels} channels of {self.dtype} do not hold it",
             row, hint="all pictures of a field need one number of channels and one depth: declare those that they have",
         )  # fmt: skip
 

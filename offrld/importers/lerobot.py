@@ -151,7 +151,7 @@ class _Reader:
         return len(self._reordered)
 
     def look_at_pictures(self) -> None:
-        """Finds what pictures hold by the first one of each feature: bytes, or distances of 16 bits. Refuses depth that a video squeezed."""
+        """Finds what pictures hold by the first one of each feature: bytes, or distances of 16 bits. Refuses depth in a video."""
         for key, feature in self._features.items():
             if feature.dtype == "video" and feature.depth:
                 raise InvalidInput(f"{self._name}: {key!r} is depth in a video, which keeps no distances exactly",

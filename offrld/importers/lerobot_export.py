@@ -2,8 +2,8 @@
 
 LeRobot keeps as many observations as actions, so final observations are left out. How an episode ended is kept beside its own
 ``next.done`` as ``next.terminated``. A single observation becomes ``observation.state`` (of pixels ``observation.image``), fields
-``observation.NAME``; extra fields keep their names but those that LeRobot uses itself. Statistics are those of LeRobot, of each episode and of
-all of them, so that it can record further episodes into the folder. Data that came from LeRobot get the features that they had there.
+``observation.NAME``; extra fields keep their names but those that LeRobot uses itself. Statistics are those of LeRobot, of each episode and
+of all of them, so that it can record further episodes into the folder. Data that came from LeRobot get the features that they had there.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 def write_lerobot(export: Export) -> None:
     """``meta/`` and ``data/``. Frames per second, tasks, the robot and its joints' names are those that the data came with; else 30 frames
     and the environment's name."""
-    store, schema = export.store, export.store.schema
+    store = export.store
     pa, parquet = arrow.need("pyarrow", "'lerobot'"), arrow.need("pyarrow.parquet", "'lerobot'")
     plan = _Plan(export)
     known, fields, images = plan.known, plan.fields, plan.images
@@ -108,7 +108,8 @@ class _Plan:
     def __init__(self, export: Export) -> None:
         store, schema = export.store, export.store.schema
         source, known = store.metadata.get("source"), store.metadata.get("source_attributes")
-        self.known: dict[str, Any] = known if isinstance(known, dict) and isinstance(source, dict) and source.get("format") == "lerobot" else {}
+        came = isinstance(known, dict) and isinstance(source, dict) and source.get("format") == "lerobot"
+        self.known: dict[str, Any] = known if came else {}
         self._features = self.known.get("features") if isinstance(self.known.get("features"), dict) else {}
         action = one_action(export, "lerobot")
         observed = named_observations(schema.observation)
