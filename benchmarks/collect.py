@@ -138,7 +138,7 @@ def main() -> None:
             try:
                 make_env(env_id).close()
             except OffrlError as error:
-                print(f"{env_id:20} {error}; {error.hint}")
+                print(f"{env_id:20} {error}")
                 continue
             if acting != "random":
                 algorithm = "dqn" if env_id == "CartPole-v1" else "sac"

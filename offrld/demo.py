@@ -97,7 +97,7 @@ def main() -> int:
         if options.json:
             print(json.dumps({"error": to_wire(error)}))
         else:
-            print(f"error: {error}" + (f" ({error.hint})" if error.hint else ""), file=sys.stderr)
+            print(f"error: {error}", file=sys.stderr)
         return error.exit_status
     if options.json:
         print(json.dumps(result))

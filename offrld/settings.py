@@ -315,7 +315,7 @@ def _replaced(config: Any, values: Mapping[str, Any], prefix: str) -> Any:
     except InvalidInput as error:
         if not prefix:
             raise
-        raise InvalidInput(f"{prefix}: {error}", hint=error.hint) from None
+        raise InvalidInput(f"{prefix}: {error.message}", hint=error.hint) from None
 
 
 def contrast(known: Mapping[str, Setting], name: str) -> tuple[dict[str, Any], dict[str, Any]] | None:

@@ -102,7 +102,7 @@ def _opened(path: str | os.PathLike[str]) -> EpisodeStore:
     try:
         return EpisodeStore.open(path)
     except StoreNotFound as error:
-        raise StoreNotFound(str(error), hint=f"{error.hint}; an environment's id is given as env=") from None
+        raise StoreNotFound(error.message, hint=f"{error.hint}; an environment's id is given as env=") from None
 
 
 def load(

@@ -461,23 +461,26 @@ class Job:
         seed: int | None = None,
         best: bool = False,
         step: int | None = None,
+        force: bool = False,
     ) -> Path:
         """Bring a file of the job here; also from a running, paused or failed one. Returns its path.
 
         Args:
-            path: where to (an existing folder: the own name in there). By default ``policy.onnx``, or the own name of another kind.
+            path: where to (an existing folder: the own name in there). By default ``policy.onnx``, or the own name of another kind. A
+                link is followed; a pipe or a device such as ``/dev/stdout`` is written into (`offrl.outfile`).
             kind: ``onnx`` (the policy), ``torchscript`` (the policy for libtorch, ``policy.pt``), ``checkpoint`` (safetensors) or
                 ``metrics`` (a zip of ``seed-S/NAME.csv``).
             seed: one that was trained; by default the first.
             best: the step with the highest mean return among the evaluations that are kept.
             step: a step that has a checkpoint; by default the newest.
+            force: replace a file of other content.
 
         Raises:
             InvalidInput, Unknown: no such kind, seed or step; ``path`` cannot be written.
-            Conflict: the job has no checkpoint yet.
+            Conflict: the job has no checkpoint yet; a file with other content is at ``path``, and no ``force``.
             CheckFailed: the exported policy differs from the network it came from.
         """
-        return self.fetch_artifact(path, kind, seed=seed, best=best, step=step)[0]
+        return self.fetch_artifact(path, kind, seed=seed, best=best, step=step, force=force)[0]
 
     def fetch_artifact(
         self,
@@ -487,18 +490,23 @@ class Job:
         seed: int | None = None,
         best: bool = False,
         step: int | None = None,
+        force: bool = False,
     ) -> tuple[Path, wire.Artifact]:
         """As `fetch`, with what the file is (name, size, sha256) beside its path."""
         if kind not in FETCH_KINDS:
             raise InvalidInput(f"no kind {kind!r} can be fetched", hint=f"kinds: {', '.join(FETCH_KINDS)}")
         if best and step is not None:
             raise InvalidInput(f"both best and step={step} were asked for", hint="give one of them")
-        return self.download(build(wire.OpenArtifact, job=self.id, kind=kind, seed=seed, best=best, step=step), path)
+        return self.download(build(wire.OpenArtifact, job=self.id, kind=kind, seed=seed, best=best, step=step), path, force=force)
 
-    def download(self, request: wire.OpenArtifact, path: str | os.PathLike[str] | None = None) -> tuple[Path, wire.Artifact]:
+    def download(
+        self, request: wire.OpenArtifact, path: str | os.PathLike[str] | None = None, *, force: bool = False
+    ) -> tuple[Path, wire.Artifact]:
         """What `fetch` does, for any `OpenArtifact`; the path and what it is (size, sha256)."""
-        from offrl import download
+        from offrl import download, outfile
 
+        if path is not None and not os.path.isdir(path):
+            outfile.place(path)  # before a policy is made for it
         artifact = self._client.request(request)
         for _ in range(EXPORTS):
             if artifact.ready:
@@ -516,7 +524,7 @@ class Job:
             target = target / artifact.name
         connection = self._client.connect()  # its own, so that the client can be used meanwhile
         try:
-            return download.receive(connection, artifact, target), artifact
+            return download.receive(connection, artifact, target, force=force), artifact
         finally:
             connection.close()
 
@@ -572,7 +580,7 @@ def build(model: type[Model], **values: Any) -> Model:
     try:
         return model(**values)
     except ValidationError as error:
-        raise InvalidInput(str(wire.invalid_message(error)), hint="see `offrl COMMAND --help` for what is accepted") from None
+        raise InvalidInput(wire.invalid_message(error).message, hint="see `offrl COMMAND --help` for what is accepted") from None
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

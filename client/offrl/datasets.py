@@ -100,28 +100,28 @@ class Datasets:
         """Delete a dataset. Raises `Unknown`, and `Conflict` if a job that has not ended needs it."""
         self._client.request(_build(wire.RemoveDataset, name=name))
 
-    def export(self, name: str, out: str | os.PathLike[str], format: str | None = None, *, follow: Events = None) -> Path:
+    def export(
+        self, name: str, out: str | os.PathLike[str], format: str | None = None, *, force: bool = False, follow: Events = None
+    ) -> Path:
         """Write a dataset to ``out``: ``.hdf5`` or ``.h5`` in the form of D4RL, ``.npz``, or else a store's folder (which must not exist).
 
-        format: a name of the daemon's exporters, whatever the ending (docs/datasets.md).
-        Raises `Unknown`, `InvalidInput` (``out`` cannot be written), `DiskFull`.
+        format: a name of the daemon's exporters, whatever the ending (docs/datasets.md). force: replace a file of other content; a folder
+        is never replaced. A link is followed, a pipe is written into (`offrl.outfile`).
+        Raises `Unknown`, `InvalidInput` (``out`` cannot be written), `Conflict` (a file with other content), `DiskFull`.
         """
-        from offrl import download
+        from offrl import download, outfile
 
         out = Path(out)
         format = export_format(out, format)
         if format in EXPORT_FOLDERS and os.path.lexists(out):
             raise InvalidInput(f"{out} exists", hint=f"{format} is exported into a new folder; for a file end the name with .hdf5 or .npz")
-        if out.is_dir() or not out.parent.is_dir():
-            raise InvalidInput(
-                f"cannot write {out}: " + ("it is a folder" if out.is_dir() else "its folder does not exist"), hint="choose another place"
-            )
+        outfile.place(out)  # before the export is made
         job = self._submit(_build(DatasetExportSpec, dataset=name, format=format))
         try:
             self._finish(job, follow)
             request = wire.OpenArtifact(job=job.id, kind="dataset")
             if format not in EXPORT_FOLDERS:
-                return job.download(request, out)[0]
+                return job.download(request, out, force=force)[0]
             with tempfile.TemporaryDirectory(prefix=f".{out.name[:100]}.", dir=out.parent) as folder:
                 archive, _ = job.download(request, Path(folder) / "store.tar")
                 unpacked = download.unpack(archive, Path(folder) / "store")

@@ -82,7 +82,7 @@ def _guarded(check: Callable[[Client], wire.Check], client: Client, see: See) ->
 def _failed(name: str, error: OffrlError) -> wire.Check:
     """A check that could not be made. That a key may not do it is no fault of the service."""
     harmless = isinstance(error, NotAllowed) and name != "daemon"
-    return wire.Check(name=name, status="warn" if harmless else "fail", message=str(error), hint=error.hint)
+    return wire.Check(name=name, status="warn" if harmless else "fail", message=error.message, hint=error.hint)
 
 
 # ----------------------------------------------------------------------------------------------------------------- the checks

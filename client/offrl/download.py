@@ -1,50 +1,37 @@
-"""Files from the daemon: chunks into a temporary file beside the target, SHA-256 checked, renamed; archives unpacked safely."""
+"""Files from the daemon: chunks whose SHA-256 is checked before a file stands in its place; archives unpacked safely."""
 
 from __future__ import annotations
 
-import errno
 import hashlib
-import os
 import shutil
 import tarfile
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from offrl import wire
+from offrl import outfile, wire
 from offrl.connection import Connection, ConnectionLost
-from offrl.errors import CheckFailed, DiskFull, InvalidInput, OffrlError
+from offrl.errors import CheckFailed, OffrlError
 
 
-def receive(connection: Connection, artifact: wire.Artifact, target: Path) -> Path:
-    """Bring ``artifact`` to ``target``, which is there in full or not at all. Goes on after the daemon was restarted.
+def receive(connection: Connection, artifact: wire.Artifact, target: Path, *, force: bool = False) -> Path:
+    """Bring ``artifact`` to ``target`` (`offrl.outfile`), in full or not at all. Goes on after the daemon was restarted.
 
     Raises:
-        InvalidInput: ``target`` cannot be written.
+        InvalidInput: ``target`` cannot be written. Conflict: it exists with other content, and no ``force``.
         DiskFull: the disk here is full.
         CheckFailed: what arrived is not what the daemon announced.
     """
-    with _writing(target):
-        descriptor, name = tempfile.mkstemp(prefix=f".{target.name[:100]}.", suffix=".part", dir=target.parent)
-        temporary = Path(name)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                digest = hashlib.sha256()
-                for data in _parts(connection, artifact):
-                    digest.update(data)
-                    file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-                if digest.hexdigest() != artifact.sha256:
-                    raise CheckFailed(
-                        f"{artifact.name} arrived damaged: SHA-256 {digest.hexdigest()}, not {artifact.sha256}", hint="fetch it again"
-                    )
-                os.fchmod(file.fileno(), 0o666 & ~_umask())  # mkstemp's 0600 would surprise
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
+    with outfile.writing(target, force=force) as file:
+        digest = hashlib.sha256()
+        for data in _parts(connection, artifact):
+            digest.update(data)
+            file.write(data)
+        if digest.hexdigest() != artifact.sha256:
+            raise CheckFailed(
+                f"{artifact.name} arrived damaged: SHA-256 {digest.hexdigest()}, not {artifact.sha256}", hint="fetch it again"
+            )
     return target
 
 
@@ -55,7 +42,7 @@ def unpack(archive: Path, folder: Path) -> Path:
     """
     if not hasattr(tarfile, "data_filter"):
         raise OffrlError("this Python cannot unpack archives safely", hint="use Python 3.11.4 or newer")
-    with _writing(folder):
+    with outfile.errors(folder):
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name[:100]}.", suffix=".part", dir=folder.parent))
         try:
             with tarfile.open(archive) as tar:
@@ -63,7 +50,7 @@ def unpack(archive: Path, folder: Path) -> Path:
                     if not (member.isreg() or member.isdir()):
                         raise CheckFailed(f"the archive holds {member.name!r}, which is neither a file nor a folder", hint="fetch it again")
                     tar.extract(member, temporary, filter="data")
-            temporary.chmod(0o777 & ~_umask())
+            temporary.chmod(0o777 & ~outfile.umask())
             temporary.rename(folder)
         except tarfile.TarError as error:
             raise CheckFailed(f"the archive cannot be unpacked: {error}", hint="fetch it again") from None
@@ -96,27 +83,6 @@ def _parts(connection: Connection, artifact: wire.Artifact) -> Iterator[bytes]:
                 raise
             give_up = give_up or time.monotonic() + connection.patience
             connection.wait_for_daemon(give_up)
-
-
-@contextmanager
-def _writing(target: Path) -> Iterator[None]:
-    try:
-        yield
-    except FileNotFoundError:
-        raise InvalidInput(f"cannot write {target}: its folder does not exist", hint=f"make it: mkdir -p {target.parent}") from None
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskFull(f"no space left for {target}", hint="free some space, or choose another place with --out") from None
-        raise InvalidInput(f"cannot write {target}: {error.strerror}", hint="choose another place") from None
-
-
-def _umask() -> int:
-    # The only way to read it is to set it; Linux has it in /proc without that race between threads.
-    try:
-        with open("/proc/self/status") as status:
-            return next(int(line.split()[1], 8) for line in status if line.startswith("Umask"))
-    except (OSError, StopIteration):
-        return 0o022
 
 
 __all__ = ["receive", "unpack"]

@@ -113,7 +113,7 @@ _CLASSES: dict[str, type[OffrlError]] = {
 
 def to_wire(error: OffrlError) -> dict[str, str]:
     """``{code, message, hint}`` as it stands in replies, in job rows and in ``--json`` output."""
-    return {"code": error.code, "message": str(error), "hint": error.hint}
+    return {"code": error.code, "message": error.message, "hint": error.hint}
 
 
 def from_wire(code: str, message: str, hint: str = "") -> OffrlError:

@@ -36,7 +36,7 @@ def schema_action(space: Any) -> Field:
 
     if isinstance(space, spaces.Discrete) and space.start == 0:
         return Field("int64", (), low=0, high=int(space.n) - 1)
-    if isinstance(space, spaces.Box) and len(space.shape) == 1 and np.dtype(space.dtype).kind == "f":
+    if isinstance(space, spaces.Box) and len(space.shape) == 1:
         return Field(np.dtype(space.dtype).name, space.shape, low=space.low, high=space.high)
     if isinstance(space, spaces.MultiDiscrete) and len(space.shape) == 1:
         return Field(np.dtype(space.dtype).name, space.shape, low=space.start, high=space.start + space.nvec - 1)
@@ -45,6 +45,47 @@ def schema_action(space: Any) -> Field:
     raise InvalidInput(
         f"actions of {space} cannot be stored", hint="Discrete from 0, vectors of Box, and MultiDiscrete and MultiBinary of one axis, can"
     )
+
+
+def action_converter(space: Any) -> Callable[[Any], Any]:
+    """What turns a policy's action, an ``int`` or an array ``[*batch, A]``, into what an environment with this action space takes.
+
+    The one place where a policy's numbers become an environment's: spaces of whole numbers get the nearest whole number, and nothing
+    leaves the bounds by a cast (0.1 as float32 is above a bound of 0.1 in float64). A policy counts discrete actions from 0, the space
+    from its ``start``. The result has the space's dtype and the shape ``[*batch, *space.shape]``.
+    """
+    import gymnasium.spaces as spaces
+
+    dtype, shape = np.dtype(space.dtype), tuple(space.shape)
+    if isinstance(space, spaces.Discrete):
+        first = int(space.start)
+        return lambda action: (np.asarray(action) + first).astype(dtype) if np.ndim(action) else dtype.type(int(action) + first)
+    if isinstance(space, spaces.Box):
+        low, high = space.low, space.high
+        if dtype == np.float32:
+            return lambda action: action if action.shape[-1:] == shape else _of_shape(action, shape)
+    elif isinstance(space, spaces.MultiDiscrete):
+        low, high = np.broadcast_to(space.start, shape), space.start + space.nvec - 1
+    elif isinstance(space, spaces.MultiBinary):
+        low, high = np.zeros(shape, dtype), np.ones(shape, dtype)
+    else:
+        raise InvalidInput(f"the environment takes actions of {space}", hint="policies act in Discrete, Box, MultiDiscrete and MultiBinary")
+    whole = dtype.kind in "iu"
+
+    def converted(action: Any) -> np.ndarray:
+        action = _of_shape(action, shape)
+        if whole:
+            action = np.rint(action)
+        with np.errstate(invalid="ignore"):  # a number beyond the dtype: the bound takes its place
+            cast = action.astype(dtype)
+        return np.where(action <= low, low, np.where(action >= high, high, cast)).astype(dtype)
+
+    return converted
+
+
+def _of_shape(action: Any, shape: tuple[int, ...]) -> np.ndarray:
+    action = np.asarray(action)
+    return action.reshape(*action.shape[:-1], *shape)
 
 
 def environment_id(env: Any) -> str | None:
@@ -65,6 +106,8 @@ def schema_of_spaces(observation: Any, action: Any, env_id: str | None, **source
         "bounds": f"env:{env_id}" if env_id else "declared",
         "source": {"format": "collected", **source},
         "source_attributes": {},
+        # A vector of choices is stored as one of whole numbers: what it was decides who can learn it.
+        **({"action_space": {"kind": kind}} if (kind := type(action).__name__) in ("MultiDiscrete", "MultiBinary") else {}),
     }
     return Schema(observation=fields.get("", fields), action=schema_action(action), reward=Field("float32"), metadata=metadata)
 

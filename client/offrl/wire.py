@@ -651,7 +651,7 @@ def decode_reply(body: bytes, model: type[Reply]) -> Reply:
     try:
         message = messages.unpack(body)
     except InvalidMessage as error:
-        raise ProtocolMismatch(f"what the daemon answers cannot be read: {error}", hint=_SAME) from None
+        raise ProtocolMismatch(f"what the daemon answers cannot be read: {error.message}", hint=_SAME) from None
     if (version := message.get("protocol")) != PROTOCOL:
         raise ProtocolMismatch(
             f"the daemon speaks protocol {messages.shown(version)}, this client {PROTOCOL}", hint=_older(version, "daemon", "client")
@@ -662,7 +662,7 @@ def decode_reply(body: bytes, model: type[Reply]) -> Reply:
     try:
         return model.model_validate(message.get("result"))
     except ValidationError as error:
-        raise ProtocolMismatch(f"the daemon's answer does not fit: {invalid_message(error)}", hint=_SAME) from None
+        raise ProtocolMismatch(f"the daemon's answer does not fit: {invalid_message(error).message}", hint=_SAME) from None
 
 
 def invalid_message(error: ValidationError) -> InvalidMessage:

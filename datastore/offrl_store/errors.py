@@ -1,22 +1,31 @@
 """The base of every error of the project, and the errors of the store.
 
 An error is part of the product: it has a stable ``code`` (what programs test), an ``exit_status`` (what the command line
-returns), a one-line message that names the value, and a ``hint`` that says what to do. Errors cross the wire as their code,
-message and hint, so a class holds no other state.
+returns), a one-line ``message`` that names the value, and a ``hint`` that says what to do; ``str(error)`` is both. Errors cross
+the wire as their code, message and hint, so a class holds no other state.
 """
 
 from __future__ import annotations
 
 
 class OffrlError(Exception):
-    """Base class. ``str(error)`` is the one-line message; ``error.hint`` says what to do about it."""
+    """Base class.
+
+    Attributes:
+        message: what is wrong, in one line.
+        hint: what to do about it, "" where there is nothing to say. ``str(error)`` is ``MESSAGE; HINT``.
+    """
 
     code = "error"
     exit_status = 1
 
     def __init__(self, message: str, *, hint: str = "") -> None:
-        super().__init__(" ".join(str(message).split()))
+        self.message = " ".join(str(message).split())
+        super().__init__(self.message)
         self.hint = " ".join(hint.split())
+
+    def __str__(self) -> str:
+        return f"{self.message}; {self.hint}" if self.hint else self.message
 
 
 class InvalidInput(OffrlError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy as np
 from offrl.errors import InvalidInput
 from offrl.policy import Policy
 from offrl.rollout import check_spaces
+from offrl.spaces import action_converter
 
 from .behaviours import Behaviour, FunctionBehaviour, RandomBehaviour
 from .spaces import flat, observation_fields
@@ -63,7 +64,7 @@ class PolicyBehaviour:
 
     def begin_episode(self, action_space: Any, rng: np.random.Generator) -> None:
         if action_space is not self._space:
-            self._space, self._to_env = action_space, _converter(action_space)
+            self._space, self._to_env = action_space, action_converter(action_space)
         self._policy.reset()
         self._reward = 0.0
 
@@ -74,7 +75,7 @@ class PolicyBehaviour:
         self._reward = reward if isinstance(reward, np.ndarray) else float(reward)
 
     def begin_batch(self, action_space: Any, count: int, rng: np.random.Generator) -> None:
-        self._to_env, self._reward = _converter(action_space), np.zeros(count)
+        self._to_env, self._reward = action_converter(action_space), np.zeros(count)
         self._policy.reset()
         policy = self._policy
         if policy.frame_stack > 1:
@@ -130,7 +131,7 @@ class LearnerBehaviour:
 
     def begin_batch(self, action_space: Any, count: int, rng: np.random.Generator) -> None:
         space = self._learner.space_
-        self._to_env = _converter(action_space)
+        self._to_env = action_converter(action_space)
         if space.frame_stack > 1:
             shapes = {name: shape for name, (_, shape) in space.observation.items()}
             dtypes = {name: np.dtype(dtype) for name, (dtype, _) in space.observation.items()}
@@ -243,19 +244,6 @@ class Stacks:
 def _fields(observation: Any) -> Any:
     """The observation by the names that policies know: nested ones are joined by dots."""
     return flat(observation) if isinstance(observation, Mapping) else observation
-
-
-def _converter(space: Any) -> Callable[[Any], Any]:
-    """The policy's actions (one or many) in the dtype and shape of the environment's."""
-    from gymnasium.spaces import Discrete
-
-    dtype, shape = space.dtype, space.shape
-    if isinstance(space, Discrete):
-        first = int(space.start)  # the policy counts from 0
-        return lambda action: action + first
-    if dtype == np.float32 and len(shape) == 1:
-        return lambda action: action
-    return lambda action: np.asarray(action).astype(dtype).reshape(*action.shape[:-1], *shape)
 
 
 __all__ = ["LearnerBehaviour", "ModelBehaviour", "PolicyBehaviour", "Stacks", "as_behaviour", "check_learner"]

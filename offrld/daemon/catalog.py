@@ -187,7 +187,7 @@ def checked(spec: Trained, catalog: dict[str, Any], fields: dict[str, Any] | Non
     try:
         chosen = settings.resolve(spec.config, algorithm["config"])
     except Unknown as error:
-        raise Unknown(f"{spec.algorithm}: {error}", hint=error.hint) from None
+        raise Unknown(f"{spec.algorithm}: {error.message}", hint=error.hint) from None
     for name, value in chosen.items():
         check_value(f"{spec.algorithm}: {name}", value, algorithm["config"][name])
     preset = settings.resolve(presets[spec.preset], algorithm["config"]) if spec.preset is not None else {}

@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None, *, executor: LocalExecutor | None = 
         finally:
             os.close(lock)
     except OffrlError as error:
-        print(f"offrld: {error}" + (f" ({error.hint})" if error.hint else ""), file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return error.exit_status
     return 0
 

@@ -17,10 +17,11 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from offrl.errors import InvalidInput, Unknown, nearest
+from offrl.errors import Unknown, nearest
 from offrld import settings
 from offrld.engine.optimizer import Optimizer
 from offrld.engine.space import Space
+from offrld.fits import check_kind
 from offrld.nets import Params
 from offrld.preprocess.rewards import RewardScaler
 from offrld.preprocess.scalers import ObservationScaler
@@ -264,9 +265,4 @@ class Algorithm:
 
     def check(self, space: Space) -> None:
         """Raise `InvalidInput` where the dataset's actions are of the wrong kind."""
-        kind = "discrete" if space.discrete else "continuous"
-        if self.actions not in ("both", kind):
-            raise InvalidInput(
-                f"algorithm {self.name!r} learns {self.actions} actions, the dataset has {kind} ones",
-                hint=f"`offrl algos` lists the {kind} algorithms",
-            )
+        check_kind(self.name, self.actions, discrete=space.discrete)

@@ -10,6 +10,7 @@ import numpy as np
 
 from offrl.errors import InvalidInput
 from offrl_store import Schema
+from offrld.fits import check_action, check_action_bounds, check_observations, observation_fields
 
 View = tuple[int, ...] | dict[str, tuple[int, ...]]
 
@@ -24,6 +25,7 @@ class Space:
         discrete: whether actions are numbers 0..n-1.
         action_size: dimensions of a continuous action, or the number ``n`` of discrete ones.
         low, high: bounds of continuous actions in the environment's units, float64 ``[A]``; None when discrete.
+        whole: whether a continuous action is a vector of whole numbers: the policy gives the nearest ones.
         source: where the bounds (or ``n``) come from: ``env:ID``, ``declared`` or ``inferred`` from the data.
     """
 
@@ -34,6 +36,7 @@ class Space:
     high: np.ndarray | None
     source: str
     frame_stack: int = 1
+    whole: bool = False
 
     @property
     def inputs(self) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -67,6 +70,7 @@ class Space:
             "high": None if self.high is None else [float(x) for x in self.high],
             "source": self.source,
             "frame_stack": self.frame_stack,
+            **({"whole": True} if self.whole else {}),  # absent from other runs, whose older checkpoints lack it
         }
 
     @classmethod
@@ -77,6 +81,7 @@ class Space:
             observation={name: (field["dtype"], tuple(field["shape"])) for name, field in told["observation"].items()},
             discrete=bool(told["discrete"]), action_size=int(told["n"]) if told["discrete"] else len(low),
             low=low, high=high, source=told["source"], frame_stack=int(told["frame_stack"]),
+            whole=bool(told.get("whole", False)),
         )  # fmt: skip
 
 
@@ -89,30 +94,21 @@ def space_of(
     schema: Schema, metadata: dict[str, Any], bounds: tuple[np.ndarray, np.ndarray] | None, env_id: str | None, frame_stack: int = 1
 ) -> Space:
     """The spaces of a store; ``bounds`` of the given environment ``env_id`` take precedence over what the store declares."""
-    fields = dict(schema.observation) if isinstance(schema.observation, dict) else {"observation": schema.observation}
-    for name, field in fields.items():
-        if len(field.shape) > 1 and not (is_image(field.shape) and field.dtype == np.uint8):
-            raise InvalidInput(
-                f"observation field {name!r} has shape {tuple(field.shape)} and dtype {field.dtype.name}: networks take vectors, and "
-                "images of uint8 with the channels first",
-                hint="convert it before the import: [channels, height, width] of uint8, or a vector",
-            )
-    if isinstance(schema.action, dict):
-        names = ", ".join(schema.action)
-        raise InvalidInput(f"the dataset has several action fields ({names}); algorithms take one", hint="join them into one")
+    check_observations(schema)
+    check_action(schema)
+    fields = observation_fields(schema)
     observation = {name: (str(np.dtype(field.dtype)), tuple(field.shape)) for name, field in fields.items()}
     action = schema.action
     if action.discrete:
         return Space(observation, True, int(action.n), None, None, metadata.get("bounds", "declared"), frame_stack)
-    if len(action.shape) != 1:
-        shape = tuple(action.shape)
-        raise InvalidInput(f"actions have shape {shape}; continuous actions are vectors", hint="flatten them before the import")
     source = f"env:{env_id}" if bounds is not None else metadata.get("bounds", "declared")
     low, high = bounds if bounds is not None else (action.low, action.high)
     if low is None or high is None:
         raise InvalidInput("the dataset declares no bounds for its actions", hint="import it again, or give --eval-env")
     low, high = (np.broadcast_to(np.asarray(x, np.float64), action.shape).copy() for x in (low, high))
-    return Space(observation, False, action.shape[0], low, high, source, frame_stack)
+    whole = action.dtype.kind in "iu"
+    check_action_bounds(low, high, whole=whole)
+    return Space(observation, False, action.shape[0], low, high, source, frame_stack, whole)
 
 
 def _stacked(shape: tuple[int, ...], k: int) -> tuple[int, ...]:

@@ -124,7 +124,7 @@ def _append(source: Source, store: EpisodeStore, progress: Progress | None) -> N
     except BaseException as error:
         with contextlib.suppress(OffrlError, OSError):  # what made the import fail says more; the next writer cuts the rows off then
             writer.abort()
-        if isinstance(error, InvalidEpisode) and store.metadata.get("bounds") == "inferred" and "outside the bounds" in str(error):
+        if isinstance(error, InvalidEpisode) and store.metadata.get("bounds") == "inferred" and "outside the bounds" in error.message:
             error.hint = "the bounds are the range of the data imported first: import it anew with its env_id, or with declared bounds"
         if isinstance(error, DiskFull):
             error.hint = "free some space and append again; nothing was added"
@@ -135,7 +135,7 @@ def _append(source: Source, store: EpisodeStore, progress: Progress | None) -> N
 def _take(bad: BadEpisodes, number: int, error: InvalidEpisode) -> None:
     """Notes what the store refuses: it counts its own episodes, and the row is one of the episode."""
     if bad.skip:
-        why = re.sub(r"^episode \d+,? ?", "", str(error))
+        why = re.sub(r"^episode \d+,? ?", "", error.message)
         row = re.search(r"\brow (\d+)", why)
         error = BadRow(why, int(row[1])) if row else InvalidEpisode(why)
     bad.take(number, error)

@@ -28,7 +28,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _guarded(arguments: list[str]) -> int:
-    from offrl_store.errors import OffrlError
+    from offrl.errors import OffrlError, to_wire
 
     as_json = "--json" in arguments
     try:
@@ -40,7 +40,7 @@ def _guarded(arguments: list[str]) -> int:
         extra = error.info.model_dump(mode="json") if hasattr(error, "info") else {}
         own = extra.get("error") if extra else None
         return _report(
-            as_json, own or {"code": error.code, "message": str(error), "hint": error.hint}, error.exit_status, str(error), extra
+            as_json, own or to_wire(error), error.exit_status, error.message, extra
         )
     except KeyboardInterrupt:
         return 130

@@ -232,7 +232,7 @@ class Recorder:
         return Status(
             episodes=self._number, open_steps=self._steps if self._open else 0, segments_sent=self._sender.sent if self._sender else 0,
             segments_waiting=len(self.spool.ready()), bytes=self.spool.size(), dropped=self._dropped,
-            problem=f"{problem}; {problem.hint}".removesuffix("; ") if problem else "",
+            problem=str(problem) if problem else "",
         )  # fmt: skip
 
     def close(self, wait_s: float = 0.0) -> bool:

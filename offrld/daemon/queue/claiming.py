@@ -76,7 +76,7 @@ def claim(
         except Full:
             break
         except OffrlError as error:
-            move(db, job, JobState.FAILED, reason=str(error), error=to_wire(error))
+            move(db, job, JobState.FAILED, reason=error.message, error=to_wire(error))
     if chosen is None:
         return None
     row = db.execute(

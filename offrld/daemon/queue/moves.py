@@ -61,4 +61,4 @@ def _fail_waiting(db: Connection, job: Job) -> None:
     if found := broken(db, job.id):
         needed, state = found[0]
         why = Conflict(f"it waited for job {needed}, which has {word(state)}", hint=f"`offrl retry {needed}`, then `offrl retry {job.id}`")
-        move(db, job, JobState.FAILED, reason=str(why), error=to_wire(why))
+        move(db, job, JobState.FAILED, reason=why.message, error=to_wire(why))

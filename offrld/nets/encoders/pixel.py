@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from offrl.errors import InvalidInput
+from offrld.fits import fitting, too_small
 from offrld.nets.encoders.layers import Stage
 from offrld.nets.encoders.settings import Encoder
 from offrld.nets.linear import Linear, Params, uniform_init
@@ -25,9 +26,9 @@ class PixelEncoder:
         self.name, self._view = name, tuple(view)
         channels, *size = view
         self._convolutions: list[tuple[tuple[int, int, int, int], int, Stage]] = []
+        if problem := too_small(*size, encoder.filters):
+            raise InvalidInput(problem, hint=f"larger images, or smaller filters, for example {fitting(*size)}")
         for i, (width, kernel, stride) in enumerate(encoder.convolutions):
-            if min(size) < kernel:
-                raise InvalidInput(_too_small(view, encoder, i, size), hint="set smaller filters, or larger images")
             stage = Stage(f"{name}.{i}", width, encoder, image=True)
             self._convolutions.append(((stage.produced, channels, kernel, kernel), stride, stage))
             channels, size = width, [(side - kernel) // stride + 1 for side in size]
@@ -55,7 +56,3 @@ class PixelEncoder:
         given = (x.reshape(*leading, -1),) if action is None else (x.reshape(*leading, -1), action)
         return self._stage(params, self._linear(params, *given, relu=self._stage.relu), activated=self._stage.relu)  # [..., F]
 
-
-def _too_small(view: tuple[int, ...], encoder: Encoder, i: int, size: list[int]) -> str:
-    left = f"convolution {i + 1} of size {encoder.convolutions[i][1]} gets {size[0]} x {size[1]} pixels"
-    return f"an image of {view[1]} x {view[2]} pixels is too small for the filters {list(encoder.filters)}: {left}"
