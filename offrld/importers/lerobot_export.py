@@ -331,6 +331,8 @@ def _statistics(rows: np.ndarray, image: bool) -> dict[str, np.ndarray]:
     found = {"min": rows.min(0), "max": rows.max(0), "mean": wide.mean(0), "std": wide.std(0)}
     if not image and rows.dtype.kind == "f":
         found |= {"min": wide.min(0), "max": wide.max(0)}
+    elif rows.dtype == np.uint64:  # LeRobot writes int64
+        found |= {key: np.minimum(found[key], np.iinfo(np.int64).max).astype(np.int64) for key in ("min", "max")}
     quantiles = dict(zip(QUANTILES, np.quantile(wide, list(QUANTILES.values()), axis=0), strict=True))
     shaped = {key: value.reshape(-1, 1, 1) if image else value for key, value in found.items()}
     return shaped | {"count": np.array([count])} | {key: each.reshape(-1, 1, 1) if image else each for key, each in quantiles.items()}
