@@ -6,9 +6,9 @@ formats look past it. An import takes it for what still fits: a file may have be
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from offrl_store.errors import OffrlError
 
 from .columns import Column
 from .episodic import Recording
+from .reading import parse_json, read_json
 from .spaces import ActionSpace, box
 
 #: The attribute of an HDF5 file, and the stem of a file in a folder, that hold the record.
@@ -49,10 +50,10 @@ class Described:
         self.space = _space(schema.action, env_id, bounds)
 
     @classmethod
-    def read(cls, text: Any) -> Described | None:
-        """The record in a text; None where there is none, or none of ours."""
+    def read(cls, found: Any) -> Described | None:
+        """The record in a text, or in a file; None where there is none, or none of ours."""
         try:
-            value = json.loads(text)
+            value = read_json(found, found.name) if isinstance(found, Path) else parse_json(found, NAME)
             keys, env_id, bounds = value["keys"], value.get("env_id"), value.get("bounds")
             return cls(
                 Schema.from_json({"columns": value["columns"], "metadata": {}}), {str(key): str(each) for key, each in keys.items()},

@@ -10,7 +10,6 @@ final observations. ``next.done`` does not say whether the task ended: an episod
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import re
 from contextlib import ExitStack
@@ -28,6 +27,7 @@ from .described import NAME as MARK
 from .described import Described, restored
 from .episodic import Recording, episodic_source
 from .frames import MODES, EncodedImages, VideoFrames, picture_dtype
+from .reading import read_json
 from .source import BadEpisodes, Format, Source, field_names, named_keys
 
 NEEDS = "a folder with meta/info.json, meta/episodes/ and data/ of LeRobot v3.0"
@@ -51,7 +51,7 @@ def open_folder(path: Path, bad: BadEpisodes, *, done: Any = "truncated", drop: 
     left_out = named_keys("drop", drop, info.get("features") or {}, name)
     features = {key: each for key, each in _features(info, name).items() if key not in left_out}
     episodes = _episodes(path, name)
-    described = Described.read(_text(path / "meta" / f"{MARK}.json"))
+    described = Described.read(path / "meta" / f"{MARK}.json")
     observed = {key: each for key, each in features.items() if key.startswith("observation.") or key == "observation"}
     if not observed or "action" not in features:
         missing = "action" if observed else "observation.NAME"
@@ -97,13 +97,6 @@ def open_folder(path: Path, bad: BadEpisodes, *, done: Any = "truncated", drop: 
             messages.append(f"the frames of {reader.reordered} episodes are put in the order of their frame_index")
         source.resources = resources.pop_all()
         return source
-
-
-def _text(path: Path) -> str | None:
-    try:
-        return path.read_text("utf-8")
-    except (OSError, ValueError):
-        return None
 
 
 class Feature:
@@ -325,10 +318,7 @@ class _Numbers:
 
 
 def _info(path: Path, name: str) -> dict[str, Any]:
-    try:
-        info = json.loads((path / "meta" / "info.json").read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise InvalidInput(f"{name}: meta/info.json cannot be read: {error}", hint=f"needed: {NEEDS}") from None
+    info = read_json(path / "meta" / "info.json", f"{name}: meta/info.json")
     version = info.get("codebase_version") if isinstance(info, dict) else None
     if not str(version).startswith("v3"):
         raise InvalidInput(f"{name} is of LeRobot's version {version}, read is v3", hint="LeRobot's convert_dataset_v21_to_v30 makes one")

@@ -11,7 +11,6 @@ side by side (two dimensions) by environment.
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from .described import NAME as MARK
 from .described import Described
 from .flat import FlatArrays, flat_source
 from .hdf5 import listed
+from .reading import read_json
 from .source import BadEpisodes, BadRow, Format, Source, field_names, named_keys
 from .spaces import ActionSpace, choices
 
@@ -100,7 +100,7 @@ def open_folder(path: Path, bad: BadEpisodes, *, observation: Any = None, drop: 
     messages: list[str] = []
     order, seams = _order(folder, tuple(lead), arrays, name, environments, messages)
     leaves = {key: Ordered(array, order) for key, array in arrays.items()}
-    described = Described.read(_text(folder.parent / f"{MARK}.json"))
+    described = Described.read(folder.parent / f"{MARK}.json")
     dropped = named_keys("drop", drop, leaves, name)
     observed, carried = _observed(leaves, observation, dropped, described, name)
     column = lambda key: Column(name, key, leaves[key])  # noqa: E731
@@ -240,13 +240,6 @@ def _say(observed: list[str], carried: list[str], extra: list[str], others: list
         messages.append(f"not imported: {listed(others)}")
 
 
-def _text(path: Path) -> str | None:
-    try:
-        return path.read_text("utf-8")
-    except (OSError, ValueError):
-        return None
-
-
 def _leaves(folder: Path, prefix: str, lead: tuple[int, ...], name: str, others: list[str]) -> dict[str, np.ndarray]:
     """Every array below a folder by its key, ``outer/inner``, mapped into memory as ``[N, ...]``."""
     found: dict[str, np.ndarray] = {}
@@ -297,10 +290,7 @@ def _action(data: Ordered, name: str) -> tuple[Column, ActionSpace | None]:
 
 
 def _json(path: Path, name: str) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise InvalidInput(f"{name}: {path.name} cannot be read: {error}", hint="the folder is damaged; dump the buffer again") from None
+    value = read_json(path, f"{name}: {path.name}")
     if not isinstance(value, dict):
         raise InvalidInput(f"{name}: {path.name} is no JSON object", hint="the folder is damaged; dump the buffer again")
     return value
