@@ -19,7 +19,7 @@ from typing import Any
 
 from offrl.job import MAKES_STEPS, PAUSABLE, JobState
 from offrl_store.errors import OffrlError
-from offrld.daemon import datasets, devices, housekeeping, queue
+from offrld.daemon import datasets, devices, housekeeping, orphans, queue
 from offrld.daemon.config import Settings
 from offrld.daemon.database import Connection, Database
 from offrld.daemon.hub import Hub
@@ -126,6 +126,7 @@ class Supervisor:
         jobs, unfinished, names, _uploads = await self._database.survey(housekeeping.names_in_use)
         gone = await asyncio.to_thread(housekeeping.sweep, self._state, jobs, unfinished, names)
         self._spawn(self._delete(gone))
+        await orphans.adopt_all(self._state, self._database)
 
     async def tell_pinned(self, dataset: str) -> None:
         """Tell the worker that writes the dataset which of its snapshots jobs use now: a bounded one evicts nothing of them."""
@@ -377,7 +378,10 @@ class Supervisor:
                 log.warning("job %s: its use of the card cannot be recorded: %s", attempt.job.id, error)
 
     async def _tidy(self, job: Job) -> None:
-        """What an import no longer needs. The upload of one that crashed is kept for a retry until it expires."""
+        """What an import no longer needs, and steps that nobody was told of. The upload of an import that crashed is kept for a retry
+        until it expires."""
+        if job.kind in MAKES_STEPS and job.state.ended and job.dataset is not None:
+            await orphans.adopt(self._state, self._database, job.dataset)
         if job.kind != "import" or job.state == JobState.QUEUED:
             return
         known = job.dataset in await self._database.read(datasets.known)
