@@ -172,6 +172,11 @@ def queue(db: Connection) -> Check:
     return Check(name="queue", status="warn", message=message, hint="`offrl queue resume`")
 
 
+def background(failing: list[str]) -> Check:
+    """What the daemon does by itself (retention, housekeeping, starting jobs) and cannot do now."""
+    return Check(name="background", status="fail", message="; ".join(failing), hint="the daemon's log holds more")
+
+
 def versions() -> dict[str, str]:
     """What the control plane runs on."""
     found = {"python": platform.python_version(), "sqlite": sqlite3.sqlite_version, "zeromq": zmq.zmq_version()}

@@ -17,6 +17,7 @@ from offrld.daemon.audit import Audit
 from offrld.daemon.caller import current
 from offrld.daemon.config import Settings
 from offrld.daemon.database import Database
+from offrld.daemon.passes import Passes, forever
 from offrld.daemon.removal import Removal
 from offrld.daemon.state import State
 from offrld.daemon.uploads import Uploads
@@ -32,7 +33,10 @@ log = logging.getLogger("offrld.keeper")
 class Keeper:
     """``run`` until it is cancelled; ``prune`` at once; ``check_room`` before something comes in."""
 
-    def __init__(self, settings: Settings, state: State, database: Database, uploads: Uploads, removal: Removal, audit: Audit) -> None:
+    def __init__(
+        self, settings: Settings, state: State, database: Database, uploads: Uploads, removal: Removal, audit: Audit, passes: Passes
+    ) -> None:
+        self._passes = passes
         self._settings, self._state, self._database = settings, state, database
         self._uploads, self._removal, self._audit = uploads, removal, audit
         self._used: tuple[float, int] | None = None  # when it was measured, bytes
@@ -50,14 +54,7 @@ class Keeper:
 
     async def run(self) -> None:
         """Look now and then."""
-        while True:
-            try:
-                await self._prune_all()
-            except OffrlError as error:
-                log.error("retention has to wait: %s", error)
-            except Exception:  # a defect here is no reason to stop the service
-                log.exception("retention failed")
-            await asyncio.sleep(LOOK_S)
+        await forever(self._passes, "retention", self._prune_all, LOOK_S)
 
     async def prune(self, jobs: int, days: float, *, dry_run: bool, limit: int = BATCH) -> tuple[list[PrunedJob], bool]:
         """Delete (or only list) what is not kept by these numbers (see `retention.expired`); what it was, and whether there is more."""
