@@ -275,9 +275,9 @@ def _encoding(path: Path, name: str, encoding: Any) -> tuple[str, str]:
                          (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))  # fmt: skip
                 encoding = next((each for mark, each in marks if start.startswith(mark)), "utf-8")
             try:
+                "a".encode(str(encoding))  # LookupError also for codecs that are none of text
                 decoder = codecs.getincrementaldecoder(str(encoding))("strict")
-                decoder.decode(b"")
-            except (LookupError, TypeError, AttributeError):
+            except (LookupError, ValueError):
                 hint = "give the name of a text encoding: utf-8, latin-1, cp1252, utf-16"
                 raise InvalidInput(f"encoding is {encoding!r:.60}", hint=hint) from None
             head, at, block = "", 0, start
