@@ -186,7 +186,12 @@ def open_arrays(arrays: Mapping[str, Any], bad: BadEpisodes, name: str = "arrays
     given = _flatten(arrays)
     for key, value in given.items():
         if isinstance(value, np.ma.MaskedArray) or not (isinstance(getattr(value, "dtype", None), np.dtype) and hasattr(value, "shape")):
-            given[key] = as_array(value, f"{name}: {key!r}")
+            try:
+                given[key] = as_array(value, f"{name}: {key!r}")
+            except InvalidInput as error:
+                if "differ in shape" not in error.message:
+                    raise
+                raise InvalidInput(f"{name}: the rows of {key!r} differ in shape", hint="every row needs the same shape") from None
     found: dict[str, Any] = {}
     used: set[str] = set()
     for key, aliases in ALIASES.items():

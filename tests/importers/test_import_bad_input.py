@@ -171,7 +171,7 @@ def test_shapes_that_no_step_has(tmp_path, flat):
     refused({**flat, "actions": np.zeros((10, 2, 2))}, tmp_path, r"'actions' has rows of shape \(2, 2\)")
     refused({**flat, "terminals": 1.0}, tmp_path, "'terminals' is a single value")
     refused({**flat, "terminals": np.arange(10)}, tmp_path, r"terminals\[2\] is 2")
-    refused({**flat, "observations": [[1.0], [1.0, 2.0]] * 5}, tmp_path, "'observations': the rows differ in shape")
+    refused({**flat, "observations": [[1.0], [1.0, 2.0]] * 5}, tmp_path, "the rows of 'observations' differ in shape")
     refused({**flat, "next_observations": flat["observations"].astype(float)}, tmp_path, "'next_observations' holds float64")
 
 
