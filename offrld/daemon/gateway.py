@@ -200,7 +200,7 @@ def main() -> int:
     try:
         address = gateway.bind()
     except zmq.ZMQError as error:
-        gateway.tell(b"f", str(error.strerror).encode())
+        gateway.tell(b"f", str(error.strerror).partition(" (addr")[0].encode())
         return 1
     gateway.tell(b"b", address.encode())
     settle()

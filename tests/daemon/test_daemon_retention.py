@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from daemon_harness import Daemon, until
+from daemon_harness import Clock, Daemon, until
 
 from offrl import wire
 from offrl.errors import Conflict, DiskFull, Unknown
@@ -93,17 +93,16 @@ def test_a_pinned_job_is_not_removed(daemon) -> None:
 
 
 def test_a_daemon_deletes_by_age_and_number_by_itself(new_daemon, tmp_path: Path) -> None:
-    daemon, clock = new_daemon("[keep]\njobs = 2\ndays = 7\n"), tmp_path / "clock"
-    clock.write_text("0")
-    daemon.start("--clock", str(clock))
+    daemon, clock = new_daemon("[keep]\njobs = 2\ndays = 7\n"), Clock(tmp_path / "clock")
+    daemon.start("--clock", str(clock.path))
     data = daemon.dataset("data")
     jobs = ended(daemon, data, 3)
     daemon.stop()
-    daemon.start("--clock", str(clock))  # it looks at its start, then every minute
+    daemon.start("--clock", str(clock.path))  # it looks at its start, then every minute
     until(lambda: known(daemon, jobs) == jobs[1:])
     daemon.stop()
-    clock.write_text(str(8 * 86400))
-    daemon.start("--clock", str(clock))
+    clock.set(8 * 86400)
+    daemon.start("--clock", str(clock.path))
     until(lambda: known(daemon, jobs) == [])
     until(lambda: {entry["job"] for entry in audited(daemon)} >= set(jobs))
     assert there(daemon, jobs) == []
