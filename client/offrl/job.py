@@ -23,7 +23,7 @@ JobId = Annotated[str, Field(pattern=JOB_PATTERN)]
 TAKEN_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9-]{0,63}(:[0-9]{1,10})?$"
 Taken = Annotated[str, Field(pattern=TAKEN_PATTERN)]
 POLICY_SUFFIXES = {"onnx": ".onnx", "torchscript": ".pt"}  # format of a policy file -> the end of its name
-DEVICE_PATTERN = r"^(auto|cpu|cuda(:\d+)?)$"
+DEVICE_PATTERN = r"^(auto|cpu|cuda(:[0-9]{1,4})?)$"
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 

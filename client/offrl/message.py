@@ -23,13 +23,25 @@ SHOWN = 80            # characters of a value in an error
 
 
 def pack(message: Mapping[str, Any]) -> bytes:
-    """The bytes of a message."""
-    return msgpack.packb(message, use_bin_type=True)
+    """The bytes of a message. `InvalidMessage` for text that is not UTF-8 and a number of more than 64 bits."""
+    try:
+        return msgpack.packb(message, use_bin_type=True)
+    except UnicodeEncodeError as error:
+        raise InvalidMessage(f"text must be UTF-8, got {shown(error.object)}") from None
+    except OverflowError:
+        raise InvalidMessage(f"a whole number must have at most 64 bits, got {shown(_largest(message))}") from None
+    except ValueError as error:  # nested too deeply
+        raise InvalidMessage(f"not a message of this protocol: {error}") from None
+
+
+def pack_reply(message: Mapping[str, Any]) -> bytes:
+    """The bytes of an answer, in which nothing is refused: what a message cannot hold becomes text."""
+    return msgpack.packb(message, use_bin_type=True, unicode_errors="backslashreplace", default=str)
 
 
 def pack_around(message: Mapping[str, Any], values: list[bytes]) -> bytes:
     """The bytes of a message whose last value is an empty list, with these packed values in it."""
-    return b"".join([pack(message)[:-1], msgpack.Packer().pack_array_header(len(values)), *values])
+    return b"".join([pack_reply(message)[:-1], msgpack.Packer().pack_array_header(len(values)), *values])
 
 
 def unpack(body: bytes) -> dict[str, Any]:
@@ -85,6 +97,15 @@ class _Size:
             raise ValueError(f"more than {MAX_VALUES} values")
 
 
+def _largest(value: Any) -> Any:
+    """The number in a message that is furthest from zero."""
+    if isinstance(value, Mapping):
+        return _largest(list(value.values()))
+    if isinstance(value, list | tuple):
+        return max((found for item in value if (found := _largest(item)) is not None), key=abs, default=None)
+    return value if isinstance(value, int) else None
+
+
 def _no_extension(code: int, data: bytes) -> Any:
     raise ValueError(f"extension type {code} is not allowed")
 
@@ -112,6 +133,8 @@ def _check(value: Any, depth: int) -> None:
             raise InvalidMessage(f"a number must be finite, got {value}")
     elif isinstance(value, str) and "\0" in value:
         raise InvalidMessage(f"text must not hold NUL, got {shown(value)}")
+    elif isinstance(value, bytes) and depth != 1:
+        raise InvalidMessage(f"bytes are the data of an upload, got {shown(value)} elsewhere")
 
 
-__all__ = ["MAX_DEPTH", "MAX_LIST", "MAX_MAP", "MAX_VALUES", "pack", "pack_around", "shown", "unpack", "unpack_request"]
+__all__ = ["MAX_DEPTH", "MAX_LIST", "MAX_MAP", "MAX_VALUES", "pack", "pack_around", "pack_reply", "shown", "unpack", "unpack_request"]

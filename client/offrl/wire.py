@@ -590,7 +590,7 @@ class Prune(Request):
 
     reply = Pruned
     type: Literal["prune"] = "prune"
-    jobs: Annotated[int, Field(ge=0)] | None = None
+    jobs: Annotated[int, Field(ge=0, le=COUNT)] | None = None
     days: Annotated[float, Field(ge=0.0)] | None = None
     dry_run: bool = False
 
@@ -608,7 +608,7 @@ class ReadBackup(Request):
     type: Literal["read_backup"] = "read_backup"
     backup: JobId
     path: RelativePath
-    offset: Annotated[int, Field(ge=0)]
+    offset: Annotated[int, Field(ge=0, le=COUNT)]
     size: Annotated[int, Field(ge=1, le=CHUNK)]
 
 
@@ -683,12 +683,12 @@ def encode_reply(reply: Reply) -> bytes:
     """The bytes of a good reply."""
     if isinstance(reply, Encoded):
         return reply.body
-    return messages.pack({"protocol": PROTOCOL, "ok": True, "result": reply.model_dump()})
+    return messages.pack_reply({"protocol": PROTOCOL, "ok": True, "result": reply.model_dump()})
 
 
 def encoded_job(job: JobInfo) -> bytes:
     """A job as `encoded_list` puts it into a list."""
-    return messages.pack(job.model_dump())
+    return messages.pack_reply(job.model_dump())
 
 
 def encoded_list(name: str, entries: list[bytes], **others: Any) -> Encoded:
@@ -699,7 +699,7 @@ def encoded_list(name: str, entries: list[bytes], **others: Any) -> Encoded:
 def encode_error(error: OffrlError) -> bytes:
     """The bytes of an error reply."""
     told = {name: value if len(value) <= ERROR_TEXT else value[:ERROR_TEXT] + "..." for name, value in to_wire(error).items()}
-    return messages.pack({"protocol": PROTOCOL, "ok": False, "error": told})
+    return messages.pack_reply({"protocol": PROTOCOL, "ok": False, "error": told})
 
 
 def decode_reply(body: bytes, model: type[Reply]) -> Reply:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ipaddress
+import math
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,13 +18,18 @@ from offrl.errors import InvalidInput, NotAllowed, Unknown, nearest
 from offrl.explained import explained
 from offrld.daemon.state import SOCKET_LIMIT, State, default_state_dir
 
+MOST = 2**63 - 1         # of any number
+TEXT = 4096              # characters of any text
 Source = Literal["file", "environment", "command line"]
+
+
+CardName = Annotated[int, Field(ge=0, le=1023)] | Annotated[str, Field(pattern=r"^([0-9]{1,4}|(GPU|MIG)-[0-9A-Za-z/-]{1,100})$")]
 
 
 class Slots(BaseModel):
     """How many jobs run at once."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
     train: Annotated[
         Annotated[int, Field(ge=0, le=1024)] | Literal["auto"],
         Field(description='train jobs at once; 0 stops starting new ones; "auto": as many as the cards have slots, at least one'),
@@ -33,7 +40,7 @@ class Slots(BaseModel):
 class Grace(BaseModel):
     """Seconds that a worker has before it is killed."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
     cancel_s: Annotated[float, Field(gt=0, le=3600, description="after a cancel")] = 10.0
     pause_s: Annotated[float, Field(gt=0, le=3600, description="after a pause: time for a checkpoint")] = 60.0
     stop_s: Annotated[float, Field(gt=0, le=3600, description="when the service stops: time for a checkpoint")] = 10.0
@@ -44,7 +51,7 @@ class Grace(BaseModel):
 class Workers(BaseModel):
     """Workers that are started before there is a job for them."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
     spare: Annotated[int, Field(ge=0, le=64, description="workers that have torch loaded and wait for the next train job; 0: none")] = 1
     confine: Annotated[
         bool, Field(description="let the kernel (Landlock) refuse files that a job does not need; false: any file of the service's user")
@@ -55,9 +62,9 @@ class Workers(BaseModel):
 class Devices(BaseModel):
     """What train jobs share."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
     cards: Annotated[
-        list[int | str] | Literal["auto"],
+        Annotated[list[CardName], Field(max_length=256)] | Literal["auto"],
         Field(description='names of the cards as CUDA_VISIBLE_DEVICES takes them; "auto": all that nvidia-smi shows; []: none'),
     ] = "auto"
     slots: Annotated[int, Field(ge=1, le=256, description="train jobs on one card at once")] = 1
@@ -68,7 +75,7 @@ class Devices(BaseModel):
 class Limits(BaseModel):
     """How many jobs there may be; an owner is a key's name, or whoever uses the local socket. 0: any number."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
     unfinished: Annotated[int, Field(ge=0, description="jobs of all owners that have not ended; a submission above is refused")] = 10_000
     unfinished_per_owner: Annotated[int, Field(ge=0, description="the same of one owner")] = 0
     running_per_owner: Annotated[int, Field(ge=0, description="train jobs of one owner that run at once; the others wait")] = 0
@@ -77,7 +84,7 @@ class Limits(BaseModel):
 class Retry(BaseModel):
     """A job whose worker crashed, hung, was killed or ran out of memory is tried again from its last checkpoint."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
     attempts: Annotated[int, Field(ge=1, le=1000, description="attempts in a row, the first included; 1: no retry")] = 3
     first_s: Annotated[float, Field(ge=0, le=86400, description="seconds before the second attempt")] = 20.0
     factor: Annotated[float, Field(ge=1, le=100, description="each further wait is longer than the one before by this factor")] = 4.0
@@ -97,7 +104,7 @@ class Retry(BaseModel):
 class Keep(BaseModel):
     """What is kept of jobs that have ended; the rest is deleted. Never a pinned job, one that is needed, or a dataset."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
     jobs: Annotated[int, Field(ge=0, description="ended jobs of each kind and owner; 0: any number")] = 0
     days: Annotated[float, Field(ge=0, description="days after its end that a job is deleted; 0: never")] = 0.0
     checkpoints: Annotated[
@@ -108,7 +115,7 @@ class Keep(BaseModel):
 class Disk(BaseModel):
     """How much the state folder may hold."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
     quota_bytes: Annotated[
         int, Field(ge=0, description="above it no job or upload is taken or written, once retention has given back what it can; 0: none")
     ] = 0
@@ -117,7 +124,7 @@ class Disk(BaseModel):
 class Uploads(BaseModel):
     """Limits of uploads."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
     open: Annotated[int, Field(ge=1, le=10_000, description="unfinished uploads at once")] = 64
     open_per_owner: Annotated[
         int, Field(ge=0, description="the same of one owner; one idle for 10 s gives way to its owner's next; 0: as uploads.open")
@@ -129,7 +136,7 @@ class Uploads(BaseModel):
 class Named(BaseModel):
     """Datasets that are imported by a name; "" takes the environment variable of that meaning, else what is published."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
     downloads: Annotated[bool, Field(description="fetch files that are not there yet")] = True
     d4rl_dir: Annotated[str, Field(description="folder of D4RL's and d4rl-atari's files; D4RL_DATASET_DIR, ~/.d4rl/datasets")] = ""
     minari_dir: Annotated[str, Field(description="root of Minari's datasets; MINARI_DATASETS_PATH, ~/.minari/datasets")] = ""
@@ -149,7 +156,7 @@ class Named(BaseModel):
 class AuditLog(BaseModel):
     """The log of what changed something."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
     max_bytes: Annotated[int, Field(ge=1024, description="size at which audit.log becomes audit.log.1 and a new one is begun")] = 16 << 20
     keep: Annotated[int, Field(ge=1, le=1000, description="older parts kept; the oldest is deleted")] = 8
 
@@ -157,8 +164,8 @@ class AuditLog(BaseModel):
 class Settings(BaseModel):
     """All settings. Each stands under its name in ``offrld.toml``."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    state_dir: Annotated[Path, Field(description="folder of queue, datasets, jobs and the socket")]
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    state_dir: Annotated[Path, Field(strict=False, description="folder of queue, datasets, jobs and the socket")]
     bind: Annotated[str, Field(description="where clients connect: ipc://PATH, or tcp://HOST:PORT, where only listed keys are let in")]
     insecure: Annotated[bool, Field(description="allow a tcp address without keys; loopback only")] = False
     socket_group: Annotated[str | None, Field(description="group whose members may use the local socket as well")] = None
@@ -170,7 +177,9 @@ class Settings(BaseModel):
     input_memory_mb: Annotated[
         int, Field(ge=32, description="memory that unfinished messages and unread answers may fill before all connections are closed")
     ] = 1024
-    import_roots: Annotated[list[Path], Field(description="folders below which an import may name a path of this machine")] = []
+    import_roots: Annotated[
+        list[Annotated[Path, Field(strict=False)]], Field(description="folders below which an import may name a path of this machine")
+    ] = []
     log_level: Annotated[Literal["debug", "info", "warning", "error"], Field(description="what goes to stderr")] = "info"
     log_format: Annotated[Literal["text", "json"], Field(description="of the lines on stderr; as text the journal gets fields")] = "text"
     metrics_port: Annotated[int, Field(ge=0, le=65535, description="metrics for Prometheus at http://HOST:PORT/metrics; 0: none")] = 0
@@ -207,21 +216,23 @@ def load_with_sources(state_dir: str | None, bind: str | None, config: str | Non
     file = Path(config) if config else (Path(named) if named else default_state_dir()) / "offrld.toml"
     values: dict[str, Any] = {}
     try:
-        values = tomllib.loads(file.read_text())
+        values = tomllib.loads(file.read_text("utf-8-sig"))
     except FileNotFoundError:
         if config:
             raise InvalidInput(f"{file} does not exist", hint="--config names the daemon's settings, offrld.toml") from None
     except (OSError, UnicodeDecodeError) as error:
         # Of a state folder that is not this user's more is said later; a file that is there is not passed over.
         if config or os.path.exists(file) or not isinstance(error, PermissionError | NotADirectoryError):
-            raise InvalidInput(f"{file} cannot be read: {error}") from None
-    except tomllib.TOMLDecodeError as error:
-        raise InvalidInput(f"{file} is not TOML: {error}") from None
+            why = (error.strerror if isinstance(error, OSError) else None) or error
+            raise InvalidInput(f"{file} cannot be read: {why}", hint="offrld.toml is a text file in UTF-8") from None
+    except (ValueError, RecursionError) as error:  # also a number of thousands of digits
+        raise InvalidInput(f"{file} is not TOML: {error}", hint="`offrl config --default` prints a whole one") from None
     of: dict[str, Source] = dict.fromkeys(dotted(values), "file")
     if named:
         of["state_dir"] = "command line" if state_dir else "environment"
         values["state_dir"] = named
     values.setdefault("state_dir", str(default_state_dir()))
+    check_values(values, file)
     if isinstance(values["state_dir"], str):  # absolute, so that the workers, who run elsewhere, find it
         values["state_dir"] = os.path.realpath(os.path.expanduser(values["state_dir"]))
     if bind:
@@ -250,6 +261,33 @@ def dotted(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
+def check_values(values: Any, file: Path, name: str = "") -> None:
+    """`InvalidInput` for a value that no setting can have: a number that the queue cannot hold, text that is no name of anything."""
+    if isinstance(values, Mapping):
+        for inner, value in values.items():
+            check_values(value, file, f"{name}.{inner}" if name else str(inner))
+        return
+    for value in values if isinstance(values, list) else [values]:
+        if isinstance(value, list | Mapping):
+            check_values(value, file, name)
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise InvalidInput(f"{file}: {name}: {value} is no finite number", hint="`offrl config --default` shows all settings")
+        elif isinstance(value, int | float) and abs(value) > MOST:
+            raise InvalidInput(f"{file}: {name}: {value:.6g} is too large", hint=f"at most {MOST}")
+        elif isinstance(value, str) and (len(value) > TEXT or any(ord(c) < 32 or ord(c) == 127 for c in value)):
+            raise InvalidInput(f"{file}: {name}: {value[:80]!r} is too long or holds control characters", hint=f"at most {TEXT} characters")
+
+
+def tcp_parts(url: str) -> tuple[str, int]:
+    """Host and port of ``tcp://HOST:PORT``; ``*`` as port is 0, any free one. `InvalidInput`."""
+    host, _, port = url.removeprefix("tcp://").rpartition(":")
+    if port == "*":
+        port = "0"
+    if not host or not port.isascii() or not port.isdigit() or int(port[:6]) > 65535 or len(port) > 5 or re.search(r"[\s/;@]", host):
+        raise InvalidInput(f"{url!r} is not an address to listen on", hint="tcp://HOST:PORT with a port from 0 (any) to 65535")
+    return host.strip("[]"), int(port)
+
+
 def check_bind(url: str, insecure: bool) -> None:
     """Refuse an address that cannot be bound or must not be: `InvalidInput`, `NotAllowed`."""
     transport, _, address = url.partition("://")
@@ -262,9 +300,9 @@ def check_bind(url: str, insecure: bool) -> None:
             )
         return
     if transport == "tcp" and address:
+        host, _port = tcp_parts(url)
         if not insecure:
             return  # keys are required there
-        host = address.rpartition(":")[0].strip("[]")
         try:
             loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
         except ValueError:  # a name or *

@@ -7,7 +7,7 @@ from sqlite3 import Row
 from typing import Any, Literal
 
 from offrl.errors import Conflict, Unknown, nearest
-from offrl.message import pack
+from offrl.message import pack_reply
 from offrl.wire import ENTRY_BYTES, LIST_BYTES, DatasetInfo, Encoded, encoded_list
 from offrld.daemon import fitting
 from offrld.daemon.database import Connection
@@ -23,7 +23,7 @@ def listing(db: Connection, after: str | None = None) -> Encoded:
     size, last = 0, after
     for row in db.execute(f"{_ROWS} WHERE name > ? ORDER BY name", (after or "",)):
         info = _info(row, users)
-        entry = pack(fitting.dataset(info, ENTRY_BYTES).model_dump())
+        entry = pack_reply(fitting.dataset(info, ENTRY_BYTES).model_dump())
         size += len(entry)
         if size > LIST_BYTES:
             return encoded_list("datasets", packed, next=last)

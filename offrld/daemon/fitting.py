@@ -31,7 +31,7 @@ def job(info: JobInfo, most: int = WHOLE) -> JobInfo:
 
 
 def _cut(info: Info, most: int, cuts: tuple[tuple[str, Callable[[Any, int], Any]], ...], told: Callable[[list[str]], dict]) -> Info:
-    over = len(message.pack(info.model_dump())) - most
+    over = len(message.pack_reply(info.model_dump())) - most
     trimmed: list[str] = []
     for name, cut in cuts:
         if over <= 0:
@@ -47,7 +47,7 @@ def _cut(info: Info, most: int, cuts: tuple[tuple[str, Callable[[Any, int], Any]
 
 
 def _size(value: Any) -> int:
-    return len(message.pack({"": value}))
+    return len(message.pack_reply({"": value}))
 
 
 def _first_items(values: dict[str, Any], most: int) -> dict[str, Any]:
@@ -68,7 +68,7 @@ def _first_items(values: dict[str, Any], most: int) -> dict[str, Any]:
 def _first(values: list[Any], most: int) -> list[Any]:
     found = []
     for value in values:
-        most -= len(message.pack({"": value.model_dump() if hasattr(value, "model_dump") else value}))
+        most -= len(message.pack_reply({"": value.model_dump() if hasattr(value, "model_dump") else value}))
         if most < 0:
             break
         found.append(value)

@@ -28,6 +28,7 @@ NO_DESCRIPTOR_S = 0.1    # before the next accept() where none was left
 UNREAD = 64              # answers that are kept for a client that reads none; the next ones are dropped
 WAITING = 64             # messages of one connection that wait to be taken, before no more are read from it
 FRAMES = 4               # of a message with the one that names the client: its id, its body, its data
+SOCKET_HINT = "choose another address with --bind"
 GONE = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 log = logging.getLogger("offrld.server")
 
@@ -124,7 +125,8 @@ class LocalSocket:
         self._warned = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self.address = f"ipc://{path}"
-        clear(path)
+        if clearable(path):
+            path.unlink()
         self._socket = socket.socket(socket.AF_UNIX)
         try:
             self._socket.setblocking(False)
@@ -134,7 +136,7 @@ class LocalSocket:
         except OSError as error:
             self._socket.close()
             why = error.strerror or error
-            raise InvalidInput(f"cannot listen on ipc://{path}: {why}", hint="choose another address with --bind") from None
+            raise InvalidInput(f"cannot listen on ipc://{path}: {why}", hint=SOCKET_HINT) from None
         except BaseException:
             self._socket.close()
             raise
@@ -250,19 +252,17 @@ class LocalSocket:
             log.warning("%s on %s: no more are taken for now", what, self.address)
 
 
-def clear(path: Path) -> None:
-    """Make room for the socket: a dead daemon's is removed, anything else stays and is an error."""
+def clearable(path: Path) -> bool:
+    """Whether a dead daemon's socket is in the way; `InvalidInput` where anything else is, which stays."""
     try:
         mode = path.lstat().st_mode
     except FileNotFoundError:
-        return
-    except (OSError, ValueError) as error:
-        raise InvalidInput(
-            f"cannot listen on {path}: {getattr(error, 'strerror', None) or error}", hint="choose another address with --bind"
-        ) from None
+        return False
+    except OSError as error:
+        raise InvalidInput(f"cannot listen on {path}: {error.strerror}", hint=SOCKET_HINT) from None
     if not stat.S_ISSOCK(mode):
         raise InvalidInput(f"{path} exists and is not a socket", hint="move it away, or choose another address with --bind")
-    path.unlink()
+    return True
 
 
 def permit(path: Path, group: int | None) -> None:

@@ -15,7 +15,7 @@ from typing import NoReturn
 from offrl import streams, wire
 from offrl.address import socket_url, usual_state_dirs
 from offrl_store.errors import OffrlError
-from offrld.daemon import logs, memory, settings_list, watchdog
+from offrld.daemon import logs, memory, settings_list, startable, watchdog
 from offrld.daemon.app import App, version
 from offrld.daemon.config import Settings, Sources, load_with_sources
 from offrld.daemon.endpoint import group_id
@@ -56,6 +56,7 @@ def main(argv: Sequence[str] | None = None, *, executor: LocalExecutor | None = 
             return 0
         settings, sources = load_with_sources(arguments.state_dir, arguments.bind, arguments.config, arguments.insecure)
         if arguments.check_config:
+            startable.check(settings)
             found = "good" if sources.file.exists() else "not there"
             print(f"{sources.file}: {found}; {len(sources.of)} settings given, the others have their defaults")
             return 0
@@ -65,6 +66,7 @@ def main(argv: Sequence[str] | None = None, *, executor: LocalExecutor | None = 
         logs.setup(settings.log_level, settings.log_format)
         os.umask(0o077)
         sys.setswitchinterval(0.001)  # a thread that makes a list of 1,000 jobs gives way to the event loop after 1 ms, not 5
+        startable.check(settings)
         state = State(settings.state_dir)
         state.prepare(None if settings.socket_group is None else group_id(settings.socket_group))
         state.check()

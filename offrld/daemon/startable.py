@@ -1,0 +1,104 @@
+"""Whether the daemon could start with its settings, asked before anything is made or changed: at the start, and by ``--check-config``."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import socket
+import time
+from pathlib import Path
+
+from offrl import keys
+from offrl.errors import InvalidInput
+from offrld.daemon.config import Settings, tcp_parts
+from offrld.daemon.endpoint import group_id
+from offrld.daemon.local import SOCKET_HINT, clearable
+from offrld.daemon.state import RESTORING, State
+
+FREE_S = 1.0  # for the process of a daemon that has just been killed to give back its address
+
+
+def check(settings: Settings) -> None:
+    """Raises `InvalidInput` or `NotAllowed` for the first thing that would keep the daemon from starting.
+
+    That an address is taken is no fault where a daemon of this state folder runs: it has taken it.
+    """
+    state = State(settings.state_dir)
+    if settings.socket_group is not None:
+        group_id(settings.socket_group)
+    _check_folder(state.root)
+    if (state.root / RESTORING).exists():
+        raise InvalidInput(f"{state.root} is being restored, or a restore was cut short", hint="empty the folder, then `offrl restore`")
+    if state.root.exists():
+        state.check()
+    if settings.bind.startswith("ipc://"):
+        path = Path(settings.bind.removeprefix("ipc://"))
+        if path != state.socket:
+            if not path.parent.is_dir():
+                raise InvalidInput(f"cannot listen on {settings.bind}: no folder {path.parent}", hint=SOCKET_HINT)
+            if not os.access(path.parent, os.W_OK | os.X_OK):
+                raise InvalidInput(f"cannot listen on {settings.bind}: {path.parent} cannot be written by this user", hint=SOCKET_HINT)
+        clearable(path)
+    elif not settings.insecure and keys.server_file(state.root).exists():
+        keys.server_pair(state.root)
+    if not _runs(state):
+        if settings.bind.startswith("tcp://"):
+            host, port = tcp_parts(settings.bind)
+            _check_address(f"cannot listen on {settings.bind}", host, port, SOCKET_HINT)
+        if settings.metrics_port:
+            where = f"metrics cannot be served at {settings.metrics_host}:{settings.metrics_port}"
+            _check_address(where, settings.metrics_host, settings.metrics_port, "choose another metrics_port, or 0 for none")
+
+
+def _check_folder(root: Path) -> None:
+    """The state folder is there and usable, or can be made."""
+    hint = "choose another one with --state-dir"
+    nearest = root
+    try:
+        while not nearest.exists():
+            nearest = nearest.parent
+        if len(os.fsencode(root.name)) > 255:
+            raise InvalidInput(f"cannot use {root} as the state folder: File name too long", hint=hint)
+        if not nearest.is_dir():
+            raise InvalidInput(f"cannot use {root} as the state folder: {nearest} is not a folder", hint=hint)
+        if nearest != root and not os.access(nearest, os.W_OK | os.X_OK):
+            raise InvalidInput(f"cannot use {root} as the state folder: {nearest} cannot be written by this user", hint=hint)
+    except OSError as error:
+        raise InvalidInput(f"cannot use {root} as the state folder: {error.strerror}", hint=hint) from None
+
+
+def _runs(state: State) -> bool:
+    """Whether a daemon holds the lock of the state folder."""
+    try:
+        descriptor = os.open(state.run / "offrld.lock", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    else:
+        return False
+    finally:
+        os.close(descriptor)
+
+
+def _check_address(what: str, host: str, port: int, hint: str) -> None:
+    """Nobody listens there, and it is an address of this machine. A name of a network interface is ZeroMQ's to look up."""
+    if host in (name for _, name in socket.if_nameindex()):
+        return
+    end = time.monotonic() + FREE_S
+    while True:
+        try:
+            found = socket.getaddrinfo(None if host in ("*", "") else host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+            family, kind, protocol, _, address = found[0]
+            with socket.socket(family, kind, protocol) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(address)
+                probe.listen(1)
+            return
+        except (OSError, UnicodeError) as error:
+            if not (isinstance(error, OSError) and error.errno == errno.EADDRINUSE and time.monotonic() < end):
+                raise InvalidInput(f"{what}: {getattr(error, 'strerror', None) or error}", hint=hint) from None
+        time.sleep(0.05)
