@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 
 from offrl.errors import InvalidInput, NoDaemon, NotAllowed
 
@@ -86,14 +87,26 @@ def mechanism(url: str, timeout_s: float = CONNECT_TIMEOUT_S) -> str:
     return greeting[12:32].rstrip(b"\0").decode(errors="replace") if len(greeting) >= 32 and greeting[0] == 0xFF else ""
 
 
+def _connect(path: str, end: float) -> None:
+    """Connect to a unix socket; where more do than it takes just now, again and again until the time ``end``."""
+    while True:
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as plain:
+                plain.settimeout(max(0.001, end - time.monotonic()))
+                plain.connect(path)
+            return
+        except BlockingIOError:
+            if time.monotonic() >= end:
+                raise
+        time.sleep(0.005)
+
+
 def probe(url: str, timeout_s: float = CONNECT_TIMEOUT_S) -> None:
     """Return if somebody accepts connections at ``url``; `NoDaemon` or `NotAllowed` if not, within ``timeout_s``."""
     transport, _, rest = url.partition("://")
     try:
         if transport == "ipc":
-            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as plain:
-                plain.settimeout(timeout_s)
-                plain.connect(rest)
+            _connect(rest, time.monotonic() + timeout_s)
         else:
             host, _, port = rest.rpartition(":")
             socket.create_connection((host.strip("[]"), int(port)), timeout=timeout_s).close()

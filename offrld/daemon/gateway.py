@@ -27,8 +27,9 @@ HANDSHAKE_MS = 5_000     # a connection that has not said who it is by then is c
 HEARTBEAT_MS = 20_000    # a client whose machine is gone leaves no connection behind
 BIND_S = 2.0             # for a former gateway to give back the address
 AT_ONCE = 64             # messages taken before others get a turn
-FULL_S = 0.01            # pause of the accepting thread's news where no descriptor is left
-ACCEPTED, FAILED, GONE = int(zmq.EVENT_ACCEPTED), int(zmq.EVENT_ACCEPT_FAILED), int(zmq.EVENT_DISCONNECTED)
+WAIT_S = 0.05            # for a client's answers to be sent, before the next is dropped
+SLOW = 10_000            # clients that are known to read nothing
+ACCEPTED, GONE = int(zmq.EVENT_ACCEPTED), int(zmq.EVENT_DISCONNECTED)
 
 
 class Gateway:
@@ -43,6 +44,8 @@ class Gateway:
         self._router = self._context.socket(zmq.ROUTER)
         self._connected: set[int] = set()
         self._warned = False
+        self._slow: set[bytes] = set()  # clients that read nothing
+        self._router.setsockopt(zmq.ROUTER_MANDATORY, 1)  # else what ZeroMQ does not take is dropped unseen
         secret = options["secret"]
         for option, value in {
             zmq.MAXMSGSIZE: options["max_message"], zmq.RCVHWM: options["per_client"], zmq.SNDHWM: options["per_client"], zmq.LINGER: 1000,
@@ -94,9 +97,6 @@ class Gateway:
                     base = self._give_back(base, grown)
         self._router.close()
         self._zap.close(0)
-        self._router_closed()
-
-    def _router_closed(self) -> None:
         self._monitor.close(0)
         self._context.term()
 
@@ -115,14 +115,32 @@ class Gateway:
             return False
         for _, message in self._reader.feed(data):
             if message[0] == b"m":
-                with contextlib.suppress(zmq.ZMQError):  # it has gone, or reads nothing
-                    self._router.send_multipart(message[1:], zmq.NOBLOCK)
+                self._to_client(message[1:])
             elif message[0] == b"z":
                 with contextlib.suppress(zmq.ZMQError):  # the handshake has gone
                     self._zap.send_multipart(message[1:], zmq.NOBLOCK)
             elif message[0] == b"d":
                 self._disconnect()
         return bool(data)
+
+    def _to_client(self, message: list[bytes]) -> None:
+        """Send an answer. Where ZeroMQ keeps as many for the client as it may, its thread gets a moment to send them; who reads none gets
+        none."""
+        end = time.monotonic() + (0.0 if message[0] in self._slow else WAIT_S)
+        while True:
+            try:
+                self._router.send_multipart(message, zmq.NOBLOCK)
+                self._slow.discard(message[0])
+                return
+            except zmq.Again:
+                if time.monotonic() >= end:
+                    if len(self._slow) > SLOW:
+                        self._slow.clear()
+                    self._slow.add(message[0])
+                    return
+                time.sleep(0.0005)
+            except zmq.ZMQError:  # it has gone
+                return
 
     def _from_clients(self) -> None:
         for _ in range(AT_ONCE):

@@ -1,7 +1,7 @@
 """The local socket: ZMTP over a unix socket, spoken by the daemon itself, so that it decides before a connection takes a descriptor.
 
-ZeroMQ's own listener ends the process where accept() finds no descriptor left. Here a connection above the limit is closed as it comes; one
-that has not said anything yet gives way to it, so that a flood of silent ones keeps nobody out.
+ZeroMQ's own listener ends the process where accept() finds no descriptor left. Here a connection above the limit is closed as it comes, or
+one that has not said anything yet gives way to it, so that a flood of silent ones keeps nobody out.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import os
 import socket
 import stat
 import struct
-from collections import OrderedDict, deque
+import time
+from collections import Counter, OrderedDict, deque
 from pathlib import Path
 
 from offrl import wire
@@ -22,8 +23,9 @@ from offrl.errors import InvalidInput
 from offrld.daemon import frames
 
 HANDSHAKE_S = 5.0        # a connection that has not said who it is by then is closed
-BACKLOG = 512            # connections that the kernel keeps until they are accepted
-AT_ONCE = 32             # connections accepted before others get a turn
+BACKLOG = 4096           # connections that the kernel keeps until they are accepted
+AT_ONCE = 128            # connections accepted before others get a turn
+SILENT_S = 0.5           # that a connection has to send a message, before it may give way
 NO_DESCRIPTOR_S = 0.1    # before the next accept() where none was left
 UNREAD = 64              # answers that are kept for a client that reads none; the next ones are dropped
 WAITING = 64             # messages of one connection that wait to be taken, before no more are read from it
@@ -34,10 +36,12 @@ log = logging.getLogger("offrld.server")
 
 
 class Peer(asyncio.Protocol):
-    """One connection. ``uid``: of the process at its other end."""
+    """One connection. ``pid``, ``uid``: of the process at its other end."""
 
-    def __init__(self, listener: LocalSocket, route: bytes, uid: int) -> None:
-        self.route, self.uid = route, uid
+    def __init__(self, listener: LocalSocket, route: bytes, pid: int, uid: int, accepted: socket.socket) -> None:
+        self.route, self.pid, self.uid = route, pid, uid
+        self.accepted = accepted
+        self.since = time.monotonic()
         self.messages: deque[list[bytes]] = deque()
         self.spoke = False                  # has sent a message
         self._listener = listener
@@ -45,7 +49,7 @@ class Peer(asyncio.Protocol):
         self._greeting: bytearray | None = bytearray()
         self._ready = False
         self._unread = 0                    # answers since the last time that all had been taken by the kernel
-        self.transport: asyncio.Transport = None  # type: ignore[assignment]  # until it is connected
+        self.transport: asyncio.Transport | None = None  # until it is connected
         self._late: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -55,6 +59,7 @@ class Peer(asyncio.Protocol):
         self._late = asyncio.get_running_loop().call_later(HANDSHAKE_S, transport.abort)
 
     def data_received(self, data: bytes) -> None:
+        assert self.transport is not None
         try:
             if self._greeting is not None:
                 self._greeting += data
@@ -71,7 +76,15 @@ class Peer(asyncio.Protocol):
             self._listener.broken(error)
             self.transport.abort()
 
+    def abort(self) -> None:
+        """Close it at once."""
+        if self.transport is not None:
+            self.transport.abort()
+        else:
+            self.accepted.close()
+
     def _command(self, body: bytes) -> None:
+        assert self.transport is not None
         if not self._ready:
             if not body.startswith(b"\x05READY"):
                 raise frames.Broken("no READY")
@@ -85,6 +98,7 @@ class Peer(asyncio.Protocol):
     def _message(self, message: list[bytes]) -> None:
         if not self._ready:
             raise frames.Broken("a message before READY")
+        assert self.transport is not None
         self.spoke = True
         self.messages.append([self.route, *message])
         self._listener.arrived(self)
@@ -94,12 +108,14 @@ class Peer(asyncio.Protocol):
     def take(self) -> list[bytes]:
         """The message that waits for longest."""
         message = self.messages.popleft()
-        if len(self.messages) == WAITING // 2:
+        if self.transport is not None and len(self.messages) == WAITING // 2:
             self.transport.resume_reading()
         return message
 
     def send(self, message: list[bytes]) -> None:
         """Send a message, or drop it where the other side reads none."""
+        if self.transport is None:
+            return
         if not self.transport.get_write_buffer_size():
             self._unread = 0
         elif self._unread >= UNREAD:
@@ -119,6 +135,7 @@ class LocalSocket:
     def __init__(self, path: Path, *, group: int | None, most: int) -> None:
         self._most = most
         self._peers: OrderedDict[bytes, Peer] = OrderedDict()  # those that have come first come first
+        self._of_process: Counter[int] = Counter()             # process at the other end -> connections
         self._waiting: deque[Peer] = deque()                   # with messages, each once
         self._news = asyncio.Event()
         self._number = 0
@@ -164,7 +181,7 @@ class LocalSocket:
     def disconnect(self) -> int:
         """Close every connection; how many there were."""
         for peer in list(self._peers.values()):
-            peer.transport.abort()
+            peer.abort()
         return len(self._peers)
 
     async def close(self) -> None:
@@ -173,7 +190,8 @@ class LocalSocket:
             self._loop.remove_reader(self._socket)
         self._socket.close()
         for peer in list(self._peers.values()):
-            peer.transport.close()
+            if peer.transport is not None:
+                peer.transport.close()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(1.0):
                 while self._peers:
@@ -189,7 +207,10 @@ class LocalSocket:
 
     def lost(self, peer: Peer) -> None:
         """It is gone."""
-        self._peers.pop(peer.route, None)
+        if self._peers.pop(peer.route, None) is not None:
+            self._of_process[peer.pid] -= 1
+            if not self._of_process[peer.pid]:
+                del self._of_process[peer.pid]
         self._warned = self._warned and len(self._peers) > self._most // 2
         if peer.messages:
             peer.messages.clear()
@@ -215,30 +236,41 @@ class LocalSocket:
                 self._loop.remove_reader(self._socket)
                 self._loop.call_later(NO_DESCRIPTOR_S, self._again)
                 return
-            if len(self._peers) >= self._most and not self._make_room():
+            pid, uid = _credentials(connection)
+            if len(self._peers) >= self._most:
                 self._warn(f"{len(self._peers)} connections")
-                connection.close()
-                continue
+                if not self._make_room(pid):
+                    connection.close()
+                    continue
             connection.setblocking(False)
             self._number += 1
-            peer = Peer(self, self._number.to_bytes(8, "big"), _uid(connection))
+            peer = Peer(self, self._number.to_bytes(8, "big"), pid, uid, connection)
             self._peers[peer.route] = peer
-            self._loop.create_task(self._connect(peer, connection))
+            self._of_process[pid] += 1
+            self._loop.create_task(self._connect(peer))
 
-    async def _connect(self, peer: Peer, connection: socket.socket) -> None:
+    async def _connect(self, peer: Peer) -> None:
+        if peer.accepted.fileno() < 0:  # it has given way already
+            return
         try:
-            await asyncio.get_running_loop().connect_accepted_socket(lambda: peer, connection)
-        except OSError:  # it has gone
-            connection.close()
-            self._peers.pop(peer.route, None)
+            await asyncio.get_running_loop().connect_accepted_socket(lambda: peer, peer.accepted)
+        except (OSError, ValueError):  # it has gone
+            peer.accepted.close()
+            self.lost(peer)
 
-    def _make_room(self) -> bool:
-        """Close the oldest connection that has never sent a message; whether there was one."""
+    def _make_room(self, pid: int | None = None) -> bool:
+        """Close a connection that has never sent a message: of the process that has most of them, if ``pid`` has fewer; else the oldest
+        that has had its time. Whether there was one."""
+        now, process = time.monotonic(), None
+        if pid is not None:
+            process, most = max(self._of_process.items(), key=lambda item: item[1])
+            if most <= self._of_process[pid] + 1:
+                process = None
         for peer in self._peers.values():
-            if not peer.spoke and peer.transport is not None and not peer.transport.is_closing():
-                self._warn(f"{len(self._peers)} connections")
-                peer.transport.abort()
-                del self._peers[peer.route]
+            fits = peer.pid == process if process is not None else now - peer.since > SILENT_S
+            if fits and not peer.spoke:
+                peer.abort()
+                self.lost(peer)
                 return True
         return False
 
@@ -279,7 +311,7 @@ def permit(path: Path, group: int | None) -> None:
         ) from None
 
 
-def _uid(connection: socket.socket) -> int:
-    """The user at the other end, as the kernel says."""
-    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    return int(struct.unpack("3i", credentials)[1])
+def _credentials(connection: socket.socket) -> tuple[int, int]:
+    """Process and user at the other end, as the kernel says."""
+    pid, uid, _gid = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
+    return pid, uid

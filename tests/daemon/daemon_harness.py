@@ -46,7 +46,7 @@ def alive(pid: int) -> bool:
 def gateway(daemon: Daemon) -> int:
     """The process that listens on the daemon's tcp address."""
     assert daemon.process is not None
-    children = Path(f"/proc/{daemon.process.pid}/task/{daemon.process.pid}/children").read_text().split()
+    children = [pid for task in Path(f"/proc/{daemon.process.pid}/task").glob("*/children") for pid in task.read_text().split()]
     return next(int(pid) for pid in children if b"offrld.daemon.gateway" in Path(f"/proc/{pid}/cmdline").read_bytes())
 
 
