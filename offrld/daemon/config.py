@@ -32,7 +32,7 @@ class Slots(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
     train: Annotated[
         Annotated[int, Field(ge=0, le=1024)] | Literal["auto"],
-        Field(description='train jobs at once; 0 stops starting new ones; "auto": as many as the cards have slots, at least one'),
+        Field(description='train jobs at once; 0 stops starting new ones; "auto": all that cores, memory and cards have room for'),
     ] = "auto"
     light: Annotated[int, Field(ge=1, le=1024, description="import and export jobs at once, in a lane of their own")] = 1
 

@@ -23,6 +23,7 @@ CONTEXT_MB = 600         # what a CUDA context, its libraries and kernels take b
 SEED_MB = 64             # networks, their moments and activations of one seed: a guess, until an attempt has told its peak
 MARGIN = 1.1             # on a measured peak
 MB = 1 << 20
+UNLISTED = ("/dev/kfd", "/dev/nvidiactl", "/dev/dxg")  # there where a driver of cards is
 log = logging.getLogger("offrld.devices")
 
 
@@ -46,6 +47,12 @@ class Inventory:
     def slots(self) -> int:
         """Jobs that the cards take at once."""
         return sum(card.slots for card in self.cards or ())
+
+    @property
+    def most_jobs(self) -> int:
+        """Train jobs that may run at once: one for each thread, of which a job may want more. One where there are cards that only the
+        workers see: two of them could take the same."""
+        return self.threads if self.cards is not None or not any(os.path.exists(path) for path in UNLISTED) else 1
 
 
 @dataclass(frozen=True)

@@ -122,6 +122,7 @@ class Keeper:
             )
 
     async def _prune_all(self) -> None:
+        await self._removal.purge()  # of a daemon that died meanwhile
         keep = self._settings.keep
         if keep.jobs or keep.days:
             pruned, more = await self.prune(keep.jobs, keep.days, dry_run=False)

@@ -49,7 +49,7 @@ class Listing:
             before: only jobs with a lower number (``seq``).
         """
         where, values = {
-            None: ("kind <> 'import'", ()), "all": ("1", ()),
+            None: ("kind NOT IN ('import', 'removed')", ()), "all": ("kind <> 'removed'", ()),
         }.get(kind, ("kind = ?", (kind,)))  # fmt: skip
         if before is not None:
             where, values = f"{where} AND seq < ?", (*values, before)

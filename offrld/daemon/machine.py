@@ -18,6 +18,7 @@ from offrl.wire import Gpu, MachineInfo
 BETWEEN_S = 0.5          # samples of processor time closer together than this say nothing
 GPU_S = 2.0              # age at which the cards are asked for again
 GPU_WAIT_S = 1.5         # for the first answer of the cards; later ones are not waited for
+CGROUP = Path("/sys/fs/cgroup")
 GPU_LIMIT_S = 20.0       # a driver that hangs
 GPU_QUERY = "index,name,utilization.gpu,memory.used,memory.total,temperature.gpu,power.draw"
 MIB = 1 << 20
@@ -131,6 +132,27 @@ def _memory() -> dict[str, int]:
     except OSError:
         return {}
     return {name: int(value.split()[0]) * 1024 for name, _, value in (line.partition(":") for line in lines) if value.split()}
+
+
+def memory_left() -> tuple[int, int]:
+    """Bytes that a process could get, and bytes in all: of the machine, or of its container where that has less."""
+    found = _memory()
+    free, total = found.get("MemAvailable", 1 << 62), found.get("MemTotal", 1 << 62)
+    try:
+        limit, used = ((CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        if limit != "max":
+            free, total = min(free, int(limit) - int(used)), min(total, int(limit))
+    except (OSError, ValueError):  # no container, or an older kernel's
+        pass
+    return free, total
+
+
+def resident_of(pid: int) -> int:
+    """Bytes of a process in memory; 0 where it is gone."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, IndexError):
+        return 0
 
 
 def _resident() -> int:

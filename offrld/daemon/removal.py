@@ -31,9 +31,15 @@ class Removal:
         """Delete an ended job with all its files; what it was. Raises `Unknown`, and `Conflict` naming what needs it."""
         removed = await self._both(self._state.job(job), lambda db: queue.remove(db, job))
         await asyncio.to_thread(housekeeping.forget_run, self._state, job)
+        await self.purge()
         if removed.kind == "import" and removed.spec.get("upload"):
             await asyncio.to_thread(self._uploads.remove, removed.spec["upload"])
         return removed
+
+    async def purge(self) -> None:
+        """Delete what is left of removed jobs, a part at a time: whatever else is written comes in between."""
+        while await self._database.write(queue.purge):
+            await asyncio.sleep(0)
 
     async def dataset(self, name: str, caller: Caller) -> None:
         """Delete a dataset for ``caller``. Raises `Unknown`, `NotAllowed`, and `Conflict` naming the jobs that use it."""

@@ -40,7 +40,7 @@ def expired(
         """
         SELECT id, place, :days > 0 AND finished_at < :now - 86400.0 * :days AS old
         FROM (SELECT *, row_number() OVER (PARTITION BY kind, owner ORDER BY finished_at DESC, seq DESC) AS place FROM jobs
-              WHERE state IN ('succeeded', 'failed', 'cancelled'))
+              WHERE state IN ('succeeded', 'failed', 'cancelled') AND kind <> 'removed')
         WHERE NOT pinned AND (old OR (:jobs > 0 AND place > :jobs))
         ORDER BY finished_at, seq
         """,

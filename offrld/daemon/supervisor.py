@@ -19,7 +19,7 @@ from typing import Any
 
 from offrl.job import MAKES_STEPS, PAUSABLE, JobState
 from offrl_store.errors import OffrlError
-from offrld.daemon import datasets, devices, housekeeping, orphans, queue
+from offrld.daemon import datasets, devices, housekeeping, machine, orphans, queue
 from offrld.daemon.config import Settings
 from offrld.daemon.database import Connection, Database
 from offrld.daemon.hub import Hub
@@ -37,7 +37,9 @@ from offrld.executors.oom import OomCounter
 
 GATHER_S = 0.05      # lines that come so close together are taken over in one transaction
 RETRY_S = 2.0        # before the queue is tried again where it could not be written (full disk)
-CLOCK_S = 2.0        # between two looks at the clock while jobs wait for a time
+CLOCK_S = 2.0        # between two looks at the clock while jobs wait for a time, or for memory
+WORKER_BYTES = 600 << 20  # of a train worker, until one was measured
+RESERVE = 0.1        # of the machine's memory, which no further train job is started into
 HOUSEKEEPING_S = 3600.0
 HOUSE_RETRY_S = 60.0
 LOOK_S = 5.0         # between two looks at a running worker: whether it lives, and whether the kernel has ended processes for their memory
@@ -97,6 +99,8 @@ class Supervisor:
         self.devices = devices.Pool(devices.Inventory(settings.devices.threads or devices.threads_here()))
         # Looked for before anything is started here, so that all that is found is a former daemon's.
         self._leftovers = leftovers(state.root)
+        self._largest = WORKER_BYTES  # of a train worker that was seen
+        self._short = False           # jobs wait for memory
 
     @property
     def running(self) -> int:
@@ -173,13 +177,15 @@ class Supervisor:
 
     # ------------------------------------------------------------------------------------------------------------- schedule
     async def _start_jobs(self) -> None:
-        train = self._settings.slots.train
-        slots = {
-            "train": max(1, self.devices.inventory.slots) if train == "auto" else train,
-            "light": self._settings.slots.light,
-        }
+        train, automatic = self._settings.slots.train, self._settings.slots.train == "auto"
+        # By itself the plan of the cards and CPU threads says how many have room.
+        slots = {"train": self.devices.inventory.most_jobs if automatic else train, "light": self._settings.slots.light}
+        self._short = False
         for lane, count in slots.items():
             while self._busy[lane] < count and not self._stopping:
+                if lane == "train" and automatic and self._busy[lane] and not self._has_memory():
+                    self._short = True
+                    break
                 fitting = _Fitting(self.devices) if lane == "train" else None
                 job = await self._database.write(
                     queue.claim, lane, fitting, longest_retry_s=self._settings.retry.max_s,
@@ -189,9 +195,17 @@ class Supervisor:
                     break
                 self._begin(job, self._work, fitting.place if fitting is not None else None)
 
+    def _has_memory(self) -> bool:
+        """Whether one more train job fits beside those that run: the largest of their workers so far, again, and a reserve."""
+        self._largest = max([self._largest, *(machine.resident_of(a.worker.pid) for a in self._attempts.values() if a.worker is not None)])
+        free, total = machine.memory_left()
+        return free - self._largest >= RESERVE * total
+
     async def _until_next_start(self) -> float | None:
         """Seconds until a job may start that waits for a time; None where none does. Looked at again now and then: clocks are set."""
         at = await self._database.read(queue.next_start)
+        if self._short:
+            return CLOCK_S
         return None if at is None else min(max(at - time.time(), 0.0) + 0.01, CLOCK_S)
 
     def _begin(self, job: Job, work: Work, place: devices.Place | None = None) -> None:

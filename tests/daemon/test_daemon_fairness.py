@@ -13,14 +13,17 @@ from daemon_harness import Daemon, until
 from queue_database import do
 
 from offrl import Client, message, wire
-from offrl.errors import LimitReached, NotAllowed
+from offrl.errors import LimitReached, NotAllowed, Unknown
 from offrl.job import CollectSpec
 from offrl.wire import DatasetInfo
 from offrld.daemon import dataset_rows, datasets, fitting, queue, rights
 from offrld.daemon.caller import Caller
 from offrld.daemon.config import Limits
 from offrld.daemon.database import Connection, connect
+from offrld.daemon.listing import Listing
 from offrld.daemon.passes import Passes, forever
+from offrld.daemon.queue.control import PART
+from offrld.daemon.records import find
 from offrld.daemon.state import State
 
 ARM1, ARM2, BOSS = Caller("arm1", "submitter"), Caller("arm2", "submitter"), Caller("boss", "operator")
@@ -195,3 +198,47 @@ def test_housekeeping_survives_a_folder_that_is_away_for_a_moment(new_daemon: Ca
     daemon.ask(wire.OpenUpload(upload="up-1", files=[wire.FileEntry(path="a", size=10, sha256="0" * 64)]))
     until(lambda: not list(folder.iterdir()))
     assert "background" not in {check.name for check in daemon.ask(wire.Checkup()).checks}
+
+
+# ------------------------------------------------------------------------------------------------------------- long transactions
+def test_a_job_with_many_events_is_deleted_in_small_parts(db: Connection) -> None:
+    keep(db, "data")
+    spec = CollectSpec(env="CartPole-v1", dataset="steps", steps=10)
+    job, other = (do(db, queue.submit, spec, owner="arm1")[0] for _ in range(2))
+    do(db, queue.submit, spec, owner="arm1", after=[other])
+    seq = db.execute("SELECT seq FROM jobs WHERE id = ?", (job,)).fetchone()[0]
+    count = 3 * PART + 10
+    db.executemany("INSERT INTO events (seq, n, body) VALUES (?, ?, '{}')", ((seq, n) for n in range(2, count + 1)))
+    db.execute("UPDATE jobs SET state = 'failed', events = ? WHERE seq = ?", (count, seq))
+    removed = do(db, queue.remove, job)
+    assert removed.id == job
+    with pytest.raises(Unknown):
+        find(db, job)
+    listed = wire.decode_reply(do(db, Listing().make, "all", 1000, Limits()).body, wire.JobList)
+    assert job not in {info.job for info in listed.jobs}
+    assert len(listed.jobs) == 2
+    left, parts = count, 0
+    while do(db, queue.purge):
+        now = db.execute("SELECT count(*) FROM events WHERE seq = ?", (seq,)).fetchone()[0]
+        assert left - now <= PART
+        left, parts = now, parts + 1
+    assert (left, parts) == (0, 5)  # four of events, and then the job
+    assert db.execute("SELECT count(*) FROM jobs").fetchone()[0] == 2
+
+
+# ------------------------------------------------------------------------------------------------------------------------ slots
+def test_slots_fill_the_machine(new_daemon: Callable[..., Daemon]) -> None:
+    daemon = new_daemon("[workers]\nspare = 0\n[devices]\nthreads = 3\ncards = []\n[grace]\ncancel_s = 0.3\n").start()
+    daemon.dataset("data")
+    jobs = [daemon.train("data", "hang") for _ in range(5)]
+    wide = daemon.train("data", "hang", threads=2, priority=5)
+    for job in jobs[:3]:
+        daemon.wait(job, "running")
+    assert {daemon.job(job).state for job in jobs[3:]} == {"queued"}
+    for job in jobs[:2]:
+        daemon.control(job, "cancel")
+    daemon.wait(wide, "running")  # it takes two threads: all three are in use again
+    assert {daemon.job(job).state for job in jobs[3:]} == {"queued"}
+    for job in [*jobs[2:], wide]:
+        daemon.control(job, "cancel")
+        daemon.wait(job)

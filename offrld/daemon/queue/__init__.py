@@ -4,13 +4,13 @@ A claim never deletes or hides the row; every change of state writes its numbere
 """
 
 from offrld.daemon.queue.claiming import Full, claim, keep_peak, next_start, order, running, sizes
-from offrld.daemon.queue.control import control, remove, users
+from offrld.daemon.queue.control import REMOVED, control, purge, remove, users
 from offrld.daemon.queue.ending import finish, progress
 from offrld.daemon.queue.moves import UNFINISHED
 from offrld.daemon.queue.pausing import pause, paused, resume
 from offrld.daemon.queue.submission import by_key, submit
 
 __all__ = [
-    "UNFINISHED", "Full", "by_key", "claim", "control", "finish", "keep_peak", "next_start", "order", "pause", "paused", "progress",
-    "remove", "resume", "running", "sizes", "submit", "users",
+    "REMOVED", "UNFINISHED", "Full", "by_key", "claim", "control", "finish", "keep_peak", "next_start", "order", "pause", "paused", "progress",
+    "purge", "remove", "resume", "running", "sizes", "submit", "users",
 ]  # fmt: skip

@@ -13,6 +13,8 @@ from offrld.daemon.queue.moves import UNFINISHED, broken, move, word
 from offrld.daemon.queue.submission import check_limits, import_target, pin_dataset
 from offrld.daemon.records import Job, find
 
+PART = 5000              # events deleted in one transaction
+REMOVED = "removed"      # kind of a job of which only events are left
 INTENTS = {"pause": "pausing", "cancel": "cancelling", "resume": "resuming after the pause"}
 
 
@@ -46,9 +48,27 @@ def remove(db: Connection, job: str) -> Job:
         raise Conflict(f"job {job} is pinned", hint=f"`offrl unpin {job}` first")
     if needing := users(db, job):
         raise Conflict(f"job {job} is needed by {fitting.names(needing)}", hint="wait for them, or cancel them first")
-    db.execute("DELETE FROM jobs WHERE seq = ?", (found.seq,))
+    if found.events <= PART:
+        db.execute("DELETE FROM jobs WHERE seq = ?", (found.seq,))
+    else:  # its events would hold up everybody who writes: nobody finds the job any more, `purge` deletes them part by part
+        for table in ("dependencies WHERE job = ?1 OR needs", "uses WHERE job = ?1 OR used", "peaks WHERE job"):
+            db.execute(f"DELETE FROM {table} = ?1", (job,))
+        db.execute("UPDATE jobs SET id = '.removed-' || seq, kind = ?, key = NULL WHERE seq = ?", (REMOVED, found.seq))
     db.touched.add(job)
     return found
+
+
+def purge(db: Connection) -> bool:
+    """Delete a part of what is left of removed jobs; whether there is more."""
+    row = db.execute("SELECT seq FROM jobs WHERE kind = ? LIMIT 1", (REMOVED,)).fetchone()
+    if row is None:
+        return False
+    first = db.execute("SELECT min(n) FROM events WHERE seq = ?", (row[0],)).fetchone()[0]
+    if first is not None:
+        db.execute("DELETE FROM events WHERE seq = ? AND n < ?", (row[0], first + PART))
+    else:
+        db.execute("DELETE FROM jobs WHERE seq = ?", (row[0],))
+    return True
 
 
 def users(db: Connection, job: str) -> list[str]:
