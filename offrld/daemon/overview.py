@@ -48,7 +48,8 @@ class Look:
 
 def totals(db: Connection) -> Totals:
     """Counts of jobs by state and kind, the running ones, the longest wait, the datasets."""
-    jobs = {(row[0], row[1]): row[2] for row in db.execute("SELECT state, kind, count(*) FROM jobs WHERE kind <> 'removed' GROUP BY state, kind")}
+    rows = db.execute("SELECT state, kind, count(*) FROM jobs WHERE kind <> 'removed' GROUP BY state, kind")
+    jobs = {(row[0], row[1]): row[2] for row in rows}
     running = [Job.of(row) for row in db.execute("SELECT * FROM jobs WHERE state = 'running' ORDER BY seq")]
     oldest = db.execute("SELECT min(created_at) FROM jobs WHERE state = 'queued'").fetchone()[0]
     count, size = db.execute("SELECT count(*), total(json_extract(info, '$.bytes')) FROM datasets").fetchone()
@@ -68,7 +69,8 @@ def look(db: Connection, limit: int, metric: str | None, points: int, settings: 
     first = sorted(unfinished, key=lambda row: (STATES.index(row["state"]), places.get(row["seq"], last), -row["priority"]))[:limit]
     rows = [db.execute("SELECT * FROM jobs WHERE seq = ?", (row["seq"],)).fetchone() for row in first]
     rows += db.execute(
-        """SELECT * FROM jobs WHERE seq > (SELECT max(seq) FROM jobs) - ? AND state IN ('succeeded', 'failed', 'cancelled') AND kind <> 'removed'
+        """SELECT * FROM jobs WHERE seq > (SELECT max(seq) FROM jobs) - ? AND state IN ('succeeded', 'failed', 'cancelled')
+           AND kind <> 'removed'
            ORDER BY finished_at DESC LIMIT ?""",
         (ENDED_AMONG, min(ENDED, limit - len(rows))),
     ).fetchall()

@@ -11,6 +11,6 @@ from offrld.daemon.queue.pausing import pause, paused, resume
 from offrld.daemon.queue.submission import by_key, submit
 
 __all__ = [
-    "REMOVED", "UNFINISHED", "Full", "by_key", "claim", "control", "finish", "keep_peak", "next_start", "order", "pause", "paused", "progress",
-    "purge", "remove", "resume", "running", "sizes", "submit", "users",
+    "REMOVED", "UNFINISHED", "Full", "by_key", "claim", "control", "finish", "keep_peak", "next_start", "order", "pause", "paused",
+    "progress", "purge", "remove", "resume", "running", "sizes", "submit", "users",
 ]  # fmt: skip
