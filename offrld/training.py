@@ -137,7 +137,7 @@ def load(
         source = store if isinstance(store, EpisodeStore) else EpisodeStore.open(store, told.get("snapshot"))
         if not first.space.discrete and first.space.source.startswith("env:"):
             options = {"bounds": (first.space.low, first.space.high), "env_id": first.space.source.removeprefix("env:"), **options}
-    scalers = rebuild_scalers(first.config, first.space, {n: t.to(where, options["dtype"]) for n, t in first.scalers.tensors().items()})
+    scalers = rebuild_scalers(first.config, first.space, first.scalers.tensors(), options["dtype"], where)
     learner = Learner.create(first.algorithm, first.config, source, seeds=told["seeds"], scalers=scalers, **options)
     learner.restore(file)
     return learner

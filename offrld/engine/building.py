@@ -84,7 +84,7 @@ class Shapes:
         for name, box in boxes.items():
             if not isinstance(box, Box):
                 raise InvalidInput(f"observation {name!r} of the environment is {box}", hint="networks take vectors and images (Box)")
-        fields = {name: Field(_dtype(box.dtype), box.shape) for name, box in boxes.items()}
+        fields = {name: Field(np.dtype(box.dtype).name, box.shape) for name, box in boxes.items()}
         if isinstance(done, Discrete):
             action = Field("int64", low=0, high=int(done.n) - 1)
         elif isinstance(done, Box) and np.isfinite(done.low).all() and np.isfinite(done.high).all():
@@ -125,10 +125,6 @@ def _field(told: Any) -> Field:
         return told
     shape = tuple(told)
     return Field("uint8" if len(shape) == 3 else "float32", shape)
-
-
-def _dtype(dtype: Any) -> str:
-    return "float32" if np.dtype(dtype) == np.float64 else np.dtype(dtype).name
 
 
 def _cast(bounds: tuple[np.ndarray, np.ndarray], dtype: str) -> tuple[np.ndarray, np.ndarray]:

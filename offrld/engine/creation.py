@@ -18,7 +18,7 @@ from offrld.engine.acting import Acting
 from offrld.engine.algorithm import Algorithm
 from offrld.engine.building import Shapes
 from offrld.engine.feed import Scalers
-from offrld.engine.guards import mistakes
+from offrld.engine.guards import check_precision, mistakes
 from offrld.engine.loaded import Loaded, take_inputs
 from offrld.engine.space import space_of
 from offrld.engine.transfer import Part, loaded_of, scalers_like
@@ -107,6 +107,9 @@ class Creation:
             own = (data.fit_scalers(config, dataset, space, training, dtype, where) if dataset is not None
                    else shapes.scalers(config, dtype, where))  # fmt: skip
             scalers = own if source is None else scalers_like(source[0], config, space, own, dtype=dtype, device=where, log=log)
+        if dataset is not None:
+            for text in check_precision(dataset, config, space, scalers, training):
+                log(f"warning: {text}")
         together = where.type == "cuda" if stacked is None else stacked
         learner = cls(
             algorithm, config, dataset, space,
