@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from offrl import environments
-from offrl.errors import InvalidInput, Unknown, nearest
+from offrl.environments import calls
+from offrl.errors import EnvironmentFailed, InvalidInput, Unknown, nearest
 from offrl.policy import Policy
 from offrl.spaces import action_converter
 
@@ -78,6 +79,7 @@ def evaluate(
         Unknown: gymnasium has no environment of that id.
         InvalidInput: gymnasium or what the environment needs is not installed, the environment's spaces are not the policy's, a number
             is out of range, or a target return is given for a policy that takes none.
+        EnvironmentFailed: the environment raised, or answered with something that is no observation, reward or flag.
     """
     _at_least("episodes", episodes, 1)
     _at_least("seed", seed, 0)
@@ -85,15 +87,15 @@ def evaluate(
     if not isinstance(policy, Policy):
         policy = Policy(policy)
     ours = isinstance(env, str)
-    name = env if ours else (env.spec.id if env.spec is not None else type(env.unwrapped).__name__)
+    name = env if ours else calls.name_of(env)
     env = make_env(env) if ours else env
     try:
         check_spaces(policy, env, name)
         policy.reset(target_return)
-        returns, lengths, latencies = _run(policy, env, episodes, seed, target_return, max_steps, on_episode)
+        returns, lengths, latencies = _run(policy, env, name, episodes, seed, target_return, max_steps, on_episode)
     finally:
         if ours:
-            env.close()
+            calls.close(env, name)
     median, p99 = np.percentile(np.array(latencies) / 1000, [50, 99])
     return Evaluation(
         env=name,
@@ -107,23 +109,31 @@ def evaluate(
     )
 
 
-def _run(policy, env, episodes, seed, target_return, max_steps, on_episode) -> tuple[list[float], list[int], list[int]]:
-    act, step, clock = policy.act, env.step, time.perf_counter_ns
+def _run(policy, env, name, episodes, seed, target_return, max_steps, on_episode) -> tuple[list[float], list[int], list[int]]:
+    checked, act, clock = calls.Calls(env, observations=False), policy.act, time.perf_counter_ns
+    step = checked.step
     to_env = action_converter(env.action_space)
     returns, lengths, latencies = [], [], []
     for episode in range(episodes):
-        observation, _ = env.reset(seed=seed + episode)
-        policy.reset(target_return)
         total, length, reward, ended = 0.0, 0, 0.0, False
-        while not ended and length < max_steps:
-            start = clock()
-            action = act(observation, reward)
-            latencies.append(clock() - start)
-            observation, reward, terminated, truncated, _ = step(to_env(action))
-            reward = float(reward)
-            total += reward
-            length += 1
-            ended = terminated or truncated
+        during = "the reset"
+        try:
+            observation, _ = checked.reset(seed=seed + episode)
+            policy.reset(target_return)
+            while not ended and length < max_steps:
+                during = "an observation"  # that the policy refuses
+                start = clock()
+                action = act(observation, reward)
+                latencies.append(clock() - start)
+                during = "a step"
+                observation, reward, terminated, truncated, _ = step(to_env(action))
+                total += reward
+                length += 1
+                ended = terminated or truncated
+        except BaseException as error:
+            where = f"at step {length} of episode {episode + 1}"
+            failed = calls.failure(name, during, error, where, hint=f"to see it again: reset it with seed={seed + episode}")
+            raise (EnvironmentFailed(failed.message, hint=failed.hint) if during == "an observation" else failed) from error
         returns.append(total)
         lengths.append(length)
         if on_episode is not None:
@@ -156,13 +166,15 @@ def make_env(env_id: str, **options: Any) -> gymnasium.Env:
         raise _missing(env_id, str(error), package=error.name) from None
     except InvalidInput:  # of an environment of ours
         raise
-    except Exception as error:  # environments are other people's code: whatever goes wrong in making one is about the id given
-        raise InvalidInput(f"environment {env_id!r} cannot be made: {type(error).__name__}: {_first_line(error)}", hint=_MAKE) from None
+    except BaseException as error:  # environments are other people's code: whatever goes wrong in making one is about the id given
+        calls.pass_on(error)
+        raise InvalidInput(f"environment {env_id!r} cannot be made: {calls.said(error)}", hint=_MAKE) from error
 
 
 def check_spaces(policy: Policy, env: gymnasium.Env, name: str) -> None:
     """Raises InvalidInput unless the environment's observations and actions are those of the policy."""
-    for message in (_observation_mismatch(policy, env.observation_space), _action_mismatch(policy, env.action_space)):
+    observation, action = calls.spaces_of(env)
+    for message in (_observation_mismatch(policy, observation), _action_mismatch(policy, action)):
         if message:
             own = f": --env {policy.env_id}" if policy.env_id else ""
             raise InvalidInput(

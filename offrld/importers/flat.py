@@ -18,7 +18,7 @@ from offrl_store import Field, Schema
 from offrl_store.errors import EmptyStore, InvalidInput
 
 from .columns import BlockReader, Column, block_rows, blocks, check_scalar_rows, reward_dtype, same_length
-from .source import BadEpisodes, Source, SourceEpisode, channel_notes, make_metadata
+from .source import BadEpisodes, Source, SourceEpisode, make_metadata
 from .spaces import ActionScan, ActionSpace
 
 Columns = Column | dict[str, Column]
@@ -85,7 +85,7 @@ def flat_source(
     ``more`` is kept in the metadata, ``source`` in its entry ``source``.
     """
     check_shapes(arrays)
-    scan = ActionScan(arrays.actions, space, discrete)
+    scan = ActionScan(arrays.actions, bad.stated(space, arrays.file), discrete)
     cuts = find_cuts(arrays, messages)
     arrays = replace(arrays, actions=_scan_actions(arrays.actions, scan, cuts, bad))
     action, bounds = scan.field(messages)
@@ -96,7 +96,6 @@ def flat_source(
         action=action, reward=Field(reward_dtype(arrays.rewards)),
         extra={name: Field(column.dtype.name, column.shape) for name, column in arrays.extra.items()}, metadata=metadata,
     )  # fmt: skip
-    messages += channel_notes(schema.observation)
     return Source(format, schema, read_episodes(arrays, cuts, scan, bad), metadata, len(cuts.stop) - len(bad.skipped), bad, messages)
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
+import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -15,6 +16,12 @@ from . import arrow
 from .source import BadRow
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's name for so many channels
+
+#: What is decoded of a stranger's bytes; Pillow would also hand PostScript to a program.
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP")
+
+#: What FFmpeg may take a stranger's video for; among the others are playlists, which open further files.
+VIDEO_FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi"
 
 
 class EncodedImages:
@@ -41,14 +48,15 @@ class EncodedImages:
         for place, content in enumerate(self._encoded(rows.start, rows.stop)):
             row = rows.start + place
             try:
-                with image.open(io.BytesIO(content)) as opened:
+                with image.open(io.BytesIO(content), formats=IMAGE_FORMATS) as opened:
                     if opened.size != (width, height):  # known before anything is decoded
                         raise BadRow(f"{self._file}: {self._key}[{row}] is an image of {opened.size[1]}x{opened.size[0]}", row,
                                      hint=f"all images need the declared size, {height}x{width}")  # fmt: skip
                     pixels = np.asarray(opened.convert(MODES[channels]))
-            except (OSError, ValueError, SyntaxError, TypeError) as error:
-                raise BadRow(f"{self._file}: {self._key}[{row}] is no image: {arrow.line(error)}", row,
-                             hint="the file is damaged; copy it again") from None  # fmt: skip
+            except (OSError, ValueError, SyntaxError, TypeError, EOFError, struct.error, image.DecompressionBombError) as error:
+                why = "it is neither PNG, JPEG nor WebP" if isinstance(error, image.UnidentifiedImageError) else arrow.line(error)
+                raise BadRow(f"{self._file}: {self._key}[{row}] is no image: {why}", row,
+                             hint="the file is damaged; copy it again, or write its images as PNG or JPEG") from None  # fmt: skip
             pixels = pixels.reshape(height, width, channels)
             made[place] = pixels.reshape(self.shape[1:]) if self._last else np.moveaxis(pixels, -1, 0)
         return made
@@ -68,6 +76,7 @@ class VideoFrames:
 
     def __init__(self, path: Path, shape: tuple[int, int, int, int], start: float, fps: float, file: str, key: str) -> None:
         self._path, self.shape, self._start, self._fps, self._file, self._key = path, shape, start, fps, file, key
+        self._file_object: BinaryIO | None = None
         self._container: Any = None
         self._frames: Iterator[Any] = iter(())
         self._next = 0
@@ -76,6 +85,9 @@ class VideoFrames:
         if self._container is not None:
             self._container.close()
             self._container = None
+        if self._file_object is not None:
+            self._file_object.close()
+            self._file_object = None
 
     def __getitem__(self, rows: slice) -> np.ndarray:
         av = arrow.need("av", self._file)
@@ -101,10 +113,13 @@ class VideoFrames:
 
     def _open(self, av: Any) -> None:
         self.close()
-        self._container = av.open(str(self._path))
-        if not self._container.streams.video:
-            raise ValueError("it holds no video")
+        self._file_object, self._container = open_video(av, self._path)
         stream = self._container.streams.video[0]
+        _, _, height, width = self.shape
+        if (stream.height, stream.width) != (height, width):  # known before anything is decoded
+            raise BadRow(f"{self._file}: {self._key}[0] is a frame of {stream.height}x{stream.width}", 0,
+                         hint=f"all frames need the declared size, {height}x{width}")  # fmt: skip
+        stream.codec_context.options = {"max_pixels": str(max(1 << 24, 4 * height * width))}  # a frame may claim more than its header
         self._container.seek(max(0, int((self._start - 0.5 / self._fps) / stream.time_base)), stream=stream)
         self._frames, self._next = self._container.decode(stream), 0
 
@@ -118,3 +133,27 @@ class VideoFrames:
                 return frame
             break
         raise BadRow(f"{self._file}: {self._key} has no frame at {due:.3f} s", row, hint="the video is cut short; copy it again")
+
+
+def open_video(av: Any, path: Path) -> tuple[BinaryIO, Any]:
+    """The file of a video, and its container, which reads that file alone: FFmpeg gets its bytes and no path, so that nothing in them
+    can name another one. Raises OSError, ValueError, `av.FFmpegError`."""
+    file = open(path, "rb")  # noqa: SIM115  the caller's
+    try:
+        start = file.read(64)
+        file.seek(0)
+        if not (start[4:8] in (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide") or start[:4] in (b"\x1aE\xdf\xa3", b"RIFF")):
+            raise ValueError("it is neither MP4, Matroska, WebM nor AVI")
+        options = {"format_whitelist": VIDEO_FORMATS, "protocol_whitelist": "", "enable_drefs": "0", "use_absolute_path": "0"}
+        container = av.open(file, "r", options=options, io_open=_refuse_open)
+        if not container.streams.video:
+            container.close()
+            raise ValueError("it holds no video")
+        return file, container
+    except BaseException:
+        file.close()
+        raise
+
+
+def _refuse_open(*_: Any) -> Any:
+    raise ValueError("it names another file")

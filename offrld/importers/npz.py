@@ -237,8 +237,9 @@ def _declared(values: dict[str, Any], name: str) -> ActionSpace | None:
     try:
         if "action_n" in values:
             return choices(int(values["action_n"]), 0, "declared", name)
-        if "action_low" in values and "action_high" in values:
-            return box(np.asarray(values["action_low"], float), np.asarray(values["action_high"], float), "declared")
+        if "action_low" in values or "action_high" in values:
+            low, high = (np.asarray(values.get(key, no), float) for key, no in (("action_low", -np.inf), ("action_high", np.inf)))
+            return box(low, high, "declared", name)
     except (ValueError, TypeError) as error:
         raise InvalidInput(f"{name}: action_n, action_low, action_high cannot be read: {error}", hint="correct or remove them") from None
     return None

@@ -7,10 +7,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from offrl_store import Episode, Field, Schema
+from offrl_store import Episode, Schema
 from offrl_store.errors import InvalidEpisode, InvalidInput
+
+if TYPE_CHECKING:
+    from .common import CommonOptions
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -53,10 +56,11 @@ class BadEpisodes:
     Attributes:
         skip: whether they are left out.
         skipped: the ones that were, by their number.
+        common: what the user says of the source, whatever its format.
     """
 
-    def __init__(self, skip: bool = False) -> None:
-        self.skip = skip
+    def __init__(self, skip: bool = False, common: CommonOptions | None = None) -> None:
+        self.skip, self.common = skip, common
         self.skipped: dict[int, Skipped] = {}
 
     def take(self, number: int, error: InvalidInput) -> None:
@@ -67,6 +71,10 @@ class BadEpisodes:
 
     def __contains__(self, number: int) -> bool:
         return number in self.skipped
+
+    def stated(self, space: Any, file: str) -> Any:
+        """The action space that the file or its environment declares, as the user states it."""
+        return space if self.common is None else self.common.space(space, file)
 
 
 @dataclass
@@ -126,16 +134,6 @@ class Format:
     detect: Callable[[Path], bool]
     open: Callable[..., Source]
     options: Mapping[str, str] = dataclasses.field(default_factory=dict)
-
-
-def channel_notes(observation: Field | Mapping[str, Field]) -> list[str]:
-    """A line for each observation field that looks like images with their channels last: networks take them channel first."""
-    named = {"observation": observation} if isinstance(observation, Field) else observation
-    return [
-        f"{name!r} looks like images of {field.shape}, channels last: networks take uint8 images [C, H, W]"
-        for name, field in named.items()
-        if field.dtype == "uint8" and len(field.shape) == 3 and field.shape[2] in (1, 3, 4) and field.shape[0] not in (1, 3, 4)
-    ]
 
 
 def make_metadata(*, env_id: str | None, bounds: str, format: str, file: str, attributes: dict[str, Any], **more: Any) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from offrl.environments import calls
 from offrl.errors import InvalidInput
 from offrl.rollout import make_env
 from offrl_store import Schema
@@ -21,10 +22,11 @@ def check_environment(env_id: str, schema: Schema) -> tuple[np.ndarray, np.ndarr
     """
     env = make_env(env_id)
     try:
-        _check_observation(env_id, env.observation_space, schema)
-        return _check_action(env_id, env.action_space, schema)
+        observation, action = calls.spaces_of(env)
+        _check_observation(env_id, observation, schema)
+        return _check_action(env_id, action, schema)
     finally:
-        env.close()
+        calls.close(env, env_id)
 
 
 def _check_observation(env_id: str, space: Any, schema: Schema) -> None:

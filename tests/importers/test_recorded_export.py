@@ -189,7 +189,7 @@ for format in sys.argv[3:]:
     try:
         export_dataset(store, sys.argv[2], format)
     except DiskFull as error:
-        print(format, error)
+        print(format, error.message)
 """
 
 
