@@ -44,7 +44,7 @@ def read_bytes(path: Path) -> bytes:
         raise InvalidInput(f"no policy file {shown}", hint="fetch one with: offrl fetch JOB --out policy.onnx") from None
     except (OSError, ValueError) as error:
         raise InvalidInput(f"cannot read {shown}: {getattr(error, 'strerror', None) or error}") from None
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         told = os.fstat(descriptor)
         if stat.S_ISDIR(told.st_mode):
             raise InvalidInput(f"{shown} is a folder, not a policy file", hint="name the .onnx file itself")
@@ -52,10 +52,12 @@ def read_bytes(path: Path) -> bytes:
             raise InvalidInput(f"{shown} is a pipe or a device, not a policy file", hint="read it, and give the bytes: Policy(data)")
         if told.st_size > MOST_BYTES:
             raise InvalidInput(f"{shown} has {told.st_size} bytes; an ONNX file has at most {MOST_BYTES}", hint=FETCH_AGAIN)
-        try:
+        with open(descriptor, "rb", closefd=False) as file:
             return file.read()
-        except OSError as error:
-            raise InvalidInput(f"cannot read {shown}: {error.strerror}") from None
+    except OSError as error:
+        raise InvalidInput(f"cannot read {shown}: {error.strerror}") from None
+    finally:
+        os.close(descriptor)
 
 
 def check(data: bytes, name: str) -> None:

@@ -77,8 +77,11 @@ class Policy:
             self.path, name = Path(source), f"{str(source)!r}"
             data = read_bytes(self.path)
         self._session = session = load_session(data, name)
-        self.metadata = _metadata(session, name)
-        _check(session, self.metadata, name)
+        try:
+            self.metadata = _metadata(session, name)
+            _check(session, self.metadata, name)
+        except UnicodeDecodeError:  # onnxruntime looks at no text before it is asked for it
+            raise InvalidInput(f"{name} has text that is not UTF-8", hint=FETCH_AGAIN) from None
 
         inputs = {i.name: (np.dtype(_DTYPES[i.type]), tuple(i.shape[1:])) for i in session.get_inputs()}
         self._context = _context(session, self.metadata, inputs, name)
@@ -267,7 +270,7 @@ def load_session(data: bytes, name: str) -> onnxruntime.InferenceSession:
     """
     check(data, name)
     try:
-        return onnxruntime.InferenceSession(data, session_options(), providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(data, session_options(), providers=["CPUExecutionProvider"], enable_fallback=0)
     except Exception as error:  # onnxruntime's classes share no base but Exception
         reason = _first_line(error)
         if type(error).__name__ in ("InvalidProtobuf", "InvalidArgument") or not data:

@@ -22,13 +22,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from offrld.engine import Algorithm, Optimizer, Rollout, Space, State, Step, setting
+from offrld.engine import ActionConfig, Algorithm, Optimizer, Rollout, Space, State, Step, setting
 from offrld.engine import Config as BaseConfig
 from offrld.nets import ActorCritic, Encoder, Params
 
 
 @dataclass(frozen=True)
-class Config(BaseConfig):
+class Config(ActionConfig, BaseConfig):
     batch_size: int = setting(64, "steps per update", unit="steps", low=1, high=1_000_000)
     rollout_steps: int = setting(2048, "steps of each environment between two rounds of updates", unit="steps", low=1)
     epochs: int = setting(10, "times that each rollout is gone through", low=1, high=1000)

@@ -60,7 +60,7 @@ class Shapes:
         else:
             action = Field("float32", (action_size,), low=low, high=high)
         fields = {k: _field(v) for k, v in observation.items()} if isinstance(observation, Mapping) else _field(observation)
-        return cls(space_of(Schema(observation=fields, action=action), {}, None, None))
+        return cls(space_of(Schema(observation=fields, action=action), {}))
 
     @classmethod
     def of_env(cls, env: Any) -> Shapes:
@@ -93,7 +93,7 @@ class Shapes:
             raise InvalidInput(f"actions of the environment are {done}", hint="it takes Box with finite bounds, or Discrete")
         schema = Schema(observation=fields if isinstance(seen, Dict) else fields["observation"], action=action)
         source = f"env:{env.spec.id}" if getattr(env, "spec", None) is not None else "env"
-        space = dataclasses.replace(space_of(schema, {}, None, None), source=source)
+        space = dataclasses.replace(space_of(schema, {}), source=source)
         return cls(space, {name: (box.low, box.high) for name, box in boxes.items()})
 
     def scalers(self, config: Any, dtype: torch.dtype, device: torch.device) -> Scalers:

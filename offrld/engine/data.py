@@ -18,7 +18,7 @@ from offrld.engine.policy import PolicyModule
 from offrld.engine.space import Space
 from offrld.preprocess.rewards import REWARD_SCALERS, Clip, RewardScaler, fit_reward
 from offrld.preprocess.scalers import OBSERVATION_SCALERS, ActionScaler, Affine, Own, Scaler, fit_action, fit_observation, is_wide, scaled
-from offrld.preprocess.statistics import Blocks, rows
+from offrld.preprocess.statistics import Blocks, extremes, rows
 
 ROWS = 4096  # of an episode that a policy is asked about at a time: bounds the memory of pixels
 
@@ -102,6 +102,14 @@ class Dataset:
     def actions(self, rows: np.ndarray) -> Tensor:
         """Scaled actions ``[n, A]`` at these rows."""
         return scaled(self.scalers.action, torch.from_numpy(self.store.column("action")[rows]), self.dtype, self.device)
+
+
+def action_range(store: EpisodeStore) -> tuple[np.ndarray, np.ndarray]:
+    """Least and largest action of each dimension over all transitions: the bounds of a dataset that declares none."""
+    column, taken = store.column("action"), np.zeros(len(store.column("reward")), bool)
+    for first, end in spans_of(store, np.arange(len(store))):
+        taken[first:end] = True
+    return extremes(lambda: rows(column, taken))
 
 
 def actions_of(policy: PolicyModule, store: EpisodeStore) -> np.ndarray:

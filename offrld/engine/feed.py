@@ -70,6 +70,7 @@ class Feed:
             key=key,
             next_action=None if raw.next_action is None else self._action(raw.next_action),
             returns=None if raw.returns is None else self._multiple(raw.returns),
+            weight=None if raw.weight is None else self._tensor(raw.weight),
         )
 
     def _tensor(self, value: Tensor) -> Tensor:

@@ -41,7 +41,8 @@ class Fitting:
 
         Args:
             batch: what a store's sampler gave (``store.transitions(...).sample()``, ``.windows``, ``.prioritized``; rewards and
-                observations in the dataset's units), of any size, for all seeds alike; or, for a single seed, an engine's `Batch`.
+                observations in the dataset's units), of any size, for all seeds alike, each transition of which counts by its ``weight``
+                where there is one; or, for a single seed, an engine's `Batch`.
 
         Raises:
             InvalidInput: a batch without what the algorithm reads, or of other shapes.

@@ -152,6 +152,6 @@ def reward_column(scaler: Scaler, store: EpisodeStore) -> np.ndarray:
     double = scaler.with_tensors({name: part.detach().cpu().double() for name, part in scaler.tensors().items()})
     scaled, length = np.empty(column.shape, np.float32), block_rows(column)
     for start in range(0, len(column), length):
-        block = torch.from_numpy(np.asarray(column[start : start + length], np.float64))
+        block = torch.from_numpy(np.array(column[start : start + length], np.float64))
         scaled[start : start + length] = double(block).numpy()
     return scaled
