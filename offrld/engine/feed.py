@@ -15,6 +15,7 @@ from offrl_store import EpisodeStore
 from offrld.engine.algorithm import Algorithm, Batch, Noise, Observation, ValueConfig, Windows
 from offrld.engine.source import Request, Source
 from offrld.engine.space import Space
+from offrld.nets.aligned import aligned
 from offrld.preprocess.rewards import needs_column, reward_column
 from offrld.preprocess.scalers import Scaler, is_wide, scaled
 
@@ -74,7 +75,7 @@ class Feed:
         )
 
     def _tensor(self, value: Tensor) -> Tensor:
-        return value.to(self._device, self._dtype, non_blocking=True)
+        return placed(value.to(self._device, self._dtype, non_blocking=True))
 
     def _multiple(self, rewards: Tensor) -> Tensor:
         """Rewards or sums of them, scaled: where the store's column is not yet scaled, the scaler is a mere factor (`needs_column`)."""
@@ -90,7 +91,7 @@ class Feed:
     def _action(self, value: Tensor) -> Tensor:
         if self._space.discrete:
             return self._whole(value)
-        return scaled(self._scalers.action, value, self._dtype, self._device)
+        return placed(scaled(self._scalers.action, value, self._dtype, self._device))
 
 
 def request_of(
@@ -146,6 +147,11 @@ def fields_of(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {"observation": value}
 
 
+def placed(value: Tensor) -> Tensor:
+    """On the CPU, where products expect their operands (see `offrld.nets.aligned`)."""
+    return aligned(value) if value.device.type == "cpu" else value
+
+
 def view_observation(
     fields: dict[str, Tensor], scalers: Scalers, dtype: torch.dtype, device: torch.device, lead: int = 1
 ) -> Observation:
@@ -153,7 +159,7 @@ def view_observation(
     among several fields. ``lead`` axes come before a sample's."""
     parts = {}
     for name, scaler in scalers.observation.items():
-        parts[name] = scaled(scaler, fields[name], dtype, device)
+        parts[name] = placed(scaled(scaler, fields[name], dtype, device))
     if any(part.dim() == lead + 3 for part in parts.values()):
         return parts if len(parts) > 1 else next(iter(parts.values()))
     vectors = [part if part.dim() == lead + 1 else part.reshape(*part.shape[:lead], -1) for part in parts.values()]

@@ -27,6 +27,10 @@ Columns = Column | dict[str, Column]
 KEEP_BYTES = 64 << 20
 
 
+#: Where each episode ends is in memory; a file of zeros or ones packs any number of ends into a few bytes.
+MAX_EPISODES = 1 << 24
+
+
 @dataclass(frozen=True)
 class FlatArrays:
     """The columns of a flat source; all have N rows.
@@ -183,14 +187,21 @@ def find_cuts(arrays: FlatArrays, messages: list[str]) -> Cuts:
 
 def _flagged(arrays: FlatArrays) -> tuple[np.ndarray, np.ndarray]:
     """``stop`` and ``terminated`` of the episodes whose end a flag marks."""
-    ends, done = [], []
+    ends, done, found = [], [], 0
     for start, stop in blocks(arrays.terminals.rows, block_rows(arrays.terminals)):
         terminal = arrays.terminals.read_flags(start, stop)
         end = terminal | arrays.timeouts.read_flags(start, stop) if arrays.timeouts is not None else terminal
         at = np.flatnonzero(end)
         ends.append(at + start + 1)
         done.append(terminal[at])
+        found += len(at)
+        _check_count(found, arrays.file)
     return np.concatenate(ends).astype(np.int64), np.concatenate(done)
+
+
+def _check_count(found: int, file: str) -> None:
+    if found > MAX_EPISODES:
+        raise InvalidInput(f"{file} has more than {MAX_EPISODES:,} ends of episodes", hint="are its flags those of the ends? else split it")
 
 
 def _with_cuts(stop: np.ndarray, terminated: np.ndarray, cuts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -207,7 +218,7 @@ def _jumps(arrays: FlatArrays) -> np.ndarray:
     """
     names, known = arrays.next_columns(), arrays.next_known
     pairs = {name: (column, names[name]) for name, column in arrays.observation_columns().items()}
-    jumps = []
+    jumps, found = [], 0
     before: dict[str, np.ndarray] = {}  # the next observation of the last row of the block before, [1, ...]
     before_known = np.ones(1, bool)
     for start, stop in blocks(arrays.actions.rows, block_rows(*names.values())):
@@ -224,6 +235,8 @@ def _jumps(arrays: FlatArrays) -> np.ndarray:
             differs &= np.concatenate([before_known, flags[:-1]]) if start else flags[:-1]
             before_known = flags[-1:]
         jumps.append(np.flatnonzero(differs) + first)
+        found += len(jumps[-1])
+        _check_count(found, arrays.file)
     return np.concatenate(jumps)
 
 

@@ -9,7 +9,6 @@ final observations. ``next.done`` does not say whether the task ended: an episod
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from contextlib import ExitStack
@@ -25,6 +24,7 @@ from . import arrow, hdf5
 from .columns import Column
 from .episodic import Recording, episodic_source
 from .frames import MODES, EncodedImages, VideoFrames
+from .reading import read_json
 from .source import BadEpisodes, Format, Source
 
 NEEDS = "a folder with meta/info.json, meta/episodes/ and data/ of LeRobot v3.0"
@@ -257,10 +257,7 @@ class _Numbers:
 
 
 def _info(path: Path, name: str) -> dict[str, Any]:
-    try:
-        info = json.loads((path / "meta" / "info.json").read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise InvalidInput(f"{name}: meta/info.json cannot be read: {error}", hint=f"needed: {NEEDS}") from None
+    info = read_json(path / "meta" / "info.json", f"{name}: meta/info.json")
     version = info.get("codebase_version") if isinstance(info, dict) else None
     if not str(version).startswith("v3"):
         raise InvalidInput(f"{name} is of LeRobot's version {version}, read is v3", hint="LeRobot's convert_dataset_v21_to_v30 makes one")

@@ -9,7 +9,7 @@ decoded, in the layout of their space. Read without Minari: by h5py, or by pyarr
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -24,10 +24,14 @@ from . import hdf5, minari_arrow
 from .columns import Column, Rows, same_length
 from .episodic import Recording, ends_of, episodic_source
 from .frames import EncodedImages
+from .reading import parse_json, read_json
 from .source import BadEpisodes, Format, Source
 from .spaces import ActionSpace, box, choices, probe_environment
 
 NEEDS = "a folder with data/metadata.json and data/main_data.hdf5, or data/0/, data/1/, ... with Arrow or Parquet files"
+
+#: Dimensions that a vector of actions can have.
+MAX_ACTION_SIZE = 1 << 20
 
 Opened = Callable[[int], Recording | None]
 
@@ -58,9 +62,9 @@ def open_folder(path: Path, bad: BadEpisodes) -> Source:
         hint = f"give the folder of one dataset, for example {inner[0]}" if inner else f"needed: {NEEDS}"
         raise InvalidInput(f"{path} is not the folder of a Minari dataset", hint=hint)
     name = (path if folder != path else path.parent).resolve().name
-    metadata = _read_json(folder / "metadata.json")
-    if not metadata:
-        raise InvalidInput(f"{name}: metadata.json is not JSON", hint="copy the dataset again")
+    metadata = read_json(folder / "metadata.json", f"{name}: metadata.json", infinite=True)
+    if not isinstance(metadata, dict) or not metadata:
+        raise InvalidInput(f"{name}: metadata.json is no JSON object", hint="copy the dataset again")
     observation = _space(metadata, "observation_space", name)
     _check_observation(observation, "observations", name)
     messages: list[str] = []
@@ -170,8 +174,8 @@ def _summary(noted: list[str]) -> list[str]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
+        value = read_json(path, path.name, infinite=True)
+    except InvalidInput:
         return {}
     return value if isinstance(value, dict) else {}
 
@@ -179,10 +183,8 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _space(metadata: dict[str, Any], key: str, name: str) -> dict[str, Any]:
     """A space of the metadata, which keeps it as JSON inside a string."""
     value = metadata.get(key)
-    try:
-        value = json.loads(value) if isinstance(value, str) else value
-    except ValueError:
-        value = None
+    if isinstance(value, str):
+        value = parse_json(value, f"{name}: {key} in metadata.json", infinite=True)
     if not isinstance(value, dict) or "type" not in value:
         raise InvalidInput(f"{name}: metadata.json declares no {key}", hint="write the dataset again with a current Minari")
     return value
@@ -191,8 +193,8 @@ def _space(metadata: dict[str, Any], key: str, name: str) -> dict[str, Any]:
 def _env_id(metadata: dict[str, Any]) -> str | None:
     spec = metadata.get("env_spec")
     try:
-        spec = json.loads(spec) if isinstance(spec, str) else spec
-    except ValueError:
+        spec = parse_json(spec, "env_spec", infinite=True) if isinstance(spec, str) else spec
+    except InvalidInput:
         return None
     env_id = spec.get("id") if isinstance(spec, dict) else None
     return env_id if isinstance(env_id, str) else None
@@ -219,10 +221,12 @@ def _action_space(space: dict[str, Any], env_id: str | None, name: str, messages
             return True, choices(int(space["n"]), int(space.get("start", 0)), "declared", name)
         if space["type"] == "Box":
             low, high = (np.asarray(space[key], float) for key in ("low", "high"))
-            size = int(np.prod(space.get("shape", low.shape), dtype=np.int64))
+            size = math.prod(int(n) for n in space.get("shape", low.shape))
+            if not 0 < size <= MAX_ACTION_SIZE:
+                raise ValueError(f"its shape is {space.get('shape')!r:.60}")
             known = box(np.broadcast_to(low.reshape(-1), size), np.broadcast_to(high.reshape(-1), size), "declared")
             return False, known or probe_environment(env_id, name, messages).space
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise InvalidInput(f"{name}: the action_space in metadata.json cannot be read: {error}", hint="copy the dataset again") from None
     raise InvalidInput(f"{name}: actions are a {space['type']} space, which is not read", hint="Box and Discrete actions are")
 

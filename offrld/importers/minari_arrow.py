@@ -6,7 +6,6 @@ are structs.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +18,7 @@ from . import arrow
 from .columns import Column
 from .episodic import Recording, ends_of
 from .frames import EncodedImages
+from .reading import read_json
 
 #: Attributes of an episode that say nothing which the episode itself does not say.
 DERIVED = ("id", "total_steps", "rewards_sum", "rewards_mean", "rewards_std", "rewards_min", "rewards_max")
@@ -131,7 +131,7 @@ def _infos(array: Any, file: str, left_out: list[str]) -> dict[str, Column]:
 
 def _metadata(path: Path) -> dict[str, Any] | None:
     try:
-        value = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
+        value = read_json(path, path.name, infinite=True)
+    except InvalidInput:
         return None  # the episode stands without it
     return {key: each for key, each in value.items() if key not in DERIVED} or None if isinstance(value, dict) else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -92,3 +93,42 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def fitting(metadata: Mapping[str, Any], messages: list[str], what: str) -> dict[str, Any]:
+    """Metadata without its largest entries where they take more than `MAX_METADATA_BYTES`; says in ``messages`` which are left out."""
+    too_much = _size(metadata) - MAX_METADATA_BYTES
+    if too_much <= 0:
+        return dict(metadata)
+    leaves = sorted(((_size(value), path) for path, value in _leaves(metadata)), reverse=True)
+    dropped: set[tuple[str, ...]] = set()
+    for size, path in leaves:
+        if too_much <= 0:
+            break
+        dropped.add(path)
+        too_much -= size
+    messages.append(
+        f"{what} beyond {MAX_METADATA_BYTES:,} bytes is left out: " + ", ".join("/".join(path)[:60] for path in sorted(dropped)[:8])
+        + (f" and {len(dropped) - 8} more" if len(dropped) > 8 else "")
+    )  # fmt: skip
+    return _without(metadata, dropped)
+
+
+def _size(value: Any) -> int:
+    return len(json.dumps(value))
+
+
+def _leaves(value: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for key, each in value.items():
+        if isinstance(each, Mapping) and each:
+            yield from _leaves(each, (*path, key))
+        else:
+            yield (*path, key), each
+
+
+def _without(value: Mapping[str, Any], dropped: set[tuple[str, ...]], path: tuple[str, ...] = ()) -> dict[str, Any]:
+    return {
+        key: _without(each, dropped, (*path, key)) if isinstance(each, Mapping) else each
+        for key, each in value.items()
+        if (*path, key) not in dropped
+    }

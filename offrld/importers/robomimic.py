@@ -8,7 +8,6 @@ where its last ``dones`` is 1; its final observation is the last of ``next_obs``
 
 from __future__ import annotations
 
-import json
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from offrl_store.errors import InvalidInput
 from . import hdf5
 from .columns import Column, same_length
 from .episodic import Recording, episodic_source
+from .reading import parse_json
 from .source import BadEpisodes, Format, Source
 from .spaces import probe_environment
 
@@ -37,9 +37,9 @@ def detect(path: Path) -> bool:
         return False
     try:
         with h5py.File(path, "r") as file:
-            data = file.get("data")
+            data = hdf5.node(file, "data", path.name)
             return isinstance(data, h5py.Group) and any(key.startswith("demo_") for key in data)
-    except hdf5.DAMAGE:
+    except (InvalidInput, *hdf5.DAMAGE):
         return False
 
 
@@ -176,8 +176,8 @@ def _masks(file: h5py.File, name: str) -> dict[str, set[str]]:
 
 def _environment(text: Any) -> dict[str, Any]:
     try:
-        value = json.loads(text)
-    except (TypeError, ValueError):
+        value = parse_json(text, "env_args", infinite=True) if isinstance(text, str) else None
+    except InvalidInput:
         return {}
     return value if isinstance(value, dict) else {}
 

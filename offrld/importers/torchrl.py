@@ -9,7 +9,6 @@ Integer actions of several columns are one-hot (TorchRL's default for discrete o
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from offrl_store.schema import DTYPES, NAME
 from .columns import Column
 from .flat import FlatArrays, flat_source
 from .hdf5 import listed
+from .reading import read_json
 from .source import BadEpisodes, BadRow, Format, Source
 
 NEEDS = "a folder with storage/meta.json and .memmap files: observation, action, next/observation, next/reward, next/done"
@@ -169,10 +169,7 @@ def _action(data: Ring, name: str) -> Column:
 
 
 def _json(path: Path, name: str) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise InvalidInput(f"{name}: {path.name} cannot be read: {error}", hint="the folder is damaged; dump the buffer again") from None
+    value = read_json(path, f"{name}: {path.name}")
     if not isinstance(value, dict):
         raise InvalidInput(f"{name}: {path.name} is no JSON object", hint="the folder is damaged; dump the buffer again")
     return value

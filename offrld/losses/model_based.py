@@ -33,7 +33,9 @@ class ModelBasedConfig(sac.SACConfig):
     dynamics_steps: int = setting(
         50_000, "updates of the dynamics, in the first stage, where no job is named", unit="updates", low=1, probe=2
     )
-    dynamics_batch_size: int = setting(100, "transitions per update of the dynamics, of those of a batch", unit="transitions", low=1)
+    dynamics_batch_size: int = setting(
+        100, "transitions per update of the dynamics, of those of a batch", unit="transitions", low=1, high=1_000_000
+    )  # fmt: skip
     dynamics_learning_rate: float = setting(1e-3, "step size of the dynamics", low=0.0, exclusive_low=True)
     n_ensembles: int = setting(5, "models in the ensemble", low=1, high=100)
     rollout_interval: int = setting(1000, "updates between rollouts", unit="updates", low=1, probe=2)

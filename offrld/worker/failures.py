@@ -24,7 +24,7 @@ def to_error(error: BaseException) -> dict[str, str]:
         return _error("out_of_memory", f"out of memory: {_line(error)}", MEMORY_HINT)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         where = f" ({error.filename})" if error.filename else ""
-        return _error("disk_full", f"the disk is full{where}", "free some space, then `offrl retry` the job")
+        return _error("disk_full", f"the disk is full{where}: {error.strerror}", "free some space, then `offrl retry` the job")
     return _error("internal", f"{type(error).__name__}: {_line(error)}", "a defect in offrld: `offrl logs` shows the traceback")
 
 
