@@ -8,7 +8,8 @@ from offrld.algos import get, names
 
 ODD = [
     10**5000, -(10**5000), float("nan"), float("inf"), -float("inf"), 1e400, -1, 0, 1.5, "x", "x" * 10**6, "\x1b[31m", "", [], [[]], {},
-    True, None, [float("nan")], [10**5000], [-1], [0], ["a"], [True], [1] * 10**5, {"a": 10**5000}, {"a": {"b": float("inf")}}, b"x", object(), 1 + 2j,
+    True, None, [float("nan")], [10**5000], [-1], [0], ["a"], [True], [1] * 10**5, {"a": 10**5000},
+    {"a": {"b": float("inf")}}, b"x", object(), 1 + 2j,
     10**18, [10**18], 1e39,
 ]  # fmt: skip
 SIZES = ("units", "channels", "filters", "feature_size", "hidden_size", "blocks", "batch_size", "dynamics_batch_size", "context_size")
