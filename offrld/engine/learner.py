@@ -348,6 +348,8 @@ class Learner(Creation, Acting, Fitting, Transfer, Replaying):
                 continue
             if name == "config":
                 self._check_config(path, description)
+            elif name == "space" and _narrowed(description.get(name)) == _narrowed(mine):
+                continue
             elif description.get(name) != mine:
                 raise _unfit(path, f"has {name} {description.get(name)!r}, this run {mine!r}", description)
         state = {name: value for name, value in tensors.items() if not name.startswith("scaler/")}
@@ -391,6 +393,15 @@ class Learner(Creation, Acting, Fitting, Transfer, Replaying):
             "seeds": list(self.seeds),
             "space": self.space,
         }
+
+
+def _narrowed(space: Any) -> Any:
+    """A space as JSON with float32 for float64: what runs of earlier versions noted of an environment's float64 observations."""
+    try:
+        fields = {name: {**field, "dtype": field["dtype"].replace("float64", "float32")} for name, field in space["observation"].items()}
+        return {**space, "observation": fields} if space["source"].startswith("env") else space
+    except (AttributeError, KeyError, TypeError):
+        return space
 
 
 def _unfit(path: str | os.PathLike[str], why: str, description: dict[str, Any]) -> OffrlError:
