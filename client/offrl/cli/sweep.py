@@ -21,6 +21,9 @@ def sweep(
     grid: Annotated[str, typer.Argument(metavar="GRID", help="A TOML or JSON file: options for all jobs, and lists in a table `grid`.")],
     trials: Annotated[int, typer.Option("--trials", metavar="N", help="Seeds of each combination, trained together.", min=1)] = 1,
     first_seed: Annotated[int, typer.Option("--first-seed", metavar="S", help="The first of them.", min=0)] = 0,
+    name: Annotated[
+        str | None, typer.Option("--name", metavar="NAME", help="Of the sweep: the names of its jobs, which are their keys, begin with it.")
+    ] = None,
     sets: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="An option or setting for all jobs; may be repeated.")
     ] = None,
@@ -36,7 +39,7 @@ def sweep(
     if only_print + submit + (save is not None) > 1:
         raise InvalidInput("--print, --save and --submit are three ways", hint="give one of them")
     content = read(grid)
-    jobs = plan({**content, **dict(map(setting, sets or []))}, trials=trials, first_seed=first_seed)
+    jobs = plan({**content, **dict(map(setting, sets or []))}, trials=trials, first_seed=first_seed, name=name)
     if submit:
         from offrl.client import Client
 
