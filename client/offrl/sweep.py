@@ -13,9 +13,9 @@ A file in TOML or JSON. What stands at its top holds for all jobs, each list in 
     "critic_encoder.units" = [[256, 256], [512, 512]]
 
 Jobs that would differ in nothing but the seed are one job, whose seeds train together; online each seed is a job of its own. The name is
-made from what the grid varies, and is the job's submission key: the same sweep, sent twice, runs once. A sweep that keeps its grid and changes
-something else (``steps``, say) needs a name of its own, ``name = "long"`` in the file or `offrl sweep --name`: the names of its jobs begin
-with it. Grids in the published form of gen_dgrl are taken as they are (`offrl.gen_dgrl`).
+made from what the grid varies, and is the job's submission key: the same sweep, sent twice, runs once. A sweep that keeps its grid and
+changes something else (``steps``, say) needs a name of its own, ``name = "long"`` in the file or `offrl sweep --name`: the names of its jobs
+begin with it. Grids in the published form of gen_dgrl are taken as they are (`offrl.gen_dgrl`).
 """
 
 from __future__ import annotations

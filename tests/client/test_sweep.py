@@ -190,7 +190,8 @@ def test_a_published_grid_with_what_is_not_ours_is_refused(values, says):
 
 
 def test_the_same_grid_with_other_options_takes_a_name(client, offrl_cli, tmp_path, daemon):
-    client.datasets.add("named-sweep", {"observations": [[0.0], [1.0]], "actions": [[0.0], [0.5]], "rewards": [0.0, 1.0], "terminals": [0, 1]})
+    arrays = {"observations": [[0.0], [1.0]], "actions": [[0.0], [0.5]], "rewards": [0.0, 1.0], "terminals": [0, 1]}
+    client.datasets.add("named-sweep", arrays)
     path = tmp_path / "grid.toml"
     path.write_text('algorithm = "bc"\ndataset = "named-sweep"\n[grid]\nlearning_rate = [1e-3]\n')
     first = offrl_cli("sweep", path, "--set", "steps=2", "--submit", "--json").json
