@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import offrl  # noqa: F401  before onnxruntime, whose telemetry it switches off
+
 if TYPE_CHECKING:
     from offrld import datasets
     from offrld.training import Learner, Loaded, Shapes, build, load, train

@@ -15,6 +15,7 @@ from offrl_store import Field, Schema
 
 MOST_CHOICES = 1_000_000     # discrete actions: a network has an output for each
 WHOLE = 1 << 24              # beyond, float32 does not hold every whole number
+TURN = "--option channels=last turns them (Python: options={'channels': 'last'})"
 STEPS = 256                  # values that float32 must tell apart between an action's bounds
 _SMALLER = ((32, 5, 2, 64, 3, 2, 64, 3, 1), (16, 4, 2, 32, 3, 1), (16, 3, 1, 32, 3, 1), (16, 3, 1), (16, 2, 1), (16, 1, 1))
 
@@ -37,14 +38,24 @@ def observation_fields(schema: Schema) -> dict[str, Field]:
     return dict(schema.observation) if isinstance(schema.observation, dict) else {"observation": schema.observation}
 
 
+def last_channels(shape: tuple[int, ...]) -> bool:
+    """Whether a row of this shape can only be an image with its channels last."""
+    return len(shape) == 3 and shape[2] in (1, 2, 3, 4) and min(shape[:2]) > 4
+
+
 def check_observations(schema: Schema) -> None:
     """Raise `InvalidInput` for an observation that no network takes."""
     for name, field in observation_fields(schema).items():
+        if last_channels(field.shape):
+            raise InvalidInput(
+                f"observation field {name!r} has the shape {tuple(field.shape)}, images with their channels last: networks take [C, H, W]",
+                hint=f"import it again: {TURN}",
+            )
         if len(field.shape) > 1 and not (len(field.shape) == 3 and field.dtype == np.uint8):
             raise InvalidInput(
                 f"observation field {name!r} has shape {tuple(field.shape)} and dtype {field.dtype.name}: networks take vectors, and "
                 "images of uint8 with the channels first",
-                hint="convert it before the import: [channels, height, width] of uint8, or a vector",
+                hint=f"images [H, W] or [H, W, C]: import them again, {TURN}; else convert them to uint8 [C, H, W], or to a vector",
             )
 
 

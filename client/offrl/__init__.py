@@ -10,6 +10,7 @@ Everything is imported when it is first used: a robot that only runs a policy ne
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from offrl.recording.wrapper import RecordEpisodes
 
 __version__ = "0.1.0"
+
+# onnxruntime reports its use to its maker over the network, unless this is set before it is loaded. A robot reports to nobody.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _WHERE = {
     "Client": "offrl.client", "Job": "offrl.client", "Datasets": "offrl.client", "Policy": "offrl.policy",

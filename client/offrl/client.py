@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +16,7 @@ from offrl import address, wire
 from offrl.connection import Connection, ConnectionLost
 from offrl.datasets import Datasets
 from offrl.errors import InvalidInput, JobFailed, OffrlError, Unknown, from_wire, nearest
+from offrl.explained import as_name, explained
 from offrl.job import CollectSpec, TrainOnlineSpec, TrainSpec
 
 LONG_POLL_S = 10.0  # how long the daemon may hold a request for the next event
@@ -35,6 +36,7 @@ class Client:
             daemon, else the machine's.
         timeout: seconds to wait for one answer.
         patience: seconds to wait for a daemon that goes away while it is being used, so that following a job survives its restart.
+        lost: called with True when the daemon has gone away and is waited for, with False when it is back.
         key: the key file for a tcp address; by default OFFRL_KEY, else HOST.key or offrl.key in ``~/.config/offrl``. "": none.
 
     Raises:
@@ -52,9 +54,10 @@ class Client:
         timeout: float = 60.0,
         patience: float = 60.0,
         key: str | os.PathLike[str] | None = None,
+        lost: Callable[[bool], None] | None = None,
     ) -> None:
         self.url = address.resolve(url)
-        self._timeout, self._patience, self._key = timeout, patience, key
+        self._timeout, self._patience, self._key, self._lost = timeout, patience, key, lost
         self._connection = self.connect()
         self.datasets = Datasets(self)
 
@@ -202,7 +205,7 @@ class Client:
         """Delete the ended jobs that are not kept, and tell which. For operators: `NotAllowed`.
 
         Args:
-            jobs: ended jobs of each kind that are kept (0: any number); by default as the daemon's settings say.
+            jobs: ended jobs of each kind and owner that are kept (0: any number); by default as the daemon's settings say.
             days: that an ended job is kept (0: for ever); by default as the daemon's settings say.
             dry_run: delete nothing, only tell (of at most 200).
         """
@@ -234,7 +237,8 @@ class Client:
             into: the dataset's name.
             steps: of the environment.
             options: further fields of `offrl.job.CollectSpec`: limit, envs, processes, seed, sample, epsilon, epsilon_end, epsilon_steps,
-                noise, max_episode_steps, step_timeout_s, threads.
+                noise, max_episode_steps, step_timeout_s, threads; of a policy file that another program has exported policy_input,
+                policy_output, policy_argmax (see `offrl.foreign.ForeignPolicy`).
             priority, after, key: as of `submit`.
 
         Raises:
@@ -246,10 +250,10 @@ class Client:
         if isinstance(named, str) and (named in ("random", "normal") or named.startswith("job:")):
             return self._queue(build(CollectSpec, **given, policy=named), priority, after, key)
         from offrl import upload
-        from offrl.policy import Policy  # onnxruntime: not needed before
+        from offrl.foreign import opened  # onnxruntime: not needed before
 
-        build(CollectSpec, **given, policy="upload")
-        Policy(named)  # what is no policy file is said here
+        asked = build(CollectSpec, **given, policy="upload")
+        opened(named, asked.policy_input, asked.policy_output, asked.policy_argmax)  # what is no policy file is said here
         connection = self.connect()  # its own, so that the client can be used meanwhile
         try:
             sent = upload.deliver(connection, upload.scan(named))
@@ -310,8 +314,14 @@ class Client:
             kind: train, import, export, dataset_export, collect, train_online or all.
             limit: this many of the newest.
         """
-        found = self.request(build(wire.ListJobs, kind=kind, limit=limit)).jobs
-        return [Job(self, info.job, info) for info in found]
+        found: list[wire.JobInfo] = []
+        before = None
+        while True:  # newest first, as many as fit into a message
+            part = self.request(build(wire.ListJobs, kind=kind, limit=limit - len(found), before=before))
+            found = part.jobs + found
+            before = part.before
+            if before is None or len(found) >= limit:
+                return [Job(self, info.job, info) for info in found]
 
     def job(self, id: str) -> Job:
         """The job of that id. Raises `Unknown`."""
@@ -321,7 +331,24 @@ class Client:
 
     def queue(self) -> wire.QueueInfo:
         """Whether the whole queue is paused, and how many jobs of whom are in it."""
-        return self.request(wire.GetQueue())
+        info = part = self.request(wire.GetQueue())
+        while part.next is not None:
+            part = self.request(wire.GetQueue(after=part.next))
+            info = info.model_copy(update={"owners": {**info.owners, **part.owners}, "next": None})
+        return info
+
+    def uploads(self) -> list[wire.UploadInfo]:
+        """The uploads that the daemon keeps, unfinished or not imported yet: one's own, and for an operator everybody's."""
+        found, part = [], self.request(wire.ListUploads())
+        found += part.uploads
+        while part.next is not None:
+            part = self.request(wire.ListUploads(after=part.next))
+            found += part.uploads
+        return found
+
+    def remove_upload(self, upload: str) -> None:
+        """Delete an upload. Raises `Unknown`, `NotAllowed`, and `Conflict` where an unfinished job reads it."""
+        self.request(build(wire.RemoveUpload, upload=upload))
 
     def pause_queue(self, reason: str = "") -> wire.QueueInfo:
         """Start no job any more, until `resume_queue`; those that run go on. For operators: `NotAllowed`."""
@@ -338,7 +365,7 @@ class Client:
 
     def connect(self) -> Connection:
         """A further connection to the same daemon, for what waits long; the caller closes it."""
-        return Connection(self.url, timeout=self._timeout, patience=self._patience, key=self._key)
+        return Connection(self.url, timeout=self._timeout, patience=self._patience, key=self._key, lost=self._lost)
 
     def again(self, patience: float | None = None) -> Client:
         """A further client of the same daemon, for a thread of its own; the caller closes it."""
@@ -613,7 +640,12 @@ def build(model: type[Model], **values: Any) -> Model:
     try:
         return model(**values)
     except ValidationError as error:
-        raise InvalidInput(wire.invalid_message(error).message, hint="see `offrl COMMAND --help` for what is accepted") from None
+        problem = explained(error)
+        name = as_name(problem.value) if problem.kind == "string_pattern_mismatch" and problem.place == ("dataset",) else ""
+        hint = nearest(str(problem.place[-1]), model.model_fields) if problem.kind == "extra_forbidden" else ""
+        refused = InvalidInput(str(problem), hint=f"for example {name}" if name else hint)
+        refused.field = problem.where
+        raise refused from None
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -96,8 +96,13 @@ class Datasets:
         return self._import(name, source, how, on_daemon, progress, follow)
 
     def ls(self) -> list[wire.DatasetInfo]:
-        """All datasets."""
-        return self._client.request(wire.ListDatasets()).datasets
+        """All datasets by name. `show` has the metadata that is too long for a list (``trimmed``)."""
+        part = self._client.request(wire.ListDatasets())
+        found = part.datasets
+        while part.next is not None:
+            part = self._client.request(wire.ListDatasets(after=part.next))
+            found += part.datasets
+        return found
 
     def show(self, name: str) -> wire.DatasetInfo:
         """One dataset: size, fields, snapshot, returns. Raises `Unknown`."""

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from offrl import environments
-from offrl.errors import InvalidInput, Unknown, nearest
+from offrl.environments import calls
+from offrl.errors import EnvironmentFailed, InvalidInput, Unknown
 from offrl.policy import Policy
-from offrl.spaces import action_converter
+from offrl.spaces import by_field, leaves, policy_converter
 
 if TYPE_CHECKING:
     import gymnasium
@@ -78,6 +79,7 @@ def evaluate(
         Unknown: gymnasium has no environment of that id.
         InvalidInput: gymnasium or what the environment needs is not installed, the environment's spaces are not the policy's, a number
             is out of range, or a target return is given for a policy that takes none.
+        EnvironmentFailed: the environment raised, or answered with something that is no observation, reward or flag.
     """
     _at_least("episodes", episodes, 1)
     _at_least("seed", seed, 0)
@@ -85,15 +87,15 @@ def evaluate(
     if not isinstance(policy, Policy):
         policy = Policy(policy)
     ours = isinstance(env, str)
-    name = env if ours else (env.spec.id if env.spec is not None else type(env.unwrapped).__name__)
+    name = env if ours else calls.name_of(env)
     env = make_env(env) if ours else env
     try:
         check_spaces(policy, env, name)
         policy.reset(target_return)
-        returns, lengths, latencies = _run(policy, env, episodes, seed, target_return, max_steps, on_episode)
+        returns, lengths, latencies = _run(policy, env, name, episodes, seed, target_return, max_steps, on_episode)
     finally:
         if ours:
-            env.close()
+            calls.close(env, name)
     median, p99 = np.percentile(np.array(latencies) / 1000, [50, 99])
     return Evaluation(
         env=name,
@@ -107,23 +109,32 @@ def evaluate(
     )
 
 
-def _run(policy, env, episodes, seed, target_return, max_steps, on_episode) -> tuple[list[float], list[int], list[int]]:
-    act, step, clock = policy.act, env.step, time.perf_counter_ns
-    to_env = action_converter(env.action_space)
+def _run(policy, env, name, episodes, seed, target_return, max_steps, on_episode) -> tuple[list[float], list[int], list[int]]:
+    checked, act, clock = calls.Calls(env, observations=False), policy.act, time.perf_counter_ns
+    step = checked.step
+    to_env, seen = policy_converter(policy, env.action_space), by_field(env.observation_space)
     returns, lengths, latencies = [], [], []
     for episode in range(episodes):
-        observation, _ = env.reset(seed=seed + episode)
-        policy.reset(target_return)
         total, length, reward, ended = 0.0, 0, 0.0, False
-        while not ended and length < max_steps:
-            start = clock()
-            action = act(observation, reward)
-            latencies.append(clock() - start)
-            observation, reward, terminated, truncated, _ = step(to_env(action))
-            reward = float(reward)
-            total += reward
-            length += 1
-            ended = terminated or truncated
+        during = "the reset"
+        try:
+            observation, _ = checked.reset(seed=seed + episode)
+            policy.reset(target_return)
+            while not ended and length < max_steps:
+                during = "an observation"  # that the policy refuses
+                observation = seen(observation)
+                start = clock()
+                action = act(observation, reward)
+                latencies.append(clock() - start)
+                during = "a step"
+                observation, reward, terminated, truncated, _ = step(to_env(action))
+                total += reward
+                length += 1
+                ended = terminated or truncated
+        except BaseException as error:
+            where = f"at step {length} of episode {episode + 1}"
+            failed = calls.failure(name, during, error, where, hint=f"to see it again: reset it with seed={seed + episode}")
+            raise (EnvironmentFailed(failed.message, hint=failed.hint) if during == "an observation" else failed) from error
         returns.append(total)
         lengths.append(length)
         if on_episode is not None:
@@ -141,12 +152,14 @@ def make_env(env_id: str, **options: Any) -> gymnasium.Env:
         raise InvalidInput("running an environment needs gymnasium, which is not installed", hint='pip install "offrl[gym]"') from None
     environments.register()
     try:
+        environments.register_package(env_id)
         return gymnasium.make(env_id, disable_env_checker=True, **options)
     except DependencyNotInstalled as error:
         raise _missing(env_id, str(error)) from None
     except Error as error:
         if env_id not in gymnasium.registry:  # unregistered, or no id at all
-            raise Unknown(f"gymnasium knows no environment {env_id!r}", hint=nearest(env_id, sorted(gymnasium.registry))) from None
+            hint = environments.unknown_hint(env_id, gymnasium.registry)
+            raise Unknown(f"gymnasium knows no environment {env_id!r}", hint=hint) from None
         raise InvalidInput(f"environment {env_id!r} cannot be made: {_first_line(error)}", hint=_MAKE) from None
     except ModuleNotFoundError as error:
         module, colon, _ = env_id.partition(":")  # "MODULE:ID": gymnasium imports the module, which registers the environment
@@ -156,30 +169,33 @@ def make_env(env_id: str, **options: Any) -> gymnasium.Env:
         raise _missing(env_id, str(error), package=error.name) from None
     except InvalidInput:  # of an environment of ours
         raise
-    except Exception as error:  # environments are other people's code: whatever goes wrong in making one is about the id given
-        raise InvalidInput(f"environment {env_id!r} cannot be made: {type(error).__name__}: {_first_line(error)}", hint=_MAKE) from None
+    except BaseException as error:  # environments are other people's code: whatever goes wrong in making one is about the id given
+        calls.pass_on(error)
+        raise InvalidInput(f"environment {env_id!r} cannot be made: {calls.said(error)}", hint=_MAKE) from error
 
 
 def check_spaces(policy: Policy, env: gymnasium.Env, name: str) -> None:
     """Raises InvalidInput unless the environment's observations and actions are those of the policy."""
-    for message in (_observation_mismatch(policy, env.observation_space), _action_mismatch(policy, env.action_space)):
+    import gymnasium
+
+    observation, action = calls.spaces_of(env)
+    for message in (_observation_mismatch(policy, observation), _action_mismatch(policy, action)):
         if message:
             own = f": --env {policy.env_id}" if policy.env_id else ""
+            if getattr(policy, "foreign", False) and not policy.discrete and isinstance(action, gymnasium.spaces.Discrete):
+                own = "; or --policy-argmax: the output holds scores"
             raise InvalidInput(
                 f"environment {name!r} does not fit the policy: {message}", hint="evaluate it in the environment of its dataset" + own
             )
 
 
 def _observation_mismatch(policy: Policy, space: gymnasium.Space) -> str:
-    import gymnasium
-
     shapes, dtypes = policy.observation_shapes, policy.observation_dtypes
-    if isinstance(space, gymnasium.spaces.Dict):
-        given: Mapping[str, Any] = space.spaces
-    elif len(shapes) == 1:
+    given: Mapping[str, Any] = leaves(space)
+    if "" in given:
+        if len(shapes) > 1:
+            return f"it gives one observation of shape {space.shape}, the policy takes the fields {', '.join(shapes)}"
         given = {next(iter(shapes)): space}
-    else:
-        return f"it gives one observation of shape {space.shape}, the policy takes the fields {', '.join(shapes)}"
     for field, shape in shapes.items():
         if field not in given:
             return f"it has no observation field {field!r}, only {', '.join(given)}"

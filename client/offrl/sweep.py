@@ -13,9 +13,8 @@ A file in TOML or JSON. What stands at its top holds for all jobs, each list in 
     "critic_encoder.units" = [[256, 256], [512, 512]]
 
 Jobs that would differ in nothing but the seed are one job, whose seeds train together; online each seed is a job of its own. The name is
-made from what the grid varies, and is the job's submission key: the same sweep, sent twice, runs once. A sweep that keeps its grid and
-changes something else (``steps``, say) needs a name of its own, ``name = "long"`` in the file or `offrl sweep --name`: the names of its jobs
-begin with it. Grids in the published form of gen_dgrl are taken as they are (`offrl.gen_dgrl`).
+made from the settings alone, and is the job's submission key: the same sweep, sent twice, runs once. Grids in the published form of
+gen_dgrl are taken as they are (`offrl.gen_dgrl`).
 """
 
 from __future__ import annotations
@@ -35,8 +34,9 @@ from typing import Any
 
 from offrl import gen_dgrl
 from offrl.client import Client, Job, flat
-from offrl.errors import Conflict, InvalidInput
-from offrl.job import NAME_PATTERN, TrainOnlineSpec
+from offrl.errors import InvalidInput
+from offrl.explained import as_name
+from offrl.job import TrainOnlineSpec
 
 MAX_JOBS = 10_000
 _FLAGS = {"start": "--from", "gpu_memory_mb": "--gpu-memory", "step_timeout_s": "--step-timeout"}  # where they are not their names
@@ -78,16 +78,11 @@ class Trial:
         return [*words, *(["--seed"] if self.command == ONLINE else ["--seeds"]), _ranges(self.seeds), "--key", self.name]
 
     def submit(self, client: Client) -> Job:
-        """Queue the job; the one that has its name already, where it was sent before. Raises `Conflict` where that one is another job."""
+        """Queue the job; the one that has its name already, where it was sent before."""
         given = {**self.options, "config": dict(self.settings), "key": self.name}
-        try:
-            if self.command == ONLINE:
-                return client.train_online(self.algorithm, seed=self.seeds[0], **given)
-            return client.submit(self.algorithm, seeds=list(self.seeds), **given)
-        except Conflict as error:
-            if f"key {self.name!r} belongs to" in error.message:
-                error.hint = 'give this sweep a name of its own: --name NAME, or name = "NAME" in its file'
-            raise
+        if self.command == ONLINE:
+            return client.train_online(self.algorithm, seed=self.seeds[0], **given)
+        return client.submit(self.algorithm, seeds=list(self.seeds), **given)
 
 
 OFFLINE, ONLINE = "submit", "train-online"
@@ -117,24 +112,21 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     return content
 
 
-def plan(content: Mapping[str, Any], *, trials: int = 1, first_seed: int = 0, name: str | None = None) -> list[Trial]:
+def plan(content: Mapping[str, Any], *, trials: int = 1, first_seed: int = 0, name: str = "") -> list[Trial]:
     """The jobs of a sweep, in the order of the file: the last list of the grid changes fastest.
 
     Args:
         content: what `read` gives, or the same as a dict.
         trials: seeds of each combination: ``first_seed`` and those that follow it, added to a ``seed`` of the file.
-        name: of the sweep, with which the names of its jobs begin; by default that of the file, if it gives one.
+        name: before the name of each job, so that the same grid with other options makes new jobs.
 
     Raises:
         InvalidInput: no grid, an empty list, a name that is none, options that do not go together, too many jobs.
     """
     if trials < 1 or first_seed < 0:
         raise InvalidInput(f"trials={trials}, first seed {first_seed}", hint="at least one trial, and seeds from 0 on")
-    content = dict(content)
-    title = content.pop("name", "") if name is None else name
-    if not isinstance(title, str) or (title and re.fullmatch(NAME_PATTERN, title) is None):
-        raise InvalidInput(f"{title!r} is no name of a sweep", hint="letters, digits, dots, dashes; a letter or digit first")
-    content.pop("name", None)
+    if name and as_name(name) != name:
+        raise InvalidInput(f"{name!r} is no name of a sweep", hint=f"for example {as_name(name) or 'second'}")
     fixed, grid = _parts(content)
     count = 1
     for values in grid.values():
@@ -146,20 +138,20 @@ def plan(content: Mapping[str, Any], *, trials: int = 1, first_seed: int = 0, na
     published: dict[str, str] = {}
     for combination in itertools.product(*grid.values()):
         values = {**fixed, **dict(zip(grid, combination, strict=True))}
-        named = ""
+        called = ""
         if gen_dgrl.is_grid(values):
-            values, named = gen_dgrl.job(values)
+            values, called = gen_dgrl.job(values)
         seed = values.pop("seed", 0)
         if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
             raise InvalidInput(f"seed {seed!r} is none", hint="a whole number from 0 on")
         identity = json.dumps(values, sort_keys=True, default=str)
         jobs.setdefault(identity, values)
-        published[identity] = named
+        published[identity] = called
         mine = seeds.setdefault(identity, [])
         mine += [each for each in range(seed + first_seed, seed + first_seed + trials) if each not in mine]
-    varied = [each for each in grid if each not in ("seed", "algorithm")]
-    start = f"{title}-" if title else ""
-    names = _names({identity: start + (published[identity] or _name(values, varied)) for identity, values in jobs.items()})
+    varied = [name for name in grid if name not in ("seed", "algorithm")]
+    before = f"{name}-" if name else ""
+    names = _names({identity: before + (published[identity] or _name(values, varied)) for identity, values in jobs.items()})
     return [
         _trial(values, each, names[identity])
         for identity, values in jobs.items()

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, FailFast, Field, PlainValidator, Typ
 
 from offrl import message as messages
 from offrl.errors import InvalidMessage, ProtocolMismatch, from_wire, to_wire
+from offrl.explained import explained
 from offrl.job import JobId, JobSpec, JobState, Name
 from offrl_store.errors import OffrlError
 
@@ -25,15 +26,18 @@ PROTOCOL = 2                       # 2: data in a frame of its own, settings tha
 CHUNK = 1 << 20                    # bytes of data in one upload or download message
 MAX_MESSAGE = CHUNK + (1 << 16)    # larger ones are dropped by the socket
 COUNT = 2**63 - 1                  # largest number that a file or the queue can hold
+LIST_BYTES = MAX_MESSAGE - (1 << 16)  # of the entries of one part of a list; there is room for one of `ENTRY_BYTES` beside them
+ENTRY_BYTES = 1 << 15              # of one entry of a list
+ERROR_TEXT = 4_000                 # characters of an error's message
 RelativePath = Annotated[str, Field(min_length=1, max_length=1024)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 def _chunk(value: Any) -> bytes | memoryview:
     if not isinstance(value, bytes | memoryview):
-        raise ValueError("Input should be bytes")
+        raise ValueError("must be bytes")
     if len(value) > CHUNK:
-        raise ValueError(f"Data should have at most {CHUNK} bytes")
+        raise ValueError(f"must be at most {CHUNK} bytes")
     return value
 
 
@@ -131,11 +135,13 @@ class QueueInfo(Reply):
     owners: dict[str, dict[str, int]]          # the same by owner; "": of before jobs had owners
     next_start: float | None = None            # when the next job that waits for a time may start
     limits: dict[str, int]                     # setting -> jobs, 0: any number
+    next: str | None = None                    # the owners come in parts: ask again with this ``after``; None: that was the last
 
 
 class JobList(Reply):
     jobs: list[JobInfo]                        # in order of submission, without their specs (`GetJob` has it)
     left_off: int = 0                          # older ones that did not fit into the limit or into one message
+    before: int | None = None                  # where older jobs are left: ask again with this ``before``; None: that was the last part
 
 
 class Encoded(Reply):
@@ -197,10 +203,31 @@ class DatasetInfo(Reply):
     pinned_by: list[str] = []
     skipped: list[SkippedEpisode] = []         # of the last import with --skip-bad: the first `MAX_SKIPPED` left out
     skipped_episodes: int = 0                  # how many were left out
+    owner: str | None = None                   # who added it; None: of before datasets had owners, an operator's
+    trimmed: list[str] = []                    # keys of which only a part is here: an entry of a list, and a message, have a size
 
 
 class DatasetList(Reply):
     datasets: list[DatasetInfo]
+    next: str | None = None                    # ask again with this ``after``; None: that was the last part
+
+
+class UploadInfo(Reply):
+    """One upload as `offrl uploads ls --json` shows it."""
+
+    upload: str
+    owner: str | None                          # who began it; None: of a daemon of before
+    files: int
+    size: int                                  # bytes in all
+    bytes: int                                 # that have arrived
+    finished: bool                             # whole, and not imported yet
+    age_s: float                               # since anybody went on with it
+    job: str | None = None                     # the unfinished job that reads it
+
+
+class UploadList(Reply):
+    uploads: list[UploadInfo]                  # those that nobody went on with for longest first
+    next: str | None = None                    # ask again with this ``after``; None: that was the last part
 
 
 class UploadOpened(Reply):
@@ -350,6 +377,7 @@ class Request(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     reply: ClassVar[type[Reply]] = Done
+    later: ClassVar[tuple[str, ...]] = ()      # fields that came after the request: an older daemon is not sent one that is None
 
 
 class Ping(Request):
@@ -401,6 +429,8 @@ class ListJobs(Request):
     type: Literal["list_jobs"] = "list_jobs"
     kind: Literal["train", "import", "export", "dataset_export", "collect", "train_online", "all"] | None = None   # None: all but imports
     limit: Annotated[int, Field(ge=1, le=10_000)] = 1000
+    before: Annotated[int, Field(ge=0, le=COUNT)] | None = None  # older ones than in the part before
+    later: ClassVar = ("before",)
 
 
 class GetJob(Request):
@@ -442,6 +472,8 @@ class ControlJob(Request):
 class GetQueue(Request):
     reply = QueueInfo
     type: Literal["get_queue"] = "get_queue"
+    after: Annotated[str, Field(max_length=200)] | None = None   # owners behind the last one of the part before
+    later: ClassVar = ("after",)
 
 
 class ControlQueue(Request):
@@ -454,8 +486,12 @@ class ControlQueue(Request):
 
 
 class ListDatasets(Request):
+    """All datasets by name; each without what does not fit into an entry of a list (`GetDataset` has it)."""
+
     reply = DatasetList
     type: Literal["list_datasets"] = "list_datasets"
+    after: Name | None = None                                    # those behind the last one of the part before
+    later: ClassVar = ("after",)
 
 
 class GetDataset(Request):
@@ -499,6 +535,21 @@ class FinishUpload(Request):
     """Check sizes and SHA-256 of all files; from here on an import job may use the upload."""
 
     type: Literal["finish_upload"] = "finish_upload"
+    upload: JobId
+
+
+class ListUploads(Request):
+    """The uploads of the caller, of everybody where it is an operator."""
+
+    reply = UploadList
+    type: Literal["list_uploads"] = "list_uploads"
+    after: JobId | None = None
+
+
+class RemoveUpload(Request):
+    """Delete an upload, of the caller's own or by an operator. Refused while an unfinished job reads it."""
+
+    type: Literal["remove_upload"] = "remove_upload"
     upload: JobId
 
 
@@ -582,7 +633,7 @@ AnyRequest = Annotated[
     Ping | Algorithms | ReadAudit
     | Submit | Rerun | ListJobs | GetJob | GetEvents | ReadLog | ControlJob | GetQueue | ControlQueue
     | ListDatasets | GetDataset | RemoveDataset
-    | OpenUpload | WriteChunk | FinishUpload | OpenArtifact | ReadArtifact
+    | OpenUpload | WriteChunk | FinishUpload | ListUploads | RemoveUpload | OpenArtifact | ReadArtifact
     | Overview | Checkup | Prune | BeginBackup | ReadBackup | EndBackup | GetSettings,
     Field(discriminator="type"),
 ]  # fmt: skip
@@ -592,7 +643,7 @@ _REQUEST = TypeAdapter(AnyRequest)
 # ------------------------------------------------------------------------------------------------------- encode and decode
 def encode_request(request: Request) -> bytes:
     """The bytes of a request."""
-    return messages.pack({"protocol": PROTOCOL, **request.model_dump()})
+    return messages.pack({"protocol": PROTOCOL, **request.model_dump(exclude=_unsaid(request))})
 
 
 def encode_frames(request: Request) -> list[bytes | memoryview]:
@@ -600,6 +651,10 @@ def encode_frames(request: Request) -> list[bytes | memoryview]:
     if (data := getattr(request, "data", None)) is None:
         return [encode_request(request)]
     return [messages.pack({"protocol": PROTOCOL, **request.model_dump(exclude={"data"})}), data]
+
+
+def _unsaid(request: Request) -> set[str]:
+    return {name for name in request.later if getattr(request, name) is None}
 
 
 def decode_request(body: bytes, data: bytes | memoryview | None = None) -> Request:
@@ -639,18 +694,19 @@ def encode_reply(reply: Reply) -> bytes:
 
 
 def encoded_job(job: JobInfo) -> bytes:
-    """A job as `encoded_job_list` puts it into a list."""
+    """A job as `encoded_list` puts it into a list."""
     return messages.pack(job.model_dump())
 
 
-def encoded_job_list(jobs: list[bytes], left_off: int) -> Encoded:
-    """The reply of a `JobList`, from jobs that `encoded_job` has made."""
-    return Encoded(body=messages.pack_around({"protocol": PROTOCOL, "ok": True, "result": {"left_off": left_off, "jobs": []}}, jobs))
+def encoded_list(name: str, entries: list[bytes], **others: Any) -> Encoded:
+    """A good reply whose last field ``name`` is a list of entries that are packed already."""
+    return Encoded(body=messages.pack_around({"protocol": PROTOCOL, "ok": True, "result": {**others, name: []}}, entries))
 
 
 def encode_error(error: OffrlError) -> bytes:
     """The bytes of an error reply."""
-    return messages.pack({"protocol": PROTOCOL, "ok": False, "error": to_wire(error)})
+    told = {name: value if len(value) <= ERROR_TEXT else value[:ERROR_TEXT] + "..." for name, value in to_wire(error).items()}
+    return messages.pack({"protocol": PROTOCOL, "ok": False, "error": told})
 
 
 def decode_reply(body: bytes, model: type[Reply]) -> Reply:
@@ -674,8 +730,4 @@ def decode_reply(body: bytes, model: type[Reply]) -> Reply:
 
 def invalid_message(error: ValidationError) -> InvalidMessage:
     """One line for the first thing that is wrong: the field, the value, what was expected."""
-    first = error.errors(include_url=False, include_context=False)[0]
-    where = ".".join(str(part)[:100] for part in first["loc"]) or "message"
-    return InvalidMessage(
-        f"{where}: {first['msg'][:500]} (got {messages.shown(first.get('input'))})", hint="see `offrl COMMAND --help` for what is accepted"
-    )
+    return InvalidMessage(str(explained(error)))

@@ -6,7 +6,7 @@ import contextlib
 import ctypes
 import errno
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,23 @@ def disk_errors(path: Path, verb: str = "write") -> Iterator[None]:
         raise
 
 
+_limits: list[Callable[[int], None]] = []  # of this process, as its file descriptors are: see `limit`
+
+
+def limit(reserve: Callable[[int], None] | None) -> None:
+    """Ask ``reserve(bytes)`` before every later write of this process: it raises `OSError` (ENOSPC) for what is too much. None: no limit.
+
+    A service gives its workers a share of the disk this way, and nothing between it and the system call has to pass that on.
+    """
+    _limits[:] = [] if reserve is None else [reserve]
+
+
+def reserve(count: int) -> None:
+    """Ask whether so many bytes may be written. Raises `OSError` (ENOSPC) as a full disk does."""
+    for each in _limits:
+        each(count)
+
+
 def sync_folder(path: Path) -> None:
     """Make the names in a folder durable."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -53,6 +70,7 @@ def open_file(file: Path) -> int:
 def write_all(descriptor: int, data: bytes | memoryview, offset: int) -> None:
     """pwrite until everything is written."""
     data = memoryview(data)
+    reserve(data.nbytes)
     while len(data):
         written = os.pwrite(descriptor, data, offset)
         data, offset = data[written:], offset + written
@@ -61,6 +79,7 @@ def write_all(descriptor: int, data: bytes | memoryview, offset: int) -> None:
 def write_parts(descriptor: int, parts: Sequence[Any], offset: int) -> None:
     """pwritev until all of these contiguous arrays or bytes are written, one behind the other."""
     views = [memoryview(part).cast("B") for part in parts if len(part)]
+    reserve(sum(view.nbytes for view in views))
     while views:
         written = os.pwritev(descriptor, views, offset)
         offset += written

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from offrl.errors import InvalidInput
+
 Fields = np.ndarray | dict[str, np.ndarray]
 ABSENT = -1  # the trajectory of a frame that is not there
 
@@ -161,6 +163,13 @@ class Rows:
         self.terminated, self.truncated = np.zeros(shape, bool), np.zeros(shape, bool)
         self.traj_ids = np.full(shape, ABSENT, np.int64)
         self.mask = np.zeros(shape, bool)
+
+    def take_action(self, at: Any, action: Any) -> None:
+        """Actions into their place. Raises `InvalidInput` where the dtype of the environment's actions does not hold them."""
+        self.action[at] = action
+        if not np.array_equal(self.action[at], action):
+            raise InvalidInput(f"the action {np.asarray(action).tolist()} is none of {self.action.dtype.name}, which the environment takes",
+                               hint="let the policy give actions of the environment's space")  # fmt: skip
 
     def batch(self) -> CollectedBatch:
         """Everything as it is now; the arrays are not copied."""

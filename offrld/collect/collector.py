@@ -241,9 +241,8 @@ class Collector(VectorSteps):
                         array[done_frames] = at[name] if name else at
                 try:
                     following, reward, terminated, truncated, _ = step(action)
-                except Exception as error:
+                except BaseException as error:
                     raise self.envs.failed("a step", error, self._where(length)) from error
-                reward = float(reward)
                 length += 1
                 if length >= longest and not terminated:
                     truncated = True
@@ -253,7 +252,7 @@ class Collector(VectorSteps):
                     at = stored(following)
                     for name, array in after:
                         array[done_frames] = at[name] if name else at
-                    rows.action[done_frames] = action
+                    rows.take_action(done_frames, action)
                     rows.reward[done_frames] = reward
                     rows.terminated[done_frames], rows.truncated[done_frames] = terminated, truncated and not terminated
                     rows.traj_ids[done_frames], rows.mask[done_frames] = traj, True
@@ -279,7 +278,7 @@ class Collector(VectorSteps):
         seed, self._seed = self._seed, None
         try:
             observation, info = self.envs.reset(seed=seed)
-        except Exception as error:
+        except BaseException as error:
             raise self.envs.failed("the reset", error, f"after {self.frames} steps") from error
         self._told[0] = {name: number(info[name]) for name in TOLD if name in info}
         self._traj[0] = self.trajectories

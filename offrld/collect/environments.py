@@ -8,14 +8,13 @@ step is no step of an episode, and is marked absent).
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from offrl.environments import NAMESPACE
+from offrl.environments import NAMESPACE, calls
 from offrl.errors import EnvironmentFailed, InvalidInput
 from offrl.rollout import make_env
 from offrl_store.errors import OffrlError
@@ -53,26 +52,34 @@ class Environments:
         if vectorization not in ("sync", "async"):
             raise InvalidInput(f"vectorization {vectorization!r}", hint="sync or async")
         made = isinstance(env, gymnasium.Env | gymnasium.vector.VectorEnv) or (hasattr(env, "step") and not isinstance(env, type))
+        if not made and not isinstance(env, str) and not callable(env):
+            raise InvalidInput(f"{env!r} is no environment", hint="give an id, an environment, or a function that makes one")
         maker = partial(make_env, env) if isinstance(env, str) else None if made else env
+        name = None
         self.owned = maker is not None
         if count > 1 or vectorization == "async":
             if maker is None:
                 raise InvalidInput(f"{count} environments cannot be made of one that is made", hint="give its id, or a function")
-            env = _vector(maker, count, vectorization)
+            env, name = _vector(maker, count, vectorization)
         elif maker is not None:
-            env = maker()
+            env = calls.made_by(maker)
         self.vector = env if isinstance(env, gymnasium.vector.VectorEnv) else None
         self.single = None if self.vector is not None else env
         self.count = self.vector.num_envs if self.vector is not None else 1
-        self.observation_space = env.observation_space if self.vector is None else env.single_observation_space
-        self.action_space = env.action_space if self.vector is None else env.single_action_space
+        if self.vector is None:
+            checked = calls.Calls(env)
+            self.observation_space, self.action_space = checked.observation_space, checked.action_space
+            self.step, self.reset = checked.step, checked.reset
+        else:
+            self.observation_space, self.action_space = env.single_observation_space, env.single_action_space
+            self.step, self.reset = env.step, env.reset
+            self._fitted = calls.fitter(env.observation_space)
         self.env_id = environment_id(env)
         if self.env_id is None and isinstance(env, gymnasium.vector.SyncVectorEnv):
             self.env_id = environment_id(env.envs[0])
         if self.env_id is None and isinstance(maker, partial) and maker.func is make_env:
             self.env_id = maker.args[0]
-        self.name = self.env_id or type(getattr(env, "unwrapped", env)).__name__
-        self.step, self.reset = env.step, env.reset
+        self.name = self.env_id or name or calls.name_of(env)
         self.mode = self._mode()
         self._pending = np.zeros(self.count, bool)  # NEXT_STEP: whose next step is a reset
         self.infos: dict[str, Any] = {}
@@ -89,22 +96,16 @@ class Environments:
         """Let calls take no longer than the watch allows."""
         self.step, self.reset = watch.watched(self.step, "a step"), watch.watched(self.reset, "the reset")
 
-    def failed(self, during: str, error: Exception, where: str) -> OffrlError:
-        """The error for what an environment has raised."""
-        if isinstance(error, OffrlError):
-            return type(error)(f"{self.name}, {where}: {error.message}", hint=error.hint)
-        if isinstance(error, multiprocessing.TimeoutError):
-            text = "no answer in time"
-        else:
-            text = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        return EnvironmentFailed(f"{self.name} failed in {during} {where}: {text}", hint="the episode up to there is kept, as truncated")
+    def failed(self, during: str, error: BaseException, where: str) -> OffrlError:
+        """The error for what an environment has raised, or answered."""
+        return calls.failure(self.name, during, error, where, hint="the episode up to there is kept, as truncated")
 
     # ------------------------------------------------------------------------------------------------------------- several
     def reset_all(self, seed: int | None) -> Any:
         """Reset every environment; the i-th with ``seed + i``. The observations ``[count, ...]``."""
         self._pending[:] = False
         observations, self.infos = self.reset(seed=seed)
-        return observations
+        return self._fitted(observations)
 
     def step_all(self, actions: np.ndarray) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, np.ndarray, Any]:
         """One step of each.
@@ -114,6 +115,7 @@ class Environments:
             reset), and for `begin_after` what was observed now, if the environment resets itself.
         """
         observations, rewards, terminated, truncated, infos = self.step(actions)
+        observations, rewards = self._fitted(observations), _finite(rewards)
         self.infos = infos
         absent = self._pending.copy()
         done = (terminated | truncated) & ~absent
@@ -141,27 +143,55 @@ class Environments:
         begin = mask | done if self.mode != "next_step" else mask
         if mask.any():
             now, self.infos = self.reset(options={"reset_mask": mask})
+            now = self._fitted(now)
         return now, begin
 
     def close(self) -> None:
         """Close what was made here."""
         if self.owned:
-            (self.vector if self.vector is not None else self.single).close()
+            processes = getattr(self.vector, "processes", ())
+            if not all(process.is_alive() for process in processes):  # one that has died never answers to a close
+                for process in processes:
+                    process.kill()
+                    process.join()
+                self.vector.closed = True
+            calls.close(self.single if self.vector is None else self.vector, self.name)
 
 
-def _vector(maker: Callable[[], Any], count: int, vectorization: str) -> Any:
+def _vector(maker: Callable[[], Any], count: int, vectorization: str) -> tuple[Any, str]:
+    """The vector environment, and the name of one of its environments."""
     import gymnasium
     from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
-    if vectorization == "sync":
-        env_id = maker.args[0] if isinstance(maker, partial) and maker.func is make_env else ""
-        if env_id.startswith(f"{NAMESPACE}/"):
-            maker().close()  # what cannot be made is said here, in one line
-            if gymnasium.spec(env_id).vector_entry_point is not None:
-                return gymnasium.make_vec(env_id, count)
-        return SyncVectorEnv([maker] * count, autoreset_mode=AutoresetMode.DISABLED)
-    maker().close()  # what cannot be made is said here, in one line, and not by a child process
-    return AsyncVectorEnv([maker] * count, context="spawn", autoreset_mode=AutoresetMode.DISABLED)
+    from .checked import checked
+
+    one = calls.made_by(maker)
+    calls.spaces_of(one)
+    name = calls.name_of(one)
+    calls.close(one, name)  # what cannot be made is said here, in one line, and not by a child process
+    maker = partial(checked, maker)
+    try:
+        if vectorization == "sync":
+            env_id = maker.args[0].args[0] if isinstance(maker.args[0], partial) and maker.args[0].func is make_env else ""
+            if env_id.startswith(f"{NAMESPACE}/") and gymnasium.spec(env_id).vector_entry_point is not None:
+                return gymnasium.make_vec(env_id, count), name
+            return SyncVectorEnv([maker] * count, autoreset_mode=AutoresetMode.DISABLED), name
+        return AsyncVectorEnv([maker] * count, context="spawn", autoreset_mode=AutoresetMode.DISABLED), name
+    except OffrlError:
+        raise
+    except Exception as error:
+        raise InvalidInput(f"{count} environments cannot be made: {calls.said(error)}", hint="make one alone to see why") from error
+
+
+def _finite(rewards: Any) -> np.ndarray:
+    """The rewards of all environments. Raises `EnvironmentFailed`."""
+    rewards = np.asarray(rewards)
+    if rewards.dtype.kind not in "biuf" or rewards.ndim != 1:
+        raise EnvironmentFailed(f"its rewards are {rewards.dtype}{list(rewards.shape)}, expected a number of each environment")
+    if not np.isfinite(rewards).all():
+        env = int(np.argmin(np.isfinite(rewards)))
+        raise EnvironmentFailed(f"the reward of environment {env} is {rewards[env]}, expected a finite number")
+    return rewards
 
 
 def _with_finals(observations: Any, finals: Any, envs: np.ndarray) -> Any:

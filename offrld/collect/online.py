@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from offrl.errors import InvalidInput
+from offrl.environments import calls
+from offrl.errors import EnvironmentFailed, InvalidInput
 from offrl_store import EpisodeStore, Writer, create_temporary, mix
 from offrl_store.errors import EmptyStore
 from offrld.engine.algorithm import Algorithm
@@ -33,6 +35,7 @@ from .spaces import schema_of_spaces
 COMMIT_STEPS = 200   # a commit takes some milliseconds: at this distance it costs less than 50 us a step
 SHARE = 100          # and of a store of n transitions no more often than every n / 100, as the sampler's index is made anew
 EVALUATION_SEED = 1000
+EVALUATION_FAILURES = 3   # in a row: then no other evaluation is tried
 
 
 def refusal(algorithm: Algorithm) -> str:
@@ -262,15 +265,19 @@ def evaluate(
     check: called after each episode; an exception of it ends the evaluation.
     """
     behaviour = Exploring(LearnerBehaviour(learner, deterministic=not sample), ConstantEpsilonGreedy(epsilon))
+    name, calling = calls.name_of(env), calls.Calls(env)
     rng, returns = np.random.default_rng(seed), []
     for episode in range(episodes):
-        observation, _ = env.reset(seed=seed + episode)
-        behaviour.begin_episode(env.action_space, rng)
-        total, over = 0.0, False
+        where, again = f"of episode {episode + 1}", f"to see it again: reset it with seed={seed + episode}"
+        with calls.blamed(name, "the reset", where, again):
+            observation, _ = calling.reset(seed=seed + episode)
+        behaviour.begin_episode(calling.action_space, rng)
+        total, length, over = 0.0, 0, False
         while not over:
-            observation, reward, terminated, truncated, _ = env.step(behaviour.act(observation))
-            total += float(reward)
-            over = terminated or truncated
+            action = behaviour.act(observation)
+            with calls.blamed(name, "a step", f"at step {length} {where}", again):
+                observation, reward, terminated, truncated, _ = calling.step(action)
+            total, length, over = total + reward, length + 1, terminated or truncated
         returns.append(total)
         if check is not None:
             check()
@@ -316,9 +323,11 @@ def fitter_online(
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise InvalidInput(f"{name} takes a whole number from 1, got {value!r}")
     evaluation = None if eval_env is None else Environments(eval_env)
+    if evaluation is not None and evaluation.vector is None:
+        check_learner(learner, evaluation.observation_space, evaluation.action_space, evaluation.name)
     training = _training(learner, env, store, explorer, options)
     record = None if recorder is None else recorder(steps_per_epoch)
-    seed = learner.seeds[0]
+    seed, failed = learner.seeds[0], 0  # evaluations in a row
     try:
         for epoch, end in enumerate(range(min(steps_per_epoch, steps), steps + steps_per_epoch, steps_per_epoch), start=1):
             end = min(end, steps)
@@ -334,9 +343,15 @@ def fitter_online(
                 training.collector.cut()
             training.commit()
             metrics = training.take_metrics()
-            if evaluation is not None:
-                returns = evaluate(learner, evaluation.single, eval_episodes, epsilon=eval_epsilon)
-                metrics |= {"return_mean": {seed: float(np.mean(returns))}, "return_std": {seed: float(np.std(returns))}}
+            if evaluation is not None and failed < EVALUATION_FAILURES:
+                try:
+                    returns = evaluate(learner, evaluation.single, eval_episodes, epsilon=eval_epsilon)
+                except EnvironmentFailed as error:  # of the evaluation's environment: the training is healthy
+                    failed += 1
+                    warnings.warn(f"epoch {epoch}: the evaluation failed: {error.message}", stacklevel=2)
+                else:
+                    failed = 0
+                    metrics |= {"return_mean": {seed: float(np.mean(returns))}, "return_std": {seed: float(np.std(returns))}}
             metrics |= {f"time_{name}": {seed: spent} for name, spent in training.spent.items()}
             training.spent = dict.fromkeys(training.spent, 0.0)
             if record is not None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from offrl.environments import calls
 from offrl.errors import InvalidInput
 from offrl.rollout import make_env
 from offrl_store import Episode
@@ -39,45 +40,61 @@ def collect_episodes(
         raise InvalidInput(f"steps={steps}, episodes={episodes}", hint="give one of them, a positive whole number")
     made = make_env(env) if isinstance(env, str) else None
     environment = made if made is not None else env
+    calls.spaces_of(environment)
     schema_of(environment)  # spaces that cannot be stored are refused before the first step
     return _run(environment, behaviour, steps, episodes, seed, close=made is not None)
 
 
 def _run(env: Any, behaviour: Behaviour, steps: int | None, episodes: int | None, seed: int, close: bool) -> Iterator[Episode]:
-    rng = np.random.default_rng(seed)
+    rng, checked, name = np.random.default_rng(seed), calls.Calls(env), calls.name_of(env)
     left, count = steps, 0
     try:
         while (left is None or left > 0) and (episodes is None or count < episodes):
-            episode = _episode(env, behaviour, rng, seed if count == 0 else None, left)
+            episode = _episode(checked, name, behaviour, rng, seed if count == 0 else None, left, count)
             count += 1
             left = None if left is None else left - episode.steps
             yield episode
     finally:
         if close:
-            env.close()
+            calls.close(env, name)
 
 
-def _episode(env: Any, behaviour: Behaviour, rng: np.random.Generator, seed: int | None, limit: int | None) -> Episode:
+def _episode(
+    env: calls.Calls, name: str, behaviour: Behaviour, rng: np.random.Generator, seed: int | None, limit: int | None, number: int
+) -> Episode:
     """One episode of at most ``limit`` steps; ``seed`` seeds the environment where it is not None."""
-    observation, _ = env.reset(seed=seed)
+    with calls.blamed(name, "the reset", f"of episode {number + 1}"):
+        observation, _ = env.reset(seed=seed)
     behaviour.begin_episode(env.action_space, rng)
     observations, actions, rewards = [_kept(observation)], [], []
     terminated = truncated = False
     while not (terminated or truncated or len(rewards) == limit):
         action = behaviour.act(observation)
-        observation, reward, terminated, truncated, _ = env.step(action)
+        with calls.blamed(name, "a step", f"at step {len(rewards)} of episode {number + 1}"):
+            observation, reward, terminated, truncated, _ = env.step(action)
         observations.append(_kept(observation))
         actions.append(np.array(action))
-        rewards.append(float(reward))
+        rewards.append(reward)
     fields = observation_fields(env.observation_space)
     action = schema_action(env.action_space)
     columns = {name: np.array([row[name] for row in observations], field.dtype) for name, field in fields.items()}  # [T + 1, ...] each
     return Episode(
         observation=columns[""] if "" in fields else columns,
-        action=np.array(actions, action.dtype).reshape(len(actions), *action.shape),
+        action=_actions(actions, action),
         reward=np.array(rewards, np.float32),
-        terminated=bool(terminated),
+        terminated=terminated,
     )
+
+
+def _actions(given: list[np.ndarray], field: Any) -> np.ndarray:
+    """The behaviour's actions as the store has them, ``[T, ...]``. Raises `InvalidInput` for one that it would change."""
+    exact = np.array(given).reshape(len(given), *field.shape)
+    stored = exact.astype(field.dtype)
+    if exact.dtype != field.dtype and not np.array_equal(stored, exact):
+        at = int(np.argwhere((stored != exact).reshape(len(given), -1).any(1))[0][0])
+        raise InvalidInput(f"the action at step {at} is {exact[at].tolist()}, which {field.dtype.name} does not hold",
+                           hint="let the behaviour give actions of the environment's space")  # fmt: skip
+    return stored
 
 
 def _kept(observation: Any) -> dict[str, np.ndarray]:

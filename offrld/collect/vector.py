@@ -50,7 +50,7 @@ class VectorSteps:
                 self._fill(rows.observation, t, self._now)  # before the step, as some environments write into the same arrays
             try:
                 observations, rewards, terminated, truncated, absent, now = envs.step_all(actions)
-            except Exception as error:
+            except BaseException as error:
                 raise envs.failed("a step", error, self._where(int(self._length.max()))) from error
             here = ~absent
             self._length[here] += 1
@@ -61,7 +61,8 @@ class VectorSteps:
                 truncated = truncated | cut
             if rows is not None:
                 self._fill(rows.next_observation, t, observations)
-                rows.action[:, t], rows.reward[:, t] = actions, rewards
+                rows.take_action((slice(None), t), actions)
+                rows.reward[:, t] = rewards
                 rows.terminated[:, t], rows.truncated[:, t] = terminated, truncated & ~terminated
                 rows.traj_ids[:, t], rows.mask[:, t] = np.where(here, self._traj, ABSENT), here
             if writer is not None:
@@ -75,7 +76,7 @@ class VectorSteps:
             if done.any() or cut.any():
                 try:
                     now, begin = envs.begin_after(done, cut, now)
-                except Exception as error:
+                except BaseException as error:
                     raise envs.failed("a reset", error, f"after {self.frames} steps") from error
                 self._open[done | cut] = False
                 self._begin_in(np.flatnonzero(begin), now)
@@ -100,7 +101,7 @@ class VectorSteps:
         seed, self._seed = self._seed, None
         try:
             self._now = self.envs.reset_all(seed)
-        except Exception as error:
+        except BaseException as error:
             raise self.envs.failed("the reset", error, f"after {self.frames} steps") from error
         self._begin_in(np.arange(self.envs.count), self._now)
 

@@ -21,6 +21,7 @@ from offrld.daemon.keeper import Keeper
 from offrld.daemon.listing import Listing
 from offrld.daemon.machine import Machine
 from offrld.daemon.observer import Observer
+from offrld.daemon.passes import Passes
 from offrld.daemon.removal import Removal
 from offrld.daemon.state import State
 from offrld.daemon.supervisor import Supervisor
@@ -41,6 +42,7 @@ class App:
         self.started = time.monotonic()
         self.version = version()
         self.hub = Hub()
+        self.passes = Passes()
         self.log = Audit(self.state.audit, max_bytes=settings.audit.max_bytes, keep=settings.audit.keep)
         self.uploads = Uploads(
             self.state.uploads, limit=settings.uploads.open, limit_per_owner=settings.uploads.open_per_owner,
@@ -50,8 +52,8 @@ class App:
         self.listing = Listing()
         self.catalog = Catalog(self.state, executor)
         self.removal = Removal(self.state, self.database, self.uploads)
-        self.keeper = Keeper(settings, self.state, self.database, self.uploads, self.removal, self.log)
-        self.supervisor = Supervisor(settings, self.state, self.database, self.hub, executor, self.uploads)
+        self.keeper = Keeper(settings, self.state, self.database, self.uploads, self.removal, self.log, self.passes)
+        self.supervisor = Supervisor(settings, self.state, self.database, self.hub, executor, self.uploads, self.passes)
         self.supervisor.observer = self.observer
         self.machine = Machine(self.state.root)
         self._locks: dict[str, tuple[asyncio.Lock, int]] = {}

@@ -87,8 +87,8 @@ class Audit:
             try:
                 if lines := b"".join(line for line, _ in waiting):
                     self._write(lines)
-            except OSError as error:
-                log.error("%s cannot be written (%s); its lines follow", self._path, error.strerror)
+            except Exception as error:  # whatever it is: who waits for a line waits for this thread
+                log.error("%s cannot be written (%s); its lines follow", self._path, getattr(error, "strerror", None) or error)
                 for line in lines.splitlines():
                     log.error("audit %s", line.decode())
             for _, done in waiting:

@@ -19,6 +19,7 @@ import zmq.asyncio
 from offrl import keys
 from offrl.errors import InvalidInput, NotAllowed
 from offrld.daemon.caller import Caller
+from offrld.daemon.passes import Passes, forever
 
 ZAP_ADDRESS = "inproc://zeromq.zap.01"
 ZAP_DOMAIN = b"offrld"
@@ -35,7 +36,10 @@ Changed = Callable[[str, str, str], object]  # action, name, role
 class AllowList:
     """Public key -> entry, kept up to date. ``changed(action, name, role)`` is told of every difference after the first reading."""
 
-    def __init__(self, state_dir: Path, changed: Changed = lambda action, name, role: None) -> None:
+    def __init__(
+        self, state_dir: Path, changed: Changed = lambda action, name, role: None, passes: Passes | None = None
+    ) -> None:
+        self._passes = passes or Passes()
         keys.prepare(state_dir)
         self._folder = keys.clients_dir(state_dir)
         self._changed: Changed = lambda action, name, role: None
@@ -82,10 +86,11 @@ class AllowList:
 
     async def watch(self) -> None:
         """Look at the files themselves now and then, for ever."""
-        while True:
-            await asyncio.sleep(LOOK_S)
-            if await asyncio.to_thread(self._differs):
-                self.refresh()
+        await forever(self._passes, "the list of keys", self._look, LOOK_S)
+
+    async def _look(self) -> None:
+        if await asyncio.to_thread(self._differs):
+            self.refresh()
 
     def _differs(self) -> bool:
         try:

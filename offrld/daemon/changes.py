@@ -9,7 +9,7 @@ from offrl import wire
 # Chunks are left out: the upload that they belong to is noted when it is begun and when it is finished.
 READING: tuple[type[wire.Request], ...] = (
     wire.Ping, wire.Algorithms, wire.ListJobs, wire.GetJob, wire.GetEvents, wire.ReadLog, wire.ListDatasets, wire.GetDataset,
-    wire.ReadArtifact, wire.WriteChunk, wire.ReadAudit, wire.Overview, wire.GetSettings, wire.Checkup, wire.GetQueue,
+    wire.ListUploads, wire.ReadArtifact, wire.WriteChunk, wire.ReadAudit, wire.Overview, wire.GetSettings, wire.Checkup, wire.GetQueue,
     wire.ReadBackup, wire.EndBackup,
 )  # fmt: skip
 

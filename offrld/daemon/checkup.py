@@ -21,6 +21,7 @@ import zmq
 from offrl import keys
 from offrl.wire import Check
 from offrl_store.errors import OffrlError
+from offrld import landlock
 from offrld.daemon.config import Settings
 from offrld.daemon.database import Connection
 from offrld.daemon.queue import UNFINISHED, paused
@@ -38,7 +39,7 @@ DEVICES = (sys.executable, "-m", "offrld.worker.devices")
 
 def service(state: State, settings: Settings) -> list[Check]:
     """Permissions, free space, speed of the disk. Reads and writes files: call it in a thread."""
-    return [*permissions(state, settings), space(state, settings), speed(state.cache)]
+    return [*permissions(state, settings), confinement(settings), space(state, settings), speed(state.cache)]
 
 
 def permissions(state: State, settings: Settings) -> list[Check]:
@@ -82,6 +83,18 @@ def permissions(state: State, settings: Settings) -> list[Check]:
     else:
         checks.append(Check(name="socket", status="ok", message=settings.bind))
     return checks
+
+
+def confinement(settings: Settings) -> Check:
+    """Whether the kernel keeps workers away from files that their jobs do not need."""
+    anything = "workers may open any file of the service's user"
+    if not settings.workers.confine:
+        return Check(name="confinement", status="warn", message=anything, hint="remove workers.confine = false from offrld.toml")
+    version = landlock.abi()
+    if not version:
+        hint = "use Linux 5.13 or newer, with landlock among its lsm="
+        return Check(name="confinement", status="warn", message=f"no Landlock in this kernel: {anything}", hint=hint)
+    return Check(name="confinement", status="ok", message=f"workers open only what their jobs need (Landlock, ABI {version})")
 
 
 def space(state: State, settings: Settings) -> Check:
@@ -157,6 +170,11 @@ def queue(db: Connection) -> Check:
     why = f": {pause.reason}" if pause.reason else ""
     message = f"paused by {pause.by} since {since} UTC{why}; {message}"
     return Check(name="queue", status="warn", message=message, hint="`offrl queue resume`")
+
+
+def background(failing: list[str]) -> Check:
+    """What the daemon does by itself (retention, housekeeping, starting jobs) and cannot do now."""
+    return Check(name="background", status="fail", message="; ".join(failing), hint="the daemon's log holds more")
 
 
 def versions() -> dict[str, str]:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from offrl.errors import InvalidInput, NotAllowed, Unknown, nearest
+from offrl.explained import explained
 from offrld.daemon.state import SOCKET_LIMIT, State, default_state_dir
 
 Source = Literal["file", "environment", "command line"]
@@ -45,6 +46,9 @@ class Workers(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     spare: Annotated[int, Field(ge=0, le=64, description="workers that have torch loaded and wait for the next train job; 0: none")] = 1
+    confine: Annotated[
+        bool, Field(description="let the kernel (Landlock) refuse files that a job does not need; false: any file of the service's user")
+    ] = True
     spare_idle_s: Annotated[float, Field(ge=0, description="end a spare worker that nobody needed for so long; 0: never")] = 0.0
 
 
@@ -94,7 +98,7 @@ class Keep(BaseModel):
     """What is kept of jobs that have ended; the rest is deleted. Never a pinned job, one that is needed, or a dataset."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    jobs: Annotated[int, Field(ge=0, description="ended jobs of each kind; 0: any number")] = 0
+    jobs: Annotated[int, Field(ge=0, description="ended jobs of each kind and owner; 0: any number")] = 0
     days: Annotated[float, Field(ge=0, description="days after its end that a job is deleted; 0: never")] = 0.0
     checkpoints: Annotated[
         int, Field(ge=0, description="checkpoints of evaluations kept of each job, beside the last and each seed's best; 0: all")
@@ -106,7 +110,7 @@ class Disk(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     quota_bytes: Annotated[
-        int, Field(ge=0, description="above it no job, import or upload is taken, once retention has given back what it can; 0: none")
+        int, Field(ge=0, description="above it no job or upload is taken or written, once retention has given back what it can; 0: none")
     ] = 0
 
 
@@ -115,9 +119,11 @@ class Uploads(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     open: Annotated[int, Field(ge=1, le=10_000, description="unfinished uploads at once")] = 64
-    open_per_owner: Annotated[int, Field(ge=0, description="the same of one owner, so that others find room; 0: any number")] = 32
+    open_per_owner: Annotated[
+        int, Field(ge=0, description="the same of one owner; one idle for 10 s gives way to its owner's next; 0: as uploads.open")
+    ] = 32
     expire_hours: Annotated[float, Field(gt=0, description="an upload that nobody went on with is deleted after this")] = 24.0
-    keep_free_bytes: Annotated[int, Field(ge=0, description="disk space that an upload must leave free")] = 256 << 20
+    keep_free_bytes: Annotated[int, Field(ge=0, description="disk space that uploads and jobs must leave free")] = 256 << 20
 
 
 class Named(BaseModel):
@@ -273,11 +279,14 @@ def check_bind(url: str, insecure: bool) -> None:
 
 
 def _explained(error: ValidationError, file: Path) -> InvalidInput:
-    first = error.errors(include_url=False)[0]
-    where = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        model: Any = Settings
-        for part in first["loc"][:-1]:
-            model = model.model_fields[part].annotation
-        return Unknown(f"{file}: no setting {where!r}", hint=nearest(str(first["loc"][-1]), list(model.model_fields)))
-    return InvalidInput(f"{file}: {where}: {first['msg']} (got {first.get('input')!r})", hint="see docs/operations.md for the settings")
+    problem = explained(error)
+    model: Any = Settings
+    for part in problem.place[:-1]:
+        model = model.model_fields[part].annotation if isinstance(model, type) and issubclass(model, BaseModel) else None
+    if problem.kind == "extra_forbidden":
+        return Unknown(f"{file}: no setting {problem.where!r}", hint=nearest(str(problem.place[-1]), model.model_fields))
+    if problem.kind.startswith("model_"):
+        name = problem.place[-1]
+        inside = ", ".join(model.model_fields[name].annotation.model_fields)
+        return InvalidInput(f"{file}: [{name}] {problem.what}", hint=f"write [{name}] on a line alone, its settings below: {inside}")
+    return InvalidInput(f"{file}: {problem}", hint="`offrl config --default` shows all settings")

@@ -3,27 +3,42 @@
 from __future__ import annotations
 
 import json
+from sqlite3 import Row
 from typing import Any, Literal
 
 from offrl.errors import Conflict, Unknown, nearest
-from offrl.wire import DatasetInfo
+from offrl.message import pack
+from offrl.wire import ENTRY_BYTES, LIST_BYTES, DatasetInfo, Encoded, encoded_list
+from offrld.daemon import fitting
 from offrld.daemon.database import Connection
 from offrld.daemon.queue import UNFINISHED
 
+_ROWS = "SELECT name, info, (SELECT owner FROM dataset_owners o WHERE o.name = datasets.name) AS owner FROM datasets"
 
-def listing(db: Connection) -> list[DatasetInfo]:
-    """All datasets by name."""
+
+def listing(db: Connection, after: str | None = None) -> Encoded:
+    """The message of a `wire.DatasetList`: those behind ``after`` by name, as many as fit."""
     users = _users(db)
-    return [_info(row[0], row[1], users) for row in db.execute("SELECT name, info FROM datasets ORDER BY name")]
+    packed: list[bytes] = []
+    size, last = 0, after
+    for row in db.execute(f"{_ROWS} WHERE name > ? ORDER BY name", (after or "",)):
+        info = _info(row, users)
+        entry = pack(fitting.dataset(info, ENTRY_BYTES).model_dump())
+        size += len(entry)
+        if size > LIST_BYTES:
+            return encoded_list("datasets", packed, next=last)
+        packed.append(entry)
+        last = row["name"]
+    return encoded_list("datasets", packed, next=None)
 
 
 def get(db: Connection, name: str) -> DatasetInfo:
     """One dataset; `Unknown` with the nearest known name."""
-    row = db.execute("SELECT name, info FROM datasets WHERE name = ?", (name,)).fetchone()
+    row = db.execute(f"{_ROWS} WHERE name = ?", (name,)).fetchone()
     if row is None:
         known = [row[0] for row in db.execute("SELECT name FROM datasets")]
         raise Unknown(f"no dataset {name!r}", hint=nearest(name, known) or "add one with `offrl datasets add NAME SOURCE`")
-    return _info(row[0], row[1], _users(db))
+    return _info(row, _users(db))
 
 
 def fields(db: Connection, name: str) -> dict[str, Any] | None:
@@ -36,7 +51,7 @@ def remove(db: Connection, name: str) -> None:
     """Forget the dataset; `Conflict` naming the unfinished jobs that use it."""
     info = get(db, name)
     if info.pinned_by:
-        raise Conflict(f"dataset {name!r} is used by {', '.join(info.pinned_by)}", hint="wait for them, or cancel them first")
+        raise Conflict(f"dataset {name!r} is used by {fitting.names(info.pinned_by)}", hint="wait for them, or cancel them first")
     db.execute("DELETE FROM datasets WHERE name = ?", (name,))
 
 
@@ -76,5 +91,5 @@ def _users(db: Connection) -> dict[str, list[str]]:
     return users
 
 
-def _info(name: str, info: str, users: dict[str, list[str]]) -> DatasetInfo:
-    return DatasetInfo.model_validate({**json.loads(info), "pinned_by": users.get(name, [])})
+def _info(row: Row, users: dict[str, list[str]]) -> DatasetInfo:
+    return DatasetInfo.model_validate({**json.loads(row["info"]), "owner": row["owner"], "pinned_by": users.get(row["name"], [])})

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from offrl.job import JobState
 from offrl.wire import DatasetInfo, Event
+from offrld.daemon import dataset_rows
 from offrld.daemon.database import Connection
 from offrld.daemon.records import Job, find
 
@@ -80,11 +81,7 @@ def take_line(db: Connection, job: Job, line: bytes) -> dict[str, Any] | None:
         add(db, job, "message", JobState.RUNNING, at, message=message["message"])
     elif kind == "dataset":
         info: DatasetInfo = message["dataset"]
-        db.execute(
-            "INSERT INTO datasets (name, info, snapshot, job, updated_at) VALUES (?1, ?2, ?3, ?4, ?5)"
-            " ON CONFLICT (name) DO UPDATE SET info = ?2, snapshot = ?3, job = ?4, updated_at = ?5",
-            (info.name, json.dumps(info.model_dump(exclude={"pinned_by"})), info.snapshot, job.id, at),
-        )
+        dataset_rows.keep(db, info, job.id, job.owner, at)
         told = f"dataset {info.name}: {info.episodes} episodes, {info.transitions} transitions"
         add(db, job, "message", JobState.RUNNING, at, message=told)
     return message if kind == "end" else None

@@ -11,11 +11,13 @@ from collections.abc import Iterable
 from offrl.errors import DiskFull
 from offrl.wire import PrunedJob
 from offrl_store.errors import OffrlError
-from offrld.daemon import disk, retention
+from offrld import disk_usage
+from offrld.daemon import retention
 from offrld.daemon.audit import Audit
 from offrld.daemon.caller import current
 from offrld.daemon.config import Settings
 from offrld.daemon.database import Database
+from offrld.daemon.passes import Passes, forever
 from offrld.daemon.removal import Removal
 from offrld.daemon.state import State
 from offrld.daemon.uploads import Uploads
@@ -31,7 +33,10 @@ log = logging.getLogger("offrld.keeper")
 class Keeper:
     """``run`` until it is cancelled; ``prune`` at once; ``check_room`` before something comes in."""
 
-    def __init__(self, settings: Settings, state: State, database: Database, uploads: Uploads, removal: Removal, audit: Audit) -> None:
+    def __init__(
+        self, settings: Settings, state: State, database: Database, uploads: Uploads, removal: Removal, audit: Audit, passes: Passes
+    ) -> None:
+        self._passes = passes
         self._settings, self._state, self._database = settings, state, database
         self._uploads, self._removal, self._audit = uploads, removal, audit
         self._used: tuple[float, int] | None = None  # when it was measured, bytes
@@ -49,14 +54,7 @@ class Keeper:
 
     async def run(self) -> None:
         """Look now and then."""
-        while True:
-            try:
-                await self._prune_all()
-            except OffrlError as error:
-                log.error("retention has to wait: %s", error)
-            except Exception:  # a defect here is no reason to stop the service
-                log.exception("retention failed")
-            await asyncio.sleep(LOOK_S)
+        await forever(self._passes, "retention", self._prune_all, LOOK_S)
 
     async def prune(self, jobs: int, days: float, *, dry_run: bool, limit: int = BATCH) -> tuple[list[PrunedJob], bool]:
         """Delete (or only list) what is not kept by these numbers (see `retention.expired`); what it was, and whether there is more."""
@@ -64,7 +62,7 @@ class Keeper:
         pruned = []
         for each in found:
             job = each.job
-            size = await asyncio.to_thread(disk.usage, self._state.job(job.id))
+            size = await asyncio.to_thread(disk_usage.usage, self._state.job(job.id))
             if not dry_run:
                 told = {"job": job.id, "kind": job.kind, "state": str(job.state), "bytes": size, "why": each.why}
                 await self._audit.record(current.get(), "retention", **told)  # first: a daemon that dies now has not deleted in silence
@@ -100,7 +98,7 @@ class Keeper:
     async def _measured(self, fresh_s: float) -> int:
         async with self._measuring:
             if self._used is None or time.monotonic() - self._used[0] > fresh_s:
-                measured = await asyncio.to_thread(disk.usage, self._state.root)
+                measured = await asyncio.to_thread(disk_usage.usage, self._state.root)
                 self._used = (time.monotonic(), measured)
             return self._used[1]
 

@@ -10,12 +10,13 @@ from dataclasses import dataclass, replace
 
 from offrl import wire
 from offrl.job import JobState
+from offrld.daemon import fitting
 from offrld.daemon.config import Limits
 from offrld.daemon.database import Connection
 from offrld.daemon.infos import Waits
 from offrld.daemon.records import Job
 
-BYTES = wire.MAX_MESSAGE - (1 << 16)  # of the jobs in one message
+MOST = wire.LIST_BYTES // 4           # of one job
 ROUND = 64                            # lists; an entry that none of a whole round needed is dropped
 # of the row with that number; of a spec only the steps change, and they have a column
 SETTLED = {"seq", "id", "kind", "lane", "owner", "key", "spec", "after", "dataset", "source", "rerun_of", "created_at"}
@@ -40,14 +41,18 @@ class Listing:
         self._lists = 0
         self._columns = ""
 
-    def make(self, db: Connection, kind: str | None, limit: int, limits: Limits) -> wire.Encoded:
+    def make(self, db: Connection, kind: str | None, limit: int, limits: Limits, before: int | None = None) -> wire.Encoded:
         """The message of a `wire.JobList`: the newest ``limit`` jobs that fit into it, in order of submission, without their specs.
 
-        ``kind``: one kind, "all", or None for all but imports.
+        Args:
+            kind: one kind, "all", or None for all but imports.
+            before: only jobs with a lower number (``seq``).
         """
         where, values = {
             None: ("kind <> 'import'", ()), "all": ("1", ()),
         }.get(kind, ("kind = ?", (kind,)))  # fmt: skip
+        if before is not None:
+            where, values = f"{where} AND seq < ?", (*values, before)
         if not self._columns:
             names = [row["name"] for row in db.execute("PRAGMA table_info(jobs)")]
             self._columns = ", ".join(name for name in names if name not in SETTLED)
@@ -58,18 +63,20 @@ class Listing:
         ).fetchone()  # fmt: skip
         waits = Waits.look(db, limits)
         packed: list[bytes] = []
-        size = 0
+        size, last = 0, 0
         for row in rows.split("\n") if rows else ():
             entry = self._entry(db, waits, row)
             size += len(entry.packed)
-            if size > BYTES:
+            if size > wire.LIST_BYTES:
                 break
             packed.append(entry.packed)
+            last = int(row[: row.index(" ")])
         self._lists += 1
         if self._lists % ROUND == 0:
             self._before, self._entries = self._entries, {}
         packed.reverse()
-        return wire.encoded_job_list(packed, total - len(packed))
+        left = total - len(packed)
+        return wire.encoded_list("jobs", packed, left_off=left, before=last if left and packed else None)
 
     def _entry(self, db: Connection, waits: Waits, row: str) -> Entry:
         """The entry of a row, the one of the list before where it would be the same."""
@@ -80,6 +87,9 @@ class Listing:
             return entry
         job = Job.of(db.execute("SELECT * FROM jobs WHERE seq = ?", (seq,)).fetchone())
         info = waits.info(job, spec=False)
+        packed = wire.encoded_job(info)
+        if len(packed) > MOST:
+            packed = wire.encoded_job(fitting.job(info, MOST))
         waiting = replace(job, spec={}) if job.state == JobState.QUEUED else None
-        entry = self._entries[seq] = Entry(row, waiting, info.reason, wire.encoded_job(info))
+        entry = self._entries[seq] = Entry(row, waiting, info.reason, packed)
         return entry

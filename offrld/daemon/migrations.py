@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from offrl.errors import Conflict, StoreCorrupt
-from offrld.daemon.schema import INDEXES, JOBS, SCHEMA_VERSION
+from offrld.daemon.schema import DATASET_OWNERS, INDEXES, JOBS, SCHEMA_VERSION
 from offrld.daemon.state import sync_folder
 
 
@@ -109,6 +109,11 @@ def _from_1(db: sqlite3.Connection) -> None:
         db.execute("INSERT INTO sqlite_sequence (name, seq) VALUES ('jobs', ?)", (last[0],))
 
 
-_JOBS_2, _INDEXES_2 = JOBS, INDEXES  # once there is a version 3: their text as it is now
+def _from_2(db: sqlite3.Connection) -> None:
+    """Datasets have owners: those of now stay without one, and are the operators'."""
+    _statements(db, DATASET_OWNERS)
 
-STEPS: dict[int, Callable[[sqlite3.Connection], None]] = {1: _from_1}
+
+_JOBS_2, _INDEXES_2 = JOBS, INDEXES  # once a later version changes them: their text as it is now
+
+STEPS: dict[int, Callable[[sqlite3.Connection], None]] = {1: _from_1, 2: _from_2}

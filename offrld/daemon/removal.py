@@ -10,7 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from offrld.daemon import datasets, housekeeping, queue
+from offrld.daemon import datasets, housekeeping, queue, rights
+from offrld.daemon.caller import Caller
 from offrld.daemon.database import Connection, Database
 from offrld.daemon.records import Job
 from offrld.daemon.state import State
@@ -34,9 +35,14 @@ class Removal:
             await asyncio.to_thread(self._uploads.remove, removed.spec["upload"])
         return removed
 
-    async def dataset(self, name: str) -> None:
-        """Delete a dataset. Raises `Unknown`, and `Conflict` naming the jobs that use it."""
-        await self._both(self._state.datasets / name, lambda db: datasets.remove(db, name))
+    async def dataset(self, name: str, caller: Caller) -> None:
+        """Delete a dataset for ``caller``. Raises `Unknown`, `NotAllowed`, and `Conflict` naming the jobs that use it."""
+
+        def forget(db: Connection) -> None:
+            rights.check_dataset(db, name, caller)
+            datasets.remove(db, name)
+
+        await self._both(self._state.datasets / name, forget)
 
     async def _both(self, folder: Path, forget: Callable[[Connection], T]) -> T:
         aside: list[Path | None] = []

@@ -30,7 +30,7 @@ def expired(
     """The jobs to be deleted, those that ended first coming first, at most ``limit``; whether there are more.
 
     Args:
-        jobs: ended jobs of each kind that are kept; 0: any number.
+        jobs: ended jobs of each kind and owner that are kept; 0: any number.
         days: that an ended job is kept; 0: for ever.
         now: seconds since the epoch; None: what the clock says.
         fresh: jobs that are younger than so many days, whatever the clock said when they ended.
@@ -39,7 +39,7 @@ def expired(
     rows = db.execute(
         """
         SELECT id, place, :days > 0 AND finished_at < :now - 86400.0 * :days AS old
-        FROM (SELECT *, row_number() OVER (PARTITION BY kind ORDER BY finished_at DESC, seq DESC) AS place FROM jobs
+        FROM (SELECT *, row_number() OVER (PARTITION BY kind, owner ORDER BY finished_at DESC, seq DESC) AS place FROM jobs
               WHERE state IN ('succeeded', 'failed', 'cancelled'))
         WHERE NOT pinned AND (old OR (:jobs > 0 AND place > :jobs))
         ORDER BY finished_at, seq

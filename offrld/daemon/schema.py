@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 # `seq` gives the order of submission; `events` counts the events of the job so that they are numbered without gaps; `events_offset` is
 # how far events.jsonl was taken over, written in the same transaction as the events themselves; `intent` is what a user wants of a
@@ -53,6 +53,13 @@ CREATE INDEX jobs_unfinished ON jobs (state) WHERE state IN ('queued', 'running'
 CREATE INDEX jobs_started ON jobs (lane, owner, started_at);
 CREATE UNIQUE INDEX jobs_key ON jobs (owner, key) WHERE key IS NOT NULL;
 """
+# Whose job made a dataset: only that one and operators remove it, or append to it where that evicts. Those of before have none.
+DATASET_OWNERS = """
+CREATE TABLE dataset_owners (
+    name  TEXT PRIMARY KEY REFERENCES datasets (name) ON DELETE CASCADE,
+    owner TEXT
+) STRICT, WITHOUT ROWID;
+"""
 # `meta`: the version under 'schema', and under 'paused' who has paused the whole queue, as JSON.
 SCHEMA = (
     "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;"
@@ -78,6 +85,9 @@ CREATE TABLE datasets (
     job        TEXT NOT NULL,
     updated_at REAL NOT NULL
 ) STRICT;
+"""
+    + DATASET_OWNERS
+    + """
 CREATE TABLE uses (
     job  TEXT NOT NULL REFERENCES jobs (id) ON DELETE CASCADE,
     used TEXT NOT NULL REFERENCES jobs (id) ON DELETE CASCADE,

@@ -96,7 +96,7 @@ class Server:
             address = self._listen(settings.bind, local_role=settings.local_role, max_connections=most)
         else:
             pair = keys.server_pair(self._app.state.root)
-            self._authenticator = Authenticator(self._context, AllowList(self._app.state.root, self._key_changed))
+            self._authenticator = Authenticator(self._context, AllowList(self._app.state.root, self._key_changed, self._app.passes))
             address = self._listen(settings.bind, authenticator=self._authenticator, server_key=pair, max_connections=most)
             log.info("%d keys are let in; the daemon's public key is %s", len(self._authenticator.allowed), pair.public)
         if len(str(self._app.state.socket).encode()) <= SOCKET_LIMIT:

@@ -19,12 +19,13 @@ from typing import Any
 
 from offrl.job import MAKES_STEPS, PAUSABLE, JobState
 from offrl_store.errors import OffrlError
-from offrld.daemon import datasets, devices, housekeeping, queue
+from offrld.daemon import datasets, devices, housekeeping, orphans, queue
 from offrld.daemon.config import Settings
 from offrld.daemon.database import Connection, Database
 from offrld.daemon.hub import Hub
 from offrld.daemon.logs import about
 from offrld.daemon.observer import Observer
+from offrld.daemon.passes import Passes, forever
 from offrld.daemon.records import Job, find
 from offrld.daemon.spare import Spares
 from offrld.daemon.state import State
@@ -38,6 +39,7 @@ GATHER_S = 0.05      # lines that come so close together are taken over in one t
 RETRY_S = 2.0        # before the queue is tried again where it could not be written (full disk)
 CLOCK_S = 2.0        # between two looks at the clock while jobs wait for a time
 HOUSEKEEPING_S = 3600.0
+HOUSE_RETRY_S = 60.0
 LOOK_S = 5.0         # between two looks at a running worker: whether it lives, and whether the kernel has ended processes for their memory
 OOM_S = 1.0          # between the kernel's count and the end of the process that it was for
 STACKS_S = 1.0       # that a hung worker has to write down where it stands
@@ -73,7 +75,9 @@ Work = Callable[[Attempt], Awaitable[Exit]]
 class Supervisor:
     """``run`` until ``stop``; ``wake`` when a job may have become startable; ``tell`` a running worker to pause or cancel."""
 
-    def __init__(self, settings: Settings, state: State, database: Database, hub: Hub, executor: LocalExecutor, uploads: Uploads) -> None:
+    def __init__(
+        self, settings: Settings, state: State, database: Database, hub: Hub, executor: LocalExecutor, uploads: Uploads, passes: Passes
+    ) -> None:
         self._settings = settings
         self._state = state
         self._database = database
@@ -81,6 +85,7 @@ class Supervisor:
         self._executor = executor
         self._uploads = uploads
         self.observer = Observer()
+        self.passes = passes
         self._attempts: dict[str, Attempt] = {}
         self._busy = {"train": 0, "light": 0}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -121,6 +126,7 @@ class Supervisor:
         jobs, unfinished, names, _uploads = await self._database.survey(housekeeping.names_in_use)
         gone = await asyncio.to_thread(housekeeping.sweep, self._state, jobs, unfinished, names)
         self._spawn(self._delete(gone))
+        await orphans.adopt_all(self._state, self._database)
 
     async def tell_pinned(self, dataset: str) -> None:
         """Tell the worker that writes the dataset which of its snapshots jobs use now: a bounded one evicts nothing of them."""
@@ -136,18 +142,15 @@ class Supervisor:
         cards = self.devices.inventory.cards
         log.info("%d CPU threads for train jobs, cards: %s", self.devices.inventory.threads,
                  "as the workers find them" if cards is None else ", ".join(card.name for card in cards) or "none")  # fmt: skip
-        self._spawn(self._keep_house())
+        self._spawn(forever(self.passes, "housekeeping", self._keep_house, HOUSEKEEPING_S, min(HOUSEKEEPING_S, HOUSE_RETRY_S)))
         self._spawn(self._spares.fill())
         while not self._stopping:
             self._wake.clear()
-            try:
+            wait: float | None = RETRY_S
+            with self.passes.one("the scheduler"):
                 await self._start_jobs()
-                self.turns = (self.turns or 0) + 1
                 wait = await self._until_next_start()
-            except OffrlError as error:
-                log.error("the queue cannot be used: %s", error)
-                self.turns = (self.turns or 0) + 1
-                wait = RETRY_S
+            self.turns = (self.turns or 0) + 1
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), wait)
 
@@ -299,6 +302,8 @@ class Supervisor:
             "folder": str(self._state.job(job.id)), "log": str(self._state.log(job.id)), "device": chosen,
             "environment": self._settings.named.environment() if job.kind == "import" else self.devices.environment(attempt.place, device),
             "keep_checkpoints": self._settings.keep.checkpoints,
+            "keep_free_bytes": self._settings.uploads.keep_free_bytes, "quota_bytes": self._settings.disk.quota_bytes,
+            "confine": self._settings.workers.confine,
             "stop_s": 0.9 * self._settings.grace.stop_s,  # so that the worker still says in its log what has become of its checkpoint
         }  # fmt: skip
 
@@ -316,8 +321,9 @@ class Supervisor:
         assert attempt.worker is not None and attempt.oom is not None
         while (left := attempt.vital.left_s) > 0:
             await asyncio.sleep(min(LOOK_S, left + 0.01))
-            if attempt.oom.grown():
-                attempt.oom_at = time.monotonic()
+            with self.passes.one("the watch over workers"):
+                if attempt.oom.grown():
+                    attempt.oom_at = time.monotonic()
         if attempt.lost or attempt.deadline is not None:
             return  # it is being ended anyway
         try:
@@ -344,22 +350,25 @@ class Supervisor:
             try:
                 if await self._database.write(queue.progress, job.id, job.attempt, self._state.events(job.id)):
                     attempt.news.set()
-            except (OffrlError, OSError) as error:  # the lines stay in the file and are taken over later
-                log.error("job %s: its progress cannot be recorded: %s", job.id, error)
+            except Exception as error:  # the lines stay in the file and are taken over later
+                known = isinstance(error, OffrlError | OSError)
+                log.error("job %s: its progress cannot be recorded: %s", job.id, error, exc_info=None if known else error)
                 await asyncio.sleep(RETRY_S)
                 attempt.news.set()
 
     async def _finish(self, attempt: Attempt, how: Exit) -> Job:
         """Record the end; where the disk is full, as soon as it is not."""
         job = attempt.job
+        record: Path | None = self._state.events(job.id)
         while True:
             try:
-                return await self._database.write(
-                    queue.finish, job.id, job.attempt, self._state.events(job.id), how, self._settings.retry
-                )
+                return await self._database.write(queue.finish, job.id, job.attempt, record, how, self._settings.retry)
             except (OffrlError, OSError) as error:
                 log.error("job %s: its end cannot be recorded yet: %s", job.id, error)
-                await asyncio.sleep(RETRY_S)
+            except Exception:  # its own record is what cannot be taken over: it ends without
+                log.exception("job %s: its record cannot be taken over", job.id)
+                record = None
+            await asyncio.sleep(RETRY_S)
 
     async def _keep_peak(self, attempt: Attempt) -> None:
         if attempt.vital.device_bytes:
@@ -369,7 +378,10 @@ class Supervisor:
                 log.warning("job %s: its use of the card cannot be recorded: %s", attempt.job.id, error)
 
     async def _tidy(self, job: Job) -> None:
-        """What an import no longer needs. The upload of one that crashed is kept for a retry until it expires."""
+        """What an import no longer needs, and steps that nobody was told of. The upload of an import that crashed is kept for a retry
+        until it expires."""
+        if job.kind in MAKES_STEPS and job.state.ended and job.dataset is not None:
+            await orphans.adopt(self._state, self._database, job.dataset)
         if job.kind != "import" or job.state == JobState.QUEUED:
             return
         known = job.dataset in await self._database.read(datasets.known)
@@ -417,15 +429,13 @@ class Supervisor:
             await asyncio.to_thread(housekeeping.delete, folder)
 
     async def _keep_house(self) -> None:
-        """Delete forgotten uploads, and notes about workers that are gone, now and then."""
-        while True:
-            await asyncio.to_thread(unassign_ended, self._state.root)
-            _jobs, _unfinished, _names, uploads = await self._database.survey(housekeeping.names_in_use)
-            for upload in await asyncio.to_thread(self._uploads.expired, self._settings.uploads.expire_hours * 3600):
-                if upload not in uploads:
-                    log.info("upload %s has expired", upload)
-                    await asyncio.to_thread(self._uploads.remove, upload)
-            await asyncio.sleep(HOUSEKEEPING_S)
+        """Delete forgotten uploads, and notes about workers that are gone."""
+        await asyncio.to_thread(unassign_ended, self._state.root)
+        _jobs, _unfinished, _names, uploads = await self._database.survey(housekeeping.names_in_use)
+        for upload in await asyncio.to_thread(self._uploads.expired, self._settings.uploads.expire_hours * 3600):
+            if upload not in uploads:
+                log.info("upload %s has expired", upload)
+                await asyncio.to_thread(self._uploads.remove, upload)
 
     def _spawn(self, work: Coroutine[Any, Any, None], name: str = "") -> None:
         task = asyncio.get_running_loop().create_task(work, name=name)

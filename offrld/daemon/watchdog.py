@@ -14,6 +14,7 @@ from offrl_store.errors import OffrlError
 from offrld.daemon.app import App
 from offrld.daemon.database import Connection
 from offrld.daemon.notify import notify, watchdog_interval
+from offrld.daemon.passes import forever
 
 STATUS_S = 10.0          # between two words of how the service is, where no watchdog wants more
 log = logging.getLogger("offrld.watchdog")
@@ -26,7 +27,9 @@ async def run(app: App, address: str) -> None:
     interval = watchdog_interval()
     pause = STATUS_S if interval is None else min(STATUS_S, interval)
     status = ""
-    while True:
+
+    async def look() -> None:
+        nonlocal status
         stands = await _stands(app, pause)
         if stands:
             log.error("no sign of life is given to systemd: %s", stands)
@@ -36,7 +39,8 @@ async def run(app: App, address: str) -> None:
         if said != status and not stands:
             status = said
             notify(f"STATUS={said}")
-        await asyncio.sleep(pause)
+
+    await forever(app.passes, "the watchdog", look, pause)
 
 
 async def _stands(app: App, seconds: float) -> str:

@@ -20,7 +20,7 @@ from typing import Any
 from offrl.errors import Unknown, nearest
 from offrl.named import Named, find, names
 from offrl_store import EpisodeStore
-from offrld.importers import import_into
+from offrld.importers import common, import_into
 from offrld.importers.source import BadEpisodes, Source
 
 #: What each kind of name can be told.
@@ -36,7 +36,8 @@ def open_named(
     """Finds, fetches or makes a dataset; gives its episodes as an importer does.
 
     Args:
-        options: ``seed`` and ``steps`` of a collected one; ``fraction``, ``seed`` and ``epochs`` of Atari.
+        options: ``seed`` and ``steps`` of a collected one; ``fraction``, ``seed`` and ``epochs`` of Atari; of downloaded ones also those
+            that every format takes (`offrld.importers.common.OPTIONS`).
         message: called with what is done meanwhile. progress: called with the bytes of a download and their total; may raise to stop.
 
     Raises:
@@ -45,10 +46,12 @@ def open_named(
         InvalidInput: an option is out of range, or the files are not what the name says.
     """
     named, options = find(name), dict(options or {})
+    shared = {} if named.kind == "collected" else common.OPTIONS
     for option in options:
-        if option not in OPTIONS[named.kind]:
-            known = list(OPTIONS[named.kind])
-            raise Unknown(f"{name} has no option {option!r}", hint=nearest(option, known) or "it has none")
+        if option not in OPTIONS[named.kind] and option not in shared:
+            known = [*OPTIONS[named.kind], *shared]
+            raise Unknown(f"{name} has no option {option!r}", hint=nearest(option, known) or f"known: {', '.join(known)}")
+    shared = {option: options.pop(option) for option in list(options) if option in shared}
     if named.kind == "collected":
         from . import collected
 
@@ -56,10 +59,11 @@ def open_named(
     if named.kind == "atari":
         from . import atari
 
-        return atari.open_named(named, BadEpisodes(skip_bad), message, progress, **options)
+        bad = BadEpisodes(skip_bad, common.CommonOptions(**shared))
+        return atari.open_named(named, bad, message, progress, **options)
     from . import d4rl, minari
 
-    return (d4rl if named.kind == "d4rl" else minari).open_named(named, message, progress, skip_bad=skip_bad)
+    return (d4rl if named.kind == "d4rl" else minari).open_named(named, message, progress, options=shared, skip_bad=skip_bad)
 
 
 def get(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
+from typing import Any
 from urllib.parse import urlsplit
 
 from offrl.named import Named
@@ -82,7 +83,10 @@ def find_file(name: str, message: Callable[[str], None], progress: Progress | No
     return fetch(url, here[0], progress=progress)
 
 
-def open_named(named: Named, message: Callable[[str], None], progress: Progress | None, *, skip_bad: bool) -> Source:
+def open_named(
+    named: Named, message: Callable[[str], None], progress: Progress | None, *, options: Mapping[str, Any], skip_bad: bool
+) -> Source:
     """The episodes of a name; raises `InvalidInput`, `DownloadFailed`, `DiskFull`."""
     file = find_file(named.name, message, progress)
-    return open_source(file, "d4rl", options={} if named.env_id is None else {"env_id": named.env_id}, skip_bad=skip_bad)
+    known = {} if named.env_id is None else {"env_id": named.env_id}
+    return open_source(file, "d4rl", options=known | dict(options), skip_bad=skip_bad)

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from offrl.errors import DownloadFailed
-from offrl_store.disk import disk_errors, sync_folder
+from offrl_store.disk import disk_errors, reserve, sync_folder
 
 from .crc32c import crc32c
 
@@ -166,6 +166,7 @@ def _request(url: str, part: Path, progress: Progress | None) -> Described:
             file.seek(start)
             done = start
             while block := reply.read1(CHUNK):  # what is there, so that a cut loses nothing
+                reserve(len(block))
                 file.write(block)
                 done += len(block)
                 if progress is not None:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
+from typing import Any
 from urllib.parse import quote, urlencode
 
 from offrl.named import Named
@@ -86,6 +87,8 @@ def _files(name: str, remote: str, part: Path, progress: Progress | None) -> Ite
             yield path, url, sha256
 
 
-def open_named(named: Named, message: Callable[[str], None], progress: Progress | None, *, skip_bad: bool) -> Source:
+def open_named(
+    named: Named, message: Callable[[str], None], progress: Progress | None, *, options: Mapping[str, Any], skip_bad: bool
+) -> Source:
     """The episodes of an id."""
-    return open_source(find_folder(named.name, message, progress), "minari", skip_bad=skip_bad)
+    return open_source(find_folder(named.name, message, progress), "minari", options=options, skip_bad=skip_bad)

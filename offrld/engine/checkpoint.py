@@ -18,6 +18,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from offrl.errors import OffrlError
+from offrl_store.disk import reserve
 
 FORMAT = 1
 
@@ -37,8 +38,10 @@ def write(path: str | os.PathLike[str], tensors: dict[str, Tensor], description:
     metadata = {"offrl": json.dumps({"format": FORMAT, "crc32": _crc32(tensors), **description})}
     temporary = path.with_name(f".{path.name}.tmp")
     try:
+        content = save(tensors, metadata)
+        reserve(len(content))
         with temporary.open("wb") as file:
-            file.write(save(tensors, metadata))
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

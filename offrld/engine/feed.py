@@ -15,6 +15,7 @@ from offrl_store import EpisodeStore
 from offrld.engine.algorithm import Algorithm, Batch, Noise, Observation, ValueConfig, Windows
 from offrld.engine.source import Request, Source
 from offrld.engine.space import Space
+from offrld.nets.aligned import aligned
 from offrld.preprocess.rewards import needs_column, reward_column
 from offrld.preprocess.scalers import Scaler
 
@@ -73,7 +74,7 @@ class Feed:
         )
 
     def _tensor(self, value: Tensor) -> Tensor:
-        return value.to(self._device, self._dtype, non_blocking=True)
+        return placed(value.to(self._device, self._dtype, non_blocking=True))
 
     def _multiple(self, rewards: Tensor) -> Tensor:
         """Rewards or sums of them, scaled: where the store's column is not yet scaled, the scaler is a mere factor (`needs_column`)."""
@@ -145,6 +146,11 @@ def fields_of(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {"observation": value}
 
 
+def placed(value: Tensor) -> Tensor:
+    """On the CPU, where products expect their operands (see `offrld.nets.aligned`)."""
+    return aligned(value) if value.device.type == "cpu" else value
+
+
 def view_observation(
     fields: dict[str, Tensor], scalers: Scalers, dtype: torch.dtype, device: torch.device, lead: int = 1
 ) -> Observation:
@@ -152,7 +158,7 @@ def view_observation(
     among several fields. ``lead`` axes come before a sample's."""
     parts = {}
     for name, scaler in scalers.observation.items():
-        part = fields[name].to(device, dtype, non_blocking=True)
+        part = placed(fields[name].to(device, dtype, non_blocking=True))
         parts[name] = part if scaler is None else scaler(part)
     if any(part.dim() == lead + 3 for part in parts.values()):
         return parts if len(parts) > 1 else next(iter(parts.values()))

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from offrld.engine.feed import Feed
+from offrld.engine.feed import Feed, placed
 from offrld.engine.state import Due
 from offrld.engine.update import Updater
 
@@ -160,12 +160,12 @@ def length_for(batch: Any) -> int:
 
 
 def at(batch: Any, place: int) -> Any:
-    """The batch of one update out of those of many, whose axis comes first."""
+    """The batch of one update out of those of many, whose axis comes first; on the CPU it begins where one drawn by itself does."""
 
     def one(value: Any) -> Any:
         if isinstance(value, Mapping):
             return {name: one(part) for name, part in value.items()}
-        return None if value is None else value[place]
+        return None if value is None else placed(value[place])
 
     return type(batch)(**{f.name: one(getattr(batch, f.name)) for f in dataclasses.fields(batch)})
 

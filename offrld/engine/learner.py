@@ -24,7 +24,7 @@ from offrld.engine import checkpoint, data
 from offrld.engine.acting import Acting
 from offrld.engine.algorithm import KINDS, Algorithm, Stage, Windows
 from offrld.engine.creation import Creation
-from offrld.engine.feed import Feed, Scalers, request_of
+from offrld.engine.feed import Feed, Scalers, placed, request_of
 from offrld.engine.fitting import Fitting
 from offrld.engine.guards import Guard, value_limit
 from offrld.engine.loaded import Loaded
@@ -106,7 +106,7 @@ class Learner(Creation, Acting, Fitting, Transfer, Replaying):
                 self.store, self.space_, self._scalers, self._training, self._dtype, self._device, self.inputs
             )  # fmt: skip
             prepared = algorithm.prepare(self.dataset, config) if algorithm.prepare else {}
-        self._data = {name: torch.as_tensor(value).to(self._device) for name, value in prepared.items()}
+        self._data = {name: placed(torch.as_tensor(value).to(self._device)) for name, value in prepared.items()}
         self.state = TrainState(
             networks, algorithm.targets, self._stages, self._data, algorithm.memory(config, self.space_),
             seeds=self.seeds, dtype=self._dtype, device=self._device, stacked=self._stacked,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from offrl.errors import InvalidInput
 from offrld.engine.graph import Capture, Chunks, cuda_capture, length_for, moved_alike, restore
 from offrld.engine.metrics import Means
+from offrld.nets.linear import products
 
 if TYPE_CHECKING:
     from offrld.engine.learner import Learner
@@ -48,9 +49,10 @@ class Replaying:
 
     def _replay(self: Learner, end: int, *, at_once: bool = False) -> int:
         """Some updates together, up to ``end``, where they are worth a graph; gives how many."""
-        done, metrics, moves = self._chunks.run(
-            self._stage(self.step).name, self.step, self._free(self.step, end), self._taken, at_once=at_once
-        )  # fmt: skip
+        with products(through_onednn=self.linear == "onednn"):
+            done, metrics, moves = self._chunks.run(
+                self._stage(self.step).name, self.step, self._free(self.step, end), self._taken, at_once=at_once
+            )  # fmt: skip
         self._means.add(metrics)
         for key, count in moves.items():
             self._taken[key] += count

@@ -79,10 +79,10 @@ class Filler:
     """Fills the arrays of a batch on the host: one sampler per seed, and the noise.
 
     Args:
-        out: per seed, arrays for the sampler (None: it has its own) and for the noise by name.
+        out: per seed, arrays for the sampler and for the noise by name.
     """
 
-    def __init__(self, store: EpisodeStore, request: Request, out: list[tuple[Mapping[str, Any] | None, Mapping[str, np.ndarray]]]) -> None:
+    def __init__(self, store: EpisodeStore, request: Request, out: list[tuple[Mapping[str, Any], Mapping[str, np.ndarray]]]) -> None:
         self._samplers = [request.sampler(store, seed, arrays) for seed, (arrays, _) in zip(request.seeds, out, strict=True)]
         # Noise is drawn as float32 whatever the dtype of training: the same numbers everywhere.
         self._draws = [
@@ -103,26 +103,14 @@ class Filler:
 
 
 class HostSource:
-    """Fills the batch when it is asked for, in the caller's thread. The tensors are the sampler's own arrays, made once."""
+    """Fills the batch when it is asked for, in the caller's thread. The tensors are made once."""
 
     def __init__(self, store: EpisodeStore, request: Request) -> None:
-        if request.stacked:
-            block = Block(Layout(store, request))
-            self._filler, self._raw = Filler(store, request, block.outputs()), block.raw
-        else:
-            self._noise = {name: np.empty(noise.shape, np.float32) for name, noise in request.noise.items()}
-            self._filler, self._raw = Filler(store, request, [(None, self._noise)]), self._own
-        self._made: dict[int, Raw] = {}
+        self._block = Block(Layout(store, request))
+        self._filler = Filler(store, request, self._block.outputs())
 
     def raw(self, k: int) -> Raw:
-        batch = self._filler.fill(k)
-        made = self._made.get(id(batch))  # the sampler gives the same one or two objects for ever
-        if made is None:
-            made = self._made[id(batch)] = self._raw(batch)
-        return made
-
-    def _own(self, batch: Any) -> Raw:
-        return Raw(each(batch, torch.from_numpy), {name: torch.from_numpy(array) for name, array in self._noise.items()})
+        return self._block.raw(self._filler.fill(k))
 
     def close(self) -> None:
         """There is nothing to give back."""

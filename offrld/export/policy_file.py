@@ -15,6 +15,7 @@ import onnxruntime
 import torch
 
 from offrl.policy import PREFIX
+from offrl_store.disk import reserve
 from offrld.export.network import Reference
 from offrld.export.parity import BEYOND, TOLERANCE, ObservationSpec
 
@@ -94,6 +95,7 @@ def plain(value: Any) -> Any:
 def write(data: bytes, path: Path) -> None:
     """All of ``data`` at ``path``, durable, or nothing."""
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    reserve(len(data))
     try:
         with open(temporary, "wb") as file:
             file.write(data)

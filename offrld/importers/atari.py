@@ -140,7 +140,7 @@ def open_epochs(epochs: Sequence[Epoch], bad: BadEpisodes, fraction: float = 1.0
     with ExitStack() as resources:
         sources = []
         for epoch in epochs:
-            sources.append(resources.enter_context(_open_epoch(epoch, BadEpisodes(bad.skip), space, [BEGINS])))
+            sources.append(resources.enter_context(_open_epoch(epoch, BadEpisodes(bad.skip, bad.common), space, [BEGINS])))
         shapes = {str(each.schema.observation.shape): epoch for each, epoch in zip(sources, epochs, strict=True)}
         if len(shapes) > 1:
             raise InvalidInput(f"frames of {' and '.join(shapes)} in one folder", hint="join epochs of the same form")

@@ -6,6 +6,8 @@ import io
 from pathlib import Path
 from typing import Any
 
+from offrl_store.disk import reserve
+
 
 class CalmFile(io.RawIOBase):
     """A new file for h5py that fails late: HDF5 2.x crashes the process when a write fails while it closes (measured: a segmentation fault
@@ -24,6 +26,7 @@ class CalmFile(io.RawIOBase):
         view = memoryview(data).cast("B")
         done = 0
         try:
+            reserve(len(view))
             while done < len(view) and self._error is None:
                 done += self._file.write(view[done:])
         except OSError as error:

@@ -77,7 +77,10 @@ def declared_space(file: h5py.File, name: str) -> ActionSpace | None:
         n, low, high = (file.attrs.get(key) for key in ("action_n", "action_low", "action_high"))
         if n is not None:
             return choices(int(n), 0, "declared", name)
-        return box(np.asarray(low, float), np.asarray(high, float), "declared") if low is not None and high is not None else None
+        if low is None and high is None:
+            return None
+        low, high = (np.asarray(no if bound is None else bound, float) for bound, no in ((low, -np.inf), (high, np.inf)))
+        return box(low, high, "declared", name)
     except (ValueError, TypeError, OSError) as error:
         raise InvalidInput(
             f"{name}: the attributes action_n, action_low, action_high cannot be read: {error}", hint="correct or remove them"

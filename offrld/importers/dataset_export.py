@@ -24,7 +24,7 @@ import numpy as np
 
 from offrl.errors import Unknown, nearest
 from offrl_store import EpisodeStore, Field
-from offrl_store.disk import disk_errors
+from offrl_store.disk import disk_errors, reserve
 from offrl_store.errors import DiskFull, EmptyStore, InvalidInput
 
 from . import native
@@ -232,6 +232,7 @@ def _write_npz(export: Export) -> None:
                 }
                 np.lib.format.write_array_header_1_0(member, header)
                 for block in _joined(column, count):
+                    reserve(block.nbytes)
                     member.write(np.ascontiguousarray(block).data.cast("B"))
             progress(count * done // len(columns), count)
         for key, value in _declared(store).items():

@@ -16,7 +16,7 @@ from offrl_store import Field, Schema
 from offrl_store.errors import EmptyStore, InvalidInput
 
 from .columns import MAX_EPISODE_BYTES, Column, check_scalar_rows, reward_dtype, same_length
-from .source import BadEpisodes, Source, SourceEpisode, channel_notes, make_metadata
+from .source import BadEpisodes, Source, SourceEpisode, make_metadata
 from .spaces import ActionScan, ActionSpace
 
 
@@ -75,7 +75,7 @@ def episodic_source(
                 continue
             if first is None or scan is None:
                 _check_same(each, each)
-                first, scan = each, ActionScan(each.actions, space, discrete)
+                first, scan = each, ActionScan(each.actions, bad.stated(space, file), discrete)
             _check_same(first, each)
             scan.add(each.actions, 0, each.actions.read(0, each.actions.rows))
             episodes += len(each.ends)
@@ -91,7 +91,6 @@ def episodic_source(
         action=action, reward=Field(reward_dtype(first.rewards)),
         extra={name: Field(column.dtype.name, column.shape) for name, column in first.extra.items()}, metadata=metadata,
     )  # fmt: skip
-    messages += channel_notes(schema.observation)
     return Source(format, schema, _episodes(recording, count, scan, reward_dtype(first.rewards), bad), metadata, episodes, bad, messages)
 
 

@@ -18,13 +18,17 @@ from offrl_store import Field, Schema
 from offrl_store.errors import EmptyStore, InvalidInput
 
 from .columns import BlockReader, Column, block_rows, blocks, check_scalar_rows, reward_dtype, same_length
-from .source import BadEpisodes, Source, SourceEpisode, channel_notes, make_metadata
+from .source import BadEpisodes, Source, SourceEpisode, make_metadata
 from .spaces import ActionScan, ActionSpace
 
 Columns = Column | dict[str, Column]
 
 #: Actions of up to this size are read once: inflating those of a gzipped file takes longer than everything that is done with them.
 KEEP_BYTES = 64 << 20
+
+
+#: Where each episode ends is in memory; a file of zeros or ones packs any number of ends into a few bytes.
+MAX_EPISODES = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,7 @@ def flat_source(
     ``more`` is kept in the metadata, ``source`` in its entry ``source``.
     """
     check_shapes(arrays)
-    scan = ActionScan(arrays.actions, space, discrete)
+    scan = ActionScan(arrays.actions, bad.stated(space, arrays.file), discrete)
     cuts = find_cuts(arrays, messages)
     arrays = replace(arrays, actions=_scan_actions(arrays.actions, scan, cuts, bad))
     action, bounds = scan.field(messages)
@@ -96,7 +100,6 @@ def flat_source(
         action=action, reward=Field(reward_dtype(arrays.rewards)),
         extra={name: Field(column.dtype.name, column.shape) for name, column in arrays.extra.items()}, metadata=metadata,
     )  # fmt: skip
-    messages += channel_notes(schema.observation)
     return Source(format, schema, read_episodes(arrays, cuts, scan, bad), metadata, len(cuts.stop) - len(bad.skipped), bad, messages)
 
 
@@ -184,14 +187,21 @@ def find_cuts(arrays: FlatArrays, messages: list[str]) -> Cuts:
 
 def _flagged(arrays: FlatArrays) -> tuple[np.ndarray, np.ndarray]:
     """``stop`` and ``terminated`` of the episodes whose end a flag marks."""
-    ends, done = [], []
+    ends, done, found = [], [], 0
     for start, stop in blocks(arrays.terminals.rows, block_rows(arrays.terminals)):
         terminal = arrays.terminals.read_flags(start, stop)
         end = terminal | arrays.timeouts.read_flags(start, stop) if arrays.timeouts is not None else terminal
         at = np.flatnonzero(end)
         ends.append(at + start + 1)
         done.append(terminal[at])
+        found += len(at)
+        _check_count(found, arrays.file)
     return np.concatenate(ends).astype(np.int64), np.concatenate(done)
+
+
+def _check_count(found: int, file: str) -> None:
+    if found > MAX_EPISODES:
+        raise InvalidInput(f"{file} has more than {MAX_EPISODES:,} ends of episodes", hint="are its flags those of the ends? else split it")
 
 
 def _with_cuts(stop: np.ndarray, terminated: np.ndarray, cuts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -208,7 +218,7 @@ def _jumps(arrays: FlatArrays) -> np.ndarray:
     """
     names, known = arrays.next_columns(), arrays.next_known
     pairs = {name: (column, names[name]) for name, column in arrays.observation_columns().items()}
-    jumps = []
+    jumps, found = [], 0
     before: dict[str, np.ndarray] = {}  # the next observation of the last row of the block before, [1, ...]
     before_known = np.ones(1, bool)
     for start, stop in blocks(arrays.actions.rows, block_rows(*names.values())):
@@ -225,6 +235,8 @@ def _jumps(arrays: FlatArrays) -> np.ndarray:
             differs &= np.concatenate([before_known, flags[:-1]]) if start else flags[:-1]
             before_known = flags[-1:]
         jumps.append(np.flatnonzero(differs) + first)
+        found += len(jumps[-1])
+        _check_count(found, arrays.file)
     return np.concatenate(jumps)
 
 

@@ -2,19 +2,54 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from offrl_store.errors import InvalidInput
+from offrl_store.errors import InvalidInput, OffrlError
 
 from . import arrow
 from .source import BadRow
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's name for so many channels
+
+#: Pillow's names for pictures of one channel that is no byte (depth in millimetres or metres), and their dtypes.
+DEEP = {"I;16": np.uint16, "I;16L": np.uint16, "I;16B": np.uint16, "I": np.int32, "F": np.float32}
+
+#: What can be turned into a mode without loss of a value: palettes, black and white, grey as three equal channels.
+EXACT = {"L": ("1", "L"), "RGB": ("P", "1", "L", "RGB"), "RGBA": ("P", "PA", "1", "L", "LA", "RGB", "RGBA")}
+
+#: What is decoded of a stranger's bytes; Pillow would also hand PostScript to a program.
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF")
+
+#: What FFmpeg may take a stranger's video for; among the others are playlists, which open further files.
+VIDEO_FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi"
+
+
+def picture_dtype(content: bytes, channels: int, file: str, key: str) -> np.dtype:
+    """The dtype of an encoded picture: uint8, or what its single channel holds (16-bit depth); raises `BadRow` where it is none."""
+    with _opened(content, file, key, 0) as opened:
+        return np.dtype(DEEP.get(opened.mode, np.uint8)) if channels == 1 else np.dtype(np.uint8)
+
+
+@contextlib.contextmanager
+def _opened(content: bytes, file: str, key: str, row: int) -> Iterator[Any]:
+    """An encoded picture; raises `BadRow` for what is none, also where it is decoded."""
+    image = arrow.need("PIL.Image", file)
+    try:
+        with image.open(io.BytesIO(content), formats=IMAGE_FORMATS) as opened:
+            yield opened
+    except (OSError, ValueError, SyntaxError, TypeError, EOFError, struct.error, image.DecompressionBombError) as error:
+        if isinstance(error, OffrlError):
+            raise
+        why = "it is neither PNG, JPEG, WebP nor TIFF" if isinstance(error, image.UnidentifiedImageError) else arrow.line(error)
+        raise BadRow(f"{file}: {key}[{row}] is no image: {why}", row,
+                     hint="the file is damaged; copy it again, or write its images as PNG or JPEG") from None  # fmt: skip
 
 
 class EncodedImages:
@@ -25,33 +60,41 @@ class EncodedImages:
         shape: ``(N, C, H, W)``; an image of another size is an error.
         file, key: how messages call them.
         last: the shape is ``(N, H, W, C)`` or ``(N, H, W)``, and so are the rows.
+        dtype: what the pictures hold (`picture_dtype`). One that holds something else, or that would lose a value, is an error.
     """
 
-    dtype = np.dtype(np.uint8)
-
     def __init__(
-        self, encoded: Callable[[int, int], list[bytes]], shape: tuple[int, ...], file: str, key: str, *, last: bool = False
-    ) -> None:
+        self, encoded: Callable[[int, int], list[bytes]], shape: tuple[int, ...], file: str, key: str, *, last: bool = False,
+        dtype: Any = np.uint8,
+    ) -> None:  # fmt: skip
         self._encoded, self.shape, self._file, self._key, self._last = encoded, shape, file, key, last
+        self.dtype = np.dtype(dtype)
 
     def __getitem__(self, rows: slice) -> np.ndarray:
-        image = arrow.need("PIL.Image", self._file)
         channels, height, width = ((*self.shape[3:], 1)[0], *self.shape[1:3]) if self._last else self.shape[1:]
-        made = np.empty((rows.stop - rows.start, *self.shape[1:]), np.uint8)
+        made = np.empty((rows.stop - rows.start, *self.shape[1:]), self.dtype)
         for place, content in enumerate(self._encoded(rows.start, rows.stop)):
             row = rows.start + place
-            try:
-                with image.open(io.BytesIO(content)) as opened:
-                    if opened.size != (width, height):  # known before anything is decoded
-                        raise BadRow(f"{self._file}: {self._key}[{row}] is an image of {opened.size[1]}x{opened.size[0]}", row,
-                                     hint=f"all images need the declared size, {height}x{width}")  # fmt: skip
-                    pixels = np.asarray(opened.convert(MODES[channels]))
-            except (OSError, ValueError, SyntaxError, TypeError) as error:
-                raise BadRow(f"{self._file}: {self._key}[{row}] is no image: {arrow.line(error)}", row,
-                             hint="the file is damaged; copy it again") from None  # fmt: skip
+            with _opened(content, self._file, self._key, row) as opened:
+                if opened.size != (width, height):  # known before anything is decoded
+                    raise BadRow(f"{self._file}: {self._key}[{row}] is an image of {opened.size[1]}x{opened.size[0]}", row,
+                                 hint=f"all images need the declared size, {height}x{width}")  # fmt: skip
+                pixels = self._pixels(opened, channels, row)
             pixels = pixels.reshape(height, width, channels)
             made[place] = pixels.reshape(self.shape[1:]) if self._last else np.moveaxis(pixels, -1, 0)
         return made
+
+    def _pixels(self, opened: Any, channels: int, row: int) -> np.ndarray:
+        """The pixels of a picture, as they are."""
+        mode = MODES[channels]
+        if self.dtype == np.uint8 and opened.mode in EXACT[mode] and not ("transparency" in opened.info and mode != "RGBA"):
+            return np.asarray(opened.convert(mode))
+        if channels == 1 and opened.mode in DEEP and DEEP[opened.mode] == self.dtype:
+            return np.asarray(opened, self.dtype)
+        raise BadRow(
+            f"{self._file}: {self._key}[{row}] is a picture of the mode {opened.mode}: {channels} channels of {self.dtype} do not hold it",
+            row, hint="all pictures of a field need one number of channels and one depth: declare those that they have",
+        )  # fmt: skip
 
 
 class VideoFrames:
@@ -68,6 +111,7 @@ class VideoFrames:
 
     def __init__(self, path: Path, shape: tuple[int, int, int, int], start: float, fps: float, file: str, key: str) -> None:
         self._path, self.shape, self._start, self._fps, self._file, self._key = path, shape, start, fps, file, key
+        self._file_object: BinaryIO | None = None
         self._container: Any = None
         self._frames: Iterator[Any] = iter(())
         self._next = 0
@@ -76,6 +120,9 @@ class VideoFrames:
         if self._container is not None:
             self._container.close()
             self._container = None
+        if self._file_object is not None:
+            self._file_object.close()
+            self._file_object = None
 
     def __getitem__(self, rows: slice) -> np.ndarray:
         av = arrow.need("av", self._file)
@@ -101,10 +148,13 @@ class VideoFrames:
 
     def _open(self, av: Any) -> None:
         self.close()
-        self._container = av.open(str(self._path))
-        if not self._container.streams.video:
-            raise ValueError("it holds no video")
+        self._file_object, self._container = open_video(av, self._path)
         stream = self._container.streams.video[0]
+        _, _, height, width = self.shape
+        if (stream.height, stream.width) != (height, width):  # known before anything is decoded
+            raise BadRow(f"{self._file}: {self._key}[0] is a frame of {stream.height}x{stream.width}", 0,
+                         hint=f"all frames need the declared size, {height}x{width}")  # fmt: skip
+        stream.codec_context.options = {"max_pixels": str(max(1 << 24, 4 * height * width))}  # a frame may claim more than its header
         self._container.seek(max(0, int((self._start - 0.5 / self._fps) / stream.time_base)), stream=stream)
         self._frames, self._next = self._container.decode(stream), 0
 
@@ -118,3 +168,27 @@ class VideoFrames:
                 return frame
             break
         raise BadRow(f"{self._file}: {self._key} has no frame at {due:.3f} s", row, hint="the video is cut short; copy it again")
+
+
+def open_video(av: Any, path: Path) -> tuple[BinaryIO, Any]:
+    """The file of a video, and its container, which reads that file alone: FFmpeg gets its bytes and no path, so that nothing in them
+    can name another one. Raises OSError, ValueError, `av.FFmpegError`."""
+    file = open(path, "rb")  # noqa: SIM115  the caller's
+    try:
+        start = file.read(64)
+        file.seek(0)
+        if not (start[4:8] in (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide") or start[:4] in (b"\x1aE\xdf\xa3", b"RIFF")):
+            raise ValueError("it is neither MP4, Matroska, WebM nor AVI")
+        options = {"format_whitelist": VIDEO_FORMATS, "protocol_whitelist": "", "enable_drefs": "0", "use_absolute_path": "0"}
+        container = av.open(file, "r", options=options, io_open=_refuse_open)
+        if not container.streams.video:
+            container.close()
+            raise ValueError("it holds no video")
+        return file, container
+    except BaseException:
+        file.close()
+        raise
+
+
+def _refuse_open(*_: Any) -> Any:
+    raise ValueError("it names another file")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,24 @@ DEPTH = 16
 #: HDF5 inflates a chunk whole; no sensible file has larger ones.
 MAX_CHUNK_BYTES = 1 << 30
 
+#: Filters of HDF5 itself and LZF, which h5py brings; any other would be a program library that HDF5 looks for and loads.
+FILTERS = {
+    h5py.h5z.FILTER_DEFLATE: "gzip", h5py.h5z.FILTER_SHUFFLE: "shuffle", h5py.h5z.FILTER_FLETCHER32: "fletcher32",
+    h5py.h5z.FILTER_SZIP: "szip", h5py.h5z.FILTER_NBIT: "nbit", h5py.h5z.FILTER_SCALEOFFSET: "scaleoffset", h5py.h5z.FILTER_LZF: "lzf",
+}  # fmt: skip
+
+#: An array may be as many times as large as what the file keeps of it (gzip reaches 1032), and this much more.
+MAX_RATIO, MAX_FILLED_BYTES = 2000, 256 << 20
+
+#: Texts of attributes and metadata, all of one array together; names of a list.
+MAX_TEXT_BYTES, MAX_TEXTS = 1 << 20, 1 << 17
+
+#: Longer arrays are no metadata: their dtype and shape are kept.
+MAX_VALUES = 256
+
+#: Soft links are followed as far as this.
+LINKS = 16
+
 
 def is_hdf5(path: Path) -> bool:
     """Whether the file starts as HDF5 does (it may still be damaged)."""
@@ -31,14 +50,27 @@ def is_hdf5(path: Path) -> bool:
 
 
 def open_hdf5(path: Path) -> h5py.File:
-    """Opens a file for reading; raises `InvalidInput` when it is missing, no HDF5, or damaged."""
+    """Opens a file for reading; raises `InvalidInput` that says whether it is missing, open in another program, no HDF5, or damaged."""
     if not path.is_file():
         raise InvalidInput(f"{path} is a folder" if path.is_dir() else f"there is no file {path}", hint="give an HDF5 file")
+    try:
+        with open(path, "rb") as file:
+            empty = not file.read(1)
+    except OSError as error:
+        raise InvalidInput(f"{path.name} cannot be read: {error.strerror}", hint="check its owner and mode") from None
+    if empty:
+        raise InvalidInput(f"{path.name} is empty", hint="give an HDF5 file with its content; the program that writes it may still run")
     if not is_hdf5(path):
         raise InvalidInput(f"{path.name} is not an HDF5 file", hint="give an .hdf5 or .h5 file, or name the format with --format")
     try:
         return h5py.File(path, "r")
+    except BlockingIOError:
+        hint = "close it there, or wait until the program that writes it has ended"
+        raise InvalidInput(f"{path.name} is open for writing in another program", hint=hint) from None
     except (OSError, RuntimeError) as error:
+        if "consistency flags" in str(error) or "already open for write" in str(error):  # HDF5's own mark of a writer
+            hint = "close it there; where no program has it open, its writer died: `h5clear -s` clears the mark"
+            raise InvalidInput(f"{path.name} is open for writing in another program", hint=hint) from None
         raise InvalidInput(
             f"{path.name} cannot be opened: {_short(error)}", hint="the file is damaged or cut short; copy or download it again"
         ) from None
@@ -58,9 +90,10 @@ DAMAGE = (OSError, RuntimeError, KeyError, ValueError, TypeError)
 
 
 def names(group: h5py.Group, file: str) -> list[str]:
-    """The names in a group, sorted; raises `InvalidInput` where they cannot be read."""
+    """The names in a group: in the order of writing where the file keeps it, else sorted. Raises `InvalidInput` where it cannot be read."""
     try:
-        return sorted(name for name in group)
+        found = list(group)
+        return found if group.id.get_create_plist().get_link_creation_order() & h5py.h5p.CRT_ORDER_TRACKED else sorted(found)
     except DAMAGE as error:
         where = f"{group.name!r} " if isinstance(group.name, str) else ""
         raise InvalidInput(
@@ -72,14 +105,15 @@ def node(group: h5py.Group, key: str, file: str) -> h5py.Dataset | h5py.Group | 
     """The object under ``key``, or None. Refuses links and layouts that read other files of this machine: a file may come from anyone."""
     path = f"{group.name.strip('/')}/{key}".strip("/")
     try:
-        link = group.get(key, getlink=True)
-        if link is None:
+        if group.get(key, getlink=True) is None:
             return None
-        found = None if isinstance(link, h5py.ExternalLink) else group.get(key)
+        found = _followed(group, key)
         if found is None:
             raise InvalidInput(f"{file}: {path!r} is a link out of the file, or to nothing", hint="store the data itself in the file")
         if isinstance(found, h5py.Dataset):
             _check_dataset(found, path, file)
+        elif not isinstance(found, h5py.Group):
+            raise InvalidInput(f"{file}: {path!r} is a type, neither an array nor a group", hint="remove it from the file")
         if found.name.count("/") > DEPTH:
             hint = "the file is damaged, or a group holds itself"
             raise InvalidInput(f"{file}: {path[:60]!r} is nested more than {DEPTH} deep", hint=hint)
@@ -90,10 +124,40 @@ def node(group: h5py.Group, key: str, file: str) -> h5py.Dataset | h5py.Group | 
     return found
 
 
+def _followed(group: h5py.Group, key: str) -> Any:
+    """The object under ``key``, through soft links inside the file, part by part of their paths; None where a part leads out or is missing.
+
+    HDF5 itself would follow a soft link whose path goes through an external one, and open the file that it names.
+    """
+    at: Any = group
+    parts, hops = key.split("/")[::-1], 0
+    while parts:
+        part = parts.pop()
+        if part in ("", "."):
+            continue
+        link = at.get(part, getlink=True) if isinstance(at, h5py.Group) else None
+        if isinstance(link, h5py.HardLink):
+            at = at[part]
+        elif isinstance(link, h5py.SoftLink) and hops < LINKS:
+            hops += 1
+            parts += link.path.split("/")[::-1]
+            at = at.file["/"] if link.path.startswith("/") else at
+        else:
+            return None
+    return at
+
+
 def _check_dataset(found: h5py.Dataset, path: str, file: str) -> None:
-    """Refuses what is kept in other files, has no rows at all, or would be inflated into more than memory holds."""
-    if found.external or found.is_virtual:
+    """Refuses what is kept in other files, has no rows at all, needs a filter that is not read, or would be inflated into more than memory
+    holds."""
+    created = found.id.get_create_plist()
+    if created.get_layout() == h5py.h5d.VIRTUAL or created.get_external_count():
         raise InvalidInput(f"{file}: {path!r} keeps its data in another file", hint="store the data itself in the file")
+    for code, _, _, name in (created.get_filter(i) for i in range(created.get_nfilters())):
+        if code not in FILTERS:
+            called = name.decode("utf-8", "replace") or "unnamed"
+            raise InvalidInput(f"{file}: {path!r} is compressed by the filter {called!r:.60} ({code}), which is not read",
+                               hint="write it with gzip or lzf, or uncompressed")  # fmt: skip
     size = found.dtype.itemsize * math.prod(found.chunks or (0,))
     if size > MAX_CHUNK_BYTES:
         raise InvalidInput(
@@ -101,6 +165,10 @@ def _check_dataset(found: h5py.Dataset, path: str, file: str) -> None:
         )
     if found.shape is None:
         raise InvalidInput(f"{file}: {path!r} holds nothing", hint="it must be an array with one row per step")
+    declared = found.dtype.itemsize * math.prod(found.shape)
+    if declared > MAX_FILLED_BYTES and declared > MAX_FILLED_BYTES + MAX_RATIO * (stored := found.id.get_storage_size()):
+        raise InvalidInput(f"{file}: {path!r} has the shape {found.shape}, {declared:,} bytes, of which the file keeps {stored:,}",
+                           hint="the rest was never written; write the array whole, or shorten it")  # fmt: skip
 
 
 def column(group: h5py.Group, key: str, file: str) -> Column | None:
@@ -182,11 +250,11 @@ def values(group: h5py.Group, key: str, file: str) -> dict[str, Any]:
         inner = node(found, name, file)
         if isinstance(inner, h5py.Group):
             kept[name] = values(found, name, file)
-        elif inner.size is not None and inner.size > 256:
+        elif inner.size > MAX_VALUES or inner.nbytes > MAX_TEXT_BYTES:
             kept[name] = f"array of {inner.dtype}, shape {inner.shape}"
         else:
             try:
-                kept[name] = plain(inner[()])
+                kept[name] = plain(_read_texts(inner) if inner.dtype.hasobject else inner[()])
             except DAMAGE as error:
                 kept[name] = f"unreadable: {_short(error)}"
     return kept
@@ -197,7 +265,7 @@ def scalar(group: h5py.Group, key: str, file: str) -> Any:
     found = node(group, key, file)
     if found is None:
         return None
-    if not isinstance(found, h5py.Dataset) or found.size != 1:
+    if not isinstance(found, h5py.Dataset) or found.size != 1 or found.nbytes > MAX_TEXT_BYTES:
         raise InvalidInput(f"{file}: {key!r} is not a single value", hint="the file does not follow its format; write it again")
     try:
         return plain(np.asarray(found[()]).reshape(-1)[0])
@@ -210,10 +278,28 @@ def texts(group: h5py.Group, key: str, file: str) -> list[str]:
     found = node(group, key, file)
     if not isinstance(found, h5py.Dataset):
         return []
+    if h5py.check_string_dtype(found.dtype) is None:
+        raise InvalidInput(f"{file}: {key!r} of {group.name!r} holds {found.dtype}, not texts", hint="write a list of names")
+    if found.size > MAX_TEXTS or (not found.dtype.hasobject and found.nbytes > 256 * MAX_TEXTS):
+        raise InvalidInput(f"{file}: {key!r} of {group.name!r} holds {found.size:,} texts of {found.nbytes:,} bytes",
+                           hint=f"a list has at most {MAX_TEXTS:,} names")  # fmt: skip
     try:
-        return [str(plain(each)) for each in np.asarray(found[()]).reshape(-1)]
+        return [str(plain(each)) for each in (_read_texts(found) if found.dtype.hasobject else np.asarray(found[()]).reshape(-1))]
     except DAMAGE as error:
         raise InvalidInput(f"{file}: {key!r} cannot be read: {_short(error)}", hint="the file is damaged; copy it again") from None
+
+
+def _read_texts(found: h5py.Dataset) -> Any:
+    """The texts of an array one by one: many elements can refer to one long text. Raises ValueError beyond `MAX_TEXT_BYTES` in all."""
+    if found.shape == ():
+        return found[()]
+    read, total = [], 0
+    for at in np.ndindex(found.shape):
+        read.append(found[at])
+        total += len(read[-1]) if hasattr(read[-1], "__len__") else 1
+        if total > MAX_TEXT_BYTES:
+            raise ValueError(f"its texts are longer than {MAX_TEXT_BYTES:,} bytes")
+    return read
 
 
 def attributes(group: h5py.Group) -> dict[str, Any]:
@@ -221,11 +307,16 @@ def attributes(group: h5py.Group) -> dict[str, Any]:
     values: dict[str, Any] = {}
     try:
         found = list(group.attrs)
+        length = os.path.getsize(group.file.filename)
     except DAMAGE:
         return {"unreadable": "the attributes are damaged"}
     for name in found:
         try:
-            values[name] = plain(group.attrs[name])
+            opened = group.attrs.get_id(name)
+            count = math.prod(opened.shape or ())
+            # Every element of variable length can refer to the same text, which is in the file once.
+            large = count > MAX_VALUES or (opened.dtype.hasobject and count > 1 and count * length > MAX_CHUNK_BYTES)
+            values[name] = f"array of {opened.dtype}, shape {opened.shape}" if large else plain(group.attrs[name])
         except DAMAGE as error:
             values[name] = f"unreadable: {_short(error)}"
     return values
@@ -236,7 +327,7 @@ def plain(value: Any) -> Any:
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
     if isinstance(value, np.ndarray):
-        if value.size > 256:
+        if value.size > MAX_VALUES:
             return f"array of {value.dtype}, shape {value.shape}"
         return plain(value.tolist())
     if isinstance(value, np.generic):

@@ -20,6 +20,7 @@ from typing import Any
 from offrl_store import EpisodeStore, Schema
 from offrl_store.errors import DiskFull, EmptyStore, InvalidEpisode, InvalidInput, OffrlError, StoreExists
 
+from . import reading
 from .registry import open_source
 from .source import BadEpisodes, BadRow, Skipped, Source
 
@@ -61,8 +62,10 @@ def import_into(
         raise StoreExists(f"{path} exists already", hint="choose another name, or append to it")
     store = EpisodeStore.open(path) if append else None
     with _opened(source, format, options, skip_bad is not None) as opened:
+        opened.metadata = reading.fitting(opened.metadata, opened.messages, "metadata of the source")
         for line in opened.messages if message is not None else ():
             message(line)
+        said = len(opened.messages)
         if store is not None:
             left_out = _check_fits(opened.schema, store.schema)
             if left_out and message is not None:
@@ -70,6 +73,8 @@ def import_into(
             _append(opened, store, progress)
         else:
             _create(opened, path, progress)
+        for line in opened.messages[said:] if message is not None else ():
+            message(line)
     if skip_bad is not None:
         for number in sorted(opened.bad.skipped):
             skip_bad(opened.bad.skipped[number])
@@ -97,7 +102,8 @@ def _create(source: Source, path: Path, progress: Progress | None) -> None:
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
         if isinstance(error, DiskFull):
-            raise DiskFull(f"no space left to write {path}", hint="free some space and import again; nothing was left there") from None
+            why = error.message.replace(str(temporary), str(path))
+            raise DiskFull(why, hint="free some space and import again; nothing was left there") from None
         raise
 
 
@@ -106,12 +112,14 @@ def _append(source: Source, store: EpisodeStore, progress: Progress | None) -> N
     writer = store.writer()
     extra = store.schema.extra
     sampled = 0
+    notes: list[str] = []
     try:
         for done, episode in enumerate(source.episodes, start=1):
             if len(episode.extra) > len(extra):
                 episode = replace(episode, extra={name: episode.extra[name] for name in extra})
+            metadata = episode.metadata and reading.fitting(episode.metadata, notes, f"metadata of episode {episode.number}")
             try:
-                writer.append(episode, episode.metadata)
+                writer.append(episode, metadata)
             except InvalidEpisode as error:
                 _take(source.bad, episode.number, error)
                 continue
@@ -121,11 +129,15 @@ def _append(source: Source, store: EpisodeStore, progress: Progress | None) -> N
         if not sampled:
             raise EmptyStore(_why_empty(source.bad), hint="give longer episodes")
         writer.commit()
+        source.messages += notes[:3] + ([f"and of {len(notes) - 3} more episodes"] if len(notes) > 3 else [])
     except BaseException as error:
         with contextlib.suppress(OffrlError, OSError):  # what made the import fail says more; the next writer cuts the rows off then
             writer.abort()
         if isinstance(error, InvalidEpisode) and store.metadata.get("bounds") == "inferred" and "outside the bounds" in error.message:
-            error.hint = "the bounds are the range of the data imported first: import it anew with its env_id, or with declared bounds"
+            error.hint = (
+                "the bounds are the range of the data imported first: import all of it anew with --option action_low=... "
+                "--option action_high=..., or with its env_id"
+            )
         if isinstance(error, DiskFull):
             error.hint = "free some space and append again; nothing was added"
         raise

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from offrl_store import EpisodeStore
+import numpy as np
+
+from offrl_store import EpisodeStore, Field, Schema
 from offrl_store.errors import EmptyStore, InvalidInput, StoreCorrupt, StoreNotFound
 
 from .source import BadEpisodes, Format, Source, SourceEpisode
@@ -35,7 +39,26 @@ def open_store(store: EpisodeStore, name: str, bad: BadEpisodes | None = None) -
     metadata = dict(store.metadata)
     metadata.setdefault("source", {"format": "store", "file": name})
     bad = bad or BadEpisodes()
-    return Source("store", store.schema, _episodes(store, name, bad), metadata, len(store), bad)
+    schema = _stated(store.schema, bad, name, metadata)
+    return Source("store", schema, _episodes(store, name, bad), metadata, len(store), bad)
+
+
+def _stated(schema: Schema, bad: BadEpisodes, name: str, metadata: dict[str, Any]) -> Schema:
+    """The schema with the action space that the user states, where he does."""
+    action = schema.action
+    if not isinstance(action, Field):
+        return schema
+    space = bad.stated(None, name)
+    if space is None:
+        return schema
+    if space.discrete:
+        stated = Field(action.dtype, action.shape, low=0, high=space.n - 1)
+    else:
+        pairs = ((space.low, action.low), (space.high, action.high))
+        bounds = (said if had is None else np.where(np.isfinite(said), said, had) for said, had in pairs)
+        stated = Field(action.dtype, action.shape, *bounds)
+    metadata["bounds"] = space.origin
+    return replace(schema, action=stated)
 
 
 def _episodes(store: EpisodeStore, name: str, bad: BadEpisodes) -> Iterator[SourceEpisode]:

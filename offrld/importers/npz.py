@@ -9,7 +9,7 @@ are never read.
 
 from __future__ import annotations
 
-import io
+import math
 import tokenize
 import zipfile
 import zlib
@@ -23,7 +23,7 @@ import numpy as np
 from offrl_store.errors import InvalidInput
 from offrl_store.schema import NAME
 
-from .columns import Column
+from .columns import MAX_EPISODE_BYTES, Column
 from .flat import FlatArrays, flat_source
 from .hdf5 import listed, per_step, plain
 from .source import BadEpisodes, Format, Source
@@ -41,6 +41,9 @@ ALIASES = {
     "next_observations_known": ("next_observations_known",),
 }
 NEEDED = ("observations", "actions", "rewards", "terminals")
+#: Of a single value: text, a number, or a bound for each dimension of the actions.
+MAX_VALUE_BYTES = 64 << 10
+
 VALUES = ("env_id", "action_n", "action_low", "action_high")
 
 
@@ -58,7 +61,7 @@ class Member:
         self._loaded: np.ndarray | None = None
         with archive.open(name) as stream:
             self.shape, self._fortran, self.dtype = _header(stream)
-        self._row_bytes = self.dtype.itemsize * int(np.prod(self.shape[1:], dtype=np.int64))
+        self._row_bytes = self.dtype.itemsize * math.prod(self.shape[1:])
 
     def __getitem__(self, rows: slice) -> np.ndarray:
         if self._fortran and len(self.shape) > 1:  # columns stand one after the other: only the whole array can be read
@@ -89,10 +92,21 @@ class Member:
             self._stream.read(1)  # the archive checks its CRC when the end is reached
         return np.frombuffer(data, self.dtype).reshape(stop - start, *self.shape[1:])
 
-    def whole(self) -> np.ndarray:
-        """The whole array, for single values and Fortran order."""
+    def whole(self, limit: int = MAX_EPISODE_BYTES) -> np.ndarray:
+        """The whole array, for single values and Fortran order. Raises ValueError beyond ``limit`` bytes, and for objects."""
+        size = self.dtype.itemsize * math.prod(self.shape)
+        if size > limit:
+            order = "; it is in Fortran order, of which only the whole can be read" if self._fortran and len(self.shape) > 1 else ""
+            raise ValueError(f"it takes {size:,} bytes, above {limit:,}{order}")
+        if self.dtype.hasobject:
+            raise ValueError("it holds Python objects")
         with self._archive.open(self._name) as stream:
-            return np.lib.format.read_array(io.BytesIO(stream.read()), allow_pickle=False)
+            _header(stream)
+            data = stream.read(size)
+            if len(data) != size:
+                raise EOFError("the array is shorter than its header says")
+            stream.read(1)  # the archive checks its CRC when the end is reached
+        return np.frombuffer(data, self.dtype).reshape(self.shape, order="F" if self._fortran else "C")
 
     def close(self) -> None:
         if self._stream is not None:
@@ -110,11 +124,10 @@ class Member:
 def _header(stream: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
     """Shape, whether in Fortran order, and dtype of an ``.npy`` member; the stream then stands at the first value."""
     version = np.lib.format.read_magic(stream)
-    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-    if version not in readers:
-        raise ValueError(f"array format version {version} is not known")
+    if version != (1, 0):  # the others are for headers beyond 64 KiB, which arrays of numbers do not have
+        raise ValueError(f"array format version {version} is not read")
     try:
-        shape, fortran, dtype = readers[version](stream)
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
     except (tokenize.TokenError, SyntaxError, TypeError) as error:
         raise ValueError(f"the header of the array is damaged: {error}") from None
     if any(n < 0 for n in shape):
@@ -144,10 +157,17 @@ def open_file(path: Path, bad: BadEpisodes) -> Source:
                 f"{path.name} is not a .npz file, or is cut short: {error}", hint="write it with numpy.savez, or copy it again"
             ) from None
         members: dict[str, Any] = {}
-        for entry in archive.namelist():
+        for info in archive.infolist():
+            entry, key = info.filename, info.filename.removesuffix(".npy")
             if not entry.endswith(".npy"):
                 continue
-            key = entry.removesuffix(".npy")
+            if key in members:
+                raise InvalidInput(f"{path.name} holds {key!r} twice", hint="write every array once; numpy.savez does")
+            if info.flag_bits & 1:
+                raise InvalidInput(f"{path.name}: {key!r} is encrypted", hint="write the file with numpy.savez, without a password")
+            if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise InvalidInput(f"{path.name}: {key!r} is compressed by method {info.compress_type}, which is not read",
+                                   hint="write the file with numpy.savez_compressed")  # fmt: skip
             try:
                 members[key] = member = Member(archive, entry)
             except (OSError, EOFError, ValueError, RuntimeError, NotImplementedError, zlib.error, zipfile.BadZipFile) as error:
@@ -225,7 +245,9 @@ def _flatten(arrays: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _value(array: Any, key: str, name: str) -> Any:
     """A small array as a JSON value: text, a number or a list."""
     try:
-        array = array.whole() if isinstance(array, Member) else np.asarray(array)
+        array = array.whole(MAX_VALUE_BYTES) if isinstance(array, Member) else np.asarray(array)
+        if array.nbytes > MAX_VALUE_BYTES:
+            raise ValueError(f"it takes {array.nbytes:,} bytes, above {MAX_VALUE_BYTES:,}")
         return plain(array.item() if array.size == 1 and key in ("env_id", "action_n") else array)
     except (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile) as error:
         raise InvalidInput(
@@ -237,8 +259,9 @@ def _declared(values: dict[str, Any], name: str) -> ActionSpace | None:
     try:
         if "action_n" in values:
             return choices(int(values["action_n"]), 0, "declared", name)
-        if "action_low" in values and "action_high" in values:
-            return box(np.asarray(values["action_low"], float), np.asarray(values["action_high"], float), "declared")
+        if "action_low" in values or "action_high" in values:
+            low, high = (np.asarray(values.get(key, no), float) for key, no in (("action_low", -np.inf), ("action_high", np.inf)))
+            return box(low, high, "declared", name)
     except (ValueError, TypeError) as error:
         raise InvalidInput(f"{name}: action_n, action_low, action_high cannot be read: {error}", hint="correct or remove them") from None
     return None

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from offrl.errors import Unknown, nearest
 from offrl_store.errors import InvalidInput
 
-from . import atari, d3rlpy, d4rl, gen_dgrl, hdf5, lerobot, minari, native, npz, robomimic, table, torchrl
+from . import atari, common, d3rlpy, d4rl, gen_dgrl, hdf5, lerobot, minari, native, npz, robomimic, table, torchrl
 from .source import BadEpisodes, Format, Source
 
 #: Every format by the name that stands after ``--format``. The order is that of detection: d3rlpy's flat files look like D4RL's with more.
@@ -37,13 +37,12 @@ def open_source(
         Unknown: there is no format, or no option of it, of that name.
         InvalidInput: the source is missing, of no known format, damaged, or its values cannot be used; one line that names them.
     """
-    bad = BadEpisodes(skip_bad)
     if format is not None and format not in FORMATS:
         raise Unknown(f"unknown format {format!r}", hint=nearest(format, list(FORMATS)))
     if isinstance(source, Mapping):
         if format not in (None, "npz"):
             raise InvalidInput(f"a dict of arrays is not of format {format!r}", hint="leave the format out")
-        return npz.open_arrays(source, bad, **_checked(npz.FORMAT, options))
+        return _open(npz.FORMAT, npz.open_arrays, source, options, skip_bad)
     path = Path(source)
     try:
         found = path.exists()
@@ -54,16 +53,19 @@ def open_source(
     if not os.access(path, os.R_OK):
         raise InvalidInput(f"{path} cannot be read", hint="check its owner and mode")
     chosen = FORMATS[format] if format is not None else detect(path)
-    return chosen.open(path, bad, **_checked(chosen, options))
+    return _open(chosen, chosen.open, path, options, skip_bad)
 
 
-def _checked(format: Format, options: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The options, where the format has all of them."""
-    for name in options or {}:
-        if name not in format.options:
-            known = f"known: {', '.join(format.options)}" if format.options else "it has none"
-            raise Unknown(f"the format {format.name!r} has no option {name!r}", hint=nearest(name, list(format.options)) or known)
-    return dict(options or {})
+def _open(format: Format, opener: Callable[..., Source], source: Any, options: Mapping[str, Any] | None, skip_bad: bool) -> Source:
+    """Opens a source with the options of its format and those that all have."""
+    own, shared = {}, {}
+    for name, value in (options or {}).items():
+        if name not in format.options and name not in common.OPTIONS:
+            known = [*format.options, *common.OPTIONS]
+            raise Unknown(f"the format {format.name!r} has no option {name!r}", hint=nearest(name, known) or f"known: {', '.join(known)}")
+        (own if name in format.options else shared)[name] = value
+    stated = common.CommonOptions(**shared)
+    return stated.turned(opener(source, BadEpisodes(skip_bad, stated), **own))
 
 
 def detect(path: Path) -> Format:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from offrl_store import Episode, Field, Schema
+from offrl.errors import Unknown, nearest
+from offrl_store import Episode, Schema
 from offrl_store.errors import InvalidEpisode, InvalidInput
+from offrl_store.schema import NAME
+
+if TYPE_CHECKING:
+    from .common import CommonOptions
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -53,10 +59,11 @@ class BadEpisodes:
     Attributes:
         skip: whether they are left out.
         skipped: the ones that were, by their number.
+        common: what the user says of the source, whatever its format.
     """
 
-    def __init__(self, skip: bool = False) -> None:
-        self.skip = skip
+    def __init__(self, skip: bool = False, common: CommonOptions | None = None) -> None:
+        self.skip, self.common = skip, common
         self.skipped: dict[int, Skipped] = {}
 
     def take(self, number: int, error: InvalidInput) -> None:
@@ -67,6 +74,10 @@ class BadEpisodes:
 
     def __contains__(self, number: int) -> bool:
         return number in self.skipped
+
+    def stated(self, space: Any, file: str) -> Any:
+        """The action space that the file or its environment declares, as the user states it."""
+        return space if self.common is None else self.common.space(space, file)
 
 
 @dataclass
@@ -128,14 +139,37 @@ class Format:
     options: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
-def channel_notes(observation: Field | Mapping[str, Field]) -> list[str]:
-    """A line for each observation field that looks like images with their channels last: networks take them channel first."""
-    named = {"observation": observation} if isinstance(observation, Field) else observation
-    return [
-        f"{name!r} looks like images of {field.shape}, channels last: networks take uint8 images [C, H, W]"
-        for name, field in named.items()
-        if field.dtype == "uint8" and len(field.shape) == 3 and field.shape[2] in (1, 3, 4) and field.shape[0] not in (1, 3, 4)
-    ]
+def field_names(keys: Iterable[str], messages: list[str], what: str = "field") -> dict[str, str]:
+    """The names under which a store keeps a format's keys: nested ones (``a/b``) with a dot, what a store does not take as ``_``.
+
+    Two keys never get one name. A line in ``messages`` tells of each key that is renamed beyond the dot.
+    """
+    names: dict[str, str] = {}
+    keys = list(keys)
+    for key in sorted(keys, key=lambda key: NAME.match(key.replace("/", ".")) is None or "/" in key):  # plain names keep theirs
+        plain = name = key.strip("/").replace("/", ".")
+        if not NAME.match(name):
+            name = re.sub(r"[^A-Za-z0-9_.-]", "_", name)[:100]
+            name = name if NAME.match(name) else f"_{name}"[:100]
+        free, number = name, 2
+        while free in names.values():
+            free, number = f"{name[:95]}_{number}", number + 1
+        if free != plain:
+            messages.append(f"the {what} {key!r} is kept as {free!r}")
+        names[key] = free
+    return {key: names[key] for key in keys}
+
+
+def named_keys(option: str, value: Any, known: Iterable[str], file: str) -> list[str]:
+    """The keys that an option names, as a list or as a text with commas; raises `Unknown` for one that the source does not have."""
+    given = [each.strip() for each in value.split(",") if each.strip()] if isinstance(value, str) else value
+    if not isinstance(given, (list, tuple)) or not all(isinstance(each, str) for each in given):
+        raise InvalidInput(f"{option} is {value!r}", hint=f"give names: {option}=a,b")
+    known = list(known)
+    for each in given:
+        if each not in known:
+            raise Unknown(f"{file} has no {each!r} to {option}", hint=nearest(each, known) or f"it has: {', '.join(sorted(known)[:20])}")
+    return list(given)
 
 
 def make_metadata(*, env_id: str | None, bounds: str, format: str, file: str, attributes: dict[str, Any], **more: Any) -> dict[str, Any]:

@@ -6,7 +6,7 @@ The order of trust: what the file itself declares, then the ``action_space`` of 
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,27 +21,37 @@ from .source import BadRow
 #: Actions may lie outside their bounds by this share of the bound's size: float32 rounding of a float64 bound.
 TOLERANCE = 1e-6
 
+#: Up to here a float64 holds every whole number.
+EXACT = 2**53
+
 #: More choices than this cannot be meant: a policy has one output for each.
 MAX_CHOICES = 1 << 20
 
 
 @dataclass(frozen=True)
 class ActionSpace:
-    """A known action space. ``n`` when discrete; else ``low`` and ``high``, float64 ``[A]``; ``origin`` is ``env:ID`` or ``declared``."""
+    """A known action space.
+
+    Attributes:
+        origin: ``env:ID`` or ``declared``.
+        n: number of discrete actions; None: they are continuous.
+        low, high: float64 ``[A]``, or ``[]`` for every dimension; an infinite bound is none.
+        owner: how messages call the one who says so.
+    """
 
     origin: str
     n: int | None = None
     low: np.ndarray | None = None
     high: np.ndarray | None = None
+    owner: str = ""
+
+    def __post_init__(self) -> None:
+        owner = self.owner or (self.origin.removeprefix("env:") if self.origin.startswith("env:") else "the file")
+        object.__setattr__(self, "owner", owner)
 
     @property
     def discrete(self) -> bool:
         return self.n is not None
-
-    @property
-    def owner(self) -> str:
-        """How messages call the one who says so."""
-        return self.origin.removeprefix("env:") if self.origin.startswith("env:") else "the file"
 
 
 @dataclass(frozen=True)
@@ -52,12 +62,32 @@ class Environment:
     limit: int | None
 
 
-def box(low: Any, high: Any, origin: str) -> ActionSpace | None:
-    """A box as an action space, or None when a bound is not finite (it then says nothing about the data's scale)."""
-    low, high = np.asarray(low, np.float64).reshape(-1), np.asarray(high, np.float64).reshape(-1)
-    if low.shape != high.shape or not low.size or not (np.isfinite(low).all() and np.isfinite(high).all() and (low <= high).all()):
+def box(low: Any, high: Any, origin: str, file: str = "the file") -> ActionSpace | None:
+    """A box as an action space; None where no bound is finite. Raises `InvalidInput` for bounds that cannot be."""
+    low, high = np.asarray(low, np.float64), np.asarray(high, np.float64)
+    if low.ndim and high.ndim:
+        low, high = low.reshape(-1), high.reshape(-1)
+        if low.size != high.size:
+            raise InvalidInput(
+                f"{file}: action_low has {low.size} values and action_high {high.size}", hint="give one for each dimension of the actions"
+            )
+    low, high = np.broadcast_arrays(low, high)
+    for name, bound in (("low", low), ("high", high)):
+        if np.isnan(bound).any():
+            raise InvalidInput(f"{file}: action_{name}{_place(np.isnan(bound))} is nan", hint="give a number; inf is no bound")
+    if (wrong := (low > high) | (low == np.inf) | (high == -np.inf)).any():
+        at = np.unravel_index(int(wrong.argmax()), wrong.shape)
+        raise InvalidInput(
+            f"{file}: action_low{_place(wrong)} is {low[at]:g} and action_high {high[at]:g}", hint="the low bound is not above the high one"
+        )
+    if not low.size or not (np.isfinite(low).any() or np.isfinite(high).any()):
         return None
     return ActionSpace(origin, low=low, high=high)
+
+
+def _place(wrong: np.ndarray) -> str:
+    """``[i]`` of the first true value, "" of a single one."""
+    return f"[{int(wrong.argmax())}]" if wrong.ndim else ""
 
 
 def choices(n: int, start: int, origin: str, file: str) -> ActionSpace:
@@ -95,7 +125,7 @@ def probe_environment(env_id: str | None, file: str, messages: list[str]) -> Env
     origin = f"env:{env_id}"
     if isinstance(space, gymnasium.spaces.Discrete):
         return Environment(choices(int(space.n), int(space.start), origin, file), limit)
-    known = box(space.low, space.high, origin) if isinstance(space, gymnasium.spaces.Box) else None
+    known = box(space.low, space.high, origin, file) if isinstance(space, gymnasium.spaces.Box) else None
     if known is None:
         messages.append(f"environment {env_id!r} gives no finite bounds ({space}); the actions' range is taken from the data")
     return Environment(known, limit)
@@ -148,11 +178,14 @@ class ActionScan:
                 f"{column.file}: the actions are {kinds[self.discrete]}, those of {space.owner} are {kinds[space.discrete]}",
                 hint="correct the environment's name or the actions",
             )
-        if space is not None and not space.discrete and space.low.size != self._size:
+        if space is not None and not space.discrete and space.low.ndim and space.low.size != self._size:
             raise InvalidInput(
                 f"{column.file}: {column.key!r} has {self._size} dimensions, the actions of {space.owner} have {space.low.size}",
                 hint="correct the environment's name or the actions",
             )
+        if space is not None and not space.discrete:
+            low, high = (np.broadcast_to(bound, self._size) for bound in (space.low, space.high))
+            self._space = replace(space, low=low, high=high)
         self._low, self._high = np.full(self._size, np.inf), np.full(self._size, -np.inf)
         self._whole = True
         self._noise, self._overshoot = 0, 0.0  # values beyond a bound by less than the tolerance, and by how much at most
@@ -168,8 +201,11 @@ class ActionScan:
 
     @property
     def dtype(self) -> str:
-        """Stored dtype: int64 when discrete; floats keep theirs, integers that are said to be continuous become float32."""
-        return "int64" if self.discrete else self._dtype.name if self._dtype.kind == "f" else "float32"
+        """Stored dtype: int64 when discrete; floats keep theirs, integers that are said to be continuous take the smaller one that holds
+        all of them."""
+        if self.discrete or self._dtype.kind == "f":
+            return "int64" if self.discrete else self._dtype.name
+        return "float32" if max(-self._low.min(), self._high.max()) <= 2**24 else "float64"
 
     def add(self, column: Column, start: int, block: np.ndarray) -> None:
         """Checks a block whose first row is row ``start`` of ``column``; raises `BadRow` that names the first wrong value."""
@@ -182,6 +218,11 @@ class ActionScan:
             low, high = values.min(0), values.max(0)
         else:
             low, high = extremes(values)
+            if values.dtype.kind in "iu" and (wrong := (values > EXACT) | (values < -EXACT)).any():
+                row, dim = (int(i) for i in np.argwhere(wrong)[0])
+                index = (dim,) if column.shape else ()
+                raise BadRow(f"{column.file}: {column.where(start + row, index)} is {values[row, dim]}, which no float holds exactly",
+                             start + row, hint="scale the actions, or store them as floats")  # fmt: skip
             if self._space is not None:
                 self._check_bounds(column, start, values, low, high)
         self._low, self._high = np.minimum(self._low, low), np.maximum(self._high, high)
@@ -190,7 +231,7 @@ class ActionScan:
     def _check_bounds(self, column: Column, start: int, values: np.ndarray, least: np.ndarray, most: np.ndarray) -> None:
         """Checks continuous actions against the known space; ``least`` and ``most`` are their extremes ``[A]``, which mostly say it all."""
         low, high = self._space.low, self._space.high
-        margin = TOLERANCE * np.maximum(np.abs(low), np.abs(high))
+        margin = TOLERANCE * np.maximum(*(np.where(np.isfinite(bound), np.abs(bound), 0) for bound in (low, high)))
         if (least < low - margin).any() or (most > high + margin).any():
             row, dim = (int(i) for i in np.argwhere((values < low - margin) | (values > high + margin))[0])
             index = (dim,) if column.shape else ()
@@ -198,7 +239,7 @@ class ActionScan:
                 f"{column.file}: {column.where(start + row, index)} is {float(values[row, dim]):.9g}, outside "
                 f"[{low[dim]:g}, {high[dim]:g}] of {self._space.owner}",
                 start + row,
-                hint=f"clip the actions, or correct the bounds{self._remove()}",
+                hint=f"clip the actions, or state their bounds: --option action_low=... --option action_high=...{self._remove()}",
             )
         low, high = low.astype(self.dtype), high.astype(self.dtype)
         if (least.astype(self.dtype) < low).any() or (most.astype(self.dtype) > high).any():
@@ -226,7 +267,7 @@ class ActionScan:
             raise BadRow(
                 f"{column.file}: {column.where(start + int(wrong[0]))} is {values[wrong[0]]:.9g}, outside {of}",
                 start + int(wrong[0]),
-                hint=f"number the actions from 0{self._remove()}",
+                hint=f"number the actions from 0, or state their number: --option action_n=...{self._remove()}",
             )
 
     def _remove(self) -> str:
@@ -247,10 +288,22 @@ class ActionScan:
         if self._noise:
             messages.append(f"{self._noise} actions were beyond their bounds by {self._overshoot:.1e} at most: rounding; set to the bound")
         if self._space is not None:
-            return Field(self.dtype, (self._size,), low=self._space.low, high=self._space.high), origin
+            return Field(self.dtype, (self._size,), low=self._filled("low", messages), high=self._filled("high", messages)), origin
         if self._whole and self._dtype.kind == "f":
             messages.append(
                 "all actions are whole numbers in a float array: taken as continuous; store them as integers if they are choices"
             )
         messages.append("the bounds of the actions are the range of the data: the file declares none")
         return Field(self.dtype, (self._size,), low=self._low.copy(), high=self._high.copy()), origin
+
+    def _filled(self, name: str, messages: list[str]) -> np.ndarray:
+        """A declared bound, in the place of infinite values the extreme of the data."""
+        bound, data = {"low": (self._space.low, self._low), "high": (self._space.high, self._high)}[name]
+        infinite = ~np.isfinite(bound)
+        if infinite.any():
+            places = ", ".join(str(place) for place in np.flatnonzero(infinite)[:8]) + (", ..." if infinite.sum() > 8 else "")
+            messages.append(
+                f"the {name} bound of the actions is infinite in {self._space.owner} for dimension {places}: "
+                f"the {'least' if name == 'low' else 'largest'} value of the data is taken there"
+            )
+        return np.where(infinite, data, bound)

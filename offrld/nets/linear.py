@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from offrld.nets import stack
+from offrld.nets import aligned, stack
 from offrld.nets.eager import eager
 
 Params = dict[str, Tensor]
@@ -31,9 +31,10 @@ def products(*, through_onednn: bool) -> Iterator[None]:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, relu: bool = False) -> Tensor:
     """``x [..., I]`` times ``weight [O, I]`` transposed, plus ``bias [O]``: ``[..., O]``; with ``relu`` what is left of it above 0."""
-    if _fused(x):
+    plain = eager(x)
+    if plain and _fused(x):
         return stack.stack(None, x, ((weight, bias),), relu=relu, through_onednn=_ONEDNN.get())
-    out = F.linear(x, weight, bias)
+    out = aligned.linear(x, weight, bias) if plain else F.linear(x, weight, bias)
     return F.relu(out) if relu else out
 
 
@@ -47,7 +48,7 @@ def layers(parts: Sequence[Tensor], pairs: Sequence[stack.Pair], *, relu: bool =
         pairs: weight ``[O, I]`` and bias ``[O]`` of each layer.
         relu: after the last one too.
     """
-    if _fused(parts[-1]) and (found := _shared_and_own(parts)) is not None:
+    if eager(parts[-1]) and _fused(parts[-1]) and (found := _shared_and_own(parts)) is not None:
         return stack.stack(*found, pairs, relu=relu, through_onednn=_ONEDNN.get())
     (weight, bias), *others = pairs
     x = _joined(parts, weight, bias)
@@ -57,9 +58,11 @@ def layers(parts: Sequence[Tensor], pairs: Sequence[stack.Pair], *, relu: bool =
 
 
 def _fused(x: Tensor) -> bool:
-    """Whether layers on ``x [..., I]`` go through `stack`: for oneDNN's product, or for its blocks. Else its Python costs what it gains."""
-    # Dynamo must not look at a context variable: it would keep a guard on it.
-    return eager(x) and (_ONEDNN.get() or x.numel() > 2 * stack.ROWS * x.shape[-1])
+    """Whether layers on ``x [..., I]`` of eager code go through `stack`: for oneDNN's product, or for its blocks. Else it gains nothing.
+
+    Only eager code may ask: Dynamo would keep a guard on the context variable.
+    """
+    return _ONEDNN.get() or x.numel() > 2 * stack.ROWS * x.shape[-1]
 
 
 def _shared_and_own(parts: Sequence[Tensor]) -> tuple[Tensor | None, Tensor] | None:

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from offrld.nets import onednn
+from offrld.nets.aligned import aligned, linear
 
 ROWS = 1024    # of a block: its activations of 256 units are 1 MB, what the second cache holds
 FEW = 64       # inputs below which the gradient of a weight is taken as inputs x outputs and transposed
@@ -72,8 +73,8 @@ def _plain(shared: Tensor | None, own: Tensor, params: Sequence[Tensor | None], 
     with torch.enable_grad():
         x = own if shared is None else torch.cat([shared.expand(*own.shape[:-1], -1), own], dim=-1)
         for weight, bias in zip(params[:-2:2], params[1:-2:2], strict=True):
-            x = F.relu(F.linear(x, weight, bias))
-        x = F.linear(x, *params[-2:])
+            x = F.relu(linear(x, weight, bias))
+        x = linear(x, *params[-2:])
         return F.relu(x) if relu else x
 
 
@@ -165,14 +166,15 @@ def _plus(total: Tensor | None, value: Tensor) -> Tensor:
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None, through: bool) -> Tensor:
     """``x [R, I]`` times ``weight [O, I]`` transposed, plus the bias."""
     if through and onednn.gains(x, weight):
-        return onednn.product(x, weight, bias)
-    return F.linear(x, weight, bias)
+        return onednn.product(aligned(x), aligned(weight), bias)
+    return linear(x, weight, bias)
 
 
 def _to_input(grad: Tensor, weight: Tensor, through: bool) -> Tensor:
     """``grad [R, O]`` times ``weight [O, I]``."""
     if weight.shape[0] == 1:  # a tensor's len is Python, and a microsecond counts here
         return grad * weight
+    grad, weight = aligned(grad), aligned(weight)
     if through and onednn.gains(grad, weight.t()):
         return onednn.product(grad, weight.t())
     return grad.mm(weight)
@@ -184,6 +186,7 @@ def _to_weight(grad: Tensor, rows: Tensor, through: bool) -> Tensor:
     one, other = (rows, grad) if few else (grad, rows)
     if through and grad.shape[0] > 2 * ROWS:  # 7,680 rows at once take 8.1 ms, by 1,024 4.7 ms
         return functools.reduce(Tensor.add_, (_to_weight(g, r, through) for g, r in zip(grad.split(ROWS), rows.split(ROWS), strict=True)))
+    one, other = aligned(one), aligned(other)
     if through and onednn.gains(one.t(), other.t()):
         found = onednn.product(one.t(), other.t())
     else:

@@ -94,7 +94,7 @@ def _settle(start: dict[str, Any]) -> None:
 def _run(start: dict[str, Any], control: Control, event_pipe: int, started: float) -> int:
     from offrld.worker.failures import to_error
     from offrld.worker.report import Reporter
-    from offrld.worker.runfolder import Fenced, StateFolder
+    from offrld.worker.runfolder import Fenced, StateFolder, remove
 
     state = StateFolder(start["state_dir"])
     run = state.run(start["job"])
@@ -115,6 +115,8 @@ def _run(start: dict[str, Any], control: Control, event_pipe: int, started: floa
         from pydantic import TypeAdapter
 
         from offrl.job import JobSpec
+        from offrld.worker.budget import limit_disk
+        from offrld.worker.confine import confine
         from offrld.worker.job import WorkerJob
 
         job = WorkerJob(
@@ -124,7 +126,13 @@ def _run(start: dict[str, Any], control: Control, event_pipe: int, started: floa
             keep_checkpoints=int(start.get("keep_checkpoints") or 0),
         )  # fmt: skip
         control.check()
-        reason = importlib.import_module(KINDS[job.spec.kind]).run(job)
+        if not confine(start, state, run):
+            print("this kernel does not restrict the files that a worker opens (no Landlock)", file=sys.stderr, flush=True)
+        limit_disk(start, state)
+        try:
+            reason = importlib.import_module(KINDS[job.spec.kind]).run(job)
+        finally:
+            remove(run.temporary)
     except Stopped as stopped:
         if stopped.reason not in END_STATES:
             # No end event: the daemon, when it is back, finds a job that still runs, and queues it again.

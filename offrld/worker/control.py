@@ -67,6 +67,7 @@ class Control:
         # Python runs signal handlers in the main thread alone, which may be inside a compiler for minutes: the pipe is written at once.
         signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
         signal.signal(signal.SIGTERM, lambda *_: self._stop("gone"))
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # no terminal sends it here: a KeyboardInterrupt is raised by somebody's code
         threading.Thread(target=self._listen, args=(woken,), name="control", daemon=True).start()
 
     def tell_life(self, beat: Callable[[], None], given_up: Callable[[], str]) -> None:

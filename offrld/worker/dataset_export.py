@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 from offrl.job import DatasetExportSpec
 from offrl_store import EpisodeStore
+from offrl_store.disk import reserve
+from offrld.disk_usage import usage
 from offrld.importers.dataset_export import export_dataset
 from offrld.worker.job import WorkerJob
 from offrld.worker.runfolder import remove, sync_folder
@@ -25,8 +28,8 @@ def run(job: WorkerJob) -> None:
     remove(unfinished)
     unfinished.mkdir()
     try:
-        export_dataset(store, unfinished / f"{spec.dataset}{SUFFIXES.get(spec.format, '')}", spec.format, progress=_progress(job),
-                       message=job.report.message)
+        path = unfinished / f"{spec.dataset}{SUFFIXES.get(spec.format, '')}"
+        export_dataset(store, path, spec.format, progress=_progress(job, unfinished), message=job.report.message)
         _sync(unfinished)
         os.rename(unfinished, job.run.dataset)
     finally:
@@ -35,9 +38,17 @@ def run(job: WorkerJob) -> None:
     job.report.progress(len(store), len(store), force=True)
 
 
-def _progress(job: WorkerJob) -> Callable[[int, int | None], None]:
+def _progress(job: WorkerJob, folder: Path) -> Callable[[int, int | None], None]:
+    """Progress after each episode. Each format's library writes by itself, so the space is asked for by what the files have grown: as much
+    again must be free for the next episode."""
+    before = 0
+
     def progress(done: int, total: int | None) -> None:
+        nonlocal before
         job.control.check()
+        size = usage(folder)
+        reserve(max(0, size - before))
+        before = size
         job.report.progress(done, total or 0)
 
     return progress

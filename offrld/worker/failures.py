@@ -6,6 +6,7 @@ import errno
 import sys
 import traceback
 
+from offrl.errors import EnvironmentFailed
 from offrl_store.errors import OffrlError
 
 NO_MEMORY = ("DefaultCPUAllocator: can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
@@ -15,6 +16,7 @@ MEMORY_HINT = "use a smaller batch_size or fewer seeds, or a machine with more m
 def to_error(error: BaseException) -> dict[str, str]:
     """What to tell the user about ``error``; the traceback of an unexpected one goes to the log."""
     if isinstance(error, OffrlError):
+        report_cause(error)
         return _error(error.code, error.message, error.hint)
     traceback.print_exception(error, file=sys.stderr)
     sys.stderr.flush()
@@ -22,8 +24,15 @@ def to_error(error: BaseException) -> dict[str, str]:
         return _error("out_of_memory", f"out of memory: {_line(error)}", MEMORY_HINT)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         where = f" ({error.filename})" if error.filename else ""
-        return _error("disk_full", f"the disk is full{where}", "free some space, then `offrl retry` the job")
+        return _error("disk_full", f"the disk is full{where}: {error.strerror}", "free some space, then `offrl retry` the job")
     return _error("internal", f"{type(error).__name__}: {_line(error)}", "a defect in offrld: `offrl logs` shows the traceback")
+
+
+def report_cause(error: OffrlError) -> None:
+    """What an environment has raised, with its traceback, into the log: its author wants to know where."""
+    if isinstance(error, EnvironmentFailed) and error.__cause__ is not None:
+        traceback.print_exception(error.__cause__, file=sys.stderr)
+        sys.stderr.flush()
 
 
 def _error(code: str, message: str, hint: str) -> dict[str, str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from offrl import rollout
+from offrl.errors import OffrlError
 from offrld.engine import Learner
 from offrld.export.learner import LearnerExporter
 from offrld.export.onnx import annotate
@@ -34,12 +35,16 @@ class PolicyFiles:
     def evaluate(self, seed: int, env_id: str, episodes: int, control: Control) -> rollout.Evaluation:
         """Export the policy of a seed, run the file in an environment, and put the results into it.
 
-        Raises `Stopped` between two episodes.
+        Raises `Stopped` between two episodes, and the errors of `rollout.evaluate`: the file is there then, without results.
         """
         trial = self._run.seed(seed) / ".evaluating.onnx"
         try:
             self._exporter.write(trial, seed)
-            result = rollout.evaluate(trial, env_id, episodes, EVALUATION_SEED, on_episode=lambda done: control.check())
+            try:
+                result = rollout.evaluate(trial, env_id, episodes, EVALUATION_SEED, on_episode=lambda done: control.check())
+            except OffrlError:
+                trial.replace(self._run.policy(seed, self._step()))
+                raise
             annotate(trial, {"evaluation": json_safe({**result.as_json(), "seed": EVALUATION_SEED})})
             trial.replace(self._run.policy(seed, self._step()))
         finally:

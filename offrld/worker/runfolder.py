@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from offrl.job import POLICY_SUFFIXES
+from offrl_store.disk import reserve
 from offrld.plain import json_safe
 from offrld.worker.control import Control
 
@@ -51,6 +52,7 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.dataset = path / "dataset"
         self.taken = path / "taken"  # checkpoints of other jobs that this one goes on from, kept since its first attempt
+        self.temporary = path / "tmp"
         self._lock: int | None = None
 
     def claim(self, attempt: int, control: Control, wait_s: float = LOCK_WAIT_S) -> None:
@@ -110,6 +112,7 @@ class RunFolder:
 def write_atomic(path: Path, data: bytes) -> None:
     """Write a file so that a reader, and a machine that loses power, sees the old content or the new one."""
     temporary = path.with_name(f".{path.name}.tmp")
+    reserve(len(data))
     with open(temporary, "wb") as file:
         file.write(data)
         file.flush()

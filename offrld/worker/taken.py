@@ -15,6 +15,7 @@ from pathlib import Path
 
 from offrl.errors import InvalidInput
 from offrl.job import TrainOnlineSpec, TrainSpec, taken
+from offrl_store.disk import reserve
 from offrld.algos import get
 from offrld.engine import Algorithm, CheckpointCorrupt, Loaded, checkpoint
 from offrld.engine.loaded import choose
@@ -88,6 +89,7 @@ def _link(source: Path, target: Path) -> None:
         if error.errno not in (errno.EPERM, errno.EXDEV, errno.EOPNOTSUPP, errno.EMLINK):
             raise
         temporary = target.with_name(f".{target.name}.tmp")  # a file system without links
+        reserve(source.stat().st_size)
         shutil.copyfile(source, temporary)
         temporary.replace(target)
     sync_folder(target.parent)

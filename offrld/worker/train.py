@@ -23,6 +23,8 @@ from offrld.plain import json_safe
 from offrld.worker import taken
 from offrld.worker.checkpoints import Checkpoints
 from offrld.worker.control import Stopped
+from offrld.worker.evaluations import ERRORS, Evaluations
+from offrld.worker.failures import report_cause
 from offrld.worker.job import WorkerJob
 from offrld.worker.metrics import Metrics
 from offrld.worker.pace import Pace
@@ -61,7 +63,7 @@ class Training:
             algorithm, config, store, seeds=spec.seeds, device=spec.device, runner=self._runner(), threads=spec.threads,
             holdout=spec.validation, bounds=bounds, env_id=spec.eval_env, cache_dir=job.state.inductor_cache,
             inputs=taken.inputs(job.state, job.run, algorithm, config), start=taken.start(job.state, job.run, spec),
-            transfer=spec.transfer, fresh_optimizer=spec.fresh_optimizer, log=job.report.message,
+            transfer=spec.transfer, fresh_optimizer=spec.fresh_optimizer, log=job.report.learner,
         )  # fmt: skip
         self.interval = max(1, min(MOST_ROWS_APART, spec.steps // 100))
         self.validate_every = spec.eval_every or max(1, spec.steps // VALIDATIONS)
@@ -70,6 +72,7 @@ class Training:
             job.run, self.learner, self._is_evaluation, most=job.keep_checkpoints,
             best=lambda steps: self.metrics.best_steps("return_mean", steps),
         )  # fmt: skip
+        self.evaluations = Evaluations(job.run, self.metrics, spec.seeds)
         self.pace = Pace()
         self._policies: Any = None
 
@@ -114,7 +117,8 @@ class Training:
             raise
         self._finish()
         early = [f"ended at step {learner.step} of {steps}: {self._why_early()}"] if learner.step < steps else []
-        return "; ".join([*early, *(f"{trouble}, the other seeds are done" for trouble in learner.guard.stopped.values())])
+        stopped = [f"{trouble}, the other seeds are done" for trouble in learner.guard.stopped.values()]
+        return "; ".join(filter(None, [*early, *stopped, self.evaluations.note()]))
 
     def _stalled(self) -> bool:
         """Whether so many evaluations have brought no seed a better return that training ends (``early_stop``)."""
@@ -160,13 +164,12 @@ class Training:
     def _finish(self) -> None:
         """All updates are done: policies of every seed, evaluated where there is an environment."""
         self._progress(force=True)
-        if self.spec.eval_env is None and self.learner.algorithm.has_policy:
+        self._evaluate()
+        if self.learner.algorithm.has_policy:
             for seed in self.learner.guard.running:
-                if not self.job.run.policy(seed, self.learner.step).exists():
+                if not self.job.run.policy(seed, self.learner.step).exists():  # nothing was evaluated
                     self._policy_files().export(seed)
                 self.job.control.check()
-        else:
-            self._evaluate()
         self.checkpoints.finish()
         self.metrics.sync()
         self._progress(force=True)
@@ -178,13 +181,17 @@ class Training:
     def _evaluate(self) -> None:
         """Evaluate every seed's policy at the present step, if that is due and not done; the checkpoint of this step exists."""
         step, spec = self.learner.step, self.spec
-        running = self.learner.guard.running
-        if spec.eval_env is None or not self._is_evaluation(step) or self.metrics.recorded("return_std", step, running):
+        due = self.evaluations.due(step, self.learner.guard.running)
+        if spec.eval_env is None or not self._is_evaluation(step) or not due or self.evaluations.given_up:
             return
-        results = {}
-        for seed in running:
+        results, errors = {}, {}
+        for seed in due:
             self._progress()
-            results[seed] = self._policy_files().evaluate(seed, spec.eval_env, spec.eval_episodes, self.job.control)
+            try:
+                results[seed] = self._policy_files().evaluate(seed, spec.eval_env, spec.eval_episodes, self.job.control)
+            except ERRORS as error:
+                report_cause(error)
+                errors[seed] = error
         self.metrics.record(
             step,
             {
@@ -192,8 +199,11 @@ class Training:
                 "return_std": {seed: result.return_std for seed, result in results.items()},
             },
         )
-        text = ", ".join(f"seed {seed}: {result.return_mean:.6g} ± {result.return_std:.3g}" for seed, result in results.items())
-        self.job.report.message(f"step {step}: mean return in {spec.eval_env} over {spec.eval_episodes} episodes: {text}")
+        if errors:
+            self.job.report.message(self.evaluations.failed(step, errors))
+        if results:
+            text = ", ".join(f"seed {seed}: {result.return_mean:.6g} ± {result.return_std:.3g}" for seed, result in results.items())
+            self.job.report.message(f"step {step}: mean return in {spec.eval_env} over {spec.eval_episodes} episodes: {text}")
         if step < spec.steps:
             self._progress(force=True)
 

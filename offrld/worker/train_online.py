@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from offrl.environments import calls
 from offrl.job import TrainOnlineSpec
 from offrl.rollout import make_env
 from offrl_store import EpisodeStore
@@ -32,6 +33,8 @@ from offrld.plain import json_safe
 from offrld.worker import taken
 from offrld.worker.checkpoints import Checkpoints
 from offrld.worker.control import Stopped
+from offrld.worker.evaluations import ERRORS, Evaluations
+from offrld.worker.failures import report_cause
 from offrld.worker.job import WorkerJob
 from offrld.worker.metrics import Metrics
 from offrld.worker.pace import Pace
@@ -79,7 +82,7 @@ class OnlineJob:
         self.learner = Learner.create(
             algorithm, config, Shapes.of_env(self.env), seeds=spec.seeds, device=spec.device, threads=spec.threads,
             cache_dir=job.state.inductor_cache, start=taken.start(job.state, job.run, spec), transfer=spec.transfer,
-            fresh_optimizer=spec.fresh_optimizer, log=job.report.message,
+            fresh_optimizer=spec.fresh_optimizer, log=job.report.learner,
         )  # fmt: skip
         fresh = data is not None and not data.path.exists()
         self.training = self._player() if self.plays else self._gatherer()
@@ -93,6 +96,7 @@ class OnlineJob:
             job.run, self.learner, self._is_evaluation, most=job.keep_checkpoints,
             best=lambda steps: self.metrics.best_steps("return_mean", steps), step=lambda: self.training.step, more=self._state,
         )  # fmt: skip
+        self.evaluations = Evaluations(job.run, self.metrics, spec.seeds)
         self.pace = Pace()
         self._policies: Any = None
 
@@ -169,7 +173,8 @@ class OnlineJob:
         finally:
             self._record(last=True)
         self._finish()
-        return f"{training.step} steps, {self.learner.step} updates"
+        note = self.evaluations.note()
+        return f"{training.step} steps, {self.learner.step} updates{f'; {note}' if note else ''}"
 
     def _catch_up(self, updates: int, gathered: int) -> None:
         """The updates of steps that are in the dataset and were made after the checkpoint."""
@@ -219,21 +224,30 @@ class OnlineJob:
     def _evaluate(self) -> None:
         """Evaluate the policy at the present step, if that is due and not done: by its file, or with random actions mixed in."""
         step, spec, seed = self.training.step, self.spec, self.seed
-        if self.eval_env is None or not self._is_evaluation(step) or self.metrics.recorded("return_std", step, [seed]):
+        if self.eval_env is None or not self._is_evaluation(step) or not self.evaluations.due(step, [seed]) or self.evaluations.given_up:
             return
         self._progress(force=True)  # an evaluation may take long
+        try:
+            mean, std = self._returns()
+        except ERRORS as error:
+            report_cause(error)
+            self.job.report.message(self.evaluations.failed(step, {seed: error}))
+            return
+        self.metrics.record(step, {"return_mean": {seed: mean}, "return_std": {seed: std}})
+        told = f"mean return in {spec.eval_env} over {spec.eval_episodes} episodes: {mean:.6g} ± {std:.3g}"
+        self.job.report.message(f"step {step}: {told}")
+
+    def _returns(self) -> tuple[float, float]:
+        """Mean and deviation of the returns of the policy as it is now."""
+        spec = self.spec
         if spec.eval_epsilon > 0 or spec.eval_sample:
             returns = evaluate(
                 self.learner, self.eval_env, spec.eval_episodes, epsilon=spec.eval_epsilon, sample=spec.eval_sample,
                 check=self.job.control.check,
             )  # fmt: skip
-            mean, std = float(np.mean(returns)), float(np.std(returns))
-        else:
-            result = self._policy_files().evaluate(seed, spec.eval_env, spec.eval_episodes, self.job.control)
-            mean, std = result.return_mean, result.return_std
-        self.metrics.record(step, {"return_mean": {seed: mean}, "return_std": {seed: std}})
-        told = f"mean return in {spec.eval_env} over {spec.eval_episodes} episodes: {mean:.6g} ± {std:.3g}"
-        self.job.report.message(f"step {step}: {told}")
+            return float(np.mean(returns)), float(np.std(returns))
+        result = self._policy_files().evaluate(self.seed, spec.eval_env, spec.eval_episodes, self.job.control)
+        return result.return_mean, result.return_std
 
     def _guard(self, means: dict[str, dict[int, float]]) -> None:
         """Tell of values that run away; raise `Diverged` where they have."""
@@ -288,6 +302,6 @@ class OnlineJob:
     def close(self) -> None:
         """Close what was opened."""
         self.training.close()
-        self.env.close()
+        calls.close(self.env, self.spec.env)
         if self.eval_env is not None:
-            self.eval_env.close()
+            calls.close(self.eval_env, self.spec.eval_env)

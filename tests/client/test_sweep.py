@@ -187,22 +187,3 @@ def test_the_offline_agents_are_ours_with_their_settings(agent, algorithm, prese
 def test_a_published_grid_with_what_is_not_ours_is_refused(values, says):
     with pytest.raises(InvalidInput, match=re.escape(says)):
         plan({**values, "grid": {"env_name": ["coinrun"]}})
-
-
-def test_the_same_grid_with_other_options_takes_a_name(client, offrl_cli, tmp_path, daemon):
-    arrays = {"observations": [[0.0], [1.0]], "actions": [[0.0], [0.5]], "rewards": [0.0, 1.0], "terminals": [0, 1]}
-    client.datasets.add("named-sweep", arrays)
-    path = tmp_path / "grid.toml"
-    path.write_text('algorithm = "bc"\ndataset = "named-sweep"\n[grid]\nlearning_rate = [1e-3]\n')
-    first = offrl_cli("sweep", path, "--set", "steps=2", "--submit", "--json").json
-    refused = offrl_cli("sweep", path, "--set", "steps=3", "--submit")
-    assert refused.status == 2 and "asked for something else" in refused.err and "--name NAME" in refused.err and "--key" not in refused.err
-    second = offrl_cli("sweep", path, "--set", "steps=3", "--name", "long", "--submit", "--json").json
-    assert second[0]["name"] == f"long-{first[0]['name']}" and second[0]["job"] != first[0]["job"]
-    path.write_text('name = "long"\n' + path.read_text())
-    assert offrl_cli("sweep", path, "--set", "steps=3", "--submit", "--json").json == second
-    assert offrl_cli("sweep", path, "--name", "a b").status == 2
-    for job in (first, second):
-        client.job(job[0]["job"]).wait(90, check=False)
-        client.job(job[0]["job"]).rm()
-    client.datasets.rm("named-sweep")

@@ -43,6 +43,20 @@ def alive(pid: int) -> bool:
         return False
 
 
+class Clock:
+    """The clock that a daemon started with ``--clock PATH`` sees: the machine's, set by somebody."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.set(0)
+
+    def set(self, seconds: float) -> None:
+        """To so many seconds beside the machine's. The daemon reads the file at any moment, so that it is never empty or half-written."""
+        beside = self.path.with_suffix(".new")
+        beside.write_text(str(seconds))
+        beside.replace(self.path)
+
+
 class Connection:
     """One DEALER socket."""
 

@@ -4,6 +4,7 @@ import sys
 import time
 from pathlib import Path
 
+from offrld.daemon import supervisor
 from offrld.daemon.main import main
 from offrld.executors.local import LocalExecutor
 
@@ -19,5 +20,9 @@ if __name__ == "__main__":
         offset, real = Path(sys.argv[at + 1]), time.time
         del sys.argv[at : at + 2]
         time.time = lambda: real() + float(offset.read_text())
+    if "--housekeeping" in sys.argv:  # seconds between two looks
+        at = sys.argv.index("--housekeeping")
+        supervisor.HOUSEKEEPING_S = float(sys.argv[at + 1])
+        del sys.argv[at : at + 2]
     executor = LocalExecutor([sys.executable, "-S", str(HERE / "worker_program.py")], describe)
     sys.exit(main(sys.argv[1:], executor=executor))

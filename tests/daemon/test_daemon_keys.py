@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -17,7 +18,7 @@ import pytest
 from daemon_harness import Connection, Daemon, until
 
 from offrl import Client, address, keys, wire
-from offrl.errors import NoDaemon, NotAllowed
+from offrl.errors import NoDaemon, NotAllowed, Unknown
 from offrl.job import ImportSpec, TrainSpec
 from offrl_store.errors import OffrlError
 from offrld.daemon import rights
@@ -178,6 +179,8 @@ def requests(job: str, dataset: str) -> dict[type[wire.Request], wire.Request]:
         wire.OpenUpload: wire.OpenUpload(upload="u-role", files=[wire.FileEntry(path="a", size=1, sha256="0" * 64)]),
         wire.WriteChunk: wire.WriteChunk(upload="u-none", path="a", offset=0, data=b"", crc32=0),
         wire.FinishUpload: wire.FinishUpload(upload="u-none"),
+        wire.ListUploads: wire.ListUploads(),
+        wire.RemoveUpload: wire.RemoveUpload(upload="u-none"),
         wire.OpenArtifact: wire.OpenArtifact(job=job, kind="metrics"),
         wire.ReadArtifact: wire.ReadArtifact(job=job, path="x", offset=0, size=1),
     }
@@ -229,6 +232,29 @@ def test_a_submitter_touches_its_own_jobs_only(keyed: Keyed) -> None:
     with pytest.raises(NotAllowed, match="belongs to 'local'"):
         mine.request(wire.ControlJob(job=local, action="cancel"))
     operator.request(wire.ControlJob(job=local, action="cancel"))
+
+
+def test_who_adds_a_dataset_owns_it(keyed: Keyed) -> None:
+    arm1, arm2, looks = keyed.client("arm1", "submitter"), keyed.client("arm2", "submitter"), keyed.client("looks", "reader")
+    empty = wire.FileEntry(path="a.bin", size=0, sha256=hashlib.sha256(b"").hexdigest())
+    arm1.request(wire.OpenUpload(upload="up-of-arm1", files=[empty]))
+    assert [info.owner for info in arm1.uploads()] == ["arm1"]
+    assert "up-of-arm1" not in {info.upload for info in arm2.uploads()}
+    with pytest.raises(NotAllowed, match="another's"):
+        arm2.remove_upload("up-of-arm1")
+    arm1.request(wire.FinishUpload(upload="up-of-arm1"))
+    job = arm1.request(wire.Submit(spec=ImportSpec(dataset="of-arm1", upload="up-of-arm1"))).job
+    assert arm1.job(job).wait().state == "succeeded"
+    assert arm2.datasets.show("of-arm1").owner == "arm1"
+    with pytest.raises(NotAllowed, match=r"'arm2'.* its own datasets only: 'of-arm1' belongs to 'arm1'"):
+        arm2.datasets.rm("of-arm1")
+    with pytest.raises(NotAllowed, match="may not remove datasets: that needs the role submitter"):
+        looks.datasets.rm("of-arm1")
+    arm1.datasets.rm("of-arm1")
+    arm1.request(wire.OpenUpload(upload="up-left", files=[empty.model_copy(update={"size": 1})]))
+    arm1.remove_upload("up-left")
+    with pytest.raises(Unknown, match="no upload 'up-left'"):
+        arm1.remove_upload("up-left")
 
 
 def test_a_reader_learns_of_a_refusal_before_anything_is_done(keyed: Keyed) -> None:

@@ -6,12 +6,12 @@ import os
 from pathlib import Path
 
 import pytest
-from daemon_harness import Daemon, until
+from daemon_harness import Clock, Daemon, until
 
 from offrl import wire
 from offrl.errors import Conflict, DiskFull, Unknown
 from offrl.job import ImportSpec
-from offrld.daemon import disk
+from offrld import disk_usage
 
 LONG = 10**6
 
@@ -59,7 +59,7 @@ def test_prune_lists_and_deletes_what_is_not_kept_and_never_what_is_needed(new_d
     listed = daemon.ask(wire.Prune(jobs=2, dry_run=True))
     assert names(listed) == [jobs[2]]
     assert (listed.jobs[0].why, listed.jobs[0].algorithm) == ("2 train jobs ended after it", "anything")
-    assert listed.jobs[0].bytes == disk.usage(daemon.state / "jobs" / jobs[2]) > 0
+    assert listed.jobs[0].bytes == disk_usage.usage(daemon.state / "jobs" / jobs[2]) > 0
     assert there(daemon, jobs) == jobs
     assert audited(daemon) == []
 
@@ -93,17 +93,16 @@ def test_a_pinned_job_is_not_removed(daemon) -> None:
 
 
 def test_a_daemon_deletes_by_age_and_number_by_itself(new_daemon, tmp_path: Path) -> None:
-    daemon, clock = new_daemon("[keep]\njobs = 2\ndays = 7\n"), tmp_path / "clock"
-    clock.write_text("0")
-    daemon.start("--clock", str(clock))
+    daemon, clock = new_daemon("[keep]\njobs = 2\ndays = 7\n"), Clock(tmp_path / "clock")
+    daemon.start("--clock", str(clock.path))
     data = daemon.dataset("data")
     jobs = ended(daemon, data, 3)
     daemon.stop()
-    daemon.start("--clock", str(clock))  # it looks at its start, then every minute
+    daemon.start("--clock", str(clock.path))  # it looks at its start, then every minute
     until(lambda: known(daemon, jobs) == jobs[1:])
     daemon.stop()
-    clock.write_text(str(8 * 86400))
-    daemon.start("--clock", str(clock))
+    clock.set(8 * 86400)
+    daemon.start("--clock", str(clock.path))
     until(lambda: known(daemon, jobs) == [])
     until(lambda: {entry["job"] for entry in audited(daemon)} >= set(jobs))
     assert there(daemon, jobs) == []
@@ -156,10 +155,10 @@ def test_retention_makes_room_before_a_quota_refuses(new_daemon) -> None:
 
 
 def test_what_the_folder_holds_is_what_the_disk_gives_to_it(tmp_path: Path) -> None:
-    empty = disk.usage(tmp_path)
+    empty = disk_usage.usage(tmp_path)
     (tmp_path / "data").write_bytes(os.urandom(1_000_000))
     os.link(tmp_path / "data", tmp_path / "again")
     with (tmp_path / "hole").open("wb") as file:
         file.truncate(1 << 30)
     (tmp_path / "gone").symlink_to("/")
-    assert 1_000_000 <= disk.usage(tmp_path) - empty < 1_100_000
+    assert 1_000_000 <= disk_usage.usage(tmp_path) - empty < 1_100_000

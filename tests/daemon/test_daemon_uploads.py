@@ -137,7 +137,7 @@ def test_one_owner_leaves_room_for_the_others(tmp_path: Path) -> None:
         try:
             uploads.open(f"u{number}", [entry("a", b"x")], ARM1)
         except LimitReached as error:
-            refused.append(str(error))
+            refused.append(error.message)
 
     with ThreadPoolExecutor(8) as pool:  # all at once, as the daemon's threads do it
         list(pool.map(begin, range(8)))
@@ -210,3 +210,74 @@ def test_an_upload_is_its_owners_and_the_operators(uploads: Uploads, tmp_path: P
     with pytest.raises(NotAllowed):
         Uploads(tmp_path / "uploads").check_usable("u", ARM1)
     Uploads(tmp_path / "uploads").check_usable("u", BOSS)
+
+
+# ------------------------------------------------------------------------------------------------------------------ abandoned
+def abandon(folder: Path, upload: str, seconds: float) -> None:
+    """Make it look as if nobody had gone on with an upload for so long."""
+    then = time.time() - seconds
+    for path in (folder / upload, *(folder / upload).rglob("*")):
+        os.utime(path, (then, then))
+
+
+def test_an_abandoned_upload_gives_way_to_a_new_one_of_its_owner_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "uploads"
+    folder.mkdir()
+    before = Uploads(folder, limit=10, limit_per_owner=2, keep_free=0)
+    for name, owner in (("old", ARM1), ("older", ARM1), ("theirs", ARM2), ("theirs2", ARM2)):
+        before.open(name, [entry("a", b"xy")], owner)
+        abandon(folder, name, {"old": 3600, "older": 7200}.get(name, 90_000))
+    uploads = Uploads(folder, limit=10, limit_per_owner=2, keep_free=0)  # a restart forgets nothing of it
+    uploads.open("new", [entry("a", b"xy")], ARM1)
+    assert sorted(path.name for path in folder.iterdir()) == ["new", "old", "theirs", "theirs2"]
+    uploads.open("newer", [entry("a", b"xy")], ARM1)
+    with pytest.raises(LimitReached, match="'arm1' has 2 uploads under way"):  # both were gone on with just now
+        uploads.open("newest", [entry("a", b"xy")], ARM1)
+    assert sorted(path.name for path in folder.iterdir()) == ["new", "newer", "theirs", "theirs2"]
+
+
+def test_an_upload_that_is_gone_on_with_never_gives_way(tmp_path: Path) -> None:
+    folder = tmp_path / "uploads"
+    folder.mkdir()
+    Uploads(folder, keep_free=0).open("slow", [entry("a", b"xy")], ARM1)
+    abandon(folder, "slow", 3600)
+    uploads = Uploads(folder, limit=10, limit_per_owner=1, keep_free=0)
+    write(uploads, "a", 0, b"x", "slow")
+    with pytest.raises(LimitReached):
+        uploads.open("other", [entry("a", b"xy")], ARM1)
+    assert uploads.open("slow", [entry("a", b"xy")], ARM1) == {"a": 1}
+
+
+def test_what_others_have_abandoned_takes_nobody_s_place(tmp_path: Path) -> None:
+    folder = tmp_path / "uploads"
+    folder.mkdir()
+    before = Uploads(folder, limit=4, limit_per_owner=2, keep_free=0)
+    for number in range(4):
+        before.open(f"u{number}", [entry("a", b"xy")], (ARM1, ARM2)[number % 2])
+    uploads = Uploads(folder, limit=4, limit_per_owner=2, keep_free=0)
+    with pytest.raises(LimitReached, match="4 uploads are under way"):
+        uploads.open("mine", [entry("a", b"xy")], BOSS)
+    for number in range(4):
+        abandon(folder, f"u{number}", 60)
+    uploads = Uploads(folder, limit=4, limit_per_owner=2, keep_free=0)
+    uploads.open("mine", [entry("a", b"xy")], BOSS)
+    assert uploads.outstanding() == (2, 2)  # what nobody brings takes no room of the quota
+    assert uploads.still_to_come("u1") == 2
+
+
+def test_each_sees_and_removes_his_own_uploads(tmp_path: Path) -> None:
+    folder = tmp_path / "uploads"
+    folder.mkdir()
+    uploads = Uploads(folder, keep_free=0)
+    uploads.open("one", [entry("a", b"xy"), entry("b", b"")], ARM1)
+    write(uploads, "a", 0, b"x", "one")
+    uploads.open("two", [entry("a", b"")], ARM2)
+    uploads.finish("two", ARM2)
+    (told,) = uploads.listing(ARM1)
+    assert (told.upload, told.owner, told.files, told.size, told.bytes, told.finished) == ("one", "arm1", 2, 2, 1, False)
+    assert {info.upload: info.finished for info in uploads.listing(BOSS)} == {"one": False, "two": True}
+    with pytest.raises(NotAllowed, match="another's"):
+        uploads.check_removable("one", ARM2)
+    uploads.check_removable("one", BOSS)
+    with pytest.raises(Unknown, match="no upload 'three'"):
+        uploads.check_removable("three", BOSS)

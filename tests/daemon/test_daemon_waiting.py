@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from daemon_harness import until
+from daemon_harness import Clock, until
 from queue_database import do
 
 from offrl import wire
@@ -63,21 +63,20 @@ def test_a_job_with_a_start_time_waits_for_it_and_says_so(db: Connection, monkey
 
 
 def test_a_start_time_is_waited_for_over_a_restart_and_a_jump_of_the_clock(new_daemon, tmp_path: Path) -> None:
-    daemon, clock = new_daemon(), tmp_path / "clock"
-    clock.write_text("0")
-    daemon.start("--clock", str(clock))
+    daemon, clock = new_daemon(), Clock(tmp_path / "clock")
+    daemon.start("--clock", str(clock.path))
     data = daemon.dataset("data")
     job = daemon.train(data, start_in_s=3600)
     soon = daemon.train(data, start_in_s=0.5)
     assert daemon.job(job).start_at == pytest.approx(time.time() + 3600, abs=60)
     assert daemon.wait(soon).state == "succeeded"
     daemon.kill()
-    daemon.start("--clock", str(clock))
+    daemon.start("--clock", str(clock.path))
     assert daemon.job(job).reason.startswith("starts at ")
-    clock.write_text("-86400")  # back by a day: it waits a day longer, as the clock says
+    clock.set(-86400)  # back by a day: it waits a day longer, as the clock says
     daemon.wait(daemon.train(data))
     assert daemon.job(job).state == "queued"
-    clock.write_text("3601")
+    clock.set(3601)
     assert daemon.wait(job).state == "succeeded"
     with pytest.raises(InvalidInput, match="both start_at and start_in_s"):
         daemon.train(data, start_at=1.0, start_in_s=1.0)

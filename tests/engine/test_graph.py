@@ -15,6 +15,7 @@ from offrld.algos import ALGORITHMS, bc
 from offrld.engine import Learner, Optimizer, Stage, Step, rules
 from offrld.engine import graph as graphs
 from offrld.engine.graph import Chunks, Pattern, moved_alike
+from offrld.nets.aligned import BOUNDARY
 
 ALL = list(FROM_DATA.values())
 names = pytest.mark.parametrize("algorithm", ALL, ids=lambda a: a.name)
@@ -76,6 +77,28 @@ def test_chunks_give_the_bits_of_single_updates(algorithm, stacked, store_for):
     assert_equal(ends(together), ends(single))
     assert together.metrics() == single.metrics()
     assert together._taken == single._taken
+
+
+@pytest.mark.parametrize("linear", ["torch", "onednn"])
+@pytest.mark.parametrize("name", KINDS)
+def test_chunks_multiply_as_single_updates_do_and_each_of_their_batches_lies_as_one_drawn_by_itself(name, linear, store_for):
+    algorithm, begins = ALGORITHMS[name], set()
+    values = {"batch_size": 3}  # of 3 x 3 numbers, so that the next batch in a chunk begins off every boundary
+    single, together = (learner_of(algorithm, store_for(algorithm), values, seeds=[0, 3], linear=linear) for _ in "ab")
+    single.run(8)
+    seen = chunked(together, 4)
+    apply = together._updater.apply
+    together._updater.apply = lambda due, batches, taken: begins.update(map(begin, batches)) or apply(due, batches, taken)
+    together.run(8)
+    assert seen == [4, 4]
+    assert begins == {0}
+    assert_equal(ends(together), ends(single))
+    assert together.metrics() == single.metrics()
+
+
+def begin(batch):
+    """The furthest from a boundary at which a tensor of numbers of the batch begins, in bytes."""
+    return max(tensor.data_ptr() % BOUNDARY for tensor in graphs.tensors_of(batch) if tensor.is_floating_point())
 
 
 @pytest.mark.parametrize(

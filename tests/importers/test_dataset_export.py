@@ -169,7 +169,7 @@ for format in ("d4rl", "npz", "store"):
         try:
             export_dataset(store, sys.argv[2], format, compress=compress)
         except DiskFull as error:
-            print(format, error.exit_status, error)
+            print(format, error.exit_status, error.message)
 """
 
 

@@ -49,7 +49,7 @@ def test_a_file_of_no_known_format(tmp_path, content, part):
     hint = refused(path, tmp_path, part).hint
     assert all(name in hint for name in ("d4rl", "minari", "npz", "d3rlpy", "store"))
     for name in ("d4rl", "npz", "d3rlpy"):
-        refused(path, tmp_path, "notes.txt is not a", format=name)
+        refused(path, tmp_path, "notes.txt is not a|notes.txt is empty", format=name)
     refused(path, tmp_path, "is not the folder of a Minari dataset", format="minari")
     refused(path, tmp_path, "cannot be opened as a store", format="store")
 

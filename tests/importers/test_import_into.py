@@ -90,7 +90,7 @@ def test_an_append_outside_the_inferred_bounds_says_how_to_get_others(flat, tmp_
     import_into(flat, tmp_path / "store")
     with pytest.raises(InvalidEpisode, match="outside the bounds") as caught:
         import_into({**flat, "actions": flat["actions"] * 2}, tmp_path / "store", append=True)
-    assert "import it anew with its env_id" in caught.value.hint
+    assert "--option action_low=... --option action_high=..." in caught.value.hint
     assert len(EpisodeStore.open(tmp_path / "store")) == 3
 
 

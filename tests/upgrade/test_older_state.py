@@ -174,7 +174,7 @@ def other_protocol(request: pytest.FixtureRequest) -> Iterator[tuple[str, int]]:
 
 def test_a_client_tells_a_daemon_of_another_protocol(other_protocol: tuple[str, int]) -> None:
     url, version = other_protocol
-    with Client(url) as client, pytest.raises(ProtocolMismatch, match=f"daemon speaks protocol {version}, this client {wire.PROTOCOL}$"):
+    with Client(url) as client, pytest.raises(ProtocolMismatch, match=f"daemon speaks protocol {version}, this client {wire.PROTOCOL};"):
         client.ping()
     command = [sys.executable, "-c", "from offrl.cli import main; raise SystemExit(main())", "ping"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, env={**os.environ, "OFFRL_URL": url})

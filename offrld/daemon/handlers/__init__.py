@@ -30,6 +30,8 @@ HANDLERS: dict[type[wire.Request], Handler] = {
     wire.OpenUpload: uploads.open_upload,
     wire.WriteChunk: uploads.write_chunk,
     wire.FinishUpload: uploads.finish_upload,
+    wire.ListUploads: uploads.list_uploads,
+    wire.RemoveUpload: uploads.remove_upload,
     wire.OpenArtifact: artifacts.open_artifact,
     wire.ReadArtifact: artifacts.read_artifact,
     wire.Overview: care.overview,

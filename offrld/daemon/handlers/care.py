@@ -30,6 +30,8 @@ async def checkup(app: App, request: wire.Checkup) -> wire.CheckList:
         else:
             found = await asyncio.to_thread(checks.service, app.state, app.settings)
             found += [await app.database.survey(checks.database), await app.database.read(checks.queue)]
+            if failing := app.passes.told():
+                found.append(checks.background(failing))
             if app.settings.disk.quota_bytes:
                 found.append(checks.quota(await app.keeper.used(), app.settings.disk.quota_bytes))
             versions = {"offrld": app.version, **checks.versions()}

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from offrl import wire
-from offrld.daemon import datasets
+from offrld.daemon import datasets, fitting
 from offrld.daemon.app import App
 
 
-async def list_datasets(app: App, request: wire.ListDatasets) -> wire.DatasetList:
-    """All datasets."""
-    return wire.DatasetList(datasets=await app.database.survey(datasets.listing))
+async def list_datasets(app: App, request: wire.ListDatasets) -> wire.Encoded:
+    """All datasets, a part at a time."""
+    return await app.database.survey(datasets.listing, request.after)
 
 
 async def get_dataset(app: App, request: wire.GetDataset) -> wire.DatasetInfo:
     """One dataset."""
-    return await app.database.read(datasets.get, request.name)
+    return fitting.dataset(await app.database.read(datasets.get, request.name))
 
 
 async def remove_dataset(app: App, request: wire.RemoveDataset) -> wire.Done:
-    """Forget a dataset and delete its store; refused while an unfinished job uses it."""
-    await app.removal.dataset(request.name)
+    """Forget a dataset of the caller's (an operator: anybody's) and delete its store; refused while an unfinished job uses it."""
+    await app.removal.dataset(request.name, app.caller())
     return wire.Done()

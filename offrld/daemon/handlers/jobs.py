@@ -7,9 +7,9 @@ import time
 
 from offrl import named, wire
 from offrl.errors import Conflict, InvalidInput
-from offrl.job import CollectSpec, ImportSpec, TrainOnlineSpec, TrainSpec
+from offrl.job import MAKES_STEPS, TRAINS, CollectSpec, ImportSpec, TrainOnlineSpec, TrainSpec
 from offrld import import_roots
-from offrld.daemon import catalog, datasets, infos, queue, records, rights, uses
+from offrld.daemon import beforehand, catalog, datasets, fitting, infos, queue, records, rights, uses
 from offrld.daemon import rerun as reruns
 from offrld.daemon.app import App
 from offrld.daemon.caller import Caller
@@ -35,6 +35,7 @@ async def submit(app: App, request: wire.Submit) -> wire.Submitted:
         if (refused := app.supervisor.devices.refused(spec.model_dump())) is not None:
             raise refused
         taken = uses.of(spec, known)
+        await beforehand.check(app, spec, known)
     elif isinstance(spec, ImportSpec):
         await asyncio.to_thread(_check_source, app, spec)
         if not spec.append:
@@ -57,6 +58,7 @@ async def submit(app: App, request: wire.Submit) -> wire.Submitted:
         taken = uses.of_steps(spec)
         if spec.dataset is not None:
             await _check_folder(app, spec.dataset)
+        await beforehand.check(app, spec, known)
     job, created = await app.database.write(_submit, app, request, spec, taken, app.caller())
     if isinstance(spec, TrainSpec):
         await app.supervisor.tell_pinned(spec.dataset)
@@ -77,6 +79,7 @@ async def rerun(app: App, request: wire.Rerun) -> wire.Submitted:
     if (refused := app.supervisor.devices.refused(repeat.spec.model_dump())) is not None:
         raise refused
     taken = [use for use in uses.of(repeat.spec, known) if use.name not in repeat.kept]
+    await beforehand.check(app, repeat.spec, known, repeat.kept)
     job, created = await app.database.write(_submit, app, request, repeat.spec, taken, app.caller(), repeat)
     await app.supervisor.tell_pinned(repeat.spec.dataset)
     return wire.Submitted(job=job, created=created)
@@ -92,6 +95,8 @@ def _submit(
     repeat: reruns.Repeat | None = None,
 ) -> tuple[str, bool]:  # fmt: skip
     """Queue a job with what it takes from others, in one transaction: none of them can be removed in between."""
+    if isinstance(spec, CollectSpec | TrainOnlineSpec | ImportSpec) and spec.dataset is not None:
+        rights.check_append(db, app.state, spec.dataset, caller)
     waits = [use.job for use in taken if uses.check(db, app.state, use)]
     start_at = request.start_at if request.start_in_s is None else time.time() + request.start_in_s
     if repeat is not None:
@@ -128,27 +133,41 @@ def _check_source(app: App, spec: ImportSpec) -> None:
 
 async def list_jobs(app: App, request: wire.ListJobs) -> wire.Encoded:
     """The newest jobs that fit into one message, in order of submission."""
-    return await app.database.survey(app.listing.make, request.kind, request.limit, app.settings.limits)
+    return await app.database.survey(app.listing.make, request.kind, request.limit, app.settings.limits, request.before)
 
 
 async def get_job(app: App, request: wire.GetJob) -> wire.JobInfo:
     """One job."""
-    return await app.database.read(infos.info, request.job, app.settings.limits)
+    return fitting.job(await app.database.read(infos.info, request.job, app.settings.limits))
 
 
 async def control_job(app: App, request: wire.ControlJob) -> wire.JobInfo:
     """Cancel, pause, resume, retry, start, pin, remove."""
     await app.database.read(rights.check_owner, request.job, app.caller())  # an owner stays the same
     if request.action == "remove":
-        return infos.Waits(time.time()).info(await app.removal.job(request.job))
+        return fitting.job(infos.Waits(time.time()).info(await app.removal.job(request.job)))
     if request.action == "retry":
         await _check_retry(app, request.job)
-    _job, tell = await app.database.write(queue.control, request.job, request.action, request.steps)
+    _job, tell = await app.database.write(_control, app, request, app.caller())
     app.supervisor.tell(request.job, tell)
-    return await app.database.read(infos.info, request.job, app.settings.limits)
+    return fitting.job(await app.database.read(infos.info, request.job, app.settings.limits))
+
+
+def _control(db: Connection, app: App, request: wire.ControlJob, caller: Caller) -> tuple[records.Job, str]:
+    before = records.find(db, request.job)
+    job, tell = queue.control(db, request.job, request.action, request.steps, app.settings.limits)
+    if before.state.ended and not job.state.ended and job.kind in (*MAKES_STEPS, "import") and job.dataset is not None:
+        rights.check_append(db, app.state, job.dataset, caller)  # the dataset of that name may be another one by now
+    return job, tell
 
 
 async def _check_retry(app: App, job: str) -> None:
     found = await app.database.read(records.find, job)
+    if found.kind in (*TRAINS, "collect") and found.state.ended:
+        kept = [path.stem for path in (app.state.job(job) / reruns.TAKEN).glob("*.safetensors")]
+        spec = records.SPEC.validate_python(found.spec)
+        known = await app.catalog.ready()
+        if any(each["name"] == found.spec.get("algorithm") for each in known["algorithms"]) or found.kind == "collect":
+            await beforehand.check(app, spec, known, kept)
     if found.kind == "import" and found.state.ended and found.spec.get("upload"):
         await asyncio.to_thread(app.uploads.check_usable, found.spec["upload"], app.caller())

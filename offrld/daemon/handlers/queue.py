@@ -8,10 +8,12 @@ from offrld.daemon.app import App
 from offrld.daemon.config import Limits
 from offrld.daemon.database import Connection
 
+OWNERS = 2000  # in one message: a name has at most 106 characters
+
 
 async def get_queue(app: App, request: wire.GetQueue) -> wire.QueueInfo:
-    """Paused or not, and how many jobs of whom."""
-    return await app.database.read(_info, app.settings.limits)
+    """Paused or not, and how many jobs of whom, the owners a part at a time."""
+    return await app.database.read(_info, app.settings.limits, request.after)
 
 
 async def control_queue(app: App, request: wire.ControlQueue) -> wire.QueueInfo:
@@ -28,11 +30,16 @@ async def control_queue(app: App, request: wire.ControlQueue) -> wire.QueueInfo:
     return await app.database.write(work)
 
 
-def _info(db: Connection, limits: Limits) -> wire.QueueInfo:
+def _info(db: Connection, limits: Limits, after: str | None = None) -> wire.QueueInfo:
     counts = dict.fromkeys(("queued", "running", "paused"), 0)
     owners: dict[str, dict[str, int]] = {}
     for row in db.execute(f"SELECT coalesce(owner, ''), state, count(*) FROM jobs WHERE state IN {queue.UNFINISHED} GROUP BY 1, 2"):
         counts[row[1]] += row[2]
         owners.setdefault(row[0], {})[row[1]] = row[2]
+    names = sorted(name for name in owners if after is None or name > after)
+    shown = {name: owners[name] for name in names[:OWNERS]}
     told = {f"limits.{name}": value for name, value in limits.model_dump().items()}
-    return wire.QueueInfo(paused=queue.paused(db), counts=counts, owners=owners, next_start=queue.next_start(db), limits=told)
+    return wire.QueueInfo(
+        paused=queue.paused(db), counts=counts, owners=shown, next_start=queue.next_start(db), limits=told,
+        next=names[OWNERS - 1] if len(names) > OWNERS else None,
+    )  # fmt: skip

@@ -6,10 +6,11 @@ whose last start is longest ago; each owner's jobs in the order of submission. A
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 
-from offrl.errors import to_wire
+from offrl.errors import InternalError, to_wire
 from offrl.job import JobState
 from offrl_store.errors import OffrlError
 from offrld.daemon import events
@@ -18,6 +19,8 @@ from offrld.daemon.queue.moves import move
 from offrld.daemon.queue.pausing import paused
 from offrld.daemon.queue.submission import WRITERS
 from offrld.daemon.records import Job
+
+log = logging.getLogger("offrld.queue")
 
 # What a queued job (q) may have to wait for beside a place and its owner's turn. A retry that is further away than the longest wait is
 # of before the clock was set back.
@@ -77,6 +80,10 @@ def claim(
             break
         except OffrlError as error:
             move(db, job, JobState.FAILED, reason=error.message, error=to_wire(error))
+        except Exception as error:  # one job must not keep all others from starting
+            log.exception("job %s cannot be placed", job.id)
+            unplaced = InternalError(f"the job cannot be placed: {type(error).__name__}", hint="the daemon's log holds the traceback")
+            move(db, job, JobState.FAILED, reason=unplaced.message, error=to_wire(unplaced))
     if chosen is None:
         return None
     row = db.execute(

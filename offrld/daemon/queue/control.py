@@ -6,27 +6,35 @@ import json
 
 from offrl.errors import Conflict, InvalidInput
 from offrl.job import PAUSABLE, ImportSpec, JobState
-from offrld.daemon import events
+from offrld.daemon import events, fitting
+from offrld.daemon.config import Limits
 from offrld.daemon.database import Connection
 from offrld.daemon.queue.moves import UNFINISHED, broken, move, word
-from offrld.daemon.queue.submission import import_target, pin_dataset
+from offrld.daemon.queue.submission import check_limits, import_target, pin_dataset
 from offrld.daemon.records import Job, find
 
 INTENTS = {"pause": "pausing", "cancel": "cancelling", "resume": "resuming after the pause"}
 
 
-def control(db: Connection, job: str, action: str, steps: int | None = None) -> tuple[Job, str]:
+def control(db: Connection, job: str, action: str, steps: int | None = None, limits: Limits = Limits()) -> tuple[Job, str]:
     """Do what a user wants; returns the job and what its running worker has to be told ("", "pause", "cancel").
 
-    steps: of resume: the job's new number of updates in all.
-    Asking for what is already so is no error. Raises `Conflict` where the state does not allow it.
+    Args:
+        steps: of resume: the job's new number of updates in all.
+        limits: a job that had ended and is queued again counts as its owner's new one.
+
+    Asking for what is already so is no error. Raises `Conflict` where the state does not allow it, `LimitReached`.
     """
     found = find(db, job)
+    tell = ""
     if steps is not None:
         _extend(db, found, action, steps)
-        return find(db, job), ""
-    tell = ACTIONS[action](db, found)
-    return find(db, job), tell
+    else:
+        tell = ACTIONS[action](db, found)
+    after = find(db, job)
+    if found.state.ended and not after.state.ended:
+        check_limits(db, found.owner, limits, counted=True)
+    return after, tell
 
 
 def remove(db: Connection, job: str) -> Job:
@@ -37,7 +45,7 @@ def remove(db: Connection, job: str) -> Job:
     if found.pinned:
         raise Conflict(f"job {job} is pinned", hint=f"`offrl unpin {job}` first")
     if needing := users(db, job):
-        raise Conflict(f"job {job} is needed by {', '.join(needing)}", hint="wait for them, or cancel them first")
+        raise Conflict(f"job {job} is needed by {fitting.names(needing)}", hint="wait for them, or cancel them first")
     db.execute("DELETE FROM jobs WHERE seq = ?", (found.seq,))
     db.touched.add(job)
     return found

@@ -23,13 +23,13 @@ def progress(db: Connection, job: str, attempt: int, path: Path) -> bool:
     return events.take_over(db, found, path)[1]
 
 
-def finish(db: Connection, job: str, attempt: int, path: Path, how: Exit, retry: Retry = Retry(attempts=1)) -> Job:
-    """The worker of that attempt is gone: take over its last lines and decide what has become of the job."""
+def finish(db: Connection, job: str, attempt: int, path: Path | None, how: Exit, retry: Retry = Retry(attempts=1)) -> Job:
+    """The worker of that attempt is gone: take over its last lines (of ``path``) and decide what has become of the job."""
     found = find(db, job)
     if found.state != JobState.RUNNING or found.attempt != attempt:
         return found
-    end, more = events.take_over(db, found, path)
-    while more:
+    end, more = events.take_over(db, found, path) if path is not None else (None, False)
+    while path is not None and more:
         later, more = events.take_over(db, find(db, job), path)
         end = later or end
     if end is None and how.last_line:  # where the run folder could not be written (a full disk), the end came by the pipe only

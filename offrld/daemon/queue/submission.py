@@ -49,7 +49,7 @@ def submit(
     """
     if key is not None and (known := by_key(db, owner, key, spec)) is not None:
         return known, False
-    _check_limits(db, owner, limits)
+    check_limits(db, owner, limits)
     needs = list(dict.fromkeys(after))
     for needed in needs:
         state = find(db, needed).state
@@ -102,16 +102,17 @@ def by_key(db: Connection, owner: str | None, key: str, spec: Spec) -> str | Non
     if row is None:
         return None
     if SPEC.validate_json(row["spec"]) != spec:  # compared as specifications: an older daemon's lacks the fields that were added since
-        raise Conflict(f"the key {key!r} belongs to job {row['id']}, which asked for something else", hint="take another --key")
+        raise Conflict(f"the key {key!r} belongs to job {row['id']}, which asked for something else", hint="submit it with another key")
     return str(row["id"])
 
 
-def _check_limits(db: Connection, owner: str | None, limits: Limits) -> None:
-    """`LimitReached` naming the setting, where as many jobs as are allowed have not ended."""
+def check_limits(db: Connection, owner: str | None, limits: Limits, *, counted: bool = False) -> None:
+    """`LimitReached` naming the setting, where as many jobs as are allowed have not ended. ``counted``: the new one is among them."""
     for name, most, whose in (("unfinished_per_owner", limits.unfinished_per_owner, "owner IS ?1"), ("unfinished", limits.unfinished, "1")):
         if not most:
             continue
-        count = db.execute(f"SELECT count(*) FROM jobs WHERE state IN {UNFINISHED} AND (?1 IS ?1) AND {whose}", (owner,)).fetchone()[0]
+        query = f"SELECT count(*) FROM jobs WHERE state IN {UNFINISHED} AND (?1 IS ?1) AND {whose}"
+        count = db.execute(query, (owner,)).fetchone()[0] - counted
         if count >= most:
             who = f"{owner!r} has" if name.endswith("owner") else "the queue has"
             raise LimitReached(

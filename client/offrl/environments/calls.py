@@ -1,0 +1,284 @@
+"""Calls into environments, which are other people's code: what they raise is reported as theirs, and what they answer is checked.
+
+`Calls` makes one environment's calls; `failure` turns what came out of one into the error that is raised. Both serve every place that
+acts in an environment: evaluations, collectors, training online.
+"""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import re
+import signal
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from offrl.errors import EnvironmentFailed, InvalidInput, OffrlError
+
+OLD_GYM = (
+    "this is the API of the old gym: shimmy.GymV21CompatibilityV0(env=env) converts it (pip install shimmy); "
+    "or let step return (observation, reward, terminated, truncated, info) and reset(seed=, options=) return (observation, info)"
+)
+FLOAT32_MOST = float(np.finfo(np.float32).max)
+_UNPACKED = re.compile(r"values to unpack \(expected (\d)")
+
+
+class Calls:
+    """One environment whose answers are checked: an observation that its space does not hold is refused, never changed.
+
+    A number in another dtype is taken where it stays the same number; a reward or a flag may be an array of one element.
+
+    Args:
+        env: whatever has ``reset`` and ``step`` as gymnasium has them.
+        observations: False: they are passed on as they come, for a policy that checks them itself.
+
+    Raises:
+        InvalidInput: it has no spaces, or those of the old gym.
+    """
+
+    def __init__(self, env: Any, *, observations: bool = True) -> None:
+        self.env = env
+        self.observation_space, self.action_space = spaces_of(env)
+        self._step, self._reset = env.step, env.reset
+        self._fitted: Callable[[Any], Any] | None = None
+        self._dtype = self._shape = None
+        if observations:
+            self._fitted = fitter(self.observation_space)
+            if getattr(self.observation_space, "shape", None) is not None and not hasattr(self.observation_space, "spaces"):
+                self._dtype, self._shape = self.observation_space.dtype, self.observation_space.shape
+        self._floats = self._dtype is not None and self._dtype.kind == "f"
+
+    def reset(self, **options: Any) -> tuple[Any, Mapping[str, Any]]:
+        """The first observation and the info. Raises `EnvironmentFailed`, and whatever the environment raises."""
+        answer = self._reset(**options)
+        if not isinstance(answer, tuple | list) or len(answer) != 2 or not (answer[1] is None or isinstance(answer[1], Mapping)):
+            raise EnvironmentFailed(f"its reset gave {_told(answer)} instead of (observation, info)", hint=OLD_GYM)
+        observation, info = answer
+        return observation if self._fitted is None else self._fitted(observation), {} if info is None else info
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, Mapping[str, Any]]:
+        """Observation, reward, terminated, truncated, info. Raises `EnvironmentFailed`, and whatever the environment raises."""
+        answer = self._step(action)
+        if not isinstance(answer, tuple | list) or len(answer) != 5:
+            four = isinstance(answer, tuple | list) and len(answer) == 4
+            told = "4 values (observation, reward, done, info)" if four else _told(answer)
+            raise EnvironmentFailed(f"its step gave {told} instead of 5", hint=OLD_GYM)
+        observation, reward, terminated, truncated, info = answer
+        if self._fitted is not None and not (
+            observation.__class__ is np.ndarray and observation.dtype == self._dtype and observation.shape == self._shape
+            and (not self._floats or math.isfinite(np.vdot(observation, observation)))
+        ):  # fmt: skip
+            observation = self._fitted(observation)
+        if reward.__class__ is not float or not -FLOAT32_MOST <= reward <= FLOAT32_MOST:
+            reward = _reward(reward)
+        if terminated.__class__ is not bool:
+            terminated = _flag("terminated", terminated)
+        if truncated.__class__ is not bool:
+            truncated = _flag("truncated", truncated)
+        if info.__class__ is not dict and not (info is None or isinstance(info, Mapping)):
+            raise EnvironmentFailed(f"its info is {_told(info)} instead of a dict")
+        return observation, reward, terminated, truncated, {} if info is None else info
+
+
+def spaces_of(env: Any) -> tuple[Any, Any]:
+    """Observation and action space of an environment. Raises `InvalidInput`."""
+    from gymnasium import Space
+
+    found = []
+    for what in ("observation_space", "action_space"):
+        try:
+            space = getattr(env, what, None)
+        except Exception as error:
+            raise InvalidInput(f"{name_of(env)} has no {what}: {said(error)}", hint="declare it in __init__") from error
+        if space is None:
+            raise InvalidInput(f"{name_of(env)} has no {what}", hint=f"declare it in __init__: self.{what} = gymnasium.spaces.Box(...)")
+        if not isinstance(space, Space):
+            kind = f"{type(space).__module__}.{type(space).__name__}"
+            hint = OLD_GYM if kind.startswith("gym.") else "declare a space of gymnasium.spaces"
+            raise InvalidInput(f"{name_of(env)}: its {what} is a {kind}, not a space of gymnasium", hint=hint)
+        found.append(space)
+    return found[0], found[1]
+
+
+def name_of(env: Any) -> str:
+    """The environment's id, or the name of its class."""
+    spec = getattr(env, "spec", None)
+    return str(getattr(spec, "id", None) or type(getattr(env, "unwrapped", env)).__name__)
+
+
+def made_by(maker: Callable[[], Any]) -> Any:
+    """What a function makes, which has to be an environment. Raises `InvalidInput`, and the `OffrlError` of the maker."""
+    name = getattr(maker, "__name__", None) or (repr(maker.func.__name__) if isinstance(maker, partial) else type(maker).__name__)
+    try:
+        env = maker()
+    except OffrlError:
+        raise
+    except BaseException as error:
+        pass_on(error)
+        raise InvalidInput(f"the environment of {name} cannot be made: {said(error)}", hint="call it by hand to see where") from error
+    if not (hasattr(env, "reset") and hasattr(env, "step")):
+        raise InvalidInput(f"{name} gives {_told(env)}, not an environment", hint="return the environment")
+    return env
+
+
+def failure(name: str, during: str, error: BaseException, where: str, hint: str = "") -> OffrlError:
+    """The error to raise for what came out of a call into the environment ``name``.
+
+    Args:
+        during: "a step", "the reset", ...
+        where: at which step, of which episode.
+        hint: where the error has none of its own.
+
+    Raises ``error`` itself where it is not the environment's: Ctrl-C.
+    """
+    pass_on(error)
+    if isinstance(error, OffrlError):
+        return type(error)(f"{name}, {where}: {error.message}", hint=error.hint or hint)
+    what = said(error)
+    if isinstance(error, multiprocessing.TimeoutError):
+        what = "no answer in time"
+    elif isinstance(error, EOFError | BrokenPipeError | ConnectionResetError):
+        what, hint = f"{what}: a process of the environment has ended", hint or "run one environment alone to see why"
+    elif _old_api(during, error):
+        hint = OLD_GYM
+    return EnvironmentFailed(f"{name} failed in {during} {where}: {what}", hint=hint)
+
+
+def _old_api(during: str, error: BaseException) -> bool:
+    """Whether a wrapper of gymnasium, or the reset itself, has stumbled over the API of the old gym."""
+    text = str(error)
+    if isinstance(error, TypeError):
+        return "argument 'seed'" in text or "argument 'options'" in text
+    found = _UNPACKED.search(text) if isinstance(error, ValueError) else None
+    return found is not None and found[1] == ("2" if "reset" in during else "5")
+
+
+@contextmanager
+def blamed(name: str, during: str, where: str, hint: str = "") -> Iterator[None]:
+    """A context in which whatever is raised is a `failure` of the environment ``name``."""
+    try:
+        yield
+    except BaseException as error:
+        raise failure(name, during, error, where, hint) from error
+
+
+def close(env: Any, name: str) -> None:
+    """Close an environment. One that fails in it spoils nothing that was done before: that is a warning."""
+    try:
+        env.close()
+    except BaseException as error:
+        pass_on(error)
+        warnings.warn(f"{name} failed in close: {said(error)}", stacklevel=2)
+
+
+def said(error: BaseException) -> str:
+    """An exception in one line."""
+    if isinstance(error, OffrlError):
+        return error.message
+    text = " ".join(str(error).split())[:300]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def pass_on(error: BaseException) -> None:
+    """Raise what is not the environment's. A KeyboardInterrupt is, where no Ctrl-C can come: in workers, which ignore the signal."""
+    if isinstance(error, GeneratorExit):
+        raise error
+    if isinstance(error, KeyboardInterrupt) and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        raise error
+
+
+# ------------------------------------------------------------------------------------------------------------------ answers
+def _told(value: Any) -> str:
+    """A value of the wrong kind, shortly."""
+    if isinstance(value, tuple | list):
+        return f"a {type(value).__name__} of {len(value)} values"
+    if isinstance(value, np.ndarray):
+        return f"an array of shape {value.shape}"
+    return repr(value)[:80] if value is None or isinstance(value, int | float | complex | str) else f"a {type(value).__name__}"
+
+
+def _single(value: Any) -> Any:
+    """The number in a number or an array of one element; None where it is neither."""
+    try:
+        array = np.asarray(value)
+    except Exception:
+        return None
+    return array.reshape(()).item() if array.size == 1 and array.dtype.kind in "biuf" else None
+
+
+def _reward(value: Any) -> float:
+    number = _single(value)
+    if number is None:
+        raise EnvironmentFailed(f"its reward is {_told(value)}, expected a number")
+    if not -FLOAT32_MOST <= number <= FLOAT32_MOST:
+        kind = "which float32 does not hold" if math.isfinite(number) else "expected a finite number"
+        raise EnvironmentFailed(f"its reward is {number}, {kind}")
+    return float(number)
+
+
+def _flag(name: str, value: Any) -> bool:
+    number = _single(value)
+    if number not in (0, 1):
+        raise EnvironmentFailed(f"its {name} is {_told(value)}, expected True or False")
+    return bool(number)
+
+
+def fitter(space: Any, name: str = "") -> Callable[[Any], Any]:
+    """What gives an observation of ``space`` as the space declares it, or raises `EnvironmentFailed` naming the field."""
+    from gymnasium.spaces import Dict
+
+    where = f"observation {name!r}" if name else "observation"
+    if isinstance(space, Dict):
+        inner = {key: fitter(each, f"{name}.{key}" if name else key) for key, each in space.spaces.items()}
+        return partial(_mapping, where, inner)
+    if space.shape is None or space.dtype is None:
+        return lambda value: value  # Tuple, Text, ...: nobody stores them, and who needs one says so
+    return partial(_leaf, where, np.dtype(space.dtype), tuple(space.shape))
+
+
+def _mapping(where: str, inner: Mapping[str, Callable[[Any], Any]], value: Any) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise EnvironmentFailed(f"its {where} is {_told(value)}, its space is a Dict of {', '.join(map(str, inner))}")
+    if value.keys() != inner.keys():
+        missing, more = [key for key in inner if key not in value], [key for key in value if key not in inner]
+        what = f"has no {', '.join(map(repr, missing))}" if missing else f"has {', '.join(map(repr, more))}, which its space has not"
+        raise EnvironmentFailed(f"its {where} {what}", hint=f"the space declares {', '.join(map(str, inner))}")
+    return {key: fitted(value[key]) for key, fitted in inner.items()}
+
+
+def _leaf(where: str, dtype: np.dtype, shape: tuple[int, ...], value: Any) -> Any:
+    typed = hasattr(value, "dtype")
+    try:
+        array = np.asarray(value)
+    except Exception as error:
+        raise EnvironmentFailed(f"its {where} is no array of numbers: {said(error)}", hint=f"give {dtype}{list(shape)}") from None
+    if array.dtype.kind not in "biuf":
+        given = f"{_told(value)} of {array.dtype}" if typed else _told(value)
+        raise EnvironmentFailed(f"its {where} is {given}, its space says {dtype}{list(shape)}")
+    if array.shape != shape:
+        raise EnvironmentFailed(f"its {where} has shape {array.shape}, its space says {shape}")
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        at = tuple(np.argwhere(~np.isfinite(array))[0].tolist())
+        raise EnvironmentFailed(f"its {where}{list(at) if at else ''} is {array[at]}, expected a finite number")
+    if array.dtype == dtype:
+        return value if typed else array
+    with np.errstate(all="ignore"):
+        cast = array.astype(dtype)
+        same = cast.astype(array.dtype) == array
+        if dtype.kind in "iu":
+            same &= (cast < 0) == (array < 0)
+    if same.all() or (not typed and array.dtype.kind == dtype.kind == "f" and np.isfinite(cast).all()):
+        return cast  # numbers of Python have no dtype: the space's is theirs
+    at = tuple(np.argwhere(~same)[0].tolist())
+    raise EnvironmentFailed(
+        f"its {where}{list(at) if at else ''} is {array[at]!r} ({array.dtype}), which {dtype}, the dtype of its space, does not hold",
+        hint=f"declare the space as {array.dtype}, or let the environment give {dtype}",
+    )
+
+
+__all__ = ["OLD_GYM", "Calls", "blamed", "close", "failure", "fitter", "made_by", "name_of", "pass_on", "said", "spaces_of"]

@@ -1,0 +1,89 @@
+"""Replies cut to the size of a message: what may be of any size (metadata, metrics of a thousand seeds) is shortened, and said to be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from offrl import message
+from offrl.wire import MAX_MESSAGE, DatasetInfo, JobInfo
+
+WHOLE = MAX_MESSAGE - (1 << 14)  # of the one thing that a reply tells of
+NAMES = 1000                     # of jobs, in one reply
+Info = TypeVar("Info", DatasetInfo, JobInfo)
+
+
+def dataset(info: DatasetInfo, most: int = WHOLE) -> DatasetInfo:
+    """A dataset's information in at most so many bytes; ``trimmed`` names the keys that lost something."""
+    cuts: tuple[tuple[str, Callable[[Any, int], Any]], ...] = (
+        ("metadata", _first_items), ("skipped", _first), ("pinned_by", _first), ("fields", _first_items), ("returns", _first_items),
+    )  # fmt: skip
+    return _cut(info, most, cuts, lambda trimmed: {"trimmed": trimmed})
+
+
+def job(info: JobInfo, most: int = WHOLE) -> JobInfo:
+    """A job's information in at most so many bytes: the first seeds of its metrics, then less of its settings and of its error's log."""
+    cuts: tuple[tuple[str, Callable[[Any, int], Any]], ...] = (
+        ("metrics", _first_items), ("error", _short_texts), ("spec", _first_items), ("seeds", _first), ("after", _first),
+        ("reason", _short),
+    )  # fmt: skip
+    return _cut(info, most, cuts, lambda trimmed: {})
+
+
+def _cut(info: Info, most: int, cuts: tuple[tuple[str, Callable[[Any, int], Any]], ...], told: Callable[[list[str]], dict]) -> Info:
+    over = len(message.pack(info.model_dump())) - most
+    trimmed: list[str] = []
+    for name, cut in cuts:
+        if over <= 0:
+            break
+        value = getattr(info, name)
+        size = _size(value)
+        shorter = cut(value, max(0, size - over - 64))  # room for the name of the key in ``trimmed``
+        if shorter != value:
+            trimmed.append(name)
+            info = info.model_copy(update={name: shorter, **told([*getattr(info, "trimmed", []), name])})
+            over -= size - _size(shorter) - 64
+    return info
+
+
+def _size(value: Any) -> int:
+    return len(message.pack({"": value}))
+
+
+def _first_items(values: dict[str, Any], most: int) -> dict[str, Any]:
+    """As many items as fit, and of one that does not, if it is a map, its own first ones."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        size = _size(value) + len(name.encode(errors="replace")) + 8
+        if size > most:
+            if isinstance(value, dict) and (part := _first_items(value, most - len(name) - 16)):
+                found[name] = part
+                most -= _size(part) + len(name) + 16
+            continue
+        found[name] = value
+        most -= size
+    return found
+
+
+def _first(values: list[Any], most: int) -> list[Any]:
+    found = []
+    for value in values:
+        most -= len(message.pack({"": value.model_dump() if hasattr(value, "model_dump") else value}))
+        if most < 0:
+            break
+        found.append(value)
+    return found
+
+
+def _short_texts(values: dict[str, str] | None, most: int) -> dict[str, str] | None:
+    return values and {name: _short(text, max(200, most // max(1, len(values)))) for name, text in values.items()}
+
+
+def _short(text: str, most: int) -> str:
+    most = max(most, 200)
+    return text if len(text.encode(errors="replace")) <= most else text.encode(errors="replace")[: most - 3].decode(errors="ignore") + "..."
+
+
+def names(jobs: list[str], most: int = 10) -> str:
+    """Jobs in a message: all of a few, else the first and how many more."""
+    return ", ".join(jobs[:most]) + (f" and {len(jobs) - most} more" if len(jobs) > most else "")

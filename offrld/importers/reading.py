@@ -1,0 +1,134 @@
+"""JSON of strangers: read with limits on its size and depth, and without what JSON does not know."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from offrl_store.errors import InvalidInput
+
+#: A file of metadata, and how deep it may be nested.
+MAX_JSON_BYTES, MAX_JSON_DEPTH = 16 << 20, 64
+
+#: What is kept of a source in the metadata of a dataset, as JSON text: every list of datasets carries it.
+MAX_METADATA_BYTES = 64 << 10
+
+
+#: Texts, whole, and brackets outside of them.
+_BRACKETS = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\Z)|[\[\]{}]', re.DOTALL)
+
+
+def read_json(path: Path, file: str, *, infinite: bool = False) -> Any:
+    """The JSON in a file, which messages call ``file``; ``infinite``: with NaN and Infinity, which Python writes and JSON does not know.
+
+    Raises `InvalidInput` in one line for what is no JSON, and for what is beyond the limits.
+    """
+    try:
+        with open(path, "rb") as opened:
+            content = opened.read(MAX_JSON_BYTES + 1)
+    except OSError as error:
+        raise InvalidInput(f"{file} cannot be read: {error.strerror or error}", hint="check its owner and mode, or copy it again") from None
+    return parse_json(content, file, infinite=infinite)
+
+
+def parse_json(content: str | bytes, file: str, *, infinite: bool = False) -> Any:
+    """`read_json` of what was read already, such as the text of an attribute."""
+    if len(content) > MAX_JSON_BYTES:
+        hint = "JSON of metadata is not that large; the file may be damaged"
+        raise InvalidInput(f"{file} is larger than {MAX_JSON_BYTES:,} bytes", hint=hint)
+    try:
+        if isinstance(content, bytes):
+            content = content.decode("utf-8-sig")
+        if _depth(content) > MAX_JSON_DEPTH:
+            raise InvalidInput(f"{file} is nested more than {MAX_JSON_DEPTH} deep", hint="metadata is not that deep; write it again")
+        return json.loads(
+            content, parse_constant=float if infinite else _constant, parse_float=_float, parse_int=_int, object_pairs_hook=_object,
+        )
+    except (ValueError, RecursionError) as error:
+        raise InvalidInput(f"{file} is not JSON: {_line(error)}", hint="correct the file, or copy it again") from None
+
+
+def _depth(text: str) -> int:
+    """How deep brackets are nested."""
+    depth = deepest = 0
+    for match in _BRACKETS.finditer(text):
+        sign = match[0]
+        if sign in "[{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif sign in "]}":
+            depth -= 1
+    return deepest
+
+
+def _constant(name: str) -> Any:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _float(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"{text[:40]} is beyond the largest number")
+    return value
+
+
+def _int(text: str) -> int:
+    if len(text) > 40:
+        raise ValueError(f"a whole number of {len(text)} digits is beyond what is read")
+    return int(text)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        seen: set[str] = set()
+        name = next(key for key, _ in pairs if key in seen or seen.add(key))
+        raise ValueError(f"the key {name[:60]!r} stands twice in one object")
+    return value
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def fitting(metadata: Mapping[str, Any], messages: list[str], what: str) -> dict[str, Any]:
+    """Metadata without its largest entries where they take more than `MAX_METADATA_BYTES`; says in ``messages`` which are left out."""
+    too_much = _size(metadata) - MAX_METADATA_BYTES
+    if too_much <= 0:
+        return dict(metadata)
+    leaves = sorted(((_size(value), path) for path, value in _leaves(metadata)), reverse=True)
+    dropped: set[tuple[str, ...]] = set()
+    for size, path in leaves:
+        if too_much <= 0:
+            break
+        dropped.add(path)
+        too_much -= size
+    messages.append(
+        f"{what} beyond {MAX_METADATA_BYTES:,} bytes is left out: " + ", ".join("/".join(path)[:60] for path in sorted(dropped)[:8])
+        + (f" and {len(dropped) - 8} more" if len(dropped) > 8 else "")
+    )  # fmt: skip
+    return _without(metadata, dropped)
+
+
+def _size(value: Any) -> int:
+    return len(json.dumps(value))
+
+
+def _leaves(value: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for key, each in value.items():
+        if isinstance(each, Mapping) and each:
+            yield from _leaves(each, (*path, key))
+        else:
+            yield (*path, key), each
+
+
+def _without(value: Mapping[str, Any], dropped: set[tuple[str, ...]], path: tuple[str, ...] = ()) -> dict[str, Any]:
+    return {
+        key: _without(each, dropped, (*path, key)) if isinstance(each, Mapping) else each
+        for key, each in value.items()
+        if (*path, key) not in dropped
+    }

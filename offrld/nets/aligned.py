@@ -1,0 +1,34 @@
+"""Operands of matrix products begin at addresses that are multiples of 64.
+
+Libraries choose how they sum by the address of an operand: with AVX and AVX-512 the elements before the first boundary are done apart, so
+the same matrix four bytes further on gives a product with other last bits. What torch allocates begins at such an address, and a view
+begins as far into it as shapes alone say. What comes from elsewhere (a batch within many, one seed's part of a state, arrays of NumPy, a
+mapped file) begins anywhere; `aligned` moves it. So the bits of a product depend on the values and shapes of its operands, and not on
+where memory happened to be free.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+BOUNDARY = 64  # bytes: a register of AVX-512, and what torch's own allocator keeps to
+
+
+def aligned(tensor: Tensor) -> Tensor:
+    """A tensor of the CPU as it is, or, where it begins off a boundary, a copy with the same strides that begins on one. Differentiable."""
+    if torch.compiler.is_compiling() or tensor.data_ptr() % BOUNDARY == 0:  # an export is traced with tensors that lie nowhere
+        return tensor
+    if 0 in tensor.stride():  # several elements in one place, which torch's products would copy apart
+        return tensor.clone(memory_format=torch.contiguous_format)
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype).copy_(tensor)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Torch's own ``x [..., I]`` times ``weight [O, I]`` transposed, plus ``bias [O]``.
+
+    On the way back both products see these operands again, and a gradient that torch has allocated. To move one that a caller gives would
+    take a hook: 9 us a layer.
+    """
+    return F.linear(aligned(x), aligned(weight), bias)

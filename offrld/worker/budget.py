@@ -1,0 +1,65 @@
+"""What a worker may still write: the disk keeps `uploads.keep_free_bytes` free, the state folder stays below `disk.quota_bytes`.
+
+Checked before each write of a store, a checkpoint, a policy, a download and an exported file (`offrl_store.disk.reserve`): a small file
+that unfolds into terabytes ends its own import and nothing else. Lines of logs and metrics are not counted; the next checkpoint sees them.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+from offrl_store import disk
+from offrld.disk_usage import usage
+from offrld.worker.runfolder import StateFolder
+
+STEP = 4 << 20      # bytes between two looks at the file system: what others write meanwhile is seen that late
+SHARE = 4           # a worker takes a quarter of what is left, then looks again: others may be writing, too
+FINEST = 1 << 20
+
+
+class Budget:
+    """The limits of one process. `reserve` is safe to call from several threads."""
+
+    def __init__(self, folder: Path, keep_free: int, quota: int) -> None:
+        self._folder, self._keep_free, self._quota = folder, keep_free, quota
+        self._lock = threading.Lock()
+        self._seen = 0       # bytes that the last look at the file system allows
+        self._granted = 0    # bytes that the last measurement of the state folder allows
+
+    def reserve(self, count: int) -> None:
+        """Take ``count`` bytes of what is left. Raises `OSError` (ENOSPC), as the write itself does on a full disk."""
+        with self._lock:
+            if self._keep_free:
+                if count > self._seen:
+                    self._look(count)
+                self._seen -= count
+            if self._quota:
+                if count > self._granted:
+                    self._measure(count)
+                self._granted -= count
+
+    def _look(self, count: int) -> None:
+        found = os.statvfs(self._folder)
+        left = found.f_bavail * found.f_frsize - self._keep_free
+        if count > left:
+            free = left + self._keep_free
+            raise OSError(errno.ENOSPC, f"{free} bytes are free, and uploads.keep_free_bytes = {self._keep_free} of them must stay free")
+        self._seen = max(count, min(left // SHARE, STEP))
+
+    def _measure(self, count: int) -> None:
+        used = usage(self._folder)
+        left = self._quota - used
+        if count > left:
+            raise OSError(errno.ENOSPC, f"the state folder holds {used} bytes, and disk.quota_bytes = {self._quota} are allowed")
+        self._granted = max(count, min(left, max(left // SHARE, FINEST)))
+
+
+def limit_disk(start: dict[str, Any], state: StateFolder) -> None:
+    """Put this process under the limits that its start message names."""
+    keep_free, quota = int(start.get("keep_free_bytes") or 0), int(start.get("quota_bytes") or 0)
+    if keep_free or quota:
+        disk.limit(Budget(state.path, keep_free, quota).reserve)

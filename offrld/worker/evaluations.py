@@ -1,0 +1,57 @@
+"""Evaluations of a training that goes on without them: one that fails is a warning and a row of the metric `FAILED`, no end of the job."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from offrl.errors import EnvironmentFailed, InvalidInput
+from offrld.collect.online import EVALUATION_FAILURES
+from offrld.worker.metrics import Metrics, read_metric
+from offrld.worker.runfolder import RunFolder
+
+FAILED = "evaluation_failed"  # metric: how many of a seed's evaluations have failed so far
+ERRORS = (EnvironmentFailed, InvalidInput)
+
+
+class Evaluations:
+    """What has become of a job's evaluations. Follows from the rows of its metrics alone, so a resumed job goes on with the count.
+
+    Attributes:
+        last: the message of the last failure of this attempt.
+    """
+
+    def __init__(self, run: RunFolder, metrics: Metrics, seeds: Sequence[int]) -> None:
+        self._run, self._metrics, self._seeds = run, metrics, seeds
+        self.last = ""
+
+    def due(self, step: int, seeds: Sequence[int]) -> list[int]:
+        """Those of ``seeds`` that have no result at ``step``, not even that it failed."""
+        return [seed for seed in seeds if not any(self._metrics.recorded(name, step, [seed]) for name in ("return_std", FAILED))]
+
+    @property
+    def given_up(self) -> bool:
+        """Whether so many have failed in a row that no other is tried."""
+        for seed in self._seeds:
+            failed, done = self._steps(FAILED, seed), self._steps("return_std", seed)
+            if sum(step > max(done, default=-1) for step in failed) >= EVALUATION_FAILURES:
+                return True
+        return False
+
+    def failed(self, step: int, errors: dict[int, EnvironmentFailed | InvalidInput]) -> str:
+        """Record failures by seed; the warning to show."""
+        self._metrics.record(step, {FAILED: {seed: len(self._steps(FAILED, seed)) + 1 for seed in errors}})
+        self.last = next(iter(errors.values())).message
+        of = f" of seed {', '.join(map(str, errors))}" if len(self._seeds) > 1 else ""
+        rest = f"; that is {EVALUATION_FAILURES} in a row: no other is tried" if self.given_up else "; training goes on"
+        return f"warning: step {step}: the evaluation{of} failed: {self.last}{rest}"
+
+    def note(self) -> str:
+        """What a success comes with; "" where none has failed."""
+        failed = {step for seed in self._seeds for step in self._steps(FAILED, seed)}
+        if not failed:
+            return ""
+        count = "the evaluation" if len(failed) == 1 else f"{len(failed)} evaluations, the last"
+        return f"{count} at step {max(failed)} failed{f': {self.last}' if self.last else ''}"
+
+    def _steps(self, name: str, seed: int) -> list[int]:
+        return list(read_metric(self._run.metrics(seed) / f"{name}.csv"))

@@ -1,0 +1,197 @@
+"""Nobody uses up what is another's: limits on every way into the queue, lists of any size in parts, datasets with owners."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from daemon_harness import Daemon, until
+from queue_database import do
+
+from offrl import Client, message, wire
+from offrl.errors import LimitReached, NotAllowed
+from offrl.job import CollectSpec
+from offrl.wire import DatasetInfo
+from offrld.daemon import dataset_rows, datasets, fitting, queue, rights
+from offrld.daemon.caller import Caller
+from offrld.daemon.config import Limits
+from offrld.daemon.database import Connection, connect
+from offrld.daemon.passes import Passes, forever
+from offrld.daemon.state import State
+
+ARM1, ARM2, BOSS = Caller("arm1", "submitter"), Caller("arm2", "submitter"), Caller("boss", "operator")
+
+
+def dataset(name: str, **fields: object) -> DatasetInfo:
+    values = {"episodes": 1, "transitions": 2, "bytes": 3, "fields": {}, "snapshot": "0:1:ab", "returns": {}, **fields}
+    return DatasetInfo.model_validate({"name": name, **values})
+
+
+def keep(db: Connection, name: str, owner: str | None = "arm1", **fields: object) -> None:
+    dataset_rows.keep(db, dataset(name, **fields), "job", owner, 0.0)
+
+
+# --------------------------------------------------------------------------------------------------------------------- limits
+@pytest.mark.parametrize("action", ["retry", "extend"])
+def test_a_job_that_is_queued_again_counts_for_its_owner(db: Connection, action: str) -> None:
+    keep(db, "data")
+    limits = Limits(unfinished_per_owner=2)
+    spec = CollectSpec(env="CartPole-v1", dataset="steps", steps=10)
+    ended = []
+    for _ in range(3):
+        job = do(db, queue.submit, spec, owner="arm1", limits=limits)[0]
+        if action == "retry":
+            do(db, queue.control, job, "cancel")
+        else:
+            db.execute("UPDATE jobs SET state = 'succeeded', step = 10 WHERE id = ?", (job,))
+        ended.append(job)
+    how = ("retry", None) if action == "retry" else ("resume", 20)
+    for job in ended[:2]:
+        do(db, queue.control, job, *how, limits)
+    with pytest.raises(LimitReached, match="'arm1' has 2 unfinished jobs"):
+        do(db, queue.control, ended[2], *how, limits)
+    states = [row[0] for row in db.execute("SELECT state FROM jobs ORDER BY seq")]
+    assert states.count("queued") == 2, states
+    do(db, queue.control, ended[0], "pause", None, limits)  # what is in the queue is counted, and may change
+    do(db, queue.control, ended[0], "resume", None, limits)
+    do(db, queue.submit, spec, owner="arm2", limits=limits)
+
+
+def test_retention_counts_each_owner_s_jobs_by_themselves(db: Connection) -> None:
+    from offrld.daemon import retention
+
+    spec = CollectSpec(env="CartPole-v1", dataset="steps", steps=10)
+    jobs = [do(db, queue.submit, spec, owner=owner)[0] for owner in ("arm1", *["arm2"] * 5)]
+    for number, job in enumerate(jobs):
+        db.execute("UPDATE jobs SET state = 'succeeded', finished_at = ? WHERE id = ?", (float(number), job))
+    assert [each.job.id for each in retention.expired(db, 2, 0.0, 100)[0]] == jobs[1:4]
+
+
+# ---------------------------------------------------------------------------------------------------------------------- lists
+def test_a_list_of_datasets_comes_in_parts_and_cuts_what_is_fat(db: Connection) -> None:
+    fat = {f"attribute {number}": "x" * 1000 for number in range(1200)}
+    for number in range(3000):
+        keep(db, f"data-{number:04d}", metadata={"note": "y" * 500})
+    keep(db, "fat", metadata=fat)
+    keep(db, "wide", fields={f"field {number}": {"dtype": "float32", "shape": [1]} for number in range(40_000)})
+    found: list[DatasetInfo] = []
+    after, parts = None, 0
+    while after is not None or not parts:
+        body = do(db, datasets.listing, after).body
+        assert len(body) <= wire.MAX_MESSAGE
+        part = wire.decode_reply(body, wire.DatasetList)
+        found, after, parts = found + part.datasets, part.next, parts + 1
+    assert parts > 1
+    assert [info.name for info in found] == [f"data-{number:04d}" for number in range(3000)] + ["fat", "wide"]
+    assert [info.trimmed for info in found[-3:]] == [[], ["metadata"], ["fields"]]
+    assert found[0].metadata == {"note": "y" * 500}
+    assert 0 < len(found[-2].metadata) < 1200
+    for name, key in (("fat", "metadata"), ("wide", "fields")):
+        whole = do(db, datasets.get, name)
+        shown = fitting.dataset(whole)
+        assert len(wire.encode_reply(shown)) <= wire.MAX_MESSAGE
+        assert shown.trimmed == [key]
+        assert len(getattr(found[-2] if name == "fat" else found[-1], key)) < len(getattr(shown, key)) < len(getattr(whole, key))
+
+
+def test_metrics_of_any_number_of_seeds_fit_into_a_message() -> None:
+    metrics = {f"metric {number}": {str(seed): 0.5 for seed in range(1024)} for number in range(200)}
+    info = wire.JobInfo(job="j", kind="train", state="running", metrics=metrics, spec={"config": {"a": "x" * 10**6}})
+    assert len(message.pack(info.model_dump())) > 2 * wire.MAX_MESSAGE
+    cut = fitting.job(info)
+    assert len(wire.encode_reply(cut)) <= wire.MAX_MESSAGE
+    assert cut.job == "j"
+    small = wire.JobInfo(job="j", kind="train", state="running", metrics={"loss": {"0": 1.0}})
+    assert fitting.job(small) == small
+
+
+def test_the_client_gathers_all_parts(new_daemon: Callable[..., Daemon]) -> None:
+    daemon = new_daemon("[slots]\ntrain = 0\n").start()
+    daemon.dataset("data")
+    daemon.stop()
+    with closing(connect(daemon.state / "queue.sqlite")) as db:
+        for number in range(400):
+            keep(db, f"fat-{number:03d}", metadata={"text": "x" * 20_000})
+        spec = CollectSpec(env="CartPole-v1", dataset="steps", steps=10)
+        for number in range(300):
+            job = do(db, queue.submit, spec, owner=f"owner-{number:05d}")[0]
+            db.execute("UPDATE jobs SET reason = ?, state = 'failed' WHERE id = ?", ("r" * 20_000, job))
+        for number in range(4100):
+            do(db, queue.submit, spec, owner=f"owner-{number:05d}")
+    daemon.start()
+    with Client(daemon.url) as client:
+        assert [info.name for info in client.datasets.ls()] == ["data"] + [f"fat-{number:03d}" for number in range(400)]
+        owners = client.queue().owners
+        assert len(owners) == 4100
+        assert len(client.jobs("collect", limit=4400)) == 4400
+        assert len({job.id for job in client.jobs("collect", limit=10_000)}) == 4400
+        first = daemon.ask(wire.ListJobs(kind="collect", limit=10_000))
+        assert 0 < first.left_off < 4400  # what a client of before gets: the newest ones that fit
+        assert client.jobs("collect", limit=3)[-1].id == first.jobs[-1].job
+
+
+# ------------------------------------------------------------------------------------------------------------------- datasets
+def bounded(state: State, name: str, limit: int | None) -> None:
+    (state.datasets / name).mkdir(parents=True)
+    (state.datasets / name / "schema.json").write_text(json.dumps({"limit": {"transitions": limit}} if limit else {}))
+
+
+def test_nobody_pushes_another_owner_s_episodes_out_of_a_dataset(db: Connection, tmp_path: Path) -> None:
+    state = State(tmp_path)
+    for name, owner, limit in (("buffer", "arm1", 100), ("open", "arm1", None), ("old", "arm1", 100)):
+        keep(db, name, owner)
+        bounded(state, name, limit)
+    db.execute("DELETE FROM dataset_owners WHERE name = 'old'")  # of before datasets had owners
+    for name, caller, allowed in (
+        ("buffer", ARM1, True), ("buffer", ARM2, False), ("buffer", BOSS, True), ("open", ARM2, True), ("old", ARM1, False),
+        ("old", BOSS, True), ("new", ARM2, True),
+    ):  # fmt: skip
+        if allowed:
+            rights.check_append(db, state, name, caller)
+        else:
+            with pytest.raises(NotAllowed, match=f"may not append to '{name}': it is bounded"):
+                rights.check_append(db, state, name, caller)
+    spec = CollectSpec(env="CartPole-v1", dataset="soon", steps=10, limit=100)
+    do(db, queue.submit, spec, owner="arm1")
+    rights.check_append(db, state, "soon", ARM1)
+    with pytest.raises(NotAllowed, match="is being made by 'arm1'"):
+        rights.check_append(db, state, "soon", ARM2)
+
+
+# ---------------------------------------------------------------------------------------------------------------------- loops
+def test_a_loop_goes_on_after_a_failed_pass_and_tells_of_lasting_trouble(caplog: pytest.LogCaptureFixture) -> None:
+    passes, turns = Passes(), []
+
+    async def work() -> None:
+        turns.append(passes.told())
+        if 2 <= len(turns) <= 4:
+            raise FileNotFoundError(2, "gone", "uploads")
+
+    async def main() -> None:
+        task = asyncio.create_task(forever(passes, "housekeeping", work, 0.0))
+        while len(turns) < 7:
+            await asyncio.sleep(0)
+        task.cancel()
+
+    asyncio.run(main())
+    assert turns[:3] == [[], [], []]  # what was over in a moment is not told of
+    assert turns[3] == ["housekeeping: 2 times in a row, [Errno 2] gone: 'uploads'"]
+    assert turns[6] == []
+    assert [record.message.partition(" (")[0] for record in caplog.records if record.levelname == "ERROR"] == ["housekeeping failed"]
+
+
+def test_housekeeping_survives_a_folder_that_is_away_for_a_moment(new_daemon: Callable[..., Daemon]) -> None:
+    daemon = new_daemon("[uploads]\nexpire_hours = 0.00001\n").start("--housekeeping", "0.05")
+    folder, away = daemon.state / "uploads", daemon.state / "away"
+    folder.rename(away)
+    until(lambda: "housekeeping failed" in daemon.output.read_text())
+    until(lambda: "background" in {check.name for check in daemon.ask(wire.Checkup()).checks})
+    away.rename(folder)
+    until(lambda: "housekeeping works again" in daemon.output.read_text())
+    daemon.ask(wire.OpenUpload(upload="up-1", files=[wire.FileEntry(path="a", size=10, sha256="0" * 64)]))
+    until(lambda: not list(folder.iterdir()))
+    assert "background" not in {check.name for check in daemon.ask(wire.Checkup()).checks}

@@ -1,0 +1,56 @@
+"""A training goes on where its evaluations fail: a warning, a metric, a note beside the success; the policies are there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from offrl import Policy
+
+PLUGINS = Path(__file__).parent / "plugins"
+SMALL = {"batch_size": 32, "encoder.units": [16]}
+
+
+def rows(worker, name: str, seed: int = 0) -> list[list[str]]:
+    path = worker.run / f"seed-{seed}/metrics/{name}.csv"
+    return [line.split(",")[1:] for line in path.read_text().splitlines()[1:]] if path.exists() else []
+
+
+def test_an_environment_that_always_fails_is_given_up_and_training_succeeds(train):
+    spec = {"steps": 50, "eval_every": 10, "eval_env": "offrld_failing_env:Failing-v0", "seeds": [0, 1], "config": SMALL}
+    worker = train("job", "discrete_bc", "cartpole", environment={"PYTHONPATH": str(PLUGINS)}, **spec)
+    end = worker.end()
+    assert end["state"] == "succeeded"
+    failed = "offrld_failing_env:Failing-v0 failed in a step at step 0 of episode 1: RuntimeError: the simulator has crashed"
+    assert end["reason"] == f"3 evaluations, the last at step 30 failed: {failed}"
+    warnings = [event["message"] for event in worker.of_type("message") if event["message"].startswith("warning")]
+    assert warnings == [
+        f"warning: step {step}: the evaluation of seed 0, 1 failed: {failed}; {rest}"
+        for step, rest in ((10, "training goes on"), (20, "training goes on"), (30, "that is 3 in a row: no other is tried"))
+    ]
+    assert rows(worker, "return_mean") == []
+    assert rows(worker, "evaluation_failed", 1) == [["10", "1.0"], ["20", "2.0"], ["30", "3.0"]]
+    assert worker.of_type("progress")[-1]["metrics"]["evaluation_failed"] == {"0": 3.0, "1": 3.0}
+    for step in (10, 50):
+        assert Policy(worker.run / f"seed-1/policy-{step:012d}.onnx").discrete
+    assert 'raise RuntimeError("the simulator has crashed")' in worker.log.read_text()
+
+
+def test_an_evaluation_that_fails_once_is_missing_alone(train):
+    spec = {"steps": 20, "eval_every": 10, "eval_env": "offrld_failing_env:FailingOnce-v0", "eval_episodes": 2, "config": SMALL}
+    worker = train("job", "discrete_bc", "cartpole", environment={"PYTHONPATH": str(PLUGINS)}, **spec)
+    end = worker.end()
+    assert end["state"] == "succeeded" and end["reason"].startswith("the evaluation at step 10 failed: ")
+    assert [step for step, _ in rows(worker, "return_mean")] == ["20"]
+    assert rows(worker, "evaluation_failed") == [["10", "1.0"]]
+
+
+def test_a_reward_that_is_no_number_fails_the_evaluation_of_an_online_training_alone(start):
+    spec = {
+        "kind": "train_online", "algorithm": "dqn", "env": "CartPole-v1", "dataset": "d", "steps": 200, "eval_every": 100,
+        "eval_env": "offrld_failing_env:Odd-v0", "config": {"batch_size": 16, "encoder.units": [16]},
+    }  # fmt: skip
+    worker = start("job", spec, environment={"PYTHONPATH": str(PLUGINS)})
+    end = worker.end()
+    assert end["state"] == "succeeded"
+    assert end["reason"].startswith("200 steps, ") and end["reason"].endswith("its reward is an array of shape (2,), expected a number")
+    assert [step for step, _ in rows(worker, "evaluation_failed")] == ["100", "200"]
