@@ -70,10 +70,10 @@ def stop_daemon(daemon: Daemon) -> None:
 
 
 class Relay:
-    """A link to a daemon, at ``url``, that breaks after ``limit`` bytes towards it (None: never)."""
+    """A link to a daemon, at ``url``, that breaks after ``limit`` bytes towards it (None: never), and is ``down`` then."""
 
     def __init__(self, daemon: Daemon, path: Path) -> None:
-        self.url, self.limit = f"ipc://{path}", None
+        self.url, self.limit, self.down = f"ipc://{path}", None, False
         self._to = daemon.url.removeprefix("ipc://")
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(os.fspath(path))
@@ -84,6 +84,9 @@ class Relay:
         with contextlib.suppress(OSError):
             while True:
                 here = self._listener.accept()[0]
+                if self.down:
+                    here.close()
+                    continue
                 there = socket.socket(socket.AF_UNIX)
                 there.connect(self._to)
                 for ends in ((here, there, True), (there, here, False)):
@@ -95,6 +98,7 @@ class Relay:
             while data := source.recv(65536):
                 passed += len(data) if up else 0
                 if self.limit is not None and passed > self.limit:
+                    self.down = True
                     break
                 sink.sendall(data)
         for end in (source, sink):

@@ -83,7 +83,7 @@ def test_a_whole_dict_of_tensors(added):
 )
 def test_what_would_not_be_exact_is_refused_before_anything_is_sent(client, more, said):
     with pytest.raises(InvalidInput, match=said) as caught:
-        client.datasets.add("refused", arrays(**more))
+        client.datasets.add("refused", arrays() | more)
     assert "\n" not in str(caught.value)
 
 
