@@ -37,13 +37,6 @@ class Datasets:
     def __init__(self, client: Client) -> None:
         self._client = client
 
-    def __repr__(self) -> str:
-        try:
-            found = self.ls()
-        except OffrlError as error:
-            return f"Datasets({self._client.url!r}: {error.message})"
-        return f"Datasets({self._client.url!r}, {len(found)}: {', '.join(each.name for each in found[:10])}{', ...' * (len(found) > 10)})"
-
     def add(
         self,
         name: str,
@@ -198,7 +191,7 @@ class Datasets:
     def _import_files(self, name, files, how, progress, follow) -> wire.DatasetInfo:
         connection = self._client.connect()  # its own, so that the client can be used meanwhile
         try:
-            sent = upload.deliver(connection, files, progress)
+            sent = upload.send(connection, files, progress)
         finally:
             connection.close()
         return self._run(_build(ImportSpec, dataset=name, upload=sent, **how), follow)
@@ -258,7 +251,7 @@ def _as_files(source: Any, schema: Any) -> Iterator[list[upload.SourceFile]]:
 def _write_arrays(path: Path, source: Mapping[str, Any]) -> None:
     import numpy as np
 
-    from offrl_store.given import as_array
+    from offrl_store.given import numbers
 
     arrays: dict[str, Any] = {}
     for name, value in source.items():
@@ -271,7 +264,7 @@ def _write_arrays(path: Path, source: Mapping[str, Any]) -> None:
             if key == "file":
                 raise InvalidInput("'file' is no key of a dataset", hint="keys: observations, actions, rewards, terminals, timeouts")
             text = isinstance(item, str) or (isinstance(item, np.ndarray) and item.ndim == 0 and item.dtype.kind == "U")
-            arrays[key] = np.asarray(item) if text else as_array(item, key)  # env_id is a text
+            arrays[key] = np.asarray(item) if text else numbers(item, key)  # env_id is a text
     if not arrays:
         raise InvalidInput("the dict of arrays is empty", hint="keys: observations, actions, rewards, terminals, timeouts")
     np.savez(path, **arrays)
@@ -304,12 +297,12 @@ def _schema_of(episodes: list[Any]) -> Any:
     import numpy as np
 
     from offrl_store import Episode, Field, Schema
-    from offrl_store.given import as_array, untyped
+    from offrl_store.given import numbers, untyped
 
     def fields(role: str, value: Any, whole: bool = False) -> Any:
         if isinstance(value, Mapping):
             return {name: fields(f"{role}.{name}", item) for name, item in value.items()}
-        made = as_array(value, f"episode 0, field {role}")
+        made = numbers(value, f"episode 0, field {role}")
         if not made.ndim:
             raise InvalidInput(f"episode 0, field {role} is {value!r:.60}, not one row per step", hint="give an array, or a list")
         return Field("float64" if untyped(value) and made.dtype.kind in "iu" and not whole else made.dtype, made.shape[1:])
@@ -317,7 +310,7 @@ def _schema_of(episodes: list[Any]) -> Any:
     first = episodes[0]
     if not isinstance(first, Episode):
         raise InvalidInput(f"item 0 is a {type(first).__name__}, not an Episode", hint="give offrl_store.Episode objects")
-    taken = [as_array(each.action, f"episode {number}, field action") for number, each in enumerate(episodes)
+    taken = [numbers(each.action, f"episode {number}, field action") for number, each in enumerate(episodes)
              if isinstance(each, Episode) and not isinstance(each.action, Mapping)]  # fmt: skip
     whole = bool(taken) and all(array.dtype.kind in "iu" for array in taken)
     action = fields("action", first.action, whole)

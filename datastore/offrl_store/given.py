@@ -1,4 +1,4 @@
-"""Numbers as somebody gives them (arrays of any library, lists, scalars) as NumPy arrays, and these in another dtype, exactly."""
+"""Numbers as somebody gives them, and in another dtype: exactly, or not at all."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from .arrays import as_array
 from .errors import InvalidInput
 from .schema import DTYPES, short
 
@@ -13,24 +14,24 @@ from .schema import DTYPES, short
 _WHOLE = {2: 1 << 11, 4: 1 << 24, 8: 1 << 53}
 
 
-def as_array(value: Any, name: str) -> np.ndarray:
-    """``value`` as an array of numbers in the machine's byte order; its own memory where that is possible.
+def numbers(value: Any, name: str) -> np.ndarray:
+    """What `as_array` takes, as an array of a dtype that a store has, in the machine's byte order; Python's numbers as float64 or int64.
 
-    Takes arrays, Python numbers, nested lists, tensors of torch (also on a card, also bfloat16, which becomes float32), columns of pandas.
-    Lists of Python numbers become float64 or int64. Raises `InvalidInput`, which calls the value ``name``, for anything that would not be
-    exact: texts, objects, complex numbers, times, missing values, rows of different lengths, whole numbers that no dtype holds.
+    Raises `InvalidInput`, which calls the value ``name``, for anything that would not be exact: what `as_array` refuses, texts, objects,
+    complex numbers, times, whole numbers that no dtype holds.
     """
-    if value.__class__ is not np.ndarray:
-        value = _plain(value, name)
-    dtype = value.dtype
-    if dtype.isnative and dtype.name in DTYPES:
-        return value
+    array = as_array(value, name)
+    dtype = array.dtype
     if dtype.kind not in "biuf" or dtype.name not in DTYPES:
         said = {"U": "text", "S": "text", "O": "Python objects", "c": "complex numbers", "M": "times", "m": "times"}.get(dtype.kind)
-        odd = [each for each in value.reshape(-1).tolist() if not isinstance(each, int | float)] if dtype.kind in "USO" else []
+        odd = [each for each in array.reshape(-1).tolist() if not isinstance(each, int | float)] if dtype.kind in "USO" else []
         shown = f": {short(odd[0])}" if odd else ""
         raise InvalidInput(f"{name} holds {said or f'values of dtype {dtype}'}{shown}", hint="give numbers: an array, or a list of them")
-    return value.astype(dtype.newbyteorder("="))
+    if dtype == np.float64 and array.size and untyped(value) and np.abs(array).max() >= _WHOLE[8]:
+        exactly = np.array(value, object)  # NumPy makes floats of whole numbers beside a float, and of those of both 2**63 and -1
+        if not np.equal(array.astype(object), exactly).astype(bool).all():
+            raise InvalidInput(f"{name} holds whole numbers that no float holds: {short(value)}", hint="give an array of a dtype that does")
+    return array if dtype.isnative else array.astype(dtype.newbyteorder("="))
 
 
 def untyped(value: Any) -> bool:
@@ -73,34 +74,3 @@ class Changed(Exception):
     def __init__(self, at: tuple[int, ...], value: Any, dtype: np.dtype) -> None:
         super().__init__(at, value, dtype)
         self.at, self.value, self.dtype = at, value, dtype
-
-
-def _plain(value: Any, name: str) -> np.ndarray:
-    try:
-        if hasattr(value, "detach") and hasattr(value, "cpu"):
-            value = _of_torch(value)
-        elif isinstance(value, list | tuple) and value and hasattr(value[0], "detach"):
-            value = [_of_torch(each) if hasattr(each, "detach") else each for each in value]
-        mask = getattr(value, "mask", None)
-        if isinstance(value, np.ma.MaskedArray) and np.any(mask):
-            raise InvalidInput(f"{name} holds masked values", hint="fill them, or leave these rows out")
-        array = np.asarray(value)
-    except InvalidInput:
-        raise
-    except ValueError as error:
-        differ = "inhomogeneous" in str(error)
-        raise InvalidInput(f"{name} is no array: " + ("its rows differ in shape" if differ else str(error)),
-                           hint="give one row per step, all of one shape") from None
-    except Exception as error:  # whatever a foreign type raises when it is asked for an array
-        raise InvalidInput(f"{name} is a {type(value).__name__} that gives no array: {error}", hint="give an array of numbers") from None
-    if array.dtype == np.float64 and array.size and untyped(value) and np.abs(array).max() >= _WHOLE[8]:
-        exactly = np.array(value, object)  # NumPy makes floats of whole numbers beside a float, and of those of both 2**63 and -1
-        if not np.equal(array.astype(object), exactly).astype(bool).all():
-            raise InvalidInput(f"{name} holds whole numbers that no float holds: {short(value)}", hint="give an array of a dtype that does")
-    return array
-
-
-def _of_torch(tensor: Any) -> Any:
-    """A tensor as an array; bfloat16, which NumPy does not have, as float32, which holds all its values."""
-    tensor = tensor.detach().cpu()
-    return (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy()

@@ -14,11 +14,29 @@ from offrl_store import EpisodeStore
 from offrl_store.errors import OffrlError
 from offrld.daemon import datasets, events, housekeeping
 from offrld.daemon.database import Connection, Database
-from offrld.daemon.records import find
+from offrld.daemon.records import Job, find
 from offrld.daemon.state import State
 from offrld.worker.datasets import dataset_info
 
 log = logging.getLogger("offrld.orphans")
+
+
+async def note(state: State, database: Database, job: Job) -> None:
+    """Before the end of an attempt is recorded: what it has left in a dataset of its own that nobody was told of, into its record."""
+    if job.kind not in MAKES_STEPS or job.dataset is None or job.dataset in await database.read(datasets.known):
+        return
+    await asyncio.to_thread(_note, state, job)
+
+
+def _note(state: State, job: Job) -> None:
+    folder = state.datasets / str(job.dataset)
+    found = _take(folder) if housekeeping.made_by(folder) == job.id else None
+    if found is not None:
+        try:
+            with state.events(job.id).open("ab") as record:  # its last line may be torn
+                record.write(b"\n" + json.dumps({"type": "dataset", "dataset": found[1]}).encode() + b"\n")
+        except OSError as error:
+            log.warning("dataset %s of job %s cannot be listed: %s", job.dataset, job.id, error)
 
 
 async def adopt(state: State, database: Database, dataset: str) -> None:

@@ -213,6 +213,7 @@ class Supervisor:
             except Exception:
                 log.exception("job %s: the supervisor failed", job.id)
                 how = Exit(log_line="the daemon's log holds more")
+            await self._note_steps(job)
             ended = await self._finish(attempt, how)
             if attempt.worker is not None:
                 self.observer.worker_ended(ended)
@@ -377,11 +378,15 @@ class Supervisor:
             except OffrlError as error:  # a later attempt is placed by the guess once more
                 log.warning("job %s: its use of the card cannot be recorded: %s", attempt.job.id, error)
 
+    async def _note_steps(self, job: Job) -> None:
+        """Steps that the worker has left and not told of."""
+        try:
+            await orphans.note(self._state, self._database, job)
+        except Exception:  # they are looked for again when the daemon starts
+            log.exception("job %s: what it has left cannot be looked at", job.id)
+
     async def _tidy(self, job: Job) -> None:
-        """What an import no longer needs, and steps that nobody was told of. The upload of an import that crashed is kept for a retry
-        until it expires."""
-        if job.kind in MAKES_STEPS and job.state.ended and job.dataset is not None:
-            await orphans.adopt(self._state, self._database, job.dataset)
+        """What an import no longer needs. The upload of one that crashed is kept for a retry until it expires."""
         if job.kind != "import" or job.state == JobState.QUEUED:
             return
         known = job.dataset in await self._database.read(datasets.known)

@@ -68,7 +68,7 @@ def test_a_whole_dict_of_tensors(added):
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ({"observations": np.ma.array(WIDE, mask=WIDE > 2)}, "observations holds masked values"),
+        ({"observations": np.ma.array(WIDE, mask=WIDE > 2)}, r"observations\[.*\] is masked"),
         ({"observations": [["a"]] * N}, "observations holds text: a"),
         ({"observations": np.full((N, 1), None)}, "observations holds Python objects: None"),
         ({"observations": np.full((N, 1), "1.5")}, "observations holds text"),
@@ -76,7 +76,6 @@ def test_a_whole_dict_of_tensors(added):
         ({"observations": np.full((N, 1), "2020-01-01", "M8[s]")}, "observations holds times"),
         ({"observations": [[1.0]] * (N - 1) + [[1.0, 2.0]]}, "rows differ in shape"),
         ({"observations": [[2**53 + 1, 0.5]] * N}, "whole numbers that no float holds"),
-        ({"observations": torch.eye(N).to_sparse()}, "observations is a Tensor that gives no array"),
         ({3: WIDE}, "3 is no key"),
         ({"infos": {"a": WIDE}, "infos/a": WIDE}, "two arrays are called 'infos/a'"),
     ],
@@ -107,7 +106,7 @@ def test_episodes_of_lists_keep_their_numbers_whichever_come_first(added):
     ("later", "said"),
     [
         (episode(np.zeros((3, 1)), np.zeros((2, 1), np.float32)), "float64"),
-        (episode(np.ma.array(np.zeros((3, 1), np.float32), mask=True), np.zeros((2, 1), np.float32)), "masked"),
+        (episode(np.ma.array(np.zeros((3, 1), np.float32), mask=True), np.zeros((2, 1), np.float32)), "is masked"),
         (episode([["a"]] * 3, np.zeros((2, 1), np.float32)), "episode 1, field observation"),
     ],
 )

@@ -27,7 +27,7 @@ from offrl.errors import DiskFull, InternalError, InvalidInput, OffrlError
 from offrl.job import NAME_PATTERN
 from offrl.spaces import flat, schema_of
 from offrl_store import EpisodeStore, Field, Schema, Writer, meta
-from offrl_store.given import Changed, as_array, exact, untyped
+from offrl_store.given import Changed, exact, numbers, untyped
 from offrl_store.schema import Column
 
 from .sender import PATIENCE_S, Sender
@@ -534,10 +534,10 @@ class _Cast:
         self._bounds = (column.field.low, column.field.high) if column.role == "action" else (None, None)
 
     def __call__(self, value: Any) -> np.ndarray:
-        array = value if value.__class__ is np.ndarray else as_array(value, self.column.name)
+        array = value if value.__class__ is np.ndarray else numbers(value, self.column.name)
         if array.shape != self._shape:
             raise InvalidInput(f"{self.column.name} has shape {array.shape}, due is {self._shape}")
-        array = array.copy() if array.dtype == self._dtype else self._converted(value, as_array(array, self.column.name))
+        array = array.copy() if array.dtype == self._dtype else self._converted(value, numbers(array, self.column.name))
         # The sum is finite where all values are (but for huge doubles): a third of the time of looking at each.
         if self._finite and not math.isfinite(np.add.reduce(array, axis=None, dtype=np.float64)):
             self._refuse_first(~np.isfinite(array), array, "which is not finite", "the episode ends before it: begin a new one")
@@ -568,8 +568,8 @@ class _ActionField:
 
     def __init__(self, low: Any, high: Any, size: int | None) -> None:
         self._size = size
-        self._low = None if low is None else as_array(low, "action_low")
-        self._high = None if high is None else as_array(high, "action_high")
+        self._low = None if low is None else numbers(low, "action_low")
+        self._high = None if high is None else numbers(high, "action_high")
         bounded = low is not None or high is not None
         self.declared = bounded or size is not None
         if size is not None and (bounded or isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 1):
@@ -604,8 +604,8 @@ def _field(*arrays: np.ndarray) -> Field:
 def _arrays(role: str, value: Any) -> Any:
     """A value, or each of a dict, as an array."""
     if isinstance(value, Mapping):
-        return {name: as_array(each, f"{role}.{name}") for name, each in flat(value).items()}
-    return as_array(value, role)
+        return {name: numbers(each, f"{role}.{name}") for name, each in flat(value).items()}
+    return numbers(value, role)
 
 
 def _first_arrays(observation: Any) -> Any:
@@ -627,7 +627,7 @@ def _flag(name: str, value: Any) -> bool:
     """True or False, whatever type an environment gives it in."""
     if value is True or value is False:
         return value
-    array = as_array(value, name)
+    array = numbers(value, name)
     if array.size != 1 or array.reshape(()) not in (0, 1):
         raise InvalidInput(f"{name} is {value!r:.60}", hint="give True or False")
     return bool(array.reshape(()))
