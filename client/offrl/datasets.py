@@ -37,6 +37,13 @@ class Datasets:
     def __init__(self, client: Client) -> None:
         self._client = client
 
+    def __repr__(self) -> str:
+        try:
+            found = self.ls()
+        except OffrlError as error:
+            return f"Datasets({self._client.url!r}: {error.message})"
+        return f"Datasets({self._client.url!r}, {len(found)}: {', '.join(each.name for each in found[:10])}{', ...' * (len(found) > 10)})"
+
     def add(
         self,
         name: str,
@@ -191,7 +198,7 @@ class Datasets:
     def _import_files(self, name, files, how, progress, follow) -> wire.DatasetInfo:
         connection = self._client.connect()  # its own, so that the client can be used meanwhile
         try:
-            sent = upload.send(connection, files, progress)
+            sent = upload.deliver(connection, files, progress)
         finally:
             connection.close()
         return self._run(_build(ImportSpec, dataset=name, upload=sent, **how), follow)

@@ -96,19 +96,20 @@ def deliver(connection: Connection, files: list[SourceFile], progress: Progress 
     """`send` under the id of an upload of the same content that was cut off, where there is one, else under a new one; the id."""
     with _noted(connection.url, files) as (upload, renew):
         try:
-            return send(connection, files, upload, progress)
+            return send(connection, files, progress, upload=upload)
         except (Conflict, NotAllowed):  # begun by whom one was then, with another key
             if (another := renew()) == upload:
                 raise
-            return send(connection, files, another, progress)
+            return send(connection, files, progress, upload=another)
 
 
-def send(connection: Connection, files: list[SourceFile], upload: str, progress: Progress | None = None) -> str:
-    """Upload ``files`` under this id and have the daemon check them; the id. Goes on with what the daemon has of it already.
+def send(connection: Connection, files: list[SourceFile], progress: Progress | None = None, *, upload: str | None = None) -> str:
+    """Upload ``files`` and have the daemon check them; the upload's id. With the id of one that was begun it goes on with that one.
 
     Survives a daemon that is restarted meanwhile. Raises `InvalidInput` if a file changed while it was read, `DiskFull` if the daemon's
     disk is, `NoDaemon`, `Conflict` and `NotAllowed` (the id is one of other files, or somebody else's).
     """
+    upload = new_id() if upload is None else upload
     total = sum(file.size for file in files)
     entries = [file.entry() for file in files]
     give_up: float | None = None

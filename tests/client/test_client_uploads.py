@@ -99,7 +99,7 @@ def test_a_note_that_the_daemon_does_not_take_gives_way_to_a_new_one(client, sou
     other.write_bytes(b"other content")
     connection = client.connect()
     try:
-        taken = upload.send(connection, upload.scan(other), upload.new_id())
+        taken = upload.send(connection, upload.scan(other))
         with upload._noted(client.url, upload.scan(source)) as (mine, _):
             [note] = cache.iterdir()
         note.write_text(taken)

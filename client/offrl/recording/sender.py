@@ -115,7 +115,7 @@ class Sender:
             self._spool.note_sending(attempt)
         connection = self._client.connect()
         try:
-            upload.send(connection, files, begun, self._progress)
+            upload.send(connection, files, self._progress, upload=begun)
         except (Conflict, NotAllowed):  # it is another's by now, or was used up: the next attempt takes another one
             self._spool.note_sending({**attempt, "begun": None})
             raise
