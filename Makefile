@@ -5,9 +5,9 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 LOG    := $(VENV)/install.log
 
-# $(INSTALL) what pip installs: what pip and setuptools say goes to the log, and to the screen where it fails.
-INSTALL = install() { $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt "$$@" >> $(LOG) 2>&1 \
-	|| { status=$$?; cat $(LOG) >&2; exit $$status; }; }; install
+PIP     = $(BIN)/python -m pip --disable-pip-version-check
+# What pip and setuptools say goes to the log, and to the screen where they fail.
+QUIETLY = quietly() { "$$@" >> $(LOG) 2>&1 || { status=$$?; cat $(LOG) >&2; exit $$status; }; }; quietly
 
 .PHONY: demo docs test test-all test-linear test-busy test-algos test-collect test-asan test-kill test-reliability test-systemd test-tutorials lint fuzz wheel clean help
 .PHONY: bench bench-train bench-store bench-import bench-latency bench-collect bench-online bench-record bench-wire bench-load scores procgen
@@ -101,11 +101,14 @@ test-asan: $(STAMP)      ## the store's tests on kernels built with AddressSanit
 	$(BIN)/python tests/sanitizer/run_sanitized.py
 
 procgen: $(STAMP)        ## add Procgen's games to .venv; without its dependencies, which would pin old versions of ours
-	@$(INSTALL) --no-deps procgen-mirror gym3
-	@$(INSTALL) cffi imageio
+	@: > $(LOG)
+	@$(QUIETLY) $(PIP) install -c constraints.txt --no-deps procgen-mirror gym3
+	@$(QUIETLY) $(PIP) install -c constraints.txt cffi imageio
 
 wheel: $(STAMP)  ## dist/offrl-*.whl
-	$(BIN)/python -m pip wheel --no-deps -q -w dist . && ls dist
+	@: > $(LOG)
+	@$(QUIETLY) $(PIP) wheel --no-deps -w dist .
+	@ls dist
 
 # Neither needs .venv: the service runs from PREFIX, a virtual environment with `offrl[daemon]` in it (docs/operations.md).
 PREFIX      ?= /opt/offrld
@@ -138,9 +141,9 @@ $(STAMP): pyproject.toml constraints.txt $(wildcard datastore/offrl_store/*.pyx 
 	@echo "installing into $(VENV)"
 	@$(PYTHON) -m venv $(VENV)
 	@: > $(LOG)
-	@$(INSTALL) --upgrade pip
-	@$(INSTALL) torch==2.13.0
-	@$(INSTALL) -e '.[dev]'
+	@$(QUIETLY) $(PIP) install -c constraints.txt --upgrade pip
+	@$(QUIETLY) $(PIP) install -c constraints.txt torch==2.13.0
+	@$(QUIETLY) $(PIP) install -c constraints.txt -e '.[dev]'
 	@touch $@
 
 clean:           ## remove what was built, not .venv
