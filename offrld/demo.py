@@ -17,7 +17,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
-from offrl.errors import CheckFailed, OffrlError, to_wire
+from offrl import printable, streams
+from offrl.errors import CheckFailed, Conflict, OffrlError, to_wire
 from offrl.policy import Policy
 from offrl.rollout import evaluate
 from offrld.embedded import embedded_daemon
@@ -42,7 +43,7 @@ def run(out: Path, talk: Console) -> dict[str, Any]:
         speeds = _follow(job, talk)
         job.wait()
         talk.print(f"[bold]4[/] fetching the policy to {out}")
-        path = job.fetch(out)
+        path = job.fetch(out, force=out == Path(POLICY))  # of its own name: the file of the demo before
     talk.print("[bold]5[/] playing 20 episodes with onnxruntime alone")
     evaluation = evaluate(Policy(path), ENV, episodes=20)
     return {
@@ -89,6 +90,8 @@ def main() -> int:
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the embedded daemon is ended on the way out
     try:
+        if options.out != Path(POLICY) and options.out.is_file():
+            raise Conflict(f"{options.out} exists", hint="choose another name")
         result = run(options.out, Console(stderr=True))
         if result["return_mean"] < GAIN * result["dataset_return_mean"]:
             mean, data = result["return_mean"], result["dataset_return_mean"]
@@ -97,15 +100,16 @@ def main() -> int:
         if options.json:
             print(json.dumps({"error": to_wire(error)}))
         else:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {printable.line(error)}", file=sys.stderr)
         return error.exit_status
     if options.json:
         print(json.dumps(result))
     else:
         Console().print(table(result))
-        Console().print(f"the policy is {result['policy']}; play it again with: offrl evaluate {result['policy']} --env {ENV}")
+        policy = printable.line(result["policy"])
+        Console().print(f"the policy is {policy}; play it again with: offrl evaluate {policy} --env {ENV}", markup=False, emoji=False)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(streams.run(main))

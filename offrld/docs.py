@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from offrl import streams
 from offrl.cli.output import number
 from offrl.cli.service import default_text, meaning
 from offrld import settings
@@ -104,12 +105,15 @@ def _components(config: Any) -> dict[str, type]:
     return {field.name: hints[field.name] for field in dataclasses.fields(config) if dataclasses.is_dataclass(hints[field.name])}
 
 
-def main() -> None:
+def main() -> int:
     """Write the file, or compare it."""
-    if "--check" in sys.argv[1:]:
-        sys.exit(0 if PATH.is_file() and PATH.read_text() == text() else f"{PATH.name} is stale: make docs")
-    PATH.write_text(text())
+    if "--check" not in sys.argv[1:]:
+        PATH.write_text(text())
+    elif not PATH.is_file() or PATH.read_text() != text():
+        print(f"error: {PATH.name} is stale; make docs", file=sys.stderr)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(streams.run(main, needs_stdout=False))

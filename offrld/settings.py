@@ -16,12 +16,13 @@ import typing
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
-from offrl.errors import InvalidInput, Unknown, nearest
+from offrl.errors import InvalidInput, Unknown, likely, nearest
 
 T = TypeVar("T")
 Words = tuple[str, ...] | Callable[[], tuple[str, ...]]
 _META = "offrl.setting"
-_IN_WORDS = {
+EXACT = 2**53  # up to which a float holds every whole number
+IN_WORDS = {
     "int": "a whole number", "float": "a number", "bool": "true or false", "str": "text",
     "list[int]": "a list of whole numbers", "list[float]": "a list of numbers", "dict": "a table of names and values",
 }  # fmt: skip
@@ -104,13 +105,15 @@ class Setting:
             return None
         if kind == "float":
             value = _as_float(value)
+        elif kind == "int":
+            value = as_whole(value)
         wrong = not isinstance(value, _EXPECTED[kind]) or (isinstance(value, bool) and kind != "bool")
         if kind == "dict" and not wrong:
             value = _table(value)
             wrong = value is None
         elif kind.startswith("list") and not wrong:
             inner = int if kind == "list[int]" else float
-            value = tuple(value if inner is int else map(_as_float, value))
+            value = tuple(map(as_whole if inner is int else _as_float, value))
             wrong = any(not isinstance(item, inner) or isinstance(item, bool) for item in value)
         if wrong:
             raise InvalidInput(f"setting {self.name!r} takes {self._wanted()}, got {value!r}", hint="see `offrl algos NAME`")
@@ -133,7 +136,7 @@ class Setting:
             limits.append(f"{'above' if self.exclusive_low else 'at least'} {self.low:g}")
         if self.high is not None:
             limits.append(f"at most {self.high:g}")
-        words = _IN_WORDS[self.type.removesuffix(" | None")] + (f" {' and '.join(limits)}" if limits else "")
+        words = IN_WORDS[self.type.removesuffix(" | None")] + (f" {' and '.join(limits)}" if limits else "")
         return words + (" or none" if self.type.endswith("None") else "")
 
 
@@ -252,7 +255,8 @@ def resolve(values: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, An
             _put(found.setdefault(table, _Parts()), inner, value, name)
             return
         if full not in known:
-            raise Unknown(f"unknown setting {name!r}", hint=nearest(name, [*known, *sorted(groups)]))
+            close = likely(name, [*known, *sorted(groups)])
+            raise Unknown(f"unknown setting {name!r}", hint=f"did you mean {close!r}?" if close else "`offrl algos NAME` lists them")
         if full in found and found[full] != value:
             raise InvalidInput(f"setting {full!r} is given twice, as {found[full]!r} and as {value!r}", hint="give it once")
         found[full] = _plain(value)
@@ -348,6 +352,11 @@ def _words(words: Any) -> Any:
 
 def _as_float(value: Any) -> Any:
     return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def as_whole(value: Any) -> Any:
+    """1e5, which TOML reads as a float, as the whole number that it is."""
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < EXACT else value
 
 
 def _plain(value: Any) -> Any:

@@ -30,7 +30,7 @@ def test_every_file_that_the_readme_names_is_there():
 
 @pytest.mark.slow
 def test_the_quick_start_works_word_by_word():
-    serve, data, train = blocks("Quick start")
+    serve, data, train, online = blocks("Quick start")
     with tempfile.TemporaryDirectory(prefix="offrl-", dir="/tmp") as folder:
         shutil.copytree(ROOT / "examples", Path(folder) / "examples")
         home = Path(folder) / "h"
@@ -44,13 +44,16 @@ def test_the_quick_start_works_word_by_word():
                 assert daemon.poll() is None and time.monotonic() < deadline
                 time.sleep(0.2)
             train = train.replace("--wait", "--wait | tee job").replace("fetch JOB", "fetch $(cat job)")
-            for block in (data, train):
+            online = online.replace("--from JOB", "--from $(cat job)")
+            printed = {}
+            for block in (data, train, online):
                 done = subprocess.run(
                     ["bash", "-euo", "pipefail", "-c", block], cwd=folder, env=environment, capture_output=True, text=True, check=False
                 )
                 assert done.returncode == 0, done.stdout + done.stderr
-            mean = float(re.search(r"return\s+(-[\d,.]+) ", done.stdout)[1].replace(",", ""))
-            assert mean > -400, done.stdout
+                printed[block] = done.stdout
+            mean = float(re.search(r"return\s+(-[\d,.]+) ", printed[train])[1].replace(",", ""))
+            assert mean > -400, printed[train]
         finally:
             daemon.terminate()
             daemon.wait(timeout=120)

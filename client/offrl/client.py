@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +16,7 @@ from offrl import address, wire
 from offrl.connection import Connection, ConnectionLost
 from offrl.datasets import Datasets
 from offrl.errors import InvalidInput, JobFailed, OffrlError, Unknown, from_wire, nearest
+from offrl.explained import as_name, explained
 from offrl.job import CollectSpec, TrainOnlineSpec, TrainSpec
 
 LONG_POLL_S = 10.0  # how long the daemon may hold a request for the next event
@@ -34,6 +35,7 @@ class Client:
             daemon, else the machine's.
         timeout: seconds to wait for one answer.
         patience: seconds to wait for a daemon that goes away while it is being used, so that following a job survives its restart.
+        lost: called with True when the daemon has gone away and is waited for, with False when it is back.
         key: the key file for a tcp address; by default OFFRL_KEY, else HOST.key or offrl.key in ``~/.config/offrl``. "": none.
 
     Raises:
@@ -51,9 +53,10 @@ class Client:
         timeout: float = 60.0,
         patience: float = 60.0,
         key: str | os.PathLike[str] | None = None,
+        lost: Callable[[bool], None] | None = None,
     ) -> None:
         self.url = address.resolve(url)
-        self._timeout, self._patience, self._key = timeout, patience, key
+        self._timeout, self._patience, self._key, self._lost = timeout, patience, key, lost
         self._connection = self.connect()
         self.datasets = Datasets(self)
 
@@ -360,7 +363,7 @@ class Client:
 
     def connect(self) -> Connection:
         """A further connection to the same daemon, for what waits long; the caller closes it."""
-        return Connection(self.url, timeout=self._timeout, patience=self._patience, key=self._key)
+        return Connection(self.url, timeout=self._timeout, patience=self._patience, key=self._key, lost=self._lost)
 
     def again(self, patience: float | None = None) -> Client:
         """A further client of the same daemon, for a thread of its own; the caller closes it."""
@@ -603,7 +606,12 @@ def build(model: type[Model], **values: Any) -> Model:
     try:
         return model(**values)
     except ValidationError as error:
-        raise InvalidInput(wire.invalid_message(error).message, hint="see `offrl COMMAND --help` for what is accepted") from None
+        problem = explained(error)
+        name = as_name(problem.value) if problem.kind == "string_pattern_mismatch" and problem.place == ("dataset",) else ""
+        hint = nearest(str(problem.place[-1]), model.model_fields) if problem.kind == "extra_forbidden" else ""
+        refused = InvalidInput(str(problem), hint=f"for example {name}" if name else hint)
+        refused.field = problem.where
+        raise refused from None
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -12,7 +12,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 
 import zmq
 
@@ -51,6 +51,7 @@ class Connection:
         timeout: seconds to wait for a reply.
         patience: seconds to wait for a daemon that went away while it was being used, so that a restart is survived.
         key: the key file for a tcp address; by default the one that `offrl.keys.find` finds.
+        lost: called with True when the daemon has gone away and is waited for, with False when it is back.
 
     Raises:
         NoDaemon: nobody is at ``url``.
@@ -59,9 +60,11 @@ class Connection:
     """
 
     def __init__(
-        self, url: str, *, timeout: float = 60.0, patience: float = 60.0, key: str | os.PathLike[str] | None = None
-    ) -> None:
+        self, url: str, *, timeout: float = 60.0, patience: float = 60.0, key: str | os.PathLike[str] | None = None,
+        lost: Callable[[bool], None] | None = None,
+    ) -> None:  # fmt: skip
         self.url, self.timeout, self.patience, self._key_file = url, timeout, patience, key
+        self._on_lost = lost
         self._ids = itertools.count(1)
         self._lock = threading.RLock()
         self._context = zmq.Context()
@@ -134,13 +137,19 @@ class Connection:
     def wait_for_daemon(self, give_up: float) -> None:
         """Connect again to a daemon that went away; `NoDaemon` if it is not back at the time ``give_up`` (of `time.monotonic`)."""
         with self._lock:
+            told = False
             while True:
                 try:
                     self._connect()
+                    if told and self._on_lost is not None:
+                        self._on_lost(False)
                     return
                 except NoDaemon:
                     if time.monotonic() >= give_up:
                         raise
+                    if not told and self._on_lost is not None:
+                        told = True
+                        self._on_lost(True)
                 time.sleep(RETRY_S)
 
     # ----------------------------------------------------------------------------------------------------------------- socket

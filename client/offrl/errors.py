@@ -6,6 +6,8 @@ and is raised again on the other side as the same class (`from_wire`).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from offrl_store.errors import (
     DiskFull,
     EmptyStore,
@@ -101,6 +103,9 @@ class InternalError(OffrlError):
     code = "internal"
 
 
+NEAR = 0.75  # share of the letters, from which on two names are taken for the same one
+LESS_NEAR = 0.6  # the same where they differ by two slips only
+
 _CLASSES: dict[str, type[OffrlError]] = {
     cls.code: cls
     for cls in (
@@ -123,15 +128,56 @@ def from_wire(code: str, message: str, hint: str = "") -> OffrlError:
     return error
 
 
-def nearest(name: str, known: list[str] | tuple[str, ...]) -> str:
+def nearest(name: str, known: Iterable[str]) -> str:
     """A hint ``did you mean 'iql'?`` for the known name nearest to ``name``, or the list of names when none is near."""
+    names = sorted(known)
+    if (close := likely(name, names)) is not None:
+        return f"did you mean {close!r}?"
+    return f"known: {', '.join(names[:12])}" + (", ..." if len(names) > 12 else "") if names else ""
+
+
+def likely(name: str, known: Iterable[str]) -> str | None:
+    """The known name that ``name`` is a slip of, None where none is near enough: a wrong guess misleads more than none helps.
+
+    Near: the same but for case and signs; one letter wrong, missing, added or swapped with its neighbour (of longer names two); three
+    quarters of the letters the same; or the beginning of one name alone.
+    """
     import difflib
 
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    if close:
-        return f"did you mean {close[0]!r}?"
-    shown = ", ".join(sorted(known)[:12])
-    return f"known: {shown}" + (", ..." if len(known) > 12 else "") if known else ""
+    wanted = _letters(name)
+    names = list(known)
+    begun = [each for each in names if len(wanted) >= 3 and _letters(each).startswith(wanted)]
+    if len(begun) == 1:
+        return begun[0]
+    best: tuple[float, str] | None = None
+    for each in names:
+        letters = _letters(each)
+        if letters == wanted:
+            return each
+        ratio = difflib.SequenceMatcher(None, wanted, letters).ratio()
+        slips = 2 if max(len(wanted), len(letters)) >= 5 and ratio >= LESS_NEAR else 1 if len(wanted) >= 2 else 0
+        near = ratio >= NEAR or (abs(len(wanted) - len(letters)) <= slips and _slips(wanted, letters) <= slips)
+        if near and (best is None or ratio > best[0]):
+            best = (ratio, each)
+    return None if best is None else best[1]
+
+
+def _letters(name: str) -> str:
+    return "".join(c for c in name.casefold() if c.isalnum()) or name
+
+
+def _slips(one: str, other: str) -> int:
+    """Letters changed, added, removed or swapped with a neighbour between two texts."""
+    before: list[int] = []
+    row = list(range(len(other) + 1))
+    for i, a in enumerate(one, 1):
+        above, before = before, row
+        row = [i]
+        for j, b in enumerate(other, 1):
+            row.append(min(before[j] + 1, row[j - 1] + 1, before[j - 1] + (a != b)))
+            if i > 1 and j > 1 and a == other[j - 2] and one[i - 2] == b:
+                row[j] = min(row[j], above[j - 2] + 1)
+    return row[-1]
 
 
 __all__ = [name for name in dir() if not name.startswith("_") and name != "annotations"]

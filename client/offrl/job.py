@@ -23,6 +23,7 @@ JobId = Annotated[str, Field(pattern=JOB_PATTERN)]
 TAKEN_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9-]{0,63}(:[0-9]{1,10})?$"
 Taken = Annotated[str, Field(pattern=TAKEN_PATTERN)]
 POLICY_SUFFIXES = {"onnx": ".onnx", "torchscript": ".pt"}  # format of a policy file -> the end of its name
+DEVICE_PATTERN = r"^(auto|cpu|cuda(:\d+)?)$"
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
@@ -82,7 +83,7 @@ class TrainSpec(_Spec):
     early_stop_delta: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 0.0  # better: by more than this
     validation: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0         # share of the episodes held out
     runner: Literal["auto", "eager", "compile", "graph"] = "auto"
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    device: Annotated[str, Field(pattern=DEVICE_PATTERN)] = "auto"
     threads: Annotated[int, Field(ge=1, le=1024)] = 1                 # CPU threads of torch
     gpu_memory_mb: Annotated[int, Field(ge=1, le=1 << 30)] | None = None  # of a card, set aside for the job; None: the service estimates
     start: Taken | None = None                                        # JOB[:SEED] whose networks this one starts from
@@ -149,7 +150,7 @@ class TrainOnlineSpec(_Steps):
     eval_every: Annotated[int, Field(ge=1, le=10**12)] | None = None  # steps; None: ten times, and at the end
     eval_epsilon: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
     eval_sample: bool = False                                         # draw the actions in evaluations
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    device: Annotated[str, Field(pattern=DEVICE_PATTERN)] = "auto"
     gpu_memory_mb: Annotated[int, Field(ge=1, le=1 << 30)] | None = None
     start: Taken | None = None                                        # JOB[:SEED] whose networks this one starts from
     transfer: Literal["all", "policy", "critics"] = "all"

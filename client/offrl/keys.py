@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from offrl import outfile
 from offrl.errors import Conflict, InvalidInput, NotAllowed, Unknown, nearest
 
 ROLES = ("reader", "submitter", "operator")  # each may do what those before it may
@@ -108,17 +109,26 @@ def read_client(path: Path) -> ClientKey:
     )  # fmt: skip
 
 
-def write_client(path: Path, name: str, pair: KeyPair, server: str = "") -> None:
-    """Write a client's key file; `Conflict` where there is a file already."""
+def client_text(name: str, pair: KeyPair, server: str = "") -> str:
+    """What stands in a client's key file."""
     check_name(name)
     lines = [f"# The key of {name} for an offrld daemon. Whoever has this file is {name}: keep it to yourself (mode 0600)."]
     lines += [f'name = "{name}"', f'public = "{pair.public}"', f'secret = "{pair.secret}"']
     lines += [f'server = "{server}"'] if server else ["# The daemon's public key, as `offrl keys server` prints it there:", '# server = ""']
+    return "\n".join(lines) + "\n"
+
+
+def write_client(path: Path, name: str, pair: KeyPair, server: str = "", *, force: bool = False) -> None:
+    """Write a client's key file (0600); `Conflict` where there is a file already, unless ``force``."""
+    text = client_text(name, pair, server)
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise _unusable(error, path) from None
-    _write_new(path, "\n".join(lines) + "\n", f"{path} exists", "it may be in use: choose another file with --out, or move it away")
+    if force:
+        outfile.write(path, text, force=True, mode=0o600)
+    else:
+        _write_new(path, text, f"{path} exists", "it may be in use: choose another file with --out, or replace it with --force")
 
 
 # ------------------------------------------------------------------------------------------------------------- the daemon's files

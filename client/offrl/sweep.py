@@ -35,6 +35,7 @@ from typing import Any
 from offrl import gen_dgrl
 from offrl.client import Client, Job, flat
 from offrl.errors import InvalidInput
+from offrl.explained import as_name
 from offrl.job import TrainOnlineSpec
 
 MAX_JOBS = 10_000
@@ -111,18 +112,21 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     return content
 
 
-def plan(content: Mapping[str, Any], *, trials: int = 1, first_seed: int = 0) -> list[Trial]:
+def plan(content: Mapping[str, Any], *, trials: int = 1, first_seed: int = 0, name: str = "") -> list[Trial]:
     """The jobs of a sweep, in the order of the file: the last list of the grid changes fastest.
 
     Args:
         content: what `read` gives, or the same as a dict.
         trials: seeds of each combination: ``first_seed`` and those that follow it, added to a ``seed`` of the file.
+        name: before the name of each job, so that the same grid with other options makes new jobs.
 
     Raises:
         InvalidInput: no grid, an empty list, a name that is none, options that do not go together, too many jobs.
     """
     if trials < 1 or first_seed < 0:
         raise InvalidInput(f"trials={trials}, first seed {first_seed}", hint="at least one trial, and seeds from 0 on")
+    if name and as_name(name) != name:
+        raise InvalidInput(f"{name!r} is no name of a sweep", hint=f"for example {as_name(name) or 'second'}")
     fixed, grid = _parts(content)
     count = 1
     for values in grid.values():
@@ -134,19 +138,20 @@ def plan(content: Mapping[str, Any], *, trials: int = 1, first_seed: int = 0) ->
     published: dict[str, str] = {}
     for combination in itertools.product(*grid.values()):
         values = {**fixed, **dict(zip(grid, combination, strict=True))}
-        name = ""
+        called = ""
         if gen_dgrl.is_grid(values):
-            values, name = gen_dgrl.job(values)
+            values, called = gen_dgrl.job(values)
         seed = values.pop("seed", 0)
         if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
             raise InvalidInput(f"seed {seed!r} is none", hint="a whole number from 0 on")
         identity = json.dumps(values, sort_keys=True, default=str)
         jobs.setdefault(identity, values)
-        published[identity] = name
+        published[identity] = called
         mine = seeds.setdefault(identity, [])
         mine += [each for each in range(seed + first_seed, seed + first_seed + trials) if each not in mine]
     varied = [name for name in grid if name not in ("seed", "algorithm")]
-    names = _names({identity: published[identity] or _name(values, varied) for identity, values in jobs.items()})
+    before = f"{name}-" if name else ""
+    names = _names({identity: before + (published[identity] or _name(values, varied)) for identity, values in jobs.items()})
     return [
         _trial(values, each, names[identity])
         for identity, values in jobs.items()

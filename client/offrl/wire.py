@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, FailFast, Field, PlainValidator, Typ
 
 from offrl import message as messages
 from offrl.errors import InvalidMessage, ProtocolMismatch, from_wire, to_wire
+from offrl.explained import explained
 from offrl.job import JobId, JobSpec, JobState, Name
 from offrl_store.errors import OffrlError
 
@@ -34,9 +35,9 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 def _chunk(value: Any) -> bytes | memoryview:
     if not isinstance(value, bytes | memoryview):
-        raise ValueError("Input should be bytes")
+        raise ValueError("must be bytes")
     if len(value) > CHUNK:
-        raise ValueError(f"Data should have at most {CHUNK} bytes")
+        raise ValueError(f"must be at most {CHUNK} bytes")
     return value
 
 
@@ -722,8 +723,4 @@ def decode_reply(body: bytes, model: type[Reply]) -> Reply:
 
 def invalid_message(error: ValidationError) -> InvalidMessage:
     """One line for the first thing that is wrong: the field, the value, what was expected."""
-    first = error.errors(include_url=False, include_context=False)[0]
-    where = ".".join(str(part)[:100] for part in first["loc"]) or "message"
-    return InvalidMessage(
-        f"{where}: {first['msg'][:500]} (got {messages.shown(first.get('input'))})", hint="see `offrl COMMAND --help` for what is accepted"
-    )
+    return InvalidMessage(str(explained(error)))

@@ -29,10 +29,14 @@ class OffrlError(Exception):
 
 
 class InvalidInput(OffrlError):
-    """A value given by the user is wrong; nothing was changed."""
+    """A value given by the user is wrong; nothing was changed.
+
+    ``field``: the argument, where its name is the first word of the message; a command line says its option instead.
+    """
 
     code = "invalid_input"
     exit_status = 2
+    field = ""
 
 
 class InvalidSchema(InvalidInput):

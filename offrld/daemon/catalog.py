@@ -242,14 +242,15 @@ def check_value(where: str, value: Any, setting: dict[str, Any]) -> None:
     """One value against a setting's type, choices and limits; `InvalidInput` naming it."""
     kinds = [kind.strip() for kind in str(setting.get("type", "")).split("|")]
     if not any(_is(value, kind) for kind in kinds):
-        raise InvalidInput(f"{where}: expected {setting['type']}, got {_shown(value)}", hint=_help(setting))
+        wanted = " or ".join(settings.IN_WORDS.get(kind, "null" if kind == "None" else kind) for kind in kinds)
+        raise InvalidInput(f"{where} takes {wanted}, got {_shown(value)}", hint=_help(setting))
     if value is None:
         return
     choices = setting.get("choices")
     for item in value if isinstance(value, list) else [value]:
         if choices and item not in choices:
             names = [str(choice) for choice in choices]
-            raise InvalidInput(f"{where}: {_shown(item)} is none of its choices", hint=nearest(str(item), names))
+            raise InvalidInput(f"{where} has no choice {_shown(item)}", hint=nearest(str(item), names))
         if isinstance(item, bool) or not isinstance(item, int | float):
             continue
         low, high = setting.get("low"), setting.get("high")
@@ -271,6 +272,8 @@ def _is(value: Any, kind: str) -> bool:
         return False
     if kind == "None":
         return value is None
+    if kind == "int":
+        value = settings.as_whole(value)
     types: dict[str, Any] = {"int": int, "float": (int, float), "str": str, "dict": dict}
     return isinstance(value, types.get(kind, ()))
 

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from offrl.errors import InvalidInput, NotAllowed, Unknown, nearest
+from offrl.explained import explained
 from offrld.daemon.state import SOCKET_LIMIT, State, default_state_dir
 
 Source = Literal["file", "environment", "command line"]
@@ -278,11 +279,14 @@ def check_bind(url: str, insecure: bool) -> None:
 
 
 def _explained(error: ValidationError, file: Path) -> InvalidInput:
-    first = error.errors(include_url=False)[0]
-    where = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        model: Any = Settings
-        for part in first["loc"][:-1]:
-            model = model.model_fields[part].annotation
-        return Unknown(f"{file}: no setting {where!r}", hint=nearest(str(first["loc"][-1]), list(model.model_fields)))
-    return InvalidInput(f"{file}: {where}: {first['msg']} (got {first.get('input')!r})", hint="see docs/operations.md for the settings")
+    problem = explained(error)
+    model: Any = Settings
+    for part in problem.place[:-1]:
+        model = model.model_fields[part].annotation if isinstance(model, type) and issubclass(model, BaseModel) else None
+    if problem.kind == "extra_forbidden":
+        return Unknown(f"{file}: no setting {problem.where!r}", hint=nearest(str(problem.place[-1]), model.model_fields))
+    if problem.kind.startswith("model_"):
+        name = problem.place[-1]
+        inside = ", ".join(model.model_fields[name].annotation.model_fields)
+        return InvalidInput(f"{file}: [{name}] {problem.what}", hint=f"write [{name}] on a line alone, its settings below: {inside}")
+    return InvalidInput(f"{file}: {problem}", hint="`offrl config --default` shows all settings")

@@ -83,7 +83,8 @@ class Endpoint:
                 self._permit(path)
         except zmq.ZMQError as error:
             self.close()
-            raise InvalidInput(f"cannot listen on {url}: {error.strerror}", hint="choose another address with --bind") from None
+            why = str(error.strerror).partition(" (addr")[0]
+            raise InvalidInput(f"cannot listen on {url}: {why}", hint="choose another address with --bind") from None
         except BaseException:
             self.close()
             raise

@@ -10,8 +10,10 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from typing import NoReturn
 
-from offrl import wire
+from offrl import streams, wire
+from offrl.address import socket_url, usual_state_dirs
 from offrl_store.errors import OffrlError
 from offrld.daemon import logs, memory, settings_list, watchdog
 from offrld.daemon.app import App, version
@@ -24,16 +26,20 @@ from offrld.daemon.state import State
 from offrld.executors.local import LocalExecutor
 
 log = logging.getLogger("offrld")
+PRINTS = {"--default-config", "--print-config", "--check-config", "--version", "--help", "-h", "restore"}  # on stdout
 
 
 def main(argv: Sequence[str] | None = None, *, executor: LocalExecutor | None = None) -> int:
     """Run the daemon in the foreground; returns its exit status. ``executor`` is another one in the tests."""
-    argv = sys.argv[1:] if argv is None else list(argv)
+    if argv is None:
+        given = sys.argv[1:]
+        return streams.run(lambda: main(given), needs_stdout=bool(set(given) & PRINTS))
+    argv = list(argv)
     if argv[:1] == ["restore"]:
         from offrl.cli import run
 
         return run(argv)
-    parser = argparse.ArgumentParser(prog="offrld", description="The service that owns the datasets and trains.")
+    parser = _Parser(prog="offrld", description="The service that owns the datasets and trains.")
     parser.add_argument("--state-dir", metavar="D", help="folder of queue, datasets and jobs (default: $OFFRLD_STATE_DIR, or the user's)")
     parser.add_argument("--bind", metavar="URL", help="where to listen (default: ipc://STATE_DIR/run/offrld.sock)")
     parser.add_argument("--config", metavar="FILE", help="settings (default: STATE_DIR/offrld.toml, if it is there)")
@@ -42,6 +48,7 @@ def main(argv: Sequence[str] | None = None, *, executor: LocalExecutor | None = 
     parser.add_argument("--default-config", action="store_true", help="print an offrld.toml with every setting at its default, and end")
     parser.add_argument("--print-config", action="store_true", help="print every setting that these options give as JSON, and end")
     parser.add_argument("--version", action="version", version=f"offrld {version()}")
+    parser.add_argument("--banner", action="store_true", help=argparse.SUPPRESS)  # of `offrl serve`
     arguments = parser.parse_args(argv)
     try:
         if arguments.default_config:
@@ -63,16 +70,16 @@ def main(argv: Sequence[str] | None = None, *, executor: LocalExecutor | None = 
         state.check()
         lock = state.lock()
         try:
-            asyncio.run(_serve(settings, sources, executor or LocalExecutor()))
+            asyncio.run(_serve(settings, sources, executor or LocalExecutor(), banner=arguments.banner))
         finally:
             os.close(lock)
     except OffrlError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {logs.escaped(str(error))}", file=sys.stderr)
         return error.exit_status
     return 0
 
 
-async def _serve(settings: Settings, sources: Sources, executor: LocalExecutor) -> None:
+async def _serve(settings: Settings, sources: Sources, executor: LocalExecutor, *, banner: bool) -> None:
     observer, counted = Observer(), None
     if settings.metrics_port:
         from offrld.daemon.metrics import Metrics  # only where it is wanted: what is off costs nothing
@@ -104,6 +111,8 @@ async def _serve(settings: Settings, sources: Sources, executor: LocalExecutor) 
     ]
     stopped = asyncio.create_task(stop.wait(), name="stop")
     log.info("listening on %s, state in %s", address, settings.state_dir)
+    if banner:
+        _greet(address)
     notify(f"READY=1\nSTATUS=listening on {address}")
     began = time.monotonic()
     await asyncio.wait([*tasks, stopped], return_when=asyncio.FIRST_COMPLETED)
@@ -122,6 +131,23 @@ async def _serve(settings: Settings, sources: Sources, executor: LocalExecutor) 
     app.log.close()
     for task in broken:  # a defect: end with its traceback, and be started again by systemd
         task.result()
+
+
+def _greet(address: str) -> None:
+    """What somebody in front of a terminal does next."""
+    usual = address == socket_url(usual_state_dirs()[0])
+    first = "" if usual else f"export OFFRL_URL={address}; "
+    print(f"offrld is ready at {logs.escaped(address)}; Ctrl-C ends it", file=sys.stderr)
+    print(f"in another terminal: {logs.escaped(first)}offrl datasets add NAME FILE, then offrl submit ALGORITHM --dataset NAME --wait",
+          file=sys.stderr, flush=True)  # fmt: skip
+
+
+class _Parser(argparse.ArgumentParser):
+    """Whose errors look like all others."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"error: {logs.escaped(message)}; see `{self.prog} --help`", file=sys.stderr)
+        raise SystemExit(2)
 
 
 async def _report(app: App, address: str) -> None:

@@ -9,11 +9,12 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from offrl.errors import Unknown, nearest
+from offrl.errors import Unknown, likely
 from offrl.job import CollectSpec, DatasetExportSpec, ExportSpec, ImportSpec, JobSpec, JobState, TrainOnlineSpec, TrainSpec
 from offrld.daemon.database import Connection
 
 Spec = TrainSpec | ImportSpec | ExportSpec | DatasetExportSpec | CollectSpec | TrainOnlineSpec
+NEWEST = 5  # jobs that an error names
 SPEC: TypeAdapter[Spec] = TypeAdapter(JobSpec)
 
 
@@ -72,9 +73,12 @@ class Job:
 
 
 def find(db: Connection, job: str) -> Job:
-    """The job of that id; `Unknown` with the nearest known one."""
+    """The job of that id; `Unknown` with the nearest known one, or the newest of those that `offrl status` lists."""
     row = db.execute("SELECT * FROM jobs WHERE id = ?", (job,)).fetchone()
     if row is None:
         known = [row[0] for row in db.execute("SELECT id FROM jobs ORDER BY seq DESC LIMIT 1000")]
-        raise Unknown(f"no job {job!r}", hint=nearest(job, known) or "there are no jobs yet")
+        if (close := likely(job, known)) is not None:
+            raise Unknown(f"no job {job!r}", hint=f"did you mean {close!r}?")
+        newest = [row[0] for row in db.execute("SELECT id FROM jobs WHERE kind != 'import' ORDER BY seq DESC LIMIT ?", (NEWEST,))]
+        raise Unknown(f"no job {job!r}", hint=f"the newest: {', '.join(newest or known[:NEWEST])}" if known else "there are no jobs yet")
     return Job.of(row)

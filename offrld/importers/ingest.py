@@ -102,7 +102,7 @@ def _create(source: Source, path: Path, progress: Progress | None) -> None:
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
         if isinstance(error, DiskFull):
-            why = str(error).replace(str(temporary), str(path))
+            why = error.message.replace(str(temporary), str(path))
             raise DiskFull(why, hint="free some space and import again; nothing was left there") from None
         raise
 

@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+ENGINE = ("feed: ", "linear layers: ", "runner: ")  # how the engine computes: of no use to most who read a job's log
 PROGRESS_S = 1.0         # at most one progress line in this many seconds, but for forced ones
 
 
@@ -26,6 +27,7 @@ class Reporter:
         """``descriptor``: the event pipe; ``path``: the run folder's ``events.jsonl``, appended to."""
         self._pipe = descriptor
         self._file = _open_lines(path) if path else None
+        self._engine = path.parent / "engine.log" if path else None
         self._lock = threading.Lock()
         self._ended = False
         self._last_progress = -math.inf
@@ -62,6 +64,14 @@ class Reporter:
     def alive(self) -> None:
         """A sign of life, with what the job is busy with and the most memory that it had on a card."""
         self._tell({"type": "alive", "busy": self._busy, "device_bytes": device_peak_bytes()})
+
+    def learner(self, text: str) -> None:
+        """What a learner says: `message`, but for how it computes, which goes into the run folder's ``engine.log``."""
+        if self._engine is None or not text.startswith(ENGINE):
+            self.message(text)
+            return
+        with self._engine.open("a", encoding="utf-8") as file:
+            file.write(" ".join(text.split()) + "\n")
 
     def message(self, text: str) -> None:
         """One line for the reader of the job's events, and for its log."""

@@ -63,7 +63,7 @@ class Training:
             algorithm, config, store, seeds=spec.seeds, device=spec.device, runner=self._runner(), threads=spec.threads,
             holdout=spec.validation, bounds=bounds, env_id=spec.eval_env, cache_dir=job.state.inductor_cache,
             inputs=taken.inputs(job.state, job.run, algorithm, config), start=taken.start(job.state, job.run, spec),
-            transfer=spec.transfer, fresh_optimizer=spec.fresh_optimizer, log=job.report.message,
+            transfer=spec.transfer, fresh_optimizer=spec.fresh_optimizer, log=job.report.learner,
         )  # fmt: skip
         self.interval = max(1, min(MOST_ROWS_APART, spec.steps // 100))
         self.validate_every = spec.eval_every or max(1, spec.steps // VALIDATIONS)

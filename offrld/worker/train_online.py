@@ -82,7 +82,7 @@ class OnlineJob:
         self.learner = Learner.create(
             algorithm, config, Shapes.of_env(self.env), seeds=spec.seeds, device=spec.device, threads=spec.threads,
             cache_dir=job.state.inductor_cache, start=taken.start(job.state, job.run, spec), transfer=spec.transfer,
-            fresh_optimizer=spec.fresh_optimizer, log=job.report.message,
+            fresh_optimizer=spec.fresh_optimizer, log=job.report.learner,
         )  # fmt: skip
         fresh = data is not None and not data.path.exists()
         self.training = self._player() if self.plays else self._gatherer()

@@ -119,7 +119,7 @@ def statuses(checks: list[wire.Check]) -> dict[str, str]:
 def test_a_sound_daemon_finds_nothing(new_daemon: Callable[..., Daemon]) -> None:
     daemon = new_daemon().start()
     told = daemon.ask(wire.Checkup())
-    wanted = {"permissions", "socket", "disk space", "disk speed", "database", "queue"}
+    wanted = {"permissions", "socket", "confinement", "disk space", "disk speed", "database", "queue"}
     assert set(statuses(told.checks)) == wanted
     assert "fail" not in statuses(told.checks).values(), told.checks
     assert told.versions["sqlite"] == sqlite3.sqlite_version

@@ -5,15 +5,41 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from offrl.cli import audit, backup, collect, datasets, doctor, jobs, keys, policies, queue, service, spool, submit, sweep, top, uploads
+from offrl.cli.output import say
+from offrl.errors import Unknown, likely
 
 ROOT_HELP = "Train policies from logged data on an offrld daemon, and run them. OFFRL_URL names the daemon."
 
 
+class Group(TyperGroup):
+    """Commands whose summaries are shown in full, and that suggests one for a slip of the fingers only."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """What each command does, wrapped and not cut."""
+        found = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, " ".join((each.help or "").split())) for name, each in found if each and not each.hidden])
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command that the first argument names. Raises `Unknown`."""
+        if args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
+            close = likely(args[0], self.list_commands(ctx))
+            hint = f"did you mean `{ctx.command_path} {close}`?" if close else f"see `{ctx.command_path} --help`"
+            error = Unknown(f"{ctx.command_path} has no command {args[0]!r}", hint=hint)
+            error.code = "usage"
+            raise error
+        return super().resolve_command(ctx, args)
+
+
 def command() -> Any:
     """The command ``offrl``, ready to be run."""
-    options: dict[str, Any] = {"rich_markup_mode": None, "pretty_exceptions_enable": False}
+    options: dict[str, Any] = {
+        "cls": Group, "rich_markup_mode": None, "pretty_exceptions_enable": False,
+        "context_settings": {"help_option_names": ["-h", "--help"]},
+    }  # fmt: skip
     app = typer.Typer(help=ROOT_HELP, no_args_is_help=True, add_completion=True, **options)
     app.callback()(_root)
     service.register(app)
@@ -48,7 +74,7 @@ def _version(wanted: bool) -> None:
     if wanted:
         from offrl import __version__
 
-        print(f"offrl {__version__}")
+        say(f"offrl {__version__}")
         raise typer.Exit
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from offrl.cli.connecting import connect
 from offrl.cli.output import Json, emit, table
 from offrl.cli.output import moment as as_moment
 from offrl.cli.values import UNITS
@@ -27,9 +28,8 @@ def audit(
     as_json: Json = False,
 ) -> None:
     """Show who changed what; for operators."""
-    from offrl.client import Client
 
-    with Client() as client:
+    with connect() as client:
         found = list(client.audit(moment(since)))
     if as_json:
         emit(found)

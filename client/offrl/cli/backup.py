@@ -6,8 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
+from offrl.cli.connecting import connect
 from offrl.cli.keys import StateDir, state_folder
-from offrl.cli.output import Json, emit, moment, number, size
+from offrl.cli.output import Json, emit, moment, number, say, size
 
 
 def register(app: typer.Typer) -> None:
@@ -24,9 +25,8 @@ def backup(
     """Copy queue, datasets and jobs of a running daemon; for operators."""
     from offrl import backup as backups
     from offrl.cli.progress import bytes_bar
-    from offrl.client import Client
 
-    with Client() as client, bytes_bar(f"backup {out}") as moved:
+    with connect() as client, bytes_bar(f"backup {out}") as moved:
         about = backups.backup(client, out, keys=keys, progress=moved)
     _print(out, about, as_json)
 
@@ -51,4 +51,4 @@ def _print(path: str, about: dict[str, Any], as_json: bool) -> None:
         emit({"path": path, **about})
     else:
         keys = "with keys" if about["keys"] else "without keys"
-        print(f"{path}: {number(about['files'])} files, {size(about['bytes'])}, {keys}, as of {moment(about['time'])}")
+        say(f"{path}: {number(about['files'])} files, {size(about['bytes'])}, {keys}, as of {moment(about['time'])}")

@@ -7,9 +7,10 @@ from typing import Annotated
 import typer
 
 from offrl.cli import completion, options
+from offrl.cli.connecting import connect
 from offrl.cli.output import Json
 from offrl.cli.submit import told
-from offrl.cli.values import settings
+from offrl.cli.values import count, real, settings
 
 Into = Annotated[
     str,
@@ -28,17 +29,20 @@ def register(app: typer.Typer) -> None:
 def collect(
     env: options.Env,
     into: Into,
-    steps: Annotated[int, typer.Option("--steps", metavar="N", help="Steps of the environment.")],
+    steps: Annotated[int, typer.Option("--steps", parser=count, metavar="N", help="Steps of the environment.")],
     policy: Annotated[
         str, typer.Option("--policy", metavar="random|normal|job:ID|FILE.onnx", help="What acts; of a job its newest checkpoint.")
     ] = "random",
     sample: Annotated[bool, typer.Option("--sample", help="Draw a job's actions instead of taking the greedy ones.")] = False,
     ratio: Annotated[
-        float | None, typer.Option("--ratio", metavar="X", help="Act as the job's checkpoint whose return is nearest to X of the last one.")
+        float | None,
+        typer.Option("--ratio", parser=real, metavar="X", help="Act as the job's checkpoint whose return is nearest to X of the last one."),
     ] = None,
-    envs: Annotated[int | None, typer.Option("--envs", metavar="K", help="Environments side by side. [default: 1]")] = None,
+    envs: Annotated[int | None, typer.Option("--envs", parser=count, metavar="K", help="Environments side by side. [default: 1]")] = None,
     processes: options.Processes = False,
-    seed: Annotated[int | None, typer.Option("--seed", metavar="S", help="The i-th environment is seeded with S + i. [default: 0]")] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", parser=count, metavar="S", help="The i-th environment is seeded with S + i. [default: 0]")
+    ] = None,
     limit: options.Limit = None,
     epsilon: options.Epsilon = None,
     epsilon_end: options.EpsilonEnd = None,
@@ -54,16 +58,15 @@ def collect(
     as_json: Json = False,
 ) -> None:
     """Collect steps of a policy into a dataset. Prints the job's id."""
-    from offrl.client import Client
 
-    with Client() as client:
+    with connect() as client:
         job = client.collect(
             env, policy, into=into, steps=steps, sample=sample or None, ratio=ratio, envs=envs, processes=processes or None, seed=seed,
             limit=limit, epsilon=epsilon, epsilon_end=epsilon_end, epsilon_steps=epsilon_steps, noise=noise,
             max_episode_steps=max_episode_steps, step_timeout_s=step_timeout, threads=threads, priority=priority, after=after or (),
             key=key,
         )  # fmt: skip
-        told(job, wait=wait, as_json=as_json)
+        told(client, job, wait=wait, as_json=as_json)
 
 
 def train_online(
@@ -78,18 +81,26 @@ def train_online(
             autocompletion=completion.datasets,
         ),
     ] = None,
-    steps: Annotated[int | None, typer.Option("--steps", metavar="N", help="Steps of the environment. [default: 1000000]")] = None,
-    seed: Annotated[int | None, typer.Option("--seed", metavar="S", help="[default: 0]")] = None,
-    envs: Annotated[int | None, typer.Option("--envs", metavar="K", help="Of ppo: environments side by side. [default: 1]")] = None,
+    steps: Annotated[
+        int | None, typer.Option("--steps", parser=count, metavar="N", help="Steps of the environment. [default: 1000000]")
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", parser=count, metavar="S", help="[default: 0]")] = None,
+    envs: Annotated[
+        int | None, typer.Option("--envs", parser=count, metavar="K", help="Of ppo: environments side by side. [default: 1]")
+    ] = None,
     processes: options.Processes = False,
-    random_steps: Annotated[int | None, typer.Option("--random-steps", metavar="N", help="Uniform actions in the first steps.")] = None,
+    random_steps: Annotated[
+        int | None, typer.Option("--random-steps", parser=count, metavar="N", help="Uniform actions in the first steps.")
+    ] = None,
     update_start: Annotated[
-        int | None, typer.Option("--update-start", metavar="N", help="No update at or before this step. [default: 0]")
+        int | None, typer.Option("--update-start", parser=count, metavar="N", help="No update at or before this step. [default: 0]")
     ] = None,
     update_interval: Annotated[
-        int | None, typer.Option("--update-interval", metavar="N", help="Updates after every N steps. [default: 1]")
+        int | None, typer.Option("--update-interval", parser=count, metavar="N", help="Updates after every N steps. [default: 1]")
     ] = None,
-    updates: Annotated[int | None, typer.Option("--updates", metavar="N", help="At each of those times. [default: 1]")] = None,
+    updates: Annotated[
+        int | None, typer.Option("--updates", parser=count, metavar="N", help="At each of those times. [default: 1]")
+    ] = None,
     sets: options.Sets = None,
     config: options.Config = None,
     preset: options.Preset = None,
@@ -99,16 +110,19 @@ def train_online(
     offline: Annotated[
         str | None, typer.Option("--offline", metavar="NAME", help="Mix this dataset into the batches.", autocompletion=completion.datasets)
     ] = None,
-    offline_share: Annotated[float | None, typer.Option("--offline-share", metavar="X", help="Its share of them. [default: 0.5]")] = None,
+    offline_share: Annotated[
+        float | None, typer.Option("--offline-share", parser=real, metavar="X", help="Its share of them. [default: 0.5]")
+    ] = None,
     eval_env: options.EvalEnv = None,
     eval_episodes: Annotated[
-        int | None, typer.Option("--eval-episodes", metavar="N", help="Episodes per evaluation. [default: 10]")
+        int | None, typer.Option("--eval-episodes", parser=count, metavar="N", help="Episodes per evaluation. [default: 10]")
     ] = None,
     eval_every: Annotated[
-        int | None, typer.Option("--eval-every", metavar="N", help="Evaluate every N steps. [default: ten times]")
+        int | None, typer.Option("--eval-every", parser=count, metavar="N", help="Evaluate every N steps. [default: ten times]")
     ] = None,
     eval_epsilon: Annotated[
-        float | None, typer.Option("--eval-epsilon", metavar="E", help="Probability of a uniform action in evaluations. [default: 0]")
+        float | None,
+        typer.Option("--eval-epsilon", parser=real, metavar="E", help="Probability of a uniform action in evaluations. [default: 0]"),
     ] = None,
     eval_sample: Annotated[bool, typer.Option("--eval-sample", help="Draw the actions in evaluations; else greedy ones.")] = False,
     limit: options.Limit = None,
@@ -128,9 +142,8 @@ def train_online(
     as_json: Json = False,
 ) -> None:
     """Train an algorithm while it acts in an environment; what it gathers is kept as a dataset. Prints the job's id."""
-    from offrl.client import Client
 
-    with Client() as client:
+    with connect() as client:
         job = client.train_online(
             algorithm, env=env, into=into, steps=steps, seed=seed, config=settings(config, sets or []), start=start, preset=preset,
             random_steps=random_steps, update_start=update_start, update_interval=update_interval, updates=updates, transfer=transfer,
@@ -141,4 +154,4 @@ def train_online(
             step_timeout_s=step_timeout, device=device, threads=threads, gpu_memory_mb=gpu_memory, priority=priority, after=after or (),
             key=key,
         )  # fmt: skip
-        told(job, wait=wait, as_json=as_json)
+        told(client, job, wait=wait, as_json=as_json)

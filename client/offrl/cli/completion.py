@@ -6,6 +6,8 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from offrl import printable
+
 if TYPE_CHECKING:
     from offrl.client import Client
 
@@ -55,4 +57,4 @@ def _offered(ask: Callable[[Client], Words], incomplete: str) -> Words:
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
     thread.join(PATIENCE_S)
-    return [(name, about) for name, about in list(found) if name.startswith(incomplete)]
+    return [(printable.line(name), printable.line(about)) for name, about in list(found) if name.startswith(incomplete)]

@@ -6,8 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
-from offrl.cli import completion
-from offrl.cli.output import Json, emit, number, pairs, size, table
+from offrl.cli import completion, options
+from offrl.cli.connecting import connect
+from offrl.cli.output import Json, destination, emit, number, pairs, say, size, table
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The dataset's name.")]
 Known = Annotated[str, typer.Argument(metavar="NAME", help="The dataset's name.", autocompletion=completion.datasets)]
@@ -51,9 +52,8 @@ def append(
 
 def ls(as_json: Json = False) -> None:
     """List the datasets."""
-    from offrl.client import Client
 
-    with Client() as client:
+    with connect() as client:
         found = client.datasets.ls()
     if as_json:
         emit(found)
@@ -75,46 +75,49 @@ def ls(as_json: Json = False) -> None:
 
 def show(name: Known, as_json: Json = False) -> None:
     """Show a dataset: its size, fields and returns."""
-    from offrl.client import Client
 
-    with Client() as client:
+    with connect() as client:
         _print(client.datasets.show(name), as_json)
 
 
 def rm(name: Known, as_json: Json = False) -> None:
     """Delete a dataset; refused while an unfinished job uses it."""
-    from offrl.client import Client
 
-    with Client() as client:
+    with connect() as client:
         client.datasets.rm(name)
     if as_json:
         emit({"name": name, "removed": True})
     else:
-        print(f"removed {name}")
+        say(f"removed {name}")
 
 
 def export(
     name: Known,
-    out: Annotated[str, typer.Argument(metavar="OUT", help="Where to: .hdf5 or .h5 (D4RL), .npz, else a store's folder.")],
+    out: Annotated[str, typer.Argument(metavar="OUT", help="Where to: .hdf5 or .h5 (D4RL), .npz, else a store's folder; - is stdout.")],
     format: Annotated[
         str | None,
         typer.Option(
             "--format", metavar="F", help="d4rl, npz, store, minari, d3rlpy, d3rlpy-v1, robomimic, torchrl, gen_dgrl, atari or lerobot."
         ),
     ] = None,
+    force: options.Force = False,
     as_json: Json = False,
 ) -> None:
     """Write a dataset to a file or folder here."""
     from offrl.cli.progress import display
-    from offrl.client import Client
-    from offrl.datasets import export_format
+    from offrl.datasets import EXPORT_FOLDERS, export_format
+    from offrl.errors import InvalidInput
 
-    with Client() as client, display(f"export {name}") as see:
-        path = client.datasets.export(name, out, format, follow=see)
+    if out == "-" and (format is None or format in EXPORT_FOLDERS):
+        raise InvalidInput("stdout takes one file", hint="name its format: --format npz, d4rl, d3rlpy, d3rlpy-v1 or robomimic")
+    with destination(out, "dataset", "a dataset", as_json) as target, connect() as client, display(f"export {name}") as see:
+        path = client.datasets.export(name, target, format, force=force, follow=see)
+    if out == "-":
+        return
     if as_json:
         emit({"name": name, "path": str(path), "format": export_format(path, format)})
     else:
-        print(path)
+        say(path)
 
 
 def _options(maps: list[str] | None, options: list[str] | None) -> dict[str, Any]:
@@ -129,11 +132,16 @@ def _options(maps: list[str] | None, options: list[str] | None) -> dict[str, Any
 
 def _import(action: str, name: str, source: str, as_json: bool, **how: Any) -> None:
     from offrl.cli.progress import bytes_bar, display
-    from offrl.client import Client
 
-    with Client() as client, display(f"{action} {name}") as see, bytes_bar(f"upload {source}") as moved:
+    with connect() as client, display(f"{action} {name}") as see, bytes_bar(f"upload {source}") as moved:
         run = client.datasets.add if action == "add" else client.datasets.append
-        info = run(name, source, progress=moved, follow=see, **how)
+
+        def news(event: Any) -> None:
+            """What is not in the result: how much was imported stands there."""
+            if event.type != "message" or not event.message.startswith((f"dataset {name}: ", "imported: ", "appended: ")):
+                see(event)
+
+        info = run(name, source, progress=moved, follow=news, **how)
     _print(info, as_json)
 
 

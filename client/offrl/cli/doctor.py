@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from offrl.cli.output import Json, emit
+from offrl.cli.connecting import connect
+from offrl.cli.output import Json, emit, say
 
 if TYPE_CHECKING:
     from offrl.wire import Check
@@ -24,7 +24,6 @@ def doctor(
     no_train: Annotated[bool, typer.Option("--no-train", help="Without the ten seconds of training.")] = False, as_json: Json = False
 ) -> None:
     """Check client, daemon, disk, devices, and train for ten seconds; exit status 1 if something fails."""
-    from offrl.client import Client
     from offrl.doctor import examine
 
     checks: list[Check] = []
@@ -34,7 +33,7 @@ def doctor(
         if not as_json:
             _print(check)
 
-    versions = examine(Client, see, train=not no_train)
+    versions = examine(connect, see, train=not no_train)
     failed = any(check.status == "fail" for check in checks)
     if as_json:
         emit({"ok": not failed, "checks": [check.model_dump(mode="json") for check in checks], "versions": versions})
@@ -43,7 +42,5 @@ def doctor(
 
 
 def _print(check: Check) -> None:
-    word = check.status.ljust(4)
-    if sys.stdout.isatty():
-        word = f"\x1b[{COLOURS[check.status]}m{word}\x1b[0m"
-    print(f"{word}  {check.name}: {check.message}" + (f"; {check.hint}" if check.hint else ""), flush=True)
+    text = f"  {check.name}: {check.message}" + (f"; {check.hint}" if check.hint else "")
+    say(text, word=check.status.ljust(4), colour=COLOURS[check.status])

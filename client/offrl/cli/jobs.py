@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from offrl.cli import completion
-from offrl.cli.output import Json, emit, moment, number, pairs, rich_table, seconds, size, table, talk
+from offrl.cli.connecting import connect
+from offrl.cli.output import Json, emit, live, moment, number, pairs, rich_table, say, seconds, size, table, talk, write
 from offrl.cli.queue import paused
+from offrl.cli.submit import next_step
+from offrl.cli.values import count, real
 
 if TYPE_CHECKING:
     from offrl.client import Client, Job
@@ -18,6 +21,8 @@ if TYPE_CHECKING:
 
 JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="The job's id.", autocompletion=completion.jobs)]
 HEADERS = ["job", "state", "algorithm", "dataset", "step", "updates/s", "left", "metrics"]
+RIGHT = ["step", "updates/s", "left"]
+DROP = ["updates/s", "left", "dataset", "algorithm", "metrics"]  # where there is no room, in this order
 LOOK_S = 1.0  # between two looks of `status --watch` at all jobs
 
 
@@ -39,12 +44,11 @@ def status(
     as_json: Json = False,
 ) -> None:
     """Show a job, or list them all."""
-    from offrl.client import Client
 
-    with Client() as client:
+    with connect() as client:
         if job is None:
             infos = _watch_all(client, kind, as_json) if watch else _infos(client, kind)
-            emit(infos) if as_json else table(HEADERS, [_row(info) for info in infos], right=HEADERS[5:7])
+            emit(infos) if as_json else table(HEADERS, [_row(info) for info in infos], right=RIGHT, drop=DROP)
             if (pause := client.queue().paused) is not None and not as_json:
                 talk(paused(pause))
             return
@@ -61,28 +65,33 @@ def logs(
     as_json: Json = False,
 ) -> None:
     """Print a job's log."""
-    from offrl.client import Client
 
-    with Client() as client:
+    with connect() as client:
         found = client.job(job)
         if as_json:
             emit({"job": job, "log": "".join(found.log(follow=True)) if follow else found.log()})
             return
+        held = ""  # the first half of a line end
         for piece in found.log(follow=True) if follow else [found.log()]:
-            sys.stdout.write(piece)
-            sys.stdout.flush()
+            piece = held + piece
+            held = "\r" if piece.endswith("\r") else ""
+            write(piece.removesuffix("\r"))
+        write(held)
 
 
 def wait(job: JobArgument, as_json: Json = False) -> None:
     """Stay until a job has ended; exit status 1 if it failed or was cancelled."""
-    from offrl.client import Client
 
-    with Client() as client:
+    with connect() as client:
         found = client.job(job)
         if not found.last.state.ended:
             _watch(client, found)
         info = found.wait()
-        emit(info) if as_json else print(f"{info.job} {info.state.value}")
+        if as_json:
+            emit(info)
+        else:
+            say(f"{info.job} {info.state.value}")
+            next_step(client, info)
 
 
 def cancel(job: JobArgument, as_json: Json = False) -> None:
@@ -98,7 +107,8 @@ def pause(job: JobArgument, as_json: Json = False) -> None:
 def resume(
     job: JobArgument,
     steps: Annotated[
-        int | None, typer.Option("--steps", metavar="N", help="Updates in all, more than before; a succeeded job goes on to it.")
+        int | None,
+        typer.Option("--steps", parser=count, metavar="N", help="Updates in all, more than before; a succeeded job goes on to it."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -131,21 +141,21 @@ def rm(
     as_json: Json = False,
 ) -> None:
     """Delete ended jobs and their files; of several each that can be, and the first that cannot is the error."""
-    from offrl.client import Client, Job
+    from offrl.client import Job
     from offrl.errors import OffrlError
 
     removed, refused = [], []
-    with Client() as client:
+    with connect() as client:
         for job in jobs:
             try:
                 removed.append({**Job(client, job).rm().model_dump(mode="json"), "removed": True})
             except OffrlError as error:
                 refused.append(error)
                 if len(jobs) > 1:
-                    talk(f"not removed: {error}")
+                    talk(f"not removed: {error.message}")
                 continue
             if not as_json:
-                print(f"removed {job}")
+                say(f"removed {job}")
     if refused:
         raise refused[0]
     if as_json:
@@ -155,15 +165,16 @@ def rm(
 def prune(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Delete nothing, only list.")] = False,
     keep: Annotated[
-        int | None, typer.Option("--jobs", metavar="N", help="Keep the last N ended jobs of each owner and kind; 0: all.")
+        int | None, typer.Option("--jobs", parser=count, metavar="N", help="Keep the last N ended jobs of each owner and kind; 0: all.")
     ] = None,
-    days: Annotated[float | None, typer.Option("--days", metavar="D", help="Keep what ended less than D days ago; 0: all.")] = None,
+    days: Annotated[
+        float | None, typer.Option("--days", parser=real, metavar="D", help="Keep what ended less than D days ago; 0: all.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Delete the ended jobs that are not kept, by the daemon's settings [keep] or by these numbers; for operators."""
-    from offrl.client import Client
 
-    with Client() as client:
+    with connect() as client:
         found = client.prune(jobs=keep, days=days, dry_run=dry_run)
     if as_json:
         emit(found)
@@ -172,37 +183,37 @@ def prune(
         [each.job, each.state.value, each.algorithm or each.kind, each.dataset or "", moment(each.finished_at), size(each.bytes), each.why]
         for each in found
     ]
-    table(["job", "state", "algorithm", "dataset", "ended", "size", "why"], rows, right=["size"])
+    headers = ["job", "state", "algorithm", "dataset", "ended", "size", "why"]
+    table(headers, rows, right=["size"], drop=["algorithm", "dataset", "ended"])
     total = size(sum(each.bytes for each in found))
     talk(f"{len(found)} jobs {'would be deleted' if dry_run else 'deleted'}, {total}")
 
 
 def rerun(
     job: JobArgument,
-    priority: Annotated[int, typer.Option("--priority", metavar="P", help="A higher one runs first.")] = 0,
+    priority: Annotated[int, typer.Option("--priority", parser=count, metavar="P", help="A higher one runs first.")] = 0,
     key: Annotated[
         str | None, typer.Option("--key", metavar="K", help="The same key gives the same job, however often it is sent.")
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Repeat a train job with the settings, seeds and snapshot of its run folder. Prints the new job's id."""
-    from offrl.client import Client
 
-    with Client() as client:
+    with connect() as client:
         new = client.rerun(job, priority=priority, key=key)
-    emit({"job": new.id}) if as_json else print(new.id)
+    emit({"job": new.id}) if as_json else say(new.id)
 
 
 # ------------------------------------------------------------------------------------------------------------------- plumbing
 def _control(job: str, action: str, as_json: bool, **options: Any) -> None:
-    from offrl.client import Client, Job
+    from offrl.client import Job
 
-    with Client() as client:
+    with connect() as client:
         info = getattr(Job(client, job), action)(**options)
     if as_json:
         emit(info)
     else:
-        print(f"{job} {info.state.value}" + (f" ({info.reason})" if info.reason else ""))
+        say(f"{job} {info.state.value}" + (f" ({info.reason})" if info.reason else ""))
 
 
 def _watch(client: Client, job: Job) -> None:
@@ -229,13 +240,14 @@ def _watch(client: Client, job: Job) -> None:
 
 def _watch_all(client: Client, kind: str | None, as_json: bool) -> list[JobInfo]:
     """Show the table of jobs until none is queued or running; the last of it."""
-    if sys.stdout.isatty() and not as_json:
+    if live(sys.stdout) and not as_json:
         from rich.live import Live
 
-        with Live(auto_refresh=False, transient=True) as live:  # the last table is printed by the caller
+        with Live(auto_refresh=False, transient=True) as display:  # the last table is printed by the caller
             while True:
                 infos = _infos(client, kind)
-                live.update(rich_table(HEADERS, [_row(info) for info in infos], right=HEADERS[5:7]), refresh=True)
+                rows, width = [_row(info) for info in infos], display.console.width
+                display.update(rich_table(HEADERS, rows, width, right=RIGHT, drop=DROP), refresh=True)
                 if _idle(infos):
                     return infos
                 time.sleep(LOOK_S)
@@ -300,7 +312,7 @@ def _print(info: Any) -> None:
     pairs(values)
     if info.metrics:
         seeds = sorted({seed for by_seed in info.metrics.values() for seed in by_seed}, key=lambda seed: (len(seed), seed))
-        print()
+        say()
         headers = ["metric", *[f"seed {seed}" for seed in seeds]]
         rows = [[name, *[number(by_seed.get(seed)) for seed in seeds]] for name, by_seed in sorted(info.metrics.items())]
         table(headers, rows, right=headers[1:])

@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from offrl.cli.output import Json, emit, table, talk
+from offrl.cli.output import Json, emit, say, table, talk, write
+from offrl.errors import InvalidInput
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the robot, machine or person.")]
 Role = Annotated[str, typer.Option("--role", metavar="ROLE", help="reader, submitter or operator.")]
@@ -27,7 +28,8 @@ def register(app: typer.Typer) -> None:
 def new(
     name: Name,
     role: Role = "submitter",
-    out: Annotated[str | None, typer.Option("--out", metavar="F", help="The key file to write; must not exist.")] = None,
+    out: Annotated[str | None, typer.Option("--out", metavar="F", help="The key file to write; - is stdout.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a key file that is there.")] = False,
     server: Annotated[str, typer.Option("--server", metavar="KEY", help="The daemon's public key, where this is another machine.")] = "",
     no_register: Annotated[bool, typer.Option("--no-register", help="Only make the pair, also where the daemon's folder is.")] = False,
     state_dir: StateDir = None,
@@ -43,25 +45,33 @@ def new(
     pair = keys.KeyPair.new()
     if folder is not None:
         server = keys.server_pair(folder).public
+    if out == "-" and as_json:
+        raise InvalidInput("- and --json both are for stdout", hint="name a file, or leave --json out")
     path = Path(out) if out is not None else Path(f"{name}.key") if folder is not None else keys.config_dir() / "offrl.key"
-    keys.write_client(path, name, pair, server)
     if folder is not None:
-        try:
-            keys.add(folder, name, pair.public, role)
-        except BaseException:
-            path.unlink()
-            raise
+        keys.add(folder, name, pair.public, role)
+    try:
+        if out == "-":
+            write(keys.client_text(name, pair, server))
+        else:
+            keys.write_client(path, name, pair, server, force=force)
+    except BaseException:
+        if folder is not None:
+            keys.remove(folder, name)
+        raise
     if as_json:
         listed = {"registered": folder is not None, "role": role if folder is not None else None}
         emit({"name": name, "public": pair.public, "file": str(path), "server": server or None, **listed})
         return
-    print(pair.public)
+    wrote = "the key file went to stdout" if out == "-" else f"wrote {path}"
+    if out != "-":
+        say(pair.public)
     if folder is None:
-        talk(f"wrote {path}; on the daemon's machine: offrl keys add {name} {pair.public} --role {role}")
+        talk(f"{wrote}; on the daemon's machine: offrl keys add {name} {pair.public} --role {role}")
         if not server:
-            talk(f'then put server = "..." into {path}: `offrl keys server` prints it there')
+            talk('then put server = "..." into it: `offrl keys server` prints it there')
     else:
-        talk(f"wrote {path} and let {name} in as {role} ({folder}); move the file to its machine as ~/.config/offrl/offrl.key (mode 0600)")
+        talk(f"{wrote} and let {name} in as {role} ({folder}); move the file to its machine as ~/.config/offrl/offrl.key (mode 0600)")
 
 
 def add(
@@ -80,8 +90,8 @@ def add(
     if as_json:
         emit({"name": name, "role": entry.role, "public": entry.public, "server": own})
     else:
-        print(f"{name} is let in as {entry.role}; its key file needs the line:")
-        print(f'server = "{own}"')
+        say(f"{name} is let in as {entry.role}; its key file needs the line:")
+        say(f'server = "{own}"')
 
 
 def role(
@@ -94,7 +104,7 @@ def role(
     from offrl import keys
 
     entry = keys.set_role(_folder(state_dir), name, new_role)
-    emit({"name": name, "role": entry.role, "public": entry.public}) if as_json else print(f"{name} is {entry.role} now")
+    emit({"name": name, "role": entry.role, "public": entry.public}) if as_json else say(f"{name} is {entry.role} now")
 
 
 def ls(state_dir: StateDir = None, as_json: Json = False) -> None:
@@ -116,7 +126,7 @@ def rm(name: Name, state_dir: StateDir = None, as_json: Json = False) -> None:
     from offrl import keys
 
     keys.remove(_folder(state_dir), name)
-    emit({"name": name, "removed": True}) if as_json else print(f"{name} is shut out")
+    emit({"name": name, "removed": True}) if as_json else say(f"{name} is shut out")
 
 
 def server(state_dir: StateDir = None, as_json: Json = False) -> None:
@@ -124,7 +134,7 @@ def server(state_dir: StateDir = None, as_json: Json = False) -> None:
     from offrl import keys
 
     public = keys.server_pair(_folder(state_dir)).public
-    emit({"server": public}) if as_json else print(public)
+    emit({"server": public}) if as_json else say(public)
 
 
 # ------------------------------------------------------------------------------------------------------------------- plumbing
@@ -146,7 +156,7 @@ def state_folder(named: str | None) -> Path:
 def _state_dir(named: str | None, *, needed: bool) -> Path | None:
     """The daemon's state folder on this machine. Raises `InvalidInput`, `NotAllowed` where it is ``needed`` and not usable."""
     from offrl import address
-    from offrl.errors import InvalidInput, NotAllowed
+    from offrl.errors import NotAllowed
 
     given = named or os.environ.get("OFFRLD_STATE_DIR")
     places = [Path(given)] if given else [Path(place) for place in address.usual_state_dirs()]

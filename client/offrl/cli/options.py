@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from offrl.cli import completion
+from offrl.cli.values import count, real
 
 # What is trained.
 Algorithm = Annotated[str, typer.Argument(metavar="ALGO", help="A name of `offrl algos`.", autocompletion=completion.algorithms)]
@@ -20,32 +21,40 @@ EvalEnv = Annotated[str | None, typer.Option("--eval-env", metavar="ID", help="E
 
 # What it runs on.
 Device = Annotated[str | None, typer.Option("--device", metavar="D", help="auto, cpu, cuda or cuda:N. [default: auto]")]
-Threads = Annotated[int | None, typer.Option("--threads", metavar="N", help="CPU threads of torch. [default: 1]")]
+Threads = Annotated[int | None, typer.Option("--threads", parser=count, metavar="N", help="CPU threads of torch. [default: 1]")]
 GpuMemory = Annotated[
-    int | None, typer.Option("--gpu-memory", metavar="MB", help="Memory of a card to set aside for the job. [default: estimated]")
+    int | None,
+    typer.Option("--gpu-memory", parser=count, metavar="MB", help="Memory of a card to set aside for the job. [default: estimated]"),
 ]
 
 # What acts, and where.
 Env = Annotated[str, typer.Option("--env", metavar="ID", help="The gymnasium environment, made on the daemon's side.")]
 Limit = Annotated[
-    int | None, typer.Option("--limit", metavar="N", help="Transitions of a new dataset: beyond them the oldest episodes go.")
+    int | None, typer.Option("--limit", parser=count, metavar="N", help="Transitions of a new dataset: beyond them the oldest episodes go.")
 ]
 Epsilon = Annotated[
-    float | None, typer.Option("--epsilon", metavar="E", help="Probability of a uniform action; with --epsilon-end the first.")
+    float | None, typer.Option("--epsilon", parser=real, metavar="E", help="Probability of a uniform action; with --epsilon-end the first.")
 ]
-EpsilonEnd = Annotated[float | None, typer.Option("--epsilon-end", metavar="E", help="To which it falls,")]
-EpsilonSteps = Annotated[int | None, typer.Option("--epsilon-steps", metavar="N", help="within so many steps.")]
+EpsilonEnd = Annotated[float | None, typer.Option("--epsilon-end", parser=real, metavar="E", help="To which it falls,")]
+EpsilonSteps = Annotated[int | None, typer.Option("--epsilon-steps", parser=count, metavar="N", help="within so many steps.")]
 Noise = Annotated[
-    float | None, typer.Option("--noise", metavar="STD", help="Deviation of normal noise on actions whose bounds are -1 and 1.")
+    float | None,
+    typer.Option("--noise", parser=real, metavar="STD", help="Deviation of normal noise on actions whose bounds are -1 and 1."),
 ]
-MaxEpisode = Annotated[int | None, typer.Option("--max-episode-steps", metavar="N", help="Cut an episode after so many steps.")]
+MaxEpisode = Annotated[
+    int | None, typer.Option("--max-episode-steps", parser=count, metavar="N", help="Cut an episode after so many steps.")
+]
 StepTimeout = Annotated[
-    float | None, typer.Option("--step-timeout", metavar="S", help="Fail, with what is there kept, where a step takes more seconds.")
+    float | None,
+    typer.Option("--step-timeout", parser=real, metavar="S", help="Fail, with what is there kept, where a step takes more seconds."),
 ]
 Processes = Annotated[bool, typer.Option("--processes", help="Each of them in a process of its own.")]
 
+# Where a result goes.
+Force = Annotated[bool, typer.Option("--force", help="Replace a file that has other content.")]
+
 # How it is queued.
-Priority = Annotated[int, typer.Option("--priority", metavar="P", help="A higher one runs first.")]
+Priority = Annotated[int, typer.Option("--priority", parser=count, metavar="P", help="A higher one runs first.")]
 After = Annotated[
     list[str] | None,
     typer.Option("--after", metavar="JOB", help="Wait until JOB has succeeded; may be repeated.", autocompletion=completion.jobs),

@@ -1,66 +1,157 @@
-"""What is printed: results on stdout (JSON, tables, key-value lists), talk on stderr, and numbers as people read them."""
+"""What is printed: results on stdout (JSON, tables, key-value lists), talk on stderr, and numbers as people read them.
+
+Everything that a command prints goes through here, and is made harmless for a terminal on the way (`offrl.printable`).
+"""
 
 from __future__ import annotations
 
 import json
 import math
+import os
+import shutil
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
-from typing import Annotated, Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Annotated, Any
 
 import typer
 
+from offrl import printable
+from offrl.errors import InvalidInput
+
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON value.")]
+GAP, EDGE = 3, 2  # columns between those of a table, and at its sides
+LEAST = 12        # of a text that a narrow terminal cuts or wraps
 
 
 def emit(value: Any) -> None:
     """Print ``value`` (or a pydantic model) as one JSON value on stdout; numbers that JSON does not have become null."""
-    print(json.dumps(_clean(value), indent=2 if sys.stdout.isatty() else None), flush=True)
+    text = json.dumps(_clean(value), indent=2 if sys.stdout.isatty() else None)  # ASCII: the only control that it leaves is DEL
+    print(text.replace("\x7f", "\\u007f"), flush=True)
+
+
+def say(text: object = "", *, word: str = "", colour: str = "") -> None:
+    """A line on stdout, there at once; ``word``, before it, has a colour (a number of ANSI) on a terminal that shows colours."""
+    if colour and live(sys.stdout) and "NO_COLOR" not in os.environ:
+        word = f"\x1b[{colour}m{word}\x1b[0m"
+    print(f"{word}{printable.line(text)}", flush=True)
+
+
+def write(text: str) -> None:
+    """A text of several lines on stdout, as it is but for what a terminal would obey."""
+    print(printable.block(text), end="", flush=True)
 
 
 def talk(text: str) -> None:
     """A line on stderr."""
-    print(text, file=sys.stderr, flush=True)
+    print(printable.line(text), file=sys.stderr, flush=True)
 
 
-def table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> None:
-    """Print rows under headers: by rich on a terminal, else as aligned plain text that is never cut. ``right``: headers of numbers."""
+@contextmanager
+def destination(out: str | None, name: str, what: str, as_json: bool) -> Iterator[Any]:
+    """Where a file is to be written that the user wants at ``out``; for ``-`` a temporary one, which is copied to stdout at the end.
+
+    Args:
+        name: of the file, where it is a temporary one.
+        what: it is, for an error.
+    """
+    if out != "-":
+        yield out
+        return
+    if as_json:
+        raise InvalidInput("- and --json both are for stdout", hint="name a file, or leave --json out")
     if sys.stdout.isatty():
+        raise InvalidInput(f"{what} is no text for a terminal", hint="let stdout go to a file or into a pipe")
+    with tempfile.TemporaryDirectory(prefix="offrl-") as folder:
+        path = Path(folder) / name
+        yield path
+        with path.open("rb") as file:
+            shutil.copyfileobj(file, sys.stdout.buffer)
+        sys.stdout.buffer.flush()
+
+
+def live(stream: IO[str]) -> bool:
+    """Whether a stream is a terminal that can be written over: no pipe, no file, not Emacs' shell."""
+    return stream.isatty() and os.environ.get("TERM", "") not in ("dumb", "unknown")
+
+
+def table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = (), drop: Sequence[str] = ()) -> None:
+    """Print rows under headers: by rich on a terminal, else as aligned plain text that is never cut.
+
+    Args:
+        right: headers of numbers.
+        drop: headers of what a narrow terminal does without, the first of them first.
+    """
+    if live(sys.stdout):
         from rich.console import Console
 
-        Console().print(rich_table(headers, rows, right=right))
+        console = Console()
+        console.print(rich_table(headers, rows, console.width, right=right, drop=drop))
         return
-    widths = [max(len(row[i]) for row in [headers, *rows]) for i in range(len(headers))]
-    for row in [headers, *rows]:
+    rows = [[printable.line(cell) for cell in row] for row in [headers, *rows]]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(headers))]
+    for row in rows:
         cells = [
             cell.rjust(width) if header in right else cell.ljust(width) for header, cell, width in zip(headers, row, widths, strict=True)
         ]
         print("  ".join(cells).rstrip())
 
 
-def rich_table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> Any:
-    """The same as an object of rich, for a live display."""
+def rich_table(
+    headers: Sequence[str], rows: Sequence[Sequence[str]], width: int, *, right: Sequence[str] = (), drop: Sequence[str] = ()
+) -> Any:
+    """The same as an object of rich, for a live display of so many columns.
+
+    What names a row (the first column), numbers, and columns without a long text keep their width. Where it is too narrow, columns in
+    ``drop`` go; a table without any wraps its texts, one that has some cuts them, so that a row stays one line.
+    """
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
+    cells = [[printable.line(cell) for cell in row] for row in [headers, *rows]]
+    widths = _widths(headers, cells, width, right, drop)
     made = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for index, header in enumerate(headers):
-        # A narrow terminal cuts the columns between: the first names the row, the last one may take several lines.
-        least = max(len(row[0]) for row in [headers, *rows]) if index == 0 else None
-        last = index == len(headers) - 1
-        made.add_column(header, justify="right" if header in right else "left", no_wrap=not last, min_width=least)
-    for row in rows:
-        made.add_row(*[Text(cell) for cell in row])  # Text: a "[" in a name is no markup
+    for name, columns in widths.items():
+        made.add_column(
+            Text(printable.line(name)), justify="right" if name in right else "left", width=columns, no_wrap=bool(drop),
+            overflow="ellipsis" if drop else "fold",
+        )  # fmt: skip
+    for row in cells[1:]:
+        made.add_row(*[Text(row[headers.index(name)]) for name in widths])  # Text: a "[" in a name is no markup
     return made
+
+
+def _widths(
+    headers: Sequence[str], cells: Sequence[Sequence[str]], width: int, right: Sequence[str], drop: Sequence[str]
+) -> dict[str, int]:
+    """The columns that are shown, and how wide: texts share what the others leave, the widest gives way first."""
+    from rich.cells import cell_len
+
+    widths = {name: max(cell_len(row[index]) for row in cells) for index, name in enumerate(headers)}
+    texts = [name for name in headers[1:] if name not in right and widths[name] > LEAST]
+
+    def over(of: dict[str, int]) -> int:
+        return sum(of.values()) + GAP * (len(of) - 1) + EDGE - width
+
+    for name in drop:
+        if over({each: LEAST if each in texts else natural for each, natural in widths.items()}) > 0:
+            del widths[name]
+            texts = [each for each in texts if each != name]
+    while (much := over(widths)) > 0 and texts and (widest := max(texts, key=lambda name: widths[name])) and widths[widest] > LEAST:
+        others = [widths[name] for name in texts if name != widest]
+        widths[widest] = max(LEAST, widths[widest] - much, min(max(others, default=0), widths[widest] - 1))
+    return widths
 
 
 def pairs(values: Sequence[tuple[str, str]]) -> None:
     """Print names and values, one pair per line."""
     width = max(len(name) for name, _ in values)
     for name, value in values:
-        print(f"{name.ljust(width)}  {value}".rstrip())
+        print(f"{printable.line(name).ljust(width)}  {printable.line(value)}".rstrip())
 
 
 def number(value: float | None, digits: int = 4) -> str:

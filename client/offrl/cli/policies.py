@@ -8,8 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
-from offrl.cli import completion
-from offrl.cli.output import Json, emit, number, pairs
+from offrl.cli import completion, options
+from offrl.cli.connecting import connect
+from offrl.cli.output import Json, destination, emit, live, number, pairs, say
+from offrl.cli.values import count, real
 
 
 def register(app: typer.Typer) -> None:
@@ -21,32 +23,39 @@ def register(app: typer.Typer) -> None:
 def fetch(
     job: Annotated[str, typer.Argument(metavar="JOB", help="The job's id.", autocompletion=completion.jobs)],
     out: Annotated[
-        str | None, typer.Option("--out", metavar="PATH", help="Where to. [default: policy.onnx, or the kind's own name]")
+        str | None, typer.Option("--out", metavar="PATH", help="Where to; - is stdout. [default: policy.onnx, or the kind's own name]")
     ] = None,
+    force: options.Force = False,
     kind: Annotated[str, typer.Option("--kind", metavar="K", help="onnx, torchscript, checkpoint or metrics.")] = "onnx",
-    seed: Annotated[int | None, typer.Option("--seed", metavar="S", help="Of a job of several seeds. [default: the first]")] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", parser=count, metavar="S", help="Of a job of several seeds. [default: the first]")
+    ] = None,
     best: Annotated[bool, typer.Option("--best", help="The step with the highest mean return in the evaluations.")] = False,
-    step: Annotated[int | None, typer.Option("--step", metavar="K", help="A step with a checkpoint. [default: the newest]")] = None,
+    step: Annotated[
+        int | None, typer.Option("--step", parser=count, metavar="K", help="A step with a checkpoint. [default: the newest]")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Fetch a job's policy; also from a running or failed one."""
-    from offrl.client import Client
 
-    with Client() as client:
-        path, artifact = client.job(job).fetch_artifact(out, kind, seed=seed, best=best, step=step)
+    with connect() as client, destination(out, "policy", "what is fetched", as_json) as target:
+        path, artifact = client.job(job).fetch_artifact(target, kind, seed=seed, best=best, step=step, force=force)
+    if out == "-":
+        return
     if as_json:
         emit({"path": str(path), "sha256": artifact.sha256, "bytes": artifact.size, "job": job, "kind": kind})
     else:
-        print(path)
+        say(path)
 
 
 def evaluate(
     policy: Annotated[str, typer.Argument(metavar="POLICY.onnx", help="A fetched policy.")],
     env: Annotated[str | None, typer.Option("--env", metavar="ID", help="A gymnasium id. [default: the policy's own]")] = None,
-    episodes: Annotated[int, typer.Option("--episodes", metavar="N", help="How many.")] = 20,
-    seed: Annotated[int, typer.Option("--seed", metavar="S", help="Episode i starts with env.reset(seed=S+i).")] = 1000,
+    episodes: Annotated[int, typer.Option("--episodes", parser=count, metavar="N", help="How many.")] = 20,
+    seed: Annotated[int, typer.Option("--seed", parser=count, metavar="S", help="Episode i starts with env.reset(seed=S+i).")] = 1000,
     target_return: Annotated[
-        float | None, typer.Option("--target-return", metavar="R", help="What a transformer is to reach. [default: the policy's own]")
+        float | None,
+        typer.Option("--target-return", parser=real, metavar="R", help="What a transformer is to reach. [default: the policy's own]"),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -80,7 +89,7 @@ def evaluate(
 
 def _bar(episodes: int) -> Any:
     """A context whose value is called with the number of episodes done; None where stderr is no terminal."""
-    if not sys.stderr.isatty():
+    if not live(sys.stderr):
         return nullcontext(None)
     return _rich_bar(episodes)
 

@@ -8,10 +8,13 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from offrl.cli.output import number, seconds, talk
-from offrl.job import MAIN_METRICS
+from offrl import printable
+from offrl.cli.output import live, number, seconds, talk
+from offrl.job import MAIN_METRICS, JobState
 
-LINE_S = 5.0  # between two plain lines, unless something new is to be said
+LINE_S = 5.0      # between two plain lines, unless something new is to be said
+LEAST_TEXT = 60   # columns for what is said beside a bar
+LEAST_BAR = 8
 
 
 def show(events: Iterable[Any], label: str) -> None:
@@ -24,31 +27,44 @@ def show(events: Iterable[Any], label: str) -> None:
 @contextmanager
 def display(label: str) -> Iterator[Callable[[Any], None]]:
     """A function that shows one event."""
-    if not sys.stderr.isatty():
+    label = printable.line(label)
+    if not live(sys.stderr):
         yield _Lines(label).see
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=30), TextColumn("{task.fields[text]}"))
-    with Progress(*columns, console=Console(stderr=True), transient=False, refresh_per_second=4) as bar:
+    console = Console(stderr=True)
+    room = console.width - len(label) - 2
+    bar_width = min(30, max(0, room - LEAST_TEXT))  # the bar gives way first: what stands beside it says as much
+    columns = [TextColumn("{task.description}", markup=False), TextColumn("{task.fields[text]}", markup=False)]
+    if bar_width >= LEAST_BAR:
+        columns.insert(1, BarColumn(bar_width=bar_width))
+    with Progress(*columns, console=console, transient=False, refresh_per_second=4) as bar:
         task = bar.add_task(label, total=None, text="")
         last: dict[str, dict[str, float]] = {}
 
         def see(event: Any) -> None:
             if event.type == "message":
-                bar.console.print(event.message, markup=False, highlight=False)
+                console.print(printable.line(event.message), markup=False, highlight=False, emoji=False)
                 return
             last.update(event.metrics)
             text = str(event.state) if event.type == "state" else said(event, last)
-            bar.update(task, completed=event.step or None, total=event.steps or None, text=text, description=label)
+            width = console.width - len(label) - (bar_width + 3 if len(columns) == 3 else 2)
+            bar.update(task, completed=event.step or None, total=event.steps or None, text=_cut(text, width), description=label)
 
         yield see
 
 
+def _cut(text: str, width: int) -> str:
+    """``text`` within so many columns; of a longer one the end goes, which says least."""
+    text = printable.line(text)
+    return text if len(text) <= width else text[: max(0, width - 1)] + "…"
+
+
 def said(event: Any, metrics: dict[str, dict[str, float]]) -> str:
-    """``1,000/20,000  2,340 updates/s  8 s left  return_mean 181.2``"""
-    parts = [f"{event.step:,}/{event.steps:,}" if event.steps else f"{event.step:,}"]
+    """``5%  1,000/20,000  2,340 updates/s  8 s left  return_mean 181.2``"""
+    parts = [f"{100 * event.step // event.steps}%  {event.step:,}/{event.steps:,}" if event.steps else f"{event.step:,}"]
     if event.updates_per_second:
         parts.append(f"{number(event.updates_per_second)} updates/s")
     if event.eta_s is not None and event.step < event.steps:
@@ -65,38 +81,51 @@ def main_metrics(metrics: dict[str, dict[str, float]], limit: int = 3) -> list[s
 @contextmanager
 def bytes_bar(label: str) -> Iterator[Callable[[int, int], None]]:
     """A function that shows bytes done of a total; silent where stderr is no terminal."""
-    if not sys.stderr.isatty():
+    if not live(sys.stderr):
         yield lambda done, total: None
         return
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=30), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(label, total=None)
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=20), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(_cut(label, console.width - LEAST_TEXT), total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 class _Lines:
-    """Plain lines: every change of state, every message, progress every few seconds, and every evaluation."""
+    """Plain lines: every change of state, every message, progress every few seconds, and every evaluation.
+
+    Why a job failed is left to the error that ends the command.
+    """
 
     def __init__(self, label: str) -> None:
         self._label = label
         self._at = -LINE_S
         self._state = ""
+        self._last = ""  # of all steps: said once, when nothing more can come
         self._metrics: dict[str, dict[str, float]] = {}
 
     def see(self, event: Any) -> None:
         if event.type == "message":
             talk(f"{self._label}: {event.message}")
-            return
-        if event.type == "state":
-            if event.state != self._state:
-                self._state = event.state
-                talk(f"{self._label}: {event.state}" + (f": {event.message}" if event.message else ""))
-            return
-        self._metrics.update(event.metrics)
-        now = time.monotonic()
-        if now - self._at >= LINE_S or "return_mean" in event.metrics or (event.steps and event.step >= event.steps):
-            self._at = now
-            talk(f"{self._label}: {said(event, self._metrics)}")
+        elif event.type == "state":
+            self._change(event)
+        else:
+            self._metrics.update(event.metrics)
+            text, now = said(event, self._metrics), time.monotonic()
+            if event.steps and event.step >= event.steps:
+                self._last = text
+            elif now - self._at >= LINE_S or "return_mean" in event.metrics:
+                self._at = now
+                talk(f"{self._label}: {text}")
+
+    def _change(self, event: Any) -> None:
+        if self._last:
+            talk(f"{self._label}: {self._last}")
+            self._last = ""
+        if event.state != self._state:
+            self._state = event.state
+            why = event.message if event.state != JobState.FAILED else ""
+            talk(f"{self._label}: {event.state}" + (f": {why}" if why else ""))

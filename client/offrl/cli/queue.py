@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from offrl.cli.connecting import connect
 from offrl.cli.output import Json, emit, moment, pairs
 
 if TYPE_CHECKING:
@@ -22,25 +23,22 @@ def pause(
     reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Shown to those who wait.")] = "", as_json: Json = False
 ) -> None:
     """Start nothing any more; running jobs go on."""
-    from offrl.client import Client
 
-    with Client() as client:
+    with connect() as client:
         _print(client.pause_queue(reason), as_json)
 
 
 def resume(as_json: Json = False) -> None:
     """Start jobs again."""
-    from offrl.client import Client
 
-    with Client() as client:
+    with connect() as client:
         _print(client.resume_queue(), as_json)
 
 
 def status(as_json: Json = False) -> None:
     """Show whether the queue is paused, and how many jobs of whom are in it."""
-    from offrl.client import Client
 
-    with Client() as client:
+    with connect() as client:
         _print(client.queue(), as_json)
 
 

@@ -12,7 +12,8 @@ from typing import Annotated, Any
 import typer
 
 from offrl.cli import completion
-from offrl.cli.output import Json, emit, number, pairs, table, talk
+from offrl.cli.connecting import connect
+from offrl.cli.output import Json, emit, number, pairs, say, table, talk, write
 from offrl_store.errors import OffrlError
 
 NEEDED = ("torch", "gymnasium", "h5py", "safetensors", "onnx")  # what the extra `daemon` brings
@@ -40,7 +41,7 @@ def serve(
     given = [("--state-dir", state_dir), ("--bind", bind), ("--config", config)]
     options = [part for name, value in given if value is not None for part in (name, value)]
     sys.stdout.flush()
-    os.execv(sys.executable, [sys.executable, "-m", "offrld.daemon.main", *options, *context.args])
+    os.execv(sys.executable, [sys.executable, "-m", "offrld.daemon.main", "--banner", *options, *context.args])
 
 
 def demo(context: typer.Context, as_json: Json = False) -> None:
@@ -59,16 +60,15 @@ def demo(context: typer.Context, as_json: Json = False) -> None:
 
 def ping(as_json: Json = False) -> None:
     """Ask the daemon whether it is there."""
-    from offrl.client import Client
 
-    with Client() as client:
+    with connect() as client:
         pong = client.ping()
         if as_json:
             emit({**pong.model_dump(mode="json"), "url": client.url})
         else:
-            print(f"offrld {pong.version} (protocol {pong.protocol}) at {client.url}, state in {pong.state_dir}, up {pong.uptime_s:.0f} s")
+            say(f"offrld {pong.version} (protocol {pong.protocol}) at {client.url}, state in {pong.state_dir}, up {pong.uptime_s:.0f} s")
             if pong.caller:
-                print(f"it knows you as {pong.caller} ({pong.role})")
+                say(f"it knows you as {pong.caller} ({pong.role})")
 
 
 def config(
@@ -83,11 +83,10 @@ def config(
             raise error
         command = [sys.executable, "-m", "offrld.daemon.main", "--default-config"]
         text = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-        emit({"toml": text}) if as_json else print(text, end="")
+        emit({"toml": text}) if as_json else write(text)
         return
-    from offrl.client import Client
 
-    with Client() as client:
+    with connect() as client:
         found = client.settings()
     if as_json:
         emit(found)
@@ -95,7 +94,7 @@ def config(
     shown = [[each.name, _value(each.value), "" if each.source == "default" else _value(each.default), each.source, each.help]
              for each in found.settings]  # fmt: skip
     table(["setting", "value", "default", "from", "meaning"], shown)
-    print(f"file: {found.file}")
+    say(f"file: {found.file}")
 
 
 def _value(value: Any) -> str:
@@ -110,9 +109,8 @@ def algos(
     as_json: Json = False,
 ) -> None:
     """List the algorithms, or the settings of one."""
-    from offrl.client import Client
 
-    with Client() as client:
+    with connect() as client:
         found = client.algos() if name is None else [client.algos(name)]
         problems = client.algo_problems() if name is None else []
     if as_json:
@@ -135,16 +133,17 @@ def _describe(algorithm: dict[str, Any]) -> None:
         ]
     )
     for setting, wanted in (algorithm.get("inputs") or {}).items():
-        print(f"{setting}: takes another job, of {'any algorithm that acts' if wanted == 'policy' else wanted}")
+        say(f"{setting}: takes another job, of {'any algorithm that acts' if wanted == 'policy' else wanted}")
     for preset, values in (algorithm.get("presets") or {}).items():
-        print(f"preset {preset}: " + (", ".join(f"{key}={default_text(value)}" for key, value in values.items()) or "the defaults"))
+        say(f"preset {preset}: " + (", ".join(f"{key}={default_text(value)}" for key, value in values.items()) or "the defaults"))
     known = algorithm["config"]
     own = [name for name in known if "." not in name]
-    print()
+    say()
     table(SETTING, [_row(name, name, known) for name in own])
     for slots in _alike(known).values():
         first, *others = slots
-        print(f"\n{', '.join(slots)} (--set {first}.NAME=VALUE)" if others else f"\n{first} (--set {first}.NAME=VALUE)")
+        say()
+        say(f"{', '.join(slots)} (--set {first}.NAME=VALUE)")
         rows = []
         for full in (name for name in known if name.rpartition(".")[0] == first):
             name = full.rpartition(".")[2]

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from offrl.cli.output import Json, emit, number, pairs, size
+from offrl.cli.connecting import connect
+from offrl.cli.output import Json, emit, number, pairs, say, size
 
 Folder = Annotated[str, typer.Argument(metavar="DIR", help="The spool's folder.")]
 
@@ -19,18 +20,17 @@ def register(group: typer.Typer) -> None:
 
 def push(folder: Folder, as_json: Json = False) -> None:
     """Send the episodes that a recorder left in a spool."""
-    from offrl.client import Client
     from offrl.recording import push as send
 
-    with Client() as client:
+    with connect() as client:
         dataset, segments = send(folder, client)
         episodes = client.datasets.show(dataset).episodes if segments else None
     if as_json:
         emit({"dataset": dataset, "segments": segments, "episodes": episodes})
     elif segments:
-        print(f"sent: dataset {dataset!r} now has {number(episodes)} episodes")
+        say(f"sent: dataset {dataset!r} now has {number(episodes)} episodes")
     else:
-        print("nothing was left to send")
+        say("nothing was left to send")
 
 
 def show(folder: Folder, as_json: Json = False) -> None:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import shlex
-from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from offrl.cli.output import Json, emit, table, talk
-from offrl.cli.values import setting
+from offrl import outfile, printable
+from offrl.cli import options
+from offrl.cli.connecting import connect
+from offrl.cli.output import Json, emit, say, table, talk
+from offrl.cli.values import count, setting
+from offrl.errors import Conflict, InvalidInput
+
+if TYPE_CHECKING:
+    from offrl.sweep import Trial
 
 
 def register(app: typer.Typer) -> None:
@@ -19,50 +25,56 @@ def register(app: typer.Typer) -> None:
 
 def sweep(
     grid: Annotated[str, typer.Argument(metavar="GRID", help="A TOML or JSON file: options for all jobs, and lists in a table `grid`.")],
-    trials: Annotated[int, typer.Option("--trials", metavar="N", help="Seeds of each combination, trained together.", min=1)] = 1,
-    first_seed: Annotated[int, typer.Option("--first-seed", metavar="S", help="The first of them.", min=0)] = 0,
+    trials: Annotated[int, typer.Option("--trials", parser=count, metavar="N", help="Seeds of each combination, trained together.")] = 1,
+    first_seed: Annotated[int, typer.Option("--first-seed", parser=count, metavar="S", help="The first of them.")] = 0,
     sets: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="An option or setting for all jobs; may be repeated.")
     ] = None,
+    name: Annotated[
+        str, typer.Option("--name", metavar="NAME", help="Before the names of all jobs: the same grid with other options is another sweep.")
+    ] = "",
     submit: Annotated[bool, typer.Option("--submit", help="Queue the jobs; those that were sent before are found again.")] = False,
-    save: Annotated[str | None, typer.Option("--save", metavar="FILE", help="Write the commands into a file.")] = None,
+    save: Annotated[str | None, typer.Option("--save", metavar="FILE", help="Write the commands into a file; - is stdout.")] = None,
+    force: options.Force = False,
     only_print: Annotated[bool, typer.Option("--print", help="Print the commands, which is also what happens without an option.")] = False,
     as_json: Json = False,
 ) -> None:
     """Train all combinations of a grid. Prints a command for each job, or with --submit the jobs."""
-    from offrl.errors import InvalidInput
     from offrl.sweep import plan, read
 
     if only_print + submit + (save is not None) > 1:
         raise InvalidInput("--print, --save and --submit are three ways", hint="give one of them")
     content = read(grid)
-    jobs = plan({**content, **dict(map(setting, sets or []))}, trials=trials, first_seed=first_seed)
+    jobs = plan({**content, **dict(map(setting, sets or []))}, trials=trials, first_seed=first_seed, name=name)
     if submit:
-        from offrl.client import Client
 
         found: list[dict[str, Any]] = []
-        with Client() as client:
+        with connect() as client:
             for job in jobs:
-                found.append({"name": job.name, "job": job.submit(client).id})
+                try:
+                    found.append({"name": job.name, "job": job.submit(client).id})
+                except Conflict as error:  # of its key, which is its name
+                    raise Conflict(f"a job {job.name} with other options was sent before: {error.message}",
+                                   hint="send these under another name: --name NAME") from None  # fmt: skip
         if as_json:
             emit(found)
         else:
             table(["name", "job"], [[each["name"], each["job"]] for each in found])
         return
-    commands = [shlex.join(job.arguments()) for job in jobs]
-    if save is not None:
-        _write(save, commands)
+    commands = [_command(job) for job in jobs]
+    if save not in (None, "-"):
+        outfile.write(save, "".join(f"{command}\n" for command in commands), force=force)
         talk(f"{len(commands)} commands in {save}")
     if as_json:
         emit([{"name": job.name, "command": command} for job, command in zip(jobs, commands, strict=True)])
-    elif save is None:
-        print("\n".join(commands))
+    elif save in (None, "-"):
+        for command in commands:
+            say(command)
 
 
-def _write(path: str, commands: list[str]) -> None:
-    from offrl.errors import InvalidInput
-
-    try:
-        Path(path).write_text("".join(f"{command}\n" for command in commands), encoding="utf-8")
-    except OSError as error:
-        raise InvalidInput(f"cannot write {path!r}: {error.strerror}", hint="name a file in a folder that is there") from None
+def _command(job: Trial) -> str:
+    """A job as a line for a shell. Raises `InvalidInput` for what no line can hold."""
+    command = shlex.join(job.arguments())
+    if printable.line(command) != command:
+        raise InvalidInput(f"job {job.name}: a value holds control characters", hint="leave them out")
+    return command

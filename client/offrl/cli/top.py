@@ -12,14 +12,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from offrl.cli.output import Json, emit, number, seconds, size, table
+from offrl.cli.connecting import connect
+from offrl.cli.output import Json, emit, live, number, say, seconds, size, table
 from offrl.cli.queue import paused
+from offrl.cli.values import count, real
 
 if TYPE_CHECKING:
     from offrl.wire import History, JobInfo, OverviewInfo
 
 BARS = "▁▂▃▄▅▆▇█"
 HEADERS = ["job", "state", "algorithm", "dataset", "progress", "step", "updates/s", "left", "metric"]
+RIGHT = ["progress", "step", "updates/s", "left"]
+DROP = ["step", "updates/s", "dataset", "algorithm", "left", "metric"]  # where there is no room, in this order
+BARS_FROM = 70           # columns of the terminal
 LEAST_S = 0.2            # between two looks
 HEAD_LINES = 7           # of the display, which are no jobs
 
@@ -33,21 +38,21 @@ def top(
     metric: Annotated[
         str | None, typer.Option("--metric", metavar="NAME", help="Whose curve is shown; also updates_per_second. [default: by the job]")
     ] = None,
-    interval: Annotated[float, typer.Option("--interval", metavar="S", help="Seconds between two looks.")] = 2.0,
-    limit: Annotated[int, typer.Option("--limit", metavar="N", help="Jobs at most.")] = 50,
+    interval: Annotated[float, typer.Option("--interval", parser=real, metavar="S", help="Seconds between two looks.")] = 2.0,
+    limit: Annotated[int, typer.Option("--limit", parser=count, metavar="N", help="Jobs at most.")] = 50,
     once: Annotated[bool, typer.Option("--once", help="Print it once; so it does where stdout is no terminal.")] = False,
     as_json: Json = False,
 ) -> None:
     """Show queue, running jobs and the machine, live; q ends it."""
-    from offrl.client import Client, build
+    from offrl.client import build
     from offrl.errors import InvalidInput, NoDaemon
     from offrl.wire import Overview
 
     if not LEAST_S <= interval <= 3600:
         raise InvalidInput(f"--interval {interval:g} is out of range", hint=f"from {LEAST_S} to 3600 seconds")
     request = build(Overview, metric=metric, limit=limit)
-    with Client(timeout=10.0, patience=0.0) as client:
-        if once or as_json or not sys.stdout.isatty():
+    with connect(timeout=10.0, patience=0.0) as client:
+        if once or as_json or not live(sys.stdout):
             info = client.request(request)
             emit(info) if as_json else _print(info)
             return
@@ -55,16 +60,16 @@ def top(
         from rich.live import Live
 
         console = Console()
-        with _keys() as pressed, Live(console=console, screen=True, auto_refresh=False) as live:
+        with _keys() as pressed, Live(console=console, screen=True, auto_refresh=False) as display:
             note, info = "", client.request(request)
             while True:
-                live.update(_screen(info, note, console.size), refresh=True)
+                display.update(_screen(info, note, console.size), refresh=True)
                 if pressed(interval) in ("q", "Q", "\x1b", "\x03"):
                     return
                 try:
                     info, note = client.request(request), ""
                 except NoDaemon as error:  # it is being restarted, perhaps
-                    note = f"{time.strftime('%H:%M:%S')}  {error}; trying again"
+                    note = f"{time.strftime('%H:%M:%S')}  {error.message}; trying again"
 
 
 # -------------------------------------------------------------------------------------------------------------------- content
@@ -97,9 +102,9 @@ def head(info: OverviewInfo) -> list[str]:
     return lines
 
 
-def rows(info: OverviewInfo) -> list[list[str]]:
-    """One row for each job."""
-    return [_row(job, info.history.get(job.job)) for job in info.jobs]
+def rows(info: OverviewInfo, *, bars: bool = True) -> list[list[str]]:
+    """One row for each job, its progress with or without a bar."""
+    return [_row(job, info.history.get(job.job), bars) for job in info.jobs]
 
 
 def meter(percent: float | None, width: int = 20) -> str:
@@ -123,10 +128,12 @@ def sparkline(values: list[float], width: int = 24) -> str:
     return "".join(BARS[min(int((value - low) / (high - low) * len(BARS)), len(BARS) - 1)] for value in values)
 
 
-def _row(job: JobInfo, history: History | None) -> list[str]:
+def _row(job: JobInfo, history: History | None, bars: bool) -> list[str]:
     running = job.state == "running"
     share = 100.0 * job.step / job.steps if job.steps else None
-    bar = meter(share, 12) if share is not None and not (job.state.ended and job.state != "succeeded") else ""
+    bar = ""
+    if share is not None and not (job.state.ended and job.state != "succeeded"):
+        bar = meter(share, 12) if bars else f"{share:.0f}%"
     if history is not None:
         said = f"{history.metric} {number(history.values[-1])}  {sparkline(history.values)}"
     else:
@@ -138,10 +145,11 @@ def _row(job: JobInfo, history: History | None) -> list[str]:
 
 
 def _print(info: OverviewInfo) -> None:
-    print("\n".join([*head(info), ""]))
-    table(HEADERS, rows(info), right=["updates/s", "left"])
+    for line in [*head(info), ""]:
+        say(line)
+    table(HEADERS, rows(info), right=RIGHT, drop=DROP)
     if info.left_off:
-        print(f"and {info.left_off} more")
+        say(f"and {info.left_off} more")
 
 
 def _screen(info: OverviewInfo, note: str, space: Any) -> Any:
@@ -149,15 +157,16 @@ def _screen(info: OverviewInfo, note: str, space: Any) -> Any:
     from rich.console import Group
     from rich.text import Text
 
+    from offrl import printable
     from offrl.cli.output import rich_table
 
     lines = head(info)
     room = max(1, space.height - len(lines) - HEAD_LINES + 2)
-    shown = rows(info)
-    parts: list[Any] = [Text(line, no_wrap=True, overflow="ellipsis") for line in lines]
-    parts.append(rich_table(HEADERS, shown[:room], right=["updates/s", "left"]))
+    shown = rows(info, bars=space.width >= BARS_FROM)
+    parts: list[Any] = [Text(printable.line(line), no_wrap=True, overflow="ellipsis") for line in lines]
+    parts.append(rich_table(HEADERS, shown[:room], space.width, right=RIGHT, drop=DROP))
     more = info.left_off + max(0, len(shown) - room)
-    parts.append(Text((f"and {more} more   " if more else "") + (note or "q ends"), style="dim"))
+    parts.append(Text((f"and {more} more   " if more else "") + (printable.line(note) or "q ends"), style="dim"))
     return Group(*parts)
 
 

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from offrl.cli.output import Json, emit, number, seconds, size, table
+from offrl.cli.connecting import connect
+from offrl.cli.output import Json, emit, number, say, seconds, size, table
 
 
 def register(group: typer.Typer) -> None:
@@ -17,9 +18,7 @@ def register(group: typer.Typer) -> None:
 
 def ls(as_json: Json = False) -> None:
     """List your uploads that are unfinished or not imported yet; operators see everybody's."""
-    from offrl.client import Client
-
-    with Client() as client:
+    with connect() as client:
         found = client.uploads()
     if as_json:
         emit(found)
@@ -44,11 +43,9 @@ def rm(
     upload: Annotated[str, typer.Argument(metavar="ID", help="The upload, as `offrl uploads ls` shows it.")], as_json: Json = False
 ) -> None:
     """Delete an upload; refused while a job reads it."""
-    from offrl.client import Client
-
-    with Client() as client:
+    with connect() as client:
         client.remove_upload(upload)
     if as_json:
         emit({"upload": upload, "removed": True})
     else:
-        print(f"removed {upload}")
+        say(f"removed {upload}")

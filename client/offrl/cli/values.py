@@ -2,15 +2,51 @@
 
 from __future__ import annotations
 
+import math
 import re
 import tomllib
 from datetime import datetime
+from decimal import Decimal
 from typing import Any
+
+import typer
 
 from offrl.errors import InvalidInput
 
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+SCALES = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+DIGITS = 40  # of a number that anything here could mean
 _BARE = re.compile(r"[A-Za-z_][A-Za-z0-9_.+/-]*")
+_NUMBER = re.compile(r"([+-]?(?:\d+(?:_\d+)*|\d{1,3}(?:,\d{3})+)(?:\.\d*)?(?:[eE][+-]?\d{1,3})?)([kKMGT]?)", re.ASCII)
+
+
+def count(text: Any) -> int:
+    """A whole number, also as ``1e5``, ``100k``, ``1.5M``, ``100_000`` or ``100,000``: the parser of such options."""
+    if isinstance(text, int):
+        return text
+    value = _whole(text.strip())
+    if value is None:
+        raise typer.BadParameter(f"{text!r} is no whole number, as 100000, 100_000, 1e5, 100k or 1M")
+    return value
+
+
+def real(text: Any) -> float:
+    """A finite number: the parser of such options."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise typer.BadParameter(f"{text!r} is no number, as 0.5, 1e-3 or 10")
+    return value
+
+
+def _whole(text: str) -> int | None:
+    found = _NUMBER.fullmatch(text)
+    if found is None or len(text) > DIGITS:
+        return None
+    value = Decimal(found[1].replace("_", "").replace(",", "")) * SCALES[found[2]]
+    return int(value) if value.adjusted() <= DIGITS and value == value.to_integral_value() else None
 
 
 def settings(config: str | None, sets: list[str]) -> dict[str, Any]:
@@ -34,12 +70,15 @@ def setting(text: str, option: str = "--set") -> tuple[str, Any]:
         )
     if value == "null":
         return name, None
+    if value[-1:] in SCALES and (number := _whole(value)) is not None:  # 100k, which TOML does not know
+        return name, number
     try:
         parsed = tomllib.loads(f"value = {value}")
     except tomllib.TOMLDecodeError:
         if _BARE.fullmatch(value):
             return name, value
-        raise InvalidInput(f"{option} {name}: {value!r} is no TOML value", hint='a number, true, false, "text" or [a, b]') from None
+        hint = f"for a list use {option} {name}=[{value}]" if "," in value else 'use a number, true, false, "text" or [a, b]'
+        raise InvalidInput(f"{option} {name}: {value!r} is no value", hint=hint) from None
     if set(parsed) != {"value"}:
         raise InvalidInput(f"{option} {name}: {value!r} is more than one value", hint=f"give {option} once for each setting")
     return name, parsed["value"]

@@ -102,7 +102,7 @@ def by_key(db: Connection, owner: str | None, key: str, spec: Spec) -> str | Non
     if row is None:
         return None
     if SPEC.validate_json(row["spec"]) != spec:  # compared as specifications: an older daemon's lacks the fields that were added since
-        raise Conflict(f"the key {key!r} belongs to job {row['id']}, which asked for something else", hint="take another --key")
+        raise Conflict(f"the key {key!r} belongs to job {row['id']}, which asked for something else", hint="submit it with another key")
     return str(row["id"])
 
 
