@@ -9,7 +9,7 @@ PIP     = $(BIN)/python -m pip --disable-pip-version-check
 # What pip and setuptools say goes to the log, and to the screen where they fail.
 QUIETLY = quietly() { "$$@" >> $(LOG) 2>&1 || { status=$$?; cat $(LOG) >&2; exit $$status; }; }; quietly
 
-.PHONY: demo docs test test-all test-linear test-busy test-algos test-collect test-asan test-kill test-reliability test-systemd test-tutorials lint fuzz wheel clean help
+.PHONY: demo docs test test-all test-linear test-busy test-algos test-collect test-asan test-kill test-peers test-reliability test-systemd test-tutorials lint fuzz wheel clean help
 .PHONY: bench bench-train bench-store bench-import bench-latency bench-collect bench-online bench-record bench-wire bench-load scores procgen
 .PHONY: install-service uninstall-service
 
@@ -132,6 +132,16 @@ uninstall-service:       ## stop and remove the service; its data and its user s
 	-@rmdir $(DESTDIR)$(UNITDIR)/offrld.service.d 2>/dev/null || true
 	$(if $(DESTDIR),,systemctl daemon-reload)
 	@echo 'the data stay in /var/lib/offrld, and so does the user offrld: rm -r the one, userdel the other, if they shall go'
+
+# Both environments are made once; PEER=.../bin/python and PEER_B=... name others instead.
+test-peers: $(STAMP)     ## round trips with Minari, TorchRL, d3rlpy, LeRobot and robomimic themselves; makes .venv-peers-a and .venv-peers-b (13 GB)
+	@test -n "$(PEER)" || test -f .venv-peers-a/.installed || { $(PYTHON) -m venv .venv-peers-a \
+		&& .venv-peers-a/bin/pip install -q torch==2.13.0 && .venv-peers-a/bin/pip install -q -r tests/peers/requirements-a.txt \
+		&& touch .venv-peers-a/.installed; }
+	@test -n "$(PEER_B)" || test -f .venv-peers-b/.installed || { $(PYTHON) -m venv .venv-peers-b \
+		&& .venv-peers-b/bin/pip install -q torch==2.14.1 torchvision==0.29.1 \
+		&& .venv-peers-b/bin/pip install -q -r tests/peers/requirements-b.txt && touch .venv-peers-b/.installed; }
+	PEER="$(PEER)" PEER_B="$(PEER_B)" $(BIN)/python -m pytest -m slow -rs tests/peers
 
 test-systemd: $(STAMP)   ## the service under a systemd of its own, as root: install, start, crash, hang, stop, two robots, uninstall
 	$(BIN)/python -m pytest -m slow -rs tests/systemd

@@ -236,7 +236,8 @@ class Client:
             into: the dataset's name.
             steps: of the environment.
             options: further fields of `offrl.job.CollectSpec`: limit, envs, processes, seed, sample, epsilon, epsilon_end, epsilon_steps,
-                noise, max_episode_steps, step_timeout_s, threads.
+                noise, max_episode_steps, step_timeout_s, threads; of a policy file that another program has exported policy_input,
+                policy_output, policy_argmax (see `offrl.foreign.ForeignPolicy`).
             priority, after, key: as of `submit`.
 
         Raises:
@@ -248,10 +249,10 @@ class Client:
         if isinstance(named, str) and (named in ("random", "normal") or named.startswith("job:")):
             return self._queue(build(CollectSpec, **given, policy=named), priority, after, key)
         from offrl import upload
-        from offrl.policy import Policy  # onnxruntime: not needed before
+        from offrl.foreign import opened  # onnxruntime: not needed before
 
-        build(CollectSpec, **given, policy="upload")
-        Policy(named)  # what is no policy file is said here
+        asked = build(CollectSpec, **given, policy="upload")
+        opened(named, asked.policy_input, asked.policy_output, asked.policy_argmax)  # what is no policy file is said here
         connection = self.connect()  # its own, so that the client can be used meanwhile
         try:
             sent = upload.send(connection, upload.scan(named))

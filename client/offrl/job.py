@@ -119,6 +119,10 @@ class CollectSpec(_Steps):
     kind: Literal["collect"] = "collect"
     policy: Annotated[str, Field(max_length=100, pattern=POLICY_PATTERN)] = "random"  # or normal, job:JOB[:SEED], upload
     upload: JobId | None = None                                       # of the policy file, where policy is upload
+    # Of an uploaded file of another program: the tensors of observation and action, and whether the latter are scores. `offrl.foreign`.
+    policy_input: Annotated[str, Field(max_length=200)] | None = None
+    policy_output: Annotated[str, Field(max_length=200)] | None = None
+    policy_argmax: bool = False
     sample: bool = False                                              # draw the actions of a job's policy; else greedy ones
     ratio: Annotated[float, Field(gt=0.0, le=1.0)] | None = None      # of the job's last mean return: act as its checkpoint nearest to it
     envs: Annotated[int, Field(ge=1, le=4096)] = 1                    # side by side

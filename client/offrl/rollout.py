@@ -17,9 +17,9 @@ import numpy as np
 
 from offrl import environments
 from offrl.environments import calls
-from offrl.errors import EnvironmentFailed, InvalidInput, Unknown, nearest
+from offrl.errors import EnvironmentFailed, InvalidInput, Unknown
 from offrl.policy import Policy
-from offrl.spaces import action_converter
+from offrl.spaces import by_field, leaves, policy_converter
 
 if TYPE_CHECKING:
     import gymnasium
@@ -112,7 +112,7 @@ def evaluate(
 def _run(policy, env, name, episodes, seed, target_return, max_steps, on_episode) -> tuple[list[float], list[int], list[int]]:
     checked, act, clock = calls.Calls(env, observations=False), policy.act, time.perf_counter_ns
     step = checked.step
-    to_env = action_converter(env.action_space)
+    to_env, seen = policy_converter(policy, env.action_space), by_field(env.observation_space)
     returns, lengths, latencies = [], [], []
     for episode in range(episodes):
         total, length, reward, ended = 0.0, 0, 0.0, False
@@ -122,6 +122,7 @@ def _run(policy, env, name, episodes, seed, target_return, max_steps, on_episode
             policy.reset(target_return)
             while not ended and length < max_steps:
                 during = "an observation"  # that the policy refuses
+                observation = seen(observation)
                 start = clock()
                 action = act(observation, reward)
                 latencies.append(clock() - start)
@@ -151,12 +152,14 @@ def make_env(env_id: str, **options: Any) -> gymnasium.Env:
         raise InvalidInput("running an environment needs gymnasium, which is not installed", hint='pip install "offrl[gym]"') from None
     environments.register()
     try:
+        environments.register_package(env_id)
         return gymnasium.make(env_id, disable_env_checker=True, **options)
     except DependencyNotInstalled as error:
         raise _missing(env_id, str(error)) from None
     except Error as error:
         if env_id not in gymnasium.registry:  # unregistered, or no id at all
-            raise Unknown(f"gymnasium knows no environment {env_id!r}", hint=nearest(env_id, sorted(gymnasium.registry))) from None
+            hint = environments.unknown_hint(env_id, gymnasium.registry)
+            raise Unknown(f"gymnasium knows no environment {env_id!r}", hint=hint) from None
         raise InvalidInput(f"environment {env_id!r} cannot be made: {_first_line(error)}", hint=_MAKE) from None
     except ModuleNotFoundError as error:
         module, colon, _ = env_id.partition(":")  # "MODULE:ID": gymnasium imports the module, which registers the environment
@@ -173,25 +176,26 @@ def make_env(env_id: str, **options: Any) -> gymnasium.Env:
 
 def check_spaces(policy: Policy, env: gymnasium.Env, name: str) -> None:
     """Raises InvalidInput unless the environment's observations and actions are those of the policy."""
+    import gymnasium
+
     observation, action = calls.spaces_of(env)
     for message in (_observation_mismatch(policy, observation), _action_mismatch(policy, action)):
         if message:
             own = f": --env {policy.env_id}" if policy.env_id else ""
+            if getattr(policy, "foreign", False) and not policy.discrete and isinstance(action, gymnasium.spaces.Discrete):
+                own = "; or --policy-argmax: the output holds scores"
             raise InvalidInput(
                 f"environment {name!r} does not fit the policy: {message}", hint="evaluate it in the environment of its dataset" + own
             )
 
 
 def _observation_mismatch(policy: Policy, space: gymnasium.Space) -> str:
-    import gymnasium
-
     shapes, dtypes = policy.observation_shapes, policy.observation_dtypes
-    if isinstance(space, gymnasium.spaces.Dict):
-        given: Mapping[str, Any] = space.spaces
-    elif len(shapes) == 1:
+    given: Mapping[str, Any] = leaves(space)
+    if "" in given:
+        if len(shapes) > 1:
+            return f"it gives one observation of shape {space.shape}, the policy takes the fields {', '.join(shapes)}"
         given = {next(iter(shapes)): space}
-    else:
-        return f"it gives one observation of shape {space.shape}, the policy takes the fields {', '.join(shapes)}"
     for field, shape in shapes.items():
         if field not in given:
             return f"it has no observation field {field!r}, only {', '.join(given)}"

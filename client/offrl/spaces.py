@@ -27,6 +27,15 @@ def observation_fields(space: Any) -> dict[str, Field]:
     )
 
 
+def leaves(space: Any) -> dict[str, Any]:
+    """The spaces in an observation space by field, "" for a plain one; names in nested Dicts are joined with a dot."""
+    import gymnasium.spaces as spaces
+
+    if not isinstance(space, spaces.Dict):
+        return {"": space}
+    return {f"{name}.{inner}" if inner else name: leaf for name, each in space.spaces.items() for inner, leaf in leaves(each).items()}
+
+
 def schema_action(space: Any) -> Field:
     """The action field of an action space: int64 choices, whole numbers of several, or a vector with the space's bounds.
 
@@ -81,6 +90,15 @@ def action_converter(space: Any) -> Callable[[Any], Any]:
         return np.where(action <= low, low, np.where(action >= high, high, cast)).astype(dtype)
 
     return converted
+
+
+def policy_converter(policy: Any, space: Any) -> Callable[[Any], Any]:
+    """`action_converter` for a policy; what a foreign one gives beyond the bounds is clipped to them, as its own library does."""
+    convert = action_converter(space)
+    if policy.discrete or not getattr(policy, "foreign", False):
+        return convert
+    low, high = np.asarray(space.low, np.float32).reshape(-1), np.asarray(space.high, np.float32).reshape(-1)
+    return lambda action: convert(np.clip(action.reshape(*action.shape[: action.ndim - len(policy.action_shape)], -1), low, high))
 
 
 def _of_shape(action: Any, shape: tuple[int, ...]) -> np.ndarray:

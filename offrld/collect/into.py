@@ -9,7 +9,7 @@ from typing import Any
 
 from offrl_store import EpisodeStore, Schema, Snapshot, Writer
 
-from .spaces import check_fits
+from .spaces import check_steps
 
 SYNC_SHARE = 50  # of the time a sync takes: so long until the next at least, so that many open episodes do not slow collection down
 
@@ -31,7 +31,7 @@ def open_writer(
     """
     if isinstance(into, str | os.PathLike):
         into = EpisodeStore.open(into) if os.path.exists(into) else EpisodeStore.create(into, schema, limit_transitions=limit)
-    check_fits(name, schema, (into.store if isinstance(into, Writer) else into).schema)
+    check_steps(name, schema, (into.store if isinstance(into, Writer) else into).schema)
     if isinstance(into, Writer):
         return into
     writer = into.writer(keep=keep)

@@ -11,7 +11,7 @@ import numpy as np
 from offrl.errors import InvalidInput
 from offrl.policy import Policy
 from offrl.rollout import check_spaces
-from offrl.spaces import action_converter
+from offrl.spaces import action_converter, policy_converter
 
 from .behaviours import Behaviour, FunctionBehaviour, RandomBehaviour
 from .spaces import flat, observation_fields
@@ -64,7 +64,7 @@ class PolicyBehaviour:
 
     def begin_episode(self, action_space: Any, rng: np.random.Generator) -> None:
         if action_space is not self._space:
-            self._space, self._to_env = action_space, action_converter(action_space)
+            self._space, self._to_env = action_space, policy_converter(self._policy, action_space)
         self._policy.reset()
         self._reward = 0.0
 
@@ -75,7 +75,7 @@ class PolicyBehaviour:
         self._reward = reward if isinstance(reward, np.ndarray) else float(reward)
 
     def begin_batch(self, action_space: Any, count: int, rng: np.random.Generator) -> None:
-        self._to_env, self._reward = action_converter(action_space), np.zeros(count)
+        self._to_env, self._reward = policy_converter(self._policy, action_space), np.zeros(count)
         self._policy.reset()
         policy = self._policy
         if policy.frame_stack > 1:

@@ -16,6 +16,7 @@ import math
 from pathlib import Path
 from typing import Any, TypeVar
 
+from offrl.environments import unknown_hint
 from offrl.errors import InternalError, InvalidInput, Unknown, nearest
 from offrl.job import TrainOnlineSpec, TrainSpec
 from offrld import settings
@@ -24,6 +25,9 @@ from offrld.daemon.state import State, write_durably
 from offrld.executors.local import LocalExecutor
 
 DESCRIBE_S = 180.0   # loading torch and gymnasium from a cold disk
+ASK_S = 60.0         # an answer, which may take a simulator to be made
+ASKED = 2            # questions at once
+ANSWERS = 200        # kept
 KEEP = 3             # cached answers, for going back and forth between versions
 Trained = TypeVar("Trained", TrainSpec, TrainOnlineSpec)
 log = logging.getLogger("offrld.catalog")
@@ -36,6 +40,8 @@ class Catalog:
         self._state = state
         self._executor = executor
         self._loading: asyncio.Task[dict[str, Any]] | None = None
+        self._asking = asyncio.Semaphore(ASKED)
+        self._answers: dict[str, dict[str, Any]] = {}  # the latest `ANSWERS`
 
     def start(self) -> None:
         """Begin to load in the background; begins anew after a failure."""
@@ -48,6 +54,47 @@ class Catalog:
         """The catalogue. `InternalError` where the describe worker fails."""
         self.start()
         return await asyncio.shield(self._loading)
+
+    async def ask(self, question: dict[str, Any], *, fresh: bool = False) -> dict[str, Any]:
+        """The answer of a describe worker to a question (see `offrld.worker.describe.answer`); empty where none comes, which the log says.
+
+        Answers without a refusal are kept in memory; ``fresh``: ask anew.
+        """
+        text = json.dumps(question, sort_keys=True)
+        if not fresh and text in self._answers:
+            return self._answers[text]
+        async with self._asking:
+            found = await self._answer(text)
+        if found and "refusal" not in found:
+            self._answers.pop(text, None)
+            self._answers[text] = found
+            while len(self._answers) > ANSWERS:
+                del self._answers[next(iter(self._answers))]
+        return found
+
+    async def _answer(self, question: str) -> dict[str, Any]:
+        lines: list[bytes] = []
+        trouble = self._state.cache / "question.log"
+        try:
+            trouble.unlink(missing_ok=True)
+            worker = await self._executor.start(
+                self._state.root, "question", folder=self._state.cache, log=trouble, on_line=lines.append, describe=True, question=question
+            )
+        except OSError as error:
+            log.warning("a question before a submission cannot be asked: %s", error)
+            return {}
+        worker.close_stdin()
+        try:
+            status = await asyncio.wait_for(worker.wait(), ASK_S)
+            answer = json.loads(b"\n".join(lines)).get("answer") if status == 0 else None
+        except (TimeoutError, ValueError):
+            answer = None
+        finally:
+            worker.kill()
+        if not isinstance(answer, dict):
+            log.warning("no answer to %s: %s", question[:200], last_line(trouble) or "the job's own worker will see")
+            return {}
+        return answer
 
     async def close(self) -> None:
         """Stop loading."""
@@ -158,7 +205,7 @@ def last_line(path: Path, limit: int = 300) -> str:
 def checked_environment(env: str, catalog: dict[str, Any]) -> None:
     """`Unknown` with the nearest known id, unless gymnasium knows the environment on this machine."""
     if env not in catalog["environments"]:
-        raise Unknown(f"no environment {env!r} is registered with gymnasium here", hint=nearest(env, catalog["environments"]))
+        raise Unknown(f"no environment {env!r} is registered with gymnasium here", hint=unknown_hint(env, catalog["environments"]))
 
 
 def checked(spec: Trained, catalog: dict[str, Any], fields: dict[str, Any] | None) -> Trained:
@@ -192,6 +239,9 @@ def checked(spec: Trained, catalog: dict[str, Any], fields: dict[str, Any] | Non
         check_value(f"{spec.algorithm}: {name}", value, algorithm["config"][name])
     preset = settings.resolve(presets[spec.preset], algorithm["config"]) if spec.preset is not None else {}
     settings.refuse_unread({**preset, **chosen}, algorithm["config"])
+    if algorithm.get("evaluates") and settings.resolve(spec.config, algorithm["config"]).get("policy") is None:
+        hint = "--from names networks to start from, not the policy: --set policy=JOB" if spec.start is not None else "--set policy=JOB"
+        raise InvalidInput(f"{spec.algorithm} evaluates the policy of another job, and none is named", hint=hint)
     kind = action_kind(fields)
     if kind is not None and algorithm.get("actions", "both") not in (kind, "both"):
         fitting = [name for name, other in algorithms.items() if other.get("actions") in (kind, "both")]

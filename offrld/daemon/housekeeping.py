@@ -56,11 +56,11 @@ def after_import(state: State, job: Job, *, dataset_known: bool) -> None:
     shutil.rmtree(state.datasets / f".tmp-{job.id}", ignore_errors=True)
     if job.state.ended and not dataset_known and not job.spec.get("append") and job.dataset:
         folder = state.datasets / job.dataset
-        if _made_by(folder) == job.id:  # renamed into place, but killed before it could say so: nobody was told of this dataset
+        if made_by(folder) == job.id:  # renamed into place, but killed before it could say so: nobody was told of this dataset
             delete(set_aside(folder))
 
 
-def _made_by(dataset: Path) -> str | None:
+def made_by(dataset: Path) -> str | None:
     """The import job that made a dataset, as its worker has noted there."""
     try:
         return str(json.loads((dataset / ORIGIN).read_bytes())["job"])

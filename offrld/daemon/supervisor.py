@@ -19,7 +19,7 @@ from typing import Any
 
 from offrl.job import MAKES_STEPS, PAUSABLE, JobState
 from offrl_store.errors import OffrlError
-from offrld.daemon import datasets, devices, housekeeping, queue
+from offrld.daemon import datasets, devices, housekeeping, orphans, queue
 from offrld.daemon.config import Settings
 from offrld.daemon.database import Connection, Database
 from offrld.daemon.hub import Hub
@@ -126,6 +126,7 @@ class Supervisor:
         jobs, unfinished, names, _uploads = await self._database.survey(housekeeping.names_in_use)
         gone = await asyncio.to_thread(housekeeping.sweep, self._state, jobs, unfinished, names)
         self._spawn(self._delete(gone))
+        await orphans.adopt_all(self._state, self._database)
 
     async def tell_pinned(self, dataset: str) -> None:
         """Tell the worker that writes the dataset which of its snapshots jobs use now: a bounded one evicts nothing of them."""
@@ -212,6 +213,7 @@ class Supervisor:
             except Exception:
                 log.exception("job %s: the supervisor failed", job.id)
                 how = Exit(log_line="the daemon's log holds more")
+            await self._note_steps(job)
             ended = await self._finish(attempt, how)
             if attempt.worker is not None:
                 self.observer.worker_ended(ended)
@@ -375,6 +377,13 @@ class Supervisor:
                 await self._database.write(queue.keep_peak, attempt.job.id, attempt.vital.device_bytes)
             except OffrlError as error:  # a later attempt is placed by the guess once more
                 log.warning("job %s: its use of the card cannot be recorded: %s", attempt.job.id, error)
+
+    async def _note_steps(self, job: Job) -> None:
+        """Steps that the worker has left and not told of."""
+        try:
+            await orphans.note(self._state, self._database, job)
+        except Exception:  # they are looked for again when the daemon starts
+            log.exception("job %s: what it has left cannot be looked at", job.id)
 
     async def _tidy(self, job: Job) -> None:
         """What an import no longer needs. The upload of one that crashed is kept for a retry until it expires."""

@@ -1,12 +1,15 @@
 """Taking over what another run has learned: networks, their targets and the optimisers' state, matched by name and shape.
 
-``policy`` stands for all networks but critic, q and value (a temperature belongs to the policy), ``critics`` for these three. Where each
-side has one network of its kind they are matched whatever they are called: the ``policy`` of BC becomes the ``actor`` of TD3+BC.
+``policy`` stands for all networks but critic, q and value, ``critics`` for these three; a temperature belongs to the policy, and begins
+anew where there is none. Where each side has one network of its kind they are matched whatever they are called: the ``policy`` of BC
+becomes the ``actor`` of TD3+BC.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -102,6 +105,26 @@ class Transfer:
 
     def _matched(self, source: Loaded, part: str) -> dict[str, str]:
         """This learner's networks of the part -> those of the source."""
+        try:
+            return self._fitting(source, part)
+        except InvalidInput as error:
+            error.hint = self._other_way(source, part) or error.hint
+            raise
+
+    def _other_way(self, source: Loaded, part: str) -> str:
+        """What of the source can be taken, "" where nothing of it can."""
+        ways = []
+        for other in ("policy", "critics"):
+            with contextlib.suppress(InvalidInput):
+                if other != part and self._fitting(source, other, log=lambda text: None):
+                    ways.append(f"--transfer {other}")
+        if source.algorithm.name != self.algorithm.name:
+            ways.append(f"train on with {source.algorithm.name}, the algorithm of that run")
+        return " or ".join(ways)
+
+    def _fitting(self, source: Loaded, part: str, *, log: Callable[[str], None] | None = None) -> dict[str, str]:
+        """`_matched` without a word about other parts."""
+        log = log or self._log
         mine, theirs = ([name for name in vars(nets) if _chosen(name, part)] for nets in (self.nets, source.nets))
         if not mine:
             raise InvalidInput(
@@ -110,15 +133,17 @@ class Transfer:
         names = {}
         for name in mine:
             alike = [other for other in theirs if (other in CRITICS) == (name in CRITICS)]
-            own = [other for other in mine if (other in CRITICS) == (name in CRITICS)]
+            own = [other for other in mine if (other in CRITICS) == (name in CRITICS) and not self._number(other)]
             if name in theirs:
                 names[name] = name
+            elif self._number(name) and len(mine) > 1:
+                log(f"start: {name}, a single number, begins anew: {source.origin} has none")
             elif len(alike) == len(own) == 1:
                 names[name] = alike[0]
             else:
                 raise InvalidInput(
                     f"{source.origin} ({source.algorithm.name}) has no network {name!r}, only {', '.join(vars(source.nets))}",
-                    hint="--transfer policy or critics takes a part of them",
+                    hint="start from a job of the same algorithm",
                 )
         params = source.params
         for name, other in names.items():
@@ -131,8 +156,12 @@ class Transfer:
                     hint="the same encoder settings, observations and actions are needed",
                 )
         if left := [name for name in theirs if name not in names.values()]:
-            self._log(f"start: {', '.join(left)} of {source.origin} are not used by {self.algorithm.name}")
+            log(f"start: {', '.join(left)} of {source.origin} are not used by {self.algorithm.name}")
         return names
+
+    def _number(self, network: str) -> bool:
+        """Whether a network is a single number, like a temperature."""
+        return all(value[0].numel() == 1 for name, value in self.state.params.items() if name.split(".")[0] == network)
 
     def _pair(
         self, kind: str, name: str, mine: Tensor, names: dict[str, str], sources: list[Loaded]
@@ -173,6 +202,28 @@ class Transfer:
         if missing:
             self._log(f"start: optimisers of {', '.join(missing)} begin anew, {sources[0].origin} has none like them")
         return counts
+
+
+class _Candidate(Transfer):
+    """Networks that are made to be compared with those of a run."""
+
+    def __init__(self, algorithm: Any, config: Any, space: Space) -> None:
+        networks = algorithm.networks(config, space)
+        generator = torch.Generator().manual_seed(0)
+        params = {name: value for network in networks.values() for name, value in network.init(generator, torch.float32).items()}
+        self.algorithm, self.nets = algorithm, SimpleNamespace(**networks)
+        self.state = SimpleNamespace(params={name: value[None] for name, value in params.items()})
+        self._log = lambda text: None
+
+
+def check_start(algorithm: Any, config: Any, source: Loaded, part: str) -> None:
+    """`InvalidInput` where a learner of ``algorithm`` for the observations and actions of ``source`` cannot start from it."""
+    kind = "discrete" if source.space.discrete else "continuous"
+    if algorithm.actions not in ("both", kind):
+        whose = f"{source.origin} ({source.algorithm.name})"
+        raise InvalidInput(f"{algorithm.name} learns {algorithm.actions} actions, {whose} has {kind} ones",
+                           hint=f"train on with {source.algorithm.name}, the algorithm of that run")  # fmt: skip
+    _Candidate(algorithm, config, source.space)._matched(source, part)
 
 
 def loaded_of(given: Learner | Loaded | Sequence[Loaded]) -> list[Loaded]:

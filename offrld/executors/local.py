@@ -136,10 +136,15 @@ class LocalExecutor:
         self.describe_command = tuple(describe_command)
 
     async def start(
-        self, state_dir: Path, job: str, *, folder: Path, log: Path, on_line: Callable[[bytes], None], describe: bool = False
-    ) -> LocalWorker:
-        """Start the worker of ``job`` in ``folder`` with its stderr appended to ``log``; `OSError` where the system refuses."""
-        return await self._start(self.describe_command if describe else self.command, state_dir, job, folder, log, on_line)
+        self, state_dir: Path, job: str, *, folder: Path, log: Path, on_line: Callable[[bytes], None], describe: bool = False,
+        question: str | None = None,
+    ) -> LocalWorker:  # fmt: skip
+        """Start the worker of ``job`` in ``folder`` with its stderr appended to ``log``; `OSError` where the system refuses.
+
+        ``describe``: the describe worker instead, with a ``question`` that it answers.
+        """
+        command = (*self.describe_command, *([] if question is None else [question])) if describe else self.command
+        return await self._start(command, state_dir, job, folder, log, on_line)
 
     async def start_spare(self, state_dir: Path, *, folder: Path, log: Path, on_line: Callable[[bytes], None]) -> LocalWorker:
         """Start a worker that loads what train jobs need and waits for one. `assign` it before it gets its start message; `OSError`."""

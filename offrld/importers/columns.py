@@ -112,6 +112,7 @@ class Column:
 
     def read_flags(self, start: int, stop: int) -> np.ndarray:
         """Rows of a column of flags as ``[stop - start]`` booleans; numbers other than 0 and 1 are refused."""
+        check_scalar_rows(self)
         block = self.read(start, stop)
         flags = block.reshape(len(block))
         if flags.dtype.kind == "b":

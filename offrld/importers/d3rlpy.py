@@ -19,10 +19,12 @@ from offrl_store.errors import EmptyStore, InvalidInput
 
 from . import hdf5
 from .columns import Column
+from .described import NAME as MARK
+from .described import Described, restored
 from .episodic import Recording, episodic_source
 from .flat import FlatArrays, flat_source
 from .source import BadEpisodes, Format, Source
-from .spaces import probe_environment
+from .spaces import ActionSpace, probe_environment
 
 NEEDS = (
     "version 1: observations, actions, rewards, terminals, episode_terminals, discrete_action; "
@@ -60,9 +62,14 @@ def _open_v1(file: h5py.File, name: str, bad: BadEpisodes) -> Source:
     messages: list[str] = []
     attributes = hdf5.attributes(file)
     env_id = attributes.get("env_id") if isinstance(attributes.get("env_id"), str) else None
-    arrays = FlatArrays(observations, actions, rewards, terminals, hdf5.column(file, "episode_terminals", name))
+    described = Described.read(attributes.pop(MARK, None))
+    restored_observations = described.fields({"observation": observations}) if described is not None else None
+    arrays = FlatArrays(
+        observations if restored_observations is None else restored_observations, actions, rewards, terminals,
+        hdf5.column(file, "episode_terminals", name),
+    )  # fmt: skip
     return flat_source(
-        arrays, bad, format="d3rlpy", env_id=env_id, space=probe_environment(env_id, name, messages).space, attributes=attributes,
+        arrays, bad, format="d3rlpy", env_id=env_id, space=_space(described, env_id, name, messages), attributes=attributes,
         messages=messages, discrete=None if discrete is None else bool(discrete), version=str(hdf5.scalar(file, "version", name) or "1"),
     )  # fmt: skip
 
@@ -81,6 +88,7 @@ def _open_v2(file: h5py.File, name: str, bad: BadEpisodes) -> Source:
     if extra:
         messages.append(f"not imported: {hdf5.listed(extra)}")
     attributes: dict[str, Any] = hdf5.attributes(file)
+    described = Described.read(attributes.pop(MARK, None))
     env_id = attributes.get("env_id") if isinstance(attributes.get("env_id"), str) else None
 
     def recording(number: int) -> Recording | None:
@@ -90,12 +98,20 @@ def _open_v2(file: h5py.File, name: str, bad: BadEpisodes) -> Source:
             raise InvalidInput(f"{name} holds no 'terminated_{number}'", hint=f"needed: {NEEDS}")
         if not actions.rows:
             return None
-        return Recording(_observations(file, number, name), actions, rewards, [(actions.rows, bool(terminated))])
+        found = _observations(file, number, name)
+        plain = Recording(found, actions, rewards, [(actions.rows, bool(terminated))])
+        return restored(described, plain, found if isinstance(found, dict) else {"observation": found}, {})
 
     return episodic_source(
-        recording, count, bad, file=name, format="d3rlpy", env_id=env_id, space=probe_environment(env_id, name, messages).space,
+        recording, count, bad, file=name, format="d3rlpy", env_id=env_id, space=_space(described, env_id, name, messages),
         attributes=attributes, messages=messages, version=LAYOUT,
     )  # fmt: skip
+
+
+def _space(described: Described | None, env_id: str | None, name: str, messages: list[str]) -> ActionSpace | None:
+    """The action space of the record, else the environment's."""
+    known = described.space if described is not None else None
+    return known if known is not None else probe_environment(env_id, name, messages).space
 
 
 def _observations(file: h5py.File, number: int, name: str) -> Column | dict[str, Column]:

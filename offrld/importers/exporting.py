@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,32 @@ def one_action(export: Export, format: str) -> Field:
     if not isinstance(action, Field):
         raise InvalidInput(f"the dataset has several action fields ({', '.join(action)})", hint=f"{format!r} holds one; export as 'store'")
     return action
+
+
+def free_names(export: Export, names: Iterable[str], taken: Callable[[str], bool]) -> dict[str, str]:
+    """Extra fields under names that a format leaves free: their own, or ``extra.NAME`` where it uses that one itself, which is said.
+
+    Args:
+        taken: whether the format uses a name for something else.
+    """
+    names = list(names)
+    free: dict[str, str] = {}
+    for name in names:
+        other = name
+        while taken(other) or other in free.values() or (other != name and other in names):
+            other = f"extra.{other}"
+        free[name] = other
+        if other != name:
+            export.message(f"the extra field {name!r} is written as {other!r}: the format uses the name {name!r} itself")
+    return free
+
+
+def say_left_out(export: Export, keys: Iterable[str], what: str) -> None:
+    """One line for what the format has no place for."""
+    shown = sorted(set(keys))
+    if shown:
+        listed = ", ".join(shown[:8]) + (f" and {len(shown) - 8} more" if len(shown) > 8 else "")
+        export.message(f"not exported: {listed} ({what})")
 
 
 def action_shape(field: Field) -> tuple[int, ...]:
@@ -87,13 +113,17 @@ def h5_dataset(export: Export, group: h5py.Group, key: str, rows: np.ndarray) ->
 MAX_ATTRIBUTE = 32 << 10
 
 
-def set_attributes(node: Any, values: Any) -> None:
-    """Texts, numbers and arrays of a dict as attributes; what HDF5 has no place for (nested values, very long ones) is left out."""
+def set_attributes(node: Any, values: Any) -> set[str]:
+    """Texts, numbers and arrays of a dict as attributes; returns the keys of what HDF5 has no place for (nested values, very long ones)."""
+    left_out = set()
     for key, value in (values if isinstance(values, dict) else {}).items():
-        if isinstance(value, int) and not -(2**63) <= value < 2**63:
-            continue
-        if isinstance(value, (str, bool, int, float, np.ndarray)) and key and len(key) <= 256 and _size(value) <= MAX_ATTRIBUTE:
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        fits = isinstance(value, (str, bool, int, float, np.ndarray)) and not (whole and not -(2**63) <= value < 2**63)
+        if fits and key and len(key) <= 256 and _size(value) <= MAX_ATTRIBUTE and "\0" not in f"{key}{value}":
             node.attrs[key] = value
+        else:
+            left_out.add(key)
+    return left_out
 
 
 def _size(value: Any) -> int:

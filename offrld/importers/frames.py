@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import struct
 from collections.abc import Callable, Iterator
@@ -10,18 +11,45 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from offrl_store.errors import InvalidInput
+from offrl_store.errors import InvalidInput, OffrlError
 
 from . import arrow
 from .source import BadRow
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's name for so many channels
 
+#: Pillow's names for pictures of one channel that is no byte (depth in millimetres or metres), and their dtypes.
+DEEP = {"I;16": np.uint16, "I;16L": np.uint16, "I;16B": np.uint16, "I": np.int32, "F": np.float32}
+
+#: What can be turned into a mode without loss of a value: palettes, black and white, grey as three equal channels.
+EXACT = {"L": ("1", "L"), "RGB": ("P", "1", "L", "RGB"), "RGBA": ("P", "PA", "1", "L", "LA", "RGB", "RGBA")}
+
 #: What is decoded of a stranger's bytes; Pillow would also hand PostScript to a program.
-IMAGE_FORMATS = ("PNG", "JPEG", "WEBP")
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF")
 
 #: What FFmpeg may take a stranger's video for; among the others are playlists, which open further files.
 VIDEO_FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi"
+
+
+def picture_dtype(content: bytes, channels: int, file: str, key: str) -> np.dtype:
+    """The dtype of an encoded picture: uint8, or what its single channel holds (16-bit depth); raises `BadRow` where it is none."""
+    with _opened(content, file, key, 0) as opened:
+        return np.dtype(DEEP.get(opened.mode, np.uint8)) if channels == 1 else np.dtype(np.uint8)
+
+
+@contextlib.contextmanager
+def _opened(content: bytes, file: str, key: str, row: int) -> Iterator[Any]:
+    """An encoded picture; raises `BadRow` for what is none, also where it is decoded."""
+    image = arrow.need("PIL.Image", file)
+    try:
+        with image.open(io.BytesIO(content), formats=IMAGE_FORMATS) as opened:
+            yield opened
+    except (OSError, ValueError, SyntaxError, TypeError, EOFError, struct.error, image.DecompressionBombError) as error:
+        if isinstance(error, OffrlError):
+            raise
+        why = "it is neither PNG, JPEG, WebP nor TIFF" if isinstance(error, image.UnidentifiedImageError) else arrow.line(error)
+        raise BadRow(f"{file}: {key}[{row}] is no image: {why}", row,
+                     hint="the file is damaged; copy it again, or write its images as PNG or JPEG") from None  # fmt: skip
 
 
 class EncodedImages:
@@ -32,34 +60,41 @@ class EncodedImages:
         shape: ``(N, C, H, W)``; an image of another size is an error.
         file, key: how messages call them.
         last: the shape is ``(N, H, W, C)`` or ``(N, H, W)``, and so are the rows.
+        dtype: what the pictures hold (`picture_dtype`). One that holds something else, or that would lose a value, is an error.
     """
 
-    dtype = np.dtype(np.uint8)
-
     def __init__(
-        self, encoded: Callable[[int, int], list[bytes]], shape: tuple[int, ...], file: str, key: str, *, last: bool = False
-    ) -> None:
+        self, encoded: Callable[[int, int], list[bytes]], shape: tuple[int, ...], file: str, key: str, *, last: bool = False,
+        dtype: Any = np.uint8,
+    ) -> None:  # fmt: skip
         self._encoded, self.shape, self._file, self._key, self._last = encoded, shape, file, key, last
+        self.dtype = np.dtype(dtype)
 
     def __getitem__(self, rows: slice) -> np.ndarray:
-        image = arrow.need("PIL.Image", self._file)
         channels, height, width = ((*self.shape[3:], 1)[0], *self.shape[1:3]) if self._last else self.shape[1:]
-        made = np.empty((rows.stop - rows.start, *self.shape[1:]), np.uint8)
+        made = np.empty((rows.stop - rows.start, *self.shape[1:]), self.dtype)
         for place, content in enumerate(self._encoded(rows.start, rows.stop)):
             row = rows.start + place
-            try:
-                with image.open(io.BytesIO(content), formats=IMAGE_FORMATS) as opened:
-                    if opened.size != (width, height):  # known before anything is decoded
-                        raise BadRow(f"{self._file}: {self._key}[{row}] is an image of {opened.size[1]}x{opened.size[0]}", row,
-                                     hint=f"all images need the declared size, {height}x{width}")  # fmt: skip
-                    pixels = np.asarray(opened.convert(MODES[channels]))
-            except (OSError, ValueError, SyntaxError, TypeError, EOFError, struct.error, image.DecompressionBombError) as error:
-                why = "it is neither PNG, JPEG nor WebP" if isinstance(error, image.UnidentifiedImageError) else arrow.line(error)
-                raise BadRow(f"{self._file}: {self._key}[{row}] is no image: {why}", row,
-                             hint="the file is damaged; copy it again, or write its images as PNG or JPEG") from None  # fmt: skip
+            with _opened(content, self._file, self._key, row) as opened:
+                if opened.size != (width, height):  # known before anything is decoded
+                    raise BadRow(f"{self._file}: {self._key}[{row}] is an image of {opened.size[1]}x{opened.size[0]}", row,
+                                 hint=f"all images need the declared size, {height}x{width}")  # fmt: skip
+                pixels = self._pixels(opened, channels, row)
             pixels = pixels.reshape(height, width, channels)
             made[place] = pixels.reshape(self.shape[1:]) if self._last else np.moveaxis(pixels, -1, 0)
         return made
+
+    def _pixels(self, opened: Any, channels: int, row: int) -> np.ndarray:
+        """The pixels of a picture, as they are."""
+        mode = MODES[channels]
+        if self.dtype == np.uint8 and opened.mode in EXACT[mode] and not ("transparency" in opened.info and mode != "RGBA"):
+            return np.asarray(opened.convert(mode))
+        if channels == 1 and opened.mode in DEEP and DEEP[opened.mode] == self.dtype:
+            return np.asarray(opened, self.dtype)
+        raise BadRow(
+            f"{self._file}: {self._key}[{row}] is a picture of the mode {opened.mode}: {channels} channels of {self.dtype} do not hold it",
+            row, hint="all pictures of a field need one number of channels and one depth: declare those that they have",
+        )  # fmt: skip
 
 
 class VideoFrames:

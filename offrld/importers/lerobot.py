@@ -9,6 +9,7 @@ final observations. ``next.done`` does not say whether the task ended: an episod
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 from contextlib import ExitStack
@@ -18,14 +19,16 @@ from typing import Any
 import numpy as np
 
 from offrl_store.errors import EmptyStore, InvalidInput
-from offrl_store.schema import DTYPES, NAME
+from offrl_store.schema import DTYPES
 
 from . import arrow, hdf5
 from .columns import Column
+from .described import NAME as MARK
+from .described import Described, restored
 from .episodic import Recording, episodic_source
-from .frames import MODES, EncodedImages, VideoFrames
+from .frames import MODES, EncodedImages, VideoFrames, picture_dtype
 from .reading import read_json
-from .source import BadEpisodes, Format, Source
+from .source import BadEpisodes, Format, Source, field_names, named_keys
 
 NEEDS = "a folder with meta/info.json, meta/episodes/ and data/ of LeRobot v3.0"
 
@@ -38,15 +41,17 @@ def detect(path: Path) -> bool:
     return path.is_dir() and (path / "meta" / "info.json").is_file()
 
 
-def open_folder(path: Path, bad: BadEpisodes, *, done: Any = "truncated") -> Source:
+def open_folder(path: Path, bad: BadEpisodes, *, done: Any = "truncated", drop: Any = ()) -> Source:
     """Opens a dataset; raises `InvalidInput` when the folder is none of version v3, or is damaged."""
     name = path.resolve().name
     if done not in ("truncated", "terminated"):
         raise InvalidInput(f"done is {done!r}", hint="give what the end of an episode means: truncated or terminated")
     arrow.need("pyarrow", name)
     info = _info(path, name)
-    features = _features(info, name)
+    left_out = named_keys("drop", drop, info.get("features") or {}, name)
+    features = {key: each for key, each in _features(info, name).items() if key not in left_out}
     episodes = _episodes(path, name)
+    described = Described.read(path / "meta" / f"{MARK}.json")
     observed = {key: each for key, each in features.items() if key.startswith("observation.") or key == "observation"}
     if not observed or "action" not in features:
         missing = "action" if observed else "observation.NAME"
@@ -58,31 +63,38 @@ def open_folder(path: Path, bad: BadEpisodes, *, done: Any = "truncated") -> Sou
     if "next.terminated" not in features and done == "truncated":
         messages.append("next.done does not say whether the task ended, nor does anything else but next.success: episodes are taken as cut")
     used = {*observed, "action", *REWARDS, *ENDS, *DERIVED}
-    extra = {key: each for key, each in features.items() if key not in used and each.dtype in DTYPES and NAME.match(key)}
-    left_out = [key for key in features if key not in used and key not in extra]
+    extra = {key: each for key, each in features.items() if key not in used and each.dtype in DTYPES}
+    left_out = sorted({*left_out, *(key for key in features if key not in used and key not in extra)})
     if left_out:
         messages.append(f"not imported: {hdf5.listed(left_out)}")
+    names = field_names((key.partition(".")[2] or "observation" for key in observed), messages, "observation field")
+    extras = field_names(extra, messages, "extra field")
     with ExitStack() as resources:
         reader = _Reader(path, name, info, features, episodes)
         resources.callback(reader.close)
+        reader.look_at_pictures()
         single = len(observed) == 1
 
         def recording(number: int) -> Recording | None:
             steps = reader.go(number)
             if not steps:
                 return None
-            fields = {key.partition(".")[2] or "observation": reader.column(key) for key in observed}
+            columns, kept = {key: reader.column(key) for key in observed}, {key: reader.column(key) for key in extra}
+            fields = {names[key.partition(".")[2] or "observation"]: column for key, column in columns.items()}
             rewards = reader.column(reward) if reward else Column(name, "reward", np.zeros(steps, np.float32))
-            return Recording(
+            plain = Recording(
                 next(iter(fields.values())) if single else fields, reader.column("action"), rewards,
-                [(steps, done == "terminated" or reader.ended())], {key: reader.column(key) for key in extra}, reader.metadata(),
+                [(steps, done == "terminated" or reader.ended())], {extras[key]: column for key, column in kept.items()}, reader.metadata(),
             )  # fmt: skip
+            return restored(described, plain, columns, kept)
 
         attributes = hdf5.plain({key: value for key, value in info.items() if key not in ("splits", "data_path", "video_path")})
         source = episodic_source(
-            recording, len(episodes), bad, file=name, format="lerobot", env_id=None, space=None, attributes=attributes, messages=messages,
-            version=str(info["codebase_version"]),
+            recording, len(episodes), bad, file=name, format="lerobot", env_id=described.env_id if described else None,
+            space=described.space if described else None, attributes=attributes, messages=messages, version=str(info["codebase_version"]),
         )  # fmt: skip
+        if reader.reordered:
+            messages.append(f"the frames of {reader.reordered} episodes are put in the order of their frame_index")
         source.resources = resources.pop_all()
         return source
 
@@ -96,6 +108,9 @@ class Feature:
             raise InvalidInput(f"{file}: meta/info.json gives {key!r} no shape", hint="the dataset is damaged; copy it again")
         self.dtype, names = str(described.get("dtype")), described.get("names") or []
         self.shape = tuple(shape)
+        self.pixels = np.dtype(np.uint8)  # what a picture holds
+        inner = described.get("info") if isinstance(described.get("info"), dict) else {}
+        self.depth = any(bool(each) for key, each in inner.items() if str(key).endswith("is_depth_map"))
         if self.picture:
             first = isinstance(names, list) and len(names) == 3 and str(names[0]).startswith("channel")
             if len(shape) != 3 or (shape[0] if first else shape[2]) not in MODES:
@@ -120,6 +135,31 @@ class _Reader:
         self._bases = bases
         self._data: _DataFile | None = None
         self._videos = ExitStack()
+        self._order: np.ndarray | None = None  # rows of the episode in the order of time, where the file has them in another
+        self._reordered: set[int] = set()
+
+    @property
+    def reordered(self) -> int:
+        """Episodes so far whose rows stand in another order than that of time."""
+        return len(self._reordered)
+
+    def look_at_pictures(self) -> None:
+        """Finds what pictures hold by the first one of each feature: bytes, or distances of 16 bits. Refuses depth in a video."""
+        for key, feature in self._features.items():
+            if feature.dtype == "video" and feature.depth:
+                raise InvalidInput(f"{self._name}: {key!r} is depth in a video, which keeps no distances exactly",
+                                   hint=f"leave it out (--option drop={key}), or record depth as images")  # fmt: skip
+            if feature.dtype == "video" and feature.shape[0] != 3:
+                raise InvalidInput(f"{self._name}: {key!r} is a video of {feature.shape[0]} channels", hint="videos of 3 channels are read")
+        number = next((i for i, each in enumerate(self._episodes) if each["length"]), None)
+        pictures = [key for key, feature in self._features.items() if feature.dtype == "image"]
+        if number is None or not pictures:
+            return
+        with contextlib.suppress(InvalidInput):  # a damaged episode is named when its turn comes
+            self.go(number)
+            for key in pictures:
+                first = self._data.images(key, self._start, self._start + 1, self._file)[0]
+                self._features[key].pixels = picture_dtype(first, self._features[key].shape[0], self._file, key)
 
     def close(self) -> None:
         self._videos.close()
@@ -149,15 +189,38 @@ class _Reader:
         if len(wrong):
             raise InvalidInput(f"{self._file}: row {int(wrong[0])} is one of episode {ids.reshape(-1)[wrong[0]]}",
                                hint="the dataset is damaged; copy it again")  # fmt: skip
+        self._order = self._frame_order(number, length)
         return length
 
+    def _frame_order(self, number: int, length: int) -> np.ndarray | None:
+        """The episode's rows in the order of time where the file has them in another; raises `InvalidInput` where a frame is missing."""
+        if "frame_index" not in self._features:
+            return None
+        frames = self._data.read("frame_index", self._start, self._start + length, self._file).reshape(-1)
+        if np.array_equal(frames, np.arange(length)):
+            return None
+        order = np.argsort(frames, kind="stable")
+        wrong = np.flatnonzero(frames[order] != np.arange(length))
+        if len(wrong):
+            raise InvalidInput(f"{self._file}: frame_index lacks {int(wrong[0])} of {length} frames",
+                               hint="the dataset is damaged; copy it again")  # fmt: skip
+        self._reordered.add(number)
+        return order
+
     def column(self, key: str) -> Column:
+        """The rows of a feature in the order of time."""
+        column = self._column(key)
+        if self._order is None or self._features[key].dtype == "video":  # videos run in the order of time
+            return column
+        return Column(column.file, key, column.read(0, column.rows)[self._order])
+
+    def _column(self, key: str) -> Column:
         feature, file, start = self._features[key], self._file, self._start
         data, steps = self._data, self._steps
         shape = (steps, *feature.shape)
         if feature.dtype == "image":
             images = lambda low, high: data.images(key, start + low, start + high, file)  # noqa: E731
-            return Column(file, key, EncodedImages(images, shape, file, key))
+            return Column(file, key, EncodedImages(images, shape, file, key, dtype=feature.pixels))
         if feature.dtype == "video":
             each, prefix = self._episode, f"videos/{key}"
             if any(each.get(f"{prefix}/{part}") is None for part in ("chunk_index", "file_index", "from_timestamp")) or not self._fps:
@@ -172,10 +235,8 @@ class _Reader:
 
     def ended(self) -> bool:
         """Whether the task ended with the episode."""
-        for key in ("next.terminated", "next.success"):
-            if key in self._features and bool(np.any(self.column(key).read(self._steps - 1, self._steps))):
-                return True
-        return False
+        key = next((key for key in ("next.terminated", "next.success") if key in self._features), None)
+        return key is not None and bool(np.any(self.column(key).read(self._steps - 1, self._steps)))
 
     def metadata(self) -> dict[str, Any] | None:
         tasks = self._episode.get("tasks")
@@ -295,5 +356,6 @@ def _episodes(path: Path, name: str) -> list[dict[str, Any]]:
 
 FORMAT = Format(
     "lerobot", "folder of a LeRobot dataset, version v3", NEEDS, detect, open_folder,
-    {"done": "what the end of an episode means where nothing else says so: truncated or terminated"},
+    {"done": "what the end of an episode means where nothing else says so: truncated or terminated",
+     "drop": "features to leave out"},
 )  # fmt: skip

@@ -2,7 +2,8 @@
 
 LeRobot keeps as many observations as actions, so final observations are left out. How an episode ended is kept beside its own
 ``next.done`` as ``next.terminated``. A single observation becomes ``observation.state`` (of pixels ``observation.image``), fields
-``observation.NAME``. Statistics are mean, std, min, max and count of every feature; quantiles, which a few policies want, are not made.
+``observation.NAME``; extra fields keep their names but those that LeRobot uses itself. Statistics are those of LeRobot, of each episode and
+of all of them, so that it can record further episodes into the folder. Data that came from LeRobot get the features that they had there.
 """
 
 from __future__ import annotations
@@ -14,84 +15,157 @@ from typing import Any
 
 import numpy as np
 
-from offrl_store import Field
+from offrl_store import Episode, EpisodeStore, Field
+from offrl_store.errors import InvalidInput
 
 from . import arrow
-from .exporting import Export, action_shape, channels_last, named_observations, one_action
+from .described import NAME, record
+from .exporting import Export, action_shape, channels_last, free_names, named_observations, one_action, say_left_out
+from .lerobot import DERIVED, ENDS, REWARDS
 
 FPS = 30  # where the data do not say
 DATA_BYTES = 100 << 20  # a data file is closed above this size
 FILES_PER_CHUNK = 1000
+MAX_DIMENSIONS = 5  # of a row, in LeRobot
 DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 
 
 def write_lerobot(export: Export) -> None:
-    """``meta/`` and ``data/``. Frames per second and tasks are those that the data came with, else 30 and the environment's name."""
-    store, schema = export.store, export.store.schema
+    """``meta/`` and ``data/``. Frames per second, tasks, the robot and its joints' names are those that the data came with; else 30 frames
+    and the environment's name."""
+    store = export.store
     pa, parquet = arrow.need("pyarrow", "'lerobot'"), arrow.need("pyarrow.parquet", "'lerobot'")
-    action = one_action(export, "lerobot")
-    fields = {_name(name, each): each for name, each in named_observations(schema.observation).items()}
-    images = {key for key, each in fields.items() if channels_last(each)}
-    fields |= {"action": Field(action.dtype, action_shape(action) or (1,)), "next.reward": Field(schema.reward.dtype, (1,))}
-    fields |= {"next.done": Field("bool", (1,)), "next.terminated": Field("bool", (1,))}
-    fields |= {name: Field(each.dtype, each.shape or (1,)) for name, each in schema.extra.items()}
-    index = {"timestamp": Field("float32", (1,))} | {
-        key: Field("int64", (1,)) for key in ("frame_index", "episode_index", "index", "task_index")
-    }
-    known = store.metadata.get("source_attributes")
-    fps = known.get("fps") if isinstance(known, dict) and isinstance(known.get("fps"), (int, float)) and known["fps"] > 0 else None
+    plan = _Plan(export)
+    known, fields, images = plan.known, plan.fields, plan.images
+    fps = known.get("fps") if isinstance(known.get("fps"), (int, float)) and known["fps"] > 0 else None
     if fps is None:
         export.message(f"the dataset does not say how many steps there are in a second: {FPS} are written")
         fps = FPS
-    features = fields | index
+    features = fields | {key: Field("float32" if key == "timestamp" else "int64", (1,)) for key in DERIVED}
     described = pa.schema([pa.field(key, _type(pa, each, key in images)) for key, each in features.items()])
     described = described.with_metadata({b"huggingface": json.dumps({"info": {"features": _hugging(features, images)}}).encode()})
     data = _DataFiles(export.path, parquet, described)
-    statistics = {key: _Statistics(key in images) for key in features}
+    index = _EpisodesFile(export.path, pa, parquet)
+    total: dict[str, dict[str, np.ndarray]] = {}
     tasks: dict[str, int] = {}
-    episodes: list[dict[str, Any]] = []
+    left_out: set[str] = set()
     row = 0
     try:
         for number, episode in enumerate(store.episodes):
             steps, metadata = episode.steps, store.episode_metadata(number)
+            left_out |= metadata.keys() - {"tasks"}
             named = metadata.get("tasks")
             named = [str(each) for each in named] if isinstance(named, list) and named else [str(store.metadata.get("env_id") or "task")]
             for each in named:
                 tasks.setdefault(each, len(tasks))
-            last = np.arange(1, steps + 1) == steps
-            columns = {_name(key, each): rows[:steps] for (key, rows), each in zip(
-                named_observations(episode.observation).items(), named_observations(schema.observation).values(), strict=True)}  # fmt: skip
-            columns |= {
-                "action": episode.action, "next.reward": episode.reward, "next.done": last, "next.terminated": last & episode.terminated,
-                **episode.extra, "timestamp": np.arange(steps) / fps, "frame_index": np.arange(steps),
-                "episode_index": np.full(steps, number), "index": np.arange(row, row + steps),
-                "task_index": np.full(steps, tasks[named[0]]),
+            columns = plan.rows(episode) | {
+                "timestamp": np.arange(steps) / fps, "frame_index": np.arange(steps), "episode_index": np.full(steps, number),
+                "index": np.arange(row, row + steps), "task_index": np.full(steps, tasks[named[0]]),
             }  # fmt: skip
-            for key, rows in columns.items():
-                statistics[key].add(rows)
             arrays = [_array(pa, columns[key], features[key], described.field(key).type, key in images) for key in features]
             chunk, file = data.write(pa.Table.from_arrays(arrays, schema=described))
-            episodes.append({
+            statistics = {key: _statistics(np.asarray(columns[key], features[key].dtype), key in images) for key in features}
+            total = {key: _joined(total[key], each) if total else each for key, each in statistics.items()}
+            index.write({
                 "episode_index": number, "tasks": named, "length": steps, "data/chunk_index": chunk, "data/file_index": file,
-                "dataset_from_index": row, "dataset_to_index": row + steps, "meta/episodes/chunk_index": 0, "meta/episodes/file_index": 0,
+                "dataset_from_index": row, "dataset_to_index": row + steps,
+                **{f"stats/{key}/{name}": value.tolist() for key, each in statistics.items() for name, value in each.items()},
+                "meta/episodes/chunk_index": 0, "meta/episodes/file_index": 0,
             })  # fmt: skip
             row += steps
             export.progress(number + 1, len(store))
     finally:
-        data.close()
+        try:
+            data.close()
+        finally:
+            index.close()
     meta = export.path / "meta"
-    (meta / "episodes" / "chunk-000").mkdir(parents=True)
-    parquet.write_table(pa.Table.from_pylist(episodes), meta / "episodes" / "chunk-000" / "file-000.parquet")
     parquet.write_table(_tasks(pa, tasks), meta / "tasks.parquet")
-    (meta / "stats.json").write_text(json.dumps({key: each.values() for key, each in statistics.items()}, indent=4))
+    shown = {key: {name: value.tolist() for name, value in each.items()} for key, each in total.items()}
+    (meta / "stats.json").write_text(json.dumps(shown, indent=4))
     (meta / "info.json").write_text(json.dumps({
-        "codebase_version": "v3.0", "robot_type": known.get("robot_type") if isinstance(known, dict) else None,
+        "codebase_version": "v3.0", "robot_type": known.get("robot_type"),
         "total_episodes": len(store), "total_frames": row, "total_tasks": len(tasks), "chunks_size": FILES_PER_CHUNK,
         "data_files_size_in_mb": DATA_BYTES >> 20, "video_files_size_in_mb": 200, "fps": fps, "splits": {"train": f"0:{len(store)}"},
         "data_path": DATA_PATH, "video_path": None,
-        "features": {key: _feature(each, key in images) for key, each in features.items()},
+        "features": {key: _feature(each, key in images, plan.names(key, each)) for key, each in features.items()},
     }, indent=4))  # fmt: skip
+    (meta / f"{NAME}.json").write_text(json.dumps(record(store, plan.keys)))
+    say_left_out(export, left_out, "LeRobot keeps the tasks of an episode alone")
     _say(export)
+
+
+class _Plan:
+    """Which features are written, and their rows.
+
+    Attributes:
+        known: the ``info.json`` that the data came with, or {}.
+        fields: every feature but LeRobot's own numbers of a row.
+        images: the features that are written as pictures.
+        keys: the schema's columns -> the features that hold them.
+    """
+
+    def __init__(self, export: Export) -> None:
+        store, schema = export.store, export.store.schema
+        source, known = store.metadata.get("source"), store.metadata.get("source_attributes")
+        came = isinstance(known, dict) and isinstance(source, dict) and source.get("format") == "lerobot"
+        self.known: dict[str, Any] = known if came else {}
+        self._features = self.known.get("features") if isinstance(self.known.get("features"), dict) else {}
+        action = one_action(export, "lerobot")
+        observed = named_observations(schema.observation)
+        self._observation = {name: _name(name, each) for name, each in observed.items()}
+        self._extra = free_names(export, schema.extra, _taken)
+        self._reward = next((key for key in REWARDS if key in self._features), REWARDS[0])
+        self._ends = self._written_ends(store)
+        fields = {self._observation[name]: each for name, each in observed.items()}
+        self.images = {key for key, each in fields.items() if channels_last(each)}
+        fields["action"] = Field(action.dtype, action_shape(action))
+        if self._reward in self._features or not self._features or any(each.reward.any() for each in store.episodes):
+            fields[self._reward] = Field(schema.reward.dtype)
+        fields |= {key: Field("bool") for key in self._ends}
+        fields |= {self._extra[name]: each for name, each in schema.extra.items()}
+        self.fields = {key: Field(each.dtype, each.shape or (1,)) for key, each in fields.items()}
+        for key, each in self.fields.items():
+            if len(each.shape) > MAX_DIMENSIONS and key not in self.images:
+                raise InvalidInput(f"{key!r} has rows of shape {each.shape}", hint=f"LeRobot takes at most {MAX_DIMENSIONS} dimensions")
+        self.keys = {f"observation.{name}" if name else "observation": key for name, key in self._observation.items()}
+        self.keys |= {f"extra.{name}": key for name, key in self._extra.items()}
+        if list(self._observation.values()) == ["observation.state"] and "" not in self._observation:
+            export.message("LeRobot has no mark for a single named observation: others read 'observation.state'")
+
+    def _written_ends(self, store: EpisodeStore) -> list[str]:
+        """The flags of ends: all that the data came with, and those without which an end would come back as another."""
+        if not self._features:
+            return ["next.done", "next.terminated"]
+        ends = [key for key in ENDS if key in self._features]
+        if "next.terminated" not in ends:
+            success = "next.success" in self._features
+            ended = (bool(np.any(each.extra["next.success"][-1:])) if success and "next.success" in each.extra else False
+                     for each in store.episodes)  # fmt: skip
+            if any(each.terminated != end for each, end in zip(store.episodes, ended, strict=True)):
+                ends.append("next.terminated")
+        return ends
+
+    def rows(self, episode: Episode) -> dict[str, np.ndarray]:
+        """Rows of every feature, T of each."""
+        steps = episode.steps
+        last = np.arange(1, steps + 1) == steps
+        flags = {"next.done": last, "next.terminated": last & episode.terminated, "next.truncated": last & (not episode.terminated)}
+        rows = {self._observation[name]: each[:steps] for name, each in named_observations(episode.observation).items()}
+        rows |= {"action": episode.action, self._reward: episode.reward, **flags}
+        rows |= {self._extra[name]: each for name, each in episode.extra.items()}
+        return {key: rows[key] for key in self.fields}
+
+    def names(self, key: str, field: Field) -> Any:
+        """What the parts of a row are called (joints, coordinates), where the data came with it."""
+        known = self._features.get(key)
+        same = isinstance(known, dict) and known.get("shape") == list(field.shape) and known.get("dtype") == field.dtype.name
+        return known.get("names") if same else None
+
+
+def _taken(name: str) -> bool:
+    """Whether LeRobot uses a name itself; what begins with ``action`` or ``observation`` its policies take as such."""
+    return name in (*DERIVED, *REWARDS, *ENDS, "task") or name.startswith(("action", "observation"))
 
 
 def _say(export: Export) -> None:
@@ -109,10 +183,10 @@ def _name(name: str, field: Field) -> str:
     return "observation.image" if channels_last(field) else "observation.state"
 
 
-def _feature(field: Field, image: bool) -> dict[str, Any]:
+def _feature(field: Field, image: bool, names: Any) -> dict[str, Any]:
     if image:
         return {"dtype": "image", "shape": [*field.shape[1:], field.shape[0]], "names": ["height", "width", "channels"]}
-    return {"dtype": field.dtype.name, "shape": list(field.shape), "names": None}
+    return {"dtype": field.dtype.name, "shape": list(field.shape), "names": names}
 
 
 def _type(pa: Any, field: Field, image: bool) -> Any:
@@ -204,30 +278,73 @@ class _DataFiles:
                 sink.close()
 
 
-class _Statistics:
-    """Mean, std, min and max of a feature over all rows; of images per channel, in [0, 1], over every 16th frame."""
+class _EpisodesFile:
+    """``meta/episodes``: one row per episode, with its statistics in the columns that LeRobot writes."""
 
-    def __init__(self, image: bool) -> None:
-        self._image, self._count, self._rows = image, 0, 0
-        self._sum = self._square = self._least = self._most = np.zeros(0)
+    BLOCK = 100  # rows that are written together
 
-    def add(self, rows: np.ndarray) -> None:
-        if self._image:
-            rows = rows[::16] / 255.0
-            self._rows += len(rows)
-            rows = np.moveaxis(rows, 1, -1).reshape(-1, rows.shape[1])
-        else:
-            rows = rows.reshape(len(rows), *(rows.shape[1:] or (1,))).astype(np.float64)
-            self._rows += len(rows)
-        least, most, total, square = rows.min(0), rows.max(0), rows.sum(0), np.square(rows).sum(0)
-        if self._count:
-            least, most = np.minimum(least, self._least), np.maximum(most, self._most)
-            total, square = total + self._sum, square + self._square
-        self._least, self._most, self._sum, self._square = least, most, total, square
-        self._count += len(rows)
+    def __init__(self, root: Path, pa: Any, parquet: Any) -> None:
+        self._pa, self._parquet = pa, parquet
+        self._path = root / "meta" / "episodes" / "chunk-000" / "file-000.parquet"
+        self._path.parent.mkdir(parents=True)
+        self._rows: list[dict[str, Any]] = []
+        self._writer: Any = None
 
-    def values(self) -> dict[str, Any]:
-        mean = self._sum / self._count
-        found = {"min": self._least, "max": self._most, "mean": mean, "std": np.sqrt(np.maximum(self._square / self._count - mean**2, 0))}
-        shaped = {key: (value.reshape(-1, 1, 1) if self._image else value).tolist() for key, value in found.items()}
-        return shaped | {"count": [self._rows]}
+    def write(self, row: dict[str, Any]) -> None:
+        self._rows.append(row)
+        if len(self._rows) == self.BLOCK:
+            self._flush()
+
+    def _flush(self) -> None:
+        rows, self._rows = self._rows, []
+        if not rows:
+            return
+        table = self._pa.Table.from_pylist(rows, None if self._writer is None else self._writer.schema)
+        if self._writer is None:
+            self._writer = self._parquet.ParquetWriter(self._path, table.schema)
+        self._writer.write_table(table)
+
+    def close(self) -> None:
+        try:
+            self._flush()
+        finally:
+            if self._writer is not None:
+                self._writer.close()
+
+
+QUANTILES = {"q01": 0.01, "q10": 0.1, "q50": 0.5, "q90": 0.9, "q99": 0.99}
+
+
+def _statistics(rows: np.ndarray, image: bool) -> dict[str, np.ndarray]:
+    """LeRobot's statistics of the rows of an episode, of arrays per number of the last dimension.
+
+    Of images they are per channel as LeRobot opens them (three channels in [0, 1]), over every 16th frame.
+    """
+    count = len(rows)
+    if image:
+        rows = rows[::16, :3]
+        count = len(rows)
+        rows = np.moveaxis(np.broadcast_to(rows, (count, 3, *rows.shape[2:])), 1, -1).reshape(-1, 3) / 255.0
+    else:
+        rows = rows.reshape(-1, rows.shape[-1] if rows.ndim > 1 else 1)
+    wide = rows.astype(np.float64)
+    found = {"min": rows.min(0), "max": rows.max(0), "mean": wide.mean(0), "std": wide.std(0)}
+    if not image and rows.dtype.kind == "f":
+        found |= {"min": wide.min(0), "max": wide.max(0)}
+    elif rows.dtype == np.uint64:  # LeRobot writes int64
+        found |= {key: np.minimum(found[key], np.iinfo(np.int64).max).astype(np.int64) for key in ("min", "max")}
+    quantiles = dict(zip(QUANTILES, np.quantile(wide, list(QUANTILES.values()), axis=0), strict=True))
+    shaped = {key: value.reshape(-1, 1, 1) if image else value for key, value in found.items()}
+    return shaped | {"count": np.array([count])} | {key: each.reshape(-1, 1, 1) if image else each for key, each in quantiles.items()}
+
+
+def _joined(left: dict[str, np.ndarray], right: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The statistics of two sets of rows together; quantiles, as LeRobot joins them, as a mean."""
+    count = left["count"] + right["count"]
+    share = {"left": left["count"] / count, "right": right["count"] / count}
+    mean = left["mean"] * share["left"] + right["mean"] * share["right"]
+    square = sum((each["std"] ** 2 + (each["mean"] - mean) ** 2) * share[side] for side, each in (("left", left), ("right", right)))
+    return {
+        "min": np.minimum(left["min"], right["min"]), "max": np.maximum(left["max"], right["max"]), "mean": mean, "std": np.sqrt(square),
+        "count": count, **{key: left[key] * share["left"] + right[key] * share["right"] for key in QUANTILES},
+    }  # fmt: skip

@@ -22,10 +22,12 @@ from offrl_store.errors import InvalidInput
 
 from . import hdf5, minari_arrow
 from .columns import Column, Rows, same_length
+from .described import Shaped
 from .episodic import Recording, ends_of, episodic_source
 from .frames import EncodedImages
+from .minari_space import PLAIN, Leaf, Seen, flat_actions, h5_path, leaves
 from .reading import parse_json, read_json
-from .source import BadEpisodes, Format, Source
+from .source import BadEpisodes, Format, Source, named_keys
 from .spaces import ActionSpace, box, choices, probe_environment
 
 NEEDS = "a folder with data/metadata.json and data/main_data.hdf5, or data/0/, data/1/, ... with Arrow or Parquet files"
@@ -50,7 +52,7 @@ def detect(path: Path) -> bool:
     return path.is_dir() and data_folder(path) is not None
 
 
-def open_folder(path: Path, bad: BadEpisodes) -> Source:
+def open_folder(path: Path, bad: BadEpisodes, *, drop: Any = ()) -> Source:
     """Opens a Minari dataset; raises `InvalidInput` when the folder is none, or keeps its data in a way that is not read."""
     folder = data_folder(path)
     if folder is None:
@@ -65,10 +67,14 @@ def open_folder(path: Path, bad: BadEpisodes) -> Source:
     metadata = read_json(folder / "metadata.json", f"{name}: metadata.json", infinite=True)
     if not isinstance(metadata, dict) or not metadata:
         raise InvalidInput(f"{name}: metadata.json is no JSON object", hint="copy the dataset again")
-    observation = _space(metadata, "observation_space", name)
-    _check_observation(observation, "observations", name)
+    parts, dropped = _seen(_space(metadata, "observation_space", name), drop, name)
     messages: list[str] = []
-    env_id = _env_id(metadata)
+    seen = Seen(parts, messages)
+    spec = _env_spec(metadata)
+    env_id = spec.get("id") if isinstance(spec.get("id"), str) else None
+    if isinstance(spec.get("kwargs"), dict) and spec["kwargs"]:
+        made = ", ".join(f"{key}={value!r}" for key, value in spec["kwargs"].items())
+        messages.append(f"the data are those of {env_id} made with {made:.200}: the name alone gives another environment")
     discrete, space = _action_space(_space(metadata, "action_space", name), env_id, name, messages)
     backend = metadata.get("data_format", "hdf5")
     if backend not in ("hdf5", "arrow", "parquet"):
@@ -76,9 +82,9 @@ def open_folder(path: Path, bad: BadEpisodes) -> Source:
     with ExitStack() as resources:
         notes: dict[int, str] = {}
         if backend == "hdf5":
-            recording, count, left_out = _hdf5(folder, name, observation, notes, resources)
+            recording, count, left_out = _hdf5(folder, name, seen, notes, resources)
         else:
-            recording, count, left_out = minari_arrow.open_episodes(folder, name, observation, notes)
+            recording, count, left_out = minari_arrow.open_episodes(folder, name, seen, notes)
         declared = metadata.get("total_episodes")
         if isinstance(declared, int) and declared != count:
             raise InvalidInput(
@@ -89,14 +95,14 @@ def open_folder(path: Path, bad: BadEpisodes) -> Source:
             messages=messages, discrete=discrete, dataset_id=str(metadata.get("dataset_id", name)),
         )  # fmt: skip
         messages += _summary([notes[number] for number in sorted(notes)])
-        if left_out:
-            messages.append(f"not imported: {hdf5.listed(left_out)}")
+        if left_out or dropped:
+            messages.append(f"not imported: {hdf5.listed({*left_out, *dropped})}")
         source.resources = resources.pop_all()
         return source
 
 
 def _hdf5(
-    folder: Path, name: str, space: dict[str, Any], notes: dict[int, str], resources: ExitStack
+    folder: Path, name: str, seen: Seen, notes: dict[int, str], resources: ExitStack
 ) -> tuple[Opened, int, list[str]]:
     """How to open episode i, how many there are, and what of them is left out."""
     file = resources.enter_context(hdf5.open_hdf5(folder / "main_data.hdf5"))
@@ -104,13 +110,13 @@ def _hdf5(
     left_out: list[str] = []
 
     def recording(place: int) -> Recording | None:
-        return _recording(file, numbers[place], name, space, notes, left_out if place == 0 else [])
+        return _recording(file, numbers[place], name, seen, notes, left_out if place == 0 else [])
 
     return recording, len(numbers), left_out
 
 
 def _recording(
-    file: h5py.File, number: int, name: str, space: dict[str, Any], notes: dict[int, str], left_out: list[str]
+    file: h5py.File, number: int, name: str, seen: Seen, notes: dict[int, str], left_out: list[str]
 ) -> Recording | None:
     """Episode ``number``; None for one without a step."""
     key = f"episode_{number}"
@@ -121,11 +127,10 @@ def _recording(
     actions, rewards, terminations, truncations = (
         hdf5.need_column(group, each, name, needs) for each in ("actions", "rewards", "terminations", "truncations")
     )
-    observations = hdf5.columns(group, "observations", name, lambda dataset: _decoded(dataset, space, name))
-    if observations is None:
+    if hdf5.node(group, "observations", name) is None:
         raise InvalidInput(f"{name} holds no '{key}/observations'", hint=f"needed: {needs}")
-    if isinstance(observations, dict):
-        observations = {each.replace("_index_", ""): column for each, column in observations.items()}
+    observations = seen.named({leaf.key: _leaf(group, leaf, name) for leaf in seen.leaves})
+    actions = flat_actions(actions, seen.messages)
     same_length(actions, rewards, terminations, truncations)
     steps = actions.rows
     if not steps:
@@ -144,20 +149,33 @@ def _recording(
     return Recording(observations, actions, rewards, ends, extra, _episode_metadata(hdf5.attributes(group)))
 
 
-def _decoded(dataset: h5py.Dataset, space: dict[str, Any], name: str) -> Any:
+def _leaf(group: h5py.Group, leaf: Leaf, name: str) -> Column:
+    """The observations of one leaf of their space, in its shape."""
+    found = group
+    for part in ("observations", *h5_path(leaf.path)):
+        inner = hdf5.node(found, part, name) if isinstance(found, h5py.Group) else None
+        if inner is None:
+            where = f"{found.name.strip('/')}/{part}"
+            raise InvalidInput(f"{name} holds no {where!r}, which its space has", hint="copy the dataset again")
+        found = inner
+    if not isinstance(found, h5py.Dataset):
+        raise InvalidInput(f"{name}: {found.name.strip('/')!r} is a group, its space a {leaf.space['type']}", hint="copy the dataset again")
+    column = Column(name, found.name.strip("/"), _decoded(found, leaf, name))
+    if column.shape == leaf.shape:
+        return column
+    if math.prod(column.shape) != math.prod(leaf.shape):
+        raise InvalidInput(f"{name}: {column.key!r} has rows of {column.shape}, its space {leaf.shape}", hint="copy the dataset again")
+    return Column(name, column.key, Shaped(column.data, leaf.shape))
+
+
+def _decoded(dataset: h5py.Dataset, leaf: Leaf, name: str) -> Any:
     """The images of a dataset of JPEGs: rows of bytes, or where all are equally long a matrix of them; any other dataset as it is."""
     ragged = h5py.check_vlen_dtype(dataset.dtype) == np.uint8
-    if not ragged and not (dataset.dtype == np.uint8 and len(dataset.shape) == 2):
+    shape = leaf.shape
+    if not ragged and not (dataset.dtype == np.uint8 and len(dataset.shape) == 2 and len(shape) in (2, 3)):
         return dataset
     key = dataset.name.strip("/")
-    for part in key.split("/")[2:]:  # behind episode_i/observations
-        inner = space.get("subspaces")
-        place = part.removeprefix("_index_")
-        space = inner.get(part, {}) if isinstance(inner, dict) else inner[int(place)] if inner and place.isdigit() else {}
-    shape = tuple(space.get("shape") or ())
     if len(shape) not in (2, 3):
-        if not ragged:
-            return dataset  # a vector of bytes
         raise InvalidInput(f"{name}: {key!r} holds rows of bytes and its space the shape {shape}", hint="copy the dataset again")
     return EncodedImages(lambda start, stop: [bytes(each) for each in dataset[start:stop]], (len(dataset), *shape), name, key, last=True)
 
@@ -190,28 +208,32 @@ def _space(metadata: dict[str, Any], key: str, name: str) -> dict[str, Any]:
     return value
 
 
-def _env_id(metadata: dict[str, Any]) -> str | None:
+def _env_spec(metadata: dict[str, Any]) -> dict[str, Any]:
     spec = metadata.get("env_spec")
     try:
         spec = parse_json(spec, "env_spec", infinite=True) if isinstance(spec, str) else spec
     except InvalidInput:
-        return None
-    env_id = spec.get("id") if isinstance(spec, dict) else None
-    return env_id if isinstance(env_id, str) else None
+        return {}
+    return spec if isinstance(spec, dict) else {}
 
 
-def _check_observation(space: dict[str, Any], key: str, name: str) -> None:
-    """Refuses what has no plain array of numbers behind it, before a single row is read."""
-    kind, inner = space.get("type"), space.get("subspaces")
-    if kind in ("Dict", "Tuple"):
-        named = inner if isinstance(inner, dict) else dict(enumerate(inner if isinstance(inner, list) else []))
-        for part, each in named.items():
-            _check_observation(each if isinstance(each, dict) else {}, f"{key}/{part}", name)
-    elif kind not in ("Box", "Discrete", "MultiDiscrete", "MultiBinary"):
-        raise InvalidInput(
-            f"{name}: {key!r} is a {kind} space, which is not read",
-            hint="Box, Discrete, MultiDiscrete, MultiBinary, Dict and Tuple are",
-        )
+def _seen(space: dict[str, Any], drop: Any, name: str) -> tuple[list[Leaf], list[str]]:
+    """The leaves of the observation space that are read, and the keys of those that are left out.
+
+    Refuses what has no plain array of numbers behind it, before a single row is read.
+    """
+    keys = [leaf.key for leaf in leaves(space)]
+    dropped = named_keys("drop", drop, keys, name)
+    kept = [leaf for leaf in leaves(space) if leaf.key not in dropped]
+    for leaf in kept:
+        if leaf.space.get("type") not in PLAIN:
+            where = f"observations/{leaf.key}".rstrip("/")
+            more = f"; leave it out with --option drop={leaf.key}" if leaf.path and len(keys) > 1 else ""
+            raise InvalidInput(f"{name}: {where!r} is a {leaf.space.get('type')} space, which is not read",
+                               hint=f"Box, Discrete, MultiDiscrete, MultiBinary, Dict and Tuple are{more}")  # fmt: skip
+    if not kept:
+        raise InvalidInput(f"{name}: nothing is left of the observations", hint="keep at least one part of them")
+    return kept, dropped
 
 
 def _action_space(space: dict[str, Any], env_id: str | None, name: str, messages: list[str]) -> tuple[bool, ActionSpace | None]:
@@ -231,4 +253,7 @@ def _action_space(space: dict[str, Any], env_id: str | None, name: str, messages
     raise InvalidInput(f"{name}: actions are a {space['type']} space, which is not read", hint="Box and Discrete actions are")
 
 
-FORMAT = Format("minari", "Minari folder (HDF5, Arrow or Parquet)", NEEDS, detect, open_folder)
+FORMAT = Format(
+    "minari", "Minari folder (HDF5, Arrow or Parquet)", NEEDS, detect, open_folder,
+    {"drop": "parts of the observations to leave out, nested ones as outer/inner"},
+)  # fmt: skip

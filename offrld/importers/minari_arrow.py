@@ -18,6 +18,7 @@ from . import arrow
 from .columns import Column
 from .episodic import Recording, ends_of
 from .frames import EncodedImages
+from .minari_space import Leaf, Seen, flat_actions
 from .reading import read_json
 
 #: Attributes of an episode that say nothing which the episode itself does not say.
@@ -27,7 +28,7 @@ NEEDS = ("observations", "actions", "rewards", "terminations", "truncations")
 
 
 def open_episodes(
-    folder: Path, name: str, observation: dict[str, Any], notes: dict[int, str]
+    folder: Path, name: str, seen: Seen, notes: dict[int, str]
 ) -> tuple[Callable[[int], Recording | None], int, list[str]]:
     """How to open episode i, how many there are, and what of them is left out (known when the first is opened)."""
     arrow.need("pyarrow", name)
@@ -35,13 +36,13 @@ def open_episodes(
     left_out: list[str] = []
 
     def recording(place: int) -> Recording | None:
-        return _recording(folder / str(numbers[place]), name, observation, numbers[place], notes, left_out if place == 0 else [])
+        return _recording(folder / str(numbers[place]), name, seen, numbers[place], notes, left_out if place == 0 else [])
 
     return recording, len(numbers), left_out
 
 
 def _recording(
-    folder: Path, name: str, space: dict[str, Any], number: int, notes: dict[int, str], left_out: list[str]
+    folder: Path, name: str, seen: Seen, number: int, notes: dict[int, str], left_out: list[str]
 ) -> Recording | None:
     key = f"episode {number}"
     file = f"{name}, {key}"
@@ -52,33 +53,29 @@ def _recording(
     missing = [each for each in NEEDS if each not in table.column_names]
     if missing:
         raise InvalidInput(f"{file} holds no {', '.join(missing)}", hint=f"needed: {', '.join(NEEDS)}")
-    observations = _observations(table["observations"], space, file, "observations")
+    observations = seen.named({leaf.key: _leaf(table["observations"], leaf, file) for leaf in seen.leaves})
     steps = table.num_rows - 1
     if steps < 1:
         notes[number] = f"{key} has no steps: left out"
         return None
     actions, rewards, terminations, truncations = (arrow.column(table[each].slice(0, steps), file, each) for each in NEEDS[1:])
+    actions = flat_actions(actions, seen.messages)
     extra = _infos(table["infos"].slice(1), file, left_out) if "infos" in table.column_names else {}
     ends = ends_of(terminations.read_flags(0, steps), truncations.read_flags(0, steps), key, number, notes)
     return Recording(observations, actions, rewards, ends, extra, _metadata(folder / "metadata.json"))
 
 
-def _observations(array: Any, space: dict[str, Any], file: str, key: str) -> Column | dict[str, Column]:
-    kind, inner = space["type"], space.get("subspaces")
-    if kind in ("Dict", "Tuple"):
-        named = inner if isinstance(inner, dict) else {str(place): each for place, each in enumerate(inner or [])}
-        flat: dict[str, Column] = {}
-        for name, each in named.items():
-            found = _observations(_field(array, name, file, key), each, file, f"{key}.{name}")
-            flat |= {f"{name}.{deep}": column for deep, column in found.items()} if isinstance(found, dict) else {name: found}
-        return flat
+def _leaf(array: Any, leaf: Leaf, file: str) -> Column:
+    """The observations of one leaf of their space, in its shape."""
     import pyarrow as pa
 
+    key, shape = "observations", leaf.shape
+    for part in leaf.path:
+        array, key = _field(array, str(part), file, key), f"{key}.{part}"
     if pa.types.is_binary(array.type):  # images as JPEG
         encoded = lambda start, stop: array.slice(start, stop - start).to_pylist()  # noqa: E731
-        return Column(file, key, EncodedImages(encoded, (len(array), *(space.get("shape") or ())), file, key, last=True))
+        return Column(file, key, EncodedImages(encoded, (len(array), *shape), file, key, last=True))
     rows = arrow.to_numpy(array, file, key)
-    shape = tuple(space.get("shape") or ()) if kind == "Box" else rows.shape[1:]
     if math.prod(rows.shape[1:]) != math.prod(shape):
         size = math.prod(rows.shape[1:])
         raise InvalidInput(f"{file}: {key!r} has rows of {size} values, its space {shape}", hint="copy the dataset again")
@@ -119,7 +116,7 @@ def _infos(array: Any, file: str, left_out: list[str]) -> dict[str, Column]:
         except InvalidInput:  # text, or a value that some steps lack
             others.append(f"infos.{prefix}" if prefix else "infos")
             return
-        if NAME.match(prefix) and rows.dtype.name in DTYPES and 0 not in rows.shape[1:]:
+        if NAME.match(prefix) and prefix not in kept and rows.dtype.name in DTYPES and 0 not in rows.shape[1:]:
             kept[prefix] = Column(file, f"infos.{prefix}", rows)
         else:
             others.append(f"infos.{prefix}")

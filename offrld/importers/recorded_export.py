@@ -24,19 +24,32 @@ from offrl_store import EpisodeStore, Field
 from offrl_store.errors import EmptyStore, InvalidInput
 
 from .calm_file import CalmFile
-from .exporting import CutCount, Export, action_shape, h5_dataset, named_observations, one_action, set_attributes, usable_steps
+from .described import NAME, record
+from .exporting import (
+    CutCount,
+    Export,
+    action_shape,
+    h5_dataset,
+    named_observations,
+    one_action,
+    say_left_out,
+    set_attributes,
+    usable_steps,
+)  # fmt: skip
+from .minari_space import COMPUTED, Layout
 
-#: The version of Minari whose layout is written; readers accept the versions that are compatible with it.
-MINARI_VERSION = "0.5.4"
+#: The lowest version of Minari whose layout is written: every 0.5 reads it, and older ones than the writer refuse what is newer.
+MINARI_VERSION = "0.5.0"
 
 
 def write_minari(export: Export) -> None:
     """``data/main_data.hdf5`` and ``data/metadata.json`` of one dataset."""
     store = export.store
-    action = one_action(export, "minari")
+    layout = Layout(store, one_action(export, "minari"), export.message)
     folder = export.path / "data"
     folder.mkdir(parents=True)
     counts, written, steps_in_all = CutCount(), 0, 0
+    left_out: set[str] = set()
     with contextlib.closing(CalmFile(folder / "main_data.hdf5")) as calm, h5py.File(calm, "w") as file:
         for number, episode in enumerate(store.episodes):
             steps = usable_steps(episode)
@@ -44,13 +57,14 @@ def write_minari(export: Export) -> None:
             if not steps:
                 continue
             group = file.create_group(f"episode_{written}")
-            set_attributes(group, store.episode_metadata(number))
+            left_out |= set_attributes(group, _flat(store.episode_metadata(number)))
             group.attrs["id"], group.attrs["total_steps"] = written, steps
             for name, rows in named_observations(episode.observation).items():
                 if episode.final_missing and episode.terminated:
                     rows = np.concatenate([rows, rows[-1:]])
-                h5_dataset(export, group, f"observations/{name}".rstrip("/"), rows)
-            h5_dataset(export, group, "actions", episode.action[:steps].reshape(steps, *action_shape(action)))
+                place = layout.places[name]
+                h5_dataset(export, group, place.path, np.moveaxis(rows[: steps + 1], 1, -1) if place.turn else rows[: steps + 1])
+            h5_dataset(export, group, "actions", episode.action[:steps].reshape(steps, *layout.action_shape))
             h5_dataset(export, group, "rewards", episode.reward[:steps])
             flags = np.arange(1, steps + 1) == steps
             h5_dataset(export, group, "terminations", flags & episode.terminated)
@@ -66,29 +80,41 @@ def write_minari(export: Export) -> None:
     if not written:
         raise EmptyStore("no episode has two observations, which Minari needs", hint="export it as 'd4rl' or 'npz'")
     counts.say(export)
+    say_left_out(export, left_out, "HDF5 has no place for such metadata of episodes")
     size = (folder / "main_data.hdf5").stat().st_size
-    (folder / "metadata.json").write_text(json.dumps(_minari_metadata(export, action, written, steps_in_all, size)))
+    (folder / "metadata.json").write_text(json.dumps(_minari_metadata(export, layout, written, steps_in_all, size)))
 
 
-def _minari_metadata(export: Export, action: Field, episodes: int, steps: int, size: int) -> dict[str, Any]:
+def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested objects as Minari keeps them in attributes: ``outer/inner``; missing values are left out."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            flat |= _flat(value, f"{prefix}{key}/")
+        elif value is not None:
+            flat[f"{prefix}{key}"] = np.asarray(value) if _numbers(value) else value
+    return flat
+
+
+def _numbers(value: Any) -> bool:
+    return isinstance(value, list) and len(value) > 0 and all(isinstance(each, (int, float)) and abs(each) < 2**63 for each in value)
+
+
+def _minari_metadata(export: Export, layout: Layout, episodes: int, steps: int, size: int) -> dict[str, Any]:
     store = export.store
-    kept = store.metadata.get("source_attributes")
-    kept = kept if isinstance(kept, dict) else {}
-    observation = store.schema.observation
-    space = _space(observation) if isinstance(observation, Field) else \
-        {"type": "Dict", "subspaces": {name: _space(each) for name, each in observation.items()}}
-    metadata = {
+    known = store.metadata.get("source_attributes")
+    words = ("author", "author_email", "algorithm_name", "code_permalink", "description", "ref_max_score", "ref_min_score")
+    kept = {key: value for key, value in layout.known.items() if key not in COMPUTED and value is not None}
+    if not layout.known and isinstance(known, dict):
+        kept = {key: known[key] for key in words if key in known}
+    specs = layout.specs(store.metadata.get("env_id"))
+    if not specs and (spec := _environment_spec(store.metadata.get("env_id"))) is not None:
+        specs = {"env_spec": spec}
+    return kept | {
         "total_episodes": episodes, "total_steps": steps, "data_format": "hdf5", "jpeg_encoding": False,
-        "observation_space": json.dumps(_known_space(kept.get("observation_space"), space)), "action_space": json.dumps(_space(action)),
-        "dataset_id": _dataset_id(export.name), "minari_version": MINARI_VERSION, "dataset_size": round(size / 1e6, 1),
+        "observation_space": json.dumps(layout.observation), "action_space": json.dumps(layout.action),
+        "dataset_id": _dataset_id(export.name), "minari_version": MINARI_VERSION, "dataset_size": round(size / 1e6, 1), **specs,
     }  # fmt: skip
-    spec = _environment_spec(store.metadata.get("env_id"))
-    if spec is not None:
-        metadata["env_spec"] = spec
-    for key in ("author", "author_email", "algorithm_name", "code_permalink", "description", "ref_max_score", "ref_min_score"):
-        if key in kept:
-            metadata[key] = kept[key]
-    return metadata
 
 
 def _dataset_id(path: Path) -> str:
@@ -114,29 +140,6 @@ def _environment_spec(env_id: Any) -> str | None:
         return None  # not registered here, or made of what cannot be written down: the data stand without it
 
 
-def _space(field: Field) -> dict[str, Any]:
-    """A field as a space of gymnasium in Minari's JSON; without bounds a float reaches to infinity, an integer as far as its dtype."""
-    if field.discrete:
-        return {"type": "Discrete", "dtype": "int64", "start": 0, "n": field.n}
-    shape, dtype = action_shape(field), field.dtype
-    if dtype.kind == "b":
-        return {"type": "MultiBinary", "n": list(shape)}
-    low, high = (-np.inf, np.inf) if dtype.kind == "f" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
-    bounds = [np.broadcast_to(least if own is None else own, shape).astype(dtype).tolist()
-              for own, least in ((field.low, low), (field.high, high))]
-    return {"type": "Box", "dtype": dtype.name, "shape": list(shape), "low": bounds[0], "high": bounds[1]}
-
-
-def _known_space(text: Any, space: dict[str, Any]) -> dict[str, Any]:
-    """The observation space that the data came with, where it is one of the same form: it has bounds, which stores do not keep."""
-    try:
-        known = json.loads(text)
-        same = all(known[key] == space[key] for key in ("type", "dtype", "shape"))
-    except (TypeError, ValueError, KeyError):
-        return space
-    return known if same else space
-
-
 def write_d3rlpy(export: Export) -> None:
     """Layout 2.1, as ``ReplayBuffer.dump`` writes it: arrays of each episode; several observation fields as a tuple."""
     store, schema = export.store, export.store.schema
@@ -144,7 +147,11 @@ def write_d3rlpy(export: Export) -> None:
     fields = [] if isinstance(schema.observation, Field) else list(schema.observation)
     if fields:
         export.message(f"the observation fields {', '.join(fields)} become a tuple in this order")
+    numbers = [name or "observation" for name, each in named_observations(schema.observation).items() if each.shape == ()]
+    if numbers:
+        export.message(f"{', '.join(numbers)}: one number per step, written as rows of one number, which d3rlpy needs")
     _say_unkept(export)
+    keys = {f"observation.{name}": f"observation_{j}" for j, name in enumerate(fields)} or {"observation": "observation"}
     with contextlib.closing(CalmFile(export.path)) as calm, h5py.File(calm, "w") as file:
         file["columns"] = ["observations", "actions", "rewards", "terminated"]
         file["num_episodes"] = len(store)
@@ -152,9 +159,9 @@ def write_d3rlpy(export: Export) -> None:
             steps = episode.steps
             if fields:
                 for j, name in enumerate(fields):
-                    h5_dataset(export, file, f"observations_{i}_{j}", episode.observation[name][:steps])
+                    h5_dataset(export, file, f"observations_{i}_{j}", _rows(episode.observation[name][:steps]))
             else:
-                h5_dataset(export, file, f"observations_{i}", episode.observation[:steps])
+                h5_dataset(export, file, f"observations_{i}", _rows(episode.observation[:steps]))
             h5_dataset(export, file, f"actions_{i}", episode.action.reshape(steps, *(action_shape(action) or (1,))))
             h5_dataset(export, file, f"rewards_{i}", episode.reward.reshape(steps, 1))
             file[f"terminated_{i}"] = bool(episode.terminated)
@@ -162,6 +169,7 @@ def write_d3rlpy(export: Export) -> None:
             export.progress(i + 1, len(store))
         file["version"] = "2.1"
         _set_env_id(file, store)
+        set_attributes(file, {NAME: json.dumps(record(store, keys))})
         file.close()  # writes what HDF5 still holds
         calm.check()
 
@@ -181,7 +189,7 @@ def write_d3rlpy_v1(export: Export) -> None:
     with contextlib.closing(CalmFile(export.path)) as calm, h5py.File(calm, "w") as file:
         arrays = {
             "observations": file.create_dataset(
-                "observations", (count, *schema.observation.shape), schema.observation.dtype, **options
+                "observations", (count, *(schema.observation.shape or (1,))), schema.observation.dtype, **options
             ),
             "actions": file.create_dataset(
                 "actions", (count, *action_shape(action)), "i4" if action.discrete else action.dtype, **options
@@ -191,7 +199,7 @@ def write_d3rlpy_v1(export: Export) -> None:
         for i, episode in enumerate(store.episodes):
             stop = int(ends[i])
             start = stop - episode.steps
-            arrays["observations"][start:stop] = episode.observation[: episode.steps]
+            arrays["observations"][start:stop] = _rows(episode.observation[: episode.steps])
             arrays["actions"][start:stop] = episode.action.reshape(episode.steps, *action_shape(action))
             arrays["rewards"][start:stop] = episode.reward
             calm.check()
@@ -203,13 +211,21 @@ def write_d3rlpy_v1(export: Export) -> None:
         file["discrete_action"] = action.discrete
         file["version"] = "1.0"
         _set_env_id(file, store)
+        set_attributes(file, {NAME: json.dumps(record(store, {"observation": "observation"}))})
         file.close()  # writes what HDF5 still holds
         calm.check()
+
+
+def _rows(rows: np.ndarray) -> np.ndarray:
+    """Rows as arrays: one number per step becomes ``[T, 1]``."""
+    return rows[:, None] if rows.ndim == 1 else rows
 
 
 def _say_unkept(export: Export) -> None:
     if export.store.schema.extra:
         export.message(f"not exported: {', '.join(export.store.schema.extra)} (d3rlpy has no place for them)")
+    say_left_out(export, {key for i in range(len(export.store)) for key in export.store.episode_metadata(i)},
+                 "d3rlpy has no place for metadata of episodes")  # fmt: skip
     flags = export.store.episode_table["flags"]
     kept = int(((flags & 2) == 0).sum())
     if kept:

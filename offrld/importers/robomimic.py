@@ -19,14 +19,17 @@ from offrl.errors import Unknown, nearest
 from offrl_store.errors import InvalidInput
 
 from . import hdf5
-from .columns import Column, same_length
+from .columns import Column, check_scalar_rows, same_length
+from .described import NAME as MARK
+from .described import Described, restored
 from .episodic import Recording, episodic_source
 from .reading import parse_json
-from .source import BadEpisodes, Format, Source
+from .source import BadEpisodes, Format, Source, field_names
 from .spaces import probe_environment
 
 NEEDS = "data/demo_0, data/demo_1, ... with actions, rewards, dones, obs/KEY; optional: next_obs/KEY, states, mask/KEY"
 KNOWN = ("actions", "rewards", "dones", "obs", "next_obs")
+DONE = ("dones", "reward", "truncated", "terminated")
 
 #: What robomimic calls a gymnasium environment in ``env_type``.
 GYM_TYPE = 2
@@ -43,9 +46,11 @@ def detect(path: Path) -> bool:
         return False
 
 
-def open_file(path: Path, bad: BadEpisodes, *, mask: Any = None) -> Source:
+def open_file(path: Path, bad: BadEpisodes, *, mask: Any = None, done: Any = "dones") -> Source:
     """Opens a file of demonstrations, all of them or those of a split; raises `InvalidInput` when it is none."""
     name = path.name
+    if done not in DONE:
+        raise InvalidInput(f"done is {done!r}", hint=f"give what ends the task: {', '.join(DONE)}")
     with ExitStack() as resources:
         file = resources.enter_context(hdf5.open_hdf5(path))
         data = hdf5.node(file, "data", name)
@@ -59,23 +64,35 @@ def open_file(path: Path, bad: BadEpisodes, *, mask: Any = None) -> Source:
                 raise Unknown(f"{name} has no split {mask!r}", hint=nearest(str(mask), list(masks)) or f"it has: {hdf5.listed(masks)}")
             demos = [demo for demo in demos if demo in masks[mask]]
         attributes = hdf5.attributes(data)
+        described = Described.read(hdf5.attributes(file).get(MARK))
         environment = _environment(attributes.get("env_args"))
         env_id = environment.get("env_name") if environment.get("env_type") == GYM_TYPE else None
         env_id = env_id if isinstance(env_id, str) and env_id else None
         messages: list[str] = []
         left_out: set[str] = set()
         inner: dict[int, int] = {}
+        ends: dict[int, bool] = {}
+        renamed: list[str] = []
 
         def recording(number: int) -> Recording | None:
-            return _recording(data, demos[number], name, masks, left_out, inner, number)
+            notes: list[str] = []
+            made = _recording(data, demos[number], name, masks, left_out, inner, number, done, described, notes)
+            renamed[:] = renamed or notes
+            if made is not None:
+                ends[number] = made.ends[-1][1]
+            return made
 
         source = episodic_source(
             recording, len(demos), bad, file=name, format="robomimic", env_id=env_id,
-            space=probe_environment(env_id, name, messages).space, attributes=attributes, messages=messages,
-            **({"mask": mask} if mask is not None else {}),
+            space=(described and described.space) or probe_environment(env_id, name, messages).space, attributes=attributes,
+            messages=messages, **({"mask": mask} if mask is not None else {}),
         )  # fmt: skip
         if inner:
             messages.append(f"dones before the last step of {len(inner)} demos are not kept: a demo is one episode")
+        messages += renamed
+        if described is None and done == "dones" and all(ends.values()):
+            messages.append("every demo ends with dones = 1: taken as the end of the task; where that marks the end of a recording, "
+                            "give the option done = reward, truncated or terminated")  # fmt: skip
         if left_out:
             messages.append(f"not imported: {hdf5.listed(left_out)}")
         source.resources = resources.pop_all()
@@ -83,7 +100,8 @@ def open_file(path: Path, bad: BadEpisodes, *, mask: Any = None) -> Source:
 
 
 def _recording(
-    data: h5py.Group, demo: str, name: str, masks: dict[str, set[str]], left_out: set[str], inner: dict[int, int], number: int
+    data: h5py.Group, demo: str, name: str, masks: dict[str, set[str]], left_out: set[str], inner: dict[int, int], number: int, done: str,
+    described: Described | None, notes: list[str],
 ) -> Recording | None:
     group = hdf5.node(data, demo, name)
     if not isinstance(group, h5py.Group):
@@ -109,6 +127,7 @@ def _recording(
         same_length(actions, *following.values())
         observations = {key: Column(name, each.key, _WithFinal(each, following[key])) for key, each in observations.items()}
     observations = {key: Column(name, each.key, images(each.data)) for key, each in observations.items()}
+    names = field_names(observations, notes, "observation field")
     flags = dones.read_flags(0, steps)
     if flags[:-1].any():
         inner[number] = 1
@@ -125,12 +144,21 @@ def _recording(
             extra[key] = Column(name, f"data/{demo}/{key}", found)
         else:
             left_out.add(key)
+    extras = field_names(extra, notes, "extra field")
     attributes = hdf5.attributes(group)
     kept = {key: value for key, value in attributes.items() if key not in ("num_samples", "model_file")}
     if "model_file" in attributes:
         left_out.add("model_file")
     metadata = {"demo": demo, "masks": sorted(key for key, members in masks.items() if demo in members), **kept}
-    return Recording(observations, actions, rewards, [(steps, bool(flags[-1]))], extra, metadata)
+    terminated = {"dones": bool(flags[-1]), "terminated": True, "truncated": False}.get(done)
+    if terminated is None:
+        check_scalar_rows(rewards)
+        terminated = bool(rewards.read(steps - 1, steps).reshape(1)[0] > 0)
+    plain = Recording(
+        {names[key]: each for key, each in observations.items()}, actions, rewards, [(steps, terminated)],
+        {extras[key]: each for key, each in extra.items()}, metadata,
+    )  # fmt: skip
+    return restored(described, plain, observations, extra)
 
 
 class _WithFinal:
@@ -184,5 +212,6 @@ def _environment(text: Any) -> dict[str, Any]:
 
 FORMAT = Format(
     "robomimic", "HDF5 file of robomimic's demonstrations", NEEDS, detect, open_file,
-    {"mask": "take the demos of this split only (mask/KEY)"},
+    {"mask": "take the demos of this split only (mask/KEY)",
+     "done": "what ends the task: dones (1 in the last row), reward (above 0 in the last row), truncated (nothing) or terminated (always)"},
 )  # fmt: skip

@@ -16,18 +16,21 @@ from offrl_store import Field
 from offrl_store.errors import EmptyStore
 
 from .calm_file import CalmFile
+from .described import NAME, record
 from .exporting import (
     CutCount,
     Export,
     action_shape,
     channels_last,
+    free_names,
     h5_dataset,
     named_observations,
     one_action,
+    say_left_out,
     set_attributes,
     usable_steps,
 )  # fmt: skip
-from .robomimic import GYM_TYPE
+from .robomimic import GYM_TYPE, KNOWN
 
 
 def write_robomimic(export: Export) -> None:
@@ -35,24 +38,30 @@ def write_robomimic(export: Export) -> None:
     store, schema = export.store, export.store.schema
     action = one_action(export, "robomimic")
     fields: dict[str, Field] = named_observations(schema.observation)
+    keys = {name: name or "observation" for name in fields}  # no groups below obs: robomimic takes the part behind the first "/"
+    extras = free_names(export, schema.extra, lambda name: name in KNOWN)
+    left_out: set[str] = set()
     masks: dict[str, list[str]] = {}
     counts, written, steps_in_all = CutCount(), 0, 0
     with contextlib.closing(CalmFile(export.path)) as calm, h5py.File(calm, "w") as file:
         data = file.create_group("data")
         for number, episode in enumerate(store.episodes):
+            metadata = store.episode_metadata(number)
             steps = usable_steps(episode)
             counts.add(episode, steps)
             if not steps:
                 continue
             group = data.create_group(f"demo_{written}")
-            set_attributes(group, {key: value for key, value in store.episode_metadata(number).items() if key != "demo"})
+            left_out |= set_attributes(group, {key: value for key, value in metadata.items() if key not in ("demo", "masks")})
             group.attrs["num_samples"] = steps
-            for mask in store.episode_metadata(number).get("masks") or ():
+            for mask in metadata.get("masks") or ():
                 masks.setdefault(str(mask), []).append(f"demo_{written}")
             for name, rows in named_observations(episode.observation).items():
                 if channels_last(fields[name]):
                     rows = np.moveaxis(rows, 1, -1)
-                key = name.replace(".", "/") or "observation"
+                if rows.ndim == 1:  # robomimic's networks take vectors
+                    rows = rows[:, None]
+                key = keys[name]
                 following = rows[1 : steps + 1]
                 if len(following) < steps:  # of a terminated episode, where nobody uses it
                     following = np.concatenate([following, rows[-1:]])
@@ -62,12 +71,14 @@ def write_robomimic(export: Export) -> None:
             h5_dataset(export, group, "rewards", episode.reward[:steps])
             h5_dataset(export, group, "dones", ((np.arange(1, steps + 1) == episode.steps) & episode.terminated).astype(np.int64))
             for name, rows in episode.extra.items():
-                h5_dataset(export, group, name, rows[:steps])
+                h5_dataset(export, group, extras[name], rows[:steps])
             written, steps_in_all = written + 1, steps_in_all + steps
             calm.check()
             export.progress(number + 1, len(store))
         data.attrs["total"] = steps_in_all
         data.attrs["env_args"] = _environment(export)
+        known = {f"observation.{name}" if name else "observation": key for name, key in keys.items()}
+        set_attributes(file, {NAME: json.dumps(record(store, known | {f"extra.{name}": key for name, key in extras.items()}))})
         for name, demos in masks.items():
             file[f"mask/{name}"] = np.array(demos, dtype=bytes)
         file.close()  # writes what HDF5 still holds
@@ -75,6 +86,7 @@ def write_robomimic(export: Export) -> None:
     if not written:
         raise EmptyStore("no episode has a step with its next observation", hint="export it as 'd4rl' or 'npz'")
     counts.say(export)
+    say_left_out(export, left_out, "HDF5 has no place for such metadata of episodes")
 
 
 def _environment(export: Export) -> str:

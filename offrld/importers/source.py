@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from offrl.errors import Unknown, nearest
 from offrl_store import Episode, Schema
 from offrl_store.errors import InvalidEpisode, InvalidInput
+from offrl_store.schema import NAME
 
 if TYPE_CHECKING:
     from .common import CommonOptions
@@ -134,6 +137,39 @@ class Format:
     detect: Callable[[Path], bool]
     open: Callable[..., Source]
     options: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+def field_names(keys: Iterable[str], messages: list[str], what: str = "field") -> dict[str, str]:
+    """The names under which a store keeps a format's keys: nested ones (``a/b``) with a dot, what a store does not take as ``_``.
+
+    Two keys never get one name. A line in ``messages`` tells of each key that is renamed beyond the dot.
+    """
+    names: dict[str, str] = {}
+    keys = list(keys)
+    for key in sorted(keys, key=lambda key: NAME.match(key.replace("/", ".")) is None or "/" in key):  # plain names keep theirs
+        plain = name = key.strip("/").replace("/", ".")
+        if not NAME.match(name):
+            name = re.sub(r"[^A-Za-z0-9_.-]", "_", name)[:100]
+            name = name if NAME.match(name) else f"_{name}"[:100]
+        free, number = name, 2
+        while free in names.values():
+            free, number = f"{name[:95]}_{number}", number + 1
+        if free != plain:
+            messages.append(f"the {what} {key!r} is kept as {free!r}")
+        names[key] = free
+    return {key: names[key] for key in keys}
+
+
+def named_keys(option: str, value: Any, known: Iterable[str], file: str) -> list[str]:
+    """The keys that an option names, as a list or as a text with commas; raises `Unknown` for one that the source does not have."""
+    given = [each.strip() for each in value.split(",") if each.strip()] if isinstance(value, str) else value
+    if not isinstance(given, (list, tuple)) or not all(isinstance(each, str) for each in given):
+        raise InvalidInput(f"{option} is {value!r}", hint=f"give names: {option}=a,b")
+    known = list(known)
+    for each in given:
+        if each not in known:
+            raise Unknown(f"{file} has no {each!r} to {option}", hint=nearest(each, known) or f"it has: {', '.join(sorted(known)[:20])}")
+    return list(given)
 
 
 def make_metadata(*, env_id: str | None, bounds: str, format: str, file: str, attributes: dict[str, Any], **more: Any) -> dict[str, Any]:

@@ -2,9 +2,11 @@
 
 ``storage/`` holds one raw file ``KEY.memmap`` per leaf, as many rows as the buffer can hold, nested keys in folders of their own, and a
 ``meta.json`` in each folder with dtypes and shapes; ``storage_metadata.json`` says how many rows are filled, ``writer/metadata.json`` where
-the ring goes on. Leaves: ``observation`` and others that ``next`` has, too, are observations; ``action``; ``next/reward``; ``next/done``,
-``next/terminated``, ``next/truncated``; ``collector/traj_ids`` ends an episode where it changes. Other leaves are kept with each step.
-Integer actions of several columns are one-hot (TorchRL's default for discrete ones). Rows are put in the order in which they were written.
+the ring goes on. Leaves: ``observation`` and others that ``next`` has, too, are observations, but those that transforms carry along
+(``step_count``, ``episode_reward``, ...); ``action``; ``next/reward``; ``next/done``, ``next/terminated``, ``next/truncated``. Other leaves
+are kept with each step. Integer actions of several columns are one-hot (TorchRL's default for discrete ones). Rows are put in the order in
+which they were written; rows of several trajectories in turn are put together by ``collector/traj_ids``, those of several environments
+side by side (two dimensions) by environment.
 """
 
 from __future__ import annotations
@@ -16,33 +18,38 @@ from typing import Any
 import numpy as np
 
 from offrl_store.errors import EmptyStore, InvalidInput
-from offrl_store.schema import DTYPES, NAME
+from offrl_store.schema import DTYPES
 
-from .columns import Column
+from .columns import Column, check_scalar_rows
+from .described import NAME as MARK
+from .described import Described
 from .flat import FlatArrays, flat_source
 from .hdf5 import listed
 from .reading import read_json
-from .source import BadEpisodes, BadRow, Format, Source
+from .source import BadEpisodes, BadRow, Format, Source, field_names, named_keys
+from .spaces import ActionSpace, choices
 
 NEEDS = "a folder with storage/meta.json and .memmap files: observation, action, next/observation, next/reward, next/done"
 FLAGS = ("done", "terminated", "truncated", "is_init")
+TRAJECTORIES = ("collector/traj_ids", "traj_ids")  # numbers of trajectories
+MASK = "collector/mask"  # false for the padding that split_trajs makes
+
+#: What StepCounter, RewardSum (episode_...), TrajCounter, TargetReturn and Timer write into the step and into next.
+CARRIED = ("step_count", "traj_count", "target_return", "time_policy", "time_step", "time_reset")
 
 
-class Ring:
-    """Rows of an array from row ``first`` on, around its end, as the data of a column."""
+class Ordered:
+    """Rows of an array in another order, as the data of a column. ``order[i]`` is the row that comes as number i."""
 
-    def __init__(self, data: Any, first: int, rows: int) -> None:
-        self._data, self._first = data, first
-        self.shape, self.dtype = (rows, *data.shape[1:]), data.dtype
+    def __init__(self, data: Any, order: np.ndarray) -> None:
+        self._data, self._order = data, order
+        self.shape, self.dtype = (len(order), *data.shape[1:]), data.dtype
 
     def __getitem__(self, rows: slice) -> np.ndarray:
-        total = len(self._data)
-        start, stop = rows.start + self._first, rows.stop + self._first
-        if start >= total:
-            return self._data[start - total : stop - total]
-        if stop <= total:
-            return self._data[start:stop]
-        return np.concatenate([self._data[start:], self._data[: stop - total]])
+        at = self._order[rows]
+        if len(at) and at[-1] - at[0] == len(at) - 1 and (np.diff(at) == 1).all():  # the common case: no row is copied on its own
+            return self._data[at[0] : at[-1] + 1]
+        return self._data[at]
 
 
 class OneHot:
@@ -75,53 +82,166 @@ def detect(path: Path) -> bool:
     return path.is_dir() and storage_folder(path) is not None
 
 
-def open_folder(path: Path, bad: BadEpisodes) -> Source:
+def open_folder(path: Path, bad: BadEpisodes, *, observation: Any = None, drop: Any = (), environments: Any = None) -> Source:
     """Opens a dumped buffer; raises `InvalidInput` when the folder is none, or a file is missing or cut."""
     folder, name = storage_folder(path), path.resolve().name
     if folder is None:
         raise InvalidInput(f"{path} is no dumped replay buffer", hint=f"needed: {NEEDS}")
+    if environments is not None and (not isinstance(environments, int) or isinstance(environments, bool) or environments < 1):
+        raise InvalidInput(f"environments is {environments!r}", hint="give in how many environments the rows were collected in turn")
+    lead = _json(folder / "meta.json", name).get("shape")
+    if not isinstance(lead, list) or len(lead) not in (1, 2) or not all(isinstance(n, int) and n > 0 for n in lead):
+        raise InvalidInput(f"{name}: the storage has the shape {lead}", hint="one or two dimensions in front of each step are read")
+    others: list[str] = []
+    arrays = _leaves(folder, "", tuple(lead), name, others)
+    missing = [key for key in ("action", "next/reward") if key not in arrays]
+    if missing or not ({"next/done", "next/terminated"} & arrays.keys()):
+        raise InvalidInput(f"{name} holds no {(missing or ['next/done'])[0]!r} (it holds {listed(arrays)})", hint=f"needed: {NEEDS}")
+    messages: list[str] = []
+    order, seams = _order(folder, tuple(lead), arrays, name, environments, messages)
+    leaves = {key: Ordered(array, order) for key, array in arrays.items()}
+    described = Described.read(folder.parent / f"{MARK}.json")
+    dropped = named_keys("drop", drop, leaves, name)
+    observed, carried = _observed(leaves, observation, dropped, described, name)
+    column = lambda key: Column(name, key, leaves[key])  # noqa: E731
+    terminals, timeouts = _ends(leaves, name, seams, messages)
+    used = {"action", *TRAJECTORIES, MASK, *observed, *dropped}
+    recorded = set(described.extra) if described is not None else set()
+    extra = [key for key in leaves if key not in used and not key.startswith("next/")
+             and (key in recorded or (key.split("/")[-1] not in FLAGS and key not in ("reward", "index", "_weight")))]  # fmt: skip
+    others += [key for key in leaves if key.startswith("next/") and key[5:] not in (*observed, *FLAGS, "reward", *extra)]
+    names, extras = field_names(observed, messages, "observation"), field_names(extra, messages, "extra field")
+    fields = {key: column(key) for key in observed}
+    following = {key: Column(name, f"next/{key}", leaves[f"next/{key}"]) for key in observed}
+    kept = {extras[key]: column(key) for key in extra}
+    plain = [{names[key]: each for key, each in columns.items()} for columns in (fields, following)]
+    if observed == ["observation"]:
+        plain = [next(iter(each.values())) for each in plain]
+    if described is not None and (found := [described.fields(fields), described.fields(following)])[0] is not None:
+        plain, kept = found, described.extras({key: column(key) for key in extra})
+    _say(observed, carried, extra, sorted({*others, *dropped}), messages)
+    action, space = _action(leaves["action"], name)
+    space = described.space if described is not None and described.space is not None else space
+    return flat_source(
+        FlatArrays(plain[0], action, column("next/reward"), terminals, timeouts, plain[1], extra=kept), bad, format="torchrl",
+        env_id=described.env_id if described else None, space=space, attributes={}, messages=messages,
+    )  # fmt: skip
+
+
+def _order(
+    folder: Path, lead: tuple[int, ...], arrays: dict[str, np.ndarray], name: str, environments: int | None, messages: list[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The rows in the order in which each trajectory was lived, and flags ``[N]`` of rows behind which another one begins for certain.
+
+    A storage of two dimensions has time before environments (``ndim=2``), or a piece of a trajectory in each row.
+    """
+    size, width = lead[0], math.prod(lead[1:])
     filled = _json(folder / "storage_metadata.json", name).get("len")
-    shape = _json(folder / "meta.json", name).get("shape")
-    if not isinstance(shape, list) or len(shape) != 1:
-        raise InvalidInput(f"{name}: the storage has the shape {shape}", hint="one row per step (ndim=1) is read; dump it so")
-    rows = int(shape[0])
-    if not isinstance(filled, int) or not 0 <= filled <= rows:
-        raise InvalidInput(f"{name}: storage_metadata.json says {filled!r} of {rows} rows", hint="the folder is damaged; dump it again")
+    if not isinstance(filled, int) or not 0 <= filled <= size * width:
+        raise InvalidInput(f"{name}: storage_metadata.json says {filled!r} of {size * width} rows",
+                           hint="the folder is damaged; dump it again")  # fmt: skip
     if not filled:
         raise EmptyStore(f"{name} holds no steps", hint="dump a buffer with at least one episode")
     writer = folder.parent / "writer" / "metadata.json"
-    cursor = _json(writer, name).get("cursor", 0) if writer.is_file() else 0
-    first = cursor if filled == rows and isinstance(cursor, int) and 0 <= cursor < rows else 0
-    others: list[str] = []
-    leaves = {key: Ring(array, first, filled) for key, array in _leaves(folder, "", rows, name, others).items()}
-    missing = [key for key in ("action", "next/reward") if key not in leaves]
-    if missing or not ({"next/done", "next/terminated"} & leaves.keys()):
-        raise InvalidInput(f"{name} holds no {(missing or ['next/done'])[0]!r} (it holds {listed(leaves)})", hint=f"needed: {NEEDS}")
-    observed = [key for key in leaves if not key.startswith("next/") and f"next/{key}" in leaves and key not in (*FLAGS, "reward")]
+    state = _json(writer, name) if writer.is_file() else {}
+    written = state.get("write_count", state.get("cursor"))
+    written = min(written, size) if isinstance(written, int) and written > 0 else size
+    apart = width > 1 and filled == written * width  # counted in steps, not in pieces: environments stand side by side
+    count = filled // width if apart else filled
+    if count > size or (apart and filled % width):
+        raise InvalidInput(f"{name}: storage_metadata.json says {filled} of {size} rows", hint="the folder is damaged; dump it again")
+    cursor = state.get("cursor", 0)
+    first = cursor if count == size and isinstance(cursor, int) and 0 <= cursor < size else 0
+    if first:
+        messages.append("the rows are those of a ring that went around: its first episode may lack its beginning")
+    rows = (first + np.arange(count)) % size
+    grid = rows[:, None] * width + np.arange(width)
+    if environments is not None and width == 1:
+        order = np.concatenate([grid[i::environments, 0] for i in range(min(environments, count))])
+        runs = [len(range(i, count, environments)) for i in range(min(environments, count))]
+    else:
+        order, runs = (grid.T if apart else grid).reshape(-1), [count] * width if apart else [count * width]
+    seams = np.zeros(len(order), bool)
+    seams[np.cumsum(runs) - 1] = True
+    if MASK in arrays and arrays[MASK].dtype == bool and arrays[MASK].size == size * width:
+        valid = arrays[MASK].reshape(-1)[order]
+        if not valid.all():
+            messages.append(f"{int((~valid).sum())} rows are padding ({MASK}): left out")
+            run = np.cumsum(seams) - seams
+            order, run = order[valid], run[valid]
+            if not len(order):
+                raise EmptyStore(f"{name} holds no steps: all its rows are padding", hint="dump a buffer with at least one episode")
+            seams = np.append(run[1:] != run[:-1], True)
+    trajectory = next((key for key in TRAJECTORIES if key in arrays), None)
+    if trajectory is not None:
+        column = Column(name, trajectory, arrays[trajectory])
+        check_scalar_rows(column)
+        ids = column.data.reshape(-1)[order]
+        run = np.cumsum(seams) - seams  # numbers may begin anew in each environment
+        changes = np.append((ids[1:] != ids[:-1]) | (run[1:] != run[:-1]), True)
+        if not (apart or environments is not None):
+            begins, each = _trajectories(ids, _ended(arrays, size * width)[order])
+            if changes.sum() > len(begins):
+                messages.append(f"the rows of {len(begins)} trajectories stand in turn ({trajectory}): each is put together in its order")
+                sort = np.argsort(begins[each], kind="stable")
+                order, each = order[sort], each[sort]
+                changes = np.append(each[1:] != each[:-1], True)
+        seams = changes
+    return order, seams
+
+
+def _trajectories(ids: np.ndarray, ended: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The first row of each trajectory, and the trajectory of each row ``[N]``. A number that comes again behind an end is another one."""
+    by_id = np.argsort(ids, kind="stable")
+    before = np.cumsum(ended[by_id]) - ended[by_id]  # ends so far, also those of other numbers: they are the same within a number
+    lived = np.empty(len(ids), np.int64)
+    lived[by_id] = before
+    _, begins, each = np.unique(np.stack([ids.astype(np.int64), lived], 1), axis=0, return_index=True, return_inverse=True)
+    return begins, each.reshape(-1)
+
+
+def _ended(arrays: dict[str, np.ndarray], rows: int) -> np.ndarray:
+    """Whether an episode ends at a row, ``[rows]``, in the order of the files."""
+    flags = [arrays[f"next/{key}"] for key in ("done", "terminated", "truncated") if f"next/{key}" in arrays]
+    return np.logical_or.reduce([np.zeros(rows, bool), *(each.reshape(-1) != 0 for each in flags if each.size == rows)])
+
+
+def _observed(
+    leaves: dict[str, Any], chosen: Any, dropped: list[str], described: Described | None, name: str
+) -> tuple[list[str], list[str]]:
+    """The keys that are observations, and those that look like them and are none: what transforms count and add up."""
+    paired = [key for key in leaves if not key.startswith("next/") and f"next/{key}" in leaves and key not in dropped]
+    if chosen is not None:
+        observed = named_keys("observation", chosen, paired, name)
+        return observed, []
+    if described is not None and set(described.observation) <= set(paired):
+        return list(described.observation), []
+    paired = [key for key in paired if key.split("/")[-1] not in FLAGS and key != "reward"]
+    carried = [key for key in paired if _carried(key, leaves)]
+    observed = [key for key in paired if key not in carried]
     if not observed:
-        raise InvalidInput(f"{name} holds no observation that next/ has, too", hint=f"needed: {NEEDS}")
-    messages = ["the rows are those of a ring that went around: its first episode may lack its beginning"] if first else []
-    column = lambda key: Column(name, key, leaves[key])  # noqa: E731
-    terminals, timeouts = _ends(leaves, name, messages)
-    single = observed == ["observation"]
-    fields = {key: column(key) for key in observed}
-    following = {key: Column(name, f"next/{key}", leaves[f"next/{key}"]) for key in observed}
-    dotted = lambda named: {key.replace("/", "."): each for key, each in named.items()}  # noqa: E731
-    used = {"action", "collector/traj_ids", *observed}
-    extra = {key: column(key) for key in leaves if key not in used and not key.startswith("next/") and key.split("/")[-1] not in FLAGS
-             and key not in ("reward", "index", "_weight") and NAME.match(key.replace("/", "."))}  # fmt: skip
-    others += [key for key in leaves if key.startswith("next/") and key[5:] not in (*observed, *FLAGS, "reward")]
+        more = f"; option observation=KEY takes {', '.join(carried)} as such" if carried else ""
+        raise InvalidInput(f"{name} holds no observation that next/ has, too (it holds {listed(leaves)})", hint=f"needed: {NEEDS}{more}")
+    return observed, carried
+
+
+def _carried(key: str, leaves: dict[str, Any]) -> bool:
+    """Whether a standard transform, or a recurrent policy, carries a key from step to step: it is nothing that the environment shows."""
+    outer, _, last = key.rpartition("/")
+    reward = "/".join(each for each in ("next", outer, last.removeprefix("episode_")) if each)
+    return last in CARRIED or last.startswith("recurrent_state") or (last.startswith("episode_") and reward in leaves)
+
+
+def _say(observed: list[str], carried: list[str], extra: list[str], others: list[str], messages: list[str]) -> None:
+    messages.append(f"observation: {listed(observed)}" + (f"; kept with each step: {listed(extra)}" if extra else ""))
+    if carried:
+        messages.append(f"{listed(carried)}: written by a transform of TorchRL, so no observation; option observation=KEY takes it as such")
     if others:
         messages.append(f"not imported: {listed(others)}")
-    arrays = FlatArrays(
-        fields["observation"] if single else dotted(fields), _action(leaves["action"], name), column("next/reward"), terminals, timeouts,
-        following["observation"] if single else dotted(following), extra=dotted(extra),
-    )  # fmt: skip
-    return flat_source(arrays, bad, format="torchrl", env_id=None, space=None, attributes={}, messages=messages)
 
 
-def _leaves(folder: Path, prefix: str, rows: int, name: str, others: list[str]) -> dict[str, np.ndarray]:
-    """Every array below a folder by its key, ``outer/inner``, mapped into memory."""
+def _leaves(folder: Path, prefix: str, lead: tuple[int, ...], name: str, others: list[str]) -> dict[str, np.ndarray]:
+    """Every array below a folder by its key, ``outer/inner``, mapped into memory as ``[N, ...]``."""
     found: dict[str, np.ndarray] = {}
     for key, described in _json(folder / "meta.json", name).items():
         path = f"{prefix}{key}"
@@ -129,12 +249,13 @@ def _leaves(folder: Path, prefix: str, rows: int, name: str, others: list[str]) 
             continue
         if "dtype" not in described:
             if (folder / key / "meta.json").is_file():
-                found |= _leaves(folder / key, f"{path}/", rows, name, others)
+                found |= _leaves(folder / key, f"{path}/", lead, name, others)
             else:
                 others.append(path)
             continue
         dtype, shape = str(described["dtype"]).removeprefix("torch."), described.get("shape")
-        if dtype not in DTYPES or described.get("is_nested") or not isinstance(shape, list) or shape[:1] != [rows]:
+        fits = isinstance(shape, list) and all(isinstance(n, int) and n > 0 for n in shape) and tuple(shape[: len(lead)]) == lead
+        if dtype not in DTYPES or described.get("is_nested") or not fits:
             others.append(path)
             continue
         file = folder / f"{key}.memmap"
@@ -142,30 +263,30 @@ def _leaves(folder: Path, prefix: str, rows: int, name: str, others: list[str]) 
         if not file.is_file() or file.stat().st_size < size:
             there = file.stat().st_size if file.is_file() else 0
             raise InvalidInput(f"{name}: {path}.memmap has {there} bytes, {size} are due", hint="the folder is incomplete; copy it again")
-        found[path] = np.memmap(file, dtype, "r", shape=tuple(shape))
+        found[path] = np.memmap(file, dtype, "r", shape=tuple(shape)).reshape(-1, *shape[len(lead) :])
     return found
 
 
-def _ends(leaves: dict[str, Ring], name: str, messages: list[str]) -> tuple[Column, Column]:
+def _ends(leaves: dict[str, Ordered], name: str, seams: np.ndarray, messages: list[str]) -> tuple[Column, Column]:
     """Flags of terminals and of cuts, both ``[N]``."""
     flags = {key: Column(name, f"next/{key}", leaves[f"next/{key}"]) for key in FLAGS if f"next/{key}" in leaves}
-    rows = next(iter(leaves.values())).shape[0]
+    rows = len(seams)
     read = {key: each.read_flags(0, rows) for key, each in flags.items()}
     none = np.zeros(rows, bool)
     if "terminated" not in read:
         messages.append("there is no next/terminated: where next/done is set and next/truncated is not, the task has ended")
     terminated = read.get("terminated", read.get("done", none) & ~read.get("truncated", none))
-    cut = read.get("truncated", none) | read.get("done", none)
-    if "collector/traj_ids" in leaves:
-        ids = np.asarray(leaves["collector/traj_ids"][0:rows]).reshape(rows)
-        cut = cut | np.append(ids[1:] != ids[:-1], False)
-    return Column(name, "next/terminated", terminated), Column(name, "next/truncated", cut)
+    ends = terminated | read.get("truncated", none) | read.get("done", none)
+    seams = seams.copy()
+    seams[-1] = ends[-1]  # nothing says how the newest episode goes on
+    return Column(name, "next/terminated", terminated), Column(name, "next/truncated", ends | seams)
 
 
-def _action(data: Ring, name: str) -> Column:
+def _action(data: Ordered, name: str) -> tuple[Column, ActionSpace | None]:
+    """The actions, and their space where they are one-hot: as many choices as columns."""
     if data.dtype.kind in "biu" and len(data.shape) == 2 and data.shape[1] > 1:
-        return Column(name, "action", OneHot(data, name))
-    return Column(name, "action", data)
+        return Column(name, "action", OneHot(data, name)), choices(data.shape[1], 0, "declared", name)
+    return Column(name, "action", data), None
 
 
 def _json(path: Path, name: str) -> dict[str, Any]:
@@ -175,4 +296,8 @@ def _json(path: Path, name: str) -> dict[str, Any]:
     return value
 
 
-FORMAT = Format("torchrl", "folder of TorchRL's ReplayBuffer.dumps with memory maps", NEEDS, detect, open_folder)
+FORMAT = Format(
+    "torchrl", "folder of TorchRL's ReplayBuffer.dumps with memory maps", NEEDS, detect, open_folder,
+    {"observation": "the keys that are observations", "drop": "keys to leave out",
+     "environments": "without traj_ids: in how many environments the rows were collected in turn"},
+)  # fmt: skip

@@ -15,20 +15,29 @@ import numpy as np
 from offrl_store import Field
 from offrl_store.errors import EmptyStore
 
-from .exporting import CutCount, Export, action_shape, named_observations, one_action, usable_steps
+from .described import NAME, record
+from .exporting import CutCount, Export, action_shape, free_names, named_observations, one_action, say_left_out, usable_steps
+from .torchrl import FLAGS, TRAJECTORIES
+
+#: Keys at the root that TorchRL, its buffers or ``meta.json`` use for something else than a field.
+RESERVED = ("action", "reward", "next", "collector", "index", "_weight", "shape", "device", "_type", *TRAJECTORIES)
 
 
 def write_torchrl(export: Export) -> None:
     """``storage/``, ``writer/`` and ``buffer_metadata.json``."""
     store, schema = export.store, export.store.schema
     action = one_action(export, "torchrl")
-    fields: dict[str, Field] = {name or "observation": each for name, each in named_observations(schema.observation).items()}
+    named = named_observations(schema.observation)
+    keys = {name: _observation_key(export, name, named) for name in named}
+    extras = free_names(export, schema.extra, lambda name: name in (*RESERVED, *keys.values()) or name in FLAGS)
+    fields: dict[str, Field] = {keys[name]: each for name, each in named.items()}
     flag = Field("bool", (1,))
-    leaves = fields | {"action": Field(action.dtype, action_shape(action))} | dict(schema.extra)
+    leaves = fields | {"action": Field(action.dtype, action_shape(action))} | {extras[name]: each for name, each in schema.extra.items()}
     following = fields | {"reward": Field(schema.reward.dtype, (1,)), "done": flag, "terminated": flag, "truncated": flag}
     folders: dict[str, dict[str, Field]] = {"": leaves, "collector": {"traj_ids": Field("int64")}, "next": following}
     storage = export.path / "storage"
     counts, rows, trajectory = CutCount(), 0, 0
+    left_out: set[str] = set()
     files: dict[str, BinaryIO] = {}
     try:
         for folder, named in folders.items():
@@ -36,10 +45,11 @@ def write_torchrl(export: Export) -> None:
             for name in named:
                 files[f"{folder}/{name}"] = open(storage / folder / f"{name}.memmap", "wb")  # noqa: SIM115  closed below
         for number, episode in enumerate(store.episodes):
+            left_out |= store.episode_metadata(number).keys()
             steps = usable_steps(episode)
             counts.add(episode, steps)
             if steps:
-                for key, array in _rows(episode, steps, trajectory).items():
+                for key, array in _rows(episode, steps, trajectory, keys, extras).items():
                     files[key].write(np.ascontiguousarray(array).data.cast("B"))
                 rows, trajectory = rows + steps, trajectory + 1
             export.progress(number + 1, len(store))
@@ -59,10 +69,26 @@ def write_torchrl(export: Export) -> None:
     (export.path / "writer").mkdir()
     _write(export.path / "writer" / "metadata.json", {"cursor": 0, "write_count": rows})
     _write(export.path / "buffer_metadata.json", {"batch_size": None, "consume_after_n_samples": None})
+    known = {f"observation.{name}" if name else "observation": key for name, key in keys.items()}
+    known |= {f"extra.{name}": key for name, key in extras.items()}
+    _write(export.path / f"{NAME}.json", record(store, known))
     counts.say(export)
+    say_left_out(export, left_out, "TorchRL has no place for metadata of episodes")
 
 
-def _rows(episode: Any, steps: int, trajectory: int) -> dict[str, np.ndarray]:
+def _observation_key(export: Export, name: str, named: dict[str, Field]) -> str:
+    """The key of an observation field: its name, but where the format uses that one for something else."""
+    key = name or "observation"
+    while key in (*RESERVED, *FLAGS) or (key != name and name and key in named):
+        key = f"observation.{key}"
+    if name and key != name:
+        export.message(f"the observation field {name!r} is written as {key!r}: the format uses the name {name!r} itself")
+    return key
+
+
+def _rows(
+    episode: Any, steps: int, trajectory: int, keys: dict[str, str], extras: dict[str, str]
+) -> dict[str, np.ndarray]:
     """The first steps of an episode by file."""
     last = np.arange(1, steps + 1) == steps
     rows: dict[str, np.ndarray] = {}
@@ -70,8 +96,8 @@ def _rows(episode: Any, steps: int, trajectory: int) -> dict[str, np.ndarray]:
         following = each[1 : steps + 1]
         if len(following) < steps:  # of a terminated episode, where nobody uses it
             following = np.concatenate([following, each[-1:]])
-        rows[f"/{name or 'observation'}"], rows[f"next/{name or 'observation'}"] = each[:steps], following
-    rows |= {f"/{name}": each[:steps] for name, each in episode.extra.items()}
+        rows[f"/{keys[name]}"], rows[f"next/{keys[name]}"] = each[:steps], following
+    rows |= {f"/{extras[name]}": each[:steps] for name, each in episode.extra.items()}
     rows |= {
         "/action": episode.action[:steps], "next/reward": episode.reward[:steps], "next/done": last,
         "next/terminated": last & episode.terminated, "next/truncated": last & (not episode.terminated),

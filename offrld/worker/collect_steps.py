@@ -99,11 +99,11 @@ def _policy(job: WorkerJob) -> Any:
     if spec.policy in ("random", "normal"):
         return spec.policy
     if spec.policy == "upload":
-        from offrl.policy import Policy
+        from offrl.foreign import opened
 
         if spec.sample:
             raise InvalidInput("a policy file acts greedily, there is nothing to draw", hint="give job:ID: its checkpoint can draw")
-        return Policy(_uploaded(job))
+        return opened(_uploaded(job), spec.policy_input, spec.policy_output, spec.policy_argmax)
     from offrld.collect.policies import LearnerBehaviour  # torch: for nothing else
     from offrld.training import load
     from offrld.worker import taken

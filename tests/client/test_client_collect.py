@@ -8,7 +8,7 @@ import uuid
 import pytest
 
 import offrl
-from offrl.errors import Conflict, InvalidInput, JobFailed, Unknown
+from offrl.errors import Conflict, InvalidInput, Unknown
 
 SMALL = ["--set", "encoder.units=[16]", "--set", "batch_size=32"]
 
@@ -103,8 +103,8 @@ def test_what_cannot_be_is_said_in_one_line(client, offrl_cli, tmp_path):
     assert ran.status == 2 and "is not an ONNX file" in ran.err
     dataset = name()
     client.collect("CartPole-v1", into=dataset, steps=20).wait()
-    with pytest.raises(JobFailed, match="the dataset is of CartPole-v1, the steps are of Pendulum-v1"):
-        client.collect("Pendulum-v1", into=dataset, steps=20).wait()
+    with pytest.raises(InvalidInput, match="the dataset is of CartPole-v1, the steps are of Pendulum-v1"):
+        client.collect("Pendulum-v1", into=dataset, steps=20)
     with pytest.raises(Conflict, match="a limit is for a new one"):
         client.collect("CartPole-v1", into=dataset, steps=20, limit=10)
     assert client.datasets.show(dataset).transitions == 20

@@ -171,9 +171,10 @@ def test_what_a_format_cannot_hold_is_refused(tmp_path):
         export_dataset(fields, tmp_path / "x", "d3rlpy-v1")
     lines = []
     again = import_into(export_dataset(fields, tmp_path / "x.h5", "d3rlpy", message=lines.append), tmp_path / "again")
-    assert {name: each.tolist() for name, each in again.episodes[1].observation.items()} == {"observation_0": [[5.0]], "observation_1": [6]}
+    assert {name: each.tolist() for name, each in again.episodes[1].observation.items()} == {"a": [[5.0]], "b": [6]}
     assert lines[0] == "the observation fields a, b become a tuple in this order"
-    assert lines[1] == "not exported: logp (d3rlpy has no place for them)"
+    assert lines[1] == "b: one number per step, written as rows of one number, which d3rlpy needs"
+    assert lines[2] == "not exported: logp (d3rlpy has no place for them)"
     assert not (tmp_path / "x").exists()
 
 

@@ -35,10 +35,9 @@ def test_an_environment_that_always_fails_is_given_up_and_training_succeeds(trai
     assert 'raise RuntimeError("the simulator has crashed")' in worker.log.read_text()
 
 
-def test_an_evaluation_that_fails_once_is_missing_alone(train, tmp_path):
+def test_an_evaluation_that_fails_once_is_missing_alone(train):
     spec = {"steps": 20, "eval_every": 10, "eval_env": "offrld_failing_env:FailingOnce-v0", "eval_episodes": 2, "config": SMALL}
-    environment = {"PYTHONPATH": str(PLUGINS), "FAILED_ONCE": str(tmp_path / "failed")}
-    worker = train("job", "discrete_bc", "cartpole", environment=environment, **spec)
+    worker = train("job", "discrete_bc", "cartpole", environment={"PYTHONPATH": str(PLUGINS)}, **spec)
     end = worker.end()
     assert end["state"] == "succeeded" and end["reason"].startswith("the evaluation at step 10 failed: ")
     assert [step for step, _ in rows(worker, "return_mean")] == ["20"]

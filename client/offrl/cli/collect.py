@@ -33,6 +33,9 @@ def collect(
     policy: Annotated[
         str, typer.Option("--policy", metavar="random|normal|job:ID|FILE.onnx", help="What acts; of a job its newest checkpoint.")
     ] = "random",
+    policy_input: options.PolicyInput = None,
+    policy_output: options.PolicyOutput = None,
+    policy_argmax: options.PolicyArgmax = False,
     sample: Annotated[bool, typer.Option("--sample", help="Draw a job's actions instead of taking the greedy ones.")] = False,
     ratio: Annotated[
         float | None,
@@ -61,7 +64,8 @@ def collect(
 
     with connect() as client:
         job = client.collect(
-            env, policy, into=into, steps=steps, sample=sample or None, ratio=ratio, envs=envs, processes=processes or None, seed=seed,
+            env, policy, into=into, steps=steps, policy_input=policy_input, policy_output=policy_output,
+            policy_argmax=policy_argmax or None, sample=sample or None, ratio=ratio, envs=envs, processes=processes or None, seed=seed,
             limit=limit, epsilon=epsilon, epsilon_end=epsilon_end, epsilon_steps=epsilon_steps, noise=noise,
             max_episode_steps=max_episode_steps, step_timeout_s=step_timeout, threads=threads, priority=priority, after=after or (),
             key=key,

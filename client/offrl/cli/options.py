@@ -61,3 +61,9 @@ After = Annotated[
 ]
 Key = Annotated[str | None, typer.Option("--key", metavar="K", help="The same key gives the same job, however often it is sent.")]
 Wait = Annotated[bool, typer.Option("--wait", help="Stay until the job has ended; exit status 1 if it fails.")]
+
+PolicyInput = Annotated[
+    str | None, typer.Option("--policy-input", metavar="NAME", help="Of an ONNX file of another program: the tensor of the observation.")
+]
+PolicyOutput = Annotated[str | None, typer.Option("--policy-output", metavar="NAME", help="Likewise: the tensor of the action.")]
+PolicyArgmax = Annotated[bool, typer.Option("--policy-argmax", help="Likewise: the output holds scores, the highest is the action.")]

@@ -53,6 +53,9 @@ def evaluate(
     env: Annotated[str | None, typer.Option("--env", metavar="ID", help="A gymnasium id. [default: the policy's own]")] = None,
     episodes: Annotated[int, typer.Option("--episodes", parser=count, metavar="N", help="How many.")] = 20,
     seed: Annotated[int, typer.Option("--seed", parser=count, metavar="S", help="Episode i starts with env.reset(seed=S+i).")] = 1000,
+    policy_input: options.PolicyInput = None,
+    policy_output: options.PolicyOutput = None,
+    policy_argmax: options.PolicyArgmax = False,
     target_return: Annotated[
         float | None,
         typer.Option("--target-return", parser=real, metavar="R", help="What a transformer is to reach. [default: the policy's own]"),
@@ -61,10 +64,10 @@ def evaluate(
 ) -> None:
     """Run a policy in an environment, here, with onnxruntime alone."""
     from offrl.errors import InvalidInput
-    from offrl.policy import Policy
+    from offrl.foreign import opened
     from offrl.rollout import evaluate as run
 
-    loaded = Policy(policy)
+    loaded = opened(policy, policy_input, policy_output, policy_argmax)
     where = env or loaded.env_id
     if where is None:
         raise InvalidInput(f"{policy} does not say which environment it is for", hint="name it with --env ID")

@@ -9,6 +9,11 @@ that does (gymnasium itself looks for none).
 
 from __future__ import annotations
 
+import difflib
+import importlib
+import importlib.util
+import re
+from collections.abc import Iterable
 from typing import Any
 
 from . import games
@@ -44,6 +49,40 @@ def procgen_id(game: str, mode: str = "easy", levels: str = "") -> str:
     return f"{NAMESPACE}/{'-'.join(parts)}-v0"
 
 
+#: Begins of ids that a package registers when it is imported, and how to install it.
+PACKAGES = {
+    "ALE/": ("ale_py", 'pip install "offrl[atari]"'),
+    "dm_control/": ("shimmy", 'pip install "shimmy[dm-control]"'),
+    **dict.fromkeys(("MiniGrid", "BabyAI"), ("minigrid", "pip install minigrid")),
+    **dict.fromkeys(("Fetch", "AntMaze", "PointMaze", "FrankaKitchen", "AdroitHand", "HandManipulate", "HandReach"),
+                    ("gymnasium_robotics", "pip install gymnasium-robotics")),
+    "MiniWorld": ("miniworld", "pip install miniworld"),
+    "highway": ("highway_env", "pip install highway-env"),
+}  # fmt: skip
+LIKE = 0.75  # how much of two names has to agree before one is taken for a slip of the other
+
+
+def package_of(env_id: str) -> tuple[str, str] | None:
+    """The module that registers ids like this one, and how to install it; None where that is not known."""
+    return next((found for begin, found in PACKAGES.items() if env_id.lower().startswith(begin.lower())), None)
+
+
+def unknown_hint(env_id: str, known: Iterable[str]) -> str:
+    """What to do about an id that is not registered: install its package, take a name that is nearly the same, or look."""
+    names = list(known)
+    name = env_id.rpartition("-v")[0] or env_id
+    if (package := package_of(env_id)) is not None and not any(package_of(other) == package for other in names):
+        game = re.sub(r"(?<!^)(?=[A-Z])", "_", name.rpartition("/")[2]).lower()
+        ours = f", and {atari_id(game)!r} is this game as replay data were logged" if package[0] == "ale_py" and game in games.GAMES else ""
+        return f"{package[1]}, in the environment of the daemon too{ours}"
+    bare = {other: (other.rpartition("-v")[0] or other).lower() for other in names}
+    ratios = {other: difflib.SequenceMatcher(None, name.lower(), short).ratio() for other, short in bare.items()}
+    best = max(ratios, key=lambda other: (ratios[other], other), default="")
+    if best and ratios[best] >= LIKE:
+        return f"did you mean {best!r}?"
+    return "gymnasium.pprint_registry() lists what is there; a package of your own registers by an entry point of offrl.environments"
+
+
 def register() -> list[str]:
     """Tells gymnasium of the environments; calling it again changes nothing.
 
@@ -70,6 +109,15 @@ def register() -> list[str]:
     return _register_installed()
 
 
+def register_package(env_id: str) -> None:
+    """Import the package that registers ids like this one, where it is installed."""
+    import gymnasium
+
+    package = package_of(env_id)
+    if package is not None and env_id not in gymnasium.registry and importlib.util.find_spec(package[0]) is not None:
+        gymnasium.register_envs(importlib.import_module(package[0]))
+
+
 def _register_installed() -> list[str]:
     import importlib.metadata
 
@@ -85,4 +133,7 @@ def _register_installed() -> list[str]:
     return problems
 
 
-__all__ = ["GROUP", "LEVELS", "NAMESPACE", "TIME_LIMIT", "VARIANTS", "atari_id", "procgen_id", "register"]
+__all__ = [
+    "GROUP", "LEVELS", "NAMESPACE", "PACKAGES", "TIME_LIMIT", "VARIANTS", "atari_id", "procgen_id", "register", "register_package",
+    "unknown_hint",
+]  # fmt: skip

@@ -7,9 +7,9 @@ import time
 
 from offrl import named, wire
 from offrl.errors import Conflict, InvalidInput
-from offrl.job import MAKES_STEPS, CollectSpec, ImportSpec, TrainOnlineSpec, TrainSpec
+from offrl.job import MAKES_STEPS, TRAINS, CollectSpec, ImportSpec, TrainOnlineSpec, TrainSpec
 from offrld import import_roots
-from offrld.daemon import catalog, datasets, fitting, infos, queue, records, rights, uses
+from offrld.daemon import beforehand, catalog, datasets, fitting, infos, queue, records, rights, uses
 from offrld.daemon import rerun as reruns
 from offrld.daemon.app import App
 from offrld.daemon.caller import Caller
@@ -35,6 +35,7 @@ async def submit(app: App, request: wire.Submit) -> wire.Submitted:
         if (refused := app.supervisor.devices.refused(spec.model_dump())) is not None:
             raise refused
         taken = uses.of(spec, known)
+        await beforehand.check(app, spec, known)
     elif isinstance(spec, ImportSpec):
         await asyncio.to_thread(_check_source, app, spec)
         if not spec.append:
@@ -57,6 +58,7 @@ async def submit(app: App, request: wire.Submit) -> wire.Submitted:
         taken = uses.of_steps(spec)
         if spec.dataset is not None:
             await _check_folder(app, spec.dataset)
+        await beforehand.check(app, spec, known)
     job, created = await app.database.write(_submit, app, request, spec, taken, app.caller())
     if isinstance(spec, TrainSpec):
         await app.supervisor.tell_pinned(spec.dataset)
@@ -77,6 +79,7 @@ async def rerun(app: App, request: wire.Rerun) -> wire.Submitted:
     if (refused := app.supervisor.devices.refused(repeat.spec.model_dump())) is not None:
         raise refused
     taken = [use for use in uses.of(repeat.spec, known) if use.name not in repeat.kept]
+    await beforehand.check(app, repeat.spec, known, repeat.kept)
     job, created = await app.database.write(_submit, app, request, repeat.spec, taken, app.caller(), repeat)
     await app.supervisor.tell_pinned(repeat.spec.dataset)
     return wire.Submitted(job=job, created=created)
@@ -160,5 +163,11 @@ def _control(db: Connection, app: App, request: wire.ControlJob, caller: Caller)
 
 async def _check_retry(app: App, job: str) -> None:
     found = await app.database.read(records.find, job)
+    if found.kind in (*TRAINS, "collect") and found.state.ended:
+        kept = [path.stem for path in (app.state.job(job) / reruns.TAKEN).glob("*.safetensors")]
+        spec = records.SPEC.validate_python(found.spec)
+        known = await app.catalog.ready()
+        if any(each["name"] == found.spec.get("algorithm") for each in known["algorithms"]) or found.kind == "collect":
+            await beforehand.check(app, spec, known, kept)
     if found.kind == "import" and found.state.ended and found.spec.get("upload"):
         await asyncio.to_thread(app.uploads.check_usable, found.spec["upload"], app.caller())

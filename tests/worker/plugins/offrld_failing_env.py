@@ -1,6 +1,5 @@
-"""CartPole that fails: in all evaluations (their resets are seeded from 1000), or in the first one alone, as a note beside it says."""
+"""CartPole that fails: always, or in the first run alone, as a note in the job's folder says; or whose rewards are none."""
 
-import os
 from pathlib import Path
 
 import gymnasium
@@ -14,7 +13,7 @@ class Failing(CartPoleEnv):
         self.once = once
 
     def step(self, action):
-        noted = Path(os.environ["FAILED_ONCE"]) if self.once else None
+        noted = Path("failed-once") if self.once else None
         if noted is None or not noted.exists():
             if noted is not None:
                 noted.touch()

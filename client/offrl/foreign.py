@@ -1,0 +1,142 @@
+"""Policies that other programs have exported as ONNX: Stable-Baselines3's and d3rlpy's, with the names of their tensors given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+from offrl.errors import InvalidInput
+from offrl.policy import Policy
+from offrl.policy import _session as load_session
+
+_DTYPES = {"tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(int64)": np.int64, "tensor(int32)": np.int32,
+           "tensor(uint8)": np.uint8, "tensor(float16)": np.float16}  # fmt: skip
+
+
+class ForeignPolicy(Policy):
+    """An ONNX graph from observations ``[B, ...]`` to actions, as a `Policy`. It has no scalers, bounds or memory of its own.
+
+    Continuous actions ``[B, A]`` are clipped to the environment's bounds by whoever acts; discrete ones are whole numbers ``[B]`` or
+    ``[B, 1]``. A graph for batches of one only is run row by row.
+
+    Args:
+        source: the file, or its bytes.
+        input: the tensor that takes the observation; None: the only one, or of several each the observation field of its name.
+        output: the tensor that gives the action; None: the only one.
+        argmax: the output holds scores ``[B, n]`` of discrete actions: the highest is the action.
+
+    Raises:
+        InvalidInput: no ONNX file, or no such tensor; the message lists those that are there.
+    """
+
+    foreign = True
+
+    def __init__(self, source: str | Path | bytes, *, input: str | None = None, output: str | None = None, argmax: bool = False) -> None:
+        if isinstance(source, (bytes, bytearray, memoryview)):
+            self.path, name, data = None, f"the {len(source)} bytes given", bytes(source)
+        else:
+            self.path, name = Path(source), f"{str(source)!r}"
+            data = _read(self.path)
+        self._session = load_session(data, name)
+        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
+        self._inputs = {each.name: each for each in ([_named(inputs, input, name, "input")] if input is not None else inputs)}
+        if input is not None and len(inputs) > 1:
+            raise InvalidInput(f"{name} takes more than {input!r}: {_listed(inputs)}",
+                               hint="export the policy with the observation as its only input")  # fmt: skip
+        if output is None and len(outputs) > 1:
+            raise InvalidInput(f"{name} has several outputs: {_listed(outputs)}", hint="name the action's: --policy-output NAME")
+        out = outputs[0] if output is None else _named(outputs, output, name, "output")
+        self._output, self._argmax = out.name, argmax
+        for each in (*self._inputs.values(), out):
+            if each.type not in _DTYPES or not each.shape:
+                told = f"{name}: {each.name!r} has the type {each.type} and shape {each.shape}"
+                raise InvalidInput(told, hint="observations and actions are batches of numbers")
+        whole = _DTYPES[out.type] in (np.int64, np.int32)
+        sizes = tuple(out.shape[1:])
+        if argmax and (whole or len(sizes) != 1):
+            raise InvalidInput(f"{name}: output {out.name!r} has the type {out.type} and shape {out.shape}, no scores",
+                               hint="leave --policy-argmax out: it gives actions")  # fmt: skip
+        self.metadata = {}
+        self.observation_dtypes = {n: np.dtype(_DTYPES[each.type]) for n, each in self._inputs.items()}
+        self.observation_shapes = {n: tuple(each.shape[1:]) for n, each in self._inputs.items()}
+        if not all(isinstance(size, int) for shape in (*self.observation_shapes.values(), sizes) for size in shape):
+            raise InvalidInput(f"{name}: {_listed(inputs)} to {_listed([out])}: a size is open", hint="only the batch axis may be open")
+        self.discrete = argmax or (whole and sizes in ((), (1,)))
+        self.action_shape = () if self.discrete else sizes
+        self.action_n = sizes[0] if argmax else None
+        self.action_low = self.action_high = self.env_id = self.target_return = self._context = self._frames = None
+        self.frame_stack = 1
+        self._names = tuple(self._inputs)
+        self._one = any(each.shape[0] == 1 for each in self._inputs.values())
+
+    def act(self, observation: Any, reward: float = 0.0) -> np.ndarray | int:
+        """As `Policy.act`."""
+        fields = observation if isinstance(observation, Mapping) else {self._names[0]: observation}
+        action = self.predict({name: np.asarray(value)[None] for name, value in fields.items()})[0]
+        return int(action) if self.discrete else action
+
+    def predict(self, observations: Any, reward: Any = None, starts: Any = None) -> np.ndarray:
+        """As `Policy.predict`."""
+        fields = observations if isinstance(observations, Mapping) else {self._names[0]: observations}
+        feed = {name: self._fed(name, fields) for name in self._names}
+        count = len(next(iter(feed.values())))
+        if self._one and count != 1:
+            return np.concatenate([self._run({name: value[i : i + 1] for name, value in feed.items()}) for i in range(count)])
+        return self._run(feed)
+
+    def _run(self, feed: dict[str, np.ndarray]) -> np.ndarray:
+        found = self._session.run([self._output], feed)[0]
+        if self._argmax:
+            return np.argmax(found, axis=-1)
+        if self.discrete:
+            return found.reshape(len(found)).astype(np.int64)
+        if not np.isfinite(found).all():
+            raise InvalidInput(f"the policy's output {self._output!r} is not finite", hint="check the policy, and its observations")
+        return found.astype(np.float32)
+
+    def _fed(self, name: str, fields: Mapping[str, Any]) -> np.ndarray:
+        if name not in fields:
+            raise InvalidInput(f"the observation has no field {name!r}, only {', '.join(map(str, fields))}", hint="name it: --policy-input")
+        value, dtype, shape = np.asarray(fields[name]), self.observation_dtypes[name], self.observation_shapes[name]
+        if value.shape[1:] != shape or value.dtype.kind not in "biuf":
+            raise InvalidInput(f"{name} is {value.dtype} of shape {value.shape[1:]}, the policy expects {dtype} of {shape}",
+                               hint="give one observation as the environment gives it")  # fmt: skip
+        cast = value.astype(dtype)
+        if not np.isfinite(cast).all() or (dtype.kind in "iu" and not np.array_equal(cast, value)):
+            raise InvalidInput(f"{name} has a value that is not finite, or that {dtype} does not hold", hint="check the environment")
+        return cast
+
+    def __repr__(self) -> str:
+        return f"ForeignPolicy({self.path or 'from bytes'}, {_listed(list(self._inputs.values()))} to {self._output})"
+
+
+def opened(source: str | Path | bytes, input: str | None = None, output: str | None = None, argmax: bool = False) -> Policy:
+    """A policy file of ours; or, where a tensor is named or ``argmax`` is set, one of another program."""
+    if input is None and output is None and not argmax:
+        return Policy(source)
+    return ForeignPolicy(source, input=input, output=output, argmax=argmax)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InvalidInput(f"cannot read {str(path)!r}: {error.strerror}", hint="name an .onnx file") from None
+
+
+def _named(tensors: list[onnxruntime.NodeArg], wanted: str, name: str, what: str) -> onnxruntime.NodeArg:
+    for each in tensors:
+        if each.name == wanted:
+            return each
+    raise InvalidInput(f"{name} has no {what} {wanted!r}, only {_listed(tensors)}", hint=f"--policy-{what} takes one of these names")
+
+
+def _listed(tensors: list[onnxruntime.NodeArg]) -> str:
+    return ", ".join(f"{each.name} {each.type.removeprefix('tensor(').rstrip(')')}{list(each.shape)}" for each in tensors)
+
+
+__all__ = ["ForeignPolicy", "opened"]

@@ -1,0 +1,117 @@
+"""What a format of somebody else has no place for, written beside its own content, and taken back at an import.
+
+Such a record names the schema's fields, the keys under which a format holds them, the action space and the environment. The owners of the
+formats look past it. An import takes it for what still fits: a file may have been changed since.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from offrl_store import EpisodeStore, Field, Schema
+from offrl_store.errors import OffrlError
+
+from .columns import Column
+from .episodic import Recording
+from .reading import parse_json, read_json
+from .spaces import ActionSpace, box
+
+#: The attribute of an HDF5 file, and the stem of a file in a folder, that hold the record.
+NAME = "offrl"
+
+
+def record(store: EpisodeStore, keys: dict[str, str]) -> dict[str, Any]:
+    """The record of a store, whose columns (``observation.NAME``, ``extra.NAME``, ...) stand under ``keys`` in the format."""
+    metadata = store.metadata
+    return {"columns": store.schema.to_json()["columns"], "keys": keys,
+            "env_id": metadata.get("env_id"), "bounds": metadata.get("bounds")}  # fmt: skip
+
+
+class Described:
+    """The record that an export of ours left.
+
+    Attributes:
+        env_id: the environment, or None.
+        space: the action space, or None where the data do not have a declared one.
+        single: whether the observation is one field without a name.
+        observation, extra: the fields by the key under which the format holds them, as ``(name, field)``.
+    """
+
+    def __init__(self, schema: Schema, keys: dict[str, str], env_id: str | None, bounds: str | None) -> None:
+        self.env_id, self.single = env_id, isinstance(schema.observation, Field)
+        named = {"": schema.observation} if self.single else schema.observation
+        self.observation = {keys[f"observation.{name}" if name else "observation"]: (name, each) for name, each in named.items()}
+        self.extra = {keys[key]: (name, each) for name, each in schema.extra.items() if (key := f"extra.{name}") in keys}
+        self.space = _space(schema.action, env_id, bounds)
+
+    @classmethod
+    def read(cls, found: Any) -> Described | None:
+        """The record in a text, or in a file; None where there is none, or none of ours."""
+        try:
+            value = read_json(found, found.name) if isinstance(found, Path) else parse_json(found, NAME)
+            keys, env_id, bounds = value["keys"], value.get("env_id"), value.get("bounds")
+            return cls(
+                Schema.from_json({"columns": value["columns"], "metadata": {}}), {str(key): str(each) for key, each in keys.items()},
+                env_id if isinstance(env_id, str) else None, bounds if isinstance(bounds, str) else None,
+            )  # fmt: skip
+        except (TypeError, ValueError, KeyError, AttributeError, RecursionError, OffrlError):
+            return None
+
+    def fields(self, columns: dict[str, Column]) -> Column | dict[str, Column] | None:
+        """Observation columns, by the format's key, as the fields that they were; None where these are not the ones of the record."""
+        made = _renamed(columns, self.observation)
+        if made is None:
+            return None
+        return next(iter(made.values())) if self.single else made
+
+    def extras(self, columns: dict[str, Column]) -> dict[str, Column]:
+        """Extra columns, by the format's key, under their own names; what the record does not know keeps its key."""
+        known = {key: column for key, column in columns.items() if key in self.extra}
+        made = _renamed(known, {key: self.extra[key] for key in known})
+        return columns if made is None else {**{key: column for key, column in columns.items() if key not in known}, **made}
+
+
+def restored(described: Described | None, recording: Recording, observations: dict[str, Column], extra: dict[str, Column]) -> Recording:
+    """A recording with the observations and extras that the record tells of, both given by the format's keys."""
+    if described is None:
+        return recording
+    found = described.fields(observations)
+    return recording if found is None else replace(recording, observations=found, extra=described.extras(extra))
+
+
+def _renamed(columns: dict[str, Column], fields: dict[str, tuple[str, Field]]) -> dict[str, Column] | None:
+    if columns.keys() != fields.keys():
+        return None
+    made: dict[str, Column] = {}
+    for key, (name, field) in fields.items():  # the order of the record: that of the schema
+        column = columns[key]
+        if column.dtype != field.dtype or math.prod(column.shape) != math.prod(field.shape):
+            return None
+        made[name] = column if column.shape == field.shape else Column(column.file, column.key, Shaped(column.data, field.shape))
+    return made
+
+
+class Shaped:
+    """Rows of another shape with as many values, as the data of a column."""
+
+    def __init__(self, data: Any, shape: tuple[int, ...]) -> None:
+        self._data = data
+        self.shape, self.dtype = (data.shape[0], *shape), data.dtype
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        block = np.asarray(self._data[rows])
+        return block.reshape(len(block), *self.shape[1:])
+
+
+def _space(action: Any, env_id: str | None, bounds: str | None) -> ActionSpace | None:
+    origin = bounds if bounds == "declared" or (env_id and bounds == f"env:{env_id}") else None
+    if bounds == "inferred" or not isinstance(action, Field):
+        return None
+    if action.discrete:
+        return ActionSpace(origin or "declared", n=action.n)
+    return None if action.low is None or action.high is None else box(action.low, action.high, origin or "declared")
