@@ -251,14 +251,13 @@ def _as_files(source: Any, schema: Any) -> Iterator[list[upload.SourceFile]]:
 def _write_arrays(path: Path, source: Mapping[str, Any]) -> None:
     import numpy as np
 
+    from offrl_store.arrays import as_array
+
     arrays: dict[str, Any] = {}
     for name, value in source.items():
         inner = {f"{name}/{key}": item for key, item in value.items()} if isinstance(value, Mapping) else {name: value}
         for key, item in inner.items():
-            try:
-                array = np.asarray(item)
-            except ValueError as error:
-                raise InvalidInput(f"{key} is no array: {error}", hint="give one row per step, all of one shape") from None
+            array = as_array(item, key)
             if array.dtype.hasobject:
                 raise InvalidInput(f"{key} holds Python objects, not numbers", hint="give arrays of numbers, one row per step")
             if key == "file":
@@ -295,11 +294,12 @@ def _schema_of(episodes: list[Any]) -> Any:
     import numpy as np
 
     from offrl_store import Episode, Field, Schema
+    from offrl_store.arrays import as_array
 
     def array(value: Any) -> Any:
         if isinstance(value, np.ndarray):
             return value
-        made = np.asarray(value)
+        made = as_array(value, "a field")
         return made.astype(np.float32) if made.dtype == np.float64 else made
 
     def fields(value: Any) -> Any:

@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from offrl_store.arrays import as_array
 from offrl_store.errors import InvalidInput
 from offrl_store.schema import NAME
 
@@ -184,10 +185,12 @@ def open_arrays(arrays: Mapping[str, Any], bad: BadEpisodes, name: str = "arrays
     """Opens a dict of arrays; observations may be a dict of arrays themselves. ``name`` is how messages call it."""
     given = _flatten(arrays)
     for key, value in given.items():
-        if not hasattr(value, "dtype") or not hasattr(value, "shape"):
+        if isinstance(value, np.ma.MaskedArray) or not (isinstance(getattr(value, "dtype", None), np.dtype) and hasattr(value, "shape")):
             try:
-                given[key] = np.asarray(value)
-            except ValueError:
+                given[key] = as_array(value, f"{name}: {key!r}")
+            except InvalidInput as error:
+                if "differ in shape" not in error.message:
+                    raise
                 raise InvalidInput(f"{name}: the rows of {key!r} differ in shape", hint="every row needs the same shape") from None
     found: dict[str, Any] = {}
     used: set[str] = set()
@@ -210,6 +213,8 @@ def open_arrays(arrays: Mapping[str, Any], bad: BadEpisodes, name: str = "arrays
                 if key == "terminals" and "dones" in given
                 else ""
             )
+            if key == "terminals" and "masks" in given and not hint:
+                hint = "'masks' are 0 where the task ended: give terminals = 1 - masks; "
             raise InvalidInput(f"{name} holds no {key!r} (it holds {listed(given)})", hint=f"{hint}needed: {NEEDS}")
     for key in ALIASES:
         if isinstance(found.get(key), dict) and not key.endswith("observations"):
