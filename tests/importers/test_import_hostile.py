@@ -226,7 +226,8 @@ def test_a_video_that_names_another_file_is_refused(tmp_path, kind):
     secret = film(tmp_path / "secret.ts", format="mpegts")
     lists = {
         "hls": f"#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:6.0,\n{secret}\n#EXT-X-ENDLIST\n",
-        "concat": f"ffconcat version 1.0\nfile {secret}\n", "concat url": f"concat:{secret}", "sdp": "v=0\nm=video 5000 RTP/AVP 96\n", "empty": "",
+        "concat": f"ffconcat version 1.0\nfile {secret}\n",
+        "concat url": f"concat:{secret}", "sdp": "v=0\nm=video 5000 RTP/AVP 96\n", "empty": "",
     }  # fmt: skip
     path = tmp_path / "film.mp4"
     path.write_text(lists[kind])
