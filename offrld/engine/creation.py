@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Self
 
 import numpy as np
@@ -97,10 +98,13 @@ class Creation:
         elif algorithm.plays:
             raise InvalidInput(f"{algorithm.name} learns from its own play, not from a dataset", hint="give it an environment")
         else:
-            dataset, space = store, space_of(store.schema, store.metadata, bounds, env_id, config.frame_stack)
-            training, held_out = data.split(len(store), holdout, episodes)
             if store.transition_count == 0:
                 raise EmptyStore("the dataset has no transition to train on", hint="add episodes of at least one step")
+            shown = partial(data.shown_bounds, store)
+            dataset, space = store, space_of(store.schema, store.metadata, bounds, env_id, config.frame_stack, shown)
+            training, held_out = data.split(len(store), holdout, episodes)
+            if space.source == "inferred" and store.metadata.get("bounds") != "inferred":
+                log("the dataset declares no bounds for its actions: the range of the data is taken")
         algorithm.check(space)
         source = None if start is None else loaded_of(start)
         if scalers is None:

@@ -58,6 +58,17 @@ def spans_of(store: EpisodeStore, episodes: np.ndarray) -> list[tuple[int, int]]
     ]
 
 
+def shown_bounds(store: EpisodeStore) -> tuple[np.ndarray, np.ndarray]:
+    """The least and the largest value of each dimension of the actions ``[A]`` in all episodes of the store."""
+    actions = store.column("action")
+    low, high = np.full(actions.shape[1:], np.inf), np.full(actions.shape[1:], -np.inf)
+    table = store.episode_table
+    for first, steps in zip(table["first_row"].tolist(), table["steps"].tolist(), strict=True):
+        rows = actions[first : first + steps]  # the row behind them belongs to the final observation
+        low, high = np.minimum(low, rows.min(0)), np.maximum(high, rows.max(0))
+    return low, high
+
+
 @dataclass(frozen=True)
 class Dataset:
     """What `Algorithm.prepare` sees: the training episodes of the pinned snapshot, as losses would see them.

@@ -85,7 +85,8 @@ class Feed:
         return value.to(self._device, torch.int64, non_blocking=True)
 
     def _observation(self, value: Any, lead: int) -> Observation:
-        return view_observation(fields_of(value), self._scalers, self._dtype, self._device, lead)
+        seen = view_observation(fields_of(value), self._scalers, self._dtype, self._device, lead)
+        return {name: placed(part) for name, part in seen.items()} if isinstance(seen, dict) else placed(seen)
 
     def _action(self, value: Tensor) -> Tensor:
         if self._space.discrete:
@@ -158,7 +159,7 @@ def view_observation(
     among several fields. ``lead`` axes come before a sample's."""
     parts = {}
     for name, scaler in scalers.observation.items():
-        part = placed(fields[name].to(device, dtype, non_blocking=True))
+        part = fields[name].to(device, dtype, non_blocking=True)
         parts[name] = part if scaler is None else scaler(part)
     if any(part.dim() == lead + 3 for part in parts.values()):
         return parts if len(parts) > 1 else next(iter(parts.values()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,9 +92,11 @@ def is_image(shape: tuple[int, ...]) -> bool:
 
 
 def space_of(
-    schema: Schema, metadata: dict[str, Any], bounds: tuple[np.ndarray, np.ndarray] | None, env_id: str | None, frame_stack: int = 1
-) -> Space:
-    """The spaces of a store; ``bounds`` of the given environment ``env_id`` take precedence over what the store declares."""
+    schema: Schema, metadata: dict[str, Any], bounds: tuple[np.ndarray, np.ndarray] | None, env_id: str | None, frame_stack: int = 1,
+    shown: Callable[[], tuple[np.ndarray, np.ndarray]] | None = None,
+) -> Space:  # fmt: skip
+    """The spaces of a store; ``bounds`` of the given environment ``env_id`` take precedence over what the store declares. Where neither has
+    a finite one, ``shown`` gives the extremes of the data."""
     check_observations(schema)
     check_action(schema)
     fields = observation_fields(schema)
@@ -103,9 +106,15 @@ def space_of(
         return Space(observation, True, int(action.n), None, None, metadata.get("bounds", "declared"), frame_stack)
     source = f"env:{env_id}" if bounds is not None else metadata.get("bounds", "declared")
     low, high = bounds if bounds is not None else (action.low, action.high)
-    if low is None or high is None:
-        raise InvalidInput("the dataset declares no bounds for its actions", hint="import it again, or give --eval-env")
-    low, high = (np.broadcast_to(np.asarray(x, np.float64), action.shape).copy() for x in (low, high))
+    low, high = (
+        np.broadcast_to(np.asarray(infinite if bound is None else bound, np.float64), action.shape).copy()
+        for bound, infinite in ((low, -np.inf), (high, np.inf))
+    )
+    if not (np.isfinite(low).all() and np.isfinite(high).all()):
+        if shown is None:
+            raise InvalidInput("actions have no finite bounds", hint="declare low and high of the action field")
+        least, largest = shown()
+        low, high, source = np.where(np.isfinite(low), low, least), np.where(np.isfinite(high), high, largest), "inferred"
     whole = action.dtype.kind in "iu"
     check_action_bounds(low, high, whole=whole)
     return Space(observation, False, action.shape[0], low, high, source, frame_stack, whole)

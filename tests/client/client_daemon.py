@@ -17,10 +17,10 @@ from typing import Any
 
 import offrl
 
-UP_S = 60.0  # for a daemon to answer on a busy machine
+UP_S = 120.0  # for a daemon to answer on a busy machine
 
 
-def wait_for(condition: Callable[[], Any], what: str, seconds: float = 90.0) -> Any:
+def wait_for(condition: Callable[[], Any], what: str, seconds: float = 180.0) -> Any:
     """What the condition gives once it holds."""
     end = time.monotonic() + seconds
     while not (found := condition()):
@@ -63,10 +63,10 @@ def stop_daemon(daemon: Daemon) -> None:
     """End it as systemd would."""
     daemon.process.send_signal(signal.SIGTERM)
     try:
-        daemon.process.wait(30)
+        daemon.process.wait(120)
     except subprocess.TimeoutExpired:
         daemon.process.kill()
-        daemon.process.wait(10)
+        daemon.process.wait(60)
 
 
 class Relay:
