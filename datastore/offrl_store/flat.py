@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from . import format as layout
+from .arrays import as_array
 from .errors import EmptyStore, InvalidEpisode, InvalidInput
 from .index import episode_numbers
 from .making import create_temporary
@@ -153,10 +154,7 @@ def _append(store: EpisodeStore, flat: _Flat, observations: np.ndarray, actions:
 
 
 def _array(value: Any, name: str) -> np.ndarray:
-    try:
-        array = np.asarray(value)
-    except ValueError as error:
-        raise InvalidInput(f"{name}: not an array: rows differ in shape") from error
+    array = as_array(value, name)
     if array.dtype.kind not in "biuf":
         raise InvalidInput(f"{name} has dtype {array.dtype}, not one of numbers")
     if array.dtype.kind == "f" and not hasattr(value, "dtype"):

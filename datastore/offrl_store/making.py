@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from .arrays import as_array
 from .errors import InvalidInput, InvalidSchema
 from .schema import Episode, Field, Schema
 from .store import EpisodeStore
@@ -37,7 +38,7 @@ def infer_schema(episode: Episode, *, action_size: int | None = None, metadata: 
     action_size: the number of discrete actions, which are then whole numbers [T]; without it actions have no bounds. Raises InvalidSchema.
     """
     def field(value: Any) -> Field:
-        array = np.asarray(value)
+        array = as_array(value, "a field")
         if array.ndim == 0:
             raise InvalidSchema(f"{value!r} is not one row per step")
         return Field(array.dtype if hasattr(value, "dtype") or array.dtype.kind != "f" else np.float32, array.shape[1:])

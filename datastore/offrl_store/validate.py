@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from .errors import InvalidEpisode
+from .arrays import as_array
+from .errors import InvalidEpisode, InvalidInput
 from .schema import Column, Episode, Field, Schema, short
 
 
@@ -99,9 +100,9 @@ def convert_rows(given: Any, field: Field, where: str) -> np.ndarray:
     """The value in the field's dtype and shape, C-contiguous; InvalidEpisode where that would lose something."""
     typed = hasattr(given, "dtype") or (isinstance(given, (list, tuple)) and len(given) > 0 and hasattr(given[0], "dtype"))
     try:
-        array = np.asarray(given)
-    except ValueError as error:
-        raise InvalidEpisode(f"{where}: not an array: rows differ in shape") from error
+        array = as_array(given, where)
+    except InvalidInput as error:
+        raise InvalidEpisode(error.message, hint=error.hint) from None
     if array.shape[1:] != field.shape or array.ndim == 0:
         raise InvalidEpisode(f"{where}: one row has shape {array.shape[1:]}, the schema says {field.shape}")
     if array.dtype == field.dtype:

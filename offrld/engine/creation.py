@@ -103,15 +103,16 @@ class Creation:
         elif algorithm.plays:
             raise InvalidInput(f"{algorithm.name} learns from its own play, not from a dataset", hint="give it an environment")
         else:
+            if store.transition_count == 0:
+                raise EmptyStore("the dataset has no transition to train on", hint="add episodes of at least one step")
             dataset, source = store, bounds_source or ("declared" if env_id is None else f"env:{env_id}")
             if action_low is not None or action_high is not None:
                 bounds, source = _declared(store.schema, action_low, action_high), "declared"
             space = space_of(store.schema, store.metadata, bounds, source, config.frame_stack, lambda: data.action_range(store))
             if space.source == "inferred" and not space.discrete and store.metadata.get("bounds") != "inferred":
-                log("the actions have no bounds: they are taken from the data's range; action_low and action_high declare others")
+                log("the dataset declares no bounds for its actions: the range of the data is taken; "
+                    "action_low and action_high declare others")  # fmt: skip
             training, held_out = data.split(len(store), holdout, episodes)
-            if store.transition_count == 0:
-                raise EmptyStore("the dataset has no transition to train on", hint="add episodes of at least one step")
         algorithm.check(space)
         source = None if start is None else loaded_of(start)
         if scalers is None:

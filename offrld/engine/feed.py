@@ -86,7 +86,8 @@ class Feed:
         return value.to(self._device, torch.int64, non_blocking=True)
 
     def _observation(self, value: Any, lead: int) -> Observation:
-        return view_observation(fields_of(value), self._scalers, self._dtype, self._device, lead)
+        seen = view_observation(fields_of(value), self._scalers, self._dtype, self._device, lead)
+        return {name: placed(part) for name, part in seen.items()} if isinstance(seen, dict) else placed(seen)
 
     def _action(self, value: Tensor) -> Tensor:
         if self._space.discrete:
@@ -159,7 +160,7 @@ def view_observation(
     among several fields. ``lead`` axes come before a sample's."""
     parts = {}
     for name, scaler in scalers.observation.items():
-        parts[name] = placed(scaled(scaler, fields[name], dtype, device))
+        parts[name] = scaled(scaler, fields[name], dtype, device)
     if any(part.dim() == lead + 3 for part in parts.values()):
         return parts if len(parts) > 1 else next(iter(parts.values()))
     vectors = [part if part.dim() == lead + 1 else part.reshape(*part.shape[:lead], -1) for part in parts.values()]

@@ -27,8 +27,14 @@ def need(module: str, what: str) -> ModuleType:
         raise InvalidInput(f"{what} needs {package}, which is not installed", hint=f'pip install "offrl[{EXTRAS[package]}]"') from None
 
 
-def to_numpy(array: Any, file: str, key: str, row: int = 0) -> np.ndarray:
-    """An array of numbers, or of lists of them that are equally long, as ``[N, ...]``; ``row`` is the number of its first row.
+def to_numpy(array: Any, file: str, key: str, row: int = 0, flaws: dict[int, str] | None = None, size: int | None = None) -> np.ndarray:
+    """An array of numbers, or of lists of them that are equally long, as ``[N, ...]``.
+
+    Args:
+        row: number of its first row, for messages.
+        flaws: row -> what is wrong with it: missing values and lists of another length are noted here, and NaN or 0 stands in their place.
+            None: the first one is an error.
+        size: of lists, where it is known; else that of the first one.
 
     Raises `BadRow` for missing values and for lists of different lengths, `InvalidInput` for what holds no numbers.
     """
@@ -38,27 +44,41 @@ def to_numpy(array: Any, file: str, key: str, row: int = 0) -> np.ndarray:
         array = array.combine_chunks()
         if isinstance(array, pa.ChunkedArray):  # an old pyarrow keeps the chunks of no rows
             array = array.chunk(0) if array.num_chunks else pa.array([], array.type)
-    if array.null_count:
-        at = row + int(np.flatnonzero(array.is_null().to_numpy(zero_copy_only=False))[0])
-        raise BadRow(f"{file}: {key}[{at}] is missing", at, hint="fill the gap, or remove the episode")
+
+    def wrong(at: int, why: str) -> None:
+        if flaws is None:
+            raise BadRow(f"{file}: {key}[{row + at}] {why}", row + at, hint="fill the gap, or leave such episodes out with --skip-bad")
+        flaws.setdefault(row + at, why)
+
     kind = array.type
+    valid = np.ones(len(array), bool) if not array.null_count else array.is_valid().to_numpy(zero_copy_only=False)
+    for at in np.flatnonzero(~valid).tolist():
+        wrong(at, "is missing")
     if pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind):
         if pa.types.is_fixed_size_list(kind):
-            size = kind.list_size
+            size, lengths = kind.list_size, np.full(len(array), kind.list_size)
         else:
             lengths = np.diff(array.offsets.to_numpy())
-            size = int(lengths[0]) if len(lengths) else 0
-            wrong = np.flatnonzero(lengths != size)
-            if len(wrong):
-                at = int(wrong[0])
-                raise BadRow(
-                    f"{file}: {key}[{row + at}] has {lengths[at]} values, the rows before it {size}", row + at,
-                    hint="all rows need one shape",
-                )  # fmt: skip
-        inner = to_numpy(array.flatten(), file, key)
-        return inner.reshape(len(array), size, *inner.shape[1:])
+            size = size if size is not None else int(lengths[valid][0]) if valid.any() else 0
+        for at in np.flatnonzero(valid & (lengths != size)).tolist():
+            wrong(at, f"has {lengths[at]} values, the rows before it {size}")
+        whole = valid & (lengths == size)
+        found: dict[int, str] = {}
+        inner = to_numpy((array if whole.all() else array.filter(pa.array(whole))).flatten(), file, key, 0, found)
+        places = np.flatnonzero(whole)
+        for at, why in found.items():
+            wrong(int(places[at // size]), f"has a value that {why}")
+        rows = inner.reshape(len(places), size, *inner.shape[1:])
+        if len(places) == len(array):
+            return rows
+        filled = np.full((len(array), *rows.shape[1:]), np.nan if rows.dtype.kind == "f" else 0, rows.dtype)
+        filled[places] = rows
+        return filled
     if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
+        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
         raise InvalidInput(f"{file}: {key!r} holds {kind}, not numbers", hint="give numbers or lists of numbers")
+    if not valid.all():
+        array = array.fill_null(pa.scalar(float("nan") if pa.types.is_floating(kind) else 0, pa.float64()).cast(kind))
     return array.to_numpy(zero_copy_only=False)
 
 

@@ -88,7 +88,28 @@ class Column:
             raise InvalidInput(
                 f"{self.file}: {self.key!r} ends at row {start + len(block)} of {self.rows}", hint="the file is cut short; copy it again"
             )
-        return block.astype(self.dtype, copy=False)
+        converted = block.astype(self.dtype, copy=False)
+        if block.dtype.kind == "f" and block.dtype.itemsize > 8:
+            self._refuse_changed(block, converted, start)
+        return converted
+
+    def _refuse_changed(self, given: np.ndarray, made: np.ndarray, start: int) -> None:
+        """Raises `BadRow` for the first value that its new dtype does not hold."""
+        changed = (made.astype(given.dtype) != given) & ~np.isnan(given)
+        if changed.any():
+            at = tuple(int(i) for i in np.argwhere(changed)[0])
+            raise BadRow(
+                f"{self.file}: {self.where(start + at[0], at[1:])} is {given[at]!s}, which no {made.dtype} holds",
+                self.number(start + at[0]),
+                hint=f"convert the array explicitly: astype({made.dtype.name!r})",
+            )  # fmt: skip
+
+    def read_rewards(self, block: np.ndarray, start: int) -> np.ndarray:
+        """A block of this column as rewards ``[N]`` in their `reward_dtype`; whole numbers that it does not hold are refused."""
+        made = block.reshape(len(block)).astype(reward_dtype(self), copy=False)
+        if block.dtype.kind in "iu" and block.dtype.itemsize == 8:
+            self._refuse_changed(block.reshape(len(block)), made, start)
+        return made
 
     def read_finite(self, start: int, stop: int) -> np.ndarray:
         """`read`, and every value must be finite."""
@@ -106,7 +127,7 @@ class Column:
         first = tuple(int(i) for i in np.argwhere(~np.isfinite(block))[0])
         raise BadRow(
             f"{self.file}: {self.where(start + first[0], first[1:])} is {float(block[first])}",
-            start + first[0],
+            self.number(start + first[0]),
             hint="remove or repair that episode: NaN and infinite values cannot be learned from",
         )
 
@@ -121,10 +142,17 @@ class Column:
         if len(wrong):
             raise BadRow(
                 f"{self.file}: {self.where(start + int(wrong[0]))} is {flags[wrong[0]]}",
-                start + int(wrong[0]),
+                self.number(start + int(wrong[0])),
                 hint=f"{self.key!r} holds flags: 0 or 1 per step",
             )
         return flags.astype(bool)
+
+    def check_whole(self, start: int, stop: int) -> None:
+        """Raises `BadRow` for the first of these rows that is not there whole. Rows of an array always are."""
+
+    def number(self, row: int) -> int:
+        """How messages number a row."""
+        return row
 
     def where(self, row: int, index: tuple[int, ...] = ()) -> str:
         """``key[row, i, j]``: how a value is named in messages."""
@@ -196,9 +224,9 @@ class BlockReader:
         """Rows ``start:stop``; a view of the block where it lies in one."""
         if (stop - start) * self.column.row_bytes > MAX_EPISODE_BYTES:
             raise BadRow(
-                f"{self.column.file}: rows {start} to {stop - 1} of {self.column.key!r} are one episode, of "
-                f"{(stop - start) * self.column.row_bytes:,} bytes",
-                start,
+                f"{self.column.file}: rows {self.column.number(start)} to {self.column.number(stop - 1)} of {self.column.key!r} are one "
+                f"episode, of {(stop - start) * self.column.row_bytes:,} bytes",
+                self.column.number(start),
                 hint=f"an episode may take {MAX_EPISODE_BYTES:,} bytes per array; mark its ends, or cut it",
             )
         try:

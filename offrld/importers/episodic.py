@@ -91,7 +91,7 @@ def episodic_source(
         action=action, reward=Field(reward_dtype(first.rewards)),
         extra={name: Field(column.dtype.name, column.shape) for name, column in first.extra.items()}, metadata=metadata,
     )  # fmt: skip
-    return Source(format, schema, _episodes(recording, count, scan, reward_dtype(first.rewards), bad), metadata, episodes, bad, messages)
+    return Source(format, schema, _episodes(recording, count, scan, bad), metadata, episodes, bad, messages)
 
 
 def _why(bad: BadEpisodes) -> str:
@@ -133,26 +133,26 @@ def _check_same(first: Recording, recording: Recording) -> None:
 
 
 def _episodes(
-    recording: Callable[[int], Recording | None], count: int, scan: ActionScan, reward: str, bad: BadEpisodes
+    recording: Callable[[int], Recording | None], count: int, scan: ActionScan, bad: BadEpisodes
 ) -> Iterator[SourceEpisode]:
     for number in range(count):
         if number in bad:
             continue
         try:
-            pieces = _pieces(recording(number), number, scan, reward)
+            pieces = _pieces(recording(number), number, scan)
         except InvalidInput as error:
             bad.take(number, error)
         else:
             yield from pieces
 
 
-def _pieces(recording: Recording | None, number: int, scan: ActionScan, reward: str) -> list[SourceEpisode]:
+def _pieces(recording: Recording | None, number: int, scan: ActionScan) -> list[SourceEpisode]:
     """The episodes that a recording holds: one, or as many as it has ends."""
     if recording is None:
         return []
     observations = {name: column.read_finite(0, column.rows) for name, column in recording.named().items()}
     actions = scan.convert(recording.actions.read(0, recording.actions.rows))
-    rewards = recording.rewards.read_finite(0, recording.rewards.rows).reshape(len(actions)).astype(reward, copy=False)
+    rewards = recording.rewards.read_rewards(recording.rewards.read_finite(0, recording.rewards.rows), 0)
     extra = {name: column.read(0, column.rows) for name, column in recording.extra.items()}
     pieces, start = [], 0
     for stop, terminated in recording.ends:

@@ -286,7 +286,6 @@ class _EpisodeReader:
         self._actions, self._rewards = BlockReader(arrays.actions, finite=False), BlockReader(arrays.rewards, finite=not alone)
         self._extra = {name: BlockReader(column, finite=False) for name, column in arrays.extra.items()}
         self._single, self._scan, self._alone = not isinstance(arrays.observations, dict), scan, alone
-        self._reward_dtype = np.dtype(reward_dtype(arrays.rewards))
 
     def read(self, number: int, start: int, stop: int, terminated: bool, final: bool) -> SourceEpisode:
         parts = {name: reader.rows(start, stop) for name, reader in self._observations.items()}
@@ -303,8 +302,13 @@ class _EpisodeReader:
         return SourceEpisode(
             observation=parts["observation"] if self._single else parts,
             action=self._scan.convert(self._actions.rows(start, stop)),
-            reward=reward.reshape(stop - start).astype(self._reward_dtype, copy=False),
+            reward=self._rewards.column.read_rewards(reward, start),
             terminated=terminated,
-            extra={name: reader.rows(start, stop) for name, reader in self._extra.items()},
+            extra={name: self._extra_rows(reader, start, stop) for name, reader in self._extra.items()},
             number=number,
         )
+
+    @staticmethod
+    def _extra_rows(reader: BlockReader, start: int, stop: int) -> np.ndarray:
+        reader.column.check_whole(start, stop)
+        return reader.rows(start, stop)

@@ -206,10 +206,11 @@ def columns(
     flat: dict[str, Column] = {}
     for name in names(found, file):
         inner = columns(found, name, file, convert)
-        if isinstance(inner, dict):
-            flat.update({f"{name}.{deep}": each for deep, each in inner.items()})
-        elif inner is not None:
-            flat[name] = inner
+        named = {f"{name}.{deep}": each for deep, each in inner.items()} if isinstance(inner, dict) else {name: inner} if inner else {}
+        for key, each in named.items():
+            if key in flat:
+                raise InvalidInput(f"{file}: {flat[key].key!r} and {each.key!r} would both be {key!r}", hint="rename one of the arrays")
+            flat[key] = each
     if not flat:
         raise InvalidInput(f"{file}: the group {found.name.strip('/')!r} is empty", hint="it must hold one array per field")
     return flat
@@ -228,9 +229,13 @@ def extras(group: h5py.Group, key: str, rows: set[int], file: str) -> tuple[dict
         path = inner.name.strip("/")
         if isinstance(inner, h5py.Group):
             deep, left = extras(found, name, rows, file)
-            kept |= {f"{name}.{each}": column for each, column in deep.items()}
+            for each, column in deep.items():
+                if f"{name}.{each}" in kept:  # an array of that very name: only one of them can have it
+                    others.append(column.key)
+                else:
+                    kept[f"{name}.{each}"] = column
             others += left
-        elif per_step(inner, rows) and NAME.match(name):
+        elif per_step(inner, rows) and NAME.match(name) and name not in kept:
             kept[name] = Column(file, path, inner)
         else:
             others.append(path)

@@ -147,8 +147,6 @@ def box_space(field: Field, shape: tuple[int, ...]) -> dict[str, Any]:
     if field.discrete:
         return {"type": "Discrete", "dtype": "int64", "start": 0, "n": field.n}
     dtype = field.dtype
-    if dtype.kind == "b" and shape:
-        return {"type": "MultiBinary", "n": list(shape)}
     least, most = (-np.inf, np.inf) if dtype.kind == "f" else (0, 1) if dtype.kind == "b" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
     bounds = [np.broadcast_to(limit if own is None else own, shape).astype(dtype).tolist()
               for own, limit in ((field.low, least), (field.high, most))]  # fmt: skip

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from offrl_store import EpisodeStore, Field, Schema
+from offrl_store import Episode, EpisodeStore, Field, Schema
 from offrl_store.errors import EmptyStore, InvalidInput, StoreCorrupt, StoreNotFound
+from offrl_store.making import from_episodes
 
 from .source import BadEpisodes, Format, Source, SourceEpisode
 
@@ -30,6 +31,25 @@ def open_folder(path: Path, bad: BadEpisodes) -> Source:
     except (StoreNotFound, StoreCorrupt) as error:
         raise InvalidInput(f"{name} cannot be opened as a store: {error.message}", hint=error.hint or f"needed: {NEEDS}") from None
     return open_store(store, name, bad)
+
+
+def open_given(store: EpisodeStore, bad: BadEpisodes) -> Source:
+    """The episodes of a store that is open already."""
+    return open_store(store, store.path.name, bad)
+
+
+def open_episodes(episodes: Iterable[Any], bad: BadEpisodes) -> Source:
+    """Episodes in memory, or as they are made: they go through a temporary store, with the fields of the first."""
+    def checked() -> Iterator[Episode]:
+        for number, each in enumerate(episodes):
+            if not isinstance(each, Episode):
+                raise InvalidInput(f"item {number} is a {type(each).__name__}, not an Episode", hint="give offrl_store.Episode objects")
+            yield each
+
+    store = from_episodes(None, checked())
+    source = open_store(store, "episodes", bad)
+    source.resources.callback(lambda: store)  # it is gone with the object
+    return source
 
 
 def open_store(store: EpisodeStore, name: str, bad: BadEpisodes | None = None) -> Source:

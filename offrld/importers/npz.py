@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from offrl_store.arrays import as_array
 from offrl_store.errors import InvalidInput
 from offrl_store.schema import NAME
 
@@ -157,17 +158,8 @@ def open_file(path: Path, bad: BadEpisodes) -> Source:
                 f"{path.name} is not a .npz file, or is cut short: {error}", hint="write it with numpy.savez, or copy it again"
             ) from None
         members: dict[str, Any] = {}
-        for info in archive.infolist():
-            entry, key = info.filename, info.filename.removesuffix(".npy")
-            if not entry.endswith(".npy"):
-                continue
-            if key in members:
-                raise InvalidInput(f"{path.name} holds {key!r} twice", hint="write every array once; numpy.savez does")
-            if info.flag_bits & 1:
-                raise InvalidInput(f"{path.name}: {key!r} is encrypted", hint="write the file with numpy.savez, without a password")
-            if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                raise InvalidInput(f"{path.name}: {key!r} is compressed by method {info.compress_type}, which is not read",
-                                   hint="write the file with numpy.savez_compressed")  # fmt: skip
+        for key in arrays_in(archive, path.name):
+            entry = f"{key}.npy"
             try:
                 members[key] = member = Member(archive, entry)
             except (OSError, EOFError, ValueError, RuntimeError, NotImplementedError, zlib.error, zipfile.BadZipFile) as error:
@@ -180,14 +172,34 @@ def open_file(path: Path, bad: BadEpisodes) -> Source:
         return source
 
 
+def arrays_in(archive: zipfile.ZipFile, file: str) -> list[str]:
+    """The names of the arrays of an archive; raises `InvalidInput` for one that is there twice, or packed as NumPy packs none."""
+    found: dict[str, None] = {}
+    for info in archive.infolist():
+        key = info.filename.removesuffix(".npy")
+        if key == info.filename:
+            continue
+        if key in found:
+            raise InvalidInput(f"{file} holds {key!r} twice", hint="write every array once; numpy.savez does")
+        if info.flag_bits & 1:
+            raise InvalidInput(f"{file}: {key!r} is encrypted", hint="write the file with numpy.savez, without a password")
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise InvalidInput(f"{file}: {key!r} is compressed by method {info.compress_type}, which is not read",
+                               hint="write the file with numpy.savez_compressed")  # fmt: skip
+        found[key] = None
+    return list(found)
+
+
 def open_arrays(arrays: Mapping[str, Any], bad: BadEpisodes, name: str = "arrays") -> Source:
     """Opens a dict of arrays; observations may be a dict of arrays themselves. ``name`` is how messages call it."""
     given = _flatten(arrays)
     for key, value in given.items():
-        if not hasattr(value, "dtype") or not hasattr(value, "shape"):
+        if isinstance(value, np.ma.MaskedArray) or not (isinstance(getattr(value, "dtype", None), np.dtype) and hasattr(value, "shape")):
             try:
-                given[key] = np.asarray(value)
-            except ValueError:
+                given[key] = as_array(value, f"{name}: {key!r}")
+            except InvalidInput as error:
+                if "differ in shape" not in error.message:
+                    raise
                 raise InvalidInput(f"{name}: the rows of {key!r} differ in shape", hint="every row needs the same shape") from None
     found: dict[str, Any] = {}
     used: set[str] = set()
@@ -210,6 +222,8 @@ def open_arrays(arrays: Mapping[str, Any], bad: BadEpisodes, name: str = "arrays
                 if key == "terminals" and "dones" in given
                 else ""
             )
+            if key == "terminals" and "masks" in given and not hint:
+                hint = "'masks' are 0 where the task ended: give terminals = 1 - masks; "
             raise InvalidInput(f"{name} holds no {key!r} (it holds {listed(given)})", hint=f"{hint}needed: {NEEDS}")
     for key in ALIASES:
         if isinstance(found.get(key), dict) and not key.endswith("observations"):

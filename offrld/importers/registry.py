@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from offrl.errors import Unknown, nearest
+from offrl_store import EpisodeStore
 from offrl_store.errors import InvalidInput
 
 from . import atari, common, d3rlpy, d4rl, gen_dgrl, hdf5, lerobot, minari, native, npz, robomimic, table, torchrl
@@ -21,13 +22,14 @@ FORMATS: dict[str, Format] = {each.name: each for each in (
 
 
 def open_source(
-    source: str | os.PathLike[str] | Mapping[str, Any],
+    source: Any,
     format: str | None = None,
     *,
     options: Mapping[str, Any] | None = None,
     skip_bad: bool = False,
 ) -> Source:
-    """Opens a file, a folder or a dict of arrays; the format is told from the content unless it is named.
+    """Opens a file or a folder; the format is told from the content unless it is named. Or what is in memory: a dict of arrays (of NumPy,
+    torch, or whatever gives its values as an array), a table of pandas, polars or pyarrow, a store, an iterable of episodes.
 
     Args:
         options: what the format can be told, by name (`Format.options`).
@@ -39,10 +41,8 @@ def open_source(
     """
     if format is not None and format not in FORMATS:
         raise Unknown(f"unknown format {format!r}", hint=nearest(format, list(FORMATS)))
-    if isinstance(source, Mapping):
-        if format not in (None, "npz"):
-            raise InvalidInput(f"a dict of arrays is not of format {format!r}", hint="leave the format out")
-        return _open(npz.FORMAT, npz.open_arrays, source, options, skip_bad)
+    if not isinstance(source, str | os.PathLike):
+        return _open_object(source, format, options, skip_bad)
     path = Path(source)
     try:
         found = path.exists()
@@ -54,6 +54,24 @@ def open_source(
         raise InvalidInput(f"{path} cannot be read", hint="check its owner and mode")
     chosen = FORMATS[format] if format is not None else detect(path)
     return _open(chosen, chosen.open, path, options, skip_bad)
+
+
+def _open_object(source: Any, format: str | None, options: Mapping[str, Any] | None, skip_bad: bool) -> Source:
+    """Opens what is in memory."""
+    if isinstance(source, Mapping):
+        kind, known, opener = "dict of arrays", npz.FORMAT, npz.open_arrays
+    elif isinstance(source, EpisodeStore):
+        kind, known, opener = "store", native.FORMAT, native.open_given
+    elif hasattr(source, "__arrow_c_stream__") or type(source).__module__.partition(".")[0] == "pandas":
+        kind, known, opener = "table in memory", table.PARQUET, table.open_frame
+    elif isinstance(source, Iterable) and not isinstance(source, bytes | bytearray) and not hasattr(source, "dtype"):
+        kind, known, opener = "list of episodes", native.FORMAT, native.open_episodes
+    else:
+        raise InvalidInput(f"a {type(source).__name__} is no source of data",
+                           hint="give a path, a dict of arrays, a table, a store, or episodes")  # fmt: skip
+    if format not in (None, known.name):
+        raise InvalidInput(f"a {kind} is not of format {format!r}", hint="leave the format out")
+    return _open(known, opener, source, options, skip_bad)
 
 
 def _open(format: Format, opener: Callable[..., Source], source: Any, options: Mapping[str, Any] | None, skip_bad: bool) -> Source:
@@ -75,8 +93,19 @@ def detect(path: Path) -> Format:
             return each
     raise InvalidInput(
         f"{path.name} is of no known format: {_looks(path)}",
-        hint="known: " + "; ".join(f"{f.name} ({f.summary})" for f in FORMATS.values()),
+        hint=f"{_likely(path)}; --format names one of {', '.join(FORMATS)}",
     )
+
+
+def _likely(path: Path) -> str:
+    """The formats that such a file or folder may be meant as."""
+    if path.is_dir():
+        names = ("minari", "lerobot", "store")
+    elif hdf5.is_hdf5(path):
+        names = ("d4rl", "robomimic", "d3rlpy")
+    else:
+        names = ("csv", "npz", "d4rl")
+    return "likely formats: " + "; ".join(f"{name}: {FORMATS[name].summary}" for name in names)
 
 
 def _looks(path: Path) -> str:

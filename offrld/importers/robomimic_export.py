@@ -38,7 +38,7 @@ def write_robomimic(export: Export) -> None:
     store, schema = export.store, export.store.schema
     action = one_action(export, "robomimic")
     fields: dict[str, Field] = named_observations(schema.observation)
-    keys = _keys(fields)
+    keys = {name: name or "observation" for name in fields}  # no groups below obs: robomimic takes the part behind the first "/"
     extras = free_names(export, schema.extra, lambda name: name in KNOWN)
     left_out: set[str] = set()
     masks: dict[str, list[str]] = {}
@@ -77,7 +77,7 @@ def write_robomimic(export: Export) -> None:
             export.progress(number + 1, len(store))
         data.attrs["total"] = steps_in_all
         data.attrs["env_args"] = _environment(export)
-        known = {f"observation.{name}" if name else "observation": key.replace("/", ".") for name, key in keys.items()}
+        known = {f"observation.{name}" if name else "observation": key for name, key in keys.items()}
         set_attributes(file, {NAME: json.dumps(record(store, known | {f"extra.{name}": key for name, key in extras.items()}))})
         for name, demos in masks.items():
             file[f"mask/{name}"] = np.array(demos, dtype=bytes)
@@ -87,15 +87,6 @@ def write_robomimic(export: Export) -> None:
         raise EmptyStore("no episode has a step with its next observation", hint="export it as 'd4rl' or 'npz'")
     counts.say(export)
     say_left_out(export, left_out, "HDF5 has no place for such metadata of episodes")
-
-
-def _keys(fields: dict[str, Field]) -> dict[str, str]:
-    """Below ``obs``, the key of each field: dots as groups, but where a name would be both an array and a group."""
-    nested = {name: name.replace(".", "/") for name in fields}
-    clash = any("" in key.split("/") and key for key in nested.values()) or any(
-        other.startswith(f"{key}/") for key in nested.values() for other in nested.values()
-    )
-    return {name: (name if clash else nested[name]) or "observation" for name in fields}
 
 
 def _environment(export: Export) -> str:

@@ -129,7 +129,7 @@ def to_sb3(store: EpisodeStore, buffer: Any, *, actions: Actions = "scaled") -> 
     without its final observation is left out.
 
     Raises:
-        InvalidInput: a buffer for several environments, or a store with several action fields.
+        InvalidInput: a buffer for several environments, or of a dtype that is too narrow; a store of several action fields.
     """
     if getattr(buffer, "n_envs", None) != 1 or not hasattr(buffer, "add"):
         raise InvalidInput(f"a {type(buffer).__name__} for {getattr(buffer, 'n_envs', 'no')} environments cannot be filled",
@@ -139,7 +139,10 @@ def to_sb3(store: EpisodeStore, buffer: Any, *, actions: Actions = "scaled") -> 
         raise InvalidInput(f"the dataset has several action fields ({', '.join(action)})", hint="a buffer holds one")
     known = None if action.discrete or actions == "environment" else box(buffer.action_space.low, buffer.action_space.high, "declared")
     added = 0
-    for episode in store.episodes:
+    held = {key: array.dtype for key, array in named_observations(buffer.observations).items()}
+    for number, episode in enumerate(store.episodes):
+        for key, rows in named_observations(episode.observation).items():
+            _check_kept(rows, held.get(key, rows.dtype), f"episode {number}: {key or 'observation'}")
         chosen = episode.action
         if known is not None:
             chosen = (2.0 * (chosen - known.low) / (known.high - known.low) - 1.0).astype(chosen.dtype)
@@ -154,3 +157,16 @@ def to_sb3(store: EpisodeStore, buffer: Any, *, actions: Actions = "scaled") -> 
             )  # fmt: skip
             added += 1
     return added
+
+
+def _check_kept(rows: np.ndarray, dtype: np.dtype, what: str) -> None:
+    """Raises `InvalidInput` that names the first value which a buffer of that dtype would change."""
+    if np.can_cast(rows.dtype, dtype, "safe"):
+        return
+    with np.errstate(over="ignore", invalid="ignore"):
+        back = rows.astype(dtype).astype(rows.dtype)
+    wrong = np.argwhere(back != rows)
+    if len(wrong):
+        at = tuple(int(i) for i in wrong[0])
+        raise InvalidInput(f"{what}[{', '.join(map(str, at))}] is {rows[at]}, which a buffer of {dtype} would keep as {back[at]}",
+                           hint=f"make the buffer with an observation space of {rows.dtype}")  # fmt: skip

@@ -222,7 +222,7 @@ class ActionScan:
                 row, dim = (int(i) for i in np.argwhere(wrong)[0])
                 index = (dim,) if column.shape else ()
                 raise BadRow(f"{column.file}: {column.where(start + row, index)} is {values[row, dim]}, which no float holds exactly",
-                             start + row, hint="scale the actions, or store them as floats")  # fmt: skip
+                             column.number(start + row), hint="scale the actions, or store them as floats")  # fmt: skip
             if self._space is not None:
                 self._check_bounds(column, start, values, low, high)
         self._low, self._high = np.minimum(self._low, low), np.maximum(self._high, high)
@@ -238,7 +238,7 @@ class ActionScan:
             raise BadRow(
                 f"{column.file}: {column.where(start + row, index)} is {float(values[row, dim]):.9g}, outside "
                 f"[{low[dim]:g}, {high[dim]:g}] of {self._space.owner}",
-                start + row,
+                column.number(start + row),
                 hint=f"clip the actions, or state their bounds: --option action_low=... --option action_high=...{self._remove()}",
             )
         low, high = low.astype(self.dtype), high.astype(self.dtype)
@@ -253,7 +253,7 @@ class ActionScan:
             if len(wrong):
                 raise BadRow(
                     f"{column.file}: {column.where(start + int(wrong[0]))} is {values[wrong[0]]:.9g}, but the actions are discrete",
-                    start + int(wrong[0]),
+                    column.number(start + int(wrong[0])),
                     hint=f"discrete actions are whole numbers from 0; mark the file as continuous if they are not{self._remove()}",
                 )
         n = self._space.n if self._space is not None else MAX_CHOICES
@@ -266,7 +266,7 @@ class ActionScan:
             )
             raise BadRow(
                 f"{column.file}: {column.where(start + int(wrong[0]))} is {values[wrong[0]]:.9g}, outside {of}",
-                start + int(wrong[0]),
+                column.number(start + int(wrong[0])),
                 hint=f"number the actions from 0, or state their number: --option action_n=...{self._remove()}",
             )
 

@@ -60,12 +60,15 @@ def test_every_option_of_a_number_takes_them():
         for param in found.params:
             yield path, param
 
-    missed = []
+    found, missed = [], []
     for path, param in walk(command(), "offrl"):
-        with_number = getattr(param, "annotation", None) in (int, float)
-        if with_number and getattr(param, "parser", None) is None:
-            missed.append(f"{path} {param.name}")
+        told = getattr(param, "type_descriptor", None)
+        if told is not None and told.annotation in (int, float):
+            found.append(param.name)
+            if told.parameter_info.parser is None:
+                missed.append(f"{path} {param.name}")
     assert missed == []
+    assert {"steps", "limit", "days"} <= set(found)
 
 
 SUBMIT = ["submit", "td3_bc", "--dataset", "d"]

@@ -446,3 +446,17 @@ def test_what_dones_mean_can_be_told(tmp_path):
             assert any("every demo ends with dones = 1" in line for line in source.messages) == (done == "dones")
     with pytest.raises(InvalidInput, match="done is 'maybe'"):
         open_source(tmp_path / "x.hdf5", options={"done": "maybe"})
+
+
+def test_names_that_would_become_one_are_refused_or_left_out_and_said(tmp_path):
+    with h5py.File(tmp_path / "x.hdf5", "w") as file:
+        demo = file.create_group("data/demo_0")
+        demo["obs/arm"], demo["actions"], demo["rewards"], demo["dones"] = np.zeros((3, 2)), np.zeros((3, 1)), np.zeros(3), [0, 0, 1]
+        demo["more/a/b"], demo["more/a.b"] = np.ones(3), np.zeros(3)
+    with open_source(tmp_path / "x.hdf5") as source:
+        assert next(source.episodes).extra["more.a.b"].tolist() == [1, 1, 1]
+        assert "not imported: more/a.b" in source.messages
+    with h5py.File(tmp_path / "x.hdf5", "a") as file:
+        file["data/demo_0/obs/left/tip"], file["data/demo_0/obs/left.tip"] = np.zeros((3, 1)), np.ones((3, 1))
+    with pytest.raises(InvalidInput, match=r"obs/left/tip' and 'data/demo_0/obs/left\.tip' would both be 'left\.tip'"):
+        open_source(tmp_path / "x.hdf5")

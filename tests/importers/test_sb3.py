@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from offrl.errors import EmptyStore, InvalidInput
-from offrl_store import check
+from offrl_store import Episode, EpisodeStore, Field, Schema, check
 from offrld.importers import from_sb3, import_into, to_sb3
 
 stable_baselines3 = pytest.importorskip("stable_baselines3")
@@ -161,6 +161,18 @@ def test_a_dataset_fills_a_buffer(shared_data, tmp_path):
     scaled = stable_baselines3.common.buffers.ReplayBuffer(300, gymnasium.spaces.Box(-9, 9, (3,), np.float32), torque, device="cpu")
     to_sb3(pendulum, scaled)
     assert scaled.full and 0.9 < np.abs(scaled.actions).max() <= 1
+
+
+def test_a_buffer_that_would_change_an_observation_is_refused(tmp_path):
+    """Its arrays have the dtypes of its spaces, and would round or wrap what is wider."""
+    store = EpisodeStore.create(tmp_path / "store", Schema(Field("float64", (2,)), Field("int64", low=0, high=1)))
+    with store.writer() as writer:
+        writer.append(Episode([[0.0, 0.5], [1.0, 1.7e9 + 1]], [0], [1.0], True))
+    spaces = [gymnasium.spaces.Box(-np.inf, np.inf, (2,), dtype) for dtype in (np.float32, np.float64)]
+    narrow, wide = (stable_baselines3.common.buffers.ReplayBuffer(9, each, gymnasium.spaces.Discrete(2), "cpu") for each in spaces)
+    with pytest.raises(InvalidInput, match=r"episode 0: observation\[1, 1\] is 1700000001\.0, which a buffer of float32 would keep as 1"):
+        to_sb3(store, narrow)
+    assert narrow.pos == 0 and to_sb3(store, wide) == 1 and wide.next_observations[0, 0].tolist() == [1.0, 1.7e9 + 1]
 
 
 def test_what_is_no_such_buffer_says_so(tmp_path):

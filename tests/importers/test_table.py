@@ -113,14 +113,14 @@ def test_next_observations_give_final_ones(tmp_path):
 @pytest.mark.parametrize(
     ("change", "map", "part"),
     [
-        ({"obs_1": [0.5, "half", 1, 1, 1]}, MAP, "t.csv: row 1, column 'obs_1': 'half' is no number"),
-        ({"r": [1, 2, "", 4, 5]}, MAP, "t.csv: row 2, column 'r': '' is no number"),
-        ({"r": [1, 2, "nan", 4, 5]}, MAP, "t.csv: row 2, column 'r' is nan"),
-        ({"obs_1": [1, 1, 1, 1, "inf"]}, MAP, "t.csv: row 4, column 'obs_1' is inf"),
-        ({"act_0": [0, 1, -1, 0, 0]}, MAP, "t.csv: row 2, column 'act_0' is -1, outside"),
-        ({"ep": [0, 0, 1, 1, 0]}, MAP, "row 4, column 'ep': the episode '0' comes again"),
-        ({"ep": [0, 0, "", 1, 1]}, MAP, "row 2, column 'ep' is empty"),
-        ({"end": [0, 0, 2, 0, 0]}, MAP + ",terminal=end", "row 2, column 'end': '2' is no flag"),
+        ({"obs_1": [0.5, "half", 1, 1, 1]}, MAP, "t.csv: row 3, column 'obs_1': 'half' is no number"),
+        ({"r": [1, 2, "", 4, 5]}, MAP, "t.csv: row 4, column 'r': '' is no number"),
+        ({"r": [1, 2, "nan", 4, 5]}, MAP, "t.csv: row 4, column 'r' is nan"),
+        ({"obs_1": [1, 1, 1, 1, "inf"]}, MAP, "t.csv: row 6, column 'obs_1' is inf"),
+        ({"act_0": [0, 1, -1, 0, 0]}, MAP, "t.csv: row 4, column 'act_0' is -1, outside"),
+        ({"ep": [0, 0, 1, 1, 0]}, MAP, "row 6, column 'ep': the episode '0' comes again"),
+        ({"ep": [0, 0, "", 1, 1]}, MAP, "row 4, column 'ep' is empty"),
+        ({"end": [0, 0, 2, 0, 0]}, MAP + ",terminal=end", "row 4, column 'end': '2' is no flag"),
         ({}, MAP.replace("r,", "rew,"), "has no column 'rew', which is mapped to 'reward'"),
         ({}, "observation=obs_*,action=act_*", "no column is mapped to 'reward'"),
         ({}, "observation=obs_*,action=act_*,reward=r", "no column is mapped to 'episode'"),
@@ -140,8 +140,8 @@ def test_a_cell_that_is_no_number_costs_its_episode_on_request(tmp_path):
     path = write_csv(tmp_path / "t.csv", {**BASE, "obs_1": [0.5, "half", 1, 1, 1]})
     skipped = []
     store = import_into(path, tmp_path / "store", options={"map": MAP}, skip_bad=skipped.append)
-    assert [each.steps for each in store.episodes] == [2] and (skipped[0].episode, skipped[0].row) == (0, 1)
-    assert skipped[0].why == "t.csv: row 1, column 'obs_1' is nan"
+    assert [each.steps for each in store.episodes] == [2] and (skipped[0].episode, skipped[0].row) == (0, 3)
+    assert skipped[0].why == "t.csv: row 3, column 'obs_1' is 'half', which is no number"
 
 
 def test_a_cell_that_is_no_number_does_not_turn_choices_into_continuous_actions(tmp_path):
@@ -149,7 +149,7 @@ def test_a_cell_that_is_no_number_does_not_turn_choices_into_continuous_actions(
     skipped = []
     store = import_into(path, tmp_path / "store", options={"map": MAP}, skip_bad=skipped.append)
     assert store.schema.action.n == 2 and len(store) == 1
-    assert (skipped[0].episode, skipped[0].row) == (1, 3) and "row 3, column 'act_0'" in skipped[0].why
+    assert (skipped[0].episode, skipped[0].row) == (1, 5) and "row 5, column 'act_0'" in skipped[0].why
 
 
 def test_rows_of_another_length_and_damaged_files_are_one_line(tmp_path):
@@ -158,10 +158,10 @@ def test_rows_of_another_length_and_damaged_files_are_one_line(tmp_path):
     with pytest.raises(InvalidInput, match=r"t.csv cannot be read: CSV parse error.*Expected 4 columns, got 2"):
         open_source(path, options={"map": MAP})
     path.write_text("")
-    with pytest.raises(InvalidInput, match=r"t.csv cannot be read: Empty CSV file"):
+    with pytest.raises(InvalidInput, match=r"t.csv is empty"):
         open_source(path)
     path.write_text("obs_0,act_0,r,ep\n")
-    with pytest.raises(EmptyStore, match="holds no steps"):
+    with pytest.raises(EmptyStore, match="has a header and no row"):
         open_source(path, options={"map": MAP})
     whole = gzip.compress(("obs_0,act_0,r,ep\n" + "1,2,3,0\n" * 50_000).encode())
     (tmp_path / "t.csv.gz").write_bytes(whole)
@@ -177,7 +177,7 @@ def test_rows_of_another_length_and_damaged_files_are_one_line(tmp_path):
         open_source(tmp_path / "t.parquet")
     gap = {"observation": [1.0, None], "action": [1, 2], "reward": [1, 2], "episode": ["a", "a"]}
     pq.write_table(pa.table(gap), tmp_path / "t.parquet")
-    with pytest.raises(InvalidInput, match="row 1, column 'observation' is missing"):
+    with pytest.raises(InvalidInput, match="row 3, column 'observation' is missing"):
         open_source(tmp_path / "t.parquet")
 
 

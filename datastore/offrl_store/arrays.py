@@ -1,0 +1,42 @@
+"""What a caller gives as an array, as NumPy's: tensors of other libraries, lists of them, masked arrays."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .errors import InvalidInput
+
+
+def as_array(value: Any, name: str) -> np.ndarray:
+    """The value as an array: of NumPy, of torch (whatever its device, with or without a gradient), of anything else that offers
+    ``__array__`` or ``__dlpack__``, or of nested lists. ``name`` is how the error calls it.
+
+    Raises InvalidInput for rows of different shapes, for masked values, and for what is no array.
+    """
+    if type(value) is np.ndarray:
+        return value
+    if isinstance(value, np.ma.MaskedArray):
+        masked = np.ma.getmaskarray(value)
+        if masked.any():
+            at = [int(i) for i in np.argwhere(masked)[0]]
+            raise InvalidInput(f"{name}{at} is masked", hint="fill the gap (filled), or remove the episode")
+        return value.data
+    try:
+        if hasattr(value, "detach") and hasattr(value, "cpu"):
+            value = value.detach().cpu()
+            if str(value.dtype) == "torch.bfloat16":  # NumPy has none; float32 holds all of its values
+                value = value.float()
+            return value.resolve_conj().resolve_neg().to_dense().numpy()
+        if isinstance(value, list | tuple) and value and hasattr(value[0], "detach"):
+            value = [as_array(each, name) for each in value]
+        if hasattr(value, "__dlpack__") and not hasattr(value, "__array__"):
+            return np.from_dlpack(value)
+        return np.asarray(value)
+    except ValueError as error:
+        if "inhomogeneous" in str(error):
+            raise InvalidInput(f"{name}: not an array: rows differ in shape", hint="every row needs the same shape") from None
+        raise InvalidInput(f"{name} is no array: {error}", hint="give numbers, one row per step") from None
+    except (TypeError, RuntimeError, BufferError) as error:
+        raise InvalidInput(f"{name} is no array: {str(error).splitlines()[0]}", hint="give numbers, one row per step") from None
