@@ -159,17 +159,8 @@ def open_file(path: Path, bad: BadEpisodes) -> Source:
                 f"{path.name} is not a .npz file, or is cut short: {error}", hint="write it with numpy.savez, or copy it again"
             ) from None
         members: dict[str, Any] = {}
-        for info in archive.infolist():
-            entry, key = info.filename, info.filename.removesuffix(".npy")
-            if not entry.endswith(".npy"):
-                continue
-            if key in members:
-                raise InvalidInput(f"{path.name} holds {key!r} twice", hint="write every array once; numpy.savez does")
-            if info.flag_bits & 1:
-                raise InvalidInput(f"{path.name}: {key!r} is encrypted", hint="write the file with numpy.savez, without a password")
-            if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                raise InvalidInput(f"{path.name}: {key!r} is compressed by method {info.compress_type}, which is not read",
-                                   hint="write the file with numpy.savez_compressed")  # fmt: skip
+        for key in arrays_in(archive, path.name):
+            entry = f"{key}.npy"
             try:
                 members[key] = member = Member(archive, entry)
             except (OSError, EOFError, ValueError, RuntimeError, NotImplementedError, zlib.error, zipfile.BadZipFile) as error:
@@ -180,6 +171,24 @@ def open_file(path: Path, bad: BadEpisodes) -> Source:
         source = open_arrays(members, bad, path.name)
         source.resources = resources.pop_all()
         return source
+
+
+def arrays_in(archive: zipfile.ZipFile, file: str) -> list[str]:
+    """The names of the arrays of an archive; raises `InvalidInput` for one that is there twice, or packed as NumPy packs none."""
+    found: dict[str, None] = {}
+    for info in archive.infolist():
+        key = info.filename.removesuffix(".npy")
+        if key == info.filename:
+            continue
+        if key in found:
+            raise InvalidInput(f"{file} holds {key!r} twice", hint="write every array once; numpy.savez does")
+        if info.flag_bits & 1:
+            raise InvalidInput(f"{file}: {key!r} is encrypted", hint="write the file with numpy.savez, without a password")
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise InvalidInput(f"{file}: {key!r} is compressed by method {info.compress_type}, which is not read",
+                               hint="write the file with numpy.savez_compressed")  # fmt: skip
+        found[key] = None
+    return list(found)
 
 
 def open_arrays(arrays: Mapping[str, Any], bad: BadEpisodes, name: str = "arrays") -> Source:

@@ -20,7 +20,7 @@ from offrl_store.errors import OffrlError
 from offrld.importers import frames, import_into, open_source
 from offrld.importers.reading import MAX_METADATA_BYTES, parse_json
 
-LIMIT_MB = 700  # of a process with NumPy, h5py and pyarrow, which takes some 150
+LIMIT_MB = 400  # of a process with NumPy, h5py and pyarrow: the largest of them took 160
 
 MEASURED = """
 import resource, shutil, sys
@@ -34,7 +34,8 @@ for path in sys.argv[2:]:
         print("taken")
     except OffrlError as error:
         print(type(error).__name__, error.message)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)
+status = dict(line.split(":", 1) for line in open("/proc/self/status"))  # ru_maxrss counts what the process was before it was this program
+print(int(status["VmHWM"].split()[0]) >> 10)
 """
 
 
