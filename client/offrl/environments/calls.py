@@ -22,7 +22,8 @@ from numpy import ndarray, vdot
 from offrl.errors import EnvironmentFailed, InvalidInput, OffrlError
 
 OLD_GYM = (
-    "this is the API of the old gym: shimmy.GymV21CompatibilityV0(env=env) converts it (pip install shimmy); "
+    "this is the API of the old gym: shimmy.GymV21CompatibilityV0(env=env) converts it, of gym 0.26 GymV26CompatibilityV0 "
+    "(pip install shimmy); "
     "or let step return (observation, reward, terminated, truncated, info) and reset(seed=, options=) return (observation, info)"
 )
 MOST = float(np.finfo(np.float32).max)  # of a reward
