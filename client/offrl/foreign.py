@@ -10,6 +10,7 @@ import numpy as np
 import onnxruntime
 
 from offrl.errors import InvalidInput
+from offrl.onnx_file import read_bytes
 from offrl.policy import Policy, load_session
 
 _DTYPES = {"tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(int64)": np.int64, "tensor(int32)": np.int32,
