@@ -19,7 +19,7 @@ help:            ## list the targets
 demo: $(STAMP)   ## the whole path: collect CartPole data, train DiscreteCQL in an embedded daemon, fetch, evaluate with onnxruntime
 	@$(BIN)/offrl demo
 
-test: $(STAMP)   ## the test suite, under ten minutes on two cores
+test: $(STAMP)   ## the test suite, a quarter of an hour on two cores
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-all: $(STAMP)  ## the suite with its slow tests

@@ -111,6 +111,13 @@ class JobInfo(Reply):
     rerun_of: str | None = None                # the job that it repeats
     spec: dict[str, Any] = {}
 
+    def __repr_args__(self) -> Any:
+        """What tells something: neither defaults nor the specification, whose main values stand beside it."""
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            if name != "spec" and (field.is_required() or value != field.default):
+                yield name, value.value if isinstance(value, JobState) else value
+
 
 class Pause(Reply):
     """The whole queue is paused: nothing new starts."""

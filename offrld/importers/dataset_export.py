@@ -185,8 +185,9 @@ def _declared(store: EpisodeStore) -> dict[str, Any]:
         return values
     if action.discrete:
         values["action_n"] = action.n
-    elif action.low is not None and action.high is not None:
-        values |= {"action_low": np.asarray(action.low, np.float64), "action_high": np.asarray(action.high, np.float64)}
+    else:
+        bounds = {"action_low": action.low, "action_high": action.high}
+        values |= {key: np.asarray(bound, np.float64) for key, bound in bounds.items() if bound is not None}
     return values
 
 
@@ -198,6 +199,8 @@ def _write_d4rl(export: Export) -> None:
         set_attributes(file, attributes)
         set_attributes(file, _declared(store))
         _set_metadata(file, "metadata", store.metadata.get("source_metadata"))
+        for group in dict.fromkeys(column.key.rpartition("/")[0] for column in columns if "/" in column.key):
+            file.create_group(group, track_order=True)  # fields keep their order, which is that of a network's input
         for done, column in enumerate(columns, start=1):
             dataset = file.create_dataset(column.key, (store.step_count, *column.field.shape), column.field.dtype, **options)
             start = 0

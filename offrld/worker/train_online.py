@@ -148,6 +148,7 @@ class OnlineJob:
         self._describe()
         job.report.busy("loading")
         try:
+            self._policy_files().check()  # a policy that cannot be exported is known now rather than after hours
             self._catch_up(behind, gathered)
             if training.step > 0:
                 self._evaluate()
