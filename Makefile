@@ -3,8 +3,13 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+LOG    := $(VENV)/install.log
 
-.PHONY: demo docs test test-all test-algos test-collect test-asan test-kill test-peers test-reliability test-systemd test-tutorials lint fuzz wheel clean help
+PIP     = $(BIN)/python -m pip --disable-pip-version-check
+# What pip and setuptools say goes to the log, and to the screen where they fail.
+QUIETLY = quietly() { "$$@" >> $(LOG) 2>&1 || { status=$$?; cat $(LOG) >&2; exit $$status; }; }; quietly
+
+.PHONY: demo docs test test-all test-linear test-busy test-algos test-collect test-asan test-kill test-peers test-reliability test-systemd test-tutorials lint fuzz wheel clean help
 .PHONY: bench bench-train bench-store bench-import bench-latency bench-collect bench-online bench-record bench-wire bench-load scores procgen
 .PHONY: install-service uninstall-service
 
@@ -14,11 +19,21 @@ help:            ## list the targets
 demo: $(STAMP)   ## the whole path: collect CartPole data, train DiscreteCQL in an embedded daemon, fetch, evaluate with onnxruntime
 	@$(BIN)/offrl demo
 
-test: $(STAMP)   ## the test suite, under ten minutes on two cores
+test: $(STAMP)   ## the test suite, a quarter of an hour on two cores
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-all: $(STAMP)  ## the suite with its slow tests
 	$(BIN)/python -m pytest -m ''
+
+# What trains or runs networks: the tests whose last bits the processor and its libraries decide.
+PRODUCTS := tests/engine tests/nets tests/algos tests/export tests/worker
+test-linear: $(STAMP)  ## these tests under every linear product that this processor offers, and once with torch's kernels of AVX2
+	@for linear in $$($(BIN)/python -c 'from offrld.nets import onednn; print(*onednn.offered())'); do echo "OFFRL_LINEAR=$$linear"; \
+		OFFRL_LINEAR=$$linear $(BIN)/python -m pytest -n 2 --dist loadfile $(PRODUCTS) || exit $$?; done
+	@echo "ATEN_CPU_CAPABILITY=avx2"; ATEN_CPU_CAPABILITY=avx2 $(BIN)/python -m pytest -n 2 --dist loadfile $(PRODUCTS)
+
+test-busy: $(STAMP)    ## the test suite beside two busy loops
+	$(BIN)/python tests/beside_loops.py 2 -n 2 --dist loadfile
 
 lint: $(STAMP)   ## ruff over everything
 	$(BIN)/ruff check .
@@ -86,11 +101,14 @@ test-asan: $(STAMP)      ## the store's tests on kernels built with AddressSanit
 	$(BIN)/python tests/sanitizer/run_sanitized.py
 
 procgen: $(STAMP)        ## add Procgen's games to .venv; without its dependencies, which would pin old versions of ours
-	$(BIN)/python -m pip install -q -c constraints.txt --no-deps procgen-mirror gym3
-	$(BIN)/python -m pip install -q -c constraints.txt cffi imageio
+	@: > $(LOG)
+	@$(QUIETLY) $(PIP) install -c constraints.txt --no-deps procgen-mirror gym3
+	@$(QUIETLY) $(PIP) install -c constraints.txt cffi imageio
 
 wheel: $(STAMP)  ## dist/offrl-*.whl
-	$(BIN)/python -m pip wheel --no-deps -q -w dist . && ls dist
+	@: > $(LOG)
+	@$(QUIETLY) $(PIP) wheel --no-deps -w dist .
+	@ls dist
 
 # Neither needs .venv: the service runs from PREFIX, a virtual environment with `offrl[daemon]` in it (docs/operations.md).
 PREFIX      ?= /opt/offrld
@@ -130,10 +148,12 @@ test-systemd: $(STAMP)   ## the service under a systemd of its own, as root: ins
 
 # torch first and by its pin: an unpinned torch would bring several gigabytes of CUDA packages.
 $(STAMP): pyproject.toml constraints.txt $(wildcard datastore/offrl_store/*.pyx datastore/offrl_store/*.pxd)
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --upgrade pip -c constraints.txt
-	$(BIN)/python -m pip install -q -c constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	@echo "installing into $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@: > $(LOG)
+	@$(QUIETLY) $(PIP) install -c constraints.txt --upgrade pip
+	@$(QUIETLY) $(PIP) install -c constraints.txt torch==2.13.0
+	@$(QUIETLY) $(PIP) install -c constraints.txt -e '.[dev]'
 	@touch $@
 
 clean:           ## remove what was built, not .venv

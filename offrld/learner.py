@@ -27,6 +27,12 @@ class Learner(engine.Learner):
 
         return export_learner(self, path, self._seed(seed))
 
+    def check_export(self) -> None:
+        """Raise `CheckFailed` where the policy, as it is now, cannot be exported as ONNX."""
+        from offrld.export.learner import LearnerExporter
+
+        LearnerExporter(self).check()
+
     def fitter(
         self, steps: int | None = None, *, save_to: str | os.PathLike[str] | None = None, save_interval: int = 1, **options: Any
     ) -> Iterator[tuple[int, Metrics]]:

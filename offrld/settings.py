@@ -22,6 +22,8 @@ T = TypeVar("T")
 Words = tuple[str, ...] | Callable[[], tuple[str, ...]]
 _META = "offrl.setting"
 EXACT = 2**53  # up to which a float holds every whole number
+LARGEST = 3e38  # about the largest float32
+MOST_ITEMS, MOST_SHOWN = 1000, 100  # of a list; characters of a value in a message
 IN_WORDS = {
     "int": "a whole number", "float": "a number", "bool": "true or false", "str": "text",
     "list[int]": "a list of whole numbers", "list[float]": "a list of numbers", "dict": "a table of names and values",
@@ -114,19 +116,21 @@ class Setting:
         elif kind.startswith("list") and not wrong:
             inner = int if kind == "list[int]" else float
             value = tuple(map(as_whole if inner is int else _as_float, value))
-            wrong = any(not isinstance(item, inner) or isinstance(item, bool) for item in value)
+            wrong = len(value) > MOST_ITEMS or any(not isinstance(item, inner) or isinstance(item, bool) for item in value)
         if wrong:
-            raise InvalidInput(f"setting {self.name!r} takes {self._wanted()}, got {value!r}", hint="see `offrl algos NAME`")
+            raise InvalidInput(f"setting {self.name!r} takes {self._wanted()}, got {shown(value)}", hint="see `offrl algos NAME`")
         if self.choices is not None and value not in self.choices:
-            raise InvalidInput(f"setting {self.name!r} takes {self._wanted()}, got {value!r}", hint=nearest(str(value), self.choices))
+            raise InvalidInput(f"setting {self.name!r} takes {self._wanted()}, got {shown(value)}",
+                               hint=nearest(str(value)[:MOST_SHOWN], self.choices))  # fmt: skip
         for item in value if isinstance(value, tuple) else (value,):
             if isinstance(item, (int, float)) and not isinstance(item, bool) and not self._within(item):
-                raise InvalidInput(f"setting {self.name!r} takes {self._wanted()}, got {value!r}", hint="see `offrl algos NAME`")
+                raise InvalidInput(f"setting {self.name!r} takes {self._wanted()}, got {shown(value)}", hint="see `offrl algos NAME`")
         return value
 
     def _within(self, value: float) -> bool:
         above = self.low is None or (value > self.low if self.exclusive_low else value >= self.low)
-        return above and (self.high is None or value <= self.high) and value == value  # NaN is never within
+        # NaN is never within, nor what float32, in which everything is computed, does not hold.
+        return above and (self.high is None or value <= self.high) and abs(value) <= (EXACT if isinstance(value, int) else LARGEST)
 
     def _wanted(self) -> str:
         if self.choices is not None:
@@ -248,7 +252,7 @@ def resolve(values: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, An
             return
         if name in groups and f"{name}.type" not in known:
             inside = ", ".join(each for each in known if each.startswith(f"{name}."))
-            raise InvalidInput(f"setting {name!r} is a group, got {value!r} for it", hint=f"its settings: {inside}")
+            raise InvalidInput(f"setting {name!r} is a group, got {shown(value)} for it", hint=f"its settings: {inside}")
         full = f"{name}.type" if name in groups else name
         table, inner = _table_of(full, known)
         if table is not None:
@@ -258,7 +262,7 @@ def resolve(values: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, An
             close = likely(name, [*known, *sorted(groups)])
             raise Unknown(f"unknown setting {name!r}", hint=f"did you mean {close!r}?" if close else "`offrl algos NAME` lists them")
         if full in found and found[full] != value:
-            raise InvalidInput(f"setting {full!r} is given twice, as {found[full]!r} and as {value!r}", hint="give it once")
+            raise InvalidInput(f"setting {full!r} is given twice, as {shown(found[full])} and as {shown(value)}", hint="give it once")
         found[full] = _plain(value)
 
     for name, value in values.items():
@@ -351,7 +355,16 @@ def _words(words: Any) -> Any:
 
 
 def _as_float(value: Any) -> Any:
-    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) and abs(value) <= LARGEST else value
+
+
+def shown(value: Any) -> str:
+    """A value for a message, however long it is and whatever it holds."""
+    try:
+        text = repr(value)
+    except ValueError:  # a whole number of more digits than Python writes
+        return "a number of thousands of digits"
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
 
 
 def as_whole(value: Any) -> Any:
@@ -378,7 +391,7 @@ def _table(value: Any) -> Any:
                 return None
         elif isinstance(item, (list, tuple)):
             copied[name] = list(item)
-        elif item is None or isinstance(item, (bool, int, float, str)):
+        elif item is None or isinstance(item, (bool, str)) or (isinstance(item, (int, float)) and abs(item) <= LARGEST):
             copied[name] = item
         else:
             return None

@@ -6,18 +6,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from sklearn.base import BaseEstimator
 
 from offrl.errors import InvalidInput
-from offrl_store import Episode, EpisodeStore, Field, Schema
-from offrl_store.making import create_temporary, infer_schema
-from offrl_store.store import EpisodeList
+from offrl_store import Schema
 from offrld.algos import get
 from offrld.learner import Learner
+from offrld.sources import opened
 
 OWN = ("algorithm", "steps", "epochs", "preset", "seed", "device", "schema")
 
@@ -69,9 +67,10 @@ class Estimator(BaseEstimator):
         self.settings = changed
         return self
 
-    def fit(self, episodes: Sequence[Episode] | EpisodeList, y: Any = None) -> Estimator:
-        """Train on episodes: a part of ``store.episodes``, or a list of them, which is copied into a temporary store."""
-        store, chosen = (episodes.store, episodes.numbers) if isinstance(episodes, EpisodeList) else (self._store(episodes), None)
+    def fit(self, episodes: Any, y: Any = None) -> Estimator:
+        """Train on episodes: a part of ``store.episodes``, or a list of them, which is copied into a temporary store; or on whatever else
+        `offrld.train` takes for a dataset."""
+        store, chosen = opened(episodes, self.schema)
         algorithm = get(self.algorithm)
         config = algorithm.configure(self.settings, self.preset)
         learner = Learner.create(algorithm, config, store, seeds=[self.seed], device=self.device, episodes=chosen)
@@ -92,24 +91,3 @@ class Estimator(BaseEstimator):
         if not hasattr(self, "learner_"):
             raise InvalidInput(f"this estimator of {self.algorithm} was not trained", hint="call fit(episodes) first")
         return self.learner_
-
-    def _store(self, episodes: Sequence[Episode]) -> EpisodeStore:
-        episodes = list(episodes)
-        if not episodes or not isinstance(episodes[0], Episode):
-            raise InvalidInput("an estimator is trained on episodes", hint="give store.episodes, or a list of them")
-        store = create_temporary(self.schema or _inferred(episodes))
-        with store.writer() as writer:
-            for episode in episodes:
-                writer.append(episode)
-        return store
-
-
-def _inferred(episodes: list[Episode]) -> Schema:
-    """The fields of the first episode, with the actions that all of them show as bounds."""
-    schema = infer_schema(episodes[0])
-    actions = np.concatenate([np.asarray(episode.action) for episode in episodes])
-    low, high = actions.min(axis=0), actions.max(axis=0)
-    field = Field("int64", low=0, high=int(high)) if actions.ndim == 1 and actions.dtype.kind in "iu" else Field(
-        schema.action.dtype, schema.action.shape, low=low, high=high
-    )  # fmt: skip
-    return Schema(observation=schema.observation, action=field, reward=schema.reward)

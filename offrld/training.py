@@ -10,7 +10,6 @@ import torch
 
 from offrl.errors import InvalidInput
 from offrl_store import EpisodeStore
-from offrl_store.errors import StoreNotFound
 from offrld.algos import get
 from offrld.engine import checkpoint
 from offrld.engine.algorithm import Algorithm
@@ -19,11 +18,12 @@ from offrld.engine.creation import device_of
 from offrld.engine.data import rebuild_scalers
 from offrld.engine.loaded import Loaded, newest
 from offrld.learner import Learner
+from offrld.sources import opened
 
 
 def train(
     algorithm: str | Algorithm,
-    store: EpisodeStore | str | os.PathLike[str],
+    store: Any,
     *,
     steps: int,
     config: Mapping[str, Any] | None = None,
@@ -31,6 +31,7 @@ def train(
     seeds: Sequence[int] = (0,),
     on_metrics: Callable[[int, dict[str, dict[int, float]]], None] | None = None,
     metrics_every: int = 1000,
+    check_export: bool = False,
     **options: Any,
 ) -> Learner:
     """Train and give the learner, which predicts, saves and exports. `Learner.fit` has more: epochs, evaluators, files, a progress bar.
@@ -40,18 +41,25 @@ def train(
 
     Args:
         algorithm: a name of the registry, or an `Algorithm` of your own.
-        store: an `EpisodeStore` or its path.
+        store: the dataset: an `EpisodeStore`, its path, or a file's that can be imported; episodes (a part of ``store.episodes``, a list, a
+            generator of `Episode`); or a dict of flat arrays, tensors of torch too.
         steps: updates.
         config: dotted setting -> value; ``preset`` is applied before.
         seeds: one training run each.
         on_metrics: called with the step and ``{name: {seed: mean}}`` every ``metrics_every`` updates.
-        options: further arguments of `Learner.create` (device, runner, threads, holdout, start, ...).
+        check_export: export the untrained policy first, as every job does (some seconds): what cannot be exported is known before the
+            first update.
+        options: further arguments of `Learner.create` (device, runner, threads, holdout, start, ...), and ``action_low``,
+            ``action_high``: bounds of the actions, which take precedence over the dataset's.
 
     Raises:
         Unknown, InvalidInput: a name, setting or dataset that does not fit.
+        CheckFailed: ``check_export``, and the policy cannot be exported.
         Diverged: every seed has; the message names metric, seed and step.
     """
     learner = build(algorithm, store, config=config, preset=preset, seeds=seeds, **options)
+    if check_export and learner.algorithm.has_policy:
+        learner.check_export()
     while learner.step < steps:
         learner.run(min(metrics_every - learner.step % metrics_every, steps - learner.step))
         means = learner.metrics()
@@ -63,7 +71,7 @@ def train(
 
 def build(
     algorithm: str | Algorithm,
-    source: EpisodeStore | str | os.PathLike[str] | Shapes | Any = None,
+    source: Any = None,
     *,
     env: Any = None,
     config: Mapping[str, Any] | None = None,
@@ -73,7 +81,7 @@ def build(
     """An untrained learner.
 
     Args:
-        source: a dataset (an `EpisodeStore` or its path), a gymnasium environment, or `Shapes`; without a dataset the learner acts, takes
+        source: a dataset (as for `train`), a gymnasium environment, or `Shapes`; without a dataset the learner acts, takes
             batches of the caller (`Learner.update`), trains online (`Learner.fit_online`) and loads checkpoints.
         env: in place of ``source``: a gymnasium environment or its id.
         options: further arguments of `Learner.create`. Other runs (``inputs``, ``start``, and the settings that name one) may be given as
@@ -87,22 +95,17 @@ def build(
         raise InvalidInput("a learner is built from a dataset or an environment: just one of them", hint='build("sac", env="Pendulum-v1")')
     if env is not None:
         source = Shapes.of_env(env)
-    elif isinstance(source, str | os.PathLike):
-        source = _opened(source)
-    elif not isinstance(source, EpisodeStore | Shapes):
-        source = Shapes.of_env(source)
+    elif not isinstance(source, Shapes):
+        if hasattr(source, "action_space"):
+            source = Shapes.of_env(source)
+        else:
+            source, numbers = opened(source)
+            options = options if numbers is None else {"episodes": numbers, **options}
     chosen = algorithm.configure(config, preset)
     named = {name: getattr(chosen, name) for name in algorithm.inputs if getattr(chosen, name) is not None}
     inputs = {name: _loaded(value)[0] for name, value in (named | dict(options.pop("inputs", None) or {})).items()}
     start = options.pop("start", None)
     return Learner.create(algorithm, chosen, source, inputs=inputs, start=None if start is None else _loaded(start), **options)
-
-
-def _opened(path: str | os.PathLike[str]) -> EpisodeStore:
-    try:
-        return EpisodeStore.open(path)
-    except StoreNotFound as error:
-        raise StoreNotFound(error.message, hint=f"{error.hint}; an environment's id is given as env=") from None
 
 
 def load(
@@ -135,9 +138,9 @@ def load(
         source: EpisodeStore | Shapes = Shapes(first.space)
     else:
         source = store if isinstance(store, EpisodeStore) else EpisodeStore.open(store, told.get("snapshot"))
-        if not first.space.discrete and first.space.source.startswith("env:"):
-            options = {"bounds": (first.space.low, first.space.high), "env_id": first.space.source.removeprefix("env:"), **options}
-    scalers = rebuild_scalers(first.config, first.space, {n: t.to(where, options["dtype"]) for n, t in first.scalers.tensors().items()})
+        if not first.space.discrete:  # as they were, wherever they came from
+            options = {"bounds": (first.space.low, first.space.high), "bounds_source": first.space.source, **options}
+    scalers = rebuild_scalers(first.config, first.space, first.scalers.tensors(), options["dtype"], where)
     learner = Learner.create(first.algorithm, first.config, source, seeds=told["seeds"], scalers=scalers, **options)
     learner.restore(file)
     return learner

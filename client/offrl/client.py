@@ -28,7 +28,8 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 class Client:
-    """A connection to a daemon. Close it, or use it as a context manager; threads may share it.
+    """A connection to a daemon. Close it, or use it as a context manager; threads may share it. A process that was forked, or that gets it
+    pickled, makes a connection of its own.
 
     Args:
         url: ``ipc:///path/of/a.sock`` or ``tcp://HOST:PORT``; by default OFFRL_URL, else the socket below OFFRLD_STATE_DIR, else the user's
@@ -188,16 +189,21 @@ class Client:
         )  # fmt: skip
         return Job(self, self.request(request).job)
 
-    def rerun(self, job: str | Job, *, priority: int = 0, key: str | None = None) -> Job:
-        """Repeat a train job with what its run folder says: the settings that it really had, its seeds, the snapshot of its dataset (also
-        if that has grown), the checkpoints that it took from other jobs. On the CPU with the same versions the result has the same bits.
+    def rerun(self, job: str | Job, *, into: str | None = None, priority: int = 0, key: str | None = None) -> Job:
+        """Repeat a train or train-online job with what its run folder says: the settings that it really had, its seeds, the snapshot of its
+        dataset (also if that has grown), the checkpoints that it took from other jobs. On the CPU with the same versions the result has the
+        same bits.
+
+        Args:
+            into: a new dataset for what a train-online job gathers; needed where the first one kept its steps.
 
         Raises:
-            InvalidInput: it is no train job.
+            InvalidInput: it is no job that trains, or ``into`` is missing.
+            Conflict: there is a dataset ``into``.
             Unknown: there is no such job, or its dataset, its algorithm or its environment is not there any more.
         """
         name = job.id if isinstance(job, Job) else job
-        request = build(wire.Rerun, job=name, priority=priority, key=key or f"auto-{uuid.uuid4().hex}")
+        request = build(wire.Rerun, job=name, into=into, priority=priority, key=key or f"auto-{uuid.uuid4().hex}")
         return Job(self, self.request(request).job)
 
     def prune(self, *, jobs: int | None = None, days: float | None = None, dry_run: bool = False) -> list[wire.PrunedJob]:
@@ -255,7 +261,7 @@ class Client:
         opened(named, asked.policy_input, asked.policy_output, asked.policy_argmax)  # what is no policy file is said here
         connection = self.connect()  # its own, so that the client can be used meanwhile
         try:
-            sent = upload.send(connection, upload.scan(named))
+            sent = upload.deliver(connection, upload.scan(named))
         finally:
             connection.close()
         return self._queue(build(CollectSpec, **given, policy="upload", upload=sent), priority, after, key)
@@ -375,6 +381,9 @@ class Client:
         if hasattr(self, "_connection"):
             self._connection.close()
 
+    def __reduce__(self) -> Any:
+        return _client, (self.url, self._timeout, self._patience, self._key)
+
     def __enter__(self) -> Client:
         return self
 
@@ -398,6 +407,7 @@ class Job:
     def info(self) -> wire.JobInfo:
         """Everything that `offrl status JOB --json` shows, as of now."""
         self.last = self._client.request(build(wire.GetJob, job=self.id))
+        _by_seed(self.last)
         return self.last
 
     @property
@@ -406,8 +416,9 @@ class Job:
         return self.info().state
 
     def metrics(self) -> dict[str, dict[int, float]]:
-        """The latest value of every metric: name -> {seed: value}."""
-        return {name: {int(seed): value for seed, value in by_seed.items()} for name, by_seed in self.info().metrics.items()}
+        """The latest value of every metric: name -> {seed: value}. Events and `info` have the same with seeds as texts; a value is found
+        under 0 as under "0" in all of them."""
+        return {name: BySeed((int(seed), value) for seed, value in by_seed.items()) for name, by_seed in self.info().metrics.items()}
 
     def follow(self, cursor: int = 0) -> Iterator[wire.Event]:
         """The job's events after number ``cursor``, then those to come, until it has ended. None is lost or seen twice, also over a restart
@@ -570,6 +581,8 @@ class Job:
                 request = wire.GetEvents(job=first.job, cursor=cursor, wait_s=left)
                 part = connection.request(request, timeout=connection.timeout + left)
                 cursor = part.cursor
+                for event in part.events:
+                    _by_seed(event)
                 yield part.events
                 if part.ended:
                     return
@@ -599,7 +612,32 @@ class Job:
                 connection.close()
 
     def __repr__(self) -> str:
-        return f"Job({self.id!r})"
+        if self.last is None:
+            return f"Job({self.id!r})"
+        info = self.last
+        parts = [info.kind if info.algorithm is None else info.algorithm, *([info.dataset] if info.dataset else []), info.state.value]
+        done = f", {info.step:,} of {info.steps:,}" if info.steps else ""
+        return f"Job({self.id!r}, {' '.join(parts)}{done})"
+
+
+class BySeed(dict):
+    """A metric's values by seed, which is found as a number and as a text."""
+
+    def __missing__(self, seed: Any) -> Any:
+        for other in self:
+            if str(other) == str(seed):
+                return self[other]
+        raise KeyError(seed)
+
+
+def _by_seed(reply: wire.JobInfo | wire.Event) -> None:
+    for name, values in reply.metrics.items():
+        reply.metrics[name] = BySeed(values)
+
+
+def _client(url: str, timeout: float, patience: float, key: str | os.PathLike[str] | None) -> Client:
+    """A client that was pickled."""
+    return Client(url, timeout=timeout, patience=patience, key=key)
 
 
 def build(model: type[Model], **values: Any) -> Model:

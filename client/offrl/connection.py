@@ -1,5 +1,7 @@
 """One DEALER socket to the daemon: requests out, replies matched by id, and going on after the daemon was restarted.
 
+A process that was forked has no use for the sockets of the one before it: every connection connects anew there when it is used.
+
 A lost connection is noticed at once (the socket's monitor tells), not by a timeout. Requests that may be asked twice without harm
 are then asked again when the daemon is back; the others raise `ConnectionLost`.
 """
@@ -11,6 +13,7 @@ import itertools
 import os
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 
@@ -67,10 +70,11 @@ class Connection:
         self._on_lost = lost
         self._ids = itertools.count(1)
         self._lock = threading.RLock()
-        self._context = zmq.Context()
-        self._context.set(zmq.IO_THREADS, 1)
+        self._closed = False
+        self._context: zmq.Context | None = None
         self._socket: zmq.Socket | None = None
         self._monitor: zmq.Socket | None = None
+        _living.add(self)
         try:
             self._connect()
         except BaseException:
@@ -156,8 +160,11 @@ class Connection:
     def _connect(self) -> None:
         """A new socket whose handshake with a daemon is done."""
         self._drop()
-        if self._context.closed:
+        if self._closed:
             raise NoDaemon("this client is closed", hint="make a new offrl.Client()")
+        if self._context is None:
+            self._context = zmq.Context()
+            self._context.set(zmq.IO_THREADS, 1)
         key = self._key()
         for last in (False, True):
             address.probe(self.url)
@@ -310,13 +317,34 @@ class Connection:
     def close(self) -> None:
         """Close the socket; replies under way are dropped. May be called twice."""
         with self._lock:
-            if not self._context.closed:
-                self._drop()
+            self._closed = True
+            self._drop()
+            if self._context is not None:
                 self._context.term()
+                self._context = None
 
     @property
     def closed(self) -> bool:
-        return self._context.closed
+        return self._closed
+
+    def _forked(self) -> None:
+        """In a process that was just forked: the lock may be held by a thread that is not here, and the sockets' threads are not here."""
+        _inherited.append((self._context, self._monitor, self._socket))
+        self._lock = threading.RLock()
+        self._context = self._socket = self._monitor = None
+
+
+_living: weakref.WeakSet[Connection] = weakref.WeakSet()
+# Of the process before a fork; never closed in this one, which would wait for threads that are not here.
+_inherited: list[tuple[zmq.Context | None, zmq.Socket | None, zmq.Socket | None]] = []
+
+
+def _after_fork() -> None:
+    for connection in list(_living):
+        connection._forked()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def _own_machine(url: str) -> bool:

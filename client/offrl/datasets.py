@@ -37,6 +37,13 @@ class Datasets:
     def __init__(self, client: Client) -> None:
         self._client = client
 
+    def __repr__(self) -> str:
+        try:
+            found = self.ls()
+        except OffrlError as error:
+            return f"Datasets({self._client.url!r}: {error.message})"
+        return f"Datasets({self._client.url!r}, {len(found)}: {', '.join(each.name for each in found[:10])}{', ...' * (len(found) > 10)})"
+
     def add(
         self,
         name: str,
@@ -191,7 +198,7 @@ class Datasets:
     def _import_files(self, name, files, how, progress, follow) -> wire.DatasetInfo:
         connection = self._client.connect()  # its own, so that the client can be used meanwhile
         try:
-            sent = upload.send(connection, files, progress)
+            sent = upload.deliver(connection, files, progress)
         finally:
             connection.close()
         return self._run(_build(ImportSpec, dataset=name, upload=sent, **how), follow)
@@ -251,18 +258,20 @@ def _as_files(source: Any, schema: Any) -> Iterator[list[upload.SourceFile]]:
 def _write_arrays(path: Path, source: Mapping[str, Any]) -> None:
     import numpy as np
 
-    from offrl_store.arrays import as_array
+    from offrl_store.given import numbers
 
     arrays: dict[str, Any] = {}
     for name, value in source.items():
+        if not isinstance(name, str):
+            raise InvalidInput(f"{name!r} is no key of a dataset", hint="keys: observations, actions, rewards, terminals, timeouts")
         inner = {f"{name}/{key}": item for key, item in value.items()} if isinstance(value, Mapping) else {name: value}
         for key, item in inner.items():
-            array = as_array(item, key)
-            if array.dtype.hasobject:
-                raise InvalidInput(f"{key} holds Python objects, not numbers", hint="give arrays of numbers, one row per step")
+            if key in arrays:
+                raise InvalidInput(f"two arrays are called {key!r}: one by its own key, one inside {name!r}", hint="rename one of them")
             if key == "file":
                 raise InvalidInput("'file' is no key of a dataset", hint="keys: observations, actions, rewards, terminals, timeouts")
-            arrays[key] = array
+            text = isinstance(item, str) or (isinstance(item, np.ndarray) and item.ndim == 0 and item.dtype.kind == "U")
+            arrays[key] = np.asarray(item) if text else numbers(item, key)  # env_id is a text
     if not arrays:
         raise InvalidInput("the dict of arrays is empty", hint="keys: observations, actions, rewards, terminals, timeouts")
     np.savez(path, **arrays)
@@ -289,33 +298,32 @@ def _write_episodes(path: Path, episodes: Iterable[Any], schema: Any) -> None:
 
 
 def _schema_of(episodes: list[Any]) -> Any:
-    """The schema that episodes show: dtypes and shapes of the first one's arrays, float32 for lists of numbers; whole numbers of shape ()
-    as actions are choices from 0 to the highest one seen. Continuous bounds are not known, and then the importer infers them."""
+    """The schema that episodes show: dtypes and shapes of the first one's arrays, float64 for lists of numbers, which it holds exactly;
+    whole numbers of shape () as actions are choices from 0 to the highest one seen. Continuous bounds are not known: the importer infers
+    them."""
     import numpy as np
 
     from offrl_store import Episode, Field, Schema
-    from offrl_store.arrays import as_array
+    from offrl_store.given import numbers, untyped
 
-    def array(value: Any) -> Any:
-        if isinstance(value, np.ndarray):
-            return value
-        made = as_array(value, "a field")
-        return made.astype(np.float32) if made.dtype == np.float64 else made
-
-    def fields(value: Any) -> Any:
+    def fields(role: str, value: Any, whole: bool = False) -> Any:
         if isinstance(value, Mapping):
-            return {name: fields(item) for name, item in value.items()}
-        made = array(value)
-        return Field(made.dtype, made.shape[1:])
+            return {name: fields(f"{role}.{name}", item) for name, item in value.items()}
+        made = numbers(value, f"episode 0, field {role}")
+        if not made.ndim:
+            raise InvalidInput(f"episode 0, field {role} is {value!r:.60}, not one row per step", hint="give an array, or a list")
+        return Field("float64" if untyped(value) and made.dtype.kind in "iu" and not whole else made.dtype, made.shape[1:])
 
     first = episodes[0]
     if not isinstance(first, Episode):
         raise InvalidInput(f"item 0 is a {type(first).__name__}, not an Episode", hint="give offrl_store.Episode objects")
-    action = fields(first.action)
+    taken = [numbers(each.action, f"episode {number}, field action") for number, each in enumerate(episodes)
+             if isinstance(each, Episode) and not isinstance(each.action, Mapping)]  # fmt: skip
+    whole = bool(taken) and all(array.dtype.kind in "iu" for array in taken)
+    action = fields("action", first.action, whole)
     if isinstance(action, Field) and action.dtype.kind in "iu" and action.shape == ():
-        highest = max(int(np.max(episode.action, initial=0)) for episode in episodes if isinstance(episode, Episode))
-        action = Field(action.dtype, (), low=0, high=highest)
-    return Schema(fields(first.observation), action, fields(first.reward), fields(dict(first.extra)))
+        action = Field(action.dtype, (), low=0, high=max(int(np.max(array, initial=0)) for array in taken))
+    return Schema(fields("observation", first.observation), action, fields("reward", first.reward), fields("extra", dict(first.extra)))
 
 
 def _schema_from(info: wire.DatasetInfo) -> Any:

@@ -15,8 +15,9 @@ import numpy as np
 import onnxruntime
 
 from offrl.bound import BoundRun
-from offrl.errors import InvalidInput
+from offrl.errors import CheckFailed, InvalidInput
 from offrl.memory import CONTEXT, LENGTH, NEXT, REWARD, TARGET_RETURN, Context, Frames
+from offrl.onnx_file import FETCH_AGAIN, check, read_bytes
 
 FORMAT = 2  # newest version of the policy file, `offrl.format`; 1: policies without memory
 PREFIX = "offrl."  # of the metadata keys
@@ -36,6 +37,7 @@ def session_options() -> onnxruntime.SessionOptions:
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    options.add_session_config_entry("session.load_model_format", "ONNX")  # what the check of `offrl.onnx_file` reads
     options.log_severity_level = 3  # errors only: onnxruntime's warnings would go to the caller's stderr
     return options
 
@@ -73,14 +75,18 @@ class Policy:
             self.path, name, data = None, f"the {len(source)} bytes given", bytes(source)
         else:
             self.path, name = Path(source), f"{str(source)!r}"
-            data = _read(self.path)
-        self._session = session = _session(data, name)
-        self.metadata = _metadata(session, name)
-        _check(session, self.metadata, name)
+            data = read_bytes(self.path)
+        self._session = session = load_session(data, name)
+        try:
+            self.metadata = _metadata(session, name)
+            _check(session, self.metadata, name)
+        except UnicodeDecodeError:  # onnxruntime looks at no text before it is asked for it
+            raise InvalidInput(f"{name} has text that is not UTF-8", hint=FETCH_AGAIN) from None
 
         inputs = {i.name: (np.dtype(_DTYPES[i.type]), tuple(i.shape[1:])) for i in session.get_inputs()}
         self._context = _context(session, self.metadata, inputs, name)
-        fields = {n: spec for n, spec in inputs.items() if self._context is None or not _is_context(n)}
+        self._input_of = _input_names(self.metadata, [n for n in inputs if self._context is None or not _is_context(n)], name)
+        fields = {field: inputs[n] for field, n in self._input_of.items()}
         self.observation_dtypes = {n: dtype for n, (dtype, _) in fields.items()}
         self._graph_shapes = {n: shape for n, (_, shape) in fields.items()}
         self.frame_stack, frames = _frame_stack(self.metadata, self._graph_shapes, name)
@@ -101,7 +107,7 @@ class Policy:
         self._outputs = [ACTION]
         self._run = session.run
         self._runs: list[BoundRun] = []  # for `act`: as many as threads have acted at once
-        self._warm_up()
+        self._warm_up(name)
 
     # ------------------------------------------------------------------------------------------------------------- acting
     def act(self, observation: Any, reward: float = 0.0) -> np.ndarray | int:
@@ -112,6 +118,7 @@ class Policy:
 
         Raises:
             InvalidInput: wrong shape or dtype, a missing field, NaN or an infinite value.
+            CheckFailed: the policy's own answer is NaN or infinite, which is no command for a robot.
         """
         name = self._only
         if name is None:
@@ -122,17 +129,17 @@ class Policy:
             rows = {name: self._row(name, observation)}
         if self._remembers:
             action = self._remembering({name: row[None] for name, row in rows.items()}, reward)[0]
-            return int(action) if self.discrete else action
+            return int(action) if self.discrete else _commanded(action)
         try:
             bound = self._runs.pop()
         except IndexError:
             bound = self._bind()
         for name, row in rows.items():
-            bound.inputs[name][...] = row
+            bound.inputs[self._input_of[name]][...] = row
         bound.run()
         action = int(bound.output) if self.discrete else bound.output.copy()
         self._runs.append(bound)
-        return action
+        return action if self.discrete else _commanded(action)
 
     def predict(self, observations: Any, reward: Any = None, starts: Any = None) -> np.ndarray:
         """The actions for a batch: observations ``[B, ...]`` (or a mapping of them) to float32 ``[B, A]`` or int64 ``[B]``.
@@ -152,9 +159,10 @@ class Policy:
             raise InvalidInput(f"the fields of the batch differ in length: {sizes}", hint="give every field the same number of rows")
         if not next(iter(sizes.values())):
             return np.zeros((0, *self.action_shape), np.int64 if self.discrete else np.float32)
+        inputs = self._named(inputs)
         if self._context is not None:
-            return self._context.step(self._run, inputs, reward, starts)
-        return self._run(self._outputs, inputs)[0]
+            return _commanded(self._context.step(self._run, inputs, reward, starts))
+        return _commanded(self._run(self._outputs, inputs)[0])
 
     def reset(self, target_return: Any = None) -> None:
         """Start an episode: forget the one before. Without effect on a policy that remembers nothing; call it all the same.
@@ -175,13 +183,18 @@ class Policy:
             self._frames.clear()
 
     def _bind(self) -> BoundRun:
-        inputs = {name: (self.observation_dtypes[name], shape) for name, shape in self._graph_shapes.items()}
+        inputs = {self._input_of[name]: (self.observation_dtypes[name], shape) for name, shape in self._graph_shapes.items()}
         return BoundRun(self._session, inputs, (ACTION, np.dtype(np.int64 if self.discrete else np.float32), self.action_shape))
 
     def _remembering(self, inputs: dict[str, np.ndarray], reward: float) -> np.ndarray:
         if self._frames is not None:
             inputs = self._frames.push(inputs)
+        inputs = self._named(inputs)
         return self._run(self._outputs, inputs)[0] if self._context is None else self._context.step(self._run, inputs, reward)
+
+    def _named(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Fields by the names of the graph's inputs."""
+        return {self._input_of[name]: array for name, array in inputs.items()}
 
     # ---------------------------------------------------------------------------------------------------- what it looks like
     @property
@@ -236,37 +249,48 @@ class Policy:
             raise InvalidInput(f"{name} has shape {value.shape}, the policy expects {expected}", hint=hint)
         return value
 
-    def _warm_up(self) -> None:
+    def _warm_up(self, name: str) -> None:
         """The first runs plan memory and touch the weights; do them before the robot's first step does."""
         zeros = {name: np.zeros(shape, self.observation_dtypes[name]) for name, shape in self.observation_shapes.items()}
-        for _ in range(3):
-            self.act(zeros)
+        try:
+            for _ in range(3):
+                self.act(zeros)
+        except CheckFailed:  # zeros may be nothing that it has learned to answer
+            pass
+        except Exception as error:  # onnxruntime's classes share no base but Exception
+            raise InvalidInput(f"{name} cannot be run: {_first_line(error)}", hint=FETCH_AGAIN) from None
         self.reset()
 
 
-_FETCH_AGAIN = "fetch it again with: offrl fetch JOB --out policy.onnx"
+def load_session(data: bytes, name: str) -> onnxruntime.InferenceSession:
+    """A session of an ONNX file's bytes, whoever wrote it; raises `InvalidInput` for one that is damaged or names other files.
 
-
-def _read(path: Path) -> bytes:
+    Args:
+        name: of the file, for the message.
+    """
+    check(data, name)
     try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise InvalidInput(f"no policy file {str(path)!r}", hint="fetch one with: offrl fetch JOB --out policy.onnx") from None
-    except IsADirectoryError:
-        raise InvalidInput(f"{str(path)!r} is a folder, not a policy file", hint="name the .onnx file itself") from None
-    except OSError as error:
-        raise InvalidInput(f"cannot read {str(path)!r}: {error.strerror}") from None
-
-
-def _session(data: bytes, name: str) -> onnxruntime.InferenceSession:
-    try:
-        return onnxruntime.InferenceSession(data, session_options(), providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(data, session_options(), providers=["CPUExecutionProvider"], enable_fallback=0)
     except Exception as error:  # onnxruntime's classes share no base but Exception
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        reason = _first_line(error)
         if type(error).__name__ in ("InvalidProtobuf", "InvalidArgument") or not data:
-            raise InvalidInput(f"{name} is not an ONNX file, or a damaged one", hint=_FETCH_AGAIN) from None
+            raise InvalidInput(f"{name} is not an ONNX file, or a damaged one", hint=FETCH_AGAIN) from None
         raise InvalidInput(f"onnxruntime {onnxruntime.__version__} cannot load {name}: {reason}",
                            hint="if the file is whole, update onnxruntime: pip install -U onnxruntime") from None  # fmt: skip
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+
+
+def _commanded(action: np.ndarray) -> np.ndarray:
+    """``action``, unless it holds NaN or infinity: a robot must not get that."""
+    # As in `_array`: one dot product tells of nearly all actions that they are finite.
+    if action.dtype.kind == "f" and not float(np.vdot(action, action)) < _LARGEST and not np.isfinite(action).all():
+        bad = np.argwhere(~np.isfinite(action))[0]
+        raise CheckFailed(f"the policy's action[{', '.join(map(str, bad))}] is {action[tuple(bad)]}",
+                          hint="the observation is far from its data, or the file is damaged")  # fmt: skip
+    return action
 
 
 def _metadata(session: onnxruntime.InferenceSession, name: str) -> dict[str, Any]:
@@ -274,24 +298,60 @@ def _metadata(session: onnxruntime.InferenceSession, name: str) -> dict[str, Any
     if "format" not in found:
         raise InvalidInput(f"{name} is an ONNX file, but not a policy of ours: it has no offrl.format in its metadata",
                            hint="a policy file comes from: offrl fetch JOB --out policy.onnx")  # fmt: skip
+    if large := [key for key, value in found.items() if len(value) > _MOST_METADATA]:
+        raise InvalidInput(f"the metadata {large[0]!r} of {name} is larger than {_MOST_METADATA} bytes", hint=FETCH_AGAIN)
     try:
-        return {key: json.loads(value) for key, value in found.items()}
-    except ValueError:
-        raise InvalidInput(f"the metadata of {name} is not JSON", hint=_FETCH_AGAIN) from None
+        metadata = {key: json.loads(value, parse_constant=_no_constant) for key, value in found.items()}
+    except (ValueError, RecursionError):  # nested thousands deep, or a number of thousands of digits
+        raise InvalidInput(f"the metadata of {name} is not JSON", hint=FETCH_AGAIN) from None
+    for key in ("space", "context", "fields"):
+        if not isinstance(metadata.get(key), dict | None):
+            raise InvalidInput(f"the metadata {key!r} of {name} is no table", hint=FETCH_AGAIN)
+    return metadata
+
+
+_MOST_METADATA = 16 << 20  # bytes of a value
+
+
+def _no_constant(text: str) -> None:
+    raise ValueError(f"{text} is not JSON")
 
 
 def _check(session: onnxruntime.InferenceSession, metadata: dict[str, Any], name: str) -> None:
     version = metadata["format"]
-    if not isinstance(version, int) or version > FORMAT:
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise InvalidInput(f"{name} has {str(version)[:40]!r} for the version of its format", hint=FETCH_AGAIN)
+    if version > FORMAT:
         message = f"{name} is a policy file of version {version}, this offrl reads up to {FORMAT}"
         raise InvalidInput(message, hint="update: pip install -U offrl")
     outputs = session.get_outputs()
     if not outputs or outputs[0].name != ACTION or outputs[0].type not in ("tensor(float)", "tensor(int64)"):
-        raise InvalidInput(f"{name} has no output 'action' of float32 or int64", hint=_FETCH_AGAIN)
+        raise InvalidInput(f"{name} has no output 'action' of float32 or int64", hint=FETCH_AGAIN)
+    shape, discrete = outputs[0].shape, outputs[0].type == "tensor(int64)"
+    if len(shape) != (1 if discrete else 2) or not all(isinstance(size, int) for size in shape[1:]):
+        raise InvalidInput(f"the output 'action' of {name} has the shape {shape}",
+                           hint=f"[batch{'' if discrete else ', dimensions'}] is expected")  # fmt: skip
     for tensor in session.get_inputs():
         if tensor.type not in _DTYPES or not tensor.shape or not all(isinstance(size, int) for size in tensor.shape[1:]):
             message = f"{name}: input {tensor.name!r} has the type {tensor.type} and shape {tensor.shape}"
             raise InvalidInput(message, hint="only the batch axis may be open")
+        if math.prod(tensor.shape[1:]) > _MOST_ELEMENTS:
+            raise InvalidInput(f"{name}: input {tensor.name!r} has the shape {tensor.shape}",
+                               hint=f"an observation has at most {_MOST_ELEMENTS} numbers")  # fmt: skip
+
+
+def _input_names(metadata: dict[str, Any], inputs: list[str], name: str) -> dict[str, str]:
+    """Field -> the graph's input: of the same name unless the file says otherwise (`fields`: a field may be called ``action``)."""
+    field_of = metadata.get("fields") or {}
+    if not all(isinstance(field, str) for field in field_of.values()):
+        raise InvalidInput(f"{name} does not say which fields its inputs are", hint=FETCH_AGAIN)
+    found = {field_of.get(each, each): each for each in inputs}
+    if len(found) < len(inputs):
+        raise InvalidInput(f"{name} has two inputs for one observation field", hint=FETCH_AGAIN)
+    return found
+
+
+_MOST_ELEMENTS = 1 << 28  # of an observation
 
 
 def _is_context(name: str) -> bool:
@@ -309,8 +369,8 @@ def _context(
     outputs = {o.name for o in session.get_outputs()}
     missing = [n for n in (REWARD, TARGET_RETURN, LENGTH) if n not in inputs] + [NEXT + n for n in tensors if NEXT + n not in outputs]
     target = declared.get("target_return") if isinstance(declared, dict) else None
-    if missing or not isinstance(target, (int, float)):
-        raise InvalidInput(f"{name} has a context, but no {missing[0] if missing else 'target return'}", hint=_FETCH_AGAIN)
+    if missing or not isinstance(target, (int, float)) or not abs(target) <= _LARGEST:
+        raise InvalidInput(f"{name} has a context, but no {missing[0] if missing else 'target return'}", hint=FETCH_AGAIN)
     return Context(tensors, float(target), ACTION)
 
 
@@ -323,19 +383,24 @@ def _frame_stack(
     if count == 1:
         return 1, shapes
     try:
+        if type(count) is not int or count < 1:
+            raise TypeError
         frames = {field: tuple(space["observation"][field]["shape"]) for field in shapes}
         fits = all(shape == (count * (frames[field] or (1,))[0], *frames[field][1:]) for field, shape in shapes.items())
     except (KeyError, TypeError):
         fits = False
     if not fits:
-        raise InvalidInput(f"{name} says that it stacks {count!r} frames, which its inputs do not", hint=_FETCH_AGAIN)
+        raise InvalidInput(f"{name} says that it stacks {count!r} frames, which its inputs do not", hint=FETCH_AGAIN)
     return count, frames
 
 
 def _bound(value: Any, shape: tuple[int, ...]) -> np.ndarray | None:
     if value is None:
         return None
-    array = np.array([math.nan if v is None else v for v in np.ravel(np.array(value, dtype=object))], np.float32)
+    try:
+        array = np.array([math.nan if v is None else v for v in np.ravel(np.array(value, dtype=object))], np.float32)
+    except (ValueError, TypeError, OverflowError):  # of a file that says something else there
+        return None
     return np.broadcast_to(array if array.size > 1 else array.reshape(()), shape).copy() if array.size in (1, math.prod(shape)) else None
 
 
@@ -365,6 +430,7 @@ def _array(name: str, value: Any, dtype: np.dtype) -> np.ndarray:
     return value if given == dtype else _cast(name, value, dtype)
 
 
+_LARGEST = float(np.finfo(np.float32).max)
 _SURELY_FINITE = 1e76  # of a sum of squares: no element reaches the largest float32, 3.4e38
 
 

@@ -18,7 +18,11 @@ def observation_fields(space: Any) -> dict[str, Field]:
     if isinstance(space, spaces.Dict):
         flat: dict[str, Field] = {}
         for name, each in space.spaces.items():
-            flat.update({f"{name}.{inner}" if inner else name: field for inner, field in observation_fields(each).items()})
+            for inner, field in observation_fields(each).items():
+                joined = f"{name}.{inner}" if inner else name
+                if joined in flat:
+                    raise InvalidInput(f"two observation fields are called {joined!r}", hint="rename one of them")
+                flat[joined] = field
         return flat
     if isinstance(space, (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)):
         return {"": Field(np.dtype(space.dtype).name, space.shape)}
@@ -141,8 +145,13 @@ def by_field(space: Any) -> Callable[[Any], Any]:
 
 
 def flat(observation: Mapping[str, Any]) -> dict[str, Any]:
-    """A nested dict with the names joined by dots."""
+    """A nested dict with the names joined by dots. Raises `InvalidInput` where two fields would have one name."""
     found: dict[str, Any] = {}
     for name, value in observation.items():
-        found.update({f"{name}.{inner}": each for inner, each in flat(value).items()} if isinstance(value, Mapping) else {name: value})
+        inner = {f"{name}.{key}": each for key, each in flat(value).items()} if isinstance(value, Mapping) else {name: value}
+        for joined, each in inner.items():
+            if joined in found:
+                raise InvalidInput(f"two fields are called {joined!r}: one by its own name, one as a part of {joined.partition('.')[0]!r}",
+                                   hint="rename one of them")  # fmt: skip
+            found[joined] = each
     return found

@@ -1,7 +1,13 @@
-"""Files to the daemon: what a source consists of, its checksums, and chunks that go on where a broken connection left them."""
+"""Files to the daemon: what a source consists of, its checksums, and chunks that go on where a broken connection left them.
+
+The next upload of the same content to the same daemon goes on with one that was cut off (the client was killed, the link was gone):
+the id is noted, before it begins, in ``$XDG_CACHE_HOME/offrl/uploads``.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import os
 import re
@@ -15,10 +21,11 @@ from pathlib import Path
 
 from offrl import wire
 from offrl.connection import Connection, ConnectionLost
-from offrl.errors import InvalidInput, OffrlError
+from offrl.errors import Conflict, InvalidInput, NotAllowed, OffrlError
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
 MAX_FILES = 5_000  # of one upload, as the wire has it
+NOTES_S = 7 * 86_400.0  # after which a note is deleted: the daemon has forgotten the upload long before
 BUSY, BUSY_S = "busy", 0.1  # the daemon's word that it holds enough requests, and how long to wait then
 
 
@@ -80,12 +87,29 @@ def content_name(files: list[SourceFile], source: str | os.PathLike[str]) -> str
     return f"{stem or 'dataset'}-{digest.hexdigest()[:12]}"
 
 
-def send(connection: Connection, files: list[SourceFile], progress: Progress | None = None) -> str:
-    """Upload ``files`` and have the daemon check them; the upload's id. Survives a daemon that is restarted meanwhile.
+def new_id() -> str:
+    """Of an upload that nobody has begun."""
+    return f"up-{uuid.uuid4().hex}"
 
-    Raises `InvalidInput` if a file changed while it was read, `DiskFull` if the daemon's disk is, `NoDaemon`.
+
+def deliver(connection: Connection, files: list[SourceFile], progress: Progress | None = None) -> str:
+    """`send` under the id of an upload of the same content that was cut off, where there is one, else under a new one; the id."""
+    with _noted(connection.url, files) as (upload, renew):
+        try:
+            return send(connection, files, progress, upload=upload)
+        except (Conflict, NotAllowed):  # begun by whom one was then, with another key
+            if (another := renew()) == upload:
+                raise
+            return send(connection, files, progress, upload=another)
+
+
+def send(connection: Connection, files: list[SourceFile], progress: Progress | None = None, *, upload: str | None = None) -> str:
+    """Upload ``files`` and have the daemon check them; the upload's id. With the id of one that was begun it goes on with that one.
+
+    Survives a daemon that is restarted meanwhile. Raises `InvalidInput` if a file changed while it was read, `DiskFull` if the daemon's
+    disk is, `NoDaemon`, `Conflict` and `NotAllowed` (the id is one of other files, or somebody else's).
     """
-    upload = f"up-{uuid.uuid4().hex}"
+    upload = new_id() if upload is None else upload
     total = sum(file.size for file in files)
     entries = [file.entry() for file in files]
     give_up: float | None = None
@@ -113,6 +137,53 @@ def send(connection: Connection, files: list[SourceFile], progress: Progress | N
                 connection.wait_for_daemon(give_up)
             else:  # others send as much as the daemon holds: what is under way is answered first, then it goes on from there
                 time.sleep(BUSY_S)
+
+
+@contextlib.contextmanager
+def _noted(url: str, files: list[SourceFile]) -> Iterator[tuple[str, Callable[[], str]]]:
+    """The id for an upload of these files, and what notes a new one in place of one that was found. The note goes when the block ends
+    without an error. Two that send the same content at once do not share an id: the second one takes one without a note."""
+    digest = hashlib.sha256(url.encode())
+    for file in files:
+        digest.update(f"{file.sha256} {file.size} {file.name}\n".encode())
+    try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "offrl" / "uploads"
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _forget_old(folder)
+        path = folder / digest.hexdigest()[:40]
+        note = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except (OSError, RuntimeError):  # a machine without a home for notes
+        upload = new_id()
+        yield upload, lambda: upload
+        return
+    try:
+        try:
+            fcntl.flock(note, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            upload = new_id()
+            yield upload, lambda: upload
+            return
+        found = os.pread(note, 100, 0).decode(errors="replace")
+        known = re.fullmatch(r"up-[0-9a-f]{32}", found) is not None
+
+        def renew() -> str:
+            made = new_id()
+            with contextlib.suppress(OSError):  # a full disk: then it is not found again
+                os.pwrite(note, made.encode(), 0)
+            return made
+
+        upload = found if known else renew()
+        yield upload, renew if known else lambda: upload
+        path.unlink(missing_ok=True)
+    finally:
+        os.close(note)
+
+
+def _forget_old(folder: Path) -> None:
+    for entry in os.scandir(folder):
+        with contextlib.suppress(OSError):
+            if time.time() - entry.stat().st_mtime > NOTES_S:
+                os.unlink(entry.path)
 
 
 def _chunks(upload: str, files: list[SourceFile], received: dict[str, int], sizes: list[int]) -> Iterator[wire.WriteChunk]:
@@ -168,4 +239,4 @@ def _file(name: str, path: Path) -> SourceFile:
         raise InvalidInput(f"cannot read {path}: {error.strerror}") from None
 
 
-__all__ = ["MAX_FILES", "Progress", "SourceFile", "content_name", "scan", "send"]
+__all__ = ["MAX_FILES", "Progress", "SourceFile", "content_name", "deliver", "new_id", "scan", "send"]

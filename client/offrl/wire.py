@@ -111,6 +111,13 @@ class JobInfo(Reply):
     rerun_of: str | None = None                # the job that it repeats
     spec: dict[str, Any] = {}
 
+    def __repr_args__(self) -> Any:
+        """What tells something: neither defaults nor the specification, whose main values stand beside it."""
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            if name != "spec" and (field.is_required() or value != field.default):
+                yield name, value.value if isinstance(value, JobState) else value
+
 
 class Pause(Reply):
     """The whole queue is paused: nothing new starts."""
@@ -405,7 +412,7 @@ class Submit(Request):
 
 
 class Rerun(Request):
-    """Repeat a train job: the settings that it really had, its seeds, its dataset's snapshot, what it took from other jobs."""
+    """Repeat a train or train-online job: its settings as they were, its seeds, its dataset's snapshot, what it took from other jobs."""
 
     reply = Submitted
     type: Literal["rerun"] = "rerun"
@@ -415,6 +422,7 @@ class Rerun(Request):
     key: Annotated[str, Field(min_length=1, max_length=200)] | None = None
     start_at: Annotated[float, Field(ge=0.0, le=1e11)] | None = None
     start_in_s: Annotated[float, Field(ge=0.0, le=1e9)] | None = None
+    into: Name | None = None                                               # the new dataset of what a train-online job gathers
 
 
 class ListJobs(Request):

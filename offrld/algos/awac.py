@@ -52,7 +52,7 @@ def critic_loss(params: Params, config: Config, nets: Any, state: State, batch: 
     with torch.no_grad():
         action = nets.actor.sample(state.params, batch.next_observation, batch.noise["next"])
         target = bellman(batch, nets.critic.target(state.target, batch.next_observation, action))  # [B, M]
-    value = nets.critic.values(params, batch.observation, batch.action).error(target)
+    value = nets.critic.values(params, batch.observation, batch.action).error(target, batch.weight)
     return value, {"critic_loss": value}
 
 
@@ -64,7 +64,10 @@ def actor_loss(params: Params, config: Config, nets: Any, state: State, batch: B
         # The data's action and the samples in one evaluation.
         q = nets.critic(state.params, batch.observation, torch.cat([batch.action.unsqueeze(0), samples])).amin(0)  # [1 + K, B]
         advantage = q[0] - q[1:].mean(0)  # [B]
-        weight = len(advantage) * torch.softmax(advantage / config.lam, dim=0)
+        exponent = advantage / config.lam
+        if batch.weight is not None:  # what counts for nothing takes no share either
+            exponent = exponent + torch.log(batch.weight)
+        weight = len(advantage) * torch.softmax(exponent, dim=0)
     value = -(weight * policy.log_prob(batch.action)).sum()
     return value, {"actor_loss": value, "std": torch.exp(policy.log_std).mean()}
 

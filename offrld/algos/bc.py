@@ -14,13 +14,13 @@ from typing import Any
 
 from torch import Tensor
 
-from offrld.engine import Algorithm, Batch, Noise, Optimizer, Space, State, Step, setting
+from offrld.engine import ActionConfig, Algorithm, Batch, Noise, Optimizer, Space, State, Step, setting
 from offrld.engine import Config as BaseConfig
 from offrld.nets import DeterministicPolicy, Encoder, NormalPolicy, Params
 
 
 @dataclass(frozen=True)
-class Config(BaseConfig):
+class Config(ActionConfig, BaseConfig):
     batch_size: int = setting(100, "transitions per update", unit="transitions", low=1, high=1_000_000)
     learning_rate: float = setting(1e-3, "step size", low=0.0, exclusive_low=True)
     policy_type: str = setting(
@@ -45,11 +45,11 @@ def loss(params: Params, config: Config, nets: Any, state: State, batch: Batch) 
     if config.policy_type == "deterministic":
         action = nets.policy(params, batch.observation)  # [B, A]
     elif config.policy_type == "likelihood":
-        value = -nets.policy.distribution(params, batch.observation).log_prob(batch.action).mean()
+        value = -batch.mean(nets.policy.distribution(params, batch.observation).log_prob(batch.action))
         return value, {"loss": value}
     else:
         action = nets.policy.distribution(params, batch.observation).sample(batch.noise["sample"]).clamp(-1.0, 1.0)
-    value = ((action - batch.action) ** 2).mean()
+    value = batch.mean((action - batch.action) ** 2)
     return value, {"loss": value}
 
 

@@ -70,7 +70,7 @@ def critic_loss(params: Params, config: Config, nets: Any, state: State, batch: 
         actions = proposed(nets, state.params, state.target, batch.next_observation, latent)  # [K, B, A]
         value, _ = nets.critic.values(state.target, batch.next_observation, actions).best(config.lam)  # [B, M]
         target = bellman(batch, value)
-    loss = nets.critic.values(params, batch.observation, batch.action).error(target)
+    loss = nets.critic.values(params, batch.observation, batch.action).error(target, batch.weight)
     return loss, {"critic_loss": loss}
 
 
@@ -78,7 +78,7 @@ def critic_loss(params: Params, config: Config, nets: Any, state: State, batch: 
 def actor_loss(params: Params, config: Config, nets: Any, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
     latent = batch.noise["actor"].clamp(-LATENT_LIMIT, LATENT_LIMIT)  # [B, 2A]
     action = proposed(nets, state.params, params, batch.observation, latent)
-    loss = -nets.critic(state.params, batch.observation, action, members=1)[0].mean()
+    loss = -batch.mean(nets.critic(state.params, batch.observation, action, members=1)[0])
     return loss, {"actor_loss": loss}
 
 

@@ -71,7 +71,7 @@ def noise(config: Config, space: Space) -> dict[str, Noise]:
 
 
 def vae_loss(params: Params, config: Config, nets: Any, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-    value = nets.vae.loss(params, batch.observation, batch.action, batch.noise["vae"], config.vae_kl_weight)
+    value = nets.vae.loss(params, batch.observation, batch.action, batch.noise["vae"], config.vae_kl_weight, batch.mean)
     return value, {"vae_loss": value}
 
 
@@ -93,7 +93,7 @@ def discrepancy(actor: Params, config: Config, nets: Any, state: State, batch: B
 
 def alpha_loss(params: Params, config: Config, nets: Any, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
     with torch.no_grad():
-        gap = (discrepancy(state.params, config, nets, state, batch) - config.alpha_threshold).mean()
+        gap = batch.mean(discrepancy(state.params, config, nets, state, batch) - config.alpha_threshold)
     value = -nets.alpha(params) * gap
     return value, {"alpha_loss": value, "alpha": nets.alpha(params)}
 
@@ -105,7 +105,7 @@ def critic_loss(params: Params, config: Config, nets: Any, state: State, batch: 
         value, choice = nets.critic.values(state.target, batch.next_observation, actions).best(config.lam)  # [B, M], [B]
         entropy = nets.temp(state.params) * torch.gather(log_prob, 0, choice.unsqueeze(0)).squeeze(0)  # [B]
         target = bellman(batch, value - entropy.unsqueeze(-1))
-    loss = nets.critic.values(params, batch.observation, batch.action).error(target)
+    loss = nets.critic.values(params, batch.observation, batch.action).error(target, batch.weight)
     return loss, {"critic_loss": loss}
 
 
@@ -114,7 +114,7 @@ def constraint(params: Params, config: Config, nets: Any, state: State, batch: B
     """The weighted constraint and the mean discrepancy; puts the dual variable back into its range."""
     alpha = nets.alpha.project(params)
     mmd = discrepancy(params, config, nets, state, batch)
-    return alpha * (mmd - config.alpha_threshold).mean(), mmd.mean()
+    return alpha * batch.mean(mmd - config.alpha_threshold), mmd.mean()
 
 
 def warmup_loss(params: Params, config: Config, nets: Any, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -126,7 +126,7 @@ def actor_loss(params: Params, config: Config, nets: Any, state: State, batch: B
     action, log_prob = nets.actor.sample(params, batch.observation, batch.noise["actor"])
     q = nets.critic(state.params, batch.observation, action).amin(0)  # [B]
     penalty, mmd = constraint(params, config, nets, state, batch)
-    value = (nets.temp(state.params) * log_prob - q).mean() + penalty
+    value = batch.mean(nets.temp(state.params) * log_prob - q) + penalty
     return value, {"actor_loss": value, "mmd": mmd}
 
 

@@ -65,7 +65,7 @@ def critic_loss(params: Params, config: Config, nets: Any, state: State, batch: 
     with torch.no_grad():
         action = nets.actor.sample(state.target, batch.next_observation, batch.noise["next"])
         target = bellman(batch, nets.critic.target(state.target, batch.next_observation, action))  # [B, M]
-    value = nets.critic.values(params, batch.observation, batch.action).error(target)
+    value = nets.critic.values(params, batch.observation, batch.action).error(target, batch.weight)
     return value, {"critic_loss": value}
 
 
@@ -81,7 +81,7 @@ def actor_loss(params: Params, config: Config, nets: Any, state: State, batch: B
             weight = (advantage > 0).to(advantage.dtype)
         else:
             weight = torch.exp(advantage / config.beta).clamp(max=config.max_weight)
-    value = -(weight * policy.log_prob(batch.action)).mean()
+    value = -batch.mean(weight * policy.log_prob(batch.action))
     return value, {"actor_loss": value, "weight": weight.mean()}
 
 

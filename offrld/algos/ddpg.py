@@ -32,14 +32,14 @@ def critic_loss(params: Params, config: Config, nets: Any, state: State, batch: 
     with torch.no_grad():
         action = nets.actor(state.target, batch.next_observation)  # [B, A]
         target = bellman(batch, nets.critic.target(state.target, batch.next_observation, action))  # [B, M]
-    value = nets.critic.values(params, batch.observation, batch.action).error(target)
+    value = nets.critic.values(params, batch.observation, batch.action).error(target, batch.weight)
     return value, {"critic_loss": value}
 
 
 # --- Policy ---
 def actor_loss(params: Params, config: Config, nets: Any, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
     _, q = td3.policy_values(params, nets, state, batch)
-    value = -q.mean()
+    value = -batch.mean(q)
     return value, {"actor_loss": value}
 
 

@@ -17,13 +17,13 @@ from typing import Any
 
 from torch import Tensor
 
-from offrld.engine import Algorithm, ObservationScaler, Optimizer, RewardScaler, State, Step, Windows, setting
+from offrld.engine import ActionConfig, Algorithm, ObservationScaler, Optimizer, RewardScaler, State, Step, Windows, setting
 from offrld.losses import sequence
 from offrld.nets import Encoder, Params
 
 
 @dataclass(frozen=True)
-class Config(sequence.SequenceConfig):
+class Config(ActionConfig, sequence.SequenceConfig):
     observation_scaler: ObservationScaler = ObservationScaler(type="standard")
     reward_scaler: RewardScaler = RewardScaler(type="return")
     learning_rate: float = setting(1e-4, "step size", low=0.0, exclusive_low=True)

@@ -33,8 +33,8 @@ def networks(config: Config, space: Space) -> dict[str, Any]:
 
 def loss(params: Params, config: Config, nets: Any, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
     log_prob = nets.policy.log_prob(params, batch.observation)  # [B, n]
-    imitation = -taken(log_prob, batch.action).mean()
-    value = imitation + config.beta * (log_prob**2).mean()
+    imitation = -batch.mean(taken(log_prob, batch.action))
+    value = imitation + config.beta * batch.mean(log_prob**2)
     return value, {"loss": value, "imitation_loss": imitation}
 
 

@@ -54,9 +54,9 @@ def loss(params: Params, config: Config, nets: Any, state: State, batch: Batch) 
     with torch.no_grad():
         choice = allowed_scores(params, config, nets, batch.next_observation).argmax(-1)  # [B]
         target = bellman(batch, nets.q.target(state.target, batch.next_observation, choice))  # [B, M]
-    td_loss = nets.q.values(params, batch.observation).taken(batch.action).error(target)
+    td_loss = nets.q.values(params, batch.observation).taken(batch.action).error(target, batch.weight)
     logits = nets.imitator(params, batch.observation)  # [B, n]
-    imitator_loss = config.beta * (logits**2).mean() - taken(F.log_softmax(logits, dim=-1), batch.action).mean()
+    imitator_loss = config.beta * batch.mean(logits**2) - batch.mean(taken(F.log_softmax(logits, dim=-1), batch.action))
     value = td_loss + imitator_loss
     return value, {"loss": value, "td_loss": td_loss, "imitator_loss": imitator_loss}
 

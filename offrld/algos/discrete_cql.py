@@ -25,9 +25,9 @@ class Config(q_learning.QLearningConfig):
 
 def loss(params: Params, config: Config, nets: Any, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
     q = nets.q.values(params, batch.observation)
-    td_loss = q.taken(batch.action).error(q_learning.double_q_target(nets, params, state, batch))
+    td_loss = q.taken(batch.action).error(q_learning.double_q_target(nets, params, state, batch), batch.weight)
     mean = q.average  # [B, n]
-    conservative = (torch.logsumexp(mean, dim=-1) - taken(mean, batch.action)).mean()
+    conservative = batch.mean(torch.logsumexp(mean, dim=-1) - taken(mean, batch.action))
     value = td_loss + config.alpha * conservative
     return value, {"loss": value, "td_loss": td_loss, "conservative_loss": conservative, "q_mean": mean.mean()}
 

@@ -27,7 +27,7 @@ def loss(params: Params, config: fqe.FQEConfig, nets: Any, state: State, batch: 
     with torch.no_grad():
         target = bellman(batch, nets.q.target(state.target, batch.next_observation, batch.next_action))  # [B, M]
     q = nets.q.values(params, batch.observation).taken(batch.action)
-    value = q.error(target)
+    value = q.error(target, batch.weight)
     return value, {"loss": value, "q_mean": q.mean.mean()}
 
 

@@ -56,9 +56,9 @@ def critic_loss(params: Params, config: Config, nets: Any, state: State, batch: 
         target = bellman(batch, nets.value(params, batch.next_observation))  # [B]
     u = target_q - nets.value(params, batch.observation)  # [B]
     side = (config.expectile - (u < 0).to(u.dtype)).abs()
-    value_loss = (side * u * u).mean()
+    value_loss = batch.mean(side * u * u)
     q = taken(nets.critic(params, batch.observation), batch.action)  # [N, B]
-    q_loss = ((q - target) ** 2).mean(-1).sum()
+    q_loss = batch.weighted((q - target) ** 2, -1).mean(-1).sum()
     return q_loss + value_loss, {"critic_loss": q_loss, "value_loss": value_loss}
 
 
@@ -69,7 +69,7 @@ def actor_loss(params: Params, config: Config, nets: Any, state: State, batch: B
         advantage = q - nets.value(state.params, batch.observation)  # [B]
         weight = torch.exp(config.weight_temp * advantage).clamp(max=config.max_weight)
     log_prob = taken(nets.actor.log_prob(params, batch.observation), batch.action)  # [B]
-    value = -(weight * log_prob).mean()
+    value = -batch.mean(weight * log_prob)
     return value, {"actor_loss": value, "advantage": advantage.mean()}
 
 

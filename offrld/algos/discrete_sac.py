@@ -28,7 +28,7 @@ TARGET_ENTROPY = 0.98   # of the entropy of a uniform choice
 
 
 @dataclass(frozen=True)
-class Config(sac.SACConfig):
+class Config(sac.EntropyConfig):
     batch_size: int = setting(64, "transitions per update", unit="transitions", low=1, high=1_000_000)
     tau: float = setting(1.0, "rate at which the target follows at an update of it; 1 copies", low=0.0, high=1.0)
     initial_temperature: float = setting(1.0, "weight of the entropy at the start; 0: without the entropy for good", low=0.0)
@@ -51,7 +51,7 @@ def critic_loss(params: Params, config: Config, nets: Any, state: State, batch: 
         value = nets.critic.target(state.target, batch.next_observation, None)  # [B, n, M]
         soft = value - (nets.temp(state.params) * log_prob).unsqueeze(-1)
         target = bellman(batch, (log_prob.exp().unsqueeze(-1) * soft).sum(1))  # [B, M]
-    loss = nets.critic.values(params, batch.observation).taken(batch.action).error(target)
+    loss = nets.critic.values(params, batch.observation).taken(batch.action).error(target, batch.weight)
     return loss, {"critic_loss": loss}
 
 
@@ -59,7 +59,7 @@ def critic_loss(params: Params, config: Config, nets: Any, state: State, batch: 
 def temp_loss(params: Params, config: Config, nets: Any, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
     with torch.no_grad():
         log_prob = nets.actor.log_prob(state.params, batch.observation)  # [B, n]
-        excess = ((log_prob.exp() * log_prob).sum(-1) + TARGET_ENTROPY * math.log(log_prob.shape[-1])).mean()
+        excess = batch.mean((log_prob.exp() * log_prob).sum(-1) + TARGET_ENTROPY * math.log(log_prob.shape[-1]))
     temperature = nets.temp(params)
     value = -temperature * excess
     return value, {"temp_loss": value, "temp": temperature}
@@ -71,7 +71,7 @@ def actor_loss(params: Params, config: Config, nets: Any, state: State, batch: B
         q = nets.critic(state.params, batch.observation).amin(0)  # [B, n]
     log_prob = nets.actor.log_prob(params, batch.observation)  # [B, n]
     prob = log_prob.exp()
-    value = (prob * (nets.temp(state.params) * log_prob - q)).sum(-1).mean()
+    value = batch.mean((prob * (nets.temp(state.params) * log_prob - q)).sum(-1))
     return value, {"actor_loss": value, "entropy": -(prob * log_prob).sum(-1).mean()}
 
 

@@ -32,7 +32,7 @@ def critic_loss(params: Params, config: Config, nets: Any, state: State, batch: 
     directions = gradients / (torch.linalg.vector_norm(gradients, dim=-1, keepdim=True) + 1e-10)
     # The sum over all pairs is the square of the sum, that of i = j the sum of the squares.
     pairs = (directions.sum(0) ** 2).sum(-1) - (directions**2).sum((0, 2))  # [B]
-    diversity = pairs.mean() / (config.n_critics - 1)
+    diversity = batch.mean(pairs) / (config.n_critics - 1)
     return td_loss + config.eta * diversity, {**metrics, "diversity_loss": diversity}
 
 

@@ -9,25 +9,31 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from offrld.engine import Algorithm, Batch, Space, State
+from offrld.engine import ActionConfig, Algorithm, Batch, Space, State
 from offrld.losses import bellman, fqe
 from offrld.nets import Critics, Params
 
 
-def networks(config: fqe.FQEConfig, space: Space) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Config(ActionConfig, fqe.FQEConfig):
+    """Settings; the defaults are d3rlpy's."""
+
+
+def networks(config: Config, space: Space) -> dict[str, Any]:
     return {"q": Critics("q", config.n_critics, space.view, space.action_size, config.encoder, config.q_function)}
 
 
-def loss(params: Params, config: fqe.FQEConfig, nets: Any, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+def loss(params: Params, config: Config, nets: Any, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
     with torch.no_grad():
         target = bellman(batch, nets.q.target(state.target, batch.next_observation, batch.next_action))  # [B, M]
     q = nets.q.values(params, batch.observation, batch.action)
-    value = q.error(target)
+    value = q.error(target, batch.weight)
     return value, {"loss": value, "q_mean": q.mean.mean()}
 
 
@@ -36,7 +42,7 @@ ALGORITHM = Algorithm(
     summary="fitted Q evaluation of another job's policy",
     paper="Le, Voloshin & Yue 2019, Batch Policy Learning under Constraints (arXiv:1903.08738)",
     actions="continuous",
-    config=fqe.FQEConfig(),
+    config=Config(),
     networks=networks,
     schedule=lambda config: fqe.schedule(config, loss),
     act=fqe.act,

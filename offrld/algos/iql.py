@@ -17,13 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from offrld.engine import Algorithm, Batch, Optimizer, Space, State, Step, ValueConfig, setting
+from offrld.engine import ActionConfig, Algorithm, Batch, Optimizer, Space, State, Step, ValueConfig, setting
 from offrld.losses import bellman
 from offrld.nets import Critics, Encoder, NormalPolicy, Params, ValueFunction
 
 
 @dataclass(frozen=True)
-class Config(ValueConfig):
+class Config(ActionConfig, ValueConfig):
     actor_learning_rate: float = setting(3e-4, "step size of the policy", low=0.0, exclusive_low=True)
     critic_learning_rate: float = setting(3e-4, "step size of Q and V", low=0.0, exclusive_low=True)
     tau: float = setting(0.005, "rate at which targets follow", unit="share per update", low=0.0, high=1.0)
@@ -54,8 +54,8 @@ def critic_loss(params: Params, config: Config, nets: Any, state: State, batch: 
         target = bellman(batch, nets.value(params, batch.next_observation)).unsqueeze(-1)  # [B, 1]
     u = target_q - nets.value(params, batch.observation)  # [B]
     side = (config.expectile - (u < 0).to(u.dtype)).abs()
-    value_loss = (side * u * u).mean()
-    q_loss = nets.critic.values(params, batch.observation, batch.action).error(target)
+    value_loss = batch.mean(side * u * u)
+    q_loss = nets.critic.values(params, batch.observation, batch.action).error(target, batch.weight)
     return q_loss + value_loss, {"critic_loss": q_loss, "value_loss": value_loss}
 
 
@@ -66,7 +66,7 @@ def actor_loss(params: Params, config: Config, nets: Any, state: State, batch: B
         advantage = q - nets.value(state.params, batch.observation)  # [B]
         weight = torch.exp(config.weight_temp * advantage).clamp(max=config.max_weight)
     log_prob = nets.actor.distribution(params, batch.observation).log_prob(batch.action)  # [B]
-    value = -(weight * log_prob).mean()
+    value = -batch.mean(weight * log_prob)
     return value, {"actor_loss": value, "advantage": advantage.mean()}
 
 

@@ -22,15 +22,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from offrld.engine import Algorithm, Optimizer, Rollout, Space, State, Step, setting
+from offrld.engine import ActionConfig, Algorithm, Optimizer, Rollout, Space, State, Step, setting
 from offrld.engine import Config as BaseConfig
 from offrld.nets import ActorCritic, Encoder, Params
 
 
 @dataclass(frozen=True)
-class Config(BaseConfig):
+class Config(ActionConfig, BaseConfig):
     batch_size: int = setting(64, "steps per update", unit="steps", low=1, high=1_000_000)
-    rollout_steps: int = setting(2048, "steps of each environment between two rounds of updates", unit="steps", low=1)
+    rollout_steps: int = setting(2048, "steps of each environment between two rounds of updates", unit="steps", low=1, high=10_000_000)
     epochs: int = setting(10, "times that each rollout is gone through", low=1, high=1000)
     gamma: float = setting(0.99, "discount per step", low=0.0, high=1.0)
     gae_lambda: float = setting(0.95, "weight of longer returns in the advantages", low=0.0, high=1.0)

@@ -53,8 +53,8 @@ def actor_loss(params: Params, config: Config, nets: Any, state: State, batch: B
     weight = config.alpha / q.abs().mean().detach()
     with torch.no_grad():
         nearest = nearest_action(config, state, batch.observation, action)
-    distance = ((action - nearest) ** 2).mean()
-    value = distance - weight * q.mean()
+    distance = batch.mean((action - nearest) ** 2)
+    value = distance - weight * batch.mean(q)
     return value, {"actor_loss": value, "dc_loss": distance, "q_mean": q.mean()}
 
 

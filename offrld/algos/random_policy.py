@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from offrld.engine import Algorithm, Space, setting
+from offrld.engine import ActionConfig, Algorithm, Space, setting
 from offrld.engine import Config as BaseConfig
 from offrld.losses import random_policy
 from offrld.nets import Params
 
 
 @dataclass(frozen=True)
-class Config(BaseConfig):
+class Config(ActionConfig, BaseConfig):
     batch_size: int = setting(1, "transitions per update, of which nothing is learned", unit="transitions", low=1, high=1_000_000)
     distribution: str = setting("uniform", "of the actions", choices=("uniform", "normal"))
     normal_std: float = setting(1.0, "deviation of the normal distribution", low=0.0, only={"distribution": ("normal",)})

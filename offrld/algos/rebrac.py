@@ -41,7 +41,7 @@ def critic_loss(params: Params, config: Config, nets: Any, state: State, batch: 
         distance = ((action - batch.next_action) ** 2).sum(-1)  # [B]
         target_q = nets.critic.target(state.target, batch.next_observation, action)  # [B, M]
         target = bellman(batch, target_q - config.critic_beta * distance.unsqueeze(-1))  # [B, M]
-    value = nets.critic.values(params, batch.observation, batch.action).error(target)
+    value = nets.critic.values(params, batch.observation, batch.action).error(target, batch.weight)
     return value, {"critic_loss": value}
 
 
@@ -50,8 +50,8 @@ def actor_loss(params: Params, config: Config, nets: Any, state: State, batch: B
     action = nets.actor(params, batch.observation)  # [B, A]
     q = nets.critic(state.params, batch.observation, action).amin(0)  # [B]
     weight = 1.0 / q.abs().mean().detach()
-    imitation = ((batch.action - action) ** 2).sum(-1).mean()
-    value = config.actor_beta * imitation - weight * q.mean()
+    imitation = batch.mean(((batch.action - action) ** 2).sum(-1))
+    value = config.actor_beta * imitation - weight * batch.mean(q)
     return value, {"actor_loss": value, "bc_loss": imitation, "q_mean": q.mean()}
 
 

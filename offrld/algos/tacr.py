@@ -23,14 +23,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from offrld.engine import Algorithm, Noise, Optimizer, Space, State, Step, Windows, setting
+from offrld.engine import ActionConfig, Algorithm, Noise, Optimizer, Space, State, Step, Windows, setting
 from offrld.losses import sequence
 from offrld.losses.td3 import RANGE
 from offrld.nets import Critics, Encoder, Params, QFunction
 
 
 @dataclass(frozen=True)
-class Config(sequence.SequenceConfig):
+class Config(ActionConfig, sequence.SequenceConfig):
     gamma: float = setting(0.99, "discount per step", low=0.0, high=1.0)
     actor_learning_rate: float = setting(1e-4, "step size of the policy", low=0.0, exclusive_low=True)
     critic_learning_rate: float = setting(1e-4, "step size of the Q functions", low=0.0, exclusive_low=True)

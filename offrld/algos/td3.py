@@ -20,7 +20,7 @@ from offrld.nets import Params
 
 def actor_loss(params: Params, config: td3.TD3Config, nets: Any, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
     _, q = td3.policy_values(params, nets, state, batch)
-    value = -q.mean()
+    value = -batch.mean(q)
     return value, {"actor_loss": value}
 
 

@@ -31,8 +31,8 @@ class Config(td3.TD3Config):
 def actor_loss(params: Params, config: Config, nets: Any, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
     action, q = td3.policy_values(params, nets, state, batch)
     weight = config.alpha / q.abs().mean().detach()
-    imitation = ((batch.action - action) ** 2).mean()
-    value = imitation - weight * q.mean()
+    imitation = batch.mean((batch.action - action) ** 2)
+    value = imitation - weight * batch.mean(q)
     return value, {"actor_loss": value, "bc_loss": imitation, "q_mean": q.mean()}
 
 

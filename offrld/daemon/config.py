@@ -56,6 +56,7 @@ class Workers(BaseModel):
     confine: Annotated[
         bool, Field(description="let the kernel (Landlock) refuse files that a job does not need; false: any file of the service's user")
     ] = True
+    import_memory_mb: Annotated[int, Field(ge=0, description="memory of an import or dataset export; 0: no limit")] = 4096
     spare_idle_s: Annotated[float, Field(ge=0, description="end a spare worker that nobody needed for so long; 0: never")] = 0.0
 
 

@@ -318,7 +318,7 @@ class Supervisor:
             "environment": self._settings.named.environment() if job.kind == "import" else self.devices.environment(attempt.place, device),
             "keep_checkpoints": self._settings.keep.checkpoints,
             "keep_free_bytes": self._settings.uploads.keep_free_bytes, "quota_bytes": self._settings.disk.quota_bytes,
-            "confine": self._settings.workers.confine,
+            "confine": self._settings.workers.confine, "import_memory_mb": self._settings.workers.import_memory_mb,
             "stop_s": 0.9 * self._settings.grace.stop_s,  # so that the worker still says in its log what has become of its checkpoint
         }  # fmt: skip
 

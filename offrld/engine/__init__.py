@@ -1,6 +1,20 @@
 """The engine: the form of an algorithm, and the learner that turns losses into updates."""
 
-from offrld.engine.algorithm import Algorithm, Batch, Config, Loss, Noise, Observation, Rollout, Stage, State, Step, ValueConfig, Windows
+from offrld.engine.algorithm import (
+    ActionConfig,
+    Algorithm,
+    Batch,
+    Config,
+    Loss,
+    Noise,
+    Observation,
+    Rollout,
+    Stage,
+    State,
+    Step,
+    ValueConfig,
+    Windows,
+)
 from offrld.engine.checkpoint import CheckpointCorrupt
 from offrld.engine.data import Dataset
 from offrld.engine.feed import Scalers
@@ -15,7 +29,8 @@ from offrld.preprocess.scalers import ActionScaler, ObservationScaler, Scaler
 from offrld.settings import setting
 
 __all__ = [
-    "ActionScaler", "Algorithm", "Batch", "CheckpointCorrupt", "Config", "Dataset", "Learner", "Loaded", "Loss", "Noise", "Observation",
+    "ActionConfig", "ActionScaler", "Algorithm", "Batch", "CheckpointCorrupt", "Config", "Dataset", "Learner", "Loaded", "Loss", "Noise",
+    "Observation",
     "ObservationScaler", "Optimizer", "PolicyModule", "RewardScaler", "Rollout", "Scaler", "Scalers", "SequencePolicy", "Space", "Stage",
     "State", "Step", "ValueConfig", "Windows", "setting",
 ]  # fmt: skip

@@ -21,6 +21,7 @@ from offrld.engine.sequence_policy import Returns, SequencePolicy
 from offrld.engine.space import Space
 from offrld.engine.state import TrainState
 from offrld.nets import Params
+from offrld.preprocess.scalers import scaled
 
 STREAM = rng.stream_id("sample")
 
@@ -189,6 +190,8 @@ class Acting:
             return scores.argmax(dim=-1).cpu().numpy() if scores.is_floating_point() else scores.cpu().numpy()
         action = scores if self._scalers.action is None else self._scalers.action.reverse(scores)
         action = action.float().cpu().numpy()
+        if self.space_.whole:
+            action = np.rint(action)
         return np.clip(action, self.space_.low.astype(np.float32), self.space_.high.astype(np.float32))
 
     def _seen(self, observations: Any) -> Observation:
@@ -217,8 +220,7 @@ class Acting:
             raise InvalidInput(f"actions are the numbers 0 to {size - 1}, got {array.min()} to {array.max()}")
         if discrete:
             return torch.from_numpy(array).to(self._device)
-        action = torch.from_numpy(array).to(self._device, self._dtype)
-        return action if self._scalers.action is None else self._scalers.action(action)
+        return scaled(self._scalers.action, torch.from_numpy(array), self._dtype, self._device)
 
 
 def _array(name: str, given: Any, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -233,7 +235,13 @@ def _array(name: str, given: Any, dtype: str, shape: tuple[int, ...]) -> np.ndar
         hint = f"put it into a batch: {name}[None]" if array.shape == shape else "give one row for each observation"
         wanted = ", ".join(["B", *map(str, shape)])
         raise InvalidInput(f"{name} is {array.dtype} of shape {list(array.shape)}, [{wanted}] of {dtype} is needed", hint=hint)
-    return np.array(array, dtype)  # a copy: torch warns of read-only memory
+    with np.errstate(invalid="ignore", over="ignore"):
+        cast = np.array(array, dtype)  # a copy: torch warns of read-only memory
+    # A cast may cost digits, nothing else: no whole number becomes another, and no finite number infinite.
+    wrong = cast != array if cast.dtype.kind in "iub" else np.isinf(cast) & np.isfinite(array)
+    if wrong.any():
+        raise InvalidInput(f"{name} has the value {array[wrong].ravel()[0]}, which does not fit {dtype}", hint=f"give an array of {dtype}")
+    return cast
 
 
 def _rows(seen: Observation) -> int:

@@ -24,7 +24,7 @@ from offrld.engine.space import Space
 from offrld.fits import check_kind
 from offrld.nets import Params
 from offrld.preprocess.rewards import RewardScaler
-from offrld.preprocess.scalers import ObservationScaler
+from offrld.preprocess.scalers import ActionScaler, ObservationScaler
 from offrld.settings import setting
 
 Observation = Tensor | dict[str, Tensor]
@@ -37,6 +37,13 @@ class Config:
     batch_size: int = setting(256, "transitions per update", unit="transitions", low=1, high=1_000_000)
     frame_stack: int = setting(1, "observations seen at once, the newest and those before it", unit="observations", low=1, high=1024)
     observation_scaler: ObservationScaler = ObservationScaler()
+
+
+@dataclass(frozen=True)
+class ActionConfig:
+    """Beside `Config`: of algorithms that learn continuous actions."""
+
+    action_scaler: ActionScaler = ActionScaler()
 
 
 @dataclass(frozen=True)
@@ -54,8 +61,9 @@ class Batch:
 
     observation, next_observation as `Space.view` says (``[B, D]``, ``[B, C, H, W]``, or a dict of such); action ``[B, A]`` in [-1, 1]
     or ``[B]`` int64; reward (n-step sum), terminal (1 for a true end), discount (gamma^steps used) ``[B]``; next_action like action
-    and returns ``[B]``, the discounted rewards to the episode's end (for algorithms that ask for them); noise by name; key, a 0-d
-    int64 tensor from which networks draw their own random numbers.
+    and returns ``[B]``, the discounted rewards to the episode's end (for algorithms that ask for them); weight ``[B]``, how much each
+    transition counts (None: all alike), of a prioritized sampler; noise by name; key, a 0-d int64 tensor from which networks draw their own
+    random numbers.
     """
 
     observation: Observation
@@ -68,6 +76,19 @@ class Batch:
     key: Tensor
     next_action: Tensor | None = None
     returns: Tensor | None = None
+    weight: Tensor | None = None
+
+    def weighted(self, values: Tensor, axis: int = 0) -> Tensor:
+        """``values`` of the transitions, which lie along ``axis``, times their weights."""
+        if self.weight is None:
+            return values
+        shape = [1] * values.dim()
+        shape[axis] = -1
+        return values * self.weight.reshape(shape)
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean of ``values [B, ...]``, each transition's times its weight: what a loss sums up with."""
+        return self.weighted(values).mean()
 
 
 @dataclass(frozen=True)

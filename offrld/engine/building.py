@@ -60,7 +60,7 @@ class Shapes:
         else:
             action = Field("float32", (action_size,), low=low, high=high)
         fields = {k: _field(v) for k, v in observation.items()} if isinstance(observation, Mapping) else _field(observation)
-        return cls(space_of(Schema(observation=fields, action=action), {}, None, None))
+        return cls(space_of(Schema(observation=fields, action=action), {}))
 
     @classmethod
     def of_env(cls, env: Any) -> Shapes:
@@ -84,7 +84,7 @@ class Shapes:
         for name, box in boxes.items():
             if not isinstance(box, Box):
                 raise InvalidInput(f"observation {name!r} of the environment is {box}", hint="networks take vectors and images (Box)")
-        fields = {name: Field(_dtype(box.dtype), box.shape) for name, box in boxes.items()}
+        fields = {name: Field(np.dtype(box.dtype).name, box.shape) for name, box in boxes.items()}
         if isinstance(done, Discrete):
             action = Field("int64", low=0, high=int(done.n) - 1)
         elif isinstance(done, Box) and np.isfinite(done.low).all() and np.isfinite(done.high).all():
@@ -93,7 +93,7 @@ class Shapes:
             raise InvalidInput(f"actions of the environment are {done}", hint="it takes Box with finite bounds, or Discrete")
         schema = Schema(observation=fields if isinstance(seen, Dict) else fields["observation"], action=action)
         source = f"env:{env.spec.id}" if getattr(env, "spec", None) is not None else "env"
-        space = dataclasses.replace(space_of(schema, {}, None, None), source=source)
+        space = dataclasses.replace(space_of(schema, {}), source=source)
         return cls(space, {name: (box.low, box.high) for name, box in boxes.items()})
 
     def scalers(self, config: Any, dtype: torch.dtype, device: torch.device) -> Scalers:
@@ -125,10 +125,6 @@ def _field(told: Any) -> Field:
         return told
     shape = tuple(told)
     return Field("uint8" if len(shape) == 3 else "float32", shape)
-
-
-def _dtype(dtype: Any) -> str:
-    return "float32" if np.dtype(dtype) == np.float64 else np.dtype(dtype).name
 
 
 def _cast(bounds: tuple[np.ndarray, np.ndarray], dtype: str) -> tuple[np.ndarray, np.ndarray]:

@@ -63,7 +63,7 @@ def read(path: str | os.PathLike[str], device: str = "cpu") -> tuple[dict[str, T
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         description = json.loads(metadata["offrl"])
         expected = description["crc32"]
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError, MemoryError) as error:
         raise CheckpointCorrupt(f"checkpoint {os.fspath(path)}: cannot be read ({error})", hint="use the one before it") from None
     if description.get("format") != FORMAT:
         raise CheckpointCorrupt(f"checkpoint {os.fspath(path)}: format {description.get('format')!r}, this version reads {FORMAT}")

@@ -18,7 +18,7 @@ from offrld.engine.acting import Acting
 from offrld.engine.algorithm import Algorithm
 from offrld.engine.building import Shapes
 from offrld.engine.feed import Scalers
-from offrld.engine.guards import mistakes
+from offrld.engine.guards import check_precision, mistakes
 from offrld.engine.loaded import Loaded, take_inputs
 from offrld.engine.space import space_of
 from offrld.engine.transfer import Part, loaded_of, scalers_like
@@ -42,6 +42,9 @@ class Creation:
         episodes: Any = None,
         bounds: tuple[np.ndarray, np.ndarray] | None = None,
         env_id: str | None = None,
+        bounds_source: str | None = None,
+        action_low: Any = None,
+        action_high: Any = None,
         cache_dir: str | os.PathLike[str] | None = None,
         dtype: torch.dtype = torch.float32,
         stacked: bool | None = None,
@@ -66,7 +69,10 @@ class Creation:
             threads: CPU threads of torch (None: as it is).
             holdout: share of the episodes kept out of training, for `validate`.
             episodes: numbers of those to use, or a part of ``store.episodes``; all without.
-            bounds: of the actions, from the evaluation environment ``env_id``; they take precedence over the store's.
+            bounds: of the actions, from the evaluation environment ``env_id``; they take precedence over the store's. What has no bounds
+                gets those that the data show.
+            bounds_source: where ``bounds`` come from (`Space.source`), if not from ``env_id``.
+            action_low, action_high: bounds of the actions, each a number or ``[A]``; one of them alone leaves the other as it is.
             cache_dir: folder where compiled kernels are kept between runs.
             stacked: whether seeds are differentiated together (None: on CUDA).
             feed: where batches come from: ``host``, ``prefetch``, ``resident`` or ``auto`` (see `Supply`); the batches are the same.
@@ -97,16 +103,25 @@ class Creation:
         elif algorithm.plays:
             raise InvalidInput(f"{algorithm.name} learns from its own play, not from a dataset", hint="give it an environment")
         else:
-            dataset, space = store, space_of(store.schema, store.metadata, bounds, env_id, config.frame_stack)
-            training, held_out = data.split(len(store), holdout, episodes)
             if store.transition_count == 0:
                 raise EmptyStore("the dataset has no transition to train on", hint="add episodes of at least one step")
+            dataset, source = store, bounds_source or ("declared" if env_id is None else f"env:{env_id}")
+            if action_low is not None or action_high is not None:
+                bounds, source = _declared(store.schema, action_low, action_high), "declared"
+            space = space_of(store.schema, store.metadata, bounds, source, config.frame_stack, lambda: data.action_range(store))
+            if space.source == "inferred" and not space.discrete and store.metadata.get("bounds") != "inferred":
+                log("the dataset declares no bounds for its actions: the range of the data is taken; "
+                    "action_low and action_high declare others")  # fmt: skip
+            training, held_out = data.split(len(store), holdout, episodes)
         algorithm.check(space)
         source = None if start is None else loaded_of(start)
         if scalers is None:
             own = (data.fit_scalers(config, dataset, space, training, dtype, where) if dataset is not None
                    else shapes.scalers(config, dtype, where))  # fmt: skip
             scalers = own if source is None else scalers_like(source[0], config, space, own, dtype=dtype, device=where, log=log)
+        if dataset is not None:
+            for text in check_precision(dataset, config, space, scalers, training):
+                log(f"warning: {text}")
         together = where.type == "cuda" if stacked is None else stacked
         learner = cls(
             algorithm, config, dataset, space,
@@ -120,6 +135,23 @@ class Creation:
             for text in mistakes(algorithm, config, dataset, space, scalers, training):
                 log(f"warning: {text}")
         return learner
+
+
+def _declared(schema: Any, low: Any, high: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Bounds given by hand, those of the schema in the place of one that is not."""
+    if isinstance(schema.action, dict) or schema.action.discrete:
+        raise InvalidInput("action_low and action_high are of continuous actions, the dataset has others", hint="leave them out")
+    shape, found = schema.action.shape, []
+    for name, given, kept in (("action_low", low, schema.action.low), ("action_high", high, schema.action.high)):
+        value = np.nan if given is None and kept is None else kept if given is None else given  # NaN: taken from the data
+        try:
+            bound = np.broadcast_to(np.asarray(value, np.float64), shape)
+        except (TypeError, ValueError):
+            raise InvalidInput(f"{name} is {given!r}", hint=f"give a number, or {int(np.prod(shape))} of them") from None
+        if given is not None and np.isnan(bound).any():
+            raise InvalidInput(f"{name} is {given!r}", hint="give numbers")
+        found.append(bound)
+    return found[0], found[1]
 
 
 def device_of(name: str) -> torch.device:

@@ -17,8 +17,8 @@ from offrld.engine.feed import Scalers, view_observation
 from offrld.engine.policy import PolicyModule
 from offrld.engine.space import Space
 from offrld.preprocess.rewards import REWARD_SCALERS, Clip, RewardScaler, fit_reward
-from offrld.preprocess.scalers import OBSERVATION_SCALERS, ActionScaler, Affine, Own, Scaler, fit_action, fit_observation
-from offrld.preprocess.statistics import Blocks, rows
+from offrld.preprocess.scalers import OBSERVATION_SCALERS, ActionScaler, Affine, Own, Scaler, fit_action, fit_observation, is_wide, scaled
+from offrld.preprocess.statistics import Blocks, extremes, rows
 
 ROWS = 4096  # of an episode that a policy is asked about at a time: bounds the memory of pixels
 
@@ -58,6 +58,18 @@ def spans_of(store: EpisodeStore, episodes: np.ndarray) -> list[tuple[int, int]]
     ]
 
 
+def spread_rows(store: EpisodeStore, episodes: np.ndarray, most: int) -> np.ndarray:
+    """Rows of at most ``most`` transitions of some episodes, evenly spread. Rows between episodes, and dropped ones, mean nothing."""
+    spans = np.array(spans_of(store, episodes), np.int64).reshape(-1, 2)
+    ends = np.cumsum(spans[:, 1] - spans[:, 0])
+    total = int(ends[-1]) if len(ends) else 0
+    if not total:
+        return np.empty(0, np.int64)
+    number = np.arange(total) if total <= most else np.arange(most) * total // most
+    episode = np.searchsorted(ends, number, side="right")
+    return spans[episode, 1] - (ends[episode] - number)
+
+
 @dataclass(frozen=True)
 class Dataset:
     """What `Algorithm.prepare` sees: the training episodes of the pinned snapshot, as losses would see them.
@@ -89,8 +101,15 @@ class Dataset:
 
     def actions(self, rows: np.ndarray) -> Tensor:
         """Scaled actions ``[n, A]`` at these rows."""
-        action = torch.from_numpy(self.store.column("action")[rows]).to(self.device, self.dtype)
-        return action if self.scalers.action is None else self.scalers.action(action)
+        return scaled(self.scalers.action, torch.from_numpy(self.store.column("action")[rows]), self.dtype, self.device)
+
+
+def action_range(store: EpisodeStore) -> tuple[np.ndarray, np.ndarray]:
+    """Least and largest action of each dimension over all transitions: the bounds of a dataset that declares none."""
+    column, taken = store.column("action"), np.zeros(len(store.column("reward")), bool)
+    for first, end in spans_of(store, np.arange(len(store))):
+        taken[first:end] = True
+    return extremes(lambda: rows(column, taken))
 
 
 def actions_of(policy: PolicyModule, store: EpisodeStore) -> np.ndarray:
@@ -104,9 +123,8 @@ def actions_of(policy: PolicyModule, store: EpisodeStore) -> np.ndarray:
         for start in range(first, first + steps + 1, ROWS):
             rows = np.arange(start, min(start + ROWS, first + steps + 1))
             seen = {name: torch.from_numpy(stacked_rows(observation_column(store, name), rows, first, k)) for name in fields}
-            given = (seen[fields[0]],) if len(fields) == 1 else ()
             with torch.no_grad():
-                actions[rows] = policy(*given, **({} if given else seen)).numpy().astype(actions.dtype)
+                actions[rows] = policy(seen).numpy().astype(actions.dtype)
     return actions
 
 
@@ -148,24 +166,35 @@ def fit_scalers(
         action = fit_action(getattr(config, "action_scaler", ActionScaler()), space.low, space.high, dtype, device)
     scaler = fit_reward(
         getattr(config, "reward_scaler", RewardScaler()), blocks(reward),
-        lambda: np.array([reward[first:end].sum(dtype=np.float64) for first, end in spans]), dtype, device,
+        lambda: np.array([reward[first:end].sum(dtype=np.float64) for first, end in spans]),
+        torch.float64 if is_wide(reward.dtype) else dtype, device,
     )  # fmt: skip
     return Scalers(observation, action, scaler)
 
 
-def rebuild_scalers(config: Any, space: Space, tensors: dict[str, torch.Tensor]) -> Scalers:
+def rebuild_scalers(
+    config: Any, space: Space, tensors: dict[str, torch.Tensor], dtype: torch.dtype | None = None, device: torch.device | None = None
+) -> Scalers:
     """The scalers of a training run from their `Scalers.tensors`, without its data.
+
+    Args:
+        dtype, device: of training; None: as the tensors are.
 
     Raises:
         Unknown: the config names a scaler of a package that is not installed here.
     """
 
     def parts(of: str) -> dict[str, torch.Tensor]:
-        return {name.removeprefix(f"{of}."): tensor for name, tensor in tensors.items() if name.startswith(f"{of}.")}
+        # A part's name has no dot: what has one belongs to another field, `state.goal` beside `state`.
+        found = {name.removeprefix(f"{of}."): tensor for name, tensor in tensors.items() if name.startswith(f"{of}.")}
+        kept = None if of == "reward" else dtype
+        if of.startswith("observation.") and is_wide(space.observation[of.removeprefix("observation.")][0]):
+            kept = torch.float64  # see `scaled`
+        return {name: tensor.to(device or tensor.device, kept or tensor.dtype) for name, tensor in found.items() if "." not in name}
 
     observation: dict[str, Scaler | None] = {}
-    for name, (dtype, shape) in space.observation.items():
-        kind = config.observation_scaler.kind_of(name, dtype, shape, several=len(space.observation) > 1)
+    for name, (given, shape) in space.observation.items():
+        kind = config.observation_scaler.kind_of(name, given, shape, several=len(space.observation) > 1)
         found = parts(f"observation.{name}")
         if kind not in OBSERVATION_SCALERS:
             observation[name] = Own.rebuilt(kind, found, len(shape), space.frame_stack)

@@ -17,7 +17,7 @@ from offrld.engine.source import Request, Source
 from offrld.engine.space import Space
 from offrld.nets.aligned import aligned
 from offrld.preprocess.rewards import needs_column, reward_column
-from offrld.preprocess.scalers import Scaler
+from offrld.preprocess.scalers import Scaler, is_wide, scaled
 
 KEY, KEYS = "networks", 1 << 24  # the noise from which networks draw their own random numbers: a uniform float32 has so many values
 
@@ -71,6 +71,7 @@ class Feed:
             key=key,
             next_action=None if raw.next_action is None else self._action(raw.next_action),
             returns=None if raw.returns is None else self._multiple(raw.returns),
+            weight=None if raw.weight is None else self._tensor(raw.weight),
         )
 
     def _tensor(self, value: Tensor) -> Tensor:
@@ -85,13 +86,13 @@ class Feed:
         return value.to(self._device, torch.int64, non_blocking=True)
 
     def _observation(self, value: Any, lead: int) -> Observation:
-        return view_observation(fields_of(value), self._scalers, self._dtype, self._device, lead)
+        seen = view_observation(fields_of(value), self._scalers, self._dtype, self._device, lead)
+        return {name: placed(part) for name, part in seen.items()} if isinstance(seen, dict) else placed(seen)
 
     def _action(self, value: Tensor) -> Tensor:
         if self._space.discrete:
             return self._whole(value)
-        action = self._tensor(value)
-        return action if self._scalers.action is None else self._scalers.action(action)
+        return placed(scaled(self._scalers.action, value, self._dtype, self._device))
 
 
 def request_of(
@@ -108,7 +109,8 @@ def request_of(
     if policy_actions is not None:
         arguments["next_action"] = policy_actions
     sums = {"n_steps": arguments.get("n_steps", 1), "gamma": arguments.get("gamma", 1.0)}
-    if needs_column(scalers.reward, whole_returns=algorithm.returns or algorithm.batch_kind == "windows", **sums):
+    whole_returns, wide = algorithm.returns or algorithm.batch_kind == "windows", is_wide(store.schema.reward.dtype)
+    if needs_column(scalers.reward, whole_returns=whole_returns, wide=wide, **sums):
         arguments["reward"] = reward_column(scalers.reward, store)
     noise = {**algorithm.noise(config, space), KEY: Noise((), "uniform")}
     return Request(algorithm.batch_kind, arguments, seeds, noise, stacked)
@@ -158,8 +160,7 @@ def view_observation(
     among several fields. ``lead`` axes come before a sample's."""
     parts = {}
     for name, scaler in scalers.observation.items():
-        part = placed(fields[name].to(device, dtype, non_blocking=True))
-        parts[name] = part if scaler is None else scaler(part)
+        parts[name] = scaled(scaler, fields[name], dtype, device)
     if any(part.dim() == lead + 3 for part in parts.values()):
         return parts if len(parts) > 1 else next(iter(parts.values()))
     vectors = [part if part.dim() == lead + 1 else part.reshape(*part.shape[:lead], -1) for part in parts.values()]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, TextIO
 
@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from offrl.errors import InvalidInput
-from offrl_store import EpisodeStore
+from offrl_store import Episode, EpisodeStore
+from offrl_store.making import create_temporary
 from offrl_store.store import EpisodeList
 from offrld.engine.given import Given
 from offrld.engine.guards import HELP, Diverged
@@ -41,7 +42,8 @@ class Fitting:
 
         Args:
             batch: what a store's sampler gave (``store.transitions(...).sample()``, ``.windows``, ``.prioritized``; rewards and
-                observations in the dataset's units), of any size, for all seeds alike; or, for a single seed, an engine's `Batch`.
+                observations in the dataset's units), of any size, for all seeds alike, each transition of which counts by its ``weight``
+                where there is one; or, for a single seed, an engine's `Batch`.
 
         Raises:
             InvalidInput: a batch without what the algorithm reads, or of other shapes.
@@ -93,7 +95,8 @@ class Fitting:
             epochs: passes over the data, each in a new order (``shuffle=False``: draws with repetitions, as many). What does not fill a
                 batch at the end of a pass is left out of it.
             steps_per_epoch: updates of an epoch; by default 10,000, or with ``epochs`` those of a pass.
-            episodes: train on these alone: numbers, or a part of ``store.episodes``. Scalers stay as they were fitted at creation.
+            episodes: train on these alone: numbers, a part of ``store.episodes``, or a list of `Episode` of the dataset's fields. Scalers
+                stay as they were fitted at creation.
             transitions: train on these alone: rows, or a part of ``store.episodes.transitions``.
             callback, epoch_callback: called with (learner, epoch, step) after each update, or each epoch.
             evaluators: name -> function of (learner, episodes): a number for the first seed, or {seed: number}.
@@ -181,14 +184,17 @@ class Fitting:
         if shuffle and epochs is None:
             raise InvalidInput("shuffled passes are counted in epochs", hint="give epochs=N instead of steps")
         changed: dict[str, Any] = {}
-        if episodes is not None:
+        store = None
+        if _are_episodes(episodes):
+            store, changed["episodes"] = self._store_of(episodes), None
+        elif episodes is not None:
             changed["episodes"] = self._episodes(episodes).numbers
         if transitions is not None:
             changed |= {"rows": transitions, "episodes": None}
         if passes:
             changed["replacement"] = False
-        feeds = self._open_feeds(changed) if changed else None
-        pass_ = 1 if epochs is None else self._feed_passes(changed)
+        feeds = self._open_feeds(changed, store) if changed else None
+        pass_ = 1 if epochs is None else self._feed_passes(changed, store or self.store)
         first = self.step
         if passes:
             first = -(-self.step // pass_) * pass_  # a pass begins at the begin of an order, also where training went before
@@ -197,7 +203,18 @@ class Fitting:
         per_epoch = per_epoch or pass_
         return _Plan(epochs * per_epoch, per_epoch, feeds, first)
 
-    def _feed_passes(self, changed: dict[str, Any]) -> int:
+    def _store_of(self, episodes: Sequence[Episode]) -> EpisodeStore:
+        """A temporary store of episodes that are not in this learner's own."""
+        if self.algorithm.prepare is not None or self.algorithm.next_action == "policy":
+            raise InvalidInput(f"{self.algorithm.name} learns from what it has prepared of its own dataset, not from other episodes",
+                               hint="make a new learner of them: offrld.train(...)")  # fmt: skip
+        store = create_temporary(self.store.schema)
+        with store.writer() as writer:
+            for episode in episodes:
+                writer.append(episode)
+        return store
+
+    def _feed_passes(self, changed: dict[str, Any], store: EpisodeStore) -> int:
         """Batches in which each transition comes once."""
         base = {"episodes": self._training if len(self._training) < len(self.store) else None, "batch_size": self.config.batch_size}
         arguments = {**base, "seed": 0, **changed}
@@ -205,7 +222,7 @@ class Fitting:
             arguments["length"] = self.config.context_size
         else:
             arguments["n_steps"] = getattr(self.config, "n_steps", 1)
-        return getattr(self.store, self.algorithm.batch_kind)(**arguments).batches_per_epoch
+        return getattr(store, self.algorithm.batch_kind)(**arguments).batches_per_epoch
 
     def _episodes(self, given: Any) -> EpisodeList:
         """Episodes by number as a part of the store; None: the held-out ones, or all."""
@@ -238,6 +255,10 @@ class Fitting:
         for name, seconds in self.spent.take().items():
             metrics[name] = dict.fromkeys(self.seeds, seconds)
         return metrics
+
+
+def _are_episodes(given: Any) -> bool:
+    return isinstance(given, Sequence) and not isinstance(given, EpisodeList) and len(given) > 0 and isinstance(given[0], Episode)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -79,11 +79,14 @@ class Given:
                 got = list(np.shape(seen[name])) if name in seen else "missing"
                 raise InvalidInput(f"observation {name!r} of the batch is {got}, {[*lead, *shape]} is needed",
                                    hint=f"sample with frame_stack={self._config.frame_stack}")  # fmt: skip
+        weight = getattr(batch, "weight", None)
+        if weight is not None and (np.shape(weight) != lead or not np.all(np.isfinite(weight)) or np.any(np.asarray(weight) < 0)):
+            raise InvalidInput(f"weight of the batch is {list(np.shape(weight))} numbers", hint=f"give {list(lead)} finite ones from 0")
         changed: dict[str, Any] = {"reward": self._scaled(np.asarray(batch.reward), getattr(batch, "discount", None))}
         for name in ("returns", "returns_to_go"):
             if name in needs:
                 changed[name] = self._scaled_sums(name, np.asarray(getattr(batch, name)))
-        unread = {name: None for name in ("weight", "dataset", "remaining") if hasattr(batch, name)}
+        unread = {name: None for name in ("dataset", "remaining") if hasattr(batch, name)}
         return dataclasses.replace(batch, **changed, **unread, **({"extra": {}} if hasattr(batch, "extra") else {}))
 
     def _scaled(self, rewards: np.ndarray, discount: Any) -> np.ndarray:

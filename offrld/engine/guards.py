@@ -15,12 +15,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from offrl.errors import InvalidInput
 from offrl_store import EpisodeStore
 from offrl_store.errors import OffrlError
 from offrld.engine.algorithm import Algorithm, ValueConfig
-from offrld.engine.data import spans_of
+from offrld.engine.data import spread_rows
 from offrld.engine.feed import Scalers
 from offrld.engine.space import Space, is_image
+from offrld.preprocess.scalers import is_wide
 
 VALUES = ("q_mean", "v_mean", "target_mean")       # metrics in the unit of values
 WARN, STOP = 10.0, 1000.0                          # times what rewards allow
@@ -29,6 +31,7 @@ HUGE_RETURN = 1e4
 WIDE_OBSERVATION = 1e3
 ENDLESS = 1000                                     # steps of a single episode from which its end may have been lost
 ROWS = 100_000                                     # looked at for ranges
+LOST, COARSE = 16, 1024                            # steps of float32 within a deviation: what is below is refused, or warned of
 HELP = "try a smaller learning rate, gradient clipping, or a reward or observation scaler"
 
 
@@ -155,6 +158,57 @@ def mistakes(algorithm: Algorithm, config: Any, store: EpisodeStore, space: Spac
     return [text for find in finds for text in find(algorithm, config, store, space, scalers, training)]
 
 
+def check_precision(store: EpisodeStore, config: Any, space: Space, scalers: Scalers, training: np.ndarray) -> list[str]:
+    """Warnings of numbers that lose digits in float32, in which networks compute.
+
+    Raises:
+        InvalidInput: what varies in the data is lost altogether: seconds since 1970 without a scaler, which are 128 apart in float32.
+    """
+    columns = {("observation." + name if isinstance(store.schema.observation, dict) else "observation"): scalers.observation[name]
+               for name in space.observation}  # fmt: skip
+    options = dict.fromkeys(columns, "observation_scaler=standard")
+    if hasattr(config, "reward_scaler"):
+        columns["reward"], options["reward"] = scalers.reward, "reward_scaler=standard"
+    found = []
+    for name, scaler in columns.items():
+        dtype = store.column(name).dtype
+        if not is_wide(dtype):
+            continue
+        rows = _sample(store, training, name)
+        if not len(rows):
+            continue
+        digits = np.float32 if scaler is None else np.float64
+        rows = rows.reshape(len(rows), -1)
+        low, high = rows.min(axis=0), rows.max(axis=0)
+        with np.errstate(over="ignore", invalid="ignore"):  # beyond float32: infinitely far apart
+            spread = np.nan_to_num(_above(rows, low).std(axis=0), nan=np.finfo(np.float64).max)
+            step = _apart(np.maximum(np.abs(low.astype(np.float64)), np.abs(high.astype(np.float64))).astype(digits))
+        worst = int(np.argmax(np.where(spread > 0, step / np.where(spread > 0, spread, 1.0), 0.0)))
+        if not spread[worst] > 0 or spread[worst] >= step[worst] * COARSE:
+            continue
+        place = f"{name}[{worst}]" if rows.shape[1] > 1 else name
+        text = (f"{place} lies between {low[worst]} and {high[worst]} with a deviation of {spread[worst]:.3g}; such numbers are "
+                f"{step[worst]:.3g} apart in {np.dtype(digits)}")  # fmt: skip
+        helps = f"--set {options[name]} takes the mean away first" if scaler is None else "subtract the offset before the import"
+        if spread[worst] < step[worst] * LOST:
+            raise InvalidInput(f"{text}: what varies is lost", hint=helps)
+        found.append(f"{text}: digits are lost; {helps}")
+    return found
+
+
+def _above(rows: np.ndarray, low: np.ndarray) -> np.ndarray:
+    """``rows - low`` as float64, of whole numbers without a digit lost: differences modulo 2^64 are those of numbers that wrap."""
+    if rows.dtype.kind == "f":
+        return rows - low
+    whole = np.uint64 if rows.dtype.kind == "u" else np.int64
+    return (rows.astype(whole).astype(np.uint64) - low.astype(whole).astype(np.uint64)).astype(np.float64)
+
+
+def _apart(values: np.ndarray) -> np.ndarray:
+    """From each value to the next of its dtype; infinity of what is infinite there."""
+    return np.where(np.isfinite(values), np.spacing(values), np.inf).astype(np.float64)
+
+
 Found = Iterator[str]
 Find = Callable[[Algorithm, Any, EpisodeStore, Space, Scalers, np.ndarray], Found]
 
@@ -190,7 +244,8 @@ def _observations(algorithm: Algorithm, config: Any, store: EpisodeStore, space:
         if scaler is not None:
             frames = space.frame_stack
             rows = np.tile(rows if rows.ndim > 1 else rows[:, None], (1, frames, *(1,) * (rows.ndim - 2)))
-            rows = scaler(torch.from_numpy(rows.astype(np.float64)).to(next(iter(scaler.tensors().values())))).cpu().numpy()
+            like = next(iter(scaler.tensors().values()), torch.zeros((), dtype=torch.float64))
+            rows = scaler(torch.from_numpy(rows.astype(np.float64)).to(like)).cpu().numpy()
         largest = _largest(rows)
         if largest > WIDE_OBSERVATION:
             has = "although they are scaled" if scaler is not None else "--set observation_scaler=standard helps"
@@ -200,7 +255,15 @@ def _observations(algorithm: Algorithm, config: Any, store: EpisodeStore, space:
 def _actions(algorithm: Algorithm, config: Any, store: EpisodeStore, space: Space, scalers: Scalers, training: np.ndarray) -> Found:
     if space.discrete:
         return
-    rows = torch.from_numpy(_sample(store, training, "action").astype(np.float64))
+    raw = _sample(store, training, "action")
+    if space.whole:
+        yield "actions are vectors of whole numbers: they are learned as numbers, and the policy gives the nearest whole ones"
+    elif len(raw) and raw.shape[1] > 1 and np.isin(raw, (0, 1)).all() and (raw.sum(axis=1) == 1).all():
+        yield (f"every action is one 1 among {raw.shape[1]} numbers: choices look so, but a policy will give what lies between; "
+               f"import the number of the 1 as a discrete action, 0 to {raw.shape[1] - 1}")  # fmt: skip
+    elif len(raw) and np.array_equal(raw, np.rint(raw)) and not np.isin(raw, (space.low, space.high)).all():
+        yield "all actions are whole numbers, of floats: where the environment takes choices, import them as a discrete action"
+    rows = torch.from_numpy(raw.astype(np.float64))
     scaled = rows if scalers.action is None else scalers.action(rows.to(scalers.action.shift)).cpu()
     outside = float((scaled.abs() > 1.0 + 1e-4).any(-1).double().mean()) if len(scaled) else 0.0
     if outside > 0:
@@ -210,11 +273,8 @@ def _actions(algorithm: Algorithm, config: Any, store: EpisodeStore, space: Spac
 
 # --- Shared ---
 def _sample(store: EpisodeStore, training: np.ndarray, column: str) -> np.ndarray:
-    """Some rows of a column, spread over the training episodes' transitions: the rows between episodes mean nothing."""
-    spans = spans_of(store, training)
-    every = max(1, sum(end - first for first, end in spans) // ROWS)
-    rows = np.concatenate([np.arange(first, end, every) for first, end in spans]) if spans else np.empty(0, np.int64)
-    return np.asarray(store.column(column)[rows])
+    """Some rows of a column, spread over the training episodes' transitions."""
+    return np.asarray(store.column(column)[spread_rows(store, training, ROWS)])
 
 
 def _scaled(rewards: np.ndarray, scalers: Scalers) -> np.ndarray:

@@ -144,21 +144,30 @@ class Learner(Creation, Acting, Fitting, Transfer, Replaying):
         self.state.load(old.tensors())
         self._taken = taken
 
-    def _open_feeds(self, changed: Mapping[str, Any]) -> list[Feed]:
-        """A feed for each view; ``changed``: arguments of the sampler that are not the usual ones."""
+    def _open_feeds(self, changed: Mapping[str, Any], store: EpisodeStore | None = None) -> list[Feed]:
+        """A feed for each view.
+
+        Args:
+            changed: arguments of the sampler that are not the usual ones.
+            store: another one of the same fields, of which all is taken.
+        """
         groups = [self.seeds] if self._stacked else [(seed,) for seed in self.seeds]
-        return [self._feed(group, self._training, stacked=self._stacked, ahead=True, changed=changed) for group in groups]
+        numbers = self._training if store is None else np.arange(len(store))
+        return [self._feed(group, numbers, stacked=self._stacked, ahead=True, changed=changed, store=store) for group in groups]
 
     def _feed(
-        self, seeds: tuple[int, ...], episodes: np.ndarray, *, stacked: bool, ahead: bool, changed: Mapping[str, Any] = MappingProxyType({})
+        self, seeds: tuple[int, ...], episodes: np.ndarray, *, stacked: bool, ahead: bool,
+        changed: Mapping[str, Any] = MappingProxyType({}), store: EpisodeStore | None = None,
     ) -> Feed:  # fmt: skip
-        everything = len(episodes) == len(self.store)
+        supply = self._supply if store is None else Supply(store, self._device, "host", self._log)
+        store = store or self.store
+        everything = len(episodes) == len(store)
         request = request_of(
-            self.algorithm, self.config, self.store, self.space_, self._scalers, self._policy_actions,
+            self.algorithm, self.config, store, self.space_, self._scalers, self._policy_actions,
             seeds=seeds, episodes=None if everything else episodes, stacked=stacked,
         )  # fmt: skip
         request = dataclasses.replace(request, arguments={**request.arguments, **changed})
-        source = self._supply.open(request, ahead=ahead)
+        source = supply.open(request, ahead=ahead)
         return Feed(self.config, request, source, self.space_, self._scalers, dtype=self._dtype, device=self._device)
 
     @contextmanager
@@ -339,6 +348,8 @@ class Learner(Creation, Acting, Fitting, Transfer, Replaying):
                 continue
             if name == "config":
                 self._check_config(path, description)
+            elif name == "space" and _narrowed(description.get(name)) == _narrowed(mine):
+                continue
             elif description.get(name) != mine:
                 raise _unfit(path, f"has {name} {description.get(name)!r}, this run {mine!r}", description)
         state = {name: value for name, value in tensors.items() if not name.startswith("scaler/")}
@@ -382,6 +393,15 @@ class Learner(Creation, Acting, Fitting, Transfer, Replaying):
             "seeds": list(self.seeds),
             "space": self.space,
         }
+
+
+def _narrowed(space: Any) -> Any:
+    """A space as JSON with float32 for float64: what runs of earlier versions noted of an environment's float64 observations."""
+    try:
+        fields = {name: {**field, "dtype": field["dtype"].replace("float64", "float32")} for name, field in space["observation"].items()}
+        return {**space, "observation": fields} if space["source"].startswith("env") else space
+    except (AttributeError, KeyError, TypeError):
+        return space
 
 
 def _unfit(path: str | os.PathLike[str], why: str, description: dict[str, Any]) -> OffrlError:

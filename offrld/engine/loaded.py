@@ -76,6 +76,8 @@ class Loaded:
         """All seeds of a checkpoint, in the order in which they were trained; arguments and errors as of `read`."""
         file = newest(path)
         tensors, told = checkpoint.read(file)
+        if missing := [key for key in ("algorithm", "config", "space", "seeds", "step") if key not in told]:
+            raise checkpoint.CheckpointCorrupt(f"checkpoint {file} does not say its {missing[0]}", hint="take another one")
         algorithm = find(told["algorithm"])
         if algorithm.name != told["algorithm"]:
             raise InvalidInput(f"checkpoint {file} is of the algorithm {told['algorithm']!r}, not {algorithm.name!r}")

@@ -7,7 +7,7 @@ window on, masking what lies before the episode's start, counting the time steps
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -84,11 +84,11 @@ class Returns:
 
 
 class SequencePolicy(PolicyModule):
-    """``forward(**inputs) -> (action, *next context)``.
+    """``forward(inputs) -> (action, *next context)``; inputs are one mapping, or keyword arguments.
 
-    Inputs: each observation field ``[B, ...]``; ``reward [B]`` of the step before; ``target_return [B]``, read where an episode starts;
-    and the context, whose tensors `context` names. ``context.length`` 0 starts an episode, whatever else the context holds. The outputs
-    after the action are the context of the next step, in the same order.
+    Inputs, by the names that `input_names` gives: each observation field ``[B, ...]``; ``reward [B]`` of the step before;
+    ``target_return [B]``, read where an episode starts; and the context, whose tensors `context` names. ``context.length`` 0 starts an
+    episode, whatever else the context holds. The outputs after the action are the context of the next step, in the same order.
 
     Attributes:
         context_size: steps L of the window.
@@ -108,13 +108,16 @@ class SequencePolicy(PolicyModule):
         self.register_buffer("return_offset", torch.tensor(returns.offset, dtype=torch.float32))
         inputs = space.inputs
         # A single field is `context.observation`; several are `context.observation.NAME`.
-        self._held = {name: OBSERVATION if len(inputs) == 1 else f"{OBSERVATION}.{name}" for name in inputs}
+        self._past = {name: OBSERVATION if len(inputs) == 1 else f"{OBSERVATION}.{name}" for name in inputs}
         span = max(abs(returns.low), abs(returns.high), 1e-3)
         scaled = sorted(returns.slope * bound + returns.offset for bound in (-span, span))
         self.episode_inputs = {
             REWARD: EpisodeInput("float32", (), -span / length, span / length),
             TARGET_RETURN: EpisodeInput("float32", (), returns.low, returns.high),
-            **{held: EpisodeInput(inputs[name][0], (length, *inputs[name][1]), field=name) for name, held in self._held.items()},
+            **{
+                held: EpisodeInput(inputs[name][0], (length, *inputs[name][1]), field=self.input_names[name])
+                for name, held in self._past.items()
+            },
             ACTION: EpisodeInput("int64", (length,), 0, space.action_size - 1) if space.discrete
             else EpisodeInput("float32", (length, space.action_size), space.low, space.high),
             RETURN_TO_GO: EpisodeInput("float32", (length,), *scaled),
@@ -134,9 +137,9 @@ class SequencePolicy(PolicyModule):
         length, frames = self.context_size, self.space.frame_stack
         before = np.maximum(rows[:, None] + np.arange(-length, 0), first)  # [B, L]; what lies before the episode is masked
         inputs: dict[str, np.ndarray] = {}
-        for name, held in self._held.items():
+        for name, held in self._past.items():
             column = observation_column(store, name)
-            inputs[name] = stacked_rows(column, rows, first, frames)
+            inputs[self.input_names[name]] = stacked_rows(column, rows, first, frames)
             inputs[held] = np.stack([stacked_rows(column, at, first, frames) for at in before.T], axis=1)
         reward = np.array(store.column("reward")[first : int(rows.max()) + 1], np.float32)  # a copy: the store is read-only
         scaler = self._scaler("rewards")
@@ -148,16 +151,19 @@ class SequencePolicy(PolicyModule):
         inputs[REWARD] = np.where(rows > first, reward[rows - first - 1], 0.0)
         inputs[TARGET_RETURN] = np.full(len(rows), target_return)
         inputs[LENGTH] = rows - first
-        given = {**self.space.inputs, **{name: (each.dtype, each.shape) for name, each in self.episode_inputs.items()}}
+        observed = {self.input_names[name]: given for name, given in self.space.inputs.items()}
+        given = {**observed, **{name: (each.dtype, each.shape) for name, each in self.episode_inputs.items()}}
         return {
             name: torch.from_numpy(value.astype(given[name][0])).reshape(len(rows), *given[name][1]) for name, value in inputs.items()
         }
 
-    def scores(self, **inputs: Tensor) -> Tensor:
+    def scores(self, given: Mapping[str, Tensor] | None = None, /, **inputs: Tensor) -> Tensor:
         """What the greedy choice is made from: discrete scores ``[B, n]``, or the continuous action in [-1, 1]."""
+        inputs = inputs if given is None else dict(given)
         return self._scores(inputs, self._moved(inputs))
 
-    def forward(self, **inputs: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, given: Mapping[str, Tensor] | None = None, /, **inputs: Tensor) -> tuple[Tensor, ...]:
+        inputs = inputs if given is None else dict(given)
         moved = self._moved(inputs)
         action = self.chosen(self._scores(inputs, moved))
         moved[ACTION] = torch.cat([moved[ACTION][:, :-1], action.unsqueeze(1)], dim=1)
@@ -166,7 +172,7 @@ class SequencePolicy(PolicyModule):
     def _moved(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """The context with the present step in it; its action is zeros."""
         count = inputs[LENGTH]  # [B]
-        moved = {held: _moved(inputs[held], inputs[name]) for name, held in self._held.items()}
+        moved = {held: _moved(inputs[held], inputs[self.input_names[name]]) for name, held in self._past.items()}
         moved[ACTION] = _moved(inputs[ACTION], torch.zeros_like(inputs[ACTION][:, 0]))
         scaler, reward = self._scaler("rewards"), inputs[REWARD]
         reward = reward if scaler is None else scaler(reward)
@@ -181,7 +187,7 @@ class SequencePolicy(PolicyModule):
         action = moved[ACTION]
         scaler = None if self.space.discrete else self.scalers().action
         window = ActingWindow(
-            observation=view_observation({name: moved[held] for name, held in self._held.items()}, self.scalers(), torch.float32,
+            observation=view_observation({name: moved[held] for name, held in self._past.items()}, self.scalers(), torch.float32,
                                          action.device, lead=2),
             action=action if scaler is None else scaler(action),
             returns_to_go=moved[RETURN_TO_GO],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,9 +92,15 @@ def is_image(shape: tuple[int, ...]) -> bool:
 
 
 def space_of(
-    schema: Schema, metadata: dict[str, Any], bounds: tuple[np.ndarray, np.ndarray] | None, env_id: str | None, frame_stack: int = 1
-) -> Space:
-    """The spaces of a store; ``bounds`` of the given environment ``env_id`` take precedence over what the store declares."""
+    schema: Schema, metadata: dict[str, Any], bounds: tuple[np.ndarray, np.ndarray] | None = None, source: str = "declared",
+    frame_stack: int = 1, infer: Callable[[], tuple[np.ndarray, np.ndarray]] | None = None,
+) -> Space:  # fmt: skip
+    """The spaces of a store.
+
+    Args:
+        bounds, source: of continuous actions and where they come from; they take precedence over what the store declares.
+        infer: gives the actions' range, for the dimensions without bounds. None: such actions are refused.
+    """
     check_observations(schema)
     check_action(schema)
     fields = observation_fields(schema)
@@ -101,11 +108,20 @@ def space_of(
     action = schema.action
     if action.discrete:
         return Space(observation, True, int(action.n), None, None, metadata.get("bounds", "declared"), frame_stack)
-    source = f"env:{env_id}" if bounds is not None else metadata.get("bounds", "declared")
+    if bounds is None:
+        source = metadata.get("bounds", "declared")
     low, high = bounds if bounds is not None else (action.low, action.high)
-    if low is None or high is None:
-        raise InvalidInput("the dataset declares no bounds for its actions", hint="import it again, or give --eval-env")
-    low, high = (np.broadcast_to(np.asarray(x, np.float64), action.shape).copy() for x in (low, high))
+    low, high = (
+        np.broadcast_to(np.asarray(ends if bound is None else bound, np.float64), action.shape).copy()
+        for bound, ends in ((low, -np.inf), (high, np.inf))
+    )
+    if not (np.isfinite(low).all() and np.isfinite(high).all()):
+        if infer is None:
+            raise InvalidInput("the actions have no bounds", hint="give action_low and action_high")
+        least, most = infer()
+        low, high, source = np.where(np.isfinite(low), low, least), np.where(np.isfinite(high), high, most), "inferred"
+    if (low > high).any():
+        raise InvalidInput(f"action bounds: low {low.tolist()} is above high {high.tolist()}", hint="exchange action_low and action_high")
     whole = action.dtype.kind in "iu"
     check_action_bounds(low, high, whole=whole)
     return Space(observation, False, action.shape[0], low, high, source, frame_stack, whole)

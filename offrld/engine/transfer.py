@@ -251,8 +251,7 @@ def scalers_like(
         raise InvalidInput(f"observation scalers differ: {' and '.join(sorted(kinds))}", hint="name the same one with --set")
     if len(kinds) > 1:
         log(f"start: observations are scaled as in {source.origin} ({source.config.observation_scaler.type})")
-    tensors = {name: value.to(device, dtype) for name, value in source.scalers.tensors().items()}
-    rebuilt = rebuild_scalers(source.config, source.space, tensors)
+    rebuilt = rebuild_scalers(source.config, source.space, source.scalers.tensors(), dtype, device)
     return Scalers(rebuilt.observation, rebuilt.action, own.reward)
 
 

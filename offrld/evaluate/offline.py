@@ -77,13 +77,13 @@ def _replayed(policy: PolicyModule, store: EpisodeStore, episodes: np.ndarray) -
         with torch.no_grad():
             if remembers:
                 earned = float(np.sum(reward[first : first + steps], dtype=np.float64))
-                given = policy(**policy.recorded(store, first, rows, earned))[0]
+                given = policy(policy.recorded(store, first, rows, earned))[0]
             else:
                 seen = {
                     name: torch.from_numpy(stacked_rows(observation_column(store, name), rows, first, policy.space.frame_stack))
                     for name in fields
                 }
-                given = policy(seen[fields[0]]) if len(fields) == 1 else policy(**seen)
+                given = policy(seen)
         yield given.numpy(), action[rows]
 
 

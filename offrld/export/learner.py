@@ -11,7 +11,8 @@ import numpy as np
 from offrl.errors import InvalidInput
 from offrl.job import POLICY_SUFFIXES
 from offrld import settings
-from offrld.engine.data import observation_column
+from offrld.engine.data import observation_column, spread_rows
+from offrld.engine.policy import input_names
 from offrld.export.onnx import PolicyExporter
 from offrld.export.torchscript import export_torchscript
 from offrld.plain import json_safe
@@ -43,17 +44,28 @@ class LearnerExporter:
         store = store or learner.store
         self._env_id = env_id if store is None else store.metadata.get("env_id")
         if store is not None:
-            every = max(1, len(store.column("reward")) // SAMPLES)
+            chosen = spread_rows(store, np.arange(len(store)), SAMPLES)
             self._samples = {
-                name: _stacked(observation_column(store, name)[::every][:SAMPLES], learner.space_.frame_stack)
-                for name in learner.space["observation"]
+                name: _stacked(observation_column(store, name)[chosen], learner.space_.frame_stack) for name in learner.space["observation"]
             }
 
     def write(self, path: Path, seed: int, format: str = "onnx") -> None:
         """Write the policy of a seed as it is now, as ``onnx`` or ``torchscript``; `CheckFailed` where it differs from the network."""
-        learner, samples = self._learner, self._samples
         path.parent.mkdir(parents=True, exist_ok=True)
-        space, observation = learner.space, learner.space_.inputs
+        export = self._exporter.export if format == "onnx" else export_torchscript
+        export(self._learner.policy(seed), path, **self._arguments(seed))
+
+    def check(self, seed: int | None = None) -> None:
+        """Export the policy of a seed (the first) as ONNX to nowhere; raises `CheckFailed` where that fails. A later `write` is the quicker
+        for it."""
+        seed = self._learner.seeds[0] if seed is None else seed
+        self._exporter.export(self._learner.policy(seed), None, **self._arguments(seed))
+
+    def _arguments(self, seed: int) -> dict[str, Any]:
+        """What an exporter is told of the policy of a seed."""
+        learner, samples = self._learner, self._samples
+        space, names = learner.space, input_names(learner.space_.observation)
+        observation = {names[field]: spec for field, spec in learner.space_.inputs.items()}
         metadata = {
             "space": space,
             "algorithm": learner.algorithm.name,
@@ -64,12 +76,10 @@ class LearnerExporter:
             "seed": seed,
             "versions": learner.describe_run()["versions"],
         }
-        only = next(iter(observation)) == "observation" and len(observation) == 1
-        export = self._exporter.export if format == "onnx" else export_torchscript
-        export(
-            learner.policy(seed), path, observation=observation["observation"] if only else observation, discrete=space["discrete"],
-            metadata=json_safe(metadata), samples=samples["observation"] if only and samples is not None else samples,
-        )  # fmt: skip
+        if any(name != field for field, name in names.items()):
+            metadata["fields"] = {name: field for field, name in names.items()}
+        named = None if samples is None else {names[field]: rows for field, rows in samples.items()}
+        return {"observation": observation, "discrete": space["discrete"], "metadata": json_safe(metadata), "samples": named}
 
 
 def export_learner(learner: Learner, path: str | os.PathLike[str], seed: int) -> Path:

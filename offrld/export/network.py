@@ -19,6 +19,7 @@ from offrl.memory import CONTEXT, NEXT
 from offrld.export import parity
 from offrld.export.parity import BATCH_SIZES, TOLERANCE, WINDOW_BATCH_SIZES, ObservationSpec
 
+TAKEN = f"{NEXT}{CONTEXT}action"  # output: the actions that were taken, the newest last
 OBSERVATION = "observation"  # name of the input where the dataset has one observation field
 
 
@@ -84,6 +85,7 @@ class Reference:
     Attributes:
         specs: all inputs.
         batch_sizes: of the check.
+        beyond: whether there are observations beyond the data's range among them.
         inputs: by name, of each batch.
         actions: ``[B, A]`` or ``[B]`` of each batch.
         following: the next context, by output name, of each batch.
@@ -99,22 +101,27 @@ class Reference:
         self.batch_sizes = WINDOW_BATCH_SIZES if remembers(module) else BATCH_SIZES
         self.inputs = parity.observations(specs, self.batch_sizes)
         given = [[value.numpy() for value in outputs(module, tensors_of(inputs))] for inputs in self.inputs]
-        self.actions = [each[0] for each in given]
-        self.following = {name: [each[1 + i] for each in given] for i, name in enumerate(following(specs))}
         scored = discrete and hasattr(module, "scores")
-        self.scores = [call(module.scores, tensors_of(inputs)).numpy() for inputs in self.inputs] if scored else None
+        scores = [call(module.scores, tensors_of(inputs)).numpy() for inputs in self.inputs] if scored else None
+        within, judged = len(self.batch_sizes), scores or [each[0] for each in given]
+        self.beyond = len(self.inputs) > within and all(np.isfinite(array).all() for array in judged[within:])
+        if not self.beyond:  # what no data looks like may overflow on its way through a network that is in order
+            self.inputs, given, scores = self.inputs[:within], given[:within], scores and scores[:within]
+        self.actions, self.scores = [each[0] for each in given], scores
+        self.following = {name: [each[1 + i] for each in given] for i, name in enumerate(following(specs))}
         offered = None if discrete or not hasattr(module, "candidates") else [
             call(module.candidates, tensors_of(inputs)) for inputs in self.inputs
         ]  # fmt: skip
         chosen_from = [tuple(part.numpy() for part in each) for each in offered or () if each is not None]
         self.candidates = chosen_from or None
+        self.whole = not discrete and getattr(getattr(module, "space", None), "whole", False)
+        self.exact = [call(module.unrounded, tensors_of(inputs)).numpy() for inputs in self.inputs] if self.whole else None
         dtype, ndim = self.actions[0].dtype, self.actions[0].ndim
         if (dtype, ndim) != ((np.int64, 1) if discrete else (np.float32, 2)):
             shown = f"{dtype} [{', '.join('B' + 'A' * (ndim - 1))}]"
             raise CheckFailed(f"the policy gives {shown}", hint=f"due is {'int64 [B]' if discrete else 'float32 [B, A]'}")
         if not all(np.isfinite(x).all() for x in [*self.actions, *(self.scores or [])]):
-            message = "the network gives NaN or infinite values: its training has diverged"
-            raise CheckFailed(message, hint="see the losses: offrl fetch JOB --kind metrics")
+            raise _not_finite(module, specs)
 
     def difference(self, given: Sequence[Sequence[np.ndarray]], scores: list[np.ndarray] | None = None) -> float:
         """The largest difference of what an export gives.
@@ -126,25 +133,48 @@ class Reference:
         actions = [each[0] for each in given]
         if self.discrete:
             difference = parity.choice_difference(self.actions, actions, self.scores)
+        elif self.exact is not None:
+            difference = parity.rounded_difference(self.exact, actions)
         elif self.candidates is not None:
             difference = parity.best_difference(self.actions, actions, self.candidates)
         else:
             difference = parity.largest_difference(self.actions, actions)
         if scores is not None:
             difference = max(difference, parity.score_difference(self.scores, scores))
-        for i, expected in enumerate(self.following.values()):
+        for i, (name, expected) in enumerate(self.following.items()):
             # The context holds the action that was taken; a tie that went the other way is no difference there either.
-            chosen = self.discrete and all(x.dtype == np.int64 and x.ndim == 2 for x in expected)
+            chosen = (self.discrete and all(x.dtype == np.int64 and x.ndim == 2 for x in expected)) or (self.whole and name == TAKEN)
             difference = max(difference, parity.context_difference(expected, [each[1 + i] for each in given], up_to_last=chosen))
         return difference
 
 
-def differs(difference: float) -> CheckFailed:
+def differs(difference: float, reference: Reference) -> CheckFailed:
     """The error of an export that is not the network."""
+    count = sum(len(actions) for actions in reference.actions)
     return CheckFailed(
-        f"the exported policy differs from the network by {difference:.3g}, more than {TOLERANCE:g}",
+        f"the exported policy differs from the network by {difference:.3g}, more than {TOLERANCE:g}, on {count} observations "
+        f"({_ranges(reference.specs)})",
         hint="the policy must be deterministic: no dropout in training mode, no random numbers in forward",
     )
+
+
+def _not_finite(module: nn.Module, specs: Mapping[str, ObservationSpec]) -> CheckFailed:
+    """The error of a network that gives NaN or infinity on observations like the data's: because it is broken, or because of these."""
+    tensors = (*module.parameters(), *module.buffers())
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors if tensor.is_floating_point()):
+        message = "the network has parameters that are NaN or infinite: its training has diverged"
+        return CheckFailed(message, hint="see the losses: offrl fetch JOB --kind metrics")
+    return CheckFailed(f"the network gives NaN or infinite values on observations in the data's range ({_ranges(specs)})",
+                       hint="scale the observations: --set observation_scaler=standard")  # fmt: skip
+
+
+def _ranges(specs: Mapping[str, ObservationSpec]) -> str:
+    """The inputs and the range of each, for messages."""
+    shown = []
+    for name, spec in specs.items():
+        known = spec.low is not None and np.size(spec.low)
+        shown.append(f"{name} {spec.dtype}" + (f" from {np.min(spec.low):.4g} to {np.max(spec.high):.4g}" if known else ""))
+    return ", ".join(shown)
 
 
 def tensors_of(inputs: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:

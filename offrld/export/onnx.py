@@ -12,7 +12,7 @@ import contextlib
 import copy
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -100,14 +100,14 @@ class PolicyExporter:
     def export(
         self,
         module: nn.Module,
-        path: str | Path,
+        path: str | Path | None,
         *,
         observation: Any,
         discrete: bool,
         metadata: Mapping[str, Any] | None = None,
         samples: Any = None,
     ) -> float:
-        """As `export_policy`, whose arguments these are."""
+        """As `export_policy`, whose arguments these are; ``path`` None: the file is made and checked, and written nowhere."""
         module = on_cpu(module)
         fields = observation_specs(observation, samples)
         specs = fields | episode_specs(module, fields)
@@ -123,16 +123,18 @@ class PolicyExporter:
                 difference = _difference(reference, template)
         if not difference <= TOLERANCE:
             self._templates.pop(key, None)
-            raise differs(difference)
+            raise differs(difference, reference)
         self._templates[key] = template
-        write(with_metadata(template.file, described(reference, fields, dict(metadata or {}), difference)), Path(path))
+        data = with_metadata(template.file, described(reference, fields, dict(metadata or {}), difference))
+        if path is not None:
+            write(data, Path(path))
         return difference
 
     def _trace(self, module: nn.Module, specs: Mapping[str, ObservationSpec], discrete: bool) -> _Template:
         self.traces += 1
         wanted = discrete and hasattr(module, "scores")
         outputs = [ACTION, *following(specs)]
-        model = _to_onnx(_Graph(module, wanted), specs, [*outputs, SCORES] if wanted else outputs)
+        model = _to_onnx(_Graph(module, list(specs), wanted), specs, [*outputs, SCORES] if wanted else outputs)
         scored = None
         if wanted:
             scored = onnx.ModelProto()
@@ -147,15 +149,16 @@ class PolicyExporter:
 
 # ------------------------------------------------------------------------------------------------------------------- trace
 class _Graph(nn.Module):
-    """The module with its inputs in one dict, whatever its own signature, so that one dynamic-shape declaration serves all."""
+    """The module with its inputs in one list, whatever its own signature, so that one dynamic-shape declaration serves all."""
 
-    def __init__(self, policy: nn.Module, scores: bool) -> None:
+    def __init__(self, policy: nn.Module, names: Sequence[str], scores: bool) -> None:
         super().__init__()
-        self.policy = policy
+        self.policy, self.names = policy, tuple(names)
         self.with_scores = scores
         self.training = policy.training
 
-    def forward(self, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    def forward(self, inputs: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        inputs = dict(zip(self.names, inputs, strict=True))
         given = outputs(self.policy, inputs)
         return (*given, call(self.policy.scores, inputs)) if self.with_scores else given
 
@@ -168,11 +171,12 @@ def _to_onnx(graph: _Graph, specs: Mapping[str, ObservationSpec], outputs: list[
     try:
         with _silence():
             program = torch.onnx.export(
-                graph, (), kwargs={"inputs": inputs}, dynamo=True, opset_version=OPSET, optimize=False, verbose=False,
+                graph, (list(inputs.values()),), dynamo=True, opset_version=OPSET, optimize=False, verbose=False,
                 input_names=list(specs), output_names=outputs,
-                dynamic_shapes={"inputs": {name: {0: batch} for name in specs}},
+                dynamic_shapes={"inputs": [{0: batch} for _ in specs]},
             )  # fmt: skip
             model = program.model
+            _make_room(model, {*specs, *outputs})
             passes.CommonSubexpressionEliminationPass()(model)
             passes.RemoveUnusedNodesPass()(model)
             passes.ClearMetadataAndDocStringPass()(model)  # stack traces with this machine's paths
@@ -182,6 +186,15 @@ def _to_onnx(graph: _Graph, specs: Mapping[str, ObservationSpec], outputs: list[
         raise CheckFailed(message, hint="its forward must be traceable by torch.export") from error
     del proto.graph.value_info[:]  # shapes between the nodes: onnxruntime infers them
     return proto
+
+
+def _make_room(model: Any, names: set[str]) -> None:
+    """Rename what has by chance the name of an input or output: fields are called what their dataset calls them, ``val_0`` say."""
+    ends = {id(value) for value in (*model.graph.inputs, *model.graph.outputs)}
+    for node in model.graph:
+        for value in node.outputs:
+            if value.name in names and id(value) not in ends:
+                value.name = f"inner.{value.name}"
 
 
 def _drop_unused(graph: onnx.GraphProto) -> None:

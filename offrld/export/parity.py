@@ -1,8 +1,8 @@
-"""Is the ONNX graph the network it came from? Both are run on the same random observations and compared.
+"""Is the ONNX graph the network it came from? Both are run on the same observations and compared.
 
-The observations lie in the range of the data, and in one `BEYOND` times as wide around the same middle; batches of several sizes show
-that the batch axis is really open. Differences are measured relative to the size of what is compared (at least 1), which for actions
-in [-1, 1] is the plain difference: a float32 action of 1000 N cannot agree to 1e-4 N.
+Some are the data's own, others random in the range of the data, and in one `BEYOND` times as wide around the same middle, as far as the
+dtype goes; batches of several sizes show that the batch axis is really open. Differences are measured relative to the size of what is
+compared (at least 1), which for actions in [-1, 1] is the plain difference: a float32 action of 1000 N cannot agree to 1e-4 N.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ _SEED = 20240229  # the inputs of the check are the same at every export of a jo
 
 @dataclass(frozen=True)
 class ObservationSpec:
-    """One observation input: dtype, shape without the batch axis, and the data's range per element (None: the dtype's)."""
+    """One observation input: dtype, shape without the batch axis, the data's range per element (None: the dtype's), and rows of it."""
 
     dtype: np.dtype
     shape: tuple[int, ...]
     low: np.ndarray | None = None
     high: np.ndarray | None = None
+    rows: np.ndarray | None = None
 
     @classmethod
     def of(cls, value: Any, samples: Any = None) -> ObservationSpec:
@@ -39,28 +40,55 @@ class ObservationSpec:
         shape = tuple(int(size) for size in shape)
         if low is None or high is None or not (np.all(np.isfinite(low)) and np.all(np.isfinite(high))):
             return cls(np.dtype(dtype), shape)
-        return cls(np.dtype(dtype), shape, np.asarray(low), np.asarray(high))
+        rows = None if samples is None or not len(samples) else np.asarray(samples, dtype)
+        return cls(np.dtype(dtype), shape, np.asarray(low), np.asarray(high), rows)
 
-    def draw(self, rng: np.random.Generator, batch: int, width: float) -> np.ndarray:
-        """``[batch, *shape]`` random observations: uniform over the range widened by ``width``; integers never leave their range."""
+    def draw(self, rng: np.random.Generator, batch: int, width: float, picks: np.ndarray | None = None) -> np.ndarray:
+        """``[batch, *shape]`` observations, random and uniform over the range widened by ``width``; integers never leave their range. The
+        first ones are the data's rows ``picks`` (modulo their number), where there are any."""
+        drawn = self._drawn(rng, batch, width)
+        if picks is not None and self.rows is not None:
+            drawn[: len(picks)] = self.rows[picks % len(self.rows)]
+        return drawn
+
+    def _drawn(self, rng: np.random.Generator, batch: int, width: float) -> np.ndarray:
         shape = (batch, *self.shape)
         if self.dtype.kind == "b":
             return rng.integers(0, 2, shape).astype(bool)
         if self.dtype.kind in "iu":
             # Integers are pixels, or numbers of something: one beyond the range may be no input at all (an index into a table).
             low, high = (0, 255 if self.dtype == np.uint8 else 1) if self.low is None else (self.low, self.high)
-            return rng.integers(np.broadcast_to(low, shape), np.broadcast_to(high, shape), endpoint=True).astype(self.dtype)
+            bounds = (np.broadcast_to(np.asarray(bound, self.dtype), shape) for bound in (low, high))
+            return np.asarray(rng.integers(*bounds, dtype=self.dtype, endpoint=True))
         if self.low is None:
             return (rng.standard_normal(shape) * width).astype(self.dtype)
-        middle, half = (self.low + self.high) / 2.0, np.maximum((self.high - self.low) / 2.0, 1e-3)
-        return (middle + half * width * rng.uniform(-1, 1, shape)).astype(self.dtype)
+        low, high = np.asarray(self.low, np.float64) / 2.0, np.asarray(self.high, np.float64) / 2.0  # halves: no sum overflows
+        limit = float(np.finfo(self.dtype).max)
+        with np.errstate(over="ignore"):
+            drawn = (high + low) + np.maximum(high - low, 1e-3) * width * rng.uniform(-1, 1, shape)
+        return np.clip(drawn, -limit, limit).astype(self.dtype)
 
 
 def observations(specs: Mapping[str, ObservationSpec], batch_sizes: tuple[int, ...] = BATCH_SIZES) -> list[dict[str, np.ndarray]]:
-    """The batches that the check runs on: every batch size, inside the data's range and beyond it."""
+    """The batches that the check runs on: every batch size, inside the data's range, and after these beyond it."""
     rng = np.random.default_rng(_SEED)
     widths = (1.0, BEYOND) if any(spec.dtype.kind == "f" for spec in specs.values()) else (1.0,)
-    return [{name: spec.draw(rng, batch, width) for name, spec in specs.items()} for width in widths for batch in batch_sizes]
+    found = []
+    for width in widths:
+        for batch in batch_sizes:
+            picks = rng.integers(0, 1 << 31, (batch + 1) // 2) if width == 1.0 else None  # the same rows of every field
+            found.append({name: spec.draw(rng, batch, width, picks) for name, spec in specs.items()})
+    return found
+
+
+def rounded_difference(exact: list[np.ndarray], given: list[np.ndarray]) -> float:
+    """Of actions that are rounded to whole numbers, from torch's before that: beyond the half by which rounding moves them (a number
+    close to a half may go either way), relative as in `largest_difference`; infinity for a number that is not whole."""
+    exact, given = np.concatenate(exact).astype(np.float64), np.concatenate(given).astype(np.float64)
+    if exact.shape != given.shape or not np.array_equal(given, np.rint(given)):
+        return float("inf")
+    scale = np.maximum(1.0, np.abs(exact).max(axis=0))
+    return float((np.maximum(np.abs(exact - given) - 0.5, 0.0) / scale).max())
 
 
 def largest_difference(expected: list[np.ndarray], given: list[np.ndarray]) -> float:

@@ -37,11 +37,15 @@ def described(reference: Reference, fields: Mapping[str, ObservationSpec], metad
         space.setdefault("n", int(reference.scores[0].shape[1]))
     stacked = space.get("frame_stack", 1) > 1
     if not stacked:  # else the space says what one frame is
-        space["observation"] = {name: {"dtype": str(spec.dtype), "shape": list(spec.shape)} for name, spec in fields.items()}
+        field_of = metadata.get("fields") or {}
+        space["observation"] = {
+            field_of.get(name, name): {"dtype": str(spec.dtype), "shape": list(spec.shape)} for name, spec in fields.items()
+        }
     space["action"] = {"dtype": str(action.dtype), "shape": list(action.shape[1:])}
     versions = {"torch": torch.__version__, "onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__}
     checked = {
-        "largest_difference": difference, "batch_sizes": list(reference.batch_sizes), "tolerance": TOLERANCE, "beyond": BEYOND,
+        "largest_difference": difference, "batch_sizes": list(reference.batch_sizes), "tolerance": TOLERANCE,
+        "beyond": BEYOND if reference.beyond else 1.0,
     }  # fmt: skip
     return {
         **metadata,

@@ -61,7 +61,7 @@ def export_torchscript(
             message = f"the policy cannot be exported to TorchScript: {reason(error)}"
             raise CheckFailed(message, hint="its forward must be traceable by torch.jit.trace, for any size of the batch") from error
         if not difference <= TOLERANCE:
-            raise differs(difference)
+            raise differs(difference, reference)
         told = described(reference, fields, dict(metadata or {}), difference)
         told["inputs"] = [_input(name, spec) for name, spec in specs.items()]
         told["outputs"] = [ACTION, *reference.following]

@@ -59,7 +59,7 @@ def export_dataset(
         InvalidInput: the path exists, the store is empty, or has a form that the format does not have (several action fields).
         DiskFull: nothing is left at ``out_path``.
     """
-    path = Path(out_path)
+    path, message = Path(out_path), message or _said_nowhere
     if format not in EXPORTS:
         raise Unknown(f"unknown export format {format!r}", hint=nearest(format, list(EXPORTS)))
     if path.exists():
@@ -68,10 +68,13 @@ def export_dataset(
         raise InvalidInput(f"there is no folder {path.parent}", hint="make it first")
     if not len(store):
         raise EmptyStore("the dataset holds no episodes", hint="nothing was written")
+    space = store.metadata.get("action_space")
+    if format != "store" and isinstance(space, dict) and space.get("kind") in ("MultiDiscrete", "MultiBinary"):
+        message(f"the actions are choices of {space['kind']}: they are kept as whole numbers with bounds, not as choices")
     temporary = path.parent / f".{path.name}.partial-{secrets.token_hex(4)}"
     try:
         with disk_errors(path):
-            EXPORTS[format](Export(store, temporary, path, compress, progress or _silent, message or _said_nowhere))
+            EXPORTS[format](Export(store, temporary, path, compress, progress or _silent, message))
             os.rename(temporary, path)
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True) if temporary.is_dir() else temporary.unlink(missing_ok=True)
@@ -185,8 +188,9 @@ def _declared(store: EpisodeStore) -> dict[str, Any]:
         return values
     if action.discrete:
         values["action_n"] = action.n
-    elif action.low is not None and action.high is not None:
-        values |= {"action_low": np.asarray(action.low, np.float64), "action_high": np.asarray(action.high, np.float64)}
+    else:
+        bounds = {"action_low": action.low, "action_high": action.high}
+        values |= {key: np.asarray(bound, np.float64) for key, bound in bounds.items() if bound is not None}
     return values
 
 
@@ -198,6 +202,8 @@ def _write_d4rl(export: Export) -> None:
         set_attributes(file, attributes)
         set_attributes(file, _declared(store))
         _set_metadata(file, "metadata", store.metadata.get("source_metadata"))
+        for group in dict.fromkeys(column.key.rpartition("/")[0] for column in columns if "/" in column.key):
+            file.create_group(group, track_order=True)  # fields keep their order, which is that of a network's input
         for done, column in enumerate(columns, start=1):
             dataset = file.create_dataset(column.key, (store.step_count, *column.field.shape), column.field.dtype, **options)
             start = 0

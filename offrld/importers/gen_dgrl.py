@@ -24,7 +24,7 @@ from offrl_store.errors import EmptyStore, InvalidInput
 from .columns import Column, Rows, same_length
 from .episodic import Recording, ends_of, episodic_source
 from .hdf5 import listed
-from .npz import Member
+from .npz import Member, arrays_in
 from .source import BadEpisodes, BadRow, Format, Source
 from .spaces import choices
 
@@ -139,6 +139,7 @@ class _Reader:
         name = file.path.name
         try:
             archive = self._open.enter_context(zipfile.ZipFile(file.path))
+            arrays_in(archive, name)
             members = {key: Member(archive, f"{key}.npy") for key in ("observations", "actions", "rewards", "dones")}
         except KeyError as error:
             hint = "the trainer's own save_dataset writes other, scaled files: collect with its episode writer"

@@ -22,6 +22,7 @@ import numpy as np
 
 from offrl_store.arrays import as_array
 from offrl_store.errors import InvalidInput
+from offrl_store.given import numbers
 from offrl_store.schema import NAME
 
 from .columns import MAX_EPISODE_BYTES, Column
@@ -158,17 +159,8 @@ def open_file(path: Path, bad: BadEpisodes) -> Source:
                 f"{path.name} is not a .npz file, or is cut short: {error}", hint="write it with numpy.savez, or copy it again"
             ) from None
         members: dict[str, Any] = {}
-        for info in archive.infolist():
-            entry, key = info.filename, info.filename.removesuffix(".npy")
-            if not entry.endswith(".npy"):
-                continue
-            if key in members:
-                raise InvalidInput(f"{path.name} holds {key!r} twice", hint="write every array once; numpy.savez does")
-            if info.flag_bits & 1:
-                raise InvalidInput(f"{path.name}: {key!r} is encrypted", hint="write the file with numpy.savez, without a password")
-            if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                raise InvalidInput(f"{path.name}: {key!r} is compressed by method {info.compress_type}, which is not read",
-                                   hint="write the file with numpy.savez_compressed")  # fmt: skip
+        for key in arrays_in(archive, path.name):
+            entry = f"{key}.npy"
             try:
                 members[key] = member = Member(archive, entry)
             except (OSError, EOFError, ValueError, RuntimeError, NotImplementedError, zlib.error, zipfile.BadZipFile) as error:
@@ -181,13 +173,31 @@ def open_file(path: Path, bad: BadEpisodes) -> Source:
         return source
 
 
+def arrays_in(archive: zipfile.ZipFile, file: str) -> list[str]:
+    """The names of the arrays of an archive; raises `InvalidInput` for one that is there twice, or packed as NumPy packs none."""
+    found: dict[str, None] = {}
+    for info in archive.infolist():
+        key = info.filename.removesuffix(".npy")
+        if key == info.filename:
+            continue
+        if key in found:
+            raise InvalidInput(f"{file} holds {key!r} twice", hint="write every array once; numpy.savez does")
+        if info.flag_bits & 1:
+            raise InvalidInput(f"{file}: {key!r} is encrypted", hint="write the file with numpy.savez, without a password")
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise InvalidInput(f"{file}: {key!r} is compressed by method {info.compress_type}, which is not read",
+                               hint="write the file with numpy.savez_compressed")  # fmt: skip
+        found[key] = None
+    return list(found)
+
+
 def open_arrays(arrays: Mapping[str, Any], bad: BadEpisodes, name: str = "arrays") -> Source:
     """Opens a dict of arrays; observations may be a dict of arrays themselves. ``name`` is how messages call it."""
-    given = _flatten(arrays)
+    given = _flatten(arrays, name)
     for key, value in given.items():
         if isinstance(value, np.ma.MaskedArray) or not (isinstance(getattr(value, "dtype", None), np.dtype) and hasattr(value, "shape")):
             try:
-                given[key] = as_array(value, f"{name}: {key!r}")
+                given[key] = (numbers if isinstance(value, list | tuple) else as_array)(value, f"{name}: {key!r}")
             except InvalidInput as error:
                 if "differ in shape" not in error.message:
                     raise
@@ -203,9 +213,12 @@ def open_arrays(arrays: Mapping[str, Any], bad: BadEpisodes, name: str = "arrays
         fields = {each.removeprefix(present[0] + "/"): each for each in given if each.startswith(present[0] + "/")}
         used |= {present[0], *fields.values()}
         if present[0] in given:
+            if fields:
+                both = f"an array {present[0]!r} and {next(iter(fields.values()))!r}"
+                raise InvalidInput(f"{name} holds {both}", hint="keep the array, or its fields")
             found[key] = Column(name, present[0], given[present[0]])
         else:
-            found[key] = {field.replace("/", "."): Column(name, each, given[each]) for field, each in fields.items()}
+            found[key] = {field: Column(name, each, given[each]) for field, each in _distinct(fields, name).items()}
     for key in NEEDED:
         if key not in found:
             hint = (
@@ -221,9 +234,10 @@ def open_arrays(arrays: Mapping[str, Any], bad: BadEpisodes, name: str = "arrays
             raise InvalidInput(f"{name}: {key!r} is a group of arrays", hint="only observations can have several fields")
     messages: list[str] = []
     rows = {found["actions"].rows}
-    names = {key: key.removeprefix("infos/").replace("/", ".") for key in given if key.startswith("infos/") and per_step(given[key], rows)}
-    extra = {inner: Column(name, key, given[key]) for key, inner in names.items() if NAME.match(inner)}
-    used |= {key for key, inner in names.items() if inner in extra}
+    infos = {key.removeprefix("infos/"): key for key in given if key.startswith("infos/") and per_step(given[key], rows)}
+    kept = _distinct({inner: key for inner, key in infos.items() if NAME.match(inner.replace("/", "."))}, name)
+    extra = {inner: Column(name, key, given[key]) for inner, key in kept.items()}
+    used |= set(kept.values())
     ignored = [key for key in given if key not in used and key not in VALUES]
     if ignored:
         messages.append(f"not imported: {listed(ignored)}")
@@ -239,12 +253,26 @@ def open_arrays(arrays: Mapping[str, Any], bad: BadEpisodes, name: str = "arrays
     return flat_source(flat, bad, format="npz", env_id=env_id, space=space, attributes=values, messages=messages)
 
 
-def _flatten(arrays: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dicts as ``outer/inner`` keys."""
+def _flatten(arrays: Mapping[str, Any], name: str, prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as ``outer/inner`` keys; two that become one are refused."""
     flat: dict[str, Any] = {}
     for key, value in arrays.items():
-        flat.update(_flatten(value, f"{prefix}{key}/") if isinstance(value, Mapping) else {f"{prefix}{key}": value})
+        added = _flatten(value, name, f"{prefix}{key}/") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+        if both := flat.keys() & added.keys():
+            raise InvalidInput(f"{name} holds {min(both)!r} twice", hint="write every array once")
+        flat.update(added)
     return flat
+
+
+def _distinct(fields: Mapping[str, str], name: str) -> dict[str, str]:
+    """Keys by the names of their fields, with dots between the parts; two keys that become one name are refused."""
+    made: dict[str, str] = {}
+    for inner, key in fields.items():
+        field = inner.replace("/", ".")
+        if field in made:
+            raise InvalidInput(f"{name}: {made[field]!r} and {key!r} would both be {field!r}", hint="rename one of the arrays")
+        made[field] = key
+    return made
 
 
 def _value(array: Any, key: str, name: str) -> Any:

@@ -2,12 +2,13 @@
 
 ``map`` is text, ``observation=obs_*,action=act_*,reward=r,episode=ep``, or a dict (of a TOML file) whose values are names, patterns or
 lists of them. Fields: ``observation`` (or ``observation.NAME`` for several), ``action``, ``reward``, ``episode`` (an id: the episode ends
-where it changes), ``step`` (what sorts the rows of an episode), ``terminal`` and ``timeout`` (flags), ``done`` (a flag that does not say
-whether the task ended), ``next_observation``, ``extra.NAME``. In text ``+`` stands between several columns. Columns of a pattern keep the
-order of the file; without a map, numbered ones stand in the order of their numbers. Numbers of a CSV file become float32 where that holds
-them as they are written, else float64 (``dtype`` says otherwise), but for one column of whole numbers as action, which are choices; those
-of Parquet keep their dtype, and a column may hold lists. The table is read once, in blocks, into files without a name, which are gone with
-the process. Rows are counted as a spreadsheet counts them: the header is row 1, in Parquet, too.
+where it changes), ``step`` (what sorts the rows of an episode; without ids it has to rise up to each flag of an end), ``terminal`` and
+``timeout`` (flags), ``done`` (a flag that does not say whether the task ended), ``next_observation``, ``extra.NAME``. In text ``+`` stands
+between several columns. Columns of a pattern keep the order of the file; without a map, numbered ones stand in the order of their numbers.
+Numbers of a CSV file become float32 where that holds them as they are written, else float64 (``dtype`` says otherwise), but for one column
+of whole numbers as action, which are choices; those of Parquet keep their dtype, and a column may hold lists. The table is read once, in
+blocks, into files without a name, which are gone with the process. Rows are counted as a spreadsheet counts them: the header is row 1, in
+Parquet, too.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import codecs
 import fnmatch
 import gzip
+import itertools
 import re
 import tempfile
 import zlib
@@ -22,7 +24,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -398,10 +399,12 @@ class _Table:
                 messages.append("no column says where the task ended: every episode is taken as cut")
         following = part("next_observation")
         known = self._known(spools, following, row, order)
+        timeouts = episodes.timeouts([column(key) for key in ends if key != "terminal"], row, order)
+        if step is not None and "episode" not in self.columns:
+            self._check_rising(step.column(name), terminals, timeouts)
         arrays = FlatArrays(
             part("observation"), column("action", "int64" if choices else self._dtype("action", action, dtype) if text else None),
-            part("reward"), terminals,
-            episodes.timeouts([column(key) for key in ends if key != "terminal"], row, order), following, known, extra=part("extra") or {},
+            part("reward"), terminals, timeouts, following, known, extra=part("extra") or {},
         )  # fmt: skip
         source = flat_source(
             arrays, bad, format=self._format, env_id=env_id, space=probe_environment(env_id, name, messages).space, attributes={},
@@ -409,6 +412,19 @@ class _Table:
         )  # fmt: skip
         source.resources = resources.pop_all()
         return source
+
+    def _check_rising(self, step: TableColumn, terminals: Column, timeouts: Column | None) -> None:
+        """Without ids, the flags alone end episodes: the steps between two ends have to rise."""
+        steps = np.asarray(step.read(0, step.rows)).reshape(-1)
+        ends = terminals.read_flags(0, step.rows)
+        if timeouts is not None:
+            ends = ends | timeouts.read_flags(0, step.rows)
+        wrong = np.flatnonzero((steps[1:] <= steps[:-1]) & ~ends[:-1])
+        if len(wrong):
+            row = int(wrong[0]) + 1
+            raise BadRow(f"{self.name}: row {row + FIRST_ROW}, column {step.names[0]!r} is {steps[row]:.15g} after {steps[row - 1]:.15g}, "
+                         "and no flag ends an episode between them", row + FIRST_ROW,
+                         hint="map the ids of the episodes (episode=COLUMN) or a flag timeout, or leave step out of the map")  # fmt: skip
 
     def _joined(self, parts: list[np.ndarray], spool: _Spool, row: int) -> np.ndarray:
         """Columns side by side; refused where their common dtype does not hold the values of each."""
@@ -501,7 +517,7 @@ class _Episodes:
         same = codes[1:] == codes[:-1]
         starts = np.flatnonzero(np.append(True, ~same))
         apart = len(starts) > len(self._numbers)
-        back = None if steps is None else np.flatnonzero(same & (steps[1:] < steps[:-1]))
+        back = None if steps is None else np.flatnonzero(same & (steps[1:] <= steps[:-1]))
         if not apart and (back is None or not len(back)):
             return None
         if steps is None:
@@ -611,6 +627,8 @@ def _check_exact(values: np.ndarray, texts: Any, file: str, name: str, row: int,
 
 
 def _number(text: str) -> float | None:
+    if "_" in text:  # which Python takes as a sign between thousands
+        return None
     try:
         return float(text)
     except ValueError:
@@ -646,7 +664,32 @@ def _columns(map: Any, header: list[str], file: str, messages: list[str]) -> dic
     for key in ("reward", "episode", "step", *FLAGS):
         if len(chosen.get(key, ())) > 1:
             raise InvalidInput(f"{file}: {', '.join(chosen[key])} are all mapped to {key!r}", hint="it is one column")
+    for key in [each for each in chosen if each.partition(".")[0] == "next_observation"]:
+        _pair(chosen, key, file)
+    for key, names in chosen.items():
+        ordered = sorted(names, key=lambda each: [int(part) if part.isdigit() else part for part in re.split(r"([0-9]+)", each)])
+        alike = len({re.sub(r"[0-9]+", "", each) for each in names}) == 1
+        if alike and names != ordered and not (map is not None and set(_entries(map)[key]) == set(names)):  # listed: in that order
+            messages.append(f"columns {names[0]!r} to {names[-1]!r} stay in the order of the file, which is not that of their numbers")
     return chosen
+
+
+def _pair(chosen: Mapping[str, list[str]], key: str, file: str) -> None:
+    """Refuses columns of the next observation in another order than those of the observation, as far as their names tell."""
+    before, after = chosen.get(key.removeprefix("next_"), []), chosen[key]
+    ends = [_ends(names) for names in (before, after)]
+    if ends[0] != ends[1] and sorted(ends[0]) == sorted(ends[1]):
+        at = next(place for place, (one, two) in enumerate(zip(*ends, strict=True)) if one != two)
+        order = "+".join(after[ends[1].index(end)] for end in ends[0])
+        raise InvalidInput(f"{file}: the observation has {before[at]!r} where the next observation has {after[at]!r}",
+                           hint=f"list them in one order: --map {key}={order},...")  # fmt: skip
+
+
+def _ends(names: list[str]) -> list[str]:
+    """What the names of columns have behind their common beginning."""
+    same = itertools.takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False))
+    common = sum(1 for _ in same)
+    return [each[common:] for each in names]
 
 
 def _usual(header: list[str], file: str, messages: list[str]) -> dict[str, list[str]]:
@@ -694,7 +737,7 @@ def _numbered(places: list[int], folded: list[str], header: list[str], name: str
     if not numbers:
         return places
     ordered = sorted(numbers, key=lambda place: numbers[place])
-    for one, two in pairwise(ordered):
+    for one, two in itertools.pairwise(ordered):
         if numbers[one] == numbers[two] and header[one] != header[two]:  # of one name: said where columns of one name are
             both = f"{header[one]!r} and {header[two]!r}"
             raise InvalidInput(f"{file}: {both} have the same number", hint="rename one, or list them with --map")
@@ -747,19 +790,30 @@ def _entries(map: Any) -> dict[str, list[str]]:
         for key, equals, names in pairs:
             if not equals or not key.strip() or not names.strip():
                 raise InvalidInput(f"--map: {key!r} is not FIELD=COLUMNS", hint=f"needed: {NEEDS}")
-        return {key.strip(): [each.strip() for each in names.split("+")] for key, _, names in pairs}
+        entries: dict[str, list[str]] = {}
+        for key, _, names in pairs:
+            _add(entries, {key.strip(): [each.strip() for each in names.split("+")]})
+        return entries
     if not isinstance(map, Mapping) or not map:
         raise InvalidInput(f"--map is {map!r:.60}", hint=f"needed: {NEEDS}")
-    entries: dict[str, list[str]] = {}
+    entries = {}
     for key, names in map.items():
         if isinstance(names, Mapping):  # a table of TOML: [extra] or [observation]
-            entries |= {f"{key}.{part}": each for part, each in _entries(names).items()}
+            _add(entries, {f"{key}.{part}": each for part, each in _entries(names).items()})
             continue
         names = [names] if isinstance(names, str) else names
         if not isinstance(names, list) or not names or not all(isinstance(each, str) for each in names):
             raise InvalidInput(f"--map: {key!r} is {names!r:.60}", hint="give a column, a pattern, or a list of them")
-        entries[str(key)] = names
+        _add(entries, {str(key): names})
     return entries
+
+
+def _add(entries: dict[str, list[str]], more: Mapping[str, list[str]]) -> None:
+    for key, names in more.items():
+        if key in entries:
+            hint = f"list its columns once: {key}={'+'.join((*entries[key], *names))}"
+            raise InvalidInput(f"--map: {key!r} is mapped twice", hint=hint)
+        entries[key] = names
 
 
 def _matched(patterns: list[str], header: list[str], file: str, key: str) -> list[str]:

@@ -101,8 +101,9 @@ def critic_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """``L_Q + clip(alpha, 0, 1e6) sum_i w (C_i - tau)``; leaves the penalty for `alpha_loss`."""
     values = nets.critic.values(params, batch.observation, batch.action)
-    td_loss = values.error(target(config, nets, state, batch))
-    gap = penalty(params, nets, state, batch, floor=floor).mean(1) - values.mean.mean(1)  # [N]
+    td_loss = values.error(target(config, nets, state, batch), batch.weight)
+    pressed = batch.weighted(penalty(params, nets, state, batch, floor=floor), -1).mean(1)
+    gap = pressed - batch.weighted(values.mean, -1).mean(1)  # [N]
     conservative = (config.conservative_weight * (gap - config.alpha_threshold)).sum()
     remember(params, conservative=conservative)
     alpha = nets.alpha(state.params).clamp(max=LARGEST_ALPHA)

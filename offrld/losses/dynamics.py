@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from offrld.engine import Batch, Config, Noise, Optimizer, RewardScaler, Space, State, setting
+from offrld.engine import ActionConfig, Batch, Config, Noise, Optimizer, RewardScaler, Space, State, setting
 from offrld.nets import Encoder, Params
 from offrld.nets.dynamics import EnsembleDynamics
 
@@ -21,7 +21,7 @@ BOUND_WEIGHT = 0.01
 
 
 @dataclass(frozen=True)
-class DynamicsConfig(Config):
+class DynamicsConfig(ActionConfig, Config):
     """Settings of the ensemble as its own job."""
 
     batch_size: int = setting(100, "transitions per update", unit="transitions", low=1, high=1_000_000)
@@ -51,5 +51,5 @@ def loss(params: Params, config: Any, nets: Any, state: State, batch: Batch) -> 
     likelihood = 0.5 * (error * torch.exp(-2 * predicted.log_std)).sum(-1) + predicted.log_std.sum(-1)  # [N, B]
     bounds = BOUND_WEIGHT * (predicted.most - predicted.least).sum(-1, keepdim=True)  # [N, 1]
     chosen = (batch.noise["bootstrap"] < 0.5).to(error.dtype)
-    value = (chosen * (likelihood + bounds)).mean(-1).sum()
+    value = batch.weighted(chosen * (likelihood + bounds), -1).mean(-1).sum()
     return value, {"dynamics_loss": value, "dynamics_error": error.mean()}

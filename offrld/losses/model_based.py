@@ -33,7 +33,9 @@ class ModelBasedConfig(sac.SACConfig):
     dynamics_steps: int = setting(
         50_000, "updates of the dynamics, in the first stage, where no job is named", unit="updates", low=1, probe=2
     )
-    dynamics_batch_size: int = setting(100, "transitions per update of the dynamics, of those of a batch", unit="transitions", low=1)
+    dynamics_batch_size: int = setting(
+        100, "transitions per update of the dynamics, of those of a batch", unit="transitions", low=1, high=1_000_000
+    )  # fmt: skip
     dynamics_learning_rate: float = setting(1e-3, "step size of the dynamics", low=0.0, exclusive_low=True)
     n_ensembles: int = setting(5, "models in the ensemble", low=1, high=100)
     rollout_interval: int = setting(1000, "updates between rollouts", unit="updates", low=1, probe=2)
@@ -79,7 +81,8 @@ def mixed(config: ModelBasedConfig, state: State, batch: Batch) -> Batch:
     parts = {name: found[name][index] for name in ("observation", "action", "reward", "next_observation", "discount")}
     rows = {name: torch.cat([getattr(batch, name)[:kept], part]) for name, part in parts.items()}
     terminal = torch.cat([batch.terminal[:kept], torch.zeros_like(parts["reward"])])
-    return dataclasses.replace(batch, **rows, terminal=terminal)
+    weight = batch.weight if batch.weight is None else torch.cat([batch.weight[:kept], torch.ones_like(parts["reward"])])
+    return dataclasses.replace(batch, **rows, terminal=terminal, weight=weight)
 
 
 def on_mixture(loss: Loss) -> Loss:
@@ -95,8 +98,9 @@ def dynamics_loss(params: Any, config: ModelBasedConfig, nets: Any, state: State
     """The ensemble's loss on the first `dynamics_batch_size` transitions of the batch."""
     n = config.dynamics_batch_size
     rows = {name: getattr(batch, name)[:n] for name in ("observation", "action", "reward", "next_observation")}
+    weight = batch.weight if batch.weight is None else batch.weight[:n]
     coins = {"bootstrap": batch.noise["bootstrap"][:, :n]}
-    return dynamics.loss(params, config, nets, state, dataclasses.replace(batch, **rows, noise=coins))
+    return dynamics.loss(params, config, nets, state, dataclasses.replace(batch, **rows, noise=coins, weight=weight))
 
 
 def stages(config: ModelBasedConfig, critic_loss: Loss) -> tuple[Stage, ...]:
@@ -223,8 +227,9 @@ class _Model:
 
 def _converted(value: Tensor, one: Scaler | None, other: Scaler | None) -> Tensor:
     """From the units of one scaler into those of another."""
+    dtype = value.dtype  # scalers of what float32 does not hold compute in float64
     value = value if one is None else one.reverse(value)
-    return value if other is None else other(value)
+    return (value if other is None else other(value)).to(dtype)
 
 
 def _remember(learner: Learner, position: int, steps: list[tuple[Tensor, Tensor, Tensor, Tensor]]) -> None:

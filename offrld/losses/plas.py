@@ -64,13 +64,13 @@ def critic_loss(params: Params, config: PLASConfig, nets: Any, state: State, bat
     with torch.no_grad():
         following = action(nets, state.target, state.params, batch.next_observation)
         target = bellman(batch, nets.critic.target(state.target, batch.next_observation, following, "mix", config.lam))  # [B, M]
-    value = nets.critic.values(params, batch.observation, batch.action).error(target)
+    value = nets.critic.values(params, batch.observation, batch.action).error(target, batch.weight)
     return value, {"critic_loss": value}
 
 
 def actor_loss(params: Params, config: PLASConfig, nets: Any, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
     chosen = action(nets, params, state.params, batch.observation)
-    value = -nets.critic(state.params, batch.observation, chosen, members=1)[0].mean()
+    value = -batch.mean(nets.critic(state.params, batch.observation, chosen, members=1)[0])
     return value, {"actor_loss": value}
 
 

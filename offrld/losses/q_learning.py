@@ -48,7 +48,7 @@ def double_q_target(nets: Any, params: Params, state: State, batch: Batch) -> Te
 def dqn_loss(params: Params, config: Any, nets: Any, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
     """The error against the target of Q-learning."""
     q = nets.q.values(params, batch.observation).taken(batch.action)  # [N, B]
-    value = q.error(q_target(nets, state, batch))
+    value = q.error(q_target(nets, state, batch), batch.weight)
     return value, {"loss": value, "q_mean": q.mean.mean()}
 
 

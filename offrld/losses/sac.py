@@ -15,14 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from offrld.engine import Batch, Loss, Noise, Optimizer, Space, State, Step, ValueConfig, setting
+from offrld.engine import ActionConfig, Batch, Loss, Noise, Optimizer, Space, State, Step, ValueConfig, setting
 from offrld.losses.td import bellman
 from offrld.nets import Critics, Encoder, Params, PositiveScalar, QFunction, SquashedNormalPolicy
 
 
 @dataclass(frozen=True)
-class SACConfig(ValueConfig):
-    """Settings of the family."""
+class EntropyConfig(ValueConfig):
+    """Settings of the family, whatever the actions."""
 
     actor_learning_rate: float = setting(3e-4, "step size of the policy", low=0.0, exclusive_low=True)
     critic_learning_rate: float = setting(3e-4, "step size of the Q functions", low=0.0, exclusive_low=True)
@@ -36,6 +36,11 @@ class SACConfig(ValueConfig):
     actor_optimizer: Optimizer = Optimizer()
     critic_optimizer: Optimizer = Optimizer()
     temp_optimizer: Optimizer = Optimizer()
+
+
+@dataclass(frozen=True)
+class SACConfig(ActionConfig, EntropyConfig):
+    """Settings of the family with continuous actions."""
 
 
 def networks(config: SACConfig, space: Space) -> dict[str, Any]:
@@ -63,7 +68,7 @@ def soft_target(nets: Any, state: State, batch: Batch) -> Tensor:
 
 
 def critic_loss(params: Params, config: SACConfig, nets: Any, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-    value = nets.critic.values(params, batch.observation, batch.action).error(soft_target(nets, state, batch))
+    value = nets.critic.values(params, batch.observation, batch.action).error(soft_target(nets, state, batch), batch.weight)
     return value, {"critic_loss": value}
 
 
@@ -71,7 +76,7 @@ def critic_loss(params: Params, config: SACConfig, nets: Any, state: State, batc
 def temp_loss(params: Params, config: SACConfig, nets: Any, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
     with torch.no_grad():
         _, log_prob = nets.actor.sample(state.params, batch.observation, batch.noise["actor"])
-        excess = (log_prob - batch.action.shape[-1]).mean()
+        excess = batch.mean(log_prob - batch.action.shape[-1])
     temperature = nets.temp(params)
     value = -temperature * excess
     return value, {"temp_loss": value, "temp": temperature}
@@ -81,7 +86,7 @@ def temp_loss(params: Params, config: SACConfig, nets: Any, state: State, batch:
 def actor_loss(params: Params, config: SACConfig, nets: Any, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
     action, log_prob = nets.actor.sample(params, batch.observation, batch.noise["actor"])
     q = nets.critic(state.params, batch.observation, action).amin(0)  # [B]
-    value = (nets.temp(state.params) * log_prob - q).mean()
+    value = batch.mean(nets.temp(state.params) * log_prob - q)
     return value, {"actor_loss": value, "q_mean": q.mean(), "entropy": -log_prob.mean()}
 
 

@@ -74,7 +74,7 @@ def noise(config: SACNConfig, space: Space) -> dict[str, Noise]:
 def temp_loss(params: Params, config: SACNConfig, nets: Any, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
     with torch.no_grad():
         _, log_prob = nets.actor.sample(state.params, batch.observation, batch.noise["temp"])
-        excess = (log_prob - batch.action.shape[-1]).mean()
+        excess = batch.mean(log_prob - batch.action.shape[-1])
     value = -nets.temp.log(params) * excess
     return value, {"temp_loss": value, "temp": nets.temp(params)}
 
@@ -83,7 +83,7 @@ def actor_loss(params: Params, config: SACNConfig, nets: Any, state: State, batc
     action, log_prob = nets.actor.sample(params, batch.observation, batch.noise["actor"])
     members = nets.critic(state.params, batch.observation, action)  # [N, B]
     q = members.amin(0)
-    value = (nets.temp(state.params) * log_prob - q).mean()
+    value = batch.mean(nets.temp(state.params) * log_prob - q)
     spread = members.std(0, unbiased=False).mean()
     return value, {"actor_loss": value, "q_mean": q.mean(), "q_std": spread, "entropy": -log_prob.mean()}
 

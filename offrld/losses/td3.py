@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from offrld.engine import Batch, Loss, Noise, Optimizer, Space, State, Step, ValueConfig, setting
+from offrld.engine import ActionConfig, Batch, Loss, Noise, Optimizer, Space, State, Step, ValueConfig, setting
 from offrld.losses.td import bellman
 from offrld.nets import Critics, DeterministicPolicy, Encoder, Params, QFunction
 
@@ -16,7 +16,7 @@ RANGE = "of the range [-1, 1]"
 
 
 @dataclass(frozen=True)
-class ActorCriticConfig(ValueConfig):
+class ActorCriticConfig(ActionConfig, ValueConfig):
     """Settings of a deterministic policy beside Q functions, both with target copies."""
 
     actor_learning_rate: float = setting(3e-4, "step size of the policy", low=0.0, exclusive_low=True)
@@ -64,7 +64,7 @@ def critic_loss(params: Params, config: TD3Config, nets: Any, state: State, batc
     with torch.no_grad():
         action = target_action(config, nets, state, batch)  # [B, A]
         target = bellman(batch, nets.critic.target(state.target, batch.next_observation, action))  # [B, M]
-    value = nets.critic.values(params, batch.observation, batch.action).error(target)
+    value = nets.critic.values(params, batch.observation, batch.action).error(target, batch.weight)
     return value, {"critic_loss": value}
 
 

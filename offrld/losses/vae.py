@@ -14,5 +14,5 @@ LATENT_LIMIT = 0.5   # latents drawn for acting are clamped here, where the deco
 
 def vae_loss(params: Params, config: Any, nets: Any, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
     """``mean((g(s, z) - a)^2) + beta mean KL``, with the weight ``config.beta``."""
-    value = nets.vae.loss(params, batch.observation, batch.action, batch.noise["vae"], config.beta)
+    value = nets.vae.loss(params, batch.observation, batch.action, batch.noise["vae"], config.beta, batch.mean)
     return value, {"vae_loss": value}

@@ -17,8 +17,11 @@ BOUNDARY = 64  # bytes: a register of AVX-512, and what torch's own allocator ke
 
 
 def aligned(tensor: Tensor) -> Tensor:
-    """A tensor of the CPU as it is, or, where it begins off a boundary, a copy with the same strides that begins on one. Differentiable."""
-    if torch.compiler.is_compiling() or tensor.data_ptr() % BOUNDARY == 0:  # an export is traced with tensors that lie nowhere
+    """A tensor of the CPU as it is, or, where it begins off a boundary, a copy with the same strides that begins on one. Differentiable.
+
+    For eager code: what torch compiles, maps or exports is traced with tensors that have no address (see `offrld.nets.eager`).
+    """
+    if tensor.data_ptr() % BOUNDARY == 0:
         return tensor
     if 0 in tensor.stride():  # several elements in one place, which torch's products would copy apart
         return tensor.clone(memory_format=torch.contiguous_format)

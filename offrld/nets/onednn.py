@@ -73,6 +73,11 @@ def faster(threads: int) -> tuple[bool, str]:
     return onednns <= GAIN * torchs, f"{onednns:.0f} us by oneDNN, {torchs:.0f} us by torch"
 
 
+def offered() -> tuple[str, ...]:
+    """The linear products that this build of torch offers on this processor, as OFFRL_LINEAR names them."""
+    return ("torch", "onednn") if present() else ("torch",)
+
+
 def _dense(matrix: Tensor) -> Tensor:
     """The matrix without gaps: columns cut out of a wider one would go through a reference kernel, some 100 times slower."""
     return matrix if matrix.is_contiguous() or matrix.t().is_contiguous() else matrix.contiguous()

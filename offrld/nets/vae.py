@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -39,12 +41,15 @@ class ConditionalVAE:
         out = self._decoder(params, observation, latent)
         return torch.tanh(out) if squash else out
 
-    def loss(self, params: Params, observation: Tensor, action: Tensor, noise: Tensor, beta: float) -> Tensor:
+    def loss(
+        self, params: Params, observation: Tensor, action: Tensor, noise: Tensor, beta: float,
+        mean: Callable[[Tensor], Tensor] = torch.mean,
+    ) -> Tensor:  # fmt: skip
         """``mean((g(s, z) - a)^2) + beta mean KL(N(mu, std) || N(0, 1))``, a scalar; z from standard normal ``noise [B, L]``.
 
-        Both means run over the batch and all dimensions.
+        Both means, taken by ``mean``, run over the batch and all dimensions.
         """
         latent = self.encode(params, observation, action)
         reconstruction = self.decode(params, observation, latent.sample(noise))
         divergence = 0.5 * (latent.mean**2 + torch.exp(2 * latent.log_std) - 1) - latent.log_std  # [B, L]
-        return ((reconstruction - action) ** 2).mean() + beta * divergence.mean()
+        return mean((reconstruction - action) ** 2) + beta * mean(divergence)

@@ -126,9 +126,10 @@ class Values:
         error = quantile_huber(self.quantiles, self.fractions, target)
         return error if self.proposal is None else error + self.proposal.errors(self.quantiles)
 
-    def error(self, target: Tensor) -> Tensor:
-        """The sum over members of the batch mean of `errors`: a scalar."""
-        return self.errors(target).flatten(1).mean(-1).sum(0)
+    def error(self, target: Tensor, weight: Tensor | None = None) -> Tensor:
+        """The sum over members of the batch mean of `errors`, each times its ``weight [B]``: a scalar."""
+        errors = self.errors(target)  # [N, B]
+        return (errors if weight is None else errors * weight).flatten(1).mean(-1).sum(0)
 
     def _reduced(self, how: Reduction, lam: float) -> tuple[Tensor, Tensor]:
         """Quantiles and expected values, both reduced over the members."""

@@ -124,12 +124,15 @@ def fit_reward(
     return Own.fit(kind, spec.options, blocks, 0, dtype, device)
 
 
-def needs_column(scaler: Scaler | None, *, n_steps: int = 1, gamma: float = 1.0, whole_returns: bool = False) -> bool:
+def needs_column(
+    scaler: Scaler | None, *, n_steps: int = 1, gamma: float = 1.0, whole_returns: bool = False, wide: bool = False
+) -> bool:
     """Whether rewards must be scaled before they are summed (`reward_column`), rather than their sum after it.
 
     Args:
         n_steps, gamma: of the sums that the sampler makes.
         whole_returns: it also sums to the end of the episode (returns-to-go).
+        wide: the rewards are of a dtype that float32, in which samplers sum, does not hold.
     """
     if scaler is None:
         return False
@@ -137,7 +140,7 @@ def needs_column(scaler: Scaler | None, *, n_steps: int = 1, gamma: float = 1.0,
         return True
     if not bool((scaler.shift != 0).any()):
         return False  # a sum of multiples is the multiple of the sum
-    return whole_returns or (n_steps > 1 and gamma > _NEAR_ONE)
+    return wide or whole_returns or (n_steps > 1 and gamma > _NEAR_ONE)
 
 
 def reward_column(scaler: Scaler, store: EpisodeStore) -> np.ndarray:
@@ -149,6 +152,6 @@ def reward_column(scaler: Scaler, store: EpisodeStore) -> np.ndarray:
     double = scaler.with_tensors({name: part.detach().cpu().double() for name, part in scaler.tensors().items()})
     scaled, length = np.empty(column.shape, np.float32), block_rows(column)
     for start in range(0, len(column), length):
-        block = torch.from_numpy(np.asarray(column[start : start + length], np.float64))
+        block = torch.from_numpy(np.array(column[start : start + length], np.float64))
         scaled[start : start + length] = double(block).numpy()
     return scaled

@@ -33,6 +33,7 @@ from offrld.preprocess.statistics import Blocks, extremes, moments
 from offrld.settings import setting
 
 GROUP = "offrl.scalers"
+WIDE = ("float64", "int32", "int64", "uint32", "uint64")  # dtypes of which float32 does not hold every value
 OBSERVATION_SCALERS = ("none", "standard", "min_max", "pixel")
 
 
@@ -55,6 +56,24 @@ class Scaler(Protocol):
         """The scaler of ``frames`` elements joined along their first axis."""
 
 
+def is_wide(dtype: Any) -> bool:
+    """Whether a dtype (of NumPy, of torch, or its name) has values that float32 does not hold."""
+    return str(dtype).removeprefix("torch.") in WIDE
+
+
+def scaled(scaler: Scaler | None, value: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """``value``, as the dataset has it, scaled and in the dtype of training: the one place where values are narrowed.
+
+    What is far from zero beside its spread (seconds since 1970, metres of a map grid) differs in digits that float32 has not. So a scaler
+    takes the mean away in float64, and what is left is narrowed.
+    """
+    if scaler is None:
+        return value.to(device, dtype, non_blocking=True)
+    if is_wide(value.dtype):
+        return scaler(value.to(device, torch.float64, non_blocking=True)).to(dtype)
+    return scaler(value.to(device, dtype, non_blocking=True))
+
+
 @dataclass(frozen=True)
 class Affine:
     """``y = (x - shift) * scale``; both tensors have the shape of one element, or none."""
@@ -70,8 +89,8 @@ class Affine:
     def between(cls, low: Any, high: Any, dtype: torch.dtype, device: torch.device, *, reach: float = 1.0) -> Affine:
         """The map of [low, high] onto [-reach, reach]; a dimension whose ends are equal maps to 0."""
         low, high = np.asarray(low, np.float64), np.asarray(high, np.float64)
-        span = np.where(high > low, high - low, 1.0)
-        return cls.of((low + high) / 2.0, 2.0 * reach / span, dtype, device)
+        half = np.where(high > low, high / 2.0 - low / 2.0, 0.5)  # halves: the whole span may be beyond float64
+        return cls.of(low / 2.0 + high / 2.0, reach / half, dtype, device)
 
     def __call__(self, x: Tensor) -> Tensor:
         return (x - self.shift) * self.scale
@@ -199,7 +218,9 @@ def fit_observation(
     shapes = {name: column.shape[1:] for name, column in columns.items() if kinds[name] == spec.type}
     given = {statistic: _by_hand(spec, statistic, shapes) for statistic in ("mean", "std", "minimum", "maximum")}
     found: dict[str, Scaler | None] = {}
+    training = dtype
     for name, kind in kinds.items():
+        dtype = torch.float64 if is_wide(columns[name].dtype) else training  # see `scaled`
         if kind == "none":
             found[name] = None
         elif kind == "pixel":

@@ -51,7 +51,8 @@ def moments(blocks: Blocks) -> tuple[np.ndarray, np.ndarray]:
 
 def _finite(values: np.ndarray) -> np.ndarray:
     if not np.isfinite(values).all():
-        raise InvalidInput("the data has values that are not finite: no scaler can be fitted on them", hint="remove those episodes")
+        raise InvalidInput("the data has values that are not finite, or whose squares are beyond float64: no scaler can be fitted on them",
+                           hint="remove those episodes, or take min_max")  # fmt: skip
     return values
 
 

@@ -115,7 +115,7 @@ def _run(start: dict[str, Any], control: Control, event_pipe: int, started: floa
         from pydantic import TypeAdapter
 
         from offrl.job import JobSpec
-        from offrld.worker.budget import limit_disk
+        from offrld.worker.budget import limit_disk, limit_memory
         from offrld.worker.confine import confine
         from offrld.worker.job import WorkerJob
 
@@ -129,6 +129,7 @@ def _run(start: dict[str, Any], control: Control, event_pipe: int, started: floa
         if not confine(start, state, run):
             print("this kernel does not restrict the files that a worker opens (no Landlock)", file=sys.stderr, flush=True)
         limit_disk(start, state)
+        limit_memory(start)
         try:
             reason = importlib.import_module(KINDS[job.spec.kind]).run(job)
         finally:
@@ -140,7 +141,7 @@ def _run(start: dict[str, Any], control: Control, event_pipe: int, started: floa
             return EXIT_STOPPED
         report.end(END_STATES[stopped.reason])
     except BaseException as error:
-        described = to_error(error)
+        described = to_error(error, decodes=start["spec"]["kind"] in ("import", "dataset_export"))
         print(f"failed: {described['message']}", file=sys.stderr, flush=True)
         report.end("failed", described)
     else:

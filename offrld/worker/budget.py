@@ -1,13 +1,16 @@
-"""What a worker may still write: the disk keeps `uploads.keep_free_bytes` free, the state folder stays below `disk.quota_bytes`.
+"""What a worker may take: the disk keeps `uploads.keep_free_bytes` free, the state folder stays below `disk.quota_bytes`, and a job that
+decodes files stays within ``workers.import_memory_mb``.
 
-Checked before each write of a store, a checkpoint, a policy, a download and an exported file (`offrl_store.disk.reserve`): a small file
-that unfolds into terabytes ends its own import and nothing else. Lines of logs and metrics are not counted; the next checkpoint sees them.
+The disk is checked before each write of a store, a checkpoint, a policy, a download and an exported file
+(`offrl_store.disk.reserve`): a small file that unfolds into terabytes ends its own import and nothing else. Lines of logs and metrics are
+not counted; the next checkpoint sees them.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import resource
 import threading
 from pathlib import Path
 from typing import Any
@@ -56,6 +59,14 @@ class Budget:
         if count > left:
             raise OSError(errno.ENOSPC, f"the state folder holds {used} bytes, and disk.quota_bytes = {self._quota} are allowed")
         self._granted = max(count, min(left, max(left // SHARE, FINEST)))
+
+
+def limit_memory(start: dict[str, Any]) -> None:
+    """Keep a job that decodes a submitter's file within ``workers.import_memory_mb``: what it asks for beyond that is a `MemoryError`."""
+    limit = int(start.get("import_memory_mb") or 0) << 20
+    if limit and start["spec"]["kind"] in ("import", "dataset_export"):
+        _soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        resource.setrlimit(resource.RLIMIT_DATA, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
 
 
 def limit_disk(start: dict[str, Any], state: StateFolder) -> None:

@@ -11,17 +11,21 @@ from offrl_store.errors import OffrlError
 
 NO_MEMORY = ("DefaultCPUAllocator: can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 MEMORY_HINT = "use a smaller batch_size or fewer seeds, or a machine with more memory"
+DECODING_HINT = "split the file into more or shorter episodes, or raise workers.import_memory_mb in offrld.toml"
 
 
-def to_error(error: BaseException) -> dict[str, str]:
-    """What to tell the user about ``error``; the traceback of an unexpected one goes to the log."""
+def to_error(error: BaseException, *, decodes: bool = False) -> dict[str, str]:
+    """What to tell the user about ``error``; the traceback of an unexpected one goes to the log.
+
+    decodes: the job reads or writes files of data, and has the memory limit of such jobs.
+    """
     if isinstance(error, OffrlError):
         report_cause(error)
         return _error(error.code, error.message, error.hint)
     traceback.print_exception(error, file=sys.stderr)
     sys.stderr.flush()
     if _out_of_memory(error):
-        return _error("out_of_memory", f"out of memory: {_line(error)}", MEMORY_HINT)
+        return _error("out_of_memory", f"out of memory: {_line(error)}", DECODING_HINT if decodes else MEMORY_HINT)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         where = f" ({error.filename})" if error.filename else ""
         return _error("disk_full", f"the disk is full{where}: {error.strerror}", "free some space, then `offrl retry` the job")

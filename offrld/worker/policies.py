@@ -32,6 +32,10 @@ class PolicyFiles:
         self._exporter.write(path, seed, format)
         return path
 
+    def check(self) -> None:
+        """Raise `CheckFailed` where the policy, as it is now, cannot be exported; a later export takes what was traced for it."""
+        self._exporter.check()
+
     def evaluate(self, seed: int, env_id: str, episodes: int, control: Control) -> rollout.Evaluation:
         """Export the policy of a seed, run the file in an environment, and put the results into it.
 

@@ -98,6 +98,8 @@ class Training:
             if learner.step > 0:
                 self._evaluate()  # of that step, where an earlier attempt did not come to it
             job.report.busy("compiling" if learner.runner != "eager" else "loading")  # until the first update is done
+            if learner.algorithm.has_policy:
+                self._policy_files().check()  # a policy that cannot be exported is known now rather than after hours
             first = True
             while learner.step < steps and not self._stalled():
                 job.control.check()
@@ -188,7 +190,8 @@ class Training:
         for seed in due:
             self._progress()
             try:
-                results[seed] = self._policy_files().evaluate(seed, spec.eval_env, spec.eval_episodes, self.job.control)
+                with self.evaluations.running():
+                    results[seed] = self._policy_files().evaluate(seed, spec.eval_env, spec.eval_episodes, self.job.control)
             except ERRORS as error:
                 report_cause(error)
                 errors[seed] = error

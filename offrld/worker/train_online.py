@@ -148,6 +148,7 @@ class OnlineJob:
         self._describe()
         job.report.busy("loading")
         try:
+            self._policy_files().check()  # a policy that cannot be exported is known now rather than after hours
             self._catch_up(behind, gathered)
             if training.step > 0:
                 self._evaluate()
@@ -228,7 +229,8 @@ class OnlineJob:
             return
         self._progress(force=True)  # an evaluation may take long
         try:
-            mean, std = self._returns()
+            with self.evaluations.running():
+                mean, std = self._returns()
         except ERRORS as error:
             report_cause(error)
             self.job.report.message(self.evaluations.failed(step, {seed: error}))

@@ -51,7 +51,7 @@ def test_online_training_is_paused_resumed_extended_and_fetched(client, offrl_cl
         if event.step > 500:
             job.pause()
             break
-    end = time.monotonic() + 60
+    end = time.monotonic() + 180
     while job.state not in ("paused", "failed"):
         assert time.monotonic() < end, job.last
         time.sleep(0.05)

@@ -33,12 +33,12 @@ class Peer:
 
     def __enter__(self) -> Peer:
         self._thread.start()
-        assert self._bound.wait(10)
+        assert self._bound.wait(60)
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         self._stop.set()
-        self._thread.join(10)
+        self._thread.join(60)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _serve(self) -> None:
@@ -217,7 +217,7 @@ def test_threads_share_a_client():
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(30)
+            thread.join(120)
         assert done == ["1"] * 200
 
 

@@ -93,7 +93,7 @@ def test_a_pipe_is_written_into_once_the_content_is_whole(tmp_path, through_a_li
         path = tmp_path / "link"
         path.symlink_to(pipe)
     outfile.write(path, content)
-    reader.join(30)
+    reader.join(120)
     assert read == [content]
     assert stat.S_ISFIFO(pipe.lstat().st_mode)
 

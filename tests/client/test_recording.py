@@ -19,7 +19,7 @@ from recording_child import observation, record, steps_of
 import offrl
 from offrl import wire
 from offrl.errors import Conflict, InvalidInput, StoreLocked
-from offrl.recording import Spool, push
+from offrl.recording import RecordingWarning, Spool, push
 from offrl_store import EpisodeStore, Field, Schema
 
 CHILD = Path(__file__).with_name("recording_child.py")
@@ -102,7 +102,8 @@ def test_without_a_daemon_everything_waits_in_the_spool(daemon, tmp_path, offrl_
     with offrl.Recorder("ipc:///nowhere/offrld.sock", "later", spool=tmp_path / "spool", send_every_s=0.1) as recorder:
         record(recorder, 0, 5)
         wait_for(lambda: recorder.status().problem, "the word that nobody is there")
-        assert not recorder.close()
+        with pytest.warns(RecordingWarning, match=r"of episodes wait in the spool .*nowhere.*offrl spool push"):
+            assert not recorder.close()
     shown = offrl_cli("spool", "show", tmp_path / "spool", "--json").json
     assert (shown["dataset"], shown["episodes"], shown["steps"]) == ("later", 5, sum(map(steps_of, range(5))))
     assert offrl_cli("spool", "push", tmp_path / "spool", "--json").json["episodes"] == 5
@@ -210,7 +211,8 @@ def test_an_episode_that_does_not_fit_the_dataset_is_told_and_kept(daemon, clien
     with offrl.Recorder(client, "other", spool=tmp_path / "spool", send_every_s=0.1) as recorder:
         record(recorder, 0, 2)
         wait_for(lambda: "observation" in recorder.status().problem, "the word that it does not fit")
-        assert not recorder.close()
+        with pytest.warns(RecordingWarning, match="wait in the spool.*observation"):
+            assert not recorder.close()
     assert left(tmp_path / "spool")[0].step_count == 5
 
 
@@ -227,7 +229,8 @@ def test_the_spool_s_limit(tmp_path):
             wait_for(lambda done=episode + 1: recorder.status().episodes + recorder.status().dropped >= done, "the episode")
 
     with offrl.Recorder(None, "full", spool=tmp_path / "keep", limit_bytes=size, send_every_s=0.001) as recorder:
-        play(recorder, 8)
+        with pytest.warns(RecordingWarning, match="is lost: the spool holds"):
+            play(recorder, 8)
         status = recorder.status()
         assert 1 <= status.episodes < 8 and status.episodes + status.dropped == 8 and "limit" in status.problem
     kept = [int(each.observation[0, 0]) for store in left(tmp_path / "keep") for each in store.episodes]
@@ -276,24 +279,7 @@ def test_a_wrong_step_is_told_at_once_and_ends_the_episode_before_it(tmp_path):
         offrl.Recorder(None, "a/b", spool=tmp_path / "x")
 
 
-def test_a_thread_that_fails_is_told_to_the_loop(tmp_path, monkeypatch):
-    """Whatever goes wrong in the background, the loop's next step says so: nothing is recorded into the void."""
-    monkeypatch.setattr("threading.excepthook", lambda arguments: None)
-    recorder = offrl.Recorder(None, "void", spool=tmp_path / "spool")
-    record(recorder, 0, 1)
-    wait_for(lambda: recorder.status().episodes == 1, "the first episode")
-    monkeypatch.setattr("offrl_store.Writer.begin", lambda *arguments: 1 / 0)
-    recorder.begin(observation(1, 0))
-    wait_for(lambda: recorder._failed is not None, "the end of the thread")
-    with pytest.raises(offrl.errors.InternalError, match="ZeroDivisionError"):
-        recorder.step([0.5], 1.0, observation(1, 1))
-    with pytest.raises(offrl.errors.InternalError):
-        recorder.close()
-    monkeypatch.undo()
-    assert [len(store) for store in left(tmp_path / "spool")] == [1]
-
-
 def test_a_robot_s_process_loads_neither_torch_nor_gymnasium():
     program = "import sys, offrl; offrl.Recorder; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=180, check=True)
     assert not {"torch", "gymnasium", "onnxruntime", "h5py"} & set(done.stdout.split())

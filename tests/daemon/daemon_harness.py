@@ -20,7 +20,7 @@ from offrl.job import ImportSpec, TrainSpec
 from offrl.keys import ClientKey
 
 HERE = Path(__file__).resolve().parent
-DEADLINE_S = 30.0
+DEADLINE_S = 120.0  # of a busy machine
 _numbers = itertools.count()
 
 

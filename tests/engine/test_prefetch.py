@@ -50,7 +50,7 @@ def assert_same(one: Raw, other: Raw) -> None:
 
 def made_ahead(source: PrefetchSource) -> list[int]:
     """The updates that are ready, once the thread has filled all that is free."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while len(source._ring._filled) < 2 and time.monotonic() < deadline:
         time.sleep(0.001)
     return sorted(source._ring._filled)
@@ -87,7 +87,7 @@ class GateLane(HostLane):
 
     def wait_until_done(self, event):
         self.reached.set()
-        assert self.open.wait(30)
+        assert self.open.wait(60)
 
 
 def test_what_was_begun_before_another_update_was_asked_for_is_dropped(continuous_store):
@@ -98,7 +98,7 @@ def test_what_was_begun_before_another_update_was_asked_for_is_dropped(continuou
     lane.open.clear()
     lane.reached.clear()
     source.raw(1)
-    assert lane.reached.wait(10)  # the thread has begun update 3
+    assert lane.reached.wait(60)  # the thread has begun update 3
     opening = threading.Timer(0.05, lane.open.set)
     opening.start()
     assert_same(source.raw(50), HostSource(continuous_store, REQUESTS["transitions"]).raw(50))
@@ -222,7 +222,7 @@ class Stream:
 
     def wait(self, event: Event) -> None:
         place = event.place
-        self.do(lambda: place.wait(10))
+        self.do(lambda: place.wait(60))
 
     def record(self, event: Event) -> None:
         place = event.place = threading.Event()
@@ -231,7 +231,7 @@ class Stream:
     def settle(self) -> None:
         done = threading.Event()
         self.do(done.set)
-        assert done.wait(30)
+        assert done.wait(60)
 
 
 class Event:
@@ -261,7 +261,7 @@ class ThreadLane:
 
     def wait_until_done(self, event):
         if self._skip != "wait_until_done":
-            assert event.place.wait(10)
+            assert event.place.wait(60)
 
     def send(self, host, target, *, after, then):
         if self._skip != "after":

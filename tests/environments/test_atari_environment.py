@@ -200,6 +200,6 @@ def test_without_ale_py_one_line_says_what_to_install():
         "from offrl.rollout import make_env\nfrom offrl.errors import OffrlError\nimport json\n"
         "try: make_env('offrld/breakout-v0')\nexcept OffrlError as error: print(json.dumps([error.code, str(error), error.hint]))"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=180, check=True)
     code, message, hint = json.loads(done.stdout)
     assert code == "invalid_input" and "offrld/breakout-v0" in message and hint == 'pip install "offrl[gym,atari]"'

@@ -29,6 +29,6 @@ def test_a_module_or_a_function_registers_them_and_a_broken_one_is_told(tmp_path
     about.mkdir()
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: worlds\nVersion: 1.0\n")
     (about / "entry_points.txt").write_text("[offrl.environments]\na = worlds_a\nb = worlds_b:register\nc = worlds_c\n")
-    done = subprocess.run([sys.executable, "-c", PROGRAM], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", PROGRAM], cwd=tmp_path, capture_output=True, text=True, timeout=180)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines() == ["environments c: worlds_c cannot be loaded: RuntimeError: no licence"]

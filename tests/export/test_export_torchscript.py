@@ -219,7 +219,7 @@ def test_the_program_of_the_documentation_acts_as_the_network_does(continuous_st
     )  # fmt: skip
     module = learner_of("td3_bc", continuous_store).policy(0)
     export_torchscript(module, tmp_path / "policy.pt", observation=("float32", (3,)), discrete=False, metadata={"job": "j7"})
-    printed = subprocess.run(["./main"], cwd=tmp_path, check=True, capture_output=True, text=True, timeout=60).stdout
+    printed = subprocess.run(["./main"], cwd=tmp_path, check=True, capture_output=True, text=True, timeout=180).stdout
     actions, _, told = printed.rpartition("\n{")
     given = [float(number) for number in actions.splitlines()[0].split()]
     np.testing.assert_allclose(given, module(torch.zeros(1, 3))[0].numpy(), rtol=1e-3)

@@ -78,6 +78,38 @@ def test_arrays_missing_from_a_dict(tmp_path, flat):
     refused({**flat, "terminated": flat["terminals"]}, tmp_path, "holds both 'terminals' and 'terminated'")
 
 
+@pytest.mark.parametrize(
+    ("names", "part"),
+    [
+        (("observations", "observations/x"), "holds an array 'observations' and 'observations/x'"),
+        (("observations/a/b", "observations/a.b"), "would both be 'a.b'"),
+        (("infos/a/b", "infos/a.b"), "would both be 'a.b'"),
+    ],
+)
+def test_arrays_that_would_be_one_field_are_refused(tmp_path, flat, names, part):
+    arrays = dict(flat)
+    rows = arrays["observations"]
+    if names[0] != "observations" and names[0].startswith("observations"):
+        del arrays["observations"]
+    arrays |= {name: rows + place for place, name in enumerate(names)}
+    refused(arrays, tmp_path, part)
+    np.savez(tmp_path / "x.npz", **arrays)
+    refused(tmp_path / "x.npz", tmp_path, part)
+
+
+def test_keys_of_a_dict_that_become_one_are_refused(tmp_path, flat):
+    arrays = dict(flat)
+    rows = arrays.pop("observations")
+    refused(arrays | {"observations": {"a": rows}, "observations/a": rows + 1}, tmp_path, "holds 'observations/a' twice")
+    refused(arrays | {"observations": {1: rows, "1": rows + 1}}, tmp_path, "holds 'observations/1' twice")
+
+
+def test_whole_numbers_of_a_list_that_no_float_holds_are_refused(tmp_path, flat):
+    arrays = dict(flat)
+    arrays["observations"] = [[2**53 + 1, 0.5] for _ in arrays["rewards"]]
+    refused(arrays, tmp_path, "whole numbers that no float holds")
+
+
 def test_a_file_cut_short(tmp_path, write_h5, flat):
     path = write_h5({key: np.repeat(value, 1000, axis=0) for key, value in flat.items()})
     path.write_bytes(path.read_bytes()[:40_000])

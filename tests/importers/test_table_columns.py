@@ -64,6 +64,44 @@ def test_two_columns_that_can_be_one_field_are_refused(take, one, two, field):
         take(",".join(names) + "\n" + ",".join(map(str, names.values())) + "\n")
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        "observation=obs_0,observation=action_0,action=action_0,reward=reward,episode=episode",
+        {"observation": "obs_0", "action": "action_0", "reward": "reward", "extra.x": "obs_0", "extra": {"x": "episode"}},
+    ],
+)
+def test_a_field_mapped_twice_is_refused(take, given):
+    with pytest.raises(InvalidInput, match="is mapped twice") as caught:
+        take(ROWS, map=given)
+    assert "list its columns once" in caught.value.hint
+
+
+def test_next_observations_in_another_order_than_the_observations_are_refused(take):
+    head = "episode,{},{},action_0,reward\n0,1,2,4,3,.5,1\n0,3,4,6,5,.5,1\n"
+    for before, after, options in (
+        ("obs_x,obs_y", "next_obs_y,next_obs_x", {}),
+        ("obs_0,obs_1", "next_obs_1,next_obs_0",
+         {"map": "observation=obs_*,next_observation=next_obs_*,action=action_0,reward=reward,episode=episode"}),
+        ("obs_x,obs_y", "next_obs_y,next_obs_x",
+         {"map": "observation.a=obs_*,next_observation.a=next_obs_*,action=action_0,reward=reward,episode=episode"}),
+    ):  # fmt: skip
+        with pytest.raises(InvalidInput, match=f"the observation has '{before[:5]}' where the next observation has '{after[:10]}'"):
+            take(head.format(before, after), **options)
+    store, _ = take(head.format("obs_x,obs_y", "next_obs_y,next_obs_x"), map=(
+        "observation=obs_*,next_observation=next_obs_x+next_obs_y,action=action_0,reward=reward,episode=episode"))  # fmt: skip
+    assert seen(store) == [[[1, 2], [3, 4], [5, 6]]]
+
+
+def test_columns_of_a_pattern_out_of_the_order_of_their_numbers_are_said(take):
+    text, said = "episode,obs_10,obs_2,action_0,reward\n0,1,2,.5,1\n0,3,4,.5,1\n", "stay in the order of the file"
+    fields = ",action=action_0,reward=reward,episode=episode"
+    store, lines = take(text, map="observation=obs_*" + fields)
+    assert seen(store) == [[[1, 2], [3, 4]]] and any(said in line for line in lines)
+    store, lines = take(text, map="observation=obs_10+obs_2" + fields)
+    assert seen(store) == [[[1, 2], [3, 4]]] and not any(said in line for line in lines)
+
+
 def test_a_name_twice_in_parquet_is_refused_where_a_field_takes_it(tmp_path):
     table = pa.table([[0, 0], [1.0, 2], [3.0, 4], [0.5, 0.1], [1.0, 1], [7, 7], [8, 8]],
                      names=["episode", "obs_0", "x", "action_0", "reward", "note", "note"])  # fmt: skip
@@ -152,6 +190,22 @@ def test_an_order_that_nothing_says_is_refused(take, text, part):
         take(text)
 
 
+def test_one_step_twice_in_an_episode_is_refused(take):
+    with pytest.raises(InvalidInput, match=r"rows 2 and 3 are both step 0\.0 of the episode '0'"):
+        take("episode,step,obs_0,action_0,reward\n0,0,1,.5,1\n0,0,2,.5,1\n0,1,3,.5,1\n0,1,4,.5,1\n")
+
+
+def test_without_ids_steps_rise_up_to_each_end(take):
+    head = "step,obs_0,action_0,reward,terminal\n"
+    for rows, part in (("1,1,.5,1,0\n0,2,.5,1,1\n", "row 3, column 'step' is 0 after 1"),
+                       ("0,1,.5,1,0\n1,2,.5,1,0\n0,3,.5,1,0\n1,4,.5,1,1\n", "row 4, column 'step' is 0 after 1")):  # fmt: skip
+        with pytest.raises(InvalidInput, match=part) as caught:
+            take(head + rows)
+        assert "episode=COLUMN" in caught.value.hint
+    store, _ = take(head + "0,1,.5,1,0\n1,2,.5,1,1\n0,3,.5,1,0\n1,4,.5,1,1\n")
+    assert seen(store) == [[[1], [2]], [[3], [4]]]
+
+
 @pytest.mark.parametrize("ids", [[0.0, 0.0, 1.0, 1.0], ["a", "a", "b", "b"], [True, True, False, False]])
 def test_ids_of_any_plain_kind(tmp_path, ids):
     columns = {"episode": ids, "obs_0": [1.0, 2, 3, 4], "action_0": [0.1, 0.2] * 2, "reward": [1.0] * 4}
@@ -215,6 +269,11 @@ def test_other_separators_line_ends_and_decimal_commas(take):
 
 
 # --- Values ---
+def test_a_number_with_signs_between_thousands_is_none(take):
+    with pytest.raises(InvalidInput, match="'1_000' is no number"):
+        take(HEAD + "0,1_000,.5,1\n0,2,.25,1\n")
+
+
 def test_numbers_that_float32_does_not_hold_make_a_field_float64(take):
     store, lines = take(HEAD + "0,16777217,.1,1\n0,1700000000.25,.2,1\n")
     assert store.schema.observation.dtype == np.float64 and seen(store) == [[[16777217], [1700000000.25]]]

@@ -197,10 +197,17 @@ def test_a_lost_permission_is_named_and_everything_goes_on_once_it_is_back(new_s
 
 
 # ------------------------------------------------------------------------------------------------------------------------ clock
+def set_by(shift: Path, seconds: float) -> None:
+    """Set the clock of processes that read the file at any moment: it is never empty or half-written."""
+    beside = shift.with_suffix(".new")
+    beside.write_text(str(seconds))
+    beside.replace(shift)
+
+
 @pytest.mark.slow
 def test_a_clock_that_jumps_by_a_year_loses_no_job_no_upload_and_no_event(new_service) -> None:
     shift = new_service.folder / "shift"
-    shift.write_text("0")
+    set_by(shift, 0.0)
     path = os.pathsep.join(filter(None, [str(HERE / "clock"), os.environ.get("PYTHONPATH")]))
     service = new_service(train=1, environment={"PYTHONPATH": path, "OFFRL_TEST_CLOCK": str(shift)})
     with service.start() as client:
@@ -212,7 +219,7 @@ def test_a_clock_that_jumps_by_a_year_loses_no_job_no_upload_and_no_event(new_se
         for seconds in (YEAR, -YEAR, 0.0):
             job = client.request(wire.Submit(spec=KINDS[1].spec("base", 3000))).job
             until(lambda job=job: client.job(job).last.step > 0, "a job that runs")
-            shift.write_text(str(seconds))
+            set_by(shift, seconds)
             info = client.job(job).wait(120)
             events = list(client.job(job).follow())
             assert [event.n for event in events] == list(range(1, len(events) + 1))
@@ -223,7 +230,7 @@ def test_a_clock_that_jumps_by_a_year_loses_no_job_no_upload_and_no_event(new_se
             assert client.request(wire.Prune(days=30.0, dry_run=True)).jobs == []  # no job has become older than it is
         assert [round(seconds / YEAR) for seconds in times] == [1, -2, 1]  # the clock did jump, also for the daemon
         service.kill()  # with the clock of now; then with one that is a year ahead
-        shift.write_text(str(YEAR))
+        set_by(shift, YEAR)
     with service.start() as client:
         send(client, data)
         nothing_lost(client)

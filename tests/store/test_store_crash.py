@@ -50,7 +50,7 @@ def kill_writers(path: Path, times: int) -> None:
             process.send_signal(signal.SIGKILL)
             rest = process.stdout.readlines()  # not communicate(), which would lose what readline() has read ahead
             process.stdout.close()
-            process.wait(timeout=30)
+            process.wait(timeout=120)
         for line in rest:
             if line.endswith("\n"):
                 acknowledged = max(acknowledged, int(line.split()[1]))
@@ -233,7 +233,7 @@ def test_rows_whose_sync_failed_are_not_trusted_again(tmp_path):
 
 def test_a_file_system_without_space_is_the_error_disk_full(tmp_path):
     process = child(tmp_path / "s", 10**9, 20_000)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=180)
     lines = output.splitlines()
     assert process.returncode == 0
     assert lines[-1] == "full disk_full"
@@ -360,7 +360,7 @@ def test_a_second_writer_is_refused_until_the_first_is_gone(tmp_path):
             store.writer()
     finally:
         process.kill()
-        process.communicate(timeout=30)
+        process.communicate(timeout=120)
     with store.writer() as writer:
         writer.append(numbered_episode(len(store)))
     check_numbered(store)
@@ -379,7 +379,7 @@ def test_a_reader_sees_whole_episodes_only_while_a_writer_writes(tmp_path):
                 assert store.transitions(16, 0).sample().index.max() < len(store.column("reward"))
     finally:
         process.kill()
-        process.communicate(timeout=30)
+        process.communicate(timeout=120)
     assert refreshes > 1
     check_numbered(store)
 

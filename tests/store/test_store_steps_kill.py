@@ -34,7 +34,7 @@ def play_and_kill(path: Path, times: int) -> None:
             process.send_signal(signal.SIGKILL)
             lines += process.stdout.readlines()  # not communicate(), which would lose what readline() has read ahead
             process.stdout.close()
-            process.wait(timeout=30)
+            process.wait(timeout=120)
         lines = [line.split() for line in lines if line.endswith("\n")]
         acknowledged = max([acknowledged, *(int(line[1]) for line in lines if line[0] == "durable")])
         synced = [line[1:] for line in lines if line[0] == "synced"][-1:]

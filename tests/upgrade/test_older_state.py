@@ -102,7 +102,7 @@ def test_the_state_of_a_newer_daemon_is_refused_and_left_as_it_was(state: Path) 
     db.close()
     before = files(state)
     done = subprocess.run(
-        [sys.executable, "-m", "offrld.daemon.main", "--state-dir", str(state)], capture_output=True, text=True, timeout=60
+        [sys.executable, "-m", "offrld.daemon.main", "--state-dir", str(state)], capture_output=True, text=True, timeout=180
     )
     assert done.returncode == 2, done.stderr  # systemd does not try again
     [line] = done.stderr.strip().splitlines()
@@ -177,7 +177,7 @@ def test_a_client_tells_a_daemon_of_another_protocol(other_protocol: tuple[str, 
     with Client(url) as client, pytest.raises(ProtocolMismatch, match=f"daemon speaks protocol {version}, this client {wire.PROTOCOL};"):
         client.ping()
     command = [sys.executable, "-c", "from offrl.cli import main; raise SystemExit(main())", "ping"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env={**os.environ, "OFFRL_URL": url})
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180, env={**os.environ, "OFFRL_URL": url})
     assert done.returncode == 3, done.stderr
     said = " ".join(done.stderr.split())
     assert f"the daemon speaks protocol {version}, this client {wire.PROTOCOL}" in said

@@ -1,4 +1,4 @@
-"""What a job writes counts: the quota of the state folder and the disk's reserve hold while a worker writes, whatever unfolds."""
+"""What a job takes is bounded: the memory of an import, the quota of the state folder, and the disk's reserve, whatever unfolds."""
 
 from __future__ import annotations
 
@@ -134,3 +134,16 @@ def test_an_import_leaves_the_disk_its_reserve(bomb, tmp_path):
         assert os.listdir(inside / "datasets") == []
     finally:
         disk.close()
+
+
+def test_an_import_that_wants_too_much_memory_fails_by_itself(start, upload, tmp_path):
+    """One episode of 512 MB, compressed to one."""
+    path, steps = tmp_path / "long.hdf5", 1 << 17
+    with h5py.File(path, "w") as file:
+        file.create_dataset("observations", data=np.zeros((steps, 1024), "f4"), chunks=(8192, 1024), compression="gzip", compression_opts=1)
+        file["actions"], file["rewards"] = np.linspace(-1, 1, steps, dtype="f4")[:, None], np.zeros(steps, "f4")
+        file["terminals"], file["timeouts"] = np.arange(steps) == steps - 1, np.zeros(steps, bool)
+    end = start("job-1", {"kind": "import", "dataset": "long", "upload": upload(path)}, import_memory_mb=500).end()
+    assert (end["state"], end["error"]["code"]) == ("failed", "out_of_memory"), end
+    assert "workers.import_memory_mb" in end["error"]["hint"]
+    assert list((tmp_path / "datasets").iterdir()) == []

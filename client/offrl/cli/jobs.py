@@ -191,16 +191,19 @@ def prune(
 
 def rerun(
     job: JobArgument,
+    into: Annotated[
+        str | None, typer.Option("--into", metavar="NAME", help="Of a train-online job: the new dataset of what it gathers.")
+    ] = None,
     priority: Annotated[int, typer.Option("--priority", parser=count, metavar="P", help="A higher one runs first.")] = 0,
     key: Annotated[
         str | None, typer.Option("--key", metavar="K", help="The same key gives the same job, however often it is sent.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Repeat a train job with the settings, seeds and snapshot of its run folder. Prints the new job's id."""
+    """Repeat a train or train-online job with the settings, seeds and snapshot of its run folder. Prints the new job's id."""
 
     with connect() as client:
-        new = client.rerun(job, priority=priority, key=key)
+        new = client.rerun(job, into=into, priority=priority, key=key)
     emit({"job": new.id}) if as_json else say(new.id)
 
 

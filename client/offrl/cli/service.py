@@ -45,7 +45,7 @@ def serve(
 
 
 def demo(context: typer.Context, as_json: Json = False) -> None:
-    """The whole path in two minutes: collect data, train, fetch, evaluate, with a daemon in a temporary folder."""
+    """The whole path in about a minute: collect data, train, fetch, evaluate, with a daemon in a temporary folder."""
     require_daemon()
     sys.stdout.flush()
     process = subprocess.Popen([sys.executable, "-m", "offrld.demo", *(["--json"] if as_json else []), *context.args])

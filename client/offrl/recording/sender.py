@@ -9,7 +9,7 @@ from pathlib import Path
 
 from offrl import upload, wire
 from offrl.client import Client, own_error
-from offrl.errors import InternalError, OffrlError, Unknown
+from offrl.errors import Conflict, InternalError, NotAllowed, OffrlError, Unknown
 from offrl.job import ImportSpec, JobState
 
 from .spool import Spool
@@ -31,7 +31,9 @@ class Sender:
         self._spool, self._connect, self._stop = spool, connect, stop
         self._client: Client | None = None
         self.problem: OffrlError | None = None  # of the last attempt; None while all is well
-        self.sent = 0  # segments
+        self.sent = 0    # segments
+        self.failed = 0  # attempts
+        self.hurry = threading.Event()  # set: the next attempt waits for nothing
 
     def send_ready(self) -> None:
         """Sends all that is ready now, in order. Raises the `OffrlError` of the first that cannot be sent now."""
@@ -46,6 +48,10 @@ class Sender:
             self.problem = error
             self._disconnect()
             raise
+        except Exception as error:
+            self.problem = InternalError(f"sending failed: {type(error).__name__}: {error}")
+            self._disconnect()
+            raise self.problem from error
 
     def run(self, wake: threading.Event) -> None:
         """Sends whenever ``wake`` is set, and again after a failure, until told to stop."""
@@ -58,12 +64,11 @@ class Sender:
                 wake.clear()
             except _Stopped:
                 break
-            except OffrlError:
-                self._stop.wait(pause)
+            except OffrlError:  # of whatever kind: what cannot be sent now may be later
+                self.failed += 1
+                self.hurry.wait(pause)
+                self.hurry.clear()
                 pause = min(MOST_S, 2 * pause)
-            except Exception as error:
-                self.problem = InternalError(f"the thread that sends has ended: {type(error).__name__}: {error}")
-                raise
         self._disconnect()
 
     def _disconnect(self) -> None:
@@ -76,7 +81,7 @@ class Sender:
             self._client = self._connect()
         attempt = self._spool.sending
         if attempt is None or attempt["segment"] != number:
-            attempt = {"segment": number, "try": 0, "upload": None, "append": False, "once": True}
+            attempt = {"segment": number, "try": 0, "upload": None, "begun": None, "append": False, "once": True}
         if attempt["upload"] is None:
             attempt = self._uploaded(attempt, path)
         spec = ImportSpec(
@@ -88,11 +93,11 @@ class Sender:
             job = self._client.request(wire.Submit(spec=spec, key=key)).job
         except OffrlError as error:
             if error.exit_status == 2:  # no job came of it: the dataset was made or removed meanwhile, or the upload has gone
-                self._spool.note_sending({**attempt, "upload": None, "try": attempt["try"] + 1, "once": True})
+                self._spool.note_sending({**attempt, "upload": None, "begun": None, "try": attempt["try"] + 1, "once": True})
             raise
         info = self._wait(job)
         if info.state != JobState.SUCCEEDED:  # nothing of it is in the dataset: the next attempt is another job
-            self._spool.note_sending({**attempt, "upload": None, "try": attempt["try"] + 1})
+            self._spool.note_sending({**attempt, "upload": None, "begun": None, "try": attempt["try"] + 1})
             raise own_error(info)
         self._spool.note_sent(number)
         self.sent += 1
@@ -103,12 +108,20 @@ class Sender:
             append = True
         except Unknown:
             append = False
+        files = upload.scan(path)
+        begun = attempt.get("begun")
+        if begun is None:  # noted before it begins: an attempt that is cut off goes on with it, and leaves no other one behind
+            attempt = {**attempt, "begun": (begun := upload.new_id())}
+            self._spool.note_sending(attempt)
         connection = self._client.connect()
         try:
-            sent = upload.send(connection, upload.scan(path), self._progress)
+            upload.send(connection, files, self._progress, upload=begun)
+        except (Conflict, NotAllowed):  # it is another's by now, or was used up: the next attempt takes another one
+            self._spool.note_sending({**attempt, "begun": None})
+            raise
         finally:
             connection.close()
-        attempt = {**attempt, "upload": sent, "append": append}
+        attempt = {**attempt, "upload": begun, "begun": None, "append": append}
         self._spool.note_sending(attempt)
         return attempt
 

@@ -46,6 +46,7 @@ class Spool:
         with disk_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._process, self._highest = os.getpid(), 0
         try:
             try:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -106,10 +107,26 @@ class Spool:
         return self._segments("ready")
 
     def begin_segment(self) -> tuple[int, Path]:
-        """The number and the folder, which does not exist yet, of the next store."""
+        """The number and the folder, which does not exist yet, of the next store. A spool that somebody has removed is made again: what
+        comes now is kept."""
+        if not (self.folder / NOTES).exists():
+            self._restore()
         numbers = [number for kind in ("active", "ready") for number, _ in self._segments(kind)]
-        number = max([self._notes["sent"], *numbers]) + 1
-        return number, self.folder / f"active-{number:08d}"
+        self._highest = max([self._highest, self._notes["sent"], *numbers]) + 1  # no number twice: the daemon knows a segment by it
+        return self._highest, self.folder / f"active-{self._highest:08d}"
+
+    def _restore(self) -> None:
+        with disk_errors(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(lock)
+                raise StoreLocked(f"another process has the spool {self.folder}", hint="end its recorder first") from None
+            os.close(self._lock)
+            self._lock = lock
+        self._write({**self._notes, "sending": None})
 
     def seal(self, number: int) -> None:
         """The store is whole: it may be sent. One without episodes is deleted."""
@@ -126,8 +143,9 @@ class Spool:
         return size(self.folder)
 
     def drop_oldest(self) -> int:
-        """Deletes the oldest segment that is not being sent; its number of episodes, 0 where there is none."""
-        sending = (self._notes["sending"] or {}).get("segment")
+        """Deletes the oldest segment that the daemon has nothing whole of; its number of episodes, 0 where there is none."""
+        attempt = self._notes["sending"] or {}
+        sending = attempt.get("segment") if attempt.get("upload") else None
         for number, path in self.ready():
             if number != sending:
                 episodes = len(EpisodeStore.open(path))
@@ -138,7 +156,7 @@ class Spool:
     # -------------------------------------------------------------------------------------------------------------- sending
     @property
     def sending(self) -> dict[str, Any] | None:
-        """The attempt under way: segment, try, upload and append."""
+        """The attempt under way: segment, try, append, the upload once it is whole, and the one that was begun before."""
         return self._notes["sending"]
 
     def note_sending(self, attempt: dict[str, Any]) -> None:
@@ -164,6 +182,8 @@ class Spool:
     def close(self) -> None:
         """Gives the spool free."""
         if self._lock >= 0:
+            if os.getpid() == self._process:  # by name, not by closing alone: a process that was forked has the same lock open
+                fcntl.flock(self._lock, fcntl.LOCK_UN)
             os.close(self._lock)
             self._lock = -1
 

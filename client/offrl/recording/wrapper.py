@@ -6,6 +6,8 @@ from typing import Any
 
 import gymnasium
 
+from offrl.errors import InvalidInput
+
 from .recorder import Recorder
 
 
@@ -15,9 +17,14 @@ class RecordEpisodes(gymnasium.Wrapper):
     Args:
         env: whatever it is; the recorder takes the fields of its spaces, where it has none yet.
         recorder: a `Recorder`, which stays open when the environment is closed (the open episode ends).
+
+    What the recorder refuses of a reset or step raises its error there, after the environment has made it: go on with ``reset``.
+    Raises `InvalidInput` for what is no environment of gymnasium, or has spaces that cannot be stored.
     """
 
     def __init__(self, env: gymnasium.Env, recorder: Recorder) -> None:
+        if not isinstance(env, gymnasium.Env):
+            raise InvalidInput(f"{type(env).__name__} is no gymnasium.Env", hint="record one environment, not a vector of them")
         super().__init__(env)
         self._recorder = recorder
         recorder.use(env)
@@ -33,5 +40,7 @@ class RecordEpisodes(gymnasium.Wrapper):
         return observation, reward, terminated, truncated, info
 
     def close(self) -> None:
-        self._recorder.end()
-        super().close()
+        try:
+            self._recorder.end()
+        finally:
+            super().close()
