@@ -29,7 +29,7 @@ def pack(message: Mapping[str, Any]) -> bytes:
     except UnicodeEncodeError as error:
         raise InvalidMessage(f"text must be UTF-8, got {shown(error.object)}") from None
     except OverflowError:
-        raise InvalidMessage(f"a whole number must have at most 64 bits, got {shown(_largest(message))}") from None
+        raise InvalidMessage(f"a number of more than 64 bits cannot be sent: {shown(_largest(message))}") from None
     except ValueError as error:  # nested too deeply
         raise InvalidMessage(f"not a message of this protocol: {error}") from None
 

@@ -149,7 +149,7 @@ def test_a_removed_job_leaves_nothing(daemon: Daemon, data: str) -> None:
 
 
 def test_light_jobs_do_not_wait_behind_training(new_daemon) -> None:
-    daemon = new_daemon("[grace]\ncancel_s = 0.2\n").start()
+    daemon = new_daemon("[slots]\ntrain = 1\n[grace]\ncancel_s = 0.2\n").start()
     data = daemon.dataset("one")
     job = daemon.train(data, "slow", steps=100_000)
     waiting = daemon.train(data)
