@@ -147,6 +147,7 @@ def test_what_cannot_be_a_file_is_one_line_before_anything_is_made(tmp_path):
         }  # fmt: skip
         (tmp_path / "plain").write_text("")
         cases[tmp_path / "plain" / "a"] = "Not a directory"
+        cases["/proc/none"] = "no file can be made in /proc"
         for path, said in cases.items():
             with pytest.raises(InvalidInput, match=said):
                 outfile.place(path)
