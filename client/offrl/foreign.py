@@ -10,8 +10,8 @@ import numpy as np
 import onnxruntime
 
 from offrl.errors import InvalidInput
-from offrl.policy import Policy
-from offrl.policy import _session as load_session
+from offrl.onnx_file import read_bytes
+from offrl.policy import Policy, load_session
 
 _DTYPES = {"tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(int64)": np.int64, "tensor(int32)": np.int32,
            "tensor(uint8)": np.uint8, "tensor(float16)": np.float16}  # fmt: skip
@@ -40,7 +40,7 @@ class ForeignPolicy(Policy):
             self.path, name, data = None, f"the {len(source)} bytes given", bytes(source)
         else:
             self.path, name = Path(source), f"{str(source)!r}"
-            data = _read(self.path)
+            data = read_bytes(self.path)
         self._session = load_session(data, name)
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         self._inputs = {each.name: each for each in ([_named(inputs, input, name, "input")] if input is not None else inputs)}
@@ -119,13 +119,6 @@ def opened(source: str | Path | bytes, input: str | None = None, output: str | N
     if input is None and output is None and not argmax:
         return Policy(source)
     return ForeignPolicy(source, input=input, output=output, argmax=argmax)
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InvalidInput(f"cannot read {str(path)!r}: {error.strerror}", hint="name an .onnx file") from None
 
 
 def _named(tensors: list[onnxruntime.NodeArg], wanted: str, name: str, what: str) -> onnxruntime.NodeArg:

@@ -16,7 +16,7 @@ from offrld.daemon import datasets, events, housekeeping
 from offrld.daemon.database import Connection, Database
 from offrld.daemon.records import Job, find
 from offrld.daemon.state import State
-from offrld.worker.datasets import dataset_info
+from offrld.dataset_info import dataset_info
 
 log = logging.getLogger("offrld.orphans")
 

@@ -19,9 +19,10 @@ from offrl.job import ImportSpec
 from offrl.wire import MAX_SKIPPED
 from offrl_store import EpisodeStore
 from offrl_store.errors import StoreLocked
+from offrld.dataset_info import dataset_info
 from offrld.datasets import open_named
 from offrld.importers import Skipped, Source, import_into
-from offrld.worker.datasets import dataset_info, source_path
+from offrld.worker.datasets import source_path
 from offrld.worker.job import WorkerJob
 from offrld.worker.runfolder import remove, sync_folder, write_json
 

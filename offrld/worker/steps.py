@@ -11,7 +11,7 @@ from offrl.errors import EnvironmentFailed
 from offrl_store import EpisodeStore, Snapshot
 from offrl_store.errors import OffrlError
 from offrld.collect.collector import Collector
-from offrld.worker.datasets import dataset_info
+from offrld.dataset_info import dataset_info
 from offrld.worker.failures import to_error
 from offrld.worker.import_dataset import ORIGIN
 from offrld.worker.job import WorkerJob
