@@ -147,7 +147,6 @@ def test_what_cannot_be_a_file_is_one_line_before_anything_is_made(tmp_path):
         }  # fmt: skip
         (tmp_path / "plain").write_text("")
         cases[tmp_path / "plain" / "a"] = "Not a directory"
-        cases["/proc/none"] = "no file can be made in /proc"
         for path, said in cases.items():
             with pytest.raises(InvalidInput, match=said):
                 outfile.place(path)
@@ -155,6 +154,11 @@ def test_what_cannot_be_a_file_is_one_line_before_anything_is_made(tmp_path):
                 raise AssertionError("the block was entered")
         assert stat.S_ISSOCK(os.stat(f"{short}/s").st_mode)
     assert left(tmp_path) == ["plain"]
+
+
+def test_a_folder_that_takes_no_file_is_not_called_absent():
+    with pytest.raises(InvalidInput, match="no file can be made in /proc"), outfile.writing("/proc/none"):
+        raise AssertionError("the block was entered")
 
 
 def test_a_full_disk_leaves_nothing(tmp_path):
