@@ -19,7 +19,7 @@ from offrl_store.errors import StoreNotFound
 from offrl_store.making import create_temporary, infer_schema
 from offrl_store.store import EpisodeList
 
-_TAKEN = "give a store or its path, a file that can be imported, episodes, or a dict of arrays"
+_TAKEN = "give a store or its path, a file that can be imported, episodes, a dict of arrays, or a table"
 
 
 def opened(source: Any, schema: Schema | None = None) -> tuple[EpisodeStore, np.ndarray | None]:
@@ -29,7 +29,8 @@ def opened(source: Any, schema: Schema | None = None) -> tuple[EpisodeStore, np.
 
     Args:
         source: an `EpisodeStore`; a part of ``store.episodes``; a store's path, or a file's that can be imported; any iterable of
-            `Episode`; or a dict of flat arrays (``observations``, ``actions``, ``rewards``, ``terminals``, ...).
+            `Episode`; a dict of flat arrays (``observations``, ``actions``, ``rewards``, ``terminals``, ...); or a table of pandas,
+            polars or pyarrow with a row per step.
         schema: of episodes; None: what they show, with the actions' range as their bounds.
 
     Raises:
@@ -44,6 +45,8 @@ def opened(source: Any, schema: Schema | None = None) -> tuple[EpisodeStore, np.
         return _of_path(source), None
     if isinstance(source, Mapping):
         return _imported({name: _array(value) for name, value in source.items()}), None
+    if _is_table(source):
+        return _imported(source), None
     if isinstance(source, Iterable) and not isinstance(source, np.ndarray | torch.Tensor | bytes):
         return store_of(source, schema), None
     raise InvalidInput(f"{type(source).__name__} is no dataset", hint=_TAKEN)
@@ -51,8 +54,14 @@ def opened(source: Any, schema: Schema | None = None) -> tuple[EpisodeStore, np.
 
 def is_dataset(source: Any) -> bool:
     """Whether `opened` takes it, seen from its type alone."""
-    taken = (EpisodeStore, EpisodeList, str, os.PathLike, Mapping)
-    return isinstance(source, taken) or (isinstance(source, Iterable) and not isinstance(source, np.ndarray | torch.Tensor | bytes))
+    if isinstance(source, EpisodeStore | EpisodeList | str | os.PathLike | Mapping) or _is_table(source):
+        return True
+    return isinstance(source, Iterable) and not isinstance(source, np.ndarray | torch.Tensor | bytes)
+
+
+def _is_table(source: Any) -> bool:
+    """A table of pandas, polars or pyarrow."""
+    return hasattr(source, "__arrow_c_stream__")
 
 
 def store_of(episodes: Iterable[Episode], schema: Schema | None = None) -> EpisodeStore:

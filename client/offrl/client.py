@@ -190,16 +190,21 @@ class Client:
         )  # fmt: skip
         return Job(self, self.request(request).job)
 
-    def rerun(self, job: str | Job, *, priority: int = 0, key: str | None = None) -> Job:
-        """Repeat a train job with what its run folder says: the settings that it really had, its seeds, the snapshot of its dataset (also
-        if that has grown), the checkpoints that it took from other jobs. On the CPU with the same versions the result has the same bits.
+    def rerun(self, job: str | Job, *, into: str | None = None, priority: int = 0, key: str | None = None) -> Job:
+        """Repeat a train or train-online job with what its run folder says: the settings that it really had, its seeds, the snapshot of its
+        dataset (also if that has grown), the checkpoints that it took from other jobs. On the CPU with the same versions the result has the
+        same bits.
+
+        Args:
+            into: a new dataset for what a train-online job gathers; needed where the first one kept its steps.
 
         Raises:
-            InvalidInput: it is no train job.
+            InvalidInput: it is no job that trains, or ``into`` is missing.
+            Conflict: there is a dataset ``into``.
             Unknown: there is no such job, or its dataset, its algorithm or its environment is not there any more.
         """
         name = job.id if isinstance(job, Job) else job
-        request = build(wire.Rerun, job=name, priority=priority, key=f"auto-{uuid.uuid4().hex}" if key is None else key)
+        request = build(wire.Rerun, job=name, into=into, priority=priority, key=f"auto-{uuid.uuid4().hex}" if key is None else key)
         return Job(self, self.request(request).job)
 
     def prune(self, *, jobs: int | None = None, days: float | None = None, dry_run: bool = False) -> list[wire.PrunedJob]:

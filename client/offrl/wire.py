@@ -412,7 +412,7 @@ class Submit(Request):
 
 
 class Rerun(Request):
-    """Repeat a train job: the settings that it really had, its seeds, its dataset's snapshot, what it took from other jobs."""
+    """Repeat a train or train-online job: its settings as they were, its seeds, its dataset's snapshot, what it took from other jobs."""
 
     reply = Submitted
     type: Literal["rerun"] = "rerun"
@@ -422,6 +422,7 @@ class Rerun(Request):
     key: Annotated[str, Field(min_length=1, max_length=200)] | None = None
     start_at: Annotated[float, Field(ge=0.0, le=1e11)] | None = None
     start_in_s: Annotated[float, Field(ge=0.0, le=1e9)] | None = None
+    into: Name | None = None                                               # the new dataset of what a train-online job gathers
 
 
 class ListJobs(Request):

@@ -166,6 +166,7 @@ class OpenEpisode:
         array, dtype, shape = np.ndarray, field.dtype, field.shape
         direct = shape != ()
         plain_reward = self.layout.columns[2].field.dtype.kind == "f"
+        whole = self.layout.columns[1].field.shape == () and self.layout.columns[1].field.dtype.kind in "iu"
 
         def add(action: Any, reward: Any, observation: Any, extra: Any) -> None:
             if extra:
@@ -174,7 +175,8 @@ class OpenEpisode:
                 observation = observation.tobytes()
             else:
                 observation = observe(observation)
-            action = act(action)
+            if not (whole and action.__class__ is int):
+                action = act(action)
             if not (plain_reward and reward.__class__ is float):
                 reward = reward_of(reward)
             observed(observation)

@@ -219,7 +219,7 @@ class Collector(VectorSteps):
         """Steps of a single environment. Everything that a step needs is in locals: this loop is what a step costs beside the two calls."""
         act, step, writer, behaviour, longest = self.behaviour.act, self.envs.step, self._writer, self.behaviour, self._longest
         stored, earned, sync_s = self._stored, self._reward, self._sync_s
-        put = None if writer is None else writer.step
+        put, plain = None if writer is None else writer.step, "" in self._fields
         clock = time.monotonic
         observation, open_ = self._now, bool(self._open[0])
         length, traj = int(self._length[0]), int(self._traj[0])
@@ -247,7 +247,7 @@ class Collector(VectorSteps):
                 if length >= longest and not terminated:
                     truncated = True
                 if put is not None:
-                    put(action, reward, stored(following))
+                    put(action, reward, following if plain else stored(following))
                 if rows is not None:
                     at = stored(following)
                     for name, array in after:

@@ -5,6 +5,7 @@ The causes are told apart by the error's code, and `cause` gives the class that 
 
 from __future__ import annotations
 
+import itertools
 import re
 import signal
 from dataclasses import dataclass
@@ -23,6 +24,15 @@ HINTS = {
     OUT_OF_MEMORY: "use a smaller batch_size, fewer seeds or fewer jobs at once, or a machine with more memory",
     KILLED: "somebody ended the process; `offrl retry JOB` goes on from the last checkpoint",
     HUNG: "its log shows where it stood; grace.hang_s is the silence that is allowed; `offrl retry JOB` goes on from the last checkpoint",
+}
+IN_ENVIRONMENT = "in the environment's own code"
+CRASHED_IN_ENVIRONMENT = (
+    "the environment, or a library of it, ended the process: step it alone to see why; `offrl retry JOB` goes on from the last checkpoint"
+)
+# A line of the interpreter's stack, and where it goes over into an environment: file and functions.
+_FRAME = re.compile(r'^\s+File "(.+)", line (\d+) in (\S+)$')
+_INTO_ENVIRONMENT = {
+    "offrl/environments/calls.py": ("step", "reset", "close", "made_by", "spaces_of"), "offrl/rollout.py": ("make_env",),
 }
 # What libraries write that end the process themselves when memory cannot be had.
 _NO_MEMORY = re.compile(r"std::bad_alloc|^MemoryError|out of memory|Cannot allocate memory|can't allocate memory", re.MULTILINE)
@@ -138,7 +148,8 @@ def outcome(end: dict[str, Any] | None, how: Exit, intent: str) -> tuple[JobStat
 def _died(how: Exit) -> tuple[JobState, str, dict[str, str] | None]:
     message = f"the worker {how.words}"
     reason = f"{message}: {how.log_line}" if how.log_line and not how.silent else message
-    return JobState.FAILED, reason, _with_log({"code": how.code, "message": message, "hint": HINTS[how.code]}, how)
+    hint = CRASHED_IN_ENVIRONMENT if how.code == CRASHED and IN_ENVIRONMENT in how.log_line else HINTS[how.code]
+    return JobState.FAILED, reason, _with_log({"code": how.code, "message": message, "hint": hint}, how)
 
 
 def _with_log(error: dict[str, str], how: Exit) -> dict[str, str]:
@@ -159,6 +170,17 @@ def log_tail(path: Path, since: int = 0) -> tuple[str, str]:
     tail = lines[-TAIL_LINES:]
     while len(tail) > 1 and sum(map(len, tail)) + len(tail) > TAIL_BYTES:
         tail = tail[1:]
-    fatal = [line for line in lines if line.startswith("Fatal Python error")]
-    line = (fatal or lines or [""])[-1].strip()
+    fatal = [i for i, line in enumerate(lines) if line.startswith("Fatal Python error")]
+    line = lines[fatal[-1]] + _in_environment(lines[fatal[-1] :]) if fatal else (lines or [""])[-1].strip()
     return line[:300], "\n".join(tail)[-TAIL_BYTES:]
+
+
+def _in_environment(lines: list[str]) -> str:
+    """Of the stack behind a fatal error: where in an environment the process was, with the words for it; "" where it was not in one."""
+    begin = next((i for i, line in enumerate(lines) if line.startswith("Current thread")), len(lines))
+    frames = list(itertools.takewhile(lambda found: found is not None, map(_FRAME.match, lines[begin + 1 :])))
+    for i, (path, _, function) in enumerate(found.groups() for found in frames):
+        if any(path.endswith(f"/{file}") and function in functions for file, functions in _INTO_ENVIRONMENT.items()):
+            where = "" if i == 0 else "{} line {} in {}".format(*frames[0].groups())  # the first is the one that was called last
+            return f" {IN_ENVIRONMENT}{f' ({where})' if where else ''}"
+    return ""

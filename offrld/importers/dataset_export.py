@@ -59,7 +59,7 @@ def export_dataset(
         InvalidInput: the path exists, the store is empty, or has a form that the format does not have (several action fields).
         DiskFull: nothing is left at ``out_path``.
     """
-    path = Path(out_path)
+    path, message = Path(out_path), message or _said_nowhere
     if format not in EXPORTS:
         raise Unknown(f"unknown export format {format!r}", hint=nearest(format, list(EXPORTS)))
     if path.exists():
@@ -68,10 +68,13 @@ def export_dataset(
         raise InvalidInput(f"there is no folder {path.parent}", hint="make it first")
     if not len(store):
         raise EmptyStore("the dataset holds no episodes", hint="nothing was written")
+    space = store.metadata.get("action_space")
+    if format != "store" and isinstance(space, dict) and space.get("kind") in ("MultiDiscrete", "MultiBinary"):
+        message(f"the actions are choices of {space['kind']}: they are kept as whole numbers with bounds, not as choices")
     temporary = path.parent / f".{path.name}.partial-{secrets.token_hex(4)}"
     try:
         with disk_errors(path):
-            EXPORTS[format](Export(store, temporary, path, compress, progress or _silent, message or _said_nowhere))
+            EXPORTS[format](Export(store, temporary, path, compress, progress or _silent, message))
             os.rename(temporary, path)
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True) if temporary.is_dir() else temporary.unlink(missing_ok=True)

@@ -114,4 +114,5 @@ def _space(action: Any, env_id: str | None, bounds: str | None) -> ActionSpace |
         return None
     if action.discrete:
         return ActionSpace(origin or "declared", n=action.n)
-    return None if action.low is None or action.high is None else box(action.low, action.high, origin or "declared")
+    low, high = (no if bound is None else bound for bound, no in ((action.low, -np.inf), (action.high, np.inf)))
+    return box(low, high, origin or "declared")

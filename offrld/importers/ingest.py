@@ -17,8 +17,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from offrl_store import EpisodeStore, Schema
+import numpy as np
+
+from offrl_store import EpisodeStore, Field, Schema
 from offrl_store.errors import DiskFull, EmptyStore, InvalidEpisode, InvalidInput, OffrlError, StoreExists
+from offrl_store.schema import short
 
 from . import reading
 from .registry import open_source
@@ -70,6 +73,8 @@ def import_into(
             left_out = _check_fits(opened.schema, store.schema)
             if left_out and message is not None:
                 message(f"not appended: {', '.join(left_out)} (the dataset has no such extra field)")
+            if message is not None and (kept := _kept_bounds(opened, store)):
+                message(kept)
             _append(opened, store, progress)
         else:
             _create(opened, path, progress)
@@ -181,6 +186,16 @@ def _check_fits(source: Schema, store: Schema) -> list[str]:
                 hint="only data of the same form can be appended",
             )
     return left_out
+
+
+def _kept_bounds(source: Source, store: EpisodeStore) -> str:
+    """What is to say where a source declares other bounds of the action than the dataset, whose bounds stay; "" where it does not."""
+    theirs, ours = source.schema.action, store.schema.action
+    if source.metadata.get("bounds") == "inferred" or not isinstance(theirs, Field) or theirs == ours:
+        return ""
+    said = [f"[{short(-np.inf if each.low is None else each.low)}, {short(np.inf if each.high is None else each.high)}]"
+            for each in (theirs, ours)]  # fmt: skip
+    return f"the source declares actions within {said[0]}, the dataset keeps its {said[1]}"
 
 
 def _sync(folder: Path) -> None:

@@ -186,12 +186,18 @@ class ActionScan:
         if space is not None and not space.discrete:
             low, high = (np.broadcast_to(bound, self._size) for bound in (space.low, space.high))
             self._space = replace(space, low=low, high=high)
+        self._integer = not self.discrete and self._dtype.kind in "iu" and self._space is not None and self._holds_bounds()
         self._low, self._high = np.full(self._size, np.inf), np.full(self._size, -np.inf)
         self._whole = True
         self._noise, self._overshoot = 0, 0.0  # values beyond a bound by less than the tolerance, and by how much at most
 
+    def _holds_bounds(self) -> bool:
+        """Whether the bounds are values of the integer dtype."""
+        info, bounds = np.iinfo(self._dtype), np.concatenate([self._space.low, self._space.high])
+        return bool(((bounds == np.floor(bounds)) & (bounds >= info.min) & (bounds <= info.max) & (np.abs(bounds) <= EXACT)).all())
+
     def convert(self, block: np.ndarray) -> np.ndarray:
-        """A block as it is stored: int64 ``[K]`` when discrete, else floats ``[K, A]``, rounding noise at the bounds removed."""
+        """A block as it is stored: int64 ``[K]`` when discrete, else numbers ``[K, A]``, rounding noise at the bounds removed."""
         if self.discrete:
             return block.reshape(len(block)).astype(np.int64, copy=False)
         block = block.reshape(len(block), self._size).astype(self.dtype, copy=False)
@@ -201,10 +207,12 @@ class ActionScan:
 
     @property
     def dtype(self) -> str:
-        """Stored dtype: int64 when discrete; floats keep theirs, integers that are said to be continuous take the smaller one that holds
-        all of them."""
+        """Stored dtype: int64 when discrete; floats keep theirs, and so do integers that are said to be continuous between whole bounds;
+        between others they take the smaller float that holds all of them."""
         if self.discrete or self._dtype.kind == "f":
             return "int64" if self.discrete else self._dtype.name
+        if self._integer:
+            return self._dtype.name
         return "float32" if max(-self._low.min(), self._high.max()) <= 2**24 else "float64"
 
     def add(self, column: Column, start: int, block: np.ndarray) -> None:
@@ -232,6 +240,8 @@ class ActionScan:
         """Checks continuous actions against the known space; ``least`` and ``most`` are their extremes ``[A]``, which mostly say it all."""
         low, high = self._space.low, self._space.high
         margin = TOLERANCE * np.maximum(*(np.where(np.isfinite(bound), np.abs(bound), 0) for bound in (low, high)))
+        if self._integer:
+            margin = 0.0  # they are not rounded
         if (least < low - margin).any() or (most > high + margin).any():
             row, dim = (int(i) for i in np.argwhere((values < low - margin) | (values > high + margin))[0])
             index = (dim,) if column.shape else ()
@@ -241,6 +251,8 @@ class ActionScan:
                 column.number(start + row),
                 hint=f"clip the actions, or state their bounds: --option action_low=... --option action_high=...{self._remove()}",
             )
+        if self._integer:
+            return
         low, high = low.astype(self.dtype), high.astype(self.dtype)
         if (least.astype(self.dtype) < low).any() or (most.astype(self.dtype) > high).any():
             over = np.maximum(values.astype(self.dtype) - high, low - values)
@@ -288,7 +300,10 @@ class ActionScan:
         if self._noise:
             messages.append(f"{self._noise} actions were beyond their bounds by {self._overshoot:.1e} at most: rounding; set to the bound")
         if self._space is not None:
-            return Field(self.dtype, (self._size,), low=self._filled("low", messages), high=self._filled("high", messages)), origin
+            if self._dtype.kind in "iub" and not self._integer:
+                messages.append(f"the actions are {self._dtype.name}, their bounds are not: each is kept with its value, as {self.dtype}")
+            low, high = self._filled("low", messages), self._filled("high", messages)
+            return Field(self.dtype, (self._size,), low=low.astype(self.dtype), high=high.astype(self.dtype)), origin
         if self._whole and self._dtype.kind == "f":
             messages.append(
                 "all actions are whole numbers in a float array: taken as continuous; store them as integers if they are choices"

@@ -121,7 +121,10 @@ def open_folder(path: Path, bad: BadEpisodes, *, observation: Any = None, drop: 
         plain, kept = found, described.extras({key: column(key) for key in extra})
     _say(observed, carried, extra, sorted({*others, *dropped}), messages)
     action, space = _action(leaves["action"], name)
-    space = described.space if described is not None and described.space is not None else space
+    if described is not None and described.space is not None:
+        space = described.space
+        if not space.discrete:  # whole numbers of a vector, no one-hot choices
+            action = column("action")
     return flat_source(
         FlatArrays(plain[0], action, column("next/reward"), terminals, timeouts, plain[1], extra=kept), bad, format="torchrl",
         env_id=described.env_id if described else None, space=space, attributes={}, messages=messages,

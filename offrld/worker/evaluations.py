@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from offrl.errors import EnvironmentFailed, InvalidInput
 from offrld.collect.online import EVALUATION_FAILURES
@@ -10,6 +11,7 @@ from offrld.worker.metrics import Metrics, read_metric
 from offrld.worker.runfolder import RunFolder
 
 FAILED = "evaluation_failed"  # metric: how many of a seed's evaluations have failed so far
+DEATHS = 2                    # of the process in evaluations, one after the other: no other is tried
 ERRORS = (EnvironmentFailed, InvalidInput)
 
 
@@ -36,6 +38,22 @@ class Evaluations:
             if sum(step > max(done, default=-1) for step in failed) >= EVALUATION_FAILURES:
                 return True
         return False
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Around one evaluation: an environment can end the process, of which a note in the run folder tells the next attempt.
+
+        Raises `EnvironmentFailed` where that has happened `DEATHS` times.
+        """
+        note = self._run.evaluating
+        deaths = len(note.read_bytes()) if note.exists() else 0
+        if deaths >= DEATHS:
+            raise EnvironmentFailed(f"the process ended in {deaths} evaluations, one after the other", hint="the log shows how")
+        note.write_bytes(b"." * (deaths + 1))
+        try:
+            yield
+        finally:
+            note.unlink(missing_ok=True)
 
     def failed(self, step: int, errors: dict[int, EnvironmentFailed | InvalidInput]) -> str:
         """Record failures by seed; the warning to show."""

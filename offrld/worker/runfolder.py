@@ -52,6 +52,7 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.dataset = path / "dataset"
         self.taken = path / "taken"  # checkpoints of other jobs that this one goes on from, kept since its first attempt
+        self.evaluating = path / "evaluating"  # while an evaluation goes on: how many have begun since one has ended
         self.temporary = path / "tmp"
         self._lock: int | None = None
 

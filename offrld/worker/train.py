@@ -190,7 +190,8 @@ class Training:
         for seed in due:
             self._progress()
             try:
-                results[seed] = self._policy_files().evaluate(seed, spec.eval_env, spec.eval_episodes, self.job.control)
+                with self.evaluations.running():
+                    results[seed] = self._policy_files().evaluate(seed, spec.eval_env, spec.eval_episodes, self.job.control)
             except ERRORS as error:
                 report_cause(error)
                 errors[seed] = error

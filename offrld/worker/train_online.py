@@ -230,7 +230,8 @@ class OnlineJob:
             return
         self._progress(force=True)  # an evaluation may take long
         try:
-            mean, std = self._returns()
+            with self.evaluations.running():
+                mean, std = self._returns()
         except ERRORS as error:
             report_cause(error)
             self.job.report.message(self.evaluations.failed(step, {seed: error}))

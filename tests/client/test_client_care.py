@@ -302,9 +302,13 @@ def test_config_shows_the_settings_and_makes_a_file(offrl_cli, nowhere, daemon, 
 
 
 # ----------------------------------------------------------------------------------------------------------------- completion
-def completed(shell: str, words: str, url: str) -> list[str]:
-    """What the shell is offered for the words typed so far (a blank at the end: the next word)."""
-    program = "import sys; sys.argv[0] = 'offrl'; from offrl.cli import main; main()"
+def completed(shell: str, words: str, url: str, patience_s: float | None = 60.0) -> list[str]:
+    """What the shell is offered for the words typed so far (a blank at the end: the next word).
+
+    ``patience_s``: longer than the product's own, so that a busy machine offers the same; None: the product's.
+    """
+    patience = "" if patience_s is None else f"from offrl.cli import completion; completion.PATIENCE_S = {patience_s}; "
+    program = f"import sys; sys.argv[0] = 'offrl'; {patience}from offrl.cli import main; main()"
     typed = words.split()
     environment = {**os.environ, "OFFRL_URL": url, "_OFFRL_COMPLETE": f"complete_{shell}"}
     if shell == "bash":
@@ -336,10 +340,10 @@ def test_without_a_daemon_that_answers_nothing_is_offered_and_nothing_is_said(da
         deaf.bind(path)
         deaf.listen()
         idle = time.monotonic()
-        completed("bash", "offrl cancel ", "ipc:///nonexistent/a.sock")
+        completed("bash", "offrl cancel ", "ipc:///nonexistent/a.sock", None)
         idle = time.monotonic() - idle
         began = time.monotonic()
-        assert completed("bash", "offrl cancel ", f"ipc://{path}") == []
+        assert completed("bash", "offrl cancel ", f"ipc://{path}", None) == []
         assert time.monotonic() - began < idle + 20.0  # 0.3 s, and what a busy machine adds; a request waits for 60 s
 
 

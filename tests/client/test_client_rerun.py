@@ -77,7 +77,7 @@ def test_a_rerun_is_of_what_was_resolved_and_its_key_names_one_job(first, client
 def test_what_cannot_be_repeated_says_why(first, client, offrl_cli, tmp_path):
     _, job = first
     export = client.jobs("import")[0]
-    with pytest.raises(InvalidInput, match="only a train job can be repeated"):
+    with pytest.raises(InvalidInput, match="only a train or train-online job can be repeated"):
         client.rerun(export)
     with pytest.raises(Unknown, match="no job 'nothing'"):
         client.rerun("nothing")
@@ -87,3 +87,32 @@ def test_what_cannot_be_repeated_says_why(first, client, offrl_cli, tmp_path):
     told = offrl_cli("rerun", job.id)
     assert (told.status, "no dataset 'rerun-data'" in told.err) == (2, True)
     assert job.fetch(tmp_path / "policy.pt", kind="torchscript", seed=5).exists()  # made from the checkpoint alone
+
+
+def test_a_train_online_job_is_repeated_into_a_new_dataset(client, daemon, offrl_cli):
+    gathers = {"steps": 60, "random_steps": 20, "update_interval": 20, "config": {"encoder.units": [8], "batch_size": 8}, "seed": 4}
+    job = client.train_online("dqn", env="CartPole-v1", into="rerun-gathered", epsilon=0.5, device="cpu", **gathers)
+    job.wait(100)
+    told = offrl_cli("rerun", job.id)
+    assert told.status == 2 and f"`offrl rerun {job.id} --into NAME`" in told.err
+    told = offrl_cli("rerun", job.id, "--into", "rerun-gathered")
+    assert told.status == 2 and "there is a dataset 'rerun-gathered' already" in told.err
+    told = offrl_cli("rerun", job.id, "--into", "rerun-again", "--json")
+    assert told.status == 0, told.err
+    again = client.job(told.json["job"])
+    info = again.wait(100)
+    assert (info.rerun_of, info.dataset, info.spec["seeds"]) == (job.id, "rerun-again", [4])
+    assert info.spec["config"] == json.loads((daemon.state_dir / "jobs" / job.id / "config.json").read_text())
+    assert checkpoint(daemon, again.id, 60) == checkpoint(daemon, job.id, 60)
+
+
+def test_a_train_online_job_that_kept_no_steps_is_repeated_without_a_dataset(client, daemon, offrl_cli):
+    config = {"rollout_steps": 32, "batch_size": 16}
+    job = client.train_online("ppo", env="CartPole-v1", steps=64, seed=2, config=config, device="cpu")
+    job.wait(100)
+    told = offrl_cli("rerun", job.id, "--json")
+    assert told.status == 0, told.err
+    again = client.job(told.json["job"])
+    assert again.wait(100).rerun_of == job.id
+    step = max(int(path.stem) for path in (daemon.state_dir / "jobs" / job.id / "checkpoints").glob("*.safetensors"))
+    assert checkpoint(daemon, again.id, step) == checkpoint(daemon, job.id, step)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
@@ -138,3 +139,8 @@ def test_what_cannot_be_exported_is_known_before_the_first_update():
         offrld.train(broken, from_episodes(None, episodes()), steps=3, config=CONFIG, check_export=True, metrics_every=1,
                      on_metrics=lambda step, means: seen.append(step))  # fmt: skip
     assert seen == []
+
+
+def test_a_table_in_memory_trains():
+    table = pa.table({"obs_0": OBSERVED[:, 0], "action": ACTED[:, 0], "reward": np.ones(40), "terminal": ENDS})
+    assert offrld.train("bc", table, steps=1, config={"batch_size": 4}, threads=1).step == 1

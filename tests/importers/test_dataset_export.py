@@ -184,3 +184,44 @@ def test_a_full_disk_ends_the_export_and_not_the_process(tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines() == [f"{format} 1 no space left to write {out}" for format in NAMES for _ in range(2)]
     assert os.listdir(tmp_path) == ["store"]
+
+
+# --- Actions: their dtype and bounds ---
+OTHERS = ["d4rl", "npz", "minari", "d3rlpy", "robomimic", "torchrl", "lerobot"]
+
+
+def acted(path, action, rows, **metadata) -> EpisodeStore:
+    store = EpisodeStore.create(path, Schema(Field("float32", (2,)), action, Field("float32"), metadata={"bounds": "declared"} | metadata))
+    with store.writer() as writer:
+        writer.append(Episode(np.ones((5, 2), "f4"), rows, np.ones(4, "f4"), True))
+    return store
+
+
+@pytest.mark.parametrize("format", OTHERS)
+@pytest.mark.parametrize(
+    "action", [Field("int64", (2,), low=0, high=[1, 2]), Field("uint8", (2,), low=0, high=255), Field("int8", (3,), low=0, high=1)]
+)
+def test_vectors_of_whole_numbers_keep_their_dtype_and_bounds(tmp_path, format, action):
+    size = action.shape[0]
+    rows = (np.arange(4 * size) % 2).reshape(4, size).astype(action.dtype)
+    store = acted(tmp_path / "store", action, rows)
+    back = import_into(export_dataset(store, tmp_path / "out", format), tmp_path / "back")
+    assert back.schema.action == action
+    assert np.array_equal(next(iter(back.episodes)).action, rows)
+
+
+@pytest.mark.parametrize("format", OTHERS)
+def test_a_single_bound_is_kept(tmp_path, format):
+    store = acted(tmp_path / "store", Field("float64", (2,), low=-5), np.arange(8.0).reshape(4, 2))
+    lines = []
+    back = import_into(export_dataset(store, tmp_path / "out", format), tmp_path / "back", message=lines.append)
+    assert back.schema.action.low.tolist() == [-5, -5]
+    assert any("the high bound of the actions is infinite" in line for line in lines)
+
+
+@pytest.mark.parametrize("kind", ["MultiDiscrete", "MultiBinary"])
+def test_several_choices_at_once_are_said_to_become_numbers(tmp_path, kind):
+    store = acted(tmp_path / "store", Field("int64", (2,), low=0, high=[1, 2]), np.ones((4, 2), "i8"), action_space={"kind": kind})
+    lines = []
+    export_dataset(store, tmp_path / "out.npz", "npz", message=lines.append)
+    assert any(f"choices of {kind}" in line for line in lines)

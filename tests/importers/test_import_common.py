@@ -174,7 +174,7 @@ def test_rewards_and_actions_keep_their_values_or_are_refused(flat, tmp_path):
         import_into({**flat, "rewards": rewards}, tmp_path / "store")
     whole = {**flat, "actions": np.full((10, 2), 2**24 + 1)}
     store, _ = said(whole, tmp_path / "store", action_low=0, action_high=2**25)
-    assert store.schema.action.dtype == np.float64 and store.episodes[0].action.max() == 2**24 + 1
+    assert store.schema.action.dtype == np.int64 and store.episodes[0].action.max() == 2**24 + 1
 
 
 # --- Round trips ---

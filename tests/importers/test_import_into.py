@@ -94,6 +94,17 @@ def test_an_append_outside_the_inferred_bounds_says_how_to_get_others(flat, tmp_
     assert len(EpisodeStore.open(tmp_path / "store")) == 3
 
 
+def test_an_append_says_that_other_bounds_of_its_actions_are_not_kept(flat, tmp_path):
+    given = flat | {"action_low": np.array([-1.0, -1.0]), "action_high": np.array([1.0, 1.0])}
+    import_into(given, tmp_path / "store")
+    lines = []
+    import_into(given, tmp_path / "store", append=True, message=lines.append)
+    assert not any("keeps its" in line for line in lines)
+    store = import_into(given | {"action_high": np.array([2.0, 1.0])}, tmp_path / "store", append=True, message=lines.append)
+    assert any("the source declares actions within" in line and "the dataset keeps its" in line for line in lines)
+    assert store.schema.action.high.tolist() == [1, 1]
+
+
 def test_an_append_while_another_writes_is_refused(flat, tmp_path):
     store = import_into(flat, tmp_path / "store")
     with store.writer(), pytest.raises(StoreLocked):

@@ -36,7 +36,7 @@ def status(
     job: Annotated[
         str | None, typer.Argument(metavar="[JOB]", help="One job; by default all but imports.", autocompletion=completion.jobs)
     ] = None,
-    watch: Annotated[bool, typer.Option("--watch", help="Go on showing it until it has ended (all: until nothing is left to do).")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Refresh until the job has ended (without JOB: until the queue is empty).")] = False,
     kind: Annotated[
         str | None,
         typer.Option("--kind", metavar="K", help="train, import, export, dataset_export, collect, train_online or all."),
@@ -140,7 +140,7 @@ def rm(
     jobs: Annotated[list[str], typer.Argument(metavar="JOB...", help="Ids of jobs.", autocompletion=completion.jobs)],
     as_json: Json = False,
 ) -> None:
-    """Delete ended jobs and their files; of several each that can be, and the first that cannot is the error."""
+    """Delete ended jobs and their files. Those that cannot be deleted are reported; the first one sets the exit status."""
     from offrl.client import Job
     from offrl.errors import OffrlError
 
@@ -191,16 +191,19 @@ def prune(
 
 def rerun(
     job: JobArgument,
+    into: Annotated[
+        str | None, typer.Option("--into", metavar="NAME", help="Of a train-online job: the new dataset of what it gathers.")
+    ] = None,
     priority: Annotated[int, typer.Option("--priority", parser=count, metavar="P", help="A higher one runs first.")] = 0,
     key: Annotated[
         str | None, typer.Option("--key", metavar="K", help="The same key gives the same job, however often it is sent.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Repeat a train job with the settings, seeds and snapshot of its run folder. Prints the new job's id."""
+    """Repeat a train or train-online job with the settings, seeds and snapshot of its run folder. Prints the new job's id."""
 
     with connect() as client:
-        new = client.rerun(job, priority=priority, key=key)
+        new = client.rerun(job, into=into, priority=priority, key=key)
     emit({"job": new.id}) if as_json else say(new.id)
 
 

@@ -66,9 +66,9 @@ async def submit(app: App, request: wire.Submit) -> wire.Submitted:
 
 
 async def rerun(app: App, request: wire.Rerun) -> wire.Submitted:
-    """Repeat a train job with what its run folder says that it ran with."""
+    """Repeat a train or train-online job with what its run folder says that it ran with."""
     _check_start(request)
-    repeat = await asyncio.to_thread(reruns.read, app.state, await app.database.read(records.find, request.job))
+    repeat = await asyncio.to_thread(reruns.read, app.state, await app.database.read(records.find, request.job), request.into)
     if request.key is not None:
         earlier = await app.database.read(queue.by_key, app.caller().name, request.key, repeat.spec)
         if earlier is not None:
@@ -78,10 +78,16 @@ async def rerun(app: App, request: wire.Rerun) -> wire.Submitted:
     reruns.check(repeat, known)
     if (refused := app.supervisor.devices.refused(repeat.spec.model_dump())) is not None:
         raise refused
-    taken = [use for use in uses.of(repeat.spec, known) if use.name not in repeat.kept]
+    wanted = uses.of(repeat.spec, known) if isinstance(repeat.spec, TrainSpec) else uses.of_steps(repeat.spec)
+    taken = [use for use in wanted if use.name not in repeat.kept]
+    if request.into is not None:
+        if await app.database.read(datasets.mentioned, request.into):
+            raise Conflict(f"there is a dataset {request.into!r} already", hint="the repetition gathers its steps anew: name a new dataset")
+        await _check_folder(app, request.into)
     await beforehand.check(app, repeat.spec, known, repeat.kept)
     job, created = await app.database.write(_submit, app, request, repeat.spec, taken, app.caller(), repeat)
-    await app.supervisor.tell_pinned(repeat.spec.dataset)
+    if isinstance(repeat.spec, TrainSpec):
+        await app.supervisor.tell_pinned(repeat.spec.dataset)
     return wire.Submitted(job=job, created=created)
 
 

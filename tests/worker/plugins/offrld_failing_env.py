@@ -1,5 +1,7 @@
-"""CartPole that fails: always, or in the first run alone, as a note in the job's folder says; or whose rewards are none."""
+"""CartPole that fails: always, or in the first run alone, as a note in the job's folder says; whose rewards are none; or that ends the
+process."""
 
+import ctypes
 from pathlib import Path
 
 import gymnasium
@@ -27,6 +29,13 @@ class Odd(CartPoleEnv):
         return observation, np.ones(2), terminated, truncated, info
 
 
+class Crashing(CartPoleEnv):
+    def step(self, action):
+        ctypes.string_at(0)  # a library that reads where nothing is
+        return super().step(action)
+
+
+gymnasium.register("Crashing-v0", Crashing, max_episode_steps=20)
 gymnasium.register("Failing-v0", Failing, max_episode_steps=20)
 gymnasium.register("FailingOnce-v0", lambda: Failing(once=True), max_episode_steps=20)
 gymnasium.register("Odd-v0", Odd, max_episode_steps=20)
