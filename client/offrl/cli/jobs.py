@@ -36,7 +36,7 @@ def status(
     job: Annotated[
         str | None, typer.Argument(metavar="[JOB]", help="One job; by default all but imports.", autocompletion=completion.jobs)
     ] = None,
-    watch: Annotated[bool, typer.Option("--watch", help="Refresh until the job has ended (without JOB: until the queue is empty).")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Refresh until the job ends (without JOB: until the queue is empty).")] = False,
     kind: Annotated[
         str | None,
         typer.Option("--kind", metavar="K", help="train, import, export, dataset_export, collect, train_online or all."),
