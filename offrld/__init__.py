@@ -28,3 +28,7 @@ def __getattr__(name: str) -> Any:
 
         return getattr(training, name)
     raise AttributeError(f"module 'offrld' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, "collect"})

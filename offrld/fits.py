@@ -20,16 +20,17 @@ STEPS = 256                  # values that float32 must tell apart between an ac
 _SMALLER = ((32, 5, 2, 64, 3, 2, 64, 3, 1), (16, 4, 2, 32, 3, 1), (16, 3, 1, 32, 3, 1), (16, 3, 1), (16, 2, 1), (16, 1, 1))
 
 
-def check_fits(schema: Schema, settings: Mapping[str, Any], *, algorithm: str, actions: str) -> None:
+def check_fits(schema: Schema, settings: Mapping[str, Any], *, algorithm: str, actions: str, whose: str = "the dataset") -> None:
     """Raise `InvalidInput` where an algorithm cannot learn a dataset of this schema.
 
     Args:
         settings: every setting by dotted name, resolved: defaults, then a preset's, then the user's.
         algorithm, actions: its name, and the kind of actions that it learns: ``continuous``, ``discrete`` or ``both``.
+        whose: the environment's id, if the schema is of its steps.
     """
     check_observations(schema)
     check_action(schema)
-    check_kind(algorithm, actions, discrete=schema.action.discrete)
+    check_kind(algorithm, actions, discrete=schema.action.discrete, whose=whose)
     check_images(schema, settings)
 
 
@@ -59,11 +60,11 @@ def check_observations(schema: Schema) -> None:
             )
 
 
-def check_kind(algorithm: str, actions: str, *, discrete: bool) -> None:
-    """Raise `InvalidInput` where the dataset's actions are of another kind than the algorithm learns."""
+def check_kind(algorithm: str, actions: str, *, discrete: bool, whose: str = "the dataset") -> None:
+    """Raise `InvalidInput` where the actions, those of ``whose``, are of another kind than the algorithm learns."""
     kind = "discrete" if discrete else "continuous"
     if actions not in ("both", kind):
-        raise InvalidInput(f"algorithm {algorithm!r} learns {actions} actions, the dataset has {kind} ones",
+        raise InvalidInput(f"algorithm {algorithm!r} learns {actions} actions, {whose} has {kind} ones",
                            hint=f"`offrl algos` lists the {kind} algorithms")  # fmt: skip
 
 

@@ -16,6 +16,9 @@ Metrics = dict[str, dict[int, float]]
 class Learner(engine.Learner):
     """`offrld.engine.Learner` with `export`, and files for `fit` and `fitter`. Make it with `offrld.train`, `build` or `load`."""
 
+    def __repr__(self) -> str:
+        return f"<Learner of {self.algorithm.name}, seeds {list(self.seeds)}, step {self.step}>"
+
     def export(self, path: str | os.PathLike[str], *, seed: int | None = None) -> Path:
         """Write the policy of a trained seed as ONNX, or as TorchScript to a name in ``.pt`` (``docs/policy-file.md``); returns its path.
 

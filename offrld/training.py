@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -57,6 +58,8 @@ def train(
         CheckFailed: ``check_export``, and the policy cannot be exported.
         Diverged: every seed has; the message names metric, seed and step.
     """
+    if isinstance(steps, bool) or not isinstance(steps, numbers.Real) or not 0 <= steps == steps // 1:
+        raise InvalidInput(f"steps is a whole number of at least 0, got {steps!r}", hint="for example steps=10_000")
     learner = build(algorithm, store, config=config, preset=preset, seeds=seeds, **options)
     if check_export and learner.algorithm.has_policy:
         learner.check_export()

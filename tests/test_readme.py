@@ -52,6 +52,7 @@ def test_the_quick_start_works_word_by_word():
                 )
                 assert done.returncode == 0, done.stdout + done.stderr
                 printed[block] = done.stdout
+            assert "updates" in done.stderr and ", 0 updates" not in done.stderr, done.stderr
             mean = float(re.search(r"return\s+(-[\d,.]+) ", printed[train])[1].replace(",", ""))
             assert mean > -400, printed[train]
         finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -184,7 +185,7 @@ class Client:
         ids = [before.id if isinstance(before, Job) else before for before in befores]
         start_at = at.timestamp() if isinstance(at, datetime) else at
         request = build(
-            wire.Submit, spec=spec, priority=priority, after=ids, key=key or f"auto-{uuid.uuid4().hex}", start_at=start_at,
+            wire.Submit, spec=spec, priority=priority, after=ids, key=f"auto-{uuid.uuid4().hex}" if key is None else key, start_at=start_at,
             start_in_s=delay_s,
         )  # fmt: skip
         return Job(self, self.request(request).job)
@@ -203,7 +204,7 @@ class Client:
             Unknown: there is no such job, or its dataset, its algorithm or its environment is not there any more.
         """
         name = job.id if isinstance(job, Job) else job
-        request = build(wire.Rerun, job=name, into=into, priority=priority, key=key or f"auto-{uuid.uuid4().hex}")
+        request = build(wire.Rerun, job=name, into=into, priority=priority, key=f"auto-{uuid.uuid4().hex}" if key is None else key)
         return Job(self, self.request(request).job)
 
     def prune(self, *, jobs: int | None = None, days: float | None = None, dry_run: bool = False) -> list[wire.PrunedJob]:
@@ -257,6 +258,8 @@ class Client:
         from offrl import upload
         from offrl.foreign import opened  # onnxruntime: not needed before
 
+        if isinstance(named, str) and re.fullmatch("[a-z0-9]{8}", named) and not os.path.exists(named):
+            raise Unknown(f"there is no policy file {named!r}", hint=f"the policy of a job is named job:{named}")
         asked = build(CollectSpec, **given, policy="upload")
         opened(named, asked.policy_input, asked.policy_output, asked.policy_argmax)  # what is no policy file is said here
         connection = self.connect()  # its own, so that the client can be used meanwhile
@@ -309,7 +312,7 @@ class Client:
     def _queue(self, spec: Any, priority: int, after: str | Job | Sequence[str | Job], key: str | None) -> Job:
         befores = [after] if isinstance(after, str | Job) else list(after)
         ids = [before.id if isinstance(before, Job) else before for before in befores]
-        request = build(wire.Submit, spec=spec, priority=priority, after=ids, key=key or f"auto-{uuid.uuid4().hex}")
+        request = build(wire.Submit, spec=spec, priority=priority, after=ids, key=f"auto-{uuid.uuid4().hex}" if key is None else key)
         return Job(self, self.request(request).job)
 
     def jobs(self, kind: str | None = None, *, limit: int = 1000) -> list[Job]:

@@ -20,12 +20,18 @@ if TYPE_CHECKING:
 
 FILE_ENDINGS = (".hdf5", ".h5", ".npz", ".csv", ".parquet")
 EXPORT_FORMATS = {".hdf5": "d4rl", ".h5": "d4rl", ".npz": "npz"}  # anything else: a store's folder
+#: Of files that no exporter makes: a folder of that name is not what the user wants.
+_NO_EXPORTS = (".csv", ".tsv", ".parquet", ".arrow", ".feather", ".json", ".jsonl", ".zip", ".tar", ".gz", ".pkl", ".pt", ".mat")
 EXPORT_FOLDERS = ("store", "minari", "torchrl", "gen_dgrl", "atari", "lerobot")  # the formats that are folders
 
 
 def export_format(out: str | os.PathLike[str], format: str | None) -> str:
     """The format of an export: as named, else by the ending of its path."""
-    return format if format is not None else EXPORT_FORMATS.get(Path(out).suffix.lower(), "store")
+    ending = Path(out).suffix.lower()
+    if format is None and ending in _NO_EXPORTS:
+        raise InvalidInput(f"cannot write {out}: a dataset is not exported as {ending}",
+                           hint=f"end the name with {', '.join(EXPORT_FORMATS)}, or name the format")  # fmt: skip
+    return format if format is not None else EXPORT_FORMATS.get(ending, "store")
 
 
 Events = Any  # Callable[[wire.Event], None]
@@ -190,7 +196,8 @@ class Datasets:
             try:
                 named.find(source)
             except Unknown as error:
-                raise Unknown(f"there is neither a file nor a dataset by the name of {source!r}", hint=error.hint) from None
+                hint = error.hint if error.hint.startswith("did you mean") else "give the path of a file or a folder"
+                raise Unknown(f"there is neither a file nor a dataset by the name of {source!r}", hint=hint) from None
             return self._run(_build(ImportSpec, dataset=name, named=source, **how), follow)
         with _as_files(source, schema) as files:
             return self._import_files(name, files, how, progress, follow)

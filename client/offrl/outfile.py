@@ -123,6 +123,8 @@ def errors(path: str | os.PathLike[str]) -> Iterator[None]:
         yield
     except FileNotFoundError:
         folder = Path(os.path.realpath(path)).parent
+        if folder.is_dir():  # of /proc and the like, which hold only what the kernel puts there
+            raise InvalidInput(f"cannot write {path}: no file can be made in {folder}", hint="choose another place") from None
         raise InvalidInput(f"cannot write {path}: its folder does not exist", hint=f"make it: mkdir -p {folder}") from None
     except BrokenPipeError:
         raise InvalidInput(f"cannot write {path}: its reader has gone", hint="what it has read is not whole") from None

@@ -79,6 +79,23 @@ def _text(raw: io.FileIO, former: Any, *, at_once: bool = False) -> io.TextIOWra
     )  # fmt: skip
 
 
+def is_stdout(path: str | os.PathLike[str]) -> bool:
+    """Whether ``path`` is what stdout goes into, /dev/stdout for example."""
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(1))
+    except OSError:
+        return False
+
+
+def _lost(data: bytes) -> str:
+    """What of the output is lost, the number of a job for example; of a policy or another file nothing that a terminal could show."""
+    text = data.decode(errors="replace")
+    if any(ord(sign) < 32 and not sign.isspace() for sign in text):
+        return "let stdout go to another place"
+    text = " ".join(text.split())
+    return f"lost: {text if len(text) <= SHOWN else text[:SHOWN] + '...'}"
+
+
 class _Stdout(io.FileIO):
     def write(self, data: Any) -> int:
         while True:
@@ -87,9 +104,7 @@ class _Stdout(io.FileIO):
             except OSError as error:
                 if error.errno == errno.EPIPE:
                     raise ReaderGone("nobody reads stdout any more") from None
-                lost = " ".join(bytes(data[: 4 * SHOWN]).decode(errors="replace").split())
-                lost = lost if len(lost) <= SHOWN else lost[:SHOWN] + "..."
-                raise OutputFailed(f"cannot write to stdout: {error.strerror}", hint=f"lost: {lost}") from None
+                raise OutputFailed(f"cannot write to stdout: {error.strerror}", hint=_lost(bytes(data[: 4 * SHOWN]))) from None
             if written is not None:
                 return written
             select.select([], [self], [])  # it does not block, and another program has not read enough yet
@@ -104,4 +119,4 @@ class _Stderr(io.FileIO):
         return len(data) if written is None else written
 
 
-__all__ = ["READER_GONE", "OutputFailed", "ReaderGone", "run"]
+__all__ = ["READER_GONE", "OutputFailed", "ReaderGone", "is_stdout", "run"]

@@ -178,7 +178,8 @@ def _parts(content: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, list[A
     lists: dict[str, list[Any]] = {}
     for name, values in _lists(grid):
         if not isinstance(values, list) or not values:
-            raise InvalidInput(f"grid: {name} = {values!r} is no list of values", hint=f"for example: {name} = [{toml(values)}]")
+            hint = "name at least one value" if values == [] else f"for example: {name} = [{toml(values)}]"
+            raise InvalidInput(f"grid: {name} = {values!r} is no list of values", hint=hint)
         lists[name] = values
     for name in ("seeds", "key"):
         if name in fixed or name in lists:

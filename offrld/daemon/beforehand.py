@@ -70,7 +70,8 @@ async def _played(
         if stored is not None:
             told_spaces.check_steps(spec.env, schema, stored)
         if algorithm is not None:
-            fits.check_fits(schema, _chosen(spec, algorithm), algorithm=spec.algorithm, actions=algorithm.get("actions", "both"))
+            actions = algorithm.get("actions", "both")
+            fits.check_fits(schema, _chosen(spec, algorithm), algorithm=spec.algorithm, actions=actions, whose=spec.env)
 
     policy = None
     if isinstance(spec, CollectSpec) and spec.upload is not None:

@@ -205,6 +205,10 @@ def last_line(path: Path, limit: int = 300) -> str:
 def checked_environment(env: str, catalog: dict[str, Any]) -> None:
     """`Unknown` with the nearest known id, unless gymnasium knows the environment on this machine."""
     if env not in catalog["environments"]:
+        _, colon, name = env.partition(":")
+        if colon:
+            hint = f"let the package of {name!r} register it by an entry point of offrl.environments (docs/extending.md)"
+            raise Unknown(f"{env!r} names a Python module, and the daemon imports none by name", hint=hint)
         raise Unknown(f"no environment {env!r} is registered with gymnasium here", hint=unknown_hint(env, catalog["environments"]))
 
 
@@ -234,7 +238,8 @@ def checked(spec: Trained, catalog: dict[str, Any], fields: dict[str, Any] | Non
     try:
         chosen = settings.resolve(spec.config, algorithm["config"])
     except Unknown as error:
-        raise Unknown(f"{spec.algorithm}: {error.message}", hint=error.hint) from None
+        hint = error.hint.replace("`offrl algos NAME`", f"`offrl algos {spec.algorithm}`")
+        raise Unknown(f"{spec.algorithm}: {error.message}", hint=hint) from None
     for name, value in chosen.items():
         check_value(f"{spec.algorithm}: {name}", value, algorithm["config"][name])
     preset = settings.resolve(presets[spec.preset], algorithm["config"]) if spec.preset is not None else {}

@@ -221,7 +221,7 @@ def _rewards(algorithm: Algorithm, config: Any, store: EpisodeStore, space: Spac
     spans = [(int(first), int(first + steps)) for first, steps in zip(table["first_row"], table["steps"], strict=True)]
     pieces = [reward[first:end] for first, end in spans if end > first]
     if pieces and min(float(piece.min()) for piece in pieces) == max(float(piece.max()) for piece in pieces):
-        yield f"all rewards are {float(pieces[0][0]):g}: there is nothing to learn from them but when episodes end"
+        yield f"all rewards are {float(pieces[0][0]):g}: only the lengths of episodes tell good actions from bad ones"
         return
     largest = max((abs(float(_scaled(piece, scalers).sum(dtype=np.float64))) for piece in pieces), default=0.0)
     if largest > HUGE_RETURN:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import onnx
 import onnxruntime
 import torch
 
+from offrl import outfile
 from offrl.policy import PREFIX
 from offrl_store.disk import reserve
 from offrld.export.network import Reference
@@ -97,23 +97,6 @@ def plain(value: Any) -> Any:
 
 
 def write(data: bytes, path: Path) -> None:
-    """All of ``data`` at ``path``, durable, or nothing."""
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    """All of ``data`` at ``path``, durable, or nothing. A pipe or a device takes it and stays; a link stays, too."""
     reserve(len(data))
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-__all__ = ["annotate", "described", "plain", "with_metadata", "write"]
+    outfile.write(path, data, force=True)

@@ -174,8 +174,9 @@ class OnlineJob:
         finally:
             self._record(last=True)
         self._finish()
-        note = self.evaluations.note()
-        return f"{training.step} steps, {self.learner.step} updates{f'; {note}' if note else ''}"
+        least = self.learner.config.batch_size
+        few = f"no update yet: the first one needs more than batch_size = {least:,} transitions" if self.learner.step == 0 else ""
+        return "; ".join(filter(None, (f"{training.step} steps, {self.learner.step} updates", few, self.evaluations.note())))
 
     def _catch_up(self, updates: int, gathered: int) -> None:
         """The updates of steps that are in the dataset and were made after the checkpoint."""

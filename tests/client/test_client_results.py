@@ -105,6 +105,12 @@ def test_stdout_takes_files_and_nothing_else(job, daemon, tmp_path):
     ran = piped('"$PY" -m offrl.cli datasets export results - --format npz > out.npz', daemon.url, tmp_path)
     assert ran.returncode == 0, ran.stderr
     assert np.load(tmp_path / "out.npz")["rewards"].shape == (60,)
+    for line, name in ((f"fetch {job} --out /dev/stdout", "policy.onnx"), ("datasets export results /dev/stdout --format npz", "out.npz")):
+        ran = piped(f'"$PY" -m offrl.cli {line} | cat > it', daemon.url, tmp_path)
+        assert (tmp_path / "it").read_bytes() == (tmp_path / name).read_bytes(), ran.stderr
+    ran = piped('"$PY" -m offrl.cli datasets export results out.csv', daemon.url, tmp_path)
+    assert ran.returncode == 2 and not (tmp_path / "out.csv").exists()
+    assert b".npz" in ran.stderr
     for line in (f"fetch {job} --out - --json", "datasets export results -", "datasets export results - --format lerobot"):
         ran = piped(f'"$PY" -m offrl.cli {line}', daemon.url, tmp_path)
         assert (ran.returncode, ran.stdout if "--json" not in line else b"") == (2, b"")

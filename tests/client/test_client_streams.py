@@ -51,6 +51,12 @@ def test_what_is_lost_is_said(daemon):
     assert "lost: offrl " in ran.stderr
 
 
+def test_bytes_of_a_file_that_is_lost_are_not_shown(daemon):
+    copies = "from offrl.streams import run; import sys; run(lambda: sys.stdout.buffer.write(bytes(range(256)) * 64))"
+    ran = shell(f'"$PY" -c "{copies}" > /dev/full', daemon.url)
+    assert ran.stderr == "error: cannot write to stdout: No space left on device; let stdout go to another place\n"
+
+
 def test_a_reader_that_has_gone_is_no_word(daemon):
     """More than a pipe holds, so that the writer meets its end."""
     line = 'set -o pipefail; for i in 1 2 3; do "$PY" -m offrl.cli algos --json; done | (read -n 1; exec <&-; sleep 3)'

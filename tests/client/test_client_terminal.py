@@ -231,7 +231,7 @@ def test_an_unknown_environment_is_not_guessed_at(offrl_cli):
 
 def test_output_to_stdout_is_refused_on_a_terminal_and_beside_json(monkeypatch):
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
-    with pytest.raises(InvalidInput, match="no text for a terminal"), output.destination("-", "x", "a policy", False):
+    with pytest.raises(InvalidInput, match="is not text, and stdout is a terminal"), output.destination("-", "x", "a policy", False):
         pass
     with pytest.raises(InvalidInput, match="both are for stdout"), output.destination("-", "x", "a policy", True):
         pass

@@ -93,7 +93,8 @@ REFUSED = [
     (["top", "--limit", "0"], "--limit must be 1 or more, got 0; see `offrl top --help`"),
     (["submti"], "offrl has no command 'submti'; did you mean `offrl submit`?"),
     (["report"], "offrl has no command 'report'; see `offrl --help`"),
-    (["datasets", "list"], "offrl datasets has no command 'list'; see `offrl datasets --help`"),
+    (["datasets", "list"], "offrl datasets has no command 'list'; did you mean `offrl datasets ls`?"),
+    (["datasets", "frobnicate"], "offrl datasets has no command 'frobnicate'; see `offrl datasets --help`"),
 ]  # fmt: skip
 
 

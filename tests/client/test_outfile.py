@@ -156,6 +156,11 @@ def test_what_cannot_be_a_file_is_one_line_before_anything_is_made(tmp_path):
     assert left(tmp_path) == ["plain"]
 
 
+def test_a_folder_that_takes_no_file_is_not_called_absent():
+    with pytest.raises(InvalidInput, match="no file can be made in /proc"), outfile.writing("/proc/none"):
+        raise AssertionError("the block was entered")
+
+
 def test_a_full_disk_leaves_nothing(tmp_path):
     with pytest.raises(DiskFull, match="no space left for /dev/full"):
         outfile.write("/dev/full", b"x")

@@ -187,3 +187,21 @@ def test_the_offline_agents_are_ours_with_their_settings(agent, algorithm, prese
 def test_a_published_grid_with_what_is_not_ours_is_refused(values, says):
     with pytest.raises(InvalidInput, match=re.escape(says)):
         plan({**values, "grid": {"env_name": ["coinrun"]}})
+
+
+def test_a_sweep_that_is_refused_amid_its_jobs_says_which_are_queued(client, offrl_cli, tmp_path):
+    import numpy as np
+
+    rows = {"observations": np.zeros((20, 3), np.float32), "actions": np.linspace(-1, 1, 20, dtype=np.float32)[:, None],
+            "rewards": np.ones(20, np.float32), "terminals": np.arange(1, 21) % 10 == 0}  # fmt: skip
+    client.datasets.add("sweep-there", rows)
+    path = tmp_path / "grid.toml"
+    path.write_text('algorithm = "bc"\nsteps = 20\n[grid]\ndataset = ["sweep-there", "sweep-absent"]\n')
+    refused = offrl_cli("sweep", path, "--submit")
+    assert refused.status == 2 and "sweep-absent" in refused.err
+    job = client.jobs()[-1]
+    assert f"1 of 2 jobs are in the queue: {job.id};" in refused.err
+    path.write_text('algorithm = "bc"\nsteps = 20\n[grid]\ndataset = ["sweep-there"]\n')
+    assert [each["job"] for each in offrl_cli("sweep", path, "--submit", "--json").json] == [job.id]
+    none = offrl_cli("sweep", path, "--set", "steps=0", "--submit")
+    assert none.status == 2 and "in the queue" not in none.err

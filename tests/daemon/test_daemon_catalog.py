@@ -7,7 +7,7 @@ from describe_program import ALGORITHMS
 
 from offrl.errors import InvalidInput, Unknown
 from offrl.job import TrainSpec
-from offrld.daemon.catalog import check_value, checked, fingerprint, flat, parse
+from offrld.daemon.catalog import check_value, checked, checked_environment, fingerprint, flat, parse
 
 CATALOG = {"algorithms": ALGORITHMS, "environments": ["CartPole-v1", "Hopper-v5"]}
 DISCRETE = {"action": {"role": "action", "dtype": "int64", "shape": [], "n": 4}}
@@ -118,6 +118,14 @@ def part_check(**spec) -> TrainSpec:
     presets = {"clipped": {"scaler": "clip"}}
     catalog = {"algorithms": [{"name": "a", "actions": "both", "presets": presets, "config": PARTS}], "environments": []}
     return checked(TrainSpec(**{"algorithm": "a", "dataset": "d", **spec}), catalog, None)
+
+
+def test_what_is_unknown_names_where_to_look() -> None:
+    with pytest.raises(Unknown) as refused:
+        part_check(config={"zzz": 1})
+    assert refused.value.hint == "`offrl algos a` lists them"
+    with pytest.raises(Unknown, match="the daemon imports none by name"):
+        checked_environment("mine:Arm-v0", {"environments": ["Arm-v0"]})
 
 
 def test_components_are_taken_by_their_types_name_and_tables_by_entry() -> None:

@@ -42,6 +42,8 @@ def test_actions_that_no_policy_gives_are_refused_in_one_line(action, metadata, 
 def test_actions_of_the_other_kind_are_refused():
     with pytest.raises(InvalidInput, match="'td3_bc' learns continuous actions, the dataset has discrete ones"):
         check_fits(Schema(VECTOR, Field("int64", (), low=0, high=2)), {}, algorithm="td3_bc", actions="continuous")
+    with pytest.raises(InvalidInput, match="CartPole-v1 has discrete ones"):
+        check_fits(Schema(VECTOR, Field("int64", (), low=0, high=2)), {}, algorithm="td3_bc", actions="continuous", whose="CartPole-v1")
 
 
 @pytest.mark.parametrize("action", [Field("int64", (2,), low=0, high=10), Field("float32", (2,), low=-1, high=1), Field("float32", (2,))])

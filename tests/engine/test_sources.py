@@ -22,6 +22,14 @@ OBSERVED, ACTED = RANDOM.normal(size=(40, 3)).astype("float32"), RANDOM.uniform(
 ENDS = np.arange(40) % 10 == 9
 
 
+def test_steps_are_a_whole_number():
+    for steps in ("1k", -1, 1.5, float("nan"), True, None):
+        with pytest.raises(InvalidInput, match="steps is a whole number"):
+            offrld.train("bc", arrays(), steps=steps, config=CONFIG)
+    assert offrld.train("bc", arrays(), steps=2.0, config=CONFIG).step == 2
+    assert {"train", "build", "load", "datasets", "collect"} <= set(dir(offrld))
+
+
 def episodes(kind=np.asarray):
     """Four episodes of ten steps without their last observations."""
     return [Episode(kind(OBSERVED[i : i + 10]), kind(ACTED[i : i + 10]), kind(np.ones(10, np.float32)), True) for i in range(0, 40, 10)]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +18,10 @@ import torch
 from cheap_settings import cheap_learner
 from torch import nn
 
-from offrl.errors import CheckFailed
+from offrl.errors import CheckFailed, InvalidInput
 from offrl.policy import Policy
 from offrld.algos import get
+from offrld.export import policy_file
 from offrld.export.onnx import PolicyExporter, annotate, export_policy
 
 CONTINUOUS = ("float32", (5,))
@@ -239,9 +242,26 @@ def test_a_module_that_cannot_be_traced_fails_in_one_line(tmp_path):
 def test_a_failing_write_leaves_nothing(tmp_path):
     exporter = PolicyExporter()
     (tmp_path / "policy.onnx").mkdir()  # a folder is in the way: the rename fails
-    with pytest.raises(OSError):
+    with pytest.raises(InvalidInput, match="it is a folder"):
         exporter.export(Continuous(), tmp_path / "policy.onnx", observation=CONTINUOUS, discrete=False)
     assert os.listdir(tmp_path) == ["policy.onnx"]
+
+
+def test_a_policy_goes_into_a_pipe_or_through_a_link_which_stay(tmp_path):
+    pipe, link, target = tmp_path / "pipe.onnx", tmp_path / "link.onnx", tmp_path / "target.onnx"
+    os.mkfifo(pipe)
+    link.symlink_to(target)
+    read = []
+    reader = threading.Thread(target=lambda: read.append(pipe.read_bytes()))
+    reader.start()
+    policy_file.write(b"the policy", pipe)
+    reader.join(30)
+    policy_file.write(b"the policy", link)
+    assert read == [b"the policy"] and stat.S_ISFIFO(pipe.lstat().st_mode)
+    assert link.is_symlink() and target.read_bytes() == b"the policy"
+    (tmp_path / "folder.onnx").mkdir()
+    with pytest.raises(InvalidInput, match="it is a folder"):
+        policy_file.write(b"the policy", tmp_path / "folder.onnx")
 
 
 def test_large_actions_are_compared_relative_to_their_size(tmp_path):

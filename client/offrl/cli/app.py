@@ -14,6 +14,10 @@ from offrl.errors import Unknown, likely
 ROOT_HELP = "Train policies from logged data on an offrld daemon, and run them. OFFRL_URL names the daemon."
 
 
+# What people type who know other programs: no typing slip, so likeness does not find it.
+OTHER_WORDS = {"list": ("ls", "status"), "ls": ("status",), "delete": ("rm",), "remove": ("rm",), "import": ("add",)}
+
+
 class Group(TyperGroup):
     """Commands whose summaries are shown in full, and that suggests one for a slip of the fingers only."""
 
@@ -26,7 +30,8 @@ class Group(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """The command that the first argument names. Raises `Unknown`."""
         if args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
-            close = likely(args[0], self.list_commands(ctx))
+            known = self.list_commands(ctx)
+            close = likely(args[0], known) or next((word for word in OTHER_WORDS.get(args[0], ()) if word in known), None)
             hint = f"did you mean `{ctx.command_path} {close}`?" if close else f"see `{ctx.command_path} --help`"
             error = Unknown(f"{ctx.command_path} has no command {args[0]!r}", hint=hint)
             error.code = "usage"

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from offrl import streams
 from offrl.cli import completion, options
 from offrl.cli.connecting import connect
 from offrl.cli.output import Json, destination, emit, number, pairs, say, size, table
@@ -112,7 +113,7 @@ def export(
         raise InvalidInput("stdout takes one file", hint="name its format: --format npz, d4rl, d3rlpy, d3rlpy-v1 or robomimic")
     with destination(out, "dataset", "a dataset", as_json) as target, connect() as client, display(f"export {name}") as see:
         path = client.datasets.export(name, target, format, force=force, follow=see)
-    if out == "-":
+    if out == "-" or (not as_json and streams.is_stdout(path)):
         return
     if as_json:
         emit({"name": name, "path": str(path), "format": export_format(path, format)})

@@ -36,7 +36,7 @@ def status(
     job: Annotated[
         str | None, typer.Argument(metavar="[JOB]", help="One job; by default all but imports.", autocompletion=completion.jobs)
     ] = None,
-    watch: Annotated[bool, typer.Option("--watch", help="Go on showing it until it has ended (all: until nothing is left to do).")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Refresh until the job ends (without JOB: until the queue is empty).")] = False,
     kind: Annotated[
         str | None,
         typer.Option("--kind", metavar="K", help="train, import, export, dataset_export, collect, train_online or all."),
@@ -140,7 +140,7 @@ def rm(
     jobs: Annotated[list[str], typer.Argument(metavar="JOB...", help="Ids of jobs.", autocompletion=completion.jobs)],
     as_json: Json = False,
 ) -> None:
-    """Delete ended jobs and their files; of several each that can be, and the first that cannot is the error."""
+    """Delete ended jobs and their files. Those that cannot be deleted are reported; the first one sets the exit status."""
     from offrl.client import Job
     from offrl.errors import OffrlError
 

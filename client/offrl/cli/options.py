@@ -16,7 +16,7 @@ Config = Annotated[str | None, typer.Option("--config", metavar="F.toml", help="
 Preset = Annotated[str | None, typer.Option("--preset", metavar="P", help="A named set of settings of the algorithm.")]
 Start = Annotated[str | None, typer.Option("--from", metavar="JOB[:SEED]", help="Start from the networks of this job; waits for it.")]
 Transfer = Annotated[str | None, typer.Option("--transfer", metavar="T", help="Of --from: all, policy or critics. [default: all]")]
-FreshOptimizer = Annotated[bool, typer.Option("--fresh-optimizer", help="Of --from: optimisers begin anew.")]
+FreshOptimizer = Annotated[bool, typer.Option("--fresh-optimizer", help="With --from: reset the optimizer state.")]
 EvalEnv = Annotated[str | None, typer.Option("--eval-env", metavar="ID", help="Evaluate in this gymnasium environment.")]
 
 # What it runs on.

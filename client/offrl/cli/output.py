@@ -64,7 +64,7 @@ def destination(out: str | None, name: str, what: str, as_json: bool) -> Iterato
     if as_json:
         raise InvalidInput("- and --json both are for stdout", hint="name a file, or leave --json out")
     if sys.stdout.isatty():
-        raise InvalidInput(f"{what} is no text for a terminal", hint="let stdout go to a file or into a pipe")
+        raise InvalidInput(f"{what} is not text, and stdout is a terminal", hint="redirect stdout to a file or a pipe")
     with tempfile.TemporaryDirectory(prefix="offrl-") as folder:
         path = Path(folder) / name
         yield path

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from offrl import streams
 from offrl.cli import completion, options
 from offrl.cli.connecting import connect
 from offrl.cli.output import Json, destination, emit, live, number, pairs, say
@@ -40,7 +41,7 @@ def fetch(
 
     with connect() as client, destination(out, "policy", "what is fetched", as_json) as target:
         path, artifact = client.job(job).fetch_artifact(target, kind, seed=seed, best=best, step=step, force=force)
-    if out == "-":
+    if out == "-" or (not as_json and streams.is_stdout(path)):  # the path would follow the file's own bytes
         return
     if as_json:
         emit({"path": str(path), "sha256": artifact.sha256, "bytes": artifact.size, "job": job, "kind": kind})

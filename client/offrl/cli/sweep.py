@@ -12,7 +12,7 @@ from offrl.cli import options
 from offrl.cli.connecting import connect
 from offrl.cli.output import Json, emit, say, table, talk
 from offrl.cli.values import count, setting
-from offrl.errors import Conflict, InvalidInput
+from offrl.errors import Conflict, InvalidInput, OffrlError
 
 if TYPE_CHECKING:
     from offrl.sweep import Trial
@@ -56,6 +56,11 @@ def sweep(
                 except Conflict as error:  # of its key, which is its name
                     raise Conflict(f"a job {job.name} with other options was sent before: {error.message}",
                                    hint="send these under another name: --name NAME") from None  # fmt: skip
+                except OffrlError:
+                    if found:
+                        sent = " ".join(each["job"] for each in found)
+                        talk(f"{len(found)} of {len(jobs)} jobs are in the queue: {sent}; the corrected sweep does not queue them again")
+                    raise
         if as_json:
             emit(found)
         else:
