@@ -24,6 +24,8 @@ from offrl.cli import run
 def daemon() -> Iterator[Daemon]:
     """One daemon for all tests that do not stop it."""
     folder = Path(tempfile.mkdtemp(prefix="offrl-", dir="/tmp"))  # short: a socket's path has 107 bytes
+    (folder / "state").mkdir()
+    (folder / "state" / "offrld.toml").write_text("[slots]\ntrain = 1\n")  # the tests say what waits
     started = start_daemon(folder / "state")
     try:
         yield started
