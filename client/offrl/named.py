@@ -92,7 +92,10 @@ def find(name: str) -> Named:
         return Named(name, "atari", atari_id(found["game"]), found["game"], int(found["v"]) + 1, epoch)
     if MINARI.fullmatch(name):
         return Named(name, "minari")
-    raise Unknown(f"there is no dataset of the name {name!r}", hint=nearest(name, names()))
+    hint = nearest(name, names())
+    if found and (game := found["game"]) in games.GAMES:
+        hint = f"{game}-mixed-v0, {game}-medium-v0, {game}-expert-v0, or {game}-epoch-1-v0 to {game}-epoch-{LAST_EPOCH}-v0"
+    raise Unknown(f"there is no dataset of the name {name!r}", hint=hint)
 
 
 def names() -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import warnings
 from functools import partial
 from typing import Any
@@ -185,7 +186,9 @@ def test_a_process_of_a_vector_environment_that_dies_is_named(tmp_path):
         collect(partial(Odd, RuntimeError("off")), steps=20, into=tmp_path / "raised", envs=2, vectorization="async")
 
 
-def test_ctrl_c_is_not_the_environments(tmp_path):
+def test_ctrl_c_is_not_the_environments(tmp_path, request):
+    # A shell that starts the tests in the background has SIGINT ignored, and then nobody can have pressed Ctrl-C.
+    request.addfinalizer(partial(signal.signal, signal.SIGINT, signal.signal(signal.SIGINT, signal.default_int_handler)))
     with pytest.raises(KeyboardInterrupt):
         collect(Odd(KeyboardInterrupt()), steps=20, into=tmp_path / "store")
     assert EpisodeStore.open(tmp_path / "store").episode_table["steps"].tolist() == [2]
