@@ -93,7 +93,7 @@ def find(name: str) -> Named:
     if MINARI.fullmatch(name):
         return Named(name, "minari")
     hint = nearest(name, names())
-    if found and (game := found["game"]) in games.GAMES:
+    if (game := name.partition("-")[0].lower()) in games.GAMES:
         hint = f"{game}-mixed-v0, {game}-medium-v0, {game}-expert-v0, or {game}-epoch-1-v0 to {game}-epoch-{LAST_EPOCH}-v0"
     raise Unknown(f"there is no dataset of the name {name!r}", hint=hint)
 
