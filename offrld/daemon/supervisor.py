@@ -152,8 +152,9 @@ class Supervisor:
             self._wake.clear()
             wait: float | None = RETRY_S
             with self.passes.one("the scheduler"):
+                began = time.time()
                 await self._start_jobs()
-                wait = await self._until_next_start()
+                wait = await self._until_next_start(began)
             self.turns = (self.turns or 0) + 1
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), wait)
@@ -201,9 +202,13 @@ class Supervisor:
         free, total = machine.memory_left()
         return free - self._largest >= RESERVE * total
 
-    async def _until_next_start(self) -> float | None:
-        """Seconds until a job may start that waits for a time; None where none does. Looked at again now and then: clocks are set."""
-        at = await self._database.read(queue.next_start)
+    async def _until_next_start(self, began: float) -> float | None:
+        """Seconds until a job may start that waited for a time when this turn ``began``; None if none did.
+
+        Not by the time now: the time of a job that comes between the claim and this look, as a clock that is set may bring it, would be
+        seen by neither. Looked at again now and then: clocks are set.
+        """
+        at = await self._database.read(queue.next_start, began)
         if self._short:
             return CLOCK_S
         return None if at is None else min(max(at - time.time(), 0.0) + 0.01, CLOCK_S)

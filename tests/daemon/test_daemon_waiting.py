@@ -59,6 +59,7 @@ def test_a_job_with_a_start_time_waits_for_it_and_says_so(db: Connection, monkey
     at(monkeypatch, 101)
     assert infos.info(db, job).reason == ""
     assert queue.next_start(db) is None
+    assert queue.next_start(db, since=start - 1) == start  # its time came after the claim: nobody has seen it yet
     assert claim(db) == job
 
 

@@ -7,6 +7,7 @@ whose last start is longest ago; each owner's jobs in the order of submission. A
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 
@@ -101,11 +102,14 @@ def claim(
     return job
 
 
-def next_start(db: Connection) -> float | None:
-    """The next time (seconds since the epoch) at which a job that waits for one may start; None where none does."""
+def next_start(db: Connection, since: float = math.inf) -> float | None:
+    """The next time (seconds since the epoch) at which a job that waits for one may start; None where none does.
+
+    since: an earlier look at the clock, which may have been set in the meantime: a job that waited by either of the two counts.
+    """
     return db.execute(
         "SELECT min(max(coalesce(start_at, 0), coalesce(retry_at, 0))) FROM jobs"
-        " WHERE state = 'queued' AND max(coalesce(start_at, 0), coalesce(retry_at, 0)) > ?", (time.time(),),
+        " WHERE state = 'queued' AND max(coalesce(start_at, 0), coalesce(retry_at, 0)) > ?", (min(since, time.time()),),
     ).fetchone()[0]  # fmt: skip
 
 
