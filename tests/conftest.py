@@ -40,6 +40,11 @@ def store_for(continuous_store, discrete_store):
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _no_cache_of_the_user(tmp_path_factory):
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _one_thread():
     """Two torch threads are slower than one on networks of this size, and much slower when the machine is busy."""
     os.environ["OMP_NUM_THREADS"] = "1"

@@ -73,7 +73,8 @@ class Creation:
                 gets those that the data show.
             bounds_source: where ``bounds`` come from (`Space.source`), if not from ``env_id``.
             action_low, action_high: bounds of the actions, each a number or ``[A]``; one of them alone leaves the other as it is.
-            cache_dir: folder where compiled kernels are kept between runs.
+            cache_dir: folder where compiled kernels and the choice of ``linear="auto"`` are kept between runs (without: torch's own, and
+                the user's cache).
             stacked: whether seeds are differentiated together (None: on CUDA).
             feed: where batches come from: ``host``, ``prefetch``, ``resident`` or ``auto`` (see `Supply`); the batches are the same.
             linear: what multiplies in linear layers: ``torch``, ``onednn``, or ``auto``: oneDNN where it is the faster on this processor
@@ -126,7 +127,7 @@ class Creation:
         learner = cls(
             algorithm, config, dataset, space,
             seeds=seeds, device=where, runner=runner, dtype=dtype, training=training, holdout=held_out, scalers=scalers,
-            stacked=together and len(seeds) > 1, feed=feed, linear=linear,
+            stacked=together and len(seeds) > 1, feed=feed, linear=linear, cache_dir=cache_dir,
             inputs=take_inputs(algorithm, config, space, inputs or {}), log=log,
         )  # fmt: skip
         if source is not None:

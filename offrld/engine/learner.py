@@ -71,6 +71,7 @@ class Learner(Creation, Acting, Fitting, Transfer, Replaying):
         stacked: bool,
         feed: str,
         linear: str,
+        cache_dir: str | os.PathLike[str] | None,
         inputs: Mapping[str, Loaded],
         log: Callable[[str], None],
     ) -> None:
@@ -91,7 +92,7 @@ class Learner(Creation, Acting, Fitting, Transfer, Replaying):
         self._supply = None if store is None else Supply(store, device, feed, log)
         self._means, self.spent = Means(self.seeds), Spent()
         self.guard = Guard(self.seeds, value_limit(config, store, space, scalers))
-        self._runner_asked, self._linear_asked = runner, linear
+        self._runner_asked, self._linear_asked, self._cache_dir = runner, linear, cache_dir
         self._build()
 
     def _build(self) -> None:
@@ -118,7 +119,9 @@ class Learner(Creation, Acting, Fitting, Transfer, Replaying):
         self._behind = 0  # the feeds' number of a batch, less that of its update (see `_fed_by`)
         self._choose_runner(self._runner_asked)
         plain = self.runner == "eager" and not self._stacked
-        self.linear, why = choose_linear(self._linear_asked, device=self._device, dtype=self._dtype, plain=plain)
+        self.linear, why = choose_linear(
+            self._linear_asked, device=self._device, dtype=self._dtype, plain=plain, cache_dir=self._cache_dir
+        )  # fmt: skip
         self._log(f"linear layers: by {self.linear}, {why}")
 
     def reconfigure(self, values: Mapping[str, Any]) -> None:

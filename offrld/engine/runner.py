@@ -12,6 +12,7 @@ import os
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -80,12 +81,15 @@ def gradients(step: Step, config: Any, nets: SimpleNamespace, *, kind: type, com
     return run
 
 
-def choose_linear(asked: str, *, device: torch.device, dtype: torch.dtype, plain: bool) -> tuple[str, str]:
+def choose_linear(
+    asked: str, *, device: torch.device, dtype: torch.dtype, plain: bool, cache_dir: str | os.PathLike[str] | None = None
+) -> tuple[str, str]:
     """What multiplies in linear layers, ``torch`` or ``onednn`` (see `offrld.nets.onednn`), and why.
 
     Args:
         asked: one of `LINEARS`.
         plain: losses run in eager code, seed by seed.
+        cache_dir: where ``auto`` keeps its choice between runs (see `offrld.nets.onednn.faster`).
 
     Raises:
         InvalidInput: an unknown choice.
@@ -97,9 +101,9 @@ def choose_linear(asked: str, *, device: torch.device, dtype: torch.dtype, plain
         return "torch", "as asked"
     if device.type != "cpu" or dtype is not torch.float32 or not plain:
         return "torch", "because oneDNN is called from eager float32 code on the CPU only"
-    found, seen = onednn.faster(torch.get_num_threads())
     if asked == "onednn" and onednn.present():
         return "onednn", "as asked"
+    found, seen = onednn.faster(torch.get_num_threads(), None if cache_dir is None else Path(cache_dir))
     return ("onednn" if found else "torch"), f"because of {seen}"
 
 

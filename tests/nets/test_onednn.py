@@ -7,10 +7,12 @@ import torch
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from offrld.engine.runner import choose_linear
 from offrld.nets import onednn
 from offrld.nets.linear import linear, products
 
 needs_onednn = pytest.mark.skipif(not onednn.present(), reason="this torch has no product of oneDNN")
+RIGHT = onednn.product
 SHAPES = [
     ((256, 23), 256),            # a first layer
     ((256, 256), 256),
@@ -156,18 +158,64 @@ def test_the_way_back_ends_with_its_block_also_after_an_error():
     assert seen.count == 0
 
 
+def slow(*arguments):
+    """oneDNN's product, twenty times for once."""
+    return [RIGHT(*arguments) for _ in range(20)].pop()
+
+
+@pytest.fixture
+def probe(monkeypatch, tmp_path):
+    """A probe of another oneDNN, as a process that has not looked before makes it: ``probe(product)``."""
+
+    def probe(product, folder=tmp_path):
+        onednn._seen.cache_clear()
+        monkeypatch.setattr(onednn, "product", product)
+        return onednn.faster(1, folder)
+
+    yield probe
+    onednn._seen.cache_clear()
+
+
 @needs_onednn
-def test_the_probe_refuses_what_is_wrong_or_slow(monkeypatch):
-    right = onednn.product
-    try:
-        for product, text in (
-            (lambda *arguments: right(*arguments) * 1.01, "difference"),
-            (lambda *arguments: [right(*arguments) for _ in range(20)].pop(), "us by oneDNN"),
-        ):
-            onednn.faster.cache_clear()
-            monkeypatch.setattr(onednn, "product", product)
-            found, seen = onednn.faster(1)
-            assert not found
-            assert text in seen
-    finally:
-        onednn.faster.cache_clear()
+@pytest.mark.parametrize(("product", "text"), [(lambda *arguments: RIGHT(*arguments) * 1.01, "difference"), (slow, "us by oneDNN")])
+def test_the_probe_refuses_what_is_wrong_or_slow(probe, product, text):
+    found, seen = probe(product)
+    assert not found
+    assert text in seen
+
+
+@needs_onednn
+def test_what_was_seen_first_counts_in_every_later_run(probe, tmp_path):
+    """Where two libraries are about as fast, chance would choose another one in each run, with other last bits."""
+    wrong, text = lambda *arguments: RIGHT(*arguments) * 1.01, "a difference between oneDNN's product and torch's"
+    first = probe(slow)
+    assert probe(wrong) == first
+    (file,) = tmp_path.iterdir()
+    file.write_text('{"faster": true')  # cut short by a full disk: looked at again, and mended
+    assert probe(wrong) == (False, text)
+    assert probe(slow) == (False, text)
+
+
+@needs_onednn
+def test_of_two_that_look_at_once_the_first_to_write_counts(probe, tmp_path):
+    def late(*arguments):
+        """Another process has written its answer by the time that this one has made up its mind."""
+        if not list(tmp_path.iterdir()):
+            file = tmp_path / f"linear-{onednn._circumstances(1)}.json"
+            file.write_text('{"faster": true, "seen": "the other"}')
+        return slow(*arguments)
+
+    assert probe(late) == (True, "the other")
+
+
+@needs_onednn
+def test_a_folder_that_cannot_be_written_keeps_nothing(probe, tmp_path):
+    (tmp_path / "file").touch()
+    assert not probe(slow, tmp_path / "file" / "folder")[0]
+
+
+@needs_onednn
+def test_jobs_keep_their_choice_in_the_state_folder(tmp_path):
+    (tmp_path / f"linear-{onednn._circumstances(torch.get_num_threads())}.json").write_text('{"faster": true, "seen": "a day"}')
+    asked = {"device": torch.device("cpu"), "dtype": torch.float32, "plain": True, "cache_dir": tmp_path}
+    assert choose_linear("auto", **asked) == ("onednn", "because of a day")

@@ -36,9 +36,9 @@ def hidden(run: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(("algorithm", "dataset"), [("td3_bc", "pendulum"), ("discrete_cql", "cartpole")])
-def test_a_run_that_was_killed_and_paused_ends_as_one_that_was_not(algorithm, dataset, train, tmp_path, wait_for):
+def test_a_run_that_was_killed_and_paused_ends_as_one_that_was_not(algorithm, dataset, train, wait_for):
     spec = {"steps": 240, "seeds": [0, 3], "eval_every": 80, "validation": 0.05, "config": {"batch_size": 32}}
-    straight = train("job", algorithm, dataset, state=tmp_path / "straight", **spec)
+    straight = train("straight", algorithm, dataset, **spec)
     assert straight.end()["state"] == "succeeded"
 
     often = {"OFFRLD_CHECKPOINT_SECONDS": "0"}  # a checkpoint at every metric row, so that the kill often falls into one
