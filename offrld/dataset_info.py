@@ -18,6 +18,7 @@ def dataset_info(name: str, store: EpisodeStore) -> dict[str, Any]:
         "name": name,
         "episodes": len(store),
         "transitions": int(store.transition_count),
+        "steps": int(store.step_count),
         "bytes": int(store.nbytes),
         "fields": {column.name: _describe(column.role, column.field) for column in store.schema.columns},
         "snapshot": str(store.snapshot()),

@@ -97,6 +97,11 @@ TRAINS = ("train", "train_online")          # kinds of which networks, metrics a
 PAUSABLE = ("train", "train_online", "collect")
 
 
+def unit(kind: str) -> str:
+    """What a job of that kind counts: updates, or steps of its environment."""
+    return "steps" if kind in MAKES_STEPS else "updates"
+
+
 class _Steps(_Spec):
     """What acts in an environment and puts its steps into a dataset, a new one or one that is there, of the same environment."""
 

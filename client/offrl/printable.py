@@ -24,8 +24,13 @@ def block(text: str) -> str:
     return _BLOCK.sub(_escape, text.replace("\r\n", "\n").replace("\r", "\n"))
 
 
+def counted(count: int, noun: str) -> str:
+    """``1 episode``, ``2,690 episodes``."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
 def _escape(found: re.Match[str]) -> str:
     return found[0].encode("unicode_escape").decode()
 
 
-__all__ = ["block", "line"]
+__all__ = ["block", "counted", "line"]

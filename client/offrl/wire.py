@@ -194,7 +194,8 @@ class DatasetInfo(Reply):
 
     name: str
     episodes: int
-    transitions: int
+    transitions: int                           # steps but for the last ones of cut episodes whose next observation is missing
+    steps: int | None = None                   # None: of before they were counted
     bytes: int
     fields: dict[str, Any]
     snapshot: str

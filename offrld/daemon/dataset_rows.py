@@ -8,16 +8,17 @@ from offrl.wire import DatasetInfo
 from offrld.daemon.database import Connection
 
 
-def keep(db: Connection, info: DatasetInfo, job: str, owner: str | None, at: float) -> None:
-    """Note what a job has made of a dataset. A new one is its owner's."""
-    new = db.execute("SELECT 1 FROM datasets WHERE name = ?", (info.name,)).fetchone() is None
+def keep(db: Connection, info: DatasetInfo, job: str, owner: str | None, at: float) -> bool:
+    """Note what a job has made of a dataset, and whether that is news. A new one is its owner's."""
+    before = db.execute("SELECT snapshot, job FROM datasets WHERE name = ?", (info.name,)).fetchone()
     db.execute(
         "INSERT INTO datasets (name, info, snapshot, job, updated_at) VALUES (?1, ?2, ?3, ?4, ?5)"
         " ON CONFLICT (name) DO UPDATE SET info = ?2, snapshot = ?3, job = ?4, updated_at = ?5",
         (info.name, json.dumps(info.model_dump(exclude={"pinned_by", "owner", "trimmed"})), info.snapshot, job, at),
     )
-    if new:
+    if before is None:
         db.execute("INSERT INTO dataset_owners (name, owner) VALUES (?, ?)", (info.name, owner))
+    return before is None or tuple(before) != (info.snapshot, job)
 
 
 def owner(db: Connection, name: str) -> str | None:

@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from offrl.job import JobState
+from offrl.printable import counted
 from offrl.wire import DatasetInfo, Event
 from offrld.daemon import dataset_rows
 from offrld.daemon.database import Connection
@@ -81,9 +82,9 @@ def take_line(db: Connection, job: Job, line: bytes) -> dict[str, Any] | None:
         add(db, job, "message", JobState.RUNNING, at, message=message["message"])
     elif kind == "dataset":
         info: DatasetInfo = message["dataset"]
-        dataset_rows.keep(db, info, job.id, job.owner, at)
-        told = f"dataset {info.name}: {info.episodes} episodes, {info.transitions} transitions"
-        add(db, job, "message", JobState.RUNNING, at, message=told)
+        if dataset_rows.keep(db, info, job.id, job.owner, at):
+            counts = f"{counted(info.episodes, 'episode')}, {counted(info.transitions, 'transition')}"
+            add(db, job, "message", JobState.RUNNING, at, message=f"dataset {info.name}: {counts}")
     return message if kind == "end" else None
 
 

@@ -9,6 +9,7 @@ D4RL itself does it: after the environment's time limit, 1000 steps where that i
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -19,7 +20,7 @@ from offrl_store.errors import InvalidInput
 from . import hdf5
 from .flat import FlatArrays, flat_source
 from .source import BadEpisodes, Format, Source
-from .spaces import ActionSpace, box, choices, probe_environment
+from .spaces import ActionSpace, box, choices, kind_of, probe_environment
 
 NEEDED = ("observations", "actions", "rewards", "terminals")
 KNOWN = (*NEEDED, "timeouts", "next_observations", "next_observations_known", "infos", "metadata")
@@ -80,7 +81,8 @@ def declared_space(file: h5py.File, name: str) -> ActionSpace | None:
         if low is None and high is None:
             return None
         low, high = (np.asarray(no if bound is None else bound, float) for bound, no in ((low, -np.inf), (high, np.inf)))
-        return box(low, high, "declared", name)
+        space = box(low, high, "declared", name)
+        return space and replace(space, kind=kind_of({"action_space": {"kind": file.attrs.get("action_kind")}}))
     except (ValueError, TypeError, OSError) as error:
         raise InvalidInput(
             f"{name}: the attributes action_n, action_low, action_high cannot be read: {error}", hint="correct or remove them"

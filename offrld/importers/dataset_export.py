@@ -37,6 +37,7 @@ from .ingest import import_into
 from .lerobot_export import write_lerobot
 from .recorded_export import write_d3rlpy, write_d3rlpy_v1, write_minari
 from .robomimic_export import write_robomimic
+from .spaces import kind_of
 from .torchrl_export import write_torchrl
 
 
@@ -68,9 +69,6 @@ def export_dataset(
         raise InvalidInput(f"there is no folder {path.parent}", hint="make it first")
     if not len(store):
         raise EmptyStore("the dataset holds no episodes", hint="nothing was written")
-    space = store.metadata.get("action_space")
-    if format != "store" and isinstance(space, dict) and space.get("kind") in ("MultiDiscrete", "MultiBinary"):
-        message(f"the actions are choices of {space['kind']}: they are kept as whole numbers with bounds, not as choices")
     temporary = path.parent / f".{path.name}.partial-{secrets.token_hex(4)}"
     try:
         with disk_errors(path):
@@ -191,6 +189,8 @@ def _declared(store: EpisodeStore) -> dict[str, Any]:
     else:
         bounds = {"action_low": action.low, "action_high": action.high}
         values |= {key: np.asarray(bound, np.float64) for key, bound in bounds.items() if bound is not None}
+        if kind := kind_of(metadata):
+            values["action_kind"] = kind
     return values
 
 

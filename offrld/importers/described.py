@@ -19,7 +19,7 @@ from offrl_store.errors import OffrlError
 from .columns import Column
 from .episodic import Recording
 from .reading import parse_json, read_json
-from .spaces import ActionSpace, box
+from .spaces import ActionSpace, box, kind_of
 
 #: The attribute of an HDF5 file, and the stem of a file in a folder, that hold the record.
 NAME = "offrl"
@@ -28,8 +28,9 @@ NAME = "offrl"
 def record(store: EpisodeStore, keys: dict[str, str]) -> dict[str, Any]:
     """The record of a store, whose columns (``observation.NAME``, ``extra.NAME``, ...) stand under ``keys`` in the format."""
     metadata = store.metadata
-    return {"columns": store.schema.to_json()["columns"], "keys": keys,
-            "env_id": metadata.get("env_id"), "bounds": metadata.get("bounds")}  # fmt: skip
+    kind = kind_of(metadata)
+    return {"columns": store.schema.to_json()["columns"], "keys": keys, "env_id": metadata.get("env_id"), "bounds": metadata.get("bounds"),
+            **({"action_kind": kind} if kind else {})}  # fmt: skip
 
 
 class Described:
@@ -42,12 +43,12 @@ class Described:
         observation, extra: the fields by the key under which the format holds them, as ``(name, field)``.
     """
 
-    def __init__(self, schema: Schema, keys: dict[str, str], env_id: str | None, bounds: str | None) -> None:
+    def __init__(self, schema: Schema, keys: dict[str, str], env_id: str | None, bounds: str | None, kind: str = "") -> None:
         self.env_id, self.single = env_id, isinstance(schema.observation, Field)
         named = {"": schema.observation} if self.single else schema.observation
         self.observation = {keys[f"observation.{name}" if name else "observation"]: (name, each) for name, each in named.items()}
         self.extra = {keys[key]: (name, each) for name, each in schema.extra.items() if (key := f"extra.{name}") in keys}
-        self.space = _space(schema.action, env_id, bounds)
+        self.space = _space(schema.action, env_id, bounds, kind)
 
     @classmethod
     def read(cls, found: Any) -> Described | None:
@@ -58,6 +59,7 @@ class Described:
             return cls(
                 Schema.from_json({"columns": value["columns"], "metadata": {}}), {str(key): str(each) for key, each in keys.items()},
                 env_id if isinstance(env_id, str) else None, bounds if isinstance(bounds, str) else None,
+                kind_of({"action_space": {"kind": value.get("action_kind")}}),
             )  # fmt: skip
         except (TypeError, ValueError, KeyError, AttributeError, RecursionError, OffrlError):
             return None
@@ -108,11 +110,12 @@ class Shaped:
         return block.reshape(len(block), *self.shape[1:])
 
 
-def _space(action: Any, env_id: str | None, bounds: str | None) -> ActionSpace | None:
+def _space(action: Any, env_id: str | None, bounds: str | None, kind: str) -> ActionSpace | None:
     origin = bounds if bounds == "declared" or (env_id and bounds == f"env:{env_id}") else None
     if bounds == "inferred" or not isinstance(action, Field):
         return None
     if action.discrete:
         return ActionSpace(origin or "declared", n=action.n)
     low, high = (no if bound is None else bound for bound, no in ((action.low, -np.inf), (action.high, np.inf)))
-    return box(low, high, origin or "declared")
+    space = box(low, high, origin or "declared")
+    return space and replace(space, kind=kind)

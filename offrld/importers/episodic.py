@@ -84,7 +84,9 @@ def episodic_source(
     if first is None or scan is None:
         raise EmptyStore(f"{file} holds no steps in its {count} episodes{_why(bad)}", hint="give a dataset with at least one step")
     action, bounds = scan.field(messages)
-    metadata = make_metadata(env_id=env_id, bounds=bounds, format=format, file=file, attributes=attributes, **source) | (more or {})
+    metadata = make_metadata(
+        env_id=env_id, bounds=bounds, format=format, file=file, attributes=attributes, **source
+    ) | scan.metadata | (more or {})  # fmt: skip
     fields = {name: Field(column.dtype.name, column.shape) for name, column in first.named().items()}
     schema = Schema(
         observation=fields if isinstance(first.observations, dict) else fields["observation"],

@@ -93,7 +93,9 @@ def flat_source(
     cuts = find_cuts(arrays, messages)
     arrays = replace(arrays, actions=_scan_actions(arrays.actions, scan, cuts, bad))
     action, bounds = scan.field(messages)
-    metadata = make_metadata(env_id=env_id, bounds=bounds, format=format, file=arrays.file, attributes=attributes, **source) | (more or {})
+    metadata = make_metadata(
+        env_id=env_id, bounds=bounds, format=format, file=arrays.file, attributes=attributes, **source
+    ) | scan.metadata | (more or {})  # fmt: skip
     fields = {name: Field(column.dtype.name, column.shape) for name, column in arrays.observation_columns().items()}
     schema = Schema(
         observation=fields if isinstance(arrays.observations, dict) else fields["observation"],

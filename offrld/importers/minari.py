@@ -28,7 +28,7 @@ from .frames import EncodedImages
 from .minari_space import PLAIN, Leaf, Seen, flat_actions, h5_path, leaves
 from .reading import parse_json, read_json
 from .source import BadEpisodes, Format, Source, named_keys
-from .spaces import ActionSpace, box, choices, probe_environment
+from .spaces import ActionSpace, box, choices, probe_environment, several
 
 NEEDS = "a folder with data/metadata.json and data/main_data.hdf5, or data/0/, data/1/, ... with Arrow or Parquet files"
 
@@ -248,9 +248,20 @@ def _action_space(space: dict[str, Any], env_id: str | None, name: str, messages
                 raise ValueError(f"its shape is {space.get('shape')!r:.60}")
             known = box(np.broadcast_to(low.reshape(-1), size), np.broadcast_to(high.reshape(-1), size), "declared")
             return False, known or probe_environment(env_id, name, messages).space
+        if space["type"] == "MultiDiscrete":
+            counts = np.asarray(space["nvec"], float)
+            if counts.ndim != 1 or not 0 < counts.size <= MAX_ACTION_SIZE:
+                raise ValueError(f"its nvec is {space['nvec']!r:.60}")
+            start = np.broadcast_to(np.asarray(space.get("start") or 0, float), counts.shape)
+            return False, several("MultiDiscrete", start, start + counts - 1, "declared")
+        if space["type"] == "MultiBinary":
+            if not isinstance(space["n"], int) or not 0 < space["n"] <= MAX_ACTION_SIZE:
+                raise ValueError(f"its n is {space['n']!r:.60}")
+            return False, several("MultiBinary", np.zeros(space["n"]), np.ones(space["n"]), "declared")
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise InvalidInput(f"{name}: the action_space in metadata.json cannot be read: {error}", hint="copy the dataset again") from None
-    raise InvalidInput(f"{name}: actions are a {space['type']} space, which is not read", hint="Box and Discrete actions are")
+    raise InvalidInput(f"{name}: actions are a {space['type']} space, which is not read",
+                       hint="Box, Discrete, MultiDiscrete and MultiBinary actions are")  # fmt: skip
 
 
 FORMAT = Format(

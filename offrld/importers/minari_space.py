@@ -16,7 +16,7 @@ from .columns import Column
 from .described import Shaped
 from .exporting import action_shape, named_observations
 from .source import field_names
-from .spaces import MAX_CHOICES
+from .spaces import MAX_CHOICES, kind_of
 
 PLAIN = ("Box", "Discrete", "MultiDiscrete", "MultiBinary")  # spaces of plain arrays of numbers
 
@@ -115,7 +115,8 @@ class Layout:
             space = made[""] if list(made) == [""] else {"type": "Dict", "subspaces": made}
         self.observation, self.places = space, places
         self.action_shape = action_shape(action)
-        self.action = _same_action(_parsed(self.known.get("action_space")), action) or box_space(action, self.action_shape)
+        kind = kind_of(store.metadata)
+        self.action = _same_action(_parsed(self.known.get("action_space")), action, kind) or action_space(action, self.action_shape, kind)
         if self.action["type"] == "Box":
             self.action_shape = tuple(self.action["shape"])
 
@@ -153,6 +154,16 @@ def box_space(field: Field, shape: tuple[int, ...]) -> dict[str, Any]:
     return {"type": "Box", "dtype": dtype.name, "shape": list(shape), "low": bounds[0], "high": bounds[1]}
 
 
+def action_space(action: Field, shape: tuple[int, ...], kind: str) -> dict[str, Any]:
+    """The action field as a space in Minari's JSON; ``kind``: of several choices at once, or ""."""
+    if kind == "MultiBinary":
+        return {"type": kind, "n": shape[0]}
+    if kind == "MultiDiscrete" and action.low is not None and action.high is not None:
+        low, high = (np.broadcast_to(bound, shape).astype(int) for bound in (action.low, action.high))
+        return {"type": kind, "dtype": action.dtype.name, "nvec": (high - low + 1).tolist(), "start": low.tolist()}
+    return box_space(action, shape)
+
+
 def _parsed(value: Any) -> dict[str, Any] | None:
     try:
         value = json.loads(value) if isinstance(value, str) else value
@@ -184,9 +195,9 @@ def _places(space: dict[str, Any], fields: dict[str, Field]) -> dict[str, Place]
     return places if places.keys() == fields.keys() else None
 
 
-def _same_action(space: dict[str, Any] | None, action: Field) -> dict[str, Any] | None:
+def _same_action(space: dict[str, Any] | None, action: Field, kind: str) -> dict[str, Any] | None:
     """The action space that the data came with, where the actions are still of that form."""
-    if space is None:
+    if space is None or kind:
         return None
     try:
         if space["type"] == "Discrete":

@@ -15,6 +15,7 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -29,7 +30,7 @@ from .columns import MAX_EPISODE_BYTES, Column
 from .flat import FlatArrays, flat_source
 from .hdf5 import listed, per_step, plain
 from .source import BadEpisodes, Format, Source
-from .spaces import ActionSpace, box, choices, probe_environment
+from .spaces import ActionSpace, box, choices, kind_of, probe_environment
 
 NEEDS = "observations, actions, rewards, terminals; optional: timeouts, next_observations, infos/NAME, env_id"
 
@@ -46,7 +47,7 @@ NEEDED = ("observations", "actions", "rewards", "terminals")
 #: Of a single value: text, a number, or a bound for each dimension of the actions.
 MAX_VALUE_BYTES = 64 << 10
 
-VALUES = ("env_id", "action_n", "action_low", "action_high")
+VALUES = ("env_id", "action_n", "action_low", "action_high", "action_kind")
 
 
 class Member:
@@ -281,7 +282,7 @@ def _value(array: Any, key: str, name: str) -> Any:
         array = array.whole(MAX_VALUE_BYTES) if isinstance(array, Member) else np.asarray(array)
         if array.nbytes > MAX_VALUE_BYTES:
             raise ValueError(f"it takes {array.nbytes:,} bytes, above {MAX_VALUE_BYTES:,}")
-        return plain(array.item() if array.size == 1 and key in ("env_id", "action_n") else array)
+        return plain(array.item() if array.size == 1 and key in ("env_id", "action_n", "action_kind") else array)
     except (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile) as error:
         raise InvalidInput(
             f"{name}: {key!r} cannot be read: {error}", hint="give plain text and numbers; Python objects are never read"
@@ -294,7 +295,8 @@ def _declared(values: dict[str, Any], name: str) -> ActionSpace | None:
             return choices(int(values["action_n"]), 0, "declared", name)
         if "action_low" in values or "action_high" in values:
             low, high = (np.asarray(values.get(key, no), float) for key, no in (("action_low", -np.inf), ("action_high", np.inf)))
-            return box(low, high, "declared", name)
+            space = box(low, high, "declared", name)
+            return space and replace(space, kind=kind_of({"action_space": {"kind": values.get("action_kind")}}))
     except (ValueError, TypeError) as error:
         raise InvalidInput(f"{name}: action_n, action_low, action_high cannot be read: {error}", hint="correct or remove them") from None
     return None

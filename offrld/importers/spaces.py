@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from offrl import environments
+from offrl.spaces import schema_action
 from offrl_store import Field
 from offrl_store.errors import InvalidInput
 
@@ -23,6 +24,9 @@ TOLERANCE = 1e-6
 
 #: Up to here a float64 holds every whole number.
 EXACT = 2**53
+
+#: Kinds of several choices at once, as gymnasium calls them.
+CHOICES = ("MultiDiscrete", "MultiBinary")
 
 #: More choices than this cannot be meant: a policy has one output for each.
 MAX_CHOICES = 1 << 20
@@ -36,6 +40,7 @@ class ActionSpace:
         origin: ``env:ID`` or ``declared``.
         n: number of discrete actions; None: they are continuous.
         low, high: float64 ``[A]``, or ``[]`` for every dimension; an infinite bound is none.
+        kind: of several choices at once, which lie between whole bounds: one of `CHOICES`; else "".
         owner: how messages call the one who says so.
     """
 
@@ -44,6 +49,7 @@ class ActionSpace:
     low: np.ndarray | None = None
     high: np.ndarray | None = None
     owner: str = ""
+    kind: str = ""
 
     def __post_init__(self) -> None:
         owner = self.owner or (self.origin.removeprefix("env:") if self.origin.startswith("env:") else "the file")
@@ -52,6 +58,11 @@ class ActionSpace:
     @property
     def discrete(self) -> bool:
         return self.n is not None
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What a dataset notes beside its schema: a vector of choices is stored as one of whole numbers."""
+        return {"action_space": {"kind": self.kind}} if self.kind else {}
 
 
 @dataclass(frozen=True)
@@ -83,6 +94,18 @@ def box(low: Any, high: Any, origin: str, file: str = "the file") -> ActionSpace
     if not low.size or not (np.isfinite(low).any() or np.isfinite(high).any()):
         return None
     return ActionSpace(origin, low=low, high=high)
+
+
+def several(kind: str, low: Any, high: Any, origin: str) -> ActionSpace:
+    """Several choices at once (`CHOICES`), each from ``low`` to ``high``."""
+    return replace(box(low, high, origin), kind=kind)
+
+
+def kind_of(metadata: Any) -> str:
+    """The kind of choices that a dataset's metadata note; "" for other actions."""
+    space = metadata.get("action_space") if isinstance(metadata, dict) else None
+    kind = space.get("kind") if isinstance(space, dict) else None
+    return kind if kind in CHOICES else ""
 
 
 def _place(wrong: np.ndarray) -> str:
@@ -125,6 +148,9 @@ def probe_environment(env_id: str | None, file: str, messages: list[str]) -> Env
     origin = f"env:{env_id}"
     if isinstance(space, gymnasium.spaces.Discrete):
         return Environment(choices(int(space.n), int(space.start), origin, file), limit)
+    if isinstance(space, (gymnasium.spaces.MultiDiscrete, gymnasium.spaces.MultiBinary)):
+        field = schema_action(space)
+        return Environment(several(type(space).__name__, field.low, field.high, origin), limit)
     known = box(space.low, space.high, origin, file) if isinstance(space, gymnasium.spaces.Box) else None
     if known is None:
         messages.append(f"environment {env_id!r} gives no finite bounds ({space}); the actions' range is taken from the data")
@@ -190,6 +216,11 @@ class ActionScan:
         self._low, self._high = np.full(self._size, np.inf), np.full(self._size, -np.inf)
         self._whole = True
         self._noise, self._overshoot = 0, 0.0  # values beyond a bound by less than the tolerance, and by how much at most
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What a dataset notes of the known space (`ActionSpace.metadata`)."""
+        return {} if self._space is None else self._space.metadata
 
     def _holds_bounds(self) -> bool:
         """Whether the bounds are values of the integer dtype."""

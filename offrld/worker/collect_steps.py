@@ -8,6 +8,7 @@ from typing import Any
 
 from offrl.errors import InvalidInput
 from offrl.job import CollectSpec
+from offrl.printable import counted
 from offrl.rollout import make_env
 from offrld.collect.collector import Collector
 from offrld.collect.explorers import explorer_of
@@ -61,7 +62,7 @@ def _collect(job: WorkerJob, data: StepsDataset) -> str:
         except Exception:
             _record(job, data, collector, last=True)  # what was under way is whole, as truncated
             raise
-    return f"{collector.frames} steps of {collector.behaviour.name} in {spec.env}"
+    return f"{counted(collector.frames, 'step')} of {collector.behaviour.name} in {spec.env}"
 
 
 def _loop(job: WorkerJob, data: StepsDataset, collector: Collector) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 
 from offrl.errors import Conflict, Unknown
 from offrl.job import ImportSpec
+from offrl.printable import counted
 from offrl.wire import MAX_SKIPPED
 from offrl_store import EpisodeStore
 from offrl_store.errors import StoreLocked
@@ -211,5 +212,6 @@ def _finish(job: WorkerJob, how: str, skipped: list[Skipped]) -> str:
         job.report.message(f"left out: {len(skipped) - SAID} more episodes")
     job.report.dataset(info)
     job.report.progress(info["episodes"], info["episodes"], force=True)
-    job.report.message(f"{how}: {info['episodes']} episodes, {info['transitions']} transitions in dataset {job.spec.dataset!r}")
+    counts = f"{counted(info['episodes'], 'episode')}, {counted(info['transitions'], 'transition')}"
+    job.report.message(f"{how}: {counts} in dataset {job.spec.dataset!r}")
     return f"{len(skipped)} bad episodes were left out" if skipped else ""

@@ -17,6 +17,7 @@ import numpy as np
 
 from offrl.environments import calls
 from offrl.job import TrainOnlineSpec
+from offrl.printable import counted
 from offrl.rollout import make_env
 from offrl_store import EpisodeStore
 from offrld import settings
@@ -176,7 +177,8 @@ class OnlineJob:
         self._finish()
         least = self.learner.config.batch_size
         few = f"no update yet: the first one needs more than batch_size = {least:,} transitions" if self.learner.step == 0 else ""
-        return "; ".join(filter(None, (f"{training.step} steps, {self.learner.step} updates", few, self.evaluations.note())))
+        counts = f"{counted(training.step, 'step')}, {counted(self.learner.step, 'update')}"
+        return "; ".join(filter(None, (counts, few, self.evaluations.note())))
 
     def _catch_up(self, updates: int, gathered: int) -> None:
         """The updates of steps that are in the dataset and were made after the checkpoint."""

@@ -13,6 +13,7 @@ import pytest
 
 from offrl.errors import EmptyStore, InvalidInput, Unknown
 from offrl_store import Episode, EpisodeStore, Field, Schema
+from offrld import fits
 from offrld.importers import columns, dataset_export, export_dataset, import_into
 
 NAMES = {"d4rl": "data.hdf5", "npz": "data.npz", "store": "data"}  # what keeps everything; the others: test_recorded_export.py
@@ -219,9 +220,14 @@ def test_a_single_bound_is_kept(tmp_path, format):
     assert any("the high bound of the actions is infinite" in line for line in lines)
 
 
-@pytest.mark.parametrize("kind", ["MultiDiscrete", "MultiBinary"])
-def test_several_choices_at_once_are_said_to_become_numbers(tmp_path, kind):
-    store = acted(tmp_path / "store", Field("int64", (2,), low=0, high=[1, 2]), np.ones((4, 2), "i8"), action_space={"kind": kind})
-    lines = []
-    export_dataset(store, tmp_path / "out.npz", "npz", message=lines.append)
-    assert any(f"choices of {kind}" in line for line in lines)
+@pytest.mark.parametrize("format", ["store", "d4rl", "npz", "minari", "d3rlpy", "d3rlpy-v1", "robomimic", "torchrl", "lerobot"])
+@pytest.mark.parametrize(("kind", "low", "high"), [("MultiDiscrete", [1, 0], [1, 2]), ("MultiBinary", 0, 1)])
+def test_several_choices_at_once_stay_choices_in_every_format(tmp_path, format, kind, low, high):
+    store = acted(tmp_path / "store", Field("int64", (2,), low=low, high=high), np.ones((4, 2), "i8"), action_space={"kind": kind})
+    path = export_dataset(store, tmp_path / ("out.npz" if format == "npz" else "out"), format)
+    back = import_into(path, tmp_path / "back")
+    assert back.metadata["action_space"] == {"kind": kind}
+    assert back.schema.action.low.tolist() == np.broadcast_to(low, 2).tolist()
+    assert back.schema.action.high.tolist() == np.broadcast_to(high, 2).tolist()
+    with pytest.raises(InvalidInput, match=f"choices at once \\({kind}\\)"):
+        fits.check_action(back.schema)

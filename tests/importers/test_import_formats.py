@@ -247,7 +247,9 @@ def test_a_minari_episode_that_goes_on_after_an_end_is_given_out_in_pieces(write
     [
         ({"type": "Text", "min_length": 1}, BOX, "'observations' is a Text space"),
         ({"type": "Tuple", "subspaces": [{"type": "Graph"}]}, BOX, "'observations/0' is a Graph space"),
-        (VECTOR, {"type": "MultiDiscrete", "nvec": [2, 3]}, "actions are a MultiDiscrete space"),
+        (VECTOR, {"type": "Tuple", "subspaces": [BOX, DISCRETE]}, "actions are a Tuple space"),
+        (VECTOR, {"type": "MultiDiscrete", "nvec": [[2, 3], [2, 3]]}, "its nvec is"),
+        (VECTOR, {"type": "MultiBinary", "n": [2, 2]}, "its n is"),
         (VECTOR, {**DISCRETE, "start": 1}, "numbered from 1"),
     ],
 )

@@ -10,6 +10,7 @@ from offrl import streams
 from offrl.cli import completion, options
 from offrl.cli.connecting import connect
 from offrl.cli.output import Json, destination, emit, number, pairs, say, size, table
+from offrl.printable import counted
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The dataset's name.")]
 Known = Annotated[str, typer.Argument(metavar="NAME", help="The dataset's name.", autocompletion=completion.datasets)]
@@ -151,8 +152,12 @@ def _print(info: Any, as_json: bool) -> None:
         emit(info)
         return
     returns = "  ".join(f"{key} {number(value)}" for key, value in info.returns.items())
+    missing = (info.steps or info.transitions) - info.transitions
+    transitions = number(info.transitions) + (
+        f" of {number(info.steps)} steps: the last of {counted(missing, 'episode')} has no next observation" if missing else ""
+    )
     values = [
-        ("name", info.name), ("episodes", number(info.episodes)), ("transitions", number(info.transitions)), ("size", size(info.bytes)),
+        ("name", info.name), ("episodes", number(info.episodes)), ("transitions", transitions), ("size", size(info.bytes)),
         ("returns", returns), ("snapshot", info.snapshot),
     ]  # fmt: skip
     values += [(field, _field(described)) for field, described in info.fields.items()]

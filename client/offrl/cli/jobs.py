@@ -14,15 +14,16 @@ from offrl.cli.output import Json, emit, live, moment, number, pairs, rich_table
 from offrl.cli.queue import paused
 from offrl.cli.submit import next_step
 from offrl.cli.values import count, real
+from offrl.job import unit
 
 if TYPE_CHECKING:
     from offrl.client import Client, Job
     from offrl.wire import JobInfo
 
 JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="The job's id.", autocompletion=completion.jobs)]
-HEADERS = ["job", "state", "algorithm", "dataset", "step", "updates/s", "left", "metrics"]
-RIGHT = ["step", "updates/s", "left"]
-DROP = ["updates/s", "left", "dataset", "algorithm", "metrics"]  # where there is no room, in this order
+HEADERS = ["job", "state", "algorithm", "dataset", "step", "per second", "left", "metrics"]
+RIGHT = ["step", "per second", "left"]
+DROP = ["per second", "left", "dataset", "algorithm", "metrics"]  # where there is no room, in this order
 LOOK_S = 1.0  # between two looks of `status --watch` at all jobs
 
 
@@ -224,7 +225,7 @@ def _watch(client: Client, job: Job) -> None:
     from offrl import wire
     from offrl.cli.progress import display
 
-    with display(job.id) as see:
+    with display(job.id, unit(job.info().kind)) as see:
         cursor, newest = 0, None
         while True:
             part = client.request(wire.GetEvents(job=job.id, cursor=cursor, limit=1000))
@@ -299,7 +300,7 @@ def _print(info: Any) -> None:
         values.append(("dataset", info.dataset))
     values.append(("step", f"{info.step:,} of {info.steps:,}" if info.steps else f"{info.step:,}"))
     if info.updates_per_second:
-        values.append(("updates/s", number(info.updates_per_second)))
+        values.append((f"{unit(info.kind)}/s", number(info.updates_per_second)))
     if info.eta_s is not None and info.state == "running":
         values.append(("left", seconds(info.eta_s)))
     if info.seeds:

@@ -17,19 +17,19 @@ LEAST_TEXT = 60   # columns for what is said beside a bar
 LEAST_BAR = 8
 
 
-def show(events: Iterable[Any], label: str) -> None:
+def show(events: Iterable[Any], label: str, unit: str = "updates") -> None:
     """Go through a job's events and show them until they end."""
-    with display(label) as see:
+    with display(label, unit) as see:
         for event in events:
             see(event)
 
 
 @contextmanager
-def display(label: str) -> Iterator[Callable[[Any], None]]:
-    """A function that shows one event."""
+def display(label: str, unit: str = "updates") -> Iterator[Callable[[Any], None]]:
+    """A function that shows one event; ``unit``: what the job counts."""
     label = printable.line(label)
     if not live(sys.stderr):
-        yield _Lines(label).see
+        yield _Lines(label, unit).see
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn
@@ -49,7 +49,7 @@ def display(label: str) -> Iterator[Callable[[Any], None]]:
                 console.print(printable.line(event.message), markup=False, highlight=False, emoji=False)
                 return
             last.update(event.metrics)
-            text = str(event.state) if event.type == "state" else said(event, last)
+            text = str(event.state) if event.type == "state" else said(event, last, unit)
             width = console.width - len(label) - (bar_width + 3 if len(columns) == 3 else 2)
             bar.update(task, completed=event.step or None, total=event.steps or None, text=_cut(text, width), description=label)
 
@@ -62,11 +62,11 @@ def _cut(text: str, width: int) -> str:
     return text if len(text) <= width else text[: max(0, width - 1)] + "…"
 
 
-def said(event: Any, metrics: dict[str, dict[str, float]]) -> str:
+def said(event: Any, metrics: dict[str, dict[str, float]], unit: str = "updates") -> str:
     """``5%  1,000/20,000  2,340 updates/s  8 s left  return_mean 181.2``"""
     parts = [f"{100 * event.step // event.steps}%  {event.step:,}/{event.steps:,}" if event.steps else f"{event.step:,}"]
     if event.updates_per_second:
-        parts.append(f"{number(event.updates_per_second)} updates/s")
+        parts.append(f"{number(event.updates_per_second)} {unit}/s")
     if event.eta_s is not None and event.step < event.steps:
         parts.append(f"{seconds(event.eta_s)} left")
     return "  ".join([*parts, *main_metrics(metrics)])
@@ -100,8 +100,8 @@ class _Lines:
     Why a job failed is left to the error that ends the command.
     """
 
-    def __init__(self, label: str) -> None:
-        self._label = label
+    def __init__(self, label: str, unit: str) -> None:
+        self._label, self._unit = label, unit
         self._at = -LINE_S
         self._state = ""
         self._last = ""  # of all steps: said once, when nothing more can come
@@ -114,7 +114,7 @@ class _Lines:
             self._change(event)
         else:
             self._metrics.update(event.metrics)
-            text, now = said(event, self._metrics), time.monotonic()
+            text, now = said(event, self._metrics, self._unit), time.monotonic()
             if event.steps and event.step >= event.steps:
                 self._last = text
             elif now - self._at >= LINE_S or "return_mean" in event.metrics:

@@ -15,7 +15,8 @@ from offrl.cli.output import Json, emit, say, talk
 from offrl.cli.values import count, real, seed_list, settings
 from offrl.cli.values import start as start_time
 from offrl.errors import InvalidInput
-from offrl.job import TRAINS
+from offrl.job import TRAINS, unit
+from offrl.printable import counted
 
 if TYPE_CHECKING:
     from offrl.client import Client, Job
@@ -108,20 +109,29 @@ def _import_hint(dataset: str) -> Iterator[None]:
 
 def told(client: Client, job: Job, *, wait: bool, as_json: bool) -> None:
     """Print the id of a job that was queued, and with ``wait`` stay until it has ended."""
+    info = job.info()
     if not as_json:
         say(job.id)
+        talk(f"{job.id}: {accepted(info)}")
     elif not wait:
         emit({"job": job.id})
     if wait:
         from offrl.cli.progress import show
 
         try:
-            show(job.follow(), job.id)
+            show(job.follow(), job.id, unit(info.kind))
             info = job.wait()
         except KeyboardInterrupt:
             talk(f"not waiting any more; the job goes on: offrl wait {job.id}")
             raise
         emit(info) if as_json else next_step(client, info)
+
+
+def accepted(info: JobInfo) -> str:
+    """What a job that was queued will do: ``bc on hopper, 100,000 updates, seeds 0 1``."""
+    what = f"{info.algorithm} on {info.dataset}" if info.algorithm else f"{info.kind} into {info.dataset}"
+    seeds = f", seeds {' '.join(map(str, info.seeds))}" if len(info.seeds) > 1 else ""
+    return f"{what}, {counted(info.steps, unit(info.kind)[:-1])}{seeds}"
 
 
 def next_step(client: Client, info: JobInfo) -> None:

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from offrl.wire import History, JobInfo, OverviewInfo
 
 BARS = "▁▂▃▄▅▆▇█"
-HEADERS = ["job", "state", "algorithm", "dataset", "progress", "step", "updates/s", "left", "metric"]
-RIGHT = ["progress", "step", "updates/s", "left"]
-DROP = ["step", "updates/s", "dataset", "algorithm", "left", "metric"]  # where there is no room, in this order
+HEADERS = ["job", "state", "algorithm", "dataset", "progress", "step", "per second", "left", "metric"]
+RIGHT = ["progress", "step", "per second", "left"]
+DROP = ["step", "per second", "dataset", "algorithm", "left", "metric"]  # where there is no room, in this order
 BARS_FROM = 70           # columns of the terminal
 LEAST_S = 0.2            # between two looks
 HEAD_LINES = 7           # of the display, which are no jobs
