@@ -77,7 +77,9 @@ class Limits(BaseModel):
     """How many jobs there may be; an owner is a key's name, or whoever uses the local socket. 0: any number."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-    unfinished: Annotated[int, Field(ge=0, description="jobs of all owners that have not ended; a submission above is refused")] = 10_000
+    unfinished: Annotated[
+        int, Field(ge=0, description="jobs of all owners that have not ended; above, only owners with less than an equal share may submit")
+    ] = 10_000
     unfinished_per_owner: Annotated[int, Field(ge=0, description="the same of one owner")] = 0
     running_per_owner: Annotated[int, Field(ge=0, description="train jobs of one owner that run at once; the others wait")] = 0
 

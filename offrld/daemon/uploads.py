@@ -70,7 +70,8 @@ class Uploads:
     def _check_limits(self, caller: Caller) -> None:
         """Raise `LimitReached` where as many uploads are under way as may be.
 
-        One that nobody goes on with counts for its owner alone, and gives way to a new one of the same owner.
+        An idle upload counts for its owner alone, and gives way to a new one of the same owner. Whoever has less than an equal share of
+        the uploads may begin one more.
         """
         unfinished = self._unfinished()
         hint = "try again when one of them has finished; `offrl uploads ls` lists them, `offrl uploads rm ID` removes one"
@@ -85,9 +86,10 @@ class Uploads:
             log.info("upload %s of %r, idle for %.0f s, gives way to a new one", oldest, caller.name, self._age_s(oldest))
             self.remove(oldest)
             own.remove(oldest)
-        active = sum(self._active(upload) for upload in self._unfinished())
-        if active >= self._limit:
-            raise LimitReached(f"{active} uploads are under way, as many as uploads.open = {self._limit} allows", hint=hint)
+        active = Counter(self._owner(upload) for upload in self._unfinished() if self._active(upload))
+        mine, count = active.pop(caller.name, 0), active.total()
+        if mine + count >= self._limit and mine >= max(1, self._limit // (len(active) + 1)):  # nobody takes all of them from the others
+            raise LimitReached(f"{mine + count} uploads are under way, as many as uploads.open = {self._limit} allows", hint=hint)
 
     def _active(self, upload: str) -> bool:
         """Whether somebody goes on with it."""

@@ -13,7 +13,7 @@ from daemon_harness import Daemon, until
 from queue_database import do
 
 from offrl import Client, message, wire
-from offrl.errors import LimitReached, NotAllowed, Unknown
+from offrl.errors import Conflict, LimitReached, NotAllowed, Unknown
 from offrl.job import CollectSpec
 from offrl.wire import DatasetInfo
 from offrld.daemon import dataset_rows, datasets, fitting, queue, rights
@@ -62,6 +62,27 @@ def test_a_job_that_is_queued_again_counts_for_its_owner(db: Connection, action:
     do(db, queue.control, ended[0], "pause", None, limits)  # what is in the queue is counted, and may change
     do(db, queue.control, ended[0], "resume", None, limits)
     do(db, queue.submit, spec, owner="arm2", limits=limits)
+
+
+def test_a_full_queue_still_takes_the_jobs_of_those_who_have_less_than_their_share(db: Connection) -> None:
+    spec, limits = CollectSpec(env="CartPole-v1", dataset="steps", steps=10), Limits(unfinished=6)
+    for _ in range(6):
+        do(db, queue.submit, spec, owner="arm1", limits=limits)
+    for _ in range(3):  # half of 6
+        do(db, queue.submit, spec, owner="arm2", limits=limits)
+    do(db, queue.submit, spec, owner="arm3", limits=limits)
+    for owner, count in (("arm1", 6), ("arm2", 3)):
+        with pytest.raises(LimitReached, match=f"'{owner}' has {count} of them, its share"):
+            do(db, queue.submit, spec, owner=owner, limits=limits)
+
+
+def test_only_an_operator_starts_jobs_while_the_queue_is_paused(db: Connection) -> None:
+    job = do(db, queue.submit, CollectSpec(env="CartPole-v1", dataset="steps", steps=10), owner="arm1")[0]
+    do(db, queue.control, job, "start", operator=False)
+    do(db, queue.pause, "boss", "maintenance")
+    with pytest.raises(Conflict, match="the queue is paused by 'boss'"):
+        do(db, queue.control, job, "start", operator=False)
+    do(db, queue.control, job, "start", operator=True)
 
 
 def test_retention_counts_each_owner_s_jobs_by_themselves(db: Connection) -> None:

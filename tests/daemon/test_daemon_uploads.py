@@ -128,6 +128,15 @@ def test_uploads_are_bounded_in_number_and_size(uploads: Uploads, tmp_path: Path
     assert not (tmp_path / "uploads" / "large").exists()
 
 
+def test_whoever_has_less_than_a_share_may_begin_although_all_are_taken(uploads: Uploads) -> None:
+    for number in range(3):
+        uploads.open(f"u{number}", [entry("a", b"x")], ARM1)
+    uploads.open("v", [entry("a", b"x")], ARM2)
+    for caller in (ARM1, ARM2):
+        with pytest.raises(LimitReached, match="uploads are under way"):
+            uploads.open("one-more", [entry("a", b"x")], caller)
+
+
 def test_one_owner_leaves_room_for_the_others(tmp_path: Path) -> None:
     (tmp_path / "uploads").mkdir()
     uploads = Uploads(tmp_path / "uploads", limit=4, limit_per_owner=2, keep_free=0)
@@ -255,13 +264,14 @@ def test_what_others_have_abandoned_takes_nobody_s_place(tmp_path: Path) -> None
     for number in range(4):
         before.open(f"u{number}", [entry("a", b"xy")], (ARM1, ARM2)[number % 2])
     uploads = Uploads(folder, limit=4, limit_per_owner=2, keep_free=0)
-    with pytest.raises(LimitReached, match="4 uploads are under way"):
-        uploads.open("mine", [entry("a", b"xy")], BOSS)
+    uploads.open("mine", [entry("a", b"xy")], BOSS)  # a share of his own
+    with pytest.raises(LimitReached, match="5 uploads are under way"):
+        uploads.open("another", [entry("a", b"xy")], BOSS)
     for number in range(4):
         abandon(folder, f"u{number}", 60)
     uploads = Uploads(folder, limit=4, limit_per_owner=2, keep_free=0)
-    uploads.open("mine", [entry("a", b"xy")], BOSS)
-    assert uploads.outstanding() == (2, 2)  # what nobody brings takes no room of the quota
+    uploads.open("another", [entry("a", b"xy")], BOSS)
+    assert uploads.outstanding() == (4, 4)  # what nobody brings takes no room of the quota
     assert uploads.still_to_come("u1") == 2
 
 

@@ -161,7 +161,7 @@ async def control_job(app: App, request: wire.ControlJob) -> wire.JobInfo:
 
 def _control(db: Connection, app: App, request: wire.ControlJob, caller: Caller) -> tuple[records.Job, str]:
     before = records.find(db, request.job)
-    job, tell = queue.control(db, request.job, request.action, request.steps, app.settings.limits)
+    job, tell = queue.control(db, request.job, request.action, request.steps, app.settings.limits, operator=caller.may(rights.OPERATOR))
     if before.state.ended and not job.state.ended and job.kind in (*MAKES_STEPS, "import") and job.dataset is not None:
         rights.check_append(db, app.state, job.dataset, caller)  # the dataset of that name may be another one by now
     return job, tell

@@ -10,6 +10,7 @@ from offrld.daemon import events, fitting
 from offrld.daemon.config import Limits
 from offrld.daemon.database import Connection
 from offrld.daemon.queue.moves import UNFINISHED, broken, move, word
+from offrld.daemon.queue.pausing import paused
 from offrld.daemon.queue.submission import check_limits, import_target, pin_dataset
 from offrld.daemon.records import Job, find
 
@@ -18,17 +19,21 @@ REMOVED = "removed"      # kind of a job of which only events are left
 INTENTS = {"pause": "pausing", "cancel": "cancelling", "resume": "resuming after the pause"}
 
 
-def control(db: Connection, job: str, action: str, steps: int | None = None, limits: Limits = Limits()) -> tuple[Job, str]:
+def control(db: Connection, job: str, action: str, steps: int | None = None, limits: Limits = Limits(),
+            *, operator: bool = True) -> tuple[Job, str]:
     """Do what a user wants; returns the job and what its running worker has to be told ("", "pause", "cancel").
 
     Args:
         steps: of resume: the job's new number of updates in all.
         limits: a job that had ended and is queued again counts as its owner's new one.
+        operator: whether the user may start a job while the queue is paused.
 
     Asking for what is already so is no error. Raises `Conflict` where the state does not allow it, `LimitReached`.
     """
     found = find(db, job)
     tell = ""
+    if action == "start" and not operator and (pause := paused(db)) is not None:
+        raise Conflict(f"the queue is paused by {pause.by!r}", hint="an operator starts the job, or `offrl queue resume`")
     if steps is not None:
         _extend(db, found, action, steps)
     else:

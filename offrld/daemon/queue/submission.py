@@ -107,17 +107,23 @@ def by_key(db: Connection, owner: str | None, key: str, spec: Spec) -> str | Non
 
 
 def check_limits(db: Connection, owner: str | None, limits: Limits, *, counted: bool = False) -> None:
-    """`LimitReached` naming the setting, where as many jobs as are allowed have not ended. ``counted``: the new one is among them."""
-    for name, most, whose in (("unfinished_per_owner", limits.unfinished_per_owner, "owner IS ?1"), ("unfinished", limits.unfinished, "1")):
-        if not most:
-            continue
-        query = f"SELECT count(*) FROM jobs WHERE state IN {UNFINISHED} AND (?1 IS ?1) AND {whose}"
-        count = db.execute(query, (owner,)).fetchone()[0] - counted
-        if count >= most:
-            who = f"{owner!r} has" if name.endswith("owner") else "the queue has"
-            raise LimitReached(
-                f"{who} {count} unfinished jobs, as many as limits.{name} = {most} allows", hint="wait until some of them have ended"
-            )
+    """Raise `LimitReached`, naming the setting, if as many jobs as it allows have not ended. ``counted``: the new job is among them.
+
+    A full queue still takes a job of an owner who has less than an equal share of it: nobody fills it for the others.
+    """
+    counts = dict(db.execute(f"SELECT owner, count(*) FROM jobs WHERE state IN {UNFINISHED} GROUP BY owner").fetchall())
+    own, everybody = counts.pop(owner, 0) - counted, sum(counts.values())
+    share = max(1, limits.unfinished // (len(counts) + 1))
+    hint = "wait until some of them have ended"
+    if 0 < limits.unfinished_per_owner <= own:
+        raise LimitReached(
+            f"{owner!r} has {own} unfinished jobs, as many as limits.unfinished_per_owner = {limits.unfinished_per_owner} allows", hint=hint
+        )
+    if 0 < limits.unfinished <= own + everybody and own >= share:
+        raise LimitReached(
+            f"the queue has {own + everybody} unfinished jobs, as many as limits.unfinished = {limits.unfinished} allows, and "
+            f"{owner!r} has {own} of them, its share", hint=hint,
+        )  # fmt: skip
 
 
 def pin_dataset(db: Connection, dataset: str) -> tuple[str | None, list[str]]:
