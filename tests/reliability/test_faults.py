@@ -198,10 +198,10 @@ def test_a_lost_permission_is_named_and_everything_goes_on_once_it_is_back(new_s
 
 # ------------------------------------------------------------------------------------------------------------------------ clock
 def set_by(shift: Path, seconds: float) -> None:
-    """Set the clock of processes that read the file at any moment: it is never empty or half-written."""
-    beside = shift.with_suffix(".new")
-    beside.write_text(str(seconds))
-    beside.replace(shift)
+    """Set the clock of processes that have the file open and read it at any moment: it is never empty or half-written."""
+    descriptor = os.open(shift, os.O_WRONLY | os.O_CREAT, 0o644)
+    os.pwrite(descriptor, f"{seconds:32}".encode(), 0)
+    os.close(descriptor)
 
 
 @pytest.mark.slow
