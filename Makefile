@@ -35,8 +35,9 @@ test-linear: $(STAMP)  ## these tests under every linear product that this proce
 test-busy: $(STAMP)    ## the test suite beside two busy loops
 	$(BIN)/python tests/beside_loops.py 2 -n 2 --dist loadfile
 
-lint: $(STAMP)   ## ruff over everything
+lint: $(STAMP)   ## ruff over everything: rules and format
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 
 docs: $(STAMP)   ## docs/algorithms.md from the registry
 	$(BIN)/python -m offrld.docs

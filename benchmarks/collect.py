@@ -81,8 +81,18 @@ def append_us(env_id: str, steps: int, rounds: int, folder: Path) -> tuple[float
     env = make_env(env_id)
     batch = Collector(env, RandomBehaviour(), frames_per_batch=steps).rollout()
     first = np.concatenate([[True], batch.done[:-1]])
-    rows = list(zip(first.tolist(), batch.observation, batch.action, batch.reward.tolist(), batch.next_observation,
-                    batch.terminated.tolist(), batch.truncated.tolist(), strict=True))  # fmt: skip
+    rows = list(
+        zip(
+            first.tolist(),
+            batch.observation,
+            batch.action,
+            batch.reward.tolist(),
+            batch.next_observation,
+            batch.terminated.tolist(),
+            batch.truncated.tolist(),
+            strict=True,
+        )
+    )
     rows = [(begin, before, action.item() if action.ndim == 0 else action, *rest) for begin, before, action, *rest in rows]
     store = EpisodeStore.create(tempfile.mkdtemp(dir=folder) + "/store", schema_of(env))
     env.close()
@@ -146,8 +156,11 @@ def main() -> None:
             policy = RandomBehaviour if acting == "random" else lambda env_id=env_id: Policy(files[env_id])
             found = compare(env_id, policy, steps // 10 if quick else steps, rounds, folder)
             (limit, limit_cpu), (reached, reached_cpu) = found["bare"], found["collector"]
-            print(f"{env_id:20} {acting:8} {limit:9,.0f} {reached:9,.0f} {reached / limit:6.2f}   {limit_cpu:10,.0f} {reached_cpu:9,.0f} "
-                  f"{reached_cpu / limit_cpu:6.2f}", flush=True)  # fmt: skip
+            print(
+                f"{env_id:20} {acting:8} {limit:9,.0f} {reached:9,.0f} {reached / limit:6.2f}   {limit_cpu:10,.0f} {reached_cpu:9,.0f} "
+                f"{reached_cpu / limit_cpu:6.2f}",
+                flush=True,
+            )
         for env_id in ("CartPole-v1", "Pendulum-v1"):
             cost, length = append_us(env_id, 2_000 if quick else 20_000, rounds, folder)
             print(f"append, {env_id}: {cost:.2f} us a step, episodes of {length:.0f} steps", flush=True)
@@ -161,8 +174,11 @@ def main() -> None:
             except Absent as absent:
                 print(f"{library}: {absent}")
                 continue
-            print(f"CartPole-v1, 256x256: {library:8} {theirs:9,.0f} (CPU {theirs_cpu:9,.0f}), ours {ours:9,.0f} (CPU {ours_cpu:9,.0f}): "
-                  f"{ours / theirs:.1f} times as fast (CPU {ours_cpu / theirs_cpu:.1f})", flush=True)  # fmt: skip
+            print(
+                f"CartPole-v1, 256x256: {library:8} {theirs:9,.0f} (CPU {theirs_cpu:9,.0f}), ours {ours:9,.0f} (CPU {ours_cpu:9,.0f}): "
+                f"{ours / theirs:.1f} times as fast (CPU {ours_cpu / theirs_cpu:.1f})",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

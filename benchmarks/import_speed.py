@@ -40,9 +40,11 @@ def write_d4rl(path: Path, compression: str | None) -> None:
     with h5py.File(path, "w") as file:
         arrays = {
             "observations": np.cumsum(rng.normal(size=(ROWS, 17)).astype(np.float32) * 0.01, 0, dtype=np.float32),
-            "actions": rng.uniform(-1, 1, (ROWS, 6)).astype(np.float32), "rewards": rng.normal(size=ROWS).astype(np.float32),
-            "terminals": np.zeros(ROWS, bool), "timeouts": np.arange(ROWS) % 1000 == 999,
-        }  # fmt: skip
+            "actions": rng.uniform(-1, 1, (ROWS, 6)).astype(np.float32),
+            "rewards": rng.normal(size=ROWS).astype(np.float32),
+            "terminals": np.zeros(ROWS, bool),
+            "timeouts": np.arange(ROWS) % 1000 == 999,
+        }
         for key, array in arrays.items():
             file.create_dataset(key, data=array, compression=compression)
 
@@ -60,9 +62,10 @@ def write_epoch(folder: Path, frames: int) -> None:
                 block[t, y : y + 8, x : x + 8] = 255
             file.write(block.data)
     columns = {
-        "action": rng.integers(0, 6, frames).astype(np.int32), "reward": rng.integers(0, 2, frames).astype(np.float32),
+        "action": rng.integers(0, 6, frames).astype(np.int32),
+        "reward": rng.integers(0, 2, frames).astype(np.float32),
         "terminal": (np.arange(frames) % 1500 == 1499).astype(np.uint8),
-    }  # fmt: skip
+    }
     for name, array in columns.items():
         with gzip.open(folder / f"{name}.gz", "wb", compresslevel=1) as file:
             np.lib.format.write_array(file, array)
@@ -151,8 +154,10 @@ def memory(folder: Path, frames: int) -> dict[str, Any]:
         raise SystemExit(f"the import failed: {end}")
     seconds, peak = time.perf_counter() - started, usage.ru_maxrss / 1024
     store = EpisodeStore.open(state / "datasets" / "atari")
-    print(f"\nAtari epoch, {frames:,} frames of 84x84 ({frames * 84 * 84 / 1e9:.1f} GB): {seconds:.0f} s, "
-          f"{frames / seconds:,.0f} frames/s, peak memory of the worker {peak:.0f} MB (limit {LIMIT_MB})")  # fmt: skip
+    print(
+        f"\nAtari epoch, {frames:,} frames of 84x84 ({frames * 84 * 84 / 1e9:.1f} GB): {seconds:.0f} s, "
+        f"{frames / seconds:,.0f} frames/s, peak memory of the worker {peak:.0f} MB (limit {LIMIT_MB})"
+    )
     if store.step_count != frames or peak > LIMIT_MB:
         raise SystemExit(f"{store.step_count} frames are there, {peak:.0f} MB were used")
     return {"frames": frames, "seconds": seconds, "peak_mb": peak}

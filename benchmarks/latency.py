@@ -1,6 +1,6 @@
 """How quickly the service answers: submit, the command line's start, the first update of a job, the idle daemon.
 
-    python -m benchmarks.latency [--json]
+python -m benchmarks.latency [--json]
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from offrld.embedded import embedded_daemon
 
 REPEATS = 9
 IDLE_S = 10.0
-SPARE_S = 120.0          # for a spare worker to have loaded everything
+SPARE_S = 120.0  # for a spare worker to have loaded everything
 
 
 def seconds(command: list[str], **environment: str) -> float:
@@ -72,7 +72,7 @@ def main() -> None:
         make_data(Path(folder) / "data.npz", discrete=False, steps=20_000)
         client.datasets.add("data", Path(folder) / "data.npz")
         result["first update after submission, s"] = first_updates(client, spare=True)
-        blocker = client.submit("td3_bc", dataset="data", steps=10**9)   # so that what is submitted now waits
+        blocker = client.submit("td3_bc", dataset="data", steps=10**9)  # so that what is submitted now waits
         blocker.pause()
         submits = []
         for _ in range(REPEATS):

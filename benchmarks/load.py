@@ -39,12 +39,12 @@ from offrl import Client, wire
 from offrl.errors import Unknown
 from offrld.embedded import embedded_daemon
 
-POLL_S = 1.0          # between two questions of one client
-LIST_EVERY = 20       # of them, the list of all jobs
-SUBMIT_S = 0.05       # between two submissions
-FOLLOW_S = 10.0       # that the daemon may hold a question for the next event, as `Job.follow` asks
-PROCESSES = 2         # that the clients share
-WARM_UP = 0.2         # share of a run that counts for nothing
+POLL_S = 1.0  # between two questions of one client
+LIST_EVERY = 20  # of them, the list of all jobs
+SUBMIT_S = 0.05  # between two submissions
+FOLLOW_S = 10.0  # that the daemon may hold a question for the next event, as `Job.follow` asks
+PROCESSES = 2  # that the clients share
+WARM_UP = 0.2  # share of a run that counts for nothing
 SAMPLE_S = 1.0
 INSIDE = {  # of the daemon's own metrics: name, label
     "submit": ("offrld_request_seconds_bucket", 'type="submit"'), "status": ("offrld_request_seconds_bucket", 'type="get_job"'),
@@ -173,17 +173,25 @@ def answer_times(client: Client, jobs: int, clients: int, seconds: float, port: 
     times = {"submit": submits, **{name: [t for part in parts for t in part[name]] for name in ("status", "list")}}
     now = buckets(port)
     return {
-        "jobs": jobs, "clients": clients, "seconds": seconds, "events": sum(part["events"] for part in parts),
+        "jobs": jobs,
+        "clients": clients,
+        "seconds": seconds,
+        "events": sum(part["events"] for part in parts),
         "inside_p99_ms_at_most": {kind: inside_daemon(before[kind], now[kind]) for kind in INSIDE},
-        "daemon_cpu_percent": round(100 * busy, 1), "ms": {name: percentiles(values) for name, values in times.items()},
-    }  # fmt: skip
+        "daemon_cpu_percent": round(100 * busy, 1),
+        "ms": {name: percentiles(values) for name, values in times.items()},
+    }
 
 
 def percentiles(values: list[float]) -> dict[str, float]:
     """Number, median, 99th percentile and maximum, in milliseconds."""
     array = 1000 * np.asarray(values)
-    return {"n": len(values), "median": round(float(np.median(array)), 2), "p99": round(float(np.percentile(array, 99)), 2),
-            "max": round(float(array.max()), 2)}  # fmt: skip
+    return {
+        "n": len(values),
+        "median": round(float(np.median(array)), 2),
+        "p99": round(float(np.percentile(array, 99)), 2),
+        "max": round(float(array.max()), 2),
+    }
 
 
 def buckets(port: int) -> dict[str, dict[float, float]]:
@@ -239,12 +247,18 @@ class Churn:
         late = np.array([sample for sample in samples if sample[0] >= WARM_UP * self._seconds])
         slope = slope_of(late)
         return {
-            "seconds": round(now, 1), "done": dict(self.done), "problems": self.problems, "rss_mb_first": round(late[0, 1], 1),
-            "rss_mb_last": round(late[-1, 1], 1), "rss_mb_max": round(float(late[:, 1].max()), 1),
-            "slope_mb_per_hour": round(3600 * slope, 2), "slope_mb_per_hour_second_half": round(3600 * slope_of(late[len(late) // 2 :]), 2),
+            "seconds": round(now, 1),
+            "done": dict(self.done),
+            "problems": self.problems,
+            "rss_mb_first": round(late[0, 1], 1),
+            "rss_mb_last": round(late[-1, 1], 1),
+            "rss_mb_max": round(float(late[:, 1].max()), 1),
+            "slope_mb_per_hour": round(3600 * slope, 2),
+            "slope_mb_per_hour_second_half": round(3600 * slope_of(late[len(late) // 2 :]), 2),
             "rss_mb_by_minute": [round(values, 1) for _, values in samples[:: int(60 / SAMPLE_S)]],
-            "open_files": daemon.num_fds(), "threads": daemon.num_threads(),
-        }  # fmt: skip
+            "open_files": daemon.num_fds(),
+            "threads": daemon.num_threads(),
+        }
 
     def _again(self, work: Callable[[Client, random.Random], None], number: int) -> None:
         rng = random.Random(number)

@@ -54,15 +54,18 @@ def run(task: Task, seed: int) -> tuple[int | None, float]:
     """Train; the step at which the threshold was reached at an evaluation (None: never), and the best mean return."""
     learner = offrld.build(
         task.algorithm, offrld.Shapes.of_env(task.env), config=task.config, seeds=[seed], device="cpu", runner="eager", threads=1
-    )  # fmt: skip
+    )
     reached, best, began = None, -np.inf, time.process_time()
     for epoch, metrics in learner.fitter_online(
         task.env, explorer=task.explorer, steps=task.steps, eval_env=task.env, eval_episodes=20, seed=seed, **task.options
     ):
         step, mean = min(epoch * task.options["steps_per_epoch"], task.steps), metrics["return_mean"][seed]
         rollout = metrics.get("rollout_return", {}).get(seed, float("nan"))
-        print(f"{task.algorithm} {task.env} seed {seed}: step {step:,}, return {mean:.1f} ± {metrics['return_std'][seed]:.1f}, "
-              f"rollouts {rollout:.1f}, {learner.step:,} updates, {time.process_time() - began:.0f} s of a core", flush=True)  # fmt: skip
+        print(
+            f"{task.algorithm} {task.env} seed {seed}: step {step:,}, return {mean:.1f} ± {metrics['return_std'][seed]:.1f}, "
+            f"rollouts {rollout:.1f}, {learner.step:,} updates, {time.process_time() - began:.0f} s of a core",
+            flush=True,
+        )
         best = max(best, mean)
         if reached is None and mean >= task.threshold:
             reached = step

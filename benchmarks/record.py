@@ -43,9 +43,12 @@ def loop(seconds: float, hz: float, recorder: offrl.Recorder | None) -> dict[str
         if wait > 0:
             time.sleep(wait)
     return {
-        "seconds": time.perf_counter() - start, "process_s": time.process_time() - process, "thread_s": time.thread_time() - thread,
-        "slowest_ms": 1e3 * slowest, "late": late,
-    }  # fmt: skip
+        "seconds": time.perf_counter() - start,
+        "process_s": time.process_time() - process,
+        "thread_s": time.thread_time() - thread,
+        "slowest_ms": 1e3 * slowest,
+        "late": late,
+    }
 
 
 def measure(seconds: float, hz: float) -> dict[str, float]:
@@ -53,9 +56,11 @@ def measure(seconds: float, hz: float) -> dict[str, float]:
     with tempfile.TemporaryDirectory(prefix="offrl-", dir="/tmp") as folder:
         state = Path(folder) / "state"
         daemon = subprocess.Popen(
-            [sys.executable, "-m", "offrld.daemon.main", "--state-dir", str(state)], stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+            [sys.executable, "-m", "offrld.daemon.main", "--state-dir", str(state)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         try:
             url, end = f"ipc://{state}/run/offrld.sock", time.monotonic() + 60
             while True:
@@ -82,10 +87,15 @@ def measure(seconds: float, hz: float) -> dict[str, float]:
         raise SystemExit(f"{found} of {steps} steps arrived")
     extra = recorded["process_s"] - bare["process_s"]
     return {
-        "hz": hz, "steps": steps, "core_percent": 100 * extra / recorded["seconds"], "us_per_step": 1e6 * extra / steps,
-        "loop_us_per_step": 1e6 * (recorded["thread_s"] - bare["thread_s"]) / steps, "slowest_step_ms": recorded["slowest_ms"],
-        "late_steps": recorded["late"], "late_steps_bare": bare["late"],
-    }  # fmt: skip
+        "hz": hz,
+        "steps": steps,
+        "core_percent": 100 * extra / recorded["seconds"],
+        "us_per_step": 1e6 * extra / steps,
+        "loop_us_per_step": 1e6 * (recorded["thread_s"] - bare["thread_s"]) / steps,
+        "slowest_step_ms": recorded["slowest_ms"],
+        "late_steps": recorded["late"],
+        "late_steps_bare": bare["late"],
+    }
 
 
 def main() -> None:

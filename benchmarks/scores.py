@@ -29,7 +29,7 @@ ENVIRONMENTS = {
     "pendulum": ("Pendulum-v1", -1275.3, -149.3),
     "hopper": ("Hopper-v5", 19.1, 628.6),
 }
-LIMIT = 10.0   # normalised points below the reference's mean that are allowed
+LIMIT = 10.0  # normalised points below the reference's mean that are allowed
 FAST = ("learning_rate=1e-3", "target_update_interval=100")
 RATES = ("actor_learning_rate=1e-3", "critic_learning_rate=1e-3")
 SMALL = ("batch_size=16", "transformer.layers=2", "transformer.heads=4")
@@ -44,7 +44,7 @@ class Row:
     steps: int
     reference: float | None
     settings: tuple[str, ...] = ()
-    seeds: tuple[int, int] = (0, 9)      # first and last; ten where scores swing much between seeds and checkpoints
+    seeds: tuple[int, int] = (0, 9)  # first and last; ten where scores swing much between seeds and checkpoints
 
     @property
     def name(self) -> str:
@@ -58,10 +58,20 @@ class Row:
         """The `offrl` command that trains it."""
         settings = [word for setting in self.settings for word in ("--set", setting)]
         return [
-            "submit", self.algorithm, "--dataset", self.dataset, "--steps", str(self.steps),
-            "--seeds", "{}-{}".format(*self.seeds), "--preset", "d3rlpy",
-            *settings, "--eval-env", self.environment[0],
-        ]  # fmt: skip
+            "submit",
+            self.algorithm,
+            "--dataset",
+            self.dataset,
+            "--steps",
+            str(self.steps),
+            "--seeds",
+            "{}-{}".format(*self.seeds),
+            "--preset",
+            "d3rlpy",
+            *settings,
+            "--eval-env",
+            self.environment[0],
+        ]
 
     def normalised(self, value: float) -> float:
         """0 for the random policy, 100 for the finished behaviour policy."""

@@ -75,8 +75,17 @@ def works_table(results: dict[str, dict[str, float]], peers: dict[str, dict[str,
         theirs = [peers.get(peer, {"figures": {}})["figures"].get(name) for peer in store_peers.NAMES]
         values = [None if value is None else value * work.scale for value in (ours, limit, *theirs)]
         ratio = results[name].get("ratio")
-        rows.append([work.label, work.unit, *map(figure, values[:2]), "-" if ratio is None else f"{ratio:.2f}", *map(figure, values[2:]),
-                     work.goal or "-", work.goal_ratio or "-"])
+        rows.append(
+            [
+                work.label,
+                work.unit,
+                *map(figure, values[:2]),
+                "-" if ratio is None else f"{ratio:.2f}",
+                *map(figure, values[2:]),
+                work.goal or "-",
+                work.goal_ratio or "-",
+            ]
+        )
     return table(["work", "unit", "ours", "limit", "ours / limit", *store_peers.NAMES, "goal", "goal / limit"], rows)
 
 
@@ -91,10 +100,22 @@ def growth_table(found: list[tuple[int, dict[str, float] | None]]) -> str:
 
 
 def cold_table(found: dict[str, dict[str, float]]) -> str:
-    rows = [[label, *(figure(x[name]) for name in ("ours first", "limit first", "ours", "limit", "warm")), f"{x['resident']:.1%}"]
-            for label, x in found.items()]
-    return table(["cold cache, ms per batch", "first: ours", "first: limit", "first ten: ours", "first ten: limit", "warm: ours",
-                  "left in the cache"], rows)
+    rows = [
+        [label, *(figure(x[name]) for name in ("ours first", "limit first", "ours", "limit", "warm")), f"{x['resident']:.1%}"]
+        for label, x in found.items()
+    ]
+    return table(
+        [
+            "cold cache, ms per batch",
+            "first: ours",
+            "first: limit",
+            "first ten: ours",
+            "first ten: limit",
+            "warm: ours",
+            "left in the cache",
+        ],
+        rows,
+    )
 
 
 def measure(folder: Path, data: Data, size: Size, largest: int) -> dict[str, Any]:
@@ -145,8 +166,10 @@ def main() -> None:
         print(json.dumps({"kernels": kernels().NAME, **results}))
         return
     load = os.getloadavg()[0]
-    print(f"{time.strftime('%Y-%m-%d %H:%M')}, {platform.machine()}, {os.cpu_count()} cores, load {load:.1f} at the end; "
-          f"kernels: {kernels().NAME}; {data.transitions:,} transitions (observation 17, action 6, float32), {data.frames:,} frames")
+    print(
+        f"{time.strftime('%Y-%m-%d %H:%M')}, {platform.machine()}, {os.cpu_count()} cores, load {load:.1f} at the end; "
+        f"kernels: {kernels().NAME}; {data.transitions:,} transitions (observation 17, action 6, float32), {data.frames:,} frames"
+    )
     print(f"\n{works_table(results['works'], results['peers'])}\n")
     for peer, result in results["peers"].items():
         for note in result["notes"]:

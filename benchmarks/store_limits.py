@@ -71,9 +71,14 @@ class Rows:
         size, n = rows.shape[1], len(parts)
         self.outs = [np.zeros((size, count, *column.shape[1:]), column.dtype) for column, count in self._parts]
         pointers, numbers = ctypes.c_void_p * n, ctypes.c_long * n
-        self._arguments = (ctypes.c_long(size), ctypes.c_long(n), pointers(*[column.ctypes.data for column, _ in self._parts]),
-                           pointers(*[out.ctypes.data for out in self.outs]), numbers(*[column[0].nbytes for column, _ in self._parts]),
-                           numbers(*[count for _, count in self._parts]))
+        self._arguments = (
+            ctypes.c_long(size),
+            ctypes.c_long(n),
+            pointers(*[column.ctypes.data for column, _ in self._parts]),
+            pointers(*[out.ctypes.data for out in self.outs]),
+            numbers(*[column[0].nbytes for column, _ in self._parts]),
+            numbers(*[count for _, count in self._parts]),
+        )
         self._start, self._stride = rows.ctypes.data, rows.strides[0]
 
     def __call__(self, k: int) -> None:
@@ -103,8 +108,14 @@ class Tree:
 
     def __call__(self, k: int) -> None:
         pointer = ctypes.c_void_p
-        self._library.tree(pointer(self._rows[k].ctypes.data), self._size, pointer(self.nodes.ctypes.data), self._height,
-                           pointer(self.levels.ctypes.data), pointer(self._values.ctypes.data))
+        self._library.tree(
+            pointer(self._rows[k].ctypes.data),
+            self._size,
+            pointer(self.nodes.ctypes.data),
+            self._height,
+            pointer(self.levels.ctypes.data),
+            pointer(self._values.ctypes.data),
+        )
 
 
 def write_raw(files: list[tuple[int, np.ndarray]], piece: int = 1 << 23) -> None:
@@ -112,7 +123,7 @@ def write_raw(files: list[tuple[int, np.ndarray]], piece: int = 1 << 23) -> None
     for descriptor, array in files:
         raw, done = memoryview(array).cast("B"), 0
         while done < len(raw):
-            done += os.write(descriptor, raw[done:done + piece])
+            done += os.write(descriptor, raw[done : done + piece])
     for descriptor, _ in files:
         os.fsync(descriptor)
 

@@ -171,8 +171,9 @@ def opened(store: EpisodeStore, size: Size) -> dict[str, float]:
 
 def open_memory(store: EpisodeStore) -> dict[str, float]:
     """MB that the first open of a process adds to what is resident of it; median of five processes."""
-    kib = [int(subprocess.run([sys.executable, "-c", MEMORY, store.path], check=True, capture_output=True, text=True).stdout)
-           for _ in range(5)]
+    kib = [
+        int(subprocess.run([sys.executable, "-c", MEMORY, store.path], check=True, capture_output=True, text=True).stdout) for _ in range(5)
+    ]
     return {"ours": statistics.median(kib) * 1024 / 1e6}
 
 

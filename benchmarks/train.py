@@ -29,7 +29,7 @@ PEERS = ROOT / ".venv-peers"
 PEERS_FOLDER = ROOT / "benchmarks" / "peers"
 D3RLPY = "2.8.1"
 BATCH = 256
-GOALS = {"td3_bc": 1.3, "bc": 2.0, "dqn": 2.0}     # ratios to reach
+GOALS = {"td3_bc": 1.3, "bc": 2.0, "dqn": 2.0}  # ratios to reach
 DISCRETE = ("dqn", "discrete_cql")
 SETTINGS = {"td3_bc": {"observation_scaler": "none"}}
 

@@ -64,10 +64,12 @@ def make_store(path: Path, arrays: dict[str, np.ndarray], *, discrete: bool) -> 
             rows = slice(start, end)
             writer.append(
                 Episode(
-                    observation=arrays["observations"][rows], action=arrays["actions"][rows], reward=arrays["rewards"][rows],
+                    observation=arrays["observations"][rows],
+                    action=arrays["actions"][rows],
+                    reward=arrays["rewards"][rows],
                     terminated=bool(arrays["terminals"][end - 1]),
                 )
-            )  # fmt: skip
+            )
 
 
 def measure_ours(name: str, path: str, batch: int, steps: int) -> None:

@@ -30,8 +30,8 @@ from offrl import Client, upload
 from offrld.embedded import embedded_daemon
 
 ROUNDS = 30
-PINGS = 200              # in a round, of each
-PAUSE_S = 0.002          # between two pings beside an upload
+PINGS = 200  # in a round, of each
+PAUSE_S = 0.002  # between two pings beside an upload
 BLOCK = 1 << 20
 
 
@@ -126,11 +126,17 @@ def uploads(client: Client, folder: Path, megabytes: int) -> dict[str, float]:
     found = sorted(json.loads(output))
     size = source.stat().st_size
     return {
-        "upload, MB/s": size / 1e6 / seconds, "goal": 300.0, "plain write and sync, MB/s": size / 1e6 / disk(folder, size),
-        "client, CPU s a GB": spent[0] / size * 1e9, "daemon, CPU s a GB": spent[1] / size * 1e9,
-        "ping beside it: p50, ms": 1e3 * found[len(found) // 2], "p99, ms": 1e3 * found[int(0.99 * len(found))],
-        "longest, ms": 1e3 * found[-1], "goal of p99, ms": 50.0, "pings": len(found),
-    }  # fmt: skip
+        "upload, MB/s": size / 1e6 / seconds,
+        "goal": 300.0,
+        "plain write and sync, MB/s": size / 1e6 / disk(folder, size),
+        "client, CPU s a GB": spent[0] / size * 1e9,
+        "daemon, CPU s a GB": spent[1] / size * 1e9,
+        "ping beside it: p50, ms": 1e3 * found[len(found) // 2],
+        "p99, ms": 1e3 * found[int(0.99 * len(found))],
+        "longest, ms": 1e3 * found[-1],
+        "goal of p99, ms": 50.0,
+        "pings": len(found),
+    }
 
 
 def disk(folder: Path, size: int) -> float:

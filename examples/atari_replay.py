@@ -18,10 +18,18 @@ def main(name: str, steps: int, batch_size: int, episodes: int, out: Path) -> No
     store, env = offrld.datasets.get(name)
     print(f"{name}: {store.step_count:,} steps in {len(store):,} episodes, mean return {store.stats()['return']['mean']:.1f}")
     learner = offrld.train(
-        "discrete_cql", store, steps=steps,
-        config={"frame_stack": 4, "batch_size": batch_size, "observation_scaler": "pixel", "reward_scaler": "clip",
-                "reward_scaler.low": -1.0, "reward_scaler.high": 1.0},
-    )  # fmt: skip
+        "discrete_cql",
+        store,
+        steps=steps,
+        config={
+            "frame_stack": 4,
+            "batch_size": batch_size,
+            "observation_scaler": "pixel",
+            "reward_scaler": "clip",
+            "reward_scaler.low": -1.0,
+            "reward_scaler.high": 1.0,
+        },
+    )
     learner.export(out)
     policy = offrl.Policy(out)
     for number in range(episodes):

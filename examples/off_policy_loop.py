@@ -1,6 +1,6 @@
 """One's own off-policy loop: a collector that writes into a bounded store, a sampler over it, updates between the batches.
 
-    python examples/off_policy_loop.py ENV [--frames N]
+python examples/off_policy_loop.py ENV [--frames N]
 """
 
 from __future__ import annotations
@@ -21,9 +21,15 @@ def main(env_id: str, frames: int, per_batch: int, updates: int, out: Path) -> N
     learner = offrld.build("double_dqn" if discrete else "sac", env, config={"batch_size": 64})
     random = min(1_000, frames // 10)
     collector = Collector(
-        env, learner, frames_per_batch=per_batch, total_frames=frames, into=out / "store", limit=100_000, init_random_frames=random,
+        env,
+        learner,
+        frames_per_batch=per_batch,
+        total_frames=frames,
+        into=out / "store",
+        limit=100_000,
+        init_random_frames=random,
         explorer=ConstantEpsilonGreedy(0.1) if discrete else None,
-    )  # fmt: skip
+    )
     with collector:
         for number, _ in enumerate(collector):
             collector.writer.commit()

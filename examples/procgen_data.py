@@ -18,10 +18,17 @@ def main(game: str, out: Path, *, steps: int, envs: int, rollout: int, evaluatio
     out.mkdir(parents=True, exist_ok=True)
     with embedded_daemon(out / "state") as client:
         behaviour = client.train_online(
-            "ppo", env=env, preset="procgen", steps=steps, envs=envs, key=f"{game}-ppo",
+            "ppo",
+            env=env,
+            preset="procgen",
+            steps=steps,
+            envs=envs,
+            key=f"{game}-ppo",
             config={"rollout_steps": rollout, "batch_size": envs * rollout // 8},
-            eval_env=env, eval_sample=True, eval_every=max(1, steps // evaluations),
-        )  # fmt: skip
+            eval_env=env,
+            eval_sample=True,
+            eval_every=max(1, steps // evaluations),
+        )
         info = behaviour.wait()
         print(f"PPO after {info.step:,} steps: {info.metrics['return_mean']}")
         for ratio in ratios:
@@ -46,6 +53,12 @@ if __name__ == "__main__":
     parser.add_argument("--ratios", type=float, nargs="+", default=[1.0, 0.5], help="of the last return [1.0 0.5]")
     given = parser.parse_args()
     main(
-        given.game, given.out, steps=given.steps, envs=given.envs, rollout=given.rollout, evaluations=given.evaluations,
-        collected=given.collect, ratios=given.ratios,
-    )  # fmt: skip
+        given.game,
+        given.out,
+        steps=given.steps,
+        envs=given.envs,
+        rollout=given.rollout,
+        evaluations=given.evaluations,
+        collected=given.collect,
+        ratios=given.ratios,
+    )

@@ -8,8 +8,18 @@ from pathlib import Path
 
 import numpy as np
 
-RECORD = np.dtype([("first_row", "<i8"), ("steps", "<i8"), ("return", "<f8"), ("flags", "<u4"), ("data_crc", "<u4"), ("reserved", "V12"),
-                   ("chain", "V16"), ("crc", "<u4")])
+RECORD = np.dtype(
+    [
+        ("first_row", "<i8"),
+        ("steps", "<i8"),
+        ("return", "<f8"),
+        ("flags", "<u4"),
+        ("data_crc", "<u4"),
+        ("reserved", "V12"),
+        ("chain", "V16"),
+        ("crc", "<u4"),
+    ]
+)
 
 
 def read_store(path):
@@ -19,8 +29,11 @@ def read_store(path):
     with open(path / "episodes.log", "rb") as file:
         header = file.read(64)  # of its two slots the later one counts
         slots = [struct.unpack_from("<qq4xI", header, at) for at in (16, 40)]
-        oldest = max((committed, kept) for (kept, committed, crc), at in zip(slots, (16, 40), strict=True)
-                     if crc == zlib.crc32(header[:16] + header[at:at + 20]))[1]
+        oldest = max(
+            (committed, kept)
+            for (kept, committed, crc), at in zip(slots, (16, 40), strict=True)
+            if crc == zlib.crc32(header[:16] + header[at : at + 20])
+        )[1]
         file.seek(64 * (1 + oldest))  # a bounded store has given what was before this episode back
         log = file.read()
     records = np.frombuffer(log, RECORD, count=len(log) // 64)
@@ -28,12 +41,15 @@ def read_store(path):
     columns = {}
     for column in schema["columns"]:
         if rows:
-            columns[column["column"]] = np.memmap(path / "columns" / f"{column['column']}.bin", column["dtype"], "r",
-                                                  shape=(rows, *column["shape"]))
+            columns[column["column"]] = np.memmap(
+                path / "columns" / f"{column['column']}.bin", column["dtype"], "r", shape=(rows, *column["shape"])
+            )
     for first, steps, flags in records[["first_row", "steps", "flags"]]:
         observed = steps + 1 - (flags >> 1 & 1)  # T+1 observations, or T where the final one is missing
-        yield {name: rows[first:first + (observed if name.startswith("observation") else steps)]
-               for name, rows in columns.items()}, bool(flags & 1)
+        yield (
+            {name: rows[first : first + (observed if name.startswith("observation") else steps)] for name, rows in columns.items()},
+            bool(flags & 1),
+        )
 
 
 if __name__ == "__main__":

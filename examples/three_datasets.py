@@ -1,6 +1,6 @@
 """Make the three datasets of an environment that D4RL knows: random, replay and trained; as stores and as files for d3rlpy.
 
-    python examples/three_datasets.py ENV OUT [--steps N]
+python examples/three_datasets.py ENV OUT [--steps N]
 """
 
 from __future__ import annotations

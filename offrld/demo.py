@@ -26,7 +26,7 @@ from offrld.embedded import embedded_daemon
 ENV = "CartPole-v1"
 STEPS = 12_000
 POLICY = "cartpole-policy.onnx"
-GAIN = 1.5   # the policy's mean return must be at least so many times its data's
+GAIN = 1.5  # the policy's mean return must be at least so many times its data's
 
 
 def run(out: Path, talk: Console) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from offrl.client import Client
 from offrl.errors import NoDaemon, OffrlError
 
-START_S = 60.0   # a cold disk makes the first start slow
+START_S = 60.0  # a cold disk makes the first start slow
 STOP_S = 30.0
 
 

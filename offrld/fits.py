@@ -13,10 +13,10 @@ import numpy as np
 from offrl.errors import InvalidInput
 from offrl_store import Field, Schema
 
-MOST_CHOICES = 1_000_000     # discrete actions: a network has an output for each
-WHOLE = 1 << 24              # beyond, float32 does not hold every whole number
+MOST_CHOICES = 1_000_000  # discrete actions: a network has an output for each
+WHOLE = 1 << 24  # beyond, float32 does not hold every whole number
 TURN = "--option channels=last turns them (Python: options={'channels': 'last'})"
-STEPS = 256                  # values that float32 must tell apart between an action's bounds
+STEPS = 256  # values that float32 must tell apart between an action's bounds
 _SMALLER = ((32, 5, 2, 64, 3, 2, 64, 3, 1), (16, 4, 2, 32, 3, 1), (16, 3, 1, 32, 3, 1), (16, 3, 1), (16, 2, 1), (16, 1, 1))
 
 
@@ -64,8 +64,9 @@ def check_kind(algorithm: str, actions: str, *, discrete: bool, whose: str = "th
     """Raise `InvalidInput` where the actions, those of ``whose``, are of another kind than the algorithm learns."""
     kind = "discrete" if discrete else "continuous"
     if actions not in ("both", kind):
-        raise InvalidInput(f"algorithm {algorithm!r} learns {actions} actions, {whose} has {kind} ones",
-                           hint=f"`offrl algos` lists the {kind} algorithms")  # fmt: skip
+        raise InvalidInput(
+            f"algorithm {algorithm!r} learns {actions} actions, {whose} has {kind} ones", hint=f"`offrl algos` lists the {kind} algorithms"
+        )
 
 
 def check_action(schema: Schema) -> None:
@@ -77,19 +78,26 @@ def check_action(schema: Schema) -> None:
     whole, shape = field.dtype.kind in "iub", tuple(field.shape)
     if field.discrete:
         if field.n > MOST_CHOICES:
-            raise InvalidInput(f"the field 'action' has {field.n} choices; a network has an output for each, at most {MOST_CHOICES}",
-                               hint="give it as a vector of numbers")  # fmt: skip
+            raise InvalidInput(
+                f"the field 'action' has {field.n} choices; a network has an output for each, at most {MOST_CHOICES}",
+                hint="give it as a vector of numbers",
+            )
         return
     kind = (schema.metadata.get("action_space") or {}).get("kind") if isinstance(schema.metadata.get("action_space"), Mapping) else None
     if shape == () and whole:
         low, high = ("?" if bound is None else bound for bound in (field.low, field.high))
-        raise InvalidInput(f"the field 'action' has whole numbers from {low} to {high}; discrete actions count from 0 to a declared last",
-                           hint="subtract the lowest before the import, and declare low=0 and high=n-1")  # fmt: skip
+        raise InvalidInput(
+            f"the field 'action' has whole numbers from {low} to {high}; discrete actions count from 0 to a declared last",
+            hint="subtract the lowest before the import, and declare low=0 and high=n-1",
+        )
     if len(shape) != 1:
         raise InvalidInput(f"actions have shape {shape}; continuous actions are vectors", hint="flatten them before the import")
     if field.dtype.kind == "b" or kind in ("MultiDiscrete", "MultiBinary"):
-        raise InvalidInput(f"the field 'action' holds {shape[0]} choices at once ({kind or 'bool'}); algorithms learn one choice "
-                           "(Discrete) or a vector of numbers (Box)", hint="number the combinations from 0 as one choice")  # fmt: skip
+        raise InvalidInput(
+            f"the field 'action' holds {shape[0]} choices at once ({kind or 'bool'}); algorithms learn one choice "
+            "(Discrete) or a vector of numbers (Box)",
+            hint="number the combinations from 0 as one choice",
+        )
     if field.low is not None and field.high is not None:
         check_action_bounds(field.low, field.high, whole=whole)
 
@@ -102,8 +110,11 @@ def check_action_bounds(low: Any, high: Any, *, whole: bool) -> None:
         if not np.isfinite(largest) or least == most:
             continue
         if largest > WHOLE if whole else (most - least) / STEPS < np.spacing(np.float32(largest)):
-            raise InvalidInput(f"action dimension {i} lies between {least:.17g} and {most:.17g}: float32, in which policies act, does not "
-                               "tell such values apart", hint="subtract the offset from the action before the import")  # fmt: skip
+            raise InvalidInput(
+                f"action dimension {i} lies between {least:.17g} and {most:.17g}: float32, in which policies act, does not "
+                "tell such values apart",
+                hint="subtract the offset from the action before the import",
+            )
 
 
 # --- Images ---

@@ -13,9 +13,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446  # the numbers of the calls are the same on every architecture
-VERSION = 1         # flag of CREATE_RULESET: return the newest ABI in place of a ruleset
-PATH_BENEATH = 1    # a rule about a file or a folder with everything below it
-NO_NEW_PRIVS = 38   # of prctl(2); the kernel asks for it first
+VERSION = 1  # flag of CREATE_RULESET: return the newest ABI in place of a ruleset
+PATH_BENEATH = 1  # a rule about a file or a folder with everything below it
+NO_NEW_PRIVS = 38  # of prctl(2); the kernel asks for it first
 
 # Rights over files, with the ABI that brought them.
 EXECUTE, WRITE_FILE, READ_FILE, READ_DIR = 1 << 0, 1 << 1, 1 << 2, 1 << 3
@@ -31,7 +31,7 @@ WRITE = READ | WRITE_FILE | TRUNCATE | REMOVE_DIR | REMOVE_FILE | MAKE_DIR | MAK
 DEVICE = READ_FILE | WRITE_FILE | IOCTL_DEV
 ALL = (1 << 16) - 1
 
-TCP = 3                         # bind and connect; since ABI 4
+TCP = 3  # bind and connect; since ABI 4
 SIGNALS, ABSTRACT_SOCKETS = 2, 1  # what a scoped process cannot reach outside of its sandbox; since ABI 6
 
 
@@ -67,9 +67,7 @@ def restrict(rules: Iterable[tuple[Path, int]], *, network: bool, signals: bool)
     if not version:
         return 0
     handled = sum(rights for since, rights in SINCE if since <= version)
-    ruleset = _Ruleset(
-        handled, 0 if network or version < 4 else TCP, 0 if signals or version < 6 else SIGNALS | ABSTRACT_SOCKETS
-    )  # fmt: skip
+    ruleset = _Ruleset(handled, 0 if network or version < 4 else TCP, 0 if signals or version < 6 else SIGNALS | ABSTRACT_SOCKETS)
     size = 8 if version < 4 else 16 if version < 6 else 24  # an older kernel knows the first fields only
     descriptor = _call(CREATE_RULESET, ctypes.byref(ruleset), size, 0)
     try:

@@ -54,9 +54,15 @@ class Learner(engine.Learner):
         return list(self.fitter_online(env, store, explorer, **options))
 
     def fitter_online(
-        self, env: Any, store: Any = None, explorer: Any = None, *, save_to: str | os.PathLike[str] | None = None, save_interval: int = 1,
+        self,
+        env: Any,
+        store: Any = None,
+        explorer: Any = None,
+        *,
+        save_to: str | os.PathLike[str] | None = None,
+        save_interval: int = 1,
         **options: Any,
-    ) -> Iterator[tuple[int, Metrics]]:  # fmt: skip
+    ) -> Iterator[tuple[int, Metrics]]:
         """Act in an environment, and train on what that gives; (epoch, metrics) after each epoch. Networks, optimisers and the step go on
         from where they are, so that ``fit`` and then ``fit_online`` is fine-tuning.
 

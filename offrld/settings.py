@@ -61,10 +61,16 @@ def setting(
     """
     metadata = {
         _META: {
-            "help": help, "unit": unit, "low": low, "high": high, "exclusive_low": exclusive_low, "choices": choices, "probe": probe,
+            "help": help,
+            "unit": unit,
+            "low": low,
+            "high": high,
+            "exclusive_low": exclusive_low,
+            "choices": choices,
+            "probe": probe,
             "only": {"type": only} if isinstance(only, tuple) or callable(only) else dict(only or {}),
         }
-    }  # fmt: skip
+    }
     if isinstance(default, dict):  # each instance gets its own: a dict can be changed in place
         return dataclasses.field(default_factory=lambda: copy.deepcopy(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -120,8 +126,9 @@ class Setting:
         if wrong:
             raise InvalidInput(f"setting {self.name!r} takes {self._wanted()}, got {shown(value)}", hint="see `offrl algos NAME`")
         if self.choices is not None and value not in self.choices:
-            raise InvalidInput(f"setting {self.name!r} takes {self._wanted()}, got {shown(value)}",
-                               hint=nearest(str(value)[:MOST_SHOWN], self.choices))  # fmt: skip
+            raise InvalidInput(
+                f"setting {self.name!r} takes {self._wanted()}, got {shown(value)}", hint=nearest(str(value)[:MOST_SHOWN], self.choices)
+            )
         for item in value if isinstance(value, tuple) else (value,):
             if isinstance(item, (int, float)) and not isinstance(item, bool) and not self._within(item):
                 raise InvalidInput(f"setting {self.name!r} takes {self._wanted()}, got {shown(value)}", hint="see `offrl algos NAME`")
@@ -167,8 +174,8 @@ def as_flat(config: Any) -> dict[str, Any]:
 @dataclasses.dataclass(frozen=True)
 class _Field:
     name: str
-    type: str                  # in words; "" for a component
-    told: Mapping[str, Any]    # what `setting` was told
+    type: str  # in words; "" for a component
+    told: Mapping[str, Any]  # what `setting` was told
 
 
 @functools.cache

@@ -1,7 +1,7 @@
 """An algorithm as an estimator of scikit-learn: for ``cross_validate``, ``GridSearchCV``, ``clone`` and the like (needs scikit-learn).
 
-    estimator = Estimator("td3_bc", steps=2000, alpha=2.5)
-    cross_validate(estimator, store.episodes, cv=3, scoring={"error": lambda estimator, episodes: ...})
+estimator = Estimator("td3_bc", steps=2000, alpha=2.5)
+cross_validate(estimator, store.episodes, cv=3, scoring={"error": lambda estimator, episodes: ...})
 """
 
 from __future__ import annotations

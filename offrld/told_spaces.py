@@ -15,7 +15,7 @@ from offrl_store import Schema
 
 HINT = "evaluate in the environment that the data comes from"
 STEPS_HINT = "collect in the environment that the data comes from, or into another dataset"
-ROUNDING = 1e-5   # of a bound: float32 data of float64 bounds
+ROUNDING = 1e-5  # of a bound: float32 data of float64 bounds
 
 
 def tell(env_id: str, observation_space: Any, action_space: Any) -> dict[str, Any]:
@@ -32,8 +32,10 @@ def tell(env_id: str, observation_space: Any, action_space: Any) -> dict[str, An
             name: {"dtype": np.dtype(space.dtype).name, "shape": list(space.shape)} if space.shape is not None else None
             for name, space in leaves(observation_space).items()
         },
-        "action": {"kind": type(action_space).__name__}, "schema": None, "refusal": None,
-    }  # fmt: skip
+        "action": {"kind": type(action_space).__name__},
+        "schema": None,
+        "refusal": None,
+    }
     if told["action"]["kind"] == "Discrete":
         told["action"]["n"] = int(action_space.n)
     elif told["action"]["kind"] == "Box":
@@ -102,8 +104,9 @@ def _check_action(env_id: str, told: Mapping[str, Any], action: Any) -> None:
             at = int(wrong[0])
             raise InvalidInput(
                 f"{env_id} takes action {at} from {given['low'][at]:g} to {given['high'][at]:g}, the dataset has it "
-                f"{'down' if name == 'low' else 'up'} to {mine[at]:g}", hint=HINT,
-            )  # fmt: skip
+                f"{'down' if name == 'low' else 'up'} to {mine[at]:g}",
+                hint=HINT,
+            )
 
 
 def check_steps(name: str, wanted: Schema, stored: Schema) -> None:

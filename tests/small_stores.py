@@ -20,7 +20,5 @@ def make_store(path: Path, *, discrete: bool, episodes: int = 12, seed: int = 0)
             observation = random.normal(size=(steps + (number % 3 > 0), 3)).astype(np.float32) * [1, 5, 0.1] + [0, 3, 0]
             actions = random.integers(0, 3, steps) if discrete else random.uniform(-2, 2, (steps, 2)).astype(np.float32)
             reward = random.normal(size=steps).astype(np.float32)
-            writer.append(
-                Episode(observation=observation.astype(np.float32), action=actions, reward=reward, terminated=number % 2 == 0)
-            )
+            writer.append(Episode(observation=observation.astype(np.float32), action=actions, reward=reward, terminated=number % 2 == 0))
     return EpisodeStore.open(path)

@@ -20,8 +20,20 @@ def test_the_blocks_run_one_after_the_other(tmp_path, monkeypatch):
 
 def test_every_public_name_of_the_store_is_on_the_page_or_on_that_of_the_format():
     text = PAGE.read_text() + (DOCS / "store-format.md").read_text()
-    hidden = {"Batch", "EpisodeList", "PrioritizedSampler", "Snapshot", "Transition", "TransitionList", "TransitionSampler", "WindowBatch",
-              "WindowSampler", "Writer", "errors", "rng"}  # fmt: skip
+    hidden = {
+        "Batch",
+        "EpisodeList",
+        "PrioritizedSampler",
+        "Snapshot",
+        "Transition",
+        "TransitionList",
+        "TransitionSampler",
+        "WindowBatch",
+        "WindowSampler",
+        "Writer",
+        "errors",
+        "rng",
+    }
     for name in set(offrl_store.__all__) - hidden:
         assert re.search(rf"\b{name}\b", text), name
     assert hidden <= set(offrl_store.__all__)

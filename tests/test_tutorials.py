@@ -30,8 +30,6 @@ TUTORIALS = DOCS / "tutorials"
 EXAMPLES = DOCS.parent / "examples"
 
 
-
-
 def procgen_is_there() -> bool:
     try:
         ProcgenEnv("coinrun")
@@ -159,8 +157,14 @@ def grid(name: str) -> Any:
 
 def test_the_grids_of_the_procgen_page_are_the_jobs_that_it_names():
     agents, behaviour = plan(grid("agents.json"), trials=5), plan(grid("behaviour.json"), trials=2)
-    assert [job.algorithm for job in agents] == ["discrete_bc", "discrete_bcq", "discrete_cql", "discrete_iql",
-                                                 "discrete_decision_transformer", "discrete_decision_transformer"]  # fmt: skip
+    assert [job.algorithm for job in agents] == [
+        "discrete_bc",
+        "discrete_bcq",
+        "discrete_cql",
+        "discrete_iql",
+        "discrete_decision_transformer",
+        "discrete_decision_transformer",
+    ]
     assert {job.options["preset"] for job in agents} == {"procgen", "procgen-bct"} and {job.seeds for job in agents} == {(0, 1, 2, 3, 4)}
     assert [(job.options["env"], job.seeds) for job in behaviour] == [
         (f"offrld/procgen-{game}-train-v0", (seed,)) for game in ("maze", "miner", "starpilot") for seed in (0, 1)

@@ -37,13 +37,25 @@ class Block(nn.Module):
 class TorchDecisionTransformer(nn.Module):
     """``position``: simple or global. With ``actions`` discrete: ``embedding_activation`` before the position, no norm, logits."""
 
-    def __init__(self, observation, actions, *, discrete, context, timesteps, units, heads, layers, activation, position,
-                 embedding_activation=None, with_returns=True):  # fmt: skip
+    def __init__(
+        self,
+        observation,
+        actions,
+        *,
+        discrete,
+        context,
+        timesteps,
+        units,
+        heads,
+        layers,
+        activation,
+        position,
+        embedding_activation=None,
+        with_returns=True,
+    ):
         super().__init__()
         widths = [observation, *units]
-        self.encoder = nn.Sequential(
-            *(part for i, o in pairwise(widths) for part in (nn.Linear(i, o), nn.ReLU()))
-        )
+        self.encoder = nn.Sequential(*(part for i, o in pairwise(widths) for part in (nn.Linear(i, o), nn.ReLU())))
         width = units[-1]
         self.discrete, self.position, self.timesteps, self.with_returns = discrete, position, timesteps, with_returns
         self.returns, self.time = nn.Linear(1, width), nn.Embedding(timesteps + 1, width)
@@ -68,6 +80,7 @@ class TorchDecisionTransformer(nn.Module):
 
     def load(self, params, name):
         """Take the weights of our parameters, whose names begin with ``name``."""
+
         def fill(module, source):
             module.weight.data.copy_(params[f"{name}.{source}.weight"])
             if getattr(module, "bias", None) is not None:

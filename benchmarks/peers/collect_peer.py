@@ -1,6 +1,6 @@
 """Steps per second of another library's collection with a 256x256 policy in CartPole-v1; run by the peers' own interpreter.
 
-    collect_peer.py torchrl|sb3|d3rlpy STEPS FOLDER     one round for each line of its input; prints each round's figures as JSON
+collect_peer.py torchrl|sb3|d3rlpy STEPS FOLDER     one round for each line of its input; prints each round's figures as JSON
 """
 
 from __future__ import annotations
@@ -49,8 +49,18 @@ def sb3(steps: int, folder: str):
     """DQN's rollout into its buffer in memory, without updates."""
     from stable_baselines3 import DQN
 
-    model = DQN("MlpPolicy", ENV, policy_kwargs={"net_arch": [256, 256]}, buffer_size=100_000, learning_starts=0, train_freq=BATCH,
-                gradient_steps=0, exploration_initial_eps=0.0, exploration_final_eps=0.0, device="cpu")  # fmt: skip
+    model = DQN(
+        "MlpPolicy",
+        ENV,
+        policy_kwargs={"net_arch": [256, 256]},
+        buffer_size=100_000,
+        learning_starts=0,
+        train_freq=BATCH,
+        gradient_steps=0,
+        exploration_initial_eps=0.0,
+        exploration_final_eps=0.0,
+        device="cpu",
+    )
     return lambda: model.learn(steps // BATCH * BATCH, reset_num_timesteps=False)
 
 

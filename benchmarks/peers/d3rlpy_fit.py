@@ -1,6 +1,6 @@
 """Updates per second of d3rlpy's `fit`, run by `benchmarks.train` and `benchmarks.train_speed` in a virtual environment of its own.
 
-    python d3rlpy_fit.py ALGORITHM DATA.npz BATCH STEPS    prints {"updates_per_second": ..., "updates_per_cpu_second": ...}
+python d3rlpy_fit.py ALGORITHM DATA.npz BATCH STEPS    prints {"updates_per_second": ..., "updates_per_cpu_second": ...}
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ CONFIGS = {
     "sac": d3rlpy.algos.SACConfig,
     "td3_bc": d3rlpy.algos.TD3PlusBCConfig,
 }
-WARM = 50   # updates before the clock is looked at
+WARM = 50  # updates before the clock is looked at
 
 
 def main(name: str, path: str, batch: int, steps: int) -> None:

@@ -42,6 +42,7 @@ def sample(size: int) -> Any:
     def work(data: Data, folder: Path) -> float:
         buffer = plain(data)
         return median_us(lambda: buffer.sample(size))
+
     return work
 
 
@@ -109,5 +110,14 @@ def step_batch(data: Data, folder: Path) -> float:
     return len(batches) * ENVIRONMENTS / seconds_of(work)
 
 
-WORKS = {"sample 256": sample(256), "sample 4096": sample(4096), "stacks": stacks, "n-step": n_step, "prioritized": prioritized,
-         "open": opened, "write": write, "step": step, "step batch": step_batch}
+WORKS = {
+    "sample 256": sample(256),
+    "sample 4096": sample(4096),
+    "stacks": stacks,
+    "n-step": n_step,
+    "prioritized": prioritized,
+    "open": opened,
+    "write": write,
+    "step": step,
+    "step batch": step_batch,
+}

@@ -12,8 +12,10 @@ from store_data import GAMMA, N_STEPS, STACK, STEPS, Data, median_seconds, media
 
 def episodes(data: Data) -> list[Episode]:
     """T steps each: it has no place for a final observation."""
-    return [Episode(observation[:-1], action, reward.reshape(-1, 1), False)
-            for observation, action, reward in zip(data.observation, data.action, data.reward, strict=True)]
+    return [
+        Episode(observation[:-1], action, reward.reshape(-1, 1), False)
+        for observation, action, reward in zip(data.observation, data.action, data.reward, strict=True)
+    ]
 
 
 def plain(data: Data, picker: Any = None) -> ReplayBuffer:
@@ -24,6 +26,7 @@ def sample(size: int) -> Any:
     def work(data: Data, folder: Path) -> float:
         buffer = plain(data)
         return median_us(lambda: buffer.sample_transition_batch(size))
+
     return work
 
 
@@ -38,8 +41,10 @@ def windows(data: Data, folder: Path) -> float:
 
 
 def stacks(data: Data, folder: Path) -> float:
-    found = [Episode(frames[:-1, None], actions.reshape(-1, 1), np.zeros((len(actions), 1), np.float32), False)
-             for frames, actions in data.frame_episodes()]
+    found = [
+        Episode(frames[:-1, None], actions.reshape(-1, 1), np.zeros((len(actions), 1), np.float32), False)
+        for frames, actions in data.frame_episodes()
+    ]
     buffer = ReplayBuffer(InfiniteBuffer(), episodes=found, transition_picker=FrameStackTransitionPicker(STACK))
     return median_us(lambda: buffer.sample_transition_batch(32))
 
@@ -79,5 +84,13 @@ def step(data: Data, folder: Path) -> float:
     return len(steps) / seconds_of(work)
 
 
-WORKS = {"sample 256": sample(256), "sample 4096": sample(4096), "stacks": stacks, "windows": windows, "n-step": n_step, "open": opened,
-         "write": write, "step": step}
+WORKS = {
+    "sample 256": sample(256),
+    "sample 4096": sample(4096),
+    "stacks": stacks,
+    "windows": windows,
+    "n-step": n_step,
+    "open": opened,
+    "write": write,
+    "step": step,
+}

@@ -43,8 +43,12 @@ class Data:
     @cached_property
     def flat(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Observations, actions, rewards and next observations of all transitions, each [N, ...]."""
-        return (self.observation[:, :-1].reshape(-1, OBSERVATION), self.action.reshape(-1, ACTION), self.reward.reshape(-1),
-                self.observation[:, 1:].reshape(-1, OBSERVATION))
+        return (
+            self.observation[:, :-1].reshape(-1, OBSERVATION),
+            self.action.reshape(-1, ACTION),
+            self.reward.reshape(-1),
+            self.observation[:, 1:].reshape(-1, OBSERVATION),
+        )
 
     @cached_property
     def ends(self) -> np.ndarray:
@@ -73,8 +77,9 @@ class Data:
     def batches(self, count: int) -> list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, bool]]:
         """As ``steps``, of 8 environments at once: every array has 8 rows, C-contiguous. ``count`` steps in all."""
         found = []
-        observation, action, reward = (np.ascontiguousarray(x[:ENVIRONMENTS].swapaxes(0, 1)) for x in
-                                       (self.observation, self.action, self.reward))
+        observation, action, reward = (
+            np.ascontiguousarray(x[:ENVIRONMENTS].swapaxes(0, 1)) for x in (self.observation, self.action, self.reward)
+        )
         for i in range(count // ENVIRONMENTS):
             t = i % EPISODE
             found.append((observation[t], action[t], reward[t], observation[t + 1], t == EPISODE - 1))

@@ -44,6 +44,7 @@ def sample(size: int) -> Any:
     def work(data: Data, folder: Path) -> float:
         buffer = plain(data)
         return median_us(lambda: buffer.sample(size))
+
     return work
 
 
@@ -54,13 +55,19 @@ def n_step(data: Data, folder: Path) -> float:
 
 def stacks(data: Data, folder: Path) -> float:
     """Stacks stored whole, each once: the next one is the row behind (`optimize_memory_usage`)."""
-    buffer = ReplayBuffer(data.frames, Box(0, 255, (STACK, 84, 84), np.uint8), Discrete(ACTIONS), device="cpu", optimize_memory_usage=True,
-                          handle_timeout_termination=False)
+    buffer = ReplayBuffer(
+        data.frames,
+        Box(0, 255, (STACK, 84, 84), np.uint8),
+        Discrete(ACTIONS),
+        device="cpu",
+        optimize_memory_usage=True,
+        handle_timeout_termination=False,
+    )
     for number, (frames, actions) in enumerate(data.frame_episodes()):
         rows = slice(number * FRAME_EPISODE, (number + 1) * FRAME_EPISODE)
         for k in range(STACK):
             missing = STACK - 1 - k
-            buffer.observations[rows, 0, k][missing:] = frames[:FRAME_EPISODE - missing]
+            buffer.observations[rows, 0, k][missing:] = frames[: FRAME_EPISODE - missing]
         buffer.actions[rows, 0, 0] = actions
     buffer.full = True
     return median_us(lambda: buffer.sample(32))
@@ -92,5 +99,12 @@ def step_batch(data: Data, folder: Path) -> float:
     return appended(data.batches(STEPS), ENVIRONMENTS, data)
 
 
-WORKS = {"sample 256": sample(256), "sample 4096": sample(4096), "stacks": stacks, "n-step": n_step, "open": opened, "step": step,
-         "step batch": step_batch}
+WORKS = {
+    "sample 256": sample(256),
+    "sample 4096": sample(4096),
+    "stacks": stacks,
+    "n-step": n_step,
+    "open": opened,
+    "step": step,
+    "step batch": step_batch,
+}

@@ -36,8 +36,13 @@ def storage(count: int, folder: Path) -> LazyMemmapStorage:
 def rows(observation: np.ndarray, action: np.ndarray, reward: Any, after: np.ndarray, ends: np.ndarray) -> TensorDict:
     done = torch.from_numpy(ends).reshape(-1, 1)
     count = len(observation)
-    following = {"observation": torch.from_numpy(after), "reward": torch.as_tensor(reward).reshape(-1, 1), "done": done, "truncated": done,
-                 "terminated": torch.zeros_like(done)}
+    following = {
+        "observation": torch.from_numpy(after),
+        "reward": torch.as_tensor(reward).reshape(-1, 1),
+        "done": done,
+        "truncated": done,
+        "terminated": torch.zeros_like(done),
+    }
     return TensorDict({"observation": torch.from_numpy(observation), "action": torch.from_numpy(action), "next": following}, [count])
 
 
@@ -55,6 +60,7 @@ def filled(buffer: Any, data: Data) -> Any:
 def sample(size: int) -> Any:
     def work(data: Data, folder: Path) -> float:
         return median_us(filled(TensorDictReplayBuffer(storage=storage(data.transitions, folder), batch_size=size), data).sample)
+
     return work
 
 
@@ -70,7 +76,7 @@ def n_step(data: Data, folder: Path) -> float:
     buffer.append_transform(MultiStepTransform(n_steps=N_STEPS, gamma=GAMMA))
     found = all_rows(data)
     for start in range(0, data.transitions, EPISODE):
-        buffer.extend(found[start:start + EPISODE])
+        buffer.extend(found[start : start + EPISODE])
     return median_us(buffer.sample)
 
 
@@ -83,8 +89,14 @@ def stacks(data: Data, folder: Path) -> float:
     for number, (frames, actions) in enumerate(data.frame_episodes()):
         done = torch.arange(1, FRAME_EPISODE + 1).reshape(-1, 1) == FRAME_EPISODE
         pixels = torch.from_numpy(frames)
-        rows = {"pixels": pixels[:-1], "action": torch.from_numpy(actions), "episode": torch.full((FRAME_EPISODE,), number),
-                "done": torch.zeros_like(done), "is_init": done.roll(1, 0), "next": {"pixels": pixels[1:], "done": done}}
+        rows = {
+            "pixels": pixels[:-1],
+            "action": torch.from_numpy(actions),
+            "episode": torch.full((FRAME_EPISODE,), number),
+            "done": torch.zeros_like(done),
+            "is_init": done.roll(1, 0),
+            "next": {"pixels": pixels[1:], "done": done},
+        }
         buffer.extend(TensorDict(rows, [FRAME_EPISODE]))
     return median_us(buffer.sample)
 
@@ -118,7 +130,7 @@ def opened(data: Data, folder: Path) -> float:
 
 def write(data: Data, folder: Path) -> float:
     found = all_rows(data)
-    episodes = [found[start:start + EPISODE] for start in range(0, data.transitions, EPISODE)]
+    episodes = [found[start : start + EPISODE] for start in range(0, data.transitions, EPISODE)]
 
     def work() -> None:
         buffer = TensorDictReplayBuffer(storage=storage(data.transitions, folder), batch_size=256)
@@ -134,8 +146,15 @@ def step(data: Data, folder: Path) -> float:
     def work() -> None:
         buffer = TensorDictReplayBuffer(storage=storage(data.transitions, folder), batch_size=256)
         for observation, action, reward, after, last in steps:
-            buffer.add(TensorDict({"observation": torch.from_numpy(observation), "action": torch.from_numpy(action),
-                                   "next": {"observation": torch.from_numpy(after), "reward": reward, "done": last}}))
+            buffer.add(
+                TensorDict(
+                    {
+                        "observation": torch.from_numpy(observation),
+                        "action": torch.from_numpy(action),
+                        "next": {"observation": torch.from_numpy(after), "reward": reward, "done": last},
+                    }
+                )
+            )
 
     return len(steps) / seconds_of(work)
 
@@ -151,5 +170,15 @@ def step_batch(data: Data, folder: Path) -> float:
     return len(batches) * ENVIRONMENTS / seconds_of(work)
 
 
-WORKS = {"sample 256": sample(256), "sample 4096": sample(4096), "stacks": stacks, "windows": windows, "n-step": n_step,
-         "prioritized": prioritized, "open": opened, "write": write, "step": step, "step batch": step_batch}
+WORKS = {
+    "sample 256": sample(256),
+    "sample 4096": sample(4096),
+    "stacks": stacks,
+    "windows": windows,
+    "n-step": n_step,
+    "prioritized": prioritized,
+    "open": opened,
+    "write": write,
+    "step": step,
+    "step batch": step_batch,
+}

@@ -22,9 +22,9 @@ from offrl.errors import CheckFailed, DiskFull, InvalidInput, OffrlError
 
 FORMAT = 1
 ABOUT, STATE = "backup.json", "state"
-UNFINISHED = ".restoring"    # in the state folder while it is being restored: a daemon does not start on it
+UNFINISHED = ".restoring"  # in the state folder while it is being restored: a daemon does not start on it
 BLOCK = 1 << 20
-BEGIN_S = 600.0              # to freeze a folder of very many files
+BEGIN_S = 600.0  # to freeze a folder of very many files
 DATABASE = "queue.sqlite"
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in all

@@ -21,9 +21,11 @@ class BoundRun:
     """
 
     def __init__(
-        self, session: onnxruntime.InferenceSession, inputs: Mapping[str, tuple[np.dtype, tuple[int, ...]]],
+        self,
+        session: onnxruntime.InferenceSession,
+        inputs: Mapping[str, tuple[np.dtype, tuple[int, ...]]],
         output: tuple[str, np.dtype, tuple[int, ...]],
-    ) -> None:  # fmt: skip
+    ) -> None:
         """
         Args:
             inputs: dtype of each, and the shape of a row.

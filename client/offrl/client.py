@@ -21,7 +21,7 @@ from offrl.explained import as_name, explained
 from offrl.job import CollectSpec, TrainOnlineSpec, TrainSpec
 
 LONG_POLL_S = 10.0  # how long the daemon may hold a request for the next event
-PRUNE_S = 600.0     # for a part of it: run folders may be large
+PRUNE_S = 600.0  # for a part of it: run folders may be large
 EXPORTS = 5  # in a row, for one fetch: the newest step of a running job moves on while its policy is made
 FETCH_KINDS = ("onnx", "torchscript", "checkpoint", "metrics")
 
@@ -172,12 +172,25 @@ class Client:
             raise InvalidInput(f"both seed={seed} and seeds={seeds!r} were given", hint="give one of them")
         chosen = [seed] if seed is not None else None if seeds is None else list(seeds)
         given = {
-            "algorithm": algorithm, "steps": steps, "seeds": chosen, "config": None if config is None else flat(config), "preset": preset,
-            "eval_env": eval_env, "eval_episodes": eval_episodes, "eval_every": eval_every, "early_stop": early_stop,
-            "early_stop_delta": early_stop_delta, "validation": validation, "runner": runner,
-            "device": device, "threads": threads, "start": start.id if isinstance(start, Job) else start, "transfer": transfer,
-            "fresh_optimizer": fresh_optimizer, "gpu_memory_mb": gpu_memory_mb,
-        }  # fmt: skip
+            "algorithm": algorithm,
+            "steps": steps,
+            "seeds": chosen,
+            "config": None if config is None else flat(config),
+            "preset": preset,
+            "eval_env": eval_env,
+            "eval_episodes": eval_episodes,
+            "eval_every": eval_every,
+            "early_stop": early_stop,
+            "early_stop_delta": early_stop_delta,
+            "validation": validation,
+            "runner": runner,
+            "device": device,
+            "threads": threads,
+            "start": start.id if isinstance(start, Job) else start,
+            "transfer": transfer,
+            "fresh_optimizer": fresh_optimizer,
+            "gpu_memory_mb": gpu_memory_mb,
+        }
         given = {name: value for name, value in given.items() if value is not None}
         build(TrainSpec, **given, dataset="not-known-yet")  # before anything is uploaded
         spec = build(TrainSpec, **given, dataset=self.datasets.resolve(dataset))
@@ -185,9 +198,14 @@ class Client:
         ids = [before.id if isinstance(before, Job) else before for before in befores]
         start_at = at.timestamp() if isinstance(at, datetime) else at
         request = build(
-            wire.Submit, spec=spec, priority=priority, after=ids, key=f"auto-{uuid.uuid4().hex}" if key is None else key, start_at=start_at,
+            wire.Submit,
+            spec=spec,
+            priority=priority,
+            after=ids,
+            key=f"auto-{uuid.uuid4().hex}" if key is None else key,
+            start_at=start_at,
             start_in_s=delay_s,
-        )  # fmt: skip
+        )
         return Job(self, self.request(request).job)
 
     def rerun(self, job: str | Job, *, into: str | None = None, priority: int = 0, key: str | None = None) -> Job:
@@ -303,9 +321,15 @@ class Client:
         Raises as `submit` does, also for an algorithm that cannot be trained online.
         """
         given = {
-            "algorithm": algorithm, "env": env, "dataset": into, "steps": steps, "seeds": None if seed is None else [seed],
-            "config": None if config is None else flat(config), "start": start.id if isinstance(start, Job) else start, **options,
-        }  # fmt: skip
+            "algorithm": algorithm,
+            "env": env,
+            "dataset": into,
+            "steps": steps,
+            "seeds": None if seed is None else [seed],
+            "config": None if config is None else flat(config),
+            "start": start.id if isinstance(start, Job) else start,
+            **options,
+        }
         spec = build(TrainOnlineSpec, **{name: value for name, value in given.items() if value is not None})
         return self._queue(spec, priority, after, key)
 

@@ -63,9 +63,14 @@ class Connection:
     """
 
     def __init__(
-        self, url: str, *, timeout: float = 60.0, patience: float = 60.0, key: str | os.PathLike[str] | None = None,
+        self,
+        url: str,
+        *,
+        timeout: float = 60.0,
+        patience: float = 60.0,
+        key: str | os.PathLike[str] | None = None,
         lost: Callable[[bool], None] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.url, self.timeout, self.patience, self._key_file = url, timeout, patience, key
         self._on_lost = lost
         self._ids = itertools.count(1)

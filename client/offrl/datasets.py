@@ -29,8 +29,10 @@ def export_format(out: str | os.PathLike[str], format: str | None) -> str:
     """The format of an export: as named, else by the ending of its path."""
     ending = Path(out).suffix.lower()
     if format is None and ending in _NO_EXPORTS:
-        raise InvalidInput(f"cannot write {out}: a dataset is not exported as {ending}",
-                           hint=f"end the name with {', '.join(EXPORT_FORMATS)}, or name the format")  # fmt: skip
+        raise InvalidInput(
+            f"cannot write {out}: a dataset is not exported as {ending}",
+            hint=f"end the name with {', '.join(EXPORT_FORMATS)}, or name the format",
+        )
     return format if format is not None else EXPORT_FORMATS.get(ending, "store")
 
 
@@ -324,8 +326,11 @@ def _schema_of(episodes: list[Any]) -> Any:
     first = episodes[0]
     if not isinstance(first, Episode):
         raise InvalidInput(f"item 0 is a {type(first).__name__}, not an Episode", hint="give offrl_store.Episode objects")
-    taken = [numbers(each.action, f"episode {number}, field action") for number, each in enumerate(episodes)
-             if isinstance(each, Episode) and not isinstance(each.action, Mapping)]  # fmt: skip
+    taken = [
+        numbers(each.action, f"episode {number}, field action")
+        for number, each in enumerate(episodes)
+        if isinstance(each, Episode) and not isinstance(each.action, Mapping)
+    ]
     whole = bool(taken) and all(array.dtype.kind in "iu" for array in taken)
     action = fields("action", first.action, whole)
     if isinstance(action, Field) and action.dtype.kind in "iu" and action.shape == ():

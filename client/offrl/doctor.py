@@ -22,12 +22,12 @@ from offrl.errors import NoDaemon, NotAllowed, OffrlError
 from offrl.job import TrainSpec
 
 PINGS = 100
-SLOW_PING_S = 0.005      # median over ipc is a fifth of a millisecond
-SKEW_S = (1.0, 300.0)    # between the clocks: worth a word; then times in the two machines' logs have nothing to do with each other
-DEVICES_S = 200.0        # a little more than the daemon waits for its worker
+SLOW_PING_S = 0.005  # median over ipc is a fifth of a millisecond
+SKEW_S = (1.0, 300.0)  # between the clocks: worth a word; then times in the two machines' logs have nothing to do with each other
+DEVICES_S = 200.0  # a little more than the daemon waits for its worker
 TRAIN_S = 10.0
-START_S = 90.0           # for the job's first update: a worker loads torch from a cold disk
-STOP_S = 120.0           # for a checkpoint, for an export
+START_S = 90.0  # for the job's first update: a worker loads torch from a cold disk
+STOP_S = 120.0  # for a checkpoint, for an export
 ALGORITHM = "td3_bc"
 ACTS = 200
 SLOW_ACT_S = 0.005
@@ -116,9 +116,11 @@ def _clock(client: Client) -> wire.Check:
     if apart < SKEW_S[0]:
         return wire.Check(name="clock", status="ok", message=f"the daemon's agrees with this machine's within {SKEW_S[0]:g} s")
     return wire.Check(
-        name="clock", status="warn" if apart < SKEW_S[1] else "fail", message=f"the daemon's and this machine's are {apart:.1f} s apart",
+        name="clock",
+        status="warn" if apart < SKEW_S[1] else "fail",
+        message=f"the daemon's and this machine's are {apart:.1f} s apart",
         hint="let both follow a time server: `timedatectl set-ntp true`",
-    )  # fmt: skip
+    )
 
 
 def _versions() -> dict[str, str]:
@@ -155,9 +157,12 @@ def arrays(episodes: int = 20, steps: int = 50) -> dict[str, np.ndarray]:
     ends = np.zeros(rows, bool)
     ends[steps - 1 :: steps] = True
     return {
-        "observations": observations, "actions": actions, "rewards": -np.abs(observations).sum(1).astype(np.float32),
-        "terminals": np.zeros(rows, bool), "timeouts": ends,
-    }  # fmt: skip
+        "observations": observations,
+        "actions": actions,
+        "rewards": -np.abs(observations).sum(1).astype(np.float32),
+        "terminals": np.zeros(rows, bool),
+        "timeouts": ends,
+    }
 
 
 class _Training:
@@ -227,8 +232,12 @@ class _Training:
         info = self._job.info()
         if info.state == "queued":
             why = f" ({info.reason})" if info.reason else ""
-            self._say("training", "warn", f"not started within {START_S:.0f} s{why}: other jobs have the slots",
-                      "try again later, or `offrl doctor --no-train`")  # fmt: skip
+            self._say(
+                "training",
+                "warn",
+                f"not started within {START_S:.0f} s{why}: other jobs have the slots",
+                "try again later, or `offrl doctor --no-train`",
+            )
         else:
             message = f"no update within {START_S:.0f} s, the job is {info.state.value}"
             self._say("training", "fail", message, f"see `offrl logs {info.job}`")

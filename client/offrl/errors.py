@@ -109,11 +109,31 @@ LESS_NEAR = 0.6  # the same where they differ by two slips only
 _CLASSES: dict[str, type[OffrlError]] = {
     cls.code: cls
     for cls in (
-        OffrlError, InvalidInput, InvalidSchema, InvalidEpisode, StoreExists, StoreNotFound, EmptyStore, StoreCorrupt, StoreLocked,
-        DiskFull, JobFailed, CheckFailed, DownloadFailed, Unknown, Conflict, LimitReached, InvalidMessage, NoDaemon, ProtocolMismatch,
-        NotAllowed, EnvironmentFailed, WorkerFailed, InternalError,
+        OffrlError,
+        InvalidInput,
+        InvalidSchema,
+        InvalidEpisode,
+        StoreExists,
+        StoreNotFound,
+        EmptyStore,
+        StoreCorrupt,
+        StoreLocked,
+        DiskFull,
+        JobFailed,
+        CheckFailed,
+        DownloadFailed,
+        Unknown,
+        Conflict,
+        LimitReached,
+        InvalidMessage,
+        NoDaemon,
+        ProtocolMismatch,
+        NotAllowed,
+        EnvironmentFailed,
+        WorkerFailed,
+        InternalError,
     )
-}  # fmt: skip
+}
 
 
 def to_wire(error: OffrlError) -> dict[str, str]:

@@ -13,8 +13,14 @@ from offrl.errors import InvalidInput
 from offrl.onnx_file import read_bytes
 from offrl.policy import Policy, load_session
 
-_DTYPES = {"tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(int64)": np.int64, "tensor(int32)": np.int32,
-           "tensor(uint8)": np.uint8, "tensor(float16)": np.float16}  # fmt: skip
+_DTYPES = {
+    "tensor(float)": np.float32,
+    "tensor(double)": np.float64,
+    "tensor(int64)": np.int64,
+    "tensor(int32)": np.int32,
+    "tensor(uint8)": np.uint8,
+    "tensor(float16)": np.float16,
+}
 
 
 class ForeignPolicy(Policy):
@@ -45,8 +51,9 @@ class ForeignPolicy(Policy):
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         self._inputs = {each.name: each for each in ([_named(inputs, input, name, "input")] if input is not None else inputs)}
         if input is not None and len(inputs) > 1:
-            raise InvalidInput(f"{name} takes more than {input!r}: {_listed(inputs)}",
-                               hint="export the policy with the observation as its only input")  # fmt: skip
+            raise InvalidInput(
+                f"{name} takes more than {input!r}: {_listed(inputs)}", hint="export the policy with the observation as its only input"
+            )
         if output is None and len(outputs) > 1:
             raise InvalidInput(f"{name} has several outputs: {_listed(outputs)}", hint="name the action's: --policy-output NAME")
         out = outputs[0] if output is None else _named(outputs, output, name, "output")
@@ -58,8 +65,10 @@ class ForeignPolicy(Policy):
         whole = _DTYPES[out.type] in (np.int64, np.int32)
         sizes = tuple(out.shape[1:])
         if argmax and (whole or len(sizes) != 1):
-            raise InvalidInput(f"{name}: output {out.name!r} has the type {out.type} and shape {out.shape}, no scores",
-                               hint="leave --policy-argmax out: it gives actions")  # fmt: skip
+            raise InvalidInput(
+                f"{name}: output {out.name!r} has the type {out.type} and shape {out.shape}, no scores",
+                hint="leave --policy-argmax out: it gives actions",
+            )
         self.metadata = {}
         self.observation_dtypes = {n: np.dtype(_DTYPES[each.type]) for n, each in self._inputs.items()}
         self.observation_shapes = {n: tuple(each.shape[1:]) for n, each in self._inputs.items()}
@@ -103,8 +112,10 @@ class ForeignPolicy(Policy):
             raise InvalidInput(f"the observation has no field {name!r}, only {', '.join(map(str, fields))}", hint="name it: --policy-input")
         value, dtype, shape = np.asarray(fields[name]), self.observation_dtypes[name], self.observation_shapes[name]
         if value.shape[1:] != shape or value.dtype.kind not in "biuf":
-            raise InvalidInput(f"{name} is {value.dtype} of shape {value.shape[1:]}, the policy expects {dtype} of {shape}",
-                               hint="give one observation as the environment gives it")  # fmt: skip
+            raise InvalidInput(
+                f"{name} is {value.dtype} of shape {value.shape[1:]}, the policy expects {dtype} of {shape}",
+                hint="give one observation as the environment gives it",
+            )
         cast = value.astype(dtype)
         if not np.isfinite(cast).all() or (dtype.kind in "iu" and not np.array_equal(cast, value)):
             raise InvalidInput(f"{name} has a value that is not finite, or that {dtype} does not hold", hint="check the environment")

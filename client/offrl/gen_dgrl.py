@@ -34,8 +34,20 @@ WITHOUT_EFFECT = {
     "alpha", "no_cuda", "log_interval", "log_wandb", "model_saving_dir", "checkpoint_path", "resume", "xpid", "save_dataset",
     "dataset_saving_dir", "wandb_base_url", "wandb_api_key", "wandb_entity", "wandb_project", "save_path", "ckpt_freq", "eval_freq",
 }  # fmt: skip
-OURS = ("dataset", "steps", "into", "limit", "priority", "device", "threads", "eval_env", "eval_episodes", "eval_every",
-        "early_stop", "early_stop_delta")  # may be added  # fmt: skip
+OURS = (
+    "dataset",
+    "steps",
+    "into",
+    "limit",
+    "priority",
+    "device",
+    "threads",
+    "eval_env",
+    "eval_episodes",
+    "eval_every",
+    "early_stop",
+    "early_stop_delta",
+)  # may be added
 LEVELS = {(0, 0): "", (0, 200): "train", (200, 50): "validation", (250, 0): "test"}  # (start_level, num_levels) -> in the id
 
 
@@ -79,13 +91,28 @@ def _ppo(values: Mapping[str, Any]) -> dict[str, Any]:
     env = procgen_id(values["env_name"], values["distribution_mode"], LEVELS[levels])
     rollout = values["num_steps"] * values["num_processes"]
     return {
-        "algorithm": "ppo", "preset": "procgen", "env": env, "steps": values["num_env_steps"], "envs": values["num_processes"],
-        "eval_env": env, "eval_episodes": 10, "eval_sample": True, "eval_every": values["archive_interval"] * rollout,
-        "rollout_steps": values["num_steps"], "batch_size": rollout // values["num_mini_batch"], "epochs": values["ppo_epoch"],
-        "clip": values["clip_param"], "entropy_coef": values["entropy_coef"], "optimizer.eps": values["eps"],
-        "gae_lambda": values["gae_lambda"], "gamma": values["gamma"], "encoder.feature_size": values["hidden_size"],
-        "learning_rate": values["lr"], "optimizer.clip_grad_norm": values["max_grad_norm"], "value_coef": values["value_loss_coef"],
-    }  # fmt: skip
+        "algorithm": "ppo",
+        "preset": "procgen",
+        "env": env,
+        "steps": values["num_env_steps"],
+        "envs": values["num_processes"],
+        "eval_env": env,
+        "eval_episodes": 10,
+        "eval_sample": True,
+        "eval_every": values["archive_interval"] * rollout,
+        "rollout_steps": values["num_steps"],
+        "batch_size": rollout // values["num_mini_batch"],
+        "epochs": values["ppo_epoch"],
+        "clip": values["clip_param"],
+        "entropy_coef": values["entropy_coef"],
+        "optimizer.eps": values["eps"],
+        "gae_lambda": values["gae_lambda"],
+        "gamma": values["gamma"],
+        "encoder.feature_size": values["hidden_size"],
+        "learning_rate": values["lr"],
+        "optimizer.clip_grad_norm": values["max_grad_norm"],
+        "value_coef": values["value_loss_coef"],
+    }
 
 
 def _agent(algorithm: str, values: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
@@ -102,14 +129,20 @@ def _agent(algorithm: str, values: Mapping[str, Any]) -> tuple[dict[str, Any], s
             f"-cl{values['dt_context_length']}"
         )
     if algorithm == "iql":
-        follow = {"tau": values["tau"], "target_update_interval": 1} if values["perform_polyak_update"] else {
-            "tau": 1.0, "target_update_interval": values["target_update_freq"]
-        }  # fmt: skip
+        follow = (
+            {"tau": values["tau"], "target_update_interval": 1}
+            if values["perform_polyak_update"]
+            else {"tau": 1.0, "target_update_interval": values["target_update_freq"]}
+        )
         settings = {
-            **follow, "gamma": values["gamma"], "actor_learning_rate": rate, "critic_learning_rate": rate,
-            "weight_temp": values["iql_temperature"], "expectile": values["iql_expectile"],
+            **follow,
+            "gamma": values["gamma"],
+            "actor_learning_rate": rate,
+            "critic_learning_rate": rate,
+            "weight_temp": values["iql_temperature"],
+            "expectile": values["iql_expectile"],
             **{f"{part}_encoder.type": model for part in ("actor", "critic", "value")},
-        }  # fmt: skip
+        }
         return {**found, **settings}, f"-t{values['tau']}-e{values['iql_expectile']}-temp{values['iql_temperature']}"
     found |= {"learning_rate": rate, "encoder.type": model}
     if algorithm == "bc":

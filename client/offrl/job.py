@@ -72,28 +72,28 @@ class TrainSpec(_Spec):
     kind: Literal["train"] = "train"
     algorithm: Annotated[str, Field(min_length=1, max_length=100)]
     dataset: Name
-    steps: Annotated[int, Field(ge=1, le=10**12)] = 100_000          # gradient updates
+    steps: Annotated[int, Field(ge=1, le=10**12)] = 100_000  # gradient updates
     seeds: Annotated[list[Seed], Field(min_length=1, max_length=1024), FailFast()] = [0]
-    config: dict[str, Any] = {}                                       # dotted setting -> value, as in --set
+    config: dict[str, Any] = {}  # dotted setting -> value, as in --set
     preset: Annotated[str, Field(max_length=100)] | None = None
-    eval_env: Annotated[str, Field(max_length=200)] | None = None     # gymnasium id
+    eval_env: Annotated[str, Field(max_length=200)] | None = None  # gymnasium id
     eval_episodes: Annotated[int, Field(ge=1, le=100_000)] = 20
     eval_every: Annotated[int, Field(ge=1, le=10**12)] | None = None  # updates; None: at the end only
-    early_stop: Annotated[int, Field(ge=1, le=10**6)] | None = None   # end after so many evaluations without a better one
+    early_stop: Annotated[int, Field(ge=1, le=10**6)] | None = None  # end after so many evaluations without a better one
     early_stop_delta: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 0.0  # better: by more than this
-    validation: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0         # share of the episodes held out
+    validation: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0  # share of the episodes held out
     runner: Literal["auto", "eager", "compile", "graph"] = "auto"
     device: Annotated[str, Field(pattern=DEVICE_PATTERN)] = "auto"
-    threads: Annotated[int, Field(ge=1, le=1024)] = 1                 # CPU threads of torch
+    threads: Annotated[int, Field(ge=1, le=1024)] = 1  # CPU threads of torch
     gpu_memory_mb: Annotated[int, Field(ge=1, le=1 << 30)] | None = None  # of a card, set aside for the job; None: the service estimates
-    start: Taken | None = None                                        # JOB[:SEED] whose networks this one starts from
-    transfer: Literal["all", "policy", "critics"] = "all"             # which of them
-    fresh_optimizer: bool = False                                     # optimisers begin anew
+    start: Taken | None = None  # JOB[:SEED] whose networks this one starts from
+    transfer: Literal["all", "policy", "critics"] = "all"  # which of them
+    fresh_optimizer: bool = False  # optimisers begin anew
 
 
 POLICY_PATTERN = rf"^(random|normal|upload|job:{TAKEN_PATTERN[1:-1]})$"
-MAKES_STEPS = ("collect", "train_online")   # kinds that act in an environment and write their steps into a dataset
-TRAINS = ("train", "train_online")          # kinds of which networks, metrics and policies come
+MAKES_STEPS = ("collect", "train_online")  # kinds that act in an environment and write their steps into a dataset
+TRAINS = ("train", "train_online")  # kinds of which networks, metrics and policies come
 PAUSABLE = ("train", "train_online", "collect")
 
 
@@ -105,17 +105,17 @@ def unit(kind: str) -> str:
 class _Steps(_Spec):
     """What acts in an environment and puts its steps into a dataset, a new one or one that is there, of the same environment."""
 
-    env: Annotated[str, Field(min_length=1, max_length=200)]          # gymnasium id
+    env: Annotated[str, Field(min_length=1, max_length=200)]  # gymnasium id
     dataset: Name
-    steps: Annotated[int, Field(ge=1, le=10**12)]                     # of the environment
-    limit: Annotated[int, Field(ge=1, le=10**12)] | None = None       # transitions of a new dataset: the oldest episodes go beyond them
-    epsilon: Annotated[float, Field(ge=0.0, le=1.0)] | None = None    # probability of a uniform action
+    steps: Annotated[int, Field(ge=1, le=10**12)]  # of the environment
+    limit: Annotated[int, Field(ge=1, le=10**12)] | None = None  # transitions of a new dataset: the oldest episodes go beyond them
+    epsilon: Annotated[float, Field(ge=0.0, le=1.0)] | None = None  # probability of a uniform action
     epsilon_end: Annotated[float, Field(ge=0.0, le=1.0)] | None = None  # to which it falls, within
     epsilon_steps: Annotated[int, Field(ge=1, le=10**12)] | None = None
-    noise: Annotated[float, Field(ge=0.0, le=100.0)] | None = None    # deviation of normal noise, in units of half the bounds' distance
+    noise: Annotated[float, Field(ge=0.0, le=100.0)] | None = None  # deviation of normal noise, in units of half the bounds' distance
     max_episode_steps: Annotated[int, Field(ge=1, le=10**9)] | None = None  # an episode is cut after so many
     step_timeout_s: Annotated[float, Field(gt=0.0, le=86_400.0)] | None = None
-    threads: Annotated[int, Field(ge=1, le=1024)] = 1                 # CPU threads of torch
+    threads: Annotated[int, Field(ge=1, le=1024)] = 1  # CPU threads of torch
 
 
 class CollectSpec(_Steps):
@@ -123,15 +123,15 @@ class CollectSpec(_Steps):
 
     kind: Literal["collect"] = "collect"
     policy: Annotated[str, Field(max_length=100, pattern=POLICY_PATTERN)] = "random"  # or normal, job:JOB[:SEED], upload
-    upload: JobId | None = None                                       # of the policy file, where policy is upload
+    upload: JobId | None = None  # of the policy file, where policy is upload
     # Of an uploaded file of another program: the tensors of observation and action, and whether the latter are scores. `offrl.foreign`.
     policy_input: Annotated[str, Field(max_length=200)] | None = None
     policy_output: Annotated[str, Field(max_length=200)] | None = None
     policy_argmax: bool = False
-    sample: bool = False                                              # draw the actions of a job's policy; else greedy ones
-    ratio: Annotated[float, Field(gt=0.0, le=1.0)] | None = None      # of the job's last mean return: act as its checkpoint nearest to it
-    envs: Annotated[int, Field(ge=1, le=4096)] = 1                    # side by side
-    processes: bool = False                                           # each environment in a process of its own
+    sample: bool = False  # draw the actions of a job's policy; else greedy ones
+    ratio: Annotated[float, Field(gt=0.0, le=1.0)] | None = None  # of the job's last mean return: act as its checkpoint nearest to it
+    envs: Annotated[int, Field(ge=1, le=4096)] = 1  # side by side
+    processes: bool = False  # each environment in a process of its own
     seed: Seed = 0
     device: Literal["cpu"] = "cpu"
 
@@ -142,26 +142,26 @@ class TrainOnlineSpec(_Steps):
     kind: Literal["train_online"] = "train_online"
     algorithm: Annotated[str, Field(min_length=1, max_length=100)]
     steps: Annotated[int, Field(ge=1, le=10**12)] = 1_000_000
-    dataset: Name | None = None                                       # None: nothing is kept (of what learns from its own play only)
+    dataset: Name | None = None  # None: nothing is kept (of what learns from its own play only)
     seeds: Annotated[list[Seed], Field(min_length=1, max_length=1)] = [0]
-    config: dict[str, Any] = {}                                       # dotted setting -> value, as in --set
+    config: dict[str, Any] = {}  # dotted setting -> value, as in --set
     preset: Annotated[str, Field(max_length=100)] | None = None
-    envs: Annotated[int, Field(ge=1, le=4096)] = 1                    # side by side, of what learns from its own play
-    processes: bool = False                                           # each of them in a process of its own
-    random_steps: Annotated[int, Field(ge=0, le=10**12)] = 0          # first steps with uniform actions
-    update_start: Annotated[int, Field(ge=0, le=10**12)] = 0          # no update at or before this step
-    update_interval: Annotated[int, Field(ge=1, le=10**9)] = 1        # updates after every so many steps
-    updates: Annotated[int, Field(ge=1, le=10**6)] = 1                # at each of these times
-    offline: Name | None = None                                       # dataset that is mixed into the batches
+    envs: Annotated[int, Field(ge=1, le=4096)] = 1  # side by side, of what learns from its own play
+    processes: bool = False  # each of them in a process of its own
+    random_steps: Annotated[int, Field(ge=0, le=10**12)] = 0  # first steps with uniform actions
+    update_start: Annotated[int, Field(ge=0, le=10**12)] = 0  # no update at or before this step
+    update_interval: Annotated[int, Field(ge=1, le=10**9)] = 1  # updates after every so many steps
+    updates: Annotated[int, Field(ge=1, le=10**6)] = 1  # at each of these times
+    offline: Name | None = None  # dataset that is mixed into the batches
     offline_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
     eval_env: Annotated[str, Field(max_length=200)] | None = None
     eval_episodes: Annotated[int, Field(ge=1, le=100_000)] = 10
     eval_every: Annotated[int, Field(ge=1, le=10**12)] | None = None  # steps; None: ten times, and at the end
     eval_epsilon: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
-    eval_sample: bool = False                                         # draw the actions in evaluations
+    eval_sample: bool = False  # draw the actions in evaluations
     device: Annotated[str, Field(pattern=DEVICE_PATTERN)] = "auto"
     gpu_memory_mb: Annotated[int, Field(ge=1, le=1 << 30)] | None = None
-    start: Taken | None = None                                        # JOB[:SEED] whose networks this one starts from
+    start: Taken | None = None  # JOB[:SEED] whose networks this one starts from
     transfer: Literal["all", "policy", "critics"] = "all"
     fresh_optimizer: bool = False
 
@@ -182,12 +182,12 @@ class ImportSpec(_Spec):
     dataset: Name
     upload: JobId | None = None
     path: Annotated[str, Field(max_length=4096)] | None = None
-    named: Annotated[str, Field(max_length=200)] | None = None        # cartpole-replay, breakout-mixed-v0, hopper-medium-v2, ...
-    format: Annotated[str, Field(max_length=40)] | None = None        # None: found from the content
+    named: Annotated[str, Field(max_length=200)] | None = None  # cartpole-replay, breakout-mixed-v0, hopper-medium-v2, ...
+    format: Annotated[str, Field(max_length=40)] | None = None  # None: found from the content
     append: bool = False
-    options: dict[Annotated[str, Field(max_length=100)], Any] = {}    # of the format
-    skip_bad: bool = False                                            # leave out episodes that cannot be used, and say which
-    once: bool = False                                                # of a recorder's segment: append what is not there yet
+    options: dict[Annotated[str, Field(max_length=100)], Any] = {}  # of the format
+    skip_bad: bool = False  # leave out episodes that cannot be used, and say which
+    once: bool = False  # of a recorder's segment: append what is not there yet
 
 
 class ExportSpec(_Spec):
@@ -195,8 +195,8 @@ class ExportSpec(_Spec):
 
     kind: Literal["export"] = "export"
     job: JobId
-    seed: Seed | None = None                                          # None: the first trained
-    step: Annotated[int, Field(ge=0, lt=2**63)] | None = None         # None: the newest checkpoint
+    seed: Seed | None = None  # None: the first trained
+    step: Annotated[int, Field(ge=0, lt=2**63)] | None = None  # None: the newest checkpoint
     format: Literal["onnx", "torchscript"] = "onnx"
 
 
@@ -208,7 +208,5 @@ class DatasetExportSpec(_Spec):
     format: Literal["d4rl", "npz", "store", "minari", "d3rlpy", "d3rlpy-v1", "robomimic", "torchrl", "gen_dgrl", "atari", "lerobot"]
 
 
-JobSpec = Annotated[
-    TrainSpec | ImportSpec | ExportSpec | DatasetExportSpec | CollectSpec | TrainOnlineSpec, Field(discriminator="kind")
-]  # fmt: skip
+JobSpec = Annotated[TrainSpec | ImportSpec | ExportSpec | DatasetExportSpec | CollectSpec | TrainOnlineSpec, Field(discriminator="kind")]
 KINDS = ("train", "import", "export", "dataset_export", "collect", "train_online")

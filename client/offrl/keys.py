@@ -104,9 +104,12 @@ def read_client(path: Path) -> ClientKey:
     """The client's key file. `NotAllowed` where others may read it, `InvalidInput` where it is none."""
     values = _values(path, secret=True)
     return ClientKey(
-        _key(path, values, "public"), _key(path, values, "secret"), str(values.get("name") or path.stem),
-        _key(path, values, "server") if values.get("server") else "", str(path),
-    )  # fmt: skip
+        _key(path, values, "public"),
+        _key(path, values, "secret"),
+        str(values.get("name") or path.stem),
+        _key(path, values, "server") if values.get("server") else "",
+        str(path),
+    )
 
 
 def client_text(name: str, pair: KeyPair, server: str = "") -> str:

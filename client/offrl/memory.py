@@ -12,11 +12,11 @@ import numpy as np
 
 from offrl.errors import InvalidInput
 
-REWARD = "reward"                # input: reward of the step before
+REWARD = "reward"  # input: reward of the step before
 TARGET_RETURN = "target_return"  # input: the return to reach, read at an episode's first step
-CONTEXT = "context."             # prefix of the inputs that carry the context
-NEXT = "next_"                   # output NEXT + X is the next step's input X
-LENGTH = CONTEXT + "length"      # steps of the episode so far; 0 starts one, whatever else the context holds
+CONTEXT = "context."  # prefix of the inputs that carry the context
+NEXT = "next_"  # output NEXT + X is the next step's input X
+LENGTH = CONTEXT + "length"  # steps of the episode so far; 0 starts one, whatever else the context holds
 
 Run = Callable[[list[str], dict[str, np.ndarray]], list[np.ndarray]]
 
@@ -81,8 +81,10 @@ class Context:
         batch = len(next(iter(observation.values())))
         state = self._begin(batch) if self._state is None else self._state
         if len(state[LENGTH]) != batch:
-            raise InvalidInput(f"given {batch} observations, but {len(state[LENGTH])} episodes are under way",
-                               hint="call reset() before another number of episodes")  # fmt: skip
+            raise InvalidInput(
+                f"given {batch} observations, but {len(state[LENGTH])} episodes are under way",
+                hint="call reset() before another number of episodes",
+            )
         if starts is not None:
             state = {**state, LENGTH: np.where(_flags(starts, batch), 0, state[LENGTH])}
         if type(reward) is float and reward - reward == 0.0:  # the usual case: finite

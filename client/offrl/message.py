@@ -15,11 +15,11 @@ import msgpack
 
 from offrl.errors import InvalidMessage
 
-MAX_DEPTH = 16        # nesting of maps and lists
-MAX_LIST = 5_000      # values of one list: the files of an upload. A hundred thousand, nested, would cost memory before anybody counts
-MAX_MAP = 4_096       # keys of one map
-MAX_VALUES = 65_536   # of all lists and maps of a request together: 5,000 files of an upload are 35,000
-SHOWN = 80            # characters of a value in an error
+MAX_DEPTH = 16  # nesting of maps and lists
+MAX_LIST = 5_000  # values of one list: the files of an upload. A hundred thousand, nested, would cost memory before anybody counts
+MAX_MAP = 4_096  # keys of one map
+MAX_VALUES = 65_536  # of all lists and maps of a request together: 5,000 files of an upload are 35,000
+SHOWN = 80  # characters of a value in an error
 
 
 def pack(message: Mapping[str, Any]) -> bytes:

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from offrl.errors import InvalidInput
 
-MOST_BYTES = (1 << 31) - 1   # of a protobuf message
-MOST_DEPTH = 64              # messages within messages; onnx's own reader takes 100
-MOST_FIELDS = 5_000_000      # looked at: seconds
+MOST_BYTES = (1 << 31) - 1  # of a protobuf message
+MOST_DEPTH = 64  # messages within messages; onnx's own reader takes 100
+MOST_FIELDS = 5_000_000  # looked at: seconds
 DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")  # of operators that onnxruntime brings along
 _NOT_ONNX = "is not an ONNX file, or a damaged one"
 FETCH_AGAIN = "fetch it again with: offrl fetch JOB --out policy.onnx"

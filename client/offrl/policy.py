@@ -275,8 +275,10 @@ def load_session(data: bytes, name: str) -> onnxruntime.InferenceSession:
         reason = _first_line(error)
         if type(error).__name__ in ("InvalidProtobuf", "InvalidArgument") or not data:
             raise InvalidInput(f"{name} is not an ONNX file, or a damaged one", hint=FETCH_AGAIN) from None
-        raise InvalidInput(f"onnxruntime {onnxruntime.__version__} cannot load {name}: {reason}",
-                           hint="if the file is whole, update onnxruntime: pip install -U onnxruntime") from None  # fmt: skip
+        raise InvalidInput(
+            f"onnxruntime {onnxruntime.__version__} cannot load {name}: {reason}",
+            hint="if the file is whole, update onnxruntime: pip install -U onnxruntime",
+        ) from None
 
 
 def _first_line(error: Exception) -> str:
@@ -288,16 +290,20 @@ def _commanded(action: np.ndarray) -> np.ndarray:
     # As in `_array`: one dot product tells of nearly all actions that they are finite.
     if action.dtype.kind == "f" and not float(np.vdot(action, action)) < _LARGEST and not np.isfinite(action).all():
         bad = np.argwhere(~np.isfinite(action))[0]
-        raise CheckFailed(f"the policy's action[{', '.join(map(str, bad))}] is {action[tuple(bad)]}",
-                          hint="the observation is far from its data, or the file is damaged")  # fmt: skip
+        raise CheckFailed(
+            f"the policy's action[{', '.join(map(str, bad))}] is {action[tuple(bad)]}",
+            hint="the observation is far from its data, or the file is damaged",
+        )
     return action
 
 
 def _metadata(session: onnxruntime.InferenceSession, name: str) -> dict[str, Any]:
     found = {key[len(PREFIX) :]: value for key, value in session.get_modelmeta().custom_metadata_map.items() if key.startswith(PREFIX)}
     if "format" not in found:
-        raise InvalidInput(f"{name} is an ONNX file, but not a policy of ours: it has no offrl.format in its metadata",
-                           hint="a policy file comes from: offrl fetch JOB --out policy.onnx")  # fmt: skip
+        raise InvalidInput(
+            f"{name} is an ONNX file, but not a policy of ours: it has no offrl.format in its metadata",
+            hint="a policy file comes from: offrl fetch JOB --out policy.onnx",
+        )
     if large := [key for key, value in found.items() if len(value) > _MOST_METADATA]:
         raise InvalidInput(f"the metadata {large[0]!r} of {name} is larger than {_MOST_METADATA} bytes", hint=FETCH_AGAIN)
     try:
@@ -329,15 +335,17 @@ def _check(session: onnxruntime.InferenceSession, metadata: dict[str, Any], name
         raise InvalidInput(f"{name} has no output 'action' of float32 or int64", hint=FETCH_AGAIN)
     shape, discrete = outputs[0].shape, outputs[0].type == "tensor(int64)"
     if len(shape) != (1 if discrete else 2) or not all(isinstance(size, int) for size in shape[1:]):
-        raise InvalidInput(f"the output 'action' of {name} has the shape {shape}",
-                           hint=f"[batch{'' if discrete else ', dimensions'}] is expected")  # fmt: skip
+        raise InvalidInput(
+            f"the output 'action' of {name} has the shape {shape}", hint=f"[batch{'' if discrete else ', dimensions'}] is expected"
+        )
     for tensor in session.get_inputs():
         if tensor.type not in _DTYPES or not tensor.shape or not all(isinstance(size, int) for size in tensor.shape[1:]):
             message = f"{name}: input {tensor.name!r} has the type {tensor.type} and shape {tensor.shape}"
             raise InvalidInput(message, hint="only the batch axis may be open")
         if math.prod(tensor.shape[1:]) > _MOST_ELEMENTS:
-            raise InvalidInput(f"{name}: input {tensor.name!r} has the shape {tensor.shape}",
-                               hint=f"an observation has at most {_MOST_ELEMENTS} numbers")  # fmt: skip
+            raise InvalidInput(
+                f"{name}: input {tensor.name!r} has the shape {tensor.shape}", hint=f"an observation has at most {_MOST_ELEMENTS} numbers"
+            )
 
 
 def _input_names(metadata: dict[str, Any], inputs: list[str], name: str) -> dict[str, str]:
@@ -374,9 +382,7 @@ def _context(
     return Context(tensors, float(target), ACTION)
 
 
-def _frame_stack(
-    metadata: dict[str, Any], shapes: dict[str, tuple[int, ...]], name: str
-) -> tuple[int, dict[str, tuple[int, ...]]]:
+def _frame_stack(metadata: dict[str, Any], shapes: dict[str, tuple[int, ...]], name: str) -> tuple[int, dict[str, tuple[int, ...]]]:
     """How many frames the graph takes at once, and the shape of one of each field."""
     space = metadata.get("space") or {}
     count = space.get("frame_stack", 1)

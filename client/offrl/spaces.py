@@ -151,7 +151,9 @@ def flat(observation: Mapping[str, Any]) -> dict[str, Any]:
         inner = {f"{name}.{key}": each for key, each in flat(value).items()} if isinstance(value, Mapping) else {name: value}
         for joined, each in inner.items():
             if joined in found:
-                raise InvalidInput(f"two fields are called {joined!r}: one by its own name, one as a part of {joined.partition('.')[0]!r}",
-                                   hint="rename one of them")  # fmt: skip
+                raise InvalidInput(
+                    f"two fields are called {joined!r}: one by its own name, one as a part of {joined.partition('.')[0]!r}",
+                    hint="rename one of them",
+                )
             found[joined] = each
     return found

@@ -18,7 +18,7 @@ from offrl import printable
 from offrl_store.errors import OffrlError
 
 READER_GONE = 141  # as a shell shows a process that SIGPIPE has ended
-SHOWN = 80         # characters of what could not be written
+SHOWN = 80  # characters of what could not be written
 
 
 class OutputFailed(OffrlError):
@@ -74,9 +74,11 @@ def _prepare() -> bool:
 
 def _text(raw: io.FileIO, former: Any, *, at_once: bool = False) -> io.TextIOWrapper:
     return io.TextIOWrapper(
-        io.BufferedWriter(raw), encoding=former.encoding if former is not None else "utf-8", errors="backslashreplace",
+        io.BufferedWriter(raw),
+        encoding=former.encoding if former is not None else "utf-8",
+        errors="backslashreplace",
         line_buffering=at_once or raw.isatty(),
-    )  # fmt: skip
+    )
 
 
 def is_stdout(path: str | os.PathLike[str]) -> bool:

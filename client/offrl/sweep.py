@@ -41,7 +41,7 @@ from offrl.job import TrainOnlineSpec
 MAX_JOBS = 10_000
 _FLAGS = {"start": "--from", "gpu_memory_mb": "--gpu-memory", "step_timeout_s": "--step-timeout"}  # where they are not their names
 _SIZES = ((1_000_000_000, "G"), (1_000_000, "M"), (1_000, "K"))
-_NAME = 150                                                       # signs of a name; a submission key has at most 200
+_NAME = 150  # signs of a name; a submission key has at most 200
 
 
 @dataclass(frozen=True)

@@ -22,13 +22,13 @@ from offrl.explained import explained
 from offrl.job import JobId, JobSpec, JobState, Name
 from offrl_store.errors import OffrlError
 
-PROTOCOL = 2                       # 2: data in a frame of its own, settings that 1 did not have
-CHUNK = 1 << 20                    # bytes of data in one upload or download message
-MAX_MESSAGE = CHUNK + (1 << 16)    # larger ones are dropped by the socket
-COUNT = 2**63 - 1                  # largest number that a file or the queue can hold
+PROTOCOL = 2  # 2: data in a frame of its own, settings that 1 did not have
+CHUNK = 1 << 20  # bytes of data in one upload or download message
+MAX_MESSAGE = CHUNK + (1 << 16)  # larger ones are dropped by the socket
+COUNT = 2**63 - 1  # largest number that a file or the queue can hold
 LIST_BYTES = MAX_MESSAGE - (1 << 16)  # of the entries of one part of a list; there is room for one of `ENTRY_BYTES` beside them
-ENTRY_BYTES = 1 << 15              # of one entry of a list
-ERROR_TEXT = 4_000                 # characters of an error's message
+ENTRY_BYTES = 1 << 15  # of one entry of a list
+ERROR_TEXT = 4_000  # characters of an error's message
 RelativePath = Annotated[str, Field(min_length=1, max_length=1024)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -60,25 +60,25 @@ class Pong(Reply):
     protocol: int
     state_dir: str
     uptime_s: float
-    caller: str = ""                           # whom the daemon takes the client for, and what that one may do
+    caller: str = ""  # whom the daemon takes the client for, and what that one may do
     role: str = ""
 
 
 class AlgorithmList(Reply):
-    algorithms: list[dict[str, Any]]           # name, summary, actions, paper, presets, config: {field: {type, default, help, ...}}
-    problems: list[str] = []                   # "name: what is wrong" of what installed packages give
+    algorithms: list[dict[str, Any]]  # name, summary, actions, paper, presets, config: {field: {type, default, help, ...}}
+    problems: list[str] = []  # "name: what is wrong" of what installed packages give
 
 
 class AuditEntries(Reply):
     """A part of the audit log, oldest first: {n, time, caller, role, address, action, ..., outcome}."""
 
     entries: list[dict[str, Any]]
-    more: bool                                 # ask again after the last ``n``
+    more: bool  # ask again after the last ``n``
 
 
 class Submitted(Reply):
     job: str
-    created: bool = True                       # False: the key named a job that was there already
+    created: bool = True  # False: the key named a job that was there already
 
 
 class JobInfo(Reply):
@@ -87,13 +87,13 @@ class JobInfo(Reply):
     job: str
     kind: str
     state: JobState
-    reason: str = ""                           # why it failed, was cancelled or waits
-    error: dict[str, str] | None = None        # {code, message, hint} of a failed job, or of the crash after which it waits to go on
+    reason: str = ""  # why it failed, was cancelled or waits
+    error: dict[str, str] | None = None  # {code, message, hint} of a failed job, or of the crash after which it waits to go on
     algorithm: str | None = None
     dataset: str | None = None
-    snapshot: str | None = None                # of the dataset, which the job has pinned
-    steps: int = 0                             # updates asked for (import jobs: episodes, 0 when unknown)
-    step: int = 0                              # updates done
+    snapshot: str | None = None  # of the dataset, which the job has pinned
+    steps: int = 0  # updates asked for (import jobs: episodes, 0 when unknown)
+    step: int = 0  # updates done
     updates_per_second: float | None = None
     eta_s: float | None = None
     metrics: dict[str, dict[str, float]] = {}  # name -> {seed -> latest value}
@@ -101,14 +101,14 @@ class JobInfo(Reply):
     priority: int = 0
     after: list[str] = []
     attempt: int = 0
-    start_at: float | None = None              # not before this time, as asked for (seconds since the epoch, as all times)
-    retry_at: float | None = None              # after a crash: when the next attempt may start
+    start_at: float | None = None  # not before this time, as asked for (seconds since the epoch, as all times)
+    retry_at: float | None = None  # after a crash: when the next attempt may start
     created_at: float = 0.0
     started_at: float | None = None
     finished_at: float | None = None
-    owner: str | None = None                   # name of the key that submitted it, or "local"
-    pinned: bool = False                       # retention passes over it
-    rerun_of: str | None = None                # the job that it repeats
+    owner: str | None = None  # name of the key that submitted it, or "local"
+    pinned: bool = False  # retention passes over it
+    rerun_of: str | None = None  # the job that it repeats
     spec: dict[str, Any] = {}
 
     def __repr_args__(self) -> Any:
@@ -122,8 +122,8 @@ class JobInfo(Reply):
 class Pause(Reply):
     """The whole queue is paused: nothing new starts."""
 
-    by: str                                    # name of the key, or "local"
-    at: float                                  # since when, seconds since the epoch
+    by: str  # name of the key, or "local"
+    at: float  # since when, seconds since the epoch
     reason: str = ""
 
 
@@ -131,17 +131,17 @@ class QueueInfo(Reply):
     """The queue as `offrl queue status --json` shows it."""
 
     paused: Pause | None = None
-    counts: dict[str, int]                     # queued, running and paused jobs of all kinds
-    owners: dict[str, dict[str, int]]          # the same by owner; "": of before jobs had owners
-    next_start: float | None = None            # when the next job that waits for a time may start
-    limits: dict[str, int]                     # setting -> jobs, 0: any number
-    next: str | None = None                    # the owners come in parts: ask again with this ``after``; None: that was the last
+    counts: dict[str, int]  # queued, running and paused jobs of all kinds
+    owners: dict[str, dict[str, int]]  # the same by owner; "": of before jobs had owners
+    next_start: float | None = None  # when the next job that waits for a time may start
+    limits: dict[str, int]  # setting -> jobs, 0: any number
+    next: str | None = None  # the owners come in parts: ask again with this ``after``; None: that was the last
 
 
 class JobList(Reply):
-    jobs: list[JobInfo]                        # in order of submission, without their specs (`GetJob` has it)
-    left_off: int = 0                          # older ones that did not fit into the limit or into one message
-    before: int | None = None                  # where older jobs are left: ask again with this ``before``; None: that was the last part
+    jobs: list[JobInfo]  # in order of submission, without their specs (`GetJob` has it)
+    left_off: int = 0  # older ones that did not fit into the limit or into one message
+    before: int | None = None  # where older jobs are left: ask again with this ``before``; None: that was the last part
 
 
 class Encoded(Reply):
@@ -168,24 +168,24 @@ class Event(Reply):
 
 class Events(Reply):
     events: list[Event]
-    cursor: int                                # give this to the next request
-    ended: bool                                # the job has ended and no event after `cursor` exists
+    cursor: int  # give this to the next request
+    ended: bool  # the job has ended and no event after `cursor` exists
 
 
 class LogPart(Reply):
     data: bytes
-    offset: int                                # where the next part begins
+    offset: int  # where the next part begins
     ended: bool
 
 
-MAX_SKIPPED = 200                              # episodes left out that a dataset's information names
+MAX_SKIPPED = 200  # episodes left out that a dataset's information names
 
 
 class SkippedEpisode(BaseModel):
     """An episode that an import left out."""
 
-    episode: int                               # its place in the source, from 0
-    row: int | None = None                     # of the source's array, or of the episode
+    episode: int  # its place in the source, from 0
+    row: int | None = None  # of the source's array, or of the episode
     why: str
 
 
@@ -194,59 +194,59 @@ class DatasetInfo(Reply):
 
     name: str
     episodes: int
-    transitions: int                           # steps but for the last ones of cut episodes whose next observation is missing
-    steps: int | None = None                   # None: of before they were counted
+    transitions: int  # steps but for the last ones of cut episodes whose next observation is missing
+    steps: int | None = None  # None: of before they were counted
     bytes: int
     fields: dict[str, Any]
     snapshot: str
-    returns: dict[str, float]                  # mean, std, min, max
+    returns: dict[str, float]  # mean, std, min, max
     metadata: dict[str, Any] = {}
     pinned_by: list[str] = []
-    skipped: list[SkippedEpisode] = []         # of the last import with --skip-bad: the first `MAX_SKIPPED` left out
-    skipped_episodes: int = 0                  # how many were left out
-    owner: str | None = None                   # who added it; None: of before datasets had owners, an operator's
-    trimmed: list[str] = []                    # keys of which only a part is here: an entry of a list, and a message, have a size
+    skipped: list[SkippedEpisode] = []  # of the last import with --skip-bad: the first `MAX_SKIPPED` left out
+    skipped_episodes: int = 0  # how many were left out
+    owner: str | None = None  # who added it; None: of before datasets had owners, an operator's
+    trimmed: list[str] = []  # keys of which only a part is here: an entry of a list, and a message, have a size
 
 
 class DatasetList(Reply):
     datasets: list[DatasetInfo]
-    next: str | None = None                    # ask again with this ``after``; None: that was the last part
+    next: str | None = None  # ask again with this ``after``; None: that was the last part
 
 
 class UploadInfo(Reply):
     """One upload as `offrl uploads ls --json` shows it."""
 
     upload: str
-    owner: str | None                          # who began it; None: of a daemon of before
+    owner: str | None  # who began it; None: of a daemon of before
     files: int
-    size: int                                  # bytes in all
-    bytes: int                                 # that have arrived
-    finished: bool                             # whole, and not imported yet
-    age_s: float                               # since anybody went on with it
-    job: str | None = None                     # the unfinished job that reads it
+    size: int  # bytes in all
+    bytes: int  # that have arrived
+    finished: bool  # whole, and not imported yet
+    age_s: float  # since anybody went on with it
+    job: str | None = None  # the unfinished job that reads it
 
 
 class UploadList(Reply):
-    uploads: list[UploadInfo]                  # those that nobody went on with for longest first
-    next: str | None = None                    # ask again with this ``after``; None: that was the last part
+    uploads: list[UploadInfo]  # those that nobody went on with for longest first
+    next: str | None = None  # ask again with this ``after``; None: that was the last part
 
 
 class UploadOpened(Reply):
     upload: str
-    received: dict[str, int]                   # path -> bytes already there, for going on after a broken connection
+    received: dict[str, int]  # path -> bytes already there, for going on after a broken connection
 
 
 class Received(Reply):
-    received: int                              # bytes of that file that the daemon has kept; `FinishUpload` makes them durable
+    received: int  # bytes of that file that the daemon has kept; `FinishUpload` makes them durable
 
 
 class Artifact(Reply):
     """A file that a job made; its bytes follow with `ReadArtifact`."""
 
-    job: str                                   # the job that holds it (an export job, where one had to be started)
-    ready: bool                                # False: wait for that job, then ask again
-    path: str = ""                             # relative to the run folder
-    name: str = ""                             # file name to offer
+    job: str  # the job that holds it (an export job, where one had to be started)
+    ready: bool  # False: wait for that job, then ask again
+    path: str = ""  # relative to the run folder
+    name: str = ""  # file name to offer
     size: int = 0
     sha256: str = ""
 
@@ -264,28 +264,28 @@ class PrunedJob(Reply):
     algorithm: str | None = None
     dataset: str | None = None
     finished_at: float | None = None
-    bytes: int                                 # of its run folder on the disk
+    bytes: int  # of its run folder on the disk
     why: str
 
 
 class Pruned(Reply):
-    jobs: list[PrunedJob]                      # those that ended first come first
-    more: bool                                 # ask again
+    jobs: list[PrunedJob]  # those that ended first come first
+    more: bool  # ask again
 
 
 class BackupBegun(Reply):
     """The state is frozen: ask for its files, the list of them first, then end it."""
 
     backup: str
-    list: str                                  # of its files, a line of JSON with path and size for each
+    list: str  # of its files, a line of JSON with path and size for each
     list_size: int
     files: int
     bytes: int
-    version: str                               # of offrld
-    schema_version: int                        # of the queue
+    version: str  # of offrld
+    schema_version: int  # of the queue
     time: float
     state_dir: str
-    keys: bool                                 # whether the daemon's keys are among them
+    keys: bool  # whether the daemon's keys are among them
 
 
 class Gpu(Reply):
@@ -293,7 +293,7 @@ class Gpu(Reply):
 
     index: int
     name: str
-    percent: float | None = None               # of the time in which it did something
+    percent: float | None = None  # of the time in which it did something
     memory_bytes: int | None = None
     memory_used_bytes: int | None = None
     temperature_c: float | None = None
@@ -304,14 +304,14 @@ class MachineInfo(Reply):
     """The machine that the daemon runs on; what the system does not tell is None."""
 
     host: str
-    cpus: int                                  # that the daemon may use
-    load: list[float]                          # over 1, 5 and 15 minutes
-    cpu_percent: float | None = None           # of all processors, since the look before
+    cpus: int  # that the daemon may use
+    load: list[float]  # over 1, 5 and 15 minutes
+    cpu_percent: float | None = None  # of all processors, since the look before
     memory_bytes: int | None = None
-    memory_free_bytes: int | None = None       # that a process could get
-    disk_bytes: int                            # of the disk that holds the state folder
+    memory_free_bytes: int | None = None  # that a process could get
+    disk_bytes: int  # of the disk that holds the state folder
     disk_free_bytes: int
-    daemon_cpu_percent: float | None = None    # of one processor, since the look before
+    daemon_cpu_percent: float | None = None  # of one processor, since the look before
     daemon_memory_bytes: int
     gpus: list[Gpu] = []
 
@@ -327,17 +327,17 @@ class History(Reply):
 class OverviewInfo(Reply):
     """The service at one glance, as `offrl top --json` shows it."""
 
-    time: float                                # of the daemon's clock, seconds since the epoch
+    time: float  # of the daemon's clock, seconds since the epoch
     version: str
     state_dir: str
     uptime_s: float
-    counts: dict[str, int]                     # state -> jobs, of all kinds
-    jobs: list[JobInfo]                        # running, queued in the order in which they will run, paused, the last that ended
-    left_off: int = 0                          # unfinished jobs that did not fit into the limit
-    history: dict[str, History] = {}           # running job -> its curve
-    paused: Pause | None = None                # the whole queue is
-    spare: str | None = None                   # the worker that is kept warm: ready, starting; None: there is none
-    uploads: int = 0                           # under way
+    counts: dict[str, int]  # state -> jobs, of all kinds
+    jobs: list[JobInfo]  # running, queued in the order in which they will run, paused, the last that ended
+    left_off: int = 0  # unfinished jobs that did not fit into the limit
+    history: dict[str, History] = {}  # running job -> its curve
+    paused: Pause | None = None  # the whole queue is
+    spare: str | None = None  # the worker that is kept warm: ready, starting; None: there is none
+    uploads: int = 0  # under way
     machine: MachineInfo
 
 
@@ -347,28 +347,28 @@ class Check(Reply):
     name: str
     status: Literal["ok", "warn", "fail"]
     message: str
-    hint: str = ""                             # what to do
+    hint: str = ""  # what to do
 
 
 class CheckList(Reply):
-    time: float                                # of the daemon's clock, seconds since the epoch
+    time: float  # of the daemon's clock, seconds since the epoch
     checks: list[Check]
-    versions: dict[str, str] = {}              # of what the daemon, or its worker, uses
+    versions: dict[str, str] = {}  # of what the daemon, or its worker, uses
 
 
 class Setting(Reply):
     """One setting of the daemon as it runs."""
 
-    name: str                                  # dotted, as in offrld.toml
+    name: str  # dotted, as in offrld.toml
     value: Any
-    default: Any                               # None where it depends on the machine
+    default: Any  # None where it depends on the machine
     source: Literal["default", "file", "environment", "command line"]
     type: str
     help: str
 
 
 class SettingList(Reply):
-    file: str                                  # where offrld.toml is looked for
+    file: str  # where offrld.toml is looked for
     settings: list[Setting]
 
 
@@ -378,7 +378,7 @@ class Request(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     reply: ClassVar[type[Reply]] = Done
-    later: ClassVar[tuple[str, ...]] = ()      # fields that came after the request: an older daemon is not sent one that is None
+    later: ClassVar[tuple[str, ...]] = ()  # fields that came after the request: an older daemon is not sent one that is None
 
 
 class Ping(Request):
@@ -408,8 +408,8 @@ class Submit(Request):
     priority: Annotated[int, Field(ge=-1000, le=1000)] = 0
     after: Annotated[list[JobId], Field(max_length=100)] = []
     key: Annotated[str, Field(min_length=1, max_length=200)] | None = None
-    start_at: Annotated[float, Field(ge=0.0, le=1e11)] | None = None      # not before that time, seconds since the epoch
-    start_in_s: Annotated[float, Field(ge=0.0, le=1e9)] | None = None     # or not before so long, by the daemon's clock
+    start_at: Annotated[float, Field(ge=0.0, le=1e11)] | None = None  # not before that time, seconds since the epoch
+    start_in_s: Annotated[float, Field(ge=0.0, le=1e9)] | None = None  # or not before so long, by the daemon's clock
 
 
 class Rerun(Request):
@@ -423,13 +423,13 @@ class Rerun(Request):
     key: Annotated[str, Field(min_length=1, max_length=200)] | None = None
     start_at: Annotated[float, Field(ge=0.0, le=1e11)] | None = None
     start_in_s: Annotated[float, Field(ge=0.0, le=1e9)] | None = None
-    into: Name | None = None                                               # the new dataset of what a train-online job gathers
+    into: Name | None = None  # the new dataset of what a train-online job gathers
 
 
 class ListJobs(Request):
     reply = JobList
     type: Literal["list_jobs"] = "list_jobs"
-    kind: Literal["train", "import", "export", "dataset_export", "collect", "train_online", "all"] | None = None   # None: all but imports
+    kind: Literal["train", "import", "export", "dataset_export", "collect", "train_online", "all"] | None = None  # None: all but imports
     limit: Annotated[int, Field(ge=1, le=10_000)] = 1000
     before: Annotated[int, Field(ge=0, le=COUNT)] | None = None  # older ones than in the part before
     later: ClassVar = ("before",)
@@ -468,13 +468,13 @@ class ControlJob(Request):
     type: Literal["control_job"] = "control_job"
     job: JobId
     action: Literal["cancel", "pause", "resume", "retry", "start", "pin", "unpin", "remove"]
-    steps: Annotated[int, Field(ge=1, le=10**12)] | None = None   # of resume: the job's new number of updates in all
+    steps: Annotated[int, Field(ge=1, le=10**12)] | None = None  # of resume: the job's new number of updates in all
 
 
 class GetQueue(Request):
     reply = QueueInfo
     type: Literal["get_queue"] = "get_queue"
-    after: Annotated[str, Field(max_length=200)] | None = None   # owners behind the last one of the part before
+    after: Annotated[str, Field(max_length=200)] | None = None  # owners behind the last one of the part before
     later: ClassVar = ("after",)
 
 
@@ -492,7 +492,7 @@ class ListDatasets(Request):
 
     reply = DatasetList
     type: Literal["list_datasets"] = "list_datasets"
-    after: Name | None = None                                    # those behind the last one of the part before
+    after: Name | None = None  # those behind the last one of the part before
     later: ClassVar = ("after",)
 
 
@@ -509,7 +509,7 @@ class RemoveDataset(Request):
 
 class FileEntry(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
-    path: RelativePath                         # relative, "/" between parts, no ".." and no leading "/"
+    path: RelativePath  # relative, "/" between parts, no ".." and no leading "/"
     size: Annotated[int, Field(ge=0, le=COUNT)]
     sha256: Sha256
 
@@ -519,7 +519,7 @@ class OpenUpload(Request):
 
     reply = UploadOpened
     type: Literal["open_upload"] = "open_upload"
-    upload: JobId                              # chosen by the client (a random id), so that it can resume
+    upload: JobId  # chosen by the client (a random id), so that it can resume
     files: Annotated[list[FileEntry], Field(min_length=1, max_length=5_000), FailFast()]
 
 
@@ -581,9 +581,9 @@ class Overview(Request):
 
     reply = OverviewInfo
     type: Literal["overview"] = "overview"
-    limit: Annotated[int, Field(ge=1, le=500)] = 50                                  # jobs
-    metric: Annotated[str, Field(min_length=1, max_length=100)] | None = None        # None: each job's most telling one
-    points: Annotated[int, Field(ge=1, le=500)] = 60                                 # of a curve
+    limit: Annotated[int, Field(ge=1, le=500)] = 50  # jobs
+    metric: Annotated[str, Field(min_length=1, max_length=100)] | None = None  # None: each job's most telling one
+    points: Annotated[int, Field(ge=1, le=500)] = 60  # of a curve
 
 
 class Checkup(Request):
@@ -632,13 +632,37 @@ class GetSettings(Request):
 
 
 AnyRequest = Annotated[
-    Ping | Algorithms | ReadAudit
-    | Submit | Rerun | ListJobs | GetJob | GetEvents | ReadLog | ControlJob | GetQueue | ControlQueue
-    | ListDatasets | GetDataset | RemoveDataset
-    | OpenUpload | WriteChunk | FinishUpload | ListUploads | RemoveUpload | OpenArtifact | ReadArtifact
-    | Overview | Checkup | Prune | BeginBackup | ReadBackup | EndBackup | GetSettings,
+    Ping
+    | Algorithms
+    | ReadAudit
+    | Submit
+    | Rerun
+    | ListJobs
+    | GetJob
+    | GetEvents
+    | ReadLog
+    | ControlJob
+    | GetQueue
+    | ControlQueue
+    | ListDatasets
+    | GetDataset
+    | RemoveDataset
+    | OpenUpload
+    | WriteChunk
+    | FinishUpload
+    | ListUploads
+    | RemoveUpload
+    | OpenArtifact
+    | ReadArtifact
+    | Overview
+    | Checkup
+    | Prune
+    | BeginBackup
+    | ReadBackup
+    | EndBackup
+    | GetSettings,
     Field(discriminator="type"),
-]  # fmt: skip
+]
 _REQUEST = TypeAdapter(AnyRequest)
 
 

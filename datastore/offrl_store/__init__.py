@@ -1,20 +1,20 @@
 """offrl_store: a memory-mapped store of episodes and the samplers that read it. Needs NumPy only."""
 
-from . import errors, rng
-from .check import check
-from .flat import MDPDataset, append_rows, to_arrays
-from .frames import FrameStacks, unstack
-from .making import create_temporary, from_episodes, infer_schema
-from .mixing import mix
-from .prioritized import PrioritizedSampler
-from .returns import lambda_returns
-from .sampler import Batch, TransitionSampler
-from .schema import Episode, Field, Schema
-from .store import EpisodeList, EpisodeStore, Snapshot
-from .transitions import Transition, TransitionList
-from .views import concat, copy, extend, train_test_split
-from .windows import WindowBatch, WindowSampler
-from .writer import Writer
+from offrl_store import errors, rng
+from offrl_store.check import check
+from offrl_store.flat import MDPDataset, append_rows, to_arrays
+from offrl_store.frames import FrameStacks, unstack
+from offrl_store.making import create_temporary, from_episodes, infer_schema
+from offrl_store.mixing import mix
+from offrl_store.prioritized import PrioritizedSampler
+from offrl_store.returns import lambda_returns
+from offrl_store.sampler import Batch, TransitionSampler
+from offrl_store.schema import Episode, Field, Schema
+from offrl_store.store import EpisodeList, EpisodeStore, Snapshot
+from offrl_store.transitions import Transition, TransitionList
+from offrl_store.views import concat, copy, extend, train_test_split
+from offrl_store.windows import WindowBatch, WindowSampler
+from offrl_store.writer import Writer
 
 __all__ = [
     "Batch", "Episode", "EpisodeList", "EpisodeStore", "Field", "FrameStacks", "MDPDataset", "PrioritizedSampler", "Schema", "Snapshot",

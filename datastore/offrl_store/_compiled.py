@@ -1,11 +1,11 @@
 """The compiled kernels under one name: the functions of `_kernels_py.py`. No GIL, no NumPy headers. ImportError if one is missing."""
 
-from ._gather import Transitions, Windows
-from ._kernels_py import sides, tree_levels
-from ._priorities import SumTree
-from ._random import draw, normal, permute, philox4x32, uniform
-from ._returns import Returns, lambda_returns
-from ._rows import RowBuffer, crc32, crc32_rows
+from offrl_store._gather import Transitions, Windows
+from offrl_store._kernels_py import sides, tree_levels
+from offrl_store._priorities import SumTree
+from offrl_store._random import draw, normal, permute, philox4x32, uniform
+from offrl_store._returns import Returns, lambda_returns
+from offrl_store._rows import RowBuffer, crc32, crc32_rows
 
 NAME = "cython"
 

@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from ._rows_py import RowBuffer, crc32, crc32_rows
+from offrl_store._rows_py import RowBuffer, crc32, crc32_rows
 
 NAME = "numpy"
 __all__ = ["RowBuffer", "crc32", "crc32_rows"]  # beside what is defined here
@@ -61,8 +61,21 @@ def uniform(seed: int, step: int, stream: int, out: np.ndarray) -> None:
 
 # Least-squares fits at Chebyshev nodes: (ln(1+t) - t + t^2/2) / t^3 for sqrt(1/2) <= 1+t < sqrt(2); sin(f)/f and cos(f), in f^2, of
 # f quarter turns, |f| <= 1/2.
-LOG = tuple(map(np.float32, (0.333333283662796, -0.25000298023223877, 0.20001468062400818, -0.16642247140407562,
-                             0.14202171564102173, -0.12972235679626465, 0.12712319195270538, -0.08101579546928406)))
+LOG = tuple(
+    map(
+        np.float32,
+        (
+            0.333333283662796,
+            -0.25000298023223877,
+            0.20001468062400818,
+            -0.16642247140407562,
+            0.14202171564102173,
+            -0.12972235679626465,
+            0.12712319195270538,
+            -0.08101579546928406,
+        ),
+    )
+)
 SIN = tuple(map(np.float32, (1.5707963705062866, -0.6459634900093079, 0.07968021929264069, -0.004602163098752499)))
 COS = tuple(map(np.float32, (1.0, -1.2337005138397217, 0.25366920232772827, -0.02086007036268711, 0.00090362987248227)))
 LN2 = np.float32(0.6931471805599453)
@@ -335,7 +348,7 @@ def _stack(source, end, first, count, repeat_first):
         rows = source[np.maximum(at, first)]
         if not repeat_first:
             rows[at < first] = 0
-        out[:, k * width:(k + 1) * width] = rows
+        out[:, k * width : (k + 1) * width] = rows
     return out
 
 

@@ -47,6 +47,6 @@ class RowBuffer:
                 return -1 - k
             value = zlib.crc32(bytes(missing), zlib.crc32(array, value))
             if at >= 0:
-                buffer[at:at + rows].reshape(-1)[:array.nbytes] = array.reshape(-1).view(np.uint8)
-                buffer[at:at + rows].reshape(-1)[array.nbytes:] = 0
+                buffer[at : at + rows].reshape(-1)[: array.nbytes] = array.reshape(-1).view(np.uint8)
+                buffer[at : at + rows].reshape(-1)[array.nbytes :] = 0
         return value

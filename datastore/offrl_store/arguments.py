@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from .errors import InvalidInput
-from .schema import Field, Schema
+from offrl_store.errors import InvalidInput
+from offrl_store.schema import Field, Schema
 
 
 def whole(value: Any, name: str, low: int, high: int) -> int:

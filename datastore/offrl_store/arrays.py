@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .errors import InvalidInput
+from offrl_store.errors import InvalidInput
 
 
 def as_array(value: Any, name: str) -> np.ndarray:

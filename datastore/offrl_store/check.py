@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 
-from . import format as layout
-from . import staging
-from .errors import OffrlError
-from .kernels import kernels
-from .meta import META_FILE, scan
-from .stats import STATS_FILE
-from .stats import load as load_stats
-from .store import EpisodeStore
+from offrl_store import format as layout
+from offrl_store import staging
+from offrl_store.errors import OffrlError
+from offrl_store.kernels import kernels
+from offrl_store.meta import META_FILE, scan
+from offrl_store.stats import STATS_FILE
+from offrl_store.stats import load as load_stats
+from offrl_store.store import EpisodeStore
 
 
 def check(path: str | os.PathLike[str]) -> list[str]:
@@ -35,7 +35,7 @@ def check(path: str | os.PathLike[str]) -> list[str]:
             continue  # evicted: its rows are gone
         checksum = 0
         for column in store.schema.columns:
-            checksum = kernels().crc32(store.column(column.name)[first:first + rows], checksum)
+            checksum = kernels().crc32(store.column(column.name)[first : first + rows], checksum)
         if checksum != record["data_crc"]:
             problems.append(f"episode {number}: the rows {first} to {first + rows - 1} do not fit their checksum")
     with open(store.path / layout.LOG_FILE, "rb") as file:

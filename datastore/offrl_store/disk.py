@@ -11,12 +11,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from .errors import DiskFull, InvalidInput, StoreCorrupt
+from offrl_store.errors import DiskFull, InvalidInput, StoreCorrupt
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
 KEEP_SIZE, PUNCH_HOLE = 1, 2  # of fallocate(2)
-START_WRITE = 2               # SYNC_FILE_RANGE_WRITE of sync_file_range(2)
+START_WRITE = 2  # SYNC_FILE_RANGE_WRITE of sync_file_range(2)
 
 
 @contextlib.contextmanager
@@ -26,8 +26,10 @@ def disk_errors(path: Path, verb: str = "write") -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in FULL:
-            raise DiskFull(f"no space left to write {path}: {error.strerror}",
-                           hint="free some space and go on: every episode that was committed is kept") from error
+            raise DiskFull(
+                f"no space left to write {path}: {error.strerror}",
+                hint="free some space and go on: every episode that was committed is kept",
+            ) from error
         if error.errno in DENIED:
             raise InvalidInput(f"cannot {verb} {path}: {error.strerror}", hint="check the owner and the mode of the folder") from error
         raise

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from . import disk
-from . import format as layout
-from .errors import InvalidInput, SnapshotEvicted, StoreCorrupt
+from offrl_store import disk
+from offrl_store import format as layout
+from offrl_store.errors import InvalidInput, SnapshotEvicted, StoreCorrupt
 
 if TYPE_CHECKING:
-    from .store import EpisodeStore, Snapshot
+    from offrl_store.store import EpisodeStore, Snapshot
 
 
 def checked_limit(transitions: int | None, size: int | None) -> dict[str, int]:
@@ -37,7 +37,7 @@ class Bound:
     """The writer's view of a bounded store: how much it holds, and the oldest episode to keep."""
 
     def __init__(self, store: EpisodeStore, keep: Sequence[Snapshot]) -> None:
-        (self._kind, self._limit), = store.limit.items()
+        ((self._kind, self._limit),) = store.limit.items()
         self._row_bytes = store.schema.row_bytes
         self.first, self._counted, self._held = store.first, store.first, 0
         self._punched = self._punched_log = 0
@@ -70,7 +70,7 @@ class Bound:
         before = self.first
         count = 64  # the oldest few are nearly always enough
         while True:
-            sizes = np.cumsum(self._sizes(log.since(before)[:min(count, ceiling - before)]))
+            sizes = np.cumsum(self._sizes(log.since(before)[: min(count, ceiling - before)]))
             if sizes[-1] >= excess or before + count >= ceiling:
                 break
             count *= 8

@@ -9,18 +9,28 @@ from typing import Any
 
 import numpy as np
 
-from . import format as layout
-from .arrays import as_array
-from .errors import EmptyStore, InvalidEpisode, InvalidInput
-from .index import episode_numbers
-from .making import create_temporary
-from .schema import Episode, Field, Schema
-from .store import EpisodeStore
+from offrl_store import format as layout
+from offrl_store.arrays import as_array
+from offrl_store.errors import EmptyStore, InvalidEpisode, InvalidInput
+from offrl_store.index import episode_numbers
+from offrl_store.making import create_temporary
+from offrl_store.schema import Episode, Field, Schema
+from offrl_store.store import EpisodeStore
 
 
-def MDPDataset(observations: Any, actions: Any, rewards: Any, terminals: Any, timeouts: Any = None, *, episode_terminals: Any = None,
-               discrete_action: bool | None = None, action_size: int | None = None, tail: str = "drop",
-               path: str | os.PathLike[str] | None = None) -> EpisodeStore:
+def MDPDataset(
+    observations: Any,
+    actions: Any,
+    rewards: Any,
+    terminals: Any,
+    timeouts: Any = None,
+    *,
+    episode_terminals: Any = None,
+    discrete_action: bool | None = None,
+    action_size: int | None = None,
+    tail: str = "drop",
+    path: str | os.PathLike[str] | None = None,
+) -> EpisodeStore:
     """A store from flat arrays of N steps, as d3rlpy's class of this name: row t is an observation, the action there and its reward.
 
     An episode ends at a row whose terminal (the task ended) or timeout (it was cut) is set; ``episode_terminals``, as in d3rlpy v1, is 1
@@ -37,8 +47,12 @@ def MDPDataset(observations: Any, actions: Any, rewards: Any, terminals: Any, ti
     if observed.ndim == 4:
         _check_images(observed)
     acted, field = _actions(flat.actions, discrete_action, action_size)
-    schema = Schema(Field(observed.dtype, observed.shape[1:]), field, Field(rewarded.dtype),
-                    metadata={"dropped_rows": flat.left if tail == "drop" else 0})
+    schema = Schema(
+        Field(observed.dtype, observed.shape[1:]),
+        field,
+        Field(rewarded.dtype),
+        metadata={"dropped_rows": flat.left if tail == "drop" else 0},
+    )
     store = create_temporary(schema) if path is None else EpisodeStore.create(path, schema)
     try:
         _append(store, flat, observed, acted, rewarded)
@@ -48,8 +62,17 @@ def MDPDataset(observations: Any, actions: Any, rewards: Any, terminals: Any, ti
     return store
 
 
-def append_rows(store: EpisodeStore, observations: Any, actions: Any, rewards: Any, terminals: Any, timeouts: Any = None, *,
-                episode_terminals: Any = None, tail: str = "drop") -> list[int]:
+def append_rows(
+    store: EpisodeStore,
+    observations: Any,
+    actions: Any,
+    rewards: Any,
+    terminals: Any,
+    timeouts: Any = None,
+    *,
+    episode_terminals: Any = None,
+    tail: str = "drop",
+) -> list[int]:
     """Append flat arrays, as for MDPDataset, to a store of one observation and one action field; returns the numbers of the new episodes.
 
     All of them come, or none. Raises InvalidInput, InvalidEpisode for what does not fit the store (an action beyond its choices; float64
@@ -109,15 +132,17 @@ class _Flat:
     left: int
 
     @classmethod
-    def checked(cls, observations: Any, actions: Any, rewards: Any, terminals: Any, timeouts: Any, episode_terminals: Any,
-                tail: str) -> _Flat:
+    def checked(
+        cls, observations: Any, actions: Any, rewards: Any, terminals: Any, timeouts: Any, episode_terminals: Any, tail: str
+    ) -> _Flat:
         observations, actions = _array(observations, "observations"), _array(actions, "actions")
         rewards = _array(rewards, "rewards").reshape(-1)
         terminals = _flags(terminals, "terminals")
         count = len(rewards)
         if timeouts is not None and episode_terminals is not None:
-            raise InvalidInput("timeouts and episode_terminals were both given",
-                               hint="episode_terminals is 1 at every end, timeouts at the cuts only")
+            raise InvalidInput(
+                "timeouts and episode_terminals were both given", hint="episode_terminals is 1 at every end, timeouts at the cuts only"
+            )
         if tail not in ("drop", "truncate", "error"):
             raise InvalidInput(f"tail {tail!r} is unknown", hint='use "drop", "truncate" or "error"')
         named = {"observations": observations, "actions": actions, "terminals": terminals}
@@ -135,8 +160,9 @@ class _Flat:
         elif left and tail == "error":
             raise InvalidEpisode(f"the last {left} rows have no end", hint='set a timeout, or tail="truncate"')
         elif left:
-            warnings.warn(f"the last {left} of {count} rows belong to no whole episode and are dropped; tail='truncate' keeps them",
-                          stacklevel=4)
+            warnings.warn(
+                f"the last {left} of {count} rows belong to no whole episode and are dropped; tail='truncate' keeps them", stacklevel=4
+            )
         return cls(observations, actions, rewards, terminals, cuts, left)
 
 
@@ -191,8 +217,10 @@ def _as_field(given: Any, array: np.ndarray, field: Field) -> np.ndarray:
 def _check_images(observations: np.ndarray) -> None:
     shape = observations.shape[1:]
     if observations.dtype != np.uint8:
-        raise InvalidInput(f"images of dtype {observations.dtype}: observations of three dimensions are uint8",
-                           hint="give the bytes, 0 to 255; a scaler divides them while training")
+        raise InvalidInput(
+            f"images of dtype {observations.dtype}: observations of three dimensions are uint8",
+            hint="give the bytes, 0 to 255; a scaler divides them while training",
+        )
     if shape[2] in (1, 3, 4) and shape[0] > 4:
         raise InvalidInput(f"images of shape {shape} look channel-last", hint="channels come first: observations.transpose(0, 3, 1, 2)")
 
@@ -207,8 +235,9 @@ def _actions(actions: np.ndarray, discrete: bool | None, size: int | None) -> tu
         actions = actions.reshape(len(actions), -1)
         return actions, Field(actions.dtype, actions.shape[1:])
     if actions.size != len(actions):
-        raise InvalidInput(f"actions of shape {actions.shape} are not discrete",
-                           hint="pass discrete_action=False for whole continuous actions")
+        raise InvalidInput(
+            f"actions of shape {actions.shape} are not discrete", hint="pass discrete_action=False for whole continuous actions"
+        )
     flat = actions.reshape(-1)
     with np.errstate(invalid="ignore"):
         whole = flat.astype(np.int64)

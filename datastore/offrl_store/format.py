@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from .errors import InvalidSchema, StoreCorrupt, StoreNotFound
-from .kernels import kernels
-from .schema import Schema
+from offrl_store.errors import InvalidSchema, StoreCorrupt, StoreNotFound
+from offrl_store.kernels import kernels
+from offrl_store.schema import Schema
 
 VERSION = 1
 SCHEMA_FILE, LOG_FILE, COLUMN_FOLDER = "schema.json", "episodes.log", "columns"
@@ -30,34 +30,40 @@ TERMINATED, FINAL_MISSING = 1, 2  # bits of a record's flags
 # The log: one header, then one record per episode, all of 64 bytes. `committed` is a lower bound of what has been acknowledged:
 # fewer valid records than that means damage, while anything invalid beyond it is the torn tail of an unfinished write. The two slots
 # are written in turn, so that a torn one leaves the other; of the valid ones that with the higher `committed` counts.
-SLOT = np.dtype([
-    ("first", "<i8"),       # number of the oldest episode kept: above 0 once a bounded store has evicted some
-    ("committed", "<i8"),   # episodes known to be durable
-    ("reserved", "V4"),     # zeros
-    ("crc", "<u4"),         # CRC-32 of the header's first 16 bytes and the 20 bytes before
-])
-HEADER = np.dtype([
-    ("magic", "S8"),        # OFFRLEPS
-    ("version", "<u4"),     # 1
-    ("record_size", "<u4"),  # 64
-    ("slots", SLOT, 2),
-])
-RECORD = np.dtype([
-    ("first_row", "<i8"),   # the episode takes the rows first_row .. first_row + steps of every column
-    ("steps", "<i8"),       # T
-    ("return", "<f8"),      # sum of the T rewards
-    ("flags", "<u4"),       # TERMINATED, FINAL_MISSING
-    ("data_crc", "<u4"),    # CRC-32 of the T+1 rows of each column, one column after the other in the order of the schema
-    ("reserved", "V12"),    # zeros
-    ("chain", "V16"),       # first 16 bytes of SHA-256(chain of the record before, the 44 bytes before this field)
-    ("crc", "<u4"),         # CRC-32 of the 60 bytes before
-])
+SLOT = np.dtype(
+    [
+        ("first", "<i8"),  # number of the oldest episode kept: above 0 once a bounded store has evicted some
+        ("committed", "<i8"),  # episodes known to be durable
+        ("reserved", "V4"),  # zeros
+        ("crc", "<u4"),  # CRC-32 of the header's first 16 bytes and the 20 bytes before
+    ]
+)
+HEADER = np.dtype(
+    [
+        ("magic", "S8"),  # OFFRLEPS
+        ("version", "<u4"),  # 1
+        ("record_size", "<u4"),  # 64
+        ("slots", SLOT, 2),
+    ]
+)
+RECORD = np.dtype(
+    [
+        ("first_row", "<i8"),  # the episode takes the rows first_row .. first_row + steps of every column
+        ("steps", "<i8"),  # T
+        ("return", "<f8"),  # sum of the T rewards
+        ("flags", "<u4"),  # TERMINATED, FINAL_MISSING
+        ("data_crc", "<u4"),  # CRC-32 of the T+1 rows of each column, one column after the other in the order of the schema
+        ("reserved", "V12"),  # zeros
+        ("chain", "V16"),  # first 16 bytes of SHA-256(chain of the record before, the 44 bytes before this field)
+        ("crc", "<u4"),  # CRC-32 of the 60 bytes before
+    ]
+)
 SIZE = RECORD.itemsize
 PAGE = 4096  # holes are made of whole pages
 _FIXED = HEADER.fields["slots"][1]
 _CHECKED = RECORD.fields["crc"][1]
 _RECORD_START = struct.Struct("<qqdII12s")  # a record up to its chain
-_SLOT_START = struct.Struct("<qq4s")         # a slot up to its checksum
+_SLOT_START = struct.Struct("<qq4s")  # a slot up to its checksum
 
 
 def column_path(path: Path, column: str) -> Path:
@@ -95,8 +101,10 @@ def load_schema(path: Path) -> tuple[Schema, dict[str, int]]:
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise StoreCorrupt(f"{file} is damaged: {type(error).__name__}: {error}") from error
     if name != "offrl-store" or version != VERSION:
-        raise StoreCorrupt(f"{file} says {name!r} version {version!r}; this program reads offrl-store version {VERSION}",
-                           hint="update offrl, or export the data again with the version that wrote it")
+        raise StoreCorrupt(
+            f"{file} says {name!r} version {version!r}; this program reads offrl-store version {VERSION}",
+            hint="update offrl, or export the data again with the version that wrote it",
+        )
     if crc != zlib.crc32(_canonical(body)):
         raise StoreCorrupt(f"{file} is damaged: its checksum does not fit", hint="restore the file from a copy")
     try:
@@ -154,14 +162,14 @@ class Log:
     Of a bounded store it begins with the episode before the oldest one kept, whose chain is taken as given: what came before may be gone.
     """
 
-    base: int          # number of the episode of table[0]
+    base: int  # number of the episode of table[0]
     table: np.ndarray  # RECORD [episodes from base on]
-    start: bytes       # the chain before the first record of the store
+    start: bytes  # the chain before the first record of the store
     first: int
     committed: int
     torn: int
-    slot: int            # the slot of the header that counts
-    slots_valid: bool    # whether the other one is whole, too
+    slot: int  # the slot of the header that counts
+    slots_valid: bool  # whether the other one is whole, too
 
     @property
     def count(self) -> int:
@@ -175,7 +183,7 @@ class Log:
 
     def since(self, number: int) -> np.ndarray:
         """The records of the episodes from ``number`` on, not before ``base``."""
-        return self.table[number - self.base:]
+        return self.table[number - self.base :]
 
     def chain(self, count: int) -> bytes:
         """The chain after ``count`` records, as the log holds it; ``base`` < count <= ``self.count``, or 0."""
@@ -190,12 +198,14 @@ def read_log(descriptor: int, file: Path, schema: Schema, known: Log | None = No
         if log.count >= committed:
             return log
         if read_first(descriptor, file) == first:  # else the writer gave these records back while they were read
-            raise StoreCorrupt(f"{file}: record {log.count} is damaged or cut, {committed} episodes were committed",
-                               hint="restore the store from a copy")
+            raise StoreCorrupt(
+                f"{file}: record {log.count} is damaged or cut, {committed} episodes were committed", hint="restore the store from a copy"
+            )
 
 
-def _read_records(descriptor: int, file: Path, schema: Schema, known: Log | None, first: int, committed: int, slot: int,
-                  slots_valid: bool) -> Log:
+def _read_records(
+    descriptor: int, file: Path, schema: Schema, known: Log | None, first: int, committed: int, slot: int, slots_valid: bool
+) -> Log:
     base, start = max(first - 1, 0), chain_start(schema) if known is None else known.start
     if known is not None and known.count <= base:
         known = None  # all of them are gone since
@@ -214,7 +224,7 @@ def _read_records(descriptor: int, file: Path, schema: Schema, known: Log | None
     if known is None:
         table = found[:valid]
     else:
-        table = _extended(known.table[max(base - known.base, 0):], found[:valid])
+        table = _extended(known.table[max(base - known.base, 0) :], found[:valid])
         base = max(base, known.base)
     return Log(base, table, start, first, committed, len(raw) - valid * SIZE, slot, slots_valid)
 
@@ -225,8 +235,9 @@ def _check_start(descriptor: int, file: Path, start: bytes, committed: int) -> N
     record = np.frombuffer(raw, RECORD, count=len(raw) // SIZE)
     if not _valid_prefix(record, 0):
         if committed:
-            raise StoreCorrupt(f"{file}: record 0 is damaged or cut, {committed} episodes were committed",
-                               hint="restore the store from a copy")
+            raise StoreCorrupt(
+                f"{file}: record 0 is damaged or cut, {committed} episodes were committed", hint="restore the store from a copy"
+            )
     elif dump_record(*(record[0][name].item() for name in RECORD.names[:5]), start)[0] != raw:
         raise StoreCorrupt(f"{file} does not belong to {SCHEMA_FILE}: the chain of the first record differs")
 
@@ -238,9 +249,9 @@ def _extended(known: np.ndarray, found: np.ndarray) -> np.ndarray:
         at = (known.__array_interface__["data"][0] - buffer.__array_interface__["data"][0]) // SIZE
     if not isinstance(buffer, np.ndarray) or buffer.dtype != RECORD or len(buffer) < at + count or not buffer.flags.writeable:
         buffer, at = np.empty(2 * count, RECORD), 0
-        buffer[:len(known)] = known
-    buffer[at + len(known):at + count] = found  # no one looks there yet: a table is only ever a stretch of its buffer up to its end
-    return buffer[at:at + count]
+        buffer[: len(known)] = known
+    buffer[at + len(known) : at + count] = found  # no one looks there yet: a table is only ever a stretch of its buffer up to its end
+    return buffer[at : at + count]
 
 
 def damaged_remains(descriptor: int, base: int) -> int:
@@ -280,7 +291,7 @@ def read_first(descriptor: int, file: Path) -> int:
 def read_header(descriptor: int, file: Path) -> tuple[int, int, int, bool]:
     """First episode, committed episodes, the slot that says so, and whether both slots are whole."""
     raw = os.pread(descriptor, SIZE, 0)
-    if raw[:len(MAGIC)] == MAGIC and len(raw) == SIZE:
+    if raw[: len(MAGIC)] == MAGIC and len(raw) == SIZE:
         header = np.frombuffer(raw, HEADER)[0]
         if header["version"] != VERSION:
             raise StoreCorrupt(f"{file} is version {int(header['version'])}; this program reads version {VERSION}")

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from .arguments import padding, whole
-from .errors import InvalidEpisode, InvalidInput
-from .index import episode_numbers
-from .schema import Episode
-from .store import EpisodeStore
+from offrl_store.arguments import padding, whole
+from offrl_store.errors import InvalidEpisode, InvalidInput
+from offrl_store.index import episode_numbers
+from offrl_store.schema import Episode
+from offrl_store.store import EpisodeStore
 
 
 class FrameStacks(Sequence):
@@ -25,8 +25,9 @@ class FrameStacks(Sequence):
     InvalidInput.
     """
 
-    def __init__(self, store: EpisodeStore, k: int = 4, *, column: str = "observation", stack_pad: str = "zero",
-                 episodes: Any = None) -> None:
+    def __init__(
+        self, store: EpisodeStore, k: int = 4, *, column: str = "observation", stack_pad: str = "zero", episodes: Any = None
+    ) -> None:
         self.k, self._repeat, self._store = whole(k, "k", 1, 1 << 16), padding(stack_pad), store
         if not any(c.name == column and c.role == "observation" and c.field.shape for c in store.schema.columns):
             raise InvalidInput(f"{column!r} is no observation with frames to stack")
@@ -49,7 +50,7 @@ class FrameStacks(Sequence):
         e = int(np.searchsorted(self._starts, step, side="right")) - 1
         t = step - int(self._starts[e])
         end = int(self._first[e]) + t + 1
-        frames = self._rows[max(end - self.k, end - t - 1):end]
+        frames = self._rows[max(end - self.k, end - t - 1) : end]
         if len(frames) < self.k:
             missing = self.k - len(frames)
             before = np.repeat(frames[:1], missing, axis=0) if self._repeat else np.zeros((missing, *frames.shape[1:]), frames.dtype)
@@ -81,9 +82,13 @@ def unstack(episode: Episode, k: int, *, field: str | None = None, stack_pad: st
     moved = (frames[1:, :-1] == frames[:-1, 1:]).reshape(len(stacks) - 1, -1).all(1)
     first = frames[0, :-1] == (frames[0, -1] if repeat else np.zeros_like(frames[0, -1]))
     if not first.all():
-        raise InvalidEpisode(f"the first stack is not padded with {'its first frame' if repeat else 'zeros'}",
-                             hint='the other stack_pad may fit: "zero" or "first"')
+        raise InvalidEpisode(
+            f"the first stack is not padded with {'its first frame' if repeat else 'zeros'}",
+            hint='the other stack_pad may fit: "zero" or "first"',
+        )
     if not moved.all():
-        raise InvalidEpisode(f"the stack of row {int(np.argmin(moved)) + 1} is not the one before moved on by one frame",
-                             hint="was a frame skipped, or an episode joined to the next?")
+        raise InvalidEpisode(
+            f"the stack of row {int(np.argmin(moved)) + 1} is not the one before moved on by one frame",
+            hint="was a frame skipped, or an episode joined to the next?",
+        )
     return replace(episode, observation=newest if field is None else {**episode.observation, field: newest})

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from .arrays import as_array
-from .errors import InvalidInput
-from .schema import DTYPES, short
+from offrl_store.arrays import as_array
+from offrl_store.errors import InvalidInput
+from offrl_store.schema import DTYPES, short
 
 # Whole numbers up to here are exact in a float of that many bytes.
 _WHOLE = {2: 1 << 11, 4: 1 << 24, 8: 1 << 53}

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import format as layout
-from .errors import EmptyStore, InvalidInput
+from offrl_store import format as layout
+from offrl_store.errors import EmptyStore, InvalidInput
 
 if TYPE_CHECKING:
-    from .store import EpisodeStore
+    from offrl_store.store import EpisodeStore
 
 
 class Index:
@@ -34,8 +34,10 @@ class Index:
         limit = steps - cut
         keep = limit > 0
         if not keep.any():
-            raise EmptyStore("there is no transition to sample", hint=f"{len(records)} episodes were given; a truncated episode of one "
-                             "step without its final observation has none")
+            raise EmptyStore(
+                "there is no transition to sample",
+                hint=f"{len(records)} episodes were given; a truncated episode of one step without its final observation has none",
+            )
         self.oldest = store.first + int(numbers[keep].min())
         limit = limit[keep]
         table = np.zeros((len(limit) + 1, 4), np.int64)
@@ -63,8 +65,9 @@ class Index:
         if lost.any() and len(self._without):
             lost[lost] = _find(self._without["first_row"], self._without["steps"], rows[lost])[0] < 0
         if lost.any():
-            raise InvalidInput(f"row {rows[lost][0]} is no transition of the episodes to sample from",
-                               hint="give rows of the same episodes")
+            raise InvalidInput(
+                f"row {rows[lost][0]} is no transition of the episodes to sample from", hint="give rows of the same episodes"
+            )
         numbers = (self.table[episode, 0] + t)[(episode >= 0) & (t < self.table[episode, 2])]
         if not len(numbers):
             raise EmptyStore("there is no transition to sample", hint=f"{len(rows)} rows were given")
@@ -98,6 +101,7 @@ def episode_numbers(store: EpisodeStore, episodes: Any) -> np.ndarray:
     if numbers.ndim != 1 or (numbers.size and numbers.dtype.kind not in "iu"):
         raise InvalidInput("episodes must be a list of episode numbers")
     if numbers.size and (numbers.min() < 0 or numbers.max() >= len(records)):
-        raise InvalidInput(f"episode {int(numbers.min() if numbers.min() < 0 else numbers.max())} is not in the store, "
-                           f"which has {len(records)}")
+        raise InvalidInput(
+            f"episode {int(numbers.min() if numbers.min() < 0 else numbers.max())} is not in the store, which has {len(records)}"
+        )
     return numbers.astype(np.int64)

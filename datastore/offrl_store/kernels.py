@@ -10,7 +10,7 @@ import os
 import warnings
 from types import ModuleType
 
-from . import _kernels_py
+from offrl_store import _kernels_py
 
 
 def kernels() -> ModuleType:
@@ -21,9 +21,13 @@ def kernels() -> ModuleType:
 @functools.cache  # so that the warning comes once
 def _built() -> ModuleType:
     try:
-        from . import _compiled
+        from offrl_store import _compiled
     except ImportError as error:
-        warnings.warn(f"offrl_store samples with NumPy, about ten times slower: its compiled kernels are missing ({error}). "
-                      "Install a C compiler and reinstall offrl to build them.", RuntimeWarning, stacklevel=3)
+        warnings.warn(
+            f"offrl_store samples with NumPy, about ten times slower: its compiled kernels are missing ({error}). "
+            "Install a C compiler and reinstall offrl to build them.",
+            RuntimeWarning,
+            stacklevel=3,
+        )
         return _kernels_py
     return _compiled

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from .arrays import as_array
-from .errors import InvalidInput, InvalidSchema
-from .schema import Episode, Field, Schema
-from .store import EpisodeStore
+from offrl_store.arrays import as_array
+from offrl_store.errors import InvalidInput, InvalidSchema
+from offrl_store.schema import Episode, Field, Schema
+from offrl_store.store import EpisodeStore
 
 MEMORY = "/dev/shm"  # the file system that lies in memory
 
@@ -37,6 +37,7 @@ def infer_schema(episode: Episode, *, action_size: int | None = None, metadata: 
 
     action_size: the number of discrete actions, which are then whole numbers [T]; without it actions have no bounds. Raises InvalidSchema.
     """
+
     def field(value: Any) -> Field:
         array = as_array(value, "a field")
         if array.ndim == 0:
@@ -56,8 +57,9 @@ def infer_schema(episode: Episode, *, action_size: int | None = None, metadata: 
     return Schema(fields(episode.observation), action, reward, fields(episode.extra), metadata or {})
 
 
-def from_episodes(path: str | os.PathLike[str] | None, episodes: Iterable[Episode], *, action_size: int | None = None,
-                  **limit: Any) -> EpisodeStore:
+def from_episodes(
+    path: str | os.PathLike[str] | None, episodes: Iterable[Episode], *, action_size: int | None = None, **limit: Any
+) -> EpisodeStore:
     """A store of these episodes, with the fields of the first. path: None for a temporary one. limit: as for ``EpisodeStore.create``.
 
     Raises InvalidInput without an episode, InvalidEpisode for one that differs from the first; nothing is left then.

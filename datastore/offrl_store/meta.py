@@ -15,8 +15,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from .disk import sync_folder, write_all
-from .errors import InvalidInput, StoreCorrupt
+from offrl_store.disk import sync_folder, write_all
+from offrl_store.errors import InvalidInput, StoreCorrupt
 
 META_FILE, NEW_FILE = "episodes.meta", "episodes.meta.new"
 COMPACT_BYTES = 64 << 10  # a smaller file is left as it is
@@ -45,7 +45,7 @@ def scan(raw: bytes) -> Iterator[tuple[int, int | None, bytes]]:
         end = raw.find(b"\n", at) + 1 or len(raw)
         crc, _, body = raw[at:end].rstrip(b"\n").partition(b" ")
         number, _, text = body.partition(b" ")
-        whole = raw[end - 1:end] == b"\n" and crc == b"%08x" % zlib.crc32(body) and number.isdigit()
+        whole = raw[end - 1 : end] == b"\n" and crc == b"%08x" % zlib.crc32(body) and number.isdigit()
         yield end, int(number) if whole else None, text
         at = end
 
@@ -65,8 +65,9 @@ class MetaReader:
         if number not in self._lines:
             for line, low, high in self._damaged:
                 if low < number < high:
-                    raise StoreCorrupt(f"{self._file}, line {line} is damaged, which may be that of episode {number}",
-                                       hint="restore the file from a copy")
+                    raise StoreCorrupt(
+                        f"{self._file}, line {line} is damaged, which may be that of episode {number}", hint="restore the file from a copy"
+                    )
         return json.loads(self._lines.get(number, b"{}"))
 
     def _read(self, count: int) -> None:
@@ -124,8 +125,8 @@ class MetaWriter:
         if self._end < self._due:
             return
         self._open()
-        raw = self._file.read_bytes()[:self._end]
-        raw = raw[max((end for end, number, _ in scan(raw) if number is not None and number < first), default=0):]
+        raw = self._file.read_bytes()[: self._end]
+        raw = raw[max((end for end, number, _ in scan(raw) if number is not None and number < first), default=0) :]
         descriptor = os.open(self._new, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
         try:
             write_all(descriptor, raw, 0)

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import format as layout
-from .arguments import Outputs, flag, number, whole
-from .errors import InvalidInput
-from .kernels import kernels
-from .rng import stream_id
-from .sampler import Sampler, TransitionSampler
-from .windows import WindowSampler
+from offrl_store import format as layout
+from offrl_store.arguments import Outputs, flag, number, whole
+from offrl_store.errors import InvalidInput
+from offrl_store.kernels import kernels
+from offrl_store.rng import stream_id
+from offrl_store.sampler import Sampler, TransitionSampler
+from offrl_store.windows import WindowSampler
 
 if TYPE_CHECKING:
-    from .store import EpisodeStore
+    from offrl_store.store import EpisodeStore
 
 STREAM = stream_id("mix")
 WORD = (1 << 64) - 1
@@ -59,16 +59,36 @@ class Mix:
         weights = [weight / largest for weight in weights]
         self.shares = tuple(weight / sum(weights) for weight in weights)
 
-    def transitions(self, batch_size: int, seed: int, *, exact: bool = True, replacement: bool = True,
-                    episodes: Sequence[Any] | None = None, out: Any = None, **options: Any) -> MixSampler:
+    def transitions(
+        self,
+        batch_size: int,
+        seed: int,
+        *,
+        exact: bool = True,
+        replacement: bool = True,
+        episodes: Sequence[Any] | None = None,
+        out: Any = None,
+        **options: Any,
+    ) -> MixSampler:
         """A sampler of transitions; options as in ``EpisodeStore.transitions``. See MixSampler."""
         return MixSampler(self, TransitionSampler, "transitions", batch_size, seed, exact, replacement, episodes, out, options)
 
-    def windows(self, batch_size: int, length: int, seed: int, *, exact: bool = True, replacement: bool = True,
-                episodes: Sequence[Any] | None = None, out: Any = None, **options: Any) -> MixSampler:
+    def windows(
+        self,
+        batch_size: int,
+        length: int,
+        seed: int,
+        *,
+        exact: bool = True,
+        replacement: bool = True,
+        episodes: Sequence[Any] | None = None,
+        out: Any = None,
+        **options: Any,
+    ) -> MixSampler:
         """A sampler of windows; options as in ``EpisodeStore.windows``. See MixSampler."""
-        return MixSampler(self, WindowSampler, "windows", batch_size, seed, exact, replacement, episodes, out,
-                          {"length": length, **options})
+        return MixSampler(
+            self, WindowSampler, "windows", batch_size, seed, exact, replacement, episodes, out, {"length": length, **options}
+        )
 
 
 class MixSampler:
@@ -81,8 +101,19 @@ class MixSampler:
     per store. out: as in the samplers, and "dataset". Iterating gives batches without end.
     """
 
-    def __init__(self, mixed: Mix, kind: type[Sampler], name: str, batch_size: int, seed: int, exact: bool, replacement: bool,
-                 episodes: Sequence[Any] | None, out: Any, options: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        mixed: Mix,
+        kind: type[Sampler],
+        name: str,
+        batch_size: int,
+        seed: int,
+        exact: bool,
+        replacement: bool,
+        episodes: Sequence[Any] | None,
+        out: Any,
+        options: dict[str, Any],
+    ) -> None:
         self.batch_size, self.shares = whole(batch_size, "batch_size", 1, 1 << 31), mixed.shares
         self.exact, self.seed, self._step = flag(exact, "exact"), whole(seed, "seed", 0, (1 << 64) - 1), 0
         self.replacement = flag(replacement, "replacement")
@@ -100,38 +131,48 @@ class MixSampler:
         self._samplers: list[Sampler] = []
         for place, store in enumerate(mixed.stores):  # all write into the arrays of the first
             try:
-                sampler = kind(store, batch_size=batch_size, seed=seed, episodes=None if episodes is None else episodes[place], out=given,
-                               stream=stream_id(f"{name}/{place}"), **options)
+                sampler = kind(
+                    store,
+                    batch_size=batch_size,
+                    seed=seed,
+                    episodes=None if episodes is None else episodes[place],
+                    out=given,
+                    stream=stream_id(f"{name}/{place}"),
+                    **options,
+                )
             except TypeError as error:
                 raise InvalidInput(f"the {name} of a mix take other options: {error}") from error
             if not self._samplers:
                 batch = sampler._batch
-                given = {name: value for name in type(batch).__dataclass_fields__
-                         if (value := getattr(batch, name)) is not None and len(value)}
+                given = {
+                    name: value for name in type(batch).__dataclass_fields__ if (value := getattr(batch, name)) is not None and len(value)
+                }
             self._samplers.append(sampler)
         self.transition_counts = tuple(sampler.transition_count for sampler in self._samplers)
         self._batch = replace(self._samplers[0]._batch, dataset=dataset)
         self._draws, self._below = np.zeros(self.batch_size, np.int64), np.zeros(self.batch_size, bool)
         self._orders = [stream_id(f"{name}/{place}/epochs") for place in range(len(mixed.stores))]
-        self._borders = [round(sum(self.shares[:place + 1]) * SCALE) for place in range(len(self.shares) - 1)]
+        self._borders = [round(sum(self.shares[: place + 1]) * SCALE) for place in range(len(self.shares) - 1)]
         self._name_datasets()
 
     def _rounded(self) -> list[int]:
         due = [share * self.batch_size for share in self.shares]
         counts = [math.floor(value + 1e-9) for value in due]
         order = sorted(range(len(due)), key=lambda place: (counts[place] - due[place], place))
-        for place in order[:self.batch_size - sum(counts)]:
+        for place in order[: self.batch_size - sum(counts)]:
             counts[place] += 1
         if 0 in counts:
             place = counts.index(0)
-            raise InvalidInput(f"store {place} would get {due[place]:.3g} of the {self.batch_size} samples of a batch, that is none",
-                               hint="take a larger batch_size, or exact=False")
+            raise InvalidInput(
+                f"store {place} would get {due[place]:.3g} of the {self.batch_size} samples of a batch, that is none",
+                hint="take a larger batch_size, or exact=False",
+            )
         return counts
 
     def _name_datasets(self) -> None:
         start = 0
         for place, count in enumerate(self._counts):
-            self._batch.dataset[start:start + count] = place
+            self._batch.dataset[start : start + count] = place
             start += count
 
     @property
@@ -182,8 +223,16 @@ class MixSampler:
             yield self.sample()
 
 
-def select(store: EpisodeStore, *, min_return: float | None = None, max_return: float | None = None, min_steps: int | None = None,
-           max_steps: int | None = None, terminated: bool | None = None, top_fraction: float | None = None) -> np.ndarray:
+def select(
+    store: EpisodeStore,
+    *,
+    min_return: float | None = None,
+    max_return: float | None = None,
+    min_steps: int | None = None,
+    max_steps: int | None = None,
+    terminated: bool | None = None,
+    top_fraction: float | None = None,
+) -> np.ndarray:
     """Numbers of the episodes that meet every condition given, ascending, int64: to be used as ``episodes=``.
 
     min_return, max_return: of the undiscounted return, inclusive. min_steps, max_steps: of T, inclusive. terminated: True or False for

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ._kernels_py import tree_levels
-from .arguments import Outputs, allocate, flag, number, whole
-from .errors import InvalidInput
-from .index import Index, episode_numbers
-from .kernels import kernels
-from .rng import stream_id
-from .sampler import Batch, TransitionSampler
+from offrl_store._kernels_py import tree_levels
+from offrl_store.arguments import Outputs, allocate, flag, number, whole
+from offrl_store.errors import InvalidInput
+from offrl_store.index import Index, episode_numbers
+from offrl_store.kernels import kernels
+from offrl_store.rng import stream_id
+from offrl_store.sampler import Batch, TransitionSampler
 
 if TYPE_CHECKING:
-    from .store import EpisodeStore
+    from offrl_store.store import EpisodeStore
 
 STREAM = stream_id("prioritized")
 STATE = ("priorities", "max_priority", "beta", "step", "seed", "alpha", "eps", "first_row", "end_row")
@@ -37,8 +37,19 @@ class PrioritizedSampler(TransitionSampler):
     Other arguments, ``out`` (with "weight"), errors: see TransitionSampler.
     """
 
-    def __init__(self, store: EpisodeStore, *, batch_size: int, alpha: float = 0.6, beta: float = 0.4, eps: float = 1e-6, seed: int = 0,
-                 episodes: Any = None, out: Any = None, **options: Any) -> None:
+    def __init__(
+        self,
+        store: EpisodeStore,
+        *,
+        batch_size: int,
+        alpha: float = 0.6,
+        beta: float = 0.4,
+        eps: float = 1e-6,
+        seed: int = 0,
+        episodes: Any = None,
+        out: Any = None,
+        **options: Any,
+    ) -> None:
         self._alpha = number(alpha, "alpha", 0.0, 10.0)
         self.beta = beta
         self._eps = number(eps, "eps", 1e-12, 1e12)
@@ -60,7 +71,7 @@ class PrioritizedSampler(TransitionSampler):
     def _plant(self, leaves: np.ndarray) -> None:
         """Make the tree of these priorities, raised already, float64 [N]."""
         self._nodes = np.zeros(sum(tree_levels(len(leaves))))
-        self._nodes[:len(leaves)] = leaves
+        self._nodes[: len(leaves)] = leaves
         self._tree = kernels().SumTree(self._nodes, len(leaves))
         self._tree.build()
 
@@ -88,7 +99,7 @@ class PrioritizedSampler(TransitionSampler):
     @property
     def priorities(self) -> np.ndarray:
         """(priority + eps)^alpha of each transition, by its number, float64 [N]: read-only, of this moment."""
-        leaves = self._nodes[:self.transition_count]
+        leaves = self._nodes[: self.transition_count]
         leaves.setflags(write=False)
         return leaves
 
@@ -122,8 +133,10 @@ class PrioritizedSampler(TransitionSampler):
         except (TypeError, ValueError) as error:
             raise InvalidInput(f"priorities are no numbers: {error}") from error
         if index.ndim != 1 or (index.size and index.dtype.kind not in "iu") or values.shape != index.shape:
-            raise InvalidInput(f"index and priorities have shapes {list(index.shape)} and {list(values.shape)}, due are whole numbers [n] "
-                               "and priorities [n]")
+            raise InvalidInput(
+                f"index and priorities have shapes {list(index.shape)} and {list(values.shape)}, due are whole numbers [n] "
+                "and priorities [n]"
+            )
         if not len(index):
             return
         if not (values.min() >= 0 and values.max() <= HIGHEST):  # NaN fails here as well
@@ -159,13 +172,13 @@ class PrioritizedSampler(TransitionSampler):
         before, leaves = self._index, self.priorities
         index = Index(self._store, None, self._next_action)
         dropped = int(np.searchsorted(before.table[:-1, 1], index.table[0, 1]))  # episodes
-        leaves = leaves[before.table[dropped, 0]:]
+        leaves = leaves[before.table[dropped, 0] :]
         if index.total == before.total and not dropped:
             return 0
         self._reuse(index, self._batch)
         self.transition_count, self._oldest = index.total, index.oldest
         grown = np.full(index.total, self._raised(self._max_priority))
-        grown[:len(leaves)] = leaves
+        grown[: len(leaves)] = leaves
         self._plant(grown)
         return index.total - len(leaves)
 
@@ -178,8 +191,16 @@ class PrioritizedSampler(TransitionSampler):
 
     def state_dict(self) -> dict[str, Any]:
         """All that the next batches follow from beside the arguments: numbers, and one array of a float64 per transition (a copy)."""
-        return {"priorities": self.priorities.copy(), "max_priority": self._max_priority, "beta": self._beta, "step": self._step,
-                "seed": self.seed, "alpha": self._alpha, "eps": self._eps, **self._span()}
+        return {
+            "priorities": self.priorities.copy(),
+            "max_priority": self._max_priority,
+            "beta": self._beta,
+            "step": self._step,
+            "seed": self.seed,
+            "alpha": self._alpha,
+            "eps": self._eps,
+            **self._span(),
+        }
 
     def _span(self) -> dict[str, int]:
         """The first row of the first episode, and the row behind the last one."""
@@ -192,14 +213,17 @@ class PrioritizedSampler(TransitionSampler):
         first, end = (whole(state[name], name, 0, (1 << 63) - 1) for name in ("first_row", "end_row"))
         evicted = self._episodes is None and self._store.limit and first < own["first_row"]
         if first != own["first_row"] and not evicted:
-            raise InvalidInput(f"the state has first_row {first}, this sampler {own['first_row']}",
-                               hint="make the sampler with the same arguments")
+            raise InvalidInput(
+                f"the state has first_row {first}, this sampler {own['first_row']}", hint="make the sampler with the same arguments"
+            )
         table = self._index.table
         kept = int(table[np.searchsorted(table[:-1, 1], end), 0])  # of the episodes that the state knows
         if leaves.ndim != 1 or (len(leaves) <= kept if evicted and kept else not evicted and len(leaves) != kept):
-            raise InvalidInput(f"the state is of {leaves.size} transitions, the sampler has {kept} of them",
-                               hint="make the sampler with the same arguments")
-        return leaves[len(leaves) - kept:]
+            raise InvalidInput(
+                f"the state is of {leaves.size} transitions, the sampler has {kept} of them",
+                hint="make the sampler with the same arguments",
+            )
+        return leaves[len(leaves) - kept :]
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Go on from a ``state_dict``. Transitions that came since get the highest priority; those that a bounded store has dropped since
@@ -212,8 +236,9 @@ class PrioritizedSampler(TransitionSampler):
             raise InvalidInput(f"the state has no {missing[0]!r}", hint="give what state_dict() returned")
         for name, own in (("alpha", self._alpha), ("eps", self._eps)):
             if state[name] != own:
-                raise InvalidInput(f"the state has {name} {state[name]!r}, this sampler {own!r}",
-                                   hint="make the sampler with the same arguments")
+                raise InvalidInput(
+                    f"the state has {name} {state[name]!r}, this sampler {own!r}", hint="make the sampler with the same arguments"
+                )
         leaves = self._surviving(state)
         if len(leaves) and not (leaves.min() > 0 and leaves.max() < np.inf):
             raise InvalidInput("the state holds priorities that are not positive finite numbers")
@@ -221,5 +246,5 @@ class PrioritizedSampler(TransitionSampler):
         seed, highest = whole(state["seed"], "seed", 0, (1 << 64) - 1), number(state["max_priority"], "max_priority", 0.0, HIGHEST)
         self._beta, self._step, self.seed, self._max_priority = beta, step, seed, highest
         grown = np.full(self.transition_count, self._raised(highest))
-        grown[:len(leaves)] = leaves
+        grown[: len(leaves)] = leaves
         self._plant(grown)

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .arguments import number
-from .errors import InvalidInput
-from .kernels import kernels
+from offrl_store.arguments import number
+from offrl_store.errors import InvalidInput
+from offrl_store.kernels import kernels
 
 if TYPE_CHECKING:
-    from .store import EpisodeStore
+    from offrl_store.store import EpisodeStore
 
 
 def returns_of(reward: np.ndarray, records: np.ndarray, gamma: float) -> Any:
@@ -31,7 +31,7 @@ def last_reward(reward: np.ndarray, records: np.ndarray, step_reward: float) -> 
     """int64 [E]: the time step of the last reward of each episode that is not ``step_reward``, -1 where all are."""
     last = np.full(len(records), -1, np.int64)
     for e, (first, steps) in enumerate(zip(records["first_row"].tolist(), records["steps"].tolist(), strict=True)):
-        other = reward[first:first + steps] != step_reward
+        other = reward[first : first + steps] != step_reward
         if other.any():
             last[e] = steps - 1 - int(np.argmax(other[::-1]))
     return last
@@ -44,8 +44,10 @@ def rewards(store: EpisodeStore, given: Any) -> np.ndarray:
         return own
     if not isinstance(given, np.ndarray) or given.shape != own.shape or given.dtype.name not in ("float32", "float64"):
         form = f"{given.dtype} {list(given.shape)}" if isinstance(given, np.ndarray) else type(given).__name__
-        raise InvalidInput(f"reward is {form}, due is one float32 or float64 number for each of the {len(own)} rows of the store",
-                           hint='make it from store.column("reward")')
+        raise InvalidInput(
+            f"reward is {form}, due is one float32 or float64 number for each of the {len(own)} rows of the store",
+            hint='make it from store.column("reward")',
+        )
     return np.ascontiguousarray(given)
 
 
@@ -65,8 +67,9 @@ def lambda_returns(reward: Any, next_value: Any, discount: Any, decay: float, ou
     arrays = [np.asarray(value, np.float32) for value in (reward, next_value, discount)]
     shape = arrays[0].shape
     if len(shape) not in (1, 2) or any(array.shape != shape for array in arrays):
-        raise InvalidInput(f"reward, next_value and discount have the shapes {', '.join(str(list(a.shape)) for a in arrays)}, "
-                           "due is [B, L] or [L] for all")
+        raise InvalidInput(
+            f"reward, next_value and discount have the shapes {', '.join(str(list(a.shape)) for a in arrays)}, due is [B, L] or [L] for all"
+        )
     if out is None:
         out = np.empty(shape, np.float32)
     elif not isinstance(out, np.ndarray) or out.shape != shape or out.dtype != np.float32 or not out.flags.writeable:

@@ -9,8 +9,8 @@ import zlib
 
 import numpy as np
 
-from .errors import InvalidInput
-from .kernels import kernels
+from offrl_store.errors import InvalidInput
+from offrl_store.kernels import kernels
 
 
 def stream_id(name: str) -> int:

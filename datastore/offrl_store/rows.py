@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from . import format as layout
-from .disk import open_file, start_writing, sync_files, write_parts
-from .errors import StoreCorrupt
-from .kernels import kernels
-from .schema import Column, Schema
-from .validate import CheckedEpisode, check_values
+from offrl_store import format as layout
+from offrl_store.disk import open_file, start_writing, sync_files, write_parts
+from offrl_store.errors import StoreCorrupt
+from offrl_store.kernels import kernels
+from offrl_store.schema import Column, Schema
+from offrl_store.validate import CheckedEpisode, check_values
 
-GROUP_BYTES = 4 << 20   # rows gathered before they are written, all columns together
+GROUP_BYTES = 4 << 20  # rows gathered before they are written, all columns together
 START_BYTES = 16 << 20  # rows written before the disk is set to work on them
 
 
@@ -78,8 +78,9 @@ class ColumnFiles:
 
     def _allocate(self) -> None:
         self._buffers = [np.empty((self._capacity, width), np.uint8) for width in self._widths]
-        self._kernel = kernels().RowBuffer([(buffer, column.field.dtype, allowed(column))
-                                            for buffer, column in zip(self._buffers, self._columns, strict=True)])
+        self._kernel = kernels().RowBuffer(
+            [(buffer, column.field.dtype, allowed(column)) for buffer, column in zip(self._buffers, self._columns, strict=True)]
+        )
 
     def flush(self, row: int) -> None:
         """Write what is in memory of the rows below ``row``, the first free one. Raises OSError; trying again is fine then."""

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .arguments import Outputs, allocate, as_bytes, extras, flag, head, number, padding, single, stacked, whole
-from .errors import InvalidInput
-from .index import Index
-from .kernels import kernels
-from .returns import last_reward, returns_of, rewards
-from .rng import stream_id
-from .schema import Column, Schema
+from offrl_store.arguments import Outputs, allocate, as_bytes, extras, flag, head, number, padding, single, stacked, whole
+from offrl_store.errors import InvalidInput
+from offrl_store.index import Index
+from offrl_store.kernels import kernels
+from offrl_store.returns import last_reward, returns_of, rewards
+from offrl_store.rng import stream_id
+from offrl_store.schema import Column, Schema
 
 if TYPE_CHECKING:
-    from .store import EpisodeStore
+    from offrl_store.store import EpisodeStore
 
 STREAM = stream_id("transitions")
 ORDER_STREAM = stream_id("epochs")
@@ -67,8 +67,18 @@ class Sampler:
     _kernel: Any
     _batch: Any
 
-    def __init__(self, store: EpisodeStore, index: Index, *, batch_size: int, seed: int, stream: int, replacement: bool,
-                 drop_last: bool, rows: Any = None) -> None:
+    def __init__(
+        self,
+        store: EpisodeStore,
+        index: Index,
+        *,
+        batch_size: int,
+        seed: int,
+        stream: int,
+        replacement: bool,
+        drop_last: bool,
+        rows: Any = None,
+    ) -> None:
         self._store, self._oldest = store, index.oldest
         self.batch_size = whole(batch_size, "batch_size", 1, 1 << 31)
         self.seed = whole(seed, "seed", 0, (1 << 64) - 1)
@@ -82,8 +92,10 @@ class Sampler:
         self._per_epoch = full + (self._left > 0)
         self._short: Any = None
         if not self.replacement and not self._per_epoch:
-            raise InvalidInput(f"batch_size {self.batch_size} is more than the {self.transition_count} transitions of an epoch",
-                               hint="take a smaller batch_size, or drop_last=False")
+            raise InvalidInput(
+                f"batch_size {self.batch_size} is more than the {self.transition_count} transitions of an epoch",
+                hint="take a smaller batch_size, or drop_last=False",
+            )
 
     @property
     def step(self) -> int:
@@ -132,7 +144,7 @@ class Sampler:
         else:
             epoch, place = divmod(self._step, self._per_epoch)
             short = bool(self._left) and place == self._per_epoch - 1
-            picks = picks[:self._left] if short else picks
+            picks = picks[: self._left] if short else picks
             kernels().permute(self.seed, epoch, ORDER_STREAM, len(self._subset), place * self.batch_size, picks)
         self._kernel.gather(self._subset[picks])
         self._check()
@@ -184,11 +196,29 @@ class TransitionSampler(Sampler):
     Raises InvalidInput and EmptyStore. One sampler serves one thread.
     """
 
-    def __init__(self, store: EpisodeStore, *, batch_size: int, seed: int, n_steps: int = 1, gamma: float = 0.99,
-                 frame_stack: int = 1, stack_pad: str = "zero", next_action: Any = False, episodes: Any = None,
-                 extra: Sequence[str] = (), replacement: bool = True, drop_last: bool = True, returns: bool = False,
-                 failure_return: float | None = None, step_reward: float = 0.0, reward: Any = None, out: Any = None, rows: Any = None,
-                 stream: int = STREAM) -> None:
+    def __init__(
+        self,
+        store: EpisodeStore,
+        *,
+        batch_size: int,
+        seed: int,
+        n_steps: int = 1,
+        gamma: float = 0.99,
+        frame_stack: int = 1,
+        stack_pad: str = "zero",
+        next_action: Any = False,
+        episodes: Any = None,
+        extra: Sequence[str] = (),
+        replacement: bool = True,
+        drop_last: bool = True,
+        returns: bool = False,
+        failure_return: float | None = None,
+        step_reward: float = 0.0,
+        reward: Any = None,
+        out: Any = None,
+        rows: Any = None,
+        stream: int = STREAM,
+    ) -> None:
         self.n_steps = whole(n_steps, "n_steps", 1, 1 << 62)
         self.gamma = number(gamma, "gamma", 0.0, 1.0)
         self.frame_stack = whole(frame_stack, "frame_stack", 1, 1 << 16)
@@ -204,8 +234,9 @@ class TransitionSampler(Sampler):
             self._policy_action, next_action = next_action, False
         self._next_action = flag(next_action, "next_action")
         index = Index(store, episodes, self._next_action)
-        super().__init__(store, index, batch_size=batch_size, seed=seed, stream=stream, replacement=replacement, drop_last=drop_last,
-                         rows=rows)
+        super().__init__(
+            store, index, batch_size=batch_size, seed=seed, stream=stream, replacement=replacement, drop_last=drop_last, rows=rows
+        )
         outputs = Outputs(out)
         self._reward = reward
         self._build(store, index, outputs)
@@ -216,32 +247,49 @@ class TransitionSampler(Sampler):
         """Make the arrays of the batch and the kernel that fills them."""
         n = self.batch_size
         by_role = {role: [c for c in self.schema.columns if c.role == role] for role in ("observation", "action", "extra")}
-        scalars = {name: outputs.take(name, None, (n,), dtype) for name, dtype in
-                   (("reward", "f4"), ("terminal", "f4"), ("discount", "f4"), ("index", "i8"))}
+        scalars = {
+            name: outputs.take(name, None, (n,), dtype)
+            for name, dtype in (("reward", "f4"), ("terminal", "f4"), ("discount", "f4"), ("index", "i8"))
+        }
         reward = rewards(store, self._reward)
         powers = self.gamma ** np.arange(min(self.n_steps, index.longest) + 1, dtype=np.float64)
-        kernel = kernels().Transitions(*index.kernel, powers, reward, scalars["reward"], scalars["terminal"],
-                                       scalars["discount"], scalars["index"])
+        kernel = kernels().Transitions(
+            *index.kernel, powers, reward, scalars["reward"], scalars["terminal"], scalars["discount"], scalars["index"]
+        )
         if self._returns:
             scalars["returns"] = outputs.take("returns", None, (n,), "f4")
             scalars["remaining"] = outputs.take("remaining", None, (n,), "i8")
             last = index.records["steps"] if self._failure is None else last_reward(reward, index.records, self._step_reward)
-            kernel.add_returns(returns_of(reward, index.records, self.gamma), scalars["returns"], scalars["remaining"],
-                               np.ascontiguousarray(last, np.int64), self._failure or 0.0)
+            kernel.add_returns(
+                returns_of(reward, index.records, self.gamma),
+                scalars["returns"],
+                scalars["remaining"],
+                np.ascontiguousarray(last, np.int64),
+                self._failure or 0.0,
+            )
         observation, after = {}, {}
         for column in by_role["observation"]:
             observation[column.key], after[column.key] = self._add_observation(kernel, store, column, outputs)
         action = {column.key: self._add_action(kernel, store, column, "action", outputs) for column in by_role["action"]}
-        following = {column.key: self._add_action(kernel, store, column, "next_action", outputs)
-                     for column in by_role["action"] if self._next_action or self._policy_action is not None}
+        following = {
+            column.key: self._add_action(kernel, store, column, "next_action", outputs)
+            for column in by_role["action"]
+            if self._next_action or self._policy_action is not None
+        }
         extra = {}
         for column in by_role["extra"]:
             if column.key in self._extra:
                 extra[column.key] = outputs.take("extra", column.key, (n, *column.field.shape), column.field.dtype)
                 kernel.add_copy(as_bytes(store.column(column.name)), as_bytes(extra[column.key]), 1, False, False)
         self._kernel = kernel
-        self._batch = Batch(observation=single(observation), action=single(action), next_observation=single(after),
-                            next_action=single(following) if following else None, extra=extra, **scalars)
+        self._batch = Batch(
+            observation=single(observation),
+            action=single(action),
+            next_observation=single(after),
+            next_action=single(following) if following else None,
+            extra=extra,
+            **scalars,
+        )
 
     def _add_observation(self, kernel: Any, store: EpisodeStore, column: Column, outputs: Outputs) -> tuple[np.ndarray, np.ndarray]:
         field, k, n = column.field, self.frame_stack, self.batch_size
@@ -263,8 +311,10 @@ class TransitionSampler(Sampler):
         if at_next and self._policy_action is not None:
             given = self._policy_action
             if given.shape != rows.shape or given.dtype != rows.dtype:
-                raise InvalidInput(f"next_action is {given.dtype} {list(given.shape)}, due is {rows.dtype} {list(rows.shape)}",
-                                   hint="one action for each row of the store, like its action column")
+                raise InvalidInput(
+                    f"next_action is {given.dtype} {list(given.shape)}, due is {rows.dtype} {list(rows.shape)}",
+                    hint="one action for each row of the store, like its action column",
+                )
             rows = np.ascontiguousarray(given)
         is_whole = field.dtype.kind in "iub"
         out = outputs.take(name, column.key, (self.batch_size, *field.shape), np.dtype("i8") if is_whole else field.dtype)

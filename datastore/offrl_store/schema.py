@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from .errors import InvalidSchema
+from offrl_store.errors import InvalidSchema
 
 DTYPES = ("float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "bool")
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}\Z")
@@ -243,8 +243,10 @@ class Episode:
             return f"{value.dtype}{list(value.shape)}" if isinstance(value, np.ndarray) else f"{type(value).__name__}[{len(value)}]"
 
         extra = f", extra={shapes(self.extra)}" if self.extra else ""
-        return (f"Episode(steps={self.steps}, return={self.ret:.6g}, terminated={self.terminated}, "
-                f"observation={shapes(self.observation)}, action={shapes(self.action)}{extra})")
+        return (
+            f"Episode(steps={self.steps}, return={self.ret:.6g}, terminated={self.terminated}, "
+            f"observation={shapes(self.observation)}, action={shapes(self.action)}{extra})"
+        )
 
 
 def short(value: Any) -> str:

@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from .disk import write_all
-from .errors import InvalidEpisode
-from .schema import Column, Schema
-from .validate import CheckedEpisode, check_values, convert_rows
+from offrl_store.disk import write_all
+from offrl_store.errors import InvalidEpisode
+from offrl_store.schema import Column, Schema
+from offrl_store.validate import CheckedEpisode, check_values, convert_rows
 
 FOLDER = "open"
 MAGIC, END_MAGIC = b"OFFRLSTG", b"OFFRLEND"
@@ -32,7 +32,7 @@ BLOCK = struct.Struct("<8sIIqq16sI4x")
 END = struct.Struct("<8sIIqq16sI4x")
 CHECKED = 48
 FLUSH_STEPS, FLUSH_BYTES = 1024, 4 << 20  # steps wait as Python values up to here, so that each costs a copy and no array
-SPILL_BYTES = 64 << 20                   # an open episode keeps at most this much in memory; the rest waits in its file
+SPILL_BYTES = 64 << 20  # an open episode keeps at most this much in memory; the rest waits in its file
 Take = Callable[[Any], Any]
 
 
@@ -76,7 +76,7 @@ class Layout:
 
     def __init__(self, schema: Schema, start: bytes, folder: Path) -> None:
         self.schema, self.start, self.folder, self.number = schema, start, folder, 0
-        self.new_names = False              # whether the folder has names that are not durable yet
+        self.new_names = False  # whether the folder has names that are not durable yet
         self.spare: list[OpenEpisode] = []  # to be used again: making one and collecting its cycle of references costs 14 us
         self.columns = schema.columns
         self.takers = [taker(column) for column in self.columns]
@@ -129,7 +129,7 @@ class OpenEpisode:
         self.layout, self.env = layout, env
         self.chunks: list[Chunk] = []
         self.rows: list[list[Any]] = [[] for _ in layout.columns]  # values that wait to be joined
-        self.steps = self.bytes = self.staged = 0                  # steps and bytes of the chunks; how many chunks are in the file
+        self.steps = self.bytes = self.staged = 0  # steps and bytes of the chunks; how many chunks are in the file
         self.path: Path | None = None
         self.file = -1
         self.broken = False  # a step was refused after others had been joined with it
@@ -251,8 +251,8 @@ class OpenEpisode:
             self.path = self.layout.place(self.env)
             self.file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
         offset = self.file_end()
-        first = sum(chunk.steps for chunk in self.chunks[:self.staged])
-        for chunk in self.chunks[self.staged:]:
+        first = sum(chunk.steps for chunk in self.chunks[: self.staged])
+        for chunk in self.chunks[self.staged :]:
             payload = b"".join(array.tobytes() for array in chunk.arrays)
             head = BLOCK.pack(MAGIC, zlib.crc32(payload), chunk.observations, chunk.steps, first, self.layout.start, 0)[:CHECKED]
             write_all(self.file, head + struct.pack("<I4x", zlib.crc32(head)) + payload, offset)
@@ -268,8 +268,10 @@ class OpenEpisode:
         return chunk.offset + self._size(chunk)
 
     def _size(self, chunk: Chunk) -> int:
-        return sum(column.field.row_bytes * (chunk.observations if seen else chunk.steps)
-                   for column, seen in zip(self.layout.columns, self.layout.observed, strict=True))
+        return sum(
+            column.field.row_bytes * (chunk.observations if seen else chunk.steps)
+            for column, seen in zip(self.layout.columns, self.layout.observed, strict=True)
+        )
 
     def mark_end(self, number: int, steps: int, flags: int, data_crc: int) -> None:
         """Note, before the record is written, which episode of the store this file became; the next writer must not take it for open."""
@@ -321,9 +323,9 @@ def load(layout: Layout, path: Path) -> tuple[OpenEpisode | None, Ended | None, 
     episode, ended, at = OpenEpisode(layout, env), None, 0
     raw = path.read_bytes()
     while at + BLOCK.size <= len(raw):
-        head = raw[at:at + BLOCK.size]
+        head = raw[at : at + BLOCK.size]
         magic, crc, count, steps, number, start, own = BLOCK.unpack(head)
-        if zlib.crc32(head[:CHECKED]) != own or start != layout.start or any(head[CHECKED + 4:]):
+        if zlib.crc32(head[:CHECKED]) != own or start != layout.start or any(head[CHECKED + 4 :]):
             break
         if magic == END_MAGIC:
             ended = Ended(steps, number, count, crc)
@@ -331,7 +333,7 @@ def load(layout: Layout, path: Path) -> tuple[OpenEpisode | None, Ended | None, 
             break
         chunk = Chunk(steps, count, None, at + BLOCK.size)
         size = episode._size(chunk)
-        payload = raw[chunk.offset:chunk.offset + size]
+        payload = raw[chunk.offset : chunk.offset + size]
         if len(payload) < size or zlib.crc32(payload) != crc or number != episode.steps:
             break
         chunk.arrays = episode.arrays_of(payload, steps, count)
@@ -367,15 +369,15 @@ class BatchBlock:
         self.capacity = max(1, min(256, FLUSH_BYTES // (layout.schema.row_bytes * count) + 1))
         self.arrays = [np.zeros((self.capacity, count, *column.field.shape), column.field.dtype) for column in layout.columns]
         self.filled = 0
-        self.start = [0] * count            # where the open episode of each environment begins in the block
-        self.open = np.zeros(count, bool)   # which environments have an open episode whose steps come in batches
+        self.start = [0] * count  # where the open episode of each environment begins in the block
+        self.open = np.zeros(count, bool)  # which environments have an open episode whose steps come in batches
 
     def take(self, env: int, final: list[Any] | None = None) -> list[np.ndarray] | None:
         """The rows of one environment since it was last asked, ``final`` in place of the last observation; None without any."""
         start, self.start[env] = self.start[env], self.filled
         if start == self.filled:
             return None
-        rows = [array[start:self.filled, env].copy() for array in self.arrays]
+        rows = [array[start : self.filled, env].copy() for array in self.arrays]
         if final is not None:
             for i, value in zip(self.layout.roles["observation"], final, strict=True):
                 rows[i][-1] = convert_rows(np.asarray(value)[None], self.layout.columns[i].field, f"env {env}, the final observation")[0]

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import format as layout
-from .errors import EmptyStore
+from offrl_store import format as layout
+from offrl_store.errors import EmptyStore
 
 if TYPE_CHECKING:
-    from .schema import Column
-    from .store import EpisodeStore
+    from offrl_store.schema import Column
+    from offrl_store.store import EpisodeStore
 
 STATS_FILE = "stats.json"
 VERSION = 2  # of what is cached: another one is computed anew
@@ -43,8 +43,14 @@ def stats(store: EpisodeStore) -> dict[str, Any]:
     found: dict[str, Any] = {"episodes": len(store), "steps": store.step_count, "transitions": store.transition_count}
     for name, values in (("return", store.returns), ("length", table["steps"].astype(np.float64))):
         counts, edges = np.histogram(values, BINS)
-        found[name] = {"mean": float(values.mean()), "std": float(values.std()), "min": float(values.min()), "max": float(values.max()),
-                       "histogram": counts.tolist(), "edges": edges.tolist()}
+        found[name] = {
+            "mean": float(values.mean()),
+            "std": float(values.std()),
+            "min": float(values.min()),
+            "max": float(values.max()),
+            "histogram": counts.tolist(),
+            "edges": edges.tolist(),
+        }
     found["fields"] = {column.name: _field(store, column, table) for column in store.schema.columns}
     store.check_alive()
     _save(store, key, found)
@@ -83,13 +89,13 @@ def _field(store: EpisodeStore, column: Column, table: np.ndarray) -> dict[str, 
     last = table["first_row"] + table["steps"] - start
     valid = np.ones(int(last[-1]) + 1, bool)
     valid[last if column.role != "observation" else last[table["flags"] & layout.FINAL_MISSING != 0]] = False
-    field, rows = column.field, store.column(column.name)[start:start + len(valid)]
+    field, rows = column.field, store.column(column.name)[start : start + len(valid)]
     whole = int(np.prod(field.shape, dtype=np.int64)) > LARGEST_ROW
     step = max(1, CHUNK_BYTES // field.row_bytes)
     count, mean, squares, low, high = 0, 0.0, 0.0, np.inf, -np.inf
     values: dict[int, int] = {}
     for at in range(0, len(valid), step):
-        part = rows[at:at + step][valid[at:at + step]].astype(np.float64)
+        part = rows[at : at + step][valid[at : at + step]].astype(np.float64)
         if whole:
             part = part.reshape(-1)
         if not len(part):
@@ -120,7 +126,7 @@ def _histograms(rows: np.ndarray, valid: np.ndarray, step: int, low: np.ndarray,
     edges = np.stack([np.histogram_bin_edges([], BINS, (a, b)) for a, b in zip(low, high, strict=True)])
     counts = np.zeros((len(low), BINS), np.int64)
     for at in range(0, len(valid), step):
-        part = rows[at:at + step][valid[at:at + step]].astype(np.float64).reshape(-1, len(low))
+        part = rows[at : at + step][valid[at : at + step]].astype(np.float64).reshape(-1, len(low))
         for place in range(len(low)):
             counts[place] += np.histogram(part[:, place], edges[place])[0]
     return {"histogram": counts.reshape(*shape, BINS).tolist(), "edges": edges.reshape(*shape, BINS + 1).tolist()}

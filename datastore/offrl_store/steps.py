@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import format as layout
-from . import meta, staging
-from .disk import disk_errors, sync_files, sync_folder
-from .errors import InvalidEpisode, InvalidInput
-from .schema import Schema
-from .validate import CheckedEpisode, convert_rows
+from offrl_store import format as layout
+from offrl_store import meta, staging
+from offrl_store.disk import disk_errors, sync_files, sync_folder
+from offrl_store.errors import InvalidEpisode, InvalidInput
+from offrl_store.schema import Schema
+from offrl_store.validate import CheckedEpisode, convert_rows
 
 if TYPE_CHECKING:
-    from .store import Snapshot
+    from offrl_store.store import Snapshot
 
 
 class StepWriter(ABC):
@@ -58,8 +58,16 @@ class StepWriter(ABC):
             self._batch.open[env] = False
         self._open[env] = episode
 
-    def step(self, action: Any, reward: Any, observation: Any, terminated: bool = False, truncated: bool = False, env: int = 0,
-             extra: Mapping[str, Any] | None = None) -> None:
+    def step(
+        self,
+        action: Any,
+        reward: Any,
+        observation: Any,
+        terminated: bool = False,
+        truncated: bool = False,
+        env: int = 0,
+        extra: Mapping[str, Any] | None = None,
+    ) -> None:
         """One step, with what ``gymnasium``'s step gave: the observation is the one after the action. Either flag ends the episode.
 
         Arrays are copied. Values are checked when up to 1,024 steps are joined, at the end and at a sync: a NaN or an action outside its
@@ -107,8 +115,17 @@ class StepWriter(ABC):
 
     # --- A step of many ---------------------------------------------------------------------------------------------------------
 
-    def step_batch(self, actions: Any, rewards: Any, observations: Any, terminated: Any, truncated: Any, final_observations: Any = None,
-                   extra: Mapping[str, Any] | None = None, metadata: Callable[[int], Mapping[str, Any] | None] | None = None) -> None:
+    def step_batch(
+        self,
+        actions: Any,
+        rewards: Any,
+        observations: Any,
+        terminated: Any,
+        truncated: Any,
+        final_observations: Any = None,
+        extra: Mapping[str, Any] | None = None,
+        metadata: Callable[[int], Mapping[str, Any] | None] | None = None,
+    ) -> None:
         """One step of N environments, numbered 0 to N-1, as ``gymnasium``'s vector environments give it: every array has N rows.
 
         An environment without an open episode begins one with its observation, and its action and reward do not count: so are the resets
@@ -122,8 +139,9 @@ class StepWriter(ABC):
         if batch is None:
             batch = self._batch = staging.BatchBlock(self._layout, count)
         if count != batch.count:
-            raise InvalidInput(f"a batch of {count} steps, the ones before had {batch.count}",
-                               hint="one writer takes one number of environments")
+            raise InvalidInput(
+                f"a batch of {count} steps, the ones before had {batch.count}", hint="one writer takes one number of environments"
+            )
         arrays = self._batch_arrays(actions, rewards, observations, extra, count)
         done = np.logical_or(terminated, truncated)
         if done.shape != (count,):

@@ -14,19 +14,19 @@ from typing import Any
 
 import numpy as np
 
-from . import eviction
-from . import format as layout
-from .disk import disk_errors, sync_folder
-from .errors import InvalidInput, SnapshotEvicted, StoreCorrupt, StoreExists, StoreNotFound
-from .meta import MetaReader
-from .mixing import select
-from .prioritized import PrioritizedSampler
-from .sampler import TransitionSampler
-from .schema import Column, Episode, Schema
-from .stats import stats as compute_stats
-from .transitions import TransitionList, transition_rows
-from .windows import WindowSampler
-from .writer import Writer
+from offrl_store import eviction
+from offrl_store import format as layout
+from offrl_store.disk import disk_errors, sync_folder
+from offrl_store.errors import InvalidInput, SnapshotEvicted, StoreCorrupt, StoreExists, StoreNotFound
+from offrl_store.meta import MetaReader
+from offrl_store.mixing import select
+from offrl_store.prioritized import PrioritizedSampler
+from offrl_store.sampler import TransitionSampler
+from offrl_store.schema import Column, Episode, Schema
+from offrl_store.stats import stats as compute_stats
+from offrl_store.transitions import TransitionList, transition_rows
+from offrl_store.windows import WindowSampler
+from offrl_store.writer import Writer
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,9 @@ class EpisodeStore:
         self._read()
 
     @classmethod
-    def create(cls, path: str | os.PathLike[str], schema: Schema, *, limit_transitions: int | None = None,
-               limit_bytes: int | None = None) -> EpisodeStore:
+    def create(
+        cls, path: str | os.PathLike[str], schema: Schema, *, limit_transitions: int | None = None, limit_bytes: int | None = None
+    ) -> EpisodeStore:
         """Make an empty store. ``path`` must not exist or be an empty folder: StoreExists. It appears whole or not at all.
 
         With a limit it is bounded, first in, first out: a commit that makes it larger gives the oldest episodes back to the file system
@@ -156,11 +157,13 @@ class EpisodeStore:
             pin, first = self._pinned, self._pinned.first
             checkable = pin.count == 0 or log.base < pin.count <= log.count
             if pin.count > log.count or first > pin.count or (checkable and log.chain(pin.count).hex() != pin.chain):
-                raise StoreCorrupt(f"snapshot {pin} is not of the store at {self.path}, which holds {log.count} episodes",
-                                   hint="the dataset was replaced since; submit the job again to use the new one")
+                raise StoreCorrupt(
+                    f"snapshot {pin} is not of the store at {self.path}, which holds {log.count} episodes",
+                    hint="the dataset was replaced since; submit the job again to use the new one",
+                )
             if first < log.first:
                 raise self._evicted(first, log.first)
-            log = replace(log, table=log.table[:pin.count - log.base])
+            log = replace(log, table=log.table[: pin.count - log.base])
         if not self._columns or log.count != self._log.count:
             self._columns = {column.name: self._map(column, log.rows) for column in self.schema.columns}
         else:
@@ -192,8 +195,10 @@ class EpisodeStore:
     _guard: eviction.Guard | None = None
 
     def _evicted(self, first: int, kept: int) -> SnapshotEvicted:
-        return SnapshotEvicted(f"episodes {first} to {kept - 1} of {self.path} were evicted to keep its limit",
-                               hint="refresh and sample anew, or have the writer keep the snapshot: store.writer(keep=[snapshot])")
+        return SnapshotEvicted(
+            f"episodes {first} to {kept - 1} of {self.path} were evicted to keep its limit",
+            hint="refresh and sample anew, or have the writer keep the snapshot: store.writer(keep=[snapshot])",
+        )
 
     def _check_size(self, file: Path, column: Column, rows: int) -> None:
         try:
@@ -201,8 +206,10 @@ class EpisodeStore:
         except FileNotFoundError as error:
             raise StoreCorrupt(f"{file} is missing", hint="restore the file from a copy") from error
         if size < rows * column.field.row_bytes:
-            raise StoreCorrupt(f"{file} is cut: {size} bytes, {rows * column.field.row_bytes} are needed for {rows} rows",
-                               hint="restore the file from a copy")
+            raise StoreCorrupt(
+                f"{file} is cut: {size} bytes, {rows * column.field.row_bytes} are needed for {rows} rows",
+                hint="restore the file from a copy",
+            )
 
     def _map(self, column: Column, rows: int) -> np.ndarray:
         """The first ``rows`` rows of a column as a read-only array over a memory map."""
@@ -315,39 +322,141 @@ class EpisodeStore:
             raise InvalidInput(f"the store was opened at snapshot {self._pinned} and cannot be written", hint="open it without a snapshot")
         return Writer(self, [Snapshot.parse(str(snapshot)) for snapshot in keep], commit_s)
 
-    def transitions(self, batch_size: int, seed: int, n_steps: int = 1, gamma: float = 0.99, frame_stack: int = 1, stack_pad: str = "zero",
-                    next_action: Any = False, episodes: Any = None, extra: Sequence[str] = (), out: Any = None, *,
-                    replacement: bool = True, drop_last: bool = True, returns: bool = False, failure_return: float | None = None,
-                    step_reward: float = 0.0, reward: Any = None, rows: Any = None) -> TransitionSampler:
+    def transitions(
+        self,
+        batch_size: int,
+        seed: int,
+        n_steps: int = 1,
+        gamma: float = 0.99,
+        frame_stack: int = 1,
+        stack_pad: str = "zero",
+        next_action: Any = False,
+        episodes: Any = None,
+        extra: Sequence[str] = (),
+        out: Any = None,
+        *,
+        replacement: bool = True,
+        drop_last: bool = True,
+        returns: bool = False,
+        failure_return: float | None = None,
+        step_reward: float = 0.0,
+        reward: Any = None,
+        rows: Any = None,
+    ) -> TransitionSampler:
         """A sampler of transitions over the episodes there are now (``episodes``: only these numbers; ``rows``: only the transitions at
         these rows), uniform with repetitions or in epochs (``replacement=False``). See TransitionSampler.
         """
-        return TransitionSampler(self, batch_size=batch_size, seed=seed, n_steps=n_steps, gamma=gamma, frame_stack=frame_stack,
-                                 stack_pad=stack_pad, next_action=next_action, episodes=episodes, extra=extra, out=out,
-                                 replacement=replacement, drop_last=drop_last, returns=returns, failure_return=failure_return,
-                                 step_reward=step_reward, reward=reward, rows=rows)
+        return TransitionSampler(
+            self,
+            batch_size=batch_size,
+            seed=seed,
+            n_steps=n_steps,
+            gamma=gamma,
+            frame_stack=frame_stack,
+            stack_pad=stack_pad,
+            next_action=next_action,
+            episodes=episodes,
+            extra=extra,
+            out=out,
+            replacement=replacement,
+            drop_last=drop_last,
+            returns=returns,
+            failure_return=failure_return,
+            step_reward=step_reward,
+            reward=reward,
+            rows=rows,
+        )
 
-    def windows(self, batch_size: int, length: int, seed: int, frame_stack: int = 1, stack_pad: str = "zero", episodes: Any = None,
-                extra: Sequence[str] = (), out: Any = None, *, replacement: bool = True, drop_last: bool = True,
-                reward: Any = None, rows: Any = None) -> WindowSampler:
+    def windows(
+        self,
+        batch_size: int,
+        length: int,
+        seed: int,
+        frame_stack: int = 1,
+        stack_pad: str = "zero",
+        episodes: Any = None,
+        extra: Sequence[str] = (),
+        out: Any = None,
+        *,
+        replacement: bool = True,
+        drop_last: bool = True,
+        reward: Any = None,
+        rows: Any = None,
+    ) -> WindowSampler:
         """A sampler of ``length`` steps in a row, left-padded, with mask, time steps and returns-to-go. See WindowSampler."""
-        return WindowSampler(self, batch_size=batch_size, length=length, seed=seed, frame_stack=frame_stack, stack_pad=stack_pad,
-                             episodes=episodes, extra=extra, out=out, replacement=replacement, drop_last=drop_last, reward=reward,
-                             rows=rows)
+        return WindowSampler(
+            self,
+            batch_size=batch_size,
+            length=length,
+            seed=seed,
+            frame_stack=frame_stack,
+            stack_pad=stack_pad,
+            episodes=episodes,
+            extra=extra,
+            out=out,
+            replacement=replacement,
+            drop_last=drop_last,
+            reward=reward,
+            rows=rows,
+        )
 
-    def prioritized(self, batch_size: int, alpha: float = 0.6, beta: float = 0.4, seed: int = 0, n_steps: int = 1, gamma: float = 0.99,
-                    frame_stack: int = 1, stack_pad: str = "zero", next_action: bool = False, episodes: Any = None,
-                    extra: Sequence[str] = (), out: Any = None, *, eps: float = 1e-6, returns: bool = False) -> PrioritizedSampler:
+    def prioritized(
+        self,
+        batch_size: int,
+        alpha: float = 0.6,
+        beta: float = 0.4,
+        seed: int = 0,
+        n_steps: int = 1,
+        gamma: float = 0.99,
+        frame_stack: int = 1,
+        stack_pad: str = "zero",
+        next_action: bool = False,
+        episodes: Any = None,
+        extra: Sequence[str] = (),
+        out: Any = None,
+        *,
+        eps: float = 1e-6,
+        returns: bool = False,
+    ) -> PrioritizedSampler:
         """A sampler of transitions in proportion to priority^alpha, with importance weights. See PrioritizedSampler."""
-        return PrioritizedSampler(self, batch_size=batch_size, alpha=alpha, beta=beta, eps=eps, seed=seed, n_steps=n_steps, gamma=gamma,
-                                  frame_stack=frame_stack, stack_pad=stack_pad, next_action=next_action, episodes=episodes, extra=extra,
-                                  out=out, returns=returns)
+        return PrioritizedSampler(
+            self,
+            batch_size=batch_size,
+            alpha=alpha,
+            beta=beta,
+            eps=eps,
+            seed=seed,
+            n_steps=n_steps,
+            gamma=gamma,
+            frame_stack=frame_stack,
+            stack_pad=stack_pad,
+            next_action=next_action,
+            episodes=episodes,
+            extra=extra,
+            out=out,
+            returns=returns,
+        )
 
-    def select(self, *, min_return: float | None = None, max_return: float | None = None, min_steps: int | None = None,
-               max_steps: int | None = None, terminated: bool | None = None, top_fraction: float | None = None) -> np.ndarray:
+    def select(
+        self,
+        *,
+        min_return: float | None = None,
+        max_return: float | None = None,
+        min_steps: int | None = None,
+        max_steps: int | None = None,
+        terminated: bool | None = None,
+        top_fraction: float | None = None,
+    ) -> np.ndarray:
         """Numbers of the episodes that meet every condition given, to be used as ``episodes=``. See ``offrl_store.mixing.select``."""
-        return select(self, min_return=min_return, max_return=max_return, min_steps=min_steps, max_steps=max_steps,
-                      terminated=terminated, top_fraction=top_fraction)
+        return select(
+            self,
+            min_return=min_return,
+            max_return=max_return,
+            min_steps=min_steps,
+            max_steps=max_steps,
+            terminated=terminated,
+            top_fraction=top_fraction,
+        )
 
     def read_episode(self, number: int) -> Episode:
         """Episode ``number`` (from 0) as read-only views of the maps (copies in a bounded store). Raises SnapshotEvicted."""
@@ -356,7 +465,7 @@ class EpisodeStore:
         rows = {"observation": steps if flags & layout.FINAL_MISSING else steps + 1}
 
         def part(role: str) -> Any:
-            values = {c.key: self._columns[c.name][first:first + rows.get(role, steps)] for c in self.schema.columns if c.role == role}
+            values = {c.key: self._columns[c.name][first : first + rows.get(role, steps)] for c in self.schema.columns if c.role == role}
             if self.limit:  # the rows may be gone when the caller looks at them
                 values = {key: array.copy() for key, array in values.items()}
             return values.get(None, values)

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import format as layout
-from .errors import InvalidInput
+from offrl_store import format as layout
+from offrl_store.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from .schema import Episode
-    from .store import EpisodeStore
+    from offrl_store.schema import Episode
+    from offrl_store.store import EpisodeStore
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +54,7 @@ class Transition:
     @property
     def rewards_to_go(self) -> np.ndarray:
         """The rewards from this step to the episode's end."""
-        return self.episode.reward[self.t:]
+        return self.episode.reward[self.t :]
 
     @property
     def next(self) -> Transition | None:

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from .arrays import as_array
-from .errors import InvalidEpisode, InvalidInput
-from .schema import Column, Episode, Field, Schema, short
+from offrl_store.arrays import as_array
+from offrl_store.errors import InvalidEpisode, InvalidInput
+from offrl_store.schema import Column, Episode, Field, Schema, short
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,13 @@ def validate(schema: Schema, episode: Episode, number: int) -> CheckedEpisode:
     observed = 0
     for column in schema.columns:
         array, field = getattr(episode, column.role) if column.key is None else None, column.field
-        if not (array.__class__ is np.ndarray and array.ndim and array.shape[1:] == field.shape
-                and (array.dtype is field.dtype or array.dtype == field.dtype) and array.flags.c_contiguous):
+        if not (
+            array.__class__ is np.ndarray
+            and array.ndim
+            and array.shape[1:] == field.shape
+            and (array.dtype is field.dtype or array.dtype == field.dtype)
+            and array.flags.c_contiguous
+        ):
             array = convert_rows(_given(episode, schema, column, where), field, f"{where}, field {column.name}")
         rows = len(array)
         if column.role == "observation":
@@ -62,16 +67,21 @@ def validate(schema: Schema, episode: Episode, number: int) -> CheckedEpisode:
 
 
 def _wrong_rows(where: str, column: Column, rows: int, due: str, steps: int) -> InvalidEpisode:
-    return InvalidEpisode(f"{where}, field {column.name} has {rows} rows, due are {due} for {steps} rewards",
-                          hint="T rewards, T actions and T+1 observations (T where the final one is missing)")
+    return InvalidEpisode(
+        f"{where}, field {column.name} has {rows} rows, due are {due} for {steps} rewards",
+        hint="T rewards, T actions and T+1 observations (T where the final one is missing)",
+    )
 
 
 def check_values(array: np.ndarray, column: Column, where: str) -> None:
     """Raise InvalidEpisode for a value that is not finite (extras aside) or an action outside its bounds."""
     if column.role == "action" and column.field.inner != (None, None):
         low, high = column.field.inner
-        if (low is None or np.minimum.reduce(array, None) >= low) and (high is None or np.maximum.reduce(array, None) <= high) \
-                and None not in (low, high):
+        if (
+            (low is None or np.minimum.reduce(array, None) >= low)
+            and (high is None or np.maximum.reduce(array, None) <= high)
+            and None not in (low, high)
+        ):
             return  # neither NaN nor an infinity passes both
         _check_finite(array, column, where)
         _check_bounds(array, column, where)
@@ -112,8 +122,10 @@ def convert_rows(given: Any, field: Field, where: str) -> np.ndarray:
         raise InvalidEpisode(f"{where}: dtype {array.dtype} is not {field.dtype.name}", hint="convert it explicitly")
     if kind == "f":
         if typed and not np.can_cast(array.dtype, field.dtype, "safe"):
-            raise InvalidEpisode(f"{where}: dtype {array.dtype} would be narrowed to {field.dtype.name}",
-                                 hint=f"convert it explicitly (array.astype({field.dtype.name!r})) or declare the field {array.dtype}")
+            raise InvalidEpisode(
+                f"{where}: dtype {array.dtype} would be narrowed to {field.dtype.name}",
+                hint=f"convert it explicitly (array.astype({field.dtype.name!r})) or declare the field {array.dtype}",
+            )
         with np.errstate(over="ignore"):
             return array.astype(field.dtype, order="C")
     with np.errstate(invalid="ignore", over="ignore"):
@@ -143,8 +155,10 @@ def _check_finite(array: np.ndarray, column: Column, where: str) -> None:
     bad = ~np.isfinite(array)
     if bad.any():
         row = int(np.argwhere(bad)[0][0])
-        raise InvalidEpisode(f"{where}, field {column.name}, row {row}: {array[bad].flat[0]} is not a finite number",
-                             hint="remove or repair the step: a NaN would spread through the whole network")
+        raise InvalidEpisode(
+            f"{where}, field {column.name}, row {row}: {array[bad].flat[0]} is not a finite number",
+            hint="remove or repair the step: a NaN would spread through the whole network",
+        )
 
 
 def _check_bounds(array: np.ndarray, column: Column, where: str) -> None:
@@ -162,5 +176,6 @@ def _check_bounds(array: np.ndarray, column: Column, where: str) -> None:
     least, most = ("none" if bound is None else np.asarray(bound)[at[1:]].item() for bound in (low, high))
     discrete = column.field.discrete
     hint = f"a discrete action is one of 0..{column.field.n - 1}" if discrete else "rescale the action, or declare wider bounds"
-    raise InvalidEpisode(f"{where}, field {column.name}, row {at[0]}: {array[at].item()} is outside the bounds {least} to {most}",
-                         hint=hint)
+    raise InvalidEpisode(
+        f"{where}, field {column.name}, row {at[0]}: {array[at].item()} is outside the bounds {least} to {most}", hint=hint
+    )

@@ -8,9 +8,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from .errors import InvalidInput, InvalidSchema
-from .store import EpisodeList, EpisodeStore
-from .transitions import TransitionList
+from offrl_store.errors import InvalidInput, InvalidSchema
+from offrl_store.store import EpisodeList, EpisodeStore
+from offrl_store.transitions import TransitionList
 
 Part = TypeVar("Part", EpisodeList, TransitionList)
 
@@ -85,5 +85,6 @@ def _lists(parts: Sequence[EpisodeStore | EpisodeList]) -> list[EpisodeList]:
 def _check_fields(store: EpisodeStore, lists: Sequence[EpisodeList]) -> None:
     for part in lists:
         if not part.store.schema.same_fields(store.schema):
-            raise InvalidSchema(f"{part.store.path} has other fields than {store.path}",
-                                hint="names, dtypes, shapes and bounds must be equal")
+            raise InvalidSchema(
+                f"{part.store.path} has other fields than {store.path}", hint="names, dtypes, shapes and bounds must be equal"
+            )

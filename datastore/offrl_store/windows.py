@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .arguments import Outputs, as_bytes, extras, padding, single, stacked, whole
-from .index import Index
-from .kernels import kernels
-from .returns import returns_of, rewards
-from .rng import stream_id
-from .sampler import Sampler
-from .schema import Schema
+from offrl_store.arguments import Outputs, as_bytes, extras, padding, single, stacked, whole
+from offrl_store.index import Index
+from offrl_store.kernels import kernels
+from offrl_store.returns import returns_of, rewards
+from offrl_store.rng import stream_id
+from offrl_store.sampler import Sampler
+from offrl_store.schema import Schema
 
 if TYPE_CHECKING:
-    from .store import EpisodeStore
+    from offrl_store.store import EpisodeStore
 
 STREAM = stream_id("windows")
 
@@ -54,17 +54,33 @@ class WindowSampler(Sampler):
     InvalidInput and EmptyStore.
     """
 
-    def __init__(self, store: EpisodeStore, *, batch_size: int, length: int, seed: int, frame_stack: int = 1, stack_pad: str = "zero",
-                 episodes: Any = None, extra: Sequence[str] = (), replacement: bool = True, drop_last: bool = True, reward: Any = None,
-                 out: Any = None, rows: Any = None, stream: int = STREAM) -> None:
+    def __init__(
+        self,
+        store: EpisodeStore,
+        *,
+        batch_size: int,
+        length: int,
+        seed: int,
+        frame_stack: int = 1,
+        stack_pad: str = "zero",
+        episodes: Any = None,
+        extra: Sequence[str] = (),
+        replacement: bool = True,
+        drop_last: bool = True,
+        reward: Any = None,
+        out: Any = None,
+        rows: Any = None,
+        stream: int = STREAM,
+    ) -> None:
         self.length = whole(length, "length", 1, 1 << 31)
         self.frame_stack = whole(frame_stack, "frame_stack", 1, 1 << 16)
         self._repeat_first = padding(stack_pad)
         self.schema: Schema = store.schema
         self._extra = extras(self.schema, extra)
         index = Index(store, episodes)
-        super().__init__(store, index, batch_size=batch_size, seed=seed, stream=stream, replacement=replacement, drop_last=drop_last,
-                         rows=rows)
+        super().__init__(
+            store, index, batch_size=batch_size, seed=seed, stream=stream, replacement=replacement, drop_last=drop_last, rows=rows
+        )
         outputs = Outputs(out)
         self._reward = reward
         self._build(store, index, outputs)
@@ -78,8 +94,17 @@ class WindowSampler(Sampler):
         parts["timesteps"] = outputs.take("timesteps", None, shape, "i8")
         parts["index"] = outputs.take("index", None, shape[:1], "i8")
         reward = rewards(store, self._reward)
-        kernel = kernels().Windows(*index.kernel, reward, returns_of(reward, index.records, 1.0), parts["reward"],
-                                   parts["mask"], parts["returns_to_go"], parts["terminal"], parts["timesteps"], parts["index"])
+        kernel = kernels().Windows(
+            *index.kernel,
+            reward,
+            returns_of(reward, index.records, 1.0),
+            parts["reward"],
+            parts["mask"],
+            parts["returns_to_go"],
+            parts["terminal"],
+            parts["timesteps"],
+            parts["index"],
+        )
         roles: dict[str, dict[str | None, np.ndarray]] = {"observation": {}, "action": {}, "extra": {}}
         for column in self.schema.columns:
             role, field = column.role, column.field

@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import eviction, meta
-from . import format as layout
-from .disk import FULL, disk_errors, open_file, write_all
-from .errors import InvalidInput, OffrlError, StoreLocked
-from .rows import ColumnFiles
-from .schema import Episode
-from .steps import StepWriter
-from .validate import CheckedEpisode, validate
+from offrl_store import eviction, meta
+from offrl_store import format as layout
+from offrl_store.disk import FULL, disk_errors, open_file, write_all
+from offrl_store.errors import InvalidInput, OffrlError, StoreLocked
+from offrl_store.rows import ColumnFiles
+from offrl_store.schema import Episode
+from offrl_store.steps import StepWriter
+from offrl_store.validate import CheckedEpisode, validate
 
 if TYPE_CHECKING:
-    from .store import EpisodeStore, Snapshot
+    from offrl_store.store import EpisodeStore, Snapshot
 
 
 class Writer(StepWriter):
@@ -110,8 +110,15 @@ class Writer(StepWriter):
                 if error.errno in FULL:
                     self._rows.cut(row)  # the half-written rows go back to the file system
                 raise
-        self._pending.append((row, checked.steps, float(np.add.reduce(checked.arrays[self._reward], dtype=np.float64)),
-                              layout.TERMINATED * checked.terminated | layout.FINAL_MISSING * checked.final_missing, checksum))
+        self._pending.append(
+            (
+                row,
+                checked.steps,
+                float(np.add.reduce(checked.arrays[self._reward], dtype=np.float64)),
+                layout.TERMINATED * checked.terminated | layout.FINAL_MISSING * checked.final_missing,
+                checksum,
+            )
+        )
 
     @property
     def _row(self) -> int:

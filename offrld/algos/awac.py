@@ -76,10 +76,15 @@ def schedule(config: Config) -> tuple[Step, ...]:
     return (
         Step("critic", critic_loss, ("critic",), config.critic_optimizer, config.critic_learning_rate),
         Step(
-            "actor", actor_loss, ("actor",), config.actor_optimizer, config.actor_learning_rate,
-            every=config.update_actor_interval, polyak={"critic": config.tau},
+            "actor",
+            actor_loss,
+            ("actor",),
+            config.actor_optimizer,
+            config.actor_learning_rate,
+            every=config.update_actor_interval,
+            polyak={"critic": config.tau},
         ),
-    )  # fmt: skip
+    )
 
 
 ALGORITHM = Algorithm(

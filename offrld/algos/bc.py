@@ -25,7 +25,7 @@ class Config(ActionConfig, BaseConfig):
     learning_rate: float = setting(1e-3, "step size", low=0.0, exclusive_low=True)
     policy_type: str = setting(
         "deterministic", "form of the policy, and how it is fitted", choices=("deterministic", "stochastic", "likelihood")
-    )  # fmt: skip
+    )
     encoder: Encoder = Encoder()
     optimizer: Optimizer = Optimizer()
 

@@ -88,10 +88,16 @@ def schedule(config: Config) -> tuple[Step, ...]:
         Step("vae", vae_loss, ("vae",), config.imitator_optimizer, config.imitator_learning_rate),
         Step("critic", critic_loss, ("critic",), config.critic_optimizer, config.critic_learning_rate, start=start),
         Step(
-            "actor", actor_loss, ("actor",), config.actor_optimizer, config.actor_learning_rate,
-            every=config.update_actor_interval, polyak=follow, start=start,
+            "actor",
+            actor_loss,
+            ("actor",),
+            config.actor_optimizer,
+            config.actor_learning_rate,
+            every=config.update_actor_interval,
+            polyak=follow,
+            start=start,
         ),
-    )  # fmt: skip
+    )
 
 
 def candidates(params: Params, config: Config, nets: Any, observation: Any) -> tuple[Tensor, Tensor]:

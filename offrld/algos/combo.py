@@ -49,9 +49,7 @@ def critic_loss(params: Params, config: Config, nets: Any, state: State, batch: 
             target = bellman(batch, nets.critic.target(state.target, batch.next_observation, action))  # [B, M]
     values = nets.critic.values(params, batch.observation, batch.action)
     td_loss = values.error(target, batch.weight)
-    imagined = dataclasses.replace(
-        batch, observation=batch.observation[kept:], next_observation=batch.next_observation[kept:], weight=None
-    )  # fmt: skip
+    imagined = dataclasses.replace(batch, observation=batch.observation[kept:], next_observation=batch.next_observation[kept:], weight=None)
     pressed = cql.penalty(params, nets, state, imagined).mean(1) if kept < config.batch_size else 0.0  # [N]
     held = batch.weighted(values.mean, -1)[:, :kept].mean(1) if kept else 0.0
     conservative = config.conservative_weight * (pressed - held).sum()

@@ -36,9 +36,7 @@ class Config(td3.ActorCriticConfig):
     n_action_samples: int = setting(4, "samples that the data's action is compared with", unit="actions", low=1, high=1000)
     advantage_type: str = setting("mean", "what of the samples' values is subtracted", choices=("mean", "max"))
     weight_type: str = setting("exp", "form of the weights", choices=("exp", "binary"))
-    max_weight: float = setting(
-        20.0, "limit of a weight", low=0.0, exclusive_low=True, only={"weight_type": ("exp",)}, probe=0.5
-    )
+    max_weight: float = setting(20.0, "limit of a weight", low=0.0, exclusive_low=True, only={"weight_type": ("exp",)}, probe=0.5)
     target_update_type: str = setting("hard", "how targets follow", choices=("hard", "soft"))
     target_update_interval: int = setting(
         100, "updates between copies to the targets", unit="updates", low=1, only={"target_update_type": ("hard",)}, probe=2

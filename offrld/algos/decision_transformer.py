@@ -50,8 +50,14 @@ ALGORITHM = Algorithm(
     presets={
         "paper": {"reward_scaler.type": "multiply", "reward_scaler.multiplier": 0.001},
         "d3rlpy": {
-            "observation_scaler": "none", "reward_scaler": "none", "encoder.units": [256, 256], "encoder.last_activation": True,
-            "optimizer.type": "adam", "optimizer.weight_decay": 0.0, "optimizer.clip_grad_norm": None, "optimizer.schedule": "none",
+            "observation_scaler": "none",
+            "reward_scaler": "none",
+            "encoder.units": [256, 256],
+            "encoder.last_activation": True,
+            "optimizer.type": "adam",
+            "optimizer.weight_decay": 0.0,
+            "optimizer.clip_grad_norm": None,
+            "optimizer.schedule": "none",
         },
     },
-)  # fmt: skip
+)

@@ -56,4 +56,4 @@ ALGORITHM = Algorithm(
         "d3rlpy": {},
         "procgen": {**procgen.images("encoder"), "batch_size": procgen.BATCH_SIZE, "learning_rate": procgen.LEARNING_RATE, "beta": 0.0},
     },
-)  # fmt: skip
+)

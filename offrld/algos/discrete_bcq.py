@@ -84,8 +84,12 @@ ALGORITHM = Algorithm(
         "d3rlpy": {},
         "d3rlpy-v1": {"share_encoder": False},
         "procgen": {
-            **procgen.images("encoder"), "batch_size": procgen.BATCH_SIZE, "learning_rate": procgen.LEARNING_RATE,
-            "target_update_interval": procgen.TARGET_UPDATE_INTERVAL, "action_flexibility": 0.3, "beta": 0.01,
+            **procgen.images("encoder"),
+            "batch_size": procgen.BATCH_SIZE,
+            "learning_rate": procgen.LEARNING_RATE,
+            "target_update_interval": procgen.TARGET_UPDATE_INTERVAL,
+            "action_flexibility": 0.3,
+            "beta": 0.01,
         },
     },
-)  # fmt: skip
+)

@@ -47,8 +47,11 @@ ALGORITHM = Algorithm(
         "paper": {},
         "d3rlpy": {},
         "procgen": {
-            **procgen.images("encoder"), "batch_size": procgen.BATCH_SIZE, "learning_rate": procgen.LEARNING_RATE,
-            "target_update_interval": procgen.TARGET_UPDATE_INTERVAL, "alpha": 1.0,
+            **procgen.images("encoder"),
+            "batch_size": procgen.BATCH_SIZE,
+            "learning_rate": procgen.LEARNING_RATE,
+            "target_update_interval": procgen.TARGET_UPDATE_INTERVAL,
+            "alpha": 1.0,
         },
     },
-)  # fmt: skip
+)

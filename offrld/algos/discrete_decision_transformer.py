@@ -83,8 +83,14 @@ ALGORITHM = Algorithm(
         "procgen": PROCGEN,
         "procgen-bct": {**PROCGEN, "return_conditioned": False},
         "d3rlpy": {
-            "reward_scaler": "none", "encoder.units": [256, 256], "encoder.last_activation": True, "encoder.feature_size": None,
-            "optimizer.type": "adam", "optimizer.beta2": 0.999, "optimizer.weight_decay": 0.0, "optimizer.clip_grad_norm": None,
+            "reward_scaler": "none",
+            "encoder.units": [256, 256],
+            "encoder.last_activation": True,
+            "encoder.feature_size": None,
+            "optimizer.type": "adam",
+            "optimizer.beta2": 0.999,
+            "optimizer.weight_decay": 0.0,
+            "optimizer.clip_grad_norm": None,
         },
     },
-)  # fmt: skip
+)

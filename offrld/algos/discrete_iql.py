@@ -97,9 +97,14 @@ ALGORITHM = Algorithm(
         "paper": {},
         "d3rlpy": {},
         "procgen": {
-            **procgen.images("actor_encoder", "critic_encoder", "value_encoder"), "batch_size": procgen.BATCH_SIZE,
-            "actor_learning_rate": procgen.LEARNING_RATE, "critic_learning_rate": procgen.LEARNING_RATE, "tau": 1.0,
-            "target_update_interval": procgen.TARGET_UPDATE_INTERVAL, "expectile": 0.8, "weight_temp": 0.1,
+            **procgen.images("actor_encoder", "critic_encoder", "value_encoder"),
+            "batch_size": procgen.BATCH_SIZE,
+            "actor_learning_rate": procgen.LEARNING_RATE,
+            "critic_learning_rate": procgen.LEARNING_RATE,
+            "tau": 1.0,
+            "target_update_interval": procgen.TARGET_UPDATE_INTERVAL,
+            "expectile": 0.8,
+            "weight_temp": 0.1,
         },
     },
-)  # fmt: skip
+)

@@ -24,7 +24,7 @@ from offrld.engine import Algorithm, Batch, Space, State, Step, setting
 from offrld.losses import bellman, sac
 from offrld.nets import CategoricalPolicy, DiscreteCritics, Params, PositiveScalar, Zero
 
-TARGET_ENTROPY = 0.98   # of the entropy of a uniform choice
+TARGET_ENTROPY = 0.98  # of the entropy of a uniform choice
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,8 @@ ALGORITHM = Algorithm(
     value=lambda params, config, nets, observation, action: nets.critic.values(params, observation).taken(action).mean,
     targets=("critic",),
     presets={
-        "paper": {}, "d3rlpy": {},
+        "paper": {},
+        "d3rlpy": {},
         "d3rlpy-v1": {f"{name}_optimizer.eps": 1e-4 for name in ("actor", "critic", "temp")},
     },
-)  # fmt: skip
+)

@@ -17,9 +17,7 @@ from offrld.losses import q_learning
 from offrld.nets import Params
 
 
-def loss(
-    params: Params, config: q_learning.QLearningConfig, nets: Any, state: State, batch: Batch
-) -> tuple[Tensor, dict[str, Tensor]]:
+def loss(params: Params, config: q_learning.QLearningConfig, nets: Any, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
     q = nets.q.values(params, batch.observation).taken(batch.action)
     value = q.error(q_learning.double_q_target(nets, params, state, batch), batch.weight)
     return value, {"loss": value, "q_mean": q.mean.mean()}

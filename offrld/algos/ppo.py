@@ -50,10 +50,15 @@ class Config(ActionConfig, BaseConfig):
 def networks(config: Config, space: Space) -> dict[str, Any]:
     return {
         "policy": ActorCritic(
-            "policy", space.view, space.action_size, config.encoder,
-            discrete=space.discrete, shared=config.shared_encoder, log_std=config.log_std,
+            "policy",
+            space.view,
+            space.action_size,
+            config.encoder,
+            discrete=space.discrete,
+            shared=config.shared_encoder,
+            log_std=config.log_std,
         )
-    }  # fmt: skip
+    }
 
 
 def play(params: Params, nets: Any, observation: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -76,9 +81,12 @@ def loss(params: Params, config: Config, nets: Any, state: State, batch: Rollout
     value_loss = 0.5 * errors.mean()
     entropy = nets.policy.entropy(params, out).mean()
     metrics = {
-        "actor_loss": actor_loss, "value_loss": value_loss, "entropy": entropy,
-        "approx_kl": (ratio - 1 - log_ratio).mean(), "clip_share": (ratio != kept).to(ratio.dtype).mean(),
-    }  # fmt: skip
+        "actor_loss": actor_loss,
+        "value_loss": value_loss,
+        "entropy": entropy,
+        "approx_kl": (ratio - 1 - log_ratio).mean(),
+        "clip_share": (ratio != kept).to(ratio.dtype).mean(),
+    }
     return actor_loss + config.value_coef * value_loss - config.entropy_coef * entropy, metrics
 
 
@@ -103,9 +111,18 @@ ALGORITHM = Algorithm(
     presets={
         "paper": {},
         "procgen": {
-            "batch_size": 2048, "rollout_steps": 256, "epochs": 3, "gamma": 0.999, "entropy_coef": 0.01, "learning_rate": 5e-4,
-            "clip_value": True, "normalize_reward": True, "shared_encoder": True, "encoder.type": "impala", "encoder.activation": "relu",
+            "batch_size": 2048,
+            "rollout_steps": 256,
+            "epochs": 3,
+            "gamma": 0.999,
+            "entropy_coef": 0.01,
+            "learning_rate": 5e-4,
+            "clip_value": True,
+            "normalize_reward": True,
+            "shared_encoder": True,
+            "encoder.type": "impala",
+            "encoder.activation": "relu",
             "observation_scaler": "pixel",
         },
     },
-)  # fmt: skip
+)

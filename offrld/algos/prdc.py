@@ -19,7 +19,7 @@ from offrld.engine import Algorithm, Batch, Dataset, State, setting
 from offrld.losses import td3
 from offrld.nets import Params
 
-CHUNK = 65_536   # transitions compared at a time: bounds the memory of the distances
+CHUNK = 65_536  # transitions compared at a time: bounds the memory of the distances
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,12 @@
 """Collecting: behaviours that act in gymnasium environments, and the steps and episodes that come of it."""
 
-from .batches import CollectedBatch, split_trajectories
-from .behaviours import Behaviour, FunctionBehaviour, NoisyPoleBehaviour, RandomBehaviour
-from .collector import Collector, collect
-from .explorers import ConstantEpsilonGreedy, LinearDecayEpsilonGreedy, NormalNoise
-from .policies import LearnerBehaviour, ModelBehaviour, PolicyBehaviour, as_behaviour
-from .rollout import collect_episodes, schema_of
-from .workers import AsyncCollector, MultiAsyncCollector, MultiSyncCollector
+from offrld.collect.batches import CollectedBatch, split_trajectories
+from offrld.collect.behaviours import Behaviour, FunctionBehaviour, NoisyPoleBehaviour, RandomBehaviour
+from offrld.collect.collector import Collector, collect
+from offrld.collect.explorers import ConstantEpsilonGreedy, LinearDecayEpsilonGreedy, NormalNoise
+from offrld.collect.policies import LearnerBehaviour, ModelBehaviour, PolicyBehaviour, as_behaviour
+from offrld.collect.rollout import collect_episodes, schema_of
+from offrld.collect.workers import AsyncCollector, MultiAsyncCollector, MultiSyncCollector
 
 # The names that TorchRL's tutorials use.
 SyncDataCollector, MultiSyncDataCollector, MultiaSyncDataCollector, aSyncDataCollector = (

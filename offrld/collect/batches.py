@@ -63,11 +63,13 @@ class CollectedBatch:
 
     def map(self, change: Callable[[np.ndarray], np.ndarray]) -> CollectedBatch:
         """The batch with ``change`` done to every array."""
-        return CollectedBatch(**{
-            field.name: {name: change(each) for name, each in value.items()} if isinstance(value, dict) else change(value)
-            for field in dataclasses.fields(self)
-            for value in (getattr(self, field.name),)
-        })  # fmt: skip
+        return CollectedBatch(
+            **{
+                field.name: {name: change(each) for name, each in value.items()} if isinstance(value, dict) else change(value)
+                for field in dataclasses.fields(self)
+                for value in (getattr(self, field.name),)
+            }
+        )
 
     def to_torch(self, device: Any = "cpu") -> dict[str, Any]:
         """The arrays as tensors by name, a dict of them for Dict observations."""
@@ -168,8 +170,10 @@ class Rows:
         """Actions into their place. Raises `InvalidInput` where the dtype of the environment's actions does not hold them."""
         self.action[at] = action
         if not np.array_equal(self.action[at], action):
-            raise InvalidInput(f"the action {np.asarray(action).tolist()} is none of {self.action.dtype.name}, which the environment takes",
-                               hint="let the policy give actions of the environment's space")  # fmt: skip
+            raise InvalidInput(
+                f"the action {np.asarray(action).tolist()} is none of {self.action.dtype.name}, which the environment takes",
+                hint="let the policy give actions of the environment's space",
+            )
 
     def batch(self) -> CollectedBatch:
         """Everything as it is now; the arrays are not copied."""
@@ -178,10 +182,16 @@ class Rows:
             return arrays.get("", arrays)
 
         return CollectedBatch(
-            observation=fields(self.observation), action=self.action, reward=self.reward, next_observation=fields(self.next_observation),
-            terminated=self.terminated, truncated=self.truncated, done=self.terminated | self.truncated, traj_ids=self.traj_ids,
+            observation=fields(self.observation),
+            action=self.action,
+            reward=self.reward,
+            next_observation=fields(self.next_observation),
+            terminated=self.terminated,
+            truncated=self.truncated,
+            done=self.terminated | self.truncated,
+            traj_ids=self.traj_ids,
             mask=self.mask,
-        )  # fmt: skip
+        )
 
 
 __all__ = ["ABSENT", "CollectedBatch", "Rows", "complete_trajectories", "concatenate", "split_trajectories"]

@@ -140,15 +140,19 @@ class FunctionBehaviour:
     def weights(self) -> dict[str, np.ndarray]:
         if not hasattr(self.act, "state_dict"):
             raise InvalidInput(f"{self.name} has no weights to send", hint="a torch module has: state_dict, load_state_dict")
-        return {name: np.asarray(value.detach().cpu()) if hasattr(value, "detach") else np.asarray(value)
-                for name, value in self.act.state_dict().items()}  # fmt: skip
+        return {
+            name: np.asarray(value.detach().cpu()) if hasattr(value, "detach") else np.asarray(value)
+            for name, value in self.act.state_dict().items()
+        }
 
     def load_weights(self, arrays: Mapping[str, np.ndarray]) -> None:
         before = self.act.state_dict()
-        self.act.load_state_dict({
-            name: before[name].new_tensor(np.array(value)) if hasattr(before.get(name), "new_tensor") else value
-            for name, value in arrays.items()
-        })
+        self.act.load_state_dict(
+            {
+                name: before[name].new_tensor(np.array(value)) if hasattr(before.get(name), "new_tensor") else value
+                for name, value in arrays.items()
+            }
+        )
 
 
 class Copies:

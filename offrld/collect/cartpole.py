@@ -8,9 +8,8 @@ from pathlib import Path
 
 from offrl.rollout import make_env
 from offrl_store import EpisodeStore
-
-from .behaviours import NoisyPoleBehaviour
-from .rollout import collect_episodes, schema_of
+from offrld.collect.behaviours import NoisyPoleBehaviour
+from offrld.collect.rollout import collect_episodes, schema_of
 
 ENV_ID = "CartPole-v1"
 DEFAULT_STEPS = 20_000

@@ -17,16 +17,15 @@ import numpy as np
 
 from offrl.errors import InvalidInput
 from offrl_store import EpisodeStore, Snapshot, Writer
-
-from .batches import CollectedBatch, Rows, complete_trajectories, split_trajectories
-from .behaviours import Copies, FunctionBehaviour
-from .environments import Environments
-from .explorers import Explorer, Exploring
-from .into import SYNC_SHARE, open_writer
-from .policies import as_behaviour
-from .spaces import by_field, observation_fields, schema_of_spaces
-from .vector import TOLD, VectorSteps, number
-from .watch import StepWatch
+from offrld.collect.batches import CollectedBatch, Rows, complete_trajectories, split_trajectories
+from offrld.collect.behaviours import Copies, FunctionBehaviour
+from offrld.collect.environments import Environments
+from offrld.collect.explorers import Explorer, Exploring
+from offrld.collect.into import SYNC_SHARE, open_writer
+from offrld.collect.policies import as_behaviour
+from offrld.collect.spaces import by_field, observation_fields, schema_of_spaces
+from offrld.collect.vector import TOLD, VectorSteps, number
+from offrld.collect.watch import StepWatch
 
 
 class Collector(VectorSteps):
@@ -117,9 +116,7 @@ class Collector(VectorSteps):
             self.frames = self.trajectories = self.batches = 0
             self._seed: int | None = _whole("seed", seed, 0)
             self._rng = np.random.default_rng(seed)
-            self._writer = None if into is None else open_writer(
-                into, self.schema, limit, self.envs.name, self._closing, note, keep
-            )
+            self._writer = None if into is None else open_writer(into, self.schema, limit, self.envs.name, self._closing, note, keep)
             self._note = dict(note or {})
             self._sync_s, self._next_sync = sync_s, time.monotonic() + sync_s
             if step_timeout_s is not None:
@@ -151,12 +148,12 @@ class Collector(VectorSteps):
     def _begin(self) -> None:
         """The state of a collector that has not begun."""
         count = self.envs.count
-        self._told: list[dict[str, Any]] = [{} for _ in range(count)]   # of the episodes under way, see `TOLD`
+        self._told: list[dict[str, Any]] = [{} for _ in range(count)]  # of the episodes under way, see `TOLD`
         self._reward = getattr(self.behaviour, "take_reward", None)
-        self._open = np.zeros(count, bool)           # whose episode is under way
+        self._open = np.zeros(count, bool)  # whose episode is under way
         self._traj = np.zeros(count, np.int64)
         self._length = np.zeros(count, np.int64)
-        self._now: Any = None                        # the observations to act on
+        self._now: Any = None  # the observations to act on
         if self.envs.vector is not None:
             self.behaviour.begin_batch(self.envs.action_space, count, self._rng)
 
@@ -365,10 +362,12 @@ class Collector(VectorSteps):
         """What it takes to go on later, as JSON holds it: counts, generator, explorer. Trajectories under way are begun anew then."""
         inner = getattr(self.behaviour, "state_dict", None)
         return {
-            "frames": self.frames, "batches": self.batches, "trajectories": self.trajectories,
-            "generator": self._rng.bit_generator.state, "behaviour": {} if inner is None or isinstance(self.behaviour, FunctionBehaviour)
-            else inner(),
-        }  # fmt: skip
+            "frames": self.frames,
+            "batches": self.batches,
+            "trajectories": self.trajectories,
+            "generator": self._rng.bit_generator.state,
+            "behaviour": {} if inner is None or isinstance(self.behaviour, FunctionBehaviour) else inner(),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a `state_dict`. The environments are reset with seeds that its generator gives."""
@@ -380,9 +379,7 @@ class Collector(VectorSteps):
         self._seed = int(self._rng.integers(2**31))
 
 
-def collect(
-    env: Any, policy: Any = None, *, steps: int, into: EpisodeStore | str | os.PathLike[str], **options: Any
-) -> EpisodeStore:
+def collect(env: Any, policy: Any = None, *, steps: int, into: EpisodeStore | str | os.PathLike[str], **options: Any) -> EpisodeStore:
     """Collect so many steps into a store, and give it; what is under way at the end is truncated there.
 
     Args:

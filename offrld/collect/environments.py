@@ -18,9 +18,8 @@ from offrl.environments import NAMESPACE, calls
 from offrl.errors import EnvironmentFailed, InvalidInput
 from offrl.rollout import make_env
 from offrl_store.errors import OffrlError
-
-from .spaces import environment_id
-from .watch import StepWatch
+from offrld.collect.spaces import environment_id
+from offrld.collect.watch import StepWatch
 
 
 class Environments:
@@ -163,7 +162,7 @@ def _vector(maker: Callable[[], Any], count: int, vectorization: str) -> tuple[A
     import gymnasium
     from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
-    from .checked import checked
+    from offrld.collect.checked import checked
 
     one = calls.made_by(maker)
     calls.spaces_of(one)

@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 
 from offrl.errors import InvalidInput
-
-from .behaviours import Behaviour, drawer
+from offrld.collect.behaviours import Behaviour, drawer
 
 
 @dataclass(frozen=True)
@@ -83,11 +82,11 @@ class Exploring:
         self.behaviour, self.explorer, self.random_steps = behaviour, explorer, random_steps
         self.name = behaviour.name
         self.step = 0
-        self.last_random: Any = False                   # whether the last action, or which of them, were uniform
+        self.last_random: Any = False  # whether the last action, or which of them, were uniform
         self._epsilon_at = explorer.epsilon_at if isinstance(explorer, ConstantEpsilonGreedy | LinearDecayEpsilonGreedy) else None
         self._space: Any = None
         self._rng: np.random.Generator | None = None
-        self._steps = self._random = np.zeros(1, np.int64)   # of the episode under way in each environment
+        self._steps = self._random = np.zeros(1, np.int64)  # of the episode under way in each environment
         self._reward = getattr(behaviour, "take_reward", None)
         if hasattr(behaviour, "act_batch"):
             self.begin_batch, self.act_batch = self._begin_batch, self._act_batch
@@ -104,9 +103,7 @@ class Exploring:
     def act(self, observation: Any) -> Any:
         step, self.step = self.step, self.step + 1
         self._steps[0] += 1
-        self.last_random = step < self.random_steps or (
-            self._epsilon_at is not None and self._rng.random() < self._epsilon_at(step)
-        )
+        self.last_random = step < self.random_steps or (self._epsilon_at is not None and self._rng.random() < self._epsilon_at(step))
         if self.last_random:
             self._random[0] += 1
             return self._uniform(1)[0]

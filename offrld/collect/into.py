@@ -8,16 +8,20 @@ from contextlib import ExitStack
 from typing import Any
 
 from offrl_store import EpisodeStore, Schema, Snapshot, Writer
-
-from .spaces import check_steps
+from offrld.collect.spaces import check_steps
 
 SYNC_SHARE = 50  # of the time a sync takes: so long until the next at least, so that many open episodes do not slow collection down
 
 
 def open_writer(
-    into: Any, schema: Schema, limit: int | None, name: str, closing: ExitStack, note: Mapping[str, Any] | None = None,
+    into: Any,
+    schema: Schema,
+    limit: int | None,
+    name: str,
+    closing: ExitStack,
+    note: Mapping[str, Any] | None = None,
     keep: Sequence[Snapshot] = (),
-) -> Writer:  # fmt: skip
+) -> Writer:
     """The writer of a store that takes steps of ``schema``, closed with ``closing``; or the given writer, which is its owner's to close.
 
     Args:

@@ -14,16 +14,15 @@ import numpy as np
 
 from offrl.errors import InvalidInput
 from offrl_store import EpisodeStore, rng
+from offrld.collect.batches import CollectedBatch
+from offrld.collect.collector import Collector
+from offrld.collect.policies import LearnerBehaviour
 from offrld.engine import Learner
 from offrld.engine.acting import Played
 
-from .batches import CollectedBatch
-from .collector import Collector
-from .policies import LearnerBehaviour
-
 ORDER = rng.stream_id("rollout order")
-REWARD_DISCOUNT, REWARD_LIMIT, REWARD_EPS = 0.99, 10.0, 1e-8   # of normalised rewards
-ADVANTAGE_EPS = 1e-5                                           # added to the deviation of advantages
+REWARD_DISCOUNT, REWARD_LIMIT, REWARD_EPS = 0.99, 10.0, 1e-8  # of normalised rewards
+ADVANTAGE_EPS = 1e-5  # added to the deviation of advantages
 
 
 @dataclass(frozen=True)
@@ -35,9 +34,7 @@ class Round:
     metrics: dict[str, float]
 
 
-def advantages(
-    reward: np.ndarray, value: np.ndarray, next_value: np.ndarray, ended: np.ndarray, *, gamma: float, lam: float
-) -> np.ndarray:  # fmt: skip
+def advantages(reward: np.ndarray, value: np.ndarray, next_value: np.ndarray, ended: np.ndarray, *, gamma: float, lam: float) -> np.ndarray:
     """Generalised advantage estimates (Schulman et al. 2016) of T steps of N environments, all ``[N, T]``.
 
     ``next_value``: of the state after the step, 0 after a true end, that of the final observation after a truncated one. Nothing passes
@@ -71,8 +68,10 @@ class OnPolicy:
 
     def __init__(self, learner: Learner, env: Any, *, check: Callable[[], None] = lambda: None, **options: Any) -> None:
         if not learner.algorithm.plays or len(learner.seeds) > 1:
-            raise InvalidInput(f"{learner.algorithm.name} with seeds {list(learner.seeds)} does not learn by playing",
-                               hint="an algorithm like ppo does, one seed at a time")  # fmt: skip
+            raise InvalidInput(
+                f"{learner.algorithm.name} with seeds {list(learner.seeds)} does not learn by playing",
+                hint="an algorithm like ppo does, one seed at a time",
+            )
         self.learner, self._seed, self._check = learner, learner.seeds[0], check
         self._playing = _Playing(learner, check)
         self.collector = Collector(env, self._playing, seed=self._seed, **options)
@@ -80,18 +79,22 @@ class OnPolicy:
             self._count, self._length = self.collector.envs.count, learner.config.rollout_steps
             self._rows = self._count * self._length
             if self.collector.envs.mode == "next_step":
-                raise InvalidInput("these environments spend a step on their reset, which a rollout has no place for",
-                                   hint="give an id, or AutoresetMode.SAME_STEP or DISABLED")  # fmt: skip
+                raise InvalidInput(
+                    "these environments spend a step on their reset, which a rollout has no place for",
+                    hint="give an id, or AutoresetMode.SAME_STEP or DISABLED",
+                )
             if self._rows < learner.config.batch_size:
-                raise InvalidInput(f"a rollout of {self._rows} steps is less than one batch of {learner.config.batch_size}",
-                                   hint="take more environments or rollout_steps, or a smaller batch_size")  # fmt: skip
+                raise InvalidInput(
+                    f"a rollout of {self._rows} steps is less than one batch of {learner.config.batch_size}",
+                    hint="take more environments or rollout_steps, or a smaller batch_size",
+                )
         except BaseException:
             self.close()
             raise
         if self.step:  # after a restart other episodes come than at the beginning
             self.collector.set_seed(int(rng.integers(self._seed, self.step, ORDER, 2**31, 1)[0]))
-        self._returns, self._lengths = np.zeros(self._count), np.zeros(self._count, np.int64)   # of the running episodes
-        self._ended: tuple[list[float], list[int]] = ([], [])   # returns and lengths of those that ended, until they are read
+        self._returns, self._lengths = np.zeros(self._count), np.zeros(self._count, np.int64)  # of the running episodes
+        self._ended: tuple[list[float], list[int]] = ([], [])  # returns and lengths of those that ended, until they are read
         self.spent = {"environment": 0.0, "update": 0.0}
         self._scale = _RewardScale(learner, self._count) if learner.config.normalize_reward else None
 
@@ -176,9 +179,12 @@ class OnPolicy:
         if config.normalize_advantage:
             gained = (gained - gained.mean()) / (gained.std(ddof=1) + ADVANTAGE_EPS)
         taken = {
-            "action": np.stack([each.drawn for each in played], axis=1), "value": value, "advantage": gained, "returns": sums,
+            "action": np.stack([each.drawn for each in played], axis=1),
+            "value": value,
+            "advantage": gained,
+            "returns": sums,
             "log_prob": np.stack([each.log_prob for each in played], axis=1),
-        }  # fmt: skip
+        }
         rows = {name: each.reshape(self._rows, *each.shape[2:]) for name, each in taken.items()}
         self._learn({name: each.reshape(self._rows, *each.shape[2:]) for name, each in seen.items()}, rows)
         self.spent["update"] += time.perf_counter() - began

@@ -22,20 +22,19 @@ from offrl.environments import calls
 from offrl.errors import EnvironmentFailed, InvalidInput
 from offrl_store import EpisodeStore, Writer, create_temporary, mix
 from offrl_store.errors import EmptyStore
+from offrld.collect.collector import Collector
+from offrld.collect.environments import Environments
+from offrld.collect.explorers import ConstantEpsilonGreedy, Explorer, Exploring
+from offrld.collect.on_policy import OnPolicy
+from offrld.collect.policies import LearnerBehaviour, check_learner
+from offrld.collect.spaces import schema_of_spaces
 from offrld.engine.algorithm import Algorithm
 from offrld.engine.feed import sampler_arguments
 
-from .collector import Collector
-from .environments import Environments
-from .explorers import ConstantEpsilonGreedy, Explorer, Exploring
-from .on_policy import OnPolicy
-from .policies import LearnerBehaviour, check_learner
-from .spaces import schema_of_spaces
-
-COMMIT_STEPS = 200   # a commit takes some milliseconds: at this distance it costs less than 50 us a step
-SHARE = 100          # and of a store of n transitions no more often than every n / 100, as the sampler's index is made anew
+COMMIT_STEPS = 200  # a commit takes some milliseconds: at this distance it costs less than 50 us a step
+SHARE = 100  # and of a store of n transitions no more often than every n / 100, as the sampler's index is made anew
 EVALUATION_SEED = 1000
-EVALUATION_FAILURES = 3   # in a row: then no other evaluation is tried
+EVALUATION_FAILURES = 3  # in a row: then no other evaluation is tried
 
 
 def refusal(algorithm: Algorithm) -> str:
@@ -110,8 +109,12 @@ class OnlineTraining:
         if len(learner.seeds) > 1:
             raise InvalidInput(f"online training is of one seed, the learner has {len(learner.seeds)}", hint="train one learner for each")
         least = {"random_steps": 0, "update_start": 0, "update_interval": 1, "updates": 1}
-        for name, value in (("random_steps", random_steps), ("update_start", update_start), ("update_interval", update_interval),
-                            ("updates", updates)):  # fmt: skip
+        for name, value in (
+            ("random_steps", random_steps),
+            ("update_start", update_start),
+            ("update_interval", update_interval),
+            ("updates", updates),
+        ):
             if isinstance(value, bool) or not isinstance(value, int) or value < least[name]:
                 raise InvalidInput(f"{name} is {value!r}", hint=f"give a whole number from {least[name]}")
         self.learner, self._start, self._interval, self._updates = learner, update_start, update_interval, updates
@@ -142,8 +145,8 @@ class OnlineTraining:
         self.spent = {"environment": 0.0, "sample": 0.0, "update": 0.0}
         self._sampler: Any = None
         self._taken = self._step_taken = 0  # episodes of the store that can be sampled, and the step at which the last were taken in
-        self._transitions = 0               # of these episodes
-        self._first = 0                     # of them
+        self._transitions = 0  # of these episodes
+        self._first = 0  # of them
         self.commit()
 
     # ------------------------------------------------------------------------------------------------------------ the loop
@@ -256,9 +259,15 @@ class OnlineTraining:
 
 
 def evaluate(
-    learner: Any, env: Any, episodes: int, *, epsilon: float = 0.0, sample: bool = False, seed: int = EVALUATION_SEED,
+    learner: Any,
+    env: Any,
+    episodes: int,
+    *,
+    epsilon: float = 0.0,
+    sample: bool = False,
+    seed: int = EVALUATION_SEED,
     check: Callable[[], None] | None = None,
-) -> list[float]:  # fmt: skip
+) -> list[float]:
     """Undiscounted returns of the greedy policy, or of its drawn actions (``sample``), with uniform ones at the probability ``epsilon``;
     episode i is reset with ``seed + i``.
 

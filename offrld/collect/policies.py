@@ -12,9 +12,8 @@ from offrl.errors import InvalidInput
 from offrl.policy import Policy
 from offrl.rollout import check_spaces
 from offrl.spaces import action_converter, policy_converter
-
-from .behaviours import Behaviour, FunctionBehaviour, RandomBehaviour
-from .spaces import flat, observation_fields
+from offrld.collect.behaviours import Behaviour, FunctionBehaviour, RandomBehaviour
+from offrld.collect.spaces import flat, observation_fields
 
 
 def as_behaviour(policy: Any, *, deterministic: bool | None = None) -> Behaviour:
@@ -210,9 +209,7 @@ class ModelBehaviour:
         self._state = None
 
     def act_batch(self, observations: Any, starts: np.ndarray) -> np.ndarray:
-        actions, self._state = self._model.predict(
-            observations, state=self._state, episode_start=starts, deterministic=self._deterministic
-        )
+        actions, self._state = self._model.predict(observations, state=self._state, episode_start=starts, deterministic=self._deterministic)
         return actions
 
 
@@ -226,9 +223,7 @@ class Stacks:
     def __init__(self, count: int, shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, np.dtype], envs: int) -> None:
         self._only = next(iter(shapes)) if len(shapes) == 1 else None
         self._size = {name: (shape or (1,))[0] for name, shape in shapes.items()}
-        self._stacked = {
-            name: np.zeros((envs, count * self._size[name], *shape[1:]), dtypes[name]) for name, shape in shapes.items()
-        }
+        self._stacked = {name: np.zeros((envs, count * self._size[name], *shape[1:]), dtypes[name]) for name, shape in shapes.items()}
 
     def push(self, frames: Any, starts: np.ndarray) -> Any:
         """Add one frame ``[envs, ...]`` of each field; the stacks, valid until the next call."""

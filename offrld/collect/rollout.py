@@ -14,9 +14,8 @@ from offrl.environments import calls
 from offrl.errors import InvalidInput
 from offrl.rollout import make_env
 from offrl_store import Episode
-
-from .behaviours import Behaviour
-from .spaces import observation_fields, schema_action, schema_of
+from offrld.collect.behaviours import Behaviour
+from offrld.collect.spaces import observation_fields, schema_action, schema_of
 
 
 def collect_episodes(
@@ -92,8 +91,10 @@ def _actions(given: list[np.ndarray], field: Any) -> np.ndarray:
     stored = exact.astype(field.dtype)
     if exact.dtype != field.dtype and not np.array_equal(stored, exact):
         at = int(np.argwhere((stored != exact).reshape(len(given), -1).any(1))[0][0])
-        raise InvalidInput(f"the action at step {at} is {exact[at].tolist()}, which {field.dtype.name} does not hold",
-                           hint="let the behaviour give actions of the environment's space")  # fmt: skip
+        raise InvalidInput(
+            f"the action at step {at} is {exact[at].tolist()}, which {field.dtype.name} does not hold",
+            hint="let the behaviour give actions of the environment's space",
+        )
     return stored
 
 

@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 
 from offrl_store import Writer
-
-from .batches import ABSENT, Rows
-from .environments import Environments
+from offrld.collect.batches import ABSENT, Rows
+from offrld.collect.environments import Environments
 
 TOLD = ("level_seed",)  # what an environment says of an episode when it begins, kept in the episode's metadata
 

@@ -14,10 +14,9 @@ import numpy as np
 
 from offrl.errors import WorkerFailed, to_wire
 from offrl_store.errors import OffrlError
-
-from .batches import CollectedBatch
-from .collector import Collector
-from .transport import pack, unpack
+from offrld.collect.batches import CollectedBatch
+from offrld.collect.collector import Collector
+from offrld.collect.transport import pack, unpack
 
 PREFIXES = ("observation", "next_observation")  # of dict fields: "observation/camera"
 

@@ -23,14 +23,13 @@ import numpy as np
 
 from offrl.errors import InvalidInput, WorkerFailed, from_wire
 from offrl_store import EpisodeStore, Writer
-
-from .batches import ABSENT, CollectedBatch, complete_trajectories, concatenate, split_trajectories
-from .environments import Environments
-from .into import SYNC_SHARE, open_writer
-from .policies import LearnerBehaviour, as_behaviour
-from .spaces import schema_of_spaces
-from .transport import pack, unpack
-from .worker_process import from_arrays, serve
+from offrld.collect.batches import ABSENT, CollectedBatch, complete_trajectories, concatenate, split_trajectories
+from offrld.collect.environments import Environments
+from offrld.collect.into import SYNC_SHARE, open_writer
+from offrld.collect.policies import LearnerBehaviour, as_behaviour
+from offrld.collect.spaces import schema_of_spaces
+from offrld.collect.transport import pack, unpack
+from offrld.collect.worker_process import from_arrays, serve
 
 ENDS_S = 5.0  # that a worker has to end when it is told to
 
@@ -87,12 +86,12 @@ class _Workers(abc.ABC):
         self.frames = self.trajectories = self.batches = 0
         self._split, self._trajs, self._postproc, self._each = split_trajs, trajs_per_batch, postproc, update_at_each_batch
         self._timeout_s, self._policy = timeout_s, policy
-        self._numbers: list[dict[int, int]] = [{} for _ in makers]   # a worker's number of a trajectory -> that of all
-        self._under_way: dict[int, int] = {}                          # environment of all -> its trajectory, while it is in the store
+        self._numbers: list[dict[int, int]] = [{} for _ in makers]  # a worker's number of a trajectory -> that of all
+        self._under_way: dict[int, int] = {}  # environment of all -> its trajectory, while it is in the store
         self._closing = ExitStack()
         self._failed: set[int] = set()
         try:
-            self._width = int(options.get("envs", 1))                 # environments of one worker
+            self._width = int(options.get("envs", 1))  # environments of one worker
             self._writer, self._sync_s = None, sync_s
             self._next_sync = time.monotonic() + sync_s
             if into is not None:
@@ -139,8 +138,10 @@ class _Workers(abc.ABC):
             except Exception as error:  # whatever pickling says: it is about what was given
                 mine.close()
                 theirs.close()
-                raise InvalidInput(f"environment or policy cannot be sent to a new process: {error}",
-                                   hint="name a function of a module, or give policy_factory") from None  # fmt: skip
+                raise InvalidInput(
+                    f"environment or policy cannot be sent to a new process: {error}",
+                    hint="name a function of a module, or give policy_factory",
+                ) from None
             theirs.close()
             self._processes.append(process)
             self._pipes.append(mine)
@@ -193,8 +194,9 @@ class _Workers(abc.ABC):
             if local != ABSENT and local not in numbers:
                 numbers[local] = self.trajectories
                 self.trajectories += 1
-        batch = from_arrays({**arrays, "traj_ids": np.array([numbers.get(each, ABSENT) for each in ids.ravel().tolist()],
-                                                            np.int64).reshape(ids.shape)})  # fmt: skip
+        batch = from_arrays(
+            {**arrays, "traj_ids": np.array([numbers.get(each, ABSENT) for each in ids.ravel().tolist()], np.int64).reshape(ids.shape)}
+        )
         ends = {numbers[local]: metadata for local, metadata in message["ends"]}
         self.frames += batch.frames
         if self._writer is not None:
@@ -339,9 +341,14 @@ class MultiSyncCollector(_Workers):
     """
 
     def __init__(
-        self, create_env_fn: Any, policy: Any = None, *, preemptive_threshold: float | None = None, cat_results: str = "time",
+        self,
+        create_env_fn: Any,
+        policy: Any = None,
+        *,
+        preemptive_threshold: float | None = None,
+        cat_results: str = "time",
         **options: Any,
-    ) -> None:  # fmt: skip
+    ) -> None:
         if preemptive_threshold is not None and not 0.0 < preemptive_threshold <= 1.0:
             raise InvalidInput(f"preemptive_threshold is {preemptive_threshold!r}", hint="give a share of the workers, above 0 and up to 1")
         if cat_results not in ("time", "stack"):
@@ -350,8 +357,10 @@ class MultiSyncCollector(_Workers):
         share, more = divmod(self.frames_per_batch, self.num_workers)
         if cat_results == "stack" and more:
             self.close()
-            raise InvalidInput(f"frames_per_batch {self.frames_per_batch} is no multiple of {self.num_workers} workers",
-                               hint="join the parts along time, or take a multiple")  # fmt: skip
+            raise InvalidInput(
+                f"frames_per_batch {self.frames_per_batch} is no multiple of {self.num_workers} workers",
+                hint="join the parts along time, or take a multiple",
+            )
         self._shares = [share + (number < more) for number in range(self.num_workers)]
         self._threshold, self._stack = preemptive_threshold, cat_results == "stack"
 

@@ -45,9 +45,11 @@ class App:
         self.passes = Passes()
         self.log = Audit(self.state.audit, max_bytes=settings.audit.max_bytes, keep=settings.audit.keep)
         self.uploads = Uploads(
-            self.state.uploads, limit=settings.uploads.open, limit_per_owner=settings.uploads.open_per_owner,
+            self.state.uploads,
+            limit=settings.uploads.open,
+            limit_per_owner=settings.uploads.open_per_owner,
             keep_free=settings.uploads.keep_free_bytes,
-        )  # fmt: skip
+        )
         self.database = Database(self.state.database, self._changed)
         self.listing = Listing()
         self.catalog = Catalog(self.state, executor)

@@ -22,9 +22,9 @@ from typing import Any
 
 from offrld.daemon.caller import Caller
 
-REFUSALS = 30            # error lines of one caller in a minute; more are counted, so that nobody washes the log away with them
-TEXT = 200               # characters of one value
-PART_BYTES = 1 << 19     # of lines in one answer
+REFUSALS = 30  # error lines of one caller in a minute; more are counted, so that nobody washes the log away with them
+TEXT = 200  # characters of one value
+PART_BYTES = 1 << 19  # of lines in one answer
 log = logging.getLogger("offrld.audit")
 
 
@@ -55,9 +55,15 @@ class Audit:
                 return done
         self._n += 1
         entry = {
-            "n": self._n, "time": round(time.time(), 3), "caller": caller.name, "role": caller.role, "address": caller.address,
-            "action": action, **{name: _short(value) for name, value in what.items() if value is not None}, "outcome": outcome,
-        }  # fmt: skip
+            "n": self._n,
+            "time": round(time.time(), 3),
+            "caller": caller.name,
+            "role": caller.role,
+            "address": caller.address,
+            "action": action,
+            **{name: _short(value) for name, value in what.items() if value is not None},
+            "outcome": outcome,
+        }
         self._queue.put((json.dumps(entry).encode() + b"\n", done))
         return done
 

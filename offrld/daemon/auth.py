@@ -20,10 +20,10 @@ from offrld.daemon.caller import Caller
 from offrld.daemon.passes import Passes, forever
 
 ZAP_DOMAIN = b"offrld"
-LOOK_S = 1.0             # between two looks at the files themselves: one that was edited in place leaves its folder as it was
+LOOK_S = 1.0  # between two looks at the files themselves: one that was edited in place leaves its folder as it was
 TICK_NS = 50_000_000
 NEVER = (0, 0)
-REFUSALS = 20            # logged in a minute, so that nobody fills the log with them
+REFUSALS = 20  # logged in a minute, so that nobody fills the log with them
 log = logging.getLogger("offrld.auth")
 
 Mark = tuple[int, int, int, int]
@@ -33,9 +33,7 @@ Changed = Callable[[str, str, str], object]  # action, name, role
 class AllowList:
     """Public key -> entry, kept up to date. ``changed(action, name, role)`` is told of every difference after the first reading."""
 
-    def __init__(
-        self, state_dir: Path, changed: Changed = lambda action, name, role: None, passes: Passes | None = None
-    ) -> None:
+    def __init__(self, state_dir: Path, changed: Changed = lambda action, name, role: None, passes: Passes | None = None) -> None:
         self._passes = passes or Passes()
         keys.prepare(state_dir)
         self._folder = keys.clients_dir(state_dir)

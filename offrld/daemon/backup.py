@@ -25,10 +25,10 @@ from offrld.daemon.queue import UNFINISHED
 from offrld.daemon.schema import SCHEMA_VERSION
 from offrld.daemon.state import State, open_below
 
-LIST = "files.jsonl"     # {"path", "size"} of each file, relative to the state folder
-OPEN = 4                 # at once
-KEEP_S = 24 * 3600.0     # nobody copies longer than that
-TRIES = 20               # to link a folder in which files come and go
+LIST = "files.jsonl"  # {"path", "size"} of each file, relative to the state folder
+OPEN = 4  # at once
+KEEP_S = 24 * 3600.0  # nobody copies longer than that
+TRIES = 20  # to link a folder in which files come and go
 # Of a dataset (docs/store-format.md): the log, whose header is written again and again, and the folder of episodes that are being written.
 LOG, HEADER, OPEN_EPISODES, SCHEMA = "episodes.log", 64, "open", "schema.json"
 
@@ -48,9 +48,17 @@ def begin(state: State, *, keys: bool, version: str) -> BackupBegun:
                 listed.write(json.dumps({"path": path, "size": length}) + "\n")
                 count, size = count + 1, size + length
         return BackupBegun(
-            backup=name, list=LIST, list_size=(folder / LIST).stat().st_size, files=count, bytes=size, version=version,
-            schema_version=SCHEMA_VERSION, time=time.time(), state_dir=str(state.root), keys=keys,
-        )  # fmt: skip
+            backup=name,
+            list=LIST,
+            list_size=(folder / LIST).stat().st_size,
+            files=count,
+            bytes=size,
+            version=version,
+            schema_version=SCHEMA_VERSION,
+            time=time.time(),
+            state_dir=str(state.root),
+            keys=keys,
+        )
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -91,11 +99,18 @@ def _freeze(state: State, folder: Path, keys: bool) -> Iterator[tuple[str, int]]
     with contextlib.closing(sqlite3.connect(copy)) as db:
         jobs = [row[0] for row in db.execute("SELECT id FROM jobs ORDER BY seq")]
         # The dataset of a job that makes one may stand there already, and may be told of a moment later.
-        datasets = [row[0] for row in db.execute(
-            f"SELECT name FROM datasets UNION SELECT dataset FROM jobs WHERE dataset IS NOT NULL AND state IN {UNFINISHED}")]  # fmt: skip
-        uploads = [row[0] for row in db.execute(
-            "SELECT DISTINCT json_extract(spec, '$.upload') FROM jobs WHERE kind = 'import' AND json_extract(spec, '$.upload') IS NOT NULL")
-        ]  # fmt: skip
+        datasets = [
+            row[0]
+            for row in db.execute(
+                f"SELECT name FROM datasets UNION SELECT dataset FROM jobs WHERE dataset IS NOT NULL AND state IN {UNFINISHED}"
+            )
+        ]
+        uploads = [
+            row[0]
+            for row in db.execute(
+                "SELECT DISTINCT json_extract(spec, '$.upload') AS upload FROM jobs WHERE kind = 'import' AND upload IS NOT NULL"
+            )
+        ]
     # Run folders before datasets: what a checkpoint says was gathered is in a dataset before it.
     parts = [*(state.jobs / job for job in jobs), *(state.datasets / name for name in datasets)]
     parts += [*(state.uploads / upload for upload in uploads), *sorted(state.root.glob(f"{state.audit.name}*")), state.root / "offrld.toml"]
@@ -181,9 +196,11 @@ def _files(part: Path) -> list[Path]:
     if part.is_file() and not part.is_symlink():
         return [part]
     found = [
-        Path(inner, name) for inner, _folders, names in os.walk(part) for name in names
+        Path(inner, name)
+        for inner, _folders, names in os.walk(part)
+        for name in names
         if not (name.startswith(".") and name.endswith((".tmp", ".part")))
-    ]  # fmt: skip
+    ]
     return sorted(path for path in found if path.is_file() and not path.is_symlink())
 
 

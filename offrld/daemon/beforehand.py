@@ -21,12 +21,10 @@ from offrld.daemon import datasets, records
 from offrld.daemon.app import App
 from offrld.daemon.artifacts import checkpoint_steps
 
-EPISODE_BYTES = 128   # of a record, beside its rows
+EPISODE_BYTES = 128  # of a record, beside its rows
 
 
-async def check(
-    app: App, spec: TrainSpec | TrainOnlineSpec | CollectSpec, catalog: dict[str, Any], kept: Collection[str] = ()
-) -> None:
+async def check(app: App, spec: TrainSpec | TrainOnlineSpec | CollectSpec, catalog: dict[str, Any], kept: Collection[str] = ()) -> None:
     """Raises `InvalidInput` for a job that is known to fail. ``kept``: names of what it has of other jobs already."""
     if spec.device.startswith("cuda") and app.supervisor.devices.inventory.cards is None:
         await _check_card(app, spec.device)
@@ -124,8 +122,10 @@ def _chosen(spec: TrainSpec | TrainOnlineSpec, algorithm: Mapping[str, Any]) -> 
 async def _check_dataset(app: App, spec: TrainSpec, schema: Schema) -> None:
     info = await app.database.read(datasets.get, spec.dataset)
     if info.transitions == 0:
-        raise InvalidInput(f"dataset {spec.dataset!r} has no transition: {info.episodes} episodes",
-                           hint=f"append episodes: `offrl datasets append {spec.dataset} SOURCE`")  # fmt: skip
+        raise InvalidInput(
+            f"dataset {spec.dataset!r} has no transition: {info.episodes} episodes",
+            hint=f"append episodes: `offrl datasets append {spec.dataset} SOURCE`",
+        )
 
 
 async def _check_card(app: App, device: str) -> None:
@@ -135,8 +135,10 @@ async def _check_card(app: App, device: str) -> None:
         if count is None or int(device.partition(":")[2] or 0) < count:
             return
     there = f"has {count} cards, cuda:0 to cuda:{count - 1}" if count else "finds no card"
-    raise InvalidInput(f"device {device}: torch {there} on the service's machine",
-                       hint="submit it with --device cpu or auto; `offrl doctor` says what is there")  # fmt: skip
+    raise InvalidInput(
+        f"device {device}: torch {there} on the service's machine",
+        hint="submit it with --device cpu or auto; `offrl doctor` says what is there",
+    )
 
 
 def _check_space(app: App, where: str, job: str, schema: Schema) -> None:
@@ -165,10 +167,17 @@ async def _check_start(app: App, spec: TrainSpec | TrainOnlineSpec) -> None:
     steps = await asyncio.to_thread(checkpoint_steps, app.state.job(job)) if source.kind in ("train", "train_online") else []
     if not steps or (source.spec["algorithm"] == spec.algorithm and source.spec.get("config") == spec.config):
         return
-    answer = await app.catalog.ask({
-        "start": str(app.state.job(job)), "step": steps[-1], "origin": f"job {job}", "algorithm": spec.algorithm, "config": spec.config,
-        "preset": spec.preset, "transfer": spec.transfer,
-    })  # fmt: skip
+    answer = await app.catalog.ask(
+        {
+            "start": str(app.state.job(job)),
+            "step": steps[-1],
+            "origin": f"job {job}",
+            "algorithm": spec.algorithm,
+            "config": spec.config,
+            "preset": spec.preset,
+            "transfer": spec.transfer,
+        }
+    )
     if "refusal" in answer:
         told = answer["refusal"]
         command = "train-online" if isinstance(spec, TrainOnlineSpec) else "submit"
@@ -193,8 +202,10 @@ def _check_room(app: App, spec: CollectSpec | TrainOnlineSpec, schema: Schema) -
         what, room = "disk.quota_bytes allows", app.settings.disk.quota_bytes
     if wanted > room:
         most = max(1, room // schema.row_bytes)
-        raise InvalidInput(f"{spec.steps:,} steps of {spec.env} take about {_size(wanted)}, {what} {_size(room)}",
-                           hint=f"at most about {most:,} steps fit; --limit N keeps the newest N alone")  # fmt: skip
+        raise InvalidInput(
+            f"{spec.steps:,} steps of {spec.env} take about {_size(wanted)}, {what} {_size(room)}",
+            hint=f"at most about {most:,} steps fit; --limit N keeps the newest N alone",
+        )
 
 
 def _size(count: float) -> str:

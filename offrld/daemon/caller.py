@@ -25,7 +25,7 @@ class Caller:
         return f"key {self.name!r} ({self.role})" if self.public else f"{self.name!r} ({self.role})"
 
 
-LOCAL = "local"      # on the socket that only the service's own user (and root) can open
-ANYONE = "anyone"    # on a tcp address without keys
+LOCAL = "local"  # on the socket that only the service's own user (and root) can open
+ANYONE = "anyone"  # on a tcp address without keys
 SERVICE = Caller("offrld", "operator")  # outside of a request: the daemon itself
 current: ContextVar[Caller] = ContextVar("caller", default=SERVICE)

@@ -24,11 +24,11 @@ from offrld.daemon.datasets import action_kind
 from offrld.daemon.state import State, write_durably
 from offrld.executors.local import LocalExecutor
 
-DESCRIBE_S = 180.0   # loading torch and gymnasium from a cold disk
-ASK_S = 60.0         # an answer, which may take a simulator to be made
-ASKED = 2            # questions at once
-ANSWERS = 200        # kept
-KEEP = 3             # cached answers, for going back and forth between versions
+DESCRIBE_S = 180.0  # loading torch and gymnasium from a cold disk
+ASK_S = 60.0  # an answer, which may take a simulator to be made
+ASKED = 2  # questions at once
+ANSWERS = 200  # kept
+KEEP = 3  # cached answers, for going back and forth between versions
 Trained = TypeVar("Trained", TrainSpec, TrainOnlineSpec)
 log = logging.getLogger("offrld.catalog")
 

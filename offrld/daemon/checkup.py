@@ -28,12 +28,12 @@ from offrld.daemon.queue import UNFINISHED, paused
 from offrld.daemon.state import State
 from offrld.executors.local import LocalExecutor
 
-PROBE = 16 << 20         # bytes written and synced
-SLOW_WRITE = 20e6        # bytes per second below which checkpoints and uploads will be a burden
-SLOW_SYNC_S = 0.1        # of one small file: every submission waits for one or two
+PROBE = 16 << 20  # bytes written and synced
+SLOW_WRITE = 20e6  # bytes per second below which checkpoints and uploads will be a burden
+SLOW_SYNC_S = 0.1  # of one small file: every submission waits for one or two
 LOW_DISK = 5 << 30
 QUOTA_WARN = 0.9
-DEVICES_S = 180.0        # loading torch from a cold disk
+DEVICES_S = 180.0  # loading torch from a cold disk
 DEVICES = (sys.executable, "-m", "offrld.worker.devices")
 
 
@@ -57,8 +57,14 @@ def permissions(state: State, settings: Settings) -> list[Check]:
     wrong += [f"{path} can be read by others" for path in private] + [f"{path} can be changed by others" for path in lists]
     checks = []
     if unusable:
-        checks.append(Check(name="permissions", status="fail", message=f"cannot write {', '.join(unusable)}",
-                            hint=f"give the folder back: sudo chown -R {os.geteuid()} {state.root}"))  # fmt: skip
+        checks.append(
+            Check(
+                name="permissions",
+                status="fail",
+                message=f"cannot write {', '.join(unusable)}",
+                hint=f"give the folder back: sudo chown -R {os.geteuid()} {state.root}",
+            )
+        )
     elif wrong:
         files = " ".join(map(str, private + lists))
         hint = f"chmod 600 {files}" if files else f"chmod -R go= {state.root}"
@@ -73,13 +79,22 @@ def permissions(state: State, settings: Settings) -> list[Check]:
             checks.append(Check(name="socket", status="fail", message=f"{path}: {error.strerror}", hint="restart the daemon"))
         else:
             if mode & 0o007 and path.parent.stat().st_mode & 0o007:
-                checks.append(Check(name="socket", status="warn", message=f"every user of this machine may use {path}",
-                                    hint=f"chmod 0700 {path.parent}"))  # fmt: skip
+                checks.append(
+                    Check(
+                        name="socket", status="warn", message=f"every user of this machine may use {path}", hint=f"chmod 0700 {path.parent}"
+                    )
+                )
             else:
                 checks.append(Check(name="socket", status="ok", message=f"{path}, mode {mode & 0o777:04o}"))
     elif settings.insecure:
-        checks.append(Check(name="socket", status="warn", message=f"{settings.bind} lets in every user of this machine",
-                            hint="listen on ipc://, or with keys"))  # fmt: skip
+        checks.append(
+            Check(
+                name="socket",
+                status="warn",
+                message=f"{settings.bind} lets in every user of this machine",
+                hint="listen on ipc://, or with keys",
+            )
+        )
     else:
         checks.append(Check(name="socket", status="ok", message=settings.bind))
     return checks
@@ -135,8 +150,12 @@ def speed(folder: Path) -> Check:
             os.fsync(file.fileno())
             rate = PROBE / (time.perf_counter() - began)
     except OSError as error:
-        return Check(name="disk speed", status="fail", message=f"{folder} cannot be written: {error.strerror}",
-                     hint="free some space, or see why the disk is read-only (`dmesg`)")  # fmt: skip
+        return Check(
+            name="disk speed",
+            status="fail",
+            message=f"{folder} cannot be written: {error.strerror}",
+            hint="free some space, or see why the disk is read-only (`dmesg`)",
+        )
     finally:
         path.unlink(missing_ok=True)
     message = f"{rate / 1e6:.0f} MB/s written and synced, {1000 * small:.1f} ms for a small sync"
@@ -154,8 +173,12 @@ def database(db: Connection) -> Check:
     except sqlite3.DatabaseError as error:
         found, jobs = [str(error)], 0
     if found != ["ok"]:
-        return Check(name="database", status="fail", message=f"the queue's database is damaged: {found[0]}",
-                     hint="stop the daemon and put the last back-up of queue.sqlite in its place")  # fmt: skip
+        return Check(
+            name="database",
+            status="fail",
+            message=f"the queue's database is damaged: {found[0]}",
+            hint="stop the daemon and put the last back-up of queue.sqlite in its place",
+        )
     return Check(name="database", status="ok", message=f"whole, {jobs} jobs")
 
 
@@ -210,8 +233,14 @@ async def devices(state: State) -> tuple[list[Check], dict[str, str]]:
         return [Check.model_validate(check) for check in told["checks"]], {str(k): str(v) for k, v in told["versions"].items()}
     except (ValueError, KeyError, OffrlError) as error:
         last = (await asyncio.to_thread(trouble.read_text, errors="replace")).strip().splitlines()
-        return [Check(name="worker", status="fail", message=f"the worker {error}: {last[-1] if last else 'it said nothing'}",
-                      hint=f"run `{' '.join(DEVICES)}` as the daemon's user, it says more")], {}  # fmt: skip
+        return [
+            Check(
+                name="worker",
+                status="fail",
+                message=f"the worker {error}: {last[-1] if last else 'it said nothing'}",
+                hint=f"run `{' '.join(DEVICES)}` as the daemon's user, it says more",
+            )
+        ], {}
 
 
 def _secrets(state: State) -> list[Path]:

@@ -18,8 +18,8 @@ from offrl.errors import InvalidInput, NotAllowed, Unknown, nearest
 from offrl.explained import explained
 from offrld.daemon.state import SOCKET_LIMIT, State, default_state_dir
 
-MOST = 2**63 - 1         # of any number
-TEXT = 4096              # characters of any text
+MOST = 2**63 - 1  # of any number
+TEXT = 4096  # characters of any text
 Source = Literal["file", "environment", "command line"]
 
 
@@ -150,9 +150,13 @@ class Named(BaseModel):
     def environment(self) -> dict[str, str]:
         """What the workers of imports get."""
         values = {
-            "D4RL_DATASET_DIR": self.d4rl_dir, "MINARI_DATASETS_PATH": self.minari_dir, "OFFRL_ATARI_SOURCE": self.atari_source,
-            "OFFRL_D4RL_SOURCE": self.d4rl_source, "MINARI_REMOTE": self.minari_remote, "OFFRL_DOWNLOADS": "" if self.downloads else "0",
-        }  # fmt: skip
+            "D4RL_DATASET_DIR": self.d4rl_dir,
+            "MINARI_DATASETS_PATH": self.minari_dir,
+            "OFFRL_ATARI_SOURCE": self.atari_source,
+            "OFFRL_D4RL_SOURCE": self.d4rl_source,
+            "MINARI_REMOTE": self.minari_remote,
+            "OFFRL_DOWNLOADS": "" if self.downloads else "0",
+        }
         return {name: value for name, value in values.items() if value}
 
 

@@ -28,8 +28,8 @@ T = TypeVar("T")
 class Connection(sqlite3.Connection):
     """A connection that notes what a transaction changed, for those who wait for it."""
 
-    touched: set[str]      # jobs with new events
-    schedule: bool         # a job may be startable now
+    touched: set[str]  # jobs with new events
+    schedule: bool  # a job may be startable now
 
 
 def connect(path: Path) -> Connection:
@@ -139,9 +139,13 @@ class Database:
         return await self._read(self._long_reader, self._long_thread, function, *args, **kwargs)
 
     async def _read(
-        self, db: Connection, thread: ThreadPoolExecutor, function: Callable[Concatenate[Connection, P], T],
-        *args: P.args, **kwargs: P.kwargs,
-    ) -> T:  # fmt: skip
+        self,
+        db: Connection,
+        thread: ThreadPoolExecutor,
+        function: Callable[Concatenate[Connection, P], T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
         def work() -> T:
             try:
                 return transaction(db, "BEGIN", function, *args, **kwargs)

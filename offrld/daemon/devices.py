@@ -18,10 +18,10 @@ from typing import Any
 
 from offrl.errors import InvalidInput, OffrlError
 
-DETECT_S = 20.0          # nvidia-smi on a machine whose driver is just being loaded
-CONTEXT_MB = 600         # what a CUDA context, its libraries and kernels take before a job has allocated anything
-SEED_MB = 64             # networks, their moments and activations of one seed: a guess, until an attempt has told its peak
-MARGIN = 1.1             # on a measured peak
+DETECT_S = 20.0  # nvidia-smi on a machine whose driver is just being loaded
+CONTEXT_MB = 600  # what a CUDA context, its libraries and kernels take before a job has allocated anything
+SEED_MB = 64  # networks, their moments and activations of one seed: a guess, until an attempt has told its peak
+MARGIN = 1.1  # on a measured peak
 MB = 1 << 20
 UNLISTED = ("/dev/kfd", "/dev/nvidiactl", "/dev/dxg")  # there where a driver of cards is
 log = logging.getLogger("offrld.devices")
@@ -197,9 +197,13 @@ async def detect(proc: Path = Path("/proc/driver/nvidia/gpus")) -> tuple[Card, .
     cards: list[Card] = []
     try:
         process = await asyncio.create_subprocess_exec(
-            "nvidia-smi", "--query-gpu=uuid,memory.total", "--format=csv,noheader,nounits",
-            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
-        )  # fmt: skip
+            "nvidia-smi",
+            "--query-gpu=uuid,memory.total",
+            "--format=csv,noheader,nounits",
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,
+        )
     except OSError as error:
         log.warning("nvidia-smi cannot be run (%s): the memory of the cards is not known", error)
     else:

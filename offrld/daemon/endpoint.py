@@ -20,7 +20,7 @@ from offrld.daemon.caller import ANYONE, LOCAL, Caller
 from offrld.daemon.local import FRAMES, LocalSocket, Peer
 from offrld.daemon.tcp import TcpSocket
 
-PER_CLIENT = 64          # requests of one client that are being answered; more are refused
+PER_CLIENT = 64  # requests of one client that are being answered; more are refused
 
 
 class Endpoint:
@@ -49,9 +49,13 @@ class Endpoint:
             self._socket = LocalSocket(Path(url.removeprefix("ipc://")), group=self._group, most=max_connections)
         else:
             self._socket = TcpSocket(
-                url, authenticator=authenticator, secret=None if server_key is None else server_key.secret, most=max_connections,
-                memory_bytes=memory_bytes, per_client=PER_CLIENT,
-            )  # fmt: skip
+                url,
+                authenticator=authenticator,
+                secret=None if server_key is None else server_key.secret,
+                most=max_connections,
+                memory_bytes=memory_bytes,
+                per_client=PER_CLIENT,
+            )
         self.receive, self.send, self.disconnect = self._socket.receive, self._socket.send, self._socket.disconnect
 
     @property

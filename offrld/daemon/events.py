@@ -18,8 +18,8 @@ from offrld.daemon import dataset_rows
 from offrld.daemon.database import Connection
 from offrld.daemon.records import Job, find
 
-PART = 1 << 20          # bytes of events.jsonl taken over in one transaction
-REPLY_BYTES = 1 << 19   # events in one answer, roughly
+PART = 1 << 20  # bytes of events.jsonl taken over in one transaction
+REPLY_BYTES = 1 << 19  # events in one answer, roughly
 log = logging.getLogger("offrld.events")
 
 

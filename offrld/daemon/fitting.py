@@ -9,24 +9,32 @@ from offrl import message
 from offrl.wire import MAX_MESSAGE, DatasetInfo, JobInfo
 
 WHOLE = MAX_MESSAGE - (1 << 14)  # of the one thing that a reply tells of
-NAMES = 1000                     # of jobs, in one reply
+NAMES = 1000  # of jobs, in one reply
 Info = TypeVar("Info", DatasetInfo, JobInfo)
 
 
 def dataset(info: DatasetInfo, most: int = WHOLE) -> DatasetInfo:
     """A dataset's information in at most so many bytes; ``trimmed`` names the keys that lost something."""
     cuts: tuple[tuple[str, Callable[[Any, int], Any]], ...] = (
-        ("metadata", _first_items), ("skipped", _first), ("pinned_by", _first), ("fields", _first_items), ("returns", _first_items),
-    )  # fmt: skip
+        ("metadata", _first_items),
+        ("skipped", _first),
+        ("pinned_by", _first),
+        ("fields", _first_items),
+        ("returns", _first_items),
+    )
     return _cut(info, most, cuts, lambda trimmed: {"trimmed": trimmed})
 
 
 def job(info: JobInfo, most: int = WHOLE) -> JobInfo:
     """A job's information in at most so many bytes: the first seeds of its metrics, then less of its settings and of its error's log."""
     cuts: tuple[tuple[str, Callable[[Any, int], Any]], ...] = (
-        ("metrics", _first_items), ("error", _short_texts), ("spec", _first_items), ("seeds", _first), ("after", _first),
+        ("metrics", _first_items),
+        ("error", _short_texts),
+        ("spec", _first_items),
+        ("seeds", _first),
+        ("after", _first),
         ("reason", _short),
-    )  # fmt: skip
+    )
     return _cut(info, most, cuts, lambda trimmed: {})
 
 

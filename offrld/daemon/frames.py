@@ -9,7 +9,7 @@ SIGNATURE = b"\xff" + b"\0" * 7 + b"\x01\x7f"
 GREETING_BYTES = 64
 GREETING = SIGNATURE + b"\x03\x00" + b"NULL".ljust(20, b"\0") + b"\0" * 32
 READY = b"\x05READY\x0bSocket-Type\x00\x00\x00\x06ROUTER\x08Identity\x00\x00\x00\x00"
-ENDLESS = 4096           # frames of a message that is taken for one that never ends
+ENDLESS = 4096  # frames of a message that is taken for one that never ends
 Message = list[bytes]
 
 

@@ -23,12 +23,12 @@ from offrld.daemon import frames
 from offrld.daemon.memory import LOOK_S, SETTLE_S, resident, settle, trim
 
 ZAP_ADDRESS = "inproc://zeromq.zap.01"
-HANDSHAKE_MS = 5_000     # a connection that has not said who it is by then is closed
-HEARTBEAT_MS = 20_000    # a client whose machine is gone leaves no connection behind
-BIND_S = 2.0             # for a former gateway to give back the address
-AT_ONCE = 64             # messages taken before others get a turn
-WAIT_S = 0.05            # for a client's answers to be sent, before the next is dropped
-SLOW = 10_000            # clients that are known to read nothing
+HANDSHAKE_MS = 5_000  # a connection that has not said who it is by then is closed
+HEARTBEAT_MS = 20_000  # a client whose machine is gone leaves no connection behind
+BIND_S = 2.0  # for a former gateway to give back the address
+AT_ONCE = 64  # messages taken before others get a turn
+WAIT_S = 0.05  # for a client's answers to be sent, before the next is dropped
+SLOW = 10_000  # clients that are known to read nothing
 ACCEPTED, GONE = int(zmq.EVENT_ACCEPTED), int(zmq.EVENT_DISCONNECTED)
 
 
@@ -48,10 +48,17 @@ class Gateway:
         self._router.setsockopt(zmq.ROUTER_MANDATORY, 1)  # else what ZeroMQ does not take is dropped unseen
         secret = options["secret"]
         for option, value in {
-            zmq.MAXMSGSIZE: options["max_message"], zmq.RCVHWM: options["per_client"], zmq.SNDHWM: options["per_client"], zmq.LINGER: 1000,
-            zmq.BACKLOG: 512, zmq.HANDSHAKE_IVL: HANDSHAKE_MS, zmq.TCP_KEEPALIVE: 1, zmq.HEARTBEAT_IVL: HEARTBEAT_MS,
-            zmq.HEARTBEAT_TIMEOUT: 3 * HEARTBEAT_MS, zmq.IPV6: int("[" in options["url"]),
-        }.items():  # fmt: skip
+            zmq.MAXMSGSIZE: options["max_message"],
+            zmq.RCVHWM: options["per_client"],
+            zmq.SNDHWM: options["per_client"],
+            zmq.LINGER: 1000,
+            zmq.BACKLOG: 512,
+            zmq.HANDSHAKE_IVL: HANDSHAKE_MS,
+            zmq.TCP_KEEPALIVE: 1,
+            zmq.HEARTBEAT_IVL: HEARTBEAT_MS,
+            zmq.HEARTBEAT_TIMEOUT: 3 * HEARTBEAT_MS,
+            zmq.IPV6: int("[" in options["url"]),
+        }.items():
             self._router.setsockopt(option, value)
         if secret is not None:
             self._router.setsockopt(zmq.CURVE_SERVER, 1)

@@ -74,10 +74,11 @@ def names_in_use(db: Connection) -> tuple[set[str], set[str], set[str], set[str]
     unfinished = {row[0] for row in db.execute(f"SELECT id FROM jobs WHERE state IN {UNFINISHED}")}
     datasets = {row[0] for row in db.execute("SELECT name FROM datasets")}
     uploads = {
-        row[0] for row in db.execute(
+        row[0]
+        for row in db.execute(
             f"SELECT json_extract(spec, '$.upload') FROM jobs WHERE kind IN ('import', 'collect') AND state IN {UNFINISHED}"
         )
-    }  # fmt: skip
+    }
     return jobs, unfinished, datasets, uploads
 
 

@@ -13,8 +13,8 @@ class Hub:
 
     def __init__(self) -> None:
         self._watchers: dict[str, set[asyncio.Event]] = {}
-        self._news = 0                                  # counts all that becomes known
-        self._newest: dict[str, int] = {}               # watched job -> the count at its last news
+        self._news = 0  # counts all that becomes known
+        self._newest: dict[str, int] = {}  # watched job -> the count at its last news
         self._reads: dict[Hashable, asyncio.Future[Any]] = {}
 
     @contextmanager

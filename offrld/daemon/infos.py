@@ -62,16 +62,36 @@ class Waits:
         elif job.state == JobState.RUNNING and job.intent in ("pause", "cancel"):
             reason = "pausing" if job.intent == "pause" else "cancelling"
         # from a dict: a third of the time that the keywords take, or `model_construct`, and a list has a thousand of them
-        return JobInfo.model_validate({
-            "job": job.id, "kind": job.kind, "state": job.state, "reason": reason, "error": job.error,
-            "algorithm": job.spec.get("algorithm"), "dataset": job.dataset, "snapshot": job.snapshot, "steps": job.steps, "step": job.step,
-            "updates_per_second": job.updates_per_second, "eta_s": job.eta_s, "metrics": job.metrics,
-            "seeds": list(job.spec.get("seeds", [])), "priority": job.priority, "after": job.after, "attempt": job.attempt,
-            "start_at": job.start_at,
-            "retry_at": job.retry_at, "created_at": job.created_at, "started_at": job.started_at,
-            "finished_at": job.finished_at, "owner": job.owner,
-            "pinned": job.pinned, "rerun_of": job.rerun_of, "spec": job.spec if spec else {},
-        })  # fmt: skip
+        return JobInfo.model_validate(
+            {
+                "job": job.id,
+                "kind": job.kind,
+                "state": job.state,
+                "reason": reason,
+                "error": job.error,
+                "algorithm": job.spec.get("algorithm"),
+                "dataset": job.dataset,
+                "snapshot": job.snapshot,
+                "steps": job.steps,
+                "step": job.step,
+                "updates_per_second": job.updates_per_second,
+                "eta_s": job.eta_s,
+                "metrics": job.metrics,
+                "seeds": list(job.spec.get("seeds", [])),
+                "priority": job.priority,
+                "after": job.after,
+                "attempt": job.attempt,
+                "start_at": job.start_at,
+                "retry_at": job.retry_at,
+                "created_at": job.created_at,
+                "started_at": job.started_at,
+                "finished_at": job.finished_at,
+                "owner": job.owner,
+                "pinned": job.pinned,
+                "rerun_of": job.rerun_of,
+                "spec": job.spec if spec else {},
+            }
+        )
 
 
 def waits_for(db: Connection) -> dict[str, list[str]]:

@@ -22,11 +22,11 @@ from offrld.daemon.removal import Removal
 from offrld.daemon.state import State
 from offrld.daemon.uploads import Uploads
 
-LOOK_S = 60.0            # between two looks
-FRESH_S = 5.0            # that a measurement of the state folder serves near the quota; else LOOK_S
-FAR = 0.9                # of the quota
-BATCH = 200              # jobs deleted in one go
-TOLD = 4_000             # jobs, 0.1 kB each
+LOOK_S = 60.0  # between two looks
+FRESH_S = 5.0  # that a measurement of the state folder serves near the quota; else LOOK_S
+FAR = 0.9  # of the quota
+BATCH = 200  # jobs deleted in one go
+TOLD = 4_000  # jobs, 0.1 kB each
 log = logging.getLogger("offrld.keeper")
 
 
@@ -42,7 +42,7 @@ class Keeper:
         self._used: tuple[float, int] | None = None  # when it was measured, bytes
         self._measuring = asyncio.Lock()
         self._began = time.time(), time.monotonic()
-        self._told: dict[str, float] = {}            # job -> when it last had an event, of a clock that nobody sets; the latest `TOLD`
+        self._told: dict[str, float] = {}  # job -> when it last had an event, of a clock that nobody sets; the latest `TOLD`
 
     def tell(self, jobs: Iterable[str]) -> None:
         """These jobs have new events: whatever the clock said then, and says now, that was no longer ago than it is."""
@@ -73,10 +73,18 @@ class Keeper:
                     log.info("job %s is not deleted by retention: %s", job.id, error)
                     continue
                 log.info("job %s: deleted by retention, %s (%s, %d bytes)", job.id, each.why, job.state, size)
-            pruned.append(PrunedJob(
-                job=job.id, kind=job.kind, state=job.state, algorithm=job.spec.get("algorithm"), dataset=job.dataset,
-                finished_at=job.finished_at, bytes=size, why=each.why,
-            ))  # fmt: skip
+            pruned.append(
+                PrunedJob(
+                    job=job.id,
+                    kind=job.kind,
+                    state=job.state,
+                    algorithm=job.spec.get("algorithm"),
+                    dataset=job.dataset,
+                    finished_at=job.finished_at,
+                    bytes=size,
+                    why=each.why,
+                )
+            )
         return pruned, more
 
     def _since(self, days: float) -> set[str]:

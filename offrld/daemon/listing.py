@@ -16,8 +16,8 @@ from offrld.daemon.database import Connection
 from offrld.daemon.infos import Waits
 from offrld.daemon.records import Job
 
-MOST = wire.LIST_BYTES // 4           # of one job
-ROUND = 64                            # lists; an entry that none of a whole round needed is dropped
+MOST = wire.LIST_BYTES // 4  # of one job
+ROUND = 64  # lists; an entry that none of a whole round needed is dropped
 # of the row with that number; of a spec only the steps change, and they have a column
 SETTLED = {"seq", "id", "kind", "lane", "owner", "key", "spec", "after", "dataset", "source", "rerun_of", "created_at"}
 
@@ -37,7 +37,7 @@ class Listing:
 
     def __init__(self) -> None:
         self._entries: dict[int, Entry] = {}  # by seq, of this round
-        self._before: dict[int, Entry] = {}   # of the round before
+        self._before: dict[int, Entry] = {}  # of the round before
         self._lists = 0
         self._columns = ""
 
@@ -49,8 +49,9 @@ class Listing:
             before: only jobs with a lower number (``seq``).
         """
         where, values = {
-            None: ("kind NOT IN ('import', 'removed')", ()), "all": ("kind <> 'removed'", ()),
-        }.get(kind, ("kind = ?", (kind,)))  # fmt: skip
+            None: ("kind NOT IN ('import', 'removed')", ()),
+            "all": ("kind <> 'removed'", ()),
+        }.get(kind, ("kind = ?", (kind,)))
         if before is not None:
             where, values = f"{where} AND seq < ?", (*values, before)
         if not self._columns:
@@ -60,7 +61,7 @@ class Listing:
             f"SELECT (SELECT count(*) FROM jobs WHERE {where}), group_concat(row, char(10)) FROM ("  # JSON has no line ends in it
             f" SELECT seq || ' ' || json_array({self._columns}) AS row FROM jobs WHERE {where} ORDER BY seq DESC LIMIT ?)",
             (*values, *values, limit),
-        ).fetchone()  # fmt: skip
+        ).fetchone()
         waits = Waits.look(db, limits)
         packed: list[bytes] = []
         size, last = 0, 0

@@ -22,14 +22,14 @@ from offrl import wire
 from offrl.errors import InvalidInput
 from offrld.daemon import frames
 
-HANDSHAKE_S = 5.0        # a connection that has not said who it is by then is closed
-BACKLOG = 4096           # connections that the kernel keeps until they are accepted
-AT_ONCE = 128            # connections accepted before others get a turn
-SILENT_S = 0.5           # that a connection has to send a message, before it may give way
-NO_DESCRIPTOR_S = 0.1    # before the next accept() where none was left
-UNREAD = 64              # answers that are kept for a client that reads none; the next ones are dropped
-WAITING = 64             # messages of one connection that wait to be taken, before no more are read from it
-FRAMES = 4               # of a message with the one that names the client: its id, its body, its data
+HANDSHAKE_S = 5.0  # a connection that has not said who it is by then is closed
+BACKLOG = 4096  # connections that the kernel keeps until they are accepted
+AT_ONCE = 128  # connections accepted before others get a turn
+SILENT_S = 0.5  # that a connection has to send a message, before it may give way
+NO_DESCRIPTOR_S = 0.1  # before the next accept() where none was left
+UNREAD = 64  # answers that are kept for a client that reads none; the next ones are dropped
+WAITING = 64  # messages of one connection that wait to be taken, before no more are read from it
+FRAMES = 4  # of a message with the one that names the client: its id, its body, its data
 SOCKET_HINT = "choose another address with --bind"
 GONE = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 log = logging.getLogger("offrld.server")
@@ -43,12 +43,12 @@ class Peer(asyncio.Protocol):
         self.accepted = accepted
         self.since = time.monotonic()
         self.messages: deque[list[bytes]] = deque()
-        self.spoke = False                  # has sent a message
+        self.spoke = False  # has sent a message
         self._listener = listener
         self._reader = frames.Reader(wire.MAX_MESSAGE, FRAMES - 1)
         self._greeting: bytearray | None = bytearray()
         self._ready = False
-        self._unread = 0                    # answers since the last time that all had been taken by the kernel
+        self._unread = 0  # answers since the last time that all had been taken by the kernel
         self.transport: asyncio.Transport | None = None  # until it is connected
         self._late: asyncio.TimerHandle | None = None
 
@@ -135,8 +135,8 @@ class LocalSocket:
     def __init__(self, path: Path, *, group: int | None, most: int) -> None:
         self._most = most
         self._peers: OrderedDict[bytes, Peer] = OrderedDict()  # those that have come first come first
-        self._of_process: Counter[int] = Counter()             # process at the other end -> connections
-        self._waiting: deque[Peer] = deque()                   # with messages, each once
+        self._of_process: Counter[int] = Counter()  # process at the other end -> connections
+        self._waiting: deque[Peer] = deque()  # with messages, each once
         self._news = asyncio.Event()
         self._number = 0
         self._warned = False

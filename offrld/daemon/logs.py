@@ -77,8 +77,11 @@ class Json(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
-            "time": timestamp(record), "level": record.levelname.lower(), "logger": record.name, "message": record.getMessage(),
-        }  # fmt: skip
+            "time": timestamp(record),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
         if job := getattr(record, "job", None):
             line["job"] = job
         if trace := traceback(self, record):
@@ -131,9 +134,14 @@ def entry(record: logging.LogRecord) -> bytes:
     if trace := traceback(logging.Formatter(), record):
         message += "\n" + trace
     fields = {
-        "MESSAGE": message, "PRIORITY": str(priority(record)), "SYSLOG_IDENTIFIER": "offrld", "LOGGER": record.name,
-        "CODE_FILE": record.pathname, "CODE_LINE": str(record.lineno), "CODE_FUNC": record.funcName or "",
-    }  # fmt: skip
+        "MESSAGE": message,
+        "PRIORITY": str(priority(record)),
+        "SYSLOG_IDENTIFIER": "offrld",
+        "LOGGER": record.name,
+        "CODE_FILE": record.pathname,
+        "CODE_LINE": str(record.lineno),
+        "CODE_FUNC": record.funcName or "",
+    }
     if job := getattr(record, "job", None):
         fields["OFFRLD_JOB"] = job
     parts = []

@@ -15,11 +15,11 @@ from pathlib import Path
 
 from offrl.wire import Gpu, MachineInfo
 
-BETWEEN_S = 0.5          # samples of processor time closer together than this say nothing
-GPU_S = 2.0              # age at which the cards are asked for again
-GPU_WAIT_S = 1.5         # for the first answer of the cards; later ones are not waited for
+BETWEEN_S = 0.5  # samples of processor time closer together than this say nothing
+GPU_S = 2.0  # age at which the cards are asked for again
+GPU_WAIT_S = 1.5  # for the first answer of the cards; later ones are not waited for
 CGROUP = Path("/sys/fs/cgroup")
-GPU_LIMIT_S = 20.0       # a driver that hangs
+GPU_LIMIT_S = 20.0  # a driver that hangs
 GPU_QUERY = "index,name,utilization.gpu,memory.used,memory.total,temperature.gpu,power.draw"
 MIB = 1 << 20
 
@@ -46,10 +46,18 @@ class Machine:
         memory = _memory()
         disk = shutil.disk_usage(self._folder)
         return MachineInfo(
-            host=os.uname().nodename, cpus=len(os.sched_getaffinity(0)), load=list(os.getloadavg()), cpu_percent=self._busy,
-            memory_bytes=memory.get("MemTotal"), memory_free_bytes=memory.get("MemAvailable"), disk_bytes=disk.total,
-            disk_free_bytes=disk.free, daemon_cpu_percent=self._share, daemon_memory_bytes=_resident(), gpus=cards,
-        )  # fmt: skip
+            host=os.uname().nodename,
+            cpus=len(os.sched_getaffinity(0)),
+            load=list(os.getloadavg()),
+            cpu_percent=self._busy,
+            memory_bytes=memory.get("MemTotal"),
+            memory_free_bytes=memory.get("MemAvailable"),
+            disk_bytes=disk.total,
+            disk_free_bytes=disk.free,
+            daemon_cpu_percent=self._share,
+            daemon_memory_bytes=_resident(),
+            gpus=cards,
+        )
 
     def _sample(self) -> None:
         now = time.monotonic()

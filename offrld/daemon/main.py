@@ -140,8 +140,11 @@ def _greet(address: str) -> None:
     usual = address == socket_url(usual_state_dirs()[0])
     first = "" if usual else f"export OFFRL_URL={address}; "
     print(f"offrld is ready at {logs.escaped(address)}; Ctrl-C ends it", file=sys.stderr)
-    print(f"in another terminal: {logs.escaped(first)}offrl datasets add NAME FILE, then offrl submit ALGORITHM --dataset NAME --wait",
-          file=sys.stderr, flush=True)  # fmt: skip
+    print(
+        f"in another terminal: {logs.escaped(first)}offrl datasets add NAME FILE, then offrl submit ALGORITHM --dataset NAME --wait",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 class _Parser(argparse.ArgumentParser):

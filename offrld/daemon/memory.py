@@ -16,8 +16,8 @@ from collections.abc import Callable
 from functools import cache
 
 LOOK_S = 0.5
-SETTLE_S = 1.0           # for ZeroMQ to give back what was in the connections
-M_ARENA_MAX = -8         # of malloc.h
+SETTLE_S = 1.0  # for ZeroMQ to give back what was in the connections
+M_ARENA_MAX = -8  # of malloc.h
 log = logging.getLogger("offrld.memory")
 
 

@@ -29,11 +29,11 @@ from offrld.daemon.records import Job
 if TYPE_CHECKING:
     from offrld.daemon.app import App
 
-SCRAPE_S = 5.0            # for the queue's part of a scrape; without an answer in time it is left out
-SOCKET_S = 10.0           # for a scraper to say what it wants
-SCRAPERS = 8              # connections at once; more are closed
-LAG_S = 0.5               # between two measurements of the event loop
-REASONS = 64              # codes of errors that get a series of their own: a plug-in may invent as many as it likes
+SCRAPE_S = 5.0  # for the queue's part of a scrape; without an answer in time it is left out
+SOCKET_S = 10.0  # for a scraper to say what it wants
+SCRAPERS = 8  # connections at once; more are closed
+LAG_S = 0.5  # between two measurements of the event loop
+REASONS = 64  # codes of errors that get a series of their own: a plug-in may invent as many as it likes
 REQUEST_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0)
 WAIT_BUCKETS = (0.1, 0.5, 1.0, 5.0, 30.0, 60.0, 300.0, 1800.0, 3600.0, 6 * 3600.0, 24 * 3600.0)
 LAG_BUCKETS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0)
@@ -47,26 +47,38 @@ class Metrics(Observer):
         disable_created_metrics()  # a second series beside each, of which Prometheus makes nothing
         self.registry = CollectorRegistry()
         self._requests = Counter(
-            "offrld_requests", "requests answered, by type and outcome (ok, or the code of the error)", ["type", "outcome"],
+            "offrld_requests",
+            "requests answered, by type and outcome (ok, or the code of the error)",
+            ["type", "outcome"],
             registry=self.registry,
-        )  # fmt: skip
+        )
         self._seconds = Histogram(
-            "offrld_request_seconds", "time from a request's arrival to its answer; get_events and read_log wait for news", ["type"],
-            buckets=REQUEST_BUCKETS, registry=self.registry,
-        )  # fmt: skip
-        self._wait = Histogram(
-            "offrld_queue_wait_seconds", "time from a job's submission to its first worker", ["kind"], buckets=WAIT_BUCKETS,
+            "offrld_request_seconds",
+            "time from a request's arrival to its answer; get_events and read_log wait for news",
+            ["type"],
+            buckets=REQUEST_BUCKETS,
             registry=self.registry,
-        )  # fmt: skip
+        )
+        self._wait = Histogram(
+            "offrld_queue_wait_seconds",
+            "time from a job's submission to its first worker",
+            ["kind"],
+            buckets=WAIT_BUCKETS,
+            registry=self.registry,
+        )
         self._starts = Counter("offrld_worker_starts", "worker processes started", ["kind"], registry=self.registry)
         self._exits = Counter(
-            "offrld_worker_exits", "worker processes gone, by what became of the job (stopped: back in the queue), or its error's code",
-            ["kind", "reason"], registry=self.registry,
-        )  # fmt: skip
-        self._lag = Histogram(
-            "offrld_event_loop_lag_seconds", "how late the event loop came to something that was due", buckets=LAG_BUCKETS,
+            "offrld_worker_exits",
+            "worker processes gone, by what became of the job (stopped: back in the queue), or its error's code",
+            ["kind", "reason"],
             registry=self.registry,
-        )  # fmt: skip
+        )
+        self._lag = Histogram(
+            "offrld_event_loop_lag_seconds",
+            "how late the event loop came to something that was due",
+            buckets=LAG_BUCKETS,
+            registry=self.registry,
+        )
         ProcessCollector(registry=self.registry)
         self._reasons: set[str] = set()
         self._server: _Server | None = None

@@ -82,7 +82,9 @@ def _statements(db: sqlite3.Connection, text: str) -> None:
 def _from_1(db: sqlite3.Connection) -> None:
     """Owners stand in the jobs table, and keys are theirs; start times, automatic retries, reruns, and jobs that retention passes over."""
     # Tables that were added to version 1 without a new number: a daemon of the first days has not made them.
-    _statements(db, """
+    _statements(
+        db,
+        """
         CREATE TABLE IF NOT EXISTS uses (
             job TEXT NOT NULL REFERENCES jobs (id) ON DELETE CASCADE,
             used TEXT NOT NULL REFERENCES jobs (id) ON DELETE CASCADE,
@@ -94,7 +96,8 @@ def _from_1(db: sqlite3.Connection) -> None:
         CREATE TABLE IF NOT EXISTS job_owners (
             job TEXT PRIMARY KEY REFERENCES jobs (id) ON DELETE CASCADE,
             name TEXT NOT NULL) STRICT, WITHOUT ROWID
-    """)  # fmt: skip
+    """,
+    )
     # With AUTOINCREMENT no number is given twice, also not that of a job that was deleted.
     last = db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'jobs'").fetchone()
     _statements(db, _JOBS_2.format(name="jobs_2"))

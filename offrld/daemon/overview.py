@@ -15,10 +15,10 @@ from offrld.daemon.infos import Waits
 from offrld.daemon.queue import UNFINISHED
 from offrld.daemon.records import Job
 
-ENDED = 8                # jobs that have ended, at the end of the list
-ENDED_AMONG = 2000       # of so many submitted last, so that a long history costs nothing
-CURVES = 16              # running jobs whose curve is shown
-EVENTS = 600             # of a job, the last, in which its curve is looked for
+ENDED = 8  # jobs that have ended, at the end of the list
+ENDED_AMONG = 2000  # of so many submitted last, so that a long history costs nothing
+CURVES = 16  # running jobs whose curve is shown
+EVENTS = 600  # of a job, the last, in which its curve is looked for
 STATES = ("running", "queued", "paused")
 PLAIN = re.compile(r"[A-Za-z0-9_./@ -]{1,100}")  # names that can stand in a JSON path
 
@@ -83,8 +83,12 @@ def look(db: Connection, limit: int, metric: str | None, points: int, settings: 
             if values:
                 history[job.id] = History(metric=name, steps=steps, values=values)
     return Look(
-        counts, [waits.info(job, spec=False) for job in jobs], len(unfinished) - len(first), history, waits.pause,
-    )  # fmt: skip
+        counts,
+        [waits.info(job, spec=False) for job in jobs],
+        len(unfinished) - len(first),
+        history,
+        waits.pause,
+    )
 
 
 def _ready(db: Connection, settings: Settings) -> list[int]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from offrl_store.errors import OffrlError
 
-AGAIN_S = 60.0           # between two lines about a loop that keeps failing
+AGAIN_S = 60.0  # between two lines about a loop that keeps failing
 log = logging.getLogger("offrld.passes")
 
 

@@ -43,8 +43,10 @@ def read(state: State, job: Job, into: str | None = None) -> Repeat:
     if into is not None and job.kind == "train":
         raise InvalidInput(f"--into {into}: job {job.id} is a train job, which gathers no steps", hint="leave it out")
     if into is None and job.kind == "train_online" and job.dataset is not None:
-        raise InvalidInput(f"job {job.id} gathered its steps in dataset {job.dataset!r}, its repetition needs a new one",
-                           hint=f"`offrl rerun {job.id} --into NAME`")  # fmt: skip
+        raise InvalidInput(
+            f"job {job.id} gathered its steps in dataset {job.dataset!r}, its repetition needs a new one",
+            hint=f"`offrl rerun {job.id} --into NAME`",
+        )
     made = TrainSpec if job.kind == "train" else TrainOnlineSpec
     run = state.job(job.id)
     kept = frozenset(path.stem for path in (run / TAKEN).glob("*.safetensors"))

@@ -103,8 +103,9 @@ def check_append(db: sqlite3.Connection, state: State, dataset: str, caller: Cal
     else:
         row = db.execute(
             "SELECT owner FROM jobs WHERE dataset = ? AND state IN ('queued', 'running', 'paused')"
-            " AND json_extract(spec, '$.limit') IS NOT NULL AND owner IS NOT ? LIMIT 1", (dataset, caller.name),
-        ).fetchone()  # fmt: skip
+            " AND json_extract(spec, '$.limit') IS NOT NULL AND owner IS NOT ? LIMIT 1",
+            (dataset, caller.name),
+        ).fetchone()
         if row is None:
             return
         owner, whose = row[0], f"is being made by {row[0]!r}"

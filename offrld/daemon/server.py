@@ -32,13 +32,13 @@ from offrld.daemon.logs import about
 from offrld.daemon.memory import MemoryGuard
 from offrld.daemon.state import SOCKET_LIMIT, refused
 
-PER_KEY = 512        # requests of one key that are being answered, over all its connections
+PER_KEY = 512  # requests of one key that are being answered, over all its connections
 IN_ALL = 4096
 ID_BYTES = 64
 BURST, TURN_S = 64, 0.005  # messages taken from a socket, and time spent on them, before other tasks get a turn
-LAST_S = 2.0         # for answers under way when the daemon stops
-FILES = 65_536       # open files asked for
-BULK = 50            # jobs, events or other entries of a reply, from which on it is encoded beside the loop
+LAST_S = 2.0  # for answers under way when the daemon stops
+FILES = 65_536  # open files asked for
+BULK = 50  # jobs, events or other entries of a reply, from which on it is encoded beside the loop
 log = logging.getLogger("offrld.server")
 
 Client = tuple[Endpoint, bytes]
@@ -49,9 +49,9 @@ class Question:
     """A request that is being answered: from where and whom it came, when, and how many bytes it holds until then."""
 
     client: Client
-    number: bytes                # of the client's own, to tell its answers apart
+    number: bytes  # of the client's own, to tell its answers apart
     caller: Caller
-    sender: Any                  # what tells who it is from: `Endpoint.caller`
+    sender: Any  # what tells who it is from: `Endpoint.caller`
     request: wire.Request
     began: float
     size: int

@@ -26,11 +26,15 @@ def listing(settings: Settings, sources: Sources) -> list[Setting]:
     values = dotted(settings.model_dump(mode="json"))
     return [
         Setting(
-            name=name, value=values.get(name, _group(settings, name)), default=_default(field), source=sources.of.get(name, "default"),
-            type=_type(field.annotation), help=field.description or "",
+            name=name,
+            value=values.get(name, _group(settings, name)),
+            default=_default(field),
+            source=sources.of.get(name, "default"),
+            type=_type(field.annotation),
+            help=field.description or "",
         )
         for name, field in fields(Settings)
-    ]  # fmt: skip
+    ]
 
 
 def default_toml() -> str:

@@ -19,9 +19,9 @@ from offrl.job import TRAINS
 from offrld.daemon.state import State
 from offrld.executors.local import LocalExecutor, LocalWorker
 
-THREADS = 1            # of the jobs that a spare worker can take: its libraries have read their number of threads already
-REFILL_S = 5.0         # after a spare was taken, at the latest: loading the next one must not slow down the start of the job
-FAILED_S = 60.0        # before the next attempt, where a spare worker has ended by itself
+THREADS = 1  # of the jobs that a spare worker can take: its libraries have read their number of threads already
+REFILL_S = 5.0  # after a spare was taken, at the latest: loading the next one must not slow down the start of the job
+FAILED_S = 60.0  # before the next attempt, where a spare worker has ended by itself
 CLOSE_S = 2.0
 LOG_BYTES = 1 << 20
 log = logging.getLogger("offrld.spare")

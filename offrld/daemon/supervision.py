@@ -16,7 +16,7 @@ from typing import Any
 from offrl.job import JobState
 
 STOPPED = 75  # exit status of a worker that was told to terminate, or found another worker in its run folder: nothing is wrong with the job
-TAIL_LINES, TAIL_BYTES = 20, 4000   # of the log, kept with the error
+TAIL_LINES, TAIL_BYTES = 20, 4000  # of the log, kept with the error
 CRASHED, OUT_OF_MEMORY, KILLED, HUNG = "worker_crashed", "out_of_memory", "worker_killed", "worker_hung"
 RETRIED = (CRASHED, OUT_OF_MEMORY, KILLED, HUNG)  # by themselves: the job may well do better the next time
 HINTS = {
@@ -32,7 +32,8 @@ CRASHED_IN_ENVIRONMENT = (
 # A line of the interpreter's stack, and where it goes over into an environment: file and functions.
 _FRAME = re.compile(r'^\s+File "(.+)", line (\d+) in (\S+)$')
 _INTO_ENVIRONMENT = {
-    "offrl/environments/calls.py": ("step", "reset", "close", "made_by", "spaces_of"), "offrl/rollout.py": ("make_env",),
+    "offrl/environments/calls.py": ("step", "reset", "close", "made_by", "spaces_of"),
+    "offrl/rollout.py": ("make_env",),
 }
 # What libraries write that end the process themselves when memory cannot be had.
 _NO_MEMORY = re.compile(r"std::bad_alloc|^MemoryError|out of memory|Cannot allocate memory|can't allocate memory", re.MULTILINE)
@@ -41,12 +42,12 @@ _NO_MEMORY = re.compile(r"std::bad_alloc|^MemoryError|out of memory|Cannot alloc
 class Cause(StrEnum):
     """Why a job failed, as far as trying again depends on it."""
 
-    CRASH = "crash"            # the process ended by itself, or with an error that nobody foresaw
-    OOM = "oom"                # no memory, of the machine or of the card
-    KILLED = "killed"          # SIGKILL or SIGTERM from outside
-    HANG = "hang"              # no sign of life
+    CRASH = "crash"  # the process ended by itself, or with an error that nobody foresaw
+    OOM = "oom"  # no memory, of the machine or of the card
+    KILLED = "killed"  # SIGKILL or SIGTERM from outside
+    HANG = "hang"  # no sign of life
     DISK_FULL = "disk_full"
-    BAD_INPUT = "bad_input"    # the job itself: it would fail again (also a diverged training)
+    BAD_INPUT = "bad_input"  # the job itself: it would fail again (also a diverged training)
 
 
 _CAUSES = {

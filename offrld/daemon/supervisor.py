@@ -35,16 +35,16 @@ from offrld.daemon.vital import Vital
 from offrld.executors.local import LocalExecutor, LocalWorker, assign, end_leftovers, leftovers, unassign, unassign_ended
 from offrld.executors.oom import OomCounter
 
-GATHER_S = 0.05      # lines that come so close together are taken over in one transaction
-RETRY_S = 2.0        # before the queue is tried again where it could not be written (full disk)
-CLOCK_S = 2.0        # between two looks at the clock while jobs wait for a time, or for memory
+GATHER_S = 0.05  # lines that come so close together are taken over in one transaction
+RETRY_S = 2.0  # before the queue is tried again where it could not be written (full disk)
+CLOCK_S = 2.0  # between two looks at the clock while jobs wait for a time, or for memory
 WORKER_BYTES = 600 << 20  # of a train worker, until one was measured
-RESERVE = 0.1        # of the machine's memory, which no further train job is started into
+RESERVE = 0.1  # of the machine's memory, which no further train job is started into
 HOUSEKEEPING_S = 3600.0
 HOUSE_RETRY_S = 60.0
-LOOK_S = 5.0         # between two looks at a running worker: whether it lives, and whether the kernel has ended processes for their memory
-OOM_S = 1.0          # between the kernel's count and the end of the process that it was for
-STACKS_S = 1.0       # that a hung worker has to write down where it stands
+LOOK_S = 5.0  # between two looks at a running worker: whether it lives, and whether the kernel has ended processes for their memory
+OOM_S = 1.0  # between the kernel's count and the end of the process that it was for
+STACKS_S = 1.0  # that a hung worker has to write down where it stands
 log = logging.getLogger("offrld.supervisor")
 
 
@@ -57,12 +57,12 @@ class Attempt:
     worker: LocalWorker | None = None
     place: devices.Place | None = None
     oom: OomCounter | None = None
-    oom_at: float = -math.inf   # when the kernel was last seen to have ended a process for its memory
-    silent: str = ""            # it was killed because it hung, and this says how
+    oom_at: float = -math.inf  # when the kernel was last seen to have ended a process for its memory
+    silent: str = ""  # it was killed because it hung, and this says how
     news: asyncio.Event = field(default_factory=asyncio.Event)
     last_line: bytes = b""
     deadline: asyncio.TimerHandle | None = None
-    lost: bool = False          # stopped because the daemon stops
+    lost: bool = False  # stopped because the daemon stops
 
     def line(self, line: bytes) -> None:
         """A line of the worker's stdout."""
@@ -100,7 +100,7 @@ class Supervisor:
         # Looked for before anything is started here, so that all that is found is a former daemon's.
         self._leftovers = leftovers(state.root)
         self._largest = WORKER_BYTES  # of a train worker that was seen
-        self._short = False           # jobs wait for memory
+        self._short = False  # jobs wait for memory
 
     @property
     def running(self) -> int:
@@ -144,8 +144,11 @@ class Supervisor:
         chosen = self._settings.devices
         self.devices.inventory = await devices.inventory(chosen.cards, chosen.slots, chosen.memory_mb, chosen.threads)
         cards = self.devices.inventory.cards
-        log.info("%d CPU threads for train jobs, cards: %s", self.devices.inventory.threads,
-                 "as the workers find them" if cards is None else ", ".join(card.name for card in cards) or "none")  # fmt: skip
+        log.info(
+            "%d CPU threads for train jobs, cards: %s",
+            self.devices.inventory.threads,
+            "as the workers find them" if cards is None else ", ".join(card.name for card in cards) or "none",
+        )
         self._spawn(forever(self.passes, "housekeeping", self._keep_house, HOUSEKEEPING_S, min(HOUSEKEEPING_S, HOUSE_RETRY_S)))
         self._spawn(self._spares.fill())
         while not self._stopping:
@@ -189,9 +192,12 @@ class Supervisor:
                     break
                 fitting = _Fitting(self.devices) if lane == "train" else None
                 job = await self._database.write(
-                    queue.claim, lane, fitting, longest_retry_s=self._settings.retry.max_s,
+                    queue.claim,
+                    lane,
+                    fitting,
+                    longest_retry_s=self._settings.retry.max_s,
                     most=self._settings.limits.running_per_owner if lane == "train" else 0,
-                )  # fmt: skip
+                )
                 if job is None:
                     break
                 self._begin(job, self._work, fitting.place if fitting is not None else None)
@@ -317,15 +323,24 @@ class Supervisor:
         elif device == "auto" and self.devices.inventory.cards is not None:
             chosen = "cpu"
         return {
-            "type": "start", "job": job.id, "attempt": job.attempt, "state_dir": str(self._state.root), "spec": job.spec,
-            "snapshot": job.snapshot, "import_roots": [str(root) for root in self._settings.import_roots],
-            "folder": str(self._state.job(job.id)), "log": str(self._state.log(job.id)), "device": chosen,
+            "type": "start",
+            "job": job.id,
+            "attempt": job.attempt,
+            "state_dir": str(self._state.root),
+            "spec": job.spec,
+            "snapshot": job.snapshot,
+            "import_roots": [str(root) for root in self._settings.import_roots],
+            "folder": str(self._state.job(job.id)),
+            "log": str(self._state.log(job.id)),
+            "device": chosen,
             "environment": self._settings.named.environment() if job.kind == "import" else self.devices.environment(attempt.place, device),
             "keep_checkpoints": self._settings.keep.checkpoints,
-            "keep_free_bytes": self._settings.uploads.keep_free_bytes, "quota_bytes": self._settings.disk.quota_bytes,
-            "confine": self._settings.workers.confine, "import_memory_mb": self._settings.workers.import_memory_mb,
+            "keep_free_bytes": self._settings.uploads.keep_free_bytes,
+            "quota_bytes": self._settings.disk.quota_bytes,
+            "confine": self._settings.workers.confine,
+            "import_memory_mb": self._settings.workers.import_memory_mb,
             "stop_s": 0.9 * self._settings.grace.stop_s,  # so that the worker still says in its log what has become of its checkpoint
-        }  # fmt: skip
+        }
 
     async def _exit(self, attempt: Attempt, status: int, began: int) -> Exit:
         """How the worker ended; ``began``: the size of its log when the attempt began."""

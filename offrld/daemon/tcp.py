@@ -17,12 +17,12 @@ from offrl.errors import InvalidInput
 from offrld.daemon import frames
 from offrld.daemon.auth import ZAP_DOMAIN, Authenticator
 
-START_S = 60.0           # for the process to listen
-AGAIN_S = 0.2            # before it is started again
-WAITING = 256            # messages that wait to be taken, before no more are read
+START_S = 60.0  # for the process to listen
+AGAIN_S = 0.2  # before it is started again
+WAITING = 256  # messages that wait to be taken, before no more are read
 CLOSE_S = 2.0
-FRAMES, HEAD = 4, 4      # of a message with the one that names the client; those that the gateway puts before its own
-MOST_FRAMES = 16         # of what the gateway says: a question of ZeroMQ has ten
+FRAMES, HEAD = 4, 4  # of a message with the one that names the client; those that the gateway puts before its own
+MOST_FRAMES = 16  # of what the gateway says: a question of ZeroMQ has ten
 log = logging.getLogger("offrld.server")
 
 Sender = tuple[str, str]  # public key and address of who sent a message
@@ -36,9 +36,16 @@ class TcpSocket:
     ) -> None:
         self._authenticator = authenticator
         self._options = {
-            "url": url, "secret": secret, "zap_domain": ZAP_DOMAIN.decode(), "max_connections": most, "max_message": wire.MAX_MESSAGE,
-            "frames": FRAMES - 1, "per_client": per_client, "memory_bytes": memory_bytes, "again": False,
-        }  # fmt: skip
+            "url": url,
+            "secret": secret,
+            "zap_domain": ZAP_DOMAIN.decode(),
+            "max_connections": most,
+            "max_message": wire.MAX_MESSAGE,
+            "frames": FRAMES - 1,
+            "per_client": per_client,
+            "memory_bytes": memory_bytes,
+            "again": False,
+        }
         self._messages: deque[tuple[list[bytes], Sender]] = deque()
         self._news = asyncio.Event()
         self._link: _Link | None = None
@@ -54,9 +61,11 @@ class TcpSocket:
         try:
             with theirs:
                 process = subprocess.Popen(
-                    [sys.executable, "-m", "offrld.daemon.gateway", str(theirs.fileno())], stdin=subprocess.PIPE,
-                    pass_fds=[theirs.fileno()], env=environment,
-                )  # fmt: skip
+                    [sys.executable, "-m", "offrld.daemon.gateway", str(theirs.fileno())],
+                    stdin=subprocess.PIPE,
+                    pass_fds=[theirs.fileno()],
+                    env=environment,
+                )
             assert process.stdin is not None
             with process.stdin as stdin, contextlib.suppress(BrokenPipeError):
                 stdin.write(json.dumps(self._options).encode() + b"\n")

@@ -44,8 +44,8 @@ class Uploads:
         self._keep_free = keep_free
         self._sizes: dict[str, dict[str, int]] = {}  # upload -> path -> declared size, for those in use
         self._used: dict[str, float] = {}  # upload -> when it was last gone on with, of a clock that nobody sets
-        self._busy: Counter[str] = Counter()         # upload -> requests that are working on it
-        self._owners: dict[str, str] = {}            # upload -> name of who began it
+        self._busy: Counter[str] = Counter()  # upload -> requests that are working on it
+        self._owners: dict[str, str] = {}  # upload -> name of who began it
         self._hashes: dict[str, dict[str, tuple[Any, int]]] = {}  # upload -> path -> SHA-256 of its first bytes, and how many
 
     def open(self, upload: str, files: list[FileEntry], caller: Caller) -> dict[str, int]:
@@ -287,10 +287,17 @@ class Uploads:
             except Unknown:  # being begun, or what a crash left of one
                 manifest = []
             size = sum(entry["size"] for entry in manifest)
-            found.append(UploadInfo(
-                upload=upload, owner=owner, files=len(manifest), size=size, bytes=size - self._left(upload, manifest),
-                finished=(self._folder / upload / "finished").exists(), age_s=round(self._age_s(upload), 3),
-            ))  # fmt: skip
+            found.append(
+                UploadInfo(
+                    upload=upload,
+                    owner=owner,
+                    files=len(manifest),
+                    size=size,
+                    bytes=size - self._left(upload, manifest),
+                    finished=(self._folder / upload / "finished").exists(),
+                    age_s=round(self._age_s(upload), 3),
+                )
+            )
         return sorted(found, key=lambda info: (-info.age_s, info.upload))
 
     def check_removable(self, upload: str, caller: Caller) -> None:

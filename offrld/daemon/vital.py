@@ -18,9 +18,9 @@ class Vital:
         """``loops``: the job's kind has a loop that gives signs all the time, once it has begun; others are given the longer time."""
         self._grace, self._loops = grace, loops
         self._since = time.monotonic()
-        self.heard = False          # it has said anything at all
+        self.heard = False  # it has said anything at all
         self.busy = "starting"
-        self.device_bytes = 0       # the most memory of a card that it has told of
+        self.device_bytes = 0  # the most memory of a card that it has told of
 
     def line(self, line: bytes) -> bool:
         """Any line of the worker's; False for a mere sign of life, in which nothing else stands."""

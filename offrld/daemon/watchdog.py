@@ -16,7 +16,7 @@ from offrld.daemon.database import Connection
 from offrld.daemon.notify import notify, watchdog_interval
 from offrld.daemon.passes import forever
 
-STATUS_S = 10.0          # between two words of how the service is, where no watchdog wants more
+STATUS_S = 10.0  # between two words of how the service is, where no watchdog wants more
 log = logging.getLogger("offrld.watchdog")
 
 

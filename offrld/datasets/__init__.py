@@ -30,9 +30,13 @@ Progress = Callable[[int, int | None], None]
 
 
 def open_named(
-    name: str, *, options: Mapping[str, Any] | None = None, skip_bad: bool = False, message: Callable[[str], None] = lambda line: None,
+    name: str,
+    *,
+    options: Mapping[str, Any] | None = None,
+    skip_bad: bool = False,
+    message: Callable[[str], None] = lambda line: None,
     progress: Progress | None = None,
-) -> Source:  # fmt: skip
+) -> Source:
     """Finds, fetches or makes a dataset; gives its episodes as an importer does.
 
     Args:
@@ -53,23 +57,27 @@ def open_named(
             raise Unknown(f"{name} has no option {option!r}", hint=nearest(option, known) or f"known: {', '.join(known)}")
     shared = {option: options.pop(option) for option in list(options) if option in shared}
     if named.kind == "collected":
-        from . import collected
+        from offrld.datasets import collected
 
         return collected.open_named(named, message, **options)
     if named.kind == "atari":
-        from . import atari
+        from offrld.datasets import atari
 
         bad = BadEpisodes(skip_bad, common.CommonOptions(**shared))
         return atari.open_named(named, bad, message, progress, **options)
-    from . import d4rl, minari
+    from offrld.datasets import d4rl, minari
 
     return (d4rl if named.kind == "d4rl" else minari).open_named(named, message, progress, options=shared, skip_bad=skip_bad)
 
 
 def get(
-    name: str, *, folder: str | Path | None = None, options: Mapping[str, Any] | None = None, message: Callable[[str], None] = print,
+    name: str,
+    *,
+    folder: str | Path | None = None,
+    options: Mapping[str, Any] | None = None,
+    message: Callable[[str], None] = print,
     **env_options: Any,
-) -> tuple[EpisodeStore, Any]:  # fmt: skip
+) -> tuple[EpisodeStore, Any]:
     """A dataset as a store, and its environment: ``(store, env)``; ``env`` is None where gymnasium has none for it.
 
     Args:
@@ -80,7 +88,7 @@ def get(
 
     Raises as `open_named`.
     """
-    from . import places
+    from offrld.datasets import places
 
     named = find(name)
     root = Path(folder) if folder is not None else places.stores_folder()

@@ -9,19 +9,23 @@ from urllib.parse import quote
 from offrl.environments import games
 from offrl.named import LAST_EPOCH, Named
 from offrl_store.errors import InvalidInput
+from offrld.datasets import places
+from offrld.datasets.download import Progress, fetch
 from offrld.importers.atari import ELEMENTS, Epoch, logged_name, open_epochs
 from offrld.importers.source import BadEpisodes, Source
-
-from . import places
-from .download import Progress, fetch
 
 FRACTION = 0.01  # of each epoch, where all of them are wanted
 
 
 def open_named(
-    named: Named, bad: BadEpisodes, message: Callable[[str], None], progress: Progress | None = None, fraction: float | None = None,
-    seed: int = 0, epochs: list[int] | None = None,
-) -> Source:  # fmt: skip
+    named: Named,
+    bad: BadEpisodes,
+    message: Callable[[str], None],
+    progress: Progress | None = None,
+    fraction: float | None = None,
+    seed: int = 0,
+    epochs: list[int] | None = None,
+) -> Source:
     """The episodes of a name.
 
     Args:
@@ -67,5 +71,6 @@ def _mirrored(folder: Path, name: str, index: int, epoch: int) -> dict[str, Path
     ):
         if all(file.is_file() for file in files.values()):
             return files
-    raise InvalidInput(f"{folder} holds no epoch {epoch} of {name}, run {index}",
-                       hint=f"it belongs into {run}/replay_logs, named as in the bucket")  # fmt: skip
+    raise InvalidInput(
+        f"{folder} holds no epoch {epoch} of {name}, run {index}", hint=f"it belongs into {run}/replay_logs, named as in the bucket"
+    )

@@ -9,11 +9,10 @@ from urllib.parse import urlsplit
 
 from offrl.named import Named
 from offrl_store.errors import InvalidInput
+from offrld.datasets import places
+from offrld.datasets.download import Progress, fetch
 from offrld.importers import open_source
 from offrld.importers.source import Source
-
-from . import places
-from .download import Progress, fetch
 
 _MAZES = {"umaze": "u-maze", "medium": "big-maze", "large": "hardest-maze"}
 _KITCHEN = {

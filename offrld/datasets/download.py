@@ -28,8 +28,7 @@ from typing import Any, BinaryIO
 
 from offrl.errors import DownloadFailed
 from offrl_store.disk import disk_errors, reserve, sync_folder
-
-from .crc32c import crc32c
+from offrld.datasets.crc32c import crc32c
 
 CHUNK = 1 << 20
 ATTEMPTS = 5  # in a row without a single byte

@@ -17,11 +17,10 @@ from urllib.parse import quote, urlencode
 from offrl.named import Named
 from offrl_store.disk import disk_errors, sync_folder
 from offrl_store.errors import InvalidInput
+from offrld.datasets import places
+from offrld.datasets.download import GCS, Progress, fetch, read_json
 from offrld.importers import open_source
 from offrld.importers.source import Source
-
-from . import places
-from .download import GCS, Progress, fetch, read_json
 
 File = tuple[str, str, str | None]  # its path below the dataset's folder, its address, its sha256 where that is listed
 
@@ -57,10 +56,14 @@ def _files(name: str, remote: str, part: Path, progress: Progress | None) -> Ite
         repository = f"{place}/{namespace}"
         listed = read_json(f"{host}/api/datasets/{quote(repository)}/tree/main/{quote(rest)}?recursive=true")
         found = [
-            (each["path"].removeprefix(f"{rest}/"), f"{host}/datasets/{quote(repository)}/resolve/main/{quote(each['path'])}",
-             (each.get("lfs") or {}).get("oid"))
-            for each in listed if each.get("type") == "file"
-        ]  # fmt: skip
+            (
+                each["path"].removeprefix(f"{rest}/"),
+                f"{host}/datasets/{quote(repository)}/resolve/main/{quote(each['path'])}",
+                (each.get("lfs") or {}).get("oid"),
+            )
+            for each in listed
+            if each.get("type") == "file"
+        ]
     elif scheme in ("gcp", "gs"):
         found, token = [], ""
         while True:
@@ -77,8 +80,10 @@ def _files(name: str, remote: str, part: Path, progress: Progress | None) -> Ite
         yield "data/metadata.json", f"{base}/data/metadata.json", None
         stated = json.loads((part / "data" / "metadata.json").read_text())
         if stated.get("data_format", "hdf5") != "hdf5":
-            raise InvalidInput(f"{name} is kept as {stated['data_format']}, whose files the server does not list",
-                               hint=f"copy its folder to {places.minari_folder() / name}")  # fmt: skip
+            raise InvalidInput(
+                f"{name} is kept as {stated['data_format']}, whose files the server does not list",
+                hint=f"copy its folder to {places.minari_folder() / name}",
+            )
         found = [("data/main_data.hdf5", f"{base}/data/main_data.hdf5", None)]
     for path, url, sha256 in found:
         if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:

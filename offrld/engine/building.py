@@ -104,8 +104,10 @@ class Shapes:
         """
         fields = self.space.observation
         unknown = {name: (np.full(shape, -np.inf), np.full(shape, np.inf)) for name, (_, shape) in fields.items()}
-        bounds = {name: tuple(np.asarray(b, fields[name][0]) for b in self.bounds[name]) if name in self.bounds else _cast(unknown[name], d)
-                  for name, (d, _) in fields.items()}  # fmt: skip
+        bounds = {
+            name: tuple(np.asarray(b, fields[name][0]) for b in self.bounds[name]) if name in self.bounds else _cast(unknown[name], d)
+            for name, (d, _) in fields.items()
+        }
         frames = getattr(config, "frame_stack", 1)
         observation = observation_between(config.observation_scaler, bounds, dtype, device)
         observation = {name: scaler if scaler is None else scaler.stacked(frames) for name, scaler in observation.items()}

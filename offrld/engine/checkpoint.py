@@ -77,5 +77,3 @@ def _crc32(tensors: dict[str, Tensor]) -> int:
     for name in sorted(tensors):
         value = zlib.crc32(memoryview(tensors[name].reshape(-1).view(torch.uint8).numpy()), zlib.crc32(name.encode(), value))
     return value
-
-

@@ -111,25 +111,43 @@ class Creation:
                 bounds, source = _declared(store.schema, action_low, action_high), "declared"
             space = space_of(store.schema, store.metadata, bounds, source, config.frame_stack, lambda: data.action_range(store))
             if space.source == "inferred" and not space.discrete and store.metadata.get("bounds") != "inferred":
-                log("the dataset declares no bounds for its actions: the range of the data is taken; "
-                    "action_low and action_high declare others")  # fmt: skip
+                log(
+                    "the dataset declares no bounds for its actions: the range of the data is taken; "
+                    "action_low and action_high declare others"
+                )
             training, held_out = data.split(len(store), holdout, episodes)
         algorithm.check(space)
         source = None if start is None else loaded_of(start)
         if scalers is None:
-            own = (data.fit_scalers(config, dataset, space, training, dtype, where) if dataset is not None
-                   else shapes.scalers(config, dtype, where))  # fmt: skip
+            own = (
+                data.fit_scalers(config, dataset, space, training, dtype, where)
+                if dataset is not None
+                else shapes.scalers(config, dtype, where)
+            )
             scalers = own if source is None else scalers_like(source[0], config, space, own, dtype=dtype, device=where, log=log)
         if dataset is not None:
             for text in check_precision(dataset, config, space, scalers, training):
                 log(f"warning: {text}")
         together = where.type == "cuda" if stacked is None else stacked
         learner = cls(
-            algorithm, config, dataset, space,
-            seeds=seeds, device=where, runner=runner, dtype=dtype, training=training, holdout=held_out, scalers=scalers,
-            stacked=together and len(seeds) > 1, feed=feed, linear=linear, cache_dir=cache_dir,
-            inputs=take_inputs(algorithm, config, space, inputs or {}), log=log,
-        )  # fmt: skip
+            algorithm,
+            config,
+            dataset,
+            space,
+            seeds=seeds,
+            device=where,
+            runner=runner,
+            dtype=dtype,
+            training=training,
+            holdout=held_out,
+            scalers=scalers,
+            stacked=together and len(seeds) > 1,
+            feed=feed,
+            linear=linear,
+            cache_dir=cache_dir,
+            inputs=take_inputs(algorithm, config, space, inputs or {}),
+            log=log,
+        )
         if source is not None:
             learner.start_from(source, transfer, fresh_optimizer=fresh_optimizer)
         if dataset is not None:

@@ -141,9 +141,7 @@ def stacked_rows(column: np.ndarray, rows: np.ndarray, first: int, k: int) -> np
     return np.concatenate(frames, axis=1)
 
 
-def fit_scalers(
-    config: Any, store: EpisodeStore, space: Space, training: np.ndarray, dtype: torch.dtype, device: torch.device
-) -> Scalers:
+def fit_scalers(config: Any, store: EpisodeStore, space: Space, training: np.ndarray, dtype: torch.dtype, device: torch.device) -> Scalers:
     """Fit the scalers that ``config`` asks for on the transitions of the ``training`` episodes.
 
     Fitted on single observations; with ``frame_stack`` they then apply to each of the stacked frames alike. An algorithm without a
@@ -165,10 +163,12 @@ def fit_scalers(
     if not space.discrete:
         action = fit_action(getattr(config, "action_scaler", ActionScaler()), space.low, space.high, dtype, device)
     scaler = fit_reward(
-        getattr(config, "reward_scaler", RewardScaler()), blocks(reward),
+        getattr(config, "reward_scaler", RewardScaler()),
+        blocks(reward),
         lambda: np.array([reward[first:end].sum(dtype=np.float64) for first, end in spans]),
-        torch.float64 if is_wide(reward.dtype) else dtype, device,
-    )  # fmt: skip
+        torch.float64 if is_wide(reward.dtype) else dtype,
+        device,
+    )
     return Scalers(observation, action, scaler)
 
 

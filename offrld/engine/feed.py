@@ -96,9 +96,17 @@ class Feed:
 
 
 def request_of(
-    algorithm: Algorithm, config: Any, store: EpisodeStore, space: Space, scalers: Scalers, policy_actions: np.ndarray | None = None, *,
-    seeds: tuple[int, ...], episodes: np.ndarray | None, stacked: bool,
-) -> Request:  # fmt: skip
+    algorithm: Algorithm,
+    config: Any,
+    store: EpisodeStore,
+    space: Space,
+    scalers: Scalers,
+    policy_actions: np.ndarray | None = None,
+    *,
+    seeds: tuple[int, ...],
+    episodes: np.ndarray | None,
+    stacked: bool,
+) -> Request:
     """What an algorithm takes from a store.
 
     Args:
@@ -153,9 +161,7 @@ def placed(value: Tensor) -> Tensor:
     return aligned(value) if value.device.type == "cpu" else value
 
 
-def view_observation(
-    fields: dict[str, Tensor], scalers: Scalers, dtype: torch.dtype, device: torch.device, lead: int = 1
-) -> Observation:
+def view_observation(fields: dict[str, Tensor], scalers: Scalers, dtype: torch.dtype, device: torch.device, lead: int = 1) -> Observation:
     """Scale each field and put them together as `Space.view` says: vectors joined, an image by itself, a dict where there are images
     among several fields. ``lead`` axes come before a sample's."""
     parts = {}

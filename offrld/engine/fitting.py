@@ -21,7 +21,7 @@ from offrld.engine.metrics import Means
 
 Metrics = dict[str, dict[int, float]]  # name -> seed -> value
 VALIDATION_BATCHES = 16
-BLOCK = 100                            # updates between two looks at the progress bar
+BLOCK = 100  # updates between two looks at the progress bar
 
 
 class Fitting:
@@ -57,8 +57,16 @@ class Fitting:
 
     def _given(self) -> Given:
         groups = [self.seeds] if self._stacked else [(seed,) for seed in self.seeds]
-        return Given(self.algorithm, self.config, self.space_, self._scalers, groups=groups, stacked=self._stacked, dtype=self._dtype,
-                     device=self._device)  # fmt: skip
+        return Given(
+            self.algorithm,
+            self.config,
+            self.space_,
+            self._scalers,
+            groups=groups,
+            stacked=self._stacked,
+            dtype=self._dtype,
+            device=self._device,
+        )
 
     # ----------------------------------------------------------------------------------------------------------------- loops
     def fit(self, steps: int | None = None, **options: Any) -> list[tuple[int, Metrics]]:
@@ -170,7 +178,7 @@ class Fitting:
     # -------------------------------------------------------------------------------------------------------------- plumbing
     def _plan(
         self, steps: int | None, epochs: int | None, per_epoch: int | None, episodes: Any, transitions: Any, shuffle: bool | None
-    ) -> _Plan:  # fmt: skip
+    ) -> _Plan:
         if self.store is None:
             raise InvalidInput("this learner has no dataset to train on", hint="give one when it is made or loaded, or use update(batch)")
         if (steps is None) == (epochs is None):
@@ -206,8 +214,10 @@ class Fitting:
     def _store_of(self, episodes: Sequence[Episode]) -> EpisodeStore:
         """A temporary store of episodes that are not in this learner's own."""
         if self.algorithm.prepare is not None or self.algorithm.next_action == "policy":
-            raise InvalidInput(f"{self.algorithm.name} learns from what it has prepared of its own dataset, not from other episodes",
-                               hint="make a new learner of them: offrld.train(...)")  # fmt: skip
+            raise InvalidInput(
+                f"{self.algorithm.name} learns from what it has prepared of its own dataset, not from other episodes",
+                hint="make a new learner of them: offrld.train(...)",
+            )
         store = create_temporary(self.store.schema)
         with store.writer() as writer:
             for episode in episodes:
@@ -263,10 +273,10 @@ def _are_episodes(given: Any) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class _Plan:
-    total: int              # updates
+    total: int  # updates
     per_epoch: int
-    feeds: Any              # None: the learner's own
-    first: int              # the feeds' number of the first batch
+    feeds: Any  # None: the learner's own
+    first: int  # the feeds' number of the first batch
 
 
 class _Bar:
@@ -275,8 +285,13 @@ class _Bar:
     def __init__(self, total: int) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        self._progress = Progress(TextColumn("epoch {task.fields[epoch]}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-                                  TextColumn("{task.fields[shown]}"))  # fmt: skip
+        self._progress = Progress(
+            TextColumn("epoch {task.fields[epoch]}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[shown]}"),
+        )
         self._task = self._progress.add_task("training", total=total, epoch=1, shown="")
 
     def __enter__(self) -> _Bar:

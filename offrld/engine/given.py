@@ -26,9 +26,17 @@ class Given:
     """
 
     def __init__(
-        self, algorithm: Algorithm, config: Any, space: Space, scalers: Scalers, *, groups: list[tuple[int, ...]], stacked: bool,
-        dtype: torch.dtype, device: torch.device,
-    ) -> None:  # fmt: skip
+        self,
+        algorithm: Algorithm,
+        config: Any,
+        space: Space,
+        scalers: Scalers,
+        *,
+        groups: list[tuple[int, ...]],
+        stacked: bool,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
         self._algorithm, self._config, self._space, self._scalers = algorithm, config, space, scalers
         self._groups, self._stacked, self._dtype, self._device = groups, stacked, dtype, device
 
@@ -44,8 +52,10 @@ class Given:
         kind = KINDS[self._algorithm.batch_kind]
         if isinstance(batch, Batch | Windows | Rollout):
             if not isinstance(batch, kind) or self._stacked or len(self._groups) > 1:
-                raise InvalidInput(f"a {type(batch).__name__} is one seed's, this learner takes {kind.__name__} for {len(self._groups)} "
-                                   "seeds", hint="give the store's own batch, which serves them all")  # fmt: skip
+                raise InvalidInput(
+                    f"a {type(batch).__name__} is one seed's, this learner takes {kind.__name__} for {len(self._groups)} seeds",
+                    hint="give the store's own batch, which serves them all",
+                )
             return [batch]
         if self._algorithm.plays:
             raise InvalidInput(f"{self._algorithm.name} takes a Rollout, got a {type(batch).__name__}", hint="it learns from its own play")
@@ -77,8 +87,10 @@ class Given:
         for name, (_, shape) in self._space.inputs.items():
             if name not in seen or np.shape(seen[name]) != (*lead, *shape):
                 got = list(np.shape(seen[name])) if name in seen else "missing"
-                raise InvalidInput(f"observation {name!r} of the batch is {got}, {[*lead, *shape]} is needed",
-                                   hint=f"sample with frame_stack={self._config.frame_stack}")  # fmt: skip
+                raise InvalidInput(
+                    f"observation {name!r} of the batch is {got}, {[*lead, *shape]} is needed",
+                    hint=f"sample with frame_stack={self._config.frame_stack}",
+                )
         weight = getattr(batch, "weight", None)
         if weight is not None and (np.shape(weight) != lead or not np.all(np.isfinite(weight)) or np.any(np.asarray(weight) < 0)):
             raise InvalidInput(f"weight of the batch is {list(np.shape(weight))} numbers", hint=f"give {list(lead)} finite ones from 0")

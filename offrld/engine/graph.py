@@ -20,12 +20,12 @@ from offrld.engine.feed import Feed, placed
 from offrld.engine.state import Due
 from offrld.engine.update import Updater
 
-LENGTH = 32             # updates per chunk: launching one graph costs 10 us and more, an update of small networks 60
-BATCH_BYTES = 1 << 29   # that a chunk's batches may take: those of images are drawn fewer at a time
-GRAPHS = 16             # captured at most: each keeps its own description, though they share their memory
-MET = 2                 # times that a pattern is met before it is worth capturing
-WARM = 2                # runs before a capture, in which libraries make their workspaces
-SLACK = 0.05            # of its mean move, by which a parameter may on average differ from where single updates take it
+LENGTH = 32  # updates per chunk: launching one graph costs 10 us and more, an update of small networks 60
+BATCH_BYTES = 1 << 29  # that a chunk's batches may take: those of images are drawn fewer at a time
+GRAPHS = 16  # captured at most: each keeps its own description, though they share their memory
+MET = 2  # times that a pattern is met before it is worth capturing
+WARM = 2  # runs before a capture, in which libraries make their workspaces
+SLACK = 0.05  # of its mean move, by which a parameter may on average differ from where single updates take it
 
 
 @dataclass(frozen=True)
@@ -119,9 +119,15 @@ class Chunks:
     """
 
     def __init__(
-        self, updater: Updater, schedules: Mapping[str, Sequence[Due]], feeds: Mapping[str, Sequence[Feed]], device: torch.device,
-        *, capture: Capture, length: int = LENGTH,
-    ) -> None:  # fmt: skip
+        self,
+        updater: Updater,
+        schedules: Mapping[str, Sequence[Due]],
+        feeds: Mapping[str, Sequence[Feed]],
+        device: torch.device,
+        *,
+        capture: Capture,
+        length: int = LENGTH,
+    ) -> None:
         self._updater, self._schedules, self._feeds, self._device = updater, schedules, feeds, device
         self._capture, self.length = capture, length
         self._met: dict[Pattern, int] = {}

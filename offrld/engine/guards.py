@@ -24,14 +24,14 @@ from offrld.engine.feed import Scalers
 from offrld.engine.space import Space, is_image
 from offrld.preprocess.scalers import is_wide
 
-VALUES = ("q_mean", "v_mean", "target_mean")       # metrics in the unit of values
-WARN, STOP = 10.0, 1000.0                          # times what rewards allow
-LOSS_WARN, LOSS_STOP = 1e6, 1e12                   # times the first mean of a loss (taken for 1 where it is less)
+VALUES = ("q_mean", "v_mean", "target_mean")  # metrics in the unit of values
+WARN, STOP = 10.0, 1000.0  # times what rewards allow
+LOSS_WARN, LOSS_STOP = 1e6, 1e12  # times the first mean of a loss (taken for 1 where it is less)
 HUGE_RETURN = 1e4
 WIDE_OBSERVATION = 1e3
-ENDLESS = 1000                                     # steps of a single episode from which its end may have been lost
-ROWS = 100_000                                     # looked at for ranges
-LOST, COARSE = 16, 1024                            # steps of float32 within a deviation: what is below is refused, or warned of
+ENDLESS = 1000  # steps of a single episode from which its end may have been lost
+ROWS = 100_000  # looked at for ranges
+LOST, COARSE = 16, 1024  # steps of float32 within a deviation: what is below is refused, or warned of
 HELP = "try a smaller learning rate, gradient clipping, or a reward or observation scaler"
 
 
@@ -114,8 +114,9 @@ class Guard:
         if not math.isfinite(value):
             return trouble(f"became {value}", True)
         if name in VALUES and self._limit is not None and abs(value) > WARN * self._limit:
-            return trouble(f"ran away to {value:.3g}, {abs(value) / self._limit:.0f} times what the rewards allow",
-                           abs(value) > STOP * self._limit)  # fmt: skip
+            return trouble(
+                f"ran away to {value:.3g}, {abs(value) / self._limit:.0f} times what the rewards allow", abs(value) > STOP * self._limit
+            )
         if name.endswith("loss"):
             first = max(abs(self._first.setdefault(name, {}).setdefault(seed, value)), 1.0)
             if abs(value) > LOSS_WARN * first:
@@ -164,8 +165,10 @@ def check_precision(store: EpisodeStore, config: Any, space: Space, scalers: Sca
     Raises:
         InvalidInput: what varies in the data is lost altogether: seconds since 1970 without a scaler, which are 128 apart in float32.
     """
-    columns = {("observation." + name if isinstance(store.schema.observation, dict) else "observation"): scalers.observation[name]
-               for name in space.observation}  # fmt: skip
+    columns = {
+        ("observation." + name if isinstance(store.schema.observation, dict) else "observation"): scalers.observation[name]
+        for name in space.observation
+    }
     options = dict.fromkeys(columns, "observation_scaler=standard")
     if hasattr(config, "reward_scaler"):
         columns["reward"], options["reward"] = scalers.reward, "reward_scaler=standard"
@@ -187,8 +190,10 @@ def check_precision(store: EpisodeStore, config: Any, space: Space, scalers: Sca
         if not spread[worst] > 0 or spread[worst] >= step[worst] * COARSE:
             continue
         place = f"{name}[{worst}]" if rows.shape[1] > 1 else name
-        text = (f"{place} lies between {low[worst]} and {high[worst]} with a deviation of {spread[worst]:.3g}; such numbers are "
-                f"{step[worst]:.3g} apart in {np.dtype(digits)}")  # fmt: skip
+        text = (
+            f"{place} lies between {low[worst]} and {high[worst]} with a deviation of {spread[worst]:.3g}; such numbers are "
+            f"{step[worst]:.3g} apart in {np.dtype(digits)}"
+        )
         helps = f"--set {options[name]} takes the mean away first" if scaler is None else "subtract the offset before the import"
         if spread[worst] < step[worst] * LOST:
             raise InvalidInput(f"{text}: what varies is lost", hint=helps)
@@ -259,8 +264,10 @@ def _actions(algorithm: Algorithm, config: Any, store: EpisodeStore, space: Spac
     if space.whole:
         yield "actions are vectors of whole numbers: they are learned as numbers, and the policy gives the nearest whole ones"
     elif len(raw) and raw.shape[1] > 1 and np.isin(raw, (0, 1)).all() and (raw.sum(axis=1) == 1).all():
-        yield (f"every action is one 1 among {raw.shape[1]} numbers: choices look so, but a policy will give what lies between; "
-               f"import the number of the 1 as a discrete action, 0 to {raw.shape[1] - 1}")  # fmt: skip
+        yield (
+            f"every action is one 1 among {raw.shape[1]} numbers: choices look so, but a policy will give what lies between; "
+            f"import the number of the 1 as a discrete action, 0 to {raw.shape[1] - 1}"
+        )
     elif len(raw) and np.array_equal(raw, np.rint(raw)) and not np.isin(raw, (space.low, space.high)).all():
         yield "all actions are whole numbers, of floats: where the environment takes choices, import them as a discrete action"
     rows = torch.from_numpy(raw.astype(np.float64))

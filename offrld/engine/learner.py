@@ -103,15 +103,20 @@ class Learner(Creation, Acting, Fitting, Transfer, Replaying):
         self._stages = algorithm.stages(config) if algorithm.stages else (Stage("train", algorithm.schedule(config)),)
         prepared = {}
         if self.store is not None:
-            self.dataset = data.Dataset(
-                self.store, self.space_, self._scalers, self._training, self._dtype, self._device, self.inputs
-            )  # fmt: skip
+            self.dataset = data.Dataset(self.store, self.space_, self._scalers, self._training, self._dtype, self._device, self.inputs)
             prepared = algorithm.prepare(self.dataset, config) if algorithm.prepare else {}
         self._data = {name: placed(torch.as_tensor(value).to(self._device)) for name, value in prepared.items()}
         self.state = TrainState(
-            networks, algorithm.targets, self._stages, self._data, algorithm.memory(config, self.space_),
-            seeds=self.seeds, dtype=self._dtype, device=self._device, stacked=self._stacked,
-        )  # fmt: skip
+            networks,
+            algorithm.targets,
+            self._stages,
+            self._data,
+            algorithm.memory(config, self.space_),
+            seeds=self.seeds,
+            dtype=self._dtype,
+            device=self._device,
+            stacked=self._stacked,
+        )
         self._taken = dict.fromkeys(self.state.moments, 0)
         self._feeds = [] if self.store is None else self._open_feeds({})
         differs = getattr(config, "n_steps", 1) > 1 and any(stage.single_steps for stage in self._stages)
@@ -119,9 +124,7 @@ class Learner(Creation, Acting, Fitting, Transfer, Replaying):
         self._behind = 0  # the feeds' number of a batch, less that of its update (see `_fed_by`)
         self._choose_runner(self._runner_asked)
         plain = self.runner == "eager" and not self._stacked
-        self.linear, why = choose_linear(
-            self._linear_asked, device=self._device, dtype=self._dtype, plain=plain, cache_dir=self._cache_dir
-        )  # fmt: skip
+        self.linear, why = choose_linear(self._linear_asked, device=self._device, dtype=self._dtype, plain=plain, cache_dir=self._cache_dir)
         self._log(f"linear layers: by {self.linear}, {why}")
 
     def reconfigure(self, values: Mapping[str, Any]) -> None:
@@ -159,16 +162,29 @@ class Learner(Creation, Acting, Fitting, Transfer, Replaying):
         return [self._feed(group, numbers, stacked=self._stacked, ahead=True, changed=changed, store=store) for group in groups]
 
     def _feed(
-        self, seeds: tuple[int, ...], episodes: np.ndarray, *, stacked: bool, ahead: bool,
-        changed: Mapping[str, Any] = MappingProxyType({}), store: EpisodeStore | None = None,
-    ) -> Feed:  # fmt: skip
+        self,
+        seeds: tuple[int, ...],
+        episodes: np.ndarray,
+        *,
+        stacked: bool,
+        ahead: bool,
+        changed: Mapping[str, Any] = MappingProxyType({}),
+        store: EpisodeStore | None = None,
+    ) -> Feed:
         supply = self._supply if store is None else Supply(store, self._device, "host", self._log)
         store = store or self.store
         everything = len(episodes) == len(store)
         request = request_of(
-            self.algorithm, self.config, store, self.space_, self._scalers, self._policy_actions,
-            seeds=seeds, episodes=None if everything else episodes, stacked=stacked,
-        )  # fmt: skip
+            self.algorithm,
+            self.config,
+            store,
+            self.space_,
+            self._scalers,
+            self._policy_actions,
+            seeds=seeds,
+            episodes=None if everything else episodes,
+            stacked=stacked,
+        )
         request = dataclasses.replace(request, arguments={**request.arguments, **changed})
         source = supply.open(request, ahead=ahead)
         return Feed(self.config, request, source, self.space_, self._scalers, dtype=self._dtype, device=self._device)
@@ -334,8 +350,12 @@ class Learner(Creation, Acting, Fitting, Transfer, Replaying):
         """
         scalers = {f"scaler/{name}": value for name, value in self._scalers.tensors().items()}
         description = {
-            "step": self.step, "means": self._means.as_json(), "guard": self.guard.as_json(), **self._identity(), **self.describe_run()
-        }  # fmt: skip
+            "step": self.step,
+            "means": self._means.as_json(),
+            "guard": self.guard.as_json(),
+            **self._identity(),
+            **self.describe_run(),
+        }
         if self._kind is Windows:
             description["returns"] = dataclasses.asdict(self.returns)
         checkpoint.write(path, self.state.tensors() | scalers, {**(more or {}), **description})

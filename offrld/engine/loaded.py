@@ -100,9 +100,16 @@ class Loaded:
         scalers = {name: tensor.detach().cpu().clone() for name, tensor in learner.scalers.tensors().items()}
         mine = {name: tensor.clone() for name, tensor in _of_seed(state, learner.seeds.index(seed)).items()}
         return cls(
-            learner.algorithm, learner.config, learner.space_, seed, learner.step, learner.nets, mine,
-            data.rebuild_scalers(learner.config, learner.space_, scalers), f"a learner of {learner.algorithm.name}",
-        )  # fmt: skip
+            learner.algorithm,
+            learner.config,
+            learner.space_,
+            seed,
+            learner.step,
+            learner.nets,
+            mine,
+            data.rebuild_scalers(learner.config, learner.space_, scalers),
+            f"a learner of {learner.algorithm.name}",
+        )
 
     @property
     def params(self) -> Params:
@@ -144,9 +151,7 @@ def choose(trained: list[Loaded], seed: int | None) -> Loaded:
     raise _no_seed(trained[0].origin, seed, [each.seed for each in trained])
 
 
-def take_inputs(
-    algorithm: Algorithm, config: Any, space: Space, given: Mapping[str, Loaded | Learner]
-) -> dict[str, Loaded]:
+def take_inputs(algorithm: Algorithm, config: Any, space: Space, given: Mapping[str, Loaded | Learner]) -> dict[str, Loaded]:
     """What the settings named in ``algorithm.inputs`` stand for, checked; those that are none, and not given, are left out.
 
     Args:

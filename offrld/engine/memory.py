@@ -5,9 +5,9 @@ from __future__ import annotations
 import ctypes
 import sys
 
-_TRIM, _MMAP = -1, -3            # parameters of glibc's mallopt
-_LARGEST_FROM_HEAP = 32 << 20    # bytes: as much as glibc allows; larger blocks are mapped and given back each time
-_KEPT = 1 << 30                  # bytes at the end of the heap that are not given back
+_TRIM, _MMAP = -1, -3  # parameters of glibc's mallopt
+_LARGEST_FROM_HEAP = 32 << 20  # bytes: as much as glibc allows; larger blocks are mapped and given back each time
+_KEPT = 1 << 30  # bytes at the end of the heap that are not given back
 
 
 def keep_freed_memory() -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_PENDING = 1000   # values kept as tensors before they are read into sums: bounds the memory of a long run
+_PENDING = 1000  # values kept as tensors before they are read into sums: bounds the memory of a long run
 
 
 class Means:

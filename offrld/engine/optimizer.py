@@ -23,7 +23,7 @@ from offrld.settings import setting
 ADAMS = ("adam", "adamw", "gpt_adamw")
 BETAS = (*ADAMS, "adamax", "nadam", "radam")
 OPTIMIZERS = (*ADAMS, "sgd", "rmsprop", *rules.RULES)
-BY_SIZE = tuple(name for name in OPTIMIZERS if name != "rprop")   # those that read more of a gradient than its sign
+BY_SIZE = tuple(name for name in OPTIMIZERS if name != "rprop")  # those that read more of a gradient than its sign
 SCHEDULES = ("none", "warmup", "cosine", "step")
 _DECAY = "share of the parameters taken off per unit of learning rate: as a gradient, in adamw and gpt_adamw apart from it"
 
@@ -34,22 +34,25 @@ class Optimizer:
 
     type: str = setting(
         "adam", "rule that moves the parameters; gpt_adamw decays the weights of layers only", choices=OPTIMIZERS, probe="sgd"
-    )  # fmt: skip
+    )
     beta1: float = setting(0.9, "decay of the mean of gradients", low=0.0, high=0.9999999, only=BETAS)
     beta2: float = setting(0.999, "decay of the mean of squared gradients", low=0.0, high=0.9999999, only=BETAS)
     amsgrad: bool = setting(False, "divide by the largest mean square so far (Reddi et al. 2018)", only=ADAMS)
     alpha: float = setting(0.95, "decay of the mean of squared gradients", low=0.0, high=1.0, only=("rmsprop",))
     centered: bool = setting(True, "divide by the deviation rather than the root mean square", only=("rmsprop",))
     eps: float | None = setting(
-        None, "added to the divisor; none: 1e-8, with rmsprop 1e-2, adagrad 1e-10, adadelta 1e-6", low=0.0,
-        only=(*BETAS, "rmsprop", "adagrad", "adadelta"), probe=1e-3,
-    )  # fmt: skip
+        None,
+        "added to the divisor; none: 1e-8, with rmsprop 1e-2, adagrad 1e-10, adadelta 1e-6",
+        low=0.0,
+        only=(*BETAS, "rmsprop", "adagrad", "adadelta"),
+        probe=1e-3,
+    )
     rho: float = setting(0.9, "decay of the means of squared gradients and of squared moves", low=0.0, high=1.0, only=("adadelta",))
     momentum_decay: float = setting(0.004, "how fast the momentum reaches beta1", low=0.0, only=("nadam",))
     rate_decay: float = setting(0.0, "fall of the learning rate: rate / (1 + steps rate_decay)", low=0.0, only=("adagrad",), probe=0.5)
     shrink: float = setting(
         0.5, "factor on an element's move where its gradient changed sign", low=0.0, high=1.0, exclusive_low=True, only=("rprop",)
-    )  # fmt: skip
+    )
     grow: float = setting(1.2, "factor on an element's move where its gradient kept its sign", low=1.0, only=("rprop",), probe=1.5)
     momentum: float = setting(0.0, "share of the last move in this one", low=0.0, high=1.0, only=("sgd", "rmsprop"), probe=0.9)
     dampening: float = setting(
@@ -64,7 +67,7 @@ class Optimizer:
     warmup_steps: int = setting(1000, "until the full rate", unit="steps", low=1, only={"schedule": ("warmup",)})
     cosine_steps: int = setting(
         1_000_000, "until the least rate, which stays", unit="steps", low=1, only={"schedule": ("cosine",)}, probe=9
-    )  # fmt: skip
+    )
     min_factor: float = setting(
         0.0, "least share of the rate", low=0.0, high=1.0, only={"schedule": ("cosine",)}, probe={"": 0.5, "cosine_steps": 4}
     )
@@ -190,9 +193,15 @@ Rule = Callable[[Optimizer, Rate, list[Tensor], list[Tensor], Lists, Tensor, int
 
 
 def _adam(
-    spec: Optimizer, rate: Rate, params: list[Tensor], grads: list[Tensor], parts: Lists, count: Tensor, taken: int | Tensor,
+    spec: Optimizer,
+    rate: Rate,
+    params: list[Tensor],
+    grads: list[Tensor],
+    parts: Lists,
+    count: Tensor,
+    taken: int | Tensor,
     names: tuple[str, ...],
-) -> None:  # fmt: skip
+) -> None:
     """Adam (Kingma & Ba 2015) and AdamW (Loshchilov & Hutter 2019) by torch's fused kernels, the fastest on the CPU and on CUDA."""
     count.add_(1)
     eps = eps_of(spec)
@@ -201,9 +210,16 @@ def _adam(
     for chosen, decay in _groups(names, spec.weight_decay) if spec.type == "gpt_adamw" else ((None, spec.weight_decay),):
         mine = lists if chosen is None else tuple([tensors[i] for i in chosen] if tensors else [] for tensors in lists)
         kernel(
-            *mine, [count] * len(mine[0]), lr=rate, beta1=spec.beta1, beta2=spec.beta2, weight_decay=decay, eps=eps,
-            amsgrad=spec.amsgrad, maximize=False,
-        )  # fmt: skip
+            *mine,
+            [count] * len(mine[0]),
+            lr=rate,
+            beta1=spec.beta1,
+            beta2=spec.beta2,
+            weight_decay=decay,
+            eps=eps,
+            amsgrad=spec.amsgrad,
+            maximize=False,
+        )
 
 
 @functools.lru_cache(maxsize=1024)
@@ -214,9 +230,15 @@ def _groups(names: tuple[str, ...], decay: float) -> tuple[tuple[tuple[int, ...]
 
 
 def _sgd(
-    spec: Optimizer, rate: Rate, params: list[Tensor], grads: list[Tensor], parts: Lists, count: Tensor, taken: int | Tensor,
+    spec: Optimizer,
+    rate: Rate,
+    params: list[Tensor],
+    grads: list[Tensor],
+    parts: Lists,
+    count: Tensor,
+    taken: int | Tensor,
     names: tuple[str, ...],
-) -> None:  # fmt: skip
+) -> None:
     """Gradient descent with momentum; the momentum begins as the whole first gradient, whatever the dampening."""
     count.add_(1)
     momenta = parts.get("momentum", [])
@@ -229,16 +251,29 @@ def _sgd(
         _descend(params, momenta, rate)
         return
     torch._fused_sgd_(
-        params, grads, momenta, weight_decay=spec.weight_decay, momentum=spec.momentum, lr=rate,
+        params,
+        grads,
+        momenta,
+        weight_decay=spec.weight_decay,
+        momentum=spec.momentum,
+        lr=rate,
         dampening=spec.dampening if isinstance(taken, Tensor) or taken > 0 else 0.0,
-        nesterov=spec.nesterov, maximize=False, is_first_step=False,
-    )  # fmt: skip
+        nesterov=spec.nesterov,
+        maximize=False,
+        is_first_step=False,
+    )
 
 
 def _rmsprop(
-    spec: Optimizer, rate: Rate, params: list[Tensor], grads: list[Tensor], parts: Lists, count: Tensor, taken: int | Tensor,
+    spec: Optimizer,
+    rate: Rate,
+    params: list[Tensor],
+    grads: list[Tensor],
+    parts: Lists,
+    count: Tensor,
+    taken: int | Tensor,
     names: tuple[str, ...],
-) -> None:  # fmt: skip
+) -> None:
     """RMSprop (Hinton 2012; centred: Graves 2013). Torch has no fused kernel of it."""
     count.add_(1)
     second = parts["second"]
@@ -263,9 +298,15 @@ def _rmsprop(
 
 
 def _by_rule(
-    spec: Optimizer, rate: Rate, params: list[Tensor], grads: list[Tensor], parts: Lists, count: Tensor, taken: int | Tensor,
+    spec: Optimizer,
+    rate: Rate,
+    params: list[Tensor],
+    grads: list[Tensor],
+    parts: Lists,
+    count: Tensor,
+    taken: int | Tensor,
     names: tuple[str, ...],
-) -> None:  # fmt: skip
+) -> None:
     """The rules without a fused kernel."""
     count.add_(1)
     if spec.weight_decay:

@@ -19,6 +19,7 @@ MASK = 0xFFFFFFFF
 PHILOX_ROUNDS = 10
 Counter = int | Tensor  # a tensor is int64, of any shape, and two's complement where it is meant to be above 2^63
 
+
 class Philox:
     """The generator of some seeds on one device.
 

@@ -31,9 +31,7 @@ class PolicyModule(nn.Module):
         input_names: field -> name of its input in an exported graph.
     """
 
-    def __init__(
-        self, algorithm: Algorithm, config: Any, nets: SimpleNamespace, params: Params, space: Space, scalers: Scalers
-    ) -> None:
+    def __init__(self, algorithm: Algorithm, config: Any, nets: SimpleNamespace, params: Params, space: Space, scalers: Scalers) -> None:
         super().__init__()
         self._algorithm, self._config, self._nets, self.space = algorithm, config, nets, space
         self.input_names = input_names(space.observation)
@@ -89,9 +87,7 @@ class PolicyModule(nn.Module):
         ``[K, B]``; None of other policies."""
         if self._algorithm.candidates is None:
             return None
-        actions, scores = self._algorithm.candidates(
-            self.network_parameters(), self._config, self._nets, self._seen(observation, fields)
-        )  # fmt: skip
+        actions, scores = self._algorithm.candidates(self.network_parameters(), self._config, self._nets, self._seen(observation, fields))
         return self.chosen(actions), scores
 
     def _seen(self, observation: Any, fields: Mapping[str, Tensor]) -> Any:

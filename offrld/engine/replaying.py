@@ -45,14 +45,14 @@ class Replaying:
         whole = length_for(self._batches(0)[0]) // len(self._feeds) or 1
         self._chunks = Chunks(
             self._updater, self.state.schedules, feeds, self._device, capture=capture, length=whole if length is None else length
-        )  # fmt: skip
+        )
 
     def _replay(self: Learner, end: int, *, at_once: bool = False) -> int:
         """Some updates together, up to ``end``, where they are worth a graph; gives how many."""
         with products(through_onednn=self.linear == "onednn"):
             done, metrics, moves = self._chunks.run(
                 self._stage(self.step).name, self.step, self._free(self.step, end), self._taken, at_once=at_once
-            )  # fmt: skip
+            )
         self._means.add(metrics)
         for key, count in moves.items():
             self._taken[key] += count

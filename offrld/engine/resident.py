@@ -31,9 +31,9 @@ from offrld.engine.algorithm import Noise
 from offrld.engine.philox import Counter, Philox
 from offrld.engine.source import Raw, Request, stream_of
 
-SHARE = 0.5             # of the free memory that a store may take; the rest is for networks, their gradients and batches
-_COPIED = 16 << 20      # bytes moved to the device at a time
-_TABULATED = 1 << 16    # transitions tabulated at a time
+SHARE = 0.5  # of the free memory that a store may take; the rest is for networks, their gradients and batches
+_COPIED = 16 << 20  # bytes moved to the device at a time
+_TABULATED = 1 << 16  # transitions tabulated at a time
 _WORDS = ((8, np.int64), (4, np.int32), (2, np.int16), (1, np.uint8))
 
 
@@ -287,11 +287,16 @@ class _Transitions:
         action = self._episodes.each("action", lambda rows: rows.at(row))
         tables = {name: table.take(numbers) for name, table in self._tables.items()}
         return Batch(
-            observation=single(now), action=single(action), next_observation=single(following),
-            terminal=(t + used == terminal).to(torch.float32), discount=self._powers.take(used), index=row + self._base,
+            observation=single(now),
+            action=single(action),
+            next_observation=single(following),
+            terminal=(t + used == terminal).to(torch.float32),
+            discount=self._powers.take(used),
+            index=row + self._base,
             next_action=self._following(after),
-            extra=self._episodes.each("extra", lambda rows: rows.at(row)), **tables,
-        )  # fmt: skip
+            extra=self._episodes.each("extra", lambda rows: rows.at(row)),
+            **tables,
+        )
 
     def _following(self, after: Tensor) -> Any:
         """The actions at the rows of the next observations, where they are asked for."""
@@ -332,7 +337,6 @@ class _Windows:
         number = numbers[..., None] - end + step
         tables = {name: table.take(number).masked_fill(absent, 0.0) for name, table in self._tables.items()}
 
-
         def observed(rows: Rows) -> Tensor:
             if self._stack == 1:
                 return rows.at(row, absent)
@@ -341,10 +345,14 @@ class _Windows:
         return WindowBatch(
             observation=single(self._episodes.each("observation", observed)),
             action=single(self._episodes.each("action", lambda rows: rows.at(row, absent))),
-            reward=tables["reward"], mask=real.to(torch.float32), timesteps=(t + 1).clamp(min=0), returns_to_go=tables["returns"],
-            terminal=(real & (t + 1 == terminal)).to(torch.float32), index=row[..., -1] + self._base,
+            reward=tables["reward"],
+            mask=real.to(torch.float32),
+            timesteps=(t + 1).clamp(min=0),
+            returns_to_go=tables["returns"],
+            terminal=(real & (t + 1 == terminal)).to(torch.float32),
+            index=row[..., -1] + self._base,
             extra=self._episodes.each("extra", lambda rows: rows.at(row, absent)),
-        )  # fmt: skip
+        )
 
 
 # --- Helpers ----------------------------------------------------------------------------------------------------------------------

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 Number = float | Tensor
 Tensors = list[Tensor]
 Rule = Callable[["Optimizer", Tensors, dict[str, Tensors], Number], Tensors]
-STEP_SIZES = (1e-4, 5e3)    # least and largest move of an element in rprop, of the learning rate: torch's limits at its own rate of 0.01
-RECTIFIED = 5.0             # length of the average from which on radam divides by the deviation
+STEP_SIZES = (1e-4, 5e3)  # least and largest move of an element in rprop, of the learning rate: torch's limits at its own rate of 0.01
+RECTIFIED = 5.0  # length of the average from which on radam divides by the deviation
 
 
 def adamax(spec: Optimizer, grads: Tensors, parts: dict[str, Tensors], k: Number) -> Tensors:
@@ -110,7 +110,7 @@ PARTS = {
     "adamax": ("first", "largest"), "nadam": ("first", "second", "lacking"), "radam": ("first", "second"), "adagrad": ("sum",),
     "adadelta": ("second", "moves"), "rprop": ("previous", "excess"),
 }  # fmt: skip
-EPS = {"rmsprop": 1e-2, "adagrad": 1e-10, "adadelta": 1e-6}   # of all others: 1e-8
+EPS = {"rmsprop": 1e-2, "adagrad": 1e-10, "adadelta": 1e-6}  # of all others: 1e-8
 
 
 def eps_of(spec: Optimizer) -> float:

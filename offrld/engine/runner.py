@@ -26,8 +26,8 @@ from offrld.nets.context import CONTEXT, Context
 from offrld.nets.tracing import one_graph
 
 LINEARS = ("auto", "torch", "onednn")
-LINEAR_VARIABLE = "OFFRL_LINEAR"   # of the environment; stands in for `auto`
-AGREEMENT = 1e-3   # largest relative difference between compiled and eager gradients (float32 sums in another order)
+LINEAR_VARIABLE = "OFFRL_LINEAR"  # of the environment; stands in for `auto`
+AGREEMENT = 1e-3  # largest relative difference between compiled and eager gradients (float32 sums in another order)
 
 
 @dataclass(frozen=True)

@@ -118,11 +118,12 @@ class SequencePolicy(PolicyModule):
                 held: EpisodeInput(inputs[name][0], (length, *inputs[name][1]), field=self.input_names[name])
                 for name, held in self._past.items()
             },
-            ACTION: EpisodeInput("int64", (length,), 0, space.action_size - 1) if space.discrete
+            ACTION: EpisodeInput("int64", (length,), 0, space.action_size - 1)
+            if space.discrete
             else EpisodeInput("float32", (length, space.action_size), space.low, space.high),
             RETURN_TO_GO: EpisodeInput("float32", (length,), *scaled),
             LENGTH: EpisodeInput("int64", (), 0, 2 * length),
-        }  # fmt: skip
+        }
         self.context = [name for name in self.episode_inputs if name.startswith(CONTEXT)]
 
     def start(self, batch: int, target_return: float | None = None) -> dict[str, Tensor]:
@@ -153,9 +154,7 @@ class SequencePolicy(PolicyModule):
         inputs[LENGTH] = rows - first
         observed = {self.input_names[name]: given for name, given in self.space.inputs.items()}
         given = {**observed, **{name: (each.dtype, each.shape) for name, each in self.episode_inputs.items()}}
-        return {
-            name: torch.from_numpy(value.astype(given[name][0])).reshape(len(rows), *given[name][1]) for name, value in inputs.items()
-        }
+        return {name: torch.from_numpy(value.astype(given[name][0])).reshape(len(rows), *given[name][1]) for name, value in inputs.items()}
 
     def scores(self, given: Mapping[str, Tensor] | None = None, /, **inputs: Tensor) -> Tensor:
         """What the greedy choice is made from: discrete scores ``[B, n]``, or the continuous action in [-1, 1]."""
@@ -187,13 +186,14 @@ class SequencePolicy(PolicyModule):
         action = moved[ACTION]
         scaler = None if self.space.discrete else self.scalers().action
         window = ActingWindow(
-            observation=view_observation({name: moved[held] for name, held in self._past.items()}, self.scalers(), torch.float32,
-                                         action.device, lead=2),
+            observation=view_observation(
+                {name: moved[held] for name, held in self._past.items()}, self.scalers(), torch.float32, action.device, lead=2
+            ),
             action=action if scaler is None else scaler(action),
             returns_to_go=moved[RETURN_TO_GO],
             timesteps=timesteps.clamp(min=0),
             mask=(timesteps > 0).to(torch.float32),
-        )  # fmt: skip
+        )
         return self._algorithm.act(self.network_parameters(), self._config, self._nets, window)
 
 

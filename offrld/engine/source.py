@@ -207,10 +207,12 @@ class Block:
 
             batch = each(self._whole.batch, array)
             arrays = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
-            found.append((
-                {name: value for name, value in arrays.items() if value is not None and len(value)},
-                {name: array(tensor) for name, tensor in self._whole.noise.items()},
-            ))
+            found.append(
+                (
+                    {name: value for name, value in arrays.items() if value is not None and len(value)},
+                    {name: array(tensor) for name, tensor in self._whole.noise.items()},
+                )
+            )
         return found
 
 

@@ -80,10 +80,14 @@ class Space:
         low, high = (None if told[name] is None else np.asarray(told[name], np.float64) for name in ("low", "high"))
         return cls(
             observation={name: (field["dtype"], tuple(field["shape"])) for name, field in told["observation"].items()},
-            discrete=bool(told["discrete"]), action_size=int(told["n"]) if told["discrete"] else len(low),
-            low=low, high=high, source=told["source"], frame_stack=int(told["frame_stack"]),
+            discrete=bool(told["discrete"]),
+            action_size=int(told["n"]) if told["discrete"] else len(low),
+            low=low,
+            high=high,
+            source=told["source"],
+            frame_stack=int(told["frame_stack"]),
             whole=bool(told.get("whole", False)),
-        )  # fmt: skip
+        )
 
 
 def is_image(shape: tuple[int, ...]) -> bool:
@@ -92,9 +96,13 @@ def is_image(shape: tuple[int, ...]) -> bool:
 
 
 def space_of(
-    schema: Schema, metadata: dict[str, Any], bounds: tuple[np.ndarray, np.ndarray] | None = None, source: str = "declared",
-    frame_stack: int = 1, infer: Callable[[], tuple[np.ndarray, np.ndarray]] | None = None,
-) -> Space:  # fmt: skip
+    schema: Schema,
+    metadata: dict[str, Any],
+    bounds: tuple[np.ndarray, np.ndarray] | None = None,
+    source: str = "declared",
+    frame_stack: int = 1,
+    infer: Callable[[], tuple[np.ndarray, np.ndarray]] | None = None,
+) -> Space:
     """The spaces of a store.
 
     Args:

@@ -32,7 +32,7 @@ class View:
     """The state as losses and optimiser see it: one seed's tensors, or all seeds' together. Memory is shared with the state."""
 
     state: State
-    leaves: dict[str, Params]                    # step -> the parameters that it differentiates
+    leaves: dict[str, Params]  # step -> the parameters that it differentiates
     moments: dict[str, dict[str, list[Tensor]]]  # step -> the optimiser's tensors of these
 
 
@@ -41,10 +41,10 @@ class Due:
     """A step of the schedule with all that it moves."""
 
     step: Step
-    key: str                                                         # of its gradients
-    moments_key: str                                                 # of its optimiser state
-    names: tuple[str, ...]                                           # of the parameters that it moves
-    groups: tuple[tuple[list[Tensor], dict[str, list[Tensor]], Tensor], ...]   # per view: parameters, optimiser's tensors, count
+    key: str  # of its gradients
+    moments_key: str  # of its optimiser state
+    names: tuple[str, ...]  # of the parameters that it moves
+    groups: tuple[tuple[list[Tensor], dict[str, list[Tensor]], Tensor], ...]  # per view: parameters, optimiser's tensors, count
     followers: tuple[tuple[list[Tensor], list[Tensor], float], ...]  # targets, online, rate
 
 
@@ -129,8 +129,11 @@ class TrainState:
 
     def of_seed(self, position: int, data: dict[str, Tensor]) -> State:
         """One seed's state, for reading."""
-        return State(*({n: v[position].detach() for n, v in part.items()} for part in (self.params, self.target)), data,
-                     {n: v[position] for n, v in self.memory.items()})
+        return State(
+            *({n: v[position].detach() for n, v in part.items()} for part in (self.params, self.target)),
+            data,
+            {n: v[position] for n, v in self.memory.items()},
+        )
 
     def tensors(self) -> dict[str, Tensor]:
         """The flat dict; its tensors are the state itself."""

@@ -163,9 +163,7 @@ class Transfer:
         """Whether a network is a single number, like a temperature."""
         return all(value[0].numel() == 1 for name, value in self.state.params.items() if name.split(".")[0] == network)
 
-    def _pair(
-        self, kind: str, name: str, mine: Tensor, names: dict[str, str], sources: list[Loaded]
-    ) -> tuple[Tensor, Tensor] | None:  # fmt: skip
+    def _pair(self, kind: str, name: str, mine: Tensor, names: dict[str, str], sources: list[Loaded]) -> tuple[Tensor, Tensor] | None:
         network, _, rest = name.partition(".")
         if network not in names:
             return None
@@ -176,7 +174,7 @@ class Transfer:
 
     def _moments(
         self, sources: list[Loaded], names: dict[str, str], writes: list[tuple[Tensor, Tensor]], *, strict: bool
-    ) -> dict[str, int]:  # fmt: skip
+    ) -> dict[str, int]:
         """Add the optimisers' tensors to ``writes``; the counts of those that match."""
         counts, missing = {}, []
         for key, moments in self.state.moments.items():
@@ -221,8 +219,10 @@ def check_start(algorithm: Any, config: Any, source: Loaded, part: str) -> None:
     kind = "discrete" if source.space.discrete else "continuous"
     if algorithm.actions not in ("both", kind):
         whose = f"{source.origin} ({source.algorithm.name})"
-        raise InvalidInput(f"{algorithm.name} learns {algorithm.actions} actions, {whose} has {kind} ones",
-                           hint=f"train on with {source.algorithm.name}, the algorithm of that run")  # fmt: skip
+        raise InvalidInput(
+            f"{algorithm.name} learns {algorithm.actions} actions, {whose} has {kind} ones",
+            hint=f"train on with {source.algorithm.name}, the algorithm of that run",
+        )
     _Candidate(algorithm, config, source.space)._matched(source, part)
 
 

@@ -54,9 +54,17 @@ class Updater:
         step = due.step
         for view, grads, (params, parts, count) in zip(self.state.views, gradients, due.groups, strict=True):
             optimizer.step(
-                step.optimizer, step.learning_rate, params, grads, parts, count, taken=taken, names=due.names,
-                factor=None if step.rate is None else step.rate(view.state.memory), seeds_axis=self.stacked,
-            )  # fmt: skip
+                step.optimizer,
+                step.learning_rate,
+                params,
+                grads,
+                parts,
+                count,
+                taken=taken,
+                names=due.names,
+                factor=None if step.rate is None else step.rate(view.state.memory),
+                seeds_axis=self.stacked,
+            )
 
     def _joined(self, rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         """Metrics of the views, 0-d or ``[S]``, as ``[S]`` each."""

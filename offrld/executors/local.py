@@ -18,10 +18,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-MARK = "OFFRLD_WORKER"            # environment variable "JOB:STATE_DIR" by which a later daemon finds what an earlier one left behind
-SPARE = "spare-"                  # what stands there in place of the job while a worker has none; `assign` notes the job that it gets
-MAX_LINE = 8 << 20                # an event line above this is dropped: nothing that a worker prints may fill the daemon's memory
-DRAIN_S = 2.0                     # wait for the rest of stdout after the exit
+MARK = "OFFRLD_WORKER"  # environment variable "JOB:STATE_DIR" by which a later daemon finds what an earlier one left behind
+SPARE = "spare-"  # what stands there in place of the job while a worker has none; `assign` notes the job that it gets
+MAX_LINE = 8 << 20  # an event line above this is dropped: nothing that a worker prints may fill the daemon's memory
+DRAIN_S = 2.0  # wait for the rest of stdout after the exit
 
 
 class LocalWorker:
@@ -136,9 +136,16 @@ class LocalExecutor:
         self.describe_command = tuple(describe_command)
 
     async def start(
-        self, state_dir: Path, job: str, *, folder: Path, log: Path, on_line: Callable[[bytes], None], describe: bool = False,
+        self,
+        state_dir: Path,
+        job: str,
+        *,
+        folder: Path,
+        log: Path,
+        on_line: Callable[[bytes], None],
+        describe: bool = False,
         question: str | None = None,
-    ) -> LocalWorker:  # fmt: skip
+    ) -> LocalWorker:
         """Start the worker of ``job`` in ``folder`` with its stderr appended to ``log``; `OSError` where the system refuses.
 
         ``describe``: the describe worker instead, with a ``question`` that it answers.
@@ -160,9 +167,15 @@ class LocalExecutor:
             environment.pop(variable, None)
         with log.open("ab") as stderr:
             process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, cwd=folder, env=environment,
-                start_new_session=True, bufsize=0,
-            )  # fmt: skip
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                cwd=folder,
+                env=environment,
+                start_new_session=True,
+                bufsize=0,
+            )
         worker = LocalWorker(process, on_line, name)
         await worker.connect()
         return worker

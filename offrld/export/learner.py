@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from offrl_store import EpisodeStore
     from offrld.engine import Learner
 
-SAMPLES = 1000           # observations of the dataset that the parity check draws from
+SAMPLES = 1000  # observations of the dataset that the parity check draws from
 
 
 class LearnerExporter:
@@ -35,9 +35,14 @@ class LearnerExporter:
     """
 
     def __init__(
-        self, learner: Learner, *, job: str | None = None, dataset: str | None = None, store: EpisodeStore | None = None,
+        self,
+        learner: Learner,
+        *,
+        job: str | None = None,
+        dataset: str | None = None,
+        store: EpisodeStore | None = None,
         env_id: str | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._learner, self._job, self._dataset = learner, job, dataset
         self._exporter = PolicyExporter()
         self._samples: dict[str, np.ndarray] | None = None  # what the parity check runs on

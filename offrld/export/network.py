@@ -109,9 +109,11 @@ class Reference:
             self.inputs, given, scores = self.inputs[:within], given[:within], scores and scores[:within]
         self.actions, self.scores = [each[0] for each in given], scores
         self.following = {name: [each[1 + i] for each in given] for i, name in enumerate(following(specs))}
-        offered = None if discrete or not hasattr(module, "candidates") else [
-            call(module.candidates, tensors_of(inputs)) for inputs in self.inputs
-        ]  # fmt: skip
+        offered = (
+            None
+            if discrete or not hasattr(module, "candidates")
+            else [call(module.candidates, tensors_of(inputs)) for inputs in self.inputs]
+        )
         chosen_from = [tuple(part.numpy() for part in each) for each in offered or () if each is not None]
         self.candidates = chosen_from or None
         self.whole = not discrete and getattr(getattr(module, "space", None), "whole", False)
@@ -164,8 +166,10 @@ def _not_finite(module: nn.Module, specs: Mapping[str, ObservationSpec]) -> Chec
     if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors if tensor.is_floating_point()):
         message = "the network has parameters that are NaN or infinite: its training has diverged"
         return CheckFailed(message, hint="see the losses: offrl fetch JOB --kind metrics")
-    return CheckFailed(f"the network gives NaN or infinite values on observations in the data's range ({_ranges(specs)})",
-                       hint="scale the observations: --set observation_scaler=standard")  # fmt: skip
+    return CheckFailed(
+        f"the network gives NaN or infinite values on observations in the data's range ({_ranges(specs)})",
+        hint="scale the observations: --set observation_scaler=standard",
+    )
 
 
 def _ranges(specs: Mapping[str, ObservationSpec]) -> str:

@@ -171,10 +171,16 @@ def _to_onnx(graph: _Graph, specs: Mapping[str, ObservationSpec], outputs: list[
     try:
         with _silence():
             program = torch.onnx.export(
-                graph, (list(inputs.values()),), dynamo=True, opset_version=OPSET, optimize=False, verbose=False,
-                input_names=list(specs), output_names=outputs,
+                graph,
+                (list(inputs.values()),),
+                dynamo=True,
+                opset_version=OPSET,
+                optimize=False,
+                verbose=False,
+                input_names=list(specs),
+                output_names=outputs,
                 dynamic_shapes={"inputs": [{0: batch} for _ in specs]},
-            )  # fmt: skip
+            )
             model = program.model
             _make_room(model, {*specs, *outputs})
             passes.CommonSubexpressionEliminationPass()(model)

@@ -100,9 +100,7 @@ def largest_difference(expected: list[np.ndarray], given: list[np.ndarray]) -> f
     return float((np.abs(expected - given) / scale).max())
 
 
-def best_difference(
-    expected: list[np.ndarray], given: list[np.ndarray], candidates: list[tuple[np.ndarray, np.ndarray]]
-) -> float:  # fmt: skip
+def best_difference(expected: list[np.ndarray], given: list[np.ndarray], candidates: list[tuple[np.ndarray, np.ndarray]]) -> float:
     """As `largest_difference`, of policies that take the best of several ``candidates``: actions ``[K, B, A]`` and scores ``[K, B]``.
 
     Another choice than torch's counts by how far its score falls short of the best, relative to the largest of the row (at least 1).

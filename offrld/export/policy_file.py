@@ -44,9 +44,11 @@ def described(reference: Reference, fields: Mapping[str, ObservationSpec], metad
     space["action"] = {"dtype": str(action.dtype), "shape": list(action.shape[1:])}
     versions = {"torch": torch.__version__, "onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__}
     checked = {
-        "largest_difference": difference, "batch_sizes": list(reference.batch_sizes), "tolerance": TOLERANCE,
+        "largest_difference": difference,
+        "batch_sizes": list(reference.batch_sizes),
+        "tolerance": TOLERANCE,
         "beyond": BEYOND if reference.beyond else 1.0,
-    }  # fmt: skip
+    }
     return {
         **metadata,
         "space": space,

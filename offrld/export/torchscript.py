@@ -55,7 +55,7 @@ def export_torchscript(
             traced = torch.jit.freeze(
                 torch.jit.trace(_Positional(module, list(specs)), tuple(example(specs).values()), check_trace=False),
                 optimize_numerics=False,
-            )  # fmt: skip
+            )
             difference = reference.difference(_run(_saved(traced), reference))
         except Exception as error:  # the tracer, and what it made, raise whatever torch or the module does
             message = f"the policy cannot be exported to TorchScript: {reason(error)}"

@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 
 from offrl_store.errors import InvalidInput
-
-from .columns import MAX_EPISODE_BYTES, Column
-from .source import BadRow
+from offrld.importers.columns import MAX_EPISODE_BYTES, Column
+from offrld.importers.source import BadRow
 
 #: Package -> the extra that brings it.
 EXTRAS = {"pyarrow": "parquet", "av": "lerobot", "PIL": "lerobot"}

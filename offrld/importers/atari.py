@@ -25,12 +25,11 @@ import numpy as np
 from offrl.environments import atari_id, games
 from offrl_store import Episode, Field, Schema
 from offrl_store.errors import InvalidInput
-
-from .columns import Column
-from .flat import FlatArrays, flat_source
-from .npz import Member
-from .source import BadEpisodes, Format, Source, SourceEpisode, make_metadata
-from .spaces import ActionSpace, probe_environment
+from offrld.importers.columns import Column
+from offrld.importers.flat import FlatArrays, flat_source
+from offrld.importers.npz import Member
+from offrld.importers.source import BadEpisodes, Format, Source, SourceEpisode, make_metadata
+from offrld.importers.spaces import ActionSpace, probe_environment
 
 ELEMENTS = ("observation", "action", "reward", "terminal")
 EPOCH_STEPS = 1_000_000  # of the published files
@@ -152,9 +151,13 @@ def open_epochs(epochs: Sequence[Epoch], bad: BadEpisodes, fraction: float = 1.0
         if fraction < 1:
             place |= {"fraction": fraction, "seed": seed}
         metadata = make_metadata(
-            env_id=env_id, bounds=sources[0].metadata["bounds"], format="atari", file=first.files["observation"].parent.name,
-            attributes={}, **place,
-        )  # fmt: skip
+            env_id=env_id,
+            bounds=sources[0].metadata["bounds"],
+            format="atari",
+            file=first.files["observation"].parent.name,
+            attributes={},
+            **place,
+        )
         schema = Schema(
             sources[0].schema.observation, Field("int64", (), low=0, high=last - 1), sources[0].schema.reward, metadata=metadata
         )
@@ -190,8 +193,10 @@ def _cut(episode: Episode, steps: int) -> dict[str, Any]:
     whole = steps == episode.steps
     return {
         "observation": episode.observation if whole else episode.observation[: steps + 1],
-        "action": episode.action[:steps], "reward": episode.reward[:steps], "terminated": episode.terminated and whole,
-    }  # fmt: skip
+        "action": episode.action[:steps],
+        "reward": episode.reward[:steps],
+        "terminated": episode.terminated and whole,
+    }
 
 
 def _drawn(epoch: Epoch, fraction: float, seed: int) -> dict[int, int]:
@@ -229,12 +234,16 @@ def _open_epoch(epoch: Epoch, bad: BadEpisodes, space: ActionSpace | None, messa
         arrays = FlatArrays(columns["observation"], columns["action"], columns["reward"], columns["terminal"])
         source = flat_source(
             arrays, bad, format="atari", env_id=epoch.env_id, space=space, attributes={}, messages=messages, discrete=True, **epoch.place()
-        )  # fmt: skip
+        )
         source.resources = resources.pop_all()
         return source
 
 
 FORMAT = Format(
-    "atari", "folder of epochs of the Atari DQN replay data", NEEDS, detect, open_folder,
+    "atari",
+    "folder of epochs of the Atari DQN replay data",
+    NEEDS,
+    detect,
+    open_folder,
     {"fraction": "share of each epoch's steps, whole episodes drawn at random (0.01)", "seed": "of that draw"},
-)  # fmt: skip
+)

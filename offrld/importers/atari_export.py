@@ -21,17 +21,23 @@ from offrl.environments import games
 from offrl_store import EpisodeStore, Field
 from offrl_store.disk import disk_errors, sync_folder
 from offrl_store.errors import EmptyStore, InvalidInput
-
-from .atari import ELEMENTS, EPOCH_STEPS, logged_name
-from .exporting import Export
+from offrld.importers.atari import ELEMENTS, EPOCH_STEPS, logged_name
+from offrld.importers.exporting import Export
 
 DTYPES = {"observation": np.dtype(np.uint8), "action": np.dtype(np.int32), "reward": np.dtype(np.float32), "terminal": np.dtype(np.uint8)}
 
 
 def write_replay(
-    store: EpisodeStore, root: str | os.PathLike[str], game: str, index: int = 1, *, first_epoch: int = 1, epochs: int = 1,
-    bucket: bool = True, cuts_are_terminals: bool = False,
-) -> list[Path]:  # fmt: skip
+    store: EpisodeStore,
+    root: str | os.PathLike[str],
+    game: str,
+    index: int = 1,
+    *,
+    first_epoch: int = 1,
+    epochs: int = 1,
+    bucket: bool = True,
+    cuts_are_terminals: bool = False,
+) -> list[Path]:
     """Writes a store of single frames ``[1, 84, 84]`` below ``root``; gives the files in order.
 
     Args:
@@ -96,13 +102,13 @@ def _check_frames(store: EpisodeStore) -> None:
     field, action = store.schema.observation, store.schema.action
     frames = isinstance(field, Field) and field.dtype == np.uint8 and len(field.shape) == 3 and field.shape[0] == 1
     if not (frames and isinstance(action, Field) and action.discrete):
-        raise InvalidInput(f"{store.path.name} holds no single grey frames with discrete actions: the observations are {field!r}",
-                           hint="collect it in offrld/GAME-v0")  # fmt: skip
+        raise InvalidInput(
+            f"{store.path.name} holds no single grey frames with discrete actions: the observations are {field!r}",
+            hint="collect it in offrld/GAME-v0",
+        )
 
 
-def _write_epoch(
-    rows: Iterator[dict[str, bytes]], names: dict[str, Path], steps: int, size: tuple[int, ...], level: int = 6
-) -> None:  # fmt: skip
+def _write_epoch(rows: Iterator[dict[str, bytes]], names: dict[str, Path], steps: int, size: tuple[int, ...], level: int = 6) -> None:
     folder = names["observation"].parent
     with disk_errors(folder), ExitStack() as opened:
         folder.mkdir(parents=True, exist_ok=True)
@@ -128,7 +134,7 @@ def _write_epoch(
 
 def _rows(
     store: EpisodeStore, numbers: Iterable[int], cuts_are_terminals: bool, progress: Callable[[int], None] | None = None
-) -> Iterator[dict[str, bytes]]:  # fmt: skip
+) -> Iterator[dict[str, bytes]]:
     """Every step's bytes, episode after episode of those numbers; ``progress`` is told the number of the next one."""
     for number in numbers:
         episode = store.episodes[number]
@@ -136,8 +142,9 @@ def _rows(
         for t in range(episode.steps):
             yield {
                 "observation": np.ascontiguousarray(episode.observation[t]).tobytes(),
-                "action": np.int32(episode.action[t]).tobytes(), "reward": np.float32(episode.reward[t]).tobytes(),
+                "action": np.int32(episode.action[t]).tobytes(),
+                "reward": np.float32(episode.reward[t]).tobytes(),
                 "terminal": np.uint8(ends and t == episode.steps - 1).tobytes(),
-            }  # fmt: skip
+            }
         if progress is not None:
             progress(number + 1)

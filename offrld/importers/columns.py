@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 
 from offrl_store.errors import InvalidInput
-
-from .source import BadRow, Damaged
+from offrld.importers.source import BadRow, Damaged
 
 #: Rows are read in blocks of about this size, so that memory does not grow with the file.
 BLOCK_BYTES = 8 << 20
@@ -102,7 +101,7 @@ class Column:
                 f"{self.file}: {self.where(start + at[0], at[1:])} is {given[at]!s}, which no {made.dtype} holds",
                 self.number(start + at[0]),
                 hint=f"convert the array explicitly: astype({made.dtype.name!r})",
-            )  # fmt: skip
+            )
 
     def read_rewards(self, block: np.ndarray, start: int) -> np.ndarray:
         """A block of this column as rewards ``[N]`` in their `reward_dtype`; whole numbers that it does not hold are refused."""

@@ -11,9 +11,8 @@ import numpy as np
 from offrl_store import Field, Schema
 from offrl_store.errors import InvalidInput
 from offrld.fits import TURN, last_channels
-
-from .source import Source, SourceEpisode
-from .spaces import ActionSpace, box, choices
+from offrld.importers.source import Source, SourceEpisode
+from offrld.importers.spaces import ActionSpace, box, choices
 
 OPTIONS = {
     "channels": "last: turn images [H, W, C] into [C, H, W], and grey ones [H, W] into [1, H, W]; first: leave them",

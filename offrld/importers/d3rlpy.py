@@ -16,15 +16,14 @@ from typing import Any
 import h5py
 
 from offrl_store.errors import EmptyStore, InvalidInput
-
-from . import hdf5
-from .columns import Column
-from .described import NAME as MARK
-from .described import Described, restored
-from .episodic import Recording, episodic_source
-from .flat import FlatArrays, flat_source
-from .source import BadEpisodes, Format, Source
-from .spaces import ActionSpace, probe_environment
+from offrld.importers import hdf5
+from offrld.importers.columns import Column
+from offrld.importers.described import NAME as MARK
+from offrld.importers.described import Described, restored
+from offrld.importers.episodic import Recording, episodic_source
+from offrld.importers.flat import FlatArrays, flat_source
+from offrld.importers.source import BadEpisodes, Format, Source
+from offrld.importers.spaces import ActionSpace, probe_environment
 
 NEEDS = (
     "version 1: observations, actions, rewards, terminals, episode_terminals, discrete_action; "
@@ -65,13 +64,23 @@ def _open_v1(file: h5py.File, name: str, bad: BadEpisodes) -> Source:
     described = Described.read(attributes.pop(MARK, None))
     restored_observations = described.fields({"observation": observations}) if described is not None else None
     arrays = FlatArrays(
-        observations if restored_observations is None else restored_observations, actions, rewards, terminals,
+        observations if restored_observations is None else restored_observations,
+        actions,
+        rewards,
+        terminals,
         hdf5.column(file, "episode_terminals", name),
-    )  # fmt: skip
+    )
     return flat_source(
-        arrays, bad, format="d3rlpy", env_id=env_id, space=_space(described, env_id, name, messages), attributes=attributes,
-        messages=messages, discrete=None if discrete is None else bool(discrete), version=str(hdf5.scalar(file, "version", name) or "1"),
-    )  # fmt: skip
+        arrays,
+        bad,
+        format="d3rlpy",
+        env_id=env_id,
+        space=_space(described, env_id, name, messages),
+        attributes=attributes,
+        messages=messages,
+        discrete=None if discrete is None else bool(discrete),
+        version=str(hdf5.scalar(file, "version", name) or "1"),
+    )
 
 
 def _open_v2(file: h5py.File, name: str, bad: BadEpisodes) -> Source:
@@ -103,9 +112,17 @@ def _open_v2(file: h5py.File, name: str, bad: BadEpisodes) -> Source:
         return restored(described, plain, found if isinstance(found, dict) else {"observation": found}, {})
 
     return episodic_source(
-        recording, count, bad, file=name, format="d3rlpy", env_id=env_id, space=_space(described, env_id, name, messages),
-        attributes=attributes, messages=messages, version=LAYOUT,
-    )  # fmt: skip
+        recording,
+        count,
+        bad,
+        file=name,
+        format="d3rlpy",
+        env_id=env_id,
+        space=_space(described, env_id, name, messages),
+        attributes=attributes,
+        messages=messages,
+        version=LAYOUT,
+    )
 
 
 def _space(described: Described | None, env_id: str | None, name: str, messages: list[str]) -> ActionSpace | None:

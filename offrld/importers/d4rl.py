@@ -16,11 +16,10 @@ import h5py
 import numpy as np
 
 from offrl_store.errors import InvalidInput
-
-from . import hdf5
-from .flat import FlatArrays, flat_source
-from .source import BadEpisodes, Format, Source
-from .spaces import ActionSpace, box, choices, kind_of, probe_environment
+from offrld.importers import hdf5
+from offrld.importers.flat import FlatArrays, flat_source
+from offrld.importers.source import BadEpisodes, Format, Source
+from offrld.importers.spaces import ActionSpace, box, choices, kind_of, probe_environment
 
 NEEDED = ("observations", "actions", "rewards", "terminals")
 KNOWN = (*NEEDED, "timeouts", "next_observations", "next_observations_known", "infos", "metadata")
@@ -58,16 +57,25 @@ def open_file(path: Path, bad: BadEpisodes, env_id: str | None = None) -> Source
         if ignored:
             messages.append(f"not imported: {hdf5.listed(ignored)}")
         arrays = FlatArrays(
-            observations, **columns, timeouts=hdf5.column(file, "timeouts", name),
+            observations,
+            **columns,
+            timeouts=hdf5.column(file, "timeouts", name),
             next_observations=hdf5.columns(file, "next_observations", name),
             next_known=hdf5.column(file, "next_observations_known", name),
-            limit=environment.limit or DEFAULT_LIMIT, extra=extra,
-        )  # fmt: skip
+            limit=environment.limit or DEFAULT_LIMIT,
+            extra=extra,
+        )
         metadata = hdf5.values(file, "metadata", name)
         source = flat_source(
-            arrays, bad, format="d4rl", env_id=env_id, space=space or environment.space, attributes=attributes, messages=messages,
+            arrays,
+            bad,
+            format="d4rl",
+            env_id=env_id,
+            space=space or environment.space,
+            attributes=attributes,
+            messages=messages,
             more={"source_metadata": metadata} if metadata else None,
-        )  # fmt: skip
+        )
         source.resources = resources.pop_all()
         return source
 
@@ -89,5 +97,11 @@ def declared_space(file: h5py.File, name: str) -> ActionSpace | None:
         ) from None
 
 
-FORMAT = Format("d4rl", "flat HDF5 file, one row per step", NEEDS, detect, open_file,
-                {"env_id": "gymnasium environment of the data, where the file names none"})  # fmt: skip
+FORMAT = Format(
+    "d4rl",
+    "flat HDF5 file, one row per step",
+    NEEDS,
+    detect,
+    open_file,
+    {"env_id": "gymnasium environment of the data, where the file names none"},
+)

@@ -26,25 +26,29 @@ from offrl.errors import Unknown, nearest
 from offrl_store import EpisodeStore, Field
 from offrl_store.disk import disk_errors, reserve
 from offrl_store.errors import DiskFull, EmptyStore, InvalidInput
-
-from . import native
-from .atari_export import write_atari
-from .calm_file import CalmFile
-from .columns import BLOCK_BYTES
-from .exporting import Export, Progress, set_attributes
-from .gen_dgrl_export import write_gen_dgrl
-from .ingest import import_into
-from .lerobot_export import write_lerobot
-from .recorded_export import write_d3rlpy, write_d3rlpy_v1, write_minari
-from .robomimic_export import write_robomimic
-from .spaces import kind_of
-from .torchrl_export import write_torchrl
+from offrld.importers import native
+from offrld.importers.atari_export import write_atari
+from offrld.importers.calm_file import CalmFile
+from offrld.importers.columns import BLOCK_BYTES
+from offrld.importers.exporting import Export, Progress, set_attributes
+from offrld.importers.gen_dgrl_export import write_gen_dgrl
+from offrld.importers.ingest import import_into
+from offrld.importers.lerobot_export import write_lerobot
+from offrld.importers.recorded_export import write_d3rlpy, write_d3rlpy_v1, write_minari
+from offrld.importers.robomimic_export import write_robomimic
+from offrld.importers.spaces import kind_of
+from offrld.importers.torchrl_export import write_torchrl
 
 
 def export_dataset(
-    store: EpisodeStore, out_path: str | os.PathLike[str], format: str, *, compress: bool = False, progress: Progress | None = None,
+    store: EpisodeStore,
+    out_path: str | os.PathLike[str],
+    format: str,
+    *,
+    compress: bool = False,
+    progress: Progress | None = None,
     message: Callable[[str], None] | None = None,
-) -> Path:  # fmt: skip
+) -> Path:
     """Writes the episodes that ``store`` sees to ``out_path``, which must not exist; it appears there when it is complete.
 
     Args:

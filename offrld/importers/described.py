@@ -15,11 +15,10 @@ import numpy as np
 
 from offrl_store import EpisodeStore, Field, Schema
 from offrl_store.errors import OffrlError
-
-from .columns import Column
-from .episodic import Recording
-from .reading import parse_json, read_json
-from .spaces import ActionSpace, box, kind_of
+from offrld.importers.columns import Column
+from offrld.importers.episodic import Recording
+from offrld.importers.reading import parse_json, read_json
+from offrld.importers.spaces import ActionSpace, box, kind_of
 
 #: The attribute of an HDF5 file, and the stem of a file in a folder, that hold the record.
 NAME = "offrl"
@@ -29,8 +28,13 @@ def record(store: EpisodeStore, keys: dict[str, str]) -> dict[str, Any]:
     """The record of a store, whose columns (``observation.NAME``, ``extra.NAME``, ...) stand under ``keys`` in the format."""
     metadata = store.metadata
     kind = kind_of(metadata)
-    return {"columns": store.schema.to_json()["columns"], "keys": keys, "env_id": metadata.get("env_id"), "bounds": metadata.get("bounds"),
-            **({"action_kind": kind} if kind else {})}  # fmt: skip
+    return {
+        "columns": store.schema.to_json()["columns"],
+        "keys": keys,
+        "env_id": metadata.get("env_id"),
+        "bounds": metadata.get("bounds"),
+        **({"action_kind": kind} if kind else {}),
+    }
 
 
 class Described:
@@ -57,10 +61,12 @@ class Described:
             value = read_json(found, found.name) if isinstance(found, Path) else parse_json(found, NAME)
             keys, env_id, bounds = value["keys"], value.get("env_id"), value.get("bounds")
             return cls(
-                Schema.from_json({"columns": value["columns"], "metadata": {}}), {str(key): str(each) for key, each in keys.items()},
-                env_id if isinstance(env_id, str) else None, bounds if isinstance(bounds, str) else None,
+                Schema.from_json({"columns": value["columns"], "metadata": {}}),
+                {str(key): str(each) for key, each in keys.items()},
+                env_id if isinstance(env_id, str) else None,
+                bounds if isinstance(bounds, str) else None,
                 kind_of({"action_space": {"kind": value.get("action_kind")}}),
-            )  # fmt: skip
+            )
         except (TypeError, ValueError, KeyError, AttributeError, RecursionError, OffrlError):
             return None
 

@@ -14,10 +14,9 @@ import numpy as np
 
 from offrl_store import Field, Schema
 from offrl_store.errors import EmptyStore, InvalidInput
-
-from .columns import MAX_EPISODE_BYTES, Column, check_scalar_rows, reward_dtype, same_length
-from .source import BadEpisodes, Source, SourceEpisode, make_metadata
-from .spaces import ActionScan, ActionSpace
+from offrld.importers.columns import MAX_EPISODE_BYTES, Column, check_scalar_rows, reward_dtype, same_length
+from offrld.importers.source import BadEpisodes, Source, SourceEpisode, make_metadata
+from offrld.importers.spaces import ActionScan, ActionSpace
 
 
 @dataclass(frozen=True)
@@ -55,10 +54,20 @@ def ends_of(terminated: np.ndarray, truncated: np.ndarray, key: str, number: int
 
 
 def episodic_source(
-    recording: Callable[[int], Recording | None], count: int, bad: BadEpisodes, *, file: str, format: str, env_id: str | None,
-    space: ActionSpace | None, attributes: dict[str, Any], messages: list[str], discrete: bool | None = None,
-    more: dict[str, Any] | None = None, **source: Any,
-) -> Source:  # fmt: skip
+    recording: Callable[[int], Recording | None],
+    count: int,
+    bad: BadEpisodes,
+    *,
+    file: str,
+    format: str,
+    env_id: str | None,
+    space: ActionSpace | None,
+    attributes: dict[str, Any],
+    messages: list[str],
+    discrete: bool | None = None,
+    more: dict[str, Any] | None = None,
+    **source: Any,
+) -> Source:
     """The recordings as a `Source`. They are gone through once for their actions, and once more while they are given out.
 
     Args:
@@ -84,15 +93,19 @@ def episodic_source(
     if first is None or scan is None:
         raise EmptyStore(f"{file} holds no steps in its {count} episodes{_why(bad)}", hint="give a dataset with at least one step")
     action, bounds = scan.field(messages)
-    metadata = make_metadata(
-        env_id=env_id, bounds=bounds, format=format, file=file, attributes=attributes, **source
-    ) | scan.metadata | (more or {})  # fmt: skip
+    metadata = (
+        make_metadata(env_id=env_id, bounds=bounds, format=format, file=file, attributes=attributes, **source)
+        | scan.metadata
+        | (more or {})
+    )
     fields = {name: Field(column.dtype.name, column.shape) for name, column in first.named().items()}
     schema = Schema(
         observation=fields if isinstance(first.observations, dict) else fields["observation"],
-        action=action, reward=Field(reward_dtype(first.rewards)),
-        extra={name: Field(column.dtype.name, column.shape) for name, column in first.extra.items()}, metadata=metadata,
-    )  # fmt: skip
+        action=action,
+        reward=Field(reward_dtype(first.rewards)),
+        extra={name: Field(column.dtype.name, column.shape) for name, column in first.extra.items()},
+        metadata=metadata,
+    )
     return Source(format, schema, _episodes(recording, count, scan, bad), metadata, episodes, bad, messages)
 
 
@@ -134,9 +147,7 @@ def _check_same(first: Recording, recording: Recording) -> None:
             )
 
 
-def _episodes(
-    recording: Callable[[int], Recording | None], count: int, scan: ActionScan, bad: BadEpisodes
-) -> Iterator[SourceEpisode]:
+def _episodes(recording: Callable[[int], Recording | None], count: int, scan: ActionScan, bad: BadEpisodes) -> Iterator[SourceEpisode]:
     for number in range(count):
         if number in bad:
             continue
@@ -159,10 +170,16 @@ def _pieces(recording: Recording | None, number: int, scan: ActionScan) -> list[
     pieces, start = [], 0
     for stop, terminated in recording.ends:
         parts = {name: rows[start : stop + 1] for name, rows in observations.items()}
-        pieces.append(SourceEpisode(
-            observation=parts if isinstance(recording.observations, dict) else parts["observation"],
-            action=actions[start:stop], reward=rewards[start:stop], terminated=terminated,
-            extra={name: rows[start:stop] for name, rows in extra.items()}, number=number, metadata=recording.metadata,
-        ))  # fmt: skip
+        pieces.append(
+            SourceEpisode(
+                observation=parts if isinstance(recording.observations, dict) else parts["observation"],
+                action=actions[start:stop],
+                reward=rewards[start:stop],
+                terminated=terminated,
+                extra={name: rows[start:stop] for name, rows in extra.items()},
+                number=number,
+                metadata=recording.metadata,
+            )
+        )
         start = stop
     return pieces

@@ -100,8 +100,10 @@ class CutCount:
         if self.repeated:
             export.message(f"{self.repeated} terminated episodes lack their final observation: the last one is repeated there")
         if self.cut:
-            export.message(f"{self.cut} truncated episodes lack their final observation: they end one step earlier"
-                           + (f", and {self.left_out} of one step are left out" if self.left_out else ""))  # fmt: skip
+            export.message(
+                f"{self.cut} truncated episodes lack their final observation: they end one step earlier"
+                + (f", and {self.left_out} of one step are left out" if self.left_out else "")
+            )
 
 
 def h5_dataset(export: Export, group: h5py.Group, key: str, rows: np.ndarray) -> None:

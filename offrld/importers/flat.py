@@ -16,10 +16,9 @@ import numpy as np
 
 from offrl_store import Field, Schema
 from offrl_store.errors import EmptyStore, InvalidInput
-
-from .columns import BlockReader, Column, block_rows, blocks, check_scalar_rows, reward_dtype, same_length
-from .source import BadEpisodes, Source, SourceEpisode, make_metadata
-from .spaces import ActionScan, ActionSpace
+from offrld.importers.columns import BlockReader, Column, block_rows, blocks, check_scalar_rows, reward_dtype, same_length
+from offrld.importers.source import BadEpisodes, Source, SourceEpisode, make_metadata
+from offrld.importers.spaces import ActionScan, ActionSpace
 
 Columns = Column | dict[str, Column]
 
@@ -81,9 +80,18 @@ class Cuts:
 
 
 def flat_source(
-    arrays: FlatArrays, bad: BadEpisodes, *, format: str, env_id: str | None, space: ActionSpace | None, attributes: dict[str, Any],
-    messages: list[str], discrete: bool | None = None, more: dict[str, Any] | None = None, **source: Any,
-) -> Source:  # fmt: skip
+    arrays: FlatArrays,
+    bad: BadEpisodes,
+    *,
+    format: str,
+    env_id: str | None,
+    space: ActionSpace | None,
+    attributes: dict[str, Any],
+    messages: list[str],
+    discrete: bool | None = None,
+    more: dict[str, Any] | None = None,
+    **source: Any,
+) -> Source:
     """The episodes of flat arrays as a `Source`; raises `InvalidInput` for lengths, shapes and values that cannot be.
 
     ``more`` is kept in the metadata, ``source`` in its entry ``source``.
@@ -93,15 +101,19 @@ def flat_source(
     cuts = find_cuts(arrays, messages)
     arrays = replace(arrays, actions=_scan_actions(arrays.actions, scan, cuts, bad))
     action, bounds = scan.field(messages)
-    metadata = make_metadata(
-        env_id=env_id, bounds=bounds, format=format, file=arrays.file, attributes=attributes, **source
-    ) | scan.metadata | (more or {})  # fmt: skip
+    metadata = (
+        make_metadata(env_id=env_id, bounds=bounds, format=format, file=arrays.file, attributes=attributes, **source)
+        | scan.metadata
+        | (more or {})
+    )
     fields = {name: Field(column.dtype.name, column.shape) for name, column in arrays.observation_columns().items()}
     schema = Schema(
         observation=fields if isinstance(arrays.observations, dict) else fields["observation"],
-        action=action, reward=Field(reward_dtype(arrays.rewards)),
-        extra={name: Field(column.dtype.name, column.shape) for name, column in arrays.extra.items()}, metadata=metadata,
-    )  # fmt: skip
+        action=action,
+        reward=Field(reward_dtype(arrays.rewards)),
+        extra={name: Field(column.dtype.name, column.shape) for name, column in arrays.extra.items()},
+        metadata=metadata,
+    )
     return Source(format, schema, read_episodes(arrays, cuts, scan, bad), metadata, len(cuts.stop) - len(bad.skipped), bad, messages)
 
 

@@ -12,9 +12,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from offrl_store.errors import InvalidInput, OffrlError
-
-from . import arrow
-from .source import BadRow
+from offrld.importers import arrow
+from offrld.importers.source import BadRow
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's name for so many channels
 
@@ -48,8 +47,9 @@ def _opened(content: bytes, file: str, key: str, row: int) -> Iterator[Any]:
         if isinstance(error, OffrlError):
             raise
         why = "it is neither PNG, JPEG, WebP nor TIFF" if isinstance(error, image.UnidentifiedImageError) else arrow.line(error)
-        raise BadRow(f"{file}: {key}[{row}] is no image: {why}", row,
-                     hint="the file is damaged; copy it again, or write its images as PNG or JPEG") from None  # fmt: skip
+        raise BadRow(
+            f"{file}: {key}[{row}] is no image: {why}", row, hint="the file is damaged; copy it again, or write its images as PNG or JPEG"
+        ) from None
 
 
 class EncodedImages:
@@ -64,9 +64,15 @@ class EncodedImages:
     """
 
     def __init__(
-        self, encoded: Callable[[int, int], list[bytes]], shape: tuple[int, ...], file: str, key: str, *, last: bool = False,
+        self,
+        encoded: Callable[[int, int], list[bytes]],
+        shape: tuple[int, ...],
+        file: str,
+        key: str,
+        *,
+        last: bool = False,
         dtype: Any = np.uint8,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._encoded, self.shape, self._file, self._key, self._last = encoded, shape, file, key, last
         self.dtype = np.dtype(dtype)
 
@@ -77,8 +83,11 @@ class EncodedImages:
             row = rows.start + place
             with _opened(content, self._file, self._key, row) as opened:
                 if opened.size != (width, height):  # known before anything is decoded
-                    raise BadRow(f"{self._file}: {self._key}[{row}] is an image of {opened.size[1]}x{opened.size[0]}", row,
-                                 hint=f"all images need the declared size, {height}x{width}")  # fmt: skip
+                    raise BadRow(
+                        f"{self._file}: {self._key}[{row}] is an image of {opened.size[1]}x{opened.size[0]}",
+                        row,
+                        hint=f"all images need the declared size, {height}x{width}",
+                    )
                 pixels = self._pixels(opened, channels, row)
             pixels = pixels.reshape(height, width, channels)
             made[place] = pixels.reshape(self.shape[1:]) if self._last else np.moveaxis(pixels, -1, 0)
@@ -93,8 +102,9 @@ class EncodedImages:
             return np.asarray(opened, self.dtype)
         raise BadRow(
             f"{self._file}: {self._key}[{row}] is a picture of the mode {opened.mode}: {channels} channels of {self.dtype} do not hold it",
-            row, hint="all pictures of a field need one number of channels and one depth: declare those that they have",
-        )  # fmt: skip
+            row,
+            hint="all pictures of a field need one number of channels and one depth: declare those that they have",
+        )
 
 
 class VideoFrames:
@@ -137,13 +147,17 @@ class VideoFrames:
                 if row < rows.start:
                     continue
                 if (frame.height, frame.width) != (height, width):
-                    raise BadRow(f"{self._file}: {self._key}[{row}] is a frame of {frame.height}x{frame.width}", row,
-                                 hint=f"all frames need the declared size, {height}x{width}")  # fmt: skip
+                    raise BadRow(
+                        f"{self._file}: {self._key}[{row}] is a frame of {frame.height}x{frame.width}",
+                        row,
+                        hint=f"all frames need the declared size, {height}x{width}",
+                    )
                 made[row - rows.start] = np.moveaxis(frame.to_ndarray(format="rgb24"), -1, 0)
         except (OSError, ValueError, av.FFmpegError) as error:
             self.close()
-            raise InvalidInput(f"{self._file}: {self._key} cannot be decoded: {arrow.line(error)}",
-                               hint="the video is damaged or cut short; copy it again") from None  # fmt: skip
+            raise InvalidInput(
+                f"{self._file}: {self._key} cannot be decoded: {arrow.line(error)}", hint="the video is damaged or cut short; copy it again"
+            ) from None
         return made
 
     def _open(self, av: Any) -> None:
@@ -152,8 +166,11 @@ class VideoFrames:
         stream = self._container.streams.video[0]
         _, _, height, width = self.shape
         if (stream.height, stream.width) != (height, width):  # known before anything is decoded
-            raise BadRow(f"{self._file}: {self._key}[0] is a frame of {stream.height}x{stream.width}", 0,
-                         hint=f"all frames need the declared size, {height}x{width}")  # fmt: skip
+            raise BadRow(
+                f"{self._file}: {self._key}[0] is a frame of {stream.height}x{stream.width}",
+                0,
+                hint=f"all frames need the declared size, {height}x{width}",
+            )
         stream.codec_context.options = {"max_pixels": str(max(1 << 24, 4 * height * width))}  # a frame may claim more than its header
         self._container.seek(max(0, int((self._start - 0.5 / self._fps) / stream.time_base)), stream=stream)
         self._frames, self._next = self._container.decode(stream), 0

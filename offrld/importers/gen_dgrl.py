@@ -20,19 +20,34 @@ from typing import Any
 import numpy as np
 
 from offrl_store.errors import EmptyStore, InvalidInput
-
-from .columns import Column, Rows, same_length
-from .episodic import Recording, ends_of, episodic_source
-from .hdf5 import listed
-from .npz import Member, arrays_in
-from .source import BadEpisodes, BadRow, Format, Source
-from .spaces import choices
+from offrld.importers.columns import Column, Rows, same_length
+from offrld.importers.episodic import Recording, ends_of, episodic_source
+from offrld.importers.hdf5 import listed
+from offrld.importers.npz import Member, arrays_in
+from offrld.importers.source import BadEpisodes, BadRow, Format, Source
+from offrld.importers.spaces import choices
 
 NEEDS = "a folder of .npz files named TIME_INDEX_STEPS_LEVEL_RETURN.npz with observations, actions, rewards, dones"
 
 NAME = re.compile(r"(?P<time>.+)_(?P<index>\d+)_(?P<steps>\d+)_(?P<level>-?\d+)_(?P<ret>-?\d+\.\d\d)\.npz")
-GAMES = ("bigfish", "bossfight", "caveflyer", "chaser", "climber", "coinrun", "dodgeball", "fruitbot", "heist", "jumper", "leaper", "maze",
-         "miner", "ninja", "plunder", "starpilot")  # fmt: skip
+GAMES = (
+    "bigfish",
+    "bossfight",
+    "caveflyer",
+    "chaser",
+    "climber",
+    "coinrun",
+    "dodgeball",
+    "fruitbot",
+    "heist",
+    "jumper",
+    "leaper",
+    "maze",
+    "miner",
+    "ninja",
+    "plunder",
+    "starpilot",
+)
 ACTIONS = 15  # of every game of Procgen
 
 
@@ -63,9 +78,15 @@ def detect(path: Path) -> bool:
 
 
 def open_folder(
-    path: Path, bad: BadEpisodes, *, capacity: Any = None, capacity_type: Any = "transitions", percentile: Any = 1.0,
-    level_seed: Any = None, max_episodes: Any = None,
-) -> Source:  # fmt: skip
+    path: Path,
+    bad: BadEpisodes,
+    *,
+    capacity: Any = None,
+    capacity_type: Any = "transitions",
+    percentile: Any = 1.0,
+    level_seed: Any = None,
+    max_episodes: Any = None,
+) -> Source:
     """Opens a folder of episodes; raises `InvalidInput` for an option that cannot be and for a folder without such files."""
     name = path.resolve().name
     if not path.is_dir():
@@ -88,9 +109,18 @@ def open_folder(
         reader = _Reader(files)
         resources.callback(reader.close)
         source = episodic_source(
-            reader.recording, len(files), bad, file=name, format="gen_dgrl", env_id=None, space=choices(ACTIONS, 0, "declared", name),
-            attributes={}, messages=messages, discrete=True, **({"game": name} if name in GAMES else {}),
-        )  # fmt: skip
+            reader.recording,
+            len(files),
+            bad,
+            file=name,
+            format="gen_dgrl",
+            env_id=None,
+            space=choices(ACTIONS, 0, "declared", name),
+            attributes={},
+            messages=messages,
+            discrete=True,
+            **({"game": name} if name in GAMES else {}),
+        )
         messages += [reader.notes[number] for number in sorted(reader.notes)[:3]]
         source.resources = resources.pop_all()
         return source
@@ -158,8 +188,10 @@ class _Reader:
             )
         total = float(rewards.read_finite(0, file.steps).sum(dtype=np.float64))
         if abs(total - file.ret) > 0.01 + 1e-5 * abs(total):
-            raise InvalidInput(f"{name} is named for a return of {file.ret:.2f} and its rewards sum up to {total:.2f}",
-                               hint="the file is damaged, or was renamed")  # fmt: skip
+            raise InvalidInput(
+                f"{name} is named for a return of {file.ret:.2f} and its rewards sum up to {total:.2f}",
+                hint="the file is damaged, or was renamed",
+            )
         flags = dones.read_flags(0, file.steps)[: file.keep]
         cut = [Column(name, column.key, Rows(column.data, 0, file.keep)) for column in (actions, rewards)]
         # A cut episode knows its next observation, which is one of its own.
@@ -188,14 +220,19 @@ class _Frames:
             at = tuple(int(i) for i in wrong[0])
             row = rows.start + at[0]
             raise BadRow(
-                f"{self._column.file}: {self._column.where(row, at[1:])} is {float(block[at]):.9g}, which is no pixel", row,
+                f"{self._column.file}: {self._column.where(row, at[1:])} is {float(block[at]):.9g}, which is no pixel",
+                row,
                 hint="pixels are whole numbers from 0 to 255; scaled observations are not read",
-            )  # fmt: skip
+            )
         return pixels
 
 
 FORMAT = Format(
-    "gen_dgrl", "folder of Procgen episodes, one .npz each", NEEDS, detect, open_folder,
+    "gen_dgrl",
+    "folder of Procgen episodes, one .npz each",
+    NEEDS,
+    detect,
+    open_folder,
     {
         "capacity": "take so many transitions (or episodes), the best first",
         "capacity_type": "what the capacity counts: transitions or episodes",
@@ -203,4 +240,4 @@ FORMAT = Format(
         "level_seed": "take episodes of this level only",
         "max_episodes": "take so many episodes at most",
     },
-)  # fmt: skip
+)

@@ -14,8 +14,7 @@ import numpy as np
 
 from offrl_store import Field
 from offrl_store.errors import EmptyStore, InvalidInput
-
-from .exporting import Export, one_action
+from offrld.importers.exporting import Export, one_action
 
 
 def write_gen_dgrl(export: Export) -> None:

@@ -13,8 +13,7 @@ import numpy as np
 
 from offrl_store.errors import InvalidInput
 from offrl_store.schema import DTYPES, NAME
-
-from .columns import Column
+from offrld.importers.columns import Column
 
 #: Groups are followed to this depth: one can hold itself.
 DEPTH = 16
@@ -156,8 +155,10 @@ def _check_dataset(found: h5py.Dataset, path: str, file: str) -> None:
     for code, _, _, name in (created.get_filter(i) for i in range(created.get_nfilters())):
         if code not in FILTERS:
             called = name.decode("utf-8", "replace") or "unnamed"
-            raise InvalidInput(f"{file}: {path!r} is compressed by the filter {called!r:.60} ({code}), which is not read",
-                               hint="write it with gzip or lzf, or uncompressed")  # fmt: skip
+            raise InvalidInput(
+                f"{file}: {path!r} is compressed by the filter {called!r:.60} ({code}), which is not read",
+                hint="write it with gzip or lzf, or uncompressed",
+            )
     size = found.dtype.itemsize * math.prod(found.chunks or (0,))
     if size > MAX_CHUNK_BYTES:
         raise InvalidInput(
@@ -167,8 +168,10 @@ def _check_dataset(found: h5py.Dataset, path: str, file: str) -> None:
         raise InvalidInput(f"{file}: {path!r} holds nothing", hint="it must be an array with one row per step")
     declared = found.dtype.itemsize * math.prod(found.shape)
     if declared > MAX_FILLED_BYTES and declared > MAX_FILLED_BYTES + MAX_RATIO * (stored := found.id.get_storage_size()):
-        raise InvalidInput(f"{file}: {path!r} has the shape {found.shape}, {declared:,} bytes, of which the file keeps {stored:,}",
-                           hint="the rest was never written; write the array whole, or shorten it")  # fmt: skip
+        raise InvalidInput(
+            f"{file}: {path!r} has the shape {found.shape}, {declared:,} bytes, of which the file keeps {stored:,}",
+            hint="the rest was never written; write the array whole, or shorten it",
+        )
 
 
 def column(group: h5py.Group, key: str, file: str) -> Column | None:
@@ -286,8 +289,10 @@ def texts(group: h5py.Group, key: str, file: str) -> list[str]:
     if h5py.check_string_dtype(found.dtype) is None:
         raise InvalidInput(f"{file}: {key!r} of {group.name!r} holds {found.dtype}, not texts", hint="write a list of names")
     if found.size > MAX_TEXTS or (not found.dtype.hasobject and found.nbytes > 256 * MAX_TEXTS):
-        raise InvalidInput(f"{file}: {key!r} of {group.name!r} holds {found.size:,} texts of {found.nbytes:,} bytes",
-                           hint=f"a list has at most {MAX_TEXTS:,} names")  # fmt: skip
+        raise InvalidInput(
+            f"{file}: {key!r} of {group.name!r} holds {found.size:,} texts of {found.nbytes:,} bytes",
+            hint=f"a list has at most {MAX_TEXTS:,} names",
+        )
     try:
         return [str(plain(each)) for each in (_read_texts(found) if found.dtype.hasobject else np.asarray(found[()]).reshape(-1))]
     except DAMAGE as error:

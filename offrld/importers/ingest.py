@@ -22,10 +22,9 @@ import numpy as np
 from offrl_store import EpisodeStore, Field, Schema
 from offrl_store.errors import DiskFull, EmptyStore, InvalidEpisode, InvalidInput, OffrlError, StoreExists
 from offrl_store.schema import short
-
-from . import reading
-from .registry import open_source
-from .source import BadEpisodes, BadRow, Skipped, Source
+from offrld.importers import reading
+from offrld.importers.registry import open_source
+from offrld.importers.source import BadEpisodes, BadRow, Skipped, Source
 
 Progress = Callable[[int, int | None], None]
 
@@ -193,8 +192,10 @@ def _kept_bounds(source: Source, store: EpisodeStore) -> str:
     theirs, ours = source.schema.action, store.schema.action
     if source.metadata.get("bounds") == "inferred" or not isinstance(theirs, Field) or theirs == ours:
         return ""
-    said = [f"[{short(-np.inf if each.low is None else each.low)}, {short(np.inf if each.high is None else each.high)}]"
-            for each in (theirs, ours)]  # fmt: skip
+    said = [
+        f"[{short(-np.inf if each.low is None else each.low)}, {short(np.inf if each.high is None else each.high)}]"
+        for each in (theirs, ours)
+    ]
     return f"the source declares actions within {said[0]}, the dataset keeps its {said[1]}"
 
 

@@ -20,15 +20,14 @@ import numpy as np
 
 from offrl_store.errors import EmptyStore, InvalidInput
 from offrl_store.schema import DTYPES
-
-from . import arrow, hdf5
-from .columns import Column
-from .described import NAME as MARK
-from .described import Described, restored
-from .episodic import Recording, episodic_source
-from .frames import MODES, EncodedImages, VideoFrames, picture_dtype
-from .reading import read_json
-from .source import BadEpisodes, Format, Source, field_names, named_keys
+from offrld.importers import arrow, hdf5
+from offrld.importers.columns import Column
+from offrld.importers.described import NAME as MARK
+from offrld.importers.described import Described, restored
+from offrld.importers.episodic import Recording, episodic_source
+from offrld.importers.frames import MODES, EncodedImages, VideoFrames, picture_dtype
+from offrld.importers.reading import read_json
+from offrld.importers.source import BadEpisodes, Format, Source, field_names, named_keys
 
 NEEDS = "a folder with meta/info.json, meta/episodes/ and data/ of LeRobot v3.0"
 
@@ -83,16 +82,28 @@ def open_folder(path: Path, bad: BadEpisodes, *, done: Any = "truncated", drop: 
             fields = {names[key.partition(".")[2] or "observation"]: column for key, column in columns.items()}
             rewards = reader.column(reward) if reward else Column(name, "reward", np.zeros(steps, np.float32))
             plain = Recording(
-                next(iter(fields.values())) if single else fields, reader.column("action"), rewards,
-                [(steps, done == "terminated" or reader.ended())], {extras[key]: column for key, column in kept.items()}, reader.metadata(),
-            )  # fmt: skip
+                next(iter(fields.values())) if single else fields,
+                reader.column("action"),
+                rewards,
+                [(steps, done == "terminated" or reader.ended())],
+                {extras[key]: column for key, column in kept.items()},
+                reader.metadata(),
+            )
             return restored(described, plain, columns, kept)
 
         attributes = hdf5.plain({key: value for key, value in info.items() if key not in ("splits", "data_path", "video_path")})
         source = episodic_source(
-            recording, len(episodes), bad, file=name, format="lerobot", env_id=described.env_id if described else None,
-            space=described.space if described else None, attributes=attributes, messages=messages, version=str(info["codebase_version"]),
-        )  # fmt: skip
+            recording,
+            len(episodes),
+            bad,
+            file=name,
+            format="lerobot",
+            env_id=described.env_id if described else None,
+            space=described.space if described else None,
+            attributes=attributes,
+            messages=messages,
+            version=str(info["codebase_version"]),
+        )
         if reader.reordered:
             messages.append(f"the frames of {reader.reordered} episodes are put in the order of their frame_index")
         source.resources = resources.pop_all()
@@ -147,8 +158,10 @@ class _Reader:
         """Finds what pictures hold by the first one of each feature: bytes, or distances of 16 bits. Refuses depth in a video."""
         for key, feature in self._features.items():
             if feature.dtype == "video" and feature.depth:
-                raise InvalidInput(f"{self._name}: {key!r} is depth in a video, which keeps no distances exactly",
-                                   hint=f"leave it out (--option drop={key}), or record depth as images")  # fmt: skip
+                raise InvalidInput(
+                    f"{self._name}: {key!r} is depth in a video, which keeps no distances exactly",
+                    hint=f"leave it out (--option drop={key}), or record depth as images",
+                )
             if feature.dtype == "video" and feature.shape[0] != 3:
                 raise InvalidInput(f"{self._name}: {key!r} is a video of {feature.shape[0]} channels", hint="videos of 3 channels are read")
         number = next((i for i, each in enumerate(self._episodes) if each["length"]), None)
@@ -182,13 +195,17 @@ class _Reader:
         if length < 1:
             return 0
         if each["dataset_to_index"] - each["dataset_from_index"] != length or self._start + length > self._data.rows:
-            raise InvalidInput(f"{self._file} has {length} rows from {self._start} on, {path.name} has {self._data.rows}",
-                               hint="the dataset is incomplete; copy it again")  # fmt: skip
+            raise InvalidInput(
+                f"{self._file} has {length} rows from {self._start} on, {path.name} has {self._data.rows}",
+                hint="the dataset is incomplete; copy it again",
+            )
         ids = self._data.read("episode_index", self._start, self._start + length, self._file)
         wrong = np.flatnonzero(ids.reshape(-1) != each["episode_index"])
         if len(wrong):
-            raise InvalidInput(f"{self._file}: row {int(wrong[0])} is one of episode {ids.reshape(-1)[wrong[0]]}",
-                               hint="the dataset is damaged; copy it again")  # fmt: skip
+            raise InvalidInput(
+                f"{self._file}: row {int(wrong[0])} is one of episode {ids.reshape(-1)[wrong[0]]}",
+                hint="the dataset is damaged; copy it again",
+            )
         self._order = self._frame_order(number, length)
         return length
 
@@ -202,8 +219,9 @@ class _Reader:
         order = np.argsort(frames, kind="stable")
         wrong = np.flatnonzero(frames[order] != np.arange(length))
         if len(wrong):
-            raise InvalidInput(f"{self._file}: frame_index lacks {int(wrong[0])} of {length} frames",
-                               hint="the dataset is damaged; copy it again")  # fmt: skip
+            raise InvalidInput(
+                f"{self._file}: frame_index lacks {int(wrong[0])} of {length} frames", hint="the dataset is damaged; copy it again"
+            )
         self._reordered.add(number)
         return order
 
@@ -288,8 +306,9 @@ class _DataFile:
             try:
                 self._kept[key] = (group, self._file.read_row_group(group, columns=[key], use_threads=False)[key])
             except (OSError, KeyError, self._pa.ArrowException) as error:
-                raise InvalidInput(f"{file}: {key!r} cannot be read: {arrow.line(error)}",
-                                   hint="the file is damaged or cut short; copy it again") from None  # fmt: skip
+                raise InvalidInput(
+                    f"{file}: {key!r} cannot be read: {arrow.line(error)}", hint="the file is damaged or cut short; copy it again"
+                ) from None
         return self._kept[key][1]
 
     def read(self, key: str, start: int, stop: int, file: str) -> np.ndarray:
@@ -312,8 +331,10 @@ class _Numbers:
         block = self._data.read(self._key, self._start + rows.start, self._start + rows.stop, self._file)
         due = (len(block), *self.shape[1:])
         if math.prod(block.shape) != math.prod(due):
-            raise InvalidInput(f"{self._file}: {self._key!r} has rows of {block.shape[1:]}, meta/info.json says {self.shape[1:]}",
-                               hint="the dataset is damaged; copy it again")  # fmt: skip
+            raise InvalidInput(
+                f"{self._file}: {self._key!r} has rows of {block.shape[1:]}, meta/info.json says {self.shape[1:]}",
+                hint="the dataset is damaged; copy it again",
+            )
         return block.reshape(due).astype(self.dtype, copy=False)
 
 
@@ -355,7 +376,10 @@ def _episodes(path: Path, name: str) -> list[dict[str, Any]]:
 
 
 FORMAT = Format(
-    "lerobot", "folder of a LeRobot dataset, version v3", NEEDS, detect, open_folder,
-    {"done": "what the end of an episode means where nothing else says so: truncated or terminated",
-     "drop": "features to leave out"},
-)  # fmt: skip
+    "lerobot",
+    "folder of a LeRobot dataset, version v3",
+    NEEDS,
+    detect,
+    open_folder,
+    {"done": "what the end of an episode means where nothing else says so: truncated or terminated", "drop": "features to leave out"},
+)

@@ -17,11 +17,10 @@ import numpy as np
 
 from offrl_store import Episode, EpisodeStore, Field
 from offrl_store.errors import InvalidInput
-
-from . import arrow
-from .described import NAME, record
-from .exporting import Export, action_shape, channels_last, free_names, named_observations, one_action, say_left_out
-from .lerobot import DERIVED, ENDS, REWARDS
+from offrld.importers import arrow
+from offrld.importers.described import NAME, record
+from offrld.importers.exporting import Export, action_shape, channels_last, free_names, named_observations, one_action, say_left_out
+from offrld.importers.lerobot import DERIVED, ENDS, REWARDS
 
 FPS = 30  # where the data do not say
 DATA_BYTES = 100 << 20  # a data file is closed above this size
@@ -59,19 +58,30 @@ def write_lerobot(export: Export) -> None:
             for each in named:
                 tasks.setdefault(each, len(tasks))
             columns = plan.rows(episode) | {
-                "timestamp": np.arange(steps) / fps, "frame_index": np.arange(steps), "episode_index": np.full(steps, number),
-                "index": np.arange(row, row + steps), "task_index": np.full(steps, tasks[named[0]]),
-            }  # fmt: skip
+                "timestamp": np.arange(steps) / fps,
+                "frame_index": np.arange(steps),
+                "episode_index": np.full(steps, number),
+                "index": np.arange(row, row + steps),
+                "task_index": np.full(steps, tasks[named[0]]),
+            }
             arrays = [_array(pa, columns[key], features[key], described.field(key).type, key in images) for key in features]
             chunk, file = data.write(pa.Table.from_arrays(arrays, schema=described))
             statistics = {key: _statistics(np.asarray(columns[key], features[key].dtype), key in images) for key in features}
             total = {key: _joined(total[key], each) if total else each for key, each in statistics.items()}
-            index.write({
-                "episode_index": number, "tasks": named, "length": steps, "data/chunk_index": chunk, "data/file_index": file,
-                "dataset_from_index": row, "dataset_to_index": row + steps,
-                **{f"stats/{key}/{name}": value.tolist() for key, each in statistics.items() for name, value in each.items()},
-                "meta/episodes/chunk_index": 0, "meta/episodes/file_index": 0,
-            })  # fmt: skip
+            index.write(
+                {
+                    "episode_index": number,
+                    "tasks": named,
+                    "length": steps,
+                    "data/chunk_index": chunk,
+                    "data/file_index": file,
+                    "dataset_from_index": row,
+                    "dataset_to_index": row + steps,
+                    **{f"stats/{key}/{name}": value.tolist() for key, each in statistics.items() for name, value in each.items()},
+                    "meta/episodes/chunk_index": 0,
+                    "meta/episodes/file_index": 0,
+                }
+            )
             row += steps
             export.progress(number + 1, len(store))
     finally:
@@ -83,13 +93,26 @@ def write_lerobot(export: Export) -> None:
     parquet.write_table(_tasks(pa, tasks), meta / "tasks.parquet")
     shown = {key: {name: value.tolist() for name, value in each.items()} for key, each in total.items()}
     (meta / "stats.json").write_text(json.dumps(shown, indent=4))
-    (meta / "info.json").write_text(json.dumps({
-        "codebase_version": "v3.0", "robot_type": known.get("robot_type"),
-        "total_episodes": len(store), "total_frames": row, "total_tasks": len(tasks), "chunks_size": FILES_PER_CHUNK,
-        "data_files_size_in_mb": DATA_BYTES >> 20, "video_files_size_in_mb": 200, "fps": fps, "splits": {"train": f"0:{len(store)}"},
-        "data_path": DATA_PATH, "video_path": None,
-        "features": {key: _feature(each, key in images, plan.names(key, each)) for key, each in features.items()},
-    }, indent=4))  # fmt: skip
+    (meta / "info.json").write_text(
+        json.dumps(
+            {
+                "codebase_version": "v3.0",
+                "robot_type": known.get("robot_type"),
+                "total_episodes": len(store),
+                "total_frames": row,
+                "total_tasks": len(tasks),
+                "chunks_size": FILES_PER_CHUNK,
+                "data_files_size_in_mb": DATA_BYTES >> 20,
+                "video_files_size_in_mb": 200,
+                "fps": fps,
+                "splits": {"train": f"0:{len(store)}"},
+                "data_path": DATA_PATH,
+                "video_path": None,
+                "features": {key: _feature(each, key in images, plan.names(key, each)) for key, each in features.items()},
+            },
+            indent=4,
+        )
+    )
     (meta / f"{NAME}.json").write_text(json.dumps(record(store, plan.keys)))
     say_left_out(export, left_out, "LeRobot keeps the tasks of an episode alone")
     _say(export)
@@ -140,8 +163,10 @@ class _Plan:
         ends = [key for key in ENDS if key in self._features]
         if "next.terminated" not in ends:
             success = "next.success" in self._features
-            ended = (bool(np.any(each.extra["next.success"][-1:])) if success and "next.success" in each.extra else False
-                     for each in store.episodes)  # fmt: skip
+            ended = (
+                bool(np.any(each.extra["next.success"][-1:])) if success and "next.success" in each.extra else False
+                for each in store.episodes
+            )
             if any(each.terminated != end for each, end in zip(store.episodes, ended, strict=True)):
                 ends.append("next.terminated")
         return ends
@@ -172,8 +197,10 @@ def _say(export: Export) -> None:
     flags = export.store.episode_table["flags"]
     kept, lost = int((flags & 2 == 0).sum()), int((flags & 3 == 0).sum())
     if kept:
-        export.message(f"LeRobot keeps no final observations: those of {kept} episodes are left out, "
-                       f"and with them the last transition of {lost} truncated ones")  # fmt: skip
+        export.message(
+            f"LeRobot keeps no final observations: those of {kept} episodes are left out, "
+            f"and with them the last transition of {lost} truncated ones"
+        )
 
 
 def _name(name: str, field: Field) -> str:
@@ -241,10 +268,15 @@ def _tasks(pa: Any, tasks: dict[str, int]) -> Any:
     column = {"pandas_type": "int64", "numpy_type": "int64", "metadata": None}
     index = {"pandas_type": "unicode", "numpy_type": "object", "metadata": None}
     noted = {
-        "index_columns": ["__index_level_0__"], "column_indexes": [], "pandas_version": "2.2.0", "attributes": {},
-        "columns": [{"name": "task_index", "field_name": "task_index", **column},
-                    {"name": None, "field_name": "__index_level_0__", **index}],
-    }  # fmt: skip
+        "index_columns": ["__index_level_0__"],
+        "column_indexes": [],
+        "pandas_version": "2.2.0",
+        "attributes": {},
+        "columns": [
+            {"name": "task_index", "field_name": "task_index", **column},
+            {"name": None, "field_name": "__index_level_0__", **index},
+        ],
+    }
     return table.replace_schema_metadata({b"pandas": json.dumps(noted).encode()})
 
 
@@ -345,6 +377,10 @@ def _joined(left: dict[str, np.ndarray], right: dict[str, np.ndarray]) -> dict[s
     mean = left["mean"] * share["left"] + right["mean"] * share["right"]
     square = sum((each["std"] ** 2 + (each["mean"] - mean) ** 2) * share[side] for side, each in (("left", left), ("right", right)))
     return {
-        "min": np.minimum(left["min"], right["min"]), "max": np.maximum(left["max"], right["max"]), "mean": mean, "std": np.sqrt(square),
-        "count": count, **{key: left[key] * share["left"] + right[key] * share["right"] for key in QUANTILES},
-    }  # fmt: skip
+        "min": np.minimum(left["min"], right["min"]),
+        "max": np.maximum(left["max"], right["max"]),
+        "mean": mean,
+        "std": np.sqrt(square),
+        "count": count,
+        **{key: left[key] * share["left"] + right[key] * share["right"] for key in QUANTILES},
+    }

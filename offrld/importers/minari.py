@@ -19,16 +19,15 @@ import h5py
 import numpy as np
 
 from offrl_store.errors import InvalidInput
-
-from . import hdf5, minari_arrow
-from .columns import Column, Rows, same_length
-from .described import Shaped
-from .episodic import Recording, ends_of, episodic_source
-from .frames import EncodedImages
-from .minari_space import PLAIN, Leaf, Seen, flat_actions, h5_path, leaves
-from .reading import parse_json, read_json
-from .source import BadEpisodes, Format, Source, named_keys
-from .spaces import ActionSpace, box, choices, probe_environment, several
+from offrld.importers import hdf5, minari_arrow
+from offrld.importers.columns import Column, Rows, same_length
+from offrld.importers.described import Shaped
+from offrld.importers.episodic import Recording, ends_of, episodic_source
+from offrld.importers.frames import EncodedImages
+from offrld.importers.minari_space import PLAIN, Leaf, Seen, flat_actions, h5_path, leaves
+from offrld.importers.reading import parse_json, read_json
+from offrld.importers.source import BadEpisodes, Format, Source, named_keys
+from offrld.importers.spaces import ActionSpace, box, choices, probe_environment, several
 
 NEEDS = "a folder with data/metadata.json and data/main_data.hdf5, or data/0/, data/1/, ... with Arrow or Parquet files"
 
@@ -91,9 +90,18 @@ def open_folder(path: Path, bad: BadEpisodes, *, drop: Any = ()) -> Source:
                 f"{name} holds {count} episodes, its metadata says {declared}", hint="the dataset is incomplete; copy it again"
             )
         source = episodic_source(
-            recording, count, bad, file=name, format="minari", env_id=env_id, space=space, attributes=hdf5.plain(metadata),
-            messages=messages, discrete=discrete, dataset_id=str(metadata.get("dataset_id", name)),
-        )  # fmt: skip
+            recording,
+            count,
+            bad,
+            file=name,
+            format="minari",
+            env_id=env_id,
+            space=space,
+            attributes=hdf5.plain(metadata),
+            messages=messages,
+            discrete=discrete,
+            dataset_id=str(metadata.get("dataset_id", name)),
+        )
         messages += _summary([notes[number] for number in sorted(notes)])
         if left_out or dropped:
             messages.append(f"not imported: {hdf5.listed({*left_out, *dropped})}")
@@ -101,9 +109,7 @@ def open_folder(path: Path, bad: BadEpisodes, *, drop: Any = ()) -> Source:
         return source
 
 
-def _hdf5(
-    folder: Path, name: str, seen: Seen, notes: dict[int, str], resources: ExitStack
-) -> tuple[Opened, int, list[str]]:
+def _hdf5(folder: Path, name: str, seen: Seen, notes: dict[int, str], resources: ExitStack) -> tuple[Opened, int, list[str]]:
     """How to open episode i, how many there are, and what of them is left out."""
     file = resources.enter_context(hdf5.open_hdf5(folder / "main_data.hdf5"))
     numbers = sorted(int(key.removeprefix("episode_")) for key in hdf5.names(file, name) if key.removeprefix("episode_").isdigit())
@@ -115,9 +121,7 @@ def _hdf5(
     return recording, len(numbers), left_out
 
 
-def _recording(
-    file: h5py.File, number: int, name: str, seen: Seen, notes: dict[int, str], left_out: list[str]
-) -> Recording | None:
+def _recording(file: h5py.File, number: int, name: str, seen: Seen, notes: dict[int, str], left_out: list[str]) -> Recording | None:
     """Episode ``number``; None for one without a step."""
     key = f"episode_{number}"
     group = hdf5.node(file, key, name)
@@ -229,8 +233,10 @@ def _seen(space: dict[str, Any], drop: Any, name: str) -> tuple[list[Leaf], list
         if leaf.space.get("type") not in PLAIN:
             where = f"observations/{leaf.key}".rstrip("/")
             more = f"; leave it out with --option drop={leaf.key}" if leaf.path and len(keys) > 1 else ""
-            raise InvalidInput(f"{name}: {where!r} is a {leaf.space.get('type')} space, which is not read",
-                               hint=f"Box, Discrete, MultiDiscrete, MultiBinary, Dict and Tuple are{more}")  # fmt: skip
+            raise InvalidInput(
+                f"{name}: {where!r} is a {leaf.space.get('type')} space, which is not read",
+                hint=f"Box, Discrete, MultiDiscrete, MultiBinary, Dict and Tuple are{more}",
+            )
     if not kept:
         raise InvalidInput(f"{name}: nothing is left of the observations", hint="keep at least one part of them")
     return kept, dropped
@@ -260,11 +266,16 @@ def _action_space(space: dict[str, Any], env_id: str | None, name: str, messages
             return False, several("MultiBinary", np.zeros(space["n"]), np.ones(space["n"]), "declared")
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise InvalidInput(f"{name}: the action_space in metadata.json cannot be read: {error}", hint="copy the dataset again") from None
-    raise InvalidInput(f"{name}: actions are a {space['type']} space, which is not read",
-                       hint="Box, Discrete, MultiDiscrete and MultiBinary actions are")  # fmt: skip
+    raise InvalidInput(
+        f"{name}: actions are a {space['type']} space, which is not read", hint="Box, Discrete, MultiDiscrete and MultiBinary actions are"
+    )
 
 
 FORMAT = Format(
-    "minari", "Minari folder (HDF5, Arrow or Parquet)", NEEDS, detect, open_folder,
+    "minari",
+    "Minari folder (HDF5, Arrow or Parquet)",
+    NEEDS,
+    detect,
+    open_folder,
     {"drop": "parts of the observations to leave out, nested ones as outer/inner"},
-)  # fmt: skip
+)

@@ -13,13 +13,12 @@ from typing import Any
 
 from offrl_store.errors import InvalidInput
 from offrl_store.schema import DTYPES, NAME
-
-from . import arrow
-from .columns import Column
-from .episodic import Recording, ends_of
-from .frames import EncodedImages
-from .minari_space import Leaf, Seen, flat_actions
-from .reading import read_json
+from offrld.importers import arrow
+from offrld.importers.columns import Column
+from offrld.importers.episodic import Recording, ends_of
+from offrld.importers.frames import EncodedImages
+from offrld.importers.minari_space import Leaf, Seen, flat_actions
+from offrld.importers.reading import read_json
 
 #: Attributes of an episode that say nothing which the episode itself does not say.
 DERIVED = ("id", "total_steps", "rewards_sum", "rewards_mean", "rewards_std", "rewards_min", "rewards_max")
@@ -27,9 +26,7 @@ DERIVED = ("id", "total_steps", "rewards_sum", "rewards_mean", "rewards_std", "r
 NEEDS = ("observations", "actions", "rewards", "terminations", "truncations")
 
 
-def open_episodes(
-    folder: Path, name: str, seen: Seen, notes: dict[int, str]
-) -> tuple[Callable[[int], Recording | None], int, list[str]]:
+def open_episodes(folder: Path, name: str, seen: Seen, notes: dict[int, str]) -> tuple[Callable[[int], Recording | None], int, list[str]]:
     """How to open episode i, how many there are, and what of them is left out (known when the first is opened)."""
     arrow.need("pyarrow", name)
     numbers = sorted(int(each.name) for each in folder.iterdir() if each.is_dir() and each.name.isdigit())
@@ -41,9 +38,7 @@ def open_episodes(
     return recording, len(numbers), left_out
 
 
-def _recording(
-    folder: Path, name: str, seen: Seen, number: int, notes: dict[int, str], left_out: list[str]
-) -> Recording | None:
+def _recording(folder: Path, name: str, seen: Seen, number: int, notes: dict[int, str], left_out: list[str]) -> Recording | None:
     key = f"episode {number}"
     file = f"{name}, {key}"
     tables = sorted(each for each in folder.iterdir() if each.suffix in (".arrow", ".parquet"))

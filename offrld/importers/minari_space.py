@@ -11,18 +11,28 @@ import numpy as np
 
 from offrl_store import EpisodeStore, Field
 from offrl_store.errors import InvalidInput
-
-from .columns import Column
-from .described import Shaped
-from .exporting import action_shape, named_observations
-from .source import field_names
-from .spaces import MAX_CHOICES, kind_of
+from offrld.importers.columns import Column
+from offrld.importers.described import Shaped
+from offrld.importers.exporting import action_shape, named_observations
+from offrld.importers.source import field_names
+from offrld.importers.spaces import MAX_CHOICES, kind_of
 
 PLAIN = ("Box", "Discrete", "MultiDiscrete", "MultiBinary")  # spaces of plain arrays of numbers
 
 #: Metadata that an export computes anew; everything else that a Minari dataset came with goes back.
-COMPUTED = ("total_episodes", "total_steps", "data_format", "jpeg_encoding", "observation_space", "action_space", "dataset_id",
-            "minari_version", "dataset_size", "env_spec", "eval_env_spec")  # fmt: skip
+COMPUTED = (
+    "total_episodes",
+    "total_steps",
+    "data_format",
+    "jpeg_encoding",
+    "observation_space",
+    "action_space",
+    "dataset_id",
+    "minari_version",
+    "dataset_size",
+    "env_spec",
+    "eval_env_spec",
+)
 
 
 @dataclass(frozen=True)
@@ -37,8 +47,15 @@ class Leaf:
     def shape(self) -> tuple[int, ...]:
         """Shape of one row; raises `InvalidInput` where the metadata do not give it."""
         kind = self.space["type"]
-        shape = (self.space.get("shape") if kind == "Box" else () if kind == "Discrete" else
-                 np.shape(self.space.get("nvec")) if kind == "MultiDiscrete" else self.space.get("n"))  # fmt: skip
+        shape = (
+            self.space.get("shape")
+            if kind == "Box"
+            else ()
+            if kind == "Discrete"
+            else np.shape(self.space.get("nvec"))
+            if kind == "MultiDiscrete"
+            else self.space.get("n")
+        )
         shape = (shape,) if isinstance(shape, int) else shape
         if not isinstance(shape, (list, tuple)) or not all(isinstance(n, int) and n > 0 for n in shape):
             raise InvalidInput(f"metadata.json gives observations/{self.key} no shape", hint="copy the dataset again")
@@ -149,8 +166,10 @@ def box_space(field: Field, shape: tuple[int, ...]) -> dict[str, Any]:
         return {"type": "Discrete", "dtype": "int64", "start": 0, "n": field.n}
     dtype = field.dtype
     least, most = (-np.inf, np.inf) if dtype.kind == "f" else (0, 1) if dtype.kind == "b" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
-    bounds = [np.broadcast_to(limit if own is None else own, shape).astype(dtype).tolist()
-              for own, limit in ((field.low, least), (field.high, most))]  # fmt: skip
+    bounds = [
+        np.broadcast_to(limit if own is None else own, shape).astype(dtype).tolist()
+        for own, limit in ((field.low, least), (field.high, most))
+    ]
     return {"type": "Box", "dtype": dtype.name, "shape": list(shape), "low": bounds[0], "high": bounds[1]}
 
 

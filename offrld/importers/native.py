@@ -13,8 +13,7 @@ import numpy as np
 from offrl_store import Episode, EpisodeStore, Field, Schema
 from offrl_store.errors import EmptyStore, InvalidInput, StoreCorrupt, StoreNotFound
 from offrl_store.making import from_episodes
-
-from .source import BadEpisodes, Format, Source, SourceEpisode
+from offrld.importers.source import BadEpisodes, Format, Source, SourceEpisode
 
 NEEDS = "a folder with schema.json, episodes.log and columns/"
 
@@ -40,6 +39,7 @@ def open_given(store: EpisodeStore, bad: BadEpisodes) -> Source:
 
 def open_episodes(episodes: Iterable[Any], bad: BadEpisodes) -> Source:
     """Episodes in memory, or as they are made: they go through a temporary store, with the fields of the first."""
+
     def checked() -> Iterator[Episode]:
         for number, each in enumerate(episodes):
             if not isinstance(each, Episode):
@@ -95,9 +95,14 @@ def _episodes(store: EpisodeStore, name: str, bad: BadEpisodes) -> Iterator[Sour
             continue
         episode = store.episodes[number]
         yield SourceEpisode(
-            episode.observation, episode.action, episode.reward, episode.terminated, episode.extra,
-            number=number, metadata=store.episode_metadata(number) or None,
-        )  # fmt: skip
+            episode.observation,
+            episode.action,
+            episode.reward,
+            episode.terminated,
+            episode.extra,
+            number=number,
+            metadata=store.episode_metadata(number) or None,
+        )
 
 
 FORMAT = Format("store", "store folder of this project", NEEDS, detect, open_folder)

@@ -25,12 +25,11 @@ from offrl_store.arrays import as_array
 from offrl_store.errors import InvalidInput
 from offrl_store.given import numbers
 from offrl_store.schema import NAME
-
-from .columns import MAX_EPISODE_BYTES, Column
-from .flat import FlatArrays, flat_source
-from .hdf5 import listed, per_step, plain
-from .source import BadEpisodes, Format, Source
-from .spaces import ActionSpace, box, choices, kind_of, probe_environment
+from offrld.importers.columns import MAX_EPISODE_BYTES, Column
+from offrld.importers.flat import FlatArrays, flat_source
+from offrld.importers.hdf5 import listed, per_step, plain
+from offrld.importers.source import BadEpisodes, Format, Source
+from offrld.importers.spaces import ActionSpace, box, choices, kind_of, probe_environment
 
 NEEDS = "observations, actions, rewards, terminals; optional: timeouts, next_observations, infos/NAME, env_id"
 
@@ -186,8 +185,10 @@ def arrays_in(archive: zipfile.ZipFile, file: str) -> list[str]:
         if info.flag_bits & 1:
             raise InvalidInput(f"{file}: {key!r} is encrypted", hint="write the file with numpy.savez, without a password")
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise InvalidInput(f"{file}: {key!r} is compressed by method {info.compress_type}, which is not read",
-                               hint="write the file with numpy.savez_compressed")  # fmt: skip
+            raise InvalidInput(
+                f"{file}: {key!r} is compressed by method {info.compress_type}, which is not read",
+                hint="write the file with numpy.savez_compressed",
+            )
         found[key] = None
     return list(found)
 
@@ -248,9 +249,15 @@ def open_arrays(arrays: Mapping[str, Any], bad: BadEpisodes, name: str = "arrays
         raise InvalidInput(f"{name}: env_id is {env_id!r}", hint="give the name of a gymnasium environment, or remove it")
     space = _declared(values, name) or probe_environment(env_id, name, messages).space
     flat = FlatArrays(
-        found["observations"], found["actions"], found["rewards"], found["terminals"], found.get("timeouts"),
-        found.get("next_observations"), found.get("next_observations_known"), extra=extra,
-    )  # fmt: skip
+        found["observations"],
+        found["actions"],
+        found["rewards"],
+        found["terminals"],
+        found.get("timeouts"),
+        found.get("next_observations"),
+        found.get("next_observations_known"),
+        extra=extra,
+    )
     return flat_source(flat, bad, format="npz", env_id=env_id, space=space, attributes=values, messages=messages)
 
 

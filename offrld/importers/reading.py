@@ -46,7 +46,11 @@ def parse_json(content: str | bytes, file: str, *, infinite: bool = False) -> An
         if _depth(content) > MAX_JSON_DEPTH:
             raise InvalidInput(f"{file} is nested more than {MAX_JSON_DEPTH} deep", hint="metadata is not that deep; write it again")
         return json.loads(
-            content, parse_constant=float if infinite else _constant, parse_float=_float, parse_int=_int, object_pairs_hook=_object,
+            content,
+            parse_constant=float if infinite else _constant,
+            parse_float=_float,
+            parse_int=_int,
+            object_pairs_hook=_object,
         )
     except (ValueError, RecursionError) as error:
         raise InvalidInput(f"{file} is not JSON: {_line(error)}", hint="correct the file, or copy it again") from None
@@ -108,9 +112,10 @@ def fitting(metadata: Mapping[str, Any], messages: list[str], what: str) -> dict
         dropped.add(path)
         too_much -= size
     messages.append(
-        f"{what} beyond {MAX_METADATA_BYTES:,} bytes is left out: " + ", ".join("/".join(path)[:60] for path in sorted(dropped)[:8])
+        f"{what} beyond {MAX_METADATA_BYTES:,} bytes is left out: "
+        + ", ".join("/".join(path)[:60] for path in sorted(dropped)[:8])
         + (f" and {len(dropped) - 8} more" if len(dropped) > 8 else "")
-    )  # fmt: skip
+    )
     return _without(metadata, dropped)
 
 

@@ -22,10 +22,9 @@ import numpy as np
 from offrl import environments
 from offrl_store import EpisodeStore, Field
 from offrl_store.errors import EmptyStore, InvalidInput
-
-from .calm_file import CalmFile
-from .described import NAME, record
-from .exporting import (
+from offrld.importers.calm_file import CalmFile
+from offrld.importers.described import NAME, record
+from offrld.importers.exporting import (
     CutCount,
     Export,
     action_shape,
@@ -35,8 +34,8 @@ from .exporting import (
     say_left_out,
     set_attributes,
     usable_steps,
-)  # fmt: skip
-from .minari_space import COMPUTED, Layout
+)
+from offrld.importers.minari_space import COMPUTED, Layout
 
 #: The lowest version of Minari whose layout is written: every 0.5 reads it, and older ones than the writer refuse what is newer.
 MINARI_VERSION = "0.5.0"
@@ -111,10 +110,17 @@ def _minari_metadata(export: Export, layout: Layout, episodes: int, steps: int, 
     if not specs and (spec := _environment_spec(store.metadata.get("env_id"))) is not None:
         specs = {"env_spec": spec}
     return kept | {
-        "total_episodes": episodes, "total_steps": steps, "data_format": "hdf5", "jpeg_encoding": False,
-        "observation_space": json.dumps(layout.observation), "action_space": json.dumps(layout.action),
-        "dataset_id": _dataset_id(export.name), "minari_version": MINARI_VERSION, "dataset_size": round(size / 1e6, 1), **specs,
-    }  # fmt: skip
+        "total_episodes": episodes,
+        "total_steps": steps,
+        "data_format": "hdf5",
+        "jpeg_encoding": False,
+        "observation_space": json.dumps(layout.observation),
+        "action_space": json.dumps(layout.action),
+        "dataset_id": _dataset_id(export.name),
+        "minari_version": MINARI_VERSION,
+        "dataset_size": round(size / 1e6, 1),
+        **specs,
+    }
 
 
 def _dataset_id(path: Path) -> str:
@@ -179,8 +185,9 @@ def write_d3rlpy_v1(export: Export) -> None:
     store, schema = export.store, export.store.schema
     action = one_action(export, "d3rlpy-v1")
     if not isinstance(schema.observation, Field):
-        raise InvalidInput(f"the dataset has several observation fields ({', '.join(schema.observation)})",
-                           hint="d3rlpy 1 has one; export it as 'd3rlpy'")
+        raise InvalidInput(
+            f"the dataset has several observation fields ({', '.join(schema.observation)})", hint="d3rlpy 1 has one; export it as 'd3rlpy'"
+        )
     _say_unkept(export)
     steps = store.episode_table["steps"]
     ends, count = np.cumsum(steps), int(steps.sum())
@@ -191,9 +198,7 @@ def write_d3rlpy_v1(export: Export) -> None:
             "observations": file.create_dataset(
                 "observations", (count, *(schema.observation.shape or (1,))), schema.observation.dtype, **options
             ),
-            "actions": file.create_dataset(
-                "actions", (count, *action_shape(action)), "i4" if action.discrete else action.dtype, **options
-            ),
+            "actions": file.create_dataset("actions", (count, *action_shape(action)), "i4" if action.discrete else action.dtype, **options),
             "rewards": file.create_dataset("rewards", (count,), schema.reward.dtype, **options),
         }
         for i, episode in enumerate(store.episodes):
@@ -224,14 +229,19 @@ def _rows(rows: np.ndarray) -> np.ndarray:
 def _say_unkept(export: Export) -> None:
     if export.store.schema.extra:
         export.message(f"not exported: {', '.join(export.store.schema.extra)} (d3rlpy has no place for them)")
-    say_left_out(export, {key for i in range(len(export.store)) for key in export.store.episode_metadata(i)},
-                 "d3rlpy has no place for metadata of episodes")  # fmt: skip
+    say_left_out(
+        export,
+        {key for i in range(len(export.store)) for key in export.store.episode_metadata(i)},
+        "d3rlpy has no place for metadata of episodes",
+    )
     flags = export.store.episode_table["flags"]
     kept = int(((flags & 2) == 0).sum())
     if kept:
         lost = int(((flags & 3) == 0).sum())
-        export.message(f"d3rlpy keeps no final observations: those of {kept} episodes are left out, "
-                       f"and with them the last transition of {lost} truncated ones")
+        export.message(
+            f"d3rlpy keeps no final observations: those of {kept} episodes are left out, "
+            f"and with them the last transition of {lost} truncated ones"
+        )
 
 
 def _set_env_id(file: h5py.File, store: EpisodeStore) -> None:

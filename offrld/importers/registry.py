@@ -10,15 +10,27 @@ from typing import Any
 from offrl.errors import Unknown, nearest
 from offrl_store import EpisodeStore
 from offrl_store.errors import InvalidInput
-
-from . import atari, common, d3rlpy, d4rl, gen_dgrl, hdf5, lerobot, minari, native, npz, robomimic, table, torchrl
-from .source import BadEpisodes, Format, Source
+from offrld.importers import atari, common, d3rlpy, d4rl, gen_dgrl, hdf5, lerobot, minari, native, npz, robomimic, table, torchrl
+from offrld.importers.source import BadEpisodes, Format, Source
 
 #: Every format by the name that stands after ``--format``. The order is that of detection: d3rlpy's flat files look like D4RL's with more.
-FORMATS: dict[str, Format] = {each.name: each for each in (
-    native.FORMAT, minari.FORMAT, atari.FORMAT, torchrl.FORMAT, lerobot.FORMAT, gen_dgrl.FORMAT, robomimic.FORMAT, d3rlpy.FORMAT,
-    d4rl.FORMAT, npz.FORMAT, table.CSV, table.PARQUET,
-)}  # fmt: skip
+FORMATS: dict[str, Format] = {
+    each.name: each
+    for each in (
+        native.FORMAT,
+        minari.FORMAT,
+        atari.FORMAT,
+        torchrl.FORMAT,
+        lerobot.FORMAT,
+        gen_dgrl.FORMAT,
+        robomimic.FORMAT,
+        d3rlpy.FORMAT,
+        d4rl.FORMAT,
+        npz.FORMAT,
+        table.CSV,
+        table.PARQUET,
+    )
+}
 
 
 def open_source(
@@ -67,8 +79,9 @@ def _open_object(source: Any, format: str | None, options: Mapping[str, Any] | N
     elif isinstance(source, Iterable) and not isinstance(source, bytes | bytearray) and not hasattr(source, "dtype"):
         kind, known, opener = "list of episodes", native.FORMAT, native.open_episodes
     else:
-        raise InvalidInput(f"a {type(source).__name__} is no source of data",
-                           hint="give a path, a dict of arrays, a table, a store, or episodes")  # fmt: skip
+        raise InvalidInput(
+            f"a {type(source).__name__} is no source of data", hint="give a path, a dict of arrays, a table, a store, or episodes"
+        )
     if format not in (None, known.name):
         raise InvalidInput(f"a {kind} is not of format {format!r}", hint="leave the format out")
     return _open(known, opener, source, options, skip_bad)

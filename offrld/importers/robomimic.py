@@ -17,15 +17,14 @@ import numpy as np
 
 from offrl.errors import Unknown, nearest
 from offrl_store.errors import InvalidInput
-
-from . import hdf5
-from .columns import Column, check_scalar_rows, same_length
-from .described import NAME as MARK
-from .described import Described, restored
-from .episodic import Recording, episodic_source
-from .reading import parse_json
-from .source import BadEpisodes, Format, Source, field_names
-from .spaces import probe_environment
+from offrld.importers import hdf5
+from offrld.importers.columns import Column, check_scalar_rows, same_length
+from offrld.importers.described import NAME as MARK
+from offrld.importers.described import Described, restored
+from offrld.importers.episodic import Recording, episodic_source
+from offrld.importers.reading import parse_json
+from offrld.importers.source import BadEpisodes, Format, Source, field_names
+from offrld.importers.spaces import probe_environment
 
 NEEDS = "data/demo_0, data/demo_1, ... with actions, rewards, dones, obs/KEY; optional: next_obs/KEY, states, mask/KEY"
 KNOWN = ("actions", "rewards", "dones", "obs", "next_obs")
@@ -83,16 +82,25 @@ def open_file(path: Path, bad: BadEpisodes, *, mask: Any = None, done: Any = "do
             return made
 
         source = episodic_source(
-            recording, len(demos), bad, file=name, format="robomimic", env_id=env_id,
-            space=(described and described.space) or probe_environment(env_id, name, messages).space, attributes=attributes,
-            messages=messages, **({"mask": mask} if mask is not None else {}),
-        )  # fmt: skip
+            recording,
+            len(demos),
+            bad,
+            file=name,
+            format="robomimic",
+            env_id=env_id,
+            space=(described and described.space) or probe_environment(env_id, name, messages).space,
+            attributes=attributes,
+            messages=messages,
+            **({"mask": mask} if mask is not None else {}),
+        )
         if inner:
             messages.append(f"dones before the last step of {len(inner)} demos are not kept: a demo is one episode")
         messages += renamed
         if described is None and done == "dones" and all(ends.values()):
-            messages.append("every demo ends with dones = 1: taken as the end of the task; where that marks the end of a recording, "
-                            "give the option done = reward, truncated or terminated")  # fmt: skip
+            messages.append(
+                "every demo ends with dones = 1: taken as the end of the task; where that marks the end of a recording, "
+                "give the option done = reward, truncated or terminated"
+            )
         if left_out:
             messages.append(f"not imported: {hdf5.listed(left_out)}")
         source.resources = resources.pop_all()
@@ -100,8 +108,16 @@ def open_file(path: Path, bad: BadEpisodes, *, mask: Any = None, done: Any = "do
 
 
 def _recording(
-    data: h5py.Group, demo: str, name: str, masks: dict[str, set[str]], left_out: set[str], inner: dict[int, int], number: int, done: str,
-    described: Described | None, notes: list[str],
+    data: h5py.Group,
+    demo: str,
+    name: str,
+    masks: dict[str, set[str]],
+    left_out: set[str],
+    inner: dict[int, int],
+    number: int,
+    done: str,
+    described: Described | None,
+    notes: list[str],
 ) -> Recording | None:
     group = hdf5.node(data, demo, name)
     if not isinstance(group, h5py.Group):
@@ -155,9 +171,13 @@ def _recording(
         check_scalar_rows(rewards)
         terminated = bool(rewards.read(steps - 1, steps).reshape(1)[0] > 0)
     plain = Recording(
-        {names[key]: each for key, each in observations.items()}, actions, rewards, [(steps, terminated)],
-        {extras[key]: each for key, each in extra.items()}, metadata,
-    )  # fmt: skip
+        {names[key]: each for key, each in observations.items()},
+        actions,
+        rewards,
+        [(steps, terminated)],
+        {extras[key]: each for key, each in extra.items()},
+        metadata,
+    )
     return restored(described, plain, observations, extra)
 
 
@@ -211,7 +231,13 @@ def _environment(text: Any) -> dict[str, Any]:
 
 
 FORMAT = Format(
-    "robomimic", "HDF5 file of robomimic's demonstrations", NEEDS, detect, open_file,
-    {"mask": "take the demos of this split only (mask/KEY)",
-     "done": "what ends the task: dones (1 in the last row), reward (above 0 in the last row), truncated (nothing) or terminated (always)"},
-)  # fmt: skip
+    "robomimic",
+    "HDF5 file of robomimic's demonstrations",
+    NEEDS,
+    detect,
+    open_file,
+    {
+        "mask": "take the demos of this split only (mask/KEY)",
+        "done": "what ends the task: dones (1 in the last row), reward (above 0 there), truncated (nothing) or terminated (always)",
+    },
+)

@@ -14,10 +14,9 @@ import numpy as np
 
 from offrl_store import Field
 from offrl_store.errors import EmptyStore
-
-from .calm_file import CalmFile
-from .described import NAME, record
-from .exporting import (
+from offrld.importers.calm_file import CalmFile
+from offrld.importers.described import NAME, record
+from offrld.importers.exporting import (
     CutCount,
     Export,
     action_shape,
@@ -29,8 +28,8 @@ from .exporting import (
     say_left_out,
     set_attributes,
     usable_steps,
-)  # fmt: skip
-from .robomimic import GYM_TYPE, KNOWN
+)
+from offrld.importers.robomimic import GYM_TYPE, KNOWN
 
 
 def write_robomimic(export: Export) -> None:

@@ -14,12 +14,11 @@ import numpy as np
 
 from offrl_store import EpisodeStore, Field
 from offrl_store.errors import EmptyStore, InvalidInput
-
-from .columns import Column
-from .exporting import named_observations
-from .flat import FlatArrays, flat_source
-from .source import BadEpisodes, Source
-from .spaces import ActionSpace, box, choices
+from offrld.importers.columns import Column
+from offrld.importers.exporting import named_observations
+from offrld.importers.flat import FlatArrays, flat_source
+from offrld.importers.source import BadEpisodes, Source
+from offrld.importers.spaces import ActionSpace, box, choices
 
 NEEDS = "a ReplayBuffer, DictReplayBuffer or HerReplayBuffer of Stable-Baselines3, for example model.replay_buffer"
 
@@ -87,22 +86,33 @@ def from_sb3(buffer: Any, *, env_id: str | None = None, actions: Actions = "scal
     fields = named_observations(observations)
     shapes = {key: _shape(buffer.observation_space, key, array) for key, array in fields.items()}
     columns = {key: Column(name, f"observations{key and '/'}{key}", rows(array, shape=shapes[key])) for key, array in fields.items()}
-    nexts = {key: Column(name, f"next_observations{key and '/'}{key}", rows(array, following=shared, shape=shapes[key]))
-             for key, array in named_observations(following).items()}  # fmt: skip
+    nexts = {
+        key: Column(name, f"next_observations{key and '/'}{key}", rows(array, following=shared, shape=shapes[key]))
+        for key, array in named_observations(following).items()
+    }
     space, data = _actions(buffer, rows(buffer.actions), actions == "scaled")
     messages = []
     if shared and done.any():
         messages.append("a buffer with optimize_memory_usage keeps no final observations: those of ended episodes are missing")
     arrays = FlatArrays(
-        columns if isinstance(observations, dict) else columns[""], Column(name, "actions", data),
+        columns if isinstance(observations, dict) else columns[""],
+        Column(name, "actions", data),
         Column(name, "rewards", rows(buffer.rewards)),
-        Column(name, "dones", done & ~timeout), Column(name, "timeouts", cut), nexts if isinstance(observations, dict) else nexts[""],
+        Column(name, "dones", done & ~timeout),
+        Column(name, "timeouts", cut),
+        nexts if isinstance(observations, dict) else nexts[""],
         Column(name, "dones", ~done) if shared else None,
-    )  # fmt: skip
+    )
     return flat_source(
-        arrays, BadEpisodes(skip_bad), format="sb3", env_id=env_id, space=space, attributes={}, messages=messages,
+        arrays,
+        BadEpisodes(skip_bad),
+        format="sb3",
+        env_id=env_id,
+        space=space,
+        attributes={},
+        messages=messages,
         discrete=space.discrete if space is not None else None,
-    )  # fmt: skip
+    )
 
 
 def _shape(space: Any, key: str, array: np.ndarray) -> tuple[int, ...]:
@@ -132,8 +142,9 @@ def to_sb3(store: EpisodeStore, buffer: Any, *, actions: Actions = "scaled") -> 
         InvalidInput: a buffer for several environments, or of a dtype that is too narrow; a store of several action fields.
     """
     if getattr(buffer, "n_envs", None) != 1 or not hasattr(buffer, "add"):
-        raise InvalidInput(f"a {type(buffer).__name__} for {getattr(buffer, 'n_envs', 'no')} environments cannot be filled",
-                           hint="make it with n_envs=1")  # fmt: skip
+        raise InvalidInput(
+            f"a {type(buffer).__name__} for {getattr(buffer, 'n_envs', 'no')} environments cannot be filled", hint="make it with n_envs=1"
+        )
     action = store.schema.action
     if not isinstance(action, Field):
         raise InvalidInput(f"the dataset has several action fields ({', '.join(action)})", hint="a buffer holds one")
@@ -152,9 +163,13 @@ def to_sb3(store: EpisodeStore, buffer: Any, *, actions: Actions = "scaled") -> 
             now, then = ({key: rows[at][None] for key, rows in named_observations(episode.observation).items()} for at in (t, behind))
             single = isinstance(store.schema.observation, Field)
             buffer.add(
-                now[""] if single else now, then[""] if single else then, chosen[t : t + 1], episode.reward[t : t + 1],
-                np.array([last]), [{"TimeLimit.truncated": last and not episode.terminated}],
-            )  # fmt: skip
+                now[""] if single else now,
+                then[""] if single else then,
+                chosen[t : t + 1],
+                episode.reward[t : t + 1],
+                np.array([last]),
+                [{"TimeLimit.truncated": last and not episode.terminated}],
+            )
             added += 1
     return added
 
@@ -168,5 +183,7 @@ def _check_kept(rows: np.ndarray, dtype: np.dtype, what: str) -> None:
     wrong = np.argwhere(back != rows)
     if len(wrong):
         at = tuple(int(i) for i in wrong[0])
-        raise InvalidInput(f"{what}[{', '.join(map(str, at))}] is {rows[at]}, which a buffer of {dtype} would keep as {back[at]}",
-                           hint=f"make the buffer with an observation space of {rows.dtype}")  # fmt: skip
+        raise InvalidInput(
+            f"{what}[{', '.join(map(str, at))}] is {rows[at]}, which a buffer of {dtype} would keep as {back[at]}",
+            hint=f"make the buffer with an observation space of {rows.dtype}",
+        )

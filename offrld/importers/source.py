@@ -16,7 +16,7 @@ from offrl_store.errors import InvalidEpisode, InvalidInput
 from offrl_store.schema import NAME
 
 if TYPE_CHECKING:
-    from .common import CommonOptions
+    from offrld.importers.common import CommonOptions
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -15,9 +15,8 @@ from offrl import environments
 from offrl.spaces import schema_action
 from offrl_store import Field
 from offrl_store.errors import InvalidInput
-
-from .columns import Column
-from .source import BadRow
+from offrld.importers.columns import Column
+from offrld.importers.source import BadRow
 
 #: Actions may lie outside their bounds by this share of the bound's size: float32 rounding of a float64 bound.
 TOLERANCE = 1e-6
@@ -260,8 +259,11 @@ class ActionScan:
             if values.dtype.kind in "iu" and (wrong := (values > EXACT) | (values < -EXACT)).any():
                 row, dim = (int(i) for i in np.argwhere(wrong)[0])
                 index = (dim,) if column.shape else ()
-                raise BadRow(f"{column.file}: {column.where(start + row, index)} is {values[row, dim]}, which no float holds exactly",
-                             column.number(start + row), hint="scale the actions, or store them as floats")  # fmt: skip
+                raise BadRow(
+                    f"{column.file}: {column.where(start + row, index)} is {values[row, dim]}, which no float holds exactly",
+                    column.number(start + row),
+                    hint="scale the actions, or store them as floats",
+                )
             if self._space is not None:
                 self._check_bounds(column, start, values, low, high)
         self._low, self._high = np.minimum(self._low, low), np.maximum(self._high, high)

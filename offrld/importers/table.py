@@ -33,13 +33,12 @@ from offrl.errors import nearest
 from offrl_store.disk import disk_errors
 from offrl_store.errors import EmptyStore, InvalidInput
 from offrl_store.schema import NAME
-
-from . import arrow
-from .columns import Column
-from .flat import FlatArrays, flat_source
-from .hdf5 import listed
-from .source import BadEpisodes, BadRow, Format, Source
-from .spaces import EXACT, probe_environment
+from offrld.importers import arrow
+from offrld.importers.columns import Column
+from offrld.importers.flat import FlatArrays, flat_source
+from offrld.importers.hdf5 import listed
+from offrld.importers.source import BadEpisodes, BadRow, Format, Source
+from offrld.importers.spaces import EXACT, probe_environment
 
 NEEDS = "columns for observation, action, reward, and episode, terminal or done: --map observation=obs_*,action=act_*,reward=r,episode=ep"
 
@@ -90,8 +89,11 @@ class TableColumn(Column):
             return
         for row in range(start, stop):
             if (flaw := self.flaws.get(self._row(row))) is not None:
-                raise BadRow(f"{self.file}: row {self.number(row)}, column {flaw[0]!r} {flaw[1]}", self.number(row),
-                             hint="fill the gap, or leave such episodes out with --skip-bad")  # fmt: skip
+                raise BadRow(
+                    f"{self.file}: row {self.number(row)}, column {flaw[0]!r} {flaw[1]}",
+                    self.number(row),
+                    hint="fill the gap, or leave such episodes out with --skip-bad",
+                )
 
     def check_finite(self, block: np.ndarray, start: int) -> None:
         self.check_whole(start, start + len(block))
@@ -124,8 +126,12 @@ class _Spool:
         if self.dtype is None:
             self.dtype, self.shape = block.dtype, block.shape[1:]
         if block.shape[1:] != self.shape:
-            raise BadRow(f"{file}: row {self.rows + FIRST_ROW}, column {self.names[0]!r} has {block.shape[1:]} values, "
-                         f"the rows before it {self.shape}", self.rows + FIRST_ROW, hint="all rows need one shape")  # fmt: skip
+            raise BadRow(
+                f"{file}: row {self.rows + FIRST_ROW}, column {self.names[0]!r} has {block.shape[1:]} values, "
+                f"the rows before it {self.shape}",
+                self.rows + FIRST_ROW,
+                hint="all rows need one shape",
+            )
         with disk_errors(Path(tempfile.gettempdir())):
             self.file.write(np.ascontiguousarray(block, self.dtype).data.cast("B"))
         self.rows += len(block)
@@ -173,9 +179,17 @@ def detect_parquet(path: Path) -> bool:
 
 
 def open_csv(
-    path: Path, bad: BadEpisodes, *, map: Any = None, dtype: Any = None, env_id: Any = None, done: Any = "truncated", encoding: Any = None,
-    delimiter: Any = None, decimal: Any = ".",
-) -> Source:  # fmt: skip
+    path: Path,
+    bad: BadEpisodes,
+    *,
+    map: Any = None,
+    dtype: Any = None,
+    env_id: Any = None,
+    done: Any = "truncated",
+    encoding: Any = None,
+    delimiter: Any = None,
+    decimal: Any = ".",
+) -> Source:
     """Opens a text table with a header; raises `InvalidInput` that names row and column."""
     name = path.name
     pa, csv = arrow.need("pyarrow", name), arrow.need("pyarrow.csv", name)
@@ -191,7 +205,7 @@ def open_csv(
             messages.append(f"columns are separated by {delimiter!r}")
     elif delimiter == "tab":
         delimiter = "\t"
-    if not isinstance(delimiter, str) or len(delimiter) != 1 or delimiter in "\r\n\"" or not delimiter.isascii():
+    if not isinstance(delimiter, str) or len(delimiter) != 1 or delimiter in '\r\n"' or not delimiter.isascii():
         raise InvalidInput(f"delimiter is {delimiter!r}", hint="give the one sign between the columns, or tab")
     read = csv.ReadOptions(block_size=BLOCK, use_threads=False, encoding=encoding)
     parse = csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
@@ -272,8 +286,13 @@ def _encoding(path: Path, name: str, encoding: Any) -> tuple[str, str]:
             if not start:
                 raise EmptyStore(f"{name} is empty", hint="give a table with a header and one row per step")
             if encoding is None:
-                marks = ((codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"), (codecs.BOM_UTF8, "utf-8-sig"),
-                         (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))  # fmt: skip
+                marks = (
+                    (codecs.BOM_UTF32_LE, "utf-32"),
+                    (codecs.BOM_UTF32_BE, "utf-32"),
+                    (codecs.BOM_UTF8, "utf-8-sig"),
+                    (codecs.BOM_UTF16_LE, "utf-16"),
+                    (codecs.BOM_UTF16_BE, "utf-16"),
+                )
                 encoding = next((each for mark, each in marks if start.startswith(mark)), "utf-8")
             try:
                 "a".encode(str(encoding))  # LookupError also for codecs that are none of text
@@ -293,8 +312,10 @@ def _encoding(path: Path, name: str, encoding: Any) -> tuple[str, str]:
                         hint="name its encoding: --option encoding=latin-1 (or cp1252, utf-16); a table of Excel is saved as CSV UTF-8",
                     ) from None
                 if "\0" in text:
-                    raise InvalidInput(f"{name} is no text: it holds zero bytes",
-                                       hint="save the table as CSV; of UTF-16 without a mark say --option encoding=utf-16-le")  # fmt: skip
+                    raise InvalidInput(
+                        f"{name} is no text: it holds zero bytes",
+                        hint="save the table as CSV; of UTF-16 without a mark say --option encoding=utf-16-le",
+                    )
                 head += text if len(head) < BLOCK else ""
                 at += len(block)
                 block = file.read(1 << 20)
@@ -335,8 +356,9 @@ class _Table:
                 if len(places) > 1:
                     raise InvalidInput(
                         f"{name} has {len(places)} columns of the name {each!r}, columns {' and '.join(str(p + 1) for p in places[:3])}, "
-                        f"and {key!r} takes it", hint="rename all but one of them",
-                    )  # fmt: skip
+                        f"and {key!r} takes it",
+                        hint="rename all but one of them",
+                    )
         self.columns = chosen
         self._source = dict(zip(clean, header, strict=True))
         self.wanted = list(dict.fromkeys(self._source[each] for names in chosen.values() for each in names))
@@ -403,13 +425,25 @@ class _Table:
         if step is not None and "episode" not in self.columns:
             self._check_rising(step.column(name), terminals, timeouts)
         arrays = FlatArrays(
-            part("observation"), column("action", "int64" if choices else self._dtype("action", action, dtype) if text else None),
-            part("reward"), terminals, timeouts, following, known, extra=part("extra") or {},
-        )  # fmt: skip
+            part("observation"),
+            column("action", "int64" if choices else self._dtype("action", action, dtype) if text else None),
+            part("reward"),
+            terminals,
+            timeouts,
+            following,
+            known,
+            extra=part("extra") or {},
+        )
         source = flat_source(
-            arrays, bad, format=self._format, env_id=env_id, space=probe_environment(env_id, name, messages).space, attributes={},
-            messages=messages, columns={key: list(names) for key, names in self.columns.items()},
-        )  # fmt: skip
+            arrays,
+            bad,
+            format=self._format,
+            env_id=env_id,
+            space=probe_environment(env_id, name, messages).space,
+            attributes={},
+            messages=messages,
+            columns={key: list(names) for key, names in self.columns.items()},
+        )
         source.resources = resources.pop_all()
         return source
 
@@ -422,9 +456,12 @@ class _Table:
         wrong = np.flatnonzero((steps[1:] <= steps[:-1]) & ~ends[:-1])
         if len(wrong):
             row = int(wrong[0]) + 1
-            raise BadRow(f"{self.name}: row {row + FIRST_ROW}, column {step.names[0]!r} is {steps[row]:.15g} after {steps[row - 1]:.15g}, "
-                         "and no flag ends an episode between them", row + FIRST_ROW,
-                         hint="map the ids of the episodes (episode=COLUMN) or a flag timeout, or leave step out of the map")  # fmt: skip
+            raise BadRow(
+                f"{self.name}: row {row + FIRST_ROW}, column {step.names[0]!r} is {steps[row]:.15g} after {steps[row - 1]:.15g}, "
+                "and no flag ends an episode between them",
+                row + FIRST_ROW,
+                hint="map the ids of the episodes (episode=COLUMN) or a flag timeout, or leave step out of the map",
+            )
 
     def _joined(self, parts: list[np.ndarray], spool: _Spool, row: int) -> np.ndarray:
         """Columns side by side; refused where their common dtype does not hold the values of each."""
@@ -434,8 +471,11 @@ class _Table:
                 wrong = np.flatnonzero((block > EXACT) | (block < -EXACT))
                 if len(wrong):
                     at = int(wrong[0])
-                    raise BadRow(f"{self.name}: row {row + at + FIRST_ROW}, column {each!r} is {block[at]}, which no float holds exactly",
-                                 row + at + FIRST_ROW, hint="map it as a field of its own: observation.NAME=COLUMN")  # fmt: skip
+                    raise BadRow(
+                        f"{self.name}: row {row + at + FIRST_ROW}, column {each!r} is {block[at]}, which no float holds exactly",
+                        row + at + FIRST_ROW,
+                        hint="map it as a field of its own: observation.NAME=COLUMN",
+                    )
         return joined
 
     def _dtype(self, key: str, spool: _Spool, dtype: str | None) -> str:
@@ -491,8 +531,9 @@ class _Episodes:
         wrong = np.flatnonzero(np.array([*empty, True])[codes])
         if len(wrong):
             number = self._row + int(wrong[0]) + FIRST_ROW
-            raise BadRow(f"{self._file}: row {number}, column {self._name!r} is empty", number,
-                         hint="every step needs the id of its episode")  # fmt: skip
+            raise BadRow(
+                f"{self._file}: row {number}, column {self._name!r} is empty", number, hint="every step needs the id of its episode"
+            )
         used, first = np.unique(codes, return_index=True)
         numbers = np.zeros(len(values), np.int32)
         for code in used[np.argsort(first)].tolist():
@@ -524,16 +565,22 @@ class _Episodes:
             seen: set[int] = set()
             at = next(int(row) for row in starts if int(codes[row]) in seen or seen.add(int(codes[row])))
             named = list(self._numbers)[int(codes[at])]
-            raise BadRow(f"{self._file}: row {at + FIRST_ROW}, column {self._name!r}: the episode {named!r} comes again", at + FIRST_ROW,
-                         hint="sort the table by episode and step, or map the column that counts the steps: --map step=COLUMN")  # fmt: skip
+            raise BadRow(
+                f"{self._file}: row {at + FIRST_ROW}, column {self._name!r}: the episode {named!r} comes again",
+                at + FIRST_ROW,
+                hint="sort the table by episode and step, or map the column that counts the steps: --map step=COLUMN",
+            )
         order = np.lexsort((steps, codes))
         twice = np.flatnonzero((codes[order][1:] == codes[order][:-1]) & (steps[order][1:] == steps[order][:-1]))
         if len(twice):
             first, second = sorted(int(row) for row in order[twice[0] : twice[0] + 2])
             named = list(self._numbers)[int(codes[first])]
             both = f"rows {first + FIRST_ROW} and {second + FIRST_ROW}"
-            raise BadRow(f"{self._file}: {both} are both step {steps[first]} of the episode {named!r}", second + FIRST_ROW,
-                         hint="give each episode an id of its own, and each of its steps a number")  # fmt: skip
+            raise BadRow(
+                f"{self._file}: {both} are both step {steps[first]} of the episode {named!r}",
+                second + FIRST_ROW,
+                hint="give each episode an id of its own, and each of its steps a number",
+            )
         why = "episodes stand in turns" if apart else "steps do not rise"
         messages.append(f"{why}: rows are put in the order of {self._name!r} and {step.names[0]!r}")
         self._all = codes[order]
@@ -681,8 +728,10 @@ def _pair(chosen: Mapping[str, list[str]], key: str, file: str) -> None:
     if ends[0] != ends[1] and sorted(ends[0]) == sorted(ends[1]):
         at = next(place for place, (one, two) in enumerate(zip(*ends, strict=True)) if one != two)
         order = "+".join(after[ends[1].index(end)] for end in ends[0])
-        raise InvalidInput(f"{file}: the observation has {before[at]!r} where the next observation has {after[at]!r}",
-                           hint=f"list them in one order: --map {key}={order},...")  # fmt: skip
+        raise InvalidInput(
+            f"{file}: the observation has {before[at]!r} where the next observation has {after[at]!r}",
+            hint=f"list them in one order: --map {key}={order},...",
+        )
 
 
 def _ends(names: list[str]) -> list[str]:

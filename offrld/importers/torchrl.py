@@ -19,15 +19,14 @@ import numpy as np
 
 from offrl_store.errors import EmptyStore, InvalidInput
 from offrl_store.schema import DTYPES
-
-from .columns import Column, check_scalar_rows
-from .described import NAME as MARK
-from .described import Described
-from .flat import FlatArrays, flat_source
-from .hdf5 import listed
-from .reading import read_json
-from .source import BadEpisodes, BadRow, Format, Source, field_names, named_keys
-from .spaces import ActionSpace, choices
+from offrld.importers.columns import Column, check_scalar_rows
+from offrld.importers.described import NAME as MARK
+from offrld.importers.described import Described
+from offrld.importers.flat import FlatArrays, flat_source
+from offrld.importers.hdf5 import listed
+from offrld.importers.reading import read_json
+from offrld.importers.source import BadEpisodes, BadRow, Format, Source, field_names, named_keys
+from offrld.importers.spaces import ActionSpace, choices
 
 NEEDS = "a folder with storage/meta.json and .memmap files: observation, action, next/observation, next/reward, next/done"
 FLAGS = ("done", "terminated", "truncated", "is_init")
@@ -65,8 +64,11 @@ class OneHot:
         wrong = np.flatnonzero(((block != 0).sum(1) != 1) | (block.sum(1, dtype=np.int64) != 1))
         if len(wrong):
             row = rows.start + int(wrong[0])
-            raise BadRow(f"{self._file}: action[{row}] is {block[wrong[0]].tolist()}, which is no one-hot choice", row,
-                         hint="several discrete actions per step are not supported")  # fmt: skip
+            raise BadRow(
+                f"{self._file}: action[{row}] is {block[wrong[0]].tolist()}, which is no one-hot choice",
+                row,
+                hint="several discrete actions per step are not supported",
+            )
         return block.argmax(1)
 
 
@@ -107,8 +109,13 @@ def open_folder(path: Path, bad: BadEpisodes, *, observation: Any = None, drop: 
     terminals, timeouts = _ends(leaves, name, seams, messages)
     used = {"action", *TRAJECTORIES, MASK, *observed, *dropped}
     recorded = set(described.extra) if described is not None else set()
-    extra = [key for key in leaves if key not in used and not key.startswith("next/")
-             and (key in recorded or (key.split("/")[-1] not in FLAGS and key not in ("reward", "index", "_weight")))]  # fmt: skip
+    extra = [
+        key
+        for key in leaves
+        if key not in used
+        and not key.startswith("next/")
+        and (key in recorded or (key.split("/")[-1] not in FLAGS and key not in ("reward", "index", "_weight")))
+    ]
     others += [key for key in leaves if key.startswith("next/") and key[5:] not in (*observed, *FLAGS, "reward", *extra)]
     names, extras = field_names(observed, messages, "observation"), field_names(extra, messages, "extra field")
     fields = {key: column(key) for key in observed}
@@ -126,9 +133,14 @@ def open_folder(path: Path, bad: BadEpisodes, *, observation: Any = None, drop: 
         if not space.discrete:  # whole numbers of a vector, no one-hot choices
             action = column("action")
     return flat_source(
-        FlatArrays(plain[0], action, column("next/reward"), terminals, timeouts, plain[1], extra=kept), bad, format="torchrl",
-        env_id=described.env_id if described else None, space=space, attributes={}, messages=messages,
-    )  # fmt: skip
+        FlatArrays(plain[0], action, column("next/reward"), terminals, timeouts, plain[1], extra=kept),
+        bad,
+        format="torchrl",
+        env_id=described.env_id if described else None,
+        space=space,
+        attributes={},
+        messages=messages,
+    )
 
 
 def _order(
@@ -141,8 +153,9 @@ def _order(
     size, width = lead[0], math.prod(lead[1:])
     filled = _json(folder / "storage_metadata.json", name).get("len")
     if not isinstance(filled, int) or not 0 <= filled <= size * width:
-        raise InvalidInput(f"{name}: storage_metadata.json says {filled!r} of {size * width} rows",
-                           hint="the folder is damaged; dump it again")  # fmt: skip
+        raise InvalidInput(
+            f"{name}: storage_metadata.json says {filled!r} of {size * width} rows", hint="the folder is damaged; dump it again"
+        )
     if not filled:
         raise EmptyStore(f"{name} holds no steps", hint="dump a buffer with at least one episode")
     writer = folder.parent / "writer" / "metadata.json"
@@ -300,7 +313,14 @@ def _json(path: Path, name: str) -> dict[str, Any]:
 
 
 FORMAT = Format(
-    "torchrl", "folder of TorchRL's ReplayBuffer.dumps with memory maps", NEEDS, detect, open_folder,
-    {"observation": "the keys that are observations", "drop": "keys to leave out",
-     "environments": "without traj_ids: in how many environments the rows were collected in turn"},
-)  # fmt: skip
+    "torchrl",
+    "folder of TorchRL's ReplayBuffer.dumps with memory maps",
+    NEEDS,
+    detect,
+    open_folder,
+    {
+        "observation": "the keys that are observations",
+        "drop": "keys to leave out",
+        "environments": "without traj_ids: in how many environments the rows were collected in turn",
+    },
+)

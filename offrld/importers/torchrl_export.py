@@ -14,10 +14,18 @@ import numpy as np
 
 from offrl_store import Field
 from offrl_store.errors import EmptyStore
-
-from .described import NAME, record
-from .exporting import CutCount, Export, action_shape, free_names, named_observations, one_action, say_left_out, usable_steps
-from .torchrl import FLAGS, TRAJECTORIES
+from offrld.importers.described import NAME, record
+from offrld.importers.exporting import (
+    CutCount,
+    Export,
+    action_shape,
+    free_names,
+    named_observations,
+    one_action,
+    say_left_out,
+    usable_steps,
+)
+from offrld.importers.torchrl import FLAGS, TRAJECTORIES
 
 #: Keys at the root that TorchRL, its buffers or ``meta.json`` use for something else than a field.
 RESERVED = ("action", "reward", "next", "collector", "index", "_weight", "shape", "device", "_type", *TRAJECTORIES)
@@ -60,11 +68,19 @@ def write_torchrl(export: Export) -> None:
         raise EmptyStore("no episode has a step with its next observation", hint="export it as 'd4rl' or 'npz'")
     for folder, named in folders.items():
         inner = {each: {"type": "TensorDict"} for each in folders if each and not folder}
-        _write(storage / folder / "meta.json", {
-            **{name: {"device": "cpu", "shape": [rows, *each.shape], "dtype": f"torch.{each.dtype.name}", "is_nested": False}
-               for name, each in named.items()},
-            **inner, "shape": [rows], "device": "cpu", "_type": "<class 'tensordict._td.TensorDict'>",
-        })  # fmt: skip
+        _write(
+            storage / folder / "meta.json",
+            {
+                **{
+                    name: {"device": "cpu", "shape": [rows, *each.shape], "dtype": f"torch.{each.dtype.name}", "is_nested": False}
+                    for name, each in named.items()
+                },
+                **inner,
+                "shape": [rows],
+                "device": "cpu",
+                "_type": "<class 'tensordict._td.TensorDict'>",
+            },
+        )
     _write(storage / "storage_metadata.json", {"metadata": {}, "is_pytree": False, "len": rows})
     (export.path / "writer").mkdir()
     _write(export.path / "writer" / "metadata.json", {"cursor": 0, "write_count": rows})
@@ -86,9 +102,7 @@ def _observation_key(export: Export, name: str, named: dict[str, Field]) -> str:
     return key
 
 
-def _rows(
-    episode: Any, steps: int, trajectory: int, keys: dict[str, str], extras: dict[str, str]
-) -> dict[str, np.ndarray]:
+def _rows(episode: Any, steps: int, trajectory: int, keys: dict[str, str], extras: dict[str, str]) -> dict[str, np.ndarray]:
     """The first steps of an episode by file."""
     last = np.arange(1, steps + 1) == steps
     rows: dict[str, np.ndarray] = {}
@@ -99,10 +113,13 @@ def _rows(
         rows[f"/{keys[name]}"], rows[f"next/{keys[name]}"] = each[:steps], following
     rows |= {f"/{extras[name]}": each[:steps] for name, each in episode.extra.items()}
     rows |= {
-        "/action": episode.action[:steps], "next/reward": episode.reward[:steps], "next/done": last,
-        "next/terminated": last & episode.terminated, "next/truncated": last & (not episode.terminated),
+        "/action": episode.action[:steps],
+        "next/reward": episode.reward[:steps],
+        "next/done": last,
+        "next/terminated": last & episode.terminated,
+        "next/truncated": last & (not episode.terminated),
         "collector/traj_ids": np.full(steps, trajectory, np.int64),
-    }  # fmt: skip
+    }
     return rows
 
 

@@ -22,7 +22,7 @@ from offrld.losses import sac
 from offrld.losses.td import bellman
 from offrld.nets import Params, PositiveScalar, remember
 
-LARGEST_ALPHA = 1e6   # the dual variable is cut here
+LARGEST_ALPHA = 1e6  # the dual variable is cut here
 
 
 @dataclass(frozen=True)

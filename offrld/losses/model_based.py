@@ -35,16 +35,14 @@ class ModelBasedConfig(sac.SACConfig):
     )
     dynamics_batch_size: int = setting(
         100, "transitions per update of the dynamics, of those of a batch", unit="transitions", low=1, high=1_000_000
-    )  # fmt: skip
+    )
     dynamics_learning_rate: float = setting(1e-3, "step size of the dynamics", low=0.0, exclusive_low=True)
     n_ensembles: int = setting(5, "models in the ensemble", low=1, high=100)
     rollout_interval: int = setting(1000, "updates between rollouts", unit="updates", low=1, probe=2)
     rollout_horizon: int = setting(5, "steps of a rollout", unit="steps", low=1, high=1000)
     rollout_batch_size: int = setting(50_000, "rollouts at a time", unit="rollouts", low=1, high=10_000_000, probe=7)
     real_ratio: float = setting(0.5, "share of real transitions in a batch", low=0.0, high=1.0)
-    generated_maxlen: int = setting(
-        1_250_000, "imagined transitions kept", unit="transitions", low=1, high=16_000_000, probe=64
-    )
+    generated_maxlen: int = setting(1_250_000, "imagined transitions kept", unit="transitions", low=1, high=16_000_000, probe=64)
     dynamics_encoder: Encoder = Encoder()
     dynamics_optimizer: Optimizer = Optimizer(weight_decay=1e-4)
 
@@ -64,9 +62,14 @@ def memory(config: ModelBasedConfig, space: Space) -> dict[str, tuple[int, ...]]
     """The imagined transitions, how many there are, and where the next goes."""
     size, d, a = config.generated_maxlen, space.observation_size, space.action_size
     return {
-        "observation": (size, d), "action": (size, a), "reward": (size,), "next_observation": (size, d), "discount": (size,),
-        "count": (), "next": (),
-    }  # fmt: skip
+        "observation": (size, d),
+        "action": (size, a),
+        "reward": (size,),
+        "next_observation": (size, d),
+        "discount": (size,),
+        "count": (),
+        "next": (),
+    }
 
 
 def real(config: ModelBasedConfig) -> int:
@@ -106,9 +109,7 @@ def dynamics_loss(params: Any, config: ModelBasedConfig, nets: Any, state: State
 def stages(config: ModelBasedConfig, critic_loss: Loss) -> tuple[Stage, ...]:
     """The dynamics, unless another job has them, then the Q functions, the policy, the temperature (by a fresh sample) and the target."""
     every = config.update_actor_interval
-    temp = Step(
-        "temp", on_mixture(temp_loss), ("temp",), config.temp_optimizer, config.temp_learning_rate, every=every
-    )
+    temp = Step("temp", on_mixture(temp_loss), ("temp",), config.temp_optimizer, config.temp_learning_rate, every=every)
     policy = Stage(
         "policy",
         (
@@ -241,9 +242,12 @@ def _remember(learner: Learner, position: int, steps: list[tuple[Tensor, Tensor,
         total = sum(config.gamma**i * steps[t + i][2] for i in range(used)) if used > 1 else reward
         following = steps[t + used - 1][3]
         rows = {
-            "observation": observation, "action": action, "reward": total, "next_observation": following,
+            "observation": observation,
+            "action": action,
+            "reward": total,
+            "next_observation": following,
             "discount": torch.full_like(reward, config.gamma**used),
-        }  # fmt: skip
+        }
         kept = min(len(reward), size)  # of more than fit the last ones stay
         start = int(memory["next"].item())
         at = (torch.arange(kept, device=reward.device) + start) % size

@@ -1,9 +1,9 @@
 """Policies in the latent space of the data's actions: what PLAS and PLASWithPerturbation share.
 
-    L_VAE = mean (g(s, z) - a)^2 + beta mean KL(N(mu, std) || N(0, 1))      alone, for warmup_steps updates; then the VAE stays as it is
-    a     = g(s, 2 pi(s)),    pi(s) in [-1, 1]^2A
-    y     = r + gamma^n (1 - d) (lam min_i Qt_i(s', a') + (1 - lam) max_i Qt_i(s', a')),    a' by the target policy
-    L_pi  = -mean Q_1(s, a)
+L_VAE = mean (g(s, z) - a)^2 + beta mean KL(N(mu, std) || N(0, 1))      alone, for warmup_steps updates; then the VAE stays as it is
+a     = g(s, 2 pi(s)),    pi(s) in [-1, 1]^2A
+y     = r + gamma^n (1 - d) (lam min_i Qt_i(s', a') + (1 - lam) max_i Qt_i(s', a')),    a' by the target policy
+L_pi  = -mean Q_1(s, a)
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from offrld.losses.td import bellman
 from offrld.losses.vae import vae_loss
 from offrld.nets import ConditionalVAE, Critics, DeterministicPolicy, Encoder, Params
 
-LATENT_RANGE = 2.0   # the policy's tanh covers latents in [-2, 2], where nearly all of N(0, 1) lies
+LATENT_RANGE = 2.0  # the policy's tanh covers latents in [-2, 2], where nearly all of N(0, 1) lies
 
 
 @dataclass(frozen=True)
@@ -81,10 +81,16 @@ def schedule(config: PLASConfig, moved: tuple[str, ...] = ("actor",)) -> tuple[S
         Step("vae", vae_loss, ("vae",), config.imitator_optimizer, config.imitator_learning_rate, until=warm),
         Step("critic", critic_loss, ("critic",), config.critic_optimizer, config.critic_learning_rate, start=warm),
         Step(
-            "actor", actor_loss, moved, config.actor_optimizer, config.actor_learning_rate,
-            every=config.update_actor_interval, polyak=follow, start=warm,
+            "actor",
+            actor_loss,
+            moved,
+            config.actor_optimizer,
+            config.actor_learning_rate,
+            every=config.update_actor_interval,
+            polyak=follow,
+            start=warm,
         ),
-    )  # fmt: skip
+    )
 
 
 def act(params: Params, config: PLASConfig, nets: Any, observation: Any) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 
 BATCH_SIZE = 512
 LEARNING_RATE = 5e-4
-TARGET_UPDATE_INTERVAL = 1000   # updates, a hard copy
+TARGET_UPDATE_INTERVAL = 1000  # updates, a hard copy
 
 
 def images(*encoders: str) -> dict[str, Any]:

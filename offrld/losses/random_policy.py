@@ -10,8 +10,8 @@ from torch import Tensor
 
 from offrld.nets import Params
 
-GRID = 4096.0        # observations are told apart to this share of a unit
-PRIME = 16_777_213   # the largest prime below 2^24: a number below it is exact in float32
+GRID = 4096.0  # observations are told apart to this share of a unit
+PRIME = 16_777_213  # the largest prime below 2^24: a number below it is exact in float32
 
 
 class Hash:

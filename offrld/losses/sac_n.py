@@ -20,7 +20,7 @@ from offrld.losses import sac
 from offrld.nets import Critics, Encoder, Params, PositiveScalar, SquashedNormalPolicy
 
 LOG_STD_RANGE = (-5.0, 2.0)
-BIAS, ACTOR_HEAD, CRITIC_HEAD = 0.1, 1e-3, 3e-3   # EDAC's initialisation: of trunk biases, and limits of the heads
+BIAS, ACTOR_HEAD, CRITIC_HEAD = 0.1, 1e-3, 3e-3  # EDAC's initialisation: of trunk biases, and limits of the heads
 
 
 @dataclass(frozen=True)

@@ -29,10 +29,17 @@ class SequenceConfig(Config):
 def model(name: str, config: SequenceConfig, space: Space, encoder: Encoder, embedding_activation: str | None = None) -> SequenceModel:
     """The transformer of a config."""
     return SequenceModel(
-        name, space.view, space.action_size, discrete=space.discrete, context_size=config.context_size,
-        max_timestep=config.max_timestep, encoder=encoder, transformer=config.transformer, embedding_activation=embedding_activation,
+        name,
+        space.view,
+        space.action_size,
+        discrete=space.discrete,
+        context_size=config.context_size,
+        max_timestep=config.max_timestep,
+        encoder=encoder,
+        transformer=config.transformer,
+        embedding_activation=embedding_activation,
         returns=config.return_conditioned,
-    )  # fmt: skip
+    )
 
 
 def mean_of_steps(value: Tensor, mask: Tensor) -> Tensor:

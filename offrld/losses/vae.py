@@ -9,7 +9,7 @@ from torch import Tensor
 from offrld.engine import Batch, State
 from offrld.nets import Params
 
-LATENT_LIMIT = 0.5   # latents drawn for acting are clamped here, where the decoder has seen data
+LATENT_LIMIT = 0.5  # latents drawn for acting are clamped here, where the decoder has seen data
 
 
 def vae_loss(params: Params, config: Any, nets: Any, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-CLAMP = 0.999999   # of a given action before atanh, which is infinite at 1
+CLAMP = 0.999999  # of a given action before atanh, which is infinite at 1
 
 
 @dataclass(frozen=True)

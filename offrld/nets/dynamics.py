@@ -17,8 +17,8 @@ from offrld.nets.context import context_of
 from offrld.nets.encoders import Encoder, Params, build
 from offrld.nets.linear import Linear
 
-MOST, LEAST = 2.0, -10.0   # bounds of the log deviations at the start
-EPSILON = 1e-12            # a vector shorter than this is not divided by its length
+MOST, LEAST = 2.0, -10.0  # bounds of the log deviations at the start
+EPSILON = 1e-12  # a vector shorter than this is not divided by its length
 
 
 @dataclass(frozen=True)

@@ -23,24 +23,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-WORTH = 1 << 20        # multiplications below which a call costs more than it gains
-NARROW = 16            # outputs below which torch's own products are the faster
-GAIN = 0.9             # of torch's time that the probe must not exceed
-TOLERANCE = 1e-4       # of the probe, relative to the largest element
-_PROBE = 256           # rows, inputs and outputs of the probe
+WORTH = 1 << 20  # multiplications below which a call costs more than it gains
+NARROW = 16  # outputs below which torch's own products are the faster
+GAIN = 0.9  # of torch's time that the probe must not exceed
+TOLERANCE = 1e-4  # of the probe, relative to the largest element
+_PROBE = 256  # rows, inputs and outputs of the probe
 _REPEATS = 15
 
 
 def gains(x: Tensor, weight: Tensor) -> bool:
     """Whether the product of ``x [R, I]`` and ``weight [O, I]`` may go through oneDNN and is large enough to gain by it."""
     outputs, inputs = weight.shape
-    return (
-        x.dtype is torch.float32
-        and weight.dtype is torch.float32
-        and x.numel() * outputs >= WORTH
-        and outputs >= NARROW
-        and inputs > 1
-    )
+    return x.dtype is torch.float32 and weight.dtype is torch.float32 and x.numel() * outputs >= WORTH and outputs >= NARROW and inputs > 1
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -37,11 +37,16 @@ class QFunction:
 
     type: str = setting(
         "mean", "what the Q function learns: the mean of the returns, or their quantiles", choices=q_plugins.types, probe="qr"
-    )  # fmt: skip
+    )
     n_quantiles: int | None = setting(
-        None, "quantiles that the loss is made of (none: 32 for qr and fqf, 64 for iqn)", unit="quantiles", low=1, high=10_000,
-        only=("qr", "iqn", "fqf"), probe=8,
-    )  # fmt: skip
+        None,
+        "quantiles that the loss is made of (none: 32 for qr and fqf, 64 for iqn)",
+        unit="quantiles",
+        low=1,
+        high=10_000,
+        only=("qr", "iqn", "fqf"),
+        probe=8,
+    )
     n_greedy_quantiles: int = setting(32, "evenly spaced quantiles to act by", unit="quantiles", low=2, high=10_000, only=("iqn",))
     embed_size: int = setting(64, "cosines that a fraction is embedded in", low=1, high=10_000, only=("iqn", "fqf"))
     entropy_coeff: float = setting(0.0, "weight of the entropy of the proposed fractions", low=0.0, only=("fqf",), probe=0.5)
@@ -209,7 +214,6 @@ class Critics(_Ensemble):
         with torch.no_grad():
             return self.values(params, observation, action).reduce(reduction, lam)
 
-
     def action_gradients(self, params: Params, observation: Tensor, action: Tensor) -> Tensor:
         """``dQ_i(s, a)/da`` of each member, ``[N, B, A]``, itself differentiable with respect to ``params``."""
 
@@ -234,9 +238,7 @@ class DiscreteCritics(_Ensemble):
         """Expected values of every action, ``[N, B, n]``."""
         return self.values(params, observation, members=members).mean
 
-    def target(
-        self, params: Params, observation: Tensor, action: Tensor | None, reduction: Reduction = "min", lam: float = 0.75
-    ) -> Tensor:
+    def target(self, params: Params, observation: Tensor, action: Tensor | None, reduction: Reduction = "min", lam: float = 0.75) -> Tensor:
         """Values for a Bellman target without gradient: of actions ``[B]`` ``[B, M]``, or of every action ``[B, n, M]``."""
         with torch.no_grad():
             values = self.values(params, observation)

@@ -18,8 +18,8 @@ from offrld.nets.eager import eager
 
 WORD = 0xFFFFFFFF
 _BITS = 24
-_BLOCK = 1 << 15                                                    # of the words that are computed at a time
-_FLOATS = {torch.float32: np.float32, torch.float64: np.float64}    # dtypes that `_in_blocks` makes
+_BLOCK = 1 << 15  # of the words that are computed at a time
+_FLOATS = {torch.float32: np.float32, torch.float64: np.float64}  # dtypes that `_in_blocks` makes
 # Odd multipliers below 2^31 (a word times one of them stays below 2^63), with about half of their bits set.
 _FIRST, _SECOND, _THIRD = 0x7FEB352D, 0x21F0AAAD, 0x6C9E35A9
 

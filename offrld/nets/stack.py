@@ -21,10 +21,10 @@ from torch.nn import functional as F
 from offrld.nets import onednn
 from offrld.nets.aligned import aligned, linear
 
-ROWS = 1024    # of a block: its activations of 256 units are 1 MB, what the second cache holds
-FEW = 64       # inputs below which the gradient of a weight is taken as inputs x outputs and transposed
+ROWS = 1024  # of a block: its activations of 256 units are 1 MB, what the second cache holds
+FEW = 64  # inputs below which the gradient of a weight is taken as inputs x outputs and transposed
 
-Pair = tuple[Tensor, Tensor | None]   # weight [O, I] and bias [O]
+Pair = tuple[Tensor, Tensor | None]  # weight [O, I] and bias [O]
 
 
 def stack(shared: Tensor | None, own: Tensor, layers: Sequence[Pair], *, relu: bool, through_onednn: bool = False) -> Tensor:
@@ -116,9 +116,15 @@ def _blocks(shared: Tensor | None, own: Tensor, count: int) -> tuple[Tensor, ...
 
 # --- The way back ---
 def _gradients(
-    shared: Tensor | None, own: Tensor, params: Sequence[Tensor | None], hidden: list[list[Tensor]], out: Tensor | None, grad: Tensor,
-    needed: Sequence[bool], through: bool,
-) -> list[Tensor | None]:  # fmt: skip
+    shared: Tensor | None,
+    own: Tensor,
+    params: Sequence[Tensor | None],
+    hidden: list[list[Tensor]],
+    out: Tensor | None,
+    grad: Tensor,
+    needed: Sequence[bool],
+    through: bool,
+) -> list[Tensor | None]:
     """Gradients of shared part, own part and parameters, each where it is needed."""
     blocks = _blocks(shared, own, len(params) // 2)
     sizes = [block.shape[0] for block in blocks]

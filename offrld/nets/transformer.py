@@ -23,8 +23,8 @@ from offrld.nets.encoders.layers import activate, dropout
 from offrld.nets.linear import layers, linear, uniform_init
 from offrld.settings import setting
 
-EPSILON = 0.003       # of the layer norms inside and after the blocks
-DEVIATION = 0.02      # of the initial weights
+EPSILON = 0.003  # of the layer norms inside and after the blocks
+DEVIATION = 0.02  # of the initial weights
 LAST_STATE_TOKEN = slice(-1, None)
 
 _UNIT = "share dropped in training"
@@ -41,9 +41,10 @@ class Transformer:
     embedding_dropout: float = setting(0.1, "dropout of the tokens", unit=_UNIT, low=0.0, high=0.95)
     activation: str = setting("relu", "activation inside the blocks", choices=("relu", "tanh", "swish", "gelu"))
     position_encoding: str = setting(
-        "simple", "simple: each step's time step; global: the last time step of the window, and the place in the window",
+        "simple",
+        "simple: each step's time step; global: the last time step of the window, and the place in the window",
         choices=("simple", "global"),
-    )  # fmt: skip
+    )
 
 
 class Window(Protocol):
@@ -69,8 +70,13 @@ class Blocks:
     def init(self, generator: torch.Generator, dtype: torch.dtype) -> Params:
         params: Params = {}
         width = self.width
-        shapes = {"query": (width, width), "key_value": (2 * width, width), "projection": (width, width), "up": (4 * width, width),
-                  "down": (width, 4 * width)}  # fmt: skip
+        shapes = {
+            "query": (width, width),
+            "key_value": (2 * width, width),
+            "projection": (width, width),
+            "up": (4 * width, width),
+            "down": (width, 4 * width),
+        }
         for i in range(self.settings.layers):
             for part, shape in shapes.items():
                 params |= normal_linear(f"{self.name}.{i}.{part}", shape, generator, dtype)

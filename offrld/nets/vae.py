@@ -42,9 +42,14 @@ class ConditionalVAE:
         return torch.tanh(out) if squash else out
 
     def loss(
-        self, params: Params, observation: Tensor, action: Tensor, noise: Tensor, beta: float,
+        self,
+        params: Params,
+        observation: Tensor,
+        action: Tensor,
+        noise: Tensor,
+        beta: float,
         mean: Callable[[Tensor], Tensor] = torch.mean,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         """``mean((g(s, z) - a)^2) + beta mean KL(N(mu, std) || N(0, 1))``, a scalar; z from standard normal ``noise [B, L]``.
 
         Both means, taken by ``mean``, run over the batch and all dimensions.

@@ -17,8 +17,8 @@ from torch.nn import functional as F
 from offrl.errors import InvalidInput
 
 Reduction = Literal["min", "max", "mean", "mix"]
-MEANS = ("squared", "huber")   # errors of the mean Q function
-PROPOSAL_RATE = 1e-4   # weight of FQF's proposal gradient; the paper gives the proposal net a slower optimiser of its own instead
+MEANS = ("squared", "huber")  # errors of the mean Q function
+PROPOSAL_RATE = 1e-4  # weight of FQF's proposal gradient; the paper gives the proposal net a slower optimiser of its own instead
 
 
 @dataclass(frozen=True)

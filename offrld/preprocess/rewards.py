@@ -43,7 +43,7 @@ class RewardScaler:
         "none, standard m (r - mean)/(std + eps), min_max onto [-m, m], multiply m r, clip m clip(r, low, high), "
         "return m r/(return_max - return_min), shift (r + shift) m",
         choices=_types,
-    )  # fmt: skip
+    )
     multiplier: float = setting(1.0, "factor on the scaled reward, not 0", only=_SCALED, probe={"": 2.0, "type": "multiply"})
     mean: float | None = setting(None, "mean reward, not fitted", only=("standard",), probe=0.5)
     std: float | None = setting(None, "deviation of rewards, not fitted", low=0.0, only=("standard",), probe=0.5)
@@ -124,9 +124,7 @@ def fit_reward(
     return Own.fit(kind, spec.options, blocks, 0, dtype, device)
 
 
-def needs_column(
-    scaler: Scaler | None, *, n_steps: int = 1, gamma: float = 1.0, whole_returns: bool = False, wide: bool = False
-) -> bool:
+def needs_column(scaler: Scaler | None, *, n_steps: int = 1, gamma: float = 1.0, whole_returns: bool = False, wide: bool = False) -> bool:
     """Whether rewards must be scaled before they are summed (`reward_column`), rather than their sum after it.
 
     Args:

@@ -125,7 +125,7 @@ class Own:
 
     rule: Any
     parts: Mapping[str, Tensor]
-    axes: int       # of an element
+    axes: int  # of an element
     frames: int = 1
 
     @classmethod
@@ -180,7 +180,7 @@ class ObservationScaler:
     )
     mean: tuple[float, ...] | None = setting(
         None, "mean of each element (one number: of all), not fitted", only=("standard",), probe=(0.5,)
-    )  # fmt: skip
+    )
     std: tuple[float, ...] | None = setting(None, "deviation of each element, not fitted", low=0.0, only=("standard",), probe=(2.0,))
     minimum: tuple[float, ...] | None = setting(None, "least value of each element, not fitted", only=("min_max",), probe=(-9.0,))
     maximum: tuple[float, ...] | None = setting(None, "largest value of each element, not fitted", only=("min_max",), probe=(9.0,))
@@ -243,14 +243,19 @@ def observation_between(
 
     Raises `InvalidInput` where bounds do not say it: unbounded elements, and scalers that need a deviation, if it is not given by hand.
     """
+
     def blocks(name: str) -> Blocks:
         low, high = bounds[name]
         if spec.type not in ("none", "pixel", "min_max") and spec.mean is None:
-            raise InvalidInput(f"{spec.type} scaling of observations cannot be fitted from an environment's bounds",
-                               hint="give observation_scaler.mean and std, or take min_max")  # fmt: skip
+            raise InvalidInput(
+                f"{spec.type} scaling of observations cannot be fitted from an environment's bounds",
+                hint="give observation_scaler.mean and std, or take min_max",
+            )
         if spec.type == "min_max" and spec.minimum is None and not (np.isfinite(low).all() and np.isfinite(high).all()):
-            raise InvalidInput(f"observation field {name!r} of the environment has elements without bounds",
-                               hint="give observation_scaler.minimum and maximum")  # fmt: skip
+            raise InvalidInput(
+                f"observation field {name!r} of the environment has elements without bounds",
+                hint="give observation_scaler.minimum and maximum",
+            )
         return lambda: iter((np.stack([low, high]),))
 
     columns = {name: np.asarray(low)[None] for name, (low, _) in bounds.items()}
@@ -284,12 +289,16 @@ def _by_hand(spec: ObservationScaler, statistic: str, shapes: Mapping[str, tuple
 class ActionScaler:
     """How continuous actions are mapped onto the [-1, 1] in which policies act."""
 
-    type: str = setting("auto", "auto: by the bounds where they are not [-1, 1]; none; min_max: 2 (a - minimum)/(maximum - minimum) - 1",
-                        choices=("auto", "none", "min_max"))  # fmt: skip
+    type: str = setting(
+        "auto",
+        "auto: by the bounds where they are not [-1, 1]; none; min_max: 2 (a - minimum)/(maximum - minimum) - 1",
+        choices=("auto", "none", "min_max"),
+    )
     minimum: tuple[float, ...] | None = setting(
         None, "of each dimension (one number: of all), not its bound", only=("min_max",), probe=(-9.0,)
-    )  # fmt: skip
+    )
     maximum: tuple[float, ...] | None = setting(None, "of each dimension, not its bound", only=("min_max",), probe=(9.0,))
+
 
 def fit_action(spec: ActionScaler, low: np.ndarray, high: np.ndarray, dtype: torch.dtype, device: torch.device) -> Affine | None:
     """The scaler of actions with the bounds ``low``, ``high`` ``[A]``; None where they stay as they are. Raises `InvalidInput`."""
@@ -302,8 +311,10 @@ def fit_action(spec: ActionScaler, low: np.ndarray, high: np.ndarray, dtype: tor
     unbounded = np.flatnonzero(~(np.isfinite(low) & np.isfinite(high)))
     if len(unbounded):
         first = unbounded[0]
-        raise InvalidInput(f"action dimension {first} has the bounds {low[first]:g} and {high[first]:g}: it cannot be scaled to [-1, 1]",
-                           hint="give action_scaler.type=min_max with minimum and maximum")  # fmt: skip
+        raise InvalidInput(
+            f"action dimension {first} has the bounds {low[first]:g} and {high[first]:g}: it cannot be scaled to [-1, 1]",
+            hint="give action_scaler.type=min_max with minimum and maximum",
+        )
     return Affine.between(low, high, dtype, device)
 
 

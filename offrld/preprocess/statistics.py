@@ -9,7 +9,7 @@ import numpy as np
 from offrl.errors import InvalidInput
 
 Blocks = Callable[[], Iterator[np.ndarray]]  # arrays [n, ...] one after the other; called once for each pass
-_ELEMENTS = 1 << 20                          # of a block: 8 MB where it becomes float64
+_ELEMENTS = 1 << 20  # of a block: 8 MB where it becomes float64
 
 
 def rows(column: np.ndarray, keep: np.ndarray) -> Iterator[np.ndarray]:
@@ -51,8 +51,10 @@ def moments(blocks: Blocks) -> tuple[np.ndarray, np.ndarray]:
 
 def _finite(values: np.ndarray) -> np.ndarray:
     if not np.isfinite(values).all():
-        raise InvalidInput("the data has values that are not finite, or whose squares are beyond float64: no scaler can be fitted on them",
-                           hint="remove those episodes, or take min_max")  # fmt: skip
+        raise InvalidInput(
+            "the data has values that are not finite, or whose squares are beyond float64: no scaler can be fitted on them",
+            hint="remove those episodes, or take min_max",
+        )
     return values
 
 

@@ -120,11 +120,18 @@ def _run(start: dict[str, Any], control: Control, event_pipe: int, started: floa
         from offrld.worker.job import WorkerJob
 
         job = WorkerJob(
-            id=start["job"], attempt=int(start["attempt"]), spec=TypeAdapter(JobSpec).validate_python(_placed(start)),
-            snapshot=start.get("snapshot"), import_roots=tuple(Path(root) for root in start.get("import_roots") or ()),
-            state=state, run=run, control=control, report=report, started=started,
+            id=start["job"],
+            attempt=int(start["attempt"]),
+            spec=TypeAdapter(JobSpec).validate_python(_placed(start)),
+            snapshot=start.get("snapshot"),
+            import_roots=tuple(Path(root) for root in start.get("import_roots") or ()),
+            state=state,
+            run=run,
+            control=control,
+            report=report,
+            started=started,
             keep_checkpoints=int(start.get("keep_checkpoints") or 0),
-        )  # fmt: skip
+        )
         control.check()
         if not confine(start, state, run):
             print("this kernel does not restrict the files that a worker opens (no Landlock)", file=sys.stderr, flush=True)

@@ -19,8 +19,8 @@ from offrl_store import disk
 from offrld.disk_usage import usage
 from offrld.worker.runfolder import StateFolder
 
-STEP = 4 << 20      # bytes between two looks at the file system: what others write meanwhile is seen that late
-SHARE = 4           # a worker takes a quarter of what is left, then looks again: others may be writing, too
+STEP = 4 << 20  # bytes between two looks at the file system: what others write meanwhile is seen that late
+SHARE = 4  # a worker takes a quarter of what is left, then looks again: others may be writing, too
 FINEST = 1 << 20
 
 
@@ -30,8 +30,8 @@ class Budget:
     def __init__(self, folder: Path, keep_free: int, quota: int) -> None:
         self._folder, self._keep_free, self._quota = folder, keep_free, quota
         self._lock = threading.Lock()
-        self._seen = 0       # bytes that the last look at the file system allows
-        self._granted = 0    # bytes that the last measurement of the state folder allows
+        self._seen = 0  # bytes that the last look at the file system allows
+        self._granted = 0  # bytes that the last measurement of the state folder allows
 
     def reserve(self, count: int) -> None:
         """Take ``count`` bytes of what is left. Raises `OSError` (ENOSPC), as the write itself does on a full disk."""

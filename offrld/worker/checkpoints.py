@@ -10,17 +10,24 @@ from typing import Any
 from offrld.engine import CheckpointCorrupt, Learner
 from offrld.worker.runfolder import RunFolder
 
-INTERVAL_S = 60.0        # of the checkpoints that guard against losing work; OFFRLD_CHECKPOINT_SECONDS overrides it
-NEWEST = 2               # time-based ones kept while training: if the newest is damaged, the one before serves
+INTERVAL_S = 60.0  # of the checkpoints that guard against losing work; OFFRLD_CHECKPOINT_SECONDS overrides it
+NEWEST = 2  # time-based ones kept while training: if the newest is damaged, the one before serves
 
 
 class Checkpoints:
     """The checkpoints of one run."""
 
     def __init__(
-        self, run: RunFolder, learner: Learner, keep: Callable[[int], bool], *, most: int = 0, best: Callable[[list[int]], set[int]] = set,
-        step: Callable[[], int] | None = None, more: Callable[[], Mapping[str, Any]] = dict,
-    ) -> None:  # fmt: skip
+        self,
+        run: RunFolder,
+        learner: Learner,
+        keep: Callable[[int], bool],
+        *,
+        most: int = 0,
+        best: Callable[[list[int]], set[int]] = set,
+        step: Callable[[], int] | None = None,
+        more: Callable[[], Mapping[str, Any]] = dict,
+    ) -> None:
         """
         Args:
             keep: whether the checkpoint of a step is one of an evaluation, which are kept.

@@ -18,8 +18,8 @@ from offrld.worker.pace import Pace
 from offrld.worker.runfolder import remove
 from offrld.worker.steps import StepsDataset, give_up, whole_steps
 
-POLICY = "policy.onnx"   # in the run folder: the uploaded file
-RECORD_S = 5.0           # between two records of the count
+POLICY = "policy.onnx"  # in the run folder: the uploaded file
+RECORD_S = 5.0  # between two records of the count
 
 
 def run(job: WorkerJob) -> str:
@@ -37,13 +37,22 @@ def _collect(job: WorkerJob, data: StepsDataset) -> str:
     job.control.check()
     fresh = not data.path.exists()
     collector = Collector(
-        partial(make_env, spec.env), policy, envs=spec.envs, vectorization="async" if spec.processes else "sync", seed=spec.seed,
-        deterministic=None if spec.policy == "upload" else not spec.sample, max_frames_per_traj=spec.max_episode_steps,
+        partial(make_env, spec.env),
+        policy,
+        envs=spec.envs,
+        vectorization="async" if spec.processes else "sync",
+        seed=spec.seed,
+        deterministic=None if spec.policy == "upload" else not spec.sample,
+        max_frames_per_traj=spec.max_episode_steps,
         explorer=explorer_of(epsilon=spec.epsilon, epsilon_end=spec.epsilon_end, epsilon_steps=spec.epsilon_steps, noise=spec.noise),
-        frames_per_batch=spec.envs, into=data.path, limit=spec.limit, note=data.note, keep=data.keep(data.open()),
+        frames_per_batch=spec.envs,
+        into=data.path,
+        limit=spec.limit,
+        note=data.note,
+        keep=data.keep(data.open()),
         step_timeout_s=spec.step_timeout_s,
         given_up=partial(give_up, job),
-    )  # fmt: skip
+    )
     with collector:
         if fresh:
             data.created()
@@ -129,4 +138,3 @@ def _uploaded(job: WorkerJob) -> Any:
         kept.with_suffix(".tmp").replace(kept)
     remove(folder)
     return kept
-

@@ -19,9 +19,9 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 Reason = Literal["pause", "cancel", "gone"]
-GONE_S = 20.0            # seconds that a worker which is told to stop may take for its checkpoint, where the start message says nothing
-BEAT_S = 2.0             # between two signs of life
-EXIT_STOPPED = 75        # exit status without an end event: the daemon is gone, or another worker holds the job
+GONE_S = 20.0  # seconds that a worker which is told to stop may take for its checkpoint, where the start message says nothing
+BEAT_S = 2.0  # between two signs of life
+EXIT_STOPPED = 75  # exit status without an end event: the daemon is gone, or another worker holds the job
 
 
 class Stopped(Exception):

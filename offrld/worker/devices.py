@@ -11,7 +11,7 @@ import sys
 import time
 from typing import Any
 
-SIZE = 512               # of the square matrices that are multiplied
+SIZE = 512  # of the square matrices that are multiplied
 SMI = "see `nvidia-smi` and the driver's version; the build of torch must fit it: https://pytorch.org/get-started/locally/"
 
 

@@ -11,7 +11,7 @@ from offrld.worker.metrics import Metrics, read_metric
 from offrld.worker.runfolder import RunFolder
 
 FAILED = "evaluation_failed"  # metric: how many of a seed's evaluations have failed so far
-DEATHS = 2                    # of the process in evaluations, one after the other: no other is tried
+DEATHS = 2  # of the process in evaluations, one after the other: no other is tried
 ERRORS = (EnvironmentFailed, InvalidInput)
 
 

@@ -27,11 +27,11 @@ from offrld.worker.datasets import source_path
 from offrld.worker.job import WorkerJob
 from offrld.worker.runfolder import remove, sync_folder, write_json
 
-ORIGIN = "import.json"   # in the dataset's folder: the job that made it (the daemon looks there, too)
-APPEND = "append.json"   # in the run folder: the dataset's number of episodes when an appending job began
-SKIPPED = "skipped.json" # in the run folder: the episodes that were left out
-SAID = 20                # of them, as messages
-LOCKED_WAIT_S = 600.0    # another job may be appending
+ORIGIN = "import.json"  # in the dataset's folder: the job that made it (the daemon looks there, too)
+APPEND = "append.json"  # in the run folder: the dataset's number of episodes when an appending job began
+SKIPPED = "skipped.json"  # in the run folder: the episodes that were left out
+SAID = 20  # of them, as messages
+LOCKED_WAIT_S = 600.0  # another job may be appending
 
 
 def run(job: WorkerJob) -> str:
@@ -91,9 +91,15 @@ def _import(job: WorkerJob, target: Path, skipped: list[Skipped], *, append: boo
     else:
         source = source_path(spec, job.state, job.import_roots)
     import_into(
-        source, target, format=spec.format, append=append, progress=_progress(job),
-        message=job.report.message, options=spec.options, skip_bad=skipped.append if spec.skip_bad else None,
-    )  # fmt: skip
+        source,
+        target,
+        format=spec.format,
+        append=append,
+        progress=_progress(job),
+        message=job.report.message,
+        options=spec.options,
+        skip_bad=skipped.append if spec.skip_bad else None,
+    )
 
 
 def _note(job: WorkerJob, skipped: list[Skipped]) -> None:

@@ -25,7 +25,7 @@ class Metrics:
         self._run = run
         self._seeds = seeds
         self._interval = interval
-        self._last: dict[tuple[str, int], int] = {}       # (name, seed) -> step of the last row
+        self._last: dict[tuple[str, int], int] = {}  # (name, seed) -> step of the last row
         self._files: dict[tuple[str, int], int] = {}
         self._events: dict[int, EventWriter] = {}
         self._purge: int | None = None

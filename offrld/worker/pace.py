@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import deque
 
-BLOCK_S = 0.25           # a block ends soon enough for control messages to be obeyed at once
-WINDOW_S = 10.0          # the speed told is that of the last seconds
+BLOCK_S = 0.25  # a block ends soon enough for control messages to be obeyed at once
+WINDOW_S = 10.0  # the speed told is that of the last seconds
 
 
 class Pace:

@@ -15,7 +15,7 @@ from offrld.plain import json_safe
 from offrld.worker.control import Control
 from offrld.worker.runfolder import RunFolder
 
-EVALUATION_SEED = 1000   # of the first episode's reset, as in `offrl evaluate`
+EVALUATION_SEED = 1000  # of the first episode's reset, as in `offrl evaluate`
 
 
 class PolicyFiles:

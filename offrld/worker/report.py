@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 ENGINE = ("feed: ", "linear layers: ", "runner: ")  # how the engine computes: of no use to most who read a job's log
-PROGRESS_S = 1.0         # at most one progress line in this many seconds, but for forced ones
+PROGRESS_S = 1.0  # at most one progress line in this many seconds, but for forced ones
 
 
 class Reporter:
@@ -34,9 +34,15 @@ class Reporter:
         self._busy = ""
 
     def progress(
-        self, step: int, steps: int, *, updates_per_second: float | None = None, eta_s: float | None = None,
-        metrics: dict[str, dict[int, float]] | None = None, force: bool = False,
-    ) -> bool:  # fmt: skip
+        self,
+        step: int,
+        steps: int,
+        *,
+        updates_per_second: float | None = None,
+        eta_s: float | None = None,
+        metrics: dict[str, dict[int, float]] | None = None,
+        force: bool = False,
+    ) -> bool:
         """Where the job stands, at most once in `PROGRESS_S` unless forced; returns whether a line was written.
 
         ``metrics``: name -> seed -> latest value; values that are not finite are left out (the protocol's metrics are numbers).
@@ -51,9 +57,13 @@ class Reporter:
             for name, values in (metrics or {}).items()
         }
         self._write(
-            "progress", step=int(step), steps=int(steps), updates_per_second=number(updates_per_second), eta_s=number(eta_s),
+            "progress",
+            step=int(step),
+            steps=int(steps),
+            updates_per_second=number(updates_per_second),
+            eta_s=number(eta_s),
             metrics={name: values for name, values in shown.items() if values},
-        )  # fmt: skip
+        )
         return True
 
     def busy(self, what: str) -> None:
@@ -144,4 +154,4 @@ def _open_lines(path: Path) -> int:
 
 def _write_all(descriptor: int, data: bytes) -> None:
     while data:
-        data = data[os.write(descriptor, data):]
+        data = data[os.write(descriptor, data) :]

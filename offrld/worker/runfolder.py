@@ -16,7 +16,7 @@ from offrl_store.disk import reserve
 from offrld.plain import json_safe
 from offrld.worker.control import Control
 
-LOCK_WAIT_S = 30.0       # a worker whose daemon was killed has this long to notice and let go
+LOCK_WAIT_S = 30.0  # a worker whose daemon was killed has this long to notice and let go
 
 
 class Fenced(Exception):

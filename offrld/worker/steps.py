@@ -17,9 +17,9 @@ from offrld.worker.import_dataset import ORIGIN
 from offrld.worker.job import WorkerJob
 from offrld.worker.runfolder import remove, write_json
 
-RECORD = "steps.json"    # in the run folder: where the job was when everything was last made durable
-TELL_S = 10.0            # between two messages about the growing dataset
-EPISODES = 100_000       # of a dataset whose returns are worked out every time it is told of; a larger one is told of more seldom
+RECORD = "steps.json"  # in the run folder: where the job was when everything was last made durable
+TELL_S = 10.0  # between two messages about the growing dataset
+EPISODES = 100_000  # of a dataset whose returns are worked out every time it is told of; a larger one is told of more seldom
 
 
 class StepsDataset:

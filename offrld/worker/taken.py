@@ -27,9 +27,7 @@ def inputs(state: StateFolder, run: RunFolder, algorithm: Algorithm, config: obj
     """What the settings of ``config`` that name other jobs (`Algorithm.inputs`) stand for. Raises as `load`."""
     named = {name: getattr(config, name) for name in algorithm.inputs}
     return {
-        name: choose(load(state, run, name, reference), taken(reference)[1])
-        for name, reference in named.items()
-        if reference is not None
+        name: choose(load(state, run, name, reference), taken(reference)[1]) for name, reference in named.items() if reference is not None
     }
 
 

@@ -30,9 +30,7 @@ class EventWriter:
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """One event with these values at that step."""
-        summary = b"".join(
-            _bytes(0x0A, _bytes(0x0A, tag.encode()) + b"\x15" + struct.pack("<f", value)) for tag, value in values.items()
-        )
+        summary = b"".join(_bytes(0x0A, _bytes(0x0A, tag.encode()) + b"\x15" + struct.pack("<f", value)) for tag, value in values.items())
         self._event(_step(step), _bytes(0x2A, summary))
 
     def close(self) -> None:

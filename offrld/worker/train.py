@@ -31,8 +31,8 @@ from offrld.worker.pace import Pace
 from offrld.worker.runfolder import write_json
 from offrld.worker.versions import installed
 
-MOST_ROWS_APART = 1000   # updates between two rows of the training metrics, at most
-VALIDATIONS = 10         # over a run, where --eval-every does not say
+MOST_ROWS_APART = 1000  # updates between two rows of the training metrics, at most
+VALIDATIONS = 10  # over a run, where --eval-every does not say
 
 
 def run(job: WorkerJob) -> str:
@@ -60,18 +60,33 @@ class Training:
         job.control.check()
         keep_freed_memory()
         self.learner = Learner.create(
-            algorithm, config, store, seeds=spec.seeds, device=spec.device, runner=self._runner(), threads=spec.threads,
-            holdout=spec.validation, bounds=bounds, env_id=spec.eval_env, cache_dir=job.state.inductor_cache,
-            inputs=taken.inputs(job.state, job.run, algorithm, config), start=taken.start(job.state, job.run, spec),
-            transfer=spec.transfer, fresh_optimizer=spec.fresh_optimizer, log=job.report.learner,
-        )  # fmt: skip
+            algorithm,
+            config,
+            store,
+            seeds=spec.seeds,
+            device=spec.device,
+            runner=self._runner(),
+            threads=spec.threads,
+            holdout=spec.validation,
+            bounds=bounds,
+            env_id=spec.eval_env,
+            cache_dir=job.state.inductor_cache,
+            inputs=taken.inputs(job.state, job.run, algorithm, config),
+            start=taken.start(job.state, job.run, spec),
+            transfer=spec.transfer,
+            fresh_optimizer=spec.fresh_optimizer,
+            log=job.report.learner,
+        )
         self.interval = max(1, min(MOST_ROWS_APART, spec.steps // 100))
         self.validate_every = spec.eval_every or max(1, spec.steps // VALIDATIONS)
         self.metrics = Metrics(job.run, spec.seeds, self.interval)
         self.checkpoints = Checkpoints(
-            job.run, self.learner, self._is_evaluation, most=job.keep_checkpoints,
+            job.run,
+            self.learner,
+            self._is_evaluation,
+            most=job.keep_checkpoints,
             best=lambda steps: self.metrics.best_steps("return_mean", steps),
-        )  # fmt: skip
+        )
         self.evaluations = Evaluations(job.run, self.metrics, spec.seeds)
         self.pace = Pace()
         self._policies: Any = None
@@ -269,9 +284,15 @@ class Training:
         write_json(
             job.run.spec,
             {
-                "job": job.id, "attempt": job.attempt, "spec": self.spec.model_dump(), "snapshot": str(learner.store.snapshot()),
+                "job": job.id,
+                "attempt": job.attempt,
+                "spec": self.spec.model_dump(),
+                "snapshot": str(learner.store.snapshot()),
                 "env_id": learner.store.metadata.get("env_id"),
-                "seeds": self.spec.seeds, "space": json_safe(learner.space), "run": learner.describe_run(), "resumed_from": learner.step,
+                "seeds": self.spec.seeds,
+                "space": json_safe(learner.space),
+                "run": learner.describe_run(),
+                "resumed_from": learner.step,
                 "versions": installed(),
             },
-        )  # fmt: skip
+        )

@@ -43,9 +43,9 @@ from offrld.worker.runfolder import write_json
 from offrld.worker.steps import StepsDataset, give_up, whole_steps
 from offrld.worker.versions import installed
 
-ROWS = 100               # of metrics over a run, at least
+ROWS = 100  # of metrics over a run, at least
 MOST_ROWS_APART = 10_000
-EVALUATIONS = 10         # over a run, where --eval-every does not say
+EVALUATIONS = 10  # over a run, where --eval-every does not say
 
 
 def run(job: WorkerJob) -> str:
@@ -81,10 +81,18 @@ class OnlineJob:
         job.control.check()
         keep_freed_memory()
         self.learner = Learner.create(
-            algorithm, config, Shapes.of_env(self.env), seeds=spec.seeds, device=spec.device, threads=spec.threads,
-            cache_dir=job.state.inductor_cache, start=taken.start(job.state, job.run, spec), transfer=spec.transfer,
-            fresh_optimizer=spec.fresh_optimizer, log=job.report.learner,
-        )  # fmt: skip
+            algorithm,
+            config,
+            Shapes.of_env(self.env),
+            seeds=spec.seeds,
+            device=spec.device,
+            threads=spec.threads,
+            cache_dir=job.state.inductor_cache,
+            start=taken.start(job.state, job.run, spec),
+            transfer=spec.transfer,
+            fresh_optimizer=spec.fresh_optimizer,
+            log=job.report.learner,
+        )
         fresh = data is not None and not data.path.exists()
         self.training = self._player() if self.plays else self._gatherer()
         if fresh:
@@ -94,9 +102,14 @@ class OnlineJob:
         self.eval_every = self._whole(spec.eval_every or max(1, spec.steps // EVALUATIONS))
         self.metrics = Metrics(job.run, spec.seeds, self.interval)
         self.checkpoints = Checkpoints(
-            job.run, self.learner, self._is_evaluation, most=job.keep_checkpoints,
-            best=lambda steps: self.metrics.best_steps("return_mean", steps), step=lambda: self.training.step, more=self._state,
-        )  # fmt: skip
+            job.run,
+            self.learner,
+            self._is_evaluation,
+            most=job.keep_checkpoints,
+            best=lambda steps: self.metrics.best_steps("return_mean", steps),
+            step=lambda: self.training.step,
+            more=self._state,
+        )
         self.evaluations = Evaluations(job.run, self.metrics, spec.seeds)
         self.pace = Pace()
         self._policies: Any = None
@@ -106,26 +119,40 @@ class OnlineJob:
         spec, job = self.spec, self.job
         offline = None if spec.offline is None else EpisodeStore.open(job.state.dataset(spec.offline))
         return OnlineTraining(
-            self.learner, self.env, explorer=_explorer(spec), random_steps=spec.random_steps,
-            update_start=spec.update_start, update_interval=spec.update_interval, updates=spec.updates, offline=offline,
-            offline_share=spec.offline_share, seed=self.seed, **self._options(),
-        )  # fmt: skip
+            self.learner,
+            self.env,
+            explorer=_explorer(spec),
+            random_steps=spec.random_steps,
+            update_start=spec.update_start,
+            update_interval=spec.update_interval,
+            updates=spec.updates,
+            offline=offline,
+            offline_share=spec.offline_share,
+            seed=self.seed,
+            **self._options(),
+        )
 
     def _player(self) -> OnPolicy:
         """What trains an algorithm that learns from its own rollouts."""
         spec = self.spec
         return OnPolicy(
-            self.learner, spec.env, envs=spec.envs, vectorization="async" if spec.processes else "sync", check=self.job.control.check,
+            self.learner,
+            spec.env,
+            envs=spec.envs,
+            vectorization="async" if spec.processes else "sync",
+            check=self.job.control.check,
             **self._options(),
-        )  # fmt: skip
+        )
 
     def _options(self) -> dict[str, Any]:
         spec, data = self.spec, self.data
         into = {} if data is None else {"into": data.path, "limit": spec.limit, "note": data.note, "keep": data.keep(data.open())}
         return {
-            **into, "max_frames_per_traj": spec.max_episode_steps, "step_timeout_s": spec.step_timeout_s,
+            **into,
+            "max_frames_per_traj": spec.max_episode_steps,
+            "step_timeout_s": spec.step_timeout_s,
             "given_up": partial(give_up, self.job),
-        }  # fmt: skip
+        }
 
     def _whole(self, steps: int) -> int:
         """Steps as whole rounds of training, at least one."""
@@ -247,9 +274,13 @@ class OnlineJob:
         spec = self.spec
         if spec.eval_epsilon > 0 or spec.eval_sample:
             returns = evaluate(
-                self.learner, self.eval_env, spec.eval_episodes, epsilon=spec.eval_epsilon, sample=spec.eval_sample,
+                self.learner,
+                self.eval_env,
+                spec.eval_episodes,
+                epsilon=spec.eval_epsilon,
+                sample=spec.eval_sample,
                 check=self.job.control.check,
-            )  # fmt: skip
+            )
             return float(np.mean(returns)), float(np.std(returns))
         result = self._policy_files().evaluate(self.seed, spec.eval_env, spec.eval_episodes, self.job.control)
         return result.return_mean, result.return_std
@@ -298,11 +329,16 @@ class OnlineJob:
         write_json(
             job.run.spec,
             {
-                "job": job.id, "attempt": job.attempt, "spec": self.spec.model_dump(), "seeds": self.spec.seeds,
-                "space": json_safe(learner.space), "run": learner.describe_run(), "resumed_from": self.training.step,
+                "job": job.id,
+                "attempt": job.attempt,
+                "spec": self.spec.model_dump(),
+                "seeds": self.spec.seeds,
+                "space": json_safe(learner.space),
+                "run": learner.describe_run(),
+                "resumed_from": self.training.step,
                 "versions": installed(),
             },
-        )  # fmt: skip
+        )
 
     def close(self) -> None:
         """Close what was opened."""

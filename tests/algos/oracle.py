@@ -271,9 +271,7 @@ class Trace:
         after: parameters and targets after each update.
     """
 
-    def __init__(
-        self, name: str, store: Any, values: Mapping[str, Any], updates: int, inputs: Mapping[str, Any] | None = None
-    ) -> None:
+    def __init__(self, name: str, store: Any, values: Mapping[str, Any], updates: int, inputs: Mapping[str, Any] | None = None) -> None:
         algorithm, self.updates = ALGORITHMS[name], updates
         defaults = {"batch_size": 6, **_tiny(algorithm.config), **({"n_steps": 2} if hasattr(algorithm.config, "n_steps") else {})}
         self.config = algorithm.configure({**defaults, **values})
@@ -308,10 +306,16 @@ class Trace:
             found = torch.autograd.grad(value, list(leaves.values()), retain_graph=True, allow_unused=True, materialize_grads=True)
             self.seen[-1].append(
                 _Seen(
-                    step.name, value.item(), {n: m.item() for n, m in metrics.items()}, _arrays(params), _arrays(state.target),
-                    _arrays(state.memory), _fields(batch), {n: g.numpy().copy() for n, g in zip(leaves, found, strict=True)},
+                    step.name,
+                    value.item(),
+                    {n: m.item() for n, m in metrics.items()},
+                    _arrays(params),
+                    _arrays(state.target),
+                    _arrays(state.memory),
+                    _fields(batch),
+                    {n: g.numpy().copy() for n, g in zip(leaves, found, strict=True)},
                 )
-            )  # fmt: skip
+            )
             return value, metrics
 
         return dataclasses.replace(step, loss=loss)

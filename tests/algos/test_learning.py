@@ -14,7 +14,7 @@ from offrld.algos import get
 ACTION = Field("float32", (2,), low=-1, high=1)
 STATES = torch.tensor([[0.5, -0.5], [-0.3, 0.8], [0.0, 0.0], [-0.7, -0.6]])
 CELLS = torch.stack([torch.arange(4) / 4, torch.ones(4)], -1)
-PATH = torch.tensor([0.9**3, 0.9**2, 0.9, 1.0])   # values of walking right in the corridor
+PATH = torch.tensor([0.9**3, 0.9**2, 0.9, 1.0])  # values of walking right in the corridor
 
 
 def fill(path, action, episodes):

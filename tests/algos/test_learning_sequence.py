@@ -90,8 +90,14 @@ def test_a_decision_transformer_reaches_the_return_that_it_is_asked_for(name, va
 
 def test_tacr_does_better_than_the_data(tmp_path):
     store = data(tmp_path / "store", discrete=False)
-    values = {"actor_encoder.units": [32], "critic_encoder.units": [32], "actor_learning_rate": 1e-3, "critic_learning_rate": 3e-3,
-              "gamma": 0.5, "alpha": 10.0}  # fmt: skip
+    values = {
+        "actor_encoder.units": [32],
+        "critic_encoder.units": [32],
+        "actor_learning_rate": 1e-3,
+        "critic_learning_rate": 3e-3,
+        "gamma": 0.5,
+        "alpha": 10.0,
+    }
     policy = trained("tacr", store, values, 500, tmp_path / "policy.onnx")
     reached = evaluate(policy, Corridor(discrete=False), episodes=1).returns[0]
     assert reached > 4.5, reached  # the mean of the data is 0, the best possible 6

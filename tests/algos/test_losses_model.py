@@ -22,7 +22,7 @@ from oracle import (
     replay,
     softplus,
     squashed_sample,
-)  # fmt: skip
+)
 
 from offrl.errors import InvalidInput
 from offrld.algos import get
@@ -245,7 +245,7 @@ def test_training_on_what_a_model_imagines(name, critic, values, n_steps, contin
     replay(trace, plan, ("critic",))
     assert next(numbers, None) is None
     for k in range(2):
-        assert (trace.seen[k][0].batch["discount"] == pytest.approx(config.gamma)), "the model learns from single steps"
+        assert trace.seen[k][0].batch["discount"] == pytest.approx(config.gamma), "the model learns from single steps"
 
 
 def store_rows(store):

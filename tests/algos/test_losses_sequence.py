@@ -53,9 +53,15 @@ class Case:
 
 def test_decision_transformer_is_the_squared_error_over_real_steps(continuous_store):
     case = Case(
-        "decision_transformer", continuous_store, {"encoder.units": [16], "encoder.last_activation": True, "transformer.heads": 2},
-        discrete=False, units=(16,), heads=2, activation="relu", position="simple",
-    )  # fmt: skip
+        "decision_transformer",
+        continuous_store,
+        {"encoder.units": [16], "encoder.last_activation": True, "transformer.heads": 2},
+        discrete=False,
+        units=(16,),
+        heads=2,
+        activation="relu",
+        position="simple",
+    )
     predicted, total, count = case.predictions(), 0.0, 0
     for b, t in np.argwhere(case.batch.mask.numpy() > 0):
         total, count = total + np.sum((predicted[b, t] - case.batch.action[b, t].numpy()) ** 2), count + 1
@@ -64,10 +70,15 @@ def test_decision_transformer_is_the_squared_error_over_real_steps(continuous_st
 
 def test_returns_to_go_are_those_of_the_scaled_rewards_of_the_whole_episode(continuous_store):
     case = Case(
-        "decision_transformer", continuous_store, {"reward_scaler": "multiply", "reward_scaler.multiplier": 0.1, "encoder.units": [16],
-                                                   "encoder.last_activation": True},
-        discrete=False, units=(16,), heads=1, activation="relu", position="simple",
-    )  # fmt: skip
+        "decision_transformer",
+        continuous_store,
+        {"reward_scaler": "multiply", "reward_scaler.multiplier": 0.1, "encoder.units": [16], "encoder.last_activation": True},
+        discrete=False,
+        units=(16,),
+        heads=1,
+        activation="relu",
+        position="simple",
+    )
     table, rewards = continuous_store.episode_table, continuous_store.column("reward")
     b, t = np.argwhere(case.batch.mask.numpy() > 0)[-1]
     last = int(continuous_store.windows(batch_size=12, length=L, seed=0).sample().index[b]) - (L - 1 - t)
@@ -78,11 +89,24 @@ def test_returns_to_go_are_those_of_the_scaled_rewards_of_the_whole_episode(cont
 
 def discrete_case(store, returns=True):
     return Case(
-        "discrete_decision_transformer", store,
-        {"encoder.units": [16], "encoder.last_activation": True, "transformer.heads": 4, "warmup_tokens": 100, "final_tokens": 500,
-         "return_conditioned": returns},
-        discrete=True, units=(16,), heads=4, activation="gelu", position="global", embedding_activation="tanh", with_returns=returns,
-    )  # fmt: skip
+        "discrete_decision_transformer",
+        store,
+        {
+            "encoder.units": [16],
+            "encoder.last_activation": True,
+            "transformer.heads": 4,
+            "warmup_tokens": 100,
+            "final_tokens": 500,
+            "return_conditioned": returns,
+        },
+        discrete=True,
+        units=(16,),
+        heads=4,
+        activation="gelu",
+        position="global",
+        embedding_activation="tanh",
+        with_returns=returns,
+    )
 
 
 @pytest.mark.parametrize("returns", [True, False])
@@ -126,10 +150,15 @@ def test_tokens_are_counted_by_updates_and_kept_in_checkpoints(discrete_store, t
 
 def tacr_case(store, q_function="mean"):
     return Case(
-        "tacr", store, {"actor_encoder.units": [16], "critic_encoder.units": [8], "q_function": q_function, "alpha": 1.7, "gamma": 0.9,
-                        "batch_size": 96},
-        discrete=False, units=(16,), heads=1, activation="relu", position="simple",
-    )  # fmt: skip
+        "tacr",
+        store,
+        {"actor_encoder.units": [16], "critic_encoder.units": [8], "q_function": q_function, "alpha": 1.7, "gamma": 0.9, "batch_size": 96},
+        discrete=False,
+        units=(16,),
+        heads=1,
+        activation="relu",
+        position="simple",
+    )
 
 
 def q_of(params, member, observation, action):

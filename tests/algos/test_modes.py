@@ -13,9 +13,10 @@ from offrld.nets import CONTEXT, Context
 
 ENCODERS = ("actor_encoder", "critic_encoder", "value_encoder", "imitator_encoder")
 SEVERAL = [
-    name for name, algorithm in ALGORITHMS.items()
+    name
+    for name, algorithm in ALGORITHMS.items()
     if hasattr(algorithm.config, "actor_encoder") and algorithm.batch_kind == "transitions" and algorithm.stages is None
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("name", SEVERAL)
@@ -33,8 +34,11 @@ def test_only_the_networks_that_a_step_moves_drop_features(name, store_for):
 
     learner = Learner.create(
         dataclasses.replace(algorithm, schedule=lambda c: tuple(watched(step) for step in algorithm.schedule(c))),
-        config, store_for(algorithm), dtype=torch.float64, runner="eager",
-    )  # fmt: skip
+        config,
+        store_for(algorithm),
+        dtype=torch.float64,
+        runner="eager",
+    )
     learner.run(1)
     assert seen
     for step in algorithm.schedule(config):

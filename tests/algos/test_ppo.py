@@ -188,8 +188,10 @@ def test_every_setting_matters(name):
     assert one.keys() != other.keys() or any(one[key].shape != other[key].shape or not torch.equal(one[key], other[key]) for key in one)
 
 
-@pytest.mark.parametrize(("slot", "kind", "setting"), [("encoder", Encoder, "units"), ("optimizer", Optimizer, "weight_decay"),
-                                                       ("observation_scaler", None, "type")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("slot", "kind", "setting"),
+    [("encoder", Encoder, "units"), ("optimizer", Optimizer, "weight_decay"), ("observation_scaler", None, "type")],
+)
 def test_every_component_is_read(slot, kind, setting):
     changed = {"encoder": {"encoder.units": [5]}, "optimizer": {"optimizer.weight_decay": 0.5}}.get(slot, {})
     if slot == "observation_scaler":
@@ -234,14 +236,21 @@ def test_its_policy_file_acts_as_the_network_does(discrete, tmp_path):
 
 
 def test_images_go_through_the_residual_network(tmp_path):
-    trained = made({"encoder.type": "impala", "encoder.channels": [4, 4], "encoder.feature_size": 8, "observation_scaler": "pixel",
-                    "shared_encoder": True, "frame_stack": 2}, env=functools.partial(Cliff, discrete=True, images=True))  # fmt: skip
+    trained = made(
+        {
+            "encoder.type": "impala",
+            "encoder.channels": [4, 4],
+            "encoder.feature_size": 8,
+            "observation_scaler": "pixel",
+            "shared_encoder": True,
+            "frame_stack": 2,
+        },
+        env=functools.partial(Cliff, discrete=True, images=True),
+    )
     result = trained.round()
     assert all(np.isfinite(value) for value in result.metrics.values())
     module, path = trained.learner.policy(), tmp_path / "policy.onnx"
-    difference = export_policy(
-        module, path, observation=("uint8", (4, 12, 12)), discrete=True, metadata={"space": trained.learner.space}
-    )
+    difference = export_policy(module, path, observation=("uint8", (4, 12, 12)), discrete=True, metadata={"space": trained.learner.space})
     assert difference < 1e-4
 
 

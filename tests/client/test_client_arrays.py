@@ -14,9 +14,12 @@ N = 20
 
 def arrays(**more) -> dict:
     return {
-        "observations": np.random.default_rng(0).normal(size=(N, 3)).astype(np.float32), "rewards": np.ones(N, np.float32),
-        "actions": np.linspace(-1, 1, N, dtype=np.float32).reshape(N, 1), "terminals": np.arange(N) % 10 == 9, **more,
-    }  # fmt: skip
+        "observations": np.random.default_rng(0).normal(size=(N, 3)).astype(np.float32),
+        "rewards": np.ones(N, np.float32),
+        "actions": np.linspace(-1, 1, N, dtype=np.float32).reshape(N, 1),
+        "terminals": np.arange(N) % 10 == 9,
+        **more,
+    }
 
 
 @pytest.fixture
@@ -46,12 +49,23 @@ def read_only() -> np.ndarray:
 @pytest.mark.parametrize(
     "observations",
     [
-        WIDE, WIDE.astype(np.float32), WIDE.astype(">f8"), WIDE[:, ::2], WIDE[:, ::-1], np.asfortranarray(WIDE), read_only(), WIDE.tolist(),
-        np.ma.array(WIDE), torch.from_numpy(WIDE), torch.from_numpy(WIDE).requires_grad_(), torch.from_numpy(WIDE).float()[:, 1:4],
-        list(torch.from_numpy(WIDE)), torch.arange(N * 2).reshape(N, 2).to(torch.bfloat16),
+        WIDE,
+        WIDE.astype(np.float32),
+        WIDE.astype(">f8"),
+        WIDE[:, ::2],
+        WIDE[:, ::-1],
+        np.asfortranarray(WIDE),
+        read_only(),
+        WIDE.tolist(),
+        np.ma.array(WIDE),
+        torch.from_numpy(WIDE),
+        torch.from_numpy(WIDE).requires_grad_(),
+        torch.from_numpy(WIDE).float()[:, 1:4],
+        list(torch.from_numpy(WIDE)),
+        torch.arange(N * 2).reshape(N, 2).to(torch.bfloat16),
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_observations_of_every_kind_arrive_exactly(added, observations):
     store = added(arrays(observations=observations))
     rows = np.concatenate([episode.observation[: episode.steps] for episode in store.episodes])

@@ -22,9 +22,12 @@ def arrays(seed: int, rows: int = 200) -> dict[str, np.ndarray]:
     ends = np.zeros(rows, bool)
     ends[49::50] = True
     return {
-        "observations": random.normal(size=(rows, 3)).astype(np.float32), "actions": random.integers(0, 3, rows).astype(np.int64),
-        "rewards": random.normal(size=rows).astype(np.float32), "terminals": np.zeros(rows, bool), "timeouts": ends,
-    }  # fmt: skip
+        "observations": random.normal(size=(rows, 3)).astype(np.float32),
+        "actions": random.integers(0, 3, rows).astype(np.int64),
+        "rewards": random.normal(size=rows).astype(np.float32),
+        "terminals": np.zeros(rows, bool),
+        "timeouts": ends,
+    }
 
 
 def weights(state_dir, job: str) -> dict[str, bytes]:

@@ -44,9 +44,12 @@ def arrays() -> dict[str, np.ndarray]:
     ends = np.zeros(100, bool)
     ends[24::25] = True
     return {
-        "observations": random.normal(size=(100, 4)).astype(np.float32), "actions": random.integers(0, 2, 100).astype(np.int64),
-        "rewards": np.ones(100, np.float32), "terminals": np.zeros(100, bool), "timeouts": ends,
-    }  # fmt: skip
+        "observations": random.normal(size=(100, 4)).astype(np.float32),
+        "actions": random.integers(0, 2, 100).astype(np.int64),
+        "rewards": np.ones(100, np.float32),
+        "terminals": np.zeros(100, bool),
+        "timeouts": ends,
+    }
 
 
 @pytest.fixture(scope="module")
@@ -158,10 +161,14 @@ def in_terminal(url: str, *arguments: str) -> tuple[psutil.Popen, int]:
     for name in ("COLUMNS", "LINES"):  # they would stand in place of the terminal's own size
         environment.pop(name, None)
     process = psutil.Popen(
-        [sys.executable, "-m", "offrl.cli", *arguments], stdin=theirs, stdout=theirs, stderr=theirs, env=environment,
+        [sys.executable, "-m", "offrl.cli", *arguments],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env=environment,
         start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # these tests may themselves run where it is ignored
-    )  # fmt: skip
+    )
     os.close(theirs)
     return process, ours
 
@@ -351,9 +358,13 @@ def test_without_a_daemon_that_answers_nothing_is_offered_and_nothing_is_said(da
 def test_the_script_of_each_shell_is_printed(shell):
     program = "import sys; sys.argv[0] = 'offrl'; from offrl.cli import main; main()"
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, env={**os.environ, "_OFFRL_COMPLETE": f"source_{shell}"},
-        timeout=120, check=False,
-    )  # fmt: skip
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "_OFFRL_COMPLETE": f"source_{shell}"},
+        timeout=120,
+        check=False,
+    )
     assert f"complete_{shell}" in done.stdout
     assert done.returncode == 0
 
@@ -361,7 +372,7 @@ def test_the_script_of_each_shell_is_printed(shell):
 @pytest.mark.skipif(shutil.which("bash") is None, reason="no bash here")
 def test_bash_itself_completes_a_job(running, daemon, tmp_path):
     program = "import sys; sys.argv[0] = 'offrl'; from offrl.cli import main; main()"
-    (tmp_path / "offrl").write_text(f"#!/bin/sh\nexec {sys.executable} -c \"{program}\" \"$@\"\n")
+    (tmp_path / "offrl").write_text(f'#!/bin/sh\nexec {sys.executable} -c "{program}" "$@"\n')
     (tmp_path / "offrl").chmod(0o755)
     script = f"""
         eval "$(_OFFRL_COMPLETE=source_bash offrl)"

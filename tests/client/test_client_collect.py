@@ -43,8 +43,23 @@ def test_a_job_that_trains_waits_for_the_dataset_that_is_collected(client):
 
 def test_online_training_is_paused_resumed_extended_and_fetched(client, offrl_cli, tmp_path):
     dataset = name()
-    ran = offrl_cli("train-online", "dqn", "--env", "CartPole-v1", "--into", dataset, "--steps", 40000, "--epsilon", 0.1,
-                    "--random-steps", 200, "--update-interval", 10, *SMALL)  # fmt: skip
+    ran = offrl_cli(
+        "train-online",
+        "dqn",
+        "--env",
+        "CartPole-v1",
+        "--into",
+        dataset,
+        "--steps",
+        40000,
+        "--epsilon",
+        0.1,
+        "--random-steps",
+        200,
+        "--update-interval",
+        10,
+        *SMALL,
+    )
     assert ran.status == 0, ran.err
     job = client.job(ran.out.strip())
     for event in job.follow():
@@ -63,15 +78,41 @@ def test_online_training_is_paused_resumed_extended_and_fetched(client, offrl_cl
     assert info.step == done + 300 == client.datasets.show(dataset).transitions and "rollout_return" in info.metrics
     policy = offrl.Policy(job.fetch(tmp_path / "policy.onnx"))
     assert policy.discrete and policy.env_id == "CartPole-v1"
-    tuned = client.train_online("dqn", env="CartPole-v1", into=name(), steps=250, start=job, offline=dataset, update_interval=10,
-                                config={"encoder.units": [16], "batch_size": 32})  # fmt: skip
+    tuned = client.train_online(
+        "dqn",
+        env="CartPole-v1",
+        into=name(),
+        steps=250,
+        start=job,
+        offline=dataset,
+        update_interval=10,
+        config={"encoder.units": [16], "batch_size": 32},
+    )
     tuned.wait()
 
 
 def test_ppo_trains_by_its_own_play_and_its_episodes_can_be_had(client, offrl_cli, tmp_path):
     dataset = name()
-    ran = offrl_cli("train-online", "ppo", "--env", "CartPole-v1", "--into", dataset, "--limit", 300, "--steps", 500, "--envs", 2,
-                    "--set", "rollout_steps=128", "--set", "encoder.units=[16]", "--wait", "--json")  # fmt: skip
+    ran = offrl_cli(
+        "train-online",
+        "ppo",
+        "--env",
+        "CartPole-v1",
+        "--into",
+        dataset,
+        "--limit",
+        300,
+        "--steps",
+        500,
+        "--envs",
+        2,
+        "--set",
+        "rollout_steps=128",
+        "--set",
+        "encoder.units=[16]",
+        "--wait",
+        "--json",
+    )
     assert ran.status == 0, ran.err
     assert (ran.json["state"], ran.json["step"], ran.json["steps"]) == ("succeeded", 512, 512)
     assert client.datasets.show(dataset).transitions <= 512

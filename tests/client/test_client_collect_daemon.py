@@ -69,9 +69,17 @@ def test_the_policy_of_a_job_that_still_trains_collects(own_daemon):
     daemon = own_daemon.start()
     with offrl.Client(daemon.url) as client:
         trains = client.train_online(
-            "dqn", env="CartPole-v1", into="gathered", steps=10**7, epsilon=0.5, update_interval=50, eval_env="CartPole-v1",
-            eval_episodes=1, eval_every=400, config={"encoder.units": [16], "batch_size": 32},
-        )  # fmt: skip
+            "dqn",
+            env="CartPole-v1",
+            into="gathered",
+            steps=10**7,
+            epsilon=0.5,
+            update_interval=50,
+            eval_env="CartPole-v1",
+            eval_episodes=1,
+            eval_every=400,
+            config={"encoder.units": [16], "batch_size": 32},
+        )
         wait_for(lambda: list((daemon.state_dir / "jobs" / trains.id / "checkpoints").glob("*.safetensors")), "a checkpoint")
         acts = client.collect("CartPole-v1", f"job:{trains.id}", into="acted", steps=300)
         acts.wait()
@@ -88,8 +96,10 @@ def test_an_environment_that_breaks_says_where_and_its_dataset_can_be_used(own_d
     daemon = own_daemon.start()
     with offrl.Client(daemon.url) as client:
         assert any("environments broken: offrld_no_module" in problem for problem in client.algo_problems())
-        for env, said in (("Breaking-v0", "at step 57, step 17 of its episode: RuntimeError: the arm is stuck"),
-                          ("Hanging-v0", "has not come back for 0.3 s")):  # fmt: skip
+        for env, said in (
+            ("Breaking-v0", "at step 57, step 17 of its episode: RuntimeError: the arm is stuck"),
+            ("Hanging-v0", "has not come back for 0.3 s"),
+        ):
             job = client.collect(env, into=env, steps=1000, step_timeout_s=0.3)
             with pytest.raises(JobFailed, match=said):
                 job.wait()

@@ -27,17 +27,27 @@ def cart_pole() -> dict[str, np.ndarray]:
     ends[19::20] = True
     random = np.random.default_rng(0)
     return {
-        "observations": random.normal(size=(100, 4)).astype(np.float32), "actions": random.integers(0, 2, 100),
-        "rewards": np.ones(100, np.float32), "terminals": ends, "timeouts": np.zeros(100, bool),
-    }  # fmt: skip
+        "observations": random.normal(size=(100, 4)).astype(np.float32),
+        "actions": random.integers(0, 2, 100),
+        "rewards": np.ones(100, np.float32),
+        "terminals": ends,
+        "timeouts": np.zeros(100, bool),
+    }
 
 
 def submitted(client: offrl.Client) -> offrl.Job:
     client.datasets.add("d", cart_pole())
     return client.submit(
-        "discrete_bc", dataset="d", steps=20, eval_every=10, eval_env="Crashing-v0", eval_episodes=1, device="cpu", runner="eager",
+        "discrete_bc",
+        dataset="d",
+        steps=20,
+        eval_every=10,
+        eval_env="Crashing-v0",
+        eval_episodes=1,
+        device="cpu",
+        runner="eager",
         config={"encoder.units": [8], "batch_size": 8},
-    )  # fmt: skip
+    )
 
 
 def test_a_crash_in_an_evaluation_names_the_environment(own_daemon, tmp_path, monkeypatch):

@@ -209,9 +209,18 @@ def test_bad_episodes_are_left_out_on_request_and_named(client, offrl_cli, tmp_p
 
 @pytest.mark.parametrize(
     ("out", "format"),
-    [("small.npz", None), ("small.hdf5", None), ("store", None), ("small.h5", "d3rlpy"), ("small.h5", "d3rlpy-v1"), ("small-v0", "minari"),
-     ("small.hdf5", "robomimic"), ("folder", "torchrl"), ("folder", "lerobot")],
-)  # fmt: skip
+    [
+        ("small.npz", None),
+        ("small.hdf5", None),
+        ("store", None),
+        ("small.h5", "d3rlpy"),
+        ("small.h5", "d3rlpy-v1"),
+        ("small-v0", "minari"),
+        ("small.hdf5", "robomimic"),
+        ("folder", "torchrl"),
+        ("folder", "lerobot"),
+    ],
+)
 def test_an_exported_dataset_can_be_added_again(out, format, client, dataset, offrl_cli, tmp_path):
     ran = offrl_cli("datasets", "export", dataset, tmp_path / out, "--json", *(["--format", format] if format else []))
     assert ran.status == 0, ran

@@ -103,9 +103,11 @@ def test_a_daemon_lists_and_trains_it_and_tells_what_is_broken(target, monkeypat
         assert log.count("cannot be used: broken_bc") == 1
         random = np.random.default_rng(0)
         data = {
-            "observations": random.normal(size=(60, 3)).astype(np.float32), "actions": random.uniform(-1, 1, (60, 2)).astype(np.float32),
-            "rewards": random.normal(size=60).astype(np.float32), "terminals": np.arange(60) % 20 == 19,
-        }  # fmt: skip
+            "observations": random.normal(size=(60, 3)).astype(np.float32),
+            "actions": random.uniform(-1, 1, (60, 2)).astype(np.float32),
+            "rewards": random.normal(size=60).astype(np.float32),
+            "terminals": np.arange(60) % 20 == 19,
+        }
         with offrl.Client(daemon.url) as client:
             client.datasets.add("small", data)
             with pytest.raises(InvalidInput, match="broken_bc"):

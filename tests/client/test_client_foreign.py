@@ -29,9 +29,12 @@ def exported(weights: np.ndarray, *, batch: object = 1, argmax: bool = False, mo
     outputs = [scores, *([helper.make_tensor_value_info("actions", TensorProto.INT64, [batch])] if argmax else [])]
     outputs += [helper.make_tensor_value_info("values", TensorProto.FLOAT, [1, 1])] if more else []
     graph = helper.make_graph(
-        nodes, "policy", [helper.make_tensor_value_info("obs", TensorProto.FLOAT, [batch, size])], outputs,
+        nodes,
+        "policy",
+        [helper.make_tensor_value_info("obs", TensorProto.FLOAT, [batch, size])],
+        outputs,
         [helper.make_tensor("weights", TensorProto.FLOAT, weights.shape, weights.ravel())],
-    )  # fmt: skip
+    )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
     model.ir_version = 9
     onnx.checker.check_model(model)

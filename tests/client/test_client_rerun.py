@@ -18,9 +18,12 @@ def arrays(seed: int) -> dict[str, np.ndarray]:
     actions = random.uniform(-1, 1, (200, 2)).astype(np.float32)
     actions[0], actions[1] = -1, 1  # what is appended has to lie within
     return {
-        "observations": random.normal(size=(200, 3)).astype(np.float32), "actions": actions,
-        "rewards": random.normal(size=200).astype(np.float32), "terminals": np.zeros(200, bool), "timeouts": ends,
-    }  # fmt: skip
+        "observations": random.normal(size=(200, 3)).astype(np.float32),
+        "actions": actions,
+        "rewards": random.normal(size=200).astype(np.float32),
+        "terminals": np.zeros(200, bool),
+        "timeouts": ends,
+    }
 
 
 def checkpoint(daemon, job: str, step: int) -> dict[str, bytes]:
@@ -34,9 +37,16 @@ def first(client, daemon):
     client.datasets.add("rerun-data", arrays(0))
     origin = client.submit("iql", dataset="rerun-data", steps=10, seeds=[3, 5], config={"batch_size": 16}, runner="eager", device="cpu")
     job = client.submit(
-        "iql", dataset="rerun-data", steps=40, seeds=[3, 5], config={"batch_size": 16, "reward_scaler": "standard"}, validation=0.25,
-        start=origin, device="cpu", runner="eager",
-    )  # fmt: skip
+        "iql",
+        dataset="rerun-data",
+        steps=40,
+        seeds=[3, 5],
+        config={"batch_size": 16, "reward_scaler": "standard"},
+        validation=0.25,
+        start=origin,
+        device="cpu",
+        runner="eager",
+    )
     job.wait(100)
     client.datasets.append("rerun-data", arrays(1))
     return origin, job

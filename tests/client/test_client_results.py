@@ -19,9 +19,11 @@ import offrl
 def arrays(steps: int = 60) -> dict[str, np.ndarray]:
     draw = np.random.default_rng(0)
     return {
-        "observations": draw.normal(size=(steps, 3)).astype(np.float32), "actions": draw.uniform(-1, 1, (steps, 2)).astype(np.float32),
-        "rewards": np.ones(steps, np.float32), "terminals": np.arange(steps) % 10 == 9,
-    }  # fmt: skip
+        "observations": draw.normal(size=(steps, 3)).astype(np.float32),
+        "actions": draw.uniform(-1, 1, (steps, 2)).astype(np.float32),
+        "rewards": np.ones(steps, np.float32),
+        "terminals": np.arange(steps) % 10 == 9,
+    }
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,22 @@ import pytest
 
 from offrl.streams import READER_GONE
 
-COMMANDS = [["--help"], ["--version"], ["ping"], ["status"], ["status", "--json"], ["top", "--once"], ["algos"], ["algos", "bc"],
-            ["config"], ["config", "--default"], ["datasets", "ls"], ["queue", "status"], ["audit"], ["doctor", "--no-train"]]  # fmt: skip
+COMMANDS = [
+    ["--help"],
+    ["--version"],
+    ["ping"],
+    ["status"],
+    ["status", "--json"],
+    ["top", "--once"],
+    ["algos"],
+    ["algos", "bc"],
+    ["config"],
+    ["config", "--default"],
+    ["datasets", "ls"],
+    ["queue", "status"],
+    ["audit"],
+    ["doctor", "--no-train"],
+]
 
 
 def shell(line: str, url: str, **more: str) -> subprocess.CompletedProcess[str]:

@@ -34,10 +34,17 @@ def test_control_characters_and_marks_of_direction_are_escaped():
     assert printable.line("père 観測 🤖 [red]") == "père 観測 🤖 [red]"
 
 
-@pytest.mark.parametrize("print_it", [
-    lambda: output.say(EVIL), lambda: output.talk(EVIL), lambda: output.write(f"{EVIL}\n"), lambda: output.pairs([(EVIL, EVIL)]),
-    lambda: output.table([EVIL, "b"], [[EVIL, EVIL]]), lambda: output.emit({EVIL: EVIL}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "print_it",
+    [
+        lambda: output.say(EVIL),
+        lambda: output.talk(EVIL),
+        lambda: output.write(f"{EVIL}\n"),
+        lambda: output.pairs([(EVIL, EVIL)]),
+        lambda: output.table([EVIL, "b"], [[EVIL, EVIL]]),
+        lambda: output.emit({EVIL: EVIL}),
+    ],
+)
 def test_every_way_of_printing_is_harmless(print_it, capfd):
     print_it()
     out, err = capfd.readouterr()
@@ -96,12 +103,29 @@ def test_a_log_full_of_escapes_is_harmless(evil_import, offrl_cli):
         assert harmless(ran.out + ran.err)
 
 
-@pytest.mark.parametrize("arguments", [
-    ["status", EVIL], ["logs", EVIL], ["datasets", "show", EVIL], ["datasets", "add", EVIL, EVIL], ["submit", EVIL, "--dataset", EVIL],
-    ["submit", "bc", "--dataset", "evil", "--set", EVIL], ["submit", "bc", "--dataset", "evil", "--eval-env", EVIL], [EVIL], [f"--{EVIL}"],
-    ["collect", "--env", EVIL, "--into", "x", "--steps", "1"], ["top", "--interval", EVIL], ["audit", "--since", EVIL], ["sweep", EVIL],
-    ["evaluate", EVIL], ["spool", "show", EVIL], ["keys", "rm", EVIL], ["restore", EVIL], ["config", EVIL],
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["status", EVIL],
+        ["logs", EVIL],
+        ["datasets", "show", EVIL],
+        ["datasets", "add", EVIL, EVIL],
+        ["submit", EVIL, "--dataset", EVIL],
+        ["submit", "bc", "--dataset", "evil", "--set", EVIL],
+        ["submit", "bc", "--dataset", "evil", "--eval-env", EVIL],
+        [EVIL],
+        [f"--{EVIL}"],
+        ["collect", "--env", EVIL, "--into", "x", "--steps", "1"],
+        ["top", "--interval", EVIL],
+        ["audit", "--since", EVIL],
+        ["sweep", EVIL],
+        ["evaluate", EVIL],
+        ["spool", "show", EVIL],
+        ["keys", "rm", EVIL],
+        ["restore", EVIL],
+        ["config", EVIL],
+    ],
+)
 def test_an_error_about_an_evil_argument_is_one_harmless_line(arguments, evil_import, offrl_cli, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     ran = offrl_cli(*arguments)
@@ -128,9 +152,11 @@ def test_what_an_operator_notes_is_harmless_in_every_list(offrl_cli, client):
 
 def test_markup_and_emoji_in_events_are_shown_as_they_are():
     """In a process of its own on a terminal, by rich: "[red]" is neither a colour nor left out."""
-    code = ("from types import SimpleNamespace as E\nfrom offrl.cli import progress\n"
-            "with progress.display('[red]label[/] :smile:') as see:\n"
-            "    see(E(type='message', message='[bold]text[/bold] :smile: \\x1b]0;X\\x07'))\n")  # fmt: skip
+    code = (
+        "from types import SimpleNamespace as E\nfrom offrl.cli import progress\n"
+        "with progress.display('[red]label[/] :smile:') as see:\n"
+        "    see(E(type='message', message='[bold]text[/bold] :smile: \\x1b]0;X\\x07'))\n"
+    )
     master, slave = pty.openpty()
     process = subprocess.Popen([sys.executable, "-c", code], stdout=slave, stderr=slave, env={**os.environ, "TERM": "xterm"})
     os.close(slave)

@@ -19,10 +19,26 @@ from offrl.errors import InvalidInput, likely, nearest
 PACKAGES = [Path(package.__file__).parent for package in (offrl, offrl_store, offrld)]
 
 
-@pytest.mark.parametrize(("text", "value"), [
-    ("1e5", 100_000), ("100k", 100_000), ("1M", 10**6), ("1.5M", 1_500_000), ("100_000", 100_000), ("100,000", 100_000), ("1e3", 1000),
-    ("2.0", 2), ("0", 0), ("-5", -5), ("+7", 7), (" 12 ", 12), ("1.5e3", 1500), ("2G", 2 * 10**9), ("10K", 10_000),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e5", 100_000),
+        ("100k", 100_000),
+        ("1M", 10**6),
+        ("1.5M", 1_500_000),
+        ("100_000", 100_000),
+        ("100,000", 100_000),
+        ("1e3", 1000),
+        ("2.0", 2),
+        ("0", 0),
+        ("-5", -5),
+        ("+7", 7),
+        (" 12 ", 12),
+        ("1.5e3", 1500),
+        ("2G", 2 * 10**9),
+        ("10K", 10_000),
+    ],
+)
 def test_counts_as_people_write_them(text, value):
     assert count(text) == value
     assert type(count(text)) is int
@@ -54,6 +70,7 @@ def test_settings_take_the_same_numbers_and_say_how_a_list_is_written():
 
 def test_every_option_of_a_number_takes_them():
     """Walks the whole tree of commands: none leaves its numbers to Typer."""
+
     def walk(found, path):
         for name, each in getattr(found, "commands", {}).items():
             yield from walk(each, f"{path} {name}")
@@ -104,12 +121,25 @@ def test_a_refusal_names_option_value_and_what_is_taken(arguments, says, offrl_c
     assert (ran.status, ran.err) == (2, f"error: {says}\n")
 
 
-@pytest.mark.parametrize(("name", "known", "found"), [
-    ("submti", ["submit", "status"], "submit"), ("report", ["restore", "rerun"], None), ("record", ["restore"], None),
-    ("jobs", ["logs"], None), ("TD3+BC", ["td3", "td3_bc"], "td3_bc"), ("bcc", ["bc", "bcq"], "bc"), ("iqk", ["iql", "sac"], "iql"),
-    ("alfa", ["alpha", "tau"], "alpha"), ("ALE/Pong-v5", ["Ant-v5", "Hopper-v5"], None), ("Nope-v1", ["Hopper-v5"], None),
-    ("CartPoel-v1", ["CartPole-v1"], "CartPole-v1"), ("pend", ["pendulum", "hopper"], "pendulum"), ("x", ["y"], None), ("", ["a"], None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "known", "found"),
+    [
+        ("submti", ["submit", "status"], "submit"),
+        ("report", ["restore", "rerun"], None),
+        ("record", ["restore"], None),
+        ("jobs", ["logs"], None),
+        ("TD3+BC", ["td3", "td3_bc"], "td3_bc"),
+        ("bcc", ["bc", "bcq"], "bc"),
+        ("iqk", ["iql", "sac"], "iql"),
+        ("alfa", ["alpha", "tau"], "alpha"),
+        ("ALE/Pong-v5", ["Ant-v5", "Hopper-v5"], None),
+        ("Nope-v1", ["Hopper-v5"], None),
+        ("CartPoel-v1", ["CartPole-v1"], "CartPole-v1"),
+        ("pend", ["pendulum", "hopper"], "pendulum"),
+        ("x", ["y"], None),
+        ("", ["a"], None),
+    ],
+)
 def test_only_a_near_name_is_suggested(name, known, found):
     assert likely(name, known) == found
     assert nearest(name, known) == (f"did you mean {found!r}?" if found else f"known: {', '.join(sorted(known))}")
@@ -129,8 +159,11 @@ def strings() -> list[tuple[str, str]]:
     for package in PACKAGES:
         for path in package.rglob("*.py"):
             tree = ast.parse(path.read_text())
-            docs = {id(node.body[0].value) for node in ast.walk(tree) if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
-                    and node.body and isinstance(node.body[0], ast.Expr)}  # fmt: skip
+            docs = {
+                id(node.body[0].value)
+                for node in ast.walk(tree)
+                if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and node.body and isinstance(node.body[0], ast.Expr)
+            }
             inside = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in ast.walk(node)} - {
                 id(node) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr)
             }

@@ -142,9 +142,14 @@ def test_what_cannot_be_a_file_is_one_line_before_anything_is_made(tmp_path):
     with tempfile.TemporaryDirectory(dir="/tmp") as short, socket.socket(socket.AF_UNIX) as listening:
         listening.bind(f"{short}/s")
         cases = {
-            tmp_path: "it is a folder", f"{short}/s": "it is a socket", tmp_path / "none" / "a": "its folder does not exist",
-            f"{tmp_path}/new/": "it names a folder", "": "is no path", "a\0b": "is no path", tmp_path / ("a" * 300): "File name too long",
-        }  # fmt: skip
+            tmp_path: "it is a folder",
+            f"{short}/s": "it is a socket",
+            tmp_path / "none" / "a": "its folder does not exist",
+            f"{tmp_path}/new/": "it names a folder",
+            "": "is no path",
+            "a\0b": "is no path",
+            tmp_path / ("a" * 300): "File name too long",
+        }
         (tmp_path / "plain").write_text("")
         cases[tmp_path / "plain" / "a"] = "Not a directory"
         for path, said in cases.items():

@@ -54,8 +54,9 @@ def in_subgraph():
 
 def in_function():
     imports = [helper.make_opsetid("", 17)]
-    function = helper.make_function("mine", "Leak", ["x"], ["y"], [constant(external(), "c"), helper.make_node("Add", ["x", "c"], ["y"])],
-                                    imports)  # fmt: skip
+    function = helper.make_function(
+        "mine", "Leak", ["x"], ["y"], [constant(external(), "c"), helper.make_node("Add", ["x", "c"], ["y"])], imports
+    )
     node = helper.make_node("Leak", ["observation"], ["action"], domain="mine")
     return file_of([node], functions=[function], domains=("", "mine"))
 
@@ -202,8 +203,13 @@ def test_large_actions_that_are_numbers_are_given():
 
 def test_an_output_of_another_form_is_refused():
     output = helper.make_tensor_value_info("action", TensorProto.FLOAT, ["b", 2, 2])
-    graph = helper.make_graph([helper.make_node("Reshape", ["observation", "shape"], ["action"])], "g", [X], [output],
-                              [numpy_helper.from_array(np.array([-1, 2, 2]), "shape")])  # fmt: skip
+    graph = helper.make_graph(
+        [helper.make_node("Reshape", ["observation", "shape"], ["action"])],
+        "g",
+        [X],
+        [output],
+        [numpy_helper.from_array(np.array([-1, 2, 2]), "shape")],
+    )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
     helper.set_model_props(model, {f"offrl.{key}": json.dumps(value) for key, value in METADATA.items()})
     with pytest.raises(InvalidInput, match=r"output 'action' of .* has the shape"):

@@ -206,8 +206,15 @@ def test_a_segment_whose_job_was_removed_is_not_appended_again(daemon, client, t
 
 
 def test_an_episode_that_does_not_fit_the_dataset_is_told_and_kept(daemon, client, tmp_path):
-    client.datasets.add("other", {"observations": np.zeros((4, 3), np.float32), "actions": np.zeros((4, 1), np.float32),
-                                  "rewards": np.zeros(4, np.float32), "terminals": np.array([0, 0, 0, 1])})  # fmt: skip
+    client.datasets.add(
+        "other",
+        {
+            "observations": np.zeros((4, 3), np.float32),
+            "actions": np.zeros((4, 1), np.float32),
+            "rewards": np.zeros(4, np.float32),
+            "terminals": np.array([0, 0, 0, 1]),
+        },
+    )
     with offrl.Recorder(client, "other", spool=tmp_path / "spool", send_every_s=0.1) as recorder:
         record(recorder, 0, 2)
         wait_for(lambda: "observation" in recorder.status().problem, "the word that it does not fit")
@@ -245,18 +252,24 @@ def test_the_spool_s_limit(tmp_path):
 def test_a_wrong_step_is_told_at_once_and_ends_the_episode_before_it(tmp_path):
     """What follows a step that is missing would not follow on what is recorded."""
     schema = Schema(
-        observation={"image": Field("uint8", (3, 4, 4)), "arm": Field("float32", (2,))}, action=Field("float32", (1,), low=-1.0, high=1.0),
-        reward=Field("float32"), extra={"torque": Field("float32", (2,))},
-    )  # fmt: skip
+        observation={"image": Field("uint8", (3, 4, 4)), "arm": Field("float32", (2,))},
+        action=Field("float32", (1,), low=-1.0, high=1.0),
+        reward=Field("float32"),
+        extra={"torque": Field("float32", (2,))},
+    )
     good = {"image": np.zeros((3, 4, 4), np.uint8), "arm": [0.0, 1.0]}
     with offrl.Recorder(None, "wrong", schema=schema, spool=tmp_path / "spool") as recorder:
         with pytest.raises(InvalidInput, match="no episode"):
             recorder.step([0.0], 0.0, good)
         for arguments, named in [
-            (([0.5, 0.5], 0.0, good), "action"), (([1.5], 0.0, good), "action"), (([0.5], float("nan"), good), "reward"),
-            (([0.5], 0.0, {"arm": [0, 1]}), "image"), (([0.5], 0.0, {**good, "arm": [0, float("inf")]}), "arm"),
-            (([0.5], 0.0, [0, 1]), "observation"), (([0.5], 0.0, good), "extra"),
-        ]:  # fmt: skip
+            (([0.5, 0.5], 0.0, good), "action"),
+            (([1.5], 0.0, good), "action"),
+            (([0.5], float("nan"), good), "reward"),
+            (([0.5], 0.0, {"arm": [0, 1]}), "image"),
+            (([0.5], 0.0, {**good, "arm": [0, float("inf")]}), "arm"),
+            (([0.5], 0.0, [0, 1]), "observation"),
+            (([0.5], 0.0, good), "extra"),
+        ]:
             recorder.begin(good)
             recorder.step([0.5], 1.0, good, extra={"torque": [1, 2]})
             with pytest.raises(InvalidInput, match=named):

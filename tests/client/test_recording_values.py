@@ -37,14 +37,14 @@ def schema_of(folder) -> Schema:
 @pytest.mark.parametrize(
     ("first", "later", "dtype"),
     [
-        ([0, 0], [0.9, -1.7], "float64"),                                    # a robot that stands still
+        ([0, 0], [0.9, -1.7], "float64"),  # a robot that stands still
         (np.zeros(2, np.int64), np.array([0.9, -1.7]), "float64"),
-        (np.zeros(2), np.array([1e9 + 0.1, 0.1]), "float64"),                # not narrowed
+        (np.zeros(2), np.array([1e9 + 0.1, 0.1]), "float64"),  # not narrowed
         ([0.0, 0.0], [1e300, 0.1], "float64"),
         (np.zeros(2, np.float32), [1, 2], "float32"),
-        (np.zeros(2, np.float32), np.array([0.5, 2.0]), "float32"),           # float64 that float32 holds
+        (np.zeros(2, np.float32), np.array([0.5, 2.0]), "float32"),  # float64 that float32 holds
         (np.zeros(2, np.float16), np.array([0.5, 2.0]), "float16"),
-        (np.zeros((2, 3), np.uint8), [[255, 0, 1], [2, 3, 4]], "uint8"),      # pixels
+        (np.zeros((2, 3), np.uint8), [[255, 0, 1], [2, 3, 4]], "uint8"),  # pixels
         (np.zeros(2, np.int8), np.array([-128, 127]), "int8"),
         (np.zeros(2, np.int32), np.array([5.0, -6.0]), "int32"),
         (np.zeros(2, np.uint64), np.array([2**64 - 1, 0], np.uint64), "uint64"),
@@ -54,7 +54,7 @@ def schema_of(folder) -> Schema:
         (np.zeros(2, ">f4"), np.full(2, 0.25, ">f8"), "float32"),
         (np.zeros((2, 2), np.float32).T, np.arange(4, dtype=np.float32).reshape(2, 2)[:, ::-1], "float32"),
     ],
-)  # fmt: skip
+)
 def test_every_later_value_is_kept_exactly(tmp_path, first, later, dtype):
     with offrl.Recorder(None, "arm", spool=tmp_path / "spool") as recorder:
         recorder.begin(first)
@@ -94,7 +94,7 @@ def test_every_later_value_is_kept_exactly(tmp_path, first, later, dtype):
         ({"a": 0.0}, {"a": 0.0, "c": 0.0}, "observation is a, c, due are the fields a"),
         ({"a": {"b": 0.0}}, {"a": {"b": 0.0}, "a.b": 0.0}, "two fields are called 'a.b'"),
     ],
-)  # fmt: skip
+)
 def test_what_a_field_does_not_hold_is_refused_in_one_line_and_the_episode_ends_before_it(tmp_path, first, later, said):
     with offrl.Recorder(None, "arm", spool=tmp_path / "spool") as recorder:
         recorder.begin(first)
@@ -114,12 +114,15 @@ def test_the_action_the_reward_and_the_extras_are_kept_as_exactly(tmp_path):
         recorder.step([0.7, -0.7], 0.3, [0.9], extra={"torque": np.nan, "count": 2})
         good = {"torque": 0, "count": 0}
         for action, reward, extra, said in [
-            ([0.5, 0.5], "1", good, "reward holds text"), ([0.5, 0.5], [1.0], good, "reward has shape"),
-            ([0.5, 0.5], 2**53 + 1, good, "reward is 9007199254740993"), ([0.5], 1, good, "action has shape"),
-            ([0.5, None], 1, good, "action holds Python objects"), ([0.5, 0.5], 1, None, "extra is nothing, due"),
+            ([0.5, 0.5], "1", good, "reward holds text"),
+            ([0.5, 0.5], [1.0], good, "reward has shape"),
+            ([0.5, 0.5], 2**53 + 1, good, "reward is 9007199254740993"),
+            ([0.5], 1, good, "action has shape"),
+            ([0.5, None], 1, good, "action holds Python objects"),
+            ([0.5, 0.5], 1, None, "extra is nothing, due"),
             ([0.5, 0.5], 1, {**good, "count": 2**15}, "extra.count is 32768, which int16"),
             ([0.5, 0.5], 1, {**good, "new": 1}, "extra is torque, count, new"),
-        ]:  # fmt: skip
+        ]:
             with pytest.raises(InvalidInput, match=said):
                 recorder.step(action, reward, [0.0], extra=extra)
             recorder.begin([0.0])
@@ -147,11 +150,15 @@ def test_the_first_observation_is_copied_and_has_a_say_in_the_fields(tmp_path):
 def test_a_first_step_that_is_refused_tells_no_fields(tmp_path):
     with offrl.Recorder(None, "arm", spool=tmp_path / "spool") as recorder:
         for observation, following, action, said in [
-            ([0.0], [0.0, 0.0], [0.0], "observation has shape"), ({"a": 0.0}, {"b": 0.0}, [0.0], "the first one was the fields a"),
-            ([0.0], {"b": 0.0}, [0.0], "the first one was one array"), (np.zeros(3), np.zeros(3), [np.nan], "action"),
-            ([0.0], [0.0], 1, "number of choices"), ([0.0], [0.0], "left", "text"), ({"a b": 0.0}, {"a b": 0.0}, [0.0], "'a b'"),
+            ([0.0], [0.0, 0.0], [0.0], "observation has shape"),
+            ({"a": 0.0}, {"b": 0.0}, [0.0], "the first one was the fields a"),
+            ([0.0], {"b": 0.0}, [0.0], "the first one was one array"),
+            (np.zeros(3), np.zeros(3), [np.nan], "action"),
+            ([0.0], [0.0], 1, "number of choices"),
+            ([0.0], [0.0], "left", "text"),
+            ({"a b": 0.0}, {"a b": 0.0}, [0.0], "'a b'"),
             ([2**53 + 1], [0.5], [0.0], "9007199254740993"),
-        ]:  # fmt: skip
+        ]:
             recorder.begin(observation)
             with pytest.raises(InvalidInput, match=said):
                 recorder.step(action, 0.0, following)
@@ -184,9 +191,11 @@ def test_bounds_and_choices_are_declared_without_a_schema(tmp_path):
     assert [episode.action.tolist() for episode in kept(tmp_path / "b")] == [[0], [2], [1], [1], [2], [1]]
     assert schema_of(tmp_path / "b").action.n == 3
     for given, said in [
-        ({"action_size": 0}, "action_size is 0"), ({"action_size": 2, "action_low": 0}, "without bounds"), ({"action_low": "a"}, "text"),
+        ({"action_size": 0}, "action_size is 0"),
+        ({"action_size": 2, "action_low": 0}, "without bounds"),
+        ({"action_low": "a"}, "text"),
         ({"action_size": 2, "schema": Schema(Field("float32"), Field("float32"))}, "both"),
-    ]:  # fmt: skip
+    ]:
         with pytest.raises(InvalidInput, match=said):
             offrl.Recorder(None, "arm", spool=tmp_path / "c", **given)
     with pytest.raises(InvalidInput, match="client is a dict"):

@@ -100,17 +100,36 @@ def test_saved_commands_are_those_that_are_printed_and_can_be_run(grid, tmp_path
     assert cli("sweep", grid, "--trials", "2", "--save", file).status == 0
     assert file.read_text().splitlines() == printed
     assert shlex.split(printed[0]) == [
-        "offrl", "submit", "td3_bc", "--dataset", "hopper", "--steps", "1000000", "--set", "batch_size=128", "--set", "alpha=1.0",
-        "--set", "critic_encoder.units=[32, 32]", "--seeds", "0-1", "--key", "hopper-td3_bc-alpha1.0-units32x32_0-1",
-    ]  # fmt: skip
+        "offrl",
+        "submit",
+        "td3_bc",
+        "--dataset",
+        "hopper",
+        "--steps",
+        "1000000",
+        "--set",
+        "batch_size=128",
+        "--set",
+        "alpha=1.0",
+        "--set",
+        "critic_encoder.units=[32, 32]",
+        "--seeds",
+        "0-1",
+        "--key",
+        "hopper-td3_bc-alpha1.0-units32x32_0-1",
+    ]
 
 
 def test_a_sweep_is_submitted_once_however_often_it_is_sent(client, offrl_cli, tmp_path):
     import numpy as np
 
     rng = np.random.default_rng(0)
-    rows = {"observations": rng.normal(size=(60, 3)).astype(np.float32), "actions": rng.uniform(-1, 1, (60, 1)).astype(np.float32),
-            "rewards": np.ones(60, np.float32), "terminals": np.arange(1, 61) % 20 == 0}  # fmt: skip
+    rows = {
+        "observations": rng.normal(size=(60, 3)).astype(np.float32),
+        "actions": rng.uniform(-1, 1, (60, 1)).astype(np.float32),
+        "rewards": np.ones(60, np.float32),
+        "terminals": np.arange(1, 61) % 20 == 0,
+    }
     client.datasets.add("sweep-data", rows)
     path = tmp_path / "grid.toml"
     path.write_text('algorithm = "bc"\ndataset = "sweep-data"\nsteps = 20\n[grid]\nlearning_rate = [1e-3, 1e-2]\n')
@@ -131,13 +150,28 @@ def test_online_each_seed_is_a_job_of_its_own():
     grid = {"algorithm": "ppo", "env": "CartPole-v1", "envs": 8, "step_timeout_s": 3.0, "grid": {"clip": [0.1, 0.2]}}
     jobs = plan(grid, trials=2)
     assert [(job.name, job.seeds) for job in jobs] == [
-        ("CartPole-v1-ppo-clip0.1_0", (0,)), ("CartPole-v1-ppo-clip0.1_1", (1,)), ("CartPole-v1-ppo-clip0.2_0", (0,)),
+        ("CartPole-v1-ppo-clip0.1_0", (0,)),
+        ("CartPole-v1-ppo-clip0.1_1", (1,)),
+        ("CartPole-v1-ppo-clip0.2_0", (0,)),
         ("CartPole-v1-ppo-clip0.2_1", (1,)),
-    ]  # fmt: skip
+    ]
     assert jobs[0].arguments() == [
-        "offrl", "train-online", "ppo", "--env", "CartPole-v1", "--envs", "8", "--step-timeout", "3.0", "--set", "clip=0.1",
-        "--seed", "0", "--key", "CartPole-v1-ppo-clip0.1_0",
-    ]  # fmt: skip
+        "offrl",
+        "train-online",
+        "ppo",
+        "--env",
+        "CartPole-v1",
+        "--envs",
+        "8",
+        "--step-timeout",
+        "3.0",
+        "--set",
+        "clip=0.1",
+        "--seed",
+        "0",
+        "--key",
+        "CartPole-v1-ppo-clip0.1_0",
+    ]
 
 
 PUBLISHED = {
@@ -154,15 +188,32 @@ def test_the_published_grid_of_ppo_is_taken_as_it_is():
     assert (first.options["steps"], first.options["envs"], first.options["preset"]) == (25_000_000, 64, "procgen")
     assert first.options["eval_every"] == 50 * 64 * 256 and first.options["eval_sample"] is True
     assert first.settings == {
-        "rollout_steps": 256, "batch_size": 2048, "epochs": 3, "clip": 0.2, "entropy_coef": 0.01, "optimizer.eps": 1e-5,
-        "gae_lambda": 0.95, "gamma": 0.999, "encoder.feature_size": 256, "learning_rate": 5e-4, "optimizer.clip_grad_norm": 0.5,
+        "rollout_steps": 256,
+        "batch_size": 2048,
+        "epochs": 3,
+        "clip": 0.2,
+        "entropy_coef": 0.01,
+        "optimizer.eps": 1e-5,
+        "gae_lambda": 0.95,
+        "gamma": 0.999,
+        "encoder.feature_size": 256,
+        "learning_rate": 5e-4,
+        "optimizer.clip_grad_norm": 0.5,
         "value_coef": 0.5,
-    }  # fmt: skip
+    }
 
 
-@pytest.mark.parametrize(("agent", "algorithm", "preset"), [("bc", "discrete_bc", "procgen"), ("bcq", "discrete_bcq", "procgen"),
-    ("cql", "discrete_cql", "procgen"), ("iql", "discrete_iql", "procgen"), ("dt", "discrete_decision_transformer", "procgen"),
-    ("bct", "discrete_decision_transformer", "procgen-bct")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("agent", "algorithm", "preset"),
+    [
+        ("bc", "discrete_bc", "procgen"),
+        ("bcq", "discrete_bcq", "procgen"),
+        ("cql", "discrete_cql", "procgen"),
+        ("iql", "discrete_iql", "procgen"),
+        ("dt", "discrete_decision_transformer", "procgen"),
+        ("bct", "discrete_decision_transformer", "procgen-bct"),
+    ],
+)
 def test_the_offline_agents_are_ours_with_their_settings(agent, algorithm, preset, client):
     grid = {"algo": agent, "steps": 1, "grid": {"env_name": ["coinrun"], "lr": [5e-4], "batch_size": [8], "agent_model": ["pporesnetbase"]}}
     (job,) = plan(grid)
@@ -192,8 +243,12 @@ def test_a_published_grid_with_what_is_not_ours_is_refused(values, says):
 def test_a_sweep_that_is_refused_amid_its_jobs_says_which_are_queued(client, offrl_cli, tmp_path):
     import numpy as np
 
-    rows = {"observations": np.zeros((20, 3), np.float32), "actions": np.linspace(-1, 1, 20, dtype=np.float32)[:, None],
-            "rewards": np.ones(20, np.float32), "terminals": np.arange(1, 21) % 10 == 0}  # fmt: skip
+    rows = {
+        "observations": np.zeros((20, 3), np.float32),
+        "actions": np.linspace(-1, 1, 20, dtype=np.float32)[:, None],
+        "rewards": np.ones(20, np.float32),
+        "terminals": np.arange(1, 21) % 10 == 0,
+    }
     client.datasets.add("sweep-there", rows)
     path = tmp_path / "grid.toml"
     path.write_text('algorithm = "bc"\nsteps = 20\n[grid]\ndataset = ["sweep-there", "sweep-absent"]\n')

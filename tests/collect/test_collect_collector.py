@@ -252,10 +252,15 @@ def test_a_batch_becomes_tensors():
     assert tensors["observation"].shape == (4, 2) and tensors["mask"].all() and "float32[4, 2]" in repr(batch)
 
 
-@pytest.mark.parametrize("space", [
-    gymnasium.spaces.Discrete(3), gymnasium.spaces.MultiDiscrete([2, 5]), gymnasium.spaces.MultiBinary(4),
-    gymnasium.spaces.Box(-2, 3, (2,), np.float32),
-])
+@pytest.mark.parametrize(
+    "space",
+    [
+        gymnasium.spaces.Discrete(3),
+        gymnasium.spaces.MultiDiscrete([2, 5]),
+        gymnasium.spaces.MultiBinary(4),
+        gymnasium.spaces.Box(-2, 3, (2,), np.float32),
+    ],
+)
 def test_random_actions_of_every_space_are_stored_and_spread(space, tmp_path):
     class Of(Counting):
         action_space = space

@@ -131,11 +131,20 @@ def test_training_goes_on_where_its_evaluations_fail(cloned):
 
 
 def test_what_stays_the_same_number_is_taken(tmp_path):
-    for number, answer in enumerate((
-        {1: np.array([2.0])}, {1: np.float64(2)}, {1: np.array(2)}, {1: 2}, {1: [2.0]},
-        {1: 2.0, 2: np.False_, 3: np.array([0])}, {1: 2.0, 4: None}, {1: 2.0, 0: [0.1, 0.2, 0.3]}, {1: 2.0, 0: np.array([1, 0, 1])},
-        {1: 2.0, 0: np.array([0.5, 0.25, 1.0])},
-    )):  # fmt: skip
+    for number, answer in enumerate(
+        (
+            {1: np.array([2.0])},
+            {1: np.float64(2)},
+            {1: np.array(2)},
+            {1: 2},
+            {1: [2.0]},
+            {1: 2.0, 2: np.False_, 3: np.array([0])},
+            {1: 2.0, 4: None},
+            {1: 2.0, 0: [0.1, 0.2, 0.3]},
+            {1: 2.0, 0: np.array([1, 0, 1])},
+            {1: 2.0, 0: np.array([0.5, 0.25, 1.0])},
+        )
+    ):
         store = collect(Odd(answer), steps=5, into=tmp_path / str(number))
         assert store.episodes[0].reward.tolist() == [1, 1, 2, 2, 2]
         if 0 in answer:
@@ -146,9 +155,13 @@ def test_what_stays_the_same_number_is_taken(tmp_path):
 
 def test_resets_of_other_apis_are_named(tmp_path, cloned):
     for answer, what in (
-        (np.zeros(3, np.float32), "old gym"), (np.zeros(2, np.float32), "old gym"), ((np.zeros(3, np.float32), 1), "old gym"),
-        (None, "reset gave None"), (RuntimeError("no camera"), "RuntimeError: no camera"), ((None, {}), "observation is None"),
-    ):  # fmt: skip
+        (np.zeros(3, np.float32), "old gym"),
+        (np.zeros(2, np.float32), "old gym"),
+        ((np.zeros(3, np.float32), 1), "old gym"),
+        (None, "reset gave None"),
+        (RuntimeError("no camera"), "RuntimeError: no camera"),
+        ((None, {}), "observation is None"),
+    ):
         with pytest.raises(EnvironmentFailed, match=what):
             collect(Resets(answer), steps=5, into=tmp_path / "store")
         with pytest.raises(EnvironmentFailed):
@@ -162,9 +175,13 @@ def test_an_environment_without_spaces_or_that_cannot_be_made_is_bad_input(tmp_p
         observation_space = type("Box", (), {"__module__": "gym.spaces.box"})()
 
     for env, what in (
-        (Unspaced(), "Unspaced has no observation_space"), (Old(), "gym.spaces.box.Box.*old gym"), (raises, "SystemExit: no licence"),
-        (lambda: 3, "gives 3, not an environment"), (3, "3 is no environment"), (lambda: 1 / 0, "ZeroDivisionError"),
-    ):  # fmt: skip
+        (Unspaced(), "Unspaced has no observation_space"),
+        (Old(), "gym.spaces.box.Box.*old gym"),
+        (raises, "SystemExit: no licence"),
+        (lambda: 3, "gives 3, not an environment"),
+        (3, "3 is no environment"),
+        (lambda: 1 / 0, "ZeroDivisionError"),
+    ):
         with pytest.raises(InvalidInput, match=what) as caught:
             Collector(env)
         assert caught.value.hint

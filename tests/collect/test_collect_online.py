@@ -28,10 +28,32 @@ ONLINE = [name for name in names() if not refusal(get(name)) and not get(name).p
 
 
 def test_the_off_policy_algorithms_can_and_the_others_say_why_not():
-    assert {"sac", "td3", "ddpg", "iql", "cql", "cal_ql", "awac", "td3_bc", "rebrac", "edac", "crr", "dqn", "double_dqn", "discrete_sac",
-            "discrete_cql", "nfq", "discrete_bcq"} <= set(ONLINE)  # fmt: skip
-    reasons = {"bc": "would imitate its own steps", "decision_transformer": "whole episodes", "prdc": "its dataset as a whole",
-               "mopo": "its dataset as a whole", "fqe": "learns no policy"}  # fmt: skip
+    assert {
+        "sac",
+        "td3",
+        "ddpg",
+        "iql",
+        "cql",
+        "cal_ql",
+        "awac",
+        "td3_bc",
+        "rebrac",
+        "edac",
+        "crr",
+        "dqn",
+        "double_dqn",
+        "discrete_sac",
+        "discrete_cql",
+        "nfq",
+        "discrete_bcq",
+    } <= set(ONLINE)
+    reasons = {
+        "bc": "would imitate its own steps",
+        "decision_transformer": "whole episodes",
+        "prdc": "its dataset as a whole",
+        "mopo": "its dataset as a whole",
+        "fqe": "learns no policy",
+    }
     for name, reason in reasons.items():
         assert reason in refusal(get(name))
     learner = learner_for("bc", Counting())
@@ -54,8 +76,17 @@ def test_every_one_of_them_learns_from_what_it_gathers(name):
 
 def test_updates_come_when_they_are_due(tmp_path):
     learner, seen = learner_for("sac", Counting()), []
-    learner.fit_online(Counting(), tmp_path / "store", steps=300, steps_per_epoch=100, random_steps=50, update_start=240,
-                       update_interval=10, updates=3, callback=lambda _, epoch, step: seen.append((step, learner.step)))  # fmt: skip
+    learner.fit_online(
+        Counting(),
+        tmp_path / "store",
+        steps=300,
+        steps_per_epoch=100,
+        random_steps=50,
+        update_start=240,
+        update_interval=10,
+        updates=3,
+        callback=lambda _, epoch, step: seen.append((step, learner.step)),
+    )
     made = dict(seen)
     assert made[240] == 0 and made[249] == 0 and made[250] == 3 and made[259] == 3 and made[300] == 18
     store = EpisodeStore.open(tmp_path / "store")

@@ -39,8 +39,9 @@ def follows(batch) -> None:
 
 
 def test_workers_in_step_share_a_batch_and_a_store(tmp_path):
-    with MultiSyncCollector([counting(lengths=(3,)), counting(lengths=(4,))], Constant(0.5), frames_per_batch=11, total_frames=33,
-                            into=tmp_path / "store") as collector:  # fmt: skip
+    with MultiSyncCollector(
+        [counting(lengths=(3,)), counting(lengths=(4,))], Constant(0.5), frames_per_batch=11, total_frames=33, into=tmp_path / "store"
+    ) as collector:
         batches = []
         for batch in collector:
             batches.append(batch)
@@ -91,9 +92,12 @@ def test_a_worker_that_is_killed_is_told_and_its_episode_kept(tmp_path):
 
 
 def test_what_goes_wrong_in_a_worker_is_told_with_its_number(tmp_path):
-    with pytest.raises(EnvironmentFailed, match=r"worker 1: Counting failed in a step at step 3, .*the motor is off"), MultiSyncCollector(
-        [counting(lengths=(9,)), counting(lengths=(9,), fail_at=4)], frames_per_batch=4, into=tmp_path / "store"
-    ) as collector:
+    with (
+        pytest.raises(EnvironmentFailed, match=r"worker 1: Counting failed in a step at step 3, .*the motor is off"),
+        MultiSyncCollector(
+            [counting(lengths=(9,)), counting(lengths=(9,), fail_at=4)], frames_per_batch=4, into=tmp_path / "store"
+        ) as collector,
+    ):
         collector.rollout()
         collector.rollout()
     assert EpisodeStore.open(tmp_path / "store").step_count >= 4
@@ -112,8 +116,16 @@ def test_environments_side_by_side_in_processes_of_their_own(tmp_path):
 
 def test_workers_random_first_frames_long_trajectories_and_resets_are_as_of_one():
     """L12: so many random frames over all workers; cuts, resets and pieces of each worker's own trajectories."""
-    with MultiSyncCollector(counting(lengths=(9,)), Constant(0.25), num_workers=2, frames_per_batch=12, init_random_frames=8,
-                            max_frames_per_traj=5, reset_at_each_iter=True, split_trajs=True) as collector:  # fmt: skip
+    with MultiSyncCollector(
+        counting(lengths=(9,)),
+        Constant(0.25),
+        num_workers=2,
+        frames_per_batch=12,
+        init_random_frames=8,
+        max_frames_per_traj=5,
+        reset_at_each_iter=True,
+        split_trajs=True,
+    ) as collector:
         first, second = (next(iter(collector)) for _ in range(2))
     for batch in (first, second):
         assert batch.shape == (4, 5) and batch.frames == 12

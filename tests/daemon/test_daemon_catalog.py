@@ -22,9 +22,18 @@ def check(fields: dict | None = None, **spec) -> TrainSpec:
 
 @pytest.mark.parametrize(
     "config",
-    [{"learning_rate": 1}, {"learning_rate": 0.5}, {"batch_size": 1}, {"critic_encoder.units": [32]}, {"critic_encoder.units": []},
-     {"critic_encoder": {"units": [8, 8], "activation": "tanh"}}, {"clip": None}, {"clip": 0.0}, {"layer_norm": True}],
-)  # fmt: skip
+    [
+        {"learning_rate": 1},
+        {"learning_rate": 0.5},
+        {"batch_size": 1},
+        {"critic_encoder.units": [32]},
+        {"critic_encoder.units": []},
+        {"critic_encoder": {"units": [8, 8], "activation": "tanh"}},
+        {"clip": None},
+        {"clip": 0.0},
+        {"layer_norm": True},
+    ],
+)
 def test_right_settings_pass_under_their_dotted_names(config: dict) -> None:
     assert check(config=config).config == flat(config)
     assert all("." in name or not isinstance(value, dict) for name, value in check(config=config).config.items())
@@ -33,14 +42,25 @@ def test_right_settings_pass_under_their_dotted_names(config: dict) -> None:
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        ({"learning_rate": "fast"}, "'fast'"), ({"learning_rate": True}, "True"), ({"learning_rate": 0.0}, "0.0 is out of range"),
-        ({"learning_rate": 1.5}, "1.5 is out of range"), ({"learning_rate": float("nan")}, "nan"), ({"learning_rate": float("inf")}, "inf"),
-        ({"learning_rate": None}, "None"), ({"batch_size": 0}, "0 is out of range"), ({"batch_size": 2.5}, "takes a whole number, got 2.5"),
-        ({"batch_size": False}, "False"), ({"critic_encoder.units": 256}, "256"), ({"critic_encoder.units": [256, "x"]}, "'x'"),
-        ({"critic_encoder.units": [0]}, "0 is out of range"), ({"critic_encoder.activation": "rely"}, "'rely'"),
-        ({"layer_norm": 1}, "got 1"), ({"clip": -1.0}, "-1.0"), ({"behaviour": ["a"]}, "['a']"),
+        ({"learning_rate": "fast"}, "'fast'"),
+        ({"learning_rate": True}, "True"),
+        ({"learning_rate": 0.0}, "0.0 is out of range"),
+        ({"learning_rate": 1.5}, "1.5 is out of range"),
+        ({"learning_rate": float("nan")}, "nan"),
+        ({"learning_rate": float("inf")}, "inf"),
+        ({"learning_rate": None}, "None"),
+        ({"batch_size": 0}, "0 is out of range"),
+        ({"batch_size": 2.5}, "takes a whole number, got 2.5"),
+        ({"batch_size": False}, "False"),
+        ({"critic_encoder.units": 256}, "256"),
+        ({"critic_encoder.units": [256, "x"]}, "'x'"),
+        ({"critic_encoder.units": [0]}, "0 is out of range"),
+        ({"critic_encoder.activation": "rely"}, "'rely'"),
+        ({"layer_norm": 1}, "got 1"),
+        ({"clip": -1.0}, "-1.0"),
+        ({"behaviour": ["a"]}, "['a']"),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_value_is_named_with_its_setting(config: dict, words: str) -> None:
     with pytest.raises(InvalidInput) as caught:
         check(config=config)

@@ -73,11 +73,16 @@ def test_a_config_file_that_is_named_must_be_there() -> None:
 @pytest.mark.parametrize(
     ("url", "insecure", "error"),
     [
-        ("ipc://" + "/x" * 60, False, InvalidInput), ("tcp://0.0.0.0:1", True, NotAllowed),
-        ("tcp://*:1", True, NotAllowed), ("tcp://example.org:1", True, NotAllowed), ("tcp://10.0.0.1:1", True, NotAllowed),
-        ("inproc://x", True, InvalidInput), ("nonsense", True, InvalidInput), ("ipc://", False, InvalidInput),
+        ("ipc://" + "/x" * 60, False, InvalidInput),
+        ("tcp://0.0.0.0:1", True, NotAllowed),
+        ("tcp://*:1", True, NotAllowed),
+        ("tcp://example.org:1", True, NotAllowed),
+        ("tcp://10.0.0.1:1", True, NotAllowed),
+        ("inproc://x", True, InvalidInput),
+        ("nonsense", True, InvalidInput),
+        ("ipc://", False, InvalidInput),
     ],
-)  # fmt: skip
+)
 def test_an_address_that_must_not_be_used_is_refused(tmp_path: Path, url: str, insecure: bool, error: type[Exception]) -> None:
     with pytest.raises(error) as caught:
         load(str(tmp_path), url, None, insecure)

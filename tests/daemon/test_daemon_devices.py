@@ -25,10 +25,12 @@ def test_what_a_job_takes_is_asked_for_or_measured_or_guessed() -> None:
 @pytest.mark.parametrize(
     ("wanted", "words"),
     [
-        (Need(9), "threads = 9"), (Need(1, 2, 0), "cuda:2"), (Need(1, 0, 3000, firm=True), "3000 MB"),
+        (Need(9), "threads = 9"),
+        (Need(1, 2, 0), "cuda:2"),
+        (Need(1, 0, 3000, firm=True), "3000 MB"),
         (Need(1, "any", 9000, firm=True), "9000 MB"),
     ],
-)  # fmt: skip
+)
 def test_what_can_never_run_here_is_refused(wanted: Need, words: str) -> None:
     with pytest.raises(InvalidInput, match=words):
         check(wanted, Inventory(8, (Card("a", 2000), Card("b", 8000))))

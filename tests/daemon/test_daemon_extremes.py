@@ -18,10 +18,38 @@ from offrl.errors import OffrlError
 from offrld.daemon import startable
 from offrld.daemon.config import Settings, load_with_sources
 
-NUMBERS = ["-9223372036854775809", "-1", "0", "1", "9223372036854775807", "9223372036854775808", "1e400", "-1e308", "1e308", "0.5", "inf",
-           "-inf", "nan", "-0.0", "1" + "0" * 5000]  # fmt: skip
-OTHERS = ["true", '""', '"\\u0000"', '"a\\nb"', f'"{"x" * 5000}"', '"é"', '"../.."', "[]", "[[[]]]", "{}", "{a = 1}", "1979-05-27",
-          "[" * 50 + "]" * 50]  # fmt: skip
+NUMBERS = [
+    "-9223372036854775809",
+    "-1",
+    "0",
+    "1",
+    "9223372036854775807",
+    "9223372036854775808",
+    "1e400",
+    "-1e308",
+    "1e308",
+    "0.5",
+    "inf",
+    "-inf",
+    "nan",
+    "-0.0",
+    "1" + "0" * 5000,
+]
+OTHERS = [
+    "true",
+    '""',
+    '"\\u0000"',
+    '"a\\nb"',
+    f'"{"x" * 5000}"',
+    '"é"',
+    '"../.."',
+    "[]",
+    "[[[]]]",
+    "{}",
+    "{a = 1}",
+    "1979-05-27",
+    "[" * 50 + "]" * 50,
+]
 OWN = {"state_dir", "bind"}  # where the daemon under test lives
 
 
@@ -52,9 +80,7 @@ def toml(values: dict[str, str]) -> str:
     return "\n".join([*plain, *(f"{name} = {value}" for name, value in values.items() if "." in name)]) + "\n"
 
 
-def test_what_is_approved_starts_and_works_and_all_else_is_refused_in_one_line(
-    new_daemon: Callable[..., Daemon], tmp_path: Path
-) -> None:
+def test_what_is_approved_starts_and_works_and_all_else_is_refused_in_one_line(new_daemon: Callable[..., Daemon], tmp_path: Path) -> None:
     approved: dict[str, list[str]] = {}
     for name in fields():
         for value in [*NUMBERS, *OTHERS]:
@@ -68,8 +94,15 @@ def test_what_is_approved_starts_and_works_and_all_else_is_refused_in_one_line(
     assert "9223372036854775807" in approved["limits.unfinished"]
     assert not {"inf", "nan", "1e400", "-1"} & {value for name in approved.keys() - OWN for value in approved[name]}
     slow = {"slots.train", "slots.light", "devices.threads", "workers.spare", "log_level", "metrics_port", "metrics_host"}
-    slow |= {"max_connections", "limits.unfinished", "limits.unfinished_per_owner", "workers.confine",
-             "disk.quota_bytes", "uploads.keep_free_bytes", "uploads.open"}
+    slow |= {
+        "max_connections",
+        "limits.unfinished",
+        "limits.unfinished_per_owner",
+        "workers.confine",
+        "disk.quota_bytes",
+        "uploads.keep_free_bytes",
+        "uploads.open",
+    }
     for take in (0, -1):  # the first and the last that each setting may have, all at once
         values = {name: chosen[take] for name, chosen in approved.items() if name not in OWN | slow | {"socket_group", "retry.attempts"}}
         daemon = new_daemon(toml({**values, "retry.attempts": "1"}) + "# [retry]\n").start()
@@ -127,9 +160,11 @@ def test_places_that_cannot_be_used_are_refused_by_the_check(tmp_path: Path) -> 
     (tmp_path / "file").write_text("")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         for state, bind, said in (
-            (tmp_path / "file", None, "cannot use"), (tmp_path / "file" / "below", None, "cannot use"),
-            (tmp_path / ("x" * 300), None, "too long|has .* bytes"), (tmp_path, f"tcp://127.0.0.1:{taken.getsockname()[1]}", "in use"),
-        ):  # fmt: skip
+            (tmp_path / "file", None, "cannot use"),
+            (tmp_path / "file" / "below", None, "cannot use"),
+            (tmp_path / ("x" * 300), None, "too long|has .* bytes"),
+            (tmp_path, f"tcp://127.0.0.1:{taken.getsockname()[1]}", "in use"),
+        ):
             with pytest.raises(OffrlError, match=said):
                 startable.check(load_with_sources(str(state), bind, None)[0])
 
@@ -153,11 +188,24 @@ def example(model: type[BaseModel]) -> dict[str, Any]:
     for name, field in model.model_fields.items():
         if field.is_required():
             found[name] = {
-                "job": "j", "upload": "u", "backup": "b", "path": "a", "name": "n", "offset": 0, "size": 1, "data": b"", "crc32": 0,
-                "files": [{"path": "a", "size": 0, "sha256": "0" * 64}], "action": "resume", "algorithm": "anything", "dataset": "data",
-                "env": "CartPole-v1", "steps": 1, "format": "npz",
+                "job": "j",
+                "upload": "u",
+                "backup": "b",
+                "path": "a",
+                "name": "n",
+                "offset": 0,
+                "size": 1,
+                "data": b"",
+                "crc32": 0,
+                "files": [{"path": "a", "size": 0, "sha256": "0" * 64}],
+                "action": "resume",
+                "algorithm": "anything",
+                "dataset": "data",
+                "env": "CartPole-v1",
+                "steps": 1,
+                "format": "npz",
                 "spec": {"kind": "train", "algorithm": "anything", "dataset": "data", "steps": 1},
-            }[name]  # fmt: skip
+            }[name]
         elif name in ("type", "kind") and isinstance(field.default, str):
             found[name] = field.default
     return found

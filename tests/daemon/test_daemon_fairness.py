@@ -171,9 +171,14 @@ def test_nobody_pushes_another_owner_s_episodes_out_of_a_dataset(db: Connection,
         bounded(state, name, limit)
     db.execute("DELETE FROM dataset_owners WHERE name = 'old'")  # of before datasets had owners
     for name, caller, allowed in (
-        ("buffer", ARM1, True), ("buffer", ARM2, False), ("buffer", BOSS, True), ("open", ARM2, True), ("old", ARM1, False),
-        ("old", BOSS, True), ("new", ARM2, True),
-    ):  # fmt: skip
+        ("buffer", ARM1, True),
+        ("buffer", ARM2, False),
+        ("buffer", BOSS, True),
+        ("open", ARM2, True),
+        ("old", ARM1, False),
+        ("old", BOSS, True),
+        ("new", ARM2, True),
+    ):
         if allowed:
             rights.check_append(db, state, name, caller)
         else:

@@ -63,26 +63,27 @@ def test_a_list_tells_after_every_change_what_is_so_now(db: Connection, tmp_path
         now += seconds
 
     changes: list[Callable[[], object]] = [
-        claim, claim,                                                      # the others wait: their owner has as many as may run
+        claim,
+        claim,  # the others wait: their owner has as many as may run
         progress,
         lambda: do(db, queue.control, jobs[2], "pin"),
         lambda: do(db, queue.control, jobs[2], "unpin"),
         lambda: do(db, queue.control, jobs[2], "pause"),
-        lambda: do(db, queue.control, jobs[2], "resume", 5000),            # with more steps
-        lambda: do(db, queue.control, jobs[0], "cancel"),                  # cancelling
+        lambda: do(db, queue.control, jobs[2], "resume", 5000),  # with more steps
+        lambda: do(db, queue.control, jobs[0], "cancel"),  # cancelling
         lambda: end(jobs[0], Exit(0, last_line=b'{"type":"end","state":"cancelled"}')),
-        lambda: end(jobs[1], Exit(-9), retry=Retry()),          # tried again after a while, which is counted down
+        lambda: end(jobs[1], Exit(-9), retry=Retry()),  # tried again after a while, which is counted down
         lambda: later(5.0),
         lambda: later(50.0),
         lambda: do(db, queue.pause, "arm1", "a new belt\n"),
-        lambda: do(db, queue.control, jobs[3], "start"),                   # although the queue is paused
+        lambda: do(db, queue.control, jobs[3], "start"),  # although the queue is paused
         lambda: do(db, queue.resume),
         lambda: submit(db, "arm2", after=[jobs[3]], start_at=now + 10, priority=5),
         lambda: later(20.0),
-        lambda: do(db, queue.control, jobs[3], "cancel"),                  # and so the one that waits for it fails
+        lambda: do(db, queue.control, jobs[3], "cancel"),  # and so the one that waits for it fails
         lambda: do(db, queue.remove, jobs[0]),
         lambda: submit(db, "arm3", key="k"),
-    ]  # fmt: skip
+    ]
     before = fresh(db)
     assert listed(listing, db).model_dump_json() == wire.JobList(jobs=before).model_dump_json()
     for number, change in enumerate(changes):

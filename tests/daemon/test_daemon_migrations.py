@@ -28,7 +28,7 @@ def make(path: Path, *, early: bool = False) -> Path:
                 "INSERT INTO jobs (seq, id, kind, lane, state, priority, key, spec, after, dataset, snapshot, attempt, metrics, events,"
                 " created_at) VALUES (?, ?, 'train', 'train', 'queued', 4, ?, ?, '[]', 'data', '0:1:ab', 2, ?, 1, 7.5)",
                 (seq, job, key, SPEC, '{"loss":{"0":1.5}}'),
-            )  # fmt: skip
+            )
         db.execute("DELETE FROM jobs WHERE id = 'deleted'")
         db.execute("INSERT INTO events VALUES (3, 1, ?)", (json.dumps({"time": 8.0, "type": "state", "state": "queued"}),))
         db.execute("INSERT INTO dependencies VALUES ('second', 'first')")

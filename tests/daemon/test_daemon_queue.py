@@ -25,10 +25,24 @@ def dataset(db: Connection, path: Path, name: str, count: int = 1) -> None:
     job, _ = do(db, queue.submit, ImportSpec(dataset=name, upload=f"u-{name}"))
     claimed = do(db, queue.claim, "light")
     assert claimed.id == job
-    path.write_text(json.dumps({"type": "dataset", "time": 1.0, "dataset": {
-        "name": name, "episodes": count, "transitions": count, "bytes": 1, "fields": {}, "snapshot": f"0:{count}:ab",
-        "returns": {"mean": float("nan")},
-    }}) + '\n{"type":"end","time":1.0,"state":"succeeded"}\n')  # fmt: skip
+    path.write_text(
+        json.dumps(
+            {
+                "type": "dataset",
+                "time": 1.0,
+                "dataset": {
+                    "name": name,
+                    "episodes": count,
+                    "transitions": count,
+                    "bytes": 1,
+                    "fields": {},
+                    "snapshot": f"0:{count}:ab",
+                    "returns": {"mean": float("nan")},
+                },
+            }
+        )
+        + '\n{"type":"end","time":1.0,"state":"succeeded"}\n'
+    )
     assert do(db, queue.finish, job, 1, path, Exit(0)).state == "succeeded"
     path.unlink()
 
@@ -114,8 +128,12 @@ def test_the_snapshot_is_pinned_at_submission(db: Connection, path: Path) -> Non
     job = train(db)
     append, _ = do(db, queue.submit, ImportSpec(dataset="data", append=True, upload="more"))
     do(db, queue.claim, "light")
-    line = json.dumps({"type": "dataset", "dataset": {
-        "name": "data", "episodes": 2, "transitions": 2, "bytes": 1, "fields": {}, "snapshot": "0:2:cd", "returns": {}}})  # fmt: skip
+    line = json.dumps(
+        {
+            "type": "dataset",
+            "dataset": {"name": "data", "episodes": 2, "transitions": 2, "bytes": 1, "fields": {}, "snapshot": "0:2:cd", "returns": {}},
+        }
+    )
     path.write_text(line + "\n")
     do(db, queue.progress, append, 1, path)
     assert do(db, queue.claim, "train").snapshot == "0:1:ab"
@@ -139,8 +157,10 @@ def test_lines_are_taken_over_once_and_whole(db: Connection, path: Path) -> None
     do(db, queue.progress, job, 7, path)  # of another attempt: nothing
     found, cursor, ended = events.after(db, job, 2, 100)
     assert [(event.n, event.type, event.step, event.message) for event in found] == [
-        (3, "progress", 1, ""), (4, "progress", 2, ""), (5, "message", 0, "hello"),
-    ]  # fmt: skip
+        (3, "progress", 1, ""),
+        (4, "progress", 2, ""),
+        (5, "message", 0, "hello"),
+    ]
     assert (cursor, ended) == (5, False)
     info = infos.info(db, job)
     assert (info.step, info.updates_per_second, info.metrics) == (2, 2.5, {"loss": {"0": 2.5}})
@@ -150,9 +170,12 @@ def test_a_change_that_fails_leaves_nothing(db: Connection, path: Path) -> None:
     dataset(db, path, "data")
     before = list(db.iterdump())
     for spec, after in [
-        (TrainSpec(algorithm="x", dataset="data"), ["nobody"]), (TrainSpec(algorithm="x", dataset="nothing"), []),
-        (ExportSpec(job="nobody"), []), (ImportSpec(dataset="data", upload="u"), []), (ImportSpec(dataset="no", append=True), []),
-    ]:  # fmt: skip
+        (TrainSpec(algorithm="x", dataset="data"), ["nobody"]),
+        (TrainSpec(algorithm="x", dataset="nothing"), []),
+        (ExportSpec(job="nobody"), []),
+        (ImportSpec(dataset="data", upload="u"), []),
+        (ImportSpec(dataset="no", append=True), []),
+    ]:
         with pytest.raises(InvalidInput):
             do(db, queue.submit, spec, after=after)
     assert list(db.iterdump()) == before
@@ -174,9 +197,14 @@ def test_the_spec_of_an_export_is_checked(db: Connection, path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("state", "refused"),
-    [("queued", ["retry"]), ("paused", ["retry"]), ("succeeded", ["cancel", "pause", "resume", "retry"]),
-     ("failed", ["cancel", "pause", "resume"]), ("cancelled", ["pause", "resume"])],
-)  # fmt: skip
+    [
+        ("queued", ["retry"]),
+        ("paused", ["retry"]),
+        ("succeeded", ["cancel", "pause", "resume", "retry"]),
+        ("failed", ["cancel", "pause", "resume"]),
+        ("cancelled", ["pause", "resume"]),
+    ],
+)
 def test_what_a_state_does_not_allow_is_refused(db: Connection, path: Path, state: str, refused: list[str]) -> None:
     dataset(db, path, "data")
     for action in ("cancel", "pause", "resume", "retry"):
@@ -202,15 +230,27 @@ END = {state: {"state": JobState(state), "error": None} for state in ("succeeded
 @pytest.mark.parametrize(
     ("end", "how", "intent", "state"),
     [
-        ("succeeded", Exit(0), "cancel", "succeeded"), ("failed", Exit(0), "", "failed"), ("cancelled", Exit(0), "cancel", "cancelled"),
-        ("paused", Exit(0), "pause", "paused"), ("paused", Exit(0), "resume", "queued"), ("paused", Exit(0), "", "queued"),
-        ("paused", Exit(0), "cancel", "cancelled"), ("paused", Exit(0, lost=True), "", "queued"),
-        (None, Exit(-9), "", "failed"), (None, Exit(1), "", "failed"), (None, Exit(0), "", "failed"), (None, Exit(75), "", "queued"),
-        (None, Exit(-9), "pause", "paused"), (None, Exit(-9), "cancel", "cancelled"), (None, Exit(-9), "resume", "queued"),
-        (None, Exit(lost=True), "", "queued"), (None, Exit(lost=True), "pause", "paused"), (None, Exit(lost=True), "cancel", "cancelled"),
+        ("succeeded", Exit(0), "cancel", "succeeded"),
+        ("failed", Exit(0), "", "failed"),
+        ("cancelled", Exit(0), "cancel", "cancelled"),
+        ("paused", Exit(0), "pause", "paused"),
+        ("paused", Exit(0), "resume", "queued"),
+        ("paused", Exit(0), "", "queued"),
+        ("paused", Exit(0), "cancel", "cancelled"),
+        ("paused", Exit(0, lost=True), "", "queued"),
+        (None, Exit(-9), "", "failed"),
+        (None, Exit(1), "", "failed"),
+        (None, Exit(0), "", "failed"),
+        (None, Exit(75), "", "queued"),
+        (None, Exit(-9), "pause", "paused"),
+        (None, Exit(-9), "cancel", "cancelled"),
+        (None, Exit(-9), "resume", "queued"),
+        (None, Exit(lost=True), "", "queued"),
+        (None, Exit(lost=True), "pause", "paused"),
+        (None, Exit(lost=True), "cancel", "cancelled"),
         (None, Exit(-9, lost=True), "resume", "queued"),
     ],
-)  # fmt: skip
+)
 def test_what_becomes_of_a_job_when_its_worker_is_gone(end: str | None, how: Exit, intent: str, state: str) -> None:
     assert outcome(END[end] if end else None, how, intent)[0] == state
 

@@ -61,7 +61,9 @@ def test_a_job_that_ended_while_the_daemon_was_away_has_ended(new_daemon) -> Non
     until(lambda: daemon.job(job).step == 1)
     daemon.kill()
     with (daemon.state / "jobs" / job / "events.jsonl").open("ab") as file:  # what a worker writes that comes to its end just then
-        file.write(b'{"type":"progress","time":1.0,"step":3,"steps":3,"metrics":{}}\n{"type":"end","time":2.0,"state":"succeeded","error":null}\n')
+        file.write(
+            b'{"type":"progress","time":1.0,"step":3,"steps":3,"metrics":{}}\n{"type":"end","time":2.0,"state":"succeeded","error":null}\n'
+        )
     daemon.start()
     info = daemon.wait(job)
     assert (info.state, info.step, info.attempt) == ("succeeded", 3, 1)

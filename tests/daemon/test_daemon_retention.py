@@ -67,8 +67,9 @@ def test_prune_lists_and_deletes_what_is_not_kept_and_never_what_is_needed(new_d
     assert there(daemon, jobs) == [jobs[0], jobs[1], jobs[3], jobs[4]]
     entries = audited(daemon)
     assert [(entry["action"], entry.get("job"), entry["caller"]) for entry in entries] == [
-        ("retention", jobs[2], "local"), ("prune", None, "local"),
-    ]  # fmt: skip
+        ("retention", jobs[2], "local"),
+        ("prune", None, "local"),
+    ]
     assert f"job {jobs[2]}: deleted by retention" in daemon.output.read_text()
     assert files == {path: path.read_bytes() for path in files}  # nothing of a kept job
     assert daemon.ask(wire.GetDataset(name=data)).episodes == 1

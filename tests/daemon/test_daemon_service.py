@@ -139,12 +139,18 @@ def test_a_request_for_what_is_not_there_names_the_nearest(daemon: Daemon) -> No
             daemon.ask(request)
         assert hint in caught.value.hint
     for request in (
-        wire.GetJob(job="nobody"), wire.GetEvents(job="nobody", wait_s=5), wire.ReadLog(job="nobody", wait_s=5),
-        wire.ControlJob(job="nobody", action="cancel"), wire.OpenArtifact(job="nobody"), wire.Submit(spec=ExportSpec(job="nobody")),
+        wire.GetJob(job="nobody"),
+        wire.GetEvents(job="nobody", wait_s=5),
+        wire.ReadLog(job="nobody", wait_s=5),
+        wire.ControlJob(job="nobody", action="cancel"),
+        wire.OpenArtifact(job="nobody"),
+        wire.Submit(spec=ExportSpec(job="nobody")),
         wire.Submit(spec=TrainSpec(algorithm="anything", dataset="pendulum-replay"), after=["nobody"]),
-        wire.ReadArtifact(job="nobody", path="a", offset=0, size=1), wire.FinishUpload(upload="nobody"),
-        wire.Submit(spec=ImportSpec(dataset="x", upload="nobody")), wire.Submit(spec=ImportSpec(dataset="nobody", append=True, path="/x")),
-    ):  # fmt: skip
+        wire.ReadArtifact(job="nobody", path="a", offset=0, size=1),
+        wire.FinishUpload(upload="nobody"),
+        wire.Submit(spec=ImportSpec(dataset="x", upload="nobody")),
+        wire.Submit(spec=ImportSpec(dataset="nobody", append=True, path="/x")),
+    ):
         with pytest.raises((Unknown, NotAllowed)):
             daemon.ask(request)
 
@@ -336,7 +342,11 @@ def test_checkpoints_metrics_and_exported_datasets_are_fetched(daemon: Daemon) -
 def test_algorithms_are_listed_and_the_answer_is_kept_for_the_next_start(new_daemon) -> None:
     daemon = new_daemon().start()
     assert [algorithm["name"] for algorithm in daemon.ask(wire.Algorithms()).algorithms] == [
-        "anything", "discrete_thing", "smooth_thing", "taker", "model_thing"
+        "anything",
+        "discrete_thing",
+        "smooth_thing",
+        "taker",
+        "model_thing",
     ]
     daemon.stop()
     (kept,) = (daemon.state / "cache").glob("describe-*.json")

@@ -96,9 +96,22 @@ def test_damage_is_found_on_the_way_and_at_the_end(uploads: Uploads) -> None:
 
 @pytest.mark.parametrize(
     "paths",
-    [["../x"], ["/etc/x"], ["a/../../x"], ["a//b"], ["."], ["a/"], ["a\0b"], ["a\nb"], ["a\\b"], ["x" * 256], ["a", "a"], ["a", "a/b"],
-     ["/".join("a" * 33)]],
-)  # fmt: skip
+    [
+        ["../x"],
+        ["/etc/x"],
+        ["a/../../x"],
+        ["a//b"],
+        ["."],
+        ["a/"],
+        ["a\0b"],
+        ["a\nb"],
+        ["a\\b"],
+        ["x" * 256],
+        ["a", "a"],
+        ["a", "a/b"],
+        ["/".join("a" * 33)],
+    ],
+)
 def test_a_name_that_could_do_harm_is_refused_and_leaves_nothing(uploads: Uploads, tmp_path: Path, paths: list[str]) -> None:
     with pytest.raises(InvalidInput):
         uploads.open("u", [entry(path, b"") for path in paths], ARM1)

@@ -152,22 +152,23 @@ def test_a_crash_is_tried_again_after_a_wait_that_grows(db: Connection, tmp_path
 @pytest.mark.parametrize(
     ("how", "again"),
     [
-        (Exit(-9), True), (Exit(-9, oom=True), True), (Exit(-9, silent="for 600 s"), True), (Exit(-11), True),
+        (Exit(-9), True),
+        (Exit(-9, oom=True), True),
+        (Exit(-9, silent="for 600 s"), True),
+        (Exit(-11), True),
         (Exit(0, last_line=b'{"type":"end","state":"failed","error":{"code":"out_of_memory","message":"m","hint":""}}'), True),
         (Exit(0, last_line=b'{"type":"end","state":"failed","error":{"code":"invalid_input","message":"m","hint":""}}'), False),
         (Exit(0, last_line=b'{"type":"end","state":"failed","error":{"code":"diverged","message":"m","hint":""}}'), False),
         (Exit(0, last_line=b'{"type":"end","state":"failed","error":{"code":"internal","message":"m","hint":""}}'), False),
     ],
-)  # fmt: skip
+)
 def test_only_what_may_go_better_the_next_time_is_tried_again(db: Connection, tmp_path: Path, how: Exit, again: bool) -> None:
     job = submit(db)
     claim(db)
     assert end(db, job, tmp_path, how, retry=RETRY).state == ("queued" if again else "failed")
 
 
-def test_a_long_attempt_begins_the_count_anew_and_a_stop_leaves_it(
-    db: Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:  # fmt: skip
+def test_a_long_attempt_begins_the_count_anew_and_a_stop_leaves_it(db: Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job = submit(db)
     retry = Retry(attempts=3, first_s=0, reset_s=50)
     for _ in range(2):
@@ -197,7 +198,7 @@ def test_what_users_do_to_a_job_that_waits_for_its_next_attempt(db: Connection, 
 
 def test_a_clock_that_was_set_back_does_not_keep_an_attempt_for_long(
     db: Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:  # fmt: skip
+) -> None:
     job = submit(db)
     claim(db)
     end(db, job, tmp_path, CRASH, retry=RETRY)

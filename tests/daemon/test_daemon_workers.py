@@ -199,7 +199,7 @@ def test_jobs_are_placed_on_the_cards_and_each_sees_its_own_alone(new_daemon) ->
 
 
 def test_a_job_that_fits_nowhere_any_more_fails_and_says_why(new_daemon) -> None:
-    daemon = new_daemon(QUICK + '[slots]\ntrain = 0\n[devices]\ncards = [0, 1]\n').start()
+    daemon = new_daemon(QUICK + "[slots]\ntrain = 0\n[devices]\ncards = [0, 1]\n").start()
     data = daemon.dataset("data")
     job, after = daemon.train(data, device="cuda:1"), daemon.train(data)
     daemon.stop()

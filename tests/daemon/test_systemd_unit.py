@@ -71,8 +71,10 @@ def test_what_is_installed_goes_to_its_place_and_away_again(tmp_path: Path) -> N
     subprocess.run([*make, "GPU=1", "install-service"], check=True, capture_output=True, timeout=180)
     installed = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
     assert installed == [
-        "etc/systemd/system/offrld.service", "etc/systemd/system/offrld.service.d/gpu.conf", "usr/lib/sysusers.d/offrld.conf",
-    ]  # fmt: skip
+        "etc/systemd/system/offrld.service",
+        "etc/systemd/system/offrld.service.d/gpu.conf",
+        "usr/lib/sysusers.d/offrld.conf",
+    ]
     text = (tmp_path / installed[0]).read_text()
     assert "ExecStart=/srv/offrld/bin/offrld" in text
     assert "/opt/offrld" not in text.replace("for /opt/offrld", "")

@@ -128,9 +128,13 @@ class Worker:
                 self.check(0.02 if behaviour == "slow" else 0)
                 step += 1
                 self.emit(
-                    "progress", step=step, steps=spec["steps"], updates_per_second=50.0, eta_s=0.02 * (spec["steps"] - step),
+                    "progress",
+                    step=step,
+                    steps=spec["steps"],
+                    updates_per_second=50.0,
+                    eta_s=0.02 * (spec["steps"] - step),
                     metrics={"loss": {str(seed): 1.0 / step for seed in spec["seeds"]}},
-                )  # fmt: skip
+                )
         except Gone:
             self.checkpoint(step)
             os._exit(75)
@@ -169,10 +173,19 @@ class Worker:
         action = {"role": "action", "dtype": "int64", "shape": [], "n": 3}
         if spec["format"] == "continuous":
             action = {"role": "action", "dtype": "float32", "shape": [2], "low": -1.0, "high": 1.0}
-        self.emit("dataset", dataset={
-            "name": spec["dataset"], "episodes": count, "transitions": 10 * count, "bytes": 100, "fields": {"action": action},
-            "snapshot": f"0:{count}:abcd", "returns": {"mean": 1.0, "std": 0.0, "min": 1.0, "max": 1.0}, "metadata": {},
-        })  # fmt: skip
+        self.emit(
+            "dataset",
+            dataset={
+                "name": spec["dataset"],
+                "episodes": count,
+                "transitions": 10 * count,
+                "bytes": 100,
+                "fields": {"action": action},
+                "snapshot": f"0:{count}:abcd",
+                "returns": {"mean": 1.0, "std": 0.0, "min": 1.0, "max": 1.0},
+                "metadata": {},
+            },
+        )
         self.end("succeeded")
 
     def export(self) -> None:

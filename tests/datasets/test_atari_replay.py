@@ -265,8 +265,11 @@ def test_an_export_is_a_mirror_and_comes_back_whole(played, tmp_path, monkeypatc
     monkeypatch.setenv("OFFRL_ATARI_SOURCE", str(mirror))
     assert import_into(datasets.open_named("breakout-mixed-v0"), tmp_path / "first").step_count == 600
     with pytest.raises(InvalidInput, match="grey frames"):
-        export_dataset(import_into({"observations": [[0.0]], "actions": [0], "rewards": [0.0], "terminals": [1]}, tmp_path / "flat"),
-                       tmp_path / "no", "atari")  # fmt: skip
+        export_dataset(
+            import_into({"observations": [[0.0]], "actions": [0], "rewards": [0.0], "terminals": [1]}, tmp_path / "flat"),
+            tmp_path / "no",
+            "atari",
+        )
 
 
 def test_an_export_of_an_imported_epoch_is_that_epoch(bucket, tmp_path):

@@ -109,14 +109,16 @@ def test_a_d4rl_file_is_downloaded_and_resumed(shared_data, server, tmp_path, mo
         ("antmaze-umaze-v2", "ant_maze_v2/Ant_maze_u-maze_noisy_multistart_False_multigoal_False_sparse_fixed.hdf5"),
         ("antmaze-large-diverse-v0", "ant_maze_new/Ant_maze_hardest-maze_noisy_multistart_True_multigoal_True_sparse.hdf5"),
         ("antmaze-medium-play-v2", "ant_maze_v2/Ant_maze_big-maze_noisy_multistart_True_multigoal_False_sparse_fixed.hdf5"),
-        ("maze2d-large-v1", "maze2d/maze2d-large-sparse-v1.hdf5"), ("maze2d-umaze-dense-v1", "maze2d/maze2d-umaze-dense-v1.hdf5"),
-        ("pen-human-v0", "hand_dapg/pen-v0_demos_clipped.hdf5"), ("door-cloned-v1", "hand_dapg_v1/door-cloned-v1.hdf5"),
+        ("maze2d-large-v1", "maze2d/maze2d-large-sparse-v1.hdf5"),
+        ("maze2d-umaze-dense-v1", "maze2d/maze2d-umaze-dense-v1.hdf5"),
+        ("pen-human-v0", "hand_dapg/pen-v0_demos_clipped.hdf5"),
+        ("door-cloned-v1", "hand_dapg_v1/door-cloned-v1.hdf5"),
         ("kitchen-mixed-v0", "kitchen/kitchen_microwave_kettle_bottomburner_light-v0.hdf5"),
         ("bullet-halfcheetah-medium-replay-v0", "bullet/bullet-halfcheetah_medium_replay.hdf5"),
         ("bullet-maze2d-umaze-v0", "bullet/bullet-maze2d-umaze-sparse.hdf5"),
         ("hopper-bullet-mixed-v0", "hopper-bullet-mixed-v0.hdf5?dl=1"),
     ],
-)  # fmt: skip
+)
 def test_files_are_looked_for_where_they_are_published(name, end):
     assert url_of(name).endswith(f"/{end}")
 
@@ -198,10 +200,12 @@ def test_an_unknown_name_is_told_with_the_nearest(name, near):
 @pytest.mark.parametrize(
     ("name", "options", "error"),
     [
-        ("cartpole-random", {"steps": 0}, InvalidInput), ("cartpole-random", {"seed": -1}, InvalidInput),
-        ("cartpole-random", {"step": 5}, Unknown), ("hopper-medium-v2", {"seed": 1}, Unknown),
+        ("cartpole-random", {"steps": 0}, InvalidInput),
+        ("cartpole-random", {"seed": -1}, InvalidInput),
+        ("cartpole-random", {"step": 5}, Unknown),
+        ("hopper-medium-v2", {"seed": 1}, Unknown),
     ],
-)  # fmt: skip
+)
 def test_wrong_options_are_named(name, options, error):
     with pytest.raises(error, match=next(iter(options))):
         datasets.open_named(name, options=options)

@@ -33,6 +33,7 @@ def off(tensor: torch.Tensor, offset: int) -> torch.Tensor:
 
 def shifted(batch, offset: int):
     """An engine's batch, every tensor of numbers ``offset`` elements beyond a boundary."""
+
     def one(value):
         if isinstance(value, dict):
             return {name: one(part) for name, part in value.items()}

@@ -81,12 +81,18 @@ def test_chosen_episodes_and_transitions_alone_are_trained_on(continuous_store):
 def test_what_is_told_after_an_epoch(continuous_store, tmp_path):
     learner, calls, logged, out = build("td3_bc", continuous_store, holdout=0.25), [], [], io.StringIO()
     epochs = learner.fit(
-        6, steps_per_epoch=3,
-        callback=lambda *call: calls.append(call[1:]), epoch_callback=lambda *call: calls.append(("end", *call[1:])),
+        6,
+        steps_per_epoch=3,
+        callback=lambda *call: calls.append(call[1:]),
+        epoch_callback=lambda *call: calls.append(("end", *call[1:])),
         evaluators={"length": lambda learner, episodes: len(episodes), "each": lambda learner, episodes: {0: 2.5}},
-        show_progress=True, save_to=tmp_path / "run", save_interval=2,
-        logger=lambda *line: logged.append(line[:2]), verbose=True, output=out,
-    )  # fmt: skip
+        show_progress=True,
+        save_to=tmp_path / "run",
+        save_interval=2,
+        logger=lambda *line: logged.append(line[:2]),
+        verbose=True,
+        output=out,
+    )
     assert calls == [(1, 1), (1, 2), (1, 3), ("end", 1, 3), (2, 4), (2, 5), (2, 6), ("end", 2, 6)]
     assert logged == [(1, 3), (2, 6)]
     assert epochs[1][1]["length"] == {0: 3.0}

@@ -104,10 +104,14 @@ def begin(batch):
 @pytest.mark.parametrize(
     "optimizer",
     [
-        {"schedule": "cosine", "cosine_steps": 6}, {"type": "sgd", "momentum": 0.9, "dampening": 0.5}, {"type": "nadam"},
-        {"type": "radam"}, {"type": "adagrad", "rate_decay": 0.5}, {"type": "rprop"},
+        {"schedule": "cosine", "cosine_steps": 6},
+        {"type": "sgd", "momentum": 0.9, "dampening": 0.5},
+        {"type": "nadam"},
+        {"type": "radam"},
+        {"type": "adagrad", "rate_decay": 0.5},
+        {"type": "rprop"},
     ],
-)  # fmt: skip
+)
 def test_what_depends_on_the_moves_taken_follows_them(optimizer, continuous_store):
     values = {f"optimizer.{name}": value for name, value in optimizer.items()}
     single, together = (learner_of(bc.ALGORITHM, continuous_store, values, dtype=torch.float64) for _ in range(2))

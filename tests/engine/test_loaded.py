@@ -98,19 +98,23 @@ def test_an_input_is_what_another_run_learned(continuous_store, discrete_store, 
     source.save(tmp_path / "bc.safetensors")
     seen = []
     algorithm = replace(
-        ALGORITHMS["td3_bc"], name="follows", config=Follows(), inputs={"policy": "policy"},
+        ALGORITHMS["td3_bc"],
+        name="follows",
+        config=Follows(),
+        inputs={"policy": "policy"},
         prepare=lambda dataset, config: seen.append(dataset.inputs) or {},
-    )  # fmt: skip
+    )
 
     def made(config=None, **options):
         return build(algorithm, continuous_store, config={**CHEAP, **(config or {})}, **options)
 
     x = observations(continuous_store)
     for learner in (
-        made(inputs={"policy": source}), made(inputs={"policy": Loaded.of(source)}),
+        made(inputs={"policy": source}),
+        made(inputs={"policy": Loaded.of(source)}),
         made(inputs={"policy": Loaded.read(tmp_path / "bc.safetensors", get)}),
         made({"policy": str(tmp_path / "bc.safetensors")}),
-    ):  # fmt: skip
+    ):
         assert torch.equal(learner.inputs["policy"].policy()(x), source.policy(0)(x))
         assert seen.pop(0) is learner.inputs
     assert made().inputs == {}

@@ -45,6 +45,7 @@ def state(optimizer: Optimizer, params: list[torch.Tensor]) -> dict[str, list[to
 
 def moved(optimizer: Optimizer, *, factors: Any = None, on_device: bool = False, seeds: tuple[int, ...] | None = None, steps: int = STEPS):
     """The parameters after some steps; ``seeds``: stacked along a first axis."""
+
     def together(of):
         return of(0) if seeds is None else [torch.stack(each) for each in zip(*(of(seed) for seed in seeds), strict=True)]
 
@@ -52,9 +53,17 @@ def moved(optimizer: Optimizer, *, factors: Any = None, on_device: bool = False,
     parts = state(optimizer, params)
     for k in range(steps):
         ours.step(
-            optimizer, RATE, params, together(lambda seed, k=k: gradients(k, seed)), parts, count,
-            taken=torch.tensor(k) if on_device else k, names=NAMES, factor=factors, seeds_axis=seeds is not None,
-        )  # fmt: skip
+            optimizer,
+            RATE,
+            params,
+            together(lambda seed, k=k: gradients(k, seed)),
+            parts,
+            count,
+            taken=torch.tensor(k) if on_device else k,
+            names=NAMES,
+            factor=factors,
+            seeds_axis=seeds is not None,
+        )
     assert count.item() == steps
     return params
 
@@ -100,9 +109,13 @@ ADAM = [
 @pytest.mark.parametrize("options", ADAM, ids=str)
 def test_the_adams_equal_those_of_torch(kind, options):
     mine = Optimizer(
-        type=kind, beta1=options["betas"][0], beta2=options["betas"][1], eps=options["eps"], weight_decay=options["weight_decay"],
+        type=kind,
+        beta1=options["betas"][0],
+        beta2=options["betas"][1],
+        eps=options["eps"],
+        weight_decay=options["weight_decay"],
         amsgrad=options["amsgrad"],
-    )  # fmt: skip
+    )
     if kind == "gpt_adamw":
         expected = torchs(lambda params: torch.optim.AdamW(gpt_groups(params, options["weight_decay"]), lr=RATE, **options))
     else:
@@ -173,7 +186,7 @@ def test_the_other_rules_equal_those_of_torch(kind, options, of_torch, decay, on
 
 def test_every_optimizer_of_torch_has_its_rule_or_a_reason():
     known = {name.lower() for name in vars(torch.optim) if isinstance(getattr(torch.optim, name), type)} - {"optimizer"}
-    without = {"lbfgs", "sparseadam", "adafactor", "muon", "asgd"}   # the reasons: offrld/engine/rules.py
+    without = {"lbfgs", "sparseadam", "adafactor", "muon", "asgd"}  # the reasons: offrld/engine/rules.py
     assert known - without <= set(ours.OPTIMIZERS)
 
 

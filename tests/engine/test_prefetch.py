@@ -112,8 +112,14 @@ def test_stacked_frames_share_their_memory_in_the_block(tmp_path):
     store = EpisodeStore.create(tmp_path / "store", Schema(observation=Field("uint8", (1, 40, 40)), action=Field("int64", (), 0, 3)))
     with store.writer() as writer:
         for steps in (9, 3, 20):
-            writer.append(Episode(noise.integers(0, 255, (steps + 1, 1, 40, 40)).astype(np.uint8), noise.integers(0, 4, steps),
-                                  np.zeros(steps, np.float32), True))  # fmt: skip
+            writer.append(
+                Episode(
+                    noise.integers(0, 255, (steps + 1, 1, 40, 40)).astype(np.uint8),
+                    noise.integers(0, 4, steps),
+                    np.zeros(steps, np.float32),
+                    True,
+                )
+            )
     request = Request("transitions", {"batch_size": 8, "frame_stack": 4}, (1, 2), {}, stacked=True)
     source = PrefetchSource(store, request, CPU)
     for k in range(6):

@@ -66,10 +66,11 @@ def requests(draw, schema, episodes):
     """Arguments of either sampler that are allowed for these episodes."""
     kind = draw(st.sampled_from(["transitions", "windows"]))
     arguments = {
-        "batch_size": draw(st.integers(1, 12)), "frame_stack": draw(st.integers(1, 3)),
+        "batch_size": draw(st.integers(1, 12)),
+        "frame_stack": draw(st.integers(1, 3)),
         "stack_pad": draw(st.sampled_from(["zero", "first"])),
         "extra": tuple(draw(st.lists(st.sampled_from(sorted(schema.extra)), unique=True))) if schema.extra else (),
-    }  # fmt: skip
+    }
     if draw(st.booleans()):
         arguments["episodes"] = draw(st.lists(st.integers(0, len(episodes) - 1), min_size=1, max_size=4))
     if draw(st.booleans()):
@@ -110,10 +111,14 @@ def pixel_store(path, frames=60, seed=0):
     noise = np.random.default_rng(seed)
     schema = Schema(observation=Field("uint8", (1, 20, 20)), action=Field("int32", (), 0, 3))
     episodes = [
-        Episode(noise.integers(0, 255, (steps + (steps % 2), 1, 20, 20)).astype(np.uint8), noise.integers(0, 4, steps).astype(np.int32),
-                noise.normal(size=steps).astype(np.float32), terminated=steps % 3 == 0)
+        Episode(
+            noise.integers(0, 255, (steps + (steps % 2), 1, 20, 20)).astype(np.uint8),
+            noise.integers(0, 4, steps).astype(np.int32),
+            noise.normal(size=steps).astype(np.float32),
+            terminated=steps % 3 == 0,
+        )
         for steps in noise.integers(1, 20, frames // 10)
-    ]  # fmt: skip
+    ]
     return EpisodeStore.open(write(path, schema, episodes).path)
 
 
@@ -177,8 +182,16 @@ def test_nothing_is_read_back_from_the_device(continuous_store, arguments):
     step = torch.tensor(3)
     with Operations() as operations:
         raw = source.raw(step)
-    forbidden = {"aten::_local_scalar_dense", "aten::item", "aten::lift_fresh", "aten::nonzero", "aten::is_nonzero", "aten::equal",
-                 "aten::masked_select", "aten::_unique2"}  # fmt: skip
+    forbidden = {
+        "aten::_local_scalar_dense",
+        "aten::item",
+        "aten::lift_fresh",
+        "aten::nonzero",
+        "aten::is_nonzero",
+        "aten::equal",
+        "aten::masked_select",
+        "aten::_unique2",
+    }
     assert operations.names & forbidden == set()
     assert "aten::index_select" in operations.names
     assert_same(raw, source.raw(3))
@@ -237,14 +250,24 @@ def test_rows_that_a_bounded_store_drops_stay_resident(tmp_path):
 
 @pytest.mark.parametrize("arguments", [{"n_steps": 5}, {"returns": True}, {"length": 3}])
 def test_the_memory_asked_for_is_what_is_taken(tmp_path, arguments):
-    schema = Schema(observation={"a": Field("float32", (17,)), "b": Field("uint8", (3,))}, action=Field("uint8", (), 0, 3),
-                    extra={"c": Field("float64")})  # fmt: skip
+    schema = Schema(
+        observation={"a": Field("float32", (17,)), "b": Field("uint8", (3,))},
+        action=Field("uint8", (), 0, 3),
+        extra={"c": Field("float64")},
+    )
     store = EpisodeStore.create(tmp_path / "store", schema)
     noise = np.random.default_rng(0)
     with store.writer() as writer:
         for steps in noise.integers(1, 2000, 30):
-            writer.append(Episode({"a": np.zeros((steps + 1, 17), "f4"), "b": np.zeros((steps + 1, 3), "u1")}, np.zeros(steps, "u1"),
-                                  np.ones(steps, "f4"), False, {"c": np.ones(steps)}))  # fmt: skip
+            writer.append(
+                Episode(
+                    {"a": np.zeros((steps + 1, 17), "f4"), "b": np.zeros((steps + 1, 3), "u1")},
+                    np.zeros(steps, "u1"),
+                    np.ones(steps, "f4"),
+                    False,
+                    {"c": np.ones(steps)},
+                )
+            )
     kind = "windows" if "length" in arguments else "transitions"
     for extra in ((), ("c",)):
         request = Request(kind, {"batch_size": 8, "extra": extra, **arguments}, (0,))

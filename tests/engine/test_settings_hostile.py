@@ -13,8 +13,11 @@ ODD = [
     10**18, [10**18], 1e39,
 ]  # fmt: skip
 SIZES = ("units", "channels", "filters", "feature_size", "hidden_size", "blocks", "batch_size", "dynamics_batch_size", "context_size")
-SETTINGS = {(name.rpartition(".")[2], each.type, each.low, each.high): (algorithm, name)
-            for algorithm in names() for name, each in settings.describe(get(algorithm).config).items()}  # fmt: skip
+SETTINGS = {
+    (name.rpartition(".")[2], each.type, each.low, each.high): (algorithm, name)
+    for algorithm in names()
+    for name, each in settings.describe(get(algorithm).config).items()
+}
 
 
 @pytest.mark.parametrize(("algorithm", "name"), SETTINGS.values(), ids=lambda each: each)

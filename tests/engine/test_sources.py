@@ -136,8 +136,15 @@ def test_what_cannot_be_exported_is_known_before_the_first_update():
     broken = dataclasses.replace(algorithm, act=act)
     seen = []
     with pytest.raises(CheckFailed, match="differs from the network"):
-        offrld.train(broken, from_episodes(None, episodes()), steps=3, config=CONFIG, check_export=True, metrics_every=1,
-                     on_metrics=lambda step, means: seen.append(step))  # fmt: skip
+        offrld.train(
+            broken,
+            from_episodes(None, episodes()),
+            steps=3,
+            config=CONFIG,
+            check_export=True,
+            metrics_every=1,
+            on_metrics=lambda step, means: seen.append(step),
+        )
     assert seen == []
 
 

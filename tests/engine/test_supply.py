@@ -77,8 +77,11 @@ def test_a_learner_that_nobody_holds_leaves_no_thread(continuous_store):
 
 
 def test_the_choice_is_told(continuous_store):
-    for feed, expected in (("auto", "feed: host, because the device is cpu"), ("prefetch", "feed: prefetch, as asked"),
-                           ("resident", "feed: resident, as asked: the store takes ")):  # fmt: skip
+    for feed, expected in (
+        ("auto", "feed: host, because the device is cpu"),
+        ("prefetch", "feed: prefetch, as asked"),
+        ("resident", "feed: resident, as asked: the store takes "),
+    ):
         told = []
         learner_of("bc", continuous_store, feed=feed, log=told.append)
         assert [line.startswith(expected) for line in told if line.startswith("feed")] == [True], told

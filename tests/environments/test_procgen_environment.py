@@ -35,11 +35,16 @@ def test_every_game_mode_and_set_of_levels_has_an_id():
     ids = [name for name in gymnasium.registry if name.startswith("offrld/procgen-")]
     assert len(ids) == 4 * sum(map(len, PROCGEN_MODES.values())) == 4 * (16 * 2 + 4 + 6 + 8)
     assert gymnasium.spec("offrld/procgen-coinrun-validation-v0").kwargs == {
-        "game": "coinrun", "distribution_mode": "easy", "start_level": 200, "num_levels": 50
-    }  # fmt: skip
+        "game": "coinrun",
+        "distribution_mode": "easy",
+        "start_level": 200,
+        "num_levels": 50,
+    }
     assert gymnasium.spec("offrld/procgen-maze-memory-test-v0").kwargs == {
-        "game": "maze", "distribution_mode": "memory", "start_level": 250
-    }  # fmt: skip
+        "game": "maze",
+        "distribution_mode": "memory",
+        "start_level": 250,
+    }
 
 
 def test_where_it_is_missing_the_way_to_install_it_is_said():
@@ -128,8 +133,9 @@ def test_collected_episodes_know_their_level(count, tmp_path):
 
 
 @installed
-@pytest.mark.parametrize(("options", "says"), [({"distribution_mode": "memory"}, "'memory'"), ({"num_levels": -1}, "num_levels is -1"),
-                                               ({"wings": 2}, "wings")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("options", "says"), [({"distribution_mode": "memory"}, "'memory'"), ({"num_levels": -1}, "num_levels is -1"), ({"wings": 2}, "wings")]
+)
 def test_settings_that_are_none_are_refused(options, says):
     with pytest.raises(InvalidInput, match=says):
         ProcgenEnv("coinrun", **options).reset(seed=0)

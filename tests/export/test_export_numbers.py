@@ -101,8 +101,9 @@ def test_digits_that_are_lost_in_part_are_warned_of(tmp_path):
 
 def test_rewards_that_float32_does_not_hold_are_scaled_first(tmp_path):
     observe = lambda random, n: random.uniform(-1, 1, (n, 2)).astype("float32")  # noqa: E731
-    store = filled(tmp_path / "store", Field("float32", (2,)), observe, reward="float64",
-                   rewarded=lambda random: 1.7e9 + random.uniform(-1, 1, 10))  # fmt: skip
+    store = filled(
+        tmp_path / "store", Field("float32", (2,)), observe, reward="float64", rewarded=lambda random: 1.7e9 + random.uniform(-1, 1, 10)
+    )
     with pytest.raises(InvalidInput, match=r"reward lies between .* what varies is lost.*reward_scaler=standard"):
         offrld.build("td3_bc", store, config={"batch_size": 8})
     learner = offrld.build("td3_bc", store, config={"batch_size": 64, "reward_scaler": "standard"})
@@ -150,8 +151,13 @@ def test_a_network_with_nan_parameters_is_said_to_have_diverged(tmp_path):
 
 def test_whole_actions_come_out_whole(tmp_path):
     action = Field("int64", (2,), low=[0, -5], high=[10, 5])
-    store = filled(tmp_path / "store", Field("float32", (2,)), lambda random, n: random.uniform(-1, 1, (n, 2)).astype("float32"), action,
-                   acted=lambda random: random.integers([0, -5], [11, 6], (10, 2)))  # fmt: skip
+    store = filled(
+        tmp_path / "store",
+        Field("float32", (2,)),
+        lambda random, n: random.uniform(-1, 1, (n, 2)).astype("float32"),
+        action,
+        acted=lambda random: random.integers([0, -5], [11, 6], (10, 2)),
+    )
     learner = offrld.train("bc", store, steps=20, config=SMALL, threads=1)
     seen = store.episodes[0].observation
     policy = Policy(learner.export(tmp_path / "policy.onnx"))
@@ -187,8 +193,13 @@ def test_fields_of_any_name_are_trained_exported_and_served(algorithm, tmp_path)
     fields = {name: Field("float64" if i % 3 == 0 else "float32", (2,)) for i, name in enumerate(NAMES)}
     draw = lambda random, n: {name: random.normal(size=(n, 2)).astype(field.dtype) for name, field in fields.items()}  # noqa: E731
     discrete = algorithm == "dqn"
-    store = filled(tmp_path / "store", fields, draw, Field("int64", low=0, high=2) if discrete else ACTION,
-                   acted=(lambda random: random.integers(0, 3, 10)) if discrete else None)  # fmt: skip
+    store = filled(
+        tmp_path / "store",
+        fields,
+        draw,
+        Field("int64", low=0, high=2) if discrete else ACTION,
+        acted=(lambda random: random.integers(0, 3, 10)) if discrete else None,
+    )
     config = {"batch_size": 8, "observation_scaler.type": "standard"}
     learner = offrld.train(algorithm, store, steps=2, config=config, threads=1)
     path = learner.export(tmp_path / "policy.onnx")
@@ -205,8 +216,9 @@ def test_fields_of_any_name_are_trained_exported_and_served(algorithm, tmp_path)
         np.testing.assert_allclose(policy.act({name: value[0] for name, value in seen.items()}), expected, atol=1e-5)
         return
     np.testing.assert_allclose(policy.predict(seen), learner.predict(seen), atol=1e-5)
-    np.testing.assert_allclose([policy.act({name: value[i] for name, value in seen.items()}) for i in range(4)], learner.predict(seen),
-                               atol=1e-5)  # fmt: skip
+    np.testing.assert_allclose(
+        [policy.act({name: value[i] for name, value in seen.items()}) for i in range(4)], learner.predict(seen), atol=1e-5
+    )
     assert np.array_equal(offrld.load(tmp_path / "run.safetensors").predict(seen), learner.predict(seen))
 
 

@@ -206,10 +206,14 @@ class FlippedChoice(Discrete):
 @pytest.mark.parametrize(
     ("module", "discrete", "reason"),
     [
-        (Dropout(), False, "differs"), (TracedWrong(), False, "differs"), (WrongScores(), True, "differs"),
-        (FlippedChoice(), True, "differs"), (Discrete(), False, "int64"), (Continuous(), True, "float32"),
+        (Dropout(), False, "differs"),
+        (TracedWrong(), False, "differs"),
+        (WrongScores(), True, "differs"),
+        (FlippedChoice(), True, "differs"),
+        (Discrete(), False, "int64"),
+        (Continuous(), True, "float32"),
     ],
-)  # fmt: skip
+)
 def test_an_export_that_is_not_the_network_fails_and_leaves_what_was_there(tmp_path, module, discrete, reason):
     path = tmp_path / "policy.onnx"
     path.write_bytes(b"the former policy")

@@ -84,9 +84,12 @@ def on_whole_windows(learner: Learner, observations, rewards, actions, target: f
         scaled = [scale.action(torch.as_tensor(a)).numpy() for a in actions]
         action = window([*scaled, np.zeros(2, np.float32)], (2,))
     given = SimpleNamespace(
-        observation=window(observation.numpy(), (3,)), action=action, returns_to_go=window(returns),
-        timesteps=window(np.arange(1, steps + 1), (), torch.int64), mask=window(np.ones(steps)),
-    )  # fmt: skip
+        observation=window(observation.numpy(), (3,)),
+        action=action,
+        returns_to_go=window(returns),
+        timesteps=window(np.arange(1, steps + 1), (), torch.int64),
+        mask=window(np.ones(steps)),
+    )
     params = {name: value[0] for name, value in learner.state.params.items()}
     out = learner.nets.actor(params, given)[0, -1].detach()
     return out.numpy() if discrete else scale.action.reverse(out).clamp(-2, 2).numpy()
@@ -167,8 +170,14 @@ def test_any_user_of_onnxruntime_can_step_it_by_feeding_the_context_back(files):
     session = onnxruntime.InferenceSession(str(made.path), providers=["CPUExecutionProvider"])
     inputs = {i.name: i for i in session.get_inputs()}
     assert list(inputs) == [
-        "observation", "reward", "target_return", "context.observation", "context.action", "context.return_to_go", "context.length",
-    ]  # fmt: skip
+        "observation",
+        "reward",
+        "target_return",
+        "context.observation",
+        "context.action",
+        "context.return_to_go",
+        "context.length",
+    ]
     assert [o.name for o in session.get_outputs()] == ["action", *(f"next_{n}" for n in inputs if n.startswith("context."))]
     metadata = {p.key: json.loads(p.value) for p in onnx.load(made.path).metadata_props}
     assert metadata["offrl.format"] == 2
@@ -180,8 +189,11 @@ def test_any_user_of_onnxruntime_can_step_it_by_feeding_the_context_back(files):
     policy = Policy(made.path)
     policy.reset(3.0)
     for t in range(STEPS):
-        given = {"observation": observations[t : t + 1].astype(np.float32), "target_return": np.array([3.0], np.float32),
-                 "reward": np.array([rewards[t - 1] if t else 0.0], np.float32)}  # fmt: skip
+        given = {
+            "observation": observations[t : t + 1].astype(np.float32),
+            "target_return": np.array([3.0], np.float32),
+            "reward": np.array([rewards[t - 1] if t else 0.0], np.float32),
+        }
         action, *following = session.run(None, given | context)
         context = dict(zip(context, following, strict=True))
         np.testing.assert_array_equal(action[0], policy.act(observations[t], rewards[t - 1] if t else 0.0))
@@ -228,17 +240,22 @@ def test_a_context_that_is_not_the_networks_fails_the_export(files, tmp_path):
 
 def test_several_fields_images_and_stacked_frames(tmp_path):
     schema = Schema(
-        observation={"camera": Field("uint8", (1, 36, 36)), "arm": Field("float32", (2,))}, action=Field("float32", (1,), low=-1, high=1),
+        observation={"camera": Field("uint8", (1, 36, 36)), "arm": Field("float32", (2,))},
+        action=Field("float32", (1,), low=-1, high=1),
         reward=Field("float32"),
-    )  # fmt: skip
+    )
     store, random = EpisodeStore.create(tmp_path / "store", schema), np.random.default_rng(0)
     with store.writer() as writer:
         for _ in range(3):
             episode = {"camera": random.integers(0, 255, (7, 1, 36, 36)).astype("u1"), "arm": random.normal(size=(7, 2)).astype("f4")}
-            writer.append(Episode(
-                observation=episode, action=random.uniform(-1, 1, (6, 1)).astype("f4"),
-                reward=np.ones(6, np.float32), terminated=False,
-            ))  # fmt: skip
+            writer.append(
+                Episode(
+                    observation=episode,
+                    action=random.uniform(-1, 1, (6, 1)).astype("f4"),
+                    reward=np.ones(6, np.float32),
+                    terminated=False,
+                )
+            )
     store = EpisodeStore.open(tmp_path / "store")
     learner = learner_of("decision_transformer", store, frame_stack=2, **{"encoder.feature_size": 8})
     learner.run(1)

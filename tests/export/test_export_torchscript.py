@@ -140,8 +140,14 @@ def test_the_metadata_are_those_of_the_onnx_file_and_name_the_inputs_in_order(ra
     told = metadata_of(ran["transformer"].folder / "policy.pt")
     names = [each["name"] for each in told["inputs"]]
     assert names == [
-        "observation", "reward", "target_return", "context.observation", "context.action", "context.return_to_go", "context.length",
-    ]  # fmt: skip
+        "observation",
+        "reward",
+        "target_return",
+        "context.observation",
+        "context.action",
+        "context.return_to_go",
+        "context.length",
+    ]
     assert told["inputs"][3] == {"name": "context.observation", "dtype": "float32", "shape": [4, 4]}
     assert told["outputs"] == ["action", *("next_" + name for name in names if name.startswith("context."))]
     onnx = next((ran["transformer"].folder / "run").rglob("*.onnx"))
@@ -213,10 +219,24 @@ def test_the_program_of_the_documentation_acts_as_the_network_does(continuous_st
     (tmp_path / "main.cpp").write_text(program)
     root = Path(torch.__file__).parent  # its headers and libraries are libtorch
     subprocess.run(
-        ["g++", "-std=c++20", f"-I{root}/include", f"-I{root}/include/torch/csrc/api/include", "main.cpp", f"-L{root}/lib",
-         f"-Wl,-rpath,{root}/lib", "-ltorch", "-ltorch_cpu", "-lc10", "-o", "main"],
-        cwd=tmp_path, check=True, timeout=400,
-    )  # fmt: skip
+        [
+            "g++",
+            "-std=c++20",
+            f"-I{root}/include",
+            f"-I{root}/include/torch/csrc/api/include",
+            "main.cpp",
+            f"-L{root}/lib",
+            f"-Wl,-rpath,{root}/lib",
+            "-ltorch",
+            "-ltorch_cpu",
+            "-lc10",
+            "-o",
+            "main",
+        ],
+        cwd=tmp_path,
+        check=True,
+        timeout=400,
+    )
     module = learner_of("td3_bc", continuous_store).policy(0)
     export_torchscript(module, tmp_path / "policy.pt", observation=("float32", (3,)), discrete=False, metadata={"job": "j7"})
     printed = subprocess.run(["./main"], cwd=tmp_path, check=True, capture_output=True, text=True, timeout=180).stdout

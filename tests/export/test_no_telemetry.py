@@ -41,8 +41,12 @@ def policy_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from offrld.importers import import_into
 
     generator = np.random.default_rng(0)
-    arrays = {"observations": generator.normal(size=(40, 3)).astype("f4"), "actions": generator.uniform(-1, 1, (40, 1)).astype("f4"),
-              "rewards": np.ones(40, "f4"), "terminals": np.arange(40) % 10 == 9}  # fmt: skip
+    arrays = {
+        "observations": generator.normal(size=(40, 3)).astype("f4"),
+        "actions": generator.uniform(-1, 1, (40, 1)).astype("f4"),
+        "rewards": np.ones(40, "f4"),
+        "terminals": np.arange(40) % 10 == 9,
+    }
     folder = tmp_path_factory.mktemp("policy")
     data, path = import_into(arrays, folder / "store"), folder / "policy.onnx"
     offrld.train("bc", data, steps=1, config={"batch_size": 8}, threads=1).export(path)

@@ -44,8 +44,8 @@ keep_free_bytes = 0
 max_bytes = 65536
 keep = 1
 """
-IN_FLIGHT = 40           # of a connection: below the daemon's limit, so that most are looked at and not refused
-SWEEP = 20               # batches between two removals of what the sessions have made
+IN_FLIGHT = 40  # of a connection: below the daemon's limit, so that most are looked at and not refused
+SWEEP = 20  # batches between two removals of what the sessions have made
 TRANSIENT = ("run", "cache")
 
 
@@ -229,9 +229,8 @@ def held(state: Path) -> list[str]:
         inner = Path(folder).relative_to(state)
         found += [str(inner / name) for name in (*folders, *files)]
     return sorted(
-        name for name in found
-        if Path(name).parts[0] not in TRANSIENT and not Path(name).name.startswith(("audit.log", "queue.sqlite"))
-    )  # fmt: skip
+        name for name in found if Path(name).parts[0] not in TRANSIENT and not Path(name).name.startswith(("audit.log", "queue.sqlite"))
+    )
 
 
 def run(messages: int, seed: int = 0, report=lambda fuzz: None) -> dict:
@@ -261,13 +260,17 @@ def run(messages: int, seed: int = 0, report=lambda fuzz: None) -> dict:
             assert "Traceback" not in said, said[-3000:]
             pings = sorted(fuzz.pings)
             return {
-                "recorded": len(recorded), "messages": fuzz.sent, "seconds": round(seconds, 1),
+                "recorded": len(recorded),
+                "messages": fuzz.sent,
+                "seconds": round(seconds, 1),
                 "answers": dict(fuzz.answers.most_common()),
-                "pings": len(pings), "ping p99, ms": round(1e3 * pings[int(0.99 * len(pings))], 1),
+                "pings": len(pings),
+                "ping p99, ms": round(1e3 * pings[int(0.99 * len(pings))], 1),
                 "longest, ms": round(1e3 * pings[-1], 1),
-                "memory at first, MB": round(fuzz.memory[0][1] / 1e6, 1), "at last, MB": round(fuzz.memory[-1][1] / 1e6, 1),
+                "memory at first, MB": round(fuzz.memory[0][1] / 1e6, 1),
+                "at last, MB": round(fuzz.memory[-1][1] / 1e6, 1),
                 "slope, bytes a message": round(fuzz.slope(), 3),
-            }  # fmt: skip
+            }
         finally:
             daemon.close()
 

@@ -9,8 +9,8 @@ import socket_wire
 from wire_checks import check
 from wire_mutations import HEADERS, bodies, mutate
 
-MESSAGES = 10_000        # read in this process
-SENT = 5_000             # to a daemon
+MESSAGES = 10_000  # read in this process
+SENT = 5_000  # to a daemon
 
 
 def test_an_example_of_every_request_is_read_as_it_was_written() -> None:

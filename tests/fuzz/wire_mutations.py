@@ -20,20 +20,28 @@ ODD: list[Any] = [
     [None] * 300, [[[[[[[[[[[[[[[[[[]]]]]]]]]]]]]]]]]], msgpack.ExtType(4, b"x"), msgpack.ExtType(127, b"\0" * 8),
     "ping", "submit", "train",
 ]  # fmt: skip
-HEADERS = [b"\xdd\xff\xff\xff\xff", b"\xdf\xff\xff\xff\xff", b"\xdb\xff\xff\xff\xff", b"\xc6\xff\xff\xff\xff",
-           b"\xc9\xff\xff\xff\xff\x01", b"\xc1"]  # fmt: skip
+HEADERS = [
+    b"\xdd\xff\xff\xff\xff",
+    b"\xdf\xff\xff\xff\xff",
+    b"\xdb\xff\xff\xff\xff",
+    b"\xc6\xff\xff\xff\xff",
+    b"\xc9\xff\xff\xff\xff\x01",
+    b"\xc1",
+]
 
 
 def examples() -> list[wire.Request]:
     """At least one request of every type."""
     entry = wire.FileEntry(path="a/b.bin", size=3, sha256="0" * 64)
     special = [
-        wire.Submit(spec=TRAIN, key="k", after=["job"]), wire.Submit(spec=ImportSpec(dataset="recorded", upload="u")),
+        wire.Submit(spec=TRAIN, key="k", after=["job"]),
+        wire.Submit(spec=ImportSpec(dataset="recorded", upload="u")),
         wire.Submit(spec=ImportSpec(dataset="recorded", path="/tmp/x", append=True)),
         wire.Submit(spec=ExportSpec(job="job", seed=1, step=2)),
-        wire.Submit(spec=DatasetExportSpec(dataset="recorded", format="npz")), wire.OpenUpload(upload="u", files=[entry]),
+        wire.Submit(spec=DatasetExportSpec(dataset="recorded", format="npz")),
+        wire.OpenUpload(upload="u", files=[entry]),
         wire.WriteChunk(upload="u", path="a/b.bin", offset=0, data=b"abc", crc32=0x352441C2),
-    ]  # fmt: skip
+    ]
     given = {"job": "job", "upload": "u", "name": "recorded", "path": "x", "offset": 0, "size": 1, "cursor": 1, "wait_s": 0.0}
     found = list(special)
     for kind in rights.LEAST:
@@ -94,7 +102,7 @@ def _value(value: Any, chance: random.Random) -> Any:
     if isinstance(value, str) and value and chance.random() < 0.4:
         return value[: chance.randrange(len(value))] + chance.choice(("", "\0", "/", "..", "ä", "-", value))
     if isinstance(value, int) and chance.random() < 0.4:
-        return value + chance.choice((-1, 1, 2**chance.randrange(63)))
+        return value + chance.choice((-1, 1, 2 ** chance.randrange(63)))
     return copy.deepcopy(chance.choice(ODD))
 
 

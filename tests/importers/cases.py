@@ -66,11 +66,17 @@ def episodes(case: str, *, final: bool = True) -> list[Episode]:
             acted = rng.integers(0, action.n, steps).astype(action.dtype)
         else:
             acted = (low + (high - low) * rng.uniform(size=(steps, *action.shape))).astype(action.dtype)
-        made.append(Episode(
-            {name: _rows(rng, field, seen) for name, field in observation.items()} if isinstance(observation, dict)
-            else _rows(rng, observation, seen),
-            acted, _rows(rng, reward, steps), terminated, {name: _rows(rng, field, steps) for name, field in extra.items()},
-        ))  # fmt: skip
+        made.append(
+            Episode(
+                {name: _rows(rng, field, seen) for name, field in observation.items()}
+                if isinstance(observation, dict)
+                else _rows(rng, observation, seen),
+                acted,
+                _rows(rng, reward, steps),
+                terminated,
+                {name: _rows(rng, field, steps) for name, field in extra.items()},
+            )
+        )
     return made
 
 

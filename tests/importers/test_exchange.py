@@ -119,9 +119,14 @@ def steps(trajectory, step, last):
     seen = np.stack([trajectory, step], -1).astype("f4")
     done = (step == last)[..., None]
     return {
-        "observation": seen, "action": step[..., None].astype("f4") / 10, "next/observation": seen + np.float32([0, 1]),
-        "next/reward": step[..., None].astype("f4"), "next/done": done, "next/terminated": done, "next/truncated": done & False,
-    }  # fmt: skip
+        "observation": seen,
+        "action": step[..., None].astype("f4") / 10,
+        "next/observation": seen + np.float32([0, 1]),
+        "next/reward": step[..., None].astype("f4"),
+        "next/done": done,
+        "next/terminated": done,
+        "next/truncated": done & False,
+    }
 
 
 def lived(source):
@@ -266,8 +271,9 @@ def test_distances_as_floats_stay(tmp_path, camera):
 
 
 @pytest.mark.parametrize(
-    ("mode", "channels"), [("RGB", 1), ("RGBA", 1), ("RGBA", 3), ("LA", 1), ("CMYK", 3), ("I;16", 3)],
-)  # fmt: skip
+    ("mode", "channels"),
+    [("RGB", 1), ("RGBA", 1), ("RGBA", 3), ("LA", 1), ("CMYK", 3), ("I;16", 3)],
+)
 def test_a_picture_that_would_lose_something_is_refused(camera, mode, channels):
     grey = np.full((4, 6, 8), 7, np.uint16 if mode == "I;16" else np.uint8)
     path = camera(encoded(grey, "TIFF", None if mode == "I;16" else mode), channels)
@@ -327,10 +333,20 @@ def minari(root, space, observations, *, actions=None, action_space=None, **meta
         file["episode_0/actions"], file["episode_0/rewards"] = acted, np.zeros(len(acted))
         file["episode_0/terminations"], file["episode_0/truncations"] = np.arange(len(acted)) == len(acted) - 1, np.zeros(len(acted), bool)
     box = {"type": "Box", "dtype": "float32", "shape": [1], "low": [-1.0], "high": [1.0]}
-    (root / "data" / "metadata.json").write_text(json.dumps({
-        "total_episodes": 1, "total_steps": len(acted), "data_format": "hdf5", "observation_space": json.dumps(space),
-        "action_space": json.dumps(action_space or box), "dataset_id": "x-v0", "minari_version": "0.5.4", **metadata,
-    }))  # fmt: skip
+    (root / "data" / "metadata.json").write_text(
+        json.dumps(
+            {
+                "total_episodes": 1,
+                "total_steps": len(acted),
+                "data_format": "hdf5",
+                "observation_space": json.dumps(space),
+                "action_space": json.dumps(action_space or box),
+                "dataset_id": "x-v0",
+                "minari_version": "0.5.4",
+                **metadata,
+            }
+        )
+    )
     return root
 
 
@@ -360,8 +376,10 @@ SPACES = {
 def test_spaces_and_arrays_go_back_to_minari_as_they_came(tmp_path, case):
     space, arrays = SPACES[case]
     words = {"author": "me", "requirements": ["numpy"], "license": "MIT", "code_permalink": "https://x", "algorithm_name": "expert"}
-    spec = {"env_spec": json.dumps({"id": "Unheard-v3", "kwargs": {"map_name": "8x8"}, "max_episode_steps": 30}),
-            "eval_env_spec": json.dumps({"id": "Unheard-v4", "kwargs": {"a": 1}})}  # fmt: skip
+    spec = {
+        "env_spec": json.dumps({"id": "Unheard-v3", "kwargs": {"map_name": "8x8"}, "max_episode_steps": 30}),
+        "eval_env_spec": json.dumps({"id": "Unheard-v4", "kwargs": {"a": 1}}),
+    }
     source = minari(tmp_path / "x-v0", space, arrays, **words, **spec)
     said = []
     made = import_into(source, tmp_path / "store", message=said.append)

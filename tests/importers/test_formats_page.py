@@ -39,10 +39,15 @@ def make(path, format, *, fields=False, env_id=None):
             one = rng.integers(0, 255, (5, *pixels), np.uint8) if pixels else rng.normal(size=(5, 3)).astype(np.float32)
             actions = rng.integers(0, 3, 4) if pixels else rng.uniform(-1, 1, (4, 1)).astype(np.float32)
             writer.append(
-                Episode({"a": one, "b": np.ones((5, 2))} if fields else one, actions, np.ones(4, np.float32), terminated,
-                        {"cost": np.arange(4, dtype=np.int16)}),
+                Episode(
+                    {"a": one, "b": np.ones((5, 2))} if fields else one,
+                    actions,
+                    np.ones(4, np.float32),
+                    terminated,
+                    {"cost": np.arange(4, dtype=np.int16)},
+                ),
                 METADATA if not terminated else METADATA | {"index": 11},
-            )  # fmt: skip
+            )
     return store
 
 
@@ -87,15 +92,17 @@ def test_what_comes_back_is_what_the_page_says(tmp_path, format):
         yes(all("cost" in ours.extra and np.array_equal(ours.extra["cost"], theirs.extra["cost"]) for ours, theirs in pairs)),
         fields,
         space(format, again.schema.action == store.schema.action, known.metadata["bounds"].startswith("env:")),
-        "of a game" if format == "atari" and known.metadata["env_id"] == ENV_IDS[format]
+        "of a game"
+        if format == "atari" and known.metadata["env_id"] == ENV_IDS[format]
         else yes(known.metadata.get("env_id") == named.metadata["env_id"]),
         kept_metadata(again.episode_metadata(0), store.episode_metadata(0)),
     ]
     for ours, theirs in pairs:
         np.testing.assert_array_equal(ours.action, theirs.action)
         np.testing.assert_array_equal(ours.reward, theirs.reward)
-        first, second = (next(iter(each.observation.values())) if isinstance(each.observation, dict) else each.observation
-                         for each in (ours, theirs))  # fmt: skip
+        first, second = (
+            next(iter(each.observation.values())) if isinstance(each.observation, dict) else each.observation for each in (ours, theirs)
+        )
         np.testing.assert_array_equal(first[:4], second[:4])
     assert found == rows("after export and import")[format]
 

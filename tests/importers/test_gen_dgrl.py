@@ -68,9 +68,16 @@ def test_the_real_episodes_come_with_their_level_and_without_the_next_episode_s_
 
 @pytest.mark.parametrize(
     ("options", "limit"),
-    [({"capacity": 100}, 100), ({"capacity": 200, "percentile": 0.5}, 100), ({"percentile": 0.25}, 55), ({"capacity": 33}, 33),
-     ({"capacity": 1000}, 1000), ({"capacity": 500, "level_seed": 113}, 500), ({"capacity": 150, "max_episodes": 2}, 150)],
-)  # fmt: skip
+    [
+        ({"capacity": 100}, 100),
+        ({"capacity": 200, "percentile": 0.5}, 100),
+        ({"percentile": 0.25}, 55),
+        ({"capacity": 33}, 33),
+        ({"capacity": 1000}, 1000),
+        ({"capacity": 500, "level_seed": 113}, 500),
+        ({"capacity": 150, "max_episodes": 2}, 150),
+    ],
+)
 def test_capacity_percentile_and_level_take_what_the_benchmark_s_loader_takes(coinrun, tmp_path, options, limit):
     """O20: a share of the capacity, best episodes first, exactly so many transitions."""
     store = import_into(coinrun, tmp_path / "store", options=options)
@@ -151,9 +158,14 @@ def test_what_the_folder_cannot_hold_is_said_or_refused(tmp_path):
 
 @pytest.mark.parametrize(
     ("options", "part"),
-    [({"capacity": 0}, "capacity is 0"), ({"percentile": 1.5}, "percentile is 1.5"), ({"capacity_type": "x"}, "capacity_type is 'x'"),
-     ({"level_seed": "a"}, "level_seed is 'a'"), ({"capacities": 3}, "no option 'capacities'")],
-)  # fmt: skip
+    [
+        ({"capacity": 0}, "capacity is 0"),
+        ({"percentile": 1.5}, "percentile is 1.5"),
+        ({"capacity_type": "x"}, "capacity_type is 'x'"),
+        ({"level_seed": "a"}, "level_seed is 'a'"),
+        ({"capacities": 3}, "no option 'capacities'"),
+    ],
+)
 def test_options_that_cannot_be(coinrun, options, part):
     with pytest.raises(InvalidInput, match=part):
         open_source(coinrun, options=options)

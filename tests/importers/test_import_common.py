@@ -53,15 +53,19 @@ def test_one_bound_alone_and_one_number_for_all_dimensions(flat, tmp_path):
     ("options", "part"),
     [
         ({"action_low": [0, 1], "action_high": [1, 0.5]}, r"action_low\[1\] is 1 and action_high 0.5"),
-        ({"action_low": float("nan")}, "action_low is nan"), ({"action_low": "low"}, "action_low is 'low'"),
-        ({"action_low": []}, r"action_low is \[\]"), ({"action_low": [[1, 2]]}, "action_low is"),
+        ({"action_low": float("nan")}, "action_low is nan"),
+        ({"action_low": "low"}, "action_low is 'low'"),
+        ({"action_low": []}, r"action_low is \[\]"),
+        ({"action_low": [[1, 2]]}, "action_low is"),
         ({"action_low": [1, 2], "action_high": [3, 4, 5]}, "action_low has 2 values and action_high 3"),
         ({"action_low": [-1, -1, -1]}, "has 2 dimensions, the actions of the options have 3"),
         ({"action_high": -0.99}, r"actions\[\d+, \d\] is .*, outside \[-inf, -0.99\] of the options"),
-        ({"action_n": 0}, "action_n is 0"), ({"action_n": 2, "action_low": 0}, "are both given"),
-        ({"channels": "middle"}, "channels is 'middle'"), ({"chanels": "last"}, "has no option 'chanels'"),
+        ({"action_n": 0}, "action_n is 0"),
+        ({"action_n": 2, "action_low": 0}, "are both given"),
+        ({"channels": "middle"}, "channels is 'middle'"),
+        ({"chanels": "last"}, "has no option 'chanels'"),
     ],
-)  # fmt: skip
+)
 def test_options_that_cannot_be_are_refused_in_one_line(flat, tmp_path, options, part):
     with pytest.raises(InvalidInput, match=part) as caught:
         import_into(flat, tmp_path / "store", options=options)
@@ -154,11 +158,14 @@ def test_stores_episodes_and_tables_are_sources(flat, tmp_path, same_episodes):
     ("value", "part"),
     [
         (np.ma.masked_equal(np.arange(30.0).reshape(10, 3), 5), r"'observations'\[1, 2\] is masked"),
-        (np.zeros((10, 3), complex), "dtype complex128"), (np.zeros((10, 3), "M8[s]"), "dtype datetime64"),
-        (np.zeros((10, 3), object), "dtype object"), (np.full((10, 3), np.longdouble(1) / 3), "which no float64 holds"),
-        (["1.5"] * 10, "holds text: 1.5"), ([[1.0], [1.0, 2.0]] * 5, "differ in shape"),
+        (np.zeros((10, 3), complex), "dtype complex128"),
+        (np.zeros((10, 3), "M8[s]"), "dtype datetime64"),
+        (np.zeros((10, 3), object), "dtype object"),
+        (np.full((10, 3), np.longdouble(1) / 3), "which no float64 holds"),
+        (["1.5"] * 10, "holds text: 1.5"),
+        ([[1.0], [1.0, 2.0]] * 5, "differ in shape"),
     ],
-)  # fmt: skip
+)
 def test_what_holds_no_plain_numbers_is_refused(flat, tmp_path, value, part):
     with pytest.raises(InvalidInput, match=part):
         import_into({**flat, "observations": value}, tmp_path / "store")

@@ -195,9 +195,15 @@ def test_infos_are_kept_with_each_step_and_metadata_with_the_store(flat, write_h
     """J20: infos/* with a row per step become extra fields, metadata/* stands in the store's metadata; the rest is named."""
     qpos = np.arange(20.0).reshape(10, 2)
     content = {
-        "infos/qpos": qpos, "infos/deep/flag": np.arange(10) % 2 == 0, "infos/goal": np.zeros(3), "infos/note": "text",
-        "metadata/algorithm": "SAC", "metadata/policy/fc0/weight": np.zeros((256, 17)), "metadata/iteration": 7, "other": np.zeros(10),
-    }  # fmt: skip
+        "infos/qpos": qpos,
+        "infos/deep/flag": np.arange(10) % 2 == 0,
+        "infos/goal": np.zeros(3),
+        "infos/note": "text",
+        "metadata/algorithm": "SAC",
+        "metadata/policy/fc0/weight": np.zeros((256, 17)),
+        "metadata/iteration": 7,
+        "other": np.zeros(10),
+    }
     lines = []
     store = import_into(write_h5({**flat, **content}), tmp_path / "store", message=lines.append)
     assert "not imported: infos/goal, infos/note, other" in lines

@@ -91,9 +91,11 @@ def test_d3rlpy_v1_files_with_their_flag_for_discrete_actions(flat, write_h5, di
     episode_terminals = (flat["terminals"] | flat["timeouts"]).astype(np.float32)
     layout = {key: flat[key] for key in ("observations", "rewards")} | {
         "actions": np.array([0, 1] * 5, np.int32) if discrete else np.ones((10, 2), np.float32),
-        "terminals": flat["terminals"].astype(np.float32), "episode_terminals": episode_terminals,
-        "discrete_action": discrete, "version": "1.0",
-    }  # fmt: skip
+        "terminals": flat["terminals"].astype(np.float32),
+        "episode_terminals": episode_terminals,
+        "discrete_action": discrete,
+        "version": "1.0",
+    }
     with open_source(write_h5(layout, "old.h5")) as source:
         assert source.format == "d3rlpy" and source.metadata["source"]["version"] == "1.0"
         assert source.schema.action.discrete == discrete
@@ -220,8 +222,15 @@ def test_minari_s_jpeg_images_are_decoded_in_the_layout_of_their_space(write_min
         (path / "data" / "0").mkdir()
         vectors = [pa.FixedSizeListArray.from_arrays(np.zeros(4 * n, np.float32), n) for n in (3, 2)]
         observations = pa.StructArray.from_arrays([pa.array(encoded, pa.binary()), vectors[0]], ["camera", "state"])
-        table = pa.table({"observations": observations, "actions": vectors[1], "rewards": np.ones(4),
-                          "terminations": [False, False, True, False], "truncations": [False] * 4})  # fmt: skip
+        table = pa.table(
+            {
+                "observations": observations,
+                "actions": vectors[1],
+                "rewards": np.ones(4),
+                "terminations": [False, False, True, False],
+                "truncations": [False] * 4,
+            }
+        )
         with pa.OSFile(str(path / "data" / "0" / "part-0.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
             writer.write_table(table)
     with open_source(path) as source:
@@ -301,6 +310,17 @@ def test_a_damaged_store_is_refused(flat, tmp_path):
 
 def test_every_format_has_a_name_a_summary_and_says_what_it_needs():
     assert list(FORMATS) == [
-        "store", "minari", "atari", "torchrl", "lerobot", "gen_dgrl", "robomimic", "d3rlpy", "d4rl", "npz", "csv", "parquet",
-    ]  # fmt: skip
+        "store",
+        "minari",
+        "atari",
+        "torchrl",
+        "lerobot",
+        "gen_dgrl",
+        "robomimic",
+        "d3rlpy",
+        "d4rl",
+        "npz",
+        "csv",
+        "parquet",
+    ]
     assert all(each.summary and each.needs and each.name == name for name, each in FORMATS.items())

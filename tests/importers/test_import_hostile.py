@@ -113,6 +113,7 @@ def test_metadata_of_a_source_is_bounded_and_what_is_left_out_is_said(tmp_path, 
 # --- Memory ---
 def bombs(tmp_path, flat):
     """Small files that say much."""
+
     def archive(name, key, header, blocks):
         with zipfile.ZipFile(tmp_path / name, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as made:
             for each, value in flat.items():
@@ -191,14 +192,21 @@ def test_archives_hold_plain_members_each_once(tmp_path, flat):
 @pytest.mark.parametrize(
     ("text", "part"),
     [
-        ('{"a":' * 100_000 + "1" + "}" * 100_000, "nested more than 64 deep"), ("[" * 1_000_000, "nested more than 64 deep"),
-        ('{"a": Infinity}', "Infinity is no number of JSON"), ('{"a": NaN}', "NaN is no number"), ('{"a": 1e999}', "1e999 is beyond"),
-        ('{"a": 1' + "0" * 10_000 + "}", "a whole number of 10001 digits"), ('{"a": 1, "a": 2}', "'a' stands twice"),
-        ('"' + "x" * (17 << 20) + '"', "is larger than 16,777,216 bytes"), (b"\xff\xfe", "is not JSON"), ("{", "is not JSON"),
-        ("", "is not JSON"), ('"' + '\\"' * 4_000_000, "is not JSON"),
+        ('{"a":' * 100_000 + "1" + "}" * 100_000, "nested more than 64 deep"),
+        ("[" * 1_000_000, "nested more than 64 deep"),
+        ('{"a": Infinity}', "Infinity is no number of JSON"),
+        ('{"a": NaN}', "NaN is no number"),
+        ('{"a": 1e999}', "1e999 is beyond"),
+        ('{"a": 1' + "0" * 10_000 + "}", "a whole number of 10001 digits"),
+        ('{"a": 1, "a": 2}', "'a' stands twice"),
+        ('"' + "x" * (17 << 20) + '"', "is larger than 16,777,216 bytes"),
+        (b"\xff\xfe", "is not JSON"),
+        ("{", "is not JSON"),
+        ("", "is not JSON"),
+        ('"' + '\\"' * 4_000_000, "is not JSON"),
     ],
     ids=range(12),
-)  # fmt: skip
+)
 def test_json_is_bounded(text, part):
     with pytest.raises(InvalidInput, match=part) as caught:
         parse_json(text, "info.json")
@@ -228,8 +236,10 @@ def test_a_video_that_names_another_file_is_refused(tmp_path, kind):
     lists = {
         "hls": f"#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:6.0,\n{secret}\n#EXT-X-ENDLIST\n",
         "concat": f"ffconcat version 1.0\nfile {secret}\n",
-        "concat url": f"concat:{secret}", "sdp": "v=0\nm=video 5000 RTP/AVP 96\n", "empty": "",
-    }  # fmt: skip
+        "concat url": f"concat:{secret}",
+        "sdp": "v=0\nm=video 5000 RTP/AVP 96\n",
+        "empty": "",
+    }
     path = tmp_path / "film.mp4"
     path.write_text(lists[kind])
     column = frames.VideoFrames(path, (20, 3, 48, 64), 0.0, 10, "set", "camera")

@@ -36,15 +36,18 @@ def test_a_bad_value_costs_its_episode_alone(flat, tmp_path, same_episodes):
 
 @settings(max_examples=60, deadline=None)
 @given(
-    ends=st.lists(st.integers(0, 39), max_size=8), bad=st.lists(st.tuples(st.sampled_from("oar"), st.integers(0, 39)), max_size=6),
+    ends=st.lists(st.integers(0, 39), max_size=8),
+    bad=st.lists(st.tuples(st.sampled_from("oar"), st.integers(0, 39)), max_size=6),
     rows=st.integers(1, 9),
-)  # fmt: skip
+)
 def test_whatever_is_bad_the_others_are_kept(tmp_path_factory, ends, bad, rows):
     """However the blocks lie: the episodes without a bad row, and the rows of the others."""
     arrays = {
-        "observations": np.arange(40.0).reshape(-1, 1), "actions": np.linspace(-1, 1, 40).reshape(-1, 1), "rewards": np.arange(40.0),
+        "observations": np.arange(40.0).reshape(-1, 1),
+        "actions": np.linspace(-1, 1, 40).reshape(-1, 1),
+        "rewards": np.arange(40.0),
         "terminals": np.isin(np.arange(40), [*ends, 39]),
-    }  # fmt: skip
+    }
     stops = np.flatnonzero(arrays["terminals"]) + 1
     for key, row in bad:
         arrays[{"o": "observations", "a": "actions", "r": "rewards"}[key]][row] = np.inf
@@ -81,9 +84,11 @@ def test_an_epoch_whose_frames_are_cut_in_the_middle_keeps_what_is_there(tmp_pat
     rng, folder = np.random.default_rng(0), tmp_path / "epoch"
     folder.mkdir()
     arrays = {
-        "observation": rng.integers(0, 255, (400, 84, 84), np.uint8), "action": np.zeros(400, np.int32),
-        "reward": np.zeros(400, np.float32), "terminal": (np.arange(400) % 40 == 39).astype(np.uint8),
-    }  # fmt: skip
+        "observation": rng.integers(0, 255, (400, 84, 84), np.uint8),
+        "action": np.zeros(400, np.int32),
+        "reward": np.zeros(400, np.float32),
+        "terminal": (np.arange(400) % 40 == 39).astype(np.uint8),
+    }
     for name, array in arrays.items():
         with gzip.open(folder / f"{name}.gz", "wb", compresslevel=1) as file:
             np.lib.format.write_array(file, array)

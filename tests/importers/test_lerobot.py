@@ -82,8 +82,12 @@ def videos(formats, tmp_path):
     file = folder / "meta" / "episodes" / "chunk-000" / "file-000.parquet"
     table = pq.read_table(file)
     key = "videos/observation.images.top"
-    for part, values in {"chunk_index": [0] * 5, "file_index": [0] * 5, "from_timestamp": np.arange(5) * 10.0,
-                         "to_timestamp": np.arange(1, 6) * 10.0}.items():  # fmt: skip
+    for part, values in {
+        "chunk_index": [0] * 5,
+        "file_index": [0] * 5,
+        "from_timestamp": np.arange(5) * 10.0,
+        "to_timestamp": np.arange(1, 6) * 10.0,
+    }.items():
         table = table.append_column(f"{key}/{part}", pa.array(values))
     pq.write_table(table, file)
     encode(folder / "videos" / "observation.images.top" / "chunk-000" / "file-000.mp4", 1000)
@@ -154,11 +158,13 @@ def change(folder, **values):
         ({"data_path": "data/{chunk_index.__class__}"}, "has the data_path"),
         ({"data_path": "other/file-{file_index:03d}.parquet"}, r"holds no other/file-000\.parquet"),
         ({"features": {"action": {"dtype": "float32", "shape": [1]}}}, "has no feature 'observation.NAME'"),
-        ({"features": {"observation.state": {"dtype": "float32", "shape": [4]}, "action": {"dtype": "float32", "shape": [1]}}},
-         "has rows of"),
+        (
+            {"features": {"observation.state": {"dtype": "float32", "shape": [4]}, "action": {"dtype": "float32", "shape": [1]}}},
+            "has rows of",
+        ),
         ({"features": {"observation.state": {"dtype": "float32"}}}, "gives 'observation.state' no shape"),
     ],
-)  # fmt: skip
+)
 def test_folders_that_are_wrong_are_one_line(pendulum, tmp_path, values, part):
     change(pendulum, **values)
     with pytest.raises(InvalidInput, match=part) as error:
@@ -236,13 +242,17 @@ def test_ends_extras_and_several_files_come_back(tmp_path, same_episodes, monkey
         for number, steps in enumerate((3, 1, 4)):
             observation = {"camera": rng.integers(0, 256, (steps, 1, 6, 8), np.uint8), "arm": rng.normal(size=(steps, 2, 3))}
             extra = {"cost": np.arange(steps, dtype=np.int16), "force": rng.normal(size=(steps, 2)).astype(np.float32)}
-            writer.append(Episode(observation, rng.integers(0, 4, steps), rng.normal(size=steps), number != 1, extra),
-                          {"tasks": [f"task {number % 2}"]})  # fmt: skip
+            writer.append(
+                Episode(observation, rng.integers(0, 4, steps), rng.normal(size=steps), number != 1, extra),
+                {"tasks": [f"task {number % 2}"]},
+            )
     lines = []
     path = export_dataset(store, tmp_path / "out", "lerobot", message=lines.append)
     assert sorted(each.relative_to(path).as_posix() for each in path.glob("data/**/*.parquet")) == [
-        "data/chunk-000/file-000.parquet", "data/chunk-000/file-001.parquet", "data/chunk-001/file-000.parquet",
-    ]  # fmt: skip
+        "data/chunk-000/file-000.parquet",
+        "data/chunk-000/file-001.parquet",
+        "data/chunk-001/file-000.parquet",
+    ]
     again = import_into(path, tmp_path / "again")
     same_episodes(again.episodes, store.episodes)
     assert [again.episode_metadata(i)["tasks"] for i in range(3)] == [["task 0"], ["task 1"], ["task 0"]]
@@ -255,6 +265,8 @@ def test_final_observations_are_left_out_and_said(shared_data, tmp_path):
     again = import_into(export_dataset(store, tmp_path / "out", "lerobot", message=lines.append), tmp_path / "again")
     cut = sum(not each.terminated for each in store.episodes)
     assert again.step_count == store.step_count and again.transition_count == store.transition_count - cut
-    assert lines[1] == (f"LeRobot keeps no final observations: those of 104 episodes are left out, "
-                        f"and with them the last transition of {cut} truncated ones")  # fmt: skip
+    assert lines[1] == (
+        f"LeRobot keeps no final observations: those of 104 episodes are left out, "
+        f"and with them the last transition of {cut} truncated ones"
+    )
     assert again.schema.action.n == 2 and [each.terminated for each in again.episodes] == [each.terminated for each in store.episodes]

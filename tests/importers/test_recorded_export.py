@@ -28,8 +28,14 @@ def make(path, *, final: bool, discrete: bool = False, dtype: str = "float32", l
     with store.writer() as writer:
         for number, steps in enumerate(lengths):
             actions = rng.integers(0, 5, steps) if discrete else rng.uniform(-1, 1, (steps, 2)).astype("f4")
-            writer.append(Episode(rng.normal(size=(steps + final, 3)).astype(dtype), actions, rng.normal(size=steps).astype(dtype),
-                                  terminated=number % 2 == 0))  # fmt: skip
+            writer.append(
+                Episode(
+                    rng.normal(size=(steps + final, 3)).astype(dtype),
+                    actions,
+                    rng.normal(size=steps).astype(dtype),
+                    terminated=number % 2 == 0,
+                )
+            )
     return store
 
 
@@ -113,8 +119,9 @@ def test_d3rlpy_files_bring_back_all_but_final_observations(tmp_path, same_episo
         np.testing.assert_array_equal(ours.observation, theirs.observation[:-1])
         np.testing.assert_array_equal(ours.action, theirs.action)
         np.testing.assert_array_equal(ours.reward, theirs.reward)
-    assert lines == ["d3rlpy keeps no final observations: those of 5 episodes are left out, "
-                     "and with them the last transition of 2 truncated ones"]  # fmt: skip
+    assert lines == [
+        "d3rlpy keeps no final observations: those of 5 episodes are left out, and with them the last transition of 2 truncated ones"
+    ]
 
 
 @pytest.mark.parametrize(("name", "key"), [("cartpole", "actions_3"), ("pendulum", "observations_7")])
@@ -162,8 +169,9 @@ def test_what_a_format_cannot_hold_is_refused(tmp_path):
     for format in RECORDED:
         with pytest.raises(InvalidInput, match="several action fields"):
             export_dataset(two, tmp_path / "x", format)
-    fields = EpisodeStore.create(tmp_path / "f", Schema({"a": Field("float32", (1,)), "b": Field("int8")}, Field("float32", (1,)),
-                                                        extra={"logp": Field("float32")}))  # fmt: skip
+    fields = EpisodeStore.create(
+        tmp_path / "f", Schema({"a": Field("float32", (1,)), "b": Field("int8")}, Field("float32", (1,)), extra={"logp": Field("float32")})
+    )
     with fields.writer() as writer:
         writer.append(Episode({"a": [[0.0], [1.0]], "b": [3, 4]}, [[0.0]], [0.0], extra={"logp": [0.5]}))
         writer.append(Episode({"a": [[5.0], [1.0]], "b": [6, 4]}, [[0.0]], [0.0], True, extra={"logp": [0.5]}))

@@ -28,9 +28,10 @@ def lift(tmp_path):
         for number in range(12):
             steps = 3 + number % 4
             rows = {
-                "robot0_eef_pos": rng.normal(size=(steps + 1, 3)), "object": rng.normal(size=(steps + 1, 10)),
+                "robot0_eef_pos": rng.normal(size=(steps + 1, 3)),
+                "object": rng.normal(size=(steps + 1, 10)),
                 "agentview_image": rng.integers(0, 256, (steps + 1, 12, 10, 3), np.uint8),
-            }  # fmt: skip
+            }
             demo = data.create_group(f"demo_{number}")
             demo.attrs["num_samples"], demo.attrs["model_file"] = steps, "<mujoco/>" * 100
             for key, values in rows.items():
@@ -48,8 +49,10 @@ def test_demos_become_episodes_with_all_their_fields_and_final_observations(lift
     lines = []
     store = import_into(lift, tmp_path / "store", message=lines.append)
     assert {name: (each.dtype.name, each.shape) for name, each in store.schema.observation.items()} == {
-        "agentview_image": ("uint8", (3, 12, 10)), "object": ("float64", (10,)), "robot0_eef_pos": ("float64", (3,)),
-    }  # fmt: skip
+        "agentview_image": ("uint8", (3, 12, 10)),
+        "object": ("float64", (10,)),
+        "robot0_eef_pos": ("float64", (3,)),
+    }
     assert store.metadata["source_attributes"]["env_args"] == ENV_ARGS and store.metadata["env_id"] is None
     with h5py.File(lift) as file:
         for number, episode in enumerate(store.episodes):
@@ -105,11 +108,16 @@ def test_ends_and_single_fields_go_there_and_back(tmp_path, compress):
     path = export_dataset(store, tmp_path / "x.hdf5", "robomimic", compress=compress, message=lines.append)
     again = import_into(path, tmp_path / "again")
     assert [(each.steps, each.terminated, each.final_missing) for each in again.episodes] == [
-        (3, True, False), (3, False, False), (3, True, False), (2, False, False),
-    ]  # fmt: skip
+        (3, True, False),
+        (3, False, False),
+        (3, True, False),
+        (2, False, False),
+    ]
     assert again.schema.same_fields(store.schema) and again.metadata["env_id"] == "Unheard-v0"
-    assert lines == ["1 terminated episodes lack their final observation: the last one is repeated there",
-                     "1 truncated episodes lack their final observation: they end one step earlier"]  # fmt: skip
+    assert lines == [
+        "1 terminated episodes lack their final observation: the last one is repeated there",
+        "1 truncated episodes lack their final observation: they end one step earlier",
+    ]
 
 
 def change(path, action):
@@ -120,6 +128,7 @@ def change(path, action):
 
 def test_dones_in_the_middle_of_a_demo_do_not_cut_it(lift):
     """``done_mode`` 0 marks every step in a success state."""
+
     def mark(file):
         file["data/demo_2/dones"][:] = 1
 

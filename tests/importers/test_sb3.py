@@ -41,8 +41,9 @@ def collected(algorithm, env_id, steps, buffer_size=10_000, *, n_envs=1, **optio
     vector = stable_baselines3.common.vec_env.DummyVecEnv([lambda env=env: env for env in envs])
     kind = getattr(stable_baselines3, algorithm)
     policy = "MultiInputPolicy" if isinstance(envs[0].observation_space, gymnasium.spaces.Dict) else "MlpPolicy"
-    model = kind(policy, vector, buffer_size=buffer_size, learning_starts=10**9, seed=0, device="cpu", policy_kwargs={"net_arch": [8]},
-                 **options)  # fmt: skip
+    model = kind(
+        policy, vector, buffer_size=buffer_size, learning_starts=10**9, seed=0, device="cpu", policy_kwargs={"net_arch": [8]}, **options
+    )
     model.learn(steps)
     return model, [[each for each in env.episodes if each[1]] for env in envs]
 

@@ -63,11 +63,15 @@ def test_a_csv_file_gives_the_episodes_that_it_was_written_from(shared_data, tmp
 def test_parquet_keeps_dtypes_lists_and_extras(shared_data, tmp_path, same_episodes):
     episodes = steps(shared_data, "pendulum-replay", 4)
     rows = {key: np.concatenate([getattr(each, key) for each in episodes]) for key in ("observation", "action", "reward")}
-    written = pa.table({
-        "state": pa.array(list(rows["observation"]), pa.list_(pa.float32())), "torque": pa.array(rows["action"][:, 0]),
-        "reward": pa.array(rows["reward"]), "temperature": pa.array(np.arange(len(rows["reward"]), dtype=np.int16)),
-        "trial": pa.array(np.repeat(range(4), [each.steps for each in episodes])),
-    })  # fmt: skip
+    written = pa.table(
+        {
+            "state": pa.array(list(rows["observation"]), pa.list_(pa.float32())),
+            "torque": pa.array(rows["action"][:, 0]),
+            "reward": pa.array(rows["reward"]),
+            "temperature": pa.array(np.arange(len(rows["reward"]), dtype=np.int16)),
+            "trial": pa.array(np.repeat(range(4), [each.steps for each in episodes])),
+        }
+    )
     pq.write_table(written, tmp_path / "log.parquet", row_group_size=150)
     lines = []
     mapped = {"observation": "state", "action": ["torque"], "reward": "reward", "episode": "trial", "extra": {"heat": "temperature"}}

@@ -81,15 +81,23 @@ def test_next_observations_in_another_order_than_the_observations_are_refused(ta
     head = "episode,{},{},action_0,reward\n0,1,2,4,3,.5,1\n0,3,4,6,5,.5,1\n"
     for before, after, options in (
         ("obs_x,obs_y", "next_obs_y,next_obs_x", {}),
-        ("obs_0,obs_1", "next_obs_1,next_obs_0",
-         {"map": "observation=obs_*,next_observation=next_obs_*,action=action_0,reward=reward,episode=episode"}),
-        ("obs_x,obs_y", "next_obs_y,next_obs_x",
-         {"map": "observation.a=obs_*,next_observation.a=next_obs_*,action=action_0,reward=reward,episode=episode"}),
-    ):  # fmt: skip
+        (
+            "obs_0,obs_1",
+            "next_obs_1,next_obs_0",
+            {"map": "observation=obs_*,next_observation=next_obs_*,action=action_0,reward=reward,episode=episode"},
+        ),
+        (
+            "obs_x,obs_y",
+            "next_obs_y,next_obs_x",
+            {"map": "observation.a=obs_*,next_observation.a=next_obs_*,action=action_0,reward=reward,episode=episode"},
+        ),
+    ):
         with pytest.raises(InvalidInput, match=f"the observation has '{before[:5]}' where the next observation has '{after[:10]}'"):
             take(head.format(before, after), **options)
-    store, _ = take(head.format("obs_x,obs_y", "next_obs_y,next_obs_x"), map=(
-        "observation=obs_*,next_observation=next_obs_x+next_obs_y,action=action_0,reward=reward,episode=episode"))  # fmt: skip
+    store, _ = take(
+        head.format("obs_x,obs_y", "next_obs_y,next_obs_x"),
+        map=("observation=obs_*,next_observation=next_obs_x+next_obs_y,action=action_0,reward=reward,episode=episode"),
+    )
     assert seen(store) == [[[1, 2], [3, 4], [5, 6]]]
 
 
@@ -103,8 +111,10 @@ def test_columns_of_a_pattern_out_of_the_order_of_their_numbers_are_said(take):
 
 
 def test_a_name_twice_in_parquet_is_refused_where_a_field_takes_it(tmp_path):
-    table = pa.table([[0, 0], [1.0, 2], [3.0, 4], [0.5, 0.1], [1.0, 1], [7, 7], [8, 8]],
-                     names=["episode", "obs_0", "x", "action_0", "reward", "note", "note"])  # fmt: skip
+    table = pa.table(
+        [[0, 0], [1.0, 2], [3.0, 4], [0.5, 0.1], [1.0, 1], [7, 7], [8, 8]],
+        names=["episode", "obs_0", "x", "action_0", "reward", "note", "note"],
+    )
     pq.write_table(table, tmp_path / "log.parquet")
     lines = []
     import_into(tmp_path / "log.parquet", tmp_path / "store", message=lines.append)
@@ -197,8 +207,10 @@ def test_one_step_twice_in_an_episode_is_refused(take):
 
 def test_without_ids_steps_rise_up_to_each_end(take):
     head = "step,obs_0,action_0,reward,terminal\n"
-    for rows, part in (("1,1,.5,1,0\n0,2,.5,1,1\n", "row 3, column 'step' is 0 after 1"),
-                       ("0,1,.5,1,0\n1,2,.5,1,0\n0,3,.5,1,0\n1,4,.5,1,1\n", "row 4, column 'step' is 0 after 1")):  # fmt: skip
+    for rows, part in (
+        ("1,1,.5,1,0\n0,2,.5,1,1\n", "row 3, column 'step' is 0 after 1"),
+        ("0,1,.5,1,0\n1,2,.5,1,0\n0,3,.5,1,0\n1,4,.5,1,1\n", "row 4, column 'step' is 0 after 1"),
+    ):
         with pytest.raises(InvalidInput, match=part) as caught:
             take(head + rows)
         assert "episode=COLUMN" in caught.value.hint
@@ -244,10 +256,11 @@ def test_other_text_names_the_byte_and_the_option_that_reads_it(take):
     [
         (b"PK\x03\x04\x00\x00" * 9, "log.csv is no text: it holds zero bytes", InvalidInput),
         (ROWS.encode("utf-16-le"), "log.csv is no text: it holds zero bytes", InvalidInput),
-        (b"", "log.csv is empty", EmptyStore), (b"\n\n", "log.csv is empty", EmptyStore),
+        (b"", "log.csv is empty", EmptyStore),
+        (b"\n\n", "log.csv is empty", EmptyStore),
         (HEAD.encode(), "log.csv has a header and no row", EmptyStore),
     ],
-)  # fmt: skip
+)
 def test_what_is_no_table_says_so(take, content, part, kind):
     with pytest.raises(kind, match=part):
         take(content)
@@ -297,14 +310,17 @@ def test_whole_numbers_that_no_float_holds_are_refused(take, tmp_path):
 @pytest.mark.parametrize(
     ("name", "values", "why"),
     [
-        ("obs_0", [1.0, None, 3, 4], "is missing"), ("obs_0", pa.array([1, None, 3, 4], pa.int64()), "is missing"),
-        ("obs_0", pa.array([True, None, True, False]), "is missing"), ("action_0", [0.1, None, 0.2, 0.3], "is missing"),
-        ("action_0", pa.array([0, None, 1, 2], pa.int8()), "is missing"), ("reward", [1.0, None, 1, 1], "is missing"),
+        ("obs_0", [1.0, None, 3, 4], "is missing"),
+        ("obs_0", pa.array([1, None, 3, 4], pa.int64()), "is missing"),
+        ("obs_0", pa.array([True, None, True, False]), "is missing"),
+        ("action_0", [0.1, None, 0.2, 0.3], "is missing"),
+        ("action_0", pa.array([0, None, 1, 2], pa.int8()), "is missing"),
+        ("reward", [1.0, None, 1, 1], "is missing"),
         ("obs_0", [[1.0, 2], [1.0], [3.0, 4], [5.0, 6]], "has 1 values, the rows before it 2"),
         ("obs_0", [[1.0, 2], [1.0, None], [3.0, 4], [5.0, 6]], "has a value that is missing"),
         ("obs_0", [[1.0, 2], None, [3.0, 4], [5.0, 6]], "is missing"),
     ],
-)  # fmt: skip
+)
 def test_a_missing_value_costs_its_episode_on_request_and_is_named_else(tmp_path, name, values, why):
     columns = {"episode": [0, 0, 1, 1], "obs_0": [1.0, 2, 3, 4], "action_0": [0.1, 0.2, 0.3, 0.4], "reward": [1.0] * 4, name: values}
     pq.write_table(pa.table(columns), tmp_path / "log.parquet")
@@ -317,8 +333,13 @@ def test_a_missing_value_costs_its_episode_on_request_and_is_named_else(tmp_path
 
 
 def test_a_gap_in_an_extra_field_of_whole_numbers_is_not_filled(tmp_path):
-    columns = {"episode": [0, 0, 1, 1], "obs_0": [1.0, 2, 3, 4], "action_0": [0.1, 0.2] * 2, "reward": [1.0] * 4,
-               "n": pa.array([1, 2, None, 4], pa.int16())}  # fmt: skip
+    columns = {
+        "episode": [0, 0, 1, 1],
+        "obs_0": [1.0, 2, 3, 4],
+        "action_0": [0.1, 0.2] * 2,
+        "reward": [1.0] * 4,
+        "n": pa.array([1, 2, None, 4], pa.int16()),
+    }
     pq.write_table(pa.table(columns), tmp_path / "log.parquet")
     skipped = []
     mapped = {"map": "observation=obs_0,action=action_0,reward=reward,episode=episode,extra.n=n"}

@@ -103,8 +103,15 @@ def made(request, tmp_path):
             camera = rng.integers(0, 256, (steps + 1, 3, 4, 4), np.uint8)
             observation = {"arm": arm, "camera": camera} if discrete else arm.astype(np.float32)
             actions = rng.integers(0, 5, steps) if discrete else rng.uniform(-2, 2, (steps, 2)).astype(np.float32)
-            writer.append(Episode(observation, actions, rng.normal(size=steps).astype(np.float32), number % 2 == 0,
-                                  {"log_prob": rng.normal(size=steps).astype(np.float32)}))  # fmt: skip
+            writer.append(
+                Episode(
+                    observation,
+                    actions,
+                    rng.normal(size=steps).astype(np.float32),
+                    number % 2 == 0,
+                    {"log_prob": rng.normal(size=steps).astype(np.float32)},
+                )
+            )
     return store
 
 
@@ -123,8 +130,10 @@ def test_steps_without_their_next_observation_are_left_out_and_said(tmp_path):
     lines = []
     again = import_into(export_dataset(store, tmp_path / "out", "torchrl", message=lines.append), tmp_path / "again")
     assert [(each.steps, each.terminated) for each in again.episodes] == [(2, True), (1, False)]
-    assert lines == ["1 terminated episodes lack their final observation: the last one is repeated there",
-                     "1 truncated episodes lack their final observation: they end one step earlier"]  # fmt: skip
+    assert lines == [
+        "1 terminated episodes lack their final observation: the last one is repeated there",
+        "1 truncated episodes lack their final observation: they end one step earlier",
+    ]
 
 
 LOADS = """

@@ -13,7 +13,7 @@ from offrld.nets import onednn
 from offrld.nets.aligned import BOUNDARY, aligned
 from offrld.nets.linear import layers, linear, products
 
-OFFSETS = (4, 8, 16, 32, 60)   # bytes off a boundary
+OFFSETS = (4, 8, 16, 32, 60)  # bytes off a boundary
 LINEARS = ["torch", pytest.param("onednn", marks=pytest.mark.skipif(not onednn.present(), reason="this torch has no product of oneDNN"))]
 SIZES = [                      # rows, inputs, outputs
     (1, 5, 8), (3, 1, 17), (8, 5, 16), (32, 17, 6), (100, 23, 33), (257, 17, 256), (300, 100, 129), (256, 256, 1), (2500, 23, 64),

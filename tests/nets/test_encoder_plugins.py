@@ -13,7 +13,7 @@ from offrld import settings
 from offrld.nets import Encoder
 from offrld.nets.encoders import build, types
 
-PLUGIN = '''
+PLUGIN = """
 import torch
 from offrl.errors import InvalidInput
 from offrld.nets.linear import Linear
@@ -37,9 +37,14 @@ def build(name, view, encoder, action_size):
     if unknown:
         raise InvalidInput(f"encoder fourier does not know {sorted(unknown)}", hint="it takes features")
     return Fourier(name, view[0], encoder.options.get("features", 16), action_size)
-'''
-POINTS = {"fourier": "offrl_test_fourier", "broken": "offrl_test_broken", "bare": "offrl_test_bare", "nothing": "offrl_test_nothing",
-          "vector": "offrl_test_broken"}  # fmt: skip
+"""
+POINTS = {
+    "fourier": "offrl_test_fourier",
+    "broken": "offrl_test_broken",
+    "bare": "offrl_test_bare",
+    "nothing": "offrl_test_nothing",
+    "vector": "offrl_test_broken",
+}
 
 
 @pytest.fixture

@@ -17,8 +17,18 @@ from offrld.nets.encoders import build
 
 SMALL = {"units": (7, 6), "filters": (4, 3, 2, 5, 2, 1), "channels": (3, 4), "feature_size": 9, "hidden_size": 11}
 VIEWS = {"vector": (5,), "image": (2, 12, 10), "fields": {"camera": (2, 12, 10), "pose": (3,), "depth": (1, 9, 9), "goal": (2,)}}
-NETWORKS = [("default", "vector"), ("vector", "vector"), ("dense", "vector"), ("simba", "vector"), ("default", "image"),
-            ("pixel", "image"), ("impala", "image"), ("default", "fields"), ("dense", "fields"), ("simba", "fields")]  # fmt: skip
+NETWORKS = [
+    ("default", "vector"),
+    ("vector", "vector"),
+    ("dense", "vector"),
+    ("simba", "vector"),
+    ("default", "image"),
+    ("pixel", "image"),
+    ("impala", "image"),
+    ("default", "fields"),
+    ("dense", "fields"),
+    ("simba", "fields"),
+]
 networks = pytest.mark.parametrize(("kind", "where"), NETWORKS, ids=lambda value: value)
 VARIANTS = [
     {}, {"batch_norm": True}, {"layer_norm": True}, {"batch_norm": True, "layer_norm": True, "last_activation": False},

@@ -19,7 +19,7 @@ from offrld.nets import (
     ResidualPolicy,
     SquashedNormal,
     SquashedNormalPolicy,
-)  # fmt: skip
+)
 
 D, A, B, K = 3, 2, 5, 4
 ENCODER = Encoder(units=(7, 6))

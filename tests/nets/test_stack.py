@@ -10,7 +10,7 @@ from offrld.nets import Encoder, stack
 from offrld.nets.encoders import build
 from offrld.nets.linear import layers, products
 
-BLOCKS = 2 * stack.ROWS + 200   # rows that are more than two blocks
+BLOCKS = 2 * stack.ROWS + 200  # rows that are more than two blocks
 PARTS = [
     ((300, 17),),
     ((300, 17), (300, 6)),            # joined

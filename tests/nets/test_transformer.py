@@ -25,21 +25,28 @@ def windows(discrete: bool, seed: int = 0) -> SimpleNamespace:
     mask = (place >= 1 - length[:, None]).to(torch.float64)
     return SimpleNamespace(
         observation=torch.randn(B, L, D, generator=random, dtype=torch.float64),
-        action=torch.randint(0, A, (B, L), generator=random) if discrete
+        action=torch.randint(0, A, (B, L), generator=random)
+        if discrete
         else torch.rand(B, L, A, generator=random, dtype=torch.float64) * 2 - 1,
         returns_to_go=torch.randn(B, L, generator=random, dtype=torch.float64) * 3,
         timesteps=((last[:, None] + place) * mask).to(torch.int64),
         mask=mask,
-    )  # fmt: skip
+    )
 
 
 def model_of(discrete: bool, position: str = "simple", heads: int = 2, activation: str = "gelu", **dropped) -> SequenceModel:
     settings = {"attention_dropout": 0.0, "residual_dropout": 0.0, "embedding_dropout": 0.0} | dropped
     return SequenceModel(
-        "actor", (D,), A, discrete=discrete, context_size=L, max_timestep=TIMESTEPS, encoder=Encoder(units=(16, 8)),
+        "actor",
+        (D,),
+        A,
+        discrete=discrete,
+        context_size=L,
+        max_timestep=TIMESTEPS,
+        encoder=Encoder(units=(16, 8)),
         transformer=Transformer(heads=heads, layers=3, activation=activation, position_encoding=position, **settings),
         embedding_activation="tanh" if discrete else None,
-    )  # fmt: skip
+    )
 
 
 def parameters(model: SequenceModel) -> dict[str, torch.Tensor]:
@@ -58,9 +65,18 @@ def test_it_is_the_plain_torch_transformer_on_every_real_step(discrete, position
     torch.set_default_dtype(torch.float64)
     try:
         plain = TorchDecisionTransformer(
-            D, A, discrete=discrete, context=L, timesteps=TIMESTEPS, units=(16, 8), heads=heads, layers=3, activation=activation,
-            position=position, embedding_activation="tanh" if discrete else None,
-        ).load(params, "actor")  # fmt: skip
+            D,
+            A,
+            discrete=discrete,
+            context=L,
+            timesteps=TIMESTEPS,
+            units=(16, 8),
+            heads=heads,
+            layers=3,
+            activation=activation,
+            position=position,
+            embedding_activation="tanh" if discrete else None,
+        ).load(params, "actor")
         expected = plain(window.observation, window.action, window.returns_to_go, window.timesteps, window.mask)
     finally:
         torch.set_default_dtype(torch.float32)
@@ -137,8 +153,9 @@ def test_several_models_are_mapped_as_each_is_alone():
 def test_initial_weights_of_the_blocks_are_small_and_do_not_depend_on_the_dtype():
     model = model_of(False)
     params = model.init(torch.Generator().manual_seed(0), torch.float64)
-    blocks = torch.cat([value.flatten() for name, value in params.items() if ".blocks." in name and name.endswith(".weight")
-                        and "norm" not in name])  # fmt: skip
+    blocks = torch.cat(
+        [value.flatten() for name, value in params.items() if ".blocks." in name and name.endswith(".weight") and "norm" not in name]
+    )
     assert blocks.std().item() == pytest.approx(0.02, rel=0.1)
     assert all((value == 0).all() for name, value in params.items() if ".blocks." in name and name.endswith(".bias"))
     assert all((value == 1).all() for name, value in params.items() if name.endswith("norm.weight"))

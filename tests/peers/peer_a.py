@@ -36,15 +36,31 @@ def minari(root, name):
             assert data.observation_space.contains(seen), f"{data.observation_space} does not contain {seen!r}"
         for t in range(len(episode.rewards)):
             assert data.action_space.contains(episode.actions[t]), f"{data.action_space} does not contain {episode.actions[t]!r}"
-        buffers.append(EpisodeBuffer(
-            id=i, observations=episode.observations, actions=episode.actions, rewards=list(episode.rewards),
-            terminations=list(episode.terminations), truncations=list(episode.truncations), infos=episode.infos or {},
-        ))  # fmt: skip
+        buffers.append(
+            EpisodeBuffer(
+                id=i,
+                observations=episode.observations,
+                actions=episode.actions,
+                rewards=list(episode.rewards),
+                terminations=list(episode.terminations),
+                truncations=list(episode.truncations),
+                infos=episode.infos or {},
+            )
+        )
     for form in ("hdf5", "parquet"):
         library.create_dataset_from_buffers(
-            name.replace("-v0", f"-{form}-v0"), buffers, env=None, observation_space=data.observation_space, action_space=data.action_space,
-            data_format=form, author="a", description="d", algorithm_name="r", code_permalink="c", author_email="e",
-        )  # fmt: skip
+            name.replace("-v0", f"-{form}-v0"),
+            buffers,
+            env=None,
+            observation_space=data.observation_space,
+            action_space=data.action_space,
+            data_format=form,
+            author="a",
+            description="d",
+            algorithm_name="r",
+            code_permalink="c",
+            author_email="e",
+        )
     return arrays
 
 

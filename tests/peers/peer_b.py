@@ -58,9 +58,14 @@ def robomimic(root, name):
     low = [key for key in keys if key not in pixels]
     obs_utils.initialize_obs_utils_with_obs_specs({"obs": {"low_dim": low, "rgb": pixels}})
     data = SequenceDataset(
-        str(root / name), obs_keys=keys, dataset_keys=("actions", "rewards", "dones"), load_next_obs=True, seq_length=1,
-        hdf5_cache_mode=None, hdf5_use_swmr=False,
-    )  # fmt: skip
+        str(root / name),
+        obs_keys=keys,
+        dataset_keys=("actions", "rewards", "dones"),
+        load_next_obs=True,
+        seq_length=1,
+        hdf5_cache_mode=None,
+        hdf5_use_swmr=False,
+    )
     items = [data[i] for i in range(len(data))]
     arrays = {key: np.concatenate([item[key] for item in items]) for key in ("actions", "rewards", "dones")}
     for group in ("obs", "next_obs"):

@@ -25,28 +25,28 @@ from offrl.connection import Connection
 from offrl.errors import Conflict, NoDaemon, Unknown
 from offrl.job import ImportSpec
 
-BASE, STREAM = "base", "stream"   # datasets: what jobs train on, what is appended to
-CHUNK = 256                       # bytes: small, so that many uploads are under way when the daemon dies
-ENDLESS = 10**9                   # updates of jobs that end by being cancelled only
-KILLED = {"worker_killed"}        # codes of errors that a killed worker leaves; "conflict" besides, where a job waited for such a one
+BASE, STREAM = "base", "stream"  # datasets: what jobs train on, what is appended to
+CHUNK = 256  # bytes: small, so that many uploads are under way when the daemon dies
+ENDLESS = 10**9  # updates of jobs that end by being cancelled only
+KILLED = {"worker_killed"}  # codes of errors that a killed worker leaves; "conflict" besides, where a job waited for such a one
 
 
 @dataclass
 class Ledger:
     """What was acknowledged. Threads share it; each entry is written once, by one of them."""
 
-    jobs: dict[str, tuple[str, Kind]] = field(default_factory=dict)              # key -> job, what it computes
-    repeated: int = 0                                                           # submissions under a key that was there
-    imports: dict[str, str] = field(default_factory=dict)                       # key -> job
-    datasets: dict[str, int] = field(default_factory=dict)                      # name -> number of its source
-    appended: dict[int, str] = field(default_factory=dict)                      # number of the source -> job that has succeeded
-    append_asked: set[int] = field(default_factory=set)                         # finished uploads whose append may or may not be done
-    cancelled: dict[str, int] = field(default_factory=dict)                     # job -> attempt when that was acknowledged
+    jobs: dict[str, tuple[str, Kind]] = field(default_factory=dict)  # key -> job, what it computes
+    repeated: int = 0  # submissions under a key that was there
+    imports: dict[str, str] = field(default_factory=dict)  # key -> job
+    datasets: dict[str, int] = field(default_factory=dict)  # name -> number of its source
+    appended: dict[int, str] = field(default_factory=dict)  # number of the source -> job that has succeeded
+    append_asked: set[int] = field(default_factory=set)  # finished uploads whose append may or may not be done
+    cancelled: dict[str, int] = field(default_factory=dict)  # job -> attempt when that was acknowledged
     removed_jobs: set[str] = field(default_factory=set)
     removed_datasets: set[str] = field(default_factory=set)
-    seen: dict[str, list[wire.Event]] = field(default_factory=dict)             # job -> events that a follower was given
-    resumed_uploads: int = 0                                                    # that went on in the middle
-    retried: int = 0                                                            # jobs queued again by hand after their worker was killed
+    seen: dict[str, list[wire.Event]] = field(default_factory=dict)  # job -> events that a follower was given
+    resumed_uploads: int = 0  # that went on in the middle
+    retried: int = 0  # jobs queued again by hand after their worker was killed
     problems: list[str] = field(default_factory=list)
 
 

@@ -48,9 +48,9 @@ stop_s = 5
 ENVIRONMENT = {"OFFRLD_CHECKPOINT_SECONDS": "0.2", "OMP_NUM_THREADS": "1"}  # instead of 60: jobs live for seconds
 # How long after a kill the next one comes, with its share: while the daemon starts and recovers, while workers load, amid training.
 MOMENTS = ((0.5, 0.0, 0.6), (0.2, 0.6, 3.0), (0.3, 3.0, 14.0))  # share, from, to [s]
-AT_ONCE = 0.15       # share of the daemon's deaths that take all its processes with them, as a power cut does
+AT_ONCE = 0.15  # share of the daemon's deaths that take all its processes with them, as a power cut does
 DRAIN_S = 900.0
-GONE_S = 30.0        # for workers to notice that their daemon is dead
+GONE_S = 30.0  # for workers to notice that their daemon is dead
 
 
 @dataclass
@@ -58,22 +58,22 @@ class Report:
     """What a storm did, and every promise that was broken."""
 
     daemon_kills: int = 0
-    at_once: int = 0                      # of these: together with all workers
+    at_once: int = 0  # of these: together with all workers
     worker_kills: int = 0
-    of_workers: Counter[str] = field(default_factory=Counter)   # what the killed worker was: train, import, spare, ...
+    of_workers: Counter[str] = field(default_factory=Counter)  # what the killed worker was: train, import, spare, ...
     seconds: float = 0.0
-    jobs: int = 0                         # acknowledged train jobs whose weights were compared
-    attempts: Counter[int] = field(default_factory=Counter)     # attempts that they took -> jobs
-    resumed: int = 0                      # of these: that went on from a checkpoint at least once
-    by_itself: int = 0                    # jobs queued again after their worker was killed, by the daemon
-    retried: int = 0                      # by hand, after as many kills in a row as the daemon allows
+    jobs: int = 0  # acknowledged train jobs whose weights were compared
+    attempts: Counter[int] = field(default_factory=Counter)  # attempts that they took -> jobs
+    resumed: int = 0  # of these: that went on from a checkpoint at least once
+    by_itself: int = 0  # jobs queued again after their worker was killed, by the daemon
+    retried: int = 0  # by hand, after as many kills in a row as the daemon allows
     repeated: int = 0
     imports: int = 0
     datasets: int = 0
     appends: int = 0
     cancels: int = 0
     removals: int = 0
-    events: int = 0                       # seen by followers
+    events: int = 0  # seen by followers
     resumed_uploads: int = 0
     problems: list[str] = field(default_factory=list)
 
@@ -103,9 +103,15 @@ def undisturbed(folder: Path, kinds: tuple[Kind, ...]) -> Weights:
 
 
 def storm(
-    folder: Path, kinds: tuple[Kind, ...], expected: Weights, daemon_kills: int, worker_kills: int, seed: int, pace: float = 1.0,
+    folder: Path,
+    kinds: tuple[Kind, ...],
+    expected: Weights,
+    daemon_kills: int,
+    worker_kills: int,
+    seed: int,
+    pace: float = 1.0,
     crowd: int = 2,
-) -> Report:  # fmt: skip
+) -> Report:
     """Kill so many daemons and workers; what became of everything.
 
     Args:
@@ -122,8 +128,15 @@ def storm(
         with service.start() as client:
             client.datasets.add(BASE, source(folder, 0))
             client.datasets.add(STREAM, source(folder, 1, 2))
-        actors = [Trainer(shared), Follower(shared), Follower(shared, 1), Canceller(shared),
-                  *(Uploader(shared, number) for number in range(crowd)), Remover(shared), Shepherd(shared)]  # fmt: skip
+        actors = [
+            Trainer(shared),
+            Follower(shared),
+            Follower(shared, 1),
+            Canceller(shared),
+            *(Uploader(shared, number) for number in range(crowd)),
+            Remover(shared),
+            Shepherd(shared),
+        ]
         for actor in actors:
             actor.start()
         _kill(service, shared, report, moments, daemon_kills, worker_kills, pace)

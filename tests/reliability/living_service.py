@@ -49,9 +49,13 @@ class Service:
     """
 
     def __init__(
-        self, folder: Path, settings: str = "", environment: dict[str, str] | None = None, program: Sequence[str] = PROGRAM,
+        self,
+        folder: Path,
+        settings: str = "",
+        environment: dict[str, str] | None = None,
+        program: Sequence[str] = PROGRAM,
         disk: Path | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.log, self.url = folder / "daemon.log", f"ipc://{folder}/offrld.sock"
         self.state = (disk or folder) / "state"  # as it is seen from here
         self.state.mkdir(parents=True, exist_ok=True)

@@ -246,9 +246,11 @@ def test_a_broken_database_is_refused_in_one_line_and_left_for_a_back_up(new_ser
     path = service.state / "queue.sqlite"
     whole = path.read_bytes()
     broken = {
-        "pages overwritten": whole[:8192] + np.random.default_rng(0).bytes(len(whole) - 8192), "cut in half": whole[: len(whole) // 2],
-        "emptied": b"", "not a database": b"something else" * 1000,
-    }[damage]  # fmt: skip
+        "pages overwritten": whole[:8192] + np.random.default_rng(0).bytes(len(whole) - 8192),
+        "cut in half": whole[: len(whole) // 2],
+        "emptied": b"",
+        "not a database": b"something else" * 1000,
+    }[damage]
     path.write_bytes(broken)
     jobs = sorted((service.state / "jobs").rglob("*"))
     status, lines = service.refused()
@@ -295,5 +297,3 @@ def test_the_way_out_that_a_message_names_is_written_down() -> None:
     operations = (HERE.parent.parent / "docs" / "operations.md").read_text()
     for words in ("disk is full", "cannot be written by this user", "put a back-up in its place"):
         assert words in operations
-
-

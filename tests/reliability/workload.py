@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 from offrl import Client
 from offrl.job import TrainSpec
 
-EPISODES, STEPS = 8, 25     # of a source
+EPISODES, STEPS = 8, 25  # of a source
 OBSERVATION, ACTION = 3, 2  # entries
 TINY = {"batch_size": 16}
 
@@ -35,7 +35,7 @@ def arrays(number: int, episodes: int = EPISODES) -> dict[str, np.ndarray]:
         "rewards": np.full(rows, number, np.float32),
         "terminals": np.zeros(rows, bool),
         "timeouts": timeouts,
-    }  # fmt: skip
+    }
 
 
 def source(folder: Path, number: int, episodes: int = EPISODES) -> Path:
@@ -58,9 +58,15 @@ class Kind:
 
     def spec(self, dataset: str, steps: int | None = None) -> TrainSpec:
         return TrainSpec(
-            algorithm=self.algorithm, dataset=dataset, steps=steps or self.steps, seeds=list(self.seeds), config={**TINY, **self.config},
-            runner="eager", device="cpu", threads=1,
-        )  # fmt: skip
+            algorithm=self.algorithm,
+            dataset=dataset,
+            steps=steps or self.steps,
+            seeds=list(self.seeds),
+            config={**TINY, **self.config},
+            runner="eager",
+            device="cpu",
+            threads=1,
+        )
 
 
 KINDS = (
@@ -87,7 +93,10 @@ def differences(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -
     """The names of tensors that are not equal to the last bit."""
     names = sorted(found.keys() | expected.keys())
     return [
-        name for name in names
-        if name not in found or name not in expected or found[name].tobytes() != expected[name].tobytes()
+        name
+        for name in names
+        if name not in found
+        or name not in expected
+        or found[name].tobytes() != expected[name].tobytes()
         or found[name].dtype != expected[name].dtype
-    ]  # fmt: skip
+    ]

@@ -57,10 +57,17 @@ def library(name: str) -> str:
 
 def environment(folder: Path) -> dict[str, str]:
     """The sanitizers first, every Python object in a block of its own, the build in front of what is installed."""
-    return {**os.environ, "LD_PRELOAD": f"{library('libasan.so')} {library('libubsan.so')}", "PYTHONMALLOC": "malloc",
-            "ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1",
-            "PYTHONPATH": os.pathsep.join(map(str, (folder / "datastore", HERE, ROOT, ROOT / "client"))),
-            "OFFRL_SANITIZED": str(folder), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    return {
+        **os.environ,
+        "LD_PRELOAD": f"{library('libasan.so')} {library('libubsan.so')}",
+        "PYTHONMALLOC": "malloc",
+        "ASAN_OPTIONS": "detect_leaks=0",
+        "UBSAN_OPTIONS": "print_stacktrace=1",
+        "PYTHONPATH": os.pathsep.join(map(str, (folder / "datastore", HERE, ROOT, ROOT / "client"))),
+        "OFFRL_SANITIZED": str(folder),
+        "OMP_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+    }
 
 
 def check_planted(settings: dict[str, str]) -> None:
@@ -81,8 +88,18 @@ def main(arguments: list[str]) -> int:
         settings = environment(folder)
         check_planted(settings)
         # --capture=sys: a report goes to file descriptor 2 just before the process ends, and must not be kept for later.
-        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "sanitized", "--capture=sys", HERE / "sanitized.py",
-                   *(arguments or ["tests/store"])]
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-p",
+            "no:cacheprovider",
+            "-p",
+            "sanitized",
+            "--capture=sys",
+            HERE / "sanitized.py",
+            *(arguments or ["tests/store"]),
+        ]
         return subprocess.run(command, cwd=ROOT, env=settings).returncode
 
 

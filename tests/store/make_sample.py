@@ -20,10 +20,15 @@ SCHEMA = Schema(
 def episode(steps: int, terminated: bool, missing: bool) -> Episode:
     rows = steps + (not missing)
     return Episode(
-        observation={"camera": (np.arange(rows * 16) % 251).astype(np.uint8).reshape(rows, 1, 4, 4),
-                     "state": np.arange(rows * 3, dtype=np.float32).reshape(rows, 3) / 4},
+        observation={
+            "camera": (np.arange(rows * 16) % 251).astype(np.uint8).reshape(rows, 1, 4, 4),
+            "state": np.arange(rows * 3, dtype=np.float32).reshape(rows, 3) / 4,
+        },
         action={"arm": np.linspace(-1, 1, steps * 2, dtype=np.float32).reshape(steps, 2), "grip": np.arange(steps) % 3},
-        reward=np.arange(steps) + 0.5, terminated=terminated, extra={"logp": -np.arange(steps, dtype=np.float16)})
+        reward=np.arange(steps) + 0.5,
+        terminated=terminated,
+        extra={"logp": -np.arange(steps, dtype=np.float16)},
+    )
 
 
 EPISODES = [episode(4, True, False), episode(3, False, True), episode(1, True, True), episode(2, False, False)]

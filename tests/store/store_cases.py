@@ -39,8 +39,9 @@ def same(left: Any, right: Any) -> bool:
 
 
 def same_episode(left: Episode, right: Episode) -> bool:
-    return left.terminated == right.terminated and all(same(getattr(left, name), getattr(right, name))
-                                                       for name in ("observation", "action", "reward", "extra"))
+    return left.terminated == right.terminated and all(
+        same(getattr(left, name), getattr(right, name)) for name in ("observation", "action", "reward", "extra")
+    )
 
 
 def check_numbered(store: EpisodeStore, first: int = 0) -> None:
@@ -51,10 +52,11 @@ def check_numbered(store: EpisodeStore, first: int = 0) -> None:
 
 # --- Random schemas and episodes --------------------------------------------------------------------------------------------------
 
-OBSERVATIONS = st.builds(Field, st.sampled_from(DTYPES),
-                         st.sampled_from([(), (1,), (3,), (17,), (1, 4, 4), (2, 3), (3, 20, 20)]))
-ACTIONS = st.one_of(st.builds(lambda dtype, n: Field(dtype, (), 0, n - 1), st.sampled_from(["int32", "int64", "uint8"]), st.integers(1, 9)),
-                    st.builds(Field, st.sampled_from(DTYPES), st.sampled_from([(1,), (6,), (), (2, 2)])))
+OBSERVATIONS = st.builds(Field, st.sampled_from(DTYPES), st.sampled_from([(), (1,), (3,), (17,), (1, 4, 4), (2, 3), (3, 20, 20)]))
+ACTIONS = st.one_of(
+    st.builds(lambda dtype, n: Field(dtype, (), 0, n - 1), st.sampled_from(["int32", "int64", "uint8"]), st.integers(1, 9)),
+    st.builds(Field, st.sampled_from(DTYPES), st.sampled_from([(1,), (6,), (), (2, 2)])),
+)
 
 
 def one_or_many(fields: st.SearchStrategy[Field]) -> st.SearchStrategy[Any]:
@@ -62,8 +64,13 @@ def one_or_many(fields: st.SearchStrategy[Field]) -> st.SearchStrategy[Any]:
 
 
 REWARDS = st.sampled_from([Field("float32"), Field("float64"), Field("int8"), Field("uint16"), Field("int64")])
-SCHEMAS = st.builds(Schema, one_or_many(OBSERVATIONS), one_or_many(ACTIONS), REWARDS,
-                    st.dictionaries(st.sampled_from(["logp", "info"]), OBSERVATIONS, max_size=2))
+SCHEMAS = st.builds(
+    Schema,
+    one_or_many(OBSERVATIONS),
+    one_or_many(ACTIONS),
+    REWARDS,
+    st.dictionaries(st.sampled_from(["logp", "info"]), OBSERVATIONS, max_size=2),
+)
 
 
 def rows(field: Field, count: int, noise: np.random.Generator) -> np.ndarray:
@@ -115,7 +122,7 @@ def drawn(seed: int, step: int, stream: int, total: int, count: int) -> list[int
     numbers = []
     for i in range(count):
         words = philox(seed, (i // 2, step & 0xFFFFFFFF, step >> 32, stream))
-        low, high = words[2 * (i % 2):2 * (i % 2) + 2]
+        low, high = words[2 * (i % 2) : 2 * (i % 2) + 2]
         numbers.append((high << 32 | low) * total >> 64)
     return numbers
 
@@ -123,8 +130,16 @@ def drawn(seed: int, step: int, stream: int, total: int, count: int) -> list[int
 class Oracle:
     """What a sampler over these episodes must give, worked out one transition at a time from the episodes themselves."""
 
-    def __init__(self, episodes: list[Episode], n_steps: int, gamma: float, frame_stack: int, stack_pad: str, next_action: bool,
-                 chosen: list[int] | None) -> None:
+    def __init__(
+        self,
+        episodes: list[Episode],
+        n_steps: int,
+        gamma: float,
+        frame_stack: int,
+        stack_pad: str,
+        next_action: bool,
+        chosen: list[int] | None,
+    ) -> None:
         self.n, self.gamma, self.k, self.pad = n_steps, gamma, frame_stack, stack_pad
         first_rows = np.cumsum([0] + [episode.steps + 1 for episode in episodes])
         self.transitions = []
@@ -141,12 +156,17 @@ class Oracle:
         reward = 0.0
         for i in range(t, end):
             reward += self.gamma ** (i - t) * float(episode.reward[i])
-        return {"observation": self.each(episode.observation, lambda rows: self.stack(rows, t)), "index": row,
-                "next_observation": self.each(episode.observation, lambda rows: self.stack(rows, end)),
-                "action": self.each(episode.action, lambda rows: rows[t]), "reward": reward,
-                "next_action": self.each(episode.action, lambda rows: rows[end] if end < episode.steps else np.zeros_like(rows[0])),
-                "terminal": float(episode.terminated and end == episode.steps), "discount": self.gamma ** (end - t),
-                "extra": self.each(episode.extra, lambda rows: rows[t])}
+        return {
+            "observation": self.each(episode.observation, lambda rows: self.stack(rows, t)),
+            "index": row,
+            "next_observation": self.each(episode.observation, lambda rows: self.stack(rows, end)),
+            "action": self.each(episode.action, lambda rows: rows[t]),
+            "reward": reward,
+            "next_action": self.each(episode.action, lambda rows: rows[end] if end < episode.steps else np.zeros_like(rows[0])),
+            "terminal": float(episode.terminated and end == episode.steps),
+            "discount": self.gamma ** (end - t),
+            "extra": self.each(episode.extra, lambda rows: rows[t]),
+        }
 
     @staticmethod
     def each(value: Any, take: Any) -> Any:

@@ -44,8 +44,15 @@ def main(path: str, run: int) -> None:
             for env in range(3):
                 episode, t = episodes[env], places[env]
                 last = t == episode.steps - 1
-                writer.step(episode.action[t], episode.reward[t], episode.observation[t + 1], last and episode.terminated,
-                            last and not episode.terminated, env=env, extra={"row": episode.extra["row"][t]})
+                writer.step(
+                    episode.action[t],
+                    episode.reward[t],
+                    episode.observation[t + 1],
+                    last and episode.terminated,
+                    last and not episode.terminated,
+                    env=env,
+                    extra={"row": episode.extra["row"][t]},
+                )
                 places[env] = t + 1
                 if last:
                     numbers[env], places[env] = numbers[env] + 1, 0

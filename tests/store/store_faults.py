@@ -33,9 +33,9 @@ class Disk:
         self.names = names
         self.at, self.failure, self.calls, self.dead = at, failure, 0, False
         self.random = random.Random(seed)
-        self.synced: dict[str, bytes] = {}                     # files with unsynced writes: what they held at the last sync
-        self.writes: dict[str, list[tuple[int, bytes]]] = {}   # and what was written since
-        self.replaced: dict[str, bytes] = {}                   # files that took the place of others: what those held
+        self.synced: dict[str, bytes] = {}  # files with unsynced writes: what they held at the last sync
+        self.writes: dict[str, list[tuple[int, bytes]]] = {}  # and what was written since
+        self.replaced: dict[str, bytes] = {}  # files that took the place of others: what those held
         self.patch = pytest.MonkeyPatch()
 
     def __enter__(self) -> Disk:
@@ -63,7 +63,7 @@ class Disk:
         if name.startswith("pwrite"):
             data = arguments[0] if name == "pwrite" else b"".join(arguments[0])
             if failing:
-                data = bytes(data)[:len(data) // 2]
+                data = bytes(data)[: len(data) // 2]
             if path not in self.synced:
                 with open(path, "rb") as file:
                     self.synced[path] = file.read()
@@ -78,8 +78,8 @@ class Disk:
         elif name == "punch":
             offset, length = arguments
             if path in self.synced:
-                lost = self.synced[path][offset:offset + length]
-                self.synced[path] = self.synced[path][:offset] + bytes(len(lost)) + self.synced[path][offset + length:]
+                lost = self.synced[path][offset : offset + length]
+                self.synced[path] = self.synced[path][:offset] + bytes(len(lost)) + self.synced[path][offset + length :]
             done = REAL[name](descriptor, offset, length)
         elif name == "fsync":  # of a folder
             self.replaced.clear()
@@ -91,7 +91,7 @@ class Disk:
             end = arguments[0]
             if path in self.synced:
                 self.synced[path] = self.synced[path][:end]
-                self.writes[path] = [(offset, data[:max(0, end - offset)]) for offset, data in self.writes[path]]
+                self.writes[path] = [(offset, data[: max(0, end - offset)]) for offset, data in self.writes[path]]
             done = REAL[name](descriptor, end)
         if not failing:
             return done
@@ -112,6 +112,6 @@ class Disk:
             for offset, data in self.writes[path]:
                 if data and self.random.random() < 0.5:
                     kept.extend(bytes(max(0, offset + len(data) - len(kept))))
-                    kept[offset:offset + len(data)] = data
+                    kept[offset : offset + len(data)] = data
             with open(path, "wb") as file:
                 file.write(kept)

@@ -14,5 +14,10 @@ def numbered_episode(number: int) -> Episode:
     noise = np.random.default_rng(number)
     steps = int(noise.integers(1, 40))
     missing = bool(number % 3 == 1)
-    return Episode(noise.standard_normal((steps + (not missing), 3), np.float32), noise.integers(0, 5, steps),
-                   noise.standard_normal(steps, np.float32), terminated=bool(number % 2), extra={"row": np.arange(steps) + 1000 * number})
+    return Episode(
+        noise.standard_normal((steps + (not missing), 3), np.float32),
+        noise.integers(0, 5, steps),
+        noise.standard_normal(steps, np.float32),
+        terminated=bool(number % 2),
+        extra={"row": np.arange(steps) + 1000 * number},
+    )

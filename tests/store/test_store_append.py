@@ -70,40 +70,47 @@ def test_what_one_sees_in_a_shell(tmp_path):
 
 def test_lists_and_exact_numbers_are_taken(tmp_path):
     lists = Episode([[0.1, 0.2, 0.3], [1, 2, 3]], [2], [0.5], True, {"row": [7]})
-    store = write(tmp_path / "s", SIMPLE, [
-        lists,
-        Episode(np.arange(6).reshape(2, 3), np.array([1], np.int64), np.array([3], np.uint8), False, {"row": np.array([1], np.int8)}),
-        Episode(np.asfortranarray(np.ones((2, 3), np.float16)), np.array([True]), [np.float32(1.5)], np.True_, {"row": np.array([1])}),
-        Episode(np.ones((2, 3), ">f4"), np.array([1], ">i2"), [1], False, {"row": np.array([5], ">i8")}),
-    ])
+    store = write(
+        tmp_path / "s",
+        SIMPLE,
+        [
+            lists,
+            Episode(np.arange(6).reshape(2, 3), np.array([1], np.int64), np.array([3], np.uint8), False, {"row": np.array([1], np.int8)}),
+            Episode(np.asfortranarray(np.ones((2, 3), np.float16)), np.array([True]), [np.float32(1.5)], np.True_, {"row": np.array([1])}),
+            Episode(np.ones((2, 3), ">f4"), np.array([1], ">i2"), [1], False, {"row": np.array([5], ">i8")}),
+        ],
+    )
     assert store.column("observation")[0].tolist() == np.float32([0.1, 0.2, 0.3]).tolist()
     assert store.column("observation")[2].tolist() == [0, 1, 2]
     assert store.column("reward")[[0, 2, 4, 6]].tolist() == [0.5, 3, 1.5, 1]
 
 
-@pytest.mark.parametrize("changes, message", [
-    ({"observation": np.full((5, 3), np.nan, np.float32)}, "episode 1, field observation, row 0: nan"),
-    ({"action": np.float32([[0, 0], [0, 0], [0, np.inf], [0, 0]])}, "episode 1, field action, row 2: inf"),
-    ({"reward": np.float32([0, -np.inf, 0, 0])}, "episode 1, field reward, row 1: -inf"),
-    ({"reward": [0, 1e39, 0, 0]}, "episode 1, field reward, row 1: inf"),
-    ({"action": np.float32([[0, 0], [0, 1.5], [0, 0], [0, 0]])}, "field action, row 1: 1.5 is outside the bounds -2.0 to 1.0"),
-    ({"action": np.float32([[0, -1.5], [0, 0], [0, 0], [-1.5, 0]])}, "field action, row 3: -1.5 is outside the bounds -1.0 to 1.0"),
-    ({"observation": np.zeros((5, 3))}, "float64 would be narrowed to float32"),
-    ({"observation": [np.zeros(3)] * 5}, "float64 would be narrowed"),
-    ({"observation": np.full((5, 3), 2**24 + 1)}, "row 0: 16777217 does not fit float32"),
-    ({"observation": np.zeros((6, 3), np.float32)}, "observation has 6 rows, due are 4 or 5 for 4 rewards"),
-    ({"observation": np.zeros((5, 4), np.float32)}, r"row has shape \(4,\), the schema says \(3,\)"),
-    ({"observation": [[1, 2, 3], [1, 2]]}, "not an array"),
-    ({"observation": {"a": np.zeros((5, 3))}}, "observation is a dict"),
-    ({"action": np.zeros((5, 2), np.float32)}, "action has 5 rows, due are 4"),
-    ({"action": np.zeros((4, 2), "U1")}, "dtype <U1 is not float32"),
-    ({"action": None}, "row has shape"),
-    ({"reward": np.zeros((4, 1), np.float32)}, "row has shape"),
-    ({"reward": 1.0}, "one number per step"),
-    ({"reward": []}, "no step"),
-    ({"terminated": None}, "terminated is None"),
-    ({"extra": {"x": [1, 2, 3, 4]}}, "unknown field x"),
-])
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"observation": np.full((5, 3), np.nan, np.float32)}, "episode 1, field observation, row 0: nan"),
+        ({"action": np.float32([[0, 0], [0, 0], [0, np.inf], [0, 0]])}, "episode 1, field action, row 2: inf"),
+        ({"reward": np.float32([0, -np.inf, 0, 0])}, "episode 1, field reward, row 1: -inf"),
+        ({"reward": [0, 1e39, 0, 0]}, "episode 1, field reward, row 1: inf"),
+        ({"action": np.float32([[0, 0], [0, 1.5], [0, 0], [0, 0]])}, "field action, row 1: 1.5 is outside the bounds -2.0 to 1.0"),
+        ({"action": np.float32([[0, -1.5], [0, 0], [0, 0], [-1.5, 0]])}, "field action, row 3: -1.5 is outside the bounds -1.0 to 1.0"),
+        ({"observation": np.zeros((5, 3))}, "float64 would be narrowed to float32"),
+        ({"observation": [np.zeros(3)] * 5}, "float64 would be narrowed"),
+        ({"observation": np.full((5, 3), 2**24 + 1)}, "row 0: 16777217 does not fit float32"),
+        ({"observation": np.zeros((6, 3), np.float32)}, "observation has 6 rows, due are 4 or 5 for 4 rewards"),
+        ({"observation": np.zeros((5, 4), np.float32)}, r"row has shape \(4,\), the schema says \(3,\)"),
+        ({"observation": [[1, 2, 3], [1, 2]]}, "not an array"),
+        ({"observation": {"a": np.zeros((5, 3))}}, "observation is a dict"),
+        ({"action": np.zeros((5, 2), np.float32)}, "action has 5 rows, due are 4"),
+        ({"action": np.zeros((4, 2), "U1")}, "dtype <U1 is not float32"),
+        ({"action": None}, "row has shape"),
+        ({"reward": np.zeros((4, 1), np.float32)}, "row has shape"),
+        ({"reward": 1.0}, "one number per step"),
+        ({"reward": []}, "no step"),
+        ({"terminated": None}, "terminated is None"),
+        ({"extra": {"x": [1, 2, 3, 4]}}, "unknown field x"),
+    ],
+)
 def test_what_does_not_fit_is_refused_with_its_place_and_nothing_is_written(tmp_path, changes, message):
     store = write(tmp_path / "s", BOX, [box_episode()])
     with pytest.raises(InvalidEpisode, match=message), store.writer() as writer:
@@ -112,11 +119,17 @@ def test_what_does_not_fit_is_refused_with_its_place_and_nothing_is_written(tmp_
     assert check(store.path) == []
 
 
-@pytest.mark.parametrize("action, message", [
-    (np.array([0, 5]), "row 1: 5 is outside the bounds 0 to 4"), ([-1, 0], "row 0: -1 is outside the bounds 0 to 4"),
-    (np.array([0, 2**32]), "row 1: 4294967296 does not fit int32"), (np.array([0.0, 1.0]), "float64 is not int32"),
-    (np.array([[0], [1]]), "shape"), (np.array([0, 2**63], np.uint64), "row 1: 9223372036854775808 does not fit"),
-])
+@pytest.mark.parametrize(
+    "action, message",
+    [
+        (np.array([0, 5]), "row 1: 5 is outside the bounds 0 to 4"),
+        ([-1, 0], "row 0: -1 is outside the bounds 0 to 4"),
+        (np.array([0, 2**32]), "row 1: 4294967296 does not fit int32"),
+        (np.array([0.0, 1.0]), "float64 is not int32"),
+        (np.array([[0], [1]]), "shape"),
+        (np.array([0, 2**63], np.uint64), "row 1: 9223372036854775808 does not fit"),
+    ],
+)
 def test_a_discrete_action_is_one_of_the_declared_choices(tmp_path, action, message):
     store = EpisodeStore.create(tmp_path / "s", SIMPLE)
     with pytest.raises(InvalidEpisode, match=message), store.writer() as writer:
@@ -127,8 +140,12 @@ def test_named_fields_must_all_be_there_and_of_one_length(tmp_path):
     schema = Schema({"a": Field("float32", (2,)), "b": Field("uint8", (1, 2, 2))}, Field("float32", (1,)))
     store = EpisodeStore.create(tmp_path / "s", schema)
     a, b = np.zeros((3, 2), np.float32), np.zeros((3, 1, 2, 2), np.uint8)
-    for observation, message in (({"a": a}, "observation.b is missing"), ({"a": a, "b": b, "c": a}, "unknown field c"), (a, "is one array"),
-                                 ({"a": a, "b": b[:2]}, "different numbers of rows")):
+    for observation, message in (
+        ({"a": a}, "observation.b is missing"),
+        ({"a": a, "b": b, "c": a}, "unknown field c"),
+        (a, "is one array"),
+        ({"a": a, "b": b[:2]}, "different numbers of rows"),
+    ):
         with pytest.raises(InvalidEpisode, match=message), store.writer() as writer:
             writer.append(Episode(observation, np.zeros((2, 1), np.float32), [0, 0]))
 
@@ -139,21 +156,29 @@ def test_extras_may_hold_what_is_not_finite(tmp_path):
     assert np.isnan(store.episodes[0].extra["logp"]).all()
 
 
-@pytest.mark.parametrize("make, message", [
-    (lambda: Field("complex64"), "complex64"), (lambda: Field("nothing"), "no dtype"), (lambda: Field("float32", (0,)), "shape"),
-    (lambda: Field("float32", (-1,)), "shape"), (lambda: Field("float32", (2,), low=[0, 0, 0]), "low"),
-    (lambda: Field("uint8", (), low=-1), "low -1"),
-    (lambda: Field("float32", (), low=1, high=0), "low 1.0 is above high 0.0"),
-    (lambda: Field("float32", low=float("nan")), "not a number"),
-    (lambda: Field("int32", (), 0, 2.5), "high 2.5"), (lambda: Field("float32").n, "not discrete"),
-    (lambda: Schema({}, Field("float32")), "observation is {}"), (lambda: Schema(Field("float32"), "x"), "action is x"),
-    (lambda: Schema({"a/b": Field("float32")}, Field("float32")), "'a/b'"),
-    (lambda: Schema({"..": Field("float32")}, Field("float32")), "'..'"),
-    (lambda: Schema(Field("float32"), Field("float32"), Field("float32", (2,))), "reward"),
-    (lambda: Schema(Field("float32"), Field("float32"), extra={"a": 1}), "extra"),
-    (lambda: Schema(Field("float32"), Field("float32"), metadata={"a": object()}), "metadata"),
-    (lambda: Schema(Field("float32"), Field("float32"), metadata={"a": float("nan")}), "metadata"),
-])
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: Field("complex64"), "complex64"),
+        (lambda: Field("nothing"), "no dtype"),
+        (lambda: Field("float32", (0,)), "shape"),
+        (lambda: Field("float32", (-1,)), "shape"),
+        (lambda: Field("float32", (2,), low=[0, 0, 0]), "low"),
+        (lambda: Field("uint8", (), low=-1), "low -1"),
+        (lambda: Field("float32", (), low=1, high=0), "low 1.0 is above high 0.0"),
+        (lambda: Field("float32", low=float("nan")), "not a number"),
+        (lambda: Field("int32", (), 0, 2.5), "high 2.5"),
+        (lambda: Field("float32").n, "not discrete"),
+        (lambda: Schema({}, Field("float32")), "observation is {}"),
+        (lambda: Schema(Field("float32"), "x"), "action is x"),
+        (lambda: Schema({"a/b": Field("float32")}, Field("float32")), "'a/b'"),
+        (lambda: Schema({"..": Field("float32")}, Field("float32")), "'..'"),
+        (lambda: Schema(Field("float32"), Field("float32"), Field("float32", (2,))), "reward"),
+        (lambda: Schema(Field("float32"), Field("float32"), extra={"a": 1}), "extra"),
+        (lambda: Schema(Field("float32"), Field("float32"), metadata={"a": object()}), "metadata"),
+        (lambda: Schema(Field("float32"), Field("float32"), metadata={"a": float("nan")}), "metadata"),
+    ],
+)
 def test_a_schema_that_cannot_be_stored_says_why(make, message):
     with pytest.raises(InvalidSchema, match=message):
         make()

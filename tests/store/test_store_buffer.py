@@ -69,9 +69,14 @@ def test_random_batches_repeat_and_passes_do_not(store, kernel):
             assert not np.array_equal(np.concatenate(passes[0]), np.concatenate(passes[1]))
 
 
-@pytest.mark.parametrize("make", [
-    lambda store, **o: store.transitions(8, 1, **o), lambda store, **o: store.windows(8, 4, 1, **o),
-    lambda store, **o: mix([(store, 1), (store, 2)]).transitions(8, 1, **o)])  # fmt: skip
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda store, **o: store.transitions(8, 1, **o),
+        lambda store, **o: store.windows(8, 4, 1, **o),
+        lambda store, **o: mix([(store, 1), (store, 2)]).transitions(8, 1, **o),
+    ],
+)
 def test_a_loop_goes_on_without_end_over_random_batches(store, make):
     """M09: for a random sampler; the batches are those of sample()."""
     due = make(store)
@@ -82,6 +87,7 @@ def test_a_loop_goes_on_without_end_over_random_batches(store, make):
 @pytest.mark.parametrize("kind", ["transitions", "windows"])
 def test_a_loop_is_one_epoch_without_replacement(store, kind):
     """M09, M06: one pass, the next loop the next epoch; from the middle to the end of it."""
+
     def make():
         return store.transitions(16, 2, replacement=False) if kind == "transitions" else store.windows(16, 3, 2, replacement=False)
 
@@ -115,8 +121,9 @@ def test_transforms_are_functions_over_batches_and_over_episodes(tmp_path):
     raw = Episode(np.array([[0, 51], [255, 102], [0, 0]]) / 255, np.array([[-20.0], [10.0]]), [1.0, 2.0], True)
 
     def on_write(episode):
-        return replace(episode, observation=np.rint(episode.observation * 255).astype(np.uint8),
-                       action=(episode.action / 20).astype(np.float32))
+        return replace(
+            episode, observation=np.rint(episode.observation * 255).astype(np.uint8), action=(episode.action / 20).astype(np.float32)
+        )
 
     scaled = np.empty((4, 2), np.float32)
 
@@ -188,8 +195,9 @@ def test_a_storage_of_several_environments_keeps_their_time_apart(tmp_path):
         for t in range(1, 31):
             after = np.float32([[env * 100 + t] for env in range(3)])
             writer.step_batch(np.arange(3), np.full(3, float(t)), after, np.zeros(3, bool), np.full(3, t == 30))
-    assert sorted(episode.observation[:, 0].tolist() for episode in store.episodes) == \
-        [list(range(env * 100, env * 100 + 31)) for env in range(3)]
+    assert sorted(episode.observation[:, 0].tolist() for episode in store.episodes) == [
+        list(range(env * 100, env * 100 + 31)) for env in range(3)
+    ]
 
 
 def test_an_ensemble_draws_from_several_buffers_and_a_generator_is_private(store, tmp_path):

@@ -29,8 +29,9 @@ GROUPS = pytest.mark.parametrize("group", [1, 2000, rows.GROUP_BYTES], ids=["dir
 
 def child(path: Path, count: int, *more: object) -> subprocess.Popen[str]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OPENBLAS_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, str(CHILD), str(path), str(count), *map(str, more)], stdout=subprocess.PIPE, text=True,
-                            env=environment)
+    return subprocess.Popen(
+        [sys.executable, str(CHILD), str(path), str(count), *map(str, more)], stdout=subprocess.PIPE, text=True, env=environment
+    )
 
 
 # --- Killed writers ---------------------------------------------------------------------------------------------------------------

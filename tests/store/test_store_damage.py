@@ -16,8 +16,18 @@ from offrl_store import EpisodeStore, check
 from offrl_store.errors import OffrlError, StoreCorrupt
 from offrl_store.meta import META_FILE, dump_line
 
-FILES = ("schema.json", "episodes.log", "episodes.meta", "stats.json", "open/0.1", "open/3.2", "columns/observation.bin",
-         "columns/action.bin", "columns/reward.bin", "columns/extra.row.bin")
+FILES = (
+    "schema.json",
+    "episodes.log",
+    "episodes.meta",
+    "stats.json",
+    "open/0.1",
+    "open/3.2",
+    "columns/observation.bin",
+    "columns/action.bin",
+    "columns/reward.bin",
+    "columns/extra.row.bin",
+)
 
 
 @pytest.fixture(scope="module", params=["whole", "bounded"])
@@ -45,16 +55,16 @@ def damages(content: bytes, chance: random.Random, start: int):
     size = len(content)
     for _ in range(10):
         at, bit = chance.randrange(start, size), 1 << chance.randrange(8)
-        yield f"bit {bit} of byte {at}", content[:at] + bytes([content[at] ^ bit]) + content[at + 1:]
+        yield f"bit {bit} of byte {at}", content[:at] + bytes([content[at] ^ bit]) + content[at + 1 :]
     for _ in range(5):
         at = chance.randrange(start, size)
         yield f"cut at {at}", content[:at]
         some = chance.randbytes(min(chance.randrange(1, 64), size - at))
-        yield f"{len(some)} random bytes at {at}", content[:at] + some + content[at + len(some):]
+        yield f"{len(some)} random bytes at {at}", content[:at] + some + content[at + len(some) :]
         yield f"{len(some)} bytes more at {at}", content[:at] + some + content[at:]
-        yield f"{len(some)} bytes less at {at}", content[:at] + content[at + len(some):]
-        page = content[at // 512 * 512:at // 512 * 512 + 512]
-        yield f"zeros from {at // 512 * 512}", content[:at // 512 * 512] + bytes(len(page)) + content[at // 512 * 512 + len(page):]
+        yield f"{len(some)} bytes less at {at}", content[:at] + content[at + len(some) :]
+        page = content[at // 512 * 512 : at // 512 * 512 + 512]
+        yield f"zeros from {at // 512 * 512}", content[: at // 512 * 512] + bytes(len(page)) + content[at // 512 * 512 + len(page) :]
     yield "empty", b""
     yield "doubled", content + content
     yield "random", chance.randbytes(size)
@@ -78,7 +88,7 @@ def block_places(content: bytes) -> list[int]:
     places, at = [], 0
     while at + 56 <= len(content):
         places.append(at)
-        observations, steps = int.from_bytes(content[at + 12:at + 16], "little"), int.from_bytes(content[at + 16:at + 24], "little")
+        observations, steps = int.from_bytes(content[at + 12 : at + 16], "little"), int.from_bytes(content[at + 16 : at + 24], "little")
         at += 56 + observations * 12 + steps * (4 + 4 + 8)
     return [*places, at]
 
@@ -86,7 +96,7 @@ def block_places(content: bytes) -> list[int]:
 def without_padding(content: bytes, places: list[int]) -> bytes:
     """The bytes of a staging file that mean something: the last four of a block's head are padding."""
     for at in places[:-1]:
-        content = content[:at + 52] + bytes(4) + content[at + 56:]
+        content = content[: at + 52] + bytes(4) + content[at + 56 :]
     return content
 
 
@@ -126,7 +136,8 @@ def test_no_damage_passes_for_data(pristine, tmp_path, name):
             places = block_places(content)
             assert places[-1] == len(content)
             assert len(damaged) in places and without_padding(content, places).startswith(
-                without_padding(damaged, [at for at in places if at <= len(damaged)])), what
+                without_padding(damaged, [at for at in places if at <= len(damaged)])
+            ), what
         elif file.suffix == ".bin":
             assert damaged.startswith(content), what  # rows behind the last episode: an unfinished write
         else:
@@ -188,7 +199,7 @@ def test_a_damaged_line_is_an_error_for_the_episodes_that_it_may_be_of(tmp_path)
             writer.append(numbered_episode(i), metadata={"number": i} if i != 4 else None)
     file = store.path / META_FILE
     lines = file.read_bytes().splitlines(keepends=True)
-    lines[2] = lines[2].replace(b'2}', b'7}')
+    lines[2] = lines[2].replace(b"2}", b"7}")
     file.write_bytes(b"".join(lines))
     opened = EpisodeStore.open(store.path)
     assert [opened.episode_metadata(i) for i in (0, 1, 3, 5)] == [{"number": i} for i in (0, 1, 3, 5)]

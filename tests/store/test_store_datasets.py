@@ -30,7 +30,7 @@ from offrl_store import (
     to_arrays,
     train_test_split,
     unstack,
-)  # fmt: skip
+)
 from offrl_store import stats as stats_of
 from offrl_store.errors import DiskFull, EmptyStore, InvalidEpisode, InvalidInput, InvalidSchema
 
@@ -88,7 +88,7 @@ def test_arrays_with_final_observations_say_what_comes_after_each_step(tmp_path)
     for number in (5, 0, 3):
         episode = numbered_episode(number)
         part = slice(at, at + episode.steps)
-        assert np.array_equal(arrays["observations"][part], episode.observation[:episode.steps])
+        assert np.array_equal(arrays["observations"][part], episode.observation[: episode.steps])
         following = episode.observation[1:] if not episode.final_missing else [*episode.observation[1:], np.zeros(3)]
         assert np.array_equal(arrays["next_observations"][part], following)
         assert np.array_equal(arrays["extra"]["row"][part], episode.extra["row"])
@@ -121,8 +121,12 @@ def test_rows_are_appended_whole_or_not_at_all(cartpole, tmp_path):
 def test_an_append_that_fails_halfway_leaves_nothing(tmp_path):
     """J06: also where the rows before the bad one are whole episodes."""
     rng = np.random.default_rng(0)
-    arrays = {"observations": rng.normal(size=(30, 2)), "actions": rng.integers(0, 3, 30), "rewards": rng.normal(size=30),
-              "terminals": np.arange(30) % 10 == 9}  # fmt: skip
+    arrays = {
+        "observations": rng.normal(size=(30, 2)),
+        "actions": rng.integers(0, 3, 30),
+        "rewards": rng.normal(size=30),
+        "terminals": np.arange(30) % 10 == 9,
+    }
     store = MDPDataset(**arrays, path=tmp_path / "s")
     beyond = np.where(np.arange(30) == 25, 3, arrays["actions"])
     with pytest.raises(InvalidEpisode, match="outside the bounds 0 to 2"):
@@ -157,11 +161,15 @@ def test_a_step_beyond_the_end_and_flags_that_are_none_are_refused():
         MDPDataset([[1.0], [1.0, 2.0]], actions, rewards, np.zeros(4))
 
 
-@pytest.mark.parametrize(("images", "message"), [
-    (np.zeros((4, 1, 8, 8), np.float32), "uint8"), (np.zeros((4, 1, 8, 8), np.int64), "uint8"),
-    (np.zeros((4, 84, 84, 3), np.uint8), "channel-last"),
-    (np.zeros((4, 84, 84, 1), np.uint8), r"transpose\(0, 3, 1, 2\)"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (np.zeros((4, 1, 8, 8), np.float32), "uint8"),
+        (np.zeros((4, 1, 8, 8), np.int64), "uint8"),
+        (np.zeros((4, 84, 84, 3), np.uint8), "channel-last"),
+        (np.zeros((4, 84, 84, 1), np.uint8), r"transpose\(0, 3, 1, 2\)"),
+    ],
+)
 def test_images_are_bytes_and_channel_first(images, message):
     """J23."""
     with pytest.raises(InvalidInput) as caught:
@@ -224,15 +232,23 @@ def test_scikit_learn_splits_numbers_of_episodes(tmp_path):
     rows = store.transitions(300, 0, episodes=test, extra=["row"]).sample().extra["row"]
     assert set(rows // 1000) <= set(test) and not set(rows // 1000) & set(train)
     for fit, held in selection.KFold(4).split(np.arange(len(store))):
-        assert store.transitions(8, 0, episodes=held).transition_count + store.transitions(8, 0, episodes=fit).transition_count == \
-            store.transition_count
+        assert (
+            store.transitions(8, 0, episodes=held).transition_count + store.transitions(8, 0, episodes=fit).transition_count
+            == store.transition_count
+        )
 
 
 def test_rows_that_are_no_transitions_are_named(tmp_path):
     store = numbered(tmp_path / "s", range(6))
     table = store.episode_table
-    for rows, message in (([int(table["first_row"][2] - 1)], "is no transition"), ([-1], "row -1"), ([10**9], "row 1000000000"),
-                          ([0.5], "list of rows"), ([[1]], "list of rows"), ([], "no transition")):
+    for rows, message in (
+        ([int(table["first_row"][2] - 1)], "is no transition"),
+        ([-1], "row -1"),
+        ([10**9], "row 1000000000"),
+        ([0.5], "list of rows"),
+        ([[1]], "list of rows"),
+        ([], "no transition"),
+    ):
         with pytest.raises(InvalidInput, match=message):
             store.transitions(4, 0, rows=rows)
     with pytest.raises(InvalidInput, match="row 0 is no transition of the episodes"):
@@ -243,8 +259,10 @@ def test_rows_that_are_no_transitions_are_named(tmp_path):
 
 def test_last_steps_without_a_next_action_are_passed_over(tmp_path):
     """J26: rows of all transitions may be given where next actions are asked for; a one-step episode that has none is passed over too."""
-    episodes = [Episode(np.zeros((t + 1, 3), np.float32), np.arange(t) % 5, np.zeros(t, np.float32), False, {"row": np.arange(t)})
-                for t in (1, 4, 1)]
+    episodes = [
+        Episode(np.zeros((t + 1, 3), np.float32), np.arange(t) % 5, np.zeros(t, np.float32), False, {"row": np.arange(t)})
+        for t in (1, 4, 1)
+    ]
     store = write(tmp_path / "s", SIMPLE, episodes)
     sampler = store.transitions(3, 0, rows=store.episodes.transitions, next_action=True, replacement=False)
     assert sampler.transition_count == 3
@@ -265,8 +283,10 @@ def test_stats_hold_what_compute_stats_gives(pendulum, cartpole):
         counts, edges = np.histogram(values.astype(float), 20)
         got_counts, got_edges = (field[key] if name == "reward" else field[key][0] for key in ("histogram", "edges"))
         assert got_counts == counts.tolist() and np.allclose(got_edges, edges)
-        assert np.allclose([np.ravel(field[key])[0] for key in ("mean", "std", "min", "max")],
-                           [values.mean(dtype=float), values.std(dtype=float), values.min(), values.max()])  # fmt: skip
+        assert np.allclose(
+            [np.ravel(field[key])[0] for key in ("mean", "std", "min", "max")],
+            [values.mean(dtype=float), values.std(dtype=float), values.min(), values.max()],
+        )
     returns = pendulum["rewards"].reshape(100, 200).sum(1, dtype=float)
     assert stats["return"]["histogram"] == np.histogram(returns, 20)[0].tolist()
     assert np.allclose(stats["fields"]["observation"]["mean"], pendulum["observations"].mean(0, dtype=float))
@@ -280,7 +300,7 @@ def test_histograms_have_twenty_bins_for_each_place_of_an_action():
     store = create_temporary(Schema(Field("uint8", (1,)), Field("float64", (2, 3)), Field("float64")))
     with store.writer() as writer:
         for part in range(0, 50_000, 10_000):
-            writer.append(Episode(np.zeros((10_001, 1), np.uint8), actions[part:part + 10_000], rewards[part:part + 10_000]))
+            writer.append(Episode(np.zeros((10_001, 1), np.uint8), actions[part : part + 10_000], rewards[part : part + 10_000]))
     fields = store.stats()["fields"]
     for i in range(2):
         for j in range(3):
@@ -358,15 +378,15 @@ def test_a_mixed_buffer_keeps_its_ratio_and_can_go_in_epochs(tmp_path):
         count, rows = store.transition_count, store.episodes.transitions.rows.tolist()
         assert len(seen[place]) > 0
         for epoch in range(len(seen[place]) // count):
-            assert sorted(seen[place][epoch * count:(epoch + 1) * count]) == rows
-        left = seen[place][len(seen[place]) // count * count:]
+            assert sorted(seen[place][epoch * count : (epoch + 1) * count]) == rows
+        left = seen[place][len(seen[place]) // count * count :]
         assert len(left) == len(set(left))
     assert len(seen[0]) // small.transition_count >= 2
-    orders = [seen[0][:small.transition_count], seen[0][small.transition_count:2 * small.transition_count]]
+    orders = [seen[0][: small.transition_count], seen[0][small.transition_count : 2 * small.transition_count]]
     assert orders[0] != orders[1]
     again = mix([(small, 0.3), (large, 0.7)]).transitions(10, 5, replacement=False)
     again.seek(47)
-    assert again.sample().index[:3].tolist() == seen[0][3 * 47:3 * 48]
+    assert again.sample().index[:3].tolist() == seen[0][3 * 47 : 3 * 48]
     tiny = mix([(small, 1)]).transitions(3 * small.transition_count, 0, replacement=False)
     assert np.array_equal(np.unique(tiny.sample().index, return_counts=True)[1], [3] * small.transition_count)
     tiny.seek(2**64 - 1)
@@ -380,7 +400,7 @@ def test_stacks_of_an_environment_are_stored_as_single_frames(tmp_path, pad):
     frames = rng.integers(0, 255, (9, 3, 6, 6), np.uint8)
     before = np.zeros((3, 3, 6, 6), np.uint8) if pad == "zero" else np.repeat(frames[:1], 3, axis=0)
     padded = np.concatenate([before, frames])
-    stacks = np.stack([padded[i:i + 4].reshape(12, 6, 6) for i in range(9)])
+    stacks = np.stack([padded[i : i + 4].reshape(12, 6, 6) for i in range(9)])
     given = Episode(stacks, np.arange(8), np.ones(8, np.float32), True)
     plain = unstack(given, 4, stack_pad=pad)
     assert np.array_equal(plain.observation, frames)

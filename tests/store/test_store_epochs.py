@@ -44,8 +44,12 @@ def ordered(seed: int, epoch: int, stream: int, total: int, number: int) -> int:
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-@given(total=st.one_of(st.integers(1, 400), st.integers(1, 2**62 - 1)), seed=st.integers(0, 2**64 - 1), epoch=st.integers(0, 2**64 - 1),
-       data=st.data())
+@given(
+    total=st.one_of(st.integers(1, 400), st.integers(1, 2**62 - 1)),
+    seed=st.integers(0, 2**64 - 1),
+    epoch=st.integers(0, 2**64 - 1),
+    data=st.data(),
+)
 @settings(max_examples=80, deadline=None)
 def test_an_order_equals_the_oracle(kernel, total, seed, epoch, data):
     count = min(total, data.draw(st.integers(1, 200)))
@@ -69,8 +73,11 @@ def test_an_order_holds_every_number_once(kernel, total):
 def test_all_orders_of_a_few_are_about_equally_frequent(total):
     keys = 4000 * total
     found = [tuple(rng.permutation(seed, 0, 0, total, total)) for seed in range(keys)]
-    counts = [found.count(order) for order in itertools.permutations(range(total))] if total < 5 else \
-        np.unique(found, axis=0, return_counts=True)[1]
+    counts = (
+        [found.count(order) for order in itertools.permutations(range(total))]
+        if total < 5
+        else np.unique(found, axis=0, return_counts=True)[1]
+    )
     mean = keys / math.factorial(total)
     assert len(counts) == math.factorial(total)
     assert max(abs(count - mean) for count in counts) < 6 * math.sqrt(mean)
@@ -104,7 +111,7 @@ def test_an_epoch_gives_each_transition_once_in_the_order_of_its_number(tmp_path
             assert len(np.unique(rows)) == len(rows) == (total // size * size if drop_last else total)
             order = [ordered(seed, epoch, ORDER_STREAM, total, i) for i in range(min(total, 5))]
             numbered = store.transitions(total, 0)
-            assert np.array_equal(numbered.gather(np.arange(total)).index[order][:len(rows)], rows[:5])
+            assert np.array_equal(numbered.gather(np.arange(total)).index[order][: len(rows)], rows[:5])
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -125,10 +132,14 @@ def test_any_batch_of_any_epoch_can_be_reached_directly(tmp_path, kernel):
         assert not np.array_equal(batches[0][0], batches[walked.batches_per_epoch][0])
 
 
-@pytest.mark.parametrize("arguments, message", [
-    ({"replacement": "no"}, "replacement 'no'"), ({"replacement": False, "drop_last": 1}, "drop_last 1"),
-    ({"replacement": False, "batch_size": 5000}, "batch_size 5000 is more than the"),
-])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"replacement": "no"}, "replacement 'no'"),
+        ({"replacement": False, "drop_last": 1}, "drop_last 1"),
+        ({"replacement": False, "batch_size": 5000}, "batch_size 5000 is more than the"),
+    ],
+)
 def test_a_wrong_argument_is_named(tmp_path, arguments, message):
     store = write(tmp_path / "s", SIMPLE, [numbered_episode(i) for i in range(3)])
     with pytest.raises(InvalidInput, match=message):

@@ -19,8 +19,9 @@ MAKERS: dict[str, Callable[..., Any]] = {
     "epochs": lambda store, **options: store.transitions(8, 0, replacement=False, **options),
     "windows": lambda store, **options: store.windows(8, 4, 0, **options),
     "prioritized": lambda store, **options: store.prioritized(8, **options),
-    "mix": lambda store, **options: mix([(store, 1), (store, 1)]).transitions(8, 0, **{
-        name: [value, value] if name == "episodes" else value for name, value in options.items()}),
+    "mix": lambda store, **options: mix([(store, 1), (store, 1)]).transitions(
+        8, 0, **{name: [value, value] if name == "episodes" else value for name, value in options.items()}
+    ),
 }
 
 
@@ -87,7 +88,7 @@ def test_a_prioritized_sampler_forgets_what_the_store_dropped_and_keeps_the_rest
         now = store.transitions(sampler.transition_count, 0).gather(np.arange(sampler.transition_count)).index
         kept = np.isin(now, rows)
         assert came == np.count_nonzero(~kept) > 0
-        assert kept[:len(now) - came].all()
+        assert kept[: len(now) - came].all()
         np.testing.assert_allclose(sampler.priorities[kept], np.searchsorted(rows, now[kept]) + 1.0, rtol=1e-4)
         np.testing.assert_allclose(sampler.priorities[~kept], total, rtol=1e-4)
         batch = sampler.sample()
@@ -109,8 +110,13 @@ def test_a_batch_is_written_into_the_memory_of_tensors(tmp_path, name):
     torch = pytest.importorskip("torch")
     store = write(tmp_path / "s", SIMPLE, [numbered_episode(i) for i in range(8)])
     shape = (8, 4) if name == "windows" else (8,)
-    tensors = {"observation": torch.zeros((*shape, 3)), "action": torch.zeros(shape, dtype=torch.int64), "reward": torch.zeros(shape),
-               "terminal": torch.zeros(shape), "index": torch.zeros(8, dtype=torch.int64)}
+    tensors = {
+        "observation": torch.zeros((*shape, 3)),
+        "action": torch.zeros(shape, dtype=torch.int64),
+        "reward": torch.zeros(shape),
+        "terminal": torch.zeros(shape),
+        "index": torch.zeros(8, dtype=torch.int64),
+    }
     batch = MAKERS[name](store, out={key: tensor.numpy() for key, tensor in tensors.items()}).sample()
     fresh = MAKERS[name](store).sample()
     for key, tensor in tensors.items():

@@ -80,8 +80,9 @@ def test_many_episodes_go_at_once(tmp_path):
     check_kept(store, numbered_episode)
 
 
-@pytest.mark.parametrize("limits", [{"limit_transitions": 0}, {"limit_bytes": -1}, {"limit_transitions": 1.5},
-                                    {"limit_transitions": 5, "limit_bytes": 5}])
+@pytest.mark.parametrize(
+    "limits", [{"limit_transitions": 0}, {"limit_bytes": -1}, {"limit_transitions": 1.5}, {"limit_transitions": 5, "limit_bytes": 5}]
+)
 def test_a_limit_that_makes_no_sense_is_refused(tmp_path, limits):
     with pytest.raises(InvalidInput, match="limit_"):
         EpisodeStore.create(tmp_path / "s", WIDE, **limits)
@@ -101,8 +102,13 @@ def test_a_reader_whose_episodes_went_is_told(tmp_path):
     pinned, loose = EpisodeStore.open(store.path, snapshot), EpisodeStore.open(store.path)
     pinned.check_alive()
     fill(EpisodeStore.open(store.path), range(10, 15))
-    for attempt in (pinned.refresh, pinned.check_alive, loose.check_alive, lambda: pinned.episodes[4],
-                    lambda: EpisodeStore.open(store.path, snapshot)):
+    for attempt in (
+        pinned.refresh,
+        pinned.check_alive,
+        loose.check_alive,
+        lambda: pinned.episodes[4],
+        lambda: EpisodeStore.open(store.path, snapshot),
+    ):
         with pytest.raises(SnapshotEvicted, match=r"episodes \d to 4") as caught:
             attempt()
         assert (caught.value.code, isinstance(caught.value, StoreCorrupt)) == ("snapshot_evicted", True)
@@ -259,7 +265,7 @@ def test_damage_to_a_kept_record_or_the_first_one_is_an_error(tmp_path):
     store = fill(EpisodeStore.create(tmp_path / "s", WIDE, limit_transitions=500), range(90))
     log = store.path / layout.LOG_FILE
     content = log.read_bytes()
-    assert content[64 * 70:64 * 71] != bytes(64)
+    assert content[64 * 70 : 64 * 71] != bytes(64)
     for number, expected in ((0, "record 0 is damaged"), (79, "record 79"), (80, "record 80"), (85, "record 85"), (70, None)):
         changed = bytearray(content)
         changed[64 * (1 + number) + 9] ^= 4

@@ -83,6 +83,7 @@ def test_checksums_of_rows_are_those_of_zlib(kernel):
     out = np.empty(40, np.uint32)
     with using(kernel):
         from offrl_store.kernels import kernels
+
         kernels().crc32_rows(rows, 60, out)
     assert out.tolist() == [zlib.crc32(row[:60]) for row in rows]
 

@@ -24,8 +24,14 @@ def three(tmp_path_factory) -> list[EpisodeStore]:
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-@given(weights=st.lists(st.floats(0.05, 5), min_size=1, max_size=3), size=st.integers(60, 200), seed=st.integers(0, 2**64 - 1),
-       step=st.integers(0, 2**64 - 2), exact=st.booleans(), n_steps=st.integers(1, 3))
+@given(
+    weights=st.lists(st.floats(0.05, 5), min_size=1, max_size=3),
+    size=st.integers(60, 200),
+    seed=st.integers(0, 2**64 - 1),
+    step=st.integers(0, 2**64 - 2),
+    exact=st.booleans(),
+    n_steps=st.integers(1, 3),
+)
 @settings(max_examples=40, deadline=None)
 def test_each_store_gives_its_share_and_its_own_transitions(three, kernel, weights, size, seed, step, exact, n_steps):
     due = [weight / sum(weights) * size for weight in weights]
@@ -40,8 +46,9 @@ def test_each_store_gives_its_share_and_its_own_transitions(three, kernel, weigh
             assert all(abs(count - value) < 1 + 1e-6 for count, value in zip(sampler.counts, due, strict=True))
         else:
             borders = np.round(np.cumsum(due)[:-1] / size * 2**53)
-            assert sampler.counts == tuple(np.bincount(np.searchsorted(borders, drawn(seed, step, STREAM, 2**53, size), side="right"),
-                                                       minlength=len(weights)))
+            assert sampler.counts == tuple(
+                np.bincount(np.searchsorted(borders, drawn(seed, step, STREAM, 2**53, size), side="right"), minlength=len(weights))
+            )
         assert sum(sampler.counts) == size
         start = 0
         for place, count in enumerate(sampler.counts):
@@ -86,15 +93,24 @@ def test_windows_mix_too_and_batch_k_is_the_same_however_one_gets_there(three, k
 def test_stacked_pixels_mix_in_one_block(tmp_path, kernel):
     with using(kernel):
         schema, noise = Schema(Field("uint8", (1, 40, 40)), Field("int32", (), 0, 3)), np.random.default_rng(0)
-        parts = [write(tmp_path / str(i), schema, [Episode(noise.integers(0, 255, (t + 1, 1, 40, 40), np.uint8), noise.integers(0, 4, t),
-                                                           np.ones(t, np.float32)) for t in (1, 5, 9)]) for i in range(2)]
+        parts = [
+            write(
+                tmp_path / str(i),
+                schema,
+                [
+                    Episode(noise.integers(0, 255, (t + 1, 1, 40, 40), np.uint8), noise.integers(0, 4, t), np.ones(t, np.float32))
+                    for t in (1, 5, 9)
+                ],
+            )
+            for i in range(2)
+        ]
         sampler = mix([(part, 1) for part in parts]).transitions(20, 4, frame_stack=3)
         batch = sampler.sample()
         for place in range(2):
             alone = parts[place].transitions(10, 4, frame_stack=3)
             expected = alone.gather(np.array(drawn(4, 0, stream_id(f"transitions/{place}"), alone.transition_count, 10)))
-            assert np.array_equal(batch.observation[10 * place:10 * place + 10], expected.observation)
-            assert np.array_equal(batch.next_observation[10 * place:10 * place + 10], expected.next_observation)
+            assert np.array_equal(batch.observation[10 * place : 10 * place + 10], expected.observation)
+            assert np.array_equal(batch.next_observation[10 * place : 10 * place + 10], expected.next_observation)
 
 
 def test_given_arrays_are_filled(three):
@@ -106,24 +122,41 @@ def test_given_arrays_are_filled(three):
     assert set(out) == {"observation", "dataset"}
 
 
-@pytest.mark.parametrize("arguments, message", [
-    ({"batch_size": 0}, "batch_size 0"), ({"seed": -1}, "seed -1"), ({"exact": 1}, "exact 1"), ({"rows": [0]}, "'rows'"),
-    ({"replacement": False, "exact": False}, "replacement=False needs exact=True"), ({"replacement": 1}, "replacement 1"),
-    ({"episodes": [[0]]}, "list of 2"), ({"episodes": [[0], [99]]}, "episode 99"), ({"size": 3}, "size"),
-    ({"batch_size": 1}, "store 1 would get"),
-    ({"out": {"nothing": np.zeros(4)}}, "'nothing'"), ({"out": {"dataset": np.zeros(4, np.int32)}}, "dataset is int32"),
-])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"batch_size": 0}, "batch_size 0"),
+        ({"seed": -1}, "seed -1"),
+        ({"exact": 1}, "exact 1"),
+        ({"rows": [0]}, "'rows'"),
+        ({"replacement": False, "exact": False}, "replacement=False needs exact=True"),
+        ({"replacement": 1}, "replacement 1"),
+        ({"episodes": [[0]]}, "list of 2"),
+        ({"episodes": [[0], [99]]}, "episode 99"),
+        ({"size": 3}, "size"),
+        ({"batch_size": 1}, "store 1 would get"),
+        ({"out": {"nothing": np.zeros(4)}}, "'nothing'"),
+        ({"out": {"dataset": np.zeros(4, np.int32)}}, "dataset is int32"),
+    ],
+)
 def test_a_wrong_argument_is_named(three, arguments, message):
     with pytest.raises(InvalidInput, match=message):
         mix([(three[0], 1), (three[1], 1)]).transitions(**{"batch_size": 4, "seed": 0, **arguments})
 
 
 def test_a_wrong_mix_is_named(three, tmp_path):
-    other = write(tmp_path / "o", Schema(Field("float32", (3,)), Field("int32", (), 0, 4)),
-                  [Episode(np.zeros((2, 3), np.float32), [0], [0.0])])
-    for pairs, message in (([], "no store"), ([three[0]], "pairs"), ([(three[0], 0)], "weight of store 0"), ([(three[0], -1)], "weight -1"),
-                           ([(three[0], float("nan"))], "weight nan"), ([("x", 1)], "str"),
-                           ([(three[0], 1), (other, 1)], "store 1 has other fields")):
+    other = write(
+        tmp_path / "o", Schema(Field("float32", (3,)), Field("int32", (), 0, 4)), [Episode(np.zeros((2, 3), np.float32), [0], [0.0])]
+    )
+    for pairs, message in (
+        ([], "no store"),
+        ([three[0]], "pairs"),
+        ([(three[0], 0)], "weight of store 0"),
+        ([(three[0], -1)], "weight -1"),
+        ([(three[0], float("nan"))], "weight nan"),
+        ([("x", 1)], "str"),
+        ([(three[0], 1), (other, 1)], "store 1 has other fields"),
+    ):
         with pytest.raises(InvalidInput, match=message):
             mix(pairs)
     with pytest.raises(EmptyStore):
@@ -132,33 +165,50 @@ def test_a_wrong_mix_is_named(three, tmp_path):
 
 # --- Selecting episodes ---------------------------------------------------------------------------------------------------------
 
+
 @given(st.data())
 @settings(max_examples=60, deadline=None)
 def test_a_selection_holds_what_meets_every_condition(three, data):
     store = three[2]
     returns, steps = store.returns.tolist(), store.episode_table["steps"].tolist()
-    options = {"min_return": data.draw(st.none() | st.sampled_from(returns)), "max_return": data.draw(st.none() | st.sampled_from(returns)),
-               "min_steps": data.draw(st.none() | st.integers(0, 40)), "max_steps": data.draw(st.none() | st.sampled_from(steps)),
-               "terminated": data.draw(st.none() | st.booleans())}
+    options = {
+        "min_return": data.draw(st.none() | st.sampled_from(returns)),
+        "max_return": data.draw(st.none() | st.sampled_from(returns)),
+        "min_steps": data.draw(st.none() | st.integers(0, 40)),
+        "max_steps": data.draw(st.none() | st.sampled_from(steps)),
+        "terminated": data.draw(st.none() | st.booleans()),
+    }
     fraction = data.draw(st.none() | st.floats(0.01, 1))
-    met = {"min_return": lambda e, limit: e.ret >= limit, "max_return": lambda e, limit: e.ret <= limit,
-           "min_steps": lambda e, limit: e.steps >= limit, "max_steps": lambda e, limit: e.steps <= limit,
-           "terminated": lambda e, end: e.terminated == end}
-    due = [i for i, episode in enumerate(store.episodes)
-           if all(value is None or met[name](episode, value) for name, value in options.items())]
+    met = {
+        "min_return": lambda e, limit: e.ret >= limit,
+        "max_return": lambda e, limit: e.ret <= limit,
+        "min_steps": lambda e, limit: e.steps >= limit,
+        "max_steps": lambda e, limit: e.steps <= limit,
+        "terminated": lambda e, end: e.terminated == end,
+    }
+    due = [
+        i for i, episode in enumerate(store.episodes) if all(value is None or met[name](episode, value) for name, value in options.items())
+    ]
     if fraction is not None:
-        due = sorted(sorted(due, key=lambda i: -returns[i])[:math.ceil(fraction * len(due) - 1e-9)])
+        due = sorted(sorted(due, key=lambda i: -returns[i])[: math.ceil(fraction * len(due) - 1e-9)])
     found = store.select(**options, top_fraction=fraction)
     assert found.tolist() == due
     if due:
         assert store.transitions(4, 0, episodes=found).transition_count <= sum(steps[i] for i in due)
 
 
-@pytest.mark.parametrize("arguments, message", [
-    ({"top_fraction": 0.0}, "top_fraction 0"), ({"top_fraction": 1.5}, "top_fraction 1.5"), ({"min_return": "x"}, "min_return 'x'"),
-    ({"max_return": float("nan")}, "max_return nan"), ({"min_steps": 1.5}, "min_steps 1.5"), ({"max_steps": -1}, "max_steps -1"),
-    ({"terminated": 1}, "terminated 1"),
-])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"top_fraction": 0.0}, "top_fraction 0"),
+        ({"top_fraction": 1.5}, "top_fraction 1.5"),
+        ({"min_return": "x"}, "min_return 'x'"),
+        ({"max_return": float("nan")}, "max_return nan"),
+        ({"min_steps": 1.5}, "min_steps 1.5"),
+        ({"max_steps": -1}, "max_steps -1"),
+        ({"terminated": 1}, "terminated 1"),
+    ],
+)
 def test_a_wrong_condition_is_named(three, arguments, message):
     with pytest.raises(InvalidInput, match=message):
         three[0].select(**arguments)

@@ -66,8 +66,9 @@ def test_float64_for_a_float32_field_is_refused_on_every_way_in(tmp_path, part):
         writer.discard()
         writer.begin(np.zeros(1, "f4"), env=0)
         with pytest.raises(InvalidEpisode, match="narrowed"):
-            writer.step_batch(parts["action"][:1], parts["reward"][:1], parts["observation"][:1], [True], [False],
-                              extra={"cost": parts["extra"][:1]})
+            writer.step_batch(
+                parts["action"][:1], parts["reward"][:1], parts["observation"][:1], [True], [False], extra={"cost": parts["extra"][:1]}
+            )
         writer.discard()
     assert len(store) == 0
 
@@ -87,8 +88,10 @@ def test_flat_arrays_keep_their_dtype():
     assert append_rows(lists, [[0.1]] * 3, [[0.5]] * 3, [0.5] * 3, [0, 0, 1]) == [1]
 
 
-@pytest.mark.parametrize(("value", "dtype"), [(5, "float32"), (2**24, "float32"), (2**24 + 1, "float64"), (-(2**53), "float32"),
-                                              (2**53 - 1, "float64"), (2**53 + 1, None)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("value", "dtype"),
+    [(5, "float32"), (2**24, "float32"), (2**24 + 1, "float64"), (-(2**53), "float32"), (2**53 - 1, "float64"), (2**53 + 1, None)],
+)
 def test_whole_numbers_become_a_float_that_holds_them(value, dtype):
     arrays = (np.full((3, 1), value), np.full((3, 1), 0.5), np.full(3, value))
     if dtype is None:

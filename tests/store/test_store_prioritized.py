@@ -27,8 +27,10 @@ def numbered_store(folder: Path, count: int) -> EpisodeStore:
 def shares(leaves: np.ndarray, seed: int, step: int, count: int) -> list[int]:
     """The numbers of a batch by plain sums: draw i lies in the i-th of ``count`` equal parts of the total."""
     ends, total = np.cumsum(leaves), float(leaves.sum())
-    return [int(np.searchsorted(ends, (i + place / 2**53) * total / count, side="right"))
-            for i, place in enumerate(drawn(seed, step, STREAM, 1 << 53, count))]
+    return [
+        int(np.searchsorted(ends, (i + place / 2**53) * total / count, side="right"))
+        for i, place in enumerate(drawn(seed, step, STREAM, 1 << 53, count))
+    ]
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -87,8 +89,8 @@ def test_the_tree_sums_up_whatever_was_set(kernel, count):
             assert tree.update(numbers, values, 1.0, 0.0) == values.max()
             at = 0
             for length, above in itertools.pairwise(lengths):
-                sums = nodes[at:at + length].reshape(-1, 8).sum(axis=1)
-                np.testing.assert_allclose(nodes[at + length:at + length + above][:len(sums)], sums, rtol=1e-12)
+                sums = nodes[at : at + length].reshape(-1, 8).sum(axis=1)
+                np.testing.assert_allclose(nodes[at + length : at + length + above][: len(sums)], sums, rtol=1e-12)
                 at += length
             drawn_numbers, weights = np.zeros(400, np.int64), np.zeros(400, np.float32)
             tree.sample(1, 2, 3, 0.5, drawn_numbers, weights)
@@ -172,7 +174,7 @@ def test_a_saved_state_goes_on_as_if_never_stopped(tmp_path, kernel):
             writer.append(numbered_episode(12))
         grown = store.prioritized(32)
         grown.load_state(state)
-        assert np.array_equal(grown.priorities[:len(state["priorities"])], state["priorities"])
+        assert np.array_equal(grown.priorities[: len(state["priorities"])], state["priorities"])
         assert grown.priorities[-1] == (1.0 + 1e-6) ** 0.6
 
 
@@ -209,10 +211,18 @@ def test_a_saved_state_of_a_bounded_store_keeps_the_priorities_of_the_episodes_t
                 EpisodeStore.open(store.path).prioritized(64, alpha=1.0, episodes=np.arange(5)).load_state(fixed.state_dict())
 
 
-@pytest.mark.parametrize("change, message", [
-    ({"alpha": 0.5}, "alpha 0.5"), ({"priorities": np.ones(10_000)}, "10000 transitions"), ({"priorities": np.ones(3)}, "3 transitions"),
-    ({"priorities": -1}, "positive"), ({"step": -1}, "step -1"), ({"first_row": 7}, "first_row 7"), ({"end_row": 1}, "transitions"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"alpha": 0.5}, "alpha 0.5"),
+        ({"priorities": np.ones(10_000)}, "10000 transitions"),
+        ({"priorities": np.ones(3)}, "3 transitions"),
+        ({"priorities": -1}, "positive"),
+        ({"step": -1}, "step -1"),
+        ({"first_row": 7}, "first_row 7"),
+        ({"end_row": 1}, "transitions"),
+    ],
+)
 def test_a_state_of_another_sampler_is_refused(tmp_path, change, message):
     sampler = numbered_store(tmp_path, 3).prioritized(4)
     before = sampler.state_dict()
@@ -225,10 +235,18 @@ def test_a_state_of_another_sampler_is_refused(tmp_path, change, message):
     assert np.array_equal(sampler.state_dict()["priorities"], before["priorities"])
 
 
-@pytest.mark.parametrize("index, priorities, message", [
-    ([0, 1], [1.0], r"shapes \[2\] and \[1\]"), ([0], [float("nan")], "priority nan"), ([0], [-1.0], "priority -1.0"),
-    ([0], [float("inf")], "priority inf"), ([-1], [1.0], "row -1"), ([10**9], [1.0], "row 1000000000"), ([0.5], [1.0], "whole numbers"),
-])
+@pytest.mark.parametrize(
+    "index, priorities, message",
+    [
+        ([0, 1], [1.0], r"shapes \[2\] and \[1\]"),
+        ([0], [float("nan")], "priority nan"),
+        ([0], [-1.0], "priority -1.0"),
+        ([0], [float("inf")], "priority inf"),
+        ([-1], [1.0], "row -1"),
+        ([10**9], [1.0], "row 1000000000"),
+        ([0.5], [1.0], "whole numbers"),
+    ],
+)
 def test_a_wrong_update_is_named_and_changes_nothing(tmp_path, index, priorities, message):
     store = numbered_store(tmp_path, 3)
     sampler = store.prioritized(4)
@@ -244,11 +262,20 @@ def test_a_wrong_update_is_named_and_changes_nothing(tmp_path, index, priorities
     assert len(np.unique(sampler.priorities)) == 1
 
 
-@pytest.mark.parametrize("arguments, message", [
-    ({"batch_size": 0}, "batch_size 0"), ({"alpha": -0.1}, "alpha -0.1"), ({"beta": "high"}, "beta 'high'"), ({"eps": 0.0}, "eps 0.0"),
-    ({"seed": -1}, "seed -1"), ({"n_steps": 0}, "n_steps 0"), ({"episodes": [99]}, "episode 99"),
-    ({"out": {"weight": np.zeros(3, np.float32)}}, r"weight is float32\[3\]"), ({"out": {"weights": np.zeros(4)}}, "'weights'"),
-])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"batch_size": 0}, "batch_size 0"),
+        ({"alpha": -0.1}, "alpha -0.1"),
+        ({"beta": "high"}, "beta 'high'"),
+        ({"eps": 0.0}, "eps 0.0"),
+        ({"seed": -1}, "seed -1"),
+        ({"n_steps": 0}, "n_steps 0"),
+        ({"episodes": [99]}, "episode 99"),
+        ({"out": {"weight": np.zeros(3, np.float32)}}, r"weight is float32\[3\]"),
+        ({"out": {"weights": np.zeros(4)}}, "'weights'"),
+    ],
+)
 def test_a_wrong_argument_is_named(tmp_path, arguments, message):
     with pytest.raises(InvalidInput, match=message):
         numbered_store(tmp_path, 3).prioritized(**{"batch_size": 4, **arguments})

@@ -35,8 +35,15 @@ def agree(batch, place: int, one: dict) -> None:
     np.testing.assert_allclose(batch.discount[place], one["discount"], rtol=1e-6)
 
 
-OPTIONS = st.fixed_dictionaries({"n_steps": st.integers(1, 12), "gamma": st.sampled_from([0.0, 0.9, 1.0]), "frame_stack": st.integers(1, 4),
-                                 "stack_pad": st.sampled_from(["zero", "first"]), "next_action": st.booleans()})
+OPTIONS = st.fixed_dictionaries(
+    {
+        "n_steps": st.integers(1, 12),
+        "gamma": st.sampled_from([0.0, 0.9, 1.0]),
+        "frame_stack": st.integers(1, 4),
+        "stack_pad": st.sampled_from(["zero", "first"]),
+        "next_action": st.booleans(),
+    }
+)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -51,11 +58,11 @@ def test_a_bounded_store_samples_what_it_still_holds(kernel, case, options, limi
                 writer.append(episode)
                 if number % commits == 0:
                     writer.commit()
-        kept = episodes[store.first:]
+        kept = episodes[store.first :]
         assert len(kept) == len(store) >= 1 and all(same_episode(a, b) for a, b in zip(kept, store.episodes, strict=True))
         counts = [e.steps - (e.final_missing and not e.terminated) for e in episodes]
-        assert sum(counts[store.first:]) <= limit or len(kept) == 1
-        assert not store.first or sum(counts[store.first - 1:]) > limit  # not one more than needed was given back
+        assert sum(counts[store.first :]) <= limit or len(kept) == 1
+        assert not store.first or sum(counts[store.first - 1 :]) > limit  # not one more than needed was given back
         oracle = Oracle(kept, chosen=None, **options)
         if not oracle.transitions:
             with pytest.raises(EmptyStore):
@@ -101,8 +108,16 @@ def test_chosen_rows_are_sampled_as_they_are_listed(kernel, case, options, data)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-@given(case=stores(), options=OPTIONS, cut=st.integers(1, 7), replacement=st.booleans(), seed=st.integers(0, 2**64 - 1),
-       step=st.integers(0, 1000), size=st.integers(2, 40), share=st.floats(0.3, 0.7))
+@given(
+    case=stores(),
+    options=OPTIONS,
+    cut=st.integers(1, 7),
+    replacement=st.booleans(),
+    seed=st.integers(0, 2**64 - 1),
+    step=st.integers(0, 1000),
+    size=st.integers(2, 40),
+    share=st.floats(0.3, 0.7),
+)
 @settings(max_examples=100, deadline=None)
 def test_mixes_of_random_stores_give_each_one_s_own_transitions(kernel, case, options, cut, replacement, seed, step, size, share):
     schema, episodes = case
@@ -112,8 +127,9 @@ def test_mixes_of_random_stores_give_each_one_s_own_transitions(kernel, case, op
         return
     with using(kernel), tempfile.TemporaryDirectory(dir=MEMORY) as folder:
         made = [write(Path(folder) / str(i), schema, part) for i, part in enumerate(parts)]
-        sampler = mix([(made[0], share), (made[1], 1 - share)]).transitions(size, seed, replacement=replacement,
-                                                                            extra=tuple(schema.extra), **options)
+        sampler = mix([(made[0], share), (made[1], 1 - share)]).transitions(
+            size, seed, replacement=replacement, extra=tuple(schema.extra), **options
+        )
         sampler.seek(step)
         batch, at = sampler.sample(), 0
         for place, oracle in enumerate(oracles):
@@ -122,8 +138,9 @@ def test_mixes_of_random_stores_give_each_one_s_own_transitions(kernel, case, op
                 numbers = drawn(seed, step, stream_id(f"transitions/{place}"), total, count)
             else:
                 stream = stream_id(f"transitions/{place}/epochs")
-                numbers = [int(permutation(seed, n // total, stream, total, 1, n % total)[0])
-                           for n in range(step * count, (step + 1) * count)]
+                numbers = [
+                    int(permutation(seed, n // total, stream, total, 1, n % total)[0]) for n in range(step * count, (step + 1) * count)
+                ]
             for number in numbers:
                 assert batch.dataset[at] == place
                 agree(batch, at, oracle.one(*oracle.transitions[number]))
@@ -159,8 +176,11 @@ def test_views_show_what_was_written(case, data):
                     assert same(row(arrays["next_observations"], at), row(episode.observation, t + 1))
                 at += 1
         assert at == len(arrays["rewards"])
-        due = [(number, t) for number in chosen for t in
-               range(episodes[number].steps - (episodes[number].final_missing and not episodes[number].terminated))]
+        due = [
+            (number, t)
+            for number in chosen
+            for t in range(episodes[number].steps - (episodes[number].final_missing and not episodes[number].terminated))
+        ]
         transitions = store.episodes.take(chosen).transitions
         assert [(one.number, one.t) for one in transitions] == due
         assert list(zip(transitions.numbers.tolist(), transitions.steps.tolist(), strict=True)) == due
@@ -171,13 +191,18 @@ def test_views_show_what_was_written(case, data):
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-@given(lengths=st.lists(st.integers(1, 3), min_size=1, max_size=5), length=st.integers(4, 40), n=st.integers(4, 50),
-       stack=st.integers(4, 9))
+@given(
+    lengths=st.lists(st.integers(1, 3), min_size=1, max_size=5), length=st.integers(4, 40), n=st.integers(4, 50), stack=st.integers(4, 9)
+)
 @settings(max_examples=60, deadline=None)
 def test_arguments_beyond_every_episode_stop_at_its_ends(kernel, lengths, length, n, stack):
     """Windows, returns and stacks that are all longer than any episode never take in a neighbour's rows."""
-    episodes = [Episode(np.full((t + 1, 1), 10.0 * i + 1, np.float32), np.full((t, 1), i + 1, np.float32), np.full(t, i + 1, np.float32),
-                        bool(i % 2)) for i, t in enumerate(lengths)]
+    episodes = [
+        Episode(
+            np.full((t + 1, 1), 10.0 * i + 1, np.float32), np.full((t, 1), i + 1, np.float32), np.full(t, i + 1, np.float32), bool(i % 2)
+        )
+        for i, t in enumerate(lengths)
+    ]
     with using(kernel), tempfile.TemporaryDirectory(dir=MEMORY) as folder:
         store = from_episodes(Path(folder) / "s", episodes)
         owner = np.repeat(np.arange(len(lengths)), np.array(lengths) + 1)

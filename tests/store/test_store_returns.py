@@ -69,11 +69,16 @@ def test_returns_go_into_given_arrays_and_are_absent_unless_asked_for(tmp_path):
     assert store.transitions(4, 0).sample().returns is None
 
 
-@pytest.mark.parametrize("arguments, message", [
-    ({"returns": 2}, "returns 2"), ({"failure_return": -1.0}, "returns=True"),
-    ({"returns": True, "failure_return": "no"}, "failure_return 'no'"),
-    ({"returns": True, "step_reward": float("nan")}, "step_reward nan"), ({"out": {"returns": np.zeros(4, np.float32)}}, "'returns'"),
-])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"returns": 2}, "returns 2"),
+        ({"failure_return": -1.0}, "returns=True"),
+        ({"returns": True, "failure_return": "no"}, "failure_return 'no'"),
+        ({"returns": True, "step_reward": float("nan")}, "step_reward nan"),
+        ({"out": {"returns": np.zeros(4, np.float32)}}, "'returns'"),
+    ],
+)
 def test_a_wrong_argument_is_named(tmp_path, arguments, message):
     store = write(tmp_path / "s", SIMPLE, [numbered_episode(i) for i in range(3)])
     with pytest.raises(InvalidInput, match=message):
@@ -81,6 +86,7 @@ def test_a_wrong_argument_is_named(tmp_path, arguments, message):
 
 
 # --- Lambda returns -------------------------------------------------------------------------------------------------------------
+
 
 def mixture(reward, value, discount, decay: float, t: int) -> float:
     """The lambda return by its definition: the n-step returns weighted by (1 - decay) decay^(n-1), the longest by what is left."""
@@ -111,10 +117,15 @@ def test_lambda_returns_are_the_mixture_of_n_step_returns(kernel, shape, decay, 
         np.testing.assert_allclose(found[b], due, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("arguments, message", [
-    ({"decay": 1.5}, "decay 1.5"), ({"discount": np.ones((2, 4))}, r"\[2, 3\], \[2, 3\], \[2, 4\]"),
-    ({"out": np.zeros((2, 3))}, "out must be"), ({"out": np.zeros(3, np.float32)}, "out must be"),
-])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"decay": 1.5}, "decay 1.5"),
+        ({"discount": np.ones((2, 4))}, r"\[2, 3\], \[2, 3\], \[2, 4\]"),
+        ({"out": np.zeros((2, 3))}, "out must be"),
+        ({"out": np.zeros(3, np.float32)}, "out must be"),
+    ],
+)
 def test_wrong_lambda_arguments_are_named(arguments, message):
     with pytest.raises(InvalidInput, match=message):
         lambda_returns(**{"reward": np.ones((2, 3)), "next_value": np.ones((2, 3)), "discount": np.ones((2, 3)), "decay": 0.9, **arguments})

@@ -60,8 +60,15 @@ def values(dtype: np.dtype, count: int, seed: int) -> np.ndarray:
     return array
 
 
-@given(dtype=st.sampled_from(DTYPES), steps=st.integers(1, 40) | st.integers(3000, 9000), width=st.sampled_from([1, 3]),
-       role=st.sampled_from(["observation", "action", "extra"]), bounded=st.booleans(), seed=st.integers(0, 2**32), clean=st.booleans())
+@given(
+    dtype=st.sampled_from(DTYPES),
+    steps=st.integers(1, 40) | st.integers(3000, 9000),
+    width=st.sampled_from([1, 3]),
+    role=st.sampled_from(["observation", "action", "extra"]),
+    bounded=st.booleans(),
+    seed=st.integers(0, 2**32),
+    clean=st.booleans(),
+)
 @settings(max_examples=300, deadline=None)
 def test_both_kernels_refuse_the_same_numbers_and_gather_the_same_rows(dtype, steps, width, role, bounded, seed, clean):
     dtype = np.dtype(dtype)
@@ -87,15 +94,19 @@ def test_both_kernels_refuse_the_same_numbers_and_gather_the_same_rows(dtype, st
             if fits:
                 assert checksum == zlib.crc32(bytes(column.field.row_bytes), zlib.crc32(array))
                 assert taker.take((array,), steps + 1, -1, True) == checksum
-                assert buffer[3:3 + steps].tobytes() == array.tobytes()
+                assert buffer[3 : 3 + steps].tobytes() == array.tobytes()
                 assert not buffer[3 + steps].any()
-                assert (buffer[:3] == 0x55).all() and (buffer[steps + 4:] == 0x55).all()
+                assert (buffer[:3] == 0x55).all() and (buffer[steps + 4 :] == 0x55).all()
             else:
                 assert checksum == -1
                 assert taker.take((array,), steps + 1, 3, False) == zlib.crc32(bytes(column.field.row_bytes), zlib.crc32(array))
             found.append(checksum)
-            for arguments in (((array,), steps - 1, 0, True), ((array,), steps + 1, 5, True), ((array, array), steps, 0, True),
-                              ((array.tobytes()[:-1],), steps, 0, True) if kernel == "cython" and column.field.row_bytes > 1 else None):
+            for arguments in (
+                ((array,), steps - 1, 0, True),
+                ((array,), steps + 1, 5, True),
+                ((array, array), steps, 0, True),
+                ((array.tobytes()[:-1],), steps, 0, True) if kernel == "cython" and column.field.row_bytes > 1 else None,
+            ):
                 if arguments is not None:
                     with pytest.raises(ValueError):
                         taker.take(*arguments)
@@ -137,8 +148,10 @@ def test_an_interrupt_between_an_episode_s_rows_and_its_noting_leaves_no_trace(t
     for group in (1, 400, 1 << 20):  # the longer ones go straight to the files where 400 bytes are gathered
         monkeypatch.setattr(rows, "GROUP_BYTES", group)
         store = EpisodeStore.create(tmp_path / str(group), Schema(Field("float32", (2,)), Field("float32", (1,))))
-        episodes = [Episode(np.full((t + 2, 2), t, np.float32), np.full((t + 1, 1), t, np.float32), np.full(t + 1, t, np.float32))
-                    for t in range(12)]
+        episodes = [
+            Episode(np.full((t + 2, 2), t, np.float32), np.full((t + 1, 1), t, np.float32), np.full(t + 1, t, np.float32))
+            for t in range(12)
+        ]
         with store.writer() as writer:
             for number, episode in enumerate(episodes):
                 steps = 30 + number

@@ -39,9 +39,13 @@ def agree(batch, expected) -> None:
 @settings(max_examples=120, deadline=None)
 def test_a_batch_equals_the_oracle_for_any_store_and_any_arguments(kernel, case, data):
     schema, episodes = case
-    options = {"n_steps": data.draw(st.integers(1, 12)), "gamma": data.draw(st.sampled_from([0.0, 0.5, 0.99, 1.0])),
-               "frame_stack": data.draw(st.integers(1, 5)), "stack_pad": data.draw(st.sampled_from(["zero", "first"])),
-               "next_action": data.draw(st.booleans())}
+    options = {
+        "n_steps": data.draw(st.integers(1, 12)),
+        "gamma": data.draw(st.sampled_from([0.0, 0.5, 0.99, 1.0])),
+        "frame_stack": data.draw(st.integers(1, 5)),
+        "stack_pad": data.draw(st.sampled_from(["zero", "first"])),
+        "next_action": data.draw(st.booleans()),
+    }
     chosen = data.draw(st.none() | st.lists(st.integers(0, len(episodes) - 1), min_size=1, max_size=4))
     seed, step, size = data.draw(st.integers(0, 2**64 - 1)), data.draw(st.integers(0, 2**64 - 2)), data.draw(st.sampled_from([1, 3, 150]))
     oracle = Oracle(episodes, chosen=chosen, **options)
@@ -74,8 +78,9 @@ def test_both_kernels_give_the_same_bits(tmp_path):
 def test_pixels_stack_in_one_block_and_into_given_arrays_alike(tmp_path, kernel):
     noise = np.random.default_rng(0)
     schema = Schema(Field("uint8", (1, 40, 40)), Field("int32", (), 0, 3))
-    episodes = [Episode(rows(schema.observation, t + 1, noise), noise.integers(0, 4, t), np.ones(t, np.float32), t % 2 == 0)
-                for t in (1, 2, 9, 30)]
+    episodes = [
+        Episode(rows(schema.observation, t + 1, noise), noise.integers(0, 4, t), np.ones(t, np.float32), t % 2 == 0) for t in (1, 2, 9, 30)
+    ]
     with using(kernel):
         store = write(tmp_path / "s", schema, episodes)
         for pad in ("zero", "first"):
@@ -142,14 +147,27 @@ def test_gather_gives_the_transitions_that_are_named(tmp_path, kernel):
                 sampler.gather(numbers)
 
 
-@pytest.mark.parametrize("arguments, message", [
-    ({"batch_size": 0}, "batch_size 0"), ({"batch_size": 2.5}, "batch_size 2.5"), ({"seed": -1}, "seed -1"), ({"n_steps": 0}, "n_steps 0"),
-    ({"gamma": 1.5}, "gamma 1.5"), ({"gamma": float("nan")}, "gamma nan"), ({"frame_stack": 0}, "frame_stack 0"),
-    ({"stack_pad": "last"}, "stack_pad 'last'"), ({"episodes": [99]}, "episode 99"), ({"episodes": [-1]}, "episode -1"),
-    ({"episodes": [0.5]}, "episode numbers"), ({"extra": ["none"]}, "'none'"), ({"out": {"observations": np.zeros(4)}}, "'observations'"),
-    ({"out": {"observation": np.zeros((4, 3))}}, r"float64\[4, 3\]"), ({"out": {"reward": np.zeros(8, np.float32)[::2]}}, "contiguous"),
-    ({"out": {"observation": {"a": np.zeros((4, 3), np.float32)}}}, "observation is dict"),
-])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"batch_size": 0}, "batch_size 0"),
+        ({"batch_size": 2.5}, "batch_size 2.5"),
+        ({"seed": -1}, "seed -1"),
+        ({"n_steps": 0}, "n_steps 0"),
+        ({"gamma": 1.5}, "gamma 1.5"),
+        ({"gamma": float("nan")}, "gamma nan"),
+        ({"frame_stack": 0}, "frame_stack 0"),
+        ({"stack_pad": "last"}, "stack_pad 'last'"),
+        ({"episodes": [99]}, "episode 99"),
+        ({"episodes": [-1]}, "episode -1"),
+        ({"episodes": [0.5]}, "episode numbers"),
+        ({"extra": ["none"]}, "'none'"),
+        ({"out": {"observations": np.zeros(4)}}, "'observations'"),
+        ({"out": {"observation": np.zeros((4, 3))}}, r"float64\[4, 3\]"),
+        ({"out": {"reward": np.zeros(8, np.float32)[::2]}}, "contiguous"),
+        ({"out": {"observation": {"a": np.zeros((4, 3), np.float32)}}}, "observation is dict"),
+    ],
+)
 def test_a_wrong_argument_is_named(tmp_path, arguments, message):
     store = write(tmp_path / "s", SIMPLE, [numbered_episode(i) for i in range(3)])
     with pytest.raises(InvalidInput, match=message):
@@ -171,8 +189,16 @@ def test_a_huge_n_step_ends_with_the_episode(tmp_path):
 def test_a_store_of_many_uneven_episodes_finds_the_right_rows(tmp_path):
     lengths = [1] * 500 + [700] + [1] * 300 + [5] * 100
     numbers = [1000 * i + np.arange(t) for i, t in enumerate(lengths)]
-    store = write(tmp_path / "s", SIMPLE, [Episode(np.zeros((len(row) + 1, 3), np.float32), np.zeros(len(row), np.int32),
-                                                   np.zeros(len(row), np.float32), True, {"row": row}) for row in numbers])
+    store = write(
+        tmp_path / "s",
+        SIMPLE,
+        [
+            Episode(
+                np.zeros((len(row) + 1, 3), np.float32), np.zeros(len(row), np.int32), np.zeros(len(row), np.float32), True, {"row": row}
+            )
+            for row in numbers
+        ],
+    )
     number = np.concatenate(numbers)
     for kernel in KERNELS:
         with using(kernel):

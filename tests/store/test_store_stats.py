@@ -26,8 +26,9 @@ def test_stats_are_those_of_numpy_over_all_steps(tmp_path_factory, case):
     assert np.isclose(found["return"]["mean"], np.mean([e.ret for e in episodes]))
     assert sum(found["length"]["histogram"]) == len(episodes)
     for column in schema.columns:
-        rows = np.concatenate([np.asarray(getattr(e, column.role) if column.key is None else getattr(e, column.role)[column.key])
-                               for e in episodes]).astype(np.float64)
+        rows = np.concatenate(
+            [np.asarray(getattr(e, column.role) if column.key is None else getattr(e, column.role)[column.key]) for e in episodes]
+        ).astype(np.float64)
         axis = 0 if int(np.prod(column.field.shape)) <= stats.LARGEST_ROW else None
         for name in ("mean", "std", "min", "max"):
             assert np.allclose(found["fields"][column.name][name], getattr(rows, name)(axis=axis), atol=1e-9), (column, name)

@@ -24,8 +24,13 @@ def whole(number: int) -> Episode:
     episode = numbered_episode(number)
     if not episode.final_missing:
         return episode
-    return Episode(np.concatenate([episode.observation, np.ones((1, 3), np.float32)]), episode.action, episode.reward, episode.terminated,
-                   episode.extra)
+    return Episode(
+        np.concatenate([episode.observation, np.ones((1, 3), np.float32)]),
+        episode.action,
+        episode.reward,
+        episode.terminated,
+        episode.extra,
+    )
 
 
 def row(value, t):
@@ -37,8 +42,15 @@ def play(writer, episode, env=0, steps=None):
     writer.begin(row(episode.observation, 0), env=env)
     for t in range(episode.steps if steps is None else steps):
         last = t == episode.steps - 1
-        writer.step(row(episode.action, t), episode.reward[t], row(episode.observation, t + 1), last and episode.terminated,
-                    last and not episode.terminated, env=env, extra=row(episode.extra, t))
+        writer.step(
+            row(episode.action, t),
+            episode.reward[t],
+            row(episode.observation, t + 1),
+            last and episode.terminated,
+            last and not episode.terminated,
+            env=env,
+            extra=row(episode.extra, t),
+        )
 
 
 @settings(max_examples=40, deadline=None)
@@ -174,8 +186,9 @@ def test_a_death_at_every_system_call_loses_no_synced_step_and_doubles_no_episod
         assert len(found) <= 3
         steps = [episode.steps for episode in found]
         for episode, due in zip(found, episodes, strict=False):
-            assert np.array_equal(episode.reward, due.reward[:episode.steps]) and np.array_equal(
-                episode.observation, due.observation[:episode.steps + 1])
+            assert np.array_equal(episode.reward, due.reward[: episode.steps]) and np.array_equal(
+                episode.observation, due.observation[: episode.steps + 1]
+            )
         assert not synced or steps[0] >= synced
         assert check(path) == []
         assert list(path.glob("open/*")) == []
@@ -193,7 +206,7 @@ def test_an_open_episode_ends_where_a_block_of_its_steps_is_missing(tmp_path):
                 ends.append((store.path / "open" / "0.1").stat().st_size)
     file = store.path / "open" / "0.1"
     content = file.read_bytes()
-    file.write_bytes(content[:ends[0]] + content[ends[1]:])  # both blocks that are left fit their checksums
+    file.write_bytes(content[: ends[0]] + content[ends[1] :])  # both blocks that are left fit their checksums
     left = len(content) - ends[1]
     assert check(store.path) == [f"open/0.1: {left} bytes do not fit their checksum; 3 steps before them can be recovered"]
     with store.writer() as writer:
@@ -219,8 +232,12 @@ def test_steps_that_do_not_fit_are_refused_and_leave_the_episode_as_it_was(tmp_p
         writer.begin(good[2])
         with pytest.raises(InvalidEpisode, match="no step"):
             writer.end()
-        for bad in ((np.zeros(3, np.float32), 1.0, good[2]), (good[0], 1.0, np.zeros(3)), (good[0], "x", good[2]),
-                    (good[0], 1.0, {"a": 1})):
+        for bad in (
+            (np.zeros(3, np.float32), 1.0, good[2]),
+            (good[0], 1.0, np.zeros(3)),
+            (good[0], "x", good[2]),
+            (good[0], 1.0, {"a": 1}),
+        ):
             with pytest.raises(InvalidEpisode):
                 writer.step(*bad)
         with pytest.raises(InvalidEpisode, match="extra"):
@@ -242,9 +259,14 @@ def test_a_first_observation_that_is_refused_leaves_the_open_episode_as_it_was(t
         assert writer.open_episodes == {0: 1}
 
 
-@pytest.mark.parametrize("bad", [(np.full(2, 2, np.float32), 0.0, np.zeros(3, np.float32)),
-                                 (np.zeros(2, np.float32), float("nan"), np.zeros(3, np.float32)),
-                                 (np.zeros(2, np.float32), 0.0, np.full(3, np.inf, np.float32))])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        (np.full(2, 2, np.float32), 0.0, np.zeros(3, np.float32)),
+        (np.zeros(2, np.float32), float("nan"), np.zeros(3, np.float32)),
+        (np.zeros(2, np.float32), 0.0, np.full(3, np.inf, np.float32)),
+    ],
+)
 def test_a_value_that_is_refused_drops_its_open_episode_only(tmp_path, bad):
     store = EpisodeStore.create(tmp_path / "s", PLAIN)
     with store.writer() as writer:
@@ -300,8 +322,9 @@ def test_batches_of_environments_give_each_environment_its_episodes(tmp_path, sa
                 reset = resetting[env]
                 rows["action"].append(0 if reset else episode.action[t])
                 rows["reward"].append(0.0 if reset else episode.reward[t])
-                rows["observation"].append(episode.observation[0] if reset else
-                                           following.observation[0] if last and same_step else episode.observation[t + 1])
+                rows["observation"].append(
+                    episode.observation[0] if reset else following.observation[0] if last and same_step else episode.observation[t + 1]
+                )
                 rows["final"].append(episode.observation[t + 1])
                 rows["terminated"].append(last and episode.terminated and not reset)
                 rows["truncated"].append(last and not episode.terminated and not reset)
@@ -313,8 +336,15 @@ def test_batches_of_environments_give_each_environment_its_episodes(tmp_path, sa
                 else:
                     place[env] = (number, t + 1)
             arrays = {name: np.array(values) for name, values in rows.items()}
-            writer.step_batch(arrays["action"], arrays["reward"].astype(np.float64), arrays["observation"], arrays["terminated"],
-                              arrays["truncated"], arrays["final"] if same_step else None, extra={"row": arrays["row"]})
+            writer.step_batch(
+                arrays["action"],
+                arrays["reward"].astype(np.float64),
+                arrays["observation"],
+                arrays["terminated"],
+                arrays["truncated"],
+                arrays["final"] if same_step else None,
+                extra={"row": arrays["row"]},
+            )
             if step % 97 == 0:
                 writer.sync()
         left = writer.open_episodes
@@ -349,8 +379,12 @@ def test_a_long_episode_waits_in_its_file_not_in_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(staging, "FLUSH_STEPS", 16)
     store = EpisodeStore.create(tmp_path / "s", PLAIN)
     noise = np.random.default_rng(0)
-    episode = Episode(noise.standard_normal((501, 3), np.float32), noise.uniform(-1, 1, (500, 2)).astype(np.float32),
-                      noise.standard_normal(500, np.float32), terminated=True)
+    episode = Episode(
+        noise.standard_normal((501, 3), np.float32),
+        noise.uniform(-1, 1, (500, 2)).astype(np.float32),
+        noise.standard_normal(500, np.float32),
+        terminated=True,
+    )
     with store.writer() as writer:
         play(writer, episode)
         assert writer._ended[0][1].bytes < 4000

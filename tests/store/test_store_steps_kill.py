@@ -55,8 +55,8 @@ def play_and_kill(path: Path, times: int) -> None:
             number = int(episode.extra["row"][0]) // 1000
             assert number not in found
             found[number], due = episode.steps, whole(number)
-            assert np.array_equal(episode.observation, due.observation[:episode.steps + 1])
-            assert np.array_equal(episode.reward, due.reward[:episode.steps])
+            assert np.array_equal(episode.observation, due.observation[: episode.steps + 1])
+            assert np.array_equal(episode.reward, due.reward[: episode.steps])
             assert not episode.terminated or (due.terminated and episode.steps == due.steps)
         for entry in synced[0] if synced else ():
             _, number, steps = map(int, entry.split(":"))

@@ -123,9 +123,16 @@ def test_episode_terminals_are_the_older_way_to_say_the_same(tmp_path):
         MDPDataset(observations, actions, rewards, terminals, timeouts, episode_terminals=ends)
 
 
-@pytest.mark.parametrize(("actions", "flag", "found"), [
-    (np.arange(10) % 3, None, 3), ((np.arange(10) % 3).astype("f4")[:, None], None, 3), (np.linspace(0, 1, 10), None, None),
-    (np.arange(10.0), False, None), (np.arange(10) % 4, False, None)])
+@pytest.mark.parametrize(
+    ("actions", "flag", "found"),
+    [
+        (np.arange(10) % 3, None, 3),
+        ((np.arange(10) % 3).astype("f4")[:, None], None, 3),
+        (np.linspace(0, 1, 10), None, None),
+        (np.arange(10.0), False, None),
+        (np.arange(10) % 4, False, None),
+    ],
+)
 def test_the_kind_of_action_is_found_or_said(actions, flag, found):
     observations, _, rewards = flat()
     store = MDPDataset(observations, actions, rewards, np.eye(10)[9], discrete_action=flag)
@@ -143,8 +150,17 @@ def test_pixels_stay_bytes_and_wide_floats_stay_wide():
     assert MDPDataset(np.zeros((10, 2)), actions, rewards, np.eye(10)[9]).schema.observation.dtype == np.float64
 
 
-@pytest.mark.parametrize("change", [{"observations": np.zeros((9, 2))}, {"actions": np.full((10, 1), np.nan)}, {"timeouts": np.zeros(3)},
-                                    {"discrete_action": True}, {"tail": "keep"}, {"terminals": np.zeros(4)}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"observations": np.zeros((9, 2))},
+        {"actions": np.full((10, 1), np.nan)},
+        {"timeouts": np.zeros(3)},
+        {"discrete_action": True},
+        {"tail": "keep"},
+        {"terminals": np.zeros(4)},
+    ],
+)
 def test_flat_arrays_that_do_not_fit_are_refused(tmp_path, change):
     observations, actions, rewards = flat()
     arguments = {"observations": observations, "actions": actions, "rewards": rewards, "terminals": np.eye(10)[9], **change}

@@ -28,11 +28,18 @@ def window(oracle: Oracle, number: int, length: int):
         if t < 0:
             steps.append({})
             continue
-        steps.append({"observation": oracle.each(episode.observation, lambda rows, t=t: oracle.stack(rows, t)),
-                      "action": oracle.each(episode.action, lambda rows, t=t: rows[t]), "reward": np.float32(episode.reward[t]), "mask": 1,
-                      "timesteps": t + 1, "returns_to_go": sum(float(r) for r in episode.reward[t:]),
-                      "terminal": float(episode.terminated and t == episode.steps - 1),
-                      "extra": oracle.each(episode.extra, lambda rows, t=t: rows[t])})
+        steps.append(
+            {
+                "observation": oracle.each(episode.observation, lambda rows, t=t: oracle.stack(rows, t)),
+                "action": oracle.each(episode.action, lambda rows, t=t: rows[t]),
+                "reward": np.float32(episode.reward[t]),
+                "mask": 1,
+                "timesteps": t + 1,
+                "returns_to_go": sum(float(r) for r in episode.reward[t:]),
+                "terminal": float(episode.terminated and t == episode.steps - 1),
+                "extra": oracle.each(episode.extra, lambda rows, t=t: rows[t]),
+            }
+        )
     return row, steps
 
 
@@ -83,8 +90,16 @@ def test_a_batch_equals_the_oracle_for_any_store_and_any_arguments(kernel, case,
 def test_both_kernels_give_the_same_bits_for_long_episodes(lengths, data):
     length, seed = data.draw(st.integers(1, 100)), data.draw(st.integers(0, 99))
     noise = np.random.default_rng(seed)
-    episodes = [type(numbered_episode(0))(noise.standard_normal((t + 1, 3), np.float32), noise.integers(0, 5, t),
-                                          noise.standard_normal(t, np.float32), bool(t % 2), {"row": np.arange(t)}) for t in lengths]
+    episodes = [
+        type(numbered_episode(0))(
+            noise.standard_normal((t + 1, 3), np.float32),
+            noise.integers(0, 5, t),
+            noise.standard_normal(t, np.float32),
+            bool(t % 2),
+            {"row": np.arange(t)},
+        )
+        for t in lengths
+    ]
     batches = []
     with tempfile.TemporaryDirectory(dir=MEMORY) as folder:
         store = write(Path(folder) / "s", SIMPLE, episodes)
@@ -115,10 +130,18 @@ def test_given_arrays_are_filled_and_nothing_else(tmp_path, kernel):
     with using(kernel):
         store = write(tmp_path / "s", SIMPLE, [numbered_episode(i) for i in range(5)])
         fresh = store.windows(6, 4, 0, extra=["row"]).sample()
-        wide = {"observation": np.full((6, 5, 3), 9, np.float32), "mask": np.full((6, 6), 9, np.float32),
-                "timesteps": np.full((6, 6), 9, np.int64), "action": np.full((6, 6), 9, np.int64)}
-        out = {"observation": wide["observation"][:, :4], **{name: wide[name][:, :4] for name in ("mask", "timesteps", "action")},
-               "returns_to_go": np.full((6, 4), 9, np.float32), "extra": {"row": np.full((6, 4), 9, np.int64)}}
+        wide = {
+            "observation": np.full((6, 5, 3), 9, np.float32),
+            "mask": np.full((6, 6), 9, np.float32),
+            "timesteps": np.full((6, 6), 9, np.int64),
+            "action": np.full((6, 6), 9, np.int64),
+        }
+        out = {
+            "observation": wide["observation"][:, :4],
+            **{name: wide[name][:, :4] for name in ("mask", "timesteps", "action")},
+            "returns_to_go": np.full((6, 4), 9, np.float32),
+            "extra": {"row": np.full((6, 4), 9, np.int64)},
+        }
         sampler = store.windows(6, 4, 0, extra=["row"], out=out)
         batch = sampler.sample()
         for name in ("observation", "mask", "timesteps", "action", "returns_to_go", "reward"):
@@ -139,14 +162,27 @@ def test_windows_can_go_through_epochs_too(tmp_path, kernel):
         assert len(seen) == len(np.unique(seen)) == sampler.transition_count
 
 
-@pytest.mark.parametrize("arguments, message", [
-    ({"batch_size": 0}, "batch_size 0"), ({"length": 0}, "length 0"), ({"length": 2.0}, "length 2.0"), ({"seed": -1}, "seed -1"),
-    ({"frame_stack": 0}, "frame_stack 0"), ({"stack_pad": "last"}, "stack_pad 'last'"), ({"episodes": [99]}, "episode 99"),
-    ({"episodes": "all"}, "episode numbers"), ({"extra": ["none"]}, "'none'"), ({"out": {"masks": np.zeros(4)}}, "'masks'"),
-    ({"out": {"mask": np.zeros((4, 3))}}, r"float64\[4, 3\]"), ({"out": {"mask": np.zeros((4, 6), np.float32)[:, ::2]}}, "contiguous"),
-    ({"out": [np.zeros(4)]}, "out is list"), ({"replacement": 1}, "replacement 1"), ({"drop_last": None}, "drop_last None"),
-    ({"replacement": False, "batch_size": 10_000}, "batch_size 10000 is more"),
-])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"batch_size": 0}, "batch_size 0"),
+        ({"length": 0}, "length 0"),
+        ({"length": 2.0}, "length 2.0"),
+        ({"seed": -1}, "seed -1"),
+        ({"frame_stack": 0}, "frame_stack 0"),
+        ({"stack_pad": "last"}, "stack_pad 'last'"),
+        ({"episodes": [99]}, "episode 99"),
+        ({"episodes": "all"}, "episode numbers"),
+        ({"extra": ["none"]}, "'none'"),
+        ({"out": {"masks": np.zeros(4)}}, "'masks'"),
+        ({"out": {"mask": np.zeros((4, 3))}}, r"float64\[4, 3\]"),
+        ({"out": {"mask": np.zeros((4, 6), np.float32)[:, ::2]}}, "contiguous"),
+        ({"out": [np.zeros(4)]}, "out is list"),
+        ({"replacement": 1}, "replacement 1"),
+        ({"drop_last": None}, "drop_last None"),
+        ({"replacement": False, "batch_size": 10_000}, "batch_size 10000 is more"),
+    ],
+)
 def test_a_wrong_argument_is_named(tmp_path, arguments, message):
     store = write(tmp_path / "s", SIMPLE, [numbered_episode(i) for i in range(3)])
     with pytest.raises(InvalidInput, match=message):

@@ -63,8 +63,11 @@ def test_a_state_folder_of_queue_version_1_is_gone_on_with(state: Path) -> None:
     with embedded_daemon(state) as client:
         jobs = {job.id: job.last for job in client.jobs(kind="all")}
         assert {job: jobs[job].state for job in (DONE, PAUSED, CANCELLED, WAITING)} == {
-            DONE: "succeeded", PAUSED: "paused", CANCELLED: "cancelled", WAITING: "queued",
-        }  # fmt: skip
+            DONE: "succeeded",
+            PAUSED: "paused",
+            CANCELLED: "cancelled",
+            WAITING: "queued",
+        }
         assert len(jobs) == 7
         assert jobs[DONE].metrics["critic_loss"]["0"] > 0
         assert next(client.job(DONE).follow()).n == 1
@@ -114,9 +117,10 @@ def test_the_state_of_a_newer_daemon_is_refused_and_left_as_it_was(state: Path) 
 def files(state: Path) -> dict[str, bytes]:
     """All that lasts, byte for byte."""
     return {
-        str(path.relative_to(state)): path.read_bytes() for path in state.rglob("*")
+        str(path.relative_to(state)): path.read_bytes()
+        for path in state.rglob("*")
         if path.is_file() and path.name not in ("offrld.lock", "queue.sqlite-shm", "queue.sqlite-wal")
-    }  # fmt: skip
+    }
 
 
 def test_the_way_back_that_is_documented_works(state: Path) -> None:

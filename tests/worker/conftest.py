@@ -65,17 +65,28 @@ def train(imported: dict[str, dict[str, Any]], tmp_path: Path, start: Callable[.
     """Starts a train worker on an imported dataset: ``train("job", "bc", "pendulum", steps=...)``."""
 
     def train(
-        job: str, algorithm: str, dataset: str, *, attempt: int = 1, state: Path = tmp_path, environment: Any = None,
-        start_message: dict[str, Any] | None = None, **spec: Any,
-    ) -> WorkerProcess:  # fmt: skip
+        job: str,
+        algorithm: str,
+        dataset: str,
+        *,
+        attempt: int = 1,
+        state: Path = tmp_path,
+        environment: Any = None,
+        start_message: dict[str, Any] | None = None,
+        **spec: Any,
+    ) -> WorkerProcess:
         target = state / "datasets" / dataset
         if not target.exists():
             shutil.copytree(imported[dataset]["path"], target)
         return start(
-            job, {"kind": "train", "algorithm": algorithm, "dataset": dataset, "device": "cpu", "runner": "eager", **spec},
-            attempt=attempt, snapshot=imported[dataset]["snapshot"], state=state, environment=environment or {},
+            job,
+            {"kind": "train", "algorithm": algorithm, "dataset": dataset, "device": "cpu", "runner": "eager", **spec},
+            attempt=attempt,
+            snapshot=imported[dataset]["snapshot"],
+            state=state,
+            environment=environment or {},
             **(start_message or {}),
-        )  # fmt: skip
+        )
 
     return train
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.slow   # a cold compilation takes a minute of one core
+pytestmark = pytest.mark.slow  # a cold compilation takes a minute of one core
 
 
 def entries(folder: Path) -> set[str]:

@@ -69,8 +69,11 @@ def test_an_environment_that_breaks_is_told_with_its_place_and_the_episode_is_ke
     assert error["code"] == "environment_failed"
     assert "at step 57, step 17 of its episode: RuntimeError: the arm is stuck" in error["message"]
     assert EpisodeStore.open(tmp_path / "datasets" / "d").episode_table["steps"].tolist() == [20, 20, 17]
-    worker = start("c2", {"kind": "collect", "env": "offrld_breaking_env:Hanging-v0", "dataset": "h", "steps": 1000, "step_timeout_s": 0.3},
-                   environment=plugin)  # fmt: skip
+    worker = start(
+        "c2",
+        {"kind": "collect", "env": "offrld_breaking_env:Hanging-v0", "dataset": "h", "steps": 1000, "step_timeout_s": 0.3},
+        environment=plugin,
+    )
     error = worker.end()["error"]
     assert error["code"] == "environment_failed" and "has not come back for 0.3 s" in error["message"]
     assert EpisodeStore.open(tmp_path / "datasets" / "h").episode_table["steps"].tolist() == [20, 20, 17]
@@ -83,9 +86,20 @@ def test_what_cannot_be_collected_leaves_no_dataset(start, tmp_path):
 
 
 def test_online_training_learns_gathers_and_leaves_a_policy(start, tmp_path):
-    spec = {"kind": "train_online", "algorithm": "sac", "env": "Pendulum-v1", "dataset": "d", "steps": 700, "config": SMALL,
-            "random_steps": 200, "update_interval": 10, "updates": 2, "eval_env": "Pendulum-v1", "eval_episodes": 1,
-            "eval_every": 350}  # fmt: skip
+    spec = {
+        "kind": "train_online",
+        "algorithm": "sac",
+        "env": "Pendulum-v1",
+        "dataset": "d",
+        "steps": 700,
+        "config": SMALL,
+        "random_steps": 200,
+        "update_interval": 10,
+        "updates": 2,
+        "eval_env": "Pendulum-v1",
+        "eval_episodes": 1,
+        "eval_every": 350,
+    }
     worker = start("o1", spec)
     assert worker.end()["state"] == "succeeded"
     store = EpisodeStore.open(tmp_path / "datasets" / "d")
@@ -106,8 +120,15 @@ def test_online_training_learns_gathers_and_leaves_a_policy(start, tmp_path):
 
 
 def test_a_killed_online_run_goes_on_from_its_checkpoint_and_makes_up_for_lost_updates(start, tmp_path):
-    spec = {"kind": "train_online", "algorithm": "sac", "env": "Pendulum-v1", "dataset": "d", "steps": 12_000, "config": SMALL,
-            "update_interval": 20}  # fmt: skip
+    spec = {
+        "kind": "train_online",
+        "algorithm": "sac",
+        "env": "Pendulum-v1",
+        "dataset": "d",
+        "steps": 12_000,
+        "config": SMALL,
+        "update_interval": 20,
+    }
     worker = start("o1", spec, environment={"OFFRLD_CHECKPOINT_SECONDS": "0.5"})
     worker.until(lambda event: event["type"] == "progress" and event["step"] > 1000)
     worker.signal(signal.SIGKILL)
@@ -132,8 +153,14 @@ def test_algorithms_that_cannot_are_refused_in_one_line(start):
     assert json.loads((worker.run / "events.jsonl").read_text().splitlines()[-1])["state"] == "failed"
 
 
-PPO = {"kind": "train_online", "algorithm": "ppo", "env": "CartPole-v1", "envs": 4, "steps": 2500,
-       "config": {"rollout_steps": 64, "batch_size": 64, "epochs": 4, "encoder.units": [16]}}  # fmt: skip
+PPO = {
+    "kind": "train_online",
+    "algorithm": "ppo",
+    "env": "CartPole-v1",
+    "envs": 4,
+    "steps": 2500,
+    "config": {"rollout_steps": 64, "batch_size": 64, "epochs": 4, "encoder.units": [16]},
+}
 
 
 def test_ppo_learns_from_its_own_play_and_keeps_it_where_it_is_told_to(start, tmp_path):
@@ -150,10 +177,11 @@ def test_ppo_learns_from_its_own_play_and_keeps_it_where_it_is_told_to(start, tm
     # The checkpoint at a share of the last return plays: here the one that is worst, which is made so.
     metrics = worker.run / "seed-0" / "metrics" / "return_mean.csv"
     metrics.write_text("epoch,step,value\n1,1024,20\n1,2048,52\n1,2560,100\n")
-    medium = start("c1", {"kind": "collect", "env": "CartPole-v1", "dataset": "m", "steps": 100, "policy": "job:p1", "ratio": 0.5,
-                          "sample": True})  # fmt: skip
+    medium = start(
+        "c1", {"kind": "collect", "env": "CartPole-v1", "dataset": "m", "steps": 100, "policy": "job:p1", "ratio": 0.5, "sample": True}
+    )
     assert medium.end()["state"] == "succeeded", medium.log.read_text()
-    kept, = (medium.run / "taken").glob("*.safetensors")
+    (kept,) = (medium.run / "taken").glob("*.safetensors")
     assert kept.samefile(worker.run / "checkpoints" / "000000002048.safetensors")
 
 

@@ -53,8 +53,15 @@ def state(tmp_path: Path) -> Path:
     root = tmp_path / "state"
     for folder in ("keys", "datasets/there", "jobs/mine", "jobs/other", "uploads/mine/files", "uploads/other/files", "cache"):
         (root / folder).mkdir(parents=True)
-    for file in ("keys/server.key", "queue.sqlite", "audit.log", "datasets/there/schema.json", "jobs/other/spec.json",
-                 "uploads/mine/files/a", "uploads/other/files/a"):  # fmt: skip
+    for file in (
+        "keys/server.key",
+        "queue.sqlite",
+        "audit.log",
+        "datasets/there/schema.json",
+        "jobs/other/spec.json",
+        "uploads/mine/files/a",
+        "uploads/other/files/a",
+    ):
         (root / file).write_text("content")
     (tmp_path / "outside").mkdir()
     (tmp_path / "outside" / "file").write_text("content")
@@ -63,22 +70,39 @@ def state(tmp_path: Path) -> Path:
 
 def attempt(state: Path, spec: dict[str, Any], acts: list[tuple[str, object]], **start: Any) -> dict[str, str]:
     start = {"job": "mine", "state_dir": str(state), "spec": spec, **start}
-    done = subprocess.run([sys.executable, "-c", CHILD, json.dumps([start, [(act, str(what)) for act, what in acts]])],
-                          capture_output=True, text=True, timeout=120)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD, json.dumps([start, [(act, str(what)) for act, what in acts]])],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr
     return {key.replace(str(state.parent), ""): value for key, value in json.loads(done.stdout).items()}
 
 
 def test_an_import_reads_its_upload_and_writes_datasets_only(state: Path) -> None:
     acts = [
-        ("read", state / "uploads/mine/files/a"), ("write", state / "datasets/new"), ("write", state / "jobs/mine/note"),
-        ("temporary", ""), ("load", "h5py"), ("load", "wave"),
-        ("read", state / "uploads/other/files/a"), ("read", state / "keys/server.key"), ("read", state / "queue.sqlite"),
-        ("read", state / "audit.log"), ("read", state / "jobs/other/spec.json"), ("write", state / "jobs/other/spec.json"),
-        ("read", state.parent / "outside/file"), ("write", state.parent / "outside/file"), ("remove", state.parent / "outside/file"),
-        ("listing", Path.home()), ("read", "/etc/shadow"), ("run", "/bin/true"), ("signal", os.getpid()),
+        ("read", state / "uploads/mine/files/a"),
+        ("write", state / "datasets/new"),
+        ("write", state / "jobs/mine/note"),
+        ("temporary", ""),
+        ("load", "h5py"),
+        ("load", "wave"),
+        ("read", state / "uploads/other/files/a"),
+        ("read", state / "keys/server.key"),
+        ("read", state / "queue.sqlite"),
+        ("read", state / "audit.log"),
+        ("read", state / "jobs/other/spec.json"),
+        ("write", state / "jobs/other/spec.json"),
+        ("read", state.parent / "outside/file"),
+        ("write", state.parent / "outside/file"),
+        ("remove", state.parent / "outside/file"),
+        ("listing", Path.home()),
+        ("read", "/etc/shadow"),
+        ("run", "/bin/true"),
+        ("signal", os.getpid()),
         ("read", f"/proc/{os.getpid()}/environ"),
-    ]  # fmt: skip
+    ]
     done = attempt(state, {"kind": "import", "upload": "mine", "path": None, "named": None}, acts)
     assert list(done.values()) == ["done"] * 6 + ["refused"] * 14, done
 
@@ -100,8 +124,11 @@ def test_only_an_import_that_downloads_reaches_the_network(state: Path, tmp_path
     with socket.create_server(("127.0.0.1", 0)) as server:
         acts = [("connect", server.getsockname()[1])]
         uploaded = attempt(state, {"kind": "import", "upload": "mine", "path": None, "named": None}, acts)
-        named = attempt(state, {"kind": "import", "upload": None, "path": None, "named": "hopper-medium-v2"},
-                        [*acts, ("write", tmp_path / ".d4rl/datasets/new")])  # fmt: skip
+        named = attempt(
+            state,
+            {"kind": "import", "upload": None, "path": None, "named": "hopper-medium-v2"},
+            [*acts, ("write", tmp_path / ".d4rl/datasets/new")],
+        )
     assert list(uploaded.values()) == ["refused"]
     assert list(named.values()) == ["done", "done"]
 
@@ -110,12 +137,20 @@ def test_only_an_import_that_downloads_reaches_the_network(state: Path, tmp_path
 def test_a_job_with_an_environment_keeps_the_machine_but_not_the_services_secrets(state: Path, kind: str) -> None:
     steps = kind != "train"
     acts = [
-        ("read", state.parent / "outside/file"), ("write", state.parent / "outside/new"), ("run", "/bin/true"), ("temporary", ""),
-        ("read", state / "jobs/other/spec.json"), ("read", state / "datasets/there/schema.json"), ("write", state / "cache/a"),
+        ("read", state.parent / "outside/file"),
+        ("write", state.parent / "outside/new"),
+        ("run", "/bin/true"),
+        ("temporary", ""),
+        ("read", state / "jobs/other/spec.json"),
+        ("read", state / "datasets/there/schema.json"),
+        ("write", state / "cache/a"),
         ("link", state / "jobs/other/spec.json"),
-        ("read", state / "keys/server.key"), ("read", state / "queue.sqlite"), ("read", state / "audit.log"),
-        ("read", state / "uploads/other/files/a"), ("write", state / "keys/clients.toml"),
-    ]  # fmt: skip
+        ("read", state / "keys/server.key"),
+        ("read", state / "queue.sqlite"),
+        ("read", state / "audit.log"),
+        ("read", state / "uploads/other/files/a"),
+        ("write", state / "keys/clients.toml"),
+    ]
     done = attempt(state, {"kind": kind}, acts)
     assert list(done.values()) == ["done"] * 8 + ["refused"] * 5, done
     written = attempt(state, {"kind": kind}, [("write", state / "datasets/there/schema.json")])

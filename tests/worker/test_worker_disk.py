@@ -104,8 +104,13 @@ def test_training_ends_at_the_quota_and_keeps_its_checkpoint(start, imported, tm
     (tmp_path / "datasets").mkdir()
     shutil.copytree(imported["pendulum"]["path"], tmp_path / "datasets" / "pendulum")
     spec = {"kind": "train", "algorithm": "bc", "dataset": "pendulum", "steps": 200, "seeds": [0], "threads": 1}
-    worker = start("job-1", spec, snapshot=imported["pendulum"]["snapshot"], quota_bytes=usage(tmp_path) + (1 << 20),
-                   environment={"OFFRLD_CHECKPOINT_SECONDS": "0.01"})  # fmt: skip
+    worker = start(
+        "job-1",
+        spec,
+        snapshot=imported["pendulum"]["snapshot"],
+        quota_bytes=usage(tmp_path) + (1 << 20),
+        environment={"OFFRLD_CHECKPOINT_SECONDS": "0.01"},
+    )
     end = worker.end()
     assert (end["state"], end["error"]["code"]) == ("failed", "disk_full"), end
     again = start("job-1", spec, snapshot=imported["pendulum"]["snapshot"], attempt=2)
@@ -122,8 +127,9 @@ def test_an_import_leaves_the_disk_its_reserve(bomb, tmp_path):
         (inside / "uploads/upload-1/files").mkdir(parents=True)
         shutil.copy(bomb, inside / "uploads/upload-1/files/bomb.hdf5")
         with Least(inside) as seen:
-            worker = WorkerProcess(inside, "job-1", {"kind": "import", "dataset": "bomb", "upload": "upload-1"}, keep_free_bytes=50 << 20,
-                                   confine=False)  # the disk is seen through another process's /proc entry  # fmt: skip
+            worker = WorkerProcess(
+                inside, "job-1", {"kind": "import", "dataset": "bomb", "upload": "upload-1"}, keep_free_bytes=50 << 20, confine=False
+            )  # the disk is seen through another process's /proc entry
             try:
                 end = worker.end()
             finally:

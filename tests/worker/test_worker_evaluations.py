@@ -46,9 +46,15 @@ def test_an_evaluation_that_fails_once_is_missing_alone(train):
 
 def test_a_reward_that_is_no_number_fails_the_evaluation_of_an_online_training_alone(start):
     spec = {
-        "kind": "train_online", "algorithm": "dqn", "env": "CartPole-v1", "dataset": "d", "steps": 200, "eval_every": 100,
-        "eval_env": "offrld_failing_env:Odd-v0", "config": {"batch_size": 16, "encoder.units": [16]},
-    }  # fmt: skip
+        "kind": "train_online",
+        "algorithm": "dqn",
+        "env": "CartPole-v1",
+        "dataset": "d",
+        "steps": 200,
+        "eval_every": 100,
+        "eval_env": "offrld_failing_env:Odd-v0",
+        "config": {"batch_size": 16, "encoder.units": [16]},
+    }
     worker = start("job", spec, environment={"PYTHONPATH": str(PLUGINS)})
     end = worker.end()
     assert end["state"] == "succeeded"

@@ -54,9 +54,10 @@ def test_an_uploaded_folder_becomes_a_dataset(start, upload, shared_data):
 
 def test_a_worker_that_imports_does_not_load_torch(start, upload, shared_data):
     worker = start(
-        "job-1", {"kind": "import", "dataset": "cartpole", "upload": upload(shared_data / "cartpole-replay.hdf5")},
+        "job-1",
+        {"kind": "import", "dataset": "cartpole", "upload": upload(shared_data / "cartpole-replay.hdf5")},
         environment={"PYTHONVERBOSE": "1"},
-    )  # fmt: skip
+    )
     assert worker.end()["state"] == "succeeded"
     log = worker.log.read_text()
     assert "import 'h5py'" in log

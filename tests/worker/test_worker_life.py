@@ -33,11 +33,22 @@ def test_a_spare_worker_waits_without_work_and_runs_the_job_as_its_own(imported,
         assert sum(process.cpu_times()[:2]) == before  # it sleeps in a read
         assert threads <= 2
         run.mkdir(parents=True)
-        worker.send({
-            "type": "start", "job": "job", "attempt": 1, "state_dir": str(tmp_path), "spec": spec, "import_roots": [],
-            "snapshot": imported["pendulum"]["snapshot"], "folder": str(run), "log": str(run / "log.txt"), "device": "cpu",
-            "environment": {"CUDA_VISIBLE_DEVICES": ""}, "stop_s": 9.0,
-        })  # fmt: skip
+        worker.send(
+            {
+                "type": "start",
+                "job": "job",
+                "attempt": 1,
+                "state_dir": str(tmp_path),
+                "spec": spec,
+                "import_roots": [],
+                "snapshot": imported["pendulum"]["snapshot"],
+                "folder": str(run),
+                "log": str(run / "log.txt"),
+                "device": "cpu",
+                "environment": {"CUDA_VISIBLE_DEVICES": ""},
+                "stop_s": 9.0,
+            }
+        )
         first = worker.until(lambda event: event["type"] == "progress")
         assert process.cwd() == str(run)
         assert worker.end()["state"] == "succeeded"
@@ -77,9 +88,16 @@ def test_a_terminated_worker_has_its_checkpoint_in_time(train, wait_for, seeds):
 
 def test_a_worker_that_cannot_stop_ends_all_the_same_and_says_which_checkpoint_serves(train, wait_for):
     worker = train(
-        "job", "discrete_bc", "cartpole", steps=20, eval_every=10, eval_env="offrld_stuck_env:StuckCartPole-v0", eval_episodes=1,
-        environment={"PYTHONPATH": os.pathsep.join([str(PLUGINS), *sys.path])}, start_message={"stop_s": 0.5},
-    )  # fmt: skip
+        "job",
+        "discrete_bc",
+        "cartpole",
+        steps=20,
+        eval_every=10,
+        eval_env="offrld_stuck_env:StuckCartPole-v0",
+        eval_episodes=1,
+        environment={"PYTHONPATH": os.pathsep.join([str(PLUGINS), *sys.path])},
+        start_message={"stop_s": 0.5},
+    )
     wait_for(lambda: "stuck from now on" in worker.log.read_text())
     assert [path.stem for path in worker.run.glob("checkpoints/0*")] == ["000000000010"]
     worker.signal(signal.SIGUSR1)  # as the daemon asks before it kills a hung worker

@@ -96,9 +96,15 @@ def test_metrics_and_progress_say_what_happened(train):
 
 def test_evaluation_runs_the_file_that_is_fetched(train):
     worker = train(
-        "job", "discrete_bc", "cartpole", steps=100, eval_every=50, eval_env="offrld_noisy_env:NoisyCartPole-v0", eval_episodes=3,
+        "job",
+        "discrete_bc",
+        "cartpole",
+        steps=100,
+        eval_every=50,
+        eval_env="offrld_noisy_env:NoisyCartPole-v0",
+        eval_episodes=3,
         environment={"PYTHONPATH": str(PLUGINS)},
-    )  # fmt: skip
+    )
     assert worker.end()["state"] == "succeeded"  # although the plugin printed to the process's standard output
     assert "hello from a plugin" in worker.log.read_text()
     rows = (worker.run / "seed-0" / "metrics" / "return_mean.csv").read_text().splitlines()[1:]
@@ -118,9 +124,7 @@ def test_evaluation_runs_the_file_that_is_fetched(train):
 
 def test_a_transformer_of_stacked_frames_is_evaluated_with_its_own_target(train):
     config = {"context_size": 3, "frame_stack": 2, "batch_size": 16, "encoder.units": [8], "transformer.layers": 1}
-    worker = train(
-        "job", "discrete_decision_transformer", "cartpole", steps=20, config=config, eval_env="CartPole-v1", eval_episodes=2
-    )  # fmt: skip
+    worker = train("job", "discrete_decision_transformer", "cartpole", steps=20, config=config, eval_env="CartPole-v1", eval_episodes=2)
     assert worker.end()["state"] == "succeeded", worker.log.read_text()
     policy = Policy(worker.run / "seed-0" / "policy-000000000020.onnx")
     assert (policy.frame_stack, policy.metadata["context"]["length"], policy.observation_shape) == (2, 3, (4,))
@@ -162,11 +166,9 @@ def test_a_damaged_checkpoint_is_skipped_and_any_checkpoint_can_be_exported(trai
     ("algorithm", "dataset", "spec"),
     [
         ("td3_bc", "pendulum", {"seeds": [0, 4], "validation": 0.2, "config": {"observation_scaler": "standard", "batch_size": 32}}),
-        pytest.param(
-            "discrete_decision_transformer", "cartpole", {"config": {"context_size": 3, "batch_size": 8}}, marks=pytest.mark.slow
-        ),
+        pytest.param("discrete_decision_transformer", "cartpole", {"config": {"context_size": 3, "batch_size": 8}}, marks=pytest.mark.slow),
     ],
-)  # fmt: skip
+)
 def test_a_policy_is_exported_without_the_dataset_that_it_was_trained_on(algorithm, dataset, spec, train, start, tmp_path):
     run = train("job", algorithm, dataset, steps=2, **spec)
     assert run.end()["state"] == "succeeded"
@@ -207,13 +209,21 @@ def test_of_the_checkpoints_of_evaluations_the_last_and_each_seeds_best_are_kept
 
 def test_a_job_whose_evaluations_get_no_better_ends_early(train):
     """O21: the first evaluation is better than none, the next two are not by a million. Another attempt ends there too: the rows decide."""
-    spec = {"steps": 100_000, "seeds": [0, 1], "eval_env": "Pendulum-v1", "eval_every": 10, "eval_episodes": 1, "early_stop": 2,
-            "early_stop_delta": 1e6}  # fmt: skip
+    spec = {
+        "steps": 100_000,
+        "seeds": [0, 1],
+        "eval_env": "Pendulum-v1",
+        "eval_every": 10,
+        "eval_episodes": 1,
+        "early_stop": 2,
+        "early_stop_delta": 1e6,
+    }
     job = train("job", "bc", "pendulum", **spec)
     end = job.end()
     assert (end["state"], end["reason"]) == (
-        "succeeded", "ended at step 30 of 100000: 2 evaluations in a row without a mean return that was better by more than 1e+06"
-    )  # fmt: skip
+        "succeeded",
+        "ended at step 30 of 100000: 2 evaluations in a row without a mean return that was better by more than 1e+06",
+    )
     for seed in (0, 1):
         rows = (job.run / f"seed-{seed}/metrics/return_mean.csv").read_text().splitlines()[1:]
         assert [row.split(",")[1] for row in rows] == ["10", "20", "30"]  # the first is better than none

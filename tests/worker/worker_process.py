@@ -47,9 +47,14 @@ class WorkerProcess:
     def _start(self, folder: Path, arguments: list[str], environment: dict[str, str]) -> None:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "offrld.worker", *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
-                cwd=folder, env={**os.environ, "PYTHONSAFEPATH": "1", **environment}, start_new_session=True,
-            )  # fmt: skip
+                [sys.executable, "-m", "offrld.worker", *arguments],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                cwd=folder,
+                env={**os.environ, "PYTHONSAFEPATH": "1", **environment},
+                start_new_session=True,
+            )
         self.seen: list[dict[str, Any]] = []
         self.signs: list[dict[str, Any]] = []  # of life: by the pipe only, not in events.jsonl
         self._events: queue.Queue[dict[str, Any] | None] = queue.Queue()

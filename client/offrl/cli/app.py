@@ -42,9 +42,11 @@ class Group(TyperGroup):
 def command() -> Any:
     """The command ``offrl``, ready to be run."""
     options: dict[str, Any] = {
-        "cls": Group, "rich_markup_mode": None, "pretty_exceptions_enable": False,
+        "cls": Group,
+        "rich_markup_mode": None,
+        "pretty_exceptions_enable": False,
         "context_settings": {"help_option_names": ["-h", "--help"]},
-    }  # fmt: skip
+    }
     app = typer.Typer(help=ROOT_HELP, no_args_is_help=True, add_completion=True, **options)
     app.callback()(_root)
     service.register(app)

@@ -12,8 +12,8 @@ from offrl.cli.output import talk
 if TYPE_CHECKING:
     from offrl.client import Client
 
-BEGIN_S = 2.0    # for `offrl serve` in the other terminal to come as far as the lock of its state folder
-START_S = 20.0   # from there until it listens
+BEGIN_S = 2.0  # for `offrl serve` in the other terminal to come as far as the lock of its state folder
+START_S = 20.0  # from there until it listens
 LOOK_S = 0.1
 
 

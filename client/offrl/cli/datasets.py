@@ -20,7 +20,8 @@ OnDaemon = Annotated[bool, typer.Option("--on-daemon", help="SOURCE is a path on
 Map = Annotated[
     list[str] | None,
     typer.Option(
-        "--map", metavar="FIELD=COLUMNS",
+        "--map",
+        metavar="FIELD=COLUMNS",
         help="Columns of a table: observation=obs_*,action=act_*,reward=r,episode=ep; or a TOML file.",
     ),
 ]
@@ -37,17 +38,29 @@ def register(group: typer.Typer) -> None:
 
 
 def add(
-    name: Name, source: Source, format: Format = None, map: Map = None, option: Options = None, skip_bad: SkipBad = False,
-    on_daemon: OnDaemon = False, as_json: Json = False,
-) -> None:  # fmt: skip
+    name: Name,
+    source: Source,
+    format: Format = None,
+    map: Map = None,
+    option: Options = None,
+    skip_bad: SkipBad = False,
+    on_daemon: OnDaemon = False,
+    as_json: Json = False,
+) -> None:
     """Import a file or folder as a new dataset."""
     _import("add", name, source, as_json, format=format, options=_options(map, option), skip_bad=skip_bad, on_daemon=on_daemon)
 
 
 def append(
-    name: Known, source: Source, format: Format = None, map: Map = None, option: Options = None, skip_bad: SkipBad = False,
-    on_daemon: OnDaemon = False, as_json: Json = False,
-) -> None:  # fmt: skip
+    name: Known,
+    source: Source,
+    format: Format = None,
+    map: Map = None,
+    option: Options = None,
+    skip_bad: SkipBad = False,
+    on_daemon: OnDaemon = False,
+    as_json: Json = False,
+) -> None:
     """Put the episodes of a file or folder behind those of a dataset."""
     _import("append", name, source, as_json, format=format, options=_options(map, option), skip_bad=skip_bad, on_daemon=on_daemon)
 
@@ -157,9 +170,13 @@ def _print(info: Any, as_json: bool) -> None:
         f" of {number(info.steps)} steps: the last of {counted(missing, 'episode')} has no next observation" if missing else ""
     )
     values = [
-        ("name", info.name), ("episodes", number(info.episodes)), ("transitions", transitions), ("size", size(info.bytes)),
-        ("returns", returns), ("snapshot", info.snapshot),
-    ]  # fmt: skip
+        ("name", info.name),
+        ("episodes", number(info.episodes)),
+        ("transitions", transitions),
+        ("size", size(info.bytes)),
+        ("returns", returns),
+        ("snapshot", info.snapshot),
+    ]
     values += [(field, _field(described)) for field, described in info.fields.items()]
     if info.pinned_by:
         values.append(("used by", " ".join(info.pinned_by)))

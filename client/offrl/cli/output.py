@@ -24,7 +24,7 @@ from offrl.errors import InvalidInput
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON value.")]
 GAP, EDGE = 3, 2  # columns between those of a table, and at its sides
-LEAST = 12        # of a text that a narrow terminal cuts or wraps
+LEAST = 12  # of a text that a narrow terminal cuts or wraps
 
 
 def emit(value: Any) -> None:
@@ -117,9 +117,12 @@ def rich_table(
     made = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name, columns in widths.items():
         made.add_column(
-            Text(printable.line(name)), justify="right" if name in right else "left", width=columns, no_wrap=bool(drop),
+            Text(printable.line(name)),
+            justify="right" if name in right else "left",
+            width=columns,
+            no_wrap=bool(drop),
             overflow="ellipsis" if drop else "fold",
-        )  # fmt: skip
+        )
     for row in cells[1:]:
         made.add_row(*[Text(row[headers.index(name)]) for name in widths])  # Text: a "[" in a name is no markup
     return made

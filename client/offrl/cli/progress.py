@@ -12,8 +12,8 @@ from offrl import printable
 from offrl.cli.output import live, number, seconds, talk
 from offrl.job import MAIN_METRICS, JobState
 
-LINE_S = 5.0      # between two plain lines, unless something new is to be said
-LEAST_TEXT = 60   # columns for what is said beside a bar
+LINE_S = 5.0  # between two plain lines, unless something new is to be said
+LEAST_TEXT = 60  # columns for what is said beside a bar
 LEAST_BAR = 8
 
 

@@ -91,8 +91,10 @@ def config(
     if as_json:
         emit(found)
         return
-    shown = [[each.name, _value(each.value), "" if each.source == "default" else _value(each.default), each.source, each.help]
-             for each in found.settings]  # fmt: skip
+    shown = [
+        [each.name, _value(each.value), "" if each.source == "default" else _value(each.default), each.source, each.help]
+        for each in found.settings
+    ]
     table(["setting", "value", "default", "from", "meaning"], shown)
     say(f"file: {found.file}")
 
@@ -191,8 +193,11 @@ def meaning(name: str, described: dict[str, Any], known: dict[str, Any]) -> str:
     for other, words in (described.get("only") or {}).items():
         rest = [word for word in known[other].get("choices") or () if word not in words]
         short = other.removeprefix(f"{group}.")
-        only.append(f"not with {short} {' or '.join(rest)}" if 0 < len(rest) < len(words)
-                    else f"only with {short} {' or '.join(words) or 'of another package'}")  # fmt: skip
+        only.append(
+            f"not with {short} {' or '.join(rest)}"
+            if 0 < len(rest) < len(words)
+            else f"only with {short} {' or '.join(words) or 'of another package'}"
+        )
     return "; ".join([str(described.get("help", "")) + unit + choices, *only])
 
 

@@ -41,9 +41,12 @@ def show(folder: Folder, as_json: Json = False) -> None:
     with Spool(folder) as spool:
         stores = [EpisodeStore.open(path) for _, path in spool.ready()]
         values = {
-            "dataset": spool.dataset, "segments": len(stores), "episodes": sum(map(len, stores)),
-            "steps": sum(store.step_count for store in stores), "bytes": spool.size(),
-        }  # fmt: skip
+            "dataset": spool.dataset,
+            "segments": len(stores),
+            "episodes": sum(map(len, stores)),
+            "steps": sum(store.step_count for store in stores),
+            "bytes": spool.size(),
+        }
     if as_json:
         emit(values)
     else:

@@ -88,11 +88,31 @@ def submit(
 
     with connect() as client, _import_hint(dataset):
         job = client.submit(
-            algorithm, dataset=dataset, steps=steps, seed=seed, seeds=chosen, config=values, preset=preset, eval_env=eval_env,
-            eval_episodes=eval_episodes, eval_every=eval_every, early_stop=early_stop, early_stop_delta=early_stop_delta,
-            validation=validation, priority=priority, after=after or (), key=key, runner=runner, device=device, threads=threads,
-            start=start, transfer=transfer, fresh_optimizer=fresh_optimizer or None, gpu_memory_mb=gpu_memory, **begin,
-        )  # fmt: skip
+            algorithm,
+            dataset=dataset,
+            steps=steps,
+            seed=seed,
+            seeds=chosen,
+            config=values,
+            preset=preset,
+            eval_env=eval_env,
+            eval_episodes=eval_episodes,
+            eval_every=eval_every,
+            early_stop=early_stop,
+            early_stop_delta=early_stop_delta,
+            validation=validation,
+            priority=priority,
+            after=after or (),
+            key=key,
+            runner=runner,
+            device=device,
+            threads=threads,
+            start=start,
+            transfer=transfer,
+            fresh_optimizer=fresh_optimizer or None,
+            gpu_memory_mb=gpu_memory,
+            **begin,
+        )
         told(client, job, wait=wait, as_json=as_json)
 
 

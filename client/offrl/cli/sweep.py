@@ -47,15 +47,16 @@ def sweep(
     content = read(grid)
     jobs = plan({**content, **dict(map(setting, sets or []))}, trials=trials, first_seed=first_seed, name=name)
     if submit:
-
         found: list[dict[str, Any]] = []
         with connect() as client:
             for job in jobs:
                 try:
                     found.append({"name": job.name, "job": job.submit(client).id})
                 except Conflict as error:  # of its key, which is its name
-                    raise Conflict(f"a job {job.name} with other options was sent before: {error.message}",
-                                   hint="send these under another name: --name NAME") from None  # fmt: skip
+                    raise Conflict(
+                        f"a job {job.name} with other options was sent before: {error.message}",
+                        hint="send these under another name: --name NAME",
+                    ) from None
                 except OffrlError:
                     if found:
                         sent = " ".join(each["job"] for each in found)

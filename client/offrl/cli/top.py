@@ -24,9 +24,9 @@ BARS = "▁▂▃▄▅▆▇█"
 HEADERS = ["job", "state", "algorithm", "dataset", "progress", "step", "per second", "left", "metric"]
 RIGHT = ["progress", "step", "per second", "left"]
 DROP = ["step", "per second", "dataset", "algorithm", "left", "metric"]  # where there is no room, in this order
-BARS_FROM = 70           # columns of the terminal
-LEAST_S = 0.2            # between two looks
-HEAD_LINES = 7           # of the display, which are no jobs
+BARS_FROM = 70  # columns of the terminal
+LEAST_S = 0.2  # between two looks
+HEAD_LINES = 7  # of the display, which are no jobs
 
 
 def register(app: typer.Typer) -> None:
@@ -76,8 +76,11 @@ def top(
 def head(info: OverviewInfo) -> list[str]:
     """The lines above the jobs: the service, the queue, the machine, its cards."""
     machine = info.machine
-    states = [f"{info.counts[state]} {state}" for state in ("running", "queued", "paused", "succeeded", "failed", "cancelled")
-              if info.counts.get(state)]  # fmt: skip
+    states = [
+        f"{info.counts[state]} {state}"
+        for state in ("running", "queued", "paused", "succeeded", "failed", "cancelled")
+        if info.counts.get(state)
+    ]
     spare = f"  spare worker {info.spare}" if info.spare else ""
     uploads = f"  {info.uploads} uploads" if info.uploads else ""
     queue = f"  {paused(info.paused)}" if info.paused is not None else ""

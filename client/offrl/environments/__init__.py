@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from . import games
+from offrl.environments import games
 
 NAMESPACE = "offrld"
 GROUP = "offrl.environments"  # of entry points
@@ -33,6 +33,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def atari_id(game: str, variant: str = "") -> str:
     """The gymnasium id of a game, e.g. ``offrld/breakout-v0``; ``variant``: "", "train" or "noop"."""
     return f"{NAMESPACE}/{game}{'-' if variant else ''}{variant}-v0"
+
 
 #: What follows a Procgen game's name in an id, and the levels that it stands for: those of gen_dgrl.
 LEVELS: dict[str, dict[str, int]] = {
@@ -95,17 +96,20 @@ def register() -> list[str]:
     for game in games.GAMES:
         for variant, settings in VARIANTS.items():
             gymnasium.register(
-                id=atari_id(game, variant.removeprefix("-")), entry_point="offrl.environments.atari:AtariEnv",
-                kwargs={"game": game, **settings}, max_episode_steps=TIME_LIMIT,
-            )  # fmt: skip
+                id=atari_id(game, variant.removeprefix("-")),
+                entry_point="offrl.environments.atari:AtariEnv",
+                kwargs={"game": game, **settings},
+                max_episode_steps=TIME_LIMIT,
+            )
     for game, modes in games.PROCGEN_MODES.items():
         for mode in modes:
             for levels, settings in LEVELS.items():
                 gymnasium.register(
-                    id=procgen_id(game, mode, levels.removeprefix("-")), entry_point="offrl.environments.procgen:ProcgenEnv",
+                    id=procgen_id(game, mode, levels.removeprefix("-")),
+                    entry_point="offrl.environments.procgen:ProcgenEnv",
                     vector_entry_point="offrl.environments.procgen:ProcgenVectorEnv",
                     kwargs={"game": game, "distribution_mode": mode, **settings},
-                )  # fmt: skip
+                )
     return _register_installed()
 
 

@@ -13,9 +13,8 @@ import gymnasium
 import numpy as np
 from gymnasium.spaces import Box, Discrete
 
+from offrl.environments import games
 from offrl.errors import InvalidInput
-
-from . import games
 
 SIZE = 84  # pixels, both sides
 STICKY = 0.25  # Machado et al. 2018, "Revisiting the Arcade Learning Environment", and the replay data
@@ -48,9 +47,17 @@ class AtariEnv(gymnasium.Env):
     metadata = {"render_modes": ["human", "rgb_array"], "render_fps": 15}  # steps: 60 frames per second, four per step
 
     def __init__(
-        self, game: str, *, stack: int | None = None, sticky_actions: bool | float = True, clip_reward: bool = False,
-        terminal_on_life_loss: bool = False, noop_max: int = 0, frame_skip: int = 4, render_mode: str | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        game: str,
+        *,
+        stack: int | None = None,
+        sticky_actions: bool | float = True,
+        clip_reward: bool = False,
+        terminal_on_life_loss: bool = False,
+        noop_max: int = 0,
+        frame_skip: int = 4,
+        render_mode: str | None = None,
+    ) -> None:
         games.check(game)
         sticky = {True: STICKY, False: 0.0}[sticky_actions] if isinstance(sticky_actions, bool) else float(sticky_actions)
         for name, value, least in (("stack", 1 if stack is None else stack, 1), ("noop_max", noop_max, 0), ("frame_skip", frame_skip, 1)):

@@ -77,9 +77,11 @@ class Calls:
         observation, reward, terminated, truncated, info = answer
         # What nearly every environment answers is recognized by the fewest operations: they are what this call adds to a step.
         if self._fitted is not None and not (
-            observation.__class__ is ndarray and observation.dtype is self._dtype and observation.shape == self._shape
+            observation.__class__ is ndarray
+            and observation.dtype is self._dtype
+            and observation.shape == self._shape
             and (isfinite(sum(observation.tolist())) if self._short else not self._floats or isfinite(vdot(observation, observation)))
-        ):  # fmt: skip
+        ):
             observation = self._fitted(observation)
         if reward.__class__ is not float or not LEAST <= reward <= MOST:
             reward = _reward(reward)

@@ -20,13 +20,12 @@ from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
+from offrl.environments.games import PROCGEN_MODES, check_procgen
 from offrl.errors import InvalidInput
-
-from .games import PROCGEN_MODES, check_procgen
 
 INSTALL = "`pip install --no-deps procgen-mirror gym3 && pip install cffi imageio`"
 PIXELS, ACTIONS = 64, 15
-RESET = -1                 # the action that gives an episode up
+RESET = -1  # the action that gives an episode up
 SEEDS = 2**31 - 1
 OBSERVATION = Box(0, 255, (3, PIXELS, PIXELS), np.uint8)
 
@@ -54,13 +53,19 @@ class ProcgenEnv(gymnasium.Env):
     metadata = {"render_modes": ["rgb_array"], "render_fps": 15}
 
     def __init__(
-        self, game: str, *, distribution_mode: str = "easy", num_levels: int = 0, start_level: int = 0, render_mode: str | None = None,
+        self,
+        game: str,
+        *,
+        distribution_mode: str = "easy",
+        num_levels: int = 0,
+        start_level: int = 0,
+        render_mode: str | None = None,
         **options: Any,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._games = _Games(1, game, distribution_mode, num_levels, start_level, render_mode, {"num_threads": 0, **options})
         self.game, self.render_mode = game, render_mode
         self.observation_space, self.action_space = OBSERVATION, Discrete(ACTIONS)
-        self._fresh = False   # the level that is shown has not been stepped in
+        self._fresh = False  # the level that is shown has not been stepped in
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
         super().reset(seed=seed)
@@ -142,9 +147,14 @@ class _Games:
             raise InvalidInput(f"render_mode {render_mode!r}", hint="rgb_array, or none")
         self._make = _procgen().ProcgenGym3Env
         self._told = {
-            "num": count, "env_name": game, "distribution_mode": mode, "num_levels": num_levels, "start_level": start_level,
-            "render_mode": render_mode, **options,
-        }  # fmt: skip
+            "num": count,
+            "env_name": game,
+            "distribution_mode": mode,
+            "num_levels": num_levels,
+            "start_level": start_level,
+            "render_mode": render_mode,
+            **options,
+        }
         self._env: Any = None
 
     @property

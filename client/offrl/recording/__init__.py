@@ -1,7 +1,7 @@
 """Recording from a robot, or from one's own loop, with the thin client: a local spool first, and the daemon when it is there."""
 
-from .recorder import Recorder, RecordingWarning, Status
-from .sender import push
-from .spool import Spool
+from offrl.recording.recorder import Recorder, RecordingWarning, Status
+from offrl.recording.sender import push
+from offrl.recording.spool import Spool
 
 __all__ = ["Recorder", "RecordingWarning", "Spool", "Status", "push"]

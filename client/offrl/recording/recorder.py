@@ -25,13 +25,12 @@ import numpy as np
 from offrl.client import Client
 from offrl.errors import DiskFull, InternalError, InvalidInput, OffrlError
 from offrl.job import NAME_PATTERN
+from offrl.recording.sender import PATIENCE_S, Sender
+from offrl.recording.spool import Spool, size
 from offrl.spaces import flat, schema_of
 from offrl_store import EpisodeStore, Field, Schema, Writer, meta
 from offrl_store.given import Changed, exact, numbers, untyped
 from offrl_store.schema import Column
-
-from .sender import PATIENCE_S, Sender
-from .spool import Spool, size
 
 TAKE_S = 0.05  # between two looks at what has come
 SEGMENT_BYTES = 64 << 20  # of a store that is sent as one
@@ -172,9 +171,14 @@ class Recorder:
             self._waiting.append(("begin", number, first, self._began_at))
 
     def step(
-        self, action: Any, reward: float, observation: Any, terminated: bool = False, truncated: bool = False,
+        self,
+        action: Any,
+        reward: float,
+        observation: Any,
+        terminated: bool = False,
+        truncated: bool = False,
         extra: Mapping[str, Any] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """One step, with the observation after it; either flag ends the episode.
 
         Raises:
@@ -254,9 +258,11 @@ class Recorder:
         """The values of a step as the store takes them. The first one that is good also tells the fields."""
         if self._schema is not None:
             return (
-                self._cast("action", action), self._cast("reward", reward), self._cast("observation", observation),
+                self._cast("action", action),
+                self._cast("reward", reward),
+                self._cast("observation", observation),
                 self._cast("extra", extra or {}) if "extra" in self._casts or extra else None,
-            )  # fmt: skip
+            )
         self.use(self._inferred(action, observation, extra or {}))
         try:
             first = self._cast("observation", self._first)
@@ -292,9 +298,11 @@ class Recorder:
         acted = self._action.field(_arrays("action", action))
         extras = _arrays("extra", dict(extra))
         metadata = {
-            "env_id": None, "bounds": "declared" if self._action.declared else "inferred", "source": {"format": "recorded"},
+            "env_id": None,
+            "bounds": "declared" if self._action.declared else "inferred",
+            "source": {"format": "recorded"},
             "source_attributes": {},
-        }  # fmt: skip
+        }
         return Schema(observed, acted, Field("float64"), {name: _field(each) for name, each in extras.items()}, metadata)
 
     # ------------------------------------------------------------------------------------------------------- the writing thread
@@ -318,9 +326,14 @@ class Recorder:
         """How much is recorded, how much has arrived, and what is wrong."""
         problem = self._problem or (self._sender.problem if self._sender is not None else None)
         return Status(
-            episodes=self._number, open_steps=self._steps if self._open else 0, segments_sent=self._sender.sent if self._sender else 0,
-            segments_waiting=len(self.spool.ready()), bytes=self.spool.size(), dropped=self._dropped, problem=str(problem or ""),
-        )  # fmt: skip
+            episodes=self._number,
+            open_steps=self._steps if self._open else 0,
+            segments_sent=self._sender.sent if self._sender else 0,
+            segments_waiting=len(self.spool.ready()),
+            bytes=self.spool.size(),
+            dropped=self._dropped,
+            problem=str(problem or ""),
+        )
 
     def close(self, wait_s: float | None = None) -> bool:
         """Ends the open episode as truncated and writes everything into the spool; whether all of it has arrived.
@@ -357,8 +370,10 @@ class Recorder:
             why = f" ({self._sender.problem.message})" if self._sender.problem is not None else ""
             warnings.warn(
                 f"{left} segment{'s' * (left > 1)} of episodes wait in the spool {self.spool.folder}{why}; the next recorder on it sends "
-                f"them, or `offrl spool push {self.spool.folder}`", RecordingWarning, stacklevel=2,
-            )  # fmt: skip
+                f"them, or `offrl spool push {self.spool.folder}`",
+                RecordingWarning,
+                stacklevel=2,
+            )
         losses, self._losses = list(self._losses), deque()
         for loss in losses:
             if not loss.foreseen:
@@ -419,7 +434,7 @@ class _Segment:
         self._of = recorder
         self._writer: Writer | None = None
         self._number, self._began, self._episodes, self._began_at = 0, 0.0, 0, 0.0
-        self._episode = 0   # as the loop counts them
+        self._episode = 0  # as the loop counts them
         self._lost = False  # it cannot be kept
         self._blocked: DiskFull | None = None
         self._blocked_until = 0.0
@@ -463,8 +478,10 @@ class _Segment:
             dropped = recorder.spool.drop_oldest() if recorder._drop_oldest else 0
             recorder._dropped += dropped
             if not dropped:
-                raise _NoRoom(f"the spool holds {held} bytes, its limit is {recorder._limit}",
-                              hint="let the daemon take it, or give a higher limit_bytes")  # fmt: skip
+                raise _NoRoom(
+                    f"the spool holds {held} bytes, its limit is {recorder._limit}",
+                    hint="let the daemon take it, or give a higher limit_bytes",
+                )
         if self._writer is None:
             self._number, path = recorder.spool.begin_segment()
             self._writer = EpisodeStore.create(path, recorder._schema).writer()

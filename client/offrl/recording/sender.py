@@ -11,8 +11,7 @@ from offrl import upload, wire
 from offrl.client import Client, own_error
 from offrl.errors import Conflict, InternalError, NotAllowed, OffrlError, Unknown
 from offrl.job import ImportSpec, JobState
-
-from .spool import Spool
+from offrl.recording.spool import Spool
 
 POLL_S = 0.2
 LEAST_S, MOST_S = 1.0, 30.0  # between two attempts, doubled from the one to the other
@@ -31,7 +30,7 @@ class Sender:
         self._spool, self._connect, self._stop = spool, connect, stop
         self._client: Client | None = None
         self.problem: OffrlError | None = None  # of the last attempt; None while all is well
-        self.sent = 0    # segments
+        self.sent = 0  # segments
         self.failed = 0  # attempts
         self.hurry = threading.Event()  # set: the next attempt waits for nothing
 
@@ -85,9 +84,12 @@ class Sender:
         if attempt["upload"] is None:
             attempt = self._uploaded(attempt, path)
         spec = ImportSpec(
-            dataset=self._spool.dataset, upload=attempt["upload"], format="store", append=attempt["append"],
+            dataset=self._spool.dataset,
+            upload=attempt["upload"],
+            format="store",
+            append=attempt["append"],
             once=attempt.get("once", False),  # not in the notes of an older version, whose job may be there without it
-        )  # fmt: skip
+        )
         key = f"spool-{self._spool.id}-{number}-{attempt['try']}"
         try:
             job = self._client.request(wire.Submit(spec=spec, key=key)).job

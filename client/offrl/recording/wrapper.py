@@ -7,8 +7,7 @@ from typing import Any
 import gymnasium
 
 from offrl.errors import InvalidInput
-
-from .recorder import Recorder
+from offrl.recording.recorder import Recorder
 
 
 class RecordEpisodes(gymnasium.Wrapper):

@@ -17,7 +17,7 @@ from torch import Tensor
 from offrld.engine import Algorithm, Batch, Optimizer, Space, State, Step, ValueConfig, setting
 from offrld.nets import DeterministicPolicy, Encoder, Params, ValueFunction
 
-LIMIT = 4.0   # of the exponent: weights between 1/55 and 55
+LIMIT = 4.0  # of the exponent: weights between 1/55 and 55
 
 
 @dataclass(frozen=True)

@@ -28,9 +28,15 @@ async def open_artifact(app: App, request: wire.OpenArtifact) -> wire.Artifact:
         raise InvalidInput(f"job {job.id} is of kind {job.kind} and has no {request.kind}", hint=f"fetch it from a job of kind {kinds}")
     async with app.one_at_a_time(f"artifact {job.id} {request.kind}"):
         found = await asyncio.to_thread(
-            artifacts.find, app.state, job.id, request.kind, job.spec.get("seeds", []),
-            seed=request.seed, best=request.best, step=request.step,
-        )  # fmt: skip
+            artifacts.find,
+            app.state,
+            job.id,
+            request.kind,
+            job.spec.get("seeds", []),
+            seed=request.seed,
+            best=request.best,
+            step=request.step,
+        )
         if isinstance(found, wire.Artifact):
             return found
         _check_policy(job, await app.catalog.ready())

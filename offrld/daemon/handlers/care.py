@@ -16,10 +16,19 @@ async def overview(app: App, request: wire.Overview) -> wire.OverviewInfo:
     """One read of the queue and the machine's figures."""
     look = await app.database.survey(reads.look, request.limit, request.metric, request.points, app.settings)
     return wire.OverviewInfo(
-        time=time.time(), version=app.version, state_dir=str(app.state.root), uptime_s=round(time.monotonic() - app.started, 3),
-        counts=look.counts, jobs=look.jobs, left_off=look.left_off, history=look.history, paused=look.pause, spare=app.supervisor.spare,
-        uploads=await asyncio.to_thread(app.uploads.unfinished), machine=await app.machine.look(),
-    )  # fmt: skip
+        time=time.time(),
+        version=app.version,
+        state_dir=str(app.state.root),
+        uptime_s=round(time.monotonic() - app.started, 3),
+        counts=look.counts,
+        jobs=look.jobs,
+        left_off=look.left_off,
+        history=look.history,
+        paused=look.pause,
+        spare=app.supervisor.spare,
+        uploads=await asyncio.to_thread(app.uploads.unfinished),
+        machine=await app.machine.look(),
+    )
 
 
 async def checkup(app: App, request: wire.Checkup) -> wire.CheckList:

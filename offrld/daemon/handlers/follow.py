@@ -13,7 +13,7 @@ from offrld.daemon.hub import wait
 from offrld.daemon.records import find
 
 LOG_PART = 1 << 19
-LOOK_S = 0.5         # between two looks at the size of a log that somebody waits for
+LOOK_S = 0.5  # between two looks at the size of a log that somebody waits for
 
 
 async def get_events(app: App, request: wire.GetEvents) -> wire.Encoded:

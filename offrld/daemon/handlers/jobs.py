@@ -97,9 +97,14 @@ def _check_start(request: wire.Submit | wire.Rerun) -> None:
 
 
 def _submit(
-    db: Connection, app: App, request: wire.Submit | wire.Rerun, spec: records.Spec, taken: list[uses.Use], caller: Caller,
+    db: Connection,
+    app: App,
+    request: wire.Submit | wire.Rerun,
+    spec: records.Spec,
+    taken: list[uses.Use],
+    caller: Caller,
     repeat: reruns.Repeat | None = None,
-) -> tuple[str, bool]:  # fmt: skip
+) -> tuple[str, bool]:
     """Queue a job with what it takes from others, in one transaction: none of them can be removed in between."""
     if isinstance(spec, CollectSpec | TrainOnlineSpec | ImportSpec) and spec.dataset is not None:
         rights.check_append(db, app.state, spec.dataset, caller)
@@ -108,9 +113,16 @@ def _submit(
     if repeat is not None:
         records.find(db, repeat.of.id)  # raises Unknown: it was removed meanwhile
     job, created = queue.submit(
-        db, spec, owner=caller.name, priority=request.priority, after=[*request.after, *waits], key=request.key, start_at=start_at,
-        limits=app.settings.limits, repeats=None if repeat is None else (repeat.of.id, repeat.snapshot),
-    )  # fmt: skip
+        db,
+        spec,
+        owner=caller.name,
+        priority=request.priority,
+        after=[*request.after, *waits],
+        key=request.key,
+        start_at=start_at,
+        limits=app.settings.limits,
+        repeats=None if repeat is None else (repeat.of.id, repeat.snapshot),
+    )
     if created:
         uses.pin(db, job, taken)
         if repeat is not None:

@@ -40,6 +40,10 @@ def _info(db: Connection, limits: Limits, after: str | None = None) -> wire.Queu
     shown = {name: owners[name] for name in names[:OWNERS]}
     told = {f"limits.{name}": value for name, value in limits.model_dump().items()}
     return wire.QueueInfo(
-        paused=queue.paused(db), counts=counts, owners=shown, next_start=queue.next_start(db), limits=told,
+        paused=queue.paused(db),
+        counts=counts,
+        owners=shown,
+        next_start=queue.next_start(db),
+        limits=told,
         next=names[OWNERS - 1] if len(names) > OWNERS else None,
-    )  # fmt: skip
+    )

@@ -14,9 +14,13 @@ def ping(app: App, request: wire.Ping) -> wire.Pong:
     """Who is there. A plain function: answered at once, without a task of its own."""
     caller = app.caller()
     return wire.Pong(
-        version=app.version, protocol=wire.PROTOCOL, state_dir=str(app.state.root), uptime_s=round(time.monotonic() - app.started, 3),
-        caller=caller.name, role=caller.role,
-    )  # fmt: skip
+        version=app.version,
+        protocol=wire.PROTOCOL,
+        state_dir=str(app.state.root),
+        uptime_s=round(time.monotonic() - app.started, 3),
+        caller=caller.name,
+        role=caller.role,
+    )
 
 
 async def algorithms(app: App, request: wire.Algorithms) -> wire.AlgorithmList:

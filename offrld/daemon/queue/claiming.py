@@ -109,16 +109,17 @@ def next_start(db: Connection, since: float = math.inf) -> float | None:
     """
     return db.execute(
         "SELECT min(max(coalesce(start_at, 0), coalesce(retry_at, 0))) FROM jobs"
-        " WHERE state = 'queued' AND max(coalesce(start_at, 0), coalesce(retry_at, 0)) > ?", (min(since, time.time()),),
-    ).fetchone()[0]  # fmt: skip
+        " WHERE state = 'queued' AND max(coalesce(start_at, 0), coalesce(retry_at, 0)) > ?",
+        (min(since, time.time()),),
+    ).fetchone()[0]
 
 
 def keep_peak(db: Connection, job: str, device_bytes: int) -> None:
     """Note the largest use of a card's memory that the job has shown: its next attempt is placed by it."""
     db.execute(
-        "INSERT INTO peaks SELECT id, ?2 FROM jobs WHERE id = ?1"
-        " ON CONFLICT (job) DO UPDATE SET device_bytes = max(device_bytes, ?2)", (job, device_bytes),
-    )  # fmt: skip
+        "INSERT INTO peaks SELECT id, ?2 FROM jobs WHERE id = ?1 ON CONFLICT (job) DO UPDATE SET device_bytes = max(device_bytes, ?2)",
+        (job, device_bytes),
+    )
 
 
 def sizes(db: Connection, job: Job) -> tuple[int, int | None]:

@@ -14,13 +14,14 @@ from offrld.daemon.queue.pausing import paused
 from offrld.daemon.queue.submission import check_limits, import_target, pin_dataset
 from offrld.daemon.records import Job, find
 
-PART = 5000              # events deleted in one transaction
-REMOVED = "removed"      # kind of a job of which only events are left
+PART = 5000  # events deleted in one transaction
+REMOVED = "removed"  # kind of a job of which only events are left
 INTENTS = {"pause": "pausing", "cancel": "cancelling", "resume": "resuming after the pause"}
 
 
-def control(db: Connection, job: str, action: str, steps: int | None = None, limits: Limits = Limits(),
-            *, operator: bool = True) -> tuple[Job, str]:
+def control(
+    db: Connection, job: str, action: str, steps: int | None = None, limits: Limits = Limits(), *, operator: bool = True
+) -> tuple[Job, str]:
     """Do what a user wants; returns the job and what its running worker has to be told ("", "pause", "cancel").
 
     Args:
@@ -82,7 +83,7 @@ def users(db: Connection, job: str) -> list[str]:
         f"SELECT id FROM jobs WHERE state IN {UNFINISHED}"
         " AND (source = ?1 OR id IN (SELECT job FROM dependencies WHERE needs = ?1 UNION SELECT job FROM uses WHERE used = ?1))",
         (job,),
-    )  # fmt: skip
+    )
     return [row[0] for row in rows]
 
 
@@ -133,8 +134,10 @@ def _extend(db: Connection, job: Job, action: str, steps: int) -> None:
     if action != "resume" or job.kind not in PAUSABLE:
         raise InvalidInput(f"steps={steps} is about resuming a job that trains or collects", hint="`offrl resume JOB --steps N`")
     if job.state not in (JobState.SUCCEEDED, JobState.PAUSED):
-        raise Conflict(f"job {job.id} is {job.state}; one that has succeeded or is paused can be given more steps",
-                       hint="wait for its end" if not job.state.ended else f"`offrl retry {job.id}` first")  # fmt: skip
+        raise Conflict(
+            f"job {job.id} is {job.state}; one that has succeeded or is paused can be given more steps",
+            hint="wait for its end" if not job.state.ended else f"`offrl retry {job.id}` first",
+        )
     if steps <= job.step:
         what = "updates" if job.kind == "train" else "steps"
         raise Conflict(f"job {job.id} has done {job.step} {what} already", hint=f"give more than that: --steps {2 * job.step}")

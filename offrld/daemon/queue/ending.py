@@ -53,5 +53,13 @@ def _crashed(db: Connection, job: Job, reason: str, error: dict[str, Any], retry
         return
     wait = retry.wait_s(crashes)
     attempt = f"attempt {crashes + 1} of {retry.attempts}"
-    move(db, job, JobState.QUEUED, reason=f"{attempt}: {reason}", error=error, crashes=crashes, retry_at=time.time() + wait,
-         said=f"{attempt} in {wait:g} s: {reason}")  # fmt: skip
+    move(
+        db,
+        job,
+        JobState.QUEUED,
+        reason=f"{attempt}: {reason}",
+        error=error,
+        crashes=crashes,
+        retry_at=time.time() + wait,
+        said=f"{attempt} in {wait:g} s: {reason}",
+    )

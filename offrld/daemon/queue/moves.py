@@ -15,9 +15,16 @@ UNFINISHED = "('queued', 'running', 'paused')"
 
 
 def move(
-    db: Connection, job: Job, state: JobState, *, reason: str = "", error: dict[str, str] | None = None, crashes: int | None = 0,
-    retry_at: float | None = None, said: str = "",
-) -> None:  # fmt: skip
+    db: Connection,
+    job: Job,
+    state: JobState,
+    *,
+    reason: str = "",
+    error: dict[str, str] | None = None,
+    crashes: int | None = 0,
+    retry_at: float | None = None,
+    said: str = "",
+) -> None:
     """Change the state with its event; those who wait for a job that did not succeed fail with it.
 
     Args:
@@ -46,9 +53,9 @@ def move(
 def broken(db: Connection, job: str) -> list[tuple[str, JobState]]:
     """The jobs that ``job`` waits for in vain."""
     rows = db.execute(
-        "SELECT n.id, n.state FROM dependencies d JOIN jobs n ON n.id = d.needs"
-        " WHERE d.job = ? AND n.state IN ('failed', 'cancelled')", (job,),
-    )  # fmt: skip
+        "SELECT n.id, n.state FROM dependencies d JOIN jobs n ON n.id = d.needs WHERE d.job = ? AND n.state IN ('failed', 'cancelled')",
+        (job,),
+    )
     return [(row[0], JobState(row[1])) for row in rows]
 
 

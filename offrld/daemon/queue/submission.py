@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import time
+from collections.abc import Sequence
 
 from offrl.errors import Conflict, InvalidInput, LimitReached, Unknown, nearest
 from offrl.job import (
@@ -39,9 +40,17 @@ def new_id() -> str:
 
 # ------------------------------------------------------------------------------------------------------------------- submit
 def submit(
-    db: Connection, spec: Spec, *, owner: str | None = None, priority: int = 0, after: list[str] = [], key: str | None = None,  # noqa: B006
-    start_at: float | None = None, limits: Limits = Limits(), repeats: tuple[str, str | None] | None = None,
-) -> tuple[str, bool]:  # fmt: skip
+    db: Connection,
+    spec: Spec,
+    *,
+    owner: str | None = None,
+    priority: int = 0,
+    after: Sequence[str] = (),
+    key: str | None = None,
+    start_at: float | None = None,
+    limits: Limits = Limits(),
+    repeats: tuple[str, str | None] | None = None,
+) -> tuple[str, bool]:
     """Put a job into the queue; returns its id, and False where ``key`` named one of the owner's that was there.
 
     ``start_at``: seconds since the epoch, before which it does not start; ``repeats``: the job that it is a rerun of, and that one's
@@ -82,9 +91,24 @@ def submit(
     db.execute(
         "INSERT INTO jobs (id, state, kind, lane, priority, owner, key, spec, after, dataset, snapshot, source, steps, start_at, rerun_of,"
         " created_at) VALUES (?, 'queued', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        (job, spec.kind, LANES[spec.kind], priority, owner, key, json.dumps(values), json.dumps(needs), dataset, snapshot, source, steps,
-         start_at, repeats[0] if repeats is not None else None, time.time()),
-    )  # fmt: skip
+        (
+            job,
+            spec.kind,
+            LANES[spec.kind],
+            priority,
+            owner,
+            key,
+            json.dumps(values),
+            json.dumps(needs),
+            dataset,
+            snapshot,
+            source,
+            steps,
+            start_at,
+            repeats[0] if repeats is not None else None,
+            time.time(),
+        ),
+    )
     db.executemany("INSERT INTO dependencies (job, needs) VALUES (?, ?)", [(job, needed) for needed in needs])
     events.add(db, find(db, job), "state", JobState.QUEUED)
     db.schedule = True
@@ -122,8 +146,9 @@ def check_limits(db: Connection, owner: str | None, limits: Limits, *, counted: 
     if 0 < limits.unfinished <= own + everybody and own >= share:
         raise LimitReached(
             f"the queue has {own + everybody} unfinished jobs, as many as limits.unfinished = {limits.unfinished} allows, and "
-            f"{owner!r} has {own} of them, its share", hint=hint,
-        )  # fmt: skip
+            f"{owner!r} has {own} of them, its share",
+            hint=hint,
+        )
 
 
 def pin_dataset(db: Connection, dataset: str) -> tuple[str | None, list[str]]:

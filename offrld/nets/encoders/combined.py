@@ -23,9 +23,15 @@ class CombinedEncoder:
     """
 
     def __init__(
-        self, name: str, view: Mapping[str, tuple[int, ...]], encoder: Encoder, action_size: int, *,
-        image: Callable[[str, tuple[int, ...], Encoder], Any], vector: Callable[[str, int, Encoder], Any],
-    ) -> None:  # fmt: skip
+        self,
+        name: str,
+        view: Mapping[str, tuple[int, ...]],
+        encoder: Encoder,
+        action_size: int,
+        *,
+        image: Callable[[str, tuple[int, ...], Encoder], Any],
+        vector: Callable[[str, int, Encoder], Any],
+    ) -> None:
         self.name = name
         self._images = {field: image(f"{name}.image.{field}", shape, encoder) for field, shape in view.items() if len(shape) == 3}
         self._vectors = {field: shape for field, shape in view.items() if len(shape) != 3}

@@ -11,7 +11,7 @@ from offrld.nets.encoders.settings import Encoder
 from offrld.nets.linear import Linear, Params, xavier_init
 
 FEATURES = 256
-BLOCKS = 2   # residual blocks of a stage
+BLOCKS = 2  # residual blocks of a stage
 HALF = {"kernel_size": 3, "stride": 2, "padding": 1}
 
 

@@ -55,4 +55,3 @@ class PixelEncoder:
             x = stage(params, F.conv2d(x, params[f"{stage.name}.weight"], params[f"{stage.name}.bias"], stride=stride))  # [N, C, H, W]
         given = (x.reshape(*leading, -1),) if action is None else (x.reshape(*leading, -1), action)
         return self._stage(params, self._linear(params, *given, relu=self._stage.relu), activated=self._stage.relu)  # [..., F]
-

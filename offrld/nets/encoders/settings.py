@@ -24,9 +24,14 @@ class Encoder:
 
     type: str = setting("default", "kind of encoder; default: pixel for images, vector for the rest", choices=types, probe="dense")
     units: tuple[int, ...] = setting(
-        (256, 256), "width of each hidden layer of vector and dense", unit="units", low=1, high=WIDEST,
-        only=all_but("pixel", "impala", "simba"), probe=(24,),
-    )  # fmt: skip
+        (256, 256),
+        "width of each hidden layer of vector and dense",
+        unit="units",
+        low=1,
+        high=WIDEST,
+        only=all_but("pixel", "impala", "simba"),
+        probe=(24,),
+    )
     activation: str = setting(
         "relu", "activation after each layer; geglu makes it twice as wide and lets one half gate the other", choices=ACTIVATIONS
     )
@@ -37,17 +42,31 @@ class Encoder:
     dropout: float = setting(0.0, "share of a layer's features (of an image: channels) dropped in training", low=0.0, high=0.99, probe=0.5)
     last_activation: bool = setting(True, "activation after the last layer too", only=all_but("simba"))
     filters: tuple[int, ...] = setting(
-        (32, 8, 4, 64, 4, 2, 64, 3, 1), "convolutions of images: channels, kernel size and stride of each", low=1, high=WIDEST,
-        only=all_but("vector", "dense", "impala", "simba"), probe=(8, 3, 1),
-    )  # fmt: skip
+        (32, 8, 4, 64, 4, 2, 64, 3, 1),
+        "convolutions of images: channels, kernel size and stride of each",
+        low=1,
+        high=WIDEST,
+        only=all_but("vector", "dense", "impala", "simba"),
+        probe=(8, 3, 1),
+    )
     channels: tuple[int, ...] = setting(
-        (16, 32, 32), "channels of each stage of impala, which halves the image", unit="channels", low=1, high=WIDEST, only=("impala",),
+        (16, 32, 32),
+        "channels of each stage of impala, which halves the image",
+        unit="channels",
+        low=1,
+        high=WIDEST,
+        only=("impala",),
         probe={"type": "impala", "": (4, 4)},
-    )  # fmt: skip
+    )
     feature_size: int | None = setting(
-        None, "features; none: 512 of an image, 256 of impala and simba", unit="units", low=1, high=WIDEST, only=all_but("vector", "dense"),
+        None,
+        "features; none: 512 of an image, 256 of impala and simba",
+        unit="units",
+        low=1,
+        high=WIDEST,
+        only=all_but("vector", "dense"),
         probe={"type": "simba", "": 24},
-    )  # fmt: skip
+    )
     hidden_size: int = setting(
         1024, "width inside each block of simba", unit="units", low=1, high=WIDEST, only=("simba",), probe={"type": "simba", "": 24}
     )

@@ -7,7 +7,6 @@ import os
 import time
 
 if _file := os.environ.get("OFFRL_TEST_CLOCK"):
-
     # Opened now: a worker confines itself to the files of its job later.
     def _shifted(real=time.time, descriptor=os.open(_file, os.O_RDONLY | os.O_CLOEXEC)) -> float:
         return real() + float(os.pread(descriptor, 64, 0))
