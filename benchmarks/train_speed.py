@@ -29,7 +29,7 @@ from benchmarks.train import PEERS_FOLDER, ROOT, make_data, peers_python
 from offrl_store import Episode, EpisodeStore, Field, Schema
 from offrld.algos import ALGORITHMS
 from offrld.engine import Learner
-from offrld.engine.memory import keep_freed_memory
+from offrld.engine.updates.allocator import keep_freed_memory
 
 # algorithm -> updates per second to begin with, goal of the ratio to d3rlpy, single-file script
 ROWS: dict[str, tuple[float, float | None, str | None]] = {

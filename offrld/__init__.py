@@ -13,7 +13,7 @@ import offrl  # noqa: F401  before onnxruntime, whose telemetry it switches off
 
 if TYPE_CHECKING:
     from offrld import datasets
-    from offrld.training import Learner, Loaded, Shapes, build, load, train
+    from offrld.inprocess.training import Learner, Loaded, Shapes, build, load, train
 
 __all__ = ["Learner", "Loaded", "Shapes", "build", "datasets", "load", "train"]
 
@@ -24,7 +24,7 @@ def __getattr__(name: str) -> Any:
 
         return importlib.import_module(f"offrld.{name}")
     if name in __all__:
-        from offrld import training
+        from offrld.inprocess import training
 
         return getattr(training, name)
     raise AttributeError(f"module 'offrld' has no attribute {name!r}")

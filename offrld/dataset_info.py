@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from offrl_store import EpisodeStore, Field
-from offrld.plain import json_safe
+from offrld.json_safe import json_safe
 
 
 def dataset_info(name: str, store: EpisodeStore) -> dict[str, Any]:

@@ -16,8 +16,8 @@ import torch
 from offrl.errors import InvalidInput
 from offrl_store import Episode, EpisodeStore, Field, Schema
 from offrl_store.errors import StoreNotFound
-from offrl_store.making import create_temporary, infer_schema
 from offrl_store.store import EpisodeList
+from offrl_store.temporary import create_temporary, infer_schema
 
 _TAKEN = "give a store or its path, a file that can be imported, episodes, a dict of arrays, or a table"
 

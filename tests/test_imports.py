@@ -29,12 +29,34 @@ MAY = {
     "importers": {"importers", "settings"},
     "export": OUTPUTS,
     "evaluate": OUTPUTS,
-    "collect": OUTPUTS,
-    "datasets": OUTPUTS | {"datasets"},
-    "worker": OUTPUTS | {"datasets", "worker"},
+    "collect": OUTPUTS | {"inprocess"},
+    "inprocess": OUTPUTS | {"inprocess", "worker"},
+    "datasets": OUTPUTS | {"datasets", "inprocess"},
+    "worker": OUTPUTS | {"datasets", "worker", "inprocess"},
     "executors": {"executors"},
     "daemon": {"daemon", "executors"},
+    "demo": {"demo", "collect"},
 }
+# What each room of a package may import of the others; the files beside the rooms are in GROUND (below all rooms) or above them.
+ROOMS = {
+    "offrld.engine": {
+        "definition": set(),
+        "batches": {"definition"},
+        "updates": {"definition", "batches"},
+        "learner": {"definition", "batches", "updates"},
+    },
+    "offrld.daemon": {
+        "queue": set(),
+        "access": {"queue"},
+        "storage": {"queue", "access"},
+        "health": {"queue"},
+        "workers": {"queue", "storage", "health"},
+        "transport": {"access"},
+        "handlers": {"queue", "access", "storage", "health", "workers"},
+    },
+}
+GROUND = {"offrld.engine": set(), "offrld.daemon": {"state", "config", "settings_list", "logs", "passes"}}
+ABOVE_FOR = {("offrld.daemon", "handlers"): {"app"}}  # requests are answered with the whole daemon at hand
 WORK_PLANE = (OUTPUTS | {"datasets", "worker"}) - {"settings"}  # the daemon checks settings by their rules; no torch
 HEAVY = ("torch", "gymnasium", "h5py", "onnx", "onnxscript", "safetensors", "tensorboard", "mujoco", "pandas", "scipy")
 
@@ -110,6 +132,31 @@ def test_the_parts_of_offrld_keep_their_order() -> None:
     def rule(name: str, imported: str) -> bool:
         here, there = part(name), part(imported)
         return here in MAY and there in MAY and there not in MAY[here]
+
+    assert not broken(rule)
+
+
+@pytest.mark.parametrize("package", list(ROOMS))
+def test_the_rooms_of_a_package_keep_their_order(package: str) -> None:
+    rooms = ROOMS[package]
+    below = {**rooms, "": set(rooms)}
+    folder = ROOT / package.replace(".", "/")
+    assert {path.name for path in folder.iterdir() if (path / "__init__.py").exists()} == set(rooms)
+
+    def room(module: str) -> tuple[str, str]:
+        """Room and file: offrld.daemon.queue.events -> (queue, events); of a file beside the rooms the room is ""."""
+        first, _, rest = module.removeprefix(package + ".").partition(".")
+        return (first, rest) if first in rooms else ("", first)
+
+    def rule(name: str, imported: str) -> bool:
+        if not name.startswith(package + ".") or not imported.startswith(package + "."):
+            return False
+        (here, file), (there, other) = room(name), room(imported)
+        if here == there:
+            return here == "" and file in GROUND[package] and other not in GROUND[package]
+        if there == "":
+            return other not in GROUND[package] | ABOVE_FOR.get((package, here), set())
+        return (file in GROUND[package] and here == "") or there not in below[here]
 
     assert not broken(rule)
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from offrl.bound import BoundRun
+from offrl.bound_run import BoundRun
 from offrl.errors import CheckFailed, InvalidInput
 from offrl.memory import CONTEXT, LENGTH, NEXT, REWARD, TARGET_RETURN, Context, Frames
 from offrl.onnx_file import FETCH_AGAIN, check, read_bytes

@@ -13,9 +13,9 @@ from offrl_store import format as layout
 from offrl_store.arrays import as_array
 from offrl_store.errors import EmptyStore, InvalidEpisode, InvalidInput
 from offrl_store.index import episode_numbers
-from offrl_store.making import create_temporary
 from offrl_store.schema import Episode, Field, Schema
 from offrl_store.store import EpisodeStore
+from offrl_store.temporary import create_temporary
 
 
 def MDPDataset(

@@ -3,9 +3,9 @@
 from offrld.collect.batches import CollectedBatch, split_trajectories
 from offrld.collect.behaviours import Behaviour, FunctionBehaviour, NoisyPoleBehaviour, RandomBehaviour
 from offrld.collect.collector import Collector, collect
+from offrld.collect.episodes import collect_episodes, schema_of
 from offrld.collect.explorers import ConstantEpsilonGreedy, LinearDecayEpsilonGreedy, NormalNoise
-from offrld.collect.policies import LearnerBehaviour, ModelBehaviour, PolicyBehaviour, as_behaviour
-from offrld.collect.rollout import collect_episodes, schema_of
+from offrld.collect.trained_behaviours import LearnerBehaviour, ModelBehaviour, PolicyBehaviour, as_behaviour
 from offrld.collect.workers import AsyncCollector, MultiAsyncCollector, MultiSyncCollector
 
 # The names that TorchRL's tutorials use.

@@ -22,8 +22,8 @@ from offrld.collect.behaviours import Copies, FunctionBehaviour
 from offrld.collect.environments import Environments
 from offrld.collect.explorers import Explorer, Exploring
 from offrld.collect.into import SYNC_SHARE, open_writer
-from offrld.collect.policies import as_behaviour
 from offrld.collect.spaces import by_field, observation_fields, schema_of_spaces
+from offrld.collect.trained_behaviours import as_behaviour
 from offrld.collect.vector import TOLD, VectorSteps, number
 from offrld.collect.watch import StepWatch
 

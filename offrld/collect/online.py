@@ -26,10 +26,10 @@ from offrld.collect.collector import Collector
 from offrld.collect.environments import Environments
 from offrld.collect.explorers import ConstantEpsilonGreedy, Explorer, Exploring
 from offrld.collect.on_policy import OnPolicy
-from offrld.collect.policies import LearnerBehaviour, check_learner
 from offrld.collect.spaces import schema_of_spaces
-from offrld.engine.algorithm import Algorithm
-from offrld.engine.feed import sampler_arguments
+from offrld.collect.trained_behaviours import LearnerBehaviour, check_learner
+from offrld.engine.batches.feed import sampler_arguments
+from offrld.engine.definition.algorithm import Algorithm
 
 COMMIT_STEPS = 200  # a commit takes some milliseconds: at this distance it costs less than 50 us a step
 SHARE = 100  # and of a store of n transitions no more often than every n / 100, as the sampler's index is made anew

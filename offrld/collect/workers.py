@@ -26,8 +26,8 @@ from offrl_store import EpisodeStore, Writer
 from offrld.collect.batches import ABSENT, CollectedBatch, complete_trajectories, concatenate, split_trajectories
 from offrld.collect.environments import Environments
 from offrld.collect.into import SYNC_SHARE, open_writer
-from offrld.collect.policies import LearnerBehaviour, as_behaviour
 from offrld.collect.spaces import schema_of_spaces
+from offrld.collect.trained_behaviours import LearnerBehaviour, as_behaviour
 from offrld.collect.transport import pack, unpack
 from offrld.collect.worker_process import from_arrays, serve
 

@@ -10,22 +10,22 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from offrl import wire
-from offrld.daemon import changes
-from offrld.daemon.audit import Audit
-from offrld.daemon.caller import Caller, current
-from offrld.daemon.catalog import Catalog
+from offrld.daemon.access import changes
+from offrld.daemon.access.audit import Audit
+from offrld.daemon.access.caller import Caller, current
 from offrld.daemon.config import Settings, Sources
-from offrld.daemon.database import Database
-from offrld.daemon.hub import Hub
-from offrld.daemon.keeper import Keeper
-from offrld.daemon.listing import Listing
-from offrld.daemon.machine import Machine
-from offrld.daemon.observer import Observer
+from offrld.daemon.health.machine import Machine
 from offrld.daemon.passes import Passes
-from offrld.daemon.removal import Removal
+from offrld.daemon.queue.database import Database
+from offrld.daemon.queue.hub import Hub
+from offrld.daemon.queue.observer import Observer
+from offrld.daemon.queue.views.job_list import Listing
 from offrld.daemon.state import State
-from offrld.daemon.supervisor import Supervisor
-from offrld.daemon.uploads import Uploads
+from offrld.daemon.storage.keeper import Keeper
+from offrld.daemon.storage.removal import Removal
+from offrld.daemon.storage.uploads import Uploads
+from offrld.daemon.workers.catalog import Catalog
+from offrld.daemon.workers.supervisor import Supervisor
 from offrld.executors.local import LocalExecutor
 
 

@@ -15,14 +15,15 @@ from typing import NoReturn
 from offrl import streams, wire
 from offrl.address import socket_url, usual_state_dirs
 from offrl_store.errors import OffrlError
-from offrld.daemon import logs, memory, settings_list, startable, watchdog
+from offrld.daemon import logs, settings_list, startable, watchdog
 from offrld.daemon.app import App, version
 from offrld.daemon.config import Settings, Sources, load_with_sources
-from offrld.daemon.endpoint import group_id
 from offrld.daemon.notify import notify
-from offrld.daemon.observer import Observer
+from offrld.daemon.queue.observer import Observer
 from offrld.daemon.server import Server
 from offrld.daemon.state import State
+from offrld.daemon.transport import memory_guard
+from offrld.daemon.transport.endpoint import group_id
 from offrld.executors.local import LocalExecutor
 
 log = logging.getLogger("offrld")
@@ -84,10 +85,10 @@ def main(argv: Sequence[str] | None = None, *, executor: LocalExecutor | None = 
 async def _serve(settings: Settings, sources: Sources, executor: LocalExecutor, *, banner: bool) -> None:
     observer, counted = Observer(), None
     if settings.metrics_port:
-        from offrld.daemon.metrics import Metrics  # only where it is wanted: what is off costs nothing
+        from offrld.daemon.prometheus import Metrics
 
         observer = counted = Metrics()
-    memory.settle()
+    memory_guard.settle()
     app = App(settings, executor, observer, sources)
     server = Server(app)
     try:

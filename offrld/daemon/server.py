@@ -21,16 +21,16 @@ from typing import Any
 from offrl import keys, wire
 from offrl.errors import InternalError, InvalidMessage
 from offrl_store.errors import OffrlError
-from offrld.daemon import changes, rights
+from offrld.daemon.access import changes, roles
+from offrld.daemon.access.caller import LOCAL, SERVICE, Caller, current
 from offrld.daemon.app import App
-from offrld.daemon.auth import AllowList, Authenticator
-from offrld.daemon.caller import LOCAL, SERVICE, Caller, current
 from offrld.daemon.config import Settings
-from offrld.daemon.endpoint import FRAMES, PER_CLIENT, Endpoint
 from offrld.daemon.handlers import HANDLERS
 from offrld.daemon.logs import about
-from offrld.daemon.memory import MemoryGuard
 from offrld.daemon.state import SOCKET_LIMIT, refused
+from offrld.daemon.transport.endpoint import FRAMES, PER_CLIENT, Endpoint
+from offrld.daemon.transport.keys import AllowList, Authenticator
+from offrld.daemon.transport.memory_guard import MemoryGuard
 
 PER_KEY = 512  # requests of one key that are being answered, over all its connections
 IN_ALL = 4096
@@ -150,7 +150,7 @@ class Server:
             caller = endpoint.caller(sender)
             self._check_room(client, caller, size)
             request = wire.decode_request(*frames[2:])
-            rights.check(caller, request)
+            roles.check(caller, request)
             token = current.set(caller)
             try:
                 with about(getattr(request, "job", None)):
@@ -207,7 +207,7 @@ class Server:
             if problem is not None:
                 raise problem
             assert result is not None
-            rights.check(client[0].caller(question.sender), request)  # a key that was removed meanwhile learns nothing more
+            roles.check(client[0].caller(question.sender), request)  # a key that was removed meanwhile learns nothing more
             answer = await self._encoded(result)
             if len(answer) > wire.MAX_MESSAGE:
                 raise InternalError(f"the answer to {request.type} has {len(answer)} bytes, more than fit into a message")

@@ -12,9 +12,9 @@ from pathlib import Path
 from offrl import keys
 from offrl.errors import InvalidInput
 from offrld.daemon.config import Settings, tcp_parts
-from offrld.daemon.endpoint import group_id
-from offrld.daemon.local import SOCKET_HINT, clearable
 from offrld.daemon.state import RESTORING, State
+from offrld.daemon.transport.endpoint import group_id
+from offrld.daemon.transport.local import SOCKET_HINT, clearable
 
 FREE_S = 1.0  # for the process of a daemon that has just been killed to give back its address
 

@@ -12,9 +12,9 @@ import os
 
 from offrl_store.errors import OffrlError
 from offrld.daemon.app import App
-from offrld.daemon.database import Connection
 from offrld.daemon.notify import notify, watchdog_interval
 from offrld.daemon.passes import forever
+from offrld.daemon.queue.database import Connection
 
 STATUS_S = 10.0  # between two words of how the service is, where no watchdog wants more
 log = logging.getLogger("offrld.watchdog")

@@ -58,7 +58,7 @@ def _parts(episode: Any) -> dict[str, Any]:
 
 def _learning(env: Any, algorithm: str, config: dict[str, Any], seed: int, steps: int) -> Iterator[SourceEpisode]:
     """The episodes of an agent that takes one update per step on all that it has seen so far."""
-    from offrld.training import build  # torch: not for a name that needs none
+    from offrld.inprocess.training import build
 
     learner = build(algorithm, env, config=config, seeds=[seed], device="cpu", runner="eager", threads=1)
     explorer = LinearDecayEpsilonGreedy(*EPSILON, duration=max(1, steps // 2)) if hasattr(env.action_space, "n") else None

@@ -1,6 +1,7 @@
 """The engine: the form of an algorithm, and the learner that turns losses into updates."""
 
-from offrld.engine.algorithm import (
+from offrld.engine.batches.feed import Scalers
+from offrld.engine.definition.algorithm import (
     ActionConfig,
     Algorithm,
     Batch,
@@ -15,15 +16,14 @@ from offrld.engine.algorithm import (
     ValueConfig,
     Windows,
 )
-from offrld.engine.checkpoint import CheckpointCorrupt
-from offrld.engine.data import Dataset
-from offrld.engine.feed import Scalers
-from offrld.engine.learner import Learner
-from offrld.engine.loaded import Loaded
-from offrld.engine.optimizer import Optimizer
-from offrld.engine.policy import PolicyModule
-from offrld.engine.sequence_policy import SequencePolicy
-from offrld.engine.space import Space
+from offrld.engine.definition.optimizer import Optimizer
+from offrld.engine.definition.space import Space
+from offrld.engine.learner.data import Dataset
+from offrld.engine.learner.learner import Learner
+from offrld.engine.learner.loaded import Loaded
+from offrld.engine.learner.policy_networks import PolicyModule
+from offrld.engine.learner.sequence_policy import SequencePolicy
+from offrld.engine.updates.checkpoint import CheckpointCorrupt
 from offrld.preprocess.rewards import RewardScaler
 from offrld.preprocess.scalers import ActionScaler, ObservationScaler, Scaler
 from offrld.settings import setting

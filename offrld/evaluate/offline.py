@@ -16,7 +16,7 @@ from offrl_store import EpisodeStore
 
 if TYPE_CHECKING:
     from offrld.engine import Learner
-    from offrld.engine.policy import PolicyModule
+    from offrld.engine.learner.policy_networks import PolicyModule
 
 BATCH = 1024  # observations per call of the policy: bounds the memory of pixels to 30 MB
 
@@ -67,8 +67,8 @@ def _replayed(policy: PolicyModule, store: EpisodeStore, episodes: np.ndarray) -
     and a sequence model the steps of its context, asked for the return that the episode had."""
     import torch
 
-    from offrld.engine.data import observation_column, stacked_rows
-    from offrld.engine.sequence_policy import SequencePolicy
+    from offrld.engine.learner.data import observation_column, stacked_rows
+    from offrld.engine.learner.sequence_policy import SequencePolicy
 
     remembers = isinstance(policy, SequencePolicy)
     fields = list(policy.space.observation)

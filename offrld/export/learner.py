@@ -11,11 +11,11 @@ import numpy as np
 from offrl.errors import InvalidInput
 from offrl.job import POLICY_SUFFIXES
 from offrld import settings
-from offrld.engine.data import observation_column, spread_rows
-from offrld.engine.policy import input_names
+from offrld.engine.learner.data import observation_column, spread_rows
+from offrld.engine.learner.policy_networks import input_names
 from offrld.export.onnx import PolicyExporter
 from offrld.export.torchscript import export_torchscript
-from offrld.plain import json_safe
+from offrld.json_safe import json_safe
 
 if TYPE_CHECKING:
     from offrl_store import EpisodeStore

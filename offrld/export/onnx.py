@@ -60,7 +60,7 @@ def export_policy(
         module: ``forward(observation [B, ...])`` in the dataset's dtype and the environment's units gives the action: float32 ``[B, A]``
             clipped to its bounds, or int64 ``[B]``. Named observation fields are keyword arguments. A discrete module may offer
             ``scores(...)`` ``[B, N]`` whose argmax is the action: they are compared too, and settle ties. It is exported in the mode
-            (train or eval) that it is in. One that remembers (`offrld.engine.sequence_policy`) has ``episode_inputs`` beside the
+            (train or eval) that it is in. One that remembers (`offrld.engine.learner.sequence_policy`) has ``episode_inputs`` beside the
             observation, and gives the action and the next context.
         path: replaced at once when all is well, untouched otherwise.
         observation: ``(dtype, shape)`` or a store `Field`, shape without the batch axis; or ``{name: (dtype, shape) | Field}``.

@@ -12,7 +12,7 @@ import numpy as np
 
 from offrl_store import Episode, EpisodeStore, Field, Schema
 from offrl_store.errors import EmptyStore, InvalidInput, StoreCorrupt, StoreNotFound
-from offrl_store.making import from_episodes
+from offrl_store.temporary import from_episodes
 from offrld.importers.source import BadEpisodes, Format, Source, SourceEpisode
 
 NEEDS = "a folder with schema.json, episodes.log and columns/"

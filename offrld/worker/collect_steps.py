@@ -13,10 +13,10 @@ from offrl.rollout import make_env
 from offrld.collect.collector import Collector
 from offrld.collect.explorers import explorer_of
 from offrld.worker.control import Stopped
+from offrld.worker.growing_dataset import StepsDataset, give_up, whole_steps
 from offrld.worker.job import WorkerJob
 from offrld.worker.pace import Pace
 from offrld.worker.runfolder import remove
-from offrld.worker.steps import StepsDataset, give_up, whole_steps
 
 POLICY = "policy.onnx"  # in the run folder: the uploaded file
 RECORD_S = 5.0  # between two records of the count
@@ -114,13 +114,13 @@ def _policy(job: WorkerJob) -> Any:
         if spec.sample:
             raise InvalidInput("a policy file acts greedily, there is nothing to draw", hint="give job:ID: its checkpoint can draw")
         return opened(_uploaded(job), spec.policy_input, spec.policy_output, spec.policy_argmax)
-    from offrld.collect.policies import LearnerBehaviour  # torch: for nothing else
-    from offrld.training import load
-    from offrld.worker import taken
+    from offrld.collect.trained_behaviours import LearnerBehaviour
+    from offrld.inprocess.training import load
+    from offrld.worker import inherited
 
     reference = spec.policy.removeprefix("job:")
-    seed = taken.taken(reference)[1]
-    learner = load(taken.keep(job.state, job.run, "policy", reference, spec.ratio), device="cpu", runner="eager", threads=spec.threads)
+    seed = inherited.taken(reference)[1]
+    learner = load(inherited.keep(job.state, job.run, "policy", reference, spec.ratio), device="cpu", runner="eager", threads=spec.threads)
     if not learner.algorithm.acts:
         raise InvalidInput(f"job {reference} is of {learner.algorithm.name}, which learns no policy", hint="name one that does")
     return LearnerBehaviour(learner, deterministic=not spec.sample, seed=seed)

@@ -98,8 +98,8 @@ def answer(question: dict[str, Any]) -> dict[str, Any]:
             found["environment"] = _environment(question["environment"], question.get("policy"))
         if "start" in question:
             from offrld.algos import get
-            from offrld.engine.loaded import Loaded
-            from offrld.engine.transfer import check_start
+            from offrld.engine.learner.loaded import Loaded
+            from offrld.engine.learner.transfer import check_start
 
             algorithm = get(question["algorithm"])
             config = algorithm.configure(question["config"], question["preset"])

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from offrl.errors import EnvironmentFailed, InvalidInput
 from offrld.collect.online import EVALUATION_FAILURES
-from offrld.worker.metrics import Metrics, read_metric
+from offrld.worker.metric_files import Metrics, read_metric
 from offrld.worker.runfolder import RunFolder
 
 FAILED = "evaluation_failed"  # metric: how many of a seed's evaluations have failed so far

@@ -10,11 +10,11 @@ from offrl.job import ExportSpec, TrainOnlineSpec, TrainSpec
 from offrl_store import EpisodeStore
 from offrld.algos import get
 from offrld.engine import Algorithm, CheckpointCorrupt, Learner
-from offrld.engine.guards import Diverged
-from offrld.training import load
-from offrld.worker import taken
+from offrld.engine.learner.guards import Diverged
+from offrld.inprocess.training import load
+from offrld.worker import inherited
 from offrld.worker.job import WorkerJob
-from offrld.worker.policies import PolicyFiles
+from offrld.worker.policy_files import PolicyFiles
 from offrld.worker.runfolder import RunFolder
 
 
@@ -64,7 +64,7 @@ def _load(job: WorkerJob, spec: ExportSpec, source: RunFolder, algorithm: Algori
 
     The job may still run: a checkpoint that it has replaced meanwhile is no error.
     """
-    given = taken.inputs(job.state, source, algorithm, algorithm.configure(config))
+    given = inherited.inputs(job.state, source, algorithm, algorithm.configure(config))
     while True:
         step = _step(spec, source)
         try:

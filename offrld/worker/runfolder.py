@@ -13,7 +13,7 @@ from typing import Any
 
 from offrl.job import POLICY_SUFFIXES
 from offrl_store.disk import reserve
-from offrld.plain import json_safe
+from offrld.json_safe import json_safe
 from offrld.worker.control import Control
 
 LOCK_WAIT_S = 30.0  # a worker whose daemon was killed has this long to notice and let go

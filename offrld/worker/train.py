@@ -17,16 +17,16 @@ from offrl_store import EpisodeStore
 from offrld import settings
 from offrld.algos import get
 from offrld.engine import Learner
-from offrld.engine.guards import HELP, Diverged, Trouble
-from offrld.engine.memory import keep_freed_memory
-from offrld.plain import json_safe
-from offrld.worker import taken
+from offrld.engine.learner.guards import HELP, Diverged, Trouble
+from offrld.engine.updates.allocator import keep_freed_memory
+from offrld.json_safe import json_safe
+from offrld.worker import inherited
 from offrld.worker.checkpoints import Checkpoints
 from offrld.worker.control import Stopped
 from offrld.worker.evaluations import ERRORS, Evaluations
 from offrld.worker.failures import report_cause
 from offrld.worker.job import WorkerJob
-from offrld.worker.metrics import Metrics
+from offrld.worker.metric_files import Metrics
 from offrld.worker.pace import Pace
 from offrld.worker.runfolder import write_json
 from offrld.worker.versions import installed
@@ -71,8 +71,8 @@ class Training:
             bounds=bounds,
             env_id=spec.eval_env,
             cache_dir=job.state.inductor_cache,
-            inputs=taken.inputs(job.state, job.run, algorithm, config),
-            start=taken.start(job.state, job.run, spec),
+            inputs=inherited.inputs(job.state, job.run, algorithm, config),
+            start=inherited.start(job.state, job.run, spec),
             transfer=spec.transfer,
             fresh_optimizer=spec.fresh_optimizer,
             log=job.report.learner,
@@ -272,7 +272,7 @@ class Training:
 
     def _policy_files(self) -> Any:
         if self._policies is None:
-            from offrld.worker.policies import PolicyFiles  # onnx and its exporter: not needed before the first export
+            from offrld.worker.policy_files import PolicyFiles
 
             self._policies = PolicyFiles(self.learner, self.job.run, job=self.job.id, dataset=self.spec.dataset)
         return self._policies

@@ -25,22 +25,22 @@ from offrld.algos import get
 from offrld.collect.explorers import Explorer, explorer_of
 from offrld.collect.on_policy import OnPolicy
 from offrld.collect.online import OnlineTraining, check_online, evaluate
-from offrld.engine import checkpoint
-from offrld.engine.building import Shapes
-from offrld.engine.guards import HELP, Diverged
-from offrld.engine.memory import keep_freed_memory
-from offrld.learner import Learner
-from offrld.plain import json_safe
-from offrld.worker import taken
+from offrld.engine.learner.guards import HELP, Diverged
+from offrld.engine.learner.shapes import Shapes
+from offrld.engine.updates import checkpoint
+from offrld.engine.updates.allocator import keep_freed_memory
+from offrld.inprocess.learner import Learner
+from offrld.json_safe import json_safe
+from offrld.worker import inherited
 from offrld.worker.checkpoints import Checkpoints
 from offrld.worker.control import Stopped
 from offrld.worker.evaluations import ERRORS, Evaluations
 from offrld.worker.failures import report_cause
+from offrld.worker.growing_dataset import StepsDataset, give_up, whole_steps
 from offrld.worker.job import WorkerJob
-from offrld.worker.metrics import Metrics
+from offrld.worker.metric_files import Metrics
 from offrld.worker.pace import Pace
 from offrld.worker.runfolder import write_json
-from offrld.worker.steps import StepsDataset, give_up, whole_steps
 from offrld.worker.versions import installed
 
 ROWS = 100  # of metrics over a run, at least
@@ -88,7 +88,7 @@ class OnlineJob:
             device=spec.device,
             threads=spec.threads,
             cache_dir=job.state.inductor_cache,
-            start=taken.start(job.state, job.run, spec),
+            start=inherited.start(job.state, job.run, spec),
             transfer=spec.transfer,
             fresh_optimizer=spec.fresh_optimizer,
             log=job.report.learner,
@@ -315,7 +315,7 @@ class OnlineJob:
 
     def _policy_files(self) -> Any:
         if self._policies is None:
-            from offrld.worker.policies import PolicyFiles  # onnx and its exporter: not needed before the first export
+            from offrld.worker.policy_files import PolicyFiles
 
             self._policies = PolicyFiles(
                 self.learner, self.job.run, job=self.job.id, dataset=self.spec.dataset, step=lambda: self.training.step

@@ -19,7 +19,7 @@ from offrld.algos import get
 from offrld.collect import LearnerBehaviour, collect_episodes
 from offrld.collect.on_policy import OnPolicy, advantages
 from offrld.engine import Learner, Optimizer
-from offrld.engine.building import Shapes
+from offrld.engine.learner.shapes import Shapes
 from offrld.export.onnx import export_policy
 from offrld.nets import Encoder
 

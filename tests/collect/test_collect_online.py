@@ -178,7 +178,7 @@ def test_a_run_goes_on_from_its_state(tmp_path):
     training.close()
     again = learner_for("sac", Counting())
     again.restore(tmp_path / "checkpoint.safetensors")
-    from offrld.engine import checkpoint
+    from offrld.engine.updates import checkpoint
 
     _, told = checkpoint.read(tmp_path / "checkpoint.safetensors")
     resumed = OnlineTraining(again, Counting(), tmp_path / "store", explorer=ConstantEpsilonGreedy(0.5))

@@ -9,7 +9,7 @@ import pytest
 from offrl.errors import InvalidInput, StoreExists, Unknown
 from offrl_store import EpisodeStore, check
 from offrld.collect import NoisyPoleBehaviour, RandomBehaviour, collect_episodes, schema_of
-from offrld.collect.cartpole import collect
+from offrld.demo.cartpole import collect
 
 
 class Counter(gymnasium.Env):

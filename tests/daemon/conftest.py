@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from daemon_harness import Daemon
 
-from offrld.daemon.database import Connection, connect
+from offrld.daemon.queue.database import Connection, connect
 
 
 @pytest.fixture

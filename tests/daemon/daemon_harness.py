@@ -47,7 +47,7 @@ def gateway(daemon: Daemon) -> int:
     """The process that listens on the daemon's tcp address."""
     assert daemon.process is not None
     children = [pid for task in Path(f"/proc/{daemon.process.pid}/task").glob("*/children") for pid in task.read_text().split()]
-    return next(int(pid) for pid in children if b"offrld.daemon.gateway" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    return next(int(pid) for pid in children if b"offrld.daemon.transport.gateway" in Path(f"/proc/{pid}/cmdline").read_bytes())
 
 
 class Clock:

@@ -5,8 +5,8 @@ import sys
 import time
 from pathlib import Path
 
-from offrld.daemon import supervisor
 from offrld.daemon.main import main
+from offrld.daemon.workers import supervisor
 from offrld.executors.local import LocalExecutor
 
 HERE = Path(__file__).resolve().parent

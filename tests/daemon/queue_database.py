@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from offrld.daemon.database import Connection, transaction
+from offrld.daemon.queue.database import Connection, transaction
 
 
 def do(db: Connection, function: Any, *args: Any, **kwargs: Any) -> Any:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from offrld.daemon.audit import REFUSALS, Audit, entries
-from offrld.daemon.caller import Caller
+from offrld.daemon.access.audit import REFUSALS, Audit, entries
+from offrld.daemon.access.caller import Caller
 
 CALLER = Caller("arm1", "submitter", "10.0.0.7", "0" * 64)
 

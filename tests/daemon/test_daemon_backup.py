@@ -20,9 +20,9 @@ from offrl import wire
 from offrl.errors import CheckFailed, Conflict, InvalidInput, Unknown
 from offrl_store import EpisodeStore, Field, Schema
 from offrl_store.check import check
-from offrld.daemon import backup
-from offrld.daemon.database import connect
+from offrld.daemon.queue.database import connect
 from offrld.daemon.state import State
+from offrld.daemon.storage import backup
 
 LONG = 10**6
 

@@ -19,10 +19,11 @@ from daemon_harness import HERE, Daemon, until
 
 from offrl import keys, wire
 from offrl.errors import Unknown
-from offrld.daemon import checkup, settings_list
+from offrld.daemon import settings_list
 from offrld.daemon.config import Settings, dotted, load, load_with_sources
-from offrld.daemon.database import connect
-from offrld.daemon.machine import GPU_WAIT_S, parse_cards
+from offrld.daemon.health import checkup
+from offrld.daemon.health.machine import GPU_WAIT_S, parse_cards
+from offrld.daemon.queue.database import connect
 from offrld.daemon.state import State
 
 OPERATIONS = Path(__file__).resolve().parents[2] / "docs" / "operations.md"

@@ -7,7 +7,7 @@ from describe_program import ALGORITHMS
 
 from offrl.errors import InvalidInput, Unknown
 from offrl.job import TrainSpec
-from offrld.daemon.catalog import check_value, checked, checked_environment, fingerprint, flat, parse
+from offrld.daemon.workers.catalog import check_value, checked, checked_environment, fingerprint, flat, parse
 
 CATALOG = {"algorithms": ALGORITHMS, "environments": ["CartPole-v1", "Hopper-v5"]}
 DISCRETE = {"action": {"role": "action", "dtype": "int64", "shape": [], "n": 4}}

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from offrl.errors import InvalidInput
-from offrld.daemon.devices import CONTEXT_MB, MB, Card, Inventory, Need, Place, Plan, check, inventory, need, parse, visible
+from offrld.daemon.workers.placement import CONTEXT_MB, MB, Card, Inventory, Need, Place, Plan, check, inventory, need, parse, visible
 
 
 def test_what_a_job_takes_is_asked_for_or_measured_or_guessed() -> None:

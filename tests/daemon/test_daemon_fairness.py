@@ -16,14 +16,16 @@ from offrl import Client, message, wire
 from offrl.errors import Conflict, LimitReached, NotAllowed, Unknown
 from offrl.job import CollectSpec
 from offrl.wire import DatasetInfo
-from offrld.daemon import dataset_rows, datasets, fitting, queue, rights
-from offrld.daemon.caller import Caller
+from offrld.daemon import queue
+from offrld.daemon.access import roles
+from offrld.daemon.access.caller import Caller
 from offrld.daemon.config import Limits
-from offrld.daemon.database import Connection, connect
-from offrld.daemon.listing import Listing
 from offrld.daemon.passes import Passes, forever
+from offrld.daemon.queue import dataset_rows, datasets, fitting
 from offrld.daemon.queue.control import PART
-from offrld.daemon.records import find
+from offrld.daemon.queue.database import Connection, connect
+from offrld.daemon.queue.job_record import find
+from offrld.daemon.queue.views.job_list import Listing
 from offrld.daemon.state import State
 
 ARM1, ARM2, BOSS = Caller("arm1", "submitter"), Caller("arm2", "submitter"), Caller("boss", "operator")
@@ -86,7 +88,7 @@ def test_only_an_operator_starts_jobs_while_the_queue_is_paused(db: Connection) 
 
 
 def test_retention_counts_each_owner_s_jobs_by_themselves(db: Connection) -> None:
-    from offrld.daemon import retention
+    from offrld.daemon.storage import retention
 
     spec = CollectSpec(env="CartPole-v1", dataset="steps", steps=10)
     jobs = [do(db, queue.submit, spec, owner=owner)[0] for owner in ("arm1", *["arm2"] * 5)]
@@ -180,15 +182,15 @@ def test_nobody_pushes_another_owner_s_episodes_out_of_a_dataset(db: Connection,
         ("new", ARM2, True),
     ):
         if allowed:
-            rights.check_append(db, state, name, caller)
+            roles.check_append(db, state, name, caller)
         else:
             with pytest.raises(NotAllowed, match=f"may not append to '{name}': it is bounded"):
-                rights.check_append(db, state, name, caller)
+                roles.check_append(db, state, name, caller)
     spec = CollectSpec(env="CartPole-v1", dataset="soon", steps=10, limit=100)
     do(db, queue.submit, spec, owner="arm1")
-    rights.check_append(db, state, "soon", ARM1)
+    roles.check_append(db, state, "soon", ARM1)
     with pytest.raises(NotAllowed, match="is being made by 'arm1'"):
-        rights.check_append(db, state, "soon", ARM2)
+        roles.check_append(db, state, "soon", ARM2)
 
 
 # ---------------------------------------------------------------------------------------------------------------------- loops

@@ -12,11 +12,13 @@ from queue_database import do
 
 from offrl import wire
 from offrl.job import ImportSpec, TrainSpec
-from offrld.daemon import events, infos, queue, records
+from offrld.daemon import queue
 from offrld.daemon.config import Limits, Retry
-from offrld.daemon.database import Connection
-from offrld.daemon.listing import ROUND, Listing
-from offrld.daemon.supervision import Exit
+from offrld.daemon.queue import events, job_record
+from offrld.daemon.queue.database import Connection
+from offrld.daemon.queue.outcome import Exit
+from offrld.daemon.queue.views import job_info
+from offrld.daemon.queue.views.job_list import ROUND, Listing
 
 LIMITS = Limits(running_per_owner=2)
 
@@ -38,7 +40,7 @@ def listed(listing: Listing, db: Connection, kind: str | None = None, limit: int
 def fresh(db: Connection) -> list[wire.JobInfo]:
     """All jobs, each looked at by itself."""
     ids = [row[0] for row in db.execute("SELECT id FROM jobs ORDER BY seq")]
-    return [infos.info(db, job, LIMITS).model_copy(update={"spec": {}}) for job in ids]
+    return [job_info.info(db, job, LIMITS).model_copy(update={"spec": {}}) for job in ids]
 
 
 def test_a_list_tells_after_every_change_what_is_so_now(db: Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,10 +55,10 @@ def test_a_list_tells_after_every_change_what_is_so_now(db: Connection, tmp_path
     def progress() -> None:
         metrics = {"loss": {"3": float("nan"), "4": 0.25}, "naïve\n": {"3": 1e300}}
         path.write_text(json.dumps({"type": "progress", "step": 7, "updates_per_second": 1.5, "eta_s": 2.0, "metrics": metrics}) + "\n")
-        assert not do(db, events.take_over, records.find(db, jobs[0]), path)[1]
+        assert not do(db, events.take_over, job_record.find(db, jobs[0]), path)[1]
 
     def end(job: str, how: Exit, **fields) -> None:
-        do(db, queue.finish, job, records.find(db, job).attempt, tmp_path / "nothing", how, **fields)
+        do(db, queue.finish, job, job_record.find(db, job).attempt, tmp_path / "nothing", how, **fields)
 
     def later(seconds: float) -> None:
         nonlocal now

@@ -10,9 +10,11 @@ import pytest
 
 from offrl.errors import Conflict, StoreCorrupt
 from offrl.job import TrainSpec
-from offrld.daemon import events, infos, migrations, queue, records
-from offrld.daemon.database import connect, transaction
-from offrld.daemon.schema import SCHEMA_VERSION
+from offrld.daemon import queue
+from offrld.daemon.queue import events, job_record, migrations
+from offrld.daemon.queue.database import connect, transaction
+from offrld.daemon.queue.schema import SCHEMA_VERSION
+from offrld.daemon.queue.views import job_info
 
 VERSION_1 = (Path(__file__).parent / "samples" / "queue-v1.sql").read_text()
 SPEC = json.dumps(TrainSpec(algorithm="bc", dataset="data").model_dump(mode="json"))
@@ -46,14 +48,14 @@ def test_a_queue_of_version_1_keeps_its_jobs(tmp_path: Path, early: bool) -> Non
     path = make(tmp_path / "queue.sqlite", early=early)
     db = connect(path)
     assert db.execute("SELECT value FROM meta WHERE key = 'schema'").fetchone()[0] == str(SCHEMA_VERSION)
-    first, second = records.find(db, "first"), records.find(db, "second")
+    first, second = job_record.find(db, "first"), job_record.find(db, "second")
     assert (first.seq, first.priority, first.key, first.attempt, first.created_at, first.snapshot) == (3, 4, "k", 2, 7.5, "0:1:ab")
     assert first.metrics == {"loss": {"0": 1.5}}
     assert (first.owner, second.owner) == (None if early else "arm1", None)
     assert (first.start_at, first.retry_at, first.crashes, first.rerun_of) == (None, None, 0, None)
     assert not first.forced and not first.pinned
     assert [event.n for event in events.after(db, "first", 0, 10)[0]] == [1]
-    assert infos.waits_for(db) == {"second": ["first"]}
+    assert job_info.waits_for(db) == {"second": ["first"]}
     if not early:
         assert transaction(db, "BEGIN", queue.sizes, first)[1] == 123
 
@@ -64,7 +66,7 @@ def test_a_queue_of_version_1_keeps_its_jobs(tmp_path: Path, early: bool) -> Non
     assert db.execute("SELECT count(*) FROM events WHERE seq = 3").fetchone()[0] == 0
     assert db.execute("SELECT count(*) FROM dependencies").fetchone()[0] == 0
     new, _ = transaction(db, "BEGIN IMMEDIATE", queue.submit, TrainSpec(algorithm="bc", dataset="data"), owner="arm1", key="k")
-    assert records.find(db, new).seq == 10
+    assert job_record.find(db, new).seq == 10
     db.close()
 
 

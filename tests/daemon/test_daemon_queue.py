@@ -10,9 +10,11 @@ from queue_database import do
 
 from offrl.errors import Conflict, DiskFull, InvalidInput, StoreCorrupt, Unknown
 from offrl.job import ExportSpec, ImportSpec, JobState, TrainSpec
-from offrld.daemon import datasets, events, infos, queue, records
-from offrld.daemon.database import Connection, connect, translate
-from offrld.daemon.supervision import Exit, outcome
+from offrld.daemon import queue
+from offrld.daemon.queue import datasets, events, job_record
+from offrld.daemon.queue.database import Connection, connect, translate
+from offrld.daemon.queue.outcome import Exit, outcome
+from offrld.daemon.queue.views import job_info
 
 
 @pytest.fixture
@@ -68,7 +70,7 @@ def test_a_job_waits_for_the_success_of_others(db: Connection, path: Path) -> No
     claimed = [do(db, queue.claim, "train").id for _ in range(2)]
     assert claimed == [first, second]
     assert do(db, queue.claim, "train") is None
-    assert do(db, infos.info, last).reason == f"waits for {first}, {second}"
+    assert do(db, job_info.info, last).reason == f"waits for {first}, {second}"
     do(db, queue.finish, first, 1, path, Exit(0, last_line=b'{"type":"end","state":"succeeded"}'))
     assert do(db, queue.claim, "train") is None
     with pytest.raises(Conflict, match=last):
@@ -83,7 +85,7 @@ def test_a_paused_job_that_waits_in_vain_fails_when_it_is_resumed(db: Connection
     second = train(db, after=[first])
     do(db, queue.control, second, "pause")
     do(db, queue.control, first, "cancel")
-    assert records.find(db, second).state == "paused"
+    assert job_record.find(db, second).state == "paused"
     job, tell = do(db, queue.control, second, "resume")
     assert (job.state, tell) == ("failed", "")
     assert first in job.reason
@@ -96,7 +98,7 @@ def test_imports_into_one_dataset_run_one_after_the_other(db: Connection, path: 
     assert [do(db, queue.claim, "light").id for _ in range(2)] == [jobs[0], other]
     assert do(db, queue.claim, "light") is None
     follower, _ = do(db, queue.submit, ImportSpec(dataset="other", append=True, upload="u3"))
-    assert records.find(db, follower).after == [other]
+    assert job_record.find(db, follower).after == [other]
     with pytest.raises(Conflict, match="is used by job"):
         do(db, queue.submit, ImportSpec(dataset="data", append=True, upload="u1"))
 
@@ -151,7 +153,7 @@ def test_lines_are_taken_over_once_and_whole(db: Connection, path: Path) -> None
     path.write_bytes(line % (1, 1) + (line % (2, 2))[:40])
     do(db, queue.progress, job, 1, path)
     do(db, queue.progress, job, 1, path)
-    assert records.find(db, job).step == 1
+    assert job_record.find(db, job).step == 1
     path.write_bytes(line % (1, 1) + line % (2, 2) + b'{"type":"progress","st\n' + b'{"type":"message","time":6.0,"message":"hello"}\n')
     do(db, queue.progress, job, 1, path)
     do(db, queue.progress, job, 7, path)  # of another attempt: nothing
@@ -162,7 +164,7 @@ def test_lines_are_taken_over_once_and_whole(db: Connection, path: Path) -> None
         (5, "message", 0, "hello"),
     ]
     assert (cursor, ended) == (5, False)
-    info = infos.info(db, job)
+    info = job_info.info(db, job)
     assert (info.step, info.updates_per_second, info.metrics) == (2, 2.5, {"loss": {"0": 2.5}})
 
 
@@ -215,11 +217,11 @@ def test_what_a_state_does_not_allow_is_refused(db: Connection, path: Path, stat
             do(db, queue.finish, job, 1, path, Exit(0, last_line=b'{"type":"end","state":"%s"}' % state.encode()))
         elif state != "queued":
             do(db, queue.control, job, {"paused": "pause", "cancelled": "cancel"}[state])
-        assert records.find(db, job).state == state
+        assert job_record.find(db, job).state == state
         if action in refused:
             with pytest.raises(Conflict):
                 do(db, queue.control, job, action)
-            assert records.find(db, job).state == state
+            assert job_record.find(db, job).state == state
         else:
             do(db, queue.control, job, action)
 
@@ -273,5 +275,5 @@ def test_an_unknown_job_is_named_with_the_nearest(db: Connection, path: Path) ->
     dataset(db, path, "data")
     job = train(db)
     with pytest.raises(Unknown) as caught:
-        records.find(db, job[:-1])
+        job_record.find(db, job[:-1])
     assert job in caught.value.hint

@@ -14,10 +14,12 @@ from queue_database import do
 from offrl import wire
 from offrl.errors import InvalidInput, LimitReached
 from offrl.job import TrainSpec
-from offrld.daemon import events, infos, queue, records
+from offrld.daemon import queue
 from offrld.daemon.config import Limits, Retry
-from offrld.daemon.database import Connection
-from offrld.daemon.supervision import Exit
+from offrld.daemon.queue import events, job_record
+from offrld.daemon.queue.database import Connection
+from offrld.daemon.queue.outcome import Exit
+from offrld.daemon.queue.views import job_info
 
 LONG = 10**6  # steps of a job that is ended by the test
 
@@ -38,7 +40,7 @@ def claim(db: Connection, **fields) -> str | None:
 
 
 def end(db: Connection, job: str, tmp_path: Path, how: Exit = Exit(0, last_line=b'{"type":"end","state":"succeeded"}'), **fields):
-    return do(db, queue.finish, job, records.find(db, job).attempt, tmp_path / "nothing", how, **fields)
+    return do(db, queue.finish, job, job_record.find(db, job).attempt, tmp_path / "nothing", how, **fields)
 
 
 def at(monkeypatch: pytest.MonkeyPatch, offset: float, real: Callable[[], float] = time.time) -> None:
@@ -50,14 +52,14 @@ def at(monkeypatch: pytest.MonkeyPatch, offset: float, real: Callable[[], float]
 def test_a_job_with_a_start_time_waits_for_it_and_says_so(db: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
     start = time.time() + 100
     job, other = submit(db, start_at=start, priority=5), submit(db)
-    told = infos.info(db, job)
+    told = job_info.info(db, job)
     assert told.start_at == start
     assert told.reason == f"starts at {time.strftime('%Y-%m-%d %H:%M:%S', time.gmtime(start))} UTC"
     assert queue.next_start(db) == start
     assert claim(db) == other
     assert claim(db) is None
     at(monkeypatch, 101)
-    assert infos.info(db, job).reason == ""
+    assert job_info.info(db, job).reason == ""
     assert queue.next_start(db) is None
     assert queue.next_start(db, since=start - 1) == start  # its time came after the claim: nobody has seen it yet
     assert claim(db) == job
@@ -133,15 +135,15 @@ def test_a_crash_is_tried_again_after_a_wait_that_grows(db: Connection, tmp_path
     told = end(db, job, tmp_path, CRASH, retry=RETRY)
     assert (told.state, told.error["code"]) == ("queued", "worker_crashed")
     why = "the worker ended with exit status 3 without a result: the roof is on fire"
-    assert infos.info(db, job).reason == f"attempt 2 of 3 in 20 s: {why}"
+    assert job_info.info(db, job).reason == f"attempt 2 of 3 in 20 s: {why}"
     assert events.after(db, job, 0, 100)[0][-1].message == f"attempt 2 of 3 in 20 s: {why}"
     assert claim(db, longest_retry_s=60) is None
     at(monkeypatch, 21)
-    assert infos.info(db, job).reason == f"attempt 2 of 3: {why}"
+    assert job_info.info(db, job).reason == f"attempt 2 of 3: {why}"
     assert claim(db, longest_retry_s=60) == job
-    assert records.find(db, job).error is None
+    assert job_record.find(db, job).error is None
     end(db, job, tmp_path, CRASH, retry=RETRY)
-    assert infos.info(db, job).reason.startswith("attempt 3 of 3 in 60 s")  # not 80: max_s
+    assert job_info.info(db, job).reason.startswith("attempt 3 of 3 in 60 s")  # not 80: max_s
     at(monkeypatch, 100)
     assert claim(db, longest_retry_s=60) == job
     told = end(db, job, tmp_path, CRASH, retry=RETRY)
@@ -269,7 +271,7 @@ def test_running_jobs_of_an_owner_are_limited_and_the_reason_names_the_setting(d
     jobs = [submit(db, "arm1") for _ in range(4)]
     other = submit(db, "arm2", priority=-1)
     assert [claim(db, most=2) for _ in range(4)] == [jobs[0], jobs[1], other, None]
-    assert infos.info(db, jobs[2], limits).reason == "'arm1' has 2 running, as many as limits.running_per_owner = 2 allows"
+    assert job_info.info(db, jobs[2], limits).reason == "'arm1' has 2 running, as many as limits.running_per_owner = 2 allows"
     end(db, jobs[1], tmp_path)
     assert claim(db, most=2) == jobs[2]
 

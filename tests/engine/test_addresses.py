@@ -10,7 +10,7 @@ import torch
 from cheap_settings import cheap_learner
 
 from offrld.algos import ALGORITHMS
-from offrld.engine.graph import tensors_of
+from offrld.engine.updates.graph import tensors_of
 from offrld.nets import onednn
 from offrld.nets.aligned import BOUNDARY
 

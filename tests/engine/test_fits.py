@@ -9,7 +9,7 @@ from offrl.spaces import action_converter, schema_of_spaces
 from offrl_store import Field, Schema
 from offrld import settings
 from offrld.algos import get
-from offrld.engine.building import Shapes
+from offrld.engine.learner.shapes import Shapes
 from offrld.fits import check_fits, fitting, too_small
 
 VECTOR = Field("float32", (3,))

@@ -13,7 +13,7 @@ from offrl.errors import InvalidInput, OffrlError, Unknown
 from offrl_store import EpisodeStore
 from offrld.algos import ALGORITHMS
 from offrld.engine import Learner
-from offrld.engine.guards import Diverged
+from offrld.engine.learner.guards import Diverged
 
 CHEAP = {"batch_size": 16}
 

@@ -12,9 +12,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from offrl.errors import InvalidInput
 from offrld.algos import ALGORITHMS, bc
-from offrld.engine import Learner, Optimizer, Stage, Step, rules
-from offrld.engine import graph as graphs
-from offrld.engine.graph import Chunks, Pattern, moved_alike
+from offrld.engine import Learner, Optimizer, Stage, Step
+from offrld.engine.definition import rules
+from offrld.engine.updates import graph as graphs
+from offrld.engine.updates.graph import Chunks, Pattern, moved_alike
 from offrld.nets.aligned import BOUNDARY
 
 ALL = list(FROM_DATA.values())
@@ -275,12 +276,12 @@ def test_why_there_is_no_graph_is_told_and_losses_go_on_as_they_were(continuous_
     lines = []
     config = bc.ALGORITHM.configure({"batch_size": 8})
     learner = Learner.create(bc.ALGORITHM, config, continuous_store, feed="resident", device="cpu", log=lines.append)
-    monkeypatch.setattr("offrld.engine.replaying.cuda_capture", lambda state: lambda chunk: 1 / 0)
+    monkeypatch.setattr("offrld.engine.learner.chunked_training.cuda_capture", lambda state: lambda chunk: 1 / 0)
     learner._choose_graph()
     assert lines[-1] == "runner: eager, because capturing failed (ZeroDivisionError: division by zero)"
     assert learner.runner == "eager"
     learner.run(3)
-    monkeypatch.setattr("offrld.engine.replaying.cuda_capture", lambda state: lambda chunk: chunk)
+    monkeypatch.setattr("offrld.engine.learner.chunked_training.cuda_capture", lambda state: lambda chunk: chunk)
     learner._choose_graph()
     assert lines[-1].startswith("runner: graph, 32 updates at a time, losses by eager")
     assert learner.describe_run()["runner"] == "graph"

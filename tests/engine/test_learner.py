@@ -13,7 +13,8 @@ from offrl.errors import InvalidInput, OffrlError
 from offrl_store import Episode, EpisodeStore, Field, Schema
 from offrld import settings
 from offrld.algos import ALGORITHMS
-from offrld.engine import CheckpointCorrupt, Learner, checkpoint
+from offrld.engine import CheckpointCorrupt, Learner
+from offrld.engine.updates import checkpoint
 
 ALL = list(FROM_DATA.values())
 names = pytest.mark.parametrize("algorithm", ALL, ids=lambda a: a.name)

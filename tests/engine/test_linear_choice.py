@@ -8,7 +8,7 @@ import torch
 from offrl.errors import InvalidInput
 from offrld.algos import ALGORITHMS
 from offrld.engine import Learner
-from offrld.engine.runner import LINEAR_VARIABLE
+from offrld.engine.updates.runner import LINEAR_VARIABLE
 from offrld.nets import onednn
 
 needs_onednn = pytest.mark.skipif(not onednn.present(), reason="this torch has no product of oneDNN")

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from offrl_store import rng
-from offrld.engine.philox import Philox
+from offrld.engine.batches.philox import Philox
 
 SEEDS = st.one_of(st.integers(0, 5), st.integers(0, 2**64 - 1))
 STEPS = st.one_of(st.integers(0, 5), st.integers(0, 2**63 - 1))

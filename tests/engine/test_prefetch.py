@@ -15,9 +15,9 @@ import torch
 
 from offrl_store import Episode, EpisodeStore, Field, Schema
 from offrl_store.errors import SnapshotEvicted
-from offrld.engine.algorithm import Noise
-from offrld.engine.prefetch import HostLane, PrefetchSource
-from offrld.engine.source import Block, HostSource, Raw, Request, each
+from offrld.engine.batches.prefetch import HostLane, PrefetchSource
+from offrld.engine.batches.source import Block, HostSource, Raw, Request, each
+from offrld.engine.definition.algorithm import Noise
 
 CPU = torch.device("cpu")
 NOISE = {"target": Noise((4, 2)), "mix": Noise((3,), "uniform")}
@@ -187,8 +187,8 @@ def test_the_interpreter_ends_with_sources_open_and_with_one_in_an_exception(con
     program = f"""
 import torch
 from offrl_store import EpisodeStore
-from offrld.engine.prefetch import HostLane, PrefetchSource
-from offrld.engine.source import Request
+from offrld.engine.batches.prefetch import HostLane, PrefetchSource
+from offrld.engine.batches.source import Request
 store = EpisodeStore.open({str(continuous_store.path)!r})
 sources = [PrefetchSource(store, Request("transitions", {{"batch_size": 4096}}, (seed,)), torch.device("cpu")) for seed in range(3)]
 for k in range(5):

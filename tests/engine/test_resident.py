@@ -22,9 +22,9 @@ from offrl.errors import InvalidInput
 from offrl_store import Episode, EpisodeStore, Field, Schema
 from offrld.algos import ALGORITHMS
 from offrld.engine import Learner
-from offrld.engine.algorithm import Noise
-from offrld.engine.resident import Resident, ResidentSource, needed_bytes
-from offrld.engine.source import HostSource, Raw, Request, each
+from offrld.engine.batches.resident import Resident, ResidentSource, needed_bytes
+from offrld.engine.batches.source import HostSource, Raw, Request, each
+from offrld.engine.definition.algorithm import Noise
 
 CPU = torch.device("cpu")
 NOISE = {"target": Noise((3, 2)), "mix": Noise((5,), "uniform")}

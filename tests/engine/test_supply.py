@@ -12,9 +12,9 @@ from offrl.errors import InvalidInput
 from offrl_store import EpisodeStore
 from offrld.algos import ALGORITHMS
 from offrld.engine import Learner
-from offrld.engine.resident import SHARE, needed_bytes
-from offrld.engine.source import Request
-from offrld.engine.supply import Supply
+from offrld.engine.batches.resident import SHARE, needed_bytes
+from offrld.engine.batches.source import Request
+from offrld.engine.batches.source_choice import Supply
 
 FEEDS = ("host", "prefetch", "resident")
 NAMES = ("td3_bc", "rebrac", "discrete_cql")  # noise, next actions, n-step sums of discrete actions

@@ -11,7 +11,7 @@ import offrld
 from offrl import Policy
 from offrl.errors import CheckFailed, InvalidInput
 from offrl_store import Episode, EpisodeStore, Field, Schema
-from offrld.engine.policy import input_names
+from offrld.engine.learner.policy_networks import input_names
 
 ACTION = Field("float32", (2,), low=-1, high=1)
 SMALL = {"batch_size": 8, "encoder.units": [16]}

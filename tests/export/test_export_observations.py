@@ -10,7 +10,7 @@ from offrl import Policy
 from offrl_store import Episode, EpisodeStore, Field, Schema
 from offrld.algos import get
 from offrld.engine import Learner
-from offrld.worker.policies import PolicyFiles
+from offrld.worker.policy_files import PolicyFiles
 from offrld.worker.runfolder import RunFolder
 
 SMALL = {"filters": [8, 5, 3, 8, 3, 2], "feature_size": 16}

@@ -23,8 +23,8 @@ from offrl.errors import CheckFailed, InvalidInput
 from offrl_store import Field
 from offrld.algos import get
 from offrld.export.torchscript import METADATA, export_torchscript
-from offrld.learner import Learner
-from offrld.worker.policies import PolicyFiles
+from offrld.inprocess.learner import Learner
+from offrld.worker.policy_files import PolicyFiles
 from offrld.worker.runfolder import RunFolder
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "policy-file.md"

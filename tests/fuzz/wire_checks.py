@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from offrl import wire
 from offrl_store.errors import OffrlError
-from offrld.daemon import changes, rights
-from offrld.daemon.caller import Caller
+from offrld.daemon.access import changes, roles
+from offrld.daemon.access.caller import Caller
 
 CALLERS = [Caller("reader", "reader"), Caller("submitter", "submitter"), Caller("operator", "operator")]
 REPLIES = [wire.Pong, wire.JobInfo, wire.Events, wire.Done, wire.UploadOpened, wire.DatasetList]
@@ -24,7 +24,7 @@ def check(body: bytes) -> wire.Request | None:
         changes.described(request, None)
         for caller in CALLERS:
             try:
-                rights.check(caller, request)
+                roles.check(caller, request)
             except OffrlError as error:
                 assert caller.role != "operator"
                 _check_error(error)

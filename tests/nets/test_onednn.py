@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from offrld.engine.runner import choose_linear
+from offrld.engine.updates.runner import choose_linear
 from offrld.nets import onednn
 from offrld.nets.linear import linear, products
 

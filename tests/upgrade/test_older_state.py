@@ -30,7 +30,7 @@ import zmq
 import offrl
 from offrl import Client, wire
 from offrl.errors import ProtocolMismatch
-from offrld.daemon.schema import SCHEMA_VERSION
+from offrld.daemon.queue.schema import SCHEMA_VERSION
 from offrld.embedded import embedded_daemon
 
 SAMPLES = Path(__file__).resolve().parent / "samples"

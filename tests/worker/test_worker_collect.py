@@ -140,7 +140,7 @@ def test_a_killed_online_run_goes_on_from_its_checkpoint_and_makes_up_for_lost_u
     assert 200 < step < 12_000
     store = EpisodeStore.open(tmp_path / "datasets" / "d")
     assert steps(store) == 12_000 and check(store.path) == []
-    from offrld.engine import checkpoint
+    from offrld.engine.updates import checkpoint
 
     _, told = checkpoint.read(sorted((worker.run / "checkpoints").glob("*.safetensors"))[-1])
     assert told["step"] == 591  # one every 20 steps from 200 on, where the first episode ended: as many as without a kill

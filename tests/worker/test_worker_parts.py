@@ -11,9 +11,9 @@ import sys
 import pytest
 
 from offrl_store.errors import EmptyStore
-from offrld.plain import json_safe
+from offrld.json_safe import json_safe
 from offrld.worker.failures import to_error
-from offrld.worker.metrics import Metrics
+from offrld.worker.metric_files import Metrics
 from offrld.worker.pace import Pace
 from offrld.worker.report import Reporter
 from offrld.worker.runfolder import RunFolder

@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 
 from offrl import Policy
-from offrld.engine import checkpoint
+from offrld.engine.updates import checkpoint
 
 
 def tensors(run: Path, step: int) -> dict[str, torch.Tensor]:

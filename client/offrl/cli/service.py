@@ -48,7 +48,7 @@ def demo(context: typer.Context, as_json: Json = False) -> None:
     """The whole path in about a minute: collect data, train, fetch, evaluate, with a daemon in a temporary folder."""
     require_daemon()
     sys.stdout.flush()
-    process = subprocess.Popen([sys.executable, "-m", "offrld.demo", *(["--json"] if as_json else []), *context.args])
+    process = subprocess.Popen([sys.executable, "-m", "offrld.demo.demo", *(["--json"] if as_json else []), *context.args])
     while True:
         try:
             status = process.wait()

@@ -9,12 +9,13 @@ from typing import Any
 from offrl import wire
 from offrl.errors import InvalidInput
 from offrl.job import TRAINS, ExportSpec
-from offrld.daemon import artifacts, queue
+from offrld.daemon import queue
+from offrld.daemon.access.caller import Caller
 from offrld.daemon.app import App
-from offrld.daemon.caller import Caller
 from offrld.daemon.config import Limits
-from offrld.daemon.database import Connection
-from offrld.daemon.records import Job, find
+from offrld.daemon.queue.database import Connection
+from offrld.daemon.queue.job_record import Job, find
+from offrld.daemon.storage import artifacts
 
 # file -> the kinds of job that have it
 KINDS = {"onnx": TRAINS, "torchscript": TRAINS, "checkpoint": TRAINS, "metrics": TRAINS, "dataset": ("dataset_export",)}

@@ -6,9 +6,9 @@ import asyncio
 
 from offrl import wire
 from offrl.errors import NotAllowed
-from offrld.daemon import backup
+from offrld.daemon.access.caller import LOCAL
 from offrld.daemon.app import App
-from offrld.daemon.caller import LOCAL
+from offrld.daemon.storage import backup
 
 
 async def begin_backup(app: App, request: wire.BeginBackup) -> wire.BackupBegun:

@@ -6,10 +6,10 @@ import asyncio
 import time
 
 from offrl import wire
-from offrld.daemon import checkup as checks
-from offrld.daemon import overview as reads
 from offrld.daemon import settings_list
 from offrld.daemon.app import App
+from offrld.daemon.health import checkup as checks
+from offrld.daemon.queue.views import overview as reads
 
 
 async def overview(app: App, request: wire.Overview) -> wire.OverviewInfo:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from offrl import wire
-from offrld.daemon import datasets, fitting
 from offrld.daemon.app import App
+from offrld.daemon.queue import datasets, fitting
 
 
 async def list_datasets(app: App, request: wire.ListDatasets) -> wire.Encoded:

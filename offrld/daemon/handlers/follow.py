@@ -6,11 +6,11 @@ import asyncio
 from pathlib import Path
 
 from offrl import wire
-from offrld.daemon import events
 from offrld.daemon.app import App
-from offrld.daemon.database import Connection
-from offrld.daemon.hub import wait
-from offrld.daemon.records import find
+from offrld.daemon.queue import events
+from offrld.daemon.queue.database import Connection
+from offrld.daemon.queue.hub import wait
+from offrld.daemon.queue.job_record import find
 
 LOG_PART = 1 << 19
 LOOK_S = 0.5  # between two looks at the size of a log that somebody waits for

@@ -9,11 +9,17 @@ from offrl import named, wire
 from offrl.errors import Conflict, InvalidInput
 from offrl.job import MAKES_STEPS, TRAINS, CollectSpec, ImportSpec, TrainOnlineSpec, TrainSpec
 from offrld import import_roots
-from offrld.daemon import beforehand, catalog, datasets, fitting, infos, queue, records, rights, uses
-from offrld.daemon import rerun as reruns
+from offrld.daemon import queue
+from offrld.daemon.access import roles
+from offrld.daemon.access.caller import Caller
 from offrld.daemon.app import App
-from offrld.daemon.caller import Caller
-from offrld.daemon.database import Connection
+from offrld.daemon.handlers import beforehand
+from offrld.daemon.queue import datasets, fitting, job_record
+from offrld.daemon.queue.database import Connection
+from offrld.daemon.queue.views import job_info
+from offrld.daemon.storage import inherited
+from offrld.daemon.storage import rerun as reruns
+from offrld.daemon.workers import catalog
 
 
 async def submit(app: App, request: wire.Submit) -> wire.Submitted:
@@ -27,14 +33,14 @@ async def submit(app: App, request: wire.Submit) -> wire.Submitted:
         if earlier is not None:
             return wire.Submitted(job=earlier, created=False)
     await app.keeper.check_room()
-    taken: list[uses.Use] = []
+    taken: list[inherited.Use] = []
     if isinstance(spec, TrainSpec):
         fields = await app.database.read(datasets.fields, spec.dataset)
         known = await app.catalog.ready()
         spec = catalog.checked(spec, known, fields)
         if (refused := app.supervisor.devices.refused(spec.model_dump())) is not None:
             raise refused
-        taken = uses.of(spec, known)
+        taken = inherited.of(spec, known)
         await beforehand.check(app, spec, known)
     elif isinstance(spec, ImportSpec):
         await asyncio.to_thread(_check_source, app, spec)
@@ -55,7 +61,7 @@ async def submit(app: App, request: wire.Submit) -> wire.Submitted:
                 await asyncio.to_thread(app.uploads.check_usable, spec.upload, app.caller())
         if (refused := app.supervisor.devices.refused(spec.model_dump())) is not None:
             raise refused
-        taken = uses.of_steps(spec)
+        taken = inherited.of_steps(spec)
         if spec.dataset is not None:
             await _check_folder(app, spec.dataset)
         await beforehand.check(app, spec, known)
@@ -68,7 +74,7 @@ async def submit(app: App, request: wire.Submit) -> wire.Submitted:
 async def rerun(app: App, request: wire.Rerun) -> wire.Submitted:
     """Repeat a train or train-online job with what its run folder says that it ran with."""
     _check_start(request)
-    repeat = await asyncio.to_thread(reruns.read, app.state, await app.database.read(records.find, request.job), request.into)
+    repeat = await asyncio.to_thread(reruns.read, app.state, await app.database.read(job_record.find, request.job), request.into)
     if request.key is not None:
         earlier = await app.database.read(queue.by_key, app.caller().name, request.key, repeat.spec)
         if earlier is not None:
@@ -78,7 +84,7 @@ async def rerun(app: App, request: wire.Rerun) -> wire.Submitted:
     reruns.check(repeat, known)
     if (refused := app.supervisor.devices.refused(repeat.spec.model_dump())) is not None:
         raise refused
-    wanted = uses.of(repeat.spec, known) if isinstance(repeat.spec, TrainSpec) else uses.of_steps(repeat.spec)
+    wanted = inherited.of(repeat.spec, known) if isinstance(repeat.spec, TrainSpec) else inherited.of_steps(repeat.spec)
     taken = [use for use in wanted if use.name not in repeat.kept]
     if request.into is not None:
         if await app.database.read(datasets.mentioned, request.into):
@@ -100,18 +106,18 @@ def _submit(
     db: Connection,
     app: App,
     request: wire.Submit | wire.Rerun,
-    spec: records.Spec,
-    taken: list[uses.Use],
+    spec: job_record.Spec,
+    taken: list[inherited.Use],
     caller: Caller,
     repeat: reruns.Repeat | None = None,
 ) -> tuple[str, bool]:
     """Queue a job with what it takes from others, in one transaction: none of them can be removed in between."""
     if isinstance(spec, CollectSpec | TrainOnlineSpec | ImportSpec) and spec.dataset is not None:
-        rights.check_append(db, app.state, spec.dataset, caller)
-    waits = [use.job for use in taken if uses.check(db, app.state, use)]
+        roles.check_append(db, app.state, spec.dataset, caller)
+    waits = [use.job for use in taken if inherited.check(db, app.state, use)]
     start_at = request.start_at if request.start_in_s is None else time.time() + request.start_in_s
     if repeat is not None:
-        records.find(db, repeat.of.id)  # raises Unknown: it was removed meanwhile
+        job_record.find(db, repeat.of.id)  # raises Unknown: it was removed meanwhile
     job, created = queue.submit(
         db,
         spec,
@@ -124,7 +130,7 @@ def _submit(
         repeats=None if repeat is None else (repeat.of.id, repeat.snapshot),
     )
     if created:
-        uses.pin(db, job, taken)
+        inherited.pin(db, job, taken)
         if repeat is not None:
             reruns.keep_taken(app.state, repeat, job)
     return job, created
@@ -156,34 +162,34 @@ async def list_jobs(app: App, request: wire.ListJobs) -> wire.Encoded:
 
 async def get_job(app: App, request: wire.GetJob) -> wire.JobInfo:
     """One job."""
-    return fitting.job(await app.database.read(infos.info, request.job, app.settings.limits))
+    return fitting.job(await app.database.read(job_info.info, request.job, app.settings.limits))
 
 
 async def control_job(app: App, request: wire.ControlJob) -> wire.JobInfo:
     """Cancel, pause, resume, retry, start, pin, remove."""
-    await app.database.read(rights.check_owner, request.job, app.caller())  # an owner stays the same
+    await app.database.read(roles.check_owner, request.job, app.caller())  # an owner stays the same
     if request.action == "remove":
-        return fitting.job(infos.Waits(time.time()).info(await app.removal.job(request.job)))
+        return fitting.job(job_info.Waits(time.time()).info(await app.removal.job(request.job)))
     if request.action == "retry":
         await _check_retry(app, request.job)
     _job, tell = await app.database.write(_control, app, request, app.caller())
     app.supervisor.tell(request.job, tell)
-    return fitting.job(await app.database.read(infos.info, request.job, app.settings.limits))
+    return fitting.job(await app.database.read(job_info.info, request.job, app.settings.limits))
 
 
-def _control(db: Connection, app: App, request: wire.ControlJob, caller: Caller) -> tuple[records.Job, str]:
-    before = records.find(db, request.job)
-    job, tell = queue.control(db, request.job, request.action, request.steps, app.settings.limits, operator=caller.may(rights.OPERATOR))
+def _control(db: Connection, app: App, request: wire.ControlJob, caller: Caller) -> tuple[job_record.Job, str]:
+    before = job_record.find(db, request.job)
+    job, tell = queue.control(db, request.job, request.action, request.steps, app.settings.limits, operator=caller.may(roles.OPERATOR))
     if before.state.ended and not job.state.ended and job.kind in (*MAKES_STEPS, "import") and job.dataset is not None:
-        rights.check_append(db, app.state, job.dataset, caller)  # the dataset of that name may be another one by now
+        roles.check_append(db, app.state, job.dataset, caller)  # the dataset of that name may be another one by now
     return job, tell
 
 
 async def _check_retry(app: App, job: str) -> None:
-    found = await app.database.read(records.find, job)
+    found = await app.database.read(job_record.find, job)
     if found.kind in (*TRAINS, "collect") and found.state.ended:
         kept = [path.stem for path in (app.state.job(job) / reruns.TAKEN).glob("*.safetensors")]
-        spec = records.SPEC.validate_python(found.spec)
+        spec = job_record.SPEC.validate_python(found.spec)
         known = await app.catalog.ready()
         if any(each["name"] == found.spec.get("algorithm") for each in known["algorithms"]) or found.kind == "collect":
             await beforehand.check(app, spec, known, kept)

@@ -6,7 +6,7 @@ from offrl import wire
 from offrld.daemon import queue
 from offrld.daemon.app import App
 from offrld.daemon.config import Limits
-from offrld.daemon.database import Connection
+from offrld.daemon.queue.database import Connection
 
 OWNERS = 2000  # in one message: a name has at most 106 characters
 

@@ -6,7 +6,7 @@ import asyncio
 import time
 
 from offrl import wire
-from offrld.daemon import audit
+from offrld.daemon.access import audit
 from offrld.daemon.app import App
 
 

@@ -7,8 +7,8 @@ import asyncio
 from offrl import wire
 from offrl.errors import Conflict
 from offrld.daemon.app import App
-from offrld.daemon.database import Connection
 from offrld.daemon.queue import UNFINISHED
+from offrld.daemon.queue.database import Connection
 
 PART = 2000  # uploads in one message
 

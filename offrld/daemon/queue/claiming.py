@@ -14,12 +14,12 @@ from collections.abc import Callable, Iterator
 from offrl.errors import InternalError, to_wire
 from offrl.job import JobState
 from offrl_store.errors import OffrlError
-from offrld.daemon import events
-from offrld.daemon.database import Connection
+from offrld.daemon.queue import events
+from offrld.daemon.queue.database import Connection
+from offrld.daemon.queue.job_record import Job
 from offrld.daemon.queue.moves import move
 from offrld.daemon.queue.pausing import paused
 from offrld.daemon.queue.submission import WRITERS
-from offrld.daemon.records import Job
 
 log = logging.getLogger("offrld.queue")
 

@@ -6,13 +6,13 @@ import json
 
 from offrl.errors import Conflict, InvalidInput
 from offrl.job import PAUSABLE, ImportSpec, JobState
-from offrld.daemon import events, fitting
 from offrld.daemon.config import Limits
-from offrld.daemon.database import Connection
+from offrld.daemon.queue import events, fitting
+from offrld.daemon.queue.database import Connection
+from offrld.daemon.queue.job_record import Job, find
 from offrld.daemon.queue.moves import UNFINISHED, broken, move, word
 from offrld.daemon.queue.pausing import paused
 from offrld.daemon.queue.submission import check_limits, import_target, pin_dataset
-from offrld.daemon.records import Job, find
 
 PART = 5000  # events deleted in one transaction
 REMOVED = "removed"  # kind of a job of which only events are left

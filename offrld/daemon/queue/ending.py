@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from offrl.job import JobState
-from offrld.daemon import events
 from offrld.daemon.config import Retry
-from offrld.daemon.database import Connection
+from offrld.daemon.queue import events
+from offrld.daemon.queue.database import Connection
+from offrld.daemon.queue.job_record import Job, find
 from offrld.daemon.queue.moves import move
-from offrld.daemon.records import Job, find
-from offrld.daemon.supervision import RETRIED, Exit, outcome
+from offrld.daemon.queue.outcome import RETRIED, Exit, outcome
 
 
 def progress(db: Connection, job: str, attempt: int, path: Path) -> bool:

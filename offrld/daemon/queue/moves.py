@@ -7,9 +7,9 @@ import time
 
 from offrl.errors import Conflict, to_wire
 from offrl.job import TRANSITIONS, JobState
-from offrld.daemon import events
-from offrld.daemon.database import Connection
-from offrld.daemon.records import Job, find
+from offrld.daemon.queue import events
+from offrld.daemon.queue.database import Connection
+from offrld.daemon.queue.job_record import Job, find
 
 UNFINISHED = "('queued', 'running', 'paused')"
 

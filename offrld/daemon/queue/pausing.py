@@ -6,7 +6,7 @@ import json
 import time
 
 from offrl.wire import Pause
-from offrld.daemon.database import Connection
+from offrld.daemon.queue.database import Connection
 
 
 def paused(db: Connection) -> Pause | None:

@@ -19,11 +19,11 @@ from offrl.job import (
     TrainOnlineSpec,
     TrainSpec,
 )
-from offrld.daemon import events
 from offrld.daemon.config import Limits
-from offrld.daemon.database import Connection
+from offrld.daemon.queue import events
+from offrld.daemon.queue.database import Connection
+from offrld.daemon.queue.job_record import SPEC, Spec, find
 from offrld.daemon.queue.moves import UNFINISHED, word
-from offrld.daemon.records import SPEC, Spec, find
 
 LANES = {
     "train": "train", "train_online": "train", "collect": "train", "import": "light", "export": "light", "dataset_export": "light",

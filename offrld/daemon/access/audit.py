@@ -1,0 +1,216 @@
+"""The audit log: a line of JSON for every act that changes something, synced before the act is acknowledged, rotated by size.
+
+``{"n", "time", "caller", "role", "address", "action", ...names..., "outcome"}``; ``n`` counts on over files and restarts, ``outcome`` is
+"ok" or the error's code. A thread writes, many lines with one sync; the event loop never waits for the disk. Where the log cannot be
+written the line goes to the daemon's own log instead, and the service goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import queue
+import re
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from offrld.daemon.access.caller import Caller
+
+REFUSALS = 30  # error lines of one caller in a minute; more are counted, so that nobody washes the log away with them
+TEXT = 200  # characters of one value
+PART_BYTES = 1 << 19  # of lines in one answer
+log = logging.getLogger("offrld.audit")
+
+
+class Audit:
+    """The log of one state folder. `record` from the event loop; `close` when nothing is recorded any more."""
+
+    def __init__(self, path: Path, *, max_bytes: int, keep: int) -> None:
+        self._path, self._max_bytes, self._keep = path, max_bytes, keep
+        self._n = _last_number(path)
+        self._refused: dict[str, tuple[float, int]] = {}  # caller -> start of its minute, error lines in it
+        self._queue: queue.SimpleQueue[tuple[bytes, asyncio.Future[None]] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="audit", daemon=True)
+        self._thread.start()
+
+    def record(self, caller: Caller, action: str, *, outcome: str = "ok", **what: Any) -> asyncio.Future[None]:
+        """Note an act, in order; the future is done when the line is on the disk (or could not be written, which is logged)."""
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if outcome != "ok":
+            began, count = self._refused.get(caller.name, (0.0, 0))
+            now = time.monotonic()
+            if now - began >= 60.0:
+                if count > REFUSALS:
+                    what["not_logged"] = count - REFUSALS
+                began, count = now, 0
+            self._refused[caller.name] = (began, count + 1)
+            if count >= REFUSALS:
+                done.set_result(None)
+                return done
+        self._n += 1
+        entry = {
+            "n": self._n,
+            "time": round(time.time(), 3),
+            "caller": caller.name,
+            "role": caller.role,
+            "address": caller.address,
+            "action": action,
+            **{name: _short(value) for name, value in what.items() if value is not None},
+            "outcome": outcome,
+        }
+        self._queue.put((json.dumps(entry).encode() + b"\n", done))
+        return done
+
+    def settled(self) -> asyncio.Future[None]:
+        """Done when every act noted so far is on the disk (or could not be written): who reads the log then finds them."""
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._queue.put((b"", done))
+        return done
+
+    def close(self) -> None:
+        """Write what is left and end the thread."""
+        self._queue.put(None)
+        self._thread.join()
+
+    # ---------------------------------------------------------------------------------------------------------------- thread
+    def _run(self) -> None:
+        ended = False
+        while not ended:
+            batch = [self._queue.get()]
+            with contextlib.suppress(queue.Empty):
+                while len(batch) < 1000:
+                    batch.append(self._queue.get_nowait())
+            ended = None in batch
+            waiting = [item for item in batch if item is not None]
+            if not waiting:
+                continue
+            try:
+                if lines := b"".join(line for line, _ in waiting):
+                    self._write(lines)
+            except Exception as error:  # whatever it is: who waits for a line waits for this thread
+                log.error("%s cannot be written (%s); its lines follow", self._path, getattr(error, "strerror", None) or error)
+                for line in lines.splitlines():
+                    log.error("audit %s", line.decode())
+            for _, done in waiting:
+                with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                    done.get_loop().call_soon_threadsafe(_finish, done)
+
+    def _write(self, data: bytes) -> None:
+        descriptor = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            size = os.fstat(descriptor).st_size
+            if size and os.pread(descriptor, 1, size - 1) != b"\n":  # a line that a power cut has torn
+                data = b"\n" + data
+            view = memoryview(data)
+            while view:
+                view = view[os.write(descriptor, view) :]
+            os.fsync(descriptor)
+            if size + len(data) >= self._max_bytes:
+                self._rotate()
+            elif size == 0:
+                self._sync_folder()
+        finally:
+            os.close(descriptor)
+
+    def _rotate(self) -> None:
+        """audit.log becomes audit.log.1, that audit.log.2, and the oldest goes."""
+        for number in range(self._keep - 1, 0, -1):
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(f"{self._path}.{number}", f"{self._path}.{number + 1}")
+        os.replace(self._path, f"{self._path}.1")
+        for name in _rotated(self._path):
+            if int(name.suffix[1:]) > self._keep:
+                name.unlink(missing_ok=True)
+        self._sync_folder()
+
+    def _sync_folder(self) -> None:
+        folder = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def entries(path: Path, since: float, after: int, limit: int) -> tuple[list[dict[str, Any]], bool]:
+    """Up to ``limit`` entries from the time ``since`` on with a number above ``after``, oldest first; whether there may be more.
+
+    Reads files: call it in a thread.
+    """
+    found: list[dict[str, Any]] = []
+    size = 0
+    for file in [*sorted(_rotated(path), key=lambda name: -int(name.suffix[1:])), path]:
+        with contextlib.suppress(FileNotFoundError):
+            if file.stat().st_mtime < since:
+                continue
+            for line in _lines(file, after):
+                entry = _entry(line)
+                if entry is None or entry["n"] <= after or entry["time"] < since:
+                    continue
+                after = entry["n"]  # none twice, should the files move on meanwhile
+                size += len(line)
+                if len(found) == limit or size > PART_BYTES:
+                    return found, True
+                found.append(entry)
+    return found, False
+
+
+def _lines(file: Path, after: int) -> Iterator[bytes]:
+    """The lines from a little before number ``after`` on: numbers grow, so the place is found by halving."""
+    with file.open("rb") as opened:
+        low, high = 0, os.fstat(opened.fileno()).st_size
+        while high - low > 1 << 16:
+            middle = (low + high) // 2
+            opened.seek(middle)
+            opened.readline()
+            entry = _entry(opened.readline())
+            if entry is not None and entry["n"] <= after:
+                low = middle
+            else:
+                high = middle
+        opened.seek(low)
+        if low:
+            opened.readline()
+        yield from opened
+
+
+def _entry(line: bytes) -> dict[str, Any] | None:
+    """The entry of a line; None for one that is torn."""
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return None
+    return entry if isinstance(entry, dict) and isinstance(entry.get("n"), int) and isinstance(entry.get("time"), int | float) else None
+
+
+def _rotated(path: Path) -> list[Path]:
+    return [name for name in path.parent.glob(f"{path.name}.*") if re.fullmatch(r"\.[1-9][0-9]{0,5}", name.suffix)]
+
+
+def _last_number(path: Path) -> int:
+    """The number of the newest whole line."""
+    for file in [path, *sorted(_rotated(path), key=lambda name: int(name.suffix[1:]))]:
+        with contextlib.suppress(OSError), file.open("rb") as opened:  # one that cannot be read is told of when it is written
+            opened.seek(max(0, os.fstat(opened.fileno()).st_size - (1 << 16)))
+            for line in reversed(opened.read().splitlines()):
+                if (entry := _entry(line)) is not None:
+                    return int(entry["n"])
+    return 0
+
+
+def _short(value: Any) -> Any:
+    if isinstance(value, str):
+        return value[:TEXT]
+    if isinstance(value, list | tuple):
+        return [_short(item) for item in value[:100]]
+    return value
+
+
+def _finish(done: asyncio.Future[None]) -> None:
+    if not done.done():
+        done.set_result(None)

@@ -1,0 +1,216 @@
+"""A consistent set of the state folder for a client to copy: frozen in a moment, while jobs and imports go on.
+
+``cache/backup/ID/`` gets a copy of the queue's database (by SQLite's own back-up), and then second links to the files of every job and
+dataset that this copy names. What grows afterwards is read up to the length that it had; what is replaced or deleted lives on in the link.
+So the files are never older than the queue: a job that was further when it was linked goes on from there, and a dataset holds at least
+the snapshots that jobs have pinned. Reads and writes files: call it in a thread, while nothing is removed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import sqlite3
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from offrl.errors import Conflict, Unknown
+from offrl.wire import BackupBegun
+from offrld.daemon.queue import UNFINISHED
+from offrld.daemon.queue.migrations import keep_copy
+from offrld.daemon.queue.schema import SCHEMA_VERSION
+from offrld.daemon.state import State, open_below
+
+LIST = "files.jsonl"  # {"path", "size"} of each file, relative to the state folder
+OPEN = 4  # at once
+KEEP_S = 24 * 3600.0  # nobody copies longer than that
+TRIES = 20  # to link a folder in which files come and go
+# Of a dataset (docs/store-format.md): the log, whose header is written again and again, and the folder of episodes that are being written.
+LOG, HEADER, OPEN_EPISODES, SCHEMA = "episodes.log", 64, "open", "schema.json"
+
+
+def begin(state: State, *, keys: bool, version: str) -> BackupBegun:
+    """Freeze the present state; `Conflict` where too many are being copied."""
+    forget_old(state, KEEP_S)
+    if (count := sum(1 for _ in os.scandir(state.backups))) >= OPEN:
+        raise Conflict(f"{count} back-ups are being copied", hint="wait until one is done; one that was given up is forgotten after a day")
+    name = f"backup-{secrets.token_hex(6)}"
+    folder = state.backups / name
+    folder.mkdir(mode=0o700)
+    try:
+        count, size = 0, 0
+        with (folder / LIST).open("w") as listed:
+            for path, length in _freeze(state, folder, keys):
+                listed.write(json.dumps({"path": path, "size": length}) + "\n")
+                count, size = count + 1, size + length
+        return BackupBegun(
+            backup=name,
+            list=LIST,
+            list_size=(folder / LIST).stat().st_size,
+            files=count,
+            bytes=size,
+            version=version,
+            schema_version=SCHEMA_VERSION,
+            time=time.time(),
+            state_dir=str(state.root),
+            keys=keys,
+        )
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def read(state: State, backup: str, path: str, offset: int, size: int) -> bytes:
+    """Bytes of one of its files. `Unknown`."""
+    try:
+        descriptor = open_below(state.backups / backup, path)
+    except OSError:
+        raise Unknown(f"back-up {backup} has no file {path!r} (any more)", hint="was the daemon restarted? begin it again") from None
+    try:
+        return os.pread(descriptor, size, offset)
+    finally:
+        os.close(descriptor)
+
+
+def end(state: State, backup: str) -> None:
+    """Let go of what was frozen."""
+    shutil.rmtree(state.backups / backup, ignore_errors=True)
+
+
+def forget_old(state: State, age_s: float = 0.0) -> None:
+    """Let go of what nobody copies any more."""
+    for entry in list(os.scandir(state.backups)):
+        with contextlib.suppress(OSError):
+            if time.time() - entry.stat().st_mtime >= age_s:
+                shutil.rmtree(entry.path, ignore_errors=True)
+
+
+# ------------------------------------------------------------------------------------------------------------------------ freeze
+def _freeze(state: State, folder: Path, keys: bool) -> Iterator[tuple[str, int]]:
+    """Link everything; relative path and length of each file."""
+    copy = folder / state.database.name
+    with contextlib.closing(sqlite3.connect(f"file:{state.database}?mode=ro", uri=True, timeout=30.0)) as db:
+        keep_copy(db, copy)
+    yield copy.name, copy.stat().st_size
+    with contextlib.closing(sqlite3.connect(copy)) as db:
+        jobs = [row[0] for row in db.execute("SELECT id FROM jobs ORDER BY seq")]
+        # The dataset of a job that makes one may stand there already, and may be told of a moment later.
+        datasets = [
+            row[0]
+            for row in db.execute(
+                f"SELECT name FROM datasets UNION SELECT dataset FROM jobs WHERE dataset IS NOT NULL AND state IN {UNFINISHED}"
+            )
+        ]
+        uploads = [
+            row[0]
+            for row in db.execute(
+                "SELECT DISTINCT json_extract(spec, '$.upload') AS upload FROM jobs WHERE kind = 'import' AND upload IS NOT NULL"
+            )
+        ]
+    # Run folders before datasets: what a checkpoint says was gathered is in a dataset before it.
+    parts = [*(state.jobs / job for job in jobs), *(state.datasets / name for name in datasets)]
+    parts += [*(state.uploads / upload for upload in uploads), *sorted(state.root.glob(f"{state.audit.name}*")), state.root / "offrld.toml"]
+    if keys:
+        parts.append(state.root / "keys")
+    for part in parts:
+        if part.parent == state.datasets:
+            yield from _freeze_log(state.root, part, folder)
+        yield from _link_all(state.root, part, folder)
+
+
+def _freeze_log(root: Path, dataset: Path, folder: Path) -> Iterator[tuple[str, int]]:
+    """Copy a store's log, and with it what must be of the very same moment; all that the log names is in the other files already.
+
+    These are the episodes that are being written (their file goes when their record comes), and in a bounded store the columns, in which
+    episodes that go leave holes. `Conflict` where a bounded store is written to without a pause.
+    """
+    if not (dataset / LOG).is_file():
+        return
+    for _ in range(TRIES):
+        copies: dict[str, int] = {}
+        try:
+            bounded = "limit" in json.loads((dataset / SCHEMA).read_text())
+            before = _moment(dataset)
+            for path in [dataset / LOG, *(dataset / OPEN_EPISODES).glob("*"), *((dataset / "columns").glob("*") if bounded else ())]:
+                name = str(path.relative_to(root))
+                copies[name] = _copy_sparse(path, folder / name)
+            if _moment(dataset) == before:
+                yield from copies.items()
+                return
+        except FileNotFoundError:
+            pass
+        for name in copies:
+            (folder / name).unlink(missing_ok=True)
+    raise Conflict(f"dataset {dataset.name!r} is written to all the time", hint="pause the job that collects into it meanwhile")
+
+
+def _moment(dataset: Path) -> tuple[bytes, int, list[str]]:
+    """What changes with every episode that comes or goes: the log's header and length, and the episodes that are being written."""
+    with (dataset / LOG).open("rb") as log:
+        header, size = log.read(HEADER), os.fstat(log.fileno()).st_size
+    return header, size, sorted(path.name for path in (dataset / OPEN_EPISODES).glob("*"))
+
+
+def _copy_sparse(source: Path, target: Path) -> int:
+    """Copy a file from its start to its present end, leaving out its holes; its length."""
+    target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with source.open("rb") as reading, target.open("wb") as writing:
+        size, at = os.fstat(reading.fileno()).st_size, 0
+        while at < size:
+            try:
+                at = os.lseek(reading.fileno(), at, os.SEEK_DATA)
+            except OSError:  # nothing but a hole is left
+                break
+            part = os.pread(reading.fileno(), min(1 << 20, size - at), at)
+            os.pwrite(writing.fileno(), part, at)
+            at += len(part)
+        writing.truncate(size)
+    return size
+
+
+def _link_all(root: Path, part: Path, folder: Path) -> Iterator[tuple[str, int]]:
+    """Links of a file or of a whole folder, with the lengths; again where something vanished between the look and the link."""
+    done: dict[str, int] = {}
+    for _ in range(TRIES):
+        missed = False
+        for path in _files(part):
+            name = str(path.relative_to(root))
+            with_log = (folder / name).exists() or path.parent == part / OPEN_EPISODES
+            if name in done or with_log:  # what comes with the log is of one moment
+                continue
+            try:
+                done[name] = _link(path, folder / name)
+            except FileNotFoundError:
+                missed = True
+        if not missed:
+            break
+    yield from done.items()
+
+
+def _files(part: Path) -> list[Path]:
+    """The plain files of a part; not what is being written under a temporary name."""
+    if part.is_file() and not part.is_symlink():
+        return [part]
+    found = [
+        Path(inner, name)
+        for inner, _folders, names in os.walk(part)
+        for name in names
+        if not (name.startswith(".") and name.endswith((".tmp", ".part")))
+    ]
+    return sorted(path for path in found if path.is_file() and not path.is_symlink())
+
+
+def _link(source: Path, target: Path) -> int:
+    """A second link to the file, or a copy where the file system has none; its length."""
+    target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        _copy_sparse(source, target)
+    return target.stat().st_size

@@ -1,0 +1,109 @@
+"""Removes what is no longer needed from the state folder: half-made imports, used and forgotten uploads, what a crash left half-removed.
+
+Nothing here deletes a dataset or a job that the queue knows. Reads and writes files: call it in a thread.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import secrets
+import shutil
+from pathlib import Path
+
+from offrld.daemon.queue import UNFINISHED
+from offrld.daemon.queue.database import Connection
+from offrld.daemon.queue.job_record import Job
+from offrld.daemon.state import State, sync_folder
+from offrld.daemon.storage import artifacts
+
+REMOVED = ".removed-"
+ORIGIN = "import.json"  # in a dataset's folder
+log = logging.getLogger("offrld.housekeeping")
+
+
+def set_aside(folder: Path) -> Path | None:
+    """Rename a folder so that nobody finds it any more; it is deleted later. None where it is not there."""
+    aside = folder.with_name(f"{REMOVED}{secrets.token_hex(4)}-{folder.name}")
+    try:
+        folder.rename(aside)
+    except FileNotFoundError:
+        return None
+    sync_folder(folder.parent)
+    return aside
+
+
+def put_back(aside: Path | None) -> None:
+    """Undo `set_aside`."""
+    if aside is not None:
+        aside.rename(aside.with_name(_name(aside.name)))
+
+
+def delete(aside: Path | None) -> None:
+    """Delete a folder that was set aside."""
+    if aside is not None:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def forget_run(state: State, job: str) -> None:
+    """Delete what belongs to a removed job beside its run folder."""
+    artifacts.remove_packed(state, job)
+
+
+def after_import(state: State, job: Job, *, dataset_known: bool) -> None:
+    """Delete the half-made dataset of an import that has ended without making one."""
+    shutil.rmtree(state.datasets / f".tmp-{job.id}", ignore_errors=True)
+    if job.state.ended and not dataset_known and not job.spec.get("append") and job.dataset:
+        folder = state.datasets / job.dataset
+        if made_by(folder) == job.id:  # renamed into place, but killed before it could say so: nobody was told of this dataset
+            delete(set_aside(folder))
+
+
+def made_by(dataset: Path) -> str | None:
+    """The import job that made a dataset, as its worker has noted there."""
+    try:
+        return str(json.loads((dataset / ORIGIN).read_bytes())["job"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def names_in_use(db: Connection) -> tuple[set[str], set[str], set[str], set[str]]:
+    """Ids of all jobs, of unfinished ones, names of datasets, and uploads that a job may still read (a failed import can be retried)."""
+    jobs = {row[0] for row in db.execute("SELECT id FROM jobs")}
+    unfinished = {row[0] for row in db.execute(f"SELECT id FROM jobs WHERE state IN {UNFINISHED}")}
+    datasets = {row[0] for row in db.execute("SELECT name FROM datasets")}
+    uploads = {
+        row[0]
+        for row in db.execute(
+            f"SELECT json_extract(spec, '$.upload') FROM jobs WHERE kind IN ('import', 'collect') AND state IN {UNFINISHED}"
+        )
+    }
+    return jobs, unfinished, datasets, uploads
+
+
+def sweep(state: State, jobs: set[str], unfinished: set[str], datasets: set[str]) -> list[Path]:
+    """At start, before anything else happens in the folder: finish, or undo, what the daemon was doing when it died.
+
+    Returns what can be deleted now, at leisure: nobody finds these folders any more.
+    """
+    gone: list[Path] = []
+    for parent, known in ((state.jobs, jobs), (state.datasets, datasets)):
+        for entry in list(os.scandir(parent)):
+            path = Path(entry.path)
+            if entry.name.startswith(REMOVED):
+                original = path.with_name(_name(entry.name))
+                if original.name in known and not original.exists():
+                    log.warning("%s was about to be removed when the daemon died: it is kept", original)
+                    path.rename(original)
+                else:
+                    gone.append(path)
+            elif entry.name.startswith(".tmp-") and entry.name.removeprefix(".tmp-") not in unfinished:
+                gone.append(set_aside(path) or path)  # its job may be tried again, and then makes a folder of this name
+    gone += [Path(entry.path) for entry in os.scandir(state.packed) if entry.name not in jobs]
+    gone += [Path(entry.path) for entry in os.scandir(state.backups)]  # nobody goes on copying them
+    return gone
+
+
+def _name(aside: str) -> str:
+    return aside.removeprefix(REMOVED).partition("-")[2]

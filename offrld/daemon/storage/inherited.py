@@ -1,0 +1,91 @@
+"""Jobs whose checkpoints another job takes: found in its specification, checked at submission, and not removed before it has ended."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from offrl.errors import Conflict, InvalidInput
+from offrl.job import TRAINS, CollectSpec, TrainOnlineSpec, TrainSpec, taken
+from offrld import settings
+from offrld.daemon.queue.database import Connection
+from offrld.daemon.queue.job_record import find
+from offrld.daemon.state import State
+from offrld.daemon.storage.artifacts import checkpoint_steps, choose_seed
+
+POLICY = "policy"  # the kind of an input: any algorithm that learns to act
+
+
+@dataclass(frozen=True)
+class Use:
+    """One job that another takes.
+
+    ``where`` names the setting or option, for messages; ``algorithms``: those that will do, None: any; ``wanted``: the same in words.
+    """
+
+    where: str
+    job: str
+    seed: int | None
+    algorithms: frozenset[str] | None = None
+    wanted: str = ""
+    name: str = "start"  # under which the run keeps the checkpoint
+    now: bool = False  # its newest checkpoint will do while it still runs
+
+
+def of_steps(spec: CollectSpec | TrainOnlineSpec) -> list[Use]:
+    """The job whose policy collects, or that a job is trained on from."""
+    if isinstance(spec, TrainOnlineSpec):
+        return [] if spec.start is None else [Use("--from", *taken(spec.start))]
+    kind, _, reference = spec.policy.partition(":")
+    return [Use("--policy", *taken(reference), now=True)] if kind == "job" else []
+
+
+def of(spec: TrainSpec, catalog: dict[str, Any]) -> list[Use]:
+    """The jobs that ``spec``, which was checked against the catalogue, takes. Raises `InvalidInput` for a text that names no job."""
+    algorithms = {algorithm["name"]: algorithm for algorithm in catalog["algorithms"]}
+    mine = algorithms[spec.algorithm]
+    presets = mine.get("presets") or {}
+    known = mine["config"]
+    chosen = {name: setting.get("default") for name, setting in known.items()}
+    if spec.preset is not None:
+        chosen |= settings.resolve(presets[spec.preset], known)
+    chosen |= settings.resolve(spec.config, known)
+    found = []
+    for name, wanted in (mine.get("inputs") or {}).items():
+        if chosen.get(name) is None:
+            continue
+        fitting = [other for other, told in algorithms.items() if (told.get("acts", True) if wanted == POLICY else other == wanted)]
+        words = "a policy" if wanted == POLICY else f"a job of {wanted}"
+        job, seed = taken(chosen[name])
+        found.append(Use(f"{spec.algorithm}: {name}", job, seed, frozenset(fitting), words, name))
+    if spec.start is not None:
+        found.append(Use("--from", *taken(spec.start)))
+    return found
+
+
+def check(db: Connection, state: State, use: Use) -> bool:
+    """Whether the job has still to succeed before it can be taken.
+
+    Raises:
+        Unknown: there is no such job, or it was asked for a seed that it does not train.
+        InvalidInput: it is of another kind or algorithm.
+        Conflict: it ended without a checkpoint.
+    """
+    job = find(db, use.job)
+    if job.kind not in TRAINS:
+        raise InvalidInput(f"{use.where}: job {job.id} is of kind {job.kind}, a train job is needed")
+    algorithm = job.spec["algorithm"]
+    if use.algorithms is not None and algorithm not in use.algorithms:
+        raise InvalidInput(f"{use.where} takes {use.wanted}, job {job.id} is of {algorithm}", hint=f"submit {use.wanted} first")
+    if use.seed is not None:
+        choose_seed(job.id, job.spec["seeds"], use.seed)
+    if not job.state.ended:
+        return not (use.now and checkpoint_steps(state.job(job.id)))
+    if not checkpoint_steps(state.job(job.id)):
+        raise Conflict(f"{use.where}: job {job.id} has {job.state} and has no checkpoint", hint=f"`offrl retry {job.id}` first")
+    return False
+
+
+def pin(db: Connection, job: str, uses: list[Use]) -> None:
+    """Note that ``job`` takes them."""
+    db.executemany("INSERT OR IGNORE INTO uses (job, used) VALUES (?, ?)", [(job, use.job) for use in uses])

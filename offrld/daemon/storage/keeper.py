@@ -1,0 +1,138 @@
+"""Deletes what retention no longer keeps, by itself and for `offrl prune`, and watches the quota of the state folder."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Iterable
+
+from offrl.errors import DiskFull
+from offrl.wire import PrunedJob
+from offrl_store.errors import OffrlError
+from offrld import disk_usage
+from offrld.daemon.access.audit import Audit
+from offrld.daemon.access.caller import current
+from offrld.daemon.config import Settings
+from offrld.daemon.passes import Passes, forever
+from offrld.daemon.queue.database import Database
+from offrld.daemon.state import State
+from offrld.daemon.storage import retention
+from offrld.daemon.storage.removal import Removal
+from offrld.daemon.storage.uploads import Uploads
+
+LOOK_S = 60.0  # between two looks
+FRESH_S = 5.0  # that a measurement of the state folder serves near the quota; else LOOK_S
+FAR = 0.9  # of the quota
+BATCH = 200  # jobs deleted in one go
+TOLD = 4_000  # jobs, 0.1 kB each
+log = logging.getLogger("offrld.keeper")
+
+
+class Keeper:
+    """``run`` until it is cancelled; ``prune`` at once; ``check_room`` before something comes in."""
+
+    def __init__(
+        self, settings: Settings, state: State, database: Database, uploads: Uploads, removal: Removal, audit: Audit, passes: Passes
+    ) -> None:
+        self._passes = passes
+        self._settings, self._state, self._database = settings, state, database
+        self._uploads, self._removal, self._audit = uploads, removal, audit
+        self._used: tuple[float, int] | None = None  # when it was measured, bytes
+        self._measuring = asyncio.Lock()
+        self._began = time.time(), time.monotonic()
+        self._told: dict[str, float] = {}  # job -> when it last had an event, of a clock that nobody sets; the latest `TOLD`
+
+    def tell(self, jobs: Iterable[str]) -> None:
+        """These jobs have new events: whatever the clock said then, and says now, that was no longer ago than it is."""
+        for job in jobs:
+            self._told.pop(job, None)
+            self._told[job] = time.monotonic()
+        while len(self._told) > TOLD:
+            del self._told[next(iter(self._told))]
+
+    async def run(self) -> None:
+        """Look now and then."""
+        await forever(self._passes, "retention", self._prune_all, LOOK_S)
+
+    async def prune(self, jobs: int, days: float, *, dry_run: bool, limit: int = BATCH) -> tuple[list[PrunedJob], bool]:
+        """Delete (or only list) what is not kept by these numbers (see `retention.expired`); what it was, and whether there is more."""
+        found, more = await self._database.read(retention.expired, jobs, days, limit, self._now(), self._since(days))
+        pruned = []
+        for each in found:
+            job = each.job
+            size = await asyncio.to_thread(disk_usage.usage, self._state.job(job.id))
+            if not dry_run:
+                told = {"job": job.id, "kind": job.kind, "state": str(job.state), "bytes": size, "why": each.why}
+                await self._audit.record(current.get(), "retention", **told)  # first: a daemon that dies now has not deleted in silence
+                try:
+                    await self._removal.job(job.id)
+                except OffrlError as error:  # it was pinned, taken or removed meanwhile
+                    await self._audit.record(current.get(), "retention", outcome=error.code, job=job.id)
+                    log.info("job %s is not deleted by retention: %s", job.id, error)
+                    continue
+                log.info("job %s: deleted by retention, %s (%s, %d bytes)", job.id, each.why, job.state, size)
+            pruned.append(
+                PrunedJob(
+                    job=job.id,
+                    kind=job.kind,
+                    state=job.state,
+                    algorithm=job.spec.get("algorithm"),
+                    dataset=job.dataset,
+                    finished_at=job.finished_at,
+                    bytes=size,
+                    why=each.why,
+                )
+            )
+        return pruned, more
+
+    def _since(self, days: float) -> set[str]:
+        """The jobs that had an event within so many days."""
+        oldest = time.monotonic() - days * retention.DAY_S
+        return {job for job, at in self._told.items() if at >= oldest}
+
+    def _now(self) -> float:
+        """The time, but no more of it since the start of the daemon than a clock counts that nobody sets: a clock that jumps ahead makes no
+        job older than it is."""
+        wall, steady = self._began
+        return min(time.time(), wall + time.monotonic() - steady)
+
+    async def used(self, fresh_s: float = FRESH_S) -> int:
+        """Bytes of the state folder, with what unfinished uploads still have to bring; measured anew where that is longer ago."""
+        measured = await self._measured(fresh_s)
+        return measured + (await asyncio.to_thread(self._uploads.outstanding))[1]
+
+    async def _measured(self, fresh_s: float) -> int:
+        async with self._measuring:
+            if self._used is None or time.monotonic() - self._used[0] > fresh_s:
+                measured = await asyncio.to_thread(disk_usage.usage, self._state.root)
+                self._used = (time.monotonic(), measured)
+            return self._used[1]
+
+    async def check_room(self, wanted: int = 0) -> None:
+        """`DiskFull` where the state folder would hold more than its quota, after retention has given back what it can."""
+        quota = self._settings.disk.quota_bytes
+        if not quota:
+            return
+        # Far from the quota an older look will do, with what it may have missed of the uploads counted twice rather than not at all.
+        most = await self._measured(LOOK_S) + (await asyncio.to_thread(self._uploads.outstanding))[0]
+        if most + wanted <= FAR * quota or await self.used() + wanted <= quota:
+            return
+        with contextlib.suppress(OffrlError):  # then there is no room
+            await self._prune_all()
+        used = await self.used(0.0)
+        if used + wanted > quota:
+            more = f" and {wanted} more are wanted" if wanted else ""
+            raise DiskFull(
+                f"the state folder holds {used} bytes{more}, disk.quota_bytes = {quota} are allowed",
+                hint="remove jobs (`offrl rm`, `offrl prune`) or datasets (`offrl datasets rm`), or raise the quota in offrld.toml",
+            )
+
+    async def _prune_all(self) -> None:
+        await self._removal.purge()  # of a daemon that died meanwhile
+        keep = self._settings.keep
+        if keep.jobs or keep.days:
+            pruned, more = await self.prune(keep.jobs, keep.days, dry_run=False)
+            while more and pruned:
+                pruned, more = await self.prune(keep.jobs, keep.days, dry_run=False)

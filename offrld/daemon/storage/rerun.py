@@ -1,0 +1,98 @@
+"""The specification that repeats a train or train-online job: from what its run folder says it really ran with, not from what was asked
+for.
+
+Settings as they were resolved (a preset or a default may have changed since), the runner that was chosen, the dataset's snapshot of that
+time, and the checkpoints that it took from other jobs, which its folder keeps. A train-online job gathers its steps anew, into a dataset of
+its own: what the first one gathered would change what the second one learns.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from offrl.errors import Conflict, InvalidInput, Unknown, nearest
+from offrl.job import TRAINS, TrainOnlineSpec, TrainSpec
+from offrld.daemon.queue.job_record import Job
+from offrld.daemon.state import State, sync_folder
+
+TAKEN = "taken"  # folder of a run: NAME.safetensors for each checkpoint that it took
+
+
+@dataclass(frozen=True)
+class Repeat:
+    """What a rerun submits. ``kept``: names of the checkpoints that are there without the jobs that they came from."""
+
+    of: Job
+    spec: TrainSpec | TrainOnlineSpec
+    snapshot: str | None
+    kept: frozenset[str]
+
+
+def read(state: State, job: Job, into: str | None = None) -> Repeat:
+    """The repetition of a job. ``into``: the dataset of a train-online job's steps. Reads files: call it in a thread.
+
+    Raises `InvalidInput`, `Conflict`.
+    """
+    if job.kind not in TRAINS:
+        raise InvalidInput(f"job {job.id} is of kind {job.kind}, only a train or train-online job can be repeated")
+    if into is not None and job.kind == "train":
+        raise InvalidInput(f"--into {into}: job {job.id} is a train job, which gathers no steps", hint="leave it out")
+    if into is None and job.kind == "train_online" and job.dataset is not None:
+        raise InvalidInput(
+            f"job {job.id} gathered its steps in dataset {job.dataset!r}, its repetition needs a new one",
+            hint=f"`offrl rerun {job.id} --into NAME`",
+        )
+    made = TrainSpec if job.kind == "train" else TrainOnlineSpec
+    run = state.job(job.id)
+    kept = frozenset(path.stem for path in (run / TAKEN).glob("*.safetensors"))
+    try:
+        told, config = json.loads((run / "spec.json").read_text()), json.loads((run / "config.json").read_text())
+    except FileNotFoundError:
+        if job.attempt and job.state.ended and job.state != "cancelled":
+            raise Conflict(f"job {job.id} ended before it had resolved its settings", hint="submit it anew") from None
+        asked = {**job.spec, **({} if into is None else {"dataset": into})}
+        return Repeat(job, made.model_validate(asked), job.snapshot, kept)  # it has not begun: as it was asked for
+    except ValueError as error:
+        raise Conflict(f"the record of job {job.id} cannot be read: {error}", hint="submit it anew") from None
+    values: dict[str, Any] = {**told["spec"], "config": config, "preset": None}
+    if job.kind == "train":
+        values["runner"] = told["run"]["runner"]
+    if into is not None:
+        values["dataset"] = into
+    if told["run"]["device"] == "cpu":
+        values["device"] = "cpu"
+    return Repeat(job, made.model_validate(values), told.get("snapshot"), kept)
+
+
+def check(repeat: Repeat, catalog: dict[str, Any]) -> None:
+    """Its algorithm and its environment are still there. `Unknown`."""
+    for what, name, known in (
+        ("algorithm", repeat.spec.algorithm, [algorithm["name"] for algorithm in catalog["algorithms"]]),
+        ("environment", repeat.spec.eval_env, catalog["environments"]),
+        ("environment", getattr(repeat.spec, "env", None), catalog["environments"]),
+    ):
+        if name is not None and name not in known:
+            raise Unknown(f"job {repeat.of.id} was of {what} {name!r}, which is not installed any more", hint=nearest(name, known))
+
+
+def keep_taken(state: State, repeat: Repeat, job: str) -> None:
+    """Give the new job what the old one took from others: second links to the same files."""
+    source, target = state.job(repeat.of.id) / TAKEN, state.job(job) / TAKEN
+    for name in repeat.kept:
+        target.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _link(source / f"{name}.safetensors", target / f"{name}.safetensors")
+    if repeat.kept:
+        sync_folder(target)
+        sync_folder(state.jobs)
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except PermissionError:  # a file system without links
+        shutil.copyfile(source, target)

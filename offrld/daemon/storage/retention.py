@@ -1,0 +1,60 @@
+"""Which ended jobs are not kept any longer: more than so many of a kind, or older than so many days.
+
+Never one that is pinned, or that a job which has not ended needs; datasets never. Of a job that is kept nothing is deleted here.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Container
+from dataclasses import dataclass
+
+from offrld.daemon.queue import users
+from offrld.daemon.queue.database import Connection
+from offrld.daemon.queue.job_record import Job, find
+
+DAY_S = 86400.0
+
+
+@dataclass(frozen=True)
+class Expired:
+    """A job that retention deletes, and why."""
+
+    job: Job
+    why: str
+
+
+def expired(
+    db: Connection, jobs: int, days: float, limit: int, now: float | None = None, fresh: Container[str] = ()
+) -> tuple[list[Expired], bool]:
+    """The jobs to be deleted, those that ended first coming first, at most ``limit``; whether there are more.
+
+    Args:
+        jobs: ended jobs of each kind and owner that are kept; 0: any number.
+        days: that an ended job is kept; 0: for ever.
+        now: seconds since the epoch; None: what the clock says.
+        fresh: jobs that are younger than so many days, whatever the clock said when they ended.
+    """
+    now = time.time() if now is None else now
+    rows = db.execute(
+        """
+        SELECT id, place, :days > 0 AND finished_at < :now - 86400.0 * :days AS old
+        FROM (SELECT *, row_number() OVER (PARTITION BY kind, owner ORDER BY finished_at DESC, seq DESC) AS place FROM jobs
+              WHERE state IN ('succeeded', 'failed', 'cancelled') AND kind <> 'removed')
+        WHERE NOT pinned AND (old OR (:jobs > 0 AND place > :jobs))
+        ORDER BY finished_at, seq
+        """,
+        {"jobs": jobs, "days": days, "now": now},
+    )
+    found: list[Expired] = []
+    for row in rows:
+        old = row["old"] and row["id"] not in fresh
+        if not old and not (jobs and row["place"] > jobs):
+            continue
+        if users(db, row["id"]):
+            continue
+        if len(found) == limit:
+            return found, True
+        job = find(db, row["id"])
+        found.append(Expired(job, f"ended more than {days:g} days ago" if old else f"{row['place'] - 1} {job.kind} jobs ended after it"))
+    return found, False

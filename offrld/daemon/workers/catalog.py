@@ -1,0 +1,341 @@
+"""What can be trained here: the answer of a `describe` worker, cached, and the check of a train job against it.
+
+The daemon does not import the algorithms (torch would come with them). It asks a worker once and keeps the answer on disk under a hash
+of everything that could change it: the versions of all installed distributions and the times of offrld's own source files.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import logging
+import math
+from pathlib import Path
+from typing import Any, TypeVar
+
+from offrl.environments import unknown_hint
+from offrl.errors import InternalError, InvalidInput, Unknown, nearest
+from offrl.job import TrainOnlineSpec, TrainSpec
+from offrld import settings
+from offrld.daemon.queue.datasets import action_kind
+from offrld.daemon.state import State, write_durably
+from offrld.executors.local import LocalExecutor
+
+DESCRIBE_S = 180.0  # loading torch and gymnasium from a cold disk
+ASK_S = 60.0  # an answer, which may take a simulator to be made
+ASKED = 2  # questions at once
+ANSWERS = 200  # kept
+KEEP = 3  # cached answers, for going back and forth between versions
+Trained = TypeVar("Trained", TrainSpec, TrainOnlineSpec)
+log = logging.getLogger("offrld.catalog")
+
+
+class Catalog:
+    """The algorithms and environments of this installation. ``start`` it early; ``ready`` waits for it."""
+
+    def __init__(self, state: State, executor: LocalExecutor) -> None:
+        self._state = state
+        self._executor = executor
+        self._loading: asyncio.Task[dict[str, Any]] | None = None
+        self._asking = asyncio.Semaphore(ASKED)
+        self._answers: dict[str, dict[str, Any]] = {}  # the latest `ANSWERS`
+
+    def start(self) -> None:
+        """Begin to load in the background; begins anew after a failure."""
+        done = self._loading is not None and self._loading.done()
+        if self._loading is None or (done and (self._loading.cancelled() or self._loading.exception() is not None)):
+            self._loading = asyncio.get_running_loop().create_task(self._load())
+            self._loading.add_done_callback(lambda task: task.cancelled() or task.exception())  # whoever asks next gets the error
+
+    async def ready(self) -> dict[str, Any]:
+        """The catalogue. `InternalError` where the describe worker fails."""
+        self.start()
+        return await asyncio.shield(self._loading)
+
+    async def ask(self, question: dict[str, Any], *, fresh: bool = False) -> dict[str, Any]:
+        """The answer of a describe worker to a question (see `offrld.worker.describe.answer`); empty where none comes, which the log says.
+
+        Answers without a refusal are kept in memory; ``fresh``: ask anew.
+        """
+        text = json.dumps(question, sort_keys=True)
+        if not fresh and text in self._answers:
+            return self._answers[text]
+        async with self._asking:
+            found = await self._answer(text)
+        if found and "refusal" not in found:
+            self._answers.pop(text, None)
+            self._answers[text] = found
+            while len(self._answers) > ANSWERS:
+                del self._answers[next(iter(self._answers))]
+        return found
+
+    async def _answer(self, question: str) -> dict[str, Any]:
+        lines: list[bytes] = []
+        trouble = self._state.cache / "question.log"
+        try:
+            trouble.unlink(missing_ok=True)
+            worker = await self._executor.start(
+                self._state.root, "question", folder=self._state.cache, log=trouble, on_line=lines.append, describe=True, question=question
+            )
+        except OSError as error:
+            log.warning("a question before a submission cannot be asked: %s", error)
+            return {}
+        worker.close_stdin()
+        try:
+            status = await asyncio.wait_for(worker.wait(), ASK_S)
+            answer = json.loads(b"\n".join(lines)).get("answer") if status == 0 else None
+        except (TimeoutError, ValueError):
+            answer = None
+        finally:
+            worker.kill()
+        if not isinstance(answer, dict):
+            log.warning("no answer to %s: %s", question[:200], last_line(trouble) or "the job's own worker will see")
+            return {}
+        return answer
+
+    async def close(self) -> None:
+        """Stop loading."""
+        if self._loading is not None:
+            self._loading.cancel()
+            await asyncio.gather(self._loading, return_exceptions=True)
+
+    async def _load(self) -> dict[str, Any]:
+        path = self._state.cache / f"describe-{await asyncio.to_thread(fingerprint, self._executor.describe_command)}.json"
+        try:
+            return parse(await asyncio.to_thread(path.read_bytes))
+        except (OSError, ValueError):
+            pass
+        lines: list[bytes] = []
+        trouble = self._state.cache / "describe.log"
+        trouble.unlink(missing_ok=True)
+        worker = await self._executor.start(
+            self._state.root, "describe", folder=self._state.cache, log=trouble, on_line=lines.append, describe=True
+        )
+        worker.close_stdin()
+        try:
+            status = await asyncio.wait_for(worker.wait(), DESCRIBE_S)
+        except TimeoutError:
+            status = None
+        finally:
+            worker.kill()
+        data = b"\n".join(lines)
+        try:
+            if status != 0:
+                raise ValueError(f"exit status {status}" if status is not None else f"no answer in {DESCRIBE_S:.0f} s")
+            found = parse(data)
+        except ValueError as error:
+            last = last_line(trouble)
+            log.error("the describe worker failed: %s: %s", error, last)
+            raise InternalError(f"the algorithms of this installation cannot be listed: {last or error}", hint=f"see {trouble}") from None
+        for problem in found["problems"]:
+            log.warning("something of an installed package cannot be used: %s", problem)
+        if not found["problems"]:  # a package may be repaired without a new version
+            await asyncio.to_thread(self._keep, path, data)
+        log.info("%d algorithms, %d environments", len(found["algorithms"]), len(found["environments"]))
+        return found
+
+    def _keep(self, path: Path, data: bytes) -> None:
+        try:
+            write_durably(path, data)
+            old = sorted(self._state.cache.glob("describe-*.json"), key=lambda entry: entry.stat().st_mtime, reverse=True)
+            for entry in old[KEEP:]:
+                entry.unlink(missing_ok=True)
+        except OSError as error:  # it is only a cache
+            log.warning("cannot write %s: %s", path, error)
+
+
+def fingerprint(command: tuple[str, ...]) -> str:
+    """Hash of what decides the answer of the describe worker."""
+    parts = [*command]
+    for found in importlib.metadata.distributions():
+        parts.append(f"{found.name}=={found.version}")
+        for point in found.entry_points:
+            if point.group.startswith("offrl."):
+                parts += [f"{point.group}:{point.name}={point.value}", *_sources(point.module)]
+    parts[len(command) :] = sorted(set(parts[len(command) :]))
+    root = Path(__file__).resolve().parent.parent
+    for file in sorted(root.rglob("*.py")):
+        if "daemon" not in file.relative_to(root).parts[:1]:
+            parts.append(f"{file.relative_to(root)}:{file.stat().st_mtime_ns}")
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:20]
+
+
+def _sources(module: str) -> list[str]:
+    """Files, with their times, of the package that a module is in: one that is being written keeps its version. Imports nothing."""
+    try:
+        spec = importlib.util.find_spec(module.partition(".")[0])
+    except (ImportError, ValueError):
+        return []
+    if spec is None:
+        return []
+    files = [path for folder in spec.submodule_search_locations or () for path in sorted(Path(folder).rglob("*.py"))]
+    return [f"{path}:{path.stat().st_mtime_ns}" for path in files or [Path(spec.origin or "")] if path.is_file()]
+
+
+def parse(data: bytes) -> dict[str, Any]:
+    """The describe worker's answer, checked for what is used here; `ValueError`."""
+    try:
+        found = json.loads(data)
+        for algorithm in found["algorithms"]:
+            if not isinstance(algorithm["name"], str) or not isinstance(algorithm["config"], dict):
+                raise ValueError("an algorithm without name or config")
+        found.setdefault("problems", [])
+        if not isinstance(found["environments"], list):
+            raise ValueError("environments is not a list")
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"not a description: {error!r}") from None
+    return found
+
+
+def last_line(path: Path, limit: int = 300) -> str:
+    """The last line of a log that says something, "" where there is none."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, file.seek(0, 2) - 16384))
+            lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
+    except OSError:
+        return ""
+    return lines[-1][:limit] if lines else ""
+
+
+# -------------------------------------------------------------------------------------------------------------------- check
+def checked_environment(env: str, catalog: dict[str, Any]) -> None:
+    """`Unknown` with the nearest known id, unless gymnasium knows the environment on this machine."""
+    if env not in catalog["environments"]:
+        _, colon, name = env.partition(":")
+        if colon:
+            hint = f"let the package of {name!r} register it by an entry point of offrl.environments (docs/extending.md)"
+            raise Unknown(f"{env!r} names a Python module, and the daemon imports none by name", hint=hint)
+        raise Unknown(f"no environment {env!r} is registered with gymnasium here", hint=unknown_hint(env, catalog["environments"]))
+
+
+def checked(spec: Trained, catalog: dict[str, Any], fields: dict[str, Any] | None) -> Trained:
+    """``spec`` with its settings under their dotted names, once everything in it is known to be right.
+
+    ``fields``: the dataset's, or None where it is still being imported. Raises `Unknown` (with the nearest known name), `InvalidInput`.
+    """
+    algorithms = {algorithm["name"]: algorithm for algorithm in catalog["algorithms"]}
+    algorithm = algorithms.get(spec.algorithm)
+    for problem in catalog.get("problems", ()):
+        if problem.startswith(f"{spec.algorithm}: "):
+            raise InvalidInput(f"algorithm {problem}", hint="repair its package and restart the daemon")
+    if algorithm is None:
+        raise Unknown(f"no algorithm {spec.algorithm!r}", hint=nearest(spec.algorithm, list(algorithms)))
+    if isinstance(spec, TrainOnlineSpec):
+        if why := algorithm.get("online_refusal"):
+            able = [name for name, other in algorithms.items() if not other.get("online_refusal")]
+            raise InvalidInput(f"{spec.algorithm} cannot be trained online: {why}", hint=f"these can: {', '.join(sorted(able))}")
+        checked_environment(spec.env, catalog)
+        _check_play(spec, bool(algorithm.get("plays")))
+    elif algorithm.get("plays"):
+        raise InvalidInput(f"{spec.algorithm} learns from its own play, not from a dataset", hint="see `offrl train-online --help`")
+    presets = algorithm.get("presets") or {}
+    if spec.preset is not None and spec.preset not in presets:
+        raise Unknown(f"{spec.algorithm} has no preset {spec.preset!r}", hint=nearest(spec.preset, list(presets)) or "it has none")
+    try:
+        chosen = settings.resolve(spec.config, algorithm["config"])
+    except Unknown as error:
+        hint = error.hint.replace("`offrl algos NAME`", f"`offrl algos {spec.algorithm}`")
+        raise Unknown(f"{spec.algorithm}: {error.message}", hint=hint) from None
+    for name, value in chosen.items():
+        check_value(f"{spec.algorithm}: {name}", value, algorithm["config"][name])
+    preset = settings.resolve(presets[spec.preset], algorithm["config"]) if spec.preset is not None else {}
+    settings.refuse_unread({**preset, **chosen}, algorithm["config"])
+    if algorithm.get("evaluates") and settings.resolve(spec.config, algorithm["config"]).get("policy") is None:
+        hint = "--from names networks to start from, not the policy: --set policy=JOB" if spec.start is not None else "--set policy=JOB"
+        raise InvalidInput(f"{spec.algorithm} evaluates the policy of another job, and none is named", hint=hint)
+    kind = action_kind(fields)
+    if kind is not None and algorithm.get("actions", "both") not in (kind, "both"):
+        fitting = [name for name, other in algorithms.items() if other.get("actions") in (kind, "both")]
+        raise InvalidInput(
+            f"{spec.algorithm} is for {algorithm['actions']} actions, those of dataset {spec.dataset!r} are {kind}",
+            hint=f"for {kind} actions: {', '.join(sorted(fitting)[:12])}",
+        )
+    if spec.eval_env is not None:
+        checked_environment(spec.eval_env, catalog)
+    if spec.eval_env is not None and not algorithm.get("has_policy", True):
+        raise InvalidInput(f"{spec.algorithm} learns no policy, so there is nothing to evaluate in {spec.eval_env}", hint="leave it out")
+    if spec.eval_every is not None and spec.eval_env is None:
+        raise InvalidInput(f"eval_every={spec.eval_every} without an environment to evaluate in", hint="add --eval-env ID")
+    if isinstance(spec, TrainSpec) and spec.early_stop is not None and spec.eval_every is None:
+        raise InvalidInput(f"early_stop={spec.early_stop} without evaluations to go by", hint="add --eval-env ID and --eval-every K")
+    if len(set(spec.seeds)) != len(spec.seeds):
+        raise InvalidInput(f"a seed occurs twice in {spec.seeds[:20]}", hint="each seed is trained once")
+    return spec.model_copy(update={"config": flat(spec.config)})
+
+
+# What only one of the two ways of training online reads: with updates on whatever was gathered, or on the rollout just played.
+OFF_POLICY = ("random_steps", "update_start", "update_interval", "updates", "offline", "epsilon", "noise")
+ON_POLICY = ("envs", "processes")
+
+
+def _check_play(spec: TrainOnlineSpec, plays: bool) -> None:
+    """`InvalidInput` for options that the algorithm's way of training does not read, and for a missing dataset."""
+    fields = type(spec).model_fields
+    for name in OFF_POLICY if plays else ON_POLICY:
+        if getattr(spec, name) != fields[name].default:
+            why = "learns from its own rollouts alone" if plays else "acts in one environment"
+            raise InvalidInput(f"{spec.algorithm} takes no {name}, it {why}", hint=f"leave --{name.replace('_', '-')} out")
+    if spec.dataset is None and not plays:
+        raise InvalidInput(f"{spec.algorithm} learns from all that it gathers, and no dataset is named", hint="add --into NAME")
+    if spec.dataset is None and spec.limit is not None:
+        raise InvalidInput(f"limit={spec.limit} is of a dataset, and none is named", hint="add --into NAME")
+
+
+def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """``{"critic_encoder": {"units": [256]}}`` as ``{"critic_encoder.units": [256]}``."""
+    found: dict[str, Any] = {}
+    for name, value in config.items():
+        found.update(flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value})
+    return found
+
+
+def check_value(where: str, value: Any, setting: dict[str, Any]) -> None:
+    """One value against a setting's type, choices and limits; `InvalidInput` naming it."""
+    kinds = [kind.strip() for kind in str(setting.get("type", "")).split("|")]
+    if not any(_is(value, kind) for kind in kinds):
+        wanted = " or ".join(settings.IN_WORDS.get(kind, "null" if kind == "None" else kind) for kind in kinds)
+        raise InvalidInput(f"{where} takes {wanted}, got {_shown(value)}", hint=_help(setting))
+    if value is None:
+        return
+    choices = setting.get("choices")
+    for item in value if isinstance(value, list) else [value]:
+        if choices and item not in choices:
+            names = [str(choice) for choice in choices]
+            raise InvalidInput(f"{where} has no choice {_shown(item)}", hint=nearest(str(item), names))
+        if isinstance(item, bool) or not isinstance(item, int | float):
+            continue
+        low, high = setting.get("low"), setting.get("high")
+        below = low is not None and (item <= low if setting.get("exclusive_low") else item < low)
+        if below or (high is not None and item > high):
+            sign = ">" if setting.get("exclusive_low") else ">="
+            limits = [f"{sign} {low}"] if low is not None else []
+            limits += [f"<= {high}"] if high is not None else []
+            raise InvalidInput(f"{where}: {_shown(item)} is out of range", hint=f"must be {' and '.join(limits)}")
+
+
+def _is(value: Any, kind: str) -> bool:
+    if kind.startswith(("list[", "tuple[")) and isinstance(value, list):
+        inner = kind.partition("[")[2].rstrip("]").split(",")[0].strip()
+        return all(_is(item, inner) for item in value)
+    if isinstance(value, bool):
+        return kind == "bool"
+    if isinstance(value, float) and not math.isfinite(value):
+        return False
+    if kind == "None":
+        return value is None
+    if kind == "int":
+        value = settings.as_whole(value)
+    types: dict[str, Any] = {"int": int, "float": (int, float), "str": str, "dict": dict}
+    return isinstance(value, types.get(kind, ()))
+
+
+def _shown(value: Any) -> str:
+    return f"{value!r}"[:80]
+
+
+def _help(setting: dict[str, Any]) -> str:
+    return f"default {setting.get('default')!r}: {setting.get('help', '')}"[:200]

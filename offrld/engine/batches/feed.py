@@ -1,0 +1,173 @@
+"""The data feed: batches of a store, scaled and on the training device, with the noise that losses ask for.
+
+Batch and noise of update ``k`` are pure functions of (snapshot, seed, k), so resuming needs a number and not a state.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from offrl_store import EpisodeStore
+from offrld.engine.batches.source import Request, Source
+from offrld.engine.definition.algorithm import Algorithm, Batch, Noise, Observation, ValueConfig, Windows
+from offrld.engine.definition.space import Space
+from offrld.nets.aligned import aligned
+from offrld.preprocess.rewards import needs_column, reward_column
+from offrld.preprocess.scalers import Scaler, is_wide, scaled
+
+KEY, KEYS = "networks", 1 << 24  # the noise from which networks draw their own random numbers: a uniform float32 has so many values
+
+
+class Feed:
+    """Scaled batches of one seed, or of several with a leading axis.
+
+    Args:
+        request, source: what is asked for (`request_of`), and what gives the raw batches of it.
+        scalers: field -> scaler, by the names of `Scalers`.
+    """
+
+    def __init__(
+        self, config: Any, request: Request, source: Source, space: Space, scalers: Scalers, *, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.source = source
+        self._space, self._scalers = space, scalers
+        self._gamma = config.gamma if isinstance(config, ValueConfig) else 1.0
+        self._kind, self._scale_sums = request.kind, scalers.reward is not None and "reward" not in request.arguments
+        self._dtype, self._device = dtype, device
+
+    def batch(self, k: int | Tensor) -> Batch | Windows:
+        """Batch of update ``k``; its tensors are valid until the next call. A resident source takes a tensor of steps as well."""
+        given = self.source.raw(k)
+        raw, noise = given.batch, {name: self._tensor(noise) for name, noise in given.noise.items()}
+        key = (given.noise[KEY] * KEYS).to(self._device, torch.int64)
+        del noise[KEY]
+        if self._kind == "windows":
+            return Windows(
+                observation=self._observation(raw.observation, raw.reward.dim()),
+                action=self._action(raw.action),
+                reward=self._multiple(raw.reward),
+                returns_to_go=self._multiple(raw.returns_to_go),
+                terminal=self._tensor(raw.terminal),
+                mask=self._tensor(raw.mask),
+                timesteps=self._whole(raw.timesteps),
+                noise=noise,
+                key=key,
+            )
+        discount, reward, lead = self._tensor(raw.discount), self._tensor(raw.reward), raw.reward.dim()
+        if self._scale_sums:
+            reward = self._scalers.reward.n_step_reward(reward, discount, self._gamma)
+        return Batch(
+            observation=self._observation(raw.observation, lead),
+            action=self._action(raw.action),
+            reward=reward,
+            next_observation=self._observation(raw.next_observation, lead),
+            terminal=self._tensor(raw.terminal),
+            discount=discount,
+            noise=noise,
+            key=key,
+            next_action=None if raw.next_action is None else self._action(raw.next_action),
+            returns=None if raw.returns is None else self._multiple(raw.returns),
+            weight=None if raw.weight is None else self._tensor(raw.weight),
+        )
+
+    def _tensor(self, value: Tensor) -> Tensor:
+        return placed(value.to(self._device, self._dtype, non_blocking=True))
+
+    def _multiple(self, rewards: Tensor) -> Tensor:
+        """Rewards or sums of them, scaled: where the store's column is not yet scaled, the scaler is a mere factor (`needs_column`)."""
+        rewards = self._tensor(rewards)
+        return self._scalers.reward(rewards) if self._scale_sums else rewards
+
+    def _whole(self, value: Tensor) -> Tensor:
+        return value.to(self._device, torch.int64, non_blocking=True)
+
+    def _observation(self, value: Any, lead: int) -> Observation:
+        seen = view_observation(fields_of(value), self._scalers, self._dtype, self._device, lead)
+        return {name: placed(part) for name, part in seen.items()} if isinstance(seen, dict) else placed(seen)
+
+    def _action(self, value: Tensor) -> Tensor:
+        if self._space.discrete:
+            return self._whole(value)
+        return placed(scaled(self._scalers.action, value, self._dtype, self._device))
+
+
+def request_of(
+    algorithm: Algorithm,
+    config: Any,
+    store: EpisodeStore,
+    space: Space,
+    scalers: Scalers,
+    policy_actions: np.ndarray | None = None,
+    *,
+    seeds: tuple[int, ...],
+    episodes: np.ndarray | None,
+    stacked: bool,
+) -> Request:
+    """What an algorithm takes from a store.
+
+    Args:
+        policy_actions: those of an evaluated policy at every row, taken as the batch's next actions.
+        episodes: numbers of those to sample from; None: all.
+    """
+    arguments = {**sampler_arguments(algorithm, config), "episodes": episodes}
+    if policy_actions is not None:
+        arguments["next_action"] = policy_actions
+    sums = {"n_steps": arguments.get("n_steps", 1), "gamma": arguments.get("gamma", 1.0)}
+    whole_returns, wide = algorithm.returns or algorithm.batch_kind == "windows", is_wide(store.schema.reward.dtype)
+    if needs_column(scalers.reward, whole_returns=whole_returns, wide=wide, **sums):
+        arguments["reward"] = reward_column(scalers.reward, store)
+    noise = {**algorithm.noise(config, space), KEY: Noise((), "uniform")}
+    return Request(algorithm.batch_kind, arguments, seeds, noise, stacked)
+
+
+def sampler_arguments(algorithm: Algorithm, config: Any) -> dict[str, Any]:
+    """What an algorithm asks of a store's sampler, but for the seed."""
+    arguments: dict[str, Any] = {"batch_size": config.batch_size, "frame_stack": config.frame_stack}
+    if algorithm.batch_kind == "windows":
+        return {**arguments, "length": config.context_size}
+    values = isinstance(config, ValueConfig)
+    return {
+        **arguments,
+        "n_steps": config.n_steps if values else 1,
+        "gamma": config.gamma if values else 1.0,
+        "next_action": algorithm.next_action,
+        "returns": algorithm.returns,
+    }
+
+
+class Scalers:
+    """The scalers of one training run: one per observation field, one of actions, one of rewards; None where nothing is scaled."""
+
+    def __init__(self, observation: dict[str, Scaler | None], action: Scaler | None, reward: Scaler | None) -> None:
+        self.observation, self.action, self.reward = observation, action, reward
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Flat names -> tensors, for checkpoints."""
+        named = {f"observation.{name}": s for name, s in self.observation.items()} | {"action": self.action, "reward": self.reward}
+        return {f"{name}.{part}": tensor for name, s in named.items() if s is not None for part, tensor in s.tensors().items()}
+
+
+def fields_of(value: Any) -> dict[str, Any]:
+    """The observation as fields: a single array is the field ``observation``."""
+    return value if isinstance(value, dict) else {"observation": value}
+
+
+def placed(value: Tensor) -> Tensor:
+    """On the CPU, where products expect their operands (see `offrld.nets.aligned`)."""
+    return aligned(value) if value.device.type == "cpu" else value
+
+
+def view_observation(fields: dict[str, Tensor], scalers: Scalers, dtype: torch.dtype, device: torch.device, lead: int = 1) -> Observation:
+    """Scale each field and put them together as `Space.view` says: vectors joined, an image by itself, a dict where there are images
+    among several fields. ``lead`` axes come before a sample's."""
+    parts = {}
+    for name, scaler in scalers.observation.items():
+        parts[name] = scaled(scaler, fields[name], dtype, device)
+    if any(part.dim() == lead + 3 for part in parts.values()):
+        return parts if len(parts) > 1 else next(iter(parts.values()))
+    vectors = [part if part.dim() == lead + 1 else part.reshape(*part.shape[:lead], -1) for part in parts.values()]
+    return vectors[0] if len(vectors) == 1 else torch.cat(vectors, dim=-1)

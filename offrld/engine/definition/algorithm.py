@@ -1,0 +1,289 @@
+"""What an algorithm is: a frozen config, networks, pure losses and a schedule of steps. The engine does the rest.
+
+A loss is ``loss(params, config, nets, state, batch) -> (scalar, metrics)``: it differentiates with respect to ``params`` (the
+networks that its step optimises; the others are there as constants), reads everything else from ``state``, and takes its random
+numbers from ``batch.noise``. It sees one seed; the engine runs it for many. No branch on a tensor, no ``.item()``.
+
+``params`` are in training mode (dropout, statistics of the batch), ``state.params`` and ``state.target`` in evaluation mode: a
+policy's loss therefore asks the Q functions in ``state.params``. See `offrld.nets.context`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any, Literal
+
+from torch import Tensor
+
+from offrl.errors import Unknown, nearest
+from offrld import settings
+from offrld.engine.definition.optimizer import Optimizer
+from offrld.engine.definition.space import Space
+from offrld.fits import check_kind
+from offrld.nets import Params
+from offrld.preprocess.rewards import RewardScaler
+from offrld.preprocess.scalers import ActionScaler, ObservationScaler
+from offrld.settings import setting
+
+Observation = Tensor | dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings that every algorithm has."""
+
+    batch_size: int = setting(256, "transitions per update", unit="transitions", low=1, high=1_000_000)
+    frame_stack: int = setting(1, "observations seen at once, the newest and those before it", unit="observations", low=1, high=1024)
+    observation_scaler: ObservationScaler = ObservationScaler()
+
+
+@dataclass(frozen=True)
+class ActionConfig:
+    """Beside `Config`: of algorithms that learn continuous actions."""
+
+    action_scaler: ActionScaler = ActionScaler()
+
+
+@dataclass(frozen=True)
+class ValueConfig(Config):
+    """Settings of every algorithm that learns values from rewards."""
+
+    gamma: float = setting(0.99, "discount per step", low=0.0, high=1.0)
+    n_steps: int = setting(1, "length of n-step returns", unit="steps", low=1, high=10_000)
+    reward_scaler: RewardScaler = RewardScaler()
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One seed's transitions as losses see them: scaled, on the training device.
+
+    observation, next_observation as `Space.view` says (``[B, D]``, ``[B, C, H, W]``, or a dict of such); action ``[B, A]`` in [-1, 1]
+    or ``[B]`` int64; reward (n-step sum), terminal (1 for a true end), discount (gamma^steps used) ``[B]``; next_action like action
+    and returns ``[B]``, the discounted rewards to the episode's end (for algorithms that ask for them); weight ``[B]``, how much each
+    transition counts (None: all alike), of a prioritized sampler; noise by name; key, a 0-d int64 tensor from which networks draw their own
+    random numbers.
+    """
+
+    observation: Observation
+    action: Tensor
+    reward: Tensor
+    next_observation: Observation
+    terminal: Tensor
+    discount: Tensor
+    noise: dict[str, Tensor]
+    key: Tensor
+    next_action: Tensor | None = None
+    returns: Tensor | None = None
+    weight: Tensor | None = None
+
+    def weighted(self, values: Tensor, axis: int = 0) -> Tensor:
+        """``values`` of the transitions, which lie along ``axis``, times their weights."""
+        if self.weight is None:
+            return values
+        shape = [1] * values.dim()
+        shape[axis] = -1
+        return values * self.weight.reshape(shape)
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean of ``values [B, ...]``, each transition's times its weight: what a loss sums up with."""
+        return self.weighted(values).mean()
+
+
+@dataclass(frozen=True)
+class Windows:
+    """One seed's windows of L consecutive steps, for sequence models; what lies before an episode's start is zeros, on the left.
+
+    observation ``[B, L, ...]``, action ``[B, L, A]`` or ``[B, L]`` int64; reward, returns_to_go (undiscounted, to the episode's end),
+    terminal and mask (1 for a real step) ``[B, L]``; timesteps ``[B, L]`` int64, from 1; noise and key as in `Batch`.
+    """
+
+    observation: Observation
+    action: Tensor
+    reward: Tensor
+    returns_to_go: Tensor
+    terminal: Tensor
+    mask: Tensor
+    timesteps: Tensor
+    noise: dict[str, Tensor]
+    key: Tensor
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Steps that the policy has just played itself, for algorithms that learn from nothing older.
+
+    observation as in `Batch`; action ``[B, A]``, as it was drawn, before any bound, or ``[B]`` int64; and ``[B]`` each: the log density of
+    the action and the value of the state when it was played, the advantage and the return that came of it; noise and key as in `Batch`.
+    """
+
+    observation: Observation
+    action: Tensor
+    log_prob: Tensor
+    value: Tensor
+    advantage: Tensor
+    returns: Tensor
+    noise: dict[str, Tensor]
+    key: Tensor
+
+
+KINDS = {"transitions": Batch, "windows": Windows, "rollouts": Rollout}
+
+
+@dataclass(frozen=True)
+class State:
+    """What a loss may read as constants.
+
+    All parameters, the target copies, what `Algorithm.prepare` computed, and the tensors of `Algorithm.memory`.
+    """
+
+    params: Params
+    target: Params
+    data: dict[str, Tensor] = field(default_factory=dict)
+    memory: dict[str, Tensor] = field(default_factory=dict)
+
+
+Loss = Callable[[Params, Any, Any, State, Any], tuple[Tensor, dict[str, Tensor]]]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One part of an update, done in every update ``k`` with ``start <= k < until`` and ``k % every == 0``.
+
+    In order: ``loss`` is differentiated with respect to the networks named in ``optimizes`` and ``optimizer`` moves them; then the
+    target copies named in ``polyak`` follow by that rate (``target += rate * (online - target)``); 1.0 copies.
+
+    Attributes:
+        moments: the step whose optimiser state this one shares (its own without); both optimise the same networks.
+        rate: a factor on the learning rate, read from the memory: a 0-d tensor, for schedules that depend on what was seen.
+    """
+
+    name: str
+    loss: Loss | None = None
+    optimizes: tuple[str, ...] = ()
+    optimizer: Optimizer = Optimizer()
+    learning_rate: float = 0.0
+    every: int = 1
+    polyak: Mapping[str, float] = field(default_factory=dict)
+    start: int = 0
+    until: int | None = None
+    moments: str | None = None
+    rate: Callable[[dict[str, Tensor]], Tensor] | None = None
+
+    def due(self, k: int) -> bool:
+        """Whether update ``k`` does it."""
+        return k % self.every == 0 and k >= self.start and (self.until is None or k < self.until)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of training with its own schedule: ``updates`` of it (None: all that are left).
+
+    ``single_steps``: its batches are of single steps, whatever ``n_steps`` says (models of the environment learn from nothing else).
+    """
+
+    name: str
+    schedule: tuple[Step, ...]
+    updates: int | None = None
+    single_steps: bool = False
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Random numbers that a loss wants: ``shape`` of one seed's tensor, standard normal or uniform on [0, 1)."""
+
+    shape: tuple[int, ...]
+    distribution: Literal["normal", "uniform"] = "normal"
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """An algorithm as its file declares it.
+
+    Attributes:
+        name: the registry's name, in snake case.
+        summary: one line for `offrl algos`.
+        paper: where it comes from.
+        actions: the kind of actions that it can learn.
+        config: the settings with their defaults (which follow the paper).
+        networks: ``(config, space) -> {name: network}``; each network's parameters begin with its name.
+        schedule: ``config -> steps`` in the order in which an update does them.
+        act: ``(params, config, nets, observation) -> `` greedy action ``[B, A]`` in [-1, 1], or the scores ``[B, n]`` of discrete
+            actions; without random numbers.
+        candidates: ``(params, config, nets, observation) -> `` actions ``[K, B, A]`` in [-1, 1] and their scores ``[K, B]``, where ``act``
+            takes the best of several: whoever computes it in another order of sums may choose another of the same score.
+        sample: ``(params, config, nets, observation, noise) -> `` an action drawn from a stochastic policy by standard normal noise
+            ``[B, A]``; None: it acts greedily (discrete actions are drawn by the softmax of ``act``'s scores if ``draws_scores``).
+        value: ``(params, config, nets, observation, action) -> `` values ``[N, B]`` of the ensemble; None for algorithms without values.
+        play: ``(params, nets, observation, noise) -> `` an action as it is drawn, its log probability and the state's value, for algorithms
+            that learn from rollouts; ``noise [B, A]`` is standard normal, or uniform ``[B, n]`` for discrete actions.
+        noise: ``(config, space) -> {name: Noise}``.
+        targets: the networks that have target copies.
+        presets: name -> settings; ``paper`` and ``d3rlpy`` exist for every algorithm.
+        next_action: whether batches carry the dataset's next action; or ``policy``: that of the policy which ``inputs`` names so.
+        returns: whether batches carry the return from the transition on.
+
+    Hooks for what is special, declared rather than coded into the trainer:
+        batch_kind: what a batch is made of: `Batch`, `Windows` (of ``config.context_size`` steps), or `Rollout`, which no dataset has:
+            such an algorithm learns from what it plays itself (`offrld.collect.on_policy`).
+        memory: ``(config, space) -> {name: shape}`` of tensors that live in the training state, zeros at first, one set per seed; losses
+            give new values through their context, ``between`` writes into them.
+        prepare: ``(dataset, config) -> {name: array}`` computed once from the training episodes (a `Dataset`); losses read
+            it as ``state.data``.
+        stages: ``config -> stages`` where training has several; else there is one with ``schedule``.
+        between: ``(learner, k) -> None`` before update ``k`` (model rollouts, rates that depend on what was seen).
+        next_between: ``(config, k) -> `` the first update after ``k`` before which ``between`` does something again, so that those up to it
+            may run as one graph; None: the next one.
+        acts: whether ``act`` is a policy that is learned here (not so: models of the environment, evaluations of another policy).
+        inputs: settings (text, or none) that name another job whose result this algorithm takes, with what that has to be: an
+            algorithm's name, or ``policy``: of any that learns to act. What they name is in ``learner.inputs``, as
+            `offrld.engine.learner.loaded.Loaded`, from before ``prepare`` on.
+    """
+
+    name: str
+    summary: str
+    paper: str
+    actions: Literal["continuous", "discrete", "both"]
+    config: Config
+    networks: Callable[[Any, Space], dict[str, Any]]
+    schedule: Callable[[Any], tuple[Step, ...]]
+    act: Callable[[Params, Any, SimpleNamespace, Observation], Tensor]
+    noise: Callable[[Any, Space], dict[str, Noise]] = lambda config, space: {}
+    targets: tuple[str, ...] = ()
+    presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    candidates: Callable[[Params, Any, SimpleNamespace, Observation], tuple[Tensor, Tensor]] | None = None
+    sample: Callable[[Params, Any, SimpleNamespace, Observation, Tensor], Tensor] | None = None
+    draws_scores: bool = False
+    value: Callable[[Params, Any, SimpleNamespace, Observation, Tensor], Tensor] | None = None
+    play: Callable[[Params, SimpleNamespace, Observation, Tensor], tuple[Tensor, Tensor, Tensor]] | None = None
+    next_action: bool | Literal["policy"] = False
+    returns: bool = False
+    batch_kind: Literal["transitions", "windows", "rollouts"] = "transitions"
+    memory: Callable[[Any, Space], dict[str, tuple[int, ...]]] = lambda config, space: {}
+    prepare: Callable[[Any, Any], dict[str, Any]] | None = None
+    stages: Callable[[Any], tuple[Stage, ...]] | None = None
+    between: Callable[[Any, int], None] | None = None
+    next_between: Callable[[Any, int], int] | None = None
+    acts: bool = True
+    inputs: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def has_policy(self) -> bool:
+        """Whether a policy comes of a run: one that is learned, or the one that is evaluated."""
+        return self.acts or "policy" in self.inputs.values()
+
+    def configure(self, values: Mapping[str, Any] | None = None, preset: str | None = None) -> Any:
+        """The config with a preset and then ``values`` (dotted names) applied; raises `Unknown` or `InvalidInput`."""
+        if preset is not None and preset not in self.presets:
+            raise Unknown(f"algorithm {self.name!r} has no preset {preset!r}", hint=nearest(preset, list(self.presets)))
+        return settings.build(self.config, self.presets[preset] if preset is not None else {}, values or {})
+
+    @property
+    def plays(self) -> bool:
+        """Whether it learns from what it plays itself, and from no dataset."""
+        return self.batch_kind == "rollouts"
+
+    def check(self, space: Space) -> None:
+        """Raise `InvalidInput` where the dataset's actions are of the wrong kind."""
+        check_kind(self.name, self.actions, discrete=space.discrete)

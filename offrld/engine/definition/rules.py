@@ -1,0 +1,138 @@
+"""Rules of `torch.optim` that have no fused kernel: from gradients to the move that the parameters make per unit of learning rate.
+
+Each rule equals the optimiser of torch that has its name, element by element, so that its state has the parameters' shapes, with or without
+a seed axis, and begins with zeros. ``k`` counts the steps from 1: a number, or a 0-d tensor where a captured graph must see it change.
+Torch's other optimisers are not of this form: LBFGS evaluates the loss several times, SparseAdam wants sparse gradients, Adafactor and Muon
+look at whole matrices, and the point of ASGD is an average of the parameters, of which the policy would have to be made.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from offrld.engine.definition.optimizer import Optimizer
+
+Number = float | Tensor
+Tensors = list[Tensor]
+Rule = Callable[["Optimizer", Tensors, dict[str, Tensors], Number], Tensors]
+STEP_SIZES = (1e-4, 5e3)  # least and largest move of an element in rprop, of the learning rate: torch's limits at its own rate of 0.01
+RECTIFIED = 5.0  # length of the average from which on radam divides by the deviation
+
+
+def adamax(spec: Optimizer, grads: Tensors, parts: dict[str, Tensors], k: Number) -> Tensors:
+    """Adam with the largest gradient in place of the root mean square (Kingma & Ba 2015)."""
+    first, largest = parts["first"], parts["largest"]
+    torch._foreach_lerp_(first, grads, 1 - spec.beta1)
+    torch._foreach_mul_(largest, spec.beta2)
+    torch._foreach_maximum_(largest, torch._foreach_add(torch._foreach_abs(grads), eps_of(spec)))
+    return _times(torch._foreach_div(first, largest), 1 / (1 - _power(spec.beta1, k)))
+
+
+def nadam(spec: Optimizer, grads: Tensors, parts: dict[str, Tensors], k: Number) -> Tensors:
+    """Adam with Nesterov's momentum (Dozat 2016)."""
+    first, lacking = parts["first"], parts["lacking"]  # `lacking`: 1 minus the product of all momenta so far
+    now, following = (spec.beta1 * (1 - 0.5 * _power(0.96, step * spec.momentum_decay)) for step in (k, k + 1))
+    torch._foreach_lerp_(first, grads, 1 - spec.beta1)
+    torch._foreach_mul_(lacking, now)
+    _add(lacking, 1 - now)
+    ahead = _add(_times(lacking, following), 1 - following)
+    move = torch._foreach_div(_times(first, following), ahead)
+    torch._foreach_add_(move, torch._foreach_div(_times(grads, 1 - now), lacking))
+    second = parts["second"]
+    _square_mean(second, grads, spec.beta2)
+    unbiased = _times(second, 1 / (1 - _power(spec.beta2, k)))
+    return list(torch._foreach_div(move, torch._foreach_add(torch._foreach_sqrt(unbiased), eps_of(spec))))
+
+
+def radam(spec: Optimizer, grads: Tensors, parts: dict[str, Tensors], k: Number) -> Tensors:
+    """Adam that does not divide by the deviation before it is known (Liu et al. 2020)."""
+    first, second = parts["first"], parts["second"]
+    torch._foreach_lerp_(first, grads, 1 - spec.beta1)
+    _square_mean(second, grads, spec.beta2)
+    longest = 2 / (1 - spec.beta2) - 1
+    decayed = _power(spec.beta2, k)
+    length = longest - 2 * k * decayed / (1 - decayed)
+    share = (1 - decayed) * (length - 4) * (length - 2) * longest / ((longest - 4) * (longest - 2) * length)
+    if isinstance(length, Tensor):
+        known = (length > RECTIFIED).to(length.dtype)
+        rectified = share.clamp(min=0).sqrt() * known
+    else:
+        known = float(length > RECTIFIED)
+        rectified = math.sqrt(max(share, 0.0)) * known
+    divisor = torch._foreach_add(torch._foreach_sqrt(second), eps_of(spec))
+    move = _add(_times(torch._foreach_reciprocal(divisor), rectified), 1 - known)
+    torch._foreach_mul_(move, first)
+    return _times(move, 1 / (1 - _power(spec.beta1, k)))
+
+
+def adagrad(spec: Optimizer, grads: Tensors, parts: dict[str, Tensors], k: Number) -> Tensors:
+    """Each element's rate falls with the sum of its squared gradients (Duchi et al. 2011)."""
+    torch._foreach_addcmul_(parts["sum"], grads, grads)
+    divisor = torch._foreach_add(torch._foreach_sqrt(parts["sum"]), eps_of(spec))
+    return _times(torch._foreach_div(grads, divisor), 1 / (1 + (k - 1) * spec.rate_decay))
+
+
+def adadelta(spec: Optimizer, grads: Tensors, parts: dict[str, Tensors], k: Number) -> Tensors:
+    """Moves in the size of the moves before (Zeiler 2012)."""
+    second, moves = parts["second"], parts["moves"]
+    _square_mean(second, grads, spec.rho)
+    ratio = torch._foreach_div(torch._foreach_add(moves, eps_of(spec)), torch._foreach_add(second, eps_of(spec)))
+    move = torch._foreach_mul(torch._foreach_sqrt(ratio), grads)
+    _square_mean(moves, move, spec.rho)
+    return list(move)
+
+
+def rprop(spec: Optimizer, grads: Tensors, parts: dict[str, Tensors], k: Number) -> Tensors:
+    """Moves by the sign of the gradient alone, farther while it stays the same (Riedmiller & Braun 1993); for whole batches.
+
+    An element's step is kept as its share of the learning rate, less 1, so that a schedule still acts.
+    """
+    least, largest = (size - 1 for size in STEP_SIZES)
+    move = []
+    for grad, previous, excess in zip(grads, parts["previous"], parts["excess"], strict=True):
+        product = grad * previous
+        factor = torch.where(product > 0, spec.grow, torch.where(product < 0, spec.shrink, 1.0)).to(excess.dtype)
+        excess.copy_(((1 + excess) * factor - 1).clamp(least, largest))
+        kept = torch.where(product < 0, 0.0, grad)  # after a change of sign an element waits for a step
+        previous.copy_(kept)
+        move.append(kept.sign() * (1 + excess))
+    return move
+
+
+RULES: dict[str, Rule] = {"adamax": adamax, "nadam": nadam, "radam": radam, "adagrad": adagrad, "adadelta": adadelta, "rprop": rprop}
+PARTS = {
+    "adamax": ("first", "largest"), "nadam": ("first", "second", "lacking"), "radam": ("first", "second"), "adagrad": ("sum",),
+    "adadelta": ("second", "moves"), "rprop": ("previous", "excess"),
+}  # fmt: skip
+EPS = {"rmsprop": 1e-2, "adagrad": 1e-10, "adadelta": 1e-6}  # of all others: 1e-8
+
+
+def eps_of(spec: Optimizer) -> float:
+    """What is added to the divisor: as set, else the rule's own."""
+    return EPS.get(spec.type, 1e-8) if spec.eps is None else spec.eps
+
+
+def _square_mean(mean: Tensors, values: Sequence[Tensor], decay: float) -> None:
+    torch._foreach_mul_(mean, decay)
+    torch._foreach_addcmul_(mean, values, values, value=1 - decay)
+
+
+def _times(tensors: Tensors, factor: Number) -> Tensors:
+    return list(torch._foreach_mul(tensors, factor.to(tensors[0].dtype) if isinstance(factor, Tensor) else factor))
+
+
+def _add(tensors: Tensors, term: Number) -> Tensors:
+    """Adds in place. Not `_foreach_add_` of a tensor, which reads it back to take it for a number."""
+    torch._foreach_add_(tensors, [term.to(tensors[0].dtype)] * len(tensors) if isinstance(term, Tensor) else term)
+    return tensors
+
+
+def _power(base: float, exponent: Number) -> Number:
+    # Not float ** tensor: the power of a 0-d tensor stays on its device and in its dtype.
+    return torch.full_like(exponent, base) ** exponent if isinstance(exponent, Tensor) else base**exponent

@@ -1,0 +1,210 @@
+"""What training takes from the store beside batches: the split into training and held-out episodes, and fitted scalers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from offrl.errors import InvalidInput
+from offrl_store import EpisodeStore, rng
+from offrl_store.format import FINAL_MISSING
+from offrld.engine.batches.feed import Scalers, view_observation
+from offrld.engine.definition.space import Space
+from offrld.engine.learner.policy_networks import PolicyModule
+from offrld.preprocess.rewards import REWARD_SCALERS, Clip, RewardScaler, fit_reward
+from offrld.preprocess.scalers import OBSERVATION_SCALERS, ActionScaler, Affine, Own, Scaler, fit_action, fit_observation, is_wide, scaled
+from offrld.preprocess.statistics import Blocks, extremes, rows
+
+ROWS = 4096  # of an episode that a policy is asked about at a time: bounds the memory of pixels
+
+
+def split(episodes: int, holdout: float, chosen: Any = None) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of the training and of the held-out episodes: the same for every seed, so that seeds compare on the same episodes.
+
+    chosen: numbers of those to use at all; None: all.
+    """
+    numbers = np.arange(episodes) if chosen is None else np.unique(np.asarray(chosen))
+    if chosen is not None and (numbers.dtype.kind not in "iu" or not len(numbers) or numbers[0] < 0 or numbers[-1] >= episodes):
+        raise InvalidInput(f"episodes must be some of the numbers 0 to {episodes - 1}", hint="for example store.select(min_return=...)")
+    if holdout == 0.0:
+        return numbers, np.empty(0, np.int64)
+    count = max(1, round(len(numbers) * holdout))
+    if count >= len(numbers):
+        raise InvalidInput(
+            f"validation share {holdout:g} of {len(numbers)} episodes leaves none to train on", hint="give a smaller share or more episodes"
+        )
+    keys = np.empty(len(numbers), np.float32)
+    rng.uniform(0, 0, rng.stream_id("holdout"), keys)
+    order = np.argsort(keys, kind="stable")
+    return np.sort(numbers[order[count:]]), np.sort(numbers[order[:count]])
+
+
+def observation_column(store: EpisodeStore, name: str) -> np.ndarray:
+    """All rows of an observation field, by the name that `Space.observation` gives it."""
+    return store.column(f"observation.{name}" if isinstance(store.schema.observation, dict) else "observation")
+
+
+def spans_of(store: EpisodeStore, episodes: np.ndarray) -> list[tuple[int, int]]:
+    """First row and end of the transitions of each episode: a truncated one without its final observation has one less than steps."""
+    table = store.episode_table[episodes]
+    return [
+        (int(first), int(first + length - (flags == FINAL_MISSING)))
+        for first, length, flags in zip(table["first_row"], table["steps"], table["flags"], strict=True)
+    ]
+
+
+def spread_rows(store: EpisodeStore, episodes: np.ndarray, most: int) -> np.ndarray:
+    """Rows of at most ``most`` transitions of some episodes, evenly spread. Rows between episodes, and dropped ones, mean nothing."""
+    spans = np.array(spans_of(store, episodes), np.int64).reshape(-1, 2)
+    ends = np.cumsum(spans[:, 1] - spans[:, 0])
+    total = int(ends[-1]) if len(ends) else 0
+    if not total:
+        return np.empty(0, np.int64)
+    number = np.arange(total) if total <= most else np.arange(most) * total // most
+    episode = np.searchsorted(ends, number, side="right")
+    return spans[episode, 1] - (ends[episode] - number)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What `Algorithm.prepare` sees: the training episodes of the pinned snapshot, as losses would see them.
+
+    Attributes:
+        starts: the rows that start a transition, int64.
+        inputs: the other jobs' models that the algorithm's settings name.
+    """
+
+    store: EpisodeStore
+    space: Space
+    scalers: Scalers
+    episodes: np.ndarray
+    dtype: torch.dtype
+    device: torch.device
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def starts(self) -> np.ndarray:
+        return np.concatenate([np.arange(first, end) for first, end in spans_of(self.store, self.episodes)])
+
+    def observations(self, rows: np.ndarray) -> Tensor:
+        """Scaled vectors ``[n, D]`` at these rows; raises `InvalidInput` for images and stacked frames."""
+        if self.space.frame_stack > 1:
+            raise InvalidInput("this algorithm compares single observations", hint="take frame_stack=1")
+        size = self.space.observation_size
+        fields = {name: torch.from_numpy(observation_column(self.store, name)[rows]) for name in self.space.observation}
+        return view_observation(fields, self.scalers, self.dtype, self.device).reshape(len(rows), size)
+
+    def actions(self, rows: np.ndarray) -> Tensor:
+        """Scaled actions ``[n, A]`` at these rows."""
+        return scaled(self.scalers.action, torch.from_numpy(self.store.column("action")[rows]), self.dtype, self.device)
+
+
+def action_range(store: EpisodeStore) -> tuple[np.ndarray, np.ndarray]:
+    """Least and largest action of each dimension over all transitions: the bounds of a dataset that declares none."""
+    column, taken = store.column("action"), np.zeros(len(store.column("reward")), bool)
+    for first, end in spans_of(store, np.arange(len(store))):
+        taken[first:end] = True
+    return extremes(lambda: rows(column, taken))
+
+
+def actions_of(policy: PolicyModule, store: EpisodeStore) -> np.ndarray:
+    """The greedy actions of a policy at every row of a store, like its action column: ``[rows, A]``, environment's units, or ``[rows]``.
+
+    Each episode's frames are stacked as the policy wants them, zeros before its begin.
+    """
+    k, fields = policy.space.frame_stack, list(policy.space.observation)
+    actions = np.zeros_like(store.column("action"))
+    for first, steps in zip(store.episode_table["first_row"].tolist(), store.episode_table["steps"].tolist(), strict=True):
+        for start in range(first, first + steps + 1, ROWS):
+            rows = np.arange(start, min(start + ROWS, first + steps + 1))
+            seen = {name: torch.from_numpy(stacked_rows(observation_column(store, name), rows, first, k)) for name in fields}
+            with torch.no_grad():
+                actions[rows] = policy(seen).numpy().astype(actions.dtype)
+    return actions
+
+
+def stacked_rows(column: np.ndarray, rows: np.ndarray, first: int, k: int) -> np.ndarray:
+    """The last ``k`` frames at each row joined along the first axis, oldest first; zeros before row ``first``, the episode's own."""
+    if k == 1:
+        return column[rows]
+    frames = []
+    for back in range(k - 1, -1, -1):
+        at = rows - back
+        frame = column[np.maximum(at, first)]
+        frame[at < first] = 0
+        frames.append(frame if frame.ndim > 1 else frame[:, None])
+    return np.concatenate(frames, axis=1)
+
+
+def fit_scalers(config: Any, store: EpisodeStore, space: Space, training: np.ndarray, dtype: torch.dtype, device: torch.device) -> Scalers:
+    """Fit the scalers that ``config`` asks for on the transitions of the ``training`` episodes.
+
+    Fitted on single observations; with ``frame_stack`` they then apply to each of the stacked frames alike. An algorithm without a
+    setting ``action_scaler`` or ``reward_scaler`` has the default one.
+    """
+    reward, spans = store.column("reward"), spans_of(store, training)
+    starts = np.zeros(len(reward), bool)  # rows that start a transition
+    for first, end in spans:
+        starts[first:end] = True
+
+    def blocks(column: np.ndarray) -> Blocks:
+        return lambda: rows(column, starts)
+
+    columns = {name: observation_column(store, name) for name in space.observation}
+    observation = fit_observation(config.observation_scaler, columns, {n: blocks(c) for n, c in columns.items()}, dtype, device)
+    frames = getattr(config, "frame_stack", 1)
+    observation = {name: scaler if scaler is None else scaler.stacked(frames) for name, scaler in observation.items()}
+    action = None
+    if not space.discrete:
+        action = fit_action(getattr(config, "action_scaler", ActionScaler()), space.low, space.high, dtype, device)
+    scaler = fit_reward(
+        getattr(config, "reward_scaler", RewardScaler()),
+        blocks(reward),
+        lambda: np.array([reward[first:end].sum(dtype=np.float64) for first, end in spans]),
+        torch.float64 if is_wide(reward.dtype) else dtype,
+        device,
+    )
+    return Scalers(observation, action, scaler)
+
+
+def rebuild_scalers(
+    config: Any, space: Space, tensors: dict[str, torch.Tensor], dtype: torch.dtype | None = None, device: torch.device | None = None
+) -> Scalers:
+    """The scalers of a training run from their `Scalers.tensors`, without its data.
+
+    Args:
+        dtype, device: of training; None: as the tensors are.
+
+    Raises:
+        Unknown: the config names a scaler of a package that is not installed here.
+    """
+
+    def parts(of: str) -> dict[str, torch.Tensor]:
+        # A part's name has no dot: what has one belongs to another field, `state.goal` beside `state`.
+        found = {name.removeprefix(f"{of}."): tensor for name, tensor in tensors.items() if name.startswith(f"{of}.")}
+        kept = None if of == "reward" else dtype
+        if of.startswith("observation.") and is_wide(space.observation[of.removeprefix("observation.")][0]):
+            kept = torch.float64  # see `scaled`
+        return {name: tensor.to(device or tensor.device, kept or tensor.dtype) for name, tensor in found.items() if "." not in name}
+
+    observation: dict[str, Scaler | None] = {}
+    for name, (given, shape) in space.observation.items():
+        kind = config.observation_scaler.kind_of(name, given, shape, several=len(space.observation) > 1)
+        found = parts(f"observation.{name}")
+        if kind not in OBSERVATION_SCALERS:
+            observation[name] = Own.rebuilt(kind, found, len(shape), space.frame_stack)
+        else:
+            observation[name] = Affine(**found) if found else None
+    found = parts("action")
+    action = Affine(**found) if found else None
+    kind, found = getattr(config, "reward_scaler", RewardScaler()).type, parts("reward")
+    if kind not in REWARD_SCALERS:
+        reward: Scaler | None = Own.rebuilt(kind, found, 0)
+    else:
+        reward = (Clip if kind == "clip" else Affine)(**found) if found else None
+    return Scalers(observation, action, reward)

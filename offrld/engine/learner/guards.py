@@ -1,0 +1,295 @@
+"""Guards: warnings before the first update for the classic mistakes, and a watch over metrics that turn NaN or run away.
+
+What counts as running away: a mean of values beyond ten times what the rewards allow, max |r| / (1 - gamma) (the longest episode's length
+where gamma is 1, and one unit of reward per action dimension on top, for entropy), or a loss a million times what it was. That is a warning
+first, because harmless runs pass it now and then; a thousand times, or 1e12 times, ends the seed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from offrl.errors import InvalidInput
+from offrl_store import EpisodeStore
+from offrl_store.errors import OffrlError
+from offrld.engine.batches.feed import Scalers
+from offrld.engine.definition.algorithm import Algorithm, ValueConfig
+from offrld.engine.definition.space import Space, is_image
+from offrld.engine.learner.data import spread_rows
+from offrld.preprocess.scalers import is_wide
+
+VALUES = ("q_mean", "v_mean", "target_mean")  # metrics in the unit of values
+WARN, STOP = 10.0, 1000.0  # times what rewards allow
+LOSS_WARN, LOSS_STOP = 1e6, 1e12  # times the first mean of a loss (taken for 1 where it is less)
+HUGE_RETURN = 1e4
+WIDE_OBSERVATION = 1e3
+ENDLESS = 1000  # steps of a single episode from which its end may have been lost
+ROWS = 100_000  # looked at for ranges
+LOST, COARSE = 16, 1024  # steps of float32 within a deviation: what is below is refused, or warned of
+HELP = "try a smaller learning rate, gradient clipping, or a reward or observation scaler"
+
+
+class Diverged(OffrlError):
+    """A loss or a value became NaN or infinite, or ran away; all seeds of the run, or the one that was asked for."""
+
+    code = "diverged"
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """What is wrong with one seed. ``good``: the last step at which its metrics were in order."""
+
+    metric: str
+    seed: int
+    step: int
+    value: float
+    good: int
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.metric} of seed {self.seed} {self.why} by step {self.step}"
+
+
+class Guard:
+    """Watches the metrics of a run's seeds. What it knows is part of the checkpoint.
+
+    Attributes:
+        stopped: seed -> why it counts no more.
+        warned: (metric, seed) that were warned of.
+    """
+
+    def __init__(self, seeds: tuple[int, ...], limit: float | None) -> None:
+        """``limit``: what rewards allow values to be; None: values are not watched but for NaN."""
+        self._seeds, self._limit = seeds, limit
+        self._first: dict[str, dict[int, float]] = {}
+        self._good = dict.fromkeys(seeds, 0)
+        self.stopped: dict[int, Trouble] = {}
+        self.warned: set[tuple[str, int]] = set()
+
+    def check(self, step: int, means: dict[str, dict[int, float]]) -> tuple[list[Trouble], list[Trouble]]:
+        """New warnings, and the seeds that stop now, from the means of the metrics up to ``step``."""
+        warnings, stops = [], []
+        for seed in self._seeds:
+            if seed in self.stopped:
+                continue
+            found = [found for name, values in means.items() if seed in values and (found := self._look(name, seed, step, values[seed]))]
+            if worst := next((trouble for trouble, severe in found if severe), None):
+                self.stopped[seed] = worst
+                stops.append(worst)
+                continue
+            for trouble, _ in found:
+                if (trouble.metric, seed) not in self.warned:
+                    self.warned.add((trouble.metric, seed))
+                    warnings.append(trouble)
+            if not found:
+                self._good[seed] = step
+        return warnings, stops
+
+    def stop(self, seed: int, step: int, metric: str, why: str) -> Trouble:
+        """Stop a seed for another reason than a metric."""
+        self.stopped[seed] = Trouble(metric, seed, step, math.nan, self._good[seed], why)
+        return self.stopped[seed]
+
+    @property
+    def running(self) -> list[int]:
+        """The seeds that are in order."""
+        return [seed for seed in self._seeds if seed not in self.stopped]
+
+    @property
+    def good(self) -> int | None:
+        """The last step at which all seeds were in order; None while they are, or where it was before the first look."""
+        seeds = {seed for _, seed in self.warned} | self.stopped.keys()
+        return min((self._good[seed] for seed in seeds), default=None)
+
+    def _look(self, name: str, seed: int, step: int, value: float) -> tuple[Trouble, bool] | None:
+        def trouble(why: str, severe: bool) -> tuple[Trouble, bool]:
+            return Trouble(name, seed, step, value, self._good[seed], why), severe
+
+        if not math.isfinite(value):
+            return trouble(f"became {value}", True)
+        if name in VALUES and self._limit is not None and abs(value) > WARN * self._limit:
+            return trouble(
+                f"ran away to {value:.3g}, {abs(value) / self._limit:.0f} times what the rewards allow", abs(value) > STOP * self._limit
+            )
+        if name.endswith("loss"):
+            first = max(abs(self._first.setdefault(name, {}).setdefault(seed, value)), 1.0)
+            if abs(value) > LOSS_WARN * first:
+                return trouble(f"ran away to {value:.3g}, {abs(value) / first:.0e} times its start", abs(value) > LOSS_STOP * first)
+        return None
+
+    def as_json(self) -> dict[str, Any]:
+        """All that it knows, for a checkpoint."""
+        return {
+            "first": {name: {str(seed): value for seed, value in values.items()} for name, values in self._first.items()},
+            "good": {str(seed): step for seed, step in self._good.items()},
+            "stopped": [[t.metric, t.seed, t.step, repr(t.value), t.good, t.why] for t in self.stopped.values()],
+            "warned": sorted([name, seed] for name, seed in self.warned),
+        }
+
+    def load(self, told: dict[str, Any]) -> None:
+        """Take over what `as_json` gave."""
+        self._first = {name: {int(seed): value for seed, value in values.items()} for name, values in told["first"].items()}
+        self._good = {int(seed): step for seed, step in told["good"].items()}
+        found = [Trouble(metric, seed, step, float(value), good, why) for metric, seed, step, value, good, why in told["stopped"]]
+        self.stopped = {trouble.seed: trouble for trouble in found}
+        self.warned = {(name, seed) for name, seed in told["warned"]}
+
+
+def value_limit(config: Any, store: EpisodeStore | None, space: Space, scalers: Scalers) -> float | None:
+    """What the rewards allow values to be; None for algorithms without values, or without data."""
+    if store is None or not isinstance(config, ValueConfig):
+        return None
+    reward = _largest(_scaled(np.asarray(store.column("reward")), scalers))
+    entropy = 1.0 if space.discrete else float(space.action_size)
+    longest = float(store.episode_table["steps"].max(initial=1))
+    horizon = 1.0 / (1.0 - config.gamma) if config.gamma < 1 else longest
+    return (reward + entropy) * horizon
+
+
+# --- Before the first update ---
+def mistakes(algorithm: Algorithm, config: Any, store: EpisodeStore, space: Space, scalers: Scalers, training: np.ndarray) -> list[str]:
+    """One line for each of the classic mistakes in data and settings; each says what helps."""
+    finds = (_rewards, _ends, _observations, _actions)
+    return [text for find in finds for text in find(algorithm, config, store, space, scalers, training)]
+
+
+def check_precision(store: EpisodeStore, config: Any, space: Space, scalers: Scalers, training: np.ndarray) -> list[str]:
+    """Warnings of numbers that lose digits in float32, in which networks compute.
+
+    Raises:
+        InvalidInput: what varies in the data is lost altogether: seconds since 1970 without a scaler, which are 128 apart in float32.
+    """
+    columns = {
+        ("observation." + name if isinstance(store.schema.observation, dict) else "observation"): scalers.observation[name]
+        for name in space.observation
+    }
+    options = dict.fromkeys(columns, "observation_scaler=standard")
+    if hasattr(config, "reward_scaler"):
+        columns["reward"], options["reward"] = scalers.reward, "reward_scaler=standard"
+    found = []
+    for name, scaler in columns.items():
+        dtype = store.column(name).dtype
+        if not is_wide(dtype):
+            continue
+        rows = _sample(store, training, name)
+        if not len(rows):
+            continue
+        digits = np.float32 if scaler is None else np.float64
+        rows = rows.reshape(len(rows), -1)
+        low, high = rows.min(axis=0), rows.max(axis=0)
+        with np.errstate(over="ignore", invalid="ignore"):  # beyond float32: infinitely far apart
+            spread = np.nan_to_num(_above(rows, low).std(axis=0), nan=np.finfo(np.float64).max)
+            step = _apart(np.maximum(np.abs(low.astype(np.float64)), np.abs(high.astype(np.float64))).astype(digits))
+        worst = int(np.argmax(np.where(spread > 0, step / np.where(spread > 0, spread, 1.0), 0.0)))
+        if not spread[worst] > 0 or spread[worst] >= step[worst] * COARSE:
+            continue
+        place = f"{name}[{worst}]" if rows.shape[1] > 1 else name
+        text = (
+            f"{place} lies between {low[worst]} and {high[worst]} with a deviation of {spread[worst]:.3g}; such numbers are "
+            f"{step[worst]:.3g} apart in {np.dtype(digits)}"
+        )
+        helps = f"--set {options[name]} takes the mean away first" if scaler is None else "subtract the offset before the import"
+        if spread[worst] < step[worst] * LOST:
+            raise InvalidInput(f"{text}: what varies is lost", hint=helps)
+        found.append(f"{text}: digits are lost; {helps}")
+    return found
+
+
+def _above(rows: np.ndarray, low: np.ndarray) -> np.ndarray:
+    """``rows - low`` as float64, of whole numbers without a digit lost: differences modulo 2^64 are those of numbers that wrap."""
+    if rows.dtype.kind == "f":
+        return rows - low
+    whole = np.uint64 if rows.dtype.kind == "u" else np.int64
+    return (rows.astype(whole).astype(np.uint64) - low.astype(whole).astype(np.uint64)).astype(np.float64)
+
+
+def _apart(values: np.ndarray) -> np.ndarray:
+    """From each value to the next of its dtype; infinity of what is infinite there."""
+    return np.where(np.isfinite(values), np.spacing(values), np.inf).astype(np.float64)
+
+
+Found = Iterator[str]
+Find = Callable[[Algorithm, Any, EpisodeStore, Space, Scalers, np.ndarray], Found]
+
+
+def _rewards(algorithm: Algorithm, config: Any, store: EpisodeStore, space: Space, scalers: Scalers, training: np.ndarray) -> Found:
+    if not isinstance(config, ValueConfig) and algorithm.batch_kind != "windows":
+        return
+    reward = np.asarray(store.column("reward"))
+    table = store.episode_table[training]
+    spans = [(int(first), int(first + steps)) for first, steps in zip(table["first_row"], table["steps"], strict=True)]
+    pieces = [reward[first:end] for first, end in spans if end > first]
+    if pieces and min(float(piece.min()) for piece in pieces) == max(float(piece.max()) for piece in pieces):
+        yield f"all rewards are {float(pieces[0][0]):g}: only the lengths of episodes tell good actions from bad ones"
+        return
+    largest = max((abs(float(_scaled(piece, scalers).sum(dtype=np.float64))) for piece in pieces), default=0.0)
+    if largest > HUGE_RETURN:
+        yield f"returns reach {largest:.3g}: values of that size are learned badly; --set reward_scaler=return or standard helps"
+
+
+def _ends(algorithm: Algorithm, config: Any, store: EpisodeStore, space: Space, scalers: Scalers, training: np.ndarray) -> Found:
+    table = store.episode_table
+    if len(table) == 1 and int(table["steps"][0]) >= ENDLESS and not store.episodes[0].terminated:
+        steps = int(table["steps"][0])
+        yield f"all {steps} steps are one episode without an end: were terminals and timeouts lost on the way into the dataset?"
+
+
+def _observations(algorithm: Algorithm, config: Any, store: EpisodeStore, space: Space, scalers: Scalers, training: np.ndarray) -> Found:
+    for name, (_, shape) in space.observation.items():
+        if is_image(shape):
+            continue
+        rows = _sample(store, training, f"observation.{name}" if isinstance(store.schema.observation, dict) else "observation")
+        scaler = scalers.observation[name]
+        if scaler is not None:
+            frames = space.frame_stack
+            rows = np.tile(rows if rows.ndim > 1 else rows[:, None], (1, frames, *(1,) * (rows.ndim - 2)))
+            like = next(iter(scaler.tensors().values()), torch.zeros((), dtype=torch.float64))
+            rows = scaler(torch.from_numpy(rows.astype(np.float64)).to(like)).cpu().numpy()
+        largest = _largest(rows)
+        if largest > WIDE_OBSERVATION:
+            has = "although they are scaled" if scaler is not None else "--set observation_scaler=standard helps"
+            yield f"observations {name!r} reach {largest:.3g}: networks learn badly from numbers of that size; {has}"
+
+
+def _actions(algorithm: Algorithm, config: Any, store: EpisodeStore, space: Space, scalers: Scalers, training: np.ndarray) -> Found:
+    if space.discrete:
+        return
+    raw = _sample(store, training, "action")
+    if space.whole:
+        yield "actions are vectors of whole numbers: they are learned as numbers, and the policy gives the nearest whole ones"
+    elif len(raw) and raw.shape[1] > 1 and np.isin(raw, (0, 1)).all() and (raw.sum(axis=1) == 1).all():
+        yield (
+            f"every action is one 1 among {raw.shape[1]} numbers: choices look so, but a policy will give what lies between; "
+            f"import the number of the 1 as a discrete action, 0 to {raw.shape[1] - 1}"
+        )
+    elif len(raw) and np.array_equal(raw, np.rint(raw)) and not np.isin(raw, (space.low, space.high)).all():
+        yield "all actions are whole numbers, of floats: where the environment takes choices, import them as a discrete action"
+    rows = torch.from_numpy(raw.astype(np.float64))
+    scaled = rows if scalers.action is None else scalers.action(rows.to(scalers.action.shift)).cpu()
+    outside = float((scaled.abs() > 1.0 + 1e-4).any(-1).double().mean()) if len(scaled) else 0.0
+    if outside > 0:
+        helps = "give the bounds of the environment (--eval-env), or --set action_scaler=min_max with minimum and maximum"
+        yield f"{outside:.1%} of the actions are outside of [-1, 1] as policies see them, which they can never take; {helps}"
+
+
+# --- Shared ---
+def _sample(store: EpisodeStore, training: np.ndarray, column: str) -> np.ndarray:
+    """Some rows of a column, spread over the training episodes' transitions."""
+    return np.asarray(store.column(column)[spread_rows(store, training, ROWS)])
+
+
+def _scaled(rewards: np.ndarray, scalers: Scalers) -> np.ndarray:
+    if scalers.reward is None:
+        return rewards
+    part = next(iter(scalers.reward.tensors().values()), torch.zeros((), dtype=torch.float64))
+    return scalers.reward(torch.from_numpy(np.array(rewards)).to(part)).cpu().numpy()
+
+
+def _largest(array: np.ndarray) -> float:
+    return float(np.abs(array).max(initial=0.0))

@@ -1,0 +1,136 @@
+"""What stands in for a dataset where there is none: observation and action spaces given by hand, or taken from an environment.
+
+A learner built from them acts, takes batches that the caller brings (`update`), and loads checkpoints.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from offrl.errors import InvalidInput
+from offrl_store import Field, Schema
+from offrld.engine.batches.feed import Scalers
+from offrld.engine.definition.space import Space, space_of
+from offrld.preprocess.rewards import RewardScaler, fit_reward
+from offrld.preprocess.scalers import ActionScaler, fit_action, observation_between
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """Spaces without data.
+
+    Attributes:
+        space: what is observed and done.
+        bounds: observation field -> (low, high), where they are known: what observation scalers can be fitted from.
+    """
+
+    space: Space
+    bounds: Mapping[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        observation: Any,
+        *,
+        actions: int | None = None,
+        action_size: int | None = None,
+        low: Any = -1.0,
+        high: Any = 1.0,
+    ) -> Shapes:
+        """Spaces given by hand.
+
+        Args:
+            observation: a shape (float32, or uint8 for images ``(C, H, W)``), a store's `Field`, or a dict of them by field.
+            actions: the number of discrete actions, or
+            action_size: the dimensions of continuous ones, with their bounds ``low`` and ``high``, each a number or ``[action_size]``.
+
+        Raises:
+            InvalidInput: neither or both kinds of actions, or a shape that no network takes.
+        """
+        if (actions is None) == (action_size is None):
+            raise InvalidInput("give actions=N for N discrete actions, or action_size=A for continuous ones: just one of them")
+        if actions is not None:
+            action = Field("int64", low=0, high=actions - 1)
+        else:
+            action = Field("float32", (action_size,), low=low, high=high)
+        fields = {k: _field(v) for k, v in observation.items()} if isinstance(observation, Mapping) else _field(observation)
+        return cls(space_of(Schema(observation=fields, action=action), {}))
+
+    @classmethod
+    def of_env(cls, env: Any) -> Shapes:
+        """The spaces of a gymnasium environment (or of the one with this id): Box or Dict of Box observations, Box or Discrete actions.
+
+        Raises:
+            InvalidInput: spaces of other kinds, or actions without bounds.
+        """
+        if isinstance(env, str):
+            from offrl.rollout import make_env
+
+            made = make_env(env)
+            try:
+                return cls.of_env(made)
+            finally:
+                made.close()
+        from gymnasium.spaces import Box, Dict, Discrete
+
+        seen, done = env.observation_space, env.action_space
+        boxes = dict(seen.spaces) if isinstance(seen, Dict) else {"observation": seen}
+        for name, box in boxes.items():
+            if not isinstance(box, Box):
+                raise InvalidInput(f"observation {name!r} of the environment is {box}", hint="networks take vectors and images (Box)")
+        fields = {name: Field(np.dtype(box.dtype).name, box.shape) for name, box in boxes.items()}
+        if isinstance(done, Discrete):
+            action = Field("int64", low=0, high=int(done.n) - 1)
+        elif isinstance(done, Box) and np.isfinite(done.low).all() and np.isfinite(done.high).all():
+            action = Field("float32", (int(np.prod(done.shape)),), low=done.low.reshape(-1), high=done.high.reshape(-1))
+        else:
+            raise InvalidInput(f"actions of the environment are {done}", hint="it takes Box with finite bounds, or Discrete")
+        schema = Schema(observation=fields if isinstance(seen, Dict) else fields["observation"], action=action)
+        source = f"env:{env.spec.id}" if getattr(env, "spec", None) is not None else "env"
+        space = dataclasses.replace(space_of(schema, {}), source=source)
+        return cls(space, {name: (box.low, box.high) for name, box in boxes.items()})
+
+    def scalers(self, config: Any, dtype: torch.dtype, device: torch.device) -> Scalers:
+        """The scalers that ``config`` asks for, from bounds and from statistics given by hand.
+
+        Raises:
+            InvalidInput: one that only data could tell; the hint names the settings that say it.
+        """
+        fields = self.space.observation
+        unknown = {name: (np.full(shape, -np.inf), np.full(shape, np.inf)) for name, (_, shape) in fields.items()}
+        bounds = {
+            name: tuple(np.asarray(b, fields[name][0]) for b in self.bounds[name]) if name in self.bounds else _cast(unknown[name], d)
+            for name, (d, _) in fields.items()
+        }
+        frames = getattr(config, "frame_stack", 1)
+        observation = observation_between(config.observation_scaler, bounds, dtype, device)
+        observation = {name: scaler if scaler is None else scaler.stacked(frames) for name, scaler in observation.items()}
+        action = None
+        if not self.space.discrete:
+            action = fit_action(getattr(config, "action_scaler", ActionScaler()), self.space.low, self.space.high, dtype, device)
+        spec = getattr(config, "reward_scaler", RewardScaler())
+        return Scalers(observation, action, fit_reward(spec, _no_rewards, _no_rewards, dtype, device))
+
+
+def _no_rewards() -> Any:
+    raise InvalidInput("the reward scaler is fitted on data, and there is none", hint="give its statistics: reward_scaler.mean, std")
+
+
+def _field(told: Any) -> Field:
+    if isinstance(told, Field):
+        return told
+    shape = tuple(told)
+    return Field("uint8" if len(shape) == 3 else "float32", shape)
+
+
+def _cast(bounds: tuple[np.ndarray, np.ndarray], dtype: str) -> tuple[np.ndarray, np.ndarray]:
+    if np.dtype(dtype).kind in "iu":
+        limits = np.iinfo(dtype)
+        return np.full_like(bounds[0], limits.min, dtype), np.full_like(bounds[1], limits.max, dtype)
+    return bounds[0].astype(dtype), bounds[1].astype(dtype)

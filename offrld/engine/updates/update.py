@@ -1,0 +1,75 @@
+"""One update: the steps of the schedule that are due, each with its gradients, its optimiser, new values of buffers, and the targets.
+
+Everything that changes is in the training state; what an update reads beside it (batch, number of steps taken) is given. So an update
+may run at once, or be captured with others as one CUDA graph (see `offrld.engine.updates.graph`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from offrld.engine.definition import optimizer
+from offrld.engine.definition.optimizer import polyak
+from offrld.engine.updates.runner import Gradients
+from offrld.engine.updates.train_state import Due, TrainState
+
+
+class Updater:
+    """Does steps on a training state.
+
+    Args:
+        gradients: of every step that has a loss, by its key.
+        stacked: the seeds are one view.
+    """
+
+    def __init__(self, state: TrainState, gradients: Mapping[str, Gradients], *, stacked: bool) -> None:
+        self.state, self.gradients, self.stacked = state, gradients, stacked
+
+    def apply(self, due: Due, batches: list[Any], taken: int | Tensor) -> dict[str, Tensor]:
+        """Do one step, and give its metrics, each ``[S]``.
+
+        Args:
+            batches: one per view.
+            taken: how often the optimiser of this step has moved; a 0-d int64 tensor where the call is captured.
+        """
+        metrics: dict[str, Tensor] = {}
+        if due.step.loss is not None:
+            run = self.gradients[due.key]
+            results = [run(view.leaves[due.key], view.state, batch) for view, batch in zip(self.state.views, batches, strict=True)]
+            with torch.no_grad():
+                self._move(due, [result.gradients for result in results], taken)
+                for position, result in enumerate(results):
+                    self.state.update(position, result.updates)
+                metrics = self._joined([result.metrics for result in results])
+        for targets, online, rate in due.followers:
+            polyak(targets, online, rate)
+        return metrics
+
+    def _move(self, due: Due, gradients: list[tuple[Tensor, ...]], taken: int | Tensor) -> None:
+        """Let the optimiser of a step move its parameters."""
+        step = due.step
+        for view, grads, (params, parts, count) in zip(self.state.views, gradients, due.groups, strict=True):
+            optimizer.step(
+                step.optimizer,
+                step.learning_rate,
+                params,
+                grads,
+                parts,
+                count,
+                taken=taken,
+                names=due.names,
+                factor=None if step.rate is None else step.rate(view.state.memory),
+                seeds_axis=self.stacked,
+            )
+
+    def _joined(self, rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Metrics of the views, 0-d or ``[S]``, as ``[S]`` each."""
+        if self.stacked:
+            return {name: value.detach() for name, value in rows[0].items()}
+        if len(rows) == 1:
+            return {name: value.detach().unsqueeze(0) for name, value in rows[0].items()}
+        return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}

@@ -1,0 +1,118 @@
+"""The learner of notebooks and scripts: the engine's, which also writes policy files and the folder of a run, as a job does."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from offrl.errors import InvalidInput
+from offrld import engine, settings
+
+Metrics = dict[str, dict[int, float]]
+
+
+class Learner(engine.Learner):
+    """`offrld.engine.Learner` with `export`, and files for `fit` and `fitter`. Make it with `offrld.train`, `build` or `load`."""
+
+    def __repr__(self) -> str:
+        return f"<Learner of {self.algorithm.name}, seeds {list(self.seeds)}, step {self.step}>"
+
+    def export(self, path: str | os.PathLike[str], *, seed: int | None = None) -> Path:
+        """Write the policy of a trained seed as ONNX, or as TorchScript to a name in ``.pt`` (``docs/policy-file.md``); returns its path.
+
+        Raises:
+            InvalidInput: a name that ends in neither ``.onnx`` nor ``.pt``.
+            CheckFailed: the exported policy differs from the network.
+        """
+        from offrld.export.learner import export_learner  # onnx and its exporter: not needed before the first export
+
+        return export_learner(self, path, self._seed(seed))
+
+    def check_export(self) -> None:
+        """Raise `CheckFailed` where the policy, as it is now, cannot be exported as ONNX."""
+        from offrld.export.learner import LearnerExporter
+
+        LearnerExporter(self).check()
+
+    def fitter(
+        self, steps: int | None = None, *, save_to: str | os.PathLike[str] | None = None, save_interval: int = 1, **options: Any
+    ) -> Iterator[tuple[int, Metrics]]:
+        """As the engine's, whose arguments ``options`` are, with files:
+
+        Args:
+            save_to: folder for ``config.json``, ``checkpoints/STEP.safetensors`` and ``seed-S/metrics/NAME.csv`` with TensorBoard's events.
+            save_interval: epochs between two checkpoints; there is one of the end as well.
+        """
+        if save_to is not None:
+            options["recorder"] = lambda per_epoch: _recorder(self, Path(save_to), per_epoch, save_interval)
+        return super().fitter(steps, **options)
+
+    def fit_online(self, env: Any, store: Any = None, explorer: Any = None, **options: Any) -> list[tuple[int, Metrics]]:
+        """Train online; every epoch's (number, metrics). Arguments and errors as of `fitter_online`."""
+        return list(self.fitter_online(env, store, explorer, **options))
+
+    def fitter_online(
+        self,
+        env: Any,
+        store: Any = None,
+        explorer: Any = None,
+        *,
+        save_to: str | os.PathLike[str] | None = None,
+        save_interval: int = 1,
+        **options: Any,
+    ) -> Iterator[tuple[int, Metrics]]:
+        """Act in an environment, and train on what that gives; (epoch, metrics) after each epoch. Networks, optimisers and the step go on
+        from where they are, so that ``fit`` and then ``fit_online`` is fine-tuning.
+
+        Args:
+            env: a gymnasium id, an environment, or a function that makes one.
+            store: where the steps go: an `EpisodeStore` or its path (made where nothing is); None: a temporary one of 1,000,000
+                transitions.
+            explorer: of `offrld.collect`; None: the policy's own draws.
+            steps: steps of the environment (1,000,000 unless told); ``steps_per_epoch``: 10,000.
+            random_steps, update_start, update_interval, updates: uniform actions in the first steps; no update at or before a step; after
+                how many steps there are updates, and how many. There is none before the store has more transitions than a batch.
+            eval_env, eval_episodes, eval_epsilon: environment in which the greedy policy is evaluated after each epoch, over 10 episodes,
+                with uniform actions at this probability (0).
+            offline, offline_share: a dataset that is mixed in, with its share of every batch.
+            limit, seed, max_frames_per_traj, step_timeout_s, sync_s: as of `offrld.collect.Collector`.
+            callback, epoch_callback: called with (learner, epoch, step) after each step, or each epoch.
+            save_to, save_interval: as of `fitter`; logger, show_progress: too.
+
+        The metrics are the losses' means, ``rollout_return`` (mean over the episodes that have ended), ``return_mean`` and ``return_std``
+        of the evaluation, and the seconds spent.
+
+        Raises:
+            InvalidInput: an algorithm that cannot learn online, spaces that do not fit, a number out of range.
+            EnvironmentFailed: the environment raised or hung; everything up to there is in the store.
+            Diverged: the seed has.
+        """
+        from offrld.collect.online import fitter_online  # gymnasium: not needed before
+
+        if save_to is not None:
+            options["recorder"] = lambda per_epoch: _recorder(self, Path(save_to), per_epoch, save_interval)
+        return fitter_online(self, env, store, explorer, **options)
+
+
+def _recorder(learner: Learner, path: Path, per_epoch: int, save_interval: int) -> Callable[[int, Metrics, bool], None]:
+    """Writes the folder of one fit: a job's run folder without the job."""
+    from offrld.worker.metric_files import Metrics as Files
+    from offrld.worker.runfolder import RunFolder, write_json
+
+    if save_interval < 1:
+        raise InvalidInput(f"save_interval takes a whole number from 1, got {save_interval!r}")
+    path.mkdir(parents=True, exist_ok=True)
+    run = RunFolder(path)
+    files = Files(run, list(learner.seeds), per_epoch)
+    files.resume(learner.step)
+    write_json(run.config, {"algorithm": learner.algorithm.name, **settings.as_flat(learner.config)})
+
+    def record(epoch: int, metrics: Metrics, last: bool) -> None:
+        files.record(learner.step, metrics)
+        if last or epoch % save_interval == 0:
+            files.sync()
+            learner.save(run.checkpoint(learner.step))
+
+    return record

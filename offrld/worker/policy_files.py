@@ -1,0 +1,56 @@
+"""Policy files of a train job: exported from the learner, evaluated by running the very file, with what is known about them inside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from offrl import rollout
+from offrl.errors import OffrlError
+from offrld.engine import Learner
+from offrld.export.learner import LearnerExporter
+from offrld.export.onnx import annotate
+from offrld.json_safe import json_safe
+from offrld.worker.control import Control
+from offrld.worker.runfolder import RunFolder
+
+EVALUATION_SEED = 1000  # of the first episode's reset, as in `offrl evaluate`
+
+
+class PolicyFiles:
+    """Exports and evaluates policies of one learner. The graph is traced once for all seeds and steps."""
+
+    def __init__(self, learner: Learner, run: RunFolder, *, step: Callable[[], int] | None = None, **about: Any) -> None:
+        """``step``: what names a file made now, by default the learner's updates; ``about``: the arguments of `LearnerExporter`."""
+        self._learner, self._run, self._step = learner, run, step or (lambda: learner.step)
+        self._exporter = LearnerExporter(learner, **about)
+
+    def export(self, seed: int, format: str = "onnx") -> Path:
+        """Write the policy of a seed at the learner's step, as ``onnx`` or ``torchscript``; returns its path."""
+        path = self._run.policy(seed, self._step(), format)
+        self._exporter.write(path, seed, format)
+        return path
+
+    def check(self) -> None:
+        """Raise `CheckFailed` where the policy, as it is now, cannot be exported; a later export takes what was traced for it."""
+        self._exporter.check()
+
+    def evaluate(self, seed: int, env_id: str, episodes: int, control: Control) -> rollout.Evaluation:
+        """Export the policy of a seed, run the file in an environment, and put the results into it.
+
+        Raises `Stopped` between two episodes, and the errors of `rollout.evaluate`: the file is there then, without results.
+        """
+        trial = self._run.seed(seed) / ".evaluating.onnx"
+        try:
+            self._exporter.write(trial, seed)
+            try:
+                result = rollout.evaluate(trial, env_id, episodes, EVALUATION_SEED, on_episode=lambda done: control.check())
+            except OffrlError:
+                trial.replace(self._run.policy(seed, self._step()))
+                raise
+            annotate(trial, {"evaluation": json_safe({**result.as_json(), "seed": EVALUATION_SEED})})
+            trial.replace(self._run.policy(seed, self._step()))
+        finally:
+            trial.unlink(missing_ok=True)
+        return result
