@@ -30,7 +30,11 @@ def same_state(one, other):
 def rows_seen(learner, **options):
     """The rows of every batch of a fit."""
     seen = []
-    callback = lambda learner, epoch, step: seen.append(learner._feeds[0].source.raw(step - 1 + learner._behind).batch.index.tolist())  # noqa: E731
+
+    def callback(learner, epoch, step):
+        feeds = learner.trainer.feeds
+        seen.append(feeds.several_steps[0].source.samples(step - 1 + feeds.selection.offset).batch.index.tolist())
+
     learner.fit(callback=callback, **options)
     return seen
 
@@ -205,7 +209,7 @@ def test_predict_sample_and_values(continuous_store, discrete_store):
     y = np.array(discrete_store.column("observation")[:1]).repeat(4000, 0)
     shares = np.bincount(soft.sample(y), minlength=3) / 4000
     with torch.no_grad():
-        expected = torch.softmax(soft._acted(y[:1], None), -1)[0].numpy()
+        expected = torch.softmax(soft.actor._acted(y[:1], None), -1)[0].numpy()
     np.testing.assert_allclose(shares, expected, atol=0.04)
     assert soft.predict(y[:2]).dtype == np.int64
     assert soft.predict_value(y[:2], [0, 2]).shape == (2,)
