@@ -138,17 +138,17 @@ class Learner(Creation, Acting, Fitting, Transfer, Replaying):
         for name in ("observation_scaler", "reward_scaler", "action_scaler", "frame_stack"):
             if getattr(config, name, None) != getattr(before, name, None):
                 raise InvalidInput(f"{name} cannot change during training", hint="make a new learner, and start it from this one")
-        old, taken = self.state, self._taken
+        attributes = dict(vars(self))
         self.config = config
-        self._build()
-        if not self.state.fits(old.tensors()):
-            self.config = before
+        try:
             self._build()
-            self.state.load(old.tensors())
-            self._taken = taken
-            raise InvalidInput(f"{', '.join(values)} changes what is trained", hint="make a new learner, and start it from this one")
-        self.state.load(old.tensors())
-        self._taken = taken
+            if not self.state.fits(attributes["state"].tensors()):
+                raise InvalidInput(f"{', '.join(values)} changes what is trained", hint="make a new learner, and start it from this one")
+        except BaseException:
+            vars(self).update(attributes)
+            raise
+        self.state.load(attributes["state"].tensors())
+        self._taken = attributes["_taken"]
 
     def _open_feeds(self, changed: Mapping[str, Any], store: EpisodeStore | None = None) -> list[Feed]:
         """A feed for each view.
