@@ -10,7 +10,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from types import MappingProxyType, SimpleNamespace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from offrl_store import EpisodeStore
 from offrld import settings
 from offrld.engine.batches.feed import Feed, Scalers, placed, request_of
 from offrld.engine.batches.source_choice import Supply
-from offrld.engine.definition.algorithm import KINDS, Algorithm, Stage, Windows
+from offrld.engine.definition.algorithm import KINDS, Algorithm, Stage, Windows, by_name
 from offrld.engine.definition.space import Space
 from offrld.engine.learner import data
 from offrld.engine.learner.acting import Acting
@@ -99,8 +99,7 @@ class Learner(Creation, Acting, Fitting, Transfer, Replaying):
     def _build(self) -> None:
         """Networks, state, schedule, feeds and runner of the config; the state is initial."""
         algorithm, config = self.algorithm, self.config
-        networks = algorithm.networks(config, self.space_)
-        self.nets = SimpleNamespace(**networks)
+        self.nets = algorithm.nets(config, self.space_)
         self._stages = algorithm.stages(config) if algorithm.stages else (Stage("train", algorithm.schedule(config)),)
         prepared = {}
         if self.store is not None:
@@ -108,11 +107,11 @@ class Learner(Creation, Acting, Fitting, Transfer, Replaying):
             prepared = algorithm.prepare(self.dataset, config) if algorithm.prepare else {}
         self._data = {name: placed(torch.as_tensor(value).to(self._device)) for name, value in prepared.items()}
         self.state = TrainState(
-            networks,
+            by_name(self.nets),
             algorithm.targets,
             self._stages,
             self._data,
-            algorithm.memory(config, self.space_),
+            algorithm.carry(config, self.space_),
             seeds=self.seeds,
             dtype=self._dtype,
             device=self._device,
