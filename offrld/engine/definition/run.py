@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from functools import cached_property
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -34,7 +33,7 @@ class Run:
     """What trains: an algorithm with its settings and networks, for some seeds, on a device.
 
     Attributes:
-        nets: the networks by name.
+        nets: the networks, each an attribute.
         seeds: one training run each.
         dtype: of parameters and batches.
         stacked: all seeds are one view of the training state, rather than one view each.
@@ -42,7 +41,7 @@ class Run:
 
     algorithm: Algorithm
     config: Any
-    nets: SimpleNamespace
+    nets: Any
     space: Space
     scalers: Scalers
     seeds: tuple[int, ...]
@@ -91,9 +90,4 @@ class Run:
 
     def with_config(self, config: Any) -> Run:
         """The same run under other settings."""
-        return dataclasses.replace(self, config=config, nets=networks_of(self.algorithm, config, self.space))
-
-
-def networks_of(algorithm: Algorithm, config: Any, space: Space) -> SimpleNamespace:
-    """The networks of an algorithm, each under its name."""
-    return SimpleNamespace(**algorithm.networks(config, space))
+        return dataclasses.replace(self, config=config, nets=self.algorithm.nets(config, self.space))

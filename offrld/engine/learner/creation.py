@@ -16,7 +16,7 @@ from offrl_store import EpisodeStore
 from offrl_store.errors import EmptyStore
 from offrld.engine.batches.source_choice import SourceChoice
 from offrld.engine.definition.algorithm import Algorithm
-from offrld.engine.definition.run import Run, Scalers, networks_of
+from offrld.engine.definition.run import Run, Scalers
 from offrld.engine.definition.space import Space, space_of
 from offrld.engine.learner import data
 from offrld.engine.learner.feeds import TrainingData
@@ -129,8 +129,7 @@ def create(
             log(f"warning: {text}")
     together = (where.type == "cuda" if stacked is None else stacked) and len(seeds) > 1
     sources = take_inputs(algorithm, config, space, inputs or {})
-    nets = networks_of(algorithm, config, space)
-    run = Run(algorithm, config, nets, space, scalers, tuple(seeds), where, dtype, together)
+    run = Run(algorithm, config, algorithm.nets(config, space), space, scalers, tuple(seeds), where, dtype, together)
     training_data = None if dataset is None else _training_data(run, dataset, (training, held_out), sources, feed, log)
     learner = cls(run, training_data, inputs=sources, execution=Execution(runner, linear, cache_dir), log=log)
     if source is not None:

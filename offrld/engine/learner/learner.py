@@ -6,7 +6,6 @@ import dataclasses
 import os
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -302,7 +301,7 @@ class Learner:
         return self.trainer.run.config
 
     @property
-    def nets(self) -> SimpleNamespace:
+    def nets(self) -> Any:
         """The networks by name."""
         return self.trainer.run.nets
 

@@ -10,7 +10,6 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, Protocol
 
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from offrl.errors import InvalidInput, Unknown
 from offrld.engine.definition.algorithm import Algorithm
-from offrld.engine.definition.run import Run, Scalers, networks_of
+from offrld.engine.definition.run import Run, Scalers
 from offrld.engine.definition.space import Space
 from offrld.engine.learner import data
 from offrld.engine.learner.actor import Actor
@@ -58,7 +57,7 @@ class Loaded:
     space: Space
     seed: int
     step: int
-    nets: SimpleNamespace
+    nets: Any
     tensors: Mapping[str, Tensor]
     scalers: Scalers
     origin: str
@@ -91,7 +90,7 @@ class Loaded:
             raise InvalidInput(f"checkpoint {file} is of the algorithm {description['algorithm']!r}, not {algorithm.name!r}")
         config, space = algorithm.configure(description["config"]), Space.from_json(description["space"])
         scalers = data.rebuild_scalers(config, space, _below("scaler/", tensors))
-        nets, step = networks_of(algorithm, config, space), int(description["step"])
+        nets, step = algorithm.nets(config, space), int(description["step"])
         state = {name: tensor for name, tensor in tensors.items() if not name.startswith("scaler/")}
         return [
             cls(algorithm, config, space, seed, step, nets, _of_seed(state, position), scalers, f"checkpoint {file}")

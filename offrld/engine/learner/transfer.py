@@ -10,15 +10,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from offrl.errors import InvalidInput
-from offrld.engine.definition.algorithm import Algorithm
-from offrld.engine.definition.run import Scalers, networks_of
+from offrld.engine.definition.algorithm import Algorithm, by_name
+from offrld.engine.definition.run import Scalers
 from offrld.engine.definition.space import Space
 from offrld.engine.learner.data import rebuild_scalers
 from offrld.engine.learner.loaded import Loaded, Trained, loaded_of
@@ -90,8 +89,8 @@ def check_start(algorithm: Algorithm, config: Any, source: Loaded, part: str) ->
             f"{algorithm.name} learns {algorithm.actions} actions, {whose} has {kind} ones",
             hint=f"train on with {source.algorithm.name}, the algorithm of that run",
         )
-    nets, generator = networks_of(algorithm, config, source.space), torch.Generator().manual_seed(0)
-    params = {name: value[None] for net in vars(nets).values() for name, value in net.init(generator, torch.float32).items()}
+    nets, generator = algorithm.nets(config, source.space), torch.Generator().manual_seed(0)
+    params = {name: value[None] for net in by_name(nets).values() for name, value in net.init(generator, torch.float32).items()}
     _Target(algorithm, nets, params, lambda text: None).matched(source, part)
 
 
@@ -100,7 +99,7 @@ class _Target:
     """The networks that receive: by name, with parameters that have a leading seed axis."""
 
     algorithm: Algorithm
-    nets: SimpleNamespace
+    nets: Any
     params: Params
     log: Log
 
@@ -125,10 +124,10 @@ class _Target:
 
     def _match(self, source: Loaded, part: str, log: Log) -> dict[str, str]:
         """`matched`, with errors that say nothing about other parts."""
-        mine, theirs = ([name for name in vars(nets) if _chosen(name, part)] for nets in (self.nets, source.nets))
+        mine, theirs = ([name for name in by_name(nets) if _chosen(name, part)] for nets in (self.nets, source.nets))
         if not mine:
             raise InvalidInput(
-                f"{self.algorithm.name} has no networks of its own for {part!r}", hint=f"its networks: {', '.join(vars(self.nets))}"
+                f"{self.algorithm.name} has no networks of its own for {part!r}", hint=f"its networks: {', '.join(by_name(self.nets))}"
             )
         names = {}
         for name in mine:
@@ -142,7 +141,7 @@ class _Target:
                 names[name] = alike[0]
             else:
                 raise InvalidInput(
-                    f"{source.origin} ({source.algorithm.name}) has no network {name!r}, only {', '.join(vars(source.nets))}",
+                    f"{source.origin} ({source.algorithm.name}) has no network {name!r}, only {', '.join(by_name(source.nets))}",
                     hint="start from a job of the same algorithm",
                 )
         params = source.params

@@ -1,6 +1,7 @@
 """The training state: a flat dict of tensors with a leading seed axis ``[S, ...]``, and the views through which updates move it.
 
-Names: ``params/NAME``, ``target/NAME``, ``memory/NAME``, and per step ``optimizer/STAGE.STEP/PART/NAME`` with ``.../count``.
+Names: ``params/NAME``, ``target/NAME``, ``memory/NAME`` (the carry; checkpoints keep its earlier name), and per step
+``optimizer/STAGE.STEP/PART/NAME`` with ``.../count``.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from offrld.engine.definition import optimizer
-from offrld.engine.definition.algorithm import Stage, State, Step
+from offrld.engine.definition.algorithm import Stage, State, Step, by_name
 from offrld.engine.definition.run import Run
 from offrld.nets import Params, is_buffer
 
@@ -50,21 +51,21 @@ class Due:
 
 
 class TrainState:
-    """Parameters, targets, optimiser state and memory of ``S`` seeds.
+    """Parameters, targets, optimiser state and carry of ``S`` seeds.
 
     Args:
-        run: its networks, targets, stages and memory say what there is; the parameters of each network begin with its name.
+        run: its networks, targets, stages and carry decide the tensors; the parameters of each network begin with its name.
         data: constants of `Algorithm.prepare`, given to every loss.
     """
 
     def __init__(self, run: Run, data: dict[str, Tensor]) -> None:
-        seeds, dtype, device, networks = run.seeds, run.dtype, run.device, vars(run.nets)
-        memory = run.algorithm.memory(run.config, run.space)
+        seeds, dtype, device, networks = run.seeds, run.dtype, run.device, by_name(run.nets)
+        carry = run.algorithm.carry(run.config, run.space)
         self.data = data
         per_seed = [_initial(networks, seed, dtype) for seed in seeds]
         self.params = {name: torch.stack([params[name] for params in per_seed]).to(device) for name in per_seed[0]}
         self.target = {name: value.clone() for name, value in of(run.algorithm.targets, self.params).items()}
-        self.memory = {name: torch.zeros(len(seeds), *shape, dtype=dtype, device=device) for name, shape in memory.items()}
+        self.carry = {name: torch.zeros(len(seeds), *shape, dtype=dtype, device=device) for name, shape in carry.items()}
         self.moments: dict[str, Moments] = {}
         steps = {key_of(stage, step): step for stage in run.stages for step in stage.schedule if step.loss is not None}
         for stage in run.stages:
@@ -81,11 +82,11 @@ class TrainState:
     def _view(self, part: Any, steps: dict[str, Step], data: dict[str, Tensor]) -> View:
         params = {name: value[part] for name, value in self.params.items()}
         target = {name: value[part] for name, value in self.target.items()}
-        memory = {name: value[part] for name, value in self.memory.items()}
+        carry = {name: value[part] for name, value in self.carry.items()}
         # A leaf shares the memory of its parameter, so that the optimiser's in-place step is the parameter's step.
         leaves = {name: value.detach().requires_grad_() for name, value in params.items() if not is_buffer(name)}
         return View(
-            State(params, target, data, memory),
+            State(params, target, data, carry),
             {key: of(step.optimizes, leaves) for key, step in steps.items()},
             {key: {p: [t[part] for t in ts.values()] for p, ts in m.parts.items()} for key, m in self.moments.items()},
         )
@@ -109,25 +110,25 @@ class TrainState:
         return Due(step, key, moments_key, names, tuple(groups), tuple(followers))
 
     def update(self, position: int, values: dict[str, Tensor]) -> None:
-        """Take over new values of buffers and of memory that the losses of view ``position`` gave."""
+        """Take over new values of buffers and of the carry that the losses of view ``position`` gave."""
         state = self.views[position].state
         for name, value in values.items():
             kind, _, rest = name.partition("/")
-            (state.memory[rest] if kind == "memory" else state.params[name]).copy_(value.detach())
+            (state.carry[rest] if kind == "memory" else state.params[name]).copy_(value.detach())
 
     def of_seed(self, position: int, data: dict[str, Tensor]) -> State:
         """One seed's state, for reading."""
         return State(
             *({n: v[position].detach() for n, v in part.items()} for part in (self.params, self.target)),
             data,
-            {n: v[position] for n, v in self.memory.items()},
+            {n: v[position] for n, v in self.carry.items()},
         )
 
     def tensors(self) -> dict[str, Tensor]:
         """The flat dict; its tensors are the state itself."""
         tensors = {f"params/{name}": value for name, value in self.params.items()}
         tensors |= {f"target/{name}": value for name, value in self.target.items()}
-        tensors |= {f"memory/{name}": value for name, value in self.memory.items()}
+        tensors |= {f"memory/{name}": value for name, value in self.carry.items()}
         for key, moments in self.moments.items():
             for part, values in moments.parts.items():
                 tensors |= {f"optimizer/{key}/{part}/{name}": value for name, value in values.items()}
