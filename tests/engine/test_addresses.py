@@ -59,7 +59,7 @@ def test_updates_have_the_same_bits_wherever_their_batches_lie(name, linear, sto
     algorithm = ALGORITHMS[name]
     right, *others = (cheap_learner(algorithm, store_for(algorithm), ODD, linear=linear) for _ in range(3))
     for k in range(3):
-        (batch,) = right._batches(k)
+        (batch,) = right.trainer.batches(k)
         right.update(shifted(batch, 0))
         for learner, offset in zip(others, (1, 5), strict=True):
             learner.update(shifted(batch, offset))

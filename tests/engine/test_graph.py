@@ -194,9 +194,8 @@ class Readings(TorchDispatchMode):
         name = str(function)
         suspect = any(word in name for word in ("_local_scalar", "nonzero", "masked_select", "unique", "aten.equal", "lift_fresh"))
         # On the CPU, and there alone, the optimiser reads a rate that is a tensor, and dropout its key.
-        if suspect and not any(
-            frame.filename.endswith(("definition/optimizer.py", "nets/random.py")) for frame in traceback.extract_stack()
-        ):
+        allowed = ("definition/optimizer.py", "nets/random.py")
+        if suspect and not any(frame.filename.endswith(allowed) for frame in traceback.extract_stack()):
             self.found.add(name)
         return function(*arguments, **(options or {}))
 

@@ -70,8 +70,8 @@ def test_what_float32_does_not_hold_is_centred_before_it_is_narrowed(kind, scale
     learner.save(tmp_path / "run.safetensors")
     assert np.array_equal(offrld.load(tmp_path / "run.safetensors").predict(seen), learner.predict(seen))
     feed = learner.trainer.feeds.several_steps[0].batch(0).observation
-    again = offrld.build("bc", store, config={**SMALL, "observation_scaler.type": scaler}, feed="resident")._feeds[0].batch(0).observation
-    assert torch.equal(feed, again)
+    again = offrld.build("bc", store, config={**SMALL, "observation_scaler.type": scaler}, feed="resident")
+    assert torch.equal(feed, again.trainer.feeds.several_steps[0].batch(0).observation)
     assert feed.std() > 0.1
 
 

@@ -74,7 +74,7 @@ def test_every_steps_reward_is_scaled_before_the_n_step_sum(continuous_store, ki
         shift, scale = (received.max() + received.min()) / 2, 2 / (received.max() - received.min())
     feed = learner.trainer.feeds.several_steps[0]
     batch = feed.batch(0)
-    index = feed.source.raw(0).batch.index.numpy()
+    index = feed.source.samples(0).batch.index.numpy()
     column, table = continuous_store.column("reward"), continuous_store.episode_table
     for row, value, discount in zip(index, batch.reward, batch.discount, strict=True):
         record = table[np.searchsorted(table["first_row"], row, side="right") - 1]
@@ -88,7 +88,7 @@ def test_actions_are_scaled_by_their_bounds_and_back(continuous_store):
     learner = learner_of(continuous_store)
     feed = learner.trainer.feeds.several_steps[0]
     batch = feed.batch(0)
-    raw = feed.source.raw(0).batch.action.double()
+    raw = feed.source.samples(0).batch.action.double()
     torch.testing.assert_close(batch.action, raw / 2)
     torch.testing.assert_close(learner.scalers.action.reverse(batch.action), raw)
 
