@@ -20,7 +20,7 @@ from typing import Any
 from offrl.errors import Unknown, nearest
 from offrl.named import Named, find, names
 from offrl_store import EpisodeStore
-from offrld.importers import common, import_into
+from offrld.importers import common_options, import_into
 from offrld.importers.source import BadEpisodes, Source
 
 #: What each kind of name can be told.
@@ -41,7 +41,7 @@ def open_named(
 
     Args:
         options: ``seed`` and ``steps`` of a collected one; ``fraction``, ``seed`` and ``epochs`` of Atari; of downloaded ones also those
-            that every format takes (`offrld.importers.common.OPTIONS`).
+            that every format takes (`offrld.importers.common_options.OPTIONS`).
         message: called with what is done meanwhile. progress: called with the bytes of a download and their total; may raise to stop.
 
     Raises:
@@ -50,7 +50,7 @@ def open_named(
         InvalidInput: an option is out of range, or the files are not what the name says.
     """
     named, options = find(name), dict(options or {})
-    shared = {} if named.kind == "collected" else common.OPTIONS
+    shared = {} if named.kind == "collected" else common_options.OPTIONS
     for option in options:
         if option not in OPTIONS[named.kind] and option not in shared:
             known = [*OPTIONS[named.kind], *shared]
@@ -63,7 +63,7 @@ def open_named(
     if named.kind == "atari":
         from offrld.datasets import atari
 
-        bad = BadEpisodes(skip_bad, common.CommonOptions(**shared))
+        bad = BadEpisodes(skip_bad, common_options.CommonOptions(**shared))
         return atari.open_named(named, bad, message, progress, **options)
     from offrld.datasets import d4rl, minari
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from offrl.named import Named
+from offrl.named import COLLECTED, Named
 from offrl.rollout import make_env
 from offrl_store import create_temporary
 from offrl_store.errors import InvalidInput
@@ -32,7 +32,7 @@ def open_named(named: Named, message: Callable[[str], None], seed: int = 0, step
     for what, value, least in (("seed", seed, 0), ("steps", steps, 1)):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise InvalidInput(f"{what} is {value!r}", hint=f"give a whole number from {least}")
-    env = make_env(named.env_id)
+    env = make_env(COLLECTED[named.name])
     env.reset(seed=seed)
     env.action_space.seed(seed)
     if named.name in AGENTS:

@@ -23,8 +23,9 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from offrl.errors import DownloadFailed
 from offrl_store.disk import disk_errors, reserve, sync_folder
@@ -236,11 +237,11 @@ def _check(url: str, part: Path, described: Described, sha256: str | None) -> No
         raise DownloadFailed(f"{url} came damaged: {wrong}", hint="fetch it again; a proxy or the mirror may be at fault")
 
 
-def _md5(file: BinaryIO) -> str:
+def _md5(file: BufferedReader) -> str:
     return base64.b64encode(hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).digest()).decode()
 
 
-def _crc32c(file: BinaryIO) -> str:
+def _crc32c(file: BufferedReader) -> str:
     crc = 0
     while block := file.read(8 * CHUNK):
         crc = crc32c(block, crc)

@@ -13,7 +13,7 @@ import secrets
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -24,7 +24,12 @@ from offrl_store.errors import EmptyStore, InvalidInput
 from offrld.importers.atari import ELEMENTS, EPOCH_STEPS, logged_name
 from offrld.importers.exporting import Export
 
-DTYPES = {"observation": np.dtype(np.uint8), "action": np.dtype(np.int32), "reward": np.dtype(np.float32), "terminal": np.dtype(np.uint8)}
+DTYPES: dict[str, np.dtype] = {
+    "observation": np.dtype(np.uint8),
+    "action": np.dtype(np.int32),
+    "reward": np.dtype(np.float32),
+    "terminal": np.dtype(np.uint8),
+}
 
 
 def write_replay(
@@ -59,7 +64,8 @@ def write_replay(
         if not (episode.terminated or cuts_are_terminals):
             raise InvalidInput(f"episode {number} was cut, which the files cannot say", hint="write cuts as terminals, or leave it out")
     folder = Path(root) / games.camel(games.check(game)) / str(index)
-    rows, files = _rows(store, range(len(store)), cuts_are_terminals), []
+    rows = _rows(store, range(len(store)), cuts_are_terminals)
+    files: list[Path] = []
     for epoch in range(first_epoch, first_epoch + epochs):
         inner = folder / "replay_logs" if bucket else folder / str(epoch)
         names = {each: inner / (logged_name(each, epoch) if bucket else f"{each}.gz") for each in ELEMENTS}
@@ -115,11 +121,11 @@ def _write_epoch(rows: Iterator[dict[str, bytes]], names: dict[str, Path], steps
         partial = {each: path.with_name(f".{path.name}.{secrets.token_hex(4)}") for each, path in names.items()}
         for path in partial.values():
             opened.callback(path.unlink, missing_ok=True)
-        streams: dict[str, BinaryIO] = {}
+        streams: dict[str, gzip.GzipFile] = {}
         for each, path in partial.items():
             streams[each] = opened.enter_context(gzip.open(path, "wb", compresslevel=level))
             shape = (steps, *size) if each == "observation" else (steps,)
-            header = {"descr": np.lib.format.dtype_to_descr(DTYPES[each]), "fortran_order": False, "shape": shape}
+            header: dict[str, Any] = {"descr": np.lib.format.dtype_to_descr(DTYPES[each]), "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(streams[each], header)
         for _ in range(steps):
             row = next(rows)

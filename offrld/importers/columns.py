@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from offrl_store.errors import InvalidInput
-from offrld.importers.source import BadRow, Damaged
+from offrld.importers.bad_data import BadRow, Damaged
 
 #: Rows are read in blocks of about this size, so that memory does not grow with the file.
 BLOCK_BYTES = 8 << 20

@@ -16,6 +16,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -137,6 +138,12 @@ def flat_columns(store: EpisodeStore) -> list[FlatColumn]:
         value = episodes[i].observation
         return value[name[1:]] if name else value
 
+    def before(i: int, name: str) -> np.ndarray:
+        return observation(i, name)[: episodes[i].steps]
+
+    def extra(i: int, name: str) -> np.ndarray:
+        return episodes[i].extra[name]
+
     def following(i: int, name: str) -> np.ndarray:
         rows, steps = observation(i, name), episodes[i].steps
         return rows[1:] if len(rows) > steps else np.concatenate([rows[1:], np.zeros_like(rows[:1])])
@@ -153,18 +160,18 @@ def flat_columns(store: EpisodeStore) -> list[FlatColumn]:
 
     flag = Field("bool")
     for name, field in named.items():
-        columns.append(FlatColumn(f"observations{name}", field, lambda i, name=name: observation(i, name)[: episodes[i].steps]))
+        columns.append(FlatColumn(f"observations{name}", field, partial(before, name=name)))
     columns.append(FlatColumn("actions", schema.action, lambda i: episodes[i].action))
     columns.append(FlatColumn("rewards", schema.reward, lambda i: episodes[i].reward))
     columns.append(FlatColumn("terminals", flag, lambda i: ended(i, True)))
     columns.append(FlatColumn("timeouts", flag, lambda i: ended(i, False)))
     if not missing.all():
         for name, field in named.items():
-            columns.append(FlatColumn(f"next_observations{name}", field, lambda i, name=name: following(i, name)))
+            columns.append(FlatColumn(f"next_observations{name}", field, partial(following, name=name)))
         if missing.any():
             columns.append(FlatColumn("next_observations_known", flag, known))
     for name, field in schema.extra.items():
-        columns.append(FlatColumn(f"infos/{name}", field, lambda i, name=name: episodes[i].extra[name]))
+        columns.append(FlatColumn(f"infos/{name}", field, partial(extra, name=name)))
     return columns
 
 

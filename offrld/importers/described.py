@@ -18,7 +18,7 @@ from offrl_store.errors import OffrlError
 from offrld.importers.columns import Column
 from offrld.importers.episodic import Recording
 from offrld.importers.reading import parse_json, read_json
-from offrld.importers.spaces import ActionSpace, box, kind_of
+from offrld.importers.spaces import ActionSpace, Choices, box, kind_of
 
 #: The attribute of an HDF5 file, and the stem of a file in a folder, that hold the record.
 NAME = "offrl"
@@ -121,7 +121,6 @@ def _space(action: Any, env_id: str | None, bounds: str | None, kind: str) -> Ac
     if bounds == "inferred" or not isinstance(action, Field):
         return None
     if action.discrete:
-        return ActionSpace(origin or "declared", n=action.n)
+        return Choices(origin or "declared", action.n)
     low, high = (no if bound is None else bound for bound, no in ((action.low, -np.inf), (action.high, np.inf)))
-    space = box(low, high, origin or "declared")
-    return space and replace(space, kind=kind)
+    return box(low, high, origin or "declared", kind=kind)

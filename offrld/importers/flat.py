@@ -185,8 +185,9 @@ def find_cuts(arrays: FlatArrays, messages: list[str]) -> Cuts:
         stop, terminated = _with_cuts(stop, terminated, jumps)
     elif arrays.timeouts is None and arrays.limit is None:
         messages.append("there are no timeouts: episodes end at terminals only")
-    elif arrays.timeouts is None:
-        cut, start = [], 0
+    elif arrays.timeouts is None and arrays.limit is not None:
+        cut: list[int] = []
+        start = 0
         for end in (*stop.tolist(), rows):
             cut += range(start + arrays.limit, end, arrays.limit)
             start = end

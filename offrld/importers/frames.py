@@ -13,7 +13,7 @@ import numpy as np
 
 from offrl_store.errors import InvalidInput, OffrlError
 from offrld.importers import arrow
-from offrld.importers.source import BadRow
+from offrld.importers.bad_data import BadRow
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's name for so many channels
 

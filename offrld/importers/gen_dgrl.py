@@ -20,11 +20,12 @@ from typing import Any
 import numpy as np
 
 from offrl_store.errors import EmptyStore, InvalidInput
+from offrld.importers.bad_data import BadRow
 from offrld.importers.columns import Column, Rows, same_length
 from offrld.importers.episodic import Recording, ends_of, episodic_source
 from offrld.importers.hdf5 import listed
 from offrld.importers.npz import Member, arrays_in
-from offrld.importers.source import BadEpisodes, BadRow, Format, Source
+from offrld.importers.source import BadEpisodes, Format, Source
 from offrld.importers.spaces import choices
 
 NEEDS = "a folder of .npz files named TIME_INDEX_STEPS_LEVEL_RETURN.npz with observations, actions, rewards, dones"
@@ -105,6 +106,7 @@ def open_folder(
         raise EmptyStore(f"{name} holds no episode of level {level_seed}", hint=f"it holds the levels {levels}")
     if len(files) < len(found):
         messages.append(f"{len(files)} of {len(found)} episodes, {sum(each.keep for each in files)} steps, are taken")
+    known: dict[str, Any] = {"game": name} if name in GAMES else {}
     with ExitStack() as resources:
         reader = _Reader(files)
         resources.callback(reader.close)
@@ -119,7 +121,7 @@ def open_folder(
             attributes={},
             messages=messages,
             discrete=True,
-            **({"game": name} if name in GAMES else {}),
+            **known,
         )
         messages += [reader.notes[number] for number in sorted(reader.notes)[:3]]
         source.resources = resources.pop_all()
@@ -193,12 +195,12 @@ class _Reader:
                 hint="the file is damaged, or was renamed",
             )
         flags = dones.read_flags(0, file.steps)[: file.keep]
-        cut = [Column(name, column.key, Rows(column.data, 0, file.keep)) for column in (actions, rewards)]
+        actions, rewards = (Column(name, column.key, Rows(column.data, 0, file.keep)) for column in (actions, rewards))
         # A cut episode knows its next observation, which is one of its own.
         observations = Column(name, "observations", _Frames(frames, file.keep + (file.keep < file.steps)))
         metadata = {"time": file.time, "index": file.index} | ({"level_seed": file.level} if file.level >= 0 else {})
         ends = ends_of(flags, np.zeros(file.keep, bool), name, number, self.notes)
-        return Recording(observations, *cut, ends, metadata=metadata)
+        return Recording(observations, actions, rewards, ends, metadata=metadata)
 
 
 class _Frames:

@@ -100,8 +100,11 @@ def names(group: h5py.Group, file: str) -> list[str]:
         ) from None
 
 
-def node(group: h5py.Group, key: str, file: str) -> h5py.Dataset | h5py.Group | None:
-    """The object under ``key``, or None. Refuses links and layouts that read other files of this machine: a file may come from anyone."""
+def node(group: h5py.Group, key: str, file: str) -> Any:
+    """The `h5py.Dataset` or `h5py.Group` under ``key``, or None.
+
+    Refuses links and layouts that read other files of this machine: a file may come from anyone.
+    """
     path = f"{group.name.strip('/')}/{key}".strip("/")
     try:
         if group.get(key, getlink=True) is None:

@@ -23,8 +23,9 @@ from offrl_store import EpisodeStore, Field, Schema
 from offrl_store.errors import DiskFull, EmptyStore, InvalidEpisode, InvalidInput, OffrlError, StoreExists
 from offrl_store.schema import short
 from offrld.importers import reading
+from offrld.importers.bad_data import BadRow, Skipped
 from offrld.importers.registry import open_source
-from offrld.importers.source import BadEpisodes, BadRow, Skipped, Source
+from offrld.importers.source import BadEpisodes, Source
 
 Progress = Callable[[int, int | None], None]
 
@@ -65,24 +66,29 @@ def import_into(
     store = EpisodeStore.open(path) if append else None
     with _opened(source, format, options, skip_bad is not None) as opened:
         opened.metadata = reading.fitting(opened.metadata, opened.messages, "metadata of the source")
-        for line in opened.messages if message is not None else ():
-            message(line)
+        say = message if message is not None else _discard
+        for line in opened.messages:
+            say(line)
         said = len(opened.messages)
         if store is not None:
             left_out = _check_fits(opened.schema, store.schema)
-            if left_out and message is not None:
-                message(f"not appended: {', '.join(left_out)} (the dataset has no such extra field)")
-            if message is not None and (kept := _kept_bounds(opened, store)):
-                message(kept)
+            if left_out:
+                say(f"not appended: {', '.join(left_out)} (the dataset has no such extra field)")
+            if kept_bounds := _kept_bounds(opened, store):
+                say(kept_bounds)
             _append(opened, store, progress)
         else:
             _create(opened, path, progress)
-        for line in opened.messages[said:] if message is not None else ():
-            message(line)
+        for line in opened.messages[said:]:
+            say(line)
     if skip_bad is not None:
         for number in sorted(opened.bad.skipped):
             skip_bad(opened.bad.skipped[number])
     return EpisodeStore.open(path)
+
+
+def _discard(line: str) -> None:
+    """The caller wants no messages."""
 
 
 def _opened(source: Any, format: str | None, options: Mapping[str, Any] | None, skip_bad: bool) -> Source:

@@ -154,6 +154,13 @@ class _Reader:
         """Episodes so far whose rows stand in another order than that of time."""
         return len(self._reordered)
 
+    @property
+    def _open_data(self) -> _DataFile:
+        """The data file of the current episode, which `go` opens."""
+        if self._data is None:
+            raise RuntimeError("go() comes first")
+        return self._data
+
     def look_at_pictures(self) -> None:
         """Finds what pictures hold by the first one of each feature: bytes, or distances of 16 bits. Refuses depth in a video."""
         for key, feature in self._features.items():
@@ -171,7 +178,7 @@ class _Reader:
         with contextlib.suppress(InvalidInput):  # a damaged episode is named when its turn comes
             self.go(number)
             for key in pictures:
-                first = self._data.images(key, self._start, self._start + 1, self._file)[0]
+                first = self._open_data.images(key, self._start, self._start + 1, self._file)[0]
                 self._features[key].pixels = picture_dtype(first, self._features[key].shape[0], self._file, key)
 
     def close(self) -> None:
@@ -189,17 +196,18 @@ class _Reader:
         if self._data is None or self._data.path != path:
             if self._data is not None:
                 self._data.close()
-            self._data = None
+            self._data = None  # in case the next one cannot be opened
             self._data = _DataFile(path, self._name)
+        data = self._data
         self._start, self._steps, self._episode = each["dataset_from_index"] - self._bases[chunk, index], length, each
         if length < 1:
             return 0
-        if each["dataset_to_index"] - each["dataset_from_index"] != length or self._start + length > self._data.rows:
+        if each["dataset_to_index"] - each["dataset_from_index"] != length or self._start + length > data.rows:
             raise InvalidInput(
-                f"{self._file} has {length} rows from {self._start} on, {path.name} has {self._data.rows}",
+                f"{self._file} has {length} rows from {self._start} on, {path.name} has {data.rows}",
                 hint="the dataset is incomplete; copy it again",
             )
-        ids = self._data.read("episode_index", self._start, self._start + length, self._file)
+        ids = data.read("episode_index", self._start, self._start + length, self._file)
         wrong = np.flatnonzero(ids.reshape(-1) != each["episode_index"])
         if len(wrong):
             raise InvalidInput(
@@ -213,7 +221,7 @@ class _Reader:
         """The episode's rows in the order of time where the file has them in another; raises `InvalidInput` where a frame is missing."""
         if "frame_index" not in self._features:
             return None
-        frames = self._data.read("frame_index", self._start, self._start + length, self._file).reshape(-1)
+        frames = self._open_data.read("frame_index", self._start, self._start + length, self._file).reshape(-1)
         if np.array_equal(frames, np.arange(length)):
             return None
         order = np.argsort(frames, kind="stable")
@@ -234,7 +242,7 @@ class _Reader:
 
     def _column(self, key: str) -> Column:
         feature, file, start = self._features[key], self._file, self._start
-        data, steps = self._data, self._steps
+        data, steps = self._open_data, self._steps
         shape = (steps, *feature.shape)
         if feature.dtype == "image":
             images = lambda low, high: data.images(key, start + low, start + high, file)  # noqa: E731

@@ -13,7 +13,7 @@ from offrl_store import EpisodeStore, Field
 from offrl_store.errors import InvalidInput
 from offrld.importers.columns import Column
 from offrld.importers.described import Shaped
-from offrld.importers.exporting import action_shape, named_observations
+from offrld.importers.exporting import action_shape, named_observations, source_attributes
 from offrld.importers.source import field_names
 from offrld.importers.spaces import MAX_CHOICES, kind_of
 
@@ -47,15 +47,13 @@ class Leaf:
     def shape(self) -> tuple[int, ...]:
         """Shape of one row; raises `InvalidInput` where the metadata do not give it."""
         kind = self.space["type"]
-        shape = (
-            self.space.get("shape")
-            if kind == "Box"
-            else ()
-            if kind == "Discrete"
-            else np.shape(self.space.get("nvec"))
-            if kind == "MultiDiscrete"
-            else self.space.get("n")
-        )
+        shape: Any = self.space.get("n")  # of MultiBinary
+        if kind == "Box":
+            shape = self.space.get("shape")
+        elif kind == "Discrete":
+            shape = ()
+        elif kind == "MultiDiscrete":
+            shape = np.shape(self.space.get("nvec") or ())
         shape = (shape,) if isinstance(shape, int) else shape
         if not isinstance(shape, (list, tuple)) or not all(isinstance(n, int) and n > 0 for n in shape):
             raise InvalidInput(f"metadata.json gives observations/{self.key} no shape", hint="copy the dataset again")
@@ -119,9 +117,7 @@ class Layout:
     """
 
     def __init__(self, store: EpisodeStore, action: Field, say: Any) -> None:
-        source, known = store.metadata.get("source"), store.metadata.get("source_attributes")
-        came = isinstance(known, dict) and isinstance(source, dict) and source.get("format") == "minari"
-        self.known: dict[str, Any] = known if came else {}
+        self.known = source_attributes(store, "minari")
         self._say = say
         fields = named_observations(store.schema.observation)
         space = _parsed(self.known.get("observation_space"))

@@ -14,6 +14,7 @@ from offrl_store import Episode, EpisodeStore, Field, Schema
 from offrl_store.errors import EmptyStore, InvalidInput, StoreCorrupt, StoreNotFound
 from offrl_store.temporary import from_episodes
 from offrld.importers.source import BadEpisodes, Format, Source, SourceEpisode
+from offrld.importers.spaces import Choices
 
 NEEDS = "a folder with schema.json, episodes.log and columns/"
 
@@ -71,7 +72,7 @@ def _stated(schema: Schema, bad: BadEpisodes, name: str, metadata: dict[str, Any
     space = bad.stated(None, name)
     if space is None:
         return schema
-    if space.discrete:
+    if isinstance(space, Choices):
         stated = Field(action.dtype, action.shape, low=0, high=space.n - 1)
     else:
         pairs = ((space.low, action.low), (space.high, action.high))
@@ -87,7 +88,7 @@ def _episodes(store: EpisodeStore, name: str, bad: BadEpisodes) -> Iterator[Sour
         rows = slice(int(record["first_row"]), int(record["first_row"] + record["steps"]) + 1)
         checksum = 0
         for column in columns:
-            checksum = zlib.crc32(column[rows], checksum)
+            checksum = zlib.crc32(column[rows].data, checksum)
         if checksum != record["data_crc"]:
             bad.take(
                 number, InvalidInput(f"{name}: episode {number} does not fit its checksum", hint="the store is damaged; copy it again")

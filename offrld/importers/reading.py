@@ -90,8 +90,10 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) != len(pairs):
         seen: set[str] = set()
-        name = next(key for key, _ in pairs if key in seen or seen.add(key))
-        raise ValueError(f"the key {name[:60]!r} stands twice in one object")
+        for name, _ in pairs:
+            if name in seen:
+                raise ValueError(f"an object has the key {name[:60]!r} twice")
+            seen.add(name)
     return value
 
 

@@ -10,7 +10,8 @@ from typing import Any
 from offrl.errors import Unknown, nearest
 from offrl_store import EpisodeStore
 from offrl_store.errors import InvalidInput
-from offrld.importers import atari, common, d3rlpy, d4rl, gen_dgrl, hdf5, lerobot, minari, native, npz, robomimic, table, torchrl
+from offrld.importers import atari, common_options, d3rlpy, d4rl, gen_dgrl, hdf5, lerobot, minari, native, npz, robomimic, table, torchrl
+from offrld.importers.channels import turned
 from offrld.importers.source import BadEpisodes, Format, Source
 
 #: Every format by the name that stands after ``--format``. The order is that of detection: d3rlpy's flat files look like D4RL's with more.
@@ -70,33 +71,35 @@ def open_source(
 
 def _open_object(source: Any, format: str | None, options: Mapping[str, Any] | None, skip_bad: bool) -> Source:
     """Opens what is in memory."""
+    opener: Callable[..., Source]
     if isinstance(source, Mapping):
-        kind, known, opener = "dict of arrays", npz.FORMAT, npz.open_arrays
+        kind, nearest_format, opener = "dict of arrays", npz.FORMAT, npz.open_arrays
     elif isinstance(source, EpisodeStore):
-        kind, known, opener = "store", native.FORMAT, native.open_given
+        kind, nearest_format, opener = "store", native.FORMAT, native.open_given
     elif hasattr(source, "__arrow_c_stream__") or type(source).__module__.partition(".")[0] == "pandas":
-        kind, known, opener = "table in memory", table.PARQUET, table.open_frame
+        kind, nearest_format, opener = "table in memory", table.PARQUET, table.open_frame
     elif isinstance(source, Iterable) and not isinstance(source, bytes | bytearray) and not hasattr(source, "dtype"):
-        kind, known, opener = "list of episodes", native.FORMAT, native.open_episodes
+        kind, nearest_format, opener = "list of episodes", native.FORMAT, native.open_episodes
     else:
         raise InvalidInput(
             f"a {type(source).__name__} is no source of data", hint="give a path, a dict of arrays, a table, a store, or episodes"
         )
-    if format not in (None, known.name):
+    if format not in (None, nearest_format.name):
         raise InvalidInput(f"a {kind} is not of format {format!r}", hint="leave the format out")
-    return _open(known, opener, source, options, skip_bad)
+    return _open(nearest_format, opener, source, options, skip_bad)
 
 
 def _open(format: Format, opener: Callable[..., Source], source: Any, options: Mapping[str, Any] | None, skip_bad: bool) -> Source:
     """Opens a source with the options of its format and those that all have."""
-    own, shared = {}, {}
+    own: dict[str, Any] = {}
+    shared: dict[str, Any] = {}
     for name, value in (options or {}).items():
-        if name not in format.options and name not in common.OPTIONS:
-            known = [*format.options, *common.OPTIONS]
+        if name not in format.options and name not in common_options.OPTIONS:
+            known = [*format.options, *common_options.OPTIONS]
             raise Unknown(f"the format {format.name!r} has no option {name!r}", hint=nearest(name, known) or f"known: {', '.join(known)}")
         (own if name in format.options else shared)[name] = value
-    stated = common.CommonOptions(**shared)
-    return stated.turned(opener(source, BadEpisodes(skip_bad, stated), **own))
+    stated = common_options.CommonOptions(**shared)
+    return turned(opener(source, BadEpisodes(skip_bad, stated), **own), stated.channels)
 
 
 def detect(path: Path) -> Format:

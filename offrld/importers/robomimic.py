@@ -190,11 +190,10 @@ class _WithFinal:
 
     def __getitem__(self, rows: slice) -> np.ndarray:
         steps = self._observations.rows
-        block = self._observations.read(rows.start, min(rows.stop, steps)) if rows.start < steps else None
         if rows.stop <= steps:
-            return block
+            return self._observations.read(rows.start, rows.stop)
         last = self._following.read(steps - 1, steps)
-        return last if block is None else np.concatenate([block, last])
+        return np.concatenate([self._observations.read(rows.start, steps), last]) if rows.start < steps else last
 
 
 class _ChannelsFirst:

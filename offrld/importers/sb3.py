@@ -18,7 +18,7 @@ from offrld.importers.columns import Column
 from offrld.importers.exporting import named_observations
 from offrld.importers.flat import FlatArrays, flat_source
 from offrld.importers.source import BadEpisodes, Source
-from offrld.importers.spaces import ActionSpace, box, choices
+from offrld.importers.spaces import ActionSpace, Choices, box, choices
 
 NEEDS = "a ReplayBuffer, DictReplayBuffer or HerReplayBuffer of Stable-Baselines3, for example model.replay_buffer"
 
@@ -111,7 +111,7 @@ def from_sb3(buffer: Any, *, env_id: str | None = None, actions: Actions = "scal
         space=space,
         attributes={},
         messages=messages,
-        discrete=space.discrete if space is not None else None,
+        discrete=isinstance(space, Choices) if space is not None else None,
     )
 
 

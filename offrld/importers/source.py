@@ -8,15 +8,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from offrl.errors import Unknown, nearest
 from offrl_store import Episode, Schema
-from offrl_store.errors import InvalidEpisode, InvalidInput
+from offrl_store.errors import InvalidInput
 from offrl_store.schema import NAME
-
-if TYPE_CHECKING:
-    from offrld.importers.common import CommonOptions
+from offrld.importers.bad_data import Damaged, Skipped
+from offrld.importers.common_options import CommonOptions
+from offrld.importers.spaces import ActionSpace
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -30,27 +30,6 @@ class SourceEpisode(Episode):
 
     number: int = 0
     metadata: Mapping[str, Any] | None = None
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """An episode that was left out: its place in the source (from 0), the row that is wrong (of its array) where it is one, and why."""
-
-    episode: int
-    row: int | None
-    why: str
-
-
-class BadRow(InvalidEpisode):
-    """A value that cannot be used, and the row of the array in which it stands."""
-
-    def __init__(self, message: str, row: int, *, hint: str = "") -> None:
-        super().__init__(message, hint=hint)
-        self.row = row
-
-
-class Damaged(InvalidInput):
-    """A source is damaged, and nothing tells which of its episodes are good: it is not read at all."""
 
 
 class BadEpisodes:
@@ -75,8 +54,8 @@ class BadEpisodes:
     def __contains__(self, number: int) -> bool:
         return number in self.skipped
 
-    def stated(self, space: Any, file: str) -> Any:
-        """The action space that the file or its environment declares, as the user states it."""
+    def stated(self, space: ActionSpace | None, file: str) -> ActionSpace | None:
+        """The action space that the file or its environment declares, with the user's options applied to it."""
         return space if self.common is None else self.common.space(space, file)
 
 

@@ -25,7 +25,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import numpy as np
 
@@ -34,10 +34,11 @@ from offrl_store.disk import disk_errors
 from offrl_store.errors import EmptyStore, InvalidInput
 from offrl_store.schema import NAME
 from offrld.importers import arrow
+from offrld.importers.bad_data import BadRow
 from offrld.importers.columns import Column
 from offrld.importers.flat import FlatArrays, flat_source
 from offrld.importers.hdf5 import listed
-from offrld.importers.source import BadEpisodes, BadRow, Format, Source
+from offrld.importers.source import BadEpisodes, Format, Source
 from offrld.importers.spaces import EXACT, probe_environment
 
 NEEDS = "columns for observation, action, reward, and episode, terminal or done: --map observation=obs_*,action=act_*,reward=r,episode=ep"
@@ -114,7 +115,7 @@ class _Spool:
     """The values of one field on their way from the table: rows in a file without a name."""
 
     names: list[str]
-    file: BinaryIO = field(default_factory=partial(tempfile.TemporaryFile, prefix="offrl-table-"))
+    file: IO[bytes] = field(default_factory=lambda: tempfile.TemporaryFile(prefix="offrl-table-"))  # noqa: SIM115  closed with the object
     dtype: np.dtype | None = None
     shape: tuple[int, ...] = ()
     whole: bool = True  # all values are whole numbers, as they stand in the text
@@ -140,7 +141,8 @@ class _Spool:
         with disk_errors(Path(tempfile.gettempdir())):
             self.file.flush()
         shape = (self.rows, *self.shape)
-        data: Any = np.memmap(self.file, self.dtype, "r", shape=shape) if self.rows else np.empty(shape, self.dtype)
+        file_data: Any = self.file  # NumPy takes any file object with a descriptor
+        data: Any = np.memmap(file_data, self.dtype or np.dtype(float), "r", shape=shape) if self.rows else np.empty(shape, self.dtype)
         if order is not None:
             data = _Ordered(data, order)
         return TableColumn(file, self.names[0], _As(data, np.dtype(dtype)) if dtype else data, tuple(self.names), order, self.flaws)
@@ -547,8 +549,9 @@ class _Episodes:
         self._all = np.concatenate(self._codes) if self._codes else self._all
         self._codes = []
         codes = self._all
-        steps = np.asarray(step.read(0, step.rows)).reshape(step.rows, -1) if step is not None else None
-        if steps is not None:
+        steps: np.ndarray | None = None
+        if step is not None:
+            steps = np.asarray(step.read(0, step.rows)).reshape(step.rows, -1)
             step.check_finite(steps, 0)
             if steps.shape[1] != 1:
                 raise InvalidInput(f"{self._file}: column {step.names[0]!r} holds lists, no steps", hint="a step is one number")
@@ -561,9 +564,9 @@ class _Episodes:
         back = None if steps is None else np.flatnonzero(same & (steps[1:] <= steps[:-1]))
         if not apart and (back is None or not len(back)):
             return None
-        if steps is None:
-            seen: set[int] = set()
-            at = next(int(row) for row in starts if int(codes[row]) in seen or seen.add(int(codes[row])))
+        if step is None or steps is None:
+            _, first_start = np.unique(codes[starts], return_index=True)
+            at = int(np.delete(starts, first_start)[0])
             named = list(self._numbers)[int(codes[at])]
             raise BadRow(
                 f"{self._file}: row {at + FIRST_ROW}, column {self._name!r}: the episode {named!r} comes again",

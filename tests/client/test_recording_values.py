@@ -265,7 +265,7 @@ def test_a_wrapped_environment_that_gives_something_odd_goes_on_with_its_next_ep
         env.close()
     assert inner.closed
     assert [episode.steps for episode in kept(tmp_path / "spool")] == [1, 1, 1]
-    with pytest.raises(InvalidInput, match=r"no gymnasium\.Env"):
+    with pytest.raises(InvalidInput, match=r"not a gymnasium\.Env"):
         offrl.RecordEpisodes(object(), recorder)
 
 

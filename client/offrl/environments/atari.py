@@ -7,7 +7,7 @@ against 2,150 steps/s of Breakout).
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import gymnasium
 import numpy as np
@@ -56,7 +56,7 @@ class AtariEnv(gymnasium.Env):
         terminal_on_life_loss: bool = False,
         noop_max: int = 0,
         frame_skip: int = 4,
-        render_mode: str | None = None,
+        render_mode: Literal["human", "rgb_array"] | None = None,
     ) -> None:
         games.check(game)
         sticky = {True: STICKY, False: 0.0}[sticky_actions] if isinstance(sticky_actions, bool) else float(sticky_actions)

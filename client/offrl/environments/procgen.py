@@ -204,7 +204,7 @@ def _with_gym() -> Iterator[None]:
     try:
         import gym  # noqa: F401
     except ImportError:
-        names = {name: ModuleType(name) for name in ("gym", "gym.spaces", "gym.envs", "gym.envs.registration")}
+        names: dict[str, Any] = {name: ModuleType(name) for name in ("gym", "gym.spaces", "gym.envs", "gym.envs.registration")}
         names["gym"].Env = names["gym"].Wrapper = object
         names["gym.envs.registration"].register = lambda **_: None
         for name, module in names.items():

@@ -155,7 +155,8 @@ class Gateway:
                 first = self._router.recv(zmq.NOBLOCK, copy=False)
             except zmq.ZMQError:
                 return
-            route, message = first.bytes, []
+            route = first.bytes
+            message: list[bytes] = []
             while self._router.getsockopt(zmq.RCVMORE):
                 part = self._router.recv(zmq.NOBLOCK, copy=False)
                 message.append(part.bytes if len(message) < self._options["frames"] else b"")

@@ -86,12 +86,16 @@ class TcpSocket:
             raise InvalidInput(f"cannot listen on {self._options['url']}: {self.address}", hint="choose another address with --bind")
         return process, ours
 
+    async def _watch_process(self) -> None:
+        """Serve the current process until its connection closes."""
+        link = self._link = _Link(self)
+        await asyncio.get_running_loop().connect_accepted_socket(lambda: link, self._pair)
+        await link.gone.wait()
+
     async def watch(self) -> None:
         """Keep the process going, for ever."""
         while True:
-            self._link = _Link(self)
-            await asyncio.get_running_loop().connect_accepted_socket(lambda: self._link, self._pair)
-            await self._link.gone.wait()
+            await self._watch_process()
             status = await asyncio.to_thread(self._process.wait)
             log.error("the process that listens on %s has ended with status %d: it is started again", self.address, status)
             address = self.address
