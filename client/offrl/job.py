@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, FailFast, Field
 
+from offrl.export_formats import ExportFormat
 from offrl_store.errors import InvalidInput
 
 # Names of datasets and keys: they become folder names, so no separators, no leading dot, nothing that a shell would read.
@@ -205,7 +206,7 @@ class DatasetExportSpec(_Spec):
 
     kind: Literal["dataset_export"] = "dataset_export"
     dataset: Name
-    format: Literal["d4rl", "npz", "store", "minari", "d3rlpy", "d3rlpy-v1", "robomimic", "torchrl", "gen_dgrl", "atari", "lerobot"]
+    format: ExportFormat
 
 
 JobSpec = Annotated[TrainSpec | ImportSpec | ExportSpec | DatasetExportSpec | CollectSpec | TrainOnlineSpec, Field(discriminator="kind")]

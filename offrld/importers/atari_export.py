@@ -74,7 +74,7 @@ def write_replay(
     return files
 
 
-def write_atari(export: Export) -> None:
+def write(export: Export) -> None:
     """All steps in epochs of a million, under the bucket's names: below ``GAME/INDEX/replay_logs`` where the dataset knows its game, which
     is a mirror for d4rl-atari's readers and ours, else in the folder itself. Index and first epoch are those of the dataset's source."""
     store, source = export.store, export.store.metadata.get("source") or {}

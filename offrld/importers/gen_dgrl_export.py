@@ -17,7 +17,7 @@ from offrl_store.errors import EmptyStore, InvalidInput
 from offrld.importers.exporting import Export, one_action
 
 
-def write_gen_dgrl(export: Export) -> None:
+def write(export: Export) -> None:
     """One file per completed episode. Index, level and time come from the episode's metadata, else from its number, -1 and now."""
     store, schema = export.store, export.store.schema
     action = one_action(export, "gen_dgrl")

@@ -38,7 +38,7 @@ MAX_DIMENSIONS = 5  # of a row, in LeRobot
 DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 
 
-def write_lerobot(export: Export) -> None:
+def write(export: Export) -> None:
     """``meta/`` and ``data/``. Frames per second, tasks, the robot and its joints' names are those that the data came with; else 30 frames
     and the environment's name."""
     store = export.store

@@ -32,7 +32,7 @@ from offrld.importers.exporting import (
 from offrld.importers.robomimic import GYM_TYPE, KNOWN
 
 
-def write_robomimic(export: Export) -> None:
+def write(export: Export) -> None:
     """One file; the splits are those that the episodes' metadata name in ``masks``."""
     store, schema = export.store, export.store.schema
     action = one_action(export, "robomimic")

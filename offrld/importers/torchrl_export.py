@@ -31,7 +31,7 @@ from offrld.importers.torchrl import FLAGS, TRAJECTORIES
 RESERVED = ("action", "reward", "next", "collector", "index", "_weight", "shape", "device", "_type", *TRAJECTORIES)
 
 
-def write_torchrl(export: Export) -> None:
+def write(export: Export) -> None:
     """``storage/``, ``writer/`` and ``buffer_metadata.json``."""
     store, schema = export.store, export.store.schema
     action = one_action(export, "torchrl")
