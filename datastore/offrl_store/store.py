@@ -16,7 +16,7 @@ import numpy as np
 
 from offrl_store import eviction
 from offrl_store import format as layout
-from offrl_store.disk import disk_errors, sync_folder
+from offrl_store.disk import disk_errors, publish, sync_folder, write_synced
 from offrl_store.errors import InvalidInput, SnapshotEvicted, StoreCorrupt, StoreExists, StoreNotFound
 from offrl_store.meta import MetaReader
 from offrl_store.mixing import select
@@ -88,19 +88,13 @@ class EpisodeStore:
                 for column in schema.columns:
                     layout.column_path(temporary, column.name).touch()
                 for name, content in ((layout.LOG_FILE, layout.dump_header()), (layout.SCHEMA_FILE, layout.dump_schema(schema, limit))):
-                    with open(temporary / name, "xb") as file:
-                        file.write(content)
-                        file.flush()
-                        os.fsync(file.fileno())
+                    write_synced(temporary / name, content, new=True)
                 sync_folder(temporary / layout.COLUMN_FOLDER)
                 sync_folder(temporary)
                 try:
-                    os.rename(temporary, path)
-                except OSError as error:
-                    if path.exists() and not isinstance(error, PermissionError):
-                        raise StoreExists(f"{path} exists already", hint="another process created it just now") from error
-                    raise
-                sync_folder(path.parent)
+                    publish(temporary, path)
+                except FileExistsError as error:
+                    raise StoreExists(f"{path} exists already", hint="another process created it just now") from error
             except BaseException:
                 shutil.rmtree(temporary, ignore_errors=True)
                 raise
