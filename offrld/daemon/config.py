@@ -331,7 +331,7 @@ def _explained(error: ValidationError, file: Path) -> InvalidInput:
     if problem.kind == "extra_forbidden":
         return Unknown(f"{file}: no setting {problem.where!r}", hint=nearest(str(problem.place[-1]), model.model_fields))
     if problem.kind.startswith("model_"):
-        name = problem.place[-1]
+        name = str(problem.place[-1])
         inside = ", ".join(model.model_fields[name].annotation.model_fields)
         return InvalidInput(f"{file}: [{name}] {problem.what}", hint=f"write [{name}] on a line alone, its settings below: {inside}")
     return InvalidInput(f"{file}: {problem}", hint="`offrl config --default` shows all settings")
