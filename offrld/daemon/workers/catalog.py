@@ -20,9 +20,10 @@ import offrld
 from offrl.environments import unknown_hint
 from offrl.errors import InternalError, InvalidInput, Unknown, nearest
 from offrl.job import TrainOnlineSpec, TrainSpec
+from offrl_store.disk import write_atomic
 from offrld import settings
 from offrld.daemon.queue.datasets import action_kind
-from offrld.daemon.state import State, write_durably
+from offrld.daemon.state import State
 from offrld.executors.local import LocalExecutor
 
 DESCRIBE_S = 180.0  # loading torch and gymnasium from a cold disk
@@ -148,7 +149,7 @@ class Catalog:
 
     def _keep(self, path: Path, data: bytes) -> None:
         try:
-            write_durably(path, data)
+            write_atomic(path, data, shared=True)
             old = sorted(self._state.cache.glob("describe-*.json"), key=lambda entry: entry.stat().st_mtime, reverse=True)
             for entry in old[KEEP:]:
                 entry.unlink(missing_ok=True)
