@@ -1,4 +1,4 @@
-"""Bounded stores: which episodes are too many, giving their rows back to the file system, and telling readers.
+"""Bounded stores: choosing the oldest episodes, returning their rows to the file system, and informing readers.
 
 Order of an eviction: the header's `first` is written and synced, then the holes are punched. A reader that looks at `first` after it has
 copied rows therefore never keeps a row of a hole.

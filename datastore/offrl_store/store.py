@@ -49,7 +49,7 @@ class Snapshot:
             if len(parts) != 3 or len(chain) != 32 or first < 0 or count < 0:
                 raise ValueError
         except (ValueError, IndexError) as error:
-            raise InvalidInput(f"{text!r} is no snapshot", hint="a snapshot reads FIRST:COUNT:CHAINHEX") from error
+            raise InvalidInput(f"{text!r} is not a snapshot", hint="a snapshot reads FIRST:COUNT:CHAINHEX") from error
         return cls(first, count, chain)
 
 
@@ -192,7 +192,7 @@ class EpisodeStore:
     def _evicted(self, first: int, kept: int) -> SnapshotEvicted:
         return SnapshotEvicted(
             f"episodes {first} to {kept - 1} of {self.path} were evicted to keep its limit",
-            hint="refresh and sample anew, or have the writer keep the snapshot: store.writer(keep=[snapshot])",
+            hint="refresh and make a new sampler, or let the writer keep the snapshot: store.writer(keep=[snapshot])",
         )
 
     def _check_size(self, file: Path, column: Column, rows: int) -> None:
@@ -231,7 +231,7 @@ class EpisodeStore:
 
     @property
     def episodes(self) -> EpisodeList:
-        """All episodes, list-like; each is made when asked for, as views of the maps."""
+        """All episodes as a list-like object, which makes each on demand, as views of the maps."""
         return EpisodeList(self, np.arange(len(self)))
 
     def column(self, name: str) -> np.ndarray:
@@ -295,7 +295,9 @@ class EpisodeStore:
     def remove(self) -> None:
         """Delete the store's folder. Raises StoreLocked while a writer has it."""
         with contextlib.closing(self.writer()):
-            os.rename(self.path / layout.SCHEMA_FILE, self.path / ".removed")  # from here on it is no store, however this ends
+            os.rename(
+                self.path / layout.SCHEMA_FILE, self.path / ".removed"
+            )  # from here on the folder is not a store, even if the process dies
         shutil.rmtree(self.path)
 
     def __repr__(self) -> str:

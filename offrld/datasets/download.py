@@ -150,7 +150,7 @@ def _request(url: str, part: Path, progress: Progress | None) -> Described:
     try:
         reply = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT_S)
     except urllib.error.HTTPError as error:
-        if error.code == 416:  # what is there is all of it, or too much of something else: begin anew
+        if error.code == 416:  # the file is complete, or too long and of another version: restart
             part.unlink(missing_ok=True)
             raise EOFError("the server has no bytes beyond those that are there") from None
         raise

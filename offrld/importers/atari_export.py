@@ -47,12 +47,12 @@ def write_replay(
 
     Args:
         game: its name, ``space-invaders``; with ``index``, the run, it names the folder.
-        first_epoch, epochs: the steps are cut into so many epochs, numbered from the first on; what does not fill an epoch is left out.
+        first_epoch, epochs: number of the first epoch, and number of epochs; steps that do not fill an epoch are left out.
         bucket: the bucket's names (``GAME/INDEX/replay_logs/$store$_observation_ckpt.EPOCH.gz``), else d4rl-atari's.
         cuts_are_terminals: truncated episodes end with a terminal.
 
     Raises:
-        InvalidInput: there is no such game, the frames have another form, or an episode but the last one was cut.
+        InvalidInput: there is no such game, the frames have another form, or an episode other than the last one was cut.
         EmptyStore: there are fewer steps than epochs.
         DiskFull: nothing of the epoch that was being written is left.
     """
@@ -141,7 +141,7 @@ def _write_epoch(rows: Iterator[dict[str, bytes]], names: dict[str, Path], steps
 def _rows(
     store: EpisodeStore, numbers: Iterable[int], cuts_are_terminals: bool, progress: Callable[[int], None] | None = None
 ) -> Iterator[dict[str, bytes]]:
-    """Every step's bytes, episode after episode of those numbers; ``progress`` is told the number of the next one."""
+    """The bytes of every step of the episodes ``numbers``; calls ``progress`` with the number of the next episode."""
     for number in numbers:
         episode = store.episodes[number]
         ends = episode.terminated or cuts_are_terminals

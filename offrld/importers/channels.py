@@ -42,7 +42,7 @@ def turned(source: Source, channels: str | None) -> Source:
 
 
 def _turned_shape(field: Field) -> tuple[int, ...] | None:
-    """The shape with the channels first; None where the field is no image, or has them first."""
+    """The shape with the channels first; None if the field is not an image or has them first already."""
     shape = field.shape
     if len(shape) == 3 and shape[2] < min(shape[:2]):
         return (shape[2], *shape[:2])
@@ -70,7 +70,7 @@ def _turn(episodes: Iterator[SourceEpisode], names: set[str], single: bool) -> I
 
 
 def notes(fields: Mapping[str, Field]) -> list[str]:
-    """A line for each observation field that looks like images that networks do not take as they are."""
+    """A line for each observation field that looks like images with their channels last, which networks do not take."""
     lines = []
     for name, field in fields.items():
         if last_channels(field.shape):

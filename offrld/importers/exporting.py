@@ -1,4 +1,4 @@
-"""What the exporters have in common: one export, and the small questions that each of them asks of a store."""
+"""What exporters share: the description of one export, and helpers to write its parts."""
 
 from __future__ import annotations
 
@@ -46,7 +46,8 @@ def one_action(export: Export, format: str) -> Field:
 
 
 def free_names(export: Export, names: Iterable[str], taken: Callable[[str], bool]) -> dict[str, str]:
-    """Extra fields under names that a format leaves free: their own, or ``extra.NAME`` where it uses that one itself, which is said.
+    """Extra fields under names that a format leaves free: their own, or ``extra.NAME`` (a message reports it) for a name
+    that the format uses itself.
 
     Args:
         taken: whether the format uses a name for something else.

@@ -2,8 +2,8 @@
 
 An episode ends at a row with ``terminals`` (the task ended) or ``timeouts`` (cut); where both are set the task ended. The final
 observation is known only where there are ``next_observations``. Everything is read in blocks: first the flags and the actions (and, where
-there are next observations, the observations), then all of it while the episodes are given out; actions of up to `KEEP_BYTES` are kept
-from the first reading.
+there are next observations, the observations), then everything while the episodes are read; actions of up to `KEEP_BYTES` are kept from
+the first pass.
 """
 
 from __future__ import annotations

@@ -222,7 +222,7 @@ class _Frames:
             at = tuple(int(i) for i in wrong[0])
             row = rows.start + at[0]
             raise BadRow(
-                f"{self._column.file}: {self._column.where(row, at[1:])} is {float(block[at]):.9g}, which is no pixel",
+                f"{self._column.file}: {self._column.where(row, at[1:])} is {float(block[at]):.9g}, which is not a pixel",
                 row,
                 hint="pixels are whole numbers from 0 to 255; scaled observations are not read",
             )
@@ -236,10 +236,10 @@ FORMAT = Format(
     detect,
     open_folder,
     {
-        "capacity": "take so many transitions (or episodes), the best first",
+        "capacity": "number of transitions (or episodes) to take, the best first",
         "capacity_type": "what the capacity counts: transitions or episodes",
         "percentile": "share of the capacity to take, of the whole folder where none is given; the best episodes first",
         "level_seed": "take episodes of this level only",
-        "max_episodes": "take so many episodes at most",
+        "max_episodes": "largest number of episodes to take",
     },
 )

@@ -38,7 +38,7 @@ def write(export: Export) -> None:
         ret = float(np.sum(episode.reward, dtype=np.float64))
         index, level = (known.get(key, least) for key, least in (("index", number), ("level_seed", -1)))
         name = f"{known.get('time', now)}_{index}_{episode.steps}_{level}_{ret:.2f}.npz"
-        if "/" in name or (export.path / name).exists():  # written down twice: its number tells it from the other
+        if "/" in name or (export.path / name).exists():  # two episodes of one name: the number distinguishes them
             name = f"{now}_{number}_{episode.steps}_{level}_{ret:.2f}.npz"
         arrays = {
             "observations": np.concatenate([episode.observation[: episode.steps], last]).astype(np.float32),

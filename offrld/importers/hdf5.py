@@ -1,4 +1,4 @@
-"""Opening HDF5 files of strangers: one-line errors, plain datasets only, attributes as JSON values."""
+"""Opening untrusted HDF5 files: one-line errors, plain datasets only, attributes as JSON values."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def open_hdf5(path: Path) -> h5py.File:
 
 
 def keys(path: Path) -> set[str]:
-    """Names at the root of a file; empty where it cannot be opened. For telling formats apart."""
+    """Names at the root of a file, to detect its format; empty if it cannot be opened."""
     try:
         with h5py.File(path, "r") as file:
             return set(file)

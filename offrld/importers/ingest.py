@@ -47,13 +47,13 @@ def import_into(
     Args:
         source: a file, a folder, a dict of arrays, or an opened `Source` (which is closed).
         destination: the store's folder: must not exist, or with ``append`` must be a store.
-        format: name of the format; told from the content if left out.
+        format: name of the format; detected from the content if left out.
         append: add to the store instead of making it; fields, dtypes and shapes must be the same, actions within its bounds.
         progress: called with (episodes done, episodes in all or None) after each episode.
-        message: called with every line that the import has to say about what it decided or left out.
-        options: what the format can be told, by name (`Format.options`).
+        message: called with a line about everything that the import decided or left out.
+        options: options of the format by name (`Format.options`).
         skip_bad: called, once the rest is imported, with each episode that cannot be used (NaN, another shape, a damaged part), which is
-            left out. None: the first one ends the import. An opened `Source` knows itself whether it skips.
+            left out. None: the first one ends the import. An opened `Source` has its own setting.
 
     Raises:
         InvalidInput: the source or one of its values cannot be used, the destination exists, or (``append``) does not fit.
@@ -70,7 +70,7 @@ def import_into(
         say = message if message is not None else _discard
         for line in opened.messages:
             say(line)
-        said = len(opened.messages)
+        reported = len(opened.messages)
         if store is not None:
             left_out = _check_fits(opened.schema, store.schema)
             if left_out:
@@ -80,7 +80,7 @@ def import_into(
             _append(opened, store, progress)
         else:
             _create(opened, path, progress)
-        for line in opened.messages[said:]:
+        for line in opened.messages[reported:]:
             say(line)
     if skip_bad is not None:
         for number in sorted(opened.bad.skipped):
@@ -143,7 +143,7 @@ def _append(source: Source, store: EpisodeStore, progress: Progress | None) -> N
             writer.abort()
         if isinstance(error, InvalidEpisode) and store.metadata.get("bounds") == "inferred" and "outside the bounds" in error.message:
             error.hint = (
-                "the bounds are the range of the data imported first: import all of it anew with --option action_low=... "
+                "the bounds are the range of the data imported first: import all of it again with --option action_low=... "
                 "--option action_high=..., or with its env_id"
             )
         if isinstance(error, DiskFull):
@@ -192,12 +192,12 @@ def _check_fits(source: Schema, store: Schema) -> list[str]:
 
 
 def _kept_bounds(source: Source, store: EpisodeStore) -> str:
-    """What is to say where a source declares other bounds of the action than the dataset, whose bounds stay; "" where it does not."""
+    """A line if the source declares other action bounds than the dataset, which keeps its own; else ""."""
     theirs, ours = source.schema.action, store.schema.action
     if source.metadata.get("bounds") == "inferred" or not isinstance(theirs, Field) or theirs == ours:
         return ""
-    said = [
+    bounds = [
         f"[{short(-np.inf if each.low is None else each.low)}, {short(np.inf if each.high is None else each.high)}]"
         for each in (theirs, ours)
     ]
-    return f"the source declares actions within {said[0]}, the dataset keeps its {said[1]}"
+    return f"the source declares actions within {bounds[0]}, the dataset keeps its {bounds[1]}"

@@ -134,7 +134,7 @@ class Feature:
 
 
 class _Reader:
-    """Goes from episode to episode; columns are read when they are asked for."""
+    """Goes from episode to episode and reads columns on demand."""
 
     def __init__(self, root: Path, name: str, info: dict[str, Any], features: dict[str, Feature], episodes: list[dict[str, Any]]) -> None:
         self._root, self._name, self._info, self._features, self._episodes = root, name, info, features, episodes

@@ -65,7 +65,7 @@ def open_folder(path: Path, bad: BadEpisodes, *, drop: Any = ()) -> Source:
     name = (path if folder != path else path.parent).resolve().name
     metadata = read_json(folder / "metadata.json", f"{name}: metadata.json", infinite=True)
     if not isinstance(metadata, dict) or not metadata:
-        raise InvalidInput(f"{name}: metadata.json is no JSON object", hint="copy the dataset again")
+        raise InvalidInput(f"{name}: metadata.json is not a JSON object", hint="copy the dataset again")
     parts, dropped = _seen(_space(metadata, "observation_space", name), drop, name)
     messages: list[str] = []
     seen = Seen(parts, messages)

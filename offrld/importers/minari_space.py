@@ -19,7 +19,7 @@ from offrld.importers.spaces import MAX_CHOICES, kind_of
 
 PLAIN = ("Box", "Discrete", "MultiDiscrete", "MultiBinary")  # spaces of plain arrays of numbers
 
-#: Metadata that an export computes anew; everything else that a Minari dataset came with goes back.
+#: Metadata that an export computes; everything else in the metadata of a Minari dataset is written back.
 COMPUTED = (
     "total_episodes",
     "total_steps",
@@ -74,7 +74,7 @@ class Seen:
 
     Attributes:
         leaves: in the order of the space.
-        messages: where what is decided about them is said.
+        messages: receives a line about each decision.
     """
 
     def __init__(self, leaves: list[Leaf], messages: list[str]) -> None:
@@ -93,7 +93,7 @@ def h5_path(path: tuple[str | int, ...]) -> list[str]:
 
 
 def flat_actions(column: Column, messages: list[str]) -> Column:
-    """Actions of several dimensions as vectors, which is what policies give; said once."""
+    """Actions of several dimensions as vectors, which policies return; reported once."""
     if len(column.shape) < 2:
         return column
     line = f"actions of shape {column.shape} are kept as vectors of {math.prod(column.shape)}"

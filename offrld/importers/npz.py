@@ -55,9 +55,9 @@ class Archive(Protocol):
 
 
 class Member:
-    """One array of a ``.npz`` file with ``shape``, ``dtype`` and slices of rows, decompressed as far as they are asked for.
+    """One array of a ``.npz`` file with ``shape``, ``dtype`` and slices of rows, decompressed on demand.
 
-    Rows are read in rising order; a step back starts the member anew.
+    Rows are read in ascending order; a step back restarts the member.
     """
 
     def __init__(self, archive: Archive, name: str) -> None:

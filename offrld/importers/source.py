@@ -1,4 +1,4 @@
-"""What an importer gives: a source of episodes with its schema, what becomes of bad ones, and what a format says about itself."""
+"""The interface of importers: a source of episodes with its schema, the policy for bad episodes, and the description of a format."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class SourceEpisode(Episode):
 
 
 class BadEpisodes:
-    """What becomes of episodes that cannot be used: the first one ends the import, or (``skip``) they are left out and noted.
+    """The policy for episodes that cannot be used: the first one ends the import, or (``skip``) they are left out and recorded.
 
     Attributes:
         skip: whether they are left out.
@@ -46,7 +46,7 @@ class BadEpisodes:
         self.skipped: dict[int, Skipped] = {}
 
     def take(self, number: int, error: InvalidInput) -> None:
-        """Notes that episode ``number`` cannot be used; raises ``error`` where that ends the import."""
+        """Record that episode ``number`` cannot be used; raise ``error`` if that ends the import."""
         if not self.skip or isinstance(error, Damaged):
             raise error
         self.skipped.setdefault(number, Skipped(number, getattr(error, "row", None), error.message))
@@ -66,7 +66,7 @@ class Source:
     Attributes:
         format: name of the format, as in `FORMATS`.
         schema: the fields as they will be stored; ``schema.metadata`` is ``metadata``.
-        episodes: the episodes in file order, read in blocks while they are asked for; can be gone through once.
+        episodes: an iterator over the episodes in file order, which reads blocks on demand.
         metadata: JSON values: ``env_id``, ``bounds`` (``env:ID`` | ``declared`` | ``inferred``), ``source`` and ``source_attributes``.
         count: number of episodes where it is known beforehand, else None.
         bad: what becomes of episodes that cannot be used; complete when all episodes were given out.
@@ -98,7 +98,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Format:
-    """One format: how to tell it and how to open it.
+    """One format: how to detect it and how to open it.
 
     Attributes:
         name: what stands after ``--format``.
@@ -121,7 +121,7 @@ class Format:
 def field_names(keys: Iterable[str], messages: list[str], what: str = "field") -> dict[str, str]:
     """The names under which a store keeps a format's keys: nested ones (``a/b``) with a dot, what a store does not take as ``_``.
 
-    Two keys never get one name. A line in ``messages`` tells of each key that is renamed beyond the dot.
+    Names are unique. A line in ``messages`` reports each key that is renamed beyond the dot.
     """
     names: dict[str, str] = {}
     keys = list(keys)

@@ -61,7 +61,7 @@ class Box(_Known):
     """Continuous actions, or vectors of whole numbers.
 
     Attributes:
-        low, high: float64 ``[A]``, or ``[]`` for every dimension. An infinite value is no bound.
+        low, high: float64 ``[A]``, or ``[]`` for every dimension. An infinite value means no bound.
         kind: one of `CHOICES` if a row is a vector of choices, which lie between whole bounds; else "".
     """
 
@@ -127,7 +127,7 @@ def choices(n: int, start: int, origin: str, file: str) -> Choices:
 
 
 def probe_environment(env_id: str | None, file: str, messages: list[str]) -> Environment:
-    """Ask gymnasium about the environment that a file names. If it does not know it, a line in ``messages`` says so; this is no error."""
+    """Ask gymnasium about the environment that a file names. An unknown environment adds a line to ``messages`` and is not an error."""
     unknown = Environment(None, None)
     if not env_id:
         return unknown

@@ -89,7 +89,7 @@ def open_folder(path: Path, bad: BadEpisodes, *, observation: Any = None, drop: 
     """Opens a dumped buffer; raises `InvalidInput` when the folder is none, or a file is missing or cut."""
     folder, name = storage_folder(path), path.resolve().name
     if folder is None:
-        raise InvalidInput(f"{path} is no dumped replay buffer", hint=f"needed: {NEEDS}")
+        raise InvalidInput(f"{path} is not a dumped replay buffer", hint=f"needed: {NEEDS}")
     if environments is not None and (not isinstance(environments, int) or isinstance(environments, bool) or environments < 1):
         raise InvalidInput(f"environments is {environments!r}", hint="give in how many environments the rows were collected in turn")
     lead = _json(folder / "meta.json", name).get("shape")
@@ -196,7 +196,7 @@ def _order(
         column = Column(name, trajectory, arrays[trajectory])
         check_scalar_rows(column)
         ids = column.data.reshape(-1)[order]
-        run = np.cumsum(seams) - seams  # numbers may begin anew in each environment
+        run = np.cumsum(seams) - seams  # numbers may restart in each environment
         changes = np.append((ids[1:] != ids[:-1]) | (run[1:] != run[:-1]), True)
         if not (apart or environments is not None):
             begins, each = _trajectories(ids, _ended(arrays, size * width)[order])
@@ -311,7 +311,7 @@ def _action(data: Ordered, name: str) -> tuple[Column, ActionSpace | None]:
 def _json(path: Path, name: str) -> dict[str, Any]:
     value = read_json(path, f"{name}: {path.name}")
     if not isinstance(value, dict):
-        raise InvalidInput(f"{name}: {path.name} is no JSON object", hint="the folder is damaged; dump the buffer again")
+        raise InvalidInput(f"{name}: {path.name} is not a JSON object", hint="the folder is damaged; dump the buffer again")
     return value
 
 

@@ -119,7 +119,7 @@ def test_the_action_the_reward_and_the_extras_are_kept_as_exactly(tmp_path):
             ([0.5, 0.5], 2**53 + 1, good, "reward is 9007199254740993"),
             ([0.5], 1, good, "action has shape"),
             ([0.5, None], 1, good, "action holds Python objects"),
-            ([0.5, 0.5], 1, None, "extra is nothing, due"),
+            ([0.5, 0.5], 1, None, "extra is nothing; expected"),
             ([0.5, 0.5], 1, {**good, "count": 2**15}, "extra.count is 32768, which int16"),
             ([0.5, 0.5], 1, {**good, "new": 1}, "extra is torque, count, new"),
         ]:
@@ -192,7 +192,7 @@ def test_bounds_and_choices_are_declared_without_a_schema(tmp_path):
     assert schema_of(tmp_path / "b").action.n == 3
     for given, said in [
         ({"action_size": 0}, "action_size is 0"),
-        ({"action_size": 2, "action_low": 0}, "without bounds"),
+        ({"action_size": 2, "action_low": 0}, "action_size excludes"),
         ({"action_low": "a"}, "text"),
         ({"action_size": 2, "schema": Schema(Field("float32"), Field("float32"))}, "both"),
     ]:

@@ -70,17 +70,17 @@ class TcpSocket:
             with process.stdin as stdin, contextlib.suppress(BrokenPipeError):
                 stdin.write(json.dumps(self._options).encode() + b"\n")
             ours.settimeout(START_S)
-            told, reader = b"", frames.Reader(wire.MAX_MESSAGE, 2)
-            while not told:
+            outcome, reader = b"", frames.Reader(wire.MAX_MESSAGE, 2)
+            while not outcome:
                 data = ours.recv(4096)
                 for _, message in reader.feed(data):
-                    told, self.address = message[0], message[1].decode(errors="replace")
+                    outcome, self.address = message[0], message[1].decode(errors="replace")
                 if not data:
-                    told, self.address = b"f", f"its process ended with status {process.wait()}"
+                    outcome, self.address = b"f", f"its process ended with status {process.wait()}"
         except OSError as error:
             ours.close()
             raise InvalidInput(f"cannot listen on {self._options['url']}: {error}", hint="choose another address with --bind") from None
-        if told != b"b":
+        if outcome != b"b":
             ours.close()
             process.wait()
             raise InvalidInput(f"cannot listen on {self._options['url']}: {self.address}", hint="choose another address with --bind")
