@@ -327,7 +327,7 @@ def _explained(error: ValidationError, file: Path) -> InvalidInput:
     problem = explained(error)
     model: Any = Settings
     for part in problem.place[:-1]:
-        model = model.model_fields[part].annotation if isinstance(model, type) and issubclass(model, BaseModel) else None
+        model = model.model_fields[str(part)].annotation if isinstance(model, type) and issubclass(model, BaseModel) else None
     if problem.kind == "extra_forbidden":
         return Unknown(f"{file}: no setting {problem.where!r}", hint=nearest(str(problem.place[-1]), model.model_fields))
     if problem.kind.startswith("model_"):

@@ -28,11 +28,13 @@ def block_rows(column: np.ndarray) -> int:
 
 def extremes(blocks: Blocks) -> tuple[np.ndarray, np.ndarray]:
     """Least and largest value of each element, float64. Raises `InvalidInput` without rows, or where they are not finite."""
-    low = high = None
+    low: np.ndarray | None = None
+    high: np.ndarray | None = None
     for block in blocks():
         least, most = block.min(axis=0), block.max(axis=0)
-        low, high = (least, most) if low is None else (np.minimum(low, least), np.maximum(high, most))
-    if low is None:
+        low = least if low is None else np.minimum(low, least)
+        high = most if high is None else np.maximum(high, most)
+    if low is None or high is None:
         raise _nothing()
     return _finite(np.asarray(low, np.float64)), _finite(np.asarray(high, np.float64))
 
