@@ -24,7 +24,6 @@ from offrl_store.schema import Episode
 from offrl_store.steps import StepWriter
 from offrl_store.validate import CheckedEpisode, validate
 
-
 StoreT = TypeVar("StoreT", bound=StoreReader)
 
 
