@@ -95,6 +95,11 @@ class StateFolder:
         return self.cache / "inductor"
 
     @property
+    def policy_templates(self) -> Path:
+        """Traced graphs of policies, which later exports reuse."""
+        return self.cache / "policies"
+
+    @property
     def packed(self) -> Path:
         """What the daemon made from run folders for downloads: archives, and links that keep a file while it is read."""
         return self.cache / "packed"
