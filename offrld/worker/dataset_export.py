@@ -11,8 +11,8 @@ from offrl_store import EpisodeStore
 from offrl_store.disk import publish, reserve, sync_tree
 from offrld.disk_usage import usage
 from offrld.importers.dataset_export import export_dataset
+from offrld.state.files import remove
 from offrld.worker.job import WorkerJob
-from offrld.worker.runfolder import remove
 
 
 def run(job: WorkerJob) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from offrl.errors import InvalidInput
 from offrl.spaces import flat, schema_of
 from offrl_store import Field, Schema
-from offrl_store.given import Changed, exact, numbers, untyped
+from offrl_store.exact_numbers import Changed, exact, numbers, untyped
 from offrl_store.schema import Column
 
 
