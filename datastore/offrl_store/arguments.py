@@ -82,7 +82,7 @@ class Outputs:
         return array
 
     def finish(self) -> None:
-        """Raises InvalidInput if ``out`` gave an array that nothing took."""
+        """Raise InvalidInput if ``out`` gave an array that nothing took."""
         if self._given:
             raise InvalidInput(f"unknown key {next(iter(self._given))!r} in out", hint="use the names of the batch's arrays")
 

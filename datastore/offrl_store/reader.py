@@ -31,7 +31,7 @@ class Snapshot:
 
     @classmethod
     def parse(cls, text: str) -> Snapshot:
-        """Raises InvalidInput for anything but FIRST:COUNT:CHAINHEX."""
+        """Parse FIRST:COUNT:CHAINHEX. Raises InvalidInput for any other text."""
         parts = str(text).split(":")
         try:
             first, count, chain = int(parts[0]), int(parts[1]), bytes.fromhex(parts[2]).hex()

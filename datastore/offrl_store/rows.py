@@ -29,7 +29,7 @@ class ColumnFiles:
     """
 
     def __init__(self, path: Path, schema: Schema) -> None:
-        """Raises StoreCorrupt where a file is missing."""
+        """Open the files. Raises StoreCorrupt if one is missing."""
         self.written = 0
         self._columns, self._files = schema.columns, [layout.column_path(path, column.name) for column in schema.columns]
         self._widths = [column.field.row_bytes for column in schema.columns]

@@ -112,7 +112,7 @@ def _claimed(target: Path, progress: Progress | None) -> Iterator[Path]:
 
 
 def _receive(url: str, part: Path, progress: Progress | None) -> Described:
-    """Fetches what is missing, again after every interruption as long as it gets on; returns what the server says of the object."""
+    """Fetch the missing part, and retry after each interruption while there is progress; returns the server's description of the object."""
     failures, trouble = 0, ""
     while True:
         before = part.stat().st_size if part.exists() else 0

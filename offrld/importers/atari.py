@@ -111,7 +111,7 @@ def detect(path: Path) -> bool:
 
 
 def open_folder(path: Path, bad: BadEpisodes, fraction: float = 1.0, seed: int = 0) -> Source:
-    """Opens the epochs of a folder; raises `InvalidInput` when a file is missing, damaged, or of another form."""
+    """Open the epochs of a folder; raises `InvalidInput` if a file is missing, damaged, or of another form."""
     epochs = epochs_in(path)
     if not epochs:
         raise InvalidInput(f"{path.resolve().name} holds no observation.gz", hint=f"needed: {NEEDS}")
@@ -119,7 +119,7 @@ def open_folder(path: Path, bad: BadEpisodes, fraction: float = 1.0, seed: int =
 
 
 def open_epochs(epochs: Sequence[Epoch], bad: BadEpisodes, fraction: float = 1.0, seed: int = 0) -> Source:
-    """Opens epochs, joined in the given order.
+    """Open epochs, joined in the given order.
 
     Args:
         fraction: of the steps of each epoch: whole episodes drawn at random, the last of them cut to size, in the order of the file.

@@ -43,7 +43,7 @@ def write_replay(
     bucket: bool = True,
     cuts_are_terminals: bool = False,
 ) -> list[Path]:
-    """Writes a store of single frames ``[1, 84, 84]`` below ``root``; gives the files in order.
+    """Write a store of single frames ``[1, 84, 84]`` below ``root``; returns the files in order.
 
     Args:
         game: its name, ``space-invaders``; with ``index``, the run, it names the folder.
@@ -104,7 +104,7 @@ def write(export: Export) -> None:
 
 
 def _check_frames(store: EpisodeStore) -> None:
-    """Raises `InvalidInput` where the steps are not single grey frames with discrete actions."""
+    """Raise `InvalidInput` if the steps are not single grey frames with discrete actions."""
     field, action = store.schema.observation, store.schema.action
     frames = isinstance(field, Field) and field.dtype == np.uint8 and len(field.shape) == 3 and field.shape[0] == 1
     if not (frames and isinstance(action, Field) and action.discrete):

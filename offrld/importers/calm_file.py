@@ -18,7 +18,7 @@ class CalmFile(io.RawIOBase):
         self._error: OSError | None = None
 
     def check(self) -> None:
-        """Raises the error of the first write that failed."""
+        """Raise the error of the first write that failed."""
         if self._error is not None:
             raise self._error
 

@@ -44,7 +44,7 @@ def detect(path: Path) -> bool:
 
 
 def open_file(path: Path, bad: BadEpisodes) -> Source:
-    """Opens a file of either version; raises `InvalidInput` when it is neither."""
+    """Open a file of either version; raises `InvalidInput` when it is neither."""
     with ExitStack() as resources:
         file = resources.enter_context(hdf5.open_hdf5(path))
         of_version = _open_v2 if {"num_episodes", "columns"} & set(hdf5.names(file, path.name)) else _open_v1

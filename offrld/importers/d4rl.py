@@ -33,7 +33,7 @@ def detect(path: Path) -> bool:
 
 
 def open_file(path: Path, bad: BadEpisodes, env_id: str | None = None) -> Source:
-    """Opens a flat HDF5 file; raises `InvalidInput` when it is not one, or its arrays do not fit each other.
+    """Open a flat HDF5 file; raises `InvalidInput` if it is not one or its arrays do not fit each other.
 
     ``env_id``: the environment where the file names none, as D4RL's own do not.
     """

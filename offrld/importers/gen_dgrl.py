@@ -88,7 +88,7 @@ def open_folder(
     level_seed: Any = None,
     max_episodes: Any = None,
 ) -> Source:
-    """Opens a folder of episodes; raises `InvalidInput` for an option that cannot be and for a folder without such files."""
+    """Open a folder of episodes; raises `InvalidInput` for an invalid option or a folder without such files."""
     name = path.resolve().name
     if not path.is_dir():
         raise InvalidInput(f"{path} is not a folder", hint=f"needed: {NEEDS}")

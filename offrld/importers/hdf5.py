@@ -49,7 +49,7 @@ def is_hdf5(path: Path) -> bool:
 
 
 def open_hdf5(path: Path) -> h5py.File:
-    """Opens a file for reading; raises `InvalidInput` that says whether it is missing, open in another program, no HDF5, or damaged."""
+    """Open a file for reading; raises `InvalidInput` that says whether it is missing, open in another program, not HDF5, or damaged."""
     if not path.is_file():
         raise InvalidInput(f"{path} is a folder" if path.is_dir() else f"there is no file {path}", hint="give an HDF5 file")
     try:
@@ -150,7 +150,7 @@ def _followed(group: h5py.Group, key: str) -> Any:
 
 
 def _check_dataset(found: h5py.Dataset, path: str, file: str) -> None:
-    """Refuses what is kept in other files, has no rows at all, needs a filter that is not read, or would be inflated into more than memory
+    """Refuse what is kept in other files, has no rows at all, needs a filter that is not read, or would be inflated into more than memory
     holds."""
     created = found.id.get_create_plist()
     if created.get_layout() == h5py.h5d.VIRTUAL or created.get_external_count():

@@ -42,7 +42,7 @@ def import_into(
     options: Mapping[str, Any] | None = None,
     skip_bad: Callable[[Skipped], None] | None = None,
 ) -> EpisodeStore:
-    """Imports a source into the store at ``destination`` and opens it.
+    """Import a source into the store at ``destination`` and open the store.
 
     Args:
         source: a file, a folder, a dict of arrays, or an opened `Source` (which is closed).
@@ -116,7 +116,7 @@ def _create(source: Source, path: Path, progress: Progress | None) -> None:
 
 
 def _append(source: Source, store: EpisodeStore, progress: Progress | None) -> None:
-    """Appends all episodes and commits them together."""
+    """Append all episodes and commit them together."""
     writer = store.writer()
     extra = store.schema.extra
     sampled = 0
@@ -153,7 +153,7 @@ def _append(source: Source, store: EpisodeStore, progress: Progress | None) -> N
 
 
 def _take(bad: BadEpisodes, number: int, error: InvalidEpisode) -> None:
-    """Notes what the store refuses: it counts its own episodes, and the row is one of the episode."""
+    """Record an episode that the store refuses. Its message counts the store's episodes, and its row is one of the episode."""
     if bad.skip:
         why = re.sub(r"^episode \d+,? ?", "", error.message)
         row = re.search(r"\brow (\d+)", why)

@@ -41,7 +41,7 @@ def detect(path: Path) -> bool:
 
 
 def open_folder(path: Path, bad: BadEpisodes, *, done: Any = "truncated", drop: Any = ()) -> Source:
-    """Opens a dataset; raises `InvalidInput` when the folder is none of version v3, or is damaged."""
+    """Open a dataset; raises `InvalidInput` if the folder is not a dataset of version 3 or is damaged."""
     name = path.resolve().name
     if done not in ("truncated", "terminated"):
         raise InvalidInput(f"done is {done!r}", hint="give what the end of an episode means: truncated or terminated")
@@ -162,7 +162,7 @@ class _Reader:
         return self._data
 
     def look_at_pictures(self) -> None:
-        """Finds what pictures hold by the first one of each feature: bytes, or distances of 16 bits. Refuses depth in a video."""
+        """Find the dtype of pictures from the first one of each feature: bytes or 16-bit distances. Refuses depth in a video."""
         for key, feature in self._features.items():
             if feature.dtype == "video" and feature.depth:
                 raise InvalidInput(
@@ -187,7 +187,7 @@ class _Reader:
             self._data.close()
 
     def go(self, number: int) -> int:
-        """Goes to an episode; returns its steps."""
+        """Go to an episode; returns its steps."""
         self._videos.close()
         each = self._episodes[number]
         chunk, index, length = each["data/chunk_index"], each["data/file_index"], each["length"]

@@ -299,7 +299,7 @@ class _DataFiles:
         self._writer: Any = None
 
     def write(self, table: Any) -> tuple[int, int]:
-        """Writes one row group; returns chunk and file."""
+        """Write one row group; returns chunk and file."""
         if self._sink is None or self._sink.tell() > DATA_BYTES:
             self.close()
             self._number += 1

@@ -52,7 +52,7 @@ def detect(path: Path) -> bool:
 
 
 def open_folder(path: Path, bad: BadEpisodes, *, drop: Any = ()) -> Source:
-    """Opens a Minari dataset; raises `InvalidInput` when the folder is none, or keeps its data in a way that is not read."""
+    """Open a Minari dataset; raises `InvalidInput` if the folder is not one or its data format is not supported."""
     folder = data_folder(path)
     if folder is None:
         inner = (

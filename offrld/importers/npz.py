@@ -155,7 +155,7 @@ def detect(path: Path) -> bool:
 
 
 def open_file(path: Path, bad: BadEpisodes) -> Source:
-    """Opens a ``.npz`` file; raises `InvalidInput` when it is none, is damaged, or lacks arrays."""
+    """Open a ``.npz`` file; raises `InvalidInput` if it is not one, is damaged, or lacks arrays."""
     if not path.is_file():
         raise InvalidInput(f"{path} is a folder" if path.is_dir() else f"there is no file {path}", hint="give a .npz file")
     with ExitStack() as resources:
@@ -201,7 +201,7 @@ def arrays_in(archive: zipfile.ZipFile, file: str) -> list[str]:
 
 
 def open_arrays(arrays: Mapping[str, Any], bad: BadEpisodes, name: str = "arrays") -> Source:
-    """Opens a dict of arrays; observations may be a dict of arrays themselves. ``name`` is how messages call it."""
+    """Open a dict of arrays; observations may themselves be a dict of arrays. ``name`` is its name in messages."""
     given = _flatten(arrays, name)
     for key, value in given.items():
         if isinstance(value, np.ma.MaskedArray) or not (isinstance(getattr(value, "dtype", None), np.dtype) and hasattr(value, "shape")):

@@ -46,7 +46,7 @@ def detect(path: Path) -> bool:
 
 
 def open_file(path: Path, bad: BadEpisodes, *, mask: Any = None, done: Any = "dones") -> Source:
-    """Opens a file of demonstrations, all of them or those of a split; raises `InvalidInput` when it is none."""
+    """Open a file of demonstrations, all of them or those of a split; raises `InvalidInput` if it is not one."""
     name = path.name
     if done not in DONE:
         raise InvalidInput(f"done is {done!r}", hint=f"give what ends the task: {', '.join(DONE)}")

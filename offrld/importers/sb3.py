@@ -133,7 +133,7 @@ def _actions(buffer: Any, data: _Rows, scaled: bool) -> tuple[ActionSpace | None
 
 
 def to_sb3(store: EpisodeStore, buffer: Any, *, actions: Actions = "scaled") -> int:
-    """Adds the transitions of a store to a replay buffer of Stable-Baselines3 for one environment; returns how many.
+    """Add the transitions of a store to a replay buffer of Stable-Baselines3 for one environment; returns how many.
 
     Cuts are marked as time-outs, so that the buffer bootstraps there (``handle_timeout_termination``). The last step of a truncated episode
     without its final observation is left out.
@@ -175,7 +175,7 @@ def to_sb3(store: EpisodeStore, buffer: Any, *, actions: Actions = "scaled") -> 
 
 
 def _check_kept(rows: np.ndarray, dtype: np.dtype, what: str) -> None:
-    """Raises `InvalidInput` that names the first value which a buffer of that dtype would change."""
+    """Raise `InvalidInput` that names the first value which a buffer of that dtype would change."""
     if np.can_cast(rows.dtype, dtype, "safe"):
         return
     with np.errstate(over="ignore", invalid="ignore"):

@@ -83,7 +83,7 @@ class Source:
     resources: ExitStack = dataclasses.field(default_factory=ExitStack, repr=False)
 
     def close(self) -> None:
-        """Closes the files behind the source; the episodes cannot be gone through afterwards."""
+        """Close the files behind the source; its episodes cannot be read afterwards."""
         close = getattr(self.episodes, "close", None)
         if close is not None:
             close()

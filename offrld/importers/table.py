@@ -64,7 +64,7 @@ def open_csv(
     delimiter: Any = None,
     decimal: Any = ".",
 ) -> Source:
-    """Opens a text table with a header; raises `InvalidInput` that names row and column."""
+    """Open a text table with a header; raises `InvalidInput` that names row and column."""
     name = path.name
     pa, csv = arrow.need("pyarrow", name), arrow.need("pyarrow.csv", name)
     if dtype not in (None, "float32", "float64"):
@@ -101,7 +101,7 @@ def open_csv(
 
 
 def open_parquet(path: Path, bad: BadEpisodes, *, map: Any = None, env_id: Any = None, done: Any = "truncated") -> Source:
-    """Opens a Parquet file; raises `InvalidInput` that names row and column."""
+    """Open a Parquet file; raises `InvalidInput` that names row and column."""
     name = path.name
     pa, parquet = arrow.need("pyarrow", name), arrow.need("pyarrow.parquet", name)
     with ExitStack() as resources:
@@ -120,7 +120,7 @@ def open_parquet(path: Path, bad: BadEpisodes, *, map: Any = None, env_id: Any =
 
 
 def open_frame(frame: Any, bad: BadEpisodes, *, map: Any = None, env_id: Any = None, done: Any = "truncated") -> Source:
-    """Opens a table in memory: of pandas, polars or pyarrow."""
+    """Open a table in memory: of pandas, polars or pyarrow."""
     name = "the table"
     pa = arrow.need("pyarrow", name)
     try:
@@ -244,7 +244,7 @@ class _Table:
     def open(
         self, batches: Iterator[Any], bad: BadEpisodes, resources: ExitStack, env_id: Any, done: Any, numbers: Any, dtype: str | None
     ) -> Source:
-        """Reads the rows. ``dtype``: of texts; for those None lets each field choose."""
+        """Read the rows. ``dtype``: of texts; for those None lets each field choose."""
         if done not in ("truncated", "terminated"):
             raise InvalidInput(f"done is {done!r}", hint="give what the end of an episode means: truncated or terminated")
         if env_id is not None and not isinstance(env_id, str):

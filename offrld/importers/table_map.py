@@ -71,7 +71,7 @@ def mapped_columns(map: Any, header: list[str], file: str, messages: list[str]) 
 
 
 def check_pair(chosen: Mapping[str, list[str]], key: str, file: str) -> None:
-    """Refuses columns of the next observation in another order than those of the observation, as far as their names tell."""
+    """Refuse columns of the next observation in another order than those of the observation, as far as their names show it."""
     before, after = chosen.get(key.removeprefix("next_"), []), chosen[key]
     ends = [end_flags(names) for names in (before, after)]
     if ends[0] != ends[1] and sorted(ends[0]) == sorted(ends[1]):

@@ -181,7 +181,7 @@ def parsed_numbers(array: Any, file: str, name: str, row: int, spool: Spool, key
 
 
 def _check_exact(values: np.ndarray, texts: Any, file: str, name: str, row: int, spool: Spool) -> None:
-    """Refuses whole numbers that no float holds, and notes the first value that float32 does not hold as it is written."""
+    """Refuse whole numbers that no float holds, and record the first value that float32 does not hold as written."""
     large = np.flatnonzero(np.abs(values) >= EXACT)
     for at in large.tolist():
         text = texts[at].as_py()

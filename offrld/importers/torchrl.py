@@ -86,7 +86,7 @@ def detect(path: Path) -> bool:
 
 
 def open_folder(path: Path, bad: BadEpisodes, *, observation: Any = None, drop: Any = (), environments: Any = None) -> Source:
-    """Opens a dumped buffer; raises `InvalidInput` when the folder is none, or a file is missing or cut."""
+    """Open a dumped buffer; raises `InvalidInput` if the folder is not one, or a file is missing or cut."""
     folder, name = storage_folder(path), path.resolve().name
     if folder is None:
         raise InvalidInput(f"{path} is not a dumped replay buffer", hint=f"needed: {NEEDS}")

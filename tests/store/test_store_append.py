@@ -160,7 +160,7 @@ def test_extras_may_hold_what_is_not_finite(tmp_path):
     "make, message",
     [
         (lambda: Field("complex64"), "complex64"),
-        (lambda: Field("nothing"), "no dtype"),
+        (lambda: Field("nothing"), "not a dtype"),
         (lambda: Field("float32", (0,)), "shape"),
         (lambda: Field("float32", (-1,)), "shape"),
         (lambda: Field("float32", (2,), low=[0, 0, 0]), "low"),

@@ -371,7 +371,7 @@ def _located(error: OffrlError, where: str) -> OffrlError:
 
 
 def _connector(client: Client | str, key: Any) -> Callable[[], Client]:
-    """Makes the sending thread's own connections, which wait only briefly for a daemon that is gone."""
+    """Make the sending thread's own connections, which wait only briefly for a daemon that is gone."""
     if isinstance(client, Client):
         return lambda: client.again(PATIENCE_S)
     return lambda: Client(client, patience=PATIENCE_S, key=key)
