@@ -1,8 +1,8 @@
-"""Train on the Atari replay data by a name of d4rl-atari, from frames that are stored once, and write a policy file.
+"""Train on Atari replay data, named as in d4rl-atari, and write a policy file. Each frame is stored once.
 
     python examples/atari_replay.py breakout-mixed-v0 [--steps N] [--episodes N]
 
-Where the data come from and are kept: docs/atari.md.
+docs/atari.md says where the data come from and where they are stored.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One's own off-policy loop: a collector that writes into a bounded store, a sampler over it, updates between the batches.
+"""Write your own off-policy loop: a collector fills a bounded store, a sampler reads it, and a learner updates between batches.
 
 python examples/off_policy_loop.py ENV [--frames N]
 """

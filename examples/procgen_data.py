@@ -1,8 +1,8 @@
-"""Train PPO on a game of Procgen and write episodes of it, at shares of its last return, as gen_dgrl's .npz files.
+"""Train PPO on a Procgen game and write episodes at shares of its final return as gen_dgrl's .npz files.
 
     python examples/procgen_data.py GAME OUT [--steps N] [--ratios 1.0 0.5]
 
-It starts a daemon of its own in OUT/state; run again, it goes on where it was.
+It starts its own daemon in OUT/state. Run it again to continue an interrupted run.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Read an episode store with NumPy alone: `python examples/read_store.py STORE` prints one line per episode."""
+"""Read an episode store with only NumPy: `python examples/read_store.py STORE` prints one line per episode."""
 
 import json
 import struct

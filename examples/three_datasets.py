@@ -1,4 +1,4 @@
-"""Make the three datasets of an environment that D4RL knows: random, replay and trained; as stores and as files for d3rlpy.
+"""Create D4RL's three kinds of datasets for an environment (random, replay, trained) as stores and as d3rlpy files.
 
 python examples/three_datasets.py ENV OUT [--steps N]
 """
