@@ -16,12 +16,10 @@ The first version's weight decay of 1e-4 on the policy is preset `d3rlpy-v1`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor
 
-from offrld.engine import Algorithm, Batch, Noise, Space, State, Step, setting
+from offrld.engine import Algorithm, Batch, LossResult, Noise, Space, State, Step, setting
 from offrld.losses import bellman, td3
 from offrld.nets import Critics, NormalPolicy, Params
 
@@ -34,12 +32,18 @@ class Config(td3.ActorCriticConfig):
     update_actor_interval: int = setting(1, "updates of the critic per update of the policy and the target", unit="updates", low=1)
 
 
-def networks(config: Config, space: Space) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Nets:
+    actor: NormalPolicy
+    critic: Critics
+
+
+def networks(config: Config, space: Space) -> Nets:
     view, size = space.view, space.action_size
-    return {
-        "actor": NormalPolicy("actor", view, size, config.actor_encoder, log_std_range=(-6.0, 0.0), free_std=True),
-        "critic": Critics("critic", config.n_critics, view, size, config.critic_encoder, config.q_function),
-    }
+    return Nets(
+        actor=NormalPolicy("actor", view, size, config.actor_encoder, log_std_range=(-6.0, 0.0), free_std=True),
+        critic=Critics("critic", config.n_critics, view, size, config.critic_encoder, config.q_function),
+    )
 
 
 def noise(config: Config, space: Space) -> dict[str, Noise]:
@@ -48,7 +52,7 @@ def noise(config: Config, space: Space) -> dict[str, Noise]:
 
 
 # --- Q functions ---
-def critic_loss(params: Params, config: Config, nets: Any, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+def critic_loss(params: Params, config: Config, nets: Nets, state: State, batch: Batch) -> LossResult:
     with torch.no_grad():
         action = nets.actor.sample(state.params, batch.next_observation, batch.noise["next"])
         target = bellman(batch, nets.critic.target(state.target, batch.next_observation, action))  # [B, M]
@@ -57,7 +61,7 @@ def critic_loss(params: Params, config: Config, nets: Any, state: State, batch: 
 
 
 # --- Policy ---
-def actor_loss(params: Params, config: Config, nets: Any, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+def actor_loss(params: Params, config: Config, nets: Nets, state: State, batch: Batch) -> LossResult:
     policy = nets.actor.distribution(params, batch.observation)
     with torch.no_grad():
         samples = policy.sample(batch.noise["samples"]).clamp(-1.0, 1.0)  # [K, B, A]
@@ -96,7 +100,7 @@ ALGORITHM = Algorithm(
     networks=networks,
     noise=noise,
     schedule=schedule,
-    act=td3.act,
+    act=lambda params, config, nets, observation: nets.actor(params, observation),
     sample=lambda params, config, nets, observation, noise: nets.actor.sample(params, observation, noise),
     value=td3.value,
     targets=("critic",),

@@ -13,12 +13,10 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor
 
-from offrld.engine import Algorithm, Batch, Noise, Space, Stage, State, Step, setting
+from offrld.engine import Algorithm, Batch, LossResult, Noise, Space, Stage, State, Step, setting
 from offrld.losses import bellman, cql, model_based, sac
 from offrld.nets import Params
 
@@ -39,7 +37,7 @@ def noise(config: Config, space: Space) -> dict[str, Noise]:
     return {**model_based.noise(config, space), **penalty}
 
 
-def critic_loss(params: Params, config: Config, nets: Any, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+def critic_loss(params: Params, config: Config, nets: model_based.Nets, state: State, batch: Batch) -> LossResult:
     batch, kept = model_based.mixed(config, state, batch), model_based.real(config)
     if config.soft_q_backup:
         target = sac.soft_target(nets, state, batch)

@@ -13,13 +13,10 @@ return), which suits every dataset; the paper's 0.001 (preset `paper`) was chose
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-from torch import Tensor
-
-from offrld.engine import ActionConfig, Algorithm, ObservationScaler, Optimizer, RewardScaler, State, Step, Windows, setting
+from offrld.engine import ActionConfig, Algorithm, LossResult, ObservationScaler, Optimizer, RewardScaler, State, Step, Windows, setting
 from offrld.losses import sequence
-from offrld.nets import Encoder, Params
+from offrld.nets import Encoder, Params, SequenceModel
 
 
 @dataclass(frozen=True)
@@ -31,7 +28,12 @@ class Config(ActionConfig, sequence.SequenceConfig):
     optimizer: Optimizer = Optimizer(type="adamw", weight_decay=1e-4, clip_grad_norm=0.25, schedule="warmup", warmup_steps=10_000)
 
 
-def loss(params: Params, config: Config, nets: Any, state: State, batch: Windows) -> tuple[Tensor, dict[str, Tensor]]:
+@dataclass(frozen=True)
+class Nets:
+    actor: SequenceModel
+
+
+def loss(params: Params, config: Config, nets: Nets, state: State, batch: Windows) -> LossResult:
     action = nets.actor(params, batch)  # [B, L, A]
     value = sequence.mean_of_steps(((action - batch.action) ** 2).sum(-1), batch.mask)
     return value, {"loss": value}
@@ -43,7 +45,7 @@ ALGORITHM = Algorithm(
     paper="Chen et al. 2021, Decision Transformer: Reinforcement Learning via Sequence Modeling (arXiv:2106.01345)",
     actions="continuous",
     config=Config(),
-    networks=lambda config, space: {"actor": sequence.model("actor", config, space, config.encoder)},
+    networks=lambda config, space: Nets(sequence.model("actor", config, space, config.encoder)),
     schedule=lambda config: (Step("actor", loss, ("actor",), config.optimizer, config.learning_rate),),
     act=sequence.act("actor"),
     batch_kind="windows",

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from offrld.engine import Algorithm, Batch, Space, State, Step, setting
+from offrld.engine import Algorithm, Batch, LossResult, Space, State, Step, setting
 from offrld.losses import bellman, procgen, q_learning, taken
 from offrld.nets import CategoricalPolicy, Params
 
@@ -36,13 +36,18 @@ class Config(q_learning.QLearningConfig):
     share_encoder: bool = setting(True, "let the imitator stand on the first Q function's encoder")
 
 
-def networks(config: Config, space: Space) -> dict[str, Any]:
-    q = q_learning.networks(config, space)["q"]
+@dataclass(frozen=True)
+class Nets(q_learning.Nets):
+    imitator: CategoricalPolicy
+
+
+def networks(config: Config, space: Space) -> Nets:
+    q = q_learning.networks(config, space).q
     shared = q.encoders[0] if config.share_encoder else None
-    return {"q": q, "imitator": CategoricalPolicy("imitator", space.view, space.action_size, config.encoder, shared=shared)}
+    return Nets(q=q, imitator=CategoricalPolicy("imitator", space.view, space.action_size, config.encoder, shared=shared))
 
 
-def allowed_scores(params: Params, config: Config, nets: Any, observation: Any) -> Tensor:
+def allowed_scores(params: Params, config: Config, nets: Nets, observation: Any) -> Tensor:
     """What a* maximises, ``[B, n]``."""
     q = nets.q.values(params, observation).average  # [B, n]
     log_prob = nets.imitator.log_prob(params, observation)
@@ -50,7 +55,7 @@ def allowed_scores(params: Params, config: Config, nets: Any, observation: Any) 
     return likely.to(q.dtype) * (q - q.amin(-1, keepdim=True) + 1e-5)
 
 
-def loss(params: Params, config: Config, nets: Any, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+def loss(params: Params, config: Config, nets: Nets, state: State, batch: Batch) -> LossResult:
     with torch.no_grad():
         choice = allowed_scores(params, config, nets, batch.next_observation).argmax(-1)  # [B]
         target = bellman(batch, nets.q.target(state.target, batch.next_observation, choice))  # [B, M]

@@ -23,7 +23,7 @@ def schedule(config: dynamics.DynamicsConfig) -> tuple[Step, ...]:
     return (Step("dynamics", dynamics.loss, ("dynamics",), config.optimizer, config.learning_rate),)
 
 
-def act(params: Params, config: Any, nets: Any, observation: Any) -> Tensor:
+def act(params: Params, config: Any, nets: dynamics.Nets, observation: Any) -> Tensor:
     raise TypeError("a model of the environment does not act")
 
 

@@ -17,12 +17,11 @@ the settings of gen_dgrl (Mediratta et al. 2023), for 64 environments.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from offrld.engine import ActionConfig, Algorithm, Optimizer, Rollout, Space, State, Step, setting
+from offrld.engine import ActionConfig, Algorithm, LossResult, Optimizer, Rollout, Space, State, Step, setting
 from offrld.engine import Config as BaseConfig
 from offrld.nets import ActorCritic, Encoder, Params
 
@@ -47,9 +46,14 @@ class Config(ActionConfig, BaseConfig):
     optimizer: Optimizer = Optimizer(eps=1e-5, clip_grad_norm=0.5)
 
 
-def networks(config: Config, space: Space) -> dict[str, Any]:
-    return {
-        "policy": ActorCritic(
+@dataclass(frozen=True)
+class Nets:
+    policy: ActorCritic
+
+
+def networks(config: Config, space: Space) -> Nets:
+    return Nets(
+        policy=ActorCritic(
             "policy",
             space.view,
             space.action_size,
@@ -58,17 +62,17 @@ def networks(config: Config, space: Space) -> dict[str, Any]:
             shared=config.shared_encoder,
             log_std=config.log_std,
         )
-    }
+    )
 
 
-def play(params: Params, nets: Any, observation: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def play(params: Params, nets: Nets, observation: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Actions drawn at ``observation [B, ...]`` by ``noise`` (see `ActorCritic.draw`), their log probabilities and the values ``[B]``."""
     out, value = nets.policy(params, observation)
     action = nets.policy.draw(params, out, noise)
     return action, nets.policy.log_prob(params, out, action), value
 
 
-def loss(params: Params, config: Config, nets: Any, state: State, batch: Rollout) -> tuple[Tensor, dict[str, Tensor]]:
+def loss(params: Params, config: Config, nets: Nets, state: State, batch: Rollout) -> LossResult:
     out, value = nets.policy(params, batch.observation)
     log_ratio = nets.policy.log_prob(params, out, batch.action) - batch.log_prob  # [B]
     ratio = log_ratio.exp()

@@ -10,12 +10,11 @@ observations and actions; found exactly, without gradient). Q functions and sche
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from offrld.engine import Algorithm, Batch, Dataset, State, setting
+from offrld.engine import Algorithm, Batch, Dataset, LossResult, State, setting
 from offrld.losses import td3
 from offrld.nets import Params
 
@@ -48,7 +47,7 @@ def nearest_action(config: Config, state: State, observation: Tensor, action: Te
     return keys[torch.stack(at).gather(0, chosen).squeeze(0)][:, -action.shape[-1] :]
 
 
-def actor_loss(params: Params, config: Config, nets: Any, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+def actor_loss(params: Params, config: Config, nets: td3.Nets, state: State, batch: Batch) -> LossResult:
     action, q = td3.policy_values(params, nets, state, batch)
     weight = config.alpha / q.abs().mean().detach()
     with torch.no_grad():

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from offrld.engine import ActionConfig, Algorithm, Space, setting
+from offrld.engine import ActionConfig, Algorithm, setting
 from offrld.engine import Config as BaseConfig
 from offrld.losses import random_policy
 from offrld.nets import Params
@@ -25,18 +25,14 @@ class Config(ActionConfig, BaseConfig):
     normal_std: float = setting(1.0, "deviation of the normal distribution", low=0.0, only={"distribution": ("normal",)})
 
 
-def networks(config: Config, space: Space) -> dict[str, Any]:
-    return {"policy": random_policy.Hash("policy", space.action_size)}
-
-
-def act(params: Params, config: Config, nets: Any, observation: Any) -> Tensor:
+def act(params: Params, config: Config, nets: random_policy.Nets, observation: Any) -> Tensor:
     uniform = nets.policy(params, observation)  # [B, A] within (0, 1)
     if config.distribution == "uniform":
         return 2 * uniform - 1
     return (config.normal_std * torch.special.ndtri(uniform)).clamp(-1.0, 1.0)
 
 
-def sample(params: Params, config: Config, nets: Any, observation: Any, noise: Tensor) -> Tensor:
+def sample(params: Params, config: Config, nets: random_policy.Nets, observation: Any, noise: Tensor) -> Tensor:
     if config.distribution == "uniform":
         return 2 * torch.special.ndtr(noise) - 1
     return (config.normal_std * noise).clamp(-1.0, 1.0)
@@ -48,7 +44,7 @@ ALGORITHM = Algorithm(
     paper="none: the usual baseline",
     actions="continuous",
     config=Config(),
-    networks=networks,
+    networks=random_policy.networks,
     schedule=lambda config: (),
     act=act,
     sample=sample,

@@ -18,15 +18,13 @@ know when it acts.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor
 
-from offrld.engine import ActionConfig, Algorithm, Noise, Optimizer, Space, State, Step, Windows, setting
+from offrld.engine import ActionConfig, Algorithm, LossResult, Noise, Optimizer, Space, State, Step, Windows, setting
 from offrld.losses import sequence
 from offrld.losses.td3 import RANGE
-from offrld.nets import Critics, Encoder, Params, QFunction
+from offrld.nets import Critics, Encoder, Params, QFunction, SequenceModel
 
 
 @dataclass(frozen=True)
@@ -46,15 +44,21 @@ class Config(ActionConfig, sequence.SequenceConfig):
     q_function: QFunction = QFunction()
 
 
-def networks(config: Config, space: Space) -> dict[str, Any]:
-    return {
-        "actor": sequence.model("actor", config, space, config.actor_encoder),
-        "critic": Critics("critic", config.n_critics, space.view, space.action_size, config.critic_encoder, config.q_function),
-    }
+@dataclass(frozen=True)
+class Nets:
+    actor: SequenceModel
+    critic: Critics
+
+
+def networks(config: Config, space: Space) -> Nets:
+    return Nets(
+        actor=sequence.model("actor", config, space, config.actor_encoder),
+        critic=Critics("critic", config.n_critics, space.view, space.action_size, config.critic_encoder, config.q_function),
+    )
 
 
 # --- Policy ---
-def actor_loss(params: Params, config: Config, nets: Any, state: State, batch: Windows) -> tuple[Tensor, dict[str, Tensor]]:
+def actor_loss(params: Params, config: Config, nets: Nets, state: State, batch: Windows) -> LossResult:
     action = nets.actor(params, batch)  # [B, L, A]
     values = nets.critic.values(state.params, sequence.steps(batch.observation), action.flatten(0, 1))
     q = values.mean.amin(0).reshape(batch.mask.shape)  # [B, L]
@@ -66,7 +70,7 @@ def actor_loss(params: Params, config: Config, nets: Any, state: State, batch: W
 
 
 # --- Q functions ---
-def critic_loss(params: Params, config: Config, nets: Any, state: State, batch: Windows) -> tuple[Tensor, dict[str, Tensor]]:
+def critic_loss(params: Params, config: Config, nets: Nets, state: State, batch: Windows) -> LossResult:
     with torch.no_grad():
         clip = config.target_smoothing_clip
         smoothing = (batch.noise["target"] * config.target_smoothing_sigma).clamp(-clip, clip)

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from offrl_store import rng
-from offrld.engine import Batch, Learner, Loss, Noise, Optimizer, Scaler, Scalers, Space, Stage, State, Step, setting
+from offrld.engine import Batch, Learner, Loss, LossResult, Noise, Optimizer, Scaler, Scalers, Space, Stage, State, Step, setting
 from offrld.losses import dynamics, sac
-from offrld.nets import Encoder
+from offrld.nets import Encoder, Params
+from offrld.nets.dynamics import EnsembleDynamics
 
 DYNAMICS = "ensemble_dynamics"
 
@@ -47,10 +48,17 @@ class ModelBasedConfig(sac.SACConfig):
     dynamics_optimizer: Optimizer = Optimizer(weight_decay=1e-4)
 
 
-def networks(config: ModelBasedConfig, space: Space) -> dict[str, Any]:
-    """Those of SAC, and the ensemble where it is trained here."""
-    own = {} if config.dynamics is not None else dynamics.networks(config, space, config.dynamics_encoder)
-    return {**sac.networks(config, space), **own}
+@dataclass(frozen=True)
+class Nets(sac.Nets):
+    """The networks of the family; without an ensemble of their own if another job trained it."""
+
+    dynamics: EnsembleDynamics | None = None
+
+
+def networks(config: ModelBasedConfig, space: Space) -> Nets:
+    """Those of SAC, and the ensemble unless another job trained it."""
+    ensemble = None if config.dynamics is not None else dynamics.networks(config, space, config.dynamics_encoder).dynamics
+    return Nets(**vars(sac.networks(config, space)), dynamics=ensemble)
 
 
 def noise(config: ModelBasedConfig, space: Space) -> dict[str, Noise]:
@@ -91,19 +99,20 @@ def mixed(config: ModelBasedConfig, state: State, batch: Batch) -> Batch:
 def on_mixture(loss: Loss) -> Loss:
     """The loss of mixed batches."""
 
-    def mixed_loss(params: Any, config: Any, nets: Any, state: State, batch: Batch) -> Any:
+    def mixed_loss(params: Params, config: ModelBasedConfig, nets: Nets, state: State, batch: Batch) -> LossResult:
         return loss(params, config, nets, state, mixed(config, state, batch))
 
     return mixed_loss
 
 
-def dynamics_loss(params: Any, config: ModelBasedConfig, nets: Any, state: State, batch: Batch) -> Any:
+def dynamics_loss(params: Params, config: ModelBasedConfig, nets: Nets, state: State, batch: Batch) -> LossResult:
     """The ensemble's loss on the first `dynamics_batch_size` transitions of the batch."""
     n = config.dynamics_batch_size
     rows = {name: getattr(batch, name)[:n] for name in ("observation", "action", "reward", "next_observation")}
     weight = batch.weight if batch.weight is None else batch.weight[:n]
     coins = {"bootstrap": batch.noise["bootstrap"][:, :n]}
-    return dynamics.loss(params, config, nets, state, dataclasses.replace(batch, **rows, noise=coins, weight=weight))
+    own = dynamics.Nets(nets.dynamics)
+    return dynamics.loss(params, config, own, state, dataclasses.replace(batch, **rows, noise=coins, weight=weight))
 
 
 def stages(config: ModelBasedConfig, critic_loss: Loss) -> tuple[Stage, ...]:
@@ -125,7 +134,7 @@ def stages(config: ModelBasedConfig, critic_loss: Loss) -> tuple[Stage, ...]:
     return (Stage("dynamics", (learn,), config.dynamics_steps, single_steps=True), policy)
 
 
-def temp_loss(params: Any, config: ModelBasedConfig, nets: Any, state: State, batch: Batch) -> Any:
+def temp_loss(params: Params, config: ModelBasedConfig, nets: Nets, state: State, batch: Batch) -> LossResult:
     """SAC's, with the noise of the next action: a sample that the policy was not moved by."""
     return sac.temp_loss(params, config, nets, state, dataclasses.replace(batch, noise={"actor": batch.noise["next"]}))
 

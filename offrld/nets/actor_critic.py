@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from offrld.nets.distributions import Normal
-from offrld.nets.encoders import Encoder, Params, View, build
+from offrld.nets.encoders import Encoder, Observation, Params, View, build
 from offrld.nets.linear import Linear, orthogonal_init
 from offrld.nets.values import taken
 
@@ -49,19 +49,19 @@ class ActorCritic:
             params[f"{self.name}.log_std"] = torch.full((self._actions,), self._log_std, dtype=dtype)
         return params
 
-    def __call__(self, params: Params, observation: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, params: Params, observation: Observation) -> tuple[Tensor, Tensor]:
         """Logits ``[B, n]`` or the means ``[B, A]`` of actions, and the values ``[B]``."""
         features = self._encoder(params, observation)
         own = self._value_encoder is not self._encoder
         value = self._value(params, self._value_encoder(params, observation) if own else features)
         return self._policy(params, features), value.squeeze(-1)
 
-    def act(self, params: Params, observation: Tensor) -> Tensor:
+    def act(self, params: Params, observation: Observation) -> Tensor:
         """The greedy choice: logits ``[B, n]``, or the means within [-1, 1]."""
         out = self._policy(params, self._encoder(params, observation))
         return out if self.discrete else out.clamp(-1.0, 1.0)
 
-    def value(self, params: Params, observation: Tensor) -> Tensor:
+    def value(self, params: Params, observation: Observation) -> Tensor:
         """The values ``[B]``."""
         return self._value(params, self._value_encoder(params, observation)).squeeze(-1)
 

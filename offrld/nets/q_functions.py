@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from offrl.errors import InvalidInput
 from offrld.nets import q_plugins
 from offrld.nets.context import context_of
-from offrld.nets.encoders import Encoder, Params, View, build
+from offrld.nets.encoders import Encoder, Observation, Params, View, build
 from offrld.nets.encoders.vector import VectorEncoder
 from offrld.nets.heads import EncodedLinear, headed
 from offrld.nets.linear import Linear
@@ -114,11 +114,11 @@ class _Ensemble:
             params |= member.init(generator, dtype)
         return params
 
-    def _values(self, params: Params, observation: Tensor, action: Tensor | None, members: slice) -> Values:
+    def _values(self, params: Params, observation: Observation, action: Tensor | None, members: slice) -> Values:
         """Of some members."""
         chosen = self._members[members]
-        if action is not None and isinstance(self.encoders[0], VectorEncoder) and observation.shape[:-1] == action.shape[:-1]:
-            # Joined once rather than by each member.
+        joins = action is not None and isinstance(observation, Tensor) and isinstance(self.encoders[0], VectorEncoder)
+        if joins and observation.shape[:-1] == action.shape[:-1]:  # join them once, not once per member
             observation, action = torch.cat([observation, action], dim=-1), None
         if self._q.type in ("iqn", "fqf"):
             features = self._features(params, observation, action, members)
@@ -129,7 +129,7 @@ class _Ensemble:
         numbers = outputs if self._continuous else outputs.unflatten(-1, (self._outputs, -1))  # [N, ..., (n,) M]
         return self._fixed(numbers) if self._q.type == "qr" else self._of_package(numbers)
 
-    def _outputs_of(self, params: Params, observation: Tensor, action: Tensor | None, members: slice) -> Tensor:
+    def _outputs_of(self, params: Params, observation: Observation, action: Tensor | None, members: slice) -> Tensor:
         """What the heads of some members give, ``[N, ..., outputs]``."""
         chosen = self._members[members]
         if self._q.share_encoder:
@@ -138,7 +138,7 @@ class _Ensemble:
         pairs = zip(self.encoders[members], chosen, strict=True)
         return _stack([headed(params, encoder, member.head, observation, action) for encoder, member in pairs])
 
-    def _features(self, params: Params, observation: Tensor, action: Tensor | None, members: slice) -> list[Tensor]:
+    def _features(self, params: Params, observation: Observation, action: Tensor | None, members: slice) -> list[Tensor]:
         """Features ``[..., F]`` for each of some members."""
         if not self._q.share_encoder:
             return [encoder(params, observation, action) for encoder in self.encoders[members]]
@@ -201,20 +201,20 @@ class Critics(_Ensemble):
     ) -> None:
         super().__init__(name, members, view, encoder, q_function, action_size=action_size, outputs=1)
 
-    def values(self, params: Params, observation: Tensor, action: Tensor, *, members: int | None = None) -> Values:
+    def values(self, params: Params, observation: Observation, action: Tensor, *, members: int | None = None) -> Values:
         """At observation ``[B, ...]`` and action ``[B, A]`` or ``[K, B, A]``; of the first ``members`` only, when given."""
         return self._values(params, observation, action, slice(members))
 
-    def __call__(self, params: Params, observation: Tensor, action: Tensor, *, members: int | None = None) -> Tensor:
+    def __call__(self, params: Params, observation: Observation, action: Tensor, *, members: int | None = None) -> Tensor:
         """Expected values, ``[N, B]`` or ``[N, K, B]``."""
         return self.values(params, observation, action, members=members).mean
 
-    def target(self, params: Params, observation: Tensor, action: Tensor, reduction: Reduction = "min", lam: float = 0.75) -> Tensor:
+    def target(self, params: Params, observation: Observation, action: Tensor, reduction: Reduction = "min", lam: float = 0.75) -> Tensor:
         """Values for a Bellman target, ``[B, M]`` or ``[K, B, M]``, without gradient: the ensemble reduced by `Values.reduce`."""
         with torch.no_grad():
             return self.values(params, observation, action).reduce(reduction, lam)
 
-    def action_gradients(self, params: Params, observation: Tensor, action: Tensor) -> Tensor:
+    def action_gradients(self, params: Params, observation: Observation, action: Tensor) -> Tensor:
         """``dQ_i(s, a)/da`` of each member, ``[N, B, A]``, itself differentiable with respect to ``params``."""
 
         def total(actions: Tensor) -> Tensor:
@@ -230,15 +230,17 @@ class DiscreteCritics(_Ensemble):
     def __init__(self, name: str, members: int, view: View, actions: int, encoder: Encoder, q_function: QFunction = QFunction()) -> None:
         super().__init__(name, members, view, encoder, q_function, action_size=0, outputs=actions)
 
-    def values(self, params: Params, observation: Tensor, *, members: int | None = None) -> Values:
+    def values(self, params: Params, observation: Observation, *, members: int | None = None) -> Values:
         """Of every action; of the first ``members`` only, when given."""
         return self._values(params, observation, None, slice(members))
 
-    def __call__(self, params: Params, observation: Tensor, *, members: int | None = None) -> Tensor:
+    def __call__(self, params: Params, observation: Observation, *, members: int | None = None) -> Tensor:
         """Expected values of every action, ``[N, B, n]``."""
         return self.values(params, observation, members=members).mean
 
-    def target(self, params: Params, observation: Tensor, action: Tensor | None, reduction: Reduction = "min", lam: float = 0.75) -> Tensor:
+    def target(
+        self, params: Params, observation: Observation, action: Tensor | None, reduction: Reduction = "min", lam: float = 0.75
+    ) -> Tensor:
         """Values for a Bellman target without gradient: of actions ``[B]`` ``[B, M]``, or of every action ``[B, n, M]``."""
         with torch.no_grad():
             values = self.values(params, observation)
@@ -255,7 +257,7 @@ class ValueFunction:
     def init(self, generator: torch.Generator, dtype: torch.dtype) -> Params:
         return self._net.init(generator, dtype)
 
-    def __call__(self, params: Params, observation: Tensor) -> Tensor:
+    def __call__(self, params: Params, observation: Observation) -> Tensor:
         return self._net(params, observation).squeeze(-1)  # [B]
 
 

@@ -54,11 +54,20 @@ class Window(Protocol):
     int64 ``[B, L]``, from 1, 0 where there is no step; mask ``[B, L]``, 1 at real steps.
     """
 
-    observation: Any
-    action: Tensor
-    returns_to_go: Tensor
-    timesteps: Tensor
-    mask: Tensor
+    @property
+    def observation(self) -> Any: ...
+
+    @property
+    def action(self) -> Tensor: ...
+
+    @property
+    def returns_to_go(self) -> Tensor: ...
+
+    @property
+    def timesteps(self) -> Tensor: ...
+
+    @property
+    def mask(self) -> Tensor: ...
 
 
 class Blocks:

@@ -22,12 +22,10 @@ from offrld import settings
 from offrld.engine.definition.optimizer import Optimizer
 from offrld.engine.definition.space import Space
 from offrld.fits import check_kind
-from offrld.nets import Params
+from offrld.nets import Observation, Params
 from offrld.preprocess.rewards import RewardScaler
 from offrld.preprocess.scalers import ActionScaler, ObservationScaler
 from offrld.settings import setting
-
-Observation = Tensor | dict[str, Tensor]
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ class PixelEncoder:
         self.name, self._view = name, tuple(view)
         channels, *size = view
         self._convolutions: list[tuple[tuple[int, int, int, int], int, Stage]] = []
-        if problem := too_small(*size, encoder.filters):
+        if problem := too_small(size[0], size[1], encoder.filters):
             raise InvalidInput(problem, hint=f"larger images, or smaller filters, for example {fitting(*size)}")
         for i, (width, kernel, stride) in enumerate(encoder.convolutions):
             stage = Stage(f"{name}.{i}", width, encoder, image=True)
