@@ -10,17 +10,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from offrld.engine.definition.optimizer import Optimizer
+from offrld.engine.definition.optimizer import Optimizer, eps_of
 
 Number = float | Tensor
 Tensors = list[Tensor]
-Rule = Callable[["Optimizer", Tensors, dict[str, Tensors], Number], Tensors]
+Rule = Callable[[Optimizer, Tensors, dict[str, Tensors], Number], Tensors]
 STEP_SIZES = (1e-4, 5e3)  # least and largest move of an element in rprop, of the learning rate: torch's limits at its own rate of 0.01
 RECTIFIED = 5.0  # length of the average from which on radam divides by the deviation
 
@@ -106,16 +104,6 @@ def rprop(spec: Optimizer, grads: Tensors, parts: dict[str, Tensors], k: Number)
 
 
 RULES: dict[str, Rule] = {"adamax": adamax, "nadam": nadam, "radam": radam, "adagrad": adagrad, "adadelta": adadelta, "rprop": rprop}
-PARTS = {
-    "adamax": ("first", "largest"), "nadam": ("first", "second", "lacking"), "radam": ("first", "second"), "adagrad": ("sum",),
-    "adadelta": ("second", "moves"), "rprop": ("previous", "excess"),
-}  # fmt: skip
-EPS = {"rmsprop": 1e-2, "adagrad": 1e-10, "adadelta": 1e-6}  # of all others: 1e-8
-
-
-def eps_of(spec: Optimizer) -> float:
-    """What is added to the divisor: as set, else the rule's own."""
-    return EPS.get(spec.type, 1e-8) if spec.eps is None else spec.eps
 
 
 def _square_mean(mean: Tensors, values: Sequence[Tensor], decay: float) -> None:
