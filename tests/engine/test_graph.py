@@ -14,6 +14,7 @@ from offrl.errors import InvalidInput
 from offrld.algos import ALGORITHMS, bc
 from offrld.engine import Learner, Optimizer, Stage, Step
 from offrld.engine.definition import rules
+from offrld.engine.definition.optimizer import parts_of
 from offrld.engine.updates import graph as graphs
 from offrld.engine.updates.graph import Chunks, Pattern, moved_alike
 from offrld.nets.aligned import BOUNDARY
@@ -193,9 +194,8 @@ class Readings(TorchDispatchMode):
         name = str(function)
         suspect = any(word in name for word in ("_local_scalar", "nonzero", "masked_select", "unique", "aten.equal", "lift_fresh"))
         # On the CPU, and there alone, the optimizer reads a rate that is a tensor, and dropout its key.
-        if suspect and not any(
-            frame.filename.endswith(("definition/optimizer_step.py", "nets/random.py")) for frame in traceback.extract_stack()
-        ):
+        readers = ("definition/optimizer_step.py", "nets/random.py")
+        if suspect and not any(frame.filename.endswith(readers) for frame in traceback.extract_stack()):
             self.found.add(name)
         return function(*arguments, **(options or {}))
 
