@@ -15,6 +15,7 @@ among them. Metrics: `vae_loss`, `temp_loss`, `temp`, `alpha_loss`, `alpha`, `cr
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -140,14 +141,14 @@ def actor_loss(params: Params, config: Config, nets: Nets, state: State, batch: 
 def schedule(config: Config) -> tuple[Step, ...]:
     warm = config.warmup_steps
     alpha = Step("alpha", alpha_loss, ("alpha",), config.alpha_optimizer, config.alpha_learning_rate)
-    actor = {"optimizes": ("actor",), "optimizer": config.actor_optimizer, "learning_rate": config.actor_learning_rate}
+    actor = partial(Step, optimizes=("actor",), optimizer=config.actor_optimizer, learning_rate=config.actor_learning_rate)
     return (
         Step("vae", vae_loss, ("vae",), config.imitator_optimizer, config.imitator_learning_rate),
         *sac.temp_steps(config),
         *((alpha,) if config.alpha_learning_rate > 0 else ()),
         Step("critic", critic_loss, ("critic",), config.critic_optimizer, config.critic_learning_rate),
-        Step("warmup", warmup_loss, **actor, until=warm, moments="actor"),
-        Step("actor", actor_loss, **actor, start=warm),
+        actor("warmup", warmup_loss, until=warm, moments="actor"),
+        actor("actor", actor_loss, start=warm),
         Step("target", polyak={"critic": config.tau}),
     )
 

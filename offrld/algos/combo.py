@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import cast
 
 import torch
+from torch import Tensor
 
 from offrld.engine import Algorithm, Batch, LossResult, Noise, Space, Stage, State, Step, setting
 from offrld.losses import bellman, cql, model_based, sac
@@ -47,9 +49,11 @@ def critic_loss(params: Params, config: Config, nets: model_based.Nets, state: S
             target = bellman(batch, nets.critic.target(state.target, batch.next_observation, action))  # [B, M]
     values = nets.critic.values(params, batch.observation, batch.action)
     td_loss = values.error(target, batch.weight)
-    imagined = dataclasses.replace(batch, observation=batch.observation[kept:], next_observation=batch.next_observation[kept:], weight=None)
-    pressed = cql.penalty(params, nets, state, imagined).mean(1) if kept < config.batch_size else 0.0  # [N]
-    held = batch.weighted(values.mean, -1)[:, :kept].mean(1) if kept else 0.0
+    observation, following = cast(Tensor, batch.observation), cast(Tensor, batch.next_observation)  # [B, D]: it takes vectors only
+    imagined = dataclasses.replace(batch, observation=observation[kept:], next_observation=following[kept:], weight=None)
+    none = td_loss.new_zeros(())
+    pressed = cql.penalty(params, nets, state, imagined).mean(1) if kept < config.batch_size else none  # [N]
+    held = batch.weighted(values.mean, -1)[:, :kept].mean(1) if kept else none
     conservative = config.conservative_weight * (pressed - held).sum()
     return td_loss + conservative, {"critic_loss": td_loss, "conservative_loss": conservative}
 

@@ -62,6 +62,7 @@ def critic_loss(params: Params, config: Config, nets: Nets, state: State, batch:
 
 # --- Temperature ---
 def temp_loss(params: Params, config: Config, nets: Nets, state: State, batch: Batch) -> LossResult:
+    assert isinstance(nets.temp, PositiveScalar)  # without a temperature its step does not exist
     with torch.no_grad():
         log_prob = nets.actor.log_prob(state.params, batch.observation)  # [B, n]
         excess = batch.mean((log_prob.exp() * log_prob).sum(-1) + TARGET_ENTROPY * math.log(log_prob.shape[-1]))

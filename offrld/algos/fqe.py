@@ -34,6 +34,7 @@ def networks(config: Config, space: Space) -> Nets:
 
 def loss(params: Params, config: Config, nets: Nets, state: State, batch: Batch) -> LossResult:
     with torch.no_grad():
+        assert batch.next_action is not None  # `Algorithm.next_action` asks for it
         target = bellman(batch, nets.q.target(state.target, batch.next_observation, batch.next_action))  # [B, M]
     q = nets.q.values(params, batch.observation, batch.action)
     value = q.error(target, batch.weight)

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from offrld.engine import ActionConfig, Algorithm, LossResult, Optimizer, Rollout, Space, State, Step, setting
 from offrld.engine import Config as BaseConfig
-from offrld.nets import ActorCritic, Encoder, Params
+from offrld.nets import ActorCritic, Encoder, Observation, Params
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def networks(config: Config, space: Space) -> Nets:
     )
 
 
-def play(params: Params, nets: Nets, observation: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def play(params: Params, nets: Nets, observation: Observation, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Actions drawn at ``observation [B, ...]`` by ``noise`` (see `ActorCritic.draw`), their log probabilities and the values ``[B]``."""
     out, value = nets.policy(params, observation)
     action = nets.policy.draw(params, out, noise)

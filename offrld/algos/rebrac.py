@@ -36,6 +36,7 @@ class Config(td3.TD3Config):
 def critic_loss(params: Params, config: Config, nets: td3.Nets, state: State, batch: Batch) -> LossResult:
     with torch.no_grad():
         action = td3.target_action(config, nets, state, batch)  # [B, A]
+        assert batch.next_action is not None  # `Algorithm.next_action` asks for it
         distance = ((action - batch.next_action) ** 2).sum(-1)  # [B]
         target_q = nets.critic.target(state.target, batch.next_observation, action)  # [B, M]
         target = bellman(batch, target_q - config.critic_beta * distance.unsqueeze(-1))  # [B, M]

@@ -90,7 +90,7 @@ def mixed(config: ModelBasedConfig, state: State, batch: Batch) -> Batch:
     kept, found = real(config), state.carry
     index = (batch.noise["imagined"].double() * found["count"]).long()  # [B - kept]
     parts = {name: found[name][index] for name in ("observation", "action", "reward", "next_observation", "discount")}
-    rows = {name: torch.cat([getattr(batch, name)[:kept], part]) for name, part in parts.items()}
+    rows: dict[str, Any] = {name: torch.cat([getattr(batch, name)[:kept], part]) for name, part in parts.items()}
     terminal = torch.cat([batch.terminal[:kept], torch.zeros_like(parts["reward"])])
     weight = batch.weight if batch.weight is None else torch.cat([batch.weight[:kept], torch.ones_like(parts["reward"])])
     return dataclasses.replace(batch, **rows, terminal=terminal, weight=weight)
@@ -108,9 +108,10 @@ def on_mixture(loss: Loss) -> Loss:
 def dynamics_loss(params: Params, config: ModelBasedConfig, nets: Nets, state: State, batch: Batch) -> LossResult:
     """The ensemble's loss on the first `dynamics_batch_size` transitions of the batch."""
     n = config.dynamics_batch_size
-    rows = {name: getattr(batch, name)[:n] for name in ("observation", "action", "reward", "next_observation")}
+    rows: dict[str, Any] = {name: getattr(batch, name)[:n] for name in ("observation", "action", "reward", "next_observation")}
     weight = batch.weight if batch.weight is None else batch.weight[:n]
     coins = {"bootstrap": batch.noise["bootstrap"][:, :n]}
+    assert nets.dynamics is not None  # its stage exists only with an ensemble of its own
     own = dynamics.Nets(nets.dynamics)
     return dynamics.loss(params, config, own, state, dataclasses.replace(batch, **rows, noise=coins, weight=weight))
 

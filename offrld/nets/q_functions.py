@@ -36,9 +36,9 @@ class _Ensemble:
 
     def _values(self, params: Params, observation: Observation, action: Tensor | None, members: slice) -> Values:
         """The values of some members."""
-        joins = action is not None and isinstance(observation, Tensor) and isinstance(self.encoders[0], VectorEncoder)
-        if joins and observation.shape[:-1] == action.shape[:-1]:  # join them once, not once per member
-            observation, action = torch.cat([observation, action], dim=-1), None
+        vectors = isinstance(self.encoders[0], VectorEncoder)
+        if vectors and action is not None and isinstance(observation, Tensor) and observation.shape[:-1] == action.shape[:-1]:
+            observation, action = torch.cat([observation, action], dim=-1), None  # joined once, not once per member
         return self._kind.values(params, self._encoders, observation, action, members)
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -72,9 +73,10 @@ def _plain(shared: Tensor | None, own: Tensor, params: Sequence[Tensor | None], 
     """The same by torch's operations, with derivatives of any order."""
     with torch.enable_grad():
         x = own if shared is None else torch.cat([shared.expand(*own.shape[:-1], -1), own], dim=-1)
-        for weight, bias in zip(params[:-2:2], params[1:-2:2], strict=True):
-            x = F.relu(linear(x, weight, bias))
-        x = linear(x, *params[-2:])
+        *inner, (weight, bias) = zip(_weights(params), params[1::2], strict=True)
+        for inner_weight, inner_bias in inner:
+            x = F.relu(linear(x, inner_weight, inner_bias))
+        x = linear(x, weight, bias)
         return F.relu(x) if relu else x
 
 
@@ -83,15 +85,17 @@ def _evaluate(
     shared: Tensor | None, own: Tensor, params: Sequence[Tensor | None], relu: bool, through: bool
 ) -> tuple[Tensor, list[list[Tensor]]]:
     """The result, and for each block the outputs of all layers but the last."""
-    weights, biases = list(params[::2]), list(params[1::2])
-    base, outs, hidden = None, [], []
+    weights, biases = _weights(params), list(params[1::2])
+    base: Tensor | None = None
+    outs: list[Tensor] = []
+    hidden: list[list[Tensor]] = []
     if shared is not None:
         width = shared.shape[-1]
         base = _product(shared, weights[0][:, :width], biases[0], through)  # [B, H]
         weights[0], biases[0] = weights[0][:, width:], None
     last = len(weights) - 1
     for x in _blocks(shared, own, len(weights)):
-        kept = []
+        before: list[Tensor] = []
         for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
             x = _product(x, weight, bias, through)
             if i == 0 and base is not None:
@@ -99,9 +103,9 @@ def _evaluate(
             if i < last or relu:
                 x.relu_()  # not oneDNN's own, which makes 0 of NaN and would hide a run that broke
             if i < last:
-                kept.append(x)
+                before.append(x)
         outs.append(x)
-        hidden.append(kept)
+        hidden.append(before)
     out = outs[0] if len(outs) == 1 else torch.cat(outs)
     return out if own.dim() == 2 else out.view(*own.shape[:-1], -1), hidden
 
@@ -129,39 +133,50 @@ def _gradients(
     blocks = _blocks(shared, own, len(params) // 2)
     sizes = [block.shape[0] for block in blocks]
     grads = grad.flatten(0, -2).split(sizes)
-    outs = [None] * len(blocks) if out is None else out.flatten(0, -2).split(sizes)
+    outs: Sequence[Tensor | None] = [None] * len(blocks) if out is None else out.flatten(0, -2).split(sizes)
     to_shared, to_own, *to_params = needed
-    weights, totals = list(params[::2]), [None] * len(params)
+    weights = _weights(params)
+    whole_first = weights[0]
+    totals: list[Tensor | None] = [None] * len(params)
     if shared is not None:
         weights[0] = weights[0][:, shared.shape[-1] :]
     # The lowest layer that is to get anything.
     lowest = 0 if to_shared or to_own else next(i for i, wanted in enumerate(to_params) if wanted) // 2
-    base, own_grads = None, []
+    base: Tensor | None = None
+    own_grads: list[Tensor] = []
     for rows, grad, out in zip(reversed(blocks), reversed(grads), reversed(outs), strict=True):  # the last one is still in the cache
         inputs = [rows, *hidden.pop()]
         if out is not None:
             grad = torch.ops.aten.threshold_backward(grad, out, 0)
         for i in range(len(weights) - 1, lowest - 1, -1):
-            x, summed = inputs.pop(), i == 0 and shared is not None
+            x = inputs.pop()
+            beside = shared if i == 0 else None  # the shared part that this layer's input is joined with
             if to_params[2 * i]:
                 totals[2 * i] = _plus(totals[2 * i], _to_weight(grad, x, through))
-            if to_params[2 * i + 1] and not summed:
+            if to_params[2 * i + 1] and beside is None:
                 totals[2 * i + 1] = _plus(totals[2 * i + 1], grad.sum(0))
-            if summed:
-                base = _plus(base, grad.view(-1, len(shared), grad.shape[-1]).sum(0))
+            if beside is not None:
+                base = _plus(base, grad.view(-1, len(beside), grad.shape[-1]).sum(0))
             if i > lowest:
                 grad = _to_input(grad, weights[i], through)
                 torch.ops.aten.threshold_backward.grad_input(grad, x, 0, grad_input=grad)  # it is ours: in place
             elif to_own:
                 own_grads.append(_to_input(grad, weights[0], through))
-    if base is not None:
+    of_shared = None
+    if base is not None and shared is not None:
         if to_params[0]:
-            totals[0] = torch.cat([_to_weight(base, shared, through), totals[0]], dim=1)
+            totals[0] = torch.cat([_to_weight(base, shared, through), cast("Tensor", totals[0])], dim=1)
         if to_params[1]:
             totals[1] = base.sum(0)
-    of_shared = _to_input(base, params[0][:, : shared.shape[-1]], through) if to_shared else None
+        if to_shared:
+            of_shared = _to_input(base, whole_first[:, : shared.shape[-1]], through)
     of_own = torch.cat(own_grads[::-1]).view(own.shape) if to_own else None
     return [of_shared, of_own, *totals]
+
+
+def _weights(params: Sequence[Tensor | None]) -> list[Tensor]:
+    """The weights among weight, bias, weight, bias, ...: a bias may be None, a weight never is."""
+    return cast("list[Tensor]", list(params[::2]))
 
 
 def _plus(total: Tensor | None, value: Tensor) -> Tensor:
@@ -194,7 +209,7 @@ def _to_weight(grad: Tensor, rows: Tensor, through: bool) -> Tensor:
         return functools.reduce(Tensor.add_, (_to_weight(g, r, through) for g, r in zip(grad.split(ROWS), rows.split(ROWS), strict=True)))
     one, other = aligned(one), aligned(other)
     if through and onednn.gains(one.t(), other.t()):
-        found = onednn.product(one.t(), other.t())
+        product = onednn.product(one.t(), other.t())
     else:
-        found = one.t().mm(other)
-    return found.t().contiguous() if few else found
+        product = one.t().mm(other)
+    return product.t().contiguous() if few else product

@@ -31,8 +31,8 @@ def extremes(blocks: Blocks) -> tuple[np.ndarray, np.ndarray]:
     low = high = None
     for block in blocks():
         least, most = block.min(axis=0), block.max(axis=0)
-        low, high = (least, most) if low is None else (np.minimum(low, least), np.maximum(high, most))
-    if low is None:
+        low, high = (least, most) if low is None or high is None else (np.minimum(low, least), np.maximum(high, most))
+    if low is None or high is None:
         raise _nothing()
     return _finite(np.asarray(low, np.float64)), _finite(np.asarray(high, np.float64))
 

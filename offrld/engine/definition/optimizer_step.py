@@ -129,7 +129,7 @@ def _adam(
     """Adam (Kingma & Ba 2015) and AdamW (Loshchilov & Hutter 2019) by torch's fused kernels, the fastest on the CPU and on CUDA."""
     count.add_(1)
     eps = eps_of(spec)
-    kernel = torch._fused_adam_ if spec.type == "adam" else torch._fused_adamw_
+    kernel: Callable[..., None] = torch._fused_adam_ if spec.type == "adam" else torch._fused_adamw_
     lists = (params, grads, parts["first"], parts["second"], parts.get("largest", []))
     for chosen, decay in _groups(names, spec.weight_decay) if spec.type == "gpt_adamw" else ((None, spec.weight_decay),):
         mine = lists if chosen is None else tuple([tensors[i] for i in chosen] if tensors else [] for tensors in lists)
@@ -239,7 +239,7 @@ def _by_rule(
     _descend(params, rules.RULES[spec.type](spec, grads, parts, k), rate)
 
 
-def _descend(params: list[Tensor], directions: Sequence[Tensor], rate: Rate) -> None:
+def _descend(params: list[Tensor], directions: list[Tensor] | tuple[Tensor, ...], rate: Rate) -> None:
     if isinstance(rate, Tensor):
         torch._foreach_sub_(params, torch._foreach_mul(directions, rate))
     else:

@@ -9,7 +9,7 @@ look at whole matrices, and the point of ASGD is an average of the parameters, o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -57,14 +57,16 @@ def radam(spec: Optimizer, grads: Tensors, parts: dict[str, Tensors], k: Number)
     decayed = _power(spec.beta2, k)
     length = longest - 2 * k * decayed / (1 - decayed)
     share = (1 - decayed) * (length - 4) * (length - 2) * longest / ((longest - 4) * (longest - 2) * length)
-    if isinstance(length, Tensor):
-        known = (length > RECTIFIED).to(length.dtype)
-        rectified = share.clamp(min=0).sqrt() * known
+    long_enough: Number
+    rectified: Number
+    if isinstance(length, Tensor) and isinstance(share, Tensor):
+        long_enough = (length > RECTIFIED).to(length.dtype)
+        rectified = share.clamp(min=0).sqrt() * long_enough
     else:
-        known = float(length > RECTIFIED)
-        rectified = math.sqrt(max(share, 0.0)) * known
+        long_enough = float(length > RECTIFIED)
+        rectified = math.sqrt(max(float(share), 0.0)) * long_enough
     divisor = torch._foreach_add(torch._foreach_sqrt(second), eps_of(spec))
-    move = _add(_times(torch._foreach_reciprocal(divisor), rectified), 1 - known)
+    move = _add(_times(torch._foreach_reciprocal(divisor), rectified), 1 - long_enough)
     torch._foreach_mul_(move, first)
     return _times(move, 1 / (1 - _power(spec.beta1, k)))
 
@@ -106,12 +108,12 @@ def rprop(spec: Optimizer, grads: Tensors, parts: dict[str, Tensors], k: Number)
 RULES: dict[str, Rule] = {"adamax": adamax, "nadam": nadam, "radam": radam, "adagrad": adagrad, "adadelta": adadelta, "rprop": rprop}
 
 
-def _square_mean(mean: Tensors, values: Sequence[Tensor], decay: float) -> None:
+def _square_mean(mean: Tensors, values: Tensors | tuple[Tensor, ...], decay: float) -> None:
     torch._foreach_mul_(mean, decay)
     torch._foreach_addcmul_(mean, values, values, value=1 - decay)
 
 
-def _times(tensors: Tensors, factor: Number) -> Tensors:
+def _times(tensors: Tensors | tuple[Tensor, ...], factor: Number) -> Tensors:
     return list(torch._foreach_mul(tensors, factor.to(tensors[0].dtype) if isinstance(factor, Tensor) else factor))
 
 

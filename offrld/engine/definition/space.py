@@ -81,7 +81,7 @@ class Space:
         return cls(
             observation={name: (field["dtype"], tuple(field["shape"])) for name, field in told["observation"].items()},
             discrete=bool(told["discrete"]),
-            action_size=int(told["n"]) if told["discrete"] else len(low),
+            action_size=int(told["n"]) if told["discrete"] else len(told["low"]),
             low=low,
             high=high,
             source=told["source"],
