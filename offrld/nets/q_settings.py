@@ -1,4 +1,4 @@
-"""The settings of a Q function: which kind it is, and what that kind takes."""
+"""The settings of a Q function: which kind it is, and what that kind takes. Each kind is one class of `offrld.nets.q_kinds`."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ class QFunction:
 
     ``mean``: a number. ``qr``: quantiles at fixed fractions (Dabney et al. 2017, arXiv:1710.10044). ``iqn``: quantiles at random
     fractions, which are inputs (Dabney et al. 2018, arXiv:1806.06923). ``fqf``: quantiles at fractions that a second net proposes
-    (Yang et al. 2019, arXiv:1911.02140). Installed packages may add further ones (see docs/extending.md). Each is one class of
-    `offrld.nets.q_kinds`.
+    (Yang et al. 2019, arXiv:1911.02140). Installed packages may add further ones (see docs/extending.md).
     """
 
     type: str = setting(
