@@ -28,7 +28,7 @@ from offrld.nets import Critics, NormalPolicy, Params
 class Config(td3.ActorCriticConfig):
     batch_size: int = setting(1024, "transitions per update", unit="transitions", low=1, high=1_000_000)
     lam: float = setting(1.0, "temperature of the advantage weights", low=0.0, exclusive_low=True)
-    n_action_samples: int = setting(1, "samples that the state's value is the mean of", unit="actions", low=1, high=1000)
+    n_action_samples: int = setting(1, "samples whose mean value is the state's value", unit="actions", low=1, high=1000)
     update_actor_interval: int = setting(1, "updates of the critic per update of the policy and the target", unit="updates", low=1)
 
 
@@ -69,7 +69,7 @@ def actor_loss(params: Params, config: Config, nets: Nets, state: State, batch: 
         q = nets.critic(state.params, batch.observation, torch.cat([batch.action.unsqueeze(0), samples])).amin(0)  # [1 + K, B]
         advantage = q[0] - q[1:].mean(0)  # [B]
         exponent = advantage / config.lam
-        if batch.weight is not None:  # what counts for nothing takes no share either
+        if batch.weight is not None:  # a transition of weight 0 takes no share of the softmax
             exponent = exponent + torch.log(batch.weight)
         weight = len(advantage) * torch.softmax(exponent, dim=0)
     value = -(weight * policy.log_prob(batch.action)).sum()

@@ -3,11 +3,11 @@
     tokens (R_1, s_1, a_1, ..., R_L, s_L),  R_t = r_t + r_(t+1) + ... to the episode's end
     L = mean over the real steps of |a^_t - a_t|^2
 
-Acting asks for a target return, takes each reward off it, and predicts from the last L steps. Metric: `loss`.
+Acting starts from a target return, subtracts each reward from it, and predicts from the last L steps. Metric: `loss`.
 
-Differs from the published code: d3rlpy divides the loss by all positions, padding included; here by the real steps, so that the step
-size does not depend on how many windows begin with an episode. Returns are divided by the range of the data's (reward_scaler
-return), which suits every dataset; the paper's 0.001 (preset `paper`) was chosen for locomotion.
+Differs from the published code: d3rlpy divides the loss by the number of all positions, padding included; here by the real steps, so that
+the step size does not depend on how many windows start with an episode. Returns are divided by the range of the data's returns
+(reward_scaler return), which suits every dataset; the paper's 0.001 (preset `paper`) was chosen for locomotion.
 """
 
 from __future__ import annotations

@@ -7,9 +7,9 @@
 
 Acting takes the action of the largest logit. Metrics: `loss`, `learning_rate`.
 
-Differs from the published code: padding is no part of the loss (d3rlpy averages over it), the count of steps is part of the
-checkpoint, and the first update already has the rate of the warm-up, not the full one. Returns are divided by the range of the data's
-(reward_scaler return; preset `paper`: not).
+Differs from the published code: the loss leaves out padding (d3rlpy averages over it), checkpoints hold the count of steps, and the first
+update already has the rate of the warm-up, not the full one. Returns are divided by the range of the data's returns (reward_scaler return;
+not in preset `paper`).
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
     L_Q = sum_i mean Huber(Q_i(s, a) - y)               (quantile Huber for the distributional Q functions)
 
 `policy` names the job whose policy is evaluated; it sees raw observations through its own scalers. The target is copied every
-`target_update_interval` updates. A policy that is asked for is the evaluated one. Metrics: `loss`, `q_mean`.
+`target_update_interval` updates. The run's policy is the evaluated one. Metrics: `loss`, `q_mean`.
 """
 
 from __future__ import annotations

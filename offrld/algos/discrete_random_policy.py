@@ -1,4 +1,4 @@
-"""DiscreteRandomPolicy: actions that ignore what is seen, all equally likely. Nothing is learned.
+"""DiscreteRandomPolicy: actions that ignore the observation, all equally likely. Nothing is learned.
 
 A policy file draws no numbers: its action is a hash of the observation, so the same observation gets the same action.
 """

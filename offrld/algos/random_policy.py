@@ -1,7 +1,7 @@
-"""RandomPolicy: actions that ignore what is seen; to compare with, and to collect data with. Nothing is learned.
+"""RandomPolicy: actions that ignore the observation; a baseline, and a way to collect data. Nothing is learned.
 
 uniform: every dimension uniform on [-1, 1]; normal: N(0, normal_std), clipped to [-1, 1]; then in the environment's units. A policy file
-draws no numbers: its action is a hash of the observation, spread as the distribution says: the same observation gets the same action.
+draws no numbers: its action is a hash of the observation with the same distribution, so the same observation gets the same action.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from offrld.nets import Params
 @dataclass(frozen=True)
 class Config(ActionConfig, BaseConfig):
     batch_size: int = setting(1, "transitions per update, of which nothing is learned", unit="transitions", low=1, high=1_000_000)
-    distribution: str = setting("uniform", "of the actions", choices=("uniform", "normal"))
+    distribution: str = setting("uniform", "distribution of the actions", choices=("uniform", "normal"))
     normal_std: float = setting(1.0, "deviation of the normal distribution", low=0.0, only={"distribution": ("normal",)})
 
 

@@ -30,12 +30,10 @@ class ModelBasedConfig(sac.SACConfig):
     """Settings of the family, beside SAC's."""
 
     update_actor_interval: int = setting(1, "updates of the critic per update of policy, temperature and target", unit="updates", low=1)
-    dynamics: str | None = setting(None, "job whose ensemble_dynamics is used; none: trained first, in a stage of this job")
-    dynamics_steps: int = setting(
-        50_000, "updates of the dynamics, in the first stage, where no job is named", unit="updates", low=1, probe=2
-    )
+    dynamics: str | None = setting(None, "job whose ensemble_dynamics is used; none: train it first, in a stage of this job")
+    dynamics_steps: int = setting(50_000, "updates of the dynamics in the first stage, if no job is named", unit="updates", low=1, probe=2)
     dynamics_batch_size: int = setting(
-        100, "transitions per update of the dynamics, of those of a batch", unit="transitions", low=1, high=1_000_000
+        100, "transitions of a batch that the dynamics learn from", unit="transitions", low=1, high=1_000_000
     )
     dynamics_learning_rate: float = setting(1e-3, "step size of the dynamics", low=0.0, exclusive_low=True)
     n_ensembles: int = setting(5, "models in the ensemble", low=1, high=100)
@@ -87,9 +85,9 @@ def real(config: ModelBasedConfig) -> int:
 
 def mixed(config: ModelBasedConfig, state: State, batch: Batch) -> Batch:
     """The batch with its rows from `real` on replaced by imagined transitions."""
-    kept, found = real(config), state.carry
-    index = (batch.noise["imagined"].double() * found["count"]).long()  # [B - kept]
-    parts = {name: found[name][index] for name in ("observation", "action", "reward", "next_observation", "discount")}
+    kept, buffer = real(config), state.carry
+    index = (batch.noise["imagined"].double() * buffer["count"]).long()  # [B - kept]
+    parts = {name: buffer[name][index] for name in ("observation", "action", "reward", "next_observation", "discount")}
     rows: dict[str, Any] = {name: torch.cat([getattr(batch, name)[:kept], part]) for name, part in parts.items()}
     terminal = torch.cat([batch.terminal[:kept], torch.zeros_like(parts["reward"])])
     weight = batch.weight if batch.weight is None else torch.cat([batch.weight[:kept], torch.ones_like(parts["reward"])])
@@ -142,7 +140,7 @@ def temp_loss(params: Params, config: ModelBasedConfig, nets: Nets, state: State
 
 # --- Rollouts ---
 def between(learner: Learner, k: int, penalty: float, variance: str = "max") -> None:
-    """Imagine transitions where they are due; the reward is lowered by ``penalty`` times the ensemble's variance.
+    """Imagine transitions if update ``k`` is due for them; the reward is lowered by ``penalty`` times the ensemble's variance.
 
     Args:
         variance: ``max``: the largest over the members of the summed variances; ``data``: the summed variance of the members' samples.
@@ -202,14 +200,14 @@ class _Model:
 
     def __init__(self, learner: Learner, state: State, variance: str) -> None:
         self._variance = variance
-        given = learner.inputs.get("dynamics")
+        other = learner.inputs.get("dynamics")
         self._mine, self._space = learner.scalers, learner.space_
-        if given is None:
+        if other is None:
             self._net, self._params, self._its = learner.nets.dynamics, state.params, learner.scalers
         else:
             some = next(iter(state.params.values()))
-            self._net, self._its = given.nets.dynamics, given.scalers
-            self._params = {name: value.to(some) for name, value in given.params.items()}
+            self._net, self._its = other.nets.dynamics, other.scalers
+            self._params = {name: value.to(some) for name, value in other.params.items()}
 
     def step(self, observation: Tensor, action: Tensor, numbers: _Numbers) -> tuple[Tensor, Tensor, Tensor]:
         """Next observation ``[R, D]``, reward and variance ``[R]``."""
@@ -237,7 +235,7 @@ class _Model:
 
 
 def _converted(value: Tensor, one: Scaler | None, other: Scaler | None) -> Tensor:
-    """From the units of one scaler into those of another."""
+    """Convert from the units of one scaler to those of another."""
     dtype = value.dtype  # scalers of what float32 does not hold compute in float64
     value = value if one is None else one.reverse(value)
     return (value if other is None else other(value)).to(dtype)
@@ -258,7 +256,7 @@ def _remember(learner: Learner, position: int, steps: list[tuple[Tensor, Tensor,
             "next_observation": following,
             "discount": torch.full_like(reward, config.gamma**used),
         }
-        kept = min(len(reward), size)  # of more than fit the last ones stay
+        kept = min(len(reward), size)  # if more arrive than fit, the last ones stay
         start = int(carry["next"].item())
         at = (torch.arange(kept, device=reward.device) + start) % size
         for name, values in rows.items():

@@ -12,7 +12,7 @@ from torch import Tensor
 from offrld.engine import Space
 from offrld.nets import Params
 
-GRID = 4096.0  # observations are told apart to this share of a unit
+GRID = 4096.0  # cells per unit: observations within one cell get the same numbers
 PRIME = 16_777_213  # the largest prime below 2^24: a number below it is exact in float32
 
 

@@ -12,7 +12,7 @@ from offrld.nets.heads import EncodedLinear
 
 
 class _Policy:
-    """What all policies are: an encoder with a linear head."""
+    """The base of all policies: an encoder with a linear head."""
 
     def __init__(
         self, name: str, view: View, outputs: int, encoder: Encoder, *, action_size: int = 0, shared: Network | None = None
@@ -119,7 +119,7 @@ class SquashedNormalPolicy(_Policy):
 class CategoricalPolicy(_Policy):
     """``softmax(W h(s))`` over ``n`` discrete actions; gives the logits ``[B, n]``.
 
-    ``shared``: an encoder of another network to stand on (say ``critics.encoders[0]``), whose parameters stay that network's.
+    ``shared``: another network's encoder to use (say ``critics.encoders[0]``), whose parameters stay that network's.
     """
 
     def __init__(self, name: str, view: View, actions: int, encoder: Encoder, *, shared: Network | None = None) -> None:

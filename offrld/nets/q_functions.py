@@ -18,9 +18,9 @@ from offrld.nets.values import Reduction, Values
 
 
 class _Ensemble:
-    """``members`` Q functions ``NAME.i``; what those of continuous and of discrete actions have in common.
+    """``members`` Q functions ``NAME.i``; the part that continuous and discrete actions share.
 
-    ``encoders`` holds the encoder of each member; with ``share_encoder`` they are one and the same.
+    ``encoders`` holds the encoder of each member; with ``share_encoder`` all members have the same one.
     """
 
     def __init__(

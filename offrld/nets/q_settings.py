@@ -26,7 +26,7 @@ class QFunction:
     )
     n_quantiles: int | None = setting(
         None,
-        "quantiles that the loss is made of (none: 32 for qr and fqf, 64 for iqn)",
+        "quantiles in the loss (none: 32 for qr and fqf, 64 for iqn)",
         unit="quantiles",
         low=1,
         high=10_000,
@@ -37,7 +37,7 @@ class QFunction:
     embed_size: int = setting(64, "cosines that a fraction is embedded in", low=1, high=10_000, only=("iqn", "fqf"))
     entropy_coeff: float = setting(0.0, "weight of the entropy of the proposed fractions", low=0.0, only=("fqf",), probe=0.5)
     share_encoder: bool = setting(False, "one encoder for all members; its gradient is divided by their number")
-    options: dict[str, Any] = setting({}, "what a Q function of an installed package takes beside these", only=q_plugins.plugins)
+    options: dict[str, Any] = setting({}, "further settings of a Q function of an installed package", only=q_plugins.plugins)
 
     def __post_init__(self) -> None:
         if self.options and self.type in q_plugins.BUILT_IN:

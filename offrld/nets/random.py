@@ -32,7 +32,7 @@ def words(key: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def stream(name: str, call: int) -> tuple[int, int]:
-    """Two words that tell the ``call``-th use of ``name`` from every other."""
+    """Two words that are unique to the ``call``-th use of ``name``."""
     text = f"{name}/{call}".encode()
     return zlib.crc32(text), zlib.crc32(text, 0x5BD1E995)
 

@@ -1,10 +1,10 @@
-"""Linear layers with relu between them as one operation with one way back, done block by block where there are many rows.
+"""Linear layers with relu between them as one operation with one backward pass; many rows are done block by block.
 
 It saves memory traffic and kernels: the penalty of CQL, 7,680 rows through 256 x 256, streams 8 MB through every kernel when its layers
-run one by one, and relu takes 2,500 us for all rows; in blocks of 1,024 it takes 13 us a block, in place. No gradient is computed that
-nobody asked for, and that of a weight with few inputs is in the order that is fast (23 inputs, 256 rows: 50 us instead of 89). It is the
-one place, too, that knows of oneDNN's product. For few rows and torch's product it gains nothing: 75 us of Python for three layers are
-what it saves.
+run one by one, and relu takes 2,500 us for all rows; in blocks of 1,024 it takes 13 us a block, in place. Only the gradients that are
+needed are computed, and that of a weight with few inputs in the fast order (23 inputs, 256 rows: 50 us instead of 89). It is also the
+only place that knows oneDNN's product. For few rows and torch's product it gains nothing: its Python, 75 us for three layers, costs what it
+saves.
 
 Only for plain eager code on the CPU (see `eager`): elsewhere the layers are torch's own.
 """
@@ -29,7 +29,7 @@ Pair = tuple[Tensor, Tensor | None]  # weight [O, I] and bias [O]
 
 
 def stack(shared: Tensor | None, own: Tensor, layers: Sequence[Pair], *, relu: bool, through_onednn: bool = False) -> Tensor:
-    """``own [..., I]`` through the layers, with relu after each but the last, and after that one with ``relu``: ``[..., O]``.
+    """``own [..., I]`` through the layers, with relu after each but the last; ``relu``: after the last too. ``[..., O]``.
 
     Args:
         shared: a first part of every input, ``[B, J]`` beside ``own [K, B, I]``: its product is taken once, not ``K`` times.
@@ -70,7 +70,7 @@ def _without_options(ctx) -> tuple[bool, ...]:
 
 
 def _plain(shared: Tensor | None, own: Tensor, params: Sequence[Tensor | None], relu: bool) -> Tensor:
-    """The same by torch's operations, with derivatives of any order."""
+    """Compute the same by torch's operations, with derivatives of any order."""
     with torch.enable_grad():
         x = own if shared is None else torch.cat([shared.expand(*own.shape[:-1], -1), own], dim=-1)
         *inner, (weight, bias) = zip(_weights(params), params[1::2], strict=True)
@@ -111,14 +111,14 @@ def _evaluate(
 
 
 def _blocks(shared: Tensor | None, own: Tensor, count: int) -> tuple[Tensor, ...]:
-    """The rows ``[..., I]`` in blocks of about `ROWS`, whole ``B`` rows where there is a shared part; all at once through one layer."""
+    """The rows ``[..., I]`` in blocks of about `ROWS`, of whole ``B`` rows if there is a shared part; all at once through one layer."""
     rows = own if own.dim() == 2 else own.flatten(0, -2)
     if rows.shape[0] <= 2 * ROWS or count == 1:
         return (rows,)
     return rows.split(ROWS if shared is None else max(1, ROWS // len(shared)) * len(shared))
 
 
-# --- The way back ---
+# --- Backward ---
 def _gradients(
     shared: Tensor | None,
     own: Tensor,
@@ -129,7 +129,7 @@ def _gradients(
     needed: Sequence[bool],
     through: bool,
 ) -> list[Tensor | None]:
-    """Gradients of shared part, own part and parameters, each where it is needed."""
+    """The gradients of shared part, own part and parameters that are needed, None for the others."""
     blocks = _blocks(shared, own, len(params) // 2)
     sizes = [block.shape[0] for block in blocks]
     grads = grad.flatten(0, -2).split(sizes)
@@ -140,7 +140,7 @@ def _gradients(
     totals: list[Tensor | None] = [None] * len(params)
     if shared is not None:
         weights[0] = weights[0][:, shared.shape[-1] :]
-    # The lowest layer that is to get anything.
+    # The lowest layer that needs a gradient.
     lowest = 0 if to_shared or to_own else next(i for i, wanted in enumerate(to_params) if wanted) // 2
     base: Tensor | None = None
     own_grads: list[Tensor] = []

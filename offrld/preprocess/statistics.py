@@ -22,12 +22,12 @@ def rows(column: np.ndarray, keep: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def block_rows(column: np.ndarray) -> int:
-    """How many rows of a column make a block."""
+    """The number of rows of a column in a block."""
     return max(1, _ELEMENTS // max(1, int(np.prod(column.shape[1:], dtype=np.int64))))
 
 
 def extremes(blocks: Blocks) -> tuple[np.ndarray, np.ndarray]:
-    """Least and largest value of each element, float64. Raises `InvalidInput` without rows, or where they are not finite."""
+    """Smallest and largest value of each element, float64. Raises `InvalidInput` without rows, or if they are not finite."""
     low = high = None
     for block in blocks():
         least, most = block.min(axis=0), block.max(axis=0)

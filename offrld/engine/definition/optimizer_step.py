@@ -46,7 +46,7 @@ def step(
     if not params:
         return
     with torch.no_grad():
-        # The fused CPU kernels read gradients as if they were laid out like the parameters; those of a batched product are not.
+        # The fused CPU kernels read gradients as if they were laid out like the parameters; gradients of a batched product are not.
         moving = [grad if grad.is_contiguous() else grad.contiguous() for grad in grads]
         if optimizer.clip_grad_norm is not None:
             moving = clipped(moving, optimizer.clip_grad_norm, seeds_axis=seeds_axis)
@@ -96,8 +96,8 @@ def factor_at(optimizer: Optimizer, taken: int | Tensor) -> float | Tensor:
 def clipped(grads: list[Tensor], limit: float, *, seeds_axis: bool = False) -> list[Tensor]:
     """New gradients whose norm over all of them together is at most ``limit``; with ``seeds_axis`` that of each seed. No branches."""
     if seeds_axis:
-        each = torch.stack([torch.linalg.vector_norm(grad.flatten(1), dim=1) for grad in grads])  # [parameters, S]
-        share = (limit / (torch.linalg.vector_norm(each, dim=0) + 1e-6)).clamp(max=1.0)  # [S]
+        norms = torch.stack([torch.linalg.vector_norm(grad.flatten(1), dim=1) for grad in grads])  # [parameters, S]
+        share = (limit / (torch.linalg.vector_norm(norms, dim=0) + 1e-6)).clamp(max=1.0)  # [S]
         return [grad * _along(share, grad) for grad in grads]
     total = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
     return list(torch._foreach_mul(grads, (limit / (total + 1e-6)).clamp(max=1.0)))
@@ -148,7 +148,7 @@ def _adam(
 
 @functools.lru_cache(maxsize=1024)
 def _groups(names: tuple[str, ...], decay: float) -> tuple[tuple[tuple[int, ...], float], ...]:
-    """Positions of the parameters that decay and of those that do not, with the decay of each."""
+    """Positions of the parameters that decay, and of the others, with the decay of each group."""
     chosen = [tuple(i for i, name in enumerate(names) if decays(name) == wanted) for wanted in (True, False)]
     return tuple((positions, weight) for positions, weight in zip(chosen, (decay, 0.0), strict=True) if positions)
 
@@ -163,7 +163,7 @@ def _sgd(
     taken: int | Tensor,
     names: tuple[str, ...],
 ) -> None:
-    """Gradient descent with momentum; the momentum begins as the whole first gradient, whatever the dampening."""
+    """Gradient descent with momentum; the momentum starts as the whole first gradient, whatever the dampening."""
     count.add_(1)
     momenta = parts.get("momentum", [])
     if momenta and spec.dampening > 0 and isinstance(taken, Tensor):

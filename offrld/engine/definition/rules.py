@@ -1,7 +1,7 @@
 """Rules of `torch.optim` that have no fused kernel: from gradients to the move that the parameters make per unit of learning rate.
 
 Each rule equals the optimiser of torch that has its name, element by element, so that its state has the parameters' shapes, with or without
-a seed axis, and begins with zeros. ``k`` counts the steps from 1: a number, or a 0-d tensor where a captured graph must see it change.
+a seed axis, and starts as zeros. ``k`` counts the steps from 1: a number, or a 0-d tensor where a captured graph must see it change.
 Torch's other optimisers are not of this form: LBFGS evaluates the loss several times, SparseAdam wants sparse gradients, Adafactor and Muon
 look at whole matrices, and the point of ASGD is an average of the parameters, of which the policy would have to be made.
 """
@@ -99,9 +99,9 @@ def rprop(spec: Optimizer, grads: Tensors, parts: dict[str, Tensors], k: Number)
         product = grad * previous
         factor = torch.where(product > 0, spec.grow, torch.where(product < 0, spec.shrink, 1.0)).to(excess.dtype)
         excess.copy_(((1 + excess) * factor - 1).clamp(least, largest))
-        kept = torch.where(product < 0, 0.0, grad)  # after a change of sign an element waits for a step
-        previous.copy_(kept)
-        move.append(kept.sign() * (1 + excess))
+        direction = torch.where(product < 0, 0.0, grad)  # after a change of sign an element waits for a step
+        previous.copy_(direction)
+        move.append(direction.sign() * (1 + excess))
     return move
 
 

@@ -55,8 +55,8 @@ class ImpalaEncoder:
                 inner = _conv(params, f"{stage}.block_{j}.first", activate(self._activation, x))
                 x = x + _conv(params, f"{stage}.block_{j}.second", activate(self._activation, inner))
         x = activate(self._activation, x).reshape(*leading, -1)
-        given = (x,) if action is None else (x, action)
-        return self._stage(params, self._linear(params, *given, relu=self._stage.relu), activated=self._stage.relu)  # [..., F]
+        parts = (x,) if action is None else (x, action)
+        return self._stage(params, self._linear(params, *parts, relu=self._stage.relu), activated=self._stage.relu)  # [..., F]
 
 
 def _conv(params: Params, name: str, x: Tensor) -> Tensor:

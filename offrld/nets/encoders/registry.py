@@ -1,4 +1,4 @@
-"""Which encoders there are, and how one is made from its settings."""
+"""Make an encoder from its settings."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Observation = Tensor | dict[str, Tensor]  # [B, ...], or by field
 
 
 class Network(Protocol):
-    """An encoder: it makes its parameters, whose names begin with its name, and computes from the parameters it is given.
+    """An encoder: it makes its parameters, whose names start with its name, and computes from the parameters it is given.
 
     Each class takes the observations it is built for: a tensor, or a dict of tensors by field.
     """
@@ -86,7 +86,7 @@ def _plugin(name: str, view: View, encoder: Encoder, action_size: int) -> Networ
     size = getattr(network, "feature_size", None)
     if not isinstance(size, int) or size < 1 or not callable(network) or not callable(getattr(network, "init", None)):
         raise InvalidInput(
-            f"encoder type {encoder.type!r} built {type(network).__name__}, which is no network",
+            f"encoder type {encoder.type!r} built {type(network).__name__}, which is not a network",
             hint="it needs feature_size (at least 1), init(generator, dtype) and a call with (params, observation, action)",
         )
     return network
