@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -45,26 +45,27 @@ def stack(shared: Tensor | None, own: Tensor, layers: Sequence[Pair], *, relu: b
 
 class _Stack(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, shared, own, relu, through, *params):
+    def forward(ctx: Any, shared: Tensor | None, own: Tensor, relu: bool, through: bool, *params: Tensor | None) -> Tensor:
         out, ctx.hidden = _evaluate(shared, own, params, relu, through)
         ctx.save_for_backward(shared, own, out if relu else None, *params)
         ctx.relu, ctx.through = relu, through
         return out
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         shared, own, out, *params = ctx.saved_tensors
         hidden, ctx.hidden = ctx.hidden, None  # each block's memory is free as soon as it is done with, and still in the cache
         if hidden is None or torch.is_grad_enabled():  # the second time, or for a second derivative
             wanted = [t for t, needed in zip((shared, own, *params), _without_options(ctx), strict=True) if needed]
-            found = iter(torch.autograd.grad(_plain(shared, own, params, ctx.relu), wanted, grad, create_graph=torch.is_grad_enabled()))
-            first, second, *others = (next(found) if needed else None for needed in _without_options(ctx))
+            gradients = torch.autograd.grad(_plain(shared, own, params, ctx.relu), wanted, grad, create_graph=torch.is_grad_enabled())
+            ahead = iter(gradients)
+            first, second, *others = (next(ahead) if needed else None for needed in _without_options(ctx))
             return first, second, None, None, *others
         first, second, *others = _gradients(shared, own, params, hidden, out, grad, _without_options(ctx), ctx.through)
         return first, second, None, None, *others
 
 
-def _without_options(ctx) -> tuple[bool, ...]:
+def _without_options(ctx: Any) -> tuple[bool, ...]:
     shared, own, _, _, *params = ctx.needs_input_grad
     return shared, own, *params
 

@@ -138,7 +138,7 @@ KINDS = {"transitions": Batch, "windows": Windows, "rollouts": Rollout}
 
 @dataclass(frozen=True)
 class State:
-    """The constants of a loss: all parameters, the target copies, the result of `Algorithm.prepare`, and the tensors of `Algorithm.carry`."""
+    """The constants of a loss: all parameters, target copies, the result of `Algorithm.prepare`, and the tensors of `Algorithm.carry`."""
 
     params: Params
     target: Params
