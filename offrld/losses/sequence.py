@@ -19,9 +19,9 @@ class SequenceConfig(Config):
     batch_size: int = setting(64, "windows per update", unit="windows", low=1, high=1_000_000)
     context_size: int = setting(20, "steps that the policy sees at once", unit="steps", low=1, high=10_000)
     max_timestep: int = setting(
-        1000, "largest time step with its own embedding; later ones use it too", unit="steps", low=1, high=10_000_000
+        1000, "largest time step with an embedding of its own; later steps share it", unit="steps", low=1, high=10_000_000
     )
-    return_conditioned: bool = setting(True, "condition the policy on the return to reach; without, it clones the data")
+    return_conditioned: bool = setting(True, "condition the policy on a target return; false: imitate the data")
     reward_scaler: RewardScaler = RewardScaler()
     transformer: Transformer = Transformer()
 

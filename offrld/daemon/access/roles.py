@@ -10,7 +10,7 @@ from offrl.errors import NotAllowed
 from offrld.daemon.access.caller import Caller
 from offrld.daemon.queue import dataset_rows
 from offrld.daemon.queue.job_record import find
-from offrld.daemon.state import State
+from offrld.state.folder import StateFolder
 
 READER, SUBMITTER, OPERATOR = "reader", "submitter", "operator"
 
@@ -86,7 +86,7 @@ def check_dataset(db: sqlite3.Connection, dataset: str, caller: Caller) -> None:
         raise NotAllowed(f"{caller} may change its own datasets only: {dataset!r} {whose}", hint=f"its owner or an operator may; {HINT}")
 
 
-def check_append(db: sqlite3.Connection, state: State, dataset: str, caller: Caller) -> None:
+def check_append(db: sqlite3.Connection, state: StateFolder, dataset: str, caller: Caller) -> None:
     """`NotAllowed` where a job of the caller's that puts episodes into a dataset would push out somebody else's.
 
     That is so where the dataset is bounded, or will be: an unfinished job of somebody else makes it with a limit.
