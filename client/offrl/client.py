@@ -391,8 +391,8 @@ class Client:
         return self.request(wire.ControlQueue(action="resume"))
 
     # ---------------------------------------------------------------------------------------------------------------- plumbing
-    def request(self, request: wire.Request, *, timeout: float | None = None) -> Any:
-        """Send any request of `offrl.wire`; its reply, or the error that the daemon sent."""
+    def request(self, request: wire.Request[wire.ReplyT], *, timeout: float | None = None) -> wire.ReplyT:
+        """Send any request of `offrl.wire` and return its reply; raise the error that the daemon sent."""
         return self._connection.request(request, timeout=timeout)
 
     def connect(self) -> Connection:

@@ -62,6 +62,9 @@ TRANSITIONS: dict[JobState, frozenset[JobState]] = {
 }
 
 
+JobKind = Literal["train", "import", "export", "dataset_export", "collect", "train_online"]
+
+
 class _Spec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
