@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, FailFast, Field
 
@@ -62,9 +63,6 @@ TRANSITIONS: dict[JobState, frozenset[JobState]] = {
 }
 
 
-JobKind = Literal["train", "import", "export", "dataset_export", "collect", "train_online"]
-
-
 class _Spec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -95,14 +93,6 @@ class TrainSpec(_Spec):
 
 
 POLICY_PATTERN = rf"^(random|normal|upload|job:{TAKEN_PATTERN[1:-1]})$"
-MAKES_STEPS = ("collect", "train_online")  # kinds that act in an environment and write their steps into a dataset
-TRAINS = ("train", "train_online")  # kinds of which networks, metrics and policies come
-PAUSABLE = ("train", "train_online", "collect")
-
-
-def unit(kind: str) -> str:
-    """What a job of that kind counts: updates, or steps of its environment."""
-    return "steps" if kind in MAKES_STEPS else "updates"
 
 
 class _Steps(_Spec):
@@ -211,5 +201,80 @@ class DatasetExportSpec(_Spec):
     format: Literal["d4rl", "npz", "store", "minari", "d3rlpy", "d3rlpy-v1", "robomimic", "torchrl", "gen_dgrl", "atari", "lerobot"]
 
 
-JobSpec = Annotated[TrainSpec | ImportSpec | ExportSpec | DatasetExportSpec | CollectSpec | TrainOnlineSpec, Field(discriminator="kind")]
-KINDS = ("train", "import", "export", "dataset_export", "collect", "train_online")
+Spec = TrainSpec | ImportSpec | ExportSpec | DatasetExportSpec | CollectSpec | TrainOnlineSpec
+JobSpec = Annotated[Spec, Field(discriminator="kind")]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What client, daemon and worker need to know about a kind of job."""
+
+    spec: type[Spec]
+    worker: str  # module whose ``run(job)`` does the work: a dotted name, because only a worker may import it
+    lane: Literal["train", "light"] = "light"  # light: short jobs, which never wait behind a training
+    act: str = "submit"  # in a refusal: "NAME may not ACT"
+    trains: bool = False  # makes networks, metrics and policies; a warm spare worker may run it
+    makes_steps: bool = False  # acts in an environment, writes its steps into a dataset, and counts them instead of updates
+    writes_dataset: bool = False  # one such job at a time for each dataset
+    pins_dataset: bool = False  # reads the snapshot that the dataset has when the job is queued
+    pausable: bool = False  # while it runs; it can also be extended
+    decodes: bool = False  # reads files whose content nobody has checked: within ``workers.import_memory_mb``
+    confined: bool = False  # needs nothing of the machine but the installation and its own input: no network, no other files
+
+    @property
+    def name(self) -> str:
+        """The kind as specifications, the queue and the command line name it."""
+        return str(self.spec.model_fields["kind"].default)
+
+
+KINDS: dict[str, Kind] = {
+    kind.name: kind
+    for kind in (
+        Kind(TrainSpec, "offrld.worker.train", lane="train", trains=True, pins_dataset=True, pausable=True),
+        Kind(ImportSpec, "offrld.worker.import_dataset", writes_dataset=True, decodes=True, confined=True),
+        Kind(ExportSpec, "offrld.worker.export_policy", confined=True),
+        Kind(
+            DatasetExportSpec,
+            "offrld.worker.dataset_export",
+            act="export datasets",
+            pins_dataset=True,
+            decodes=True,
+            confined=True,
+        ),
+        Kind(
+            CollectSpec,
+            "offrld.worker.collect_steps",
+            lane="train",
+            act="collect steps",
+            makes_steps=True,
+            writes_dataset=True,
+            pausable=True,
+        ),
+        Kind(
+            TrainOnlineSpec,
+            "offrld.worker.train_online",
+            lane="train",
+            trains=True,
+            makes_steps=True,
+            writes_dataset=True,
+            pausable=True,
+        ),
+    )
+}
+
+
+def _kinds(property_name: str) -> tuple[str, ...]:
+    return tuple(name for name, kind in KINDS.items() if getattr(kind, property_name))
+
+
+TRAINS, MAKES_STEPS, PAUSABLE = _kinds("trains"), _kinds("makes_steps"), _kinds("pausable")
+WRITES_DATASET, PINS_DATASET = _kinds("writes_dataset"), _kinds("pins_dataset")
+if TYPE_CHECKING:
+    JobKind = str
+else:
+    JobKind = Literal[tuple(KINDS)]
+
+
+def unit(kind: str) -> str:
+    """What a job of this kind counts: updates, or steps of its environment."""
+    return "steps" if KINDS[kind].makes_steps else "updates"

@@ -8,6 +8,7 @@ from typing import Any
 
 from offrl import wire
 from offrl.errors import NotAllowed
+from offrl.job import KINDS
 from offrld.daemon.access.caller import Caller
 from offrld.daemon.queue import dataset_rows
 from offrld.daemon.queue.job_record import find
@@ -28,7 +29,7 @@ def check(caller: Caller, request: wire.Request[Any]) -> None:
 def _act(request: wire.Request[Any]) -> str:
     """What a request does, in the words of the command line."""
     if isinstance(request, wire.Submit):
-        return {"dataset_export": "export datasets", "collect": "collect steps"}.get(request.spec.kind, "submit")
+        return KINDS[request.spec.kind].act
     if isinstance(request, wire.ControlJob):
         return f"{'rm' if request.action == 'remove' else request.action} jobs"
     if isinstance(request, wire.ControlQueue):

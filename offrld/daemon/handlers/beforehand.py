@@ -14,7 +14,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from offrl.errors import InvalidInput, OffrlError, from_wire
-from offrl.job import CollectSpec, TrainOnlineSpec, TrainSpec, taken
+from offrl.job import TRAINS, CollectSpec, TrainOnlineSpec, TrainSpec, taken
 from offrl_store import EpisodeStore, Schema
 from offrld import fits, settings, told_spaces
 from offrld.daemon.app import App
@@ -164,7 +164,7 @@ async def _check_start(app: App, spec: TrainSpec | TrainOnlineSpec) -> None:
     """Whether the networks of ``--from`` fit the algorithm, where there is a checkpoint to compare with."""
     job = taken(spec.start)[0]
     source = await app.database.read(job_record.find, job)
-    steps = await asyncio.to_thread(checkpoint_steps, app.state.job(job)) if source.kind in ("train", "train_online") else []
+    steps = await asyncio.to_thread(checkpoint_steps, app.state.job(job)) if source.kind in TRAINS else []
     if not steps or (source.spec["algorithm"] == spec.algorithm and source.spec.get("config") == spec.config):
         return
     answer = await app.catalog.ask(
