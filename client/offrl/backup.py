@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from offrl import wire
-from offrl.client import Client, build
+from offrl.client import Client
 from offrl.errors import CheckFailed, DiskFull, InvalidInput, OffrlError
+from offrl.explained import build
 
 FORMAT = 1
 ABOUT, STATE = "backup.json", "state"

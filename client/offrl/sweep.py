@@ -33,10 +33,11 @@ from pathlib import Path
 from typing import Any
 
 from offrl import gen_dgrl
-from offrl.client import Client, Job, flat
+from offrl.client import Client, Job
 from offrl.errors import InvalidInput
 from offrl.explained import as_name
 from offrl.job import TrainOnlineSpec
+from offrl.set_values import flat
 
 MAX_JOBS = 10_000
 _FLAGS = {"start": "--from", "gpu_memory_mb": "--gpu-memory", "step_timeout_s": "--step-timeout"}  # where they are not their names

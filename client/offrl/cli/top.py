@@ -44,8 +44,8 @@ def top(
     as_json: Json = False,
 ) -> None:
     """Show queue, running jobs and the machine, live; q ends it."""
-    from offrl.client import build
     from offrl.errors import InvalidInput, NoDaemon
+    from offrl.explained import build
     from offrl.wire import Overview
 
     if not LEAST_S <= interval <= 3600:
