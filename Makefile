@@ -35,9 +35,10 @@ test-linear: $(STAMP)  ## these tests under every linear product that this proce
 test-busy: $(STAMP)    ## the test suite beside two busy loops
 	$(BIN)/python tests/beside_loops.py 2 -n 2 --dist loadfile
 
-lint: $(STAMP)   ## ruff over everything: rules and format
+lint: $(STAMP)   ## ruff (rules and format) and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python -m mypy
 
 docs: $(STAMP)   ## docs/algorithms.md from the registry
 	$(BIN)/python -m offrld.docs

@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import secrets
 import stat
 import time
 import tomllib
@@ -26,6 +25,7 @@ from typing import Any
 
 from offrl import outfile
 from offrl.errors import Conflict, InvalidInput, NotAllowed, Unknown, nearest
+from offrl_store.disk import sync_folder, write_atomic, write_new
 
 ROLES = ("reader", "submitter", "operator")  # each may do what those before it may
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -188,8 +188,10 @@ def set_role(state_dir: Path, name: str, role: str) -> Entry:
     old = read_entry(path)
     entry = Entry(name, old.public, role, old.added)
     with _as_owner(state_dir):
-        os.replace(_write_temporary(path, _entry_text(entry)), path)
-        _sync(path.parent)
+        try:
+            write_atomic(path, _entry_text(entry).encode(), mode=0o600, shared=True)
+        except OSError as error:
+            raise _unusable(error, path) from None
     return entry
 
 
@@ -199,7 +201,7 @@ def remove(state_dir: Path, name: str) -> None:
     try:
         with _as_owner(state_dir):
             path.unlink()
-            _sync(path.parent)
+            sync_folder(path.parent)
     except OSError as error:
         raise _unusable(error, path) from None
 
@@ -294,33 +296,14 @@ def _listed(state_dir: Path, name: str) -> Path:
     return path
 
 
-def _write_temporary(path: Path, text: str) -> Path:
-    """A file beside ``path`` that is 0600 from its creation, whole and synced."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(text.encode())
-            file.flush()
-            os.fsync(descriptor)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise _unusable(error, path) from None
-    return temporary
-
-
 def _write_new(path: Path, text: str, exists: str, hint: str) -> None:
-    """Write a file that is there in full or not at all; `Conflict` (``exists``) where its name is taken."""
-    temporary = _write_temporary(path, text)
+    """Write a key file, 0600 from its creation, whole or not at all; `Conflict` (``exists``) if its name is taken."""
     try:
-        os.link(temporary, path)  # unlike a rename it never takes the place of another file
-        _sync(path.parent)
+        write_new(path, text.encode(), mode=0o600)
     except FileExistsError:
         raise Conflict(exists, hint=hint) from None
     except OSError as error:
         raise _unusable(error, path) from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -339,14 +322,6 @@ def _as_owner(state_dir: Path) -> Iterator[None]:
     finally:
         os.seteuid(0)
         os.setegid(group)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _unusable(error: OSError, path: Path) -> InvalidInput | NotAllowed:

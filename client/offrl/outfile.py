@@ -35,6 +35,7 @@ from pathlib import Path
 from typing import IO
 
 from offrl.errors import Conflict, DiskFull, InvalidInput
+from offrl_store.disk import publish
 
 READER_S = 5.0  # for which a pipe without a reader is waited for: `offrl fetch --out PIPE & reader < PIPE`
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -77,8 +78,7 @@ def writing(path: str | os.PathLike[str], *, force: bool = False, mode: int | No
                         )
                 os.fchmod(descriptor, mode if mode is not None else 0o666 & ~umask() if old is None else stat.S_IMODE(old.st_mode))
                 os.fsync(descriptor)
-            os.replace(name, target)
-            _sync(target.parent)
+            publish(name, target)
         finally:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(name)
@@ -190,14 +190,6 @@ def _opened(path: str | os.PathLike[str]) -> int:
         else:
             os.set_blocking(descriptor, True)
             return descriptor
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 __all__ = ["READER_S", "errors", "place", "umask", "write", "writing"]

@@ -6,6 +6,7 @@ Random numbers agree bit for bit (same float32 operations in the same order), so
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 
@@ -172,7 +173,7 @@ class Returns:
     16 (base + j) in marks[j], and adds up to 15 rewards to it; this one keeps every G instead.
     """
 
-    def __init__(self, spans, reward, gamma, marks, base):
+    def __init__(self, spans: np.ndarray, reward: np.ndarray, gamma: float, marks: np.ndarray, base: int) -> None:
         first, steps = spans[:, 0], spans[:, 1]
         self.start = int(first.min())
         self.sums = np.zeros(int((first + steps).max()) - self.start + 1)
@@ -182,7 +183,7 @@ class Returns:
             value[on] = reward[first[on] + t].astype(np.float64) + gamma * value[on]
             self.sums[first[on] + t - self.start] = value[on]
 
-    def at(self, rows):
+    def at(self, rows: np.ndarray) -> np.ndarray:
         return self.sums[rows - self.start]
 
 
@@ -200,6 +201,17 @@ def lambda_returns(rewards: np.ndarray, values: np.ndarray, discounts: np.ndarra
 # --- Samplers -------------------------------------------------------------------------------------------------------------------
 
 
+class _Copy(NamedTuple):
+    """A column that a batch copies: rows of ``source`` into ``out``."""
+
+    source: np.ndarray
+    out: np.ndarray
+    joined: int  # rows joined into one
+    at_next: bool  # ending at the transition's next row instead of its own
+    repeat_first: bool
+    to_int64: bool
+
+
 class Gatherer:
     """Draws transitions by number and fills the arrays of a batch with what belongs to them. One object per sampler.
 
@@ -208,17 +220,17 @@ class Gatherer:
     Each way of drawing fills the samples start .. start+count-1 of the batch, by default all.
     """
 
-    def __init__(self, table, guide, shift, size):
+    def __init__(self, table: np.ndarray, guide: np.ndarray, shift: int, size: int) -> None:
         self.table, self.guide, self.shift, self.total, self.size = table, guide, shift, int(table[-1, 0]), size
-        self.operations = []
+        self.operations: list[_Copy] = []
 
-    def sample(self, seed, step, stream, start=0, count=-1):
+    def sample(self, seed: int, step: int, stream: int, start: int = 0, count: int = -1) -> None:
         """Draws uniformly, with repetitions."""
         numbers = np.empty(self._count(start, count), np.int64)
         draw(seed, step, stream, self.total, numbers)
         self._fill(numbers, slice(start, start + len(numbers)))
 
-    def sample_order(self, seed, epoch, stream, first, start=0, count=-1):
+    def sample_order(self, seed: int, epoch: int, stream: int, first: int, start: int = 0, count: int = -1) -> None:
         """Takes the elements first .. of the permutation of an epoch."""
         count = self._count(start, count)
         if first < 0 or first + count > self.total:
@@ -227,19 +239,23 @@ class Gatherer:
         permute(seed, epoch, stream, self.total, first, numbers)
         self._fill(numbers, slice(start, start + count))
 
-    def gather(self, numbers, start=0):
+    def gather(self, numbers: np.ndarray, start: int = 0) -> None:
         """Takes these transitions, numbered from 0 over the sampler's episodes. Raises IndexError."""
         self._count(start, len(numbers))
         if len(numbers) and (numbers.min() < 0 or numbers.max() >= self.total):
             raise IndexError("a transition number is out of range")
         self._fill(numbers, slice(start, start + len(numbers)))
 
-    def _count(self, start, count):
+    def _count(self, start: int, count: int) -> int:
         if start < 0 or count < -1 or start + max(count, 0) > self.size:
             raise ValueError("the batch has no such samples")
         return self.size - start if count < 0 else count
 
-    def _find(self, numbers):
+    def _fill(self, numbers: np.ndarray, part: slice) -> None:
+        """Fill the samples ``part`` of the batch with these transitions."""
+        raise NotImplementedError
+
+    def _find(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The episode and the time step within it of each transition."""
         episode = np.searchsorted(self.table[:-1, 0], numbers, side="right") - 1
         return episode, numbers - self.table[episode, 0]
@@ -248,29 +264,41 @@ class Gatherer:
 class Transitions(Gatherer):
     """Fills reward, terminal, discount float32 [B], index int64 [B] and the columns added."""
 
-    def __init__(self, table, guide, shift, powers, reward, reward_out, terminal_out, discount_out, index_out):
+    def __init__(
+        self,
+        table: np.ndarray,
+        guide: np.ndarray,
+        shift: int,
+        powers: np.ndarray,
+        reward: np.ndarray,
+        reward_out: np.ndarray,
+        terminal_out: np.ndarray,
+        discount_out: np.ndarray,
+        index_out: np.ndarray,
+    ) -> None:
         super().__init__(table, guide, shift, len(index_out))
         self.powers, self.steps = powers, len(powers) - 1  # gamma^0 .. gamma^n, float64
-        self.reward, self.returns = reward, None
+        self.reward = reward
+        self.returns: tuple[Returns, np.ndarray, np.ndarray, np.ndarray, float] | None = None
         self.reward_out, self.terminal_out, self.discount_out, self.index_out = reward_out, terminal_out, discount_out, index_out
 
-    def add_copy(self, source, out, count, at_next, repeat_first):
+    def add_copy(self, source: np.ndarray, out: np.ndarray, count: int, at_next: bool, repeat_first: bool) -> None:
         """Fill ``out`` uint8 [B, count * row bytes] with the ``count`` rows of ``source`` uint8 [rows, row bytes] that end at the
         transition's row, or at its next one. Rows before the episode are zeros, or its first row.
         """
-        self.operations.append((source, out, count, at_next, repeat_first, False))
+        self.operations.append(_Copy(source, out, count, at_next, repeat_first, False))
 
-    def add_int64(self, source, out, at_next):
+    def add_int64(self, source: np.ndarray, out: np.ndarray, at_next: bool) -> None:
         """Fill ``out`` int64 [B, width] from ``source`` [rows, width] of any integer dtype."""
-        self.operations.append((source, out, 1, at_next, False, True))
+        self.operations.append(_Copy(source, out, 1, at_next, False, True))
 
-    def add_returns(self, returns, out, remaining, last, failure):
+    def add_returns(self, returns: Returns, out: np.ndarray, remaining: np.ndarray, last: np.ndarray, failure: float) -> None:
         """Fill ``out`` float32 [B] with the returns of the transitions' rows and ``remaining`` int64 [B] with the number of rewards in
         them. last int64 [E]: time step of the last reward that counts; after it the return is ``failure``, of one reward.
         """
         self.returns = (returns, out, remaining, last, failure)
 
-    def _fill(self, numbers, part):
+    def _fill(self, numbers: np.ndarray, part: slice) -> None:
         episode, t = self._find(numbers)
         first, limit, terminal = self.table[episode, 1:].T
         used = np.minimum(self.steps, limit - t)
@@ -288,12 +316,12 @@ class Transitions(Gatherer):
             failed = t > last[episode]
             out[part] = np.where(failed, failure, returns.at(row))
             remaining[part] = np.where(failed, 1, abs(terminal) - t)
-        for source, out, count, at_next, repeat_first, is_whole in self.operations:
-            end = after if at_next else row
-            if is_whole:
-                out[part] = source[end]
+        for copy in self.operations:
+            end = after if copy.at_next else row
+            if copy.to_int64:
+                copy.out[part] = copy.source[end]
             else:
-                out[part] = _stack(source, end, first, count, repeat_first)
+                copy.out[part] = _stack(copy.source, end, first, copy.joined, copy.repeat_first)
 
 
 class Windows(Gatherer):
@@ -301,23 +329,36 @@ class Windows(Gatherer):
     index int64 [B] (row of the last step) and the columns added. Steps before the episode are zeros.
     """
 
-    def __init__(self, table, guide, shift, reward, returns, reward_out, mask_out, returns_out, terminal_out, timesteps_out, index_out):
+    def __init__(
+        self,
+        table: np.ndarray,
+        guide: np.ndarray,
+        shift: int,
+        reward: np.ndarray,
+        returns: Returns,
+        reward_out: np.ndarray,
+        mask_out: np.ndarray,
+        returns_out: np.ndarray,
+        terminal_out: np.ndarray,
+        timesteps_out: np.ndarray,
+        index_out: np.ndarray,
+    ) -> None:
         super().__init__(table, guide, shift, len(index_out))
         self.reward, self.returns, self.length = reward, returns, reward_out.shape[1]
         self.reward_out, self.mask_out, self.returns_out, self.terminal_out = reward_out, mask_out, returns_out, terminal_out
         self.timesteps_out, self.index_out = timesteps_out, index_out
 
-    def add_copy(self, source, out, count, repeat_first):
+    def add_copy(self, source: np.ndarray, out: np.ndarray, count: int, repeat_first: bool) -> None:
         """Fill ``out`` uint8 [B, L * count * row bytes]: at each step the ``count`` rows that end there. Rows before the episode as in
         Transitions.
         """
-        self.operations.append((source, out, count, repeat_first, False))
+        self.operations.append(_Copy(source, out, count, False, repeat_first, False))
 
-    def add_int64(self, source, out):
+    def add_int64(self, source: np.ndarray, out: np.ndarray) -> None:
         """Fill ``out`` int64 [B, L * width] from ``source`` [rows, width] of any integer dtype."""
-        self.operations.append((source, out, 1, False, True))
+        self.operations.append(_Copy(source, out, 1, False, False, True))
 
-    def _fill(self, numbers, part):
+    def _fill(self, numbers: np.ndarray, part: slice) -> None:
         episode, end = self._find(numbers)
         t = end[:, None] + np.arange(1 - self.length, 1)  # [B, L]
         first, terminal = self.table[episode, 1, None], self.table[episode, 3, None]
@@ -329,17 +370,18 @@ class Windows(Gatherer):
         self.reward_out[part] = np.where(real, self.reward[rows], 0)
         self.returns_out[part] = np.where(real, self.returns.at(rows), 0)
         self.index_out[part] = rows[:, -1]
-        for source, out, count, repeat_first, is_whole in self.operations:
-            if is_whole:
-                values = source[rows]
+        for copy in self.operations:
+            if copy.to_int64:
+                values = copy.source[rows]
             else:
-                values = _stack(source, rows.reshape(-1), np.broadcast_to(first, rows.shape).reshape(-1), count, repeat_first)
+                firsts = np.broadcast_to(first, rows.shape).reshape(-1)
+                values = _stack(copy.source, rows.reshape(-1), firsts, copy.joined, copy.repeat_first)
                 values = values.reshape(*rows.shape, -1)
             values[~real] = 0
-            out[part] = values.reshape(len(numbers), -1)
+            copy.out[part] = values.reshape(len(numbers), -1)
 
 
-def _stack(source, end, first, count, repeat_first):
+def _stack(source: np.ndarray, end: np.ndarray, first: np.ndarray, count: int, repeat_first: bool) -> np.ndarray:
     """uint8 [n, count * width]: the ``count`` rows that end at ``end``; those before ``first`` are zeros, or the row ``first``."""
     width = source.shape[1]
     out = np.empty((len(end), count * width), np.uint8)
@@ -371,21 +413,22 @@ class SumTree:
     nodes float64 [sum(tree_levels(count))], zeros: the levels one after the other, leaves first.
     """
 
-    def __init__(self, nodes, count):
-        self.count, self.levels = count, []
+    def __init__(self, nodes: np.ndarray, count: int) -> None:
+        self.count = count
+        self.levels: list[np.ndarray] = []
         for length in tree_levels(count):
             self.levels.append(nodes[:length])
             nodes = nodes[length:]
 
-    def total(self):
+    def total(self) -> float:
         return float(self.levels[-1][0])
 
-    def build(self):
+    def build(self) -> None:
         """Sum up the leaves after they were set from outside."""
         for below, above in zip(self.levels, self.levels[1:], strict=False):
             self._sums(below, above, np.arange(len(below) // WIDE))
 
-    def sample(self, seed, step, stream, beta, numbers, weights):
+    def sample(self, seed: int, step: int, stream: int, beta: float, numbers: np.ndarray, weights: np.ndarray) -> None:
         """Draw one leaf of each of n equal shares of the total (Schaul et al. 2016, "Prioritized experience replay"), the place in it from
         53 bits. Weights: (least priority drawn / priority)^beta, float32.
         """
@@ -408,7 +451,7 @@ class SumTree:
         drawn = self.levels[0][numbers]
         weights[:] = (drawn.min() / drawn) ** beta
 
-    def update(self, numbers, priorities, alpha, eps):
+    def update(self, numbers: np.ndarray, priorities: np.ndarray, alpha: float, eps: float) -> float:
         """Set leaves to (priority + eps)^alpha; of a number given twice the last counts. Returns the highest priority given."""
         for number, leaf in zip(numbers, (priorities + eps) ** alpha, strict=True):
             self.levels[0][number] = leaf
@@ -419,7 +462,7 @@ class SumTree:
         return float(priorities.max())
 
     @staticmethod
-    def _sums(below, above, nodes):
+    def _sums(below: np.ndarray, above: np.ndarray, nodes: np.ndarray) -> None:
         children = below.reshape(-1, WIDE)[nodes]
         sums = children[:, 0].copy()
         for child in range(1, WIDE):

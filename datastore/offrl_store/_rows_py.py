@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import zlib
+from typing import Any
 
 import numpy as np
 
 
-def crc32(data, value: int = 0, portable: bool = False) -> int:
+def crc32(data: Any, value: int = 0, portable: bool = False) -> int:
     """CRC-32 (zlib) of contiguous bytes, carried on from ``value``. portable: without instructions that not every processor has."""
     return zlib.crc32(data, value)
 
@@ -25,11 +26,11 @@ class RowBuffer:
     of that dtype) or None where nothing is checked.
     """
 
-    def __init__(self, columns):
+    def __init__(self, columns: list[tuple[np.ndarray, np.dtype, np.ndarray | None]]) -> None:
         self.columns = columns
         self.capacity = len(columns[0][0])
 
-    def take(self, arrays, rows, at, check):
+    def take(self, arrays: tuple[np.ndarray, ...], rows: int, at: int, check: bool) -> int:
         """Put an episode's columns, C-contiguous arrays of at most ``rows`` rows each, into the rows at, at + 1, ... of the buffers; a
         missing last row as zeros. at = -1: into no buffer. check: refuse numbers beyond the bounds, and NaN.
 
@@ -45,7 +46,7 @@ class RowBuffer:
                 raise ValueError("an array has too many rows, or rows of another size")
             if check and bounds is not None and array.size and not (array.min() >= bounds[0] and array.max() <= bounds[1]):
                 return -1 - k
-            value = zlib.crc32(bytes(missing), zlib.crc32(array, value))
+            value = zlib.crc32(bytes(missing), zlib.crc32(array.data, value))
             if at >= 0:
                 buffer[at : at + rows].reshape(-1)[: array.nbytes] = array.reshape(-1).view(np.uint8)
                 buffer[at : at + rows].reshape(-1)[array.nbytes :] = 0

@@ -38,9 +38,9 @@ def check(path: str | os.PathLike[str]) -> list[str]:
             checksum = kernels().crc32(store.column(column.name)[first : first + rows], checksum)
         if checksum != record["data_crc"]:
             problems.append(f"episode {number}: the rows {first} to {first + rows - 1} do not fit their checksum")
-    with open(store.path / layout.LOG_FILE, "rb") as file:
-        log = layout.read_log(file.fileno(), store.path / layout.LOG_FILE, store.schema)
-        damaged = layout.damaged_remains(file.fileno(), log.base)
+    with open(store.path / layout.LOG_FILE, "rb") as log_file:
+        log = layout.read_log(log_file.fileno(), store.path / layout.LOG_FILE, store.schema)
+        damaged = layout.damaged_remains(log_file.fileno(), log.base)
     if damaged:
         problems.append(f"{layout.LOG_FILE}: {damaged} records of evicted episodes do not fit their checksum")
     if not log.slots_valid:

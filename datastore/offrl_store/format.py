@@ -60,8 +60,16 @@ RECORD = np.dtype(
 )
 SIZE = RECORD.itemsize
 PAGE = 4096  # holes are made of whole pages
-_FIXED = HEADER.fields["slots"][1]
-_CHECKED = RECORD.fields["crc"][1]
+
+
+def _offset(record: np.dtype, name: str) -> int:
+    """The byte at which a field of a record starts."""
+    fields: Mapping[str, Any] = record.fields or {}
+    return int(fields[name][1])
+
+
+_FIXED = _offset(HEADER, "slots")
+_CHECKED = _offset(RECORD, "crc")
 _RECORD_START = struct.Struct("<qqdII12s")  # a record up to its chain
 _SLOT_START = struct.Struct("<qq4s")  # a slot up to its checksum
 
@@ -238,7 +246,9 @@ def _check_start(descriptor: int, file: Path, start: bytes, committed: int) -> N
             raise StoreCorrupt(
                 f"{file}: record 0 is damaged or cut, {committed} episodes were committed", hint="restore the store from a copy"
             )
-    elif dump_record(*(record[0][name].item() for name in RECORD.names[:5]), start)[0] != raw:
+        return
+    first_row, steps, episode_return, flags, data_crc = record[0].item()[:5]
+    if dump_record(first_row, steps, episode_return, flags, data_crc, start)[0] != raw:
         raise StoreCorrupt(f"{file} does not belong to {SCHEMA_FILE}: the chain of the first record differs")
 
 

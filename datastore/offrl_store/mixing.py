@@ -104,7 +104,7 @@ class MixSampler:
     def __init__(
         self,
         mixed: Mix,
-        kind: type[Sampler],
+        kind: type[TransitionSampler] | type[WindowSampler],
         name: str,
         batch_size: int,
         seed: int,
@@ -127,8 +127,8 @@ class MixSampler:
         self._counts = self._rounded() if self.exact else [0] * len(mixed.stores)
         given = dict(out) if isinstance(out, dict) else out
         own = Outputs({"dataset": given.pop("dataset")} if isinstance(given, dict) and "dataset" in given else None)
-        dataset = own.take("dataset", None, (self.batch_size,), "i8")
-        self._samplers: list[Sampler] = []
+        self._dataset = own.take("dataset", None, (self.batch_size,), "i8")
+        self._samplers: list[TransitionSampler | WindowSampler] = []
         for place, store in enumerate(mixed.stores):  # all write into the arrays of the first
             try:
                 sampler = kind(
@@ -149,7 +149,7 @@ class MixSampler:
                 }
             self._samplers.append(sampler)
         self.transition_counts = tuple(sampler.transition_count for sampler in self._samplers)
-        self._batch = replace(self._samplers[0]._batch, dataset=dataset)
+        self._batch = replace(self._samplers[0]._batch, dataset=self._dataset)
         self._draws, self._below = np.zeros(self.batch_size, np.int64), np.zeros(self.batch_size, bool)
         self._orders = [stream_id(f"{name}/{place}/epochs") for place in range(len(mixed.stores))]
         self._borders = [round(sum(self.shares[: place + 1]) * SCALE) for place in range(len(self.shares) - 1)]
@@ -172,7 +172,7 @@ class MixSampler:
     def _name_datasets(self) -> None:
         start = 0
         for place, count in enumerate(self._counts):
-            self._batch.dataset[start : start + count] = place
+            self._dataset[start : start + count] = place
             start += count
 
     @property

@@ -65,7 +65,8 @@ class PrioritizedSampler(TransitionSampler):
         super()._build(store, index, outputs)
         self._index, self._numbers = index, allocate((self.batch_size,), "i8")
         self._drawn = False  # whether the batch holds the transitions of _numbers
-        self._batch = replace(self._batch, weight=outputs.take("weight", None, (self.batch_size,), "f4"))
+        self._weight = outputs.take("weight", None, (self.batch_size,), "f4")
+        self._batch = replace(self._batch, weight=self._weight)
         self._plant(np.full(index.total, self._raised(self._max_priority)))
 
     def _plant(self, leaves: np.ndarray) -> None:
@@ -105,7 +106,7 @@ class PrioritizedSampler(TransitionSampler):
 
     def sample(self) -> Batch:
         """The next batch. It is the same object every time, with its arrays filled anew."""
-        self._tree.sample(self.seed, self._step, STREAM, self._beta, self._numbers, self._batch.weight)
+        self._tree.sample(self.seed, self._step, STREAM, self._beta, self._numbers, self._weight)
         self._kernel.gather(self._numbers)
         self._check()
         self._step, self._drawn = self._step + 1, True
@@ -116,7 +117,7 @@ class PrioritizedSampler(TransitionSampler):
         batch = super().gather(numbers)
         self._numbers[:], self._drawn = numbers, True
         drawn = self._nodes[self._numbers]
-        batch.weight[:] = (drawn.min() / drawn) ** self._beta
+        self._weight[:] = (drawn.min() / drawn) ** self._beta
         return batch
 
     def update(self, index: Any, priorities: Any, *, numbers: bool = False) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from dataclasses import field as dataclass_field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 STREAM = stream_id("transitions")
 ORDER_STREAM = stream_id("epochs")
 SHARED_BLOCK_BYTES = 1024  # from this row size on, observation and next observation share one block: fewer bytes to copy
+
+
+BatchOf = TypeVar("BatchOf")  # what a sampler gives: Batch or WindowBatch
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +56,7 @@ class Batch:
     dataset: np.ndarray | None = None
 
 
-class Sampler:
+class Sampler(Generic[BatchOf]):
     """What the samplers of transitions and of windows share: the order of the draws. Subclasses set ``_kernel`` and ``_batch``.
 
     replacement: draw with repetitions, or in epochs, each a new order of all transitions (without a table of it: see
@@ -65,7 +68,7 @@ class Sampler:
     """
 
     _kernel: Any
-    _batch: Any
+    _batch: BatchOf
 
     def __init__(
         self,
@@ -85,7 +88,7 @@ class Sampler:
         self.replacement, self.drop_last = flag(replacement, "replacement"), flag(drop_last, "drop_last")
         self._subset = None if rows is None else index.numbers_of(rows)
         self.transition_count = index.total if self._subset is None else len(self._subset)
-        self._picks = None if self._subset is None else np.zeros(self.batch_size, np.int64)
+        self._picks = np.zeros(0 if self._subset is None else self.batch_size, np.int64)
         self._stream, self._step = stream, 0
         full, left = divmod(self.transition_count, self.batch_size)
         self._left = left if not self.drop_last else 0
@@ -116,14 +119,14 @@ class Sampler:
         """Go to batch ``step``: the next ``sample`` gives it."""
         self._step = whole(step, "step", 0, (1 << 64) - 1)
 
-    def sample(self) -> Any:
+    def sample(self) -> BatchOf:
         """The next batch. It is the same object every time, with its arrays filled anew (a short last batch of an epoch: its first rows).
 
         Raises SnapshotEvicted where a bounded store has dropped an episode of the sampler meanwhile.
         """
         step = self._step
         if self._subset is not None:
-            return self._sample_subset()
+            return self._sample_subset(self._subset, self._picks)
         if self.replacement:
             self._kernel.sample(self.seed, step, self._stream)
             self._check()
@@ -136,33 +139,34 @@ class Sampler:
         self._step = step + 1
         return self._shortened() if short else self._batch
 
-    def _sample_subset(self) -> Any:
+    def _sample_subset(self, subset: np.ndarray, picks: np.ndarray) -> BatchOf:
         """``sample`` where not all transitions are drawn from: the same draws, over the list of numbers."""
-        picks, short = self._picks, False
+        short = False
         if self.replacement:
-            kernels().draw(self.seed, self._step, self._stream, len(self._subset), picks)
+            kernels().draw(self.seed, self._step, self._stream, len(subset), picks)
         else:
             epoch, place = divmod(self._step, self._per_epoch)
             short = bool(self._left) and place == self._per_epoch - 1
             picks = picks[: self._left] if short else picks
-            kernels().permute(self.seed, epoch, ORDER_STREAM, len(self._subset), place * self.batch_size, picks)
-        self._kernel.gather(self._subset[picks])
+            kernels().permute(self.seed, epoch, ORDER_STREAM, len(subset), place * self.batch_size, picks)
+        self._kernel.gather(subset[picks])
         self._check()
         self._step += 1
         return self._shortened() if short else self._batch
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[BatchOf]:
         epoch = self.epoch
         while self.replacement or self.epoch == epoch:
             yield self.sample()
 
-    def _shortened(self) -> Any:
+    def _shortened(self) -> BatchOf:
         """Views of the first rows of the batch, made once."""
         if self._short is None:
-            self._short = type(self._batch)(**{f.name: head(getattr(self._batch, f.name), self._left) for f in fields(self._batch)})
+            batch: Any = self._batch
+            self._short = type(batch)(**{f.name: head(getattr(batch, f.name), self._left) for f in fields(batch)})
         return self._short
 
-    def gather(self, numbers: np.ndarray) -> Any:
+    def gather(self, numbers: np.ndarray) -> BatchOf:
         """The batch of these transitions, int64 [B], numbered from 0 over the sampler's episodes (or ``rows``). Raises InvalidInput."""
         numbers = np.ascontiguousarray(numbers, np.int64)
         if numbers.shape != (self.batch_size,) or numbers.min() < 0 or numbers.max() >= self.transition_count:
@@ -177,7 +181,7 @@ class Sampler:
             self._store.check_alive(self._oldest)
 
 
-class TransitionSampler(Sampler):
+class TransitionSampler(Sampler[Batch]):
     """Transitions, uniformly with replacement or in epochs. Batch k is a pure function of (the store's snapshot, seed, k, the arguments).
 
     n_steps, gamma: the reward is the sum of gamma^i r over at most n steps, ending at the episode's end.

@@ -53,8 +53,15 @@ class Field:
         object.__setattr__(self, "high", high)
         if low is not None and high is not None and np.any(np.asarray(low) > np.asarray(high)):
             raise InvalidSchema(f"low {short(low)} is above high {short(high)}")
-        # Within these two numbers a value is within the bounds of every place of a row: what one pass over an array can check.
-        object.__setattr__(self, "inner", (None if low is None else np.max(low).item(), None if high is None else np.min(high).item()))
+
+    @cached_property
+    def inner(self) -> tuple[Any, Any]:
+        """The highest lower bound and the lowest upper bound of a row's values, None without one.
+
+        A value between the two is within the bounds of every place of a row: one pass over an array can check it.
+        """
+        low, high = self.low, self.high
+        return None if low is None else np.max(low).item(), None if high is None else np.min(high).item()
 
     def _bound(self, name: str) -> Any:
         """The bound as a read-only array of the field's shape and dtype (a Python number for shape ()), or None."""

@@ -253,7 +253,7 @@ class OpenEpisode:
         offset = self.file_end()
         first = sum(chunk.steps for chunk in self.chunks[: self.staged])
         for chunk in self.chunks[self.staged :]:
-            payload = b"".join(array.tobytes() for array in chunk.arrays)
+            payload = b"".join(array.tobytes() for array in self._arrays(chunk))
             head = BLOCK.pack(MAGIC, zlib.crc32(payload), chunk.observations, chunk.steps, first, self.layout.start, 0)[:CHECKED]
             write_all(self.file, head + struct.pack("<I4x", zlib.crc32(head)) + payload, offset)
             chunk.offset = offset + BLOCK.size
@@ -283,11 +283,14 @@ class OpenEpisode:
         if not self.chunks:
             return CheckedEpisode(self.step_count, terminated, False, tuple(self._joined()))
         self.flush()
-        parts = [chunk.arrays if chunk.arrays is not None else self._load(chunk) for chunk in self.chunks]
+        parts = [self._arrays(chunk) for chunk in self.chunks]
         arrays = tuple(parts[0] if len(parts) == 1 else (np.concatenate(column) for column in zip(*parts, strict=True)))
         return CheckedEpisode(self.steps, terminated, False, arrays)
 
-    def _load(self, chunk: Chunk) -> list[np.ndarray]:
+    def _arrays(self, chunk: Chunk) -> list[np.ndarray]:
+        """The arrays of a chunk, read from the file if memory no longer has them."""
+        if chunk.arrays is not None:
+            return chunk.arrays
         return self.arrays_of(os.pread(self.file, self._size(chunk), chunk.offset), chunk.steps, chunk.observations)
 
     def arrays_of(self, raw: bytes, steps: int, observations: int) -> list[np.ndarray]:
@@ -302,7 +305,7 @@ class OpenEpisode:
         if self.file >= 0:
             os.close(self.file)
             self.file = -1
-            if remove:
+            if remove and self.path is not None:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(self.path)
 

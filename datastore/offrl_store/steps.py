@@ -32,9 +32,11 @@ class StepWriter(ABC):
     _path: Path
     _pending: list[tuple[int, int, float, int, int]]
     _committed: int
-    _open: Mapping[int, staging.OpenEpisode] = {}
-    _ended: tuple[tuple[int, staging.OpenEpisode], ...] | list[tuple[int, staging.OpenEpisode]] = ()
-    _batch: staging.BatchBlock | None = None
+
+    def __init__(self) -> None:
+        self._open: dict[int, staging.OpenEpisode] = {}
+        self._ended: list[tuple[int, staging.OpenEpisode]] = []
+        self._batch: staging.BatchBlock | None = None
 
     # --- One step ---------------------------------------------------------------------------------------------------------------
 
@@ -313,7 +315,7 @@ class StepWriter(ABC):
     # What Writer gives.
     _found: layout.Log
     _layout: staging.Layout
-    _meta: meta.MetaWriter | None
+    _meta: meta.MetaWriter
 
     @abstractmethod
     def _check_open(self) -> None: ...

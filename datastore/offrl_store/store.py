@@ -10,13 +10,13 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
 from offrl_store import eviction
 from offrl_store import format as layout
-from offrl_store.disk import disk_errors, sync_folder
+from offrl_store.disk import disk_errors, publish, sync_folder, write_synced
 from offrl_store.errors import InvalidInput, SnapshotEvicted, StoreCorrupt, StoreExists, StoreNotFound
 from offrl_store.meta import MetaReader
 from offrl_store.mixing import select
@@ -63,10 +63,9 @@ class EpisodeStore:
         """Use ``create`` or ``open``."""
         self.path, self.schema, self.limit = path, schema, dict(limit or {})
         self._pinned = pinned
-        self._log: layout.Log | None = None
         self._first = 0
         self._columns: dict[str, np.ndarray] = {}
-        self._read()
+        self._log = self._read(None)
 
     @classmethod
     def create(
@@ -89,19 +88,13 @@ class EpisodeStore:
                 for column in schema.columns:
                     layout.column_path(temporary, column.name).touch()
                 for name, content in ((layout.LOG_FILE, layout.dump_header()), (layout.SCHEMA_FILE, layout.dump_schema(schema, limit))):
-                    with open(temporary / name, "xb") as file:
-                        file.write(content)
-                        file.flush()
-                        os.fsync(file.fileno())
+                    write_synced(temporary / name, content, new=True)
                 sync_folder(temporary / layout.COLUMN_FOLDER)
                 sync_folder(temporary)
                 try:
-                    os.rename(temporary, path)
-                except OSError as error:
-                    if path.exists() and not isinstance(error, PermissionError):
-                        raise StoreExists(f"{path} exists already", hint="another process created it just now") from error
-                    raise
-                sync_folder(path.parent)
+                    publish(temporary, path)
+                except FileExistsError as error:
+                    raise StoreExists(f"{path} exists already", hint="another process created it just now") from error
             except BaseException:
                 shutil.rmtree(temporary, ignore_errors=True)
                 raise
@@ -136,16 +129,17 @@ class EpisodeStore:
         if self._pinned is not None:
             self.check_alive()
             return 0
-        before = self._log.count
-        self._read()
-        return self._log.count - before
+        before = self._log
+        self._log = self._read(before)
+        return self._log.count - before.count
 
-    def _read(self) -> None:
+    def _read(self, known: layout.Log | None) -> layout.Log:
+        """The log as it is now, ``known`` being what was read of it before; maps the columns to fit it."""
         file = self.path / layout.LOG_FILE
         try:
             descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
             try:
-                log = layout.read_log(descriptor, file, self.schema, self._log)
+                log = layout.read_log(descriptor, file, self.schema, known)
             finally:
                 os.close(descriptor)
         except FileNotFoundError as error:
@@ -164,13 +158,14 @@ class EpisodeStore:
             if first < log.first:
                 raise self._evicted(first, log.first)
             log = replace(log, table=log.table[: pin.count - log.base])
-        if not self._columns or log.count != self._log.count:
+        if known is None or log.count != known.count:
             self._columns = {column.name: self._map(column, log.rows) for column in self.schema.columns}
         else:
             for column in self.schema.columns:
                 self._check_size(layout.column_path(self.path, column.name), column, log.rows)
         log.table.setflags(write=False)
-        self._log, self._first = log, first
+        self._first = first
+        return log
 
     # --- Bounded stores ---------------------------------------------------------------------------------------------------------
 
@@ -475,7 +470,7 @@ class EpisodeStore:
         return episode
 
 
-class EpisodeList(Sequence):
+class EpisodeList(Sequence[Episode]):
     """Episodes of a store as a sequence: an index gives an Episode, a slice another EpisodeList. Goes where samplers take ``episodes``."""
 
     def __init__(self, store: EpisodeStore, numbers: np.ndarray) -> None:
@@ -484,7 +479,13 @@ class EpisodeList(Sequence):
     def __len__(self) -> int:
         return len(self.numbers)
 
-    def __getitem__(self, index: Any) -> Any:
+    @overload
+    def __getitem__(self, index: int) -> Episode: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> EpisodeList: ...
+
+    def __getitem__(self, index: int | slice) -> Episode | EpisodeList:
         if isinstance(index, slice):
             return EpisodeList(self.store, self.numbers[index])
         return self.store.read_episode(int(self.numbers[index]))

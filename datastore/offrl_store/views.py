@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 import numpy as np
 
@@ -15,7 +15,15 @@ from offrl_store.transitions import TransitionList
 Part = TypeVar("Part", EpisodeList, TransitionList)
 
 
-def train_test_split(store: EpisodeStore | Part, share: float = 0.2, seed: int = 0) -> tuple[Part, Part]:
+@overload
+def train_test_split(store: EpisodeStore, share: float = 0.2, seed: int = 0) -> tuple[EpisodeList, EpisodeList]: ...
+
+
+@overload
+def train_test_split(store: Part, share: float = 0.2, seed: int = 0) -> tuple[Part, Part]: ...
+
+
+def train_test_split(store: EpisodeStore | EpisodeList | TransitionList, share: float = 0.2, seed: int = 0) -> tuple[Any, Any]:
     """The episodes in two lists: those to train on, and a random ``share`` of them (0 to 1, at least one) to test on, both in order.
 
     Given ``store.episodes.transitions``, a split by transition instead: two steps of one episode may then lie on either side.

@@ -46,7 +46,7 @@ class WindowBatch:
     dataset: np.ndarray | None = None
 
 
-class WindowSampler(Sampler):
+class WindowSampler(Sampler[WindowBatch]):
     """Windows whose last steps are drawn over the transitions. Batch k is a pure function of (the store's snapshot, seed, k, arguments).
 
     The semantics are those of d3rlpy's trajectory slicers. length: L. frame_stack, stack_pad: as in TransitionSampler, at each
@@ -105,7 +105,7 @@ class WindowSampler(Sampler):
             parts["timesteps"],
             parts["index"],
         )
-        roles: dict[str, dict[str | None, np.ndarray]] = {"observation": {}, "action": {}, "extra": {}}
+        roles: dict[str, dict[Any, np.ndarray]] = {"observation": {}, "action": {}, "extra": {}}
         for column in self.schema.columns:
             role, field = column.role, column.field
             if role not in roles or (role == "extra" and column.key not in self._extra):

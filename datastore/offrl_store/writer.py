@@ -31,6 +31,7 @@ class Writer(StepWriter):
     """Appends episodes; made by ``EpisodeStore.writer()``. Leaving the ``with`` block commits, also when an exception leaves it."""
 
     def __init__(self, store: EpisodeStore, keep: Sequence[Snapshot] = (), commit_s: float | None = None) -> None:
+        super().__init__()
         self._store, self._schema, self._path = store, store.schema, store.path
         self._commit_s, self._commit_time = commit_s, time.monotonic()
         self._log = -1
@@ -244,17 +245,15 @@ class Writer(StepWriter):
             if error is None:  # else the exception that left the block says more: a full disk, say
                 raise
 
-    _rows: ColumnFiles | None = None
-    _meta: meta.MetaWriter | None = None
-
     def _release(self) -> None:
         log, self._log = self._log, -1
         if log >= 0:
             os.close(log)
-        if self._rows is not None:
+        made = self.__dict__  # a writer that failed while it opened lacks some parts
+        if "_rows" in made:
             self._rows.close()
         self._leave_steps()
-        if self._meta is not None:
+        if "_meta" in made:
             self._meta.close()
 
     def __del__(self) -> None:

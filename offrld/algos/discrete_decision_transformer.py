@@ -44,9 +44,9 @@ class Config(sequence.SequenceConfig):
     optimizer: Optimizer = Optimizer(type="gpt_adamw", beta2=0.95, weight_decay=0.1, clip_grad_norm=1.0)
 
 
-def rate(config: Config, memory: dict[str, Tensor]) -> Tensor:
-    """The factor on the learning rate after ``memory["tokens"]`` real steps."""
-    tokens = memory["tokens"]
+def rate(config: Config, carry: dict[str, Tensor]) -> Tensor:
+    """The factor on the learning rate after ``carry["tokens"]`` real steps."""
+    tokens = carry["tokens"]
     rising = tokens.clamp(min=1.0) / config.warmup_tokens
     progress = (tokens - config.warmup_tokens) / max(1, config.final_tokens - config.warmup_tokens)
     falling = (0.5 * (1.0 + torch.cos(math.pi * progress.clamp(0.0, 1.0)))).clamp(min=LEAST)
@@ -58,8 +58,8 @@ def loss(params: Params, config: Config, nets: Any, state: State, batch: Windows
     # Padding has whatever action the zeros mean; it is masked out below.
     error = F.cross_entropy(logits.flatten(0, 1), batch.action.flatten(), reduction="none").reshape(batch.mask.shape)  # [B, L]
     value = sequence.mean_of_steps(error, batch.mask)
-    remember(params, tokens=state.memory["tokens"] + batch.mask.sum())
-    return value, {"loss": value, "learning_rate": config.learning_rate * rate(config, state.memory)}
+    remember(params, tokens=state.carry["tokens"] + batch.mask.sum())
+    return value, {"loss": value, "learning_rate": config.learning_rate * rate(config, state.carry)}
 
 
 # The transformer agents of gen_dgrl, with the optimiser's settings that it parses but does not pass on.
@@ -73,11 +73,11 @@ ALGORITHM = Algorithm(
     config=Config(),
     networks=lambda config, space: {"actor": sequence.model("actor", config, space, config.encoder, config.embedding_activation)},
     schedule=lambda config: (
-        Step("actor", loss, ("actor",), config.optimizer, config.learning_rate, rate=lambda memory: rate(config, memory)),
+        Step("actor", loss, ("actor",), config.optimizer, config.learning_rate, rate=lambda carry: rate(config, carry)),
     ),
     act=sequence.act("actor"),
     batch_kind="windows",
-    memory=lambda config, space: {"tokens": ()},
+    carry=lambda config, space: {"tokens": ()},
     presets={
         "paper": {"reward_scaler": "none"},
         "procgen": PROCGEN,

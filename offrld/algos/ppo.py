@@ -107,7 +107,7 @@ ALGORITHM = Algorithm(
     draws_scores=True,
     play=play,
     batch_kind="rollouts",
-    memory=lambda config, space: {"return_count": (), "return_mean": (), "return_square": ()} if config.normalize_reward else {},
+    carry=lambda config, space: {"return_count": (), "return_mean": (), "return_square": ()} if config.normalize_reward else {},
     presets={
         "paper": {},
         "procgen": {

@@ -275,15 +275,15 @@ class _Playing(LearnerBehaviour):
 
 class _RewardScale:
     """Divides rewards by the running deviation of the discounted return (Engstrom et al. 2020) and clips them; its sums are in the
-    learner's memory, so a checkpoint has them."""
+    learner's carry, so a checkpoint has them."""
 
     def __init__(self, learner: Learner, environments: int) -> None:
-        self._memory = learner.state.memory
+        self._carry = learner.state.carry
         self._running = np.zeros(environments)
 
     def __call__(self, reward: np.ndarray, ended: np.ndarray) -> np.ndarray:
         self._running = REWARD_DISCOUNT * self._running + reward
-        count, mean, square = (self._memory[f"return_{name}"] for name in ("count", "mean", "square"))
+        count, mean, square = (self._carry[f"return_{name}"] for name in ("count", "mean", "square"))
         before, rows = float(count[0]), len(reward)
         apart = self._running.mean() - float(mean[0])
         # The moments of two samples joined (Chan et al. 1979); `square` is the sum of squared distances from the mean.

@@ -168,23 +168,3 @@ def open_below(root: Path, path: str, flags: int = os.O_RDONLY) -> int:
         os.close(descriptor)
         raise OSError(22, "not a regular file")
     return descriptor
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a rename or a new name in ``folder`` durable."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_durably(path: Path, data: bytes) -> None:
-    """Write a small file so that it is whole or not there, also after a power cut."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path)
-    sync_folder(path.parent)

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from offrl.errors import DownloadFailed
-from offrl_store.disk import disk_errors, reserve, sync_folder
+from offrl_store.disk import disk_errors, publish, reserve
 from offrld.datasets.crc32c import crc32c
 
 CHUNK = 1 << 20
@@ -67,9 +67,8 @@ def fetch(url: str, target: Path, *, progress: Progress | None = None, sha256: s
             return target
         described = _receive(https(url), part, progress)
         _check(url, part, described, sha256)
-        os.replace(part, target)
+        publish(part, target)
         _notes(part).unlink(missing_ok=True)
-        sync_folder(target.parent)
     return target
 
 

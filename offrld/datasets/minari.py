@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 from offrl.named import Named
-from offrl_store.disk import disk_errors, sync_folder
+from offrl_store.disk import disk_errors, publish
 from offrl_store.errors import InvalidInput
 from offrld.datasets import places
 from offrld.datasets.download import GCS, Progress, fetch, read_json
@@ -42,8 +42,7 @@ def find_folder(name: str, message: Callable[[str], None], progress: Progress | 
     with disk_errors(folder):
         for path, url, sha256 in _files(name, remote, part, progress):
             fetch(url, part / path, progress=progress, sha256=sha256)
-        os.replace(part, folder)
-        sync_folder(folder.parent)
+        publish(part, folder)
     return folder
 
 

@@ -7,6 +7,7 @@ from offrld.engine.definition.algorithm import (
     Batch,
     Config,
     Loss,
+    LossResult,
     Noise,
     Observation,
     Rollout,
@@ -29,8 +30,7 @@ from offrld.preprocess.scalers import ActionScaler, ObservationScaler, Scaler
 from offrld.settings import setting
 
 __all__ = [
-    "ActionConfig", "ActionScaler", "Algorithm", "Batch", "CheckpointCorrupt", "Config", "Dataset", "Learner", "Loaded", "Loss", "Noise",
-    "Observation",
-    "ObservationScaler", "Optimizer", "PolicyModule", "RewardScaler", "Rollout", "Scaler", "Scalers", "SequencePolicy", "Space", "Stage",
-    "State", "Step", "ValueConfig", "Windows", "setting",
+    "ActionConfig", "ActionScaler", "Algorithm", "Batch", "CheckpointCorrupt", "Config", "Dataset", "Learner", "Loaded", "Loss",
+    "LossResult", "Noise", "Observation", "ObservationScaler", "Optimizer", "PolicyModule", "RewardScaler", "Rollout", "Scaler",
+    "Scalers", "SequencePolicy", "Space", "Stage", "State", "Step", "ValueConfig", "Windows", "setting",
 ]  # fmt: skip

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from offrl_store import EpisodeStore, Field, Schema
+from offrl_store.disk import publish
 from offrl_store.errors import DiskFull, EmptyStore, InvalidEpisode, InvalidInput, OffrlError, StoreExists
 from offrl_store.schema import short
 from offrld.importers import reading
@@ -97,12 +98,9 @@ def _create(source: Source, path: Path, progress: Progress | None) -> None:
     try:
         _append(source, EpisodeStore.create(temporary, schema), progress)
         try:
-            os.rename(temporary, path)
-        except OSError:
-            if path.exists():
-                raise StoreExists(f"{path} exists already", hint="something else made it during the import; choose another name") from None
-            raise
-        _sync(path.parent)
+            publish(temporary, path)
+        except FileExistsError:
+            raise StoreExists(f"{path} exists already", hint="something else made it during the import; choose another name") from None
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
         if isinstance(error, DiskFull):
@@ -197,12 +195,3 @@ def _kept_bounds(source: Source, store: EpisodeStore) -> str:
         for each in (theirs, ours)
     ]
     return f"the source declares actions within {said[0]}, the dataset keeps its {said[1]}"
-
-
-def _sync(folder: Path) -> None:
-    """Makes the renamed entry of a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -59,7 +59,7 @@ def noise(config: CQLConfig, space: Space) -> dict[str, Noise]:
     return drawn | ({"backup": Noise(shape)} if config.max_q_backup else {})
 
 
-def memory(config: CQLConfig, space: Space) -> dict[str, tuple[int, ...]]:
+def carry(config: CQLConfig, space: Space) -> dict[str, tuple[int, ...]]:
     """The penalty of the last update, by which the dual variable moves."""
     return {"conservative": ()}
 
@@ -113,7 +113,7 @@ def critic_loss(
 
 def alpha_loss(params: Params, config: CQLConfig, nets: Any, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
     """``-clip(alpha, 0, 1e6) mean_i w (C_i - tau)`` with the penalty that the Q functions were just moved by."""
-    value = -nets.alpha(params).clamp(max=LARGEST_ALPHA) * state.memory["conservative"] / config.n_critics
+    value = -nets.alpha(params).clamp(max=LARGEST_ALPHA) * state.carry["conservative"] / config.n_critics
     return value, {"alpha_loss": value}
 
 

@@ -1,7 +1,7 @@
 """Training on imagined transitions: the settings, stages, rollouts and mixed batches that MOPO and COMBO share.
 
 Every `rollout_interval` updates of the policy, the first included, `rollout_batch_size` observations of the data are drawn, the policy acts
-and a random member of the ensemble answers, `rollout_horizon` times. The transitions go into a first-in-first-out memory in the training
+and a random member of the ensemble answers, `rollout_horizon` times. The transitions go into a first-in-first-out buffer in the training
 state. A batch is real_ratio real transitions, the rest imagined. Imagined transitions never end the task; n-step returns run along them.
 """
 
@@ -58,7 +58,7 @@ def noise(config: ModelBasedConfig, space: Space) -> dict[str, Noise]:
     return {**sac.noise(config, space), **dynamics.noise(config, space), "imagined": Noise((config.batch_size - real(config),), "uniform")}
 
 
-def memory(config: ModelBasedConfig, space: Space) -> dict[str, tuple[int, ...]]:
+def carry(config: ModelBasedConfig, space: Space) -> dict[str, tuple[int, ...]]:
     """The imagined transitions, how many there are, and where the next goes."""
     size, d, a = config.generated_maxlen, space.observation_size, space.action_size
     return {
@@ -79,7 +79,7 @@ def real(config: ModelBasedConfig) -> int:
 
 def mixed(config: ModelBasedConfig, state: State, batch: Batch) -> Batch:
     """The batch with its rows from `real` on replaced by imagined transitions."""
-    kept, found = real(config), state.memory
+    kept, found = real(config), state.carry
     index = (batch.noise["imagined"].double() * found["count"]).long()  # [B - kept]
     parts = {name: found[name][index] for name in ("observation", "action", "reward", "next_observation", "discount")}
     rows = {name: torch.cat([getattr(batch, name)[:kept], part]) for name, part in parts.items()}
@@ -234,8 +234,8 @@ def _converted(value: Tensor, one: Scaler | None, other: Scaler | None) -> Tenso
 
 
 def _remember(learner: Learner, position: int, steps: list[tuple[Tensor, Tensor, Tensor, Tensor]]) -> None:
-    """Put the rollouts into the memory, the oldest out; n-step sums are made here, along each rollout."""
-    config, memory = learner.config, {name: value[position] for name, value in learner.state.memory.items()}
+    """Put the rollouts into the buffer, which drops its oldest; n-step sums are made here, along each rollout."""
+    config, carry = learner.config, {name: value[position] for name, value in learner.state.carry.items()}
     size, horizon = config.generated_maxlen, len(steps)
     for t, (observation, action, reward, following) in enumerate(steps):
         used = min(config.n_steps, horizon - t)
@@ -249,9 +249,9 @@ def _remember(learner: Learner, position: int, steps: list[tuple[Tensor, Tensor,
             "discount": torch.full_like(reward, config.gamma**used),
         }
         kept = min(len(reward), size)  # of more than fit the last ones stay
-        start = int(memory["next"].item())
+        start = int(carry["next"].item())
         at = (torch.arange(kept, device=reward.device) + start) % size
         for name, values in rows.items():
-            memory[name].index_copy_(0, at, values[-kept:])
-        memory["next"].fill_((start + kept) % size)
-        memory["count"].fill_(min(int(memory["count"].item()) + kept, size))
+            carry[name].index_copy_(0, at, values[-kept:])
+        carry["next"].fill_((start + kept) % size)
+        carry["count"].fill_(min(int(carry["count"].item()) + kept, size))

@@ -17,11 +17,12 @@ import os
 import platform
 import time
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from offrl_store.disk import write_atomic, write_new
 
 WORTH = 1 << 20  # multiplications below which a call costs more than it gains
 NARROW = 16  # outputs below which torch's own products are the faster
@@ -106,15 +107,13 @@ def _keep(path: Path, seen: tuple[bool, str]) -> tuple[bool, str]:
     """Write the answer, unless another process was first: then its answer counts."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with NamedTemporaryFile(dir=path.parent, prefix=".linear-") as file:
-            file.write(json.dumps({"faster": seen[0], "seen": seen[1]}).encode())
-            file.flush()
-            try:
-                os.link(file.name, path)
-            except FileExistsError:
-                if (first := _kept(path)) is not None:
-                    return first
-                path.write_bytes(Path(file.name).read_bytes())  # unreadable before: mended
+        answer = json.dumps({"faster": seen[0], "seen": seen[1]}).encode()
+        try:
+            write_new(path, answer)
+        except FileExistsError:
+            if (first := _kept(path)) is not None:
+                return first
+            write_atomic(path, answer, shared=True)  # replaces an unreadable file
     except OSError:  # a disk that is full or read-only: the answer holds for this process alone
         pass
     return seen

@@ -10,6 +10,7 @@ from offrl.errors import InvalidInput
 from offrl.job import CollectSpec
 from offrl.printable import counted
 from offrl.rollout import make_env
+from offrl_store.disk import write_atomic
 from offrld.collect.collector import Collector
 from offrld.collect.explorers import explorer_of
 from offrld.worker.control import Stopped
@@ -134,7 +135,6 @@ def _uploaded(job: WorkerJob) -> Any:
         files = sorted((folder / "files").glob("*")) if (folder / "files").is_dir() else []
         if len(files) != 1 or not files[0].is_file():
             raise InvalidInput(f"upload {job.spec.upload!r} is not one policy file", hint="submit the job again")
-        kept.with_suffix(".tmp").write_bytes(files[0].read_bytes())
-        kept.with_suffix(".tmp").replace(kept)
+        write_atomic(kept, files[0].read_bytes())
     remove(folder)
     return kept

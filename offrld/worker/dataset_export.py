@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 from offrl.job import DatasetExportSpec
 from offrl_store import EpisodeStore
-from offrl_store.disk import reserve
+from offrl_store.disk import publish, reserve, sync_tree
 from offrld.disk_usage import usage
 from offrld.importers.dataset_export import export_dataset
 from offrld.worker.job import WorkerJob
-from offrld.worker.runfolder import remove, sync_folder
+from offrld.worker.runfolder import remove
 
 # Ends of the result's name; the others are folders.
 SUFFIXES = {"d4rl": ".hdf5", "npz": ".npz", "d3rlpy": ".h5", "d3rlpy-v1": ".h5", "robomimic": ".hdf5"}
@@ -30,11 +29,10 @@ def run(job: WorkerJob) -> None:
     try:
         path = unfinished / f"{spec.dataset}{SUFFIXES.get(spec.format, '')}"
         export_dataset(store, path, spec.format, progress=_progress(job, unfinished), message=job.report.message)
-        _sync(unfinished)
-        os.rename(unfinished, job.run.dataset)
+        sync_tree(unfinished)
+        publish(unfinished, job.run.dataset)
     finally:
         remove(unfinished)
-    sync_folder(job.run.path)
     job.report.progress(len(store), len(store), force=True)
 
 
@@ -52,15 +50,3 @@ def _progress(job: WorkerJob, folder: Path) -> Callable[[int, int | None], None]
         job.report.progress(done, total or 0)
 
     return progress
-
-
-def _sync(folder: os.PathLike[str]) -> None:
-    """Make every file below a folder durable."""
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            descriptor = os.open(os.path.join(parent, name), os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-        sync_folder(parent)

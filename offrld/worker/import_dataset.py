@@ -7,7 +7,6 @@ can be done again by the next attempt after a crash: it notices what the last on
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,13 +18,14 @@ from offrl.job import ImportSpec
 from offrl.printable import counted
 from offrl.wire import MAX_SKIPPED
 from offrl_store import EpisodeStore
+from offrl_store.disk import publish
 from offrl_store.errors import StoreLocked
 from offrld.dataset_info import dataset_info
 from offrld.datasets import open_named
 from offrld.importers import Skipped, Source, import_into
 from offrld.worker.datasets import source_path
 from offrld.worker.job import WorkerJob
-from offrld.worker.runfolder import remove, sync_folder, write_json
+from offrld.worker.runfolder import remove, write_json
 
 ORIGIN = "import.json"  # in the dataset's folder: the job that made it (the daemon looks there, too)
 APPEND = "append.json"  # in the run folder: the dataset's number of episodes when an appending job began
@@ -125,12 +125,9 @@ def _publish(staged: Path, target: Path, job: str) -> None:
     """Give the finished store its name: from then on it is there, also after a power cut."""
     write_json(staged / ORIGIN, {"job": job})
     try:
-        os.rename(staged, target)
-    except OSError as error:
-        if not target.exists():
-            raise
+        publish(staged, target)
+    except FileExistsError as error:
         raise Conflict(f"dataset {target.name!r} was made by another job meanwhile", hint="choose another name, or append to it") from error
-    sync_folder(target.parent)
 
 
 def _append(job: WorkerJob, target: Path, skipped: list[Skipped]) -> None:

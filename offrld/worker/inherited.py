@@ -7,21 +7,18 @@ the other job has gone on or was removed.
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
-import os
-import shutil
 from pathlib import Path
 
 from offrl.errors import InvalidInput
 from offrl.job import TrainOnlineSpec, TrainSpec, taken
-from offrl_store.disk import reserve
+from offrl_store.disk import link_or_copy, sync_folder
 from offrld.algos import get
 from offrld.engine import Algorithm, CheckpointCorrupt, Loaded
 from offrld.engine.learner.loaded import choose
 from offrld.engine.updates import checkpoint
 from offrld.worker.metric_files import read_metric
-from offrld.worker.runfolder import RunFolder, StateFolder, sync_folder
+from offrld.worker.runfolder import RunFolder, StateFolder
 
 
 def inputs(state: StateFolder, run: RunFolder, algorithm: Algorithm, config: object) -> dict[str, Loaded]:
@@ -82,13 +79,5 @@ def _at_ratio(source: RunFolder, seed: int | None, ratio: float) -> int:
 
 def _link(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(source, target)
-    except OSError as error:
-        if error.errno not in (errno.EPERM, errno.EXDEV, errno.EOPNOTSUPP, errno.EMLINK):
-            raise
-        temporary = target.with_name(f".{target.name}.tmp")  # a file system without links
-        reserve(source.stat().st_size)
-        shutil.copyfile(source, temporary)
-        temporary.replace(target)
+    link_or_copy(source, target)
     sync_folder(target.parent)

@@ -11,7 +11,8 @@ import os
 import re
 from pathlib import Path
 
-from offrld.worker.runfolder import RunFolder, write_atomic
+from offrl_store.disk import write_atomic
+from offrld.worker.runfolder import RunFolder
 from offrld.worker.tensorboard import EventWriter
 
 HEADER = b"epoch,step,value\n"

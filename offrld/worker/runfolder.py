@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from offrl.job import POLICY_SUFFIXES
-from offrl_store.disk import reserve
+from offrl_store.disk import write_atomic
 from offrld.json_safe import json_safe
 from offrld.worker.control import Control
 
@@ -110,30 +110,9 @@ class RunFolder:
         return self.seed(seed) / "tensorboard"
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file so that a reader, and a machine that loses power, sees the old content or the new one."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    reserve(len(data))
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    sync_folder(path.parent)
-
-
 def write_json(path: Path, value: Any) -> None:
     """`write_atomic` of a JSON value; numbers that JSON cannot hold become null."""
     write_atomic(path, (json.dumps(json_safe(value), indent=1, allow_nan=False) + "\n").encode())
-
-
-def sync_folder(path: Path) -> None:
-    """Make the names in a folder durable."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def remove(path: Path) -> None:

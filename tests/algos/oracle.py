@@ -311,7 +311,7 @@ class Trace:
                     {n: m.item() for n, m in metrics.items()},
                     _arrays(params),
                     _arrays(state.target),
-                    _arrays(state.memory),
+                    _arrays(state.carry),
                     _fields(batch),
                     {n: g.numpy().copy() for n, g in zip(leaves, found, strict=True)},
                 )

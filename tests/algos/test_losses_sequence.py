@@ -138,11 +138,11 @@ def test_tokens_are_counted_by_updates_and_kept_in_checkpoints(discrete_store, t
     learner = discrete_case(discrete_store).learner
     expected = sum(learner._batches(k)[0].mask.sum().item() for k in range(3))
     learner.run(3)
-    assert learner.state.memory["tokens"].item() == expected
+    assert learner.state.carry["tokens"].item() == expected
     learner.save(tmp_path / "three.safetensors")
     again = discrete_case(discrete_store).learner
     again.restore(tmp_path / "three.safetensors")
-    assert again.state.memory["tokens"].item() == expected
+    assert again.state.carry["tokens"].item() == expected
     before = {name: value.clone() for name, value in learner.state.params.items()}
     learner.run(1)
     assert any(not torch.equal(before[name], value) for name, value in learner.state.params.items())

@@ -177,6 +177,16 @@ def test_the_same_sweep_with_other_options_takes_a_name(job, offrl_cli, client, 
     assert offrl_cli("sweep", grid, "--name", "a b", "--submit").status == 2
 
 
+def read_until(stream, text: str) -> None:
+    """Read lines up to the one with ``text``; if the stream ends first, fail with all that it held."""
+    lines = []
+    for line in stream:
+        lines.append(line)
+        if text in line:
+            return
+    pytest.fail(f"{text!r} is not in the output:\n{''.join(lines)}")
+
+
 def test_a_command_says_that_the_daemon_has_gone_and_is_back(own_daemon):
     daemon = own_daemon.start()
     with offrl.Client(daemon.url) as client:
@@ -188,9 +198,9 @@ def test_a_command_says_that_the_daemon_has_gone_and_is_back(own_daemon):
     try:
         assert made.id in waiting.stderr.readline()
         own_daemon.stop()
-        assert any("no daemon there any more" in line for line in iter(waiting.stderr.readline, ""))
+        read_until(waiting.stderr, "no daemon there any more")
         own_daemon.start()
-        assert any("the daemon is back" in line for line in iter(waiting.stderr.readline, ""))
+        read_until(waiting.stderr, "the daemon is back")
         with offrl.Client(daemon.url) as client:
             client.job(made.id).cancel()
         waiting.communicate(timeout=60)

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import sys
+from pathlib import Path
+
 import pytest
 from describe_program import ALGORITHMS
 
-from offrl.errors import InvalidInput, Unknown
+from offrl.errors import InternalError, InvalidInput, Unknown
 from offrl.job import TrainSpec
-from offrld.daemon.workers.catalog import check_value, checked, checked_environment, fingerprint, flat, parse
+from offrld.daemon.state import State
+from offrld.daemon.workers.catalog import Catalog, check_value, checked, checked_environment, fingerprint, flat, parse
+from offrld.executors.local import LocalExecutor
 
 CATALOG = {"algorithms": ALGORITHMS, "environments": ["CartPole-v1", "Hopper-v5"]}
 DISCRETE = {"action": {"role": "action", "dtype": "int64", "shape": [], "n": 4}}
@@ -161,3 +167,29 @@ def test_a_setting_that_the_type_does_not_read_is_refused_at_once_with_presets_c
     assert part_check(config={"scaler.low": 1.0}, preset="clipped").config == {"scaler.low": 1.0}
     with pytest.raises(InvalidInput, match=r"'scaler.options' has no effect with scaler.type 'clip'"):
         part_check(config={"scaler.options.depth": 2}, preset="clipped")
+
+
+MORTAL = """
+import os, signal, sys
+with open({starts!r}, "a") as file:
+    file.write("x")
+if os.path.getsize({starts!r}) <= {deaths}:
+    os.kill(os.getpid(), signal.SIGKILL)
+sys.path.insert(0, {folder!r})
+import runpy; runpy.run_path({program!r}, run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("deaths", [0, 2, 3])
+def test_a_describe_worker_that_a_signal_ends_is_started_again(tmp_path: Path, deaths: int) -> None:
+    state, starts = State(tmp_path / "state"), tmp_path / "starts"
+    state.cache.mkdir(parents=True)
+    here = Path(__file__).resolve().parent
+    code = MORTAL.format(starts=str(starts), deaths=deaths, folder=str(here), program=str(here / "describe_program.py"))
+    catalog = Catalog(state, LocalExecutor(["none"], [sys.executable, "-S", "-c", code]))
+    if deaths < 3:
+        assert [entry["name"] for entry in asyncio.run(catalog.ready())["algorithms"]] == [entry["name"] for entry in ALGORITHMS]
+    else:
+        with pytest.raises(InternalError, match="exit status -9"):
+            asyncio.run(catalog.ready())
+    assert starts.read_text() == "x" * min(deaths + 1, 3)

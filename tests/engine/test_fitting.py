@@ -125,6 +125,23 @@ def test_the_generator_lets_settings_change_between_epochs(continuous_store):
     learner.run(1)
 
 
+@pytest.mark.parametrize("values", [{"transformer.heads": 3}, {"encoder.units": [8]}])
+def test_a_refused_change_of_settings_leaves_no_trace(values, continuous_store, tmp_path):
+    name, config = "decision_transformer", {**CHEAP, "encoder.units": [16]}
+    learner, plain = (build(name, continuous_store, config) for _ in range(2))
+    learner.run(2)
+    plain.run(4)
+    with pytest.raises(InvalidInput):
+        learner.reconfigure(values)
+    learner.save(tmp_path / "here")
+    again = offrld.load(tmp_path / "here", continuous_store)
+    assert again.config == learner.config == plain.config
+    for trained in (learner, again):
+        trained.run(2)
+        assert same_state(trained, plain)
+        assert trained.metrics() == plain.latest()
+
+
 @pytest.mark.parametrize("name", ["td3_bc", "iql", "cal_ql", "discrete_cql", "decision_transformer"])
 def test_an_update_on_the_stores_batch_is_that_of_run(name, store_for):
     algorithm = ALGORITHMS[name]

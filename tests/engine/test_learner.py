@@ -150,6 +150,16 @@ def test_held_out_episodes_are_never_trained_on(continuous_store):
     assert cheap_learner(ALGORITHMS["bc"], continuous_store).validate() == {}
 
 
+def test_a_stage_of_single_steps_is_validated_on_single_steps(continuous_store):
+    config = {"n_steps": 3, "dynamics_steps": 2, "rollout_interval": 1}
+    learner = cheap_learner(ALGORITHMS["mopo"], continuous_store, config, holdout=0.25)
+    single = cheap_learner(ALGORITHMS["mopo"], continuous_store, {**config, "n_steps": 1}, holdout=0.25)
+    assert set(learner.validate()) == {"validation_dynamics_loss", "validation_dynamics_error"}
+    assert learner.validate() == single.validate()
+    learner.run(3)
+    assert "validation_critic_loss" in learner.validate()
+
+
 def test_a_share_that_leaves_nothing_to_train_on_is_refused(continuous_store):
     with pytest.raises(InvalidInput, match=r"0\.99 of 12 episodes"):
         cheap_learner(ALGORITHMS["bc"], continuous_store, holdout=0.99)

@@ -20,7 +20,7 @@ from typing import Any
 
 from offrl.errors import InvalidInput, StoreLocked
 from offrl_store import EpisodeStore
-from offrl_store.disk import disk_errors, sync_folder
+from offrl_store.disk import disk_errors, publish, write_atomic
 
 NOTES = "spool.json"
 VERSION = 1
@@ -135,8 +135,7 @@ class Spool:
             if not len(EpisodeStore.open(active)):
                 shutil.rmtree(active)
                 return
-            os.rename(active, ready)
-            sync_folder(self.folder)
+            publish(active, ready)
 
     def size(self) -> int:
         """Bytes of all stores."""
@@ -169,14 +168,8 @@ class Spool:
         shutil.rmtree(self.folder / f"ready-{number:08d}", ignore_errors=True)
 
     def _write(self, notes: dict[str, Any]) -> None:
-        temporary = self.folder / f".{NOTES}"
         with disk_errors(self.folder):
-            with open(temporary, "w") as file:
-                json.dump(notes, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, self.folder / NOTES)
-            sync_folder(self.folder)
+            write_atomic(self.folder / NOTES, json.dumps(notes).encode())
         self._notes = notes
 
     def close(self) -> None:

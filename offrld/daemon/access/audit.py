@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from offrl_store.disk import sync_folder
 from offrld.daemon.access.caller import Caller
 
 REFUSALS = 30  # error lines of one caller in a minute; more are counted, so that nobody washes the log away with them
@@ -114,7 +115,7 @@ class Audit:
             if size + len(data) >= self._max_bytes:
                 self._rotate()
             elif size == 0:
-                self._sync_folder()
+                sync_folder(self._path.parent)
         finally:
             os.close(descriptor)
 
@@ -127,14 +128,7 @@ class Audit:
         for name in _rotated(self._path):
             if int(name.suffix[1:]) > self._keep:
                 name.unlink(missing_ok=True)
-        self._sync_folder()
-
-    def _sync_folder(self) -> None:
-        folder = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync_folder(self._path.parent)
 
 
 def entries(path: Path, since: float, after: int, limit: int) -> tuple[list[dict[str, Any]], bool]:

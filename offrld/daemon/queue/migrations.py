@@ -6,14 +6,13 @@ step, or a later one, is refused and nothing is changed.
 
 from __future__ import annotations
 
-import os
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
 from offrl.errors import Conflict, StoreCorrupt
+from offrl_store.disk import publish, sync_file
 from offrld.daemon.queue.schema import DATASET_OWNERS, INDEXES, JOBS, SCHEMA_VERSION
-from offrld.daemon.state import sync_folder
 
 
 def migrate(db: sqlite3.Connection, path: Path) -> None:
@@ -48,19 +47,14 @@ def migrate(db: sqlite3.Connection, path: Path) -> None:
 
 
 def keep_copy(db: sqlite3.Connection, to: Path) -> None:
-    """A consistent copy of the database at ``to``, there in full or not at all; one of an interrupted migration is made anew."""
+    """Copy the database consistently to ``to``, whole or not at all; the copy of an interrupted migration is replaced."""
     temporary = to.with_name(f".{to.name}.tmp")
     temporary.unlink(missing_ok=True)
     with sqlite3.connect(temporary) as copy:
         db.backup(copy)
     copy.close()
-    descriptor = os.open(temporary, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    temporary.rename(to)
-    sync_folder(to.parent)
+    sync_file(temporary)
+    publish(temporary, to)
 
 
 def _version(db: sqlite3.Connection, path: Path) -> int:

@@ -21,6 +21,7 @@ from pathlib import Path
 from offrl.errors import Conflict, InvalidInput, Unknown
 from offrl.job import POLICY_SUFFIXES
 from offrl.wire import Artifact
+from offrl_store.disk import link_or_copy
 from offrld.daemon.state import State, open_below
 
 KEEP_S = 3600.0  # packed files are kept so long after they were made: somebody may be reading them
@@ -131,16 +132,16 @@ def _described(state: State, job: str, path: Path, name: str) -> Artifact:
 
 
 def _kept(state: State, job: str, path: Path) -> Path:
-    """A hard link to a file that its worker may delete: it costs nothing and keeps the bytes while they are read."""
+    """Link a file that its worker may delete: the link keeps the bytes while they are read, and needs no space."""
     link = _packed(state, job) / path.name
     try:
         if link.exists() and not link.samefile(path):
             link.unlink()
         if not link.exists():
-            os.link(path, link)
+            link_or_copy(path, link)
     except FileNotFoundError:
         raise Unknown(f"checkpoint {path.name} of job {job} has just been replaced by a newer one", hint="fetch it again") from None
-    except FileExistsError:  # somebody else asked at the same moment
+    except FileExistsError:  # another request made it at the same moment
         pass
     return link
 

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from offrl.errors import Conflict, Unknown
 from offrl.wire import BackupBegun
+from offrl_store.disk import copy_sparse, link_or_copy
 from offrld.daemon.queue import UNFINISHED
 from offrld.daemon.queue.migrations import keep_copy
 from offrld.daemon.queue.schema import SCHEMA_VERSION
@@ -137,7 +138,8 @@ def _freeze_log(root: Path, dataset: Path, folder: Path) -> Iterator[tuple[str, 
             before = _moment(dataset)
             for path in [dataset / LOG, *(dataset / OPEN_EPISODES).glob("*"), *((dataset / "columns").glob("*") if bounded else ())]:
                 name = str(path.relative_to(root))
-                copies[name] = _copy_sparse(path, folder / name)
+                (folder / name).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                copies[name] = copy_sparse(path, folder / name)
             if _moment(dataset) == before:
                 yield from copies.items()
                 return
@@ -153,23 +155,6 @@ def _moment(dataset: Path) -> tuple[bytes, int, list[str]]:
     with (dataset / LOG).open("rb") as log:
         header, size = log.read(HEADER), os.fstat(log.fileno()).st_size
     return header, size, sorted(path.name for path in (dataset / OPEN_EPISODES).glob("*"))
-
-
-def _copy_sparse(source: Path, target: Path) -> int:
-    """Copy a file from its start to its present end, leaving out its holes; its length."""
-    target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with source.open("rb") as reading, target.open("wb") as writing:
-        size, at = os.fstat(reading.fileno()).st_size, 0
-        while at < size:
-            try:
-                at = os.lseek(reading.fileno(), at, os.SEEK_DATA)
-            except OSError:  # nothing but a hole is left
-                break
-            part = os.pread(reading.fileno(), min(1 << 20, size - at), at)
-            os.pwrite(writing.fileno(), part, at)
-            at += len(part)
-        writing.truncate(size)
-    return size
 
 
 def _link_all(root: Path, part: Path, folder: Path) -> Iterator[tuple[str, int]]:
@@ -205,12 +190,7 @@ def _files(part: Path) -> list[Path]:
 
 
 def _link(source: Path, target: Path) -> int:
-    """A second link to the file, or a copy where the file system has none; its length."""
+    """Give the file a second name; return its length in bytes."""
     target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    try:
-        os.link(source, target)
-    except FileNotFoundError:
-        raise
-    except OSError:
-        _copy_sparse(source, target)
+    link_or_copy(source, target)
     return target.stat().st_size

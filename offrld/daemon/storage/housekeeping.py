@@ -12,10 +12,11 @@ import secrets
 import shutil
 from pathlib import Path
 
+from offrl_store.disk import publish
 from offrld.daemon.queue import UNFINISHED
 from offrld.daemon.queue.database import Connection
 from offrld.daemon.queue.job_record import Job
-from offrld.daemon.state import State, sync_folder
+from offrld.daemon.state import State
 from offrld.daemon.storage import artifacts
 
 REMOVED = ".removed-"
@@ -27,10 +28,9 @@ def set_aside(folder: Path) -> Path | None:
     """Rename a folder so that nobody finds it any more; it is deleted later. None where it is not there."""
     aside = folder.with_name(f"{REMOVED}{secrets.token_hex(4)}-{folder.name}")
     try:
-        folder.rename(aside)
+        publish(folder, aside)
     except FileNotFoundError:
         return None
-    sync_folder(folder.parent)
     return aside
 
 

@@ -9,16 +9,14 @@ its own: what the first one gathered would change what the second one learns.
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from offrl.errors import Conflict, InvalidInput, Unknown, nearest
 from offrl.job import TRAINS, TrainOnlineSpec, TrainSpec
+from offrl_store.disk import link_or_copy, sync_folder
 from offrld.daemon.queue.job_record import Job
-from offrld.daemon.state import State, sync_folder
+from offrld.daemon.state import State
 
 TAKEN = "taken"  # folder of a run: NAME.safetensors for each checkpoint that it took
 
@@ -85,14 +83,7 @@ def keep_taken(state: State, repeat: Repeat, job: str) -> None:
     source, target = state.job(repeat.of.id) / TAKEN, state.job(job) / TAKEN
     for name in repeat.kept:
         target.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _link(source / f"{name}.safetensors", target / f"{name}.safetensors")
+        link_or_copy(source / f"{name}.safetensors", target / f"{name}.safetensors")
     if repeat.kept:
         sync_folder(target)
         sync_folder(state.jobs)
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except PermissionError:  # a file system without links
-        shutil.copyfile(source, target)

@@ -26,9 +26,10 @@ from typing import Any
 from offrl.errors import Conflict, DiskFull, InvalidInput, LimitReached, NotAllowed, Unknown
 from offrl.job import JOB_PATTERN
 from offrl.wire import FileEntry, UploadInfo
+from offrl_store.disk import sync_folder, write_all, write_atomic
 from offrld.daemon.access.caller import Caller
 from offrld.daemon.access.roles import OPERATOR
-from offrld.daemon.state import open_below, relative_parts, sync_folder, write_durably
+from offrld.daemon.state import open_below, relative_parts
 
 IDLE_S = 10.0  # after which an upload that nobody goes on with may give way to another one of its owner
 log = logging.getLogger("offrld.uploads")
@@ -141,7 +142,7 @@ class Uploads:
         (folder / "owner").write_text(caller.name)
         self._owners[folder.name] = caller.name
         wanted = [file.model_dump() for file in files]
-        write_durably(folder / "manifest.json", json.dumps(wanted).encode())  # last: with it the upload is begun
+        write_atomic(folder / "manifest.json", json.dumps(wanted).encode())  # last: with it the upload is begun
         sync_folder(self._folder)
 
     def _free(self) -> int:
@@ -175,7 +176,7 @@ class Uploads:
             fresh = memoryview(data)[received - offset :]  # what is there already was checked, and stays as it is
             if self._free() < len(fresh):
                 raise DiskFull(f"upload {upload}: no space is left on the daemon's disk", hint="free some space there, and go on")
-            _write_all(descriptor, fresh, received)
+            write_all(descriptor, fresh, received)
             self._hash(upload, path, received, fresh)
             return received + len(fresh)
         finally:
@@ -212,7 +213,7 @@ class Uploads:
                 os.fsync(file.fileno())
         for inner, _folders, _files in os.walk(folder / "files"):
             sync_folder(Path(inner))
-        write_durably(folder / "finished", b"")
+        write_atomic(folder / "finished", b"")
         self._used[upload] = time.monotonic()
         self._sizes.pop(upload, None)
         self._hashes.pop(upload, None)
@@ -349,12 +350,6 @@ class Uploads:
 
 def _files(folder: Path) -> list[str]:
     return [os.path.join(inner, name) for inner, _folders, names in os.walk(folder) for name in names]
-
-
-def _write_all(descriptor: int, view: memoryview, offset: int) -> None:
-    while view:
-        count = os.pwrite(descriptor, view, offset)
-        view, offset = view[count:], offset + count
 
 
 def _check_names(paths: list[str]) -> None:

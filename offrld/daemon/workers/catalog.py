@@ -16,18 +16,21 @@ import math
 from pathlib import Path
 from typing import Any, TypeVar
 
+import offrld
 from offrl.environments import unknown_hint
 from offrl.errors import InternalError, InvalidInput, Unknown, nearest
 from offrl.job import TrainOnlineSpec, TrainSpec
+from offrl_store.disk import write_atomic
 from offrld import settings
 from offrld.daemon.queue.datasets import action_kind
-from offrld.daemon.state import State, write_durably
+from offrld.daemon.state import State
 from offrld.executors.local import LocalExecutor
 
 DESCRIBE_S = 180.0  # loading torch and gymnasium from a cold disk
 ASK_S = 60.0  # an answer, which may take a simulator to be made
 ASKED = 2  # questions at once
 ANSWERS = 200  # kept
+TRIES = 3  # starts of a describe worker, if a signal ends it
 KEEP = 3  # cached answers, for going back and forth between versions
 Trained = TypeVar("Trained", TrainSpec, TrainOnlineSpec)
 log = logging.getLogger("offrld.catalog")
@@ -73,24 +76,15 @@ class Catalog:
         return found
 
     async def _answer(self, question: str) -> dict[str, Any]:
-        lines: list[bytes] = []
         trouble = self._state.cache / "question.log"
         try:
-            trouble.unlink(missing_ok=True)
-            worker = await self._executor.start(
-                self._state.root, "question", folder=self._state.cache, log=trouble, on_line=lines.append, describe=True, question=question
-            )
+            status, data = await self._run("question", trouble, ASK_S, question)
+            answer = json.loads(data).get("answer") if status == 0 else None
         except OSError as error:
             log.warning("a question before a submission cannot be asked: %s", error)
             return {}
-        worker.close_stdin()
-        try:
-            status = await asyncio.wait_for(worker.wait(), ASK_S)
-            answer = json.loads(b"\n".join(lines)).get("answer") if status == 0 else None
-        except (TimeoutError, ValueError):
+        except ValueError:
             answer = None
-        finally:
-            worker.kill()
         if not isinstance(answer, dict):
             log.warning("no answer to %s: %s", question[:200], last_line(trouble) or "the job's own worker will see")
             return {}
@@ -108,20 +102,8 @@ class Catalog:
             return parse(await asyncio.to_thread(path.read_bytes))
         except (OSError, ValueError):
             pass
-        lines: list[bytes] = []
         trouble = self._state.cache / "describe.log"
-        trouble.unlink(missing_ok=True)
-        worker = await self._executor.start(
-            self._state.root, "describe", folder=self._state.cache, log=trouble, on_line=lines.append, describe=True
-        )
-        worker.close_stdin()
-        try:
-            status = await asyncio.wait_for(worker.wait(), DESCRIBE_S)
-        except TimeoutError:
-            status = None
-        finally:
-            worker.kill()
-        data = b"\n".join(lines)
+        status, data = await self._run("describe", trouble, DESCRIBE_S)
         try:
             if status != 0:
                 raise ValueError(f"exit status {status}" if status is not None else f"no answer in {DESCRIBE_S:.0f} s")
@@ -137,9 +119,37 @@ class Catalog:
         log.info("%d algorithms, %d environments", len(found["algorithms"]), len(found["environments"]))
         return found
 
+    async def _run(self, job: str, trouble: Path, seconds: float, question: str | None = None) -> tuple[int | None, bytes]:
+        """Run a describe worker: its exit status (None: no end within ``seconds``) and its output. One that a signal ended, such as the
+        kernel's for want of memory, is started again: it says nothing about the question."""
+        status: int | None = None
+        for attempt in range(1, TRIES + 1):
+            lines: list[bytes] = []
+            trouble.unlink(missing_ok=True)
+            worker = await self._executor.start(
+                self._state.root,
+                job,
+                folder=self._state.cache,
+                log=trouble,
+                on_line=lines.append,
+                describe=True,
+                question=question,
+            )
+            worker.close_stdin()
+            try:
+                status = await asyncio.wait_for(worker.wait(), seconds)
+            except TimeoutError:
+                status = None
+            finally:
+                worker.kill()
+            if status is None or status >= 0:
+                break
+            log.warning("a %s worker was ended by signal %d (attempt %d of %d)", job, -status, attempt, TRIES)
+        return status, b"\n".join(lines)
+
     def _keep(self, path: Path, data: bytes) -> None:
         try:
-            write_durably(path, data)
+            write_atomic(path, data, shared=True)
             old = sorted(self._state.cache.glob("describe-*.json"), key=lambda entry: entry.stat().st_mtime, reverse=True)
             for entry in old[KEEP:]:
                 entry.unlink(missing_ok=True)
@@ -156,7 +166,7 @@ def fingerprint(command: tuple[str, ...]) -> str:
             if point.group.startswith("offrl."):
                 parts += [f"{point.group}:{point.name}={point.value}", *_sources(point.module)]
     parts[len(command) :] = sorted(set(parts[len(command) :]))
-    root = Path(__file__).resolve().parent.parent
+    root = Path(offrld.__file__).resolve().parent
     for file in sorted(root.rglob("*.py")):
         if "daemon" not in file.relative_to(root).parts[:1]:
             parts.append(f"{file.relative_to(root)}:{file.stat().st_mtime_ns}")

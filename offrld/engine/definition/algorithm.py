@@ -11,7 +11,7 @@ policy's loss therefore asks the Q functions in ``state.params``. See `offrld.ne
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from types import SimpleNamespace
 from typing import Any, Literal
 
@@ -135,16 +135,22 @@ KINDS = {"transitions": Batch, "windows": Windows, "rollouts": Rollout}
 class State:
     """What a loss may read as constants.
 
-    All parameters, the target copies, what `Algorithm.prepare` computed, and the tensors of `Algorithm.memory`.
+    All parameters, the target copies, what `Algorithm.prepare` computed, and the tensors of `Algorithm.carry`.
     """
 
     params: Params
     target: Params
     data: dict[str, Tensor] = field(default_factory=dict)
-    memory: dict[str, Tensor] = field(default_factory=dict)
+    carry: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def memory(self) -> dict[str, Tensor]:
+        """The earlier name of ``carry``, which losses of installed packages may still read."""
+        return self.carry
 
 
-Loss = Callable[[Params, Any, Any, State, Any], tuple[Tensor, dict[str, Tensor]]]
+LossResult = tuple[Tensor, dict[str, Tensor]]  # the scalar to differentiate, and the metrics by name
+Loss = Callable[[Params, Any, Any, State, Any], LossResult]  # (params, config, nets, state, batch)
 
 
 @dataclass(frozen=True)
@@ -156,7 +162,7 @@ class Step:
 
     Attributes:
         moments: the step whose optimiser state this one shares (its own without); both optimise the same networks.
-        rate: a factor on the learning rate, read from the memory: a 0-d tensor, for schedules that depend on what was seen.
+        rate: a factor on the learning rate, computed from the carry: a 0-d tensor, for schedules that depend on the data seen so far.
     """
 
     name: str
@@ -207,7 +213,8 @@ class Algorithm:
         paper: where it comes from.
         actions: the kind of actions that it can learn.
         config: the settings with their defaults (which follow the paper).
-        networks: ``(config, space) -> {name: network}``; each network's parameters begin with its name.
+        networks: ``(config, space) -> `` a frozen dataclass with one field per network, or a dict of networks by name. A network's
+            parameters begin with its name; a field that is None stands for a network that this config does without.
         schedule: ``config -> steps`` in the order in which an update does them.
         act: ``(params, config, nets, observation) -> `` greedy action ``[B, A]`` in [-1, 1], or the scores ``[B, n]`` of discrete
             actions; without random numbers.
@@ -227,8 +234,9 @@ class Algorithm:
     Hooks for what is special, declared rather than coded into the trainer:
         batch_kind: what a batch is made of: `Batch`, `Windows` (of ``config.context_size`` steps), or `Rollout`, which no dataset has:
             such an algorithm learns from what it plays itself (`offrld.collect.on_policy`).
-        memory: ``(config, space) -> {name: shape}`` of tensors that live in the training state, zeros at first, one set per seed; losses
-            give new values through their context, ``between`` writes into them.
+        carry: ``(config, space) -> {name: shape}`` of tensors that one update hands to the next. They live in the training state, one
+            set per seed, and start as zeros; losses set them by `offrld.nets.remember`, ``between`` writes into them.
+            ``memory`` is the earlier name of this argument.
         prepare: ``(dataset, config) -> {name: array}`` computed once from the training episodes (a `Dataset`); losses read
             it as ``state.data``.
         stages: ``config -> stages`` where training has several; else there is one with ``schedule``.
@@ -246,32 +254,42 @@ class Algorithm:
     paper: str
     actions: Literal["continuous", "discrete", "both"]
     config: Config
-    networks: Callable[[Any, Space], dict[str, Any]]
+    networks: Callable[[Any, Space], Any]
     schedule: Callable[[Any], tuple[Step, ...]]
-    act: Callable[[Params, Any, SimpleNamespace, Observation], Tensor]
+    act: Callable[[Params, Any, Any, Observation], Tensor]
     noise: Callable[[Any, Space], dict[str, Noise]] = lambda config, space: {}
     targets: tuple[str, ...] = ()
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    candidates: Callable[[Params, Any, SimpleNamespace, Observation], tuple[Tensor, Tensor]] | None = None
-    sample: Callable[[Params, Any, SimpleNamespace, Observation, Tensor], Tensor] | None = None
+    candidates: Callable[[Params, Any, Any, Observation], tuple[Tensor, Tensor]] | None = None
+    sample: Callable[[Params, Any, Any, Observation, Tensor], Tensor] | None = None
     draws_scores: bool = False
-    value: Callable[[Params, Any, SimpleNamespace, Observation, Tensor], Tensor] | None = None
-    play: Callable[[Params, SimpleNamespace, Observation, Tensor], tuple[Tensor, Tensor, Tensor]] | None = None
+    value: Callable[[Params, Any, Any, Observation, Tensor], Tensor] | None = None
+    play: Callable[[Params, Any, Observation, Tensor], tuple[Tensor, Tensor, Tensor]] | None = None
     next_action: bool | Literal["policy"] = False
     returns: bool = False
     batch_kind: Literal["transitions", "windows", "rollouts"] = "transitions"
-    memory: Callable[[Any, Space], dict[str, tuple[int, ...]]] = lambda config, space: {}
+    carry: Callable[[Any, Space], dict[str, tuple[int, ...]]] = lambda config, space: {}
     prepare: Callable[[Any, Any], dict[str, Any]] | None = None
     stages: Callable[[Any], tuple[Stage, ...]] | None = None
     between: Callable[[Any, int], None] | None = None
     next_between: Callable[[Any, int], int] | None = None
     acts: bool = True
     inputs: Mapping[str, str] = field(default_factory=dict)
+    memory: InitVar[Callable[[Any, Space], dict[str, tuple[int, ...]]] | None] = None
+
+    def __post_init__(self, memory: Callable[[Any, Space], dict[str, tuple[int, ...]]] | None) -> None:
+        if memory is not None:
+            object.__setattr__(self, "carry", memory)
 
     @property
     def has_policy(self) -> bool:
         """Whether a policy comes of a run: one that is learned, or the one that is evaluated."""
         return self.acts or "policy" in self.inputs.values()
+
+    def nets(self, config: Any, space: Space) -> Any:
+        """The networks of a config, each an attribute: the algorithm's own dataclass, or a namespace made from its dict."""
+        networks = self.networks(config, space)
+        return SimpleNamespace(**networks) if isinstance(networks, Mapping) else networks
 
     def configure(self, values: Mapping[str, Any] | None = None, preset: str | None = None) -> Any:
         """The config with a preset and then ``values`` (dotted names) applied; raises `Unknown` or `InvalidInput`."""
@@ -287,3 +305,8 @@ class Algorithm:
     def check(self, space: Space) -> None:
         """Raise `InvalidInput` where the dataset's actions are of the wrong kind."""
         check_kind(self.name, self.actions, discrete=space.discrete)
+
+
+def by_name(nets: Any) -> dict[str, Any]:
+    """The networks of `Algorithm.nets` by name, without those that the config does without."""
+    return {name: network for name, network in vars(nets).items() if network is not None}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -42,7 +41,7 @@ class Acting:
 
     algorithm: Algorithm
     config: Any
-    nets: SimpleNamespace
+    nets: Any
     space_: Space
     seeds: tuple[int, ...]
     step: int

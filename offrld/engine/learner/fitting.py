@@ -161,7 +161,7 @@ class Fitting:
             return {}
         stage = self._stage(max(self.step - 1, 0))
         single = {"n_steps": 1} if stage.single_steps and getattr(self.config, "n_steps", 1) > 1 else {}
-        feed = self._feed((0,), self.holdout, stacked=False, ahead=False, **single)
+        feed = self._feed((0,), self.holdout, stacked=False, ahead=False, changed=single)
         means = Means(self.seeds)
         for k in range(VALIDATION_BATCHES):
             batch = feed.batch(k)

@@ -190,10 +190,8 @@ def check_precision(store: EpisodeStore, config: Any, space: Space, scalers: Sca
         if not spread[worst] > 0 or spread[worst] >= step[worst] * COARSE:
             continue
         place = f"{name}[{worst}]" if rows.shape[1] > 1 else name
-        text = (
-            f"{place} lies between {low[worst]} and {high[worst]} with a deviation of {spread[worst]:.3g}; such numbers are "
-            f"{step[worst]:.3g} apart in {np.dtype(digits)}"
-        )
+        gap = f"holds such numbers {step[worst]:.3g} apart" if np.isfinite(step[worst]) else "does not hold such numbers"
+        text = f"{place} lies between {low[worst]} and {high[worst]} with a deviation of {spread[worst]:.3g}; {np.dtype(digits)} {gap}"
         helps = f"--set {options[name]} takes the mean away first" if scaler is None else "subtract the offset before the import"
         if spread[worst] < step[worst] * LOST:
             raise InvalidInput(f"{text}: what varies is lost", hint=helps)

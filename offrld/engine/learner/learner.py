@@ -10,7 +10,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from types import MappingProxyType, SimpleNamespace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from offrl_store import EpisodeStore
 from offrld import settings
 from offrld.engine.batches.feed import Feed, Scalers, placed, request_of
 from offrld.engine.batches.source_choice import Supply
-from offrld.engine.definition.algorithm import KINDS, Algorithm, Stage, Windows
+from offrld.engine.definition.algorithm import KINDS, Algorithm, Stage, Windows, by_name
 from offrld.engine.definition.space import Space
 from offrld.engine.learner import data
 from offrld.engine.learner.acting import Acting
@@ -99,8 +99,7 @@ class Learner(Creation, Acting, Fitting, Transfer, Replaying):
     def _build(self) -> None:
         """Networks, state, schedule, feeds and runner of the config; the state is initial."""
         algorithm, config = self.algorithm, self.config
-        networks = algorithm.networks(config, self.space_)
-        self.nets = SimpleNamespace(**networks)
+        self.nets = algorithm.nets(config, self.space_)
         self._stages = algorithm.stages(config) if algorithm.stages else (Stage("train", algorithm.schedule(config)),)
         prepared = {}
         if self.store is not None:
@@ -108,11 +107,11 @@ class Learner(Creation, Acting, Fitting, Transfer, Replaying):
             prepared = algorithm.prepare(self.dataset, config) if algorithm.prepare else {}
         self._data = {name: placed(torch.as_tensor(value).to(self._device)) for name, value in prepared.items()}
         self.state = TrainState(
-            networks,
+            by_name(self.nets),
             algorithm.targets,
             self._stages,
             self._data,
-            algorithm.memory(config, self.space_),
+            algorithm.carry(config, self.space_),
             seeds=self.seeds,
             dtype=self._dtype,
             device=self._device,
@@ -139,17 +138,17 @@ class Learner(Creation, Acting, Fitting, Transfer, Replaying):
         for name in ("observation_scaler", "reward_scaler", "action_scaler", "frame_stack"):
             if getattr(config, name, None) != getattr(before, name, None):
                 raise InvalidInput(f"{name} cannot change during training", hint="make a new learner, and start it from this one")
-        old, taken = self.state, self._taken
+        attributes = dict(vars(self))
         self.config = config
-        self._build()
-        if not self.state.fits(old.tensors()):
-            self.config = before
+        try:
             self._build()
-            self.state.load(old.tensors())
-            self._taken = taken
-            raise InvalidInput(f"{', '.join(values)} changes what is trained", hint="make a new learner, and start it from this one")
-        self.state.load(old.tensors())
-        self._taken = taken
+            if not self.state.fits(attributes["state"].tensors()):
+                raise InvalidInput(f"{', '.join(values)} changes what is trained", hint="make a new learner, and start it from this one")
+        except BaseException:
+            vars(self).update(attributes)
+            raise
+        self.state.load(attributes["state"].tensors())
+        self._taken = attributes["_taken"]
 
     def _open_feeds(self, changed: Mapping[str, Any], store: EpisodeStore | None = None) -> list[Feed]:
         """A feed for each view.

@@ -10,7 +10,6 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -51,7 +50,7 @@ class Loaded:
     space: Space
     seed: int
     step: int
-    nets: SimpleNamespace
+    nets: Any
     tensors: Mapping[str, Tensor]
     scalers: Scalers
     origin: str
@@ -84,7 +83,7 @@ class Loaded:
             raise InvalidInput(f"checkpoint {file} is of the algorithm {told['algorithm']!r}, not {algorithm.name!r}")
         config, space = algorithm.configure(told["config"]), Space.from_json(told["space"])
         scalers = data.rebuild_scalers(config, space, _below("scaler/", tensors))
-        nets = SimpleNamespace(**algorithm.networks(config, space))
+        nets = algorithm.nets(config, space)
         state = {name: tensor for name, tensor in tensors.items() if not name.startswith("scaler/")}
         return [
             cls(algorithm, config, space, seed, int(told["step"]), nets, _of_seed(state, position), scalers, f"checkpoint {file}")

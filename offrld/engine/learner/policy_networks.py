@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -31,7 +30,7 @@ class PolicyModule(nn.Module):
         input_names: field -> name of its input in an exported graph.
     """
 
-    def __init__(self, algorithm: Algorithm, config: Any, nets: SimpleNamespace, params: Params, space: Space, scalers: Scalers) -> None:
+    def __init__(self, algorithm: Algorithm, config: Any, nets: Any, params: Params, space: Space, scalers: Scalers) -> None:
         super().__init__()
         self._algorithm, self._config, self._nets, self.space = algorithm, config, nets, space
         self.input_names = input_names(space.observation)

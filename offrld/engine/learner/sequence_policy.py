@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -98,7 +97,7 @@ class SequencePolicy(PolicyModule):
     """
 
     def __init__(
-        self, algorithm: Algorithm, config: Any, nets: SimpleNamespace, params: Params, space: Space, scalers: Scalers, returns: Returns
+        self, algorithm: Algorithm, config: Any, nets: Any, params: Params, space: Space, scalers: Scalers, returns: Returns
     ) -> None:
         super().__init__(algorithm, config, nets, params, space, scalers)
         self.context_size = length = int(config.context_size)

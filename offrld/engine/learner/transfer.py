@@ -17,6 +17,7 @@ from torch import Tensor
 
 from offrl.errors import InvalidInput
 from offrld.engine.batches.feed import Scalers
+from offrld.engine.definition.algorithm import by_name
 from offrld.engine.learner.data import rebuild_scalers
 from offrld.engine.learner.loaded import Loaded
 from offrld.preprocess.scalers import OBSERVATION_SCALERS
@@ -125,10 +126,10 @@ class Transfer:
     def _fitting(self, source: Loaded, part: str, *, log: Callable[[str], None] | None = None) -> dict[str, str]:
         """`_matched` without a word about other parts."""
         log = log or self._log
-        mine, theirs = ([name for name in vars(nets) if _chosen(name, part)] for nets in (self.nets, source.nets))
+        mine, theirs = ([name for name in by_name(nets) if _chosen(name, part)] for nets in (self.nets, source.nets))
         if not mine:
             raise InvalidInput(
-                f"{self.algorithm.name} has no networks of its own for {part!r}", hint=f"its networks: {', '.join(vars(self.nets))}"
+                f"{self.algorithm.name} has no networks of its own for {part!r}", hint=f"its networks: {', '.join(by_name(self.nets))}"
             )
         names = {}
         for name in mine:
@@ -142,7 +143,7 @@ class Transfer:
                 names[name] = alike[0]
             else:
                 raise InvalidInput(
-                    f"{source.origin} ({source.algorithm.name}) has no network {name!r}, only {', '.join(vars(source.nets))}",
+                    f"{source.origin} ({source.algorithm.name}) has no network {name!r}, only {', '.join(by_name(source.nets))}",
                     hint="start from a job of the same algorithm",
                 )
         params = source.params
@@ -206,10 +207,9 @@ class _Candidate(Transfer):
     """Networks that are made to be compared with those of a run."""
 
     def __init__(self, algorithm: Any, config: Any, space: Space) -> None:
-        networks = algorithm.networks(config, space)
+        self.algorithm, self.nets = algorithm, algorithm.nets(config, space)
         generator = torch.Generator().manual_seed(0)
-        params = {name: value for network in networks.values() for name, value in network.init(generator, torch.float32).items()}
-        self.algorithm, self.nets = algorithm, SimpleNamespace(**networks)
+        params = {name: value for network in by_name(self.nets).values() for name, value in network.init(generator, torch.float32).items()}
         self.state = SimpleNamespace(params={name: value[None] for name, value in params.items()})
         self._log = lambda text: None
 

@@ -18,7 +18,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from offrl.errors import OffrlError
-from offrl_store.disk import reserve
+from offrl_store.disk import write_atomic
 
 FORMAT = 1
 
@@ -30,29 +30,13 @@ class CheckpointCorrupt(OffrlError):
 
 
 def write(path: str | os.PathLike[str], tensors: dict[str, Tensor], description: dict[str, Any]) -> None:
-    """Write atomically: temporary name, sync, rename, sync of the folder."""
+    """Write a checkpoint durably: a crash leaves the old file or the new one, whole (`write_atomic`)."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     # One key only: safetensors writes several in random order, and equal states should make equal files.
     metadata = {"offrl": json.dumps({"format": FORMAT, "crc32": _crc32(tensors), **description})}
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        content = save(tensors, metadata)
-        reserve(len(content))
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    write_atomic(path, save(tensors, metadata))
 
 
 def read(path: str | os.PathLike[str], device: str = "cpu") -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -13,7 +13,6 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -32,7 +31,7 @@ AGREEMENT = 1e-3  # largest relative difference between compiled and eager gradi
 
 @dataclass(frozen=True)
 class Result:
-    """What an evaluation of a loss gave: gradients of its leaves, metrics, and new values of buffers and memory."""
+    """What an evaluation of a loss gave: gradients of its leaves, metrics, and new values of buffers and carry."""
 
     gradients: tuple[Tensor, ...]
     metrics: dict[str, Tensor]
@@ -42,7 +41,7 @@ class Result:
 Gradients = Callable[[Params, State, Batch | Windows | Rollout], Result]
 
 
-def gradients(step: Step, config: Any, nets: SimpleNamespace, *, kind: type, compiled: bool, stacked: bool) -> Gradients:
+def gradients(step: Step, config: Any, nets: Any, *, kind: type, compiled: bool, stacked: bool) -> Gradients:
     """Differentiate a step's loss with respect to the leaves it is given.
 
     Args:
@@ -53,11 +52,11 @@ def gradients(step: Step, config: Any, nets: SimpleNamespace, *, kind: type, com
     salt = zlib.crc32(step.name.encode())  # two steps of one update draw different numbers
 
     def single(
-        leaves: Params, params: Params, target: Params, memory: Params, data: Params, batch: dict[str, Any]
+        leaves: Params, params: Params, target: Params, carry: Params, data: Params, batch: dict[str, Any]
     ) -> tuple[Tensor, tuple[dict[str, Tensor], dict[str, Tensor]]]:
         key = batch["key"] ^ salt
         context = Context(key, training=True)
-        state = State(params, {**target, CONTEXT: Context(key, training=False)}, data, memory)
+        state = State(params, {**target, CONTEXT: Context(key, training=False)}, data, carry)
         value, metrics = step.loss({**params, **leaves, CONTEXT: context}, config, nets, state, kind(**batch))
         return value, (metrics, context.updates)
 
@@ -73,7 +72,7 @@ def gradients(step: Step, config: Any, nets: SimpleNamespace, *, kind: type, com
         function = one_graph(function)
 
     def run(leaves: Params, state: State, batch: Batch | Windows | Rollout) -> Result:
-        value, (metrics, updates) = function(leaves, state.params, state.target, state.memory, state.data, _as_dict(batch))
+        value, (metrics, updates) = function(leaves, state.params, state.target, state.carry, state.data, _as_dict(batch))
         # A layer that a setting switches off (the head of an encoder that another step trains, say) has no gradient: zeros.
         found = torch.autograd.grad(value, list(leaves.values()), allow_unused=True, materialize_grads=True)
         return Result(found, metrics, updates)

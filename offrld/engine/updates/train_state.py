@@ -1,6 +1,7 @@
 """The training state: a flat dict of tensors with a leading seed axis ``[S, ...]``, and the views through which updates move it.
 
-Names: ``params/NAME``, ``target/NAME``, ``memory/NAME``, and per step ``optimizer/STAGE.STEP/PART/NAME`` with ``.../count``.
+Names: ``params/NAME``, ``target/NAME``, ``memory/NAME`` (the carry; checkpoints keep its earlier name), and per step
+``optimizer/STAGE.STEP/PART/NAME`` with ``.../count``.
 """
 
 from __future__ import annotations
@@ -49,14 +50,14 @@ class Due:
 
 
 class TrainState:
-    """Parameters, targets, optimiser state and memory of ``S`` seeds.
+    """Parameters, targets, optimiser state and carry of ``S`` seeds.
 
     Args:
         networks: name -> network; the parameters of each begin with its name.
         targets: the networks that have target copies, which start as exact copies.
         stages: their steps say which parameters have optimiser state.
         data: constants of `Algorithm.prepare`, given to every loss.
-        memory: name -> shape of one seed's tensor.
+        carry: name -> shape of one seed's tensor.
         stacked: one view of all seeds together, rather than one per seed.
     """
 
@@ -66,7 +67,7 @@ class TrainState:
         targets: Sequence[str],
         stages: Sequence[Stage],
         data: dict[str, Tensor],
-        memory: dict[str, tuple[int, ...]],
+        carry: dict[str, tuple[int, ...]],
         *,
         seeds: Sequence[int],
         dtype: torch.dtype,
@@ -76,7 +77,7 @@ class TrainState:
         per_seed = [_initial(networks, seed, dtype) for seed in seeds]
         self.params = {name: torch.stack([params[name] for params in per_seed]).to(device) for name in per_seed[0]}
         self.target = {name: value.clone() for name, value in of(targets, self.params).items()}
-        self.memory = {name: torch.zeros(len(seeds), *shape, dtype=dtype, device=device) for name, shape in memory.items()}
+        self.carry = {name: torch.zeros(len(seeds), *shape, dtype=dtype, device=device) for name, shape in carry.items()}
         self.moments: dict[str, Moments] = {}
         steps = {key_of(stage, step): step for stage in stages for step in stage.schedule if step.loss is not None}
         for stage in stages:
@@ -93,11 +94,11 @@ class TrainState:
     def _view(self, part: Any, steps: dict[str, Step], data: dict[str, Tensor]) -> View:
         params = {name: value[part] for name, value in self.params.items()}
         target = {name: value[part] for name, value in self.target.items()}
-        memory = {name: value[part] for name, value in self.memory.items()}
+        carry = {name: value[part] for name, value in self.carry.items()}
         # A leaf shares the memory of its parameter, so that the optimiser's in-place step is the parameter's step.
         leaves = {name: value.detach().requires_grad_() for name, value in params.items() if not is_buffer(name)}
         return View(
-            State(params, target, data, memory),
+            State(params, target, data, carry),
             {key: of(step.optimizes, leaves) for key, step in steps.items()},
             {key: {p: [t[part] for t in ts.values()] for p, ts in m.parts.items()} for key, m in self.moments.items()},
         )
@@ -121,25 +122,25 @@ class TrainState:
         return Due(step, key, moments_key, names, tuple(groups), tuple(followers))
 
     def update(self, position: int, values: dict[str, Tensor]) -> None:
-        """Take over new values of buffers and of memory that the losses of view ``position`` gave."""
+        """Take over new values of buffers and of the carry that the losses of view ``position`` gave."""
         state = self.views[position].state
         for name, value in values.items():
             kind, _, rest = name.partition("/")
-            (state.memory[rest] if kind == "memory" else state.params[name]).copy_(value.detach())
+            (state.carry[rest] if kind == "memory" else state.params[name]).copy_(value.detach())
 
     def of_seed(self, position: int, data: dict[str, Tensor]) -> State:
         """One seed's state, for reading."""
         return State(
             *({n: v[position].detach() for n, v in part.items()} for part in (self.params, self.target)),
             data,
-            {n: v[position] for n, v in self.memory.items()},
+            {n: v[position] for n, v in self.carry.items()},
         )
 
     def tensors(self) -> dict[str, Tensor]:
         """The flat dict; its tensors are the state itself."""
         tensors = {f"params/{name}": value for name, value in self.params.items()}
         tensors |= {f"target/{name}": value for name, value in self.target.items()}
-        tensors |= {f"memory/{name}": value for name, value in self.memory.items()}
+        tensors |= {f"memory/{name}": value for name, value in self.carry.items()}
         for key, moments in self.moments.items():
             for part, values in moments.parts.items():
                 tensors |= {f"optimizer/{key}/{part}/{name}": value for name, value in values.items()}

@@ -62,7 +62,7 @@ class Updater:
                 count,
                 taken=taken,
                 names=due.names,
-                factor=None if step.rate is None else step.rate(view.state.memory),
+                factor=None if step.rate is None else step.rate(view.state.carry),
                 seeds_axis=self.stacked,
             )
 

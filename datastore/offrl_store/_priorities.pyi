@@ -1,0 +1,1 @@
+from offrl_store._kernels_py import SumTree as SumTree
