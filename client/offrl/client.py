@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, Unpack
 
 from offrl import upload, wire
 from offrl.connection import ConnectionLost
@@ -14,6 +14,7 @@ from offrl.datasets import Datasets
 from offrl.errors import InvalidInput, Unknown, nearest
 from offrl.explained import build
 from offrl.job import CollectSpec, TrainOnlineSpec, TrainSpec
+from offrl.job_keywords import CollectOptions, TrainOnlineOptions, TrainOptions
 from offrl.jobs import Job, enqueue, job_id, own_key
 from offrl.session import Session
 from offrl.set_values import flat
@@ -108,83 +109,50 @@ class Client(Session):
         algorithm: str,
         *,
         dataset: str | os.PathLike[str],
-        steps: int | None = None,
         seed: int | None = None,
         seeds: Iterable[int] | None = None,
         config: Mapping[str, Any] | None = None,
-        preset: str | None = None,
-        eval_env: str | None = None,
-        eval_episodes: int | None = None,
-        eval_every: int | None = None,
-        early_stop: int | None = None,
-        early_stop_delta: float | None = None,
-        validation: float | None = None,
-        runner: str | None = None,
-        device: str | None = None,
-        threads: int | None = None,
-        gpu_memory_mb: int | None = None,
         start: str | Job | None = None,
-        transfer: str | None = None,
-        fresh_optimizer: bool | None = None,
         priority: int = 0,
         after: str | Job | Sequence[str | Job] = (),
         at: datetime | float | None = None,
         delay_s: float | None = None,
         key: str | None = None,
+        **options: Unpack[TrainOptions],
     ) -> Job:
-        """Queue a train job and return at once. What is left out takes the daemon's default (`offrl.job.TrainSpec`).
+        """Queue a train job and return at once.
 
         Args:
             algorithm: a name of `algos`.
             dataset: a dataset's name, or the path of a file or folder, which is imported first (once: its name is made from its content).
-                A dataset of that name comes before a file of that name; ``./NAME`` is always the file.
-            steps: gradient updates.
+                If both a dataset and a file have the name, the dataset is used; ``./NAME`` is always the file.
             seed, seeds: one or several, trained side by side in one job.
             config: settings of the algorithm by dotted name (``critic_encoder.units``); nested dicts are flattened.
-            eval_env: gymnasium id; every seed's policy is evaluated in it at the end, and every ``eval_every`` updates if given.
-            early_stop: end once so many evaluations in a row have brought no seed a mean return better than its best so far, by more than
-                ``early_stop_delta`` (0). The best one's policy is `Job.fetch` with ``best``.
-            validation: share of the episodes held out for validation metrics.
-            start: a job whose networks this one starts from (``JOB``, or ``JOB:SEED``; otherwise each seed takes its own of that job, or
-                else its first); it is waited for. Observations and actions are scaled as in that job.
-            transfer: which of them: ``all``, ``policy`` or ``critics`` (critic, q and value).
-            fresh_optimizer: the optimisers begin anew.
+            start: a job whose networks this one starts from, once it has succeeded: ``JOB``, or ``JOB:SEED`` (by default each seed starts
+                from its own seed there, or else from the first). Observations and actions are scaled as in that job.
             after: jobs that must succeed first.
-            at: it does not start before this time (a datetime, or seconds since the epoch).
-            delay_s: or not before so many seconds from now, by the daemon's clock.
-            key: the same key gives the same job, however often it is submitted. One is made up if none is given, so that a lost answer
-                does not lead to a second job.
+            at: earliest start (a datetime, or seconds since the epoch).
+            delay_s: the same in seconds from now, by the daemon's clock.
+            key: submitting twice with the same key gives the same job. Without one, each call has its own key, so that a lost reply does
+                not lead to a second job.
+            options: steps, eval_env and more: see `offrl.job_keywords.TrainOptions`. The daemon's default applies to missing ones.
 
         Raises:
-            Unknown: of the algorithm, a setting, the dataset, the environment (the hint names the nearest known one).
+            Unknown: the algorithm, a setting, the dataset or the environment does not exist (the hint names the nearest one).
             InvalidInput: a value of the wrong type or out of range, a bad file, an algorithm that does not fit the data.
         """
         if seed is not None and seeds is not None:
             raise InvalidInput(f"both seed={seed} and seeds={seeds!r} were given", hint="give one of them")
-        chosen = [seed] if seed is not None else None if seeds is None else list(seeds)
-        given = {
-            "algorithm": algorithm,
-            "steps": steps,
-            "seeds": chosen,
-            "config": None if config is None else flat(config),
-            "preset": preset,
-            "eval_env": eval_env,
-            "eval_episodes": eval_episodes,
-            "eval_every": eval_every,
-            "early_stop": early_stop,
-            "early_stop_delta": early_stop_delta,
-            "validation": validation,
-            "runner": runner,
-            "device": device,
-            "threads": threads,
-            "start": None if start is None else job_id(start),
-            "transfer": transfer,
-            "fresh_optimizer": fresh_optimizer,
-            "gpu_memory_mb": gpu_memory_mb,
-        }
-        given = {name: value for name, value in given.items() if value is not None}
-        build(TrainSpec, **given, dataset="not-known-yet")  # before anything is uploaded
-        spec = build(TrainSpec, **given, dataset=self.datasets.resolve(dataset))
+        chosen_seeds = [seed] if seed is not None else None if seeds is None else list(seeds)
+        values = _given(
+            algorithm=algorithm,
+            seeds=chosen_seeds,
+            config=None if config is None else flat(config),
+            start=None if start is None else job_id(start),
+            **options,
+        )
+        build(TrainSpec, **values, dataset="not-known-yet")  # before anything is uploaded
+        spec = build(TrainSpec, **values, dataset=self.datasets.resolve(dataset))
         start_at = at.timestamp() if isinstance(at, datetime) else at
         return enqueue(self, spec, priority=priority, after=after, key=key, start_at=start_at, start_in_s=delay_s)
 
@@ -229,41 +197,40 @@ class Client(Session):
         priority: int = 0,
         after: str | Job | Sequence[str | Job] = (),
         key: str | None = None,
-        **options: Any,
+        **options: Unpack[CollectOptions],
     ) -> Job:
-        """Queue a job that collects steps into a dataset, a new one or one of the same environment; returns at once.
+        """Queue a job that collects steps into a new dataset, or into one of the same environment, and return at once.
 
         Args:
-            env: a gymnasium id, made on the daemon's side.
+            env: a gymnasium id; the daemon creates the environment.
             policy: ``random`` (uniform actions), ``normal``, a job (``job:ID``, ``job:ID:SEED`` or the `Job`: its newest checkpoint), or
                 the path of a policy file, which is uploaded.
             into: the dataset's name.
-            steps: of the environment.
-            options: further fields of `offrl.job.CollectSpec`: limit, envs, processes, seed, sample, epsilon, epsilon_end, epsilon_steps,
-                noise, max_episode_steps, step_timeout_s, threads; of a policy file that another program has exported policy_input,
-                policy_output, policy_argmax (see `offrl.foreign.ForeignPolicy`).
-            priority, after, key: as of `submit`.
+            steps: steps of the environment.
+            options: epsilon, noise, envs and more: see `offrl.job_keywords.CollectOptions`. Those named ``policy_*`` describe an ONNX file
+                of another program (`offrl.foreign.ForeignPolicy`).
+            priority, after, key: as for `submit`.
 
         Raises:
-            Unknown: of the environment or the job.
+            Unknown: the environment or the job does not exist.
             InvalidInput: a value of the wrong type or out of range, a bad file.
         """
-        given = {"env": env, "dataset": into, "steps": steps, **{name: value for name, value in options.items() if value is not None}}
+        values = _given(env=env, dataset=into, steps=steps, **options)
         named = f"job:{policy.id}" if isinstance(policy, Job) else policy
         if isinstance(named, str) and (named in ("random", "normal") or named.startswith("job:")):
-            return enqueue(self, build(CollectSpec, **given, policy=named), priority=priority, after=after, key=key)
+            return enqueue(self, build(CollectSpec, **values, policy=named), priority=priority, after=after, key=key)
         from offrl.foreign import opened  # loads onnxruntime
 
         if isinstance(named, str) and re.fullmatch("[a-z0-9]{8}", named) and not os.path.exists(named):
-            raise Unknown(f"there is no policy file {named!r}", hint=f"the policy of a job is named job:{named}")
-        asked = build(CollectSpec, **given, policy="upload")
-        opened(named, asked.policy_input, asked.policy_output, asked.policy_argmax)  # what is no policy file is said here
-        connection = self.connect()  # its own, so that the client can be used meanwhile
+            raise Unknown(f"no policy file {named!r} exists", hint=f"the policy of a job is named job:{named}")
+        described = build(CollectSpec, **values, policy="upload")
+        opened(named, described.policy_input, described.policy_output, described.policy_argmax)  # refuses other files before the upload
+        connection = self.connect()  # a separate one: other threads may use the client meanwhile
         try:
             sent = upload.deliver(connection, upload.scan(named))
         finally:
             connection.close()
-        return enqueue(self, build(CollectSpec, **given, policy="upload", upload=sent), priority=priority, after=after, key=key)
+        return enqueue(self, build(CollectSpec, **values, policy="upload", upload=sent), priority=priority, after=after, key=key)
 
     def train_online(
         self,
@@ -271,45 +238,38 @@ class Client(Session):
         *,
         env: str,
         into: str | None = None,
-        steps: int | None = None,
         seed: int | None = None,
         config: Mapping[str, Any] | None = None,
         start: str | Job | None = None,
         priority: int = 0,
         after: str | Job | Sequence[str | Job] = (),
         key: str | None = None,
-        **options: Any,
+        **options: Unpack[TrainOnlineOptions],
     ) -> Job:
-        """Queue a job that acts in an environment and trains on what that gives; what it gathers is kept as a dataset.
+        """Queue a job that acts in an environment and trains on the collected steps, which are kept as a dataset.
 
         Args:
             algorithm: a name of `algos`.
-            env: a gymnasium id, made on the daemon's side.
-            into: the dataset's name, of a new one or one of the same environment. An algorithm that learns from its own play (ppo) may
-                leave it out: then nothing is kept.
-            steps: of the environment, 1,000,000 unless told; of ppo rounded up to whole rollouts.
+            env: a gymnasium id; the daemon creates the environment.
+            into: a new dataset, or one of the same environment. Optional for an algorithm that learns from its own rollouts (ppo): without
+                it the steps are not kept.
             config: settings of the algorithm by dotted name; nested dicts are flattened.
-            start: a job whose networks this one goes on from: fine-tuning.
-            options: further fields of `offrl.job.TrainOnlineSpec`: preset, random_steps, update_start, update_interval, updates, offline,
-                offline_share, eval_env, eval_episodes, eval_every, eval_epsilon, eval_sample, epsilon, epsilon_end, epsilon_steps, noise,
-                limit, max_episode_steps, step_timeout_s, device, threads, gpu_memory_mb, transfer, fresh_optimizer; envs and processes of
-                ppo.
-            priority, after, key: as of `submit`.
+            start: a job whose networks this one starts from: fine-tuning.
+            options: steps, random_steps, offline and more: see `offrl.job_keywords.TrainOnlineOptions`.
+            priority, after, key: as for `submit`.
 
-        Raises as `submit` does, also for an algorithm that cannot be trained online.
+        Raises what `submit` raises, also for an algorithm that cannot be trained online.
         """
-        given = {
-            "algorithm": algorithm,
-            "env": env,
-            "dataset": into,
-            "steps": steps,
-            "seeds": None if seed is None else [seed],
-            "config": None if config is None else flat(config),
-            "start": None if start is None else job_id(start),
+        values = _given(
+            algorithm=algorithm,
+            env=env,
+            dataset=into,
+            seeds=None if seed is None else [seed],
+            config=None if config is None else flat(config),
+            start=None if start is None else job_id(start),
             **options,
-        }
-        spec = build(TrainOnlineSpec, **{name: value for name, value in given.items() if value is not None})
-        return enqueue(self, spec, priority=priority, after=after, key=key)
+        )
+        return enqueue(self, build(TrainOnlineSpec, **values), priority=priority, after=after, key=key)
 
     def jobs(self, kind: str | None = None, *, limit: int = 1000) -> list[Job]:
         """The jobs in order of submission, each with its ``last`` info: all but imports, or those of a kind.
@@ -361,6 +321,10 @@ class Client(Session):
     def resume_queue(self) -> wire.QueueInfo:
         """Start jobs again. For operators: `NotAllowed`."""
         return self.request(wire.ControlQueue(action="resume"))
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
 
 
 __all__ = ["Client", "ConnectionLost", "Datasets", "Job"]

@@ -36,11 +36,11 @@ from offrl import gen_dgrl
 from offrl.client import Client, Job
 from offrl.errors import InvalidInput
 from offrl.explained import as_name
-from offrl.job import TrainOnlineSpec
+from offrl.job import TrainOnlineSpec, TrainSpec
+from offrl.job_options import job_options
 from offrl.set_values import flat
 
 MAX_JOBS = 10_000
-_FLAGS = {"start": "--from", "gpu_memory_mb": "--gpu-memory", "step_timeout_s": "--step-timeout"}  # where they are not their names
 _SIZES = ((1_000_000_000, "G"), (1_000_000, "M"), (1_000, "K"))
 _NAME = 150  # signs of a name; a submission key has at most 200
 
@@ -90,9 +90,10 @@ OFFLINE, ONLINE = "submit", "train-online"
 # What a sweep fills in itself is no option.
 _FILLED = {"self", "algorithm", "seed", "seeds", "config", "key", "options", "kind"}
 _OPTIONS = {
-    OFFLINE: set(inspect.signature(Client.submit).parameters) - _FILLED,
-    ONLINE: (set(inspect.signature(Client.train_online).parameters) | set(TrainOnlineSpec.model_fields) - {"dataset"}) - _FILLED,
+    command: set(inspect.signature(method).parameters) | {option.name for option in job_options(spec)} - _FILLED
+    for command, method, spec in ((OFFLINE, Client.submit, TrainSpec), (ONLINE, Client.train_online, TrainOnlineSpec))
 }
+_FLAGS = {option.name: option.flag for spec in (TrainSpec, TrainOnlineSpec) for option in job_options(spec)}
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, Any]:

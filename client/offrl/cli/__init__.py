@@ -17,7 +17,7 @@ ITSELF = ("serve",)  # commands that print nothing on stdout: they do without on
 # Fields of requests under the names of options, where these are others.
 _NAMES = {
     "seeds": ("seed", "seeds", "trials", "first_seed"), "dataset": ("dataset", "into", "name"), "start_at": ("at",), "start_in_s": ("at",),
-    "gpu_memory_mb": ("gpu_memory",), "step_timeout_s": ("step_timeout",), "config": ("sets",), "jobs": ("keep",), "options": ("option",),
+    "config": ("sets",), "jobs": ("keep",), "options": ("option",),
     "id": ("job",),
 }  # fmt: skip
 

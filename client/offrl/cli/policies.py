@@ -54,9 +54,16 @@ def evaluate(
     env: Annotated[str | None, typer.Option("--env", metavar="ID", help="A gymnasium id. [default: the policy's own]")] = None,
     episodes: Annotated[int, typer.Option("--episodes", parser=count, metavar="N", help="How many.")] = 20,
     seed: Annotated[int, typer.Option("--seed", parser=count, metavar="S", help="Episode i starts with env.reset(seed=S+i).")] = 1000,
-    policy_input: options.PolicyInput = None,
-    policy_output: options.PolicyOutput = None,
-    policy_argmax: options.PolicyArgmax = False,
+    policy_input: Annotated[
+        str | None,
+        typer.Option("--policy-input", metavar="NAME", help="Input tensor of the observation, in an ONNX file of another program."),
+    ] = None,
+    policy_output: Annotated[
+        str | None, typer.Option("--policy-output", metavar="NAME", help="Output tensor of the action, in such a file.")
+    ] = None,
+    policy_argmax: Annotated[
+        bool, typer.Option("--policy-argmax", help="The output tensor holds a score for each discrete action: take the highest.")
+    ] = False,
     target_return: Annotated[
         float | None,
         typer.Option("--target-return", parser=real, metavar="R", help="What a transformer is to reach. [default: the policy's own]"),
