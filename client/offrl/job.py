@@ -72,7 +72,7 @@ class _Spec(BaseModel):
 Steps = Annotated[int, Field(ge=1, le=10**12)]
 Preset = Annotated[
     Annotated[str, Field(max_length=100)] | None,
-    Option("Named group of settings of the algorithm.", "P", more="`offrl algos NAME` lists them."),
+    Option("Named group of settings.", "P", more="`offrl algos NAME` lists them."),
 ]
 EvalEpisodes = Annotated[int, Field(ge=1, le=100_000), Option("Episodes per evaluation.", "N")]
 Device = Annotated[str, Field(pattern=DEVICE_PATTERN), Option("Device to train on: auto, cpu, cuda or cuda:N.", "D")]
@@ -88,8 +88,8 @@ Start = Annotated[
         "Start from the networks of this job, once it has succeeded.",
         "JOB[:SEED]",
         flag="--from",
-        more="Its last checkpoint is used; each seed starts from its own seed there, or else from the first. Observations and actions are"
-        " scaled as in that job.",
+        more="Its last checkpoint is used. Each seed takes its own networks, or the first seed's. The scalers of observations and actions"
+        " come along.",
     ),
 ]
 Transfer = Annotated[
@@ -114,8 +114,8 @@ class TrainSpec(_Spec):
         Option(
             "Evaluate in this gymnasium environment.",
             "ID",
-            more="Each seed's policy is evaluated at the end, and every `--eval-every` updates. Adds `return_mean` and `return_std` to the"
-            " metrics.",
+            more="Each seed's policy is evaluated at the end, and every `--eval-every` updates. Adds the metrics `return_mean` and"
+            " `return_std`.",
         ),
     ] = None
     eval_episodes: EvalEpisodes = 20
@@ -124,10 +124,10 @@ class TrainSpec(_Spec):
         int | None,
         Field(ge=1, le=10**6),
         Option(
-            "Stop after N evaluations in a row without a better mean return.",
+            "Finish after N evaluations in a row without a better mean return.",
             "N",
-            more="The job then succeeds; `fetch --best` downloads the best policy. Needs `--eval-every`. With"
-            " `offrld/procgen-GAME-validation-v0` this is gen_dgrl's early stopping (10 and 0.1 there).",
+            more="Needs `--eval-every`. The job succeeds; `fetch --best` returns the best checkpoint's policy. With"
+            " `offrld/procgen-GAME-validation-v0`, N = 10 and D = 0.1, this is gen_dgrl's early stopping.",
         ),
     ] = None
     early_stop_delta: Annotated[
@@ -156,15 +156,15 @@ class _Steps(_Spec):
     steps: Annotated[Steps, Option("Steps of the environment.", "N")]
     limit: Annotated[
         Steps | None,
-        Option("Maximum size of a new dataset in transitions; beyond it the oldest episodes are deleted.", "N"),
+        Option("Maximum transitions of a new dataset; the oldest episodes are dropped.", "N"),
     ] = None
     epsilon: Annotated[
         float | None,
         Field(ge=0.0, le=1.0),
         Option(
-            "Probability of a uniform action; with --epsilon-end its initial value.",
+            "Probability of a uniform random action; with --epsilon-end, its initial value.",
             "E",
-            more="The decay to `--epsilon-end` is linear, and starts from 1 if `--epsilon` is missing.",
+            more="The decay is linear; it starts at 1 by default.",
         ),
     ] = None
     epsilon_end: Annotated[float | None, Field(ge=0.0, le=1.0), Option("Final value of --epsilon.", "E")] = None
@@ -172,9 +172,9 @@ class _Steps(_Spec):
     noise: Annotated[
         float | None,
         Field(ge=0.0, le=100.0),
-        Option("Standard deviation of normal noise on continuous actions, for bounds of -1 and 1.", "STD"),
+        Option("Standard deviation of normal noise on continuous actions, scaled to bounds of -1 and 1.", "STD"),
     ] = None
-    max_episode_steps: Annotated[int | None, Field(ge=1, le=10**9), Option("Truncate an episode after N steps and reset.", "N")] = None
+    max_episode_steps: Annotated[int | None, Field(ge=1, le=10**9), Option("Truncate episodes at this length and reset.", "N")] = None
     step_timeout_s: Annotated[
         float | None,
         Field(gt=0.0, le=86_400.0),
@@ -195,24 +195,26 @@ class CollectSpec(_Steps):
         Option(
             "Input tensor of the observation, in an ONNX file of another program.",
             "NAME",
-            more="Such as Stable-Baselines3 or d3rlpy. Continuous actions are clipped to the environment's bounds.",
+            more="For example of Stable-Baselines3 or d3rlpy. Continuous actions are clipped to the environment's bounds.",
         ),
     ] = None
     policy_output: Annotated[
         Annotated[str, Field(max_length=200)] | None, Option("Output tensor of the action, in such a file.", "NAME")
     ] = None
     policy_argmax: Annotated[bool, Option("The output tensor holds a score for each discrete action: take the highest.")] = False
-    sample: Annotated[bool, Option("Sample a job's stochastic policy instead of taking its greedy actions.")] = False
+    sample: Annotated[bool, Option("Sample from a job's stochastic policy; the default is greedy actions.")] = False
     ratio: Annotated[
         float | None,
         Field(gt=0.0, le=1.0),
         Option(
-            "Act as the checkpoint whose mean return is closest to X times the job's last one.",
+            "Act with the checkpoint whose mean return is nearest to X times the job's last one.",
             "X",
-            more="For `--policy job:ID` with evaluations; 0.5 gives medium data.",
+            more="For a job with evaluations; 0.5 gives medium data.",
         ),
     ] = None
-    envs: Annotated[int, Field(ge=1, le=4096), Option("Environments side by side.", "K", more="Their actions are computed together.")] = 1
+    envs: Annotated[
+        int, Field(ge=1, le=4096), Option("Number of parallel environments.", "K", more="Their actions are computed together.")
+    ] = 1
     processes: Annotated[bool, Option("Run each environment in its own process.")] = False
     seed: Annotated[Seed, Option("Seed; environment i is first reset with S + i.", "S")] = 0
     device: Literal["cpu"] = "cpu"
@@ -228,26 +230,26 @@ class TrainOnlineSpec(_Steps):
     seeds: Annotated[list[Seed], Field(min_length=1, max_length=1)] = [0]
     config: dict[str, Any] = {}  # dotted setting -> value, as in --set
     preset: Preset = None
-    envs: Annotated[int, Field(ge=1, le=4096), Option("With ppo: environments side by side.", "K")] = 1
+    envs: Annotated[int, Field(ge=1, le=4096), Option("With ppo: number of parallel environments.", "K")] = 1
     processes: Annotated[bool, Option("With ppo: run each environment in its own process.")] = False
-    random_steps: Annotated[int, Field(ge=0, le=10**12), Option("Take uniform actions for the first N steps.", "N")] = 0
+    random_steps: Annotated[int, Field(ge=0, le=10**12), Option("Uniform random actions in the first N steps.", "N")] = 0
     update_start: Annotated[
         int,
         Field(ge=0, le=10**12),
-        Option("Make no update up to step N.", "N", more="Updates also wait until there are more transitions than one batch."),
+        Option("No updates up to step N.", "N", more="Updates also wait until there are more transitions than one batch."),
     ] = 0
     update_interval: Annotated[int, Field(ge=1, le=10**9), Option("Steps between two rounds of updates.", "N")] = 1
     updates: Annotated[int, Field(ge=1, le=10**6), Option("Updates in each round.", "N")] = 1
-    offline: Annotated[Name | None, Option("Dataset to mix into every batch.", "NAME")] = None
+    offline: Annotated[Name | None, Option("Dataset of the same environment to mix into every batch.", "NAME")] = None
     offline_share: Annotated[float, Field(gt=0.0, lt=1.0), Option("Share of --offline in a batch.", "X")] = 0.5
     eval_env: Annotated[
         Annotated[str, Field(max_length=200)] | None,
         Option("Evaluate the greedy policy in this gymnasium environment.", "ID"),
     ] = None
     eval_episodes: EvalEpisodes = 10
-    eval_every: Annotated[Steps | None, Option("Evaluate every N steps, and at the end.", "N", default="ten times")] = None
-    eval_epsilon: Annotated[float, Field(ge=0.0, le=1.0), Option("Probability of a uniform action in evaluations.", "E")] = 0.0
-    eval_sample: Annotated[bool, Option("Sample actions in evaluations instead of taking the greedy ones.")] = False
+    eval_every: Annotated[Steps | None, Option("Evaluate every N steps, and at the end.", "N", default="a tenth of the run")] = None
+    eval_epsilon: Annotated[float, Field(ge=0.0, le=1.0), Option("Probability of a uniform random action in evaluations.", "E")] = 0.0
+    eval_sample: Annotated[bool, Option("Sample actions in evaluations; the default is greedy actions.")] = False
     device: Device = "auto"
     gpu_memory_mb: GpuMemory = None
     start: Start = None

@@ -12,7 +12,7 @@ class TrainOptions(TypedDict, total=False):
     """Gradient updates (at least 1; default 100000)."""
 
     preset: str | None
-    """Named group of settings of the algorithm."""
+    """Named group of settings."""
 
     eval_env: str | None
     """Evaluate in this gymnasium environment."""
@@ -24,7 +24,7 @@ class TrainOptions(TypedDict, total=False):
     """Evaluate every K updates, and at the end (at least 1; default at the end only)."""
 
     early_stop: int | None
-    """Stop after N evaluations in a row without a better mean return (at least 1)."""
+    """Finish after N evaluations in a row without a better mean return (at least 1)."""
 
     early_stop_delta: float | None
     """Smallest increase of the mean return that counts as better (at least 0; default 0)."""
@@ -55,10 +55,10 @@ class CollectOptions(TypedDict, total=False):
     """Options of `Client.collect`; None stands for the default."""
 
     limit: int | None
-    """Maximum size of a new dataset in transitions; beyond it the oldest episodes are deleted (at least 1)."""
+    """Maximum transitions of a new dataset; the oldest episodes are dropped (at least 1)."""
 
     epsilon: float | None
-    """Probability of a uniform action; with ``epsilon_end`` its initial value (0 to 1)."""
+    """Probability of a uniform random action; with ``epsilon_end``, its initial value (0 to 1)."""
 
     epsilon_end: float | None
     """Final value of ``epsilon`` (0 to 1)."""
@@ -67,10 +67,10 @@ class CollectOptions(TypedDict, total=False):
     """Steps over which ``epsilon`` decays to ``epsilon_end`` (at least 1)."""
 
     noise: float | None
-    """Standard deviation of normal noise on continuous actions, for bounds of -1 and 1 (0 to 100)."""
+    """Standard deviation of normal noise on continuous actions, scaled to bounds of -1 and 1 (0 to 100)."""
 
     max_episode_steps: int | None
-    """Truncate an episode after N steps and reset (at least 1)."""
+    """Truncate episodes at this length and reset (at least 1)."""
 
     step_timeout_s: float | None
     """Fail if a step takes longer than S seconds; collected data is kept (seconds; above 0, at most 86400)."""
@@ -88,13 +88,13 @@ class CollectOptions(TypedDict, total=False):
     """The output tensor holds a score for each discrete action: take the highest."""
 
     sample: bool | None
-    """Sample a job's stochastic policy instead of taking its greedy actions."""
+    """Sample from a job's stochastic policy; the default is greedy actions."""
 
     ratio: float | None
-    """Act as the checkpoint whose mean return is closest to X times the job's last one (above 0, at most 1)."""
+    """Act with the checkpoint whose mean return is nearest to X times the job's last one (above 0, at most 1)."""
 
     envs: int | None
-    """Environments side by side (1 to 4096; default 1)."""
+    """Number of parallel environments (1 to 4096; default 1)."""
 
     processes: bool | None
     """Run each environment in its own process."""
@@ -110,10 +110,10 @@ class TrainOnlineOptions(TypedDict, total=False):
     """Steps of the environment (at least 1; default 1000000)."""
 
     limit: int | None
-    """Maximum size of a new dataset in transitions; beyond it the oldest episodes are deleted (at least 1)."""
+    """Maximum transitions of a new dataset; the oldest episodes are dropped (at least 1)."""
 
     epsilon: float | None
-    """Probability of a uniform action; with ``epsilon_end`` its initial value (0 to 1)."""
+    """Probability of a uniform random action; with ``epsilon_end``, its initial value (0 to 1)."""
 
     epsilon_end: float | None
     """Final value of ``epsilon`` (0 to 1)."""
@@ -122,10 +122,10 @@ class TrainOnlineOptions(TypedDict, total=False):
     """Steps over which ``epsilon`` decays to ``epsilon_end`` (at least 1)."""
 
     noise: float | None
-    """Standard deviation of normal noise on continuous actions, for bounds of -1 and 1 (0 to 100)."""
+    """Standard deviation of normal noise on continuous actions, scaled to bounds of -1 and 1 (0 to 100)."""
 
     max_episode_steps: int | None
-    """Truncate an episode after N steps and reset (at least 1)."""
+    """Truncate episodes at this length and reset (at least 1)."""
 
     step_timeout_s: float | None
     """Fail if a step takes longer than S seconds; collected data is kept (seconds; above 0, at most 86400)."""
@@ -134,19 +134,19 @@ class TrainOnlineOptions(TypedDict, total=False):
     """CPU threads of torch (1 to 1024; default 1)."""
 
     preset: str | None
-    """Named group of settings of the algorithm."""
+    """Named group of settings."""
 
     envs: int | None
-    """With ppo: environments side by side (1 to 4096; default 1)."""
+    """With ppo: number of parallel environments (1 to 4096; default 1)."""
 
     processes: bool | None
     """With ppo: run each environment in its own process."""
 
     random_steps: int | None
-    """Take uniform actions for the first N steps (at least 0; default 0)."""
+    """Uniform random actions in the first N steps (at least 0; default 0)."""
 
     update_start: int | None
-    """Make no update up to step N (at least 0; default 0)."""
+    """No updates up to step N (at least 0; default 0)."""
 
     update_interval: int | None
     """Steps between two rounds of updates (at least 1; default 1)."""
@@ -155,7 +155,7 @@ class TrainOnlineOptions(TypedDict, total=False):
     """Updates in each round (at least 1; default 1)."""
 
     offline: str | None
-    """Dataset to mix into every batch."""
+    """Dataset of the same environment to mix into every batch."""
 
     offline_share: float | None
     """Share of ``offline`` in a batch (above 0, below 1; default 0.5)."""
@@ -167,13 +167,13 @@ class TrainOnlineOptions(TypedDict, total=False):
     """Episodes per evaluation (1 to 100000; default 10)."""
 
     eval_every: int | None
-    """Evaluate every N steps, and at the end (at least 1; default ten times)."""
+    """Evaluate every N steps, and at the end (at least 1; default a tenth of the run)."""
 
     eval_epsilon: float | None
-    """Probability of a uniform action in evaluations (0 to 1; default 0)."""
+    """Probability of a uniform random action in evaluations (0 to 1; default 0)."""
 
     eval_sample: bool | None
-    """Sample actions in evaluations instead of taking the greedy ones."""
+    """Sample actions in evaluations; the default is greedy actions."""
 
     device: str | None
     """Device to train on: auto, cpu, cuda or cuda:N (default auto)."""

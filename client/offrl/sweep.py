@@ -90,7 +90,7 @@ OFFLINE, ONLINE = "submit", "train-online"
 # What a sweep fills in itself is no option.
 _FILLED = {"self", "algorithm", "seed", "seeds", "config", "key", "options", "kind"}
 _OPTIONS = {
-    command: set(inspect.signature(method).parameters) | {option.name for option in job_options(spec)} - _FILLED
+    command: {*inspect.signature(method).parameters, *(option.name for option in job_options(spec))} - _FILLED
     for command, method, spec in ((OFFLINE, Client.submit, TrainSpec), (ONLINE, Client.train_online, TrainOnlineSpec))
 }
 _FLAGS = {option.name: option.flag for spec in (TrainSpec, TrainOnlineSpec) for option in job_options(spec)}
