@@ -26,6 +26,8 @@ def _plain(name: str, value: Any) -> Any:
         return value
     if isinstance(value, list | tuple):
         return [_plain(name, item) for item in value]
+    if isinstance(value, Mapping):  # in a list: others are flattened
+        return {str(key): _plain(name, item) for key, item in value.items()}
     if hasattr(value, "tolist"):  # an array or a number of NumPy
         return _plain(name, value.tolist())
     raise InvalidInput(

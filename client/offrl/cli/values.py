@@ -12,6 +12,7 @@ from typing import Any
 import typer
 
 from offrl.errors import InvalidInput
+from offrl.set_values import flat
 
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 SCALES = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
@@ -53,7 +54,7 @@ def settings(config: str | None, sets: list[str]) -> dict[str, Any]:
     """The settings of a TOML file, and those of ``--set`` over them. Raises `InvalidInput`."""
     found: dict[str, Any] = {}
     if config is not None:
-        found.update(_flat(_file(config)))
+        found.update(flat(_file(config)))
     for text in sets:
         name, value = setting(text)
         found[name] = value
@@ -135,10 +136,3 @@ def _file(path: str, meaning: str = "--config names a TOML file with settings of
         raise InvalidInput(f"cannot read {path!r}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InvalidInput(f"{path!r} is not TOML: {error}", hint="for example: alpha = 2.5") from None
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in values.items():
-        found.update(_flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value})
-    return found

@@ -112,8 +112,8 @@ async def _schema(app: App, dataset: str) -> Schema | None:
 
 def _chosen(spec: TrainSpec | TrainOnlineSpec, algorithm: Mapping[str, Any]) -> dict[str, Any]:
     """Every setting by dotted name: defaults, then the preset's, then the user's."""
-    known = algorithm["config"]
-    values = {name: setting.get("default") for name, setting in known.items()}
+    known = settings.of_json(algorithm["config"])
+    values = {name: setting.default for name, setting in known.items()}
     if spec.preset is not None:
         values |= settings.resolve(algorithm["presets"][spec.preset], known)
     return {name: value for name, value in (values | settings.resolve(spec.config, known)).items() if value is not None}

@@ -8,6 +8,7 @@ import time
 from offrl import named, wire
 from offrl.errors import Conflict, InvalidInput
 from offrl.job import TRAINS, WRITES_DATASET, CollectSpec, ImportSpec, TrainOnlineSpec, TrainSpec
+from offrl.set_values import flat
 from offrld import import_roots
 from offrld.daemon import queue
 from offrld.daemon.access import roles
@@ -27,7 +28,7 @@ async def submit(app: App, request: wire.Submit) -> wire.Submitted:
     spec = request.spec
     _check_start(request)
     if isinstance(spec, TrainSpec | TrainOnlineSpec):
-        spec = spec.model_copy(update={"config": catalog.flat(spec.config)})
+        spec = spec.model_copy(update={"config": flat(spec.config)})
     if request.key is not None:  # first: a repeated import would else find "its" dataset there already
         earlier = await app.database.read(queue.by_key, app.caller().name, request.key, spec)
         if earlier is not None:
