@@ -1,6 +1,6 @@
-"""docs/algorithms.md, made from the registry: `python -m offrld.docs` writes it, with `--check` only compares (exit status 1: stale).
+"""Generate docs/algorithms.md from the registry: `python -m offrld.docs` writes it; `--check` only compares (exit status 1: stale).
 
-Each algorithm's formulas and metrics are the docstring of its file, its tables what `offrl algos NAME` shows.
+Each algorithm's formulas and metrics come from its file's docstring, its tables from the settings that `offrl algos NAME` shows.
 """
 
 from __future__ import annotations
@@ -25,21 +25,22 @@ PATH = Path(__file__).resolve().parent.parent / "docs" / "algorithms.md"
 METRICS = re.compile(r"\s*\bMetrics?:\s(.*?)\.(?=\s|$)", re.DOTALL)
 INTRODUCTION = """# Algorithms
 
-Made from the registry by `make docs`: do not edit. The same is told by `offrl algos NAME`. A setting is given as `--set NAME=VALUE`, one of
-a component as `--set critic_encoder.units=[256,256]`, its type also by the component's name: `--set q_function=qr`. A preset comes first
-(`--preset d3rlpy`), single settings over it. Own algorithms: [extending](extending.md).
+`make docs` generates this page from the registry: do not edit it. `offrl algos NAME` shows the same. Set a setting with
+`--set NAME=VALUE`, a component's setting with `--set critic_encoder.units=[256,256]`, and its type with the component's
+name: `--set q_function=qr`. `--preset d3rlpy` applies a preset; `--set` overrides it. To add your own algorithms, see
+[extending](extending.md).
 """
 
 
 def text() -> str:
-    """The whole file."""
+    """Return the whole page."""
     kinds = {kind.__name__: kind for algorithm in ALGORITHMS.values() for kind in _components(algorithm.config).values()}
     return "\n".join(_lines(dict(sorted(kinds.items())))).rstrip() + "\n"
 
 
 def _lines(kinds: Mapping[str, type]) -> Iterator[str]:
     yield INTRODUCTION
-    yield from ("| algorithm | actions | |", "|---|---|---|")
+    yield from ("| algorithm | actions | summary |", "|---|---|---|")
     for name, algorithm in ALGORITHMS.items():
         yield f"| [`{name}`](#{name}) | {algorithm.actions} | {_cell(algorithm.summary)} |"
     yield f"\nComponents: {', '.join(f'[{name}](#{name.lower()})' for name in kinds)}."
@@ -61,13 +62,13 @@ def _algorithm(algorithm: Algorithm) -> Iterator[str]:
     if metrics:
         yield f"Metrics: {' '.join(metrics[1].split())}.\n"
     if algorithm.inputs:
-        takes = [f"`{name}` ({'any that acts' if kind == 'policy' else f'`{kind}`'})" for name, kind in algorithm.inputs.items()]
-        yield f"Takes other jobs: {', '.join(takes)}.\n"
+        takes = [f"`{name}` ({'any algorithm that acts' if kind == 'policy' else f'`{kind}`'})" for name, kind in algorithm.inputs.items()]
+        yield f"Uses other jobs: {', '.join(takes)}.\n"
     known = settings.describe(algorithm.config)
     yield from _table({name: setting for name, setting in known.items() if "." not in name})
     components = _components(algorithm.config)
     if components:
-        yield from ("\n| component | | differs from its defaults in |", "|---|---|---|")
+        yield from ("\n| component | type | different defaults |", "|---|---|---|")
         for name, kind in components.items():
             usual = settings.describe(kind)
             other = {n: known[f"{name}.{n}"].default for n in usual if known[f"{name}.{n}"].default != usual[n].default}
@@ -79,15 +80,15 @@ def _algorithm(algorithm: Algorithm) -> Iterator[str]:
 
 def _table(known: Mapping[str, settings.Setting]) -> Iterator[str]:
     yield from ("| setting | type | default | meaning |", "|---|---|---|---|")
-    all_told = {name: setting.as_json() for name, setting in known.items()}
-    for name, told in all_told.items():
-        cells = told["type"], default_text(told["default"]), meaning(name, told, all_told) + _limits(told)
+    described = {name: setting.as_json() for name, setting in known.items()}
+    for name, entry in described.items():
+        cells = entry["type"], default_text(entry["default"]), meaning(name, entry, described) + _limits(entry)
         yield f"| `{name}` | {' | '.join(map(_cell, cells))} |"
 
 
-def _limits(told: Mapping[str, Any]) -> str:
-    low, high = told.get("low"), told.get("high")
-    words = [] if low is None else [f"{'above' if told.get('exclusive_low') else 'at least'} {number(low)}"]
+def _limits(entry: Mapping[str, Any]) -> str:
+    low, high = entry.get("low"), entry.get("high")
+    words = [] if low is None else [f"{'above' if entry.get('exclusive_low') else 'at least'} {number(low)}"]
     words += [] if high is None else [f"at most {number(high, 7)}"]
     return f"; {' and '.join(words)}" if words else ""
 
@@ -106,7 +107,7 @@ def _components(config: Any) -> dict[str, type]:
 
 
 def main() -> int:
-    """Write the file, or compare it."""
+    """Write the page, or compare it with `--check`."""
     if "--check" not in sys.argv[1:]:
         PATH.write_text(text())
     elif not PATH.is_file() or PATH.read_text() != text():

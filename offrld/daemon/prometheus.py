@@ -48,13 +48,13 @@ class Metrics(Observer):
         self.registry = CollectorRegistry()
         self._requests = Counter(
             "offrld_requests",
-            "requests answered, by type and outcome (ok, or the code of the error)",
+            "requests answered, by type and outcome (ok, or the error code)",
             ["type", "outcome"],
             registry=self.registry,
         )
         self._seconds = Histogram(
             "offrld_request_seconds",
-            "time from a request's arrival to its answer; get_events and read_log wait for news",
+            "time from a request's arrival to its reply; get_events and read_log wait for news",
             ["type"],
             buckets=REQUEST_BUCKETS,
             registry=self.registry,
@@ -69,13 +69,13 @@ class Metrics(Observer):
         self._starts = Counter("offrld_worker_starts", "worker processes started", ["kind"], registry=self.registry)
         self._exits = Counter(
             "offrld_worker_exits",
-            "worker processes gone, by what became of the job (stopped: back in the queue), or its error's code",
+            "worker processes ended, by the job's outcome (stopped: back in the queue) or error code",
             ["kind", "reason"],
             registry=self.registry,
         )
         self._lag = Histogram(
             "offrld_event_loop_lag_seconds",
-            "how late the event loop came to something that was due",
+            "delay of the event loop's scheduled callbacks",
             buckets=LAG_BUCKETS,
             registry=self.registry,
         )
@@ -141,16 +141,16 @@ class _Queue(Collector):
 
     def describe(self) -> Iterator[GaugeMetricFamily]:
         yield GaugeMetricFamily("offrld_jobs", "jobs in the queue, by state and kind", labels=["state", "kind"])
-        yield GaugeMetricFamily("offrld_job_updates_per_second", "of each running job", labels=["job", "algorithm"])
-        yield GaugeMetricFamily("offrld_job_step", "updates done, of each running job", labels=["job", "algorithm"])
-        yield GaugeMetricFamily("offrld_queue_oldest_seconds", "how long the job that has waited longest has waited; 0: none waits")
+        yield GaugeMetricFamily("offrld_job_updates_per_second", "updates per second of each running job", labels=["job", "algorithm"])
+        yield GaugeMetricFamily("offrld_job_step", "updates done by each running job", labels=["job", "algorithm"])
+        yield GaugeMetricFamily("offrld_queue_oldest_seconds", "waiting time of the longest-waiting job; 0: none waits")
         yield GaugeMetricFamily("offrld_queue_paused", "1 while the whole queue is paused, else 0")
         yield GaugeMetricFamily("offrld_datasets", "datasets")
-        yield GaugeMetricFamily("offrld_datasets_bytes", "bytes in all datasets, as their imports told")
-        yield GaugeMetricFamily("offrld_uploads_open", "uploads that are under way")
-        yield GaugeMetricFamily("offrld_disk_free_bytes", "free on the disk of the state folder")
+        yield GaugeMetricFamily("offrld_datasets_bytes", "total size of all datasets")
+        yield GaugeMetricFamily("offrld_uploads_open", "unfinished uploads")
+        yield GaugeMetricFamily("offrld_disk_free_bytes", "free space on the disk of the state folder")
         yield GaugeMetricFamily("offrld_disk_size_bytes", "size of the disk of the state folder")
-        yield GaugeMetricFamily("offrld_uptime_seconds", "since the service was started")
+        yield GaugeMetricFamily("offrld_uptime_seconds", "time since the service was started")
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         empty = {family.name: family for family in self.describe()}

@@ -41,6 +41,7 @@ def run(job: WorkerJob) -> None:
             raise Diverged(f"job {spec.job}: {trouble}", hint=f"it was in order at step {trouble.good}: fetch --step K")
         store = None if online else _store(job, trained, described["snapshot"])
         about = {"job": spec.job, "dataset": trained.dataset, "env_id": trained.env if online else described.get("env_id")}
+        about["templates"] = job.state.policy_templates
         PolicyFiles(learner, source, step=lambda: step, store=store, **about).export(seed, spec.format)
     job.report.message(f"policy of job {spec.job}: {source.policy(seed, step, spec.format).relative_to(source.path)}")
     job.report.progress(1, 1, force=True)

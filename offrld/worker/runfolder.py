@@ -31,6 +31,7 @@ class StateFolder:
         self.datasets = self.path / "datasets"
         self.uploads = self.path / "uploads"
         self.inductor_cache = self.path / "cache" / "inductor"
+        self.policy_templates = self.path / "cache" / "policies"
 
     def dataset(self, name: str) -> Path:
         """The store of that name."""

@@ -274,7 +274,8 @@ class Training:
         if self._policies is None:
             from offrld.worker.policy_files import PolicyFiles
 
-            self._policies = PolicyFiles(self.learner, self.job.run, job=self.job.id, dataset=self.spec.dataset)
+            templates = self.job.state.policy_templates
+            self._policies = PolicyFiles(self.learner, self.job.run, job=self.job.id, dataset=self.spec.dataset, templates=templates)
         return self._policies
 
     def _describe(self) -> None:

@@ -318,7 +318,12 @@ class OnlineJob:
             from offrld.worker.policy_files import PolicyFiles
 
             self._policies = PolicyFiles(
-                self.learner, self.job.run, job=self.job.id, dataset=self.spec.dataset, step=lambda: self.training.step
+                self.learner,
+                self.job.run,
+                job=self.job.id,
+                dataset=self.spec.dataset,
+                step=lambda: self.training.step,
+                templates=self.job.state.policy_templates,
             )
         return self._policies
 

@@ -292,7 +292,7 @@ def test_another_role_counts_at_once(keyed: Keyed) -> None:
 def test_who_waits_for_an_event_gets_none_after_the_key_was_removed(keyed: Keyed) -> None:
     dataset = keyed.daemon.dataset("waited-for")
     job = keyed.daemon.train(dataset, "hang")
-    keyed.daemon.wait(job, "running")
+    until(lambda: keyed.daemon.events(job)[-1].type == "progress", "the last event before the job hangs")
     cursor = keyed.daemon.events(job)[-1].n
     key = keys.read_client(keyed.key("waiting", "reader"))
     connection = Connection(keyed.daemon.context, keyed.url, key)
