@@ -252,7 +252,7 @@ def _as_files(source: Any, schema: Any) -> Iterator[list[upload.SourceFile]]:
             path = Path(folder, "store")
             _write_episodes(path, source, schema)
         else:
-            raise InvalidInput(f"a {type(source).__name__} is no source of data", hint="give a path, a dict of arrays, or episodes")
+            raise InvalidInput(f"a {type(source).__name__} is not a source of data", hint="give a path, a dict of arrays, or episodes")
         yield upload.scan(path)
 
 
@@ -264,13 +264,13 @@ def _write_arrays(path: Path, source: Mapping[str, Any]) -> None:
     arrays: dict[str, Any] = {}
     for name, value in source.items():
         if not isinstance(name, str):
-            raise InvalidInput(f"{name!r} is no key of a dataset", hint="keys: observations, actions, rewards, terminals, timeouts")
+            raise InvalidInput(f"{name!r} is not a key of a dataset", hint="keys: observations, actions, rewards, terminals, timeouts")
         inner = {f"{name}/{key}": item for key, item in value.items()} if isinstance(value, Mapping) else {name: value}
         for key, item in inner.items():
             if key in arrays:
                 raise InvalidInput(f"two arrays are called {key!r}: one by its own key, one inside {name!r}", hint="rename one of them")
             if key == "file":
-                raise InvalidInput("'file' is no key of a dataset", hint="keys: observations, actions, rewards, terminals, timeouts")
+                raise InvalidInput("'file' is not a key of a dataset", hint="keys: observations, actions, rewards, terminals, timeouts")
             text = isinstance(item, str) or (isinstance(item, np.ndarray) and item.ndim == 0 and item.dtype.kind == "U")
             arrays[key] = np.asarray(item) if text else numbers(item, key)  # env_id is a text
     if not arrays:

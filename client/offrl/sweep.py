@@ -128,7 +128,7 @@ def plan(content: Mapping[str, Any], *, trials: int = 1, first_seed: int = 0, na
     if trials < 1 or first_seed < 0:
         raise InvalidInput(f"trials={trials}, first seed {first_seed}", hint="at least one trial, and seeds from 0 on")
     if name and as_name(name) != name:
-        raise InvalidInput(f"{name!r} is no name of a sweep", hint=f"for example {as_name(name) or 'second'}")
+        raise InvalidInput(f"{name!r} is not a valid name for a sweep", hint=f"for example {as_name(name) or 'second'}")
     fixed, grid = _parts(content)
     count = 1
     for values in grid.values():
@@ -175,13 +175,13 @@ def _parts(content: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, list[A
         raise InvalidInput("the sweep has no table `grid`", hint="for example: grid = {gamma = [0.99, 0.995]}")
     settings = content.get("set", {})
     if not isinstance(settings, Mapping):
-        raise InvalidInput(f"set = {settings!r} is no table", hint="for example: set = {batch_size = 256}")
+        raise InvalidInput(f"set = {settings!r} is not a table", hint="for example: set = {batch_size = 256}")
     fixed = {**flat({name: value for name, value in content.items() if name not in ("grid", "set")}), **flat(settings)}
     lists: dict[str, list[Any]] = {}
     for name, values in _lists(grid):
         if not isinstance(values, list) or not values:
             hint = "name at least one value" if values == [] else f"for example: {name} = [{toml(values)}]"
-            raise InvalidInput(f"grid: {name} = {values!r} is no list of values", hint=hint)
+            raise InvalidInput(f"grid: {name} = {values!r} is not a list of values", hint=hint)
         lists[name] = values
     for name in ("seeds", "key"):
         if name in fixed or name in lists:

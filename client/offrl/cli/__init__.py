@@ -122,7 +122,7 @@ def _usage(error: Any, arguments: list[str]) -> dict[str, str]:
     if kind == "BadParameter" and param is not None:
         option = _typed(param, arguments)
         message = f"{option}: {' '.join(error.message.split()).rstrip('.')}"
-        message = message.replace("is not a valid integer", "is no whole number").replace("is not a valid float", "is no number")
+        message = message.replace("is not a valid integer", "is not a whole number").replace("is not a valid float", "is not a number")
     return {"message": message, "hint": getattr(error, "hint", "") or help_hint}
 
 
