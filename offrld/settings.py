@@ -108,7 +108,7 @@ class Setting:
     def of_json(cls, name: str, entry: Mapping[str, Any]) -> Setting:
         """Read what `as_json` wrote; keys of a later version are ignored."""
         known = {field.name for field in dataclasses.fields(cls)} - {"name", "only"}
-        values = {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items() if key in known}
+        values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items() if key in known}
         return cls(name=name, only={other: tuple(words) for other, words in entry.get("only", {}).items()}, **values)
 
     def check(self, value: Any) -> Any:

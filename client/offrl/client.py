@@ -224,7 +224,9 @@ class Client(Session):
         if isinstance(named, str) and re.fullmatch("[a-z0-9]{8}", named) and not os.path.exists(named):
             raise Unknown(f"no policy file {named!r} exists", hint=f"the policy of a job is named job:{named}")
         described = build(CollectSpec, **values, policy="upload")
-        opened(named, described.policy_input, described.policy_output, described.policy_argmax)  # refuses other files before the upload
+        opened(
+            os.fspath(named), described.policy_input, described.policy_output, described.policy_argmax
+        )  # refuses other files before the upload
         connection = self.connect()  # a separate one: other threads may use the client meanwhile
         try:
             sent = upload.deliver(connection, upload.scan(named))

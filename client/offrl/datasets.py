@@ -176,7 +176,9 @@ class Datasets:
         return name
 
     # ---------------------------------------------------------------------------------------------------------------- plumbing
-    def _import(self, name, source, how, on_daemon, progress, follow) -> wire.DatasetInfo:
+    def _import(
+        self, name: str, source: Any, how: dict[str, Any], on_daemon: bool, progress: upload.Progress | None, follow: Events
+    ) -> wire.DatasetInfo:
         """``how``: fields of the job's specification."""
         build(ImportSpec, dataset=name, **how)  # a bad name is found before a gigabyte travels
         schema = None
@@ -203,7 +205,9 @@ class Datasets:
         with _as_files(source, schema) as files:
             return self._import_files(name, files, how, progress, follow)
 
-    def _import_files(self, name, files, how, progress, follow) -> wire.DatasetInfo:
+    def _import_files(
+        self, name: str, files: list[upload.SourceFile], how: dict[str, Any], progress: upload.Progress | None, follow: Events
+    ) -> wire.DatasetInfo:
         connection = self._session.connect()  # a separate one: other threads may use the client meanwhile
         try:
             sent = upload.deliver(connection, files, progress)

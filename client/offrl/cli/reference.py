@@ -20,7 +20,7 @@ from offrl.job_options import JobOption, job_options
 PACKAGE = Path(offrl.__file__).parent
 CLI_PAGE = PACKAGE.parents[1] / "docs" / "cli.md"
 KEYWORDS = PACKAGE / "job_keywords.py"
-METHODS = {
+METHODS: dict[str, tuple[type[BaseModel], str]] = {
     "submit": (TrainSpec, "TrainOptions"),
     "collect": (CollectSpec, "CollectOptions"),
     "train_online": (TrainOnlineSpec, "TrainOnlineOptions"),

@@ -104,8 +104,8 @@ def decode_reply(body: bytes, model: type[ReplyT]) -> ReplyT:
             f"the daemon speaks protocol {messages.shown(version)}, this client {PROTOCOL}", hint=_older(version, "daemon", "client")
         )
     if message.get("ok") is not True:
-        error = message.get("error") or {}
-        raise from_wire(str(error.get("code", "internal")), str(error.get("message", "no message")), str(error.get("hint", "")))
+        failure = message.get("error") or {}
+        raise from_wire(str(failure.get("code", "internal")), str(failure.get("message", "no message")), str(failure.get("hint", "")))
     try:
         return model.model_validate(message.get("result"))
     except ValidationError as error:

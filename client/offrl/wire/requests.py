@@ -71,6 +71,8 @@ class Request(BaseModel, Generic[ReplyT]):
     repeat: ClassVar[Literal["always", "with key", "never"]] = "always"  # may the client send it again after a broken connection
     later: ClassVar[tuple[str, ...]] = ()  # fields younger than the request: left out if None, so that an older daemon accepts it
 
+    type: str
+
     @classmethod
     def __pydantic_init_subclass__(cls, **_: Any) -> None:
         for base in cls.__mro__:
@@ -430,6 +432,8 @@ class GetSettings(Request[SettingList]):
 
 
 REQUESTS: tuple[type[Request[Any]], ...] = tuple(
-    kind for kind in list(globals().values()) if isinstance(kind, type) and issubclass(kind, Request) and "type" in kind.model_fields
+    kind
+    for kind in list(globals().values())
+    if isinstance(kind, type) and issubclass(kind, Request) and not kind.model_fields["type"].is_required()
 )
 AnyRequest: Any = Annotated[functools.reduce(operator.or_, REQUESTS), Field(discriminator="type")]

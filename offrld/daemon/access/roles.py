@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from typing import Any
 
 from offrl import wire
@@ -11,6 +10,7 @@ from offrl.errors import NotAllowed
 from offrl.job import KINDS
 from offrld.daemon.access.caller import Caller
 from offrld.daemon.queue import dataset_rows
+from offrld.daemon.queue.database import Connection
 from offrld.daemon.queue.job_record import find
 from offrld.daemon.state import State
 
@@ -37,7 +37,7 @@ def _act(request: wire.Request[Any]) -> str:
     return request.act or request.type.replace("_", " ")
 
 
-def check_dataset(db: sqlite3.Connection, dataset: str, caller: Caller) -> None:
+def check_dataset(db: Connection, dataset: str, caller: Caller) -> None:
     """Raise `NotAllowed` if the dataset belongs to somebody else and the caller is not an operator. A missing dataset is no error here."""
     if caller.may(OPERATOR) or db.execute("SELECT 1 FROM datasets WHERE name = ?", (dataset,)).fetchone() is None:
         return
@@ -47,7 +47,7 @@ def check_dataset(db: sqlite3.Connection, dataset: str, caller: Caller) -> None:
         raise NotAllowed(f"{caller} may change its own datasets only: {dataset!r} {whose}", hint=f"its owner or an operator may; {HINT}")
 
 
-def check_append(db: sqlite3.Connection, state: State, dataset: str, caller: Caller) -> None:
+def check_append(db: Connection, state: State, dataset: str, caller: Caller) -> None:
     """Raise `NotAllowed` if a job of the caller's that adds episodes to the dataset would push out somebody else's.
 
     This happens if the dataset is bounded, or will be because an unfinished job of somebody else creates it with a limit.
@@ -77,7 +77,7 @@ def check_append(db: sqlite3.Connection, state: State, dataset: str, caller: Cal
         )
 
 
-def check_owner(db: sqlite3.Connection, job: str, caller: Caller) -> None:
+def check_owner(db: Connection, job: str, caller: Caller) -> None:
     """Raise `NotAllowed` if the job belongs to somebody else and the caller is not an operator; `Unknown` if it does not exist."""
     owner = find(db, job).owner
     if owner != caller.name and not caller.may(OPERATOR):
