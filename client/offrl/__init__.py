@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from offrl.recording import Recorder
     from offrl.recording.wrapper import RecordEpisodes
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # onnxruntime reports its use to its maker over the network, unless this is set before it is loaded. A robot reports to nobody.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

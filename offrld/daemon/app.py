@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.metadata
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import offrl
 from offrl import wire
 from offrld.daemon.access import changes
 from offrld.daemon.access.audit import Audit
@@ -99,8 +99,5 @@ class App:
 
 
 def version() -> str:
-    """The installed version of the distribution."""
-    try:
-        return importlib.metadata.version("offrl")
-    except importlib.metadata.PackageNotFoundError:  # run from a source tree
-        return "unknown"
+    """Return the version of the running code; the metadata of an editable installation may be older."""
+    return offrl.__version__

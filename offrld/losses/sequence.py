@@ -19,9 +19,9 @@ class SequenceConfig(Config):
     batch_size: int = setting(64, "windows per update", unit="windows", low=1, high=1_000_000)
     context_size: int = setting(20, "steps that the policy sees at once", unit="steps", low=1, high=10_000)
     max_timestep: int = setting(
-        1000, "largest time step that is told apart; later ones count as this one", unit="steps", low=1, high=10_000_000
+        1000, "largest time step with an embedding of its own; later steps share it", unit="steps", low=1, high=10_000_000
     )
-    return_conditioned: bool = setting(True, "the policy is told what return to reach; without that it clones what the data does")
+    return_conditioned: bool = setting(True, "condition the policy on a target return; false: imitate the data")
     reward_scaler: RewardScaler = RewardScaler()
     transformer: Transformer = Transformer()
 

@@ -1,4 +1,4 @@
-"""The documentation as programs: the blocks of a page, run one after the other in the folder that the test is in."""
+"""Run the blocks of a documentation page as one program, in the current folder."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
-DOCS = Path(__file__).resolve().parent.parent / "docs"
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 BLOCK = re.compile(r"^```(python|sh)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
 def run_page(page: Path, *, least: int, shell_blocks: bool = False) -> dict[str, Any]:
-    """The names that the Python blocks of a page leave.
+    """Run the Python blocks of a page and return the names that they define.
 
     Args:
-        least: so many blocks it has at least.
-        shell_blocks: run them as well, each where it stands; a variable that one sets is there in the next.
+        least: minimum number of blocks, so that a test never passes on an empty page.
+        shell_blocks: run the shell blocks too, in order; variables carry over to the next block.
     """
     names: dict[str, Any] = {"__name__": "page"}
     variables = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
@@ -38,16 +38,16 @@ def run_page(page: Path, *, least: int, shell_blocks: bool = False) -> dict[str,
 
 
 def links(page: Path) -> list[Path]:
-    """The files that a page links to."""
+    """Return the files that a page links to."""
     return [page.parent / target for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text())]
 
 
 def _run_shell(code: str, variables: dict[str, str], where: str) -> dict[str, str]:
-    """Run a block; the variables as it leaves them."""
+    """Run a shell block and return its variables."""
     script = f"set -euo pipefail -a\n{code}\nenv -0 > .variables"
     done = subprocess.run(["bash", "-c", script], env=variables, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{where}\n{done.stdout}{done.stderr}"
     left = Path(".variables")
-    found = dict(each.split("=", 1) for each in left.read_text().rstrip("\0").split("\0"))
+    variables = dict(line.split("=", 1) for line in left.read_text().rstrip("\0").split("\0"))
     left.unlink()
-    return found
+    return variables

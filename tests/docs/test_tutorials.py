@@ -1,4 +1,4 @@
-"""docs/tutorials: each page as one program, its shell blocks against a daemon; and the scripts that the pages name."""
+"""Each page of docs/tutorials runs as one program, its shell blocks against a daemon; so do the scripts that the pages name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""docs/python.md and docs/collecting.md, each as one program."""
+"""docs/python.md and docs/collecting.md run as programs."""
 
 from __future__ import annotations
 

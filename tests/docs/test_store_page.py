@@ -1,4 +1,4 @@
-"""The store's user page runs as it stands: its Python blocks in order, in one process and a folder of its own."""
+"""docs/store.md runs as one program and names every public name of the store."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The README's quick start, run as it stands: its shell blocks in order, in a folder and a home of its own."""
+"""The shell blocks of the README's quick start run in order, in a temporary folder and home."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
 
 

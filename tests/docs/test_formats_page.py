@@ -1,4 +1,4 @@
-"""docs/datasets.md: every format and option is there, and every cell of its table of round trips is what a round trip gives."""
+"""docs/datasets.md lists every format and option, and each cell of its round-trip table is the result of a round trip."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_what_comes_back_is_what_the_page_says(tmp_path, format):
     assert found == rows("after export and import")[format]
 
 
-def test_the_page_tells_of_every_format_and_option():
+def test_the_page_lists_every_format_and_option():
     sources, exports = rows("`--format` | source"), rows("`--format` | what")
     assert set(sources) == set(FORMATS) and set(exports) == set(EXPORTS)
     assert all(("folder" in exports[name][0]) == (name in FOLDERS) for name in exports)

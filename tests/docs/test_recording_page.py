@@ -1,4 +1,4 @@
-"""docs/recording.md as one program: two spools come of it."""
+"""docs/recording.md runs as one program and leaves two spools."""
 
 from __future__ import annotations
 
