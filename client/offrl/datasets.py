@@ -263,7 +263,7 @@ def _as_files(source: Any, schema: Any) -> Iterator[list[upload.SourceFile]]:
 def _write_arrays(path: Path, source: Mapping[str, Any]) -> None:
     import numpy as np
 
-    from offrl_store.given import numbers
+    from offrl_store.exact_numbers import numbers
 
     arrays: dict[str, Any] = {}
     for name, value in source.items():
@@ -309,7 +309,7 @@ def _schema_of(episodes: list[Any]) -> Any:
     import numpy as np
 
     from offrl_store import Episode, Field, Schema
-    from offrl_store.given import numbers, untyped
+    from offrl_store.exact_numbers import numbers, untyped
 
     def fields(role: str, value: Any, whole: bool = False) -> Any:
         if isinstance(value, Mapping):

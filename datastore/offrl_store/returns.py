@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from offrl_store.arguments import number
 from offrl_store.errors import InvalidInput
 from offrl_store.kernels import kernels
-
-if TYPE_CHECKING:
-    from offrl_store.store import EpisodeStore
+from offrl_store.reader import StoreReader
 
 
 def returns_of(reward: np.ndarray, records: np.ndarray, gamma: float) -> Any:
@@ -37,7 +35,7 @@ def last_reward(reward: np.ndarray, records: np.ndarray, step_reward: float) -> 
     return last
 
 
-def rewards(store: EpisodeStore, given: Any) -> np.ndarray:
+def rewards(store: StoreReader, given: Any) -> np.ndarray:
     """The column of rewards to sample from: the store's, or ``given`` ones in their place. Raises InvalidInput."""
     own = store.column("reward")
     if given is None:

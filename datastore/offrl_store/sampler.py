@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from dataclasses import field as dataclass_field
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
@@ -13,12 +13,10 @@ from offrl_store.arguments import Outputs, allocate, as_bytes, extras, flag, hea
 from offrl_store.errors import InvalidInput
 from offrl_store.index import Index
 from offrl_store.kernels import kernels
+from offrl_store.reader import StoreReader
 from offrl_store.returns import last_reward, returns_of, rewards
 from offrl_store.rng import stream_id
 from offrl_store.schema import Column, Schema
-
-if TYPE_CHECKING:
-    from offrl_store.store import EpisodeStore
 
 STREAM = stream_id("transitions")
 ORDER_STREAM = stream_id("epochs")
@@ -72,7 +70,7 @@ class Sampler(Generic[BatchOf]):
 
     def __init__(
         self,
-        store: EpisodeStore,
+        store: StoreReader,
         index: Index,
         *,
         batch_size: int,
@@ -202,7 +200,7 @@ class TransitionSampler(Sampler[Batch]):
 
     def __init__(
         self,
-        store: EpisodeStore,
+        store: StoreReader,
         *,
         batch_size: int,
         seed: int,
@@ -247,7 +245,7 @@ class TransitionSampler(Sampler[Batch]):
         outputs.finish()
         self._check()
 
-    def _build(self, store: EpisodeStore, index: Index, outputs: Outputs) -> None:
+    def _build(self, store: StoreReader, index: Index, outputs: Outputs) -> None:
         """Make the arrays of the batch and the kernel that fills them."""
         n = self.batch_size
         by_role = {role: [c for c in self.schema.columns if c.role == role] for role in ("observation", "action", "extra")}
@@ -295,7 +293,7 @@ class TransitionSampler(Sampler[Batch]):
             **scalars,
         )
 
-    def _add_observation(self, kernel: Any, store: EpisodeStore, column: Column, outputs: Outputs) -> tuple[np.ndarray, np.ndarray]:
+    def _add_observation(self, kernel: Any, store: StoreReader, column: Column, outputs: Outputs) -> tuple[np.ndarray, np.ndarray]:
         field, k, n = column.field, self.frame_stack, self.batch_size
         source, shape = as_bytes(store.column(column.name)), (n, *stacked(field, k))
         given = any(outputs.has(name, column.key) for name in ("observation", "next_observation"))
@@ -310,7 +308,7 @@ class TransitionSampler(Sampler[Batch]):
         kernel.add_copy(source, as_bytes(after), k, True, self._repeat_first)
         return now, after
 
-    def _add_action(self, kernel: Any, store: EpisodeStore, column: Column, name: str, outputs: Outputs) -> np.ndarray:
+    def _add_action(self, kernel: Any, store: StoreReader, column: Column, name: str, outputs: Outputs) -> np.ndarray:
         field, at_next, rows = column.field, name == "next_action", store.column(column.name)
         if at_next and self._policy_action is not None:
             given = self._policy_action

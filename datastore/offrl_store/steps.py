@@ -6,7 +6,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -14,11 +14,9 @@ from offrl_store import format as layout
 from offrl_store import meta, staging
 from offrl_store.disk import disk_errors, sync_files, sync_folder
 from offrl_store.errors import InvalidEpisode, InvalidInput
+from offrl_store.reader import Snapshot
 from offrl_store.schema import Schema
 from offrl_store.validate import CheckedEpisode, convert_rows
-
-if TYPE_CHECKING:
-    from offrl_store.store import Snapshot
 
 
 class StepWriter(ABC):

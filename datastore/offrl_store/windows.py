@@ -5,20 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from dataclasses import field as dataclass_field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from offrl_store.arguments import Outputs, as_bytes, extras, padding, single, stacked, whole
 from offrl_store.index import Index
 from offrl_store.kernels import kernels
+from offrl_store.reader import StoreReader
 from offrl_store.returns import returns_of, rewards
 from offrl_store.rng import stream_id
 from offrl_store.sampler import Sampler
 from offrl_store.schema import Schema
-
-if TYPE_CHECKING:
-    from offrl_store.store import EpisodeStore
 
 STREAM = stream_id("windows")
 
@@ -56,7 +54,7 @@ class WindowSampler(Sampler[WindowBatch]):
 
     def __init__(
         self,
-        store: EpisodeStore,
+        store: StoreReader,
         *,
         batch_size: int,
         length: int,
@@ -87,7 +85,7 @@ class WindowSampler(Sampler[WindowBatch]):
         outputs.finish()
         self._check()
 
-    def _build(self, store: EpisodeStore, index: Index, outputs: Outputs) -> None:
+    def _build(self, store: StoreReader, index: Index, outputs: Outputs) -> None:
         """Make the arrays of the batch and the kernel that fills them."""
         shape = (self.batch_size, self.length)
         parts: dict[str, Any] = {name: outputs.take(name, None, shape, "f4") for name in ("reward", "mask", "returns_to_go", "terminal")}

@@ -20,13 +20,13 @@ from offrld.daemon.queue.database import Database
 from offrld.daemon.queue.hub import Hub
 from offrld.daemon.queue.observer import Observer
 from offrld.daemon.queue.views.job_list import Listing
-from offrld.daemon.state import State
 from offrld.daemon.storage.keeper import Keeper
 from offrld.daemon.storage.removal import Removal
 from offrld.daemon.storage.uploads import Uploads
 from offrld.daemon.workers.catalog import Catalog
 from offrld.daemon.workers.supervisor import Supervisor
 from offrld.executors.local import LocalExecutor
+from offrld.state.folder import StateFolder
 
 
 class App:
@@ -38,7 +38,7 @@ class App:
         self.settings = settings
         self.sources = sources or Sources()
         self.observer = observer or Observer()
-        self.state = State(settings.state_dir)
+        self.state = StateFolder(settings.state_dir)
         self.started = time.monotonic()
         self.version = version()
         self.hub = Hub()

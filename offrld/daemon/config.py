@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from offrl.errors import InvalidInput, NotAllowed, Unknown, nearest
 from offrl.explained import explained
-from offrld.daemon.state import SOCKET_LIMIT, State, default_state_dir
+from offrld.state.folder import SOCKET_LIMIT, StateFolder, default_state_dir
 
 MOST = 2**63 - 1  # of any number
 TEXT = 4096  # characters of any text
@@ -220,7 +220,7 @@ def load(state_dir: str | None, bind: str | None, config: str | None, insecure: 
 def load_with_sources(state_dir: str | None, bind: str | None, config: str | None, insecure: bool = False) -> tuple[Settings, Sources]:
     """`load`, with where each setting comes from."""
     named = state_dir or os.environ.get("OFFRLD_STATE_DIR")
-    file = Path(config) if config else (Path(named) if named else default_state_dir()) / "offrld.toml"
+    file = Path(config) if config else StateFolder(Path(named) if named else default_state_dir()).settings
     values: dict[str, Any] = {}
     try:
         values = tomllib.loads(file.read_text("utf-8-sig"))
@@ -248,7 +248,7 @@ def load_with_sources(state_dir: str | None, bind: str | None, config: str | Non
     if insecure:
         of["insecure"] = "command line"
         values["insecure"] = True
-    values.setdefault("bind", f"ipc://{State(Path(str(values['state_dir']))).socket}")
+    values.setdefault("bind", f"ipc://{StateFolder(Path(str(values['state_dir']))).socket}")
     try:
         settings = Settings.model_validate(values)
     except ValidationError as error:

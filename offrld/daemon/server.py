@@ -27,10 +27,10 @@ from offrld.daemon.app import App
 from offrld.daemon.config import Settings
 from offrld.daemon.handlers import HANDLERS
 from offrld.daemon.logs import about
-from offrld.daemon.state import SOCKET_LIMIT, refused
 from offrld.daemon.transport.endpoint import FRAMES, PER_CLIENT, Endpoint
 from offrld.daemon.transport.keys import AllowList, Authenticator
 from offrld.daemon.transport.memory_guard import MemoryGuard
+from offrld.state.folder import SOCKET_LIMIT, refused
 
 PER_KEY = 512  # requests of one key that are being answered, over all its connections
 IN_ALL = 4096

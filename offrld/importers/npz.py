@@ -23,7 +23,7 @@ import numpy as np
 
 from offrl_store.arrays import as_array
 from offrl_store.errors import InvalidInput
-from offrl_store.given import numbers
+from offrl_store.exact_numbers import numbers
 from offrl_store.schema import NAME
 from offrld.importers.columns import MAX_EPISODE_BYTES, Column
 from offrld.importers.flat import FlatArrays, flat_source

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from offrld.worker.control import EXIT_STOPPED, Control, Stopped
 
 if TYPE_CHECKING:
-    from offrld.worker.runfolder import RunFolder
+    from offrld.state.run_folder import RunFolder
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 SPARE_THREADS = 1  # the libraries take the number when they are loaded: a spare worker serves jobs of this many threads alone
@@ -83,15 +83,17 @@ def _settle(start: dict[str, Any]) -> None:
 
 
 def _run(start: dict[str, Any], control: Control, event_pipe: int, started: float) -> int:
+    from offrld.state.files import remove
+    from offrld.state.folder import StateFolder
+    from offrld.worker.claim import Fenced, claim
     from offrld.worker.failures import to_error
     from offrld.worker.report import Reporter
-    from offrld.worker.runfolder import Fenced, StateFolder, remove
 
-    state = StateFolder(start["state_dir"])
+    state = StateFolder(Path(start["state_dir"]))
     run = state.run(start["job"])
     try:
-        run.claim(int(start["attempt"]), control)
-    except Fenced as error:  # another worker writes this folder: not a word into it, nor to the daemon
+        claim(run, int(start["attempt"]), control)
+    except Fenced as error:  # another worker writes this folder: write nothing into it, nor to the daemon
         print(f"attempt {start['attempt']} of job {start['job']} gives up: {error}", file=sys.stderr)
         return EXIT_STOPPED
     except Stopped as stopped:

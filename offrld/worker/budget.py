@@ -18,7 +18,7 @@ from typing import Any
 from offrl.job import KINDS
 from offrl_store import disk
 from offrld.disk_usage import usage
-from offrld.worker.runfolder import StateFolder
+from offrld.state.folder import StateFolder
 
 STEP = 4 << 20  # bytes between two looks at the file system: what others write meanwhile is seen that late
 SHARE = 4  # a worker takes a quarter of what is left, then looks again: others may be writing, too
@@ -74,4 +74,4 @@ def limit_disk(start: dict[str, Any], state: StateFolder) -> None:
     """Put this process under the limits that its start message names."""
     keep_free, quota = int(start.get("keep_free_bytes") or 0), int(start.get("quota_bytes") or 0)
     if keep_free or quota:
-        disk.limit(Budget(state.path, keep_free, quota).reserve)
+        disk.limit(Budget(state.root, keep_free, quota).reserve)

@@ -10,8 +10,8 @@ from offrl_store import EpisodeStore
 from offrl_store.disk import publish, reserve, sync_tree
 from offrld.disk_usage import usage
 from offrld.importers.dataset_export import export_dataset
+from offrld.state.files import remove
 from offrld.worker.job import WorkerJob
-from offrld.worker.runfolder import remove
 
 # Ends of the result's name; the others are folders.
 SUFFIXES = {"d4rl": ".hdf5", "npz": ".npz", "d3rlpy": ".h5", "d3rlpy-v1": ".h5", "robomimic": ".hdf5"}

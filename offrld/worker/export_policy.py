@@ -12,10 +12,10 @@ from offrld.algos import get
 from offrld.engine import Algorithm, CheckpointCorrupt, Learner
 from offrld.engine.learner.guards import Diverged
 from offrld.inprocess.training import load
+from offrld.state.run_folder import RunFolder
 from offrld.worker import inherited
 from offrld.worker.job import WorkerJob
 from offrld.worker.policy_files import PolicyFiles
-from offrld.worker.runfolder import RunFolder
 
 
 def run(job: WorkerJob) -> None:

@@ -16,9 +16,9 @@ from offrl.errors import InternalError, InvalidInput, Unknown
 from offrl.job import TrainSpec
 from offrl.set_values import flat
 from offrld import settings
-from offrld.daemon.state import State
 from offrld.daemon.workers.catalog import Catalog, checked, checked_environment, fingerprint, parse
 from offrld.executors.local import LocalExecutor
+from offrld.state.folder import StateFolder
 
 CATALOG = {"algorithms": ALGORITHMS, "environments": ["CartPole-v1", "Hopper-v5"]}
 DISCRETE = {"action": {"role": "action", "dtype": "int64", "shape": [], "n": 4}}
@@ -222,7 +222,7 @@ import runpy; runpy.run_path({program!r}, run_name="__main__")
 
 @pytest.mark.parametrize("deaths", [0, 2, 3])
 def test_a_describe_worker_that_a_signal_ends_is_started_again(tmp_path: Path, deaths: int) -> None:
-    state, starts = State(tmp_path / "state"), tmp_path / "starts"
+    state, starts = StateFolder(tmp_path / "state"), tmp_path / "starts"
     state.cache.mkdir(parents=True)
     here = Path(__file__).resolve().parent
     code = MORTAL.format(starts=str(starts), deaths=deaths, folder=str(here), program=str(here / "describe_program.py"))

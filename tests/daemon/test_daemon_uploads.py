@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from offrl.errors import Conflict, DiskFull, InvalidInput, LimitReached, NotAllowed, Unknown
 from offrl.wire import FileEntry
 from offrld.daemon.access.caller import Caller
-from offrld.daemon.state import open_below, relative_parts
 from offrld.daemon.storage.uploads import Uploads
+from offrld.state.below import open_below, relative_parts
 
 ARM1, ARM2, BOSS = Caller("arm1", "submitter"), Caller("arm2", "submitter"), Caller("boss", "operator")
 

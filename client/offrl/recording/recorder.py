@@ -29,7 +29,7 @@ from offrl.recording.sender import PATIENCE_S, Sender
 from offrl.recording.spool import Spool, size
 from offrl.spaces import flat, schema_of
 from offrl_store import EpisodeStore, Field, Schema, Writer, meta
-from offrl_store.given import Changed, exact, numbers, untyped
+from offrl_store.exact_numbers import Changed, exact, numbers, untyped
 from offrl_store.schema import Column
 
 TAKE_S = 0.05  # between two looks at what has come

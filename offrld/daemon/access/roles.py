@@ -12,7 +12,7 @@ from offrld.daemon.access.caller import Caller
 from offrld.daemon.queue import dataset_rows
 from offrld.daemon.queue.database import Connection
 from offrld.daemon.queue.job_record import find
-from offrld.daemon.state import State
+from offrld.state.folder import StateFolder
 
 OPERATOR = "operator"
 HINT = "an operator of the daemon gives a key another role: `offrl keys role NAME ROLE` on its machine"
@@ -47,7 +47,7 @@ def check_dataset(db: Connection, dataset: str, caller: Caller) -> None:
         raise NotAllowed(f"{caller} may change its own datasets only: {dataset!r} {whose}", hint=f"its owner or an operator may; {HINT}")
 
 
-def check_append(db: Connection, state: State, dataset: str, caller: Caller) -> None:
+def check_append(db: Connection, state: StateFolder, dataset: str, caller: Caller) -> None:
     """Raise `NotAllowed` if a job of the caller's that adds episodes to the dataset would push out somebody else's.
 
     This happens if the dataset is bounded, or will be because an unfinished job of somebody else creates it with a limit.

@@ -9,7 +9,6 @@ from offrl import named, wire
 from offrl.errors import Conflict, InvalidInput
 from offrl.job import TRAINS, WRITES_DATASET, CollectSpec, ImportSpec, TrainOnlineSpec, TrainSpec
 from offrl.set_values import flat
-from offrld import import_roots
 from offrld.daemon import queue
 from offrld.daemon.access import roles
 from offrld.daemon.access.caller import Caller
@@ -21,6 +20,8 @@ from offrld.daemon.queue.views import job_info
 from offrld.daemon.storage import inherited
 from offrld.daemon.storage import rerun as reruns
 from offrld.daemon.workers import catalog
+from offrld.state import import_roots
+from offrld.state import inherited as inherited_files
 
 
 async def submit(app: App, request: wire.Submit) -> wire.Submitted:
@@ -133,7 +134,7 @@ def _submit(
     if created:
         inherited.pin(db, job, taken)
         if repeat is not None:
-            reruns.keep_taken(app.state, repeat, job)
+            inherited_files.hand_on(app.state.run(repeat.of.id), app.state.run(job), repeat.kept)
     return job, created
 
 
@@ -189,7 +190,7 @@ def _control(db: Connection, app: App, request: wire.ControlJob, caller: Caller)
 async def _check_retry(app: App, job: str) -> None:
     found = await app.database.read(job_record.find, job)
     if found.kind in (*TRAINS, "collect") and found.state.ended:
-        kept = [path.stem for path in (app.state.job(job) / reruns.TAKEN).glob("*.safetensors")]
+        kept = inherited_files.names(app.state.run(job))
         spec = job_record.SPEC.validate_python(found.spec)
         known = await app.catalog.ready()
         if any(each["name"] == found.spec.get("algorithm") for each in known["algorithms"]) or found.kind == "collect":

@@ -23,8 +23,8 @@ from offrl.set_values import flat
 from offrl_store.disk import write_atomic
 from offrld import settings
 from offrld.daemon.queue.datasets import action_kind
-from offrld.daemon.state import State
 from offrld.executors.local import LocalExecutor
+from offrld.state.folder import StateFolder
 
 DESCRIBE_S = 180.0  # loading torch and gymnasium from a cold disk
 ASK_S = 60.0  # an answer, which may take a simulator to be made
@@ -39,7 +39,7 @@ log = logging.getLogger("offrld.catalog")
 class Catalog:
     """The algorithms and environments of this installation. ``start`` it early; ``ready`` waits for it."""
 
-    def __init__(self, state: State, executor: LocalExecutor) -> None:
+    def __init__(self, state: StateFolder, executor: LocalExecutor) -> None:
         self._state = state
         self._executor = executor
         self._loading: asyncio.Task[dict[str, Any]] | None = None

@@ -1,39 +1,49 @@
-"""The state folder: where everything stands in it, its lock, and names below it that cannot leave it."""
+"""The daemon's state folder: the path of everything in it, its default place, its lock, and what the system refuses there."""
 
 from __future__ import annotations
 
 import errno
 import fcntl
 import os
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 
 from offrl.errors import Conflict, DiskFull, InternalError, InvalidInput
 from offrl_store.errors import OffrlError
+from offrld.state.run_folder import RunFolder
 
-RESTORING = ".restoring"  # there while `offrl restore` fills the folder
+RESTORING = ".restoring"  # exists while `offrl restore` fills the folder
+UNFINISHED_DATASET = ".tmp-"  # a dataset that an import job has not finished: this and the job
 FOLDER_HINT = "see its owner, its mode, and whether its disk is mounted read-only; nothing that was acknowledged is lost"
 SOCKET_LIMIT = 107  # bytes of a unix socket's path: sun_path of Linux less its final zero
 
 
 @dataclass(frozen=True)
-class State:
-    """Paths of one state folder."""
+class StateFolder:
+    """The paths of one state folder."""
 
     root: Path
 
     @property
-    def run(self) -> Path:
+    def settings(self) -> Path:
+        return self.root / "offrld.toml"
+
+    @property
+    def runtime(self) -> Path:
+        """The folder of the running daemon: its socket, its lock, and its workers."""
         return self.root / "run"
 
     @property
     def socket(self) -> Path:
-        return self.run / "offrld.sock"
+        return self.runtime / "offrld.sock"
+
+    @property
+    def lock_file(self) -> Path:
+        return self.runtime / "offrld.lock"
 
     @property
     def audit(self) -> Path:
-        """The audit log; older parts beside it, with a number."""
+        """The audit log; older parts beside it have a number."""
         return self.root / "audit.log"
 
     @property
@@ -41,51 +51,74 @@ class State:
         return self.root / "queue.sqlite"
 
     @property
+    def keys(self) -> Path:
+        return self.root / "keys"
+
+    @property
     def datasets(self) -> Path:
         return self.root / "datasets"
+
+    def dataset(self, name: str) -> Path:
+        """The store of a dataset."""
+        return self.datasets / name
+
+    def unfinished_dataset(self, job: str) -> Path:
+        """The store that an import job fills before it gets its name."""
+        return self.datasets / f"{UNFINISHED_DATASET}{job}"
 
     @property
     def uploads(self) -> Path:
         return self.root / "uploads"
 
+    def upload(self, upload: str) -> Path:
+        return self.uploads / upload
+
+    def upload_files(self, upload: str) -> Path:
+        """The files of an upload, as the client named them."""
+        return self.uploads / upload / "files"
+
     @property
     def jobs(self) -> Path:
         return self.root / "jobs"
+
+    def run(self, job: str) -> RunFolder:
+        """The run folder of a job."""
+        return RunFolder(self.jobs / job)
 
     @property
     def cache(self) -> Path:
         return self.root / "cache"
 
     @property
+    def inductor_cache(self) -> Path:
+        """Compiled updates."""
+        return self.cache / "inductor"
+
+    @property
+    def policy_templates(self) -> Path:
+        """Traced graphs of policies, which later exports reuse."""
+        return self.cache / "policies"
+
+    @property
     def packed(self) -> Path:
-        """What the daemon made out of run folders for a download: archives, and links that keep a file while it is read."""
+        """What the daemon made from run folders for downloads: archives, and links that keep a file while it is read."""
         return self.cache / "packed"
 
     @property
     def backups(self) -> Path:
-        """What is frozen for back-ups that are being copied."""
+        """Frozen files of back-ups that a client is copying."""
         return self.cache / "backup"
 
-    def job(self, job: str) -> Path:
-        return self.jobs / job
-
-    def events(self, job: str) -> Path:
-        return self.jobs / job / "events.jsonl"
-
-    def log(self, job: str) -> Path:
-        return self.jobs / job / "log.txt"
-
     def prepare(self, group: int | None = None) -> None:
-        """Make the folders; only this user, and ``group``, may enter ``run``. `InvalidInput` where that is not possible."""
-        if (self.root / RESTORING).exists():
-            raise InvalidInput(f"{self.root} is being restored, or a restore was cut short", hint="empty the folder, then `offrl restore`")
+        """Make the folders; only this user, and ``group``, may enter ``run``. Raises `InvalidInput`."""
+        self.check_restored()
         try:
-            for folder in (self.root, self.run, self.datasets, self.uploads, self.jobs, self.cache, self.packed, self.backups):
+            for folder in (self.root, self.runtime, self.datasets, self.uploads, self.jobs, self.cache, self.packed, self.backups):
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             if group is None:
-                self.run.chmod(0o700)
+                self.runtime.chmod(0o700)
             else:
-                for folder, mode in ((self.root, 0o710), (self.run, 0o750)):  # through the one, into the other
+                for folder, mode in ((self.root, 0o710), (self.runtime, 0o750)):  # through the one, into the other
                     os.chown(folder, -1, group)
                     folder.chmod(mode)
         except OSError as error:
@@ -93,17 +126,22 @@ class State:
                 f"cannot use {self.root} as the state folder: {error.strerror}", hint="choose another one with --state-dir"
             ) from None
 
+    def check_restored(self) -> None:
+        """Raise `InvalidInput` during a restore, and after one that was cut short."""
+        if (self.root / RESTORING).exists():
+            raise InvalidInput(f"{self.root} is being restored, or a restore was cut short", hint="empty the folder, then `offrl restore`")
+
     def check(self) -> None:
-        """That everything in it can be read and written, before anything is changed; `InvalidInput` names the first that cannot."""
-        for path in (self.root, self.run, self.datasets, self.uploads, self.jobs, self.cache, self.packed, self.database):
+        """Check, before anything changes, that everything in the folder can be read and written; `InvalidInput` names what cannot."""
+        for path in (self.root, self.runtime, self.datasets, self.uploads, self.jobs, self.cache, self.packed, self.database):
             needed = os.R_OK | os.W_OK | (os.X_OK if path != self.database else 0)
             if path.exists() and not os.access(path, needed):
                 where = "is on a disk that is read-only" if os.statvfs(path).f_flag & os.ST_RDONLY else "cannot be written by this user"
                 raise InvalidInput(f"cannot use {self.root} as the state folder: {path} {where}", hint=FOLDER_HINT)
 
     def lock(self) -> int:
-        """Take the lock of the folder for the life of this process; `Conflict` where another daemon has it. Returns its descriptor."""
-        path = self.run / "offrld.lock"
+        """Lock the folder for the life of this process; return the descriptor. Raises `Conflict` if another daemon has the lock."""
+        path = self.lock_file
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
@@ -123,7 +161,7 @@ class State:
 
 
 def refused(error: OSError, what: str) -> OffrlError | None:
-    """What the system has refused while ``what`` was done, as an error for the user; None where it is none of its refusals."""
+    """The error for the user when the system refused ``what``; None for any other `OSError`."""
     path = error.filename or what
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return DiskFull(f"the daemon's disk is full: {path}", hint="free some space there; nothing that was acknowledged is lost")
@@ -133,7 +171,7 @@ def refused(error: OSError, what: str) -> OffrlError | None:
 
 
 def default_state_dir() -> Path:
-    """$OFFRLD_STATE_DIR; for root an existing, writable /var/lib/offrld; else $XDG_STATE_HOME/offrld or ~/.local/state/offrld."""
+    """$OFFRLD_STATE_DIR; for root an existing, writable /var/lib/offrld; otherwise $XDG_STATE_HOME/offrld or ~/.local/state/offrld."""
     if named := os.environ.get("OFFRLD_STATE_DIR"):
         return Path(named)
     machine = Path("/var/lib/offrld")
@@ -141,30 +179,3 @@ def default_state_dir() -> Path:
         return machine
     base = os.environ.get("XDG_STATE_HOME") or os.path.join(os.path.expanduser("~"), ".local", "state")
     return Path(base) / "offrld"
-
-
-def relative_parts(path: str) -> tuple[str, ...]:
-    """The parts of a relative path that stays where it is; `InvalidInput` for anything absolute, "..", or odd."""
-    parts = tuple(path.split("/"))
-    for part in parts:
-        if part in ("", ".", "..") or len(os.fsencode(part)) > 255 or "\\" in part or any(ord(c) < 32 or ord(c) == 127 for c in part):
-            raise InvalidInput(f"{path[:200]!r} is not a path that may be used here", hint="relative, '/' between the parts, without '..'")
-    return parts
-
-
-def open_below(root: Path, path: str, flags: int = os.O_RDONLY) -> int:
-    """Open the regular file ``path`` below ``root`` without following a symbolic link in any part of it; `OSError` where that fails."""
-    *folders, name = relative_parts(path)
-    folder = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        for part in folders:
-            inner = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
-            os.close(folder)
-            folder = inner
-        descriptor = os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600, dir_fd=folder)
-    finally:
-        os.close(folder)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError(22, "not a regular file")
-    return descriptor

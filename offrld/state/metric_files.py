@@ -1,7 +1,7 @@
-"""Metric files of a train job: ``seed-S/metrics/NAME.csv`` with the header ``epoch,step,value``, and TensorBoard events.
+"""Metric files of a run: ``seed-S/metrics/NAME.csv`` with the header ``epoch,step,value``, and TensorBoard events.
 
-A row belongs to a step and is written once: on resuming, rows after the checkpoint's step are cut, those up to it stand, and
-`Metrics.record` leaves out what is there already. So a job that was killed and resumed has the rows of one that was not.
+A row belongs to a step and is written once. A resumed run cuts the rows after its checkpoint's step, and `MetricFiles.record` skips rows
+that exist already, so that a job that was killed and resumed has the same rows as one that was not.
 """
 
 from __future__ import annotations
@@ -9,20 +9,21 @@ from __future__ import annotations
 import math
 import os
 import re
+from collections.abc import Collection
 from pathlib import Path
 
 from offrl_store.disk import write_atomic
-from offrld.worker.runfolder import RunFolder
-from offrld.worker.tensorboard import EventWriter
+from offrld.state.run_folder import RunFolder
+from offrld.state.tensorboard import EventWriter
 
 HEADER = b"epoch,step,value\n"
 
 
-class Metrics:
-    """The metric files of all seeds of one run. ``latest`` holds name -> seed -> last value."""
+class MetricFiles:
+    """The metric files of all seeds of one run. ``latest`` maps name -> seed -> last value."""
 
     def __init__(self, run: RunFolder, seeds: list[int], interval: int) -> None:
-        """``interval``: updates between two rows of the training metrics; a row's epoch is the number of its interval, from 1."""
+        """``interval``: steps between two rows of the training metrics; the epoch of a row is the number of its interval, from 1."""
         self._run = run
         self._seeds = seeds
         self._interval = interval
@@ -33,7 +34,7 @@ class Metrics:
         self.latest: dict[str, dict[int, float]] = {}
 
     def resume(self, step: int) -> None:
-        """Cut all rows after ``step`` and go on from there."""
+        """Cut all rows after ``step`` and continue from there."""
         for seed in self._seeds:
             for path in sorted(self._run.metrics(seed).glob("*.csv")):
                 rows = _rows(path, step)
@@ -46,29 +47,24 @@ class Metrics:
                 self._purge = step + 1
 
     def recorded(self, name: str, step: int, seeds: list[int]) -> bool:
-        """Whether these seeds have a row of that metric at ``step`` (or after it)."""
+        """Whether each of these seeds has a row of that metric at ``step`` or later."""
         return all(self._last.get((name, seed), -1) >= step for seed in seeds)
 
     def best_steps(self, name: str, steps: list[int]) -> set[int]:
-        """Of these steps each seed's with the highest value (of equal ones the last)."""
-        found = set()
-        for seed in self._seeds:
-            path = self._run.metrics(seed) / f"{name}.csv"
-            rows = [(value, step) for step, value, _ in (_rows(path, steps[-1]) if steps and path.exists() else []) if step in steps]
-            if rows:
-                found.add(max(rows)[1])
-        return found
+        """For each seed, the one of these steps with the highest value (the last of equal ones)."""
+        best = (best_step(self._run.metrics(seed) / f"{name}.csv", steps) for seed in self._seeds)
+        return {step for step in best if step is not None}
 
     def evaluations_since_better(self, name: str, seed: int, step: int, delta: float) -> int:
-        """Rows of a seed's metric up to ``step`` since the last that was more than ``delta`` above all before it."""
-        path = self._run.metrics(seed) / f"{name}.csv"
+        """Count a seed's rows up to ``step`` since the last one that was more than ``delta`` above all earlier ones."""
         best, since = -math.inf, 0
-        for _, value, _ in _rows(path, step) if path.exists() else []:
-            best, since = (value, 0) if value > best + delta else (best, since + 1)
+        for row, value in read_metric(self._run.metrics(seed) / f"{name}.csv").items():
+            if row <= step:
+                best, since = (value, 0) if value > best + delta else (best, since + 1)
         return since
 
     def record(self, step: int, values: dict[str, dict[int, float]]) -> None:
-        """Append the rows of one step: ``values`` is name -> seed -> value. Rows that are there already are left as they are."""
+        """Append the rows of one step; ``values`` maps name -> seed -> value. Rows that exist already stay as they are."""
         shown: dict[int, dict[str, float]] = {}
         for metric, of_seeds in values.items():
             name = file_name(metric)
@@ -86,7 +82,7 @@ class Metrics:
             self._events[seed].scalars(step, scalars)
 
     def sync(self) -> None:
-        """Make all rows durable; called before a checkpoint, which promises the rows up to its step."""
+        """Make all rows durable. Call it before a checkpoint, which promises the rows up to its step."""
         for descriptor in self._files.values():
             os.fsync(descriptor)
 
@@ -103,17 +99,24 @@ class Metrics:
 
 
 def file_name(metric: str) -> str:
-    """The name of a metric's file: what a shell or a file system would trip over becomes an underscore."""
+    """The name of a metric's file, with an underscore for every character that a shell or a file system may reject."""
     return re.sub(r"[^A-Za-z0-9._-]", "_", metric)
 
 
 def read_metric(path: Path) -> dict[int, float]:
-    """Step -> value of a metric file; empty where there is none."""
-    return {step: value for step, value, _ in _rows(path, 10**18)} if path.exists() else {}
+    """Map step -> value of a metric file; empty if the file does not exist."""
+    return {step: value for step, value, _ in _rows(path)} if path.exists() else {}
 
 
-def _rows(path: Path, last_step: int) -> list[tuple[int, float, bytes]]:
-    """The complete rows of a metric file up to a step: (step, value, line)."""
+def best_step(path: Path, steps: Collection[int]) -> int | None:
+    """The one of ``steps`` with the highest value in a metric file, the last of equal ones; None if no step has a value."""
+    values = read_metric(path)
+    evaluated = [step for step in steps if not math.isnan(values.get(step, math.nan))]
+    return max(evaluated, key=lambda step: (values[step], step), default=None)
+
+
+def _rows(path: Path, last_step: float = math.inf) -> list[tuple[int, float, bytes]]:
+    """Complete rows of a metric file up to a step: (step, value, line)."""
     rows = []
     for line in path.read_bytes().splitlines(keepends=True)[1:]:
         parts = line.split(b",")
