@@ -130,7 +130,7 @@ class StoreReader:
     def _evicted(self, first: int, kept: int) -> SnapshotEvicted:
         return SnapshotEvicted(
             f"episodes {first} to {kept - 1} of {self.path} were evicted to keep its limit",
-            hint="refresh and make a new sampler, or let the writer keep the snapshot: store.writer(keep=[snapshot])",
+            hint="refresh and sample again, or have the writer keep the snapshot: store.writer(keep=[snapshot])",
         )
 
     def _check_size(self, file: Path, column: Column, rows: int) -> None:
