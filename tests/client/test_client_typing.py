@@ -52,7 +52,7 @@ def wrong(client: offrl.Client) -> None:
     client.submit("td3_bc", dataset="arm", steps="a thousand")
 """
 
-REVEALED = ("offrl.wire.JobInfo", "int", "offrl_store.schema.Episode", "offrl_store.sampler.Batch", "offrl_store.windows.WindowBatch")
+REVEALED = (".JobInfo", "int", "offrl_store.schema.Episode", "offrl_store.sampler.Batch", "offrl_store.windows.WindowBatch")
 
 
 @pytest.fixture
