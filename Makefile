@@ -38,10 +38,12 @@ test-busy: $(STAMP)    ## the test suite beside two busy loops
 lint: $(STAMP)   ## ruff (rules and format) and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python tools/phrases.py
 	$(BIN)/python -m mypy
 
-docs: $(STAMP)   ## docs/algorithms.md from the registry
+docs: $(STAMP)   ## docs/algorithms.md from the registry; options of jobs in docs/cli.md and in the client's keywords
 	$(BIN)/python -m offrld.docs
+	$(BIN)/python -m offrl.cli.reference
 
 bench: $(STAMP)  ## training speed of a real job against d3rlpy, side by side
 	$(BIN)/python -m benchmarks.train
@@ -74,7 +76,7 @@ bench-online: $(STAMP)     ## SAC on Pendulum and DQN on CartPole, trained onlin
 	$(BIN)/python -m benchmarks.online
 
 test-tutorials: $(STAMP)  ## every page of docs/tutorials and its script; Procgen's where it is installed
-	$(BIN)/python -m pytest -m '' tests/test_tutorials.py
+	$(BIN)/python -m pytest -m '' tests/docs/test_tutorials.py
 
 test-collect: $(STAMP)   ## collecting through a daemon that is killed, with a policy that still trains, in environments that break, on Atari
 	$(BIN)/python -m pytest -m slow tests/client/test_client_collect_daemon.py

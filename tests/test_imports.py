@@ -15,12 +15,14 @@ PACKAGES = {"offrl_store": ROOT / "datastore" / "offrl_store", "offrl": ROOT / "
 
 # What each part of offrld may import of the others; everything may import offrl and offrl_store. `settings` and what stands directly
 # in offrld belongs to no part. Each line of the work plane contains those above it.
+STATE = {"state"}
 PREPARATION = {"preprocess", "nets", "settings"}
-ENGINE = PREPARATION | {"engine"}
+ENGINE = PREPARATION | STATE | {"engine"}
 LOSSES = ENGINE | {"losses"}
 ALGOS = LOSSES | {"algos"}
 OUTPUTS = ALGOS | {"export", "evaluate", "collect", "importers"}
 MAY = {
+    "state": STATE,
     "preprocess": PREPARATION,
     "nets": PREPARATION,
     "engine": ENGINE,
@@ -30,11 +32,11 @@ MAY = {
     "export": OUTPUTS,
     "evaluate": OUTPUTS,
     "collect": OUTPUTS | {"inprocess"},
-    "inprocess": OUTPUTS | {"inprocess", "worker"},
+    "inprocess": OUTPUTS | {"inprocess"},
     "datasets": OUTPUTS | {"datasets", "inprocess"},
     "worker": OUTPUTS | {"datasets", "worker", "inprocess"},
-    "executors": {"executors"},
-    "daemon": {"daemon", "executors"},
+    "executors": {"executors"} | STATE,
+    "daemon": {"daemon", "executors"} | STATE,
     "demo": {"demo", "collect"},
 }
 # What each room of a package may import of the others; the files beside the rooms are in GROUND (below all rooms) or above them.
@@ -55,9 +57,9 @@ ROOMS = {
         "handlers": {"queue", "access", "storage", "health", "workers"},
     },
 }
-GROUND = {"offrld.engine": set(), "offrld.daemon": {"state", "config", "settings_list", "logs", "passes"}}
+GROUND = {"offrld.engine": set(), "offrld.daemon": {"config", "settings_list", "logs", "passes"}}
 ABOVE_FOR = {("offrld.daemon", "handlers"): {"app"}}  # requests are answered with the whole daemon at hand
-WORK_PLANE = (OUTPUTS | {"datasets", "worker"}) - {"settings"}  # the daemon checks settings by their rules; no torch
+WORK_PLANE = (OUTPUTS | {"datasets", "worker"}) - {"settings"} - STATE  # the daemon checks settings by their rules; no torch
 HEAVY = ("torch", "gymnasium", "h5py", "onnx", "onnxscript", "safetensors", "tensorboard", "mujoco", "pandas", "scipy")
 
 
@@ -163,8 +165,8 @@ def test_the_rooms_of_a_package_keep_their_order(package: str) -> None:
 
 def test_the_control_plane_imports_nothing_of_the_work_plane() -> None:
     def rule(name: str, imported: str) -> bool:
-        control = part(name) in ("daemon", "executors") or inside(name, "offrl") or inside(name, "offrl_store")
-        if part(name) in ("daemon", "executors") and part(imported) in WORK_PLANE:
+        control = part(name) in ("daemon", "executors", "state") or inside(name, "offrl") or inside(name, "offrl_store")
+        if part(name) in ("daemon", "executors", "state") and part(imported) in WORK_PLANE:
             return True
         return control and imported.split(".")[0] == "torch"
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from offrl.recording import Recorder
     from offrl.recording.wrapper import RecordEpisodes
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # onnxruntime reports its use to its maker over the network, unless this is set before it is loaded. A robot reports to nobody.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -34,17 +34,19 @@ _MODULES = ("environments", "errors", "rollout")
 __all__ = ["Client", "Datasets", "Job", "Policy", "RecordEpisodes", "Recorder", "__version__", "environments", "errors", "rollout"]
 
 
-def __getattr__(name: str) -> Any:
-    import importlib
+if not TYPE_CHECKING:  # a type checker would accept every name
 
-    if name in _WHERE:
-        value = getattr(importlib.import_module(_WHERE[name]), name)
-    elif name in _MODULES:
-        value = importlib.import_module(f"offrl.{name}")
-    else:
-        raise AttributeError(f"module 'offrl' has no attribute {name!r}")
-    globals()[name] = value
-    return value
+    def __getattr__(name: str) -> Any:
+        import importlib
+
+        if name in _WHERE:
+            value = getattr(importlib.import_module(_WHERE[name]), name)
+        elif name in _MODULES:
+            value = importlib.import_module(f"offrl.{name}")
+        else:
+            raise AttributeError(f"module 'offrl' has no attribute {name!r}")
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

@@ -1,4 +1,4 @@
-"""Bounded stores: which episodes are too many, giving their rows back to the file system, and telling readers.
+"""Bounded stores: decide which episodes exceed the limit, announce it to readers, and return their rows to the file system.
 
 Order of an eviction: the header's `first` is written and synced, then the holes are punched. A reader that looks at `first` after it has
 copied rows therefore never keeps a row of a hole.
@@ -6,19 +6,14 @@ copied rows therefore never keeps a row of a hole.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from offrl_store import disk
 from offrl_store import format as layout
-from offrl_store.errors import InvalidInput, SnapshotEvicted, StoreCorrupt
-
-if TYPE_CHECKING:
-    from offrl_store.store import EpisodeStore, Snapshot
+from offrl_store.errors import InvalidInput, SnapshotEvicted
+from offrl_store.reader import Snapshot, StoreReader
 
 
 def checked_limit(transitions: int | None, size: int | None) -> dict[str, int]:
@@ -36,7 +31,7 @@ def checked_limit(transitions: int | None, size: int | None) -> dict[str, int]:
 class Bound:
     """The writer's view of a bounded store: how much it holds, and the oldest episode to keep."""
 
-    def __init__(self, store: EpisodeStore, keep: Sequence[Snapshot]) -> None:
+    def __init__(self, store: StoreReader, keep: Sequence[Snapshot]) -> None:
         ((self._kind, self._limit),) = store.limit.items()
         self._row_bytes = store.schema.row_bytes
         self.first, self._counted, self._held = store.first, store.first, 0
@@ -57,7 +52,7 @@ class Bound:
             return records["steps"] - (records["flags"] == layout.FINAL_MISSING)
         return (records["steps"] + 1) * self._row_bytes + layout.SIZE
 
-    def due(self, store: EpisodeStore) -> bool:
+    def due(self, store: StoreReader) -> bool:
         """Take in what was committed; whether something must be given back, after which ``first`` is the oldest episode to keep."""
         log = store._log
         self._held += int(self._sizes(log.since(self._counted)).sum())
@@ -78,7 +73,7 @@ class Bound:
         self.first, self._held = before + gone, self._held - int(sizes[gone - 1])
         return True
 
-    def punch(self, store: EpisodeStore, columns: Sequence[int], log: int) -> None:
+    def punch(self, store: StoreReader, columns: Sequence[int], log: int) -> None:
         """Make holes of the rows before ``first`` and of their records. A file system that has none keeps the bytes."""
         row, page = int(store._log.since(self.first)["first_row"][0]), layout.PAGE
         for column, descriptor in zip(store.schema.columns, columns, strict=True):
@@ -90,25 +85,3 @@ class Bound:
         start = max(start, self._punched_log)
         if end > start and disk.punch(log, start, end - start):
             self._punched_log = end
-
-
-class Guard:
-    """Reads which episode is the oldest one kept, again and again, at the cost of one system call."""
-
-    def __init__(self, file: Path) -> None:
-        self._file, self._seen, self._first = file, b"", 0
-        try:
-            self._descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError as error:
-            raise StoreCorrupt(f"{file} is missing", hint="restore the file from a copy") from error
-
-    def first(self) -> int:
-        raw = os.pread(self._descriptor, layout.SIZE, 0)
-        if raw != self._seen:
-            self._first, self._seen = layout.read_first(self._descriptor, self._file), raw
-        return self._first
-
-    def __del__(self) -> None:
-        descriptor, self._descriptor = getattr(self, "_descriptor", -1), -1
-        if descriptor >= 0:
-            os.close(descriptor)

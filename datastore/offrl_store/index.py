@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from offrl_store import format as layout
 from offrl_store.errors import EmptyStore, InvalidInput
-
-if TYPE_CHECKING:
-    from offrl_store.store import EpisodeStore
+from offrl_store.reader import StoreReader
 
 
 class Index:
@@ -24,7 +22,7 @@ class Index:
     first of them since the store's beginning. Raises InvalidInput, EmptyStore.
     """
 
-    def __init__(self, store: EpisodeStore, episodes: Any = None, next_action: bool = False) -> None:
+    def __init__(self, store: StoreReader, episodes: Any = None, next_action: bool = False) -> None:
         records = store.episode_table
         numbers = np.arange(len(records)) if episodes is None else episode_numbers(store, episodes)
         if episodes is not None:
@@ -92,7 +90,7 @@ def _find(first: np.ndarray, steps: np.ndarray, rows: np.ndarray) -> tuple[np.nd
     return np.where((t >= 0) & (t < steps[episode]), episode, -1), t
 
 
-def episode_numbers(store: EpisodeStore, episodes: Any) -> np.ndarray:
+def episode_numbers(store: StoreReader, episodes: Any) -> np.ndarray:
     """``episodes`` as int64, each one of the store's. Raises InvalidInput."""
     other = getattr(episodes, "store", store)
     if other is not store and getattr(other, "path", None) != store.path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -13,19 +13,17 @@ from offrl_store import format as layout
 from offrl_store.arguments import Outputs, flag, number, whole
 from offrl_store.errors import InvalidInput
 from offrl_store.kernels import kernels
+from offrl_store.reader import StoreReader
 from offrl_store.rng import stream_id
 from offrl_store.sampler import Sampler, TransitionSampler
 from offrl_store.windows import WindowSampler
-
-if TYPE_CHECKING:
-    from offrl_store.store import EpisodeStore
 
 STREAM = stream_id("mix")
 WORD = (1 << 64) - 1
 SCALE = 1 << 53  # shares are drawn as whole numbers below this
 
 
-def mix(stores: Iterable[tuple[EpisodeStore, float]]) -> Mix:
+def mix(stores: Iterable[tuple[StoreReader, float]]) -> Mix:
     """Several stores as one source of batches: ``mix([(expert, 0.25), (replay, 0.75)]).transitions(256, seed=0)``.
 
     Args:
@@ -39,7 +37,7 @@ def mix(stores: Iterable[tuple[EpisodeStore, float]]) -> Mix:
 class Mix:
     """Use ``mix``."""
 
-    def __init__(self, stores: Iterable[tuple[EpisodeStore, float]]) -> None:
+    def __init__(self, stores: Iterable[tuple[StoreReader, float]]) -> None:
         try:
             pairs = [(store, weight) for store, weight in stores]
         except (TypeError, ValueError) as error:
@@ -190,7 +188,7 @@ class MixSampler:
         self._step = whole(step, "step", 0, (1 << 64) - 1)
 
     def sample(self) -> Any:
-        """The next batch. It is the same object every time, with its arrays filled anew."""
+        """The next batch. It is the same object every time, with new values in its arrays."""
         if not self.exact:
             kernels().draw(self.seed, self._step, STREAM, SCALE, self._draws)
             before = 0
@@ -224,7 +222,7 @@ class MixSampler:
 
 
 def select(
-    store: EpisodeStore,
+    store: StoreReader,
     *,
     min_return: float | None = None,
     max_return: float | None = None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -13,11 +13,9 @@ from offrl_store.arguments import Outputs, allocate, flag, number, whole
 from offrl_store.errors import InvalidInput
 from offrl_store.index import Index, episode_numbers
 from offrl_store.kernels import kernels
+from offrl_store.reader import StoreReader
 from offrl_store.rng import stream_id
 from offrl_store.sampler import Batch, TransitionSampler
-
-if TYPE_CHECKING:
-    from offrl_store.store import EpisodeStore
 
 STREAM = stream_id("prioritized")
 STATE = ("priorities", "max_priority", "beta", "step", "seed", "alpha", "eps", "first_row", "end_row")
@@ -39,7 +37,7 @@ class PrioritizedSampler(TransitionSampler):
 
     def __init__(
         self,
-        store: EpisodeStore,
+        store: StoreReader,
         *,
         batch_size: int,
         alpha: float = 0.6,
@@ -61,7 +59,7 @@ class PrioritizedSampler(TransitionSampler):
         self._max_priority = 1.0
         super().__init__(store, batch_size=batch_size, seed=seed, episodes=episodes, out=out, stream=STREAM, **options)
 
-    def _build(self, store: EpisodeStore, index: Index, outputs: Outputs) -> None:
+    def _build(self, store: StoreReader, index: Index, outputs: Outputs) -> None:
         super()._build(store, index, outputs)
         self._index, self._numbers = index, allocate((self.batch_size,), "i8")
         self._drawn = False  # whether the batch holds the transitions of _numbers
@@ -105,7 +103,7 @@ class PrioritizedSampler(TransitionSampler):
         return leaves
 
     def sample(self) -> Batch:
-        """The next batch. It is the same object every time, with its arrays filled anew."""
+        """The next batch. It is the same object every time, with new values in its arrays."""
         self._tree.sample(self.seed, self._step, STREAM, self._beta, self._numbers, self._weight)
         self._kernel.gather(self._numbers)
         self._check()
@@ -135,7 +133,7 @@ class PrioritizedSampler(TransitionSampler):
             raise InvalidInput(f"priorities are no numbers: {error}") from error
         if index.ndim != 1 or (index.size and index.dtype.kind not in "iu") or values.shape != index.shape:
             raise InvalidInput(
-                f"index and priorities have shapes {list(index.shape)} and {list(values.shape)}, due are whole numbers [n] "
+                f"index and priorities have shapes {list(index.shape)} and {list(values.shape)}; expected whole numbers [n] "
                 "and priorities [n]"
             )
         if not len(index):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from dataclasses import field as dataclass_field
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
@@ -13,12 +13,10 @@ from offrl_store.arguments import Outputs, allocate, as_bytes, extras, flag, hea
 from offrl_store.errors import InvalidInput
 from offrl_store.index import Index
 from offrl_store.kernels import kernels
+from offrl_store.reader import StoreReader
 from offrl_store.returns import last_reward, returns_of, rewards
 from offrl_store.rng import stream_id
 from offrl_store.schema import Column, Schema
-
-if TYPE_CHECKING:
-    from offrl_store.store import EpisodeStore
 
 STREAM = stream_id("transitions")
 ORDER_STREAM = stream_id("epochs")
@@ -34,7 +32,7 @@ class Batch:
 
     observation, next_observation [B, ...] in the field's dtype, action [B, A] (floats) or [B] int64, each a dict of arrays where the
     schema has several fields; reward (discounted n-step sum), terminal (0 or 1), discount (gamma^steps used) float32 [B]; index int64 [B],
-    the row; next_action like action (None unless asked for); extra: the extras asked for.
+    the row; next_action like action (None unless requested); extra: the requested extras.
 
     None unless the sampler gives them: returns float32 [B], the discounted sum of the rewards to the episode's end, and remaining
     int64 [B], the number of rewards in it (so that rewards a r + b give a returns + b (1 - gamma^remaining) / (1 - gamma)); weight
@@ -64,7 +62,7 @@ class Sampler(Generic[BatchOf]):
     rows: the rows of the transitions to draw from (``batch.index``, or a TransitionList), default all; one given twice counts twice.
 
     Iterating gives batches: without end, or (``replacement=False``) to the end of the epoch, so that one loop is one epoch. Each batch is
-    the same object, filled anew: keep copies of what is to outlive a turn.
+    the same object with new values: copy what must outlive an iteration.
     """
 
     _kernel: Any
@@ -72,7 +70,7 @@ class Sampler(Generic[BatchOf]):
 
     def __init__(
         self,
-        store: EpisodeStore,
+        store: StoreReader,
         index: Index,
         *,
         batch_size: int,
@@ -120,7 +118,7 @@ class Sampler(Generic[BatchOf]):
         self._step = whole(step, "step", 0, (1 << 64) - 1)
 
     def sample(self) -> BatchOf:
-        """The next batch. It is the same object every time, with its arrays filled anew (a short last batch of an epoch: its first rows).
+        """The next batch. It is the same object every time, with new values in its arrays (for a short last batch, in its first rows).
 
         Raises SnapshotEvicted where a bounded store has dropped an episode of the sampler meanwhile.
         """
@@ -202,7 +200,7 @@ class TransitionSampler(Sampler[Batch]):
 
     def __init__(
         self,
-        store: EpisodeStore,
+        store: StoreReader,
         *,
         batch_size: int,
         seed: int,
@@ -247,7 +245,7 @@ class TransitionSampler(Sampler[Batch]):
         outputs.finish()
         self._check()
 
-    def _build(self, store: EpisodeStore, index: Index, outputs: Outputs) -> None:
+    def _build(self, store: StoreReader, index: Index, outputs: Outputs) -> None:
         """Make the arrays of the batch and the kernel that fills them."""
         n = self.batch_size
         by_role = {role: [c for c in self.schema.columns if c.role == role] for role in ("observation", "action", "extra")}
@@ -295,7 +293,7 @@ class TransitionSampler(Sampler[Batch]):
             **scalars,
         )
 
-    def _add_observation(self, kernel: Any, store: EpisodeStore, column: Column, outputs: Outputs) -> tuple[np.ndarray, np.ndarray]:
+    def _add_observation(self, kernel: Any, store: StoreReader, column: Column, outputs: Outputs) -> tuple[np.ndarray, np.ndarray]:
         field, k, n = column.field, self.frame_stack, self.batch_size
         source, shape = as_bytes(store.column(column.name)), (n, *stacked(field, k))
         given = any(outputs.has(name, column.key) for name in ("observation", "next_observation"))
@@ -310,13 +308,13 @@ class TransitionSampler(Sampler[Batch]):
         kernel.add_copy(source, as_bytes(after), k, True, self._repeat_first)
         return now, after
 
-    def _add_action(self, kernel: Any, store: EpisodeStore, column: Column, name: str, outputs: Outputs) -> np.ndarray:
+    def _add_action(self, kernel: Any, store: StoreReader, column: Column, name: str, outputs: Outputs) -> np.ndarray:
         field, at_next, rows = column.field, name == "next_action", store.column(column.name)
         if at_next and self._policy_action is not None:
             given = self._policy_action
             if given.shape != rows.shape or given.dtype != rows.dtype:
                 raise InvalidInput(
-                    f"next_action is {given.dtype} {list(given.shape)}, due is {rows.dtype} {list(rows.shape)}",
+                    f"next_action is {given.dtype} {list(given.shape)}; expected {rows.dtype} {list(rows.shape)}",
                     hint="one action for each row of the store, like its action column",
                 )
             rows = np.ascontiguousarray(given)

@@ -7,25 +7,23 @@ import json
 import os
 import secrets
 import zlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from offrl_store import format as layout
 from offrl_store.errors import EmptyStore
-
-if TYPE_CHECKING:
-    from offrl_store.schema import Column
-    from offrl_store.store import EpisodeStore
+from offrl_store.reader import StoreReader
+from offrl_store.schema import Column
 
 STATS_FILE = "stats.json"
-VERSION = 2  # of what is cached: another one is computed anew
+VERSION = 2  # of the cached file: one of another version is recomputed
 CHUNK_BYTES = 4 << 20
 LARGEST_ROW = 1024  # elements; a larger row (an image) is summarised as a whole and not place by place
 BINS = 20
 
 
-def stats(store: EpisodeStore) -> dict[str, Any]:
+def stats(store: StoreReader) -> dict[str, Any]:
     """Mean, std, min and max of returns, lengths and every field over the steps there are (padding aside).
 
     {"episodes", "steps", "transitions": n, "return", "length": {mean, std, min, max, histogram: [counts of 20 bins], edges: [21]},
@@ -57,7 +55,7 @@ def stats(store: EpisodeStore) -> dict[str, Any]:
     return found
 
 
-def load(store: EpisodeStore) -> dict[str, Any] | None:
+def load(store: StoreReader) -> dict[str, Any] | None:
     """The cached statistics with their snapshot; None where there are none or they are damaged."""
     try:
         body = json.loads((store.path / STATS_FILE).read_bytes())
@@ -71,19 +69,19 @@ def _checksum(body: dict[str, Any]) -> int:
     return zlib.crc32(json.dumps(body, sort_keys=True).encode())
 
 
-def _save(store: EpisodeStore, key: str, found: dict[str, Any]) -> None:
+def _save(store: StoreReader, key: str, found: dict[str, Any]) -> None:
     body = {"version": VERSION, "snapshot": key, "stats": found}
     body["crc"] = _checksum(body)
     temporary = store.path / f".{STATS_FILE}.{secrets.token_hex(4)}"
     try:
         temporary.write_text(json.dumps(body))
         os.replace(temporary, store.path / STATS_FILE)
-    except OSError:  # a folder that cannot be written, a full disk: computed anew the next time
+    except OSError:  # read-only folder or full disk: recomputed the next time
         with contextlib.suppress(OSError):
             temporary.unlink()
 
 
-def _field(store: EpisodeStore, column: Column, table: np.ndarray) -> dict[str, Any]:
+def _field(store: StoreReader, column: Column, table: np.ndarray) -> dict[str, Any]:
     """One pass over a column; the chunks' means and squares are joined as in Chan, Golub and LeVeque (1979)."""
     start = int(table["first_row"][0])
     last = table["first_row"] + table["steps"] - start

@@ -6,7 +6,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -14,11 +14,9 @@ from offrl_store import format as layout
 from offrl_store import meta, staging
 from offrl_store.disk import disk_errors, sync_files, sync_folder
 from offrl_store.errors import InvalidEpisode, InvalidInput
+from offrl_store.reader import Snapshot
 from offrl_store.schema import Schema
 from offrl_store.validate import CheckedEpisode, convert_rows
-
-if TYPE_CHECKING:
-    from offrl_store.store import Snapshot
 
 
 class StepWriter(ABC):
@@ -43,7 +41,7 @@ class StepWriter(ABC):
     def begin(self, observation: Any, env: int = 0) -> None:
         """An episode of environment ``env`` begins with the observation that its reset gave.
 
-        Where one of that environment is open (it was reset early, or a crash left it), that one ends as truncated.
+        An open episode of that environment (after an early reset or a crash) ends as truncated.
         Raises InvalidEpisode.
         """
         self._check_open()
@@ -147,7 +145,7 @@ class StepWriter(ABC):
         arrays = self._batch_arrays(actions, rewards, observations, extra, count)
         done = np.logical_or(terminated, truncated)
         if done.shape != (count,):
-            raise InvalidInput(f"terminated and truncated have shape {done.shape}, due is ({count},)")
+            raise InvalidInput(f"terminated and truncated have shape {done.shape}; expected ({count},)")
         if batch.filled == batch.capacity:
             self._settle_all()
         now = batch.filled

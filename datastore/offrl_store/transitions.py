@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from offrl_store import format as layout
 from offrl_store.errors import InvalidInput
-
-if TYPE_CHECKING:
-    from offrl_store.schema import Episode
-    from offrl_store.store import EpisodeStore
+from offrl_store.reader import StoreReader
+from offrl_store.schema import Episode
 
 
 @dataclass(frozen=True, eq=False)
 class Transition:
-    """Step ``t`` of episode ``number``. Everything is read from the episode when asked for, as views where it can be."""
+    """Step ``t`` of episode ``number``. Values are read from the episode on demand, as views if possible."""
 
     episode: Episode
     number: int
@@ -74,7 +72,7 @@ class Transition:
 class TransitionList(Sequence):
     """Transitions of a store as a sequence: an index gives a Transition, a slice another list. Goes where samplers take ``rows``."""
 
-    def __init__(self, store: EpisodeStore, rows: np.ndarray) -> None:
+    def __init__(self, store: StoreReader, rows: np.ndarray) -> None:
         self.store, self.rows = store, rows  # int64, the rows of the transitions
 
     def __len__(self) -> int:
@@ -112,7 +110,7 @@ class TransitionList(Sequence):
         return f"<{len(self)} transitions of {self.store.path}>"
 
 
-def transition_rows(store: EpisodeStore, numbers: np.ndarray) -> np.ndarray:
+def transition_rows(store: StoreReader, numbers: np.ndarray) -> np.ndarray:
     """The rows of all transitions of these episodes that can be sampled, in their order, int64."""
     records = store.episode_table[numbers]
     count = records["steps"] - (records["flags"] == layout.FINAL_MISSING)

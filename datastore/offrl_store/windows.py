@@ -5,20 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from dataclasses import field as dataclass_field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from offrl_store.arguments import Outputs, as_bytes, extras, padding, single, stacked, whole
 from offrl_store.index import Index
 from offrl_store.kernels import kernels
+from offrl_store.reader import StoreReader
 from offrl_store.returns import returns_of, rewards
 from offrl_store.rng import stream_id
 from offrl_store.sampler import Sampler
 from offrl_store.schema import Schema
-
-if TYPE_CHECKING:
-    from offrl_store.store import EpisodeStore
 
 STREAM = stream_id("windows")
 
@@ -30,7 +28,7 @@ class WindowBatch:
     observation [B, L, ...] in the field's dtype, action [B, L, A] (floats) or [B, L] int64, each a dict of arrays where the schema has
     several fields; reward, mask (1: a real step), returns_to_go (undiscounted sum of the rewards from the step to the episode's end,
     beyond the window too), terminal (1 only on the last step of a terminated episode) float32 [B, L]; timesteps int64 [B, L], from 1
-    within the episode, 0 where there is no step; index int64 [B], the row of the last step; extra [B, L, ...]: the extras asked for;
+    within the episode, 0 where there is no step; index int64 [B], the row of the last step; extra [B, L, ...]: the requested extras;
     dataset int64 [B], which store of a mix (None otherwise).
     """
 
@@ -56,7 +54,7 @@ class WindowSampler(Sampler[WindowBatch]):
 
     def __init__(
         self,
-        store: EpisodeStore,
+        store: StoreReader,
         *,
         batch_size: int,
         length: int,
@@ -87,7 +85,7 @@ class WindowSampler(Sampler[WindowBatch]):
         outputs.finish()
         self._check()
 
-    def _build(self, store: EpisodeStore, index: Index, outputs: Outputs) -> None:
+    def _build(self, store: StoreReader, index: Index, outputs: Outputs) -> None:
         """Make the arrays of the batch and the kernel that fills them."""
         shape = (self.batch_size, self.length)
         parts: dict[str, Any] = {name: outputs.take(name, None, shape, "f4") for name in ("reward", "mask", "returns_to_go", "terminal")}

@@ -10,7 +10,7 @@ import fcntl
 import os
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
@@ -18,19 +18,19 @@ from offrl_store import eviction, meta
 from offrl_store import format as layout
 from offrl_store.disk import FULL, disk_errors, open_file, write_all
 from offrl_store.errors import InvalidInput, OffrlError, StoreLocked
+from offrl_store.reader import Snapshot, StoreReader
 from offrl_store.rows import ColumnFiles
 from offrl_store.schema import Episode
 from offrl_store.steps import StepWriter
 from offrl_store.validate import CheckedEpisode, validate
 
-if TYPE_CHECKING:
-    from offrl_store.store import EpisodeStore, Snapshot
+StoreT = TypeVar("StoreT", bound=StoreReader)
 
 
-class Writer(StepWriter):
+class Writer(StepWriter, Generic[StoreT]):
     """Appends episodes; made by ``EpisodeStore.writer()``. Leaving the ``with`` block commits, also when an exception leaves it."""
 
-    def __init__(self, store: EpisodeStore, keep: Sequence[Snapshot] = (), commit_s: float | None = None) -> None:
+    def __init__(self, store: StoreT, keep: Sequence[Snapshot] = (), commit_s: float | None = None) -> None:
         super().__init__()
         self._store, self._schema, self._path = store, store.schema, store.path
         self._commit_s, self._commit_time = commit_s, time.monotonic()
@@ -71,7 +71,7 @@ class Writer(StepWriter):
             self._write_header(sync=True)
 
     @property
-    def store(self) -> EpisodeStore:
+    def store(self) -> StoreT:
         """The store that it writes to; after a commit it holds what was committed."""
         return self._store
 
@@ -234,7 +234,7 @@ class Writer(StepWriter):
         finally:
             self._release()
 
-    def __enter__(self) -> Writer:
+    def __enter__(self) -> Writer[StoreT]:
         self._check_open()
         return self
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.metadata
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import offrl
 from offrl import wire
 from offrld.daemon.access import changes
 from offrld.daemon.access.audit import Audit
@@ -20,13 +20,13 @@ from offrld.daemon.queue.database import Database
 from offrld.daemon.queue.hub import Hub
 from offrld.daemon.queue.observer import Observer
 from offrld.daemon.queue.views.job_list import Listing
-from offrld.daemon.state import State
 from offrld.daemon.storage.keeper import Keeper
 from offrld.daemon.storage.removal import Removal
 from offrld.daemon.storage.uploads import Uploads
 from offrld.daemon.workers.catalog import Catalog
 from offrld.daemon.workers.supervisor import Supervisor
 from offrld.executors.local import LocalExecutor
+from offrld.state.folder import StateFolder
 
 
 class App:
@@ -38,7 +38,7 @@ class App:
         self.settings = settings
         self.sources = sources or Sources()
         self.observer = observer or Observer()
-        self.state = State(settings.state_dir)
+        self.state = StateFolder(settings.state_dir)
         self.started = time.monotonic()
         self.version = version()
         self.hub = Hub()
@@ -71,7 +71,9 @@ class App:
         """
         return self.log.record(self.caller(), action, outcome=outcome, **what)
 
-    def record(self, caller: Caller, request: wire.Request, reply: wire.Reply | None, problem: Exception | None) -> asyncio.Future[None]:
+    def record(
+        self, caller: Caller, request: wire.Request[Any], reply: wire.Reply | None, problem: Exception | None
+    ) -> asyncio.Future[None]:
         """The audit line of a request and what became of it."""
         outcome = "ok" if problem is None else str(getattr(problem, "code", "internal"))
         return self.log.record(caller, request.type, outcome=outcome, **changes.described(request, reply))
@@ -97,8 +99,5 @@ class App:
 
 
 def version() -> str:
-    """The installed version of the distribution."""
-    try:
-        return importlib.metadata.version("offrl")
-    except importlib.metadata.PackageNotFoundError:  # run from a source tree
-        return "unknown"
+    """Return the version of the running code; the metadata of an editable installation may be older."""
+    return offrl.__version__

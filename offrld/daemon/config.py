@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from offrl.errors import InvalidInput, NotAllowed, Unknown, nearest
 from offrl.explained import explained
-from offrld.daemon.state import SOCKET_LIMIT, State, default_state_dir
+from offrld.state.folder import SOCKET_LIMIT, StateFolder, default_state_dir
 
 MOST = 2**63 - 1  # of any number
 TEXT = 4096  # characters of any text
@@ -220,7 +220,7 @@ def load(state_dir: str | None, bind: str | None, config: str | None, insecure: 
 def load_with_sources(state_dir: str | None, bind: str | None, config: str | None, insecure: bool = False) -> tuple[Settings, Sources]:
     """`load`, with where each setting comes from."""
     named = state_dir or os.environ.get("OFFRLD_STATE_DIR")
-    file = Path(config) if config else (Path(named) if named else default_state_dir()) / "offrld.toml"
+    file = Path(config) if config else StateFolder(Path(named) if named else default_state_dir()).settings
     values: dict[str, Any] = {}
     try:
         values = tomllib.loads(file.read_text("utf-8-sig"))
@@ -248,7 +248,7 @@ def load_with_sources(state_dir: str | None, bind: str | None, config: str | Non
     if insecure:
         of["insecure"] = "command line"
         values["insecure"] = True
-    values.setdefault("bind", f"ipc://{State(Path(str(values['state_dir']))).socket}")
+    values.setdefault("bind", f"ipc://{StateFolder(Path(str(values['state_dir']))).socket}")
     try:
         settings = Settings.model_validate(values)
     except ValidationError as error:
@@ -327,11 +327,11 @@ def _explained(error: ValidationError, file: Path) -> InvalidInput:
     problem = explained(error)
     model: Any = Settings
     for part in problem.place[:-1]:
-        model = model.model_fields[part].annotation if isinstance(model, type) and issubclass(model, BaseModel) else None
+        model = model.model_fields[str(part)].annotation if isinstance(model, type) and issubclass(model, BaseModel) else None
     if problem.kind == "extra_forbidden":
         return Unknown(f"{file}: no setting {problem.where!r}", hint=nearest(str(problem.place[-1]), model.model_fields))
     if problem.kind.startswith("model_"):
-        name = problem.place[-1]
+        name = str(problem.place[-1])
         inside = ", ".join(model.model_fields[name].annotation.model_fields)
         return InvalidInput(f"{file}: [{name}] {problem.what}", hint=f"write [{name}] on a line alone, its settings below: {inside}")
     return InvalidInput(f"{file}: {problem}", hint="`offrl config --default` shows all settings")

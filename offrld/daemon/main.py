@@ -21,10 +21,10 @@ from offrld.daemon.config import Settings, Sources, load_with_sources
 from offrld.daemon.notify import notify
 from offrld.daemon.queue.observer import Observer
 from offrld.daemon.server import Server
-from offrld.daemon.state import State
 from offrld.daemon.transport import memory_guard
 from offrld.daemon.transport.endpoint import group_id
 from offrld.executors.local import LocalExecutor
+from offrld.state.folder import StateFolder
 
 log = logging.getLogger("offrld")
 PRINTS = {"--default-config", "--print-config", "--check-config", "--version", "--help", "-h", "restore"}  # on stdout
@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None, *, executor: LocalExecutor | None = 
         os.umask(0o077)
         sys.setswitchinterval(0.001)  # a thread that makes a list of 1,000 jobs gives way to the event loop after 1 ms, not 5
         startable.check(settings)
-        state = State(settings.state_dir)
+        state = StateFolder(settings.state_dir)
         state.prepare(None if settings.socket_group is None else group_id(settings.socket_group))
         state.check()
         lock = state.lock()

@@ -16,21 +16,21 @@ from collections import Counter
 from collections.abc import Awaitable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from offrl import keys, wire
 from offrl.errors import InternalError, InvalidMessage
 from offrl_store.errors import OffrlError
-from offrld.daemon.access import changes, roles
+from offrld.daemon.access import roles
 from offrld.daemon.access.caller import LOCAL, SERVICE, Caller, current
 from offrld.daemon.app import App
 from offrld.daemon.config import Settings
 from offrld.daemon.handlers import HANDLERS
 from offrld.daemon.logs import about
-from offrld.daemon.state import SOCKET_LIMIT, refused
 from offrld.daemon.transport.endpoint import FRAMES, PER_CLIENT, Endpoint
 from offrld.daemon.transport.keys import AllowList, Authenticator
 from offrld.daemon.transport.memory_guard import MemoryGuard
+from offrld.state.folder import SOCKET_LIMIT, refused
 
 PER_KEY = 512  # requests of one key that are being answered, over all its connections
 IN_ALL = 4096
@@ -42,6 +42,7 @@ BULK = 50  # jobs, events or other entries of a reply, from which on it is encod
 log = logging.getLogger("offrld.server")
 
 Client = tuple[Endpoint, bytes]
+Key = TypeVar("Key")
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Question:
     number: bytes  # of the client's own, to tell its answers apart
     caller: Caller
     sender: Any  # what tells who it is from: `Endpoint.caller`
-    request: wire.Request
+    request: wire.Request[Any]
     began: float
     size: int
 
@@ -166,7 +167,7 @@ class Server:
             self._answered(request.type if request is not None else "invalid", began, error)
             with about(getattr(request, "job", None)):
                 answer = _error(error, request.type if request is not None else "a request")
-            if request is not None and isinstance(error, OffrlError) and changes.changes(request):
+            if request is not None and isinstance(error, OffrlError) and request.changes():
                 self._app.record(caller, request, None, error)
         self._send(client, number, answer)
 
@@ -197,11 +198,9 @@ class Server:
             problem = error
         finally:
             self._bytes -= question.size
-            for counter, key in ((self._open, client), (self._of_key, caller.name)):
-                counter[key] -= 1
-                if counter[key] <= 0:
-                    del counter[key]
-        if changes.changes(request, result):
+            _take_one(self._open, client)
+            _take_one(self._of_key, caller.name)
+        if request.changes(result):
             await self._app.record(caller, request, result, problem)
         try:
             if problem is not None:
@@ -246,6 +245,13 @@ class Server:
     def _key_changed(self, action: str, name: str, role: str) -> None:
         log.info("%s: %s (%s)", action.replace("_", " "), name, role)
         self._app.audit(action, key=name, key_role=role)
+
+
+def _take_one(counter: Counter[Key], key: Key) -> None:
+    """Lower a count by one; a key that reaches 0 is removed."""
+    counter[key] -= 1
+    if counter[key] <= 0:
+        del counter[key]
 
 
 def _error(error: Exception, name: str) -> bytes:

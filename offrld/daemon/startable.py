@@ -12,9 +12,9 @@ from pathlib import Path
 from offrl import keys
 from offrl.errors import InvalidInput
 from offrld.daemon.config import Settings, tcp_parts
-from offrld.daemon.state import RESTORING, State
 from offrld.daemon.transport.endpoint import group_id
 from offrld.daemon.transport.local import SOCKET_HINT, clearable
+from offrld.state.folder import StateFolder
 
 FREE_S = 1.0  # for the process of a daemon that has just been killed to give back its address
 
@@ -24,12 +24,11 @@ def check(settings: Settings) -> None:
 
     That an address is taken is no fault where a daemon of this state folder runs: it has taken it.
     """
-    state = State(settings.state_dir)
+    state = StateFolder(settings.state_dir)
     if settings.socket_group is not None:
         group_id(settings.socket_group)
     _check_folder(state.root)
-    if (state.root / RESTORING).exists():
-        raise InvalidInput(f"{state.root} is being restored, or a restore was cut short", hint="empty the folder, then `offrl restore`")
+    state.check_restored()
     if state.root.exists():
         state.check()
     if settings.bind.startswith("ipc://"):
@@ -68,10 +67,10 @@ def _check_folder(root: Path) -> None:
         raise InvalidInput(f"cannot use {root} as the state folder: {error.strerror}", hint=hint) from None
 
 
-def _runs(state: State) -> bool:
+def _runs(state: StateFolder) -> bool:
     """Whether a daemon holds the lock of the state folder."""
     try:
-        descriptor = os.open(state.run / "offrld.lock", os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(state.lock_file, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return False
     try:

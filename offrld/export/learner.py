@@ -14,6 +14,7 @@ from offrld import settings
 from offrld.engine.learner.data import observation_column, spread_rows
 from offrld.engine.learner.policy_networks import input_names
 from offrld.export.onnx import PolicyExporter
+from offrld.export.templates import Templates
 from offrld.export.torchscript import export_torchscript
 from offrld.json_safe import json_safe
 
@@ -32,6 +33,7 @@ class LearnerExporter:
         store: what the parity check draws observations from, and what says its environment; by default the learner's own. None: the check
             draws numbers of its own.
         env_id: of the dataset, where there is no store.
+        templates: folder of the graphs that earlier jobs have traced.
     """
 
     def __init__(
@@ -42,9 +44,10 @@ class LearnerExporter:
         dataset: str | None = None,
         store: EpisodeStore | None = None,
         env_id: str | None = None,
+        templates: Path | None = None,
     ) -> None:
         self._learner, self._job, self._dataset = learner, job, dataset
-        self._exporter = PolicyExporter()
+        self._exporter = PolicyExporter(None if templates is None else Templates(templates))
         self._samples: dict[str, np.ndarray] | None = None  # what the parity check runs on
         store = store or learner.store
         self._env_id = env_id if store is None else store.metadata.get("env_id")

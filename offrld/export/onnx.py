@@ -9,11 +9,9 @@ assumed: the parity check runs on what is written, every time, and a mismatch le
 from __future__ import annotations
 
 import contextlib
-import copy
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +38,7 @@ from offrld.export.network import (
 )
 from offrld.export.parity import TOLERANCE, ObservationSpec
 from offrld.export.policy_file import annotate, described, with_metadata, write
+from offrld.export.templates import Template, Templates
 
 OPSET = 20
 SCORES = "scores"
@@ -77,25 +76,20 @@ def export_policy(
     return PolicyExporter().export(module, path, observation=observation, discrete=discrete, metadata=metadata, samples=samples)
 
 
-@dataclass
-class _Template:
-    """A traced module whose initializers are filled anew for every export."""
-
-    file: onnx.ModelProto  # outputs: action, and the next context
-    scored: onnx.ModelProto | None  # outputs: these and the scores; for the check only
-    names: list[str] = field(default_factory=list)  # initializers that are tensors of the module
-
-
 class PolicyExporter:
     """Exports policies, tracing each structure once. Keep one for the length of a job. Not for several threads at once.
+
+    Args:
+        templates: graphs that earlier processes have traced.
 
     Attributes:
         traces: how often a module was traced, for tests and benchmarks.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, templates: Templates | None = None) -> None:
         self.traces = 0
-        self._templates: dict[str, _Template] = {}
+        self._templates: dict[str, Template] = {}
+        self._kept = templates
 
     def export(
         self,
@@ -112,38 +106,34 @@ class PolicyExporter:
         fields = observation_specs(observation, samples)
         specs = fields | episode_specs(module, fields)
         key = _structure(module, specs, discrete)
-        template = self._templates.get(key)
+        template = self._templates.get(key) or (None if self._kept is None else self._kept.find(key))
         with torch.no_grad():
             reference = Reference(module, specs, discrete)
             difference = float("inf")
             if template is not None and _fill(template, module):
                 difference = _difference(reference, template)
-            if not difference <= TOLERANCE:
+            if traced := not difference <= TOLERANCE:
                 template = self._trace(module, specs, discrete)
                 difference = _difference(reference, template)
         if not difference <= TOLERANCE:
             self._templates.pop(key, None)
             raise differs(difference, reference)
         self._templates[key] = template
+        if traced and self._kept is not None:
+            self._kept.keep(key, template)
         data = with_metadata(template.file, described(reference, fields, dict(metadata or {}), difference))
         if path is not None:
             write(data, Path(path))
         return difference
 
-    def _trace(self, module: nn.Module, specs: Mapping[str, ObservationSpec], discrete: bool) -> _Template:
+    def _trace(self, module: nn.Module, specs: Mapping[str, ObservationSpec], discrete: bool) -> Template:
         self.traces += 1
         wanted = discrete and hasattr(module, "scores")
         outputs = [ACTION, *following(specs)]
         model = _to_onnx(_Graph(module, list(specs), wanted), specs, [*outputs, SCORES] if wanted else outputs)
-        scored = None
-        if wanted:
-            scored = onnx.ModelProto()
-            scored.CopyFrom(model)
-            del model.graph.output[-1]
-            _drop_unused(model.graph)
         tensors = _tensors(module)
-        template = _Template(model, scored, [t.name for t in model.graph.initializer if t.name in tensors])
-        onnx.checker.check_model(model, full_check=True)
+        template = Template.of(model, [tensor.name for tensor in model.graph.initializer if tensor.name in tensors], scored=wanted)
+        onnx.checker.check_model(template.file, full_check=True)
         return template
 
 
@@ -203,23 +193,6 @@ def _make_room(model: Any, names: set[str]) -> None:
                 value.name = f"inner.{value.name}"
 
 
-def _drop_unused(graph: onnx.GraphProto) -> None:
-    """Remove the nodes and initializers that no output needs."""
-    needed = {value.name for value in graph.output}
-    kept = []
-    for node in reversed(graph.node):
-        if any(name in needed for name in node.output):
-            kept.append(node)
-            needed.update(node.input)
-    kept.reverse()
-    initializers = [t for t in graph.initializer if t.name in needed]
-    nodes = [copy.deepcopy(node) for node in kept]
-    tensors = [copy.deepcopy(t) for t in initializers]
-    del graph.node[:], graph.initializer[:]
-    graph.node.extend(nodes)
-    graph.initializer.extend(tensors)
-
-
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
     """torch.onnx warns about what is meant so, and logs to stderr; a worker's log is read by people."""
@@ -257,7 +230,7 @@ def _structure(module: nn.Module, specs: Mapping[str, ObservationSpec], discrete
     return repr((parts, tensors, [(name, str(s.dtype), s.shape) for name, s in specs.items()], discrete))
 
 
-def _fill(template: _Template, module: nn.Module) -> bool:
+def _fill(template: Template, module: nn.Module) -> bool:
     """Put the module's values into the template's initializers; False when one is not as the trace saw it."""
     tensors = _tensors(module)
     names = set(template.names)
@@ -280,7 +253,7 @@ def _fill(template: _Template, module: nn.Module) -> bool:
 
 
 # ------------------------------------------------------------------------------------------------------------------- check
-def _difference(reference: Reference, template: _Template) -> float:
+def _difference(reference: Reference, template: Template) -> float:
     """The largest difference of what onnxruntime makes of the template."""
     given = _run(template.file, reference, [ACTION, *reference.following])
     scores = None if template.scored is None else [scores for (scores,) in _run(template.scored, reference, [SCORES])]

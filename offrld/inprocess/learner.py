@@ -9,6 +9,9 @@ from typing import Any
 
 from offrl.errors import InvalidInput
 from offrld import engine, settings
+from offrld.state.files import write_json
+from offrld.state.metric_files import MetricFiles
+from offrld.state.run_folder import RunFolder
 
 Metrics = dict[str, dict[int, float]]
 
@@ -98,14 +101,11 @@ class Learner(engine.Learner):
 
 def _recorder(learner: Learner, path: Path, per_epoch: int, save_interval: int) -> Callable[[int, Metrics, bool], None]:
     """Writes the folder of one fit: a job's run folder without the job."""
-    from offrld.worker.metric_files import Metrics as Files
-    from offrld.worker.runfolder import RunFolder, write_json
-
     if save_interval < 1:
         raise InvalidInput(f"save_interval takes a whole number from 1, got {save_interval!r}")
     path.mkdir(parents=True, exist_ok=True)
     run = RunFolder(path)
-    files = Files(run, list(learner.seeds), per_epoch)
+    files = MetricFiles(run, list(learner.seeds), per_epoch)
     files.resume(learner.step)
     write_json(run.config, {"algorithm": learner.algorithm.name, **settings.as_flat(learner.config)})
 

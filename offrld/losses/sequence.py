@@ -19,9 +19,9 @@ class SequenceConfig(Config):
     batch_size: int = setting(64, "windows per update", unit="windows", low=1, high=1_000_000)
     context_size: int = setting(20, "steps that the policy sees at once", unit="steps", low=1, high=10_000)
     max_timestep: int = setting(
-        1000, "largest time step that is told apart; later ones count as this one", unit="steps", low=1, high=10_000_000
+        1000, "largest time step with an embedding of its own; later steps share it", unit="steps", low=1, high=10_000_000
     )
-    return_conditioned: bool = setting(True, "the policy is told what return to reach; without that it clones what the data does")
+    return_conditioned: bool = setting(True, "condition the policy on a target return; false: imitate the data")
     reward_scaler: RewardScaler = RewardScaler()
     transformer: Transformer = Transformer()
 
@@ -45,13 +45,6 @@ def model(name: str, config: SequenceConfig, space: Space, encoder: Encoder, emb
 def mean_of_steps(value: Tensor, mask: Tensor) -> Tensor:
     """The mean of ``value [B, L]`` over the real steps; padding counts neither in the sum nor in the number."""
     return (value * mask).sum() / mask.sum()
-
-
-def steps(observation: Any) -> Any:
-    """Windows of observations ``[B, L, ...]`` as one batch ``[B L, ...]``."""
-    if isinstance(observation, dict):
-        return {name: value.flatten(0, 1) for name, value in observation.items()}
-    return observation.flatten(0, 1)
 
 
 def shifted(value: Tensor) -> Tensor:

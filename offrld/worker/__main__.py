@@ -21,17 +21,8 @@ from typing import TYPE_CHECKING, Any
 from offrld.worker.control import EXIT_STOPPED, Control, Stopped
 
 if TYPE_CHECKING:
-    from offrld.worker.runfolder import RunFolder
+    from offrld.state.run_folder import RunFolder
 
-# One module per kind of job, imported only for a job of that kind: an import job never loads torch.
-KINDS = {
-    "train": "offrld.worker.train",
-    "import": "offrld.worker.import_dataset",
-    "export": "offrld.worker.export_policy",
-    "dataset_export": "offrld.worker.dataset_export",
-    "collect": "offrld.worker.collect_steps",
-    "train_online": "offrld.worker.train_online",
-}
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 SPARE_THREADS = 1  # the libraries take the number when they are loaded: a spare worker serves jobs of this many threads alone
 END_STATES = {"pause": "paused", "cancel": "cancelled"}
@@ -92,15 +83,17 @@ def _settle(start: dict[str, Any]) -> None:
 
 
 def _run(start: dict[str, Any], control: Control, event_pipe: int, started: float) -> int:
+    from offrld.state.files import remove
+    from offrld.state.folder import StateFolder
+    from offrld.worker.claim import Fenced, claim
     from offrld.worker.failures import to_error
     from offrld.worker.report import Reporter
-    from offrld.worker.runfolder import Fenced, StateFolder, remove
 
-    state = StateFolder(start["state_dir"])
+    state = StateFolder(Path(start["state_dir"]))
     run = state.run(start["job"])
     try:
-        run.claim(int(start["attempt"]), control)
-    except Fenced as error:  # another worker writes this folder: not a word into it, nor to the daemon
+        claim(run, int(start["attempt"]), control)
+    except Fenced as error:  # another worker writes this folder: write nothing into it, nor to the daemon
         print(f"attempt {start['attempt']} of job {start['job']} gives up: {error}", file=sys.stderr)
         return EXIT_STOPPED
     except Stopped as stopped:
@@ -114,7 +107,7 @@ def _run(start: dict[str, Any], control: Control, event_pipe: int, started: floa
     try:
         from pydantic import TypeAdapter
 
-        from offrl.job import JobSpec
+        from offrl.job import KINDS, JobSpec
         from offrld.worker.budget import limit_disk, limit_memory
         from offrld.worker.confine import confine
         from offrld.worker.job import WorkerJob
@@ -138,7 +131,7 @@ def _run(start: dict[str, Any], control: Control, event_pipe: int, started: floa
         limit_disk(start, state)
         limit_memory(start)
         try:
-            reason = importlib.import_module(KINDS[job.spec.kind]).run(job)
+            reason = importlib.import_module(KINDS[job.spec.kind].worker).run(job)
         finally:
             remove(run.temporary)
     except Stopped as stopped:
@@ -148,12 +141,18 @@ def _run(start: dict[str, Any], control: Control, event_pipe: int, started: floa
             return EXIT_STOPPED
         report.end(END_STATES[stopped.reason])
     except BaseException as error:
-        described = to_error(error, decodes=start["spec"]["kind"] in ("import", "dataset_export"))
+        described = to_error(error, decodes=_decodes(start["spec"]["kind"]))
         print(f"failed: {described['message']}", file=sys.stderr, flush=True)
         report.end("failed", described)
     else:
         report.end("succeeded", reason=reason or "")
     return 0
+
+
+def _decodes(kind: str) -> bool:
+    from offrl.job import KINDS
+
+    return kind in KINDS and KINDS[kind].decodes
 
 
 def _placed(start: dict[str, Any]) -> dict[str, Any]:

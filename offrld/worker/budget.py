@@ -15,9 +15,10 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from offrl.job import KINDS
 from offrl_store import disk
 from offrld.disk_usage import usage
-from offrld.worker.runfolder import StateFolder
+from offrld.state.folder import StateFolder
 
 STEP = 4 << 20  # bytes between two looks at the file system: what others write meanwhile is seen that late
 SHARE = 4  # a worker takes a quarter of what is left, then looks again: others may be writing, too
@@ -64,7 +65,7 @@ class Budget:
 def limit_memory(start: dict[str, Any]) -> None:
     """Keep a job that decodes a submitter's file within ``workers.import_memory_mb``: what it asks for beyond that is a `MemoryError`."""
     limit = int(start.get("import_memory_mb") or 0) << 20
-    if limit and start["spec"]["kind"] in ("import", "dataset_export"):
+    if limit and KINDS[start["spec"]["kind"]].decodes:
         _soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
         resource.setrlimit(resource.RLIMIT_DATA, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
 
@@ -73,4 +74,4 @@ def limit_disk(start: dict[str, Any], state: StateFolder) -> None:
     """Put this process under the limits that its start message names."""
     keep_free, quota = int(start.get("keep_free_bytes") or 0), int(start.get("quota_bytes") or 0)
     if keep_free or quota:
-        disk.limit(Budget(state.path, keep_free, quota).reserve)
+        disk.limit(Budget(state.root, keep_free, quota).reserve)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from offrld.engine import CheckpointCorrupt, Learner
-from offrld.worker.runfolder import RunFolder
+from offrld.state.run_folder import RunFolder
 
 INTERVAL_S = 60.0  # of the checkpoints that guard against losing work; OFFRLD_CHECKPOINT_SECONDS overrides it
 NEWEST = 2  # time-based ones kept while training: if the newest is damaged, the one before serves

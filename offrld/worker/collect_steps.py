@@ -13,11 +13,11 @@ from offrl.rollout import make_env
 from offrl_store.disk import write_atomic
 from offrld.collect.collector import Collector
 from offrld.collect.explorers import explorer_of
+from offrld.state.files import remove
 from offrld.worker.control import Stopped
 from offrld.worker.growing_dataset import StepsDataset, give_up, whole_steps
 from offrld.worker.job import WorkerJob
 from offrld.worker.pace import Pace
-from offrld.worker.runfolder import remove
 
 POLICY = "policy.onnx"  # in the run folder: the uploaded file
 RECORD_S = 5.0  # between two records of the count
@@ -130,11 +130,10 @@ def _policy(job: WorkerJob) -> Any:
 def _uploaded(job: WorkerJob) -> Any:
     """The uploaded file, kept in the run folder from the first attempt on."""
     kept = job.run.path / POLICY
-    folder = job.state.uploads / job.spec.upload
     if not kept.exists():
-        files = sorted((folder / "files").glob("*")) if (folder / "files").is_dir() else []
+        files = sorted(job.state.upload_files(job.spec.upload).glob("*"))
         if len(files) != 1 or not files[0].is_file():
             raise InvalidInput(f"upload {job.spec.upload!r} is not one policy file", hint="submit the job again")
         write_atomic(kept, files[0].read_bytes())
-    remove(folder)
+    remove(job.state.upload(job.spec.upload))
     return kept

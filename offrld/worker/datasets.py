@@ -6,8 +6,8 @@ from pathlib import Path
 
 from offrl.errors import InvalidInput
 from offrl.job import ImportSpec
-from offrld import import_roots
-from offrld.worker.runfolder import StateFolder
+from offrld.state import import_roots
+from offrld.state.folder import StateFolder
 
 
 def source_path(spec: ImportSpec, state: StateFolder, roots: tuple[Path, ...]) -> Path:
@@ -16,7 +16,7 @@ def source_path(spec: ImportSpec, state: StateFolder, roots: tuple[Path, ...]) -
     Raises `NotAllowed` for a path outside the import roots or through a symbolic link, `InvalidInput` where nothing is there.
     """
     if spec.upload is not None:
-        files = state.uploads / spec.upload / "files"
+        files = state.upload_files(spec.upload)
         entries = sorted(files.iterdir()) if files.is_dir() else []
         if not entries:
             raise InvalidInput(f"upload {spec.upload!r} is not there any more", hint="upload the data again: `offrl datasets add`")

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 from offrl.errors import EnvironmentFailed, InvalidInput
 from offrld.collect.online import EVALUATION_FAILURES
-from offrld.worker.metric_files import Metrics, read_metric
-from offrld.worker.runfolder import RunFolder
+from offrld.state.metric_files import MetricFiles, read_metric
+from offrld.state.run_folder import RunFolder
 
 FAILED = "evaluation_failed"  # metric: how many of a seed's evaluations have failed so far
 DEATHS = 2  # of the process in evaluations, one after the other: no other is tried
@@ -22,7 +22,7 @@ class Evaluations:
         last: the message of the last failure of this attempt.
     """
 
-    def __init__(self, run: RunFolder, metrics: Metrics, seeds: Sequence[int]) -> None:
+    def __init__(self, run: RunFolder, metrics: MetricFiles, seeds: Sequence[int]) -> None:
         self._run, self._metrics, self._seeds = run, metrics, seeds
         self.last = ""
 

@@ -12,10 +12,10 @@ from offrld.algos import get
 from offrld.engine import Algorithm, CheckpointCorrupt, Learner
 from offrld.engine.learner.guards import Diverged
 from offrld.inprocess.training import load
+from offrld.state.run_folder import RunFolder
 from offrld.worker import inherited
 from offrld.worker.job import WorkerJob
 from offrld.worker.policy_files import PolicyFiles
-from offrld.worker.runfolder import RunFolder
 
 
 def run(job: WorkerJob) -> None:
@@ -41,6 +41,7 @@ def run(job: WorkerJob) -> None:
             raise Diverged(f"job {spec.job}: {trouble}", hint=f"it was in order at step {trouble.good}: fetch --step K")
         store = None if online else _store(job, trained, described["snapshot"])
         about = {"job": spec.job, "dataset": trained.dataset, "env_id": trained.env if online else described.get("env_id")}
+        about["templates"] = job.state.policy_templates
         PolicyFiles(learner, source, step=lambda: step, store=store, **about).export(seed, spec.format)
     job.report.message(f"policy of job {spec.job}: {source.policy(seed, step, spec.format).relative_to(source.path)}")
     job.report.progress(1, 1, force=True)

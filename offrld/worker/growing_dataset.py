@@ -12,12 +12,11 @@ from offrl_store import EpisodeStore, Snapshot
 from offrl_store.errors import OffrlError
 from offrld.collect.collector import Collector
 from offrld.dataset_info import dataset_info
+from offrld.state import origin
+from offrld.state.files import remove, write_json
 from offrld.worker.failures import to_error
-from offrld.worker.import_dataset import ORIGIN
 from offrld.worker.job import WorkerJob
-from offrld.worker.runfolder import remove, write_json
 
-RECORD = "steps.json"  # in the run folder: where the job was when everything was last made durable
 TELL_S = 10.0  # between two messages about the growing dataset
 EPISODES = 100_000  # of a dataset whose returns are worked out every time it is told of; a larger one is told of more seldom
 
@@ -35,9 +34,8 @@ class StepsDataset:
         job.state.datasets.mkdir(parents=True, exist_ok=True)
         self.note = {"job": job.id}
         self.record: dict[str, Any] = {}
-        file = job.run.path / RECORD
-        if file.exists():
-            self.record = json.loads(file.read_text())
+        if job.run.steps.exists():
+            self.record = json.loads(job.run.steps.read_text())
         self._told_at = -1e9
         self._told = -1
         self._known: list[Snapshot] = []  # the last two that the daemon was told of: a job may have been submitted for them just now
@@ -55,7 +53,7 @@ class StepsDataset:
 
     def created(self) -> None:
         """The collector has made the dataset: note whose it is."""
-        write_json(self.path / ORIGIN, {"job": self._job.id})
+        origin.write(self.path, self._job.id)
 
     def steps_before(self, store: EpisodeStore) -> int:
         """Steps of this job in the store that its record, of an earlier attempt, does not count yet, and those that it does."""
@@ -69,7 +67,7 @@ class StepsDataset:
     def save(self, store: EpisodeStore, steps: int, **state: Any) -> None:
         """Record that ``steps`` of the job are in whole episodes of the store, as it is now."""
         self.record = {"steps": steps, "episodes": store.first + len(store), **state}
-        write_json(self._job.run.path / RECORD, self.record)
+        write_json(self._job.run.steps, self.record)
 
     def tell(self, store: EpisodeStore, *, last: bool = False) -> None:
         """Tell the daemon what is in the dataset, now and then, or for the last time."""
@@ -85,10 +83,9 @@ class StepsDataset:
         """Remove a dataset that this job has made and put nothing into: it would stand in the way of the next."""
         try:
             store = self.open()
-            origin = json.loads((self.path / ORIGIN).read_text())["job"] if store is not None else None
-        except (OffrlError, OSError, ValueError, KeyError):
+        except (OffrlError, OSError):
             return
-        if store is not None and origin == self._job.id and store.first + len(store) == 0:
+        if store is not None and origin.made_by(self.path) == self._job.id and store.first + len(store) == 0:
             remove(self.path)
 
 

@@ -23,11 +23,11 @@ from offrl_store.errors import StoreLocked
 from offrld.dataset_info import dataset_info
 from offrld.datasets import open_named
 from offrld.importers import Skipped, Source, import_into
+from offrld.state import origin
+from offrld.state.files import remove, write_json
 from offrld.worker.datasets import source_path
 from offrld.worker.job import WorkerJob
-from offrld.worker.runfolder import remove, write_json
 
-ORIGIN = "import.json"  # in the dataset's folder: the job that made it (the daemon looks there, too)
 APPEND = "append.json"  # in the run folder: the dataset's number of episodes when an appending job began
 SKIPPED = "skipped.json"  # in the run folder: the episodes that were left out
 SAID = 20  # of them, as messages
@@ -43,7 +43,7 @@ def run(job: WorkerJob) -> str:
     target = job.state.dataset(spec.dataset)
     job.state.datasets.mkdir(parents=True, exist_ok=True)
     _remove_staged(job)  # of an attempt that was killed
-    if not spec.append and target.exists() and _made_by(target) == job.id:
+    if not spec.append and target.exists() and origin.made_by(target) == job.id:
         return _finish(job, "was imported already", _noted(job))  # by an attempt that was killed between the rename and its report
     skipped: list[Skipped] = []
     try:
@@ -63,19 +63,16 @@ def run(job: WorkerJob) -> str:
     return _finish(job, "appended" if spec.append else "imported", skipped)
 
 
-def _staged(job: WorkerJob) -> Path:
-    return job.state.datasets / f".tmp-{job.id}"
-
-
 def _remove_staged(job: WorkerJob) -> None:
-    for pattern in (f".tmp-{job.id}", f".tmp-{job.id}.*", f"..tmp-{job.id}.*"):  # the store and the importer work beside it
+    name = job.state.unfinished_dataset(job.id).name
+    for pattern in (name, f"{name}.*", f".{name}.*"):  # the store and the importer work beside it
         for path in job.state.datasets.glob(pattern):
             remove(path)
 
 
 def _read(job: WorkerJob, skipped: list[Skipped]) -> Path:
     """Read the whole source into a store that is no dataset yet."""
-    staged = _staged(job)
+    staged = job.state.unfinished_dataset(job.id)
     _import(job, staged, skipped)
     job.control.check()
     return staged
@@ -123,7 +120,7 @@ def _progress(job: WorkerJob) -> Callable[[int, int | None], None]:
 
 def _publish(staged: Path, target: Path, job: str) -> None:
     """Give the finished store its name: from then on it is there, also after a power cut."""
-    write_json(staged / ORIGIN, {"job": job})
+    origin.write(staged, job)
     try:
         publish(staged, target)
     except FileExistsError as error:
@@ -195,14 +192,6 @@ def segment_there(store: EpisodeStore, source: EpisodeStore) -> int:
                 break
             there += 1
     return there
-
-
-def _made_by(target: Path) -> str | None:
-    """The job that made a dataset."""
-    try:
-        return json.loads((target / ORIGIN).read_text())["job"]
-    except (OSError, ValueError, KeyError):
-        return None
 
 
 def _finish(job: WorkerJob, how: str, skipped: list[Skipped]) -> str:

@@ -1,8 +1,4 @@
-"""What a train job takes from other jobs: their newest checkpoints, kept in its own run folder from its first attempt on.
-
-A kept checkpoint is a second link to the same file, which costs no space; a later attempt, or an export, finds the same bits there although
-the other job has gone on or was removed.
-"""
+"""The checkpoints that a job inherits from other jobs (`offrld.state.inherited`), loaded."""
 
 from __future__ import annotations
 
@@ -12,13 +8,14 @@ from pathlib import Path
 
 from offrl.errors import InvalidInput
 from offrl.job import TrainOnlineSpec, TrainSpec, taken
-from offrl_store.disk import link_or_copy, sync_folder
 from offrld.algos import get
 from offrld.engine import Algorithm, CheckpointCorrupt, Loaded
 from offrld.engine.learner.loaded import choose
 from offrld.engine.updates import checkpoint
-from offrld.worker.metric_files import read_metric
-from offrld.worker.runfolder import RunFolder, StateFolder
+from offrld.state import inherited
+from offrld.state.folder import StateFolder
+from offrld.state.metric_files import read_metric
+from offrld.state.run_folder import RunFolder
 
 
 def inputs(state: StateFolder, run: RunFolder, algorithm: Algorithm, config: object) -> dict[str, Loaded]:
@@ -51,7 +48,7 @@ def keep(state: StateFolder, run: RunFolder, name: str, reference: str, ratio: f
 
     ``ratio``: of the job's last mean return; the checkpoint whose own is nearest to it is kept, instead of the newest.
     """
-    kept = run.taken / f"{name}.safetensors"
+    kept = inherited.path(run, name)
     if kept.exists():
         return kept
     job, seed = taken(reference)
@@ -59,7 +56,7 @@ def keep(state: StateFolder, run: RunFolder, name: str, reference: str, ratio: f
     steps = source.checkpoint_steps() if ratio is None else [_at_ratio(source, seed, ratio)]
     for step in reversed(steps):
         with contextlib.suppress(CheckpointCorrupt, FileNotFoundError):  # damaged, or replaced meanwhile: the next one serves
-            _link(source.checkpoint(step), kept)
+            inherited.inherit(source.checkpoint(step), run, name)
             checkpoint.read(kept)
             return kept
         kept.unlink(missing_ok=True)
@@ -75,9 +72,3 @@ def _at_ratio(source: RunFolder, seed: int | None, ratio: float) -> int:
         raise InvalidInput(f"job {source.path.name} has no checkpoint that was evaluated", hint="train it with --eval-env, --eval-every")
     wanted = ratio * evaluated[max(evaluated)]
     return min(evaluated, key=lambda step: (abs(evaluated[step] - wanted), -step))
-
-
-def _link(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    link_or_copy(source, target)
-    sync_folder(target.parent)

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from offrl.job import JobSpec
+from offrld.state.folder import StateFolder
+from offrld.state.run_folder import RunFolder
 from offrld.worker.control import Control
 from offrld.worker.report import Reporter
-from offrld.worker.runfolder import RunFolder, StateFolder
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from offrld.engine import Learner
 from offrld.export.learner import LearnerExporter
 from offrld.export.onnx import annotate
 from offrld.json_safe import json_safe
+from offrld.state.run_folder import RunFolder
 from offrld.worker.control import Control
-from offrld.worker.runfolder import RunFolder
 
 EVALUATION_SEED = 1000  # of the first episode's reset, as in `offrl evaluate`
 

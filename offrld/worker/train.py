@@ -20,15 +20,15 @@ from offrld.engine import Learner
 from offrld.engine.learner.guards import HELP, Diverged, Trouble
 from offrld.engine.updates.allocator import keep_freed_memory
 from offrld.json_safe import json_safe
+from offrld.state.files import write_json
+from offrld.state.metric_files import MetricFiles
 from offrld.worker import inherited
 from offrld.worker.checkpoints import Checkpoints
 from offrld.worker.control import Stopped
 from offrld.worker.evaluations import ERRORS, Evaluations
 from offrld.worker.failures import report_cause
 from offrld.worker.job import WorkerJob
-from offrld.worker.metric_files import Metrics
 from offrld.worker.pace import Pace
-from offrld.worker.runfolder import write_json
 from offrld.worker.versions import installed
 
 MOST_ROWS_APART = 1000  # updates between two rows of the training metrics, at most
@@ -79,7 +79,7 @@ class Training:
         )
         self.interval = max(1, min(MOST_ROWS_APART, spec.steps // 100))
         self.validate_every = spec.eval_every or max(1, spec.steps // VALIDATIONS)
-        self.metrics = Metrics(job.run, spec.seeds, self.interval)
+        self.metrics = MetricFiles(job.run, spec.seeds, self.interval)
         self.checkpoints = Checkpoints(
             job.run,
             self.learner,
@@ -274,7 +274,8 @@ class Training:
         if self._policies is None:
             from offrld.worker.policy_files import PolicyFiles
 
-            self._policies = PolicyFiles(self.learner, self.job.run, job=self.job.id, dataset=self.spec.dataset)
+            templates = self.job.state.policy_templates
+            self._policies = PolicyFiles(self.learner, self.job.run, job=self.job.id, dataset=self.spec.dataset, templates=templates)
         return self._policies
 
     def _describe(self) -> None:

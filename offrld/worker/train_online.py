@@ -31,6 +31,8 @@ from offrld.engine.updates import checkpoint
 from offrld.engine.updates.allocator import keep_freed_memory
 from offrld.inprocess.learner import Learner
 from offrld.json_safe import json_safe
+from offrld.state.files import write_json
+from offrld.state.metric_files import MetricFiles
 from offrld.worker import inherited
 from offrld.worker.checkpoints import Checkpoints
 from offrld.worker.control import Stopped
@@ -38,9 +40,7 @@ from offrld.worker.evaluations import ERRORS, Evaluations
 from offrld.worker.failures import report_cause
 from offrld.worker.growing_dataset import StepsDataset, give_up, whole_steps
 from offrld.worker.job import WorkerJob
-from offrld.worker.metric_files import Metrics
 from offrld.worker.pace import Pace
-from offrld.worker.runfolder import write_json
 from offrld.worker.versions import installed
 
 ROWS = 100  # of metrics over a run, at least
@@ -100,7 +100,7 @@ class OnlineJob:
         self.steps = self._whole(spec.steps)
         self.interval = self._whole(max(1, min(MOST_ROWS_APART, spec.steps // ROWS)))
         self.eval_every = self._whole(spec.eval_every or max(1, spec.steps // EVALUATIONS))
-        self.metrics = Metrics(job.run, spec.seeds, self.interval)
+        self.metrics = MetricFiles(job.run, spec.seeds, self.interval)
         self.checkpoints = Checkpoints(
             job.run,
             self.learner,
@@ -318,7 +318,12 @@ class OnlineJob:
             from offrld.worker.policy_files import PolicyFiles
 
             self._policies = PolicyFiles(
-                self.learner, self.job.run, job=self.job.id, dataset=self.spec.dataset, step=lambda: self.training.step
+                self.learner,
+                self.job.run,
+                job=self.job.id,
+                dataset=self.spec.dataset,
+                step=lambda: self.training.step,
+                templates=self.job.state.policy_templates,
             )
         return self._policies
 

@@ -21,8 +21,8 @@ from offrl.errors import CheckFailed, Conflict, InvalidInput, Unknown
 from offrl_store import EpisodeStore, Field, Schema
 from offrl_store.check import check
 from offrld.daemon.queue.database import connect
-from offrld.daemon.state import State
 from offrld.daemon.storage import backup
+from offrld.state.folder import StateFolder
 
 LONG = 10**6
 
@@ -194,7 +194,7 @@ def test_a_folder_that_is_not_empty_or_half_restored_is_refused(made: Path, new_
 # ------------------------------------------------------------------------------------------- a store that is written all the time
 @pytest.mark.parametrize("limit", [None, 3000])
 def test_a_dataset_that_is_written_step_by_step_is_frozen_at_one_moment(tmp_path: Path, limit: int | None) -> None:
-    state = State(tmp_path / "state")
+    state = StateFolder(tmp_path / "state")
     state.prepare()
     with contextlib.closing(connect(state.database)) as db:
         db.execute("INSERT INTO datasets VALUES ('data', '{}', 'x', 'y', 0.0)")

@@ -1,4 +1,4 @@
-"""What the daemon tells of itself: the overview, the checks of itself, its settings one by one."""
+"""What the daemon reports about itself: the overview, the checks of itself, its settings one by one."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from offrld.daemon.config import Settings, dotted, load, load_with_sources
 from offrld.daemon.health import checkup
 from offrld.daemon.health.machine import GPU_WAIT_S, parse_cards
 from offrld.daemon.queue.database import connect
-from offrld.daemon.state import State
+from offrld.state.folder import StateFolder
 
 OPERATIONS = Path(__file__).resolve().parents[2] / "docs" / "operations.md"
 
@@ -149,7 +149,7 @@ def test_a_worker_that_cannot_load_torch_is_a_failed_check(folders: Callable[[],
 
 def test_what_is_wrong_is_found(folders: Callable[[], Path], monkeypatch: pytest.MonkeyPatch) -> None:
     root = folders() / "state"
-    state = State(root)
+    state = StateFolder(root)
     state.prepare()
     settings = load(str(root), "ipc:///nonexistent/a.sock", None)
     found = statuses(checkup.service(state, settings))

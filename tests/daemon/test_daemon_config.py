@@ -11,7 +11,7 @@ import pytest
 from offrl.errors import InvalidInput, NotAllowed, Unknown
 from offrld.daemon.config import load
 from offrld.daemon.notify import notify, watchdog_interval
-from offrld.daemon.state import State, default_state_dir
+from offrld.state.folder import StateFolder, default_state_dir
 
 
 @pytest.fixture(autouse=True)
@@ -100,12 +100,12 @@ def test_a_state_folder_with_a_long_name_is_refused_with_the_way_out(tmp_path: P
 
 
 def test_only_the_user_may_enter_the_run_folder(tmp_path: Path) -> None:
-    state = State(tmp_path / "state")
-    state.run.mkdir(parents=True, mode=0o755)
+    state = StateFolder(tmp_path / "state")
+    state.runtime.mkdir(parents=True, mode=0o755)
     state.prepare()
-    assert state.run.stat().st_mode & 0o777 == 0o700
+    assert state.runtime.stat().st_mode & 0o777 == 0o700
     with pytest.raises(InvalidInput, match="state folder"):
-        State(Path("/proc/nothing")).prepare()
+        StateFolder(Path("/proc/nothing")).prepare()
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from offrld.daemon.queue.control import PART
 from offrld.daemon.queue.database import Connection, connect
 from offrld.daemon.queue.job_record import find
 from offrld.daemon.queue.views.job_list import Listing
-from offrld.daemon.state import State
+from offrld.state.folder import StateFolder
 
 ARM1, ARM2, BOSS = Caller("arm1", "submitter"), Caller("arm2", "submitter"), Caller("boss", "operator")
 
@@ -161,13 +161,13 @@ def test_the_client_gathers_all_parts(new_daemon: Callable[..., Daemon]) -> None
 
 
 # ------------------------------------------------------------------------------------------------------------------- datasets
-def bounded(state: State, name: str, limit: int | None) -> None:
+def bounded(state: StateFolder, name: str, limit: int | None) -> None:
     (state.datasets / name).mkdir(parents=True)
     (state.datasets / name / "schema.json").write_text(json.dumps({"limit": {"transitions": limit}} if limit else {}))
 
 
 def test_nobody_pushes_another_owner_s_episodes_out_of_a_dataset(db: Connection, tmp_path: Path) -> None:
-    state = State(tmp_path)
+    state = StateFolder(tmp_path)
     for name, owner, limit in (("buffer", "arm1", 100), ("open", "arm1", None), ("old", "arm1", 100)):
         keep(db, name, owner)
         bounded(state, name, limit)
@@ -209,7 +209,7 @@ def test_a_loop_goes_on_after_a_failed_pass_and_tells_of_lasting_trouble(caplog:
         task.cancel()
 
     asyncio.run(main())
-    assert turns[:3] == [[], [], []]  # what was over in a moment is not told of
+    assert turns[:3] == [[], [], []]  # short waits are not reported
     assert turns[3] == ["housekeeping: 2 times in a row, [Errno 2] gone: 'uploads'"]
     assert turns[6] == []
     assert [record.message.partition(" (")[0] for record in caplog.records if record.levelname == "ERROR"] == ["housekeeping failed"]

@@ -283,7 +283,7 @@ def test_a_run_starts_from_another_ones_networks(continuous_store, discrete_stor
     assert np.array_equal(started.predict(x, seed=9), source.predict(x, seed=1))  # or the first
     assert any("scaled as in" in text for text in told)
     assert started.step == 0 and started.trainer.moves["train.critic"] == 5
-    assert build("iql", continuous_store, start=source, fresh_optimizer=True)._taken["train.critic"] == 0
+    assert build("iql", continuous_store, start=source, fresh_optimizer=True).trainer.moves["train.critic"] == 0
     part = build("iql", continuous_store, seeds=[2], start=source, transfer="critics")
     assert torch.equal(part.state.params["value.head.bias"][0], source.state.params["value.head.bias"][1])
     assert not torch.equal(part.state.params["actor.head.bias"][0], source.state.params["actor.head.bias"][1])

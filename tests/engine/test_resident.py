@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import fields
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils._python_dispatch import TorchDispatchMode
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "store"))
 from store_cases import KERNELS, MEMORY, stores, using, write
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from offrl.errors import InvalidInput
 from offrl_store import Episode, EpisodeStore, Field, Schema

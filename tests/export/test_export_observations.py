@@ -10,8 +10,8 @@ from offrl import Policy
 from offrl_store import Episode, EpisodeStore, Field, Schema
 from offrld.algos import get
 from offrld.engine import Learner
+from offrld.state.run_folder import RunFolder
 from offrld.worker.policy_files import PolicyFiles
-from offrld.worker.runfolder import RunFolder
 
 SMALL = {"filters": [8, 5, 3, 8, 3, 2], "feature_size": 16}
 ENCODERS = {

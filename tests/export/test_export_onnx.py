@@ -21,8 +21,9 @@ from torch import nn
 from offrl.errors import CheckFailed, InvalidInput
 from offrl.policy import Policy
 from offrld.algos import get
-from offrld.export import policy_file
+from offrld.export import policy_file, templates
 from offrld.export.onnx import PolicyExporter, annotate, export_policy
+from offrld.export.templates import Templates
 
 CONTINUOUS = ("float32", (5,))
 PIXELS = ("uint8", (3, 20, 20))
@@ -360,6 +361,52 @@ def test_a_template_that_hides_a_changed_constant_is_found_out_and_traced_again(
         assert exporter.export(module, tmp_path / "policy.onnx", observation=CONTINUOUS, discrete=False) <= 1e-4
         assert_same(module, tmp_path / "policy.onnx")
     assert exporter.traces == 2
+
+
+@pytest.mark.parametrize(("kind", "discrete", "fields"), [(Continuous, False, CONTINUOUS), (Discrete, True, CONTINUOUS)])
+def test_a_later_process_writes_the_same_file_from_a_kept_template(tmp_path, kind, discrete, fields):
+    folder = tmp_path / "templates"
+    for seed in range(2):  # an exporter each: what another process has
+        exporter = PolicyExporter(Templates(folder))
+        exporter.export(kind(seed), tmp_path / "kept.onnx", observation=fields, discrete=discrete)
+        assert exporter.traces == (seed == 0)
+        export_policy(kind(seed), tmp_path / "traced.onnx", observation=fields, discrete=discrete)
+        assert (tmp_path / "kept.onnx").read_bytes() == (tmp_path / "traced.onnx").read_bytes()
+    (file,) = folder.iterdir()
+    weights = kind(0).state_dict()
+    assert not any(tensor.numpy().tobytes() in file.read_bytes() for tensor in weights.values())  # a graph, and no job's values
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "another graph", "a folder in its place"])
+def test_a_kept_template_that_is_damaged_is_traced_again(tmp_path, damage):
+    folder = tmp_path / "templates"
+    PolicyExporter(Templates(folder)).export(Continuous(0), None, observation=CONTINUOUS, discrete=False)
+    (file,) = folder.iterdir()
+    if damage == "another graph":  # of the same tensors
+        model = onnx.load(file)
+        next(node for node in model.graph.node if node.op_type == "Tanh").op_type = "Sigmoid"
+        onnx.save(model, file)
+    elif damage == "a folder in its place":
+        file.unlink()
+        file.mkdir()
+    else:
+        file.write_bytes(file.read_bytes()[:200] if damage == "cut" else b"")
+    exporter = PolicyExporter(Templates(folder))
+    exporter.export(Continuous(1), tmp_path / "policy.onnx", observation=CONTINUOUS, discrete=False)
+    assert exporter.traces == 1
+    assert_same(Continuous(1), tmp_path / "policy.onnx")
+
+
+def test_the_templates_used_longest_ago_go(tmp_path):
+    exporter = PolicyExporter(Templates(tmp_path))
+    exporter.export(Continuous(), None, observation=CONTINUOUS, discrete=False)
+    for number in range(templates.KEPT + 3):
+        other = tmp_path / f"{number}.onnx"
+        other.touch()
+        os.utime(other, (number, number))
+    exporter.export(Continuous(width=24), None, observation=CONTINUOUS, discrete=False)
+    assert len(list(tmp_path.iterdir())) == templates.KEPT
+    assert PolicyExporter(Templates(tmp_path)).export(Continuous(), None, observation=CONTINUOUS, discrete=False) <= 1e-4
 
 
 def test_export_prints_nothing_and_a_policy_needs_no_torch(tmp_path):

@@ -24,8 +24,8 @@ from offrl_store import Field
 from offrld.algos import get
 from offrld.export.torchscript import METADATA, export_torchscript
 from offrld.inprocess.learner import Learner
+from offrld.state.run_folder import RunFolder
 from offrld.worker.policy_files import PolicyFiles
-from offrld.worker.runfolder import RunFolder
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "policy-file.md"
 VECTOR = Field("float32", (4,))

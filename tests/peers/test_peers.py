@@ -8,17 +8,15 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from cases import FIELDS, same, store, values
 
 from offrld.importers import export_dataset, import_into
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent / "importers"))
-from cases import FIELDS, same, store, values  # noqa: E402
 
 pytestmark = pytest.mark.slow
 

@@ -12,10 +12,18 @@ import pytest
 from worker_process import DEADLINE_S, WorkerProcess
 
 
+@pytest.fixture(scope="session")
+def templates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Graphs of policies that earlier tests traced: state folders get them, and give theirs back."""
+    return tmp_path_factory.mktemp("templates")
+
+
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., WorkerProcess]]:
+def start(tmp_path: Path, templates: Path) -> Iterator[Callable[..., WorkerProcess]]:
     """Starts workers in the state folder ``tmp_path``; all are gone after the test."""
     workers: list[WorkerProcess] = []
+    cache = tmp_path / "cache" / "policies"
+    shutil.copytree(templates, cache)
 
     def start(job: str, spec: dict[str, Any], **options: Any) -> WorkerProcess:
         workers.append(WorkerProcess(options.pop("state", tmp_path), job, spec, **options))
@@ -24,6 +32,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., WorkerProcess]]:
     yield start
     for worker in workers:
         worker.close()
+    shutil.copytree(cache, templates, dirs_exist_ok=True)
 
 
 @pytest.fixture

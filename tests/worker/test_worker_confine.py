@@ -20,9 +20,9 @@ CHILD = """
 import json, os, socket, subprocess, sys, tempfile
 from pathlib import Path
 from offrld.worker.confine import confine
-from offrld.worker.runfolder import StateFolder
+from offrld.state.folder import StateFolder
 start, acts = json.loads(sys.argv[1])
-state = StateFolder(start["state_dir"])
+state = StateFolder(Path(start["state_dir"]))
 assert confine(start, state, state.run(start["job"])) or not start.get("confine", True)
 def read(path): return Path(path).read_text()
 def write(path): Path(path).write_text("x")

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 import threading
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
+from disks import SmallDisk
 
 from offrl_store import EpisodeStore
 from offrld.disk_usage import usage
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "reliability"))
-from disks import SmallDisk
 
 QUOTA = 60 << 20
 UNFOLDED = 200 << 20

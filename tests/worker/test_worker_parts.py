@@ -12,11 +12,11 @@ import pytest
 
 from offrl_store.errors import EmptyStore
 from offrld.json_safe import json_safe
+from offrld.state.metric_files import MetricFiles
+from offrld.state.run_folder import RunFolder
 from offrld.worker.failures import to_error
-from offrld.worker.metric_files import Metrics
 from offrld.worker.pace import Pace
 from offrld.worker.report import Reporter
-from offrld.worker.runfolder import RunFolder
 
 
 def rows(run: RunFolder, name: str, seed: int = 0) -> list[str]:
@@ -25,14 +25,14 @@ def rows(run: RunFolder, name: str, seed: int = 0) -> list[str]:
 
 def test_rows_after_the_checkpoint_are_cut_and_written_again_once(tmp_path):
     run = RunFolder(tmp_path)
-    metrics = Metrics(run, [0], interval=10)
+    metrics = MetricFiles(run, [0], interval=10)
     for step in (10, 20, 30):
         metrics.record(step, {"loss": {0: step / 3}})
     with (run.metrics(0) / "loss.csv").open("a") as file:
         file.write("4,40,1.2")  # a crash in the middle of a row
     before = rows(run, "loss")[:3]
 
-    resumed = Metrics(run, [0], interval=10)
+    resumed = MetricFiles(run, [0], interval=10)
     resumed.resume(20)
     assert rows(run, "loss") == before == ["epoch,step,value", "1,10,3.3333333333333335", "2,20,6.666666666666667"]
     assert resumed.recorded("loss", 20, [0]) and not resumed.recorded("loss", 30, [0])
@@ -44,10 +44,10 @@ def test_rows_after_the_checkpoint_are_cut_and_written_again_once(tmp_path):
 
 def test_tensorboard_reads_the_events_and_forgets_what_was_cut(tmp_path):
     run = RunFolder(tmp_path)
-    first = Metrics(run, [0], interval=10)
+    first = MetricFiles(run, [0], interval=10)
     for step in (10, 20, 300):
         first.record(step, {"loss": {0: float(step)}, "q": {0: -0.5}})
-    second = Metrics(run, [0], interval=10)
+    second = MetricFiles(run, [0], interval=10)
     second.resume(20)
     second.record(30, {"loss": {0: 31.0}})
 
@@ -78,7 +78,7 @@ def test_event_lines_are_json_whatever_the_numbers(tmp_path):
 
 def test_evaluations_are_counted_since_the_last_that_was_better(tmp_path):
     run = RunFolder(tmp_path)
-    metrics = Metrics(run, [3], 10)
+    metrics = MetricFiles(run, [3], 10)
     for step, value in enumerate((1.0, 3.0, 3.05, 2.0, 4.0, 4.0), start=1):
         metrics.record(10 * step, {"return_mean": {3: value}})
     metrics.sync()

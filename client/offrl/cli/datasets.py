@@ -10,13 +10,14 @@ from offrl import streams
 from offrl.cli import completion, options
 from offrl.cli.connecting import connect
 from offrl.cli.output import Json, destination, emit, number, pairs, say, size, table
+from offrl.export_formats import FILES, FOLDERS, SUFFIXES
 from offrl.printable import counted
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The dataset's name.")]
 Known = Annotated[str, typer.Argument(metavar="NAME", help="The dataset's name.", autocompletion=completion.datasets)]
 Source = Annotated[str, typer.Argument(metavar="SOURCE", help="A file or folder.")]
-Format = Annotated[str | None, typer.Option("--format", metavar="F", help="Its format; by default found from the content.")]
-OnDaemon = Annotated[bool, typer.Option("--on-daemon", help="SOURCE is a path on the daemon's side, below one of its import_roots.")]
+Format = Annotated[str | None, typer.Option("--format", metavar="F", help="File format; by default detected from the content.")]
+OnDaemon = Annotated[bool, typer.Option("--on-daemon", help="SOURCE is a path on the daemon's machine, below one of its import_roots.")]
 Map = Annotated[
     list[str] | None,
     typer.Option(
@@ -28,7 +29,7 @@ Map = Annotated[
 Options = Annotated[
     list[str] | None, typer.Option("--option", metavar="KEY=VALUE", help="An option of the format; the value as in TOML. Repeatable.")
 ]
-SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out episodes that cannot be used, and say which; else they are an error.")]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Skip bad episodes and report them; by default a bad episode is an error.")]
 
 
 def register(group: typer.Typer) -> None:
@@ -61,7 +62,7 @@ def append(
     on_daemon: OnDaemon = False,
     as_json: Json = False,
 ) -> None:
-    """Put the episodes of a file or folder behind those of a dataset."""
+    """Append the episodes of a file or folder to a dataset. If one is bad, nothing is appended."""
     _import("append", name, source, as_json, format=format, options=_options(map, option), skip_bad=skip_bad, on_daemon=on_daemon)
 
 
@@ -108,23 +109,23 @@ def rm(name: Known, as_json: Json = False) -> None:
 
 def export(
     name: Known,
-    out: Annotated[str, typer.Argument(metavar="OUT", help="Where to: .hdf5 or .h5 (D4RL), .npz, else a store's folder; - is stdout.")],
+    out: Annotated[
+        str, typer.Argument(metavar="OUT", help="Target path: .hdf5 or .h5 (D4RL), .npz, or else the folder of a store; - is stdout.")
+    ],
     format: Annotated[
         str | None,
-        typer.Option(
-            "--format", metavar="F", help="d4rl, npz, store, minari, d3rlpy, d3rlpy-v1, robomimic, torchrl, gen_dgrl, atari or lerobot."
-        ),
+        typer.Option("--format", metavar="F", help=f"{', '.join(list(SUFFIXES)[:-1])} or {list(SUFFIXES)[-1]}."),
     ] = None,
     force: options.Force = False,
     as_json: Json = False,
 ) -> None:
-    """Write a dataset to a file or folder here."""
+    """Export a dataset to a file or folder on this machine."""
     from offrl.cli.progress import display
-    from offrl.datasets import EXPORT_FOLDERS, export_format
+    from offrl.datasets import export_format
     from offrl.errors import InvalidInput
 
-    if out == "-" and (format is None or format in EXPORT_FOLDERS):
-        raise InvalidInput("stdout takes one file", hint="name its format: --format npz, d4rl, d3rlpy, d3rlpy-v1 or robomimic")
+    if out == "-" and (format is None or format in FOLDERS):
+        raise InvalidInput("stdout takes one file", hint=f"name its format: --format {', '.join(FILES[:-1])} or {FILES[-1]}")
     with destination(out, "dataset", "a dataset", as_json) as target, connect() as client, display(f"export {name}") as see:
         path = client.datasets.export(name, target, format, force=force, follow=see)
     if out == "-" or (not as_json and streams.is_stdout(path)):

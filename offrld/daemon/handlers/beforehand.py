@@ -14,12 +14,11 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from offrl.errors import InvalidInput, OffrlError, from_wire
-from offrl.job import CollectSpec, TrainOnlineSpec, TrainSpec, taken
+from offrl.job import TRAINS, CollectSpec, TrainOnlineSpec, TrainSpec, taken
 from offrl_store import EpisodeStore, Schema
 from offrld import fits, settings, told_spaces
 from offrld.daemon.app import App
 from offrld.daemon.queue import datasets, job_record
-from offrld.daemon.storage.artifacts import checkpoint_steps
 
 EPISODE_BYTES = 128  # of a record, beside its rows
 
@@ -73,7 +72,7 @@ async def _played(
 
     policy = None
     if isinstance(spec, CollectSpec) and spec.upload is not None:
-        files = sorted((app.state.uploads / spec.upload / "files").glob("*"))
+        files = sorted(app.state.upload_files(spec.upload).glob("*"))
         names = {"input": spec.policy_input, "output": spec.policy_output, "argmax": spec.policy_argmax}
         policy = {"source": str(files[0]), **names} if len(files) == 1 else None
     await _environment(app, spec.env, look, policy)
@@ -112,8 +111,8 @@ async def _schema(app: App, dataset: str) -> Schema | None:
 
 def _chosen(spec: TrainSpec | TrainOnlineSpec, algorithm: Mapping[str, Any]) -> dict[str, Any]:
     """Every setting by dotted name: defaults, then the preset's, then the user's."""
-    known = algorithm["config"]
-    values = {name: setting.get("default") for name, setting in known.items()}
+    known = settings.of_json(algorithm["config"])
+    values = {name: setting.default for name, setting in known.items()}
     if spec.preset is not None:
         values |= settings.resolve(algorithm["presets"][spec.preset], known)
     return {name: value for name, value in (values | settings.resolve(spec.config, known)).items() if value is not None}
@@ -144,7 +143,7 @@ async def _check_card(app: App, device: str) -> None:
 def _check_space(app: App, where: str, job: str, schema: Schema) -> None:
     """Whether a job was trained on such observations and actions, as its run folder says; one that has not begun says nothing."""
     try:
-        space = json.loads((app.state.job(job) / "spec.json").read_text())["space"]
+        space = json.loads(app.state.run(job).spec.read_text())["space"]
         mine = {name: tuple(field["shape"]) for name, field in space["observation"].items()}
         choices, size = space.get("n") if space["discrete"] else None, 0 if space["discrete"] else len(space["low"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -164,12 +163,12 @@ async def _check_start(app: App, spec: TrainSpec | TrainOnlineSpec) -> None:
     """Whether the networks of ``--from`` fit the algorithm, where there is a checkpoint to compare with."""
     job = taken(spec.start)[0]
     source = await app.database.read(job_record.find, job)
-    steps = await asyncio.to_thread(checkpoint_steps, app.state.job(job)) if source.kind in ("train", "train_online") else []
+    steps = await asyncio.to_thread(app.state.run(job).checkpoint_steps) if source.kind in TRAINS else []
     if not steps or (source.spec["algorithm"] == spec.algorithm and source.spec.get("config") == spec.config):
         return
     answer = await app.catalog.ask(
         {
-            "start": str(app.state.job(job)),
+            "start": str(app.state.run(job).path),
             "step": steps[-1],
             "origin": f"job {job}",
             "algorithm": spec.algorithm,

@@ -40,7 +40,7 @@ def _part(db: Connection, job: str, cursor: int, limit: int) -> tuple[bool, wire
 async def read_log(app: App, request: wire.ReadLog) -> wire.LogPart:
     """The log from ``offset`` on; waits for something there up to ``wait_s``."""
     deadline = asyncio.get_running_loop().time() + request.wait_s
-    path = app.state.log(request.job)
+    path = app.state.run(request.job).log
     with app.hub.watch(request.job) as news:
         while True:
             news.clear()

@@ -7,8 +7,8 @@ import time
 
 from offrl import named, wire
 from offrl.errors import Conflict, InvalidInput
-from offrl.job import MAKES_STEPS, TRAINS, CollectSpec, ImportSpec, TrainOnlineSpec, TrainSpec
-from offrld import import_roots
+from offrl.job import TRAINS, WRITES_DATASET, CollectSpec, ImportSpec, TrainOnlineSpec, TrainSpec
+from offrl.set_values import flat
 from offrld.daemon import queue
 from offrld.daemon.access import roles
 from offrld.daemon.access.caller import Caller
@@ -20,6 +20,8 @@ from offrld.daemon.queue.views import job_info
 from offrld.daemon.storage import inherited
 from offrld.daemon.storage import rerun as reruns
 from offrld.daemon.workers import catalog
+from offrld.state import import_roots
+from offrld.state import inherited as inherited_files
 
 
 async def submit(app: App, request: wire.Submit) -> wire.Submitted:
@@ -27,7 +29,7 @@ async def submit(app: App, request: wire.Submit) -> wire.Submitted:
     spec = request.spec
     _check_start(request)
     if isinstance(spec, TrainSpec | TrainOnlineSpec):
-        spec = spec.model_copy(update={"config": catalog.flat(spec.config)})
+        spec = spec.model_copy(update={"config": flat(spec.config)})
     if request.key is not None:  # first: a repeated import would else find "its" dataset there already
         earlier = await app.database.read(queue.by_key, app.caller().name, request.key, spec)
         if earlier is not None:
@@ -132,7 +134,7 @@ def _submit(
     if created:
         inherited.pin(db, job, taken)
         if repeat is not None:
-            reruns.keep_taken(app.state, repeat, job)
+            inherited_files.hand_on(app.state.run(repeat.of.id), app.state.run(job), repeat.kept)
     return job, created
 
 
@@ -180,7 +182,7 @@ async def control_job(app: App, request: wire.ControlJob) -> wire.JobInfo:
 def _control(db: Connection, app: App, request: wire.ControlJob, caller: Caller) -> tuple[job_record.Job, str]:
     before = job_record.find(db, request.job)
     job, tell = queue.control(db, request.job, request.action, request.steps, app.settings.limits, operator=caller.may(roles.OPERATOR))
-    if before.state.ended and not job.state.ended and job.kind in (*MAKES_STEPS, "import") and job.dataset is not None:
+    if before.state.ended and not job.state.ended and job.kind in WRITES_DATASET and job.dataset is not None:
         roles.check_append(db, app.state, job.dataset, caller)  # the dataset of that name may be another one by now
     return job, tell
 
@@ -188,7 +190,7 @@ def _control(db: Connection, app: App, request: wire.ControlJob, caller: Caller)
 async def _check_retry(app: App, job: str) -> None:
     found = await app.database.read(job_record.find, job)
     if found.kind in (*TRAINS, "collect") and found.state.ended:
-        kept = [path.stem for path in (app.state.job(job) / reruns.TAKEN).glob("*.safetensors")]
+        kept = inherited_files.names(app.state.run(job))
         spec = job_record.SPEC.validate_python(found.spec)
         known = await app.catalog.ready()
         if any(each["name"] == found.spec.get("algorithm") for each in known["algorithms"]) or found.kind == "collect":

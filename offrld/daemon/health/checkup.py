@@ -25,8 +25,8 @@ from offrld import landlock
 from offrld.daemon.config import Settings
 from offrld.daemon.queue import UNFINISHED, paused
 from offrld.daemon.queue.database import Connection
-from offrld.daemon.state import State
 from offrld.executors.local import LocalExecutor
+from offrld.state.folder import StateFolder
 
 PROBE = 16 << 20  # bytes written and synced
 SLOW_WRITE = 20e6  # bytes per second below which checkpoints and uploads will be a burden
@@ -37,20 +37,20 @@ DEVICES_S = 180.0  # loading torch from a cold disk
 DEVICES = (sys.executable, "-m", "offrld.worker.devices")
 
 
-def service(state: State, settings: Settings) -> list[Check]:
+def service(state: StateFolder, settings: Settings) -> list[Check]:
     """Permissions, free space, speed of the disk. Reads and writes files: call it in a thread."""
     return [*permissions(state, settings), confinement(settings), space(state, settings), speed(state.cache)]
 
 
-def permissions(state: State, settings: Settings) -> list[Check]:
+def permissions(state: StateFolder, settings: Settings) -> list[Check]:
     """The folders can be written, and nobody else can enter or read what is not for him."""
     wrong, unusable = [], []
-    for folder in (state.root, state.run, state.datasets, state.uploads, state.jobs, state.cache):
+    for folder in (state.root, state.runtime, state.datasets, state.uploads, state.jobs, state.cache):
         if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
             unusable.append(str(folder))
         elif folder.stat().st_uid not in (os.geteuid(), 0):
             wrong.append(f"{folder} belongs to user {folder.stat().st_uid}, the daemon is user {os.geteuid()}")
-    if state.root.stat().st_mode & stat.S_IWOTH or state.run.stat().st_mode & stat.S_IRWXO:
+    if state.root.stat().st_mode & stat.S_IWOTH or state.runtime.stat().st_mode & stat.S_IRWXO:
         wrong.append(f"{state.root} lets every user in")
     private = [path for path in _secrets(state) if path.stat().st_mode & 0o077]
     lists = [path for path in keys.clients_dir(state.root).glob("*.toml") if path.stat().st_mode & 0o022]
@@ -112,7 +112,7 @@ def confinement(settings: Settings) -> Check:
     return Check(name="confinement", status="ok", message=f"workers open only what their jobs need (Landlock, ABI {version})")
 
 
-def space(state: State, settings: Settings) -> Check:
+def space(state: StateFolder, settings: Settings) -> Check:
     """Enough room for what comes."""
     disk = shutil.disk_usage(state.root)
     message = f"{disk.free / 1e9:.1f} of {disk.total / 1e9:.1f} GB free for {state.root}"
@@ -211,7 +211,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-async def devices(state: State) -> tuple[list[Check], dict[str, str]]:
+async def devices(state: StateFolder) -> tuple[list[Check], dict[str, str]]:
     """What a worker finds that loads torch, the store's kernels and onnxruntime and computes on every device."""
     lines: list[bytes] = []
     trouble = state.cache / "devices.log"
@@ -243,6 +243,6 @@ async def devices(state: State) -> tuple[list[Check], dict[str, str]]:
         ], {}
 
 
-def _secrets(state: State) -> list[Path]:
+def _secrets(state: StateFolder) -> list[Path]:
     """Files in the folder of keys that hold a secret one: the daemon's own, and clients' that were made there and not moved away."""
-    return [path for path in (state.root / "keys").rglob("*.key") if path.is_file()]
+    return [path for path in state.keys.rglob("*.key") if path.is_file()]

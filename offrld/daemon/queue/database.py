@@ -18,7 +18,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 from offrl.errors import DiskFull, InternalError, OffrlError, StoreCorrupt
 from offrld.daemon.queue import migrations
 from offrld.daemon.queue.schema import SCHEMA, SCHEMA_VERSION
-from offrld.daemon.state import FOLDER_HINT
+from offrld.state.folder import FOLDER_HINT
 
 BACK_UP_HINT = "put a back-up in its place, or move it away to begin anew"
 P = ParamSpec("P")

@@ -7,10 +7,8 @@ What is packed, and what a running worker may delete while it is read (a checkpo
 from __future__ import annotations
 
 import contextlib
-import csv
 import hashlib
 import os
-import re
 import shutil
 import tarfile
 import time
@@ -22,7 +20,10 @@ from offrl.errors import Conflict, InvalidInput, Unknown
 from offrl.job import POLICY_SUFFIXES
 from offrl.wire import Artifact
 from offrl_store.disk import link_or_copy
-from offrld.daemon.state import State, open_below
+from offrld.state.below import open_below
+from offrld.state.folder import StateFolder
+from offrld.state.metric_files import best_step
+from offrld.state.run_folder import RunFolder
 
 KEEP_S = 3600.0  # packed files are kept so long after they were made: somebody may be reading them
 
@@ -35,16 +36,6 @@ class Missing:
     step: int
 
 
-def checkpoint_steps(run: Path) -> list[int]:
-    """The steps with a checkpoint, ascending."""
-    return _steps(run / "checkpoints", r"(\d{12})\.safetensors")
-
-
-def policy_steps(run: Path, seed: int, format: str) -> list[int]:
-    """The steps with an exported policy of that seed, ascending."""
-    return _steps(run / f"seed-{seed}", rf"policy-(\d{{12}}){re.escape(POLICY_SUFFIXES[format])}")
-
-
 def choose_seed(job: str, seeds: list[int], seed: int | None) -> int:
     """The wanted seed, or the first; `InvalidInput` naming the trained ones."""
     if seed is None:
@@ -54,12 +45,12 @@ def choose_seed(job: str, seeds: list[int], seed: int | None) -> int:
     return seed
 
 
-def choose_step(job: str, run: Path, seed: int, *, best: bool, step: int | None, format: str | None) -> int:
+def choose_step(job: str, run: RunFolder, seed: int, *, best: bool, step: int | None, format: str | None) -> int:
     """The wanted step, the best evaluated, or the newest; one with a checkpoint, or with a policy of ``format`` (None: checkpoints only).
 
     Raises `Conflict`, `InvalidInput`.
     """
-    steps = sorted({*checkpoint_steps(run), *(policy_steps(run, seed, format) if format else [])})
+    steps = sorted({*run.checkpoint_steps(), *(run.policy_steps(seed, format) if format else [])})
     if not steps:
         raise Conflict(f"job {job} has no checkpoint yet", hint="wait for its first one: `offrl status` shows how far it is")
     if best and step is not None:
@@ -70,17 +61,19 @@ def choose_step(job: str, run: Path, seed: int, *, best: bool, step: int | None,
         return step
     if not best:
         return steps[-1]
-    values = [(value, at) for at, value in _column(run / f"seed-{seed}" / "metrics" / "return_mean.csv") if at in steps]
-    if not values:
+    best_of_seed = best_step(run.metrics(seed) / "return_mean.csv", steps)
+    if best_of_seed is None:
         raise InvalidInput(
             f"job {job} has no evaluation of seed {seed} at a step that is kept", hint="submit with --eval-env ID --eval-every K"
         )
-    return max(values)[1]
+    return best_of_seed
 
 
-def find(state: State, job: str, kind: str, seeds: list[int], *, seed: int | None, best: bool, step: int | None) -> Artifact | Missing:
+def find(
+    state: StateFolder, job: str, kind: str, seeds: list[int], *, seed: int | None, best: bool, step: int | None
+) -> Artifact | Missing:
     """The wanted file of a job, or that its policy has to be exported first."""
-    run = state.job(job)
+    run = state.run(job)
     if kind == "dataset":
         return _dataset(state, job)
     if kind == "metrics":
@@ -89,18 +82,17 @@ def find(state: State, job: str, kind: str, seeds: list[int], *, seed: int | Non
     chosen_seed = choose_seed(job, seeds, seed)
     chosen_step = choose_step(job, run, chosen_seed, best=best, step=step, format=kind if kind in POLICY_SUFFIXES else None)
     if kind == "checkpoint":
-        name = f"{chosen_step:012d}.safetensors"
-        return _described(state, job, _kept(state, job, run / "checkpoints" / name), f"{job}-{name}")
-    suffix = POLICY_SUFFIXES[kind]
-    path = run / f"seed-{chosen_seed}" / f"policy-{chosen_step:012d}{suffix}"
+        path = run.checkpoint(chosen_step)
+        return _described(state, job, _kept(state, job, path), f"{job}-{path.name}")
+    path = run.policy(chosen_seed, chosen_step, kind)
     if not path.is_file():
         return Missing(chosen_seed, chosen_step)
-    return _described(state, job, path, f"policy{suffix}")
+    return _described(state, job, path, f"policy{path.suffix}")
 
 
-def read(state: State, job: str, path: str, offset: int, size: int) -> bytes:
+def read(state: StateFolder, job: str, path: str, offset: int, size: int) -> bytes:
     """Bytes of a file of the job; empty at its end. `Unknown` where it is not there."""
-    root = state.job(job)
+    root = state.run(job).path
     inside = path
     if path.startswith("packed/"):
         root, inside = state.packed / job, path.removeprefix("packed/")
@@ -119,9 +111,9 @@ def read(state: State, job: str, path: str, offset: int, size: int) -> bytes:
 
 
 # -------------------------------------------------------------------------------------------------------------------- parts
-def _described(state: State, job: str, path: Path, name: str) -> Artifact:
+def _described(state: StateFolder, job: str, path: Path, name: str) -> Artifact:
     packed = state.packed / job
-    relative = f"packed/{path.relative_to(packed)}" if path.is_relative_to(packed) else str(path.relative_to(state.job(job)))
+    relative = f"packed/{path.relative_to(packed)}" if path.is_relative_to(packed) else str(path.relative_to(state.run(job).path))
     try:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -131,7 +123,7 @@ def _described(state: State, job: str, path: Path, name: str) -> Artifact:
     return Artifact(job=job, ready=True, path=relative, name=name, size=size, sha256=digest)
 
 
-def _kept(state: State, job: str, path: Path) -> Path:
+def _kept(state: StateFolder, job: str, path: Path) -> Path:
     """Link a file that its worker may delete: the link keeps the bytes while they are read, and needs no space."""
     link = _packed(state, job) / path.name
     try:
@@ -146,7 +138,7 @@ def _kept(state: State, job: str, path: Path) -> Path:
     return link
 
 
-def _packed(state: State, job: str) -> Path:
+def _packed(state: StateFolder, job: str) -> Path:
     """The folder of packed files, without those that nobody reads any more."""
     folder = state.packed / job
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -157,10 +149,9 @@ def _packed(state: State, job: str) -> Path:
     return folder
 
 
-def _metrics(state: State, job: str, seeds: list[int]) -> Artifact:
+def _metrics(state: StateFolder, job: str, seeds: list[int]) -> Artifact:
     """``seed-S/NAME.csv`` of the seeds in one zip file."""
-    folders = [(seed, state.job(job) / f"seed-{seed}" / "metrics") for seed in seeds]
-    files = [(f"seed-{seed}/{path.name}", path) for seed, metrics in folders for path in sorted(metrics.glob("*.csv"))]
+    files = [(f"seed-{seed}/{path.name}", path) for seed in seeds for path in sorted(state.run(job).metrics(seed).glob("*.csv"))]
     if not files:
         raise Conflict(f"job {job} has no metrics yet", hint="wait for its first ones: `offrl status` shows how far it is")
     folder = _packed(state, job)
@@ -174,9 +165,9 @@ def _metrics(state: State, job: str, seeds: list[int]) -> Artifact:
     return _described(state, job, path, "metrics.zip")
 
 
-def _dataset(state: State, job: str) -> Artifact:
+def _dataset(state: StateFolder, job: str) -> Artifact:
     """The result of a dataset export: its one file, or its folder as a tar file."""
-    folder = state.job(job) / "dataset"
+    folder = state.run(job).dataset
     entries = sorted(folder.iterdir()) if folder.is_dir() else []
     if not entries:
         raise Conflict(f"job {job} has no result yet", hint="wait for it to succeed")
@@ -204,32 +195,9 @@ def _plain(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
     return member
 
 
-def remove_packed(state: State, job: str) -> None:
+def remove_packed(state: StateFolder, job: str) -> None:
     """Delete what was packed of a job."""
     shutil.rmtree(state.packed / job, ignore_errors=True)
-
-
-def _steps(folder: Path, pattern: str) -> list[int]:
-    try:
-        found = (re.fullmatch(pattern, name) for name in os.listdir(folder))
-    except OSError:
-        return []
-    return sorted(int(match[1]) for match in found if match)
-
-
-def _column(path: Path) -> list[tuple[int, float]]:
-    """``(step, value)`` of a metric file with the header epoch,step,value; half-written or non-finite rows are left out."""
-    rows = []
-    try:
-        with path.open(newline="") as file:
-            for row in csv.DictReader(file):
-                with contextlib.suppress(TypeError, ValueError):
-                    step, value = int(row["step"]), float(row["value"])
-                    if value == value:
-                        rows.append((step, value))
-    except (OSError, KeyError):
-        return []
-    return rows
 
 
 def _shortened(steps: list[int]) -> str:

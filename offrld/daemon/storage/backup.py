@@ -24,7 +24,8 @@ from offrl_store.disk import copy_sparse, link_or_copy
 from offrld.daemon.queue import UNFINISHED
 from offrld.daemon.queue.migrations import keep_copy
 from offrld.daemon.queue.schema import SCHEMA_VERSION
-from offrld.daemon.state import State, open_below
+from offrld.state.below import open_below
+from offrld.state.folder import StateFolder
 
 LIST = "files.jsonl"  # {"path", "size"} of each file, relative to the state folder
 OPEN = 4  # at once
@@ -34,7 +35,7 @@ TRIES = 20  # to link a folder in which files come and go
 LOG, HEADER, OPEN_EPISODES, SCHEMA = "episodes.log", 64, "open", "schema.json"
 
 
-def begin(state: State, *, keys: bool, version: str) -> BackupBegun:
+def begin(state: StateFolder, *, keys: bool, version: str) -> BackupBegun:
     """Freeze the present state; `Conflict` where too many are being copied."""
     forget_old(state, KEEP_S)
     if (count := sum(1 for _ in os.scandir(state.backups))) >= OPEN:
@@ -65,7 +66,7 @@ def begin(state: State, *, keys: bool, version: str) -> BackupBegun:
         raise
 
 
-def read(state: State, backup: str, path: str, offset: int, size: int) -> bytes:
+def read(state: StateFolder, backup: str, path: str, offset: int, size: int) -> bytes:
     """Bytes of one of its files. `Unknown`."""
     try:
         descriptor = open_below(state.backups / backup, path)
@@ -77,12 +78,12 @@ def read(state: State, backup: str, path: str, offset: int, size: int) -> bytes:
         os.close(descriptor)
 
 
-def end(state: State, backup: str) -> None:
+def end(state: StateFolder, backup: str) -> None:
     """Let go of what was frozen."""
     shutil.rmtree(state.backups / backup, ignore_errors=True)
 
 
-def forget_old(state: State, age_s: float = 0.0) -> None:
+def forget_old(state: StateFolder, age_s: float = 0.0) -> None:
     """Let go of what nobody copies any more."""
     for entry in list(os.scandir(state.backups)):
         with contextlib.suppress(OSError):
@@ -91,7 +92,7 @@ def forget_old(state: State, age_s: float = 0.0) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------------------ freeze
-def _freeze(state: State, folder: Path, keys: bool) -> Iterator[tuple[str, int]]:
+def _freeze(state: StateFolder, folder: Path, keys: bool) -> Iterator[tuple[str, int]]:
     """Link everything; relative path and length of each file."""
     copy = folder / state.database.name
     with contextlib.closing(sqlite3.connect(f"file:{state.database}?mode=ro", uri=True, timeout=30.0)) as db:
@@ -113,10 +114,10 @@ def _freeze(state: State, folder: Path, keys: bool) -> Iterator[tuple[str, int]]
             )
         ]
     # Run folders before datasets: what a checkpoint says was gathered is in a dataset before it.
-    parts = [*(state.jobs / job for job in jobs), *(state.datasets / name for name in datasets)]
-    parts += [*(state.uploads / upload for upload in uploads), *sorted(state.root.glob(f"{state.audit.name}*")), state.root / "offrld.toml"]
+    parts = [*(state.run(job).path for job in jobs), *(state.dataset(name) for name in datasets)]
+    parts += [*(state.upload(upload) for upload in uploads), *sorted(state.root.glob(f"{state.audit.name}*")), state.settings]
     if keys:
-        parts.append(state.root / "keys")
+        parts.append(state.keys)
     for part in parts:
         if part.parent == state.datasets:
             yield from _freeze_log(state.root, part, folder)

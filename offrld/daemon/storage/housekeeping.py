@@ -5,7 +5,6 @@ Nothing here deletes a dataset or a job that the queue knows. Reads and writes f
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import secrets
@@ -16,11 +15,11 @@ from offrl_store.disk import publish
 from offrld.daemon.queue import UNFINISHED
 from offrld.daemon.queue.database import Connection
 from offrld.daemon.queue.job_record import Job
-from offrld.daemon.state import State
 from offrld.daemon.storage import artifacts
+from offrld.state import origin
+from offrld.state.folder import UNFINISHED_DATASET, StateFolder
 
 REMOVED = ".removed-"
-ORIGIN = "import.json"  # in a dataset's folder
 log = logging.getLogger("offrld.housekeeping")
 
 
@@ -46,26 +45,18 @@ def delete(aside: Path | None) -> None:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def forget_run(state: State, job: str) -> None:
+def forget_run(state: StateFolder, job: str) -> None:
     """Delete what belongs to a removed job beside its run folder."""
     artifacts.remove_packed(state, job)
 
 
-def after_import(state: State, job: Job, *, dataset_known: bool) -> None:
+def after_import(state: StateFolder, job: Job, *, dataset_known: bool) -> None:
     """Delete the half-made dataset of an import that has ended without making one."""
-    shutil.rmtree(state.datasets / f".tmp-{job.id}", ignore_errors=True)
+    shutil.rmtree(state.unfinished_dataset(job.id), ignore_errors=True)
     if job.state.ended and not dataset_known and not job.spec.get("append") and job.dataset:
-        folder = state.datasets / job.dataset
-        if made_by(folder) == job.id:  # renamed into place, but killed before it could say so: nobody was told of this dataset
+        folder = state.dataset(job.dataset)
+        if origin.made_by(folder) == job.id:  # renamed into place, but killed before it could say so: nobody was told of this dataset
             delete(set_aside(folder))
-
-
-def made_by(dataset: Path) -> str | None:
-    """The import job that made a dataset, as its worker has noted there."""
-    try:
-        return str(json.loads((dataset / ORIGIN).read_bytes())["job"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 def names_in_use(db: Connection) -> tuple[set[str], set[str], set[str], set[str]]:
@@ -82,7 +73,7 @@ def names_in_use(db: Connection) -> tuple[set[str], set[str], set[str], set[str]
     return jobs, unfinished, datasets, uploads
 
 
-def sweep(state: State, jobs: set[str], unfinished: set[str], datasets: set[str]) -> list[Path]:
+def sweep(state: StateFolder, jobs: set[str], unfinished: set[str], datasets: set[str]) -> list[Path]:
     """At start, before anything else happens in the folder: finish, or undo, what the daemon was doing when it died.
 
     Returns what can be deleted now, at leisure: nobody finds these folders any more.
@@ -98,7 +89,7 @@ def sweep(state: State, jobs: set[str], unfinished: set[str], datasets: set[str]
                     path.rename(original)
                 else:
                     gone.append(path)
-            elif entry.name.startswith(".tmp-") and entry.name.removeprefix(".tmp-") not in unfinished:
+            elif entry.name.startswith(UNFINISHED_DATASET) and entry.name.removeprefix(UNFINISHED_DATASET) not in unfinished:
                 gone.append(set_aside(path) or path)  # its job may be tried again, and then makes a folder of this name
     gone += [Path(entry.path) for entry in os.scandir(state.packed) if entry.name not in jobs]
     gone += [Path(entry.path) for entry in os.scandir(state.backups)]  # nobody goes on copying them

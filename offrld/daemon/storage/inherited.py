@@ -10,8 +10,8 @@ from offrl.job import TRAINS, CollectSpec, TrainOnlineSpec, TrainSpec, taken
 from offrld import settings
 from offrld.daemon.queue.database import Connection
 from offrld.daemon.queue.job_record import find
-from offrld.daemon.state import State
-from offrld.daemon.storage.artifacts import checkpoint_steps, choose_seed
+from offrld.daemon.storage.artifacts import choose_seed
+from offrld.state.folder import StateFolder
 
 POLICY = "policy"  # the kind of an input: any algorithm that learns to act
 
@@ -45,8 +45,8 @@ def of(spec: TrainSpec, catalog: dict[str, Any]) -> list[Use]:
     algorithms = {algorithm["name"]: algorithm for algorithm in catalog["algorithms"]}
     mine = algorithms[spec.algorithm]
     presets = mine.get("presets") or {}
-    known = mine["config"]
-    chosen = {name: setting.get("default") for name, setting in known.items()}
+    known = settings.of_json(mine["config"])
+    chosen = {name: setting.default for name, setting in known.items()}
     if spec.preset is not None:
         chosen |= settings.resolve(presets[spec.preset], known)
     chosen |= settings.resolve(spec.config, known)
@@ -63,7 +63,7 @@ def of(spec: TrainSpec, catalog: dict[str, Any]) -> list[Use]:
     return found
 
 
-def check(db: Connection, state: State, use: Use) -> bool:
+def check(db: Connection, state: StateFolder, use: Use) -> bool:
     """Whether the job has still to succeed before it can be taken.
 
     Raises:
@@ -80,8 +80,8 @@ def check(db: Connection, state: State, use: Use) -> bool:
     if use.seed is not None:
         choose_seed(job.id, job.spec["seeds"], use.seed)
     if not job.state.ended:
-        return not (use.now and checkpoint_steps(state.job(job.id)))
-    if not checkpoint_steps(state.job(job.id)):
+        return not (use.now and state.run(job.id).checkpoint_steps())
+    if not state.run(job.id).checkpoint_steps():
         raise Conflict(f"{use.where}: job {job.id} has {job.state} and has no checkpoint", hint=f"`offrl retry {job.id}` first")
     return False
 

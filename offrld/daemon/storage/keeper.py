@@ -7,6 +7,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Iterable
+from typing import Any
 
 from offrl.errors import DiskFull
 from offrl.wire import PrunedJob
@@ -17,10 +18,10 @@ from offrld.daemon.access.caller import current
 from offrld.daemon.config import Settings
 from offrld.daemon.passes import Passes, forever
 from offrld.daemon.queue.database import Database
-from offrld.daemon.state import State
 from offrld.daemon.storage import retention
 from offrld.daemon.storage.removal import Removal
 from offrld.daemon.storage.uploads import Uploads
+from offrld.state.folder import StateFolder
 
 LOOK_S = 60.0  # between two looks
 FRESH_S = 5.0  # that a measurement of the state folder serves near the quota; else LOOK_S
@@ -34,7 +35,7 @@ class Keeper:
     """``run`` until it is cancelled; ``prune`` at once; ``check_room`` before something comes in."""
 
     def __init__(
-        self, settings: Settings, state: State, database: Database, uploads: Uploads, removal: Removal, audit: Audit, passes: Passes
+        self, settings: Settings, state: StateFolder, database: Database, uploads: Uploads, removal: Removal, audit: Audit, passes: Passes
     ) -> None:
         self._passes = passes
         self._settings, self._state, self._database = settings, state, database
@@ -62,10 +63,10 @@ class Keeper:
         pruned = []
         for each in found:
             job = each.job
-            size = await asyncio.to_thread(disk_usage.usage, self._state.job(job.id))
+            size = await asyncio.to_thread(disk_usage.usage, self._state.run(job.id).path)
             if not dry_run:
-                told = {"job": job.id, "kind": job.kind, "state": str(job.state), "bytes": size, "why": each.why}
-                await self._audit.record(current.get(), "retention", **told)  # first: a daemon that dies now has not deleted in silence
+                entry: dict[str, Any] = {"job": job.id, "kind": job.kind, "state": str(job.state), "bytes": size, "why": each.why}
+                await self._audit.record(current.get(), "retention", **entry)  # first: a daemon that dies now has not deleted in silence
                 try:
                     await self._removal.job(job.id)
                 except OffrlError as error:  # it was pinned, taken or removed meanwhile

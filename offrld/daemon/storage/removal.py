@@ -16,9 +16,9 @@ from offrld.daemon.access.caller import Caller
 from offrld.daemon.queue import datasets
 from offrld.daemon.queue.database import Connection, Database
 from offrld.daemon.queue.job_record import Job
-from offrld.daemon.state import State
 from offrld.daemon.storage import housekeeping
 from offrld.daemon.storage.uploads import Uploads
+from offrld.state.folder import StateFolder
 
 T = TypeVar("T")
 
@@ -26,13 +26,13 @@ T = TypeVar("T")
 class Removal:
     """What deletes from one state folder. Who holds ``lock`` knows that nothing is deleted meanwhile."""
 
-    def __init__(self, state: State, database: Database, uploads: Uploads) -> None:
+    def __init__(self, state: StateFolder, database: Database, uploads: Uploads) -> None:
         self._state, self._database, self._uploads = state, database, uploads
         self.lock = asyncio.Lock()
 
     async def job(self, job: str) -> Job:
         """Delete an ended job with all its files; what it was. Raises `Unknown`, and `Conflict` naming what needs it."""
-        removed = await self._both(self._state.job(job), lambda db: queue.remove(db, job))
+        removed = await self._both(self._state.run(job).path, lambda db: queue.remove(db, job))
         await asyncio.to_thread(housekeeping.forget_run, self._state, job)
         await self.purge()
         if removed.kind == "import" and removed.spec.get("upload"):

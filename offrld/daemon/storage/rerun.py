@@ -14,11 +14,9 @@ from typing import Any
 
 from offrl.errors import Conflict, InvalidInput, Unknown, nearest
 from offrl.job import TRAINS, TrainOnlineSpec, TrainSpec
-from offrl_store.disk import link_or_copy, sync_folder
 from offrld.daemon.queue.job_record import Job
-from offrld.daemon.state import State
-
-TAKEN = "taken"  # folder of a run: NAME.safetensors for each checkpoint that it took
+from offrld.state import inherited
+from offrld.state.folder import StateFolder
 
 
 @dataclass(frozen=True)
@@ -31,7 +29,7 @@ class Repeat:
     kept: frozenset[str]
 
 
-def read(state: State, job: Job, into: str | None = None) -> Repeat:
+def read(state: StateFolder, job: Job, into: str | None = None) -> Repeat:
     """The repetition of a job. ``into``: the dataset of a train-online job's steps. Reads files: call it in a thread.
 
     Raises `InvalidInput`, `Conflict`.
@@ -46,10 +44,10 @@ def read(state: State, job: Job, into: str | None = None) -> Repeat:
             hint=f"`offrl rerun {job.id} --into NAME`",
         )
     made = TrainSpec if job.kind == "train" else TrainOnlineSpec
-    run = state.job(job.id)
-    kept = frozenset(path.stem for path in (run / TAKEN).glob("*.safetensors"))
+    run = state.run(job.id)
+    kept = inherited.names(run)
     try:
-        told, config = json.loads((run / "spec.json").read_text()), json.loads((run / "config.json").read_text())
+        told, config = json.loads(run.spec.read_text()), json.loads(run.config.read_text())
     except FileNotFoundError:
         if job.attempt and job.state.ended and job.state != "cancelled":
             raise Conflict(f"job {job.id} ended before it had resolved its settings", hint="submit it anew") from None
@@ -76,14 +74,3 @@ def check(repeat: Repeat, catalog: dict[str, Any]) -> None:
     ):
         if name is not None and name not in known:
             raise Unknown(f"job {repeat.of.id} was of {what} {name!r}, which is not installed any more", hint=nearest(name, known))
-
-
-def keep_taken(state: State, repeat: Repeat, job: str) -> None:
-    """Give the new job what the old one took from others: second links to the same files."""
-    source, target = state.job(repeat.of.id) / TAKEN, state.job(job) / TAKEN
-    for name in repeat.kept:
-        target.mkdir(mode=0o700, parents=True, exist_ok=True)
-        link_or_copy(source / f"{name}.safetensors", target / f"{name}.safetensors")
-    if repeat.kept:
-        sync_folder(target)
-        sync_folder(state.jobs)

@@ -29,7 +29,7 @@ from offrl.wire import FileEntry, UploadInfo
 from offrl_store.disk import sync_folder, write_all, write_atomic
 from offrld.daemon.access.caller import Caller
 from offrld.daemon.access.roles import OPERATOR
-from offrld.daemon.state import open_below, relative_parts
+from offrld.state.below import open_below, relative_parts
 
 IDLE_S = 10.0  # after which an upload that nobody goes on with may give way to another one of its owner
 log = logging.getLogger("offrld.uploads")
@@ -109,7 +109,8 @@ class Uploads:
         if upload not in self._used:
             folder = self._folder / upload
             try:
-                newest = max(os.stat(path).st_mtime for path in (folder, *_files(folder)))
+                paths: list[str | os.PathLike[str]] = [folder, *_files(folder)]
+                newest = max(os.stat(path).st_mtime for path in paths)
             except OSError:
                 newest = time.time()
             self._used.setdefault(upload, time.monotonic() - max(0.0, time.time() - newest))

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from offrl.job import TRAINS
-from offrld.daemon.state import State
 from offrld.executors.local import LocalExecutor, LocalWorker
+from offrld.state.folder import StateFolder
 
 THREADS = 1  # of the jobs that a spare worker can take: its libraries have read their number of threads already
 REFILL_S = 5.0  # after a spare was taken, at the latest: loading the next one must not slow down the start of the job
@@ -40,7 +40,7 @@ class _Spare:
 class Spares:
     """Up to ``count`` workers. `fill` starts those that are missing, `take` gives one away."""
 
-    def __init__(self, executor: LocalExecutor, state: State, count: int, idle_s: float) -> None:
+    def __init__(self, executor: LocalExecutor, state: StateFolder, count: int, idle_s: float) -> None:
         """``idle_s``: one that nobody took for so long is ended and comes back when the next job has started; 0: never."""
         self._executor, self._state, self._count, self._idle_s = executor, state, count, idle_s
         self._spares: list[_Spare] = []

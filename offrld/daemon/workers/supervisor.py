@@ -30,7 +30,6 @@ from offrld.daemon.queue.hub import Hub
 from offrld.daemon.queue.job_record import Job, find
 from offrld.daemon.queue.observer import Observer
 from offrld.daemon.queue.outcome import Cause, Exit, cause, log_tail
-from offrld.daemon.state import State
 from offrld.daemon.storage import housekeeping, orphans
 from offrld.daemon.storage.uploads import Uploads
 from offrld.daemon.workers import placement
@@ -38,6 +37,7 @@ from offrld.daemon.workers.liveness import Vital
 from offrld.daemon.workers.spare import Spares
 from offrld.executors.local import LocalExecutor, LocalWorker, assign, end_leftovers, leftovers, unassign, unassign_ended
 from offrld.executors.oom import OomCounter
+from offrld.state.folder import StateFolder
 
 GATHER_S = 0.05  # lines that come so close together are taken over in one transaction
 RETRY_S = 2.0  # before the queue is tried again where it could not be written (full disk)
@@ -82,7 +82,14 @@ class Supervisor:
     """``run`` until ``stop``; ``wake`` when a job may have become startable; ``tell`` a running worker to pause or cancel."""
 
     def __init__(
-        self, settings: Settings, state: State, database: Database, hub: Hub, executor: LocalExecutor, uploads: Uploads, passes: Passes
+        self,
+        settings: Settings,
+        state: StateFolder,
+        database: Database,
+        hub: Hub,
+        executor: LocalExecutor,
+        uploads: Uploads,
+        passes: Passes,
     ) -> None:
         self._settings = settings
         self._state = state
@@ -185,9 +192,10 @@ class Supervisor:
 
     # ------------------------------------------------------------------------------------------------------------- schedule
     async def _start_jobs(self) -> None:
-        train, automatic = self._settings.slots.train, self._settings.slots.train == "auto"
+        train = self._settings.slots.train
+        automatic = train == "auto"
         # By itself the plan of the cards and CPU threads says how many have room.
-        slots = {"train": self.devices.inventory.most_jobs if automatic else train, "light": self._settings.slots.light}
+        slots = {"train": self.devices.inventory.most_jobs if train == "auto" else train, "light": self._settings.slots.light}
         self._short = False
         for lane, count in slots.items():
             while self._busy[lane] < count and not self._stopping:
@@ -263,7 +271,7 @@ class Supervisor:
     async def _work(self, attempt: Attempt) -> Exit:
         """Start the worker, follow it to its end."""
         job = attempt.job
-        folder, log_file = self._state.job(job.id), self._state.log(job.id)
+        folder, log_file = self._state.run(job.id).path, self._state.run(job.id).log
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             began = log_file.stat().st_size if log_file.exists() else 0
@@ -334,8 +342,8 @@ class Supervisor:
             "spec": job.spec,
             "snapshot": job.snapshot,
             "import_roots": [str(root) for root in self._settings.import_roots],
-            "folder": str(self._state.job(job.id)),
-            "log": str(self._state.log(job.id)),
+            "folder": str(self._state.run(job.id).path),
+            "log": str(self._state.run(job.id).log),
             "device": chosen,
             "environment": self._settings.named.environment() if job.kind == "import" else self.devices.environment(attempt.place, device),
             "keep_checkpoints": self._settings.keep.checkpoints,
@@ -350,7 +358,7 @@ class Supervisor:
         """How the worker ended; ``began``: the size of its log when the attempt began."""
         # What it did longer ago was not to this worker, which lived on.
         oom = attempt.oom is not None and (attempt.oom.grown() or time.monotonic() - attempt.oom_at < OOM_S)
-        line, tail = await asyncio.to_thread(log_tail, self._state.log(attempt.job.id), began)
+        line, tail = await asyncio.to_thread(log_tail, self._state.run(attempt.job.id).log, began)
         if attempt.lost and status == -signal.SIGKILL:
             log.warning("job %s: no checkpoint within %g s: the last one serves", attempt.job.id, self._settings.grace.stop_s)
         return Exit(status, attempt.lost, attempt.last_line, line, tail, oom, attempt.silent)
@@ -387,7 +395,7 @@ class Supervisor:
             await asyncio.sleep(GATHER_S)
             attempt.news.clear()
             try:
-                if await self._database.write(queue.progress, job.id, job.attempt, self._state.events(job.id)):
+                if await self._database.write(queue.progress, job.id, job.attempt, self._state.run(job.id).events):
                     attempt.news.set()
             except Exception as error:  # the lines stay in the file and are taken over later
                 known = isinstance(error, OffrlError | OSError)
@@ -398,7 +406,7 @@ class Supervisor:
     async def _finish(self, attempt: Attempt, how: Exit) -> Job:
         """Record the end; where the disk is full, as soon as it is not."""
         job = attempt.job
-        record: Path | None = self._state.events(job.id)
+        record: Path | None = self._state.run(job.id).events
         while True:
             try:
                 return await self._database.write(queue.finish, job.id, job.attempt, record, how, self._settings.retry)

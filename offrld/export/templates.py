@@ -1,0 +1,103 @@
+"""Traced graphs of policies, kept between jobs.
+
+Tracing a policy takes three seconds of processor time, most of it to load the exporter, and policies of one structure have one graph. So a
+job looks for the graph that an earlier one traced. A file holds the graph without the values of parameters. It is trusted no further than
+a graph of the same process: the parity check runs on what is written, and a difference leads to a fresh trace.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+import json
+import os
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import onnx
+import torch
+from google.protobuf.message import DecodeError
+
+from offrl import __version__
+
+KEPT = 64  # files; the ones that were used longest ago go
+NAMES = "names"  # metadata of a file: the initializers that are tensors of the module
+
+
+@dataclass
+class Template:
+    """A traced module; every export writes new weights into its initializers."""
+
+    file: onnx.ModelProto  # outputs: action, and the next context
+    scored: onnx.ModelProto | None  # outputs: these and the scores; for the check only
+    names: list[str] = field(default_factory=list)  # initializers that are tensors of the module
+
+    @classmethod
+    def of(cls, model: onnx.ModelProto, names: list[str], *, scored: bool) -> Template:
+        """From a traced graph, whose last output is the scores if ``scored``."""
+        if not scored:
+            return cls(model, None, names)
+        file = copy.deepcopy(model)
+        del file.graph.output[-1]
+        drop_unused(file.graph)
+        return cls(file, model, names)
+
+
+class Templates:
+    """The templates of a folder, which is made with the first one. A folder that cannot be read or written keeps nothing."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def find(self, structure: str) -> Template | None:
+        """The template of modules of that structure; its values are zeros."""
+        path = self._path(structure)
+        try:
+            model = onnx.load_model_from_string(path.read_bytes())
+            about = {entry.key: json.loads(entry.value) for entry in model.metadata_props}
+            names, scored = [str(name) for name in about[NAMES]], bool(about["scored"])
+            os.utime(path)
+        except (OSError, DecodeError, ValueError, KeyError, TypeError):
+            return None
+        del model.metadata_props[:]
+        return Template.of(model, names, scored=scored)
+
+    def keep(self, structure: str, template: Template) -> None:
+        """Write a template for later jobs."""
+        model = copy.deepcopy(template.scored or template.file)
+        for tensor in model.graph.initializer:
+            if tensor.name in template.names:
+                tensor.CopyFrom(onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims))
+        del model.metadata_props[:]
+        onnx.helper.set_model_props(model, {NAMES: json.dumps(template.names), "scored": json.dumps(template.scored is not None)})
+        with contextlib.suppress(OSError):  # a full disk, say: the next job traces again
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=self._folder, prefix=".new-", delete=False) as file:
+                file.write(model.SerializeToString())
+            os.replace(file.name, self._path(structure))
+            self._prune()
+
+    def _path(self, structure: str) -> Path:
+        versions = (__version__, torch.__version__, onnx.__version__)
+        return self._folder / f"{hashlib.sha256(repr((versions, structure)).encode()).hexdigest()[:32]}.onnx"
+
+    def _prune(self) -> None:
+        files = sorted(self._folder.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
+        for path in files[KEPT:]:
+            path.unlink(missing_ok=True)
+
+
+def drop_unused(graph: onnx.GraphProto) -> None:
+    """Remove the nodes and initializers that no output needs."""
+    needed = {value.name for value in graph.output}
+    nodes = []
+    for node in reversed(graph.node):
+        if any(name in needed for name in node.output):
+            nodes.append(copy.deepcopy(node))
+            needed.update(node.input)
+    tensors = [copy.deepcopy(tensor) for tensor in graph.initializer if tensor.name in needed]
+    del graph.node[:], graph.initializer[:]
+    graph.node.extend(reversed(nodes))
+    graph.initializer.extend(tensors)

@@ -1,6 +1,0 @@
-"""The machine of these tests."""
-
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
