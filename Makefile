@@ -41,8 +41,9 @@ lint: $(STAMP)   ## ruff (rules and format) and mypy
 	$(BIN)/python tools/phrases.py
 	$(BIN)/python -m mypy
 
-docs: $(STAMP)   ## docs/algorithms.md from the registry
+docs: $(STAMP)   ## docs/algorithms.md from the registry; options of jobs in docs/cli.md and in the client's keywords
 	$(BIN)/python -m offrld.docs
+	$(BIN)/python -m offrl.cli.reference
 
 bench: $(STAMP)  ## training speed of a real job against d3rlpy, side by side
 	$(BIN)/python -m benchmarks.train

@@ -1,8 +1,8 @@
-"""Train on the Atari replay data by a name of d4rl-atari, from frames that are stored once, and write a policy file.
+"""Train on Atari replay data, named as in d4rl-atari, and write a policy file. Each frame is stored once.
 
     python examples/atari_replay.py breakout-mixed-v0 [--steps N] [--episodes N]
 
-Where the data come from and are kept: docs/atari.md.
+docs/atari.md says where the data come from and where they are stored.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ if __name__ == "__main__":
     parser.add_argument("name", help="GAME-{mixed,medium,expert}-v{0..4} or GAME-epoch-N-v{0..4}")
     parser.add_argument("--steps", type=int, default=100_000, help="updates [100000]")
     parser.add_argument("--batch-size", type=int, default=32, help="transitions per update [32]")
-    parser.add_argument("--episodes", type=int, default=5, help="that the policy plays at the end [5]")
-    parser.add_argument("--out", type=Path, default=Path("atari.onnx"), help="the policy file [atari.onnx]")
+    parser.add_argument("--episodes", type=int, default=5, help="evaluation episodes at the end [5]")
+    parser.add_argument("--out", type=Path, default=Path("atari.onnx"), help="policy file [atari.onnx]")
     arguments = parser.parse_args()
     main(arguments.name, arguments.steps, arguments.batch_size, arguments.episodes, arguments.out)

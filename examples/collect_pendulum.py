@@ -1,4 +1,4 @@
-"""Collect random steps of Pendulum-v1 into flat arrays, as a lab's own logging script might: one row per step.
+"""Collect random steps of Pendulum-v1 into flat arrays with one row per step, like a lab's own logging script.
 
 python examples/collect_pendulum.py OUT.npz [STEPS]
 """

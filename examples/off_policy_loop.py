@@ -1,4 +1,4 @@
-"""One's own off-policy loop: a collector that writes into a bounded store, a sampler over it, updates between the batches.
+"""Write your own off-policy loop: a collector fills a bounded store, a sampler reads it, and a learner updates between batches.
 
 python examples/off_policy_loop.py ENV [--frames N]
 """
@@ -34,7 +34,7 @@ def main(env_id: str, frames: int, per_batch: int, updates: int, out: Path) -> N
         for number, _ in enumerate(collector):
             collector.writer.commit()
             store = collector.store
-            if not len(store):  # no episode has ended so far
+            if not len(store):  # no episode has ended yet
                 continue
             sampler = store.transitions(batch_size=64, seed=number)
             for _ in range(updates):
@@ -46,10 +46,10 @@ def main(env_id: str, frames: int, per_batch: int, updates: int, out: Path) -> N
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("env", help="a gymnasium id")
-    parser.add_argument("--out", type=Path, default=Path("off-policy"), help="folder of store and policy [off-policy]")
-    parser.add_argument("--frames", type=int, default=50_000, help="steps of the environment [50000]")
-    parser.add_argument("--batch", type=int, default=200, help="frames between two rounds of updates [200]")
-    parser.add_argument("--updates", type=int, default=100, help="in each round [100]")
+    parser.add_argument("env", help="gymnasium id")
+    parser.add_argument("--out", type=Path, default=Path("off-policy"), help="folder for store and policy [off-policy]")
+    parser.add_argument("--frames", type=int, default=50_000, help="environment steps [50000]")
+    parser.add_argument("--batch", type=int, default=200, help="environment steps between updates [200]")
+    parser.add_argument("--updates", type=int, default=100, help="updates after each batch [100]")
     arguments = parser.parse_args()
     main(arguments.env, arguments.frames, arguments.batch, arguments.updates, arguments.out)

@@ -1,8 +1,8 @@
-"""Train PPO on a game of Procgen and write episodes of it, at shares of its last return, as gen_dgrl's .npz files.
+"""Train PPO on a Procgen game and write episodes at shares of its final return as gen_dgrl's .npz files.
 
     python examples/procgen_data.py GAME OUT [--steps N] [--ratios 1.0 0.5]
 
-It starts a daemon of its own in OUT/state; run again, it goes on where it was.
+It starts its own daemon in OUT/state. Run it again to continue an interrupted run.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ def main(game: str, out: Path, *, steps: int, envs: int, rollout: int, evaluatio
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("game", help="coinrun, miner, ...: docs/procgen.md")
-    parser.add_argument("out", type=Path, help="a folder; a folder of files for each ratio is made in it")
-    parser.add_argument("--steps", type=int, default=25_000_000, help="of PPO [25000000]")
-    parser.add_argument("--envs", type=int, default=64, help="side by side [64]")
-    parser.add_argument("--rollout", type=int, default=256, help="steps of each of them between updates [256]")
+    parser.add_argument("game", help="game, for example coinrun (docs/procgen.md)")
+    parser.add_argument("out", type=Path, help="output folder; each ratio gets a subfolder")
+    parser.add_argument("--steps", type=int, default=25_000_000, help="PPO training steps [25000000]")
+    parser.add_argument("--envs", type=int, default=64, help="parallel environments [64]")
+    parser.add_argument("--rollout", type=int, default=256, help="steps of each environment between updates [256]")
     parser.add_argument("--evaluations", type=int, default=30, help="checkpoints to choose from [30]")
-    parser.add_argument("--collect", type=int, default=1_000_000, help="steps of each dataset [1000000]")
-    parser.add_argument("--ratios", type=float, nargs="+", default=[1.0, 0.5], help="of the last return [1.0 0.5]")
+    parser.add_argument("--collect", type=int, default=1_000_000, help="steps per dataset [1000000]")
+    parser.add_argument("--ratios", type=float, nargs="+", default=[1.0, 0.5], help="shares of the final return [1.0 0.5]")
     given = parser.parse_args()
     main(
         given.game,

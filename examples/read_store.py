@@ -1,4 +1,4 @@
-"""Read an episode store with NumPy alone: `python examples/read_store.py STORE` prints one line per episode."""
+"""Read an episode store with only NumPy: `python examples/read_store.py STORE` prints one line per episode."""
 
 import json
 import struct
@@ -27,14 +27,14 @@ def read_store(path):
     path = Path(path)
     schema = json.loads((path / "schema.json").read_text())
     with open(path / "episodes.log", "rb") as file:
-        header = file.read(64)  # of its two slots the later one counts
+        header = file.read(64)  # the later of its two slots is current
         slots = [struct.unpack_from("<qq4xI", header, at) for at in (16, 40)]
         oldest = max(
             (committed, kept)
             for (kept, committed, crc), at in zip(slots, (16, 40), strict=True)
             if crc == zlib.crc32(header[:16] + header[at : at + 20])
         )[1]
-        file.seek(64 * (1 + oldest))  # a bounded store has given what was before this episode back
+        file.seek(64 * (1 + oldest))  # a bounded store has dropped the episodes before this one
         log = file.read()
     records = np.frombuffer(log, RECORD, count=len(log) // 64)
     rows = int(records["first_row"][-1] + records["steps"][-1]) + 1 if len(records) else 0

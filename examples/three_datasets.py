@@ -1,4 +1,4 @@
-"""Make the three datasets of an environment that D4RL knows: random, replay and trained; as stores and as files for d3rlpy.
+"""Create D4RL's three kinds of datasets for an environment (random, replay, trained) as stores and as d3rlpy files.
 
 python examples/three_datasets.py ENV OUT [--steps N]
 """
@@ -22,7 +22,7 @@ def main(env_id: str, out: Path, steps: int) -> None:
     collect(env, steps=steps, into=out / "random", seed=0)
 
     discrete = isinstance(env.action_space, gymnasium.spaces.Discrete)
-    explorer = ConstantEpsilonGreedy(0.3) if discrete else None  # SAC draws its actions by itself
+    explorer = ConstantEpsilonGreedy(0.3) if discrete else None  # SAC samples its own actions
     learner = offrld.build("dqn" if discrete else "sac", env)
     learner.fit_online(env, out / "replay", explorer, steps=steps, random_steps=steps // 10, steps_per_epoch=max(1, steps // 10))
     learner.save(out / "learner.safetensors")
@@ -36,8 +36,8 @@ def main(env_id: str, out: Path, steps: int) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("env", help="a gymnasium id")
-    parser.add_argument("out", type=Path, help="a folder, made where there is none")
-    parser.add_argument("--steps", type=int, default=100_000, help="of each dataset [100000]")
+    parser.add_argument("env", help="gymnasium id")
+    parser.add_argument("out", type=Path, help="output folder; created if missing")
+    parser.add_argument("--steps", type=int, default=100_000, help="steps per dataset [100000]")
     arguments = parser.parse_args()
     main(arguments.env, arguments.out, arguments.steps)

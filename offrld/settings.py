@@ -28,9 +28,7 @@ IN_WORDS = {
     "int": "a whole number", "float": "a number", "bool": "true or false", "str": "text",
     "list[int]": "a list of whole numbers", "list[float]": "a list of numbers", "dict": "a table of names and values",
 }  # fmt: skip
-_EXPECTED = {
-    "int": int, "float": float, "bool": bool, "str": str, "list[int]": (list, tuple), "list[float]": (list, tuple), "dict": Mapping,
-}  # fmt: skip
+_WRONG: Any = object()  # a value of another type
 
 
 def setting(
@@ -106,37 +104,33 @@ class Setting:
             result["only"] = {name: list(words) for name, words in self.only.items()}
         return result
 
+    @classmethod
+    def of_json(cls, name: str, entry: Mapping[str, Any]) -> Setting:
+        """Read what `as_json` wrote; keys of a later version are ignored."""
+        known = {field.name for field in dataclasses.fields(cls)} - {"name", "only"}
+        values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items() if key in known}
+        return cls(name=name, only={other: tuple(words) for other, words in entry.get("only", {}).items()}, **values)
+
     def check(self, value: Any) -> Any:
-        """``value`` as the field's type; raises `InvalidInput` that names setting, value and what is allowed."""
-        kind, optional = self.type.removesuffix(" | None"), self.type.endswith(" | None")
-        if value is None and optional:
-            return None
-        if kind == "float":
-            value = _as_float(value)
-        elif kind == "int":
-            value = as_whole(value)
-        wrong = not isinstance(value, _EXPECTED[kind]) or (isinstance(value, bool) and kind != "bool")
-        if kind == "dict" and not wrong:
-            value = _table(value)
-            wrong = value is None
-        elif kind.startswith("list") and not wrong:
-            inner = int if kind == "list[int]" else float
-            value = tuple(map(as_whole if inner is int else _as_float, value))
-            wrong = len(value) > MOST_ITEMS or any(not isinstance(item, inner) or isinstance(item, bool) for item in value)
-        if wrong:
-            raise InvalidInput(f"setting {self.name!r} takes {self._wanted()}, got {shown(value)}", hint="see `offrl algos NAME`")
-        if self.choices is not None and value not in self.choices:
-            raise InvalidInput(
-                f"setting {self.name!r} takes {self._wanted()}, got {shown(value)}", hint=nearest(str(value)[:MOST_SHOWN], self.choices)
-            )
-        for item in value if isinstance(value, tuple) else (value,):
-            if isinstance(item, (int, float)) and not isinstance(item, bool) and not self._within(item):
-                raise InvalidInput(f"setting {self.name!r} takes {self._wanted()}, got {shown(value)}", hint="see `offrl algos NAME`")
-        return value
+        """Return ``value`` as one of the setting's types; raise `InvalidInput` that names setting, value and what it takes."""
+        for kind in self.type.split(" | "):
+            converted = _converted(value, kind)
+            if converted is not _WRONG and all(self._takes(item) for item in (converted if isinstance(converted, tuple) else (converted,))):
+                return converted
+        hint = nearest(str(value)[:MOST_SHOWN], self.choices) if self.choices is not None and isinstance(value, str) else ""
+        about = f"default {_plain(self.default)!r}: {self.help}"[: 2 * MOST_SHOWN]
+        raise InvalidInput(f"setting {self.name!r} takes {self._wanted()}, got {shown(value)}", hint=hint or about)
+
+    def _takes(self, item: Any) -> bool:
+        if item is None or isinstance(item, (bool, Mapping)):
+            return True
+        if self.choices is not None and item not in self.choices:
+            return False
+        return isinstance(item, str) or self._within(item)
 
     def _within(self, value: float) -> bool:
         above = self.low is None or (value > self.low if self.exclusive_low else value >= self.low)
-        # NaN is never within, nor what float32, in which everything is computed, does not hold.
+        # NaN is never within, and neither is a number that float32, the type of all computations, cannot hold.
         return above and (self.high is None or value <= self.high) and abs(value) <= (EXACT if isinstance(value, int) else LARGEST)
 
     def _wanted(self) -> str:
@@ -147,7 +141,8 @@ class Setting:
             limits.append(f"{'above' if self.exclusive_low else 'at least'} {self.low:g}")
         if self.high is not None:
             limits.append(f"at most {self.high:g}")
-        words = IN_WORDS[self.type.removesuffix(" | None")] + (f" {' and '.join(limits)}" if limits else "")
+        kinds = [IN_WORDS.get(kind, kind) for kind in self.type.split(" | ") if kind != "None"]
+        words = " or ".join(kinds) + (f" {' and '.join(limits)}" if limits else "")
         return words + (" or none" if self.type.endswith("None") else "")
 
 
@@ -220,37 +215,45 @@ def build(config: T, *layers: Mapping[str, Any]) -> T:
         Unknown: of a name that no setting has; the hint is the nearest one.
         InvalidInput: of a value of the wrong type or out of range, or of a setting that is not read under the chosen types.
     """
-    known = describe(config)
+    return _replaced(config, merge(describe(config), *layers), "")
+
+
+def of_json(config: Mapping[str, Mapping[str, Any]]) -> dict[str, Setting]:
+    """Read an algorithm's settings as `describe` gives them from their JSON form, which is all that the daemon has."""
+    return {name: Setting.of_json(name, entry) for name, entry in config.items()}
+
+
+def merge(known: Mapping[str, Setting], *layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of all layers by dotted name, checked; later layers override earlier ones. Raises as `build`."""
     chosen: dict[str, Any] = {}
     for values in layers:
         for name, value in resolve(values, known).items():
-            whole = known[name].type.startswith("dict") and isinstance(value, _Parts)
-            chosen[name] = known[name].check(_merged(chosen.get(name, known[name].default) or {}, value) if whole else value)
-    refuse_unread(chosen, known)
-    return _replaced(config, chosen, "")
+            by_entry = known[name].type.startswith("dict") and isinstance(value, _Parts)
+            chosen[name] = known[name].check(_merged(chosen.get(name, known[name].default) or {}, value) if by_entry else value)
+    _refuse_unread(chosen, known)
+    return chosen
 
 
-def refuse_unread(chosen: Mapping[str, Any], known: Mapping[str, Any]) -> None:
-    """Raise `InvalidInput` for a setting, not at its default, that is not read under the chosen types; ``known`` as in `resolve`."""
+def _refuse_unread(chosen: Mapping[str, Any], known: Mapping[str, Setting]) -> None:
+    """Raise `InvalidInput` for a setting that differs from its default but is not read under the chosen types."""
     for name, value in chosen.items():
-        for other, words in (_told(known[name], "only") or {}).items():
-            now = chosen.get(other, _told(known[other], "default"))
-            if now not in words and value != _told(known[name], "default"):
+        for other, words in known[name].only.items():
+            now = chosen.get(other, known[other].default)
+            if now not in words and value != known[name].default:
                 raise InvalidInput(
                     f"setting {name!r} has no effect with {other} {now!r}",
                     hint=f"it counts for {', '.join(words) or 'types that other packages add'}",
                 )
 
 
-def resolve(values: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
-    """``values`` under the full dotted names of ``known``, unchecked; raises as `build`.
+def resolve(values: Mapping[str, Any], known: Mapping[str, Setting]) -> dict[str, Any]:
+    """Return ``values`` under the full dotted names of ``known``, unchecked; raise as `build`.
 
-    ``known`` maps dotted names to anything: a `Setting`, or its JSON form in the daemon, which has no config at hand. Single entries of
-    a dict setting (``encoder.options.depth``) come back as one table, which `build` puts over the values that it has.
+    Single entries of a dict setting (``encoder.options.depth``) come back as one table, which `merge` puts over the earlier values.
     """
     groups = {name.rpartition(".")[0] for name in known if "." in name}
     groups |= {group.rpartition(".")[0] for group in groups if "." in group}
-    found: dict[str, Any] = {}
+    resolved: dict[str, Any] = {}
 
     def take(name: str, value: Any) -> None:
         if name in groups and isinstance(value, Mapping):
@@ -258,23 +261,23 @@ def resolve(values: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, An
                 take(f"{name}.{inner}", item)
             return
         if name in groups and f"{name}.type" not in known:
-            inside = ", ".join(each for each in known if each.startswith(f"{name}."))
+            inside = ", ".join(other for other in known if other.startswith(f"{name}."))
             raise InvalidInput(f"setting {name!r} is a group, got {shown(value)} for it", hint=f"its settings: {inside}")
         full = f"{name}.type" if name in groups else name
         table, inner = _table_of(full, known)
         if table is not None:
-            _put(found.setdefault(table, _Parts()), inner, value, name)
+            _put(resolved.setdefault(table, _Parts()), inner, value, name)
             return
         if full not in known:
             close = likely(name, [*known, *sorted(groups)])
             raise Unknown(f"unknown setting {name!r}", hint=f"did you mean {close!r}?" if close else "`offrl algos NAME` lists them")
-        if full in found and found[full] != value:
-            raise InvalidInput(f"setting {full!r} is given twice, as {shown(found[full])} and as {shown(value)}", hint="give it once")
-        found[full] = _plain(value)
+        if full in resolved and resolved[full] != value:
+            raise InvalidInput(f"setting {full!r} is given twice, as {shown(resolved[full])} and as {shown(value)}", hint="give it once")
+        resolved[full] = _plain(value)
 
     for name, value in values.items():
         take(name, value)
-    return found
+    return resolved
 
 
 class _Parts(dict[str, Any]):
@@ -289,20 +292,15 @@ def _put(parts: Any, path: list[str], value: Any, name: str) -> None:
     parts[path[-1]] = value
 
 
-def _table_of(name: str, known: Mapping[str, Any]) -> tuple[str | None, list[str]]:
+def _table_of(name: str, known: Mapping[str, Setting]) -> tuple[str | None, list[str]]:
     """The dict setting that a dotted name points into, and the path inside it."""
     pieces = name.split(".")
     for length in range(len(pieces) - 1, 0, -1):
         head = known.get(".".join(pieces[:length]))
         if head is not None:
-            table = str(_told(head, "type")).startswith("dict")
+            table = head.type.startswith("dict")
             return (".".join(pieces[:length]), pieces[length:]) if table else (None, [])
     return None, []
-
-
-def _told(entry: Any, key: str) -> Any:
-    """What a `Setting` or its JSON form says."""
-    return entry.get(key) if isinstance(entry, Mapping) else getattr(entry, key)
 
 
 def _merged(base: Mapping[str, Any], parts: Mapping[str, Any]) -> dict[str, Any]:
@@ -361,8 +359,22 @@ def _words(words: Any) -> Any:
     return tuple(words()) if callable(words) else words
 
 
-def _as_float(value: Any) -> Any:
-    return float(value) if isinstance(value, int) and not isinstance(value, bool) and abs(value) <= LARGEST else value
+def _converted(value: Any, kind: str) -> Any:
+    """``value`` as a type in words; `_WRONG` if it is of another type."""
+    if kind.startswith("list["):
+        if not isinstance(value, (list, tuple)) or len(value) > MOST_ITEMS:
+            return _WRONG
+        items = tuple(_converted(item, kind[5:-1]) for item in value)
+        return _WRONG if any(item is _WRONG for item in items) else items
+    if kind == "dict":
+        table = _table(value)
+        return _WRONG if table is None else table
+    if kind == "int":
+        value = as_whole(value)
+    elif kind == "float" and isinstance(value, int) and not isinstance(value, bool) and abs(value) <= LARGEST:
+        value = float(value)
+    expected: Any = {"int": int, "float": float, "bool": bool, "str": str, "None": types.NoneType}.get(kind, ())
+    return value if isinstance(value, expected) and (kind == "bool" or not isinstance(value, bool)) else _WRONG
 
 
 def shown(value: Any) -> str:
@@ -386,20 +398,20 @@ def _plain(value: Any) -> Any:
     return copy.deepcopy(value) if isinstance(value, dict) else value
 
 
-def _table(value: Any) -> Any:
-    """A copy of a table whose names are text and whose values are plain (numbers, text, lists, tables), None where they are not."""
+def _table(value: Any) -> dict[str, Any] | None:
+    """Copy a table whose names are text and whose values are plain: numbers that float32 holds, text, lists, tables. Else None."""
     if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
         return None
-    copied: dict[str, Any] = {}
-    for name, item in value.items():
-        if isinstance(item, Mapping):
-            copied[name] = _table(item)
-            if copied[name] is None:
-                return None
-        elif isinstance(item, (list, tuple)):
-            copied[name] = list(item)
-        elif item is None or isinstance(item, (bool, str)) or (isinstance(item, (int, float)) and abs(item) <= LARGEST):
-            copied[name] = item
-        else:
-            return None
-    return copied
+    copied = {name: _entry(item) for name, item in value.items()}
+    return None if any(item is _WRONG for item in copied.values()) else copied
+
+
+def _entry(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        table = _table(value)
+        return _WRONG if table is None else table
+    if isinstance(value, (list, tuple)):
+        items = [_entry(item) for item in value]
+        return _WRONG if any(item is _WRONG for item in items) else items
+    plain = value is None or isinstance(value, (bool, str)) or (isinstance(value, (int, float)) and abs(value) <= LARGEST)
+    return value if plain else _WRONG

@@ -35,9 +35,9 @@ def files() -> list[str]:
 
 
 def prose(name: str, text: str) -> Iterator[tuple[int, str]]:
-    """Yield the lines of a file that people read: of Python its comments and strings, of other files all lines."""
+    """Yield the lines of a file that people read: of Python its comments and strings, of other files all lines without `code`."""
     if not name.endswith(".py"):
-        yield from enumerate(text.splitlines(), 1)
+        yield from ((number, re.sub(r"`[^`]*`", "``", line)) for number, line in enumerate(text.splitlines(), 1))
         return
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if token.type in SPOKEN:

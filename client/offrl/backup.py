@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from offrl import wire
-from offrl.client import Client, build
+from offrl.client import Client
 from offrl.errors import CheckFailed, DiskFull, InvalidInput, OffrlError
+from offrl.explained import build
 
 FORMAT = 1
 ABOUT, STATE = "backup.json", "state"
@@ -155,11 +156,13 @@ def _read_about(source: Path) -> dict[str, Any]:
         found = about["format"]
         names = [file["path"] for file in about["files"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InvalidInput(f"{source} is no back-up: {ABOUT} cannot be read ({error})", hint="name the folder of `offrl backup`") from None
+        raise InvalidInput(
+            f"{source} is not a backup: {ABOUT} cannot be read ({error})", hint="name the folder of `offrl backup`"
+        ) from None
     if found != FORMAT:
         raise InvalidInput(f"{source} has format {found!r}, this version reads {FORMAT}", hint="use the version of offrl that made it")
     if DATABASE not in names:
-        raise CheckFailed(f"{source} holds no queue", hint="take another back-up")
+        raise CheckFailed(f"{source} holds no queue", hint="use another backup")
     return about
 
 
@@ -169,14 +172,14 @@ def _restore_file(source: Path, target: Path, file: dict[str, Any]) -> None:
     try:
         reading = (source / name).open("rb")
     except FileNotFoundError:
-        raise CheckFailed(f"the back-up lacks {name}", hint="take another back-up") from None
+        raise CheckFailed(f"the back-up lacks {name}", hint="use another backup") from None
     with reading, _new(target, name) as written:
         while data := reading.read(BLOCK):
             digest.update(data)
             _write(written, data)
             size += len(data)
     if size != file["size"] or digest.hexdigest() != file["sha256"]:
-        raise CheckFailed(f"{name} in the back-up is damaged: its size or its SHA-256 differs", hint="take another back-up")
+        raise CheckFailed(f"{name} in the back-up is damaged: its size or its SHA-256 differs", hint="use another backup")
 
 
 def _new(root: Path, path: str) -> BinaryIO:
@@ -200,7 +203,7 @@ def _write(file: BinaryIO, data: bytes) -> None:
 def _safe(path: str) -> str:
     """A relative path that stays where it is."""
     if not isinstance(path, str) or any(part in ("", ".", "..") for part in path.split("/")) or "\0" in path:
-        raise CheckFailed(f"{path!r} is no path of a back-up", hint="take another back-up")
+        raise CheckFailed(f"{path!r} is not a path inside a backup", hint="use another backup")
     return path
 
 

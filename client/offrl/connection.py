@@ -16,11 +16,13 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
+from typing import Any
 
 import zmq
 
 from offrl import address, keys, wire
 from offrl.errors import InvalidInput, NoDaemon, NotAllowed
+from offrl.wire import ReplyT, reply_type
 
 HEARTBEAT_MS = 20_000  # a daemon whose machine is gone is noticed within three of them
 HANDSHAKE_S = 5.0  # longer than any live daemon's input/output thread needs
@@ -31,7 +33,6 @@ AT_ONCE_MS = 20  # most answers come sooner: they are waited for with one system
 
 # numbers: pyzmq's own names for them take longer to look at than ZeroMQ takes to answer
 _EVENTS, _READABLE = int(zmq.EVENTS), int(zmq.POLLIN)
-_NOT_TWICE = (wire.ControlJob, wire.RemoveDataset)
 _UP = zmq.EVENT_HANDSHAKE_SUCCEEDED
 _DOWN = (
     zmq.EVENT_DISCONNECTED
@@ -87,11 +88,11 @@ class Connection:
             raise
 
     # ---------------------------------------------------------------------------------------------------------------- asking
-    def request(self, request: wire.Request, *, timeout: float | None = None, again: bool | None = None) -> wire.Reply:
-        """The reply, as the model that the request names; raises the error that the daemon sent.
+    def request(self, request: wire.Request[ReplyT], *, timeout: float | None = None, again: bool | None = None) -> ReplyT:
+        """Send a request and return its reply; raise the error that the daemon sent.
 
         Args:
-            again: whether to ask again when the connection broke before the reply; by default where that does no harm.
+            again: whether to send the request again if the connection broke before the reply; by default if it is repeatable.
 
         Raises:
             NoDaemon: no reply within ``timeout``, or the daemon went away and did not come back within the patience.
@@ -99,7 +100,7 @@ class Connection:
             ProtocolMismatch: the daemon speaks another protocol.
         """
         if again is None:
-            again = not isinstance(request, _NOT_TWICE) and not (isinstance(request, wire.Submit) and request.key is None)
+            again = request.repeatable
         with self._lock:
             give_up: float | None = None
             while True:
@@ -108,7 +109,7 @@ class Connection:
                     ident = b"%d" % next(self._ids)
                     self._send(ident, _encoded(request))
                     body = self._receive(ident, {}, (ident,), self.timeout if timeout is None else timeout)
-                    return wire.decode_reply(body, request.reply)
+                    return wire.decode_reply(body, reply_type(request))
                 except ConnectionLost:
                     if not again:
                         raise
@@ -117,14 +118,14 @@ class Connection:
                     give_up = give_up or time.monotonic() + self.patience
                     self.wait_for_daemon(give_up)
 
-    def stream(self, requests: Iterable[wire.Request], *, timeout: float | None = None, window: int = WINDOW) -> Iterator[wire.Reply]:
+    def stream(self, requests: Iterable[wire.Request[ReplyT]], *, timeout: float | None = None, window: int = WINDOW) -> Iterator[ReplyT]:
         """The replies of many requests in their order, with up to ``window`` of them in flight.
 
         Raises `ConnectionLost` when the daemon goes away in between; nothing is asked again.
         """
         with self._lock:
             self._stay_connected()
-            waiting: deque[tuple[bytes, wire.Request]] = deque()
+            waiting: deque[tuple[bytes, wire.Request[ReplyT]]] = deque()
             replies: dict[bytes, bytes] = {}
             source = iter(requests)
             more = True
@@ -141,7 +142,7 @@ class Connection:
                     ident, request = waiting[0]
                     body = self._receive(ident, replies, {i for i, _ in waiting}, self.timeout if timeout is None else timeout)
                     waiting.popleft()
-                    yield wire.decode_reply(body, request.reply)
+                    yield wire.decode_reply(body, reply_type(request))
 
     def wait_for_daemon(self, give_up: float) -> None:
         """Connect again to a daemon that went away; `NoDaemon` if it is not back at the time ``give_up`` (of `time.monotonic`)."""
@@ -360,7 +361,7 @@ def _own_machine(url: str) -> bool:
         return False
 
 
-def _encoded(request: wire.Request) -> list[bytes | memoryview]:
+def _encoded(request: wire.Request[Any]) -> list[bytes | memoryview]:
     """The frames of the message, if the daemon would take it: a larger one makes it drop the connection."""
     try:
         frames = wire.encode_frames(request)

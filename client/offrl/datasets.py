@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import tempfile
-import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from offrl import named, upload, wire
+from offrl import download, named, outfile, upload, wire
 from offrl.errors import Conflict, InvalidInput, OffrlError, StoreExists, Unknown
+from offrl.explained import build
 from offrl.job import NAME_PATTERN, DatasetExportSpec, ImportSpec
-
-if TYPE_CHECKING:
-    from offrl.client import Client
+from offrl.jobs import Job, enqueue, own_error
+from offrl.session import Session
 
 FILE_ENDINGS = (".hdf5", ".h5", ".npz", ".csv", ".parquet")
 EXPORT_FORMATS = {".hdf5": "d4rl", ".h5": "d4rl", ".npz": "npz"}  # anything else: a store's folder
@@ -42,15 +42,15 @@ Events = Any  # Callable[[wire.Event], None]
 class Datasets:
     """The datasets of a daemon."""
 
-    def __init__(self, client: Client) -> None:
-        self._client = client
+    def __init__(self, session: Session) -> None:
+        self._session = session
 
     def __repr__(self) -> str:
         try:
             found = self.ls()
         except OffrlError as error:
-            return f"Datasets({self._client.url!r}: {error.message})"
-        return f"Datasets({self._client.url!r}, {len(found)}: {', '.join(each.name for each in found[:10])}{', ...' * (len(found) > 10)})"
+            return f"Datasets({self._session.url!r}: {error.message})"
+        return f"Datasets({self._session.url!r}, {len(found)}: {', '.join(each.name for each in found[:10])}{', ...' * (len(found) > 10)})"
 
     def add(
         self,
@@ -105,20 +105,20 @@ class Datasets:
 
     def ls(self) -> list[wire.DatasetInfo]:
         """All datasets by name. `show` has the metadata that is too long for a list (``trimmed``)."""
-        part = self._client.request(wire.ListDatasets())
+        part = self._session.request(wire.ListDatasets())
         found = part.datasets
         while part.next is not None:
-            part = self._client.request(wire.ListDatasets(after=part.next))
+            part = self._session.request(wire.ListDatasets(after=part.next))
             found += part.datasets
         return found
 
     def show(self, name: str) -> wire.DatasetInfo:
         """One dataset: size, fields, snapshot, returns. Raises `Unknown`."""
-        return self._client.request(_build(wire.GetDataset, name=name))
+        return self._session.request(build(wire.GetDataset, name=name))
 
     def rm(self, name: str) -> None:
         """Delete a dataset. Raises `Unknown`, and `Conflict` if a job that has not ended needs it."""
-        self._client.request(_build(wire.RemoveDataset, name=name))
+        self._session.request(build(wire.RemoveDataset, name=name))
 
     def export(
         self, name: str, out: str | os.PathLike[str], format: str | None = None, *, force: bool = False, follow: Events = None
@@ -129,14 +129,12 @@ class Datasets:
         is never replaced. A link is followed, a pipe is written into (`offrl.outfile`).
         Raises `Unknown`, `InvalidInput` (``out`` cannot be written), `Conflict` (a file with other content), `DiskFull`.
         """
-        from offrl import download, outfile
-
         out = Path(out)
         format = export_format(out, format)
         if format in EXPORT_FOLDERS and os.path.lexists(out):
             raise InvalidInput(f"{out} exists", hint=f"{format} is exported into a new folder; for a file end the name with .hdf5 or .npz")
         outfile.place(out)  # before the export is made
-        job = self._submit(_build(DatasetExportSpec, dataset=name, format=format))
+        job = enqueue(self._session, build(DatasetExportSpec, dataset=name, format=format))
         try:
             self._finish(job, follow)
             request = wire.OpenArtifact(job=job.id, kind="dataset")
@@ -150,7 +148,8 @@ class Datasets:
                 whole.rename(out)
             return out
         finally:
-            _quietly(lambda: job.rm())  # it holds a second copy of the dataset
+            with contextlib.suppress(OffrlError):
+                job.rm()  # it holds a second copy of the dataset
 
     def resolve(self, dataset: str | os.PathLike[str]) -> str:
         """The name of ``dataset``: itself, or that of the file or folder at this path, imported if its content is not there yet."""
@@ -177,9 +176,11 @@ class Datasets:
         return name
 
     # ---------------------------------------------------------------------------------------------------------------- plumbing
-    def _import(self, name, source, how, on_daemon, progress, follow) -> wire.DatasetInfo:
+    def _import(
+        self, name: str, source: Any, how: dict[str, Any], on_daemon: bool, progress: upload.Progress | None, follow: Events
+    ) -> wire.DatasetInfo:
         """``how``: fields of the job's specification."""
-        _build(ImportSpec, dataset=name, **how)  # a bad name is found before a gigabyte travels
+        build(ImportSpec, dataset=name, **how)  # a bad name is found before a gigabyte travels
         schema = None
         if how["append"]:
             info = self.show(name)
@@ -193,37 +194,32 @@ class Datasets:
             path = os.fspath(source) if isinstance(source, str | os.PathLike) else None
             if path is None:
                 raise InvalidInput(f"a path on the daemon's side is a text, not {type(source).__name__}", hint="leave on_daemon out")
-            return self._run(_build(ImportSpec, dataset=name, path=path, **how), follow)
+            return self._run(build(ImportSpec, dataset=name, path=path, **how), follow)
         if how["format"] is None and isinstance(source, str) and not os.path.exists(source) and named.may_be_name(source):
             try:
                 named.find(source)
             except Unknown as error:
                 hint = error.hint if error.hint.startswith("did you mean") else "give the path of a file or a folder"
                 raise Unknown(f"there is neither a file nor a dataset by the name of {source!r}", hint=hint) from None
-            return self._run(_build(ImportSpec, dataset=name, named=source, **how), follow)
+            return self._run(build(ImportSpec, dataset=name, named=source, **how), follow)
         with _as_files(source, schema) as files:
             return self._import_files(name, files, how, progress, follow)
 
-    def _import_files(self, name, files, how, progress, follow) -> wire.DatasetInfo:
-        connection = self._client.connect()  # its own, so that the client can be used meanwhile
+    def _import_files(
+        self, name: str, files: list[upload.SourceFile], how: dict[str, Any], progress: upload.Progress | None, follow: Events
+    ) -> wire.DatasetInfo:
+        connection = self._session.connect()  # a separate one: other threads may use the client meanwhile
         try:
             sent = upload.deliver(connection, files, progress)
         finally:
             connection.close()
-        return self._run(_build(ImportSpec, dataset=name, upload=sent, **how), follow)
+        return self._run(build(ImportSpec, dataset=name, upload=sent, **how), follow)
 
     def _run(self, spec: ImportSpec, follow: Events) -> wire.DatasetInfo:
-        self._finish(self._submit(spec), follow)
+        self._finish(enqueue(self._session, spec), follow)
         return self.show(spec.dataset)
 
-    def _submit(self, spec: Any) -> Any:
-        from offrl.client import Job
-
-        return Job(self._client, self._client.request(wire.Submit(spec=spec, key=f"auto-{uuid.uuid4().hex}")).job)
-
-    def _finish(self, job: Any, follow: Events) -> None:
-        from offrl.client import own_error
-
+    def _finish(self, job: Job, follow: Events) -> None:
         for event in job.follow():
             if follow is not None:
                 follow(event)
@@ -238,9 +234,9 @@ class Datasets:
         return True
 
     def _await_import(self, name: str) -> None:
-        for job in self._client.jobs("import"):
-            if job.last.dataset == name and not job.last.state.ended:
-                job.wait(check=False)
+        for info in self._session.request(wire.ListJobs(kind="import")).jobs:
+            if info.dataset == name and not info.state.ended:
+                Job(self._session, info.job).wait(check=False)
 
 
 @contextmanager
@@ -260,7 +256,7 @@ def _as_files(source: Any, schema: Any) -> Iterator[list[upload.SourceFile]]:
             path = Path(folder, "store")
             _write_episodes(path, source, schema)
         else:
-            raise InvalidInput(f"a {type(source).__name__} is no source of data", hint="give a path, a dict of arrays, or episodes")
+            raise InvalidInput(f"a {type(source).__name__} is not a source of data", hint="give a path, a dict of arrays, or episodes")
         yield upload.scan(path)
 
 
@@ -272,13 +268,13 @@ def _write_arrays(path: Path, source: Mapping[str, Any]) -> None:
     arrays: dict[str, Any] = {}
     for name, value in source.items():
         if not isinstance(name, str):
-            raise InvalidInput(f"{name!r} is no key of a dataset", hint="keys: observations, actions, rewards, terminals, timeouts")
+            raise InvalidInput(f"{name!r} is not a key of a dataset", hint="keys: observations, actions, rewards, terminals, timeouts")
         inner = {f"{name}/{key}": item for key, item in value.items()} if isinstance(value, Mapping) else {name: value}
         for key, item in inner.items():
             if key in arrays:
                 raise InvalidInput(f"two arrays are called {key!r}: one by its own key, one inside {name!r}", hint="rename one of them")
             if key == "file":
-                raise InvalidInput("'file' is no key of a dataset", hint="keys: observations, actions, rewards, terminals, timeouts")
+                raise InvalidInput("'file' is not a key of a dataset", hint="keys: observations, actions, rewards, terminals, timeouts")
             text = isinstance(item, str) or (isinstance(item, np.ndarray) and item.ndim == 0 and item.dtype.kind == "U")
             arrays[key] = np.asarray(item) if text else numbers(item, key)  # env_id is a text
     if not arrays:
@@ -352,19 +348,6 @@ def _schema_from(info: wire.DatasetInfo) -> Any:
         else:
             roles[role] = field
     return Schema(**roles)
-
-
-def _build(model: Any, **values: Any) -> Any:
-    from offrl.client import build
-
-    return build(model, **values)
-
-
-def _quietly(action: Any) -> None:
-    import contextlib
-
-    with contextlib.suppress(OffrlError):
-        action()
 
 
 __all__ = ["EXPORT_FORMATS", "Datasets", "export_format"]

@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 
 from offrl import __version__, wire
-from offrl.client import Client, Job, build
+from offrl.client import Client, Job
 from offrl.errors import NoDaemon, NotAllowed, OffrlError
+from offrl.explained import build
 from offrl.job import TrainSpec
 
 PINGS = 100

@@ -7,6 +7,7 @@ and is raised again on the other side as the same class (`from_wire`).
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from offrl_store.errors import (
     DiskFull,
@@ -26,6 +27,7 @@ class JobFailed(OffrlError):
     """A job that was waited for ended as failed or cancelled."""
 
     code = "job_failed"
+    info: Any  # the `offrl.wire.JobInfo` of the job
 
 
 class CheckFailed(OffrlError):

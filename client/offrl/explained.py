@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from offrl import message
+from offrl.errors import InvalidInput, nearest
 from offrl.job import DEVICE_PATTERN, JOB_PATTERN, NAME_PATTERN, POLICY_PATTERN, TAKEN_PATTERN
 
 NAME = "letters, digits, '.', '_' and '-', at most 100, of which the first is a letter or digit"
@@ -38,6 +39,8 @@ _BRANCH = re.compile(
     r"(literal|list|tuple|dict|union|nullable|function-\w+|lax-or-strict|json-or-python|chain|model)\[.*\]"
     r"|constrained-\w+|int|float|str|bool|none|bytes|date|datetime"
 )
+
+Model = TypeVar("Model", bound=BaseModel)
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,19 @@ def explained(error: ValidationError) -> Problem:
     return Problem(where or "message", what, first["type"], place, value)
 
 
+def build(model: type[Model], **values: Any) -> Model:
+    """Make a ``model`` of these values; raise `InvalidInput` naming the first wrong one."""
+    try:
+        return model(**values)
+    except ValidationError as error:
+        problem = explained(error)
+        name = as_name(problem.value) if problem.kind == "string_pattern_mismatch" and problem.place == ("dataset",) else ""
+        hint = nearest(str(problem.place[-1]), model.model_fields) if problem.kind == "extra_forbidden" else ""
+        refused = InvalidInput(str(problem), hint=f"for example {name}" if name else hint)
+        refused.field = problem.where
+        raise refused from None
+
+
 def as_name(text: Any) -> str:
     """A text as a name that `NAME_PATTERN` allows, "" where nothing of it can be one."""
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", str(text))[:100].strip("-._")
@@ -112,4 +128,4 @@ def _wanted(error: Mapping[str, Any]) -> str:
     return error["msg"][:200].removeprefix("Input should be ").removeprefix("Value error, ")
 
 
-__all__ = ["PATTERNS", "Problem", "as_name", "explained"]
+__all__ = ["PATTERNS", "Problem", "as_name", "build", "explained"]

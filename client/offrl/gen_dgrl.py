@@ -69,7 +69,7 @@ def job(given: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
     known = {*defaults, *WITHOUT_EFFECT, *OURS, "algo", "env_name", "seed"}
     for name in given:
         if name not in known:
-            raise InvalidInput(f"{name!r} is no parameter of gen_dgrl's {algorithm}", hint=nearest(name, sorted(known)))
+            raise InvalidInput(f"{name!r} is not a parameter of gen_dgrl's {algorithm}", hint=nearest(name, sorted(known)))
     values = {**defaults, **{name: value for name, value in given.items() if name not in WITHOUT_EFFECT}}
     game, mode = values["env_name"], values["distribution_mode"]
     start = f"{game}-{mode}-{values['num_levels']}"

@@ -234,7 +234,9 @@ def read_entry(path: Path) -> Entry:
 # ---------------------------------------------------------------------------------------------------------------------- checks
 def check_name(name: str) -> str:
     if not NAME.fullmatch(name) or name in RESERVED:
-        raise InvalidInput(f"{name!r} is no name for a key", hint="letters, digits, '.', '_' and '-', at most 64; a letter or digit first")
+        raise InvalidInput(
+            f"{name!r} is not a valid name for a key", hint="letters, digits, '.', '_' and '-', at most 64; a letter or digit first"
+        )
     return name
 
 
@@ -248,7 +250,7 @@ def check_public(text: str) -> str:
     """A public key as 64 hexadecimal digits. Raises `InvalidInput`."""
     public = text.strip().lower()
     if not _HEX.fullmatch(public):
-        raise InvalidInput(f"{text[:80]!r} is no public key", hint="64 hexadecimal digits, as `offrl keys new` prints them")
+        raise InvalidInput(f"{text[:80]!r} is not a public key", hint="64 hexadecimal digits, as `offrl keys new` prints them")
     return public
 
 
@@ -261,7 +263,7 @@ def _values(path: Path, *, secret: bool) -> dict[str, Any]:
             found = os.fstat(descriptor)
             mode = stat.S_IMODE(found.st_mode)
             if not stat.S_ISREG(found.st_mode) or found.st_size > FILE_LIMIT:
-                raise InvalidInput(f"{path} is no key file", hint=NEW_HINT)
+                raise InvalidInput(f"{path} is not a key file", hint=NEW_HINT)
             if mode & (0o077 if secret else 0o022):
                 what = "others may read the secret key in it" if secret else "others may change it"
                 raise NotAllowed(f"{path} has mode {mode:04o}: {what}", hint=f"chmod 600 {path}")
@@ -274,13 +276,13 @@ def _values(path: Path, *, secret: bool) -> dict[str, Any]:
     except OSError as error:
         raise InvalidInput(f"{path} cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError):
-        raise InvalidInput(f"{path} is no key file: it is not TOML", hint=NEW_HINT) from None
+        raise InvalidInput(f"{path} is not a key file: it is not TOML", hint=NEW_HINT) from None
 
 
 def _key(path: Path, values: dict[str, Any], field: str) -> str:
     value = values.get(field)
     if not isinstance(value, str) or not _HEX.fullmatch(value.lower()):  # the value is not shown: it may be a secret
-        raise InvalidInput(f"{path} is no key file: {field!r} must be 64 hexadecimal digits", hint=NEW_HINT)
+        raise InvalidInput(f"{path} is not a key file: {field!r} must be 64 hexadecimal digits", hint=NEW_HINT)
     return value.lower()
 
 

@@ -95,7 +95,7 @@ def find(name: str) -> Named:
     hint = nearest(name, names())
     if (game := name.partition("-")[0].lower()) in games.GAMES:
         hint = f"{game}-mixed-v0, {game}-medium-v0, {game}-expert-v0, or {game}-epoch-1-v0 to {game}-epoch-{LAST_EPOCH}-v0"
-    raise Unknown(f"there is no dataset of the name {name!r}", hint=hint)
+    raise Unknown(f"no dataset is named {name!r}", hint=hint)
 
 
 def names() -> list[str]:

@@ -98,7 +98,7 @@ def place(path: str | os.PathLike[str]) -> Path | None:
     """
     name = os.fspath(path)
     if not name or "\0" in name:
-        raise InvalidInput(f"{name!r} is no path of a file", hint="give the name of a file")
+        raise InvalidInput(f"{name!r} is not the path of a file", hint="give the name of a file")
     with errors(path):
         try:
             kind = os.stat(path).st_mode

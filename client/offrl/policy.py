@@ -312,7 +312,7 @@ def _metadata(session: onnxruntime.InferenceSession, name: str) -> dict[str, Any
         raise InvalidInput(f"the metadata of {name} is not JSON", hint=FETCH_AGAIN) from None
     for key in ("space", "context", "fields"):
         if not isinstance(metadata.get(key), dict | None):
-            raise InvalidInput(f"the metadata {key!r} of {name} is no table", hint=FETCH_AGAIN)
+            raise InvalidInput(f"the metadata {key!r} of {name} is not a table", hint=FETCH_AGAIN)
     return metadata
 
 

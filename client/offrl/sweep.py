@@ -33,13 +33,14 @@ from pathlib import Path
 from typing import Any
 
 from offrl import gen_dgrl
-from offrl.client import Client, Job, flat
+from offrl.client import Client, Job
 from offrl.errors import InvalidInput
 from offrl.explained import as_name
-from offrl.job import TrainOnlineSpec
+from offrl.job import TrainOnlineSpec, TrainSpec
+from offrl.job_options import job_options
+from offrl.set_values import flat
 
 MAX_JOBS = 10_000
-_FLAGS = {"start": "--from", "gpu_memory_mb": "--gpu-memory", "step_timeout_s": "--step-timeout"}  # where they are not their names
 _SIZES = ((1_000_000_000, "G"), (1_000_000, "M"), (1_000, "K"))
 _NAME = 150  # signs of a name; a submission key has at most 200
 
@@ -89,9 +90,10 @@ OFFLINE, ONLINE = "submit", "train-online"
 # What a sweep fills in itself is no option.
 _FILLED = {"self", "algorithm", "seed", "seeds", "config", "key", "options", "kind"}
 _OPTIONS = {
-    OFFLINE: set(inspect.signature(Client.submit).parameters) - _FILLED,
-    ONLINE: (set(inspect.signature(Client.train_online).parameters) | set(TrainOnlineSpec.model_fields) - {"dataset"}) - _FILLED,
+    command: {*inspect.signature(method).parameters, *(option.name for option in job_options(spec))} - _FILLED
+    for command, method, spec in ((OFFLINE, Client.submit, TrainSpec), (ONLINE, Client.train_online, TrainOnlineSpec))
 }
+_FLAGS = {option.name: option.flag for spec in (TrainSpec, TrainOnlineSpec) for option in job_options(spec)}
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -126,7 +128,7 @@ def plan(content: Mapping[str, Any], *, trials: int = 1, first_seed: int = 0, na
     if trials < 1 or first_seed < 0:
         raise InvalidInput(f"trials={trials}, first seed {first_seed}", hint="at least one trial, and seeds from 0 on")
     if name and as_name(name) != name:
-        raise InvalidInput(f"{name!r} is no name of a sweep", hint=f"for example {as_name(name) or 'second'}")
+        raise InvalidInput(f"{name!r} is not a valid name for a sweep", hint=f"for example {as_name(name) or 'second'}")
     fixed, grid = _parts(content)
     count = 1
     for values in grid.values():
@@ -173,13 +175,13 @@ def _parts(content: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, list[A
         raise InvalidInput("the sweep has no table `grid`", hint="for example: grid = {gamma = [0.99, 0.995]}")
     settings = content.get("set", {})
     if not isinstance(settings, Mapping):
-        raise InvalidInput(f"set = {settings!r} is no table", hint="for example: set = {batch_size = 256}")
+        raise InvalidInput(f"set = {settings!r} is not a table", hint="for example: set = {batch_size = 256}")
     fixed = {**flat({name: value for name, value in content.items() if name not in ("grid", "set")}), **flat(settings)}
     lists: dict[str, list[Any]] = {}
     for name, values in _lists(grid):
         if not isinstance(values, list) or not values:
             hint = "name at least one value" if values == [] else f"for example: {name} = [{toml(values)}]"
-            raise InvalidInput(f"grid: {name} = {values!r} is no list of values", hint=hint)
+            raise InvalidInput(f"grid: {name} = {values!r} is not a list of values", hint=hint)
         lists[name] = values
     for name in ("seeds", "key"):
         if name in fixed or name in lists:

@@ -71,7 +71,9 @@ class App:
         """
         return self.log.record(self.caller(), action, outcome=outcome, **what)
 
-    def record(self, caller: Caller, request: wire.Request, reply: wire.Reply | None, problem: Exception | None) -> asyncio.Future[None]:
+    def record(
+        self, caller: Caller, request: wire.Request[Any], reply: wire.Reply | None, problem: Exception | None
+    ) -> asyncio.Future[None]:
         """The audit line of a request and what became of it."""
         outcome = "ok" if problem is None else str(getattr(problem, "code", "internal"))
         return self.log.record(caller, request.type, outcome=outcome, **changes.described(request, reply))

@@ -21,7 +21,7 @@ from typing import Any
 from offrl import keys, wire
 from offrl.errors import InternalError, InvalidMessage
 from offrl_store.errors import OffrlError
-from offrld.daemon.access import changes, roles
+from offrld.daemon.access import roles
 from offrld.daemon.access.caller import LOCAL, SERVICE, Caller, current
 from offrld.daemon.app import App
 from offrld.daemon.config import Settings
@@ -52,7 +52,7 @@ class Question:
     number: bytes  # of the client's own, to tell its answers apart
     caller: Caller
     sender: Any  # what tells who it is from: `Endpoint.caller`
-    request: wire.Request
+    request: wire.Request[Any]
     began: float
     size: int
 
@@ -166,7 +166,7 @@ class Server:
             self._answered(request.type if request is not None else "invalid", began, error)
             with about(getattr(request, "job", None)):
                 answer = _error(error, request.type if request is not None else "a request")
-            if request is not None and isinstance(error, OffrlError) and changes.changes(request):
+            if request is not None and isinstance(error, OffrlError) and request.changes():
                 self._app.record(caller, request, None, error)
         self._send(client, number, answer)
 
@@ -201,7 +201,7 @@ class Server:
                 counter[key] -= 1
                 if counter[key] <= 0:
                     del counter[key]
-        if changes.changes(request, result):
+        if request.changes(result):
             await self._app.record(caller, request, result, problem)
         try:
             if problem is not None:

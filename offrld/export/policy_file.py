@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import onnxruntime
 import torch
@@ -18,6 +16,7 @@ from offrl.policy import PREFIX
 from offrl_store.disk import reserve
 from offrld.export.network import Reference
 from offrld.export.parity import BEYOND, TOLERANCE, ObservationSpec
+from offrld.json_safe import json_safe
 
 PLAIN, REMEMBERING = 1, 2  # versions of the file: a client that knows version 1 would run one that remembers as if it did not
 
@@ -82,20 +81,7 @@ def annotate(path: str | Path, metadata: Mapping[str, Any]) -> None:
 
 
 def _props(metadata: Mapping[str, Any]) -> dict[str, str]:
-    return {PREFIX + key: json.dumps(plain(value), allow_nan=False) for key, value in metadata.items()}
-
-
-def plain(value: Any) -> Any:
-    """``value`` in JSON's types: arrays as lists, what is not finite as null (JSON has no NaN), paths and devices as text."""
-    if isinstance(value, (np.ndarray, np.generic)):
-        value = value.tolist()
-    if isinstance(value, Mapping):
-        return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(v) for v in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value if value is None or isinstance(value, (bool, int, str)) else str(value)
+    return {PREFIX + key: json.dumps(json_safe(value), allow_nan=False) for key, value in metadata.items()}
 
 
 def write(data: bytes, path: Path) -> None:

@@ -28,7 +28,7 @@ NAMES = "names"  # metadata of a file: the initializers that are tensors of the 
 
 @dataclass
 class Template:
-    """A traced module whose initializers are filled anew for every export."""
+    """A traced module; every export writes new weights into its initializers."""
 
     file: onnx.ModelProto  # outputs: action, and the next context
     scored: onnx.ModelProto | None  # outputs: these and the scores; for the check only

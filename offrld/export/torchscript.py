@@ -22,7 +22,8 @@ from offrl.errors import CheckFailed
 from offrl.policy import ACTION
 from offrld.export.network import Reference, differs, episode_specs, example, observation_specs, on_cpu, outputs, reason
 from offrld.export.parity import TOLERANCE, ObservationSpec
-from offrld.export.policy_file import described, plain, write
+from offrld.export.policy_file import described, write
+from offrld.json_safe import json_safe
 
 METADATA = "offrl.json"  # the extra file
 
@@ -65,7 +66,7 @@ def export_torchscript(
         told = described(reference, fields, dict(metadata or {}), difference)
         told["inputs"] = [_input(name, spec) for name, spec in specs.items()]
         told["outputs"] = [ACTION, *reference.following]
-        write(_saved(traced, {METADATA: json.dumps({key: plain(value) for key, value in told.items()}, allow_nan=False)}), Path(path))
+        write(_saved(traced, {METADATA: json.dumps(json_safe(told), allow_nan=False)}), Path(path))
     return difference
 
 

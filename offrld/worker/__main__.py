@@ -23,15 +23,6 @@ from offrld.worker.control import EXIT_STOPPED, Control, Stopped
 if TYPE_CHECKING:
     from offrld.state.run_folder import RunFolder
 
-# One module per kind of job, imported only for a job of that kind: an import job never loads torch.
-KINDS = {
-    "train": "offrld.worker.train",
-    "import": "offrld.worker.import_dataset",
-    "export": "offrld.worker.export_policy",
-    "dataset_export": "offrld.worker.dataset_export",
-    "collect": "offrld.worker.collect_steps",
-    "train_online": "offrld.worker.train_online",
-}
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 SPARE_THREADS = 1  # the libraries take the number when they are loaded: a spare worker serves jobs of this many threads alone
 END_STATES = {"pause": "paused", "cancel": "cancelled"}
@@ -116,7 +107,7 @@ def _run(start: dict[str, Any], control: Control, event_pipe: int, started: floa
     try:
         from pydantic import TypeAdapter
 
-        from offrl.job import JobSpec
+        from offrl.job import KINDS, JobSpec
         from offrld.worker.budget import limit_disk, limit_memory
         from offrld.worker.confine import confine
         from offrld.worker.job import WorkerJob
@@ -140,7 +131,7 @@ def _run(start: dict[str, Any], control: Control, event_pipe: int, started: floa
         limit_disk(start, state)
         limit_memory(start)
         try:
-            reason = importlib.import_module(KINDS[job.spec.kind]).run(job)
+            reason = importlib.import_module(KINDS[job.spec.kind].worker).run(job)
         finally:
             remove(run.temporary)
     except Stopped as stopped:
@@ -150,12 +141,18 @@ def _run(start: dict[str, Any], control: Control, event_pipe: int, started: floa
             return EXIT_STOPPED
         report.end(END_STATES[stopped.reason])
     except BaseException as error:
-        described = to_error(error, decodes=start["spec"]["kind"] in ("import", "dataset_export"))
+        described = to_error(error, decodes=_decodes(start["spec"]["kind"]))
         print(f"failed: {described['message']}", file=sys.stderr, flush=True)
         report.end("failed", described)
     else:
         report.end("succeeded", reason=reason or "")
     return 0
+
+
+def _decodes(kind: str) -> bool:
+    from offrl.job import KINDS
+
+    return kind in KINDS and KINDS[kind].decodes
 
 
 def _placed(start: dict[str, Any]) -> dict[str, Any]:

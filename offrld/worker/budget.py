@@ -15,6 +15,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from offrl.job import KINDS
 from offrl_store import disk
 from offrld.disk_usage import usage
 from offrld.state.folder import StateFolder
@@ -64,7 +65,7 @@ class Budget:
 def limit_memory(start: dict[str, Any]) -> None:
     """Keep a job that decodes a submitter's file within ``workers.import_memory_mb``: what it asks for beyond that is a `MemoryError`."""
     limit = int(start.get("import_memory_mb") or 0) << 20
-    if limit and start["spec"]["kind"] in ("import", "dataset_export"):
+    if limit and KINDS[start["spec"]["kind"]].decodes:
         _soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
         resource.setrlimit(resource.RLIMIT_DATA, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
 

@@ -24,12 +24,12 @@ from typing import Any
 import offrl
 import offrl_store
 import offrld
+from offrl.job import KINDS
 from offrld import landlock
 from offrld.state.files import remove
 from offrld.state.folder import StateFolder
 from offrld.state.run_folder import RunFolder
 
-DECODES = ("import", "dataset_export", "export")
 SYSTEM = ("/usr", "/lib", "/lib32", "/lib64", "/bin", "/sbin", "/sys", "/nix", "/gnu", "/run/opengl-driver")
 # Of /etc what the loader, the resolver, TLS and the clock read; the rest may hold what is not for everybody.
 ETC = (
@@ -50,20 +50,21 @@ def confine(start: dict[str, Any], state: StateFolder, run: RunFolder) -> int:
     if not start.get("confine", True) or not landlock.abi():
         return 0
     kind = start["spec"]["kind"]
+    strict = KINDS[kind].confined
     downloads = kind == "import" and bool(start["spec"].get("named"))
     remove(run.temporary)  # of an attempt that was killed
     for folder in (run.temporary, state.datasets, state.cache):  # a rule needs a folder that exists
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     os.environ["TMPDIR"] = tempfile.tempdir = str(run.temporary)
     rules = list(_state_rules(start, state, run))
-    if kind in DECODES:
+    if strict:
         rules += _installation(run=kind == "export")
         rules += [(Path(path), landlock.READ) for path in _sources(start)]
         if downloads:
             rules += [(path, landlock.WRITE) for path in _downloads()]
     else:
         rules += _machine_but(state.root.resolve())
-    return landlock.restrict(rules, network=kind not in DECODES or downloads, signals=kind not in DECODES)
+    return landlock.restrict(rules, network=not strict or downloads, signals=not strict)
 
 
 def _state_rules(start: dict[str, Any], state: StateFolder, run: RunFolder) -> Iterator[tuple[Path, int]]:
@@ -76,8 +77,8 @@ def _state_rules(start: dict[str, Any], state: StateFolder, run: RunFolder) -> I
     yield state.root, landlock.READ_DIR  # the quota is measured by file sizes; contents stay closed
     yield run.path, landlock.WRITE
     yield state.cache, landlock.WRITE | landlock.EXECUTE  # Inductor compiles, and loads what it has compiled
-    yield state.datasets, landlock.WRITE if kind in ("import", "collect", "train_online") else landlock.READ
-    if kind not in ("import", "dataset_export"):
+    yield state.datasets, landlock.WRITE if KINDS[kind].writes_dataset else landlock.READ
+    if not KINDS[kind].decodes:  # those need no checkpoint of another job
         yield state.jobs, landlock.WRITE
     if upload := start["spec"].get("upload"):
         yield state.upload(upload), landlock.READ if kind == "import" else landlock.WRITE

@@ -16,6 +16,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from offrld.json_safe import json_safe
+
 ENGINE = ("feed: ", "linear layers: ", "runner: ")  # how the engine computes: of no use to most who read a job's log
 PROGRESS_S = 1.0  # at most one progress line in this many seconds, but for forced ones
 
@@ -53,15 +55,15 @@ class Reporter:
             return False
         self._last_progress = now
         shown = {
-            name: {str(seed): number(value) for seed, value in values.items() if math.isfinite(value)}
+            name: {str(seed): json_safe(value) for seed, value in values.items() if math.isfinite(value)}
             for name, values in (metrics or {}).items()
         }
         self._write(
             "progress",
             step=int(step),
             steps=int(steps),
-            updates_per_second=number(updates_per_second),
-            eta_s=number(eta_s),
+            updates_per_second=json_safe(updates_per_second),
+            eta_s=json_safe(eta_s),
             metrics={name: values for name, values in shown.items() if values},
         )
         return True
@@ -98,7 +100,7 @@ class Reporter:
         self._write("end", last=True, state=state, error=error, **({"reason": reason} if reason else {}))
 
     def _write(self, kind: str, *, last: bool = False, **fields: Any) -> None:
-        line = json.dumps({"type": kind, "time": round(time.time(), 3), **fields}, default=_plain, allow_nan=False) + "\n"
+        line = json.dumps({"type": kind, "time": round(time.time(), 3), **fields}, default=json_safe, allow_nan=False) + "\n"
         with self._lock:
             if self._ended:
                 return
@@ -129,18 +131,6 @@ def device_peak_bytes() -> int:
     if torch is None or not torch.cuda.is_initialized():
         return 0
     return sum(torch.cuda.max_memory_reserved(number) for number in range(torch.cuda.device_count()))
-
-
-def number(value: float | None) -> float | int | None:
-    """``value`` as JSON can hold it: None where it is not finite."""
-    if value is None or isinstance(value, int):
-        return value
-    value = float(value)
-    return value if math.isfinite(value) else None
-
-
-def _plain(value: Any) -> Any:
-    return value.tolist() if hasattr(value, "tolist") else str(value)
 
 
 def _open_lines(path: Path) -> int:

@@ -66,11 +66,11 @@ def test_jobs_and_datasets_work_in_a_forked_process(client):
 
 
 def test_a_lock_that_another_thread_holds_while_the_process_forks_keeps_nobody_waiting(client):
-    with client._connection._lock:
+    with client.connection._lock:
         held, go_on = threading.Event(), threading.Event()
 
         def hold() -> None:
-            with other._connection._lock:
+            with other.connection._lock:
                 held.set()
                 go_on.wait(60)
 

@@ -48,14 +48,14 @@ def test_counts_as_people_write_them(text, value):
     "text", ["1.5", "1e-1", "many", "", "nan", "inf", "1e999", "0x10", "1__0", "10,00", "٣", "1k5", "k", "1e5k5", "9" * 50]
 )
 def test_what_is_no_whole_number_is_refused(text):
-    with pytest.raises(typer.BadParameter, match="is no whole number"):
+    with pytest.raises(typer.BadParameter, match="is not a whole number"):
         count(text)
 
 
 def test_numbers_are_finite():
     assert real("1e-3") == 0.001
     for text in ("nan", "inf", "-inf", "x", ""):
-        with pytest.raises(typer.BadParameter, match="is no number"):
+        with pytest.raises(typer.BadParameter, match="is not a number"):
             real(text)
 
 
@@ -91,7 +91,8 @@ def test_every_option_of_a_number_takes_them():
 SUBMIT = ["submit", "td3_bc", "--dataset", "d"]
 REFUSED = [
     ([*SUBMIT, "--steps", "-5"], "--steps must be 1 or more, got -5; see `offrl submit --help`"),
-    ([*SUBMIT, "--steps", "1.5"], "--steps: '1.5' is no whole number, as 100000, 100_000, 1e5, 100k or 1M; see `offrl submit --help`"),
+    ([*SUBMIT, "--steps", "1.5"], "--steps: '1.5' is not a whole number such as 100000, 100_000, 1e5, 100k or 1M; "
+                                     "see `offrl submit --help`"),
     ([*SUBMIT, "--seed", "-1"], "--seed must be 0 or more, got -1; see `offrl submit --help`"),
     ([*SUBMIT, "--device", "gpu"], "--device must be auto, cpu, cuda or cuda:N, got 'gpu'; see `offrl submit --help`"),
     ([*SUBMIT, "--threads", "0"], "--threads must be 1 or more, got 0; see `offrl submit --help`"),

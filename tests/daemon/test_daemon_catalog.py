@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from describe_program import ALGORITHMS
 
 from offrl.errors import InternalError, InvalidInput, Unknown
 from offrl.job import TrainSpec
-from offrld.daemon.workers.catalog import Catalog, check_value, checked, checked_environment, fingerprint, flat, parse
+from offrl.set_values import flat
+from offrld import settings
+from offrld.daemon.workers.catalog import Catalog, checked, checked_environment, fingerprint, parse
 from offrld.executors.local import LocalExecutor
 from offrld.state.folder import StateFolder
 
@@ -50,17 +55,17 @@ def test_right_settings_pass_under_their_dotted_names(config: dict) -> None:
     [
         ({"learning_rate": "fast"}, "'fast'"),
         ({"learning_rate": True}, "True"),
-        ({"learning_rate": 0.0}, "0.0 is out of range"),
-        ({"learning_rate": 1.5}, "1.5 is out of range"),
+        ({"learning_rate": 0.0}, "takes a number above 0 and at most 1, got 0.0"),
+        ({"learning_rate": 1.5}, "takes a number above 0 and at most 1, got 1.5"),
         ({"learning_rate": float("nan")}, "nan"),
         ({"learning_rate": float("inf")}, "inf"),
         ({"learning_rate": None}, "None"),
-        ({"batch_size": 0}, "0 is out of range"),
-        ({"batch_size": 2.5}, "takes a whole number, got 2.5"),
+        ({"batch_size": 0}, "takes a whole number at least 1, got 0"),
+        ({"batch_size": 2.5}, "takes a whole number at least 1, got 2.5"),
         ({"batch_size": False}, "False"),
         ({"critic_encoder.units": 256}, "256"),
         ({"critic_encoder.units": [256, "x"]}, "'x'"),
-        ({"critic_encoder.units": [0]}, "0 is out of range"),
+        ({"critic_encoder.units": [0]}, "takes a list of whole numbers at least 1, got [0]"),
         ({"critic_encoder.activation": "rely"}, "'rely'"),
         ({"layer_norm": 1}, "got 1"),
         ({"clip": -1.0}, "-1.0"),
@@ -116,11 +121,46 @@ def test_combinations_that_make_no_sense_are_refused() -> None:
 
 
 def test_a_setting_of_several_types_takes_each() -> None:
-    setting = {"type": "int | list[float] | None", "default": 1, "help": ""}
-    for value in (1, [1.0, 2], None):
-        check_value("x", value, setting)
-    with pytest.raises(InvalidInput):
-        check_value("x", "1", setting)
+    setting = settings.Setting.of_json("x", {"type": "int | list[float] | None", "default": 1, "help": ""})
+    assert [setting.check(value) for value in (1, [1.0, 2], None)] == [1, (1.0, 2.0), None]
+    with pytest.raises(InvalidInput, match="takes a whole number or a list of numbers or none, got '1'"):
+        setting.check("1")
+
+
+INF = float("inf")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("rate", INF), ("rate", -INF), ("rate", float("nan")), ("rate", 1e39), ("rate", 10**400), ("rate", 0.5), ("rate", 1),
+        ("rate", True), ("count", INF), ("count", 2**60), ("count", 1e5), ("count", 1.5), ("sizes", [INF]), ("sizes", [1e39]),
+        ("sizes", [1] * 2000), ("sizes", [1, 2.5]), ("sizes", None), ("options", {"a": INF}), ("options", {"a": [1.0, INF]}),
+        ("options", {"a": {"b": 1e39}}), ("options", {"a": [1, "x", {"b": None}]}), ("word", "b"), ("word", "c"), ("word", 3),
+    ],
+)  # fmt: skip
+def test_the_daemon_refuses_exactly_the_values_that_the_engine_refuses(name: str, value: object) -> None:
+    config = {key: setting.as_json() for key, setting in settings.describe(EveryType).items()}
+    catalog = {"algorithms": [{"name": "a", "actions": "both", "presets": {}, "config": config}], "environments": []}
+
+    def refused(check: Callable[[], object]) -> bool:
+        try:
+            check()
+        except InvalidInput:
+            return True
+        return False
+
+    spec = TrainSpec(algorithm="a", dataset="d", config={name: value})
+    assert refused(lambda: checked(spec, catalog, None)) == refused(lambda: settings.build(EveryType(), {name: value}))
+
+
+@dataclass(frozen=True)
+class EveryType:
+    rate: float = settings.setting(1e-3, "a rate")
+    count: int = settings.setting(3, "a count")
+    sizes: tuple[float, ...] | None = settings.setting(None, "sizes")
+    options: dict[str, Any] = settings.setting({}, "options")
+    word: str = settings.setting("a", "a word", choices=("a", "b"))
 
 
 @pytest.mark.parametrize("data", [b"", b"[]", b"{}", b'{"algorithms": 3}', b'{"algorithms": [{}], "environments": []}'])
@@ -157,7 +197,7 @@ def test_what_is_unknown_names_where_to_look() -> None:
 def test_components_are_taken_by_their_types_name_and_tables_by_entry() -> None:
     for config in ({"scaler": "clip", "scaler.low": 1.0}, {"scaler": {"type": "own", "options": {"depth": {"of": 2}}}}):
         assert part_check(config=config).config == flat(config)
-    with pytest.raises(InvalidInput, match=r"a: scaler.type has no choice 'clap'"):
+    with pytest.raises(InvalidInput, match=r"a: setting 'scaler.type' takes one of none, clip, own, got 'clap'"):
         part_check(config={"scaler": "clap"})
 
 

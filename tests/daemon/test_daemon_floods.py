@@ -88,7 +88,7 @@ def test_a_flood_at_the_local_socket_keeps_nobody_out(new_daemon: Callable[..., 
         with flood(daemon.url.removeprefix("ipc://"), first):
             until(lambda: "no more are taken" in daemon.output.read_text())
             work(daemon, 3)
-            inside._connection.patience = 0.0  # this connection has spoken before: it is not the one that gives way
+            inside.connection.patience = 0.0  # this connection has spoken before: it is not the one that gives way
             assert inside.ping().protocol == wire.PROTOCOL
     assert daemon.process.poll() is None
     assert daemon.stop() == 0

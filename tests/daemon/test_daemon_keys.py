@@ -21,7 +21,6 @@ from offrl import Client, address, keys, wire
 from offrl.errors import NoDaemon, NotAllowed, Unknown
 from offrl.job import ImportSpec, TrainSpec
 from offrl_store.errors import OffrlError
-from offrld.daemon.access import roles
 from offrld.daemon.handlers import HANDLERS
 
 SETTINGS = "max_connections = 40\n[slots]\ntrain = 2\n[grace]\ncancel_s = 0.3\npause_s = 0.3\nstop_s = 2\n[audit]\nmax_bytes = 1048576\n"
@@ -188,11 +187,12 @@ def requests(job: str, dataset: str) -> dict[type[wire.Request], wire.Request]:
 
 def test_every_request_has_a_handler_and_a_least_role_and_an_example_here() -> None:
     types = set(get_args(get_args(wire.AnyRequest)[0]))
-    assert types == set(HANDLERS) == set(roles.LEAST) == set(requests("j", "d"))
+    assert types == set(wire.REQUESTS) == set(HANDLERS) == set(requests("j", "d"))
+    assert all(kind.role in keys.ROLES for kind in types)
 
 
 @pytest.mark.parametrize("role", keys.ROLES)
-@pytest.mark.parametrize("kind", sorted(roles.LEAST, key=lambda kind: kind.__name__), ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", sorted(wire.REQUESTS, key=lambda kind: kind.__name__), ids=lambda kind: kind.__name__)
 def test_each_role_may_do_just_what_the_table_says(keyed: Keyed, role: str, kind: type[wire.Request]) -> None:
     client = keyed.client(f"role-{role}", role)
     with Client(keyed.daemon.url) as local:
@@ -203,7 +203,7 @@ def test_each_role_may_do_just_what_the_table_says(keyed: Keyed, role: str, kind
     job = "none"
     if kind in (wire.ControlJob, wire.GetJob, wire.GetEvents):
         job = submitter.request(requests("j", "for-roles")[wire.Submit]).job
-    allowed = keys.ROLES.index(role) >= keys.ROLES.index(roles.LEAST[kind])
+    allowed = keys.ROLES.index(role) >= keys.ROLES.index(kind.role)
     try:
         client.request(requests(job, "for-roles")[kind])
         code = ""
@@ -211,7 +211,7 @@ def test_each_role_may_do_just_what_the_table_says(keyed: Keyed, role: str, kind
         code = error.code
         if code == "not_allowed":
             assert f"role-{role}" in str(error)
-            assert roles.LEAST[kind] in str(error)
+            assert kind.role in str(error)
     assert (code != "not_allowed") is allowed, code
 
 

@@ -68,8 +68,8 @@ def test_a_whole_number_is_taken_where_a_float_is_meant():
         ("count", True, "got True"),
         ("on", 1, "takes true or false, got 1"),
         ("kind", "be", "takes one of a, bee, got 'be'"),
-        ("encoder.units", [0], "got (0,)"),
-        ("encoder.units", [8, "x"], "got (8, 'x')"),
+        ("encoder.units", [0], "got [0]"),
+        ("encoder.units", [8, "x"], "got [8, 'x']"),
     ],
 )
 def test_a_wrong_value_is_refused_with_its_name_and_what_is_allowed(name, value, text):

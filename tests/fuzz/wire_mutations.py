@@ -10,7 +10,6 @@ import msgpack
 
 from offrl import wire
 from offrl.job import DatasetExportSpec, ExportSpec, ImportSpec, TrainSpec
-from offrld.daemon.access import roles
 
 TRAIN = TrainSpec(algorithm="anything", dataset="recorded", steps=3, config={"clip": 1.5, "critic_encoder.units": [8, 8]}, start="job:1")
 ODD: list[Any] = [
@@ -44,7 +43,7 @@ def examples() -> list[wire.Request]:
     ]
     given = {"job": "job", "upload": "u", "name": "recorded", "path": "x", "offset": 0, "size": 1, "cursor": 1, "wait_s": 0.0}
     found = list(special)
-    for kind in roles.LEAST:
+    for kind in wire.REQUESTS:
         if kind in {type(request) for request in special}:
             continue
         values = {name: given[name] for name in kind.model_fields if name in given}

@@ -186,7 +186,7 @@ def test_a_client_tells_a_daemon_of_another_protocol(other_protocol: tuple[str, 
     said = " ".join(done.stderr.split())
     assert f"the daemon speaks protocol {version}, this client {wire.PROTOCOL}" in said
     older = "daemon" if version < wire.PROTOCOL else "client"
-    assert f"install the same version of offrl on both sides: the {older}'s is the older one" in said
+    assert f"install the same version of offrl on both sides: the {older} is older" in said
 
 
 def test_a_client_of_another_protocol_is_told_so(state: Path) -> None:
@@ -201,6 +201,6 @@ def test_a_client_of_another_protocol_is_told_so(state: Path) -> None:
             answer = msgpack.unpackb(socket.recv_multipart()[1])
             assert (answer["protocol"], answer["ok"], answer["error"]["code"]) == (wire.PROTOCOL, False, "protocol_mismatch")
             assert answer["error"]["message"] == f"the client speaks protocol {version}, this daemon {wire.PROTOCOL}"
-            assert answer["error"]["hint"] == f"install the same version of offrl on both sides: the {older}'s is the older one"
+            assert answer["error"]["hint"] == f"install the same version of offrl on both sides: the {older} is older"
         client.job(RUNNING).cancel()
         context.destroy(linger=0)

@@ -17,7 +17,7 @@ ITSELF = ("serve",)  # commands that print nothing on stdout: they do without on
 # Fields of requests under the names of options, where these are others.
 _NAMES = {
     "seeds": ("seed", "seeds", "trials", "first_seed"), "dataset": ("dataset", "into", "name"), "start_at": ("at",), "start_in_s": ("at",),
-    "gpu_memory_mb": ("gpu_memory",), "step_timeout_s": ("step_timeout",), "config": ("sets",), "jobs": ("keep",), "options": ("option",),
+    "config": ("sets",), "jobs": ("keep",), "options": ("option",),
     "id": ("job",),
 }  # fmt: skip
 
@@ -122,7 +122,7 @@ def _usage(error: Any, arguments: list[str]) -> dict[str, str]:
     if kind == "BadParameter" and param is not None:
         option = _typed(param, arguments)
         message = f"{option}: {' '.join(error.message.split()).rstrip('.')}"
-        message = message.replace("is not a valid integer", "is no whole number").replace("is not a valid float", "is no number")
+        message = message.replace("is not a valid integer", "is not a whole number").replace("is not a valid float", "is not a number")
     return {"message": message, "hint": getattr(error, "hint", "") or help_hint}
 
 

@@ -24,7 +24,9 @@ def register(app: typer.Typer) -> None:
 
 
 def audit(
-    since: Annotated[str, typer.Option("--since", metavar="T", help="90m, 24h, 7d, or a time as 2026-11-30T12:00.")] = "24h",
+    since: Annotated[
+        str, typer.Option("--since", metavar="T", help="Oldest entry to show: 90m, 24h, 7d, or a time such as 2026-11-30T12:00.")
+    ] = "24h",
     as_json: Json = False,
 ) -> None:
     """Show who changed what; for operators."""
@@ -45,7 +47,7 @@ def moment(text: str) -> float:
     try:
         return max(0.0, datetime.fromisoformat(text).timestamp())
     except (ValueError, OverflowError):
-        raise InvalidInput(f"--since {text!r} is no time", hint="for example 90m, 24h, 7d, 2026-11-30 or 2026-11-30T12:00") from None
+        raise InvalidInput(f"--since {text!r} is not a time", hint="for example 90m, 24h, 7d, 2026-11-30 or 2026-11-30T12:00") from None
 
 
 def _row(entry: dict[str, Any]) -> list[str]:

@@ -19,7 +19,7 @@ def register(app: typer.Typer) -> None:
 
 def backup(
     out: Annotated[str, typer.Argument(metavar="OUT", help="A new folder on this machine.")],
-    keys: Annotated[bool, typer.Option("--keys", help="The daemon's secret key and who is let in as well.")] = False,
+    keys: Annotated[bool, typer.Option("--keys", help="Include the daemon's secret key and the list of clients.")] = False,
     as_json: Json = False,
 ) -> None:
     """Copy queue, datasets and jobs of a running daemon; for operators."""
@@ -32,11 +32,11 @@ def backup(
 
 
 def restore(
-    source: Annotated[str, typer.Argument(metavar="IN", help="The folder of a back-up.")],
+    source: Annotated[str, typer.Argument(metavar="IN", help="The folder of a backup.")],
     state_dir: StateDir = None,
     as_json: Json = False,
 ) -> None:
-    """Make a state folder of a back-up; needs no daemon, and the folder must be empty."""
+    """Restore a backup into an empty state folder; needs no daemon."""
     from offrl import backup as backups
     from offrl.cli.progress import bytes_bar
 
@@ -51,4 +51,4 @@ def _print(path: str, about: dict[str, Any], as_json: bool) -> None:
         emit({"path": path, **about})
     else:
         keys = "with keys" if about["keys"] else "without keys"
-        say(f"{path}: {number(about['files'])} files, {size(about['bytes'])}, {keys}, as of {moment(about['time'])}")
+        say(f"{path}: {number(about['files'])} files, {size(about['bytes'])}, {keys}, state of {moment(about['time'])}")

@@ -15,8 +15,8 @@ from offrl.printable import counted
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The dataset's name.")]
 Known = Annotated[str, typer.Argument(metavar="NAME", help="The dataset's name.", autocompletion=completion.datasets)]
 Source = Annotated[str, typer.Argument(metavar="SOURCE", help="A file or folder.")]
-Format = Annotated[str | None, typer.Option("--format", metavar="F", help="Its format; by default found from the content.")]
-OnDaemon = Annotated[bool, typer.Option("--on-daemon", help="SOURCE is a path on the daemon's side, below one of its import_roots.")]
+Format = Annotated[str | None, typer.Option("--format", metavar="F", help="File format; by default detected from the content.")]
+OnDaemon = Annotated[bool, typer.Option("--on-daemon", help="SOURCE is a path on the daemon's machine, below one of its import_roots.")]
 Map = Annotated[
     list[str] | None,
     typer.Option(
@@ -28,7 +28,7 @@ Map = Annotated[
 Options = Annotated[
     list[str] | None, typer.Option("--option", metavar="KEY=VALUE", help="An option of the format; the value as in TOML. Repeatable.")
 ]
-SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out episodes that cannot be used, and say which; else they are an error.")]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Skip bad episodes and report them; by default a bad episode is an error.")]
 
 
 def register(group: typer.Typer) -> None:
@@ -61,7 +61,7 @@ def append(
     on_daemon: OnDaemon = False,
     as_json: Json = False,
 ) -> None:
-    """Put the episodes of a file or folder behind those of a dataset."""
+    """Append the episodes of a file or folder to a dataset. If one is bad, nothing is appended."""
     _import("append", name, source, as_json, format=format, options=_options(map, option), skip_bad=skip_bad, on_daemon=on_daemon)
 
 
@@ -108,7 +108,9 @@ def rm(name: Known, as_json: Json = False) -> None:
 
 def export(
     name: Known,
-    out: Annotated[str, typer.Argument(metavar="OUT", help="Where to: .hdf5 or .h5 (D4RL), .npz, else a store's folder; - is stdout.")],
+    out: Annotated[
+        str, typer.Argument(metavar="OUT", help="Target path: .hdf5 or .h5 (D4RL), .npz, or else the folder of a store; - is stdout.")
+    ],
     format: Annotated[
         str | None,
         typer.Option(
@@ -118,7 +120,7 @@ def export(
     force: options.Force = False,
     as_json: Json = False,
 ) -> None:
-    """Write a dataset to a file or folder here."""
+    """Export a dataset to a file or folder on this machine."""
     from offrl.cli.progress import display
     from offrl.datasets import EXPORT_FOLDERS, export_format
     from offrl.errors import InvalidInput

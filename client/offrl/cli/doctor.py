@@ -21,7 +21,7 @@ def register(app: typer.Typer) -> None:
 
 
 def doctor(
-    no_train: Annotated[bool, typer.Option("--no-train", help="Without the ten seconds of training.")] = False, as_json: Json = False
+    no_train: Annotated[bool, typer.Option("--no-train", help="Skip the ten seconds of training.")] = False, as_json: Json = False
 ) -> None:
     """Check client, daemon, disk, devices, and train for ten seconds; exit status 1 if something fails."""
     from offrl.doctor import examine

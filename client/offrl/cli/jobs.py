@@ -62,7 +62,7 @@ def status(
 
 def logs(
     job: JobArgument,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job has ended.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Continue until the job has ended.")] = False,
     as_json: Json = False,
 ) -> None:
     """Print a job's log."""
@@ -81,7 +81,7 @@ def logs(
 
 
 def wait(job: JobArgument, as_json: Json = False) -> None:
-    """Stay until a job has ended; exit status 1 if it failed or was cancelled."""
+    """Wait until a job has ended; exit status 1 if it failed or was cancelled."""
 
     with connect() as client:
         found = client.job(job)
@@ -101,7 +101,7 @@ def cancel(job: JobArgument, as_json: Json = False) -> None:
 
 
 def pause(job: JobArgument, as_json: Json = False) -> None:
-    """Checkpoint a job and end its worker, until `resume`."""
+    """Checkpoint a job and end its worker; `resume` continues it."""
     _control(job, "pause", as_json)
 
 
@@ -109,26 +109,26 @@ def resume(
     job: JobArgument,
     steps: Annotated[
         int | None,
-        typer.Option("--steps", parser=count, metavar="N", help="Updates in all, more than before; a succeeded job goes on to it."),
+        typer.Option("--steps", parser=count, metavar="N", help="New total number of updates; lets a succeeded job continue."),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Queue a paused job again, or a succeeded one for more steps; it goes on from its checkpoint."""
+    """Queue a paused job again, or a succeeded one for more steps; it continues from its checkpoint."""
     _control(job, "resume", as_json, steps=steps)
 
 
 def retry(job: JobArgument, as_json: Json = False) -> None:
-    """Queue a failed or cancelled job again; it goes on from its checkpoint."""
+    """Queue a failed or cancelled job again; it continues from its checkpoint."""
     _control(job, "retry", as_json)
 
 
 def start(job: JobArgument, as_json: Json = False) -> None:
-    """Let a queued or paused job start next, also before its time and while the queue is paused."""
+    """Start a queued or paused job next, even before its start time or while the queue is paused."""
     _control(job, "start", as_json)
 
 
 def pin(job: JobArgument, as_json: Json = False) -> None:
-    """Keep a job: retention and `rm` leave it alone."""
+    """Keep a job: retention and `rm` do not delete it."""
     _control(job, "pin", as_json)
 
 
@@ -164,16 +164,16 @@ def rm(
 
 
 def prune(
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Delete nothing, only list.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list the jobs.")] = False,
     keep: Annotated[
         int | None, typer.Option("--jobs", parser=count, metavar="N", help="Keep the last N ended jobs of each owner and kind; 0: all.")
     ] = None,
     days: Annotated[
-        float | None, typer.Option("--days", parser=real, metavar="D", help="Keep what ended less than D days ago; 0: all.")
+        float | None, typer.Option("--days", parser=real, metavar="D", help="Keep jobs that ended less than D days ago; 0: all.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Delete the ended jobs that are not kept, by the daemon's settings [keep] or by these numbers; for operators."""
+    """Delete ended jobs beyond the limits of the daemon's [keep] settings, or beyond these limits; for operators."""
 
     with connect() as client:
         found = client.prune(jobs=keep, days=days, dry_run=dry_run)
@@ -192,9 +192,7 @@ def prune(
 
 def rerun(
     job: JobArgument,
-    into: Annotated[
-        str | None, typer.Option("--into", metavar="NAME", help="Of a train-online job: the new dataset of what it gathers.")
-    ] = None,
+    into: Annotated[str | None, typer.Option("--into", metavar="NAME", help="For a train-online job: new dataset for its steps.")] = None,
     priority: Annotated[int, typer.Option("--priority", parser=count, metavar="P", help="A higher one runs first.")] = 0,
     key: Annotated[
         str | None, typer.Option("--key", metavar="K", help="The same key gives the same job, however often it is sent.")

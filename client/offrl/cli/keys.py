@@ -15,7 +15,7 @@ from offrl.errors import InvalidInput
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the robot, machine or person.")]
 Role = Annotated[str, typer.Option("--role", metavar="ROLE", help="reader, submitter or operator.")]
 StateDir = Annotated[
-    str | None, typer.Option("--state-dir", metavar="D", help="The daemon's state folder; by default the one that the daemon would take.")
+    str | None, typer.Option("--state-dir", metavar="D", help="The daemon's state folder; by default the same as for the daemon.")
 ]
 
 
@@ -29,13 +29,13 @@ def new(
     name: Name,
     role: Role = "submitter",
     out: Annotated[str | None, typer.Option("--out", metavar="F", help="The key file to write; - is stdout.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace a key file that is there.")] = False,
-    server: Annotated[str, typer.Option("--server", metavar="KEY", help="The daemon's public key, where this is another machine.")] = "",
-    no_register: Annotated[bool, typer.Option("--no-register", help="Only make the pair, also where the daemon's folder is.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing key file.")] = False,
+    server: Annotated[str, typer.Option("--server", metavar="KEY", help="The daemon's public key, if this is another machine.")] = "",
+    no_register: Annotated[bool, typer.Option("--no-register", help="Only make the key pair, even on the daemon's machine.")] = False,
     state_dir: StateDir = None,
     as_json: Json = False,
 ) -> None:
-    """Make a client's key file. On the daemon's machine the key is let in; elsewhere the public half is printed for its administrator."""
+    """Make a client's key file. On the daemon's machine the key is registered; elsewhere its administrator needs the public key."""
     from offrl import keys
 
     keys.check_name(name)
@@ -81,7 +81,7 @@ def add(
     state_dir: StateDir = None,
     as_json: Json = False,
 ) -> None:
-    """Let in a key that was made elsewhere; prints what its machine needs."""
+    """Register a key that was made elsewhere; prints what its machine needs."""
     from offrl import keys
 
     folder = _folder(state_dir)
@@ -100,7 +100,7 @@ def role(
     state_dir: StateDir = None,
     as_json: Json = False,
 ) -> None:
-    """Give a key another role, at once."""
+    """Change the role of a key; takes effect at once."""
     from offrl import keys
 
     entry = keys.set_role(_folder(state_dir), name, new_role)
@@ -108,7 +108,7 @@ def role(
 
 
 def ls(state_dir: StateDir = None, as_json: Json = False) -> None:
-    """List the keys that are let in."""
+    """List the registered keys."""
     from offrl import keys
 
     found, wrong = keys.entries(_folder(state_dir))
@@ -122,7 +122,7 @@ def ls(state_dir: StateDir = None, as_json: Json = False) -> None:
 
 
 def rm(name: Name, state_dir: StateDir = None, as_json: Json = False) -> None:
-    """Shut a key out, at once, also on open connections."""
+    """Remove a key; its open connections are closed at once."""
     from offrl import keys
 
     keys.remove(_folder(state_dir), name)
@@ -130,7 +130,7 @@ def rm(name: Name, state_dir: StateDir = None, as_json: Json = False) -> None:
 
 
 def server(state_dir: StateDir = None, as_json: Json = False) -> None:
-    """Print the daemon's public key, by which clients know it."""
+    """Print the daemon's public key, which clients need."""
     from offrl import keys
 
     public = keys.server_pair(_folder(state_dir)).public

@@ -24,20 +24,20 @@ def register(app: typer.Typer) -> None:
 def fetch(
     job: Annotated[str, typer.Argument(metavar="JOB", help="The job's id.", autocompletion=completion.jobs)],
     out: Annotated[
-        str | None, typer.Option("--out", metavar="PATH", help="Where to; - is stdout. [default: policy.onnx, or the kind's own name]")
+        str | None, typer.Option("--out", metavar="PATH", help="Target path; - is stdout. [default: policy.onnx, or the kind's own name]")
     ] = None,
     force: options.Force = False,
     kind: Annotated[str, typer.Option("--kind", metavar="K", help="onnx, torchscript, checkpoint or metrics.")] = "onnx",
     seed: Annotated[
-        int | None, typer.Option("--seed", parser=count, metavar="S", help="Of a job of several seeds. [default: the first]")
+        int | None, typer.Option("--seed", parser=count, metavar="S", help="Seed, if the job has several. [default: the first]")
     ] = None,
-    best: Annotated[bool, typer.Option("--best", help="The step with the highest mean return in the evaluations.")] = False,
+    best: Annotated[bool, typer.Option("--best", help="Take the step with the highest mean return in evaluations.")] = False,
     step: Annotated[
         int | None, typer.Option("--step", parser=count, metavar="K", help="A step with a checkpoint. [default: the newest]")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Fetch a job's policy; also from a running or failed one."""
+    """Download a job's policy; the job may still run or have failed."""
 
     with connect() as client, destination(out, "policy", "what is fetched", as_json) as target:
         path, artifact = client.job(job).fetch_artifact(target, kind, seed=seed, best=best, step=step, force=force)
@@ -52,18 +52,25 @@ def fetch(
 def evaluate(
     policy: Annotated[str, typer.Argument(metavar="POLICY.onnx", help="A fetched policy.")],
     env: Annotated[str | None, typer.Option("--env", metavar="ID", help="A gymnasium id. [default: the policy's own]")] = None,
-    episodes: Annotated[int, typer.Option("--episodes", parser=count, metavar="N", help="How many.")] = 20,
+    episodes: Annotated[int, typer.Option("--episodes", parser=count, metavar="N", help="Number of episodes.")] = 20,
     seed: Annotated[int, typer.Option("--seed", parser=count, metavar="S", help="Episode i starts with env.reset(seed=S+i).")] = 1000,
-    policy_input: options.PolicyInput = None,
-    policy_output: options.PolicyOutput = None,
-    policy_argmax: options.PolicyArgmax = False,
+    policy_input: Annotated[
+        str | None,
+        typer.Option("--policy-input", metavar="NAME", help="Input tensor of the observation, in an ONNX file of another program."),
+    ] = None,
+    policy_output: Annotated[
+        str | None, typer.Option("--policy-output", metavar="NAME", help="Output tensor of the action, in such a file.")
+    ] = None,
+    policy_argmax: Annotated[
+        bool, typer.Option("--policy-argmax", help="The output tensor holds a score for each discrete action: take the highest.")
+    ] = False,
     target_return: Annotated[
         float | None,
-        typer.Option("--target-return", parser=real, metavar="R", help="What a transformer is to reach. [default: the policy's own]"),
+        typer.Option("--target-return", parser=real, metavar="R", help="Return that a transformer aims for. [default: the policy's own]"),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Run a policy in an environment, here, with onnxruntime alone."""
+    """Run a policy in an environment on this machine; needs only onnxruntime."""
     from offrl.errors import InvalidInput
     from offrl.foreign import opened
     from offrl.rollout import evaluate as run

@@ -20,9 +20,9 @@ def register(group: typer.Typer) -> None:
 
 
 def pause(
-    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Shown to those who wait.")] = "", as_json: Json = False
+    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Shown to users whose jobs wait.")] = "", as_json: Json = False
 ) -> None:
-    """Start nothing any more; running jobs go on."""
+    """Start no further jobs; running jobs continue."""
 
     with connect() as client:
         _print(client.pause_queue(reason), as_json)
@@ -36,7 +36,7 @@ def resume(as_json: Json = False) -> None:
 
 
 def status(as_json: Json = False) -> None:
-    """Show whether the queue is paused, and how many jobs of whom are in it."""
+    """Show whether the queue is paused, and the number of jobs by owner."""
 
     with connect() as client:
         _print(client.queue(), as_json)

@@ -32,11 +32,13 @@ def register(app: typer.Typer) -> None:
 
 def serve(
     context: typer.Context,
-    state_dir: Annotated[str | None, typer.Option("--state-dir", metavar="D", help="Folder of queue, datasets and jobs.")] = None,
-    bind: Annotated[str | None, typer.Option("--bind", metavar="URL", help="Where to listen; by default ipc://D/run/offrld.sock.")] = None,
-    config: Annotated[str | None, typer.Option("--config", metavar="F", help="Settings, by default D/offrld.toml.")] = None,
+    state_dir: Annotated[str | None, typer.Option("--state-dir", metavar="D", help="State folder: queue, datasets and jobs.")] = None,
+    bind: Annotated[
+        str | None, typer.Option("--bind", metavar="URL", help="Address to listen on; by default ipc://D/run/offrld.sock.")
+    ] = None,
+    config: Annotated[str | None, typer.Option("--config", metavar="F", help="File with settings; by default D/offrld.toml.")] = None,
 ) -> None:
-    """Run the service in the foreground, until Ctrl-C. Further options go to `offrld`."""
+    """Run the daemon in the foreground until Ctrl-C. Further options are passed to `offrld`."""
     require_daemon()
     given = [("--state-dir", state_dir), ("--bind", bind), ("--config", config)]
     options = [part for name, value in given if value is not None for part in (name, value)]
@@ -45,7 +47,7 @@ def serve(
 
 
 def demo(context: typer.Context, as_json: Json = False) -> None:
-    """The whole path in about a minute: collect data, train, fetch, evaluate, with a daemon in a temporary folder."""
+    """Collect data, train, fetch and evaluate in about a minute, with a daemon in a temporary folder."""
     require_daemon()
     sys.stdout.flush()
     process = subprocess.Popen([sys.executable, "-m", "offrld.demo.demo", *(["--json"] if as_json else []), *context.args])
@@ -59,7 +61,7 @@ def demo(context: typer.Context, as_json: Json = False) -> None:
 
 
 def ping(as_json: Json = False) -> None:
-    """Ask the daemon whether it is there."""
+    """Check that the daemon is reachable, and which user it sees you as."""
 
     with connect() as client:
         pong = client.ping()
@@ -72,10 +74,10 @@ def ping(as_json: Json = False) -> None:
 
 
 def config(
-    default: Annotated[bool, typer.Option("--default", help="Print an offrld.toml with every setting at its default.")] = False,
+    default: Annotated[bool, typer.Option("--default", help="Print an offrld.toml with the default of every setting.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Show every setting of the daemon: value, default, where it comes from, meaning."""
+    """Show every setting of the daemon: value, default, source and meaning."""
     if default:
         if importlib.util.find_spec("offrld") is None:
             error = OffrlError("the daemon is not installed here", hint=f"run it on the daemon's machine, or {INSTALL}")

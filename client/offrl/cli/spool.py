@@ -34,7 +34,7 @@ def push(folder: Folder, as_json: Json = False) -> None:
 
 
 def show(folder: Folder, as_json: Json = False) -> None:
-    """Show what waits in a spool. An open episode that a crash left is ended as truncated."""
+    """Show what a spool still holds. An episode that a crash left open is ended as truncated."""
     from offrl.recording import Spool
     from offrl_store import EpisodeStore
 

@@ -24,19 +24,19 @@ def register(app: typer.Typer) -> None:
 
 
 def sweep(
-    grid: Annotated[str, typer.Argument(metavar="GRID", help="A TOML or JSON file: options for all jobs, and lists in a table `grid`.")],
+    grid: Annotated[str, typer.Argument(metavar="GRID", help="TOML or JSON file: options for all jobs, and lists in a table `grid`.")],
     trials: Annotated[int, typer.Option("--trials", parser=count, metavar="N", help="Seeds of each combination, trained together.")] = 1,
-    first_seed: Annotated[int, typer.Option("--first-seed", parser=count, metavar="S", help="The first of them.")] = 0,
+    first_seed: Annotated[int, typer.Option("--first-seed", parser=count, metavar="S", help="First seed.")] = 0,
     sets: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="An option or setting for all jobs; may be repeated.")
     ] = None,
     name: Annotated[
-        str, typer.Option("--name", metavar="NAME", help="Before the names of all jobs: the same grid with other options is another sweep.")
+        str, typer.Option("--name", metavar="NAME", help="Prefix of all job names; it makes the same grid with other options a new sweep.")
     ] = "",
-    submit: Annotated[bool, typer.Option("--submit", help="Queue the jobs; those that were sent before are found again.")] = False,
-    save: Annotated[str | None, typer.Option("--save", metavar="FILE", help="Write the commands into a file; - is stdout.")] = None,
+    submit: Annotated[bool, typer.Option("--submit", help="Queue the jobs; jobs of an earlier submission are not repeated.")] = False,
+    save: Annotated[str | None, typer.Option("--save", metavar="FILE", help="Write the commands to a file; - is stdout.")] = None,
     force: options.Force = False,
-    only_print: Annotated[bool, typer.Option("--print", help="Print the commands, which is also what happens without an option.")] = False,
+    only_print: Annotated[bool, typer.Option("--print", help="Print the commands (the default).")] = False,
     as_json: Json = False,
 ) -> None:
     """Train all combinations of a grid. Prints a command for each job, or with --submit the jobs."""

@@ -36,16 +36,16 @@ def register(app: typer.Typer) -> None:
 
 def top(
     metric: Annotated[
-        str | None, typer.Option("--metric", metavar="NAME", help="Whose curve is shown; also updates_per_second. [default: by the job]")
+        str | None, typer.Option("--metric", metavar="NAME", help="Metric to plot, or updates_per_second. [default: chosen per job]")
     ] = None,
-    interval: Annotated[float, typer.Option("--interval", parser=real, metavar="S", help="Seconds between two looks.")] = 2.0,
-    limit: Annotated[int, typer.Option("--limit", parser=count, metavar="N", help="Jobs at most.")] = 50,
-    once: Annotated[bool, typer.Option("--once", help="Print it once; so it does where stdout is no terminal.")] = False,
+    interval: Annotated[float, typer.Option("--interval", parser=real, metavar="S", help="Seconds between two updates.")] = 2.0,
+    limit: Annotated[int, typer.Option("--limit", parser=count, metavar="N", help="Maximum number of jobs.")] = 50,
+    once: Annotated[bool, typer.Option("--once", help="Print once; the default if stdout is not a terminal.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Show queue, running jobs and the machine, live; q ends it."""
-    from offrl.client import build
+    """Show the queue, running jobs and the machine, live; q quits."""
     from offrl.errors import InvalidInput, NoDaemon
+    from offrl.explained import build
     from offrl.wire import Overview
 
     if not LEAST_S <= interval <= 3600:

@@ -12,6 +12,7 @@ from typing import Any
 import typer
 
 from offrl.errors import InvalidInput
+from offrl.set_values import flat
 
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 SCALES = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
@@ -26,7 +27,7 @@ def count(text: Any) -> int:
         return text
     value = _whole(text.strip())
     if value is None:
-        raise typer.BadParameter(f"{text!r} is no whole number, as 100000, 100_000, 1e5, 100k or 1M")
+        raise typer.BadParameter(f"{text!r} is not a whole number such as 100000, 100_000, 1e5, 100k or 1M")
     return value
 
 
@@ -37,7 +38,7 @@ def real(text: Any) -> float:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise typer.BadParameter(f"{text!r} is no number, as 0.5, 1e-3 or 10")
+        raise typer.BadParameter(f"{text!r} is not a number such as 0.5, 1e-3 or 10")
     return value
 
 
@@ -53,7 +54,7 @@ def settings(config: str | None, sets: list[str]) -> dict[str, Any]:
     """The settings of a TOML file, and those of ``--set`` over them. Raises `InvalidInput`."""
     found: dict[str, Any] = {}
     if config is not None:
-        found.update(_flat(_file(config)))
+        found.update(flat(_file(config)))
     for text in sets:
         name, value = setting(text)
         found[name] = value
@@ -78,7 +79,7 @@ def setting(text: str, option: str = "--set") -> tuple[str, Any]:
         if _BARE.fullmatch(value):
             return name, value
         hint = f"for a list use {option} {name}=[{value}]" if "," in value else 'use a number, true, false, "text" or [a, b]'
-        raise InvalidInput(f"{option} {name}: {value!r} is no value", hint=hint) from None
+        raise InvalidInput(f"{option} {name}: {value!r} is not a value", hint=hint) from None
     if set(parsed) != {"value"}:
         raise InvalidInput(f"{option} {name}: {value!r} is more than one value", hint=f"give {option} once for each setting")
     return name, parsed["value"]
@@ -96,7 +97,7 @@ def start(text: str | None) -> dict[str, Any]:
     try:
         return {"at": datetime.fromisoformat(text)}
     except ValueError:
-        raise InvalidInput(f"--at {text!r} is no time", hint="for example +2h, +30m, 2026-11-30T22:00 or 2026-11-30T21:00Z") from None
+        raise InvalidInput(f"--at {text!r} is not a time", hint="for example +2h, +30m, 2026-11-30T22:00 or 2026-11-30T21:00Z") from None
 
 
 def column_map(texts: list[str]) -> Any:
@@ -112,7 +113,7 @@ def seed_list(text: str) -> list[int]:
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d{1,10})(?:\s*-\s*(\d{1,10}))?\s*", part, re.ASCII)
         if match is None:
-            raise InvalidInput(f"--seeds {text!r}: {part.strip()!r} is no seed", hint="for example 0-7 or 0,2,5")
+            raise InvalidInput(f"--seeds {text!r}: {part.strip()!r} is not a seed", hint="for example 0-7 or 0,2,5")
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first:
             raise InvalidInput(f"--seeds {text!r}: {part.strip()!r} runs backwards", hint="for example 0-7 or 0,2,5")
@@ -135,10 +136,3 @@ def _file(path: str, meaning: str = "--config names a TOML file with settings of
         raise InvalidInput(f"cannot read {path!r}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InvalidInput(f"{path!r} is not TOML: {error}", hint="for example: alpha = 2.5") from None
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in values.items():
-        found.update(_flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value})
-    return found

@@ -8,9 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from offrl import upload, wire
-from offrl.client import Client, own_error
+from offrl.client import Client
 from offrl.errors import Conflict, InternalError, NotAllowed, OffrlError, Unknown
 from offrl.job import ImportSpec, JobState
+from offrl.jobs import own_error
 from offrl.recording.spool import Spool
 
 POLL_S = 0.2

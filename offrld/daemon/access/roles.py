@@ -1,83 +1,44 @@
-"""Who may do what: the least role for each request, in one table, and whose jobs a submitter may touch."""
+"""Who may do what: a request names its least role; a submitter may change only its own jobs and datasets."""
 
 from __future__ import annotations
 
 import json
-import sqlite3
+from typing import Any
 
 from offrl import wire
 from offrl.errors import NotAllowed
+from offrl.job import KINDS
 from offrld.daemon.access.caller import Caller
 from offrld.daemon.queue import dataset_rows
+from offrld.daemon.queue.database import Connection
 from offrld.daemon.queue.job_record import find
 from offrld.state.folder import StateFolder
 
-READER, SUBMITTER, OPERATOR = "reader", "submitter", "operator"
-
-LEAST: dict[type[wire.Request], str] = {
-    wire.Ping: READER,
-    wire.Algorithms: READER,
-    wire.ListJobs: READER,
-    wire.GetJob: READER,
-    wire.GetQueue: READER,
-    wire.GetEvents: READER,
-    wire.ReadLog: READER,
-    wire.ListDatasets: READER,
-    wire.GetDataset: READER,
-    wire.OpenArtifact: READER,      # may have a policy exported, in the lane of short jobs
-    wire.ReadArtifact: READER,
-    wire.Overview: READER,
-    wire.GetSettings: READER,
-    wire.Submit: SUBMITTER,         # train, import (new or appending), export of a dataset
-    wire.Rerun: SUBMITTER,          # of anybody's job: it changes nothing of that
-    wire.OpenUpload: SUBMITTER,
-    wire.WriteChunk: SUBMITTER,
-    wire.FinishUpload: SUBMITTER,
-    wire.ListUploads: SUBMITTER,    # its own
-    wire.RemoveUpload: SUBMITTER,   # its own
-    wire.RemoveDataset: SUBMITTER,  # its own: `check_dataset`
-    wire.ControlJob: SUBMITTER,     # its own jobs: `check_owner`
-    wire.Checkup: SUBMITTER,        # writes to the disk, and may start a process
-    wire.ControlQueue: OPERATOR,
-    wire.Prune: OPERATOR,           # a dry run as well: it lists everybody's jobs with their sizes
-    wire.BeginBackup: OPERATOR,     # with keys: only over the socket of the service's own user
-    wire.ReadBackup: OPERATOR,
-    wire.EndBackup: OPERATOR,
-    wire.ReadAudit: OPERATOR,
-}  # fmt: skip
+OPERATOR = "operator"
 HINT = "an operator of the daemon gives a key another role: `offrl keys role NAME ROLE` on its machine"
 
 
-def check(caller: Caller, request: wire.Request) -> None:
-    """`NotAllowed` naming the caller, its role and what is needed. A request that is not in the table is nobody's."""
-    least = LEAST.get(type(request))
-    if least is None:
+def check(caller: Caller, request: wire.Request[Any]) -> None:
+    """Raise `NotAllowed`, naming the caller, its role and the required one. A request without a role is allowed to nobody."""
+    if request.role is None:
         raise NotAllowed(f"{request.type} is allowed to nobody")
-    if not caller.may(least):
-        raise NotAllowed(f"{caller} may not {_act(request)}: that needs the role {least}", hint=HINT)
+    if not caller.may(request.role):
+        raise NotAllowed(f"{caller} may not {_act(request)}: that needs the role {request.role}", hint=HINT)
 
 
-def _act(request: wire.Request) -> str:
+def _act(request: wire.Request[Any]) -> str:
     """What a request does, in the words of the command line."""
     if isinstance(request, wire.Submit):
-        return {"dataset_export": "export datasets", "collect": "collect steps"}.get(request.spec.kind, "submit")
+        return KINDS[request.spec.kind].act
     if isinstance(request, wire.ControlJob):
         return f"{'rm' if request.action == 'remove' else request.action} jobs"
     if isinstance(request, wire.ControlQueue):
         return f"{request.action} the queue"
-    return ACTS.get(type(request), request.type.replace("_", " "))
+    return request.act or request.type.replace("_", " ")
 
 
-ACTS: dict[type[wire.Request], str] = {
-    wire.OpenUpload: "upload datasets", wire.WriteChunk: "upload datasets", wire.FinishUpload: "upload datasets",
-    wire.ListUploads: "list uploads", wire.RemoveUpload: "remove uploads", wire.RemoveDataset: "remove datasets",
-    wire.Rerun: "rerun jobs", wire.Checkup: "run `offrl doctor`", wire.Prune: "prune jobs", wire.ReadAudit: "read the audit log",
-    wire.BeginBackup: "back up the state", wire.ReadBackup: "back up the state", wire.EndBackup: "back up the state",
-}  # fmt: skip
-
-
-def check_dataset(db: sqlite3.Connection, dataset: str, caller: Caller) -> None:
-    """`NotAllowed` where a dataset is somebody else's and the caller no operator; nothing where there is none."""
+def check_dataset(db: Connection, dataset: str, caller: Caller) -> None:
+    """Raise `NotAllowed` if the dataset belongs to somebody else and the caller is not an operator. A missing dataset is no error here."""
     if caller.may(OPERATOR) or db.execute("SELECT 1 FROM datasets WHERE name = ?", (dataset,)).fetchone() is None:
         return
     owner = dataset_rows.owner(db, dataset)
@@ -86,16 +47,16 @@ def check_dataset(db: sqlite3.Connection, dataset: str, caller: Caller) -> None:
         raise NotAllowed(f"{caller} may change its own datasets only: {dataset!r} {whose}", hint=f"its owner or an operator may; {HINT}")
 
 
-def check_append(db: sqlite3.Connection, state: StateFolder, dataset: str, caller: Caller) -> None:
-    """`NotAllowed` where a job of the caller's that puts episodes into a dataset would push out somebody else's.
+def check_append(db: Connection, state: StateFolder, dataset: str, caller: Caller) -> None:
+    """Raise `NotAllowed` if a job of the caller's that adds episodes to the dataset would push out somebody else's.
 
-    That is so where the dataset is bounded, or will be: an unfinished job of somebody else makes it with a limit.
+    This happens if the dataset is bounded, or will be because an unfinished job of somebody else creates it with a limit.
     """
     if caller.may(OPERATOR):
         return
     try:
         bounded = bool(json.loads((state.datasets / dataset / "schema.json").read_bytes()).get("limit"))
-    except (OSError, ValueError, AttributeError):  # it is not there yet
+    except (OSError, ValueError, AttributeError):  # it does not exist yet
         bounded = False
     if bounded:
         owner = dataset_rows.owner(db, dataset)
@@ -116,8 +77,8 @@ def check_append(db: sqlite3.Connection, state: StateFolder, dataset: str, calle
         )
 
 
-def check_owner(db: sqlite3.Connection, job: str, caller: Caller) -> None:
-    """`NotAllowed` where a job is somebody else's and the caller no operator; `Unknown` where there is none."""
+def check_owner(db: Connection, job: str, caller: Caller) -> None:
+    """Raise `NotAllowed` if the job belongs to somebody else and the caller is not an operator; `Unknown` if it does not exist."""
     owner = find(db, job).owner
     if owner != caller.name and not caller.may(OPERATOR):
         whose = f"belongs to {owner!r}" if owner is not None else "was submitted before jobs had owners"

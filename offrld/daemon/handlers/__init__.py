@@ -1,8 +1,12 @@
-"""One function per request, by subject. ``HANDLERS`` says which answers what: ``handler(app, request) -> reply``, mostly async."""
+"""The handlers of requests, by subject: a request of type ``get_job`` is answered by the function ``get_job`` of one of these files.
+
+``handler(app, request) -> reply``, mostly async.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from types import ModuleType
 from typing import Any
 
 from offrl import wire
@@ -10,35 +14,14 @@ from offrld.daemon.app import App
 from offrld.daemon.handlers import artifacts, backups, care, datasets, follow, jobs, queue, service, uploads
 
 Handler = Callable[[App, Any], wire.Reply | Awaitable[wire.Reply]]
+FILES: tuple[ModuleType, ...] = (artifacts, backups, care, datasets, follow, jobs, queue, service, uploads)
 
-HANDLERS: dict[type[wire.Request], Handler] = {
-    wire.Ping: service.ping,
-    wire.Algorithms: service.algorithms,
-    wire.ReadAudit: service.read_audit,
-    wire.Submit: jobs.submit,
-    wire.Rerun: jobs.rerun,
-    wire.ListJobs: jobs.list_jobs,
-    wire.GetJob: jobs.get_job,
-    wire.ControlJob: jobs.control_job,
-    wire.GetQueue: queue.get_queue,
-    wire.ControlQueue: queue.control_queue,
-    wire.GetEvents: follow.get_events,
-    wire.ReadLog: follow.read_log,
-    wire.ListDatasets: datasets.list_datasets,
-    wire.GetDataset: datasets.get_dataset,
-    wire.RemoveDataset: datasets.remove_dataset,
-    wire.OpenUpload: uploads.open_upload,
-    wire.WriteChunk: uploads.write_chunk,
-    wire.FinishUpload: uploads.finish_upload,
-    wire.ListUploads: uploads.list_uploads,
-    wire.RemoveUpload: uploads.remove_upload,
-    wire.OpenArtifact: artifacts.open_artifact,
-    wire.ReadArtifact: artifacts.read_artifact,
-    wire.Overview: care.overview,
-    wire.Checkup: care.checkup,
-    wire.Prune: care.prune,
-    wire.BeginBackup: backups.begin_backup,
-    wire.ReadBackup: backups.read_backup,
-    wire.EndBackup: backups.end_backup,
-    wire.GetSettings: care.get_settings,
-}
+
+def _handler(kind: type[wire.Request[Any]]) -> Handler:
+    name = kind.model_fields["type"].default
+    (file,) = [file for file in FILES if getattr(getattr(file, name, None), "__module__", None) == file.__name__]
+    handler: Handler = getattr(file, name)
+    return handler
+
+
+HANDLERS: dict[type[wire.Request[Any]], Handler] = {kind: _handler(kind) for kind in wire.REQUESTS}

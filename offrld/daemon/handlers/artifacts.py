@@ -17,15 +17,15 @@ from offrld.daemon.queue.database import Connection
 from offrld.daemon.queue.job_record import Job, find
 from offrld.daemon.storage import artifacts
 
-# file -> the kinds of job that have it
-KINDS = {"onnx": TRAINS, "torchscript": TRAINS, "checkpoint": TRAINS, "metrics": TRAINS, "dataset": ("dataset_export",)}
+# file -> the kinds of job that hold it
+HOLDERS = {"onnx": TRAINS, "torchscript": TRAINS, "checkpoint": TRAINS, "metrics": TRAINS, "dataset": ("dataset_export",)}
 
 
 async def open_artifact(app: App, request: wire.OpenArtifact) -> wire.Artifact:
     """Find the file, or start what makes it."""
     job = await app.database.read(find, request.job)
-    if job.kind not in KINDS[request.kind]:
-        kinds = " or ".join(KINDS[request.kind])
+    if job.kind not in HOLDERS[request.kind]:
+        kinds = " or ".join(HOLDERS[request.kind])
         raise InvalidInput(f"job {job.id} is of kind {job.kind} and has no {request.kind}", hint=f"fetch it from a job of kind {kinds}")
     async with app.one_at_a_time(f"artifact {job.id} {request.kind}"):
         found = await asyncio.to_thread(

@@ -14,7 +14,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from offrl.errors import InvalidInput, OffrlError, from_wire
-from offrl.job import CollectSpec, TrainOnlineSpec, TrainSpec, taken
+from offrl.job import TRAINS, CollectSpec, TrainOnlineSpec, TrainSpec, taken
 from offrl_store import EpisodeStore, Schema
 from offrld import fits, settings, told_spaces
 from offrld.daemon.app import App
@@ -111,8 +111,8 @@ async def _schema(app: App, dataset: str) -> Schema | None:
 
 def _chosen(spec: TrainSpec | TrainOnlineSpec, algorithm: Mapping[str, Any]) -> dict[str, Any]:
     """Every setting by dotted name: defaults, then the preset's, then the user's."""
-    known = algorithm["config"]
-    values = {name: setting.get("default") for name, setting in known.items()}
+    known = settings.of_json(algorithm["config"])
+    values = {name: setting.default for name, setting in known.items()}
     if spec.preset is not None:
         values |= settings.resolve(algorithm["presets"][spec.preset], known)
     return {name: value for name, value in (values | settings.resolve(spec.config, known)).items() if value is not None}
@@ -163,7 +163,7 @@ async def _check_start(app: App, spec: TrainSpec | TrainOnlineSpec) -> None:
     """Whether the networks of ``--from`` fit the algorithm, where there is a checkpoint to compare with."""
     job = taken(spec.start)[0]
     source = await app.database.read(job_record.find, job)
-    steps = await asyncio.to_thread(app.state.run(job).checkpoint_steps) if source.kind in ("train", "train_online") else []
+    steps = await asyncio.to_thread(app.state.run(job).checkpoint_steps) if source.kind in TRAINS else []
     if not steps or (source.spec["algorithm"] == spec.algorithm and source.spec.get("config") == spec.config):
         return
     answer = await app.catalog.ask(

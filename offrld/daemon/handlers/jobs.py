@@ -7,7 +7,8 @@ import time
 
 from offrl import named, wire
 from offrl.errors import Conflict, InvalidInput
-from offrl.job import MAKES_STEPS, TRAINS, CollectSpec, ImportSpec, TrainOnlineSpec, TrainSpec
+from offrl.job import TRAINS, WRITES_DATASET, CollectSpec, ImportSpec, TrainOnlineSpec, TrainSpec
+from offrl.set_values import flat
 from offrld.daemon import queue
 from offrld.daemon.access import roles
 from offrld.daemon.access.caller import Caller
@@ -28,7 +29,7 @@ async def submit(app: App, request: wire.Submit) -> wire.Submitted:
     spec = request.spec
     _check_start(request)
     if isinstance(spec, TrainSpec | TrainOnlineSpec):
-        spec = spec.model_copy(update={"config": catalog.flat(spec.config)})
+        spec = spec.model_copy(update={"config": flat(spec.config)})
     if request.key is not None:  # first: a repeated import would else find "its" dataset there already
         earlier = await app.database.read(queue.by_key, app.caller().name, request.key, spec)
         if earlier is not None:
@@ -181,7 +182,7 @@ async def control_job(app: App, request: wire.ControlJob) -> wire.JobInfo:
 def _control(db: Connection, app: App, request: wire.ControlJob, caller: Caller) -> tuple[job_record.Job, str]:
     before = job_record.find(db, request.job)
     job, tell = queue.control(db, request.job, request.action, request.steps, app.settings.limits, operator=caller.may(roles.OPERATOR))
-    if before.state.ended and not job.state.ended and job.kind in (*MAKES_STEPS, "import") and job.dataset is not None:
+    if before.state.ended and not job.state.ended and job.kind in WRITES_DATASET and job.dataset is not None:
         roles.check_append(db, app.state, job.dataset, caller)  # the dataset of that name may be another one by now
     return job, tell
 

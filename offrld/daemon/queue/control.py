@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from offrl.errors import Conflict, InvalidInput
-from offrl.job import PAUSABLE, ImportSpec, JobState
+from offrl.job import PAUSABLE, PINS_DATASET, ImportSpec, JobState, unit
 from offrld.daemon.config import Limits
 from offrld.daemon.queue import events, fitting
 from offrld.daemon.queue.database import Connection
@@ -139,9 +139,8 @@ def _extend(db: Connection, job: Job, action: str, steps: int) -> None:
             hint="wait for its end" if not job.state.ended else f"`offrl retry {job.id}` first",
         )
     if steps <= job.step:
-        what = "updates" if job.kind == "train" else "steps"
-        raise Conflict(f"job {job.id} has done {job.step} {what} already", hint=f"give more than that: --steps {2 * job.step}")
-    if job.dataset is not None and job.kind == "train":
+        raise Conflict(f"job {job.id} has done {job.step} {unit(job.kind)} already", hint=f"give more than that: --steps {2 * job.step}")
+    if job.dataset is not None and job.kind in PINS_DATASET:
         pin_dataset(db, job.dataset)
     values = json.dumps({**job.spec, "steps": steps})
     db.execute("UPDATE jobs SET spec = ?, steps = ? WHERE seq = ?", (values, steps, job.seq))
@@ -158,7 +157,7 @@ def _retry(db: Connection, job: Job) -> str:
         raise Conflict(f"job {job.id} is {job.state}; only a failed or cancelled one can be retried")
     for needed, state in broken(db, job.id):
         raise Conflict(f"job {job.id} waits for {needed}, which has {word(state)}", hint=f"`offrl retry {needed}` first")
-    if job.kind in ("train", "dataset_export") and job.dataset is not None:
+    if job.kind in PINS_DATASET and job.dataset is not None:
         pin_dataset(db, job.dataset)
     if job.kind == "import":
         import_target(db, ImportSpec.model_validate(job.spec))

@@ -10,10 +10,9 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from offrl.errors import Unknown, likely
-from offrl.job import CollectSpec, DatasetExportSpec, ExportSpec, ImportSpec, JobSpec, JobState, TrainOnlineSpec, TrainSpec
+from offrl.job import JobSpec, JobState, Spec
 from offrld.daemon.queue.database import Connection
 
-Spec = TrainSpec | ImportSpec | ExportSpec | DatasetExportSpec | CollectSpec | TrainOnlineSpec
 NEWEST = 5  # jobs that an error names
 SPEC: TypeAdapter[Spec] = TypeAdapter(JobSpec)
 

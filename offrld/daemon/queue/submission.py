@@ -9,8 +9,9 @@ from collections.abc import Sequence
 
 from offrl.errors import Conflict, InvalidInput, LimitReached, Unknown, nearest
 from offrl.job import (
-    MAKES_STEPS,
+    KINDS,
     TRAINS,
+    WRITES_DATASET,
     CollectSpec,
     DatasetExportSpec,
     ExportSpec,
@@ -25,10 +26,7 @@ from offrld.daemon.queue.database import Connection
 from offrld.daemon.queue.job_record import SPEC, Spec, find
 from offrld.daemon.queue.moves import UNFINISHED, word
 
-LANES = {
-    "train": "train", "train_online": "train", "collect": "train", "import": "light", "export": "light", "dataset_export": "light",
-}  # fmt: skip
-WRITERS = f"({', '.join(repr(kind) for kind in ('import', *MAKES_STEPS))})"  # kinds that write a dataset; one of them at a time
+WRITERS = f"({', '.join(repr(kind) for kind in WRITES_DATASET)})"  # in SQL; one such job at a time for each dataset
 _LETTERS = "abcdefghjkmnpqrstuvwxyz"
 _SIGNS = _LETTERS + "23456789"
 
@@ -94,7 +92,7 @@ def submit(
         (
             job,
             spec.kind,
-            LANES[spec.kind],
+            KINDS[spec.kind].lane,
             priority,
             owner,
             key,

@@ -45,8 +45,8 @@ def of(spec: TrainSpec, catalog: dict[str, Any]) -> list[Use]:
     algorithms = {algorithm["name"]: algorithm for algorithm in catalog["algorithms"]}
     mine = algorithms[spec.algorithm]
     presets = mine.get("presets") or {}
-    known = mine["config"]
-    chosen = {name: setting.get("default") for name, setting in known.items()}
+    known = settings.of_json(mine["config"])
+    chosen = {name: setting.default for name, setting in known.items()}
     if spec.preset is not None:
         chosen |= settings.resolve(presets[spec.preset], known)
     chosen |= settings.resolve(spec.config, known)

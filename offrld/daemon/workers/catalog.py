@@ -12,7 +12,6 @@ import importlib.metadata
 import importlib.util
 import json
 import logging
-import math
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +19,7 @@ import offrld
 from offrl.environments import unknown_hint
 from offrl.errors import InternalError, InvalidInput, Unknown, nearest
 from offrl.job import TrainOnlineSpec, TrainSpec
+from offrl.set_values import flat
 from offrl_store.disk import write_atomic
 from offrld import settings
 from offrld.daemon.queue.datasets import action_kind
@@ -246,15 +246,11 @@ def checked(spec: Trained, catalog: dict[str, Any], fields: dict[str, Any] | Non
     if spec.preset is not None and spec.preset not in presets:
         raise Unknown(f"{spec.algorithm} has no preset {spec.preset!r}", hint=nearest(spec.preset, list(presets)) or "it has none")
     try:
-        chosen = settings.resolve(spec.config, algorithm["config"])
-    except Unknown as error:
+        chosen = settings.merge(settings.of_json(algorithm["config"]), presets[spec.preset] if spec.preset is not None else {}, spec.config)
+    except InvalidInput as error:
         hint = error.hint.replace("`offrl algos NAME`", f"`offrl algos {spec.algorithm}`")
-        raise Unknown(f"{spec.algorithm}: {error.message}", hint=hint) from None
-    for name, value in chosen.items():
-        check_value(f"{spec.algorithm}: {name}", value, algorithm["config"][name])
-    preset = settings.resolve(presets[spec.preset], algorithm["config"]) if spec.preset is not None else {}
-    settings.refuse_unread({**preset, **chosen}, algorithm["config"])
-    if algorithm.get("evaluates") and settings.resolve(spec.config, algorithm["config"]).get("policy") is None:
+        raise type(error)(f"{spec.algorithm}: {error.message}", hint=hint) from None
+    if algorithm.get("evaluates") and chosen.get("policy") is None:
         hint = "--from names networks to start from, not the policy: --set policy=JOB" if spec.start is not None else "--set policy=JOB"
         raise InvalidInput(f"{spec.algorithm} evaluates the policy of another job, and none is named", hint=hint)
     kind = action_kind(fields)
@@ -293,59 +289,3 @@ def _check_play(spec: TrainOnlineSpec, plays: bool) -> None:
         raise InvalidInput(f"{spec.algorithm} learns from all that it gathers, and no dataset is named", hint="add --into NAME")
     if spec.dataset is None and spec.limit is not None:
         raise InvalidInput(f"limit={spec.limit} is of a dataset, and none is named", hint="add --into NAME")
-
-
-def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """``{"critic_encoder": {"units": [256]}}`` as ``{"critic_encoder.units": [256]}``."""
-    found: dict[str, Any] = {}
-    for name, value in config.items():
-        found.update(flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value})
-    return found
-
-
-def check_value(where: str, value: Any, setting: dict[str, Any]) -> None:
-    """One value against a setting's type, choices and limits; `InvalidInput` naming it."""
-    kinds = [kind.strip() for kind in str(setting.get("type", "")).split("|")]
-    if not any(_is(value, kind) for kind in kinds):
-        wanted = " or ".join(settings.IN_WORDS.get(kind, "null" if kind == "None" else kind) for kind in kinds)
-        raise InvalidInput(f"{where} takes {wanted}, got {_shown(value)}", hint=_help(setting))
-    if value is None:
-        return
-    choices = setting.get("choices")
-    for item in value if isinstance(value, list) else [value]:
-        if choices and item not in choices:
-            names = [str(choice) for choice in choices]
-            raise InvalidInput(f"{where} has no choice {_shown(item)}", hint=nearest(str(item), names))
-        if isinstance(item, bool) or not isinstance(item, int | float):
-            continue
-        low, high = setting.get("low"), setting.get("high")
-        below = low is not None and (item <= low if setting.get("exclusive_low") else item < low)
-        if below or (high is not None and item > high):
-            sign = ">" if setting.get("exclusive_low") else ">="
-            limits = [f"{sign} {low}"] if low is not None else []
-            limits += [f"<= {high}"] if high is not None else []
-            raise InvalidInput(f"{where}: {_shown(item)} is out of range", hint=f"must be {' and '.join(limits)}")
-
-
-def _is(value: Any, kind: str) -> bool:
-    if kind.startswith(("list[", "tuple[")) and isinstance(value, list):
-        inner = kind.partition("[")[2].rstrip("]").split(",")[0].strip()
-        return all(_is(item, inner) for item in value)
-    if isinstance(value, bool):
-        return kind == "bool"
-    if isinstance(value, float) and not math.isfinite(value):
-        return False
-    if kind == "None":
-        return value is None
-    if kind == "int":
-        value = settings.as_whole(value)
-    types: dict[str, Any] = {"int": int, "float": (int, float), "str": str, "dict": dict}
-    return isinstance(value, types.get(kind, ()))
-
-
-def _shown(value: Any) -> str:
-    return f"{value!r}"[:80]
-
-
-def _help(setting: dict[str, Any]) -> str:
-    return f"default {setting.get('default')!r}: {setting.get('help', '')}"[:200]
