@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from offrld.worker.control import EXIT_STOPPED, Control, Stopped
 
+# Functions import what they need: the numbers of threads below count only if they are set before NumPy and torch load.
 if TYPE_CHECKING:
     from offrld.state.run_folder import RunFolder
 
@@ -156,7 +157,7 @@ def _decodes(kind: str) -> bool:
 
 
 def _placed(start: dict[str, Any]) -> dict[str, Any]:
-    """The specification with the device that the daemon has chosen: of several cards the worker sees that one alone."""
+    """The specification with the device that the daemon chose; the worker sees no other card."""
     return {**start["spec"], "device": start["device"]} if start.get("device") else start["spec"]
 
 

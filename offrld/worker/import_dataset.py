@@ -71,7 +71,7 @@ def _remove_staged(job: WorkerJob) -> None:
 
 
 def _read(job: WorkerJob, skipped: list[Skipped]) -> Path:
-    """Read the whole source into a store that is no dataset yet."""
+    """Read the whole source into a store that is not a dataset yet."""
     staged = job.state.unfinished_dataset(job.id)
     _import(job, staged, skipped)
     job.control.check()

@@ -119,7 +119,7 @@ def test_online_training_learns_gathers_and_leaves_a_policy(start, tmp_path):
     tuned = start("o2", {**spec, "steps": 250, "start": "o1", "dataset": "e", "offline": "d", "eval_env": None, "eval_every": None})
     assert tuned.end()["state"] == "succeeded", tuned.log.read_text()
     # Nothing was evaluated; the policy and the run's record name the environment, and the record the offline dataset's snapshot.
-    assert Policy(tuned.run / "seed-0" / "policy-000000000250.onnx").env_id == "Pendulum-v1"
+    assert Policy(tuned.run / "seed-0" / "policy-000000000250.onnx").metadata["dataset"]["env_id"] == "Pendulum-v1"
     record = json.loads((tuned.run / "spec.json").read_text())
     assert (record["env_id"], record["snapshot"]) == ("Pendulum-v1", str(store.snapshot()))
     assert json.loads((worker.run / "spec.json").read_text())["snapshot"] is None

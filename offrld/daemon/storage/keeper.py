@@ -1,4 +1,4 @@
-"""Deletes what retention no longer keeps, by itself and for `offrl prune`, and watches the quota of the state folder."""
+"""Retention at work: deletes old jobs, from time to time and for `offrl prune`, and watches the quota of the state folder."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Keeper:
         self._told: dict[str, float] = {}  # job -> when it last had an event, of a clock that nobody sets; the latest `TOLD`
 
     def tell(self, jobs: Iterable[str]) -> None:
-        """These jobs have new events: whatever the clock said then, and says now, that was no longer ago than it is."""
+        """Note that these jobs have new events; their age then does not depend on the machine's clock."""
         for job in jobs:
             self._told.pop(job, None)
             self._told[job] = time.monotonic()
@@ -53,11 +53,11 @@ class Keeper:
             del self._told[next(iter(self._told))]
 
     async def run(self) -> None:
-        """Look now and then."""
+        """Delete old jobs every `LOOK_S` seconds."""
         await forever(self._passes, "retention", self._prune_all, LOOK_S)
 
     async def prune(self, jobs: int, days: float, *, dry_run: bool, limit: int = BATCH) -> tuple[list[PrunedJob], bool]:
-        """Delete (or only list) what is not kept by these numbers (see `retention.expired`); what it was, and whether there is more."""
+        """Delete, or only list, the jobs that these limits do not keep (see `retention.expired`); return them, and whether more remain."""
         found, more = await self._database.read(retention.expired, jobs, days, limit, self._now(), self._since(days))
         pruned = []
         for each in found:
@@ -65,7 +65,7 @@ class Keeper:
             size = await asyncio.to_thread(disk_usage.usage, self._state.run(job.id).path)
             if not dry_run:
                 told = {"job": job.id, "kind": job.kind, "state": str(job.state), "bytes": size, "why": each.why}
-                await self._audit.record(current.get(), "retention", **told)  # first: a daemon that dies now has not deleted in silence
+                await self._audit.record(current.get(), "retention", **told)  # first: a daemon that dies now has left a trace
                 try:
                     await self._removal.job(job.id)
                 except OffrlError as error:  # it was pinned, taken or removed meanwhile
@@ -88,7 +88,7 @@ class Keeper:
         return pruned, more
 
     def _since(self, days: float) -> set[str]:
-        """The jobs that had an event within so many days."""
+        """The jobs that had an event in the last ``days``."""
         oldest = time.monotonic() - days * retention.DAY_S
         return {job for job, at in self._told.items() if at >= oldest}
 
@@ -99,7 +99,7 @@ class Keeper:
         return min(time.time(), wall + time.monotonic() - steady)
 
     async def used(self, fresh_s: float = FRESH_S) -> int:
-        """Bytes of the state folder, with what unfinished uploads still have to bring; measured anew where that is longer ago."""
+        """Bytes of the state folder and of what unfinished uploads will still bring, from a measurement at most ``fresh_s`` seconds old."""
         measured = await self._measured(fresh_s)
         return measured + (await asyncio.to_thread(self._uploads.outstanding))[1]
 
@@ -111,7 +111,7 @@ class Keeper:
             return self._used[1]
 
     async def check_room(self, wanted: int = 0) -> None:
-        """`DiskFull` where the state folder would hold more than its quota, after retention has given back what it can."""
+        """Raise `DiskFull` if the state folder would exceed its quota even after retention has deleted what it can."""
         quota = self._settings.disk.quota_bytes
         if not quota:
             return

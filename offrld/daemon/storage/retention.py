@@ -1,4 +1,4 @@
-"""Which ended jobs are not kept any longer: more than so many of a kind, or older than so many days.
+"""Which ended jobs retention deletes: those beyond the number kept of a kind, and those beyond the age.
 
 Never one that is pinned, or that a job which has not ended needs; datasets never. Of a job that is kept nothing is deleted here.
 """
@@ -33,7 +33,7 @@ def expired(
         jobs: ended jobs of each kind and owner that are kept; 0: any number.
         days: that an ended job is kept; 0: for ever.
         now: seconds since the epoch; None: what the clock says.
-        fresh: jobs that are younger than so many days, whatever the clock said when they ended.
+        fresh: jobs that are younger than ``days``, whatever the clock said when they ended.
     """
     now = time.time() if now is None else now
     rows = db.execute(

@@ -47,7 +47,7 @@ class Catalog:
         self._answers: dict[str, dict[str, Any]] = {}  # the latest `ANSWERS`
 
     def start(self) -> None:
-        """Begin to load in the background; begins anew after a failure."""
+        """Start to load in the background; starts again after a failure."""
         done = self._loading is not None and self._loading.done()
         if self._loading is None or (done and (self._loading.cancelled() or self._loading.exception() is not None)):
             self._loading = asyncio.get_running_loop().create_task(self._load())
@@ -61,7 +61,7 @@ class Catalog:
     async def ask(self, question: dict[str, Any], *, fresh: bool = False) -> dict[str, Any]:
         """The answer of a describe worker to a question (see `offrld.worker.describe.answer`); empty where none comes, which the log says.
 
-        Answers without a refusal are kept in memory; ``fresh``: ask anew.
+        Answers without a refusal are kept in memory; ``fresh``: do not use them.
         """
         text = json.dumps(question, sort_keys=True)
         if not fresh and text in self._answers:

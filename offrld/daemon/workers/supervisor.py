@@ -303,7 +303,7 @@ class Supervisor:
     async def _run_worker(self, attempt: Attempt, worker: LocalWorker) -> int:
         """Give the worker its job and wait for its end; the return code."""
         job = attempt.job
-        if attempt.worker is None:  # one that takes the place of a dead spare worker is no second start
+        if attempt.worker is None:  # the replacement of a dead spare worker is not a second start
             self.observer.worker_started(job)
         attempt.worker = worker
         attempt.oom = OomCounter(worker.pid)
@@ -424,7 +424,7 @@ class Supervisor:
                 log.warning("job %s: its use of the card cannot be recorded: %s", attempt.job.id, error)
 
     async def _note_steps(self, job: Job) -> None:
-        """Steps that the worker has left and not told of."""
+        """Add the steps that a dead worker did not report."""
         try:
             await orphans.note(self._state, self._database, job)
         except Exception:  # they are looked for again when the daemon starts
@@ -448,7 +448,7 @@ class Supervisor:
         attempt.deadline = asyncio.get_running_loop().call_later(seconds, attempt.worker.kill)
 
     def _release(self, attempt: Attempt) -> None:
-        """The daemon stops: close the control pipe, which tells the worker so."""
+        """Close the control pipe: the worker stops, as the daemon does."""
         attempt.lost = True
         if attempt.worker is not None:
             attempt.worker.close_stdin()
@@ -499,7 +499,7 @@ class Supervisor:
 
 
 class _Fitting:
-    """Asked by `queue.claim` about the waiting train jobs in their order; ``place`` is the place of the one that it said yes to."""
+    """`queue.claim` calls it with the waiting train jobs in order; ``place`` is that of the job that it accepted."""
 
     def __init__(self, pool: placement.Pool) -> None:
         self._cards, self._plan = bool(pool.inventory.cards), pool.plan()
