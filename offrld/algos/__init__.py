@@ -1,122 +1,87 @@
-"""The registry: every algorithm that offrld knows, by name. To add one: one file beside these, and one line below.
+"""The registry: every algorithm that offrld knows, by name. To add one, add a file beside this one and its line to `MODULES`.
 
-Installed packages add theirs through the entry-point group ``offrl.algorithms``: see docs/extending.md.
+Installed packages add theirs through the entry-point group ``offrl.algorithms`` (see docs/extending.md).
 """
 
 from __future__ import annotations
 
+import importlib
+
 from offrl.errors import InvalidInput, Unknown, nearest
 from offrld import plugins
-from offrld.algos import (
-    awac,
-    bc,
-    bcq,
-    bear,
-    cal_ql,
-    combo,
-    cql,
-    crr,
-    ddpg,
-    decision_transformer,
-    discrete_bc,
-    discrete_bcq,
-    discrete_cql,
-    discrete_decision_transformer,
-    discrete_fqe,
-    discrete_iql,
-    discrete_random_policy,
-    discrete_sac,
-    double_dqn,
-    dqn,
-    edac,
-    ensemble_dynamics,
-    fqe,
-    iql,
-    mopo,
-    nfq,
-    plas,
-    plas_with_perturbation,
-    ppo,
-    prdc,
-    random_policy,
-    rebrac,
-    sac,
-    sac_n,
-    tacr,
-    td3,
-    td3_bc,
-)
 from offrld.engine import Algorithm
 
+# The modules beside this file, in the order in which lists show them.
+MODULES = (
+    # continuous actions
+    "rebrac",
+    "td3_bc",
+    "iql",
+    "cql",
+    "cal_ql",
+    "edac",
+    "sac_n",
+    "awac",
+    "bcq",
+    "bear",
+    "crr",
+    "plas",
+    "plas_with_perturbation",
+    "prdc",
+    "mopo",
+    "combo",
+    "ensemble_dynamics",
+    "fqe",
+    "random_policy",
+    "bc",
+    "sac",
+    "td3",
+    "ddpg",
+    "decision_transformer",
+    "tacr",
+    # discrete actions
+    "discrete_cql",
+    "double_dqn",
+    "dqn",
+    "nfq",
+    "discrete_bcq",
+    "discrete_iql",
+    "discrete_fqe",
+    "discrete_random_policy",
+    "discrete_sac",
+    "discrete_bc",
+    "discrete_decision_transformer",
+    # either, from its own play
+    "ppo",
+)
 ALGORITHMS: dict[str, Algorithm] = {
-    module.ALGORITHM.name: module.ALGORITHM
-    for module in (
-        # continuous actions
-        rebrac,
-        td3_bc,
-        iql,
-        cql,
-        cal_ql,
-        edac,
-        sac_n,
-        awac,
-        bcq,
-        bear,
-        crr,
-        plas,
-        plas_with_perturbation,
-        prdc,
-        mopo,
-        combo,
-        ensemble_dynamics,
-        fqe,
-        random_policy,
-        bc,
-        sac,
-        td3,
-        ddpg,
-        decision_transformer,
-        tacr,
-        # discrete actions
-        discrete_cql,
-        double_dqn,
-        dqn,
-        nfq,
-        discrete_bcq,
-        discrete_iql,
-        discrete_fqe,
-        discrete_random_policy,
-        discrete_sac,
-        discrete_bc,
-        discrete_decision_transformer,
-        # either, from its own play
-        ppo,
-    )
+    algorithm.name: algorithm for algorithm in (importlib.import_module(f"{__name__}.{module}").ALGORITHM for module in MODULES)
 }
 
 GROUP = "offrl.algorithms"  # entry points of installed packages: name -> a module with ALGORITHM, or the Algorithm itself
 
 
 def names() -> tuple[str, ...]:
-    """Every name: the built-in ones, then those of installed packages, which are not imported for it and cannot replace a built-in one."""
+    """List every name: the built-in ones, then those of packages, which are not imported and cannot replace a built-in one."""
     return (*ALGORITHMS, *plugins.names(GROUP, ALGORITHMS))
 
 
 def get(name: str) -> Algorithm:
-    """The algorithm of that name.
+    """Find an algorithm by name.
 
     Raises:
-        Unknown: there is none; the hint is the nearest name.
-        InvalidInput: the package that registers it cannot be imported, or gives no algorithm of that name.
+        Unknown: no algorithm has this name; the hint is the nearest one.
+        InvalidInput: the package that registers it cannot be imported, or its object is not an algorithm of that name.
     """
     if name in ALGORITHMS:
         return ALGORITHMS[name]
     if name not in names():
         raise Unknown(f"unknown algorithm {name!r}", hint=nearest(name, names()))
-    found = plugins.load(GROUP, name)
-    algorithm = getattr(found, "ALGORITHM", found)
+    loaded = plugins.load(GROUP, name)
+    algorithm = getattr(loaded, "ALGORITHM", loaded)
     if not isinstance(algorithm, Algorithm):
-        raise InvalidInput(f"{name!r} of {GROUP!r} is {algorithm!r:.80}, no Algorithm", hint="the module needs ALGORITHM = Algorithm(...)")
+        what = f"{name!r} of {GROUP!r} is {algorithm!r:.80}, not an Algorithm"
+        raise InvalidInput(what, hint="the module needs ALGORITHM = Algorithm(...)")
     if algorithm.name != name:
         raise InvalidInput(f"{name!r} of {GROUP!r} calls itself {algorithm.name!r}", hint="register it under its own name")
     return algorithm

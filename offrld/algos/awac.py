@@ -16,12 +16,10 @@ The first version's weight decay of 1e-4 on the policy is preset `d3rlpy-v1`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor
 
-from offrld.engine import Algorithm, Batch, Noise, Space, State, Step, setting
+from offrld.engine import Algorithm, Batch, LossResult, Noise, Space, State, Step, setting
 from offrld.losses import bellman, td3
 from offrld.nets import Critics, NormalPolicy, Params
 
@@ -30,16 +28,22 @@ from offrld.nets import Critics, NormalPolicy, Params
 class Config(td3.ActorCriticConfig):
     batch_size: int = setting(1024, "transitions per update", unit="transitions", low=1, high=1_000_000)
     lam: float = setting(1.0, "temperature of the advantage weights", low=0.0, exclusive_low=True)
-    n_action_samples: int = setting(1, "samples that the state's value is the mean of", unit="actions", low=1, high=1000)
+    n_action_samples: int = setting(1, "samples whose mean value is the state's value", unit="actions", low=1, high=1000)
     update_actor_interval: int = setting(1, "updates of the critic per update of the policy and the target", unit="updates", low=1)
 
 
-def networks(config: Config, space: Space) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Nets:
+    actor: NormalPolicy
+    critic: Critics
+
+
+def networks(config: Config, space: Space) -> Nets:
     view, size = space.view, space.action_size
-    return {
-        "actor": NormalPolicy("actor", view, size, config.actor_encoder, log_std_range=(-6.0, 0.0), free_std=True),
-        "critic": Critics("critic", config.n_critics, view, size, config.critic_encoder, config.q_function),
-    }
+    return Nets(
+        actor=NormalPolicy("actor", view, size, config.actor_encoder, log_std_range=(-6.0, 0.0), free_std=True),
+        critic=Critics("critic", config.n_critics, view, size, config.critic_encoder, config.q_function),
+    )
 
 
 def noise(config: Config, space: Space) -> dict[str, Noise]:
@@ -48,7 +52,7 @@ def noise(config: Config, space: Space) -> dict[str, Noise]:
 
 
 # --- Q functions ---
-def critic_loss(params: Params, config: Config, nets: Any, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+def critic_loss(params: Params, config: Config, nets: Nets, state: State, batch: Batch) -> LossResult:
     with torch.no_grad():
         action = nets.actor.sample(state.params, batch.next_observation, batch.noise["next"])
         target = bellman(batch, nets.critic.target(state.target, batch.next_observation, action))  # [B, M]
@@ -57,7 +61,7 @@ def critic_loss(params: Params, config: Config, nets: Any, state: State, batch: 
 
 
 # --- Policy ---
-def actor_loss(params: Params, config: Config, nets: Any, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+def actor_loss(params: Params, config: Config, nets: Nets, state: State, batch: Batch) -> LossResult:
     policy = nets.actor.distribution(params, batch.observation)
     with torch.no_grad():
         samples = policy.sample(batch.noise["samples"]).clamp(-1.0, 1.0)  # [K, B, A]
@@ -65,7 +69,7 @@ def actor_loss(params: Params, config: Config, nets: Any, state: State, batch: B
         q = nets.critic(state.params, batch.observation, torch.cat([batch.action.unsqueeze(0), samples])).amin(0)  # [1 + K, B]
         advantage = q[0] - q[1:].mean(0)  # [B]
         exponent = advantage / config.lam
-        if batch.weight is not None:  # what counts for nothing takes no share either
+        if batch.weight is not None:  # a transition of weight 0 takes no share of the softmax
             exponent = exponent + torch.log(batch.weight)
         weight = len(advantage) * torch.softmax(exponent, dim=0)
     value = -(weight * policy.log_prob(batch.action)).sum()
@@ -96,7 +100,7 @@ ALGORITHM = Algorithm(
     networks=networks,
     noise=noise,
     schedule=schedule,
-    act=td3.act,
+    act=lambda params, config, nets, observation: nets.actor(params, observation),
     sample=lambda params, config, nets, observation, noise: nets.actor.sample(params, observation, noise),
     value=td3.value,
     targets=("critic",),

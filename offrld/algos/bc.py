@@ -10,11 +10,8 @@ The greedy action is tanh(mu). Metric: `loss`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-from torch import Tensor
-
-from offrld.engine import ActionConfig, Algorithm, Batch, Noise, Optimizer, Space, State, Step, setting
+from offrld.engine import ActionConfig, Algorithm, Batch, LossResult, Noise, Optimizer, Space, State, Step, setting
 from offrld.engine import Config as BaseConfig
 from offrld.nets import DeterministicPolicy, Encoder, NormalPolicy, Params
 
@@ -30,19 +27,24 @@ class Config(ActionConfig, BaseConfig):
     optimizer: Optimizer = Optimizer()
 
 
-def networks(config: Config, space: Space) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Nets:
+    policy: DeterministicPolicy | NormalPolicy
+
+
+def networks(config: Config, space: Space) -> Nets:
     sizes = ("policy", space.view, space.action_size, config.encoder)
     if config.policy_type == "deterministic":
-        return {"policy": DeterministicPolicy(*sizes)}
-    return {"policy": NormalPolicy(*sizes, log_std_range=(-4.0, 15.0), free_std=False)}
+        return Nets(policy=DeterministicPolicy(*sizes))
+    return Nets(policy=NormalPolicy(*sizes, log_std_range=(-4.0, 15.0), free_std=False))
 
 
 def noise(config: Config, space: Space) -> dict[str, Noise]:
     return {"sample": Noise((config.batch_size, space.action_size))} if config.policy_type == "stochastic" else {}
 
 
-def loss(params: Params, config: Config, nets: Any, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-    if config.policy_type == "deterministic":
+def loss(params: Params, config: Config, nets: Nets, state: State, batch: Batch) -> LossResult:
+    if isinstance(nets.policy, DeterministicPolicy):
         action = nets.policy(params, batch.observation)  # [B, A]
     elif config.policy_type == "likelihood":
         value = -batch.mean(nets.policy.distribution(params, batch.observation).log_prob(batch.action))

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from offrld.engine import Algorithm, Batch, Noise, Optimizer, Space, State, Step, setting
+from offrld.engine import Algorithm, Batch, LossResult, Noise, Optimizer, Space, State, Step, setting
 from offrld.losses import bellman, td3
 from offrld.losses.vae import LATENT_LIMIT, vae_loss
 from offrld.nets import ConditionalVAE, Critics, Encoder, Params, ResidualPolicy
@@ -43,14 +43,22 @@ class Config(td3.ActorCriticConfig):
     imitator_optimizer: Optimizer = Optimizer()
 
 
-def networks(config: Config, space: Space) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Nets:
+    actor: ResidualPolicy
+    critic: Critics
+    vae: ConditionalVAE
+    candidates: Candidates
+
+
+def networks(config: Config, space: Space) -> Nets:
     view, size, imitator = space.view, space.action_size, config.imitator_encoder
-    return {
-        "actor": ResidualPolicy("actor", view, size, config.actor_encoder, scale=config.action_flexibility),
-        "critic": Critics("critic", config.n_critics, view, size, config.critic_encoder, config.q_function),
-        "vae": ConditionalVAE("vae", view, size, imitator, imitator),
-        "candidates": Candidates("candidates", config.n_action_samples, 2 * size, limit=LATENT_LIMIT),
-    }
+    return Nets(
+        actor=ResidualPolicy("actor", view, size, config.actor_encoder, scale=config.action_flexibility),
+        critic=Critics("critic", config.n_critics, view, size, config.critic_encoder, config.q_function),
+        vae=ConditionalVAE("vae", view, size, imitator, imitator),
+        candidates=Candidates("candidates", config.n_action_samples, 2 * size, limit=LATENT_LIMIT),
+    )
 
 
 def noise(config: Config, space: Space) -> dict[str, Noise]:
@@ -58,13 +66,13 @@ def noise(config: Config, space: Space) -> dict[str, Noise]:
     return {"vae": Noise(shape), "actor": Noise(shape), "next": Noise((config.n_action_samples, *shape))}
 
 
-def proposed(nets: Any, vae: Params, actor: Params, observation: Any, latent: Tensor) -> Tensor:
+def proposed(nets: Nets, vae: Params, actor: Params, observation: Any, latent: Tensor) -> Tensor:
     """The perturbed actions of latents ``[..., B, 2A]``: ``[..., B, A]``."""
     return nets.actor(actor, observation, nets.vae.decode(vae, observation, latent))
 
 
 # --- Q functions ---
-def critic_loss(params: Params, config: Config, nets: Any, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+def critic_loss(params: Params, config: Config, nets: Nets, state: State, batch: Batch) -> LossResult:
     with torch.no_grad():
         latent = batch.noise["next"].clamp(-LATENT_LIMIT, LATENT_LIMIT)  # [K, B, 2A]
         actions = proposed(nets, state.params, state.target, batch.next_observation, latent)  # [K, B, A]
@@ -75,7 +83,7 @@ def critic_loss(params: Params, config: Config, nets: Any, state: State, batch: 
 
 
 # --- Policy ---
-def actor_loss(params: Params, config: Config, nets: Any, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+def actor_loss(params: Params, config: Config, nets: Nets, state: State, batch: Batch) -> LossResult:
     latent = batch.noise["actor"].clamp(-LATENT_LIMIT, LATENT_LIMIT)  # [B, 2A]
     action = proposed(nets, state.params, params, batch.observation, latent)
     loss = -batch.mean(nets.critic(state.params, batch.observation, action, members=1)[0])
@@ -100,7 +108,7 @@ def schedule(config: Config) -> tuple[Step, ...]:
     )
 
 
-def candidates(params: Params, config: Config, nets: Any, observation: Any) -> tuple[Tensor, Tensor]:
+def candidates(params: Params, config: Config, nets: Nets, observation: Any) -> tuple[Tensor, Tensor]:
     actions = proposed(nets, params, params, observation, for_batch(nets.candidates(params), observation))  # [K, B, A]
     return actions, nets.critic(params, observation, actions, members=1)[0]
 

@@ -15,12 +15,13 @@ among them. Metrics: `vae_loss`, `temp_loss`, `temp`, `alpha_loss`, `alpha`, `cr
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from offrld.engine import Algorithm, Batch, Noise, Optimizer, Space, State, Step, setting
+from offrld.engine import Algorithm, Batch, LossResult, Noise, Optimizer, Space, State, Step, setting
 from offrld.losses import bellman, sac
 from offrld.nets import ConditionalVAE, Encoder, Params, PositiveScalar
 from offrld.nets.candidates import Candidates, best_of, for_batch
@@ -49,14 +50,21 @@ class Config(sac.SACConfig):
     alpha_optimizer: Optimizer = Optimizer()
 
 
-def networks(config: Config, space: Space) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Nets(sac.Nets):
+    vae: ConditionalVAE
+    alpha: PositiveScalar
+    candidates: Candidates
+
+
+def networks(config: Config, space: Space) -> Nets:
     imitator = config.imitator_encoder
-    return {
-        **sac.networks(config, space),
-        "vae": ConditionalVAE("vae", space.view, space.action_size, imitator, imitator),
-        "alpha": PositiveScalar("alpha", config.initial_alpha, LOG_ALPHA_RANGE),
-        "candidates": Candidates("candidates", config.n_action_samples, space.action_size),
-    }
+    return Nets(
+        **vars(sac.networks(config, space)),
+        vae=ConditionalVAE("vae", space.view, space.action_size, imitator, imitator),
+        alpha=PositiveScalar("alpha", config.initial_alpha, LOG_ALPHA_RANGE),
+        candidates=Candidates("candidates", config.n_action_samples, space.action_size),
+    )
 
 
 def noise(config: Config, space: Space) -> dict[str, Noise]:
@@ -70,13 +78,13 @@ def noise(config: Config, space: Space) -> dict[str, Noise]:
     }
 
 
-def vae_loss(params: Params, config: Config, nets: Any, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+def vae_loss(params: Params, config: Config, nets: Nets, state: State, batch: Batch) -> LossResult:
     value = nets.vae.loss(params, batch.observation, batch.action, batch.noise["vae"], config.vae_kl_weight, batch.mean)
     return value, {"vae_loss": value}
 
 
 # --- Discrepancy ---
-def discrepancy(actor: Params, config: Config, nets: Any, state: State, batch: Batch) -> Tensor:
+def discrepancy(actor: Params, config: Config, nets: Nets, state: State, batch: Batch) -> Tensor:
     """The MMD at each observation between the policy's and the VAE's actions before the tanh, ``[B]``."""
     with torch.no_grad():
         latent = batch.noise["mmd_data"].clamp(-0.5, 0.5)
@@ -91,7 +99,7 @@ def discrepancy(actor: Params, config: Config, nets: Any, state: State, batch: B
     return torch.sqrt(kernel(policy, policy) + kernel(data, data) - 2 * kernel(policy, data) + 1e-6)
 
 
-def alpha_loss(params: Params, config: Config, nets: Any, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+def alpha_loss(params: Params, config: Config, nets: Nets, state: State, batch: Batch) -> LossResult:
     with torch.no_grad():
         gap = batch.mean(discrepancy(state.params, config, nets, state, batch) - config.alpha_threshold)
     value = -nets.alpha(params) * gap
@@ -99,7 +107,7 @@ def alpha_loss(params: Params, config: Config, nets: Any, state: State, batch: B
 
 
 # --- Q functions ---
-def critic_loss(params: Params, config: Config, nets: Any, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+def critic_loss(params: Params, config: Config, nets: Nets, state: State, batch: Batch) -> LossResult:
     with torch.no_grad():
         actions, log_prob = nets.actor.sample(state.params, batch.next_observation, batch.noise["next"])  # [K, B, A], [K, B]
         value, choice = nets.critic.values(state.target, batch.next_observation, actions).best(config.lam)  # [B, M], [B]
@@ -110,19 +118,19 @@ def critic_loss(params: Params, config: Config, nets: Any, state: State, batch: 
 
 
 # --- Policy ---
-def constraint(params: Params, config: Config, nets: Any, state: State, batch: Batch) -> tuple[Tensor, Tensor]:
+def constraint(params: Params, config: Config, nets: Nets, state: State, batch: Batch) -> tuple[Tensor, Tensor]:
     """The weighted constraint and the mean discrepancy; puts the dual variable back into its range."""
     alpha = nets.alpha.project(params)
     mmd = discrepancy(params, config, nets, state, batch)
     return alpha * batch.mean(mmd - config.alpha_threshold), mmd.mean()
 
 
-def warmup_loss(params: Params, config: Config, nets: Any, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+def warmup_loss(params: Params, config: Config, nets: Nets, state: State, batch: Batch) -> LossResult:
     value, mmd = constraint(params, config, nets, state, batch)
     return value, {"actor_loss": value, "mmd": mmd}
 
 
-def actor_loss(params: Params, config: Config, nets: Any, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+def actor_loss(params: Params, config: Config, nets: Nets, state: State, batch: Batch) -> LossResult:
     action, log_prob = nets.actor.sample(params, batch.observation, batch.noise["actor"])
     q = nets.critic(state.params, batch.observation, action).amin(0)  # [B]
     penalty, mmd = constraint(params, config, nets, state, batch)
@@ -133,19 +141,19 @@ def actor_loss(params: Params, config: Config, nets: Any, state: State, batch: B
 def schedule(config: Config) -> tuple[Step, ...]:
     warm = config.warmup_steps
     alpha = Step("alpha", alpha_loss, ("alpha",), config.alpha_optimizer, config.alpha_learning_rate)
-    actor = {"optimizes": ("actor",), "optimizer": config.actor_optimizer, "learning_rate": config.actor_learning_rate}
+    actor = partial(Step, optimizes=("actor",), optimizer=config.actor_optimizer, learning_rate=config.actor_learning_rate)
     return (
         Step("vae", vae_loss, ("vae",), config.imitator_optimizer, config.imitator_learning_rate),
         *sac.temp_steps(config),
         *((alpha,) if config.alpha_learning_rate > 0 else ()),
         Step("critic", critic_loss, ("critic",), config.critic_optimizer, config.critic_learning_rate),
-        Step("warmup", warmup_loss, **actor, until=warm, moments="actor"),
-        Step("actor", actor_loss, **actor, start=warm),
+        actor("warmup", warmup_loss, until=warm, moments="actor"),
+        actor("actor", actor_loss, start=warm),
         Step("target", polyak={"critic": config.tau}),
     )
 
 
-def candidates(params: Params, config: Config, nets: Any, observation: Any) -> tuple[Tensor, Tensor]:
+def candidates(params: Params, config: Config, nets: Nets, observation: Any) -> tuple[Tensor, Tensor]:
     actions, _ = nets.actor.sample(params, observation, for_batch(nets.candidates(params), observation))  # [K, B, A]
     return actions, nets.critic(params, observation, actions, members=1)[0]
 

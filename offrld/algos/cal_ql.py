@@ -9,16 +9,12 @@ an underestimate where an episode was truncated. All else is CQL (see `cql`). Me
 
 from __future__ import annotations
 
-from typing import Any
-
-from torch import Tensor
-
-from offrld.engine import Algorithm, Batch, State
+from offrld.engine import Algorithm, Batch, LossResult, State
 from offrld.losses import cql, sac
 from offrld.nets import Params
 
 
-def critic_loss(params: Params, config: cql.CQLConfig, nets: Any, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+def critic_loss(params: Params, config: cql.CQLConfig, nets: cql.Nets, state: State, batch: Batch) -> LossResult:
     return cql.critic_loss(params, config, nets, state, batch, floor=batch.returns)
 
 

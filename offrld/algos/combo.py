@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from offrld.engine import Algorithm, Batch, Noise, Space, Stage, State, Step, setting
+from offrld.engine import Algorithm, Batch, LossResult, Noise, Space, Stage, State, Step, setting
 from offrld.losses import bellman, cql, model_based, sac
 from offrld.nets import Params
 
@@ -39,7 +39,7 @@ def noise(config: Config, space: Space) -> dict[str, Noise]:
     return {**model_based.noise(config, space), **penalty}
 
 
-def critic_loss(params: Params, config: Config, nets: Any, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+def critic_loss(params: Params, config: Config, nets: model_based.Nets, state: State, batch: Batch) -> LossResult:
     batch, kept = model_based.mixed(config, state, batch), model_based.real(config)
     if config.soft_q_backup:
         target = sac.soft_target(nets, state, batch)
@@ -49,9 +49,11 @@ def critic_loss(params: Params, config: Config, nets: Any, state: State, batch: 
             target = bellman(batch, nets.critic.target(state.target, batch.next_observation, action))  # [B, M]
     values = nets.critic.values(params, batch.observation, batch.action)
     td_loss = values.error(target, batch.weight)
-    imagined = dataclasses.replace(batch, observation=batch.observation[kept:], next_observation=batch.next_observation[kept:], weight=None)
-    pressed = cql.penalty(params, nets, state, imagined).mean(1) if kept < config.batch_size else 0.0  # [N]
-    held = batch.weighted(values.mean, -1)[:, :kept].mean(1) if kept else 0.0
+    observation, following = cast(Tensor, batch.observation), cast(Tensor, batch.next_observation)  # [B, D]: it takes vectors only
+    imagined = dataclasses.replace(batch, observation=observation[kept:], next_observation=following[kept:], weight=None)
+    none = td_loss.new_zeros(())
+    pressed = cql.penalty(params, nets, state, imagined).mean(1) if kept < config.batch_size else none  # [N]
+    held = batch.weighted(values.mean, -1)[:, :kept].mean(1) if kept else none
     conservative = config.conservative_weight * (pressed - held).sum()
     return td_loss + conservative, {"critic_loss": td_loss, "conservative_loss": conservative}
 

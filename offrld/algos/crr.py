@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from offrld.engine import Algorithm, Batch, Noise, Space, State, Step, setting
+from offrld.engine import Algorithm, Batch, LossResult, Noise, Space, State, Step, setting
 from offrld.losses import bellman, td3
 from offrld.nets import Critics, NormalPolicy, Params
 from offrld.nets.candidates import Candidates, best_of, for_batch
@@ -44,13 +44,20 @@ class Config(td3.ActorCriticConfig):
     update_actor_interval: int = setting(1, "updates of the critic per update of the policy", unit="updates", low=1)
 
 
-def networks(config: Config, space: Space) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Nets:
+    actor: NormalPolicy
+    critic: Critics
+    candidates: Candidates
+
+
+def networks(config: Config, space: Space) -> Nets:
     view, size = space.view, space.action_size
-    return {
-        "actor": NormalPolicy("actor", view, size, config.actor_encoder, log_std_range=(-20.0, 2.0), free_std=False),
-        "critic": Critics("critic", config.n_critics, view, size, config.critic_encoder, config.q_function),
-        "candidates": Candidates("candidates", config.n_action_samples, size),
-    }
+    return Nets(
+        actor=NormalPolicy("actor", view, size, config.actor_encoder, log_std_range=(-20.0, 2.0), free_std=False),
+        critic=Critics("critic", config.n_critics, view, size, config.critic_encoder, config.q_function),
+        candidates=Candidates("candidates", config.n_action_samples, size),
+    )
 
 
 def noise(config: Config, space: Space) -> dict[str, Noise]:
@@ -59,7 +66,7 @@ def noise(config: Config, space: Space) -> dict[str, Noise]:
 
 
 # --- Q functions ---
-def critic_loss(params: Params, config: Config, nets: Any, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+def critic_loss(params: Params, config: Config, nets: Nets, state: State, batch: Batch) -> LossResult:
     with torch.no_grad():
         action = nets.actor.sample(state.target, batch.next_observation, batch.noise["next"])
         target = bellman(batch, nets.critic.target(state.target, batch.next_observation, action))  # [B, M]
@@ -68,7 +75,7 @@ def critic_loss(params: Params, config: Config, nets: Any, state: State, batch: 
 
 
 # --- Policy ---
-def actor_loss(params: Params, config: Config, nets: Any, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+def actor_loss(params: Params, config: Config, nets: Nets, state: State, batch: Batch) -> LossResult:
     policy = nets.actor.distribution(params, batch.observation)
     with torch.no_grad():
         samples = policy.sample(batch.noise["samples"]).clamp(-1.0, 1.0)  # [K, B, A]
@@ -93,7 +100,7 @@ def schedule(config: Config) -> tuple[Step, ...]:
     )
 
 
-def candidates(params: Params, config: Config, nets: Any, observation: Any) -> tuple[Tensor, Tensor]:
+def candidates(params: Params, config: Config, nets: Nets, observation: Any) -> tuple[Tensor, Tensor]:
     noise = for_batch(nets.candidates(params), observation)
     actions = nets.actor.sample(params, observation, noise)  # [K, B, A]
     return actions, nets.critic(params, observation, actions).mean(0)

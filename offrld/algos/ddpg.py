@@ -12,12 +12,10 @@ Default differs between d3rlpy's versions: 256 transitions per update in the sec
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor
 
-from offrld.engine import Algorithm, Batch, State, Step, setting
+from offrld.engine import Algorithm, Batch, LossResult, State, Step, setting
 from offrld.losses import bellman, td3
 from offrld.nets import Params
 
@@ -28,7 +26,7 @@ class Config(td3.ActorCriticConfig):
 
 
 # --- Q functions ---
-def critic_loss(params: Params, config: Config, nets: Any, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+def critic_loss(params: Params, config: Config, nets: td3.Nets, state: State, batch: Batch) -> LossResult:
     with torch.no_grad():
         action = nets.actor(state.target, batch.next_observation)  # [B, A]
         target = bellman(batch, nets.critic.target(state.target, batch.next_observation, action))  # [B, M]
@@ -37,7 +35,7 @@ def critic_loss(params: Params, config: Config, nets: Any, state: State, batch: 
 
 
 # --- Policy ---
-def actor_loss(params: Params, config: Config, nets: Any, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+def actor_loss(params: Params, config: Config, nets: td3.Nets, state: State, batch: Batch) -> LossResult:
     _, q = td3.policy_values(params, nets, state, batch)
     value = -batch.mean(q)
     return value, {"actor_loss": value}

@@ -8,11 +8,8 @@ where l are the normalised logits, that is, log-probabilities (as in d3rlpy's se
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-from torch import Tensor
-
-from offrld.engine import Algorithm, Batch, Optimizer, Space, State, Step, setting
+from offrld.engine import Algorithm, Batch, LossResult, Optimizer, Space, State, Step, setting
 from offrld.engine import Config as BaseConfig
 from offrld.losses import procgen, taken
 from offrld.nets import CategoricalPolicy, Encoder, Params
@@ -27,11 +24,16 @@ class Config(BaseConfig):
     optimizer: Optimizer = Optimizer()
 
 
-def networks(config: Config, space: Space) -> dict[str, Any]:
-    return {"policy": CategoricalPolicy("policy", space.view, space.action_size, config.encoder)}
+@dataclass(frozen=True)
+class Nets:
+    policy: CategoricalPolicy
 
 
-def loss(params: Params, config: Config, nets: Any, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+def networks(config: Config, space: Space) -> Nets:
+    return Nets(policy=CategoricalPolicy("policy", space.view, space.action_size, config.encoder))
+
+
+def loss(params: Params, config: Config, nets: Nets, state: State, batch: Batch) -> LossResult:
     log_prob = nets.policy.log_prob(params, batch.observation)  # [B, n]
     imitation = -batch.mean(taken(log_prob, batch.action))
     value = imitation + config.beta * batch.mean(log_prob**2)

@@ -1,15 +1,15 @@
-"""DiscreteBCQ: Q-learning that chooses only among actions which a model of the data finds likely enough.
+"""DiscreteBCQ: Q-learning that chooses only among actions that a model of the data finds likely enough.
 
     a*(s) = argmax_a 1[log G(a | s) - max_b log G(b | s) > log action_flexibility] (Q(s, a) - min_b Q(s, b) + 1e-5),    Q the members' mean
     y     = r + gamma^n (1 - d) min_i Qt_i(s', a*(s'))       a* by the online networks
     L     = sum_i mean Huber(Q_i(s, a) - y) - mean log G(a | s) + beta mean l(s)^2        (l the logits of G)
 
-One optimiser moves Q functions and imitator, which stands on the first Q function's encoder unless `share_encoder` is false. The target
-is copied every `target_update_interval` updates. (The 1e-5 keeps a forbidden action from being chosen where all allowed ones have the least
-value.) Metrics: `loss`, `td_loss`, `imitator_loss`.
+One optimizer moves the Q functions and the imitator, which shares the first Q function's encoder unless `share_encoder` is false. The
+target is copied every `target_update_interval` updates. (The 1e-5 prevents the choice of a forbidden action if all allowed ones have the
+smallest value.) Metrics: `loss`, `td_loss`, `imitator_loss`.
 
-Defaults are d3rlpy's: its beta of 0.5 flattens G so much that among few actions one which the data never shows stays allowed; the authors
-have 0.01 (preset `paper`). The first version shares the encoder of images only (preset `d3rlpy-v1`: not shared).
+The defaults are d3rlpy's. Its beta of 0.5 flattens G so much that, among few actions, one that never occurs in the data stays allowed; the
+authors use 0.01 (preset `paper`). d3rlpy's first version shares the encoder of images only (preset `d3rlpy-v1`: not shared).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from offrld.engine import Algorithm, Batch, Space, State, Step, setting
+from offrld.engine import Algorithm, Batch, LossResult, Space, State, Step, setting
 from offrld.losses import bellman, procgen, q_learning, taken
 from offrld.nets import CategoricalPolicy, Params
 
@@ -33,24 +33,29 @@ class Config(q_learning.QLearningConfig):
         0.3, "least probability of an action, relative to the likeliest", unit="share", low=0.0, high=1.0, exclusive_low=True, probe=0.99
     )
     beta: float = setting(0.5, "weight of the penalty on the imitator's logits", low=0.0)
-    share_encoder: bool = setting(True, "let the imitator stand on the first Q function's encoder")
+    share_encoder: bool = setting(True, "let the imitator share the first Q function's encoder")
 
 
-def networks(config: Config, space: Space) -> dict[str, Any]:
-    q = q_learning.networks(config, space)["q"]
+@dataclass(frozen=True)
+class Nets(q_learning.Nets):
+    imitator: CategoricalPolicy
+
+
+def networks(config: Config, space: Space) -> Nets:
+    q = q_learning.networks(config, space).q
     shared = q.encoders[0] if config.share_encoder else None
-    return {"q": q, "imitator": CategoricalPolicy("imitator", space.view, space.action_size, config.encoder, shared=shared)}
+    return Nets(q=q, imitator=CategoricalPolicy("imitator", space.view, space.action_size, config.encoder, shared=shared))
 
 
-def allowed_scores(params: Params, config: Config, nets: Any, observation: Any) -> Tensor:
-    """What a* maximises, ``[B, n]``."""
+def allowed_scores(params: Params, config: Config, nets: Nets, observation: Any) -> Tensor:
+    """Score every action: a* has the largest score, ``[B, n]``."""
     q = nets.q.values(params, observation).average  # [B, n]
     log_prob = nets.imitator.log_prob(params, observation)
     likely = log_prob - log_prob.amax(-1, keepdim=True) > math.log(config.action_flexibility)
     return likely.to(q.dtype) * (q - q.amin(-1, keepdim=True) + 1e-5)
 
 
-def loss(params: Params, config: Config, nets: Any, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+def loss(params: Params, config: Config, nets: Nets, state: State, batch: Batch) -> LossResult:
     with torch.no_grad():
         choice = allowed_scores(params, config, nets, batch.next_observation).argmax(-1)  # [B]
         target = bellman(batch, nets.q.target(state.target, batch.next_observation, choice))  # [B, M]

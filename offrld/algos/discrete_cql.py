@@ -8,12 +8,10 @@ Metrics: `loss`, `td_loss`, `conservative_loss`, `q_mean`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor
 
-from offrld.engine import Algorithm, Batch, State, setting
+from offrld.engine import Algorithm, Batch, LossResult, State, setting
 from offrld.losses import procgen, q_learning, taken
 from offrld.nets import Params
 
@@ -23,7 +21,7 @@ class Config(q_learning.QLearningConfig):
     alpha: float = setting(1.0, "weight of the conservative term", low=0.0)
 
 
-def loss(params: Params, config: Config, nets: Any, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+def loss(params: Params, config: Config, nets: q_learning.Nets, state: State, batch: Batch) -> LossResult:
     q = nets.q.values(params, batch.observation)
     td_loss = q.taken(batch.action).error(q_learning.double_q_target(nets, params, state, batch), batch.weight)
     mean = q.average  # [B, n]

@@ -7,24 +7,23 @@
 
 Acting takes the action of the largest logit. Metrics: `loss`, `learning_rate`.
 
-Differs from the published code: padding is no part of the loss (d3rlpy averages over it), the count of steps is part of the
-checkpoint, and the first update already has the rate of the warm-up, not the full one. Returns are divided by the range of the data's
-(reward_scaler return; preset `paper`: not).
+Differs from the published code: the loss leaves out padding (d3rlpy averages over it), checkpoints hold the count of steps, and the first
+update already has the rate of the warm-up, not the full one. Returns are divided by the range of the data's returns (reward_scaler return;
+not in preset `paper`).
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from offrld.engine import Algorithm, Optimizer, RewardScaler, State, Step, Windows, setting
+from offrld.engine import Algorithm, LossResult, Optimizer, RewardScaler, State, Step, Windows, setting
 from offrld.losses import procgen, sequence
-from offrld.nets import Encoder, Params, Transformer, remember
+from offrld.nets import Encoder, Params, SequenceModel, Transformer, remember
 
 LEAST = 0.1  # of the full rate, at the end
 
@@ -44,6 +43,11 @@ class Config(sequence.SequenceConfig):
     optimizer: Optimizer = Optimizer(type="gpt_adamw", beta2=0.95, weight_decay=0.1, clip_grad_norm=1.0)
 
 
+@dataclass(frozen=True)
+class Nets:
+    actor: SequenceModel
+
+
 def rate(config: Config, carry: dict[str, Tensor]) -> Tensor:
     """The factor on the learning rate after ``carry["tokens"]`` real steps."""
     tokens = carry["tokens"]
@@ -53,7 +57,7 @@ def rate(config: Config, carry: dict[str, Tensor]) -> Tensor:
     return torch.where(tokens < config.warmup_tokens, rising, falling)
 
 
-def loss(params: Params, config: Config, nets: Any, state: State, batch: Windows) -> tuple[Tensor, dict[str, Tensor]]:
+def loss(params: Params, config: Config, nets: Nets, state: State, batch: Windows) -> LossResult:
     logits = nets.actor(params, batch)  # [B, L, n]
     # Padding has whatever action the zeros mean; it is masked out below.
     error = F.cross_entropy(logits.flatten(0, 1), batch.action.flatten(), reduction="none").reshape(batch.mask.shape)  # [B, L]
@@ -71,7 +75,7 @@ ALGORITHM = Algorithm(
     paper="Chen et al. 2021, Decision Transformer: Reinforcement Learning via Sequence Modeling (arXiv:2106.01345)",
     actions="discrete",
     config=Config(),
-    networks=lambda config, space: {"actor": sequence.model("actor", config, space, config.encoder, config.embedding_activation)},
+    networks=lambda config, space: Nets(sequence.model("actor", config, space, config.encoder, config.embedding_activation)),
     schedule=lambda config: (
         Step("actor", loss, ("actor",), config.optimizer, config.learning_rate, rate=lambda carry: rate(config, carry)),
     ),

@@ -4,26 +4,19 @@
     L_Q = sum_i mean Huber(Q_i(s, a) - y)               (quantile Huber for the distributional Q functions)
 
 `policy` names the job whose policy is evaluated; it sees raw observations through its own scalers. The target is copied every
-`target_update_interval` updates. A policy that is asked for is the evaluated one. Metrics: `loss`, `q_mean`.
+`target_update_interval` updates. The run's policy is the evaluated one. Metrics: `loss`, `q_mean`.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from torch import Tensor
 
-from offrld.engine import Algorithm, Batch, Space, State
+from offrld.engine import Algorithm, Batch, LossResult, State
 from offrld.losses import bellman, fqe, q_learning
-from offrld.nets import DiscreteCritics, Params
+from offrld.nets import Params
 
 
-def networks(config: fqe.FQEConfig, space: Space) -> dict[str, Any]:
-    return {"q": DiscreteCritics("q", config.n_critics, space.view, space.action_size, config.encoder, config.q_function)}
-
-
-def loss(params: Params, config: fqe.FQEConfig, nets: Any, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+def loss(params: Params, config: fqe.FQEConfig, nets: q_learning.Nets, state: State, batch: Batch) -> LossResult:
     with torch.no_grad():
         target = bellman(batch, nets.q.target(state.target, batch.next_observation, batch.next_action))  # [B, M]
     q = nets.q.values(params, batch.observation).taken(batch.action)
@@ -37,7 +30,7 @@ ALGORITHM = Algorithm(
     paper="Le, Voloshin & Yue 2019, Batch Policy Learning under Constraints (arXiv:1903.08738)",
     actions="discrete",
     config=fqe.FQEConfig(),
-    networks=networks,
+    networks=q_learning.networks,
     schedule=lambda config: fqe.schedule(config, loss),
     act=fqe.act,
     acts=False,

@@ -13,12 +13,10 @@ Preset `procgen` has the benchmark's settings (Mediratta et al. 2023, The Genera
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor
 
-from offrld.engine import Algorithm, Batch, Optimizer, Space, State, Step, ValueConfig, setting
+from offrld.engine import Algorithm, Batch, LossResult, Optimizer, Space, State, Step, ValueConfig, setting
 from offrld.losses import bellman, procgen, taken
 from offrld.nets import CategoricalPolicy, DiscreteCritics, Encoder, Params, ValueFunction
 
@@ -40,17 +38,24 @@ class Config(ValueConfig):
     critic_optimizer: Optimizer = Optimizer()
 
 
-def networks(config: Config, space: Space) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Nets:
+    actor: CategoricalPolicy
+    critic: DiscreteCritics
+    value: ValueFunction
+
+
+def networks(config: Config, space: Space) -> Nets:
     view, n = space.view, space.action_size
-    return {
-        "actor": CategoricalPolicy("actor", view, n, config.actor_encoder),
-        "critic": DiscreteCritics("critic", config.n_critics, view, n, config.critic_encoder),
-        "value": ValueFunction("value", view, config.value_encoder),
-    }
+    return Nets(
+        actor=CategoricalPolicy("actor", view, n, config.actor_encoder),
+        critic=DiscreteCritics("critic", config.n_critics, view, n, config.critic_encoder),
+        value=ValueFunction("value", view, config.value_encoder),
+    )
 
 
 # --- Q functions and V ---
-def critic_loss(params: Params, config: Config, nets: Any, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+def critic_loss(params: Params, config: Config, nets: Nets, state: State, batch: Batch) -> LossResult:
     with torch.no_grad():
         target_q = taken(nets.critic(state.target, batch.observation), batch.action).amin(0)  # [B]
         target = bellman(batch, nets.value(params, batch.next_observation))  # [B]
@@ -63,7 +68,7 @@ def critic_loss(params: Params, config: Config, nets: Any, state: State, batch: 
 
 
 # --- Policy ---
-def actor_loss(params: Params, config: Config, nets: Any, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+def actor_loss(params: Params, config: Config, nets: Nets, state: State, batch: Batch) -> LossResult:
     with torch.no_grad():
         q = taken(nets.critic(state.target, batch.observation), batch.action).amin(0)
         advantage = q - nets.value(state.params, batch.observation)  # [B]

@@ -1,4 +1,4 @@
-"""DiscreteRandomPolicy: actions that ignore what is seen, all equally likely. Nothing is learned.
+"""DiscreteRandomPolicy: actions that ignore the observation, all equally likely. Nothing is learned.
 
 A policy file draws no numbers: its action is a hash of the observation, so the same observation gets the same action.
 """
@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from offrld.engine import Algorithm, Space, setting
+from offrld.engine import Algorithm, setting
 from offrld.engine import Config as BaseConfig
 from offrld.losses import random_policy
 from offrld.nets import Params
@@ -21,11 +21,7 @@ class Config(BaseConfig):
     batch_size: int = setting(1, "transitions per update, of which nothing is learned", unit="transitions", low=1, high=1_000_000)
 
 
-def networks(config: Config, space: Space) -> dict[str, Any]:
-    return {"policy": random_policy.Hash("policy", space.action_size)}
-
-
-def act(params: Params, config: Config, nets: Any, observation: Any) -> Tensor:
+def act(params: Params, config: Config, nets: random_policy.Nets, observation: Any) -> Tensor:
     return nets.policy(params, observation)  # the largest of n independent numbers is each of them equally often
 
 
@@ -35,7 +31,7 @@ ALGORITHM = Algorithm(
     paper="none: the usual baseline",
     actions="discrete",
     config=Config(),
-    networks=networks,
+    networks=random_policy.networks,
     schedule=lambda config: (),
     act=act,
     presets={"paper": {}, "d3rlpy": {}},

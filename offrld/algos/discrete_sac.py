@@ -15,12 +15,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor
 
-from offrld.engine import Algorithm, Batch, Space, State, Step, setting
+from offrld.engine import Algorithm, Batch, LossResult, Space, State, Step, setting
 from offrld.losses import bellman, sac
 from offrld.nets import CategoricalPolicy, DiscreteCritics, Params, PositiveScalar, Zero
 
@@ -35,17 +33,24 @@ class Config(sac.EntropyConfig):
     target_update_interval: int = setting(8000, "updates between updates of the target", unit="updates", low=1, probe=2)
 
 
-def networks(config: Config, space: Space) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Nets:
+    actor: CategoricalPolicy
+    critic: DiscreteCritics
+    temp: PositiveScalar | Zero
+
+
+def networks(config: Config, space: Space) -> Nets:
     view, n = space.view, space.action_size
-    return {
-        "actor": CategoricalPolicy("actor", view, n, config.actor_encoder),
-        "critic": DiscreteCritics("critic", config.n_critics, view, n, config.critic_encoder, config.q_function),
-        "temp": PositiveScalar("temp", config.initial_temperature) if config.initial_temperature > 0 else Zero(),
-    }
+    return Nets(
+        actor=CategoricalPolicy("actor", view, n, config.actor_encoder),
+        critic=DiscreteCritics("critic", config.n_critics, view, n, config.critic_encoder, config.q_function),
+        temp=PositiveScalar("temp", config.initial_temperature) if config.initial_temperature > 0 else Zero(),
+    )
 
 
 # --- Q functions ---
-def critic_loss(params: Params, config: Config, nets: Any, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+def critic_loss(params: Params, config: Config, nets: Nets, state: State, batch: Batch) -> LossResult:
     with torch.no_grad():
         log_prob = nets.actor.log_prob(state.params, batch.next_observation)  # [B, n]
         value = nets.critic.target(state.target, batch.next_observation, None)  # [B, n, M]
@@ -56,7 +61,8 @@ def critic_loss(params: Params, config: Config, nets: Any, state: State, batch: 
 
 
 # --- Temperature ---
-def temp_loss(params: Params, config: Config, nets: Any, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+def temp_loss(params: Params, config: Config, nets: Nets, state: State, batch: Batch) -> LossResult:
+    assert isinstance(nets.temp, PositiveScalar)  # without a temperature its step does not exist
     with torch.no_grad():
         log_prob = nets.actor.log_prob(state.params, batch.observation)  # [B, n]
         excess = batch.mean((log_prob.exp() * log_prob).sum(-1) + TARGET_ENTROPY * math.log(log_prob.shape[-1]))
@@ -66,7 +72,7 @@ def temp_loss(params: Params, config: Config, nets: Any, state: State, batch: Ba
 
 
 # --- Policy ---
-def actor_loss(params: Params, config: Config, nets: Any, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+def actor_loss(params: Params, config: Config, nets: Nets, state: State, batch: Batch) -> LossResult:
     with torch.no_grad():
         q = nets.critic(state.params, batch.observation).amin(0)  # [B, n]
     log_prob = nets.actor.log_prob(params, batch.observation)  # [B, n]

@@ -8,16 +8,12 @@ The target is copied every `target_update_interval` updates. Metrics: `loss`, `q
 
 from __future__ import annotations
 
-from typing import Any
-
-from torch import Tensor
-
-from offrld.engine import Algorithm, Batch, State
+from offrld.engine import Algorithm, Batch, LossResult, State
 from offrld.losses import q_learning
 from offrld.nets import Params
 
 
-def loss(params: Params, config: q_learning.QLearningConfig, nets: Any, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+def loss(params: Params, config: q_learning.QLearningConfig, nets: q_learning.Nets, state: State, batch: Batch) -> LossResult:
     q = nets.q.values(params, batch.observation).taken(batch.action)
     value = q.error(q_learning.double_q_target(nets, params, state, batch), batch.weight)
     return value, {"loss": value, "q_mean": q.mean.mean()}

@@ -11,12 +11,10 @@ d3rlpy does not have it; the settings are CORL's, and preset `d3rlpy` is the sam
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor
 
-from offrld.engine import Algorithm, Batch, State, setting
+from offrld.engine import Algorithm, Batch, LossResult, State, setting
 from offrld.losses import sac, sac_n
 from offrld.nets import Params
 
@@ -26,7 +24,7 @@ class Config(sac_n.SACNConfig):
     eta: float = setting(1.0, "weight of the diversity of the members' action gradients", low=0.0)
 
 
-def critic_loss(params: Params, config: Config, nets: Any, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+def critic_loss(params: Params, config: Config, nets: sac.Nets, state: State, batch: Batch) -> LossResult:
     td_loss, metrics = sac.critic_loss(params, config, nets, state, batch)
     gradients = nets.critic.action_gradients(params, batch.observation, batch.action)  # [N, B, A]
     directions = gradients / (torch.linalg.vector_norm(gradients, dim=-1, keepdim=True) + 1e-10)

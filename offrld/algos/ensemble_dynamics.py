@@ -4,8 +4,8 @@
     L = sum_m mean_B b_m (0.5 sum_j (mu_j - x_j)^2 exp(-2 l_j) + sum_j l_j + 0.01 sum_j (most_j - least_j)),    x = (s' - s, r)
 
 b_m are fair coins per member and transition (a bootstrap); l stays softly between `least` and `most`, which are learned; linear layers of
-the encoder and the mean's head are spectrally normalised. Continuous actions, or discrete ones as one-hot vectors. The result is no policy:
-MOPO and COMBO take it (`dynamics=JOB`). Metrics: `dynamics_loss`, `dynamics_error` (mean squared error of the means, scaled units).
+the encoder and the mean's head are spectrally normalised. Continuous actions, or discrete ones as one-hot vectors. The result is not a
+policy: MOPO and COMBO use it (`dynamics=JOB`). Metrics: `dynamics_loss`, `dynamics_error` (mean squared error of the means, scaled units).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def schedule(config: dynamics.DynamicsConfig) -> tuple[Step, ...]:
     return (Step("dynamics", dynamics.loss, ("dynamics",), config.optimizer, config.learning_rate),)
 
 
-def act(params: Params, config: Any, nets: Any, observation: Any) -> Tensor:
+def act(params: Params, config: Any, nets: dynamics.Nets, observation: Any) -> Tensor:
     raise TypeError("a model of the environment does not act")
 
 

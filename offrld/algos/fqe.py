@@ -4,18 +4,16 @@
     L_Q = sum_i mean (Q_i(s, a) - y)^2                (quantile Huber for the distributional Q functions)
 
 `policy` names the job whose policy is evaluated; it sees raw observations through its own scalers. The target is copied every
-`target_update_interval` updates. A policy that is asked for is the evaluated one. Metrics: `loss`, `q_mean`.
+`target_update_interval` updates. The run's policy is the evaluated one. Metrics: `loss`, `q_mean`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor
 
-from offrld.engine import ActionConfig, Algorithm, Batch, Space, State
+from offrld.engine import ActionConfig, Algorithm, Batch, LossResult, Space, State
 from offrld.losses import bellman, fqe
 from offrld.nets import Critics, Params
 
@@ -25,12 +23,18 @@ class Config(ActionConfig, fqe.FQEConfig):
     """Settings; the defaults are d3rlpy's."""
 
 
-def networks(config: Config, space: Space) -> dict[str, Any]:
-    return {"q": Critics("q", config.n_critics, space.view, space.action_size, config.encoder, config.q_function)}
+@dataclass(frozen=True)
+class Nets:
+    q: Critics
 
 
-def loss(params: Params, config: Config, nets: Any, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+def networks(config: Config, space: Space) -> Nets:
+    return Nets(q=Critics("q", config.n_critics, space.view, space.action_size, config.encoder, config.q_function))
+
+
+def loss(params: Params, config: Config, nets: Nets, state: State, batch: Batch) -> LossResult:
     with torch.no_grad():
+        assert batch.next_action is not None  # `Algorithm.next_action` asks for it
         target = bellman(batch, nets.q.target(state.target, batch.next_observation, batch.next_action))  # [B, M]
     q = nets.q.values(params, batch.observation, batch.action)
     value = q.error(target, batch.weight)

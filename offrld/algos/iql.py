@@ -12,12 +12,10 @@ The Q functions always give the mean. The policy is a plain normal around tanh(m
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor
 
-from offrld.engine import ActionConfig, Algorithm, Batch, Optimizer, Space, State, Step, ValueConfig, setting
+from offrld.engine import ActionConfig, Algorithm, Batch, LossResult, Optimizer, Space, State, Step, ValueConfig, setting
 from offrld.losses import bellman
 from offrld.nets import Critics, Encoder, NormalPolicy, Params, ValueFunction
 
@@ -38,17 +36,24 @@ class Config(ActionConfig, ValueConfig):
     critic_optimizer: Optimizer = Optimizer()
 
 
-def networks(config: Config, space: Space) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Nets:
+    actor: NormalPolicy
+    critic: Critics
+    value: ValueFunction
+
+
+def networks(config: Config, space: Space) -> Nets:
     view, actions = space.view, space.action_size
-    return {
-        "actor": NormalPolicy("actor", view, actions, config.actor_encoder, log_std_range=(-5.0, 2.0), free_std=True),
-        "critic": Critics("critic", config.n_critics, view, actions, config.critic_encoder),
-        "value": ValueFunction("value", view, config.value_encoder),
-    }
+    return Nets(
+        actor=NormalPolicy("actor", view, actions, config.actor_encoder, log_std_range=(-5.0, 2.0), free_std=True),
+        critic=Critics("critic", config.n_critics, view, actions, config.critic_encoder),
+        value=ValueFunction("value", view, config.value_encoder),
+    )
 
 
 # --- Q functions and V ---
-def critic_loss(params: Params, config: Config, nets: Any, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+def critic_loss(params: Params, config: Config, nets: Nets, state: State, batch: Batch) -> LossResult:
     with torch.no_grad():
         target_q = nets.critic(state.target, batch.observation, batch.action).amin(0)  # [B]
         target = bellman(batch, nets.value(params, batch.next_observation)).unsqueeze(-1)  # [B, 1]
@@ -60,7 +65,7 @@ def critic_loss(params: Params, config: Config, nets: Any, state: State, batch: 
 
 
 # --- Policy ---
-def actor_loss(params: Params, config: Config, nets: Any, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+def actor_loss(params: Params, config: Config, nets: Nets, state: State, batch: Batch) -> LossResult:
     with torch.no_grad():
         q = nets.critic(state.target, batch.observation, batch.action).amin(0)
         advantage = q - nets.value(state.params, batch.observation)  # [B]

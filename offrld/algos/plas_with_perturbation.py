@@ -8,8 +8,8 @@ xi has its own target copy and moves with the policy by the same optimiser. All 
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
-from typing import Any
 
 from offrld.engine import Algorithm, Space, setting
 from offrld.losses import plas, td3
@@ -21,10 +21,10 @@ class Config(plas.PLASConfig):
     action_flexibility: float = setting(0.05, "limit of the perturbation", unit=td3.RANGE, low=0.0)
 
 
-def networks(config: Config, space: Space) -> dict[str, Any]:
+def networks(config: Config, space: Space) -> plas.Nets:
     scale = config.action_flexibility
     perturbation = ResidualPolicy("perturbation", space.view, space.action_size, config.actor_encoder, scale=scale)
-    return {**plas.networks(config, space), "perturbation": perturbation}
+    return dataclasses.replace(plas.networks(config, space), perturbation=perturbation)
 
 
 ALGORITHM = Algorithm(

@@ -1,13 +1,13 @@
-"""PPO: proximal policy optimisation with a clipped ratio, on what the policy has just played itself.
+"""PPO: proximal policy optimisation with a clipped ratio, on steps that the policy itself has just played.
 
     delta_t = r_t + gamma V(s_{t+1}) - V(s_t),   A_t = delta_t + gamma lambda A_{t+1},   R_t = A_t + V(s_t)
     L_pi    = -mean min(rho A, clip(rho, 1 - c, 1 + c) A)                     rho = pi(a | s) / pi_old(a | s)
     L_V     = mean 1/2 max((V - R)^2, (V_old + clip(V - V_old, -c, c) - R)^2)           (without clip_value the first alone)
     L       = L_pi + value_coef L_V - entropy_coef H(pi)
 
-Advantages end with the episode (a truncated one counts the value of its last state), and are normalised over the rollout. Each rollout of
-`rollout_steps` steps of every environment is gone through `epochs` times in a new order. Metrics: `actor_loss`, `value_loss`, `entropy`,
-`approx_kl`, `clip_share`.
+Advantages end with the episode (a truncated one counts the value of its last state), and are normalised over the rollout. A round of
+updates passes `epochs` times, each in a new order, over a rollout of `rollout_steps` steps of every environment. Metrics: `actor_loss`,
+`value_loss`, `entropy`, `approx_kl`, `clip_share`.
 
 The defaults are the paper's for continuous control, with the details that made them work (Engstrom et al. 2020, Implementation Matters in
 Deep Policy Gradients): orthogonal initialisation, Adam's eps 1e-5, gradients clipped at 0.5. Preset `procgen`: the residual network and
@@ -17,21 +17,20 @@ the settings of gen_dgrl (Mediratta et al. 2023), for 64 environments.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from offrld.engine import ActionConfig, Algorithm, Optimizer, Rollout, Space, State, Step, setting
+from offrld.engine import ActionConfig, Algorithm, LossResult, Optimizer, Rollout, Space, State, Step, setting
 from offrld.engine import Config as BaseConfig
-from offrld.nets import ActorCritic, Encoder, Params
+from offrld.nets import ActorCritic, Encoder, Observation, Params
 
 
 @dataclass(frozen=True)
 class Config(ActionConfig, BaseConfig):
     batch_size: int = setting(64, "steps per update", unit="steps", low=1, high=1_000_000)
     rollout_steps: int = setting(2048, "steps of each environment between two rounds of updates", unit="steps", low=1, high=10_000_000)
-    epochs: int = setting(10, "times that each rollout is gone through", low=1, high=1000)
+    epochs: int = setting(10, "passes over each rollout", low=1, high=1000)
     gamma: float = setting(0.99, "discount per step", low=0.0, high=1.0)
     gae_lambda: float = setting(0.95, "weight of longer returns in the advantages", low=0.0, high=1.0)
     clip: float = setting(0.2, "how far the ratio of probabilities counts", low=0.0, exclusive_low=True, probe=1e-4)
@@ -41,15 +40,20 @@ class Config(ActionConfig, BaseConfig):
     normalize_advantage: bool = setting(True, "advantages with mean 0 and deviation 1 over each rollout")
     normalize_reward: bool = setting(False, "divide rewards by the running deviation of the discounted return, and clip them at 10")
     learning_rate: float = setting(3e-4, "step size", low=0.0, exclusive_low=True)
-    shared_encoder: bool = setting(False, "policy and value stand on one encoder")
+    shared_encoder: bool = setting(False, "let policy and value share one encoder")
     log_std: float = setting(0.0, "log deviation of continuous actions at the start", probe=-1.0)
     encoder: Encoder = Encoder(units=(64, 64), activation="tanh")
     optimizer: Optimizer = Optimizer(eps=1e-5, clip_grad_norm=0.5)
 
 
-def networks(config: Config, space: Space) -> dict[str, Any]:
-    return {
-        "policy": ActorCritic(
+@dataclass(frozen=True)
+class Nets:
+    policy: ActorCritic
+
+
+def networks(config: Config, space: Space) -> Nets:
+    return Nets(
+        policy=ActorCritic(
             "policy",
             space.view,
             space.action_size,
@@ -58,17 +62,17 @@ def networks(config: Config, space: Space) -> dict[str, Any]:
             shared=config.shared_encoder,
             log_std=config.log_std,
         )
-    }
+    )
 
 
-def play(params: Params, nets: Any, observation: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def play(params: Params, nets: Nets, observation: Observation, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Actions drawn at ``observation [B, ...]`` by ``noise`` (see `ActorCritic.draw`), their log probabilities and the values ``[B]``."""
     out, value = nets.policy(params, observation)
     action = nets.policy.draw(params, out, noise)
     return action, nets.policy.log_prob(params, out, action), value
 
 
-def loss(params: Params, config: Config, nets: Any, state: State, batch: Rollout) -> tuple[Tensor, dict[str, Tensor]]:
+def loss(params: Params, config: Config, nets: Nets, state: State, batch: Rollout) -> LossResult:
     out, value = nets.policy(params, batch.observation)
     log_ratio = nets.policy.log_prob(params, out, batch.action) - batch.log_prob  # [B]
     ratio = log_ratio.exp()

@@ -10,12 +10,12 @@ observations and actions; found exactly, without gradient). Q functions and sche
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from offrld.engine import Algorithm, Batch, Dataset, State, setting
+from offrld.engine import Algorithm, Batch, Dataset, LossResult, State, setting
 from offrld.losses import td3
 from offrld.nets import Params
 
@@ -39,20 +39,20 @@ def nearest_action(config: Config, state: State, observation: Tensor, action: Te
     """The data's action ``[B, A]`` whose vector is the nearest: |k - q|^2 / 2 = |k|^2 / 2 - <k, q> + |q|^2 / 2, the last alike for all."""
     query = torch.cat([config.beta * observation, action], dim=-1)  # [B, D + A]
     keys, lengths = state.data["keys"], state.data["lengths"]
-    found, at = [], []
+    distances, rows = [], []
     for start in range(0, len(keys), CHUNK):
         least = (lengths[start : start + CHUNK] - query @ keys[start : start + CHUNK].T).min(-1)  # [B]
-        found.append(least.values)
-        at.append(least.indices + start)
-    chosen = torch.stack(found).argmin(0, keepdim=True)  # [1, B]
-    return keys[torch.stack(at).gather(0, chosen).squeeze(0)][:, -action.shape[-1] :]
+        distances.append(least.values)
+        rows.append(least.indices + start)
+    chosen = torch.stack(distances).argmin(0, keepdim=True)  # [1, B]
+    return keys[torch.stack(rows).gather(0, chosen).squeeze(0)][:, -action.shape[-1] :]
 
 
-def actor_loss(params: Params, config: Config, nets: Any, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+def actor_loss(params: Params, config: Config, nets: td3.Nets, state: State, batch: Batch) -> LossResult:
     action, q = td3.policy_values(params, nets, state, batch)
     weight = config.alpha / q.abs().mean().detach()
     with torch.no_grad():
-        nearest = nearest_action(config, state, batch.observation, action)
+        nearest = nearest_action(config, state, cast(Tensor, batch.observation), action)
     distance = batch.mean((action - nearest) ** 2)
     value = distance - weight * batch.mean(q)
     return value, {"actor_loss": value, "dc_loss": distance, "q_mean": q.mean()}

@@ -1,7 +1,7 @@
-"""RandomPolicy: actions that ignore what is seen; to compare with, and to collect data with. Nothing is learned.
+"""RandomPolicy: actions that ignore the observation; a baseline, and a way to collect data. Nothing is learned.
 
 uniform: every dimension uniform on [-1, 1]; normal: N(0, normal_std), clipped to [-1, 1]; then in the environment's units. A policy file
-draws no numbers: its action is a hash of the observation, spread as the distribution says: the same observation gets the same action.
+draws no numbers: its action is a hash of the observation with the same distribution, so the same observation gets the same action.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from offrld.engine import ActionConfig, Algorithm, Space, setting
+from offrld.engine import ActionConfig, Algorithm, setting
 from offrld.engine import Config as BaseConfig
 from offrld.losses import random_policy
 from offrld.nets import Params
@@ -21,22 +21,18 @@ from offrld.nets import Params
 @dataclass(frozen=True)
 class Config(ActionConfig, BaseConfig):
     batch_size: int = setting(1, "transitions per update, of which nothing is learned", unit="transitions", low=1, high=1_000_000)
-    distribution: str = setting("uniform", "of the actions", choices=("uniform", "normal"))
+    distribution: str = setting("uniform", "distribution of the actions", choices=("uniform", "normal"))
     normal_std: float = setting(1.0, "deviation of the normal distribution", low=0.0, only={"distribution": ("normal",)})
 
 
-def networks(config: Config, space: Space) -> dict[str, Any]:
-    return {"policy": random_policy.Hash("policy", space.action_size)}
-
-
-def act(params: Params, config: Config, nets: Any, observation: Any) -> Tensor:
+def act(params: Params, config: Config, nets: random_policy.Nets, observation: Any) -> Tensor:
     uniform = nets.policy(params, observation)  # [B, A] within (0, 1)
     if config.distribution == "uniform":
         return 2 * uniform - 1
     return (config.normal_std * torch.special.ndtri(uniform)).clamp(-1.0, 1.0)
 
 
-def sample(params: Params, config: Config, nets: Any, observation: Any, noise: Tensor) -> Tensor:
+def sample(params: Params, config: Config, nets: random_policy.Nets, observation: Any, noise: Tensor) -> Tensor:
     if config.distribution == "uniform":
         return 2 * torch.special.ndtr(noise) - 1
     return (config.normal_std * noise).clamp(-1.0, 1.0)
@@ -48,7 +44,7 @@ ALGORITHM = Algorithm(
     paper="none: the usual baseline",
     actions="continuous",
     config=Config(),
-    networks=networks,
+    networks=random_policy.networks,
     schedule=lambda config: (),
     act=act,
     sample=sample,

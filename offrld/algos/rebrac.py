@@ -13,12 +13,10 @@ Defaults follow the paper where d3rlpy differs: three hidden layers, layer norm 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor
 
-from offrld.engine import Algorithm, Batch, State, setting
+from offrld.engine import Algorithm, Batch, LossResult, State, setting
 from offrld.losses import bellman, td3
 from offrld.nets import Encoder, Params
 
@@ -35,9 +33,10 @@ class Config(td3.TD3Config):
 
 
 # --- Q functions ---
-def critic_loss(params: Params, config: Config, nets: Any, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+def critic_loss(params: Params, config: Config, nets: td3.Nets, state: State, batch: Batch) -> LossResult:
     with torch.no_grad():
         action = td3.target_action(config, nets, state, batch)  # [B, A]
+        assert batch.next_action is not None  # `Algorithm.next_action` asks for it
         distance = ((action - batch.next_action) ** 2).sum(-1)  # [B]
         target_q = nets.critic.target(state.target, batch.next_observation, action)  # [B, M]
         target = bellman(batch, target_q - config.critic_beta * distance.unsqueeze(-1))  # [B, M]
@@ -46,7 +45,7 @@ def critic_loss(params: Params, config: Config, nets: Any, state: State, batch: 
 
 
 # --- Policy ---
-def actor_loss(params: Params, config: Config, nets: Any, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+def actor_loss(params: Params, config: Config, nets: td3.Nets, state: State, batch: Batch) -> LossResult:
     action = nets.actor(params, batch.observation)  # [B, A]
     q = nets.critic(state.params, batch.observation, action).amin(0)  # [B]
     weight = 1.0 / q.abs().mean().detach()

@@ -18,15 +18,14 @@ know when it acts.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor
 
-from offrld.engine import ActionConfig, Algorithm, Noise, Optimizer, Space, State, Step, Windows, setting
+from offrld.engine import ActionConfig, Algorithm, LossResult, Noise, Optimizer, Space, State, Step, Windows, setting
 from offrld.losses import sequence
 from offrld.losses.td3 import RANGE
-from offrld.nets import Critics, Encoder, Params, QFunction
+from offrld.nets import Critics, Encoder, Params, QFunction, SequenceModel
+from offrld.nets.transformer import flattened
 
 
 @dataclass(frozen=True)
@@ -46,17 +45,23 @@ class Config(ActionConfig, sequence.SequenceConfig):
     q_function: QFunction = QFunction()
 
 
-def networks(config: Config, space: Space) -> dict[str, Any]:
-    return {
-        "actor": sequence.model("actor", config, space, config.actor_encoder),
-        "critic": Critics("critic", config.n_critics, space.view, space.action_size, config.critic_encoder, config.q_function),
-    }
+@dataclass(frozen=True)
+class Nets:
+    actor: SequenceModel
+    critic: Critics
+
+
+def networks(config: Config, space: Space) -> Nets:
+    return Nets(
+        actor=sequence.model("actor", config, space, config.actor_encoder),
+        critic=Critics("critic", config.n_critics, space.view, space.action_size, config.critic_encoder, config.q_function),
+    )
 
 
 # --- Policy ---
-def actor_loss(params: Params, config: Config, nets: Any, state: State, batch: Windows) -> tuple[Tensor, dict[str, Tensor]]:
+def actor_loss(params: Params, config: Config, nets: Nets, state: State, batch: Windows) -> LossResult:
     action = nets.actor(params, batch)  # [B, L, A]
-    values = nets.critic.values(state.params, sequence.steps(batch.observation), action.flatten(0, 1))
+    values = nets.critic.values(state.params, flattened(batch.observation), action.flatten(0, 1))
     q = values.mean.amin(0).reshape(batch.mask.shape)  # [B, L]
     weight = config.alpha / sequence.mean_of_steps(q.abs(), batch.mask).detach()
     q_mean = sequence.mean_of_steps(q, batch.mask)
@@ -66,18 +71,18 @@ def actor_loss(params: Params, config: Config, nets: Any, state: State, batch: W
 
 
 # --- Q functions ---
-def critic_loss(params: Params, config: Config, nets: Any, state: State, batch: Windows) -> tuple[Tensor, dict[str, Tensor]]:
+def critic_loss(params: Params, config: Config, nets: Nets, state: State, batch: Windows) -> LossResult:
     with torch.no_grad():
         clip = config.target_smoothing_clip
         smoothing = (batch.noise["target"] * config.target_smoothing_sigma).clamp(-clip, clip)
         action = (nets.actor(state.params, batch) + smoothing).clamp(-1.0, 1.0)  # [B, L, A]
-        reached = nets.critic.target(state.target, sequence.steps(batch.observation), action.flatten(0, 1))  # [B L, M]
+        reached = nets.critic.target(state.target, flattened(batch.observation), action.flatten(0, 1))  # [B L, M]
         following = sequence.shifted(reached.unflatten(0, batch.mask.shape))  # [B, L, M], of the next step; zeros at the last
         alive = config.gamma * (1.0 - batch.terminal)
         target = batch.reward.unsqueeze(-1) + alive.unsqueeze(-1) * following  # [B, L, M]
         weight = batch.mask.clone()  # [B, L], 1 at transitions
         weight[:, -1] *= batch.terminal[:, -1]
-    values = nets.critic.values(params, sequence.steps(batch.observation), batch.action.flatten(0, 1))
+    values = nets.critic.values(params, flattened(batch.observation), batch.action.flatten(0, 1))
     errors = values.errors(target.flatten(0, 1)).sum(0).reshape(weight.shape)  # [B, L]
     # At least one: windows of one step that ends nothing hold no transition.
     value = (errors * weight).sum() / weight.sum().clamp(min=1.0)

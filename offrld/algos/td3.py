@@ -9,16 +9,12 @@ The policy and both targets move every `update_actor_interval` updates. Metrics:
 
 from __future__ import annotations
 
-from typing import Any
-
-from torch import Tensor
-
-from offrld.engine import Algorithm, Batch, State
+from offrld.engine import Algorithm, Batch, LossResult, State
 from offrld.losses import td3
 from offrld.nets import Params
 
 
-def actor_loss(params: Params, config: td3.TD3Config, nets: Any, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+def actor_loss(params: Params, config: td3.TD3Config, nets: td3.Nets, state: State, batch: Batch) -> LossResult:
     _, q = td3.policy_values(params, nets, state, batch)
     value = -batch.mean(q)
     return value, {"actor_loss": value}

@@ -13,11 +13,8 @@ Default differs from d3rlpy's second version: observations are standardised, as 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-from torch import Tensor
-
-from offrld.engine import Algorithm, Batch, ObservationScaler, State, setting
+from offrld.engine import Algorithm, Batch, LossResult, ObservationScaler, State, setting
 from offrld.losses import td3
 from offrld.nets import Params
 
@@ -28,7 +25,7 @@ class Config(td3.TD3Config):
     alpha: float = setting(2.5, "weight of the Q term against imitation", low=0.0)
 
 
-def actor_loss(params: Params, config: Config, nets: Any, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+def actor_loss(params: Params, config: Config, nets: td3.Nets, state: State, batch: Batch) -> LossResult:
     action, q = td3.policy_values(params, nets, state, batch)
     weight = config.alpha / q.abs().mean().detach()
     imitation = batch.mean((batch.action - action) ** 2)

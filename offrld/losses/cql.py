@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from offrl.errors import InvalidInput
-from offrld.engine import Batch, Loss, Noise, Optimizer, Space, State, Step, setting
+from offrld.engine import Batch, Loss, LossResult, Noise, Optimizer, Space, State, Step, setting
 from offrld.losses import sac
 from offrld.losses.td import bellman
 from offrld.nets import Params, PositiveScalar, remember
@@ -45,9 +44,16 @@ class CQLConfig(sac.SACConfig):
             raise InvalidInput("soft_q_backup and max_q_backup exclude each other", hint="set one of them to false")
 
 
-def networks(config: CQLConfig, space: Space) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Nets(sac.Nets):
+    """The networks of CQL and CalQL."""
+
+    alpha: PositiveScalar
+
+
+def networks(config: CQLConfig, space: Space) -> Nets:
     """Those of SAC and the dual variable."""
-    return {**sac.networks(config, space), "alpha": PositiveScalar("alpha", config.initial_alpha)}
+    return Nets(**vars(sac.networks(config, space)), alpha=PositiveScalar("alpha", config.initial_alpha))
 
 
 def noise(config: CQLConfig, space: Space) -> dict[str, Noise]:
@@ -64,7 +70,7 @@ def carry(config: CQLConfig, space: Space) -> dict[str, tuple[int, ...]]:
     return {"conservative": ()}
 
 
-def penalty(params: Params, nets: Any, state: State, batch: Batch, *, floor: Tensor | None = None) -> Tensor:
+def penalty(params: Params, nets: sac.Nets, state: State, batch: Batch, *, floor: Tensor | None = None) -> Tensor:
     """``logsumexp_k cat_i`` at each observation, ``[N, B]``.
 
     Args:
@@ -83,7 +89,7 @@ def penalty(params: Params, nets: Any, state: State, batch: Batch, *, floor: Ten
     return torch.logsumexp(q - density, dim=1)
 
 
-def target(config: CQLConfig, nets: Any, state: State, batch: Batch) -> Tensor:
+def target(config: CQLConfig, nets: sac.Nets, state: State, batch: Batch) -> Tensor:
     """The Bellman target, ``[B, M]``, by the way that the settings choose."""
     if config.soft_q_backup:
         return sac.soft_target(nets, state, batch)
@@ -96,9 +102,7 @@ def target(config: CQLConfig, nets: Any, state: State, batch: Batch) -> Tensor:
         return bellman(batch, value)
 
 
-def critic_loss(
-    params: Params, config: CQLConfig, nets: Any, state: State, batch: Batch, *, floor: Tensor | None = None
-) -> tuple[Tensor, dict[str, Tensor]]:
+def critic_loss(params: Params, config: CQLConfig, nets: Nets, state: State, batch: Batch, *, floor: Tensor | None = None) -> LossResult:
     """``L_Q + clip(alpha, 0, 1e6) sum_i w (C_i - tau)``; leaves the penalty for `alpha_loss`."""
     values = nets.critic.values(params, batch.observation, batch.action)
     td_loss = values.error(target(config, nets, state, batch), batch.weight)
@@ -111,7 +115,7 @@ def critic_loss(
     return value, {"critic_loss": td_loss, "conservative_loss": conservative, "alpha": alpha, "conservative_gap": gap.mean()}
 
 
-def alpha_loss(params: Params, config: CQLConfig, nets: Any, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+def alpha_loss(params: Params, config: CQLConfig, nets: Nets, state: State, batch: Batch) -> LossResult:
     """``-clip(alpha, 0, 1e6) mean_i w (C_i - tau)`` with the penalty that the Q functions were just moved by."""
     value = -nets.alpha(params).clamp(max=LARGEST_ALPHA) * state.carry["conservative"] / config.n_critics
     return value, {"alpha_loss": value}

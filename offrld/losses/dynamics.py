@@ -8,12 +8,12 @@ l_j are the log deviations, m_b an independent fair coin per member and transiti
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from offrld.engine import ActionConfig, Batch, Config, Noise, Optimizer, RewardScaler, Space, State, setting
+from offrld.engine import ActionConfig, Batch, Config, LossResult, Noise, Optimizer, RewardScaler, Space, State, setting
 from offrld.nets import Encoder, Params
 from offrld.nets.dynamics import EnsembleDynamics
 
@@ -32,10 +32,17 @@ class DynamicsConfig(ActionConfig, Config):
     reward_scaler: RewardScaler = RewardScaler()
 
 
-def networks(config: Any, space: Space, encoder: Encoder) -> dict[str, Any]:
-    """The ensemble, called ``dynamics``; raises `InvalidInput` for images."""
+@dataclass(frozen=True)
+class Nets:
+    """The ensemble of models."""
+
+    dynamics: EnsembleDynamics
+
+
+def networks(config: Any, space: Space, encoder: Encoder) -> Nets:
+    """The ensemble; raises `InvalidInput` for images."""
     sizes = (space.observation_size, space.action_size)
-    return {"dynamics": EnsembleDynamics("dynamics", config.n_ensembles, *sizes, encoder, discrete=space.discrete)}
+    return Nets(dynamics=EnsembleDynamics("dynamics", config.n_ensembles, *sizes, encoder, discrete=space.discrete))
 
 
 def noise(config: Any, space: Space) -> dict[str, Noise]:
@@ -43,10 +50,11 @@ def noise(config: Any, space: Space) -> dict[str, Noise]:
     return {"bootstrap": Noise((config.n_ensembles, config.batch_size), "uniform")}
 
 
-def loss(params: Params, config: Any, nets: Any, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+def loss(params: Params, config: Any, nets: Nets, state: State, batch: Batch) -> LossResult:
     """The negative log likelihood; metrics: the squared error of the means, and the loss."""
-    predicted = nets.dynamics(params, batch.observation, batch.action)
-    x = torch.cat([batch.next_observation - batch.observation, batch.reward.unsqueeze(-1)], dim=-1)  # [B, D + 1]
+    observation, following = cast(Tensor, batch.observation), cast(Tensor, batch.next_observation)  # [B, D]: it takes vectors only
+    predicted = nets.dynamics(params, observation, batch.action)
+    x = torch.cat([following - observation, batch.reward.unsqueeze(-1)], dim=-1)  # [B, D + 1]
     error = (predicted.mean - x) ** 2  # [N, B, D + 1]
     likelihood = 0.5 * (error * torch.exp(-2 * predicted.log_std)).sum(-1) + predicted.log_std.sum(-1)  # [N, B]
     bounds = BOUND_WEIGHT * (predicted.most - predicted.least).sum(-1, keepdim=True)  # [N, 1]

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from offrl_store import rng
-from offrld.engine import Batch, Learner, Loss, Noise, Optimizer, Scaler, Scalers, Space, Stage, State, Step, setting
+from offrld.engine import Batch, Learner, Loss, LossResult, Noise, Optimizer, Scaler, Scalers, Space, Stage, State, Step, setting
 from offrld.losses import dynamics, sac
-from offrld.nets import Encoder
+from offrld.nets import Encoder, Params
+from offrld.nets.dynamics import EnsembleDynamics
 
 DYNAMICS = "ensemble_dynamics"
 
@@ -29,12 +30,10 @@ class ModelBasedConfig(sac.SACConfig):
     """Settings of the family, beside SAC's."""
 
     update_actor_interval: int = setting(1, "updates of the critic per update of policy, temperature and target", unit="updates", low=1)
-    dynamics: str | None = setting(None, "job whose ensemble_dynamics is used; none: trained first, in a stage of this job")
-    dynamics_steps: int = setting(
-        50_000, "updates of the dynamics, in the first stage, where no job is named", unit="updates", low=1, probe=2
-    )
+    dynamics: str | None = setting(None, "job whose ensemble_dynamics is used; none: train it first, in a stage of this job")
+    dynamics_steps: int = setting(50_000, "updates of the dynamics in the first stage, if no job is named", unit="updates", low=1, probe=2)
     dynamics_batch_size: int = setting(
-        100, "transitions per update of the dynamics, of those of a batch", unit="transitions", low=1, high=1_000_000
+        100, "transitions of a batch that the dynamics learn from", unit="transitions", low=1, high=1_000_000
     )
     dynamics_learning_rate: float = setting(1e-3, "step size of the dynamics", low=0.0, exclusive_low=True)
     n_ensembles: int = setting(5, "models in the ensemble", low=1, high=100)
@@ -47,10 +46,17 @@ class ModelBasedConfig(sac.SACConfig):
     dynamics_optimizer: Optimizer = Optimizer(weight_decay=1e-4)
 
 
-def networks(config: ModelBasedConfig, space: Space) -> dict[str, Any]:
-    """Those of SAC, and the ensemble where it is trained here."""
-    own = {} if config.dynamics is not None else dynamics.networks(config, space, config.dynamics_encoder)
-    return {**sac.networks(config, space), **own}
+@dataclass(frozen=True)
+class Nets(sac.Nets):
+    """The networks of the family; without an ensemble of their own if another job trained it."""
+
+    dynamics: EnsembleDynamics | None = None
+
+
+def networks(config: ModelBasedConfig, space: Space) -> Nets:
+    """Those of SAC, and the ensemble unless another job trained it."""
+    ensemble = None if config.dynamics is not None else dynamics.networks(config, space, config.dynamics_encoder).dynamics
+    return Nets(**vars(sac.networks(config, space)), dynamics=ensemble)
 
 
 def noise(config: ModelBasedConfig, space: Space) -> dict[str, Noise]:
@@ -79,10 +85,10 @@ def real(config: ModelBasedConfig) -> int:
 
 def mixed(config: ModelBasedConfig, state: State, batch: Batch) -> Batch:
     """The batch with its rows from `real` on replaced by imagined transitions."""
-    kept, found = real(config), state.carry
-    index = (batch.noise["imagined"].double() * found["count"]).long()  # [B - kept]
-    parts = {name: found[name][index] for name in ("observation", "action", "reward", "next_observation", "discount")}
-    rows = {name: torch.cat([getattr(batch, name)[:kept], part]) for name, part in parts.items()}
+    kept, buffer = real(config), state.carry
+    index = (batch.noise["imagined"].double() * buffer["count"]).long()  # [B - kept]
+    parts = {name: buffer[name][index] for name in ("observation", "action", "reward", "next_observation", "discount")}
+    rows: dict[str, Any] = {name: torch.cat([getattr(batch, name)[:kept], part]) for name, part in parts.items()}
     terminal = torch.cat([batch.terminal[:kept], torch.zeros_like(parts["reward"])])
     weight = batch.weight if batch.weight is None else torch.cat([batch.weight[:kept], torch.ones_like(parts["reward"])])
     return dataclasses.replace(batch, **rows, terminal=terminal, weight=weight)
@@ -91,19 +97,21 @@ def mixed(config: ModelBasedConfig, state: State, batch: Batch) -> Batch:
 def on_mixture(loss: Loss) -> Loss:
     """The loss of mixed batches."""
 
-    def mixed_loss(params: Any, config: Any, nets: Any, state: State, batch: Batch) -> Any:
+    def mixed_loss(params: Params, config: ModelBasedConfig, nets: Nets, state: State, batch: Batch) -> LossResult:
         return loss(params, config, nets, state, mixed(config, state, batch))
 
     return mixed_loss
 
 
-def dynamics_loss(params: Any, config: ModelBasedConfig, nets: Any, state: State, batch: Batch) -> Any:
+def dynamics_loss(params: Params, config: ModelBasedConfig, nets: Nets, state: State, batch: Batch) -> LossResult:
     """The ensemble's loss on the first `dynamics_batch_size` transitions of the batch."""
     n = config.dynamics_batch_size
-    rows = {name: getattr(batch, name)[:n] for name in ("observation", "action", "reward", "next_observation")}
+    rows: dict[str, Any] = {name: getattr(batch, name)[:n] for name in ("observation", "action", "reward", "next_observation")}
     weight = batch.weight if batch.weight is None else batch.weight[:n]
     coins = {"bootstrap": batch.noise["bootstrap"][:, :n]}
-    return dynamics.loss(params, config, nets, state, dataclasses.replace(batch, **rows, noise=coins, weight=weight))
+    assert nets.dynamics is not None  # its stage exists only with an ensemble of its own
+    own = dynamics.Nets(nets.dynamics)
+    return dynamics.loss(params, config, own, state, dataclasses.replace(batch, **rows, noise=coins, weight=weight))
 
 
 def stages(config: ModelBasedConfig, critic_loss: Loss) -> tuple[Stage, ...]:
@@ -125,14 +133,14 @@ def stages(config: ModelBasedConfig, critic_loss: Loss) -> tuple[Stage, ...]:
     return (Stage("dynamics", (learn,), config.dynamics_steps, single_steps=True), policy)
 
 
-def temp_loss(params: Any, config: ModelBasedConfig, nets: Any, state: State, batch: Batch) -> Any:
+def temp_loss(params: Params, config: ModelBasedConfig, nets: Nets, state: State, batch: Batch) -> LossResult:
     """SAC's, with the noise of the next action: a sample that the policy was not moved by."""
     return sac.temp_loss(params, config, nets, state, dataclasses.replace(batch, noise={"actor": batch.noise["next"]}))
 
 
 # --- Rollouts ---
 def between(learner: Learner, k: int, penalty: float, variance: str = "max") -> None:
-    """Imagine transitions where they are due; the reward is lowered by ``penalty`` times the ensemble's variance.
+    """Imagine transitions if update ``k`` is due for them; the reward is lowered by ``penalty`` times the ensemble's variance.
 
     Args:
         variance: ``max``: the largest over the members of the summed variances; ``data``: the summed variance of the members' samples.
@@ -192,14 +200,14 @@ class _Model:
 
     def __init__(self, learner: Learner, state: State, variance: str) -> None:
         self._variance = variance
-        given = learner.inputs.get("dynamics")
+        other = learner.inputs.get("dynamics")
         self._mine, self._space = learner.scalers, learner.space_
-        if given is None:
+        if other is None:
             self._net, self._params, self._its = learner.nets.dynamics, state.params, learner.scalers
         else:
             some = next(iter(state.params.values()))
-            self._net, self._its = given.nets.dynamics, given.scalers
-            self._params = {name: value.to(some) for name, value in given.params.items()}
+            self._net, self._its = other.nets.dynamics, other.scalers
+            self._params = {name: value.to(some) for name, value in other.params.items()}
 
     def step(self, observation: Tensor, action: Tensor, numbers: _Numbers) -> tuple[Tensor, Tensor, Tensor]:
         """Next observation ``[R, D]``, reward and variance ``[R]``."""
@@ -227,7 +235,7 @@ class _Model:
 
 
 def _converted(value: Tensor, one: Scaler | None, other: Scaler | None) -> Tensor:
-    """From the units of one scaler into those of another."""
+    """Convert from the units of one scaler to those of another."""
     dtype = value.dtype  # scalers of what float32 does not hold compute in float64
     value = value if one is None else one.reverse(value)
     return (value if other is None else other(value)).to(dtype)
@@ -248,7 +256,7 @@ def _remember(learner: Learner, position: int, steps: list[tuple[Tensor, Tensor,
             "next_observation": following,
             "discount": torch.full_like(reward, config.gamma**used),
         }
-        kept = min(len(reward), size)  # of more than fit the last ones stay
+        kept = min(len(reward), size)  # if more arrive than fit, the last ones stay
         start = int(carry["next"].item())
         at = (torch.arange(kept, device=reward.device) + start) % size
         for name, values in rows.items():

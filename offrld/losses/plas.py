@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from offrld.engine import Batch, Noise, Optimizer, Space, State, Step, setting
+from offrld.engine import Batch, LossResult, Noise, Optimizer, Space, State, Step, setting
 from offrld.losses import td3
 from offrld.losses.td import bellman
 from offrld.losses.vae import vae_loss
-from offrld.nets import ConditionalVAE, Critics, DeterministicPolicy, Encoder, Params
+from offrld.nets import ConditionalVAE, Critics, DeterministicPolicy, Encoder, Params, ResidualPolicy
 
 LATENT_RANGE = 2.0  # the policy's tanh covers latents in [-2, 2], where nearly all of N(0, 1) lies
 
@@ -39,14 +39,24 @@ class PLASConfig(td3.ActorCriticConfig):
     imitator_optimizer: Optimizer = Optimizer()
 
 
-def networks(config: PLASConfig, space: Space) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Nets:
+    """The networks of the family. The policy gives latents; the perturbation exists in PLASWithPerturbation only."""
+
+    actor: DeterministicPolicy
+    critic: Critics
+    vae: ConditionalVAE
+    perturbation: ResidualPolicy | None = None
+
+
+def networks(config: PLASConfig, space: Space) -> Nets:
     """A policy over latents, the Q functions and the VAE."""
     view, size, imitator = space.view, space.action_size, config.imitator_encoder
-    return {
-        "actor": DeterministicPolicy("actor", view, 2 * size, config.actor_encoder),
-        "critic": Critics("critic", config.n_critics, view, size, config.critic_encoder, config.q_function),
-        "vae": ConditionalVAE("vae", view, size, imitator, imitator),
-    }
+    return Nets(
+        actor=DeterministicPolicy("actor", view, 2 * size, config.actor_encoder),
+        critic=Critics("critic", config.n_critics, view, size, config.critic_encoder, config.q_function),
+        vae=ConditionalVAE("vae", view, size, imitator, imitator),
+    )
 
 
 def noise(config: PLASConfig, space: Space) -> dict[str, Noise]:
@@ -54,13 +64,13 @@ def noise(config: PLASConfig, space: Space) -> dict[str, Noise]:
     return {"vae": Noise((config.batch_size, 2 * space.action_size))}
 
 
-def action(nets: Any, actor: Params, vae: Params, observation: Any) -> Tensor:
-    """The decoded action of the policy in ``actor``, ``[B, A]``; with a perturbation where there is a network of that name."""
+def action(nets: Nets, actor: Params, vae: Params, observation: Any) -> Tensor:
+    """The decoded action of the policy in ``actor``, ``[B, A]``; moved by the perturbation if the algorithm has one."""
     decoded = nets.vae.decode(vae, observation, LATENT_RANGE * nets.actor(actor, observation))
-    return nets.perturbation(actor, observation, decoded) if hasattr(nets, "perturbation") else decoded
+    return decoded if nets.perturbation is None else nets.perturbation(actor, observation, decoded)
 
 
-def critic_loss(params: Params, config: PLASConfig, nets: Any, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+def critic_loss(params: Params, config: PLASConfig, nets: Nets, state: State, batch: Batch) -> LossResult:
     with torch.no_grad():
         following = action(nets, state.target, state.params, batch.next_observation)
         target = bellman(batch, nets.critic.target(state.target, batch.next_observation, following, "mix", config.lam))  # [B, M]
@@ -68,7 +78,7 @@ def critic_loss(params: Params, config: PLASConfig, nets: Any, state: State, bat
     return value, {"critic_loss": value}
 
 
-def actor_loss(params: Params, config: PLASConfig, nets: Any, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+def actor_loss(params: Params, config: PLASConfig, nets: Nets, state: State, batch: Batch) -> LossResult:
     chosen = action(nets, params, state.params, batch.observation)
     value = -batch.mean(nets.critic(state.params, batch.observation, chosen, members=1)[0])
     return value, {"actor_loss": value}
@@ -93,6 +103,6 @@ def schedule(config: PLASConfig, moved: tuple[str, ...] = ("actor",)) -> tuple[S
     )
 
 
-def act(params: Params, config: PLASConfig, nets: Any, observation: Any) -> Tensor:
+def act(params: Params, config: PLASConfig, nets: Nets, observation: Any) -> Tensor:
     """The decoded action, ``[B, A]``."""
     return action(nets, params, params, observation)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from offrld.engine import Batch, Loss, Optimizer, Space, State, Step, ValueConfig, setting
+from offrld.engine import Batch, Loss, LossResult, Optimizer, Space, State, Step, ValueConfig, setting
 from offrld.losses.td import bellman, taken
 from offrld.nets import DiscreteCritics, Encoder, Params, QFunction
 
@@ -26,26 +26,33 @@ class QLearningConfig(ValueConfig):
     q_function: QFunction = QFunction()
 
 
-def networks(config: QLearningConfig, space: Space) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Nets:
+    """The networks of every algorithm that learns nothing but Q functions over discrete actions."""
+
+    q: DiscreteCritics
+
+
+def networks(config: QLearningConfig, space: Space) -> Nets:
     """``n_critics`` Q functions over the actions."""
-    return {"q": DiscreteCritics("q", config.n_critics, space.view, space.action_size, config.encoder, config.q_function)}
+    return Nets(q=DiscreteCritics("q", config.n_critics, space.view, space.action_size, config.encoder, config.q_function))
 
 
-def q_target(nets: Any, state: State, batch: Batch) -> Tensor:
+def q_target(nets: Nets, state: State, batch: Batch) -> Tensor:
     """The target of Q-learning, ``[B, M]``: the target copy chooses the next action by its expected value, and values it."""
     with torch.no_grad():
         values = nets.q.values(state.target, batch.next_observation)
         return bellman(batch, values.taken(values.average.argmax(-1)).reduce("min"))
 
 
-def double_q_target(nets: Any, params: Params, state: State, batch: Batch) -> Tensor:
+def double_q_target(nets: Nets, params: Params, state: State, batch: Batch) -> Tensor:
     """The target of double Q-learning, ``[B, M]``: the online network chooses the next action, the target copy values it."""
     with torch.no_grad():
         choice = nets.q.values(params, batch.next_observation).average.argmax(-1)  # [B]
         return bellman(batch, nets.q.target(state.target, batch.next_observation, choice))
 
 
-def dqn_loss(params: Params, config: Any, nets: Any, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+def dqn_loss(params: Params, config: Any, nets: Nets, state: State, batch: Batch) -> LossResult:
     """The error against the target of Q-learning."""
     q = nets.q.values(params, batch.observation).taken(batch.action)  # [N, B]
     value = q.error(q_target(nets, state, batch), batch.weight)
@@ -60,11 +67,11 @@ def schedule(config: QLearningConfig, loss: Loss) -> tuple[Step, ...]:
     )
 
 
-def scores(params: Params, config: QLearningConfig, nets: Any, observation: Any) -> Tensor:
+def scores(params: Params, config: QLearningConfig, nets: Nets, observation: Any) -> Tensor:
     """What the greedy action is chosen by: the mean value over the ensemble, ``[B, n]``."""
     return nets.q.values(params, observation).average
 
 
-def value(params: Params, config: Any, nets: Any, observation: Any, action: Tensor) -> Tensor:
+def value(params: Params, config: Any, nets: Nets, observation: Any, action: Tensor) -> Tensor:
     """Values of every member for the actions ``[B]``: ``[N, B]``."""
     return taken(nets.q(params, observation), action)

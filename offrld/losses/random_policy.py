@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import zlib
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from offrld.engine import Space
 from offrld.nets import Params
 
-GRID = 4096.0  # observations are told apart to this share of a unit
+GRID = 4096.0  # cells per unit: observations within one cell get the same numbers
 PRIME = 16_777_213  # the largest prime below 2^24: a number below it is exact in float32
 
 
@@ -34,3 +36,15 @@ class Hash:
         for factor, add in ((48_271, 11), (69_621, 7), (16_807, 3)):
             x = ((x * x) % PRIME * 5 + x * factor + add) % PRIME
         return (x.to(seen.dtype) + 0.5) / PRIME
+
+
+@dataclass(frozen=True)
+class Nets:
+    """The networks of both algorithms."""
+
+    policy: Hash
+
+
+def networks(config: Any, space: Space) -> Nets:
+    """One number per dimension of a continuous action, or per discrete action."""
+    return Nets(policy=Hash("policy", space.action_size))

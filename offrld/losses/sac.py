@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from offrld.engine import ActionConfig, Batch, Loss, Noise, Optimizer, Space, State, Step, ValueConfig, setting
+from offrld.engine import ActionConfig, Batch, Loss, LossResult, Noise, Optimizer, Space, State, Step, ValueConfig, setting
 from offrld.losses.td import bellman
 from offrld.nets import Critics, Encoder, Params, PositiveScalar, QFunction, SquashedNormalPolicy
 
@@ -43,13 +43,22 @@ class SACConfig(ActionConfig, EntropyConfig):
     """Settings of the family with continuous actions."""
 
 
-def networks(config: SACConfig, space: Space) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Nets:
+    """The networks of the family."""
+
+    actor: SquashedNormalPolicy
+    critic: Critics
+    temp: PositiveScalar
+
+
+def networks(config: SACConfig, space: Space) -> Nets:
     """A squashed normal policy, ``n_critics`` Q functions and the temperature."""
-    return {
-        "actor": SquashedNormalPolicy("actor", space.view, space.action_size, config.actor_encoder),
-        "critic": Critics("critic", config.n_critics, space.view, space.action_size, config.critic_encoder, config.q_function),
-        "temp": PositiveScalar("temp", config.initial_temperature),
-    }
+    return Nets(
+        actor=SquashedNormalPolicy("actor", space.view, space.action_size, config.actor_encoder),
+        critic=Critics("critic", config.n_critics, space.view, space.action_size, config.critic_encoder, config.q_function),
+        temp=PositiveScalar("temp", config.initial_temperature),
+    )
 
 
 def noise(config: SACConfig, space: Space) -> dict[str, Noise]:
@@ -59,7 +68,7 @@ def noise(config: SACConfig, space: Space) -> dict[str, Noise]:
 
 
 # --- Q functions ---
-def soft_target(nets: Any, state: State, batch: Batch) -> Tensor:
+def soft_target(nets: Nets, state: State, batch: Batch) -> Tensor:
     """The target with the entropy of the next action, ``[B, M]``."""
     with torch.no_grad():
         action, log_prob = nets.actor.sample(state.params, batch.next_observation, batch.noise["next"])
@@ -67,13 +76,13 @@ def soft_target(nets: Any, state: State, batch: Batch) -> Tensor:
         return bellman(batch, value - (nets.temp(state.params) * log_prob).unsqueeze(-1))
 
 
-def critic_loss(params: Params, config: SACConfig, nets: Any, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+def critic_loss(params: Params, config: SACConfig, nets: Nets, state: State, batch: Batch) -> LossResult:
     value = nets.critic.values(params, batch.observation, batch.action).error(soft_target(nets, state, batch), batch.weight)
     return value, {"critic_loss": value}
 
 
 # --- Temperature ---
-def temp_loss(params: Params, config: SACConfig, nets: Any, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+def temp_loss(params: Params, config: SACConfig, nets: Nets, state: State, batch: Batch) -> LossResult:
     with torch.no_grad():
         _, log_prob = nets.actor.sample(state.params, batch.observation, batch.noise["actor"])
         excess = batch.mean(log_prob - batch.action.shape[-1])
@@ -83,7 +92,7 @@ def temp_loss(params: Params, config: SACConfig, nets: Any, state: State, batch:
 
 
 # --- Policy ---
-def actor_loss(params: Params, config: SACConfig, nets: Any, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+def actor_loss(params: Params, config: SACConfig, nets: Nets, state: State, batch: Batch) -> LossResult:
     action, log_prob = nets.actor.sample(params, batch.observation, batch.noise["actor"])
     q = nets.critic(state.params, batch.observation, action).amin(0)  # [B]
     value = batch.mean(nets.temp(state.params) * log_prob - q)
@@ -106,16 +115,16 @@ def temp_steps(config: SACConfig) -> tuple[Step, ...]:
     return (Step("temp", temp_loss, ("temp",), config.temp_optimizer, config.temp_learning_rate),)
 
 
-def act(params: Params, config: SACConfig, nets: Any, observation: Any) -> Tensor:
+def act(params: Params, config: SACConfig, nets: Nets, observation: Any) -> Tensor:
     """The greedy action, ``[B, A]``."""
     return nets.actor(params, observation)
 
 
-def sample(params: Params, config: SACConfig, nets: Any, observation: Any, noise: Tensor) -> Tensor:
+def sample(params: Params, config: SACConfig, nets: Nets, observation: Any, noise: Tensor) -> Tensor:
     """A sample of the policy, ``[B, A]``."""
     return nets.actor.sample(params, observation, noise)[0]
 
 
-def value(params: Params, config: Any, nets: Any, observation: Any, action: Tensor) -> Tensor:
+def value(params: Params, config: Any, nets: Nets, observation: Any, action: Tensor) -> Tensor:
     """Values of every member, ``[N, B]``."""
     return nets.critic(params, observation, action)

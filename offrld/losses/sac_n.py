@@ -10,12 +10,10 @@ In this order, each with a fresh sample of the policy.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor
 
-from offrld.engine import Batch, Loss, Noise, Space, State, Step, setting
+from offrld.engine import Batch, Loss, LossResult, Noise, Space, State, Step, setting
 from offrld.losses import sac
 from offrld.nets import Critics, Encoder, Params, PositiveScalar, SquashedNormalPolicy
 
@@ -32,38 +30,39 @@ class SACNConfig(sac.SACConfig):
     critic_encoder: Encoder = Encoder(units=(256, 256, 256))
 
 
-class _SmallHeads:
-    """A network whose trunk's biases start at `BIAS` and whose head starts within ``limit``."""
-
-    def __init__(self, network: Any, limit: float) -> None:
-        self._network, self._limit = network, limit
+class SmallHeadPolicy(SquashedNormalPolicy):
+    """A policy that starts as EDAC's does."""
 
     def init(self, generator: torch.Generator, dtype: torch.dtype) -> Params:
-        params = self._network.init(generator, dtype)
-        for name, value in params.items():
-            if ".head." in name:
-                drawn = torch.rand(value.shape, generator=generator, dtype=torch.float64) * (2 * self._limit) - self._limit
-                params[name] = drawn.to(dtype)
-            elif name.endswith(".bias") and "norm" not in name:
-                params[name] = torch.full_like(value, BIAS)
-        return params
-
-    def __call__(self, *arguments: Any, **options: Any) -> Any:
-        return self._network(*arguments, **options)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._network, name)
+        return _small_heads(super().init(generator, dtype), ACTOR_HEAD, generator)
 
 
-def networks(config: SACNConfig, space: Space) -> dict[str, Any]:
+class SmallHeadCritics(Critics):
+    """Q functions that start as EDAC's do."""
+
+    def init(self, generator: torch.Generator, dtype: torch.dtype) -> Params:
+        return _small_heads(super().init(generator, dtype), CRITIC_HEAD, generator)
+
+
+def _small_heads(params: Params, limit: float, generator: torch.Generator) -> Params:
+    """``params`` with the trunk's biases at `BIAS` and the head uniform within ``limit``."""
+    for name, value in params.items():
+        if ".head." in name:
+            drawn = torch.rand(value.shape, generator=generator, dtype=torch.float64) * (2 * limit) - limit
+            params[name] = drawn.to(value.dtype)
+        elif name.endswith(".bias") and "norm" not in name:
+            params[name] = torch.full_like(value, BIAS)
+    return params
+
+
+def networks(config: SACNConfig, space: Space) -> sac.Nets:
     """Those of SAC, started as EDAC's are."""
-    actor = SquashedNormalPolicy("actor", space.view, space.action_size, config.actor_encoder, log_std_range=LOG_STD_RANGE)
-    critic = Critics("critic", config.n_critics, space.view, space.action_size, config.critic_encoder, config.q_function)
-    return {
-        "actor": _SmallHeads(actor, ACTOR_HEAD),
-        "critic": _SmallHeads(critic, CRITIC_HEAD),
-        "temp": PositiveScalar("temp", config.initial_temperature),
-    }
+    view, size = space.view, space.action_size
+    return sac.Nets(
+        actor=SmallHeadPolicy("actor", view, size, config.actor_encoder, log_std_range=LOG_STD_RANGE),
+        critic=SmallHeadCritics("critic", config.n_critics, view, size, config.critic_encoder, config.q_function),
+        temp=PositiveScalar("temp", config.initial_temperature),
+    )
 
 
 def noise(config: SACNConfig, space: Space) -> dict[str, Noise]:
@@ -71,7 +70,7 @@ def noise(config: SACNConfig, space: Space) -> dict[str, Noise]:
     return {**sac.noise(config, space), "temp": Noise((config.batch_size, space.action_size))}
 
 
-def temp_loss(params: Params, config: SACNConfig, nets: Any, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+def temp_loss(params: Params, config: SACNConfig, nets: sac.Nets, state: State, batch: Batch) -> LossResult:
     with torch.no_grad():
         _, log_prob = nets.actor.sample(state.params, batch.observation, batch.noise["temp"])
         excess = batch.mean(log_prob - batch.action.shape[-1])
@@ -79,7 +78,7 @@ def temp_loss(params: Params, config: SACNConfig, nets: Any, state: State, batch
     return value, {"temp_loss": value, "temp": nets.temp(params)}
 
 
-def actor_loss(params: Params, config: SACNConfig, nets: Any, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+def actor_loss(params: Params, config: SACNConfig, nets: sac.Nets, state: State, batch: Batch) -> LossResult:
     action, log_prob = nets.actor.sample(params, batch.observation, batch.noise["actor"])
     members = nets.critic(state.params, batch.observation, action)  # [N, B]
     q = members.amin(0)

@@ -47,13 +47,6 @@ def mean_of_steps(value: Tensor, mask: Tensor) -> Tensor:
     return (value * mask).sum() / mask.sum()
 
 
-def steps(observation: Any) -> Any:
-    """Windows of observations ``[B, L, ...]`` as one batch ``[B L, ...]``."""
-    if isinstance(observation, dict):
-        return {name: value.flatten(0, 1) for name, value in observation.items()}
-    return observation.flatten(0, 1)
-
-
 def shifted(value: Tensor) -> Tensor:
     """``value [B, L, ...]`` of the next step at each step, zeros at the last."""
     return torch.cat([value[:, 1:], torch.zeros_like(value[:, :1])], dim=1)

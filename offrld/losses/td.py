@@ -1,4 +1,4 @@
-"""Temporal-difference learning: Bellman targets. Errors against them are those of `offrld.nets.values.Values`."""
+"""Temporal-difference learning: Bellman targets. `offrld.nets.values.Values` has the errors against them."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from offrld.nets import taken
 
 
 def bellman(batch: Batch, value: Tensor) -> Tensor:
-    """``r + gamma^n (1 - d) value`` for ``value [B]`` or quantiles ``[B, M]``; n and d are those of the batch's n-step transitions."""
-    reward, kept = batch.reward, batch.discount * (1 - batch.terminal)
+    """``r + gamma^n (1 - d) value`` for ``value [B]`` or quantiles ``[B, M]``; n and d belong to the batch's n-step transitions."""
+    reward, discount = batch.reward, batch.discount * (1 - batch.terminal)
     if value.dim() > reward.dim():
-        reward, kept = reward.unsqueeze(-1), kept.unsqueeze(-1)
-    return reward + kept * value
+        reward, discount = reward.unsqueeze(-1), discount.unsqueeze(-1)
+    return reward + discount * value
 
 
 __all__ = ["bellman", "taken"]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from offrld.engine import ActionConfig, Batch, Loss, Noise, Optimizer, Space, State, Step, ValueConfig, setting
+from offrld.engine import ActionConfig, Batch, Loss, LossResult, Noise, Optimizer, Space, State, Step, ValueConfig, setting
 from offrld.losses.td import bellman
 from offrld.nets import Critics, DeterministicPolicy, Encoder, Params, QFunction
 
@@ -39,12 +39,27 @@ class TD3Config(ActorCriticConfig):
     update_actor_interval: int = setting(2, "updates of the critic per update of the policy and the targets", unit="updates", low=1)
 
 
-def networks(config: ActorCriticConfig, space: Space) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Nets:
+    """The networks of the family."""
+
+    actor: DeterministicPolicy
+    critic: Critics
+
+
+class HasCritics(Protocol):
+    """The networks of any algorithm with Q functions of continuous actions."""
+
+    @property
+    def critic(self) -> Critics: ...
+
+
+def networks(config: ActorCriticConfig, space: Space) -> Nets:
     """A deterministic policy and ``n_critics`` Q functions."""
-    return {
-        "actor": DeterministicPolicy("actor", space.view, space.action_size, config.actor_encoder),
-        "critic": Critics("critic", config.n_critics, space.view, space.action_size, config.critic_encoder, config.q_function),
-    }
+    return Nets(
+        actor=DeterministicPolicy("actor", space.view, space.action_size, config.actor_encoder),
+        critic=Critics("critic", config.n_critics, space.view, space.action_size, config.critic_encoder, config.q_function),
+    )
 
 
 def noise(config: TD3Config, space: Space) -> dict[str, Noise]:
@@ -52,14 +67,14 @@ def noise(config: TD3Config, space: Space) -> dict[str, Noise]:
     return {"target": Noise((config.batch_size, space.action_size))}
 
 
-def target_action(config: TD3Config, nets: Any, state: State, batch: Batch) -> Tensor:
+def target_action(config: TD3Config, nets: Nets, state: State, batch: Batch) -> Tensor:
     """The target policy's next action with clipped normal noise (target policy smoothing), within [-1, 1]: ``[B, A]``."""
     clip = config.target_smoothing_clip
     smoothing = (batch.noise["target"] * config.target_smoothing_sigma).clamp(-clip, clip)
     return (nets.actor(state.target, batch.next_observation) + smoothing).clamp(-1.0, 1.0)
 
 
-def critic_loss(params: Params, config: TD3Config, nets: Any, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+def critic_loss(params: Params, config: TD3Config, nets: Nets, state: State, batch: Batch) -> LossResult:
     """``sum_i mean (Q_i(s, a) - r - gamma^n (1 - d) min_i Qt_i(s', a^))^2`` with the smoothed target action a^."""
     with torch.no_grad():
         action = target_action(config, nets, state, batch)  # [B, A]
@@ -68,18 +83,18 @@ def critic_loss(params: Params, config: TD3Config, nets: Any, state: State, batc
     return value, {"critic_loss": value}
 
 
-def policy_values(params: Params, nets: Any, state: State, batch: Batch) -> tuple[Tensor, Tensor]:
+def policy_values(params: Params, nets: Nets, state: State, batch: Batch) -> tuple[Tensor, Tensor]:
     """The policy's actions ``[B, A]`` and what the first Q function thinks of them, ``[B]``."""
     action = nets.actor(params, batch.observation)
     return action, nets.critic(state.params, batch.observation, action, members=1)[0]
 
 
-def act(params: Params, config: Any, nets: Any, observation: Any) -> Tensor:
+def act(params: Params, config: Any, nets: Nets, observation: Any) -> Tensor:
     """The policy's action, ``[B, A]``."""
     return nets.actor(params, observation)
 
 
-def value(params: Params, config: Any, nets: Any, observation: Any, action: Tensor) -> Tensor:
+def value(params: Params, config: Any, nets: HasCritics, observation: Any, action: Tensor) -> Tensor:
     """Values of every member, ``[N, B]``."""
     return nets.critic(params, observation, action)
 

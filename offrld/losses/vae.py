@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
-from torch import Tensor
-
-from offrld.engine import Batch, State
-from offrld.nets import Params
+from offrld.engine import Batch, LossResult, State
+from offrld.nets import ConditionalVAE, Params
 
 LATENT_LIMIT = 0.5  # latents drawn for acting are clamped here, where the decoder has seen data
 
 
-def vae_loss(params: Params, config: Any, nets: Any, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+class HasVAE(Protocol):
+    """The networks of any algorithm with a model of the data's actions."""
+
+    @property
+    def vae(self) -> ConditionalVAE: ...
+
+
+def vae_loss(params: Params, config: Any, nets: HasVAE, state: State, batch: Batch) -> LossResult:
     """``mean((g(s, z) - a)^2) + beta mean KL``, with the weight ``config.beta``."""
     value = nets.vae.loss(params, batch.observation, batch.action, batch.noise["vae"], config.beta, batch.mean)
     return value, {"vae_loss": value}

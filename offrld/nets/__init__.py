@@ -3,7 +3,7 @@
 from offrld.nets.actor_critic import ActorCritic
 from offrld.nets.context import CONTEXT, Context, context_of, is_buffer, remember
 from offrld.nets.distributions import Normal, SquashedNormal
-from offrld.nets.encoders import ACTIVATIONS, Encoder, Network, Params, View, build
+from offrld.nets.encoders import ACTIVATIONS, Encoder, Network, Observation, Params, View, build
 from offrld.nets.policies import CategoricalPolicy, DeterministicPolicy, NormalPolicy, ResidualPolicy, SquashedNormalPolicy
 from offrld.nets.q_functions import Critics, DiscreteCritics, QFunction, ValueFunction
 from offrld.nets.scalars import PositiveScalar, Zero
@@ -13,7 +13,7 @@ from offrld.nets.values import Values, taken
 
 __all__ = [
     "ACTIVATIONS", "CONTEXT", "ActorCritic", "CategoricalPolicy", "ConditionalVAE", "Context", "Critics", "DeterministicPolicy",
-    "DiscreteCritics", "Encoder", "Network", "Normal", "NormalPolicy", "Params", "PositiveScalar", "QFunction", "ResidualPolicy",
-    "SequenceModel", "SquashedNormal", "SquashedNormalPolicy", "Transformer", "ValueFunction", "Values", "View", "Zero", "build",
-    "context_of", "is_buffer", "remember", "taken",
+    "DiscreteCritics", "Encoder", "Network", "Normal", "NormalPolicy", "Observation", "Params", "PositiveScalar", "QFunction",
+    "ResidualPolicy", "SequenceModel", "SquashedNormal", "SquashedNormalPolicy", "Transformer", "ValueFunction", "Values", "View", "Zero",
+    "build", "context_of", "is_buffer", "remember", "taken",
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""A policy with the value of a state beside it, on one encoder or on one each: what policy-gradient methods train together."""
+"""A policy and a state-value function with one encoder or one each, which policy-gradient methods train together."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from offrld.nets.distributions import Normal
-from offrld.nets.encoders import Encoder, Params, View, build
+from offrld.nets.encoders import Encoder, Observation, Params, View, build
 from offrld.nets.linear import Linear, orthogonal_init
 from offrld.nets.values import taken
 
@@ -17,14 +17,14 @@ from offrld.nets.values import taken
 class ActorCritic:
     """Discrete actions by softmax; continuous ones by a normal distribution whose log deviations are parameters of their own.
 
-    Linear layers start orthogonal with zero biases: gain sqrt 2, of the policy's head 0.01 (so that at first every action is as likely),
+    Linear layers start orthogonal with zero biases: gain sqrt 2, of the policy's head 0.01 (at first all actions are about equally likely),
     of the value's 1. Parameters: ``NAME.encoder.*``, ``NAME.policy.*``, ``NAME.value.*``, without a shared encoder also
     ``NAME.value_encoder.*``, and ``NAME.log_std [A]`` of continuous actions.
 
     Args:
         actions: dimensions of a continuous action, or the number of discrete ones.
-        shared: the value stands on the policy's encoder.
-        log_std: where the log deviations start.
+        shared: the value shares the policy's encoder.
+        log_std: initial value of the log deviations.
     """
 
     def __init__(
@@ -49,19 +49,19 @@ class ActorCritic:
             params[f"{self.name}.log_std"] = torch.full((self._actions,), self._log_std, dtype=dtype)
         return params
 
-    def __call__(self, params: Params, observation: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, params: Params, observation: Observation) -> tuple[Tensor, Tensor]:
         """Logits ``[B, n]`` or the means ``[B, A]`` of actions, and the values ``[B]``."""
         features = self._encoder(params, observation)
         own = self._value_encoder is not self._encoder
         value = self._value(params, self._value_encoder(params, observation) if own else features)
         return self._policy(params, features), value.squeeze(-1)
 
-    def act(self, params: Params, observation: Tensor) -> Tensor:
+    def act(self, params: Params, observation: Observation) -> Tensor:
         """The greedy choice: logits ``[B, n]``, or the means within [-1, 1]."""
         out = self._policy(params, self._encoder(params, observation))
         return out if self.discrete else out.clamp(-1.0, 1.0)
 
-    def value(self, params: Params, observation: Tensor) -> Tensor:
+    def value(self, params: Params, observation: Observation) -> Tensor:
         """The values ``[B]``."""
         return self._value(params, self._value_encoder(params, observation)).squeeze(-1)
 
@@ -81,8 +81,8 @@ class ActorCritic:
         if self.discrete:
             log_prob = F.log_softmax(out, -1)
             return -(log_prob.exp() * log_prob).sum(-1)
-        each = self._normal(params, out).log_std + 0.5 * (1 + math.log(2 * math.pi))  # [A]
-        return each.sum().expand(out.shape[:-1])
+        of_dimension = self._normal(params, out).log_std + 0.5 * (1 + math.log(2 * math.pi))  # [A]
+        return of_dimension.sum().expand(out.shape[:-1])
 
     def _normal(self, params: Params, mean: Tensor) -> Normal:
         return Normal(mean, params[f"{self.name}.log_std"])

@@ -1,10 +1,10 @@
-"""Operands of matrix products begin at addresses that are multiples of 64.
+"""Align operands of matrix products: their addresses are multiples of 64.
 
-Libraries choose how they sum by the address of an operand: with AVX and AVX-512 the elements before the first boundary are done apart, so
-the same matrix four bytes further on gives a product with other last bits. What torch allocates begins at such an address, and a view
-begins as far into it as shapes alone say. What comes from elsewhere (a batch within many, one seed's part of a state, arrays of NumPy, a
-mapped file) begins anywhere; `aligned` moves it. So the bits of a product depend on the values and shapes of its operands, and not on
-where memory happened to be free.
+Libraries choose the order of a sum by the address of an operand: with AVX and AVX-512 the elements before the first boundary are done
+separately, so the same matrix four bytes further on gives a product with other last bits. Torch allocates at such addresses, and the offset
+of a view depends on shapes alone. Other operands (a batch within many, one seed's part of a state, a NumPy array, a mapped file) may start
+anywhere; `aligned` moves them. So the bits of a product depend on the values and shapes of its operands, and not on where memory happened
+to be free.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ BOUNDARY = 64  # bytes: a register of AVX-512, and what torch's own allocator ke
 
 
 def aligned(tensor: Tensor) -> Tensor:
-    """A tensor of the CPU as it is, or, where it begins off a boundary, a copy with the same strides that begins on one. Differentiable.
+    """Return a CPU tensor as it is, or, if it starts off a boundary, a copy with the same strides that starts on one. Differentiable.
 
-    For eager code: what torch compiles, maps or exports is traced with tensors that have no address (see `offrld.nets.eager`).
+    For eager code only: compiled, mapped or exported code is traced with tensors that have no address (see `offrld.nets.eager`).
     """
     if tensor.data_ptr() % BOUNDARY == 0:
         return tensor

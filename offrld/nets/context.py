@@ -1,7 +1,7 @@
 """The context of a loss call: whether networks train, their random numbers, and the new values of their buffers.
 
-It travels inside the parameters, under `CONTEXT`, so that a network needs nothing but what it computes with. Acting and export put
-none there, which means evaluation.
+It travels inside the parameters, under `CONTEXT`, so that a network needs no further argument. Acting and export put none there, which
+means evaluation.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from torch import Tensor
 
 from offrld.nets import random
 
-CONTEXT = "context"  # no parameter is called so: theirs begin with a network's name and a dot
+CONTEXT = "context"  # never the name of a parameter, which starts with a network's name and a dot
 
 
 class Context:
-    """What one evaluation of a loss tells its networks.
+    """The context of one evaluation of a loss, for its networks.
 
     Args:
         key: of the random numbers, 0-d int64: one per seed, update and step.
         training: whether dropout drops, and batch norm takes the batch's statistics. It enters the random numbers, so that online
             and target parameters with the same key draw different ones.
-        updates: takes the new values of buffers by their names; the engine writes them into the state after the step.
+        updates: receives the new values of buffers by their names; the engine writes them into the state after the step.
     """
 
     def __init__(self, key: Tensor, training: bool, updates: dict[str, Tensor] | None = None) -> None:
@@ -34,7 +34,7 @@ class Context:
         self._words: tuple[Tensor, Tensor] | None = None
 
     def uniform(self, name: str, shape: Sequence[int], like: Tensor) -> Tensor:
-        """Random numbers in [0, 1), of the dtype and device of ``like``; others at every call, also under the same name."""
+        """Draw random numbers in [0, 1), of the dtype and device of ``like``; every call draws new ones, also under the same name."""
         call = self._calls.get(name, 0)
         self._calls[name] = call + 1
         if self._words is None:
@@ -48,9 +48,10 @@ def context_of(params: Mapping[str, Any]) -> Context | None:
 
 
 def remember(params: Mapping[str, Any], **values: Tensor) -> None:
-    """Give new values to tensors of the algorithm's memory. Where a loss is only looked at (validation), nothing happens."""
+    """Set tensors of the algorithm's carry for the next update. Does nothing if the loss is only evaluated (validation)."""
     context = context_of(params)
     if context is not None:
+        # "memory" is the earlier name of the carry; checkpoints keep it.
         context.updates.update({f"memory/{name}": value.detach() for name, value in values.items()})
 
 

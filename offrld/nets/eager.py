@@ -1,4 +1,4 @@
-"""Where plain eager code may take a way of its own on the CPU: compiled, mapped, traced and exported code takes torch's operations."""
+"""Detect plain eager code on the CPU, which may use faster operations of our own; all other code uses torch's operations."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def eager(x: Tensor) -> bool:
-    """Whether ``x`` is an ordinary tensor of the CPU, and no transformation of torch is at work."""
+    """Whether ``x`` is an ordinary CPU tensor and no transformation of torch (compile, vmap, trace, export) is active."""
     return (
         not torch.compiler.is_compiling()
         and type(x) is Tensor

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from offrld.nets.encoders import Encoder, Network, Params, View, build
+from offrld.nets.encoders import Encoder, Network, Observation, Params, View, build
 from offrld.nets.encoders.vector import VectorEncoder
 from offrld.nets.linear import Linear, layers
 
@@ -29,13 +29,13 @@ class EncodedLinear:
         params = self._encoder.init(generator, dtype) if self._own else {}
         return params | self._head.init(generator, dtype)
 
-    def __call__(self, params: Params, observation: Tensor, action: Tensor | None = None) -> Tensor:
+    def __call__(self, params: Params, observation: Observation, action: Tensor | None = None) -> Tensor:
         return headed(params, self._encoder, self._head, observation, action)
 
 
-def headed(params: Params, encoder: Network, head: Linear, observation: Tensor, action: Tensor | None = None) -> Tensor:
+def headed(params: Params, encoder: Network, head: Linear, observation: Observation, action: Tensor | None = None) -> Tensor:
     """``head`` on the encoder's features; one operation where the encoder is nothing but linear layers with relu."""
-    if isinstance(encoder, VectorEncoder) and encoder.plain:
+    if isinstance(encoder, VectorEncoder) and encoder.plain and isinstance(observation, Tensor):
         parts = (observation,) if action is None else (observation, action)
         return layers(parts, [layer.pair(params) for layer in (*encoder.plain, head)])
     return head(params, encoder(params, observation, action))

@@ -83,11 +83,12 @@ def _joined(parts: Sequence[Tensor], weight: Tensor, bias: Tensor | None) -> Ten
     """One linear layer of the parts."""
     if all(part.shape[:-1] == parts[0].shape[:-1] for part in parts):
         return linear(_cat(parts), weight, bias)
-    total, start = None, 0
-    for part in parts:
+    first, *others = parts
+    start = first.shape[-1]
+    total = linear(first, weight[:, :start], bias)
+    for part in others:
         end = start + part.shape[-1]
-        product = linear(part, weight[:, start:end], bias if total is None else None)
-        total = product if total is None else total + product
+        total = total + linear(part, weight[:, start:end])
         start = end
     return total
 
@@ -111,12 +112,12 @@ def xavier_init(name: str, shape: tuple[int, ...], generator: torch.Generator, d
     return {f"{name}.weight": weight.to(dtype), f"{name}.bias": torch.zeros(shape[0], dtype=dtype)}
 
 
-def orthogonal_init(name: str, shape: tuple[int, int], gain: float, generator: torch.Generator, dtype: torch.dtype) -> Params:
+def orthogonal_init(name: str, shape: tuple[int, ...], gain: float, generator: torch.Generator, dtype: torch.dtype) -> Params:
     """``NAME.weight [O, I]`` with orthonormal rows or columns (Saxe et al. 2014) times ``gain``, ``NAME.bias`` zero."""
     rows, columns = max(shape), min(shape)
-    found, triangle = torch.linalg.qr(torch.randn(rows, columns, generator=generator, dtype=torch.float64))
-    found = found * triangle.diagonal().sign()  # which makes it uniform over all such matrices
-    weight = gain * (found if shape[0] >= shape[1] else found.T)
+    basis, triangle = torch.linalg.qr(torch.randn(rows, columns, generator=generator, dtype=torch.float64))
+    basis = basis * triangle.diagonal().sign()  # makes it uniform over all such matrices
+    weight = gain * (basis if shape[0] >= shape[1] else basis.T)
     return {f"{name}.weight": weight.to(dtype).contiguous(), f"{name}.bias": torch.zeros(shape[0], dtype=dtype)}
 
 

@@ -7,12 +7,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from offrld.nets.distributions import Normal, SquashedNormal
-from offrld.nets.encoders import Encoder, Network, Params, View
+from offrld.nets.encoders import Encoder, Network, Observation, Params, View
 from offrld.nets.heads import EncodedLinear
 
 
 class _Policy:
-    """What all policies are: an encoder with a linear head."""
+    """The base of all policies: an encoder with a linear head."""
 
     def __init__(
         self, name: str, view: View, outputs: int, encoder: Encoder, *, action_size: int = 0, shared: Network | None = None
@@ -30,7 +30,7 @@ class DeterministicPolicy(_Policy):
     def __init__(self, name: str, view: View, action_size: int, encoder: Encoder) -> None:
         super().__init__(name, view, action_size, encoder)
 
-    def __call__(self, params: Params, observation: Tensor) -> Tensor:
+    def __call__(self, params: Params, observation: Observation) -> Tensor:
         return torch.tanh(self._net(params, observation))  # [B, A]
 
 
@@ -41,7 +41,7 @@ class ResidualPolicy(_Policy):
         super().__init__(name, view, action_size, encoder, action_size=action_size)
         self._scale = scale
 
-    def __call__(self, params: Params, observation: Tensor, action: Tensor) -> Tensor:
+    def __call__(self, params: Params, observation: Observation, action: Tensor) -> Tensor:
         """Actions of the shape of ``action``, ``[B, A]`` or ``[K, B, A]``."""
         return (action + self._scale * torch.tanh(self._net(params, observation, action))).clamp(-1.0, 1.0)
 
@@ -67,7 +67,7 @@ class NormalPolicy(_Policy):
             params[f"{self.name}.log_std"] = torch.zeros(self._action_size, dtype=dtype)
         return params
 
-    def distribution(self, params: Params, observation: Tensor) -> Normal:
+    def distribution(self, params: Params, observation: Observation) -> Normal:
         """The distribution over actions at ``observation [B, ...]``."""
         out = self._net(params, observation)
         if self._free_std:
@@ -76,11 +76,11 @@ class NormalPolicy(_Policy):
         mean, log_std = out.chunk(2, dim=-1)
         return Normal(torch.tanh(mean), log_std.clamp(self._low, self._high))
 
-    def sample(self, params: Params, observation: Tensor, noise: Tensor) -> Tensor:
+    def sample(self, params: Params, observation: Observation, noise: Tensor) -> Tensor:
         """The actions that standard normal ``noise [..., B, A]`` gives, clipped to [-1, 1]."""
         return self.distribution(params, observation).sample(noise).clamp(-1.0, 1.0)
 
-    def __call__(self, params: Params, observation: Tensor) -> Tensor:
+    def __call__(self, params: Params, observation: Observation) -> Tensor:
         """The greedy action, the mean: ``[B, A]``."""
         return self.distribution(params, observation).mean
 
@@ -94,24 +94,24 @@ class SquashedNormalPolicy(_Policy):
         super().__init__(name, view, 2 * action_size, encoder)
         self._low, self._high = log_std_range
 
-    def distribution(self, params: Params, observation: Tensor) -> SquashedNormal:
+    def distribution(self, params: Params, observation: Observation) -> SquashedNormal:
         """The distribution over actions at ``observation [B, ...]``."""
         mean, log_std = self._net(params, observation).chunk(2, dim=-1)
         return SquashedNormal(mean, log_std.clamp(self._low, self._high))
 
-    def sample(self, params: Params, observation: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    def sample(self, params: Params, observation: Observation, noise: Tensor) -> tuple[Tensor, Tensor]:
         """The actions that standard normal ``noise`` ``[B, A]`` or ``[K, B, A]`` gives, and their log densities ``[B]`` or ``[K, B]``."""
         return self.distribution(params, observation).sample(noise)
 
-    def unsquashed(self, params: Params, observation: Tensor, noise: Tensor) -> Tensor:
+    def unsquashed(self, params: Params, observation: Observation, noise: Tensor) -> Tensor:
         """The samples before the tanh, of the shape of ``noise``."""
         return self.distribution(params, observation).unsquashed(noise)
 
-    def log_prob_of(self, params: Params, observation: Tensor, action: Tensor) -> Tensor:
+    def log_prob_of(self, params: Params, observation: Observation, action: Tensor) -> Tensor:
         """Log density of given actions ``[B, A]`` or ``[K, B, A]``."""
         return self.distribution(params, observation).log_prob(action)
 
-    def __call__(self, params: Params, observation: Tensor) -> Tensor:
+    def __call__(self, params: Params, observation: Observation) -> Tensor:
         """The greedy action ``tanh(mu)``: ``[B, A]``."""
         return self.distribution(params, observation).mode
 
@@ -119,15 +119,15 @@ class SquashedNormalPolicy(_Policy):
 class CategoricalPolicy(_Policy):
     """``softmax(W h(s))`` over ``n`` discrete actions; gives the logits ``[B, n]``.
 
-    ``shared``: an encoder of another network to stand on (say ``critics.encoders[0]``), whose parameters stay that network's.
+    ``shared``: another network's encoder to use (say ``critics.encoders[0]``), whose parameters stay that network's.
     """
 
     def __init__(self, name: str, view: View, actions: int, encoder: Encoder, *, shared: Network | None = None) -> None:
         super().__init__(name, view, actions, encoder, shared=shared)
 
-    def __call__(self, params: Params, observation: Tensor) -> Tensor:
+    def __call__(self, params: Params, observation: Observation) -> Tensor:
         return self._net(params, observation)  # [B, n]
 
-    def log_prob(self, params: Params, observation: Tensor) -> Tensor:
+    def log_prob(self, params: Params, observation: Observation) -> Tensor:
         """Log probabilities of every action, ``[B, n]``."""
         return F.log_softmax(self(params, observation), dim=-1)

@@ -1,14 +1,15 @@
-"""The types of Q functions: the built-in ones, and those that installed packages add through the entry-point group ``offrl.q_functions``.
+"""The types of Q functions: the built-in ones, and the ones that packages add through the entry-point group ``offrl.q_functions``.
 
-An entry point names an object (a module will do) that says how a value is told by M numbers, which one linear layer on the encoder's
-features gives. They must move as returns do, since a Bellman target is r + gamma of each: quantiles, say, or expectiles::
+An entry point names an object (a module will do) that defines how M numbers, the output of one linear layer on the encoder's features,
+represent a value. They must shift and scale as returns do, because a Bellman target is r + gamma times each: quantiles, say, or
+expectiles::
 
     size(options) -> int                             # M
-    mean(numbers [..., M], options) -> [...]         # the expected value, by which actions and ensemble members are chosen
-    errors(numbers [..., M], target [..., M], options) -> [...]   # of a target that the axes before are broadcast against
+    mean(numbers [..., M], options) -> [...]         # the expected value, which chooses actions and ensemble members
+    errors(numbers [..., M], target [..., M], options) -> [...]   # the target broadcasts against the axes before
 
 No branch on a tensor's value. ``options`` is the table ``q_function.options``, which ``size`` checks. Listing reads the names of entry
-points; a package is imported only when its type is asked for.
+points; a package is imported only when its type is used.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ BUILT_IN = ("mean", "qr", "iqn", "fqf")
 
 
 def types() -> tuple[str, ...]:
-    """Every type: the built-in ones, then those of installed packages (a package cannot replace a built-in one)."""
+    """List every type: the built-in ones, then those of installed packages, which cannot replace a built-in one."""
     return (*BUILT_IN, *plugins())
 
 
@@ -40,7 +41,7 @@ def load(name: str) -> Any:
 
 
 def size_of(name: str, options: Any) -> int:
-    """How many numbers tell a value of a plugin's type. Raises `InvalidInput` where that is no whole number above 0."""
+    """The count of numbers that represent a value of a plugin's type. Raises `InvalidInput` unless it is a whole number above 0."""
     size = load(name).size(options)
     if not isinstance(size, int) or isinstance(size, bool) or size < 1:
         raise InvalidInput(f"Q function {name!r} gives size {size!r}", hint="its package must give a whole number above 0")

@@ -32,7 +32,7 @@ def words(key: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def stream(name: str, call: int) -> tuple[int, int]:
-    """Two words that tell the ``call``-th use of ``name`` from every other."""
+    """Two words that are unique to the ``call``-th use of ``name``."""
     text = f"{name}/{call}".encode()
     return zlib.crc32(text), zlib.crc32(text, 0x5BD1E995)
 
@@ -54,7 +54,7 @@ def uniform(key: tuple[Tensor, Tensor], stream: tuple[int, int], shape: Sequence
 def _in_blocks(key: tuple[Tensor, Tensor], stream: tuple[int, int], count: int, dtype: type) -> np.ndarray:
     """The same numbers by NumPy, whose unsigned words wrap by definition, a block in the cache at a time: 10^6 in 1.2 ms instead of 9.4."""
     first, second = (np.uint32((int(word) ^ other) & WORD) for word, other in zip(key, stream, strict=True))
-    out = np.empty(count, dtype)
+    out: np.ndarray = np.empty(count, dtype)
     places, x, y = np.arange(min(count, _BLOCK), dtype=np.uint32), np.empty(_BLOCK, np.uint32), np.empty(_BLOCK, np.uint32)
     for start in range(0, count, _BLOCK):
         part = out[start : start + _BLOCK]

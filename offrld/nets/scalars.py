@@ -1,4 +1,4 @@
-"""A positive number that is learned: a temperature, a dual variable; and none in its place."""
+"""A learned positive number, such as a temperature or a dual variable, and `Zero`, its stand-in when the term is switched off."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ class PositiveScalar:
         return {f"{self.name}.log": torch.tensor(math.log(self._initial), dtype=dtype)}
 
     def log(self, params: Params) -> Tensor:
-        """The logarithm, which is what is learned."""
+        """The logarithm: the parameter that is learned."""
         return params[f"{self.name}.log"]
 
     def project(self, params: Params) -> Tensor:
-        """Put the logarithm back within its limits; called in the loss of another step, for what this number's own step has done.
+        """Put the logarithm back within its limits. A later step's loss calls it, because this number's own step may leave them.
 
-        Gives the number within its limits, without gradient: the parameter itself is put back only after that step.
+        Returns the number within its limits, without gradient: the parameter itself changes only after that step.
         """
         log = self.log(params).detach()
         if self._limits is not None:
@@ -42,7 +42,7 @@ class PositiveScalar:
 
 
 class Zero:
-    """A weight of 0 in a `PositiveScalar`'s place; it has no parameters."""
+    """The weight 0 of a term that is switched off; it has no parameters."""
 
     def init(self, generator: torch.Generator, dtype: torch.dtype) -> Params:
         return {}

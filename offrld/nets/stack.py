@@ -1,10 +1,10 @@
-"""Linear layers with relu between them as one operation with one way back, done block by block where there are many rows.
+"""Linear layers with relu between them as one operation with one backward pass; many rows are done block by block.
 
 It saves memory traffic and kernels: the penalty of CQL, 7,680 rows through 256 x 256, streams 8 MB through every kernel when its layers
-run one by one, and relu takes 2,500 us for all rows; in blocks of 1,024 it takes 13 us a block, in place. No gradient is computed that
-nobody asked for, and that of a weight with few inputs is in the order that is fast (23 inputs, 256 rows: 50 us instead of 89). It is the
-one place, too, that knows of oneDNN's product. For few rows and torch's product it gains nothing: 75 us of Python for three layers are
-what it saves.
+run one by one, and relu takes 2,500 us for all rows; in blocks of 1,024 it takes 13 us a block, in place. Only the gradients that are
+needed are computed, and that of a weight with few inputs in the fast order (23 inputs, 256 rows: 50 us instead of 89). It is also the
+only place that knows oneDNN's product. For few rows and torch's product it gains nothing: its Python, 75 us for three layers, costs what it
+saves.
 
 Only for plain eager code on the CPU (see `eager`): elsewhere the layers are torch's own.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ Pair = tuple[Tensor, Tensor | None]  # weight [O, I] and bias [O]
 
 
 def stack(shared: Tensor | None, own: Tensor, layers: Sequence[Pair], *, relu: bool, through_onednn: bool = False) -> Tensor:
-    """``own [..., I]`` through the layers, with relu after each but the last, and after that one with ``relu``: ``[..., O]``.
+    """``own [..., I]`` through the layers, with relu after each but the last; ``relu``: after the last too. ``[..., O]``.
 
     Args:
         shared: a first part of every input, ``[B, J]`` beside ``own [K, B, I]``: its product is taken once, not ``K`` times.
@@ -44,37 +45,39 @@ def stack(shared: Tensor | None, own: Tensor, layers: Sequence[Pair], *, relu: b
 
 class _Stack(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, shared, own, relu, through, *params):
+    def forward(ctx: Any, shared: Tensor | None, own: Tensor, relu: bool, through: bool, *params: Tensor | None) -> Tensor:
         out, ctx.hidden = _evaluate(shared, own, params, relu, through)
         ctx.save_for_backward(shared, own, out if relu else None, *params)
         ctx.relu, ctx.through = relu, through
         return out
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         shared, own, out, *params = ctx.saved_tensors
         hidden, ctx.hidden = ctx.hidden, None  # each block's memory is free as soon as it is done with, and still in the cache
         if hidden is None or torch.is_grad_enabled():  # the second time, or for a second derivative
             wanted = [t for t, needed in zip((shared, own, *params), _without_options(ctx), strict=True) if needed]
-            found = iter(torch.autograd.grad(_plain(shared, own, params, ctx.relu), wanted, grad, create_graph=torch.is_grad_enabled()))
-            first, second, *others = (next(found) if needed else None for needed in _without_options(ctx))
+            gradients = torch.autograd.grad(_plain(shared, own, params, ctx.relu), wanted, grad, create_graph=torch.is_grad_enabled())
+            ahead = iter(gradients)
+            first, second, *others = (next(ahead) if needed else None for needed in _without_options(ctx))
             return first, second, None, None, *others
         first, second, *others = _gradients(shared, own, params, hidden, out, grad, _without_options(ctx), ctx.through)
         return first, second, None, None, *others
 
 
-def _without_options(ctx) -> tuple[bool, ...]:
+def _without_options(ctx: Any) -> tuple[bool, ...]:
     shared, own, _, _, *params = ctx.needs_input_grad
     return shared, own, *params
 
 
 def _plain(shared: Tensor | None, own: Tensor, params: Sequence[Tensor | None], relu: bool) -> Tensor:
-    """The same by torch's operations, with derivatives of any order."""
+    """Compute the same by torch's operations, with derivatives of any order."""
     with torch.enable_grad():
         x = own if shared is None else torch.cat([shared.expand(*own.shape[:-1], -1), own], dim=-1)
-        for weight, bias in zip(params[:-2:2], params[1:-2:2], strict=True):
-            x = F.relu(linear(x, weight, bias))
-        x = linear(x, *params[-2:])
+        *inner, (weight, bias) = zip(_weights(params), params[1::2], strict=True)
+        for inner_weight, inner_bias in inner:
+            x = F.relu(linear(x, inner_weight, inner_bias))
+        x = linear(x, weight, bias)
         return F.relu(x) if relu else x
 
 
@@ -83,15 +86,17 @@ def _evaluate(
     shared: Tensor | None, own: Tensor, params: Sequence[Tensor | None], relu: bool, through: bool
 ) -> tuple[Tensor, list[list[Tensor]]]:
     """The result, and for each block the outputs of all layers but the last."""
-    weights, biases = list(params[::2]), list(params[1::2])
-    base, outs, hidden = None, [], []
+    weights, biases = _weights(params), list(params[1::2])
+    base: Tensor | None = None
+    outs: list[Tensor] = []
+    hidden: list[list[Tensor]] = []
     if shared is not None:
         width = shared.shape[-1]
         base = _product(shared, weights[0][:, :width], biases[0], through)  # [B, H]
         weights[0], biases[0] = weights[0][:, width:], None
     last = len(weights) - 1
     for x in _blocks(shared, own, len(weights)):
-        kept = []
+        before: list[Tensor] = []
         for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
             x = _product(x, weight, bias, through)
             if i == 0 and base is not None:
@@ -99,22 +104,22 @@ def _evaluate(
             if i < last or relu:
                 x.relu_()  # not oneDNN's own, which makes 0 of NaN and would hide a run that broke
             if i < last:
-                kept.append(x)
+                before.append(x)
         outs.append(x)
-        hidden.append(kept)
+        hidden.append(before)
     out = outs[0] if len(outs) == 1 else torch.cat(outs)
     return out if own.dim() == 2 else out.view(*own.shape[:-1], -1), hidden
 
 
 def _blocks(shared: Tensor | None, own: Tensor, count: int) -> tuple[Tensor, ...]:
-    """The rows ``[..., I]`` in blocks of about `ROWS`, whole ``B`` rows where there is a shared part; all at once through one layer."""
+    """The rows ``[..., I]`` in blocks of about `ROWS`, of whole ``B`` rows if there is a shared part; all at once through one layer."""
     rows = own if own.dim() == 2 else own.flatten(0, -2)
     if rows.shape[0] <= 2 * ROWS or count == 1:
         return (rows,)
     return rows.split(ROWS if shared is None else max(1, ROWS // len(shared)) * len(shared))
 
 
-# --- The way back ---
+# --- Backward ---
 def _gradients(
     shared: Tensor | None,
     own: Tensor,
@@ -125,43 +130,54 @@ def _gradients(
     needed: Sequence[bool],
     through: bool,
 ) -> list[Tensor | None]:
-    """Gradients of shared part, own part and parameters, each where it is needed."""
+    """The gradients of shared part, own part and parameters that are needed, None for the others."""
     blocks = _blocks(shared, own, len(params) // 2)
     sizes = [block.shape[0] for block in blocks]
     grads = grad.flatten(0, -2).split(sizes)
-    outs = [None] * len(blocks) if out is None else out.flatten(0, -2).split(sizes)
+    outs: Sequence[Tensor | None] = [None] * len(blocks) if out is None else out.flatten(0, -2).split(sizes)
     to_shared, to_own, *to_params = needed
-    weights, totals = list(params[::2]), [None] * len(params)
+    weights = _weights(params)
+    whole_first = weights[0]
+    totals: list[Tensor | None] = [None] * len(params)
     if shared is not None:
         weights[0] = weights[0][:, shared.shape[-1] :]
-    # The lowest layer that is to get anything.
+    # The lowest layer that needs a gradient.
     lowest = 0 if to_shared or to_own else next(i for i, wanted in enumerate(to_params) if wanted) // 2
-    base, own_grads = None, []
+    base: Tensor | None = None
+    own_grads: list[Tensor] = []
     for rows, grad, out in zip(reversed(blocks), reversed(grads), reversed(outs), strict=True):  # the last one is still in the cache
         inputs = [rows, *hidden.pop()]
         if out is not None:
             grad = torch.ops.aten.threshold_backward(grad, out, 0)
         for i in range(len(weights) - 1, lowest - 1, -1):
-            x, summed = inputs.pop(), i == 0 and shared is not None
+            x = inputs.pop()
+            beside = shared if i == 0 else None  # the shared part that this layer's input is joined with
             if to_params[2 * i]:
                 totals[2 * i] = _plus(totals[2 * i], _to_weight(grad, x, through))
-            if to_params[2 * i + 1] and not summed:
+            if to_params[2 * i + 1] and beside is None:
                 totals[2 * i + 1] = _plus(totals[2 * i + 1], grad.sum(0))
-            if summed:
-                base = _plus(base, grad.view(-1, len(shared), grad.shape[-1]).sum(0))
+            if beside is not None:
+                base = _plus(base, grad.view(-1, len(beside), grad.shape[-1]).sum(0))
             if i > lowest:
                 grad = _to_input(grad, weights[i], through)
                 torch.ops.aten.threshold_backward.grad_input(grad, x, 0, grad_input=grad)  # it is ours: in place
             elif to_own:
                 own_grads.append(_to_input(grad, weights[0], through))
-    if base is not None:
+    of_shared = None
+    if base is not None and shared is not None:
         if to_params[0]:
-            totals[0] = torch.cat([_to_weight(base, shared, through), totals[0]], dim=1)
+            totals[0] = torch.cat([_to_weight(base, shared, through), cast("Tensor", totals[0])], dim=1)
         if to_params[1]:
             totals[1] = base.sum(0)
-    of_shared = _to_input(base, params[0][:, : shared.shape[-1]], through) if to_shared else None
+        if to_shared:
+            of_shared = _to_input(base, whole_first[:, : shared.shape[-1]], through)
     of_own = torch.cat(own_grads[::-1]).view(own.shape) if to_own else None
     return [of_shared, of_own, *totals]
+
+
+def _weights(params: Sequence[Tensor | None]) -> list[Tensor]:
+    """The weights among weight, bias, weight, bias, ...: a bias may be None, a weight never is."""
+    return cast("list[Tensor]", list(params[::2]))
 
 
 def _plus(total: Tensor | None, value: Tensor) -> Tensor:
@@ -194,7 +210,7 @@ def _to_weight(grad: Tensor, rows: Tensor, through: bool) -> Tensor:
         return functools.reduce(Tensor.add_, (_to_weight(g, r, through) for g, r in zip(grad.split(ROWS), rows.split(ROWS), strict=True)))
     one, other = aligned(one), aligned(other)
     if through and onednn.gains(one.t(), other.t()):
-        found = onednn.product(one.t(), other.t())
+        product = onednn.product(one.t(), other.t())
     else:
-        found = one.t().mm(other)
-    return found.t().contiguous() if few else found
+        product = one.t().mm(other)
+    return product.t().contiguous() if few else product

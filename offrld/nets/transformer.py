@@ -1,7 +1,7 @@
 """The transformer of sequence models: GPT-2 blocks over the interleaved tokens (return-to-go, state, action) of a window.
 
 Windows are padded on the left. A token attends to itself and to earlier tokens of real steps, so padding changes nothing for real
-steps; what stands at padding is finite and meaningless. Predictions are read at the state tokens. Two parts of the textbook form are
+steps; values at padding are finite and meaningless. Predictions are read at the state tokens. Two parts of the textbook form are
 therefore never computed: the last action token, which no prediction can see, and in the last block everything but keys and values at
 tokens that are not read (a fifth of a forward pass of three blocks).
 """
@@ -37,7 +37,7 @@ class Transformer:
     heads: int = setting(1, "attention heads; they divide the encoder's feature size", low=1, high=1024, probe=2)
     layers: int = setting(3, "blocks", low=1, high=1000)
     attention_dropout: float = setting(0.1, "dropout of attention weights", unit=_UNIT, low=0.0, high=0.95)
-    residual_dropout: float = setting(0.1, "dropout of what a block adds", unit=_UNIT, low=0.0, high=0.95)
+    residual_dropout: float = setting(0.1, "dropout of the output of attention and of the MLP", unit=_UNIT, low=0.0, high=0.95)
     embedding_dropout: float = setting(0.1, "dropout of the tokens", unit=_UNIT, low=0.0, high=0.95)
     activation: str = setting("relu", "activation inside the blocks", choices=("relu", "tanh", "swish", "gelu"))
     position_encoding: str = setting(
@@ -48,17 +48,26 @@ class Transformer:
 
 
 class Window(Protocol):
-    """What a sequence model reads of ``B`` windows of ``L`` steps.
+    """The fields that a sequence model reads of ``B`` windows of ``L`` steps.
 
     observation ``[B, L, ...]`` (or a dict of them); action ``[B, L, A]`` or ``[B, L]`` int64; returns_to_go ``[B, L]``; timesteps
-    int64 ``[B, L]``, from 1, 0 where there is no step; mask ``[B, L]``, 1 at real steps.
+    int64 ``[B, L]``, from 1, 0 at padding; mask ``[B, L]``, 1 at real steps.
     """
 
-    observation: Any
-    action: Tensor
-    returns_to_go: Tensor
-    timesteps: Tensor
-    mask: Tensor
+    @property
+    def observation(self) -> Any: ...
+
+    @property
+    def action(self) -> Tensor: ...
+
+    @property
+    def returns_to_go(self) -> Tensor: ...
+
+    @property
+    def timesteps(self) -> Tensor: ...
+
+    @property
+    def mask(self) -> Tensor: ...
 
 
 class Blocks:
@@ -127,7 +136,7 @@ class SequenceModel:
         view: shape of an observation as networks see it (`Space.view`).
         action_size: dimensions of an action, or the number of discrete ones.
         max_timestep: later time steps count as this one.
-        returns: whether there are return tokens; without them the model clones what the data does (BCT).
+        returns: whether there are return tokens; without them the model clones the data's behaviour (BCT).
     """
 
     def __init__(
@@ -190,7 +199,7 @@ class SequenceModel:
         """The interleaved embeddings ``[B, 3L - 1, N]``, and whether their steps are real ``[B, 3L - 1]``; ``2L - 1`` without returns."""
         name = self.name
         batch, length = window.mask.shape
-        state = self._encoder(params, _flattened(window.observation)).unflatten(0, (batch, length))  # [B, L, N]
+        state = self._encoder(params, flattened(window.observation)).unflatten(0, (batch, length))  # [B, L, N]
         if self.discrete:
             action = F.embedding(window.action, params[f"{name}.action_embedding.weight"])  # [B, L, N]
         else:
@@ -216,7 +225,7 @@ class SequenceModel:
 
 
 def check_heads(settings: Transformer, width: int) -> None:
-    """Raise `InvalidInput` where the heads do not divide the width."""
+    """Raise `InvalidInput` if the heads do not divide the width."""
     if width % settings.heads:
         raise InvalidInput(
             f"setting 'transformer.heads' is {settings.heads}, which does not divide the encoder's {width} features",
@@ -225,9 +234,9 @@ def check_heads(settings: Transformer, width: int) -> None:
 
 
 def attention_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """What is added to attention logits ``[B, 1, T, T]``: 0 where a token may look, minus infinity elsewhere.
+    """The term ``[B, 1, T, T]`` of attention logits: 0 where a token may look, minus infinity elsewhere.
 
-    Every token sees itself, so that no row of padding is without a place to look, which would give NaN.
+    Every token sees itself: a row of padding without any place to look would give NaN.
     """
     size = mask.shape[-1]
     index = torch.arange(size, device=mask.device)
@@ -277,7 +286,7 @@ def _split(x: Tensor, heads: int) -> Tensor:
     return x.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
-def _flattened(observation: Any) -> Any:
+def flattened(observation: Any) -> Any:
     """Windows of observations ``[B, L, ...]`` as one batch ``[B*L, ...]``."""
     if isinstance(observation, dict):
         return {name: value.flatten(0, 1) for name, value in observation.items()}

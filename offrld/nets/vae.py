@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from offrld.nets.distributions import Normal
-from offrld.nets.encoders import Encoder, Params, View
+from offrld.nets.encoders import Encoder, Observation, Params, View
 from offrld.nets.heads import EncodedLinear
 
 LOG_STD_RANGE = (-4.0, 15.0)
@@ -31,12 +31,12 @@ class ConditionalVAE:
     def init(self, generator: torch.Generator, dtype: torch.dtype) -> Params:
         return self._encoder.init(generator, dtype) | self._decoder.init(generator, dtype)
 
-    def encode(self, params: Params, observation: Tensor, action: Tensor) -> Normal:
+    def encode(self, params: Params, observation: Observation, action: Tensor) -> Normal:
         """The distribution of the latent of action ``[B, A]``."""
         mean, log_std = self._encoder(params, observation, action).chunk(2, dim=-1)
         return Normal(mean, log_std.clamp(*LOG_STD_RANGE))
 
-    def decode(self, params: Params, observation: Tensor, latent: Tensor, *, squash: bool = True) -> Tensor:
+    def decode(self, params: Params, observation: Observation, latent: Tensor, *, squash: bool = True) -> Tensor:
         """The action ``[B, A]`` of latent ``[B, L]`` (``[K, B, A]`` of ``[K, B, L]``): within [-1, 1], or before the tanh."""
         out = self._decoder(params, observation, latent)
         return torch.tanh(out) if squash else out
@@ -44,7 +44,7 @@ class ConditionalVAE:
     def loss(
         self,
         params: Params,
-        observation: Tensor,
+        observation: Observation,
         action: Tensor,
         noise: Tensor,
         beta: float,

@@ -1,4 +1,4 @@
-"""Values of an ensemble of Q functions: numbers or quantiles, how they are reduced over the members, and their errors.
+"""Values of an ensemble of Q functions, one class per representation: how they are reduced over the members, and their errors.
 
 Shapes: N members, ``...`` the batch ``B`` (or candidates and batch ``K, B``), n discrete actions, M quantiles.
 """
@@ -6,6 +6,7 @@ Shapes: N members, ``...`` the batch ``B`` (or candidates and batch ``K, B``), n
 from __future__ import annotations
 
 import dataclasses
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -17,17 +18,16 @@ from torch.nn import functional as F
 from offrl.errors import InvalidInput
 
 Reduction = Literal["min", "max", "mean", "mix"]
-MEANS = ("squared", "huber")  # errors of the mean Q function
 PROPOSAL_RATE = 1e-4  # weight of FQF's proposal gradient; the paper gives the proposal net a slower optimiser of its own instead
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """What FQF's proposal net is trained by.
+    """What trains the proposal net of FQF.
 
     Attributes:
         fractions: the proposed tau_1 .. tau_M ``[N, ..., M]``, with the gradient to the proposal net.
-        inner: gives the quantiles at tau_1 .. tau_{M-1}, ``[N, ..., (n,) M-1]``; evaluated only where an error is asked for.
+        inner: gives the quantiles at tau_1 .. tau_{M-1}, ``[N, ..., (n,) M-1]``; evaluated only for an error.
         entropy: of the proposed probabilities, ``[N, ...]``.
         entropy_coeff: its weight.
     """
@@ -53,37 +53,29 @@ class Proposal:
 
 
 @dataclass(frozen=True)
-class Values:
+class Values(ABC):
     """Values of N members at the same inputs.
 
     Attributes:
         mean: expected values, ``[N, ...]`` at given actions or ``[N, ..., n]`` of all discrete ones.
-        quantiles: ``[N, ..., M]`` or ``[N, ..., n, M]``; M = 1 for the mean Q function, where it is a view of ``mean``.
-        kind: the error: squared, Huber (both of the mean Q function), quantile Huber, or a package's own.
-        fractions: where the quantiles lie, ``[M]`` or ``[N, ..., M]``; None for the mean Q function and a package's.
-        proposal: FQF's.
-        own: a package's error of numbers ``[N, ..., M]`` against targets ``[..., M]``; its numbers stand in ``quantiles``.
+        quantiles: the M numbers that represent each value, ``[N, ..., M]`` or ``[N, ..., n, M]``.
     """
 
     mean: Tensor
     quantiles: Tensor
-    kind: Literal["squared", "huber", "quantile", "own"]
-    fractions: Tensor | None = None
-    proposal: Proposal | None = None
-    own: Callable[[Tensor, Tensor], Tensor] | None = None
 
-    @classmethod
-    def of_means(cls, mean: Tensor, kind: Literal["squared", "huber"]) -> Values:
-        """Of the mean Q function."""
-        return cls(mean, mean.unsqueeze(-1), kind)
+    @property
+    def fractions(self) -> Tensor | None:
+        """Where the quantiles lie, ``[M]`` or ``[N, ..., M]``; None if the numbers are not quantiles."""
+        return None
 
+    @abstractmethod
     def taken(self, action: Tensor) -> Values:
-        """Of discrete actions ``[...]`` (int64), from the values of all actions."""
-        mean = taken(self.mean, action)  # [N, ...]
-        if self.kind in MEANS:
-            return Values.of_means(mean, self.kind)
-        proposal = None if self.proposal is None else self.proposal.taken(action)
-        return Values(mean, _quantiles_taken(self.quantiles, action), self.kind, self.fractions, proposal, self.own)
+        """The values of discrete actions ``[...]`` (int64), from the values of all actions."""
+
+    @abstractmethod
+    def errors(self, target: Tensor) -> Tensor:
+        """Errors ``[N, ...]`` of values at given actions against the target's numbers ``[..., M']``."""
 
     @property
     def average(self) -> Tensor:
@@ -91,16 +83,15 @@ class Values:
         return self.mean[0] if len(self.mean) == 1 else self.mean.mean(0)
 
     def reduce(self, how: Reduction = "min", lam: float = 0.75) -> Tensor:
-        """One member's quantiles per sample, ``[..., M]`` (per sample and action, ``[..., n, M]``, for values of all actions).
+        """One member's numbers per sample, ``[..., M]`` (per sample and action, ``[..., n, M]``, for values of all actions).
 
-        ``min`` and ``max`` choose the member by its expected value and take all its quantiles; ``mix`` is
-        ``lam min + (1 - lam) max``; ``mean`` averages and exists for the mean Q function only, since quantiles of different
-        members lie at different fractions.
+        ``min`` and ``max`` choose the member by its expected value and take all its numbers; ``mix`` is ``lam min + (1 - lam) max``;
+        ``mean`` averages and exists for the mean Q function only, since quantiles of different members lie at different fractions.
         """
         return self._reduced(how, lam)[0]
 
     def best(self, lam: float = 0.75) -> tuple[Tensor, Tensor]:
-        """Of candidates: values ``[N, K, B]`` to the best candidate's mixed quantiles ``[B, M]`` and its number ``[B]``.
+        """Of candidates: values ``[N, K, B]`` to the best candidate's mixed numbers ``[B, M]`` and its index ``[B]``.
 
         Each candidate's members are mixed as by ``reduce("mix", lam)``; the best has the largest mixed expected value.
         """
@@ -109,45 +100,115 @@ class Values:
         index = choice.unsqueeze(-1).expand(quantiles.shape[1:]).unsqueeze(0)
         return torch.gather(quantiles, 0, index).squeeze(0), choice
 
-    def errors(self, target: Tensor) -> Tensor:
-        """Errors ``[N, ...]`` of values at given actions against the target quantiles ``[..., M']``.
-
-        Mean Q function: ``(Q - y)^2``, or Huber's with threshold 1. Else quantile Huber (Dabney et al. 2017): the sum over predicted and
-        the mean over target quantiles of ``|tau_j - 1[y_i < theta_j]| Huber(y_i - theta_j)``; FQF adds its proposal's term.
-        """
-        if target.dim() != self.mean.dim():
-            raise ValueError(f"values {tuple(self.mean.shape)} take targets [..., M'], got {tuple(target.shape)}")
-        if self.kind == "squared":
-            return (self.mean - target.squeeze(-1)) ** 2
-        if self.kind == "huber":
-            return F.huber_loss(self.mean, target.squeeze(-1).expand_as(self.mean), reduction="none")
-        if self.kind == "own":
-            return self.own(self.quantiles, target)
-        error = quantile_huber(self.quantiles, self.fractions, target)
-        return error if self.proposal is None else error + self.proposal.errors(self.quantiles)
-
     def error(self, target: Tensor, weight: Tensor | None = None) -> Tensor:
         """The sum over members of the batch mean of `errors`, each times its ``weight [B]``: a scalar."""
         errors = self.errors(target)  # [N, B]
         return (errors if weight is None else errors * weight).flatten(1).mean(-1).sum(0)
 
+    def _check(self, target: Tensor) -> None:
+        if target.dim() != self.mean.dim():
+            raise ValueError(f"values {tuple(self.mean.shape)} take targets [..., M'], got {tuple(target.shape)}")
+
     def _reduced(self, how: Reduction, lam: float) -> tuple[Tensor, Tensor]:
-        """Quantiles and expected values, both reduced over the members."""
+        """The numbers and the expected values, both reduced over the members."""
         if how not in ("min", "max", "mean", "mix"):
             raise InvalidInput(f"reduction {how!r} of an ensemble is not known", hint="one of min, max, mean, mix")
-        if how == "mean" and self.kind not in MEANS:
-            raise InvalidInput("the mean over members is not defined for quantiles", hint="use min, max or mix, or q_function=mean")
+        if how == "mean":
+            return self._averaged()
         if len(self.mean) == 1:
             return self.quantiles[0], self.mean[0]
         if how == "mix":
-            (low, low_mean), (high, high_mean) = self._reduced("min", lam), self._reduced("max", lam)
+            (low, low_mean), (high, high_mean) = self._of_one("min"), self._of_one("max")
             return lam * low + (1 - lam) * high, lam * low_mean + (1 - lam) * high_mean
-        if self.kind in MEANS:
-            mean = self.mean.mean(0) if how == "mean" else self.mean.amin(0) if how == "min" else self.mean.amax(0)
-            return mean.unsqueeze(-1), mean
+        return self._of_one(how)
+
+    def _averaged(self) -> tuple[Tensor, Tensor]:
+        """Averaged over the members."""
+        raise InvalidInput("the mean over members is not defined for quantiles", hint="use min, max or mix, or q_function=mean")
+
+    def _of_one(self, how: Literal["min", "max"]) -> tuple[Tensor, Tensor]:
+        """Of the member with the smallest or the largest expected value."""
         mean, member = self.mean.min(0) if how == "min" else self.mean.max(0)
         index = member.unsqueeze(-1).expand(self.quantiles.shape[1:]).unsqueeze(0)
         return torch.gather(self.quantiles, 0, index).squeeze(0), mean
+
+
+@dataclass(frozen=True)
+class Means(Values):
+    """Values of the mean Q function: one number, of which ``quantiles`` is a view. Errors are ``(Q - y)^2``, or Huber's at threshold 1."""
+
+    huber: bool
+
+    @classmethod
+    def of(cls, mean: Tensor, *, huber: bool) -> Means:
+        return cls(mean, mean.unsqueeze(-1), huber)
+
+    def taken(self, action: Tensor) -> Means:
+        return Means.of(taken(self.mean, action), huber=self.huber)
+
+    def errors(self, target: Tensor) -> Tensor:
+        self._check(target)
+        if self.huber:
+            return F.huber_loss(self.mean, target.squeeze(-1).expand_as(self.mean), reduction="none")
+        return (self.mean - target.squeeze(-1)) ** 2
+
+    def _averaged(self) -> tuple[Tensor, Tensor]:
+        mean = self.average
+        return mean.unsqueeze(-1), mean
+
+    def _of_one(self, how: Literal["min", "max"]) -> tuple[Tensor, Tensor]:
+        mean = self.mean.amin(0) if how == "min" else self.mean.amax(0)
+        return mean.unsqueeze(-1), mean
+
+
+@dataclass(frozen=True)
+class Quantiles(Values):
+    """Quantiles at ``taus``, ``[M]`` or ``[N, ..., M]``.
+
+    Errors are quantile Huber (Dabney et al. 2017): the sum over predicted and the mean over target quantiles of
+    ``|tau_j - 1[y_i < theta_j]| Huber(y_i - theta_j)``.
+    """
+
+    taus: Tensor
+
+    @property
+    def fractions(self) -> Tensor:
+        return self.taus
+
+    def taken(self, action: Tensor) -> Quantiles:
+        return Quantiles(taken(self.mean, action), _quantiles_taken(self.quantiles, action), self.taus)
+
+    def errors(self, target: Tensor) -> Tensor:
+        self._check(target)
+        return quantile_huber(self.quantiles, self.taus, target)
+
+
+@dataclass(frozen=True)
+class ProposedQuantiles(Quantiles):
+    """Quantiles at the fractions that FQF's proposal net proposes; errors have its term too."""
+
+    proposal: Proposal
+
+    def taken(self, action: Tensor) -> ProposedQuantiles:
+        quantiles = _quantiles_taken(self.quantiles, action)
+        return ProposedQuantiles(taken(self.mean, action), quantiles, self.taus, self.proposal.taken(action))
+
+    def errors(self, target: Tensor) -> Tensor:
+        return super().errors(target) + self.proposal.errors(self.quantiles)
+
+
+@dataclass(frozen=True)
+class PackageNumbers(Values):
+    """Numbers of an installed package's Q function. ``own`` gives its errors of numbers ``[N, ..., M]`` against targets ``[..., M]``."""
+
+    own: Callable[[Tensor, Tensor], Tensor]
+
+    def taken(self, action: Tensor) -> PackageNumbers:
+        return PackageNumbers(taken(self.mean, action), _quantiles_taken(self.quantiles, action), self.own)
+
+    def errors(self, target: Tensor) -> Tensor:
+        self._check(target)
+        return self.own(self.quantiles, target)
 
 
 def quantile_huber(quantiles: Tensor, fractions: Tensor, target: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Scalers of rewards. Each step's reward is scaled before anything is summed: n-step returns and returns-to-go are sums of scaled ones.
 
-All but `clip` and those of other packages are affine, so a sum of raw rewards can be scaled after it was made (`Affine.n_step_reward`);
-the others, and affine ones where that loses digits, scale a whole column first (`reward_column`), from which samplers then read.
+All scalers but `clip` and those of other packages are affine, so a sum of raw rewards can be scaled afterwards (`Affine.n_step_reward`).
+The others, and affine ones when that would lose digits, scale a whole column first (`reward_column`), and samplers read from it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def _types() -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class RewardScaler:
-    """How each step's reward r is scaled; m: multiplier. What is not given is fitted on the training episodes."""
+    """How each step's reward r is scaled; m: multiplier. Statistics that are not set are fitted on the training episodes."""
 
     type: str = setting(
         "none",
@@ -81,7 +81,7 @@ class Clip:
         return torch.minimum(torch.maximum(x, self.low), self.high) * self.multiplier
 
     def reverse(self, y: Tensor) -> Tensor:
-        """The clipped reward: what was cut off is lost."""
+        """The clipped reward: the part beyond the limits is lost."""
         return y / self.multiplier
 
     def tensors(self) -> dict[str, Tensor]:
@@ -97,7 +97,7 @@ class Clip:
 def fit_reward(
     spec: RewardScaler, blocks: Blocks, returns: Callable[[], np.ndarray], dtype: torch.dtype, device: torch.device
 ) -> Scaler | None:
-    """The scaler of rewards, None where nothing is scaled.
+    """Fit the scaler of rewards; None if nothing is scaled.
 
     Args:
         blocks: the rewards of the training episodes' transitions.
@@ -142,9 +142,9 @@ def needs_column(scaler: Scaler | None, *, n_steps: int = 1, gamma: float = 1.0,
 
 
 def reward_column(scaler: Scaler, store: EpisodeStore) -> np.ndarray:
-    """Every row's scaled reward, float32 ``[rows]``, in the place of the store's own column: samplers sum from it.
+    """Every row's scaled reward, float32 ``[rows]``: samplers sum from it instead of the store's own column.
 
-    Four bytes per row are held; the rows between episodes hold the scaled zero, which no sampler reads.
+    It takes four bytes per row; the rows between episodes hold the scaled zero, which no sampler reads.
     """
     column = store.column("reward")
     double = scaler.with_tensors({name: part.detach().cpu().double() for name, part in scaler.tensors().items()})

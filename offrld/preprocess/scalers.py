@@ -1,7 +1,7 @@
 """Scalers of observations and actions: fitted once on the pinned snapshot, inside the policy's graph when it is exported.
 
-Those of offrld are affine, ``y = (x - shift) * scale`` per element. They are fitted on the rows that start a transition of the training
-episodes: the last observation of a truncated episode, which starts none, is not counted. Rewards: `offrld.preprocess.rewards`.
+offrld's own scalers are affine, ``y = (x - shift) * scale`` per element. They are fitted on the rows that start a transition of training
+episodes; the last observation of a truncated episode starts none and does not count. Rewards: `offrld.preprocess.rewards`.
 
 Own scalers. A package registers an object (a module will do) in the entry-point group ``offrl.scalers``::
 
@@ -10,11 +10,11 @@ Own scalers. A package registers an object (a module will do) in the entry-point
 
 and its name becomes a `type` of observation_scaler and reward_scaler. The object has three functions::
 
-    fit(blocks, options) -> {name: array}    blocks() gives arrays [n, *shape] of all transitions, for each pass anew; options: the setting
+    fit(blocks, options) -> {name: array}    blocks() gives arrays [n, *shape] of all transitions, again for each pass; options: the setting
     transform(x, parts) -> Tensor            x [..., *shape] and the fitted parts as tensors; plain torch, it is exported with the policy
     reverse(y, parts) -> Tensor              the x of which y is the image
 
-The parts are kept in checkpoints. Names are listed without importing the package; it is imported by jobs that use it.
+Checkpoints hold the parts. Listing the names does not import the package; jobs that use it do.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ class Scaler(Protocol):
         """The ``x`` of which ``y`` is the image."""
 
     def tensors(self) -> dict[str, Tensor]:
-        """What was fitted, by name: what checkpoints and policies keep. Writing into them changes the scaler."""
+        """The fitted tensors by name, as checkpoints and policies keep them. Writing into them changes the scaler."""
 
     def with_tensors(self, tensors: Mapping[str, Tensor]) -> Scaler:
-        """The same scaler with these tensors in the place of its own."""
+        """The same scaler with these tensors instead of its own."""
 
     def stacked(self, frames: int) -> Scaler:
         """The scaler of ``frames`` elements joined along their first axis."""
@@ -62,10 +62,10 @@ def is_wide(dtype: Any) -> bool:
 
 
 def scaled(scaler: Scaler | None, value: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """``value``, as the dataset has it, scaled and in the dtype of training: the one place where values are narrowed.
+    """Scale a ``value`` of the dataset and narrow it to the dtype of training; values are narrowed nowhere else.
 
-    What is far from zero beside its spread (seconds since 1970, metres of a map grid) differs in digits that float32 has not. So a scaler
-    takes the mean away in float64, and what is left is narrowed.
+    Values far from zero relative to their spread (seconds since 1970, metres of a map grid) differ in digits that float32 lacks. So the
+    mean is subtracted in float64, and only the rest is narrowed.
     """
     if scaler is None:
         return value.to(device, dtype, non_blocking=True)
@@ -121,7 +121,7 @@ class Affine:
 
 @dataclass(frozen=True)
 class Own:
-    """A scaler of another package (see the file's first lines), with what it fitted."""
+    """A scaler of another package (see the top of this file), with its fitted parts."""
 
     rule: Any
     parts: Mapping[str, Tensor]
@@ -138,7 +138,7 @@ class Own:
 
     @classmethod
     def rebuilt(cls, kind: str, parts: Mapping[str, Tensor], axes: int, frames: int = 1) -> Own:
-        """A fitted scaler from its `tensors`; raises `Unknown` where the package is not installed."""
+        """A fitted scaler from its `tensors`; raises `Unknown` if the package is not installed."""
         return cls(plugins.load(GROUP, kind, ("fit", "transform", "reverse")), dict(parts), axes, frames)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -186,12 +186,12 @@ class ObservationScaler:
     maximum: tuple[float, ...] | None = setting(None, "largest value of each element, not fitted", only=("min_max",), probe=(9.0,))
     eps: float = setting(1e-3, "added to the deviation: a nearly constant element is not blown up", low=0.0, only=("standard",))
     fields: dict[str, Any] = setting(
-        {}, "another type for single fields of an observation of several, by field", probe={"": {"observation": "min_max"}}
+        {}, "another type for single fields of an observation with several, by field", probe={"": {"observation": "min_max"}}
     )
     options: dict[str, Any] = setting({}, "settings of another package's scaler", only=_own)
 
     def kind_of(self, name: str, dtype: Any, shape: tuple[int, ...], *, several: bool) -> str:
-        """The type for one field: what `fields` says, else `type`; pixel for images beside other fields, and nothing else for floats."""
+        """The type for one field: its entry in `fields`, or `type`; pixel for images beside other fields, and never pixel for floats."""
         kind = self.fields.get(name)
         if kind is None:
             image = np.dtype(dtype) == np.uint8 and len(shape) == 3
@@ -205,7 +205,7 @@ class ObservationScaler:
 def fit_observation(
     spec: ObservationScaler, columns: Mapping[str, np.ndarray], blocks: Mapping[str, Blocks], dtype: torch.dtype, device: torch.device
 ) -> dict[str, Scaler | None]:
-    """A fitted scaler for each observation field, None where nothing is scaled.
+    """Fit a scaler for each observation field; None for a field that is not scaled.
 
     Args:
         columns: field -> ``[rows, *shape]``, for dtype and shape.
@@ -216,32 +216,32 @@ def fit_observation(
     """
     kinds = _kinds(spec, columns)
     shapes = {name: column.shape[1:] for name, column in columns.items() if kinds[name] == spec.type}
-    given = {statistic: _by_hand(spec, statistic, shapes) for statistic in ("mean", "std", "minimum", "maximum")}
-    found: dict[str, Scaler | None] = {}
+    by_hand = {statistic: _by_hand(spec, statistic, shapes) for statistic in ("mean", "std", "minimum", "maximum")}
+    scalers: dict[str, Scaler | None] = {}
     training = dtype
     for name, kind in kinds.items():
         dtype = torch.float64 if is_wide(columns[name].dtype) else training  # see `scaled`
         if kind == "none":
-            found[name] = None
+            scalers[name] = None
         elif kind == "pixel":
-            found[name] = Affine.of(0.0, 1.0 / 255.0, dtype, device)
+            scalers[name] = Affine.of(0.0, 1.0 / 255.0, dtype, device)
         elif kind == "min_max":
-            low, high = chosen(extremes, blocks[name], given["minimum"].get(name), given["maximum"].get(name))
-            found[name] = Affine.between(low, high, dtype, device)
+            low, high = chosen(extremes, blocks[name], by_hand["minimum"].get(name), by_hand["maximum"].get(name))
+            scalers[name] = Affine.between(low, high, dtype, device)
         elif kind == "standard":
-            mean, std = chosen(moments, blocks[name], given["mean"].get(name), given["std"].get(name))
-            found[name] = Affine.of(mean, 1.0 / divisor(std + spec.eps), dtype, device)
+            mean, std = chosen(moments, blocks[name], by_hand["mean"].get(name), by_hand["std"].get(name))
+            scalers[name] = Affine.of(mean, 1.0 / divisor(std + spec.eps), dtype, device)
         else:
-            found[name] = Own.fit(kind, spec.options, blocks[name], columns[name].ndim - 1, dtype, device)
-    return found
+            scalers[name] = Own.fit(kind, spec.options, blocks[name], columns[name].ndim - 1, dtype, device)
+    return scalers
 
 
 def observation_between(
     spec: ObservationScaler, bounds: Mapping[str, tuple[np.ndarray, np.ndarray]], dtype: torch.dtype, device: torch.device
 ) -> dict[str, Scaler | None]:
-    """As `fit_observation`, from an environment's Box bounds, field -> (low, high) in the observation's dtype, where there is no data.
+    """As `fit_observation`, without data: from an environment's Box bounds, field -> (low, high) in the observation's dtype.
 
-    Raises `InvalidInput` where bounds do not say it: unbounded elements, and scalers that need a deviation, if it is not given by hand.
+    Raises `InvalidInput` if the bounds do not suffice: for unbounded elements, and for scalers that need a deviation that is not set.
     """
 
     def blocks(name: str) -> Blocks:
@@ -281,7 +281,7 @@ def _by_hand(spec: ObservationScaler, statistic: str, shapes: Mapping[str, tuple
     sizes = [int(np.prod(shape, dtype=np.int64)) for shape in shapes.values()]
     array = by_length(f"observation_scaler.{statistic}", values, sum(sizes), "elements of the observation")
     split = np.split(array, np.cumsum(sizes)[:-1])
-    return {name: each.reshape(shape) for each, (name, shape) in zip(split, shapes.items(), strict=True)}
+    return {name: part.reshape(shape) for part, (name, shape) in zip(split, shapes.items(), strict=True)}
 
 
 # --- Actions ---
@@ -301,7 +301,7 @@ class ActionScaler:
 
 
 def fit_action(spec: ActionScaler, low: np.ndarray, high: np.ndarray, dtype: torch.dtype, device: torch.device) -> Affine | None:
-    """The scaler of actions with the bounds ``low``, ``high`` ``[A]``; None where they stay as they are. Raises `InvalidInput`."""
+    """The scaler of actions with the bounds ``low``, ``high`` ``[A]``; None if they stay as they are. Raises `InvalidInput`."""
     if spec.minimum is not None:
         low = by_length("action_scaler.minimum", spec.minimum, len(low), "dimensions of the action")
     if spec.maximum is not None:
@@ -320,14 +320,14 @@ def fit_action(spec: ActionScaler, low: np.ndarray, high: np.ndarray, dtype: tor
 
 # --- Shared ---
 def by_length(name: str, values: tuple[float, ...], length: int, of: str) -> np.ndarray:
-    """Numbers given by hand as float64 ``[length]``; a single one stands for all. Raises `InvalidInput`."""
+    """The numbers of a setting as float64 ``[length]``; a single one is repeated. Raises `InvalidInput`."""
     if len(values) not in (1, length):
         raise InvalidInput(f"{name} has {len(values)} numbers for {length} {of}", hint=f"give one, or {length}")
     return np.broadcast_to(np.asarray(values, np.float64), length)
 
 
 def chosen(fit: Callable[[Blocks], tuple[Any, Any]], blocks: Blocks, one: Any, other: Any) -> tuple[Any, Any]:
-    """A pair of statistics: fitted where not given."""
+    """A pair of statistics: each as set, or fitted."""
     if one is not None and other is not None:
         return one, other
     first, second = fit(blocks)

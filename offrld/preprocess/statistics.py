@@ -22,17 +22,17 @@ def rows(column: np.ndarray, keep: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def block_rows(column: np.ndarray) -> int:
-    """How many rows of a column make a block."""
+    """The number of rows of a column in a block."""
     return max(1, _ELEMENTS // max(1, int(np.prod(column.shape[1:], dtype=np.int64))))
 
 
 def extremes(blocks: Blocks) -> tuple[np.ndarray, np.ndarray]:
-    """Least and largest value of each element, float64. Raises `InvalidInput` without rows, or where they are not finite."""
+    """Smallest and largest value of each element, float64. Raises `InvalidInput` without rows, or if they are not finite."""
     low = high = None
     for block in blocks():
         least, most = block.min(axis=0), block.max(axis=0)
-        low, high = (least, most) if low is None else (np.minimum(low, least), np.maximum(high, most))
-    if low is None:
+        low, high = (least, most) if low is None or high is None else (np.minimum(low, least), np.maximum(high, most))
+    if low is None or high is None:
         raise _nothing()
     return _finite(np.asarray(low, np.float64)), _finite(np.asarray(high, np.float64))
 

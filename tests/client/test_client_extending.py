@@ -66,7 +66,7 @@ def test_what_is_no_algorithm_is_refused(installed):
 
     with pytest.raises(InvalidInput, match=r"'broken_bc' of 'offrl.algorithms' cannot be loaded from \w+: RuntimeError: no card"):
         get("broken_bc")
-    with pytest.raises(InvalidInput, match=r"'none_bc' of 'offrl.algorithms' is None, no Algorithm"):
+    with pytest.raises(InvalidInput, match=r"'none_bc' of 'offrl.algorithms' is None, not an Algorithm"):
         get("none_bc")
 
 

@@ -12,8 +12,8 @@ import torch
 
 from offrl.errors import InvalidInput
 from offrld import settings
-from offrld.engine.definition import optimizer as ours
-from offrld.engine.definition.optimizer import Optimizer
+from offrld.engine.definition import optimizer_step as ours
+from offrld.engine.definition.optimizer import OPTIMIZERS, Optimizer, parts_of
 
 SHAPES = {
     "net.0.weight": (4, 3), "net.0.bias": (4,), "net.0.norm.weight": (4,), "net.conv.weight": (2, 3, 2, 2), "net.time.embedding": (5, 2),
@@ -40,7 +40,7 @@ def gradients(k: int, seed: int = 0) -> list[torch.Tensor]:
 
 
 def state(optimizer: Optimizer, params: list[torch.Tensor]) -> dict[str, list[torch.Tensor]]:
-    return {part: [torch.zeros_like(p) for p in params] for part in ours.parts_of(optimizer)}
+    return {part: [torch.zeros_like(p) for p in params] for part in parts_of(optimizer)}
 
 
 def moved(optimizer: Optimizer, *, factors: Any = None, on_device: bool = False, seeds: tuple[int, ...] | None = None, steps: int = STEPS):
@@ -187,7 +187,7 @@ def test_the_other_rules_equal_those_of_torch(kind, options, of_torch, decay, on
 def test_every_optimizer_of_torch_has_its_rule_or_a_reason():
     known = {name.lower() for name in vars(torch.optim) if isinstance(getattr(torch.optim, name), type)} - {"optimizer"}
     without = {"lbfgs", "sparseadam", "adafactor", "muon", "asgd"}  # the reasons: offrld/engine/definition/rules.py
-    assert known - without <= set(ours.OPTIMIZERS)
+    assert known - without <= set(OPTIMIZERS)
 
 
 def test_the_defaults_are_those_of_the_field():

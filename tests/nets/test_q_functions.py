@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,6 +12,7 @@ from offrl.errors import InvalidInput
 from offrld.losses import bellman
 from offrld.nets import CONTEXT, Context, Critics, DiscreteCritics, Encoder, QFunction, ValueFunction
 from offrld.nets.tracing import one_graph
+from offrld.nets.values import Quantiles
 
 D, A, N_ACTIONS, B, K, MEMBERS = 3, 2, 4, 5, 6, 3
 ENCODER = Encoder(units=(7, 6))
@@ -317,7 +317,7 @@ def test_fqfs_proposal_gradient_is_the_formula_and_touches_nothing_else(discrete
     net = critics_of("fqf", discrete=discrete, entropy_coeff=entropy_coeff)
     params, target = params_of(net), normal(B, 4, seed=5)
     mine = gradients(net, params, discrete, target)
-    without = gradients(net, params, discrete, target, lambda values: dataclasses.replace(values, proposal=None))
+    without = gradients(net, params, discrete, target, lambda values: Quantiles(values.mean, values.quantiles, values.taus))
     p = {name: value.numpy() for name, value in params.items()}
     action = [0, 3, 1, 2, 3]
     rows = np.concatenate([x.numpy() for x in inputs(discrete)], -1)

@@ -9,12 +9,10 @@ Metrics: `value_loss`, `policy_loss`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor
 
-from offrld.engine import Algorithm, Batch, Optimizer, Space, State, Step, ValueConfig, setting
+from offrld.engine import Algorithm, Batch, LossResult, Optimizer, Space, State, Step, ValueConfig, setting
 from offrld.nets import DeterministicPolicy, Encoder, Params, ValueFunction
 
 LIMIT = 4.0  # of the exponent: weights between 1/55 and 55
@@ -28,19 +26,25 @@ class Config(ValueConfig):
     optimizer: Optimizer = Optimizer()
 
 
-def networks(config: Config, space: Space) -> dict[str, Any]:
-    return {
-        "policy": DeterministicPolicy("policy", space.view, space.action_size, config.encoder),
-        "value": ValueFunction("value", space.view, config.encoder),
-    }
+@dataclass(frozen=True)
+class Nets:
+    policy: DeterministicPolicy
+    value: ValueFunction
 
 
-def value_loss(params: Params, config: Config, nets: Any, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+def networks(config: Config, space: Space) -> Nets:
+    return Nets(
+        policy=DeterministicPolicy("policy", space.view, space.action_size, config.encoder),
+        value=ValueFunction("value", space.view, config.encoder),
+    )
+
+
+def value_loss(params: Params, config: Config, nets: Nets, state: State, batch: Batch) -> LossResult:
     loss = ((nets.value(params, batch.observation) - batch.returns) ** 2).mean()
     return loss, {"value_loss": loss}
 
 
-def policy_loss(params: Params, config: Config, nets: Any, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+def policy_loss(params: Params, config: Config, nets: Nets, state: State, batch: Batch) -> LossResult:
     with torch.no_grad():
         advantage = batch.returns - nets.value(state.params, batch.observation)  # [B]
         weight = torch.exp((advantage / config.temperature).clamp(-LIMIT, LIMIT))

@@ -1,11 +1,12 @@
-"""What an algorithm is: a frozen config, networks, pure losses and a schedule of steps. The engine does the rest.
+"""The form of an algorithm: a frozen config, networks, pure losses and a schedule of steps. The engine does the rest.
 
-A loss is ``loss(params, config, nets, state, batch) -> (scalar, metrics)``: it differentiates with respect to ``params`` (the
-networks that its step optimises; the others are there as constants), reads everything else from ``state``, and takes its random
-numbers from ``batch.noise``. It sees one seed; the engine runs it for many. No branch on a tensor, no ``.item()``.
+A loss is ``loss(params, config, nets, state, batch) -> (scalar, metrics)``. The engine differentiates it with respect to the parameters
+in ``params`` that its step optimises (``params`` holds the others as constants). The loss reads everything else from ``state`` and
+takes its random numbers from ``batch.noise``. It is written for one seed and runs for many: it must not branch on a tensor's value or call
+``.item()``.
 
 ``params`` are in training mode (dropout, statistics of the batch), ``state.params`` and ``state.target`` in evaluation mode: a
-policy's loss therefore asks the Q functions in ``state.params``. See `offrld.nets.context`.
+policy's loss therefore evaluates the Q functions with ``state.params``. See `offrld.nets.context`.
 """
 
 from __future__ import annotations
@@ -22,12 +23,10 @@ from offrld import settings
 from offrld.engine.definition.optimizer import Optimizer
 from offrld.engine.definition.space import Space
 from offrld.fits import check_kind
-from offrld.nets import Params
+from offrld.nets import Observation, Params
 from offrld.preprocess.rewards import RewardScaler
 from offrld.preprocess.scalers import ActionScaler, ObservationScaler
 from offrld.settings import setting
-
-Observation = Tensor | dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -35,13 +34,13 @@ class Config:
     """Settings that every algorithm has."""
 
     batch_size: int = setting(256, "transitions per update", unit="transitions", low=1, high=1_000_000)
-    frame_stack: int = setting(1, "observations seen at once, the newest and those before it", unit="observations", low=1, high=1024)
+    frame_stack: int = setting(1, "observations seen at once: the newest and the ones before it", unit="observations", low=1, high=1024)
     observation_scaler: ObservationScaler = ObservationScaler()
 
 
 @dataclass(frozen=True)
 class ActionConfig:
-    """Beside `Config`: of algorithms that learn continuous actions."""
+    """Settings of algorithms that learn continuous actions, beside `Config`."""
 
     action_scaler: ActionScaler = ActionScaler()
 
@@ -59,11 +58,17 @@ class ValueConfig(Config):
 class Batch:
     """One seed's transitions as losses see them: scaled, on the training device.
 
-    observation, next_observation as `Space.view` says (``[B, D]``, ``[B, C, H, W]``, or a dict of such); action ``[B, A]`` in [-1, 1]
-    or ``[B]`` int64; reward (n-step sum), terminal (1 for a true end), discount (gamma^steps used) ``[B]``; next_action like action
-    and returns ``[B]``, the discounted rewards to the episode's end (for algorithms that ask for them); weight ``[B]``, how much each
-    transition counts (None: all alike), of a prioritized sampler; noise by name; key, a 0-d int64 tensor from which networks draw their own
-    random numbers.
+    Attributes:
+        observation, next_observation: of the shape `Space.view`: ``[B, D]``, ``[B, C, H, W]``, or a dict of such.
+        action: ``[B, A]`` in [-1, 1], or ``[B]`` int64.
+        reward: the n-step sum, ``[B]``.
+        terminal: 1 for a true end of the episode, ``[B]``.
+        discount: gamma^n for the n steps of the sum, ``[B]``.
+        noise: random numbers by the names of `Algorithm.noise`.
+        key: a 0-d int64 tensor, from which networks draw their own random numbers.
+        next_action: like ``action``; for algorithms with `Algorithm.next_action`.
+        returns: discounted rewards to the episode's end, ``[B]``; for algorithms with `Algorithm.returns`.
+        weight: how much each transition of a prioritized sampler counts, ``[B]``; None: all count alike.
     """
 
     observation: Observation
@@ -79,7 +84,7 @@ class Batch:
     weight: Tensor | None = None
 
     def weighted(self, values: Tensor, axis: int = 0) -> Tensor:
-        """``values`` of the transitions, which lie along ``axis``, times their weights."""
+        """Multiply the ``values`` of the transitions, which lie along ``axis``, by their weights."""
         if self.weight is None:
             return values
         shape = [1] * values.dim()
@@ -87,13 +92,13 @@ class Batch:
         return values * self.weight.reshape(shape)
 
     def mean(self, values: Tensor) -> Tensor:
-        """The mean of ``values [B, ...]``, each transition's times its weight: what a loss sums up with."""
+        """Average ``values [B, ...]``, each transition's multiplied by its weight. Losses end with it."""
         return self.weighted(values).mean()
 
 
 @dataclass(frozen=True)
 class Windows:
-    """One seed's windows of L consecutive steps, for sequence models; what lies before an episode's start is zeros, on the left.
+    """One seed's windows of L consecutive steps, for sequence models; positions before an episode's start, on the left, hold zeros.
 
     observation ``[B, L, ...]``, action ``[B, L, A]`` or ``[B, L]`` int64; reward, returns_to_go (undiscounted, to the episode's end),
     terminal and mask (1 for a real step) ``[B, L]``; timesteps ``[B, L]`` int64, from 1; noise and key as in `Batch`.
@@ -112,10 +117,10 @@ class Windows:
 
 @dataclass(frozen=True)
 class Rollout:
-    """Steps that the policy has just played itself, for algorithms that learn from nothing older.
+    """Steps that the policy itself has just played, for algorithms that learn from nothing older.
 
-    observation as in `Batch`; action ``[B, A]``, as it was drawn, before any bound, or ``[B]`` int64; and ``[B]`` each: the log density of
-    the action and the value of the state when it was played, the advantage and the return that came of it; noise and key as in `Batch`.
+    observation as in `Batch`; action ``[B, A]`` as it was drawn, before any bound, or ``[B]`` int64. The rest is ``[B]`` each: the action's
+    log density and the state's value when it was played, the advantage, and the return; noise and key as in `Batch`.
     """
 
     observation: Observation
@@ -133,10 +138,7 @@ KINDS = {"transitions": Batch, "windows": Windows, "rollouts": Rollout}
 
 @dataclass(frozen=True)
 class State:
-    """What a loss may read as constants.
-
-    All parameters, the target copies, what `Algorithm.prepare` computed, and the tensors of `Algorithm.carry`.
-    """
+    """The constants of a loss: all parameters, target copies, the result of `Algorithm.prepare`, and the tensors of `Algorithm.carry`."""
 
     params: Params
     target: Params
@@ -158,10 +160,10 @@ class Step:
     """One part of an update, done in every update ``k`` with ``start <= k < until`` and ``k % every == 0``.
 
     In order: ``loss`` is differentiated with respect to the networks named in ``optimizes`` and ``optimizer`` moves them; then the
-    target copies named in ``polyak`` follow by that rate (``target += rate * (online - target)``); 1.0 copies.
+    target copies named in ``polyak`` follow at their rates: ``target += rate * (online - target)``; 1.0 copies.
 
     Attributes:
-        moments: the step whose optimiser state this one shares (its own without); both optimise the same networks.
+        moments: the step whose optimizer state this step shares; None: it has its own. Both optimise the same networks.
         rate: a factor on the learning rate, computed from the carry: a 0-d tensor, for schedules that depend on the data seen so far.
     """
 
@@ -184,9 +186,9 @@ class Step:
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of training with its own schedule: ``updates`` of it (None: all that are left).
+    """A part of training with its own schedule, for ``updates`` updates (None: all that are left).
 
-    ``single_steps``: its batches are of single steps, whatever ``n_steps`` says (models of the environment learn from nothing else).
+    ``single_steps``: its batches hold single steps, whatever ``n_steps`` is, as models of the environment need.
     """
 
     name: str
@@ -197,7 +199,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Noise:
-    """Random numbers that a loss wants: ``shape`` of one seed's tensor, standard normal or uniform on [0, 1)."""
+    """Random numbers for a loss: the ``shape`` of one seed's tensor, and whether they are standard normal or uniform on [0, 1)."""
 
     shape: tuple[int, ...]
     distribution: Literal["normal", "uniform"] = "normal"
@@ -210,43 +212,44 @@ class Algorithm:
     Attributes:
         name: the registry's name, in snake case.
         summary: one line for `offrl algos`.
-        paper: where it comes from.
-        actions: the kind of actions that it can learn.
+        paper: its reference.
+        actions: the kind of actions that it learns.
         config: the settings with their defaults (which follow the paper).
         networks: ``(config, space) -> `` a frozen dataclass with one field per network, or a dict of networks by name. A network's
             parameters begin with its name; a field that is None stands for a network that this config does without.
         schedule: ``config -> steps`` in the order in which an update does them.
         act: ``(params, config, nets, observation) -> `` greedy action ``[B, A]`` in [-1, 1], or the scores ``[B, n]`` of discrete
             actions; without random numbers.
-        candidates: ``(params, config, nets, observation) -> `` actions ``[K, B, A]`` in [-1, 1] and their scores ``[K, B]``, where ``act``
-            takes the best of several: whoever computes it in another order of sums may choose another of the same score.
+        candidates: ``(params, config, nets, observation) -> `` actions ``[K, B, A]`` in [-1, 1] and their scores ``[K, B]``, if ``act``
+            takes the best of several: code that sums in another order may choose another candidate of the same score.
         sample: ``(params, config, nets, observation, noise) -> `` an action drawn from a stochastic policy by standard normal noise
-            ``[B, A]``; None: it acts greedily (discrete actions are drawn by the softmax of ``act``'s scores if ``draws_scores``).
+            ``[B, A]``; None: it acts greedily.
+        draws_scores: discrete actions are drawn by the softmax of ``act``'s scores.
         value: ``(params, config, nets, observation, action) -> `` values ``[N, B]`` of the ensemble; None for algorithms without values.
         play: ``(params, nets, observation, noise) -> `` an action as it is drawn, its log probability and the state's value, for algorithms
             that learn from rollouts; ``noise [B, A]`` is standard normal, or uniform ``[B, n]`` for discrete actions.
         noise: ``(config, space) -> {name: Noise}``.
         targets: the networks that have target copies.
-        presets: name -> settings; ``paper`` and ``d3rlpy`` exist for every algorithm.
-        next_action: whether batches carry the dataset's next action; or ``policy``: that of the policy which ``inputs`` names so.
-        returns: whether batches carry the return from the transition on.
+        presets: name -> settings; every algorithm has ``paper``.
+        next_action: whether batches hold the dataset's next action; ``policy``: they hold that of the policy in ``inputs``.
+        returns: whether batches hold the return from the transition on.
 
-    Hooks for what is special, declared rather than coded into the trainer:
-        batch_kind: what a batch is made of: `Batch`, `Windows` (of ``config.context_size`` steps), or `Rollout`, which no dataset has:
-            such an algorithm learns from what it plays itself (`offrld.collect.on_policy`).
+    Hooks, which keep special cases out of the trainer:
+        batch_kind: the contents of a batch: `Batch`, `Windows` (of ``config.context_size`` steps), or `Rollout`, which no dataset has:
+            such an algorithm learns from its own play (`offrld.collect.on_policy`).
         carry: ``(config, space) -> {name: shape}`` of tensors that one update hands to the next. They live in the training state, one
             set per seed, and start as zeros; losses set them by `offrld.nets.remember`, ``between`` writes into them.
             ``memory`` is the earlier name of this argument.
         prepare: ``(dataset, config) -> {name: array}`` computed once from the training episodes (a `Dataset`); losses read
             it as ``state.data``.
-        stages: ``config -> stages`` where training has several; else there is one with ``schedule``.
-        between: ``(learner, k) -> None`` before update ``k`` (model rollouts, rates that depend on what was seen).
-        next_between: ``(config, k) -> `` the first update after ``k`` before which ``between`` does something again, so that those up to it
-            may run as one graph; None: the next one.
-        acts: whether ``act`` is a policy that is learned here (not so: models of the environment, evaluations of another policy).
-        inputs: settings (text, or none) that name another job whose result this algorithm takes, with what that has to be: an
-            algorithm's name, or ``policy``: of any that learns to act. What they name is in ``learner.inputs``, as
-            `offrld.engine.learner.loaded.Loaded`, from before ``prepare`` on.
+        stages: ``config -> stages`` if training has several; None: one stage with ``schedule``.
+        between: ``(learner, k) -> None``, called before update ``k`` (model rollouts, rates that depend on the data seen so far).
+        next_between: ``(config, k) -> `` the first update after ``k`` before which ``between`` acts again, so that the updates up to it may
+            run as one graph; None: the next update.
+        acts: whether ``act`` is a policy that is learned here; false for models of the environment and evaluations of another policy.
+        inputs: settings (text, or none) that name another job whose result this algorithm uses, each with the algorithm that the job must
+            have, or ``policy`` for any algorithm that learns to act. From before ``prepare`` on, ``learner.inputs`` holds the results
+            as `offrld.engine.learner.loaded.Loaded`.
     """
 
     name: str
@@ -283,27 +286,27 @@ class Algorithm:
 
     @property
     def has_policy(self) -> bool:
-        """Whether a policy comes of a run: one that is learned, or the one that is evaluated."""
+        """Whether a run yields a policy: a learned one, or the one that it evaluates."""
         return self.acts or "policy" in self.inputs.values()
 
     def nets(self, config: Any, space: Space) -> Any:
-        """The networks of a config, each an attribute: the algorithm's own dataclass, or a namespace made from its dict."""
+        """Build the networks of a config, each an attribute of the algorithm's dataclass, or of a namespace made from its dict."""
         networks = self.networks(config, space)
         return SimpleNamespace(**networks) if isinstance(networks, Mapping) else networks
 
     def configure(self, values: Mapping[str, Any] | None = None, preset: str | None = None) -> Any:
-        """The config with a preset and then ``values`` (dotted names) applied; raises `Unknown` or `InvalidInput`."""
+        """Apply a preset and then ``values`` (dotted names) to the default config; raises `Unknown` or `InvalidInput`."""
         if preset is not None and preset not in self.presets:
             raise Unknown(f"algorithm {self.name!r} has no preset {preset!r}", hint=nearest(preset, list(self.presets)))
         return settings.build(self.config, self.presets[preset] if preset is not None else {}, values or {})
 
     @property
     def plays(self) -> bool:
-        """Whether it learns from what it plays itself, and from no dataset."""
+        """Whether it learns from its own play instead of a dataset."""
         return self.batch_kind == "rollouts"
 
     def check(self, space: Space) -> None:
-        """Raise `InvalidInput` where the dataset's actions are of the wrong kind."""
+        """Raise `InvalidInput` if the dataset's actions are of the wrong kind."""
         check_kind(self.name, self.actions, discrete=space.discrete)
 
 

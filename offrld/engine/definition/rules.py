@@ -1,7 +1,7 @@
 """Rules of `torch.optim` that have no fused kernel: from gradients to the move that the parameters make per unit of learning rate.
 
 Each rule equals the optimiser of torch that has its name, element by element, so that its state has the parameters' shapes, with or without
-a seed axis, and begins with zeros. ``k`` counts the steps from 1: a number, or a 0-d tensor where a captured graph must see it change.
+a seed axis, and starts as zeros. ``k`` counts the steps from 1: a number, or a 0-d tensor where a captured graph must see it change.
 Torch's other optimisers are not of this form: LBFGS evaluates the loss several times, SparseAdam wants sparse gradients, Adafactor and Muon
 look at whole matrices, and the point of ASGD is an average of the parameters, of which the policy would have to be made.
 """
@@ -9,18 +9,16 @@ look at whole matrices, and the point of ASGD is an average of the parameters, o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from offrld.engine.definition.optimizer import Optimizer
+from offrld.engine.definition.optimizer import Optimizer, eps_of
 
 Number = float | Tensor
 Tensors = list[Tensor]
-Rule = Callable[["Optimizer", Tensors, dict[str, Tensors], Number], Tensors]
+Rule = Callable[[Optimizer, Tensors, dict[str, Tensors], Number], Tensors]
 STEP_SIZES = (1e-4, 5e3)  # least and largest move of an element in rprop, of the learning rate: torch's limits at its own rate of 0.01
 RECTIFIED = 5.0  # length of the average from which on radam divides by the deviation
 
@@ -59,14 +57,16 @@ def radam(spec: Optimizer, grads: Tensors, parts: dict[str, Tensors], k: Number)
     decayed = _power(spec.beta2, k)
     length = longest - 2 * k * decayed / (1 - decayed)
     share = (1 - decayed) * (length - 4) * (length - 2) * longest / ((longest - 4) * (longest - 2) * length)
-    if isinstance(length, Tensor):
-        known = (length > RECTIFIED).to(length.dtype)
-        rectified = share.clamp(min=0).sqrt() * known
+    long_enough: Number
+    rectified: Number
+    if isinstance(length, Tensor) and isinstance(share, Tensor):
+        long_enough = (length > RECTIFIED).to(length.dtype)
+        rectified = share.clamp(min=0).sqrt() * long_enough
     else:
-        known = float(length > RECTIFIED)
-        rectified = math.sqrt(max(share, 0.0)) * known
+        long_enough = float(length > RECTIFIED)
+        rectified = math.sqrt(max(float(share), 0.0)) * long_enough
     divisor = torch._foreach_add(torch._foreach_sqrt(second), eps_of(spec))
-    move = _add(_times(torch._foreach_reciprocal(divisor), rectified), 1 - known)
+    move = _add(_times(torch._foreach_reciprocal(divisor), rectified), 1 - long_enough)
     torch._foreach_mul_(move, first)
     return _times(move, 1 / (1 - _power(spec.beta1, k)))
 
@@ -99,31 +99,21 @@ def rprop(spec: Optimizer, grads: Tensors, parts: dict[str, Tensors], k: Number)
         product = grad * previous
         factor = torch.where(product > 0, spec.grow, torch.where(product < 0, spec.shrink, 1.0)).to(excess.dtype)
         excess.copy_(((1 + excess) * factor - 1).clamp(least, largest))
-        kept = torch.where(product < 0, 0.0, grad)  # after a change of sign an element waits for a step
-        previous.copy_(kept)
-        move.append(kept.sign() * (1 + excess))
+        direction = torch.where(product < 0, 0.0, grad)  # after a change of sign an element waits for a step
+        previous.copy_(direction)
+        move.append(direction.sign() * (1 + excess))
     return move
 
 
 RULES: dict[str, Rule] = {"adamax": adamax, "nadam": nadam, "radam": radam, "adagrad": adagrad, "adadelta": adadelta, "rprop": rprop}
-PARTS = {
-    "adamax": ("first", "largest"), "nadam": ("first", "second", "lacking"), "radam": ("first", "second"), "adagrad": ("sum",),
-    "adadelta": ("second", "moves"), "rprop": ("previous", "excess"),
-}  # fmt: skip
-EPS = {"rmsprop": 1e-2, "adagrad": 1e-10, "adadelta": 1e-6}  # of all others: 1e-8
 
 
-def eps_of(spec: Optimizer) -> float:
-    """What is added to the divisor: as set, else the rule's own."""
-    return EPS.get(spec.type, 1e-8) if spec.eps is None else spec.eps
-
-
-def _square_mean(mean: Tensors, values: Sequence[Tensor], decay: float) -> None:
+def _square_mean(mean: Tensors, values: Tensors | tuple[Tensor, ...], decay: float) -> None:
     torch._foreach_mul_(mean, decay)
     torch._foreach_addcmul_(mean, values, values, value=1 - decay)
 
 
-def _times(tensors: Tensors, factor: Number) -> Tensors:
+def _times(tensors: Tensors | tuple[Tensor, ...], factor: Number) -> Tensors:
     return list(torch._foreach_mul(tensors, factor.to(tensors[0].dtype) if isinstance(factor, Tensor) else factor))
 
 

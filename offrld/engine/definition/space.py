@@ -75,18 +75,18 @@ class Space:
         }
 
     @classmethod
-    def from_json(cls, told: dict[str, Any]) -> Space:
-        """The space of which ``told`` is the `as_json`."""
-        low, high = (None if told[name] is None else np.asarray(told[name], np.float64) for name in ("low", "high"))
+    def from_json(cls, saved: dict[str, Any]) -> Space:
+        """Rebuild the space that `as_json` ``saved``."""
+        low, high = (None if saved[name] is None else np.asarray(saved[name], np.float64) for name in ("low", "high"))
         return cls(
-            observation={name: (field["dtype"], tuple(field["shape"])) for name, field in told["observation"].items()},
-            discrete=bool(told["discrete"]),
-            action_size=int(told["n"]) if told["discrete"] else len(low),
+            observation={name: (field["dtype"], tuple(field["shape"])) for name, field in saved["observation"].items()},
+            discrete=bool(saved["discrete"]),
+            action_size=int(saved["n"]) if saved["discrete"] else len(saved["low"]),
             low=low,
             high=high,
-            source=told["source"],
-            frame_stack=int(told["frame_stack"]),
-            whole=bool(told.get("whole", False)),
+            source=saved["source"],
+            frame_stack=int(saved["frame_stack"]),
+            whole=bool(saved.get("whole", False)),
         )
 
 

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from offrld.engine.definition import optimizer
 from offrld.engine.definition.algorithm import Stage, State, Step
+from offrld.engine.definition.optimizer import parts_of
 from offrld.nets import Params, is_buffer
 
 
@@ -86,7 +86,7 @@ class TrainState:
                 if step.loss is None or key in self.moments:
                     continue
                 mine = trained(step.optimizes, self.params)
-                parts = {part: {n: torch.zeros_like(v) for n, v in mine.items()} for part in optimizer.parts_of(step.optimizer)}
+                parts = {part: {n: torch.zeros_like(v) for n, v in mine.items()} for part in parts_of(step.optimizer)}
                 self.moments[key] = Moments(parts, torch.zeros(1 if stacked else len(seeds), device=device))
         self.views = [self._view(part, steps, data) for part in ([slice(None)] if stacked else range(len(seeds)))]
         self.schedules = {stage.name: [self._due(stage, step) for step in stage.schedule] for stage in stages}

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from offrld.engine.definition import optimizer
-from offrld.engine.definition.optimizer import polyak
+from offrld.engine.definition import optimizer_step
+from offrld.engine.definition.optimizer_step import polyak
 from offrld.engine.updates.runner import Gradients
 from offrld.engine.updates.train_state import Due, TrainState
 
@@ -53,7 +53,7 @@ class Updater:
         """Let the optimiser of a step move its parameters."""
         step = due.step
         for view, grads, (params, parts, count) in zip(self.state.views, gradients, due.groups, strict=True):
-            optimizer.step(
+            optimizer_step.step(
                 step.optimizer,
                 step.learning_rate,
                 params,

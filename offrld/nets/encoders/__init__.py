@@ -3,8 +3,8 @@ and computes from a dict of parameters that it is given. So one description serv
 
 from offrld.nets.encoders.mlp import Mlp
 from offrld.nets.encoders.plugins import types
-from offrld.nets.encoders.registry import Network, View, build
+from offrld.nets.encoders.registry import Network, Observation, View, build
 from offrld.nets.encoders.settings import ACTIVATIONS, Encoder
 from offrld.nets.linear import Params
 
-__all__ = ["ACTIVATIONS", "Encoder", "Mlp", "Network", "Params", "View", "build", "types"]
+__all__ = ["ACTIVATIONS", "Encoder", "Mlp", "Network", "Observation", "Params", "View", "build", "types"]

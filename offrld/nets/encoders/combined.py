@@ -52,8 +52,8 @@ class CombinedEncoder:
         features = [network(params, observation[field]) for field, network in self._images.items()]
         if self._vector is not None:
             flat = [observation[field].reshape(*_leading(observation[field], shape), -1) for field, shape in self._vectors.items()]
-            given = [torch.cat(flat, dim=-1)] if flat else []
-            features.append(self._vector(params, *given, *([] if action is None else [action])))
+            joined = [torch.cat(flat, dim=-1)] if flat else []
+            features.append(self._vector(params, *joined, *([] if action is None else [action])))
         leading = torch.broadcast_shapes(*(part.shape[:-1] for part in features))
         return torch.cat([part.expand(*leading, part.shape[-1]) for part in features], dim=-1)  # [..., F]
 

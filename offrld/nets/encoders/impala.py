@@ -12,7 +12,6 @@ from offrld.nets.linear import Linear, Params, xavier_init
 
 FEATURES = 256
 BLOCKS = 2  # residual blocks of a stage
-HALF = {"kernel_size": 3, "stride": 2, "padding": 1}
 
 
 class ImpalaEncoder:
@@ -51,13 +50,13 @@ class ImpalaEncoder:
         leading = observation.shape[:-3]
         x = observation.reshape(-1, *self._view)
         for stage, _, _ in self._stages:
-            x = F.max_pool2d(_conv(params, f"{stage}.conv", x), **HALF)  # [N, C, H, W]
+            x = F.max_pool2d(_conv(params, f"{stage}.conv", x), kernel_size=3, stride=2, padding=1)  # [N, C, H, W]
             for j in range(BLOCKS):
                 inner = _conv(params, f"{stage}.block_{j}.first", activate(self._activation, x))
                 x = x + _conv(params, f"{stage}.block_{j}.second", activate(self._activation, inner))
         x = activate(self._activation, x).reshape(*leading, -1)
-        given = (x,) if action is None else (x, action)
-        return self._stage(params, self._linear(params, *given, relu=self._stage.relu), activated=self._stage.relu)  # [..., F]
+        parts = (x,) if action is None else (x, action)
+        return self._stage(params, self._linear(params, *parts, relu=self._stage.relu), activated=self._stage.relu)  # [..., F]
 
 
 def _conv(params: Params, name: str, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What follows a linear or convolution layer: activation, batch norm, layer norm and dropout, in this order."""
+"""The rest of a layer after its product: activation, batch norm, layer norm and dropout, in this order."""
 
 from __future__ import annotations
 
@@ -122,5 +122,5 @@ def dropout(params: Params, name: str, x: Tensor, rate: float, *, image: bool = 
     if context is None or not context.training:
         return x
     shape = (*x.shape[:2], 1, 1) if image else x.shape
-    kept = context.uniform(name, shape, x) >= rate
-    return x * (kept.to(x.dtype) / (1.0 - rate))
+    mask = context.uniform(name, shape, x) >= rate
+    return x * (mask.to(x.dtype) / (1.0 - rate))

@@ -1,4 +1,4 @@
-"""A vector encoder with its output layer: what is left of the first form of the networks."""
+"""A vector encoder with an output layer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The encoder of images: convolutions without padding and a linear layer, by default those of Nature DQN (Mnih et al. 2015)."""
+"""The encoder of images: convolutions without padding and a linear layer, by default the ones of Nature DQN (Mnih et al. 2015)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class PixelEncoder:
         self.name, self._view = name, tuple(view)
         channels, *size = view
         self._convolutions: list[tuple[tuple[int, int, int, int], int, Stage]] = []
-        if problem := too_small(*size, encoder.filters):
+        if problem := too_small(size[0], size[1], encoder.filters):
             raise InvalidInput(problem, hint=f"larger images, or smaller filters, for example {fitting(*size)}")
         for i, (width, kernel, stride) in enumerate(encoder.convolutions):
             stage = Stage(f"{name}.{i}", width, encoder, image=True)
@@ -53,5 +53,5 @@ class PixelEncoder:
         x = observation.reshape(-1, *self._view)
         for _, stride, stage in self._convolutions:
             x = stage(params, F.conv2d(x, params[f"{stage.name}.weight"], params[f"{stage.name}.bias"], stride=stride))  # [N, C, H, W]
-        given = (x.reshape(*leading, -1),) if action is None else (x.reshape(*leading, -1), action)
-        return self._stage(params, self._linear(params, *given, relu=self._stage.relu), activated=self._stage.relu)  # [..., F]
+        parts = (x.reshape(*leading, -1),) if action is None else (x.reshape(*leading, -1), action)
+        return self._stage(params, self._linear(params, *parts, relu=self._stage.relu), activated=self._stage.relu)  # [..., F]

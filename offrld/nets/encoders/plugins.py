@@ -1,8 +1,8 @@
-"""The types of encoders: the built-in ones, and those that installed packages add through the entry-point group ``offrl.encoders``.
+"""The types of encoders: the built-in ones, and the ones that packages add through the entry-point group ``offrl.encoders``.
 
-An entry point names an object with ``build(name, view, encoder, action_size)`` that returns a network (see `registry.Network`); what
-it takes beyond the common settings stands in ``encoder.options``, which it checks itself. Listing reads the names of entry points;
-a package is imported only when its type is asked for.
+An entry point names an object with ``build(name, view, encoder, action_size)`` that returns a network (see `registry.Network`). Its
+further settings are in ``encoder.options``, which it checks itself. Listing reads the names of entry points; a package is imported
+only when its type is used.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ BUILT_IN = ("default", "vector", "dense", "pixel", "impala", "simba")
 
 
 def types() -> tuple[str, ...]:
-    """Every type of encoder: the built-in ones, then those of installed packages (a package cannot replace a built-in one)."""
+    """List every type: the built-in ones, then those of installed packages, which cannot replace a built-in one."""
     return (*BUILT_IN, *plugins())
 
 
@@ -28,7 +28,7 @@ def plugins() -> tuple[str, ...]:
 
 
 def all_but(*left_out: str) -> Callable[[], tuple[str, ...]]:
-    """A function that gives every type but those, for settings which these do not read."""
+    """A function that lists every type but these, for a setting that these types do not read."""
     return lambda: tuple(name for name in types() if name not in left_out)
 
 

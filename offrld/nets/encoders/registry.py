@@ -1,9 +1,9 @@
-"""Which encoders there are, and how one is made from its settings."""
+"""Make an encoder from its settings."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -19,17 +19,21 @@ from offrld.nets.encoders.vector import VectorEncoder
 from offrld.nets.linear import Params
 
 IMAGES = ("pixel", "impala")  # types that take images
-View = tuple[int, ...] | Mapping[str, tuple[int, ...]]
+View = tuple[int, ...] | Mapping[str, tuple[int, ...]]  # shape of an observation, or shape by field
+Observation = Tensor | dict[str, Tensor]  # [B, ...], or by field
 
 
 class Network(Protocol):
-    """What an encoder is: it makes its parameters, whose names begin with its name, and computes from those it is given."""
+    """An encoder: it makes its parameters, whose names start with its name, and computes from the parameters it is given.
+
+    Each class takes the observations it is built for: a tensor, or a dict of tensors by field.
+    """
 
     feature_size: int
 
     def init(self, generator: torch.Generator, dtype: torch.dtype) -> Params: ...
 
-    def __call__(self, params: Params, observation: Tensor, action: Tensor | None = None) -> Tensor: ...
+    def __call__(self, params: Params, observation: Any, action: Tensor | None = None) -> Tensor: ...
 
 
 def build(name: str, view: View, encoder: Encoder, action_size: int = 0) -> Network:
@@ -82,7 +86,7 @@ def _plugin(name: str, view: View, encoder: Encoder, action_size: int) -> Networ
     size = getattr(network, "feature_size", None)
     if not isinstance(size, int) or size < 1 or not callable(network) or not callable(getattr(network, "init", None)):
         raise InvalidInput(
-            f"encoder type {encoder.type!r} built {type(network).__name__}, which is no network",
+            f"encoder type {encoder.type!r} built {type(network).__name__}, which is not a network",
             hint="it needs feature_size (at least 1), init(generator, dtype) and a call with (params, observation, action)",
         )
     return network

@@ -17,7 +17,7 @@ ACTIVATIONS = ("relu", "tanh", "swish", "gelu", "geglu", "none")
 class Encoder:
     """How observations (and continuous actions) become features.
 
-    ``default`` takes images through ``pixel`` and vectors through ``vector``; ``impala`` is a residual network for images. Where an
+    ``default`` takes images through ``pixel`` and vectors through ``vector``; ``impala`` is a residual network for images. If an
     observation has several fields, each image goes through ``pixel`` (or ``impala``), the other fields joined (with the action) through
     the vector encoder that `type` names, and the features are joined.
     """
@@ -71,7 +71,7 @@ class Encoder:
         1024, "width inside each block of simba", unit="units", low=1, high=WIDEST, only=("simba",), probe={"type": "simba", "": 24}
     )
     blocks: int = setting(1, "residual blocks of simba", unit="blocks", low=1, high=1000, only=("simba",), probe={"type": "simba", "": 2})
-    options: dict[str, Any] = setting({}, "what an encoder of an installed package takes beside these", only=plugins)
+    options: dict[str, Any] = setting({}, "further settings of an encoder of an installed package", only=plugins)
 
     def __post_init__(self) -> None:
         if len(self.filters) % 3 or not self.filters:

@@ -40,14 +40,14 @@ class VectorEncoder:
 
     def __call__(self, params: Params, observation: Tensor, action: Tensor | None = None) -> Tensor:
         """Features ``[B, F]`` of observation ``[B, D]`` (and action ``[B, A]``); with action ``[K, B, A]`` they are ``[K, B, F]``."""
-        given = (observation,) if action is None else (observation, action)
+        parts = (observation,) if action is None else (observation, action)
         if not self._layers:
-            leading = torch.broadcast_shapes(*(part.shape[:-1] for part in given))
-            return torch.cat([part.expand(*leading, part.shape[-1]) for part in given], dim=-1)
+            leading = torch.broadcast_shapes(*(part.shape[:-1] for part in parts))
+            return torch.cat([part.expand(*leading, part.shape[-1]) for part in parts], dim=-1)
         if self.plain:
-            return layers(given, [layer.pair(params) for layer in self.plain], relu=True)
-        x = None
+            return layers(parts, [layer.pair(params) for layer in self.plain], relu=True)
+        inputs = parts
         for layer, stage in self._layers:
-            inputs = given if x is None else (x, *given) if self._dense else (x,)
             x = stage(params, layer(params, *inputs, relu=stage.relu), activated=stage.relu)
+            inputs = (x, *parts) if self._dense else (x,)
         return x  # [..., F]
