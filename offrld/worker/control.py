@@ -1,9 +1,9 @@
 """Control messages from the daemon to a running worker: pause, cancel, stop (a closed pipe, or SIGTERM), and which snapshots are pinned.
 
-A thread reads the lines of the control pipe; the job asks `Control.check` wherever it can stop cleanly, which raises
-`Stopped`, and gives a sign of life: from the loop itself, so that a loop that hangs is seen to hang. A job that does not
-come to such a place in time (a long import of a library, a stuck compiler) is ended by the thread itself once it is told
-to stop, so that no worker outlives its daemon; its last checkpoint serves then, and the log says so.
+A thread reads the lines of the control pipe. The job calls `Control.check` wherever it can stop cleanly; that raises `Stopped`, and gives
+a sign of life, from the loop itself, so that the daemon notices a loop that hangs. A job that must stop but does not come to such a place
+in time (a long import of a library, a stuck compiler) is ended by the thread, so that no worker outlives its daemon. Its last checkpoint
+serves then, and the log says so.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ class Control:
                 print(f"control message not understood: {line[:200]!r}", file=sys.stderr, flush=True)
         self._stop("gone")
         if not self._finished.wait(self._stop_s):
-            print(f"told to stop, but the job did not come to a place for it in {self._stop_s:.1f} s: {self._given_up()}", file=sys.stderr)
+            print(f"the job had to stop, but did not come to a place for it in {self._stop_s:.1f} s: {self._given_up()}", file=sys.stderr)
             sys.stderr.flush()
             os._exit(EXIT_STOPPED)
 

@@ -1,4 +1,4 @@
-"""Collect and train-online workers on real environments: the dataset, its steps over pauses and kills, what is told."""
+"""Collect and train-online workers on real environments: the dataset, its steps over pauses and kills, and the messages."""
 
 from __future__ import annotations
 

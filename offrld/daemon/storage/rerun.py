@@ -49,11 +49,11 @@ def read(state: StateFolder, job: Job, into: str | None = None) -> Repeat:
         record, config = json.loads(run.spec.read_text()), json.loads(run.config.read_text())
     except FileNotFoundError:
         if job.attempt and job.state.ended and job.state != "cancelled":
-            raise Conflict(f"job {job.id} ended before it had resolved its settings", hint="submit it anew") from None
+            raise Conflict(f"job {job.id} ended before it had resolved its settings", hint="submit it again") from None
         submitted = {**job.spec, **({} if into is None else {"dataset": into})}
         return Repeat(job, spec_type.model_validate(submitted), job.snapshot, kept)  # it has not started: repeat what was submitted
     except ValueError as error:
-        raise Conflict(f"the record of job {job.id} cannot be read: {error}", hint="submit it anew") from None
+        raise Conflict(f"the record of job {job.id} cannot be read: {error}", hint="submit it again") from None
     values: dict[str, Any] = {**record["spec"], "config": config, "preset": None}
     if job.kind == "train":
         values["runner"] = record["run"]["runner"]

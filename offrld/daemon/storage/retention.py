@@ -46,15 +46,15 @@ def expired(
         """,
         {"jobs": jobs, "days": days, "now": now},
     )
-    found: list[Expired] = []
+    due: list[Expired] = []
     for row in rows:
         old = row["old"] and row["id"] not in fresh
         if not old and not (jobs and row["place"] > jobs):
             continue
         if users(db, row["id"]):
             continue
-        if len(found) == limit:
-            return found, True
+        if len(due) == limit:
+            return due, True
         job = find(db, row["id"])
-        found.append(Expired(job, f"ended more than {days:g} days ago" if old else f"{row['place'] - 1} {job.kind} jobs ended after it"))
-    return found, False
+        due.append(Expired(job, f"ended more than {days:g} days ago" if old else f"{row['place'] - 1} {job.kind} jobs ended after it"))
+    return due, False

@@ -279,7 +279,7 @@ class Uploads:
 
     def listing(self, caller: Caller) -> list[UploadInfo]:
         """The uploads of the caller, of everybody where it is an operator: those that were idle for longest first."""
-        found = []
+        uploads = []
         for upload in sorted(entry.name for entry in self._folder.iterdir() if re.fullmatch(JOB_PATTERN, entry.name)):
             owner = self._owner(upload)
             if owner != caller.name and not caller.may(OPERATOR):
@@ -289,7 +289,7 @@ class Uploads:
             except Unknown:  # being begun, or what a crash left of one
                 manifest = []
             size = sum(entry["size"] for entry in manifest)
-            found.append(
+            uploads.append(
                 UploadInfo(
                     upload=upload,
                     owner=owner,
@@ -300,7 +300,7 @@ class Uploads:
                     age_s=round(self._age_s(upload), 3),
                 )
             )
-        return sorted(found, key=lambda info: (-info.age_s, info.upload))
+        return sorted(uploads, key=lambda info: (-info.age_s, info.upload))
 
     def check_removable(self, upload: str, caller: Caller) -> None:
         """`Unknown` where there is none, `NotAllowed` where the caller may not remove it."""
@@ -310,8 +310,8 @@ class Uploads:
 
     def remove(self, upload: str) -> None:
         """Delete an upload; nothing happens where there is none."""
-        for known in (self._sizes, self._owners, self._hashes):
-            known.pop(upload, None)
+        for table in (self._sizes, self._owners, self._hashes):
+            table.pop(upload, None)
         self._used.pop(upload, None)
         shutil.rmtree(self._folder / upload, ignore_errors=True)
 
@@ -321,11 +321,11 @@ class Uploads:
 
     def _hash(self, upload: str, path: str, offset: int, data: memoryview) -> None:
         """Take bytes into the checksum while they are at hand: a gigabyte need not be read again at the end."""
-        known = self._hashes.setdefault(upload, {})
-        digest, length = known.get(path) or (hashlib.sha256(), 0)
+        digests = self._hashes.setdefault(upload, {})
+        digest, length = digests.get(path) or (hashlib.sha256(), 0)
         if length == offset:
             digest.update(data)
-            known[path] = (digest, offset + len(data))
+            digests[path] = (digest, offset + len(data))
 
     def _manifest(self, upload: str) -> list[dict[str, Any]]:
         try:
