@@ -3,7 +3,7 @@
     python -m benchmarks.collect [--quick]
 
 One core, one environment, a 256x256 policy (its exported file) or uniform actions, the median of rounds that take turns, by the wall
-clock and by the time of the processor, which tells more where others use the machine. The bare loop steps the environment with the same
+clock and by the time of the processor, which is more reliable on a shared machine. The bare loop steps the environment with the same
 kind of actions and keeps nothing: the limit. Peers (.venv-store-peers, made on first use) collect in
 CartPole alone, each in turns with ours: TorchRL into its memory-mapped buffer, Stable-Baselines3 and d3rlpy into memory.
 """

@@ -1,4 +1,4 @@
-"""The other libraries that collect in CartPole: a process each, of the peers' own interpreter, that runs a round when it is told to."""
+"""The other libraries that collect in CartPole: each in a process of the peers' interpreter, which runs one round per line of input."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ GYMNASIUM = "gymnasium==1.2.2"  # TorchRL refuses the 1.0.0 that d3rlpy wants
 
 
 class Absent(Exception):
-    """A library that cannot be measured here, and why."""
+    """A library cannot be measured here; the message says why."""
 
 
 class Peer:
-    """One of `LIBRARIES`, which has run a first round. A context manager."""
+    """One of `LIBRARIES` after its first round. A context manager."""
 
     def __init__(self, name: str, steps: int, folder: Path) -> None:
-        """
+        """Start the library's process.
+
         Args:
-            steps: of a round.
+            steps: steps of a round.
 
         Raises:
             Absent: it could not be installed, or its first round failed.
@@ -38,23 +39,26 @@ class Peer:
             if not newer.exists():
                 subprocess.run([python, "-m", "pip", "install", "-q", "--no-deps", "--target", newer, GYMNASIUM], check=True)
             settings["PYTHONPATH"] = str(newer)
-        command = [python, ROOT / "benchmarks" / "peers" / "collect_peer.py", name, str(steps), folder]
+        command = [str(python), str(ROOT / "benchmarks" / "peers" / "collect_peer.py"), name, str(steps), str(folder)]
         self._log = folder / f"{name}.log"
         with open(self._log, "w") as log:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=settings, cwd=folder
             )
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._stdin, self._stdout = self._process.stdin, self._process.stdout
         self._answer()
 
     def round(self) -> tuple[float, float]:
         """Steps per second of one more round, by the wall clock and by the processor."""
-        self._process.stdin.write("\n")
-        self._process.stdin.flush()
-        return tuple(json.loads(self._answer()))
+        self._stdin.write("\n")
+        self._stdin.flush()
+        wall, cpu = json.loads(self._answer())
+        return wall, cpu
 
     def _answer(self) -> str:
-        for line in self._process.stdout:
-            if line.startswith(("ready", "[")):  # d3rlpy logs there, too
+        for line in self._stdout:
+            if line.startswith(("ready", "[")):  # d3rlpy logs there too
                 return line
         raise Absent(last_line(self._log.read_text()))
 
@@ -62,6 +66,6 @@ class Peer:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self._process.stdin.close()  # which ends it
-        self._process.stdout.close()
+        self._stdin.close()  # ends the process
+        self._stdout.close()
         self._process.wait()

@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,6 @@ from offrld.importers import import_into
 ROWS, REPEATS = 1_000_000, 5
 FRAMES = 1_000_000
 LIMIT_MB = 500
-DROP = getattr(os, "POSIX_FADV_DONTNEED", None)
 
 
 def write_d4rl(path: Path, compression: str | None) -> None:
@@ -78,7 +78,7 @@ def read_all(path: Path) -> None:
             file[key][:]
 
 
-def best(work: Callable[[], None], path: Path, cold: bool, before: Callable[[], None] = lambda: None) -> tuple[float, float]:
+def best(work: Callable[[], object], path: Path, cold: bool, before: Callable[[], None] = lambda: None) -> tuple[float, float]:
     """Wall clock and processor time of the fastest of several runs, in seconds; ``before`` each, and not counted."""
     times = []
     for _ in range(REPEATS):
@@ -86,7 +86,7 @@ def best(work: Callable[[], None], path: Path, cold: bool, before: Callable[[], 
         if cold:
             descriptor = os.open(path, os.O_RDONLY)
             os.fsync(descriptor)
-            os.posix_fadvise(descriptor, 0, 0, DROP)
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
             os.close(descriptor)
         wall, cpu = time.perf_counter(), time.process_time()
         work()
@@ -117,9 +117,9 @@ def speed(folder: Path) -> dict[str, Any]:
         path = folder / f"{name}.hdf5"
         write_d4rl(path, compression)
 
-        for cold in (False, True) if DROP is not None else (False,):
-            read = best(lambda path=path: read_all(path), path, cold)
-            made = best(lambda path=path: import_into(path, store), path, cold, lambda: shutil.rmtree(store, ignore_errors=True))
+        for cold in (False, True):
+            read = best(partial(read_all, path), path, cold)
+            made = best(partial(import_into, path, store), path, cold, lambda: shutil.rmtree(store, ignore_errors=True))
             raw = best(lambda: raw_write(folder / "raw", EpisodeStore.open(store).nbytes), folder, False)
             label = f"{name}{', cold' if cold else ''}"
             ratios = read[0] / made[0], read[1] / made[1], raw[0] / made[0]
@@ -144,6 +144,7 @@ def memory(folder: Path, frames: int) -> dict[str, Any]:
         worker = subprocess.Popen(
             [sys.executable, "-m", "offrld.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, cwd=Path.cwd()
         )
+        assert worker.stdin is not None and worker.stdout is not None
         worker.stdin.write(json.dumps(first).encode() + b"\n")
         worker.stdin.flush()
         end = [json.loads(line) for line in worker.stdout][-1]

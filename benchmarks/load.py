@@ -73,7 +73,7 @@ class Asker:
         ended, body = await answered
         message = msgpack.unpackb(body)
         if not message["ok"]:
-            raise RuntimeError(f"{request.type}: {message['error']}")
+            raise RuntimeError(f"{type(request).__name__}: {message['error']}")
         return ended - began, message["result"]
 
     async def _read(self) -> None:
@@ -103,7 +103,7 @@ async def _crowd(url: str, jobs: list[str], clients: int, seconds: float, seed: 
         tasks.append(asyncio.create_task(_follow(asker, followed, found)))
         tasks.append(asyncio.create_task(_poll(asker, jobs, random.Random(f"{seed} {number}"), began, seconds, found)))
     await asyncio.sleep(seconds)
-    failed = [task.exception() for task in tasks if task.done() and task.exception() is not None]
+    failed = [error for task in tasks if task.done() and (error := task.exception()) is not None]
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
@@ -289,7 +289,7 @@ class Churn:
         client.datasets.append("churn", path)
         client.datasets.rm("churn")
         for job in client.jobs("import"):
-            if job.last.state.ended and job.last.dataset == "churn":
+            if job.last is not None and job.last.state.ended and job.last.dataset == "churn":
                 job.rm()
         self.done.update(upload=2, datasets_rm=1)
 
@@ -301,7 +301,7 @@ class Churn:
         self._over.wait(0.05)
 
     def _fetched(self, client: Client, rng: random.Random) -> None:
-        job = next(job for job in client.jobs("train") if job.last.state == "succeeded")
+        job = next(job for job in client.jobs("train") if job.last is not None and job.last.state == "succeeded")
         job.fetch(self._folder / "policy.onnx")
         job.fetch(self._folder / "metrics.zip", "metrics")
         self.done.update(fetch=2, log=1)

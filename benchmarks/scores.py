@@ -178,7 +178,8 @@ def main() -> None:
     named = [row for row in ROWS if row.name == options.rows]
     chosen = named or [row for row in ROWS if options.rows in row.name]
     if options.seeds:
-        chosen = [replace(row, seeds=tuple(map(int, options.seeds.split("-")))) for row in chosen]
+        first, last = map(int, options.seeds.split("-"))
+        chosen = [replace(row, seeds=(first, last)) for row in chosen]
     with tempfile.TemporaryDirectory() as folder, embedded_daemon() as client:
         for dataset in dict.fromkeys(row.dataset for row in chosen):
             client.datasets.add(dataset, DATA / f"{dataset}.hdf5")

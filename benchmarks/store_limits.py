@@ -121,7 +121,7 @@ class Tree:
 def write_raw(files: list[tuple[int, np.ndarray]], piece: int = 1 << 23) -> None:
     """Write arrays to the files of these descriptors, 8 MiB at a time, then sync each."""
     for descriptor, array in files:
-        raw, done = memoryview(array).cast("B"), 0
+        raw, done = array.data.cast("B"), 0
         while done < len(raw):
             done += os.write(descriptor, raw[done : done + piece])
     for descriptor, _ in files:

@@ -57,7 +57,7 @@ def measure(transitions: int, frames: int, folder: Path) -> dict[str, dict[str, 
         if name in failed:
             found[name] = {"figures": {}, "notes": [failed[name]]}
             continue
-        command = [python, script, name.lower(), str(transitions), str(frames), folder]
+        command = [str(python), str(script), name.lower(), str(transitions), str(frames), str(folder)]
         run = subprocess.run(command, capture_output=True, text=True, env=settings, cwd=folder)
         if run.returncode:
             found[name] = {"figures": {}, "notes": [f"it ended with status {run.returncode}: {last_line(run.stderr)}"]}

@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -192,13 +193,13 @@ def write(folder: Path, data: Data, rounds: int) -> dict[str, float]:
     for _ in range(rounds):
         store = EpisodeStore.create(folder / "written", SCHEMA)
         os.sync()
-        times["ours"].append(seconds_of(lambda store=store: fill(store, data)))
+        times["ours"].append(seconds_of(partial(fill, store, data)))
         shutil.rmtree(store.path)
         with contextlib.ExitStack() as stack:
             files = [stack.enter_context(tempfile.TemporaryFile(buffering=0, dir=folder)) for _ in arrays]
             pairs = [(file.fileno(), array) for file, array in zip(files, arrays, strict=True)]
             os.sync()
-            times["limit"].append(seconds_of(lambda pairs=pairs: write_raw(pairs)))
+            times["limit"].append(seconds_of(partial(write_raw, pairs)))
     return medians({name: [data.transitions / value for value in values] for name, values in times.items()})
 
 
@@ -247,7 +248,7 @@ def stepped(folder: Path, data: Data, rounds: int, batch: bool) -> dict[str, flo
     for _ in range(rounds):
         store = EpisodeStore.create(folder / "played", SCHEMA)
         os.sync()
-        times["ours"].append(seconds_of(lambda store=store: (play_batches if batch else play)(store, steps)))
+        times["ours"].append(seconds_of(partial(play_batches if batch else play, store, steps)))
         shutil.rmtree(store.path)
         times["limit"].append(seconds_of(lambda: copied(steps, (ENVIRONMENTS,) if batch else ())))
     return medians({name: [count / value for value in values] for name, values in times.items()})

@@ -64,7 +64,7 @@ def peers_python() -> Path:
 def theirs(python: Path, name: str, data: Path, updates: int) -> float:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     script = PEERS_FOLDER / "d3rlpy_fit.py"
-    command = [python, script, name, data, str(BATCH), str(updates)]
+    command = [str(python), str(script), name, str(data), str(BATCH), str(updates)]
     with tempfile.TemporaryDirectory() as folder:
         out = subprocess.run(command, check=True, capture_output=True, text=True, env=environment, cwd=folder)
     return json.loads(out.stdout.strip().splitlines()[-1])["updates_per_second"]

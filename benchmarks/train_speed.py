@@ -162,7 +162,7 @@ def show(name: str, row: dict[str, float | None], *, first: bool, options: argpa
     def cell(value: float | None, width: int, digits: int) -> str:
         return f"{'-' if value is None else format(value, f'.{digits}f'):>{width}}"
 
-    digits = 1 if row["offrl"] < 50 else 0
+    digits = 1 if (row["offrl"] or 0.0) < 50 else 0
     columns = (("offrl", 9, digits), ("d3rlpy", 9, digits), ("to d3rlpy", 7, 2), ("goal", 6, 1), ("eager", 9, digits), ("to eager", 7, 2))
     print(f"{name:<22}" + "".join(cell(row[key], width, places) for key, width, places in columns), flush=True)
 

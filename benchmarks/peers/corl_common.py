@@ -11,6 +11,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +19,8 @@ from torch import nn
 
 OBSERVATION, ACTION, HIDDEN = 17, 6, 256
 WARM = 20
+Update: TypeAlias = Callable[[list[torch.Tensor]], object]
+Module = TypeVar("Module", bound=nn.Module)
 
 
 def mlp(*sizes: int, last: nn.Module | None = None) -> nn.Sequential:
@@ -63,7 +66,7 @@ class Buffer:
         return [column[indices] for column in self.columns]
 
 
-def frozen_copy(module: nn.Module) -> nn.Module:
+def frozen_copy(module: Module) -> Module:
     return copy.deepcopy(module).requires_grad_(False)
 
 
@@ -83,7 +86,7 @@ def descend(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> float:
     return loss.item()
 
 
-def measure(make: Callable[[], Callable[[list[torch.Tensor]], object]]) -> None:
+def measure(make: Callable[[], Update]) -> None:
     """Run the update that ``make`` gives and print its rate."""
     path, batch, steps = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     torch.set_num_threads(1)

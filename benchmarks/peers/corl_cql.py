@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 
 import torch
-from corl_common import ACTION, measure
-from corl_sac import make
+from corl_common import ACTION, TwinQ, measure
+from corl_sac import Policy, make
 
 SAMPLES, WEIGHT = 10, 5.0
 
 
-def penalty(policy, critic, batch, q):
+def penalty(policy: Policy, critic: TwinQ, batch: list[torch.Tensor], q: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
     observation, _, _, following, _ = batch
     rows = observation.unsqueeze(1).repeat(1, SAMPLES, 1)  # [B, K, D]
     uniform = torch.empty(len(observation), SAMPLES, ACTION).uniform_(-1, 1)
@@ -23,7 +23,7 @@ def penalty(policy, critic, batch, q):
         (now.detach(), now_density.detach()),
     )
     values = [critic(rows, actions) for actions, _ in candidates]
-    total = 0.0
+    total = torch.zeros(())
     for member, mine in enumerate(q):
         each = torch.cat([value[member] - density for value, (_, density) in zip(values, candidates, strict=True)], dim=1)
         total = total + WEIGHT * (torch.logsumexp(each, dim=1).mean() - mine.mean())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from corl_common import ACTION, HIDDEN, OBSERVATION, TwinQ, adam, descend, follow, frozen_copy, measure, mlp
+from corl_common import ACTION, HIDDEN, OBSERVATION, TwinQ, Update, adam, descend, follow, frozen_copy, measure, mlp
 from torch import nn
 from torch.distributions import Normal
 from torch.nn import functional as F
@@ -19,12 +19,12 @@ class Policy(nn.Module):
         return Normal(self.net(observation), self.log_std.clamp(-20, 2).exp())
 
 
-def make():
+def make() -> Update:
     policy, critic, value = Policy(), TwinQ(), mlp(OBSERVATION, HIDDEN, HIDDEN, 1)
     target_critic = frozen_copy(critic)
     policy_adam, critic_adam, value_adam = adam(policy), adam(critic), adam(value)
 
-    def update(batch):
+    def update(batch: list[torch.Tensor]) -> dict[str, float]:
         observation, action, reward, following, terminal = batch
         with torch.no_grad():
             next_value = value(following).squeeze(-1)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeAlias
+
 import torch
-from corl_common import ACTION, HIDDEN, OBSERVATION, TwinQ, adam, descend, follow, frozen_copy, measure, mlp
+from corl_common import ACTION, HIDDEN, OBSERVATION, TwinQ, Update, adam, descend, follow, frozen_copy, measure, mlp
 from torch import nn
 from torch.distributions import Normal, TanhTransform, TransformedDistribution
 from torch.nn import functional as F
@@ -24,14 +27,17 @@ class Policy(nn.Module):
         return action, distribution.log_prob(action).sum(-1)
 
 
-def make(penalty=None):
-    """``penalty(policy, critic, batch, q)``: what is added to the critics' loss; with it the target has no entropy."""
+Penalty: TypeAlias = Callable[[Policy, TwinQ, list[torch.Tensor], tuple[torch.Tensor, torch.Tensor]], torch.Tensor]
+
+
+def make(penalty: Penalty | None = None) -> Update:
+    """An update of SAC; with a penalty, which is added to the critics' loss, the target has no entropy."""
     policy, critic = Policy(), TwinQ()
     target_critic = frozen_copy(critic)
     log_alpha = torch.zeros((), requires_grad=True)
     policy_adam, critic_adam, alpha_adam = adam(policy), adam(critic), torch.optim.Adam([log_alpha], lr=3e-4)
 
-    def update(batch):
+    def update(batch: list[torch.Tensor]) -> dict[str, float]:
         observation, action, reward, following, terminal = batch
         chosen, log_prob = policy(observation)
         log = {"alpha_loss": descend(alpha_adam, -(log_alpha * (log_prob.detach() - ACTION)).mean())}

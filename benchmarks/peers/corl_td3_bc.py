@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import torch
-from corl_common import ACTION, HIDDEN, OBSERVATION, Q, adam, descend, follow, frozen_copy, measure, mlp
+from corl_common import ACTION, HIDDEN, OBSERVATION, Q, Update, adam, descend, follow, frozen_copy, measure, mlp
 from torch import nn
 from torch.nn import functional as F
 
 
-def make():
+def make() -> Update:
     actor = mlp(OBSERVATION, HIDDEN, HIDDEN, ACTION, last=nn.Tanh())
     critics = [Q(), Q()]
     actor_target, critic_targets = frozen_copy(actor), [frozen_copy(critic) for critic in critics]
     actor_adam, critic_adam = adam(actor), adam(*critics)
     count = 0
 
-    def update(batch):
+    def update(batch: list[torch.Tensor]) -> dict[str, float]:
         nonlocal count
         observation, action, reward, following, terminal = batch
         with torch.no_grad():

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import d3rlpy
@@ -37,13 +38,14 @@ CONFIGS = {
 }
 
 
-def rollout(act, env: gymnasium.Env, seed: int) -> float:
-    """The return of one episode; ``act(observation, reward)`` gives the action."""
+def rollout(act: Callable[[Any, float], Any], env: gymnasium.Env, seed: int) -> float:
+    """The return of one episode; ``act(observation, reward)`` chooses the action."""
     observation, _ = env.reset(seed=seed)
     total, reward, ended = 0.0, 0.0, False
     while not ended:
-        observation, reward, terminated, truncated, _ = env.step(act(observation, reward))
-        total += float(reward)
+        observation, given, terminated, truncated, _ = env.step(act(observation, reward))
+        reward = float(given)
+        total += reward
         ended = terminated or truncated
     return total
 

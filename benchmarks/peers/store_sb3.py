@@ -80,7 +80,8 @@ def opened(data: Data, folder: Path) -> float:
 
 def appended(rows: list[tuple[Any, ...]], count: int, data: Data) -> float:
     """Steps per second of `add`, which takes one step of all environments."""
-    done, infos = np.zeros(count), [{} for _ in range(count)]
+    done = np.zeros(count)
+    infos: list[dict[str, Any]] = [{} for _ in range(count)]
     rows = [(observation, after, action, np.asarray(reward)) for observation, action, reward, after, _ in rows]
 
     def work() -> None:

@@ -47,9 +47,10 @@ def rows(observation: np.ndarray, action: np.ndarray, reward: Any, after: np.nda
 
 
 def all_rows(data: Data) -> TensorDict:
-    found = rows(*data.flat, data.ends)
-    found["episode"] = torch.arange(data.transitions) // EPISODE
-    return found
+    observations, actions, rewards, following = data.flat
+    table = rows(observations, actions, rewards, following, data.ends)
+    table["episode"] = torch.arange(data.transitions) // EPISODE
+    return table
 
 
 def filled(buffer: Any, data: Data) -> Any:

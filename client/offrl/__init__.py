@@ -34,17 +34,19 @@ _MODULES = ("environments", "errors", "rollout")
 __all__ = ["Client", "Datasets", "Job", "Policy", "RecordEpisodes", "Recorder", "__version__", "environments", "errors", "rollout"]
 
 
-def __getattr__(name: str) -> Any:
-    import importlib
+if not TYPE_CHECKING:  # a type checker would accept every name
 
-    if name in _WHERE:
-        value = getattr(importlib.import_module(_WHERE[name]), name)
-    elif name in _MODULES:
-        value = importlib.import_module(f"offrl.{name}")
-    else:
-        raise AttributeError(f"module 'offrl' has no attribute {name!r}")
-    globals()[name] = value
-    return value
+    def __getattr__(name: str) -> Any:
+        import importlib
+
+        if name in _WHERE:
+            value = getattr(importlib.import_module(_WHERE[name]), name)
+        elif name in _MODULES:
+            value = importlib.import_module(f"offrl.{name}")
+        else:
+            raise AttributeError(f"module 'offrl' has no attribute {name!r}")
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

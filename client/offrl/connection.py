@@ -1,9 +1,9 @@
-"""One DEALER socket to the daemon: requests out, replies matched by id, and going on after the daemon was restarted.
+"""One DEALER socket to the daemon: it sends requests, matches replies by id, and survives a restart of the daemon.
 
-A process that was forked has no use for the sockets of the one before it: every connection connects anew there when it is used.
+A forked process cannot use the sockets of its parent: each connection reconnects there on first use.
 
-A lost connection is noticed at once (the socket's monitor tells), not by a timeout. Requests that may be asked twice without harm
-are then asked again when the daemon is back; the others raise `ConnectionLost`.
+The socket's monitor reports a lost connection at once, without a timeout. Repeatable requests are then sent again when the daemon is
+back; the others raise `ConnectionLost`.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from offrl import address, keys, wire
 from offrl.errors import InvalidInput, NoDaemon, NotAllowed
 from offrl.wire import ReplyT, reply_type
 
-HEARTBEAT_MS = 20_000  # a daemon whose machine is gone is noticed within three of them
+HEARTBEAT_MS = 20_000  # three missed heartbeats: the daemon's machine is gone
 HANDSHAKE_S = 5.0  # longer than any live daemon's input/output thread needs
-RETRY_S = 0.1  # between two looks for a daemon that went away
+RETRY_S = 0.1  # between two attempts to reach a lost daemon
 WINDOW = 8  # requests in flight of a stream: 8 MiB of chunks
-LARGE = 1 << 16  # bytes of a message from which on a copy costs more than not to make it
-AT_ONCE_MS = 20  # most answers come sooner: they are waited for with one system call, and the socket's monitor is not looked at
+LARGE = 1 << 16  # bytes of a message from which a copy costs more than zero-copy
+AT_ONCE_MS = 20  # most replies arrive sooner: one system call waits for them, without a look at the monitor
 
-# numbers: pyzmq's own names for them take longer to look at than ZeroMQ takes to answer
+# Plain numbers: a lookup of pyzmq's enum takes longer than ZeroMQ's answer.
 _EVENTS, _READABLE = int(zmq.EVENTS), int(zmq.POLLIN)
 _UP = zmq.EVENT_HANDSHAKE_SUCCEEDED
 _DOWN = (
@@ -44,23 +44,23 @@ _DOWN = (
 
 
 class ConnectionLost(NoDaemon):
-    """The daemon went away between a request and its reply; whether the request took effect is not known."""
+    """The connection broke between a request and its reply; the request may or may not have taken effect."""
 
 
 class Connection:
-    """A connection that one thread at a time may use (a lock keeps the others waiting).
+    """A connection for one thread at a time (a lock makes the others wait).
 
     Args:
         url: a checked address.
         timeout: seconds to wait for a reply.
-        patience: seconds to wait for a daemon that went away while it was being used, so that a restart is survived.
+        patience: seconds to wait for a daemon that went away during use, for example for its restart.
         key: the key file for a tcp address; by default the one that `offrl.keys.find` finds.
-        lost: called with True when the daemon has gone away and is waited for, with False when it is back.
+        lost: called with True when the daemon is gone and the client waits for it, with False when it is back.
 
     Raises:
-        NoDaemon: nobody is at ``url``.
-        NotAllowed: the socket belongs to somebody else, the daemon does not know the key, it is not the daemon that the key file names, or
-            there is no key.
+        NoDaemon: no daemon answers at ``url``.
+        NotAllowed: the socket belongs to somebody else, the daemon does not know the key, it is a different daemon from the one that the
+            key file names, or there is no key.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Connection:
             self.close()
             raise
 
-    # ---------------------------------------------------------------------------------------------------------------- asking
+    # ---------------------------------------------------------------------------------------------------------------- requests
     def request(self, request: wire.Request[ReplyT], *, timeout: float | None = None, again: bool | None = None) -> ReplyT:
         """Send a request and return its reply; raise the error that the daemon sent.
 
@@ -96,7 +96,7 @@ class Connection:
 
         Raises:
             NoDaemon: no reply within ``timeout``, or the daemon went away and did not come back within the patience.
-            ConnectionLost: the daemon went away, and the request must not be asked twice.
+            ConnectionLost: the daemon went away, and the request is not repeatable.
             ProtocolMismatch: the daemon speaks another protocol.
         """
         if again is None:
@@ -119,9 +119,9 @@ class Connection:
                     self.wait_for_daemon(give_up)
 
     def stream(self, requests: Iterable[wire.Request[ReplyT]], *, timeout: float | None = None, window: int = WINDOW) -> Iterator[ReplyT]:
-        """The replies of many requests in their order, with up to ``window`` of them in flight.
+        """Yield the replies to many requests in order, with up to ``window`` requests in flight.
 
-        Raises `ConnectionLost` when the daemon goes away in between; nothing is asked again.
+        Raises `ConnectionLost` if the daemon goes away meanwhile; no request is repeated.
         """
         with self._lock:
             self._stay_connected()
@@ -145,26 +145,26 @@ class Connection:
                     yield wire.decode_reply(body, reply_type(request))
 
     def wait_for_daemon(self, give_up: float) -> None:
-        """Connect again to a daemon that went away; `NoDaemon` if it is not back at the time ``give_up`` (of `time.monotonic`)."""
+        """Reconnect to a lost daemon; raise `NoDaemon` if it is not back at the time ``give_up`` (of `time.monotonic`)."""
         with self._lock:
-            told = False
+            reported = False
             while True:
                 try:
                     self._connect()
-                    if told and self._on_lost is not None:
+                    if reported and self._on_lost is not None:
                         self._on_lost(False)
                     return
                 except NoDaemon:
                     if time.monotonic() >= give_up:
                         raise
-                    if not told and self._on_lost is not None:
-                        told = True
+                    if not reported and self._on_lost is not None:
+                        reported = True
                         self._on_lost(True)
                 time.sleep(RETRY_S)
 
     # ----------------------------------------------------------------------------------------------------------------- socket
     def _connect(self) -> None:
-        """A new socket whose handshake with a daemon is done."""
+        """Open a socket and complete the handshake with a daemon."""
         self._drop()
         if self._closed:
             raise NoDaemon("this client is closed", hint="make a new offrl.Client()")
@@ -179,10 +179,10 @@ class Connection:
             self._drop()
             if last or isinstance(failure, NoDaemon):
                 raise failure
-            time.sleep(RETRY_S)  # a daemon that was just being stopped breaks a handshake off as well
+            time.sleep(RETRY_S)  # a daemon that is stopping also aborts handshakes
 
     def _key(self) -> keys.ClientKey | None:
-        """The key to show at a tcp address. Without one only the own machine is talked to: nothing goes over a network in the clear."""
+        """Return the key for a tcp address. Without a key only this machine is allowed: nothing crosses a network in the clear."""
         if not self.url.startswith("tcp://"):
             return None
         path = keys.find(self.url, self._key_file)
@@ -202,12 +202,12 @@ class Connection:
         return NotAllowed(f"the daemon at {self.url} lets in known keys only, and neither OFFRL_KEY nor {where} is one", hint=keys.NEW_HINT)
 
     def _handshake(self, key: keys.ClientKey | None) -> NoDaemon | NotAllowed | None:
-        """A new socket; what went wrong until the other side has shown that it is the daemon, and has let us in."""
+        """Open a socket and return what went wrong before the daemon proved its identity and let us in; None: nothing."""
         self._socket = self._context.socket(zmq.DEALER)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.IMMEDIATE, 1)
         self._socket.setsockopt(zmq.MAXMSGSIZE, wire.MAX_MESSAGE)
-        # Never by itself: ZeroMQ would send what is still queued to the new daemon, chunks of a file without those before them.
+        # No automatic reconnection: ZeroMQ would send queued chunks of a file to the new daemon, without the chunks before them.
         self._socket.setsockopt(zmq.RECONNECT_IVL, -1)
         self._socket.setsockopt(zmq.SNDTIMEO, 100)
         self._socket.setsockopt(zmq.RCVTIMEO, AT_ONCE_MS)
@@ -255,14 +255,14 @@ class Connection:
         return int.from_bytes(self._monitor.recv_multipart()[0][:2], "little")
 
     def _lost(self) -> bool:
-        """Whether the monitor says that the connection broke."""
+        """Whether the monitor reports a broken connection."""
         lost = self._socket is None
         while not lost and self._monitor.getsockopt(_EVENTS) & _READABLE:
             lost = bool(self._event() & _DOWN)
         return lost
 
     def _stay_connected(self) -> None:
-        """Connect anew if the connection broke while it was idle; a daemon that is not there now is an error now."""
+        """Reconnect if the connection broke while idle; a missing daemon is an error at once."""
         if self._lost():
             self._connect()
 
@@ -272,14 +272,14 @@ class Connection:
             try:
                 self._socket.send_multipart([ident, *frames], copy=len(frames[-1]) < LARGE)
                 return
-            except zmq.Again:  # no peer, or one that does not read
+            except zmq.Again:  # no peer, or a peer that does not read
                 if self._lost():
                     raise self._gone() from None
                 if time.monotonic() >= end:
                     raise self._silent(self.timeout) from None
 
     def _receive(self, ident: bytes, replies: dict[bytes, bytes], wanted: Collection[bytes], timeout: float) -> bytes:
-        """The body of the reply to ``ident``; others that are wanted are kept in ``replies``, and late ones are dropped."""
+        """Return the body of the reply to ``ident``; keep other wanted replies in ``replies`` and drop late ones."""
         end = time.monotonic() + timeout
         poller: zmq.Poller | None = None
         while ident not in replies:
@@ -321,7 +321,7 @@ class Connection:
         self._socket = self._monitor = None
 
     def close(self) -> None:
-        """Close the socket; replies under way are dropped. May be called twice."""
+        """Close the socket and drop replies in flight. May be called twice."""
         with self._lock:
             self._closed = True
             self._drop()
@@ -334,14 +334,14 @@ class Connection:
         return self._closed
 
     def _forked(self) -> None:
-        """In a process that was just forked: the lock may be held by a thread that is not here, and the sockets' threads are not here."""
+        """Reset in a forked process: the lock may be held by a thread of the parent, and the threads of the sockets exist only there."""
         _inherited.append((self._context, self._monitor, self._socket))
         self._lock = threading.RLock()
         self._context = self._socket = self._monitor = None
 
 
 _living: weakref.WeakSet[Connection] = weakref.WeakSet()
-# Of the process before a fork; never closed in this one, which would wait for threads that are not here.
+# Sockets of the parent process; closing them here would wait for threads that exist only there.
 _inherited: list[tuple[zmq.Context | None, zmq.Socket | None, zmq.Socket | None]] = []
 
 
@@ -362,7 +362,7 @@ def _own_machine(url: str) -> bool:
 
 
 def _encoded(request: wire.Request[Any]) -> list[bytes | memoryview]:
-    """The frames of the message, if the daemon would take it: a larger one makes it drop the connection."""
+    """Return the frames of a request; raise `InvalidInput` if it is too large, because the daemon would drop the connection."""
     try:
         frames = wire.encode_frames(request)
     except (TypeError, ValueError, OverflowError) as error:

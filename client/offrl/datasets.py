@@ -14,6 +14,7 @@ from typing import Any
 from offrl import download, named, outfile, upload, wire
 from offrl.errors import Conflict, InvalidInput, OffrlError, StoreExists, Unknown
 from offrl.explained import build
+from offrl.export_formats import FOLDERS
 from offrl.job import NAME_PATTERN, DatasetExportSpec, ImportSpec
 from offrl.jobs import Job, enqueue, own_error
 from offrl.session import Session
@@ -22,7 +23,6 @@ FILE_ENDINGS = (".hdf5", ".h5", ".npz", ".csv", ".parquet")
 EXPORT_FORMATS = {".hdf5": "d4rl", ".h5": "d4rl", ".npz": "npz"}  # anything else: a store's folder
 #: Of files that no exporter makes: a folder of that name is not what the user wants.
 _NO_EXPORTS = (".csv", ".tsv", ".parquet", ".arrow", ".feather", ".json", ".jsonl", ".zip", ".tar", ".gz", ".pkl", ".pt", ".mat")
-EXPORT_FOLDERS = ("store", "minari", "torchrl", "gen_dgrl", "atari", "lerobot")  # the formats that are folders
 
 
 def export_format(out: str | os.PathLike[str], format: str | None) -> str:
@@ -131,14 +131,14 @@ class Datasets:
         """
         out = Path(out)
         format = export_format(out, format)
-        if format in EXPORT_FOLDERS and os.path.lexists(out):
+        if format in FOLDERS and os.path.lexists(out):
             raise InvalidInput(f"{out} exists", hint=f"{format} is exported into a new folder; for a file end the name with .hdf5 or .npz")
         outfile.place(out)  # before the export is made
         job = enqueue(self._session, build(DatasetExportSpec, dataset=name, format=format))
         try:
             self._finish(job, follow)
             request = wire.OpenArtifact(job=job.id, kind="dataset")
-            if format not in EXPORT_FOLDERS:
+            if format not in FOLDERS:
                 return job.download(request, out, force=force)[0]
             with tempfile.TemporaryDirectory(prefix=f".{out.name[:100]}.", dir=out.parent) as folder:
                 archive, _ = job.download(request, Path(folder) / "store.tar")

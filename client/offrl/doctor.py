@@ -1,6 +1,6 @@
-"""Does everything work from here to a policy? The checks of `offrl doctor`: each looks at one thing and says what to do about it.
+"""The checks of `offrl doctor`: does everything work from here to a policy? Each check tests one thing and names the remedy.
 
-Nothing of them stays: the data set and the jobs of the training check are removed again, also when it fails.
+The training check removes its dataset and jobs again, also if it fails.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -24,8 +24,8 @@ from offrl.job import TrainSpec
 
 PINGS = 100
 SLOW_PING_S = 0.005  # median over ipc is a fifth of a millisecond
-SKEW_S = (1.0, 300.0)  # between the clocks: worth a word; then times in the two machines' logs have nothing to do with each other
-DEVICES_S = 200.0  # a little more than the daemon waits for its worker
+SKEW_S = (1.0, 300.0)  # between the clocks: a warning; a failure, because times in the two machines' logs no longer match
+DEVICES_S = 200.0  # slightly longer than the daemon waits for its worker
 TRAIN_S = 10.0
 START_S = 90.0  # for the job's first update: a worker loads torch from a cold disk
 STOP_S = 120.0  # for a checkpoint, for an export
@@ -37,11 +37,11 @@ See = Callable[[wire.Check], None]
 
 
 def examine(client_of: Callable[[], Client], see: See, *, train: bool = True, train_s: float = TRAIN_S) -> dict[str, dict[str, str]]:
-    """Make all checks, each shown to ``see`` as soon as it is known; the versions on both sides.
+    """Make all checks and pass each to ``see`` as soon as it is done; returns the versions on both sides.
 
     Args:
         client_of: makes a client; called once.
-        train: whether to run a job as well, for ``train_s`` seconds of training.
+        train: also run a job that trains for ``train_s`` seconds.
     """
     versions = {"client": _versions()}
     see(_local_kernels(versions["client"]))
@@ -54,23 +54,22 @@ def examine(client_of: Callable[[], Client], see: See, *, train: bool = True, tr
         for check in (_daemon, _round_trip, _clock):
             _guarded(check, client, see)
         for part, name in (("service", "daemon"), ("devices", "worker")):
-            found = _asked(client, part, see)
-            versions[name] = found
+            versions[name] = _daemon_checks(client, part, see)
         if train:
             _Training(client, see, train_s).run()
     return versions
 
 
-def _asked(client: Client, part: str, see: See) -> dict[str, str]:
-    """What the daemon finds when it looks at itself; the versions it names."""
+def _daemon_checks(client: Client, part: str, see: See) -> dict[str, str]:
+    """Show the daemon's own checks of one part; returns the versions that it reports."""
     try:
-        found = client.request(build(wire.Checkup, part=part), timeout=DEVICES_S)
+        checkup = client.request(build(wire.Checkup, part=part), timeout=DEVICES_S)
     except OffrlError as error:
         see(_failed(part, error))
         return {}
-    for check in found.checks:
+    for check in checkup.checks:
         see(check)
-    return found.versions
+    return checkup.versions
 
 
 def _guarded(check: Callable[[Client], wire.Check], client: Client, see: See) -> None:
@@ -81,7 +80,7 @@ def _guarded(check: Callable[[Client], wire.Check], client: Client, see: See) ->
 
 
 def _failed(name: str, error: OffrlError) -> wire.Check:
-    """A check that could not be made. That a key may not do it is no fault of the service."""
+    """A check that could not be made. A missing permission is not a fault of the service."""
     harmless = isinstance(error, NotAllowed) and name != "daemon"
     return wire.Check(name=name, status="warn" if harmless else "fail", message=error.message, hint=error.hint)
 
@@ -146,9 +145,9 @@ def _local_kernels(versions: dict[str, str]) -> wire.Check:
     return wire.Check(name="client", status="warn", message=words, hint=hint)
 
 
-# ---------------------------------------------------------------------------------------------------------------- a job at last
+# ----------------------------------------------------------------------------------------------------------------- a real job
 def arrays(episodes: int = 20, steps: int = 50) -> dict[str, np.ndarray]:
-    """A tiny data set: a point that is pushed towards the origin."""
+    """A tiny dataset: a point that is pushed towards the origin."""
     random = np.random.default_rng(0)
     rows = episodes * steps
     observations = np.empty((rows, 3), np.float32)
@@ -167,7 +166,7 @@ def arrays(episodes: int = 20, steps: int = 50) -> dict[str, np.ndarray]:
 
 
 class _Training:
-    """Import, train, pause, export, run; and remove it all."""
+    """Import, train, pause, export and run a policy; then remove everything."""
 
     def __init__(self, client: Client, see: See, seconds: float) -> None:
         self._client, self._see, self._seconds = client, see, seconds
@@ -178,59 +177,63 @@ class _Training:
     def run(self) -> None:
         stage = "import"
         try:
-            asking = self._client.ping()
-            if asking.role not in ("", "operator"):  # "": a daemon of before there were roles
-                message = f"left out: {asking.caller!r} is {asking.role}, and may not remove the data set that it would have to import"
+            pong = self._client.ping()
+            if pong.role not in ("", "operator"):  # "": a daemon from before roles existed
+                message = f"left out: {pong.caller!r} is {pong.role} and may not remove the dataset that the check imports"
                 self._say("training", "warn", message, "run it with an operator's key, or as the service's user on its machine")
                 return
             if (pause := self._client.queue().paused) is not None:
-                self._say("training", "warn", f"left out: the queue is paused by {pause.by}, nothing starts", "`offrl queue resume`")
+                self._say("training", "warn", f"left out: {pause.by} has paused the queue, so that nothing starts", "`offrl queue resume`")
                 return
             began = time.monotonic()
             info = self._client.datasets.add(self._dataset, arrays())
             self._say("import", "ok", f"{info.transitions} transitions uploaded and imported in {time.monotonic() - began:.1f} s")
             stage = "training"
-            if self._train():
+            job = self._train()
+            if job is not None:
                 stage = "policy"
-                self._policy()
+                self._policy(job)
         except (OffrlError, OSError) as error:
             self._see(_failed(stage, error if isinstance(error, OffrlError) else OffrlError(str(error))))
         finally:
             self._remove()
 
-    def _train(self) -> bool:
-        """Train for the time that was asked for; whether there is a checkpoint now."""
+    def _train(self) -> Job | None:
+        """Train for the given time and pause; returns the job, None if it has no checkpoint."""
         spec = build(TrainSpec, algorithm=ALGORITHM, dataset=self._dataset, steps=10**9, runner="eager")
         submitted = self._client.request(build(wire.Submit, spec=spec, priority=1000, key=self._dataset))
-        self._job = Job(self._client, submitted.job)
-        began, cursor, first, last = time.monotonic(), 0, None, None
+        job = self._job = Job(self._client, submitted.job)
+        began, cursor = time.monotonic(), 0
+        first: tuple[float, Any] | None = None  # the first progress event and when it came
+        last: Any = None
         while first is None or time.monotonic() - first[0] < self._seconds:
-            part = self._client.request(wire.GetEvents(job=self._job.id, cursor=cursor, wait_s=1.0))
+            part = self._client.request(wire.GetEvents(job=job.id, cursor=cursor, wait_s=1.0))
             cursor = part.cursor
             for event in part.events:
                 if event.type == "progress" and event.step > 0:
                     last = event
                     first = first or (time.monotonic(), event)
             if part.ended:
-                info = self._job.info()
+                info = job.info()
                 error = info.error or {}
                 self._say("training", "fail", info.reason or info.state.value, error.get("hint") or f"see `offrl logs {info.job}`")
-                return False
+                return None
             if first is None and time.monotonic() - began > START_S:
-                return self._not_started()
+                self._say_not_started(job)
+                return None
         rate = last.updates_per_second or (last.step - first[1].step) / max(last.time - first[1].time, 1e-9)
         self._say("training", "ok", f"{rate:,.0f} updates/s of {ALGORITHM}, first update {first[0] - began:.1f} s after the submission")
-        self._job.pause()
+        job.pause()
         end = time.monotonic() + STOP_S
-        while (info := self._job.info()).state not in ("paused", "failed", "cancelled") and time.monotonic() < end:
-            cursor = self._client.request(wire.GetEvents(job=self._job.id, cursor=cursor, wait_s=1.0)).cursor
+        while (info := job.info()).state not in ("paused", "failed", "cancelled") and time.monotonic() < end:
+            cursor = self._client.request(wire.GetEvents(job=job.id, cursor=cursor, wait_s=1.0)).cursor
         if info.state != "paused":
-            self._say("training", "fail", f"a pause was asked for, the job is {info.state.value}: {info.reason}", "see the daemon's log")
-            return False
-        return True
+            self._say("training", "fail", f"the job did not pause; it is {info.state.value}: {info.reason}", "see the daemon's log")
+            return None
+        return job
 
-    def _not_started(self) -> bool:
-        info = self._job.info()
+    def _say_not_started(self, job: Job) -> None:
+        info = job.info()
         if info.state == "queued":
             why = f" ({info.reason})" if info.reason else ""
             self._say(
@@ -242,16 +245,15 @@ class _Training:
         else:
             message = f"no update within {START_S:.0f} s, the job is {info.state.value}"
             self._say("training", "fail", message, f"see `offrl logs {info.job}`")
-        return False
 
-    def _policy(self) -> None:
+    def _policy(self, job: Job) -> None:
         from offrl.policy import Policy
 
-        artifact = self._client.request(wire.OpenArtifact(job=self._job.id))
+        artifact = self._client.request(wire.OpenArtifact(job=job.id))
         if not artifact.ready:
             self._exports.append(artifact.job)
         with tempfile.TemporaryDirectory(prefix="offrl-doctor-") as folder:
-            path, artifact = self._job.fetch_artifact(Path(folder) / "policy.onnx")
+            path, artifact = job.fetch_artifact(Path(folder) / "policy.onnx")
             policy = Policy(path)
             observations = np.random.default_rng(1).normal(size=(ACTS, 3)).astype(np.float32)
             times, actions = [], []
@@ -261,15 +263,15 @@ class _Training:
                 times.append(time.perf_counter() - began)
         wrong = [action for action in actions if np.shape(action) != (1,) or not np.all(np.abs(action) <= 1.0 + 1e-6)]
         if wrong:
-            self._say("policy", "fail", f"the exported policy acts outside of its bounds: {wrong[0]}", "this is a defect: tell us")
+            self._say("policy", "fail", f"the exported policy acts outside its bounds: {wrong[0]}", "a defect in offrl: please report it")
             return
         median = statistics.median(times)
         slow = median > SLOW_ACT_S
-        message = f"{artifact.size:,} bytes of ONNX, {1e6 * median:.0f} us for an action with onnxruntime here"
+        message = f"{artifact.size:,} bytes of ONNX, {1e6 * median:.0f} us per action with onnxruntime here"
         self._say("policy", "warn" if slow else "ok", message, "this machine is slow or busy")
 
     def _remove(self) -> None:
-        """Everything that was made, the job first; what cannot be removed is named."""
+        """Remove everything that was made, the job first; name what cannot be removed."""
         left: list[str] = []
 
         def attempt(what: str, action: Callable[[], Any]) -> None:
@@ -278,28 +280,30 @@ class _Training:
             except (OffrlError, TimeoutError) as error:
                 left.append(f"{what}: {error}")
 
-        if self._job is not None:
-            attempt(f"job {self._job.id}", self._end)
+        job = self._job
+        if job is not None:
+            attempt(f"job {job.id}", lambda: self._end(job))
             for export in self._exports:
                 attempt(f"job {export}", Job(self._client, export).rm)
-            attempt(f"job {self._job.id}", self._job.rm)
+            attempt(f"job {job.id}", job.rm)
         try:
-            imports = [job for job in self._client.jobs("import") if job.last.dataset == self._dataset]
-            known = any(each.name == self._dataset for each in self._client.datasets.ls())
+            imports = [other for other in self._client.jobs("import") if other.last is not None and other.last.dataset == self._dataset]
+            imported = any(dataset.name == self._dataset for dataset in self._client.datasets.ls())
         except NoDaemon as error:
             left.append(f"dataset {self._dataset}: {error}")
         else:
-            for job in imports:
-                attempt(f"job {job.id}", job.rm)
-            if known:
+            for other in imports:
+                attempt(f"job {other.id}", other.rm)
+            if imported:
                 attempt(f"dataset {self._dataset}", lambda: self._client.datasets.rm(self._dataset))
         if left:
             self._say("cleaning up", "warn", "; ".join(left), "remove it with `offrl rm` and `offrl datasets rm`")
 
-    def _end(self) -> None:
-        if not self._job.info().state.ended:
-            self._job.cancel()
-            self._job.wait(STOP_S, check=False)
+    @staticmethod
+    def _end(job: Job) -> None:
+        if not job.info().state.ended:
+            job.cancel()
+            job.wait(STOP_S, check=False)
 
-    def _say(self, name: str, status: str, message: str, hint: str = "") -> None:
+    def _say(self, name: str, status: Literal["ok", "warn", "fail"], message: str, hint: str = "") -> None:
         self._see(wire.Check(name=name, status=status, message=message, hint=hint if status != "ok" else ""))

@@ -225,13 +225,13 @@ class Gatherer:
         self.operations: list[_Copy] = []
 
     def sample(self, seed: int, step: int, stream: int, start: int = 0, count: int = -1) -> None:
-        """Draws uniformly, with repetitions."""
+        """Draw uniformly, with repetitions."""
         numbers = np.empty(self._count(start, count), np.int64)
         draw(seed, step, stream, self.total, numbers)
         self._fill(numbers, slice(start, start + len(numbers)))
 
     def sample_order(self, seed: int, epoch: int, stream: int, first: int, start: int = 0, count: int = -1) -> None:
-        """Takes the elements first .. of the permutation of an epoch."""
+        """Take the elements first .. of the permutation of an epoch."""
         count = self._count(start, count)
         if first < 0 or first + count > self.total:
             raise ValueError("the epoch is over")
@@ -240,7 +240,7 @@ class Gatherer:
         self._fill(numbers, slice(start, start + count))
 
     def gather(self, numbers: np.ndarray, start: int = 0) -> None:
-        """Takes these transitions, numbered from 0 over the sampler's episodes. Raises IndexError."""
+        """Take these transitions, numbered from 0 over the sampler's episodes. Raises IndexError."""
         self._count(start, len(numbers))
         if len(numbers) and (numbers.min() < 0 or numbers.max() >= self.total):
             raise IndexError("a transition number is out of range")

@@ -40,7 +40,7 @@ def padding(value: Any) -> bool:
 
 
 def extras(schema: Schema, names: Any) -> tuple[str, ...]:
-    """The names of extra fields asked for. Raises InvalidInput."""
+    """The names of the requested extra fields. Raises InvalidInput."""
     unknown = [name for name in names if name not in schema.extra]
     if unknown:
         raise InvalidInput(f"there is no extra field {unknown[0]!r}", hint="the store has " + (", ".join(schema.extra) or "none"))
@@ -75,16 +75,16 @@ class Outputs:
             if not self._given[name]:
                 del self._given[name]
         if not isinstance(array, np.ndarray) or array.shape != shape or array.dtype != dtype or not array.flags.writeable:
-            found = f"{array.dtype.name}{list(array.shape)}" if isinstance(array, np.ndarray) else type(array).__name__
-            raise InvalidInput(f"out {label} is {found}, due is a writable {dtype.name}{list(shape)}")
+            actual = f"{array.dtype.name}{list(array.shape)}" if isinstance(array, np.ndarray) else type(array).__name__
+            raise InvalidInput(f"out {label} is {actual}; expected a writable {dtype.name}{list(shape)}")
         if not array[0].flags.c_contiguous or (array.strides[0] < 0) or (len(shape) == 1 and not array.flags.c_contiguous):
             raise InvalidInput(f"out {label} is not contiguous within a sample")
         return array
 
     def finish(self) -> None:
-        """Raises InvalidInput if ``out`` gave an array that nothing took."""
+        """Raise InvalidInput if ``out`` gave an array that nothing took."""
         if self._given:
-            raise InvalidInput(f"out has no use for {next(iter(self._given))!r}", hint="names are those of the batch")
+            raise InvalidInput(f"unknown key {next(iter(self._given))!r} in out", hint="use the names of the batch's arrays")
 
 
 def allocate(shape: tuple[int, ...], dtype: Any) -> np.ndarray:

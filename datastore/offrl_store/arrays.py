@@ -13,7 +13,7 @@ def as_array(value: Any, name: str) -> np.ndarray:
     """The value as an array: of NumPy, of torch (whatever its device, with or without a gradient), of anything else that offers
     ``__array__`` or ``__dlpack__``, or of nested lists. ``name`` is how the error calls it.
 
-    Raises InvalidInput for rows of different shapes, for masked values, and for what is no array.
+    Raises InvalidInput for rows of different shapes, for masked values, and for values that are not arrays.
     """
     if type(value) is np.ndarray:
         return value

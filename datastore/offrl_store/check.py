@@ -56,5 +56,5 @@ def check(path: str | os.PathLike[str]) -> list[str]:
         numbers = [number for _, number, _ in scan((store.path / META_FILE).read_bytes())]
         problems += [f"{META_FILE}, line {line}: it does not fit its checksum" for line, number in enumerate(numbers, 1) if number is None]
     if (store.path / STATS_FILE).exists() and load_stats(store) is None:
-        problems.append(f"{STATS_FILE} is damaged; it is computed anew when asked for")
+        problems.append(f"{STATS_FILE} is damaged; the next call of stats() replaces it")
     return problems

@@ -16,7 +16,7 @@ from offrl_store.store import EpisodeStore
 
 
 class FrameStacks(Sequence):
-    """The stack of ``k`` frames at each step, oldest first, [k*C, H, W]: a read-only view of the store's rows, made when asked for (150
+    """The stack of ``k`` frames at each step, oldest first, [k*C, H, W]: a read-only view of the store's rows, made on demand (150
     bytes each, where a list of a million is kept). Only where the stack reaches before its episode's start (its first k-1 steps) is it a
     copy, padded with zeros.
 

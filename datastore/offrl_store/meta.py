@@ -51,7 +51,7 @@ def scan(raw: bytes) -> Iterator[tuple[int, int | None, bytes]]:
 
 
 class MetaReader:
-    """The metadata of a store's episodes, read anew when there are more episodes than at the last reading."""
+    """The metadata of a store's episodes, read again once there are more episodes than at the last reading."""
 
     def __init__(self, path: Path) -> None:
         self._file, self._count = path / META_FILE, 0

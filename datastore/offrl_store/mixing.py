@@ -188,7 +188,7 @@ class MixSampler:
         self._step = whole(step, "step", 0, (1 << 64) - 1)
 
     def sample(self) -> Any:
-        """The next batch. It is the same object every time, with its arrays filled anew."""
+        """The next batch. It is the same object every time, with new values in its arrays."""
         if not self.exact:
             kernels().draw(self.seed, self._step, STREAM, SCALE, self._draws)
             before = 0

@@ -103,7 +103,7 @@ class PrioritizedSampler(TransitionSampler):
         return leaves
 
     def sample(self) -> Batch:
-        """The next batch. It is the same object every time, with its arrays filled anew."""
+        """The next batch. It is the same object every time, with new values in its arrays."""
         self._tree.sample(self.seed, self._step, STREAM, self._beta, self._numbers, self._weight)
         self._kernel.gather(self._numbers)
         self._check()
@@ -133,7 +133,7 @@ class PrioritizedSampler(TransitionSampler):
             raise InvalidInput(f"priorities are no numbers: {error}") from error
         if index.ndim != 1 or (index.size and index.dtype.kind not in "iu") or values.shape != index.shape:
             raise InvalidInput(
-                f"index and priorities have shapes {list(index.shape)} and {list(values.shape)}, due are whole numbers [n] "
+                f"index and priorities have shapes {list(index.shape)} and {list(values.shape)}; expected whole numbers [n] "
                 "and priorities [n]"
             )
         if not len(index):

@@ -31,14 +31,14 @@ class Snapshot:
 
     @classmethod
     def parse(cls, text: str) -> Snapshot:
-        """Raises InvalidInput for anything but FIRST:COUNT:CHAINHEX."""
+        """Parse FIRST:COUNT:CHAINHEX. Raises InvalidInput for any other text."""
         parts = str(text).split(":")
         try:
             first, count, chain = int(parts[0]), int(parts[1]), bytes.fromhex(parts[2]).hex()
             if len(parts) != 3 or len(chain) != 32 or first < 0 or count < 0:
                 raise ValueError
         except (ValueError, IndexError) as error:
-            raise InvalidInput(f"{text!r} is no snapshot", hint="a snapshot reads FIRST:COUNT:CHAINHEX") from error
+            raise InvalidInput(f"{text!r} is not a snapshot", hint="a snapshot reads FIRST:COUNT:CHAINHEX") from error
         return cls(first, count, chain)
 
 
@@ -130,7 +130,7 @@ class StoreReader:
     def _evicted(self, first: int, kept: int) -> SnapshotEvicted:
         return SnapshotEvicted(
             f"episodes {first} to {kept - 1} of {self.path} were evicted to keep its limit",
-            hint="refresh and sample anew, or have the writer keep the snapshot: store.writer(keep=[snapshot])",
+            hint="refresh and sample again, or have the writer keep the snapshot: store.writer(keep=[snapshot])",
         )
 
     def _check_size(self, file: Path, column: Column, rows: int) -> None:

@@ -43,7 +43,7 @@ def rewards(store: StoreReader, given: Any) -> np.ndarray:
     if not isinstance(given, np.ndarray) or given.shape != own.shape or given.dtype.name not in ("float32", "float64"):
         form = f"{given.dtype} {list(given.shape)}" if isinstance(given, np.ndarray) else type(given).__name__
         raise InvalidInput(
-            f"reward is {form}, due is one float32 or float64 number for each of the {len(own)} rows of the store",
+            f"reward is {form}, expected one float32 or float64 number for each of the {len(own)} rows of the store",
             hint='make it from store.column("reward")',
         )
     return np.ascontiguousarray(given)
@@ -66,7 +66,7 @@ def lambda_returns(reward: Any, next_value: Any, discount: Any, decay: float, ou
     shape = arrays[0].shape
     if len(shape) not in (1, 2) or any(array.shape != shape for array in arrays):
         raise InvalidInput(
-            f"reward, next_value and discount have the shapes {', '.join(str(list(a.shape)) for a in arrays)}, due is [B, L] or [L] for all"
+            f"reward, next_value, discount have the shapes {', '.join(str(list(a.shape)) for a in arrays)}; expected [B, L] or [L] for all"
         )
     if out is None:
         out = np.empty(shape, np.float32)

@@ -29,7 +29,7 @@ class ColumnFiles:
     """
 
     def __init__(self, path: Path, schema: Schema) -> None:
-        """Raises StoreCorrupt where a file is missing."""
+        """Open the files. Raises StoreCorrupt if one is missing."""
         self.written = 0
         self._columns, self._files = schema.columns, [layout.column_path(path, column.name) for column in schema.columns]
         self._widths = [column.field.row_bytes for column in schema.columns]
@@ -65,7 +65,7 @@ class ColumnFiles:
             self.flush(row)
         at = -1 if direct else row - self.written
         checksum = self._kernel.take(checked.arrays, rows, at, True)
-        if checksum < 0:  # say why; where there is no reason after all, each number is within the bounds of its own place
+        if checksum < 0:  # find the reason; without one, each number is within the bounds of its own place
             for column, array in zip(self._columns, checked.arrays, strict=True):
                 check_values(array, column, where)
             checksum = self._kernel.take(checked.arrays, rows, at, False)

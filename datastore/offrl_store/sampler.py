@@ -32,7 +32,7 @@ class Batch:
 
     observation, next_observation [B, ...] in the field's dtype, action [B, A] (floats) or [B] int64, each a dict of arrays where the
     schema has several fields; reward (discounted n-step sum), terminal (0 or 1), discount (gamma^steps used) float32 [B]; index int64 [B],
-    the row; next_action like action (None unless asked for); extra: the extras asked for.
+    the row; next_action like action (None unless requested); extra: the requested extras.
 
     None unless the sampler gives them: returns float32 [B], the discounted sum of the rewards to the episode's end, and remaining
     int64 [B], the number of rewards in it (so that rewards a r + b give a returns + b (1 - gamma^remaining) / (1 - gamma)); weight
@@ -62,7 +62,7 @@ class Sampler(Generic[BatchOf]):
     rows: the rows of the transitions to draw from (``batch.index``, or a TransitionList), default all; one given twice counts twice.
 
     Iterating gives batches: without end, or (``replacement=False``) to the end of the epoch, so that one loop is one epoch. Each batch is
-    the same object, filled anew: keep copies of what is to outlive a turn.
+    the same object with new values: copy what must outlive an iteration.
     """
 
     _kernel: Any
@@ -118,7 +118,7 @@ class Sampler(Generic[BatchOf]):
         self._step = whole(step, "step", 0, (1 << 64) - 1)
 
     def sample(self) -> BatchOf:
-        """The next batch. It is the same object every time, with its arrays filled anew (a short last batch of an epoch: its first rows).
+        """The next batch. It is the same object every time, with new values in its arrays (for a short last batch, in its first rows).
 
         Raises SnapshotEvicted where a bounded store has dropped an episode of the sampler meanwhile.
         """
@@ -314,7 +314,7 @@ class TransitionSampler(Sampler[Batch]):
             given = self._policy_action
             if given.shape != rows.shape or given.dtype != rows.dtype:
                 raise InvalidInput(
-                    f"next_action is {given.dtype} {list(given.shape)}, due is {rows.dtype} {list(rows.shape)}",
+                    f"next_action is {given.dtype} {list(given.shape)}; expected {rows.dtype} {list(rows.shape)}",
                     hint="one action for each row of the store, like its action column",
                 )
             rows = np.ascontiguousarray(given)

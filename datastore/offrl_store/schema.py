@@ -28,7 +28,7 @@ class Field:
     """One array per step: its dtype, the shape of one row, and optionally inclusive bounds (scalars or arrays).
 
     A discrete action is an integer field of shape () with ``low=0, high=n-1``. Bounds are rounded to the field's dtype; only those
-    of actions are enforced. An infinite bound is no bound. Raises InvalidSchema.
+    of actions are enforced. An infinite bound means no bound. Raises InvalidSchema.
     """
 
     dtype: Any
@@ -40,7 +40,7 @@ class Field:
         try:
             dtype = np.dtype(self.dtype)
         except TypeError as error:
-            raise InvalidSchema(f"{self.dtype!r} is no dtype", hint="use one of " + ", ".join(DTYPES)) from error
+            raise InvalidSchema(f"{self.dtype!r} is not a dtype", hint="use one of " + ", ".join(DTYPES)) from error
         if dtype.name not in DTYPES:
             raise InvalidSchema(f"dtype {dtype} cannot be stored", hint="use one of " + ", ".join(DTYPES))
         shape = (self.shape,) if isinstance(self.shape, (int, np.integer)) else tuple(self.shape)

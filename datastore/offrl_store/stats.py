@@ -17,7 +17,7 @@ from offrl_store.reader import StoreReader
 from offrl_store.schema import Column
 
 STATS_FILE = "stats.json"
-VERSION = 2  # of what is cached: another one is computed anew
+VERSION = 2  # of the cached file: one of another version is recomputed
 CHUNK_BYTES = 4 << 20
 LARGEST_ROW = 1024  # elements; a larger row (an image) is summarised as a whole and not place by place
 BINS = 20
@@ -76,7 +76,7 @@ def _save(store: StoreReader, key: str, found: dict[str, Any]) -> None:
     try:
         temporary.write_text(json.dumps(body))
         os.replace(temporary, store.path / STATS_FILE)
-    except OSError:  # a folder that cannot be written, a full disk: computed anew the next time
+    except OSError:  # read-only folder or full disk: recomputed the next time
         with contextlib.suppress(OSError):
             temporary.unlink()
 

@@ -41,7 +41,7 @@ class StepWriter(ABC):
     def begin(self, observation: Any, env: int = 0) -> None:
         """An episode of environment ``env`` begins with the observation that its reset gave.
 
-        Where one of that environment is open (it was reset early, or a crash left it), that one ends as truncated.
+        An open episode of that environment (after an early reset or a crash) ends as truncated.
         Raises InvalidEpisode.
         """
         self._check_open()
@@ -145,7 +145,7 @@ class StepWriter(ABC):
         arrays = self._batch_arrays(actions, rewards, observations, extra, count)
         done = np.logical_or(terminated, truncated)
         if done.shape != (count,):
-            raise InvalidInput(f"terminated and truncated have shape {done.shape}, due is ({count},)")
+            raise InvalidInput(f"terminated and truncated have shape {done.shape}; expected ({count},)")
         if batch.filled == batch.capacity:
             self._settle_all()
         now = batch.filled

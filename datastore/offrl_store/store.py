@@ -88,7 +88,7 @@ class EpisodeStore(StoreReader):
 
     @property
     def episodes(self) -> EpisodeList:
-        """All episodes, list-like; each is made when asked for, as views of the maps."""
+        """All episodes as a list-like object, which makes each on demand, as views of the maps."""
         return EpisodeList(self, np.arange(len(self)))
 
     def stats(self) -> dict[str, Any]:
@@ -98,7 +98,9 @@ class EpisodeStore(StoreReader):
     def remove(self) -> None:
         """Delete the store's folder. Raises StoreLocked while a writer has it."""
         with contextlib.closing(self.writer()):
-            os.rename(self.path / layout.SCHEMA_FILE, self.path / ".removed")  # from here on it is no store, however this ends
+            os.rename(
+                self.path / layout.SCHEMA_FILE, self.path / ".removed"
+            )  # from here on the folder is not a store, even if the process dies
         shutil.rmtree(self.path)
 
     def __repr__(self) -> str:

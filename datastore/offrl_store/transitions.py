@@ -16,7 +16,7 @@ from offrl_store.schema import Episode
 
 @dataclass(frozen=True, eq=False)
 class Transition:
-    """Step ``t`` of episode ``number``. Everything is read from the episode when asked for, as views where it can be."""
+    """Step ``t`` of episode ``number``. Values are read from the episode on demand, as views if possible."""
 
     episode: Episode
     number: int

@@ -68,7 +68,7 @@ def validate(schema: Schema, episode: Episode, number: int) -> CheckedEpisode:
 
 def _wrong_rows(where: str, column: Column, rows: int, due: str, steps: int) -> InvalidEpisode:
     return InvalidEpisode(
-        f"{where}, field {column.name} has {rows} rows, due are {due} for {steps} rewards",
+        f"{where}, field {column.name} has {rows} rows; expected {due} for {steps} rewards",
         hint="T rewards, T actions and T+1 observations (T where the final one is missing)",
     )
 

@@ -28,7 +28,7 @@ class WindowBatch:
     observation [B, L, ...] in the field's dtype, action [B, L, A] (floats) or [B, L] int64, each a dict of arrays where the schema has
     several fields; reward, mask (1: a real step), returns_to_go (undiscounted sum of the rewards from the step to the episode's end,
     beyond the window too), terminal (1 only on the last step of a terminated episode) float32 [B, L]; timesteps int64 [B, L], from 1
-    within the episode, 0 where there is no step; index int64 [B], the row of the last step; extra [B, L, ...]: the extras asked for;
+    within the episode, 0 where there is no step; index int64 [B], the row of the last step; extra [B, L, ...]: the requested extras;
     dataset int64 [B], which store of a mix (None otherwise).
     """
 

@@ -327,11 +327,11 @@ def _explained(error: ValidationError, file: Path) -> InvalidInput:
     problem = explained(error)
     model: Any = Settings
     for part in problem.place[:-1]:
-        model = model.model_fields[part].annotation if isinstance(model, type) and issubclass(model, BaseModel) else None
+        model = model.model_fields[str(part)].annotation if isinstance(model, type) and issubclass(model, BaseModel) else None
     if problem.kind == "extra_forbidden":
         return Unknown(f"{file}: no setting {problem.where!r}", hint=nearest(str(problem.place[-1]), model.model_fields))
     if problem.kind.startswith("model_"):
-        name = problem.place[-1]
+        name = str(problem.place[-1])
         inside = ", ".join(model.model_fields[name].annotation.model_fields)
         return InvalidInput(f"{file}: [{name}] {problem.what}", hint=f"write [{name}] on a line alone, its settings below: {inside}")
     return InvalidInput(f"{file}: {problem}", hint="`offrl config --default` shows all settings")

@@ -190,9 +190,9 @@ class _Server(socketserver.ThreadingMixIn, WSGIServer):
         super().__init__(*args, **kwargs)
 
     def server_bind(self) -> None:
-        # as HTTPServer does, without its look for the host's name: that may wait for a name server
+        # as HTTPServer does, but without looking up the host's name, which may wait for a name server
         socketserver.TCPServer.server_bind(self)
-        self.server_name, self.server_port = self.server_address[:2]
+        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
         self.setup_environ()
 
     def process_request(self, request: Any, client_address: Any) -> None:

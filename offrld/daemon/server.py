@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Awaitable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from offrl import keys, wire
 from offrl.errors import InternalError, InvalidMessage
@@ -42,6 +42,7 @@ BULK = 50  # jobs, events or other entries of a reply, from which on it is encod
 log = logging.getLogger("offrld.server")
 
 Client = tuple[Endpoint, bytes]
+Key = TypeVar("Key")
 
 
 @dataclass(frozen=True)
@@ -197,10 +198,8 @@ class Server:
             problem = error
         finally:
             self._bytes -= question.size
-            for counter, key in ((self._open, client), (self._of_key, caller.name)):
-                counter[key] -= 1
-                if counter[key] <= 0:
-                    del counter[key]
+            _take_one(self._open, client)
+            _take_one(self._of_key, caller.name)
         if request.changes(result):
             await self._app.record(caller, request, result, problem)
         try:
@@ -246,6 +245,13 @@ class Server:
     def _key_changed(self, action: str, name: str, role: str) -> None:
         log.info("%s: %s (%s)", action.replace("_", " "), name, role)
         self._app.audit(action, key=name, key_role=role)
+
+
+def _take_one(counter: Counter[Key], key: Key) -> None:
+    """Lower a count by one; a key that reaches 0 is removed."""
+    counter[key] -= 1
+    if counter[key] <= 0:
+        del counter[key]
 
 
 def _error(error: Exception, name: str) -> bytes:

@@ -20,10 +20,10 @@ from typing import Any
 from offrl.errors import Unknown, nearest
 from offrl.named import Named, find, names
 from offrl_store import EpisodeStore
-from offrld.importers import common, import_into
+from offrld.importers import common_options, import_into
 from offrld.importers.source import BadEpisodes, Source
 
-#: What each kind of name can be told.
+#: The options of each kind of name.
 OPTIONS = {"collected": ("seed", "steps"), "atari": ("fraction", "seed", "epochs"), "d4rl": (), "minari": ()}
 
 Progress = Callable[[int, int | None], None]
@@ -37,20 +37,20 @@ def open_named(
     message: Callable[[str], None] = lambda line: None,
     progress: Progress | None = None,
 ) -> Source:
-    """Finds, fetches or makes a dataset; gives its episodes as an importer does.
+    """Find, download or create a dataset; returns its episodes as an importer does.
 
     Args:
         options: ``seed`` and ``steps`` of a collected one; ``fraction``, ``seed`` and ``epochs`` of Atari; of downloaded ones also those
-            that every format takes (`offrld.importers.common.OPTIONS`).
+            that every format takes (`offrld.importers.common_options.OPTIONS`).
         message: called with what is done meanwhile. progress: called with the bytes of a download and their total; may raise to stop.
 
     Raises:
-        Unknown: there is no such name, or no such option; the hint is the nearest one.
+        Unknown: there is no such name or option; the hint is the nearest one.
         DownloadFailed: a file could not be fetched; what came of it is kept.
         InvalidInput: an option is out of range, or the files are not what the name says.
     """
     named, options = find(name), dict(options or {})
-    shared = {} if named.kind == "collected" else common.OPTIONS
+    shared = {} if named.kind == "collected" else common_options.OPTIONS
     for option in options:
         if option not in OPTIONS[named.kind] and option not in shared:
             known = [*OPTIONS[named.kind], *shared]
@@ -63,7 +63,7 @@ def open_named(
     if named.kind == "atari":
         from offrld.datasets import atari
 
-        bad = BadEpisodes(skip_bad, common.CommonOptions(**shared))
+        bad = BadEpisodes(skip_bad, common_options.CommonOptions(**shared))
         return atari.open_named(named, bad, message, progress, **options)
     from offrld.datasets import d4rl, minari
 

@@ -1,7 +1,7 @@
-"""Datasets that are made when they are asked for: CartPole and Pendulum, played at random or while an agent learns.
+"""Datasets that are created on demand: CartPole and Pendulum, played at random or while an agent learns.
 
 ``random``: uniform actions. ``replay``: everything that an agent of ours sees while it trains online, from its first random steps on: DQN
-in CartPole-v1 (an epsilon that falls from 1 to 0.05 over the first half), SAC in Pendulum-v1. 20,000 steps unless told. The same name,
+in CartPole-v1 (an epsilon that falls from 1 to 0.05 over the first half), SAC in Pendulum-v1. 20,000 steps by default. The same name,
 seed, steps and versions of the libraries give the same bits on a CPU.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from offrl.named import Named
+from offrl.named import COLLECTED, Named
 from offrl.rollout import make_env
 from offrl_store import create_temporary
 from offrl_store.errors import InvalidInput
@@ -28,11 +28,11 @@ AGENTS = {
 
 
 def open_named(named: Named, message: Callable[[str], None], seed: int = 0, steps: int = STEPS) -> Source:
-    """The episodes of a name, collected while they are asked for. Raises `InvalidInput`."""
+    """The episodes of a name, collected on demand. Raises `InvalidInput`."""
     for what, value, least in (("seed", seed, 0), ("steps", steps, 1)):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise InvalidInput(f"{what} is {value!r}", hint=f"give a whole number from {least}")
-    env = make_env(named.env_id)
+    env = make_env(COLLECTED[named.name])
     env.reset(seed=seed)
     env.action_space.seed(seed)
     if named.name in AGENTS:

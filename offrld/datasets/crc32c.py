@@ -16,13 +16,13 @@ LANES = 1 << 12
 
 
 def crc32c(data: bytes | memoryview, crc: int = 0) -> int:
-    """The CRC of what had ``crc`` before, with ``data`` behind it."""
-    data = np.frombuffer(data, np.uint8)
-    length = len(data) // LANES  # bytes of a lane
+    """The CRC of data whose CRC so far is ``crc``, continued with ``data``."""
+    values = np.frombuffer(data, np.uint8)
+    length = len(values) // LANES  # bytes of a lane
     if length:
         crcs = np.zeros(LANES, np.uint32)
         table = _table()
-        for column in np.ascontiguousarray(data[: length * LANES].reshape(LANES, length).T):
+        for column in np.ascontiguousarray(values[: length * LANES].reshape(LANES, length).T):
             crcs = table[(crcs.astype(np.uint8)) ^ column] ^ (crcs >> np.uint32(8))
         joined = length
         while len(crcs) > 1:
@@ -31,7 +31,7 @@ def crc32c(data: bytes | memoryview, crc: int = 0) -> int:
         crc = int(_moved(np.array([crc ^ 0xFFFFFFFF], np.uint32), joined)[0] ^ crcs[0]) ^ 0xFFFFFFFF
     state = crc ^ 0xFFFFFFFF
     table = _table().tolist()
-    for byte in data[length * LANES :].tolist():
+    for byte in values[length * LANES :].tolist():
         state = table[(state ^ byte) & 0xFF] ^ (state >> 8)
     return state ^ 0xFFFFFFFF
 

@@ -23,8 +23,9 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from offrl.errors import DownloadFailed
 from offrl_store.disk import disk_errors, publish, reserve
@@ -111,7 +112,7 @@ def _claimed(target: Path, progress: Progress | None) -> Iterator[Path]:
 
 
 def _receive(url: str, part: Path, progress: Progress | None) -> Described:
-    """Fetches what is missing, again after every interruption as long as it gets on; returns what the server says of the object."""
+    """Fetch the missing part, and retry after each interruption while there is progress; returns the server's description of the object."""
     failures, trouble = 0, ""
     while True:
         before = part.stat().st_size if part.exists() else 0
@@ -149,7 +150,7 @@ def _request(url: str, part: Path, progress: Progress | None) -> Described:
     try:
         reply = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT_S)
     except urllib.error.HTTPError as error:
-        if error.code == 416:  # what is there is all of it, or too much of something else: begin anew
+        if error.code == 416:  # the file is complete, or too long and of another version: restart
             part.unlink(missing_ok=True)
             raise EOFError("the server has no bytes beyond those that are there") from None
         raise
@@ -235,11 +236,11 @@ def _check(url: str, part: Path, described: Described, sha256: str | None) -> No
         raise DownloadFailed(f"{url} came damaged: {wrong}", hint="fetch it again; a proxy or the mirror may be at fault")
 
 
-def _md5(file: BinaryIO) -> str:
+def _md5(file: BufferedReader) -> str:
     return base64.b64encode(hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).digest()).decode()
 
 
-def _crc32c(file: BinaryIO) -> str:
+def _crc32c(file: BufferedReader) -> str:
     crc = 0
     while block := file.read(8 * CHUNK):
         crc = crc32c(block, crc)

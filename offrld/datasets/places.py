@@ -54,7 +54,7 @@ def is_address(source: str) -> bool:
 
 
 def check_downloads(name: str, folder: Path) -> None:
-    """Raises `DownloadFailed` where nothing may be fetched."""
+    """Raise `DownloadFailed` if downloads are disabled."""
     if os.environ.get("OFFRL_DOWNLOADS", "1") == "0":
         raise DownloadFailed(f"{name} is not in {folder}", hint="put its files there; downloads are switched off (OFFRL_DOWNLOADS=0)")
 

@@ -12,7 +12,7 @@ V1, V2 = "memory.oom_control", "memory.events"
 
 
 class OomCounter:
-    """The counter for one process. Make it while the process lives; ``grown`` tells whether somebody was killed since the last look."""
+    """The counter for one process. Make it while the process lives; ``grown`` says whether a process was killed since the last call."""
 
     def __init__(self, pid: int, root: Path = Path("/")) -> None:
         """``root``: the file system with ``proc`` and ``sys`` in it."""

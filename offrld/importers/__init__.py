@@ -1,10 +1,11 @@
 """Importers: one file per dataset format, from its content to a stream of episodes and into a store; and the way back."""
 
+from offrld.importers.bad_data import Skipped
 from offrld.importers.dataset_export import EXPORTS, FOLDERS, dump_dataset, export_dataset
 from offrld.importers.ingest import import_into
 from offrld.importers.registry import FORMATS, detect, open_source
 from offrld.importers.sb3 import from_sb3, to_sb3
-from offrld.importers.source import Format, Skipped, Source
+from offrld.importers.source import Format, Source
 
 __all__ = [
     "EXPORTS",

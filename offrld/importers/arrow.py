@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from offrl_store.errors import InvalidInput
+from offrld.importers.bad_data import BadRow
 from offrld.importers.columns import MAX_EPISODE_BYTES, Column
-from offrld.importers.source import BadRow
 
 #: Package -> the extra that brings it.
 EXTRAS = {"pyarrow": "parquet", "av": "lerobot", "PIL": "lerobot"}

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, cast
 
 import numpy as np
 
@@ -68,8 +68,8 @@ class GzipFiles:
     def __init__(self, files: dict[str, Path]) -> None:
         self._files = files
 
-    def open(self, name: str) -> BinaryIO:
-        return gzip.open(self._files[name], "rb")
+    def open(self, name: str, /) -> IO[bytes]:
+        return cast(IO[bytes], gzip.open(self._files[name], "rb"))
 
 
 def epochs_in(path: Path) -> list[Epoch]:
@@ -111,7 +111,7 @@ def detect(path: Path) -> bool:
 
 
 def open_folder(path: Path, bad: BadEpisodes, fraction: float = 1.0, seed: int = 0) -> Source:
-    """Opens the epochs of a folder; raises `InvalidInput` when a file is missing, damaged, or of another form."""
+    """Open the epochs of a folder; raises `InvalidInput` if a file is missing, damaged, or of another form."""
     epochs = epochs_in(path)
     if not epochs:
         raise InvalidInput(f"{path.resolve().name} holds no observation.gz", hint=f"needed: {NEEDS}")
@@ -119,7 +119,7 @@ def open_folder(path: Path, bad: BadEpisodes, fraction: float = 1.0, seed: int =
 
 
 def open_epochs(epochs: Sequence[Epoch], bad: BadEpisodes, fraction: float = 1.0, seed: int = 0) -> Source:
-    """Opens epochs, joined in the given order.
+    """Open epochs, joined in the given order.
 
     Args:
         fraction: of the steps of each epoch: whole episodes drawn at random, the last of them cut to size, in the order of the file.
@@ -143,7 +143,7 @@ def open_epochs(epochs: Sequence[Epoch], bad: BadEpisodes, fraction: float = 1.0
         shapes = {str(each.schema.observation.shape): epoch for each, epoch in zip(sources, epochs, strict=True)}
         if len(shapes) > 1:
             raise InvalidInput(f"frames of {' and '.join(shapes)} in one folder", hint="join epochs of the same form")
-        drawn = [_drawn(epoch, fraction, seed) for epoch in epochs] if fraction < 1 else [None] * len(epochs)
+        drawn = [_drawn(epoch, fraction, seed) if fraction < 1 else None for epoch in epochs]
         first, last = epochs[0], max(int(each.schema.action.n) for each in sources)
         place = first.place()
         if place:
@@ -163,7 +163,7 @@ def open_epochs(epochs: Sequence[Epoch], bad: BadEpisodes, fraction: float = 1.0
         )
         messages.append(f"{len(epochs)} epochs joined" + (f": {', '.join(str(each.number) for each in epochs)}" if place else ""))
         messages += dict.fromkeys(line for each in sources for line in each.messages)
-        count = sum(each.count for each in sources) if fraction == 1 else sum(map(len, drawn))
+        count = sum(each.count or 0 if sizes is None else len(sizes) for each, sizes in zip(sources, drawn, strict=True))
         source = Source("atari", schema, _joined(sources, epochs, drawn, bad), metadata, count, bad, messages)
         source.resources = resources.pop_all()
         return source
@@ -175,7 +175,7 @@ def _joined(
     """The episodes of all epochs, each with its epoch; those that are drawn, cut to their size."""
     before = 0
     for source, epoch, sizes in zip(sources, epochs, drawn, strict=True):
-        total = source.count + len(source.bad.skipped)
+        total = (source.count or 0) + len(source.bad.skipped)
         for episode in source.episodes:
             steps = episode.steps if sizes is None else sizes.get(episode.number, 0)
             if steps:

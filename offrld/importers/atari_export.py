@@ -13,7 +13,7 @@ import secrets
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -24,7 +24,12 @@ from offrl_store.errors import EmptyStore, InvalidInput
 from offrld.importers.atari import ELEMENTS, EPOCH_STEPS, logged_name
 from offrld.importers.exporting import Export
 
-DTYPES = {"observation": np.dtype(np.uint8), "action": np.dtype(np.int32), "reward": np.dtype(np.float32), "terminal": np.dtype(np.uint8)}
+DTYPES: dict[str, np.dtype] = {
+    "observation": np.dtype(np.uint8),
+    "action": np.dtype(np.int32),
+    "reward": np.dtype(np.float32),
+    "terminal": np.dtype(np.uint8),
+}
 
 
 def write_replay(
@@ -38,16 +43,16 @@ def write_replay(
     bucket: bool = True,
     cuts_are_terminals: bool = False,
 ) -> list[Path]:
-    """Writes a store of single frames ``[1, 84, 84]`` below ``root``; gives the files in order.
+    """Write a store of single frames ``[1, 84, 84]`` below ``root``; returns the files in order.
 
     Args:
         game: its name, ``space-invaders``; with ``index``, the run, it names the folder.
-        first_epoch, epochs: the steps are cut into so many epochs, numbered from the first on; what does not fill an epoch is left out.
+        first_epoch, epochs: number of the first epoch, and number of epochs; steps that do not fill an epoch are left out.
         bucket: the bucket's names (``GAME/INDEX/replay_logs/$store$_observation_ckpt.EPOCH.gz``), else d4rl-atari's.
         cuts_are_terminals: truncated episodes end with a terminal.
 
     Raises:
-        InvalidInput: there is no such game, the frames have another form, or an episode but the last one was cut.
+        InvalidInput: there is no such game, the frames have another form, or an episode other than the last one was cut.
         EmptyStore: there are fewer steps than epochs.
         DiskFull: nothing of the epoch that was being written is left.
     """
@@ -59,7 +64,8 @@ def write_replay(
         if not (episode.terminated or cuts_are_terminals):
             raise InvalidInput(f"episode {number} was cut, which the files cannot say", hint="write cuts as terminals, or leave it out")
     folder = Path(root) / games.camel(games.check(game)) / str(index)
-    rows, files = _rows(store, range(len(store)), cuts_are_terminals), []
+    rows = _rows(store, range(len(store)), cuts_are_terminals)
+    files: list[Path] = []
     for epoch in range(first_epoch, first_epoch + epochs):
         inner = folder / "replay_logs" if bucket else folder / str(epoch)
         names = {each: inner / (logged_name(each, epoch) if bucket else f"{each}.gz") for each in ELEMENTS}
@@ -68,7 +74,7 @@ def write_replay(
     return files
 
 
-def write_atari(export: Export) -> None:
+def write(export: Export) -> None:
     """All steps in epochs of a million, under the bucket's names: below ``GAME/INDEX/replay_logs`` where the dataset knows its game, which
     is a mirror for d4rl-atari's readers and ours, else in the folder itself. Index and first epoch are those of the dataset's source."""
     store, source = export.store, export.store.metadata.get("source") or {}
@@ -98,7 +104,7 @@ def write_atari(export: Export) -> None:
 
 
 def _check_frames(store: EpisodeStore) -> None:
-    """Raises `InvalidInput` where the steps are not single grey frames with discrete actions."""
+    """Raise `InvalidInput` if the steps are not single grey frames with discrete actions."""
     field, action = store.schema.observation, store.schema.action
     frames = isinstance(field, Field) and field.dtype == np.uint8 and len(field.shape) == 3 and field.shape[0] == 1
     if not (frames and isinstance(action, Field) and action.discrete):
@@ -115,11 +121,11 @@ def _write_epoch(rows: Iterator[dict[str, bytes]], names: dict[str, Path], steps
         partial = {each: path.with_name(f".{path.name}.{secrets.token_hex(4)}") for each, path in names.items()}
         for path in partial.values():
             opened.callback(path.unlink, missing_ok=True)
-        streams: dict[str, BinaryIO] = {}
+        streams: dict[str, gzip.GzipFile] = {}
         for each, path in partial.items():
             streams[each] = opened.enter_context(gzip.open(path, "wb", compresslevel=level))
             shape = (steps, *size) if each == "observation" else (steps,)
-            header = {"descr": np.lib.format.dtype_to_descr(DTYPES[each]), "fortran_order": False, "shape": shape}
+            header: dict[str, Any] = {"descr": np.lib.format.dtype_to_descr(DTYPES[each]), "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(streams[each], header)
         for _ in range(steps):
             row = next(rows)
@@ -135,7 +141,7 @@ def _write_epoch(rows: Iterator[dict[str, bytes]], names: dict[str, Path], steps
 def _rows(
     store: EpisodeStore, numbers: Iterable[int], cuts_are_terminals: bool, progress: Callable[[int], None] | None = None
 ) -> Iterator[dict[str, bytes]]:
-    """Every step's bytes, episode after episode of those numbers; ``progress`` is told the number of the next one."""
+    """The bytes of every step of the episodes ``numbers``; calls ``progress`` with the number of the next episode."""
     for number in numbers:
         episode = store.episodes[number]
         ends = episode.terminated or cuts_are_terminals

@@ -18,7 +18,7 @@ class CalmFile(io.RawIOBase):
         self._error: OSError | None = None
 
     def check(self) -> None:
-        """Raises the error of the first write that failed."""
+        """Raise the error of the first write that failed."""
         if self._error is not None:
             raise self._error
 
@@ -43,12 +43,12 @@ class CalmFile(io.RawIOBase):
     def read(self, size: int = -1) -> bytes:
         return self._file.read(size)
 
-    def truncate(self, size: int) -> int:
+    def truncate(self, size: int | None = None) -> int:
         try:
             return self._file.truncate(size)
         except OSError as error:
             self._error = self._error or error
-            return size
+            return self._file.tell() if size is None else size
 
     def seek(self, offset: int, whence: int = 0) -> int:
         return self._file.seek(offset, whence)

@@ -1,4 +1,4 @@
-"""Columns of a source: named arrays that are read in slices of rows, whatever holds them, with errors that name file, key and row."""
+"""Columns of a source: named arrays, read in slices of rows from any container, with errors that name file, key and row."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 
 from offrl_store.errors import InvalidInput
-from offrld.importers.source import BadRow, Damaged
+from offrld.importers.bad_data import BadRow, Damaged
 
-#: Rows are read in blocks of about this size, so that memory does not grow with the file.
+#: Rows are read in blocks of about this size so that memory does not grow with the file.
 BLOCK_BYTES = 8 << 20
 
-#: At most this many rows per block: small rows would otherwise make blocks whose Python work dominates.
+#: At most this many rows per block; with more small rows, Python work per block would dominate.
 BLOCK_ROWS = 1 << 16
 
-#: One row, and one episode, may take as many bytes: both are in memory whole. A damaged or hostile header can declare anything.
+#: Largest row and largest episode: both are held in memory whole, and a damaged or hostile header can declare anything.
 MAX_ROW_BYTES, MAX_EPISODE_BYTES = 256 << 20, 2 << 30
 
 
@@ -53,7 +53,7 @@ class Column:
                 hint=f"a step may take {MAX_ROW_BYTES:,} bytes per array; the header may be damaged",
             )
 
-    # Each of these is asked for with every episode, and HDF5 would make its answer anew.
+    # Every episode needs these, and HDF5 would compute them each time.
     @cached_property
     def rows(self) -> int:
         return int(self.data.shape[0])
@@ -65,7 +65,7 @@ class Column:
 
     @cached_property
     def dtype(self) -> np.dtype:
-        """Dtype in native byte order; what the store has no place for (long double) becomes float64."""
+        """Dtype in native byte order; long double, which the store cannot hold, becomes float64."""
         dtype = np.dtype(self.data.dtype).newbyteorder("=")
         return np.dtype(np.float64) if dtype.kind == "f" and dtype.itemsize > 8 else dtype
 
@@ -93,7 +93,7 @@ class Column:
         return converted
 
     def _refuse_changed(self, given: np.ndarray, made: np.ndarray, start: int) -> None:
-        """Raises `BadRow` for the first value that its new dtype does not hold."""
+        """Raise `BadRow` for the first value that its new dtype does not hold."""
         changed = (made.astype(given.dtype) != given) & ~np.isnan(given)
         if changed.any():
             at = tuple(int(i) for i in np.argwhere(changed)[0])
@@ -104,23 +104,23 @@ class Column:
             )
 
     def read_rewards(self, block: np.ndarray, start: int) -> np.ndarray:
-        """A block of this column as rewards ``[N]`` in their `reward_dtype`; whole numbers that it does not hold are refused."""
+        """A block of this column as rewards ``[N]`` in their `reward_dtype`. Refuses whole numbers that it does not hold."""
         made = block.reshape(len(block)).astype(reward_dtype(self), copy=False)
         if block.dtype.kind in "iu" and block.dtype.itemsize == 8:
             self._refuse_changed(block.reshape(len(block)), made, start)
         return made
 
     def read_finite(self, start: int, stop: int) -> np.ndarray:
-        """`read`, and every value must be finite."""
+        """`read`; every value must be finite."""
         block = self.read(start, stop)
         self.check_finite(block, start)
         return block
 
     def check_finite(self, block: np.ndarray, start: int) -> None:
-        """Raises `BadRow` that names the first value of ``block`` (its first row is row ``start``) that is NaN or infinite."""
+        """Raise `BadRow` that names the first NaN or infinite value of ``block``, whose first row is row ``start``."""
         if block.dtype.kind != "f":
             return
-        with np.errstate(over="ignore", invalid="ignore"):  # NaN and infinity carry into a sum, at a third of the cost of looking at each
+        with np.errstate(over="ignore", invalid="ignore"):  # a sum shows NaN and infinity at a third of the cost of testing each value
             if np.isfinite(np.add.reduce(block, None)) or np.isfinite(block).all():
                 return
         first = tuple(int(i) for i in np.argwhere(~np.isfinite(block))[0])
@@ -131,7 +131,7 @@ class Column:
         )
 
     def read_flags(self, start: int, stop: int) -> np.ndarray:
-        """Rows of a column of flags as ``[stop - start]`` booleans; numbers other than 0 and 1 are refused."""
+        """Rows of a column of flags as ``[stop - start]`` booleans. Refuses numbers other than 0 and 1."""
         check_scalar_rows(self)
         block = self.read(start, stop)
         flags = block.reshape(len(block))
@@ -147,19 +147,19 @@ class Column:
         return flags.astype(bool)
 
     def check_whole(self, start: int, stop: int) -> None:
-        """Raises `BadRow` for the first of these rows that is not there whole. Rows of an array always are."""
+        """Raise `BadRow` for the first incomplete row. Rows of an array are always complete."""
 
     def number(self, row: int) -> int:
-        """How messages number a row."""
+        """The number of a row in messages."""
         return row
 
     def where(self, row: int, index: tuple[int, ...] = ()) -> str:
-        """``key[row, i, j]``: how a value is named in messages."""
+        """The name of a value in messages: ``key[row, i, j]``."""
         return f"{self.key}[{', '.join(str(i) for i in (row, *index))}]"
 
 
 class Rows:
-    """Rows of an array from row ``first`` on (so many of them, else all), as the data of a column."""
+    """Rows of an array from row ``first`` on (``rows`` of them, or all), as the data of a column."""
 
     def __init__(self, data: Any, first: int = 0, rows: int | None = None) -> None:
         self._data, self._first = data, first
@@ -178,7 +178,7 @@ def check_scalar_rows(column: Column) -> None:
 
 
 def same_length(first: Column, *others: Column) -> None:
-    """Raises `InvalidInput` that names two columns whose numbers of rows differ."""
+    """Raise `InvalidInput` that names two columns whose numbers of rows differ."""
     for other in others:
         if other.rows != first.rows:
             raise InvalidInput(
@@ -209,8 +209,8 @@ def blocks(rows: int, size: int) -> Iterator[tuple[int, int]]:
 class BlockReader:
     """Slices of one column in rising order, of any length, out of blocks that are read once each.
 
-    ``finite``: every block is checked for NaN and infinite values, and one that is damaged ends the reading. Otherwise the rows that are
-    asked for are read alone where their block cannot be: the damage may lie beside them.
+    finite: check every block for NaN and infinite values; a damaged block ends the reading. Otherwise, if a block cannot be read, only the
+    requested rows are read, because the damage may lie beside them.
     """
 
     def __init__(self, column: Column, *, finite: bool = True) -> None:

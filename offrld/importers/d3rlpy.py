@@ -44,7 +44,7 @@ def detect(path: Path) -> bool:
 
 
 def open_file(path: Path, bad: BadEpisodes) -> Source:
-    """Opens a file of either version; raises `InvalidInput` when it is neither."""
+    """Open a file of either version; raises `InvalidInput` when it is neither."""
     with ExitStack() as resources:
         file = resources.enter_context(hdf5.open_hdf5(path))
         of_version = _open_v2 if {"num_episodes", "columns"} & set(hdf5.names(file, path.name)) else _open_v1
@@ -133,7 +133,8 @@ def _space(described: Described | None, env_id: str | None, name: str, messages:
 
 def _observations(file: h5py.File, number: int, name: str) -> Column | dict[str, Column]:
     """``observations_i``, or ``observations_i_0``, ``observations_i_1``, ... of a tuple."""
-    one, fields = hdf5.column(file, f"observations_{number}", name), {}
+    one = hdf5.column(file, f"observations_{number}", name)
+    fields: dict[str, Column] = {}
     while one is None and (part := hdf5.column(file, f"observations_{number}_{len(fields)}", name)) is not None:
         fields[f"observation_{len(fields)}"] = part
     return fields or one or hdf5.need_column(file, f"observations_{number}", name, NEEDS)

@@ -9,7 +9,6 @@ D4RL itself does it: after the environment's time limit, 1000 steps where that i
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -34,7 +33,7 @@ def detect(path: Path) -> bool:
 
 
 def open_file(path: Path, bad: BadEpisodes, env_id: str | None = None) -> Source:
-    """Opens a flat HDF5 file; raises `InvalidInput` when it is not one, or its arrays do not fit each other.
+    """Open a flat HDF5 file; raises `InvalidInput` if it is not one or its arrays do not fit each other.
 
     ``env_id``: the environment where the file names none, as D4RL's own do not.
     """
@@ -89,8 +88,7 @@ def declared_space(file: h5py.File, name: str) -> ActionSpace | None:
         if low is None and high is None:
             return None
         low, high = (np.asarray(no if bound is None else bound, float) for bound, no in ((low, -np.inf), (high, np.inf)))
-        space = box(low, high, "declared", name)
-        return space and replace(space, kind=kind_of({"action_space": {"kind": file.attrs.get("action_kind")}}))
+        return box(low, high, "declared", name, kind_of({"action_space": {"kind": file.attrs.get("action_kind")}}))
     except (ValueError, TypeError, OSError) as error:
         raise InvalidInput(
             f"{name}: the attributes action_n, action_low, action_high cannot be read: {error}", hint="correct or remove them"

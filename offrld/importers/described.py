@@ -1,7 +1,7 @@
-"""What a format of somebody else has no place for, written beside its own content, and taken back at an import.
+"""A record of what a foreign format has no place for, written beside its content and read back by an import.
 
-Such a record names the schema's fields, the keys under which a format holds them, the action space and the environment. The owners of the
-formats look past it. An import takes it for what still fits: a file may have been changed since.
+It names the schema's fields, their keys in the format, the action space and the environment. Other readers of the format ignore it. An
+import uses the parts that still fit, because the file may have been changed since.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from offrl_store.errors import OffrlError
 from offrld.importers.columns import Column
 from offrld.importers.episodic import Recording
 from offrld.importers.reading import parse_json, read_json
-from offrld.importers.spaces import ActionSpace, box, kind_of
+from offrld.importers.spaces import ActionSpace, Choices, box, kind_of
 
 #: The attribute of an HDF5 file, and the stem of a file in a folder, that hold the record.
 NAME = "offrl"
@@ -38,7 +38,7 @@ def record(store: EpisodeStore, keys: dict[str, str]) -> dict[str, Any]:
 
 
 class Described:
-    """The record that an export of ours left.
+    """The record of one of our exports.
 
     Attributes:
         env_id: the environment, or None.
@@ -56,7 +56,7 @@ class Described:
 
     @classmethod
     def read(cls, found: Any) -> Described | None:
-        """The record in a text, or in a file; None where there is none, or none of ours."""
+        """The record in a text or in a file; None if there is no valid one."""
         try:
             value = read_json(found, found.name) if isinstance(found, Path) else parse_json(found, NAME)
             keys, env_id, bounds = value["keys"], value.get("env_id"), value.get("bounds")
@@ -71,21 +71,21 @@ class Described:
             return None
 
     def fields(self, columns: dict[str, Column]) -> Column | dict[str, Column] | None:
-        """Observation columns, by the format's key, as the fields that they were; None where these are not the ones of the record."""
+        """Observation columns by the format's key, as the original fields; None if they are not those of the record."""
         made = _renamed(columns, self.observation)
         if made is None:
             return None
         return next(iter(made.values())) if self.single else made
 
     def extras(self, columns: dict[str, Column]) -> dict[str, Column]:
-        """Extra columns, by the format's key, under their own names; what the record does not know keeps its key."""
+        """Extra columns by the format's key, under their original names; a column that the record lacks keeps its key."""
         known = {key: column for key, column in columns.items() if key in self.extra}
         made = _renamed(known, {key: self.extra[key] for key in known})
         return columns if made is None else {**{key: column for key, column in columns.items() if key not in known}, **made}
 
 
 def restored(described: Described | None, recording: Recording, observations: dict[str, Column], extra: dict[str, Column]) -> Recording:
-    """A recording with the observations and extras that the record tells of, both given by the format's keys."""
+    """A recording with the observations and extras of the record; both arguments have the format's keys."""
     if described is None:
         return recording
     found = described.fields(observations)
@@ -121,7 +121,6 @@ def _space(action: Any, env_id: str | None, bounds: str | None, kind: str) -> Ac
     if bounds == "inferred" or not isinstance(action, Field):
         return None
     if action.discrete:
-        return ActionSpace(origin or "declared", n=action.n)
+        return Choices(origin or "declared", action.n)
     low, high = (no if bound is None else bound for bound, no in ((action.low, -np.inf), (action.high, np.inf)))
-    space = box(low, high, origin or "declared")
-    return space and replace(space, kind=kind)
+    return box(low, high, origin or "declared", kind=kind)

@@ -1,7 +1,7 @@
-"""Sources that keep every episode in arrays of its own: what Minari, d3rlpy v2, robomimic, LeRobot and gen_dgrl have in common.
+"""Sources with separate arrays for every episode: the common part of Minari, d3rlpy v2, robomimic, LeRobot and gen_dgrl.
 
-A recorded episode may hold several ends (a task that goes on after a success); it is then given out in pieces that share the observation at
-the seam. Every recorded episode is in memory once, whole.
+A recorded episode may have several ends (a task that continues after a success); it is then split into episodes that share the
+observation at the seam. Memory holds one recorded episode at a time.
 """
 
 from __future__ import annotations

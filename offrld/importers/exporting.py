@@ -1,4 +1,4 @@
-"""What the exporters have in common: one export, and the small questions that each of them asks of a store."""
+"""What exporters share: the description of one export, and helpers to write its parts."""
 
 from __future__ import annotations
 
@@ -46,7 +46,8 @@ def one_action(export: Export, format: str) -> Field:
 
 
 def free_names(export: Export, names: Iterable[str], taken: Callable[[str], bool]) -> dict[str, str]:
-    """Extra fields under names that a format leaves free: their own, or ``extra.NAME`` where it uses that one itself, which is said.
+    """Extra fields under names that a format leaves free: their own, or ``extra.NAME`` (a message reports it) for a name
+    that the format uses itself.
 
     Args:
         taken: whether the format uses a name for something else.
@@ -69,6 +70,12 @@ def say_left_out(export: Export, keys: Iterable[str], what: str) -> None:
     if shown:
         listed = ", ".join(shown[:8]) + (f" and {len(shown) - 8} more" if len(shown) > 8 else "")
         export.message(f"not exported: {listed} ({what})")
+
+
+def source_attributes(store: EpisodeStore, format: str) -> dict[str, Any]:
+    """The attributes of the source from which the data were imported; {} if its format was another one."""
+    source, attributes = store.metadata.get("source"), store.metadata.get("source_attributes")
+    return attributes if isinstance(attributes, dict) and isinstance(source, dict) and source.get("format") == format else {}
 
 
 def action_shape(field: Field) -> tuple[int, ...]:
@@ -119,8 +126,8 @@ def set_attributes(node: Any, values: Any) -> set[str]:
     """Texts, numbers and arrays of a dict as attributes; returns the keys of what HDF5 has no place for (nested values, very long ones)."""
     left_out = set()
     for key, value in (values if isinstance(values, dict) else {}).items():
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        fits = isinstance(value, (str, bool, int, float, np.ndarray)) and not (whole and not -(2**63) <= value < 2**63)
+        too_large = isinstance(value, int) and not -(2**63) <= value < 2**63
+        fits = isinstance(value, (str, bool, int, float, np.ndarray)) and not too_large
         if fits and key and len(key) <= 256 and _size(value) <= MAX_ATTRIBUTE and "\0" not in f"{key}{value}":
             node.attrs[key] = value
         else:

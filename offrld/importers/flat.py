@@ -2,8 +2,8 @@
 
 An episode ends at a row with ``terminals`` (the task ended) or ``timeouts`` (cut); where both are set the task ended. The final
 observation is known only where there are ``next_observations``. Everything is read in blocks: first the flags and the actions (and, where
-there are next observations, the observations), then all of it while the episodes are given out; actions of up to `KEEP_BYTES` are kept
-from the first reading.
+there are next observations, the observations), then everything while the episodes are read; actions of up to `KEEP_BYTES` are kept from
+the first pass.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def flat_source(
 
 
 def _scan_actions(column: Column, scan: ActionScan, cuts: Cuts, bad: BadEpisodes) -> Column:
-    """Goes once over all actions; gives the column to read them from, which is in memory where they are few."""
+    """Scan all actions once; returns the column to read them from, in memory if they are few."""
     kept = np.empty((column.rows, *column.shape), column.dtype) if column.rows * column.row_bytes <= KEEP_BYTES else None
     for start, stop in blocks(column.rows, block_rows(column)):
         try:
@@ -136,7 +136,7 @@ def _scan_actions(column: Column, scan: ActionScan, cuts: Cuts, bad: BadEpisodes
 
 
 def _scan_alone(column: Column, start: int, stop: int, scan: ActionScan, cuts: Cuts, bad: BadEpisodes) -> None:
-    """Scans the rows of a block by episode, to find the ones that cannot be used."""
+    """Scan the rows of a block by episode, to find the ones that cannot be used."""
     number = int(np.searchsorted(cuts.stop, start, side="right"))
     while start < stop:
         end = min(stop, int(cuts.stop[number]))
@@ -185,8 +185,9 @@ def find_cuts(arrays: FlatArrays, messages: list[str]) -> Cuts:
         stop, terminated = _with_cuts(stop, terminated, jumps)
     elif arrays.timeouts is None and arrays.limit is None:
         messages.append("there are no timeouts: episodes end at terminals only")
-    elif arrays.timeouts is None:
-        cut, start = [], 0
+    elif arrays.timeouts is None and arrays.limit is not None:
+        cut: list[int] = []
+        start = 0
         for end in (*stop.tolist(), rows):
             cut += range(start + arrays.limit, end, arrays.limit)
             start = end
@@ -277,7 +278,7 @@ def _final_known(arrays: FlatArrays, stop: np.ndarray) -> np.ndarray:
 
 
 def read_episodes(arrays: FlatArrays, cuts: Cuts, scan: ActionScan, bad: BadEpisodes) -> Iterator[SourceEpisode]:
-    """Gives the episodes one after the other. Every column is read once, in blocks."""
+    """Yield the episodes in order. Every column is read once, in blocks."""
     reader = _EpisodeReader(arrays, scan, bad.skip)
     start = 0
     for number, (stop, terminated, final) in enumerate(zip(cuts.stop.tolist(), cuts.terminated.tolist(), cuts.final.tolist(), strict=True)):

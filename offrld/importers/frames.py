@@ -1,4 +1,4 @@
-"""Pictures of a source as rows ``[N, C, H, W]``: encoded images, and frames of a video, decoded as far as they are asked for."""
+"""Pictures of a source as rows ``[N, C, H, W]``: encoded images and frames of a video, decoded on demand."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import numpy as np
 
 from offrl_store.errors import InvalidInput, OffrlError
 from offrld.importers import arrow
-from offrld.importers.source import BadRow
+from offrld.importers.bad_data import BadRow
 
-MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's name for so many channels
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # number of channels -> Pillow's name
 
-#: Pillow's names for pictures of one channel that is no byte (depth in millimetres or metres), and their dtypes.
+#: Pillow's names for pictures with one channel of more than 8 bits (depth in millimetres or metres), and their dtypes.
 DEEP = {"I;16": np.uint16, "I;16L": np.uint16, "I;16B": np.uint16, "I": np.int32, "F": np.float32}
 
 #: What can be turned into a mode without loss of a value: palettes, black and white, grey as three equal channels.
@@ -108,7 +108,7 @@ class EncodedImages:
 
 
 class VideoFrames:
-    """Frames of a video from a point of time on, as the data of a column. Read in rising order; a step back opens the video anew.
+    """Frames of a video from a point of time on, as the data of a column. Read in ascending order; a step back reopens the video.
 
     Args:
         path: the video.

@@ -20,11 +20,12 @@ from typing import Any
 import numpy as np
 
 from offrl_store.errors import EmptyStore, InvalidInput
+from offrld.importers.bad_data import BadRow
 from offrld.importers.columns import Column, Rows, same_length
 from offrld.importers.episodic import Recording, ends_of, episodic_source
 from offrld.importers.hdf5 import listed
 from offrld.importers.npz import Member, arrays_in
-from offrld.importers.source import BadEpisodes, BadRow, Format, Source
+from offrld.importers.source import BadEpisodes, Format, Source
 from offrld.importers.spaces import choices
 
 NEEDS = "a folder of .npz files named TIME_INDEX_STEPS_LEVEL_RETURN.npz with observations, actions, rewards, dones"
@@ -87,7 +88,7 @@ def open_folder(
     level_seed: Any = None,
     max_episodes: Any = None,
 ) -> Source:
-    """Opens a folder of episodes; raises `InvalidInput` for an option that cannot be and for a folder without such files."""
+    """Open a folder of episodes; raises `InvalidInput` for an invalid option or a folder without such files."""
     name = path.resolve().name
     if not path.is_dir():
         raise InvalidInput(f"{path} is not a folder", hint=f"needed: {NEEDS}")
@@ -105,6 +106,7 @@ def open_folder(
         raise EmptyStore(f"{name} holds no episode of level {level_seed}", hint=f"it holds the levels {levels}")
     if len(files) < len(found):
         messages.append(f"{len(files)} of {len(found)} episodes, {sum(each.keep for each in files)} steps, are taken")
+    known: dict[str, Any] = {"game": name} if name in GAMES else {}
     with ExitStack() as resources:
         reader = _Reader(files)
         resources.callback(reader.close)
@@ -119,7 +121,7 @@ def open_folder(
             attributes={},
             messages=messages,
             discrete=True,
-            **({"game": name} if name in GAMES else {}),
+            **known,
         )
         messages += [reader.notes[number] for number in sorted(reader.notes)[:3]]
         source.resources = resources.pop_all()
@@ -193,12 +195,12 @@ class _Reader:
                 hint="the file is damaged, or was renamed",
             )
         flags = dones.read_flags(0, file.steps)[: file.keep]
-        cut = [Column(name, column.key, Rows(column.data, 0, file.keep)) for column in (actions, rewards)]
+        actions, rewards = (Column(name, column.key, Rows(column.data, 0, file.keep)) for column in (actions, rewards))
         # A cut episode knows its next observation, which is one of its own.
         observations = Column(name, "observations", _Frames(frames, file.keep + (file.keep < file.steps)))
         metadata = {"time": file.time, "index": file.index} | ({"level_seed": file.level} if file.level >= 0 else {})
         ends = ends_of(flags, np.zeros(file.keep, bool), name, number, self.notes)
-        return Recording(observations, *cut, ends, metadata=metadata)
+        return Recording(observations, actions, rewards, ends, metadata=metadata)
 
 
 class _Frames:
@@ -220,7 +222,7 @@ class _Frames:
             at = tuple(int(i) for i in wrong[0])
             row = rows.start + at[0]
             raise BadRow(
-                f"{self._column.file}: {self._column.where(row, at[1:])} is {float(block[at]):.9g}, which is no pixel",
+                f"{self._column.file}: {self._column.where(row, at[1:])} is {float(block[at]):.9g}, which is not a pixel",
                 row,
                 hint="pixels are whole numbers from 0 to 255; scaled observations are not read",
             )
@@ -234,10 +236,10 @@ FORMAT = Format(
     detect,
     open_folder,
     {
-        "capacity": "take so many transitions (or episodes), the best first",
+        "capacity": "number of transitions (or episodes) to take, the best first",
         "capacity_type": "what the capacity counts: transitions or episodes",
         "percentile": "share of the capacity to take, of the whole folder where none is given; the best episodes first",
         "level_seed": "take episodes of this level only",
-        "max_episodes": "take so many episodes at most",
+        "max_episodes": "largest number of episodes to take",
     },
 )

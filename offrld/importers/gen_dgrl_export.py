@@ -17,7 +17,7 @@ from offrl_store.errors import EmptyStore, InvalidInput
 from offrld.importers.exporting import Export, one_action
 
 
-def write_gen_dgrl(export: Export) -> None:
+def write(export: Export) -> None:
     """One file per completed episode. Index, level and time come from the episode's metadata, else from its number, -1 and now."""
     store, schema = export.store, export.store.schema
     action = one_action(export, "gen_dgrl")
@@ -38,7 +38,7 @@ def write_gen_dgrl(export: Export) -> None:
         ret = float(np.sum(episode.reward, dtype=np.float64))
         index, level = (known.get(key, least) for key, least in (("index", number), ("level_seed", -1)))
         name = f"{known.get('time', now)}_{index}_{episode.steps}_{level}_{ret:.2f}.npz"
-        if "/" in name or (export.path / name).exists():  # written down twice: its number tells it from the other
+        if "/" in name or (export.path / name).exists():  # two episodes of one name: the number distinguishes them
             name = f"{now}_{number}_{episode.steps}_{level}_{ret:.2f}.npz"
         arrays = {
             "observations": np.concatenate([episode.observation[: episode.steps], last]).astype(np.float32),

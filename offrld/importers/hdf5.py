@@ -1,4 +1,4 @@
-"""Opening HDF5 files of strangers: one-line errors, plain datasets only, attributes as JSON values."""
+"""Opening untrusted HDF5 files: one-line errors, plain datasets only, attributes as JSON values."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def is_hdf5(path: Path) -> bool:
 
 
 def open_hdf5(path: Path) -> h5py.File:
-    """Opens a file for reading; raises `InvalidInput` that says whether it is missing, open in another program, no HDF5, or damaged."""
+    """Open a file for reading; raises `InvalidInput` that says whether it is missing, open in another program, not HDF5, or damaged."""
     if not path.is_file():
         raise InvalidInput(f"{path} is a folder" if path.is_dir() else f"there is no file {path}", hint="give an HDF5 file")
     try:
@@ -76,7 +76,7 @@ def open_hdf5(path: Path) -> h5py.File:
 
 
 def keys(path: Path) -> set[str]:
-    """Names at the root of a file; empty where it cannot be opened. For telling formats apart."""
+    """Names at the root of a file, to detect its format; empty if it cannot be opened."""
     try:
         with h5py.File(path, "r") as file:
             return set(file)
@@ -100,8 +100,11 @@ def names(group: h5py.Group, file: str) -> list[str]:
         ) from None
 
 
-def node(group: h5py.Group, key: str, file: str) -> h5py.Dataset | h5py.Group | None:
-    """The object under ``key``, or None. Refuses links and layouts that read other files of this machine: a file may come from anyone."""
+def node(group: h5py.Group, key: str, file: str) -> Any:
+    """The `h5py.Dataset` or `h5py.Group` under ``key``, or None.
+
+    Refuses links and layouts that read other files of this machine: a file may come from anyone.
+    """
     path = f"{group.name.strip('/')}/{key}".strip("/")
     try:
         if group.get(key, getlink=True) is None:
@@ -147,7 +150,7 @@ def _followed(group: h5py.Group, key: str) -> Any:
 
 
 def _check_dataset(found: h5py.Dataset, path: str, file: str) -> None:
-    """Refuses what is kept in other files, has no rows at all, needs a filter that is not read, or would be inflated into more than memory
+    """Refuse what is kept in other files, has no rows at all, needs a filter that is not read, or would be inflated into more than memory
     holds."""
     created = found.id.get_create_plist()
     if created.get_layout() == h5py.h5d.VIRTUAL or created.get_external_count():

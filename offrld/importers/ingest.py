@@ -24,8 +24,9 @@ from offrl_store.disk import publish
 from offrl_store.errors import DiskFull, EmptyStore, InvalidEpisode, InvalidInput, OffrlError, StoreExists
 from offrl_store.schema import short
 from offrld.importers import reading
+from offrld.importers.bad_data import BadRow, Skipped
 from offrld.importers.registry import open_source
-from offrld.importers.source import BadEpisodes, BadRow, Skipped, Source
+from offrld.importers.source import BadEpisodes, Source
 
 Progress = Callable[[int, int | None], None]
 
@@ -41,18 +42,18 @@ def import_into(
     options: Mapping[str, Any] | None = None,
     skip_bad: Callable[[Skipped], None] | None = None,
 ) -> EpisodeStore:
-    """Imports a source into the store at ``destination`` and opens it.
+    """Import a source into the store at ``destination`` and open the store.
 
     Args:
         source: a file, a folder, a dict of arrays, or an opened `Source` (which is closed).
         destination: the store's folder: must not exist, or with ``append`` must be a store.
-        format: name of the format; told from the content if left out.
+        format: name of the format; detected from the content if left out.
         append: add to the store instead of making it; fields, dtypes and shapes must be the same, actions within its bounds.
         progress: called with (episodes done, episodes in all or None) after each episode.
-        message: called with every line that the import has to say about what it decided or left out.
-        options: what the format can be told, by name (`Format.options`).
+        message: called with a line about everything that the import decided or left out.
+        options: options of the format by name (`Format.options`).
         skip_bad: called, once the rest is imported, with each episode that cannot be used (NaN, another shape, a damaged part), which is
-            left out. None: the first one ends the import. An opened `Source` knows itself whether it skips.
+            left out. None: the first one ends the import. An opened `Source` has its own setting.
 
     Raises:
         InvalidInput: the source or one of its values cannot be used, the destination exists, or (``append``) does not fit.
@@ -66,24 +67,29 @@ def import_into(
     store = EpisodeStore.open(path) if append else None
     with _opened(source, format, options, skip_bad is not None) as opened:
         opened.metadata = reading.fitting(opened.metadata, opened.messages, "metadata of the source")
-        for line in opened.messages if message is not None else ():
-            message(line)
-        said = len(opened.messages)
+        say = message if message is not None else _discard
+        for line in opened.messages:
+            say(line)
+        reported = len(opened.messages)
         if store is not None:
             left_out = _check_fits(opened.schema, store.schema)
-            if left_out and message is not None:
-                message(f"not appended: {', '.join(left_out)} (the dataset has no such extra field)")
-            if message is not None and (kept := _kept_bounds(opened, store)):
-                message(kept)
+            if left_out:
+                say(f"not appended: {', '.join(left_out)} (the dataset has no such extra field)")
+            if kept_bounds := _kept_bounds(opened, store):
+                say(kept_bounds)
             _append(opened, store, progress)
         else:
             _create(opened, path, progress)
-        for line in opened.messages[said:] if message is not None else ():
-            message(line)
+        for line in opened.messages[reported:]:
+            say(line)
     if skip_bad is not None:
         for number in sorted(opened.bad.skipped):
             skip_bad(opened.bad.skipped[number])
     return EpisodeStore.open(path)
+
+
+def _discard(line: str) -> None:
+    """The caller wants no messages."""
 
 
 def _opened(source: Any, format: str | None, options: Mapping[str, Any] | None, skip_bad: bool) -> Source:
@@ -110,7 +116,7 @@ def _create(source: Source, path: Path, progress: Progress | None) -> None:
 
 
 def _append(source: Source, store: EpisodeStore, progress: Progress | None) -> None:
-    """Appends all episodes and commits them together."""
+    """Append all episodes and commit them together."""
     writer = store.writer()
     extra = store.schema.extra
     sampled = 0
@@ -137,7 +143,7 @@ def _append(source: Source, store: EpisodeStore, progress: Progress | None) -> N
             writer.abort()
         if isinstance(error, InvalidEpisode) and store.metadata.get("bounds") == "inferred" and "outside the bounds" in error.message:
             error.hint = (
-                "the bounds are the range of the data imported first: import all of it anew with --option action_low=... "
+                "the bounds are the range of the data imported first: import all of it again with --option action_low=... "
                 "--option action_high=..., or with its env_id"
             )
         if isinstance(error, DiskFull):
@@ -147,7 +153,7 @@ def _append(source: Source, store: EpisodeStore, progress: Progress | None) -> N
 
 
 def _take(bad: BadEpisodes, number: int, error: InvalidEpisode) -> None:
-    """Notes what the store refuses: it counts its own episodes, and the row is one of the episode."""
+    """Record an episode that the store refuses. Its message counts the store's episodes, and its row is one of the episode."""
     if bad.skip:
         why = re.sub(r"^episode \d+,? ?", "", error.message)
         row = re.search(r"\brow (\d+)", why)
@@ -186,12 +192,12 @@ def _check_fits(source: Schema, store: Schema) -> list[str]:
 
 
 def _kept_bounds(source: Source, store: EpisodeStore) -> str:
-    """What is to say where a source declares other bounds of the action than the dataset, whose bounds stay; "" where it does not."""
+    """A line if the source declares other action bounds than the dataset, which keeps its own; else ""."""
     theirs, ours = source.schema.action, store.schema.action
     if source.metadata.get("bounds") == "inferred" or not isinstance(theirs, Field) or theirs == ours:
         return ""
-    said = [
+    bounds = [
         f"[{short(-np.inf if each.low is None else each.low)}, {short(np.inf if each.high is None else each.high)}]"
         for each in (theirs, ours)
     ]
-    return f"the source declares actions within {said[0]}, the dataset keeps its {said[1]}"
+    return f"the source declares actions within {bounds[0]}, the dataset keeps its {bounds[1]}"

@@ -41,7 +41,7 @@ def detect(path: Path) -> bool:
 
 
 def open_folder(path: Path, bad: BadEpisodes, *, done: Any = "truncated", drop: Any = ()) -> Source:
-    """Opens a dataset; raises `InvalidInput` when the folder is none of version v3, or is damaged."""
+    """Open a dataset; raises `InvalidInput` if the folder is not a dataset of version 3 or is damaged."""
     name = path.resolve().name
     if done not in ("truncated", "terminated"):
         raise InvalidInput(f"done is {done!r}", hint="give what the end of an episode means: truncated or terminated")
@@ -134,7 +134,7 @@ class Feature:
 
 
 class _Reader:
-    """Goes from episode to episode; columns are read when they are asked for."""
+    """Goes from episode to episode and reads columns on demand."""
 
     def __init__(self, root: Path, name: str, info: dict[str, Any], features: dict[str, Feature], episodes: list[dict[str, Any]]) -> None:
         self._root, self._name, self._info, self._features, self._episodes = root, name, info, features, episodes
@@ -154,8 +154,15 @@ class _Reader:
         """Episodes so far whose rows stand in another order than that of time."""
         return len(self._reordered)
 
+    @property
+    def _open_data(self) -> _DataFile:
+        """The data file of the current episode, which `go` opens."""
+        if self._data is None:
+            raise RuntimeError("go() comes first")
+        return self._data
+
     def look_at_pictures(self) -> None:
-        """Finds what pictures hold by the first one of each feature: bytes, or distances of 16 bits. Refuses depth in a video."""
+        """Find the dtype of pictures from the first one of each feature: bytes or 16-bit distances. Refuses depth in a video."""
         for key, feature in self._features.items():
             if feature.dtype == "video" and feature.depth:
                 raise InvalidInput(
@@ -171,7 +178,7 @@ class _Reader:
         with contextlib.suppress(InvalidInput):  # a damaged episode is named when its turn comes
             self.go(number)
             for key in pictures:
-                first = self._data.images(key, self._start, self._start + 1, self._file)[0]
+                first = self._open_data.images(key, self._start, self._start + 1, self._file)[0]
                 self._features[key].pixels = picture_dtype(first, self._features[key].shape[0], self._file, key)
 
     def close(self) -> None:
@@ -180,7 +187,7 @@ class _Reader:
             self._data.close()
 
     def go(self, number: int) -> int:
-        """Goes to an episode; returns its steps."""
+        """Go to an episode; returns its steps."""
         self._videos.close()
         each = self._episodes[number]
         chunk, index, length = each["data/chunk_index"], each["data/file_index"], each["length"]
@@ -189,17 +196,18 @@ class _Reader:
         if self._data is None or self._data.path != path:
             if self._data is not None:
                 self._data.close()
-            self._data = None
+            self._data = None  # in case the next one cannot be opened
             self._data = _DataFile(path, self._name)
+        data = self._data
         self._start, self._steps, self._episode = each["dataset_from_index"] - self._bases[chunk, index], length, each
         if length < 1:
             return 0
-        if each["dataset_to_index"] - each["dataset_from_index"] != length or self._start + length > self._data.rows:
+        if each["dataset_to_index"] - each["dataset_from_index"] != length or self._start + length > data.rows:
             raise InvalidInput(
-                f"{self._file} has {length} rows from {self._start} on, {path.name} has {self._data.rows}",
+                f"{self._file} has {length} rows from {self._start} on, {path.name} has {data.rows}",
                 hint="the dataset is incomplete; copy it again",
             )
-        ids = self._data.read("episode_index", self._start, self._start + length, self._file)
+        ids = data.read("episode_index", self._start, self._start + length, self._file)
         wrong = np.flatnonzero(ids.reshape(-1) != each["episode_index"])
         if len(wrong):
             raise InvalidInput(
@@ -213,7 +221,7 @@ class _Reader:
         """The episode's rows in the order of time where the file has them in another; raises `InvalidInput` where a frame is missing."""
         if "frame_index" not in self._features:
             return None
-        frames = self._data.read("frame_index", self._start, self._start + length, self._file).reshape(-1)
+        frames = self._open_data.read("frame_index", self._start, self._start + length, self._file).reshape(-1)
         if np.array_equal(frames, np.arange(length)):
             return None
         order = np.argsort(frames, kind="stable")
@@ -234,7 +242,7 @@ class _Reader:
 
     def _column(self, key: str) -> Column:
         feature, file, start = self._features[key], self._file, self._start
-        data, steps = self._data, self._steps
+        data, steps = self._open_data, self._steps
         shape = (steps, *feature.shape)
         if feature.dtype == "image":
             images = lambda low, high: data.images(key, start + low, start + high, file)  # noqa: E731

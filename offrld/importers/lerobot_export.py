@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -19,7 +19,16 @@ from offrl_store import Episode, EpisodeStore, Field
 from offrl_store.errors import InvalidInput
 from offrld.importers import arrow
 from offrld.importers.described import NAME, record
-from offrld.importers.exporting import Export, action_shape, channels_last, free_names, named_observations, one_action, say_left_out
+from offrld.importers.exporting import (
+    Export,
+    action_shape,
+    channels_last,
+    free_names,
+    named_observations,
+    one_action,
+    say_left_out,
+    source_attributes,
+)
 from offrld.importers.lerobot import DERIVED, ENDS, REWARDS
 
 FPS = 30  # where the data do not say
@@ -29,7 +38,7 @@ MAX_DIMENSIONS = 5  # of a row, in LeRobot
 DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 
 
-def write_lerobot(export: Export) -> None:
+def write(export: Export) -> None:
     """``meta/`` and ``data/``. Frames per second, tasks, the robot and its joints' names are those that the data came with; else 30 frames
     and the environment's name."""
     store = export.store
@@ -130,10 +139,9 @@ class _Plan:
 
     def __init__(self, export: Export) -> None:
         store, schema = export.store, export.store.schema
-        source, known = store.metadata.get("source"), store.metadata.get("source_attributes")
-        came = isinstance(known, dict) and isinstance(source, dict) and source.get("format") == "lerobot"
-        self.known: dict[str, Any] = known if came else {}
-        self._features = self.known.get("features") if isinstance(self.known.get("features"), dict) else {}
+        self.known = source_attributes(store, "lerobot")
+        features = self.known.get("features")
+        self._features: dict[str, Any] = features if isinstance(features, dict) else {}
         action = one_action(export, "lerobot")
         observed = named_observations(schema.observation)
         self._observation = {name: _name(name, each) for name, each in observed.items()}
@@ -184,8 +192,9 @@ class _Plan:
     def names(self, key: str, field: Field) -> Any:
         """What the parts of a row are called (joints, coordinates), where the data came with it."""
         known = self._features.get(key)
-        same = isinstance(known, dict) and known.get("shape") == list(field.shape) and known.get("dtype") == field.dtype.name
-        return known.get("names") if same else None
+        if not isinstance(known, dict) or known.get("shape") != list(field.shape) or known.get("dtype") != field.dtype.name:
+            return None
+        return known.get("names")
 
 
 def _taken(name: str) -> bool:
@@ -285,11 +294,13 @@ class _DataFiles:
 
     def __init__(self, root: Path, parquet: Any, schema: Any) -> None:
         self._root, self._parquet, self._schema = root, parquet, schema
-        self._number, self._sink, self._writer = -1, None, None
+        self._number = -1
+        self._sink: BinaryIO | None = None
+        self._writer: Any = None
 
     def write(self, table: Any) -> tuple[int, int]:
-        """Writes one row group; returns chunk and file."""
-        if self._writer is None or self._sink.tell() > DATA_BYTES:
+        """Write one row group; returns chunk and file."""
+        if self._sink is None or self._sink.tell() > DATA_BYTES:
             self.close()
             self._number += 1
             chunk, file = divmod(self._number, FILES_PER_CHUNK)

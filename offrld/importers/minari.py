@@ -27,7 +27,7 @@ from offrld.importers.frames import EncodedImages
 from offrld.importers.minari_space import PLAIN, Leaf, Seen, flat_actions, h5_path, leaves
 from offrld.importers.reading import parse_json, read_json
 from offrld.importers.source import BadEpisodes, Format, Source, named_keys
-from offrld.importers.spaces import ActionSpace, box, choices, probe_environment, several
+from offrld.importers.spaces import ActionSpace, box, choices, probe_environment
 
 NEEDS = "a folder with data/metadata.json and data/main_data.hdf5, or data/0/, data/1/, ... with Arrow or Parquet files"
 
@@ -52,7 +52,7 @@ def detect(path: Path) -> bool:
 
 
 def open_folder(path: Path, bad: BadEpisodes, *, drop: Any = ()) -> Source:
-    """Opens a Minari dataset; raises `InvalidInput` when the folder is none, or keeps its data in a way that is not read."""
+    """Open a Minari dataset; raises `InvalidInput` if the folder is not one or its data format is not supported."""
     folder = data_folder(path)
     if folder is None:
         inner = (
@@ -65,7 +65,7 @@ def open_folder(path: Path, bad: BadEpisodes, *, drop: Any = ()) -> Source:
     name = (path if folder != path else path.parent).resolve().name
     metadata = read_json(folder / "metadata.json", f"{name}: metadata.json", infinite=True)
     if not isinstance(metadata, dict) or not metadata:
-        raise InvalidInput(f"{name}: metadata.json is no JSON object", hint="copy the dataset again")
+        raise InvalidInput(f"{name}: metadata.json is not a JSON object", hint="copy the dataset again")
     parts, dropped = _seen(_space(metadata, "observation_space", name), drop, name)
     messages: list[str] = []
     seen = Seen(parts, messages)
@@ -149,7 +149,7 @@ def _recording(file: h5py.File, number: int, name: str, seen: Seen, notes: dict[
     extra, others = hdf5.extras(group, "infos", {steps, steps + 1}, name)
     left_out[:] = sorted({each.removeprefix(f"{key}/") for each in others})
     extra = {each: Column(name, column.key, Rows(column.data, column.rows - steps)) for each, column in extra.items()}
-    ends = ends_of(*(column.read_flags(0, column.rows) for column in (terminations, truncations)), key, number, notes)
+    ends = ends_of(terminations.read_flags(0, steps), truncations.read_flags(0, steps), key, number, notes)
     return Recording(observations, actions, rewards, ends, extra, _episode_metadata(hdf5.attributes(group)))
 
 
@@ -259,11 +259,11 @@ def _action_space(space: dict[str, Any], env_id: str | None, name: str, messages
             if counts.ndim != 1 or not 0 < counts.size <= MAX_ACTION_SIZE:
                 raise ValueError(f"its nvec is {space['nvec']!r:.60}")
             start = np.broadcast_to(np.asarray(space.get("start") or 0, float), counts.shape)
-            return False, several("MultiDiscrete", start, start + counts - 1, "declared")
+            return False, box(start, start + counts - 1, "declared", kind="MultiDiscrete")
         if space["type"] == "MultiBinary":
             if not isinstance(space["n"], int) or not 0 < space["n"] <= MAX_ACTION_SIZE:
                 raise ValueError(f"its n is {space['n']!r:.60}")
-            return False, several("MultiBinary", np.zeros(space["n"]), np.ones(space["n"]), "declared")
+            return False, box(np.zeros(space["n"]), np.ones(space["n"]), "declared", kind="MultiBinary")
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise InvalidInput(f"{name}: the action_space in metadata.json cannot be read: {error}", hint="copy the dataset again") from None
     raise InvalidInput(

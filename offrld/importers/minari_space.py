@@ -13,13 +13,13 @@ from offrl_store import EpisodeStore, Field
 from offrl_store.errors import InvalidInput
 from offrld.importers.columns import Column
 from offrld.importers.described import Shaped
-from offrld.importers.exporting import action_shape, named_observations
+from offrld.importers.exporting import action_shape, named_observations, source_attributes
 from offrld.importers.source import field_names
 from offrld.importers.spaces import MAX_CHOICES, kind_of
 
 PLAIN = ("Box", "Discrete", "MultiDiscrete", "MultiBinary")  # spaces of plain arrays of numbers
 
-#: Metadata that an export computes anew; everything else that a Minari dataset came with goes back.
+#: Metadata that an export computes; everything else in the metadata of a Minari dataset is written back.
 COMPUTED = (
     "total_episodes",
     "total_steps",
@@ -47,15 +47,13 @@ class Leaf:
     def shape(self) -> tuple[int, ...]:
         """Shape of one row; raises `InvalidInput` where the metadata do not give it."""
         kind = self.space["type"]
-        shape = (
-            self.space.get("shape")
-            if kind == "Box"
-            else ()
-            if kind == "Discrete"
-            else np.shape(self.space.get("nvec"))
-            if kind == "MultiDiscrete"
-            else self.space.get("n")
-        )
+        shape: Any = self.space.get("n")  # of MultiBinary
+        if kind == "Box":
+            shape = self.space.get("shape")
+        elif kind == "Discrete":
+            shape = ()
+        elif kind == "MultiDiscrete":
+            shape = np.shape(self.space.get("nvec") or ())
         shape = (shape,) if isinstance(shape, int) else shape
         if not isinstance(shape, (list, tuple)) or not all(isinstance(n, int) and n > 0 for n in shape):
             raise InvalidInput(f"metadata.json gives observations/{self.key} no shape", hint="copy the dataset again")
@@ -76,7 +74,7 @@ class Seen:
 
     Attributes:
         leaves: in the order of the space.
-        messages: where what is decided about them is said.
+        messages: receives a line about each decision.
     """
 
     def __init__(self, leaves: list[Leaf], messages: list[str]) -> None:
@@ -95,7 +93,7 @@ def h5_path(path: tuple[str | int, ...]) -> list[str]:
 
 
 def flat_actions(column: Column, messages: list[str]) -> Column:
-    """Actions of several dimensions as vectors, which is what policies give; said once."""
+    """Actions of several dimensions as vectors, which policies return; reported once."""
     if len(column.shape) < 2:
         return column
     line = f"actions of shape {column.shape} are kept as vectors of {math.prod(column.shape)}"
@@ -119,9 +117,7 @@ class Layout:
     """
 
     def __init__(self, store: EpisodeStore, action: Field, say: Any) -> None:
-        source, known = store.metadata.get("source"), store.metadata.get("source_attributes")
-        came = isinstance(known, dict) and isinstance(source, dict) and source.get("format") == "minari"
-        self.known: dict[str, Any] = known if came else {}
+        self.known = source_attributes(store, "minari")
         self._say = say
         fields = named_observations(store.schema.observation)
         space = _parsed(self.known.get("observation_space"))

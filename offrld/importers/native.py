@@ -14,6 +14,7 @@ from offrl_store import Episode, EpisodeStore, Field, Schema
 from offrl_store.errors import EmptyStore, InvalidInput, StoreCorrupt, StoreNotFound
 from offrl_store.temporary import from_episodes
 from offrld.importers.source import BadEpisodes, Format, Source, SourceEpisode
+from offrld.importers.spaces import Choices
 
 NEEDS = "a folder with schema.json, episodes.log and columns/"
 
@@ -23,7 +24,7 @@ def detect(path: Path) -> bool:
 
 
 def open_folder(path: Path, bad: BadEpisodes) -> Source:
-    """Opens a store; its metadata is kept. Raises `InvalidInput` when it is none, or is damaged."""
+    """Open a store; its metadata is kept. Raises `InvalidInput` if it is not a store or is damaged."""
     name = path.resolve().name
     try:
         store = EpisodeStore.open(path)
@@ -38,7 +39,7 @@ def open_given(store: EpisodeStore, bad: BadEpisodes) -> Source:
 
 
 def open_episodes(episodes: Iterable[Any], bad: BadEpisodes) -> Source:
-    """Episodes in memory, or as they are made: they go through a temporary store, with the fields of the first."""
+    """Episodes from an iterable. They go through a temporary store with the fields of the first one."""
 
     def checked() -> Iterator[Episode]:
         for number, each in enumerate(episodes):
@@ -64,18 +65,18 @@ def open_store(store: EpisodeStore, name: str, bad: BadEpisodes | None = None) -
 
 
 def _stated(schema: Schema, bad: BadEpisodes, name: str, metadata: dict[str, Any]) -> Schema:
-    """The schema with the action space that the user states, where he does."""
+    """The schema with the action space that the user states, if any."""
     action = schema.action
     if not isinstance(action, Field):
         return schema
     space = bad.stated(None, name)
     if space is None:
         return schema
-    if space.discrete:
+    if isinstance(space, Choices):
         stated = Field(action.dtype, action.shape, low=0, high=space.n - 1)
     else:
         pairs = ((space.low, action.low), (space.high, action.high))
-        bounds = (said if had is None else np.where(np.isfinite(said), said, had) for said, had in pairs)
+        bounds = (option if own is None else np.where(np.isfinite(option), option, own) for option, own in pairs)
         stated = Field(action.dtype, action.shape, *bounds)
     metadata["bounds"] = space.origin
     return replace(schema, action=stated)
@@ -87,7 +88,7 @@ def _episodes(store: EpisodeStore, name: str, bad: BadEpisodes) -> Iterator[Sour
         rows = slice(int(record["first_row"]), int(record["first_row"] + record["steps"]) + 1)
         checksum = 0
         for column in columns:
-            checksum = zlib.crc32(column[rows], checksum)
+            checksum = zlib.crc32(column[rows].data, checksum)
         if checksum != record["data_crc"]:
             bad.take(
                 number, InvalidInput(f"{name}: episode {number} does not fit its checksum", hint="the store is damaged; copy it again")

@@ -15,9 +15,8 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, Protocol
 
 import numpy as np
 
@@ -49,15 +48,21 @@ MAX_VALUE_BYTES = 64 << 10
 VALUES = ("env_id", "action_n", "action_low", "action_high", "action_kind")
 
 
-class Member:
-    """One array of a ``.npz`` file with ``shape``, ``dtype`` and slices of rows, decompressed as far as they are asked for.
+class Archive(Protocol):
+    """Opens the arrays of a source by name, as `zipfile.ZipFile` does."""
 
-    Rows are read in rising order; a step back starts the member anew.
+    def open(self, name: str, /) -> IO[bytes]: ...
+
+
+class Member:
+    """One array of a ``.npz`` file with ``shape``, ``dtype`` and slices of rows, decompressed on demand.
+
+    Rows are read in ascending order; a step back restarts the member.
     """
 
-    def __init__(self, archive: zipfile.ZipFile, name: str) -> None:
+    def __init__(self, archive: Archive, name: str) -> None:
         self._archive, self._name = archive, name
-        self._stream: BinaryIO | None = None
+        self._stream: IO[bytes] | None = None
         self._row = 0
         self._broken: tuple[int, str] | None = None  # a row before which something cannot be read, and why
         self._loaded: np.ndarray | None = None
@@ -80,18 +85,19 @@ class Member:
             raise
 
     def _read(self, start: int, stop: int) -> np.ndarray:
-        if self._stream is None or self._row > start:
+        if self._row > start:
             self.close()
-            self._stream = self._archive.open(self._name)
+        if self._stream is None:
+            self._stream, self._row = self._archive.open(self._name), 0
             _header(self._stream)
-            self._row = 0
-        self._skip((start - self._row) * self._row_bytes)
-        self._row = stop  # not where it stands after an error, but then the stream is closed
-        data = self._stream.read((stop - start) * self._row_bytes)
+        stream = self._stream
+        _skip(stream, (start - self._row) * self._row_bytes)
+        self._row = stop  # wrong after an error, but then the stream is closed
+        data = stream.read((stop - start) * self._row_bytes)
         if len(data) != (stop - start) * self._row_bytes:
             raise EOFError("the array is shorter than its header says")
         if stop == self.shape[0]:
-            self._stream.read(1)  # the archive checks its CRC when the end is reached
+            stream.read(1)  # the archive checks its CRC at the end
         return np.frombuffer(data, self.dtype).reshape(stop - start, *self.shape[1:])
 
     def whole(self, limit: int = MAX_EPISODE_BYTES) -> np.ndarray:
@@ -115,15 +121,16 @@ class Member:
             self._stream.close()
             self._stream = None
 
-    def _skip(self, count: int) -> None:
-        while count > 0:
-            read = len(self._stream.read(min(count, 1 << 20)))
-            if not read:
-                raise EOFError("the array is shorter than its header says")
-            count -= read
+
+def _skip(stream: IO[bytes], count: int) -> None:
+    while count > 0:
+        read = len(stream.read(min(count, 1 << 20)))
+        if not read:
+            raise EOFError("the array is shorter than its header says")
+        count -= read
 
 
-def _header(stream: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
+def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
     """Shape, whether in Fortran order, and dtype of an ``.npy`` member; the stream then stands at the first value."""
     version = np.lib.format.read_magic(stream)
     if version != (1, 0):  # the others are for headers beyond 64 KiB, which arrays of numbers do not have
@@ -148,7 +155,7 @@ def detect(path: Path) -> bool:
 
 
 def open_file(path: Path, bad: BadEpisodes) -> Source:
-    """Opens a ``.npz`` file; raises `InvalidInput` when it is none, is damaged, or lacks arrays."""
+    """Open a ``.npz`` file; raises `InvalidInput` if it is not one, is damaged, or lacks arrays."""
     if not path.is_file():
         raise InvalidInput(f"{path} is a folder" if path.is_dir() else f"there is no file {path}", hint="give a .npz file")
     with ExitStack() as resources:
@@ -194,7 +201,7 @@ def arrays_in(archive: zipfile.ZipFile, file: str) -> list[str]:
 
 
 def open_arrays(arrays: Mapping[str, Any], bad: BadEpisodes, name: str = "arrays") -> Source:
-    """Opens a dict of arrays; observations may be a dict of arrays themselves. ``name`` is how messages call it."""
+    """Open a dict of arrays; observations may themselves be a dict of arrays. ``name`` is its name in messages."""
     given = _flatten(arrays, name)
     for key, value in given.items():
         if isinstance(value, np.ma.MaskedArray) or not (isinstance(getattr(value, "dtype", None), np.dtype) and hasattr(value, "shape")):
@@ -302,8 +309,7 @@ def _declared(values: dict[str, Any], name: str) -> ActionSpace | None:
             return choices(int(values["action_n"]), 0, "declared", name)
         if "action_low" in values or "action_high" in values:
             low, high = (np.asarray(values.get(key, no), float) for key, no in (("action_low", -np.inf), ("action_high", np.inf)))
-            space = box(low, high, "declared", name)
-            return space and replace(space, kind=kind_of({"action_space": {"kind": values.get("action_kind")}}))
+            return box(low, high, "declared", name, kind_of({"action_space": {"kind": values.get("action_kind")}}))
     except (ValueError, TypeError) as error:
         raise InvalidInput(f"{name}: action_n, action_low, action_high cannot be read: {error}", hint="correct or remove them") from None
     return None

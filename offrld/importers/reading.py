@@ -1,4 +1,4 @@
-"""JSON of strangers: read with limits on its size and depth, and without what JSON does not know."""
+"""JSON from untrusted files: read strictly, with limits on size and depth."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any
 
 from offrl_store.errors import InvalidInput
 
-#: A file of metadata, and how deep it may be nested.
+#: Largest file of metadata, and its deepest nesting.
 MAX_JSON_BYTES, MAX_JSON_DEPTH = 16 << 20, 64
 
-#: What is kept of a source in the metadata of a dataset, as JSON text: every list of datasets carries it.
+#: Largest metadata of a source in a dataset, as JSON text: every list of datasets carries it.
 MAX_METADATA_BYTES = 64 << 10
 
 
@@ -23,9 +23,9 @@ _BRACKETS = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\Z)|[\[\]{}]', re.DOTALL)
 
 
 def read_json(path: Path, file: str, *, infinite: bool = False) -> Any:
-    """The JSON in a file, which messages call ``file``; ``infinite``: with NaN and Infinity, which Python writes and JSON does not know.
+    """The JSON in a file, which messages call ``file``. ``infinite``: accept NaN and Infinity, as Python writes them.
 
-    Raises `InvalidInput` in one line for what is no JSON, and for what is beyond the limits.
+    Raises `InvalidInput` for invalid JSON and beyond the limits.
     """
     try:
         with open(path, "rb") as opened:
@@ -36,7 +36,7 @@ def read_json(path: Path, file: str, *, infinite: bool = False) -> Any:
 
 
 def parse_json(content: str | bytes, file: str, *, infinite: bool = False) -> Any:
-    """`read_json` of what was read already, such as the text of an attribute."""
+    """`read_json` for content in memory, such as the text of an attribute."""
     if len(content) > MAX_JSON_BYTES:
         hint = "JSON of metadata is not that large; the file may be damaged"
         raise InvalidInput(f"{file} is larger than {MAX_JSON_BYTES:,} bytes", hint=hint)
@@ -90,8 +90,10 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) != len(pairs):
         seen: set[str] = set()
-        name = next(key for key, _ in pairs if key in seen or seen.add(key))
-        raise ValueError(f"the key {name[:60]!r} stands twice in one object")
+        for name, _ in pairs:
+            if name in seen:
+                raise ValueError(f"an object has the key {name[:60]!r} twice")
+            seen.add(name)
     return value
 
 
@@ -100,7 +102,7 @@ def _line(error: Exception) -> str:
 
 
 def fitting(metadata: Mapping[str, Any], messages: list[str], what: str) -> dict[str, Any]:
-    """Metadata without its largest entries where they take more than `MAX_METADATA_BYTES`; says in ``messages`` which are left out."""
+    """Metadata of at most `MAX_METADATA_BYTES`: the largest entries are left out, and ``messages`` names them."""
     too_much = _size(metadata) - MAX_METADATA_BYTES
     if too_much <= 0:
         return dict(metadata)

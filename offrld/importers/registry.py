@@ -1,4 +1,4 @@
-"""The registry of formats, and how the format of a file or folder is told from its content."""
+"""The registry of import formats, and the detection of a format from the content of a file or folder."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from typing import Any
 from offrl.errors import Unknown, nearest
 from offrl_store import EpisodeStore
 from offrl_store.errors import InvalidInput
-from offrld.importers import atari, common, d3rlpy, d4rl, gen_dgrl, hdf5, lerobot, minari, native, npz, robomimic, table, torchrl
+from offrld.importers import atari, common_options, d3rlpy, d4rl, gen_dgrl, hdf5, lerobot, minari, native, npz, robomimic, table, torchrl
+from offrld.importers.channels import turned
 from offrld.importers.source import BadEpisodes, Format, Source
 
-#: Every format by the name that stands after ``--format``. The order is that of detection: d3rlpy's flat files look like D4RL's with more.
+#: Every import format by its name after ``--format``; a new one is its module and one line here. The order is that of detection: d3rlpy's
+#: flat files look like D4RL's with additions.
 FORMATS: dict[str, Format] = {
     each.name: each
     for each in (
@@ -40,15 +42,17 @@ def open_source(
     options: Mapping[str, Any] | None = None,
     skip_bad: bool = False,
 ) -> Source:
-    """Opens a file or a folder; the format is told from the content unless it is named. Or what is in memory: a dict of arrays (of NumPy,
-    torch, or whatever gives its values as an array), a table of pandas, polars or pyarrow, a store, an iterable of episodes.
+    """Open a source of episodes.
+
+    A source is a file or a folder, whose format is detected from its content unless ``format`` names it, or an object: a dict of arrays (of
+    NumPy, torch, or anything that converts to an array), a table of pandas, polars or pyarrow, a store, or an iterable of episodes.
 
     Args:
-        options: what the format can be told, by name (`Format.options`).
-        skip_bad: episodes that cannot be used are left out and noted in the source's ``bad``; otherwise the first one is an error.
+        options: options of the format by name (`Format.options`).
+        skip_bad: leave out episodes that cannot be used and record them in the source's ``bad``; otherwise the first one is an error.
 
     Raises:
-        Unknown: there is no format, or no option of it, of that name.
+        Unknown: there is no format, or no option of it, with that name.
         InvalidInput: the source is missing, of no known format, damaged, or its values cannot be used; one line that names them.
     """
     if format is not None and format not in FORMATS:
@@ -69,38 +73,40 @@ def open_source(
 
 
 def _open_object(source: Any, format: str | None, options: Mapping[str, Any] | None, skip_bad: bool) -> Source:
-    """Opens what is in memory."""
+    """Open an object in memory."""
+    opener: Callable[..., Source]
     if isinstance(source, Mapping):
-        kind, known, opener = "dict of arrays", npz.FORMAT, npz.open_arrays
+        kind, nearest_format, opener = "dict of arrays", npz.FORMAT, npz.open_arrays
     elif isinstance(source, EpisodeStore):
-        kind, known, opener = "store", native.FORMAT, native.open_given
+        kind, nearest_format, opener = "store", native.FORMAT, native.open_given
     elif hasattr(source, "__arrow_c_stream__") or type(source).__module__.partition(".")[0] == "pandas":
-        kind, known, opener = "table in memory", table.PARQUET, table.open_frame
+        kind, nearest_format, opener = "table in memory", table.PARQUET, table.open_frame
     elif isinstance(source, Iterable) and not isinstance(source, bytes | bytearray) and not hasattr(source, "dtype"):
-        kind, known, opener = "list of episodes", native.FORMAT, native.open_episodes
+        kind, nearest_format, opener = "list of episodes", native.FORMAT, native.open_episodes
     else:
         raise InvalidInput(
-            f"a {type(source).__name__} is no source of data", hint="give a path, a dict of arrays, a table, a store, or episodes"
+            f"a {type(source).__name__} is not a source of data", hint="give a path, a dict of arrays, a table, a store, or episodes"
         )
-    if format not in (None, known.name):
+    if format not in (None, nearest_format.name):
         raise InvalidInput(f"a {kind} is not of format {format!r}", hint="leave the format out")
-    return _open(known, opener, source, options, skip_bad)
+    return _open(nearest_format, opener, source, options, skip_bad)
 
 
 def _open(format: Format, opener: Callable[..., Source], source: Any, options: Mapping[str, Any] | None, skip_bad: bool) -> Source:
-    """Opens a source with the options of its format and those that all have."""
-    own, shared = {}, {}
+    """Open a source with the options of its format and the common ones."""
+    own: dict[str, Any] = {}
+    shared: dict[str, Any] = {}
     for name, value in (options or {}).items():
-        if name not in format.options and name not in common.OPTIONS:
-            known = [*format.options, *common.OPTIONS]
+        if name not in format.options and name not in common_options.OPTIONS:
+            known = [*format.options, *common_options.OPTIONS]
             raise Unknown(f"the format {format.name!r} has no option {name!r}", hint=nearest(name, known) or f"known: {', '.join(known)}")
         (own if name in format.options else shared)[name] = value
-    stated = common.CommonOptions(**shared)
-    return stated.turned(opener(source, BadEpisodes(skip_bad, stated), **own))
+    stated = common_options.CommonOptions(**shared)
+    return turned(opener(source, BadEpisodes(skip_bad, stated), **own), stated.channels)
 
 
 def detect(path: Path) -> Format:
-    """The format of what lies at ``path``; raises `InvalidInput` that says what was found there and which formats are known."""
+    """Detect the format of a file or folder. Raises `InvalidInput` that describes its content and lists the formats."""
     for each in FORMATS.values():
         if each.detect(path):
             return each
@@ -111,7 +117,7 @@ def detect(path: Path) -> Format:
 
 
 def _likely(path: Path) -> str:
-    """The formats that such a file or folder may be meant as."""
+    """The formats that such a file or folder probably has."""
     if path.is_dir():
         names = ("minari", "lerobot", "store")
     elif hdf5.is_hdf5(path):
@@ -122,7 +128,7 @@ def _likely(path: Path) -> str:
 
 
 def _looks(path: Path) -> str:
-    """What a file of no known format is, as far as a glance tells."""
+    """What a file of an unknown format seems to be."""
     if path.is_dir():
         datasets = sorted(each.parent.parent.relative_to(path).as_posix() for each in path.glob("*/**/data/metadata.json"))[:3]
         if datasets:

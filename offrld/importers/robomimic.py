@@ -46,7 +46,7 @@ def detect(path: Path) -> bool:
 
 
 def open_file(path: Path, bad: BadEpisodes, *, mask: Any = None, done: Any = "dones") -> Source:
-    """Opens a file of demonstrations, all of them or those of a split; raises `InvalidInput` when it is none."""
+    """Open a file of demonstrations, all of them or those of a split; raises `InvalidInput` if it is not one."""
     name = path.name
     if done not in DONE:
         raise InvalidInput(f"done is {done!r}", hint=f"give what ends the task: {', '.join(DONE)}")
@@ -190,11 +190,10 @@ class _WithFinal:
 
     def __getitem__(self, rows: slice) -> np.ndarray:
         steps = self._observations.rows
-        block = self._observations.read(rows.start, min(rows.stop, steps)) if rows.start < steps else None
         if rows.stop <= steps:
-            return block
+            return self._observations.read(rows.start, rows.stop)
         last = self._following.read(steps - 1, steps)
-        return last if block is None else np.concatenate([block, last])
+        return np.concatenate([self._observations.read(rows.start, steps), last]) if rows.start < steps else last
 
 
 class _ChannelsFirst:

@@ -1,7 +1,7 @@
 """Exporting as robomimic keeps demonstrations: ``data/demo_i`` with ``obs``, ``next_obs``, actions, rewards, dones; ``mask`` for splits.
 
-The layout is that of https://robomimic.github.io/docs/datasets/overview.html. ``dones`` is 1 at a terminated end only, so that a cut is
-told from it; images get their channels last. Extra fields stand beside the actions.
+The layout is that of https://robomimic.github.io/docs/datasets/overview.html. ``dones`` is 1 at a terminated end only, which
+distinguishes it from a cut. Images are written with their channels last, extra fields beside the actions.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from offrld.importers.exporting import (
 from offrld.importers.robomimic import GYM_TYPE, KNOWN
 
 
-def write_robomimic(export: Export) -> None:
+def write(export: Export) -> None:
     """One file; the splits are those that the episodes' metadata name in ``masks``."""
     store, schema = export.store, export.store.schema
     action = one_action(export, "robomimic")

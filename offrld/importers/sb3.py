@@ -18,7 +18,7 @@ from offrld.importers.columns import Column
 from offrld.importers.exporting import named_observations
 from offrld.importers.flat import FlatArrays, flat_source
 from offrld.importers.source import BadEpisodes, Source
-from offrld.importers.spaces import ActionSpace, box, choices
+from offrld.importers.spaces import ActionSpace, Choices, box, choices
 
 NEEDS = "a ReplayBuffer, DictReplayBuffer or HerReplayBuffer of Stable-Baselines3, for example model.replay_buffer"
 
@@ -111,7 +111,7 @@ def from_sb3(buffer: Any, *, env_id: str | None = None, actions: Actions = "scal
         space=space,
         attributes={},
         messages=messages,
-        discrete=space.discrete if space is not None else None,
+        discrete=isinstance(space, Choices) if space is not None else None,
     )
 
 
@@ -133,7 +133,7 @@ def _actions(buffer: Any, data: _Rows, scaled: bool) -> tuple[ActionSpace | None
 
 
 def to_sb3(store: EpisodeStore, buffer: Any, *, actions: Actions = "scaled") -> int:
-    """Adds the transitions of a store to a replay buffer of Stable-Baselines3 for one environment; returns how many.
+    """Add the transitions of a store to a replay buffer of Stable-Baselines3 for one environment; returns how many.
 
     Cuts are marked as time-outs, so that the buffer bootstraps there (``handle_timeout_termination``). The last step of a truncated episode
     without its final observation is left out.
@@ -175,7 +175,7 @@ def to_sb3(store: EpisodeStore, buffer: Any, *, actions: Actions = "scaled") -> 
 
 
 def _check_kept(rows: np.ndarray, dtype: np.dtype, what: str) -> None:
-    """Raises `InvalidInput` that names the first value which a buffer of that dtype would change."""
+    """Raise `InvalidInput` that names the first value which a buffer of that dtype would change."""
     if np.can_cast(rows.dtype, dtype, "safe"):
         return
     with np.errstate(over="ignore", invalid="ignore"):

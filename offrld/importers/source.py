@@ -1,4 +1,4 @@
-"""What an importer gives: a source of episodes with its schema, what becomes of bad ones, and what a format says about itself."""
+"""The interface of importers: a source of episodes with its schema, the policy for bad episodes, and the description of a format."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from offrl.errors import Unknown, nearest
 from offrl_store import Episode, Schema
-from offrl_store.errors import InvalidEpisode, InvalidInput
+from offrl_store.errors import InvalidInput
 from offrl_store.schema import NAME
-
-if TYPE_CHECKING:
-    from offrld.importers.common import CommonOptions
+from offrld.importers.bad_data import Damaged, Skipped
+from offrld.importers.common_options import CommonOptions
+from offrld.importers.spaces import ActionSpace
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -32,29 +32,8 @@ class SourceEpisode(Episode):
     metadata: Mapping[str, Any] | None = None
 
 
-@dataclass(frozen=True)
-class Skipped:
-    """An episode that was left out: its place in the source (from 0), the row that is wrong (of its array) where it is one, and why."""
-
-    episode: int
-    row: int | None
-    why: str
-
-
-class BadRow(InvalidEpisode):
-    """A value that cannot be used, and the row of the array in which it stands."""
-
-    def __init__(self, message: str, row: int, *, hint: str = "") -> None:
-        super().__init__(message, hint=hint)
-        self.row = row
-
-
-class Damaged(InvalidInput):
-    """A source is damaged, and nothing tells which of its episodes are good: it is not read at all."""
-
-
 class BadEpisodes:
-    """What becomes of episodes that cannot be used: the first one ends the import, or (``skip``) they are left out and noted.
+    """The policy for episodes that cannot be used: the first one ends the import, or (``skip``) they are left out and recorded.
 
     Attributes:
         skip: whether they are left out.
@@ -67,7 +46,7 @@ class BadEpisodes:
         self.skipped: dict[int, Skipped] = {}
 
     def take(self, number: int, error: InvalidInput) -> None:
-        """Notes that episode ``number`` cannot be used; raises ``error`` where that ends the import."""
+        """Record that episode ``number`` cannot be used; raise ``error`` if that ends the import."""
         if not self.skip or isinstance(error, Damaged):
             raise error
         self.skipped.setdefault(number, Skipped(number, getattr(error, "row", None), error.message))
@@ -75,8 +54,8 @@ class BadEpisodes:
     def __contains__(self, number: int) -> bool:
         return number in self.skipped
 
-    def stated(self, space: Any, file: str) -> Any:
-        """The action space that the file or its environment declares, as the user states it."""
+    def stated(self, space: ActionSpace | None, file: str) -> ActionSpace | None:
+        """The action space that the file or its environment declares, with the user's options applied to it."""
         return space if self.common is None else self.common.space(space, file)
 
 
@@ -87,7 +66,7 @@ class Source:
     Attributes:
         format: name of the format, as in `FORMATS`.
         schema: the fields as they will be stored; ``schema.metadata`` is ``metadata``.
-        episodes: the episodes in file order, read in blocks while they are asked for; can be gone through once.
+        episodes: an iterator over the episodes in file order, which reads blocks on demand.
         metadata: JSON values: ``env_id``, ``bounds`` (``env:ID`` | ``declared`` | ``inferred``), ``source`` and ``source_attributes``.
         count: number of episodes where it is known beforehand, else None.
         bad: what becomes of episodes that cannot be used; complete when all episodes were given out.
@@ -104,7 +83,7 @@ class Source:
     resources: ExitStack = dataclasses.field(default_factory=ExitStack, repr=False)
 
     def close(self) -> None:
-        """Closes the files behind the source; the episodes cannot be gone through afterwards."""
+        """Close the files behind the source; its episodes cannot be read afterwards."""
         close = getattr(self.episodes, "close", None)
         if close is not None:
             close()
@@ -119,7 +98,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Format:
-    """One format: how to tell it and how to open it.
+    """One format: how to detect it and how to open it.
 
     Attributes:
         name: what stands after ``--format``.
@@ -142,7 +121,7 @@ class Format:
 def field_names(keys: Iterable[str], messages: list[str], what: str = "field") -> dict[str, str]:
     """The names under which a store keeps a format's keys: nested ones (``a/b``) with a dot, what a store does not take as ``_``.
 
-    Two keys never get one name. A line in ``messages`` tells of each key that is renamed beyond the dot.
+    Names are unique. A line in ``messages`` reports each key that is renamed beyond the dot.
     """
     names: dict[str, str] = {}
     keys = list(keys)

@@ -19,14 +19,15 @@ import numpy as np
 
 from offrl_store.errors import EmptyStore, InvalidInput
 from offrl_store.schema import DTYPES
+from offrld.importers.bad_data import BadRow
 from offrld.importers.columns import Column, check_scalar_rows
 from offrld.importers.described import NAME as MARK
 from offrld.importers.described import Described
-from offrld.importers.flat import FlatArrays, flat_source
+from offrld.importers.flat import Columns, FlatArrays, flat_source
 from offrld.importers.hdf5 import listed
 from offrld.importers.reading import read_json
-from offrld.importers.source import BadEpisodes, BadRow, Format, Source, field_names, named_keys
-from offrld.importers.spaces import ActionSpace, choices
+from offrld.importers.source import BadEpisodes, Format, Source, field_names, named_keys
+from offrld.importers.spaces import ActionSpace, Box, choices
 
 NEEDS = "a folder with storage/meta.json and .memmap files: observation, action, next/observation, next/reward, next/done"
 FLAGS = ("done", "terminated", "truncated", "is_init")
@@ -85,10 +86,10 @@ def detect(path: Path) -> bool:
 
 
 def open_folder(path: Path, bad: BadEpisodes, *, observation: Any = None, drop: Any = (), environments: Any = None) -> Source:
-    """Opens a dumped buffer; raises `InvalidInput` when the folder is none, or a file is missing or cut."""
+    """Open a dumped buffer; raises `InvalidInput` if the folder is not one, or a file is missing or cut."""
     folder, name = storage_folder(path), path.resolve().name
     if folder is None:
-        raise InvalidInput(f"{path} is no dumped replay buffer", hint=f"needed: {NEEDS}")
+        raise InvalidInput(f"{path} is not a dumped replay buffer", hint=f"needed: {NEEDS}")
     if environments is not None and (not isinstance(environments, int) or isinstance(environments, bool) or environments < 1):
         raise InvalidInput(f"environments is {environments!r}", hint="give in how many environments the rows were collected in turn")
     lead = _json(folder / "meta.json", name).get("shape")
@@ -121,19 +122,21 @@ def open_folder(path: Path, bad: BadEpisodes, *, observation: Any = None, drop: 
     fields = {key: column(key) for key in observed}
     following = {key: Column(name, f"next/{key}", leaves[f"next/{key}"]) for key in observed}
     kept = {extras[key]: column(key) for key in extra}
-    plain = [{names[key]: each for key, each in columns.items()} for columns in (fields, following)]
+    observations: Columns = {names[key]: each for key, each in fields.items()}
+    next_observations: Columns | None = {names[key]: each for key, each in following.items()}
     if observed == ["observation"]:
-        plain = [next(iter(each.values())) for each in plain]
-    if described is not None and (found := [described.fields(fields), described.fields(following)])[0] is not None:
-        plain, kept = found, described.extras({key: column(key) for key in extra})
+        observations, next_observations = fields["observation"], following["observation"]
+    if described is not None and (recorded_fields := described.fields(fields)) is not None:
+        observations, next_observations = recorded_fields, described.fields(following)
+        kept = described.extras({key: column(key) for key in extra})
     _say(observed, carried, extra, sorted({*others, *dropped}), messages)
     action, space = _action(leaves["action"], name)
     if described is not None and described.space is not None:
         space = described.space
-        if not space.discrete:  # whole numbers of a vector, no one-hot choices
+        if isinstance(space, Box):  # whole numbers of a vector, no one-hot choices
             action = column("action")
     return flat_source(
-        FlatArrays(plain[0], action, column("next/reward"), terminals, timeouts, plain[1], extra=kept),
+        FlatArrays(observations, action, column("next/reward"), terminals, timeouts, next_observations, extra=kept),
         bad,
         format="torchrl",
         env_id=described.env_id if described else None,
@@ -193,7 +196,7 @@ def _order(
         column = Column(name, trajectory, arrays[trajectory])
         check_scalar_rows(column)
         ids = column.data.reshape(-1)[order]
-        run = np.cumsum(seams) - seams  # numbers may begin anew in each environment
+        run = np.cumsum(seams) - seams  # numbers may restart in each environment
         changes = np.append((ids[1:] != ids[:-1]) | (run[1:] != run[:-1]), True)
         if not (apart or environments is not None):
             begins, each = _trajectories(ids, _ended(arrays, size * width)[order])
@@ -270,16 +273,16 @@ def _leaves(folder: Path, prefix: str, lead: tuple[int, ...], name: str, others:
                 others.append(path)
             continue
         dtype, shape = str(described["dtype"]).removeprefix("torch."), described.get("shape")
-        fits = isinstance(shape, list) and all(isinstance(n, int) and n > 0 for n in shape) and tuple(shape[: len(lead)]) == lead
-        if dtype not in DTYPES or described.get("is_nested") or not fits:
+        sizes = tuple(shape) if isinstance(shape, list) and all(isinstance(n, int) and n > 0 for n in shape) else ()
+        if dtype not in DTYPES or described.get("is_nested") or not sizes or sizes[: len(lead)] != lead:
             others.append(path)
             continue
         file = folder / f"{key}.memmap"
-        size = np.dtype(dtype).itemsize * math.prod(shape)
+        size = np.dtype(dtype).itemsize * math.prod(sizes)
         if not file.is_file() or file.stat().st_size < size:
             there = file.stat().st_size if file.is_file() else 0
             raise InvalidInput(f"{name}: {path}.memmap has {there} bytes, {size} are due", hint="the folder is incomplete; copy it again")
-        found[path] = np.memmap(file, dtype, "r", shape=tuple(shape)).reshape(-1, *shape[len(lead) :])
+        found[path] = np.memmap(file, np.dtype(dtype), "r", shape=sizes).reshape(-1, *sizes[len(lead) :])
     return found
 
 
@@ -308,7 +311,7 @@ def _action(data: Ordered, name: str) -> tuple[Column, ActionSpace | None]:
 def _json(path: Path, name: str) -> dict[str, Any]:
     value = read_json(path, f"{name}: {path.name}")
     if not isinstance(value, dict):
-        raise InvalidInput(f"{name}: {path.name} is no JSON object", hint="the folder is damaged; dump the buffer again")
+        raise InvalidInput(f"{name}: {path.name} is not a JSON object", hint="the folder is damaged; dump the buffer again")
     return value
 
 

@@ -31,7 +31,7 @@ from offrld.importers.torchrl import FLAGS, TRAJECTORIES
 RESERVED = ("action", "reward", "next", "collector", "index", "_weight", "shape", "device", "_type", *TRAJECTORIES)
 
 
-def write_torchrl(export: Export) -> None:
+def write(export: Export) -> None:
     """``storage/``, ``writer/`` and ``buffer_metadata.json``."""
     store, schema = export.store, export.store.schema
     action = one_action(export, "torchrl")
@@ -93,7 +93,7 @@ def write_torchrl(export: Export) -> None:
 
 
 def _observation_key(export: Export, name: str, named: dict[str, Field]) -> str:
-    """The key of an observation field: its name, but where the format uses that one for something else."""
+    """The key of an observation field: its name, or another one if the format uses the name for something else."""
     key = name or "observation"
     while key in (*RESERVED, *FLAGS) or (key != name and name and key in named):
         key = f"observation.{key}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from offrl.export_formats import SUFFIXES
 from offrl.job import DatasetExportSpec
 from offrl_store import EpisodeStore
 from offrl_store.disk import publish, reserve, sync_tree
@@ -12,9 +13,6 @@ from offrld.disk_usage import usage
 from offrld.importers.dataset_export import export_dataset
 from offrld.state.files import remove
 from offrld.worker.job import WorkerJob
-
-# Ends of the result's name; the others are folders.
-SUFFIXES = {"d4rl": ".hdf5", "npz": ".npz", "d3rlpy": ".h5", "d3rlpy-v1": ".h5", "robomimic": ".hdf5"}
 
 
 def run(job: WorkerJob) -> None:
@@ -27,7 +25,7 @@ def run(job: WorkerJob) -> None:
     remove(unfinished)
     unfinished.mkdir()
     try:
-        path = unfinished / f"{spec.dataset}{SUFFIXES.get(spec.format, '')}"
+        path = unfinished / f"{spec.dataset}{SUFFIXES[spec.format]}"
         export_dataset(store, path, spec.format, progress=_progress(job, unfinished), message=job.report.message)
         sync_tree(unfinished)
         publish(unfinished, job.run.dataset)

@@ -211,7 +211,7 @@ def test_each_loss_is_one_graph(discrete, monkeypatch):
 
 
 def test_a_checkpoint_holds_all_that_the_next_updates_need(tmp_path):
-    # The environment begins anew after a restart; given the same play, the updates are the same bits.
+    # The environment starts again after a restart; given the same play, the updates are the same bits.
     trained = made({"normalize_reward": True})
     trained.round()
     trained.learner.save(tmp_path / "state.safetensors")

@@ -14,7 +14,7 @@ PLUGINS = Path(__file__).parents[1] / "worker" / "plugins"
 
 
 def installed(folder: Path) -> str:
-    """What tells a daemon of the environments, as pip would have put it there; the folders to look in."""
+    """Install the environments' entry points as pip would; return the folders to search."""
     about = folder / "failing-1.0.dist-info"
     about.mkdir()
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: failing\nVersion: 1.0\n")

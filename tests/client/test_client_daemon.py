@@ -89,7 +89,7 @@ def test_algos(client, offrl_cli):
     assert "discrete_cql" in offrl_cli("algos").out
     assert "conservative_weight" in offrl_cli("algos", "discrete_cql").out or "alpha" in offrl_cli("algos", "discrete_cql").out
     shown = offrl_cli("algos", "rebrac").out
-    assert shown.count("batch norm after each") == 1, "components of one kind are told once"
+    assert shown.count("batch norm after each") == 1, "components of one kind are shown once"
     assert "actor_encoder, critic_encoder (--set actor_encoder.NAME=VALUE)" in shown
     assert "false; critic_encoder: true" in shown
     for name in client.algos("rebrac")["config"]:

@@ -1,4 +1,4 @@
-"""Steps whose worker, or daemon, died before it told of them: they are listed, or gone; their dataset's name is free or of use."""
+"""Steps whose worker, or daemon, died before it reported them: they are listed, or gone; their dataset's name is free or of use."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ def test_killed_clients_leave_one_upload_which_the_next_one_goes_on_with(own_dae
         client.datasets.add("whole", source)
         [job] = client.jobs("import")
         assert job.info().spec["upload"] == going_on
-        assert not list(cache.iterdir())  # used up: the next one of the same content begins anew
+        assert not list(cache.iterdir())  # used up: the next one of the same content starts from the beginning
         client.datasets.add("again", source)
         assert client.jobs("import")[-1].info().spec["upload"] != going_on
 

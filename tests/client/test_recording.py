@@ -192,7 +192,7 @@ def test_a_segment_whose_job_was_removed_is_not_appended_again(daemon, client, t
             shutil.copytree(tmp_path / "kept", path)
             (folder / "spool.json").write_text(json.dumps({**notes, "sending": sending}))
             if told is not None:
-                with pytest.raises(told):  # the next attempt sends it anew
+                with pytest.raises(told):  # the next attempt sends it again
                     push(folder, client)
             assert push(folder, client) == (name, 1)
             assert numbers(dataset(daemon, name)) == list(range(first + 4))

@@ -85,13 +85,13 @@ def test_every_later_value_is_kept_exactly(tmp_path, first, later, dtype):
         (np.zeros(2), np.array([1j, 0]), "complex"),
         (np.zeros(2), np.ma.array([1.0, 2.0], mask=[True, False]), "masked"),
         (np.zeros(2), [[1], [2, 3]], "rows differ in shape"),
-        (np.zeros(2), np.zeros((2, 1)), r"shape \(2, 1\), due is \(2,\)"),
-        (0.0, [0.0], r"shape \(1,\), due is \(\)"),
+        (np.zeros(2), np.zeros((2, 1)), r"shape \(2, 1\); expected \(2,\)"),
+        (0.0, [0.0], r"shape \(1,\); expected \(\)"),
         (np.zeros(2), [np.nan, 0], r"observation\[0\] is nan, which is not finite"),
         (np.zeros(2), [-np.inf, 0], r"observation\[0\] is -inf, which is not finite"),
         ({"a": 0.0, "b": np.zeros(1, np.uint8)}, {"a": 0.5, "b": [256]}, r"observation.b\[0\] is 256"),
-        ({"a": 0.0, "b": 0.0}, {"a": 0.0}, "due are the fields a, b"),
-        ({"a": 0.0}, {"a": 0.0, "c": 0.0}, "observation is a, c, due are the fields a"),
+        ({"a": 0.0, "b": 0.0}, {"a": 0.0}, "expected the fields a, b"),
+        ({"a": 0.0}, {"a": 0.0, "c": 0.0}, "observation is a, c; expected the fields a"),
         ({"a": {"b": 0.0}}, {"a": {"b": 0.0}, "a.b": 0.0}, "two fields are called 'a.b'"),
     ],
 )
@@ -119,7 +119,7 @@ def test_the_action_the_reward_and_the_extras_are_kept_as_exactly(tmp_path):
             ([0.5, 0.5], 2**53 + 1, good, "reward is 9007199254740993"),
             ([0.5], 1, good, "action has shape"),
             ([0.5, None], 1, good, "action holds Python objects"),
-            ([0.5, 0.5], 1, None, "extra is nothing, due"),
+            ([0.5, 0.5], 1, None, "extra is nothing; expected"),
             ([0.5, 0.5], 1, {**good, "count": 2**15}, "extra.count is 32768, which int16"),
             ([0.5, 0.5], 1, {**good, "new": 1}, "extra is torque, count, new"),
         ]:
@@ -192,7 +192,7 @@ def test_bounds_and_choices_are_declared_without_a_schema(tmp_path):
     assert schema_of(tmp_path / "b").action.n == 3
     for given, said in [
         ({"action_size": 0}, "action_size is 0"),
-        ({"action_size": 2, "action_low": 0}, "without bounds"),
+        ({"action_size": 2, "action_low": 0}, "action_size excludes"),
         ({"action_low": "a"}, "text"),
         ({"action_size": 2, "schema": Schema(Field("float32"), Field("float32"))}, "both"),
     ]:
@@ -265,7 +265,7 @@ def test_a_wrapped_environment_that_gives_something_odd_goes_on_with_its_next_ep
         env.close()
     assert inner.closed
     assert [episode.steps for episode in kept(tmp_path / "spool")] == [1, 1, 1]
-    with pytest.raises(InvalidInput, match=r"no gymnasium\.Env"):
+    with pytest.raises(InvalidInput, match=r"not a gymnasium\.Env"):
         offrl.RecordEpisodes(object(), recorder)
 
 

@@ -251,7 +251,7 @@ def test_evaluation_is_greedy_or_nearly(tmp_path):
     assert evaluate(learner, env, 3) == evaluate(learner, env, 3) != evaluate(learner, env, 3, epsilon=0.9)
     [(_, metrics)] = learner.fit_online("CartPole-v1", steps=30, eval_env="CartPole-v1", eval_episodes=3, save_to=tmp_path / "run")
     assert metrics["return_mean"][0] == pytest.approx(np.mean(evaluate(learner, env, 3)))
-    assert (learner.step, evaluate(learner, env, 5)[:3]) == (0, evaluate(learner, env, 3))  # so many episodes, each with its own seed
+    assert (learner.step, evaluate(learner, env, 5)[:3]) == (0, evaluate(learner, env, 3))  # each episode has its own seed
     [(_, metrics)] = learner.fit_online("CartPole-v1", steps=30, eval_env="CartPole-v1", eval_episodes=3, eval_epsilon=0.9)
     assert metrics["return_mean"][0] == pytest.approx(np.mean(evaluate(learner, env, 3, epsilon=0.9)))
     assert (tmp_path / "run" / "seed-0" / "metrics" / "return_mean.csv").exists()

@@ -1,4 +1,4 @@
-"""Collected episodes are whole: ends are told apart, final observations kept, and the same seed gives the same data."""
+"""Collected episodes are whole: ends are distinguished, final observations kept, and the same seed gives the same data."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ class Clock:
         self.set(0)
 
     def set(self, seconds: float) -> None:
-        """To so many seconds beside the machine's. The daemon reads the file at any moment, so that it is never empty or half-written."""
+        """Set the offset from the machine's clock. The daemon reads the file at any moment, so that it is never empty or half-written."""
         beside = self.path.with_suffix(".new")
         beside.write_text(str(seconds))
         beside.replace(self.path)

@@ -1,4 +1,4 @@
-"""What the daemon tells of itself: the overview, the checks of itself, its settings one by one."""
+"""What the daemon reports about itself: the overview, the checks of itself, its settings one by one."""
 
 from __future__ import annotations
 

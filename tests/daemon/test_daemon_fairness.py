@@ -209,7 +209,7 @@ def test_a_loop_goes_on_after_a_failed_pass_and_tells_of_lasting_trouble(caplog:
         task.cancel()
 
     asyncio.run(main())
-    assert turns[:3] == [[], [], []]  # what was over in a moment is not told of
+    assert turns[:3] == [[], [], []]  # short waits are not reported
     assert turns[3] == ["housekeeping: 2 times in a row, [Errno 2] gone: 'uploads'"]
     assert turns[6] == []
     assert [record.message.partition(" (")[0] for record in caplog.records if record.levelname == "ERROR"] == ["housekeeping failed"]

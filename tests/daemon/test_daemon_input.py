@@ -117,7 +117,7 @@ def test_clients_that_never_read_their_answers_fill_no_memory_and_hold_up_nobody
 
 
 def test_requests_hold_a_bounded_number_of_bytes(small: Daemon) -> None:
-    """More chunks than the daemon holds at once are told to wait, and the others of that client are kept. They pile up behind a request of
+    """More chunks than the daemon holds at once get busy, and the others of that client are kept. They pile up behind a request of
     the same upload that takes a second or more: to take the checksum of a file with a hole of 1 GB."""
     opened = small.ask(wire.OpenUpload(upload="many", files=[wire.FileEntry(path="a", size=1 << 30, sha256="0" * 64)]))
     assert opened.received == {"a": 0}

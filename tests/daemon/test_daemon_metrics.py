@@ -1,4 +1,4 @@
-"""Metrics: what a scrape of a real daemon tells is what happened, the documented list is the served one, and a scraper holds up nobody."""
+"""Metrics: a scrape of a real daemon matches what happened, the documented list is the served one, and a scraper holds up nobody."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ def test_a_job_whose_worker_does_not_succeed_fails_with_the_reason(
     assert info.error["code"] == code
     assert words in info.reason
     assert info.error["hint"]
-    # The tail of the log tells what the process was at; where the job itself is wrong, it has been said already.
+    # The tail of the log shows what the process was doing; where the job itself is wrong, it has been said already.
     assert ("begins at step 0" in info.error.get("log", "")) == (behaviour != "fail")
 
 

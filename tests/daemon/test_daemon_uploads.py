@@ -68,7 +68,7 @@ def test_an_upload_goes_on_from_the_last_byte_that_was_kept(uploads: Uploads, tm
     files = [entry("a", b"0123456789")]
     uploads.open("u", files, ARM1)
     write(uploads, "a", 0, b"0123")
-    again = Uploads(tmp_path / "uploads", keep_free=0)  # of a daemon that was started anew
+    again = Uploads(tmp_path / "uploads", keep_free=0)  # of a daemon that was restarted
     assert again.open("u", files, ARM1) == {"a": 4}
     assert write(again, "a", 0, b"0123") == 4  # its answer was lost: acknowledged again
     with pytest.raises(Conflict, match="4 have arrived"):
@@ -164,7 +164,7 @@ def test_one_owner_leaves_room_for_the_others(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as pool:  # all at once, as the daemon's threads do it
         list(pool.map(begin, range(8)))
     assert refused == ["'arm1' has 2 uploads under way, as many as uploads.open_per_owner = 2 allows"] * 6
-    uploads = Uploads(tmp_path / "uploads", limit=4, limit_per_owner=2, keep_free=0)  # of a daemon that was started anew
+    uploads = Uploads(tmp_path / "uploads", limit=4, limit_per_owner=2, keep_free=0)  # of a daemon that was restarted
     uploads.open("other", [entry("a", b"x")], ARM2)
     with pytest.raises(LimitReached, match="'arm1' has 2"):
         uploads.open("one-more", [entry("a", b"x")], ARM1)
@@ -197,7 +197,7 @@ def test_forgotten_uploads_are_found(uploads: Uploads, tmp_path: Path) -> None:
     uploads.open("new", [entry("a", b"x")], ARM1)
     for path in [*(tmp_path / "uploads/old").rglob("*"), tmp_path / "uploads/old"]:
         os.utime(path, (1, 1))
-    assert Uploads(tmp_path / "uploads").expired(60) == ["old"]  # a daemon that was started anew
+    assert Uploads(tmp_path / "uploads").expired(60) == ["old"]  # a daemon that was restarted
     assert uploads.expired(60) == []  # one that saw both of them being begun, whatever the clock says
 
 
@@ -215,7 +215,7 @@ def test_no_upload_is_lost_because_the_clock_was_set(uploads: Uploads, tmp_path:
 def test_an_upload_is_its_owners_and_the_operators(uploads: Uploads, tmp_path: Path) -> None:
     files = [entry("a", b"hello")]
     uploads.open("u", files, ARM1)
-    for again in (uploads, Uploads(tmp_path / "uploads", keep_free=0)):  # and in a daemon that was started anew
+    for again in (uploads, Uploads(tmp_path / "uploads", keep_free=0)):  # and in a daemon that was restarted
         for act in (
             lambda u=again: u.open("u", files, ARM2),
             lambda u=again: u.write("u", "a", 0, b"hello", zlib.crc32(b"hello"), ARM2),

@@ -44,7 +44,7 @@ def end(db: Connection, job: str, tmp_path: Path, how: Exit = Exit(0, last_line=
 
 
 def at(monkeypatch: pytest.MonkeyPatch, offset: float, real: Callable[[], float] = time.time) -> None:
-    """Set the clock by so many seconds."""
+    """Shift the clock by this number of seconds."""
     monkeypatch.setattr(time, "time", lambda: real() + offset)
 
 
@@ -106,7 +106,7 @@ def test_a_paused_queue_starts_nothing_until_it_is_resumed(new_daemon) -> None:
 
     forced = daemon.train(data)
     assert daemon.control(forced, "start").reason == ""
-    assert daemon.wait(forced).state == "succeeded"  # somebody told it to start
+    assert daemon.wait(forced).state == "succeeded"  # somebody started it
     assert {daemon.job(job).attempt, daemon.job(other).attempt} == {0}
     info = daemon.ask(wire.ControlQueue(action="resume"))
     assert info.paused is None

@@ -107,7 +107,7 @@ def test_a_worker_that_was_a_spare_is_known_to_the_next_daemon(new_daemon) -> No
     job = daemon.train(data, "children")
     until(lambda: daemon.job(job).step == 1)
     pids = [daemon.attempts(job)[0][1], int((daemon.state / "jobs" / job / "child").read_text())]
-    assert pids[0] in spares(daemon)  # nothing but the note tells that it has this job
+    assert pids[0] in spares(daemon)  # only the note says that it has this job
     daemon.kill()
     assert all(map(alive, pids))
     daemon.start()

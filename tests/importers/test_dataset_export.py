@@ -14,7 +14,7 @@ import pytest
 from offrl.errors import EmptyStore, InvalidInput, Unknown
 from offrl_store import Episode, EpisodeStore, Field, Schema
 from offrld import fits
-from offrld.importers import columns, dataset_export, export_dataset, import_into
+from offrld.importers import columns, export_dataset, flat_export, import_into
 
 NAMES = {"d4rl": "data.hdf5", "npz": "data.npz", "store": "data"}  # what keeps everything; the others: test_recorded_export.py
 
@@ -98,7 +98,7 @@ def test_metadata_of_the_source_and_of_episodes_come_back(write_h5, flat, tmp_pa
 
 
 def test_short_episodes_are_written_in_blocks(store, tmp_path, same_episodes, monkeypatch):
-    monkeypatch.setattr(dataset_export, "BLOCK_BYTES", 40)
+    monkeypatch.setattr(flat_export, "BLOCK_BYTES", 40)
     monkeypatch.setattr(columns, "BLOCK_ROWS", 3)
     for format in ("d4rl", "npz"):
         again = import_into(export_dataset(store, tmp_path / NAMES[format], format), tmp_path / f"again-{format}")

@@ -114,7 +114,7 @@ def buffer(root, arrays, *, length=None, cursor=0, written=None):
 
 
 def steps(trajectory, step, last):
-    """Rows of trajectories ``[N]``: an observation tells both; ``last``: the step that ends each."""
+    """Rows of trajectories ``[N]``: an observation encodes both; ``last``: the step that ends each."""
     trajectory, step = np.asarray(trajectory), np.asarray(step)
     seen = np.stack([trajectory, step], -1).astype("f4")
     done = (step == last)[..., None]

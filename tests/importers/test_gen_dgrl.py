@@ -23,7 +23,7 @@ def coinrun(shared_data):
 
 def loader(folder, limit, level=None, max_episodes=None):
     """The benchmark's loader, by its rule: the best returns first, whole files until there are more transitions than the limit, of which
-    so many are used; (level, return, steps used) of each."""
+    this number is used; (level, return, steps used) of each."""
     collected = sorted((name.removesuffix(".npz").split("_") for name in os.listdir(folder)), key=lambda parts: int(parts[1]))
     files = sorted(collected, key=lambda parts: -float(parts[4]))  # files of one return: in any order there, in this one here
     chosen, count = [], 0
@@ -79,7 +79,7 @@ def test_the_real_episodes_come_with_their_level_and_without_the_next_episode_s_
     ],
 )
 def test_capacity_percentile_and_level_take_what_the_benchmark_s_loader_takes(coinrun, tmp_path, options, limit):
-    """O20: a share of the capacity, best episodes first, exactly so many transitions."""
+    """O20: a share of the capacity, best episodes first, the exact number of transitions."""
     store = import_into(coinrun, tmp_path / "store", options=options)
     expected = loader(coinrun, limit, options.get("level_seed"), options.get("max_episodes"))
     assert [(level, steps) for level, _, steps in taken(store)] == [(level, steps) for level, _, steps in expected]

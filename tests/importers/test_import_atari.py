@@ -38,7 +38,7 @@ def epoch(tmp_path_factory):
 
 
 def d4rl_atari_stacks(frames, terminals, k=4):
-    """d4rl-atari's list, by its rule: views of k rows once the episode has so many, zero frames in front before that."""
+    """d4rl-atari's list, by its rule: views of k rows once the episode is that long, zero frames in front before that."""
     stacks, t = [], 0
     for i in range(len(frames)):
         t += 1

@@ -185,7 +185,7 @@ def test_actions_outside_the_declared_space_name_row_value_and_bounds(tmp_path, 
     path = write_h5(discrete, attributes={"env_id": "CartPole-v1"})
     refused(path, tmp_path, r"data.hdf5: actions\[4\] is 2, outside the 2 actions \(0 to 1\) of CartPole-v1")
     refused({**discrete, "action_n": 2}, tmp_path, r"arrays: actions\[4\] is 2, outside the 2 actions \(0 to 1\) of the file")
-    refused({**flat, "actions": np.full(10, -1)}, tmp_path, r"actions\[0\] is -1, outside what discrete actions can be")
+    refused({**flat, "actions": np.full(10, -1)}, tmp_path, r"actions\[0\] is -1, outside the range of discrete actions")
 
 
 def test_actions_of_another_kind_than_the_environment(tmp_path, flat, write_h5):

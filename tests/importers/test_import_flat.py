@@ -176,7 +176,10 @@ def test_one_continuous_action_per_step_may_be_flat(flat):
 
 
 def test_an_environment_that_is_not_known_gives_the_data_s_bounds_and_says_so(flat, write_h5):
-    for env_id, part in (("hopper-medium-v2", "is not available here"), ("os.path:Thing-v0", "are not imported from a data file")):
+    for env_id, part in (
+        ("hopper-medium-v2", "is not available here"),
+        ("os.path:Thing-v0", "a data file cannot make the import load a module"),
+    ):
         with open_source(write_h5(flat, attributes={"env_id": env_id})) as source:
             assert source.metadata["env_id"] == env_id and source.metadata["bounds"] == "inferred"
             assert part in source.messages[0]

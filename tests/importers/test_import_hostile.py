@@ -198,7 +198,7 @@ def test_archives_hold_plain_members_each_once(tmp_path, flat):
         ('{"a": NaN}', "NaN is no number"),
         ('{"a": 1e999}', "1e999 is beyond"),
         ('{"a": 1' + "0" * 10_000 + "}", "a whole number of 10001 digits"),
-        ('{"a": 1, "a": 2}', "'a' stands twice"),
+        ('{"a": 1, "a": 2}', "has the key 'a' twice"),
         ('"' + "x" * (17 << 20) + '"', "is larger than 16,777,216 bytes"),
         (b"\xff\xfe", "is not JSON"),
         ("{", "is not JSON"),

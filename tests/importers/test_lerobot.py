@@ -62,7 +62,7 @@ def test_images_are_decoded_channel_first(formats, tmp_path):
 
 
 def picture(step, height=48, width=64):
-    """A frame that survives the codec: large flat parts whose grey tells the step."""
+    """A frame that survives the codec: large flat parts whose grey encodes the step."""
     frame = np.full((height, width, 3), 40, np.uint8)
     frame[:, : width // 2] = 40 + 4 * (step % 50)
     return frame

@@ -1,6 +1,6 @@
 """Clients under whose feet the service is killed: each a thread with a connection of its own, noting what was acknowledged to it.
 
-An actor asks until it gets an answer, as a robot would; whatever it was told stands in the `Ledger` from then on, and is compared with
+An actor asks until it gets an answer, as a robot would; every reply stands in the `Ledger` from then on, and is compared with
 the service when the storm is over. What breaks a promise at once (a byte less than was acknowledged, a hole in the events) is a problem
 at once.
 """
@@ -258,7 +258,7 @@ class Remover(Actor):
 
 
 class Shepherd(Actor):
-    """Queues jobs again whose worker was killed (unless somebody cancelled them), and tells of all others that failed."""
+    """Queues jobs again whose worker was killed (unless somebody cancelled them), and reports all others that failed."""
 
     def act(self) -> None:
         for info in self.ask(wire.ListJobs(kind="all")).jobs:

@@ -112,7 +112,7 @@ def storm(
     pace: float = 1.0,
     crowd: int = 2,
 ) -> Report:
-    """Kill so many daemons and workers; what became of everything.
+    """Kill this number of daemons and workers; return the outcome of everything.
 
     Args:
         expected: of `undisturbed`, in the same folder.
@@ -290,7 +290,7 @@ def _verify_datasets(client: Client, state: Path, shared: Storm, report: Report)
         rewards = _rewards(state, name)
         report.check(rewards == [number] * 8, f"dataset {name} has the rewards {rewards}")
         shown = client.datasets.show(name)
-        report.check((shown.episodes, shown.returns["mean"]) == (8, 25.0 * number), f"dataset {name} is told of as {shown}")
+        report.check((shown.episodes, shown.returns["mean"]) == (8, 25.0 * number), f"dataset {name} is shown as {shown}")
     rewards = _rewards(state, STREAM)
     report.check(rewards[:2] == [1, 1], f"dataset {STREAM} begins with {rewards[:4]}")
     counts = Counter(rewards[2:])
@@ -306,7 +306,7 @@ def _verify_datasets(client: Client, state: Path, shared: Storm, report: Report)
 
 
 def _rewards(state: Path, name: str) -> list[int]:
-    """The number in the rewards of each episode, which tells the source that it came from; -1 where they differ."""
+    """The number in the rewards of each episode, which identifies its source; -1 where they differ."""
     store = EpisodeStore.open(state / "datasets" / name)
     found = []
     for episode in store.episodes:

@@ -156,7 +156,7 @@ def test_a_state_folder_on_a_read_only_disk_is_refused_in_one_line_and_left_as_i
 
 # ------------------------------------------------------------------------------------------------------------------ permissions
 def test_a_lost_permission_is_named_and_everything_goes_on_once_it_is_back(new_service) -> None:
-    program = (*UNPRIVILEGED, *PROGRAM) if os.geteuid() == 0 else PROGRAM  # root may do everything unless it is told not to
+    program = (*UNPRIVILEGED, *PROGRAM) if os.geteuid() == 0 else PROGRAM  # root may do everything unless its capabilities are dropped
     service = new_service(program=program)
     state = service.state
     with service.start() as client:

@@ -1,4 +1,4 @@
-"""What is given to the service: small sources that tell where their rows came from, and jobs whose final weights are known.
+"""What is given to the service: small sources whose rows identify their origin, and jobs whose final weights are known.
 
 Every job computes the same bits however often it is interrupted (CPU, eager, one thread), so what an undisturbed run of it has in
 its last checkpoint is what every other run of it must have.
@@ -78,7 +78,7 @@ KINDS = (
 
 
 def kinds(count: int = len(KINDS), scale: int = 1) -> tuple[Kind, ...]:
-    """The first so many kinds, with so many times their updates."""
+    """The first n kinds, with a multiple of their updates."""
     return tuple(replace(kind, steps=scale * kind.steps) for kind in KINDS[:count])
 
 

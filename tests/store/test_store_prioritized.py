@@ -1,4 +1,4 @@
-"""The prioritized sampler draws in proportion to what it was told, weighs accordingly, and can be stopped and gone on with."""
+"""The prioritized sampler draws in proportion to the given priorities, weighs accordingly, and can be stopped and gone on with."""
 
 from __future__ import annotations
 

@@ -103,7 +103,7 @@ def jobs(client) -> dict[str, offrl.Job]:
 
 
 def documented(algorithm: str) -> set[str]:
-    """The metrics that the algorithm's file tells of."""
+    """The metrics that the algorithm's file documents."""
     text = importlib.import_module(f"offrld.algos.{algorithm}").__doc__
     listed = text.partition("Metrics:")[2].partition("\n\n")[0]
     return set(re.findall(r"`(\w+)`", listed))

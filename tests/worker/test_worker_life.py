@@ -1,4 +1,4 @@
-"""Workers that wait for a job, that are told to stop, and that cannot: the real worker process, on its pipes and by signals."""
+"""Workers that wait for a job, that are asked to stop, and that cannot: the real worker process, on its pipes and by signals."""
 
 from __future__ import annotations
 

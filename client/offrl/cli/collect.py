@@ -35,7 +35,9 @@ def collect(
     ],
     policy: Annotated[
         str,
-        typer.Option("--policy", metavar="random|normal|job:ID|FILE.onnx", help="What acts; of a job, its newest checkpoint."),
+        typer.Option(
+            "--policy", metavar="random|normal|job:ID|FILE.onnx", help="Policy that chooses the actions; for a job, its newest checkpoint."
+        ),
     ] = "random",
     priority: options.Priority = 0,
     after: options.After = None,

@@ -10,6 +10,7 @@ from offrl import streams
 from offrl.cli import completion, options
 from offrl.cli.connecting import connect
 from offrl.cli.output import Json, destination, emit, number, pairs, say, size, table
+from offrl.export_formats import FILES, FOLDERS, SUFFIXES
 from offrl.printable import counted
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The dataset's name.")]
@@ -113,20 +114,18 @@ def export(
     ],
     format: Annotated[
         str | None,
-        typer.Option(
-            "--format", metavar="F", help="d4rl, npz, store, minari, d3rlpy, d3rlpy-v1, robomimic, torchrl, gen_dgrl, atari or lerobot."
-        ),
+        typer.Option("--format", metavar="F", help=f"{', '.join(list(SUFFIXES)[:-1])} or {list(SUFFIXES)[-1]}."),
     ] = None,
     force: options.Force = False,
     as_json: Json = False,
 ) -> None:
     """Export a dataset to a file or folder on this machine."""
     from offrl.cli.progress import display
-    from offrl.datasets import EXPORT_FOLDERS, export_format
+    from offrl.datasets import export_format
     from offrl.errors import InvalidInput
 
-    if out == "-" and (format is None or format in EXPORT_FOLDERS):
-        raise InvalidInput("stdout takes one file", hint="name its format: --format npz, d4rl, d3rlpy, d3rlpy-v1 or robomimic")
+    if out == "-" and (format is None or format in FOLDERS):
+        raise InvalidInput("stdout takes one file", hint=f"name its format: --format {', '.join(FILES[:-1])} or {FILES[-1]}")
     with destination(out, "dataset", "a dataset", as_json) as target, connect() as client, display(f"export {name}") as see:
         path = client.datasets.export(name, target, format, force=force, follow=see)
     if out == "-" or (not as_json and streams.is_stdout(path)):

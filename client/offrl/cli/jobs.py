@@ -193,10 +193,8 @@ def prune(
 def rerun(
     job: JobArgument,
     into: Annotated[str | None, typer.Option("--into", metavar="NAME", help="For a train-online job: new dataset for its steps.")] = None,
-    priority: Annotated[int, typer.Option("--priority", parser=count, metavar="P", help="A higher one runs first.")] = 0,
-    key: Annotated[
-        str | None, typer.Option("--key", metavar="K", help="The same key gives the same job, however often it is sent.")
-    ] = None,
+    priority: Annotated[int, typer.Option("--priority", parser=count, metavar="P", help="Jobs with a higher priority run first.")] = 0,
+    key: Annotated[str | None, typer.Option("--key", metavar="K", help="Submitting twice with the same key gives the same job.")] = None,
     as_json: Json = False,
 ) -> None:
     """Repeat a train or train-online job with the settings, seeds and snapshot of its run folder. Prints the new job's id."""

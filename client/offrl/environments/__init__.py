@@ -85,7 +85,7 @@ def unknown_hint(env_id: str, known: Iterable[str]) -> str:
 
 
 def register() -> list[str]:
-    """Tells gymnasium of the environments; calling it again changes nothing.
+    """Register the environments with gymnasium; calling it again changes nothing.
 
     Gives one line for each installed package whose own cannot be registered; the others are there all the same.
     """

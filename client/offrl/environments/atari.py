@@ -7,7 +7,7 @@ against 2,150 steps/s of Breakout).
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import gymnasium
 import numpy as np
@@ -31,7 +31,7 @@ class AtariEnv(gymnasium.Env):
         clip_reward: rewards are clipped to [-1, 1]; ``info["raw_reward"]`` has what they were.
         terminal_on_life_loss: a lost life ends the episode; the next reset then takes one no-op step in the same game (a reset with a seed
             begins a new one).
-        noop_max: a reset is followed by 1 to so many frames without action (drawn from the seed), 0: none.
+        noop_max: a reset is followed by 1 to ``noop_max`` frames without action (drawn from the seed); 0: none.
         frame_skip: frames per step. Rewards are summed; the observation is the larger of the last two frames, pixel by pixel, in the
             emulator's grey, resized to 84x84 by area.
         render_mode: None, ``rgb_array`` or ``human``.
@@ -56,7 +56,7 @@ class AtariEnv(gymnasium.Env):
         terminal_on_life_loss: bool = False,
         noop_max: int = 0,
         frame_skip: int = 4,
-        render_mode: str | None = None,
+        render_mode: Literal["human", "rgb_array"] | None = None,
     ) -> None:
         games.check(game)
         sticky = {True: STICKY, False: 0.0}[sticky_actions] if isinstance(sticky_actions, bool) else float(sticky_actions)

@@ -57,7 +57,7 @@ class Calls:
             if getattr(self.observation_space, "shape", None) is not None and not hasattr(self.observation_space, "spaces"):
                 self._dtype, self._shape = np.dtype(self.observation_space.dtype), tuple(self.observation_space.shape)
         self._floats = self._dtype is not None and self._dtype.kind == "f"
-        self._short = self._floats and len(self._shape) == 1 and self._shape[0] <= SHORT
+        self._short = self._floats and self._shape is not None and len(self._shape) == 1 and self._shape[0] <= SHORT
 
     def reset(self, **options: Any) -> tuple[Any, Mapping[str, Any]]:
         """The first observation and the info. Raises `EnvironmentFailed`, and whatever the environment raises."""

@@ -36,7 +36,7 @@ class ProcgenEnv(gymnasium.Env):
     Args:
         game: its name: ``coinrun``.
         distribution_mode: ``easy``, ``hard``, and where the game has them ``extreme``, ``memory``, ``exploration``.
-        num_levels: so many levels from ``start_level`` on; 0: all that there are.
+        num_levels: number of levels from ``start_level`` on; 0: all.
         start_level: the first.
         render_mode: None, or ``rgb_array``, 512 pixels wide.
         options: further ones of procgen: ``use_sequential_levels``, ``center_agent``, ``use_backgrounds``, ``restrict_themes``, ...
@@ -162,7 +162,7 @@ class _Games:
         return self._env is not None
 
     def make(self, seed: int) -> None:
-        """Begin anew with the levels that ``seed`` draws; `InvalidInput` for options that procgen does not know."""
+        """Restart with the levels that ``seed`` draws; `InvalidInput` for options that procgen does not know."""
         self.close()
         try:
             self._env = self._make(rand_seed=seed % SEEDS, **self._told)
@@ -204,7 +204,7 @@ def _with_gym() -> Iterator[None]:
     try:
         import gym  # noqa: F401
     except ImportError:
-        names = {name: ModuleType(name) for name in ("gym", "gym.spaces", "gym.envs", "gym.envs.registration")}
+        names: dict[str, Any] = {name: ModuleType(name) for name in ("gym", "gym.spaces", "gym.envs", "gym.envs.registration")}
         names["gym"].Env = names["gym"].Wrapper = object
         names["gym.envs.registration"].register = lambda **_: None
         for name, module in names.items():

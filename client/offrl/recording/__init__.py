@@ -1,4 +1,4 @@
-"""Recording from a robot, or from one's own loop, with the thin client: a local spool first, and the daemon when it is there."""
+"""Recording from a robot, or from one's own loop, with the thin client: into a local spool first, and to the daemon when it answers."""
 
 from offrl.recording.recorder import Recorder, RecordingWarning, Status
 from offrl.recording.sender import push

@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from offrl import upload, wire
 from offrl.client import Client
@@ -15,28 +16,28 @@ from offrl.jobs import own_error
 from offrl.recording.spool import Spool
 
 POLL_S = 0.2
-LEAST_S, MOST_S = 1.0, 30.0  # between two attempts, doubled from the one to the other
-PATIENCE_S = 2.0  # for a daemon that goes away: the spool waits better than a connection does
+LEAST_S, MOST_S = 1.0, 30.0  # between two attempts; each failure doubles the pause
+PATIENCE_S = 2.0  # of a connection with a daemon that goes away; the spool can wait longer
 
 
 class Sender:
-    """Sends what is ready.
+    """Sends the complete segments of a spool.
 
     Args:
-        connect: gives a client, or raises `OffrlError` where nobody is there.
-        stop: set when the sending is to end; what has not arrived stays in the spool.
+        connect: makes a client; raises `OffrlError` if no daemon answers.
+        stop: ends the sending when set; unsent segments stay in the spool.
     """
 
     def __init__(self, spool: Spool, connect: Callable[[], Client], stop: threading.Event) -> None:
         self._spool, self._connect, self._stop = spool, connect, stop
         self._client: Client | None = None
-        self.problem: OffrlError | None = None  # of the last attempt; None while all is well
+        self.problem: OffrlError | None = None  # of the last attempt; None if it succeeded
         self.sent = 0  # segments
         self.failed = 0  # attempts
-        self.hurry = threading.Event()  # set: the next attempt waits for nothing
+        self.hurry = threading.Event()  # set: the next attempt starts at once
 
     def send_ready(self) -> None:
-        """Sends all that is ready now, in order. Raises the `OffrlError` of the first that cannot be sent now."""
+        """Send all complete segments in order. Raises the `OffrlError` of the first one that cannot be sent."""
         try:
             for number, path in self._spool.ready():
                 self._send(number, path)
@@ -54,7 +55,7 @@ class Sender:
             raise self.problem from error
 
     def run(self, wake: threading.Event) -> None:
-        """Sends whenever ``wake`` is set, and again after a failure, until told to stop."""
+        """Send whenever ``wake`` is set, and again after a failure, until ``stop`` is set."""
         pause = LEAST_S
         while not self._stop.is_set():
             try:
@@ -64,7 +65,7 @@ class Sender:
                 wake.clear()
             except _Stopped:
                 break
-            except OffrlError:  # of whatever kind: what cannot be sent now may be later
+            except OffrlError:  # of any kind: a later attempt may succeed
                 self.failed += 1
                 self.hurry.wait(pause)
                 self.hurry.clear()
@@ -79,47 +80,49 @@ class Sender:
     def _send(self, number: int, path: Path) -> None:
         if self._client is None:
             self._client = self._connect()
+        client = self._client
         attempt = self._spool.sending
         if attempt is None or attempt["segment"] != number:
             attempt = {"segment": number, "try": 0, "upload": None, "begun": None, "append": False, "once": True}
         if attempt["upload"] is None:
-            attempt = self._uploaded(attempt, path)
+            attempt = self._uploaded(client, attempt, path)
         spec = ImportSpec(
             dataset=self._spool.dataset,
             upload=attempt["upload"],
             format="store",
             append=attempt["append"],
-            once=attempt.get("once", False),  # not in the notes of an older version, whose job may be there without it
+            once=attempt.get("once", False),  # missing in the notes of an older version, whose job may exist without it
         )
         key = f"spool-{self._spool.id}-{number}-{attempt['try']}"
         try:
-            job = self._client.request(wire.Submit(spec=spec, key=key)).job
+            job = client.request(wire.Submit(spec=spec, key=key)).job
         except OffrlError as error:
-            if error.exit_status == 2:  # no job came of it: the dataset was made or removed meanwhile, or the upload has gone
+            if error.exit_status == 2:  # no job was made: the dataset was created or removed meanwhile, or the upload is gone
                 self._spool.note_sending({**attempt, "upload": None, "begun": None, "try": attempt["try"] + 1, "once": True})
             raise
-        info = self._wait(job)
-        if info.state != JobState.SUCCEEDED:  # nothing of it is in the dataset: the next attempt is another job
+        info = self._wait(client, job)
+        if info.state != JobState.SUCCEEDED:  # the dataset holds nothing of it: the next attempt is another job
             self._spool.note_sending({**attempt, "upload": None, "begun": None, "try": attempt["try"] + 1})
             raise own_error(info)
         self._spool.note_sent(number)
         self.sent += 1
 
-    def _uploaded(self, attempt: dict, path: Path) -> dict:
+    def _uploaded(self, client: Client, attempt: dict[str, Any], path: Path) -> dict[str, Any]:
+        """Upload a segment; returns the attempt with its upload, which the spool has noted."""
         try:
-            self._client.datasets.show(self._spool.dataset)
+            client.datasets.show(self._spool.dataset)
             append = True
         except Unknown:
             append = False
         files = upload.scan(path)
         begun = attempt.get("begun")
-        if begun is None:  # noted before it begins: an attempt that is cut off goes on with it, and leaves no other one behind
+        if begun is None:  # noted before it starts, so that an interrupted attempt continues this upload and leaves no other one behind
             attempt = {**attempt, "begun": (begun := upload.new_id())}
             self._spool.note_sending(attempt)
-        connection = self._client.connect()
+        connection = client.connect()
         try:
             upload.send(connection, files, self._progress, upload=begun)
-        except (Conflict, NotAllowed):  # it is another's by now, or was used up: the next attempt takes another one
+        except (Conflict, NotAllowed):  # the upload belongs to somebody else by now, or was used: the next attempt makes a new one
             self._spool.note_sending({**attempt, "begun": None})
             raise
         finally:
@@ -130,21 +133,24 @@ class Sender:
 
     def _progress(self, done: int, total: int) -> None:
         if self._stop.is_set():
-            raise _Stopped("told to stop")
+            raise _Stopped("the sending was stopped")
 
-    def _wait(self, job: str) -> wire.JobInfo:
-        while not (info := self._client.request(wire.GetJob(job=job))).state.ended:
+    def _wait(self, client: Client, job: str) -> wire.JobInfo:
+        while not (info := client.request(wire.GetJob(job=job))).state.ended:
             if self._stop.wait(POLL_S):
-                raise _Stopped("told to stop")
+                raise _Stopped("the sending was stopped")
         return info
 
 
 class _Stopped(OffrlError):
-    """Told to stop while a segment is under way; the next sender goes on with it."""
+    """The sending was stopped within a segment; the next sender continues it."""
 
 
 def push(folder: str | os.PathLike[str], client: Client) -> tuple[str, int]:
-    """Sends what is left in a spool; gives its dataset, and how many segments were sent. Raises the `OffrlError` of one that cannot be."""
+    """Send the segments left in a spool; returns its dataset and the number of segments sent.
+
+    Raises the `OffrlError` of the first segment that cannot be sent.
+    """
     with Spool(folder) as spool:
         sender = Sender(spool, client.again, threading.Event())
         sender.send_ready()

@@ -1,10 +1,10 @@
-"""The spool: a folder in which episodes wait for the daemon, as small stores, and a note of what is being sent.
+"""The spool: a folder in which episodes wait for the daemon as small stores (segments), with a note of the current attempt to send.
 
-``active-N`` is the store that is being written, step by step, and durable up to its last sync; ``ready-N`` are whole stores, sent one after
-the other, in the order of N, and deleted when the daemon has them. ``spool.json`` holds the spool's own id, the dataset, and the attempt at
-sending: a segment's job is submitted under a key made of id, segment and attempt, with the upload noted before, so that a reply that was
-lost, or a process that died, gives the same job again and no episode arrives twice. Where that job has been removed meanwhile, the episodes
-themselves tell: their metadata hold the spool's id and the segment, and what the dataset has of a segment is not appended again.
+``active-N`` is the store being written step by step; it is durable up to its last sync. ``ready-N`` are complete stores, which are sent in
+the order of N and deleted when the daemon has them. ``spool.json`` holds the spool's id, the dataset, and the attempt to send. The key of a
+segment's job consists of id, segment and attempt, and the upload is noted before it starts, so that a lost reply or a process that died
+leads to the same job again and no episode arrives twice. If that job was removed meanwhile, the episodes' metadata decide: they hold the
+spool's id and the segment, and the dataset does not take a segment's episodes again.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ class Spool:
     """A spool, locked for this process until `close`.
 
     Args:
-        folder: made where it does not exist.
-        dataset: where its episodes go; None: as it was made (to send what is left).
+        folder: created if it does not exist.
+        dataset: the dataset of its episodes; None: the one that the spool was made for (to send what is left).
 
     Raises:
-        InvalidInput: the folder is no spool, or one of another dataset.
-        StoreLocked: another process records into it, or sends it.
+        InvalidInput: the folder is not a spool, or belongs to another dataset.
+        StoreLocked: another process records into it or sends it.
     """
 
     def __init__(self, folder: str | os.PathLike[str], dataset: str | None = None) -> None:
         self.folder = Path(folder)
         notes = self.folder / NOTES
         if dataset is None and not notes.exists():
-            raise InvalidInput(f"{self.folder} is no spool", hint="give the folder of a recorder: it holds spool.json")
+            raise InvalidInput(f"{self.folder} is not a spool", hint="give the folder of a recorder: it holds spool.json")
         with disk_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -62,28 +62,30 @@ class Spool:
 
     def _read(self, notes: Path, dataset: str | None) -> dict[str, Any]:
         if not notes.exists():
-            made = {"version": VERSION, "spool": uuid.uuid4().hex, "dataset": dataset, "sent": 0, "sending": None}
-            self._write(made)
-            return made
+            content: dict[str, Any] = {"version": VERSION, "spool": uuid.uuid4().hex, "dataset": dataset, "sent": 0, "sending": None}
+            self._write(content)
+            return content
         try:
-            found = json.loads(notes.read_text())
-            whole = isinstance(found, dict) and found["version"] == VERSION and {"spool", "dataset", "sent", "sending"} <= found.keys()
+            content = json.loads(notes.read_text())
+            whole = (
+                isinstance(content, dict) and content["version"] == VERSION and {"spool", "dataset", "sent", "sending"} <= content.keys()
+            )
         except (OSError, ValueError, KeyError) as error:
             raise InvalidInput(f"{notes} cannot be read: {error}", hint="its episodes are in ready-*, each a store") from None
         if not whole:
             raise InvalidInput(f"{notes} is of another version", hint="send it with the version of offrl that wrote it")
-        if dataset is not None and found["dataset"] != dataset:
+        if dataset is not None and content["dataset"] != dataset:
             raise InvalidInput(
-                f"the spool {self.folder} holds episodes of {found['dataset']!r}", hint="give each dataset a spool of its own"
+                f"the spool {self.folder} holds episodes of {content['dataset']!r}", hint="give each dataset a spool of its own"
             )
-        return found
+        return content
 
     def _recover(self) -> None:
-        """Takes in what a process that died has left: its open episode ends as truncated."""
+        """Take in the segments of a process that died: its open episode ends as truncated."""
         for number, path in self._segments("active"):
             try:
                 store = EpisodeStore.open(path)
-            except InvalidInput:  # it died while the store was being made: nothing is in it
+            except InvalidInput:  # it died while it created the store, which is empty
                 shutil.rmtree(path)
                 continue
             with store.writer() as writer:
@@ -99,20 +101,20 @@ class Spool:
 
     # ------------------------------------------------------------------------------------------------------------- segments
     def _segments(self, kind: str) -> list[tuple[int, Path]]:
-        found = [(int(path.name.removeprefix(f"{kind}-")), path) for path in self.folder.glob(f"{kind}-*")]
-        return sorted(found)
+        return sorted((int(path.name.removeprefix(f"{kind}-")), path) for path in self.folder.glob(f"{kind}-*"))
 
     def ready(self) -> list[tuple[int, Path]]:
-        """The segments that wait to be sent, the oldest first."""
+        """The complete segments, oldest first."""
         return self._segments("ready")
 
     def begin_segment(self) -> tuple[int, Path]:
-        """The number and the folder, which does not exist yet, of the next store. A spool that somebody has removed is made again: what
-        comes now is kept."""
+        """The number and folder of the next segment; the folder does not exist yet. A spool that somebody removed is created again."""
         if not (self.folder / NOTES).exists():
             self._restore()
         numbers = [number for kind in ("active", "ready") for number, _ in self._segments(kind)]
-        self._highest = max([self._highest, self._notes["sent"], *numbers]) + 1  # no number twice: the daemon knows a segment by it
+        self._highest = (
+            max([self._highest, self._notes["sent"], *numbers]) + 1
+        )  # never twice: the daemon identifies a segment by its number
         return self._highest, self.folder / f"active-{self._highest:08d}"
 
     def _restore(self) -> None:
@@ -129,7 +131,7 @@ class Spool:
         self._write({**self._notes, "sending": None})
 
     def seal(self, number: int) -> None:
-        """The store is whole: it may be sent. One without episodes is deleted."""
+        """Mark a segment as complete, so that it is sent; delete it if it holds no episode."""
         active, ready = (self.folder / f"{kind}-{number:08d}" for kind in ("active", "ready"))
         with disk_errors(self.folder):
             if not len(EpisodeStore.open(active)):
@@ -142,7 +144,7 @@ class Spool:
         return size(self.folder)
 
     def drop_oldest(self) -> int:
-        """Deletes the oldest segment that the daemon has nothing whole of; its number of episodes, 0 where there is none."""
+        """Delete the oldest segment whose upload is not complete; returns its number of episodes, 0 if there is no such segment."""
         attempt = self._notes["sending"] or {}
         sending = attempt.get("segment") if attempt.get("upload") else None
         for number, path in self.ready():
@@ -155,15 +157,15 @@ class Spool:
     # -------------------------------------------------------------------------------------------------------------- sending
     @property
     def sending(self) -> dict[str, Any] | None:
-        """The attempt under way: segment, try, append, the upload once it is whole, and the one that was begun before."""
+        """The current attempt: segment, try, append, the upload once complete, and the upload that was started."""
         return self._notes["sending"]
 
     def note_sending(self, attempt: dict[str, Any]) -> None:
-        """Durable before the job is submitted."""
+        """Record an attempt durably, before its job is submitted."""
         self._write({**self._notes, "sending": attempt})
 
     def note_sent(self, number: int) -> None:
-        """The daemon has the segment."""
+        """Record that the daemon has a segment, and delete it."""
         self._write({**self._notes, "sent": number, "sending": None})
         shutil.rmtree(self.folder / f"ready-{number:08d}", ignore_errors=True)
 
@@ -173,9 +175,9 @@ class Spool:
         self._notes = notes
 
     def close(self) -> None:
-        """Gives the spool free."""
+        """Release the spool."""
         if self._lock >= 0:
-            if os.getpid() == self._process:  # by name, not by closing alone: a process that was forked has the same lock open
+            if os.getpid() == self._process:  # closing alone does not unlock: a forked process has the same lock open
                 fcntl.flock(self._lock, fcntl.LOCK_UN)
             os.close(self._lock)
             self._lock = -1
@@ -188,7 +190,7 @@ class Spool:
 
 
 def size(folder: Path) -> int:
-    """Bytes on the disk of all files below a folder, from which others may be deleted meanwhile."""
+    """Bytes on disk of all files below a folder; files may disappear meanwhile."""
     total = 0
     for inner, _, names in os.walk(folder):
         for name in names:

@@ -1,4 +1,4 @@
-"""A gymnasium environment whose episodes are recorded while somebody plays it."""
+"""A gymnasium environment that records the episodes played in it."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ class RecordEpisodes(gymnasium.Wrapper):
     """Records every episode: from each reset to its end, or to the next reset (then truncated).
 
     Args:
-        env: whatever it is; the recorder takes the fields of its spaces, where it has none yet.
-        recorder: a `Recorder`, which stays open when the environment is closed (the open episode ends).
+        env: any environment; the recorder takes its fields from the spaces, unless it has fields already.
+        recorder: a `Recorder`. It stays open when the environment is closed; the open episode ends.
 
-    What the recorder refuses of a reset or step raises its error there, after the environment has made it: go on with ``reset``.
-    Raises `InvalidInput` for what is no environment of gymnasium, or has spaces that cannot be stored.
+    If the recorder refuses a reset or step, its error is raised after the environment has executed it: continue with ``reset``.
+    Raises `InvalidInput` if ``env`` is not a gymnasium environment or its spaces cannot be stored.
     """
 
     def __init__(self, env: gymnasium.Env, recorder: Recorder) -> None:
         if not isinstance(env, gymnasium.Env):
-            raise InvalidInput(f"{type(env).__name__} is no gymnasium.Env", hint="record one environment, not a vector of them")
+            raise InvalidInput(f"{type(env).__name__} is not a gymnasium.Env", hint="record one environment, not a vector of them")
         super().__init__(env)
         self._recorder = recorder
         recorder.use(env)

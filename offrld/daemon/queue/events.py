@@ -121,10 +121,10 @@ def parse(line: bytes) -> dict[str, Any]:
     elif kind == "end":
         result["state"] = JobState(message.get("state", ""))
         result["reason"] = " ".join(str(message.get("reason") or "").split())[:2000]
-        error = message.get("error")
+        failure = message.get("error")
         result["error"] = None
-        if isinstance(error, dict):
-            result["error"] = {name: " ".join(str(error.get(name) or "").split())[:2000] for name in ("code", "message", "hint")}
+        if isinstance(failure, dict):
+            result["error"] = {name: " ".join(str(failure.get(name) or "").split())[:2000] for name in ("code", "message", "hint")}
     else:
         raise ValueError(f"unknown type {kind!r}")
     return result

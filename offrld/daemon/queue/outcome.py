@@ -5,7 +5,6 @@ The causes are told apart by the error's code, and `cause` gives the class that 
 
 from __future__ import annotations
 
-import itertools
 import re
 import signal
 from dataclasses import dataclass
@@ -179,8 +178,12 @@ def log_tail(path: Path, since: int = 0) -> tuple[str, str]:
 def _in_environment(lines: list[str]) -> str:
     """Of the stack behind a fatal error: where in an environment the process was, with the words for it; "" where it was not in one."""
     begin = next((i for i, line in enumerate(lines) if line.startswith("Current thread")), len(lines))
-    frames = list(itertools.takewhile(lambda found: found is not None, map(_FRAME.match, lines[begin + 1 :])))
-    for i, (path, _, function) in enumerate(found.groups() for found in frames):
+    frames: list[re.Match[str]] = []
+    for line in lines[begin + 1 :]:
+        if (frame := _FRAME.match(line)) is None:
+            break
+        frames.append(frame)
+    for i, (path, _, function) in enumerate(frame.groups() for frame in frames):
         if any(path.endswith(f"/{file}") and function in functions for file, functions in _INTO_ENVIRONMENT.items()):
             where = "" if i == 0 else "{} line {} in {}".format(*frames[0].groups())  # the first is the one that was called last
             return f" {IN_ENVIRONMENT}{f' ({where})' if where else ''}"

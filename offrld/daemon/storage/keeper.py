@@ -7,6 +7,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Iterable
+from typing import Any
 
 from offrl.errors import DiskFull
 from offrl.wire import PrunedJob
@@ -64,8 +65,8 @@ class Keeper:
             job = each.job
             size = await asyncio.to_thread(disk_usage.usage, self._state.run(job.id).path)
             if not dry_run:
-                told = {"job": job.id, "kind": job.kind, "state": str(job.state), "bytes": size, "why": each.why}
-                await self._audit.record(current.get(), "retention", **told)  # first: a daemon that dies now has not deleted in silence
+                entry: dict[str, Any] = {"job": job.id, "kind": job.kind, "state": str(job.state), "bytes": size, "why": each.why}
+                await self._audit.record(current.get(), "retention", **entry)  # first: a daemon that dies now has not deleted in silence
                 try:
                     await self._removal.job(job.id)
                 except OffrlError as error:  # it was pinned, taken or removed meanwhile

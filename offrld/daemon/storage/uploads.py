@@ -109,7 +109,8 @@ class Uploads:
         if upload not in self._used:
             folder = self._folder / upload
             try:
-                newest = max(os.stat(path).st_mtime for path in (folder, *_files(folder)))
+                paths: list[str | os.PathLike[str]] = [folder, *_files(folder)]
+                newest = max(os.stat(path).st_mtime for path in paths)
             except OSError:
                 newest = time.time()
             self._used.setdefault(upload, time.monotonic() - max(0.0, time.time() - newest))

@@ -23,7 +23,7 @@ from offrld.daemon.transport import frames
 from offrld.daemon.transport.memory_guard import LOOK_S, SETTLE_S, resident, settle, trim
 
 ZAP_ADDRESS = "inproc://zeromq.zap.01"
-HANDSHAKE_MS = 5_000  # a connection that has not said who it is by then is closed
+HANDSHAKE_MS = 5_000  # a connection that has not identified itself by then is closed
 HEARTBEAT_MS = 20_000  # a client whose machine is gone leaves no connection behind
 BIND_S = 2.0  # for a former gateway to give back the address
 AT_ONCE = 64  # messages taken before others get a turn
@@ -155,7 +155,8 @@ class Gateway:
                 first = self._router.recv(zmq.NOBLOCK, copy=False)
             except zmq.ZMQError:
                 return
-            route, message = first.bytes, []
+            route = first.bytes
+            message: list[bytes] = []
             while self._router.getsockopt(zmq.RCVMORE):
                 part = self._router.recv(zmq.NOBLOCK, copy=False)
                 message.append(part.bytes if len(message) < self._options["frames"] else b"")
@@ -192,8 +193,8 @@ class Gateway:
         time.sleep(SETTLE_S)
         trim()
         now = resident()
-        told = f"memory had grown by {grown >> 20} MB: {count} connections were closed, {(base + grown - now) >> 20} MB came back"
-        self.tell(b"l", told.encode())
+        line = f"memory had grown by {grown >> 20} MB: {count} connections were closed, {(base + grown - now) >> 20} MB came back"
+        self.tell(b"l", line.encode())
         return max(base, now)  # what stays is the process's own, and no reason to close them again
 
 

@@ -31,7 +31,7 @@ Changed = Callable[[str, str, str], object]  # action, name, role
 
 
 class AllowList:
-    """Public key -> entry, kept up to date. ``changed(action, name, role)`` is told of every difference after the first reading."""
+    """Public key -> entry, kept up to date. ``changed(action, name, role)`` is called for every difference after the first reading."""
 
     def __init__(self, state_dir: Path, changed: Changed = lambda action, name, role: None, passes: Passes | None = None) -> None:
         self._passes = passes or Passes()
@@ -129,7 +129,7 @@ def _read(path: Path) -> keys.Entry | None:
 
 
 class Authenticator:
-    """Answers ZeroMQ's question of each handshake, and tells whose key a request came with."""
+    """Answers ZeroMQ's authentication requests, and maps a request to the owner of its key."""
 
     def __init__(self, allowed: AllowList) -> None:
         self.allowed = allowed

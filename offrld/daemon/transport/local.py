@@ -1,7 +1,7 @@
 """The local socket: ZMTP over a unix socket, spoken by the daemon itself, so that it decides before a connection takes a descriptor.
 
 ZeroMQ's own listener ends the process where accept() finds no descriptor left. Here a connection above the limit is closed as it comes, or
-one that has not said anything yet gives way to it, so that a flood of silent ones keeps nobody out.
+it replaces one that has not sent anything yet, so that a flood of silent connections locks nobody out.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from offrl import wire
 from offrl.errors import InvalidInput
 from offrld.daemon.transport import frames
 
-HANDSHAKE_S = 5.0  # a connection that has not said who it is by then is closed
+HANDSHAKE_S = 5.0  # a connection that has not identified itself by then is closed
 BACKLOG = 4096  # connections that the kernel keeps until they are accepted
 AT_ONCE = 128  # connections accepted before others get a turn
 SILENT_S = 0.5  # that a connection has to send a message, before it may give way

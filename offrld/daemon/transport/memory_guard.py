@@ -1,7 +1,7 @@
 """Closes all connections when what ZeroMQ keeps for them has filled too much memory; clients connect again and go on.
 
 ZeroMQ hands over whole messages only, and bounds a frame but not how many of them a message has: who never sends the last one could fill
-the memory, and nothing tells which connection does. Answers that are not read wait there as well. Both are gone with their connections.
+the memory, and nothing shows which connection uses it. Unread answers wait there as well. Closing the connections frees both.
 """
 
 from __future__ import annotations

@@ -70,28 +70,32 @@ class TcpSocket:
             with process.stdin as stdin, contextlib.suppress(BrokenPipeError):
                 stdin.write(json.dumps(self._options).encode() + b"\n")
             ours.settimeout(START_S)
-            told, reader = b"", frames.Reader(wire.MAX_MESSAGE, 2)
-            while not told:
+            outcome, reader = b"", frames.Reader(wire.MAX_MESSAGE, 2)
+            while not outcome:
                 data = ours.recv(4096)
                 for _, message in reader.feed(data):
-                    told, self.address = message[0], message[1].decode(errors="replace")
+                    outcome, self.address = message[0], message[1].decode(errors="replace")
                 if not data:
-                    told, self.address = b"f", f"its process ended with status {process.wait()}"
+                    outcome, self.address = b"f", f"its process ended with status {process.wait()}"
         except OSError as error:
             ours.close()
             raise InvalidInput(f"cannot listen on {self._options['url']}: {error}", hint="choose another address with --bind") from None
-        if told != b"b":
+        if outcome != b"b":
             ours.close()
             process.wait()
             raise InvalidInput(f"cannot listen on {self._options['url']}: {self.address}", hint="choose another address with --bind")
         return process, ours
 
+    async def _watch_process(self) -> None:
+        """Serve the current process until its connection closes."""
+        link = self._link = _Link(self)
+        await asyncio.get_running_loop().connect_accepted_socket(lambda: link, self._pair)
+        await link.gone.wait()
+
     async def watch(self) -> None:
         """Keep the process going, for ever."""
         while True:
-            self._link = _Link(self)
-            await asyncio.get_running_loop().connect_accepted_socket(lambda: self._link, self._pair)
-            await self._link.gone.wait()
+            await self._watch_process()
             status = await asyncio.to_thread(self._process.wait)
             log.error("the process that listens on %s has ended with status %d: it is started again", self.address, status)
             address = self.address

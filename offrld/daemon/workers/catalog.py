@@ -46,17 +46,17 @@ class Catalog:
         self._asking = asyncio.Semaphore(ASKED)
         self._answers: dict[str, dict[str, Any]] = {}  # the latest `ANSWERS`
 
-    def start(self) -> None:
-        """Begin to load in the background; begins anew after a failure."""
-        done = self._loading is not None and self._loading.done()
-        if self._loading is None or (done and (self._loading.cancelled() or self._loading.exception() is not None)):
-            self._loading = asyncio.get_running_loop().create_task(self._load())
-            self._loading.add_done_callback(lambda task: task.cancelled() or task.exception())  # whoever asks next gets the error
+    def start(self) -> asyncio.Task[dict[str, Any]]:
+        """Load in the background; a failed attempt is repeated. Returns the task."""
+        loading = self._loading
+        if loading is None or (loading.done() and (loading.cancelled() or loading.exception() is not None)):
+            loading = self._loading = asyncio.get_running_loop().create_task(self._load())
+            loading.add_done_callback(lambda task: task.cancelled() or task.exception())  # the next caller gets the error
+        return loading
 
     async def ready(self) -> dict[str, Any]:
         """The catalogue. `InternalError` where the describe worker fails."""
-        self.start()
-        return await asyncio.shield(self._loading)
+        return await asyncio.shield(self.start())
 
     async def ask(self, question: dict[str, Any], *, fresh: bool = False) -> dict[str, Any]:
         """The answer of a describe worker to a question (see `offrld.worker.describe.answer`); empty where none comes, which the log says.

@@ -192,9 +192,10 @@ class Supervisor:
 
     # ------------------------------------------------------------------------------------------------------------- schedule
     async def _start_jobs(self) -> None:
-        train, automatic = self._settings.slots.train, self._settings.slots.train == "auto"
+        train = self._settings.slots.train
+        automatic = train == "auto"
         # By itself the plan of the cards and CPU threads says how many have room.
-        slots = {"train": self.devices.inventory.most_jobs if automatic else train, "light": self._settings.slots.light}
+        slots = {"train": self.devices.inventory.most_jobs if train == "auto" else train, "light": self._settings.slots.light}
         self._short = False
         for lane, count in slots.items():
             while self._busy[lane] < count and not self._stopping:

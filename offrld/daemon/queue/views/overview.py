@@ -106,9 +106,8 @@ def _curve(db: Connection, job: Job, metric: str, points: int) -> tuple[list[int
            WHERE json_extract(body, '$.type') = 'progress' AND json_extract(body, ?1) IS NOT NULL LIMIT ?4""",
         (path, job.seq, EVENTS, points),
     ).fetchall()
-    found = [(int(step or 0), _mean(value)) for step, value in reversed(rows)]
-    found = [(step, value) for step, value in found if value is not None]
-    return [step for step, _ in found], [value for _, value in found]
+    curve = [(int(step or 0), mean) for step, value in reversed(rows) if (mean := _mean(value)) is not None]
+    return [step for step, _ in curve], [mean for _, mean in curve]
 
 
 def _mean(value: str | float) -> float | None:
