@@ -16,7 +16,7 @@ class BadRow(InvalidEpisode):
 
 
 class Damaged(InvalidInput):
-    """The source is damaged and its good episodes cannot be told from the bad ones, so that no part of it is read."""
+    """The source is damaged and its good episodes cannot be distinguished from the bad ones, so that no part of it is read."""
 
 
 @dataclass(frozen=True)
