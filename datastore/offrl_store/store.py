@@ -115,8 +115,8 @@ class EpisodeStore(StoreReader):
     def writer(self, keep: Sequence[Snapshot | str] = (), commit_s: float | None = None) -> Writer[EpisodeStore]:
         """The one writer, to be used in a ``with`` block. Raises StoreLocked while another has it; this store sees what it commits.
 
-        keep: snapshots whose episodes a bounded store must not evict meanwhile, though it grows beyond its limit. commit_s: commit by
-        itself when an episode ends and the last commit is so many seconds ago.
+        keep: snapshots whose episodes a bounded store must not evict meanwhile, though it grows beyond its limit. commit_s: the writer
+        commits by itself when an episode ends and the last commit is at least this many seconds ago.
         """
         if self._pinned is not None:
             raise InvalidInput(f"the store was opened at snapshot {self._pinned} and cannot be written", hint="open it without a snapshot")

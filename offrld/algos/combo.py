@@ -40,7 +40,7 @@ def noise(config: Config, space: Space) -> dict[str, Noise]:
 
 
 def critic_loss(params: Params, config: Config, nets: model_based.Nets, state: State, batch: Batch) -> LossResult:
-    batch, kept = model_based.mixed(config, state, batch), model_based.real(config)
+    batch, n_real = model_based.mixed(config, state, batch), model_based.real(config)
     if config.soft_q_backup:
         target = sac.soft_target(nets, state, batch)
     else:
@@ -50,10 +50,10 @@ def critic_loss(params: Params, config: Config, nets: model_based.Nets, state: S
     values = nets.critic.values(params, batch.observation, batch.action)
     td_loss = values.error(target, batch.weight)
     observation, following = cast(Tensor, batch.observation), cast(Tensor, batch.next_observation)  # [B, D]: it takes vectors only
-    imagined = dataclasses.replace(batch, observation=observation[kept:], next_observation=following[kept:], weight=None)
-    none = td_loss.new_zeros(())
-    pressed = cql.penalty(params, nets, state, imagined).mean(1) if kept < config.batch_size else none  # [N]
-    held = batch.weighted(values.mean, -1)[:, :kept].mean(1) if kept else none
+    imagined = dataclasses.replace(batch, observation=observation[n_real:], next_observation=following[n_real:], weight=None)
+    zero = td_loss.new_zeros(())
+    pressed = cql.penalty(params, nets, state, imagined).mean(1) if n_real < config.batch_size else zero  # [N]
+    held = batch.weighted(values.mean, -1)[:, :n_real].mean(1) if n_real else zero
     conservative = config.conservative_weight * (pressed - held).sum()
     return td_loss + conservative, {"critic_loss": td_loss, "conservative_loss": conservative}
 

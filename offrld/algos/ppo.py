@@ -76,8 +76,8 @@ def loss(params: Params, config: Config, nets: Nets, state: State, batch: Rollou
     out, value = nets.policy(params, batch.observation)
     log_ratio = nets.policy.log_prob(params, out, batch.action) - batch.log_prob  # [B]
     ratio = log_ratio.exp()
-    kept = ratio.clamp(1 - config.clip, 1 + config.clip)
-    actor_loss = -torch.minimum(ratio * batch.advantage, kept * batch.advantage).mean()
+    clipped = ratio.clamp(1 - config.clip, 1 + config.clip)
+    actor_loss = -torch.minimum(ratio * batch.advantage, clipped * batch.advantage).mean()
     errors = (value - batch.returns) ** 2
     if config.clip_value:
         near = batch.value + (value - batch.value).clamp(-config.clip, config.clip)
@@ -89,7 +89,7 @@ def loss(params: Params, config: Config, nets: Nets, state: State, batch: Rollou
         "value_loss": value_loss,
         "entropy": entropy,
         "approx_kl": (ratio - 1 - log_ratio).mean(),
-        "clip_share": (ratio != kept).to(ratio.dtype).mean(),
+        "clip_share": (ratio != clipped).to(ratio.dtype).mean(),
     }
     return actor_loss + config.value_coef * value_loss - config.entropy_coef * entropy, metrics
 

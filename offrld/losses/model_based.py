@@ -85,12 +85,12 @@ def real(config: ModelBasedConfig) -> int:
 
 def mixed(config: ModelBasedConfig, state: State, batch: Batch) -> Batch:
     """The batch with its rows from `real` on replaced by imagined transitions."""
-    kept, buffer = real(config), state.carry
-    index = (batch.noise["imagined"].double() * buffer["count"]).long()  # [B - kept]
+    n_real, buffer = real(config), state.carry
+    index = (batch.noise["imagined"].double() * buffer["count"]).long()  # [B - n_real]
     parts = {name: buffer[name][index] for name in ("observation", "action", "reward", "next_observation", "discount")}
-    rows: dict[str, Any] = {name: torch.cat([getattr(batch, name)[:kept], part]) for name, part in parts.items()}
-    terminal = torch.cat([batch.terminal[:kept], torch.zeros_like(parts["reward"])])
-    weight = batch.weight if batch.weight is None else torch.cat([batch.weight[:kept], torch.ones_like(parts["reward"])])
+    rows: dict[str, Any] = {name: torch.cat([getattr(batch, name)[:n_real], part]) for name, part in parts.items()}
+    terminal = torch.cat([batch.terminal[:n_real], torch.zeros_like(parts["reward"])])
+    weight = batch.weight if batch.weight is None else torch.cat([batch.weight[:n_real], torch.ones_like(parts["reward"])])
     return dataclasses.replace(batch, **rows, terminal=terminal, weight=weight)
 
 
@@ -256,10 +256,10 @@ def _remember(learner: Learner, position: int, steps: list[tuple[Tensor, Tensor,
             "next_observation": following,
             "discount": torch.full_like(reward, config.gamma**used),
         }
-        kept = min(len(reward), size)  # if more arrive than fit, the last ones stay
+        stored = min(len(reward), size)  # if more arrive than fit, the last ones stay
         start = int(carry["next"].item())
-        at = (torch.arange(kept, device=reward.device) + start) % size
+        at = (torch.arange(stored, device=reward.device) + start) % size
         for name, values in rows.items():
-            carry[name].index_copy_(0, at, values[-kept:])
-        carry["next"].fill_((start + kept) % size)
-        carry["count"].fill_(min(int(carry["count"].item()) + kept, size))
+            carry[name].index_copy_(0, at, values[-stored:])
+        carry["next"].fill_((start + stored) % size)
+        carry["count"].fill_(min(int(carry["count"].item()) + stored, size))

@@ -4,8 +4,8 @@ On one AMD EPYC with AVX-512, one thread, 256x256 by 256x256: 145 us against 303
 two products of the backward pass. On another (family 25, model 17, the fourth generation) the two are alike: 316 against 333, 310 against
 330, 352 against 335. The operation is private to torch, so it is used only where `faster` has seen it present, right and faster.
 
-Two libraries that are about as fast would be chosen by chance, and the choice decides last bits. So what was seen first is kept in a file,
-for this processor and these versions, and later runs go by it.
+Two libraries that are about as fast would be chosen by chance, and the choice decides last bits. So the first answer is kept in a file, for
+this processor and these versions, and later runs use it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ WORTH = 1 << 20  # multiplications below which a call costs more than it gains
 NARROW = 16  # outputs below which torch's own products are the faster
 GAIN = 0.9  # of torch's time that the probe must not exceed
 TOLERANCE = 1e-4  # of the probe, relative to the largest element
-_PROBE = 256  # rows, inputs and outputs of the probe
+_SIZE = 256  # rows, inputs and outputs of the probe
 _REPEATS = 15
 
 
@@ -58,7 +58,7 @@ def present() -> bool:
 
 
 def faster(threads: int, folder: Path | None = None) -> tuple[bool, str]:
-    """Whether oneDNN is present, right and faster on this processor with this number of threads, and what was seen.
+    """Whether oneDNN is present, right and faster on this processor with this number of threads, and the evidence.
 
     Args:
         folder: where the answer is kept between runs; None: the user's cache (``$XDG_CACHE_HOME/offrld``). A folder that cannot be
@@ -67,9 +67,8 @@ def faster(threads: int, folder: Path | None = None) -> tuple[bool, str]:
     if not present():
         return False, "a torch without oneDNN's product"
     path = (folder or user_cache()) / f"linear-{_circumstances(threads)}.json"
-    if (kept := _kept(path)) is None:
-        kept = _keep(path, _seen(threads))
-    return kept
+    answer = _saved(path)
+    return _save(path, _probe(threads)) if answer is None else answer
 
 
 def user_cache() -> Path:
@@ -88,14 +87,14 @@ def _processor() -> str:
 
 
 def _circumstances(threads: int) -> str:
-    """What the times depend on, as part of a file's name."""
+    """Everything that the times depend on, as part of a file's name."""
     variables = [os.environ.get(name, "") for name in ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_CBWR")]
     parts = [torch.__version__, str(threads), *variables, *sorted(_processor().splitlines())]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
-def _kept(path: Path) -> tuple[bool, str] | None:
-    """The answer in that file; None if there is none, or what is there was cut short."""
+def _saved(path: Path) -> tuple[bool, str] | None:
+    """The answer in the file; None if the file is absent or cut short."""
     try:
         answer = json.loads(path.read_bytes())
         return bool(answer["faster"]), str(answer["seen"])
@@ -103,29 +102,29 @@ def _kept(path: Path) -> tuple[bool, str] | None:
         return None
 
 
-def _keep(path: Path, seen: tuple[bool, str]) -> tuple[bool, str]:
-    """Write the answer, unless another process was first: then its answer counts."""
+def _save(path: Path, answer: tuple[bool, str]) -> tuple[bool, str]:
+    """Write the answer, unless another process was first, whose answer then counts."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        answer = json.dumps({"faster": seen[0], "seen": seen[1]}).encode()
+        text = json.dumps({"faster": answer[0], "seen": answer[1]}).encode()
         try:
-            write_new(path, answer)
+            write_new(path, text)
         except FileExistsError:
-            if (first := _kept(path)) is not None:
+            if (first := _saved(path)) is not None:
                 return first
-            write_atomic(path, answer, shared=True)  # replaces an unreadable file
+            write_atomic(path, text, shared=True)  # replaces an unreadable file
     except OSError:  # a disk that is full or read-only: the answer holds for this process alone
         pass
-    return seen
+    return answer
 
 
 @functools.lru_cache(maxsize=8)
-def _seen(threads: int) -> tuple[bool, str]:
-    """What a probe of about 30 ms sees, with the ``threads`` that torch has now."""
+def _probe(threads: int) -> tuple[bool, str]:
+    """Measure both for about 30 ms, with the ``threads`` that torch has now."""
     generator = torch.Generator().manual_seed(0)
-    shape = (_PROBE, _PROBE)
+    shape = (_SIZE, _SIZE)
     x, weight, grad = (torch.randn(shape, generator=generator) for _ in range(3))
-    bias = torch.randn(_PROBE, generator=generator)
+    bias = torch.randn(_SIZE, generator=generator)
     theirs = (lambda: F.linear(x, weight, bias), lambda: grad.mm(weight), lambda: grad.t().mm(x))
     ours = (lambda: product(x, weight, bias), lambda: product(grad, weight.t()), lambda: product(grad.t(), x.t()))
     with torch.no_grad():

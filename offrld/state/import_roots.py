@@ -1,4 +1,4 @@
-"""Paths of the daemon's own machine that an import may read: below a configured root, through no symbolic link."""
+"""Paths of the daemon's own machine that an import may read: below a configured root, without a symbolic link on the way."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ COPY = "copy the folder with `cp -rL` and give the copy"
 
 
 def checked(path: str, roots: Iterable[Path]) -> Path:
-    """The path, if it is absolute, lies below one of the roots, and every part of it below the root is a real folder or file.
+    """Return the path if it is absolute, below one of the roots, and every part of it below the root is a real folder or file.
 
-    The root itself may be a link: it is the administrator's. Raises `NotAllowed`, or `InvalidInput` where nothing is there.
+    The root itself may be a link: it is the administrator's. Raises `NotAllowed`, or `InvalidInput` if nothing is there.
     """
     wanted = Path(path)
     roots = list(roots)
-    if not wanted.is_absolute() or ".." in wanted.parts or not (found := [root for root in roots if wanted.is_relative_to(root)]):
+    if not wanted.is_absolute() or ".." in wanted.parts or not (above := [root for root in roots if wanted.is_relative_to(root)]):
         allowed = ", ".join(map(str, roots)) or "none are configured"
         raise NotAllowed(f"{path!r} is not below an import root of the daemon ({allowed})", hint="let the client upload it")
-    place = found[0]
+    place = above[0]
     for part in wanted.relative_to(place).parts:
         place /= part
         try:
@@ -37,7 +37,7 @@ def checked(path: str, roots: Iterable[Path]) -> Path:
 
 
 def check_tree(folder: Path) -> None:
-    """`InvalidInput` where a folder holds, at any depth, a symbolic link or what is neither file nor folder."""
+    """Raise `InvalidInput` if a folder holds, at any depth, a symbolic link or anything but files and folders."""
     for inner, folders, files in os.walk(folder, followlinks=False):
         for name in (*folders, *files):
             mode = os.lstat(os.path.join(inner, name)).st_mode

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from offrld.worker.control import EXIT_STOPPED, Control, Stopped
 
+# Functions import what they need: the numbers of threads below count only if they are set before NumPy and torch load.
 if TYPE_CHECKING:
     from offrld.state.run_folder import RunFolder
 
@@ -137,7 +138,7 @@ def _run(start: dict[str, Any], control: Control, event_pipe: int, started: floa
     except Stopped as stopped:
         if stopped.reason not in END_STATES:
             # No end event: the daemon, when it is back, finds a job that still runs, and queues it again.
-            print("stopped: the daemon is gone, or the worker was told to terminate", file=sys.stderr, flush=True)
+            print("stopped: the daemon is gone, or the worker was terminated", file=sys.stderr, flush=True)
             return EXIT_STOPPED
         report.end(END_STATES[stopped.reason])
     except BaseException as error:
@@ -156,13 +157,13 @@ def _decodes(kind: str) -> bool:
 
 
 def _placed(start: dict[str, Any]) -> dict[str, Any]:
-    """The specification with the device that the daemon has chosen: of several cards the worker sees that one alone."""
+    """The specification with the device that the daemon chose; the worker sees no other card."""
     return {**start["spec"], "device": start["device"]} if start.get("device") else start["spec"]
 
 
 def _last_checkpoint(run: RunFolder) -> str:
     steps = run.checkpoint_steps()
-    return f"the last checkpoint serves, of step {steps[-1]}" if steps else "there is no checkpoint yet, the job begins anew"
+    return f"the last checkpoint serves, of step {steps[-1]}" if steps else "there is no checkpoint yet, the job starts again"
 
 
 def _take_pipes() -> tuple[int, int]:

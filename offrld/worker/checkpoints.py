@@ -1,4 +1,4 @@
-"""Which checkpoint a run goes on from, and which of them are kept."""
+"""The checkpoint from which a run continues, and those that are kept."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from offrld.engine import CheckpointCorrupt, Learner
 from offrld.state.run_folder import RunFolder
 
-INTERVAL_S = 60.0  # of the checkpoints that guard against losing work; OFFRLD_CHECKPOINT_SECONDS overrides it
+INTERVAL_S = 60.0  # between checkpoints that guard against losing work; OFFRLD_CHECKPOINT_SECONDS overrides it
 NEWEST = 2  # time-based ones kept while training: if the newest is damaged, the one before serves
 
 
@@ -30,11 +30,11 @@ class Checkpoints:
     ) -> None:
         """
         Args:
-            keep: whether the checkpoint of a step is one of an evaluation, which are kept.
-            most: of these only the last so many; 0: all.
-            best: those of some steps that `offrl fetch --best` may ask for, which are kept as well.
+            keep: whether a step is one of an evaluation; the checkpoints of evaluations are kept.
+            most: number of the last evaluations whose checkpoints are kept; 0: all.
+            best: those of some steps that `offrl fetch --best` may want; they are kept as well.
             step: the number that names a checkpoint made now; by default the learner's updates.
-            more: JSON that is kept in it beside the learner.
+            more: JSON that a checkpoint holds beside the learner.
         """
         self._run, self._learner, self._keep, self._most, self._best = run, learner, keep, most, best
         self._step, self._more = step or (lambda: learner.step), more
@@ -43,7 +43,7 @@ class Checkpoints:
         self._saved_step: int | None = None
 
     def restore(self, log: Callable[[str], None]) -> bool:
-        """Go on from the newest checkpoint that is whole; False where there is none. Damaged ones are told, and removed."""
+        """Continue from the newest whole checkpoint; False if there is none. Damaged ones are logged and removed."""
         for leftover in self._run.checkpoints.glob(".*.tmp"):
             leftover.unlink(missing_ok=True)
         for step in reversed(self._run.checkpoint_steps()):
@@ -59,11 +59,11 @@ class Checkpoints:
 
     @property
     def due_in_s(self) -> float:
-        """Seconds until the next time-based checkpoint is due; negative when it is late."""
+        """Seconds until the next time-based checkpoint; negative if it is late."""
         return self._saved_at + self._interval_s - time.monotonic()
 
     def save(self) -> None:
-        """Write the state of the learner, and remove what the new checkpoint makes useless."""
+        """Write the state of the learner, and remove the checkpoints that the new one replaces."""
         step = self._step()
         if step != self._saved_step:
             self._learner.save(self._run.checkpoint(step), self._more())
@@ -72,7 +72,7 @@ class Checkpoints:
         self._remove(self._run.checkpoint_steps()[:-NEWEST])
 
     def finish(self) -> None:
-        """Training is over: of the time-based checkpoints none is needed but the last."""
+        """Remove all time-based checkpoints but the last: training is over."""
         self._remove(self._run.checkpoint_steps()[:-1])
 
     def _remove(self, steps: Iterable[int]) -> None:

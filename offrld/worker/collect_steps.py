@@ -1,4 +1,4 @@
-"""A collect job: so many steps of a policy in an environment, into a dataset, across pauses and crashes."""
+"""A collect job: steps of a policy in an environment become a dataset, across pauses and crashes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ RECORD_S = 5.0  # between two records of the count
 
 
 def run(job: WorkerJob) -> str:
-    """Collect; what is to be said of a success. Raises `OffrlError`, `Stopped`; what is whole is kept either way."""
+    """Collect; return the remark on a success. Raises `OffrlError`, `Stopped`; whole episodes are kept either way."""
     data = StepsDataset(job)
     try:
         return _collect(job, data)

@@ -1,9 +1,9 @@
-"""What the daemon tells a running worker: pause, cancel, or (by closing the pipe, or with SIGTERM) that it is to stop; and what is pinned.
+"""Control messages from the daemon to a running worker: pause, cancel, stop (a closed pipe, or SIGTERM), and which snapshots are pinned.
 
-A thread reads the lines of the control pipe; the job asks `Control.check` wherever it can stop cleanly, which raises
-`Stopped`, and gives a sign of life: from the loop itself, so that a loop that hangs is seen to hang. A job that does not
-come to such a place in time (a long import of a library, a stuck compiler) is ended by the thread itself once it is told
-to stop, so that no worker outlives its daemon; its last checkpoint serves then, and the log says so.
+A thread reads the lines of the control pipe. The job calls `Control.check` wherever it can stop cleanly; that raises `Stopped`, and gives
+a sign of life, from the loop itself, so that the daemon notices a loop that hangs. A job that must stop but does not come to such a place
+in time (a long import of a library, a stuck compiler) is ended by the thread, so that no worker outlives its daemon. Its last checkpoint
+serves then, and the log says so.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 Reason = Literal["pause", "cancel", "gone"]
-GONE_S = 20.0  # seconds that a worker which is told to stop may take for its checkpoint, where the start message says nothing
+GONE_S = 20.0  # time for the last checkpoint of a worker that must stop, unless the start message sets another
 BEAT_S = 2.0  # between two signs of life
 EXIT_STOPPED = 75  # exit status without an end event: the daemon is gone, or another worker holds the job
 
 
 class Stopped(Exception):
-    """The job was told to stop; ``reason`` is ``pause``, ``cancel`` or ``gone`` (no daemon, or SIGTERM)."""
+    """The job must stop; ``reason`` is ``pause``, ``cancel`` or ``gone`` (no daemon, or SIGTERM)."""
 
     def __init__(self, reason: Reason) -> None:
         super().__init__(reason)
@@ -48,7 +48,7 @@ class Control:
         self.pinned: tuple[str, ...] = ()  # snapshots of the dataset that this job writes, of jobs that use them
 
     def read_start(self) -> dict[str, Any]:
-        """The first line. Raises `Stopped` where the pipe was closed before it, ValueError where it is no start message."""
+        """Read the first line. Raises `Stopped` if the pipe closes before it, ValueError if it is not a start message."""
         line = self._lines.next()
         if line is None:
             raise Stopped("gone")
@@ -60,7 +60,7 @@ class Control:
     def listen(self, stop_s: float = GONE_S) -> None:
         """Read the later lines in a thread of their own, and take SIGTERM for a closed pipe.
 
-        ``stop_s``: what a worker has for its checkpoint, from being told to stop to its end.
+        ``stop_s``: time for the last checkpoint of a worker that must stop.
         """
         self._stop_s = stop_s
         woken, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -71,7 +71,7 @@ class Control:
         threading.Thread(target=self._listen, args=(woken,), name="control", daemon=True).start()
 
     def tell_life(self, beat: Callable[[], None], given_up: Callable[[], str]) -> None:
-        """Call ``beat`` from `check`, now and then; ``given_up`` gives the last words of a worker that was told to stop and did not."""
+        """Let `check` call ``beat`` from time to time; ``given_up`` gives the last words of a worker that did not stop in time."""
         self._beat, self._given_up = beat, given_up
 
     @property
@@ -80,7 +80,7 @@ class Control:
         return self._reason
 
     def check(self) -> None:
-        """Raises `Stopped` once the job is to stop, else tells that the job is alive. Costs a look at the clock."""
+        """Raise `Stopped` if the job must stop, else give a sign of life. Costs a look at the clock."""
         if self._reason is not None:
             raise Stopped(self._reason)
         if self._beat is not None and (now := time.monotonic()) >= self._next_beat:
@@ -88,7 +88,7 @@ class Control:
             self._beat()
 
     def wait(self, seconds: float) -> None:
-        """Sleep, but no longer than until the job is told to stop."""
+        """Sleep, at most until the job must stop."""
         self._changed.wait(seconds)
 
     def finished(self) -> None:
@@ -116,7 +116,7 @@ class Control:
                 print(f"control message not understood: {line[:200]!r}", file=sys.stderr, flush=True)
         self._stop("gone")
         if not self._finished.wait(self._stop_s):
-            print(f"told to stop, but the job did not come to a place for it in {self._stop_s:.1f} s: {self._given_up()}", file=sys.stderr)
+            print(f"the job had to stop, but did not come to a place for it in {self._stop_s:.1f} s: {self._given_up()}", file=sys.stderr)
             sys.stderr.flush()
             os._exit(EXIT_STOPPED)
 

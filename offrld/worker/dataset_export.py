@@ -35,8 +35,10 @@ def run(job: WorkerJob) -> None:
 
 
 def _progress(job: WorkerJob, folder: Path) -> Callable[[int, int | None], None]:
-    """Progress after each episode. Each format's library writes by itself, so the space is asked for by what the files have grown: as much
-    again must be free for the next episode."""
+    """Report progress after each episode, and check that the disk has room for the next.
+
+    The library of each format writes by itself, so the room for an episode is taken to be what the last one needed.
+    """
     before = 0
 
     def progress(done: int, total: int | None) -> None:

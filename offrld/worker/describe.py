@@ -19,7 +19,7 @@ def describe() -> dict[str, Any]:
     """``{"versions", "environments", "algorithms", "problems"}``; see the module's caption.
 
     ``problems``: one line for each algorithm of an installed package that cannot be used, and for each package whose environments cannot
-    be registered; the others are told all the same.
+    be registered; the others are listed all the same.
     """
     from offrld.algos import get, names
     from offrld.worker.versions import installed
@@ -41,7 +41,7 @@ def _algorithm(algorithm: Any) -> dict[str, Any]:
     from offrld.collect.online import refusal
 
     for preset in algorithm.presets:
-        algorithm.configure(preset=preset)  # one that cannot be built is told here rather than by a job
+        algorithm.configure(preset=preset)  # a setting that cannot be built fails here rather than in a job
     entry = {
         "name": algorithm.name,
         "summary": algorithm.summary,
@@ -80,13 +80,13 @@ def answer(question: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         question: any of these, each with its answer under the same name:
-            ``environment``, an id: what `told_spaces.tell` says of it; with ``policy``, arguments of `offrl.foreign.opened`: whether that
-            fits it.
+            ``environment``, an id: its description (`offrld.told_spaces`); with ``policy``, arguments of `offrl.foreign.opened`: whether
+            that fits it.
             ``cards``: how many torch can use.
             ``start``, a checkpoint, with ``origin`` (for messages), ``algorithm``, ``config``, ``preset`` and ``transfer``: whether the
             algorithm can start from it.
 
-    Where something is wrong ``refusal`` has code, message and hint.
+    If something is wrong, ``refusal`` has code, message and hint.
     """
     found: dict[str, Any] = {}
     try:
@@ -112,7 +112,7 @@ def answer(question: dict[str, Any]) -> dict[str, Any]:
 
 
 def _environment(env_id: str, policy: dict[str, Any] | None) -> dict[str, Any]:
-    """What is told of an environment. Raises `InvalidInput` where it cannot be made, or the policy does not fit it."""
+    """Describe an environment. Raises `InvalidInput` if it cannot be made, or the policy does not fit it."""
     from offrl.environments import calls
     from offrl.rollout import check_spaces, make_env
     from offrld import told_spaces

@@ -91,7 +91,7 @@ def _onnx(checks: list[dict[str, str]], versions: dict[str, str]) -> None:
 
 if __name__ == "__main__":
     pipe = os.dup(1)
-    os.dup2(2, 1)  # what libraries print is no answer
+    os.dup2(2, 1)  # output of libraries is not part of the answer
     os.write(pipe, json.dumps(look()).encode() + b"\n")
     sys.stdout.flush()
     sys.stderr.flush()

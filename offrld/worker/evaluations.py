@@ -1,4 +1,4 @@
-"""Evaluations of a training that goes on without them: one that fails is a warning and a row of the metric `FAILED`, no end of the job."""
+"""Evaluations of a job that trains. A failed one gives a warning and a row of the metric `FAILED`; the job continues."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from offrld.collect.online import EVALUATION_FAILURES
 from offrld.state.metric_files import MetricFiles, read_metric
 from offrld.state.run_folder import RunFolder
 
-FAILED = "evaluation_failed"  # metric: how many of a seed's evaluations have failed so far
-DEATHS = 2  # of the process in evaluations, one after the other: no other is tried
+FAILED = "evaluation_failed"  # metric: number of a seed's evaluations that have failed so far
+DEATHS = 2  # deaths of the process in consecutive evaluations, after which no other is tried
 ERRORS = (EnvironmentFailed, InvalidInput)
 
 
 class Evaluations:
-    """What has become of a job's evaluations. Follows from the rows of its metrics alone, so a resumed job goes on with the count.
+    """The state of a job's evaluations. It follows from the metric rows alone, so that a resumed job continues the count.
 
     Attributes:
         last: the message of the last failure of this attempt.
@@ -27,12 +27,12 @@ class Evaluations:
         self.last = ""
 
     def due(self, step: int, seeds: Sequence[int]) -> list[int]:
-        """Those of ``seeds`` that have no result at ``step``, not even that it failed."""
+        """Those of ``seeds`` without a result at ``step``; a failure is a result."""
         return [seed for seed in seeds if not any(self._metrics.recorded(name, step, [seed]) for name in ("return_std", FAILED))]
 
     @property
     def given_up(self) -> bool:
-        """Whether so many have failed in a row that no other is tried."""
+        """Whether a seed has failed `EVALUATION_FAILURES` evaluations in a row, after which no other is tried."""
         for seed in self._seeds:
             failed, done = self._steps(FAILED, seed), self._steps("return_std", seed)
             if sum(step > max(done, default=-1) for step in failed) >= EVALUATION_FAILURES:
@@ -41,9 +41,9 @@ class Evaluations:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Around one evaluation: an environment can end the process, of which a note in the run folder tells the next attempt.
+        """Mark one evaluation as running: an environment can end the process, and the mark is how the next attempt notices.
 
-        Raises `EnvironmentFailed` where that has happened `DEATHS` times.
+        Raises `EnvironmentFailed` if that has happened `DEATHS` times.
         """
         note = self._run.evaluating
         deaths = len(note.read_bytes()) if note.exists() else 0
@@ -56,7 +56,7 @@ class Evaluations:
             note.unlink(missing_ok=True)
 
     def failed(self, step: int, errors: dict[int, EnvironmentFailed | InvalidInput]) -> str:
-        """Record failures by seed; the warning to show."""
+        """Record failures by seed; return the warning to show."""
         self._metrics.record(step, {FAILED: {seed: len(self._steps(FAILED, seed)) + 1 for seed in errors}})
         self.last = next(iter(errors.values())).message
         of = f" of seed {', '.join(map(str, errors))}" if len(self._seeds) > 1 else ""
@@ -64,7 +64,7 @@ class Evaluations:
         return f"warning: step {step}: the evaluation{of} failed: {self.last}{rest}"
 
     def note(self) -> str:
-        """What a success comes with; "" where none has failed."""
+        """The remark on a success; "" if no evaluation has failed."""
         failed = {step for seed in self._seeds for step in self._steps(FAILED, seed)}
         if not failed:
             return ""

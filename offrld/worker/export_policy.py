@@ -48,7 +48,7 @@ def run(job: WorkerJob) -> None:
 
 
 def _step(spec: ExportSpec, source: RunFolder) -> int:
-    """The step that is asked for, where there is a checkpoint of it; the newest where none is asked for."""
+    """The wanted step if it has a checkpoint, or the newest step if none is wanted. Raises `InvalidInput`, `Unknown`."""
     steps = source.checkpoint_steps()
     if not steps:
         raise InvalidInput(f"job {spec.job!r} has no checkpoint yet", hint="checkpoints are made about once a minute, and at the end")

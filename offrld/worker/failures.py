@@ -15,7 +15,7 @@ DECODING_HINT = "split the file into more or shorter episodes, or raise workers.
 
 
 def to_error(error: BaseException, *, decodes: bool = False) -> dict[str, str]:
-    """What to tell the user about ``error``; the traceback of an unexpected one goes to the log.
+    """The error as the user sees it; the traceback of an unexpected one goes to the log.
 
     decodes: the job reads or writes files of data, and has the memory limit of such jobs.
     """

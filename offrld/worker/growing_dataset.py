@@ -1,4 +1,4 @@
-"""The dataset that a job writes steps into: made where it is missing, its steps counted over attempts, told of while it grows."""
+"""The dataset that a job writes steps into: created if it is missing, counted over attempts, and reported while it grows."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from offrld.worker.failures import to_error
 from offrld.worker.job import WorkerJob
 
 TELL_S = 10.0  # between two messages about the growing dataset
-EPISODES = 100_000  # of a dataset whose returns are worked out every time it is told of; a larger one is told of more seldom
+EPISODES = 100_000  # each report computes the returns of all episodes, so that a larger dataset is reported less often
 
 
 class StepsDataset:
-    """What a job's steps go into.
+    """The dataset that receives a job's steps.
 
     Steps are counted by episodes that carry the job's id: after a crash those that were made durable since the last record are found
     again, and nobody else's.
@@ -38,14 +38,14 @@ class StepsDataset:
             self.record = json.loads(job.run.steps.read_text())
         self._told_at = -1e9
         self._told = -1
-        self._known: list[Snapshot] = []  # the last two that the daemon was told of: a job may have been submitted for them just now
+        self._known: list[Snapshot] = []  # the last two reported to the daemon: a job may have been submitted for them just now
 
     def open(self) -> EpisodeStore | None:
         """The dataset; None where it is not there yet."""
         return EpisodeStore.open(self.path) if self.path.exists() else None
 
     def keep(self, store: EpisodeStore | None) -> list[Snapshot]:
-        """The snapshots of a bounded dataset that must not lose an episode: those of other jobs, and those that were last told of."""
+        """The snapshots of a bounded dataset that must not lose an episode: those of other jobs, and the last two reported."""
         if store is None or not store.limit:
             return []
         pinned = [Snapshot.parse(text) for text in self._job.control.pinned]
@@ -70,7 +70,7 @@ class StepsDataset:
         write_json(self._job.run.steps, self.record)
 
     def tell(self, store: EpisodeStore, *, last: bool = False) -> None:
-        """Tell the daemon what is in the dataset, now and then, or for the last time."""
+        """Report the dataset to the daemon, unless it was reported a moment ago; ``last`` reports in any case."""
         now, count = time.monotonic(), store.first + len(store)
         pause = TELL_S * max(1.0, len(store) / EPISODES)
         if len(store) == 0 or count == self._told or (not last and now - self._told_at < pause):
@@ -80,7 +80,7 @@ class StepsDataset:
         self._job.report.dataset(dataset_info(self._name, store))
 
     def remove_empty(self) -> None:
-        """Remove a dataset that this job has made and put nothing into: it would stand in the way of the next."""
+        """Remove a dataset that this job created and left empty: its name would be taken."""
         try:
             store = self.open()
         except (OffrlError, OSError):

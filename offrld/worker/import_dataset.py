@@ -30,7 +30,7 @@ from offrld.worker.job import WorkerJob
 
 APPEND = "append.json"  # in the run folder: the dataset's number of episodes when an appending job began
 SKIPPED = "skipped.json"  # in the run folder: the episodes that were left out
-SAID = 20  # of them, as messages
+SHOWN = 20  # of them, as messages
 LOCKED_WAIT_S = 600.0  # another job may be appending
 
 
@@ -71,7 +71,7 @@ def _remove_staged(job: WorkerJob) -> None:
 
 
 def _read(job: WorkerJob, skipped: list[Skipped]) -> Path:
-    """Read the whole source into a store that is no dataset yet."""
+    """Read the whole source into a store that is not a dataset yet."""
     staged = job.state.unfinished_dataset(job.id)
     _import(job, staged, skipped)
     job.control.check()
@@ -102,12 +102,12 @@ def _import(job: WorkerJob, target: Path, skipped: list[Skipped], *, append: boo
 def _note(job: WorkerJob, skipped: list[Skipped]) -> None:
     """Write down what was left out: the next attempt, after a kill, only reports."""
     if skipped:
-        write_json(job.run.path / SKIPPED, [vars(each) for each in skipped])
+        write_json(job.run.path / SKIPPED, [vars(episode) for episode in skipped])
 
 
 def _noted(job: WorkerJob) -> list[Skipped]:
     path = job.run.path / SKIPPED
-    return [Skipped(**each) for each in json.loads(path.read_text())] if path.exists() else []
+    return [Skipped(**episode) for episode in json.loads(path.read_text())] if path.exists() else []
 
 
 def _progress(job: WorkerJob) -> Callable[[int, int | None], None]:
@@ -165,13 +165,13 @@ def appended_before(store: EpisodeStore, before: int, source: EpisodeStore) -> i
     Other jobs may have appended before and after it; a commit that was cut short is followed by nothing of its own.
     """
     columns = ["steps", "flags", "return"]
-    there, due = store.episode_table[columns], source.episode_table[columns]
+    there, wanted = store.episode_table[columns], source.episode_table[columns]
     for start in range(before, len(there)):
-        if there[start] == due[0]:
-            count = min(len(there) - start, len(due))
-            different = np.flatnonzero(there[start : start + count] != due[:count])
+        if there[start] == wanted[0]:
+            count = min(len(there) - start, len(wanted))
+            different = np.flatnonzero(there[start : start + count] != wanted[:count])
             same = int(different[0]) if len(different) else count
-            if same == len(due) or start + same == len(there):
+            if same == len(wanted) or start + same == len(there):
                 return same
     return 0
 
@@ -186,22 +186,22 @@ def segment_there(store: EpisodeStore, source: EpisodeStore) -> int:
         return 0
     there = 0
     for number in reversed(range(len(store))):
-        known = store.episode_metadata(number)
-        if known.get("recorder") == recorder:
-            if known.get("segment") != segment:
+        metadata = store.episode_metadata(number)
+        if metadata.get("recorder") == recorder:
+            if metadata.get("segment") != segment:
                 break
             there += 1
     return there
 
 
 def _finish(job: WorkerJob, how: str, skipped: list[Skipped]) -> str:
-    """Tell of the dataset and what was left out. The upload stays until the daemon knows the end: an attempt after a kill needs it."""
+    """Report the dataset and what was left out. The upload stays until the daemon knows the end: an attempt after a kill needs it."""
     info = dataset_info(job.spec.dataset, EpisodeStore.open(job.state.dataset(job.spec.dataset)))
-    info |= {"skipped": [vars(each) for each in skipped[:MAX_SKIPPED]], "skipped_episodes": len(skipped)}
-    for each in skipped[:SAID]:
-        job.report.message(f"left out: episode {each.episode}: {each.why}")
-    if len(skipped) > SAID:
-        job.report.message(f"left out: {len(skipped) - SAID} more episodes")
+    info |= {"skipped": [vars(episode) for episode in skipped[:MAX_SKIPPED]], "skipped_episodes": len(skipped)}
+    for episode in skipped[:SHOWN]:
+        job.report.message(f"left out: episode {episode.episode}: {episode.why}")
+    if len(skipped) > SHOWN:
+        job.report.message(f"left out: {len(skipped) - SHOWN} more episodes")
     job.report.dataset(info)
     job.report.progress(info["episodes"], info["episodes"], force=True)
     counts = f"{counted(info['episodes'], 'episode')}, {counted(info['transitions'], 'transition')}"

@@ -30,8 +30,8 @@ def start(state: StateFolder, run: RunFolder, spec: TrainSpec | TrainOnlineSpec)
     """The run that a job starts from: all its seeds, or the one that ``spec`` names. Raises as `load`."""
     if spec.start is None:
         return None
-    seed, found = taken(spec.start)[1], load(state, run, "start", spec.start)
-    return found if seed is None else [choose(found, seed)]
+    seed, seeds = taken(spec.start)[1], load(state, run, "start", spec.start)
+    return seeds if seed is None else [choose(seeds, seed)]
 
 
 def load(state: StateFolder, run: RunFolder, name: str, reference: str) -> list[Loaded]:

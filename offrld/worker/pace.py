@@ -1,11 +1,11 @@
-"""How many updates a block has, and how fast they are."""
+"""The size of a block of updates, and their speed."""
 
 from __future__ import annotations
 
 from collections import deque
 
-BLOCK_S = 0.25  # a block ends soon enough for control messages to be obeyed at once
-WINDOW_S = 10.0  # the speed told is that of the last seconds
+BLOCK_S = 0.25  # of a block: control messages are obeyed between two blocks
+WINDOW_S = 10.0  # over which the speed is measured
 
 
 class Pace:
@@ -18,7 +18,7 @@ class Pace:
         self._warm = False
 
     def add(self, updates: int, seconds: float) -> None:
-        """A block took that long."""
+        """Add the time that a block took."""
         if not self._warm:
             self._warm = True
             return

@@ -1,4 +1,4 @@
-"""What a worker says: one JSON object per line, first into the run folder's ``events.jsonl``, then to the daemon.
+"""Events of a worker: one JSON object per line, first into the run folder's ``events.jsonl``, then to the daemon.
 
 The file is the record (an executor without a pipe reads it), the pipe is the fast way. Signs of life go by the pipe only.
 Numbers are finite or null, because JSON knows nothing else.
@@ -18,8 +18,8 @@ from typing import Any
 
 from offrld.json_safe import json_safe
 
-ENGINE = ("feed: ", "linear layers: ", "runner: ")  # how the engine computes: of no use to most who read a job's log
-PROGRESS_S = 1.0  # at most one progress line in this many seconds, but for forced ones
+ENGINE = ("feed: ", "linear layers: ", "runner: ")  # how the engine computes; most readers of a job's log have no use for it
+PROGRESS_S = 1.0  # least time between two progress lines that are not forced
 
 
 class Reporter:
@@ -45,7 +45,7 @@ class Reporter:
         metrics: dict[str, dict[int, float]] | None = None,
         force: bool = False,
     ) -> bool:
-        """Where the job stands, at most once in `PROGRESS_S` unless forced; returns whether a line was written.
+        """Report the progress of the job, at most once in `PROGRESS_S` unless forced; return whether a line was written.
 
         ``metrics``: name -> seed -> latest value; values that are not finite are left out (the protocol's metrics are numbers).
         """
@@ -69,16 +69,16 @@ class Reporter:
         return True
 
     def busy(self, what: str) -> None:
-        """What comes next takes long and gives no sign of life: "loading", "compiling". Over with the next `progress`."""
+        """Announce a long silence: "loading", "compiling". It ends with the next `progress`."""
         self._busy = what
         self.alive()
 
     def alive(self) -> None:
-        """A sign of life, with what the job is busy with and the most memory that it had on a card."""
+        """Send a sign of life, with what the job is busy with and its peak memory on a card."""
         self._tell({"type": "alive", "busy": self._busy, "device_bytes": device_peak_bytes()})
 
     def learner(self, text: str) -> None:
-        """What a learner says: `message`, but for how it computes, which goes into the run folder's ``engine.log``."""
+        """Take a line of a learner: a `message`, or how it computes, which goes into the run folder's ``engine.log``."""
         if self._engine is None or not text.startswith(ENGINE):
             self.message(text)
             return
@@ -96,7 +96,7 @@ class Reporter:
         self._write("dataset", dataset=info)
 
     def end(self, state: str, error: dict[str, str] | None = None, reason: str = "") -> None:
-        """The last line; ``reason``: what is to be said about a success. A second call does nothing."""
+        """Write the last line; ``reason``: the remark on a success. A second call does nothing."""
         self._write("end", last=True, state=state, error=error, **({"reason": reason} if reason else {}))
 
     def _write(self, kind: str, *, last: bool = False, **fields: Any) -> None:
@@ -111,7 +111,7 @@ class Reporter:
                     if last:
                         os.fsync(self._file)
             except OSError:
-                if not last:  # a full disk ends the job, and its end must be told all the same
+                if not last:  # a full disk ends the job, but the daemon must hear of the end
                     raise
             self._send(line)
 
@@ -121,7 +121,7 @@ class Reporter:
                 self._send(json.dumps(message) + "\n")
 
     def _send(self, line: str) -> None:
-        with contextlib.suppress(OSError):  # nobody listens any more: the control pipe says so too, and that ends the job
+        with contextlib.suppress(OSError):  # the daemon is gone: the control pipe is closed too, which ends the job
             _write_all(self._pipe, line.encode())
 
 

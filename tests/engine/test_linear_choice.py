@@ -54,7 +54,7 @@ def test_a_resumed_run_uses_the_product_of_its_checkpoint_and_gives_the_same_bit
     first = learner_of("td3_bc", store_for, linear=before)
     first.run(4)
     first.save(tmp_path / "half.safetensors")
-    monkeypatch.setattr(onednn, "faster", lambda threads, folder=None: (after == "onednn", "another day"))
+    monkeypatch.setattr(onednn, "faster", lambda threads, folder: (after == "onednn", "another day"))
     lines = []
     second = learner_of("td3_bc", store_for, lines)
     assert second.linear == after
@@ -81,7 +81,7 @@ def test_a_checkpoint_whose_product_cannot_be_had_goes_on_by_torch_and_says_so(s
 
 @pytest.mark.parametrize("found", [True, False])
 def test_the_probe_decides_and_is_told(found, store_for, monkeypatch):
-    monkeypatch.setattr(onednn, "faster", lambda threads, folder=None: (found, "7 us by oneDNN, 9 us by torch"))
+    monkeypatch.setattr(onednn, "faster", lambda threads, folder: (found, "7 us by oneDNN, 9 us by torch"))
     lines, expected = [], "onednn" if found else "torch"
     assert learner_of("bc", store_for, lines).linear == expected
     assert f"linear layers: by {expected}, because of 7 us by oneDNN, 9 us by torch" in lines
@@ -98,5 +98,5 @@ def test_the_environment_stands_in_for_auto_and_is_overruled_by_the_option(store
 
 @pytest.mark.parametrize("options", [{"dtype": torch.float64}, {"seeds": [0, 1], "stacked": True}])
 def test_runs_that_could_not_use_it_do_not_ask(options, store_for, monkeypatch):
-    monkeypatch.setattr(onednn, "faster", lambda threads, folder=None: pytest.fail("probed"))
+    monkeypatch.setattr(onednn, "faster", lambda threads, folder: pytest.fail("probed"))
     assert learner_of("bc", store_for, **options).linear == "torch"

@@ -168,12 +168,12 @@ def probe(monkeypatch, tmp_path):
     """A probe of another oneDNN, as a process that has not looked before makes it: ``probe(product)``."""
 
     def probe(product, folder=tmp_path):
-        onednn._seen.cache_clear()
+        onednn._probe.cache_clear()
         monkeypatch.setattr(onednn, "product", product)
         return onednn.faster(1, folder)
 
     yield probe
-    onednn._seen.cache_clear()
+    onednn._probe.cache_clear()
 
 
 @needs_onednn

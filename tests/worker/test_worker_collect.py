@@ -1,4 +1,4 @@
-"""Collect and train-online workers on real environments: the dataset, its steps over pauses and kills, what is told."""
+"""Collect and train-online workers on real environments: the dataset, its steps over pauses and kills, and the messages."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from safetensors import safe_open
 
 from offrl import Policy
 from offrl_store import EpisodeStore, check
@@ -117,6 +118,25 @@ def test_online_training_learns_gathers_and_leaves_a_policy(start, tmp_path):
     assert steps(store) == 950 and store.episode_metadata(len(store) - 1)["policy"] == "sac sampled"
     tuned = start("o2", {**spec, "steps": 250, "start": "o1", "dataset": "e", "offline": "d", "eval_env": None, "eval_every": None})
     assert tuned.end()["state"] == "succeeded", tuned.log.read_text()
+    # Nothing was evaluated; the policy and the run's record name the environment, and the record the offline dataset's snapshot.
+    assert Policy(tuned.run / "seed-0" / "policy-000000000250.onnx").metadata["dataset"]["env_id"] == "Pendulum-v1"
+    record = json.loads((tuned.run / "spec.json").read_text())
+    assert (record["env_id"], record["snapshot"]) == ("Pendulum-v1", str(store.snapshot()))
+    assert json.loads((worker.run / "spec.json").read_text())["snapshot"] is None
+
+
+def test_an_online_run_that_diverges_ends_and_names_the_step_of_the_environment(start):
+    # Random actions throughout: the environment would refuse those of the broken policy first.
+    spec = {"kind": "train_online", "algorithm": "sac", "env": "Pendulum-v1", "dataset": "d", "steps": 600, "random_steps": 600}
+    config = {**SMALL, "critic_learning_rate": 1e25}
+    worker = start("o1", {**spec, "config": config, "update_interval": 5}, environment={"OFFRLD_CHECKPOINT_SECONDS": "0"})
+    end = worker.end()
+    assert (end["state"], end["error"]["code"]) == ("failed", "diverged")
+    step = int(end["error"]["message"].rpartition(" ")[2])
+    assert step > 200  # the first episode, and with it the first update, ends there: fewer than 100 updates were made
+    for path in (worker.run / "checkpoints").glob("*.safetensors"):
+        with safe_open(path, framework="np") as file:
+            assert all(np.isfinite(file.get_tensor(name)).all() for name in file.keys())  # noqa: SIM118
 
 
 def test_a_killed_online_run_goes_on_from_its_checkpoint_and_makes_up_for_lost_updates(start, tmp_path):

@@ -16,7 +16,7 @@ from pathlib import Path
 from offrl.wire import Gpu, MachineInfo
 
 BETWEEN_S = 0.5  # samples of processor time closer together than this say nothing
-GPU_S = 2.0  # age at which the cards are asked for again
+GPU_S = 2.0  # age at which the cards are read again
 GPU_WAIT_S = 1.5  # for the first answer of the cards; later ones are not waited for
 CGROUP = Path("/sys/fs/cgroup")
 GPU_LIMIT_S = 20.0  # a driver that hangs
@@ -125,7 +125,7 @@ def _figure(text: str) -> float | None:
 
 
 def _processor_times() -> tuple[float, float]:
-    """Clock ticks of all processors since the start of the machine: all of them, and those with nothing to do."""
+    """Clock ticks of all processors since the start of the machine: in total, and idle."""
     try:
         parts = [int(part) for part in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Finds in a run folder what a client wants to fetch, and packs what is many files. Reads files: call it in a thread.
+"""Files of a run folder that a client fetches; several files are packed into one. Reads files: call it in a thread.
 
 What is packed, and what a running worker may delete while it is read (a checkpoint), stands under ``cache/packed/JOB/``; its path for
 `ReadArtifact` begins with ``packed/``.
@@ -25,12 +25,12 @@ from offrld.state.folder import StateFolder
 from offrld.state.metric_files import best_step
 from offrld.state.run_folder import RunFolder
 
-KEEP_S = 3600.0  # packed files are kept so long after they were made: somebody may be reading them
+KEEP_S = 3600.0  # age at which a packed file is deleted: until then somebody may be reading it
 
 
 @dataclass(frozen=True)
 class Missing:
-    """The policy is not exported yet, but there is a checkpoint to make it from."""
+    """A policy that is not exported yet, but whose checkpoint exists."""
 
     seed: int
     step: int
@@ -91,7 +91,7 @@ def find(
 
 
 def read(state: StateFolder, job: str, path: str, offset: int, size: int) -> bytes:
-    """Bytes of a file of the job; empty at its end. `Unknown` where it is not there."""
+    """Read bytes of a file of the job; empty at its end. Raises `Unknown`."""
     root = state.run(job).path
     inside = path
     if path.startswith("packed/"):
@@ -139,7 +139,7 @@ def _kept(state: StateFolder, job: str, path: Path) -> Path:
 
 
 def _packed(state: StateFolder, job: str) -> Path:
-    """The folder of packed files, without those that nobody reads any more."""
+    """The folder of packed files, after old ones were deleted."""
     folder = state.packed / job
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     for entry in os.scandir(folder):
@@ -187,7 +187,7 @@ def _dataset(state: StateFolder, job: str) -> Artifact:
 
 
 def _plain(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
-    """Files and folders only, owned by nobody in particular."""
+    """Pack files and folders only, without an owner."""
     if not (member.isfile() or member.isdir()):
         return None
     member.uid = member.gid = 0
@@ -196,7 +196,7 @@ def _plain(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
 
 
 def remove_packed(state: StateFolder, job: str) -> None:
-    """Delete what was packed of a job."""
+    """Delete the packed files of a job."""
     shutil.rmtree(state.packed / job, ignore_errors=True)
 
 

@@ -100,7 +100,7 @@ def _freeze(state: StateFolder, folder: Path, keys: bool) -> Iterator[tuple[str,
     yield copy.name, copy.stat().st_size
     with contextlib.closing(sqlite3.connect(copy)) as db:
         jobs = [row[0] for row in db.execute("SELECT id FROM jobs ORDER BY seq")]
-        # The dataset of a job that makes one may stand there already, and may be told of a moment later.
+        # The dataset of a job that makes one may exist already, and be reported a moment later.
         datasets = [
             row[0]
             for row in db.execute(

@@ -1,4 +1,4 @@
-"""Removes what is no longer needed from the state folder: half-made imports, used and forgotten uploads, what a crash left half-removed.
+"""Removal of what the state folder no longer needs: unfinished imports, used and forgotten uploads, what a crash left half removed.
 
 Nothing here deletes a dataset or a job that the queue knows. Reads and writes files: call it in a thread.
 """
@@ -24,7 +24,7 @@ log = logging.getLogger("offrld.housekeeping")
 
 
 def set_aside(folder: Path) -> Path | None:
-    """Rename a folder so that nobody finds it any more; it is deleted later. None where it is not there."""
+    """Hide a folder under another name, to be deleted later; return its path, or None if the folder does not exist."""
     aside = folder.with_name(f"{REMOVED}{secrets.token_hex(4)}-{folder.name}")
     try:
         publish(folder, aside)
@@ -46,21 +46,21 @@ def delete(aside: Path | None) -> None:
 
 
 def forget_run(state: StateFolder, job: str) -> None:
-    """Delete what belongs to a removed job beside its run folder."""
+    """Delete what a removed job has outside of its run folder."""
     artifacts.remove_packed(state, job)
 
 
 def after_import(state: StateFolder, job: Job, *, dataset_known: bool) -> None:
-    """Delete the half-made dataset of an import that has ended without making one."""
+    """Delete the unfinished dataset of an import that has ended without making one."""
     shutil.rmtree(state.unfinished_dataset(job.id), ignore_errors=True)
     if job.state.ended and not dataset_known and not job.spec.get("append") and job.dataset:
         folder = state.dataset(job.dataset)
-        if origin.made_by(folder) == job.id:  # renamed into place, but killed before it could say so: nobody was told of this dataset
+        if origin.made_by(folder) == job.id:  # renamed, but killed before its report: nobody knows this dataset
             delete(set_aside(folder))
 
 
 def names_in_use(db: Connection) -> tuple[set[str], set[str], set[str], set[str]]:
-    """Ids of all jobs, of unfinished ones, names of datasets, and uploads that a job may still read (a failed import can be retried)."""
+    """Ids of all jobs and of unfinished ones, names of datasets, and the uploads that a job may still read."""
     jobs = {row[0] for row in db.execute("SELECT id FROM jobs")}
     unfinished = {row[0] for row in db.execute(f"SELECT id FROM jobs WHERE state IN {UNFINISHED}")}
     datasets = {row[0] for row in db.execute("SELECT name FROM datasets")}
@@ -74,9 +74,9 @@ def names_in_use(db: Connection) -> tuple[set[str], set[str], set[str], set[str]
 
 
 def sweep(state: StateFolder, jobs: set[str], unfinished: set[str], datasets: set[str]) -> list[Path]:
-    """At start, before anything else happens in the folder: finish, or undo, what the daemon was doing when it died.
+    """Finish or undo what the last daemon was doing when it died; call it before anything else happens in the folder.
 
-    Returns what can be deleted now, at leisure: nobody finds these folders any more.
+    Returns the folders to delete later: nobody finds them any more.
     """
     gone: list[Path] = []
     for parent, known in ((state.jobs, jobs), (state.datasets, datasets)):

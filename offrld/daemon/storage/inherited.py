@@ -1,4 +1,4 @@
-"""Jobs whose checkpoints another job takes: found in its specification, checked at submission, and not removed before it has ended."""
+"""Jobs whose checkpoints another job inherits: read from its specification, checked at submission, kept until it has ended."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ POLICY = "policy"  # the kind of an input: any algorithm that learns to act
 
 @dataclass(frozen=True)
 class Use:
-    """One job that another takes.
+    """A job from which another inherits a checkpoint.
 
     ``where`` names the setting or option, for messages; ``algorithms``: those that will do, None: any; ``wanted``: the same in words.
     """
@@ -33,7 +33,7 @@ class Use:
 
 
 def of_steps(spec: CollectSpec | TrainOnlineSpec) -> list[Use]:
-    """The job whose policy collects, or that a job is trained on from."""
+    """The job whose policy collects, or from which a job starts to train."""
     if isinstance(spec, TrainOnlineSpec):
         return [] if spec.start is None else [Use("--from", *taken(spec.start))]
     kind, _, reference = spec.policy.partition(":")
@@ -41,7 +41,7 @@ def of_steps(spec: CollectSpec | TrainOnlineSpec) -> list[Use]:
 
 
 def of(spec: TrainSpec, catalog: dict[str, Any]) -> list[Use]:
-    """The jobs that ``spec``, which was checked against the catalogue, takes. Raises `InvalidInput` for a text that names no job."""
+    """The jobs from which ``spec``, checked against the catalogue, inherits. Raises `InvalidInput` for a text that names no job."""
     algorithms = {algorithm["name"]: algorithm for algorithm in catalog["algorithms"]}
     mine = algorithms[spec.algorithm]
     presets = mine.get("presets") or {}
@@ -64,10 +64,10 @@ def of(spec: TrainSpec, catalog: dict[str, Any]) -> list[Use]:
 
 
 def check(db: Connection, state: StateFolder, use: Use) -> bool:
-    """Whether the job has still to succeed before it can be taken.
+    """Whether the job must still succeed before its checkpoint can be inherited.
 
     Raises:
-        Unknown: there is no such job, or it was asked for a seed that it does not train.
+        Unknown: there is no such job, or it does not train that seed.
         InvalidInput: it is of another kind or algorithm.
         Conflict: it ended without a checkpoint.
     """
@@ -87,5 +87,5 @@ def check(db: Connection, state: StateFolder, use: Use) -> bool:
 
 
 def pin(db: Connection, job: str, uses: list[Use]) -> None:
-    """Note that ``job`` takes them."""
+    """Note that ``job`` inherits from them."""
     db.executemany("INSERT OR IGNORE INTO uses (job, used) VALUES (?, ?)", [(job, use.job) for use in uses])

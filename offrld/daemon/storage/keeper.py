@@ -1,4 +1,4 @@
-"""Deletes what retention no longer keeps, by itself and for `offrl prune`, and watches the quota of the state folder."""
+"""Retention at work: deletes old jobs, from time to time and for `offrl prune`, and watches the quota of the state folder."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LOOK_S = 60.0  # between two looks
 FRESH_S = 5.0  # that a measurement of the state folder serves near the quota; else LOOK_S
 FAR = 0.9  # of the quota
 BATCH = 200  # jobs deleted in one go
-TOLD = 4_000  # jobs, 0.1 kB each
+KNOWN_JOBS = 4_000  # jobs, 0.1 kB each
 log = logging.getLogger("offrld.keeper")
 
 
@@ -43,37 +43,37 @@ class Keeper:
         self._used: tuple[float, int] | None = None  # when it was measured, bytes
         self._measuring = asyncio.Lock()
         self._began = time.time(), time.monotonic()
-        self._told: dict[str, float] = {}  # job -> when it last had an event, of a clock that nobody sets; the latest `TOLD`
+        self._last_event: dict[str, float] = {}  # job -> when it last had an event, of a clock that nobody sets; the latest `KNOWN_JOBS`
 
     def tell(self, jobs: Iterable[str]) -> None:
-        """These jobs have new events: whatever the clock said then, and says now, that was no longer ago than it is."""
+        """Note that these jobs have new events; their age then does not depend on the machine's clock."""
         for job in jobs:
-            self._told.pop(job, None)
-            self._told[job] = time.monotonic()
-        while len(self._told) > TOLD:
-            del self._told[next(iter(self._told))]
+            self._last_event.pop(job, None)
+            self._last_event[job] = time.monotonic()
+        while len(self._last_event) > KNOWN_JOBS:
+            del self._last_event[next(iter(self._last_event))]
 
     async def run(self) -> None:
-        """Look now and then."""
+        """Delete old jobs every `LOOK_S` seconds."""
         await forever(self._passes, "retention", self._prune_all, LOOK_S)
 
     async def prune(self, jobs: int, days: float, *, dry_run: bool, limit: int = BATCH) -> tuple[list[PrunedJob], bool]:
-        """Delete (or only list) what is not kept by these numbers (see `retention.expired`); what it was, and whether there is more."""
-        found, more = await self._database.read(retention.expired, jobs, days, limit, self._now(), self._since(days))
+        """Delete, or only list, the jobs that these limits do not keep (see `retention.expired`); return them, and whether more remain."""
+        expired, more = await self._database.read(retention.expired, jobs, days, limit, self._now(), self._since(days))
         pruned = []
-        for each in found:
-            job = each.job
+        for candidate in expired:
+            job = candidate.job
             size = await asyncio.to_thread(disk_usage.usage, self._state.run(job.id).path)
             if not dry_run:
-                entry: dict[str, Any] = {"job": job.id, "kind": job.kind, "state": str(job.state), "bytes": size, "why": each.why}
-                await self._audit.record(current.get(), "retention", **entry)  # first: a daemon that dies now has not deleted in silence
+                entry: dict[str, Any] = {"job": job.id, "kind": job.kind, "state": str(job.state), "bytes": size, "why": candidate.why}
+                await self._audit.record(current.get(), "retention", **entry)  # first: a daemon that dies now has left a trace
                 try:
                     await self._removal.job(job.id)
                 except OffrlError as error:  # it was pinned, taken or removed meanwhile
                     await self._audit.record(current.get(), "retention", outcome=error.code, job=job.id)
                     log.info("job %s is not deleted by retention: %s", job.id, error)
                     continue
-                log.info("job %s: deleted by retention, %s (%s, %d bytes)", job.id, each.why, job.state, size)
+                log.info("job %s: deleted by retention, %s (%s, %d bytes)", job.id, candidate.why, job.state, size)
             pruned.append(
                 PrunedJob(
                     job=job.id,
@@ -83,15 +83,15 @@ class Keeper:
                     dataset=job.dataset,
                     finished_at=job.finished_at,
                     bytes=size,
-                    why=each.why,
+                    why=candidate.why,
                 )
             )
         return pruned, more
 
     def _since(self, days: float) -> set[str]:
-        """The jobs that had an event within so many days."""
+        """The jobs that had an event in the last ``days``."""
         oldest = time.monotonic() - days * retention.DAY_S
-        return {job for job, at in self._told.items() if at >= oldest}
+        return {job for job, at in self._last_event.items() if at >= oldest}
 
     def _now(self) -> float:
         """The time, but no more of it since the start of the daemon than a clock counts that nobody sets: a clock that jumps ahead makes no
@@ -100,7 +100,7 @@ class Keeper:
         return min(time.time(), wall + time.monotonic() - steady)
 
     async def used(self, fresh_s: float = FRESH_S) -> int:
-        """Bytes of the state folder, with what unfinished uploads still have to bring; measured anew where that is longer ago."""
+        """Bytes of the state folder and of what unfinished uploads will still bring, from a measurement at most ``fresh_s`` seconds old."""
         measured = await self._measured(fresh_s)
         return measured + (await asyncio.to_thread(self._uploads.outstanding))[1]
 
@@ -112,7 +112,7 @@ class Keeper:
             return self._used[1]
 
     async def check_room(self, wanted: int = 0) -> None:
-        """`DiskFull` where the state folder would hold more than its quota, after retention has given back what it can."""
+        """Raise `DiskFull` if the state folder would exceed its quota even after retention has deleted what it can."""
         quota = self._settings.disk.quota_bytes
         if not quota:
             return

@@ -1,4 +1,4 @@
-"""Datasets whose worker died before it told of them: what is in them is listed, an empty one is removed. Neither stands in a name's way."""
+"""Datasets whose worker died before it reported them: one with episodes is listed, an empty one is removed, so that no name stays taken."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ log = logging.getLogger("offrld.orphans")
 
 
 async def note(state: StateFolder, database: Database, job: Job) -> None:
-    """Before the end of an attempt is recorded: what it has left in a dataset of its own that nobody was told of, into its record."""
+    """Add to the events of an attempt that has ended the dataset of its own that it did not report."""
     if job.kind not in MAKES_STEPS or job.dataset is None or job.dataset in await database.read(datasets.known):
         return
     await asyncio.to_thread(_note, state, job)
@@ -42,7 +42,7 @@ def _note(state: StateFolder, job: Job) -> None:
 
 
 async def adopt(state: StateFolder, database: Database, dataset: str) -> None:
-    """Look after a dataset that a job of steps made, where the queue does not know it and no unfinished job writes it."""
+    """List or remove a dataset that a job of steps made, if the queue does not know it and no unfinished job writes it."""
     if await database.read(datasets.mentioned, dataset):
         return
     found = await asyncio.to_thread(_take, state.dataset(dataset))
@@ -53,14 +53,14 @@ async def adopt(state: StateFolder, database: Database, dataset: str) -> None:
 
 
 async def adopt_all(state: StateFolder, database: Database) -> None:
-    """`adopt` for every dataset in the state folder: a daemon that died had no time for it."""
+    """`adopt` every dataset in the state folder: the last daemon may have died before."""
     for entry in await asyncio.to_thread(lambda: list(os.scandir(state.datasets))):
         if not entry.name.startswith("."):
             await adopt(state, database, entry.name)
 
 
 def _take(folder: Path) -> tuple[str, dict[str, Any]] | None:
-    """The job that made it and what is in it, with the episodes that were open ended; None where there is nothing to list (any more)."""
+    """End the open episodes; return the job that made the dataset and its description, or None if it is empty or not a job's."""
     job = origin.made_by(folder)
     if job is None:
         return None
@@ -79,7 +79,7 @@ def _take(folder: Path) -> tuple[str, dict[str, Any]] | None:
 
 
 def _list(db: Connection, job: str, info: dict[str, Any]) -> bool:
-    """As if its worker had told of it."""
+    """List a dataset as its worker would have."""
     try:
         found = find(db, job)
     except OffrlError:

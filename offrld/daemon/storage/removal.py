@@ -1,4 +1,4 @@
-"""Deletes a job or a dataset: the row and the folder go together, so that a daemon that dies in between finds both again, or neither.
+"""Removal of a job or a dataset: row and folder go together, so that a daemon that dies in between finds both again, or neither.
 
 One removal at a time, and none while a back-up is being put together.
 """
@@ -24,14 +24,14 @@ T = TypeVar("T")
 
 
 class Removal:
-    """What deletes from one state folder. Who holds ``lock`` knows that nothing is deleted meanwhile."""
+    """Deletes jobs and datasets of one state folder. While you hold ``lock``, nothing is deleted."""
 
     def __init__(self, state: StateFolder, database: Database, uploads: Uploads) -> None:
         self._state, self._database, self._uploads = state, database, uploads
         self.lock = asyncio.Lock()
 
     async def job(self, job: str) -> Job:
-        """Delete an ended job with all its files; what it was. Raises `Unknown`, and `Conflict` naming what needs it."""
+        """Delete an ended job with all its files; return it. Raises `Unknown`, and `Conflict` naming what needs it."""
         removed = await self._both(self._state.run(job).path, lambda db: queue.remove(db, job))
         await asyncio.to_thread(housekeeping.forget_run, self._state, job)
         await self.purge()
@@ -40,7 +40,7 @@ class Removal:
         return removed
 
     async def purge(self) -> None:
-        """Delete what is left of removed jobs, a part at a time: whatever else is written comes in between."""
+        """Delete the events of removed jobs in small parts, so that other writes come in between."""
         while await self._database.write(queue.purge):
             await asyncio.sleep(0)
 

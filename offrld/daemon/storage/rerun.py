@@ -1,9 +1,8 @@
-"""The specification that repeats a train or train-online job: from what its run folder says it really ran with, not from what was asked
-for.
+"""The specification that repeats a train or train-online job, from the record of its run folder, not from what was submitted.
 
-Settings as they were resolved (a preset or a default may have changed since), the runner that was chosen, the dataset's snapshot of that
-time, and the checkpoints that it took from other jobs, which its folder keeps. A train-online job gathers its steps anew, into a dataset of
-its own: what the first one gathered would change what the second one learns.
+The record holds the resolved settings (a preset or a default may have changed since), the chosen runner, and the dataset's snapshot; the
+folder also keeps the inherited checkpoints. A repeated train-online job collects its steps again, into a dataset of its own: the steps of
+the first one would change what the second one learns.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from offrld.state.folder import StateFolder
 
 @dataclass(frozen=True)
 class Repeat:
-    """What a rerun submits. ``kept``: names of the checkpoints that are there without the jobs that they came from."""
+    """What a rerun submits. ``kept``: names of inherited checkpoints, which exist even if their jobs are gone."""
 
     of: Job
     spec: TrainSpec | TrainOnlineSpec
@@ -30,7 +29,7 @@ class Repeat:
 
 
 def read(state: StateFolder, job: Job, into: str | None = None) -> Repeat:
-    """The repetition of a job. ``into``: the dataset of a train-online job's steps. Reads files: call it in a thread.
+    """Read the repetition of a job. ``into``: the dataset for the steps of a train-online job. Reads files: call it in a thread.
 
     Raises `InvalidInput`, `Conflict`.
     """
@@ -43,26 +42,26 @@ def read(state: StateFolder, job: Job, into: str | None = None) -> Repeat:
             f"job {job.id} gathered its steps in dataset {job.dataset!r}, its repetition needs a new one",
             hint=f"`offrl rerun {job.id} --into NAME`",
         )
-    made = TrainSpec if job.kind == "train" else TrainOnlineSpec
+    spec_type = TrainSpec if job.kind == "train" else TrainOnlineSpec
     run = state.run(job.id)
     kept = inherited.names(run)
     try:
-        told, config = json.loads(run.spec.read_text()), json.loads(run.config.read_text())
+        record, config = json.loads(run.spec.read_text()), json.loads(run.config.read_text())
     except FileNotFoundError:
         if job.attempt and job.state.ended and job.state != "cancelled":
-            raise Conflict(f"job {job.id} ended before it had resolved its settings", hint="submit it anew") from None
-        asked = {**job.spec, **({} if into is None else {"dataset": into})}
-        return Repeat(job, made.model_validate(asked), job.snapshot, kept)  # it has not begun: as it was asked for
+            raise Conflict(f"job {job.id} ended before it had resolved its settings", hint="submit it again") from None
+        submitted = {**job.spec, **({} if into is None else {"dataset": into})}
+        return Repeat(job, spec_type.model_validate(submitted), job.snapshot, kept)  # it has not started: repeat what was submitted
     except ValueError as error:
-        raise Conflict(f"the record of job {job.id} cannot be read: {error}", hint="submit it anew") from None
-    values: dict[str, Any] = {**told["spec"], "config": config, "preset": None}
+        raise Conflict(f"the record of job {job.id} cannot be read: {error}", hint="submit it again") from None
+    values: dict[str, Any] = {**record["spec"], "config": config, "preset": None}
     if job.kind == "train":
-        values["runner"] = told["run"]["runner"]
+        values["runner"] = record["run"]["runner"]
     if into is not None:
         values["dataset"] = into
-    if told["run"]["device"] == "cpu":
+    if record["run"]["device"] == "cpu":
         values["device"] = "cpu"
-    return Repeat(job, made.model_validate(values), told.get("snapshot"), kept)
+    return Repeat(job, spec_type.model_validate(values), record.get("snapshot"), kept)
 
 
 def check(repeat: Repeat, catalog: dict[str, Any]) -> None:

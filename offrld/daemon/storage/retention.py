@@ -1,4 +1,4 @@
-"""Which ended jobs are not kept any longer: more than so many of a kind, or older than so many days.
+"""Which ended jobs retention deletes: those beyond the number kept of a kind, and those beyond the age.
 
 Never one that is pinned, or that a job which has not ended needs; datasets never. Of a job that is kept nothing is deleted here.
 """
@@ -33,7 +33,7 @@ def expired(
         jobs: ended jobs of each kind and owner that are kept; 0: any number.
         days: that an ended job is kept; 0: for ever.
         now: seconds since the epoch; None: what the clock says.
-        fresh: jobs that are younger than so many days, whatever the clock said when they ended.
+        fresh: jobs that are younger than ``days``, whatever the clock said when they ended.
     """
     now = time.time() if now is None else now
     rows = db.execute(
@@ -46,15 +46,15 @@ def expired(
         """,
         {"jobs": jobs, "days": days, "now": now},
     )
-    found: list[Expired] = []
+    due: list[Expired] = []
     for row in rows:
         old = row["old"] and row["id"] not in fresh
         if not old and not (jobs and row["place"] > jobs):
             continue
         if users(db, row["id"]):
             continue
-        if len(found) == limit:
-            return found, True
+        if len(due) == limit:
+            return due, True
         job = find(db, row["id"])
-        found.append(Expired(job, f"ended more than {days:g} days ago" if old else f"{row['place'] - 1} {job.kind} jobs ended after it"))
-    return found, False
+        due.append(Expired(job, f"ended more than {days:g} days ago" if old else f"{row['place'] - 1} {job.kind} jobs ended after it"))
+    return due, False

@@ -1,9 +1,9 @@
 """Uploads: files arrive in checksummed chunks beside the datasets and become usable only when they are whole.
 
 ``uploads/ID/manifest.json`` lists what will come, ``owner`` says whose it is, ``files/`` holds what came, ``finished`` marks that
-everything arrived and was checked. Only its owner or an operator goes on with an upload, or uses it. A chunk that was acknowledged
-survives the daemon; the bytes are on the disk for certain (synced, SHA-256 compared) when `finish` returns, and what a power cut took
-before that is found then and asked for again.
+everything arrived and was checked. Only the owner or an operator may continue an upload, or use it. An acknowledged chunk survives the
+daemon. The bytes are safely on disk (synced, SHA-256 compared) when `finish` returns; it finds what a power cut has damaged before, and the
+client sends that again.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from offrld.daemon.access.caller import Caller
 from offrld.daemon.access.roles import OPERATOR
 from offrld.state.below import open_below, relative_parts
 
-IDLE_S = 10.0  # after which an upload that nobody goes on with may give way to another one of its owner
+IDLE_S = 10.0  # without a request, after which an upload may give way to another one of its owner
 log = logging.getLogger("offrld.uploads")
 
 
@@ -44,13 +44,13 @@ class Uploads:
         self._beginning = threading.Lock()  # counted and begun by one at a time
         self._keep_free = keep_free
         self._sizes: dict[str, dict[str, int]] = {}  # upload -> path -> declared size, for those in use
-        self._used: dict[str, float] = {}  # upload -> when it was last gone on with, of a clock that nobody sets
+        self._used: dict[str, float] = {}  # upload -> time of the last request, by the monotonic clock
         self._busy: Counter[str] = Counter()  # upload -> requests that are working on it
         self._owners: dict[str, str] = {}  # upload -> name of who began it
         self._hashes: dict[str, dict[str, tuple[Any, int]]] = {}  # upload -> path -> SHA-256 of its first bytes, and how many
 
     def open(self, upload: str, files: list[FileEntry], caller: Caller) -> dict[str, int]:
-        """Begin, or go on with, an upload; bytes already there per path. Raises `InvalidInput`, `Conflict`, `DiskFull`, `NotAllowed`."""
+        """Begin or continue an upload; return the bytes received per path. Raises `InvalidInput`, `Conflict`, `DiskFull`, `NotAllowed`."""
         wanted = [file.model_dump() for file in files]
         folder = self._folder / upload
         with self._beginning:  # it is not given up for another one while it is looked at
@@ -69,7 +69,7 @@ class Uploads:
         return {file.path: 0 for file in files}
 
     def _check_limits(self, caller: Caller) -> None:
-        """Raise `LimitReached` where as many uploads are under way as may be.
+        """Raise `LimitReached` if the limits allow no other upload.
 
         An idle upload counts for its owner alone, and gives way to a new one of the same owner. Whoever has less than an equal share of
         the uploads may begin one more.
@@ -93,15 +93,15 @@ class Uploads:
             raise LimitReached(f"{mine + count} uploads are under way, as many as uploads.open = {self._limit} allows", hint=hint)
 
     def _active(self, upload: str) -> bool:
-        """Whether somebody goes on with it."""
+        """Whether the upload was continued in the last `IDLE_S` seconds."""
         return upload in self._busy or self._age_s(upload) < IDLE_S
 
     def _age_s(self, upload: str) -> float:
-        """Seconds since it was last gone on with."""
+        """Seconds since the last request."""
         return time.monotonic() - self._last(upload)
 
     def _last(self, upload: str) -> float:
-        """When it was last gone on with, of a clock that nobody sets.
+        """Time of the last request, by the monotonic clock.
 
         No upload is lost because the machine's time was wrong and was corrected: the wall clock is asked only about those of a former
         daemon, and only once, when they are seen first.
@@ -118,7 +118,7 @@ class Uploads:
 
     @contextmanager
     def _going_on(self, upload: str) -> Iterator[None]:
-        """While it is worked on it gives way to none, and from the end on it counts as idle."""
+        """Mark an upload as in use: it gives way to no other, and counts as idle from the end on."""
         self._busy[upload] += 1
         try:
             yield
@@ -151,7 +151,7 @@ class Uploads:
         return shutil.disk_usage(self._folder).free - self._keep_free
 
     def write(self, upload: str, path: str, offset: int, data: bytes | memoryview, crc32: int, caller: Caller) -> int:
-        """Append a chunk; bytes of that file that are there now. One that is there already (its answer was lost) is acknowledged again."""
+        """Append a chunk; return the bytes received of that file. A chunk that is sent again (its reply was lost) is acknowledged again."""
         self.check_owner(upload, caller)
         with self._going_on(upload):
             return self._write(upload, path, offset, data, crc32)
@@ -184,7 +184,7 @@ class Uploads:
             os.close(descriptor)
 
     def finish(self, upload: str, caller: Caller) -> None:
-        """Check sizes and SHA-256, make everything durable, mark it usable. A damaged file is emptied, to be sent again."""
+        """Check sizes and SHA-256, make everything durable, and mark the upload as usable. A damaged file is emptied, to be sent again."""
         self.check_owner(upload, caller)
         try:
             with self._going_on(upload):
@@ -279,7 +279,7 @@ class Uploads:
 
     def listing(self, caller: Caller) -> list[UploadInfo]:
         """The uploads of the caller, of everybody where it is an operator: those that were idle for longest first."""
-        found = []
+        uploads = []
         for upload in sorted(entry.name for entry in self._folder.iterdir() if re.fullmatch(JOB_PATTERN, entry.name)):
             owner = self._owner(upload)
             if owner != caller.name and not caller.may(OPERATOR):
@@ -289,7 +289,7 @@ class Uploads:
             except Unknown:  # being begun, or what a crash left of one
                 manifest = []
             size = sum(entry["size"] for entry in manifest)
-            found.append(
+            uploads.append(
                 UploadInfo(
                     upload=upload,
                     owner=owner,
@@ -300,7 +300,7 @@ class Uploads:
                     age_s=round(self._age_s(upload), 3),
                 )
             )
-        return sorted(found, key=lambda info: (-info.age_s, info.upload))
+        return sorted(uploads, key=lambda info: (-info.age_s, info.upload))
 
     def check_removable(self, upload: str, caller: Caller) -> None:
         """`Unknown` where there is none, `NotAllowed` where the caller may not remove it."""
@@ -310,8 +310,8 @@ class Uploads:
 
     def remove(self, upload: str) -> None:
         """Delete an upload; nothing happens where there is none."""
-        for known in (self._sizes, self._owners, self._hashes):
-            known.pop(upload, None)
+        for table in (self._sizes, self._owners, self._hashes):
+            table.pop(upload, None)
         self._used.pop(upload, None)
         shutil.rmtree(self._folder / upload, ignore_errors=True)
 
@@ -321,11 +321,11 @@ class Uploads:
 
     def _hash(self, upload: str, path: str, offset: int, data: memoryview) -> None:
         """Take bytes into the checksum while they are at hand: a gigabyte need not be read again at the end."""
-        known = self._hashes.setdefault(upload, {})
-        digest, length = known.get(path) or (hashlib.sha256(), 0)
+        digests = self._hashes.setdefault(upload, {})
+        digest, length = digests.get(path) or (hashlib.sha256(), 0)
         if length == offset:
             digest.update(data)
-            known[path] = (digest, offset + len(data))
+            digests[path] = (digest, offset + len(data))
 
     def _manifest(self, upload: str) -> list[dict[str, Any]]:
         try:

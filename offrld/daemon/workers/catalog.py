@@ -61,7 +61,7 @@ class Catalog:
     async def ask(self, question: dict[str, Any], *, fresh: bool = False) -> dict[str, Any]:
         """The answer of a describe worker to a question (see `offrld.worker.describe.answer`); empty where none comes, which the log says.
 
-        Answers without a refusal are kept in memory; ``fresh``: ask anew.
+        Answers without a refusal are kept in memory; ``fresh``: do not use them.
         """
         text = json.dumps(question, sort_keys=True)
         if not fresh and text in self._answers:

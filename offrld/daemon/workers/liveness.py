@@ -12,15 +12,15 @@ from offrld.daemon.config import Grace
 
 
 class Vital:
-    """Make it when the worker starts. `line` takes what it says, `left_s` tells how long it may still be silent."""
+    """Create it when the worker starts. `line` takes its lines, `left_s` gives how long it may still be silent."""
 
     def __init__(self, grace: Grace, *, loops: bool) -> None:
         """``loops``: the job's kind has a loop that gives signs all the time, once it has begun; others are given the longer time."""
         self._grace, self._loops = grace, loops
         self._since = time.monotonic()
-        self.heard = False  # it has said anything at all
+        self.heard = False  # whether the worker has sent a line
         self.busy = "starting"
-        self.device_bytes = 0  # the most memory of a card that it has told of
+        self.device_bytes = 0  # peak memory on a card that the worker has reported
 
     def line(self, line: bytes) -> bool:
         """Any line of the worker's; False for a mere sign of life, in which nothing else stands."""

@@ -20,7 +20,7 @@ from offrl.errors import InvalidInput, OffrlError
 
 DETECT_S = 20.0  # nvidia-smi on a machine whose driver is just being loaded
 CONTEXT_MB = 600  # what a CUDA context, its libraries and kernels take before a job has allocated anything
-SEED_MB = 64  # networks, their moments and activations of one seed: a guess, until an attempt has told its peak
+SEED_MB = 64  # networks, their moments and activations of one seed: a guess, until an attempt has reported its peak
 MARGIN = 1.1  # on a measured peak
 MB = 1 << 20
 UNLISTED = ("/dev/kfd", "/dev/nvidiactl", "/dev/dxg")  # there where a driver of cards is
@@ -57,7 +57,7 @@ class Inventory:
 
 @dataclass(frozen=True)
 class Need:
-    """What one job takes. ``card``: None (it stays on the CPU), "any", or the number of a card; ``firm``: the memory was asked for."""
+    """What one job needs. ``card``: None (CPU only), "any", or the number of a card; ``firm``: the memory was set by the user."""
 
     threads: int = 1
     card: int | str | None = None
@@ -80,7 +80,7 @@ def need(spec: Mapping[str, Any], cards: bool, dataset_bytes: int = 0, peak_byte
     Args:
         cards: whether there are any: without, ``device: auto`` is the CPU.
         dataset_bytes: of the whole dataset, which is kept on the card where it fits.
-        peak_bytes: the largest use that an attempt of the job has told of.
+        peak_bytes: the largest use that an attempt of the job has reported.
     """
     device, threads = str(spec.get("device") or "auto"), int(spec.get("threads") or 1)
     if device == "cpu" or (device == "auto" and not cards):

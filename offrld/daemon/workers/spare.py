@@ -1,6 +1,6 @@
 """Workers that are started ahead: they have torch and the algorithms loaded and wait for the next train job on their stdin.
 
-A spare worker is no job: it is counted nowhere, holds no card and sleeps until it is given one. It ends with the daemon's end of its pipe,
+A spare worker is not a job: it counts nowhere, holds no card and sleeps until it gets a job. It ends with the daemon's end of its pipe,
 whatever becomes of the daemon.
 """
 
@@ -68,7 +68,7 @@ class Spares:
         return "ready" if any(spare.ready for spare in self._spares) else "starting"
 
     async def fill(self) -> None:
-        """Start what is missing. A machine that cannot is told of in the log and tried again later."""
+        """Start the missing spare workers. A failure is logged and tried again later."""
         if self._filling:
             return
         self._filling = True
@@ -143,7 +143,7 @@ class Spares:
 
     async def _watch(self, spare: _Spare) -> None:
         status = await spare.worker.wait()
-        if spare in self._spares:  # nobody's yet, and not told to end
+        if spare in self._spares:  # not assigned, and not stopped
             self._spares.remove(spare)
             self._not_before = asyncio.get_running_loop().time() + FAILED_S
             log.warning("a spare worker ended with status %d; see %s", status, self._state.cache / "spare.log")

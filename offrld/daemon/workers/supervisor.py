@@ -1,4 +1,4 @@
-"""Starts the workers of queued jobs, follows them, and decides what becomes of a job when its worker ends.
+"""The supervisor: starts the workers of queued jobs, follows them, and records how each attempt ends.
 
 Two lanes with slots of their own: a short import or export never waits behind a long training. Train jobs share cards and CPU threads
 besides. The record of a worker is its events.jsonl; its stdout only says that there is something new to take over, and that it lives.
@@ -79,7 +79,7 @@ Work = Callable[[Attempt], Awaitable[Exit]]
 
 
 class Supervisor:
-    """``run`` until ``stop``; ``wake`` when a job may have become startable; ``tell`` a running worker to pause or cancel."""
+    """``run`` until ``stop``; ``wake`` when a job may have become startable. Other methods pass messages to running workers."""
 
     def __init__(
         self,
@@ -108,7 +108,7 @@ class Supervisor:
         self._spares = Spares(executor, state, settings.workers.spare, settings.workers.spare_idle_s)
         # What there is, once `run` has looked.
         self.devices = placement.Pool(placement.Inventory(settings.devices.threads or placement.threads_here()))
-        # Looked for before anything is started here, so that all that is found is a former daemon's.
+        # Read before this daemon starts anything, so that all of them are a former daemon's.
         self._leftovers = leftovers(state.root)
         self._largest = WORKER_BYTES  # of a train worker that was seen
         self._short = False  # jobs wait for memory
@@ -120,7 +120,7 @@ class Supervisor:
 
     @property
     def spare(self) -> str | None:
-        """How the worker that is kept warm is: ready, starting, or None, because there is none."""
+        """State of the spare worker: ready, starting, or None if there is none."""
         return self._spares.state
 
     def wake(self) -> None:
@@ -128,7 +128,7 @@ class Supervisor:
         self._wake.set()
 
     def tell(self, job: str, what: str) -> None:
-        """Pass on a recorded pause or cancel; a worker that has not ended after its grace is killed with its whole process group."""
+        """Pass on a recorded pause or cancel; a worker that stays after its grace period is killed with its process group."""
         attempt = self._attempts.get(job)
         if attempt is None or attempt.worker is None or not what:
             return  # its worker is being started and gets what is recorded afterwards, or has just ended
@@ -144,13 +144,13 @@ class Supervisor:
         await orphans.adopt_all(self._state, self._database)
 
     async def tell_pinned(self, dataset: str) -> None:
-        """Tell the worker that writes the dataset which of its snapshots jobs use now: a bounded one evicts nothing of them."""
+        """Send the worker that writes the dataset the snapshots in use: a bounded dataset evicts nothing of them."""
         for attempt in list(self._attempts.values()):
             if attempt.job.dataset == dataset and attempt.job.kind in MAKES_STEPS and attempt.worker is not None:
                 attempt.worker.send({"type": "pinned", "snapshots": await self._database.read(datasets.pinned, dataset)})
 
     async def run(self) -> None:
-        """Put back what a former daemon left running, then start jobs as slots get free, until `stop`. After `prepare`."""
+        """Requeue what a former daemon left running, then start jobs as slots get free, until `stop`. Call `prepare` first."""
         await self._recover()
         chosen = self._settings.devices
         self.devices.inventory = await placement.inventory(chosen.cards, chosen.slots, chosen.memory_mb, chosen.threads)
@@ -174,7 +174,7 @@ class Supervisor:
                 await asyncio.wait_for(self._wake.wait(), wait)
 
     async def stop(self) -> None:
-        """Stop all workers: they have the grace to make a checkpoint, and their jobs go back to the queue."""
+        """Stop all workers: they have the grace period for a checkpoint, and their jobs go back to the queue."""
         self._stopping = True
         self._wake.set()
         for attempt in self._attempts.values():
@@ -279,7 +279,7 @@ class Supervisor:
             if worker is not None:
                 status = await self._run_worker(attempt, worker)
                 unassign(self._state.root, worker.name)
-                # A spare that was dying as it got the job (the kernel likes to end those that sleep) says nothing about the job.
+                # A spare that was dying as it got the job (idle processes are the OOM killer's first choice) says nothing about the job.
                 if attempt.vital.heard or attempt.lost:
                     return await self._exit(attempt, status, began)
                 log.warning("job %s: its spare worker was gone (status %d), another is started", job.id, status)
@@ -304,7 +304,7 @@ class Supervisor:
     async def _run_worker(self, attempt: Attempt, worker: LocalWorker) -> int:
         """Give the worker its job and wait for its end; the return code."""
         job = attempt.job
-        if attempt.worker is None:  # one that takes the place of a dead spare worker is no second start
+        if attempt.worker is None:  # the replacement of a dead spare worker is not a second start
             self.observer.worker_started(job)
         attempt.worker = worker
         attempt.oom = OomCounter(worker.pid)
@@ -355,8 +355,8 @@ class Supervisor:
         }
 
     async def _exit(self, attempt: Attempt, status: int, began: int) -> Exit:
-        """How the worker ended; ``began``: the size of its log when the attempt began."""
-        # What it did longer ago was not to this worker, which lived on.
+        """Describe how the worker ended; ``began``: size of its log at the start of the attempt."""
+        # An older count was for another process: this worker lived on.
         oom = attempt.oom is not None and (attempt.oom.grown() or time.monotonic() - attempt.oom_at < OOM_S)
         line, tail = await asyncio.to_thread(log_tail, self._state.run(attempt.job.id).log, began)
         if attempt.lost and status == -signal.SIGKILL:
@@ -384,7 +384,7 @@ class Supervisor:
         attempt.worker.kill()
 
     async def _follow(self, attempt: Attempt) -> None:
-        """Take over what the worker writes, as it comes."""
+        """Take over the worker's events as they come."""
         job = attempt.job
         started = False
         while True:
@@ -398,13 +398,13 @@ class Supervisor:
                 if await self._database.write(queue.progress, job.id, job.attempt, self._state.run(job.id).events):
                     attempt.news.set()
             except Exception as error:  # the lines stay in the file and are taken over later
-                known = isinstance(error, OffrlError | OSError)
-                log.error("job %s: its progress cannot be recorded: %s", job.id, error, exc_info=None if known else error)
+                expected = isinstance(error, OffrlError | OSError)
+                log.error("job %s: its progress cannot be recorded: %s", job.id, error, exc_info=None if expected else error)
                 await asyncio.sleep(RETRY_S)
                 attempt.news.set()
 
     async def _finish(self, attempt: Attempt, how: Exit) -> Job:
-        """Record the end; where the disk is full, as soon as it is not."""
+        """Record the end; on a full disk, as soon as there is space."""
         job = attempt.job
         record: Path | None = self._state.run(job.id).events
         while True:
@@ -425,14 +425,14 @@ class Supervisor:
                 log.warning("job %s: its use of the card cannot be recorded: %s", attempt.job.id, error)
 
     async def _note_steps(self, job: Job) -> None:
-        """Steps that the worker has left and not told of."""
+        """Add the steps that a dead worker did not report."""
         try:
             await orphans.note(self._state, self._database, job)
         except Exception:  # they are looked for again when the daemon starts
             log.exception("job %s: what it has left cannot be looked at", job.id)
 
     async def _tidy(self, job: Job) -> None:
-        """What an import no longer needs. The upload of one that crashed is kept for a retry until it expires."""
+        """Delete what an import no longer needs. The upload of one that crashed is kept for a retry until it expires."""
         if job.kind != "import" or job.state == JobState.QUEUED:
             return
         known = job.dataset in await self._database.read(datasets.known)
@@ -442,14 +442,14 @@ class Supervisor:
             await asyncio.to_thread(self._uploads.remove, job.spec["upload"])
 
     def _limit(self, attempt: Attempt, seconds: float) -> None:
-        """Kill the worker if it is still there after so long."""
+        """Kill the worker if it is still there after ``seconds``."""
         if attempt.deadline is not None:
             attempt.deadline.cancel()
         assert attempt.worker is not None
         attempt.deadline = asyncio.get_running_loop().call_later(seconds, attempt.worker.kill)
 
     def _release(self, attempt: Attempt) -> None:
-        """The daemon stops: close the control pipe, which tells the worker so."""
+        """Close the control pipe: the worker stops, as the daemon does."""
         attempt.lost = True
         if attempt.worker is not None:
             attempt.worker.close_stdin()
@@ -457,12 +457,12 @@ class Supervisor:
 
     # -------------------------------------------------------------------------------------------------------------- recover
     async def _recover(self) -> None:
-        """Jobs that were running when a former daemon ended go back to the queue, once their old workers are gone."""
-        found, self._leftovers = self._leftovers, {}
+        """Return the jobs that a former daemon left running to the queue, once their old workers are gone."""
+        leftover, self._leftovers = self._leftovers, {}
         jobs = await self._database.read(queue.running)
         running = {job.id for job in jobs}
         for job in jobs:
-            pids = found.get(job.id, [])
+            pids = leftover.get(job.id, [])
             log.info("job %s: was running when the daemon ended%s", job.id, f"; ending its processes {pids}" if pids else "")
 
             async def old(attempt: Attempt, pids: list[int] = pids) -> Exit:
@@ -471,7 +471,7 @@ class Supervisor:
                 return Exit(lost=True)
 
             self._begin(job, old)
-        for name, pids in found.items():
+        for name, pids in leftover.items():
             if name not in running:
                 self._spawn(end_leftovers(self._state.root, name, pids, self._settings.grace.stop_s))
 
@@ -500,7 +500,7 @@ class Supervisor:
 
 
 class _Fitting:
-    """Asked by `queue.claim` about the waiting train jobs in their order; ``place`` is the place of the one that it said yes to."""
+    """`queue.claim` calls it with the waiting train jobs in order; ``place`` is that of the job that it accepted."""
 
     def __init__(self, pool: placement.Pool) -> None:
         self._cards, self._plan = bool(pool.inventory.cards), pool.plan()
