@@ -31,7 +31,7 @@ MAY = {
     "importers": {"importers", "settings"},
     "export": OUTPUTS,
     "evaluate": OUTPUTS,
-    "collect": OUTPUTS | {"inprocess"},
+    "collect": OUTPUTS,
     "inprocess": OUTPUTS | {"inprocess"},
     "datasets": OUTPUTS | {"datasets", "inprocess"},
     "worker": OUTPUTS | {"datasets", "worker", "inprocess"},

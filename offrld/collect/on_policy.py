@@ -214,7 +214,7 @@ class OnPolicy:
     def _seen(self, batch: CollectedBatch) -> dict[str, np.ndarray]:
         """What was acted on, with stacked frames where the learner stacks them, ``[N, T, ...]`` each."""
         if self._playing.stacks:
-            return {name: np.stack([seen[name] for seen in self._playing.seen], axis=1) for name in self.learner.space_.observation}
+            return {name: np.stack([seen[name] for seen in self._playing.seen], axis=1) for name in self.learner.actor.space.observation}
         return self._fields(batch.observation)
 
     def _next_values(self, value: np.ndarray, batch: CollectedBatch, seen: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -232,7 +232,7 @@ class OnPolicy:
 
     def _fields(self, observation: Any) -> dict[str, np.ndarray]:
         """Observations by the names of the learner's fields."""
-        return observation if isinstance(observation, dict) else {next(iter(self.learner.space_.observation)): observation}
+        return observation if isinstance(observation, dict) else {next(iter(self.learner.actor.space.observation)): observation}
 
     # ------------------------------------------------------------------------------------------------------------- updates
     def _learn(self, seen: Mapping[str, np.ndarray], taken: Mapping[str, np.ndarray]) -> None:
@@ -254,7 +254,7 @@ class _Playing(LearnerBehaviour):
     def __init__(self, learner: Learner, check: Callable[[], None]) -> None:
         super().__init__(learner)
         self._check = check
-        self.stacks = learner.space_.frame_stack > 1
+        self.stacks = learner.actor.space.frame_stack > 1
         self.begin(0)
 
     def begin(self, step: int) -> None:
@@ -265,7 +265,7 @@ class _Playing(LearnerBehaviour):
         self._check()
         seen = self._stacked(observations, starts)
         if self.stacks:
-            fields = seen if isinstance(seen, Mapping) else {next(iter(self._learner.space_.observation)): seen}
+            fields = seen if isinstance(seen, Mapping) else {next(iter(self._learner.actor.space.observation)): seen}
             self.seen.append({name: each.copy() for name, each in fields.items()})
         played: Played = self._learner.play(seen, step=self.step)
         self.step += 1

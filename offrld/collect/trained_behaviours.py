@@ -21,11 +21,12 @@ def as_behaviour(policy: Any, *, deterministic: bool | None = None) -> Behaviour
 
     Args:
         policy: None or ``random`` (uniform actions), ``normal`` (normal ones), a behaviour, an `offrl.Policy` or the path of a policy
-            file, a learner, a loaded model of Stable-Baselines3 (anything with its ``predict``), or a callable of one observation.
+            file, a learner or a loaded seed, a loaded model of Stable-Baselines3 (anything with its ``predict``), or a callable of one
+            observation.
         deterministic: the greedy action instead of a drawn one, of learners and models; None: drawn.
 
     Raises:
-        InvalidInput: it is none of these; or a drawn action is asked of a policy file, which has greedy ones only.
+        InvalidInput: none of these; or drawn actions of a policy file, which has greedy ones only.
     """
     if policy is None or policy == "random":
         return RandomBehaviour()
@@ -37,7 +38,7 @@ def as_behaviour(policy: Any, *, deterministic: bool | None = None) -> Behaviour
         return PolicyBehaviour(policy if isinstance(policy, Policy) else Policy(policy))
     if hasattr(policy, "begin_episode") and hasattr(policy, "act"):
         return policy
-    if hasattr(policy, "space_") and hasattr(policy, "predict") and hasattr(policy, "sample"):
+    if is_learner(policy):
         return LearnerBehaviour(policy, deterministic=bool(deterministic))
     if hasattr(policy, "predict"):
         return ModelBehaviour(policy, deterministic=bool(deterministic))
@@ -88,27 +89,30 @@ class PolicyBehaviour:
 
 
 class LearnerBehaviour:
-    """A learner of ours: its greedy actions, or drawn ones (``sample``), whose numbers depend on seed and count of steps alone.
+    """A trained policy: its greedy actions, or drawn ones (``sample``), whose random numbers depend on seed and count of steps alone.
 
     Args:
-        seed: which of the trained seeds; by default the first.
+        learner: a learner, an `offrld.engine.learner.actor.Actor` or an `offrld.Loaded`; the actions of a learner follow its updates.
+        seed: a trained one; by default the first.
         deterministic: greedy actions.
     """
 
     def __init__(self, learner: Any, *, deterministic: bool = False, seed: int | None = None) -> None:
-        self._learner, self._seed, self._deterministic = learner, seed, deterministic
+        self._learner: Any = learner if hasattr(learner, "predict") else learner.actor
+        self._seed, self._deterministic = seed, deterministic
         self.step = 0
-        self.name = f"{learner.algorithm.name} {'greedy' if deterministic else 'sampled'}"
+        self.name = f"{learner.actor.run.algorithm.name} {'greedy' if deterministic else 'sampled'}"
         self._space: Any = None
         self._stacks: Stacks | None = None
         self._start = True
 
     @classmethod
     def load(cls, path: str, *, deterministic: bool = False, seed: int | None = None) -> LearnerBehaviour:
-        """Of a checkpoint, or of a job's run folder; made where it acts, in a worker process say."""
-        from offrld.inprocess.training import load
+        """The policy of a checkpoint, or of a job's run folder, for example in a worker process."""
+        from offrld.algos import get  # torch: other behaviours do without
+        from offrld.engine.learner.loaded import Loaded, actor_of
 
-        return cls(load(path, device="cpu", runner="eager"), deterministic=deterministic, seed=seed)
+        return cls(actor_of(Loaded.read_all(path, get)), deterministic=deterministic, seed=seed)
 
     def check(self, env: Any, name: str) -> None:
         """`InvalidInput` unless the environment's spaces are the learner's."""
@@ -123,13 +127,13 @@ class LearnerBehaviour:
     def act(self, observation: Any) -> Any:
         observation = _fields(observation)
         several = isinstance(observation, Mapping)
-        batch = {name: np.asarray(each)[None] for name, each in observation.items()} if several else np.asarray(observation)[None]
+        batch = {name: np.asarray(value)[None] for name, value in observation.items()} if several else np.asarray(observation)[None]
         action = self.act_batch(batch, np.array([self._start]))[0]
         self._start = False
         return action
 
     def begin_batch(self, action_space: Any, count: int, rng: np.random.Generator) -> None:
-        space = self._learner.space_
+        space = self._learner.actor.space
         self._to_env = action_converter(action_space)
         if space.frame_stack > 1:
             shapes = {name: shape for name, (_, shape) in space.observation.items()}
@@ -144,19 +148,19 @@ class LearnerBehaviour:
         return self._to_env(self._learner.sample(observations, seed=self._seed, step=self.step))
 
     def _stacked(self, observations: Any, starts: np.ndarray) -> Any:
-        """What the networks see: the observations by field, with those before them where frames are stacked."""
+        """The networks' input: the observations by field, with the frames before them if frames are stacked."""
         observations = _fields(observations)
         return observations if self._stacks is None else self._stacks.push(observations, starts)
 
     def weights(self) -> dict[str, np.ndarray]:
-        return {name: value.detach().cpu().numpy() for name, value in self._learner.state.params.items()}
+        return {name: value.detach().cpu().numpy() for name, value in self._learner.actor.params.items()}
 
     def load_weights(self, arrays: Mapping[str, np.ndarray]) -> None:
         import torch
 
-        params = self._learner.state.params
+        params = self._learner.actor.params
         if params.keys() != arrays.keys():
-            raise InvalidInput("the weights are of other networks", hint="send those of the learner that the workers began with")
+            raise InvalidInput("the weights are of other networks", hint="send those of the learner that the workers started with")
         with torch.no_grad():
             for name, value in arrays.items():
                 params[name].copy_(torch.from_numpy(np.array(value)))
@@ -168,16 +172,21 @@ class LearnerBehaviour:
         self.step = int(state["step"])
 
 
+def is_learner(policy: Any) -> bool:
+    """Whether a policy is a learner, an actor or a loaded seed: models of other libraries may have an ``actor`` too, a mere network."""
+    return hasattr(getattr(policy, "actor", None), "predict_value")
+
+
 def check_learner(learner: Any, observation_space: Any, action_space: Any, name: str) -> None:
     """`InvalidInput` unless a learner can act in an environment of these spaces."""
     from gymnasium.spaces import Box, Discrete
 
     hint = "act in the environment of its dataset"
-    space, fields = learner.space_, observation_fields(observation_space)
-    given = fields if "" not in fields else {next(iter(space.observation)): fields[""]} if len(space.observation) == 1 else {}
+    space, fields = learner.actor.space, observation_fields(observation_space)
+    named = fields if "" not in fields else {next(iter(space.observation)): fields[""]} if len(space.observation) == 1 else {}
     for field, (_, shape) in space.observation.items():
-        if field not in given or given[field].shape != tuple(shape):
-            seen = f"of shape {list(given[field].shape)}" if field in given else f"not among {', '.join(fields) or 'its fields'}"
+        if field not in named or named[field].shape != tuple(shape):
+            seen = f"of shape {list(named[field].shape)}" if field in named else f"not among {', '.join(fields) or 'its fields'}"
             raise InvalidInput(f"{name}: observation {field!r} is {seen}, the policy takes {list(shape)}", hint=hint)
     if space.discrete:
         if not isinstance(action_space, Discrete) or action_space.n != space.action_size:
@@ -214,7 +223,7 @@ class ModelBehaviour:
 
 
 class Stacks:
-    """The last ``count`` frames of each of ``envs`` episodes, joined along the first axis, the newest last; zeros before the begin.
+    """The last ``count`` frames of each of ``envs`` episodes, joined along the first axis, the newest last; zeros before the start.
 
     Args:
         shapes, dtypes: of one frame of each field.
@@ -227,18 +236,18 @@ class Stacks:
 
     def push(self, frames: Any, starts: np.ndarray) -> Any:
         """Add one frame ``[envs, ...]`` of each field; the stacks, valid until the next call."""
-        given = frames if isinstance(frames, Mapping) else {self._only: frames}
+        named = frames if isinstance(frames, Mapping) else {self._only: frames}
         for name, stacked in self._stacked.items():
-            size, frame = self._size[name], np.asarray(given[name])
+            size, frame = self._size[name], np.asarray(named[name])
             stacked[starts] = 0
-            stacked[:, :-size] = stacked[:, size:]  # NumPy minds the overlap
+            stacked[:, :-size] = stacked[:, size:]  # NumPy handles the overlap
             stacked[:, -size:] = frame.reshape(len(frame), size, *stacked.shape[2:])
         return self._stacked if self._only is None else self._stacked[self._only]
 
 
 def _fields(observation: Any) -> Any:
-    """The observation by the names that policies know: nested ones are joined by dots."""
+    """The observation by the names that policies use: dots join the names of nested fields."""
     return flat(observation) if isinstance(observation, Mapping) else observation
 
 
-__all__ = ["LearnerBehaviour", "ModelBehaviour", "PolicyBehaviour", "Stacks", "as_behaviour", "check_learner"]
+__all__ = ["LearnerBehaviour", "ModelBehaviour", "PolicyBehaviour", "Stacks", "as_behaviour", "check_learner", "is_learner"]

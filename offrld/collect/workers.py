@@ -27,7 +27,7 @@ from offrld.collect.batches import ABSENT, CollectedBatch, complete_trajectories
 from offrld.collect.environments import Environments
 from offrld.collect.into import SYNC_SHARE, open_writer
 from offrld.collect.spaces import schema_of_spaces
-from offrld.collect.trained_behaviours import LearnerBehaviour, as_behaviour
+from offrld.collect.trained_behaviours import LearnerBehaviour, as_behaviour, is_learner
 from offrld.collect.transport import pack, unpack
 from offrld.collect.worker_process import from_arrays, serve
 
@@ -116,8 +116,8 @@ class _Workers(abc.ABC):
             opened.close()
 
     def _shipped(self, policy: Any, factory: Any, deterministic: bool | None) -> tuple[Any, Callable[[], Any] | None]:
-        """What goes to a new process: the policy, or what makes it there."""
-        if factory is not None or not hasattr(policy, "space_"):
+        """What goes to a new process: the policy, or the function that makes it there."""
+        if factory is not None or not (is_learner(policy) and hasattr(policy, "save")):
             return policy, factory
         folder = tempfile.TemporaryDirectory(prefix="offrl-collect-")
         self._closing.callback(folder.cleanup)

@@ -51,7 +51,7 @@ class SB3Wrapper:
                 raise InvalidInput("this policy remembers the steps before, which predict does not know", hint="use policy.act in a loop")
             shapes = algo.observation_shapes
         else:
-            shapes = {name: shape for name, (_, shape) in algo.space_.inputs.items()}
+            shapes = {name: shape for name, (_, shape) in algo.actor.space.inputs.items()}
         single, batch = _batched(observation, shapes)
         if isinstance(algo, Policy) or deterministic:
             actions = algo.predict(batch)

@@ -10,6 +10,7 @@ from collect_envs import Counting
 import offrld
 from offrl import Policy
 from offrl.errors import InvalidInput
+from offrld.algos import get
 from offrld.collect import (
     Collector,
     ConstantEpsilonGreedy,
@@ -52,6 +53,25 @@ def test_a_learner_acts_greedily_or_draws(learner):
     assert np.abs(drawn.flat().action - learner.predict(drawn.flat().observation)).max() > 0.1
     with pytest.raises(InvalidInput, match="CartPole-v1: observation 'observation' is of shape"):
         Collector("CartPole-v1", learner)
+
+
+def test_a_loaded_seed_acts_as_its_learner_does_without_becoming_one(tmp_path):
+    config = {"actor_encoder.units": [16], "critic_encoder.units": [16], "observation_scaler.type": "min_max"}
+    learner = offrld.build("sac", env="Pendulum-v1", config=config, seeds=[3, 5])
+    learner.save(tmp_path / "run.safetensors")
+    loaded = offrld.Loaded.read(tmp_path / "run.safetensors", get, seed=5)
+    for deterministic in (False, True):
+        behaviours = (
+            LearnerBehaviour(learner, deterministic=deterministic, seed=5),
+            LearnerBehaviour.load(str(tmp_path / "run.safetensors"), deterministic=deterministic, seed=5),
+            as_behaviour(loaded, deterministic=deterministic),
+        )
+        steps = [Collector("Pendulum-v1", behaviour, frames_per_batch=20).rollout().action for behaviour in behaviours]
+        np.testing.assert_array_equal(steps[1], steps[0])
+        np.testing.assert_array_equal(steps[2], steps[0])
+    seen = np.zeros((2, 3), np.float32)
+    values = learner.predict_value(seen, steps[0][:2], seed=5)
+    np.testing.assert_array_equal(loaded.actor.predict_value(seen, steps[0][:2]), values)
 
 
 def test_a_learner_s_weights_go_to_its_workers(learner):

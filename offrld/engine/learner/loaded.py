@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -126,8 +127,9 @@ class Loaded:
         """The target copies."""
         return _below("target/", self.tensors)
 
+    @cached_property
     def actor(self) -> Actor:
-        """An actor with these parameters, on the CPU."""
+        """Acts with these parameters, on the CPU."""
         return actor_of([self])
 
     def policy(self) -> PolicyModule:
