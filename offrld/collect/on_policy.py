@@ -18,7 +18,7 @@ from offrld.collect.batches import CollectedBatch
 from offrld.collect.collector import Collector
 from offrld.collect.trained_behaviours import LearnerBehaviour
 from offrld.engine import Learner
-from offrld.engine.learner.acting import Played
+from offrld.engine.learner.actor import Played
 
 ORDER = rng.stream_id("rollout order")
 REWARD_DISCOUNT, REWARD_LIMIT, REWARD_EPS = 0.99, 10.0, 1e-8  # of normalised rewards

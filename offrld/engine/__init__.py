@@ -1,6 +1,5 @@
 """The engine: the form of an algorithm, and the learner that turns losses into updates."""
 
-from offrld.engine.batches.feed import Scalers
 from offrld.engine.definition.algorithm import (
     ActionConfig,
     Algorithm,
@@ -18,6 +17,7 @@ from offrld.engine.definition.algorithm import (
     Windows,
 )
 from offrld.engine.definition.optimizer import Optimizer
+from offrld.engine.definition.run import Scalers
 from offrld.engine.definition.space import Space
 from offrld.engine.learner.data import Dataset
 from offrld.engine.learner.learner import Learner

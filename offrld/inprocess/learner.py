@@ -31,7 +31,7 @@ class Learner(engine.Learner):
         """
         from offrld.export.learner import export_learner  # onnx and its exporter: not needed before the first export
 
-        return export_learner(self, path, self._seed(seed))
+        return export_learner(self, path, self.trainer.run.seed(seed))
 
     def check_export(self) -> None:
         """Raise `CheckFailed` where the policy, as it is now, cannot be exported as ONNX."""

@@ -32,7 +32,7 @@ class Case:
             value += 0.2 * torch.randn(value.shape, generator=random, dtype=torch.float64)
         self.config, self.nets = self.learner.config, self.learner.nets
         self.state = self.learner.state.of_seed(0, {})
-        self.batch = self.learner._batches(0)[0]
+        self.batch = self.learner.trainer.batches(0)[0]
         assert (self.batch.mask == 0).any() and (self.batch.timesteps > 8).any()
         torch.set_default_dtype(torch.float64)
         try:
@@ -136,7 +136,7 @@ def test_the_rate_rises_with_the_tokens_then_falls_as_a_cosine_to_a_tenth(discre
 
 def test_tokens_are_counted_by_updates_and_kept_in_checkpoints(discrete_store, tmp_path):
     learner = discrete_case(discrete_store).learner
-    expected = sum(learner._batches(k)[0].mask.sum().item() for k in range(3))
+    expected = sum(learner.trainer.batches(k)[0].mask.sum().item() for k in range(3))
     learner.run(3)
     assert learner.state.carry["tokens"].item() == expected
     learner.save(tmp_path / "three.safetensors")

@@ -48,7 +48,7 @@ def shifted(batch, offset: int):
 def test_every_batch_begins_on_a_boundary_whatever_feeds_it(feed, values, stacked, continuous_store):
     learner = cheap_learner(ALGORITHMS["td3_bc"], continuous_store, {**ODD, **values}, seeds=[0, 3], feed=feed, stacked=stacked)
     for k in range(3):
-        for batch in learner._batches(k):
+        for batch in learner.trainer.batches(k):
             begins = {tensor.data_ptr() % BOUNDARY for tensor in tensors_of(batch) if tensor.is_floating_point()}
             assert begins == {0}
 
@@ -59,7 +59,7 @@ def test_updates_have_the_same_bits_wherever_their_batches_lie(name, linear, sto
     algorithm = ALGORITHMS[name]
     right, *others = (cheap_learner(algorithm, store_for(algorithm), ODD, linear=linear) for _ in range(3))
     for k in range(3):
-        (batch,) = right._batches(k)
+        (batch,) = right.trainer.batches(k)
         right.update(shifted(batch, 0))
         for learner, offset in zip(others, (1, 5), strict=True):
             learner.update(shifted(batch, offset))

@@ -30,7 +30,11 @@ def same_state(one, other):
 def rows_seen(learner, **options):
     """The rows of every batch of a fit."""
     seen = []
-    callback = lambda learner, epoch, step: seen.append(learner._feeds[0].source.raw(step - 1 + learner._behind).batch.index.tolist())  # noqa: E731
+
+    def callback(learner, epoch, step):
+        feeds = learner.trainer.feeds
+        seen.append(feeds.several_steps[0].source.samples(step - 1 + feeds.selection.offset).batch.index.tolist())
+
     learner.fit(callback=callback, **options)
     return seen
 
@@ -205,7 +209,7 @@ def test_predict_sample_and_values(continuous_store, discrete_store):
     y = np.array(discrete_store.column("observation")[:1]).repeat(4000, 0)
     shares = np.bincount(soft.sample(y), minlength=3) / 4000
     with torch.no_grad():
-        expected = torch.softmax(soft._acted(y[:1], None), -1)[0].numpy()
+        expected = torch.softmax(soft.actor._acted(y[:1], None), -1)[0].numpy()
     np.testing.assert_allclose(shares, expected, atol=0.04)
     assert soft.predict(y[:2]).dtype == np.int64
     assert soft.predict_value(y[:2], [0, 2]).shape == (2,)
@@ -278,8 +282,8 @@ def test_a_run_starts_from_another_ones_networks(continuous_store, discrete_stor
     assert np.array_equal(started.predict(x, seed=2), source.predict(x, seed=2))  # its own, scaled as it was
     assert np.array_equal(started.predict(x, seed=9), source.predict(x, seed=1))  # or the first
     assert any("scaled as in" in text for text in told)
-    assert started.step == 0 and started._taken["train.critic"] == 5
-    assert build("iql", continuous_store, start=source, fresh_optimizer=True)._taken["train.critic"] == 0
+    assert started.step == 0 and started.trainer.moves["train.critic"] == 5
+    assert build("iql", continuous_store, start=source, fresh_optimizer=True).trainer.moves["train.critic"] == 0
     part = build("iql", continuous_store, seeds=[2], start=source, transfer="critics")
     assert torch.equal(part.state.params["value.head.bias"][0], source.state.params["value.head.bias"][1])
     assert not torch.equal(part.state.params["actor.head.bias"][0], source.state.params["actor.head.bias"][1])

@@ -15,6 +15,7 @@ from offrld.algos import ALGORITHMS, bc
 from offrld.engine import Learner, Optimizer, Stage, Step
 from offrld.engine.definition import rules
 from offrld.engine.definition.optimizer import parts_of
+from offrld.engine.learner.runner_choice import choose_graph, chunks_agree
 from offrld.engine.updates import graph as graphs
 from offrld.engine.updates.graph import Chunks, Pattern, moved_alike
 from offrld.nets.aligned import BOUNDARY
@@ -40,7 +41,7 @@ def chunked(learner, length, *, met=1):
         return run
 
     learner.use_chunks(capture, length)
-    learner._chunks._met = Always(met)
+    learner.trainer.chunks._met = Always(met)
     return seen
 
 
@@ -78,7 +79,7 @@ def test_chunks_give_the_bits_of_single_updates(algorithm, stacked, store_for):
     assert sum(seen) == 11
     assert_equal(ends(together), ends(single))
     assert together.metrics() == single.metrics()
-    assert together._taken == single._taken
+    assert together.trainer.moves == single.trainer.moves
 
 
 @pytest.mark.parametrize("linear", ["torch", "onednn"])
@@ -89,8 +90,8 @@ def test_chunks_multiply_as_single_updates_do_and_each_of_their_batches_lies_as_
     single, together = (learner_of(algorithm, store_for(algorithm), values, seeds=[0, 3], linear=linear) for _ in "ab")
     single.run(8)
     seen = chunked(together, 4)
-    apply = together._updater.apply
-    together._updater.apply = lambda due, batches, taken: begins.update(map(begin, batches)) or apply(due, batches, taken)
+    apply = together.trainer.updater.apply
+    together.trainer.updater.apply = lambda due, batches, taken: begins.update(map(begin, batches)) or apply(due, batches, taken)
     together.run(8)
     assert seen == [4, 4]
     assert begins == {0}
@@ -176,7 +177,7 @@ def test_no_more_graphs_are_captured_than_are_allowed(continuous_store, monkeypa
     monkeypatch.setattr(graphs, "GRAPHS", 2)
     learner, captured = learner_of(bc.ALGORITHM, continuous_store), []
     learner.use_chunks(lambda chunk: captured.append(chunk) or chunk, 8)
-    learner._chunks._met = Always(2)
+    learner.trainer.chunks._met = Always(2)
     for updates in (1, 2, 3, 4, 1, 2):
         learner.run(updates)
     assert len(captured) == 2
@@ -214,7 +215,7 @@ def test_a_chunk_reads_nothing_back(algorithm, store_for):
         return run
 
     learner.use_chunks(capture, 3)
-    learner._chunks._met = Always(1)
+    learner.trainer.chunks._met = Always(1)
     learner.run(3)
     assert not found
 
@@ -233,10 +234,10 @@ def test_the_first_updates_are_compared_and_nothing_moves(name, store_for):
     learner = learner_of(ALGORITHMS[name], store_for(ALGORITHMS[name]), seeds=[0, 1])
     learner.use_chunks(lambda chunk: chunk, 4)
     before = ends(learner)
-    assert learner._chunks_agree()
+    assert chunks_agree(learner.trainer)
     assert_equal(ends(learner), before)
     assert learner.step == 0
-    assert set(learner._taken.values()) == {0}
+    assert set(learner.trainer.moves.values()) == {0}
     assert all(not moments.counts.any() for moments in learner.state.moments.values())
     assert learner.metrics() == {}
 
@@ -251,7 +252,7 @@ def test_a_capture_that_leaves_something_out_is_noticed(continuous_store):
 
     learner = learner_of(ALGORITHMS["td3_bc"], continuous_store)
     learner.use_chunks(forgetful, 4)
-    assert not learner._chunks_agree()
+    assert not chunks_agree(learner.trainer)
     start = [torch.zeros(3)]
     assert moved_alike(start, [torch.ones(3)], [torch.ones(3) * 1.01])
     assert not moved_alike(start, [torch.ones(3)], [torch.tensor([1.0, 1.0, float("nan")])])
@@ -278,20 +279,20 @@ def test_why_there_is_no_graph_is_told_and_losses_go_on_as_they_were(continuous_
     lines = []
     config = bc.ALGORITHM.configure({"batch_size": 8})
     learner = Learner.create(bc.ALGORITHM, config, continuous_store, feed="resident", device="cpu", log=lines.append)
-    monkeypatch.setattr("offrld.engine.learner.chunked_training.cuda_capture", lambda state: lambda chunk: 1 / 0)
-    learner._choose_graph()
+    monkeypatch.setattr("offrld.engine.learner.runner_choice.cuda_capture", lambda state: lambda chunk: 1 / 0)
+    choose_graph(learner.trainer, lines.append)
     assert lines[-1] == "runner: eager, because capturing failed (ZeroDivisionError: division by zero)"
     assert learner.runner == "eager"
     learner.run(3)
-    monkeypatch.setattr("offrld.engine.learner.chunked_training.cuda_capture", lambda state: lambda chunk: chunk)
-    learner._choose_graph()
+    monkeypatch.setattr("offrld.engine.learner.runner_choice.cuda_capture", lambda state: lambda chunk: chunk)
+    choose_graph(learner.trainer, lines.append)
     assert lines[-1].startswith("runner: graph, 32 updates at a time, losses by eager")
     assert learner.describe_run()["runner"] == "graph"
 
 
 def test_batches_that_are_large_make_chunks_short(continuous_store, monkeypatch):
     learner = learner_of(bc.ALGORITHM, continuous_store)
-    monkeypatch.setattr(graphs, "BATCH_BYTES", 4 * sum(tensor.nbytes for tensor in graphs.tensors_of(learner._batches(0)[0])))
+    monkeypatch.setattr(graphs, "BATCH_BYTES", 4 * sum(tensor.nbytes for tensor in graphs.tensors_of(learner.trainer.batches(0)[0])))
     learner.use_chunks(lambda chunk: chunk)
-    assert learner._chunks.length == 4
-    assert isinstance(learner._chunks, Chunks)
+    assert learner.trainer.chunks.length == 4
+    assert isinstance(learner.trainer.chunks, Chunks)

@@ -70,7 +70,7 @@ def test_several_seeds_train_as_each_would_alone(algorithm, store_for):
 def test_seeds_differ_in_initialisation_batches_and_noise(continuous_store):
     learner = cheap_learner(ALGORITHMS["td3_bc"], continuous_store, seeds=[0, 1])
     assert not torch.equal(learner.state.params["actor.encoder.0.weight"][0], learner.state.params["actor.encoder.0.weight"][1])
-    one, two = learner._batches(0)
+    one, two = learner.trainer.batches(0)
     assert not torch.equal(one.observation, two.observation)
     assert not torch.equal(one.noise["target"], two.noise["target"])
 
@@ -143,7 +143,7 @@ def test_held_out_episodes_are_never_trained_on(continuous_store):
     table = continuous_store.episode_table
     seen = set()
     for k in range(50):
-        rows = learner._feeds[0].source.raw(k).batch.index.numpy()
+        rows = learner.trainer.feeds.several_steps[0].source.samples(k).batch.index.numpy()
         seen |= {int(np.searchsorted(table["first_row"], row, side="right")) - 1 for row in rows}
     assert seen == set(range(12)) - held_out
     assert set(learner.validate()) == {"validation_loss"}
@@ -178,7 +178,7 @@ def test_dict_observations_are_joined_for_the_networks_and_named_in_the_policy(t
     learner = Learner.create(algorithm, algorithm.configure({"batch_size": 8, "observation_scaler": "standard"}), store)
     learner.run(2)
     assert learner.space["observation"] == {"arm": {"dtype": "float64", "shape": [2]}, "load": {"dtype": "float32", "shape": []}}
-    batch = learner._batches(2)[0]
+    batch = learner.trainer.batches(2)[0]
     assert batch.observation.shape == (8, 3)
     assert batch.observation.abs().max() < 5  # standardised, the arm's hundreds too
     action = learner.policy(0)(arm=torch.zeros(4, 2, dtype=torch.float64), load=torch.zeros(4))

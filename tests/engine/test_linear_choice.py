@@ -68,12 +68,12 @@ def test_a_resumed_run_uses_the_product_of_its_checkpoint_and_gives_the_same_bit
 
 def test_a_checkpoint_whose_product_cannot_be_had_goes_on_by_torch_and_says_so(store_for, tmp_path, monkeypatch):
     first = learner_of("bc", store_for, linear="torch")
-    first.linear = "onednn"
+    first.trainer.linear = "onednn"
     first.save(tmp_path / "half.safetensors")
     monkeypatch.setattr(onednn, "present", lambda: False)
     lines = []
     second = learner_of("bc", store_for, lines, linear="auto")
-    second.linear = "torch"
+    second.trainer.linear = "torch"
     second.restore(tmp_path / "half.safetensors")
     assert second.linear == "torch"
     assert any("cannot be had" in line for line in lines)

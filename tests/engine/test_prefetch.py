@@ -16,7 +16,7 @@ import torch
 from offrl_store import Episode, EpisodeStore, Field, Schema
 from offrl_store.errors import SnapshotEvicted
 from offrld.engine.batches.prefetch import HostLane, PrefetchSource
-from offrld.engine.batches.source import Block, HostSource, Raw, Request, each
+from offrld.engine.batches.source import HostSource, Request, Samples, each
 from offrld.engine.definition.algorithm import Noise
 
 CPU = torch.device("cpu")
@@ -31,17 +31,17 @@ REQUESTS = {
 named = pytest.mark.parametrize("request_", list(REQUESTS.values()), ids=list(REQUESTS))
 
 
-def copy_of(raw: Raw) -> Raw:
-    return Raw(each(raw.batch, torch.clone), {name: noise.clone() for name, noise in raw.noise.items()})
+def copy_of(raw: Samples) -> Samples:
+    return Samples(each(raw.batch, torch.clone), {name: noise.clone() for name, noise in raw.noise.items()})
 
 
-def parts(raw: Raw) -> list[torch.Tensor]:
+def parts(raw: Samples) -> list[torch.Tensor]:
     found = []
     each(raw.batch, found.append)
     return found + list(raw.noise.values())
 
 
-def assert_same(one: Raw, other: Raw) -> None:
+def assert_same(one: Samples, other: Samples) -> None:
     assert type(one.batch) is type(other.batch)
     for mine, theirs in zip(parts(one), parts(other), strict=True):
         assert mine.dtype == theirs.dtype
@@ -64,14 +64,14 @@ def threads() -> list[threading.Thread]:
 def test_batches_made_ahead_are_the_hosts_in_any_order(continuous_store, request_):
     host, ahead = HostSource(continuous_store, request_), PrefetchSource(continuous_store, request_, CPU)
     for k in [*range(20), 20, 20, 3, 4, 5, 2**40, 2**40 + 1, 0, 6, 7]:
-        assert_same(ahead.raw(k), host.raw(k))
+        assert_same(ahead.samples(k), host.samples(k))
     ahead.close()
 
 
 def test_a_batch_stays_as_it_is_until_the_next_one_is_asked_for(continuous_store):
     source = PrefetchSource(continuous_store, REQUESTS["transitions"], CPU)
     for k in range(5):
-        raw = source.raw(k)
+        raw = source.samples(k)
         before = copy_of(raw)
         assert made_ahead(source) == [k + 1, k + 2]
         assert_same(raw, before)
@@ -93,15 +93,15 @@ class GateLane(HostLane):
 def test_what_was_begun_before_another_update_was_asked_for_is_dropped(continuous_store):
     lane = GateLane()
     source = PrefetchSource(continuous_store, REQUESTS["transitions"], CPU, lane=lane)
-    source.raw(0)
+    source.samples(0)
     assert made_ahead(source) == [1, 2]
     lane.open.clear()
     lane.reached.clear()
-    source.raw(1)
+    source.samples(1)
     assert lane.reached.wait(60)  # the thread has begun update 3
     opening = threading.Timer(0.05, lane.open.set)
     opening.start()
-    assert_same(source.raw(50), HostSource(continuous_store, REQUESTS["transitions"]).raw(50))
+    assert_same(source.samples(50), HostSource(continuous_store, REQUESTS["transitions"]).samples(50))
     assert made_ahead(source) == [51, 52]  # no block is lost to update 3
     source.close()
 
@@ -125,9 +125,9 @@ def test_stacked_frames_share_their_memory_in_the_block(tmp_path):
     for k in range(6):
         for s, seed in enumerate(request.seeds):
             alone = HostSource(store, Request("transitions", request.arguments, (seed,)))
-            raw = source.raw(k)
-            assert torch.equal(raw.batch.observation[s], alone.raw(k).batch.observation)
-            assert torch.equal(raw.batch.next_observation[s], alone.raw(k).batch.next_observation)
+            raw = source.samples(k)
+            assert torch.equal(raw.batch.observation[s], alone.samples(k).batch.observation)
+            assert torch.equal(raw.batch.next_observation[s], alone.samples(k).batch.next_observation)
     assert raw.batch.observation.untyped_storage().nbytes() < 2 * 8 * (5 * 1600 + 200)
     source.close()
 
@@ -153,31 +153,31 @@ def evicting(tmp_path):
 def test_an_error_in_the_thread_comes_out_as_itself_where_it_happened(tmp_path):
     store, add = evicting(tmp_path)
     source = PrefetchSource(store, Request("transitions", {"batch_size": 4}, (0,)), CPU)
-    source.raw(0)
+    source.samples(0)
     add(4)
     with pytest.raises(SnapshotEvicted, match="were evicted"):
         for k in range(1, 6):  # those made before the episodes went may still come
-            source.raw(k)
+            source.samples(k)
     with pytest.raises(SnapshotEvicted):
-        source.raw(1)  # it can be asked again, and says so again
+        source.samples(1)  # it can be asked again, and says so again
     source.close()
     assert not threads()
 
 
 def test_closing_ends_the_thread_and_refuses_more(continuous_store):
     source = PrefetchSource(continuous_store, REQUESTS["transitions"], CPU)
-    source.raw(0)
+    source.samples(0)
     assert len(threads()) == 1
     source.close()
     source.close()
     assert not threads()
     with pytest.raises(RuntimeError, match="closed"):
-        source.raw(1)
+        source.samples(1)
 
 
 def test_a_source_that_nobody_holds_takes_its_thread_along(continuous_store):
     source = PrefetchSource(continuous_store, REQUESTS["transitions"], CPU)
-    source.raw(0)
+    source.samples(0)
     del source
     gc.collect()
     assert not threads()
@@ -193,7 +193,7 @@ store = EpisodeStore.open({str(continuous_store.path)!r})
 sources = [PrefetchSource(store, Request("transitions", {{"batch_size": 4096}}, (seed,)), torch.device("cpu")) for seed in range(3)]
 for k in range(5):
     for source in sources:
-        source.raw(k)
+        source.samples(k)
 print("done", flush=True)
 raise ValueError("on purpose")
 """
@@ -256,8 +256,8 @@ class ThreadLane:
     def staging(self, size):
         return torch.zeros(size, dtype=torch.uint8)
 
-    def twin(self, layout, host):
-        return Block(layout)
+    def twin(self, host):
+        return host.twin()
 
     def event(self):
         return Event()
@@ -290,10 +290,10 @@ def wrong_updates(store, lane: ThreadLane, updates: int = 60) -> int:
     """Reads each batch on the computing stream only; gives how many were not the host's."""
     request = REQUESTS["seeds"]
     host = HostSource(store, request)
-    expected = [copy_of(host.raw(k)) for k in range(updates)]
+    expected = [copy_of(host.samples(k)) for k in range(updates)]
     source, seen = PrefetchSource(store, request, CPU, lane=lane), {}
     for k in range(updates):
-        raw = source.raw(k)
+        raw = source.samples(k)
         lane.computing.do(lambda k=k, raw=raw: seen.__setitem__(k, copy_of(raw)))
     lane.computing.settle()
     source.close()

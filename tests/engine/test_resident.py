@@ -19,7 +19,7 @@ from offrl_store import Episode, EpisodeStore, Field, Schema
 from offrld.algos import ALGORITHMS
 from offrld.engine import Learner
 from offrld.engine.batches.resident import Resident, ResidentSource, needed_bytes
-from offrld.engine.batches.source import HostSource, Raw, Request, each
+from offrld.engine.batches.source import HostSource, Request, Samples, each
 from offrld.engine.definition.algorithm import Noise
 
 CPU = torch.device("cpu")
@@ -50,7 +50,7 @@ def assert_same(one, other, label=""):
 
 def sub(raw, *where):
     """One step's or seed's part of a raw batch with leading axes."""
-    return Raw(each(raw.batch, lambda tensor: tensor[where]), {name: tensor[where] for name, tensor in raw.noise.items()})
+    return Samples(each(raw.batch, lambda tensor: tensor[where]), {name: tensor[where] for name, tensor in raw.noise.items()})
 
 
 def source_of(store, request):
@@ -100,7 +100,7 @@ def test_resident_batches_are_the_hosts(kernel, data):
             return
         resident = source_of(store, request)
         for k in (0, 1, data.draw(st.integers(0, 40)), data.draw(st.integers(0, 2**62))):
-            assert_same(resident.raw(k), host.raw(k), f"k={k}")
+            assert_same(resident.samples(k), host.samples(k), f"k={k}")
 
 
 def pixel_store(path, frames=60, seed=0):
@@ -125,8 +125,8 @@ def test_pixels_stay_bytes_and_stacks_are_the_hosts(tmp_path, arguments):
     host, resident = HostSource(store, request), Resident(store, CPU)
     source = ResidentSource(resident, request)
     for k in range(5):
-        assert_same(source.raw(k), host.raw(k))
-    assert source.raw(0).batch.observation.dtype == torch.uint8
+        assert_same(source.samples(k), host.samples(k))
+    assert source.samples(0).batch.observation.dtype == torch.uint8
     rows = len(store.column("reward"))
     assert resident.nbytes < rows * (400 + 8 + 4) + 60 * len(store)  # a frame is kept once, as bytes
 
@@ -142,20 +142,20 @@ def test_rewards_and_next_actions_given_in_place_of_the_stores_are_taken(continu
         request = Request(kind, arguments, (1,))
         host, resident = HostSource(store, request), source_of(store, request)
         for k in range(4):
-            assert_same(resident.raw(k), host.raw(k))
+            assert_same(resident.samples(k), host.samples(k))
 
 
 @pytest.mark.parametrize("kind", ["transitions", "windows"])
 def test_many_updates_at_once_are_each_of_them(continuous_store, kind):
     arguments = {"batch_size": 9} | ({"length": 4} if kind == "windows" else {"n_steps": 3})
     source = source_of(continuous_store, Request(kind, arguments, (5, 2**63 + 1), NOISE, stacked=True))
-    together = source.raw(torch.arange(10, 14))
+    together = source.samples(torch.arange(10, 14))
     assert together.batch.observation.shape[:3] == (4, 2, 9)
     for place, k in enumerate(range(10, 14)):
-        assert_same(sub(together, place), source.raw(k))
+        assert_same(sub(together, place), source.samples(k))
         for s, seed in enumerate((5, 2**63 + 1)):
             alone = HostSource(continuous_store, Request(kind, arguments, (seed,), NOISE))
-            assert_same(sub(together, place, s), alone.raw(k))
+            assert_same(sub(together, place, s), alone.samples(k))
 
 
 class Operations(TorchDispatchMode):
@@ -177,7 +177,7 @@ def test_nothing_is_read_back_from_the_device(continuous_store, arguments):
     source = source_of(continuous_store, Request(kind, {"batch_size": 16, **arguments}, (1, 2), NOISE, stacked=True))
     step = torch.tensor(3)
     with Operations() as operations:
-        raw = source.raw(step)
+        raw = source.samples(step)
     forbidden = {
         "aten::_local_scalar_dense",
         "aten::item",
@@ -190,17 +190,17 @@ def test_nothing_is_read_back_from_the_device(continuous_store, arguments):
     }
     assert operations.names & forbidden == set()
     assert "aten::index_select" in operations.names
-    assert_same(raw, source.raw(3))
+    assert_same(raw, source.samples(3))
     for _ in range(30):  # past the end of an epoch
         step.add_(1)  # as a replayed graph counts
-        assert_same(source.raw(step), source.raw(int(step)))
+        assert_same(source.samples(step), source.samples(int(step)))
 
 
 def test_sampling_can_be_traced_as_one_graph(continuous_store):
     source = source_of(continuous_store, Request("transitions", {"batch_size": 16, "n_steps": 2}, (1, 2), NOISE, stacked=True))
 
     def sample(step):
-        raw = source.raw(step)
+        raw = source.samples(step)
         return raw.batch.observation, raw.batch.reward, raw.batch.action, raw.noise["target"]
 
     step = torch.tensor(7)
@@ -211,7 +211,7 @@ def test_sampling_can_be_traced_as_one_graph(continuous_store):
 def test_an_epoch_with_a_shorter_batch_cannot_be_drawn_by_a_tensor(continuous_store):
     request = Request("transitions", {"batch_size": 17, "replacement": False, "drop_last": False}, (1,))
     with pytest.raises(InvalidInput, match="shorter last batch"):
-        source_of(continuous_store, request).raw(torch.tensor(0))
+        source_of(continuous_store, request).samples(torch.tensor(0))
 
 
 def test_bad_arguments_are_refused_as_by_the_store(continuous_store):
@@ -235,13 +235,13 @@ def test_rows_that_a_bounded_store_drops_stay_resident(tmp_path):
         assert reader.first > 0
         request = Request("transitions", {"batch_size": 64}, (1,))
         source = source_of(reader, request)
-        expected = HostSource(reader, request).raw(5)
-        assert_same(source.raw(5), expected)
-        copy = source.raw(5).batch.observation.clone()
+        expected = HostSource(reader, request).samples(5)
+        assert_same(source.samples(5), expected)
+        copy = source.samples(5).batch.observation.clone()
         for _ in range(6):
             writer.append(episode())
             writer.commit()
-    assert torch.equal(source.raw(5).batch.observation, copy)
+    assert torch.equal(source.samples(5).batch.observation, copy)
 
 
 @pytest.mark.parametrize("arguments", [{"n_steps": 5}, {"returns": True}, {"length": 3}])
@@ -287,7 +287,7 @@ def test_a_feed_scales_many_updates_at_once(continuous_store):
     algorithm = ALGORITHMS["td3_bc"]
     config = algorithm.configure({"batch_size": 8, "observation_scaler": "standard", "reward_scaler": "min_max", "n_steps": 2})
     learner = Learner.create(algorithm, config, continuous_store, seeds=[4, 9], stacked=True, feed="resident")
-    feed = learner._feeds[0]
+    feed = learner.trainer.feeds.several_steps[0]
     together = feed.batch(torch.arange(20, 23))
     assert together.observation.shape == (3, 2, 8, 3)
     for place, k in enumerate(range(20, 23)):

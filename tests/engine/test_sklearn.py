@@ -29,7 +29,7 @@ def test_cross_validation_trains_on_the_folds_and_scores_the_rest(continuous_sto
     assert [len(each.learner_.store) for each in found["estimator"]] == [8, 8, 8]
     assert found["estimator"][0].learner_.space["low"] == [-2.0, -2.0]
     one = Estimator("bc", steps=3, batch_size=16).fit(continuous_store.episodes[4:])
-    assert len(one.learner_._training) == 8
+    assert len(one.learner_.data.training) == 8
 
 
 def test_parameters_are_searched_cloned_and_checked(continuous_store):

@@ -14,7 +14,7 @@ from offrld.algos import ALGORITHMS
 from offrld.engine import Learner
 from offrld.engine.batches.resident import SHARE, needed_bytes
 from offrld.engine.batches.source import Request
-from offrld.engine.batches.source_choice import Supply
+from offrld.engine.batches.source_choice import SourceChoice
 
 FEEDS = ("host", "prefetch", "resident")
 NAMES = ("td3_bc", "rebrac", "discrete_cql")  # noise, next actions, n-step sums of discrete actions
@@ -100,23 +100,23 @@ def test_on_a_gpu_the_store_is_resident_where_it_takes_half_of_what_is_free(cont
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 1000)
     for free, expected in ((needed / SHARE - 2000, "resident"), (needed / SHARE - 2001, "prefetch"), (1e12, "resident")):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 0))
-        supply = Supply(continuous_store, torch.device("cuda:0"), "auto", lambda text: None)
+        supply = SourceChoice(continuous_store, torch.device("cuda:0"), "auto", lambda text: None)
         chosen, why = supply._choose(request)
         assert chosen == expected
         assert "free on cuda:0" in why
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (needed - 2001, 0))
     with pytest.raises(InvalidInput, match="feed 'resident' cannot be had: the store takes"):
-        Supply(continuous_store, torch.device("cuda:0"), "resident", lambda text: None).open(request)
+        SourceChoice(continuous_store, torch.device("cuda:0"), "resident", lambda text: None).open(request)
 
 
 def test_the_hosts_batches_on_the_cpu_are_the_samplers_own_memory(continuous_store):
     """Nothing is copied and nothing is made per update: the same tensors come back, filled anew."""
     learner = learner_of("bc", continuous_store)
-    source = learner._feeds[0].source
-    first, kept = source.raw(0), source.raw(0).batch.action.clone()
-    again = source.raw(1)
+    source = learner.trainer.feeds.several_steps[0].source
+    first, kept = source.samples(0), source.samples(0).batch.action.clone()
+    again = source.samples(1)
     assert again is first
     assert not torch.equal(again.batch.action, kept)
-    batch = learner._feeds[0].batch(2)
+    batch = learner.trainer.feeds.several_steps[0].batch(2)
     assert batch.reward.data_ptr() == first.batch.reward.data_ptr()
     assert np.shares_memory(batch.reward.numpy(), first.batch.reward.numpy())

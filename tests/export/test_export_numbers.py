@@ -69,9 +69,9 @@ def test_what_float32_does_not_hold_is_centred_before_it_is_narrowed(kind, scale
     np.testing.assert_allclose(script(torch.from_numpy(np.array(seen))).numpy(), expected, atol=2e-5)
     learner.save(tmp_path / "run.safetensors")
     assert np.array_equal(offrld.load(tmp_path / "run.safetensors").predict(seen), learner.predict(seen))
-    feed = learner._feeds[0].batch(0).observation
-    again = offrld.build("bc", store, config={**SMALL, "observation_scaler.type": scaler}, feed="resident")._feeds[0].batch(0).observation
-    assert torch.equal(feed, again)
+    feed = learner.trainer.feeds.several_steps[0].batch(0).observation
+    again = offrld.build("bc", store, config={**SMALL, "observation_scaler.type": scaler}, feed="resident")
+    assert torch.equal(feed, again.trainer.feeds.several_steps[0].batch(0).observation)
     assert feed.std() > 0.1
 
 
@@ -107,7 +107,7 @@ def test_rewards_that_float32_does_not_hold_are_scaled_first(tmp_path):
     with pytest.raises(InvalidInput, match=r"reward lies between .* what varies is lost.*reward_scaler=standard"):
         offrld.build("td3_bc", store, config={"batch_size": 8})
     learner = offrld.build("td3_bc", store, config={"batch_size": 64, "reward_scaler": "standard"})
-    batch, raw = learner._feeds[0].batch(0), learner._feeds[0].source.raw(0).batch
+    batch, raw = learner.trainer.feeds.several_steps[0].batch(0), learner.trainer.feeds.several_steps[0].source.samples(0).batch
     column = store.column("reward")
     mean, std = _moments(store)
     expected = (column[raw.index.numpy()] - mean) / (std + 1e-3)

@@ -64,7 +64,7 @@ def on_whole_windows(learner: Learner, observations, rewards, actions, target: f
 
     ``observations [T, 3]`` of the steps so far, ``rewards [T - 1]`` and ``actions [T - 1, ...]`` of those before the last.
     """
-    scale, discrete = learner._scalers, learner.space["discrete"]
+    scale, discrete = learner.scalers, learner.space["discrete"]
     steps = len(observations)
     first = max(0, steps - L)
     pad = L - (steps - first)

@@ -46,7 +46,7 @@ def test_observations_are_standardised_by_the_transitions_of_the_training_episod
     learner = learner_of(continuous_store, observation_scaler="standard", holdout=holdout)
     training = sorted(set(range(len(continuous_store))) - set(learner.holdout.tolist()))
     rows, _ = starting_rows(continuous_store, training)
-    scaler = learner._scalers.observation["observation"]
+    scaler = learner.scalers.observation["observation"]
     np.testing.assert_allclose(scaler.shift, rows.mean(0), rtol=1e-10)
     np.testing.assert_allclose(1 / scaler.scale, rows.std(0) + 1e-3, rtol=1e-10)
 
@@ -54,7 +54,7 @@ def test_observations_are_standardised_by_the_transitions_of_the_training_episod
 def test_min_max_maps_observations_onto_minus_one_to_one(continuous_store):
     learner = learner_of(continuous_store, observation_scaler="min_max")
     rows, _ = starting_rows(continuous_store, range(len(continuous_store)))
-    scaled = learner._scalers.observation["observation"](torch.from_numpy(rows))
+    scaled = learner.scalers.observation["observation"](torch.from_numpy(rows))
     np.testing.assert_allclose(scaled.amin(0), -1, atol=1e-12)
     np.testing.assert_allclose(scaled.amax(0), 1, atol=1e-12)
 
@@ -72,9 +72,9 @@ def test_every_steps_reward_is_scaled_before_the_n_step_sum(continuous_store, ki
         shift, scale = received.mean(), 1 / (received.std() + 1e-3)
     else:
         shift, scale = (received.max() + received.min()) / 2, 2 / (received.max() - received.min())
-    feed = learner._feeds[0]
+    feed = learner.trainer.feeds.several_steps[0]
     batch = feed.batch(0)
-    index = feed.source.raw(0).batch.index.numpy()
+    index = feed.source.samples(0).batch.index.numpy()
     column, table = continuous_store.column("reward"), continuous_store.episode_table
     for row, value, discount in zip(index, batch.reward, batch.discount, strict=True):
         record = table[np.searchsorted(table["first_row"], row, side="right") - 1]
@@ -86,21 +86,21 @@ def test_every_steps_reward_is_scaled_before_the_n_step_sum(continuous_store, ki
 
 def test_actions_are_scaled_by_their_bounds_and_back(continuous_store):
     learner = learner_of(continuous_store)
-    feed = learner._feeds[0]
+    feed = learner.trainer.feeds.several_steps[0]
     batch = feed.batch(0)
-    raw = feed.source.raw(0).batch.action.double()
+    raw = feed.source.samples(0).batch.action.double()
     torch.testing.assert_close(batch.action, raw / 2)
-    torch.testing.assert_close(learner._scalers.action.reverse(batch.action), raw)
+    torch.testing.assert_close(learner.scalers.action.reverse(batch.action), raw)
 
 
 def test_the_same_scalers_are_found_again_in_a_checkpoint(continuous_store, tmp_path):
     learner = learner_of(continuous_store, observation_scaler="standard", reward_scaler="standard")
     learner.save(tmp_path / "c.safetensors")
     other = learner_of(continuous_store, observation_scaler="standard", reward_scaler="standard")
-    other._scalers.observation["observation"].shift.zero_()
+    other.scalers.observation["observation"].shift.zero_()
     other.restore(tmp_path / "c.safetensors")
-    for name, value in learner._scalers.tensors().items():
-        assert torch.equal(other._scalers.tensors()[name], value)
+    for name, value in learner.scalers.tensors().items():
+        assert torch.equal(other.scalers.tensors()[name], value)
 
 
 # --- Observations ---
@@ -258,7 +258,7 @@ def test_returns_are_those_of_the_transitions_of_the_training_episodes(continuou
     found = []
     for number in set(range(len(continuous_store))) - set(learner.holdout.tolist()):
         found.append(starting_rows(continuous_store, [number])[1].sum())
-    assert 1 / float(learner._scalers.reward.scale) == pytest.approx(max(found) - min(found), rel=1e-12)
+    assert 1 / float(learner.scalers.reward.scale) == pytest.approx(max(found) - min(found), rel=1e-12)
 
 
 def test_a_column_of_scaled_rewards_holds_every_steps_own(continuous_store, monkeypatch):
@@ -323,15 +323,15 @@ def test_an_installed_packages_scaler_trains_goes_through_a_checkpoint_and_into_
     learner = learner_of(continuous_store, **values)
     learner.run(2)
     rows, received = starting_rows(continuous_store, range(len(continuous_store)))
-    parts = learner._scalers.tensors()
+    parts = learner.scalers.tensors()
     assert float(parts["observation.observation.most"]) == pytest.approx(2 * np.abs(rows).max(), rel=1e-12)
     assert float(parts["reward.most"]) == pytest.approx(np.abs(received).max(), rel=1e-12)
     learner.save(tmp_path / "c.safetensors")
     other = learner_of(continuous_store, **values)
-    for tensor in other._scalers.tensors().values():
+    for tensor in other.scalers.tensors().values():
         tensor.fill_(7.0)
     other.restore(tmp_path / "c.safetensors")
-    assert {n: t.tolist() for n, t in other._scalers.tensors().items()} == {n: t.tolist() for n, t in parts.items()}
+    assert {n: t.tolist() for n, t in other.scalers.tensors().items()} == {n: t.tolist() for n, t in parts.items()}
     policy, raw = learner.policy(0), torch.from_numpy(rows[:4]).float()
     seen = torch.sign(raw) * torch.log1p(raw.abs()) / parts["observation.observation.most"].float()
     params = {name: value[0].float() for name, value in learner.state.params.items()}

@@ -1,10 +1,12 @@
-"""The data feed: batches of a store, scaled and on the training device, with the noise that losses ask for.
+"""The data feed: batches of a store, scaled and on the training device, with the noise that losses read.
 
-Batch and noise of update ``k`` are pure functions of (snapshot, seed, k), so resuming needs a number and not a state.
+Batch and noise of update ``k`` are pure functions of (snapshot, seed, k), so that a resumed run needs a number and no state.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -14,36 +16,35 @@ from torch import Tensor
 from offrl_store import EpisodeStore
 from offrld.engine.batches.source import Request, Source
 from offrld.engine.definition.algorithm import Algorithm, Batch, Noise, Observation, ValueConfig, Windows
-from offrld.engine.definition.space import Space
+from offrld.engine.definition.run import Run, Scalers
 from offrld.nets.aligned import aligned
 from offrld.preprocess.rewards import needs_column, reward_column
-from offrld.preprocess.scalers import Scaler, is_wide, scaled
+from offrld.preprocess.scalers import is_wide, scaled
 
-KEY, KEYS = "networks", 1 << 24  # the noise from which networks draw their own random numbers: a uniform float32 has so many values
+KEY, KEYS = "networks", 1 << 24  # noise from which networks draw their own random numbers; values of a uniform float32
 
 
 class Feed:
-    """Scaled batches of one seed, or of several with a leading axis.
+    """Scaled batches of one seed, or of several seeds with a leading axis.
 
     Args:
-        request, source: what is asked for (`request_of`), and what gives the raw batches of it.
-        scalers: field -> scaler, by the names of `Scalers`.
+        run: its scalers, spaces, dtype and device shape the batches.
+        request: what the samples are (`request_of`).
+        source: gives the samples of the request.
     """
 
-    def __init__(
-        self, config: Any, request: Request, source: Source, space: Space, scalers: Scalers, *, dtype: torch.dtype, device: torch.device
-    ) -> None:
+    def __init__(self, run: Run, request: Request, source: Source) -> None:
         self.source = source
-        self._space, self._scalers = space, scalers
-        self._gamma = config.gamma if isinstance(config, ValueConfig) else 1.0
-        self._kind, self._scale_sums = request.kind, scalers.reward is not None and "reward" not in request.arguments
-        self._dtype, self._device = dtype, device
+        self._space, self._scalers = run.space, run.scalers
+        self._gamma = run.config.gamma if isinstance(run.config, ValueConfig) else 1.0
+        self._kind, self._scale_sums = request.kind, run.scalers.reward is not None and "reward" not in request.arguments
+        self._dtype, self._device = run.dtype, run.device
 
     def batch(self, k: int | Tensor) -> Batch | Windows:
-        """Batch of update ``k``; its tensors are valid until the next call. A resident source takes a tensor of steps as well."""
-        given = self.source.raw(k)
-        raw, noise = given.batch, {name: self._tensor(noise) for name, noise in given.noise.items()}
-        key = (given.noise[KEY] * KEYS).to(self._device, torch.int64)
+        """The batch of update ``k``; its tensors are valid until the next call. A resident source also takes a tensor of updates."""
+        samples = self.source.samples(k)
+        raw, noise = samples.batch, {name: self._tensor(noise) for name, noise in samples.noise.items()}
+        key = (samples.noise[KEY] * KEYS).to(self._device, torch.int64)
         del noise[KEY]
         if self._kind == "windows":
             return Windows(
@@ -78,7 +79,7 @@ class Feed:
         return placed(value.to(self._device, self._dtype, non_blocking=True))
 
     def _multiple(self, rewards: Tensor) -> Tensor:
-        """Rewards or sums of them, scaled: where the store's column is not yet scaled, the scaler is a mere factor (`needs_column`)."""
+        """Rewards or sums of rewards, scaled: if the store's column is not scaled yet, the scaler is a mere factor (`needs_column`)."""
         rewards = self._tensor(rewards)
         return self._scalers.reward(rewards) if self._scale_sums else rewards
 
@@ -96,36 +97,36 @@ class Feed:
 
 
 def request_of(
-    algorithm: Algorithm,
-    config: Any,
+    run: Run,
     store: EpisodeStore,
-    space: Space,
-    scalers: Scalers,
-    policy_actions: np.ndarray | None = None,
-    *,
     seeds: tuple[int, ...],
-    episodes: np.ndarray | None,
+    *,
     stacked: bool,
+    episodes: np.ndarray | None = None,
+    policy_actions: np.ndarray | None = None,
+    changes: Mapping[str, Any] = MappingProxyType({}),
 ) -> Request:
-    """What an algorithm takes from a store.
+    """The samples that a run takes from a store.
 
     Args:
-        policy_actions: those of an evaluated policy at every row, taken as the batch's next actions.
-        episodes: numbers of those to sample from; None: all.
+        episodes: numbers of the episodes to sample from; None: all.
+        policy_actions: actions of an evaluated policy at every row, which become the batch's next actions.
+        changes: arguments of the sampler that replace those of the algorithm.
     """
+    algorithm, config, reward_scaler = run.algorithm, run.config, run.scalers.reward
     arguments = {**sampler_arguments(algorithm, config), "episodes": episodes}
     if policy_actions is not None:
         arguments["next_action"] = policy_actions
     sums = {"n_steps": arguments.get("n_steps", 1), "gamma": arguments.get("gamma", 1.0)}
     whole_returns, wide = algorithm.returns or algorithm.batch_kind == "windows", is_wide(store.schema.reward.dtype)
-    if needs_column(scalers.reward, whole_returns=whole_returns, wide=wide, **sums):
-        arguments["reward"] = reward_column(scalers.reward, store)
-    noise = {**algorithm.noise(config, space), KEY: Noise((), "uniform")}
-    return Request(algorithm.batch_kind, arguments, seeds, noise, stacked)
+    if needs_column(reward_scaler, whole_returns=whole_returns, wide=wide, **sums):
+        arguments["reward"] = reward_column(reward_scaler, store)
+    noise = {**algorithm.noise(config, run.space), KEY: Noise((), "uniform")}
+    return Request(algorithm.batch_kind, {**arguments, **changes}, seeds, noise, stacked)
 
 
 def sampler_arguments(algorithm: Algorithm, config: Any) -> dict[str, Any]:
-    """What an algorithm asks of a store's sampler, but for the seed."""
+    """The arguments of a store's sampler for an algorithm, without the seed."""
     arguments: dict[str, Any] = {"batch_size": config.batch_size, "frame_stack": config.frame_stack}
     if algorithm.batch_kind == "windows":
         return {**arguments, "length": config.context_size}
@@ -139,30 +140,18 @@ def sampler_arguments(algorithm: Algorithm, config: Any) -> dict[str, Any]:
     }
 
 
-class Scalers:
-    """The scalers of one training run: one per observation field, one of actions, one of rewards; None where nothing is scaled."""
-
-    def __init__(self, observation: dict[str, Scaler | None], action: Scaler | None, reward: Scaler | None) -> None:
-        self.observation, self.action, self.reward = observation, action, reward
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Flat names -> tensors, for checkpoints."""
-        named = {f"observation.{name}": s for name, s in self.observation.items()} | {"action": self.action, "reward": self.reward}
-        return {f"{name}.{part}": tensor for name, s in named.items() if s is not None for part, tensor in s.tensors().items()}
-
-
 def fields_of(value: Any) -> dict[str, Any]:
     """The observation as fields: a single array is the field ``observation``."""
     return value if isinstance(value, dict) else {"observation": value}
 
 
 def placed(value: Tensor) -> Tensor:
-    """On the CPU, where products expect their operands (see `offrld.nets.aligned`)."""
+    """The tensor at an address that suits the CPU's products (see `offrld.nets.aligned`)."""
     return aligned(value) if value.device.type == "cpu" else value
 
 
 def view_observation(fields: dict[str, Tensor], scalers: Scalers, dtype: torch.dtype, device: torch.device, lead: int = 1) -> Observation:
-    """Scale each field and put them together as `Space.view` says: vectors joined, an image by itself, a dict where there are images
+    """Scale each field and put them together as `Space.view` says: vectors joined, an image by itself, a dict if there are images
     among several fields. ``lead`` axes come before a sample's."""
     parts = {}
     for name, scaler in scalers.observation.items():

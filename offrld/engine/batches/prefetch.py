@@ -1,7 +1,7 @@
 """Batches made ahead: a thread fills them on the host and sends them to the device while the device computes.
 
-The thread fills a small ring of blocks in pinned memory; each goes to the device in one copy on a stream of its own, and events order the
-copy after the last use of its target and before the next. On the CPU there is nothing to send and the blocks are handed over as they are.
+The thread fills a small ring of blocks in pinned memory. Each block goes to the device in one copy on a separate stream; events order the
+copy after the last use of its target and before the next. On the CPU nothing is copied: the consumer reads the blocks themselves.
 """
 
 from __future__ import annotations
@@ -14,37 +14,36 @@ import torch
 from torch import Tensor
 
 from offrl_store import EpisodeStore
-from offrld.engine.batches.source import Block, Filler, Layout, Raw, Request
+from offrld.engine.batches.source import Block, HostBlock, Request, Samples
 
 DEPTH = 3  # blocks: one in use, one on its way, one being filled
 
 
 class PrefetchSource:
-    """Batches of updates ``k``, ``k + 1``, ... made ahead of the one asked for. Another ``k`` than the next one starts anew there.
+    """Makes the batches of updates ``k + 1``, ``k + 2``, ... while update ``k`` runs. A jump to another ``k`` starts over there.
 
-    An exception in the thread is raised as itself by the ``raw`` that asks for the update it happened at. The thread ends with `close`,
-    with the source, and before the interpreter does. For use by one thread.
+    An exception in the thread is raised by the call of ``samples`` for the update at which it happened. The thread ends with `close`, with
+    the source, and before the interpreter does. For use by one thread.
 
     Args:
         depth: blocks in the ring, at least 2.
-        lane: how blocks come to the device; None: by the device.
+        lane: how blocks reach the device; None: chosen by the device.
     """
 
     def __init__(
         self, store: EpisodeStore, request: Request, device: torch.device, *, depth: int = DEPTH, lane: Lane | None = None
     ) -> None:
-        layout = Layout(store, request)
         if lane is None:
             lane = CudaLane(device) if device.type == "cuda" else HostLane()
-        self._ring = _Ring([_Slot(store, request, layout, lane) for _ in range(depth)], lane)
+        self._ring = _Ring([_Slot(store, request, lane) for _ in range(depth)], lane)
         self._held: _Slot | None = None
         lane.begin()
         thread = threading.Thread(target=self._ring.run, name="offrl-prefetch", daemon=True)
-        # Not by __del__: at the interpreter's end this runs while threads still do, so that none is stopped in the midst of a copy.
+        # Not by __del__: this runs before the interpreter stops its threads, so that no copy is cut.
         self._finish = weakref.finalize(self, _finish, self._ring, thread)
         thread.start()
 
-    def raw(self, k: int) -> Raw:
+    def samples(self, k: int) -> Samples:
         if self._held is not None:
             self._ring.give_back(self._held)
             self._held = None
@@ -67,22 +66,22 @@ def _finish(ring: _Ring, thread: threading.Thread) -> None:
 
 
 class _Ring:
-    """What the two threads share. Slots go around: free, filled by the thread, taken and given back by the consumer."""
+    """What the two threads share. Slots go around: free, filled by the thread, read and returned by the consumer."""
 
     def __init__(self, slots: list[_Slot], lane: Lane) -> None:
         self.lane = lane
         self._changed = threading.Condition()
         self._free = list(slots)
         self._filled: dict[int, _Slot | BaseException] = {}  # by update
-        self._next: int | None = None  # the update that the thread fills next; None: none is wanted
-        self._wanted: int | None = None  # the update that the consumer should ask for next
-        self._course = 0  # counts changes of direction: what was begun before one is dropped
+        self._next: int | None = None  # the update that the thread fills next; None: nothing to fill
+        self._wanted: int | None = None  # the update that the consumer should read next
+        self._course = 0  # counts jumps: a slot that was started before a jump is dropped
         self._stopped = False
 
     # The consumer's side
 
     def take(self, k: int) -> _Slot:
-        """The slot filled with update ``k``; waits for it. Raises what the thread met there."""
+        """Wait for the slot with update ``k`` and return it. Raises the exception that the thread met there."""
         with self._changed:
             if self._stopped:
                 raise RuntimeError("the source of batches is closed")
@@ -90,12 +89,12 @@ class _Ring:
                 self._turn(k)
             while k not in self._filled:
                 self._changed.wait()
-            found = self._filled.pop(k)
-            if isinstance(found, BaseException):
+            slot = self._filled.pop(k)
+            if isinstance(slot, BaseException):
                 self._wanted = self._next = None
-                raise found
+                raise slot
             self._wanted = k + 1
-            return found
+            return slot
 
     def give_back(self, slot: _Slot) -> None:
         slot.release()
@@ -109,7 +108,7 @@ class _Ring:
             self._changed.notify_all()
 
     def _turn(self, k: int) -> None:
-        """Begin anew at ``k``."""
+        """Start over at ``k``."""
         self._free += [slot for slot in self._filled.values() if isinstance(slot, _Slot)]
         self._filled.clear()
         self._next, self._course = k, self._course + 1
@@ -119,17 +118,17 @@ class _Ring:
 
     def run(self) -> None:
         """Fill slots until stopped."""
-        while (due := self._due()) is not None:
-            slot, k, course = due
+        while (task := self._next_task()) is not None:
+            slot, k, course = task
             try:
                 slot.fill(k)
-            except BaseException as error:  # handed to the consumer, whatever it is: it has to hear of it
+            except BaseException as error:  # the consumer raises it, whatever it is
                 self._done(slot, k, course, error)
             else:
                 self._done(slot, k, course, None)
 
-    def _due(self) -> tuple[_Slot, int, int] | None:
-        """The next slot to fill and its update; waits for one; None: stopped."""
+    def _next_task(self) -> tuple[_Slot, int, int] | None:
+        """Wait for a free slot; it, its update and the course. None: stopped."""
         with self._changed:
             while not self._stopped and (self._next is None or not self._free):
                 self._changed.wait()
@@ -155,27 +154,25 @@ class _Ring:
 class _Slot:
     """One block on the host, its twin on the device, and the samplers that fill it."""
 
-    def __init__(self, store: EpisodeStore, request: Request, layout: Layout, lane: Lane) -> None:
-        host = Block(layout, lane.staging)
-        self._filler = Filler(store, request, host.outputs())
-        self._target = lane.twin(layout, host)
-        self._lane, self._host = lane, host
+    def __init__(self, store: EpisodeStore, request: Request, lane: Lane) -> None:
+        self._lane, self._host = lane, HostBlock(store, request, lane.staging)
+        self._target = lane.twin(self._host)
         self._copied, self._used = lane.event(), lane.event()
-        self._filled: Any = None
+        self._count = 0  # samples per seed in the block
 
     def fill(self, k: int) -> None:
-        """In the thread: fill the block with update ``k`` and send it off."""
+        """In the thread: fill the block with update ``k`` and start its copy."""
         self._lane.wait_until_done(self._copied)  # the last copy out of this block
-        self._filled = self._filler.fill(k)
+        self._count = self._host.fill(k)
         self._lane.send(self._host.bytes, self._target.bytes, after=self._used, then=self._copied)
 
-    def ready(self) -> Raw:
-        """In the consumer: the tensors; what it computes next waits for the copy."""
+    def ready(self) -> Samples:
+        """In the consumer: the samples; what it computes next waits for the copy."""
         self._lane.wait_for(self._copied)
-        return self._target.raw(self._filled)
+        return self._target.first(self._count)
 
     def release(self) -> None:
-        """In the consumer: all that reads the tensors has been asked for."""
+        """In the consumer: every operation that reads the samples has been issued."""
         self._lane.mark(self._used)
 
 
@@ -183,50 +180,50 @@ class _Slot:
 
 
 class Lane(Protocol):
-    """How blocks come to the device. An event marks the place in a stream where it was recorded last; one never recorded is past."""
+    """How blocks reach the device. An event marks the place in a stream where it was last recorded; an unrecorded event has passed."""
 
     def staging(self, size: int) -> Tensor:
         """Bytes on the host that can be copied from."""
         ...
 
-    def twin(self, layout: Layout, host: Block) -> Block:
+    def twin(self, host: Block) -> Block:
         """The block on the device that ``host`` is copied to."""
         ...
 
     def event(self) -> Any: ...
 
     def begin(self) -> None:
-        """Order all copies after what the device was asked for so far: the memory of the blocks may have had another use just before."""
+        """Order all copies after the work issued so far: the blocks' memory may have had another use just before."""
         ...
 
     def wait_until_done(self, event: Any) -> None:
-        """Hold up the calling thread until the device is past the event."""
+        """Block the calling thread until the device has passed the event."""
         ...
 
     def send(self, host: Tensor, target: Tensor, *, after: Any, then: Any) -> None:
-        """Begin a copy that waits for the event ``after``, and record ``then`` behind it."""
+        """Start a copy that waits for the event ``after``, and record ``then`` behind it."""
         ...
 
     def wait_for(self, event: Any) -> None:
-        """Have what is computed from now on wait for the event."""
+        """Make all later work wait for the event."""
         ...
 
     def mark(self, event: Any) -> None:
-        """Record the event behind all that was asked to be computed so far."""
+        """Record the event behind all work issued so far."""
         ...
 
     def settle(self) -> None:
-        """Hold up the calling thread until all copies are done."""
+        """Block the calling thread until all copies are done."""
         ...
 
 
 class HostLane:
-    """Where the batch is used from the memory it is filled in: nothing to copy, nothing to wait for."""
+    """The consumer reads the memory that the thread fills: nothing to copy, nothing to wait for."""
 
     def staging(self, size: int) -> Tensor:
         return torch.zeros(size, dtype=torch.uint8)
 
-    def twin(self, layout: Layout, host: Block) -> Block:
+    def twin(self, host: Block) -> Block:
         return host
 
     def event(self) -> None:
@@ -246,7 +243,7 @@ class HostLane:
 
 
 class CudaLane:
-    """Copies from pinned memory on a stream of their own."""
+    """Copies from pinned memory on a separate stream."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -255,8 +252,8 @@ class CudaLane:
     def staging(self, size: int) -> Tensor:
         return torch.zeros(size, dtype=torch.uint8, pin_memory=True)
 
-    def twin(self, layout: Layout, host: Block) -> Block:
-        return Block(layout, lambda size: torch.zeros(size, dtype=torch.uint8, device=self._device))
+    def twin(self, host: Block) -> Block:
+        return host.twin(lambda size: torch.zeros(size, dtype=torch.uint8, device=self._device))
 
     def begin(self) -> None:
         self._stream.wait_stream(torch.cuda.current_stream(self._device))

@@ -1,8 +1,8 @@
 """A store resident on a device: its rows as tensors, and sampling done there, without the host.
 
-A batch is a few gathers after a draw of transition numbers. No step reads a tensor back, so a CUDA graph can replay `ResidentSource.raw`
-with a step counter on the device, or take many updates at once. What depends on a transition alone and takes sums (n-step rewards, returns)
-is computed once per transition by the store's own kernel: equal to the host's on every device, and independent of n at sampling.
+A batch is a few gathers after a draw of transition numbers. No step reads a tensor back, so a CUDA graph can replay
+`ResidentSource.samples` with a step counter on the device, or take many updates at once. The sums of a transition (n-step rewards, returns)
+are computed once by the store's own kernel: equal to the host's on every device, and independent of n at sampling.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from offrl_store.schema import Column, Field
 from offrl_store.windows import STREAM as WINDOWS_STREAM
 from offrl_store.windows import WindowBatch
 from offrld.engine.batches.philox import Counter, Philox
-from offrld.engine.batches.source import Raw, Request, stream_of
+from offrld.engine.batches.source import Request, Samples, stream_of
 from offrld.engine.definition.algorithm import Noise
 
 SHARE = 0.5  # of the free memory that a store may take; the rest is for networks, their gradients and batches
@@ -162,14 +162,14 @@ class ResidentSource:
         self._epochs = None if sampler.replacement else sampler.batches_per_epoch
         self._left = 0 if sampler.drop_last else self._total % self._size
 
-    def raw(self, k: Counter) -> Raw:
+    def samples(self, k: Counter) -> Samples:
         """The samples of update ``k``.
 
         ``k`` may be an int64 tensor on the device: without axes for a counter that a CUDA graph replays, ``[K]`` for K updates at once,
         whose axis comes before all others. An epoch that ends with a shorter batch takes numbers only: the size of a batch cannot depend
         on a tensor.
         """
-        return Raw(self._gather.batch(self._numbers(k)), {name: self._noise(k, *noise) for name, noise in self._noises.items()})
+        return Samples(self._gather.batch(self._numbers(k)), {name: self._noise(k, *noise) for name, noise in self._noises.items()})
 
     def _numbers(self, k: Counter) -> Tensor:
         """The transitions of update ``k``, ``[*k, *seeds, B]``."""

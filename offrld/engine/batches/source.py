@@ -1,7 +1,7 @@
-"""Where raw batches come from: what a run asks of its store, and the source that fills it on the host.
+"""Where samples come from: a run's request to its store, and the source that fills batches on the host.
 
-A source gives, for update ``k``, the samples of the store as tensors and the noise of that update. Every source gives the same bits for
-the same request and ``k``: `HostSource` (here), `prefetch` (a thread ahead of the device), `resident` (the store on the device).
+A source gives the samples of update ``k`` as tensors, and the noise of that update. Every source gives the same bits for the same
+request and ``k``: `HostSource` (here), `prefetch` (a thread fills batches ahead of the device), `resident` (the store on the device).
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from torch import Tensor
 from offrl_store import EpisodeStore, rng
 from offrld.engine.definition.algorithm import Noise
 
-ALIGNMENT = 64  # bytes: every part of a block begins on a cache line
+ALIGNMENT = 64  # bytes: every part of a block starts on a cache line
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a run takes from a store at each update.
+    """What a run samples from a store at each update.
 
     Attributes:
-        kind: the sampler: the name of a method of the store.
-        arguments: of that method, but ``seed`` and ``out``.
+        kind: the store's method that makes the sampler.
+        arguments: of that method, without ``seed`` and ``out``.
         seeds: one batch each.
         noise: name -> random numbers, float32, drawn per seed.
-        stacked: whether every tensor carries a leading axis over the seeds; otherwise there is one seed.
+        stacked: every tensor has a leading axis over the seeds; if not, there is one seed.
     """
 
     kind: Literal["transitions", "windows"]
@@ -41,7 +41,7 @@ class Request:
 
     def __post_init__(self) -> None:
         if not self.seeds or (len(self.seeds) > 1 and not self.stacked):
-            raise ValueError(f"{len(self.seeds)} seeds cannot be had without the leading axis")
+            raise ValueError(f"{len(self.seeds)} seeds need the leading axis")
 
     @property
     def lead(self) -> tuple[int, ...]:
@@ -54,9 +54,9 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Raw:
-    """One update's samples: the store's ``Batch`` or ``WindowBatch`` with tensors in place of arrays, in the store's dtypes and units,
-    and the noise, float32. Valid until the source's next ``raw``.
+class Samples:
+    """The samples of one update: the store's ``Batch`` or ``WindowBatch`` with tensors for arrays, in the store's dtypes and units, and
+    the noise, float32. Valid until the source's next ``samples``.
     """
 
     batch: Any
@@ -64,56 +64,28 @@ class Raw:
 
 
 class Source(Protocol):
-    """Gives the samples and the noise of update ``k``, a pure function of (snapshot, request, k)."""
+    """Gives samples and noise of update ``k``, a pure function of (snapshot, request, k)."""
 
-    def raw(self, k: Any) -> Raw:
-        """The samples of update ``k``; any order of ``k`` is allowed, the next one is the fast case."""
+    def samples(self, k: Any) -> Samples:
+        """The samples of update ``k``; any order of ``k`` works, the next number is the fast case."""
         ...
 
     def close(self) -> None:
-        """Give back threads and memory; no ``raw`` afterwards. May be called twice."""
+        """Release threads and memory; ``samples`` must not follow. May be called twice."""
         ...
-
-
-class Filler:
-    """Fills the arrays of a batch on the host: one sampler per seed, and the noise.
-
-    Args:
-        out: per seed, arrays for the sampler and for the noise by name.
-    """
-
-    def __init__(self, store: EpisodeStore, request: Request, out: list[tuple[Mapping[str, Any], Mapping[str, np.ndarray]]]) -> None:
-        self._samplers = [request.sampler(store, seed, arrays) for seed, (arrays, _) in zip(request.seeds, out, strict=True)]
-        # Noise is drawn as float32 whatever the dtype of training: the same numbers everywhere.
-        self._draws = [
-            (rng.normal if noise.distribution == "normal" else rng.uniform, seed, stream_of(name), given[name])
-            for seed, (_, given) in zip(request.seeds, out, strict=True)
-            for name, noise in request.noise.items()
-        ]
-
-    def fill(self, k: int) -> Any:
-        """Fill the arrays with update ``k``; gives the first seed's batch, which is shorter where an epoch ends with what is left."""
-        for sampler in self._samplers:
-            if sampler.step != k:
-                sampler.seek(k)
-        batches = [sampler.sample() for sampler in self._samplers]
-        for draw, seed, stream, array in self._draws:
-            draw(seed, k, stream, array)
-        return batches[0]
 
 
 class HostSource:
-    """Fills the batch when it is asked for, in the caller's thread. The tensors are made once."""
+    """Fills a batch when it is read, in the caller's thread. The tensors are made once."""
 
     def __init__(self, store: EpisodeStore, request: Request) -> None:
-        self._block = Block(Layout(store, request))
-        self._filler = Filler(store, request, self._block.outputs())
+        self._block = HostBlock(store, request)
 
-    def raw(self, k: int) -> Raw:
-        return self._block.raw(self._filler.fill(k))
+    def samples(self, k: int) -> Samples:
+        return self._block.first(self._block.fill(k))
 
     def close(self) -> None:
-        """There is nothing to give back."""
+        """Do nothing: the block is freed with the source."""
 
 
 # --- Batches in one block of memory -----------------------------------------------------------------------------------------------
@@ -121,7 +93,7 @@ class HostSource:
 
 @dataclass(frozen=True)
 class Part:
-    """A tensor within a block: its first byte, and its dtype, shape and strides."""
+    """A tensor in a block: its first byte, dtype, shape and strides."""
 
     offset: int
     dtype: torch.dtype
@@ -134,8 +106,8 @@ class Part:
         return span.as_strided(self.shape, self.stride, span.storage_offset())
 
 
-class Layout:
-    """Where the arrays of all seeds' batches lie in one block of bytes, so that one copy moves a whole update.
+class _Layout:
+    """The places of all seeds' arrays in one block of bytes, so that one copy moves a whole update.
 
     Arrays that share memory in the sampler (observation and next observation of stacked frames) share it here.
     """
@@ -164,7 +136,7 @@ class Layout:
             self.noise[name] = self._part(self._reserve(4 * size), torch.float32, noise.shape, steps, size)
 
     def _reserve(self, size: int) -> int:
-        """Room for ``size`` bytes of every seed; gives the first byte."""
+        """Reserve ``size`` bytes for every seed; returns the first byte."""
         start = self.nbytes
         self.nbytes += -(-size * len(self.request.seeds) // ALIGNMENT) * ALIGNMENT
         return start
@@ -174,46 +146,62 @@ class Layout:
         return Part(offset, dtype, (*lead, *shape), (*(size for _ in lead), *steps))
 
 
-class Block:
-    """The memory of one update's batches: one tensor of bytes, and its views."""
+def _zeros(size: int) -> Tensor:
+    return torch.zeros(size, dtype=torch.uint8)
 
-    def __init__(self, layout: Layout, memory: Callable[[int], Tensor] = lambda size: torch.zeros(size, dtype=torch.uint8)) -> None:
+
+class Block:
+    """The memory of one update's samples: one tensor of bytes, and its views."""
+
+    def __init__(self, layout: _Layout, memory: Callable[[int], Tensor] = _zeros) -> None:
         self._layout, self.bytes = layout, memory(layout.nbytes)
-        self._whole = Raw(each(layout.batch, self._view), {name: self._view(part) for name, part in layout.noise.items()})
-        self._raws: dict[int, Raw] = {}
+        self._whole = Samples(each(layout.batch, self._view), {name: self._view(part) for name, part in layout.noise.items()})
+        self._first: dict[int, Samples] = {}
 
     def _view(self, part: Part) -> Tensor:
         return part.view(self.bytes)
 
-    def raw(self, filled: Any) -> Raw:
-        """The tensors of a batch that a `Filler` of the same layout has filled: its first rows where it is a short one."""
-        return self.first(len(filled.reward))
-
-    def first(self, count: int) -> Raw:
+    def first(self, count: int) -> Samples:
         """The first ``count`` samples of every seed."""
-        if count not in self._raws:
+        if count not in self._first:
             axis = len(self._layout.request.lead)
-            self._raws[count] = Raw(each(self._whole.batch, lambda tensor: tensor.narrow(axis, 0, count)), self._whole.noise)
-        return self._raws[count]
+            self._first[count] = Samples(each(self._whole.batch, lambda tensor: tensor.narrow(axis, 0, count)), self._whole.noise)
+        return self._first[count]
 
-    def outputs(self) -> list[tuple[dict[str, Any], dict[str, np.ndarray]]]:
-        """What a `Filler` writes into: per seed, the sampler's arrays and the noise's."""
-        stacked = self._layout.request.stacked
-        found = []
-        for s in range(len(self._layout.request.seeds)):
+    def twin(self, memory: Callable[[int], Tensor] = _zeros) -> Block:
+        """A block of the same layout in other memory."""
+        return Block(self._layout, memory)
 
-            def array(tensor: Tensor, s: int = s) -> np.ndarray:
-                return (tensor[s] if stacked else tensor).numpy()
+
+class HostBlock(Block):
+    """A block on the host with what fills it: one sampler per seed, and the noise."""
+
+    def __init__(self, store: EpisodeStore, request: Request, memory: Callable[[int], Tensor] = _zeros) -> None:
+        super().__init__(_Layout(store, request), memory)
+        self._samplers, self._draws = [], []
+        for position, seed in enumerate(request.seeds):
+
+            def array(tensor: Tensor, position: int = position) -> np.ndarray:
+                return (tensor[position] if request.stacked else tensor).numpy()
 
             batch = each(self._whole.batch, array)
             arrays = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
-            found.append(
-                (
-                    {name: value for name, value in arrays.items() if value is not None and len(value)},
-                    {name: array(tensor) for name, tensor in self._whole.noise.items()},
-                )
-            )
-        return found
+            out = {name: value for name, value in arrays.items() if value is not None and len(value)}
+            self._samplers.append(request.sampler(store, seed, out))
+            # Noise is drawn as float32 whatever the dtype of training: the same numbers everywhere.
+            for name, noise in request.noise.items():
+                draw = rng.normal if noise.distribution == "normal" else rng.uniform
+                self._draws.append((draw, seed, stream_of(name), array(self._whole.noise[name])))
+
+    def fill(self, k: int) -> int:
+        """Fill the block with update ``k``; returns the samples per seed: fewer at the end of an epoch that does not fill a batch."""
+        for sampler in self._samplers:
+            if sampler.step != k:
+                sampler.seek(k)
+        batches = [sampler.sample() for sampler in self._samplers]
+        for draw, seed, stream, array in self._draws:
+            draw(seed, k, stream, array)
+        return len(batches[0].reward)
 
 
 # --- Helpers ----------------------------------------------------------------------------------------------------------------------
@@ -225,7 +213,7 @@ def stream_of(noise: str) -> int:
 
 
 def each(batch: Any, change: Callable[[Any], Any]) -> Any:
-    """The batch with ``change`` done to each of its arrays, also those within dicts."""
+    """The batch with ``change`` applied to each of its arrays, also to those in dicts."""
 
     def changed(value: Any) -> Any:
         if value is None:

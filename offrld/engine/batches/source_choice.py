@@ -1,4 +1,4 @@
-"""Which source feeds a run: the choice by device, store and memory, made once per learner and told in the log."""
+"""The source that feeds a run: chosen by device, store and memory, once per learner, with one line in the log."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from offrld.engine.batches.source import HostSource, Request, Source
 FEEDS = ("auto", "host", "prefetch", "resident")
 
 
-class Supply:
+class SourceChoice:
     """Opens the sources of one learner.
 
     Args:
-        feed: ``host`` (filled when asked for; zero-copy on the CPU), ``prefetch`` (made ahead by a thread, in pinned memory where there
-            is a GPU), ``resident`` (the store on the device, sampled there), or ``auto``: host on the CPU; on a GPU resident where the
-            store takes at most half of the free memory, else prefetch. All give the same batches.
-        log: takes one line that names the choice.
+        feed: ``host`` (batches are filled when they are read; zero-copy on the CPU), ``prefetch`` (a thread makes batches ahead, in pinned
+            memory if there is a GPU), ``resident`` (the store lies on the device and is sampled there), or ``auto``: host on the CPU; on a
+            GPU resident if the store needs at most half of the free memory, else prefetch. All give the same batches.
+        log: receives one line that names the choice.
 
     Raises:
         InvalidInput: an unknown feed.
@@ -31,33 +31,33 @@ class Supply:
     def __init__(self, store: EpisodeStore, device: torch.device, feed: str, log: Callable[[str], None]) -> None:
         if feed not in FEEDS:
             raise InvalidInput(f"feed {feed!r} is unknown", hint="use " + ", ".join(FEEDS))
-        self._store, self._device, self._log = store, device, log
+        self.store, self._device, self._log = store, device, log
         self._asked, self._chosen = feed, ""
         self._resident: Resident | None = None
 
     @property
     def feed(self) -> str:
-        """What was chosen; empty before the first `open`."""
+        """The name of the chosen source; empty before the first `open`."""
         return self._chosen
 
     def open(self, request: Request, *, ahead: bool = True) -> Source:
-        """A source for ``request``; the first one decides the choice.
+        """A source for ``request``; the first request decides the choice.
 
-        ahead: it will be asked for many updates in order, so that a thread is worth while.
+        ahead: many updates follow in order, so that a thread pays off.
 
         Raises:
-            InvalidInput: the store was asked to be resident and does not fit.
+            InvalidInput: the feed is ``resident`` and the store does not fit on the device.
         """
         if not self._chosen:
             self._chosen, why = self._choose(request)
             self._log(f"feed: {self._chosen}, {why}")
         if self._chosen == "resident":
             if self._resident is None:
-                self._resident = Resident(self._store, self._device)
+                self._resident = Resident(self.store, self._device)
             return ResidentSource(self._resident, request)
         if self._chosen == "prefetch" and ahead:
-            return PrefetchSource(self._store, request, self._device)
-        return HostSource(self._store, request)
+            return PrefetchSource(self.store, request, self._device)
+        return HostSource(self.store, request)
 
     def _choose(self, request: Request) -> tuple[str, str]:
         """The feed, and why it was chosen."""
@@ -65,7 +65,7 @@ class Supply:
             return self._asked, "as asked"
         if self._asked == "auto" and self._device.type != "cuda":
             return "host", f"because the device is {self._device}"
-        needed, free = needed_bytes(self._store, request), free_bytes(self._device)
+        needed, free = needed_bytes(self.store, request), free_bytes(self._device)
         room = f"the store takes {_size(needed)} of {_size(free)} free on {self._device}"
         if self._asked == "resident":
             if needed > free:

@@ -13,7 +13,8 @@ from torch import Tensor
 from offrl.errors import InvalidInput
 from offrl_store import EpisodeStore, rng
 from offrl_store.format import FINAL_MISSING
-from offrld.engine.batches.feed import Scalers, view_observation
+from offrld.engine.batches.feed import view_observation
+from offrld.engine.definition.run import Scalers
 from offrld.engine.definition.space import Space
 from offrld.engine.learner.policy_networks import PolicyModule
 from offrld.preprocess.rewards import REWARD_SCALERS, Clip, RewardScaler, fit_reward

@@ -18,8 +18,8 @@ import torch
 from offrl.errors import InvalidInput
 from offrl_store import EpisodeStore
 from offrl_store.errors import OffrlError
-from offrld.engine.batches.feed import Scalers
 from offrld.engine.definition.algorithm import Algorithm, ValueConfig
+from offrld.engine.definition.run import Scalers
 from offrld.engine.definition.space import Space, is_image
 from offrld.engine.learner.data import spread_rows
 from offrld.preprocess.scalers import is_wide

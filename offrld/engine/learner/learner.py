@@ -1,346 +1,259 @@
-"""The learner: losses into updates. Each update ``k`` takes batch ``k`` and does the steps of the
-schedule that are due; the result depends on (snapshot, seeds, config, k) alone, never on how the updates were grouped.
-"""
+"""The learner: one object that trains, acts, saves and loads. It holds the parts and hands each call to the one that does it."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
-import platform
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from types import MappingProxyType
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
-from offrl import __version__
-from offrl.errors import InvalidInput, OffrlError
+from offrl.errors import InvalidInput
 from offrl_store import EpisodeStore
 from offrld import settings
-from offrld.engine.batches.feed import Feed, Scalers, placed, request_of
-from offrld.engine.batches.source_choice import Supply
-from offrld.engine.definition.algorithm import KINDS, Algorithm, Stage, Windows, by_name
+from offrld.engine.batches.feed import placed
+from offrld.engine.definition.algorithm import Algorithm, Rollout, Windows
+from offrld.engine.definition.run import Run, Scalers
 from offrld.engine.definition.space import Space
-from offrld.engine.learner import data
-from offrld.engine.learner.acting import Acting
-from offrld.engine.learner.chunked_training import Replaying
-from offrld.engine.learner.creation import Creation
-from offrld.engine.learner.fitting import Fitting
-from offrld.engine.learner.guards import Guard, value_limit
-from offrld.engine.learner.loaded import Loaded
+from offrld.engine.learner import creation, fitting, saving
+from offrld.engine.learner.actor import Actor, Played
+from offrld.engine.learner.data import Dataset
+from offrld.engine.learner.feeds import NO_FEEDS, TrainingData
+from offrld.engine.learner.guards import HELP, Diverged, Guard, value_limit
+from offrld.engine.learner.loaded import Loaded, Trained
+from offrld.engine.learner.policy_networks import PolicyModule
+from offrld.engine.learner.runner_choice import Execution
 from offrld.engine.learner.sequence_policy import Returns
-from offrld.engine.learner.transfer import Transfer
-from offrld.engine.updates import checkpoint
-from offrld.engine.updates.means import Means, Spent
-from offrld.engine.updates.runner import Gradients, agree, choose_linear, gradients
-from offrld.engine.updates.train_state import TrainState, key_of
-from offrld.engine.updates.update import Updater
-from offrld.nets import onednn
-from offrld.nets.linear import products
+from offrld.engine.learner.trainer import Metrics, Trainer
+from offrld.engine.learner.transfer import Part, copy_into, reset_optimizers
+from offrld.engine.learner.validation import validate
+from offrld.engine.updates.graph import Capture
+from offrld.engine.updates.means import Spent
+from offrld.engine.updates.train_state import TrainState
+
+FIXED = ("observation_scaler", "reward_scaler", "action_scaler", "frame_stack")  # settings that scalers and networks were made with
 
 
-class Learner(Creation, Acting, Fitting, Transfer, Replaying):
+class Learner:
     """Trains ``S`` seeds of one algorithm on one store. Make it with `Learner.create`.
 
     Attributes:
-        algorithm, config: what is trained.
-        store: the dataset; None for a learner that only acts and takes batches of the caller.
-        seeds: each a training run of its own.
-        step: updates done; it may be set, and is kept in checkpoints.
-        inputs: what other runs have given to this one.
-        holdout: numbers of the episodes that are not trained on.
-        guard: what is known about metrics that run away.
+        trainer: does the updates; `reconfigure` replaces it.
+        actor: acts with the present parameters.
+        data: the dataset; None for a learner that only acts and takes batches of the caller.
+        dataset: the training episodes as `Algorithm.prepare` sees them.
+        inputs: other runs that this one takes something from.
+        guard: watches metrics that run away.
     """
+
+    create = classmethod(creation.create)
+    fitter = fitting.fitter
 
     def __init__(
         self,
-        algorithm: Algorithm,
-        config: Any,
-        store: EpisodeStore | None,
-        space: Space,
+        run: Run,
+        data: TrainingData | None,
         *,
-        seeds: Sequence[int],
-        device: torch.device,
-        runner: str,
-        dtype: torch.dtype,
-        training: np.ndarray,
-        holdout: np.ndarray,
-        scalers: Scalers,
-        stacked: bool,
-        feed: str,
-        linear: str,
-        cache_dir: str | os.PathLike[str] | None,
         inputs: Mapping[str, Loaded],
+        execution: Execution,
         log: Callable[[str], None],
     ) -> None:
-        self.algorithm, self.config, self.store, self.space_ = algorithm, config, store, space
-        self.seeds = tuple(seeds)
-        self._kind = KINDS[algorithm.batch_kind]
-        self.holdout, self.inputs = holdout, inputs
-        self.step = 0
-        self._device, self._dtype, self._stacked, self._log = device, dtype, stacked, log
-        self._training, self._scalers = training, scalers
-        self._trained_on: dict[str, Any] = {} if store is None else {"snapshot": str(store.snapshot()), "held_out": len(holdout)}
-        # The actions of a policy that is evaluated, at every row: computed once, for it does not change.
-        self._policy_actions = None
-        if algorithm.next_action == "policy" and store is not None:
-            if "policy" not in inputs:
-                raise InvalidInput(f"{algorithm.name} evaluates another job's policy and none is named", hint="--set policy=JOB")
-            self._policy_actions = data.actions_of(inputs["policy"].policy(), store)
-        self._supply = None if store is None else Supply(store, device, feed, log)
-        self._means, self.spent = Means(self.seeds), Spent()
-        self.guard = Guard(self.seeds, value_limit(config, store, space, scalers))
-        self._runner_asked, self._linear_asked, self._cache_dir = runner, linear, cache_dir
-        self._build()
+        self.data, self.inputs = data, inputs
+        self._execution, self._log = execution, log
+        self._provenance: dict[str, Any] = {}
+        self._returns: Returns | None = None  # of the training episodes, once a policy reads them
+        if data is not None:
+            self._provenance = {"snapshot": str(data.store.snapshot()), "held_out": len(data.holdout)}
+            self.dataset = Dataset(data.store, run.space, run.scalers, data.training, run.dtype, run.device, inputs)
+        self.guard = Guard(run.seeds, value_limit(run.config, self.store, run.space, run.scalers))
+        self._use(self._trainer(run))
 
-    def _build(self) -> None:
-        """Networks, state, schedule, feeds and runner of the config; the state is initial."""
-        algorithm, config = self.algorithm, self.config
-        self.nets = algorithm.nets(config, self.space_)
-        self._stages = algorithm.stages(config) if algorithm.stages else (Stage("train", algorithm.schedule(config)),)
-        prepared = {}
-        if self.store is not None:
-            self.dataset = data.Dataset(self.store, self.space_, self._scalers, self._training, self._dtype, self._device, self.inputs)
-            prepared = algorithm.prepare(self.dataset, config) if algorithm.prepare else {}
-        self._data = {name: placed(torch.as_tensor(value).to(self._device)) for name, value in prepared.items()}
-        self.state = TrainState(
-            by_name(self.nets),
-            algorithm.targets,
-            self._stages,
-            self._data,
-            algorithm.carry(config, self.space_),
-            seeds=self.seeds,
-            dtype=self._dtype,
-            device=self._device,
-            stacked=self._stacked,
-        )
-        self._taken = dict.fromkeys(self.state.moments, 0)
-        self._feeds = [] if self.store is None else self._open_feeds({})
-        differs = getattr(config, "n_steps", 1) > 1 and any(stage.single_steps for stage in self._stages)
-        self._single_feeds = self._open_feeds({"n_steps": 1}) if differs and self._feeds else self._feeds
-        self._behind = 0  # the feeds' number of a batch, less that of its update (see `_fed_by`)
-        self._choose_runner(self._runner_asked)
-        plain = self.runner == "eager" and not self._stacked
-        self.linear, why = choose_linear(self._linear_asked, device=self._device, dtype=self._dtype, plain=plain, cache_dir=self._cache_dir)
-        self._log(f"linear layers: by {self.linear}, {why}")
+    def _trainer(self, run: Run, before: Trainer | None = None) -> Trainer:
+        """A trainer of a run; with ``before`` it continues where that one stands. Raises `InvalidInput` if it cannot."""
+        algorithm, data, prepared, feeds = run.algorithm, self.data, {}, NO_FEEDS
+        if data is not None and algorithm.prepare is not None:
+            prepared = algorithm.prepare(self.dataset, run.config)
+        constants = {name: placed(torch.as_tensor(value).to(run.device)) for name, value in prepared.items()}
+        state = TrainState(run, constants)
+        if before is not None and not state.fits(before.state.tensors()):
+            old, new = settings.as_flat(before.run.config), settings.as_flat(run.config)
+            changed = ", ".join(name for name in new if new[name] != old.get(name))
+            raise InvalidInput(f"{changed} changes what is trained", hint="make a new learner, and start it from this one")
+        if data is not None:
+            feeds = data.open(run)
+        trainer = Trainer(run, state, feeds)
+        try:
+            trainer.step = 0 if before is None else before.step  # the runner is chosen by the updates that follow
+            self._execution.prepare(trainer, self._log)
+            if before is not None:
+                trainer.take_over(before)
+                if before.lent is not None:
+                    trainer.lend(data.open(run, before.lent.selection))
+        except BaseException:
+            trainer.close()
+            raise
+        return trainer
+
+    def _use(self, trainer: Trainer) -> None:
+        self.trainer, self.actor = trainer, Actor(trainer.run, trainer.state.params)
 
     def reconfigure(self, values: Mapping[str, Any]) -> None:
-        """Go on with other settings (dotted names): learning rates, weights, intervals, the batch size.
+        """Continue with other settings (dotted names): learning rates, weights, intervals, the batch size.
 
         Raises:
-            Unknown, InvalidInput: a setting that is none, or that changes networks, scalers or what the optimisers keep; nothing is
-                changed then.
+            Unknown, InvalidInput: an unknown setting, or one that changes networks, scalers or what the optimisers keep; the learner is
+                unchanged.
         """
-        before, config = self.config, settings.build(self.config, values)
-        for name in ("observation_scaler", "reward_scaler", "action_scaler", "frame_stack"):
-            if getattr(config, name, None) != getattr(before, name, None):
+        before, config = self.trainer, settings.build(self.config, values)
+        for name in FIXED:
+            if getattr(config, name, None) != getattr(self.config, name, None):
                 raise InvalidInput(f"{name} cannot change during training", hint="make a new learner, and start it from this one")
-        attributes = dict(vars(self))
-        self.config = config
-        try:
-            self._build()
-            if not self.state.fits(attributes["state"].tensors()):
-                raise InvalidInput(f"{', '.join(values)} changes what is trained", hint="make a new learner, and start it from this one")
-        except BaseException:
-            vars(self).update(attributes)
-            raise
-        self.state.load(attributes["state"].tensors())
-        self._taken = attributes["_taken"]
-
-    def _open_feeds(self, changed: Mapping[str, Any], store: EpisodeStore | None = None) -> list[Feed]:
-        """A feed for each view.
-
-        Args:
-            changed: arguments of the sampler that are not the usual ones.
-            store: another one of the same fields, of which all is taken.
-        """
-        groups = [self.seeds] if self._stacked else [(seed,) for seed in self.seeds]
-        numbers = self._training if store is None else np.arange(len(store))
-        return [self._feed(group, numbers, stacked=self._stacked, ahead=True, changed=changed, store=store) for group in groups]
-
-    def _feed(
-        self,
-        seeds: tuple[int, ...],
-        episodes: np.ndarray,
-        *,
-        stacked: bool,
-        ahead: bool,
-        changed: Mapping[str, Any] = MappingProxyType({}),
-        store: EpisodeStore | None = None,
-    ) -> Feed:
-        supply = self._supply if store is None else Supply(store, self._device, "host", self._log)
-        store = store or self.store
-        everything = len(episodes) == len(store)
-        request = request_of(
-            self.algorithm,
-            self.config,
-            store,
-            self.space_,
-            self._scalers,
-            self._policy_actions,
-            seeds=seeds,
-            episodes=None if everything else episodes,
-            stacked=stacked,
-        )
-        request = dataclasses.replace(request, arguments={**request.arguments, **changed})
-        source = supply.open(request, ahead=ahead)
-        return Feed(self.config, request, source, self.space_, self._scalers, dtype=self._dtype, device=self._device)
-
-    @contextmanager
-    def _fed_by(self, feeds: list[Feed], behind: int) -> Iterator[None]:
-        """Train on other batches meanwhile: that of update ``k`` is the feeds' number ``k + behind``."""
-        own, self._behind = (self._feeds, self._single_feeds, self._chunks), behind
-        self._feeds = self._single_feeds = feeds
-        self._chunks = None  # which draw from the own feeds
-        try:
-            yield
-        finally:
-            (self._feeds, self._single_feeds, self._chunks), self._behind = own, 0
-            for feed in feeds:
-                feed.source.close()
-
-    def _choose_runner(self, runner: str) -> None:
-        cuda = self._device.type == "cuda"
-        if runner == "graph" and not cuda:
-            raise InvalidInput(f"runner 'graph' needs a CUDA device, this one is {self._device}", hint="use the runner auto")
-        self.runner = "compile" if runner == "compile" or (runner in ("auto", "graph") and cuda) else "eager"
-        self._gradients = self._all_gradients(self.runner == "compile")
-        if runner in ("auto", "graph") and self.runner == "compile" and self._feeds and not self._compiled_agrees():
-            self.runner, self._gradients = "eager", self._all_gradients(False)
-        self._updater = Updater(self.state, self._gradients, stacked=self._stacked)
-        self._chunks = None
-        if runner in ("auto", "graph") and cuda and self._feeds:
-            self._choose_graph()
-
-    def _all_gradients(self, compiled: bool) -> dict[str, Gradients]:
-        return {
-            key_of(stage, step): gradients(step, self.config, self.nets, kind=self._kind, compiled=compiled, stacked=self._stacked)
-            for stage in self._stages
-            for step in stage.schedule
-            if step.loss is not None
-        }
-
-    def _compiled_agrees(self) -> bool:
-        """Whether the compiled gradients of the first batch equal the eager ones; moves nothing."""
-        eager, batches = self._all_gradients(False), self._batches(0)
-        for stage in self._stages:
-            for step in stage.schedule:
-                if step.loss is None:
-                    continue
-                key, view = key_of(stage, step), self.state.views[0]
-                arguments = (view.leaves[key], view.state, batches[0])
-                try:
-                    same = agree(eager[key](*arguments).gradients, self._gradients[key](*arguments).gradients)
-                except Exception as error:  # whatever the compiler cannot do is a reason to stay eager, and is told
-                    self._log(f"runner: eager, because the compiler failed on step {step.name!r} ({type(error).__name__})")
-                    return False
-                if not same:
-                    self._log(f"runner: eager, because compiled gradients of step {step.name!r} differ from eager ones")
-                    return False
-        return True
+        self._use(self._trainer(before.run.with_config(config), before))
+        before.close()
 
     # ------------------------------------------------------------------------------------------------------------ training
     def run(self, updates: int) -> None:
-        """Do ``updates`` updates; raises `InvalidInput` where there is no dataset."""
-        if not self._feeds:
-            raise InvalidInput("this learner has no dataset to train on", hint="give one when it is made or loaded, or use update(batch)")
-        end = self.step + updates
-        while self.step < end:
-            if self.algorithm.between is not None:
-                self.algorithm.between(self, self.step)
-            began = time.perf_counter()
-            if self._chunks is not None and (done := self._replay(end)):
-                self.spent.update += time.perf_counter() - began  # the sampling is within
-                self.spent.updates += done
-                continue
-            batches = self._batches(self.step)
-            sampled = time.perf_counter()
-            self._do(batches)
-            self.spent.sample += sampled - began
-            self.spent.update += time.perf_counter() - sampled
-            self.spent.updates += 1
+        """Do ``updates`` updates; raises `InvalidInput` without a dataset."""
+        hook = self.algorithm.between
+        self.trainer.train(updates, None if hook is None else partial(hook, self))
 
-    def _do(self, batches: list[Any]) -> None:
-        """The present update, on these batches."""
-        with products(through_onednn=self.linear == "onednn"):
-            for due in self.state.schedules[self._stage(self.step).name]:
-                if due.step.due(self.step):
-                    self._means.add(self._updater.apply(due, batches, self._taken.get(due.moments_key, 0)))
-                    if due.moments_key:
-                        self._taken[due.moments_key] += 1
-        self.step += 1
+    def update(self, batch: Any) -> Metrics:
+        """One update of all seeds on a batch of your own; its losses' metrics: name -> seed -> value.
 
-    def _once(self, batches: list[Any]) -> dict[str, dict[int, float]]:
-        """`_do`, giving the metrics of this update alone."""
-        means, self._means = self._means, Means(self.seeds, also=self._means)
-        try:
-            self._do(batches)
-            return self._means.take()
-        finally:
-            self._means = means
+        The step counter grows by one, and `metrics` includes the update. Reading the metrics waits for the device.
 
-    def _stage(self, k: int) -> Stage:
-        for stage in self._stages[:-1]:
-            if stage.updates is None or k < stage.updates:
-                return stage
-            k -= stage.updates
-        return self._stages[-1]
+        Args:
+            batch: from a store's sampler (``store.transitions(...).sample()``, ``.windows``, ``.prioritized``; rewards and observations in
+                the dataset's units), of any size, for all seeds alike; a ``weight`` says how much each transition counts. Or, for a
+                single seed, an engine's `Batch`.
 
-    def _batches(self, k: int) -> list[Any]:
-        """One batch per view: one per seed, or all seeds' stacked."""
-        return [feed.batch(k + self._behind) for feed in (self._single_feeds if self._stage(k).single_steps else self._feeds)]
+        Raises:
+            InvalidInput: the batch lacks what the algorithm reads, or has other shapes.
+        """
+        return self.trainer.update(batch)
 
-    # ------------------------------------------------------------------------------------------------------------ reading
-    @property
-    def scalers(self) -> Scalers:
-        """The fitted scalers."""
-        return self._scalers
+    def take(self, batch: Any) -> None:
+        """As `update`, without reading the metrics: nothing waits for the device. `metrics` has their means."""
+        self.trainer.take(batch)
+        self.trainer.spent.updates += 1
 
-    @property
-    def snapshot(self) -> str | None:
-        """Of the dataset that it was trained on; None without one."""
-        return self._trained_on.get("snapshot")
+    def fit(self, steps: int | None = None, **options: Any) -> list[tuple[int, Metrics]]:
+        """Train; every epoch's (number, metrics). For arguments and errors see `fitter`."""
+        return list(self.fitter(steps, **options))
 
-    @property
-    def space(self) -> dict[str, Any]:
-        """The spaces as JSON (see `Space.as_json`)."""
-        return self.space_.as_json()
+    def guarded(self, metrics: Metrics) -> None:
+        """Check metrics as a job's worker does: warn of values that run away; raise `Diverged` if no seed is left in order."""
+        warnings, stops = self.guard.check(self.step, metrics)
+        for trouble in warnings:
+            self._log(f"warning: {trouble}; {HELP}")
+        for trouble in stops:
+            self._log(f"{trouble}: this seed counts no more")
+        if stops and not self.guard.running:
+            worst = stops[0]
+            raise Diverged(str(worst), hint=f"it was in order at step {worst.good}; {HELP}")
 
-    def metrics(self) -> dict[str, dict[int, float]]:
+    def validate(self) -> Metrics:
+        """The losses' metrics on the held-out episodes, as ``validation_NAME``; the same batches at every call. Empty without a holdout."""
+        return {} if self.data is None else validate(self.trainer, self.data)
+
+    def metrics(self) -> Metrics:
         """Means of the losses' metrics since the last call: name -> {seed -> value}."""
-        return self._means.take()
+        return self.trainer.means.take()
 
-    def latest(self) -> dict[str, dict[int, float]]:
-        """As `metrics`, without starting anew."""
-        return self._means.peek()
+    def latest(self) -> Metrics:
+        """As `metrics`; the means go on."""
+        return self.trainer.means.peek()
 
     def broken(self) -> dict[int, str]:
-        """The seeds that have a parameter or a target that is not a finite number, with the first network that has one."""
-        found: dict[int, str] = {}
-        for name, value in [*self.state.params.items(), *self.state.target.items()]:
-            fine = torch.isfinite(value).reshape(len(self.seeds), -1).all(1).tolist()
-            for seed, good in zip(self.seeds, fine, strict=True):
-                if not good:
-                    found.setdefault(seed, name.split(".")[0])
-        return found
+        """The seeds with a parameter or target that is not a finite number, and the first network that has one."""
+        return self.trainer.broken()
 
-    def describe_run(self) -> dict[str, Any]:
-        """What this run depends on beside config and data: runner, device, threads, dtype and versions."""
-        name = torch.cuda.get_device_name(self._device) if self._device.type == "cuda" else platform.processor() or platform.machine()
-        return {
-            "runner": self.runner,
-            "linear": self.linear,
-            "feed": self._supply.feed if self._supply is not None else "none",
-            "device": str(self._device),
-            "device_name": name,
-            "threads": torch.get_num_threads(),
-            "dtype": str(self._dtype).removeprefix("torch."),
-            "seeds_together": self._stacked,
-            "versions": {"offrl": __version__, "python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
-        }
+    def use_chunks(self, capture: Capture, length: int | None = None) -> None:
+        """Train in chunks from now on; see `Trainer.use_chunks`."""
+        self.trainer.use_chunks(capture, length)
+
+    # -------------------------------------------------------------------------------------------------------------- acting
+    def predict(self, observations: Any, *, seed: int | None = None) -> np.ndarray:
+        """Greedy actions; see `Actor.predict`."""
+        return self.actor.predict(observations, seed=seed)
+
+    def sample(self, observations: Any, *, seed: int | None = None, step: int = 0) -> np.ndarray:
+        """Actions drawn from the policy; see `Actor.sample`."""
+        return self.actor.sample(observations, seed=seed, step=step)
+
+    def play(self, observations: Any, *, step: int, seed: int | None = None) -> Played:
+        """Actions drawn to learn from; see `Actor.play`."""
+        return self.actor.play(observations, step=step, seed=seed)
+
+    def rollout(self, observations: Any, **arrays: np.ndarray) -> Rollout:
+        """A batch of rows that were played, for the present update; see `Actor.rollout`."""
+        return self.actor.rollout(observations, self.step, **arrays)
+
+    def predict_value(
+        self, observations: Any, actions: Any, with_std: bool = False, *, seed: int | None = None
+    ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
+        """Values of actions; see `Actor.predict_value`."""
+        return self.actor.predict_value(observations, actions, with_std, seed=seed)
+
+    def policy(self, seed: int | None = None) -> PolicyModule:
+        """The greedy policy of a trained seed, or the one that is evaluated, as a module; see `Actor.policy`."""
+        if "policy" in self.inputs:
+            return self.inputs["policy"].policy()
+        return self.actor.policy(seed, lambda: self.returns)
+
+    @property
+    def returns(self) -> Returns:
+        """Returns of the training episodes, a sequence model's default targets; raises `InvalidInput` without a dataset."""
+        if self._returns is None:
+            if self.data is None:
+                raise InvalidInput("a sequence model's default return comes from its dataset", hint="load it with its store")
+            self._returns = Returns.of(self.data.store, self.data.training, self.scalers.reward)
+        return self._returns
+
+    # ------------------------------------------------------------------------------------------------------------ other runs
+    def loaded(self, seed: int | None = None) -> Loaded:
+        """A copy of a trained seed without the learner, as another run takes it (`inputs`, `start`)."""
+        return Loaded.of_trainer(self.trainer, seed)
+
+    def copy_policy_from(self, other: Trained | Loaded) -> None:
+        """Copy the policy's networks, with their target copies, from a learner or a loaded seed.
+
+        A learner gives each seed its own if it trained the same one, and its first otherwise; a loaded seed goes to all.
+
+        Raises:
+            InvalidInput: a network is missing there or has other shapes; nothing changes.
+        """
+        copy_into(self.trainer, other, "policy", self._log, moments=False)
+
+    def copy_policy_optim_from(self, other: Trained | Loaded) -> None:
+        """Copy the state of the optimisers that move the policy's networks; see `copy_policy_from`."""
+        copy_into(self.trainer, other, "policy", self._log, networks=False)
+
+    def copy_q_function_from(self, other: Trained | Loaded) -> None:
+        """Copy critic, q and value networks, with their target copies; see `copy_policy_from`."""
+        copy_into(self.trainer, other, "critics", self._log, moments=False)
+
+    def copy_q_function_optim_from(self, other: Trained | Loaded) -> None:
+        """Copy the state of the optimisers that move critic, q and value networks; see `copy_policy_from`."""
+        copy_into(self.trainer, other, "critics", self._log, networks=False)
+
+    def start_from(self, start: Trained | Loaded | Iterable[Loaded], part: Part = "all", *, fresh_optimizer: bool = False) -> None:
+        """Copy parameters, targets and (unless ``fresh_optimizer``) optimisers' state; optimisers without a match start from zero.
+
+        Args:
+            start: one loaded seed for all, or several, of which each seed takes its own, or else the first.
+
+        Raises:
+            InvalidInput: a network is missing there or has other shapes; nothing changes.
+        """
+        copy_into(self.trainer, start, part, self._log, moments=not fresh_optimizer, strict=False)
+
+    def reset_optimizer_states(self) -> None:
+        """Set moments and counts of every optimiser to zero. Parameters stay."""
+        reset_optimizers(self.trainer)
 
     # --------------------------------------------------------------------------------------------------------- checkpoints
     def save(self, path: str | os.PathLike[str], more: Mapping[str, Any] | None = None) -> None:
@@ -348,90 +261,103 @@ class Learner(Creation, Acting, Fitting, Transfer, Replaying):
 
         more: JSON of the caller's own, kept beside it under its own names.
         """
-        scalers = {f"scaler/{name}": value for name, value in self._scalers.tensors().items()}
-        description = {
-            "step": self.step,
-            "means": self._means.as_json(),
-            "guard": self.guard.as_json(),
-            **self._identity(),
-            **self.describe_run(),
-        }
-        if self._kind is Windows:
-            description["returns"] = dataclasses.asdict(self.returns)
-        checkpoint.write(path, self.state.tensors() | scalers, {**(more or {}), **description})
+        run = self.trainer.run
+        returns = {"returns": dataclasses.asdict(self.returns)} if run.batch_type is Windows else {}
+        description = {**saving.identity(run, self._provenance), **self.describe_run(), **returns}
+        saving.save(path, self.trainer, {**(more or {}), "guard": self.guard.as_json(), **description})
 
     def restore(self, path: str | os.PathLike[str]) -> None:
-        """Go on from a checkpoint of the same algorithm, config, snapshot and seeds; raises `OffrlError` and changes nothing else.
+        """Continue from a checkpoint of the same algorithm, config, snapshot and seeds; raises `OffrlError` and changes nothing else.
 
-        A learner without data takes one of any snapshot.
+        A learner without data takes a checkpoint of any snapshot.
         """
-        tensors, description = checkpoint.read(path)
-        for name, mine in self._identity().items():
-            if self.store is None and name in ("snapshot", "held_out"):
-                continue
-            if name == "config":
-                self._check_config(path, description)
-            elif name == "space" and _narrowed(description.get(name)) == _narrowed(mine):
-                continue
-            elif description.get(name) != mine:
-                raise _unfit(path, f"has {name} {description.get(name)!r}, this run {mine!r}", description)
-        state = {name: value for name, value in tensors.items() if not name.startswith("scaler/")}
-        if not self.state.fits(state):
-            raise _unfit(path, "does not fit the networks of this run", description)
-        self.state.load(state)
-        for name, value in self._scalers.tensors().items():
-            value.copy_(tensors[f"scaler/{name}"])
-        self.step = int(description["step"])
-        self._taken = {key: int(moments.counts[0]) for key, moments in self.state.moments.items()}
-        self._means = Means.from_json(self.seeds, description["means"])
+        description = saving.restore(path, self.trainer, None if self.data is None else self._provenance)
         self.guard.load(description["guard"])
-        self._restore_linear(description.get("linear", "torch"))
-        if self.store is None:  # a copy of it can still go on with its data
-            self._trained_on = {name: description[name] for name in ("snapshot", "held_out") if name in description}
+        self._execution.restore_linear(self.trainer, description.get("linear", "torch"), self._log)
+        if self.data is None:  # a copy of it can still go on with its data
+            self._provenance = {name: description[name] for name in ("snapshot", "held_out") if name in description}
             self._returns = Returns(**description["returns"]) if "returns" in description else None
 
-    def _restore_linear(self, before: str) -> None:
-        """Multiply as the checkpoint's run did, for the same bits, unless this one was told otherwise or cannot."""
-        if before == self.linear or self._linear_asked != "auto":
-            return
-        if before == "onednn" and not (onednn.present() and self.runner == "eager" and not self._stacked and self._device.type == "cpu"):
-            self._log("linear layers: by torch, because the checkpoint's oneDNN cannot be had: its last bits will differ")
-            return
-        self.linear = before
-        self._log(f"linear layers: by {before}, as in the checkpoint")
+    def describe_run(self) -> dict[str, Any]:
+        """What this run depends on beside config and data: runner, device, threads, dtype and versions."""
+        return saving.describe(self.trainer, "none" if self.data is None else self.data.sources.feed)
 
-    def _check_config(self, path: str | os.PathLike[str], description: dict[str, Any]) -> None:
-        """The checkpoint's settings are this run's; one that an earlier version did not have yet counts as its default."""
-        theirs, mine, defaults = description.get("config", {}), settings.as_flat(self.config), settings.as_flat(self.algorithm.config)
-        for name in sorted(theirs.keys() | mine.keys()):
-            before, now = theirs.get(name, defaults.get(name)), mine.get(name)
-            if before != now or name not in mine:
-                raise _unfit(path, f"has {name} {before!r}, this run {now!r}" if name in mine else f"has a setting {name}", description)
+    # ----------------------------------------------------------------------------------------------------------- attributes
+    @property
+    def step(self) -> int:
+        """Updates done; it may be set, and checkpoints keep it."""
+        return self.trainer.step
 
-    def _identity(self) -> dict[str, Any]:
-        return {
-            "algorithm": self.algorithm.name,
-            "config": settings.as_flat(self.config),
-            **self._trained_on,
-            "seeds": list(self.seeds),
-            "space": self.space,
-        }
+    @step.setter
+    def step(self, step: int) -> None:
+        self.trainer.step = step
+
+    @property
+    def algorithm(self) -> Algorithm:
+        return self.trainer.run.algorithm
+
+    @property
+    def config(self) -> Any:
+        return self.trainer.run.config
+
+    @property
+    def nets(self) -> Any:
+        """The networks by name."""
+        return self.trainer.run.nets
+
+    @property
+    def state(self) -> TrainState:
+        return self.trainer.state
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """One training run each."""
+        return self.trainer.run.seeds
+
+    @property
+    def scalers(self) -> Scalers:
+        """The fitted scalers."""
+        return self.trainer.run.scalers
+
+    @property
+    def space(self) -> dict[str, Any]:
+        """The spaces as JSON (see `Space.as_json`)."""
+        return self.trainer.run.space.as_json()
+
+    @property
+    def space_(self) -> Space:
+        """The spaces as an object."""
+        return self.trainer.run.space
+
+    @property
+    def store(self) -> EpisodeStore | None:
+        """The dataset; None without one."""
+        return None if self.data is None else self.data.store
+
+    @property
+    def holdout(self) -> np.ndarray:
+        """Numbers of the episodes that are not trained on."""
+        return np.empty(0, np.int64) if self.data is None else self.data.holdout
+
+    @property
+    def snapshot(self) -> str | None:
+        """Of the dataset that it was trained on; None without one."""
+        return self._provenance.get("snapshot")
+
+    @property
+    def spent(self) -> Spent:
+        """Seconds that updates took."""
+        return self.trainer.spent
+
+    @property
+    def runner(self) -> str:
+        """``eager``, ``compile`` or ``graph``."""
+        return self.trainer.runner
+
+    @property
+    def linear(self) -> str:
+        """``torch`` or ``onednn``."""
+        return self.trainer.linear
 
 
-def _narrowed(space: Any) -> Any:
-    """A space as JSON with float32 for float64: what runs of earlier versions noted of an environment's float64 observations."""
-    try:
-        fields = {name: {**field, "dtype": field["dtype"].replace("float64", "float32")} for name, field in space["observation"].items()}
-        return {**space, "observation": fields} if space["source"].startswith("env") else space
-    except (AttributeError, KeyError, TypeError):
-        return space
-
-
-def _unfit(path: str | os.PathLike[str], why: str, description: dict[str, Any]) -> OffrlError:
-    """A checkpoint that this run cannot go on from: by which version it was written, and what to do."""
-    version = description.get("versions", {}).get("offrl")
-    written = f"offrl {version}" if version else "an earlier offrl"
-    return OffrlError(
-        f"checkpoint {os.fspath(path)} {why}",
-        hint=f"it was written by {written}, this is {__version__}: go on with that version, or begin anew with `offrl rerun JOB`",
-    )
+__all__ = ["Learner"]

@@ -1,34 +1,41 @@
 """A trained seed without its learner: algorithm, config, networks, parameters and scalers, read from a checkpoint's own description.
 
-It serves whatever goes on from a finished run: a policy that is evaluated (FQE), a model that makes data (MOPO, COMBO), parameters that
-another run starts from, a learner that is loaded to predict.
+It serves whatever continues a finished run: the evaluation of a policy (FQE), a model that makes data (MOPO, COMBO), parameters that
+another run starts from, and actors.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from offrl.errors import InvalidInput, Unknown
-from offrld.engine.batches.feed import Scalers
 from offrld.engine.definition.algorithm import Algorithm
+from offrld.engine.definition.run import Run, Scalers
 from offrld.engine.definition.space import Space
 from offrld.engine.learner import data
+from offrld.engine.learner.actor import Actor
 from offrld.engine.learner.policy_networks import PolicyModule
+from offrld.engine.learner.trainer import Trainer
 from offrld.engine.updates import checkpoint
 from offrld.nets import Params
 
-if TYPE_CHECKING:
-    from offrld.engine.learner.learner import Learner
-
 Find = Callable[[str], Algorithm]
 POLICY = "policy"  # in `Algorithm.inputs`: any algorithm that learns to act
+
+
+class Trained(Protocol):
+    """Whatever can give its seeds as `Loaded`: a learner."""
+
+    seeds: tuple[int, ...]
+
+    def loaded(self, seed: int | None = None) -> Loaded: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,12 +44,12 @@ class Loaded:
 
     Attributes:
         algorithm, config, space: of the run.
-        seed, step: which of its seeds, and after how many updates.
+        seed, step: one of its seeds, after this many updates.
         nets: the networks by name.
-        tensors: that seed's part of the training state, under the names of a checkpoint: ``params/NAME``, ``target/NAME``,
+        tensors: the seed's part of the training state, under the names of a checkpoint: ``params/NAME``, ``target/NAME``,
             ``memory/NAME``, ``optimizer/STAGE.STEP/PART/NAME`` and ``.../count``.
         scalers: fitted by the run.
-        origin: where it comes from, for messages.
+        origin: the source, for messages.
     """
 
     algorithm: Algorithm
@@ -60,9 +67,9 @@ class Loaded:
         """One seed of a checkpoint, on the CPU.
 
         Args:
-            path: a checkpoint file, or a job's run folder: its newest checkpoint.
-            find: gives the algorithm of a name: `offrld.algos.get`.
-            seed: one that was trained; by default the first.
+            path: a checkpoint file, or a job's run folder, whose newest checkpoint is read.
+            find: returns the algorithm of a name: `offrld.algos.get`.
+            seed: a trained one; by default the first.
 
         Raises:
             InvalidInput: there is no checkpoint.
@@ -73,43 +80,41 @@ class Loaded:
 
     @classmethod
     def read_all(cls, path: str | os.PathLike[str], find: Find) -> list[Loaded]:
-        """All seeds of a checkpoint, in the order in which they were trained; arguments and errors as of `read`."""
+        """All seeds of a checkpoint, in the order in which they were trained; for arguments and errors see `read`."""
         file = newest(path)
-        tensors, told = checkpoint.read(file)
-        if missing := [key for key in ("algorithm", "config", "space", "seeds", "step") if key not in told]:
+        tensors, description = checkpoint.read(file)
+        if missing := [key for key in ("algorithm", "config", "space", "seeds", "step") if key not in description]:
             raise checkpoint.CheckpointCorrupt(f"checkpoint {file} does not say its {missing[0]}", hint="take another one")
-        algorithm = find(told["algorithm"])
-        if algorithm.name != told["algorithm"]:
-            raise InvalidInput(f"checkpoint {file} is of the algorithm {told['algorithm']!r}, not {algorithm.name!r}")
-        config, space = algorithm.configure(told["config"]), Space.from_json(told["space"])
+        algorithm = find(description["algorithm"])
+        if algorithm.name != description["algorithm"]:
+            raise InvalidInput(f"checkpoint {file} is of the algorithm {description['algorithm']!r}, not {algorithm.name!r}")
+        config, space = algorithm.configure(description["config"]), Space.from_json(description["space"])
         scalers = data.rebuild_scalers(config, space, _below("scaler/", tensors))
-        nets = algorithm.nets(config, space)
+        nets, step = algorithm.nets(config, space), int(description["step"])
         state = {name: tensor for name, tensor in tensors.items() if not name.startswith("scaler/")}
         return [
-            cls(algorithm, config, space, seed, int(told["step"]), nets, _of_seed(state, position), scalers, f"checkpoint {file}")
-            for position, seed in enumerate(told["seeds"])
+            cls(algorithm, config, space, seed, step, nets, _of_seed(state, position), scalers, f"checkpoint {file}")
+            for position, seed in enumerate(description["seeds"])
         ]
 
     @classmethod
-    def of(cls, learner: Learner, seed: int | None = None) -> Loaded:
+    def of(cls, learner: Trained, seed: int | None = None) -> Loaded:
         """A copy of a learner's seed as it is now, on the CPU; raises `Unknown` for a seed that was not trained."""
-        seed = learner.seeds[0] if seed is None else seed
-        if seed not in learner.seeds:
-            raise _no_seed(learner.algorithm.name, seed, learner.seeds)
-        state = {name: tensor.detach().cpu() for name, tensor in learner.state.tensors().items()}
-        scalers = {name: tensor.detach().cpu().clone() for name, tensor in learner.scalers.tensors().items()}
-        mine = {name: tensor.clone() for name, tensor in _of_seed(state, learner.seeds.index(seed)).items()}
-        return cls(
-            learner.algorithm,
-            learner.config,
-            learner.space_,
-            seed,
-            learner.step,
-            learner.nets,
-            mine,
-            data.rebuild_scalers(learner.config, learner.space_, scalers),
-            f"a learner of {learner.algorithm.name}",
-        )
+        return learner.loaded(seed)
+
+    @classmethod
+    def of_trainer(cls, trainer: Trainer, seed: int | None = None) -> Loaded:
+        """A copy of a seed as it is now, on the CPU; raises `Unknown` for a seed that was not trained."""
+        run = trainer.run
+        if seed is not None and seed not in run.seeds:
+            raise _no_seed(run.algorithm.name, seed, run.seeds)
+        seed = run.seed(seed)
+        state = {name: tensor.detach().cpu() for name, tensor in trainer.state.tensors().items()}
+        scalers = {name: tensor.detach().cpu().clone() for name, tensor in run.scalers.tensors().items()}
+        copies = {name: tensor.clone() for name, tensor in _of_seed(state, run.seeds.index(seed)).items()}
+        rebuilt = data.rebuild_scalers(run.config, run.space, scalers)
+        origin = f"a learner of {run.algorithm.name}"
+        return cls(run.algorithm, run.config, run.space, seed, trainer.step, run.nets, copies, rebuilt, origin)
 
     @property
     def params(self) -> Params:
@@ -121,78 +126,100 @@ class Loaded:
         """The target copies."""
         return _below("target/", self.tensors)
 
+    def actor(self) -> Actor:
+        """An actor with these parameters, on the CPU."""
+        return actor_of([self])
+
     def policy(self) -> PolicyModule:
         """The greedy policy as a module, float32 on the CPU: environment's units in and out."""
         params = {name: tensor.to(torch.float32).clone() for name, tensor in self.params.items()}
         return PolicyModule(self.algorithm, self.config, self.nets, params, self.space, self.scalers)
 
 
+def actor_of(trained: Sequence[Loaded]) -> Actor:
+    """An actor of several seeds of one run, on the CPU, in the dtype in which they were trained."""
+    first = trained[0]
+    params = {name: torch.stack([one.params[name] for one in trained]) for name in first.params}
+    dtype, device = next(iter(params.values())).dtype, torch.device("cpu")
+    seeds = tuple(one.seed for one in trained)
+    return Actor(Run(first.algorithm, first.config, first.nets, first.space, first.scalers, seeds, device, dtype), params)
+
+
 def newest(path: str | os.PathLike[str]) -> Path:
-    """The checkpoint file that ``path`` means: itself, or the newest of a run folder. Raises `InvalidInput` where there is none."""
+    """The checkpoint file of ``path``: itself, or the newest one of a run folder. Raises `InvalidInput` if there is none."""
     path = Path(path)
     if not path.is_dir():
         if not path.is_file():
             raise InvalidInput(f"there is no checkpoint {os.fspath(path)!r}", hint="`offrl fetch JOB --kind checkpoint` brings one")
         return path
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-    found = sorted(folder.glob("*.safetensors"))  # named by their steps, with leading zeros
-    if not found:
+    files = sorted(folder.glob("*.safetensors"))  # their names are steps with leading zeros
+    if not files:
         raise InvalidInput(f"there is no checkpoint in {os.fspath(path)!r}", hint="they are made about once a minute, and at the end")
-    return found[-1]
+    return files[-1]
 
 
 def choose(trained: list[Loaded], seed: int | None) -> Loaded:
-    """The one of ``seed``, or the first; raises `Unknown`."""
+    """The one with this seed, or the first for None; raises `Unknown`."""
     if seed is None:
         return trained[0]
-    for each in trained:
-        if each.seed == seed:
-            return each
-    raise _no_seed(trained[0].origin, seed, [each.seed for each in trained])
+    for one in trained:
+        if one.seed == seed:
+            return one
+    raise _no_seed(trained[0].origin, seed, [one.seed for one in trained])
 
 
-def take_inputs(algorithm: Algorithm, config: Any, space: Space, given: Mapping[str, Loaded | Learner]) -> dict[str, Loaded]:
-    """What the settings named in ``algorithm.inputs`` stand for, checked; those that are none, and not given, are left out.
+def take_inputs(algorithm: Algorithm, config: Any, space: Space, sources: Mapping[str, Loaded | Trained]) -> dict[str, Loaded]:
+    """The other runs that the settings in ``algorithm.inputs`` name, checked. Settings that are None, without a source, are left out.
 
     Args:
-        given: setting -> what to take for it.
+        sources: setting -> the other run.
 
     Raises:
-        InvalidInput: it is not of the algorithm that is needed, or was trained for other observations or actions; or an evaluation has
-            no policy.
+        Unknown: the algorithm has no such input.
+        InvalidInput: a source is of the wrong algorithm, or was trained for other observations or actions; or an evaluation has no policy.
     """
-    for name in given:
+    for name in sources:
         if name not in algorithm.inputs:
             hint = f"it takes {', '.join(algorithm.inputs)}" if algorithm.inputs else "it takes none"
             raise Unknown(f"{algorithm.name} takes no input {name!r}", hint=hint)
-    found = {}
+    inputs = {}
     for name, wanted in algorithm.inputs.items():
-        if name not in given:
+        if name not in sources:
             if getattr(config, name) is not None:
                 raise InvalidInput(f"{name}={getattr(config, name)!r} is not loaded", hint=f"inputs={{{name!r}: offrld.load(...)}}")
             continue
-        value = given[name]
-        found[name] = value if isinstance(value, Loaded) else Loaded.of(value)
-        _check(name, wanted, found[name], space)
-    if algorithm.next_action == POLICY and POLICY not in found:
+        source = sources[name]
+        inputs[name] = source if isinstance(source, Loaded) else source.loaded()
+        _check(name, wanted, inputs[name], space)
+    if algorithm.next_action == POLICY and POLICY not in inputs:
         raise InvalidInput(f"{algorithm.name} evaluates a policy, and none was named", hint="set policy to the job that trained it")
-    return found
+    return inputs
 
 
-def _check(name: str, wanted: str, given: Loaded, space: Space) -> None:
-    if not (given.algorithm.acts if wanted == POLICY else given.algorithm.name == wanted):
+def loaded_of(source: Loaded | Trained | Iterable[Loaded | Trained]) -> list[Loaded]:
+    """Another run as its seeds, whether it is loaded or a learner."""
+    if isinstance(source, Loaded):
+        return [source]
+    if isinstance(source, Iterable):
+        return [loaded for part in source for loaded in loaded_of(part)]
+    return [source.loaded(seed) for seed in source.seeds]
+
+
+def _check(name: str, wanted: str, source: Loaded, space: Space) -> None:
+    if not (source.algorithm.acts if wanted == POLICY else source.algorithm.name == wanted):
         what = "a policy" if wanted == POLICY else f"a run of {wanted}"
-        raise InvalidInput(f"{name} takes {what}, {given.origin} is of {given.algorithm.name}", hint=f"train {what} first")
-    if wanted == POLICY and given.algorithm.batch_kind == "windows":
-        raise InvalidInput(f"{name}: {given.origin} is of {given.algorithm.name}, which acts on whole episodes", hint="run it instead")
-    if given.space.observation != space.observation:
-        mine, other = (
-            ", ".join(f"{field} {dtype} {shape}" for field, (dtype, shape) in each.observation.items()) for each in (space, given.space)
+        raise InvalidInput(f"{name} takes {what}, {source.origin} is of {source.algorithm.name}", hint=f"train {what} first")
+    if wanted == POLICY and source.algorithm.batch_kind == "windows":
+        raise InvalidInput(f"{name}: {source.origin} is of {source.algorithm.name}, which acts on whole episodes", hint="run it instead")
+    if source.space.observation != space.observation:
+        mine, theirs = (
+            ", ".join(f"{field} {dtype} {shape}" for field, (dtype, shape) in one.observation.items()) for one in (space, source.space)
         )
-        raise InvalidInput(f"{name}: {given.origin} takes observations {other}, the dataset has {mine}")
-    if (given.space.discrete, given.space.action_size) != (space.discrete, space.action_size):
-        mine, other = (f"{each.action_size} {'discrete actions' if each.discrete else 'dimensions'}" for each in (space, given.space))
-        raise InvalidInput(f"{name}: {given.origin} acts with {other}, the dataset has {mine}")
+        raise InvalidInput(f"{name}: {source.origin} takes observations {theirs}, the dataset has {mine}")
+    if (source.space.discrete, source.space.action_size) != (space.discrete, space.action_size):
+        mine, theirs = (f"{one.action_size} {'discrete actions' if one.discrete else 'dimensions'}" for one in (space, source.space))
+        raise InvalidInput(f"{name}: {source.origin} acts with {theirs}, the dataset has {mine}")
 
 
 def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -200,7 +227,7 @@ def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _of_seed(state: Mapping[str, Tensor], position: int) -> dict[str, Tensor]:
-    """One seed's part of `TrainState.tensors`; how often an optimiser moved is one number for all seeds."""
+    """One seed's part of `TrainState.tensors`; the count of an optimiser's moves is one number for all seeds."""
     return {name: tensor if name.endswith("/count") and tensor.dim() == 0 else tensor[position] for name, tensor in state.items()}
 
 

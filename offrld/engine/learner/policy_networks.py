@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from offrl.memory import CONTEXT, NEXT, REWARD, TARGET_RETURN
 from offrl.policy import ACTION
-from offrld.engine.batches.feed import Scalers, view_observation
+from offrld.engine.batches.feed import view_observation
 from offrld.engine.definition.algorithm import Algorithm
+from offrld.engine.definition.run import Scalers
 from offrld.engine.definition.space import Space
 from offrld.nets import Params
 from offrld.preprocess.scalers import Scaler, is_wide

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from offrl.memory import CONTEXT, LENGTH, REWARD, TARGET_RETURN
 from offrl_store import EpisodeStore
-from offrld.engine.batches.feed import Scalers, view_observation
+from offrld.engine.batches.feed import view_observation
 from offrld.engine.definition.algorithm import Algorithm
+from offrld.engine.definition.run import Scalers
 from offrld.engine.definition.space import Space
 from offrld.engine.learner.data import observation_column, stacked_rows
 from offrld.engine.learner.policy_networks import PolicyModule

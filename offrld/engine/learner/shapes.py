@@ -15,7 +15,7 @@ import torch
 
 from offrl.errors import InvalidInput
 from offrl_store import Field, Schema
-from offrld.engine.batches.feed import Scalers
+from offrld.engine.definition.run import Scalers
 from offrld.engine.definition.space import Space, space_of
 from offrld.preprocess.rewards import RewardScaler, fit_reward
 from offrld.preprocess.scalers import ActionScaler, fit_action, observation_between

@@ -1,131 +1,129 @@
 """Taking over what another run has learned: networks, their targets and the optimisers' state, matched by name and shape.
 
-``policy`` stands for all networks but critic, q and value, ``critics`` for these three; a temperature belongs to the policy, and begins
-anew where there is none. Where each side has one network of its kind they are matched whatever they are called: the ``policy`` of BC
+``policy`` stands for all networks but critic, q and value, ``critics`` for these three; a temperature belongs to the policy, and keeps its
+initial value if the source has none. If each side has one network of its kind, they match whatever their names: the ``policy`` of BC
 becomes the ``actor`` of TD3+BC.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from offrl.errors import InvalidInput
-from offrld.engine.batches.feed import Scalers
-from offrld.engine.definition.algorithm import by_name
+from offrld.engine.definition.algorithm import Algorithm, by_name
+from offrld.engine.definition.run import Scalers
+from offrld.engine.definition.space import Space
 from offrld.engine.learner.data import rebuild_scalers
-from offrld.engine.learner.loaded import Loaded
+from offrld.engine.learner.loaded import Loaded, Trained, loaded_of
+from offrld.engine.learner.trainer import Trainer
+from offrld.nets import Params
 from offrld.preprocess.scalers import OBSERVATION_SCALERS
-
-if TYPE_CHECKING:
-    from offrld.engine.definition.space import Space
-    from offrld.engine.learner.learner import Learner
-    from offrld.engine.updates.train_state import TrainState
 
 CRITICS = ("critic", "q", "value")
 PARTS = ("all", "policy", "critics")
 Part = Literal["all", "policy", "critics"]
-Start = Loaded | Sequence[Loaded]
+Log = Callable[[str], None]
 
 
-class Transfer:
-    """The part of `Learner` that takes over from others."""
+def copy_into(
+    trainer: Trainer,
+    source: Loaded | Trained | Iterable[Loaded | Trained],
+    part: Part,
+    log: Log,
+    *,
+    networks: bool = True,
+    moments: bool = True,
+    strict: bool = True,
+) -> None:
+    """Copy a part of another run into a trainer.
 
-    algorithm: Any
+    Args:
+        source: a learner or several loaded seeds, of which each seed takes its own, or else the first; or one loaded seed for all.
+        networks: copy parameters and target copies.
+        moments: copy the state of the optimisers that move these networks.
+        strict: an optimiser without a match is an error; if not, it starts from zero.
+
+    Raises:
+        InvalidInput: a network is missing in the source or has another shape; the trainer is unchanged.
+    """
+    if part not in PARTS:
+        raise InvalidInput(f"transfer {part!r} is unknown", hint=f"one of {', '.join(PARTS)}")
+    loaded, state = loaded_of(source), trainer.state
+    sources = [next((one for one in loaded if one.seed == seed), loaded[0]) for seed in trainer.run.seeds]
+    names = _Target(trainer.run.algorithm, trainer.run.nets, state.params, log).matched(loaded[0], part)
+    writes: list[tuple[Tensor, Tensor]] = []
+    if networks:
+        for kind, tensors in (("params", state.params), ("target", state.target)):
+            writes += [pair for name, tensor in tensors.items() if (pair := _pair(kind, name, tensor, names, sources))]
+    counts = _moments(trainer, sources, names, writes, log, strict=strict) if moments else {}
+    with torch.no_grad():
+        for mine, theirs in writes:
+            mine.copy_(theirs)
+        for key, count in counts.items():
+            state.moments[key].counts.fill_(count)
+            trainer.moves[key] = count
+
+
+def reset_optimizers(trainer: Trainer) -> None:
+    """Set moments and counts of every optimiser to zero. Parameters stay."""
+    for moments in trainer.state.moments.values():
+        for values in moments.parts.values():
+            for value in values.values():
+                value.zero_()
+        moments.counts.zero_()
+    trainer.moves = dict.fromkeys(trainer.moves, 0)
+
+
+def check_start(algorithm: Algorithm, config: Any, source: Loaded, part: str) -> None:
+    """`InvalidInput` if a learner of ``algorithm`` for the observations and actions of ``source`` cannot start from it."""
+    kind = "discrete" if source.space.discrete else "continuous"
+    if algorithm.actions not in ("both", kind):
+        whose = f"{source.origin} ({source.algorithm.name})"
+        raise InvalidInput(
+            f"{algorithm.name} learns {algorithm.actions} actions, {whose} has {kind} ones",
+            hint=f"train on with {source.algorithm.name}, the algorithm of that run",
+        )
+    nets, generator = algorithm.nets(config, source.space), torch.Generator().manual_seed(0)
+    params = {name: value[None] for net in by_name(nets).values() for name, value in net.init(generator, torch.float32).items()}
+    _Target(algorithm, nets, params, lambda text: None).matched(source, part)
+
+
+@dataclass(frozen=True)
+class _Target:
+    """The networks that receive: by name, with parameters that have a leading seed axis."""
+
+    algorithm: Algorithm
     nets: Any
-    seeds: tuple[int, ...]
-    state: TrainState
-    _taken: dict[str, int]
-    _log: Callable[[str], None]
+    params: Params
+    log: Log
 
-    def copy_policy_from(self, other: Learner | Loaded) -> None:
-        """Take over the policy's networks, with their target copies, from a learner or a loaded seed.
-
-        A learner gives each seed its own where it trained the same one, and its first otherwise; a loaded seed goes to all.
-
-        Raises:
-            InvalidInput: a network that is missing there or has other shapes; nothing is changed then.
-        """
-        self._take(other, "policy", networks=True, moments=False)
-
-    def copy_policy_optim_from(self, other: Learner | Loaded) -> None:
-        """Take over the state of the optimisers that move the policy's networks; as `copy_policy_from`."""
-        self._take(other, "policy", networks=False, moments=True)
-
-    def copy_q_function_from(self, other: Learner | Loaded) -> None:
-        """Take over critic, q and value networks, with their target copies; as `copy_policy_from`."""
-        self._take(other, "critics", networks=True, moments=False)
-
-    def copy_q_function_optim_from(self, other: Learner | Loaded) -> None:
-        """Take over the state of the optimisers that move critic, q and value networks; as `copy_policy_from`."""
-        self._take(other, "critics", networks=False, moments=True)
-
-    def reset_optimizer_states(self) -> None:
-        """Let every optimiser begin anew: moments and counts of zero. Parameters stay."""
-        for moments in self.state.moments.values():
-            for values in moments.parts.values():
-                for value in values.values():
-                    value.zero_()
-            moments.counts.zero_()
-        self._taken = dict.fromkeys(self._taken, 0)
-
-    def start_from(self, start: Start, part: Part = "all", *, fresh_optimizer: bool = False) -> None:
-        """Take over parameters, targets and (unless ``fresh_optimizer``) optimisers' state; optimisers that do not match begin anew.
-
-        Args:
-            start: one loaded seed for all, or several, of which each seed takes its own, or else the first.
-
-        Raises:
-            InvalidInput: a network that is missing there or has other shapes; nothing is changed then.
-        """
-        self._take(start, part, networks=True, moments=not fresh_optimizer, strict=False)
-
-    # ------------------------------------------------------------------------------------------------------------- plumbing
-    def _take(self, other: Any, part: str, *, networks: bool, moments: bool, strict: bool = True) -> None:
-        if part not in PARTS:
-            raise InvalidInput(f"transfer {part!r} is unknown", hint=f"one of {', '.join(PARTS)}")
-        given = loaded_of(other)
-        sources = [next((each for each in given if each.seed == seed), given[0]) for seed in self.seeds]
-        names = self._matched(given[0], part)
-        writes: list[tuple[Tensor, Tensor]] = []
-        if networks:
-            for kind, mine in (("params", self.state.params), ("target", self.state.target)):
-                writes += [pair for name, tensor in mine.items() if (pair := self._pair(kind, name, tensor, names, sources))]
-        counts = self._moments(sources, names, writes, strict=strict) if moments else {}
-        with torch.no_grad():
-            for mine, theirs in writes:
-                mine.copy_(theirs)
-            for key, count in counts.items():
-                self.state.moments[key].counts.fill_(count)
-                self._taken[key] = count
-
-    def _matched(self, source: Loaded, part: str) -> dict[str, str]:
-        """This learner's networks of the part -> those of the source."""
+    def matched(self, source: Loaded, part: str) -> dict[str, str]:
+        """The networks of the part -> the matching ones of the source."""
         try:
-            return self._fitting(source, part)
+            return self._match(source, part, self.log)
         except InvalidInput as error:
             error.hint = self._other_way(source, part) or error.hint
             raise
 
     def _other_way(self, source: Loaded, part: str) -> str:
-        """What of the source can be taken, "" where nothing of it can."""
+        """A hint about parts of the source that do match; "" if none does."""
         ways = []
         for other in ("policy", "critics"):
             with contextlib.suppress(InvalidInput):
-                if other != part and self._fitting(source, other, log=lambda text: None):
+                if other != part and self._match(source, other, lambda text: None):
                     ways.append(f"--transfer {other}")
         if source.algorithm.name != self.algorithm.name:
             ways.append(f"train on with {source.algorithm.name}, the algorithm of that run")
         return " or ".join(ways)
 
-    def _fitting(self, source: Loaded, part: str, *, log: Callable[[str], None] | None = None) -> dict[str, str]:
-        """`_matched` without a word about other parts."""
-        log = log or self._log
+    def _match(self, source: Loaded, part: str, log: Log) -> dict[str, str]:
+        """`matched`, with errors that say nothing about other parts."""
         mine, theirs = ([name for name in by_name(nets) if _chosen(name, part)] for nets in (self.nets, source.nets))
         if not mine:
             raise InvalidInput(
@@ -138,7 +136,7 @@ class Transfer:
             if name in theirs:
                 names[name] = name
             elif self._number(name) and len(mine) > 1:
-                log(f"start: {name}, a single number, begins anew: {source.origin} has none")
+                log(f"start: {name}, a single number, keeps its initial value: {source.origin} has none")
             elif len(alike) == len(own) == 1:
                 names[name] = alike[0]
             else:
@@ -148,10 +146,10 @@ class Transfer:
                 )
         params = source.params
         for name, other in names.items():
-            shapes, wanted = _shapes(other, params), _shapes(name, self.state.params, skip=1)
+            shapes, wanted = _shapes(other, params), _shapes(name, self.params, skip=1)
             if shapes != wanted:
                 differ = next(key for key in sorted({*shapes, *wanted}) if shapes.get(key) != wanted.get(key))
-                has, needs = (list(each[differ]) if differ in each else "absent" for each in (shapes, wanted))
+                has, needs = (list(one[differ]) if differ in one else "absent" for one in (shapes, wanted))
                 raise InvalidInput(
                     f"network {name!r} does not fit: {other}.{differ} is {has} in {source.origin}, {needs} here",
                     hint="the same encoder settings, observations and actions are needed",
@@ -162,91 +160,61 @@ class Transfer:
 
     def _number(self, network: str) -> bool:
         """Whether a network is a single number, like a temperature."""
-        return all(value[0].numel() == 1 for name, value in self.state.params.items() if name.split(".")[0] == network)
-
-    def _pair(self, kind: str, name: str, mine: Tensor, names: dict[str, str], sources: list[Loaded]) -> tuple[Tensor, Tensor] | None:
-        network, _, rest = name.partition(".")
-        if network not in names:
-            return None
-        other = f"{names[network]}.{rest}"
-        # A run without target copies of this network gives its parameters: a target starts as an exact copy.
-        found = [each.tensors.get(f"{kind}/{other}", each.tensors[f"params/{other}"]) for each in sources]
-        return mine, torch.stack(found).to(mine)
-
-    def _moments(
-        self, sources: list[Loaded], names: dict[str, str], writes: list[tuple[Tensor, Tensor]], *, strict: bool
-    ) -> dict[str, int]:
-        """Add the optimisers' tensors to ``writes``; the counts of those that match."""
-        counts, missing = {}, []
-        for key, moments in self.state.moments.items():
-            networks = {name.split(".")[0] for values in moments.parts.values() for name in values}
-            if not networks or not networks <= names.keys():
-                continue
-            theirs = sources[0].tensors
-            pairs = {
-                (part, name): f"optimizer/{key}/{part}/{names[name.split('.')[0]]}.{name.partition('.')[2]}"
-                for part, values in moments.parts.items()
-                for name in values
-            }
-            if f"optimizer/{key}/count" not in theirs or any(path not in theirs for path in pairs.values()):
-                missing.append(key)
-                continue
-            writes += [
-                (moments.parts[part][name], torch.stack([each.tensors[path] for each in sources]).to(moments.parts[part][name]))
-                for (part, name), path in pairs.items()
-            ]
-            counts[key] = int(theirs[f"optimizer/{key}/count"])
-        if missing and strict:
-            raise InvalidInput(f"{sources[0].origin} has no optimiser state for {', '.join(missing)}", hint="the same algorithm has it")
-        if missing:
-            self._log(f"start: optimisers of {', '.join(missing)} begin anew, {sources[0].origin} has none like them")
-        return counts
+        return all(value[0].numel() == 1 for name, value in self.params.items() if name.split(".")[0] == network)
 
 
-class _Candidate(Transfer):
-    """Networks that are made to be compared with those of a run."""
-
-    def __init__(self, algorithm: Any, config: Any, space: Space) -> None:
-        self.algorithm, self.nets = algorithm, algorithm.nets(config, space)
-        generator = torch.Generator().manual_seed(0)
-        params = {name: value for network in by_name(self.nets).values() for name, value in network.init(generator, torch.float32).items()}
-        self.state = SimpleNamespace(params={name: value[None] for name, value in params.items()})
-        self._log = lambda text: None
-
-
-def check_start(algorithm: Any, config: Any, source: Loaded, part: str) -> None:
-    """`InvalidInput` where a learner of ``algorithm`` for the observations and actions of ``source`` cannot start from it."""
-    kind = "discrete" if source.space.discrete else "continuous"
-    if algorithm.actions not in ("both", kind):
-        whose = f"{source.origin} ({source.algorithm.name})"
-        raise InvalidInput(
-            f"{algorithm.name} learns {algorithm.actions} actions, {whose} has {kind} ones",
-            hint=f"train on with {source.algorithm.name}, the algorithm of that run",
-        )
-    _Candidate(algorithm, config, source.space)._matched(source, part)
+def _pair(kind: str, name: str, mine: Tensor, names: dict[str, str], sources: list[Loaded]) -> tuple[Tensor, Tensor] | None:
+    """A tensor of the trainer and the one to copy into it."""
+    network, _, rest = name.partition(".")
+    if network not in names:
+        return None
+    other = f"{names[network]}.{rest}"
+    # A run without target copies of this network gives its parameters: a target starts as an exact copy.
+    theirs = [source.tensors.get(f"{kind}/{other}", source.tensors[f"params/{other}"]) for source in sources]
+    return mine, torch.stack(theirs).to(mine)
 
 
-def loaded_of(given: Learner | Loaded | Sequence[Loaded]) -> list[Loaded]:
-    """Whatever another run may be given as, as its seeds."""
-    if isinstance(given, Loaded):
-        return [given]
-    if not isinstance(given, Sequence):
-        return [Loaded.of(given, seed) for seed in given.seeds]
-    return [each for part in given for each in loaded_of(part)] if not all(isinstance(each, Loaded) for each in given) else list(given)
+def _moments(
+    trainer: Trainer, sources: list[Loaded], names: dict[str, str], writes: list[tuple[Tensor, Tensor]], log: Log, *, strict: bool
+) -> dict[str, int]:
+    """Add the optimisers' tensors to ``writes``; returns the counts of the optimisers that match."""
+    counts, missing = {}, []
+    for key, moments in trainer.state.moments.items():
+        networks = {name.split(".")[0] for values in moments.parts.values() for name in values}
+        if not networks or not networks <= names.keys():
+            continue
+        theirs = sources[0].tensors
+        pairs = {
+            (part, name): f"optimizer/{key}/{part}/{names[name.split('.')[0]]}.{name.partition('.')[2]}"
+            for part, values in moments.parts.items()
+            for name in values
+        }
+        if f"optimizer/{key}/count" not in theirs or any(path not in theirs for path in pairs.values()):
+            missing.append(key)
+            continue
+        for (part, name), path in pairs.items():
+            mine = moments.parts[part][name]
+            writes.append((mine, torch.stack([source.tensors[path] for source in sources]).to(mine)))
+        counts[key] = int(theirs[f"optimizer/{key}/count"])
+    if missing and strict:
+        raise InvalidInput(f"{sources[0].origin} has no optimiser state for {', '.join(missing)}", hint="the same algorithm has it")
+    if missing:
+        log(f"start: optimisers of {', '.join(missing)} start from zero, {sources[0].origin} has none like them")
+    return counts
 
 
 def scalers_like(
     source: Loaded, config: Any, space: Space, own: Scalers, *, dtype: torch.dtype, device: torch.device, log: Callable[[str], None]
 ) -> Scalers:
-    """The source's scalers of observations and actions with this run's own of rewards: networks go on seeing what they were trained on.
+    """The source's scalers of observations and actions, with this run's own of rewards: networks see what they were trained on.
 
     Raises:
         InvalidInput: other observation fields, or a scaler of another package that the config does not name.
     """
     if list(source.space.observation) != list(space.observation):
-        mine, theirs = (", ".join(each.observation) for each in (space, source.space))
+        mine, theirs = (", ".join(one.observation) for one in (space, source.space))
         raise InvalidInput(f"{source.origin} observes {theirs}, the dataset has {mine}")
-    kinds = {each.observation_scaler.type for each in (source.config, config)}
+    kinds = {one.observation_scaler.type for one in (source.config, config)}
     if len(kinds) > 1 and not kinds <= set(OBSERVATION_SCALERS):
         raise InvalidInput(f"observation scalers differ: {' and '.join(sorted(kinds))}", hint="name the same one with --set")
     if len(kinds) > 1:

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from offrld.engine.definition.algorithm import Stage, State, Step
+from offrld.engine.definition.algorithm import Stage, State, Step, by_name
 from offrld.engine.definition.optimizer import parts_of
+from offrld.engine.definition.run import Run
 from offrld.nets import Params, is_buffer
 
 
@@ -53,43 +54,30 @@ class TrainState:
     """Parameters, targets, optimiser state and carry of ``S`` seeds.
 
     Args:
-        networks: name -> network; the parameters of each begin with its name.
-        targets: the networks that have target copies, which start as exact copies.
-        stages: their steps say which parameters have optimiser state.
+        run: its networks, targets, stages and carry decide the tensors; the parameters of each network begin with its name.
         data: constants of `Algorithm.prepare`, given to every loss.
-        carry: name -> shape of one seed's tensor.
-        stacked: one view of all seeds together, rather than one per seed.
     """
 
-    def __init__(
-        self,
-        networks: dict[str, Any],
-        targets: Sequence[str],
-        stages: Sequence[Stage],
-        data: dict[str, Tensor],
-        carry: dict[str, tuple[int, ...]],
-        *,
-        seeds: Sequence[int],
-        dtype: torch.dtype,
-        device: torch.device,
-        stacked: bool,
-    ) -> None:
+    def __init__(self, run: Run, data: dict[str, Tensor]) -> None:
+        seeds, dtype, device, networks = run.seeds, run.dtype, run.device, by_name(run.nets)
+        carry = run.algorithm.carry(run.config, run.space)
+        self.data = data
         per_seed = [_initial(networks, seed, dtype) for seed in seeds]
         self.params = {name: torch.stack([params[name] for params in per_seed]).to(device) for name in per_seed[0]}
-        self.target = {name: value.clone() for name, value in of(targets, self.params).items()}
+        self.target = {name: value.clone() for name, value in of(run.algorithm.targets, self.params).items()}
         self.carry = {name: torch.zeros(len(seeds), *shape, dtype=dtype, device=device) for name, shape in carry.items()}
         self.moments: dict[str, Moments] = {}
-        steps = {key_of(stage, step): step for stage in stages for step in stage.schedule if step.loss is not None}
-        for stage in stages:
+        steps = {key_of(stage, step): step for stage in run.stages for step in stage.schedule if step.loss is not None}
+        for stage in run.stages:
             for step in stage.schedule:
                 key = moments_of(stage, step)
                 if step.loss is None or key in self.moments:
                     continue
                 mine = trained(step.optimizes, self.params)
                 parts = {part: {n: torch.zeros_like(v) for n, v in mine.items()} for part in parts_of(step.optimizer)}
-                self.moments[key] = Moments(parts, torch.zeros(1 if stacked else len(seeds), device=device))
-        self.views = [self._view(part, steps, data) for part in ([slice(None)] if stacked else range(len(seeds)))]
-        self.schedules = {stage.name: [self._due(stage, step) for step in stage.schedule] for stage in stages}
+                self.moments[key] = Moments(parts, torch.zeros(len(run.groups), device=device))
+        self.views = [self._view(part, steps, data) for part in ([slice(None)] if run.stacked else range(len(seeds)))]
+        self.schedules = {stage.name: [self._due(stage, step) for step in stage.schedule] for stage in run.stages}
 
     def _view(self, part: Any, steps: dict[str, Step], data: dict[str, Tensor]) -> View:
         params = {name: value[part] for name, value in self.params.items()}

@@ -1,0 +1,249 @@
+"""The actor: actions, values and policies of trained seeds, in the environment's own units."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from offrl.errors import InvalidInput
+from offrl_store import rng
+from offrld.engine.batches.feed import KEY, KEYS, view_observation
+from offrld.engine.definition.algorithm import Observation, Rollout, Windows
+from offrld.engine.definition.run import Run
+from offrld.engine.definition.space import Space
+from offrld.engine.learner.policy_networks import PolicyModule
+from offrld.engine.learner.sequence_policy import Returns, SequencePolicy
+from offrld.nets import Params
+from offrld.preprocess.scalers import scaled
+
+STREAM = rng.stream_id("sample")
+
+
+@dataclass(frozen=True)
+class Played:
+    """Actions drawn at ``B`` observations.
+
+    Attributes:
+        action: as the environment takes them; ``drawn``: before bounds and scalers.
+        log_prob, value: ``[B]`` each: log probabilities of the drawn actions, and values of the states.
+    """
+
+    action: np.ndarray
+    drawn: np.ndarray
+    log_prob: np.ndarray
+    value: np.ndarray
+
+
+class Actor:
+    """Acts with the parameters of a run. ``seed`` is a trained one everywhere; the default is the first.
+
+    Args:
+        params: of all seeds, with a leading axis over them; an actor of a run that trains sees every update.
+    """
+
+    def __init__(self, run: Run, params: Params) -> None:
+        self.run, self.params = run, params
+
+    @property
+    def actor(self) -> Actor:
+        """Itself: learners and actors alike have an ``actor``."""
+        return self
+
+    @property
+    def space(self) -> Space:
+        """What is observed and done."""
+        return self.run.space
+
+    # ---------------------------------------------------------------------------------------------------------- on arrays
+    def predict(self, observations: Any, *, seed: int | None = None) -> np.ndarray:
+        """Greedy actions.
+
+        Args:
+            observations: ``[B, ...]`` in the environment's units, frames stacked; a mapping of them for several fields.
+
+        Returns:
+            float32 ``[B, A]`` within the bounds, or int64 ``[B]``.
+
+        Raises:
+            InvalidInput: another shape (the batch dimension is needed for a single observation as well), or an algorithm that acts on
+                windows of an episode.
+        """
+        with torch.no_grad():
+            return self._chosen(self._acted(observations, seed))
+
+    def sample(self, observations: Any, *, seed: int | None = None, step: int = 0) -> np.ndarray:
+        """Actions drawn from a stochastic policy; a deterministic policy gives its greedy actions.
+
+        The random numbers depend on ``(seed, step)`` alone: with the step of the environment a run can be repeated.
+        Other arguments, result and errors: see `predict`.
+        """
+        with torch.no_grad():
+            if self.run.algorithm.sample is not None:
+                seen = self._seen(observations)
+                noise = np.empty((_rows(seen), self.run.space.action_size), np.float32)
+                rng.normal(self.run.seed(seed), step, STREAM, noise)
+                numbers = torch.from_numpy(noise).to(self.run.device, self.run.dtype)
+                return self._chosen(self.run.algorithm.sample(self.params_of(seed), self.run.config, self.run.nets, seen, numbers))
+            scores = self._acted(observations, seed)
+            if self.run.space.discrete and self.run.algorithm.draws_scores:
+                uniform = np.empty(scores.shape, np.float32)
+                rng.uniform(self.run.seed(seed), step, STREAM, uniform)
+                # The argmax of logits plus Gumbel noise is a draw from their softmax. A uniform number may be 0, but is never 1.
+                scores = scores - torch.log(-torch.log1p(-torch.from_numpy(uniform).to(scores).clamp(min=1e-12)))
+            return self._chosen(scores)
+
+    def play(self, observations: Any, *, step: int, seed: int | None = None) -> Played:
+        """Actions drawn to learn from, with their log probabilities and the states' values; arguments: see `sample`.
+
+        Raises:
+            InvalidInput: an algorithm that learns from a dataset, or a wrong shape.
+        """
+        if self.run.algorithm.play is None:
+            raise InvalidInput(f"{self.run.algorithm.name} does not learn from its own play", hint="use sample")
+        with torch.no_grad():
+            seen = self._seen(observations)
+            noise = np.empty((_rows(seen), self.run.space.action_size), np.float32)
+            (rng.uniform if self.run.space.discrete else rng.normal)(self.run.seed(seed), step, STREAM, noise)
+            numbers = torch.from_numpy(noise).to(self.run.device, self.run.dtype)
+            drawn, log_prob, value = self.run.algorithm.play(self.params_of(seed), self.run.nets, seen, numbers)
+            return Played(self._chosen(drawn), *(tensor.cpu().numpy() for tensor in (drawn, log_prob, value)))
+
+    def rollout(self, observations: Any, step: int, **arrays: np.ndarray) -> Rollout:
+        """A batch of rows that were played, for update ``step``.
+
+        Args:
+            observations: as `play` got them.
+            arrays: the fields ``[B, ...]`` of `Rollout`.
+        """
+        run = self.run
+        if len(run.seeds) > 1:
+            raise InvalidInput(f"a rollout is one seed's, this learner has {len(run.seeds)}", hint="make one for each seed")
+        copies = {name: torch.from_numpy(np.array(value)) for name, value in arrays.items()}
+        tensors = {name: copy.to(run.device, run.dtype if copy.is_floating_point() else None) for name, copy in copies.items()}
+        key = rng.integers(run.seeds[0], step, rng.stream_id(KEY), KEYS, 1)
+        return Rollout(self._seen(observations), **tensors, noise={}, key=torch.from_numpy(key).to(run.device)[0])
+
+    def predict_value(
+        self, observations: Any, actions: Any, with_std: bool = False, *, seed: int | None = None
+    ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
+        """Expected discounted return of taking ``actions``, float32 ``[B]``: the mean over the ensemble, in the unit of scaled rewards.
+
+        Args:
+            actions: ``[B, A]`` in the environment's units, or ``[B]`` numbers of discrete ones.
+            with_std: return the (population's) deviation over the members too.
+
+        Raises:
+            InvalidInput: an algorithm that learns no values, or a wrong shape.
+        """
+        if self.run.algorithm.value is None:
+            raise InvalidInput(f"{self.run.algorithm.name} learns no values of actions", hint="evaluate its policy with a fqe job")
+        with torch.no_grad():
+            seen = self._seen(observations)
+            scaled_actions = self._actions(actions, _rows(seen))
+            values = self.run.algorithm.value(self.params_of(seed), self.run.config, self.run.nets, seen, scaled_actions)  # [N, B]
+            mean = values.mean(0).float().cpu().numpy()
+            return (mean, values.std(0, correction=0).float().cpu().numpy()) if with_std else mean
+
+    # ----------------------------------------------------------------------------------------------------------- as a whole
+    def policy(self, seed: int | None = None, returns: Callable[[], Returns] | None = None) -> PolicyModule:
+        """The greedy policy of a seed as a module: environment's units in and out; a copy, so training goes on beside it.
+
+        Args:
+            returns: computes the returns of the training episodes, from which a sequence model takes its default target.
+
+        Raises:
+            InvalidInput: the algorithm learns no policy, or ``returns`` is missing.
+        """
+        run = self.run
+        if not run.algorithm.acts:
+            raise InvalidInput(f"{run.algorithm.name} learns no policy", hint="give its job to an algorithm that takes it as an input")
+        parts = (run.algorithm, run.config, run.nets)
+        params = {name: value.cpu().to(torch.float32).clone() for name, value in self.params_of(seed).items()}
+        if run.batch_type is not Windows:
+            return PolicyModule(*parts, params, run.space, run.scalers)
+        if returns is None:
+            raise InvalidInput("a sequence model's default return comes from its dataset", hint="load it with its store")
+        return SequencePolicy(*parts, params, run.space, run.scalers, returns())
+
+    # ------------------------------------------------------------------------------------------------------------- plumbing
+    def params_of(self, seed: int | None) -> Params:
+        """The parameters of one seed."""
+        position = self.run.seeds.index(self.run.seed(seed))
+        return {name: value[position].detach() for name, value in self.params.items()}
+
+    def _acted(self, observations: Any, seed: int | None) -> Tensor:
+        """The result of `Algorithm.act`: scores, or continuous actions in [-1, 1]."""
+        if not self.run.algorithm.acts:
+            raise InvalidInput(f"{self.run.algorithm.name} learns no policy", hint="predict with the learner of the policy")
+        seen = self._seen(observations)
+        return self.run.algorithm.act(self.params_of(seed), self.run.config, self.run.nets, seen)
+
+    def _chosen(self, scores: Tensor) -> np.ndarray:
+        """The greedy action of scores, or a continuous action in the environment's units."""
+        if self.run.space.discrete:
+            return scores.argmax(dim=-1).cpu().numpy() if scores.is_floating_point() else scores.cpu().numpy()
+        action = scores if self.run.scalers.action is None else self.run.scalers.action.reverse(scores)
+        action = action.float().cpu().numpy()
+        if self.run.space.whole:
+            action = np.rint(action)
+        return np.clip(action, self.run.space.low.astype(np.float32), self.run.space.high.astype(np.float32))
+
+    def _seen(self, observations: Any) -> Observation:
+        """Observations, checked, as networks see them."""
+        if self.run.batch_type is Windows:
+            raise InvalidInput(
+                f"{self.run.algorithm.name} acts on the last steps of an episode, not on single observations",
+                hint="`learner.export(path)`, then `offrl.Policy(path)`, which keeps them",
+            )
+        inputs = self.run.space.inputs
+        named = observations if isinstance(observations, Mapping) else {next(iter(inputs)): observations}
+        if missing := [name for name in inputs if name not in named]:
+            raise InvalidInput(f"observations lack the field {missing[0]!r}", hint=f"give a mapping of {', '.join(inputs)}")
+        fields = {name: _array(name, named[name], dtype, shape) for name, (dtype, shape) in inputs.items()}
+        if len({len(array) for array in fields.values()}) > 1:
+            raise InvalidInput(f"fields differ in length: { {name: len(array) for name, array in fields.items()} }")
+        return view_observation(
+            {name: torch.from_numpy(array) for name, array in fields.items()}, self.run.scalers, self.run.dtype, self.run.device
+        )
+
+    def _actions(self, actions: Any, rows: int) -> Tensor:
+        discrete, size = self.run.space.discrete, self.run.space.action_size
+        shape = () if discrete else (size,)
+        array = _array("action", actions, "int64" if discrete else "float32", shape)
+        if len(array) != rows:
+            raise InvalidInput(f"{len(array)} actions for {rows} observations")
+        if discrete and array.size and not 0 <= array.min() <= array.max() < size:
+            raise InvalidInput(f"actions are the numbers 0 to {size - 1}, got {array.min()} to {array.max()}")
+        if discrete:
+            return torch.from_numpy(array).to(self.run.device)
+        return scaled(self.run.scalers.action, torch.from_numpy(array), self.run.dtype, self.run.device)
+
+
+def _array(name: str, values: Any, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
+    """``values`` as an array ``[B, *shape]`` of the dtype, in writable memory."""
+    if isinstance(values, Tensor):
+        values = values.detach().cpu().numpy()
+    try:
+        array = np.asarray(values)
+    except ValueError:
+        raise InvalidInput(f"{name} is no array of equal rows") from None
+    if array.dtype.kind not in "iufb" or array.shape[1:] != shape or array.ndim != len(shape) + 1:
+        hint = f"put it into a batch: {name}[None]" if array.shape == shape else "give one row for each observation"
+        wanted = ", ".join(["B", *map(str, shape)])
+        raise InvalidInput(f"{name} is {array.dtype} of shape {list(array.shape)}, [{wanted}] of {dtype} is needed", hint=hint)
+    with np.errstate(invalid="ignore", over="ignore"):
+        cast = np.array(array, dtype)  # a copy: torch warns of read-only memory
+    # A cast may cost digits, nothing else: no whole number becomes another, and no finite number infinite.
+    wrong = cast != array if cast.dtype.kind in "iub" else np.isinf(cast) & np.isfinite(array)
+    if wrong.any():
+        raise InvalidInput(f"{name} has the value {array[wrong].ravel()[0]}, which does not fit {dtype}", hint=f"give an array of {dtype}")
+    return cast
+
+
+def _rows(seen: Observation) -> int:
+    return len(next(iter(seen.values())) if isinstance(seen, dict) else seen)

@@ -1,0 +1,142 @@
+"""How updates run on this machine: eager or compiled losses, single updates or CUDA graphs, torch's or oneDNN's products.
+
+What is faster is taken only after it gave the results of the ordinary way; if it did not, one line of the log says why.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from offrl.errors import InvalidInput
+from offrld.engine.definition.algorithm import Step
+from offrld.engine.definition.run import Run
+from offrld.engine.learner.trainer import Trainer
+from offrld.engine.updates.graph import cuda_capture, moved_alike, restore
+from offrld.engine.updates.means import Means
+from offrld.engine.updates.runner import agree, choose_linear
+from offrld.engine.updates.train_state import key_of
+from offrld.nets import onednn
+
+Log = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How updates should run.
+
+    Attributes:
+        runner: ``eager``, ``compile``, ``graph`` or ``auto``.
+        linear: ``torch``, ``onednn`` or ``auto``.
+        cache_dir: folder that keeps the choice of ``linear="auto"`` between runs.
+    """
+
+    runner: str = "auto"
+    linear: str = "auto"
+    cache_dir: str | os.PathLike[str] | None = None
+
+    def prepare(self, trainer: Trainer, log: Log) -> None:
+        """Choose the trainer's runner and its linear product; the training state does not move.
+
+        Raises:
+            InvalidInput: a graph without a CUDA device, or an unknown product.
+        """
+        choose_runner(trainer, self.runner, log)
+        run = trainer.run
+        trainer.linear, why = choose_linear(
+            self.linear, device=run.device, dtype=run.dtype, plain=_plain(trainer), cache_dir=self.cache_dir
+        )
+        log(f"linear layers: by {trainer.linear}, {why}")
+
+    def restore_linear(self, trainer: Trainer, before: str, log: Log) -> None:
+        """Multiply as the run of a checkpoint did, for the same bits, unless the user chose otherwise or this machine cannot."""
+        if before == trainer.linear or self.linear != "auto":
+            return
+        if before == "onednn" and not (onednn.present() and _plain(trainer) and trainer.run.device.type == "cpu"):
+            log("linear layers: by torch, because the checkpoint's oneDNN cannot be had: its last bits will differ")
+            return
+        trainer.linear = before
+        log(f"linear layers: by {before}, as in the checkpoint")
+
+
+def _plain(trainer: Trainer) -> bool:
+    """Whether losses run in eager code, seed by seed."""
+    return trainer.runner == "eager" and not trainer.run.stacked
+
+
+def choose_runner(trainer: Trainer, runner: str, log: Log) -> None:
+    """Set the trainer's runner to the best one that agrees with eager losses and single updates."""
+    cuda = trainer.run.device.type == "cuda"
+    if runner == "graph" and not cuda:
+        raise InvalidInput(f"runner 'graph' needs a CUDA device, this one is {trainer.run.device}", hint="use the runner auto")
+    tries = runner in ("auto", "graph") and cuda
+    if runner == "compile" or tries:
+        trainer.runner = "compile"
+        trainer.differentiate(compiled=True)
+    if tries and trainer.feeds:
+        if not _compiled_agrees(trainer, log):
+            trainer.runner = "eager"
+            trainer.differentiate(compiled=False)
+        choose_graph(trainer, log)
+
+
+def _compiled_agrees(trainer: Trainer, log: Log) -> bool:
+    """Whether the compiled gradients of the first batch equal the eager ones; nothing moves."""
+    eager, compiled = trainer.gradients(False), trainer.updater.gradients
+    batch, view = trainer.batches(0)[0], trainer.state.views[0]
+    for step, key in _losses(trainer.run):
+        arguments = (view.leaves[key], view.state, batch)
+        try:
+            same = agree(eager[key](*arguments).gradients, compiled[key](*arguments).gradients)
+        except Exception as error:  # whatever the compiler cannot do is a reason to stay eager, and goes to the log
+            log(f"runner: eager, because the compiler failed on step {step.name!r} ({type(error).__name__})")
+            return False
+        if not same:
+            log(f"runner: eager, because compiled gradients of step {step.name!r} differ from eager ones")
+            return False
+    return True
+
+
+def _losses(run: Run) -> list[tuple[Step, str]]:
+    """Every step that has a loss, and its key."""
+    return [(step, key_of(stage, step)) for stage in run.stages for step in stage.schedule if step.loss is not None]
+
+
+def choose_graph(trainer: Trainer, log: Log) -> None:
+    """Take CUDA graphs if chunks can be captured and move the state as single updates do; if not, log why."""
+    losses = trainer.runner
+    try:
+        trainer.use_chunks(cuda_capture(trainer.state.moving()))
+        why = "" if chunks_agree(trainer) else "replayed updates differ from single ones"
+    except Exception as error:  # whatever cannot be captured is a reason to do without, and goes to the log
+        why = f"capturing failed ({type(error).__name__}: {str(error).partition(chr(10))[0][:200]})"
+    if why:
+        trainer.chunks = None
+        log(f"runner: {losses}, because {why}")
+        return
+    trainer.runner = "graph"
+    log(f"runner: graph, {trainer.chunks.length} updates at a time, losses by {losses}")
+
+
+def chunks_agree(trainer: Trainer) -> bool:
+    """Whether the first updates take the state to the same place in a chunk as one by one; nothing moves in the end."""
+    state = trainer.state.moving()
+    start, ends = [tensor.clone() for tensor in state], []
+    step, moves, means = trainer.step, dict(trainer.moves), trainer.means
+    updates = min(trainer.chunks.length, trainer.free(step + trainer.chunks.length))
+    try:
+        for chunked in (False, True):
+            trainer.means = Means(trainer.run.seeds)
+            if chunked:
+                trainer.replay(step + updates, at_once=True)
+            else:
+                for _ in range(updates):
+                    trainer.apply(trainer.batches(trainer.step))
+            ends.append([tensor.clone() for tensor in state])
+            restore(state, start)
+            trainer.step, trainer.moves = step, dict(moves)
+    finally:
+        restore(state, start)
+        trainer.step, trainer.moves, trainer.means = step, moves, means
+    return moved_alike(start, *ends)
