@@ -15,7 +15,7 @@ from offrld.collect.collector import Collector
 from offrld.collect.explorers import explorer_of
 from offrld.state.files import remove
 from offrld.worker.control import Stopped
-from offrld.worker.growing_dataset import StepsDataset, give_up, whole_steps
+from offrld.worker.growing_dataset import StepsDataset, give_up, whole_steps, writer_of
 from offrld.worker.job import WorkerJob
 from offrld.worker.pace import Pace
 
@@ -23,17 +23,17 @@ POLICY = "policy.onnx"  # in the run folder: the uploaded file
 RECORD_S = 5.0  # between two records of the count
 
 
-def run(job: WorkerJob) -> str:
+def run(job: WorkerJob[CollectSpec]) -> str:
     """Collect; return the remark on a success. Raises `OffrlError`, `Stopped`; whole episodes are kept either way."""
-    data = StepsDataset(job)
+    data = StepsDataset(job, job.spec.dataset)
     try:
         return _collect(job, data)
     finally:
         data.remove_empty()
 
 
-def _collect(job: WorkerJob, data: StepsDataset) -> str:
-    spec: CollectSpec = job.spec
+def _collect(job: WorkerJob[CollectSpec], data: StepsDataset) -> str:
+    spec = job.spec
     policy = _policy(job)
     job.control.check()
     fresh = not data.path.exists()
@@ -57,8 +57,9 @@ def _collect(job: WorkerJob, data: StepsDataset) -> str:
     with collector:
         if fresh:
             data.created()
-        collector.writer.commit()  # of the episodes that a crash left open
-        before = data.steps_before(collector.store)
+        writer = writer_of(collector)
+        writer.commit()  # of the episodes that a crash left open
+        before = data.steps_before(writer.store)
         if "collector" in data.record:
             collector.load_state_dict(data.record["collector"])
             job.report.message(f"resumed at step {before}")
@@ -75,8 +76,8 @@ def _collect(job: WorkerJob, data: StepsDataset) -> str:
     return f"{counted(collector.frames, 'step')} of {collector.behaviour.name} in {spec.env}"
 
 
-def _loop(job: WorkerJob, data: StepsDataset, collector: Collector) -> None:
-    spec: CollectSpec = job.spec
+def _loop(job: WorkerJob[CollectSpec], data: StepsDataset, collector: Collector) -> None:
+    spec = job.spec
     pace, recorded = Pace(), time.monotonic()
     while collector.frames < spec.steps:
         job.control.check()
@@ -94,19 +95,20 @@ def _loop(job: WorkerJob, data: StepsDataset, collector: Collector) -> None:
     job.report.progress(collector.frames, spec.steps, updates_per_second=pace.updates_per_second, force=True)
 
 
-def _record(job: WorkerJob, data: StepsDataset, collector: Collector, *, last: bool = False) -> None:
-    """Everything durable, and how far the job is."""
-    collector.writer.keep(data.keep(collector.store))
+def _record(job: WorkerJob[CollectSpec], data: StepsDataset, collector: Collector, *, last: bool = False) -> None:
+    """Make everything durable, and record how far the job is."""
+    writer = writer_of(collector)
+    writer.keep(data.keep(writer.store))
     collector.sync()
-    data.save(collector.store, whole_steps(collector), collector=collector.state_dict())
-    data.tell(collector.store, last=last)
+    data.save(writer.store, whole_steps(collector), collector=collector.state_dict())
+    data.tell(writer.store, last=last)
     if last:
         job.report.progress(collector.frames, job.spec.steps, force=True)
 
 
-def _policy(job: WorkerJob) -> Any:
-    """What acts."""
-    spec: CollectSpec = job.spec
+def _policy(job: WorkerJob[CollectSpec]) -> Any:
+    """The policy that acts, as `Collector` takes it."""
+    spec = job.spec
     if spec.policy in ("random", "normal"):
         return spec.policy
     if spec.policy == "upload":
@@ -127,13 +129,14 @@ def _policy(job: WorkerJob) -> Any:
     return LearnerBehaviour(learner, deterministic=not spec.sample, seed=seed)
 
 
-def _uploaded(job: WorkerJob) -> Any:
+def _uploaded(job: WorkerJob[CollectSpec]) -> Any:
     """The uploaded file, kept in the run folder from the first attempt on."""
-    kept = job.run.path / POLICY
-    if not kept.exists():
-        files = sorted(job.state.upload_files(job.spec.upload).glob("*"))
+    policy, upload = job.run.path / POLICY, job.spec.upload
+    assert upload is not None  # the specification checks it
+    if not policy.exists():
+        files = sorted(job.state.upload_files(upload).glob("*"))
         if len(files) != 1 or not files[0].is_file():
-            raise InvalidInput(f"upload {job.spec.upload!r} is not one policy file", hint="submit the job again")
-        write_atomic(kept, files[0].read_bytes())
-    remove(job.state.upload(job.spec.upload))
-    return kept
+            raise InvalidInput(f"upload {upload!r} is not one policy file", hint="submit the job again")
+        write_atomic(policy, files[0].read_bytes())
+    remove(job.state.upload(upload))
+    return policy

@@ -90,7 +90,14 @@ def _installation(*, run: bool) -> list[tuple[Path, int]]:
     """Python, the packages, the system's libraries and what those read of the machine."""
     packages = [Path(package.__file__).parents[1] for package in (offrl, offrl_store, offrld) if package.__file__]
     libraries = os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep)
-    places = [*SYSTEM, sys.prefix, sys.base_prefix, *filter(None, [*sys.path, *libraries]), *site.getsitepackages(), *packages]
+    places: list[str | Path] = [
+        *SYSTEM,
+        sys.prefix,
+        sys.base_prefix,
+        *filter(None, [*sys.path, *libraries]),
+        *site.getsitepackages(),
+        *packages,
+    ]
     rules = [(Path(place), landlock.RUN if run else landlock.READ) for place in places]
     rules += [(Path("/etc", name), landlock.READ) for name in ETC]
     rules += [(Path("/proc", name), landlock.READ) for name in PROC]

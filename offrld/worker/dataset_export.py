@@ -15,9 +15,9 @@ from offrld.state.files import remove
 from offrld.worker.job import WorkerJob
 
 
-def run(job: WorkerJob) -> None:
+def run(job: WorkerJob[DatasetExportSpec]) -> None:
     """Run the export; the result appears whole, or not at all."""
-    spec: DatasetExportSpec = job.spec
+    spec = job.spec
     if job.run.dataset.exists():  # of an attempt that died after its rename
         return
     store = EpisodeStore.open(job.state.dataset(spec.dataset), job.snapshot)
@@ -34,7 +34,7 @@ def run(job: WorkerJob) -> None:
     job.report.progress(len(store), len(store), force=True)
 
 
-def _progress(job: WorkerJob, folder: Path) -> Callable[[int, int | None], None]:
+def _progress(job: WorkerJob[DatasetExportSpec], folder: Path) -> Callable[[int, int | None], None]:
     """Report progress after each episode, and check that the disk has room for the next.
 
     The library of each format writes by itself, so the room for an episode is taken to be what the last one needed.

@@ -18,15 +18,15 @@ from offrld.worker.job import WorkerJob
 from offrld.worker.policy_files import PolicyFiles
 
 
-def run(job: WorkerJob) -> None:
-    """Run the export; raises `Unknown` or `InvalidInput` for a job, seed or step that has no checkpoint."""
-    spec: ExportSpec = job.spec
+def run(job: WorkerJob[ExportSpec]) -> None:
+    """Run the export. Raises `Unknown` or `InvalidInput` for a job, seed or step without a checkpoint."""
+    spec = job.spec
     source = job.state.run(spec.job)
     try:
         described = json.loads(source.spec.read_text())
         config = json.loads(source.config.read_text())
-        online = described["spec"]["kind"] == "train_online"
-        trained = (TrainOnlineSpec if online else TrainSpec).model_validate(described["spec"])
+        spec_type: type[TrainSpec | TrainOnlineSpec] = TrainOnlineSpec if described["spec"]["kind"] == "train_online" else TrainSpec
+        trained = spec_type.model_validate(described["spec"])
     except FileNotFoundError:
         raise InvalidInput(f"job {spec.job!r} has not begun to train", hint="wait for its first checkpoint") from None
     seed = trained.seeds[0] if spec.seed is None else spec.seed
@@ -39,9 +39,13 @@ def run(job: WorkerJob) -> None:
         job.control.check()
         if (trouble := learner.guard.stopped.get(seed)) is not None:
             raise Diverged(f"job {spec.job}: {trouble}", hint=f"it was in order at step {trouble.good}: fetch --step K")
-        store = None if online else _store(job, trained, described["snapshot"])
-        about = {"job": spec.job, "dataset": trained.dataset, "env_id": trained.env if online else described.get("env_id")}
-        about["templates"] = job.state.policy_templates
+        store = _store(job, trained, described["snapshot"]) if isinstance(trained, TrainSpec) else None
+        about = {
+            "job": spec.job,
+            "dataset": trained.dataset,
+            "env_id": trained.env if isinstance(trained, TrainOnlineSpec) else described.get("env_id"),
+            "templates": job.state.policy_templates,
+        }
         PolicyFiles(learner, source, step=lambda: step, store=store, **about).export(seed, spec.format)
     job.report.message(f"policy of job {spec.job}: {source.policy(seed, step, spec.format).relative_to(source.path)}")
     job.report.progress(1, 1, force=True)

@@ -8,7 +8,8 @@ import time
 from typing import Any
 
 from offrl.errors import EnvironmentFailed
-from offrl_store import EpisodeStore, Snapshot
+from offrl.job import CollectSpec, TrainOnlineSpec
+from offrl_store import EpisodeStore, Snapshot, Writer
 from offrl_store.errors import OffrlError
 from offrld.collect.collector import Collector
 from offrld.dataset_info import dataset_info
@@ -28,9 +29,9 @@ class StepsDataset:
     again, and nobody else's.
     """
 
-    def __init__(self, job: WorkerJob) -> None:
-        self._job, self._name = job, job.spec.dataset
-        self.path = job.state.dataset(job.spec.dataset)
+    def __init__(self, job: WorkerJob[CollectSpec | TrainOnlineSpec], name: str) -> None:
+        self._job, self._name = job, name
+        self.path = job.state.dataset(name)
         job.state.datasets.mkdir(parents=True, exist_ok=True)
         self.note = {"job": job.id}
         self.record: dict[str, Any] = {}
@@ -91,10 +92,16 @@ class StepsDataset:
 
 def whole_steps(collector: Collector) -> int:
     """Steps of the collector that are in whole episodes."""
-    return collector.frames - int(sum(collector.writer.open_episodes.values()))
+    return collector.frames - int(sum(writer_of(collector).open_episodes.values()))
 
 
-def give_up(job: WorkerJob, message: str) -> None:
+def writer_of(collector: Collector) -> Writer[EpisodeStore]:
+    """The writer of a collector that has a dataset."""
+    assert collector.writer is not None
+    return collector.writer
+
+
+def give_up(job: WorkerJob[CollectSpec | TrainOnlineSpec], message: str) -> None:
     """A step that does not come back even after a signal: say so and end the process; what was synced is in the dataset."""
     error = EnvironmentFailed(f"{job.spec.env}: {message}", hint="the steps up to the last sync are kept")
     job.report.end("failed", to_error(error))

@@ -34,12 +34,12 @@ SHOWN = 20  # of them, as messages
 LOCKED_WAIT_S = 600.0  # another job may be appending
 
 
-def run(job: WorkerJob) -> str:
+def run(job: WorkerJob[ImportSpec]) -> str:
     """Run the import; returns how many episodes were left out, where any was.
 
     Raises `OffrlError` for what is wrong with the source, with nothing left behind.
     """
-    spec: ImportSpec = job.spec
+    spec = job.spec
     target = job.state.dataset(spec.dataset)
     job.state.datasets.mkdir(parents=True, exist_ok=True)
     _remove_staged(job)  # of an attempt that was killed
@@ -63,14 +63,14 @@ def run(job: WorkerJob) -> str:
     return _finish(job, "appended" if spec.append else "imported", skipped)
 
 
-def _remove_staged(job: WorkerJob) -> None:
+def _remove_staged(job: WorkerJob[ImportSpec]) -> None:
     name = job.state.unfinished_dataset(job.id).name
     for pattern in (name, f"{name}.*", f".{name}.*"):  # the store and the importer work beside it
         for path in job.state.datasets.glob(pattern):
             remove(path)
 
 
-def _read(job: WorkerJob, skipped: list[Skipped]) -> Path:
+def _read(job: WorkerJob[ImportSpec], skipped: list[Skipped]) -> Path:
     """Read the whole source into a store that is not a dataset yet."""
     staged = job.state.unfinished_dataset(job.id)
     _import(job, staged, skipped)
@@ -78,8 +78,8 @@ def _read(job: WorkerJob, skipped: list[Skipped]) -> Path:
     return staged
 
 
-def _import(job: WorkerJob, target: Path, skipped: list[Skipped], *, append: bool = False) -> None:
-    spec: ImportSpec = job.spec
+def _import(job: WorkerJob[ImportSpec], target: Path, skipped: list[Skipped], *, append: bool = False) -> None:
+    spec = job.spec
     skipped.clear()
     if spec.named is not None:
         source: Source | Path = open_named(
@@ -99,18 +99,18 @@ def _import(job: WorkerJob, target: Path, skipped: list[Skipped], *, append: boo
     )
 
 
-def _note(job: WorkerJob, skipped: list[Skipped]) -> None:
+def _note(job: WorkerJob[ImportSpec], skipped: list[Skipped]) -> None:
     """Write down what was left out: the next attempt, after a kill, only reports."""
     if skipped:
         write_json(job.run.path / SKIPPED, [vars(episode) for episode in skipped])
 
 
-def _noted(job: WorkerJob) -> list[Skipped]:
+def _noted(job: WorkerJob[ImportSpec]) -> list[Skipped]:
     path = job.run.path / SKIPPED
     return [Skipped(**episode) for episode in json.loads(path.read_text())] if path.exists() else []
 
 
-def _progress(job: WorkerJob) -> Callable[[int, int | None], None]:
+def _progress(job: WorkerJob[ImportSpec]) -> Callable[[int, int | None], None]:
     def progress(done: int, total: int | None) -> None:
         job.control.check()  # raises: the importer then leaves nothing behind
         job.report.progress(done, total or 0)
@@ -127,7 +127,7 @@ def _publish(staged: Path, target: Path, job: str) -> None:
         raise Conflict(f"dataset {target.name!r} was made by another job meanwhile", hint="choose another name, or append to it") from error
 
 
-def _append(job: WorkerJob, target: Path, skipped: list[Skipped]) -> None:
+def _append(job: WorkerJob[ImportSpec], target: Path, skipped: list[Skipped]) -> None:
     """Append the source in one commit; of a commit that a killed attempt left half done, the rest. With ``once`` likewise what another job
     has appended of the same segment."""
     begun = job.run.path / APPEND
@@ -194,7 +194,7 @@ def segment_there(store: EpisodeStore, source: EpisodeStore) -> int:
     return there
 
 
-def _finish(job: WorkerJob, how: str, skipped: list[Skipped]) -> str:
+def _finish(job: WorkerJob[ImportSpec], how: str, skipped: list[Skipped]) -> str:
     """Report the dataset and what was left out. The upload stays until the daemon knows the end: an attempt after a kill needs it."""
     info = dataset_info(job.spec.dataset, EpisodeStore.open(job.state.dataset(job.spec.dataset)))
     info |= {"skipped": [vars(episode) for episode in skipped[:MAX_SKIPPED]], "skipped_episodes": len(skipped)}

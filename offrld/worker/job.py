@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from offrl.job import JobSpec
 from offrld.state.folder import StateFolder
@@ -12,9 +13,11 @@ from offrld.state.run_folder import RunFolder
 from offrld.worker.control import Control
 from offrld.worker.report import Reporter
 
+SpecOf = TypeVar("SpecOf", bound=JobSpec, covariant=True)  # the kind of job that a function runs
+
 
 @dataclass(frozen=True)
-class WorkerJob:
+class WorkerJob(Generic[SpecOf]):
     """One attempt at a job.
 
     Attributes:
@@ -30,7 +33,7 @@ class WorkerJob:
 
     id: str
     attempt: int
-    spec: JobSpec
+    spec: SpecOf
     snapshot: str | None
     import_roots: tuple[Path, ...]
     state: StateFolder

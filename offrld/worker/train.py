@@ -19,7 +19,7 @@ MOST_ROWS_APART = 1000  # updates between two rows of the training metrics, at m
 VALIDATIONS = 10  # over a run, unless --eval-every says
 
 
-def run(job: WorkerJob) -> str:
+def run(job: WorkerJob[TrainSpec]) -> str:
     """Train, from the newest checkpoint if there is one; what a success comes with, or "".
 
     Raises `OffrlError`, or `Stopped` with a checkpoint made.
@@ -30,9 +30,8 @@ def run(job: WorkerJob) -> str:
 class DatasetStepper(Stepper):
     """Trains on a snapshot of a dataset; a step is an update."""
 
-    def __init__(self, job: WorkerJob) -> None:
+    def __init__(self, job: WorkerJob[TrainSpec]) -> None:
         spec = job.spec
-        assert isinstance(spec, TrainSpec)
         self._job, self._spec = job, spec
         algorithm = get(spec.algorithm)
         config = algorithm.configure(spec.config, spec.preset)

@@ -27,7 +27,7 @@ from offrld.engine.learner.shapes import Shapes
 from offrld.engine.updates import checkpoint
 from offrld.engine.updates.allocator import keep_freed_memory
 from offrld.worker import inherited
-from offrld.worker.growing_dataset import StepsDataset, give_up, whole_steps
+from offrld.worker.growing_dataset import StepsDataset, give_up, whole_steps, writer_of
 from offrld.worker.job import WorkerJob
 from offrld.worker.training_job import Means, Stepper, TrainingJob
 
@@ -37,9 +37,9 @@ EVALUATIONS = 10  # over a run, unless --eval-every says
 CATCH_UP = 100  # updates between two looks at the control pipe
 
 
-def run(job: WorkerJob) -> str:
+def run(job: WorkerJob[TrainOnlineSpec]) -> str:
     """Train, from the newest checkpoint if there is one. Raises `OffrlError`, or `Stopped` with a checkpoint made."""
-    data = None if job.spec.dataset is None else StepsDataset(job)
+    data = None if job.spec.dataset is None else StepsDataset(job, job.spec.dataset)
     try:
         stepper = EnvironmentStepper(job, data)
         try:
@@ -54,9 +54,8 @@ def run(job: WorkerJob) -> str:
 class EnvironmentStepper(Stepper):
     """Trains in an environment; a step is one of the environment."""
 
-    def __init__(self, job: WorkerJob, data: StepsDataset | None) -> None:
+    def __init__(self, job: WorkerJob[TrainOnlineSpec], data: StepsDataset | None) -> None:
         spec = job.spec
-        assert isinstance(spec, TrainOnlineSpec)
         self._job, self._spec, self._data = job, spec, data
         algorithm = get(spec.algorithm)
         check_online(algorithm)
@@ -192,12 +191,14 @@ class EnvironmentStepper(Stepper):
 
     def record(self, *, last: bool = False) -> None:
         collector, data = self._training.collector, self._data
-        if data is not None:
-            collector.writer.keep(data.keep(collector.store))
+        if data is None:
+            collector.sync()
+            return
+        writer = writer_of(collector)
+        writer.keep(data.keep(writer.store))
         collector.sync()
-        if data is not None:
-            data.save(self._training.store, whole_steps(collector))
-            data.tell(self._training.store, last=last)
+        data.save(writer.store, whole_steps(collector))
+        data.tell(writer.store, last=last)
 
     def stopped(self, *, cancelled: bool) -> None:
         if cancelled:
@@ -207,7 +208,7 @@ class EnvironmentStepper(Stepper):
 
     def after_block(self) -> None:
         if self._data is not None:
-            self._data.tell(self._training.store)
+            self._data.tell(writer_of(self._training.collector).store)
 
     def describe(self) -> dict[str, Any]:
         return {"snapshot": None if self._offline is None else str(self._offline.snapshot()), "env_id": self._spec.env}
@@ -221,5 +222,5 @@ class EnvironmentStepper(Stepper):
         """Close what was opened."""
         self._training.close()
         calls.close(self._env, self._spec.env)
-        if self._eval_env is not None:
+        if self._eval_env is not None and self._spec.eval_env is not None:
             calls.close(self._eval_env, self._spec.eval_env)

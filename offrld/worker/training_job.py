@@ -118,11 +118,9 @@ class Stepper:
 class TrainingJob:
     """One attempt at a job that trains."""
 
-    def __init__(self, job: WorkerJob, stepper: Stepper) -> None:
+    def __init__(self, job: WorkerJob[TrainSpec | TrainOnlineSpec], stepper: Stepper) -> None:
         self.job, self.stepper, self.learner = job, stepper, stepper.learner
-        spec = job.spec
-        assert isinstance(spec, TrainSpec | TrainOnlineSpec)
-        self.spec = spec
+        spec = self.spec = job.spec
         self.metrics = MetricFiles(job.run, spec.seeds, stepper.interval)
         self.checkpoints = Checkpoints(
             job.run,
