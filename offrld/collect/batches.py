@@ -85,12 +85,12 @@ class CollectedBatch:
         }
 
     def __repr__(self) -> str:
-        def told(value: Fields) -> str:
+        def shown(value: Fields) -> str:
             if isinstance(value, dict):
-                return "{" + ", ".join(f"{name}: {told(each)}" for name, each in value.items()) + "}"
+                return "{" + ", ".join(f"{name}: {shown(each)}" for name, each in value.items()) + "}"
             return f"{value.dtype}{list(value.shape)}"
 
-        parts = ", ".join(f"{field.name} {told(getattr(self, field.name))}" for field in dataclasses.fields(self))
+        parts = ", ".join(f"{field.name} {shown(getattr(self, field.name))}" for field in dataclasses.fields(self))
         return f"CollectedBatch({self.frames} frames: {parts})"
 
 

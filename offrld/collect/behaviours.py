@@ -15,7 +15,7 @@ UNIFORM_HINT = "a Discrete space, or a Box with finite bounds, has them"
 
 
 class Behaviour(Protocol):
-    """What a collector needs: told at each start of an episode, then asked for one action per observation.
+    """What a collector needs: it announces the start of each episode, then reads one action per observation.
 
     ``name`` goes into the metadata of what is collected. The same generator gives the same actions. Beside these a behaviour may have
 

@@ -72,17 +72,17 @@ class Collector(VectorSteps):
         Args:
             env: a gymnasium id, an environment, a vector environment, or a function that makes one.
             policy: whatever acts, see `as_behaviour`; None: uniform actions.
-            frames_per_batch: steps in each batch, of all environments together; about 1,000 unless told.
+            frames_per_batch: steps in each batch, of all environments together; default: about 1,000.
             total_frames: steps over the collector's life, -1: endless; rounded up to whole batches.
             envs: environments side by side; ``vectorization``: ``sync`` or ``async`` (a process each).
             seed: environment i is first reset with ``seed + i``; the behaviour draws from a generator of ``seed``.
             deterministic: greedy actions of learners and models.
             explorer: what is mixed into the actions.
-            init_random_frames: so many of the first steps are uniform.
-            max_frames_per_traj: a trajectory is cut (truncated) and its environment reset after so many steps.
+            init_random_frames: number of uniform actions at the start.
+            max_frames_per_traj: steps after which a trajectory is cut (truncated) and its environment reset.
             reset_at_each_iter: reset all environments before each batch; what is under way is truncated.
             split_trajs: give batches cut into trajectories, ``[pieces, longest, ...]`` with a mask.
-            trajs_per_batch: give so many complete trajectories in each batch, padded likewise, instead of a number of steps.
+            trajs_per_batch: number of complete trajectories in each batch, padded likewise, instead of a number of steps.
             postproc: applied to each batch.
             into: a store, which is made where the path is free, or a writer of one; steps go into it as they are made.
             limit: of a store that is made: transitions that it holds; beyond them the oldest episodes go.
@@ -182,7 +182,7 @@ class Collector(VectorSteps):
             yield self.rollout()
 
     def rollout(self, frames: int | None = None) -> CollectedBatch:
-        """The next batch as it was collected, of ``frames_per_batch`` steps unless told."""
+        """The next batch as it was collected, of ``frames_per_batch`` steps by default."""
         frames = self.frames_per_batch if frames is None else frames
         if self._reset_each:
             self.reset()
@@ -194,7 +194,7 @@ class Collector(VectorSteps):
         return rows.batch()
 
     def run(self, frames: int) -> None:
-        """Collect into the store alone: exactly so many steps (of several environments the last step counts for some of them)."""
+        """Collect exactly this many steps into the store alone (of several environments the last step counts for some of them)."""
         if self._writer is None:
             raise InvalidInput("there is no store to collect into", hint="give into=, or ask for batches")
         self._collect(frames, None)
@@ -359,7 +359,7 @@ class Collector(VectorSteps):
             self.behaviour.load_weights(weights)
 
     def state_dict(self) -> dict[str, Any]:
-        """What it takes to go on later, as JSON holds it: counts, generator, explorer. Trajectories under way are begun anew then."""
+        """The state to continue from, as JSON: counts, generator, explorer. Trajectories under way start over."""
         inner = getattr(self.behaviour, "state_dict", None)
         return {
             "frames": self.frames,
@@ -380,7 +380,7 @@ class Collector(VectorSteps):
 
 
 def collect(env: Any, policy: Any = None, *, steps: int, into: EpisodeStore | str | os.PathLike[str], **options: Any) -> EpisodeStore:
-    """Collect so many steps into a store, and give it; what is under way at the end is truncated there.
+    """Collect a number of steps into a store, and return it; trajectories under way at the end are truncated.
 
     Args:
         env, policy, into: see `Collector`, whose further arguments ``options`` are (envs, explorer, seed, limit, deterministic, ...).

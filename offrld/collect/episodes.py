@@ -26,8 +26,8 @@ def collect_episodes(
     Args:
         env: the id of an environment, or an environment (which is not closed then).
         behaviour: what acts.
-        steps: collect exactly so many steps; the last episode is then cut where they are used up (truncated, final observation kept).
-        episodes: or collect so many whole episodes.
+        steps: number of steps to collect; the last episode is cut there (truncated, with its final observation).
+        episodes: or number of whole episodes to collect.
         seed: seeds the environment (at its first reset) and the behaviour: the same seed gives the same episodes.
 
     Raises:

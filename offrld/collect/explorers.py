@@ -73,7 +73,7 @@ class Exploring:
 
     Args:
         explorer: None: the behaviour alone.
-        random_steps: of all environments together; so many of the first steps are uniform.
+        random_steps: number of uniform actions at the start, of all environments together.
     """
 
     def __init__(self, behaviour: Behaviour, explorer: Explorer | None = None, random_steps: int = 0) -> None:
@@ -145,13 +145,13 @@ class Exploring:
 
     def episode_metadata(self, env: int = 0) -> dict[str, Any]:
         """What was mixed into the episode of ``env`` that has just ended."""
-        told: dict[str, Any] = {"policy": self.behaviour.name}
+        described: dict[str, Any] = {"policy": self.behaviour.name}
         if self.explorer is not None:
-            told |= {"explorer": NAMES[type(self.explorer)], **asdict(self.explorer)}
+            described |= {"explorer": NAMES[type(self.explorer)], **asdict(self.explorer)}
         if self._epsilon_at is not None:
-            told["epsilon"] = float(self._epsilon_at(self.step))
-        told["random_share"] = round(float(self._random[env] / max(1, self._steps[env])), 6)
-        return told
+            described["epsilon"] = float(self._epsilon_at(self.step))
+        described["random_share"] = round(float(self._random[env] / max(1, self._steps[env])), 6)
+        return described
 
     def state_dict(self) -> dict[str, Any]:
         inner = getattr(self.behaviour, "state_dict", dict)

@@ -41,11 +41,11 @@ def advantages(reward: np.ndarray, value: np.ndarray, next_value: np.ndarray, en
     from one episode into the one before it.
     """
     delta = reward + gamma * next_value - value
-    found, later = np.empty_like(delta), np.zeros_like(delta[:, 0])
+    estimates, later = np.empty_like(delta), np.zeros_like(delta[:, 0])
     for t in range(delta.shape[1] - 1, -1, -1):
         later = delta[:, t] + gamma * lam * np.where(ended[:, t], 0.0, later)
-        found[:, t] = later
-    return found
+        estimates[:, t] = later
+    return estimates
 
 
 class OnPolicy:
@@ -59,8 +59,8 @@ class OnPolicy:
     Args:
         learner: of an algorithm that learns from rollouts, one seed, made from the environment (or its `Shapes`).
         check: called before every step and every update; an exception of it stops the round there. The updates that are done stand, and the
-            next round plays anew.
-        env, options: as of `Collector`: ``envs``, ``vectorization``, ``into`` (a store that keeps what is played), ``step_timeout_s``, ...
+            next round starts with new play.
+        env, options: see `Collector`: ``envs``, ``vectorization``, ``into`` (a store that keeps what is played), ``step_timeout_s``, ...
 
     Raises:
         InvalidInput: an algorithm that learns from a dataset, several seeds, too few steps for a batch, an environment that does not fit.
@@ -131,19 +131,19 @@ class OnPolicy:
         return Round(tuple(returns), tuple(lengths), metrics)
 
     def advance(self, steps: int) -> None:
-        """So many steps, rounded up to whole rounds."""
+        """Play and learn for ``steps`` steps, rounded up to whole rounds."""
         end = self.step + steps
         while self.step < end:
             self._round()
 
     def take_metrics(self) -> dict[str, dict[int, float]]:
         """Since the last call: the losses' means, and ``rollout_return`` and ``rollout_length``, means over the episodes that ended."""
-        found = self.learner.metrics()
+        metrics = self.learner.metrics()
         for name, values in zip(("rollout_return", "rollout_length"), self._ended, strict=True):
             if values:
-                found[name] = {self._seed: float(np.mean(values))}
+                metrics[name] = {self._seed: float(np.mean(values))}
         self._ended = ([], [])
-        return found
+        return metrics
 
     def commit(self) -> None:
         """Make what has ended durable, where it is kept."""

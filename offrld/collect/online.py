@@ -32,7 +32,7 @@ from offrld.engine.batches.feed import sampler_arguments
 from offrld.engine.definition.algorithm import Algorithm
 
 COMMIT_STEPS = 200  # a commit takes some milliseconds: at this distance it costs less than 50 us a step
-SHARE = 100  # and of a store of n transitions no more often than every n / 100, as the sampler's index is made anew
+SHARE = 100  # and of a store of n transitions no more often than every n / 100, because each commit rebuilds the sampler's index
 EVALUATION_SEED = 1000
 EVALUATION_FAILURES = 3  # in a row: then no other evaluation is tried
 
@@ -59,7 +59,7 @@ def check_online(algorithm: Algorithm) -> None:
 
 
 class OnlineTraining:
-    """The loop of `Learner.fit_online`, in pieces: `advance` so many steps.
+    """The loop of `Learner.fit_online`, in pieces of some steps (`advance`).
 
     Attributes:
         round_steps: steps between two moments at which it may stop.
@@ -92,10 +92,10 @@ class OnlineTraining:
             env: what `Collector` takes, one environment.
             into: store, path or writer; None: a temporary store.
             explorer: None: the policy's own draws (a deterministic policy without an explorer explores nothing).
-            random_steps: so many of the first steps are uniform.
+            random_steps: number of uniform actions at the start.
             update_start: no update at or before this step.
-            update_interval: updates after every so many steps.
-            updates: at each of those times.
+            update_interval: steps between two times of updates.
+            updates: number of updates at each of those times.
             offline: a dataset that is mixed in: ``offline_share`` of every batch comes from it.
             limit: transitions of a store that is made here; 1,000,000 of a temporary one.
             options: further arguments of `Collector`: seed, max_frames_per_traj, step_timeout_s, sync_s, ...
@@ -151,7 +151,7 @@ class OnlineTraining:
 
     # ------------------------------------------------------------------------------------------------------------ the loop
     def advance(self, steps: int) -> None:
-        """So many steps, and the updates that are due at them. Raises `EnvironmentFailed` with everything kept."""
+        """Do ``steps`` steps, and the updates that are due. Raises `EnvironmentFailed`; all collected steps are kept."""
         end = self.step + steps
         while self.step < end:
             count = min(end - self.step, self._interval - self.step % self._interval)
@@ -165,7 +165,7 @@ class OnlineTraining:
                 self.update(self._updates)
 
     def update(self, count: int) -> None:
-        """So many updates, where more transitions than a batch can be sampled; else none."""
+        """Do ``count`` updates if more transitions than a batch can be sampled; else none."""
         if self.store.first != self._first:  # a bounded store has given back episodes that were sampled
             self.commit()
         if self._transitions <= self.learner.config.batch_size:

@@ -16,8 +16,8 @@ HEAD = struct.Struct("<I")
 def pack(message: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> bytes:
     """``message`` (JSON) and the arrays as bytes."""
     arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    told = [(name, array.dtype.str, array.shape) for name, array in arrays.items()]
-    head = json.dumps({"message": message, "arrays": told}).encode()
+    layout = [(name, array.dtype.str, array.shape) for name, array in arrays.items()]
+    head = json.dumps({"message": message, "arrays": layout}).encode()
     parts, size = [HEAD.pack(len(head)), head], HEAD.size + len(head)
     for array in arrays.values():
         parts += [bytes(-size % ALIGNMENT), array.tobytes()]

@@ -72,14 +72,14 @@ class StepWatch:
 
     def _run(self) -> None:
         main = threading.main_thread().ident
-        told: float | None = None  # the call that was sent a signal
+        signalled: float | None = None  # the call that was sent a signal
         while not self._done.wait(min(self._seconds / 4, 1.0)):
             since = self._since
             late = -1.0 if since is None else time.monotonic() - since - self._seconds
             if late < 0:
                 continue
-            if told != since:
-                told = since
+            if signalled != since:
+                signalled = since
                 signal.pthread_kill(main, signal.SIGALRM)
             elif late > SECOND_S and self._given_up is not None:
                 self._given_up(self._message())

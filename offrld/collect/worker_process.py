@@ -1,4 +1,4 @@
-"""The process of one worker of a multi-process collector: a `Collector` of its own that does what it is told over a pipe."""
+"""The process of one worker of a multi-process collector: a `Collector` that follows commands from a pipe."""
 
 from __future__ import annotations
 

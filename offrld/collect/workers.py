@@ -31,7 +31,7 @@ from offrld.collect.trained_behaviours import LearnerBehaviour, as_behaviour, is
 from offrld.collect.transport import pack, unpack
 from offrld.collect.worker_process import from_arrays, serve
 
-ENDS_S = 5.0  # that a worker has to end when it is told to
+ENDS_S = 5.0  # for a worker to end after the command to
 
 
 class _Workers(abc.ABC):
@@ -62,9 +62,9 @@ class _Workers(abc.ABC):
         Args:
             create_env_fn: an id or a function that a new process finds by its name (no lambda); or a list, one for each worker.
             num_workers: how many, where it is not a list.
-            policy: as of `Collector`; a learner is sent as a checkpoint. Or
+            policy: see `Collector`; a learner is sent as a checkpoint. Or
             policy_factory: makes it, in each worker.
-            frames_per_batch, total_frames, seed, split_trajs, trajs_per_batch, postproc, into, limit, sync_s: as of `Collector`, over all
+            frames_per_batch, total_frames, seed, split_trajs, trajs_per_batch, postproc, into, limit, sync_s: see `Collector`, over all
                 workers. The environment i of all is first reset with ``seed + i``.
             update_at_each_batch: send the weights of ``policy`` to the workers before each batch.
             timeout_s: a worker that says nothing for so long has failed.
@@ -166,9 +166,9 @@ class _Workers(abc.ABC):
             self._processes[number].join(ENDS_S)
             raise self._failure(number, f"has ended: {_ending(self._processes[number].exitcode)}") from None
         if "error" in message:
-            told = message["error"]
+            error = message["error"]
             self._failure(number, "")
-            raise from_wire(told["code"], f"worker {number}: {told['message']}", told["hint"])
+            raise from_wire(error["code"], f"worker {number}: {error['message']}", error["hint"])
         return message, arrays
 
     def _failure(self, number: int, what: str) -> WorkerFailed:

@@ -42,7 +42,7 @@ def on_cpu(module: nn.Module) -> nn.Module:
 
 # ------------------------------------------------------------------------------------------------------------------ inputs
 def observation_specs(observation: Any, samples: Any) -> dict[str, ObservationSpec]:
-    """The inputs that are observation fields; arguments as of `offrld.export.onnx.export_policy`."""
+    """The inputs that are observation fields; for arguments see `offrld.export.onnx.export_policy`."""
     if isinstance(observation, Mapping):
         return {name: ObservationSpec.of(value, None if samples is None else samples[name]) for name, value in observation.items()}
     return {OBSERVATION: ObservationSpec.of(observation, samples)}
@@ -121,7 +121,7 @@ class Reference:
         dtype, ndim = self.actions[0].dtype, self.actions[0].ndim
         if (dtype, ndim) != ((np.int64, 1) if discrete else (np.float32, 2)):
             shown = f"{dtype} [{', '.join('B' + 'A' * (ndim - 1))}]"
-            raise CheckFailed(f"the policy gives {shown}", hint=f"due is {'int64 [B]' if discrete else 'float32 [B, A]'}")
+            raise CheckFailed(f"the policy gives {shown}", hint=f"expected {'int64 [B]' if discrete else 'float32 [B, A]'}")
         if not all(np.isfinite(x).all() for x in [*self.actions, *(self.scores or [])]):
             raise _not_finite(module, specs)
 

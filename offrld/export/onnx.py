@@ -139,7 +139,7 @@ class PolicyExporter:
 
 # ------------------------------------------------------------------------------------------------------------------- trace
 class _Graph(nn.Module):
-    """The module with its inputs in one list, whatever its own signature, so that one dynamic-shape declaration serves all."""
+    """The module with its inputs in one list, whatever its own signature: one dynamic-shape declaration serves all."""
 
     def __init__(self, policy: nn.Module, names: Sequence[str], scores: bool) -> None:
         super().__init__()

@@ -39,7 +39,7 @@ def export_torchscript(
 ) -> float:
     """Write ``module`` to ``path`` as a TorchScript file and return the largest difference from torch.
 
-    Arguments as of `offrld.export.onnx.export_policy`. To the metadata are added, beside what is added there, ``inputs``: the name,
+    For arguments see `offrld.export.onnx.export_policy`. The metadata also gets ``inputs``: the name,
     dtype and shape (without the batch axis) of each argument in order, and ``outputs``: the names of what is returned. One output is a
     tensor, several (of a policy that remembers) a tuple.
 
@@ -63,10 +63,10 @@ def export_torchscript(
             raise CheckFailed(message, hint="its forward must be traceable by torch.jit.trace, for any size of the batch") from error
         if not difference <= TOLERANCE:
             raise differs(difference, reference)
-        told = described(reference, fields, dict(metadata or {}), difference)
-        told["inputs"] = [_input(name, spec) for name, spec in specs.items()]
-        told["outputs"] = [ACTION, *reference.following]
-        write(_saved(traced, {METADATA: json.dumps(json_safe(told), allow_nan=False)}), Path(path))
+        description = described(reference, fields, dict(metadata or {}), difference)
+        description["inputs"] = [_input(name, spec) for name, spec in specs.items()]
+        description["outputs"] = [ACTION, *reference.following]
+        write(_saved(traced, {METADATA: json.dumps(json_safe(description), allow_nan=False)}), Path(path))
     return difference
 
 

@@ -34,7 +34,7 @@ class Learner(engine.Learner):
         return export_learner(self, path, self.trainer.run.seed(seed))
 
     def check_export(self) -> None:
-        """Raise `CheckFailed` where the policy, as it is now, cannot be exported as ONNX."""
+        """Raise `CheckFailed` if the present policy cannot be exported as ONNX."""
         from offrld.export.learner import LearnerExporter
 
         LearnerExporter(self).check()
@@ -53,7 +53,7 @@ class Learner(engine.Learner):
         return super().fitter(steps, **options)
 
     def fit_online(self, env: Any, store: Any = None, explorer: Any = None, **options: Any) -> list[tuple[int, Metrics]]:
-        """Train online; every epoch's (number, metrics). Arguments and errors as of `fitter_online`."""
+        """Train online; every epoch's (number, metrics). For arguments and errors see `fitter_online`."""
         return list(self.fitter_online(env, store, explorer, **options))
 
     def fitter_online(
@@ -66,23 +66,23 @@ class Learner(engine.Learner):
         save_interval: int = 1,
         **options: Any,
     ) -> Iterator[tuple[int, Metrics]]:
-        """Act in an environment, and train on what that gives; (epoch, metrics) after each epoch. Networks, optimisers and the step go on
-        from where they are, so that ``fit`` and then ``fit_online`` is fine-tuning.
+        """Act in an environment and train on its steps, yielding (epoch, metrics) after each epoch. Networks, optimisers and the step
+        continue, so that ``fit`` and then ``fit_online`` is fine-tuning.
 
         Args:
             env: a gymnasium id, an environment, or a function that makes one.
             store: where the steps go: an `EpisodeStore` or its path (made where nothing is); None: a temporary one of 1,000,000
                 transitions.
             explorer: of `offrld.collect`; None: the policy's own draws.
-            steps: steps of the environment (1,000,000 unless told); ``steps_per_epoch``: 10,000.
+            steps: steps of the environment (default 1,000,000); ``steps_per_epoch``: 10,000.
             random_steps, update_start, update_interval, updates: uniform actions in the first steps; no update at or before a step; after
                 how many steps there are updates, and how many. There is none before the store has more transitions than a batch.
             eval_env, eval_episodes, eval_epsilon: environment in which the greedy policy is evaluated after each epoch, over 10 episodes,
                 with uniform actions at this probability (0).
             offline, offline_share: a dataset that is mixed in, with its share of every batch.
-            limit, seed, max_frames_per_traj, step_timeout_s, sync_s: as of `offrld.collect.Collector`.
+            limit, seed, max_frames_per_traj, step_timeout_s, sync_s: see `offrld.collect.Collector`.
             callback, epoch_callback: called with (learner, epoch, step) after each step, or each epoch.
-            save_to, save_interval: as of `fitter`; logger, show_progress: too.
+            save_to, save_interval, logger, show_progress: see `fitter`.
 
         The metrics are the losses' means, ``rollout_return`` (mean over the episodes that have ended), ``return_mean`` and ``return_std``
         of the evaluation, and the seconds spent.

@@ -28,7 +28,7 @@ class Estimator(BaseEstimator):
         steps, epochs: updates, or passes over the data: one of them (1000 updates without).
         preset: a named set of settings.
         seed: of the run.
-        device: as of `Learner.create`.
+        device: see `Learner.create`.
         schema: of the episodes' store (``store.schema``): bounds and numbers of actions. Without it they are those that the episodes show.
         settings: of the algorithm, by dotted name; parameters of this estimator like the others (``set_params(alpha=1.0)``).
 

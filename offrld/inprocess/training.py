@@ -134,17 +134,17 @@ def load(
     """
     file = newest(path)
     trained = Loaded.read_all(file, get if algorithm is None else lambda name: algorithm)
-    first, (_, told) = trained[0], checkpoint.read(file)
-    options = {"dtype": getattr(torch, told["dtype"]), **options}
+    first, (_, description) = trained[0], checkpoint.read(file)
+    options = {"dtype": getattr(torch, description["dtype"]), **options}
     where = device_of(options.get("device", "auto"))
     if store is None:
         source: EpisodeStore | Shapes = Shapes(first.space)
     else:
-        source = store if isinstance(store, EpisodeStore) else EpisodeStore.open(store, told.get("snapshot"))
+        source = store if isinstance(store, EpisodeStore) else EpisodeStore.open(store, description.get("snapshot"))
         if not first.space.discrete:  # as they were, wherever they came from
             options = {"bounds": (first.space.low, first.space.high), "bounds_source": first.space.source, **options}
     scalers = rebuild_scalers(first.config, first.space, first.scalers.tensors(), options["dtype"], where)
-    learner = Learner.create(first.algorithm, first.config, source, seeds=told["seeds"], scalers=scalers, **options)
+    learner = Learner.create(first.algorithm, first.config, source, seeds=description["seeds"], scalers=scalers, **options)
     learner.restore(file)
     return learner
 

@@ -36,7 +36,7 @@ HELP = "try a smaller learning rate, gradient clipping, or a reward or observati
 
 
 class Diverged(OffrlError):
-    """A loss or a value became NaN or infinite, or ran away; all seeds of the run, or the one that was asked for."""
+    """A loss or a value became NaN or infinite, or ran away; all seeds of the run, or the requested one."""
 
     code = "diverged"
 
@@ -57,15 +57,15 @@ class Trouble:
 
 
 class Guard:
-    """Watches the metrics of a run's seeds. What it knows is part of the checkpoint.
+    """Watches the metrics of a run's seeds. Its state is part of the checkpoint.
 
     Attributes:
-        stopped: seed -> why it counts no more.
-        warned: (metric, seed) that were warned of.
+        stopped: seed -> why it stopped.
+        warned: (metric, seed) of past warnings.
     """
 
     def __init__(self, seeds: tuple[int, ...], limit: float | None) -> None:
-        """``limit``: what rewards allow values to be; None: values are not watched but for NaN."""
+        """``limit``: the largest value that the rewards allow; None: values are only checked for NaN."""
         self._seeds, self._limit = seeds, limit
         self._first: dict[str, dict[int, float]] = {}
         self._good = dict.fromkeys(seeds, 0)
@@ -78,16 +78,16 @@ class Guard:
         for seed in self._seeds:
             if seed in self.stopped:
                 continue
-            found = [found for name, values in means.items() if seed in values and (found := self._look(name, seed, step, values[seed]))]
-            if worst := next((trouble for trouble, severe in found if severe), None):
+            looks = [look for name, values in means.items() if seed in values and (look := self._look(name, seed, step, values[seed]))]
+            if worst := next((trouble for trouble, severe in looks if severe), None):
                 self.stopped[seed] = worst
                 stops.append(worst)
                 continue
-            for trouble, _ in found:
+            for trouble, _ in looks:
                 if (trouble.metric, seed) not in self.warned:
                     self.warned.add((trouble.metric, seed))
                     warnings.append(trouble)
-            if not found:
+            if not looks:
                 self._good[seed] = step
         return warnings, stops
 
@@ -103,7 +103,7 @@ class Guard:
             raise Diverged(str(worst), hint=f"it was in order at step {worst.good}; {HELP}")
 
     def stop(self, seed: int, step: int, metric: str, why: str) -> Trouble:
-        """Stop a seed for another reason than a metric."""
+        """Stop a seed for a reason other than a metric."""
         self.stopped[seed] = Trouble(metric, seed, step, math.nan, self._good[seed], why)
         return self.stopped[seed]
 
@@ -135,7 +135,7 @@ class Guard:
         return None
 
     def as_json(self) -> dict[str, Any]:
-        """All that it knows, for a checkpoint."""
+        """The whole state, for a checkpoint."""
         return {
             "first": {name: {str(seed): value for seed, value in values.items()} for name, values in self._first.items()},
             "good": {str(seed): step for seed, step in self._good.items()},
@@ -143,17 +143,17 @@ class Guard:
             "warned": sorted([name, seed] for name, seed in self.warned),
         }
 
-    def load(self, told: dict[str, Any]) -> None:
-        """Take over what `as_json` gave."""
-        self._first = {name: {int(seed): value for seed, value in values.items()} for name, values in told["first"].items()}
-        self._good = {int(seed): step for seed, step in told["good"].items()}
-        found = [Trouble(metric, seed, step, float(value), good, why) for metric, seed, step, value, good, why in told["stopped"]]
-        self.stopped = {trouble.seed: trouble for trouble in found}
-        self.warned = {(name, seed) for name, seed in told["warned"]}
+    def load(self, values: dict[str, Any]) -> None:
+        """Restore the values of an `as_json`."""
+        self._first = {name: {int(seed): value for seed, value in first.items()} for name, first in values["first"].items()}
+        self._good = {int(seed): step for seed, step in values["good"].items()}
+        troubles = [Trouble(metric, seed, step, float(value), good, why) for metric, seed, step, value, good, why in values["stopped"]]
+        self.stopped = {trouble.seed: trouble for trouble in troubles}
+        self.warned = {(name, seed) for name, seed in values["warned"]}
 
 
 def value_limit(config: Any, store: EpisodeStore | None, space: Space, scalers: Scalers) -> float | None:
-    """What the rewards allow values to be; None for algorithms without values, or without data."""
+    """The largest value that the rewards allow; None for algorithms without values, or without data."""
     if store is None or not isinstance(config, ValueConfig):
         return None
     reward = _largest(_scaled(np.asarray(store.column("reward")), scalers))
@@ -235,7 +235,7 @@ def _rewards(algorithm: Algorithm, config: Any, store: EpisodeStore, space: Spac
     spans = [(int(first), int(first + steps)) for first, steps in zip(table["first_row"], table["steps"], strict=True)]
     pieces = [reward[first:end] for first, end in spans if end > first]
     if pieces and min(float(piece.min()) for piece in pieces) == max(float(piece.max()) for piece in pieces):
-        yield f"all rewards are {float(pieces[0][0]):g}: only the lengths of episodes tell good actions from bad ones"
+        yield f"all rewards are {float(pieces[0][0]):g}: only the lengths of episodes separate good actions from bad ones"
         return
     largest = max((abs(float(_scaled(piece, scalers).sum(dtype=np.float64))) for piece in pieces), default=0.0)
     if largest > HUGE_RETURN:

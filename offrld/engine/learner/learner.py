@@ -42,10 +42,12 @@ class Learner:
         trainer: does the updates; `reconfigure` replaces it.
         actor: acts with the present parameters.
         data: the dataset; None for a learner that only acts and takes batches of the caller.
-        dataset: the training episodes as `Algorithm.prepare` sees them; None without data.
+        dataset: the training episodes as `Algorithm.prepare` sees them; absent without data.
         inputs: other runs that this one takes something from.
         guard: watches metrics that run away.
     """
+
+    dataset: Dataset  # only with data
 
     create = classmethod(creation.create)
     fitter = fitting.fitter
@@ -62,13 +64,12 @@ class Learner:
         self.data, self.inputs = data, inputs
         self._execution, self._log = execution, log
         self._provenance: dict[str, Any] = {}
-        self.dataset: Dataset | None = None
         self._returns: Returns | None = None  # of the training episodes, once a policy reads them
         if data is not None:
             self._provenance = {"snapshot": str(data.store.snapshot()), "held_out": len(data.holdout)}
             self.dataset = Dataset(data.store, run.space, run.scalers, data.training, run.dtype, run.device, inputs)
         self.guard = Guard(run.seeds, value_limit(run.config, self.store, run.space, run.scalers))
-        self._use(ready_trainer(run, data, self.dataset, execution, log))
+        self._use(ready_trainer(run, data, None if data is None else self.dataset, execution, log))
 
     def _use(self, trainer: Trainer) -> None:
         self.trainer, self.actor = trainer, Actor(trainer.run, trainer.state.params)
@@ -85,7 +86,8 @@ class Learner:
             if getattr(config, name, None) != getattr(self.config, name, None):
                 raise InvalidInput(f"{name} cannot change during training", hint="make a new learner, and start it from this one")
         run = before.run.with_config(config)
-        self._use(ready_trainer(run, self.data, self.dataset, self._execution, self._log, before))
+        dataset = None if self.data is None else self.dataset
+        self._use(ready_trainer(run, self.data, dataset, self._execution, self._log, before))
         before.close()
 
     # ------------------------------------------------------------------------------------------------------------ training

@@ -1,7 +1,7 @@
 """The policy of a sequence model as a module: it takes the context of an episode and gives the next, so that it is a pure function.
 
 The context is the last L steps: observations and actions in the environment's own units, returns-to-go in those of the scaled rewards,
-and how many steps there were. All that is done with it is inside the graph: taking the reward off the return that remains, moving the
+and how many steps there were. The graph does everything: taking the reward off the return that remains, moving the
 window on, masking what lies before the episode's start, counting the time steps.
 """
 

@@ -1,4 +1,4 @@
-"""What stands in for a dataset where there is none: observation and action spaces given by hand, or taken from an environment.
+"""Spaces in place of a dataset: observations and actions given by hand, or those of an environment.
 
 A learner built from them acts, takes batches that the caller brings (`update`), and loads checkpoints.
 """
@@ -26,8 +26,8 @@ class Shapes:
     """Spaces without data.
 
     Attributes:
-        space: what is observed and done.
-        bounds: observation field -> (low, high), where they are known: what observation scalers can be fitted from.
+        space: of observations and actions.
+        bounds: observation field -> (low, high), if they are known; observation scalers are fitted from them.
     """
 
     space: Space
@@ -97,10 +97,10 @@ class Shapes:
         return cls(space, {name: (box.low, box.high) for name, box in boxes.items()})
 
     def scalers(self, config: Any, dtype: torch.dtype, device: torch.device) -> Scalers:
-        """The scalers that ``config`` asks for, from bounds and from statistics given by hand.
+        """The scalers of ``config``, from bounds and from statistics given by hand.
 
         Raises:
-            InvalidInput: one that only data could tell; the hint names the settings that say it.
+            InvalidInput: a scaler needs data; the hint names the settings that give its statistics.
         """
         fields = self.space.observation
         unknown = {name: (np.full(shape, -np.inf), np.full(shape, np.inf)) for name, (_, shape) in fields.items()}
@@ -122,10 +122,10 @@ def _no_rewards() -> Any:
     raise InvalidInput("the reward scaler is fitted on data, and there is none", hint="give its statistics: reward_scaler.mean, std")
 
 
-def _field(told: Any) -> Field:
-    if isinstance(told, Field):
-        return told
-    shape = tuple(told)
+def _field(field: Any) -> Field:
+    if isinstance(field, Field):
+        return field
+    shape = tuple(field)
     return Field("uint8" if len(shape) == 3 else "float32", shape)
 
 

@@ -1,4 +1,4 @@
-"""Memory that a training process has freed stays its own, so that the next update finds its pages in place."""
+"""Memory that a training process frees stays with the process, so that the next update finds its pages mapped."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import ctypes
 import sys
 
 _TRIM, _MMAP = -1, -3  # parameters of glibc's mallopt
-_LARGEST_FROM_HEAP = 32 << 20  # bytes: as much as glibc allows; larger blocks are mapped and given back each time
-_KEPT = 1 << 30  # bytes at the end of the heap that are not given back
+_LARGEST_FROM_HEAP = 32 << 20  # bytes: the maximum of glibc; larger blocks are mapped and unmapped each time
+_KEPT = 1 << 30  # bytes at the end of the heap that are not returned
 
 
 def keep_freed_memory() -> bool:
-    """Let the C library of this process keep what is freed, up to 1 GB; whether it can (glibc).
+    """Let the C library of this process keep freed memory, up to 1 GB; returns whether it can (glibc).
 
-    An update of CQL frees and asks for tensors of 8 MB: mapped anew each time they cost 7,700 page faults, a sixth of the update. For a
+    An update of CQL frees and allocates tensors of 8 MB: a mapping per tensor costs 7,700 page faults, a sixth of the update. For a
     process that does nothing but train: it is a setting of the whole process.
     """
     if not sys.platform.startswith("linux"):

@@ -53,7 +53,7 @@ class Means:
         return {name: {seed: s / count for seed, s in zip(self._seeds, sums, strict=True)} for name, (sums, count) in self._sums.items()}
 
     def take(self) -> dict[str, dict[int, float]]:
-        """The means, and start anew."""
+        """The means; the next ones start at zero."""
         means = self.peek()
         self._sums = {}
         return means
@@ -66,21 +66,21 @@ class Means:
 
     @classmethod
     def from_json(cls, seeds: Sequence[int], sums: dict[str, Any]) -> Means:
-        """The means as `as_json` gave them."""
+        """The means of an `as_json`."""
         means = cls(seeds)
         means._sums = {name: (list(values), int(count)) for name, (values, count) in sums.items()}
         return means
 
 
 class Spent:
-    """Seconds that updates took: for their batches, and for the rest."""
+    """Seconds that updates took, for their batches and for the rest."""
 
     def __init__(self) -> None:
         self.sample = self.update = 0.0
         self.updates = 0
 
     def take(self) -> dict[str, float]:
-        """The means per update, and start anew; empty where there was none."""
-        count, found = self.updates, {"time_sample_batch": self.sample, "time_algorithm_update": self.update}
+        """The means per update; the next ones start at zero. Empty if there was no update."""
+        count, spent = self.updates, {"time_sample_batch": self.sample, "time_algorithm_update": self.update}
         self.sample, self.update, self.updates = 0.0, 0.0, 0
-        return {name: seconds / count for name, seconds in found.items()} if count else {}
+        return {name: seconds / count for name, seconds in spent.items()} if count else {}
