@@ -1,4 +1,4 @@
-"""The policy of a learner's seed as a file, with what is known about it inside: what jobs and `Learner.export` write."""
+"""The policy of a learner's seed as a file that describes itself: what jobs and `Learner.export` write."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class LearnerExporter:
     """Exports the policies of one learner. The graph is traced once for all seeds and steps.
 
     Args:
-        job, dataset: names that go into the file; None where there is none.
-        store: what the parity check draws observations from, and what says its environment; by default the learner's own. None: the check
-            draws numbers of its own.
-        env_id: of the dataset, where there is no store.
+        job, dataset: names for the file, or None.
+        store: the parity check draws observations from it, and it names its environment; by default the learner's own. Without a store the
+            check draws random numbers.
+        env_id: of the dataset, if there is no store.
         templates: folder of the graphs that earlier jobs have traced.
     """
 
@@ -48,32 +48,30 @@ class LearnerExporter:
     ) -> None:
         self._learner, self._job, self._dataset = learner, job, dataset
         self._exporter = PolicyExporter(None if templates is None else Templates(templates))
-        self._samples: dict[str, np.ndarray] | None = None  # what the parity check runs on
+        self._samples: dict[str, np.ndarray] | None = None  # inputs of the parity check
         store = store or learner.store
         self._env_id = env_id if store is None else store.metadata.get("env_id")
         if store is not None:
             chosen = spread_rows(store, np.arange(len(store)), SAMPLES)
-            self._samples = {
-                name: _stacked(observation_column(store, name)[chosen], learner.space_.frame_stack) for name in learner.space["observation"]
-            }
+            frames = learner.actor.space.frame_stack
+            self._samples = {name: _stacked(observation_column(store, name)[chosen], frames) for name in learner.actor.space.observation}
 
     def write(self, path: Path, seed: int, format: str = "onnx") -> None:
-        """Write the policy of a seed as it is now, as ``onnx`` or ``torchscript``; `CheckFailed` where it differs from the network."""
+        """Write the present policy of a seed as ``onnx`` or ``torchscript``; raises `CheckFailed` if the file differs from the network."""
         path.parent.mkdir(parents=True, exist_ok=True)
         export = self._exporter.export if format == "onnx" else export_torchscript
         export(self._learner.policy(seed), path, **self._arguments(seed))
 
     def check(self, seed: int | None = None) -> None:
-        """Export the policy of a seed (the first) as ONNX to nowhere; raises `CheckFailed` where that fails. A later `write` is the quicker
-        for it."""
+        """Export the policy of a seed (the first) as ONNX to nowhere; raises `CheckFailed` if that fails. A later `write` is faster."""
         seed = self._learner.seeds[0] if seed is None else seed
         self._exporter.export(self._learner.policy(seed), None, **self._arguments(seed))
 
     def _arguments(self, seed: int) -> dict[str, Any]:
-        """What an exporter is told of the policy of a seed."""
+        """The arguments of an exporter for the policy of a seed."""
         learner, samples = self._learner, self._samples
-        space, names = learner.space, input_names(learner.space_.observation)
-        observation = {names[field]: spec for field, spec in learner.space_.inputs.items()}
+        space, names = learner.space, input_names(learner.actor.space.observation)
+        observation = {names[field]: spec for field, spec in learner.actor.space.inputs.items()}
         metadata = {
             "space": space,
             "algorithm": learner.algorithm.name,

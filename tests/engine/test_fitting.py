@@ -129,6 +129,21 @@ def test_the_generator_lets_settings_change_between_epochs(continuous_store):
     learner.run(1)
 
 
+def test_chosen_episodes_stay_chosen_when_settings_change_between_epochs(continuous_store):
+    learner, rows = build("td3_bc", continuous_store), set()
+
+    def callback(learner, epoch, step):
+        feeds = learner.trainer.feeds
+        rows.update(feeds.several_steps[0].source.samples(step - 1 + feeds.selection.offset).batch.index.tolist())
+
+    for epoch, _ in learner.fitter(24, steps_per_epoch=8, episodes=[2], callback=callback):
+        learner.reconfigure({"batch_size": 16 + epoch})
+    first, steps = (int(continuous_store.episode_table[name][2]) for name in ("first_row", "steps"))
+    assert rows <= set(range(first, first + steps))
+    learner.run(1)
+    assert learner.trainer.lent is None and len(learner.trainer.batches(0)[0].reward) == 19
+
+
 @pytest.mark.parametrize("values", [{"transformer.heads": 3}, {"encoder.units": [8]}])
 def test_a_refused_change_of_settings_leaves_no_trace(values, continuous_store, tmp_path):
     name, config = "decision_transformer", {**CHEAP, "encoder.units": [16]}

@@ -91,6 +91,17 @@ class Guard:
                 self._good[seed] = step
         return warnings, stops
 
+    def watch(self, step: int, means: dict[str, dict[int, float]], log: Callable[[str], None]) -> None:
+        """`check`, with a line of the log for each warning and stop; raises `Diverged` once no seed is in order."""
+        warnings, stops = self.check(step, means)
+        for trouble in warnings:
+            log(f"warning: {trouble}; {HELP}")
+        for trouble in stops:
+            log(f"{trouble}: this seed counts no more")
+        if stops and not self.running:
+            worst = stops[0]
+            raise Diverged(str(worst), hint=f"it was in order at step {worst.good}; {HELP}")
+
     def stop(self, seed: int, step: int, metric: str, why: str) -> Trouble:
         """Stop a seed for another reason than a metric."""
         self.stopped[seed] = Trouble(metric, seed, step, math.nan, self._good[seed], why)

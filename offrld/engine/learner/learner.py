@@ -9,23 +9,21 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 
 from offrl.errors import InvalidInput
 from offrl_store import EpisodeStore
 from offrld import settings
-from offrld.engine.batches.feed import placed
 from offrld.engine.definition.algorithm import Algorithm, Rollout, Windows
 from offrld.engine.definition.run import Run, Scalers
 from offrld.engine.definition.space import Space
 from offrld.engine.learner import creation, fitting, saving
 from offrld.engine.learner.actor import Actor, Played
 from offrld.engine.learner.data import Dataset
-from offrld.engine.learner.feeds import NO_FEEDS, TrainingData
-from offrld.engine.learner.guards import HELP, Diverged, Guard, value_limit
+from offrld.engine.learner.feeds import TrainingData
+from offrld.engine.learner.guards import Guard, value_limit
 from offrld.engine.learner.loaded import Loaded, Trained
 from offrld.engine.learner.policy_networks import PolicyModule
-from offrld.engine.learner.runner_choice import Execution
+from offrld.engine.learner.runner_choice import Execution, ready_trainer
 from offrld.engine.learner.sequence_policy import Returns
 from offrld.engine.learner.trainer import Metrics, Trainer
 from offrld.engine.learner.transfer import Part, copy_into, reset_optimizers
@@ -44,7 +42,7 @@ class Learner:
         trainer: does the updates; `reconfigure` replaces it.
         actor: acts with the present parameters.
         data: the dataset; None for a learner that only acts and takes batches of the caller.
-        dataset: the training episodes as `Algorithm.prepare` sees them.
+        dataset: the training episodes as `Algorithm.prepare` sees them; None without data.
         inputs: other runs that this one takes something from.
         guard: watches metrics that run away.
     """
@@ -64,38 +62,13 @@ class Learner:
         self.data, self.inputs = data, inputs
         self._execution, self._log = execution, log
         self._provenance: dict[str, Any] = {}
+        self.dataset: Dataset | None = None
         self._returns: Returns | None = None  # of the training episodes, once a policy reads them
         if data is not None:
             self._provenance = {"snapshot": str(data.store.snapshot()), "held_out": len(data.holdout)}
             self.dataset = Dataset(data.store, run.space, run.scalers, data.training, run.dtype, run.device, inputs)
         self.guard = Guard(run.seeds, value_limit(run.config, self.store, run.space, run.scalers))
-        self._use(self._trainer(run))
-
-    def _trainer(self, run: Run, before: Trainer | None = None) -> Trainer:
-        """A trainer of a run; with ``before`` it continues where that one stands. Raises `InvalidInput` if it cannot."""
-        algorithm, data, prepared, feeds = run.algorithm, self.data, {}, NO_FEEDS
-        if data is not None and algorithm.prepare is not None:
-            prepared = algorithm.prepare(self.dataset, run.config)
-        constants = {name: placed(torch.as_tensor(value).to(run.device)) for name, value in prepared.items()}
-        state = TrainState(run, constants)
-        if before is not None and not state.fits(before.state.tensors()):
-            old, new = settings.as_flat(before.run.config), settings.as_flat(run.config)
-            changed = ", ".join(name for name in new if new[name] != old.get(name))
-            raise InvalidInput(f"{changed} changes what is trained", hint="make a new learner, and start it from this one")
-        if data is not None:
-            feeds = data.open(run)
-        trainer = Trainer(run, state, feeds)
-        try:
-            trainer.step = 0 if before is None else before.step  # the runner is chosen by the updates that follow
-            self._execution.prepare(trainer, self._log)
-            if before is not None:
-                trainer.take_over(before)
-                if before.lent is not None:
-                    trainer.lend(data.open(run, before.lent.selection))
-        except BaseException:
-            trainer.close()
-            raise
-        return trainer
+        self._use(ready_trainer(run, data, self.dataset, execution, log))
 
     def _use(self, trainer: Trainer) -> None:
         self.trainer, self.actor = trainer, Actor(trainer.run, trainer.state.params)
@@ -111,7 +84,8 @@ class Learner:
         for name in FIXED:
             if getattr(config, name, None) != getattr(self.config, name, None):
                 raise InvalidInput(f"{name} cannot change during training", hint="make a new learner, and start it from this one")
-        self._use(self._trainer(before.run.with_config(config), before))
+        run = before.run.with_config(config)
+        self._use(ready_trainer(run, self.data, self.dataset, self._execution, self._log, before))
         before.close()
 
     # ------------------------------------------------------------------------------------------------------------ training
@@ -146,14 +120,7 @@ class Learner:
 
     def guarded(self, metrics: Metrics) -> None:
         """Check metrics as a job's worker does: warn of values that run away; raise `Diverged` if no seed is left in order."""
-        warnings, stops = self.guard.check(self.step, metrics)
-        for trouble in warnings:
-            self._log(f"warning: {trouble}; {HELP}")
-        for trouble in stops:
-            self._log(f"{trouble}: this seed counts no more")
-        if stops and not self.guard.running:
-            worst = stops[0]
-            raise Diverged(str(worst), hint=f"it was in order at step {worst.good}; {HELP}")
+        self.guard.watch(self.step, metrics, self._log)
 
     def validate(self) -> Metrics:
         """The losses' metrics on the held-out episodes, as ``validation_NAME``; the same batches at every call. Empty without a holdout."""

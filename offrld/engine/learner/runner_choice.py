@@ -9,14 +9,20 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
+
 from offrl.errors import InvalidInput
+from offrld import settings
+from offrld.engine.batches.feed import placed
 from offrld.engine.definition.algorithm import Step
 from offrld.engine.definition.run import Run
+from offrld.engine.learner.data import Dataset
+from offrld.engine.learner.feeds import NO_FEEDS, TrainingData
 from offrld.engine.learner.trainer import Trainer
 from offrld.engine.updates.graph import cuda_capture, moved_alike, restore
 from offrld.engine.updates.means import Means
 from offrld.engine.updates.runner import agree, choose_linear
-from offrld.engine.updates.train_state import key_of
+from offrld.engine.updates.train_state import TrainState, key_of
 from offrld.nets import onednn
 
 Log = Callable[[str], None]
@@ -58,6 +64,43 @@ class Execution:
             return
         trainer.linear = before
         log(f"linear layers: by {before}, as in the checkpoint")
+
+
+def ready_trainer(
+    run: Run, data: TrainingData | None, dataset: Dataset | None, execution: Execution, log: Log, before: Trainer | None = None
+) -> Trainer:
+    """A trainer of a run, with its data prepared and its runner chosen.
+
+    Args:
+        dataset: the training episodes for `Algorithm.prepare`.
+        before: the trainer with other settings that this one continues; it stays as it is.
+
+    Raises:
+        InvalidInput: the settings of ``before`` and of the run differ in more than can change during training.
+    """
+    prepared, feeds = {}, NO_FEEDS
+    if dataset is not None and run.algorithm.prepare is not None:
+        prepared = run.algorithm.prepare(dataset, run.config)
+    state = TrainState(run, {name: placed(torch.as_tensor(value).to(run.device)) for name, value in prepared.items()})
+    if before is not None and not state.fits(before.state.tensors()):
+        old, new = settings.as_flat(before.run.config), settings.as_flat(run.config)
+        changed = ", ".join(name for name in new if new[name] != old.get(name))
+        raise InvalidInput(f"{changed} changes what is trained", hint="make a new learner, and start it from this one")
+    if data is not None:
+        feeds = data.open(run)
+    trainer = Trainer(run, state, feeds)
+    try:
+        if before is not None:
+            trainer.step = before.step  # the runner is chosen by the updates that follow
+        execution.prepare(trainer, log)
+        if before is not None:
+            trainer.take_over(before)
+            if before.lent is not None:
+                trainer.lend(data.open(run, before.lent.selection))
+    except BaseException:
+        trainer.close()
+        raise
+    return trainer
 
 
 def _plain(trainer: Trainer) -> bool:
