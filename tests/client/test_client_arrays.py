@@ -90,7 +90,7 @@ def test_a_whole_dict_of_tensors(added):
         ({"observations": np.full((N, 1), "2020-01-01", "M8[s]")}, "observations holds times"),
         ({"observations": [[1.0]] * (N - 1) + [[1.0, 2.0]]}, "rows differ in shape"),
         ({"observations": [[2**53 + 1, 0.5]] * N}, "whole numbers that no float holds"),
-        ({3: WIDE}, "3 is no key"),
+        ({3: WIDE}, "3 is not a key"),
         ({"infos": {"a": WIDE}, "infos/a": WIDE}, "two arrays are called 'infos/a'"),
     ],
 )

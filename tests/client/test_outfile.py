@@ -146,8 +146,8 @@ def test_what_cannot_be_a_file_is_one_line_before_anything_is_made(tmp_path):
             f"{short}/s": "it is a socket",
             tmp_path / "none" / "a": "its folder does not exist",
             f"{tmp_path}/new/": "it names a folder",
-            "": "is no path",
-            "a\0b": "is no path",
+            "": "is not the path of a file",
+            "a\0b": "is not the path of a file",
             tmp_path / ("a" * 300): "File name too long",
         }
         (tmp_path / "plain").write_text("")

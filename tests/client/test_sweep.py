@@ -229,7 +229,7 @@ def test_the_offline_agents_are_ours_with_their_settings(agent, algorithm, prese
     ("values", "says"),
     [
         ({"algo": "sac"}, "algo 'sac'"),
-        ({"clip_parm": 0.1}, "'clip_parm' is no parameter"),
+        ({"clip_parm": 0.1}, "'clip_parm' is not a parameter"),
         ({"num_levels": 7}, "levels 0 and 7 of them"),
         ({"algo": "bc", "percentile": 0.5}, "percentile 0.5"),
         ({"algo": "bc", "agent_model": "vit"}, "agent_model 'vit'"),
