@@ -48,16 +48,16 @@ def evaluate_offline(learner: Learner) -> dict[str, dict[int, float]]:
 def _error(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> float:
     """Of the policy's and the dataset's actions, in batches."""
     total, count = 0.0, 0
-    for given, action in pairs:
-        total += float(np.square(_of_shape(given, action).astype(np.float64) - action).sum())
+    for predicted, action in pairs:
+        total += float(np.square(_of_shape(predicted, action).astype(np.float64) - action).sum())
         count += len(action)
     return total / _some(count)
 
 
 def _match(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> float:
     equal, count = 0, 0
-    for given, action in pairs:
-        equal += int((_of_shape(given, action) == action).sum())
+    for predicted, action in pairs:
+        equal += int((_of_shape(predicted, action) == action).sum())
         count += len(action)
     return equal / _some(count)
 
@@ -77,14 +77,14 @@ def _replayed(policy: PolicyModule, store: EpisodeStore, episodes: np.ndarray) -
         with torch.no_grad():
             if remembers:
                 earned = float(np.sum(reward[first : first + steps], dtype=np.float64))
-                given = policy(policy.recorded(store, first, rows, earned))[0]
+                predicted = policy(policy.recorded(store, first, rows, earned))[0]
             else:
                 seen = {
                     name: torch.from_numpy(stacked_rows(observation_column(store, name), rows, first, policy.space.frame_stack))
                     for name in fields
                 }
-                given = policy(seen)
-        yield given.numpy(), action[rows]
+                predicted = policy(seen)
+        yield predicted.numpy(), action[rows]
 
 
 def _rows(store: EpisodeStore, episodes: np.ndarray, size: int) -> Iterator[tuple[int, int, np.ndarray]]:
@@ -105,12 +105,12 @@ def _batches(store: EpisodeStore, episodes: np.ndarray) -> Iterator[tuple[Any, n
             yield observation, store.episodes[int(number)].action[inside]
 
 
-def _of_shape(given: np.ndarray, action: np.ndarray) -> np.ndarray:
-    given = np.asarray(given)
-    if given.shape[:1] != action.shape[:1] or given.size != action.size:
-        message = f"the policy gives actions of shape {given.shape} where the dataset has {action.shape}"
+def _of_shape(predicted: np.ndarray, action: np.ndarray) -> np.ndarray:
+    predicted = np.asarray(predicted)
+    if predicted.shape[:1] != action.shape[:1] or predicted.size != action.size:
+        message = f"the policy gives actions of shape {predicted.shape} where the dataset has {action.shape}"
         raise InvalidInput(message, hint="use a policy of this dataset")
-    return given.reshape(action.shape)
+    return predicted.reshape(action.shape)
 
 
 def _some(count: int) -> int:

@@ -49,7 +49,7 @@ def needed_bytes(store: EpisodeStore, request: Request) -> int:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that can be had on the device now, what torch holds in reserve there included."""
+    """Memory that can be allocated on the device now, including torch's reserve there."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -78,10 +78,10 @@ class Resident:
         return self._loaded[column.name]
 
     def gather(self, request: Request, sampler: Any) -> _Transitions | _Windows:
-        """What makes batches of transition numbers; seeds that differ in nothing else share it."""
-        for known, found in self._gathers:
-            if known.kind == request.kind and _same(known.arguments, request.arguments):
-                return found
+        """The gather from transition numbers to batches; requests that differ only in their seeds share it."""
+        for earlier, gather in self._gathers:
+            if earlier.kind == request.kind and _same(earlier.arguments, request.arguments):
+                return gather
         made = (_Transitions if request.kind == "transitions" else _Windows)(self, request, sampler)
         self._gathers.append((request, made))
         return made
@@ -121,7 +121,7 @@ class Rows:
     def stacks(self, rows: Tensor, first: Tensor, count: int, repeat_first: bool, absent: Tensor | None = None) -> Tensor:
         """The ``count`` rows that end at each of ``rows``, as values ``[*rows, count, items]``.
 
-        Those before ``first``, the episode's begin, are zeros, or its first row; all are zeros where ``absent``.
+        Rows before ``first``, the episode's start, are zeros, or its first row; all are zeros where ``absent``.
         """
         at, first = rows[..., None] + torch.arange(1 - count, 1, device=rows.device), first[..., None]
         if not repeat_first:
@@ -194,7 +194,7 @@ class ResidentSource:
 
 
 class _Episodes:
-    """Which transitions there are, and what was tabulated for each."""
+    """The transitions of a request, and the tables of their sums."""
 
     def __init__(self, resident: Resident, request: Request) -> None:
         arguments = request.arguments
@@ -215,8 +215,8 @@ class _Episodes:
     def find(self, numbers: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Time step, first row, transitions, and T or -T (terminated or not) of the episodes of these transitions."""
         episode = torch.searchsorted(self._starts, numbers, right=True) - 1
-        found = self._table.index_select(0, episode.reshape(-1)).view(*numbers.shape, 4)
-        start, first, limit, terminal = found.unbind(-1)
+        rows = self._table.index_select(0, episode.reshape(-1)).view(*numbers.shape, 4)
+        start, first, limit, terminal = rows.unbind(-1)
         return numbers - start, first, limit, terminal
 
     @property
@@ -227,7 +227,7 @@ class _Episodes:
         return {key: take(rows) for key, rows in self.roles[role].items()}
 
     def tabulate(self, powers: np.ndarray, returns: Mapping[str, Any] | None) -> dict[str, Tensor]:
-        """What the store's kernel sums for every transition: ``reward``, and ``returns`` and ``remaining`` where asked for."""
+        """What the store's kernel sums for every transition: ``reward``, and with ``returns`` also ``returns`` and ``remaining``."""
         store, total, reward = self.resident.store, self.index.total, self.reward
         n = min(_TABULATED, total)
         part = {name: np.empty(n, np.float32) for name in ("reward", "terminal", "discount")} | {"index": np.empty(n, np.int64)}
@@ -255,12 +255,12 @@ class _Transitions:
         self._episodes = _Episodes(resident, request)
         self._base, self._stack = resident.first, sampler.frame_stack
         self._repeat_first = request.arguments.get("stack_pad", "zero") == "first"
-        given = request.arguments.get("next_action", False)
+        next_action = request.arguments.get("next_action", False)
         self._next_action = _of_data(request.arguments)
-        self._given: Rows | None = None  # a policy's actions in place of the data's
-        if isinstance(given, np.ndarray):
+        self._policy_actions: Rows | None = None  # replace the data's next actions
+        if isinstance(next_action, np.ndarray):
             column = next(column for column in resident.store.schema.columns if column.role == "action")
-            self._given = Rows(column, given[resident.first :], resident.device)
+            self._policy_actions = Rows(column, next_action[resident.first :], resident.device)
         index = self._episodes.index
         powers = sampler.gamma ** np.arange(min(sampler.n_steps, index.longest) + 1, dtype=np.float64)
         self._steps = len(powers) - 1
@@ -299,9 +299,9 @@ class _Transitions:
         )
 
     def _following(self, after: Tensor) -> Any:
-        """The actions at the rows of the next observations, where they are asked for."""
-        if self._given is not None:
-            return self._given.at(after)
+        """The actions at the rows of the next observations; None unless the request has them."""
+        if self._policy_actions is not None:
+            return self._policy_actions.at(after)
         return single(self._episodes.each("action", lambda rows: rows.at(after))) if self._next_action else None
 
     def _observations(self, rows: Rows, row: Tensor, after: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
@@ -373,9 +373,9 @@ def _columns(store: EpisodeStore, request: Request) -> list[Column]:
 
 
 def _of_data(arguments: Mapping[str, Any]) -> bool:
-    """Whether the next actions asked for are the data's own."""
-    given = arguments.get("next_action", False)
-    return not isinstance(given, np.ndarray) and bool(given)
+    """Whether batches have next actions, and these are the data's own."""
+    next_action = arguments.get("next_action", False)
+    return not isinstance(next_action, np.ndarray) and bool(next_action)
 
 
 def _same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

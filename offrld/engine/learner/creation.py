@@ -142,7 +142,7 @@ def create(
 
 @dataclass(frozen=True)
 class _Bounds:
-    """The bounds of actions that `create` was given, and where they come from."""
+    """The arguments of `create` about the bounds of actions."""
 
     bounds: tuple[np.ndarray, np.ndarray] | None
     env_id: str | None
@@ -182,14 +182,14 @@ def _declared(schema: Any, low: Any, high: Any) -> tuple[np.ndarray, np.ndarray]
     if isinstance(schema.action, dict) or schema.action.discrete:
         raise InvalidInput("action_low and action_high are of continuous actions, the dataset has others", hint="leave them out")
     shape, bounds = schema.action.shape, []
-    for name, given, declared in (("action_low", low, schema.action.low), ("action_high", high, schema.action.high)):
-        value = np.nan if given is None and declared is None else declared if given is None else given
+    for name, own, declared in (("action_low", low, schema.action.low), ("action_high", high, schema.action.high)):
+        value = np.nan if own is None and declared is None else declared if own is None else own
         try:
             bound = np.broadcast_to(np.asarray(value, np.float64), shape)
         except (TypeError, ValueError):
-            raise InvalidInput(f"{name} is {given!r}", hint=f"give a number, or {int(np.prod(shape))} of them") from None
-        if given is not None and np.isnan(bound).any():
-            raise InvalidInput(f"{name} is {given!r}", hint="give numbers")
+            raise InvalidInput(f"{name} is {own!r}", hint=f"give a number, or {int(np.prod(shape))} of them") from None
+        if own is not None and np.isnan(bound).any():
+            raise InvalidInput(f"{name} is {own!r}", hint="give numbers")
         bounds.append(bound)
     return bounds[0], bounds[1]
 

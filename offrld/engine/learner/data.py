@@ -21,7 +21,7 @@ from offrld.preprocess.rewards import REWARD_SCALERS, Clip, RewardScaler, fit_re
 from offrld.preprocess.scalers import OBSERVATION_SCALERS, ActionScaler, Affine, Own, Scaler, fit_action, fit_observation, is_wide, scaled
 from offrld.preprocess.statistics import Blocks, extremes, rows
 
-ROWS = 4096  # of an episode that a policy is asked about at a time: bounds the memory of pixels
+ROWS = 4096  # of an episode per call of a policy: bounds the memory of pixels
 
 
 def split(episodes: int, holdout: float, chosen: Any = None) -> tuple[np.ndarray, np.ndarray]:
@@ -107,10 +107,10 @@ class Dataset:
 
 def action_range(store: EpisodeStore) -> tuple[np.ndarray, np.ndarray]:
     """Least and largest action of each dimension over all transitions: the bounds of a dataset that declares none."""
-    column, taken = store.column("action"), np.zeros(len(store.column("reward")), bool)
+    column, used = store.column("action"), np.zeros(len(store.column("reward")), bool)
     for first, end in spans_of(store, np.arange(len(store))):
-        taken[first:end] = True
-    return extremes(lambda: rows(column, taken))
+        used[first:end] = True
+    return extremes(lambda: rows(column, used))
 
 
 def actions_of(policy: PolicyModule, store: EpisodeStore) -> np.ndarray:
@@ -187,25 +187,25 @@ def rebuild_scalers(
 
     def parts(of: str) -> dict[str, torch.Tensor]:
         # A part's name has no dot: what has one belongs to another field, `state.goal` beside `state`.
-        found = {name.removeprefix(f"{of}."): tensor for name, tensor in tensors.items() if name.startswith(f"{of}.")}
-        kept = None if of == "reward" else dtype
+        own = {name.removeprefix(f"{of}."): tensor for name, tensor in tensors.items() if name.startswith(f"{of}.")}
+        own_dtype = None if of == "reward" else dtype
         if of.startswith("observation.") and is_wide(space.observation[of.removeprefix("observation.")][0]):
-            kept = torch.float64  # see `scaled`
-        return {name: tensor.to(device or tensor.device, kept or tensor.dtype) for name, tensor in found.items() if "." not in name}
+            own_dtype = torch.float64  # see `scaled`
+        return {name: tensor.to(device or tensor.device, own_dtype or tensor.dtype) for name, tensor in own.items() if "." not in name}
 
     observation: dict[str, Scaler | None] = {}
-    for name, (given, shape) in space.observation.items():
-        kind = config.observation_scaler.kind_of(name, given, shape, several=len(space.observation) > 1)
-        found = parts(f"observation.{name}")
+    for name, (stored, shape) in space.observation.items():
+        kind = config.observation_scaler.kind_of(name, stored, shape, several=len(space.observation) > 1)
+        tensors_of = parts(f"observation.{name}")
         if kind not in OBSERVATION_SCALERS:
-            observation[name] = Own.rebuilt(kind, found, len(shape), space.frame_stack)
+            observation[name] = Own.rebuilt(kind, tensors_of, len(shape), space.frame_stack)
         else:
-            observation[name] = Affine(**found) if found else None
-    found = parts("action")
-    action = Affine(**found) if found else None
-    kind, found = getattr(config, "reward_scaler", RewardScaler()).type, parts("reward")
+            observation[name] = Affine(**tensors_of) if tensors_of else None
+    action_parts = parts("action")
+    action = Affine(**action_parts) if action_parts else None
+    kind, reward_parts = getattr(config, "reward_scaler", RewardScaler()).type, parts("reward")
     if kind not in REWARD_SCALERS:
-        reward: Scaler | None = Own.rebuilt(kind, found, 0)
+        reward: Scaler | None = Own.rebuilt(kind, reward_parts, 0)
     else:
-        reward = (Clip if kind == "clip" else Affine)(**found) if found else None
+        reward = (Clip if kind == "clip" else Affine)(**reward_parts) if reward_parts else None
     return Scalers(observation, action, reward)

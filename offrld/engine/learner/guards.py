@@ -26,7 +26,7 @@ from offrld.preprocess.scalers import is_wide
 
 VALUES = ("q_mean", "v_mean", "target_mean")  # metrics in the unit of values
 WARN, STOP = 10.0, 1000.0  # times what rewards allow
-LOSS_WARN, LOSS_STOP = 1e6, 1e12  # times the first mean of a loss (taken for 1 where it is less)
+LOSS_WARN, LOSS_STOP = 1e6, 1e12  # times the first mean of a loss (at least 1)
 HUGE_RETURN = 1e4
 WIDE_OBSERVATION = 1e3
 ENDLESS = 1000  # steps of a single episode from which its end may have been lost
@@ -165,7 +165,7 @@ def value_limit(config: Any, store: EpisodeStore | None, space: Space, scalers: 
 
 # --- Before the first update ---
 def mistakes(algorithm: Algorithm, config: Any, store: EpisodeStore, space: Space, scalers: Scalers, training: np.ndarray) -> list[str]:
-    """One line for each of the classic mistakes in data and settings; each says what helps."""
+    """One line, with a remedy, for each classic mistake in data and settings."""
     finds = (_rewards, _ends, _observations, _actions)
     return [text for find in finds for text in find(algorithm, config, store, space, scalers, training)]
 
@@ -183,7 +183,7 @@ def check_precision(store: EpisodeStore, config: Any, space: Space, scalers: Sca
     options = dict.fromkeys(columns, "observation_scaler=standard")
     if hasattr(config, "reward_scaler"):
         columns["reward"], options["reward"] = scalers.reward, "reward_scaler=standard"
-    found = []
+    warnings = []
     for name, scaler in columns.items():
         dtype = store.column(name).dtype
         if not is_wide(dtype):
@@ -206,8 +206,8 @@ def check_precision(store: EpisodeStore, config: Any, space: Space, scalers: Sca
         helps = f"--set {options[name]} takes the mean away first" if scaler is None else "subtract the offset before the import"
         if spread[worst] < step[worst] * LOST:
             raise InvalidInput(f"{text}: what varies is lost", hint=helps)
-        found.append(f"{text}: digits are lost; {helps}")
-    return found
+        warnings.append(f"{text}: digits are lost; {helps}")
+    return warnings
 
 
 def _above(rows: np.ndarray, low: np.ndarray) -> np.ndarray:
@@ -223,11 +223,11 @@ def _apart(values: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(values), np.spacing(values), np.inf).astype(np.float64)
 
 
-Found = Iterator[str]
-Find = Callable[[Algorithm, Any, EpisodeStore, Space, Scalers, np.ndarray], Found]
+Lines = Iterator[str]
+Find = Callable[[Algorithm, Any, EpisodeStore, Space, Scalers, np.ndarray], Lines]
 
 
-def _rewards(algorithm: Algorithm, config: Any, store: EpisodeStore, space: Space, scalers: Scalers, training: np.ndarray) -> Found:
+def _rewards(algorithm: Algorithm, config: Any, store: EpisodeStore, space: Space, scalers: Scalers, training: np.ndarray) -> Lines:
     if not isinstance(config, ValueConfig) and algorithm.batch_kind != "windows":
         return
     reward = np.asarray(store.column("reward"))
@@ -242,14 +242,14 @@ def _rewards(algorithm: Algorithm, config: Any, store: EpisodeStore, space: Spac
         yield f"returns reach {largest:.3g}: values of that size are learned badly; --set reward_scaler=return or standard helps"
 
 
-def _ends(algorithm: Algorithm, config: Any, store: EpisodeStore, space: Space, scalers: Scalers, training: np.ndarray) -> Found:
+def _ends(algorithm: Algorithm, config: Any, store: EpisodeStore, space: Space, scalers: Scalers, training: np.ndarray) -> Lines:
     table = store.episode_table
     if len(table) == 1 and int(table["steps"][0]) >= ENDLESS and not store.episodes[0].terminated:
         steps = int(table["steps"][0])
         yield f"all {steps} steps are one episode without an end: were terminals and timeouts lost on the way into the dataset?"
 
 
-def _observations(algorithm: Algorithm, config: Any, store: EpisodeStore, space: Space, scalers: Scalers, training: np.ndarray) -> Found:
+def _observations(algorithm: Algorithm, config: Any, store: EpisodeStore, space: Space, scalers: Scalers, training: np.ndarray) -> Lines:
     for name, (_, shape) in space.observation.items():
         if is_image(shape):
             continue
@@ -266,7 +266,7 @@ def _observations(algorithm: Algorithm, config: Any, store: EpisodeStore, space:
             yield f"observations {name!r} reach {largest:.3g}: networks learn badly from numbers of that size; {has}"
 
 
-def _actions(algorithm: Algorithm, config: Any, store: EpisodeStore, space: Space, scalers: Scalers, training: np.ndarray) -> Found:
+def _actions(algorithm: Algorithm, config: Any, store: EpisodeStore, space: Space, scalers: Scalers, training: np.ndarray) -> Lines:
     if space.discrete:
         return
     raw = _sample(store, training, "action")

@@ -308,6 +308,11 @@ class Learner:
         """Numbers of the episodes that are not trained on."""
         return np.empty(0, np.int64) if self.data is None else self.data.holdout
 
+    @holdout.setter
+    def holdout(self, episodes: np.ndarray) -> None:
+        if self.data is not None:
+            self.data.holdout = episodes
+
     @property
     def snapshot(self) -> str | None:
         """Of the dataset that it was trained on; None without one."""

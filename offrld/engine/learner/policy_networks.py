@@ -92,11 +92,11 @@ class PolicyModule(nn.Module):
 
     def _seen(self, observation: Any, fields: Mapping[str, Tensor]) -> Any:
         """Observations as networks take them."""
-        given = fields if observation is None else observation
-        if not isinstance(given, Mapping):
-            given = {self._fields[0]: given}
+        named = fields if observation is None else observation
+        if not isinstance(named, Mapping):
+            named = {self._fields[0]: named}
         # By the names of fields, or of an exported graph's inputs: no input is called like another field.
-        by_field = {field: given[field] if field in given else given[name] for field, name in self.input_names.items()}
+        by_field = {field: named[field] if field in named else named[name] for field, name in self.input_names.items()}
         return view_observation(by_field, self.scalers(), torch.float32, self._held(f"param.{self._names[0]}").device)
 
     def in_units(self, scores: Tensor) -> Tensor:
@@ -121,12 +121,12 @@ class PolicyModule(nn.Module):
 
 
 def input_names(fields: Iterable[str]) -> dict[str, str]:
-    """Field -> name of its input in an exported graph: its own, or where the graph has a use for that name ``observation.NAME``."""
+    """Field -> name of its input in an exported graph: its own, or ``observation.NAME`` if the graph uses that name."""
     fields = list(fields)
-    found: dict[str, str] = {}
+    names: dict[str, str] = {}
     for field in fields:
         name = field
-        while name in OWN_NAMES or name.startswith(OWN_PREFIXES) or (name != field and (name in fields or name in found.values())):
+        while name in OWN_NAMES or name.startswith(OWN_PREFIXES) or (name != field and (name in fields or name in names.values())):
             name = f"observation.{name}"
-        found[field] = name
-    return found
+        names[field] = name
+    return names

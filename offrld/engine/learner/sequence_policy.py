@@ -128,7 +128,7 @@ class SequencePolicy(PolicyModule):
 
     def start(self, batch: int, target_return: float | None = None) -> dict[str, Tensor]:
         """All inputs beside the observation at the first step of ``batch`` episodes."""
-        inputs = {name: torch.zeros(batch, *given.shape, dtype=getattr(torch, given.dtype)) for name, given in self.episode_inputs.items()}
+        inputs = {name: torch.zeros(batch, *spec.shape, dtype=getattr(torch, spec.dtype)) for name, spec in self.episode_inputs.items()}
         inputs[TARGET_RETURN].fill_(self.target_return if target_return is None else target_return)
         return inputs
 
@@ -152,17 +152,17 @@ class SequencePolicy(PolicyModule):
         inputs[REWARD] = np.where(rows > first, reward[rows - first - 1], 0.0)
         inputs[TARGET_RETURN] = np.full(len(rows), target_return)
         inputs[LENGTH] = rows - first
-        observed = {self.input_names[name]: given for name, given in self.space.inputs.items()}
-        given = {**observed, **{name: (each.dtype, each.shape) for name, each in self.episode_inputs.items()}}
-        return {name: torch.from_numpy(value.astype(given[name][0])).reshape(len(rows), *given[name][1]) for name, value in inputs.items()}
+        observed = {self.input_names[name]: spec for name, spec in self.space.inputs.items()}
+        specs = {**observed, **{name: (spec.dtype, spec.shape) for name, spec in self.episode_inputs.items()}}
+        return {name: torch.from_numpy(value.astype(specs[name][0])).reshape(len(rows), *specs[name][1]) for name, value in inputs.items()}
 
-    def scores(self, given: Mapping[str, Tensor] | None = None, /, **inputs: Tensor) -> Tensor:
+    def scores(self, named: Mapping[str, Tensor] | None = None, /, **inputs: Tensor) -> Tensor:
         """What the greedy choice is made from: discrete scores ``[B, n]``, or the continuous action in [-1, 1]."""
-        inputs = inputs if given is None else dict(given)
+        inputs = inputs if named is None else dict(named)
         return self._scores(inputs, self._moved(inputs))
 
-    def forward(self, given: Mapping[str, Tensor] | None = None, /, **inputs: Tensor) -> tuple[Tensor, ...]:
-        inputs = inputs if given is None else dict(given)
+    def forward(self, named: Mapping[str, Tensor] | None = None, /, **inputs: Tensor) -> tuple[Tensor, ...]:
+        inputs = inputs if named is None else dict(named)
         moved = self._moved(inputs)
         action = self.chosen(self._scores(inputs, moved))
         moved[ACTION] = torch.cat([moved[ACTION][:, :-1], action.unsqueeze(1)], dim=1)

@@ -1,6 +1,6 @@
 """Many updates as one CUDA graph: drawn, gathered, differentiated and applied on the device, with one launch from the host.
 
-A `Chunk` is what is captured: K updates whose steps are known beforehand (`Pattern`), while everything that differs between one replay
+A capture takes a `Chunk`: K updates whose steps are known beforehand (`Pattern`). Everything that differs between one replay
 and the next, the number of the first update and how often each optimiser has moved, stands in tensors on the device. It runs without
 a graph as well, and then gives the bits of the ordinary loop; `CudaGraph` alone needs a GPU. `Chunks` cuts a run into them: none goes
 beyond the end of a stage or an update before which the algorithm's hook has something to do.

@@ -31,7 +31,7 @@ AGREEMENT = 1e-3  # largest relative difference between compiled and eager gradi
 
 @dataclass(frozen=True)
 class Result:
-    """What an evaluation of a loss gave: gradients of its leaves, metrics, and new values of buffers and carry."""
+    """The result of evaluating a loss: gradients of its leaves, metrics, and new values of buffers and carry."""
 
     gradients: tuple[Tensor, ...]
     metrics: dict[str, Tensor]
@@ -42,7 +42,7 @@ Gradients = Callable[[Params, State, Batch | Windows | Rollout], Result]
 
 
 def gradients(step: Step, config: Any, nets: Any, *, kind: type, compiled: bool, stacked: bool) -> Gradients:
-    """Differentiate a step's loss with respect to the leaves it is given.
+    """Differentiate a step's loss with respect to its leaves.
 
     Args:
         kind: `Batch`, `Windows` or `Rollout`.
@@ -74,8 +74,8 @@ def gradients(step: Step, config: Any, nets: Any, *, kind: type, compiled: bool,
     def run(leaves: Params, state: State, batch: Batch | Windows | Rollout) -> Result:
         value, (metrics, updates) = function(leaves, state.params, state.target, state.carry, state.data, _as_dict(batch))
         # A layer that a setting switches off (the head of an encoder that another step trains, say) has no gradient: zeros.
-        found = torch.autograd.grad(value, list(leaves.values()), allow_unused=True, materialize_grads=True)
-        return Result(found, metrics, updates)
+        grads = torch.autograd.grad(value, list(leaves.values()), allow_unused=True, materialize_grads=True)
+        return Result(grads, metrics, updates)
 
     return run
 
@@ -83,7 +83,7 @@ def gradients(step: Step, config: Any, nets: Any, *, kind: type, compiled: bool,
 def choose_linear(
     asked: str, *, device: torch.device, dtype: torch.dtype, plain: bool, cache_dir: str | os.PathLike[str] | None = None
 ) -> tuple[str, str]:
-    """What multiplies in linear layers, ``torch`` or ``onednn`` (see `offrld.nets.onednn`), and why.
+    """The product of linear layers, ``torch`` or ``onednn`` (see `offrld.nets.onednn`), and the reason.
 
     Args:
         asked: one of `LINEARS`.
@@ -102,8 +102,8 @@ def choose_linear(
         return "torch", "because oneDNN is called from eager float32 code on the CPU only"
     if asked == "onednn" and onednn.present():
         return "onednn", "as asked"
-    found, seen = onednn.faster(torch.get_num_threads(), None if cache_dir is None else Path(cache_dir))
-    return ("onednn" if found else "torch"), f"because of {seen}"
+    faster, seen = onednn.faster(torch.get_num_threads(), None if cache_dir is None else Path(cache_dir))
+    return ("onednn" if faster else "torch"), f"because of {seen}"
 
 
 def agree(one: tuple[Tensor, ...], other: tuple[Tensor, ...]) -> bool:

@@ -1,6 +1,6 @@
 """One update: the steps of the schedule that are due, each with its gradients, its optimiser, new values of buffers, and the targets.
 
-Everything that changes is in the training state; what an update reads beside it (batch, number of steps taken) is given. So an update
+Everything that changes is in the training state; the batch and the number of steps taken are arguments. So an update
 may run at once, or be captured with others as one CUDA graph (see `offrld.engine.updates.graph`).
 """
 
@@ -30,11 +30,11 @@ class Updater:
         self.state, self.gradients, self.stacked = state, gradients, stacked
 
     def apply(self, due: Due, batches: list[Any], taken: int | Tensor) -> dict[str, Tensor]:
-        """Do one step, and give its metrics, each ``[S]``.
+        """Do one step; returns its metrics, each ``[S]``.
 
         Args:
             batches: one per view.
-            taken: how often the optimiser of this step has moved; a 0-d int64 tensor where the call is captured.
+            taken: how often the optimiser of this step has moved; a 0-d int64 tensor if the call is captured.
         """
         metrics: dict[str, Tensor] = {}
         if due.step.loss is not None:
