@@ -90,7 +90,7 @@ def test_an_installed_encoder_is_built_with_its_options_and_computes(installed):
         (Encoder(type="fourier", options={"feature": 5}), "does not know ['feature']"),
         (Encoder(type="broken"), "'broken' of 'offrl.encoders' cannot be loaded from offrl_test_broken: ModuleNotFoundError"),
         (Encoder(type="bare"), "'bare' of 'offrl.encoders' (offrl_test_bare) has no function build"),
-        (Encoder(type="nothing"), "'nothing' built NoneType, which is no network"),
+        (Encoder(type="nothing"), "'nothing' built NoneType, which is not a network"),
     ],
     ids=lambda value: getattr(value, "type", ""),
 )
