@@ -135,6 +135,16 @@ def test_metrics_of_any_number_of_seeds_fit_into_a_message() -> None:
     assert fitting.job(small) == small
 
 
+def fill(db: Connection) -> None:
+    """300 jobs that failed for a long reason, then 4,100 that wait, each of another owner."""
+    spec = CollectSpec(env="CartPole-v1", dataset="steps", steps=10)
+    for number in range(300):
+        job = queue.submit(db, spec, owner=f"owner-{number:05d}")[0]
+        db.execute("UPDATE jobs SET reason = ?, state = 'failed' WHERE id = ?", ("r" * 20_000, job))
+    for number in range(4100):
+        queue.submit(db, spec, owner=f"owner-{number:05d}")
+
+
 def test_the_client_gathers_all_parts(new_daemon: Callable[..., Daemon]) -> None:
     daemon = new_daemon("[slots]\ntrain = 0\n").start()
     daemon.dataset("data")
@@ -142,12 +152,7 @@ def test_the_client_gathers_all_parts(new_daemon: Callable[..., Daemon]) -> None
     with closing(connect(daemon.state / "queue.sqlite")) as db:
         for number in range(400):
             keep(db, f"fat-{number:03d}", metadata={"text": "x" * 20_000})
-        spec = CollectSpec(env="CartPole-v1", dataset="steps", steps=10)
-        for number in range(300):
-            job = do(db, queue.submit, spec, owner=f"owner-{number:05d}")[0]
-            db.execute("UPDATE jobs SET reason = ?, state = 'failed' WHERE id = ?", ("r" * 20_000, job))
-        for number in range(4100):
-            do(db, queue.submit, spec, owner=f"owner-{number:05d}")
+        do(db, fill)  # one transaction: each syncs the disk
     daemon.start()
     with Client(daemon.url) as client:
         assert [info.name for info in client.datasets.ls()] == ["data"] + [f"fat-{number:03d}" for number in range(400)]

@@ -215,7 +215,8 @@ def test_a_folder_that_cannot_be_written_keeps_nothing(probe, tmp_path):
 
 
 @needs_onednn
-def test_jobs_keep_their_choice_in_the_state_folder(tmp_path):
+def test_jobs_keep_their_choice_in_the_state_folder(tmp_path, monkeypatch):
+    monkeypatch.delenv("OFFRL_LINEAR", raising=False)
     (tmp_path / f"linear-{onednn._circumstances(torch.get_num_threads())}.json").write_text('{"faster": true, "seen": "a day"}')
     asked = {"device": torch.device("cpu"), "dtype": torch.float32, "plain": True, "cache_dir": tmp_path}
     assert choose_linear("auto", **asked) == ("onednn", "because of a day")

@@ -133,20 +133,27 @@ def check_limits(db: Connection, owner: str | None, limits: Limits, *, counted: 
 
     A full queue still takes a job of an owner who has less than an equal share of it: nobody fills it for the others.
     """
-    counts = dict(db.execute(f"SELECT owner, count(*) FROM jobs WHERE state IN {UNFINISHED} GROUP BY owner").fetchall())
-    own, everybody = counts.pop(owner, 0) - counted, sum(counts.values())
-    share = max(1, limits.unfinished // (len(counts) + 1))
+    unfinished = f"FROM jobs WHERE state IN {UNFINISHED}"
     hint = "wait until some of them have ended"
-    if 0 < limits.unfinished_per_owner <= own:
+
+    def own() -> int:
+        """Unfinished jobs of the owner."""
+        return int(db.execute(f"SELECT count(*) {unfinished} AND owner IS ?", (owner,)).fetchone()[0]) - counted
+
+    if limits.unfinished_per_owner and (count := own()) >= limits.unfinished_per_owner:
         raise LimitReached(
-            f"{owner!r} has {own} unfinished jobs, as many as limits.unfinished_per_owner = {limits.unfinished_per_owner} allows", hint=hint
-        )
-    if 0 < limits.unfinished <= own + everybody and own >= share:
-        raise LimitReached(
-            f"the queue has {own + everybody} unfinished jobs, as many as limits.unfinished = {limits.unfinished} allows, and "
-            f"{owner!r} has {own} of them, its share",
+            f"{owner!r} has {count} unfinished jobs, as many as limits.unfinished_per_owner = {limits.unfinished_per_owner} allows",
             hint=hint,
         )
+    total = int(db.execute(f"SELECT count(*) {unfinished}").fetchone()[0]) - counted
+    if 0 < limits.unfinished <= total:
+        others = int(db.execute(f"SELECT count(DISTINCT owner) {unfinished} AND owner IS NOT ?", (owner,)).fetchone()[0])
+        if (count := own()) >= max(1, limits.unfinished // (others + 1)):
+            raise LimitReached(
+                f"the queue has {total} unfinished jobs, as many as limits.unfinished = {limits.unfinished} allows, and "
+                f"{owner!r} has {count} of them, its share",
+                hint=hint,
+            )
 
 
 def pin_dataset(db: Connection, dataset: str) -> tuple[str | None, list[str]]:
@@ -154,15 +161,17 @@ def pin_dataset(db: Connection, dataset: str) -> tuple[str | None, list[str]]:
     row = db.execute("SELECT snapshot FROM datasets WHERE name = ?", (dataset,)).fetchone()
     if row is not None:
         return row[0], []
-    if pending := _writers(db, dataset):
-        return None, pending[:1]
+    if pending := _writer(db, dataset):
+        return None, pending
     known = [row[0] for row in db.execute("SELECT name FROM datasets")]
     raise Unknown(f"no dataset {dataset!r}", hint=nearest(dataset, known) or "add one with `offrl datasets add NAME SOURCE`")
 
 
-def _writers(db: Connection, dataset: str) -> list[str]:
-    """The unfinished jobs that write the dataset."""
-    rows = db.execute(f"SELECT id FROM jobs WHERE kind IN {WRITERS} AND dataset = ? AND state IN {UNFINISHED} ORDER BY seq", (dataset,))
+def _writer(db: Connection, dataset: str, kinds: str = WRITERS) -> list[str]:
+    """The first unfinished job of these kinds that writes the dataset; empty if there is none."""
+    rows = db.execute(
+        f"SELECT id FROM jobs WHERE kind IN {kinds} AND dataset = ? AND state IN {UNFINISHED} ORDER BY seq LIMIT 1", (dataset,)
+    )
     return [row[0] for row in rows]
 
 
@@ -177,7 +186,7 @@ def _steps_target(db: Connection, spec: CollectSpec | TrainOnlineSpec) -> list[s
     there = db.execute("SELECT 1 FROM datasets WHERE name = ?", (spec.dataset,)).fetchone() is not None
     if there and spec.limit is not None:
         raise Conflict(f"dataset {spec.dataset!r} exists, a limit is for a new one", hint="leave it out, or take another name")
-    return [] if there else [job for job in _writers(db, spec.dataset) if find(db, job).kind == "import"][:1]
+    return [] if there else _writer(db, spec.dataset, "('import')")
 
 
 def _check_upload_free(db: Connection, upload: str) -> None:
@@ -191,7 +200,7 @@ def _check_upload_free(db: Connection, upload: str) -> None:
 def import_target(db: Connection, spec: ImportSpec) -> list[str]:
     """Check that the import may make, or append to, its dataset; returns what it has to wait for."""
     there = db.execute("SELECT 1 FROM datasets WHERE name = ?", (spec.dataset,)).fetchone() is not None
-    pending = _writers(db, spec.dataset)
+    pending = _writer(db, spec.dataset)
     if not spec.append:
         if there:
             raise Conflict(
@@ -203,4 +212,4 @@ def import_target(db: Connection, spec: ImportSpec) -> list[str]:
         pin_dataset(db, spec.dataset)  # raises Unknown
     if spec.upload is not None:
         _check_upload_free(db, spec.upload)
-    return [] if there else pending[:1]
+    return [] if there else pending
