@@ -76,7 +76,7 @@ def setting(
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """One field as `describe` found it: dotted name, type in words, default and what `setting` was told.
+    """One field as `describe` found it: dotted name, type in words, default and the arguments of `setting`.
 
     ``only`` maps dotted names of other settings to the words under which this one is read.
     """
@@ -152,12 +152,12 @@ def describe(config: Any) -> dict[str, Setting]:
     found: dict[str, Setting] = {}
     for name, field, value in _walk(config() if isinstance(config, type) else config):
         prefix = name.removesuffix(field.name)
-        told = dict(field.told)
-        told["choices"] = _words(told["choices"])
-        told["only"] = {prefix + other: _words(words) for other, words in told["only"].items()}
-        if isinstance(told["probe"], dict):
-            told["probe"] = {prefix + other if other else "": value for other, value in told["probe"].items()}
-        found[name] = Setting(name=name, type=field.type, default=value, **told)
+        rules = dict(field.rules)
+        rules["choices"] = _words(rules["choices"])
+        rules["only"] = {prefix + other: _words(words) for other, words in rules["only"].items()}
+        if isinstance(rules["probe"], dict):
+            rules["probe"] = {prefix + other if other else "": value for other, value in rules["probe"].items()}
+        found[name] = Setting(name=name, type=field.type, default=value, **rules)
     return found
 
 
@@ -170,7 +170,7 @@ def as_flat(config: Any) -> dict[str, Any]:
 class _Field:
     name: str
     type: str  # in words; "" for a component
-    told: Mapping[str, Any]  # what `setting` was told
+    rules: Mapping[str, Any]  # the arguments of `setting`
 
 
 @functools.cache
@@ -288,7 +288,7 @@ def _put(parts: Any, path: list[str], value: Any, name: str) -> None:
     for part in path[:-1]:
         parts = parts.setdefault(part, _Parts()) if isinstance(parts, dict) else None
     if not isinstance(parts, dict):
-        raise InvalidInput(f"setting {name!r} lies inside a value that is no table", hint="give the table or its entries, not both")
+        raise InvalidInput(f"setting {name!r} lies inside a value that is not a table", hint="give the table or its entries, not both")
     parts[path[-1]] = value
 
 

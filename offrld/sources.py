@@ -25,7 +25,7 @@ _TAKEN = "give a store or its path, a file that can be imported, episodes, a dic
 def opened(source: Any, schema: Schema | None = None) -> tuple[EpisodeStore, np.ndarray | None]:
     """A dataset as a store, and the numbers of its episodes that are meant (None: all).
 
-    What is no store yet is copied into a temporary one, which goes when the object does.
+    What is not a store yet is copied into a temporary one, which goes when the object does.
 
     Args:
         source: an `EpisodeStore`; a part of ``store.episodes``; a store's path, or a file's that can be imported; any iterable of
@@ -49,7 +49,7 @@ def opened(source: Any, schema: Schema | None = None) -> tuple[EpisodeStore, np.
         return _imported(source), None
     if isinstance(source, Iterable) and not isinstance(source, np.ndarray | torch.Tensor | bytes):
         return store_of(source, schema), None
-    raise InvalidInput(f"{type(source).__name__} is no dataset", hint=_TAKEN)
+    raise InvalidInput(f"{type(source).__name__} is not a dataset", hint=_TAKEN)
 
 
 def is_dataset(source: Any) -> bool:

@@ -41,7 +41,7 @@ def backup(client: Client, out: str | os.PathLike[str], *, keys: bool = False, p
         What stands in ``backup.json``, without its files: ``files`` and ``bytes`` are their number and size.
 
     Raises:
-        NotAllowed: the caller is no operator, or wants keys from elsewhere.
+        NotAllowed: the caller is not an operator, or wants keys from elsewhere.
         InvalidInput: ``out`` is there already, or cannot be made.
         DiskFull: there is no room for it here.
         CheckFailed: a file ended before its length.

@@ -38,7 +38,7 @@ class Client(Session):
         NoDaemon: nobody is there (found out at once).
         NotAllowed: the socket belongs to somebody else, or the daemon does not let the key in; (from every method) the key's role is not
             enough.
-        InvalidInput: ``url`` is no address.
+        InvalidInput: ``url`` is not an address.
         ProtocolMismatch: (from every method) the daemon is of another version.
     """
 
@@ -165,7 +165,7 @@ class Client(Session):
             into: a new dataset for what a train-online job gathers; needed where the first one kept its steps.
 
         Raises:
-            InvalidInput: it is no job that trains, or ``into`` is missing.
+            InvalidInput: it is not a job that trains, or ``into`` is missing.
             Conflict: there is a dataset ``into``.
             Unknown: there is no such job, or its dataset, its algorithm or its environment is not there any more.
         """

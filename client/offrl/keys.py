@@ -167,7 +167,7 @@ def server_pair(state_dir: Path) -> KeyPair:
 
 
 def add(state_dir: Path, name: str, public: str, role: str) -> Entry:
-    """Let a client in. Raises `Conflict` where the name or the key is listed, `InvalidInput` for what is no name, key or role."""
+    """Let a client in. Raises `Conflict` where the name or the key is listed, `InvalidInput` for what is not a name, key or role."""
     check_name(name)
     entry = Entry(name, check_public(public), check_role(role), float(int(time.time())))
     prepare(state_dir)

@@ -76,7 +76,7 @@ class Context:
             starts: bool ``[B]``, which episodes start with this step; None: those after `reset`, which all do.
 
         Raises:
-            InvalidInput: another number of episodes than at the step before, or a reward that is no finite number.
+            InvalidInput: another number of episodes than at the step before, or a reward that is not a finite number.
         """
         batch = len(next(iter(observation.values())))
         state = self._begin(batch) if self._state is None else self._state

@@ -76,7 +76,7 @@ class Named:
 
 
 def may_be_name(text: str) -> bool:
-    """Whether a text that is no path here could be the name of a dataset."""
+    """Whether a text that is not a path here could be the name of a dataset."""
     return re.fullmatch(PATTERN, text) is not None and not text.lower().endswith((".hdf5", ".h5", ".npz", ".csv", ".parquet", ".zip"))
 
 

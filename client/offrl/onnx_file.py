@@ -35,7 +35,7 @@ _MESSAGES: dict[str, dict[int, str]] = {
 
 
 def read_bytes(path: Path) -> bytes:
-    """The file's bytes; raises `InvalidInput` for what is no regular file, or is larger than ONNX files can be."""
+    """The file's bytes; raises `InvalidInput` for what is not a regular file, or is larger than ONNX files can be."""
     shown = f"{str(path)!r}"
     try:
         # Not blocking: to open a pipe that nobody writes into would wait for ever.
@@ -79,7 +79,7 @@ def check(data: bytes, name: str) -> None:
 
 
 def _problem(data: memoryview) -> str:
-    """What speaks against a model; raises `ValueError` or `IndexError` where it is no protobuf message."""
+    """What speaks against a model; raises `ValueError` or `IndexError` where it is not a protobuf message."""
     waiting, looked, used, own = [("model", data, 0)], 0, set(), set()
     while waiting:
         kind, message, depth = waiting.pop()

@@ -9,7 +9,7 @@ One function for everything that writes to a path of the user's (policies, expor
 What is at the path decides:
 
 - nothing: the file is written beside it under a hidden name, synced and renamed. An error in the block leaves nothing behind.
-- a regular file: the same content is no conflict, and the file stays untouched. Other content is `Conflict` (exit status 2), unless
+- a regular file: the same content is not a conflict, and the file stays untouched. Other content is `Conflict` (exit status 2), unless
   ``force``; the new file then has the old one's mode.
 - a symbolic link: the file it leads to is written, the link stays. A link that leads nowhere yet gets its file.
 - a pipe, a terminal, ``/dev/null``, ``/dev/stdout``, ``/dev/fd/N``: the content is written into it once it is whole, and it stays what it

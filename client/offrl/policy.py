@@ -67,7 +67,7 @@ class Policy:
         target_return: the return that a transformer is asked for where `reset` names none; None for other policies.
 
     Raises:
-        InvalidInput: there is no such file, it is no ONNX file, it is not a policy of ours, or one of a newer version.
+        InvalidInput: there is no such file, it is not an ONNX file, it is not a policy of ours, or one of a newer version.
     """
 
     def __init__(self, source: str | Path | bytes) -> None:
@@ -118,7 +118,7 @@ class Policy:
 
         Raises:
             InvalidInput: wrong shape or dtype, a missing field, NaN or an infinite value.
-            CheckFailed: the policy's own answer is NaN or infinite, which is no command for a robot.
+            CheckFailed: the policy's own answer is NaN or infinite, which is not a command for a robot.
         """
         name = self._only
         if name is None:
@@ -172,7 +172,7 @@ class Policy:
                 policy's own `target_return`.
 
         Raises:
-            InvalidInput: a target return for a policy that takes none, or one that is no finite number.
+            InvalidInput: a target return for a policy that takes none, or one that is not a finite number.
         """
         if self._context is not None:
             self._context.reset(target_return)

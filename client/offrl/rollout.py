@@ -79,7 +79,7 @@ def evaluate(
         Unknown: gymnasium has no environment of that id.
         InvalidInput: gymnasium or what the environment needs is not installed, the environment's spaces are not the policy's, a number
             is out of range, or a target return is given for a policy that takes none.
-        EnvironmentFailed: the environment raised, or answered with something that is no observation, reward or flag.
+        EnvironmentFailed: the environment raised, or answered with something that is not an observation, reward or flag.
     """
     _at_least("episodes", episodes, 1)
     _at_least("seed", seed, 0)

@@ -87,7 +87,7 @@ class Trial:
 
 
 OFFLINE, ONLINE = "submit", "train-online"
-# What a sweep fills in itself is no option.
+# What a sweep fills in itself is not an option.
 _FILLED = {"self", "algorithm", "seed", "seeds", "config", "key", "options", "kind"}
 _OPTIONS = {
     command: {*inspect.signature(method).parameters, *(option.name for option in job_options(spec))} - _FILLED

@@ -6,6 +6,7 @@ Random numbers agree bit for bit (same float32 operations in the same order), so
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from typing import NamedTuple
 
 import numpy as np
@@ -212,7 +213,7 @@ class _Copy(NamedTuple):
     to_int64: bool
 
 
-class Gatherer:
+class Gatherer(ABC):
     """Draws transitions by number and fills the arrays of a batch with what belongs to them. One object per sampler.
 
     table int64 [E+1, 4]: per episode the number of its first transition, its first row, its transitions, and T if it terminated,
@@ -251,9 +252,9 @@ class Gatherer:
             raise ValueError("the batch has no such samples")
         return self.size - start if count < 0 else count
 
+    @abstractmethod
     def _fill(self, numbers: np.ndarray, part: slice) -> None:
         """Fill the samples ``part`` of the batch with these transitions."""
-        raise NotImplementedError
 
     def _find(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The episode and the time step within it of each transition."""

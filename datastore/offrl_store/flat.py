@@ -192,7 +192,7 @@ def _flags(value: Any, name: str) -> np.ndarray:
     array = _array(value, name).reshape(-1)
     wrong = np.flatnonzero((array != 0) & (array != 1))
     if len(wrong):
-        raise InvalidInput(f"{name}, row {wrong[0]}: {array[wrong[0]]} is no flag", hint="0 or 1 per step")
+        raise InvalidInput(f"{name}, row {wrong[0]}: {array[wrong[0]]} is not a flag", hint="0 or 1 per step")
     return array != 0
 
 

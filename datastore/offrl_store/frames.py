@@ -30,7 +30,7 @@ class FrameStacks(Sequence):
     ) -> None:
         self.k, self._repeat, self._store = whole(k, "k", 1, 1 << 16), padding(stack_pad), store
         if not any(c.name == column and c.role == "observation" and c.field.shape for c in store.schema.columns):
-            raise InvalidInput(f"{column!r} is no observation with frames to stack")
+            raise InvalidInput(f"{column!r} is not an observation with frames to stack")
         self._rows = store.column(column)
         numbers = np.arange(len(store)) if episodes is None else episode_numbers(store, episodes)
         records = store.episode_table[numbers]

@@ -52,7 +52,7 @@ class Index:
     def numbers_of(self, rows: Any) -> np.ndarray:
         """The numbers of the transitions at these rows, int64, in their order. Last steps that ``next_action`` leaves out are passed over.
 
-        Raises InvalidInput for a row that is no transition of the episodes, EmptyStore where none is left.
+        Raises InvalidInput for a row that is not a transition of the episodes, EmptyStore where none is left.
         """
         rows = np.asarray(rows)
         if rows.ndim != 1 or (rows.size and rows.dtype.kind not in "iu"):
@@ -64,7 +64,7 @@ class Index:
             lost[lost] = _find(self._without["first_row"], self._without["steps"], rows[lost])[0] < 0
         if lost.any():
             raise InvalidInput(
-                f"row {rows[lost][0]} is no transition of the episodes to sample from", hint="give rows of the same episodes"
+                f"row {rows[lost][0]} is not a transition of the episodes to sample from", hint="give rows of the same episodes"
             )
         numbers = (self.table[episode, 0] + t)[(episode >= 0) & (t < self.table[episode, 2])]
         if not len(numbers):

@@ -135,7 +135,9 @@ class Collector(VectorSteps):
         self.frames_per_batch = per_batch
         if per_batch % n:
             below, above = per_batch // n * n, -(-per_batch // n) * n
-            raise InvalidInput(f"frames_per_batch {per_batch} is no multiple of the {n} environments", hint=f"give {below or n} or {above}")
+            raise InvalidInput(
+                f"frames_per_batch {per_batch} is not a multiple of the {n} environments", hint=f"give {below or n} or {above}"
+            )
         self.total_frames = total if total == -1 else _whole("total_frames", total, 1)
         if total != -1 and total % per_batch and trajs is None:
             warnings.warn(f"total_frames {total} is rounded up to whole batches of {per_batch}", stacklevel=3)

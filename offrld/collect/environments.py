@@ -3,7 +3,7 @@
 gymnasium 1.x has three ways for a vector environment to go on after an end. What is made here resets nothing by itself
 (``AutoresetMode.DISABLED``), so that every step of every environment is a step of an episode. Vector environments that are given may also
 reset within the step that ends (``SAME_STEP``: the final observation is in the infos), or with the step after it (``NEXT_STEP``: that
-step is no step of an episode, and is marked absent).
+step is not a step of an episode, and is marked absent).
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Environments:
             raise InvalidInput(f"vectorization {vectorization!r}", hint="sync or async")
         made = isinstance(env, gymnasium.Env | gymnasium.vector.VectorEnv) or (hasattr(env, "step") and not isinstance(env, type))
         if not made and not isinstance(env, str) and not callable(env):
-            raise InvalidInput(f"{env!r} is no environment", hint="give an id, an environment, or a function that makes one")
+            raise InvalidInput(f"{env!r} is not an environment", hint="give an id, an environment, or a function that makes one")
         maker = partial(make_env, env) if isinstance(env, str) else None if made else env
         name = None
         self.owned = maker is not None

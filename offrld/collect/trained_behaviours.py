@@ -34,7 +34,7 @@ def as_behaviour(policy: Any, *, deterministic: bool | None = None) -> Behaviour
         return RandomBehaviour("normal")
     if isinstance(policy, str | os.PathLike | Policy):
         if deterministic is False:
-            raise InvalidInput("a policy file acts greedily, there is nothing to draw", hint="sample from the job's checkpoint instead")
+            raise InvalidInput("a policy file is deterministic and cannot sample", hint="sample from the job's checkpoint instead")
         return PolicyBehaviour(policy if isinstance(policy, Policy) else Policy(policy))
     if hasattr(policy, "begin_episode") and hasattr(policy, "act"):
         return policy

@@ -358,7 +358,7 @@ class MultiSyncCollector(_Workers):
         if cat_results == "stack" and more:
             self.close()
             raise InvalidInput(
-                f"frames_per_batch {self.frames_per_batch} is no multiple of {self.num_workers} workers",
+                f"frames_per_batch {self.frames_per_batch} is not a multiple of {self.num_workers} workers",
                 hint="join the parts along time, or take a multiple",
             )
         self._shares = [share + (number < more) for number in range(self.num_workers)]

@@ -269,7 +269,7 @@ def dotted(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def check_values(values: Any, file: Path, name: str = "") -> None:
-    """`InvalidInput` for a value that no setting can have: a number that the queue cannot hold, text that is no name of anything."""
+    """`InvalidInput` for a value that no setting can have: a number that the queue cannot hold, text that is not a name of anything."""
     if isinstance(values, Mapping):
         for inner, value in values.items():
             check_values(value, file, f"{name}.{inner}" if name else str(inner))
@@ -278,7 +278,7 @@ def check_values(values: Any, file: Path, name: str = "") -> None:
         if isinstance(value, list | Mapping):
             check_values(value, file, name)
         elif isinstance(value, float) and not math.isfinite(value):
-            raise InvalidInput(f"{file}: {name}: {value} is no finite number", hint="`offrl config --default` shows all settings")
+            raise InvalidInput(f"{file}: {name}: {value} is not a finite number", hint="`offrl config --default` shows all settings")
         elif isinstance(value, int | float) and abs(value) > MOST:
             raise InvalidInput(f"{file}: {name}: {value:.6g} is too large", hint=f"at most {MOST}")
         elif isinstance(value, str) and (len(value) > TEXT or any(ord(c) < 32 or ord(c) == 127 for c in value)):

@@ -22,7 +22,7 @@ FREE_S = 1.0  # for the process of a daemon that has just been killed to give ba
 def check(settings: Settings) -> None:
     """Raises `InvalidInput` or `NotAllowed` for the first thing that would keep the daemon from starting.
 
-    That an address is taken is no fault where a daemon of this state folder runs: it has taken it.
+    That an address is taken is not a fault where a daemon of this state folder runs: it has taken it.
     """
     state = StateFolder(settings.state_dir)
     if settings.socket_group is not None:

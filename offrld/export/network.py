@@ -144,7 +144,7 @@ class Reference:
         if scores is not None:
             difference = max(difference, parity.score_difference(self.scores, scores))
         for i, (name, expected) in enumerate(self.following.items()):
-            # The context holds the action that was taken; a tie that went the other way is no difference there either.
+            # The context holds the action that was taken; a tie that went the other way is not a difference there either.
             chosen = (self.discrete and all(x.dtype == np.int64 and x.ndim == 2 for x in expected)) or (self.whole and name == TAKEN)
             difference = max(difference, parity.context_difference(expected, [each[1 + i] for each in given], up_to_last=chosen))
         return difference

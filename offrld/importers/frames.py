@@ -48,7 +48,9 @@ def _opened(content: bytes, file: str, key: str, row: int) -> Iterator[Any]:
             raise
         why = "it is neither PNG, JPEG, WebP nor TIFF" if isinstance(error, image.UnidentifiedImageError) else arrow.line(error)
         raise BadRow(
-            f"{file}: {key}[{row}] is no image: {why}", row, hint="the file is damaged; copy it again, or write its images as PNG or JPEG"
+            f"{file}: {key}[{row}] is not an image: {why}",
+            row,
+            hint="the file is damaged; copy it again, or write its images as PNG or JPEG",
         ) from None
 
 

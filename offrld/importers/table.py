@@ -182,12 +182,12 @@ def _encoding(path: Path, name: str, encoding: Any) -> tuple[str, str]:
                     wrong = error.object[error.start : error.start + 1]
                     place = at + len(block) - len(error.object) + error.start
                     raise InvalidInput(
-                        f"{name} is not {encoding}: byte 0x{wrong.hex()} at offset {place:,} is no text in it",
+                        f"{name} is not {encoding}: byte 0x{wrong.hex()} at offset {place:,} cannot be decoded",
                         hint="name its encoding: --option encoding=latin-1 (or cp1252, utf-16); a table of Excel is saved as CSV UTF-8",
                     ) from None
                 if "\0" in text:
                     raise InvalidInput(
-                        f"{name} is no text: it holds zero bytes",
+                        f"{name} is not text: it holds zero bytes",
                         hint="save the table as CSV; of UTF-16 without a mark say --option encoding=utf-16-le",
                     )
                 head += text if len(head) < BLOCK else ""

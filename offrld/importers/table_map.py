@@ -47,7 +47,7 @@ def mapped_columns(map: Any, header: list[str], file: str, messages: list[str]) 
         if role not in FIELDS or (dot and (role not in NAMED or not NAME.match(part))) or (role == "extra" and not dot):
             known = "only observation, next_observation and extra have parts, and extra needs one: extra.NAME"
             hint = nearest(role, list(FIELDS)) if role not in FIELDS else known
-            raise InvalidInput(f"--map: {key!r} is no field of a step", hint=hint or f"fields: {', '.join(FIELDS)}")
+            raise InvalidInput(f"--map: {key!r} is not a field of a step", hint=hint or f"fields: {', '.join(FIELDS)}")
     roles = {key.partition(".")[0] for key in chosen}
     missing = [key for key in ("observation", "action", "reward") if key not in roles]
     if not missing and not roles & {"episode", "terminal", "done"}:

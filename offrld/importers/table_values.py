@@ -148,7 +148,7 @@ def parsed_numbers(array: Any, file: str, name: str, row: int, spool: Spool, key
         lower = np.asarray(pc.utf8_lower(texts).to_pylist(), object)
         flags, known = np.isin(lower, TRUE), np.isin(lower, TRUE + FALSE)
         if not known.all():
-            _refuse(file, name, row, texts, int(np.flatnonzero(~known)[0]), "is no flag", "flags are 0 or 1, true or false")
+            _refuse(file, name, row, texts, int(np.flatnonzero(~known)[0]), "is not a flag", "flags are 0 or 1, true or false")
         return flags
     if decimal == ",":
         dots = pc.match_substring(texts, ".")
@@ -158,7 +158,7 @@ def parsed_numbers(array: Any, file: str, name: str, row: int, spool: Spool, key
         texts = pc.replace_substring(texts, ",", ".")
     if key == "action" and spool.whole:
         others = texts.filter(pc.invert(pc.match_substring_regex(texts, r"^[+-]?[0-9]+$")))
-        spool.whole = not any(_number(text) is not None for text in others.to_pylist())  # what is no number at all decides nothing
+        spool.whole = not any(_number(text) is not None for text in others.to_pylist())  # what is not a number at all decides nothing
     try:
         values = pc.cast(texts, pa.float64()).to_numpy(zero_copy_only=False)
     except pa.ArrowInvalid:
@@ -170,12 +170,12 @@ def parsed_numbers(array: Any, file: str, name: str, row: int, spool: Spool, key
             elif key.split(".")[0] == "next_observation" and not text:
                 spool.flaws.setdefault(row + at, (name, "is empty"))
             elif bad.skip:
-                spool.flaws.setdefault(row + at, (name, f"is {text!r:.60}, which is no number"))
+                spool.flaws.setdefault(row + at, (name, f"is {text!r:.60}, which is not a number"))
             else:
                 hint = "correct the table, or leave such episodes out with --skip-bad"
                 if re.fullmatch(r"[+-]?[0-9]+,[0-9]+", text):
                     hint = "decimal commas: --option decimal=, reads them; signs between thousands are not read"
-                _refuse(file, name, row, texts, at, "is no number", hint)
+                _refuse(file, name, row, texts, at, "is not a number", hint)
     _check_exact(values, texts, file, name, row, spool)
     return values
 

@@ -66,7 +66,7 @@ class OneHot:
         if len(wrong):
             row = rows.start + int(wrong[0])
             raise BadRow(
-                f"{self._file}: action[{row}] is {block[wrong[0]].tolist()}, which is no one-hot choice",
+                f"{self._file}: action[{row}] is {block[wrong[0]].tolist()}, which is not a one-hot choice",
                 row,
                 hint="several discrete actions per step are not supported",
             )

@@ -46,7 +46,7 @@ class SB3Wrapper:
         algo = self.algo
         if isinstance(algo, Policy):
             if not deterministic:
-                raise InvalidInput("a policy file acts greedily, there is nothing to draw", hint="deterministic=True, or wrap the learner")
+                raise InvalidInput("a policy file is deterministic and cannot sample", hint="deterministic=True, or wrap the learner")
             if algo.frame_stack > 1 or algo.target_return is not None:
                 raise InvalidInput("this policy remembers the steps before, which predict does not know", hint="use policy.act in a loop")
             shapes = algo.observation_shapes

@@ -17,7 +17,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file, or a folder with everything in it. A path that does not exist is no error."""
+    """Remove a file, or a folder with everything in it. A path that does not exist is not an error."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:

@@ -115,7 +115,7 @@ def _policy(job: WorkerJob[CollectSpec]) -> Any:
         from offrl.foreign import opened
 
         if spec.sample:
-            raise InvalidInput("a policy file acts greedily, there is nothing to draw", hint="give job:ID: its checkpoint can draw")
+            raise InvalidInput("a policy file is deterministic and cannot sample", hint="give job:ID: its checkpoint can draw")
         return opened(_uploaded(job), spec.policy_input, spec.policy_output, spec.policy_argmax)
     from offrld.collect.trained_behaviours import LearnerBehaviour
     from offrld.inprocess.training import load

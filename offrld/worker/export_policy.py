@@ -67,7 +67,7 @@ def _step(spec: ExportSpec, source: RunFolder) -> int:
 def _load(job: WorkerJob, spec: ExportSpec, source: RunFolder, algorithm: Algorithm, config: dict[str, Any]) -> tuple[Learner, int]:
     """A learner from the checkpoint alone, and the step that names it.
 
-    The job may still run: a checkpoint that it has replaced meanwhile is no error.
+    The job may still run: a checkpoint that it has replaced meanwhile is not an error.
     """
     given = inherited.inputs(job.state, source, algorithm, algorithm.configure(config))
     while True:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +36,7 @@ if TYPE_CHECKING:  # it loads onnx, which no job needs before its first export
 Means = dict[str, dict[int, float]]  # name of a metric -> seed -> value
 
 
-class Stepper:
+class Stepper(ABC):
     """What trains: on a dataset, or in an environment. A stepper overrides the hooks that it needs.
 
     Attributes:
@@ -56,34 +57,34 @@ class Stepper:
     early_stop_delta: float = 0.0
 
     @property
+    @abstractmethod
     def step(self) -> int:
         """The present step, which numbers rows, checkpoints and policies."""
-        raise NotImplementedError
 
     def whole(self, steps: int) -> int:
         """``steps`` rounded up to where training may stop."""
         return steps
 
+    @abstractmethod
     def resume(self, *, restored: bool) -> str:
         """Continue from where an earlier attempt came; a message about it, or "".
 
         ``restored``: the learner has the state of the run's newest checkpoint.
         """
-        raise NotImplementedError
 
     def catch_up(self) -> None:
         """Train what a resumed job is behind."""
 
+    @abstractmethod
     def advance(self, count: int) -> None:
         """Train ``count`` steps."""
-        raise NotImplementedError
 
     def settle(self) -> None:
         """Training has come to its last step: complete what is open, before the last metrics are taken."""
 
+    @abstractmethod
     def take_metrics(self) -> Means:
         """Means since the last call."""
-        raise NotImplementedError
 
     def validate(self) -> Means:
         """Metrics on held-out episodes."""
@@ -106,9 +107,9 @@ class Stepper:
     def after_block(self) -> None:
         """Report what has grown."""
 
+    @abstractmethod
     def describe(self) -> dict[str, Any]:
         """``snapshot`` of the dataset and ``env_id`` for the run's record."""
-        raise NotImplementedError
 
     def result(self) -> list[str]:
         """What a success comes with."""

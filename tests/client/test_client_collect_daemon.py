@@ -103,7 +103,7 @@ def test_an_environment_that_breaks_says_where_and_its_dataset_can_be_used(own_d
             job = client.collect(env, into=env, steps=1000, step_timeout_s=0.3)
             with pytest.raises(JobFailed, match=said):
                 job.wait()
-            assert job.info().attempt == 1  # it is no crash, which would be tried again
+            assert job.info().attempt == 1  # it is not a crash, which would be tried again
             shown = client.datasets.show(env)
             assert (shown.episodes, shown.transitions) == (3, 57)
             client.submit("discrete_bc", dataset=env, steps=2, config={"batch_size": 16, "encoder.units": [8]}).wait()

@@ -45,7 +45,7 @@ def test_a_file_of_other_content_is_replaced_only_by_force(job, offrl_cli, monke
     monkeypatch.chdir(tmp_path)
     assert offrl_cli("fetch", job).status == 0
     first = (tmp_path / "policy.onnx").read_bytes()
-    assert offrl_cli("fetch", job).status == 0  # the same content is no conflict
+    assert offrl_cli("fetch", job).status == 0  # the same content is not a conflict
     refused = offrl_cli("fetch", job, "--seed", "1")
     assert refused.status == 2
     assert "--force" in refused.err and refused.err.count("\n") == 1

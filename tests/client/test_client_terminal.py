@@ -231,7 +231,7 @@ def test_a_command_waits_for_a_daemon_that_is_starting(own_daemon, tmp_path):
     state = started.state_dir
     own_daemon.stop()
     lock = state / "run" / "offrld.lock"
-    lock.write_text(f"{os.getpid()}\n")  # a process that lives, but is no daemon: it is not waited for
+    lock.write_text(f"{os.getpid()}\n")  # a process that lives, but is not a daemon: it is not waited for
     command = [sys.executable, "-m", "offrl.cli", "ping"]
     environment = {**os.environ, "OFFRLD_STATE_DIR": str(state)}
     environment.pop("OFFRL_URL", None)

@@ -155,7 +155,7 @@ def test_help_is_there_by_its_short_name_and_summaries_are_whole(cli):
 
 # ---------------------------------------------------------------------------------------------------------------------- hints
 def strings() -> list[tuple[str, str]]:
-    """Every text in the three packages that is no docstring, with the place; what is filled in stands as ``X``."""
+    """Every text in the three packages that is not a docstring, with the place; what is filled in stands as ``X``."""
     found = []
     for package in PACKAGES:
         for path in package.rglob("*.py"):

@@ -1,4 +1,4 @@
-"""Files that a user names: whole or not there, never replaced unasked, and what is no regular file stays what it is."""
+"""Files that a user names: whole or not there, never replaced unasked, and what is not a regular file stays what it is."""
 
 from __future__ import annotations
 

@@ -116,7 +116,7 @@ def test_environments_side_by_side_are_seeded_each_and_a_size_that_does_not_fit_
     collector.rollout()
     assert [env.seeds[0] for env in collector.envs.vector.envs] == [7, 8, 9]
     assert collector.set_seed(20) == 23
-    with pytest.raises(InvalidInput, match="100 is no multiple of the 3 environments"):
+    with pytest.raises(InvalidInput, match="100 is not a multiple of the 3 environments"):
         Collector(Counting, envs=3, frames_per_batch=100)
 
 

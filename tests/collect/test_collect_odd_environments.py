@@ -60,7 +60,7 @@ OBSERVED = {
     "shape": ({0: np.zeros(4, np.float32)}, None, r"observation has shape \(4,\), its space says \(3,\)"),
     "row": ({0: np.zeros((1, 3), np.float32)}, None, r"shape \(1, 3\)"),
     "text": ({0: np.array(["a", "b", "c"])}, None, "observation is an array"),
-    "ragged": ({0: [0, [1, 2], 3]}, None, "observation is no array"),
+    "ragged": ({0: [0, [1, 2], 3]}, None, "observation is not an array"),
     "float64": ({0: DOUBLE}, None, r"observation\[0\] is .*0\.1.*float64.*float32"),
     "beyond float32": ({0: np.array([0, 1e300, 0])}, None, r"observation\[1\] is .*1e\+300"),
     "wraps": ({0: np.array([3, 300])}, PIXELS, r"observation\[1\] is .*300.*uint8"),
@@ -179,7 +179,7 @@ def test_an_environment_without_spaces_or_that_cannot_be_made_is_bad_input(tmp_p
         (Old(), "gym.spaces.box.Box.*old gym"),
         (raises, "SystemExit: no licence"),
         (lambda: 3, "gives 3, not an environment"),
-        (3, "3 is no environment"),
+        (3, "3 is not an environment"),
         (lambda: 1 / 0, "ZeroDivisionError"),
     ):
         with pytest.raises(InvalidInput, match=what) as caught:

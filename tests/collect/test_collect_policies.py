@@ -39,7 +39,7 @@ def test_a_policy_file_acts_alike_in_one_environment_and_in_several(learner, fil
     for envs in (1, 2):
         batch = Collector("Pendulum-v1", file, envs=envs, frames_per_batch=20).rollout().flat()
         np.testing.assert_allclose(batch.action, learner.predict(batch.observation), atol=1e-5)
-    with pytest.raises(InvalidInput, match="a policy file acts greedily"):
+    with pytest.raises(InvalidInput, match="a policy file is deterministic"):
         as_behaviour(file, deterministic=False)
     with pytest.raises(InvalidInput, match="environment 'CartPole-v1' does not fit the policy"):
         Collector("CartPole-v1", file)
@@ -135,7 +135,7 @@ def test_the_wrapper_forwards_what_is_not_its_own(learner, file):
     observation = np.zeros(3, np.float32)
     action, state = wrapper.predict(observation, None, None, True)
     assert action.shape == (1,) and state is None
-    with pytest.raises(InvalidInput, match="a policy file acts greedily"):
+    with pytest.raises(InvalidInput, match="a policy file is deterministic"):
         SB3Wrapper(Policy(file)).predict(observation, deterministic=False)
 
 

@@ -1,4 +1,4 @@
-"""The daemon as a client sees it: every request, and everything that is no request."""
+"""The daemon as a client sees it: every request, and everything that is not a request."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def test_a_worker_that_hangs_is_killed_and_the_reason_says_at_which_step(new_dae
     assert info.reason == "the worker hung: no sign of life for 0.7 s, last step 2"
     assert "begins at step 0" in info.error["log"]
     assert not alive(daemon.attempts(job)[0][1])
-    # Compiling takes longer than that, and says so: it is no hang.
+    # Compiling takes longer than that, and says so: it is not a hang.
     assert daemon.wait(daemon.train(data, "compiling")).state == "succeeded"
 
 

@@ -1,4 +1,4 @@
-"""Policies as TorchScript files: a process that has torch alone gets what onnxruntime gives; what is no policy leaves no file."""
+"""Policies as TorchScript files: a process that has torch alone gets what onnxruntime gives; what is not a policy leaves no file."""
 
 from __future__ import annotations
 

@@ -194,8 +194,8 @@ def test_archives_hold_plain_members_each_once(tmp_path, flat):
     [
         ('{"a":' * 100_000 + "1" + "}" * 100_000, "nested more than 64 deep"),
         ("[" * 1_000_000, "nested more than 64 deep"),
-        ('{"a": Infinity}', "Infinity is no number of JSON"),
-        ('{"a": NaN}', "NaN is no number"),
+        ('{"a": Infinity}', "Infinity is not a JSON number"),
+        ('{"a": NaN}', "NaN is not a JSON number"),
         ('{"a": 1e999}', "1e999 is beyond"),
         ('{"a": 1' + "0" * 10_000 + "}", "a whole number of 10001 digits"),
         ('{"a": 1, "a": 2}', "has the key 'a' twice"),
@@ -269,7 +269,7 @@ def test_images_are_of_four_formats(kind):
         picture.save(file, "PNG" if kind == "cut" else kind)
     content = file.getvalue()[: 200 if kind == "cut" else None]
     column = frames.EncodedImages(lambda start, stop: [content], (1, 3, 12, 10), "set", "camera")
-    with pytest.raises(InvalidInput, match=r"camera\[0\] is (no image|an image of 20000x20000)"):
+    with pytest.raises(InvalidInput, match=r"camera\[0\] is (not an image|an image of 20000x20000)"):
         column[0:1]
     for good in ("PNG", "JPEG", "WEBP", "TIFF"):
         file = io.BytesIO()

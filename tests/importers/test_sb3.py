@@ -144,7 +144,7 @@ def test_named_observations(tmp_path):
 
 
 def test_a_dataset_fills_a_buffer(shared_data, tmp_path):
-    """What the buffer then samples: rewards and next observations as in the store, a time-out is no end of the task."""
+    """What the buffer then samples: rewards and next observations as in the store, a time-out is not an end of the task."""
     store = import_into(shared_data / "minari" / "cartpole" / "replay-v0", tmp_path / "store")
     spaces = gymnasium.spaces.Box(-np.inf, np.inf, (4,), np.float32), gymnasium.spaces.Discrete(2)
     buffer = stable_baselines3.common.buffers.ReplayBuffer(30_000, *spaces, device="cpu")

@@ -117,18 +117,18 @@ def test_next_observations_give_final_ones(tmp_path):
 @pytest.mark.parametrize(
     ("change", "map", "part"),
     [
-        ({"obs_1": [0.5, "half", 1, 1, 1]}, MAP, "t.csv: row 3, column 'obs_1': 'half' is no number"),
-        ({"r": [1, 2, "", 4, 5]}, MAP, "t.csv: row 4, column 'r': '' is no number"),
+        ({"obs_1": [0.5, "half", 1, 1, 1]}, MAP, "t.csv: row 3, column 'obs_1': 'half' is not a number"),
+        ({"r": [1, 2, "", 4, 5]}, MAP, "t.csv: row 4, column 'r': '' is not a number"),
         ({"r": [1, 2, "nan", 4, 5]}, MAP, "t.csv: row 4, column 'r' is nan"),
         ({"obs_1": [1, 1, 1, 1, "inf"]}, MAP, "t.csv: row 6, column 'obs_1' is inf"),
         ({"act_0": [0, 1, -1, 0, 0]}, MAP, "t.csv: row 4, column 'act_0' is -1, outside"),
         ({"ep": [0, 0, 1, 1, 0]}, MAP, "row 6, column 'ep': the episode '0' comes again"),
         ({"ep": [0, 0, "", 1, 1]}, MAP, "row 4, column 'ep' is empty"),
-        ({"end": [0, 0, 2, 0, 0]}, MAP + ",terminal=end", "row 4, column 'end': '2' is no flag"),
+        ({"end": [0, 0, 2, 0, 0]}, MAP + ",terminal=end", "row 4, column 'end': '2' is not a flag"),
         ({}, MAP.replace("r,", "rew,"), "has no column 'rew', which is mapped to 'reward'"),
         ({}, "observation=obs_*,action=act_*", "no column is mapped to 'reward'"),
         ({}, "observation=obs_*,action=act_*,reward=r", "no column is mapped to 'episode'"),
-        ({}, MAP.replace("observation", "observaton"), "'observaton' is no field of a step"),
+        ({}, MAP.replace("observation", "observaton"), "'observaton' is not a field of a step"),
         ({}, "observation", "'observation' is not FIELD=COLUMNS"),
         ({}, MAP.replace("reward=r", "reward=obs_*"), "obs_0, obs_1 are all mapped to 'reward'"),
     ],
@@ -145,7 +145,7 @@ def test_a_cell_that_is_no_number_costs_its_episode_on_request(tmp_path):
     skipped = []
     store = import_into(path, tmp_path / "store", options={"map": MAP}, skip_bad=skipped.append)
     assert [each.steps for each in store.episodes] == [2] and (skipped[0].episode, skipped[0].row) == (0, 3)
-    assert skipped[0].why == "t.csv: row 3, column 'obs_1' is 'half', which is no number"
+    assert skipped[0].why == "t.csv: row 3, column 'obs_1' is 'half', which is not a number"
 
 
 def test_a_cell_that_is_no_number_does_not_turn_choices_into_continuous_actions(tmp_path):

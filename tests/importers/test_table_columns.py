@@ -238,7 +238,7 @@ def test_a_mark_tells_the_encoding(take, encoding):
 
 def test_other_text_names_the_byte_and_the_option_that_reads_it(take):
     text = ROWS.replace("obs_0", "obs_höhe")
-    with pytest.raises(InvalidInput, match=r"log.csv is not utf-8: byte 0xf6 at offset 13 is no text in it") as caught:
+    with pytest.raises(InvalidInput, match=r"log.csv is not utf-8: byte 0xf6 at offset 13 cannot be decoded") as caught:
         take(text.encode("latin-1"))
     assert "--option encoding=latin-1" in caught.value.hint
     late = HEAD + "0,1,.5,1\n" * 300_000  # behind the first blocks
@@ -254,8 +254,8 @@ def test_other_text_names_the_byte_and_the_option_that_reads_it(take):
 @pytest.mark.parametrize(
     ("content", "part", "kind"),
     [
-        (b"PK\x03\x04\x00\x00" * 9, "log.csv is no text: it holds zero bytes", InvalidInput),
-        (ROWS.encode("utf-16-le"), "log.csv is no text: it holds zero bytes", InvalidInput),
+        (b"PK\x03\x04\x00\x00" * 9, "log.csv is not text: it holds zero bytes", InvalidInput),
+        (ROWS.encode("utf-16-le"), "log.csv is not text: it holds zero bytes", InvalidInput),
         (b"", "log.csv is empty", EmptyStore),
         (b"\n\n", "log.csv is empty", EmptyStore),
         (HEAD.encode(), "log.csv has a header and no row", EmptyStore),
@@ -273,7 +273,7 @@ def test_other_separators_line_ends_and_decimal_commas(take):
     assert seen(take(ROWS.replace(",", "!"), delimiter="!")[0]) == [[[1], [2]]]
     assert seen(take(gzip.compress(ROWS.encode()), name="log.csv.gz")[0]) == [[[1], [2]]]
     german = "episode;obs_0;action_0;reward\n0;1,5;0,5;1\n0;2,5;0,25;1\n"
-    with pytest.raises(InvalidInput, match="row 2, column 'obs_0': '1,5' is no number") as caught:
+    with pytest.raises(InvalidInput, match="row 2, column 'obs_0': '1,5' is not a number") as caught:
         take(german)
     assert "--option decimal=," in caught.value.hint
     assert seen(take(german, decimal=",")[0]) == [[[1.5], [2.5]]]
@@ -283,7 +283,7 @@ def test_other_separators_line_ends_and_decimal_commas(take):
 
 # --- Values ---
 def test_a_number_with_signs_between_thousands_is_none(take):
-    with pytest.raises(InvalidInput, match="'1_000' is no number"):
+    with pytest.raises(InvalidInput, match="'1_000' is not a number"):
         take(HEAD + "0,1_000,.5,1\n0,2,.25,1\n")
 
 

@@ -70,7 +70,7 @@ def test_one_hot_actions_become_choices(pendulum):
     several = np.eye(3, dtype=np.int64)[chosen]
     several[1234] = [1, 1, 0]
     set_action(pendulum, several)
-    with pytest.raises(InvalidInput, match=r"action\[1234\] is \[1, 1, 0\], which is no one-hot choice"):
+    with pytest.raises(InvalidInput, match=r"action\[1234\] is \[1, 1, 0\], which is not a one-hot choice"):
         open_source(pendulum)
 
 

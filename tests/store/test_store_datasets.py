@@ -155,7 +155,7 @@ def test_a_store_is_extended_by_others_or_not_at_all(tmp_path):
 def test_a_step_beyond_the_end_and_flags_that_are_none_are_refused():
     observations, actions, rewards = np.zeros((4, 2), "f4"), np.zeros((4, 1), "f4") + 0.5, np.zeros(4, "f4")
     for terminals in ([0, 0, 0, 2], [0, 0, 0, np.nan], [0, 0.5, 0, 1]):
-        with pytest.raises(InvalidInput, match="no flag"):
+        with pytest.raises(InvalidInput, match="is not a flag"):
             MDPDataset(observations, actions, rewards, terminals)
     with pytest.raises(InvalidInput, match="rows differ"):
         MDPDataset([[1.0], [1.0, 2.0]], actions, rewards, np.zeros(4))
@@ -242,7 +242,7 @@ def test_rows_that_are_no_transitions_are_named(tmp_path):
     store = numbered(tmp_path / "s", range(6))
     table = store.episode_table
     for rows, message in (
-        ([int(table["first_row"][2] - 1)], "is no transition"),
+        ([int(table["first_row"][2] - 1)], "is not a transition"),
         ([-1], "row -1"),
         ([10**9], "row 1000000000"),
         ([0.5], "list of rows"),
@@ -251,7 +251,7 @@ def test_rows_that_are_no_transitions_are_named(tmp_path):
     ):
         with pytest.raises(InvalidInput, match=message):
             store.transitions(4, 0, rows=rows)
-    with pytest.raises(InvalidInput, match="row 0 is no transition of the episodes"):
+    with pytest.raises(InvalidInput, match="row 0 is not a transition of the episodes"):
         store.transitions(4, 0, rows=[0], episodes=[1, 2])
     with pytest.raises(InvalidInput, match="'rows'"):
         PrioritizedSampler(store, batch_size=4, rows=[0])

@@ -253,7 +253,7 @@ def test_a_wrong_update_is_named_and_changes_nothing(tmp_path, index, priorities
     sampler.sample()
     with pytest.raises(InvalidInput, match=message):
         sampler.update(index, priorities)
-    last = int(store.episode_table["first_row"][0] + store.episode_table["steps"][0])  # the row of a final observation is no transition
+    last = int(store.episode_table["first_row"][0] + store.episode_table["steps"][0])  # the row of a final observation is not a transition
     with pytest.raises(InvalidInput, match=f"row {last}"):
         sampler.update([last], [1.0])
     with pytest.raises(InvalidInput, match="transition number"):

@@ -62,7 +62,7 @@ class WorkerProcess:
 
     def _read(self) -> None:
         for line in self.process.stdout:
-            event = json.loads(line)  # a line that is no JSON would be a broken protocol: the thread dies, the test times out
+            event = json.loads(line)  # a line that is not JSON would be a broken protocol: the thread dies, the test times out
             (self.signs.append if event["type"] in ("alive", "ready") else self._events.put)(event)
         self._events.put(None)
 

@@ -124,7 +124,7 @@ def rich_table(
             overflow="ellipsis" if drop else "fold",
         )
     for row in cells[1:]:
-        made.add_row(*[Text(row[headers.index(name)]) for name in widths])  # Text: a "[" in a name is no markup
+        made.add_row(*[Text(row[headers.index(name)]) for name in widths])  # Text: a "[" in a name is not markup
     return made
 
 

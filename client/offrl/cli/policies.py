@@ -99,7 +99,7 @@ def evaluate(
 
 
 def _bar(episodes: int) -> Any:
-    """A context whose value is called with the number of episodes done; None where stderr is no terminal."""
+    """A context whose value is called with the number of episodes done; None where stderr is not a terminal."""
     if not live(sys.stderr):
         return nullcontext(None)
     return _rich_bar(episodes)

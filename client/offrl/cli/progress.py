@@ -80,7 +80,7 @@ def main_metrics(metrics: dict[str, dict[str, float]], limit: int = 3) -> list[s
 
 @contextmanager
 def bytes_bar(label: str) -> Iterator[Callable[[int, int], None]]:
-    """A function that shows bytes done of a total; silent where stderr is no terminal."""
+    """A function that shows bytes done of a total; silent where stderr is not a terminal."""
     if not live(sys.stderr):
         yield lambda done, total: None
         return

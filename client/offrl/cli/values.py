@@ -62,7 +62,7 @@ def settings(config: str | None, sets: list[str]) -> dict[str, Any]:
 
 
 def setting(text: str, option: str = "--set") -> tuple[str, Any]:
-    """``name=value``: a dotted name and a TOML value. A bare word that is no TOML is a text, ``null`` is None. Raises `InvalidInput`."""
+    """``name=value``: a dotted name and a TOML value. A bare word that is not TOML is text, ``null`` is None. Raises `InvalidInput`."""
     name, separator, value = text.partition("=")
     name, value = name.strip(), value.strip()
     if not separator or not re.fullmatch(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*", name):

@@ -265,7 +265,7 @@ def _leaf(where: str, dtype: np.dtype, shape: tuple[int, ...], value: Any) -> An
     try:
         array = np.asarray(value)
     except Exception as error:
-        raise EnvironmentFailed(f"its {where} is no array of numbers: {said(error)}", hint=f"give {dtype}{list(shape)}") from None
+        raise EnvironmentFailed(f"its {where} is not an array of numbers: {said(error)}", hint=f"give {dtype}{list(shape)}") from None
     if array.dtype.kind not in "biuf":
         given = f"{_told(value)} of {array.dtype}" if typed else _told(value)
         raise EnvironmentFailed(f"its {where} is {given}, its space says {dtype}{list(shape)}")

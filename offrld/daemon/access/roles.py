@@ -38,7 +38,7 @@ def _act(request: wire.Request[Any]) -> str:
 
 
 def check_dataset(db: Connection, dataset: str, caller: Caller) -> None:
-    """Raise `NotAllowed` if the dataset belongs to somebody else and the caller is not an operator. A missing dataset is no error here."""
+    """Raise `NotAllowed` if the dataset belongs to somebody else and the caller is not an operator. A missing dataset passes."""
     if caller.may(OPERATOR) or db.execute("SELECT 1 FROM datasets WHERE name = ?", (dataset,)).fetchone() is None:
         return
     owner = dataset_rows.owner(db, dataset)

@@ -17,7 +17,7 @@ async def get_queue(app: App, request: wire.GetQueue) -> wire.QueueInfo:
 
 
 async def control_queue(app: App, request: wire.ControlQueue) -> wire.QueueInfo:
-    """Pause or resume; what is so already is no error."""
+    """Pause or resume; what is so already is not an error."""
     by = app.caller().name
 
     def work(db: Connection) -> wire.QueueInfo:

@@ -29,7 +29,7 @@ def control(
         limits: a job that had ended and is queued again counts as its owner's new one.
         operator: whether the user may start a job while the queue is paused.
 
-    Asking for what is already so is no error. Raises `Conflict` where the state does not allow it, `LimitReached`.
+    Asking for what is already so is not an error. Raises `Conflict` where the state does not allow it, `LimitReached`.
     """
     found = find(db, job)
     tell = ""

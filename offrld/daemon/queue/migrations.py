@@ -61,7 +61,9 @@ def _version(db: sqlite3.Connection, path: Path) -> int:
     row = db.execute("SELECT value FROM meta WHERE key = 'schema'").fetchone()
     if row is None or not str(row[0]).isdigit():
         db.close()
-        raise StoreCorrupt(f"{path} does not say its version", hint="put a back-up in its place, or move it away to begin anew")
+        raise StoreCorrupt(
+            f"{path} does not say its version", hint="replace it with a back-up, or move it away to start with an empty queue"
+        )
     return int(row[0])
 
 

@@ -231,7 +231,7 @@ def _array(name: str, values: Any, dtype: str, shape: tuple[int, ...]) -> np.nda
     try:
         array = np.asarray(values)
     except ValueError:
-        raise InvalidInput(f"{name} is no array of equal rows") from None
+        raise InvalidInput(f"{name} is not an array of equal rows") from None
     if array.dtype.kind not in "iufb" or array.shape[1:] != shape or array.ndim != len(shape) + 1:
         hint = f"put it into a batch: {name}[None]" if array.shape == shape else "give one row for each observation"
         wanted = ", ".join(["B", *map(str, shape)])

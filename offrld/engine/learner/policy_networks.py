@@ -18,7 +18,7 @@ from offrld.engine.definition.space import Space
 from offrld.nets import Params
 from offrld.preprocess.scalers import Scaler, is_wide
 
-# Names of the graph's inputs and outputs beside the observation, and `self`, which is no keyword argument.
+# Names of the graph's inputs and outputs beside the observation, and `self`, which is not a keyword argument.
 OWN_NAMES = (ACTION, "scores", REWARD, TARGET_RETURN, "self")
 OWN_PREFIXES = (CONTEXT, NEXT, "policy.")  # the last: of the graph's constants
 
