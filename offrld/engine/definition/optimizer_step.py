@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -57,7 +58,8 @@ def step(
         if isinstance(rate, Tensor):  # the fused CUDA kernels read a float32 where they take a tensor
             rate = rate.item() if rate.device.type == "cpu" else rate.to(torch.float32)
         before = [param.clone() for param in params] if by_seed is not None else []
-        _RULES[optimizer.type](optimizer, rate, list(params), moving, parts, count, taken, tuple(names))
+        count.add_(1)
+        _RULES[optimizer.type](Move(optimizer, rate, list(params), moving, parts, count, taken, tuple(names)))
         if by_seed is not None:  # every rule's move is linear in the rate
             for start, param in zip(before, params, strict=True):
                 param.copy_(torch.lerp(start, param, _along(by_seed.to(param.dtype), param)))
@@ -112,31 +114,36 @@ def decays(name: str) -> bool:
 
 # --- Rules ---
 Rate = float | Tensor
-Lists = dict[str, list[Tensor]]
-Rule = Callable[[Optimizer, Rate, list[Tensor], list[Tensor], Lists, Tensor, int | Tensor, tuple[str, ...]], None]
 
 
-def _adam(
-    spec: Optimizer,
-    rate: Rate,
-    params: list[Tensor],
-    grads: list[Tensor],
-    parts: Lists,
-    count: Tensor,
-    taken: int | Tensor,
-    names: tuple[str, ...],
-) -> None:
+class Move(NamedTuple):
+    """One step of an optimizer; a rule carries it out in place. Lists have one entry for each parameter."""
+
+    spec: Optimizer
+    rate: Rate  # the learning rate of this step
+    params: list[Tensor]
+    grads: list[Tensor]
+    parts: dict[str, list[Tensor]]
+    steps: Tensor  # taken, this one included; a 0-d float32 tensor
+    taken: int | Tensor  # steps taken before, as the schedule reads them
+    names: tuple[str, ...]
+
+
+Rule = Callable[[Move], None]
+
+
+def _adam(move: Move) -> None:
     """Adam (Kingma & Ba 2015) and AdamW (Loshchilov & Hutter 2019) by torch's fused kernels, the fastest on the CPU and on CUDA."""
-    count.add_(1)
+    spec = move.spec
     eps = eps_of(spec)
     kernel: Callable[..., None] = torch._fused_adam_ if spec.type == "adam" else torch._fused_adamw_
-    lists = (params, grads, parts["first"], parts["second"], parts.get("largest", []))
-    for chosen, decay in _groups(names, spec.weight_decay) if spec.type == "gpt_adamw" else ((None, spec.weight_decay),):
+    lists = (move.params, move.grads, move.parts["first"], move.parts["second"], move.parts.get("largest", []))
+    for chosen, decay in _groups(move.names, spec.weight_decay) if spec.type == "gpt_adamw" else ((None, spec.weight_decay),):
         mine = lists if chosen is None else tuple([tensors[i] for i in chosen] if tensors else [] for tensors in lists)
         kernel(
             *mine,
-            [count] * len(mine[0]),
-            lr=rate,
+            [move.steps] * len(mine[0]),
+            lr=move.rate,
             beta1=spec.beta1,
             beta2=spec.beta2,
             weight_decay=decay,
@@ -153,26 +160,17 @@ def _groups(names: tuple[str, ...], decay: float) -> tuple[tuple[tuple[int, ...]
     return tuple((positions, weight) for positions, weight in zip(chosen, (decay, 0.0), strict=True) if positions)
 
 
-def _sgd(
-    spec: Optimizer,
-    rate: Rate,
-    params: list[Tensor],
-    grads: list[Tensor],
-    parts: Lists,
-    count: Tensor,
-    taken: int | Tensor,
-    names: tuple[str, ...],
-) -> None:
+def _sgd(move: Move) -> None:
     """Gradient descent with momentum; the momentum starts as the whole first gradient, whatever the dampening."""
-    count.add_(1)
-    momenta = parts.get("momentum", [])
+    spec, params, grads, taken = move.spec, move.params, move.grads, move.taken
+    momenta = move.parts.get("momentum", [])
     if momenta and spec.dampening > 0 and isinstance(taken, Tensor):
         # The fused kernel takes a number for the dampening, and a captured graph would keep that of its first step.
         share = 1.0 - spec.dampening * (taken > 0).to(params[0].dtype)
         decayed = torch._foreach_add(grads, params, alpha=spec.weight_decay)
         torch._foreach_mul_(momenta, spec.momentum)
         torch._foreach_add_(momenta, torch._foreach_mul(decayed, share))
-        _descend(params, momenta, rate)
+        _descend(params, momenta, move.rate)
         return
     torch._fused_sgd_(
         params,
@@ -180,7 +178,7 @@ def _sgd(
         momenta,
         weight_decay=spec.weight_decay,
         momentum=spec.momentum,
-        lr=rate,
+        lr=move.rate,
         dampening=spec.dampening if isinstance(taken, Tensor) or taken > 0 else 0.0,
         nesterov=spec.nesterov,
         maximize=False,
@@ -188,18 +186,9 @@ def _sgd(
     )
 
 
-def _rmsprop(
-    spec: Optimizer,
-    rate: Rate,
-    params: list[Tensor],
-    grads: list[Tensor],
-    parts: Lists,
-    count: Tensor,
-    taken: int | Tensor,
-    names: tuple[str, ...],
-) -> None:
+def _rmsprop(move: Move) -> None:
     """RMSprop (Hinton 2012; centred: Graves 2013). Torch has no fused kernel of it."""
-    count.add_(1)
+    spec, params, grads, parts = move.spec, move.params, move.grads, move.parts
     second = parts["second"]
     if spec.weight_decay:
         grads = list(torch._foreach_add(grads, params, alpha=spec.weight_decay))
@@ -216,27 +205,18 @@ def _rmsprop(
     if spec.momentum > 0:
         torch._foreach_mul_(parts["momentum"], spec.momentum)
         torch._foreach_addcdiv_(parts["momentum"], grads, divisor)
-        _descend(params, parts["momentum"], rate)
+        _descend(params, parts["momentum"], move.rate)
     else:
-        _descend(params, torch._foreach_div(grads, divisor), rate)
+        _descend(params, torch._foreach_div(grads, divisor), move.rate)
 
 
-def _by_rule(
-    spec: Optimizer,
-    rate: Rate,
-    params: list[Tensor],
-    grads: list[Tensor],
-    parts: Lists,
-    count: Tensor,
-    taken: int | Tensor,
-    names: tuple[str, ...],
-) -> None:
+def _by_rule(move: Move) -> None:
     """The rules without a fused kernel."""
-    count.add_(1)
+    spec, grads, taken = move.spec, move.grads, move.taken
     if spec.weight_decay:
-        grads = list(torch._foreach_add(grads, params, alpha=spec.weight_decay))
+        grads = list(torch._foreach_add(grads, move.params, alpha=spec.weight_decay))
     k = (taken.double() if isinstance(taken, Tensor) else taken) + 1
-    _descend(params, rules.RULES[spec.type](spec, grads, parts, k), rate)
+    _descend(move.params, rules.RULES[spec.type](spec, grads, move.parts, k), move.rate)
 
 
 def _descend(params: list[Tensor], directions: list[Tensor] | tuple[Tensor, ...], rate: Rate) -> None:
