@@ -240,12 +240,12 @@ def test_an_exported_dataset_can_be_added_again(out, format, client, dataset, of
 
 # ----------------------------------------------------------------------------------------------------------------------- jobs
 def test_submit_prints_the_job_and_with_wait_its_end(dataset, client, offrl_cli):
-    common = ["submit", "discrete_bc", "--dataset", dataset, "--steps", "20", "--runner", "eager"]
-    plain = offrl_cli(*common)
+    common = ["submit", "discrete_bc", "--dataset", dataset, "--runner", "eager"]
+    plain = offrl_cli(*common, "--steps", "1e9")  # it still runs when it is cancelled
     assert plain.status == 0
     [job] = plain.out.splitlines()
     client.job(job).cancel()
-    as_json = offrl_cli(*common, "--seeds", "0-1", "--set", "batch_size=8", "--wait", "--json")
+    as_json = offrl_cli(*common, "--steps", "20", "--seeds", "0-1", "--set", "batch_size=8", "--wait", "--json")
     assert as_json.status == 0, as_json
     info = as_json.json
     assert set(info) >= STATUS_KEYS
@@ -253,15 +253,15 @@ def test_submit_prints_the_job_and_with_wait_its_end(dataset, client, offrl_cli)
     assert set(info["metrics"]["loss"]) == {"0", "1"}
     assert info["spec"]["config"] == {"batch_size": 8}
     assert info["job"] in as_json.err
-    short = offrl_cli(*common, "--json").json
+    short = offrl_cli(*common, "--steps", "1e9", "--json").json
     assert set(short) == {"job"}
     client.job(short["job"]).cancel()
 
 
 def test_a_file_given_as_the_dataset_is_imported_once(client, tmp_path, offrl_cli):
     np.savez(tmp_path / "log.npz", **arrays(seed=5))
-    first = client.submit("discrete_bc", dataset=tmp_path / "log.npz", steps=5, runner="eager")
-    second = client.submit("discrete_bc", dataset=str(tmp_path / "log.npz"), steps=5, runner="eager")
+    first = client.submit("discrete_bc", dataset=tmp_path / "log.npz", steps=10**9, runner="eager")
+    second = client.submit("discrete_bc", dataset=str(tmp_path / "log.npz"), steps=10**9, runner="eager")
     name = first.info().dataset
     assert name.startswith("log-")
     assert second.info().dataset == name
@@ -309,9 +309,9 @@ def test_a_submission_that_makes_no_sense_is_refused(change, error, says, client
 
 
 def test_the_same_key_is_the_same_job(client, dataset):
-    first = client.submit("discrete_bc", dataset=dataset, steps=5, key="once", runner="eager")
-    assert client.submit("discrete_bc", dataset=dataset, steps=5, key="once", runner="eager").id == first.id
-    other = client.submit("discrete_bc", dataset=dataset, steps=5, runner="eager")
+    first = client.submit("discrete_bc", dataset=dataset, steps=10**9, key="once", runner="eager")
+    assert client.submit("discrete_bc", dataset=dataset, steps=10**9, key="once", runner="eager").id == first.id
+    other = client.submit("discrete_bc", dataset=dataset, steps=10**9, runner="eager")
     assert other.id != first.id
     for job in (first, other):
         job.cancel()
@@ -461,7 +461,7 @@ def test_what_cannot_be_fetched_is_bad_input(arguments, says, trained, offrl_cli
 
 def test_submission_in_a_process_of_its_own(daemon, client, dataset, offrl_process):
     ran = offrl_process(
-        "submit", "discrete_bc", "--dataset", dataset, "--steps", "5", "--runner", "eager", "--json", env={"OFFRL_URL": daemon.url}
+        "submit", "discrete_bc", "--dataset", dataset, "--steps", "1000000", "--runner", "eager", "--json", env={"OFFRL_URL": daemon.url}
     )
     assert ran.returncode == 0, ran
     assert set(json.loads(ran.stdout)) == {"job"}
