@@ -109,9 +109,7 @@ class PolicyExporter:
         template = self._templates.get(key) or (None if self._kept is None else self._kept.find(key))
         with torch.no_grad():
             reference = Reference(module, specs, discrete)
-            difference = float("inf")
-            if template is not None and _fill(template, module):
-                difference = _difference(reference, template)
+            difference = float("inf") if template is None else _refilled(template, module, reference)
             if traced := not difference <= TOLERANCE:
                 template = self._trace(module, specs, discrete)
                 difference = _difference(reference, template)
@@ -258,6 +256,14 @@ def _difference(reference: Reference, template: Template) -> float:
     given = _run(template.file, reference, [ACTION, *reference.following])
     scores = None if template.scored is None else [scores for (scores,) in _run(template.scored, reference, [SCORES])]
     return reference.difference(given, scores)
+
+
+def _refilled(template: Template, module: nn.Module, reference: Reference) -> float:
+    """The largest difference of a template with the module's values; infinity for one that does not fit, or does not run."""
+    try:
+        return _difference(reference, template) if _fill(template, module) else float("inf")
+    except Exception:  # of a damaged file; onnxruntime's classes share no base but Exception
+        return float("inf")
 
 
 def _run(model: onnx.ModelProto, reference: Reference, outputs: list[str]) -> list[list[np.ndarray]]:
