@@ -13,7 +13,7 @@ from offrl.errors import InvalidInput
 from offrl.onnx_file import read_bytes
 from offrl.policy import Policy, load_session
 
-_DTYPES = {
+_DTYPES: dict[str, type[np.generic]] = {
     "tensor(float)": np.float32,
     "tensor(double)": np.float64,
     "tensor(int64)": np.int64,
