@@ -145,7 +145,9 @@ def _run(
         except BaseException as error:
             where = f"at step {length} of episode {episode + 1}"
             failed = calls.failure(name, during, error, where, hint=f"to see it again: reset it with seed={seed + episode}")
-            raise (EnvironmentFailed(failed.message, hint=failed.hint) if during == "an observation" else failed) from error
+            if during == "an observation" and isinstance(failed, InvalidInput):
+                raise EnvironmentFailed(failed.message, hint=failed.hint) from error
+            raise failed from error
         returns.append(total)
         lengths.append(length)
         if on_episode is not None:
