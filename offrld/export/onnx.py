@@ -109,9 +109,9 @@ class PolicyExporter:
         template = self._templates.get(key) or (None if self._kept is None else self._kept.find(key))
         with torch.no_grad():
             reference = Reference(module, specs, discrete)
-            difference = float("inf") if template is None else _refilled(template, module, reference)
-            if traced := not difference <= TOLERANCE:
-                template = self._trace(module, specs, discrete)
+            traced = False
+            if template is None or not (difference := _refilled(template, module, reference)) <= TOLERANCE:
+                template, traced = self._trace(module, specs, discrete), True
                 difference = _difference(reference, template)
         if not difference <= TOLERANCE:
             self._templates.pop(key, None)
@@ -146,9 +146,9 @@ class _Graph(nn.Module):
         self.training = policy.training
 
     def forward(self, inputs: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        inputs = dict(zip(self.names, inputs, strict=True))
-        given = outputs(self.policy, inputs)
-        return (*given, call(self.policy.scores, inputs)) if self.with_scores else given
+        named = dict(zip(self.names, inputs, strict=True))
+        results = outputs(self.policy, named)
+        return (*results, call(self.policy.scores, named)) if self.with_scores else results
 
 
 def _to_onnx(graph: _Graph, specs: Mapping[str, ObservationSpec], outputs: list[str]) -> onnx.ModelProto:
@@ -169,6 +169,7 @@ def _to_onnx(graph: _Graph, specs: Mapping[str, ObservationSpec], outputs: list[
                 output_names=outputs,
                 dynamic_shapes={"inputs": [{0: batch} for _ in specs]},
             )
+            assert program is not None  # only the older exporter, dynamo=False, returns None
             model = program.model
             _make_room(model, {*specs, *outputs})
             passes.CommonSubexpressionEliminationPass()(model)

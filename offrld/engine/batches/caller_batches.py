@@ -43,12 +43,12 @@ def caller_batches(run: Run, batch: Any, k: int) -> list[Batch | Windows | Rollo
     rows = len(checked.reward)
     config = run.config if rows == run.config.batch_size else dataclasses.replace(run.config, batch_size=rows)
     noise = {**run.algorithm.noise(config, run.space), KEY: Noise((), "uniform")}
-    batches = []
+    batches: list[Batch | Windows | Rollout] = []
     for seeds in run.groups:
         drawn = {name: _drawn(name, one, seeds, k, run.stacked) for name, one in noise.items()}
         tensors = each(checked, lambda array: _tensor(array, len(seeds) if run.stacked else 0))  # noqa: B023  used at once
         # The key "reward" says that the rewards are scaled already, which `_checked` has done.
-        request = Request(run.algorithm.batch_kind, {"reward": True}, seeds, noise, run.stacked)
+        request = Request(run.algorithm.sampler, {"reward": True}, seeds, noise, run.stacked)
         batches.append(Feed(run, request, _One(Samples(tensors, drawn))).batch(k))
     return batches
 

@@ -48,6 +48,8 @@ class Actor:
 
     def __init__(self, run: Run, params: Params) -> None:
         self.run, self.params = run, params
+        # Of continuous actions, in float32, in which policies act.
+        self._bounds = None if run.space.discrete else tuple(bound.astype(np.float32) for bound in run.space.bounds)
 
     @property
     def actor(self) -> Actor:
@@ -185,13 +187,13 @@ class Actor:
 
     def _chosen(self, scores: Tensor) -> np.ndarray:
         """The greedy action of scores, or a continuous action in the environment's units."""
-        if self.run.space.discrete:
+        if self._bounds is None:
             return scores.argmax(dim=-1).cpu().numpy() if scores.is_floating_point() else scores.cpu().numpy()
-        action = scores if self.run.scalers.action is None else self.run.scalers.action.reverse(scores)
-        action = action.float().cpu().numpy()
+        in_units = scores if self.run.scalers.action is None else self.run.scalers.action.reverse(scores)
+        action = in_units.float().cpu().numpy()
         if self.run.space.whole:
             action = np.rint(action)
-        return np.clip(action, self.run.space.low.astype(np.float32), self.run.space.high.astype(np.float32))
+        return np.clip(action, *self._bounds)
 
     def _seen(self, observations: Any) -> Observation:
         """Observations, checked, as networks see them."""
