@@ -63,13 +63,11 @@ class CollectedBatch:
 
     def map(self, change: Callable[[np.ndarray], np.ndarray]) -> CollectedBatch:
         """The batch with ``change`` done to every array."""
-        return CollectedBatch(
-            **{
-                field.name: {name: change(each) for name, each in value.items()} if isinstance(value, dict) else change(value)
-                for field in dataclasses.fields(self)
-                for value in (getattr(self, field.name),)
-            }
-        )
+        changed: dict[str, Any] = {}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            changed[field.name] = {name: change(array) for name, array in value.items()} if isinstance(value, dict) else change(value)
+        return CollectedBatch(**changed)
 
     def to_torch(self, device: Any = "cpu") -> dict[str, Any]:
         """The arrays as tensors by name, a dict of them for Dict observations."""

@@ -37,6 +37,18 @@ class Behaviour(Protocol):
         """The action for an observation, as ``env.step`` takes it."""
 
 
+class BatchBehaviour(Protocol):
+    """The methods of a behaviour that acts in several environments at once (see `Behaviour`)."""
+
+    name: str
+
+    def begin_batch(self, action_space: Any, count: int, rng: np.random.Generator) -> None:
+        """Acting in ``count`` environments starts."""
+
+    def act_batch(self, observations: Any, starts: np.ndarray) -> np.ndarray:
+        """The action of each environment for its row of the observations."""
+
+
 class RandomBehaviour:
     """Random actions of any action space: Discrete, Box, MultiDiscrete, MultiBinary.
 
@@ -130,6 +142,7 @@ class FunctionBehaviour:
 
     def __init__(self, function: Callable[[Any], Any], name: str | None = None) -> None:
         self.act = function
+        self._module: Any = function  # with a module's methods, if it has them
         self.name = name or getattr(function, "__name__", None) or type(function).__name__
 
     def begin_episode(self, action_space: Any, rng: np.random.Generator) -> None:
@@ -142,12 +155,12 @@ class FunctionBehaviour:
             raise InvalidInput(f"{self.name} has no weights to send", hint="a torch module has: state_dict, load_state_dict")
         return {
             name: np.asarray(value.detach().cpu()) if hasattr(value, "detach") else np.asarray(value)
-            for name, value in self.act.state_dict().items()
+            for name, value in self._module.state_dict().items()
         }
 
     def load_weights(self, arrays: Mapping[str, np.ndarray]) -> None:
-        before = self.act.state_dict()
-        self.act.load_state_dict(
+        before = self._module.state_dict()
+        self._module.load_state_dict(
             {
                 name: before[name].new_tensor(np.array(value)) if hasattr(before.get(name), "new_tensor") else value
                 for name, value in arrays.items()
@@ -159,7 +172,8 @@ class Copies:
     """A behaviour that acts on one observation, once for each of several environments."""
 
     def __init__(self, behaviour: Behaviour) -> None:
-        self.name, self._one, self._all = behaviour.name, behaviour, []
+        self.name, self._one = behaviour.name, behaviour
+        self._all: list[Behaviour] = []
         for name in ("weights", "load_weights"):
             if hasattr(behaviour, name):
                 setattr(self, name, getattr(behaviour, name))

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from offrl.errors import InvalidInput
-from offrld.collect.behaviours import Behaviour, drawer
+from offrld.collect.behaviours import BatchBehaviour, Behaviour, drawer
 
 
 @dataclass(frozen=True)
@@ -76,16 +76,17 @@ class Exploring:
         random_steps: number of uniform actions at the start, of all environments together.
     """
 
-    def __init__(self, behaviour: Behaviour, explorer: Explorer | None = None, random_steps: int = 0) -> None:
+    def __init__(self, behaviour: Behaviour | BatchBehaviour, explorer: Explorer | None = None, random_steps: int = 0) -> None:
         if isinstance(random_steps, bool) or not isinstance(random_steps, int) or random_steps < 0:
             raise InvalidInput(f"random_steps is {random_steps!r}", hint="give a whole number from 0")
-        self.behaviour, self.explorer, self.random_steps = behaviour, explorer, random_steps
+        self.behaviour: Any = behaviour
+        self.explorer, self.random_steps = explorer, random_steps
         self.name = behaviour.name
         self.step = 0
         self.last_random: Any = False  # whether the last action, or which of them, were uniform
         self._epsilon_at = explorer.epsilon_at if isinstance(explorer, ConstantEpsilonGreedy | LinearDecayEpsilonGreedy) else None
         self._space: Any = None
-        self._rng: np.random.Generator | None = None
+        self._rng: Any = None  # a NumPy generator, from the first episode on
         self._steps = self._random = np.zeros(1, np.int64)  # of the episode under way in each environment
         self._reward = getattr(behaviour, "take_reward", None)
         if hasattr(behaviour, "act_batch"):
@@ -181,7 +182,7 @@ def explorer_of(
         raise InvalidInput(f"both epsilon and noise={noise:g} were given", hint="explore in one way")
     if noise is not None:
         return NormalNoise(std=noise)
-    if epsilon_end is not None:
+    if epsilon_end is not None and epsilon_steps is not None:
         return LinearDecayEpsilonGreedy(1.0 if epsilon is None else epsilon, epsilon_end, epsilon_steps)
     return None if epsilon is None else ConstantEpsilonGreedy(epsilon)
 

@@ -72,6 +72,7 @@ class StepWatch:
 
     def _run(self) -> None:
         main = threading.main_thread().ident
+        assert main is not None  # the main thread has started
         signalled: float | None = None  # the call that was sent a signal
         while not self._done.wait(min(self._seconds / 4, 1.0)):
             since = self._since
