@@ -241,9 +241,12 @@ def _array(name: str, values: Any, dtype: str, shape: tuple[int, ...]) -> np.nda
     with np.errstate(invalid="ignore", over="ignore"):
         cast = np.array(array, dtype)  # a copy: torch warns of read-only memory
     # A cast may cost digits, nothing else: no whole number becomes another, and no finite number infinite.
-    wrong = cast != array if cast.dtype.kind in "iub" else np.isinf(cast) & np.isfinite(array)
+    wrong = cast != array if cast.dtype.kind in "iub" else ~np.isfinite(cast)
     if wrong.any():
-        raise InvalidInput(f"{name} has the value {array[wrong].ravel()[0]}, which does not fit {dtype}", hint=f"give an array of {dtype}")
+        value = array[wrong].ravel()[0]
+        if not np.isfinite(value):
+            raise InvalidInput(f"{name} has the value {value}", hint="a policy acts on finite numbers")
+        raise InvalidInput(f"{name} has the value {value}, which does not fit {dtype}", hint=f"give an array of {dtype}")
     return cast
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, Protocol, TextIO
 
 import numpy as np
@@ -159,7 +160,7 @@ class _Request:
     def _check(self) -> None:
         for name in ("steps", "epochs", "steps_per_epoch"):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            if value is not None and (not isinstance(value, Integral) or isinstance(value, bool) or value < 1):
                 raise InvalidInput(f"{name} takes a whole number from 1, got {value!r}")
         if self.episodes is not None and self.transitions is not None:
             raise InvalidInput("both episodes and transitions were given", hint="choose one of them")
@@ -248,7 +249,10 @@ def _epoch_metrics(learner: Fitted, evaluators: Mapping[str, Evaluator], episode
     metrics = {**learner.metrics(), **learner.validate()}
     for name, evaluate in evaluators.items():
         value = evaluate(learner, episodes)
-        metrics[name] = {int(s): float(v) for s, v in value.items()} if isinstance(value, Mapping) else {seeds[0]: float(value)}
+        try:
+            metrics[name] = {int(s): float(v) for s, v in value.items()} if isinstance(value, Mapping) else {seeds[0]: float(value)}
+        except (TypeError, ValueError):
+            raise InvalidInput(f"the evaluator {name!r} gives {value!r:.80}", hint="a number, or {seed: number}") from None
     for name, seconds in learner.trainer.spent.take().items():
         metrics[name] = dict.fromkeys(seeds, seconds)
     return metrics

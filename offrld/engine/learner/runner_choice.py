@@ -26,6 +26,7 @@ from offrld.engine.updates.train_state import TrainState, key_of
 from offrld.nets import onednn
 
 Log = Callable[[str], None]
+RUNNERS = ("auto", "eager", "compile", "graph")
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,8 @@ def _plain(trainer: Trainer) -> bool:
 def choose_runner(trainer: Trainer, runner: str, log: Log) -> None:
     """Set the trainer's runner to the best one that agrees with eager losses and single updates."""
     cuda = trainer.run.device.type == "cuda"
+    if runner not in RUNNERS:
+        raise InvalidInput(f"runner {runner!r} is unknown", hint=f"use {', '.join(RUNNERS)}")
     if runner == "graph" and not cuda:
         raise InvalidInput(f"runner 'graph' needs a CUDA device, this one is {trainer.run.device}", hint="use the runner auto")
     tries = runner in ("auto", "graph") and cuda
