@@ -55,8 +55,7 @@ class App:
         self.catalog = Catalog(self.state, executor)
         self.removal = Removal(self.state, self.database, self.uploads)
         self.keeper = Keeper(settings, self.state, self.database, self.uploads, self.removal, self.log, self.passes)
-        self.supervisor = Supervisor(settings, self.state, self.database, self.hub, executor, self.uploads, self.passes)
-        self.supervisor.observer = self.observer
+        self.supervisor = Supervisor(settings, self.state, self.database, executor, self.uploads, self.observer, self.passes)
         self.machine = Machine(self.state.root)
         self._locks: dict[str, tuple[asyncio.Lock, int]] = {}
 

@@ -41,7 +41,7 @@ def of_steps(spec: CollectSpec | TrainOnlineSpec) -> list[Use]:
 
 
 def of(spec: TrainSpec, catalog: dict[str, Any]) -> list[Use]:
-    """The jobs from which ``spec``, checked against the catalogue, inherits. Raises `InvalidInput` for a text that names no job."""
+    """The jobs from which ``spec``, checked against the catalog, inherits. Raises `InvalidInput` for a text that names no job."""
     algorithms = {algorithm["name"]: algorithm for algorithm in catalog["algorithms"]}
     mine = algorithms[spec.algorithm]
     presets = mine.get("presets") or {}
