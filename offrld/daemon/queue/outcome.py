@@ -25,7 +25,10 @@ HINTS = {
     HUNG: "its log shows where it hung; grace.hang_s sets the allowed silence; `offrl retry JOB` continues from the last checkpoint",
 }
 IN_ENVIRONMENT = "in the environment's own code"
-CRASHED_IN_ENVIRONMENT = "the environment or one of its libraries ended the process: step it alone to see why; `offrl retry JOB` continues from the last checkpoint"
+CRASHED_IN_ENVIRONMENT = (
+    "the environment or one of its libraries ended the process: step it alone to see why; "
+    "`offrl retry JOB` continues from the last checkpoint"
+)
 # A line of the interpreter's stack, and the functions that call into an environment, by file.
 _FRAME = re.compile(r'^\s+File "(.+)", line (\d+) in (\S+)$')
 _INTO_ENVIRONMENT = {
