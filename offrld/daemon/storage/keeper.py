@@ -45,7 +45,7 @@ class Keeper:
         self._began = time.time(), time.monotonic()
         self._last_event: dict[str, float] = {}  # job -> when it last had an event, of a clock that nobody sets; the latest `KNOWN_JOBS`
 
-    def tell(self, jobs: Iterable[str]) -> None:
+    def note_events(self, jobs: Iterable[str]) -> None:
         """Note that these jobs have new events; their age then does not depend on the machine's clock."""
         for job in jobs:
             self._last_event.pop(job, None)
