@@ -159,7 +159,7 @@ class LocalSocket:
             raise
 
     async def receive(self) -> tuple[list[bytes], Peer]:
-        """Return the frames of the next message, the first of which names the client, and its peer. Clients take turns. For one task only."""
+        """Return the frames of the next message, the first of which names the client, and its peer. Clients take turns. For one task."""
         if self._loop is None:
             self._loop = asyncio.get_running_loop()
             self._loop.add_reader(self._socket, self._accept)
