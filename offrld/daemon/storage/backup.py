@@ -2,8 +2,8 @@
 
 ``cache/backup/ID/`` gets a copy of the queue's database (by SQLite's own back-up), and then second links to the files of every job and
 dataset that this copy names. A file that grows afterwards is read up to its earlier length; one that is replaced or deleted survives in the
-link. So the files are never older than the queue: a job that had progressed further when it was linked continues from there, and a dataset holds
-at least the snapshots that jobs have pinned. Reads and writes files: call it in a thread, while nothing is removed.
+link. So the files are never older than the queue: a job that had progressed further when it was linked continues from there, and a
+dataset holds at least the snapshots that jobs have pinned. Reads and writes files: call it in a thread, while nothing is removed.
 """
 
 from __future__ import annotations

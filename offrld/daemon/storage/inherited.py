@@ -54,9 +54,10 @@ def of(spec: TrainSpec, catalog: dict[str, Any]) -> list[Use]:
     for name, wanted in (mine.get("inputs") or {}).items():
         if chosen.get(name) is None:
             continue
-        fitting = [
-            other for other, description in algorithms.items() if (description.get("acts", True) if wanted == POLICY else other == wanted)
-        ]
+        if wanted == POLICY:
+            accepted = [other for other, description in algorithms.items() if description.get("acts", True)]
+        else:
+            accepted = [other for other in algorithms if other == wanted]
         words = "a policy" if wanted == POLICY else f"a job of {wanted}"
         job, seed = taken(chosen[name])
         uses.append(Use(f"{spec.algorithm}: {name}", job, seed, frozenset(accepted), words, name))
