@@ -1,4 +1,4 @@
-"""Training loops and single updates in-process: what is trained on, what is told, and what a run may be made of."""
+"""Training loops and single updates in-process: what is trained on, what is reported, and what a run may be made of."""
 
 from __future__ import annotations
 

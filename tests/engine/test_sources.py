@@ -24,7 +24,7 @@ ENDS = np.arange(40) % 10 == 9
 
 def test_steps_are_a_whole_number():
     for steps in ("1k", -1, 1.5, float("nan"), True, None):
-        with pytest.raises(InvalidInput, match="steps is a whole number"):
+        with pytest.raises(InvalidInput, match="expected a whole number from 0"):
             offrld.train("bc", arrays(), steps=steps, config=CONFIG)
     assert offrld.train("bc", arrays(), steps=2.0, config=CONFIG).step == 2
     assert {"train", "build", "load", "datasets", "collect"} <= set(dir(offrld))

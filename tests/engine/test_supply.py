@@ -1,4 +1,4 @@
-"""Every feed trains the same run, and the choice among them is made by device and memory and told."""
+"""Every feed trains the same run, and the choice among them follows device and memory, and is logged."""
 
 from __future__ import annotations
 
@@ -79,8 +79,8 @@ def test_a_learner_that_nobody_holds_leaves_no_thread(continuous_store):
 def test_the_choice_is_told(continuous_store):
     for feed, expected in (
         ("auto", "feed: host, because the device is cpu"),
-        ("prefetch", "feed: prefetch, as asked"),
-        ("resident", "feed: resident, as asked: the store takes "),
+        ("prefetch", "feed: prefetch, as requested"),
+        ("resident", "feed: resident, as requested: the store takes "),
     ):
         told = []
         learner_of("bc", continuous_store, feed=feed, log=told.append)
@@ -105,7 +105,7 @@ def test_on_a_gpu_the_store_is_resident_where_it_takes_half_of_what_is_free(cont
         assert chosen == expected
         assert "free on cuda:0" in why
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (needed - 2001, 0))
-    with pytest.raises(InvalidInput, match="feed 'resident' cannot be had: the store takes"):
+    with pytest.raises(InvalidInput, match="feed 'resident' does not fit: the store takes"):
         SourceChoice(continuous_store, torch.device("cuda:0"), "resident", lambda text: None).open(request)
 
 

@@ -1,4 +1,4 @@
-"""Batches that the caller brings: a batch of a store's sampler becomes what losses see, with the noise of the update."""
+"""Batches of the caller: a batch of a store's sampler takes the form that losses read, with the noise of the update."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from offrld.preprocess.scalers import Affine, Scaler
 def caller_batches(run: Run, batch: Any, k: int) -> list[Batch | Windows | Rollout]:
     """The batch of update ``k`` for each view of the training state.
 
-    A store's batch goes to all seeds alike; each seed has its own noise, which depends on (seed, update) alone.
+    All seeds read the same rows; each seed has its own noise, which depends only on (seed, update).
 
     Args:
-        batch: an engine's `Batch`, `Windows` or `Rollout` (of one seed, scaled: used as it is), or a batch of a store's sampler.
+        batch: a batch of a store's sampler, or an engine's `Batch`, `Windows` or `Rollout`, which is of one seed and scaled already.
 
     Raises:
-        InvalidInput: something that the algorithm needs is missing, or has a wrong shape.
+        InvalidInput: the batch lacks an array that the algorithm needs, or one has a wrong shape.
     """
     if isinstance(batch, Batch | Windows | Rollout):
         if not isinstance(batch, run.batch_type) or len(run.seeds) > 1:
             raise InvalidInput(
-                f"a {type(batch).__name__} is one seed's, this learner takes {run.batch_type.__name__} for {len(run.seeds)} seeds",
-                hint="give the store's own batch, which serves them all",
+                f"a {type(batch).__name__} is of one seed; this learner takes {run.batch_type.__name__} for {len(run.seeds)} seeds",
+                hint="give the store's batch, which serves all seeds",
             )
         return [batch]
     if run.algorithm.plays:
@@ -54,11 +54,12 @@ def caller_batches(run: Run, batch: Any, k: int) -> list[Batch | Windows | Rollo
 
 
 def _checked(run: Run, batch: Any) -> Any:
-    """A copy of a store's batch with what the algorithm reads, rewards scaled."""
+    """Copy the arrays of a store's batch that the algorithm reads, and scale the rewards."""
     algorithm, kind = run.algorithm, run.batch_type
-    if not dataclasses.is_dataclass(batch) or isinstance(batch, type):
+    of_a_sampler = dataclasses.is_dataclass(batch) and not isinstance(batch, type)
+    if not of_a_sampler:
         raise InvalidInput(f"a batch is a {type(batch).__name__}", hint=f"take one of store.{algorithm.batch_kind}(...)")
-    own = ("noise", "key")  # made here
+    own = ("noise", "key")  # not in the caller's batch: made here
     needs = [field.name for field in dataclasses.fields(kind) if field.default is dataclasses.MISSING and field.name not in own]
     needs += [name for name in ("next_action", "returns") if getattr(algorithm, name)]
     for name in needs:
@@ -140,7 +141,7 @@ def _scaled_sums(scaler: Scaler | None, name: str, sums: np.ndarray) -> np.ndarr
     if scaler is None:
         return sums
     if not isinstance(scaler, Affine) or bool((scaler.shift != 0).any()):
-        raise InvalidInput(f"{name} of a given batch cannot be scaled by this reward scaler", hint="use one that multiplies, or none")
+        raise InvalidInput(f"{name} of a batch cannot be scaled by this reward scaler", hint="use one that only multiplies, or none")
     return _with(scaler, _double(sums))
 
 

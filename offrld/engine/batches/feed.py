@@ -1,6 +1,6 @@
-"""The data feed: batches of a store, scaled and on the training device, with the noise that losses read.
+"""The feed: batches of a store, scaled and on the training device, with the noise that losses read.
 
-Batch and noise of update ``k`` are pure functions of (snapshot, seed, k), so that a resumed run needs a number and no state.
+Batch and noise of update ``k`` are pure functions of (snapshot, seed, k), so a resumed run needs only the number ``k``.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Feed:
 
     Args:
         run: its scalers, spaces, dtype and device shape the batches.
-        request: what the samples are (`request_of`).
-        source: gives the samples of the request.
+        request: of the source (`request_of`).
+        source: makes the samples of the request.
     """
 
     def __init__(self, run: Run, request: Request, source: Source) -> None:
@@ -144,18 +144,20 @@ def sampler_arguments(algorithm: Algorithm, config: Any) -> dict[str, Any]:
 
 
 def fields_of(value: Any) -> dict[str, Any]:
-    """The observation as fields: a single array is the field ``observation``."""
+    """Return an observation as a dict of fields: a single array is the field ``observation``."""
     return value if isinstance(value, dict) else {"observation": value}
 
 
 def placed(value: Tensor) -> Tensor:
-    """The tensor at an address that suits the CPU's products (see `offrld.nets.aligned`)."""
+    """On the CPU, copy a tensor to an address at which products are fast, if it is not at one (see `offrld.nets.aligned`)."""
     return aligned(value) if value.device.type == "cpu" else value
 
 
 def view_observation(fields: dict[str, Tensor], scalers: Scalers, dtype: torch.dtype, device: torch.device, lead: int = 1) -> Observation:
-    """Scale each field and put them together as `Space.view` says: vectors joined, an image by itself, a dict if there are images
-    among several fields. ``lead`` axes come before a sample's."""
+    """Scale each field and combine the fields as `Space.view` describes: joined vectors, a single image, or a dict.
+
+    lead: number of axes before those of a sample.
+    """
     parts = {}
     for name, scaler in scalers.observation.items():
         parts[name] = scaled(scaler, fields[name], dtype, device)

@@ -17,15 +17,15 @@ from offrl_store._kernels_py import COS, LN2, LOG, ROUNDS, SIN, sides
 
 MASK = 0xFFFFFFFF
 PHILOX_ROUNDS = 10
-Counter = int | Tensor  # a tensor is int64, of any shape, and two's complement where it is meant to be above 2^63
+Counter = int | Tensor  # a tensor is int64, of any shape; a number above 2^63 is its two's complement
 
 
 class Philox:
     """The generator of some seeds on one device.
 
-    Numbers have the shape ``[*step.shape, *seeds, n]``: a step that is a number, or a tensor without axes, adds none; one seed given as a
-    number adds none, a sequence of seeds its axis. Each is what `offrl_store.rng` gives for that seed and step: `integers`, `uniform` and
-    `permutation` on every device; `normal` on the CPU. On CUDA, `normal` may differ in the last bit where a compiler fuses a product
+    Numbers have the shape ``[*step.shape, *seeds, n]``: a step that is a number, or a tensor without axes, adds no axis; nor does a single
+    seed. They equal those of `offrl_store.rng` for the seed and step: `integers`, `uniform` and `permutation` on every device; `normal` on
+    the CPU. On CUDA, `normal` may differ in the last bit where a compiler fuses a product
     with a sum.
 
     Args:
@@ -114,8 +114,8 @@ class Philox:
         """Elements first .. first+count-1 of the order of 0 .. total-1 that (seed, step, stream) choose: int64 ``[*step, *seeds, count]``.
 
         ``first`` may be a tensor of the step's shape. The store's kernels send a number beyond ``total`` through the network until it is
-        below; here every number may take as many turns as it needs in the worst case, or as many as leave it outside with a chance
-        below 2^-64, whichever is less.
+        below; here all numbers take the same number of turns: those of the worst case, or those after which a number is still
+        beyond with a probability below 2^-64, whichever are fewer.
         """
         axes = step.shape if isinstance(step, Tensor) else ()
         numbers = torch.arange(count, device=self.device).expand(*axes, *self.lead, count)
@@ -144,7 +144,7 @@ class Philox:
 
 
 def _walks(excess: int, domain: int) -> int:
-    """Turns through the network: at most one for each number beyond the total, and one."""
+    """Turns through the network: one, and at most one more for each number beyond the total."""
     return 1 if excess == 0 else 1 + min(excess, math.ceil(64 / math.log2(domain / excess)))
 
 

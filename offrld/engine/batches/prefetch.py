@@ -1,4 +1,4 @@
-"""Batches made ahead: a thread fills them on the host and sends them to the device while the device computes.
+"""Prefetched batches: a thread fills them on the host and sends them to the device while the device computes.
 
 The thread fills a small ring of blocks in pinned memory. Each block goes to the device in one copy on a separate stream; events order the
 copy after the last use of its target and before the next. On the CPU nothing is copied: the consumer reads the blocks themselves.
@@ -20,10 +20,10 @@ DEPTH = 3  # blocks: one in use, one on its way, one being filled
 
 
 class PrefetchSource:
-    """Makes the batches of updates ``k + 1``, ``k + 2``, ... while update ``k`` runs. A jump to another ``k`` starts over there.
+    """Makes the batches of updates ``k + 1``, ``k + 2``, ... while update ``k`` runs. A jump to another ``k`` continues from there.
 
-    An exception in the thread is raised by the call of ``samples`` for the update at which it happened. The thread ends with `close`, with
-    the source, and before the interpreter does. For use by one thread.
+    If the thread fails at an update, ``samples`` raises the exception for that update. The thread ends with `close`, with the source, or
+    before the interpreter does. Only one thread may call the methods.
 
     Args:
         depth: blocks in the ring, at least 2.
@@ -39,7 +39,7 @@ class PrefetchSource:
         self._held: _Slot | None = None
         lane.begin()
         thread = threading.Thread(target=self._ring.run, name="offrl-prefetch", daemon=True)
-        # Not by __del__: this runs before the interpreter stops its threads, so that no copy is cut.
+        # Unlike __del__, a finalizer runs before the interpreter stops its threads, so that it cuts no copy off.
         self._finish = weakref.finalize(self, _finish, self._ring, thread)
         thread.start()
 
@@ -66,7 +66,7 @@ def _finish(ring: _Ring, thread: threading.Thread) -> None:
 
 
 class _Ring:
-    """What the two threads share. Slots go around: free, filled by the thread, read and returned by the consumer."""
+    """The state that the two threads share. A slot is free, then filled by the thread, then read and returned by the consumer."""
 
     def __init__(self, slots: list[_Slot], lane: Lane) -> None:
         self.lane = lane
@@ -81,7 +81,7 @@ class _Ring:
     # The consumer's side
 
     def take(self, k: int) -> _Slot:
-        """Wait for the slot with update ``k`` and return it. Raises the exception that the thread met there."""
+        """Wait for the slot with update ``k`` and return it; raises the thread's exception if it failed at this update."""
         with self._changed:
             if self._stopped:
                 raise RuntimeError("the source of batches is closed")
@@ -108,7 +108,7 @@ class _Ring:
             self._changed.notify_all()
 
     def _turn(self, k: int) -> None:
-        """Start over at ``k``."""
+        """Continue at ``k``."""
         self._free += [slot for slot in self._filled.values() if isinstance(slot, _Slot)]
         self._filled.clear()
         self._next, self._course = k, self._course + 1
@@ -128,7 +128,7 @@ class _Ring:
                 self._done(slot, k, course, None)
 
     def _next_task(self) -> tuple[_Slot, int, int] | None:
-        """Wait for a free slot; it, its update and the course. None: stopped."""
+        """Wait for a free slot; return it, its update and the course, or None after `stop`."""
         with self._changed:
             while not self._stopped:
                 if self._next is not None and self._free:
@@ -161,7 +161,7 @@ class _Slot:
 
     def fill(self, k: int) -> None:
         """In the thread: fill the block with update ``k`` and start its copy."""
-        self._lane.wait_until_done(self._copied)  # the last copy out of this block
+        self._lane.wait_until_done(self._copied)  # the last copy from this block
         self._count = self._host.fill(k)
         self._lane.send(self._host.bytes, self._target.bytes, after=self._used, then=self._copied)
 
@@ -192,7 +192,7 @@ class Lane(Protocol):
     def event(self) -> Any: ...
 
     def begin(self) -> None:
-        """Order all copies after the work issued so far: the blocks' memory may have had another use just before."""
+        """Order all copies after the work issued so far, which may still use the blocks' memory for something else."""
         ...
 
     def wait_until_done(self, event: Any) -> None:
@@ -217,7 +217,7 @@ class Lane(Protocol):
 
 
 class HostLane:
-    """The consumer reads the memory that the thread fills: nothing to copy, nothing to wait for."""
+    """On the CPU the consumer reads the memory that the thread fills: no copies, and no waiting."""
 
     def staging(self, size: int) -> Tensor:
         return torch.zeros(size, dtype=torch.uint8)

@@ -1,4 +1,4 @@
-"""A store resident on a device: its rows as tensors, and sampling done there, without the host.
+"""A store on the training device: its rows as tensors, sampled there, without the host.
 
 A batch is a few gathers after a draw of transition numbers. No step reads a tensor back, so a CUDA graph can replay
 `ResidentSource.samples` with a step counter on the device, or take many updates at once. The sums of a transition (n-step rewards, returns)
@@ -31,7 +31,7 @@ from offrld.engine.batches.philox import Counter, Philox
 from offrld.engine.batches.source import Request, Samples, stream_of
 from offrld.engine.definition.algorithm import Noise
 
-SHARE = 0.5  # of the free memory that a store may take; the rest is for networks, their gradients and batches
+SHARE = 0.5  # of the free memory, which a store may take; the rest is for networks, their gradients and batches
 _COPIED = 16 << 20  # bytes moved to the device at a time
 _TABULATED = 1 << 16  # transitions tabulated at a time
 _WORDS = ((8, np.int64), (4, np.int32), (2, np.int16), (1, np.uint8))
@@ -41,7 +41,7 @@ _WORDS = ((8, np.int64), (4, np.int32), (2, np.int16), (1, np.uint8))
 
 
 def needed_bytes(store: EpisodeStore, request: Request) -> int:
-    """Device memory that the rows and the tables of a request take (batches not counted)."""
+    """Device memory for the rows and tables of a request, without batches."""
     first, end = _rows(store)
     rows = sum((end - first) * _width(column) for column in _columns(store, request))
     per_transition = 4 + (4 if request.kind == "windows" else 12 if request.arguments.get("returns") else 0)
@@ -60,9 +60,9 @@ def free_bytes(device: torch.device) -> int:
 
 
 class Resident:
-    """The columns of a store on a device, each loaded when the first source asks for it and shared by all of them.
+    """The columns of a store on a device. The first source that needs a column loads it; all sources share it.
 
-    The store is pinned by its snapshot; of a bounded store the rows are kept here even when it drops them.
+    The store is pinned by its snapshot; the device keeps rows that a bounded store drops later.
     """
 
     def __init__(self, store: EpisodeStore, device: torch.device) -> None:
@@ -93,9 +93,9 @@ class Resident:
 
 
 class Rows:
-    """A column on the device. Rows are kept as the widest whole numbers that divide them, so that gathering moves fewer elements.
+    """A column on the device. Rows are stored as the widest integers that divide them, so that a gather moves fewer elements.
 
-    Whole-number actions are kept as int64, the dtype that batches give them in.
+    Integer actions are stored as int64, their dtype in batches.
     """
 
     def __init__(self, column: Column, values: np.ndarray, device: torch.device) -> None:
@@ -146,10 +146,9 @@ class Rows:
 
 
 class ResidentSource:
-    """Batches drawn and gathered on the device, equal to those of the host's sampler bit for bit.
+    """Draws and gathers batches on the device, equal to those of the host's sampler bit for bit.
 
-    Noise too, on the CPU; on CUDA normal numbers may differ in the last bit (see `Philox`).
-    Raises what the store's samplers raise.
+    So is the noise on the CPU; on CUDA normal numbers may differ in the last bit (see `Philox`). Raises the errors of the store's samplers.
     """
 
     def __init__(self, resident: Resident, request: Request) -> None:
@@ -166,7 +165,7 @@ class ResidentSource:
         """The samples of update ``k``.
 
         ``k`` may be an int64 tensor on the device: without axes for a counter that a CUDA graph replays, ``[K]`` for K updates at once,
-        whose axis comes before all others. An epoch that ends with a shorter batch takes numbers only: the size of a batch cannot depend
+        whose axis comes before all others. If an epoch ends with a shorter batch, ``k`` must be a number: the size of a batch cannot depend
         on a tensor.
         """
         return Samples(self._gather.batch(self._numbers(k)), {name: self._noise(k, *noise) for name, noise in self._noises.items()})
@@ -190,7 +189,7 @@ class ResidentSource:
         return numbers.reshape((*numbers.shape[:-1], *noise.shape))
 
     def close(self) -> None:
-        """Memory goes back with the last source and `Resident`."""
+        """Do nothing: the memory is freed with the last source and `Resident`."""
 
 
 class _Episodes:
@@ -213,7 +212,7 @@ class _Episodes:
         return torch.from_numpy(array).to(self.device)
 
     def find(self, numbers: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Time step, first row, transitions, and T or -T (terminated or not) of the episodes of these transitions."""
+        """Return each transition's time step, and its episode's first row, length T, and T or -T (terminated or not)."""
         episode = torch.searchsorted(self._starts, numbers, right=True) - 1
         rows = self._table.index_select(0, episode.reshape(-1)).view(*numbers.shape, 4)
         start, first, limit, terminal = rows.unbind(-1)
@@ -227,7 +226,7 @@ class _Episodes:
         return {key: take(rows) for key, rows in self.roles[role].items()}
 
     def tabulate(self, powers: np.ndarray, returns: Mapping[str, Any] | None) -> dict[str, Tensor]:
-        """What the store's kernel sums for every transition: ``reward``, and with ``returns`` also ``returns`` and ``remaining``."""
+        """Sum up every transition by the store's kernel: ``reward``, and with ``returns`` also ``returns`` and ``remaining``."""
         store, total, reward = self.resident.store, self.index.total, self.reward
         n = min(_TABULATED, total)
         part = {name: np.empty(n, np.float32) for name in ("reward", "terminal", "discount")} | {"index": np.empty(n, np.int64)}
@@ -377,13 +376,13 @@ def _columns(store: EpisodeStore, request: Request) -> list[Column]:
 
 
 def _of_data(arguments: Mapping[str, Any]) -> bool:
-    """Whether batches have next actions, and these are the data's own."""
+    """Whether batches have next actions from the data."""
     next_action = arguments.get("next_action", False)
     return not isinstance(next_action, np.ndarray) and bool(next_action)
 
 
 def _same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two requests' arguments are the same; arrays are compared by what they hold."""
+    """Whether two requests' arguments are the same; arrays are compared by value."""
     return one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
 
 

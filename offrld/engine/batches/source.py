@@ -1,6 +1,6 @@
-"""Where samples come from: a run's request to its store, and the source that fills batches on the host.
+"""Sources of samples: a run's request to its store, and the source that fills batches on the host.
 
-A source gives the samples of update ``k`` as tensors, and the noise of that update. Every source gives the same bits for the same
+A source makes the samples of update ``k`` as tensors, and the noise of that update. Every source makes the same bits for the same
 request and ``k``: `HostSource` (here), `prefetch` (a thread fills batches ahead of the device), `resident` (the store on the device).
 """
 
@@ -23,12 +23,12 @@ ALIGNMENT = 64  # bytes: every part of a block starts on a cache line
 
 @dataclass(frozen=True)
 class Request:
-    """What a run samples from a store at each update.
+    """The samples that a run takes from a store at each update.
 
     Attributes:
         kind: the store's method that makes the sampler.
         arguments: of that method, without ``seed`` and ``out``.
-        seeds: one batch each.
+        seeds: each gets its own batch.
         noise: name -> random numbers, float32, drawn per seed.
         stacked: every tensor has a leading axis over the seeds; if not, there is one seed.
     """
@@ -64,19 +64,19 @@ class Samples:
 
 
 class Source(Protocol):
-    """Gives samples and noise of update ``k``, a pure function of (snapshot, request, k)."""
+    """Makes samples and noise of update ``k``, a pure function of (snapshot, request, k)."""
 
     def samples(self, k: Any) -> Samples:
-        """The samples of update ``k``; any order of ``k`` works, the next number is the fast case."""
+        """The samples of update ``k``; any order of ``k`` works, consecutive numbers are fastest."""
         ...
 
     def close(self) -> None:
-        """Release threads and memory; ``samples`` must not follow. May be called twice."""
+        """Release threads and memory; no call of ``samples`` may follow. May be called twice."""
         ...
 
 
 class HostSource:
-    """Fills a batch when it is read, in the caller's thread. The tensors are made once."""
+    """Fills a batch when it is read, in the caller's thread, always into the same tensors."""
 
     def __init__(self, store: EpisodeStore, request: Request) -> None:
         self._block = HostBlock(store, request)
@@ -174,7 +174,7 @@ class Block:
 
 
 class HostBlock(Block):
-    """A block on the host with what fills it: one sampler per seed, and the noise."""
+    """A block on the host, with the samplers (one per seed) and the noise that fill it."""
 
     def __init__(self, store: EpisodeStore, request: Request, memory: Callable[[int], Tensor] = _zeros) -> None:
         super().__init__(_Layout(store, request), memory)
@@ -188,13 +188,13 @@ class HostBlock(Block):
             arrays = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
             out = {name: value for name, value in arrays.items() if value is not None and len(value)}
             self._samplers.append(request.sampler(store, seed, out))
-            # Noise is drawn as float32 whatever the dtype of training: the same numbers everywhere.
+            # Noise is drawn as float32, whatever the dtype of training, so that the numbers are the same everywhere.
             for name, noise in request.noise.items():
                 draw = rng.normal if noise.distribution == "normal" else rng.uniform
                 self._draws.append((draw, seed, stream_of(name), array(self._whole.noise[name])))
 
     def fill(self, k: int) -> int:
-        """Fill the block with update ``k``; returns the samples per seed: fewer at the end of an epoch that does not fill a batch."""
+        """Fill the block with update ``k``; returns the samples per seed, which are fewer in the last batch of some epochs."""
         for sampler in self._samplers:
             if sampler.step != k:
                 sampler.seek(k)
@@ -213,7 +213,7 @@ def stream_of(noise: str) -> int:
 
 
 def each(batch: Any, change: Callable[[Any], Any]) -> Any:
-    """The batch with ``change`` applied to each of its arrays, also to those in dicts."""
+    """Apply ``change`` to each array of a batch, also to those in dicts."""
 
     def changed(value: Any) -> Any:
         if value is None:

@@ -1,4 +1,4 @@
-"""The source that feeds a run: chosen by device, store and memory, once per learner, with one line in the log."""
+"""The choice of a run's source, by device, store and memory: once per learner, with one line in the log."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class SourceChoice:
     """Opens the sources of one learner.
 
     Args:
-        feed: ``host`` (batches are filled when they are read; zero-copy on the CPU), ``prefetch`` (a thread makes batches ahead, in pinned
-            memory if there is a GPU), ``resident`` (the store lies on the device and is sampled there), or ``auto``: host on the CPU; on a
-            GPU resident if the store needs at most half of the free memory, else prefetch. All give the same batches.
+        feed: ``host`` (batches are filled when they are read; zero-copy on the CPU), ``prefetch`` (a thread fills batches in advance;
+            pinned memory if there is a GPU), ``resident`` (the store is on the device and is sampled there), or ``auto``: host on the
+            CPU; on a GPU resident if the store needs at most half of the free memory, else prefetch. All make the same batches.
         log: receives one line that names the choice.
 
     Raises:
@@ -32,7 +32,7 @@ class SourceChoice:
         if feed not in FEEDS:
             raise InvalidInput(f"feed {feed!r} is unknown", hint="use " + ", ".join(FEEDS))
         self.store, self._device, self._log = store, device, log
-        self._asked, self._chosen = feed, ""
+        self._requested, self._chosen = feed, ""
         self._resident: Resident | None = None
 
     @property
@@ -41,9 +41,10 @@ class SourceChoice:
         return self._chosen
 
     def open(self, request: Request, *, ahead: bool = True) -> Source:
-        """A source for ``request``; the first request decides the choice.
+        """Open a source for ``request``; the first request decides the choice.
 
-        ahead: many updates follow in order, so that a thread pays off.
+        Args:
+            ahead: many updates follow in order, so that a thread pays off.
 
         Raises:
             InvalidInput: the feed is ``resident`` and the store does not fit on the device.
@@ -61,16 +62,16 @@ class SourceChoice:
 
     def _choose(self, request: Request) -> tuple[str, str]:
         """The feed, and why it was chosen."""
-        if self._asked in ("host", "prefetch"):
-            return self._asked, "as asked"
-        if self._asked == "auto" and self._device.type != "cuda":
+        if self._requested in ("host", "prefetch"):
+            return self._requested, "as requested"
+        if self._requested == "auto" and self._device.type != "cuda":
             return "host", f"because the device is {self._device}"
         needed, free = needed_bytes(self.store, request), free_bytes(self._device)
         room = f"the store takes {_size(needed)} of {_size(free)} free on {self._device}"
-        if self._asked == "resident":
+        if self._requested == "resident":
             if needed > free:
-                raise InvalidInput(f"feed 'resident' cannot be had: {room}", hint="use the feed prefetch, or auto")
-            return "resident", f"as asked: {room}"
+                raise InvalidInput(f"feed 'resident' does not fit: {room}", hint="use the feed prefetch, or auto")
+            return "resident", f"as requested: {room}"
         return ("resident", f"because {room}") if needed <= SHARE * free else ("prefetch", f"because {room}, more than {SHARE:.0%}")
 
 

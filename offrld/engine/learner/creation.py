@@ -1,4 +1,4 @@
-"""How a learner is made: from a dataset or from shapes, on a device, fresh or from what another run has learned."""
+"""Create a learner: from a dataset or from shapes, on a device, with new parameters or with those of another run."""
 
 from __future__ import annotations
 
@@ -147,9 +147,9 @@ def _check_numbers(seeds: Any, threads: Any, holdout: Any, dtype: Any) -> None:
         raise InvalidInput(f"seeds is {seeds!r}", hint="give a list of whole numbers, for example seeds=[0]")
     if len(set(seeds)) != len(seeds):
         raise InvalidInput(f"seeds must be given once each, got {list(seeds)}")
-    if threads is not None and (not isinstance(threads, Integral) or not 1 <= threads <= MOST_THREADS):
+    if threads is not None and (not isinstance(threads, Integral) or not 1 <= int(threads) <= MOST_THREADS):
         raise InvalidInput(f"threads is {threads!r}", hint=f"give a whole number from 1 to {MOST_THREADS}")
-    if not isinstance(holdout, Real) or not 0 <= holdout <= 1:
+    if not isinstance(holdout, Real) or not 0 <= float(holdout) <= 1:
         raise InvalidInput(f"holdout is {holdout!r}", hint="give the share of the episodes to hold out, from 0 to below 1")
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise InvalidInput(f"dtype is {dtype!r}", hint="give torch.float32 or torch.float64")
@@ -177,7 +177,7 @@ def _space(algorithm: Algorithm, config: Any, store: EpisodeStore, bounds: _Boun
         limits, source = _declared(store.schema, bounds.low, bounds.high), "declared"
     space = space_of(store.schema, store.metadata, limits, source, config.frame_stack, lambda: data.action_range(store))
     if space.source == "inferred" and not space.discrete and store.metadata.get("bounds") != "inferred":
-        log("the dataset declares no bounds for its actions: the range of the data is taken; action_low and action_high declare others")
+        log("the dataset declares no bounds for its actions: the range of the data is used; action_low and action_high declare others")
     return space
 
 

@@ -65,12 +65,12 @@ def fitter(
 
     Args:
         steps: number of updates, with samples drawn uniformly with replacement; the last epoch has the rest. Or
-        epochs: number of passes over the data, each in a new order (``shuffle=False``: as many draws with replacement). Samples that
-            do not fill a batch at the end of a pass are left out of it.
+        epochs: number of passes over the data, each in a new order (``shuffle=False``: as many draws with replacement). A pass
+            leaves out samples that do not fill its last batch.
         steps_per_epoch: updates per epoch; by default 10,000, or with ``epochs`` those of a pass.
-        episodes: train on these alone: numbers, a part of ``store.episodes``, or a list of `Episode` with the dataset's fields. Scalers
+        episodes: train only on these: numbers, a part of ``store.episodes``, or a list of `Episode` with the dataset's fields. Scalers
             stay as they were fitted at creation.
-        transitions: train on these alone: rows, or a part of ``store.episodes.transitions``.
+        transitions: train only on these: rows, or a part of ``store.episodes.transitions``.
         callback, epoch_callback: called with (learner, epoch, step) after each update, or each epoch.
         evaluators: name -> function of (learner, episodes): a number for the first seed, or {seed: number}.
         eval_episodes: the evaluators' episodes; by default the held-out ones, or all if there are none.
@@ -85,7 +85,7 @@ def fitter(
     """
     data = learner.data
     if data is None:
-        raise InvalidInput("this learner has no dataset to train on", hint="give one when it is made or loaded, or use update(batch)")
+        raise InvalidInput("this learner has no dataset to train on", hint="give one when you create or load it, or use update(batch)")
     trainer = learner.trainer
     plan = _plan(trainer, data, _Request(steps, epochs, steps_per_epoch, episodes, transitions, shuffle))
     output = sys.stderr if output is None else output
@@ -170,7 +170,7 @@ class _Request:
 
 @dataclass(frozen=True)
 class _Plan:
-    """The updates in all and per epoch, and the samples; None: the learner's own feeds."""
+    """The total number of updates, those per epoch, and the samples; None: the learner's own feeds."""
 
     total: int
     per_epoch: int
@@ -193,7 +193,7 @@ def _plan(trainer: Trainer, data: TrainingData, request: _Request) -> _Plan:
         selection = Selection(arguments, store) if arguments else None
         return _Plan(length, min(request.steps_per_epoch or 10_000, length), selection)
     in_a_pass = _updates_per_pass(run, data, arguments, store or data.store)
-    # A pass starts at the start of an order, also if training went before.
+    # A pass starts at the start of an order, also after earlier training.
     offset = -(-trainer.step // in_a_pass) * in_a_pass - trainer.step if shuffled else 0
     per_epoch = request.steps_per_epoch or in_a_pass
     return _Plan(length * per_epoch, per_epoch, Selection(arguments, store, offset) if arguments else None)
@@ -203,8 +203,8 @@ def _store_of(run: Run, data: TrainingData, episodes: Sequence[Episode]) -> Epis
     """A temporary store of episodes that are not in the run's own."""
     if run.algorithm.prepare is not None or run.algorithm.next_action == "policy":
         raise InvalidInput(
-            f"{run.algorithm.name} learns from what it has prepared of its own dataset, not from other episodes",
-            hint="make a new learner of them: offrld.train(...)",
+            f"{run.algorithm.name} prepares its own dataset before training, and cannot train on other episodes",
+            hint="train a new learner on them: offrld.train(...)",
         )
     store = create_temporary(data.store.schema)
     with store.writer() as writer:
@@ -214,7 +214,7 @@ def _store_of(run: Run, data: TrainingData, episodes: Sequence[Episode]) -> Epis
 
 
 def _updates_per_pass(run: Run, data: TrainingData, arguments: Mapping[str, Any], store: EpisodeStore) -> int:
-    """The batches in which each transition comes once."""
+    """Number of batches in which each transition occurs once."""
     training = data.training if len(data.training) < len(data.store) else None
     options: dict[str, Any] = {"episodes": training, "batch_size": run.config.batch_size, "seed": 0, **arguments}
     if run.algorithm.batch_kind == "windows":

@@ -2,7 +2,7 @@
 
 What counts as running away: a mean of values beyond ten times what the rewards allow, max |r| / (1 - gamma) (the longest episode's length
 where gamma is 1, and one unit of reward per action dimension on top, for entropy), or a loss a million times what it was. That is a warning
-first, because harmless runs pass it now and then; a thousand times, or 1e12 times, ends the seed.
+only, because sound runs exceed it now and then; beyond a thousand times, or 1e12 times, the seed ends.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ WARN, STOP = 10.0, 1000.0  # times what rewards allow
 LOSS_WARN, LOSS_STOP = 1e6, 1e12  # times the first mean of a loss (at least 1)
 HUGE_RETURN = 1e4
 WIDE_OBSERVATION = 1e3
-ENDLESS = 1000  # steps of a single episode from which its end may have been lost
-ROWS = 100_000  # looked at for ranges
-LOST, COARSE = 16, 1024  # steps of float32 within a deviation: what is below is refused, or warned of
+ENDLESS = 1000  # from this many steps on, a single episode suggests that ends were lost
+ROWS = 100_000  # sampled for ranges
+LOST, COARSE = 16, 1024  # steps of float32 within a deviation; fewer are refused, or get a warning
 HELP = "try a smaller learning rate, gradient clipping, or a reward or observation scaler"
 
 
@@ -43,7 +43,7 @@ class Diverged(OffrlError):
 
 @dataclass(frozen=True)
 class Trouble:
-    """What is wrong with one seed. ``good``: the last step at which its metrics were in order."""
+    """A problem of one seed. ``good``: the last step at which its metrics were in order."""
 
     metric: str
     seed: int
@@ -97,7 +97,7 @@ class Guard:
         for trouble in warnings:
             log(f"warning: {trouble}; {HELP}")
         for trouble in stops:
-            log(f"{trouble}: this seed counts no more")
+            log(f"{trouble}: this seed no longer counts")
         if stops and not self.running:
             worst = stops[0]
             raise Diverged(str(worst), hint=f"it was in order at step {worst.good}; {HELP}")
@@ -114,7 +114,7 @@ class Guard:
 
     @property
     def good(self) -> int | None:
-        """The last step at which all seeds were in order; None while they are, or where it was before the first look."""
+        """The last step at which all seeds were in order; None while they still are."""
         seeds = {seed for _, seed in self.warned} | self.stopped.keys()
         return min((self._good[seed] for seed in seeds), default=None)
 
@@ -270,10 +270,10 @@ def _actions(algorithm: Algorithm, config: Any, store: EpisodeStore, space: Spac
         return
     raw = _sample(store, training, "action")
     if space.whole:
-        yield "actions are vectors of whole numbers: they are learned as numbers, and the policy gives the nearest whole ones"
+        yield "actions are vectors of whole numbers: they are learned as numbers, and the policy rounds to the nearest ones"
     elif len(raw) and raw.shape[1] > 1 and np.isin(raw, (0, 1)).all() and (raw.sum(axis=1) == 1).all():
         yield (
-            f"every action is one 1 among {raw.shape[1]} numbers: choices look so, but a policy will give what lies between; "
+            f"every action is one 1 among {raw.shape[1]} numbers: a choice looks so, but a policy would give values in between; "
             f"import the number of the 1 as a discrete action, 0 to {raw.shape[1] - 1}"
         )
     elif len(raw) and np.array_equal(raw, np.rint(raw)) and not np.isin(raw, np.stack(space.bounds)).all():
@@ -283,7 +283,7 @@ def _actions(algorithm: Algorithm, config: Any, store: EpisodeStore, space: Spac
     outside = float((scaled.abs() > 1.0 + 1e-4).any(-1).double().mean()) if len(scaled) else 0.0
     if outside > 0:
         helps = "give the bounds of the environment (--eval-env), or --set action_scaler=min_max with minimum and maximum"
-        yield f"{outside:.1%} of the actions are outside of [-1, 1] as policies see them, which they can never take; {helps}"
+        yield f"{outside:.1%} of the actions are outside of [-1, 1], in which policies act, so no policy can take them; {helps}"
 
 
 # --- Shared ---

@@ -32,7 +32,7 @@ from offrld.engine.updates.graph import Capture
 from offrld.engine.updates.means import Spent
 from offrld.engine.updates.train_state import TrainState
 
-FIXED = ("observation_scaler", "reward_scaler", "action_scaler", "frame_stack")  # settings that scalers and networks were made with
+FIXED = ("observation_scaler", "reward_scaler", "action_scaler", "frame_stack")  # settings that scalers and networks were built with
 
 
 class Learner:
@@ -133,7 +133,7 @@ class Learner:
         return self.trainer.means.take()
 
     def latest(self) -> Metrics:
-        """As `metrics`; the means go on."""
+        """As `metrics`, without starting the means over."""
         return self.trainer.means.peek()
 
     def broken(self) -> dict[int, str]:
@@ -254,7 +254,7 @@ class Learner:
     # ----------------------------------------------------------------------------------------------------------- attributes
     @property
     def step(self) -> int:
-        """Updates done; it may be set, and checkpoints keep it."""
+        """Number of updates done. It can be set; checkpoints keep it."""
         return self.trainer.step
 
     @step.setter

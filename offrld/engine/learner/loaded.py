@@ -85,7 +85,7 @@ class Loaded:
         file = newest(path)
         tensors, description = checkpoint.read(file)
         if missing := [key for key in ("algorithm", "config", "space", "seeds", "step") if key not in description]:
-            raise checkpoint.CheckpointCorrupt(f"checkpoint {file} does not say its {missing[0]}", hint="take another one")
+            raise checkpoint.CheckpointCorrupt(f"checkpoint {file} does not say its {missing[0]}", hint="use another one")
         algorithm = find(description["algorithm"])
         if algorithm.name != description["algorithm"]:
             raise InvalidInput(f"checkpoint {file} is of the algorithm {description['algorithm']!r}, not {algorithm.name!r}")
@@ -162,7 +162,7 @@ def newest(path: str | os.PathLike[str]) -> Path:
 
 
 def choose(trained: list[Loaded], seed: int | None) -> Loaded:
-    """The one with this seed, or the first for None; raises `Unknown`."""
+    """Return the run of this seed, or the first for None; raises `Unknown`."""
     if seed is None:
         return trained[0]
     for one in trained:
@@ -212,7 +212,7 @@ def loaded_of(source: Loaded | Trained | Iterable[Loaded | Trained]) -> list[Loa
         return [source]
     if isinstance(source, Iterable) and not isinstance(source, str | bytes | Mapping):
         return [loaded for part in source for loaded in loaded_of(part)]
-    if not hasattr(source, "loaded"):
+    if isinstance(source, Mapping) or not hasattr(source, "loaded"):
         raise InvalidInput(f"another run is given as a {type(source).__name__}", hint="give a learner, or what offrld.Loaded.read returns")
     return [source.loaded(seed) for seed in source.seeds]
 

@@ -1,6 +1,6 @@
 """How updates run on this machine: eager or compiled losses, single updates or CUDA graphs, torch's or oneDNN's products.
 
-What is faster is taken only after it gave the results of the ordinary way; if it did not, one line of the log says why.
+A faster way is used only if it reproduces the results of the ordinary one; if it does not, one line of the log says why.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Execution:
         if before == trainer.linear or self.linear != "auto":
             return
         if before == "onednn" and not (onednn.present() and _plain(trainer) and trainer.run.device.type == "cpu"):
-            log("linear layers: by torch, because the checkpoint's oneDNN cannot be had: its last bits will differ")
+            log("linear layers: by torch, because the checkpoint's oneDNN is not available: the last bits will differ")
             return
         trainer.linear = before
         log(f"linear layers: by {before}, as in the checkpoint")

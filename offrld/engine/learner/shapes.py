@@ -1,4 +1,4 @@
-"""Spaces in place of a dataset: observations and actions given by hand, or those of an environment.
+"""Spaces instead of a dataset: observations and actions given by hand, or those of an environment.
 
 A learner built from them acts, takes batches that the caller brings (`update`), and loads checkpoints.
 """
@@ -58,7 +58,7 @@ class Shapes:
         elif action_size is not None and actions is None:
             action = Field("float32", (action_size,), low=low, high=high)
         else:
-            raise InvalidInput("give actions=N for N discrete actions, or action_size=A for continuous ones: just one of them")
+            raise InvalidInput("give actions=N for N discrete actions, or action_size=A for continuous ones: one of them")
         fields = {k: _field(v) for k, v in observation.items()} if isinstance(observation, Mapping) else _field(observation)
         return cls(space_of(Schema(observation=fields, action=action), {}))
 

@@ -31,14 +31,14 @@ class Trainer:
     Attributes:
         run: what is trained.
         state: parameters, targets, optimisers and memory; updates change it in place.
-        feeds: where batches come from.
+        feeds: supply the batches.
         step: updates done.
         moves: optimiser -> how often it has moved.
         means, spent: metrics and seconds since they were last read.
         runner: ``eager``, ``compile`` or ``graph``: how losses and updates run.
-        linear: ``torch`` or ``onednn``: what multiplies in linear layers.
+        linear: ``torch`` or ``onednn``: the product of linear layers.
         updater: does single steps of the schedule.
-        chunks: runs many updates together; None: each update runs by itself.
+        chunks: runs many updates together; None: each update runs alone.
     """
 
     def __init__(self, run: Run, state: TrainState, feeds: Feeds = NO_FEEDS) -> None:
@@ -49,20 +49,20 @@ class Trainer:
         self.runner, self.linear = "eager", "torch"
         self.chunks: Chunks | None = None
         self.differentiate(compiled=False)
-        self._own: tuple[Feeds, Chunks | None] | None = None  # while the feeds are lent ones
+        self._own: tuple[Feeds, Chunks | None] | None = None  # the trainer's own ones, while it uses lent feeds
 
     # -------------------------------------------------------------------------------------------------------------- updates
     def train(self, updates: int, before: Callable[[int], None] | None = None) -> None:
         """Do ``updates`` updates on batches of the feeds.
 
         Args:
-            before: called with the number of each update before it; with chunks only if `Algorithm.next_between` says so.
+            before: called with the number of each update before it; with chunks only at the updates of `Algorithm.next_between`.
 
         Raises:
             InvalidInput: the run has no dataset.
         """
         if not self.feeds:
-            raise InvalidInput("this learner has no dataset to train on", hint="give one when it is made or loaded, or use update(batch)")
+            raise InvalidInput("this learner has no dataset to train on", hint="give one when you create or load it, or use update(batch)")
         end = self.step + updates
         while self.step < end:
             if before is not None:

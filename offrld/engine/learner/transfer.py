@@ -1,4 +1,4 @@
-"""Taking over what another run has learned: networks, their targets and the optimisers' state, matched by name and shape.
+"""Transfer from another run: networks, their targets and the optimisers' state, matched by name and shape.
 
 ``policy`` stands for all networks but critic, q and value, ``critics`` for these three; a temperature belongs to the policy, and keeps its
 initial value if the source has none. If each side has one network of its kind, they match whatever their names: the ``policy`` of BC

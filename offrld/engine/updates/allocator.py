@@ -1,4 +1,4 @@
-"""Memory that a training process frees stays with the process, so that the next update finds its pages mapped."""
+"""Keep the memory that a training process frees, so that the next update finds its pages mapped."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ _KEPT = 1 << 30  # bytes at the end of the heap that are not returned
 def keep_freed_memory() -> bool:
     """Let the C library of this process keep freed memory, up to 1 GB; returns whether it can (glibc).
 
-    An update of CQL frees and allocates tensors of 8 MB: a mapping per tensor costs 7,700 page faults, a sixth of the update. For a
-    process that does nothing but train: it is a setting of the whole process.
+    An update of CQL frees and allocates tensors of 8 MB: a mapping per tensor costs 7,700 page faults, a sixth of the update. It is a
+    setting of the whole process: use it only in a process that does nothing but train.
     """
     if not sys.platform.startswith("linux"):
         return False

@@ -24,7 +24,7 @@ FORMAT = 1
 
 
 class CheckpointCorrupt(OffrlError):
-    """A checkpoint that is cut, changed, or of an unknown version."""
+    """A checkpoint is cut, changed, or of an unknown version."""
 
     code = "checkpoint_corrupt"
 
@@ -40,7 +40,7 @@ def write(path: str | os.PathLike[str], tensors: dict[str, Tensor], description:
 
 
 def read(path: str | os.PathLike[str], device: str = "cpu") -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors and the description of a checkpoint; `CheckpointCorrupt` when a byte of it is not as written."""
+    """Return the tensors and the description of a checkpoint; raises `CheckpointCorrupt` if a byte differs from what was written."""
     try:
         with safe_open(os.fspath(path), framework="pt", device="cpu") as file:
             metadata = file.metadata() or {}

@@ -1,9 +1,9 @@
 """Many updates as one CUDA graph: drawn, gathered, differentiated and applied on the device, with one launch from the host.
 
-A capture takes a `Chunk`: K updates whose steps are known beforehand (`Pattern`). Everything that differs between one replay
-and the next, the number of the first update and how often each optimiser has moved, stands in tensors on the device. It runs without
-a graph as well, and then gives the bits of the ordinary loop; `CudaGraph` alone needs a GPU. `Chunks` cuts a run into them: none goes
-beyond the end of a stage or an update before which the algorithm's hook has something to do.
+A capture takes a `Chunk`: K updates whose steps are known beforehand (`Pattern`). All that differs between two
+replays, the number of the first update and the moves of each optimiser so far, is in tensors on the device. A chunk also runs without a
+graph, with the bits of the ordinary loop; only `CudaGraph` needs a GPU. `Chunks` cuts a run into chunks: none crosses the end of a stage,
+or an update before which the algorithm's hook acts.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from offrld.engine.updates.train_state import Due
 from offrld.engine.updates.update import Updater
 
 LENGTH = 32  # updates per chunk: launching one graph costs 10 us and more, an update of small networks 60
-BATCH_BYTES = 1 << 29  # that a chunk's batches may take: those of images are drawn fewer at a time
-GRAPHS = 16  # captured at most: each keeps its own description, though they share their memory
-MET = 2  # times that a pattern is met before it is worth capturing
-WARM = 2  # runs before a capture, in which libraries make their workspaces
-SLACK = 0.05  # of its mean move, by which a parameter may on average differ from where single updates take it
+BATCH_BYTES = 1 << 29  # limit of a chunk's batches: a chunk of image batches holds fewer updates
+GRAPHS = 16  # captured at most: each has its own description, though they share their memory
+MET = 2  # occurrences of a pattern after which it is captured
+WARM = 2  # runs before a capture, in which libraries allocate their workspaces
+SLACK = 0.05  # of a parameter's mean move: its largest mean difference between a chunk and single updates
 
 
 @dataclass(frozen=True)
 class Pattern:
-    """Which steps are due in each of K updates, by their places in the schedule of one stage."""
+    """The steps that each of K updates does, by their places in the schedule of one stage."""
 
     stage: str
     dues: tuple[tuple[int, ...], ...]
@@ -53,7 +53,7 @@ class Pattern:
 class Chunk:
     """The updates of a pattern, from counters on the device.
 
-    Call it after `start`; it gives the metrics, name -> ``[evaluations, S]`` in their order. It reads nothing back.
+    Call it after `start`; it returns the metrics, name -> ``[evaluations, S]`` in order. It does not wait for the device.
     """
 
     def __init__(self, updater: Updater, feeds: Sequence[Feed], schedule: Sequence[Due], pattern: Pattern, device: torch.device) -> None:
@@ -70,7 +70,7 @@ class Chunk:
 
     def __call__(self) -> dict[str, Tensor]:
         steps = self._counter + self._places  # [K]
-        drawn = [feed.batch(steps) for feed in self._feeds]  # all at once: a draw is a hundred small kernels, for one update or for many
+        drawn = [feed.batch(steps) for feed in self._feeds]  # all at once: a draw takes a hundred small kernels, for one update as for many
         taken = dict(self._taken)
         rows: dict[str, list[Tensor]] = {}
         for i, update in enumerate(self._pattern.dues):
@@ -84,7 +84,7 @@ class Chunk:
 
 
 class CudaGraph:
-    """A captured chunk; the training state is left as it is by warming up and capturing."""
+    """A captured chunk. Warming up and capturing leave the training state unchanged."""
 
     def __init__(self, chunk: Chunk, state: Sequence[Tensor], pool: Any) -> None:
         current, side = torch.cuda.current_stream(), torch.cuda.Stream()
@@ -97,13 +97,13 @@ class CudaGraph:
         restore(state, before)
         torch.cuda.synchronize()
         self._graph = torch.cuda.CUDAGraph()
-        # Other threads (a prefetch, a heartbeat) may call the driver meanwhile: only this one's calls are checked.
+        # Other threads (prefetch, heartbeat) may call the driver during a capture: only calls of this thread are checked.
         with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
             self._metrics = chunk()
 
     def __call__(self) -> dict[str, Tensor]:
         self._graph.replay()
-        return {name: value.clone() for name, value in self._metrics.items()}  # the next replay writes over them
+        return {name: value.clone() for name, value in self._metrics.items()}  # the next replay overwrites them
 
 
 Runner = Callable[[], dict[str, Tensor]]
@@ -115,7 +115,7 @@ class Chunks:
 
     Args:
         schedules, feeds: of each stage, by its name.
-        capture: what makes a chunk a runner; on the CPU the chunk itself.
+        capture: makes a runner of a chunk; on the CPU the chunk itself is one.
         length: updates per chunk (see `length_for`).
     """
 
@@ -135,10 +135,14 @@ class Chunks:
         self._made: dict[Pattern, tuple[Chunk, Runner]] = {}
 
     def run(self, stage: str, step: int, limit: int, taken: Mapping[str, int], *, at_once: bool = False) -> tuple[int, Any, Any]:
-        """At most ``limit`` updates from ``step`` on, all of one stage.
+        """Do at most ``limit`` updates from ``step`` on, all of one stage.
 
-        Returns how many were done (0: this pattern is not worth a graph yet, go on singly), their metrics, and the moves of the
-        optimisers. ``at_once``: capture a pattern that is met for the first time.
+        Args:
+            at_once: capture a pattern at its first occurrence.
+
+        Returns:
+            the number of updates done (0: the pattern is not captured yet, so do a single update), their metrics, and the moves of the
+            optimisers.
         """
         schedule = self._schedules[stage]
         pattern = Pattern.of(stage, schedule, step, min(limit, self.length))
@@ -148,7 +152,7 @@ class Chunks:
             if len(self._made) >= GRAPHS or (met < MET and not at_once):
                 return 0, {}, {}
             chunk = Chunk(self._updater, self._feeds[stage], schedule, pattern, self._device)
-            chunk.start(step, taken)  # a warm-up draws batches that exist
+            chunk.start(step, taken)  # so that the warm-up draws valid batches
             made = self._made[pattern] = chunk, self._capture(chunk)
         chunk, runner = made
         chunk.start(step, taken)
@@ -156,7 +160,7 @@ class Chunks:
 
 
 def cuda_capture(state: Sequence[Tensor]) -> Capture:
-    """Captures chunks as CUDA graphs that share their memory: they run one after the other, and what they give is copied at once."""
+    """Capture chunks as CUDA graphs that share their memory: they run one after the other, and their results are copied at once."""
     pool = torch.cuda.graph_pool_handle()
     return lambda chunk: CudaGraph(chunk, state, pool)
 
@@ -167,7 +171,7 @@ def length_for(batch: Any) -> int:
 
 
 def at(batch: Any, place: int) -> Any:
-    """The batch of one update out of those of many, whose axis comes first; on the CPU it begins where one drawn by itself does."""
+    """Return one update's batch out of those of many, whose axis comes first; on the CPU it is aligned like one drawn alone."""
 
     def one(value: Any) -> Any:
         if isinstance(value, Mapping):
@@ -192,13 +196,13 @@ def restore(state: Sequence[Tensor], before: Sequence[Tensor]) -> None:
 
 
 def moved_alike(start: Sequence[Tensor], one: Sequence[Tensor], other: Sequence[Tensor]) -> bool:
-    """Whether two runs took the state from ``start`` to the same place but for rounding.
+    """Whether two runs moved the state from ``start`` to the same place, up to rounding.
 
     Adam turns a rounding error of a gradient near zero into a whole step, so single elements are not compared: on average a tensor may
     differ by `SLACK` of its mean move. A step left out or a wrong batch differs by as much as it moved.
     """
-    for begin, a, b in zip(start, one, other, strict=True):
-        moved, apart = (a - begin).double().abs().mean(), (a - b).double().abs().mean()
-        if not torch.isfinite(b.double()).all() or apart > SLACK * moved + 1e-7 * begin.double().abs().mean():
+    for before, a, b in zip(start, one, other, strict=True):
+        moved, apart = (a - before).double().abs().mean(), (a - b).double().abs().mean()
+        if not torch.isfinite(b.double()).all() or apart > SLACK * moved + 1e-7 * before.double().abs().mean():
             return False
     return True

@@ -1,4 +1,4 @@
-"""Running means of the losses' metrics: added to without waiting for the device, read rarely."""
+"""Running means of the losses' metrics: adding does not wait for the device, reading does, and is rare."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_PENDING = 1000  # values kept as tensors before they are read into sums: bounds the memory of a long run
+_PENDING = 1000  # values held as tensors before they are summed: bounds the memory of a long run
 
 
 class Means:
@@ -19,7 +19,7 @@ class Means:
     """
 
     def __init__(self, seeds: Sequence[int], also: Means | None = None) -> None:
-        """``also``: other means that count the same."""
+        """``also``: other means that receive the same values."""
         self._seeds = tuple(seeds)
         self._also = also
         self._pending: dict[str, list[Tensor]] = {}  # [rows, S] each
@@ -53,20 +53,20 @@ class Means:
         return {name: {seed: s / count for seed, s in zip(self._seeds, sums, strict=True)} for name, (sums, count) in self._sums.items()}
 
     def take(self) -> dict[str, dict[int, float]]:
-        """The means; the next ones start at zero."""
+        """Return the means and start over."""
         means = self.peek()
         self._sums = {}
         return means
 
     def as_json(self) -> dict[str, Any]:
-        """The sums, exactly (JSON keeps every bit of a float64)."""
+        """Return the sums, exactly: JSON keeps every bit of a float64."""
         for name in list(self._pending):
             self._fold(name)
         return {name: [sums, count] for name, (sums, count) in self._sums.items()}
 
     @classmethod
     def from_json(cls, seeds: Sequence[int], sums: dict[str, Any]) -> Means:
-        """The means of an `as_json`."""
+        """Rebuild the means from their `as_json`."""
         means = cls(seeds)
         means._sums = {name: (list(values), int(count)) for name, (values, count) in sums.items()}
         return means
@@ -80,7 +80,7 @@ class Spent:
         self.updates = 0
 
     def take(self) -> dict[str, float]:
-        """The means per update; the next ones start at zero. Empty if there was no update."""
+        """Return the seconds per update and start over; empty if there was no update."""
         count, spent = self.updates, {"time_sample_batch": self.sample, "time_algorithm_update": self.update}
         self.sample, self.update, self.updates = 0.0, 0.0, 0
         return {name: seconds / count for name, seconds in spent.items()} if count else {}

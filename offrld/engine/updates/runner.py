@@ -2,7 +2,7 @@
 
 A runner maps a loss to ``gradients(leaves, state, batch) -> Result``. On the CPU each seed is differentiated by itself
 (separate small matrix products are faster there than batched ones); on a GPU one `torch.func.vmap` over the loss trains all seeds
-as one tensor program. A compiled runner is taken by ``auto`` only after its first gradients agreed with eager ones.
+as one tensor program. ``auto`` uses a compiled runner only if its first gradients agree with eager ones.
 """
 
 from __future__ import annotations
@@ -85,27 +85,27 @@ def gradients(step: Step, config: Any, nets: Any, *, kind: type, compiled: bool,
 
 
 def choose_linear(
-    asked: str, *, device: torch.device, dtype: torch.dtype, plain: bool, cache_dir: str | os.PathLike[str] | None = None
+    requested: str, *, device: torch.device, dtype: torch.dtype, plain: bool, cache_dir: str | os.PathLike[str] | None = None
 ) -> tuple[str, str]:
-    """The product of linear layers, ``torch`` or ``onednn`` (see `offrld.nets.onednn`), and the reason.
+    """Choose the product of linear layers, ``torch`` or ``onednn`` (see `offrld.nets.onednn`); returns it and the reason.
 
     Args:
-        asked: one of `LINEARS`.
+        requested: one of `LINEARS`.
         plain: losses run in eager code, seed by seed.
         cache_dir: where ``auto`` keeps its choice between runs (see `offrld.nets.onednn.faster`).
 
     Raises:
         InvalidInput: an unknown choice.
     """
-    asked = os.environ.get(LINEAR_VARIABLE, "auto") if asked == "auto" else asked
-    if asked not in LINEARS:
-        raise InvalidInput(f"linear {asked!r} is unknown", hint="use " + ", ".join(LINEARS))
-    if asked == "torch":
-        return "torch", "as asked"
+    requested = os.environ.get(LINEAR_VARIABLE, "auto") if requested == "auto" else requested
+    if requested not in LINEARS:
+        raise InvalidInput(f"linear {requested!r} is unknown", hint="use " + ", ".join(LINEARS))
+    if requested == "torch":
+        return "torch", "as requested"
     if device.type != "cpu" or dtype is not torch.float32 or not plain:
         return "torch", "because oneDNN is called from eager float32 code on the CPU only"
-    if asked == "onednn" and onednn.present():
-        return "onednn", "as asked"
+    if requested == "onednn" and onednn.present():
+        return "onednn", "as requested"
     faster, seen = onednn.faster(torch.get_num_threads(), None if cache_dir is None else Path(cache_dir))
     return ("onednn" if faster else "torch"), f"because of {seen}"
 

@@ -22,8 +22,8 @@ from offrld.nets import Params, is_buffer
 
 @dataclass
 class Moments:
-    """The optimiser's state of one step: per part (Adam: first, second) tensors ``[S, ...]`` like the parameters that it moves, and how
-    often it moved them."""
+    """The optimiser's state of one step: for each part (Adam: first, second) tensors ``[S, ...]`` like its parameters, and the count of its
+    moves."""
 
     parts: dict[str, Params]
     counts: Tensor  # one per view, all equal
@@ -34,13 +34,13 @@ class View:
     """The state as losses and optimiser see it: one seed's tensors, or all seeds' together. Memory is shared with the state."""
 
     state: State
-    leaves: dict[str, Params]  # step -> the parameters that it differentiates
+    leaves: dict[str, Params]  # step -> the parameters whose gradients it takes
     moments: dict[str, dict[str, list[Tensor]]]  # step -> the optimiser's tensors of these
 
 
 @dataclass(frozen=True)
 class Due:
-    """A step of the schedule with all that it moves."""
+    """A step of the schedule with the tensors that it moves."""
 
     step: Step
     key: str  # of its gradients
@@ -110,7 +110,7 @@ class TrainState:
         return Due(step, key, moments_key, names, tuple(groups), tuple(followers))
 
     def update(self, position: int, values: dict[str, Tensor]) -> None:
-        """Take over new values of buffers and of the carry that the losses of view ``position`` gave."""
+        """Store the new values of buffers and of the carry from the losses of view ``position``."""
         state = self.views[position].state
         for name, value in values.items():
             kind, _, rest = name.partition("/")
@@ -137,12 +137,12 @@ class TrainState:
         return [*self.tensors().values(), *(moments.counts for moments in self.moments.values())]
 
     def fits(self, tensors: dict[str, Tensor]) -> bool:
-        """Whether `load` can take them: the same names and shapes."""
+        """Whether `load` takes these tensors: the same names and shapes."""
         mine = self.tensors()
         return mine.keys() == tensors.keys() and all(mine[name].shape == tensors[name].shape for name in mine)
 
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """Take over the values of a flat dict that `fits`."""
+        """Copy the values of a flat dict that `fits`."""
         with torch.no_grad():
             for name, value in self.tensors().items():
                 value.copy_(tensors[name])
@@ -151,17 +151,17 @@ class TrainState:
 
 
 def key_of(stage: Stage, step: Step) -> str:
-    """The name under which a step's gradients are kept."""
+    """The key of a step's gradients."""
     return f"{stage.name}.{step.name}"
 
 
 def moments_of(stage: Stage, step: Step) -> str:
-    """The name under which a step's optimiser state is kept."""
+    """The key of a step's optimiser state."""
     return f"{stage.name}.{step.moments or step.name}"
 
 
 def trained(networks: Sequence[str], params: Params) -> Params:
-    """The parameters of some networks that are differentiated: all but the buffers."""
+    """The trained parameters of some networks: all but the buffers."""
     return {name: value for name, value in of(networks, params).items() if not is_buffer(name)}
 
 

@@ -1,7 +1,7 @@
-"""One update: the steps of the schedule that are due, each with its gradients, its optimiser, new values of buffers, and the targets.
+"""One update: the due steps of the schedule, each with its gradients, its optimiser, new values of buffers, and the targets.
 
-Everything that changes is in the training state; the batch and the number of steps taken are arguments. So an update
-may run at once, or be captured with others as one CUDA graph (see `offrld.engine.updates.graph`).
+All that changes is in the training state; the batch and the number of moves so far are arguments. So an update may
+run by itself, or be captured with others as one CUDA graph (see `offrld.engine.updates.graph`).
 """
 
 from __future__ import annotations
