@@ -1,6 +1,6 @@
 """Collect random steps of Pendulum-v1 into flat arrays with one row per step, like a lab's own logging script.
 
-    python examples/collect_pendulum.py OUT.npz [STEPS]
+python examples/collect_pendulum.py OUT.npz [STEPS]
 """
 
 from __future__ import annotations

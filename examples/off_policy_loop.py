@@ -1,6 +1,6 @@
 """Write your own off-policy loop: a collector fills a bounded store, a sampler reads it, and a learner updates between batches.
 
-    python examples/off_policy_loop.py ENV [--frames N]
+python examples/off_policy_loop.py ENV [--frames N]
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Create D4RL's three kinds of datasets for an environment (random, replay, trained) as stores and as d3rlpy files.
 
-    python examples/three_datasets.py ENV OUT [--steps N]
+python examples/three_datasets.py ENV OUT [--steps N]
 """
 
 from __future__ import annotations
