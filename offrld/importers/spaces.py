@@ -38,7 +38,7 @@ class _Known:
 
     Attributes:
         origin: ``env:ID`` or ``declared``.
-        owner: the name that messages use for whoever declares the space.
+        owner: the name that messages use for the declaring file or environment.
     """
 
     origin: str
@@ -233,7 +233,7 @@ class ActionScan:
         return bool(((bounds == np.floor(bounds)) & (bounds >= info.min) & (bounds <= info.max) & (np.abs(bounds) <= EXACT)).all())
 
     def convert(self, block: np.ndarray) -> np.ndarray:
-        """A block as stored: int64 ``[K]`` if discrete, else numbers ``[K, A]`` without rounding noise beyond the bounds."""
+        """Convert a block to its stored form: int64 ``[K]`` if discrete, else numbers ``[K, A]`` without rounding noise beyond the bounds."""
         if self.discrete:
             return block.reshape(len(block)).astype(np.int64, copy=False)
         block = block.reshape(len(block), self._size).astype(self.dtype, copy=False)
@@ -243,8 +243,11 @@ class ActionScan:
 
     @property
     def dtype(self) -> str:
-        """The stored dtype: int64 if discrete. Floats keep theirs, and so do continuous integers between whole bounds; other continuous
-        integers become the smaller float that holds all of them."""
+        """The stored dtype.
+
+        Discrete actions become int64. Floats keep their dtype, and so do continuous integers between whole bounds. Other continuous
+        integers become the smaller float that holds all of them.
+        """
         if self.discrete or self._dtype.kind == "f":
             return "int64" if self.discrete else self._dtype.name
         if self._integer:
@@ -329,7 +332,7 @@ class ActionScan:
         )
 
     def field(self, messages: list[str]) -> tuple[Field, str]:
-        """The action field with its bounds, and their origin: ``env:ID``, ``declared`` or ``inferred``."""
+        """Return the action field with its bounds, and their origin: ``env:ID``, ``declared`` or ``inferred``."""
         origin = self._space.origin if self._space is not None else "inferred"
         if self.discrete:
             n = self._choices.n if self._choices is not None else int(self._high[0]) + 1
@@ -353,7 +356,7 @@ class ActionScan:
         return Field(self.dtype, (self._size,), low=self._low.copy(), high=self._high.copy()), origin
 
     def _filled(self, box: Box, name: str, messages: list[str]) -> np.ndarray:
-        """A declared bound, with the extreme of the data instead of infinite values."""
+        """Return a declared bound; the extreme of the data replaces infinite values."""
         bound, data = (box.low, self._low) if name == "low" else (box.high, self._high)
         infinite = ~np.isfinite(bound)
         if infinite.any():

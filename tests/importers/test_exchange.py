@@ -297,7 +297,7 @@ def test_frames_in_another_order_are_sorted_and_a_missing_one_is_named(tmp_path)
     pq.write_table(table.take([3, 1, 0, 2, *range(4, table.num_rows)]), file)
     said = []
     same(import_into(path, tmp_path / "again", message=said.append).episodes, made.episodes)
-    assert "the frames of 1 episodes are put in the order of their frame_index" in said
+    assert "the frames of 1 episodes are sorted by their frame_index" in said
     pq.write_table(table.take([0, 1, 1, 3, *range(4, table.num_rows)]), file)
     with pytest.raises(InvalidInput, match="frame_index lacks 2 of 4 frames"):
         open_source(path)

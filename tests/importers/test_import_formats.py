@@ -248,7 +248,7 @@ def test_a_minari_episode_that_goes_on_after_an_end_is_given_out_in_pieces(write
         first, second = source.episodes
     assert (first.steps, first.terminated) == (2, True) and (second.steps, second.terminated) == (3, False)
     np.testing.assert_array_equal(first.observation[-1], second.observation[0])
-    assert any("episode_0 goes on after an end at step 1" in line for line in source.messages)
+    assert any("episode_0 continues after an end at step 1" in line for line in source.messages)
 
 
 @pytest.mark.parametrize(
