@@ -58,7 +58,7 @@ class Sampler(Generic[BatchOf]):
     """What the samplers of transitions and of windows share: the order of the draws. Subclasses set ``_kernel`` and ``_batch``.
 
     replacement: draw with repetitions, or in epochs, each a new order of all transitions (without a table of it: see
-    ``_kernels_py.permute``). drop_last: an epoch ends with its last full batch; or else its last batch holds what is left.
+    ``_random_py.permute``). drop_last: an epoch ends with its last full batch; or else its last batch holds what is left.
     rows: the rows of the transitions to draw from (``batch.index``, or a TransitionList), default all; one given twice counts twice.
 
     Iterating gives batches: without end, or (``replacement=False``) to the end of the epoch, so that one loop is one epoch. Each batch is

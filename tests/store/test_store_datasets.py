@@ -415,7 +415,7 @@ def test_stacks_of_an_environment_are_stored_as_single_frames(tmp_path, pad):
         unstack(Episode(broken, np.arange(8), np.ones(8)), 4, stack_pad=pad)
     with pytest.raises(InvalidEpisode, match="first stack"):
         unstack(given, 4, stack_pad="first" if pad == "zero" else "zero")
-    with pytest.raises(InvalidEpisode, match="no stacks of 5"):
+    with pytest.raises(InvalidEpisode, match="not stacks of 5"):
         unstack(given, 5)
 
 
