@@ -233,7 +233,9 @@ class ActionScan:
         return bool(((bounds == np.floor(bounds)) & (bounds >= info.min) & (bounds <= info.max) & (np.abs(bounds) <= EXACT)).all())
 
     def convert(self, block: np.ndarray) -> np.ndarray:
-        """Convert a block to its stored form: int64 ``[K]`` if discrete, else numbers ``[K, A]`` with rounding noise beyond bounds clipped."""
+        """Convert a block to its stored form: int64 ``[K]`` if discrete, else numbers ``[K, A]``, with rounding noise clipped to the
+        bounds.
+        """
         if self.discrete:
             return block.reshape(len(block)).astype(np.int64, copy=False)
         block = block.reshape(len(block), self._size).astype(self.dtype, copy=False)

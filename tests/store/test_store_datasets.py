@@ -245,8 +245,8 @@ def test_rows_that_are_no_transitions_are_named(tmp_path):
         ([int(table["first_row"][2] - 1)], "is not a transition"),
         ([-1], "row -1"),
         ([10**9], "row 1000000000"),
-        ([0.5], "list of rows"),
-        ([[1]], "list of rows"),
+        ([0.5], "list of row numbers"),
+        ([[1]], "list of row numbers"),
         ([], "no transition"),
     ):
         with pytest.raises(InvalidInput, match=message):
