@@ -187,7 +187,8 @@ def _fields(kind: type) -> tuple[_Field, ...]:
 
 def _walk(config: Any, prefix: str = "") -> Iterator[tuple[str, _Field, Any]]:
     """Dotted name, field and value of every setting, those of components in their place."""
-    for field in _fields(type(config)):
+    kind: type = type(config)
+    for field in _fields(kind):
         value = getattr(config, field.name)
         if field.type:
             yield prefix + field.name, field, value

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 import numpy as np
 import onnxruntime
 
+from offrl.onnx_session import run_failed
+
 
 class BoundRun:
     """For one thread at a time.
@@ -41,7 +43,11 @@ class BoundRun:
         self._run, self._binding = session.run_with_iobinding, binding
 
     def run(self) -> None:
-        self._run(self._binding)
+        """Compute ``output`` from ``inputs``; raises `CheckFailed` if the graph fails."""
+        try:
+            self._run(self._binding)
+        except Exception as error:  # onnxruntime's classes share no base but Exception
+            raise run_failed(error) from error
 
 
 __all__ = ["BoundRun"]

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from offrl.errors import InvalidInput
+from offrl.errors import CheckFailed, InvalidInput
 from offrl.onnx_file import read_bytes
-from offrl.policy import Policy, load_session
+from offrl.onnx_session import load_session, run
+from offrl.policy import Policy
 
-_DTYPES = {
+_DTYPES: dict[str, type[np.generic]] = {
     "tensor(float)": np.float32,
     "tensor(double)": np.float64,
     "tensor(int64)": np.int64,
@@ -21,6 +22,8 @@ _DTYPES = {
     "tensor(uint8)": np.uint8,
     "tensor(float16)": np.float16,
 }
+
+WHOLE = 1 << 24  # up to which float32 holds every whole number
 
 
 class ForeignPolicy(Policy):
@@ -49,6 +52,8 @@ class ForeignPolicy(Policy):
             data = read_bytes(self.path)
         self._session = load_session(data, name)
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
+        if not inputs or not outputs:
+            raise InvalidInput(f"{name} has no {'output' if inputs else 'input'}", hint="export the policy as observation to action")
         self._inputs = {each.name: each for each in ([_named(inputs, input, name, "input")] if input is not None else inputs)}
         if input is not None and len(inputs) > 1:
             raise InvalidInput(
@@ -74,6 +79,7 @@ class ForeignPolicy(Policy):
         self.observation_shapes = {n: tuple(each.shape[1:]) for n, each in self._inputs.items()}
         if not all(isinstance(size, int) for shape in (*self.observation_shapes.values(), sizes) for size in shape):
             raise InvalidInput(f"{name}: {_listed(inputs)} to {_listed([out])}: a size is open", hint="only the batch axis may be open")
+        self._sizes = sizes  # of the output, without the batch axis
         self.discrete = argmax or (whole and sizes in ((), (1,)))
         self.action_shape = () if self.discrete else sizes
         self.action_n = sizes[0] if argmax else None
@@ -85,44 +91,69 @@ class ForeignPolicy(Policy):
     def act(self, observation: Any, reward: float = 0.0) -> np.ndarray | int:
         """As `Policy.act`."""
         fields = observation if isinstance(observation, Mapping) else {self._names[0]: observation}
-        action = self.predict({name: np.asarray(value)[None] for name, value in fields.items()})[0]
+        action = self.predict({name: _array(name, fields[name])[None] for name in self._names if name in fields})[0]
         return int(action) if self.discrete else action
 
     def predict(self, observations: Any, reward: Any = None, starts: Any = None) -> np.ndarray:
         """As `Policy.predict`."""
         fields = observations if isinstance(observations, Mapping) else {self._names[0]: observations}
         feed = {name: self._fed(name, fields) for name in self._names}
-        count = len(next(iter(feed.values())))
+        counts = {name: len(value) for name, value in feed.items()}
+        count = next(iter(counts.values()))
+        if len(set(counts.values())) > 1:
+            raise InvalidInput(f"the fields of the batch differ in length: {counts}", hint="give every field the same number of rows")
+        if not count:
+            return np.zeros((0, *self.action_shape), np.int64 if self.discrete else np.float32)
         if self._one and count != 1:
-            return np.concatenate([self._run({name: value[i : i + 1] for name, value in feed.items()}) for i in range(count)])
-        return self._run(feed)
+            return np.concatenate([self._acted({name: value[i : i + 1] for name, value in feed.items()}, 1) for i in range(count)])
+        return self._acted(feed, count)
 
-    def _run(self, feed: dict[str, np.ndarray]) -> np.ndarray:
-        found = self._session.run([self._output], feed)[0]
+    def _acted(self, feed: dict[str, np.ndarray], count: int) -> np.ndarray:
+        """The actions for ``count`` observations. Raises `CheckFailed`."""
+        values = run(self._session, [self._output], feed)[0]
+        if values.shape != (count, *self._sizes):  # onnxruntime does not insist on the shape that the file declares
+            raise CheckFailed(
+                f"the policy's output {self._output!r} has the shape {list(values.shape)} for {count} observations",
+                hint=f"{[count, *self._sizes]} is needed",
+            )
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            raise CheckFailed(f"the policy's output {self._output!r} is not finite", hint="check the policy, and its observations")
         if self._argmax:
-            return np.argmax(found, axis=-1)
+            return np.argmax(values, axis=-1)
         if self.discrete:
-            return found.reshape(len(found)).astype(np.int64)
-        if not np.isfinite(found).all():
-            raise InvalidInput(f"the policy's output {self._output!r} is not finite", hint="check the policy, and its observations")
-        return found.astype(np.float32)
+            return values.reshape(count).astype(np.int64)
+        with np.errstate(over="ignore"):
+            actions = values.astype(np.float32)
+        if not np.isfinite(actions).all() or (values.dtype.kind in "iu" and np.abs(values).max() > WHOLE):
+            raise CheckFailed(f"the policy's output {self._output!r} holds a number that float32 does not hold", hint="check the policy")
+        return actions
 
     def _fed(self, name: str, fields: Mapping[str, Any]) -> np.ndarray:
         if name not in fields:
             raise InvalidInput(f"the observation has no field {name!r}, only {', '.join(map(str, fields))}", hint="name it: --policy-input")
-        value, dtype, shape = np.asarray(fields[name]), self.observation_dtypes[name], self.observation_shapes[name]
-        if value.shape[1:] != shape or value.dtype.kind not in "biuf":
+        value, dtype, shape = _array(name, fields[name]), self.observation_dtypes[name], self.observation_shapes[name]
+        if value.ndim != 1 + len(shape) or value.shape[1:] != shape or value.dtype.kind not in "biuf":
             raise InvalidInput(
                 f"{name} is {value.dtype} of shape {value.shape[1:]}, the policy expects {dtype} of {shape}",
                 hint="give one observation as the environment gives it",
             )
-        cast = value.astype(dtype)
+        with np.errstate(over="ignore", invalid="ignore"):
+            cast = value.astype(dtype)
         if not np.isfinite(cast).all() or (dtype.kind in "iu" and not np.array_equal(cast, value)):
             raise InvalidInput(f"{name} has a value that is not finite, or that {dtype} does not hold", hint="check the environment")
         return cast
 
     def __repr__(self) -> str:
         return f"ForeignPolicy({self.path or 'from bytes'}, {_listed(list(self._inputs.values()))} to {self._output})"
+
+
+def _array(name: str, value: Any) -> np.ndarray:
+    try:
+        return np.asarray(value)
+    except ValueError:
+        raise InvalidInput(
+            f"{name} is ragged: its rows differ in length", hint="give one observation as the environment gives it"
+        ) from None
 
 
 def opened(source: str | Path | bytes, input: str | None = None, output: str | None = None, argmax: bool = False) -> Policy:

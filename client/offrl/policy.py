@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ import onnxruntime
 from offrl.bound_run import BoundRun
 from offrl.errors import CheckFailed, InvalidInput
 from offrl.memory import CONTEXT, LENGTH, NEXT, REWARD, TARGET_RETURN, Context, Frames
-from offrl.onnx_file import FETCH_AGAIN, check, read_bytes
+from offrl.onnx_file import FETCH_AGAIN, read_bytes
+from offrl.onnx_session import first_line, load_session, run, session_options
 
 FORMAT = 2  # newest version of the policy file, `offrl.format`; 1: policies without memory
 PREFIX = "offrl."  # of the metadata keys
@@ -28,18 +30,6 @@ _DTYPES = {
     "tensor(int8)": np.int8, "tensor(int16)": np.int16, "tensor(int32)": np.int32, "tensor(int64)": np.int64,
     "tensor(uint8)": np.uint8, "tensor(uint16)": np.uint16, "tensor(uint32)": np.uint32, "tensor(uint64)": np.uint64,
 }  # fmt: skip
-
-
-def session_options() -> onnxruntime.SessionOptions:
-    """One thread that never spins: a batch of one gains nothing from a second, and the robot's other cores stay free."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.inter_op_num_threads = 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
-    options.add_session_config_entry("session.load_model_format", "ONNX")  # what the check of `offrl.onnx_file` reads
-    options.log_severity_level = 3  # errors only: onnxruntime's warnings would go to the caller's stderr
-    return options
 
 
 class Policy:
@@ -87,7 +77,7 @@ class Policy:
         self._context = _context(session, self.metadata, inputs, name)
         self._input_of = _input_names(self.metadata, [n for n in inputs if self._context is None or not _is_context(n)], name)
         fields = {field: inputs[n] for field, n in self._input_of.items()}
-        self.observation_dtypes = {n: dtype for n, (dtype, _) in fields.items()}
+        self.observation_dtypes: dict[str, np.dtype] = {n: dtype for n, (dtype, _) in fields.items()}
         self._graph_shapes = {n: shape for n, (_, shape) in fields.items()}
         self.frame_stack, frames = _frame_stack(self.metadata, self._graph_shapes, name)
         self.observation_shapes: dict[str, tuple[int, ...]] = frames
@@ -105,7 +95,7 @@ class Policy:
         self.action_high = None if self.discrete else _bound(space.get("high"), self.action_shape)
         self.env_id = _env_id(self.metadata)
         self._outputs = [ACTION]
-        self._run = session.run
+        self._run = partial(run, session)
         self._runs: list[BoundRun] = []  # for `act`: as many as threads have acted at once
         self._warm_up(name)
 
@@ -118,7 +108,7 @@ class Policy:
 
         Raises:
             InvalidInput: wrong shape or dtype, a missing field, NaN or an infinite value.
-            CheckFailed: the policy's own answer is NaN or infinite, which is not a command for a robot.
+                CheckFailed: the policy's own answer is NaN or infinite, which is not a command for a robot; or its graph fails.
         """
         name = self._only
         if name is None:
@@ -137,9 +127,13 @@ class Policy:
         for name, row in rows.items():
             bound.inputs[self._input_of[name]][...] = row
         bound.run()
-        action = int(bound.output) if self.discrete else bound.output.copy()
+        if self.discrete:
+            choice = int(bound.output)
+            self._runs.append(bound)
+            return choice
+        action = bound.output.copy()
         self._runs.append(bound)
-        return action if self.discrete else _commanded(action)
+        return _commanded(action)
 
     def predict(self, observations: Any, reward: Any = None, starts: Any = None) -> np.ndarray:
         """The actions for a batch: observations ``[B, ...]`` (or a mapping of them) to float32 ``[B, A]`` or int64 ``[B]``.
@@ -157,12 +151,17 @@ class Policy:
         sizes = {name: len(array) for name, array in inputs.items()}
         if len(set(sizes.values())) > 1:
             raise InvalidInput(f"the fields of the batch differ in length: {sizes}", hint="give every field the same number of rows")
-        if not next(iter(sizes.values())):
+        rows = next(iter(sizes.values()))
+        if not rows:
             return np.zeros((0, *self.action_shape), np.int64 if self.discrete else np.float32)
         inputs = self._named(inputs)
         if self._context is not None:
-            return _commanded(self._context.step(self._run, inputs, reward, starts))
-        return _commanded(self._run(self._outputs, inputs)[0])
+            actions = self._context.step(self._run, inputs, reward, starts)
+        else:
+            actions = self._run(self._outputs, inputs)[0]
+        if actions.shape != (rows, *self.action_shape):  # onnxruntime does not insist on the shape that the file declares
+            raise CheckFailed(f"the policy gives actions of shape {actions.shape} for {rows} observations", hint=FETCH_AGAIN)
+        return _commanded(actions)
 
     def reset(self, target_return: Any = None) -> None:
         """Start an episode: forget the one before. Without effect on a policy that remembers nothing; call it all the same.
@@ -255,34 +254,12 @@ class Policy:
         try:
             for _ in range(3):
                 self.act(zeros)
-        except CheckFailed:  # zeros may be nothing that it has learned to answer
-            pass
+        except CheckFailed as error:  # zeros may be nothing that it has learned to answer
+            if isinstance(error.__cause__, Exception):
+                raise InvalidInput(f"{name} cannot be run: {first_line(error.__cause__)}", hint=FETCH_AGAIN) from None
         except Exception as error:  # onnxruntime's classes share no base but Exception
-            raise InvalidInput(f"{name} cannot be run: {_first_line(error)}", hint=FETCH_AGAIN) from None
+            raise InvalidInput(f"{name} cannot be run: {first_line(error)}", hint=FETCH_AGAIN) from None
         self.reset()
-
-
-def load_session(data: bytes, name: str) -> onnxruntime.InferenceSession:
-    """A session of an ONNX file's bytes, whoever wrote it; raises `InvalidInput` for one that is damaged or names other files.
-
-    Args:
-        name: of the file, for the message.
-    """
-    check(data, name)
-    try:
-        return onnxruntime.InferenceSession(data, session_options(), providers=["CPUExecutionProvider"], enable_fallback=0)
-    except Exception as error:  # onnxruntime's classes share no base but Exception
-        reason = _first_line(error)
-        if type(error).__name__ in ("InvalidProtobuf", "InvalidArgument") or not data:
-            raise InvalidInput(f"{name} is not an ONNX file, or a damaged one", hint=FETCH_AGAIN) from None
-        raise InvalidInput(
-            f"onnxruntime {onnxruntime.__version__} cannot load {name}: {reason}",
-            hint="if the file is whole, update onnxruntime: pip install -U onnxruntime",
-        ) from None
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
 
 
 def _commanded(action: np.ndarray) -> np.ndarray:
@@ -338,6 +315,8 @@ def _check(session: onnxruntime.InferenceSession, metadata: dict[str, Any], name
         raise InvalidInput(
             f"the output 'action' of {name} has the shape {shape}", hint=f"[batch{'' if discrete else ', dimensions'}] is expected"
         )
+    if not session.get_inputs():
+        raise InvalidInput(f"{name} takes no observation: its graph has no input", hint=FETCH_AGAIN)
     for tensor in session.get_inputs():
         if tensor.type not in _DTYPES or not tensor.shape or not all(isinstance(size, int) for size in tensor.shape[1:]):
             message = f"{name}: input {tensor.name!r} has the type {tensor.type} and shape {tensor.shape}"

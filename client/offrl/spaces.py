@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from offrl.errors import InvalidInput
+from offrl.errors import CheckFailed, InvalidInput
 from offrl_store import Field, Schema
 
 
@@ -25,7 +25,7 @@ def observation_fields(space: Any) -> dict[str, Field]:
                 flat[joined] = field
         return flat
     if isinstance(space, (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)):
-        return {"": Field(np.dtype(space.dtype).name, space.shape)}
+        return {"": Field(np.dtype(space.dtype).name, space.shape or ())}
     raise InvalidInput(
         f"observations of {type(space).__name__} cannot be stored", hint="Box, Discrete, MultiDiscrete, MultiBinary and Dict can"
     )
@@ -97,12 +97,26 @@ def action_converter(space: Any) -> Callable[[Any], Any]:
 
 
 def policy_converter(policy: Any, space: Any) -> Callable[[Any], Any]:
-    """`action_converter` for a policy; what a foreign one gives beyond the bounds is clipped to them, as its own library does."""
+    """`action_converter` for a policy; what a foreign one gives beyond the bounds is clipped to them, as its own library does.
+
+    The result raises `CheckFailed` for a choice that the environment does not have.
+    """
     convert = action_converter(space)
-    if policy.discrete or not getattr(policy, "foreign", False):
+    if policy.discrete:
+        return lambda action: convert(_chosen(action, int(space.n)))
+    if not getattr(policy, "foreign", False):
         return convert
     low, high = np.asarray(space.low, np.float32).reshape(-1), np.asarray(space.high, np.float32).reshape(-1)
     return lambda action: convert(np.clip(action.reshape(*action.shape[: action.ndim - len(policy.action_shape)], -1), low, high))
+
+
+def _chosen(action: Any, count: int) -> Any:
+    """A choice, or an array of them, from ``count``."""
+    least, most = (action.min(), action.max()) if np.ndim(action) and np.size(action) else (action, action)
+    if np.size(action) and not 0 <= least <= most < count:
+        wrong = least if least < 0 else most
+        raise CheckFailed(f"the policy gives the action {int(wrong)}, the environment has 0 to {count - 1}", hint="check the policy")
+    return action
 
 
 def _of_shape(action: Any, shape: tuple[int, ...]) -> np.ndarray:

@@ -11,6 +11,7 @@ import ctypes
 import errno
 import os
 import secrets
+import stat
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -89,6 +90,21 @@ def _sync(path: str | os.PathLike[str], flags: int) -> None:
 
 
 # ----------------------------------------------------------------------------------------------------------------- whole files
+def read_small(path: str | os.PathLike[str], most: int) -> bytes:
+    """Read a regular file of at most ``most`` bytes. Any other file raises `OSError`: a pipe is not waited for."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
+        if status.st_size > most:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), os.fspath(path))
+        with open(descriptor, "rb", closefd=False) as file:
+            return file.read(most)
+    finally:
+        os.close(descriptor)
+
+
 def write_synced(path: Path, data: bytes, *, mode: int = 0o666, new: bool = False) -> None:
     """Write a file and make its content durable, but not its name.
 

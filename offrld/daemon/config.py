@@ -234,12 +234,16 @@ def load_with_sources(state_dir: str | None, bind: str | None, config: str | Non
             raise InvalidInput(f"{file} cannot be read: {why}", hint="offrld.toml is a text file in UTF-8") from None
     except (ValueError, RecursionError) as error:  # also a number of thousands of digits
         raise InvalidInput(f"{file} is not TOML: {error}", hint="`offrl config --default` prints a whole one") from None
-    of: dict[str, Source] = dict.fromkeys(dotted(values), "file")
+    try:
+        of: dict[str, Source] = dict.fromkeys(dotted(values), "file")
+        check_values(values, file)
+    except RecursionError:
+        raise InvalidInput(f"{file}: tables are nested too deeply", hint="`offrl config --default` shows all settings") from None
     if named:
         of["state_dir"] = "command line" if state_dir else "environment"
         values["state_dir"] = named
     values.setdefault("state_dir", str(default_state_dir()))
-    check_values(values, file)
+    check_values({"state_dir": values["state_dir"]}, file)
     if isinstance(values["state_dir"], str):  # absolute, so that the workers, who run elsewhere, find it
         values["state_dir"] = os.path.realpath(os.path.expanduser(values["state_dir"]))
     if bind:
@@ -280,7 +284,8 @@ def check_values(values: Any, file: Path, name: str = "") -> None:
         elif isinstance(value, float) and not math.isfinite(value):
             raise InvalidInput(f"{file}: {name}: {value} is not a finite number", hint="`offrl config --default` shows all settings")
         elif isinstance(value, int | float) and abs(value) > MOST:
-            raise InvalidInput(f"{file}: {name}: {value:.6g} is too large", hint=f"at most {MOST}")
+            shown = f"{value:.6g}" if abs(value) < 1e300 else "a number of hundreds of digits"  # no float holds it
+            raise InvalidInput(f"{file}: {name}: {shown} is too large", hint=f"at most {MOST}")
         elif isinstance(value, str) and (len(value) > TEXT or any(ord(c) < 32 or ord(c) == 127 for c in value)):
             raise InvalidInput(f"{file}: {name}: {value[:80]!r} is too long or holds control characters", hint=f"at most {TEXT} characters")
 

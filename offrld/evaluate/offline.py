@@ -39,7 +39,7 @@ def action_match(policy: Callable[[Any], np.ndarray], store: EpisodeStore, episo
 def evaluate_offline(learner: Learner) -> dict[str, dict[int, float]]:
     """``{"action_match" | "action_error": {seed: value}}`` of the learner's policies on its held-out episodes; empty without any."""
     store, episodes = learner.store, np.asarray(learner.holdout)
-    if not any(True for _ in _batches(store, episodes)):
+    if store is None or not any(True for _ in _batches(store, episodes)):
         return {}
     name, metric = ("action_match", _match) if store.schema.action.discrete else ("action_error", _error)
     return {name: {seed: metric(_replayed(learner.policy(seed), store, episodes)) for seed in learner.seeds}}
@@ -70,14 +70,14 @@ def _replayed(policy: PolicyModule, store: EpisodeStore, episodes: np.ndarray) -
     from offrld.engine.learner.data import observation_column, stacked_rows
     from offrld.engine.learner.sequence_policy import SequencePolicy
 
-    remembers = isinstance(policy, SequencePolicy)
+    sequence = policy if isinstance(policy, SequencePolicy) else None
     fields = list(policy.space.observation)
     reward, action = store.column("reward"), store.column("action")
-    for first, steps, rows in _rows(store, episodes, BATCH // policy.context_size if remembers else BATCH):
+    for first, steps, rows in _rows(store, episodes, BATCH if sequence is None else BATCH // sequence.context_size):
         with torch.no_grad():
-            if remembers:
+            if sequence is not None:
                 earned = float(np.sum(reward[first : first + steps], dtype=np.float64))
-                predicted = policy(policy.recorded(store, first, rows, earned))[0]
+                predicted = sequence(sequence.recorded(store, first, rows, earned))[0]
             else:
                 seen = {
                     name: torch.from_numpy(stacked_rows(observation_column(store, name), rows, first, policy.space.frame_stack))
@@ -87,9 +87,9 @@ def _replayed(policy: PolicyModule, store: EpisodeStore, episodes: np.ndarray) -
         yield predicted.numpy(), action[rows]
 
 
-def _rows(store: EpisodeStore, episodes: np.ndarray, size: int) -> Iterator[tuple[int, int, np.ndarray]]:
+def _rows(store: EpisodeStore, episodes: Iterable[int], size: int) -> Iterator[tuple[int, int, np.ndarray]]:
     """An episode's first row and number of steps, and the rows of its transitions, at most ``size`` at a time, never across episodes."""
-    for number in np.asarray(episodes):
+    for number in episodes:
         episode, first = store.episodes[int(number)], int(store.episode_table["first_row"][int(number)])
         steps = episode.steps - (1 if episode.final_missing and not episode.terminated else 0)
         for start in range(0, steps, max(1, size)):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol, TypeGuard
 
 import numpy as np
 import torch
@@ -20,7 +20,33 @@ from offrld.export import parity
 from offrld.export.parity import BATCH_SIZES, TOLERANCE, WINDOW_BATCH_SIZES, ObservationSpec
 
 TAKEN = f"{NEXT}{CONTEXT}action"  # output: the actions that were taken, the newest last
-OBSERVATION = "observation"  # name of the input where the dataset has one observation field
+OBSERVATION = "observation"  # name of the input if the dataset has one observation field
+
+
+class EpisodeInput(Protocol):
+    """An input beside the observation, as `offrld.engine.learner.sequence_policy.EpisodeInput`."""
+
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def low(self) -> Any: ...
+    @property
+    def high(self) -> Any: ...
+    @property
+    def field(self) -> str | None: ...
+
+
+class Remembering(Protocol):
+    """What a policy that remembers has beside its ``forward``."""
+
+    @property
+    def episode_inputs(self) -> Mapping[str, EpisodeInput]: ...
+    @property
+    def context_size(self) -> int: ...
+    @property
+    def target_return(self) -> float: ...
 
 
 def outputs(policy: Any, inputs: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
@@ -50,20 +76,19 @@ def observation_specs(observation: Any, samples: Any) -> dict[str, ObservationSp
 
 def episode_specs(module: nn.Module, fields: Mapping[str, ObservationSpec]) -> dict[str, ObservationSpec]:
     """The inputs beside the observation of a policy that remembers; those that hold observations have the range of their field."""
-    if not remembers(module):
-        return {}
-    specs = {}
-    for name, given in module.episode_inputs.items():
+    specs: dict[str, ObservationSpec] = {}
+    for name, described in module.episode_inputs.items() if remembers(module) else ():
         if name in fields:
             message = f"an observation field is called {name!r}, as is an input of every transformer's policy"
             raise CheckFailed(message, hint="rename the field in the dataset")
-        low, high = (fields[given.field].low, fields[given.field].high) if given.field is not None else (given.low, given.high)
-        known = low is not None and high is not None
-        specs[name] = ObservationSpec(np.dtype(given.dtype), given.shape, *((np.asarray(low), np.asarray(high)) if known else ()))
+        ranged = described if described.field is None else fields[described.field]
+        bounded = ranged.low is not None and ranged.high is not None
+        bounds = (np.asarray(ranged.low), np.asarray(ranged.high)) if bounded else ()
+        specs[name] = ObservationSpec(np.dtype(described.dtype), described.shape, *bounds)
     return specs
 
 
-def remembers(module: nn.Module) -> bool:
+def remembers(module: nn.Module) -> TypeGuard[Remembering]:
     """Whether the policy takes and gives the context of an episode."""
     return hasattr(module, "episode_inputs")
 
@@ -141,7 +166,7 @@ class Reference:
             difference = parity.best_difference(self.actions, actions, self.candidates)
         else:
             difference = parity.largest_difference(self.actions, actions)
-        if scores is not None:
+        if scores is not None and self.scores is not None:
             difference = max(difference, parity.score_difference(self.scores, scores))
         for i, (name, expected) in enumerate(self.following.items()):
             # The context holds the action that was taken; a tie that went the other way is not a difference there either.
@@ -176,8 +201,10 @@ def _ranges(specs: Mapping[str, ObservationSpec]) -> str:
     """The inputs and the range of each, for messages."""
     shown = []
     for name, spec in specs.items():
-        known = spec.low is not None and np.size(spec.low)
-        shown.append(f"{name} {spec.dtype}" + (f" from {np.min(spec.low):.4g} to {np.max(spec.high):.4g}" if known else ""))
+        bounds = ""
+        if spec.low is not None and spec.high is not None and spec.low.size:
+            bounds = f" from {np.min(spec.low):.4g} to {np.max(spec.high):.4g}"
+        shown.append(f"{name} {spec.dtype}{bounds}")
     return ", ".join(shown)
 
 

@@ -109,11 +109,9 @@ class PolicyExporter:
         template = self._templates.get(key) or (None if self._kept is None else self._kept.find(key))
         with torch.no_grad():
             reference = Reference(module, specs, discrete)
-            difference = float("inf")
-            if template is not None and _fill(template, module):
-                difference = _difference(reference, template)
-            if traced := not difference <= TOLERANCE:
-                template = self._trace(module, specs, discrete)
+            traced = False
+            if template is None or not (difference := _refilled(template, module, reference)) <= TOLERANCE:
+                template, traced = self._trace(module, specs, discrete), True
                 difference = _difference(reference, template)
         if not difference <= TOLERANCE:
             self._templates.pop(key, None)
@@ -148,9 +146,9 @@ class _Graph(nn.Module):
         self.training = policy.training
 
     def forward(self, inputs: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        inputs = dict(zip(self.names, inputs, strict=True))
-        given = outputs(self.policy, inputs)
-        return (*given, call(self.policy.scores, inputs)) if self.with_scores else given
+        named = dict(zip(self.names, inputs, strict=True))
+        results = outputs(self.policy, named)
+        return (*results, call(self.policy.scores, named)) if self.with_scores else results
 
 
 def _to_onnx(graph: _Graph, specs: Mapping[str, ObservationSpec], outputs: list[str]) -> onnx.ModelProto:
@@ -171,6 +169,7 @@ def _to_onnx(graph: _Graph, specs: Mapping[str, ObservationSpec], outputs: list[
                 output_names=outputs,
                 dynamic_shapes={"inputs": [{0: batch} for _ in specs]},
             )
+            assert program is not None  # only the older exporter, dynamo=False, returns None
             model = program.model
             _make_room(model, {*specs, *outputs})
             passes.CommonSubexpressionEliminationPass()(model)
@@ -258,6 +257,14 @@ def _difference(reference: Reference, template: Template) -> float:
     given = _run(template.file, reference, [ACTION, *reference.following])
     scores = None if template.scored is None else [scores for (scores,) in _run(template.scored, reference, [SCORES])]
     return reference.difference(given, scores)
+
+
+def _refilled(template: Template, module: nn.Module, reference: Reference) -> float:
+    """The largest difference of a template with the module's values; infinity for one that does not fit, or does not run."""
+    try:
+        return _difference(reference, template) if _fill(template, module) else float("inf")
+    except Exception:  # of a damaged file; onnxruntime's classes share no base but Exception
+        return float("inf")
 
 
 def _run(model: onnx.ModelProto, reference: Reference, outputs: list[str]) -> list[list[np.ndarray]]:

@@ -7,7 +7,7 @@ compared (at least 1), which for actions in [-1, 1] is the plain difference: a f
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,8 @@ BATCH_SIZES = (1, 7, 64)
 WINDOW_BATCH_SIZES = (1, 9)  # of policies that remember, whose every row is a window of steps
 BEYOND = 3.0
 _SEED = 20240229  # the inputs of the check are the same at every export of a job
+
+Batches = Sequence[np.ndarray]  # one output, an array for each batch of the check
 
 
 @dataclass(frozen=True)
@@ -81,77 +83,93 @@ def observations(specs: Mapping[str, ObservationSpec], batch_sizes: tuple[int, .
     return found
 
 
-def rounded_difference(exact: list[np.ndarray], given: list[np.ndarray]) -> float:
-    """Of actions that are rounded to whole numbers, from torch's before that: beyond the half by which rounding moves them (a number
-    close to a half may go either way), relative as in `largest_difference`; infinity for a number that is not whole."""
-    exact, given = np.concatenate(exact).astype(np.float64), np.concatenate(given).astype(np.float64)
-    if exact.shape != given.shape or not np.array_equal(given, np.rint(given)):
-        return float("inf")
-    scale = np.maximum(1.0, np.abs(exact).max(axis=0))
-    return float((np.maximum(np.abs(exact - given) - 0.5, 0.0) / scale).max())
+def rounded_difference(unrounded: Batches, exported: Batches) -> float:
+    """Compare actions that are rounded to whole numbers with torch's actions before rounding.
 
-
-def largest_difference(expected: list[np.ndarray], given: list[np.ndarray]) -> float:
-    """Of continuous actions ``[B, A]``, per dimension relative to the largest action seen there (at least 1); infinity where one is NaN."""
-    expected, given = np.concatenate(expected).astype(np.float64), np.concatenate(given).astype(np.float64)
-    if expected.shape != given.shape or not (np.isfinite(expected).all() and np.isfinite(given).all()):
+    Rounding moves a number by at most a half, and one close to a half may go either way; only the rest counts, relative as in
+    `largest_difference`. Infinity if an exported action is not a whole number.
+    """
+    expected, actual = _joined(unrounded), _joined(exported)
+    if expected.shape != actual.shape or not np.array_equal(actual, np.rint(actual)):
         return float("inf")
     scale = np.maximum(1.0, np.abs(expected).max(axis=0))
-    return float((np.abs(expected - given) / scale).max())
+    return float((np.maximum(np.abs(expected - actual) - 0.5, 0.0) / scale).max())
 
 
-def best_difference(expected: list[np.ndarray], given: list[np.ndarray], candidates: list[tuple[np.ndarray, np.ndarray]]) -> float:
-    """As `largest_difference`, of policies that take the best of several ``candidates``: actions ``[K, B, A]`` and scores ``[K, B]``.
+def largest_difference(actions: Batches, exported: Batches) -> float:
+    """Compare continuous actions ``[B, A]``, each dimension relative to its largest action (at least 1); infinity if one is NaN."""
+    return _relative_difference(actions, exported, axis=0)
+
+
+def best_difference(actions: Batches, exported: Batches, candidates: list[tuple[np.ndarray, np.ndarray]]) -> float:
+    """Compare the actions of policies that take the best of several ``candidates``: actions ``[K, B, A]`` and scores ``[K, B]``.
 
     Another choice than torch's counts by how far its score falls short of the best, relative to the largest of the row (at least 1).
     """
-    plain = largest_difference(expected, given)
+    plain = largest_difference(actions, exported)
     if not np.isfinite(plain):
         return plain
-    scale = np.maximum(1.0, np.abs(np.concatenate(expected)).max(axis=0))
+    scale = np.maximum(1.0, np.abs(np.concatenate(actions)).max(axis=0))
     worst = 0.0
-    for action, (actions, scores) in zip(given, candidates, strict=True):
-        apart = (np.abs(actions.astype(np.float64) - action) / scale).max(axis=-1)  # [K, B]
+    for action, (choices, scores) in zip(exported, candidates, strict=True):
+        apart = (np.abs(choices.astype(np.float64) - action) / scale).max(axis=-1)  # [K, B]
         short = (scores.max(axis=0) - scores.astype(np.float64)) / np.maximum(1.0, np.abs(scores).max(axis=0))
         worst = max(worst, float(np.maximum(apart, short).min(axis=0).max()))
     return min(plain, worst)
 
 
-def score_difference(expected: list[np.ndarray], given: list[np.ndarray]) -> float:
-    """Of the scores ``[B, N]`` of discrete actions, relative to the largest score of the row (at least 1)."""
-    expected, given = np.concatenate(expected).astype(np.float64), np.concatenate(given).astype(np.float64)
-    if expected.shape != given.shape or not (np.isfinite(expected).all() and np.isfinite(given).all()):
-        return float("inf")
-    scale = np.maximum(1.0, np.abs(expected).max(axis=1, keepdims=True))
-    return float((np.abs(expected - given) / scale).max())
+def score_difference(scores: Batches, exported: Batches) -> float:
+    """Compare the scores ``[B, N]`` of discrete actions, each row relative to its largest score (at least 1); infinity if one is NaN."""
+    return _relative_difference(scores, exported, axis=1)
 
 
-def choice_difference(expected: list[np.ndarray], given: list[np.ndarray], scores: list[np.ndarray] | None) -> float:
-    """Of discrete actions ``[B]``: 0 where all are equal; another choice counts by how far its score (torch's) falls short, or infinity."""
-    expected, given = np.concatenate(expected), np.concatenate(given)
-    if expected.shape != given.shape or given.dtype != np.int64:
+def choice_difference(actions: Batches, exported: Batches, scores: Batches | None) -> float:
+    """Compare discrete actions ``[B]``: 0 if all are equal.
+
+    Another choice counts by how far its score (torch's) falls short; without scores it counts as infinity.
+    """
+    expected, actual = np.concatenate(actions), np.concatenate(exported)
+    if expected.shape != actual.shape or actual.dtype != np.int64:
         return float("inf")
-    other = np.flatnonzero(expected != given)
+    other = np.flatnonzero(expected != actual)
     if not len(other):
         return 0.0
     if scores is None:
         return float("inf")
     table = np.concatenate(scores).astype(np.float64)
-    if given[other].min() < 0 or given[other].max() >= table.shape[1]:
+    if actual[other].min() < 0 or actual[other].max() >= table.shape[1]:
         return float("inf")
-    gap = np.abs(table[other, expected[other]] - table[other, given[other]])
+    gap = np.abs(table[other, expected[other]] - table[other, actual[other]])
     return float((gap / np.maximum(1.0, np.abs(table[other]).max(axis=1))).max())
 
 
-def context_difference(expected: list[np.ndarray], given: list[np.ndarray], *, up_to_last: bool) -> float:
-    """Of a context's tensor ``[B, ...]``, relative to its largest element (at least 1); ``up_to_last``: without the newest step."""
-    expected, given = np.concatenate(expected), np.concatenate(given)
-    if expected.shape != given.shape or expected.dtype != given.dtype:
+def context_difference(context: Batches, exported: Batches, *, up_to_last: bool) -> float:
+    """Compare a tensor ``[B, L, ...]`` of the context, relative to its largest element (at least 1).
+
+    Args:
+        up_to_last: leave the newest step out.
+    """
+    expected, actual = np.concatenate(context), np.concatenate(exported)
+    if expected.shape != actual.shape or expected.dtype != actual.dtype:
         return float("inf")
     if up_to_last:
-        expected, given = expected[:, :-1], given[:, :-1]
+        expected, actual = expected[:, :-1], actual[:, :-1]
     if not expected.size:
         return 0.0
     scale = max(1.0, float(np.abs(expected.astype(np.float64)).max()))
-    difference = float(np.abs(expected.astype(np.float64) - given).max()) / scale
+    difference = float(np.abs(expected.astype(np.float64) - actual).max()) / scale
     return difference if np.isfinite(difference) else float("inf")
+
+
+def _joined(batches: Batches) -> np.ndarray:
+    """Return the rows of all batches as one float64 array."""
+    return np.concatenate(batches).astype(np.float64)
+
+
+def _relative_difference(batches: Batches, exported: Batches, axis: int) -> float:
+    """Return the largest difference relative to the largest expected value along ``axis`` (at least 1); infinity if one is not finite."""
+    expected, actual = _joined(batches), _joined(exported)
+    if expected.shape != actual.shape or not (np.isfinite(expected).all() and np.isfinite(actual).all()):
+        return float("inf")
+    scale = np.maximum(1.0, np.abs(expected).max(axis=axis, keepdims=True))
+    return float((np.abs(expected - actual) / scale).max())

@@ -12,7 +12,6 @@ import copy
 import hashlib
 import json
 import os
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,8 +20,10 @@ import torch
 from google.protobuf.message import DecodeError
 
 from offrl import __version__
+from offrl_store.disk import read_small, write_atomic
 
 KEPT = 64  # files; the ones that were used longest ago go
+MOST_BYTES = 64 << 20  # of a file: it holds no parameters
 NAMES = "names"  # metadata of a file: the initializers that are tensors of the module
 
 
@@ -55,14 +56,15 @@ class Templates:
         """The template of modules of that structure; its values are zeros."""
         path = self._path(structure)
         try:
-            model = onnx.load_model_from_string(path.read_bytes())
+            model = onnx.load_model_from_string(read_small(path, MOST_BYTES))
             about = {entry.key: json.loads(entry.value) for entry in model.metadata_props}
             names, scored = [str(name) for name in about[NAMES]], bool(about["scored"])
+            del model.metadata_props[:]
+            template = Template.of(model, names, scored=scored)
             os.utime(path)
-        except (OSError, DecodeError, ValueError, KeyError, TypeError):
+        except (OSError, DecodeError, ValueError, LookupError, TypeError, RecursionError):
             return None
-        del model.metadata_props[:]
-        return Template.of(model, names, scored=scored)
+        return template
 
     def keep(self, structure: str, template: Template) -> None:
         """Write a template for later jobs."""
@@ -74,9 +76,7 @@ class Templates:
         onnx.helper.set_model_props(model, {NAMES: json.dumps(template.names), "scored": json.dumps(template.scored is not None)})
         with contextlib.suppress(OSError):  # a full disk, say: the next job traces again
             self._folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=self._folder, prefix=".new-", delete=False) as file:
-                file.write(model.SerializeToString())
-            os.replace(file.name, self._path(structure))
+            write_atomic(self._path(structure), model.SerializeToString(), shared=True)
             self._prune()
 
     def _path(self, structure: str) -> Path:
@@ -86,7 +86,8 @@ class Templates:
     def _prune(self) -> None:
         files = sorted(self._folder.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
         for path in files[KEPT:]:
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # of a folder, say: the others go all the same
+                path.unlink(missing_ok=True)
 
 
 def drop_unused(graph: onnx.GraphProto) -> None:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from offrl_store.disk import write_atomic, write_new
+from offrl_store.disk import read_small, write_atomic, write_new
 
 WORTH = 1 << 20  # multiplications below which a call costs more than it gains
 NARROW = 16  # outputs below which torch's own products are the faster
@@ -30,6 +30,7 @@ GAIN = 0.9  # of torch's time that the probe must not exceed
 TOLERANCE = 1e-4  # of the probe, relative to the largest element
 _SIZE = 256  # rows, inputs and outputs of the probe
 _REPEATS = 15
+_MOST_BYTES = 4096  # of a file with an answer
 
 
 def gains(x: Tensor, weight: Tensor) -> bool:
@@ -62,18 +63,24 @@ def faster(threads: int, folder: Path | None = None) -> tuple[bool, str]:
 
     Args:
         folder: where the answer is kept between runs; None: the user's cache (``$XDG_CACHE_HOME/offrld``). A folder that cannot be
-            written keeps nothing.
+            written keeps nothing, and neither does a user without a home.
     """
     if not present():
         return False, "a torch without oneDNN's product"
-    path = (folder or user_cache()) / f"linear-{_circumstances(threads)}.json"
+    folder = user_cache() if folder is None else folder
+    if folder is None:
+        return _probe(threads)
+    path = folder / f"linear-{_circumstances(threads)}.json"
     answer = _saved(path)
     return _save(path, _probe(threads)) if answer is None else answer
 
 
-def user_cache() -> Path:
-    """The folder for what this user's processes keep between runs."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "offrld"
+def user_cache() -> Path | None:
+    """The folder for what this user's processes keep between runs; None for a user without a home."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "offrld"
+    except RuntimeError:  # no HOME, and no entry in the list of users
+        return None
 
 
 @functools.lru_cache(maxsize=1)
@@ -94,12 +101,13 @@ def _circumstances(threads: int) -> str:
 
 
 def _saved(path: Path) -> tuple[bool, str] | None:
-    """The answer in the file; None if the file is absent or cut short."""
+    """The answer in the file; None if there is no such file, or it holds anything but an answer of this module."""
     try:
-        answer = json.loads(path.read_bytes())
-        return bool(answer["faster"]), str(answer["seen"])
-    except (OSError, ValueError, KeyError, TypeError):
+        answer = json.loads(read_small(path, _MOST_BYTES))
+        faster, seen = answer["faster"], answer["seen"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
+    return (faster, seen) if isinstance(faster, bool) and isinstance(seen, str) and seen.isprintable() else None
 
 
 def _save(path: Path, answer: tuple[bool, str]) -> tuple[bool, str]:

@@ -7,9 +7,9 @@ import json
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
-from offrl.errors import InvalidInput
+from offrl.errors import CheckFailed, InvalidInput
 from offrl.foreign import ForeignPolicy, opened
 from offrl.rollout import evaluate
 from offrl_store import EpisodeStore
@@ -74,6 +74,104 @@ def test_what_does_not_fit_is_one_line():
         with pytest.raises(InvalidInput) as caught:
             make()
         assert words in str(caught.value) and caught.value.hint and "\n" not in str(caught.value)
+
+
+def made(nodes: list, size: int, output: tuple, **constants: np.ndarray) -> ForeignPolicy:
+    """A graph from obs ``[b, size]`` to act; ``output``: its type, and its shape without the batch axis."""
+    kind, *shape = output
+    graph = helper.make_graph(
+        nodes,
+        "policy",
+        [helper.make_tensor_value_info("obs", TensorProto.FLOAT, ["b", size])],
+        [helper.make_tensor_value_info("act", kind, ["c", *shape])],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    return ForeignPolicy(model.SerializeToString(), argmax=output == (TensorProto.FLOAT, 2))
+
+
+FLOAT, WHOLE = TensorProto.FLOAT, TensorProto.INT64
+WIDE = [
+    helper.make_node("Cast", ["obs"], ["wide"], to=TensorProto.DOUBLE),
+    helper.make_node("ReduceSum", ["wide", "axis"], ["sum"], keepdims=1),
+    helper.make_node("Add", ["sum", "large"], ["act"]),
+]
+SAME = [  # the constant for each row
+    helper.make_node("Cast", ["obs"], ["whole"], to=WHOLE),
+    helper.make_node("ReduceSum", ["whole", "axis"], ["sum"], keepdims=0),
+    helper.make_node("Mul", ["sum", "zero"], ["none"]),
+]
+AXIS, ZERO = np.array([1]), np.array([0])
+
+
+@pytest.mark.parametrize(
+    ("env", "policy", "words"),
+    [
+        (
+            "CartPole-v1",
+            made([helper.make_node("MatMul", ["obs", "nan"], ["act"])], 4, (FLOAT, 2), nan=np.full((4, 2), np.nan, np.float32)),
+            "'act' is not finite",
+        ),
+        (
+            "CartPole-v1",
+            made([*SAME, helper.make_node("Add", ["none", "seven"], ["act"])], 4, (WHOLE,), axis=AXIS, zero=ZERO, seven=np.array([7])),
+            "gives the action 7, the environment has 0 to 1",
+        ),
+        (
+            "CartPole-v1",
+            made([*SAME, helper.make_node("Sub", ["none", "one"], ["act"])], 4, (WHOLE,), axis=AXIS, zero=ZERO, one=np.array([1])),
+            "gives the action -1, the environment has 0 to 1",
+        ),
+        (
+            "CartPole-v1",
+            made(
+                [*SAME, helper.make_node("Add", ["none", "far"], ["at"]), helper.make_node("Gather", ["table", "at"], ["act"])],
+                4,
+                (WHOLE,),
+                axis=AXIS,
+                zero=ZERO,
+                far=np.array([9]),
+                table=np.array([0, 1]),
+            ),
+            "the policy's graph fails",
+        ),
+        (
+            "Pendulum-v1",
+            made(
+                [helper.make_node("ReduceMean", ["obs"], ["m"], keepdims=0), helper.make_node("Expand", ["m", "shape"], ["act"])],
+                3,
+                (FLOAT, 1),
+                shape=np.array([3, 1]),
+            ),
+            "has the shape [3, 1] for 1 observations",
+        ),
+        ("Pendulum-v1", made(WIDE, 3, (TensorProto.DOUBLE, 1), axis=AXIS, large=np.array([1e300])), "float32 does not hold"),
+    ],
+)
+def test_what_a_policy_does_wrong_is_said_of_the_policy_and_not_of_the_environment(tmp_path, capfd, env, policy, words):
+    for act in (lambda: evaluate(policy, env, 1), lambda: collect(env, policy, steps=5, into=tmp_path / "store")):
+        with pytest.raises(CheckFailed) as caught:
+            act()
+        assert words in str(caught.value)
+        assert "\n" not in str(caught.value)
+    assert not capfd.readouterr().err  # onnxruntime's own lines hold the names in the file as they are
+
+
+def test_a_graph_without_input_or_output_and_a_ragged_observation_are_one_line():
+    value = numpy_helper.from_array(np.ones((1, 1), np.float32), "one")
+    obs = helper.make_tensor_value_info("obs", FLOAT, ["b", 3])
+    out = helper.make_tensor_value_info("act", FLOAT, ["b", 3])
+    for inputs, outputs, name in (([], [out], "one"), ([obs], [], "obs")):
+        graph = helper.make_graph([helper.make_node("Identity", [name], ["act"])], "policy", inputs, outputs, [value])
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+        with pytest.raises(InvalidInput, match=r"has no (in|out)put;"):
+            ForeignPolicy(model.SerializeToString())
+    policy = made([helper.make_node("Identity", ["obs"], ["act"])], 3, (FLOAT, 3))
+    for call, given in ((policy.act, [[1], [1, 2]]), (policy.predict, [[1], [1, 2]]), (policy.predict, 1.0), (policy.act, [1e39, 0, 0])):
+        with pytest.raises(InvalidInput):
+            call(given)
+    assert policy.predict(np.zeros((0, 3))).shape == (0, 3)
+    assert policy.act({"obs": [1, 2, 3], "others": [[1], [1, 2]]}).tolist() == [1, 2, 3]
 
 
 def test_the_command_line_collects_and_evaluates_with_named_tensors(offrl_cli, client, tmp_path):

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from policy_files import linear_policy
+from policy_files import linear_policy, with_metadata
 
 from offrl import Policy
 from offrl.errors import CheckFailed, InvalidInput
@@ -194,6 +194,31 @@ def test_an_action_that_is_no_number_is_not_given_to_a_robot(bad):
         policy.act(SECRET)
     with pytest.raises(CheckFailed, match=r"action\[0, 2\] is (nan|inf)"):
         policy.predict(SECRET[None])
+
+
+def test_a_graph_that_fails_on_an_observation_or_gives_other_rows_is_not_given_to_a_robot(capfd):
+    whole = helper.make_tensor_value_info("observation", TensorProto.INT64, ["b"])
+    action = helper.make_tensor_value_info("action", TensorProto.INT64, ["c"])
+    constants = {"table": [4, 5], "one": [1], "nine": [9]}
+
+    def policy(*nodes: onnx.NodeProto) -> Policy:
+        values = [numpy_helper.from_array(np.array(value), name) for name, value in constants.items()]
+        return Policy(with_metadata(helper.make_graph(nodes, "g", [whole], [action], values), {"format": 1}))
+
+    gather = policy(helper.make_node("Gather", ["table", "observation"], ["action"]))
+    assert (gather.act(1), gather.predict([0, 1]).tolist()) == (5, [4, 5])
+    for call in (lambda: gather.act(7), lambda: gather.predict([0, 7])):
+        with pytest.raises(CheckFailed, match="graph fails") as caught:
+            call()
+        assert "\n" not in str(caught.value)
+    assert gather.act(0) == 4
+    more = policy(
+        helper.make_node("Slice", ["observation", "one", "nine"], ["rest"]),
+        helper.make_node("Concat", ["observation", "rest"], ["action"], axis=0),
+    )
+    with pytest.raises(CheckFailed, match=r"shape \(3,\) for 2"):
+        more.predict([0, 1])
+    assert not capfd.readouterr().err
 
 
 def test_large_actions_that_are_numbers_are_given():

@@ -55,6 +55,8 @@ def test_the_state_folder_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
         ("state_dir =", InvalidInput, "not TOML", ""),
         ('import_roots = ["relative"]', InvalidInput, "'relative'", ""),
         ('log_level = "loud"', InvalidInput, "'loud'", ""),
+        ("metrics_port = 1" + "0" * 400, InvalidInput, "metrics_port: a number of hundreds of digits", ""),
+        ("a" + ".a" * 2000 + " = 1", InvalidInput, "nested too deeply", ""),
     ],
 )
 def test_a_wrong_setting_is_named(tmp_path: Path, text: str, error: type[Exception], words: str, hint: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -20,6 +21,7 @@ from torch import nn
 
 from offrl.errors import CheckFailed, InvalidInput
 from offrl.policy import Policy
+from offrl_store import disk
 from offrld.algos import get
 from offrld.export import policy_file, templates
 from offrld.export.onnx import PolicyExporter, annotate, export_policy
@@ -377,7 +379,9 @@ def test_a_later_process_writes_the_same_file_from_a_kept_template(tmp_path, kin
     assert not any(tensor.numpy().tobytes() in file.read_bytes() for tensor in weights.values())  # a graph, and no job's values
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "another graph", "a folder in its place"])
+@pytest.mark.parametrize(
+    "damage", ["cut", "empty", "another graph", "an unknown operator", "no output", "a folder in its place", "a pipe in its place"]
+)
 def test_a_kept_template_that_is_damaged_is_traced_again(tmp_path, damage):
     folder = tmp_path / "templates"
     PolicyExporter(Templates(folder)).export(Continuous(0), None, observation=CONTINUOUS, discrete=False)
@@ -386,15 +390,44 @@ def test_a_kept_template_that_is_damaged_is_traced_again(tmp_path, damage):
         model = onnx.load(file)
         next(node for node in model.graph.node if node.op_type == "Tanh").op_type = "Sigmoid"
         onnx.save(model, file)
-    elif damage == "a folder in its place":
+    elif damage in ("an unknown operator", "no output"):
+        model = onnx.load(file)
+        model.graph.node[0].op_type = "Nothing"
+        if damage == "no output":
+            del model.graph.output[:]
+        onnx.save(model, file)
+    elif damage.endswith("in its place"):
         file.unlink()
-        file.mkdir()
+        file.mkdir() if "folder" in damage else os.mkfifo(file)
     else:
         file.write_bytes(file.read_bytes()[:200] if damage == "cut" else b"")
     exporter = PolicyExporter(Templates(folder))
     exporter.export(Continuous(1), tmp_path / "policy.onnx", observation=CONTINUOUS, discrete=False)
     assert exporter.traces == 1
     assert_same(Continuous(1), tmp_path / "policy.onnx")
+
+
+def test_a_kept_template_of_scores_without_an_output_is_traced_again(tmp_path):
+    PolicyExporter(Templates(tmp_path)).export(Discrete(), None, observation=CONTINUOUS, discrete=True)
+    (file,) = tmp_path.iterdir()
+    model = onnx.load(file)
+    del model.graph.output[:]
+    onnx.save(model, file)
+    exporter = PolicyExporter(Templates(tmp_path))
+    exporter.export(Discrete(), None, observation=CONTINUOUS, discrete=True)
+    assert exporter.traces == 1
+
+
+def test_a_worker_whose_share_of_the_disk_is_used_up_keeps_no_template(tmp_path):
+    def refuse(count: int) -> None:
+        raise OSError(errno.ENOSPC, "no space left")
+
+    disk.limit(refuse)
+    try:
+        PolicyExporter(Templates(tmp_path)).export(Continuous(), None, observation=CONTINUOUS, discrete=False)
+    finally:
+        disk.limit(None)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_templates_used_longest_ago_go(tmp_path):

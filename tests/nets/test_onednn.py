@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+from pathlib import Path
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -194,6 +198,47 @@ def test_what_was_seen_first_counts_in_every_later_run(probe, tmp_path):
     file.write_text('{"faster": true')  # cut short by a full disk: looked at again, and mended
     assert probe(wrong) == (False, text)
     assert probe(slow) == (False, text)
+
+
+@needs_onednn
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"[" * 3000,
+        b'["faster", "seen"]',
+        b'{"faster": "no", "seen": "a text for a truth value"}',
+        b'{"faster": true, "seen": "lines\\nand \\u001b[31m escapes"}',
+        b'{"faster": true, "seen": 3}',
+        b'{"faster": true, "seen": "' + b"x" * 5000 + b'"}',
+        b"\xff\xfe",
+        "a pipe",
+        "a link that leads nowhere",
+    ],
+)
+def test_whatever_else_is_in_place_of_the_answer_is_replaced(probe, tmp_path, content):
+    wrong, text = lambda *arguments: RIGHT(*arguments) * 1.01, "a difference between oneDNN's product and torch's"
+    file = tmp_path / f"linear-{onednn._circumstances(1)}.json"
+    if content == "a pipe":
+        os.mkfifo(file)
+    elif content == "a link that leads nowhere":
+        file.symlink_to(tmp_path / "nowhere")
+    else:
+        file.write_bytes(content)
+    assert probe(wrong) == (False, text)
+    assert json.loads(file.read_bytes())["seen"] == text
+    assert file.is_file()
+    assert not file.is_symlink()
+
+
+@needs_onednn
+def test_a_user_without_a_home_keeps_nothing(probe, monkeypatch):
+    def no_home(_: type) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", classmethod(no_home))
+    assert not probe(slow, None)[0]
 
 
 @needs_onednn

@@ -82,7 +82,7 @@ def test_an_environment_that_breaks_is_told_with_its_place_and_the_episode_is_ke
 
 def test_what_cannot_be_collected_leaves_no_dataset(start, tmp_path):
     worker = start("c1", {"kind": "collect", "env": "CartPole-v1", "dataset": "d", "steps": 10, "noise": 0.1})
-    assert "there is no normal noise" in worker.end()["error"]["message"]
+    assert "take no normal noise" in worker.end()["error"]["message"]
     assert not (tmp_path / "datasets" / "d").exists()
 
 
