@@ -91,7 +91,7 @@ def _sync(path: str | os.PathLike[str], flags: int) -> None:
 
 # ----------------------------------------------------------------------------------------------------------------- whole files
 def read_small(path: str | os.PathLike[str], most: int) -> bytes:
-    """Read a regular file of at most ``most`` bytes. Any other file raises `OSError`: a pipe is not waited for."""
+    """Read a regular file of at most ``most`` bytes. Any other file raises `OSError`; the call never waits for a pipe."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         status = os.fstat(descriptor)

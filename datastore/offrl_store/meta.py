@@ -32,7 +32,7 @@ def checked(metadata: Mapping[str, Any] | None) -> str | None:
     except (TypeError, ValueError) as error:
         raise InvalidInput(f"metadata is not a JSON object: {error}") from error
     except RecursionError:
-        raise InvalidInput("metadata is nested too deeply", hint="JSON of a thousand levels is read by nobody") from None
+        raise InvalidInput("metadata is nested too deeply", hint="give JSON with fewer levels") from None
 
 
 def dump_line(number: int, text: str) -> bytes:

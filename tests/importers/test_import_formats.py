@@ -1,4 +1,4 @@
-"""Formats beside D4RL's: singular names, d3rlpy version 1, Minari with other spaces, our own store; and how they are told apart."""
+"""Formats other than D4RL: singular names, d3rlpy version 1, Minari with other spaces, our own store; and their detection."""
 
 from __future__ import annotations
 
