@@ -63,7 +63,7 @@ PAGE = 4096  # holes are made of whole pages
 
 
 def _offset(record: np.dtype, name: str) -> int:
-    """The byte at which a field of a record starts."""
+    """Return the byte at which a field of a record starts."""
     fields: Mapping[str, Any] = record.fields or {}
     return int(fields[name][1])
 

@@ -74,7 +74,7 @@ class Column:
         return max(1, self.dtype.itemsize * math.prod(self.shape))
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Rows ``start:stop``, ``[stop - start, ...]``; raises `InvalidInput` if the file is damaged there."""
+        """Read rows ``start:stop`` as ``[stop - start, ...]``. Raises `InvalidInput` if the file is damaged there."""
         try:
             block = np.asarray(self.data[start:stop])
         except (OSError, EOFError, RuntimeError, ValueError, zlib.error, zipfile.BadZipFile) as error:

@@ -84,11 +84,11 @@ def dump_dataset(store: EpisodeStore, file: BinaryIO, format: str = "d3rlpy", **
 
 
 def _no_progress(done: int, total: int | None) -> None:
-    """The caller wants no progress."""
+    """Ignore progress."""
 
 
 def _no_message(line: str) -> None:
-    """The caller wants no messages."""
+    """Ignore messages."""
 
 
 __all__ = ["EXPORTS", "FOLDERS", "dump_dataset", "export_dataset"]

@@ -89,7 +89,7 @@ def import_into(
 
 
 def _discard(line: str) -> None:
-    """The caller wants no messages."""
+    """Ignore messages."""
 
 
 def _opened(source: Any, format: str | None, options: Mapping[str, Any] | None, skip_bad: bool) -> Source:

@@ -112,19 +112,19 @@ def box(low: Any, high: Any, origin: str, file: str = "the file", kind: str = ""
 
 
 def kind_of(metadata: Any) -> str:
-    """The kind of choices (`CHOICES`) in a dataset's metadata; "" for other actions."""
+    """Return the kind of choices (`CHOICES`) in a dataset's metadata; "" for other actions."""
     space = metadata.get("action_space") if isinstance(metadata, dict) else None
     kind = space.get("kind") if isinstance(space, dict) else None
     return kind if kind in CHOICES else ""
 
 
 def _place(wrong: np.ndarray) -> str:
-    """``[i]`` of the first true value; "" for a single value."""
+    """Return ``[i]`` of the first true value; "" for a single value."""
     return f"[{int(wrong.argmax())}]" if wrong.ndim else ""
 
 
 def choices(n: Any, start: Any, origin: str, file: str) -> Choices:
-    """``n`` discrete actions. ``start`` must be 0, because the policy's output is the number itself.
+    """Make a space of ``n`` discrete actions. ``start`` must be 0, because the policy's output is the number itself.
 
     Raises `InvalidInput` for another start, and unless ``n`` is a whole number from 1 to `MAX_CHOICES`.
     """
@@ -176,7 +176,7 @@ def probe_environment(env_id: str | None, file: str, messages: list[str]) -> Env
 
 
 def extremes(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Smallest and largest value of each column of ``[K, A]``, both ``[A]``.
+    """Return the smallest and largest value of each column of ``[K, A]``, both ``[A]``.
 
     A narrow array is first folded into rows of some hundred values: NumPy reduces rows of six at a sixth of the speed.
     """
@@ -243,7 +243,7 @@ class ActionScan:
         return {"action_space": {"kind": self._box.kind}} if self._box is not None and self._box.kind else {}
 
     def _holds(self, box: Box) -> bool:
-        """Whether the bounds of a box are values of the integer dtype."""
+        """Return whether the bounds of a box are values of the integer dtype."""
         info, bounds = np.iinfo(self._dtype), np.concatenate([box.low, box.high])
         return bool(((bounds == np.floor(bounds)) & (bounds >= info.min) & (bounds <= info.max) & (np.abs(bounds) <= EXACT)).all())
 

@@ -79,7 +79,7 @@ def test_one_hot_actions_become_choices(pendulum):
     [
         ("storage/next/reward.memmap", b"short", "next/reward.memmap has 5 bytes; expected 8800"),
         ("storage/meta.json", b"{", "meta.json is not JSON"),
-        ("storage/storage_metadata.json", b'{"len": 9000}', "says 9000 of 2200 rows"),
+        ("storage/storage_metadata.json", b'{"len": 9000}', "has the length 9000 for 2200 rows"),
         ("storage/meta.json", b'{"shape": [20, 11, 10]}', r"the storage has the shape \[20, 11, 10\]"),
         ("storage/meta.json", b'{"shape": [2200]}', "holds no 'action'"),
     ],
