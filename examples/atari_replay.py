@@ -2,7 +2,7 @@
 
     python examples/atari_replay.py breakout-mixed-v0 [--steps N] [--episodes N]
 
-docs/atari.md describes the source of the data and their folder.
+docs/atari.md describes the data's source and cache.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import quote
@@ -51,7 +52,7 @@ def find_epoch(game: str, index: int, epoch: int, message: Callable[[str], None]
     files = {each: cache / f"{each}.gz" for each in ELEMENTS}
     if not all(file.is_file() for file in files.values()):
         if not places.is_address(source):
-            files = _mirrored(Path(source).expanduser(), name, index, epoch)
+            files = _mirrored(Path(os.path.expanduser(source)), name, index, epoch)
         else:
             places.check_downloads(f"epoch {epoch} of {name}, run {index}", cache)
             for each, file in files.items():

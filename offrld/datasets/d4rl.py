@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -68,7 +69,7 @@ def find_file(name: str, message: Callable[[str], None], progress: Progress | No
     folder, source = places.d4rl_folder(), places.d4rl_source()
     here = [folder / published.name, folder / f"{name}.hdf5"]
     if source is not None and not places.is_address(source):
-        mirror = Path(source).expanduser()
+        mirror = Path(os.path.expanduser(source))
         here += [mirror / published.relative_to("/").name, mirror / published.parent.name / published.name, mirror / f"{name}.hdf5"]
     for file in here:
         if file.is_file():

@@ -32,7 +32,7 @@ def find_folder(name: str, message: Callable[[str], None], progress: Progress | 
     if (folder / "data" / "metadata.json").is_file():
         return folder
     if not places.is_address(remote):
-        mirror = Path(remote).expanduser() / name
+        mirror = Path(os.path.expanduser(remote)) / name
         if (mirror / "data" / "metadata.json").is_file():
             return mirror
         raise InvalidInput(f"neither {root} nor {remote} holds {name}", hint="put its folder, with data/metadata.json, into one of them")

@@ -60,4 +60,5 @@ def check_downloads(name: str, folder: Path) -> None:
 
 
 def _folder(variable: str, below_home: str) -> Path:
-    return Path(os.environ.get(variable) or Path.home() / below_home).expanduser()
+    # Unlike Path.expanduser, this takes a user who is not there, or who has no home, for a name.
+    return Path(os.path.expanduser(os.environ.get(variable) or os.path.join("~", below_home)))

@@ -120,7 +120,7 @@ def _minari_metadata(export: Export, layout: Layout, episodes: int, steps: int, 
 
 def _dataset_id(path: Path) -> str:
     """Return the id under which Minari finds the folder: its path below Minari's root, or else its name, with a version."""
-    root = Path(os.environ.get("MINARI_DATASETS_PATH") or Path.home() / ".minari" / "datasets")
+    root = Path(os.environ.get("MINARI_DATASETS_PATH") or os.path.expanduser("~/.minari/datasets"))
     path = Path(os.path.abspath(path))
     name = path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
     return name if re.search(r"-v\d+$", name) else f"{name}-v0"

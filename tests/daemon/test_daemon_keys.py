@@ -240,7 +240,7 @@ def test_who_adds_a_dataset_owns_it(keyed: Keyed) -> None:
     arm1.request(wire.OpenUpload(upload="up-of-arm1", files=[empty]))
     assert [info.owner for info in arm1.uploads()] == ["arm1"]
     assert "up-of-arm1" not in {info.upload for info in arm2.uploads()}
-    with pytest.raises(NotAllowed, match="another's"):
+    with pytest.raises(NotAllowed, match="somebody else's"):
         arm2.remove_upload("up-of-arm1")
     arm1.request(wire.FinishUpload(upload="up-of-arm1"))
     job = arm1.request(wire.Submit(spec=ImportSpec(dataset="of-arm1", upload="up-of-arm1"))).job
