@@ -156,7 +156,10 @@ class Client(Session):
         )
         build(TrainSpec, **values, dataset="not-known-yet")  # before anything is uploaded
         spec = build(TrainSpec, **values, dataset=self.datasets.resolve(dataset))
-        start_at = at.timestamp() if isinstance(at, datetime) else at
+        try:
+            start_at = at.timestamp() if isinstance(at, datetime) else at
+        except (ValueError, OverflowError):  # a year that the time zone leads out of the calendar
+            raise InvalidInput(f"the start time {at} has no number of seconds", hint="give a time of the years to come") from None
         return enqueue(self, spec, priority=priority, after=after, key=key, start_at=start_at, start_in_s=delay_s)
 
     def rerun(self, job: str | Job, *, into: str | None = None, priority: int = 0, key: str | None = None) -> Job:
