@@ -59,7 +59,7 @@ def test_an_import_ends_at_the_quota_and_leaves_nothing(start, upload, bomb, tmp
     with Least(tmp_path) as seen:
         end = start("job-1", spec, quota_bytes=QUOTA).end()
     assert (end["state"], end["error"]["code"]) == ("failed", "disk_full")
-    assert f"disk.quota_bytes = {QUOTA} are allowed" in end["error"]["message"]
+    assert f"disk.quota_bytes = {QUOTA} is the limit" in end["error"]["message"]
     assert seen.used <= QUOTA
     assert list((tmp_path / "datasets").iterdir()) == []
     assert start("job-2", spec, quota_bytes=2 * UNFOLDED).end()["state"] == "succeeded"
@@ -132,7 +132,7 @@ def test_an_import_leaves_the_disk_its_reserve(bomb, tmp_path):
             finally:
                 worker.close()
         assert end["error"]["code"] == "disk_full"
-        assert f"uploads.keep_free_bytes = {50 << 20} of them must stay free" in end["error"]["message"]
+        assert f"uploads.keep_free_bytes = {50 << 20} must stay free" in end["error"]["message"]
         assert 50 << 20 <= seen.free < 100 << 20
         assert os.listdir(inside / "datasets") == []
     finally:

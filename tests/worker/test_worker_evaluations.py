@@ -1,4 +1,4 @@
-"""A training goes on where its evaluations fail: a warning, a metric, a note beside the success; the policies are there."""
+"""Training continues if its evaluations fail: there is a warning, a metric, a remark beside the success, and the policies exist."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_an_environment_that_always_fails_is_given_up_and_training_succeeds(trai
     warnings = [event["message"] for event in worker.of_type("message") if event["message"].startswith("warning")]
     assert warnings == [
         f"warning: step {step}: the evaluation of seed 0, 1 failed: {failed}; {rest}"
-        for step, rest in ((10, "training goes on"), (20, "training goes on"), (30, "that is 3 in a row: no other is tried"))
+        for step, rest in ((10, "training continues"), (20, "training continues"), (30, "that is 3 in a row: none is tried again"))
     ]
     assert rows(worker, "return_mean") == []
     assert rows(worker, "evaluation_failed", 1) == [["10", "1.0"], ["20", "2.0"], ["30", "3.0"]]

@@ -105,6 +105,6 @@ def test_a_worker_that_cannot_stop_ends_all_the_same_and_says_which_checkpoint_s
     beats = len(worker.signs)
     worker.signal(signal.SIGTERM)
     assert worker.wait() == 75  # within a deadline that is far from the hour for which it hangs
-    assert "the last checkpoint serves, of step 10" in worker.log.read_text()
+    assert "the job will continue from the checkpoint at step 10" in worker.log.read_text()
     assert len(worker.signs) == beats  # while it hung it gave no sign of life
     assert worker.of_type("end") == []

@@ -184,7 +184,7 @@ def test_a_policy_is_exported_without_the_dataset_that_it_was_trained_on(algorit
         file.unlink() if not file.is_dir() else file.rmdir()
     without = start("without", {"kind": "export", "job": "job", "seed": seed})
     assert without.end()["state"] == "succeeded"
-    assert any("draws its own observations" in event["message"] for event in without.of_type("message"))
+    assert any("is checked on random observations" in event["message"] for event in without.of_type("message"))
     assert weights(path) == weights(of_the_run)
     again = Policy(path).metadata
     for name in ("space", "config", "dataset", "seed", "step", "job"):

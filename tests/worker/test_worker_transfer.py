@@ -81,7 +81,7 @@ def test_one_seed_that_diverges_leaves_the_others_alone(train, start):
     end = job.end()
     assert end["state"] == "succeeded"
     assert "of seed 0 became nan by step" in end["reason"]
-    assert any("the other seeds go on" in event["message"] for event in job.of_type("message"))
+    assert any("the other seeds continue" in event["message"] for event in job.of_type("message"))
     Policy(job.run / "seed-1" / "policy-000000000080.onnx")
     assert not (job.run / "seed-0" / "policy-000000000080.onnx").exists()
     assert path.exists()  # the last checkpoint at which its metrics were in order

@@ -16,7 +16,7 @@ from typing import Any
 from offrl.errors import InvalidInput, OffrlError, from_wire
 from offrl.job import TRAINS, CollectSpec, TrainOnlineSpec, TrainSpec, taken
 from offrl_store import EpisodeStore, Schema
-from offrld import fits, settings, told_spaces
+from offrld import environment_spaces, fits, settings
 from offrld.daemon.app import App
 from offrld.daemon.queue import datasets, job_record
 
@@ -36,7 +36,7 @@ async def check(app: App, spec: TrainSpec | TrainOnlineSpec | CollectSpec, catal
             await _check_dataset(app, spec, stored)
             fits.check_fits(stored, _chosen(spec, algorithm), algorithm=spec.algorithm, actions=algorithm.get("actions", "both"))
         if spec.eval_env is not None and stored is not None:
-            await _environment(app, spec.eval_env, lambda told: told_spaces.check(spec.eval_env, told, stored))
+            await _environment(app, spec.eval_env, lambda told: environment_spaces.check(spec.eval_env, told, stored))
     else:
         schema = await _played(app, spec, stored, algorithm)
         if schema is not None:
@@ -65,7 +65,7 @@ async def _played(
             raise InvalidInput(f"{spec.env}: {told['refusal']['message']}", hint=told["refusal"]["hint"])
         schema = Schema.from_json(told["schema"])
         if stored is not None:
-            told_spaces.check_steps(spec.env, schema, stored)
+            environment_spaces.check_steps(spec.env, schema, stored)
         if algorithm is not None:
             actions = algorithm.get("actions", "both")
             fits.check_fits(schema, _chosen(spec, algorithm), algorithm=spec.algorithm, actions=actions, whose=spec.env)
@@ -79,7 +79,7 @@ async def _played(
     if schema is None:
         return None
     if isinstance(spec, TrainOnlineSpec) and spec.eval_env is not None and spec.eval_env != spec.env:
-        await _environment(app, spec.eval_env, lambda told: told_spaces.check(spec.eval_env, told, schema))
+        await _environment(app, spec.eval_env, lambda told: environment_spaces.check(spec.eval_env, told, schema))
     return schema
 
 

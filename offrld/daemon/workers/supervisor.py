@@ -379,7 +379,7 @@ class Supervisor:
             step = attempt.job.step
         attempt.silent = attempt.vital.silence(step)
         log.warning("job %s: its worker hangs (%s) and is killed", attempt.job.id, attempt.silent)
-        attempt.worker.tell_where()
+        attempt.worker.dump_stacks()
         await asyncio.sleep(STACKS_S)
         attempt.worker.kill()
 
