@@ -65,7 +65,7 @@ def test_an_import_ends_at_the_quota_and_leaves_nothing(start, upload, bomb, tmp
     assert start("job-2", spec, quota_bytes=2 * UNFOLDED).end()["state"] == "succeeded"
 
 
-def test_an_append_ends_at_the_quota_and_keeps_what_was_there(start, upload, bomb, tmp_path):
+def test_an_append_ends_at_the_quota_and_keeps_the_dataset(start, upload, bomb, tmp_path):
     small = tmp_path / "small.hdf5"
     with h5py.File(small, "w") as file:
         file["observations"], file["actions"] = np.ones((100, 256), "f4"), np.linspace(-1, 1, 100, dtype="f4")[:, None]
@@ -115,7 +115,7 @@ def test_training_ends_at_the_quota_and_keeps_its_checkpoint(start, imported, tm
 
 
 @pytest.mark.skipif(bool(SmallDisk.unavailable()), reason=f"no small disk: {SmallDisk.unavailable()}")
-def test_an_import_leaves_the_disk_its_reserve(bomb, tmp_path):
+def test_an_import_keeps_the_reserve_of_the_disk_free(bomb, tmp_path):
     from worker_process import WorkerProcess
 
     disk = SmallDisk(tmp_path, 150)
@@ -139,7 +139,7 @@ def test_an_import_leaves_the_disk_its_reserve(bomb, tmp_path):
         disk.close()
 
 
-def test_an_import_that_wants_too_much_memory_fails_by_itself(start, upload, tmp_path):
+def test_an_import_that_needs_too_much_memory_fails_alone(start, upload, tmp_path):
     """One episode of 512 MB, compressed to one."""
     path, steps = tmp_path / "long.hdf5", 1 << 17
     with h5py.File(path, "w") as file:

@@ -15,7 +15,7 @@ def rows(worker, name: str, seed: int = 0) -> list[list[str]]:
     return [line.split(",")[1:] for line in path.read_text().splitlines()[1:]] if path.exists() else []
 
 
-def test_an_environment_that_always_fails_is_given_up_and_training_succeeds(train):
+def test_evaluations_stop_if_the_environment_always_fails_and_training_succeeds(train):
     spec = {"steps": 50, "eval_every": 10, "eval_env": "offrld_failing_env:Failing-v0", "seeds": [0, 1], "config": SMALL}
     worker = train("job", "discrete_bc", "cartpole", environment={"PYTHONPATH": str(PLUGINS)}, **spec)
     end = worker.end()
@@ -35,7 +35,7 @@ def test_an_environment_that_always_fails_is_given_up_and_training_succeeds(trai
     assert 'raise RuntimeError("the simulator has crashed")' in worker.log.read_text()
 
 
-def test_an_evaluation_that_fails_once_is_missing_alone(train):
+def test_one_failed_evaluation_is_the_only_one_missing(train):
     spec = {"steps": 20, "eval_every": 10, "eval_env": "offrld_failing_env:FailingOnce-v0", "eval_episodes": 2, "config": SMALL}
     worker = train("job", "discrete_bc", "cartpole", environment={"PYTHONPATH": str(PLUGINS)}, **spec)
     end = worker.end()
@@ -44,7 +44,7 @@ def test_an_evaluation_that_fails_once_is_missing_alone(train):
     assert rows(worker, "evaluation_failed") == [["10", "1.0"]]
 
 
-def test_a_reward_that_is_no_number_fails_the_evaluation_of_an_online_training_alone(start):
+def test_a_reward_that_is_not_a_number_fails_only_the_evaluation_of_an_online_run(start):
     spec = {
         "kind": "train_online",
         "algorithm": "dqn",
