@@ -174,7 +174,7 @@ class Connection:
         key = self._key()
         for last in (False, True):
             address.probe(self.url)
-            if (failure := self._handshake(key)) is None:
+            if (failure := self._handshake(self._context, key)) is None:
                 return
             self._drop()
             if last or isinstance(failure, NoDaemon):
@@ -201,32 +201,32 @@ class Connection:
         where = keys.config_dir() / "offrl.key"
         return NotAllowed(f"the daemon at {self.url} lets in known keys only, and neither OFFRL_KEY nor {where} is one", hint=keys.NEW_HINT)
 
-    def _handshake(self, key: keys.ClientKey | None) -> NoDaemon | NotAllowed | None:
+    def _handshake(self, context: zmq.Context, key: keys.ClientKey | None) -> NoDaemon | NotAllowed | None:
         """Open a socket and return what went wrong before the daemon proved its identity and let us in; None: nothing."""
-        self._socket = self._context.socket(zmq.DEALER)
-        self._socket.setsockopt(zmq.LINGER, 0)
-        self._socket.setsockopt(zmq.IMMEDIATE, 1)
-        self._socket.setsockopt(zmq.MAXMSGSIZE, wire.MAX_MESSAGE)
+        self._socket = socket = context.socket(zmq.DEALER)
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.setsockopt(zmq.IMMEDIATE, 1)
+        socket.setsockopt(zmq.MAXMSGSIZE, wire.MAX_MESSAGE)
         # No automatic reconnection: ZeroMQ would send queued chunks of a file to the new daemon, without the chunks before them.
-        self._socket.setsockopt(zmq.RECONNECT_IVL, -1)
-        self._socket.setsockopt(zmq.SNDTIMEO, 100)
-        self._socket.setsockopt(zmq.RCVTIMEO, AT_ONCE_MS)
+        socket.setsockopt(zmq.RECONNECT_IVL, -1)
+        socket.setsockopt(zmq.SNDTIMEO, 100)
+        socket.setsockopt(zmq.RCVTIMEO, AT_ONCE_MS)
         if self.url.startswith("tcp://["):
-            self._socket.setsockopt(zmq.IPV6, 1)
+            socket.setsockopt(zmq.IPV6, 1)
         if self.url.startswith("tcp://"):
-            self._socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
-            self._socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 3 * HEARTBEAT_MS)
+            socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
+            socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 3 * HEARTBEAT_MS)
         if key is not None:
-            self._socket.setsockopt(zmq.CURVE_SERVERKEY, bytes.fromhex(key.server))
-            self._socket.setsockopt(zmq.CURVE_PUBLICKEY, bytes.fromhex(key.public))
-            self._socket.setsockopt(zmq.CURVE_SECRETKEY, bytes.fromhex(key.secret))
-        self._monitor = self._socket.get_monitor_socket(_UP | _DOWN)
-        self._monitor.setsockopt(zmq.LINGER, 0)
-        self._socket.connect(self.url)
+            socket.setsockopt(zmq.CURVE_SERVERKEY, bytes.fromhex(key.server))
+            socket.setsockopt(zmq.CURVE_PUBLICKEY, bytes.fromhex(key.public))
+            socket.setsockopt(zmq.CURVE_SECRETKEY, bytes.fromhex(key.secret))
+        self._monitor = monitor = socket.get_monitor_socket(_UP | _DOWN)
+        monitor.setsockopt(zmq.LINGER, 0)
+        socket.connect(self.url)
         end = time.monotonic() + HANDSHAKE_S
         event = 0
-        if self._monitor.poll(max(0, int((end - time.monotonic()) * 1000) + 1)):
-            event = self._event()
+        if monitor.poll(max(0, int((end - time.monotonic()) * 1000) + 1)):
+            event = _event(monitor)
         if event == _UP:
             return None
         if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH and key is not None:
@@ -251,14 +251,13 @@ class Connection:
             f"what listens at {self.url} does not answer as offrld does", hint="check the address; a daemon that hangs must be restarted"
         )
 
-    def _event(self) -> int:
-        return int.from_bytes(self._monitor.recv_multipart()[0][:2], "little")
-
     def _lost(self) -> bool:
         """Whether the monitor reports a broken connection."""
-        lost = self._socket is None
-        while not lost and self._monitor.getsockopt(_EVENTS) & _READABLE:
-            lost = bool(self._event() & _DOWN)
+        if (monitor := self._monitor) is None:
+            return True
+        lost = False
+        while not lost and monitor.getsockopt(_EVENTS) & _READABLE:  # type: ignore[operator]  # this option is an int
+            lost = bool(_event(monitor) & _DOWN)
         return lost
 
     def _stay_connected(self) -> None:
@@ -267,10 +266,12 @@ class Connection:
             self._connect()
 
     def _send(self, ident: bytes, frames: list[bytes | memoryview]) -> None:
+        if (socket := self._socket) is None:
+            raise self._gone()
         end = time.monotonic() + self.timeout
         while True:
             try:
-                self._socket.send_multipart([ident, *frames], copy=len(frames[-1]) < LARGE)
+                socket.send_multipart([ident, *frames], copy=len(frames[-1]) < LARGE)
                 return
             except zmq.Again:  # no peer, or a peer that does not read
                 if self._lost():
@@ -280,24 +281,27 @@ class Connection:
 
     def _receive(self, ident: bytes, replies: dict[bytes, bytes], wanted: Collection[bytes], timeout: float) -> bytes:
         """Return the body of the reply to ``ident``; keep other wanted replies in ``replies`` and drop late ones."""
+        socket, monitor = self._socket, self._monitor
+        if socket is None or monitor is None:
+            raise self._gone()
         end = time.monotonic() + timeout
         poller: zmq.Poller | None = None
         while ident not in replies:
             try:
-                frames = self._socket.recv_multipart(0 if poller is None else zmq.NOBLOCK)
+                frames = socket.recv_multipart(0 if poller is None else zmq.NOBLOCK)
                 if len(frames) == 2 and frames[0] in wanted:
                     replies[frames[0]] = frames[1]
                 continue
             except zmq.Again:
                 if poller is None:
                     poller = zmq.Poller()
-                    poller.register(self._socket, zmq.POLLIN)
-                    poller.register(self._monitor, zmq.POLLIN)
+                    poller.register(socket, zmq.POLLIN)
+                    poller.register(monitor, zmq.POLLIN)
             ready = dict(poller.poll(max(0, int((end - time.monotonic()) * 1000) + 1)))
-            if self._socket in ready:
+            if socket in ready:
                 continue
-            if self._monitor in ready:
-                if self._event() & _DOWN:
+            if monitor in ready:
+                if _event(monitor) & _DOWN:
                     raise self._gone()
             elif time.monotonic() >= end:
                 raise self._silent(timeout)
@@ -313,10 +317,10 @@ class Connection:
         )
 
     def _drop(self) -> None:
-        if self._monitor is not None:
-            self._socket.disable_monitor()
-            self._monitor.close(0)
         if self._socket is not None:
+            if self._monitor is not None:
+                self._socket.disable_monitor()
+                self._monitor.close(0)
             self._socket.close(0)
         self._socket = self._monitor = None
 
@@ -351,6 +355,11 @@ def _after_fork() -> None:
 
 
 os.register_at_fork(after_in_child=_after_fork)
+
+
+def _event(monitor: zmq.Socket) -> int:
+    """Return the next event of a socket's monitor."""
+    return int.from_bytes(monitor.recv_multipart()[0][:2], "little")
 
 
 def _own_machine(url: str) -> bool:

@@ -285,14 +285,16 @@ def _write_arrays(path: Path, source: Mapping[str, Any]) -> None:
 def _write_episodes(path: Path, episodes: Iterable[Any], schema: Any) -> None:
     from offrl_store import Episode, EpisodeStore
 
-    episodes = episodes if schema is not None else list(episodes)  # the number of discrete actions shows in all of them only
+    if schema is None:
+        every = list(episodes)  # only all of them together show the number of discrete actions
+        episodes, schema = every, _schema_of(every) if every else None
     writer = None
     try:
         for number, episode in enumerate(episodes):
             if not isinstance(episode, Episode):
                 raise InvalidInput(f"item {number} is a {type(episode).__name__}, not an Episode", hint="give offrl_store.Episode objects")
             if writer is None:
-                writer = EpisodeStore.create(path, schema or _schema_of(episodes)).writer()
+                writer = EpisodeStore.create(path, schema).writer()
             writer.append(episode)
         if writer is None:
             raise InvalidInput("there is not a single episode", hint="give at least one")

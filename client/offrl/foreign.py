@@ -14,7 +14,7 @@ from offrl.onnx_file import read_bytes
 from offrl.onnx_session import load_session, run
 from offrl.policy import Policy
 
-_DTYPES = {
+_DTYPES: dict[str, type[np.generic]] = {
     "tensor(float)": np.float32,
     "tensor(double)": np.float64,
     "tensor(int64)": np.int64,

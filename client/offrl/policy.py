@@ -77,7 +77,7 @@ class Policy:
         self._context = _context(session, self.metadata, inputs, name)
         self._input_of = _input_names(self.metadata, [n for n in inputs if self._context is None or not _is_context(n)], name)
         fields = {field: inputs[n] for field, n in self._input_of.items()}
-        self.observation_dtypes = {n: dtype for n, (dtype, _) in fields.items()}
+        self.observation_dtypes: dict[str, np.dtype] = {n: dtype for n, (dtype, _) in fields.items()}
         self._graph_shapes = {n: shape for n, (_, shape) in fields.items()}
         self.frame_stack, frames = _frame_stack(self.metadata, self._graph_shapes, name)
         self.observation_shapes: dict[str, tuple[int, ...]] = frames
@@ -127,9 +127,13 @@ class Policy:
         for name, row in rows.items():
             bound.inputs[self._input_of[name]][...] = row
         bound.run()
-        action = int(bound.output) if self.discrete else bound.output.copy()
+        if self.discrete:
+            choice = int(bound.output)
+            self._runs.append(bound)
+            return choice
+        action = bound.output.copy()
         self._runs.append(bound)
-        return action if self.discrete else _commanded(action)
+        return _commanded(action)
 
     def predict(self, observations: Any, reward: Any = None, starts: Any = None) -> np.ndarray:
         """The actions for a batch: observations ``[B, ...]`` (or a mapping of them) to float32 ``[B, A]`` or int64 ``[B]``.

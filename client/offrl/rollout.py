@@ -86,16 +86,15 @@ def evaluate(
     _at_least("max_steps", max_steps, 1)
     if not isinstance(policy, Policy):
         policy = Policy(policy)
-    ours = isinstance(env, str)
-    name = env if ours else calls.name_of(env)
-    env = make_env(env) if ours else env
+    name = env if isinstance(env, str) else calls.name_of(env)
+    environment = make_env(env) if isinstance(env, str) else env
     try:
-        check_spaces(policy, env, name)
+        check_spaces(policy, environment, name)
         policy.reset(target_return)
-        returns, lengths, latencies = _run(policy, env, name, episodes, seed, target_return, max_steps, on_episode)
+        returns, lengths, latencies = _run(policy, environment, name, episodes, seed, target_return, max_steps, on_episode)
     finally:
-        if ours:
-            calls.close(env, name)
+        if isinstance(env, str):
+            calls.close(environment, name)
     median, p99 = np.percentile(np.array(latencies) / 1000, [50, 99])
     return Evaluation(
         env=name,
@@ -109,11 +108,23 @@ def evaluate(
     )
 
 
-def _run(policy, env, name, episodes, seed, target_return, max_steps, on_episode) -> tuple[list[float], list[int], list[int]]:
+def _run(
+    policy: Policy,
+    env: gymnasium.Env,
+    name: str,
+    episodes: int,
+    seed: int,
+    target_return: float | None,
+    max_steps: int,
+    on_episode: Callable[[int], None] | None,
+) -> tuple[list[float], list[int], list[int]]:
+    """Run the episodes; return by episode the returns and lengths, and by action the nanoseconds of `Policy.act`."""
     checked, act, clock = calls.Calls(env, observations=False), policy.act, time.perf_counter_ns
     step = checked.step
     to_env, seen = policy_converter(policy, env.action_space), by_field(env.observation_space)
-    returns, lengths, latencies = [], [], []
+    returns: list[float] = []
+    lengths: list[int] = []
+    latencies: list[int] = []
     for episode in range(episodes):
         total, length, reward, ended = 0.0, 0, 0.0, False
         during = "the reset"

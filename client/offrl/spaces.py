@@ -25,7 +25,7 @@ def observation_fields(space: Any) -> dict[str, Field]:
                 flat[joined] = field
         return flat
     if isinstance(space, (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)):
-        return {"": Field(np.dtype(space.dtype).name, space.shape)}
+        return {"": Field(np.dtype(space.dtype).name, space.shape or ())}
     raise InvalidInput(
         f"observations of {type(space).__name__} cannot be stored", hint="Box, Discrete, MultiDiscrete, MultiBinary and Dict can"
     )

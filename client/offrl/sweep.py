@@ -131,8 +131,8 @@ def plan(content: Mapping[str, Any], *, trials: int = 1, first_seed: int = 0, na
         raise InvalidInput(f"{name!r} is not a valid name for a sweep", hint=f"for example {as_name(name) or 'second'}")
     fixed, grid = _parts(content)
     count = 1
-    for values in grid.values():
-        count *= len(values)
+    for choices in grid.values():
+        count *= len(choices)
     if count > MAX_JOBS:
         raise InvalidInput(f"the grid has {count:,} combinations", hint=f"a sweep has at most {MAX_JOBS:,}: split it")
     seeds: dict[str, list[int]] = {}

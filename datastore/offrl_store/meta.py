@@ -31,6 +31,8 @@ def checked(metadata: Mapping[str, Any] | None) -> str | None:
         return ENCODER.encode(dict(metadata))
     except (TypeError, ValueError) as error:
         raise InvalidInput(f"metadata is not a JSON object: {error}") from error
+    except RecursionError:
+        raise InvalidInput("metadata is nested too deeply", hint="JSON of a thousand levels is read by nobody") from None
 
 
 def dump_line(number: int, text: str) -> bytes:

@@ -1,4 +1,4 @@
-"""What a collector gives: a batch of steps as NumPy arrays, cut into trajectories where it is asked for."""
+"""The batches of a collector: steps as NumPy arrays, and their trajectories."""
 
 from __future__ import annotations
 
@@ -12,24 +12,23 @@ import numpy as np
 from offrl.errors import InvalidInput
 
 Fields = np.ndarray | dict[str, np.ndarray]
-ABSENT = -1  # the trajectory of a frame that is not there
+ABSENT = -1  # the trajectory number of an absent frame
 
 
 @dataclass(frozen=True, eq=False)
 class CollectedBatch:
     """Steps in the order in which they were made: ``[T, ...]`` of one environment, ``[N, T, ...]`` of N side by side.
 
-    The environment is not reset between two batches: a trajectory may begin in one and end in a later one. The observation after a step
-    is the step's own, also where the next row is the first of a new trajectory.
+    The environment is not reset between two batches: a trajectory may start in one and end in a later one. The observation after a step
+    belongs to the step, also if the next row is the first of a new trajectory.
 
     Attributes:
-        observation, next_observation: what was seen before and after the step; a dict for Dict spaces (nested names joined by dots).
+        observation, next_observation: before and after the step; a dict for Dict spaces (dots join nested names).
         action: as the environment took it.
         reward: float32.
-        terminated, truncated, done: bool; done is either of them. A cut at a longest trajectory is a truncation.
-        traj_ids: int64, from 0, one more for each new trajectory, over all environments and workers and over all batches; -1 where the
-            frame is absent.
-        mask: bool, whether the frame is there: false in the padding of split trajectories, and where workers were stopped early.
+        terminated, truncated, done: bool; done is either of them. A cut at the longest length is a truncation.
+        traj_ids: int64; trajectories are numbered from 0, over all environments, workers and batches; -1 for an absent frame.
+        mask: bool, whether the frame is present: false in the padding of split trajectories and in batches that ended early.
     """
 
     observation: Fields
@@ -44,7 +43,7 @@ class CollectedBatch:
 
     @property
     def frames(self) -> int:
-        """Steps that are there."""
+        """Number of frames that are present."""
         return int(np.count_nonzero(self.mask))
 
     @property
@@ -53,33 +52,31 @@ class CollectedBatch:
         return self.reward.shape
 
     def flat(self) -> CollectedBatch:
-        """The frames that are there as one axis, environment after environment."""
+        """The present frames along one axis, environment after environment."""
         mask = self.mask
         return self.map(lambda array: array[mask])
 
     def split(self) -> CollectedBatch:
-        """`split_trajectories` of it."""
+        """See `split_trajectories`."""
         return split_trajectories(self)
 
     def map(self, change: Callable[[np.ndarray], np.ndarray]) -> CollectedBatch:
-        """The batch with ``change`` done to every array."""
-        return CollectedBatch(
-            **{
-                field.name: {name: change(each) for name, each in value.items()} if isinstance(value, dict) else change(value)
-                for field in dataclasses.fields(self)
-                for value in (getattr(self, field.name),)
-            }
-        )
+        """Apply ``change`` to every array."""
+        changed: dict[str, Any] = {}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            changed[field.name] = {name: change(array) for name, array in value.items()} if isinstance(value, dict) else change(value)
+        return CollectedBatch(**changed)
 
     def to_torch(self, device: Any = "cpu") -> dict[str, Any]:
-        """The arrays as tensors by name, a dict of them for Dict observations."""
+        """Return the arrays as tensors by name, a dict of them for Dict observations."""
         import torch
 
         def tensor(array: np.ndarray) -> Any:
             return torch.from_numpy(array).to(device)
 
         return {
-            field.name: {name: tensor(each) for name, each in value.items()} if isinstance(value, dict) else tensor(value)
+            field.name: {name: tensor(array) for name, array in value.items()} if isinstance(value, dict) else tensor(value)
             for field in dataclasses.fields(self)
             for value in (getattr(self, field.name),)
         }
@@ -87,7 +84,7 @@ class CollectedBatch:
     def __repr__(self) -> str:
         def shown(value: Fields) -> str:
             if isinstance(value, dict):
-                return "{" + ", ".join(f"{name}: {shown(each)}" for name, each in value.items()) + "}"
+                return "{" + ", ".join(f"{name}: {shown(array)}" for name, array in value.items()) + "}"
             return f"{value.dtype}{list(value.shape)}"
 
         parts = ", ".join(f"{field.name} {shown(getattr(self, field.name))}" for field in dataclasses.fields(self))
@@ -95,12 +92,12 @@ class CollectedBatch:
 
 
 def split_trajectories(batch: CollectedBatch) -> CollectedBatch:
-    """Each piece of a trajectory within the batch as a row, ``[pieces, longest, ...]``, zeros behind its end, where ``mask`` is false.
+    """Make each piece of a trajectory a row, ``[pieces, longest, ...]``; zeros after its end, and ``mask`` false.
 
-    The pieces are in the order of their trajectories' numbers. A trajectory that spans two batches stays cut in two.
+    The rows have the order of their trajectories' numbers. A trajectory that spans two batches stays in two pieces.
     """
-    one = batch.flat()
-    ids = one.traj_ids
+    flat = batch.flat()
+    ids = flat.traj_ids
     order = np.argsort(ids, kind="stable")
     numbers, starts, lengths = np.unique(ids[order], return_index=True, return_counts=True)
     longest = int(lengths.max()) if len(lengths) else 0
@@ -112,12 +109,12 @@ def split_trajectories(batch: CollectedBatch) -> CollectedBatch:
         out[piece, place] = array[order]
         return out
 
-    rows = one.map(padded)
+    rows = flat.map(padded)
     return dataclasses.replace(rows, traj_ids=np.where(rows.mask, rows.traj_ids, ABSENT))
 
 
 def concatenate(batches: Sequence[CollectedBatch], axis: int) -> CollectedBatch:
-    """Batches one behind the other along an axis of their common shape."""
+    """Join batches along an axis of their common shape."""
 
     def joined(values: list[Any]) -> Any:
         if isinstance(values[0], dict):
@@ -129,17 +126,17 @@ def concatenate(batches: Sequence[CollectedBatch], axis: int) -> CollectedBatch:
 
 
 def complete_trajectories(batches: Iterable[CollectedBatch], count: int) -> Iterator[CollectedBatch]:
-    """Batches of ``count`` complete trajectories each, in the order of their ends, ``[count, longest, ...]`` with a mask.
+    """Yield batches of ``count`` complete trajectories each, in the order of their ends, ``[count, longest, ...]`` with a mask.
 
-    What has not ended when the batches do is left out.
+    Trajectories that do not end within ``batches`` are left out.
     """
     pieces: dict[int, list[CollectedBatch]] = {}
     ready: list[CollectedBatch] = []
     for batch in batches:
-        one = batch.flat()
-        for number in dict.fromkeys(one.traj_ids.tolist()):
-            mine = one.traj_ids == number
-            piece = one.map(lambda array: array[mine])  # noqa: B023  used at once
+        flat = batch.flat()
+        for number in dict.fromkeys(flat.traj_ids.tolist()):
+            mine = flat.traj_ids == number
+            piece = flat.map(lambda array: array[mine])  # noqa: B023  used at once
             pieces.setdefault(number, []).append(piece)
             if piece.done[-1]:
                 ready.append(concatenate(pieces.pop(number), 0))
@@ -149,7 +146,7 @@ def complete_trajectories(batches: Iterable[CollectedBatch], count: int) -> Iter
 
 
 class Rows:
-    """The arrays of a batch while it is filled, column by column of time.
+    """The arrays of a batch while it is filled, one time step after the other.
 
     Args:
         shape: ``(T,)`` or ``(N, T)``.
@@ -167,16 +164,16 @@ class Rows:
         self.mask = np.zeros(shape, bool)
 
     def take_action(self, at: Any, action: Any) -> None:
-        """Actions into their place. Raises `InvalidInput` where the dtype of the environment's actions does not hold them."""
+        """Store actions; raises `InvalidInput` if the dtype of the environment's actions does not hold them."""
         self.action[at] = action
         if not np.array_equal(self.action[at], action):
             raise InvalidInput(
-                f"the action {np.asarray(action).tolist()} is none of {self.action.dtype.name}, which the environment takes",
+                f"the action {np.asarray(action).tolist()} does not fit {self.action.dtype.name}, the dtype of the environment's actions",
                 hint="let the policy give actions of the environment's space",
             )
 
     def batch(self) -> CollectedBatch:
-        """Everything as it is now; the arrays are not copied."""
+        """Return the batch; it shares the arrays."""
 
         def fields(arrays: dict[str, np.ndarray]) -> Fields:
             return arrays.get("", arrays)

@@ -1,4 +1,4 @@
-"""Behaviours: what acts while data is collected. A behaviour sees observations and draws from the generator it is given."""
+"""Behaviours act while data is collected. A behaviour reads observations and draws random numbers from the collector's generator."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ UNIFORM_HINT = "a Discrete space, or a Box with finite bounds, has them"
 
 
 class Behaviour(Protocol):
-    """What a collector needs: it announces the start of each episode, then reads one action per observation.
+    """What a collector calls: it announces the start of each episode, then asks for one action per observation.
 
-    ``name`` goes into the metadata of what is collected. The same generator gives the same actions. Beside these a behaviour may have
+    ``name`` goes into the metadata of the episodes. The same generator gives the same actions. Optional methods:
 
-    - ``begin_batch(action_space, count, rng)`` and ``act_batch(observations, starts)``: it then acts in ``count`` environments side by
-      side, all at once: observations ``[count, ...]`` (by field), ``starts`` bool ``[count]``: where an episode begins; without them there
-      is a copy of it for each environment;
-    - ``take_reward(reward)``: what the last action earned, a number or ``[count]``;
+    - ``begin_batch(action_space, count, rng)`` and ``act_batch(observations, starts)``: it acts in ``count`` environments at once:
+      observations ``[count, ...]`` (by field), ``starts`` bool ``[count]``, whether an episode starts. A behaviour without these methods is
+      copied for each environment;
+    - ``take_reward(reward)``: the reward of the last action, a number or ``[count]``;
     - ``episode_metadata(env)``: a JSON object to keep with the episode of environment ``env`` that has just ended;
-    - ``weights()`` and ``load_weights(arrays)``: what `update_policy_weights` sends to behaviours of the same kind in other processes;
-    - ``state_dict()`` and ``load_state_dict(state)``: what a collector's own state has to keep of it, JSON.
+    - ``weights()`` and ``load_weights(arrays)``: the weights that `update_policy_weights` sends to the same behaviour in other processes;
+    - ``state_dict()`` and ``load_state_dict(state)``: its part of a collector's state, as JSON.
     """
 
     name: str
@@ -37,12 +37,24 @@ class Behaviour(Protocol):
         """The action for an observation, as ``env.step`` takes it."""
 
 
+class BatchBehaviour(Protocol):
+    """The methods of a behaviour that acts in several environments at once (see `Behaviour`)."""
+
+    name: str
+
+    def begin_batch(self, action_space: Any, count: int, rng: np.random.Generator) -> None:
+        """Acting in ``count`` environments starts."""
+
+    def act_batch(self, observations: Any, starts: np.ndarray) -> np.ndarray:
+        """The action of each environment for its row of the observations."""
+
+
 class RandomBehaviour:
     """Random actions of any action space: Discrete, Box, MultiDiscrete, MultiBinary.
 
     Args:
-        distribution: of Box actions: ``uniform`` between their bounds, which have to be finite; or ``normal``: N(0, std) in units in which
-            the bounds are -1 and 1, clipped to them (in the environment's own units where it has none).
+        distribution: of Box actions: ``uniform`` between their bounds, which must be finite; or ``normal``: N(0, std) in units in which
+            the bounds are -1 and 1, clipped to them (in the environment's own units if it has no bounds).
         std: of the normal distribution.
     """
 
@@ -76,7 +88,11 @@ class RandomBehaviour:
 
 
 def drawer(space: Any, rng: np.random.Generator, std: float | None = None) -> Callable[[int], np.ndarray]:
-    """What draws ``n`` actions of a space, ``[n, ...]``: uniform ones, or with ``std`` normal ones of a Box. Raises `InvalidInput`."""
+    """Return a function that draws ``n`` actions of a space, ``[n, ...]``: uniform, or with ``std`` normal ones of a Box.
+
+    Raises:
+        InvalidInput: the space has no such actions.
+    """
     import gymnasium.spaces as spaces
 
     if isinstance(space, spaces.Discrete):
@@ -101,8 +117,8 @@ def drawer(space: Any, rng: np.random.Generator, std: float | None = None) -> Ca
 class NoisyPoleBehaviour:
     """A mediocre CartPole player: pushes to the side to which the pole falls, and at random with the episode's probability epsilon.
 
-    Epsilon is drawn for each episode from ``epsilons``, so that the data mixes short and middling episodes. Mean returns, measured over
-    6,000 steps: 168 at epsilon 0.5, 98 at 0.6, 40 at 0.8; without noise the rule reaches the limit of 500, so there is something to learn.
+    Epsilon is drawn for each episode from ``epsilons``, so that the data mixes short and medium episodes. Mean returns, measured over
+    6,000 steps: 168 at epsilon 0.5, 98 at 0.6, 40 at 0.8; without noise the rule reaches the limit of 500, so a learner can improve on it.
     20,000 steps with the default levels have a mean return of 95 to 110 (seeds 0 to 9).
     """
 
@@ -125,11 +141,12 @@ class NoisyPoleBehaviour:
 class FunctionBehaviour:
     """Any callable: ``function(observation) -> action``, one observation at a time.
 
-    A callable with ``state_dict`` and ``load_state_dict`` (a torch module, say) can have its weights sent to workers.
+    The weights of a callable with ``state_dict`` and ``load_state_dict`` (a torch module) can be sent to workers.
     """
 
     def __init__(self, function: Callable[[Any], Any], name: str | None = None) -> None:
         self.act = function
+        self._module: Any = function  # with a module's methods, if it has them
         self.name = name or getattr(function, "__name__", None) or type(function).__name__
 
     def begin_episode(self, action_space: Any, rng: np.random.Generator) -> None:
@@ -142,12 +159,12 @@ class FunctionBehaviour:
             raise InvalidInput(f"{self.name} has no weights to send", hint="a torch module has: state_dict, load_state_dict")
         return {
             name: np.asarray(value.detach().cpu()) if hasattr(value, "detach") else np.asarray(value)
-            for name, value in self.act.state_dict().items()
+            for name, value in self._module.state_dict().items()
         }
 
     def load_weights(self, arrays: Mapping[str, np.ndarray]) -> None:
-        before = self.act.state_dict()
-        self.act.load_state_dict(
+        before = self._module.state_dict()
+        self._module.load_state_dict(
             {
                 name: before[name].new_tensor(np.array(value)) if hasattr(before.get(name), "new_tensor") else value
                 for name, value in arrays.items()
@@ -156,10 +173,11 @@ class FunctionBehaviour:
 
 
 class Copies:
-    """A behaviour that acts on one observation, once for each of several environments."""
+    """Copies of a behaviour that acts on one observation: one for each of several environments."""
 
     def __init__(self, behaviour: Behaviour) -> None:
-        self.name, self._one, self._all = behaviour.name, behaviour, []
+        self.name, self._one = behaviour.name, behaviour
+        self._all: list[Behaviour] = []
         for name in ("weights", "load_weights"):
             if hasattr(behaviour, name):
                 setattr(self, name, getattr(behaviour, name))
@@ -185,4 +203,4 @@ class Copies:
 
 
 def _row(observations: Any, env: int) -> Any:
-    return {name: _row(each, env) for name, each in observations.items()} if isinstance(observations, Mapping) else observations[env]
+    return {name: _row(field, env) for name, field in observations.items()} if isinstance(observations, Mapping) else observations[env]

@@ -1,5 +1,7 @@
-"""A gymnasium wrapper around `offrl.environments.calls.Calls`: environments of a vector environment are checked one by one, before their
-answers are joined to arrays, which would cast them."""
+"""A gymnasium wrapper around `offrl.environments.calls.Calls`, for the environments of a vector environment.
+
+It checks their answers one by one, before they are joined to arrays, which would cast them.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,7 @@ class Checked(gymnasium.Wrapper):
         self._calls = calls.Calls(env)
 
     def __getattr__(self, name: str) -> Any:
-        """What the environment has of its own: nobody has asked for the wrapper around it."""
+        """Read the environment's own attributes, as if it were not wrapped."""
         return getattr(super().__getattribute__("env"), name)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, Any]:
@@ -30,7 +32,7 @@ class Checked(gymnasium.Wrapper):
 
 
 def checked(maker: Callable[[], gymnasium.Env]) -> Checked:
-    """What ``maker`` makes, checked."""
+    """Make an environment and wrap it."""
     return Checked(calls.made_by(maker))
 
 

@@ -8,7 +8,7 @@ step is not a step of an episode, and is marked absent).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -56,6 +56,8 @@ class Environments:
         maker = partial(make_env, env) if isinstance(env, str) else None if made else env
         name = None
         self.owned = maker is not None
+        self.step: Callable[..., Any]
+        self.reset: Callable[..., Any]
         if count > 1 or vectorization == "async":
             if maker is None:
                 raise InvalidInput(f"{count} environments cannot be made of one that is made", hint="give its id, or a function")
@@ -81,7 +83,7 @@ class Environments:
         self.name = self.env_id or name or calls.name_of(env)
         self.mode = self._mode()
         self._pending = np.zeros(self.count, bool)  # NEXT_STEP: whose next step is a reset
-        self.infos: dict[str, Any] = {}
+        self.infos: Mapping[str, Any] = {}
 
     def _mode(self) -> str:
         from gymnasium.vector import AutoresetMode
@@ -149,7 +151,7 @@ class Environments:
         """Close what was made here."""
         if self.owned:
             processes = getattr(self.vector, "processes", ())
-            if not all(process.is_alive() for process in processes):  # one that has died never answers to a close
+            if self.vector is not None and not all(process.is_alive() for process in processes):  # a dead one never answers to a close
                 for process in processes:
                     process.kill()
                     process.join()

@@ -65,7 +65,8 @@ def _episode(
     with calls.blamed(name, "the reset", f"of episode {number + 1}"):
         observation, _ = env.reset(seed=seed)
     behaviour.begin_episode(env.action_space, rng)
-    observations, actions, rewards = [_kept(observation)], [], []
+    observations, actions = [_kept(observation)], list[np.ndarray]()
+    rewards: list[float] = []
     terminated = truncated = False
     while not (terminated or truncated or len(rewards) == limit):
         action = behaviour.act(observation)

@@ -1,7 +1,7 @@
-"""Explorers: what is mixed into a behaviour's actions, and the note of it that goes into the episode's metadata.
+"""Explorers mix random actions or noise into a behaviour's actions, and note it in the episode's metadata.
 
-Three forms, as in d3rlpy: random actions with a constant or a falling probability, and normal noise on continuous actions. Random first
-steps are the fourth. `Exploring` is a behaviour with them, so that a collector knows behaviours alone.
+Three forms, as in d3rlpy: random actions with a constant or a decaying probability, and normal noise on continuous actions. Random first
+steps are the fourth. `Exploring` wraps a behaviour and is one itself, so that a collector handles behaviours only.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 
 from offrl.errors import InvalidInput
-from offrld.collect.behaviours import Behaviour, drawer
+from offrld.collect.behaviours import BatchBehaviour, Behaviour, drawer
 
 
 @dataclass(frozen=True)
 class ConstantEpsilonGreedy:
-    """A random action of the space with probability ``epsilon``."""
+    """A uniform action with probability ``epsilon``."""
 
     epsilon: float
 
@@ -31,7 +31,7 @@ class ConstantEpsilonGreedy:
 
 @dataclass(frozen=True)
 class LinearDecayEpsilonGreedy:
-    """A random action with a probability that falls from ``start_epsilon`` to ``end_epsilon`` over ``duration`` steps."""
+    """A uniform action with a probability that decays from ``start_epsilon`` to ``end_epsilon`` over ``duration`` steps."""
 
     start_epsilon: float = 1.0
     end_epsilon: float = 0.1
@@ -44,7 +44,7 @@ class LinearDecayEpsilonGreedy:
             raise InvalidInput(f"duration is {self.duration!r}", hint="give a whole number of steps from 1")
 
     def epsilon_at(self, step: int) -> float:
-        """At a number of steps: d3rlpy's rule."""
+        """The probability after ``step`` steps, by d3rlpy's rule."""
         left = max(0.0, 1.0 - step / self.duration)
         return self.end_epsilon + (self.start_epsilon - self.end_epsilon) * left
 
@@ -68,24 +68,25 @@ NAMES = {ConstantEpsilonGreedy: "epsilon_greedy", LinearDecayEpsilonGreedy: "lin
 class Exploring:
     """A behaviour with an explorer, and uniform actions for the first ``random_steps``.
 
-    Each episode's metadata says what was mixed: ``policy``, ``explorer`` with its numbers, ``epsilon`` as it was at the end, and
-    ``random_share``, the share of steps with a uniform action.
+    Each episode's metadata records ``policy``, ``explorer`` with its settings, ``epsilon`` at the episode's end, and ``random_share``, the
+    share of steps with a uniform action.
 
     Args:
         explorer: None: the behaviour alone.
         random_steps: number of uniform actions at the start, of all environments together.
     """
 
-    def __init__(self, behaviour: Behaviour, explorer: Explorer | None = None, random_steps: int = 0) -> None:
+    def __init__(self, behaviour: Behaviour | BatchBehaviour, explorer: Explorer | None = None, random_steps: int = 0) -> None:
         if isinstance(random_steps, bool) or not isinstance(random_steps, int) or random_steps < 0:
             raise InvalidInput(f"random_steps is {random_steps!r}", hint="give a whole number from 0")
-        self.behaviour, self.explorer, self.random_steps = behaviour, explorer, random_steps
+        self.behaviour: Any = behaviour
+        self.explorer, self.random_steps = explorer, random_steps
         self.name = behaviour.name
         self.step = 0
-        self.last_random: Any = False  # whether the last action, or which of them, were uniform
+        self.last_random: Any = False  # whether the last action was uniform; in several environments bool [count]
         self._epsilon_at = explorer.epsilon_at if isinstance(explorer, ConstantEpsilonGreedy | LinearDecayEpsilonGreedy) else None
         self._space: Any = None
-        self._rng: np.random.Generator | None = None
+        self._rng: Any = None  # a NumPy generator, from the first episode on
         self._steps = self._random = np.zeros(1, np.int64)  # of the episode under way in each environment
         self._reward = getattr(behaviour, "take_reward", None)
         if hasattr(behaviour, "act_batch"):
@@ -144,7 +145,7 @@ class Exploring:
         self._noise = _noise(self.explorer, space, rng) if isinstance(self.explorer, NormalNoise) else None
 
     def episode_metadata(self, env: int = 0) -> dict[str, Any]:
-        """What was mixed into the episode of ``env`` that has just ended."""
+        """The metadata of the episode of ``env`` that has just ended."""
         described: dict[str, Any] = {"policy": self.behaviour.name}
         if self.explorer is not None:
             described |= {"explorer": NAMES[type(self.explorer)], **asdict(self.explorer)}
@@ -166,10 +167,10 @@ class Exploring:
 def explorer_of(
     *, epsilon: float | None = None, epsilon_end: float | None = None, epsilon_steps: int | None = None, noise: float | None = None
 ) -> Explorer | None:
-    """The explorer that these settings mean, None without any.
+    """Return the explorer of some settings; None without any.
 
     Args:
-        epsilon: probability of a random action; with ``epsilon_end`` the first one, which falls over ``epsilon_steps``.
+        epsilon: probability of a uniform action. With ``epsilon_end`` it is the first one, which decays over ``epsilon_steps``.
         noise: deviation of normal noise on continuous actions.
 
     Raises:
@@ -181,7 +182,7 @@ def explorer_of(
         raise InvalidInput(f"both epsilon and noise={noise:g} were given", hint="explore in one way")
     if noise is not None:
         return NormalNoise(std=noise)
-    if epsilon_end is not None:
+    if epsilon_end is not None and epsilon_steps is not None:
         return LinearDecayEpsilonGreedy(1.0 if epsilon is None else epsilon, epsilon_end, epsilon_steps)
     return None if epsilon is None else ConstantEpsilonGreedy(epsilon)
 
@@ -190,7 +191,7 @@ def _noise(explorer: NormalNoise, space: Any, rng: np.random.Generator) -> Calla
     from gymnasium.spaces import Box
 
     if not isinstance(space, Box) or not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
-        raise InvalidInput(f"there is no normal noise on actions of {space}", hint="it is for Box actions with bounds; else use epsilon")
+        raise InvalidInput(f"actions of {space} take no normal noise", hint="noise is for Box actions with bounds; for others use epsilon")
     half = (np.asarray(space.high, np.float64) - space.low) / 2
 
     def add(action: Any) -> np.ndarray:
@@ -201,7 +202,7 @@ def _noise(explorer: NormalNoise, space: Any, rng: np.random.Generator) -> Calla
 
 
 def _never(count: int) -> np.ndarray:
-    raise AssertionError("no uniform action is due")
+    raise AssertionError("a uniform action was drawn without an explorer")
 
 
 def _share(name: str, value: float) -> None:

@@ -1,4 +1,4 @@
-"""Where steps go: the writer of a store that takes them."""
+"""The writer of the store that steps go into."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from offrl_store import EpisodeStore, Schema, Snapshot, Writer
 from offrld.collect.spaces import check_steps
 
-SYNC_SHARE = 50  # of the time a sync takes: so long until the next at least, so that many open episodes do not slow collection down
+SYNC_SHARE = 50  # pause between two syncs, in durations of the last one: many open episodes then do not slow collection down
 
 
 def open_writer(
@@ -22,16 +22,17 @@ def open_writer(
     note: Mapping[str, Any] | None = None,
     keep: Sequence[Snapshot] = (),
 ) -> Writer:
-    """The writer of a store that takes steps of ``schema``, closed with ``closing``; or the given writer, which is its owner's to close.
+    """Open a writer of a store for steps of ``schema``. ``closing`` closes it; a writer that the caller brings stays open.
 
     Args:
-        into: a store, its path (it is made where nothing is), or a writer.
+        into: a store, its path (created if it does not exist), or a writer.
+        limit: transitions that a new store holds.
         name: of the environment, for messages.
-        note: metadata of the episodes that a crash has left open there.
+        note: metadata of the episodes that a crash left open in the store.
         keep: snapshots to keep.
 
     Raises:
-        InvalidInput: the store's fields are others.
+        InvalidInput: the store has other fields.
     """
     if isinstance(into, str | os.PathLike):
         into = EpisodeStore.open(into) if os.path.exists(into) else EpisodeStore.create(into, schema, limit_transitions=limit)
@@ -40,6 +41,6 @@ def open_writer(
         return into
     writer = into.writer(keep=keep)
     closing.callback(writer.close)
-    for env, steps in writer.open_episodes.items():  # a crash left them; their environments are gone
+    for env, steps in writer.open_episodes.items():  # a crash left them open; their environments are gone
         writer.end(env=env, metadata=note) if steps else writer.discard(env)
     return writer

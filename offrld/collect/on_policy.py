@@ -139,9 +139,12 @@ class OnPolicy:
     def take_metrics(self) -> dict[str, dict[int, float]]:
         """Since the last call: the losses' means, and ``rollout_return`` and ``rollout_length``, means over the episodes that ended."""
         metrics = self.learner.metrics()
-        for name, values in zip(("rollout_return", "rollout_length"), self._ended, strict=True):
-            if values:
-                metrics[name] = {self._seed: float(np.mean(values))}
+        returns, lengths = self._ended
+        if returns:
+            metrics["rollout_return"], metrics["rollout_length"] = (
+                {self._seed: float(np.mean(returns))},
+                {self._seed: float(np.mean(lengths))},
+            )
         self._ended = ([], [])
         return metrics
 
@@ -259,7 +262,9 @@ class _Playing(LearnerBehaviour):
 
     def begin(self, step: int) -> None:
         """A rollout begins; ``step``: number of its first draw."""
-        self.step, self.notes, self.seen = step, [], []
+        self.step = step
+        self.notes: list[Played] = []
+        self.seen: list[dict[str, np.ndarray]] = []
 
     def act_batch(self, observations: Any, starts: np.ndarray) -> np.ndarray:
         self._check()

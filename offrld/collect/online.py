@@ -132,8 +132,8 @@ class OnlineTraining:
         except BaseException:
             self.close()
             raise
-        self._writer = self.collector.writer
-        self.store: EpisodeStore = self.collector.store
+        self._writer = self.collector.store_writer
+        self.store: EpisodeStore = self._writer.store
         self._offline, self._share = offline, offline_share
         if offline is not None:
             if not 0.0 < offline_share < 1.0:

@@ -35,7 +35,7 @@ def as_behaviour(policy: Any, *, deterministic: bool | None = None) -> Behaviour
     if isinstance(policy, str | os.PathLike | Policy):
         if deterministic is False:
             raise InvalidInput("a policy file is deterministic and cannot sample", hint="sample from the job's checkpoint instead")
-        return PolicyBehaviour(policy if isinstance(policy, Policy) else Policy(policy))
+        return PolicyBehaviour(policy if isinstance(policy, Policy) else Policy(os.fspath(policy)))
     if hasattr(policy, "begin_episode") and hasattr(policy, "act"):
         return policy
     if is_learner(policy):

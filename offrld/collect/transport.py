@@ -14,7 +14,7 @@ HEAD = struct.Struct("<I")
 
 
 def pack(message: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> bytes:
-    """``message`` (JSON) and the arrays as bytes."""
+    """Pack a JSON ``message`` and arrays into bytes."""
     arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     layout = [(name, array.dtype.str, array.shape) for name, array in arrays.items()]
     head = json.dumps({"message": message, "arrays": layout}).encode()
@@ -26,7 +26,7 @@ def pack(message: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> bytes:
 
 
 def unpack(data: bytes | bytearray) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """What was packed; the arrays are views of ``data``."""
+    """Return the message and the arrays of `pack`; the arrays are views of ``data``."""
     length = HEAD.unpack_from(data)[0]
     head = json.loads(data[HEAD.size : HEAD.size + length])
     arrays, at = {}, HEAD.size + length

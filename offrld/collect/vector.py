@@ -1,45 +1,34 @@
-"""The loop of a collector over environments side by side: one call acts in all of them; each has its episodes, ids and ends of its own."""
+"""The stepper of several environments: one call acts in all of them; each has its own episodes, numbers and ends."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from offrl_store import Writer
 from offrld.collect.batches import ABSENT, Rows
-from offrld.collect.environments import Environments
-
-TOLD = ("level_seed",)  # what an environment says of an episode when it begins, kept in the episode's metadata
+from offrld.collect.stepper import EPISODE_INFOS, Stepper, number
 
 
-class VectorSteps:
-    """The part of `Collector` that makes steps where it has several environments; the names below are the collector's."""
+class VectorStepper(Stepper):
+    """Steps several environments together."""
 
-    envs: Environments
-    behaviour: Any
-    frames: int
-    trajectories: int
-    ends: list[tuple[int, Mapping[str, Any]]] | None
-    interruptor: Callable[[], bool] | None
-    _writer: Writer | None
-    _stored: Callable[[Any], Any]
-    _reward: Callable[[Any], None] | None
-    _told: list[dict[str, Any]]
-    _open: np.ndarray
-    _traj: np.ndarray
-    _length: np.ndarray
-    _longest: int
-    _now: Any
-    _seed: int | None
-    _sync_s: float
-    _next_sync: float
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.behaviour.begin_batch(self.envs.action_space, self.envs.count, self.rng)
+
+    def steps(self, frames: int, rows: Rows | None) -> None:
+        """See `Stepper.steps`."""
+        ticks, left = divmod(frames, self.envs.count)
+        self._ticks(ticks, rows)
+        if left:
+            self._last_tick(left)
 
     def _ticks(self, ticks: int, rows: Rows | None) -> None:
-        """Steps of several environments at once."""
-        envs, writer, behaviour = self.envs, self._writer, self.behaviour
+        """Make ``ticks`` steps in every environment."""
+        envs, writer, behaviour = self.envs, self.writer, self.behaviour
         for t in range(ticks):
             if self._now is None:
                 self._reset_all()
@@ -91,13 +80,13 @@ class VectorSteps:
             if self.interruptor is not None and self.interruptor():
                 break
 
-    def _fill(self, arrays: Mapping[str, np.ndarray], t: int, given: Any) -> None:
-        given = self._stored(given)
+    def _fill(self, arrays: Mapping[str, np.ndarray], t: int, observations: Any) -> None:
+        stored = self._stored(observations)
         for name, array in arrays.items():
-            array[:, t] = given[name] if name else given
+            array[:, t] = stored[name] if name else stored
 
     def _reset_all(self) -> None:
-        seed, self._seed = self._seed, None
+        seed, self.seed = self.seed, None
         try:
             self._now = self.envs.reset_all(seed)
         except BaseException as error:
@@ -105,30 +94,26 @@ class VectorSteps:
         self._begin_in(np.arange(self.envs.count), self._now)
 
     def _begin_in(self, envs: np.ndarray, observations: Any) -> None:
-        """Episodes begin in these environments, each with its row of the observations."""
+        """Start an episode in each of these environments, with its row of the observations."""
         stored = self._stored(observations)
         for env in envs.tolist():
-            self._told[env] = {name: number(self.envs.infos[name][env]) for name in TOLD if name in self.envs.infos}
+            self._infos[env] = {name: number(self.envs.infos[name][env]) for name in EPISODE_INFOS if name in self.envs.infos}
             self._traj[env], self._open[env], self._length[env] = self.trajectories, True, 0
             self.trajectories += 1
-            if self._writer is not None:
-                self._writer.begin({name: each[env] for name, each in stored.items()} if isinstance(stored, Mapping) else stored[env], env)
+            if self.writer is not None:
+                self.writer.begin({name: array[env] for name, array in stored.items()} if isinstance(stored, Mapping) else stored[env], env)
 
     def _last_tick(self, left: int) -> None:
-        """One step more of which the first ``left`` environments' count; what is under way in the others ends before it."""
+        """Make one more step, which counts in the first ``left`` environments only; the episodes of the others end before it."""
         for env in range(left, self.envs.count):
             self._end(env)
         frames = self.frames
         self._ticks(1, None)
         self.frames = frames + left
         for env in range(left, self.envs.count):
-            self._writer.discard(env)
+            if self.writer is not None:
+                self.writer.discard(env)
         self.cut()
 
 
-def number(value: Any) -> Any:
-    """A number of an info as JSON holds it."""
-    return value.item() if hasattr(value, "item") else value
-
-
-__all__ = ["TOLD", "VectorSteps", "number"]
+__all__ = ["VectorStepper"]

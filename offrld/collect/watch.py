@@ -1,8 +1,8 @@
-"""A limit on the time of one call into an environment, which costs a look at the clock per call and no thread per step.
+"""A limit on the time of one call into an environment. It costs one reading of the clock per call, and one thread in all.
 
-A thread looks now and then how long the call has been going on. Where it is too long it sends the main thread a signal, whose handler
-raises in the middle of the call: that ends whatever waits or computes in Python. Native code that never comes back is not reached so:
-then ``given_up`` is called, from the thread, to save what can be saved.
+The thread checks at intervals how long the call has taken. If it takes too long, the thread sends the main thread a signal, whose handler
+raises in the middle of the call: that ends everything that waits or computes in Python. It does not end native code that never returns:
+then the thread calls ``given_up``, to save what can be saved.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ from typing import Any
 
 from offrl.errors import EnvironmentFailed, InvalidInput
 
-SECOND_S = 5.0  # from the signal to giving up
+GIVE_UP_S = 5.0  # from the signal to giving up
 
 
 class StepWatch:
     """Use as a context; `watched` wraps a function whose calls are limited.
 
     Args:
-        seconds: that a call may take.
-        given_up: called with the message where the call does not end even then.
+        seconds: the longest that a call may take.
+        given_up: called with the message if the call does not end even then.
 
     Raises:
-        InvalidInput: seconds that are no positive number, or another thread than the main one, which gets no signals.
+        InvalidInput: seconds are not a positive number, or this is not the main thread, which alone receives signals.
     """
 
     def __init__(self, seconds: float, given_up: Callable[[str], None] | None = None) -> None:
         if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds < 1e6:
             raise InvalidInput(f"step_timeout_s is {seconds!r}", hint="give seconds, a positive number")
         if threading.current_thread() is not threading.main_thread():
-            raise InvalidInput("a step time-out works in the main thread alone", hint="collect there, or in worker processes")
+            raise InvalidInput("a step time-out works in the main thread only", hint="collect there, or in worker processes")
         self._seconds, self._given_up = float(seconds), given_up
         self._since: float | None = None
         self._what = ""
@@ -64,7 +64,7 @@ class StepWatch:
         signal.signal(signal.SIGALRM, self._before)
 
     def _raise(self, number: int, frame: object) -> None:
-        if self._since is not None:  # else the call has come back in the meantime
+        if self._since is not None:  # else the call has returned in the meantime
             raise EnvironmentFailed(self._message(), hint="a longer step time-out, or an environment that does not hang")
 
     def _message(self) -> str:
@@ -72,7 +72,8 @@ class StepWatch:
 
     def _run(self) -> None:
         main = threading.main_thread().ident
-        signalled: float | None = None  # the call that was sent a signal
+        assert main is not None  # the main thread has started
+        signalled: float | None = None  # start of the call that was sent a signal
         while not self._done.wait(min(self._seconds / 4, 1.0)):
             since = self._since
             late = -1.0 if since is None else time.monotonic() - since - self._seconds
@@ -81,7 +82,7 @@ class StepWatch:
             if signalled != since:
                 signalled = since
                 signal.pthread_kill(main, signal.SIGALRM)
-            elif late > SECOND_S and self._given_up is not None:
+            elif late > GIVE_UP_S and self._given_up is not None:
                 self._given_up(self._message())
                 return
 

@@ -27,8 +27,8 @@ def serve(connection: Connection, stop: Any, env: Any, policy: Any, factory: Cal
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     try:
         with Collector(env, factory() if factory is not None else policy, **options) as collector:
-            collector.interruptor = lambda: bool(stop.value)
-            collector.ends = []
+            collector.stepper.interruptor = lambda: bool(stop.value)
+            collector.stepper.ends = []
             connection.send_bytes(pack({"ready": collector.behaviour.name, "envs": collector.envs.count}, {}))
             _answer(connection, collector)
     except (EOFError, BrokenPipeError, ConnectionResetError):
@@ -50,7 +50,7 @@ def _answer(connection: Connection, collector: Collector) -> None:
                 collector.update_policy_weights(arrays)
             case "collect":
                 batch = collector.rollout(message["frames"])
-                ends, collector.ends = collector.ends, []
+                ends, collector.stepper.ends = collector.stepper.ends, []
                 connection.send_bytes(pack({"ends": ends}, to_arrays(batch)))
             case "reset":
                 collector.reset(message["seed"])

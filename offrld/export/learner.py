@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from offrl import outfile
 from offrl.errors import InvalidInput
 from offrl.job import POLICY_SUFFIXES
 from offrld import settings
@@ -91,15 +93,25 @@ class LearnerExporter:
         return {"observation": observation, "discrete": space["discrete"], "metadata": json_safe(metadata), "samples": named}
 
 
-def export_learner(learner: Learner, path: str | os.PathLike[str], seed: int) -> Path:
-    """Write the policy of a seed as ``.onnx`` or ``.pt`` (TorchScript) and return its path. Raises `InvalidInput`, `CheckFailed`."""
+def export_learner(learner: Learner, path: str | os.PathLike[str], seed: int, *, force: bool = True) -> Path:
+    """Write the policy of a seed as ``.onnx`` or ``.pt`` (TorchScript) and return its path.
+
+    Raises `InvalidInput`, `CheckFailed`, and without ``force`` `Conflict` if the path holds a file with other content.
+    """
     path = Path(path)
     format = next((format for format, suffix in POLICY_SUFFIXES.items() if suffix == path.suffix), None)
     if format is None:
         message = f"{os.fspath(path)!r} ends in neither .onnx nor .pt: a policy is an ONNX or a TorchScript file"
         raise InvalidInput(message, hint="for example export('policy.onnx')")
-    LearnerExporter(learner).write(path, seed, format)
-    return path
+    exporter = LearnerExporter(learner)
+    if force:
+        exporter.write(path, seed, format)
+        return path
+    outfile.place(path)  # a bad path fails before the graph is traced
+    with tempfile.TemporaryDirectory() as folder:
+        whole = Path(folder) / path.name
+        exporter.write(whole, seed, format)
+        return outfile.write(path, whole.read_bytes())
 
 
 def _stacked(rows: Any, frames: int) -> np.ndarray:

@@ -84,7 +84,7 @@ def declared_space(file: h5py.File, name: str) -> ActionSpace | None:
     try:
         n, low, high = (file.attrs.get(key) for key in ("action_n", "action_low", "action_high"))
         if n is not None:
-            return choices(int(n), 0, "declared", name)
+            return choices(np.asarray(n).item(), 0, "declared", name)
         if low is None and high is None:
             return None
         low, high = (np.asarray(no if bound is None else bound, float) for bound, no in ((low, -np.inf), (high, np.inf)))

@@ -246,24 +246,25 @@ def _action_space(space: dict[str, Any], env_id: str | None, name: str, messages
     """Whether actions are discrete, and their space: as declared; where its bounds are not finite, the environment's."""
     try:
         if space["type"] == "Discrete":
-            return True, choices(int(space["n"]), int(space.get("start", 0)), "declared", name)
+            return True, choices(space["n"], space.get("start") or 0, "declared", name)
         if space["type"] == "Box":
             low, high = (np.asarray(space[key], float) for key in ("low", "high"))
             size = math.prod(int(n) for n in space.get("shape", low.shape))
             if not 0 < size <= MAX_ACTION_SIZE:
                 raise ValueError(f"its shape is {space.get('shape')!r:.60}")
-            known = box(np.broadcast_to(low.reshape(-1), size), np.broadcast_to(high.reshape(-1), size), "declared")
+            known = box(np.broadcast_to(low.reshape(-1), size), np.broadcast_to(high.reshape(-1), size), "declared", name)
             return False, known or probe_environment(env_id, name, messages).space
         if space["type"] == "MultiDiscrete":
             counts = np.asarray(space["nvec"], float)
             if counts.ndim != 1 or not 0 < counts.size <= MAX_ACTION_SIZE:
                 raise ValueError(f"its nvec is {space['nvec']!r:.60}")
             start = np.broadcast_to(np.asarray(space.get("start") or 0, float), counts.shape)
-            return False, box(start, start + counts - 1, "declared", kind="MultiDiscrete")
+            return False, box(start, start + counts - 1, "declared", name, "MultiDiscrete")
         if space["type"] == "MultiBinary":
-            if not isinstance(space["n"], int) or not 0 < space["n"] <= MAX_ACTION_SIZE:
+            size = space["n"][0] if isinstance(space["n"], list) and len(space["n"]) == 1 else space["n"]
+            if not isinstance(size, int) or not 0 < size <= MAX_ACTION_SIZE:
                 raise ValueError(f"its n is {space['n']!r:.60}")
-            return False, box(np.zeros(space["n"]), np.ones(space["n"]), "declared", kind="MultiBinary")
+            return False, box(np.zeros(int(size)), np.ones(int(size)), "declared", name, "MultiBinary")
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise InvalidInput(f"{name}: the action_space in metadata.json cannot be read: {error}", hint="copy the dataset again") from None
     raise InvalidInput(

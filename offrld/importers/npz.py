@@ -306,7 +306,7 @@ def _value(array: Any, key: str, name: str) -> Any:
 def _declared(values: dict[str, Any], name: str) -> ActionSpace | None:
     try:
         if "action_n" in values:
-            return choices(int(values["action_n"]), 0, "declared", name)
+            return choices(values["action_n"], 0, "declared", name)
         if "action_low" in values or "action_high" in values:
             low, high = (np.asarray(values.get(key, no), float) for key, no in (("action_low", -np.inf), ("action_high", np.inf)))
             return box(low, high, "declared", name, kind_of({"action_space": {"kind": values.get("action_kind")}}))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -100,6 +101,11 @@ def box(low: Any, high: Any, origin: str, file: str = "the file", kind: str = ""
             f"{file}: action_low{_place(wrong)} is {low[at]:g} and action_high {high[at]:g}",
             hint="give a low bound below the high one",
         )
+    if kind and (wrong := ~np.isfinite(low) | ~np.isfinite(high) | (low != np.floor(low)) | (high != np.floor(high))).any():
+        at = np.unravel_index(int(wrong.argmax()), wrong.shape)
+        raise InvalidInput(
+            f"{file}: choices{_place(wrong)} lie between {low[at]:g} and {high[at]:g}", hint=f"{kind} actions have whole bounds"
+        )
     if not low.size or not (np.isfinite(low).any() or np.isfinite(high).any()):
         return None
     return Box(origin, low, high, kind)
@@ -117,8 +123,16 @@ def _place(wrong: np.ndarray) -> str:
     return f"[{int(wrong.argmax())}]" if wrong.ndim else ""
 
 
-def choices(n: int, start: int, origin: str, file: str) -> Choices:
-    """``n`` discrete actions. ``start`` must be 0, because the policy's output is the number itself; else raises `InvalidInput`."""
+def choices(n: Any, start: Any, origin: str, file: str) -> Choices:
+    """``n`` discrete actions. ``start`` must be 0, because the policy's output is the number itself.
+
+    Raises `InvalidInput` for another start, and unless ``n`` is a whole number from 1 to `MAX_CHOICES`.
+    """
+    if not isinstance(n, Real) or n != n // 1 or not 1 <= n <= MAX_CHOICES:
+        raise InvalidInput(
+            f"{file}: the number of actions is {n!r:.60}",
+            hint=f"a policy has one output per action: a whole number from 1 to {MAX_CHOICES}",
+        )
     if start != 0:
         raise InvalidInput(
             f"{file}: the actions are numbered from {start}", hint="number them from 0, and add the offset in the environment"
@@ -214,6 +228,7 @@ class ActionScan:
                 hint="correct the environment's name or the actions",
             )
         self._choices = space if isinstance(space, Choices) else None
+        self._kind = space.kind if isinstance(space, Box) else ""  # of `CHOICES`: whole numbers, whatever their dtype
         self._box: Box | None = None
         if isinstance(space, Box):
             self._box = replace(space, low=np.broadcast_to(space.low, self._size), high=np.broadcast_to(space.high, self._size))
@@ -243,8 +258,13 @@ class ActionScan:
 
     @property
     def dtype(self) -> str:
-        """The stored dtype: int64 if discrete. Floats keep theirs, and so do continuous integers between whole bounds; other continuous
-        integers become the smaller float that holds all of them."""
+        """The stored dtype: int64 if discrete, of whole numbers for several choices.
+
+        Floats keep theirs, and so do continuous integers between whole bounds; other continuous integers become the smaller float that
+        holds all of them.
+        """
+        if self._kind:
+            return self._dtype.name if self._integer else "int64"
         if self.discrete or self._dtype.kind == "f":
             return "int64" if self.discrete else self._dtype.name
         if self._integer:
@@ -261,6 +281,14 @@ class ActionScan:
             self._add_discrete(column, start, values[:, 0])
             low, high = values.min(0), values.max(0)
         else:
+            if self._kind and (fraction := values != np.floor(values)).any():
+                row, dim = (int(i) for i in np.argwhere(fraction)[0])
+                raise BadRow(
+                    f"{column.file}: {column.where(start + row, (dim,) if column.shape else ())} is {values[row, dim]:.9g}, "
+                    f"but {self._kind} actions are whole numbers",
+                    column.number(start + row),
+                    hint="correct the actions, or their kind",
+                )
             low, high = extremes(values)
             if values.dtype.kind in "iu" and (wrong := (values > EXACT) | (values < -EXACT)).any():
                 row, dim = (int(i) for i in np.argwhere(wrong)[0])
@@ -279,7 +307,7 @@ class ActionScan:
         """Check continuous actions against a box. Their extremes ``least`` and ``most`` ``[A]`` nearly always suffice."""
         low, high = box.low, box.high
         margin = TOLERANCE * np.maximum(*(np.where(np.isfinite(bound), np.abs(bound), 0) for bound in (low, high)))
-        if self._integer:
+        if self._integer or self._kind:
             margin = np.zeros_like(low)  # whole numbers are not rounded
         if (least < low - margin).any() or (most > high + margin).any():
             row, dim = (int(i) for i in np.argwhere((values < low - margin) | (values > high + margin))[0])
@@ -290,7 +318,7 @@ class ActionScan:
                 column.number(start + row),
                 hint=f"clip the actions, or state their bounds: --option action_low=... --option action_high=...{self._remove()}",
             )
-        if self._integer:
+        if self._integer or self._kind:
             return
         low, high = low.astype(self.dtype), high.astype(self.dtype)
         if (least.astype(self.dtype) < low).any() or (most.astype(self.dtype) > high).any():
@@ -341,7 +369,7 @@ class ActionScan:
                 f"{self._noise} actions were beyond their bounds by at most {self._overshoot:.1e} (rounding) and were set to the bound"
             )
         if self._box is not None:
-            if self._dtype.kind in "iub" and not self._integer:
+            if self._dtype.kind in "iub" and not self._integer and not self._kind:
                 messages.append(f"the actions are {self._dtype.name}, their bounds are not: the actions keep their values, as {self.dtype}")
             low, high = (self._filled(self._box, name, messages) for name in ("low", "high"))
             return Field(self.dtype, (self._size,), low=low.astype(self.dtype), high=high.astype(self.dtype)), origin

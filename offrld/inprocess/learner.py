@@ -22,16 +22,20 @@ class Learner(engine.Learner):
     def __repr__(self) -> str:
         return f"<Learner of {self.algorithm.name}, seeds {list(self.seeds)}, step {self.step}>"
 
-    def export(self, path: str | os.PathLike[str], *, seed: int | None = None) -> Path:
+    def export(self, path: str | os.PathLike[str], *, seed: int | None = None, force: bool = True) -> Path:
         """Write the policy of a trained seed as ONNX, or as TorchScript to a name in ``.pt`` (``docs/policy-file.md``); returns its path.
+
+        Args:
+            force: replace an existing file, as `save` does. False refuses one of other content, as ``offrl fetch`` does.
 
         Raises:
             InvalidInput: a name that ends in neither ``.onnx`` nor ``.pt``.
+            Conflict: not ``force``, and a file of other content is there.
             CheckFailed: the exported policy differs from the network.
         """
         from offrld.export.learner import export_learner  # onnx and its exporter: not needed before the first export
 
-        return export_learner(self, path, self.trainer.run.seed(seed))
+        return export_learner(self, path, self.trainer.run.seed(seed), force=force)
 
     def check_export(self) -> None:
         """Raise `CheckFailed` if the present policy cannot be exported as ONNX."""

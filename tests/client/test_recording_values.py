@@ -346,14 +346,46 @@ def test_a_spool_that_somebody_removes_is_made_again(tmp_path):
 
 def test_metadata_that_cannot_be_kept_is_told_at_once_and_costs_nothing_else(tmp_path):
     with offrl.Recorder(None, "arm", spool=tmp_path / "spool") as recorder:
-        for number, metadata in enumerate(({"a": object()}, {"a": float("nan")}, {"episode": 7}, 5)):
+        deep: dict = {}
+        for _ in range(5000):
+            deep = {"a": deep}
+        for number, metadata in enumerate(({"a": object()}, {"a": float("nan")}, {"episode": 7}, 5, deep)):
             recorder.begin([float(number)])
             recorder.step([0.0], 0.0, [0.0])
             with pytest.raises(InvalidInput, match=f"episode {number + 1}: .*; the episode is kept without it"):
                 recorder.end(terminated=True, metadata=metadata)
-        play(recorder, 4, metadata=OrderedDict(task="good"))
-    assert numbers(tmp_path / "spool") == [0, 1, 2, 3, 4]
-    assert [episode.terminated for episode in kept(tmp_path / "spool")] == [True] * 4 + [False]
+        play(recorder, 5, metadata=OrderedDict(task="good"))
+    assert numbers(tmp_path / "spool") == [0, 1, 2, 3, 4, 5]
+    assert [episode.terminated for episode in kept(tmp_path / "spool")] == [True] * 5 + [False]
+
+
+@pytest.mark.parametrize("extra", [[1, 2], (1,), "ab", 5, {1}])
+def test_extras_that_are_not_a_mapping_end_the_episode_in_one_line(tmp_path, extra):
+    with offrl.Recorder(None, "arm", spool=tmp_path / "spool") as recorder:
+        recorder.begin([0.0])
+        with pytest.raises(InvalidInput, match=f"episode 1, step 0: extra is a {type(extra).__name__}"):
+            recorder.step([0.0], 0.0, [0.0], extra=extra)
+        with pytest.raises(InvalidInput, match="no episode is open"):
+            recorder.step([0.0], 0.0, [0.0])
+
+
+def test_a_spool_that_cannot_be_made_and_a_schema_that_is_none_are_one_line(tmp_path):
+    for spool in ("", "a\0b", "/dev/null", "/proc/spool", tmp_path / ("n" * 300)):
+        with pytest.raises(InvalidInput) as caught:
+            offrl.Recorder(None, "arm", spool=spool)
+        assert "\n" not in str(caught.value)
+    for schema in (5, "CartPole-v1"):
+        with pytest.raises(InvalidInput, match="schema is a"):
+            offrl.Recorder(None, "arm", spool=tmp_path / "spool", schema=schema)
+
+
+def test_a_copy_beside_the_segments_of_a_spool_is_left_alone(tmp_path):
+    with offrl.Recorder(None, "arm", spool=tmp_path / "spool") as recorder:
+        play(recorder, 0)
+    (tmp_path / "spool" / "ready-00000001.bak").mkdir()
+    with offrl.Recorder(None, "arm", spool=tmp_path / "spool") as recorder:
+        assert recorder.status().segments_waiting == 1
+    assert (tmp_path / "spool" / "ready-00000001.bak").is_dir()
 
 
 def test_beginning_twice_and_ending_without_a_step_forget_nothing_else(tmp_path):

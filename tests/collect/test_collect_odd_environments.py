@@ -219,7 +219,7 @@ def test_an_environment_that_fails_in_close_spoils_nothing(tmp_path):
 def test_actions_that_the_space_does_not_hold_are_refused():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        with pytest.raises(InvalidInput, match=r"the action 0\.7 is none of int64"):
+        with pytest.raises(InvalidInput, match=r"the action 0\.7 does not fit int64"):
             Collector(Odd(), lambda observation: 0.7, frames_per_batch=5).rollout()
         with pytest.raises(InvalidInput, match=r"the action at step 0 is 0\.7"):
             list(collect_episodes(Odd(), _Always(0.7), steps=5))

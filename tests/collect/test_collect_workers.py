@@ -83,7 +83,7 @@ def test_the_slowest_is_stopped_early_and_its_missing_frames_are_absent():
 def test_a_worker_that_is_killed_is_told_and_its_episode_kept(tmp_path):
     with AsyncCollector(counting(lengths=(9,)), frames_per_batch=5, into=tmp_path / "store") as collector:
         collector.rollout()
-        os.kill(collector._processes[0].pid, signal.SIGKILL)
+        os.kill(collector.pool.processes[0].pid, signal.SIGKILL)
         with pytest.raises(WorkerFailed, match="worker 0 of 1 has ended: killed by SIGKILL"):
             for _ in range(1000):
                 collector.rollout()

@@ -58,11 +58,18 @@ class Worker:
         line = json.dumps({"type": kind, "time": time.time(), **fields}).encode() + b"\n"
         with open(self.run / "events.jsonl", "ab") as file:
             file.write(line)
-        os.write(1, line)
+        self.send(line)
 
     def alive(self, busy: str = "", device_bytes: int = 0) -> None:
         """A sign of life: by the pipe only."""
-        os.write(1, json.dumps({"type": "alive", "busy": busy, "device_bytes": device_bytes}).encode() + b"\n")
+        self.send(json.dumps({"type": "alive", "busy": busy, "device_bytes": device_bytes}).encode() + b"\n")
+
+    def send(self, line: bytes) -> None:
+        """Write to the daemon; without one, the next `check` ends the worker."""
+        try:
+            os.write(1, line)
+        except BrokenPipeError:
+            self.closed = True
 
     def end(self, state: str, error: dict | None = None) -> None:
         self.emit("end", state=state, error=error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 import offrld
-from offrl.errors import InvalidInput, OffrlError, Unknown
+from offrl.errors import Conflict, InvalidInput, OffrlError, Unknown
 from offrl_store import EpisodeStore
 from offrld.algos import ALGORITHMS
 from offrld.engine import Learner
@@ -191,6 +192,104 @@ def test_a_given_batch_must_have_what_is_read(continuous_store):
         build("cal_ql", continuous_store).update(continuous_store.transitions(16, seed=0).sample())
     learner.update(continuous_store.transitions(5, seed=0).sample())  # of any size
     learner.update(continuous_store.prioritized(8, seed=0).sample())
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"action": lambda a: a[:, :1]}, r"action of the batch is \[16, 1\], \[16, 2\] is needed"),  # torch would broadcast it
+        ({"action": lambda a: a[:, 0]}, r"action of the batch is \[16\]"),
+        ({"action": lambda a: a.astype(str)}, "action of the batch has a value that is not a finite number"),
+        ({"action": lambda a: a.astype(object)}, "not a finite number"),
+        ({"reward": lambda r: r[:, None]}, r"reward of the batch is \[16, 1\]; \[B\] is needed"),
+        ({"reward": lambda r: r[0]}, r"reward of the batch is \[\]"),
+        ({"reward": lambda r: np.where(r == r[3], np.nan, r)}, "reward of the batch has a value that is not a finite number"),
+        ({"terminal": lambda t: t[:3]}, r"terminal of the batch is \[3\], \[16\] is needed"),
+        ({"discount": lambda d: d[0]}, r"discount of the batch is \[\]"),
+        ({"next_observation": lambda o: o[:, :2]}, r"next_observation 'observation' of the batch is \[16, 2\]"),
+        ({"observation": lambda o: o.astype(complex)}, "not a finite number"),
+        ({"observation": lambda o: [[1.0], [1.0, 2.0]]}, r"observation 'observation' of the batch is \[\]"),
+        ({"weight": lambda w: np.array(["heavy"] * 16)}, "weight of the batch"),
+        (
+            dict.fromkeys(("observation", "action", "reward", "next_observation", "terminal", "discount"), lambda x: x[:0]),
+            "at least one row",
+        ),
+    ],
+)
+def test_a_given_batch_that_torch_would_broadcast_or_cut_is_refused_and_nothing_moves(continuous_store, change, words):
+    learner = build("td3_bc", continuous_store)
+    before, batch = learner.predict(np.zeros((1, 3))), continuous_store.transitions(16, seed=0).sample()
+    with pytest.raises(InvalidInput, match=words):
+        learner.update(dataclasses.replace(batch, **{name: made(getattr(batch, name)) for name, made in change.items()}))
+    assert learner.step == 0
+    assert np.array_equal(learner.predict(np.zeros((1, 3))), before)
+
+
+def test_choices_of_a_given_batch_must_be_there(discrete_store):
+    learner = build("discrete_bc", discrete_store)
+    batch = discrete_store.transitions(8, seed=0).sample()
+    size = learner.space_.action_size
+    for action in (batch.action + 0.5, batch.action - size, batch.action + size):
+        with pytest.raises(InvalidInput, match=f"action of the batch has the value .*; the choices are 0 to {size - 1}"):
+            learner.update(dataclasses.replace(batch, action=action))
+    learner.update(dataclasses.replace(batch, action=batch.action.astype(np.float32)))
+    with pytest.raises(InvalidInput, match="a batch is a dict"):
+        learner.update({"observation": batch.observation})
+
+
+def test_a_run_that_is_not_one_is_refused_in_one_line(continuous_store):
+    learner = build("td3_bc", continuous_store)
+    for other, words in (("a text", "given as a str"), (None, "given as a NoneType"), ([], "has no seed"), ({}, "given as a dict")):
+        with pytest.raises(InvalidInput, match=words):
+            learner.copy_policy_from(other)
+    with pytest.raises(InvalidInput, match="has no seed"):
+        build("td3_bc", continuous_store, start=[])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"seeds": [0.5]}, {"seeds": 3}, {"seeds": "ab"}, {"threads": 0}, {"threads": 10**10}, {"threads": 1.5}, {"runner": "fast"},
+        {"holdout": -1}, {"holdout": float("nan")}, {"dtype": torch.int32}, {"dtype": "float32"},
+    ],
+)  # fmt: skip
+def test_an_argument_of_the_wrong_kind_is_one_line(continuous_store, options):
+    with pytest.raises(InvalidInput) as caught:
+        build("bc", continuous_store, **options)
+    assert next(iter(options)) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_evaluator_that_gives_no_number_is_named_and_numpys_numbers_are_taken(continuous_store):
+    learner = build("bc", continuous_store)
+    for evaluator in (lambda learner, episodes: None, lambda learner, episodes: {"first": 1.0}):
+        with pytest.raises(InvalidInput, match="the evaluator 'error' gives"):
+            learner.fit(1, evaluators={"error": evaluator})
+    learner.fit(np.int64(2), steps_per_epoch=np.int32(1))
+    assert learner.step == 4
+
+
+def test_export_replaces_a_file_unless_that_is_refused(continuous_store, tmp_path):
+    learner, path = build("bc", continuous_store), tmp_path / "policy.onnx"
+    path.write_text("notes")
+    with pytest.raises(Conflict, match="exists and has other content"):
+        learner.export(path, force=False)
+    assert path.read_text() == "notes"
+    assert learner.export(path) == path
+    assert learner.export(path, force=False) == path  # the same content is not a conflict
+    with pytest.raises(InvalidInput, match="it is a folder"):
+        (tmp_path / "folder.onnx").mkdir()
+        learner.export(tmp_path / "folder.onnx", force=False)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_not_finite_is_not_acted_on(continuous_store, discrete_store, value):
+    for name, store in (("td3_bc", continuous_store), ("discrete_bc", discrete_store)):
+        learner = build(name, store)
+        observation = np.zeros((2, *learner.space_.observation["observation"][1]), np.float32)
+        observation[1, 1] = value
+        with pytest.raises(InvalidInput, match=f"observation has the value {value}"):
+            learner.predict(observation)
 
 
 def test_predict_sample_and_values(continuous_store, discrete_store):

@@ -294,3 +294,47 @@ def test_groups_that_hold_themselves_and_chunks_that_no_memory_holds(tmp_path, w
     with h5py.File(path, "a") as file:
         file.create_dataset("observations", (10, 3), np.float32, maxshape=(None, 3), chunks=(100_000_000, 3), compression="gzip")
     refused(path, tmp_path, "'observations' is kept in chunks of 1,200,000,000 bytes")
+
+
+CHOICES = np.array([[0, 0], [1, 2], [2, 1], [0, 1]])
+
+
+def several_choices(actions, **declared) -> dict:
+    """Two episodes with several choices at once, 0 to 2 each."""
+    return {
+        "observations": np.zeros((4, 3), np.float32),
+        "actions": actions,
+        "rewards": np.zeros(4),
+        "terminals": np.array([0, 1, 0, 1], bool),
+        "action_low": np.zeros(2),
+        "action_high": np.full(2, 2),
+        "action_kind": "MultiDiscrete",
+        **declared,
+    }
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int8", "int64", "uint8"])
+def test_several_choices_are_stored_as_whole_numbers_whatever_dtype_a_file_has(tmp_path, dtype):
+    high = [300, 2] if dtype == "uint8" else [2, 2]  # a bound that the file's dtype does not hold
+    arrays = several_choices(CHOICES.astype(dtype), action_high=np.array(high))
+    store = import_into(arrays, tmp_path / "store")
+    field = store.schema.action
+    assert field.dtype == ("int8" if dtype == "int8" else "int64")
+    assert (field.low.tolist(), field.high.tolist()) == ([0, 0], high)
+    assert store.metadata["action_space"] == {"kind": "MultiDiscrete"}
+    np.testing.assert_array_equal(np.concatenate([episode.action for episode in store.episodes]), CHOICES)
+
+
+def test_choices_that_are_not_whole_are_refused(tmp_path):
+    half = CHOICES + np.array([[0, 0], [0, 0], [0, 0.5], [0, 0]])
+    refused(several_choices(half), tmp_path, r"1\.5, but MultiDiscrete actions are whole numbers")
+    refused(several_choices(CHOICES, action_high=np.array([2, 2.5])), tmp_path, r"choices\[1\] lie between 0 and 2\.5")
+    refused(several_choices(CHOICES, action_high=np.array([2, np.inf])), tmp_path, r"choices\[1\] lie between 0 and inf")
+
+
+@pytest.mark.parametrize("count", [0, -3, 2.5, 1 << 40, 10**30, np.nan, np.inf])
+def test_a_number_of_actions_that_no_policy_has_is_refused(tmp_path, count):
+    arrays = several_choices(CHOICES[:, 0], action_n=np.float64(count))
+    refused(
+        {key: arrays[key] for key in ("observations", "actions", "rewards", "terminals", "action_n")}, tmp_path, "the number of actions is"
+    )

@@ -82,7 +82,7 @@ def test_the_error_of_a_broken_environment_names_the_line_and_the_episode_is_kep
 
 def test_a_failed_collection_leaves_no_dataset(start, tmp_path):
     worker = start("c1", {"kind": "collect", "env": "CartPole-v1", "dataset": "d", "steps": 10, "noise": 0.1})
-    assert "there is no normal noise" in worker.end()["error"]["message"]
+    assert "take no normal noise" in worker.end()["error"]["message"]
     assert not (tmp_path / "datasets" / "d").exists()
 
 

@@ -53,21 +53,28 @@ def run(arguments: Sequence[str]) -> int:
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else 1
     except Exception as error:
-        if type(error).__name__ == "Abort":
-            return 130
-        if type(error).__name__ == "NoArgsIsHelpError":
-            from offrl.cli.output import write
-
-            help_text = error.ctx.get_help()  # with rich it prints by itself
-            if help_text:
-                write(help_text + "\n")
-            return 2
-        if hasattr(error, "format_message"):  # of Typer: an unknown command or option, a missing argument
-            return _report(as_json, {"code": "usage", **_usage(error, arguments)}, 2)
+        if (status := _of_typer(error, arguments, as_json)) is not None:
+            return status
         if os.environ.get("OFFRL_DEBUG"):
             raise
         message = " ".join(f"{type(error).__name__}: {error}".split())
         return _report(as_json, {"code": "internal", "message": message, "hint": "a defect of offrl: OFFRL_DEBUG=1 shows where"}, 1)
+
+
+def _of_typer(error: Any, arguments: list[str], as_json: bool) -> int | None:
+    """Report an error that Typer raised and return its exit status; None for any other exception."""
+    kind = type(error).__name__
+    if kind == "Abort":
+        return 130
+    if kind == "NoArgsIsHelpError":
+        from offrl.cli.output import write
+
+        if help_text := error.ctx.get_help():  # with rich it prints by itself
+            write(help_text + "\n")
+        return 2
+    if hasattr(error, "format_message"):  # an unknown command or option, a missing argument
+        return _report(as_json, {"code": "usage", **_usage(error, arguments)}, 2)
+    return None
 
 
 def _report(as_json: bool, error: dict[str, str], status: int, extra: dict[str, Any] | None = None) -> int:
@@ -92,7 +99,7 @@ def _as_typed(error: Any, arguments: list[str]) -> dict[str, str]:
             break
         found = found.commands[argument]
         path.append(argument)
-    field = re.match(r"\w*", error.field)[0]
+    field = re.split(r"\W", error.field, maxsplit=1)[0]
     names = [_typed(param, arguments) for param in found.params if param.name in (field, *_NAMES.get(field, ()))]
     names.sort(key=lambda name: not _given(name, arguments))
     said = to_wire(error)
@@ -107,7 +114,7 @@ def _usage(error: Any, arguments: list[str]) -> dict[str, str]:
     path = context.command_path if context is not None else "offrl"
     help_hint = f"see `{path} --help`"
     kind = type(error).__name__
-    if kind == "NoSuchOption":
+    if kind == "NoSuchOption" and context is not None:
         from offrl.errors import likely
 
         known = [name for param in context.command.params for name in param.opts if name.startswith("--")]

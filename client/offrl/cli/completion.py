@@ -21,9 +21,8 @@ def jobs(incomplete: str) -> Words:
     """Ids of jobs, the newest first, each with what it is."""
 
     def ask(client: Client) -> Words:
-        found = [job.last for job in client.jobs("all", limit=JOBS)]
-        said = [" ".join(filter(None, (info.state.value, info.algorithm or info.kind, info.dataset))) for info in found]
-        return [(info.job, words) for info, words in zip(reversed(found), reversed(said), strict=True)]
+        infos = [job.last for job in reversed(client.jobs("all", limit=JOBS)) if job.last is not None]
+        return [(info.job, " ".join(filter(None, (info.state.value, info.algorithm or info.kind, info.dataset)))) for info in infos]
 
     return _offered(ask, incomplete)
 

@@ -45,6 +45,7 @@ def status(
     as_json: Json = False,
 ) -> None:
     """Show a job, or list them all."""
+    from offrl.client import Job
 
     with connect() as client:
         if job is None:
@@ -53,10 +54,11 @@ def status(
             if (pause := client.queue().paused) is not None and not as_json:
                 talk(paused(pause))
             return
-        found = client.job(job)
-        if watch and not found.last.state.ended:
-            _watch(client, found)
-        info = found.info() if watch else found.last
+        watched = Job(client, job)
+        info = watched.info()
+        if watch and not info.state.ended:
+            _watch(client, watched)
+            info = watched.info()
         emit(info) if as_json else _print(info)
 
 
@@ -82,12 +84,13 @@ def logs(
 
 def wait(job: JobArgument, as_json: Json = False) -> None:
     """Wait until a job has ended; exit status 1 if it failed or was cancelled."""
+    from offrl.client import Job
 
     with connect() as client:
-        found = client.job(job)
-        if not found.last.state.ended:
-            _watch(client, found)
-        info = found.wait()
+        awaited = Job(client, job)
+        if not awaited.info().state.ended:
+            _watch(client, awaited)
+        info = awaited.wait()
         if as_json:
             emit(info)
         else:
@@ -264,7 +267,7 @@ def _watch_all(client: Client, kind: str | None, as_json: bool) -> list[JobInfo]
 
 
 def _infos(client: Client, kind: str | None) -> list[JobInfo]:
-    return [job.last for job in client.jobs(kind)]
+    return [job.last for job in client.jobs(kind) if job.last is not None]
 
 
 def _idle(infos: list[JobInfo]) -> bool:

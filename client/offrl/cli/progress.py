@@ -32,12 +32,12 @@ def display(label: str, unit: str = "updates") -> Iterator[Callable[[Any], None]
         yield _Lines(label, unit).see
         return
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn
+    from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
 
     console = Console(stderr=True)
     room = console.width - len(label) - 2
     bar_width = min(30, max(0, room - LEAST_TEXT))  # the bar gives way first: what stands beside it says as much
-    columns = [TextColumn("{task.description}", markup=False), TextColumn("{task.fields[text]}", markup=False)]
+    columns: list[ProgressColumn] = [TextColumn("{task.description}", markup=False), TextColumn("{task.fields[text]}", markup=False)]
     if bar_width >= LEAST_BAR:
         columns.insert(1, BarColumn(bar_width=bar_width))
     with Progress(*columns, console=console, transient=False, refresh_per_second=4) as bar:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -40,7 +40,7 @@ def show(folder: Folder, as_json: Json = False) -> None:
 
     with Spool(folder) as spool:
         stores = [EpisodeStore.open(path) for _, path in spool.ready()]
-        values = {
+        values: dict[str, Any] = {
             "dataset": spool.dataset,
             "segments": len(stores),
             "episodes": sum(map(len, stores)),

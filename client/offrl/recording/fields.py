@@ -26,7 +26,10 @@ class Fields:
     def use(self, schema: Schema | Any) -> None:
         """Take the fields of a `Schema` or of an environment, unless the fields are known already."""
         if self.schema is None:
-            schema = schema if isinstance(schema, Schema) else schema_of(schema, format="recorded")
+            if not isinstance(schema, Schema):
+                if not hasattr(schema, "observation_space"):
+                    raise InvalidInput(f"schema is a {type(schema).__name__}", hint="give an offrl_store.Schema, or an environment")
+                schema = schema_of(schema, format="recorded")
             casts: dict[str, list[_Cast]] = {}
             for column in schema.columns:
                 casts.setdefault(column.role, []).append(_Cast(column))

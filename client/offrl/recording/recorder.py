@@ -192,6 +192,8 @@ class Recorder:
             raise InvalidInput("no episode is open", hint="call begin(observation) first")
         try:
             ended, cut = flag("terminated", terminated), flag("truncated", truncated)
+            if extra is not None and not isinstance(extra, Mapping):
+                raise InvalidInput(f"extra is a {type(extra).__name__}", hint="give a dict of the values by name")
             values = self._values(action, reward, observation, extra)
             if len(self._waiting) > MOST_WAITING:
                 raise DiskFull(f"{MOST_WAITING} steps wait for the disk of {self.spool.folder}", hint="it is too slow, or it hangs")
@@ -223,7 +225,7 @@ class Recorder:
             meta.checked(entries)
         except (OffrlError, TypeError, ValueError) as error:
             self._end(ended)
-            reason = error.message if isinstance(error, OffrlError) else f"metadata is not a JSON object: {metadata!r:.60}"
+            reason = error.message if isinstance(error, OffrlError) else f"metadata is a {type(metadata).__name__}, not a JSON object"
             raise InvalidInput(f"episode {self._begun}: {reason}", hint="the episode is kept without it") from None
         self._end(ended, entries)
 

@@ -18,6 +18,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+from offrl import outfile
 from offrl.errors import InvalidInput, StoreLocked
 from offrl_store import EpisodeStore
 from offrl_store.disk import disk_errors, publish, write_atomic
@@ -39,11 +40,13 @@ class Spool:
     """
 
     def __init__(self, folder: str | os.PathLike[str], dataset: str | None = None) -> None:
+        if not os.fspath(folder) or "\0" in os.fspath(folder):
+            raise InvalidInput(f"{os.fspath(folder)!r} is not the path of a folder", hint="give the recorder a folder for its spool")
         self.folder = Path(folder)
         notes = self.folder / NOTES
         if dataset is None and not notes.exists():
             raise InvalidInput(f"{self.folder} is not a spool", hint="give the folder of a recorder: it holds spool.json")
-        with disk_errors(self.folder):
+        with outfile.errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._process, self._highest = os.getpid(), 0
@@ -101,7 +104,8 @@ class Spool:
 
     # ------------------------------------------------------------------------------------------------------------- segments
     def _segments(self, kind: str) -> list[tuple[int, Path]]:
-        return sorted((int(path.name.removeprefix(f"{kind}-")), path) for path in self.folder.glob(f"{kind}-*"))
+        numbers = ((path.name.removeprefix(f"{kind}-"), path) for path in self.folder.glob(f"{kind}-*"))
+        return sorted((int(number), path) for number, path in numbers if number.isdecimal())  # others are somebody else's copies
 
     def ready(self) -> list[tuple[int, Path]]:
         """The complete segments, oldest first."""

@@ -43,12 +43,12 @@ def caller_batches(run: Run, batch: Any, k: int) -> list[Batch | Windows | Rollo
     rows = len(checked.reward)
     config = run.config if rows == run.config.batch_size else dataclasses.replace(run.config, batch_size=rows)
     noise = {**run.algorithm.noise(config, run.space), KEY: Noise((), "uniform")}
-    batches = []
+    batches: list[Batch | Windows | Rollout] = []
     for seeds in run.groups:
         drawn = {name: _drawn(name, one, seeds, k, run.stacked) for name, one in noise.items()}
         tensors = each(checked, lambda array: _tensor(array, len(seeds) if run.stacked else 0))  # noqa: B023  used at once
         # The key "reward" says that the rewards are scaled already, which `_checked` has done.
-        request = Request(run.algorithm.batch_kind, {"reward": True}, seeds, noise, run.stacked)
+        request = Request(run.algorithm.sampler, {"reward": True}, seeds, noise, run.stacked)
         batches.append(Feed(run, request, _One(Samples(tensors, drawn))).batch(k))
     return batches
 
@@ -56,6 +56,8 @@ def caller_batches(run: Run, batch: Any, k: int) -> list[Batch | Windows | Rollo
 def _checked(run: Run, batch: Any) -> Any:
     """A copy of a store's batch with what the algorithm reads, rewards scaled."""
     algorithm, kind = run.algorithm, run.batch_type
+    if not dataclasses.is_dataclass(batch) or isinstance(batch, type):
+        raise InvalidInput(f"a batch is a {type(batch).__name__}", hint=f"take one of store.{algorithm.batch_kind}(...)")
     own = ("noise", "key")  # made here
     needs = [field.name for field in dataclasses.fields(kind) if field.default is dataclasses.MISSING and field.name not in own]
     needs += [name for name in ("next_action", "returns") if getattr(algorithm, name)]
@@ -63,24 +65,61 @@ def _checked(run: Run, batch: Any) -> Any:
         if getattr(batch, name, None) is None:
             hint = f"sample with {name}=True" if name in ("next_action", "returns") else f"{algorithm.name} takes {kind.__name__}"
             raise InvalidInput(f"the batch has no {name}", hint=f"{hint}: store.{algorithm.batch_kind}(...)")
-    seen = fields_of(batch.observation)
-    lead = np.shape(batch.reward)
-    for name, (_, shape) in run.space.inputs.items():
-        if name not in seen or np.shape(seen[name]) != (*lead, *shape):
-            got = list(np.shape(seen[name])) if name in seen else "missing"
-            raise InvalidInput(
-                f"observation {name!r} of the batch is {got}, {[*lead, *shape]} is needed",
-                hint=f"sample with frame_stack={run.config.frame_stack}",
-            )
-    weight = getattr(batch, "weight", None)
-    if weight is not None and (np.shape(weight) != lead or not np.all(np.isfinite(weight)) or np.any(np.asarray(weight) < 0)):
-        raise InvalidInput(f"weight of the batch is {list(np.shape(weight))} numbers", hint=f"give {list(lead)} finite ones from 0")
+    _check_arrays(run, batch, needs)
     changed: dict[str, Any] = {"reward": _scaled(run, np.asarray(batch.reward), getattr(batch, "discount", None))}
     for name in ("returns", "returns_to_go"):
         if name in needs:
             changed[name] = _scaled_sums(run.scalers.reward, name, np.asarray(getattr(batch, name)))
     unread = {name: None for name in ("dataset", "remaining") if hasattr(batch, name)}
     return dataclasses.replace(batch, **changed, **unread, **({"extra": {}} if hasattr(batch, "extra") else {}))
+
+
+def _check_arrays(run: Run, batch: Any, needs: list[str]) -> None:
+    """Raise `InvalidInput` for the first array that torch would broadcast or cut.
+
+    That is one of another shape, not of finite numbers, or not of choices.
+    """
+    lead, wanted = np.shape(batch.reward), "[B, T]" if run.batch_type is Windows else "[B]"
+    if len(lead) != wanted.count(",") + 1 or 0 in lead:
+        raise InvalidInput(f"reward of the batch is {list(lead)}", hint=f"{wanted} is needed, of at least one row")
+    discrete, size = run.space.discrete, run.space.action_size
+    for name in needs:
+        value = getattr(batch, name)
+        if name.endswith("observation"):
+            fields = fields_of(value)
+            for field, (_, shape) in run.space.inputs.items():
+                hint = f"sample with frame_stack={run.config.frame_stack}"
+                _check_array(f"{name} {field!r}", fields.get(field), (*lead, *shape), hint)
+        elif name.endswith("action"):
+            array = _check_array(name, value, (*lead, size) if not discrete else lead, "sample it from a store with these actions")
+            wrong = (array < 0) | (array >= size) | (array != np.floor(array)) if discrete else np.zeros(0, bool)
+            if wrong.any():
+                raise InvalidInput(f"{name} of the batch has the value {array[wrong][0]}", hint=f"the choices are 0 to {size - 1}")
+        else:
+            _check_array(name, value, lead, f"take it of store.{run.algorithm.batch_kind}(...)")
+    weight = getattr(batch, "weight", None)
+    if weight is not None and (np.shape(weight) != lead or _numbers(weight) is None or np.any(np.asarray(weight) < 0)):
+        raise InvalidInput(f"weight of the batch is {list(np.shape(weight))} numbers", hint=f"give {list(lead)} finite ones from 0")
+
+
+def _check_array(name: str, value: Any, shape: tuple[int, ...], hint: str) -> np.ndarray:
+    """The value as an array. Raises `InvalidInput` unless it has this shape and finite numbers."""
+    try:
+        own = None if value is None else np.shape(value)
+    except ValueError:  # rows of different lengths
+        own = ()
+    if own != shape:
+        raise InvalidInput(f"{name} of the batch is {'missing' if own is None else list(own)}, {list(shape)} is needed", hint=hint)
+    array = _numbers(value)
+    if array is None:
+        raise InvalidInput(f"{name} of the batch has a value that is not a finite number", hint="leave such rows out")
+    return array
+
+
+def _numbers(value: Any) -> np.ndarray | None:
+    """An array of finite numbers; None for anything else."""
+    array = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
+    return array if array.dtype.kind in "biu" or (array.dtype.kind == "f" and np.isfinite(array).all()) else None
 
 
 def _scaled(run: Run, rewards: np.ndarray, discount: Any) -> np.ndarray:

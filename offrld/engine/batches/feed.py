@@ -19,7 +19,7 @@ from offrld.engine.definition.algorithm import Algorithm, Batch, Noise, Observat
 from offrld.engine.definition.run import Run, Scalers
 from offrld.nets.aligned import aligned
 from offrld.preprocess.rewards import needs_column, reward_column
-from offrld.preprocess.scalers import is_wide, scaled
+from offrld.preprocess.scalers import Affine, is_wide, scaled
 
 KEY, KEYS = "networks", 1 << 24  # noise from which networks draw their own random numbers; values of a uniform float32
 
@@ -37,7 +37,10 @@ class Feed:
         self.source = source
         self._space, self._scalers = run.space, run.scalers
         self._gamma = run.config.gamma if isinstance(run.config, ValueConfig) else 1.0
-        self._kind, self._scale_sums = request.kind, run.scalers.reward is not None and "reward" not in request.arguments
+        reward = None if "reward" in request.arguments else run.scalers.reward
+        if not (reward is None or isinstance(reward, Affine)):
+            raise TypeError("only an affine scaler can scale sums of rewards: others scale the store's column (`needs_column`)")
+        self._kind, self._reward = request.kind, reward
         self._dtype, self._device = run.dtype, run.device
 
     def batch(self, k: int | Tensor) -> Batch | Windows:
@@ -59,8 +62,8 @@ class Feed:
                 key=key,
             )
         discount, reward, lead = self._tensor(raw.discount), self._tensor(raw.reward), raw.reward.dim()
-        if self._scale_sums:
-            reward = self._scalers.reward.n_step_reward(reward, discount, self._gamma)
+        if self._reward is not None:
+            reward = self._reward.n_step_reward(reward, discount, self._gamma)
         return Batch(
             observation=self._observation(raw.observation, lead),
             action=self._action(raw.action),
@@ -81,7 +84,7 @@ class Feed:
     def _multiple(self, rewards: Tensor) -> Tensor:
         """Rewards or sums of rewards, scaled: if the store's column is not scaled yet, the scaler is a mere factor (`needs_column`)."""
         rewards = self._tensor(rewards)
-        return self._scalers.reward(rewards) if self._scale_sums else rewards
+        return rewards if self._reward is None else self._reward(rewards)
 
     def _whole(self, value: Tensor) -> Tensor:
         return value.to(self._device, torch.int64, non_blocking=True)
@@ -119,10 +122,10 @@ def request_of(
         arguments["next_action"] = policy_actions
     sums = {"n_steps": arguments.get("n_steps", 1), "gamma": arguments.get("gamma", 1.0)}
     whole_returns, wide = algorithm.returns or algorithm.batch_kind == "windows", is_wide(store.schema.reward.dtype)
-    if needs_column(reward_scaler, whole_returns=whole_returns, wide=wide, **sums):
+    if reward_scaler is not None and needs_column(reward_scaler, whole_returns=whole_returns, wide=wide, **sums):
         arguments["reward"] = reward_column(reward_scaler, store)
     noise = {**algorithm.noise(config, run.space), KEY: Noise((), "uniform")}
-    return Request(algorithm.batch_kind, {**arguments, **changes}, seeds, noise, stacked)
+    return Request(algorithm.sampler, {**arguments, **changes}, seeds, noise, stacked)
 
 
 def sampler_arguments(algorithm: Algorithm, config: Any) -> dict[str, Any]:

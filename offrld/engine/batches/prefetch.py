@@ -130,13 +130,12 @@ class _Ring:
     def _next_task(self) -> tuple[_Slot, int, int] | None:
         """Wait for a free slot; it, its update and the course. None: stopped."""
         with self._changed:
-            while not self._stopped and (self._next is None or not self._free):
+            while not self._stopped:
+                if self._next is not None and self._free:
+                    k, self._next = self._next, self._next + 1
+                    return self._free.pop(0), k, self._course
                 self._changed.wait()
-            if self._stopped:
-                return None
-            k = self._next
-            self._next = k + 1
-            return self._free.pop(0), k, self._course
+            return None
 
     def _done(self, slot: _Slot, k: int, course: int, error: BaseException | None) -> None:
         with self._changed:

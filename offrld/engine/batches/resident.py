@@ -277,6 +277,7 @@ class _Transitions:
         return self._episodes.nbytes + sum(table.nbytes for table in self._tables.values())
 
     def batch(self, numbers: Tensor) -> Batch:
+        """The store's `Batch` with tensors for arrays."""
         t, first, limit, terminal = self._episodes.find(numbers)
         used = (limit - t).clamp(max=self._steps)
         row = first + t
@@ -285,18 +286,18 @@ class _Transitions:
         for key, rows in self._episodes.roles["observation"].items():
             now[key], following[key] = self._observations(rows, row, after, first)
         action = self._episodes.each("action", lambda rows: rows.at(row))
-        tables = {name: table.take(numbers) for name, table in self._tables.items()}
-        return Batch(
-            observation=single(now),
-            action=single(action),
-            next_observation=single(following),
-            terminal=(t + used == terminal).to(torch.float32),
-            discount=self._powers.take(used),
-            index=row + self._base,
-            next_action=self._following(after),
-            extra=self._episodes.each("extra", lambda rows: rows.at(row)),
-            **tables,
-        )
+        fields: dict[str, Any] = {name: table.take(numbers) for name, table in self._tables.items()}
+        fields |= {
+            "observation": single(now),
+            "action": single(action),
+            "next_observation": single(following),
+            "terminal": (t + used == terminal).to(torch.float32),
+            "discount": self._powers.take(used),
+            "index": row + self._base,
+            "next_action": self._following(after),
+            "extra": self._episodes.each("extra", lambda rows: rows.at(row)),
+        }
+        return Batch(**fields)
 
     def _following(self, after: Tensor) -> Any:
         """The actions at the rows of the next observations; None unless the request has them."""
@@ -310,7 +311,8 @@ class _Transitions:
         if self._steps == 1:  # the two stacks have all rows but one in common: gathered once
             both = rows.stacks(after, first, self._stack + 1, self._repeat_first)
             return rows.joined(both[..., :-1, :]), rows.joined(both[..., 1:, :])
-        return tuple(rows.joined(rows.stacks(end, first, self._stack, self._repeat_first)) for end in (row, after))
+        now, following = (rows.joined(rows.stacks(end, first, self._stack, self._repeat_first)) for end in (row, after))
+        return now, following
 
 
 class _Windows:
@@ -330,6 +332,7 @@ class _Windows:
         return self._episodes.nbytes + sum(table.nbytes for table in self._tables.values())
 
     def batch(self, numbers: Tensor) -> WindowBatch:
+        """The store's `WindowBatch` with tensors for arrays."""
         end, first, _, terminal = (part[..., None] for part in self._episodes.find(numbers))
         t = end + self._places  # [*k, *seeds, B, L]
         real, absent, step = t >= 0, t < 0, t.clamp(min=0)
@@ -342,17 +345,18 @@ class _Windows:
                 return rows.at(row, absent)
             return rows.joined(rows.stacks(row, first.expand_as(row), self._stack, self._repeat_first, absent))
 
-        return WindowBatch(
-            observation=single(self._episodes.each("observation", observed)),
-            action=single(self._episodes.each("action", lambda rows: rows.at(row, absent))),
-            reward=tables["reward"],
-            mask=real.to(torch.float32),
-            timesteps=(t + 1).clamp(min=0),
-            returns_to_go=tables["returns"],
-            terminal=(real & (t + 1 == terminal)).to(torch.float32),
-            index=row[..., -1] + self._base,
-            extra=self._episodes.each("extra", lambda rows: rows.at(row, absent)),
-        )
+        fields: dict[str, Any] = {
+            "observation": single(self._episodes.each("observation", observed)),
+            "action": single(self._episodes.each("action", lambda rows: rows.at(row, absent))),
+            "reward": tables["reward"],
+            "mask": real.to(torch.float32),
+            "timesteps": (t + 1).clamp(min=0),
+            "returns_to_go": tables["returns"],
+            "terminal": (real & (t + 1 == terminal)).to(torch.float32),
+            "index": row[..., -1] + self._base,
+            "extra": self._episodes.each("extra", lambda rows: rows.at(row, absent)),
+        }
+        return WindowBatch(**fields)
 
 
 # --- Helpers ----------------------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from offrl.errors import Unknown, nearest
+from offrl.errors import InvalidInput, Unknown, nearest
 from offrld import settings
 from offrld.engine.definition.optimizer import Optimizer
 from offrld.engine.definition.space import Space
@@ -219,7 +219,8 @@ class Algorithm:
             parameters begin with its name; a field that is None stands for a network that this config does without.
         schedule: ``config -> steps`` in the order in which an update does them.
         act: ``(params, config, nets, observation) -> `` greedy action ``[B, A]`` in [-1, 1], or the scores ``[B, n]`` of discrete
-            actions; without random numbers.
+            actions; without random numbers. A sequence model gets an
+            `offrld.engine.learner.sequence_policy.ActingWindow` as its observation.
         candidates: ``(params, config, nets, observation) -> `` actions ``[K, B, A]`` in [-1, 1] and their scores ``[K, B]``, if ``act``
             takes the best of several: code that sums in another order may choose another candidate of the same score.
         sample: ``(params, config, nets, observation, noise) -> `` an action drawn from a stochastic policy by standard normal noise
@@ -259,7 +260,7 @@ class Algorithm:
     config: Config
     networks: Callable[[Any, Space], Any]
     schedule: Callable[[Any], tuple[Step, ...]]
-    act: Callable[[Params, Any, Any, Observation], Tensor]
+    act: Callable[[Params, Any, Any, Any], Tensor]
     noise: Callable[[Any, Space], dict[str, Noise]] = lambda config, space: {}
     targets: tuple[str, ...] = ()
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -304,6 +305,13 @@ class Algorithm:
     def plays(self) -> bool:
         """Whether it learns from its own play instead of a dataset."""
         return self.batch_kind == "rollouts"
+
+    @property
+    def sampler(self) -> Literal["transitions", "windows"]:
+        """The method of a store that samples its batches; raises `InvalidInput` for an algorithm that learns from its own play."""
+        if self.batch_kind == "rollouts":
+            raise InvalidInput(f"{self.name} learns from its own play, not from a dataset", hint="give it an environment")
+        return self.batch_kind
 
     def check(self, space: Space) -> None:
         """Raise `InvalidInput` if the dataset's actions are of the wrong kind."""

@@ -45,6 +45,13 @@ class Space:
         return {name: (dtype, _stacked(shape, self.frame_stack)) for name, (dtype, shape) in self.observation.items()}
 
     @property
+    def bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        """Low and high of continuous actions; raises `ValueError` for discrete ones."""
+        if self.low is None or self.high is None:
+            raise ValueError("discrete actions have no bounds")
+        return self.low, self.high
+
+    @property
     def view(self) -> View:
         """Shape of an observation as losses and networks see it: ``(D,)`` where all fields are vectors, which are joined; ``(C, H, W)``
         of a single image; else a dict of the fields' shapes."""

@@ -48,6 +48,8 @@ class Actor:
 
     def __init__(self, run: Run, params: Params) -> None:
         self.run, self.params = run, params
+        # Of continuous actions, in float32, in which policies act.
+        self._bounds = None if run.space.discrete else tuple(bound.astype(np.float32) for bound in run.space.bounds)
 
     @property
     def actor(self) -> Actor:
@@ -185,13 +187,13 @@ class Actor:
 
     def _chosen(self, scores: Tensor) -> np.ndarray:
         """The greedy action of scores, or a continuous action in the environment's units."""
-        if self.run.space.discrete:
+        if self._bounds is None:
             return scores.argmax(dim=-1).cpu().numpy() if scores.is_floating_point() else scores.cpu().numpy()
-        action = scores if self.run.scalers.action is None else self.run.scalers.action.reverse(scores)
-        action = action.float().cpu().numpy()
+        in_units = scores if self.run.scalers.action is None else self.run.scalers.action.reverse(scores)
+        action = in_units.float().cpu().numpy()
         if self.run.space.whole:
             action = np.rint(action)
-        return np.clip(action, self.run.space.low.astype(np.float32), self.run.space.high.astype(np.float32))
+        return np.clip(action, *self._bounds)
 
     def _seen(self, observations: Any) -> Observation:
         """Observations, checked, as networks see them."""
@@ -239,9 +241,12 @@ def _array(name: str, values: Any, dtype: str, shape: tuple[int, ...]) -> np.nda
     with np.errstate(invalid="ignore", over="ignore"):
         cast = np.array(array, dtype)  # a copy: torch warns of read-only memory
     # A cast may cost digits, nothing else: no whole number becomes another, and no finite number infinite.
-    wrong = cast != array if cast.dtype.kind in "iub" else np.isinf(cast) & np.isfinite(array)
+    wrong = cast != array if cast.dtype.kind in "iub" else ~np.isfinite(cast)
     if wrong.any():
-        raise InvalidInput(f"{name} has the value {array[wrong].ravel()[0]}, which does not fit {dtype}", hint=f"give an array of {dtype}")
+        value = array[wrong].ravel()[0]
+        if not np.isfinite(value):
+            raise InvalidInput(f"{name} has the value {value}", hint="a policy acts on finite numbers")
+        raise InvalidInput(f"{name} has the value {value}, which does not fit {dtype}", hint=f"give an array of {dtype}")
     return cast
 
 

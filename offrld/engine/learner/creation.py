@@ -6,6 +6,7 @@ import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -21,12 +22,13 @@ from offrld.engine.definition.space import Space, space_of
 from offrld.engine.learner import data
 from offrld.engine.learner.feeds import TrainingData
 from offrld.engine.learner.guards import check_precision, mistakes
-from offrld.engine.learner.loaded import Loaded, Trained, loaded_of, take_inputs
+from offrld.engine.learner.loaded import Loaded, Trained, seeds_of, take_inputs
 from offrld.engine.learner.runner_choice import Execution
 from offrld.engine.learner.shapes import Shapes
 from offrld.engine.learner.transfer import Part, scalers_like
 
 Log = Callable[[str], None]
+MOST_THREADS = 1024
 
 
 class Startable(Protocol):
@@ -100,8 +102,7 @@ def create(
             fit the data.
         EmptyStore: no transition to train on.
     """
-    if len(set(seeds)) != len(seeds) or not seeds:
-        raise InvalidInput(f"seeds must be given once each, got {list(seeds)}")
+    _check_numbers(seeds, threads, holdout, dtype)
     if threads is not None:
         torch.set_num_threads(threads)
     if cache_dir is not None:
@@ -117,7 +118,7 @@ def create(
         space = _space(algorithm, config, dataset, given_bounds, log)
         training, held_out = data.split(len(store), holdout, episodes)
     algorithm.check(space)
-    source = None if start is None else loaded_of(start)
+    source = None if start is None else seeds_of(start)
     if scalers is None:
         if isinstance(store, Shapes):
             own = store.scalers(config, dtype, where)
@@ -138,6 +139,20 @@ def create(
         for text in mistakes(algorithm, config, dataset, space, scalers, training):
             log(f"warning: {text}")
     return learner
+
+
+def _check_numbers(seeds: Any, threads: Any, holdout: Any, dtype: Any) -> None:
+    """`InvalidInput` for arguments of `create` that torch would refuse later, or take for something else."""
+    if not isinstance(seeds, Sequence | np.ndarray) or not len(seeds) or not all(isinstance(seed, Integral) for seed in seeds):
+        raise InvalidInput(f"seeds is {seeds!r}", hint="give a list of whole numbers, for example seeds=[0]")
+    if len(set(seeds)) != len(seeds):
+        raise InvalidInput(f"seeds must be given once each, got {list(seeds)}")
+    if threads is not None and (not isinstance(threads, Integral) or not 1 <= threads <= MOST_THREADS):
+        raise InvalidInput(f"threads is {threads!r}", hint=f"give a whole number from 1 to {MOST_THREADS}")
+    if not isinstance(holdout, Real) or not 0 <= holdout <= 1:
+        raise InvalidInput(f"holdout is {holdout!r}", hint="give the share of the episodes to hold out, from 0 to below 1")
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise InvalidInput(f"dtype is {dtype!r}", hint="give torch.float32 or torch.float64")
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,9 @@ class Dataset:
             raise InvalidInput("this algorithm compares single observations", hint="take frame_stack=1")
         size = self.space.observation_size
         fields = {name: torch.from_numpy(observation_column(self.store, name)[rows]) for name in self.space.observation}
-        return view_observation(fields, self.scalers, self.dtype, self.device).reshape(len(rows), size)
+        vectors = view_observation(fields, self.scalers, self.dtype, self.device)
+        assert isinstance(vectors, Tensor)  # `observation_size` refuses images
+        return vectors.reshape(len(rows), size)
 
     def actions(self, rows: np.ndarray) -> Tensor:
         """Scaled actions ``[n, A]`` at these rows."""
@@ -162,7 +164,7 @@ def fit_scalers(config: Any, store: EpisodeStore, space: Space, training: np.nda
     observation = {name: scaler if scaler is None else scaler.stacked(frames) for name, scaler in observation.items()}
     action = None
     if not space.discrete:
-        action = fit_action(getattr(config, "action_scaler", ActionScaler()), space.low, space.high, dtype, device)
+        action = fit_action(getattr(config, "action_scaler", ActionScaler()), *space.bounds, dtype, device)
     scaler = fit_reward(
         getattr(config, "reward_scaler", RewardScaler()),
         blocks(reward),

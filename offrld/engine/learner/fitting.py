@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, Protocol, TextIO
 
 import numpy as np
@@ -145,12 +146,21 @@ class _Request:
     transitions: Any
     shuffle: bool | None
 
-    def check(self) -> None:
-        if (self.steps is None) == (self.epochs is None):
+    def length(self) -> tuple[int, bool]:
+        """Updates to do, or passes over the data, and whether they are passes; raises `InvalidInput`."""
+        if self.steps is not None and self.epochs is None:
+            length, in_passes = self.steps, False
+        elif self.epochs is not None and self.steps is None:
+            length, in_passes = self.epochs, True
+        else:
             raise InvalidInput("give steps=N or epochs=N: one of them", hint="steps are updates, epochs passes over the data")
+        self._check()
+        return length, in_passes
+
+    def _check(self) -> None:
         for name in ("steps", "epochs", "steps_per_epoch"):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            if value is not None and (not isinstance(value, Integral) or isinstance(value, bool) or value < 1):
                 raise InvalidInput(f"{name} takes a whole number from 1, got {value!r}")
         if self.episodes is not None and self.transitions is not None:
             raise InvalidInput("both episodes and transitions were given", hint="choose one of them")
@@ -168,7 +178,7 @@ class _Plan:
 
 
 def _plan(trainer: Trainer, data: TrainingData, request: _Request) -> _Plan:
-    request.check()
+    length, in_passes = request.length()
     run, arguments, store = trainer.run, dict[str, Any](), None
     if _are_episodes(request.episodes):
         store, arguments["episodes"] = _store_of(run, data, request.episodes), None
@@ -176,17 +186,17 @@ def _plan(trainer: Trainer, data: TrainingData, request: _Request) -> _Plan:
         arguments["episodes"] = episodes_of(data, request.episodes).numbers
     if request.transitions is not None:
         arguments |= {"rows": request.transitions, "episodes": None}
-    passes = request.epochs is not None and request.shuffle is not False
-    if passes:
+    shuffled = in_passes and request.shuffle is not False
+    if shuffled:
         arguments["replacement"] = False
-    if request.epochs is None:
+    if not in_passes:
         selection = Selection(arguments, store) if arguments else None
-        return _Plan(request.steps, min(request.steps_per_epoch or 10_000, request.steps), selection)
+        return _Plan(length, min(request.steps_per_epoch or 10_000, length), selection)
     in_a_pass = _updates_per_pass(run, data, arguments, store or data.store)
     # A pass starts at the start of an order, also if training went before.
-    offset = -(-trainer.step // in_a_pass) * in_a_pass - trainer.step if passes else 0
+    offset = -(-trainer.step // in_a_pass) * in_a_pass - trainer.step if shuffled else 0
     per_epoch = request.steps_per_epoch or in_a_pass
-    return _Plan(request.epochs * per_epoch, per_epoch, Selection(arguments, store, offset) if arguments else None)
+    return _Plan(length * per_epoch, per_epoch, Selection(arguments, store, offset) if arguments else None)
 
 
 def _store_of(run: Run, data: TrainingData, episodes: Sequence[Episode]) -> EpisodeStore:
@@ -211,7 +221,7 @@ def _updates_per_pass(run: Run, data: TrainingData, arguments: Mapping[str, Any]
         options["length"] = run.config.context_size
     else:
         options["n_steps"] = getattr(run.config, "n_steps", 1)
-    return getattr(store, run.algorithm.batch_kind)(**options).batches_per_epoch
+    return getattr(store, run.algorithm.sampler)(**options).batches_per_epoch
 
 
 def _are_episodes(value: Any) -> bool:
@@ -239,7 +249,10 @@ def _epoch_metrics(learner: Fitted, evaluators: Mapping[str, Evaluator], episode
     metrics = {**learner.metrics(), **learner.validate()}
     for name, evaluate in evaluators.items():
         value = evaluate(learner, episodes)
-        metrics[name] = {int(s): float(v) for s, v in value.items()} if isinstance(value, Mapping) else {seeds[0]: float(value)}
+        try:
+            metrics[name] = {int(s): float(v) for s, v in value.items()} if isinstance(value, Mapping) else {seeds[0]: float(value)}
+        except (TypeError, ValueError):
+            raise InvalidInput(f"the evaluator {name!r} gives {value!r:.80}", hint="a number, or {seed: number}") from None
     for name, seconds in learner.trainer.spent.take().items():
         metrics[name] = dict.fromkeys(seeds, seconds)
     return metrics
@@ -267,8 +280,9 @@ class _Bar:
         self._progress.stop()
 
     def show(self, epoch: int, updates: int, latest: Metrics | None) -> None:
-        more = {} if latest is None else {"shown": _in_words(latest)}
-        self._progress.update(self._task, advance=updates, epoch=epoch, **more)
+        self._progress.update(self._task, advance=updates, epoch=epoch)
+        if latest is not None:
+            self._progress.update(self._task, shown=_in_words(latest))
 
 
 def _in_words(metrics: Metrics) -> str:

@@ -22,7 +22,7 @@ from offrld.engine.definition.algorithm import Algorithm, ValueConfig
 from offrld.engine.definition.run import Scalers
 from offrld.engine.definition.space import Space, is_image
 from offrld.engine.learner.data import spread_rows
-from offrld.preprocess.scalers import is_wide
+from offrld.preprocess.scalers import Scaler, is_wide
 
 VALUES = ("q_mean", "v_mean", "target_mean")  # metrics in the unit of values
 WARN, STOP = 10.0, 1000.0  # times what rewards allow
@@ -258,8 +258,7 @@ def _observations(algorithm: Algorithm, config: Any, store: EpisodeStore, space:
         if scaler is not None:
             frames = space.frame_stack
             rows = np.tile(rows if rows.ndim > 1 else rows[:, None], (1, frames, *(1,) * (rows.ndim - 2)))
-            like = next(iter(scaler.tensors().values()), torch.zeros((), dtype=torch.float64))
-            rows = scaler(torch.from_numpy(rows.astype(np.float64)).to(like)).cpu().numpy()
+            rows = _applied(scaler, rows.astype(np.float64)).numpy()
         largest = _largest(rows)
         if largest > WIDE_OBSERVATION:
             has = "although they are scaled" if scaler is not None else "--set observation_scaler=standard helps"
@@ -277,10 +276,10 @@ def _actions(algorithm: Algorithm, config: Any, store: EpisodeStore, space: Spac
             f"every action is one 1 among {raw.shape[1]} numbers: choices look so, but a policy will give what lies between; "
             f"import the number of the 1 as a discrete action, 0 to {raw.shape[1] - 1}"
         )
-    elif len(raw) and np.array_equal(raw, np.rint(raw)) and not np.isin(raw, (space.low, space.high)).all():
+    elif len(raw) and np.array_equal(raw, np.rint(raw)) and not np.isin(raw, np.stack(space.bounds)).all():
         yield "all actions are whole numbers, of floats: where the environment takes choices, import them as a discrete action"
-    rows = torch.from_numpy(raw.astype(np.float64))
-    scaled = rows if scalers.action is None else scalers.action(rows.to(scalers.action.shift)).cpu()
+    rows = raw.astype(np.float64)
+    scaled = torch.from_numpy(rows) if scalers.action is None else _applied(scalers.action, rows)
     outside = float((scaled.abs() > 1.0 + 1e-4).any(-1).double().mean()) if len(scaled) else 0.0
     if outside > 0:
         helps = "give the bounds of the environment (--eval-env), or --set action_scaler=min_max with minimum and maximum"
@@ -296,8 +295,13 @@ def _sample(store: EpisodeStore, training: np.ndarray, column: str) -> np.ndarra
 def _scaled(rewards: np.ndarray, scalers: Scalers) -> np.ndarray:
     if scalers.reward is None:
         return rewards
-    part = next(iter(scalers.reward.tensors().values()), torch.zeros((), dtype=torch.float64))
-    return scalers.reward(torch.from_numpy(np.array(rewards)).to(part)).cpu().numpy()
+    return _applied(scalers.reward, np.array(rewards)).numpy()
+
+
+def _applied(scaler: Scaler, values: np.ndarray) -> torch.Tensor:
+    """The scaled values, on the CPU; computed in the scaler's own dtype, on its device."""
+    like = next(iter(scaler.tensors().values()), torch.zeros((), dtype=torch.float64))
+    return scaler(torch.from_numpy(values).to(like)).cpu()
 
 
 def _largest(array: np.ndarray) -> float:

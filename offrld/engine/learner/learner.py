@@ -49,7 +49,7 @@ class Learner:
 
     dataset: Dataset  # only with data
 
-    create = classmethod(creation.create)
+    create = classmethod(creation.create)  # type: ignore[var-annotated]  # mypy has no notation for a generic class method
     fitter = fitting.fitter
 
     def __init__(

@@ -199,12 +199,21 @@ def take_inputs(algorithm: Algorithm, config: Any, space: Space, sources: Mappin
     return inputs
 
 
+def seeds_of(source: Loaded | Trained | Iterable[Loaded | Trained]) -> list[Loaded]:
+    """As `loaded_of`; raises `InvalidInput` if there is not one seed."""
+    if not (loaded := loaded_of(source)):
+        raise InvalidInput("the other run has no seed", hint="give a learner, or what offrld.Loaded.read returns")
+    return loaded
+
+
 def loaded_of(source: Loaded | Trained | Iterable[Loaded | Trained]) -> list[Loaded]:
     """Another run as its seeds, whether it is loaded or a learner."""
     if isinstance(source, Loaded):
         return [source]
-    if isinstance(source, Iterable):
+    if isinstance(source, Iterable) and not isinstance(source, str | bytes | Mapping):
         return [loaded for part in source for loaded in loaded_of(part)]
+    if not hasattr(source, "loaded"):
+        raise InvalidInput(f"another run is given as a {type(source).__name__}", hint="give a learner, or what offrld.Loaded.read returns")
     return [source.loaded(seed) for seed in source.seeds]
 
 

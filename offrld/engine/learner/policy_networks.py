@@ -29,7 +29,11 @@ class PolicyModule(nn.Module):
 
     Attributes:
         input_names: field -> name of its input in an exported graph.
+        low, high: bounds of continuous actions; absent for discrete ones.
     """
+
+    low: Tensor
+    high: Tensor
 
     def __init__(self, algorithm: Algorithm, config: Any, nets: Any, params: Params, space: Space, scalers: Scalers) -> None:
         super().__init__()
@@ -116,7 +120,8 @@ class PolicyModule(nn.Module):
         action = self.in_units(scores)
         return torch.round(action) if self.space.whole else action
 
-    def forward(self, observation: Any = None, /, **fields: Tensor) -> Tensor:
+    def forward(self, observation: Any = None, /, **fields: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """The action; a policy that remembers earlier steps returns its next context too."""
         return self.chosen(self.scores(observation, **fields))
 
 

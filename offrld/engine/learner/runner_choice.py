@@ -26,6 +26,7 @@ from offrld.engine.updates.train_state import TrainState, key_of
 from offrld.nets import onednn
 
 Log = Callable[[str], None]
+RUNNERS = ("auto", "eager", "compile", "graph")
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def ready_trainer(
         execution.prepare(trainer, log)
         if before is not None:
             trainer.take_over(before)
-            if before.lent is not None:
+            if data is not None and before.lent is not None:
                 trainer.lend(data.open(run, before.lent.selection))
     except BaseException:
         trainer.close()
@@ -111,6 +112,8 @@ def _plain(trainer: Trainer) -> bool:
 def choose_runner(trainer: Trainer, runner: str, log: Log) -> None:
     """Set the trainer's runner to the best one that agrees with eager losses and single updates."""
     cuda = trainer.run.device.type == "cuda"
+    if runner not in RUNNERS:
+        raise InvalidInput(f"runner {runner!r} is unknown", hint=f"use {', '.join(RUNNERS)}")
     if runner == "graph" and not cuda:
         raise InvalidInput(f"runner 'graph' needs a CUDA device, this one is {trainer.run.device}", hint="use the runner auto")
     tries = runner in ("auto", "graph") and cuda
@@ -150,7 +153,7 @@ def choose_graph(trainer: Trainer, log: Log) -> None:
     """Take CUDA graphs if chunks can be captured and move the state as single updates do; if not, log why."""
     losses = trainer.runner
     try:
-        trainer.use_chunks(cuda_capture(trainer.state.moving()))
+        chunks = trainer.use_chunks(cuda_capture(trainer.state.moving()))
         why = "" if chunks_agree(trainer) else "replayed updates differ from single ones"
     except Exception as error:  # whatever cannot be captured is a reason to do without, and goes to the log
         why = f"capturing failed ({type(error).__name__}: {str(error).partition(chr(10))[0][:200]})"
@@ -159,7 +162,7 @@ def choose_graph(trainer: Trainer, log: Log) -> None:
         log(f"runner: {losses}, because {why}")
         return
     trainer.runner = "graph"
-    log(f"runner: graph, {trainer.chunks.length} updates at a time, losses by {losses}")
+    log(f"runner: graph, {chunks.length} updates at a time, losses by {losses}")
 
 
 def chunks_agree(trainer: Trainer) -> bool:
@@ -167,7 +170,8 @@ def chunks_agree(trainer: Trainer) -> bool:
     state = trainer.state.moving()
     start, ends = [tensor.clone() for tensor in state], []
     step, moves, means = trainer.step, dict(trainer.moves), trainer.means
-    updates = min(trainer.chunks.length, trainer.free(step + trainer.chunks.length))
+    length = 1 if trainer.chunks is None else trainer.chunks.length
+    updates = min(length, trainer.free(step + length))
     try:
         for chunked in (False, True):
             trainer.means = Means(trainer.run.seeds)

@@ -69,7 +69,7 @@ class Returns:
     offset: float = 0.0
 
     @classmethod
-    def of(cls, store: EpisodeStore, episodes: Sequence[int], scaler: Any) -> Returns:
+    def of(cls, store: EpisodeStore, episodes: np.ndarray | Sequence[int], scaler: Any) -> Returns:
         """Of some episodes (by number), with the reward scaler of the training run or None."""
         raw = _sums(store, episodes, store.column("reward"))
         best = np.sort(raw)[-max(1, round(BEST * len(raw))) :]
@@ -97,6 +97,9 @@ class SequencePolicy(PolicyModule):
         context: names of those that are the context.
     """
 
+    return_slope: Tensor
+    return_offset: Tensor
+
     def __init__(
         self, algorithm: Algorithm, config: Any, nets: Any, params: Params, space: Space, scalers: Scalers, returns: Returns
     ) -> None:
@@ -110,7 +113,7 @@ class SequencePolicy(PolicyModule):
         # A single field is `context.observation`; several are `context.observation.NAME`.
         self._past = {name: OBSERVATION if len(inputs) == 1 else f"{OBSERVATION}.{name}" for name in inputs}
         span = max(abs(returns.low), abs(returns.high), 1e-3)
-        scaled = sorted(returns.slope * bound + returns.offset for bound in (-span, span))
+        low, high = sorted(returns.slope * bound + returns.offset for bound in (-span, span))
         self.episode_inputs = {
             REWARD: EpisodeInput("float32", (), -span / length, span / length),
             TARGET_RETURN: EpisodeInput("float32", (), returns.low, returns.high),
@@ -121,7 +124,7 @@ class SequencePolicy(PolicyModule):
             ACTION: EpisodeInput("int64", (length,), 0, space.action_size - 1)
             if space.discrete
             else EpisodeInput("float32", (length, space.action_size), space.low, space.high),
-            RETURN_TO_GO: EpisodeInput("float32", (length,), *scaled),
+            RETURN_TO_GO: EpisodeInput("float32", (length,), low, high),
             LENGTH: EpisodeInput("int64", (), 0, 2 * length),
         }
         self.context = [name for name in self.episode_inputs if name.startswith(CONTEXT)]
@@ -202,7 +205,7 @@ def _moved(window: Tensor, newest: Tensor) -> Tensor:
     return torch.cat([window[:, 1:], newest.unsqueeze(1)], dim=1)
 
 
-def _sums(store: EpisodeStore, episodes: Sequence[int], rewards: np.ndarray) -> np.ndarray:
+def _sums(store: EpisodeStore, episodes: np.ndarray | Sequence[int], rewards: np.ndarray) -> np.ndarray:
     """The sum of ``rewards`` (a row each) over each episode's steps."""
     table = store.episode_table
     spans = zip(table["first_row"][episodes], table["steps"][episodes], strict=True)

@@ -53,12 +53,12 @@ class Shapes:
         Raises:
             InvalidInput: neither or both kinds of actions, or a shape that no network takes.
         """
-        if (actions is None) == (action_size is None):
-            raise InvalidInput("give actions=N for N discrete actions, or action_size=A for continuous ones: just one of them")
-        if actions is not None:
+        if actions is not None and action_size is None:
             action = Field("int64", low=0, high=actions - 1)
-        else:
+        elif action_size is not None and actions is None:
             action = Field("float32", (action_size,), low=low, high=high)
+        else:
+            raise InvalidInput("give actions=N for N discrete actions, or action_size=A for continuous ones: just one of them")
         fields = {k: _field(v) for k, v in observation.items()} if isinstance(observation, Mapping) else _field(observation)
         return cls(space_of(Schema(observation=fields, action=action), {}))
 
@@ -81,10 +81,11 @@ class Shapes:
 
         seen, done = env.observation_space, env.action_space
         boxes = dict(seen.spaces) if isinstance(seen, Dict) else {"observation": seen}
+        fields, bounds = {}, {}
         for name, box in boxes.items():
             if not isinstance(box, Box):
                 raise InvalidInput(f"observation {name!r} of the environment is {box}", hint="networks take vectors and images (Box)")
-        fields = {name: Field(np.dtype(box.dtype).name, box.shape) for name, box in boxes.items()}
+            fields[name], bounds[name] = Field(np.dtype(box.dtype).name, box.shape), (box.low, box.high)
         if isinstance(done, Discrete):
             action = Field("int64", low=0, high=int(done.n) - 1)
         elif isinstance(done, Box) and np.isfinite(done.low).all() and np.isfinite(done.high).all():
@@ -94,7 +95,7 @@ class Shapes:
         schema = Schema(observation=fields if isinstance(seen, Dict) else fields["observation"], action=action)
         source = f"env:{env.spec.id}" if getattr(env, "spec", None) is not None else "env"
         space = dataclasses.replace(space_of(schema, {}), source=source)
-        return cls(space, {name: (box.low, box.high) for name, box in boxes.items()})
+        return cls(space, bounds)
 
     def scalers(self, config: Any, dtype: torch.dtype, device: torch.device) -> Scalers:
         """The scalers of ``config``, from bounds and from statistics given by hand.
@@ -103,17 +104,19 @@ class Shapes:
             InvalidInput: a scaler needs data; the hint names the settings that give its statistics.
         """
         fields = self.space.observation
-        unknown = {name: (np.full(shape, -np.inf), np.full(shape, np.inf)) for name, (_, shape) in fields.items()}
-        bounds = {
-            name: tuple(np.asarray(b, fields[name][0]) for b in self.bounds[name]) if name in self.bounds else _cast(unknown[name], d)
-            for name, (d, _) in fields.items()
-        }
+        bounds = {}
+        for name, (stored, shape) in fields.items():
+            if name in self.bounds:
+                low, high = self.bounds[name]
+                bounds[name] = np.asarray(low, stored), np.asarray(high, stored)
+            else:
+                bounds[name] = _cast((np.full(shape, -np.inf), np.full(shape, np.inf)), stored)
         frames = getattr(config, "frame_stack", 1)
         observation = observation_between(config.observation_scaler, bounds, dtype, device)
         observation = {name: scaler if scaler is None else scaler.stacked(frames) for name, scaler in observation.items()}
         action = None
         if not self.space.discrete:
-            action = fit_action(getattr(config, "action_scaler", ActionScaler()), self.space.low, self.space.high, dtype, device)
+            action = fit_action(getattr(config, "action_scaler", ActionScaler()), *self.space.bounds, dtype, device)
         spec = getattr(config, "reward_scaler", RewardScaler())
         return Scalers(observation, action, fit_reward(spec, _no_rewards, _no_rewards, dtype, device))
 

@@ -108,8 +108,8 @@ class Trainer:
         return self.feeds.batches(self.run.stage(k), k)
 
     # --------------------------------------------------------------------------------------------------------------- chunks
-    def use_chunks(self, capture: Capture, length: int | None = None) -> None:
-        """Train in chunks from now on.
+    def use_chunks(self, capture: Capture, length: int | None = None) -> Chunks:
+        """Train in chunks from now on, those that it returns.
 
         Raises:
             InvalidInput: batches are not drawn on the device.
@@ -120,9 +120,12 @@ class Trainer:
         if length is None:
             length = length_for(self.batches(0)[0]) // len(self.run.groups) or 1
         self.chunks = Chunks(self.updater, self.state.schedules, feeds, self.run.device, capture=capture, length=length)
+        return self.chunks
 
     def replay(self, end: int, *, at_once: bool = False) -> int:
-        """Do some updates together, none at or beyond ``end``; returns how many: 0 if they are not worth a graph yet."""
+        """Do some updates together, none at or beyond ``end``; returns how many: 0 without chunks, or if they are not worth a graph yet."""
+        if self.chunks is None:
+            return 0
         stage = self.run.stage(self.step).name
         with products(through_onednn=self.linear == "onednn"):
             done, metrics, moves = self.chunks.run(stage, self.step, self.free(end), self.moves, at_once=at_once)

@@ -20,7 +20,7 @@ from offrld.engine.definition.algorithm import Algorithm, by_name
 from offrld.engine.definition.run import Scalers
 from offrld.engine.definition.space import Space
 from offrld.engine.learner.data import rebuild_scalers
-from offrld.engine.learner.loaded import Loaded, Trained, loaded_of
+from offrld.engine.learner.loaded import Loaded, Trained, seeds_of
 from offrld.engine.learner.trainer import Trainer
 from offrld.nets import Params
 from offrld.preprocess.scalers import OBSERVATION_SCALERS
@@ -54,7 +54,7 @@ def copy_into(
     """
     if part not in PARTS:
         raise InvalidInput(f"transfer {part!r} is unknown", hint=f"one of {', '.join(PARTS)}")
-    loaded, state = loaded_of(source), trainer.state
+    loaded, state = seeds_of(source), trainer.state
     sources = [next((one for one in loaded if one.seed == seed), loaded[0]) for seed in trainer.run.seeds]
     names = _Target(trainer.run.algorithm, trainer.run.nets, state.params, log).matched(loaded[0], part)
     writes: list[tuple[Tensor, Tensor]] = []

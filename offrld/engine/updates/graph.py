@@ -71,7 +71,8 @@ class Chunk:
     def __call__(self) -> dict[str, Tensor]:
         steps = self._counter + self._places  # [K]
         drawn = [feed.batch(steps) for feed in self._feeds]  # all at once: a draw is a hundred small kernels, for one update or for many
-        taken, rows = dict(self._taken), {}
+        taken = dict(self._taken)
+        rows: dict[str, list[Tensor]] = {}
         for i, update in enumerate(self._pattern.dues):
             batches = [at(batch, i) for batch in drawn]
             for due in (self._schedule[place] for place in update):

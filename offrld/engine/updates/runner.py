@@ -49,6 +49,9 @@ def gradients(step: Step, config: Any, nets: Any, *, kind: type, compiled: bool,
         compiled: run the loss through `torch.compile` (as one graph, no fall-back to Python inside).
         stacked: the tensors carry a leading seed axis; the loss, which sees one seed, is mapped over it.
     """
+    loss = step.loss
+    if loss is None:
+        raise ValueError(f"step {step.name!r} has no loss")
     salt = zlib.crc32(step.name.encode())  # two steps of one update draw different numbers
 
     def single(
@@ -56,8 +59,9 @@ def gradients(step: Step, config: Any, nets: Any, *, kind: type, compiled: bool,
     ) -> tuple[Tensor, tuple[dict[str, Tensor], dict[str, Tensor]]]:
         key = batch["key"] ^ salt
         context = Context(key, training=True)
-        state = State(params, {**target, CONTEXT: Context(key, training=False)}, data, carry)
-        value, metrics = step.loss({**params, **leaves, CONTEXT: context}, config, nets, state, kind(**batch))
+        trained: dict[str, Any] = {**params, **leaves, CONTEXT: context}
+        targets: dict[str, Any] = {**target, CONTEXT: Context(key, training=False)}
+        value, metrics = loss(trained, config, nets, State(params, targets, data, carry), kind(**batch))
         return value, (metrics, context.updates)
 
     function: Callable[..., tuple[Tensor, tuple[dict[str, Tensor], dict[str, Tensor]]]] = single

@@ -118,11 +118,8 @@ class TrainState:
 
     def of_seed(self, position: int, data: dict[str, Tensor]) -> State:
         """One seed's state, for reading."""
-        return State(
-            *({n: v[position].detach() for n, v in part.items()} for part in (self.params, self.target)),
-            data,
-            {n: v[position] for n, v in self.carry.items()},
-        )
+        params, target = ({name: value[position].detach() for name, value in part.items()} for part in (self.params, self.target))
+        return State(params, target, data, {name: value[position] for name, value in self.carry.items()})
 
     def tensors(self) -> dict[str, Tensor]:
         """The flat dict; its tensors are the state itself."""
