@@ -4,6 +4,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 LOG    := $(VENV)/install.log
+# pytest's processes: one more than two cores, because many tests wait for daemons.
+PYTEST_PROCESSES ?= 3
 
 PIP     = $(BIN)/python -m pip --disable-pip-version-check
 # What pip and setuptools say goes to the log, and to the screen where they fail.
@@ -20,7 +22,7 @@ demo: $(STAMP)   ## the whole path: collect CartPole data, train DiscreteCQL in 
 	@$(BIN)/offrl demo
 
 test: $(STAMP)   ## the test suite, a quarter of an hour on two cores
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n $(PYTEST_PROCESSES) --dist loadfile
 
 test-all: $(STAMP)  ## the suite with its slow tests
 	$(BIN)/python -m pytest -m ''
@@ -29,11 +31,11 @@ test-all: $(STAMP)  ## the suite with its slow tests
 PRODUCTS := tests/engine tests/nets tests/algos tests/export tests/worker
 test-linear: $(STAMP)  ## these tests under every linear product that this processor offers, and once with torch's kernels of AVX2
 	@for linear in $$($(BIN)/python -c 'from offrld.nets import onednn; print(*onednn.offered())'); do echo "OFFRL_LINEAR=$$linear"; \
-		OFFRL_LINEAR=$$linear $(BIN)/python -m pytest -n 2 --dist loadfile $(PRODUCTS) || exit $$?; done
-	@echo "ATEN_CPU_CAPABILITY=avx2"; ATEN_CPU_CAPABILITY=avx2 $(BIN)/python -m pytest -n 2 --dist loadfile $(PRODUCTS)
+		OFFRL_LINEAR=$$linear $(BIN)/python -m pytest -n $(PYTEST_PROCESSES) --dist loadfile $(PRODUCTS) || exit $$?; done
+	@echo "ATEN_CPU_CAPABILITY=avx2"; ATEN_CPU_CAPABILITY=avx2 $(BIN)/python -m pytest -n $(PYTEST_PROCESSES) --dist loadfile $(PRODUCTS)
 
 test-busy: $(STAMP)    ## the test suite beside two busy loops
-	$(BIN)/python tests/beside_loops.py 2 -n 2 --dist loadfile
+	$(BIN)/python tests/beside_loops.py 2 -n $(PYTEST_PROCESSES) --dist loadfile
 
 lint: $(STAMP)   ## ruff (rules and format) and mypy
 	$(BIN)/ruff check .

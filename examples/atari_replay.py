@@ -2,7 +2,7 @@
 
     python examples/atari_replay.py breakout-mixed-v0 [--steps N] [--episodes N]
 
-docs/atari.md says where the data come from and where they are stored.
+docs/atari.md describes the data's source and cache.
 """
 
 from __future__ import annotations

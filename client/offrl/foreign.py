@@ -1,4 +1,4 @@
-"""Policies that other programs have exported as ONNX: Stable-Baselines3's and d3rlpy's, with the names of their tensors given."""
+"""Policies that other programs exported as ONNX, such as Stable-Baselines3 and d3rlpy; the user names their tensors."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import numpy as np
 import onnxruntime
 
 from offrl.errors import CheckFailed, InvalidInput
-from offrl.onnx_file import read_bytes
-from offrl.onnx_session import load_session, run
+from offrl.onnx_session import run
 from offrl.policy import Policy
+from offrl.policy_file import opened as opened_file
 
 _DTYPES: dict[str, type[np.generic]] = {
     "tensor(float)": np.float32,
@@ -29,32 +29,27 @@ WHOLE = 1 << 24  # up to which float32 holds every whole number
 class ForeignPolicy(Policy):
     """An ONNX graph from observations ``[B, ...]`` to actions, as a `Policy`. It has no scalers, bounds or memory of its own.
 
-    Continuous actions ``[B, A]`` are clipped to the environment's bounds by whoever acts; discrete ones are whole numbers ``[B]`` or
-    ``[B, 1]``. A graph for batches of one only is run row by row.
+    The caller clips continuous actions ``[B, A]`` to the environment's bounds. Discrete actions are whole numbers ``[B]`` or ``[B, 1]``.
+    A graph that only takes batches of one runs row by row.
 
     Args:
         source: the file, or its bytes.
-        input: the tensor that takes the observation; None: the only one, or of several each the observation field of its name.
-        output: the tensor that gives the action; None: the only one.
+        input: the input tensor of the observation; None: the only one, or for several inputs the observation fields of the same names.
+        output: the output tensor of the action; None: the only one.
         argmax: the output holds scores ``[B, n]`` of discrete actions: the highest is the action.
 
     Raises:
-        InvalidInput: no ONNX file, or no such tensor; the message lists those that are there.
+        InvalidInput: the file is not ONNX, or has no such tensor; the message lists its tensors.
     """
 
     foreign = True
 
     def __init__(self, source: str | Path | bytes, *, input: str | None = None, output: str | None = None, argmax: bool = False) -> None:
-        if isinstance(source, (bytes, bytearray, memoryview)):
-            self.path, name, data = None, f"the {len(source)} bytes given", bytes(source)
-        else:
-            self.path, name = Path(source), f"{str(source)!r}"
-            data = read_bytes(self.path)
-        self._session = load_session(data, name)
+        self.path, name, self._session = opened_file(source)
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         if not inputs or not outputs:
             raise InvalidInput(f"{name} has no {'output' if inputs else 'input'}", hint="export the policy as observation to action")
-        self._inputs = {each.name: each for each in ([_named(inputs, input, name, "input")] if input is not None else inputs)}
+        self._inputs = {tensor.name: tensor for tensor in ([_named(inputs, input, name, "input")] if input is not None else inputs)}
         if input is not None and len(inputs) > 1:
             raise InvalidInput(
                 f"{name} takes more than {input!r}: {_listed(inputs)}", hint="export the policy with the observation as its only input"
@@ -63,20 +58,20 @@ class ForeignPolicy(Policy):
             raise InvalidInput(f"{name} has several outputs: {_listed(outputs)}", hint="name the action's: --policy-output NAME")
         out = outputs[0] if output is None else _named(outputs, output, name, "output")
         self._output, self._argmax = out.name, argmax
-        for each in (*self._inputs.values(), out):
-            if each.type not in _DTYPES or not each.shape:
-                told = f"{name}: {each.name!r} has the type {each.type} and shape {each.shape}"
-                raise InvalidInput(told, hint="observations and actions are batches of numbers")
+        for tensor in (*self._inputs.values(), out):
+            if tensor.type not in _DTYPES or not tensor.shape:
+                message = f"{name}: {tensor.name!r} has the type {tensor.type} and shape {tensor.shape}"
+                raise InvalidInput(message, hint="observations and actions are batches of numbers")
         whole = _DTYPES[out.type] in (np.int64, np.int32)
         sizes = tuple(out.shape[1:])
         if argmax and (whole or len(sizes) != 1):
             raise InvalidInput(
-                f"{name}: output {out.name!r} has the type {out.type} and shape {out.shape}, no scores",
-                hint="leave --policy-argmax out: it gives actions",
+                f"{name}: output {out.name!r} has the type {out.type} and shape {out.shape}, which are not scores",
+                hint="leave --policy-argmax out: the output holds actions",
             )
         self.metadata = {}
-        self.observation_dtypes = {n: np.dtype(_DTYPES[each.type]) for n, each in self._inputs.items()}
-        self.observation_shapes = {n: tuple(each.shape[1:]) for n, each in self._inputs.items()}
+        self.observation_dtypes = {field: np.dtype(_DTYPES[tensor.type]) for field, tensor in self._inputs.items()}
+        self.observation_shapes = {field: tuple(tensor.shape[1:]) for field, tensor in self._inputs.items()}
         if not all(isinstance(size, int) for shape in (*self.observation_shapes.values(), sizes) for size in shape):
             raise InvalidInput(f"{name}: {_listed(inputs)} to {_listed([out])}: a size is open", hint="only the batch axis may be open")
         self._sizes = sizes  # of the output, without the batch axis
@@ -86,16 +81,16 @@ class ForeignPolicy(Policy):
         self.action_low = self.action_high = self.env_id = self.target_return = self._context = self._frames = None
         self.frame_stack = 1
         self._names = tuple(self._inputs)
-        self._one = any(each.shape[0] == 1 for each in self._inputs.values())
+        self._one = any(tensor.shape[0] == 1 for tensor in self._inputs.values())
 
     def act(self, observation: Any, reward: float = 0.0) -> np.ndarray | int:
-        """As `Policy.act`."""
+        """Do what `Policy.act` does."""
         fields = observation if isinstance(observation, Mapping) else {self._names[0]: observation}
         action = self.predict({name: _array(name, fields[name])[None] for name in self._names if name in fields})[0]
         return int(action) if self.discrete else action
 
     def predict(self, observations: Any, reward: Any = None, starts: Any = None) -> np.ndarray:
-        """As `Policy.predict`."""
+        """Do what `Policy.predict` does."""
         fields = observations if isinstance(observations, Mapping) else {self._names[0]: observations}
         feed = {name: self._fed(name, fields) for name in self._names}
         counts = {name: len(value) for name, value in feed.items()}
@@ -157,21 +152,21 @@ def _array(name: str, value: Any) -> np.ndarray:
 
 
 def opened(source: str | Path | bytes, input: str | None = None, output: str | None = None, argmax: bool = False) -> Policy:
-    """A policy file of ours; or, where a tensor is named or ``argmax`` is set, one of another program."""
+    """Open a policy file of offrl, or one of another program if a tensor is named or ``argmax`` is set."""
     if input is None and output is None and not argmax:
         return Policy(source)
     return ForeignPolicy(source, input=input, output=output, argmax=argmax)
 
 
 def _named(tensors: list[onnxruntime.NodeArg], wanted: str, name: str, what: str) -> onnxruntime.NodeArg:
-    for each in tensors:
-        if each.name == wanted:
-            return each
+    for tensor in tensors:
+        if tensor.name == wanted:
+            return tensor
     raise InvalidInput(f"{name} has no {what} {wanted!r}, only {_listed(tensors)}", hint=f"--policy-{what} takes one of these names")
 
 
 def _listed(tensors: list[onnxruntime.NodeArg]) -> str:
-    return ", ".join(f"{each.name} {each.type.removeprefix('tensor(').rstrip(')')}{list(each.shape)}" for each in tensors)
+    return ", ".join(f"{tensor.name} {tensor.type.removeprefix('tensor(').rstrip(')')}{list(tensor.shape)}" for tensor in tensors)
 
 
 __all__ = ["ForeignPolicy", "opened"]

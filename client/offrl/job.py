@@ -77,7 +77,7 @@ Preset = Annotated[
 ]
 EvalEpisodes = Annotated[int, Field(ge=1, le=100_000), Option("Episodes per evaluation.", "N")]
 Device = Annotated[str, Field(pattern=DEVICE_PATTERN), Option("Device to train on: auto, cpu, cuda or cuda:N.", "D")]
-Threads = Annotated[int, Field(ge=1, le=1024), Option("CPU threads of torch.", "N")]
+Threads = Annotated[int, Field(ge=1, le=1024), Option("CPU threads for torch.", "N")]
 GpuMemory = Annotated[
     int | None,
     Field(ge=1, le=1 << 30),

@@ -39,7 +39,7 @@ class TrainOptions(TypedDict, total=False):
     """Device to train on: auto, cpu, cuda or cuda:N (default auto)."""
 
     threads: int | None
-    """CPU threads of torch (1 to 1024; default 1)."""
+    """CPU threads for torch (1 to 1024; default 1)."""
 
     gpu_memory_mb: int | None
     """GPU memory to reserve for the job (MB; at least 1; default estimated)."""
@@ -76,7 +76,7 @@ class CollectOptions(TypedDict, total=False):
     """Fail if a step takes longer than S seconds; collected data is kept (seconds; above 0, at most 86400)."""
 
     threads: int | None
-    """CPU threads of torch (1 to 1024; default 1)."""
+    """CPU threads for torch (1 to 1024; default 1)."""
 
     policy_input: str | None
     """Input tensor of the observation, in an ONNX file of another program."""
@@ -131,7 +131,7 @@ class TrainOnlineOptions(TypedDict, total=False):
     """Fail if a step takes longer than S seconds; collected data is kept (seconds; above 0, at most 86400)."""
 
     threads: int | None
-    """CPU threads of torch (1 to 1024; default 1)."""
+    """CPU threads for torch (1 to 1024; default 1)."""
 
     preset: str | None
     """Named group of settings."""

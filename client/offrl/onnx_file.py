@@ -1,8 +1,8 @@
-"""An ONNX file from somebody else, looked through before onnxruntime gets it: it must hold all of itself, and name nothing outside.
+"""Check an untrusted ONNX file before onnxruntime loads it: it must be self-contained and refer to no other file.
 
-ONNX lets a tensor lie in another file, whose name is in the model: onnxruntime reads it, relative to the working directory where the model
-comes as bytes. So every tensor is looked at, those in attributes, subgraphs and functions too. The file is read as what it is, a protobuf
-message; nothing is decoded but what the check needs, and ``onnx`` is not needed.
+ONNX allows a tensor in another file, named in the model; onnxruntime reads that file, relative to the working directory if the model is
+given as bytes. The check therefore visits every tensor, also in attributes, subgraphs and functions. It parses the file as a protobuf
+message, decodes only what it needs, and does not use the package ``onnx``.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from pathlib import Path
 
 from offrl.errors import InvalidInput
 
-MOST_BYTES = (1 << 31) - 1  # of a protobuf message
-MOST_DEPTH = 64  # messages within messages; onnx's own reader takes 100
-MOST_FIELDS = 5_000_000  # looked at: seconds
-DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")  # of operators that onnxruntime brings along
-_NOT_ONNX = "is not an ONNX file, or a damaged one"
+MOST_BYTES = (1 << 31) - 1  # largest protobuf message
+MOST_DEPTH = 64  # nesting of messages; onnx's own reader accepts 100
+MOST_FIELDS = 5_000_000  # visited fields: a few seconds
+DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")  # operators that are part of onnxruntime
+_NOT_ONNX = "is not an ONNX file, or it is damaged"
 FETCH_AGAIN = "fetch it again with: offrl fetch JOB --out policy.onnx"
 
-# Message -> number of a field -> the message that it holds, or what is looked at.
+# Message -> number of a field -> the message in that field.
 _MESSAGES: dict[str, dict[int, str]] = {
     "model": {7: "graph", 20: "training", 25: "function"},
     "training": {1: "graph", 2: "graph"},
@@ -35,23 +35,23 @@ _MESSAGES: dict[str, dict[int, str]] = {
 
 
 def read_bytes(path: Path) -> bytes:
-    """The file's bytes; raises `InvalidInput` for what is not a regular file, or is larger than ONNX files can be."""
+    """Return the file's bytes; raise `InvalidInput` if it is not a regular file or is larger than any ONNX file."""
     shown = f"{str(path)!r}"
     try:
-        # Not blocking: to open a pipe that nobody writes into would wait for ever.
+        # Non-blocking: opening a pipe without a writer would wait for ever.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
         raise InvalidInput(f"no policy file {shown}", hint="fetch one with: offrl fetch JOB --out policy.onnx") from None
     except (OSError, ValueError) as error:
         raise InvalidInput(f"cannot read {shown}: {getattr(error, 'strerror', None) or error}") from None
     try:
-        told = os.fstat(descriptor)
-        if stat.S_ISDIR(told.st_mode):
+        status = os.fstat(descriptor)
+        if stat.S_ISDIR(status.st_mode):
             raise InvalidInput(f"{shown} is a folder, not a policy file", hint="name the .onnx file itself")
-        if not stat.S_ISREG(told.st_mode):
-            raise InvalidInput(f"{shown} is a pipe or a device, not a policy file", hint="read it, and give the bytes: Policy(data)")
-        if told.st_size > MOST_BYTES:
-            raise InvalidInput(f"{shown} has {told.st_size} bytes; an ONNX file has at most {MOST_BYTES}", hint=FETCH_AGAIN)
+        if not stat.S_ISREG(status.st_mode):
+            raise InvalidInput(f"{shown} is a pipe or a device, not a policy file", hint="read it, and pass the bytes: Policy(data)")
+        if status.st_size > MOST_BYTES:
+            raise InvalidInput(f"{shown} has {status.st_size} bytes; an ONNX file has at most {MOST_BYTES}", hint=FETCH_AGAIN)
         with open(descriptor, "rb", closefd=False) as file:
             return file.read()
     except OSError as error:
@@ -61,26 +61,26 @@ def read_bytes(path: Path) -> bytes:
 
 
 def check(data: bytes, name: str) -> None:
-    """Raise `InvalidInput` unless ``data`` is an ONNX model that is whole in itself.
+    """Raise `InvalidInput` unless ``data`` is a self-contained ONNX model.
 
     Args:
-        name: of the file, for the message.
+        name: the file's name in messages.
     """
     if len(data) > MOST_BYTES:
         raise InvalidInput(f"{name} has {len(data)} bytes; an ONNX file has at most {MOST_BYTES}", hint=FETCH_AGAIN)
-    if not data or data[4:8] == b"ORTM":  # onnxruntime's own format, which is read past this check
+    if not data or data[4:8] == b"ORTM":  # onnxruntime's own format, which this check cannot read
         raise InvalidInput(f"{name} {_NOT_ONNX}", hint=FETCH_AGAIN)
     try:
         problem = _problem(memoryview(data))
     except (ValueError, IndexError):
         raise InvalidInput(f"{name} {_NOT_ONNX}", hint=FETCH_AGAIN) from None
     if problem:
-        raise InvalidInput(f"{name} {problem}; a policy file holds all of itself", hint=FETCH_AGAIN)
+        raise InvalidInput(f"{name} {problem}; a policy file must be self-contained", hint=FETCH_AGAIN)
 
 
 def _problem(data: memoryview) -> str:
-    """What speaks against a model; raises `ValueError` or `IndexError` where it is not a protobuf message."""
-    waiting, looked, used, own = [("model", data, 0)], 0, set(), set()
+    """Return why a model is refused, "" if it is accepted; raise `ValueError` or `IndexError` if it is not a protobuf message."""
+    waiting, visited, used, own = [("model", data, 0)], 0, set(), set()
     while waiting:
         kind, message, depth = waiting.pop()
         if depth > MOST_DEPTH:
@@ -88,8 +88,8 @@ def _problem(data: memoryview) -> str:
         inside = _MESSAGES[kind]
         texts: dict[int, str] = {}
         for number, value in _fields(message):
-            looked += 1
-            if looked > MOST_FIELDS:
+            visited += 1
+            if visited > MOST_FIELDS:
                 return f"has more than {MOST_FIELDS} parts"
             if kind == "tensor" and (number == 13 or (number == 14 and value != 0)):
                 return "has tensors in another file"
@@ -105,12 +105,12 @@ def _problem(data: memoryview) -> str:
             own.add(texts.get(10, ""))
     for domain, operator in sorted(used):
         if (domain not in DOMAINS and domain not in own) or operator == "EPContext":
-            return f"has the operator {domain or 'ai.onnx'}.{operator}, which is code or a file from elsewhere"
+            return f"has the operator {domain or 'ai.onnx'}.{operator}, which runs external code or reads a file"
     return ""
 
 
 def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """Number and value of each field: a whole number, or bytes (fixed-size numbers as 0: no such field is looked at)."""
+    """Yield number and value of each field: a whole number, or bytes (0 for fixed-size numbers, which the check does not use)."""
     at, end = 0, len(message)
     while at < end:
         tag, at = _varint(message, at)
@@ -132,11 +132,11 @@ def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
                 raise ValueError("a field beyond the end")
             yield number, 0
         else:
-            raise ValueError("a kind of field that ONNX has not")
+            raise ValueError("a field type that ONNX does not use")
 
 
 def _varint(message: memoryview, at: int) -> tuple[int, int]:
-    """A number of seven bits a byte, and where it ends."""
+    """Decode a number with seven bits in each byte; return it and the position after it."""
     value = shift = 0
     while True:
         byte = message[at]

@@ -1,9 +1,9 @@
-"""One environment or several side by side, behind one face: reset where an episode begins, step, and the observation after each step.
+"""One environment or several behind one interface: reset at the start of an episode, step, and the observation after each step.
 
-gymnasium 1.x has three ways for a vector environment to go on after an end. What is made here resets nothing by itself
-(``AutoresetMode.DISABLED``), so that every step of every environment is a step of an episode. Vector environments that are given may also
-reset within the step that ends (``SAME_STEP``: the final observation is in the infos), or with the step after it (``NEXT_STEP``: that
-step is not a step of an episode, and is marked absent).
+A vector environment of gymnasium 1.x continues after the end of an episode in one of three ways. Those made here never reset by themselves
+(``AutoresetMode.DISABLED``), so that every step of every environment belongs to an episode. A vector environment of the caller may also
+reset within the last step (``SAME_STEP``: the final observation is in the infos), or in the step after it (``NEXT_STEP``: that step
+belongs to no episode and is marked absent).
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from offrld.collect.watch import StepWatch
 
 
 class Environments:
-    """``count`` environments of the same spaces. Numbered from 0.
+    """``count`` environments of the same spaces, numbered from 0.
 
     Attributes:
         observation_space, action_space: of one of them.
         vector: None for a single environment, which then is ``single``.
-        env_id: where gymnasium knows it.
-        infos: what was said beside the newest observations.
+        env_id: gymnasium's id; None for an environment without one.
+        infos: those of the newest observations.
         name: for messages.
     """
 
@@ -37,12 +37,12 @@ class Environments:
         """
         Args:
             env: an id, an environment, a vector environment, or a function that makes one of the two.
-            count: environments side by side; 1: one, without the vector environment around it.
+            count: number of environments; 1: a single one, not wrapped in a vector environment.
             vectorization: of several: ``sync`` in this process (Procgen's in one native step), ``async`` in a process each (spawned, so the
-                main module has to be importable, and a function has to be found by its name).
+                main module and a function must be importable).
 
         Raises:
-            Unknown, InvalidInput: it cannot be made, or more than one of what is already made.
+            Unknown, InvalidInput: the environment cannot be made, or ``count`` is above 1 for one that is made already.
         """
         import gymnasium
 
@@ -60,7 +60,7 @@ class Environments:
         self.reset: Callable[..., Any]
         if count > 1 or vectorization == "async":
             if maker is None:
-                raise InvalidInput(f"{count} environments cannot be made of one that is made", hint="give its id, or a function")
+                raise InvalidInput(f"{count} environments cannot be made from one that exists already", hint="give its id, or a function")
             env, name = _vector(maker, count, vectorization)
         elif maker is not None:
             env = calls.made_by(maker)
@@ -82,7 +82,7 @@ class Environments:
             self.env_id = maker.args[0]
         self.name = self.env_id or name or calls.name_of(env)
         self.mode = self._mode()
-        self._pending = np.zeros(self.count, bool)  # NEXT_STEP: whose next step is a reset
+        self._pending = np.zeros(self.count, bool)  # NEXT_STEP: environments whose next step is a reset
         self.infos: Mapping[str, Any] = {}
 
     def _mode(self) -> str:
@@ -94,26 +94,26 @@ class Environments:
         return AutoresetMode(mode).name.lower()
 
     def limit(self, watch: StepWatch) -> None:
-        """Let calls take no longer than the watch allows."""
+        """Limit the time of every call by a watch."""
         self.step, self.reset = watch.watched(self.step, "a step"), watch.watched(self.reset, "the reset")
 
     def failed(self, during: str, error: BaseException, where: str) -> OffrlError:
-        """The error for what an environment has raised, or answered."""
+        """The error for an exception, or an invalid answer, of an environment."""
         return calls.failure(self.name, during, error, where, hint="the episode up to there is kept, as truncated")
 
     # ------------------------------------------------------------------------------------------------------------- several
     def reset_all(self, seed: int | None) -> Any:
-        """Reset every environment; the i-th with ``seed + i``. The observations ``[count, ...]``."""
+        """Reset every environment, number i with ``seed + i``; returns the observations ``[count, ...]``."""
         self._pending[:] = False
         observations, self.infos = self.reset(seed=seed)
         return self._fitted(observations)
 
     def step_all(self, actions: np.ndarray) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, np.ndarray, Any]:
-        """One step of each.
+        """Step every environment once.
 
         Returns:
-            the observations after the step (of those that end: their last one), rewards, terminated, truncated, absent (no step, but a
-            reset), and for `begin_after` what was observed now, if the environment resets itself.
+            the observations after the step (the final one of an episode that ends), rewards, terminated, truncated, absent (a reset instead
+            of a step), and the present observations, for `begin_after`: if the environment resets itself, those after the reset.
         """
         observations, rewards, terminated, truncated, infos = self.step(actions)
         observations, rewards = self._fitted(observations), _finite(rewards)
@@ -129,10 +129,10 @@ class Environments:
         return observations, rewards, terminated, truncated, absent, now
 
     def begin_after(self, done: np.ndarray, cut: np.ndarray, now: Any) -> tuple[Any, np.ndarray]:
-        """Go on after ends: the observations to act on next, and which environments begin an episode with theirs.
+        """Continue after ends; returns the observations to act on next, and which environments start an episode with theirs.
 
         Args:
-            done: which have ended by themselves; ``cut``: which were cut, and did not.
+            done: environments whose episode has ended; ``cut``: those whose episode was cut.
             now: of `step_all`.
         """
         if self.mode == "disabled":
@@ -148,7 +148,7 @@ class Environments:
         return now, begin
 
     def close(self) -> None:
-        """Close what was made here."""
+        """Close the environments that were made here."""
         if self.owned:
             processes = getattr(self.vector, "processes", ())
             if self.vector is not None and not all(process.is_alive() for process in processes):  # a dead one never answers to a close
@@ -169,7 +169,7 @@ def _vector(maker: Callable[[], Any], count: int, vectorization: str) -> tuple[A
     one = calls.made_by(maker)
     calls.spaces_of(one)
     name = calls.name_of(one)
-    calls.close(one, name)  # what cannot be made is said here, in one line, and not by a child process
+    calls.close(one, name)  # an environment that cannot be made fails here, in one line, and not in a child process
     maker = partial(checked, maker)
     try:
         if vectorization == "sync":
@@ -185,10 +185,10 @@ def _vector(maker: Callable[[], Any], count: int, vectorization: str) -> tuple[A
 
 
 def _finite(rewards: Any) -> np.ndarray:
-    """The rewards of all environments. Raises `EnvironmentFailed`."""
+    """Return the rewards of all environments; raises `EnvironmentFailed` unless they are finite."""
     rewards = np.asarray(rewards)
     if rewards.dtype.kind not in "biuf" or rewards.ndim != 1:
-        raise EnvironmentFailed(f"its rewards are {rewards.dtype}{list(rewards.shape)}, expected a number of each environment")
+        raise EnvironmentFailed(f"its rewards are {rewards.dtype}{list(rewards.shape)}, expected one number per environment")
     if not np.isfinite(rewards).all():
         env = int(np.argmin(np.isfinite(rewards)))
         raise EnvironmentFailed(f"the reward of environment {env} is {rewards[env]}, expected a finite number")
@@ -196,11 +196,11 @@ def _finite(rewards: Any) -> np.ndarray:
 
 
 def _with_finals(observations: Any, finals: Any, envs: np.ndarray) -> Any:
-    """The observations with those of ``envs`` replaced by their final ones."""
+    """Replace the observations of ``envs`` by their final ones."""
     if isinstance(observations, dict):
         if isinstance(finals, dict):
-            return {name: _with_finals(each, finals[name], envs) for name, each in observations.items()}
-        return {name: _with_finals(each, {int(e): finals[e][name] for e in envs}, envs) for name, each in observations.items()}
+            return {name: _with_finals(field, finals[name], envs) for name, field in observations.items()}
+        return {name: _with_finals(field, {int(e): finals[e][name] for e in envs}, envs) for name, field in observations.items()}
     replaced = np.array(observations)
     for env in envs:
         replaced[env] = finals[env]

@@ -1,6 +1,6 @@
-"""Collecting whole episodes in one gymnasium environment.
+"""Collect whole episodes in one gymnasium environment.
 
-Termination and truncation are kept apart, and the observation after the last action is always kept: every step collected is a transition.
+Termination and truncation stay distinct, and the observation after the last action is always stored: every collected step is a transition.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ from offrld.collect.spaces import observation_fields, schema_action, schema_of
 def collect_episodes(
     env: Any, behaviour: Behaviour, *, steps: int | None = None, episodes: int | None = None, seed: int = 0
 ) -> Iterator[Episode]:
-    """Runs a behaviour in an environment and gives its episodes as they end.
+    """Run a behaviour in an environment and yield its episodes as they end.
 
     Args:
-        env: the id of an environment, or an environment (which is not closed then).
-        behaviour: what acts.
-        steps: number of steps to collect; the last episode is cut there (truncated, with its final observation).
-        episodes: or number of whole episodes to collect.
+        env: the id of an environment, or an environment, which stays open.
+        behaviour: acts.
+        steps: number of steps to collect; the last episode is cut there (truncated, with its final observation). Or
+        episodes: number of whole episodes to collect.
         seed: seeds the environment (at its first reset) and the behaviour: the same seed gives the same episodes.
 
     Raises:
-        InvalidInput: not exactly one of ``steps`` and ``episodes``, or not positive; spaces that are not stored.
+        InvalidInput: neither or both of ``steps`` and ``episodes``, or not positive; spaces that a store does not hold.
         Unknown: there is no such environment.
     """
-    wanted = [each for each in (steps, episodes) if each is not None]
-    if len(wanted) != 1 or isinstance(wanted[0], bool) or not isinstance(wanted[0], int) or wanted[0] < 1:
+    lengths = [length for length in (steps, episodes) if length is not None]
+    if len(lengths) != 1 or isinstance(lengths[0], bool) or not isinstance(lengths[0], int) or lengths[0] < 1:
         raise InvalidInput(f"steps={steps}, episodes={episodes}", hint="give one of them, a positive whole number")
-    made = make_env(env) if isinstance(env, str) else None
-    environment = made if made is not None else env
+    owned = isinstance(env, str)
+    environment = make_env(env) if owned else env
     calls.spaces_of(environment)
-    schema_of(environment)  # spaces that cannot be stored are refused before the first step
-    return _run(environment, behaviour, steps, episodes, seed, close=made is not None)
+    schema_of(environment)  # refuses spaces that a store does not hold, before the first step
+    return _run(environment, behaviour, steps, episodes, seed, close=owned)
 
 
 def _run(env: Any, behaviour: Behaviour, steps: int | None, episodes: int | None, seed: int, close: bool) -> Iterator[Episode]:
@@ -61,18 +61,18 @@ def _run(env: Any, behaviour: Behaviour, steps: int | None, episodes: int | None
 def _episode(
     env: calls.Calls, name: str, behaviour: Behaviour, rng: np.random.Generator, seed: int | None, limit: int | None, number: int
 ) -> Episode:
-    """One episode of at most ``limit`` steps; ``seed`` seeds the environment where it is not None."""
+    """One episode of at most ``limit`` steps; a ``seed`` seeds the environment."""
     with calls.blamed(name, "the reset", f"of episode {number + 1}"):
         observation, _ = env.reset(seed=seed)
     behaviour.begin_episode(env.action_space, rng)
-    observations, actions = [_kept(observation)], list[np.ndarray]()
+    observations, actions = [_copied(observation)], list[np.ndarray]()
     rewards: list[float] = []
     terminated = truncated = False
     while not (terminated or truncated or len(rewards) == limit):
         action = behaviour.act(observation)
         with calls.blamed(name, "a step", f"at step {len(rewards)} of episode {number + 1}"):
             observation, reward, terminated, truncated, _ = env.step(action)
-        observations.append(_kept(observation))
+        observations.append(_copied(observation))
         actions.append(np.array(action))
         rewards.append(reward)
     fields = observation_fields(env.observation_space)
@@ -86,12 +86,12 @@ def _episode(
     )
 
 
-def _actions(given: list[np.ndarray], field: Any) -> np.ndarray:
-    """The behaviour's actions as the store has them, ``[T, ...]``. Raises `InvalidInput` for one that it would change."""
-    exact = np.array(given).reshape(len(given), *field.shape)
+def _actions(actions: list[np.ndarray], field: Any) -> np.ndarray:
+    """The behaviour's actions in the store's dtype, ``[T, ...]``; raises `InvalidInput` for an action that the dtype would change."""
+    exact = np.array(actions).reshape(len(actions), *field.shape)
     stored = exact.astype(field.dtype)
     if exact.dtype != field.dtype and not np.array_equal(stored, exact):
-        at = int(np.argwhere((stored != exact).reshape(len(given), -1).any(1))[0][0])
+        at = int(np.argwhere((stored != exact).reshape(len(actions), -1).any(1))[0][0])
         raise InvalidInput(
             f"the action at step {at} is {exact[at].tolist()}, which {field.dtype.name} does not hold",
             hint="let the behaviour give actions of the environment's space",
@@ -99,13 +99,13 @@ def _actions(given: list[np.ndarray], field: Any) -> np.ndarray:
     return stored
 
 
-def _kept(observation: Any) -> dict[str, np.ndarray]:
-    """A copy of an observation by field name, "" for a plain one: environments may write the next one into the same array."""
+def _copied(observation: Any) -> dict[str, np.ndarray]:
+    """Copy an observation, by field name ("" for a plain one): environments may write the next one into the same array."""
     if not isinstance(observation, dict):
         return {"": np.array(observation)}
     flat: dict[str, np.ndarray] = {}
     for name, value in observation.items():
-        flat.update({f"{name}.{inner}" if inner else name: each for inner, each in _kept(value).items()})
+        flat.update({f"{name}.{inner}" if inner else name: array for inner, array in _copied(value).items()})
     return flat
 
 

@@ -1,6 +1,6 @@
-"""Learning from one's own play: rollouts of one environment or several, their advantages, and the updates that are made from them.
+"""On-policy training: rollouts in one environment or several, their advantages, and the updates made from them.
 
-A `Collector` plays, so episodes go on over the border of two rollouts, and what was played can be kept in a store.
+A `Collector` plays, so episodes continue from one rollout to the next, and a store can keep the steps.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ADVANTAGE_EPS = 1e-5  # added to the deviation of advantages
 
 @dataclass(frozen=True)
 class Round:
-    """What came of a rollout and its updates: returns and lengths of the episodes that ended in it, and the losses' metrics."""
+    """The result of a rollout and its updates: returns and lengths of the episodes that ended in it, and the losses' metrics."""
 
     returns: tuple[float, ...]
     lengths: tuple[int, ...]
@@ -37,8 +37,8 @@ class Round:
 def advantages(reward: np.ndarray, value: np.ndarray, next_value: np.ndarray, ended: np.ndarray, *, gamma: float, lam: float) -> np.ndarray:
     """Generalised advantage estimates (Schulman et al. 2016) of T steps of N environments, all ``[N, T]``.
 
-    ``next_value``: of the state after the step, 0 after a true end, that of the final observation after a truncated one. Nothing passes
-    from one episode into the one before it.
+    ``next_value``: of the state after the step: 0 after a termination, that of the final observation after a truncation. No advantage
+    reaches across the border of two episodes.
     """
     delta = reward + gamma * next_value - value
     estimates, later = np.empty_like(delta), np.zeros_like(delta[:, 0])
@@ -58,9 +58,9 @@ class OnPolicy:
 
     Args:
         learner: of an algorithm that learns from rollouts, one seed, made from the environment (or its `Shapes`).
-        check: called before every step and every update; an exception of it stops the round there. The updates that are done stand, and the
-            next round starts with new play.
-        env, options: see `Collector`: ``envs``, ``vectorization``, ``into`` (a store that keeps what is played), ``step_timeout_s``, ...
+        check: called before every step and every update. If it raises, the round stops there: its updates so far stand, and the next round
+            starts with a new rollout.
+        env, options: see `Collector`: ``envs``, ``vectorization``, ``into`` (a store that keeps the steps), ``step_timeout_s``, ...
 
     Raises:
         InvalidInput: an algorithm that learns from a dataset, several seeds, too few steps for a batch, an environment that does not fit.
@@ -80,7 +80,7 @@ class OnPolicy:
             self._rows = self._count * self._length
             if self.collector.envs.mode == "next_step":
                 raise InvalidInput(
-                    "these environments spend a step on their reset, which a rollout has no place for",
+                    "these environments spend a step on their reset, and a rollout has no place for it",
                     hint="give an id, or AutoresetMode.SAME_STEP or DISABLED",
                 )
             if self._rows < learner.config.batch_size:
@@ -91,36 +91,36 @@ class OnPolicy:
         except BaseException:
             self.close()
             raise
-        if self.step:  # after a restart other episodes come than at the beginning
+        if self.step:  # after a restart the episodes differ from those at the start
             self.collector.set_seed(int(rng.integers(self._seed, self.step, ORDER, 2**31, 1)[0]))
-        self._returns, self._lengths = np.zeros(self._count), np.zeros(self._count, np.int64)  # of the running episodes
-        self._ended: tuple[list[float], list[int]] = ([], [])  # returns and lengths of those that ended, until they are read
+        self._returns, self._lengths = np.zeros(self._count), np.zeros(self._count, np.int64)  # of the episodes under way
+        self._ended: tuple[list[float], list[int]] = ([], [])  # returns and lengths of ended episodes, until they are read
         self.spent = {"environment": 0.0, "update": 0.0}
         self._scale = _RewardScale(learner, self._count) if learner.config.normalize_reward else None
 
     @property
     def updates_per_round(self) -> int:
-        """Updates that are made of each rollout; what does not fill a batch at the end of an order is left out."""
+        """Updates per rollout; in each epoch, rows that do not fill a batch are left out."""
         return self.learner.config.epochs * (self._rows // self.learner.config.batch_size)
 
     @property
     def rounds(self) -> int:
-        """Rounds that were played, also before a restart: the learner's updates count them."""
+        """Rounds played so far, those before a restart included: the learner's updates count them."""
         return self.learner.step // self.updates_per_round
 
     @property
     def round_steps(self) -> int:
-        """Steps of all environments in one round: what `advance` goes on by."""
+        """Steps of all environments in one round: the unit of `advance`."""
         return self._rows
 
     @property
     def step(self) -> int:
-        """Steps of all environments in the rounds that were played."""
+        """Steps of all environments in the rounds played so far."""
         return self.rounds * self._rows
 
     @property
     def store(self) -> EpisodeStore | None:
-        """What keeps the play."""
+        """The store that keeps the steps; None without one."""
         return self.collector.store
 
     def round(self) -> Round:
@@ -137,7 +137,7 @@ class OnPolicy:
             self._round()
 
     def take_metrics(self) -> dict[str, dict[int, float]]:
-        """Since the last call: the losses' means, and ``rollout_return`` and ``rollout_length``, means over the episodes that ended."""
+        """Means since the last call: the losses' metrics, and ``rollout_return`` and ``rollout_length`` of the episodes that ended."""
         metrics = self.learner.metrics()
         returns, lengths = self._ended
         if returns:
@@ -149,16 +149,16 @@ class OnPolicy:
         return metrics
 
     def commit(self) -> None:
-        """Make what has ended durable, where it is kept."""
+        """Make ended episodes durable, if a store keeps them."""
         if self.collector.writer is not None:
             self.collector.writer.commit()
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint of the learner has to keep beside it, JSON."""
+        """The state that a checkpoint of the learner keeps too, as JSON."""
         return {"step": self.step, "collector": self.collector.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a `state_dict`, after the learner has been restored; the environments begin new episodes."""
+        """Continue from a `state_dict`, after the learner was restored; the environments start new episodes."""
         self.collector.load_state_dict(state["collector"])
         self._returns[:], self._lengths[:] = 0.0, 0
 
@@ -172,7 +172,7 @@ class OnPolicy:
         self._note_ends(reward, ended)
         self.spent["environment"] += time.perf_counter() - began
         began = time.perf_counter()
-        value = np.stack([each.value for each in played], axis=1)  # [N, T]
+        value = np.stack([step.value for step in played], axis=1)  # [N, T]
         seen = self._seen(batch)  # [N, T, ...] each
         next_value = self._next_values(value, batch, seen)
         if self._scale is not None:
@@ -181,19 +181,19 @@ class OnPolicy:
         sums = gained + value
         if config.normalize_advantage:
             gained = (gained - gained.mean()) / (gained.std(ddof=1) + ADVANTAGE_EPS)
-        taken = {
-            "action": np.stack([each.drawn for each in played], axis=1),
+        columns = {
+            "action": np.stack([step.drawn for step in played], axis=1),
             "value": value,
             "advantage": gained,
             "returns": sums,
-            "log_prob": np.stack([each.log_prob for each in played], axis=1),
+            "log_prob": np.stack([step.log_prob for step in played], axis=1),
         }
-        rows = {name: each.reshape(self._rows, *each.shape[2:]) for name, each in taken.items()}
-        self._learn({name: each.reshape(self._rows, *each.shape[2:]) for name, each in seen.items()}, rows)
+        rows = {name: column.reshape(self._rows, *column.shape[2:]) for name, column in columns.items()}
+        self._learn({name: field.reshape(self._rows, *field.shape[2:]) for name, field in seen.items()}, rows)
         self.spent["update"] += time.perf_counter() - began
 
     def close(self) -> None:
-        """Close the collector: what is under way in the store is cut."""
+        """Close the collector; the episodes under way are cut."""
         self.collector.close()
 
     def __enter__(self) -> Self:
@@ -204,7 +204,7 @@ class OnPolicy:
 
     # ------------------------------------------------------------------------------------------------------------ rollouts
     def _note_ends(self, reward: np.ndarray, ended: np.ndarray) -> None:
-        """Keep returns and lengths of the episodes that ended, in the order of their ends."""
+        """Record returns and lengths of the episodes that ended, in the order of their ends."""
         returns, lengths = self._ended
         for t in range(self._length):
             self._returns += reward[:, t]
@@ -215,22 +215,22 @@ class OnPolicy:
             self._returns[over], self._lengths[over] = 0.0, 0
 
     def _seen(self, batch: CollectedBatch) -> dict[str, np.ndarray]:
-        """What was acted on, with stacked frames where the learner stacks them, ``[N, T, ...]`` each."""
+        """The observations that the policy acted on, frames stacked as the learner stacks them, ``[N, T, ...]`` each."""
         if self._playing.stacks:
             return {name: np.stack([seen[name] for seen in self._playing.seen], axis=1) for name in self.learner.actor.space.observation}
         return self._fields(batch.observation)
 
     def _next_values(self, value: np.ndarray, batch: CollectedBatch, seen: Mapping[str, np.ndarray]) -> np.ndarray:
-        """The value of the state after each step, ``[N, T]``: 0 after a true end; of the final observation after a cut."""
+        """The value of the state after each step, ``[N, T]``: 0 after a termination, of the final observation after a truncation."""
         following = np.concatenate([value[:, 1:], np.zeros_like(value[:, :1])], axis=1)
         following[batch.terminated] = 0.0
-        asked = batch.truncated.copy()
-        asked[:, -1] |= ~batch.done[:, -1]  # what comes after the rollout has no value yet
-        if asked.any():
-            after = {name: each[asked] for name, each in self._fields(batch.next_observation).items()}
+        missing = batch.truncated.copy()
+        missing[:, -1] |= ~batch.done[:, -1]  # the state after the rollout has no value yet
+        if missing.any():
+            after = {name: field[missing] for name, field in self._fields(batch.next_observation).items()}
             if self._playing.stacks:
-                after = {name: _pushed(seen[name][asked], each) for name, each in after.items()}
-            following[asked] = self.learner.play(after, step=0).value
+                after = {name: _pushed(seen[name][missing], field) for name, field in after.items()}
+            following[missing] = self.learner.play(after, step=0).value
         return following
 
     def _fields(self, observation: Any) -> dict[str, np.ndarray]:
@@ -238,8 +238,8 @@ class OnPolicy:
         return observation if isinstance(observation, dict) else {next(iter(self.learner.actor.space.observation)): observation}
 
     # ------------------------------------------------------------------------------------------------------------- updates
-    def _learn(self, seen: Mapping[str, np.ndarray], taken: Mapping[str, np.ndarray]) -> None:
-        """The updates of a rollout, given row by row."""
+    def _learn(self, seen: Mapping[str, np.ndarray], rows: Mapping[str, np.ndarray]) -> None:
+        """Make the updates of a rollout from its rows."""
         learner, size = self.learner, self.learner.config.batch_size
         first = self.rounds * learner.config.epochs
         for epoch in range(first, first + learner.config.epochs):
@@ -247,12 +247,12 @@ class OnPolicy:
             for start in range(0, self._rows - size + 1, size):
                 self._check()
                 chosen = order[start : start + size]
-                parts = {name: value[chosen] for name, value in taken.items()}
+                parts = {name: value[chosen] for name, value in rows.items()}
                 learner.update(learner.rollout({name: value[chosen] for name, value in seen.items()}, **parts))
 
 
 class _Playing(LearnerBehaviour):
-    """A learner that draws its actions and notes what it will learn from."""
+    """A learner that draws its actions and notes them for its updates."""
 
     def __init__(self, learner: Learner, check: Callable[[], None]) -> None:
         super().__init__(learner)
@@ -261,7 +261,7 @@ class _Playing(LearnerBehaviour):
         self.begin(0)
 
     def begin(self, step: int) -> None:
-        """A rollout begins; ``step``: number of its first draw."""
+        """Start a rollout; ``step``: number of its first draw."""
         self.step = step
         self.notes: list[Played] = []
         self.seen: list[dict[str, np.ndarray]] = []
@@ -271,7 +271,7 @@ class _Playing(LearnerBehaviour):
         seen = self._stacked(observations, starts)
         if self.stacks:
             fields = seen if isinstance(seen, Mapping) else {next(iter(self._learner.actor.space.observation)): seen}
-            self.seen.append({name: each.copy() for name, each in fields.items()})
+            self.seen.append({name: field.copy() for name, field in fields.items()})
         played: Played = self._learner.play(seen, step=self.step)
         self.step += 1
         self.notes.append(played)
@@ -279,8 +279,8 @@ class _Playing(LearnerBehaviour):
 
 
 class _RewardScale:
-    """Divides rewards by the running deviation of the discounted return (Engstrom et al. 2020) and clips them; its sums are in the
-    learner's carry, so a checkpoint has them."""
+    """Divides rewards by the running deviation of the discounted return (Engstrom et al. 2020) and clips them. Its sums are in the
+    learner's carry, so checkpoints hold them."""
 
     def __init__(self, learner: Learner, environments: int) -> None:
         self._carry = learner.state.carry
@@ -301,6 +301,6 @@ class _RewardScale:
 
 
 def _pushed(stacks: np.ndarray, frames: np.ndarray) -> np.ndarray:
-    """Stacks ``[B, k*C, ...]`` with one frame more ``[B, C, ...]`` (vectors ``[B, D]``, numbers ``[B]``), and the oldest gone."""
+    """Add one frame ``[B, C, ...]`` (vectors ``[B, D]``, numbers ``[B]``) to stacks ``[B, k*C, ...]``, and drop the oldest."""
     frames = frames.reshape(len(frames), -1, *stacks.shape[2:])
     return np.concatenate([stacks[:, frames.shape[1] :], frames], axis=1)

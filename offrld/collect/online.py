@@ -1,11 +1,11 @@
-"""Online training: steps in an environment and updates on what they have left in the store, in turn.
+"""Online training: steps in an environment and updates on the collected episodes, in turn.
 
-The data is the store: every episode that has ended can be sampled once it is taken in, which happens after an episode's end, at most once
-in `COMMIT_STEPS` steps. The steps of the episode under way are not sampled yet. What was gathered is kept, as a dataset like any other.
+The episodes are in a store, which stays as a dataset like any other. An ended episode is sampled from the next intake on. An intake follows
+the end of an episode, at most once in `COMMIT_STEPS` steps; the steps of the episode under way are not sampled.
 
-When episodes are taken in, and so which updates are made on what, follows from the steps alone: commits at other times (of a checkpoint, or
-of the collector every few seconds) make episodes durable and change nothing. So a run that was killed and resumed makes as many updates as
-one that was not: those between its checkpoint and its last step are made up for.
+The steps alone decide when an intake happens, and so which data an update sees. Commits at other times (at a checkpoint, or by the
+collector every few seconds) make episodes durable and change nothing else. A run that was killed and resumed therefore makes as many
+updates as one that was not: it catches up on those between its checkpoint and its last step.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ from offrld.collect.trained_behaviours import LearnerBehaviour, check_learner
 from offrld.engine.batches.feed import sampler_arguments
 from offrld.engine.definition.algorithm import Algorithm
 
-COMMIT_STEPS = 200  # a commit takes some milliseconds: at this distance it costs less than 50 us a step
-SHARE = 100  # and of a store of n transitions no more often than every n / 100, because each commit rebuilds the sampler's index
+COMMIT_STEPS = 200  # between two intakes: a commit takes some milliseconds, which is then less than 50 us a step
+SHARE = 100  # of n transitions, an intake at most every n / 100 steps, because each one rebuilds the sampler's index
 EVALUATION_SEED = 1000
-EVALUATION_FAILURES = 3  # in a row: then no other evaluation is tried
+EVALUATION_FAILURES = 3  # in a row, after which evaluation stops
 
 
 def refusal(algorithm: Algorithm) -> str:
-    """Why an algorithm cannot be trained online; empty where it can: by `OnPolicy` where it plays, else by `OnlineTraining`."""
+    """Why an algorithm cannot be trained online; empty if it can: by `OnPolicy` if it plays, else by `OnlineTraining`."""
     if algorithm.plays:
         return ""
     if not algorithm.acts:
         return "it learns no policy"
     if algorithm.batch_kind == "windows":
-        return "it learns from whole episodes and the returns that they reached"
+        return "it learns from whole episodes and their returns"
     if algorithm.value is None:
         return "it learns no values, and would imitate its own steps"
     if algorithm.prepare is not None or algorithm.stages is not None or algorithm.between is not None:
@@ -53,19 +53,19 @@ def refusal(algorithm: Algorithm) -> str:
 
 
 def check_online(algorithm: Algorithm) -> None:
-    """`InvalidInput` where the algorithm cannot be trained online."""
+    """Raise `InvalidInput` if the algorithm cannot be trained online."""
     if why := refusal(algorithm):
         raise InvalidInput(f"{algorithm.name} cannot be trained online: {why}", hint="sac, td3, iql, dqn, ... can: `offrl algos`")
 
 
 class OnlineTraining:
-    """The loop of `Learner.fit_online`, in pieces of some steps (`advance`).
+    """The loop of `Learner.fit_online`, a few steps at a time (`advance`).
 
     Attributes:
-        round_steps: steps between two moments at which it may stop.
+        round_steps: the unit of `advance`.
         step: steps of the environment so far.
-        store: what is gathered.
-        returns: of the episodes that have ended since they were last read.
+        store: the collected episodes.
+        returns: of the episodes that ended since `take_metrics`.
     """
 
     round_steps = 1
@@ -88,26 +88,26 @@ class OnlineTraining:
     ) -> None:
         """
         Args:
-            learner: trained here; of one seed.
-            env: what `Collector` takes, one environment.
+            learner: of one seed.
+            env: one environment, as `Collector` takes it.
             into: store, path or writer; None: a temporary store.
             explorer: None: the policy's own draws (a deterministic policy without an explorer explores nothing).
             random_steps: number of uniform actions at the start.
-            update_start: no update at or before this step.
-            update_interval: steps between two times of updates.
-            updates: number of updates at each of those times.
-            offline: a dataset that is mixed in: ``offline_share`` of every batch comes from it.
-            limit: transitions of a store that is made here; 1,000,000 of a temporary one.
+            update_start: the first update comes after this step.
+            update_interval: updates are made every this many steps.
+            updates: number of updates at each of these steps.
+            offline: a dataset that supplies ``offline_share`` of every batch.
+            limit: transitions that a new store holds; a temporary one holds 1,000,000.
             options: further arguments of `Collector`: seed, max_frames_per_traj, step_timeout_s, sync_s, ...
 
         Raises:
-            InvalidInput: an algorithm that cannot, several seeds, spaces that do not fit, a number out of range.
+            InvalidInput: an algorithm that cannot be trained online, several seeds, spaces that do not fit, a number out of range.
         """
         check_online(learner.algorithm)
         if learner.algorithm.plays:
-            raise InvalidInput(f"{learner.algorithm.name} learns from rollouts", hint="offrld.collect.on_policy.OnPolicy plays them")
+            raise InvalidInput(f"{learner.algorithm.name} learns from rollouts", hint="use offrld.collect.on_policy.OnPolicy")
         if len(learner.seeds) > 1:
-            raise InvalidInput(f"online training is of one seed, the learner has {len(learner.seeds)}", hint="train one learner for each")
+            raise InvalidInput(f"online training takes one seed, the learner has {len(learner.seeds)}", hint="train one learner for each")
         least = {"random_steps": 0, "update_start": 0, "update_interval": 1, "updates": 1}
         for name, value in (
             ("random_steps", random_steps),
@@ -137,21 +137,21 @@ class OnlineTraining:
         self._offline, self._share = offline, offline_share
         if offline is not None:
             if not 0.0 < offline_share < 1.0:
-                raise InvalidInput(f"offline_share is {offline_share!r}", hint="give a share of the batch, above 0 and below 1")
+                raise InvalidInput(f"offline_share is {offline_share!r}", hint="give a share of the batch above 0 and below 1")
             if not offline.schema.same_fields(self.store.schema):
-                raise InvalidInput("the offline dataset has other fields than the environment gives", hint="mix in one of this environment")
+                raise InvalidInput("the offline dataset has other fields than the environment", hint="give a dataset of this environment")
         self.step = 0
         self.returns: list[float] = []
         self.spent = {"environment": 0.0, "sample": 0.0, "update": 0.0}
         self._sampler: Any = None
-        self._taken = self._step_taken = 0  # episodes of the store that can be sampled, and the step at which the last were taken in
+        self._known_episodes = self._intake_step = 0  # episodes that can be sampled, and the step of the last intake
         self._transitions = 0  # of these episodes
-        self._first = 0  # of them
+        self._first = 0  # number of the oldest one
         self.commit()
 
     # ------------------------------------------------------------------------------------------------------------ the loop
     def advance(self, steps: int) -> None:
-        """Do ``steps`` steps, and the updates that are due. Raises `EnvironmentFailed`; all collected steps are kept."""
+        """Make ``steps`` steps and their updates; raises `EnvironmentFailed`, after which the store keeps all steps so far."""
         end = self.step + steps
         while self.step < end:
             count = min(end - self.step, self._interval - self.step % self._interval)
@@ -159,14 +159,14 @@ class OnlineTraining:
             self.collector.run(count)
             self.step += count
             if self.step % self._interval == 0:
-                self._commit_if_due()
+                self._take_in()
             self.spent["environment"] += time.perf_counter() - began
             if self.step % self._interval == 0 and self.step > self._start:
                 self.update(self._updates)
 
     def update(self, count: int) -> None:
-        """Do ``count`` updates if more transitions than a batch can be sampled; else none."""
-        if self.store.first != self._first:  # a bounded store has given back episodes that were sampled
+        """Make ``count`` updates, or none before more transitions than a batch can be sampled."""
+        if self.store.first != self._first:  # a bounded store has dropped episodes that were sampled
             self.commit()
         if self._transitions <= self.learner.config.batch_size:
             return
@@ -182,24 +182,24 @@ class OnlineTraining:
                 self.spent["sample"] += sampled - began
                 self.spent["update"] += time.perf_counter() - sampled
         except EmptyStore:
-            self._sampler = None  # episodes of a single step, of which this algorithm samples nothing
+            self._sampler = None  # episodes of a single step, from which this algorithm samples nothing
 
     def due_until(self, step: int) -> int:
-        """Updates that `advance` would have made from the present step up to ``step``: those that a crash has lost are made up for so."""
-        begin = max(self.step, self._start, self._first_update(step) - 1)
-        return self._updates * max(0, step // self._interval - begin // self._interval)
+        """The updates that `advance` would have made from the present step up to ``step``: a resumed run makes those that a crash lost."""
+        start = max(self.step, self._start, self._first_update(step) - 1)
+        return self._updates * max(0, step // self._interval - start // self._interval)
 
     def go_on_at(self, step: int) -> None:
-        """Go on behind steps that are in the store and were made after the state that was loaded."""
-        self.step = self._step_taken = self.collector.frames = self.collector.behaviour.step = step
+        """Continue at ``step``: the store holds the steps that were made after the loaded state."""
+        self.step = self._intake_step = self.collector.frames = self.collector.behaviour.step = step
 
     def _first_update(self, step: int) -> int:
-        """The step at which a run of ``step`` steps had a batch to learn from: 0 where episodes of others were in the store before."""
+        """The first step at which a run of ``step`` steps had a batch to learn from; 0 if the store had other episodes before."""
         ends = np.cumsum(self.store.episode_table["steps"])
         if not len(ends) or self.store.first or ends[-1] != step:
             return 0
         last = ended = 0
-        while ended < len(ends):  # from one commit to the next
+        while ended < len(ends):  # from one intake to the next
             at = max(last + _apart(last and int(ends[ended - 1])), int(ends[ended]))
             last = -(-at // self._interval) * self._interval
             ended = int(np.searchsorted(ends, last, side="right"))
@@ -207,23 +207,24 @@ class OnlineTraining:
                 return last
         return step + 1
 
-    def _commit_if_due(self) -> None:
+    def _take_in(self) -> None:
+        """Commit if an episode has ended, and the last intake is long enough ago."""
         store = self.store
-        ended = self._writer.pending or store.first + len(store) > self._taken
-        if ended and self.step - self._step_taken >= _apart(self._transitions):
+        ended = self._writer.pending or store.first + len(store) > self._known_episodes
+        if ended and self.step - self._intake_step >= _apart(self._transitions):
             self.commit()
 
     def commit(self) -> None:
-        """Make what has ended durable, and let it be sampled: returns of new episodes, and a sampler that draws from them too."""
+        """Commit the ended episodes and take them in: record the returns of new ones, and let updates sample from them."""
         self._writer.commit()
-        self._step_taken = self.step
+        self._intake_step = self.step
         store = self.store
         count = store.first + len(store)
         self._transitions, self._first = store.transition_count, store.first
-        if count > self._taken:
-            if self._taken or self.step:
-                self.returns += [float(value) for value in store.returns[max(0, self._taken - store.first) :]]
-            self._taken, self._sampler = count, None
+        if count > self._known_episodes:
+            if self._known_episodes or self.step:
+                self.returns += [float(value) for value in store.returns[max(0, self._known_episodes - store.first) :]]
+            self._known_episodes, self._sampler = count, None
 
     def _open_sampler(self) -> Any:
         learner = self.learner
@@ -234,23 +235,23 @@ class OnlineTraining:
 
     # --------------------------------------------------------------------------------------------------------------- result
     def take_metrics(self) -> dict[str, dict[int, float]]:
-        """The losses' means and ``rollout_return`` (mean over the episodes that have ended) since the last call."""
-        found = self.learner.metrics()
+        """Means since the last call: the losses' metrics, and ``rollout_return`` of the episodes that ended."""
+        metrics = self.learner.metrics()
         if self.returns:
-            found["rollout_return"] = {self.learner.seeds[0]: float(np.mean(self.returns))}
+            metrics["rollout_return"] = {self.learner.seeds[0]: float(np.mean(self.returns))}
             self.returns = []
-        return found
+        return metrics
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint of the learner has to keep beside it, JSON."""
+        """The state that a checkpoint of the learner keeps too, as JSON."""
         return {"step": self.step, "collector": self.collector.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.step = self._step_taken = int(state["step"])
+        self.step = self._intake_step = int(state["step"])
         self.collector.load_state_dict(state["collector"])
 
     def close(self) -> None:
-        """Cut the episode under way (truncated), commit, close what was made here."""
+        """Cut the episode under way (truncated), commit, and close all that was opened here."""
         if hasattr(self, "collector"):
             self.collector.close()
         if self._owned is not None:
@@ -268,16 +269,18 @@ def evaluate(
     seed: int = EVALUATION_SEED,
     check: Callable[[], None] | None = None,
 ) -> list[float]:
-    """Undiscounted returns of the greedy policy, or of its drawn actions (``sample``), with uniform ones at the probability ``epsilon``;
-    episode i is reset with ``seed + i``.
+    """Return the undiscounted returns of a policy's episodes; episode i is reset with ``seed + i``.
 
-    check: called after each episode; an exception of it ends the evaluation.
+    Args:
+        epsilon: probability of a uniform action.
+        sample: draw the policy's actions; by default they are greedy.
+        check: called after each episode; if it raises, the evaluation ends.
     """
     behaviour = Exploring(LearnerBehaviour(learner, deterministic=not sample), ConstantEpsilonGreedy(epsilon))
     name, calling = calls.name_of(env), calls.Calls(env)
     rng, returns = np.random.default_rng(seed), []
     for episode in range(episodes):
-        where, again = f"of episode {episode + 1}", f"to see it again: reset it with seed={seed + episode}"
+        where, again = f"of episode {episode + 1}", f"to reproduce it, reset with seed={seed + episode}"
         with calls.blamed(name, "the reset", where, again):
             observation, _ = calling.reset(seed=seed + episode)
         behaviour.begin_episode(calling.action_space, rng)
@@ -294,7 +297,7 @@ def evaluate(
 
 
 def _apart(transitions: int) -> int:
-    """Steps between two times at which episodes are taken in."""
+    """Least number of steps between two intakes."""
     return max(COMMIT_STEPS, transitions // SHARE)
 
 
@@ -327,7 +330,7 @@ def fitter_online(
     show_progress: bool = False,
     **options: Any,
 ) -> Iterator[tuple[int, dict[str, dict[int, float]]]]:
-    """What `Learner.fitter_online` does; see there."""
+    """See `Learner.fitter_online`."""
     for name, value in (("steps", steps), ("steps_per_epoch", steps_per_epoch), ("eval_episodes", eval_episodes)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise InvalidInput(f"{name} takes a whole number from 1, got {value!r}")

@@ -17,16 +17,16 @@ from offrld.collect.spaces import flat, observation_fields
 
 
 def as_behaviour(policy: Any, *, deterministic: bool | None = None) -> Behaviour:
-    """A behaviour of whatever can act.
+    """Make a behaviour of a policy.
 
     Args:
         policy: None or ``random`` (uniform actions), ``normal`` (normal ones), a behaviour, an `offrl.Policy` or the path of a policy
             file, a learner or a loaded seed, a loaded model of Stable-Baselines3 (anything with its ``predict``), or a callable of one
             observation.
-        deterministic: the greedy action instead of a drawn one, of learners and models; None: drawn.
+        deterministic: learners and models give the greedy action instead of a drawn one; None: drawn.
 
     Raises:
-        InvalidInput: none of these; or drawn actions of a policy file, which has greedy ones only.
+        InvalidInput: none of these; or drawn actions of a policy file, which has only greedy ones.
     """
     if policy is None or policy == "random":
         return RandomBehaviour()
@@ -89,7 +89,7 @@ class PolicyBehaviour:
 
 
 class LearnerBehaviour:
-    """A trained policy: its greedy actions, or drawn ones (``sample``), whose random numbers depend on seed and count of steps alone.
+    """A trained policy: its greedy actions, or drawn ones (``sample``), whose random numbers depend on seed and number of steps only.
 
     Args:
         learner: a learner, an `offrld.engine.learner.actor.Actor` or an `offrld.Loaded`; the actions of a learner follow its updates.
@@ -109,7 +109,7 @@ class LearnerBehaviour:
     @classmethod
     def load(cls, path: str, *, deterministic: bool = False, seed: int | None = None) -> LearnerBehaviour:
         """The policy of a checkpoint, or of a job's run folder, for example in a worker process."""
-        from offrld.algos import get  # torch: other behaviours do without
+        from offrld.algos import get  # imports torch, which other behaviours do not need
         from offrld.engine.learner.loaded import Loaded, actor_of
 
         return cls(actor_of(Loaded.read_all(path, get)), deterministic=deterministic, seed=seed)
@@ -173,7 +173,7 @@ class LearnerBehaviour:
 
 
 def is_learner(policy: Any) -> bool:
-    """Whether a policy is a learner, an actor or a loaded seed: models of other libraries may have an ``actor`` too, a mere network."""
+    """Whether a policy is a learner, an actor or a loaded seed; the ``actor`` of another library's model is only a network."""
     return hasattr(getattr(policy, "actor", None), "predict_value")
 
 
@@ -235,7 +235,7 @@ class Stacks:
         self._stacked = {name: np.zeros((envs, count * self._size[name], *shape[1:]), dtypes[name]) for name, shape in shapes.items()}
 
     def push(self, frames: Any, starts: np.ndarray) -> Any:
-        """Add one frame ``[envs, ...]`` of each field; the stacks, valid until the next call."""
+        """Add one frame ``[envs, ...]`` of each field; returns the stacks, valid until the next call."""
         named = frames if isinstance(frames, Mapping) else {self._only: frames}
         for name, stacked in self._stacked.items():
             size, frame = self._size[name], np.asarray(named[name])
@@ -246,7 +246,7 @@ class Stacks:
 
 
 def _fields(observation: Any) -> Any:
-    """The observation by the names that policies use: dots join the names of nested fields."""
+    """Name the fields as policies do: dots join the names of nested fields."""
     return flat(observation) if isinstance(observation, Mapping) else observation
 
 

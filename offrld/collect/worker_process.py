@@ -22,7 +22,7 @@ PREFIXES = ("observation", "next_observation")  # of dict fields: "observation/c
 
 
 def serve(connection: Connection, stop: Any, env: Any, policy: Any, factory: Callable[[], Any] | None, options: dict[str, Any]) -> None:
-    """Collect as the main process asks, until it says stop or is gone. Errors are sent, and end the worker."""
+    """Follow the commands of the main process until it sends ``stop`` or ends. An error is sent, and ends the worker."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process, which ends its workers
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     try:
@@ -36,7 +36,7 @@ def serve(connection: Connection, stop: Any, env: Any, policy: Any, factory: Cal
     except Exception as error:
         if not isinstance(error, OffrlError):
             traceback.print_exc(file=sys.stderr)
-            error = WorkerFailed(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}", hint="its traceback stands above")
+            error = WorkerFailed(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}", hint="its traceback is above")
         connection.send_bytes(pack({"error": to_wire(error)}, {}))
 
 
@@ -61,16 +61,16 @@ def _answer(connection: Connection, collector: Collector) -> None:
 
 
 def to_arrays(batch: CollectedBatch) -> dict[str, np.ndarray]:
-    """The arrays of a batch under flat names; ``done`` follows from the others."""
-    found: dict[str, np.ndarray] = {}
+    """Return the arrays of a batch under flat names, without ``done``, which follows from the others."""
+    arrays: dict[str, np.ndarray] = {}
     for name in ("observation", "next_observation", "action", "reward", "terminated", "truncated", "traj_ids", "mask"):
         value = getattr(batch, name)
-        found.update({f"{name}/{field}": each for field, each in value.items()} if isinstance(value, dict) else {name: value})
-    return found
+        arrays.update({f"{name}/{field}": array for field, array in value.items()} if isinstance(value, dict) else {name: value})
+    return arrays
 
 
 def from_arrays(arrays: Mapping[str, np.ndarray]) -> CollectedBatch:
-    """The batch of `to_arrays`."""
+    """Return the batch of `to_arrays`."""
     values: dict[str, Any] = {name: array for name, array in arrays.items() if "/" not in name}
     for prefix in PREFIXES:
         fields = {name.removeprefix(f"{prefix}/"): array for name, array in arrays.items() if name.startswith(f"{prefix}/")}

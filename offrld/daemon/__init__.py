@@ -1,1 +1,1 @@
-"""The control plane: a server that answers at once, a durable queue, and the supervision of worker processes. No torch in here."""
+"""The control plane: a server that answers at once, a durable queue, and the supervision of worker processes. Nothing imports torch."""

@@ -1,4 +1,4 @@
-"""The parts of the running daemon in one place, as the request handlers see them."""
+"""The parts of the running daemon in one place, for the request handlers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from offrld.state.folder import StateFolder
 
 
 class App:
-    """Everything that a handler may use. The state folder has to be prepared and locked."""
+    """Everything that a handler may use. The state folder must be prepared and locked."""
 
     def __init__(
         self, settings: Settings, executor: LocalExecutor, observer: Observer | None = None, sources: Sources | None = None
@@ -55,38 +55,37 @@ class App:
         self.catalog = Catalog(self.state, executor)
         self.removal = Removal(self.state, self.database, self.uploads)
         self.keeper = Keeper(settings, self.state, self.database, self.uploads, self.removal, self.log, self.passes)
-        self.supervisor = Supervisor(settings, self.state, self.database, self.hub, executor, self.uploads, self.passes)
-        self.supervisor.observer = self.observer
+        self.supervisor = Supervisor(settings, self.state, self.database, executor, self.uploads, self.observer, self.passes)
         self.machine = Machine(self.state.root)
         self._locks: dict[str, tuple[asyncio.Lock, int]] = {}
 
     def caller(self) -> Caller:
-        """Who asked for what is being done; the daemon itself outside of a request."""
+        """Return the caller of the current request; outside of a request, the daemon itself."""
         return current.get()
 
     def audit(self, action: str, *, outcome: str = "ok", **what: Any) -> asyncio.Future[None]:
-        """A line of the audit log in the caller's name; await it where the act must not be acknowledged before the line is durable.
+        """Write a line to the audit log in the caller's name. Await it if the act must not be acknowledged before the line is durable.
 
-        Requests are noted by the server; this is for what changes something beside them.
+        The server records requests with `record`; this is for other changes.
         """
         return self.log.record(self.caller(), action, outcome=outcome, **what)
 
     def record(
         self, caller: Caller, request: wire.Request[Any], reply: wire.Reply | None, problem: Exception | None
     ) -> asyncio.Future[None]:
-        """The audit line of a request and what became of it."""
+        """Write the audit line of a request and its outcome."""
         outcome = "ok" if problem is None else str(getattr(problem, "code", "internal"))
         return self.log.record(caller, request.type, outcome=outcome, **changes.described(request, reply))
 
     def _changed(self, touched: set[str], schedule: bool) -> None:
         self.hub.wake(touched)
-        self.keeper.tell(touched)
+        self.keeper.note_events(touched)
         if schedule:
             self.supervisor.wake()
 
     @asynccontextmanager
     async def one_at_a_time(self, name: str) -> AsyncIterator[None]:
-        """Requests about the same thing one after the other, in the order of their arrival."""
+        """Run requests about the same thing one after the other, in the order of their arrival."""
         lock, users = self._locks.get(name, (asyncio.Lock(), 0))
         self._locks[name] = (lock, users + 1)
         try:

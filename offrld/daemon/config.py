@@ -1,4 +1,4 @@
-"""The daemon's settings: `offrld.toml`, the environment and the command line, checked, with an error that names the setting."""
+"""The daemon's settings, from `offrld.toml`, the environment and the command line; errors name the setting."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from offrl.errors import InvalidInput, NotAllowed, Unknown, nearest
 from offrl.explained import explained
 from offrld.state.folder import SOCKET_LIMIT, StateFolder, default_state_dir
 
-MOST = 2**63 - 1  # of any number
-TEXT = 4096  # characters of any text
+MOST = 2**63 - 1  # largest number
+TEXT = 4096  # most characters of a text
 Source = Literal["file", "environment", "command line"]
 
 
@@ -32,7 +32,7 @@ class Slots(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
     train: Annotated[
         Annotated[int, Field(ge=0, le=1024)] | Literal["auto"],
-        Field(description='train jobs at once; 0 stops starting new ones; "auto": all that cores, memory and cards have room for'),
+        Field(description='train jobs at once; 0: start no new ones; "auto": as many as cores, memory and cards have room for'),
     ] = "auto"
     light: Annotated[int, Field(ge=1, le=1024, description="import and export jobs at once, in a lane of their own")] = 1
 
@@ -44,58 +44,58 @@ class Grace(BaseModel):
     cancel_s: Annotated[float, Field(gt=0, le=3600, description="after a cancel")] = 10.0
     pause_s: Annotated[float, Field(gt=0, le=3600, description="after a pause: time for a checkpoint")] = 60.0
     stop_s: Annotated[float, Field(gt=0, le=3600, description="when the service stops: time for a checkpoint")] = 10.0
-    hang_s: Annotated[float, Field(gt=0, description="silence after which a worker is taken for hung and killed")] = 600.0
-    busy_s: Annotated[float, Field(gt=0, description="the same while it loads or compiles, as it has announced")] = 3600.0
+    hang_s: Annotated[float, Field(gt=0, description="silence after which a worker counts as hung and is killed")] = 600.0
+    busy_s: Annotated[float, Field(gt=0, description="the same while the worker reports that it loads or compiles")] = 3600.0
 
 
 class Workers(BaseModel):
-    """Workers that are started before there is a job for them."""
+    """Spare workers, and limits of all workers."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-    spare: Annotated[int, Field(ge=0, le=64, description="workers that have torch loaded and wait for the next train job; 0: none")] = 1
+    spare: Annotated[int, Field(ge=0, le=64, description="workers that have loaded torch and wait for the next train job; 0: none")] = 1
     confine: Annotated[
-        bool, Field(description="let the kernel (Landlock) refuse files that a job does not need; false: any file of the service's user")
+        bool, Field(description="let the kernel (Landlock) refuse files that a job does not need; false: allow all files of the user")
     ] = True
     import_memory_mb: Annotated[int, Field(ge=0, description="memory of an import or dataset export; 0: no limit")] = 4096
-    spare_idle_s: Annotated[float, Field(ge=0, description="end a spare worker that nobody needed for so long; 0: never")] = 0.0
+    spare_idle_s: Annotated[float, Field(ge=0, description="end a spare worker after this many idle seconds; 0: never")] = 0.0
 
 
 class Devices(BaseModel):
-    """What train jobs share."""
+    """Cards and CPU threads that train jobs share."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
     cards: Annotated[
         Annotated[list[CardName], Field(max_length=256)] | Literal["auto"],
-        Field(description='names of the cards as CUDA_VISIBLE_DEVICES takes them; "auto": all that nvidia-smi shows; []: none'),
+        Field(description='names of the cards, as in CUDA_VISIBLE_DEVICES; "auto": all that nvidia-smi lists; []: none'),
     ] = "auto"
     slots: Annotated[int, Field(ge=1, le=256, description="train jobs on one card at once")] = 1
-    memory_mb: Annotated[int, Field(ge=0, description="memory of a card that jobs may fill; 0: what nvidia-smi says")] = 0
-    threads: Annotated[int, Field(ge=0, le=65536, description="CPU threads of all train jobs together; 0: as many as there are cores")] = 0
+    memory_mb: Annotated[int, Field(ge=0, description="memory of a card that jobs may fill; 0: as nvidia-smi reports")] = 0
+    threads: Annotated[int, Field(ge=0, le=65536, description="CPU threads of all train jobs together; 0: one for each core")] = 0
 
 
 class Limits(BaseModel):
-    """How many jobs there may be; an owner is a key's name, or whoever uses the local socket. 0: any number."""
+    """Limits of jobs; an owner is the name of a key, or a user of the local socket. 0: no limit."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
     unfinished: Annotated[
-        int, Field(ge=0, description="jobs of all owners that have not ended; above, only owners with less than an equal share may submit")
+        int, Field(ge=0, description="unfinished jobs of all owners; above it, only owners with less than an equal share may submit")
     ] = 10_000
-    unfinished_per_owner: Annotated[int, Field(ge=0, description="the same of one owner")] = 0
+    unfinished_per_owner: Annotated[int, Field(ge=0, description="unfinished jobs of one owner")] = 0
     running_per_owner: Annotated[int, Field(ge=0, description="train jobs of one owner that run at once; the others wait")] = 0
 
 
 class Retry(BaseModel):
-    """A job whose worker crashed, hung, was killed or ran out of memory is tried again from its last checkpoint."""
+    """Retries, from the last checkpoint, of jobs whose worker crashed, hung, was killed or ran out of memory."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-    attempts: Annotated[int, Field(ge=1, le=1000, description="attempts in a row, the first included; 1: no retry")] = 3
+    attempts: Annotated[int, Field(ge=1, le=1000, description="attempts in a row, including the first; 1: no retry")] = 3
     first_s: Annotated[float, Field(ge=0, le=86400, description="seconds before the second attempt")] = 20.0
-    factor: Annotated[float, Field(ge=1, le=100, description="each further wait is longer than the one before by this factor")] = 4.0
+    factor: Annotated[float, Field(ge=1, le=100, description="factor by which each wait is longer than the last")] = 4.0
     max_s: Annotated[float, Field(ge=0, le=604800, description="the longest wait")] = 600.0
-    reset_s: Annotated[float, Field(ge=0, description="an attempt that ran for so long begins the count anew when it crashes")] = 3600.0
+    reset_s: Annotated[float, Field(ge=0, description="a crash after this many seconds counts as the first attempt again")] = 3600.0
 
     def wait_s(self, crashes: int) -> float:
-        """Seconds to wait after so many crashes in a row."""
+        """Return the seconds to wait after ``crashes`` crashes in a row."""
         wait = self.first_s
         for _ in range(crashes - 1):
             wait *= self.factor
@@ -105,22 +105,22 @@ class Retry(BaseModel):
 
 
 class Keep(BaseModel):
-    """What is kept of jobs that have ended; the rest is deleted. Never a pinned job, one that is needed, or a dataset."""
+    """Retention of ended jobs; older ones are deleted, but never a pinned job, a job that another needs, or a dataset."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-    jobs: Annotated[int, Field(ge=0, description="ended jobs of each kind and owner; 0: any number")] = 0
-    days: Annotated[float, Field(ge=0, description="days after its end that a job is deleted; 0: never")] = 0.0
+    jobs: Annotated[int, Field(ge=0, description="ended jobs kept of each kind and owner; 0: all")] = 0
+    days: Annotated[float, Field(ge=0, description="days after its end when a job is deleted; 0: never")] = 0.0
     checkpoints: Annotated[
-        int, Field(ge=0, description="checkpoints of evaluations kept of each job, beside the last and each seed's best; 0: all")
+        int, Field(ge=0, description="evaluation checkpoints kept of each job, besides the last and each seed's best; 0: all")
     ] = 0
 
 
 class Disk(BaseModel):
-    """How much the state folder may hold."""
+    """Size limit of the state folder."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
     quota_bytes: Annotated[
-        int, Field(ge=0, description="above it no job or upload is taken or written, once retention has given back what it can; 0: none")
+        int, Field(ge=0, description="size above which jobs and uploads are refused, after retention has deleted what it can; 0: no limit")
     ] = 0
 
 
@@ -130,25 +130,25 @@ class Uploads(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
     open: Annotated[int, Field(ge=1, le=10_000, description="unfinished uploads at once")] = 64
     open_per_owner: Annotated[
-        int, Field(ge=0, description="the same of one owner; one idle for 10 s gives way to its owner's next; 0: as uploads.open")
+        int, Field(ge=0, description="the same for one owner; one idle for 10 s gives way to its owner's next one; 0: as uploads.open")
     ] = 32
-    expire_hours: Annotated[float, Field(gt=0, description="an upload that nobody went on with is deleted after this")] = 24.0
+    expire_hours: Annotated[float, Field(gt=0, description="hours after which an idle upload is deleted")] = 24.0
     keep_free_bytes: Annotated[int, Field(ge=0, description="disk space that uploads and jobs must leave free")] = 256 << 20
 
 
 class Named(BaseModel):
-    """Datasets that are imported by a name; "" takes the environment variable of that meaning, else what is published."""
+    """Sources of named datasets; "": the environment variable, or else the public source."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-    downloads: Annotated[bool, Field(description="fetch files that are not there yet")] = True
+    downloads: Annotated[bool, Field(description="download missing files")] = True
     d4rl_dir: Annotated[str, Field(description="folder of D4RL's and d4rl-atari's files; D4RL_DATASET_DIR, ~/.d4rl/datasets")] = ""
     minari_dir: Annotated[str, Field(description="root of Minari's datasets; MINARI_DATASETS_PATH, ~/.minari/datasets")] = ""
-    atari_source: Annotated[str, Field(description="Atari replay data: gs://, http, or a folder like the bucket; OFFRL_ATARI_SOURCE")] = ""
+    atari_source: Annotated[str, Field(description="Atari replay data: gs://, http, or a copy of the bucket; OFFRL_ATARI_SOURCE")] = ""
     d4rl_source: Annotated[str, Field(description="D4RL's files: an http address or a folder; OFFRL_D4RL_SOURCE")] = ""
-    minari_remote: Annotated[str, Field(description="Minari's: hf://NAME, gcp://BUCKET, http, or a folder; MINARI_REMOTE")] = ""
+    minari_remote: Annotated[str, Field(description="Minari's datasets: hf://NAME, gcp://BUCKET, http, or a folder; MINARI_REMOTE")] = ""
 
     def environment(self) -> dict[str, str]:
-        """What the workers of imports get."""
+        """Return the environment variables of import workers."""
         values = {
             "D4RL_DATASET_DIR": self.d4rl_dir,
             "MINARI_DATASETS_PATH": self.minari_dir,
@@ -161,36 +161,36 @@ class Named(BaseModel):
 
 
 class AuditLog(BaseModel):
-    """The log of what changed something."""
+    """The audit log, which records every change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-    max_bytes: Annotated[int, Field(ge=1024, description="size at which audit.log becomes audit.log.1 and a new one is begun")] = 16 << 20
+    max_bytes: Annotated[int, Field(ge=1024, description="size at which audit.log becomes audit.log.1 and a new file starts")] = 16 << 20
     keep: Annotated[int, Field(ge=1, le=1000, description="older parts kept; the oldest is deleted")] = 8
 
 
 class Settings(BaseModel):
-    """All settings. Each stands under its name in ``offrld.toml``."""
+    """All settings, under the same names as in ``offrld.toml``."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
     state_dir: Annotated[Path, Field(strict=False, description="folder of queue, datasets, jobs and the socket")]
-    bind: Annotated[str, Field(description="where clients connect: ipc://PATH, or tcp://HOST:PORT, where only listed keys are let in")]
+    bind: Annotated[str, Field(description="address for clients: ipc://PATH, or tcp://HOST:PORT, which accepts listed keys only")]
     insecure: Annotated[bool, Field(description="allow a tcp address without keys; loopback only")] = False
-    socket_group: Annotated[str | None, Field(description="group whose members may use the local socket as well")] = None
+    socket_group: Annotated[str | None, Field(description="group whose members may use the local socket, too")] = None
     local_role: Annotated[
         Literal["reader", "submitter", "operator"],
-        Field(description="what members of socket_group, and everybody on an insecure address, may do; the service's user may do all"),
+        Field(description="role of members of socket_group, and of everybody on an insecure address; the service's user may do all"),
     ] = "operator"
     max_connections: Annotated[int, Field(ge=8, le=60_000, description="connections on one address at once")] = 1024
     input_memory_mb: Annotated[
-        int, Field(ge=32, description="memory that unfinished messages and unread answers may fill before all connections are closed")
+        int, Field(ge=32, description="memory that unfinished messages and unread replies may fill before all connections are closed")
     ] = 1024
     import_roots: Annotated[
         list[Annotated[Path, Field(strict=False)]], Field(description="folders below which an import may name a path of this machine")
     ] = []
-    log_level: Annotated[Literal["debug", "info", "warning", "error"], Field(description="what goes to stderr")] = "info"
-    log_format: Annotated[Literal["text", "json"], Field(description="of the lines on stderr; as text the journal gets fields")] = "text"
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], Field(description="least level of the lines on stderr")] = "info"
+    log_format: Annotated[Literal["text", "json"], Field(description="format on stderr; with text, systemd's journal gets fields")] = "text"
     metrics_port: Annotated[int, Field(ge=0, le=65535, description="metrics for Prometheus at http://HOST:PORT/metrics; 0: none")] = 0
-    metrics_host: Annotated[str, Field(description="address of the metrics: nobody is asked who he is")] = "127.0.0.1"
+    metrics_host: Annotated[str, Field(description="address of the metrics, which need no key")] = "127.0.0.1"
     slots: Slots = Slots()
     grace: Grace = Grace()
     limits: Limits = Limits()
@@ -206,19 +206,22 @@ class Settings(BaseModel):
 
 @dataclass(frozen=True)
 class Sources:
-    """Where the settings come from: the file that was looked for, and for each setting (dotted) that is not a default its source."""
+    """Where the settings come from: the file, which need not exist, and the source of each setting (dotted) that is not a default."""
 
     file: Path = Path()
     of: Mapping[str, Source] = field(default_factory=dict)
 
 
 def load(state_dir: str | None, bind: str | None, config: str | None, insecure: bool = False) -> Settings:
-    """The settings: command line before environment before file before default. Raises `InvalidInput`, `Unknown`, `NotAllowed`."""
+    """Load the settings. The command line overrides the environment, which overrides the file.
+
+    Raises `InvalidInput`, `Unknown`, `NotAllowed`.
+    """
     return load_with_sources(state_dir, bind, config, insecure)[0]
 
 
 def load_with_sources(state_dir: str | None, bind: str | None, config: str | None, insecure: bool = False) -> tuple[Settings, Sources]:
-    """`load`, with where each setting comes from."""
+    """Like `load`; also return where each setting comes from."""
     named = state_dir or os.environ.get("OFFRLD_STATE_DIR")
     file = Path(config) if config else StateFolder(Path(named) if named else default_state_dir()).settings
     values: dict[str, Any] = {}
@@ -228,12 +231,12 @@ def load_with_sources(state_dir: str | None, bind: str | None, config: str | Non
         if config:
             raise InvalidInput(f"{file} does not exist", hint="--config names the daemon's settings, offrld.toml") from None
     except (OSError, UnicodeDecodeError) as error:
-        # Of a state folder that is not this user's more is said later; a file that is there is not passed over.
+        # A later check explains a state folder of another user; an existing file is never ignored.
         if config or os.path.exists(file) or not isinstance(error, PermissionError | NotADirectoryError):
             why = (error.strerror if isinstance(error, OSError) else None) or error
             raise InvalidInput(f"{file} cannot be read: {why}", hint="offrld.toml is a text file in UTF-8") from None
-    except (ValueError, RecursionError) as error:  # also a number of thousands of digits
-        raise InvalidInput(f"{file} is not TOML: {error}", hint="`offrl config --default` prints a whole one") from None
+    except (ValueError, RecursionError) as error:  # ValueError: also for a number with thousands of digits
+        raise InvalidInput(f"{file} is not TOML: {error}", hint="`offrl config --default` prints a complete one") from None
     try:
         of: dict[str, Source] = dict.fromkeys(dotted(values), "file")
         check_values(values, file)
@@ -244,7 +247,7 @@ def load_with_sources(state_dir: str | None, bind: str | None, config: str | Non
         values["state_dir"] = named
     values.setdefault("state_dir", str(default_state_dir()))
     check_values({"state_dir": values["state_dir"]}, file)
-    if isinstance(values["state_dir"], str):  # absolute, so that the workers, who run elsewhere, find it
+    if isinstance(values["state_dir"], str):  # absolute, because workers run in other folders
         values["state_dir"] = os.path.realpath(os.path.expanduser(values["state_dir"]))
     if bind:
         of["bind"] = "command line"
@@ -265,15 +268,15 @@ def load_with_sources(state_dir: str | None, bind: str | None, config: str | Non
 
 
 def dotted(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """``{"slots": {"train": 2}}`` as ``{"slots.train": 2}``."""
-    found: dict[str, Any] = {}
+    """Flatten ``{"slots": {"train": 2}}`` to ``{"slots.train": 2}``."""
+    flat: dict[str, Any] = {}
     for name, value in values.items():
-        found.update(dotted(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value})
-    return found
+        flat.update(dotted(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value})
+    return flat
 
 
 def check_values(values: Any, file: Path, name: str = "") -> None:
-    """`InvalidInput` for a value that no setting can have: a number that the queue cannot hold, text that is not a name of anything."""
+    """Raise `InvalidInput` for a value that no setting can have: a number too large for the queue, or text that cannot be a name."""
     if isinstance(values, Mapping):
         for inner, value in values.items():
             check_values(value, file, f"{name}.{inner}" if name else str(inner))
@@ -284,14 +287,14 @@ def check_values(values: Any, file: Path, name: str = "") -> None:
         elif isinstance(value, float) and not math.isfinite(value):
             raise InvalidInput(f"{file}: {name}: {value} is not a finite number", hint="`offrl config --default` shows all settings")
         elif isinstance(value, int | float) and abs(value) > MOST:
-            shown = f"{value:.6g}" if abs(value) < 1e300 else "a number of hundreds of digits"  # no float holds it
+            shown = f"{value:.6g}" if abs(value) < 1e300 else "a number with hundreds of digits"  # no float holds it
             raise InvalidInput(f"{file}: {name}: {shown} is too large", hint=f"at most {MOST}")
         elif isinstance(value, str) and (len(value) > TEXT or any(ord(c) < 32 or ord(c) == 127 for c in value)):
             raise InvalidInput(f"{file}: {name}: {value[:80]!r} is too long or holds control characters", hint=f"at most {TEXT} characters")
 
 
 def tcp_parts(url: str) -> tuple[str, int]:
-    """Host and port of ``tcp://HOST:PORT``; ``*`` as port is 0, any free one. `InvalidInput`."""
+    """Split ``tcp://HOST:PORT``; the port ``*`` becomes 0, any free port. Raises `InvalidInput`."""
     host, _, port = url.removeprefix("tcp://").rpartition(":")
     if port == "*":
         port = "0"
@@ -301,7 +304,7 @@ def tcp_parts(url: str) -> tuple[str, int]:
 
 
 def check_bind(url: str, insecure: bool) -> None:
-    """Refuse an address that cannot be bound or must not be: `InvalidInput`, `NotAllowed`."""
+    """Raise `InvalidInput` for an address that cannot be bound, `NotAllowed` for one that must not be."""
     transport, _, address = url.partition("://")
     if transport == "ipc" and address:
         length = len(os.fsencode(address))
@@ -321,7 +324,7 @@ def check_bind(url: str, insecure: bool) -> None:
             loopback = False
         if not loopback:
             raise NotAllowed(
-                f"{url} without keys would let in anybody who reaches it",
+                f"{url} without keys would accept anybody who reaches it",
                 hint="--insecure works on loopback only (tcp://127.0.0.1:PORT); without it clients need keys: `offrl keys new NAME`",
             )
         return

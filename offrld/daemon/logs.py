@@ -1,7 +1,7 @@
-"""The log: one line for each event, as text or JSON, on stderr or as fields in systemd's journal, with the job that it is about.
+"""The log: one line for each event, with the job that it is about, as text or JSON on stderr, or as fields in systemd's journal.
 
-`about` names the job for everything that is logged inside it, in the tasks and threads that are begun there as well. Nothing here
-knows the contents of requests: ids, names, numbers and reasons are logged, never data, settings of a job, or keys.
+`about` names the job for everything logged inside it, including by tasks and threads started there. The log never holds the contents of
+requests: it has ids, names, numbers and reasons, but no data, settings of jobs, or keys.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _job: contextvars.ContextVar[str | None] = contextvars.ContextVar("job", default
 
 @contextmanager
 def about(job: str | None) -> Iterator[None]:
-    """What is logged inside is about this job; None leaves things as they are."""
+    """Mark everything logged inside as about this job; None changes nothing."""
     if job is None:
         yield
         return
@@ -36,7 +36,7 @@ def about(job: str | None) -> Iterator[None]:
 
 
 def setup(level: str, form: Literal["text", "json"]) -> None:
-    """Send the log of this process to stderr, or to the journal where systemd has connected stderr with it."""
+    """Send the log of this process to stderr, or to the journal if systemd has connected stderr to it."""
     handler: logging.Handler
     if _is_journal():
         handler = JournalHandler() if form == "text" else Stream(Json(), priorities=True)
@@ -47,7 +47,7 @@ def setup(level: str, form: Literal["text", "json"]) -> None:
 
 
 def _note_job(record: logging.LogRecord) -> bool:
-    """The job belongs to the record from its beginning: another thread may write it."""
+    """Note the job when the record is created: another thread may write it."""
     if not hasattr(record, "job"):
         record.job = _job.get()
     return True
@@ -56,7 +56,7 @@ def _note_job(record: logging.LogRecord) -> bool:
 class Text(logging.Formatter):
     """``2026-11-21T03:38:56.123Z info offrld.supervisor: attempt 1 job=ID``; a traceback follows, indented.
 
-    Control characters are escaped: nobody can forge a line by what he calls his dataset.
+    Control characters are escaped: the name of a dataset cannot forge a line.
     """
 
     def __init__(self, *, with_time: bool) -> None:
@@ -73,7 +73,7 @@ class Text(logging.Formatter):
 
 
 class Json(logging.Formatter):
-    """``{"time", "level", "logger", "message", "job", "traceback"}``, the last two where there are any."""
+    """``{"time", "level", "logger", "message", "job", "traceback"}``, the last two only if they exist."""
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
@@ -90,7 +90,7 @@ class Json(logging.Formatter):
 
 
 class Stream(logging.StreamHandler):
-    """Lines on stderr; with ``priorities`` each begins as sd-daemon(3) says, ``<3>`` for an error."""
+    """Lines on stderr; with ``priorities`` each has the prefix of sd-daemon(3), ``<3>`` for an error."""
 
     def __init__(self, formatter: logging.Formatter, *, priorities: bool = False) -> None:
         super().__init__(sys.stderr)
@@ -107,7 +107,7 @@ class Stream(logging.StreamHandler):
 class JournalHandler(logging.Handler):
     """Entries with fields (OFFRLD_JOB, LOGGER, PRIORITY) in systemd's journal, by its native protocol: `journalctl OFFRLD_JOB=ID`.
 
-    What the journal does not take (too long for one datagram, or it is not there) goes to stderr.
+    Entries that the journal refuses (too long for one datagram, or no journal) go to stderr.
     """
 
     def __init__(self, path: str = JOURNAL) -> None:
@@ -129,7 +129,7 @@ class JournalHandler(logging.Handler):
 
 
 def entry(record: logging.LogRecord) -> bytes:
-    """One entry of the journal: ``NAME=value`` lines, or for a value of several lines NAME, its length as 64 bits, the value."""
+    """Encode an entry of the journal: ``NAME=value`` lines; for a value of several lines NAME, its length as 64 bits, and the value."""
     message = record.getMessage()
     if trace := traceback(logging.Formatter(), record):
         message += "\n" + trace
@@ -155,27 +155,27 @@ def entry(record: logging.LogRecord) -> bytes:
 
 
 def priority(record: logging.LogRecord) -> int:
-    """The priority of syslog for a record's level."""
+    """Return syslog's priority for a record's level."""
     return next((number for level, number in sorted(PRIORITIES.items(), reverse=True) if record.levelno >= level), 7)
 
 
 def timestamp(record: logging.LogRecord) -> str:
-    """The record's time, UTC, to the millisecond."""
+    """Return the record's time in UTC, to the millisecond."""
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z"
 
 
 def escaped(text: str) -> str:
-    """``text`` on one line."""
+    """Return ``text`` on one line, with control characters escaped."""
     return "".join(c if c.isprintable() or c == " " else c.encode("unicode_escape").decode() for c in text)
 
 
 def traceback(formatter: logging.Formatter, record: logging.LogRecord) -> str:
-    """The traceback of a record, "" where it has none."""
+    """Return the traceback of a record, or "" without one."""
     return formatter.formatException(record.exc_info) if record.exc_info and record.exc_info[0] is not None else ""
 
 
 def _is_journal() -> bool:
-    """Whether stderr is the journal's stream, as systemd tells by $JOURNAL_STREAM (device:inode)."""
+    """Whether stderr is the journal's stream, which systemd names in $JOURNAL_STREAM (device:inode)."""
     device, _, inode = os.environ.get("JOURNAL_STREAM", "").partition(":")
     try:
         stat = os.fstat(2)

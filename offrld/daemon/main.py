@@ -27,27 +27,27 @@ from offrld.executors.local import LocalExecutor
 from offrld.state.folder import StateFolder
 
 log = logging.getLogger("offrld")
-PRINTS = {"--default-config", "--print-config", "--check-config", "--version", "--help", "-h", "restore"}  # on stdout
+PRINTS = {"--default-config", "--print-config", "--check-config", "--version", "--help", "-h", "restore"}  # arguments that print to stdout
 
 
 def main(argv: Sequence[str] | None = None, *, executor: LocalExecutor | None = None) -> int:
-    """Run the daemon in the foreground; returns its exit status. ``executor`` is another one in the tests."""
+    """Run the daemon in the foreground; return its exit status. Tests pass another ``executor``."""
     if argv is None:
-        given = sys.argv[1:]
-        return streams.run(lambda: main(given), needs_stdout=bool(set(given) & PRINTS))
+        arguments_here = sys.argv[1:]
+        return streams.run(lambda: main(arguments_here), needs_stdout=bool(set(arguments_here) & PRINTS))
     argv = list(argv)
     if argv[:1] == ["restore"]:
         from offrl.cli import run
 
         return run(argv)
-    parser = _Parser(prog="offrld", description="The service that owns the datasets and trains.")
+    parser = _Parser(prog="offrld", description="The service that owns the datasets and runs the jobs.")
     parser.add_argument("--state-dir", metavar="D", help="folder of queue, datasets and jobs (default: $OFFRLD_STATE_DIR, or the user's)")
     parser.add_argument("--bind", metavar="URL", help="where to listen (default: ipc://STATE_DIR/run/offrld.sock)")
-    parser.add_argument("--config", metavar="FILE", help="settings (default: STATE_DIR/offrld.toml, if it is there)")
-    parser.add_argument("--insecure", action="store_true", help="a tcp address without keys, on loopback only")
-    parser.add_argument("--check-config", action="store_true", help="say whether the settings are good, and end")
-    parser.add_argument("--default-config", action="store_true", help="print an offrld.toml with every setting at its default, and end")
-    parser.add_argument("--print-config", action="store_true", help="print every setting that these options give as JSON, and end")
+    parser.add_argument("--config", metavar="FILE", help="file with the settings (default: STATE_DIR/offrld.toml, if it exists)")
+    parser.add_argument("--insecure", action="store_true", help="allow a tcp address without keys; loopback only")
+    parser.add_argument("--check-config", action="store_true", help="check the settings, and exit")
+    parser.add_argument("--default-config", action="store_true", help="print an offrld.toml with every setting at its default, and exit")
+    parser.add_argument("--print-config", action="store_true", help="print the resulting settings as JSON, and exit")
     parser.add_argument("--version", action="version", version=f"offrld {version()}")
     parser.add_argument("--banner", action="store_true", help=argparse.SUPPRESS)  # of `offrl serve`
     arguments = parser.parse_args(argv)
@@ -58,15 +58,15 @@ def main(argv: Sequence[str] | None = None, *, executor: LocalExecutor | None = 
         settings, sources = load_with_sources(arguments.state_dir, arguments.bind, arguments.config, arguments.insecure)
         if arguments.check_config:
             startable.check(settings)
-            found = "good" if sources.file.exists() else "not there"
-            print(f"{sources.file}: {found}; {len(sources.of)} settings given, the others have their defaults")
+            verdict = "good" if sources.file.exists() else "not there"
+            print(f"{sources.file}: {verdict}; {len(sources.of)} settings given, the others have their defaults")
             return 0
         if arguments.print_config:
             print(wire.SettingList(file=str(sources.file), settings=settings_list.listing(settings, sources)).model_dump_json())
             return 0
         logs.setup(settings.log_level, settings.log_format)
         os.umask(0o077)
-        sys.setswitchinterval(0.001)  # a thread that makes a list of 1,000 jobs gives way to the event loop after 1 ms, not 5
+        sys.setswitchinterval(0.001)  # a thread that lists 1,000 jobs yields to the event loop after 1 ms, not 5
         startable.check(settings)
         state = StateFolder(settings.state_dir)
         state.prepare(None if settings.socket_group is None else group_id(settings.socket_group))
@@ -132,12 +132,12 @@ async def _serve(settings: Settings, sources: Sources, executor: LocalExecutor, 
     await asyncio.to_thread(observer.close)
     app.database.close()
     app.log.close()
-    for task in broken:  # a defect: end with its traceback, and be started again by systemd
+    for task in broken:  # a defect: end with its traceback; systemd restarts the service
         task.result()
 
 
 def _greet(address: str) -> None:
-    """What somebody in front of a terminal does next."""
+    """Print the next steps for a user at a terminal."""
     usual = address == socket_url(usual_state_dirs()[0])
     first = "" if usual else f"export OFFRL_URL={address}; "
     print(f"offrld is ready at {logs.escaped(address)}; Ctrl-C ends it", file=sys.stderr)
@@ -149,7 +149,7 @@ def _greet(address: str) -> None:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Whose errors look like all others."""
+    """A parser whose errors look like those of `offrl`."""
 
     def error(self, message: str) -> NoReturn:
         print(f"error: {logs.escaped(message)}; see `{self.prog} --help`", file=sys.stderr)
@@ -157,7 +157,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 async def _report(app: App, address: str) -> None:
-    """The watchdog, and then nothing: a task that ends would stop the service."""
+    """Run the watchdog, and then wait for ever: a task that ends would stop the service."""
     await watchdog.run(app, address)
     await asyncio.Event().wait()
 

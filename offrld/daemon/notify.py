@@ -1,4 +1,4 @@
-"""Tells systemd how the service is: READY, STATUS, WATCHDOG, STOPPING (protocol: `man sd_notify`). Without systemd it does nothing."""
+"""Notifications to systemd: READY, STATUS, WATCHDOG, STOPPING (protocol: `man sd_notify`). Without systemd they do nothing."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import socket
 
 
 def notify(message: str) -> bool:
-    """Send e.g. ``READY=1\\nSTATUS=listening``; False where nobody listens."""
+    """Send a message such as ``READY=1\\nSTATUS=listening``; return False if nobody listens."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address:
         return False
@@ -23,7 +23,7 @@ def notify(message: str) -> bool:
 
 
 def watchdog_interval() -> float | None:
-    """Seconds between two signs of life (half of what systemd waits for), or None where it expects none."""
+    """Return the seconds between two signs of life (half of systemd's limit), or None if systemd expects none."""
     if os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
         return None
     microseconds = os.environ.get("WATCHDOG_USEC", "")

@@ -1,4 +1,4 @@
-"""Loops in the background that go on whatever one pass of them meets: the error is logged, and told of while it lasts."""
+"""Background loops that survive a failed pass: the error is logged, and reported while it lasts."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 
 from offrl_store.errors import OffrlError
 
-AGAIN_S = 60.0  # between two lines about a loop that keeps failing
+AGAIN_S = 60.0  # between two log lines about a loop that keeps failing
 log = logging.getLogger("offrld.passes")
 
 
 class Passes:
-    """What fails now in the background, by the name of the loop: ``failing`` is name -> (since when, how often, why)."""
+    """The background loops that fail now. ``failing``: name of the loop -> (since when, how often, why)."""
 
     def __init__(self) -> None:
         self.failing: dict[str, tuple[float, int, str]] = {}
@@ -24,7 +24,7 @@ class Passes:
 
     @contextmanager
     def one(self, name: str) -> Iterator[None]:
-        """One pass of the loop ``name``: an error in it ends the pass and nothing else."""
+        """Run one pass of the loop ``name``: an error ends the pass and nothing else."""
         try:
             yield
         except Exception as error:
@@ -34,19 +34,19 @@ class Passes:
             now = time.monotonic()
             if count == 0 or now - self._logged.get(name, -AGAIN_S) >= AGAIN_S:
                 self._logged[name] = now
-                known = isinstance(error, OffrlError | OSError)  # the disk, the database: a traceback says nothing more
-                log.error("%s failed (%d times in a row): %s", name, count + 1, why, exc_info=None if known else error)
+                expected = isinstance(error, OffrlError | OSError)  # disk or database: a traceback would not help
+                log.error("%s failed (%d times in a row): %s", name, count + 1, why, exc_info=None if expected else error)
         else:
             if self.failing.pop(name, None) is not None:
                 log.info("%s works again", name)
 
-    def told(self) -> list[str]:
-        """One line for each loop whose last passes have failed: more than one, so that what was over in a moment is not told of."""
+    def report(self) -> list[str]:
+        """Return one line for each loop that failed more than once in a row: a single failure may be over in a moment."""
         return [f"{name}: {count} times in a row, {why}" for name, (_, count, why) in sorted(self.failing.items()) if count > 1]
 
 
 async def forever(passes: Passes, name: str, work: Callable[[], Any], pause_s: float, retry_s: float | None = None) -> None:
-    """Await ``work()`` again and again, ``pause_s`` after each pass; ``retry_s`` after one that has failed."""
+    """Await ``work()`` again and again, ``pause_s`` after each pass, or ``retry_s`` after a failed one."""
     while True:
         with passes.one(name):
             await work()

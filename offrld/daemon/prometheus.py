@@ -1,6 +1,6 @@
-"""Metrics in the format of Prometheus, served over HTTP from threads of their own: the event loop only answers one read for each scrape.
+"""Metrics in the format of Prometheus, served over HTTP by threads: the event loop only answers one read for each scrape.
 
-Counters and histograms are kept as things happen (`Metrics` is an `Observer`); what the queue and the disk know is read at the scrape.
+Counters and histograms count events as they happen (`Metrics` is an `Observer`); figures of the queue and the disk are read at each scrape.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from offrld.daemon.queue.views import overview
 if TYPE_CHECKING:
     from offrld.daemon.app import App
 
-SCRAPE_S = 5.0  # for the queue's part of a scrape; without an answer in time it is left out
-SOCKET_S = 10.0  # for a scraper to say what it wants
+SCRAPE_S = 5.0  # for the queue's part of a scrape, which is left out if it comes later
+SOCKET_S = 10.0  # for a scraper to send its request
 SCRAPERS = 8  # connections at once; more are closed
 LAG_S = 0.5  # between two measurements of the event loop
-REASONS = 64  # codes of errors that get a series of their own: a plug-in may invent as many as it likes
+REASONS = 64  # error codes with a series of their own: a plug-in may invent any number
 REQUEST_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0)
 WAIT_BUCKETS = (0.1, 0.5, 1.0, 5.0, 30.0, 60.0, 300.0, 1800.0, 3600.0, 6 * 3600.0, 24 * 3600.0)
 LAG_BUCKETS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0)
@@ -41,10 +41,10 @@ log = logging.getLogger("offrld.metrics")
 
 
 class Metrics(Observer):
-    """Counts, and serves what it counted at ``http://HOST:PORT/metrics`` from `start` to `close`."""
+    """Counts events, and serves the counts at ``http://HOST:PORT/metrics`` from `start` to `close`."""
 
     def __init__(self) -> None:
-        disable_created_metrics()  # a second series beside each, of which Prometheus makes nothing
+        disable_created_metrics()  # a second series for each, which Prometheus does not use
         self.registry = CollectorRegistry()
         self._requests = Counter(
             "offrld_requests",
@@ -85,7 +85,7 @@ class Metrics(Observer):
         self._measuring: asyncio.Task[None] | None = None
 
     def start(self, app: App, host: str, port: int) -> str:
-        """Serve; returns the address. `InvalidInput` where the system refuses it. Call it in the event loop."""
+        """Serve; return the address. Raises `InvalidInput` if the system refuses it. Call it in the event loop."""
         self.registry.register(_Queue(app, asyncio.get_running_loop()))
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
@@ -99,8 +99,8 @@ class Metrics(Observer):
             ) from None
         threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True).start()
         self._measuring = asyncio.get_running_loop().create_task(self._measure())
-        where = f"[{host}]" if ":" in host else host
-        return f"http://{where}:{self._server.server_port}/metrics"
+        shown = f"[{host}]" if ":" in host else host
+        return f"http://{shown}:{self._server.server_port}/metrics"
 
     def close(self) -> None:
         if self._measuring is not None:
@@ -128,13 +128,13 @@ class Metrics(Observer):
 
     async def _measure(self) -> None:
         while True:
-            due = time.monotonic() + LAG_S
+            expected = time.monotonic() + LAG_S
             await asyncio.sleep(LAG_S)
-            self._lag.observe(max(0.0, time.monotonic() - due))
+            self._lag.observe(max(0.0, time.monotonic() - expected))
 
 
 class _Queue(Collector):
-    """What the queue, the uploads and the disk know, read anew for every scrape (in the scraper's thread)."""
+    """Figures of the queue, the uploads and the disk, read for every scrape (in the scraper's thread)."""
 
     def __init__(self, app: App, loop: asyncio.AbstractEventLoop) -> None:
         self._app, self._loop = app, loop
@@ -160,27 +160,27 @@ class _Queue(Collector):
             single |= {"offrld_disk_free_bytes": disk.free, "offrld_disk_size_bytes": disk.total}
             single["offrld_uploads_open"] = self._app.uploads.unfinished()
         try:
-            told = asyncio.run_coroutine_threadsafe(self._app.database.survey(overview.totals), self._loop).result(SCRAPE_S)
-        except Exception as error:  # a scrape without the queue still tells that the service runs
-            log.warning("a scrape gets no answer from the queue: %s", error or type(error).__name__)
+            totals = asyncio.run_coroutine_threadsafe(self._app.database.survey(overview.totals), self._loop).result(SCRAPE_S)
+        except Exception as error:  # a scrape without the queue still shows that the service runs
+            log.warning("a scrape got no answer from the queue: %s", error or type(error).__name__)
         else:
-            for (state, kind), count in told.jobs.items():
+            for (state, kind), count in totals.jobs.items():
                 empty["offrld_jobs"].add_metric([state, kind], count)
-            for job in told.running:
+            for job in totals.running:
                 labels = [job.id, job.spec.get("algorithm") or job.kind]
                 empty["offrld_job_step"].add_metric(labels, job.step)
                 if job.updates_per_second is not None:
                     empty["offrld_job_updates_per_second"].add_metric(labels, job.updates_per_second)
-            single["offrld_queue_oldest_seconds"] = max(0.0, time.time() - told.oldest) if told.oldest is not None else 0.0
-            single["offrld_queue_paused"] = int(told.paused)
-            single["offrld_datasets"], single["offrld_datasets_bytes"] = told.datasets, told.dataset_bytes
+            single["offrld_queue_oldest_seconds"] = max(0.0, time.time() - totals.oldest) if totals.oldest is not None else 0.0
+            single["offrld_queue_paused"] = int(totals.paused)
+            single["offrld_datasets"], single["offrld_datasets_bytes"] = totals.datasets, totals.dataset_bytes
         for name, value in single.items():
             empty[name].add_metric([], value)
         yield from empty.values()
 
 
 class _Server(socketserver.ThreadingMixIn, WSGIServer):
-    """A thread for each connection, of which there are few."""
+    """One thread for each connection; there are few."""
 
     daemon_threads = True
     block_on_close = False
@@ -190,7 +190,7 @@ class _Server(socketserver.ThreadingMixIn, WSGIServer):
         super().__init__(*args, **kwargs)
 
     def server_bind(self) -> None:
-        # as HTTPServer does, but without looking up the host's name, which may wait for a name server
+        # Like HTTPServer, but without the look-up of the host's name, which may wait for a name server.
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
         self.setup_environ()

@@ -1,8 +1,7 @@
-"""The server loop: takes requests from the sockets, answers each from a task of its own, so that a slow one holds up nobody.
+"""The server loop: takes requests from the sockets and answers each in a task of its own, so that a slow one delays nobody.
 
-Frames of a request are ``[client, id, body]`` or ``[client, id, body, data]``, of its reply ``[client, id, body]``. Whatever arrives, the
-loop goes on: what cannot be understood gets an error reply where there is somebody to reply to. Who asks and what that one may do is
-settled before a handler sees the request.
+The frames of a request are ``[client, id, body]`` or ``[client, id, body, data]``, those of its reply ``[client, id, body]``. The loop
+survives any message: one that cannot be read gets an error reply. Caller and role are checked before a handler sees the request.
 """
 
 from __future__ import annotations
@@ -32,13 +31,13 @@ from offrld.daemon.transport.keys import AllowList, Authenticator
 from offrld.daemon.transport.memory_guard import MemoryGuard
 from offrld.state.folder import SOCKET_LIMIT, refused
 
-PER_KEY = 512  # requests of one key that are being answered, over all its connections
-IN_ALL = 4096
+PER_KEY = 512  # unanswered requests of one key, over all its connections
+IN_ALL = 4096  # unanswered requests
 ID_BYTES = 64
-BURST, TURN_S = 64, 0.005  # messages taken from a socket, and time spent on them, before other tasks get a turn
-LAST_S = 2.0  # for answers under way when the daemon stops
-FILES = 65_536  # open files asked for
-BULK = 50  # jobs, events or other entries of a reply, from which on it is encoded beside the loop
+BURST, TURN_S = 64, 0.005  # most messages from a socket, and most seconds, before other tasks get a turn
+LAST_S = 2.0  # for unfinished replies when the daemon stops
+FILES = 65_536  # wanted limit of open files
+BULK = 50  # entries (jobs, events) from which on a thread encodes the reply
 log = logging.getLogger("offrld.server")
 
 Client = tuple[Endpoint, bytes]
@@ -47,42 +46,42 @@ Key = TypeVar("Key")
 
 @dataclass(frozen=True)
 class Question:
-    """A request that is being answered: from where and whom it came, when, and how many bytes it holds until then."""
+    """An unanswered request: its client, caller and arrival (``began``), and its size in bytes."""
 
     client: Client
-    number: bytes  # of the client's own, to tell its answers apart
+    number: bytes  # the client's id of the request
     caller: Caller
-    sender: Any  # what tells who it is from: `Endpoint.caller`
+    sender: Any  # for `Endpoint.caller`
     request: wire.Request[Any]
     began: float
     size: int
 
 
 class Busy(OffrlError):
-    """More requests at once than are taken."""
+    """Too many requests at once."""
 
     code = "busy"
 
 
 class Server:
-    """The sockets of the daemon. ``bind``, then ``run`` until it is cancelled, then ``close``."""
+    """The sockets of the daemon. Call ``bind``, ``run`` until cancelled, then ``close``."""
 
     def __init__(self, app: App) -> None:
         self._app = app
         self._endpoints: list[Endpoint] = []
         self._authenticator: Authenticator | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._encoder = ThreadPoolExecutor(1, thread_name_prefix="encode")  # its own: the common ones delete folders and compute checksums
+        self._encoder = ThreadPoolExecutor(1, thread_name_prefix="encode")  # the default pool deletes folders and computes checksums
         self._open: Counter[Client] = Counter()
         self._of_key: Counter[str] = Counter()
-        self._bytes = 0  # of the requests that are being answered
-        self._most_bytes = app.settings.input_memory_mb << 18  # a quarter: the rest is what ZeroMQ keeps
+        self._bytes = 0  # of unanswered requests
+        self._most_bytes = app.settings.input_memory_mb << 18  # a quarter of the limit: the rest is for ZeroMQ
 
     def bind(self, settings: Settings) -> str:
-        """Listen where the settings say, and beside a tcp address on the state folder's own socket.
+        """Listen at the address of the settings; with a tcp address, also on the local socket in the state folder.
 
-        Returns the address, with the port that a 0 stood for. `InvalidInput` where the system refuses; `NotAllowed` where the daemon's
-        secret key may be read by others.
+        Return the address, with the real port instead of 0. Raises `InvalidInput` if the system refuses the address, `NotAllowed` if others
+        can read the daemon's secret key.
         """
         most = min(settings.max_connections, _open_files() // 2)
         local_options = {"group": settings.socket_group, "local_role": settings.local_role, "max_connections": most}
@@ -95,7 +94,7 @@ class Server:
             pair = keys.server_pair(self._app.state.root)
             self._authenticator = Authenticator(AllowList(self._app.state.root, self._key_changed, self._app.passes))
             address = self._listen(settings.bind, authenticator=self._authenticator, server_key=pair, max_connections=most)
-            log.info("%d keys are let in; the daemon's public key is %s", len(self._authenticator.allowed), pair.public)
+            log.info("%d keys are accepted; the daemon's public key is %s", len(self._authenticator.allowed), pair.public)
         if len(str(self._app.state.socket).encode()) <= SOCKET_LIMIT:
             self._listen(local, **local_options)
         return address
@@ -111,7 +110,7 @@ class Server:
                 tasks.create_task(self._authenticator.allowed.watch())
 
     async def close(self) -> None:
-        """Give the answers under way a moment, then close."""
+        """Wait a moment for unfinished replies, then close."""
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=LAST_S)
         for task in list(self._tasks):
@@ -140,7 +139,7 @@ class Server:
         if not 3 <= len(frames) <= FRAMES or len(frames[1]) > ID_BYTES:
             number = frames[1] if len(frames) > 2 and len(frames[1]) <= ID_BYTES else b""
             error = InvalidMessage(
-                f"a request has the frames [id, body] or [id, body, data], this one has {len(frames) - 1}, the id at most {ID_BYTES} bytes"
+                f"a request has {len(frames) - 1} frames; expected [id, body] or [id, body, data], with an id of at most {ID_BYTES} bytes"
             )
             self._send(client, number, wire.encode_error(error))
             return
@@ -175,12 +174,12 @@ class Server:
         count = self._of_key.get(caller.name, 0) if caller.name != LOCAL else 0
         open_here = self._open.get(client, 0)
         if open_here >= PER_CLIENT or count >= PER_KEY or len(self._tasks) >= IN_ALL:
-            raise Busy(f"{max(open_here, count)} requests of this client are being answered", hint="wait for some of the answers")
+            raise Busy(f"{max(open_here, count)} requests of this client are unanswered", hint="wait for some of the replies")
         if self._bytes + size > self._most_bytes:
-            raise Busy(f"requests of {self._bytes >> 20} MB are being answered", hint="wait, and ask again")
+            raise Busy(f"requests of {self._bytes >> 20} MB are unanswered", hint="wait, then send it again")
 
     def _begin(self, question: Question, reply: Awaitable[wire.Reply]) -> None:
-        """Answer in a task of its own, which works in the caller's name and logs about the job of the request."""
+        """Answer in a new task, which acts in the caller's name and logs about the request's job."""
         self._open[question.client] += 1
         self._of_key[question.caller.name] += 1
         self._bytes += question.size
@@ -206,10 +205,10 @@ class Server:
             if problem is not None:
                 raise problem
             assert result is not None
-            roles.check(client[0].caller(question.sender), request)  # a key that was removed meanwhile learns nothing more
+            roles.check(client[0].caller(question.sender), request)  # a key removed in the meantime learns nothing more
             answer = await self._encoded(result)
             if len(answer) > wire.MAX_MESSAGE:
-                raise InternalError(f"the answer to {request.type} has {len(answer)} bytes, more than fit into a message")
+                raise InternalError(f"the reply to {request.type} has {len(answer)} bytes, more than a message can hold")
         except Exception as error:
             problem = error
             answer = _error(error, request.type)
@@ -217,13 +216,13 @@ class Server:
         self._send(client, question.number, answer)
 
     async def _encoded(self, reply: wire.Reply) -> bytes:
-        """The message of a reply. A thousand jobs take 10 ms to encode, in which the loop would answer nobody: a thread does that."""
+        """Encode a reply. A thousand jobs take 10 ms, during which the loop would answer nobody: a thread encodes them."""
         if any(isinstance(value, list) and len(value) >= BULK for value in reply.__dict__.values()):
             return await asyncio.get_running_loop().run_in_executor(self._encoder, wire.encode_reply, reply)
         return wire.encode_reply(reply)
 
     def _answered(self, name: str, began: float, error: Exception | None = None) -> None:
-        """Count a request, and log it where somebody looks for a fault."""
+        """Count a request, and log it at level debug."""
         outcome = "ok" if error is None else error.code if isinstance(error, OffrlError) else "internal"
         seconds = time.perf_counter() - began
         self._app.observer.request_answered(name, outcome, seconds)
@@ -248,14 +247,14 @@ class Server:
 
 
 def _take_one(counter: Counter[Key], key: Key) -> None:
-    """Lower a count by one; a key that reaches 0 is removed."""
+    """Lower a count by one; remove a key that reaches 0."""
     counter[key] -= 1
     if counter[key] <= 0:
         del counter[key]
 
 
 def _error(error: Exception, name: str) -> bytes:
-    """The error reply; what is not an error for the user is logged with its traceback."""
+    """Return the error reply; log an unexpected error with its traceback."""
     if isinstance(error, OSError) and (refusal := refused(error, name)) is not None:
         log.error("%s: %s", name, refusal)
         error = refusal
@@ -266,7 +265,7 @@ def _error(error: Exception, name: str) -> bytes:
 
 
 def _open_files() -> int:
-    """Raise the limit of open files as far as the system lets us; what it is then."""
+    """Raise the limit of open files as far as the system allows; return the limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = FILES if hard == resource.RLIM_INFINITY else min(FILES, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:

@@ -1,4 +1,4 @@
-"""The daemon's settings one by one, with value, default, source and meaning: for `offrl config`, and as a commented offrld.toml."""
+"""The list of the daemon's settings, with value, default, source and meaning: for `offrl config`, and as a commented offrld.toml."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from pydantic.fields import FieldInfo
 from offrl.wire import Setting
 from offrld.daemon.config import Settings, Sources, dotted
 
-MACHINES = {  # defaults that depend on the machine: as comments in the file
+MACHINES = {  # defaults that depend on the machine: comments in the file
     "state_dir": "/var/lib/offrld",
     "bind": "ipc:///var/lib/offrld/run/offrld.sock",
 }
 
 
 def listing(settings: Settings, sources: Sources) -> list[Setting]:
-    """Every setting of a running daemon."""
+    """List every setting of a running daemon."""
     values = dotted(settings.model_dump(mode="json"))
     return [
         Setting(
@@ -38,8 +38,8 @@ def listing(settings: Settings, sources: Sources) -> list[Setting]:
 
 
 def default_toml() -> str:
-    """An offrld.toml with every setting at its default and its meaning as a comment."""
-    lines = ["# offrld.toml: the settings of offrld. Every one stands here with its default. Comments may be removed, and so may lines."]
+    """Return an offrld.toml with every setting at its default and its meaning as a comment."""
+    lines = ["# offrld.toml: all settings of offrld, each at its default. Lines and comments may be removed."]
     group = ""
     for name, field in fields(Settings):
         table, _, key = name.rpartition(".")
@@ -55,7 +55,7 @@ def default_toml() -> str:
 
 
 def fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Dotted name and field of every setting; those of no table first, as TOML wants it."""
+    """Yield dotted name and field of every setting; settings outside of a table come first, as TOML requires."""
     tables = []
     for name, field in model.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
@@ -67,7 +67,7 @@ def fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Fiel
 
 
 def _group(settings: BaseModel, name: str) -> Any:
-    """A setting whose value is itself a table of free names."""
+    """Return the value of a setting that is itself a table."""
     value: Any = settings
     for part in name.split("."):
         value = getattr(value, part)
@@ -109,4 +109,4 @@ def _toml(value: Any) -> str:
         return "{" + ", ".join(f"{json.dumps(str(key))} = {_toml(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(_toml, value)) + "]"
-    return json.dumps(str(value) if isinstance(value, Path) else value)  # of text, numbers, true and false the same in both
+    return json.dumps(str(value) if isinstance(value, Path) else value)  # JSON and TOML write text, numbers, true and false alike

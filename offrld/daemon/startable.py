@@ -1,4 +1,4 @@
-"""Whether the daemon could start with its settings, asked before anything is made or changed: at the start, and by ``--check-config``."""
+"""Checks whether the daemon can start with its settings, before it creates or changes anything; also for ``--check-config``."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from offrld.daemon.transport.endpoint import group_id
 from offrld.daemon.transport.local import SOCKET_HINT, clearable
 from offrld.state.folder import StateFolder
 
-FREE_S = 1.0  # for the process of a daemon that has just been killed to give back its address
+FREE_S = 1.0  # for a daemon that has just been killed to free its address
 
 
 def check(settings: Settings) -> None:
-    """Raises `InvalidInput` or `NotAllowed` for the first thing that would keep the daemon from starting.
+    """Raise `InvalidInput` or `NotAllowed` for the first thing that would keep the daemon from starting.
 
-    That an address is taken is not a fault where a daemon of this state folder runs: it has taken it.
+    If a daemon of this state folder runs, addresses may be in use: by that daemon.
     """
     state = StateFolder(settings.state_dir)
     if settings.socket_group is not None:
@@ -46,12 +46,12 @@ def check(settings: Settings) -> None:
             host, port = tcp_parts(settings.bind)
             _check_address(f"cannot listen on {settings.bind}", host, port, SOCKET_HINT)
         if settings.metrics_port:
-            where = f"metrics cannot be served at {settings.metrics_host}:{settings.metrics_port}"
-            _check_address(where, settings.metrics_host, settings.metrics_port, "choose another metrics_port, or 0 for none")
+            refusal = f"metrics cannot be served at {settings.metrics_host}:{settings.metrics_port}"
+            _check_address(refusal, settings.metrics_host, settings.metrics_port, "choose another metrics_port, or 0 for none")
 
 
 def _check_folder(root: Path) -> None:
-    """The state folder is there and usable, or can be made."""
+    """Check that the state folder is usable, or can be created."""
     hint = "choose another one with --state-dir"
     nearest = root
     try:
@@ -83,15 +83,15 @@ def _runs(state: StateFolder) -> bool:
         os.close(descriptor)
 
 
-def _check_address(what: str, host: str, port: int, hint: str) -> None:
-    """Nobody listens there, and it is an address of this machine. A name of a network interface is ZeroMQ's to look up."""
+def _check_address(refusal: str, host: str, port: int, hint: str) -> None:
+    """Check that the address belongs to this machine and is free. ZeroMQ resolves the names of network interfaces itself."""
     if host in (name for _, name in socket.if_nameindex()):
         return
     end = time.monotonic() + FREE_S
     while True:
         try:
-            found = socket.getaddrinfo(None if host in ("*", "") else host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-            family, kind, protocol, _, address = found[0]
+            candidates = socket.getaddrinfo(None if host in ("*", "") else host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+            family, kind, protocol, _, address = candidates[0]
             with socket.socket(family, kind, protocol) as probe:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 probe.bind(address)
@@ -99,5 +99,5 @@ def _check_address(what: str, host: str, port: int, hint: str) -> None:
             return
         except (OSError, UnicodeError) as error:
             if not (isinstance(error, OSError) and error.errno == errno.EADDRINUSE and time.monotonic() < end):
-                raise InvalidInput(f"{what}: {getattr(error, 'strerror', None) or error}", hint=hint) from None
+                raise InvalidInput(f"{refusal}: {getattr(error, 'strerror', None) or error}", hint=hint) from None
         time.sleep(0.05)

@@ -1,7 +1,7 @@
-"""Tells systemd how the service is, and that it makes progress: only while it does, so that one that hangs is started again.
+"""Reports state and progress to systemd, which restarts a service that makes no progress.
 
-Progress is that the event loop turns (else this does not run), that both threads of the queue answer, and that the scheduler comes round
-when it is woken. A queue that answers with an error makes progress: what is wrong is in the log, and a restart would not mend it.
+Progress means: the event loop turns (otherwise this does not run), both threads of the queue answer, and the scheduler completes a turn
+when woken. A queue that answers with an error makes progress: the log names the error, and a restart would not help.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from offrld.daemon.notify import notify, watchdog_interval
 from offrld.daemon.passes import forever
 from offrld.daemon.queue.database import Connection
 
-STATUS_S = 10.0  # between two words of how the service is, where no watchdog wants more
+STATUS_S = 10.0  # between two status reports, unless the watchdog interval is shorter
 log = logging.getLogger("offrld.watchdog")
 
 
 async def run(app: App, address: str) -> None:
-    """Report for ever; ends at once where nobody listens."""
+    """Report for ever; return at once if nobody listens."""
     if not os.environ.get("NOTIFY_SOCKET"):
         return
     interval = watchdog_interval()
@@ -30,21 +30,21 @@ async def run(app: App, address: str) -> None:
 
     async def look() -> None:
         nonlocal status
-        stands = await _stands(app, pause)
-        if stands:
-            log.error("no sign of life is given to systemd: %s", stands)
+        stalled = await _stalled(app, pause)
+        if stalled:
+            log.error("no sign of life is sent to systemd: %s", stalled)
         elif interval is not None:
             notify("WATCHDOG=1")
-        said = f"listening on {address}: {app.supervisor.running} jobs run, {await _waiting(app)} wait"
-        if said != status and not stands:
-            status = said
-            notify(f"STATUS={said}")
+        text = f"listening on {address}: {app.supervisor.running} jobs run, {await _waiting(app)} wait"
+        if text != status and not stalled:
+            status = text
+            notify(f"STATUS={text}")
 
     await forever(app.passes, "the watchdog", look, pause)
 
 
-async def _stands(app: App, seconds: float) -> str:
-    """What makes no progress; empty where everything does."""
+async def _stalled(app: App, seconds: float) -> str:
+    """Say what made no progress within ``seconds``; "" if everything did."""
     turns = app.supervisor.turns
     app.supervisor.wake()
     for name, ask in (("reader", app.database.read), ("writer", app.database.write)):
@@ -55,9 +55,9 @@ async def _stands(app: App, seconds: float) -> str:
         except OffrlError as error:
             log.error("the queue's %s: %s", name, error)
     end = asyncio.get_running_loop().time() + seconds
-    while turns is not None and app.supervisor.turns == turns:  # None: it still puts back what a former daemon has left
+    while turns is not None and app.supervisor.turns == turns:  # None: it still requeues what an earlier daemon left
         if asyncio.get_running_loop().time() > end:
-            return f"the scheduler has not come round for {seconds:g} s"
+            return f"the scheduler has completed no turn for {seconds:g} s"
         await asyncio.sleep(0.05)
     return ""
 
@@ -65,7 +65,7 @@ async def _stands(app: App, seconds: float) -> str:
 async def _waiting(app: App) -> int:
     try:
         return await app.database.read(lambda db: int(db.execute("SELECT count(*) FROM jobs WHERE state = 'queued'").fetchone()[0]))
-    except OffrlError:  # told of by the look before
+    except OffrlError:  # `_stalled` has logged it
         return 0
 
 

@@ -339,6 +339,13 @@ class _Table:
 
     def _joined(self, parts: list[np.ndarray], spool: Spool, row: int) -> np.ndarray:
         """Columns side by side; refused where their common dtype does not hold the values of each."""
+        for each, block in zip(spool.names, parts, strict=True):
+            if block.ndim > 2:
+                shape = list(block.shape[1:])
+                raise InvalidInput(
+                    f"{self.name}: column {each!r} holds arrays of shape {shape}, which do not go beside others",
+                    hint="map it as a field of its own: observation.NAME=COLUMN",
+                )
         joined = np.column_stack(parts)
         for each, block in zip(spool.names, parts, strict=True):
             if block.dtype.kind in "iu" and joined.dtype.kind == "f" and block.dtype.itemsize > 4:

@@ -63,7 +63,7 @@ def mapped_columns(map: Any, header: list[str], file: str, messages: list[str]) 
     for key in [each for each in chosen if each.partition(".")[0] == "next_observation"]:
         check_pair(chosen, key, file)
     for key, names in chosen.items():
-        ordered = sorted(names, key=lambda each: [int(part) if part.isdigit() else part for part in re.split(r"([0-9]+)", each)])
+        ordered = sorted(names, key=_by_number)
         alike = len({re.sub(r"[0-9]+", "", each) for each in names}) == 1
         if alike and names != ordered and not (map is not None and set(_entries(map)[key]) == set(names)):  # listed: in that order
             messages.append(f"columns {names[0]!r} to {names[-1]!r} stay in the order of the file, which is not that of their numbers")
@@ -123,10 +123,19 @@ def _family(name: str, folded: list[str], vector: bool) -> list[int]:
     return [place for place, each in enumerate(folded) if pattern.fullmatch(each)]
 
 
+def _by_number(name: str) -> list[Any]:
+    """A key that sorts names by the numbers in them, however long these are."""
+    parts: list[Any] = re.split(r"([0-9]+)", name)  # texts and numbers in turn
+    parts[1::2] = [(len(digits), digits) for digits in (part.lstrip("0") for part in parts[1::2])]
+    return parts
+
+
 def _numbered(places: list[int], folded: list[str], header: list[str], name: str, file: str, messages: list[str]) -> list[int]:
     """The columns of a vector. Beside a column of the bare name, or numbered ones, others mean something else: they are not taken."""
     bare = [place for place in places if folded[place] == name]
-    numbers = {place: int(match[1]) for place in places if (match := re.fullmatch(re.escape(name) + r"[._\-\[ ]?(\d+)\]?", folded[place]))}
+    numbers = {
+        place: int(match[1]) for place in places if (match := re.fullmatch(re.escape(name) + r"[._\-\[ ]?(\d{1,18})\]?", folded[place]))
+    }
     if bare and numbers:
         both = f"{header[bare[0]]!r} and {header[next(iter(numbers))]!r}"
         raise InvalidInput(f"{file}: {both} can both be the {name}", hint="say with --map which columns it has")

@@ -185,7 +185,8 @@ def _check_exact(values: np.ndarray, texts: Any, file: str, name: str, row: int,
     large = np.flatnonzero(np.abs(values) >= EXACT)
     for at in large.tolist():
         text = texts[at].as_py()
-        if re.fullmatch(r"[+-]?[0-9]+", text) and int(text) != int(values[at]):
+        # A text of more digits than Python converts is infinite as a float, or begins with zeros.
+        if re.fullmatch(r"[+-]?[0-9]+", text) and (np.isinf(values[at]) or int(text.lstrip("+-0")) != abs(int(values[at]))):
             _refuse(file, name, row, texts, at, "is a whole number that no float holds exactly", "keep it in Parquet, as int64")
     if spool.wide is None:
         with np.errstate(all="ignore"):

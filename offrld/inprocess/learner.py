@@ -1,4 +1,4 @@
-"""The learner of notebooks and scripts: the engine's, which also writes policy files and the folder of a run, as a job does."""
+"""The learner of notebooks and scripts: the engine's, which also writes policy files and run folders, as a job does."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Learner(engine.Learner):
             Conflict: not ``force``, and a file of other content is there.
             CheckFailed: the exported policy differs from the network.
         """
-        from offrld.export.learner import export_learner  # onnx and its exporter: not needed before the first export
+        from offrld.export.learner import export_learner  # imports onnx, which only an export needs
 
         return export_learner(self, path, self.trainer.run.seed(seed), force=force)
 
@@ -46,11 +46,11 @@ class Learner(engine.Learner):
     def fitter(
         self, steps: int | None = None, *, save_to: str | os.PathLike[str] | None = None, save_interval: int = 1, **options: Any
     ) -> Iterator[tuple[int, Metrics]]:
-        """As the engine's, whose arguments ``options`` are, with files:
+        """Train as the engine's `fitter` does, with its arguments ``options``, and write files.
 
         Args:
-            save_to: folder for ``config.json``, ``checkpoints/STEP.safetensors`` and ``seed-S/metrics/NAME.csv`` with TensorBoard's events.
-            save_interval: epochs between two checkpoints; there is one of the end as well.
+            save_to: folder of ``config.json``, ``checkpoints/STEP.safetensors`` and ``seed-S/metrics/NAME.csv`` with TensorBoard's events.
+            save_interval: epochs between two checkpoints; there is always one at the end.
         """
         if save_to is not None:
             options["recorder"] = lambda per_epoch: _recorder(self, Path(save_to), per_epoch, save_interval)
@@ -75,28 +75,29 @@ class Learner(engine.Learner):
 
         Args:
             env: a gymnasium id, an environment, or a function that makes one.
-            store: where the steps go: an `EpisodeStore` or its path (made where nothing is); None: a temporary one of 1,000,000
+            store: receives the steps: an `EpisodeStore` or its path (created if it does not exist); None: a temporary one of 1,000,000
                 transitions.
             explorer: of `offrld.collect`; None: the policy's own draws.
             steps: steps of the environment (default 1,000,000); ``steps_per_epoch``: 10,000.
-            random_steps, update_start, update_interval, updates: uniform actions in the first steps; no update at or before a step; after
-                how many steps there are updates, and how many. There is none before the store has more transitions than a batch.
+            random_steps: number of uniform actions at the start.
+            update_start, update_interval, updates: after step ``update_start``, make ``updates`` updates every ``update_interval`` steps.
+                The first one needs more transitions in the store than a batch.
             eval_env, eval_episodes, eval_epsilon: environment in which the greedy policy is evaluated after each epoch, over 10 episodes,
                 with uniform actions at this probability (0).
-            offline, offline_share: a dataset that is mixed in, with its share of every batch.
+            offline, offline_share: a dataset, and the share of every batch that it supplies.
             limit, seed, max_frames_per_traj, step_timeout_s, sync_s: see `offrld.collect.Collector`.
             callback, epoch_callback: called with (learner, epoch, step) after each step, or each epoch.
             save_to, save_interval, logger, show_progress: see `fitter`.
 
-        The metrics are the losses' means, ``rollout_return`` (mean over the episodes that have ended), ``return_mean`` and ``return_std``
+        The metrics are the losses' means, ``rollout_return`` (mean over the episodes that ended), ``return_mean`` and ``return_std``
         of the evaluation, and the seconds spent.
 
         Raises:
             InvalidInput: an algorithm that cannot learn online, spaces that do not fit, a number out of range.
-            EnvironmentFailed: the environment raised or hung; everything up to there is in the store.
+            EnvironmentFailed: the environment raised or hung; the store has all steps before.
             Diverged: the seed has.
         """
-        from offrld.collect.online import fitter_online  # gymnasium: not needed before
+        from offrld.collect.online import fitter_online  # imports gymnasium, which only online training needs
 
         if save_to is not None:
             options["recorder"] = lambda per_epoch: _recorder(self, Path(save_to), per_epoch, save_interval)
@@ -104,7 +105,7 @@ class Learner(engine.Learner):
 
 
 def _recorder(learner: Learner, path: Path, per_epoch: int, save_interval: int) -> Callable[[int, Metrics, bool], None]:
-    """Writes the folder of one fit: a job's run folder without the job."""
+    """Return the recorder of one fit, which writes a run folder as a job does."""
     if save_interval < 1:
         raise InvalidInput(f"save_interval takes a whole number from 1, got {save_interval!r}")
     path.mkdir(parents=True, exist_ok=True)

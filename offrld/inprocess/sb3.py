@@ -37,18 +37,18 @@ class SB3Wrapper:
         Args:
             observation: one (as the wrapped one's space has it) or a batch, in the environment's units.
             state: not used.
-            mask, episode_start: the older and the newer name of what says where episodes begin; not used.
+            mask, episode_start: the older and the newer name of the flags of episode starts; not used.
             deterministic: greedy actions; else drawn ones, of a learner.
 
         Raises:
-            InvalidInput: a drawn action of a policy file, which has none; or a policy that remembers the steps before.
+            InvalidInput: drawn actions of a policy file, which has only greedy ones; or a policy that remembers earlier steps.
         """
         algo = self.algo
         if isinstance(algo, Policy):
             if not deterministic:
                 raise InvalidInput("a policy file is deterministic and cannot sample", hint="deterministic=True, or wrap the learner")
             if algo.frame_stack > 1 or algo.target_return is not None:
-                raise InvalidInput("this policy remembers the steps before, which predict does not know", hint="use policy.act in a loop")
+                raise InvalidInput("this policy remembers earlier steps, which predict does not have", hint="use policy.act in a loop")
             shapes = algo.observation_shapes
         else:
             shapes = {name: shape for name, (_, shape) in algo.actor.space.inputs.items()}
@@ -68,12 +68,12 @@ class SB3Wrapper:
 
 
 def _batched(observation: Any, shapes: Mapping[str, tuple[int, ...]]) -> tuple[bool, Any]:
-    """Whether it is a single observation, and it as a batch."""
+    """Return whether an observation is a single one, and the observation as a batch."""
     if isinstance(observation, Mapping):
-        arrays = {name: np.asarray(each) for name, each in observation.items()}
-        name = next(iter(shapes))
-        single = name in arrays and arrays[name].ndim == len(shapes[name])
-        return single, {key: each[None] for key, each in arrays.items()} if single else arrays
+        arrays = {name: np.asarray(field) for name, field in observation.items()}
+        first = next(iter(shapes))
+        single = first in arrays and arrays[first].ndim == len(shapes[first])
+        return single, {name: field[None] for name, field in arrays.items()} if single else arrays
     array = np.asarray(observation)
     single = array.ndim == len(next(iter(shapes.values())))
     return single, array[None] if single else array

@@ -25,15 +25,15 @@ class Estimator(BaseEstimator):
 
     Args:
         algorithm: a name of the registry.
-        steps, epochs: updates, or passes over the data: one of them (1000 updates without).
+        steps, epochs: number of updates, or of passes over the data; 1000 updates if neither is given.
         preset: a named set of settings.
         seed: of the run.
         device: see `Learner.create`.
-        schema: of the episodes' store (``store.schema``): bounds and numbers of actions. Without it they are those that the episodes show.
-        settings: of the algorithm, by dotted name; parameters of this estimator like the others (``set_params(alpha=1.0)``).
+        schema: of the episodes' store (``store.schema``), for the bounds and numbers of actions; by default the range in the episodes.
+        settings: of the algorithm, by dotted name; they are parameters of the estimator too (``set_params(alpha=1.0)``).
 
     Raises:
-        Unknown, InvalidInput: a name or value that the algorithm does not take (unlike scikit-learn's, at once).
+        Unknown, InvalidInput: a name or value that the algorithm does not take; unlike in scikit-learn, already here.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Estimator(BaseEstimator):
         get(algorithm).configure(settings, preset)
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """All parameters, the settings that were given among them."""
+        """Return all parameters, the algorithm's settings included."""
         return {**{name: getattr(self, name) for name in OWN}, **self.settings}
 
     def set_params(self, **params: Any) -> Estimator:
@@ -68,8 +68,8 @@ class Estimator(BaseEstimator):
         return self
 
     def fit(self, episodes: Any, y: Any = None) -> Estimator:
-        """Train on episodes: a part of ``store.episodes``, or a list of them, which is copied into a temporary store; or on whatever else
-        `offrld.train` takes for a dataset."""
+        """Train on a part of ``store.episodes``, on a list of episodes (copied into a temporary store), or on any other dataset of
+        `offrld.train`."""
         store, chosen = opened(episodes, self.schema)
         algorithm = get(self.algorithm)
         config = algorithm.configure(self.settings, self.preset)

@@ -35,21 +35,21 @@ def train(
     check_export: bool = False,
     **options: Any,
 ) -> Learner:
-    """Train and give the learner, which predicts, saves and exports. `Learner.fit` has more: epochs, evaluators, files, a progress bar.
+    """Train and return the learner, which predicts, saves and exports. `Learner.fit` has more: epochs, evaluators, files, a progress bar.
 
-    A seed decides all random numbers of its run (initial parameters, batches, noise), which are made from it and the step, not taken from
-    a global generator: there is none to be seeded, and on the CPU the same arguments give the same bits.
+    All random numbers of a run (initial parameters, batches, noise) follow from its seed and the step; no global generator is used. On the
+    CPU the same arguments give the same bits.
 
     Args:
         algorithm: a name of the registry, or an `Algorithm` of your own.
-        store: the dataset: an `EpisodeStore`, its path, or a file's that can be imported; episodes (a part of ``store.episodes``, a list, a
-            generator of `Episode`); or a dict of flat arrays, tensors of torch too.
+        store: the dataset: an `EpisodeStore`, its path, or the path of a file that can be imported; episodes (a
+            part of ``store.episodes``, a list, a generator of `Episode`); or a dict of flat arrays or tensors.
         steps: updates.
         config: dotted setting -> value; ``preset`` is applied before.
         seeds: one training run each.
         on_metrics: called with the step and ``{name: {seed: mean}}`` every ``metrics_every`` updates.
-        check_export: export the untrained policy first, as every job does (some seconds): what cannot be exported is known before the
-            first update.
+        check_export: first export the untrained policy, as every job does (some seconds), so that a policy that cannot be exported fails
+            before the first update.
         options: further arguments of `Learner.create` (device, runner, threads, holdout, start, ...), and ``action_low``,
             ``action_high``: bounds of the actions, which take precedence over the dataset's.
 
@@ -59,7 +59,7 @@ def train(
         Diverged: every seed has; the message names metric, seed and step.
     """
     if isinstance(steps, bool) or not isinstance(steps, numbers.Real) or not 0 <= steps == steps // 1:
-        raise InvalidInput(f"steps is a whole number of at least 0, got {steps!r}", hint="for example steps=10_000")
+        raise InvalidInput(f"steps is {steps!r}, expected a whole number from 0", hint="for example steps=10_000")
     learner = build(algorithm, store, config=config, preset=preset, seeds=seeds, **options)
     if check_export and learner.algorithm.has_policy:
         learner.check_export()
@@ -86,16 +86,16 @@ def build(
     Args:
         source: a dataset (as for `train`), a gymnasium environment, or `Shapes`; without a dataset the learner acts, takes
             batches of the caller (`Learner.update`), trains online (`Learner.fit_online`) and loads checkpoints.
-        env: in place of ``source``: a gymnasium environment or its id.
-        options: further arguments of `Learner.create`. Other runs (``inputs``, ``start``, and the settings that name one) may be given as
-            paths too: of a checkpoint, or of a job's run folder.
+        env: a gymnasium environment or its id, instead of ``source``.
+        options: further arguments of `Learner.create`. Other runs (``inputs``, ``start``, and settings that name one) may also be
+            paths of a checkpoint or of a job's run folder.
 
     Raises:
         Unknown, InvalidInput: a name, setting or source that does not fit.
     """
     algorithm = _algorithm(algorithm)
     if (source is None) == (env is None):
-        raise InvalidInput("a learner is built from a dataset or an environment: just one of them", hint='build("sac", env="Pendulum-v1")')
+        raise InvalidInput("a learner is built from a dataset or an environment: give one of them", hint='build("sac", env="Pendulum-v1")')
     if env is not None:
         source = Shapes.of_env(env)
     elif not isinstance(source, Shapes):
@@ -122,15 +122,15 @@ def load(
 
     Args:
         path: a checkpoint, or a job's run folder: its newest one.
-        store: the dataset, to train on: it has to be that of the run (its snapshot is opened where a path is given). Without it the
-            learner acts, exports, and takes batches of the caller.
-        algorithm: where it is not in the registry.
+        store: the run's dataset, to train on; of a path the run's snapshot is opened. Without it the learner acts, exports, and takes
+            batches of the caller.
+        algorithm: needed if it is not in the registry.
         options: arguments of `Learner.create`, such as ``device``, ``holdout`` (as it was), ``inputs``.
 
     Raises:
         InvalidInput, CheckpointCorrupt: there is no such checkpoint, or it is damaged.
         Unknown: its algorithm, or a package that it uses, is not installed here.
-        OffrlError: the store is another one than the run's.
+        OffrlError: the store is not the run's.
     """
     file = newest(path)
     trained = Loaded.read_all(file, get if algorithm is None else lambda name: algorithm)
@@ -149,15 +149,15 @@ def load(
     return learner
 
 
-def _algorithm(given: str | Algorithm) -> Algorithm:
-    return get(given) if isinstance(given, str) else given
+def _algorithm(algorithm: str | Algorithm) -> Algorithm:
+    return get(algorithm) if isinstance(algorithm, str) else algorithm
 
 
-def _loaded(given: Any) -> list[Any]:
-    """Another run, from wherever it is given: all of its seeds where it is a path."""
-    if isinstance(given, str | os.PathLike):
-        return Loaded.read_all(given, get)
-    return list(given) if isinstance(given, Sequence) else [given]
+def _loaded(source: Any) -> list[Any]:
+    """The seeds of another run; all seeds of a checkpoint if ``source`` is a path."""
+    if isinstance(source, str | os.PathLike):
+        return Loaded.read_all(source, get)
+    return list(source) if isinstance(source, Sequence) else [source]
 
 
 __all__ = ["Learner", "Loaded", "Shapes", "build", "load", "train"]

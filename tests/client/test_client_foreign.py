@@ -66,7 +66,7 @@ def test_what_does_not_fit_is_one_line():
         (lambda: opened(data, "observation"), "has no input 'observation', only obs float[1, 4]"),
         (lambda: opened(data, "obs", "action"), "has no output 'action', only scores float[1, 2], actions int64[1]"),
         (lambda: opened(data, "obs"), "has several outputs: scores"),
-        (lambda: opened(data, None, "actions", True), "no scores"),
+        (lambda: opened(data, None, "actions", True), "not scores"),
         (lambda: opened(b"nothing", "obs"), "ONNX file"),
         (lambda: evaluate(opened(data, "obs", "actions"), "Pendulum-v1"), "does not fit the policy"),
         (lambda: evaluate(opened(exported(BALANCE), "obs", "scores"), "CartPole-v1"), "--policy-argmax"),

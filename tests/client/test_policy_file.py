@@ -192,7 +192,7 @@ def test_what_is_no_onnx_file_is_refused_wherever_it_is_cut(tmp_path):
 def test_an_onnx_file_that_is_not_ours_is_refused():
     model = onnx.load_from_string(linear_policy(WEIGHT))
     del model.metadata_props[:]
-    assert "not a policy of ours" in str(refused(lambda: Policy(model.SerializeToString())))
+    assert "not a policy file of offrl" in str(refused(lambda: Policy(model.SerializeToString())))
 
 
 def test_a_policy_file_of_a_newer_version_asks_for_an_update():

@@ -100,7 +100,7 @@ def test_the_same_tensors_within_the_file_are_served():
 @pytest.mark.parametrize(("operator", "domain"), [("EPContext", "com.microsoft"), ("Run", "somebody.else")])
 def test_operators_that_load_code_or_files_are_refused(operator, domain):
     node = helper.make_node(operator, ["observation"], ["action"], domain=domain, ep_cache_context="/tmp/library.so", embed_mode=0)
-    with pytest.raises(InvalidInput, match=rf"operator {domain}.{operator}, which is code or a file"):
+    with pytest.raises(InvalidInput, match=rf"operator {domain}.{operator}, which runs external code or reads a file"):
         Policy(file_of([node], domains=("", domain)))
 
 
@@ -110,15 +110,15 @@ def test_operators_that_load_code_or_files_are_refused(operator, domain):
         ("format", "NaN", "not JSON"),
         ("space", "[" * 100_000, "not JSON"),
         ("space", '{"low": [Infinity]}', "not JSON"),
-        ("space", "[1, 2]", "'space' of .* is not a table"),
+        ("space", "[1, 2]", "'space' of .* is not a JSON object"),
         ("space", json.dumps("x" * (17 << 20)), "larger than"),
-        ("context", "7", "'context' of .* is not a table"),
-        ("fields", '{"observation": 3}', "which fields its inputs are"),
-        ("format", "true", "version of its format"),
-        ("format", "-1", "version of its format"),
-        ("format", "99", "reads up to"),
-        ("space", '{"frame_stack": 0}', "stacks 0 frames"),
-        ("space", '{"frame_stack": true}', "stacks|frames|act"),
+        ("context", "7", "'context' of .* is not a JSON object"),
+        ("fields", '{"observation": 3}', "not a table of names"),
+        ("format", "true", "format version .*, expected a whole number"),
+        ("format", "-1", "format version .*, expected a whole number"),
+        ("format", "99", "reads versions up to"),
+        ("space", '{"frame_stack": 0}', "0 stacked frames"),
+        ("space", '{"frame_stack": true}', "stacked frames"),
     ],
 )
 def test_metadata_that_is_wrong_is_one_line(key, value, said):
@@ -141,7 +141,7 @@ def test_bounds_that_are_none_are_left_out(bounds):
 
 
 def test_an_onnx_file_that_is_no_policy_of_ours_is_named_as_such():
-    with pytest.raises(InvalidInput, match="not a policy of ours"):
+    with pytest.raises(InvalidInput, match="not a policy file of offrl"):
         Policy(file_of([helper.make_node("Identity", ["observation"], ["action"])], metadata={}))
 
 

@@ -46,7 +46,7 @@ def test_predict_takes_stacks_and_touches_no_memory():
 
 def test_metadata_that_does_not_fit_the_inputs_is_refused():
     for data in (frames_policy(2, 3, field=(2,)), linear_policy([[1.0], [1.0]], metadata={"space": {"frame_stack": 2}})):
-        with pytest.raises(InvalidInput, match="stacks 2 frames"):
+        with pytest.raises(InvalidInput, match="2 stacked frames"):
             Policy(data)
 
 

@@ -1,4 +1,4 @@
-"""Environments that count, for tests of collecting: what was stored can be worked out from the counts alone."""
+"""Environments that count, for tests of collecting: the counts alone determine what must be stored."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ STRIDE = 1000.0
 
 
 class Counting(gymnasium.Env):
-    """Observation: [episode * 1000 + step, the last action]. Ends after ``lengths[episode]`` steps, terminated where that is even.
+    """Observation: [episode * 1000 + step, the last action]. Ends after ``lengths[episode]`` steps, terminated if that is even.
 
     Writes every observation into the same array, as some simulators do. ``fail_at``: the step of all that raises, or (``hang_s``) hangs.
     """
@@ -65,7 +65,7 @@ class Pictures(gymnasium.Env):
 
 
 class Fresh(Counting):
-    """Gives arrays of its own."""
+    """Returns its own arrays."""
 
     def reset(self, **options: Any) -> tuple[np.ndarray, dict[str, Any]]:
         return super().reset(**options)[0].copy(), {}
@@ -76,5 +76,5 @@ class Fresh(Counting):
 
 
 def counting(**options: Any) -> Any:
-    """What makes a `Counting`: found by name in spawned processes."""
+    """Return a maker of `Counting` that spawned processes can import."""
     return partial(Counting, **options)

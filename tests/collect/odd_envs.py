@@ -1,4 +1,4 @@
-"""Environments that answer what gymnasium's API does not allow, or raise: found by name in spawned processes."""
+"""Environments that violate gymnasium's API or raise; spawned processes can import them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ GOOD = np.zeros(3, np.float32)
 
 
 class Odd(gymnasium.Env):
-    """Five steps an episode, and from the third step of all on ``fault`` happens.
+    """Five steps an episode, and ``fault`` from the third step on.
 
     fault: what replaces the answer of a step, by position: ``{1: None}`` gives no reward; or an exception to raise.
     """
@@ -50,7 +50,7 @@ class Odd(gymnasium.Env):
 
 
 class Resets(Odd):
-    """Its reset gives something else."""
+    """Its reset returns something else."""
 
     def __init__(self, answer: Any) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Batches of exactly the asked size whose episodes span them, in one environment and several, and what of it is in the store."""
+"""Batches of exactly the requested size, whose episodes span them, in one environment and several; and the steps in the store."""
 
 from __future__ import annotations
 

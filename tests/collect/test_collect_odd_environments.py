@@ -1,4 +1,4 @@
-"""What an environment raises, or answers against gymnasium's API, is reported as the environment's, with its place. Nothing is cast."""
+"""An exception of an environment, or an answer against gymnasium's API, is reported with its place. Nothing is cast."""
 
 from __future__ import annotations
 

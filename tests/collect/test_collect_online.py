@@ -1,4 +1,4 @@
-"""Online training: when it updates and on what, which algorithms can, and that what was gathered is a dataset."""
+"""Online training: when it updates and on which data, which algorithms support it, and the dataset that it leaves."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def test_a_learner_is_built_from_an_environment_or_its_id(tmp_path):
         offrld.build("dqn", "CartPole-v1")
     assert "env=" in missing.value.hint
     for given in ({}, {"source": tmp_path, "env": env}):
-        with pytest.raises(InvalidInput, match="just one of them"):
+        with pytest.raises(InvalidInput, match="give one of them"):
             offrld.build("dqn", **given)
     with pytest.raises(InvalidInput, match="sac"):
         offrld.build("sac", env=env)
@@ -152,7 +152,7 @@ def test_a_learner_goes_on_from_offline_training(tmp_path):
 
 
 def test_a_saved_learner_goes_on_online(tmp_path):
-    """N15: from a checkpoint alone, with its networks, optimisers and step; what it gathers is a dataset."""
+    """From a checkpoint alone, with its networks, optimisers and step; the collected episodes are a dataset."""
     learner = learner_for("dqn", Choices())
     learner.fit_online(Choices(), steps=210)
     learner.save(tmp_path / "checkpoint.safetensors")
@@ -191,7 +191,7 @@ def test_a_run_goes_on_from_its_state(tmp_path):
 
 
 def test_what_is_made_durable_in_between_changes_no_update(tmp_path):
-    """A checkpoint commits whenever it is due: updates are made when they would have been made, on what they would have been made."""
+    """A checkpoint may commit at any time: the updates, and the data that they see, stay the same."""
     found = []
     for name, blocks in (("whole", [450]), ("cut", [7, 123, 1, 60, 89, 100, 70])):
         learner = learner_for("sac", Counting())
@@ -210,7 +210,7 @@ def test_what_is_made_durable_in_between_changes_no_update(tmp_path):
 @pytest.mark.parametrize("at", [0, 130, 250, 395])
 @pytest.mark.parametrize("options", [{}, {"update_interval": 7, "updates": 2}, {"update_start": 320}])
 def test_a_killed_run_makes_up_for_as_many_updates_as_it_lost(tmp_path, at, options):
-    """Killed at step 403 with the checkpoint of a step before: with what is in the store it makes as many updates as one that went on."""
+    """Killed at step 403 with an earlier checkpoint: from the store it makes as many updates as a run that was not killed."""
     config = {"batch_size": 220}  # more than what the first commit takes in
     whole = learner_for("sac", Counting(), **config)
     whole.fit_online(Counting(), tmp_path / "whole", steps=600, steps_per_epoch=600, **options)
@@ -261,7 +261,7 @@ def test_environment_and_learner_have_to_fit():
     learner = learner_for("sac", Counting())
     with pytest.raises(InvalidInput, match="CartPole-v1: observation"):
         learner.fit_online("CartPole-v1", steps=10)
-    with pytest.raises(InvalidInput, match="online training is of one seed"):
+    with pytest.raises(InvalidInput, match="online training takes one seed"):
         offrld.build("sac", offrld.Shapes.of_env(Counting()), seeds=[0, 1]).fit_online(Counting(), steps=10)
     with pytest.raises(InvalidInput, match="update_interval is 0"):
         learner.fit_online(Counting(), steps=10, update_interval=0)

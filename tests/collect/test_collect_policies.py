@@ -1,4 +1,4 @@
-"""What can act: files, learners and models act as they do alone; explorers mix in what they say."""
+"""Policy files, learners and models act as they do alone; explorers mix in what they announce."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Collected episodes are whole: ends are distinguished, final observations kept, and the same seed gives the same data."""
+"""Collected episodes are whole: ends are distinguished, final observations are stored, and the same seed gives the same data."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from offrld.demo.cartpole import collect
 
 
 class Counter(gymnasium.Env):
-    """Counts its steps in one array that it writes over again; terminates after ``end`` steps."""
+    """Counts its steps in one array that it overwrites; terminates after ``end`` steps."""
 
     action_space = gymnasium.spaces.Discrete(3)
     observation_space = gymnasium.spaces.Dict(

@@ -1,4 +1,4 @@
-"""Collectors over processes: exact batches, ids that are unique over workers, one store, weights that arrive, failures that are told."""
+"""Collectors over processes: exact batches, ids unique over all workers, one store, weights that arrive, failures that are reported."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_environments_side_by_side_in_processes_of_their_own(tmp_path):
 
 
 def test_workers_random_first_frames_long_trajectories_and_resets_are_as_of_one():
-    """L12: so many random frames over all workers; cuts, resets and pieces of each worker's own trajectories."""
+    """The random frames are shared out among the workers; cuts, resets and pieces are of each worker's own trajectories."""
     with MultiSyncCollector(
         counting(lengths=(9,)),
         Constant(0.25),
@@ -144,7 +144,7 @@ def test_workers_give_complete_trajectories():
 
 @pytest.mark.parametrize("kind", [MultiSyncCollector, MultiAsyncCollector])
 def test_the_state_of_workers_goes_on_with_counts_generators_and_what_was_under_way(kind, tmp_path):
-    """L14: as a file holds it; nothing that a worker has made is lost, and each begins its trajectories anew."""
+    """The state goes through JSON. No batch of a worker is lost, and each worker starts new trajectories."""
     with kind(counting(lengths=(4,)), num_workers=2, frames_per_batch=6, into=tmp_path / "first") as collector:
         given = [collector.rollout(), collector.rollout()]
         state = json.loads(json.dumps(collector.state_dict()))

@@ -1,4 +1,4 @@
-"""What the whole is for: data that an online policy leaves teaches an offline algorithm more than that policy knew."""
+"""The purpose of collecting: an offline algorithm learns more from an online policy's data than that policy had learned."""
 
 from __future__ import annotations
 

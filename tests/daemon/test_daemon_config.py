@@ -55,7 +55,7 @@ def test_the_state_folder_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
         ("state_dir =", InvalidInput, "not TOML", ""),
         ('import_roots = ["relative"]', InvalidInput, "'relative'", ""),
         ('log_level = "loud"', InvalidInput, "'loud'", ""),
-        ("metrics_port = 1" + "0" * 400, InvalidInput, "metrics_port: a number of hundreds of digits", ""),
+        ("metrics_port = 1" + "0" * 400, InvalidInput, "metrics_port: a number with hundreds of digits", ""),
         ("a" + ".a" * 2000 + " = 1", InvalidInput, "nested too deeply", ""),
     ],
 )

@@ -203,7 +203,7 @@ def test_a_loop_goes_on_after_a_failed_pass_and_tells_of_lasting_trouble(caplog:
     passes, turns = Passes(), []
 
     async def work() -> None:
-        turns.append(passes.told())
+        turns.append(passes.report())
         if 2 <= len(turns) <= 4:
             raise FileNotFoundError(2, "gone", "uploads")
 

@@ -73,7 +73,7 @@ def test_a_flood_from_the_network_takes_nothing_from_the_daemon(new_daemon: Call
     daemon = new_daemon("[workers]\nspare = 0\n").start("--files", str(files), "--bind", "tcp://127.0.0.1:0")
     daemon.dataset("data")
     with flood(port(daemon)):
-        until(lambda: "no more are taken" in daemon.output.read_text())
+        until(lambda: "no more are accepted" in daemon.output.read_text())
         work(daemon, 3)
     assert daemon.process.poll() is None
     assert daemon.stop() == 0
@@ -86,7 +86,7 @@ def test_a_flood_at_the_local_socket_keeps_nobody_out(new_daemon: Callable[..., 
     with Client(daemon.url) as inside:
         inside.ping()
         with flood(daemon.url.removeprefix("ipc://"), first):
-            until(lambda: "no more are taken" in daemon.output.read_text())
+            until(lambda: "no more are accepted" in daemon.output.read_text())
             work(daemon, 3)
             inside.connection.patience = 0.0  # this connection has spoken before: it is not the one that gives way
             assert inside.ping().protocol == wire.PROTOCOL

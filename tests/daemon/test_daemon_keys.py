@@ -240,7 +240,7 @@ def test_who_adds_a_dataset_owns_it(keyed: Keyed) -> None:
     arm1.request(wire.OpenUpload(upload="up-of-arm1", files=[empty]))
     assert [info.owner for info in arm1.uploads()] == ["arm1"]
     assert "up-of-arm1" not in {info.upload for info in arm2.uploads()}
-    with pytest.raises(NotAllowed, match="another's"):
+    with pytest.raises(NotAllowed, match="somebody else's"):
         arm2.remove_upload("up-of-arm1")
     arm1.request(wire.FinishUpload(upload="up-of-arm1"))
     job = arm1.request(wire.Submit(spec=ImportSpec(dataset="of-arm1", upload="up-of-arm1"))).job
@@ -269,7 +269,7 @@ def test_a_key_that_is_removed_is_shut_out_at_once_also_on_an_open_connection(ke
     client = keyed.client("leaving", "operator")
     client.ping()
     keys.remove(keyed.daemon.state, "leaving")
-    with pytest.raises(NotAllowed, match="not let in any more"):
+    with pytest.raises(NotAllowed, match="not accepted any more"):
         client.ping()
     assert "'leaving'" in str(refused(keyed, keyed.folder / "leaving.key"))
     keys.add(keyed.daemon.state, "leaving", keys.read_client(keyed.folder / "leaving.key").public, "reader")
@@ -300,7 +300,7 @@ def test_who_waits_for_an_event_gets_none_after_the_key_was_removed(keyed: Keyed
     assert connection.ask(wire.Ping()).caller == "waiting"  # the request before it waits by now
     keys.remove(keyed.daemon.state, "waiting")
     keyed.daemon.control(job, "cancel")
-    with pytest.raises(NotAllowed, match="not let in any more"):
+    with pytest.raises(NotAllowed, match="not accepted any more"):
         connection.receive(events, wire.Events)
     connection.socket.close()
 
@@ -332,7 +332,7 @@ def test_half_open_connections_are_bounded_and_time_out_and_those_that_are_in_go
             client.ping()
         until(lambda: len(list(descriptors.iterdir())) <= before + 40, "no more than 40 connections are kept")
         assert len(list(descriptors.iterdir())) >= before + 20
-        assert "no more are taken" in keyed.daemon.output.read_text()
+        assert "no more are accepted" in keyed.daemon.output.read_text()
         assert not _comes_in(keyed)
         client.ping()
         for connection in silent:  # the first ones were let wait, and then closed by the daemon as well

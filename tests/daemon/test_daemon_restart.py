@@ -205,7 +205,7 @@ def test_nothing_acknowledged_is_lost_when_the_daemon_is_killed_at_any_moment(ne
     assert len(daemon.ask(wire.ListJobs(kind="train", limit=10_000)).jobs) == len(jobs)
     for job in jobs:
         assert [event.n for event in daemon.events(job.job)] == [1]
-    with pytest.raises(Conflict, match="something else"):
+    with pytest.raises(Conflict, match="another specification"):
         daemon.ask(wire.Submit(spec=TrainSpec(algorithm="anything", dataset="data", steps=999), key=next(iter(acknowledged))))
 
 

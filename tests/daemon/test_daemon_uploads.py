@@ -299,7 +299,7 @@ def test_each_sees_and_removes_his_own_uploads(tmp_path: Path) -> None:
     (told,) = uploads.listing(ARM1)
     assert (told.upload, told.owner, told.files, told.size, told.bytes, told.finished) == ("one", "arm1", 2, 2, 1, False)
     assert {info.upload: info.finished for info in uploads.listing(BOSS)} == {"one": False, "two": True}
-    with pytest.raises(NotAllowed, match="another's"):
+    with pytest.raises(NotAllowed, match="somebody else's"):
         uploads.check_removable("one", ARM2)
     uploads.check_removable("one", BOSS)
     with pytest.raises(Unknown, match="no upload 'three'"):

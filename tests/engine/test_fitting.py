@@ -52,7 +52,7 @@ def test_fit_by_steps_is_the_same_as_run(continuous_store):
 
 def test_an_epoch_is_a_pass_over_all_transitions_each_time_in_another_order(continuous_store):
     learner = build("bc", continuous_store)
-    learner.run(3)  # a pass begins anew wherever training has been before
+    learner.run(3)  # a pass starts over, wherever training stood before
     count = continuous_store.transition_count // 16
     seen = rows_seen(learner, epochs=2)
     assert len(seen) == 2 * count

@@ -110,7 +110,7 @@ def test_on_a_gpu_the_store_is_resident_where_it_takes_half_of_what_is_free(cont
 
 
 def test_the_hosts_batches_on_the_cpu_are_the_samplers_own_memory(continuous_store):
-    """Nothing is copied and nothing is made per update: the same tensors come back, filled anew."""
+    """Nothing is copied and nothing is made per update: the same tensors come back with new values."""
     learner = learner_of("bc", continuous_store)
     source = learner.trainer.feeds.several_steps[0].source
     first, kept = source.samples(0), source.samples(0).batch.action.clone()

@@ -122,6 +122,8 @@ def test_next_observations_give_final_ones(tmp_path):
         ({"r": [1, 2, "nan", 4, 5]}, MAP, "t.csv: row 4, column 'r' is nan"),
         ({"obs_1": [1, 1, 1, 1, "inf"]}, MAP, "t.csv: row 6, column 'obs_1' is inf"),
         ({"act_0": [0, 1, -1, 0, 0]}, MAP, "t.csv: row 4, column 'act_0' is -1, outside"),
+        ({"r": [1, 2, "9" * 5000, 4, 5]}, MAP, "t.csv: row 4, column 'r'.* is a whole number that no float holds exactly"),
+        ({"r": [1, 2, "-" + "0" * 5000 + "9007199254740993", 4, 5]}, MAP, "t.csv: row 4, column 'r'.* is a whole number that no float"),
         ({"ep": [0, 0, 1, 1, 0]}, MAP, "row 6, column 'ep': the episode '0' comes again"),
         ({"ep": [0, 0, "", 1, 1]}, MAP, "row 4, column 'ep' is empty"),
         ({"end": [0, 0, 2, 0, 0]}, MAP + ",terminal=end", "row 4, column 'end': '2' is not a flag"),
@@ -138,6 +140,25 @@ def test_what_is_wrong_names_file_row_and_column(tmp_path, change, map, part):
     with pytest.raises(InvalidInput, match=part) as error:
         import_into(path, tmp_path / "store", options={"map": map})
     assert error.value.hint and "\n" not in str(error.value) and not (tmp_path / "store").exists()
+
+
+def test_numbers_of_any_length_in_names_order_columns(tmp_path):
+    long = "obs_" + "1" * 5000
+    path = write_csv(
+        tmp_path / "t.csv", {**{name: value for name, value in BASE.items() if name != "obs_1"}, long: [1] * 5, "obs_02": [2] * 5}
+    )
+    said: list[str] = []
+    store = import_into(path, tmp_path / "store", options={"map": MAP}, message=said.append)
+    assert store.schema.observation.shape == (3,)
+    assert any("stay in the order of the file" in line for line in said)
+
+
+def test_arrays_in_the_cells_of_a_column_do_not_go_beside_others(tmp_path):
+    columns = {"obs_0": [[[1.0], [2.0]]] * 2, "obs_1": [1.0, 2.0], "act_0": [0.5, 0.5], "r": [1.0, 2.0], "ep": [0, 0]}
+    pq.write_table(pa.table(columns), tmp_path / "t.parquet")
+    with pytest.raises(InvalidInput, match=r"column 'obs_0' holds arrays of shape \[2, 1\]") as error:
+        import_into(tmp_path / "t.parquet", tmp_path / "store", options={"map": "observation=obs_*,action=act_0,reward=r,episode=ep"})
+    assert "observation.NAME" in error.value.hint
 
 
 def test_a_cell_that_is_no_number_costs_its_episode_on_request(tmp_path):

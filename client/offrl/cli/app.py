@@ -1,4 +1,4 @@
-"""The tree of commands: every group of commands put into one Typer application."""
+"""The tree of commands: all groups of commands in one Typer application."""
 
 from __future__ import annotations
 
@@ -11,24 +11,26 @@ from offrl.cli import audit, backup, collect, datasets, doctor, jobs, keys, poli
 from offrl.cli.output import say
 from offrl.errors import Unknown, likely
 
-ROOT_HELP = "Train policies from logged data on an offrld daemon, and run them. OFFRL_URL names the daemon."
+ROOT_HELP = "Train policies from logged data on an offrld daemon, and run them. OFFRL_URL is the daemon's address."
 
 
-# What people type who know other programs: no typing slip, so likeness does not find it.
+# Habits from other programs: these are not typing errors, so the search for similar names does not find them.
 OTHER_WORDS = {"list": ("ls", "status"), "ls": ("status",), "delete": ("rm",), "remove": ("rm",), "import": ("add",)}
 
 
 class Group(TyperGroup):
-    """Commands whose summaries are shown in full, and that suggests one for a slip of the fingers only."""
+    """A group that shows the full summaries of its commands, and suggests a command only for a typing error."""
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
-        """What each command does, wrapped and not cut."""
-        found = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        """Write the commands and their summaries, wrapped instead of cut."""
+        commands = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
         with formatter.section("Commands"):
-            formatter.write_dl([(name, " ".join((each.help or "").split())) for name, each in found if each and not each.hidden])
+            formatter.write_dl(
+                [(name, " ".join((command.help or "").split())) for name, command in commands if command and not command.hidden]
+            )
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """The command that the first argument names. Raises `Unknown`."""
+        """Return the command that the first argument names. Raises `Unknown`."""
         if args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
             known = self.list_commands(ctx)
             close = likely(args[0], known) or next((word for word in OTHER_WORDS.get(args[0], ()) if word in known), None)
@@ -40,7 +42,7 @@ class Group(TyperGroup):
 
 
 def command() -> Any:
-    """The command ``offrl``, ready to be run."""
+    """Return the command ``offrl``."""
     options: dict[str, Any] = {
         "cls": Group,
         "rich_markup_mode": None,

@@ -15,7 +15,7 @@ from offrl.cli.output import moment as as_moment
 from offrl.cli.values import UNITS
 from offrl.errors import InvalidInput
 
-SHOWN = ("n", "time", "caller", "role", "address", "action", "outcome")  # columns of their own
+SHOWN = ("n", "time", "caller", "role", "address", "action", "outcome")  # they have columns of their own
 
 
 def register(app: typer.Typer) -> None:
@@ -29,19 +29,18 @@ def audit(
     ] = "24h",
     as_json: Json = False,
 ) -> None:
-    """Show who changed what; for operators."""
-
+    """Show who changed what. Operators only."""
     with connect() as client:
-        found = list(client.audit(moment(since)))
+        entries = list(client.audit(moment(since)))
     if as_json:
-        emit(found)
+        emit(entries)
     else:
         headers = ["time", "caller", "action", "outcome", "about", "from"]
-        table(headers, [_row(entry) for entry in found])
+        table(headers, [_row(entry) for entry in entries])
 
 
 def moment(text: str) -> float:
-    """Seconds since the epoch of a time, or of so long ago. Raises `InvalidInput`."""
+    """Return seconds since the epoch for a time, or for an age such as ``90m``. Raises `InvalidInput`."""
     if match := re.fullmatch(r"(\d{1,9})([smhdw])", text, re.ASCII):
         return max(0.0, time.time() - int(match[1]) * UNITS[match[2]])
     try:

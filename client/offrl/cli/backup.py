@@ -1,4 +1,4 @@
-"""Commands about back-ups: backup, restore."""
+"""Commands about backups: backup, restore."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def backup(
     keys: Annotated[bool, typer.Option("--keys", help="Include the daemon's secret key and the list of clients.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Copy queue, datasets and jobs of a running daemon; for operators."""
+    """Copy the queue, datasets and jobs of a running daemon. Operators only."""
     from offrl import backup as backups
     from offrl.cli.progress import bytes_bar
 

@@ -66,7 +66,7 @@ def train_online(
             autocompletion=completion.datasets,
         ),
     ] = None,
-    seed: Annotated[int | None, typer.Option("--seed", parser=count, metavar="S", help="[default: 0]")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", parser=count, metavar="S", help="Seed. [default: 0]")] = None,
     sets: options.Sets = None,
     config: options.Config = None,
     priority: options.Priority = 0,

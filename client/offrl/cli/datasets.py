@@ -27,7 +27,7 @@ Map = Annotated[
     ),
 ]
 Options = Annotated[
-    list[str] | None, typer.Option("--option", metavar="KEY=VALUE", help="An option of the format; the value as in TOML. Repeatable.")
+    list[str] | None, typer.Option("--option", metavar="KEY=VALUE", help="An option of the format, with a TOML value; may be repeated.")
 ]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Skip bad episodes and report them; by default a bad episode is an error.")]
 
@@ -110,7 +110,7 @@ def rm(name: Known, as_json: Json = False) -> None:
 def export(
     name: Known,
     out: Annotated[
-        str, typer.Argument(metavar="OUT", help="Target path: .hdf5 or .h5 (D4RL), .npz, or else the folder of a store; - is stdout.")
+        str, typer.Argument(metavar="OUT", help="Target path: .hdf5 or .h5 (D4RL), .npz, otherwise the folder of a store; - is stdout.")
     ],
     format: Annotated[
         str | None,

@@ -1,4 +1,4 @@
-"""The command doctor: check everything between here and a trained policy, one line each."""
+"""The command doctor: check everything between this machine and a trained policy, one line per check."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def register(app: typer.Typer) -> None:
 def doctor(
     no_train: Annotated[bool, typer.Option("--no-train", help="Skip the ten seconds of training.")] = False, as_json: Json = False
 ) -> None:
-    """Check client, daemon, disk, devices, and train for ten seconds; exit status 1 if something fails."""
+    """Check the client, daemon, disk and devices, and train for ten seconds; exit status 1 if a check fails."""
     from offrl.doctor import examine
 
     checks: list[Check] = []

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="The job's id.", autocompletion=completion.jobs)]
 HEADERS = ["job", "state", "algorithm", "dataset", "step", "per second", "left", "metrics"]
 RIGHT = ["step", "per second", "left"]
-DROP = ["per second", "left", "dataset", "algorithm", "metrics"]  # where there is no room, in this order
-LOOK_S = 1.0  # between two looks of `status --watch` at all jobs
+DROP = ["per second", "left", "dataset", "algorithm", "metrics"]  # columns that a narrow terminal omits, in this order
+LOOK_S = 1.0  # between two requests of `status --watch` without JOB
 
 
 def register(app: typer.Typer) -> None:
@@ -35,7 +35,7 @@ def register(app: typer.Typer) -> None:
 
 def status(
     job: Annotated[
-        str | None, typer.Argument(metavar="[JOB]", help="One job; by default all but imports.", autocompletion=completion.jobs)
+        str | None, typer.Argument(metavar="[JOB]", help="Show this job; by default all jobs but imports.", autocompletion=completion.jobs)
     ] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Refresh until the job ends (without JOB: until the queue is empty).")] = False,
     kind: Annotated[
@@ -64,18 +64,18 @@ def status(
 
 def logs(
     job: JobArgument,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Continue until the job has ended.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Keep printing until the job has ended.")] = False,
     as_json: Json = False,
 ) -> None:
     """Print a job's log."""
 
     with connect() as client:
-        found = client.job(job)
+        logged = client.job(job)
         if as_json:
-            emit({"job": job, "log": "".join(found.log(follow=True)) if follow else found.log()})
+            emit({"job": job, "log": "".join(logged.log(follow=True)) if follow else logged.log()})
             return
-        held = ""  # the first half of a line end
-        for piece in found.log(follow=True) if follow else [found.log()]:
+        held = ""  # the first half of a CR LF
+        for piece in logged.log(follow=True) if follow else [logged.log()]:
             piece = held + piece
             held = "\r" if piece.endswith("\r") else ""
             write(piece.removesuffix("\r"))
@@ -144,7 +144,7 @@ def rm(
     jobs: Annotated[list[str], typer.Argument(metavar="JOB...", help="Ids of jobs.", autocompletion=completion.jobs)],
     as_json: Json = False,
 ) -> None:
-    """Delete ended jobs and their files. Those that cannot be deleted are reported; the first one sets the exit status."""
+    """Delete ended jobs and their files. Jobs that cannot be deleted are reported; the first failure sets the exit status."""
     from offrl.client import Job
     from offrl.errors import OffrlError
 
@@ -169,35 +169,36 @@ def rm(
 def prune(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list the jobs.")] = False,
     keep: Annotated[
-        int | None, typer.Option("--jobs", parser=count, metavar="N", help="Keep the last N ended jobs of each owner and kind; 0: all.")
+        int | None,
+        typer.Option("--jobs", parser=count, metavar="N", help="Keep the last N ended jobs of each owner and kind; 0 keeps all."),
     ] = None,
     days: Annotated[
-        float | None, typer.Option("--days", parser=real, metavar="D", help="Keep jobs that ended less than D days ago; 0: all.")
+        float | None, typer.Option("--days", parser=real, metavar="D", help="Keep jobs that ended less than D days ago; 0 keeps all.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Delete ended jobs beyond the limits of the daemon's [keep] settings, or beyond these limits; for operators."""
+    """Delete ended jobs that exceed the daemon's [keep] settings, or the limits given here. Operators only."""
 
     with connect() as client:
-        found = client.prune(jobs=keep, days=days, dry_run=dry_run)
+        pruned = client.prune(jobs=keep, days=days, dry_run=dry_run)
     if as_json:
-        emit(found)
+        emit(pruned)
         return
     rows = [
-        [each.job, each.state.value, each.algorithm or each.kind, each.dataset or "", moment(each.finished_at), size(each.bytes), each.why]
-        for each in found
+        [gone.job, gone.state.value, gone.algorithm or gone.kind, gone.dataset or "", moment(gone.finished_at), size(gone.bytes), gone.why]
+        for gone in pruned
     ]
     headers = ["job", "state", "algorithm", "dataset", "ended", "size", "why"]
     table(headers, rows, right=["size"], drop=["algorithm", "dataset", "ended"])
-    total = size(sum(each.bytes for each in found))
-    talk(f"{len(found)} jobs {'would be deleted' if dry_run else 'deleted'}, {total}")
+    total = size(sum(gone.bytes for gone in pruned))
+    talk(f"{len(pruned)} jobs {'would be deleted' if dry_run else 'deleted'}, {total}")
 
 
 def rerun(
     job: JobArgument,
-    into: Annotated[str | None, typer.Option("--into", metavar="NAME", help="For a train-online job: new dataset for its steps.")] = None,
+    into: Annotated[str | None, typer.Option("--into", metavar="NAME", help="New dataset for the steps of a train-online job.")] = None,
     priority: Annotated[int, typer.Option("--priority", parser=count, metavar="P", help="Jobs with a higher priority run first.")] = 0,
-    key: Annotated[str | None, typer.Option("--key", metavar="K", help="Submitting twice with the same key gives the same job.")] = None,
+    key: Annotated[str | None, typer.Option("--key", metavar="K", help="Submission key: the same key never queues a second job.")] = None,
     as_json: Json = False,
 ) -> None:
     """Repeat a train or train-online job with the settings, seeds and snapshot of its run folder. Prints the new job's id."""
@@ -220,7 +221,7 @@ def _control(job: str, action: str, as_json: bool, **options: Any) -> None:
 
 
 def _watch(client: Client, job: Job) -> None:
-    """Show a job's events from now on until it has ended; of those before only where it stands."""
+    """Show a job's events until it has ended; of the past ones only the newest, which holds the current state."""
     from offrl import wire
     from offrl.cli.progress import display
 
@@ -237,12 +238,12 @@ def _watch(client: Client, job: Job) -> None:
             for event in job.follow(cursor):
                 see(event)
         except KeyboardInterrupt:
-            talk(f"not watching any more; the job goes on: offrl wait {job.id}")
+            talk(f"stopped watching; the job continues: offrl wait {job.id}")
             raise
 
 
 def _watch_all(client: Client, kind: str | None, as_json: bool) -> list[JobInfo]:
-    """Show the table of jobs until none is queued or running; the last of it."""
+    """Show the table of jobs until none is queued or running; return the last infos."""
     if live(sys.stdout) and not as_json:
         from rich.live import Live
 

@@ -15,7 +15,7 @@ from offrl.errors import InvalidInput
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the robot, machine or person.")]
 Role = Annotated[str, typer.Option("--role", metavar="ROLE", help="reader, submitter or operator.")]
 StateDir = Annotated[
-    str | None, typer.Option("--state-dir", metavar="D", help="The daemon's state folder; by default the same as for the daemon.")
+    str | None, typer.Option("--state-dir", metavar="D", help="The daemon's state folder; by default the one that `offrl serve` uses.")
 ]
 
 
@@ -30,12 +30,15 @@ def new(
     role: Role = "submitter",
     out: Annotated[str | None, typer.Option("--out", metavar="F", help="The key file to write; - is stdout.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing key file.")] = False,
-    server: Annotated[str, typer.Option("--server", metavar="KEY", help="The daemon's public key, if this is another machine.")] = "",
+    server: Annotated[
+        str, typer.Option("--server", metavar="KEY", help="The daemon's public key, if the daemon runs on another machine.")
+    ] = "",
     no_register: Annotated[bool, typer.Option("--no-register", help="Only make the key pair, even on the daemon's machine.")] = False,
     state_dir: StateDir = None,
     as_json: Json = False,
 ) -> None:
-    """Make a client's key file. On the daemon's machine the key is registered; elsewhere its administrator needs the public key."""
+    """Make a client's key file. On the daemon's machine this also registers the key; elsewhere, send the printed public key to the
+    daemon's administrator."""
     from offrl import keys
 
     keys.check_name(name)
@@ -81,7 +84,7 @@ def add(
     state_dir: StateDir = None,
     as_json: Json = False,
 ) -> None:
-    """Register a key that was made elsewhere; prints what its machine needs."""
+    """Register a key that was made elsewhere. Prints the line that its key file needs."""
     from offrl import keys
 
     folder = _folder(state_dir)
@@ -111,13 +114,13 @@ def ls(state_dir: StateDir = None, as_json: Json = False) -> None:
     """List the registered keys."""
     from offrl import keys
 
-    found, wrong = keys.entries(_folder(state_dir))
+    entries, problems = keys.entries(_folder(state_dir))
     if as_json:
-        emit([{"name": entry.name, "role": entry.role, "public": entry.public, "added": entry.added} for entry in found])
+        emit([{"name": entry.name, "role": entry.role, "public": entry.public, "added": entry.added} for entry in entries])
     else:
-        rows = [[entry.name, entry.role, time.strftime("%Y-%m-%d", time.localtime(entry.added)), entry.public] for entry in found]
+        rows = [[entry.name, entry.role, time.strftime("%Y-%m-%d", time.localtime(entry.added)), entry.public] for entry in entries]
         table(["name", "role", "added", "public"], rows)
-    for line in wrong:
+    for line in problems:
         talk(f"not let in: {line}")
 
 
@@ -139,35 +142,38 @@ def server(state_dir: StateDir = None, as_json: Json = False) -> None:
 
 # ------------------------------------------------------------------------------------------------------------------- plumbing
 def _folder(named: str | None) -> Path:
-    found = _state_dir(named, needed=True)
-    assert found is not None
-    return found
+    folder = _state_dir(named, needed=True)
+    assert folder is not None
+    return folder
 
 
 def state_folder(named: str | None) -> Path:
-    """The state folder that a daemon would take, or make: ``named``, $OFFRLD_STATE_DIR, an existing one, the user's."""
+    """Return the state folder that a daemon would use or create: ``named``, $OFFRLD_STATE_DIR, an existing one, the user's."""
     from offrl import address
 
-    given = named or os.environ.get("OFFRLD_STATE_DIR")
+    chosen = named or os.environ.get("OFFRLD_STATE_DIR")
     places = [Path(place) for place in address.usual_state_dirs()]
-    return Path(given) if given else next((place for place in places if place.is_dir()), places[0])
+    return Path(chosen) if chosen else next((place for place in places if place.is_dir()), places[0])
 
 
 def _state_dir(named: str | None, *, needed: bool) -> Path | None:
-    """The daemon's state folder on this machine. Raises `InvalidInput`, `NotAllowed` where it is ``needed`` and not usable."""
+    """Return the daemon's state folder on this machine, None if there is none.
+
+    If it is ``needed``, raise `InvalidInput` if it is missing and `NotAllowed` if this user may not change it.
+    """
     from offrl import address
     from offrl.errors import NotAllowed
 
-    given = named or os.environ.get("OFFRLD_STATE_DIR")
-    places = [Path(given)] if given else [Path(place) for place in address.usual_state_dirs()]
-    there = [place for place in places if place.is_dir()]
-    usable = [place for place in there if os.access(place, os.R_OK | os.W_OK | os.X_OK)]
+    chosen = named or os.environ.get("OFFRLD_STATE_DIR")
+    places = [Path(chosen)] if chosen else [Path(place) for place in address.usual_state_dirs()]
+    existing = [place for place in places if place.is_dir()]
+    usable = [place for place in existing if os.access(place, os.R_OK | os.W_OK | os.X_OK)]
     if usable:
         return usable[0].resolve()
-    if not needed and not given:
+    if not needed and not chosen:
         return None
-    if there:
+    if existing:
         hint = "keys are managed by the service's own user: sudo -u offrld offrl keys ..."
-        raise NotAllowed(f"you may not change {there[0]}", hint=hint)
+        raise NotAllowed(f"you may not change {existing[0]}", hint=hint)
     where = " or ".join(map(str, places))
     raise InvalidInput(f"no daemon's state folder at {where}", hint="run this on the daemon's machine, or name the folder with --state-dir")

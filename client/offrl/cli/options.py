@@ -21,7 +21,7 @@ After = Annotated[
     list[str] | None,
     typer.Option("--after", metavar="JOB", help="Start once JOB has succeeded; may be repeated.", autocompletion=completion.jobs),
 ]
-Key = Annotated[str | None, typer.Option("--key", metavar="K", help="Submitting twice with the same key gives the same job.")]
+Key = Annotated[str | None, typer.Option("--key", metavar="K", help="Submission key: the same key never queues a second job.")]
 Wait = Annotated[bool, typer.Option("--wait", help="Wait until the job has ended; exit status 1 if it fails.")]
 
 # Where a result goes.

@@ -37,8 +37,7 @@ def fetch(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Download a job's policy; the job may still run or have failed."""
-
+    """Download a job's policy. The job may be running, or may have failed."""
     with connect() as client, destination(out, "policy", "what is fetched", as_json) as target:
         path, artifact = client.job(job).fetch_artifact(target, kind, seed=seed, best=best, step=step, force=force)
     if out == "-" or (not as_json and streams.is_stdout(path)):  # the path would follow the file's own bytes
@@ -86,20 +85,20 @@ def evaluate(
         return
     low, high = min(result.returns), max(result.returns)
     latency = result.latency_us
-    asked = [] if result.target_return is None else [("asked for", number(result.target_return))]
+    target = [] if result.target_return is None else [("target return", number(result.target_return))]
     pairs(
         [
             ("environment", result.env),
             ("episodes", number(result.episodes)),
             ("return", f"{number(result.return_mean)} +- {number(result.return_std)}  (from {number(low)} to {number(high)})"),
-            *asked,
+            *target,
             ("latency", f"median {number(latency['median'])} us, 99 % within {number(latency['p99'])} us per action"),
         ]
     )
 
 
 def _bar(episodes: int) -> Any:
-    """A context whose value is called with the number of episodes done; None where stderr is not a terminal."""
+    """Return a context whose value is called with the number of finished episodes; its value is None if stderr is not a terminal."""
     if not live(sys.stderr):
         return nullcontext(None)
     return _rich_bar(episodes)

@@ -31,7 +31,7 @@ def sweep(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="An option or setting for all jobs; may be repeated.")
     ] = None,
     name: Annotated[
-        str, typer.Option("--name", metavar="NAME", help="Prefix of all job names; it makes the same grid with other options a new sweep.")
+        str, typer.Option("--name", metavar="NAME", help="Prefix of all job names, for example to submit a grid again with other options.")
     ] = "",
     submit: Annotated[bool, typer.Option("--submit", help="Queue the jobs; jobs of an earlier submission are not repeated.")] = False,
     save: Annotated[str | None, typer.Option("--save", metavar="FILE", help="Write the commands to a file; - is stdout.")] = None,
@@ -43,7 +43,7 @@ def sweep(
     from offrl.sweep import plan, read
 
     if only_print + submit + (save is not None) > 1:
-        raise InvalidInput("--print, --save and --submit are three ways", hint="give one of them")
+        raise InvalidInput("--print, --save and --submit exclude each other", hint="give one of them")
     content = read(grid)
     jobs = plan({**content, **dict(map(setting, sets or []))}, trials=trials, first_seed=first_seed, name=name)
     if submit:

@@ -1,8 +1,8 @@
-"""The audit log: a line of JSON for every act that changes something, synced before the act is acknowledged, rotated by size.
+"""The audit log: one line of JSON for every act that changes something, synced before the act is acknowledged, rotated by size.
 
-``{"n", "time", "caller", "role", "address", "action", ...names..., "outcome"}``; ``n`` counts on over files and restarts, ``outcome`` is
-"ok" or the error's code. A thread writes, many lines with one sync; the event loop never waits for the disk. Where the log cannot be
-written the line goes to the daemon's own log instead, and the service goes on.
+``{"n", "time", "caller", "role", "address", "action", ...names..., "outcome"}``; ``n`` continues over files and restarts, ``outcome`` is
+"ok" or the error's code. A thread writes, many lines with one sync; the event loop never waits for the disk. If the log cannot be
+written, the line goes to the daemon's own log, and the service continues.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from typing import Any
 from offrl_store.disk import sync_folder
 from offrld.daemon.access.caller import Caller
 
-REFUSALS = 30  # error lines of one caller in a minute; more are counted, so that nobody washes the log away with them
+REFUSALS = 30  # error lines of one caller in a minute; more are only counted, so that nobody can flood the log
 TEXT = 200  # characters of one value
-PART_BYTES = 1 << 19  # of lines in one answer
+PART_BYTES = 1 << 19  # of lines in one reply
 log = logging.getLogger("offrld.audit")
 
 
 class Audit:
-    """The log of one state folder. `record` from the event loop; `close` when nothing is recorded any more."""
+    """The log of one state folder. Call `record` from the event loop, and `close` at the end."""
 
     def __init__(self, path: Path, *, max_bytes: int, keep: int) -> None:
         self._path, self._max_bytes, self._keep = path, max_bytes, keep
@@ -41,7 +41,7 @@ class Audit:
         self._thread.start()
 
     def record(self, caller: Caller, action: str, *, outcome: str = "ok", **what: Any) -> asyncio.Future[None]:
-        """Note an act, in order; the future is done when the line is on the disk (or could not be written, which is logged)."""
+        """Record an act, in order; the future is done when the line is on disk (or, with a log line, could not be written)."""
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if outcome != "ok":
             began, count = self._refused.get(caller.name, (0.0, 0))
@@ -69,13 +69,13 @@ class Audit:
         return done
 
     def settled(self) -> asyncio.Future[None]:
-        """Done when every act noted so far is on the disk (or could not be written): who reads the log then finds them."""
+        """Return a future that is done when every act recorded so far is on disk (or could not be written)."""
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._queue.put((b"", done))
         return done
 
     def close(self) -> None:
-        """Write what is left and end the thread."""
+        """Write the remaining lines and end the thread."""
         self._queue.put(None)
         self._thread.join()
 
@@ -94,19 +94,19 @@ class Audit:
             try:
                 if lines := b"".join(line for line, _ in waiting):
                     self._write(lines)
-            except Exception as error:  # whatever it is: who waits for a line waits for this thread
+            except Exception as error:  # of any kind: all who wait for a line wait for this thread
                 log.error("%s cannot be written (%s); its lines follow", self._path, getattr(error, "strerror", None) or error)
                 for line in lines.splitlines():
                     log.error("audit %s", line.decode())
             for _, done in waiting:
-                with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
                     done.get_loop().call_soon_threadsafe(_finish, done)
 
     def _write(self, data: bytes) -> None:
         descriptor = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             size = os.fstat(descriptor).st_size
-            if size and os.pread(descriptor, 1, size - 1) != b"\n":  # a line that a power cut has torn
+            if size and os.pread(descriptor, 1, size - 1) != b"\n":  # a power cut has torn the last line
                 data = b"\n" + data
             view = memoryview(data)
             while view:
@@ -120,7 +120,7 @@ class Audit:
             os.close(descriptor)
 
     def _rotate(self) -> None:
-        """audit.log becomes audit.log.1, that audit.log.2, and the oldest goes."""
+        """Rename audit.log to audit.log.1, that to audit.log.2, and delete the oldest."""
         for number in range(self._keep - 1, 0, -1):
             with contextlib.suppress(FileNotFoundError):
                 os.replace(f"{self._path}.{number}", f"{self._path}.{number + 1}")
@@ -132,11 +132,11 @@ class Audit:
 
 
 def entries(path: Path, since: float, after: int, limit: int) -> tuple[list[dict[str, Any]], bool]:
-    """Up to ``limit`` entries from the time ``since`` on with a number above ``after``, oldest first; whether there may be more.
+    """Return up to ``limit`` entries since the time ``since`` with a number above ``after``, oldest first; and whether more may follow.
 
     Reads files: call it in a thread.
     """
-    found: list[dict[str, Any]] = []
+    part: list[dict[str, Any]] = []
     size = 0
     for file in [*sorted(_rotated(path), key=lambda name: -int(name.suffix[1:])), path]:
         with contextlib.suppress(FileNotFoundError):
@@ -146,16 +146,16 @@ def entries(path: Path, since: float, after: int, limit: int) -> tuple[list[dict
                 entry = _entry(line)
                 if entry is None or entry["n"] <= after or entry["time"] < since:
                     continue
-                after = entry["n"]  # none twice, should the files move on meanwhile
+                after = entry["n"]  # no entry twice, even if the files rotate in the meantime
                 size += len(line)
-                if len(found) == limit or size > PART_BYTES:
-                    return found, True
-                found.append(entry)
-    return found, False
+                if len(part) == limit or size > PART_BYTES:
+                    return part, True
+                part.append(entry)
+    return part, False
 
 
 def _lines(file: Path, after: int) -> Iterator[bytes]:
-    """The lines from a little before number ``after`` on: numbers grow, so the place is found by halving."""
+    """Yield the lines from shortly before number ``after`` on, found by bisection: numbers grow."""
     with file.open("rb") as opened:
         low, high = 0, os.fstat(opened.fileno()).st_size
         while high - low > 1 << 16:
@@ -174,7 +174,7 @@ def _lines(file: Path, after: int) -> Iterator[bytes]:
 
 
 def _entry(line: bytes) -> dict[str, Any] | None:
-    """The entry of a line; None for one that is torn."""
+    """Parse the entry of a line; None for a torn line."""
     try:
         entry = json.loads(line)
     except ValueError:
@@ -187,9 +187,9 @@ def _rotated(path: Path) -> list[Path]:
 
 
 def _last_number(path: Path) -> int:
-    """The number of the newest whole line."""
+    """Return the number of the newest whole line."""
     for file in [path, *sorted(_rotated(path), key=lambda name: int(name.suffix[1:]))]:
-        with contextlib.suppress(OSError), file.open("rb") as opened:  # one that cannot be read is told of when it is written
+        with contextlib.suppress(OSError), file.open("rb") as opened:  # an unreadable file is reported when it is written
             opened.seek(max(0, os.fstat(opened.fileno()).st_size - (1 << 16)))
             for line in reversed(opened.read().splitlines()):
                 if (entry := _entry(line)) is not None:

@@ -1,4 +1,4 @@
-"""Who asks: the caller of the request that is being answered, for every function that the answer takes part in."""
+"""The caller of the current request, available to every function that helps to answer it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from offrl.keys import ROLES
 
 @dataclass(frozen=True)
 class Caller:
-    """Name and role of who asks. ``public`` is the key's (with one), ``address`` where it connects from, as far as that is known."""
+    """Name and role of a caller. ``public``: its public key, if it has one; ``address``: where it connects from, if known."""
 
     name: str
     role: str
@@ -18,7 +18,7 @@ class Caller:
     public: str = ""
 
     def may(self, least: str) -> bool:
-        """Whether the role is ``least`` or more."""
+        """Whether the role is at least ``least``."""
         return ROLES.index(self.role) >= ROLES.index(least)
 
     def __str__(self) -> str:
@@ -27,5 +27,5 @@ class Caller:
 
 LOCAL = "local"  # on the socket that only the service's own user (and root) can open
 ANYONE = "anyone"  # on a tcp address without keys
-SERVICE = Caller("offrld", "operator")  # outside of a request: the daemon itself
+SERVICE = Caller("offrld", "operator")  # the daemon itself, outside of a request
 current: ContextVar[Caller] = ContextVar("caller", default=SERVICE)

@@ -11,7 +11,7 @@ OF_SPEC = ("kind", "dataset", "algorithm", "append", "upload", "path", "env", "p
 
 
 def described(request: wire.Request[Any], reply: wire.Reply | None) -> dict[str, Any]:
-    """Name what a request is about: job, dataset, upload, how a submission was meant, and what the reply adds."""
+    """Describe a request: its job, dataset or upload, the main fields of a submission, and what the reply adds."""
     entry: dict[str, Any] = {name: getattr(request, name, None) for name in COMMON}
     entry.update({key: getattr(request, field) for field, key in request.audit_names.items()})
     if isinstance(request, wire.Submit):

@@ -1,6 +1,6 @@
-"""The handlers of requests, by subject: a request of type ``get_job`` is answered by the function ``get_job`` of one of these files.
+"""The request handlers, by subject: the function ``get_job`` of one of these files answers the request ``get_job``.
 
-``handler(app, request) -> reply``, mostly async.
+Each is ``handler(app, request) -> reply``, most of them async.
 """
 
 from __future__ import annotations

@@ -1,8 +1,6 @@
-"""What can be known of a job before it is queued, beyond its words: whether environment, dataset, policy and networks fit each other, and
-whether the disk holds what it will write.
+"""Checks of a job before it is queued: do environment, dataset, policy and networks fit each other, and does the disk hold what it writes?
 
-Environments and networks are looked at by a describe worker (`Catalog.ask`); where it gives no answer the job's own worker will say what it
-finds.
+A describe worker looks at environments and networks (`Catalog.ask`). If it gives no answer, the job's own worker reports the problem later.
 """
 
 from __future__ import annotations
@@ -10,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from offrl.errors import InvalidInput, OffrlError, from_wire
@@ -20,55 +18,66 @@ from offrld import environment_spaces, fits, settings
 from offrld.daemon.app import App
 from offrld.daemon.queue import datasets, job_record
 
-EPISODE_BYTES = 128  # of a record, beside its rows
+Description = Mapping[str, Any]  # of an environment, by a describe worker
 
 
 async def check(app: App, spec: TrainSpec | TrainOnlineSpec | CollectSpec, catalog: dict[str, Any], kept: Collection[str] = ()) -> None:
-    """Raises `InvalidInput` for a job that is known to fail. ``kept``: names of what it has of other jobs already."""
+    """Raise `InvalidInput` for a job that is known to fail. ``kept``: names of the inherited checkpoints that it has already."""
     if spec.device.startswith("cuda") and app.supervisor.devices.inventory.cards is None:
         await _check_card(app, spec.device)
     stored = None if spec.dataset is None else await _schema(app, spec.dataset)
-    algorithm = None
-    if not isinstance(spec, CollectSpec):
-        algorithm = next(each for each in catalog["algorithms"] if each["name"] == spec.algorithm)
     if isinstance(spec, TrainSpec):
+        schema = stored
         if stored is not None:
-            await _check_dataset(app, spec, stored)
-            fits.check_fits(stored, _chosen(spec, algorithm), algorithm=spec.algorithm, actions=algorithm.get("actions", "both"))
-        if spec.eval_env is not None and stored is not None:
-            await _environment(app, spec.eval_env, lambda told: environment_spaces.check(spec.eval_env, told, stored))
+            await _check_train(app, spec, stored, _algorithm(spec, catalog))
     else:
-        schema = await _played(app, spec, stored, algorithm)
+        schema = await _check_env(app, spec, stored, catalog)
         if schema is not None:
             await asyncio.to_thread(_check_room, app, spec, schema)
-        stored = schema
-    reference: str | None = None
     if isinstance(spec, CollectSpec):
-        reference = spec.policy.removeprefix("job:") if spec.policy.startswith("job:") else None
+        if schema is not None and spec.policy.startswith("job:"):
+            job = taken(spec.policy.removeprefix("job:"))[0]
+            await asyncio.to_thread(_check_space, app, "--policy", job, schema)
     elif spec.start is not None and "start" not in kept:
-        reference = spec.start
-    if reference is not None and stored is not None:
-        await asyncio.to_thread(_check_space, app, "--policy" if isinstance(spec, CollectSpec) else "--from", taken(reference)[0], stored)
-    if reference is not None and not isinstance(spec, CollectSpec):
-        await _check_start(app, spec)
+        job = taken(spec.start)[0]
+        if schema is not None:
+            await asyncio.to_thread(_check_space, app, "--from", job, schema)
+        await _check_start(app, spec, job)
 
 
-async def _played(
-    app: App, spec: CollectSpec | TrainOnlineSpec, stored: Schema | None, algorithm: Mapping[str, Any] | None
-) -> Schema | None:
-    """Check the environment that is acted in; the schema of its steps, None where nobody has told it."""
-    schema: Schema | None = None
+def _algorithm(spec: TrainSpec | TrainOnlineSpec, catalog: dict[str, Any]) -> dict[str, Any]:
+    algorithms: list[dict[str, Any]] = catalog["algorithms"]
+    return next(algorithm for algorithm in algorithms if algorithm["name"] == spec.algorithm)
 
-    def look(told: Mapping[str, Any]) -> None:
-        nonlocal schema
-        if told["refusal"] is not None:
-            raise InvalidInput(f"{spec.env}: {told['refusal']['message']}", hint=told["refusal"]["hint"])
-        schema = Schema.from_json(told["schema"])
+
+async def _check_train(app: App, spec: TrainSpec, schema: Schema, algorithm: dict[str, Any]) -> None:
+    """Check the dataset of a train job, and the environment in which the job evaluates."""
+    info = await app.database.read(datasets.get, spec.dataset)
+    if info.transitions == 0:
+        raise InvalidInput(
+            f"dataset {spec.dataset!r} has no transition: {info.episodes} episodes",
+            hint=f"append episodes: `offrl datasets append {spec.dataset} SOURCE`",
+        )
+    fits.check_fits(schema, _settings(spec, algorithm), algorithm=spec.algorithm, actions=algorithm.get("actions", "both"))
+    if (env := spec.eval_env) is not None:
+        await _environment(app, env, lambda description: environment_spaces.check(env, description, schema))
+
+
+async def _check_env(app: App, spec: CollectSpec | TrainOnlineSpec, stored: Schema | None, catalog: dict[str, Any]) -> Schema | None:
+    """Check the environment in which the job acts; return the schema of its steps, or None if no description of it came."""
+    schemas: list[Schema] = []
+
+    def look(description: Description) -> None:
+        if (refusal := description["refusal"]) is not None:
+            raise InvalidInput(f"{spec.env}: {refusal['message']}", hint=refusal["hint"])
+        schema = Schema.from_json(description["schema"])
+        schemas.append(schema)
         if stored is not None:
             environment_spaces.check_steps(spec.env, schema, stored)
-        if algorithm is not None:
+        if isinstance(spec, TrainOnlineSpec):
+            algorithm = _algorithm(spec, catalog)
             actions = algorithm.get("actions", "both")
-            fits.check_fits(schema, _chosen(spec, algorithm), algorithm=spec.algorithm, actions=actions, whose=spec.env)
+            fits.check_fits(schema, _settings(spec, algorithm), algorithm=spec.algorithm, actions=actions, whose=spec.env)
 
     policy = None
     if isinstance(spec, CollectSpec) and spec.upload is not None:
@@ -76,15 +85,15 @@ async def _played(
         names = {"input": spec.policy_input, "output": spec.policy_output, "argmax": spec.policy_argmax}
         policy = {"source": str(files[0]), **names} if len(files) == 1 else None
     await _environment(app, spec.env, look, policy)
-    if schema is None:
+    if not schemas:
         return None
-    if isinstance(spec, TrainOnlineSpec) and spec.eval_env is not None and spec.eval_env != spec.env:
-        await _environment(app, spec.eval_env, lambda told: environment_spaces.check(spec.eval_env, told, schema))
-    return schema
+    if isinstance(spec, TrainOnlineSpec) and (env := spec.eval_env) is not None and env != spec.env:
+        await _environment(app, env, lambda description: environment_spaces.check(env, description, schemas[-1]))
+    return schemas[-1]
 
 
-async def _environment(app: App, env_id: str, look: Any, policy: dict[str, Any] | None = None) -> None:
-    """Give what is told of an environment to ``look``; where that refuses an answer that was kept, once more with a new one."""
+async def _environment(app: App, env_id: str, look: Callable[[Description], None], policy: dict[str, Any] | None = None) -> None:
+    """Pass the description of an environment to ``look``. If it refuses an answer from memory, ask the describe worker again."""
     question = {"environment": env_id, **({} if policy is None else {"policy": policy})}
     for fresh in (False, True):
         answer = await app.catalog.ask(question, fresh=fresh)
@@ -100,7 +109,7 @@ async def _environment(app: App, env_id: str, look: Any, policy: dict[str, Any] 
 
 
 async def _schema(app: App, dataset: str) -> Schema | None:
-    """The schema of a dataset; None where it is not there yet, or cannot be read now."""
+    """Return the schema of a dataset; None if it does not exist yet, or cannot be read now."""
     if await app.database.read(datasets.fields, dataset) is None:
         return None
     try:
@@ -109,26 +118,17 @@ async def _schema(app: App, dataset: str) -> Schema | None:
         return None
 
 
-def _chosen(spec: TrainSpec | TrainOnlineSpec, algorithm: Mapping[str, Any]) -> dict[str, Any]:
-    """Every setting by dotted name: defaults, then the preset's, then the user's."""
-    known = settings.of_json(algorithm["config"])
-    values = {name: setting.default for name, setting in known.items()}
+def _settings(spec: TrainSpec | TrainOnlineSpec, algorithm: Mapping[str, Any]) -> dict[str, Any]:
+    """Return every setting by its dotted name: the default, unless the preset or the user overrides it."""
+    declared = settings.of_json(algorithm["config"])
+    values = {name: setting.default for name, setting in declared.items()}
     if spec.preset is not None:
-        values |= settings.resolve(algorithm["presets"][spec.preset], known)
-    return {name: value for name, value in (values | settings.resolve(spec.config, known)).items() if value is not None}
-
-
-async def _check_dataset(app: App, spec: TrainSpec, schema: Schema) -> None:
-    info = await app.database.read(datasets.get, spec.dataset)
-    if info.transitions == 0:
-        raise InvalidInput(
-            f"dataset {spec.dataset!r} has no transition: {info.episodes} episodes",
-            hint=f"append episodes: `offrl datasets append {spec.dataset} SOURCE`",
-        )
+        values |= settings.resolve(algorithm["presets"][spec.preset], declared)
+    return {name: value for name, value in (values | settings.resolve(spec.config, declared)).items() if value is not None}
 
 
 async def _check_card(app: App, device: str) -> None:
-    """Whether torch finds the card, where the daemon has found none: its tools may be missing."""
+    """Raise `InvalidInput` if torch does not find the card. The daemon found none, but may lack the tool."""
     for fresh in (False, True):
         count = (await app.catalog.ask({"cards": True}, fresh=fresh)).get("cards")
         if count is None or int(device.partition(":")[2] or 0) < count:
@@ -141,27 +141,26 @@ async def _check_card(app: App, device: str) -> None:
 
 
 def _check_space(app: App, where: str, job: str, schema: Schema) -> None:
-    """Whether a job was trained on such observations and actions, as its run folder says; one that has not begun says nothing."""
+    """Raise `InvalidInput` if the job's run folder says that it was trained on other observations or actions. A new job has no record."""
     try:
         space = json.loads(app.state.run(job).spec.read_text())["space"]
-        mine = {name: tuple(field["shape"]) for name, field in space["observation"].items()}
+        trained = {name: tuple(field["shape"]) for name, field in space["observation"].items()}
         choices, size = space.get("n") if space["discrete"] else None, 0 if space["discrete"] else len(space["low"])
     except (OSError, ValueError, KeyError, TypeError):
         return
-    given = {name: tuple(field.shape) for name, field in fits.observation_fields(schema).items()}
+    shapes = {name: tuple(field.shape) for name, field in fits.observation_fields(schema).items()}
     hint = "name a job that was trained on such data"
-    if mine != given:
-        one, other = (", ".join(f"{name} {list(shape)}" for name, shape in each.items()) for each in (mine, given))
-        raise InvalidInput(f"{where}: job {job} was trained on observations {one}, here they are {other}", hint=hint)
+    if trained != shapes:
+        trained_text, text = (", ".join(f"{name} {list(shape)}" for name, shape in fields.items()) for fields in (trained, shapes))
+        raise InvalidInput(f"{where}: job {job} was trained on observations {trained_text}, here they are {text}", hint=hint)
     action = schema.action
     if isinstance(action, dict) or (action.n if action.discrete else None) != choices or (size and action.shape != (size,)):
-        one = f"{choices} discrete actions" if choices is not None else f"{size} continuous numbers"
-        raise InvalidInput(f"{where}: job {job} acts with {one}, here the action is {action!r}", hint=hint)
+        actions = f"{choices} discrete actions" if choices is not None else f"{size} continuous numbers"
+        raise InvalidInput(f"{where}: job {job} acts with {actions}, here the action is {action!r}", hint=hint)
 
 
-async def _check_start(app: App, spec: TrainSpec | TrainOnlineSpec) -> None:
-    """Whether the networks of ``--from`` fit the algorithm, where there is a checkpoint to compare with."""
-    job = taken(spec.start)[0]
+async def _check_start(app: App, spec: TrainSpec | TrainOnlineSpec, job: str) -> None:
+    """Raise `InvalidInput` if the networks of ``--from`` do not fit the algorithm. Without a checkpoint nothing is compared."""
     source = await app.database.read(job_record.find, job)
     steps = await asyncio.to_thread(app.state.run(job).checkpoint_steps) if source.kind in TRAINS else []
     if not steps or (source.spec["algorithm"] == spec.algorithm and source.spec.get("config") == spec.config):
@@ -178,31 +177,31 @@ async def _check_start(app: App, spec: TrainSpec | TrainOnlineSpec) -> None:
         }
     )
     if "refusal" in answer:
-        told = answer["refusal"]
+        refusal = answer["refusal"]
         command = "train-online" if isinstance(spec, TrainOnlineSpec) else "submit"
-        mine = source.spec["algorithm"]
-        ways = f"`offrl {command} {mine} --from {job}`" if mine != spec.algorithm else ""
-        raise InvalidInput(f"--from: {told['message']}", hint=_with(told["hint"], ways))
+        original = source.spec["algorithm"]
+        example = f"`offrl {command} {original} --from {job}`" if original != spec.algorithm else ""
+        raise InvalidInput(f"--from: {refusal['message']}", hint=_with(refusal["hint"], example))
 
 
-def _with(hint: str, way: str) -> str:
-    return f"{hint}: {way}" if way and "train on with" in hint else hint
+def _with(hint: str, example: str) -> str:
+    return f"{hint}: {example}" if example and "train on with" in hint else hint
 
 
 def _check_room(app: App, spec: CollectSpec | TrainOnlineSpec, schema: Schema) -> None:
-    """`InvalidInput` where the disk, or the quota, will not hold the steps."""
+    """Raise `InvalidInput` if the disk, or the quota, cannot hold the steps."""
     if spec.dataset is None:
         return
     steps = spec.steps if spec.limit is None else min(spec.steps, 2 * spec.limit)
     wanted = steps * schema.row_bytes
     free = shutil.disk_usage(app.state.root).free - app.settings.uploads.keep_free_bytes
-    what, room = "the disk has", max(0, free)
+    limit, room = "the disk has", max(0, free)
     if app.settings.disk.quota_bytes and app.settings.disk.quota_bytes < room:
-        what, room = "disk.quota_bytes allows", app.settings.disk.quota_bytes
+        limit, room = "disk.quota_bytes allows", app.settings.disk.quota_bytes
     if wanted > room:
         most = max(1, room // schema.row_bytes)
         raise InvalidInput(
-            f"{spec.steps:,} steps of {spec.env} take about {_size(wanted)}, {what} {_size(room)}",
+            f"{spec.steps:,} steps of {spec.env} take about {_size(wanted)}, {limit} {_size(room)}",
             hint=f"at most about {most:,} steps fit; --limit N keeps the newest N alone",
         )
 

@@ -1,4 +1,4 @@
-"""Requests of those who look after the service: how it is, what it finds when it checks itself, how it is set up."""
+"""Requests for the operation of the service: overview, self-check, retention, settings."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from offrld.daemon.queue.views import overview as reads
 
 
 async def overview(app: App, request: wire.Overview) -> wire.OverviewInfo:
-    """One read of the queue and the machine's figures."""
+    """Read the queue once, and the figures of the machine."""
     look = await app.database.survey(reads.look, request.limit, request.metric, request.points, app.settings)
     return wire.OverviewInfo(
         time=time.time(),
@@ -32,23 +32,23 @@ async def overview(app: App, request: wire.Overview) -> wire.OverviewInfo:
 
 
 async def checkup(app: App, request: wire.Checkup) -> wire.CheckList:
-    """One at a time: it writes to the disk, or starts a process."""
+    """Check the service. One check runs at a time: it writes to the disk, or starts a process."""
     async with app.one_at_a_time("checkup"):
         if request.part == "devices":
-            found, versions = await checks.devices(app.state)
+            results, versions = await checks.devices(app.state)
         else:
-            found = await asyncio.to_thread(checks.service, app.state, app.settings)
-            found += [await app.database.survey(checks.database), await app.database.read(checks.queue)]
-            if failing := app.passes.told():
-                found.append(checks.background(failing))
+            results = await asyncio.to_thread(checks.service, app.state, app.settings)
+            results += [await app.database.survey(checks.database), await app.database.read(checks.queue)]
+            if failing := app.passes.report():
+                results.append(checks.background(failing))
             if app.settings.disk.quota_bytes:
-                found.append(checks.quota(await app.keeper.used(), app.settings.disk.quota_bytes))
+                results.append(checks.quota(await app.keeper.used(), app.settings.disk.quota_bytes))
             versions = {"offrld": app.version, **checks.versions()}
-    return wire.CheckList(time=time.time(), checks=found, versions=versions)
+    return wire.CheckList(time=time.time(), checks=results, versions=versions)
 
 
 async def prune(app: App, request: wire.Prune) -> wire.Pruned:
-    """Retention at once, by the settings' numbers or by others; a part at a time."""
+    """Apply retention at once, with the limits of the settings or of the request; one part at a time."""
     keep = app.settings.keep
     jobs = keep.jobs if request.jobs is None else request.jobs
     days = keep.days if request.days is None else request.days
@@ -57,5 +57,5 @@ async def prune(app: App, request: wire.Prune) -> wire.Pruned:
 
 
 async def get_settings(app: App, request: wire.GetSettings) -> wire.SettingList:
-    """Every setting of this daemon."""
+    """List every setting of this daemon."""
     return wire.SettingList(file=str(app.sources.file), settings=settings_list.listing(app.settings, app.sources))

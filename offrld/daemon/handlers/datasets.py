@@ -8,16 +8,16 @@ from offrld.daemon.queue import datasets, fitting
 
 
 async def list_datasets(app: App, request: wire.ListDatasets) -> wire.Encoded:
-    """All datasets, a part at a time."""
+    """List all datasets, one part at a time."""
     return await app.database.survey(datasets.listing, request.after)
 
 
 async def get_dataset(app: App, request: wire.GetDataset) -> wire.DatasetInfo:
-    """One dataset."""
+    """Describe one dataset."""
     return fitting.dataset(await app.database.read(datasets.get, request.name))
 
 
 async def remove_dataset(app: App, request: wire.RemoveDataset) -> wire.Done:
-    """Forget a dataset of the caller's (an operator: anybody's) and delete its store; refused while an unfinished job uses it."""
+    """Delete a dataset of the caller's (for an operator: anybody's), unless an unfinished job uses it."""
     await app.removal.dataset(request.name, app.caller())
     return wire.Done()

@@ -1,4 +1,4 @@
-"""Requests that wait for something to happen in a job: its next event, the next lines of its log."""
+"""Requests that wait for news of a job: its next events, the next lines of its log."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ from offrld.daemon.queue.database import Connection
 from offrld.daemon.queue.hub import wait
 from offrld.daemon.queue.job_record import find
 
-LOG_PART = 1 << 19
-LOOK_S = 0.5  # between two looks at the size of a log that somebody waits for
+LOG_PART = 1 << 19  # bytes of a log in one reply
+LOOK_S = 0.5  # between two looks at a growing log
 
 
 async def get_events(app: App, request: wire.GetEvents) -> wire.Encoded:
-    """Events after the cursor; waits for the first one up to ``wait_s``."""
+    """Return the events after the cursor; wait up to ``wait_s`` for the first one."""
     deadline = asyncio.get_running_loop().time() + request.wait_s
     with app.hub.watch(request.job) as news:
         while True:
             news.clear()
-            told, message = await app.hub.read(
+            has_news, message = await app.hub.read(
                 request.job, (request.cursor, request.limit), lambda: app.database.read(_part, request.job, request.cursor, request.limit)
             )
             left = deadline - asyncio.get_running_loop().time()
-            if told or left <= 0:
+            if has_news or left <= 0:
                 return message
             await wait(news, left)
 
 
 def _part(db: Connection, job: str, cursor: int, limit: int) -> tuple[bool, wire.Encoded]:
-    """Whether there is something to tell of the job, and the message, made once for all who follow it."""
-    found, cursor, ended = events.after(db, job, cursor, limit)
-    return bool(found) or ended, wire.Encoded(body=wire.encode_reply(wire.Events(events=found, cursor=cursor, ended=ended)))
+    """Return whether there is news of the job, and the message, which all who follow the job share."""
+    part, cursor, ended = events.after(db, job, cursor, limit)
+    return bool(part) or ended, wire.Encoded(body=wire.encode_reply(wire.Events(events=part, cursor=cursor, ended=ended)))
 
 
 async def read_log(app: App, request: wire.ReadLog) -> wire.LogPart:
-    """The log from ``offset`` on; waits for something there up to ``wait_s``."""
+    """Return the log from ``offset`` on; wait up to ``wait_s`` for something new."""
     deadline = asyncio.get_running_loop().time() + request.wait_s
     path = app.state.run(request.job).log
     with app.hub.watch(request.job) as news:

@@ -7,7 +7,7 @@ import time
 
 from offrl import named, wire
 from offrl.errors import Conflict, InvalidInput
-from offrl.job import TRAINS, WRITES_DATASET, CollectSpec, ImportSpec, TrainOnlineSpec, TrainSpec
+from offrl.job import WRITES_DATASET, CollectSpec, ImportSpec, TrainOnlineSpec, TrainSpec
 from offrl.set_values import flat
 from offrld.daemon import queue
 from offrld.daemon.access import roles
@@ -25,36 +25,36 @@ from offrld.state import inherited as inherited_files
 
 
 async def submit(app: App, request: wire.Submit) -> wire.Submitted:
-    """Check the job and put it into the queue."""
+    """Check the job and queue it."""
     spec = request.spec
     _check_start(request)
     if isinstance(spec, TrainSpec | TrainOnlineSpec):
         spec = spec.model_copy(update={"config": flat(spec.config)})
-    if request.key is not None:  # first: a repeated import would else find "its" dataset there already
+    if request.key is not None:  # first: a repeated import would otherwise collide with its own dataset
         earlier = await app.database.read(queue.by_key, app.caller().name, request.key, spec)
         if earlier is not None:
             return wire.Submitted(job=earlier, created=False)
     await app.keeper.check_room()
-    taken: list[inherited.Use] = []
+    uses: list[inherited.Use] = []
     if isinstance(spec, TrainSpec):
         fields = await app.database.read(datasets.fields, spec.dataset)
-        known = await app.catalog.ready()
-        spec = catalog.checked(spec, known, fields)
+        descriptions = await app.catalog.ready()
+        spec = catalog.checked(spec, descriptions, fields)
         if (refused := app.supervisor.devices.refused(spec.model_dump())) is not None:
             raise refused
-        taken = inherited.of(spec, known)
-        await beforehand.check(app, spec, known)
+        uses = inherited.of(spec, descriptions)
+        await beforehand.check(app, spec, descriptions)
     elif isinstance(spec, ImportSpec):
         await asyncio.to_thread(_check_source, app, spec)
         if not spec.append:
             await _check_folder(app, spec.dataset)
     elif isinstance(spec, CollectSpec | TrainOnlineSpec):
-        known = await app.catalog.ready()
+        descriptions = await app.catalog.ready()
         if isinstance(spec, TrainOnlineSpec):
             fields = None if spec.dataset is None else await app.database.read(datasets.fields, spec.dataset)
-            spec = catalog.checked(spec, known, fields)
+            spec = catalog.checked(spec, descriptions, fields)
         else:
-            catalog.checked_environment(spec.env, known)
+            catalog.checked_environment(spec.env, descriptions)
             if (spec.policy == "upload") != (spec.upload is not None):
                 raise InvalidInput("policy 'upload' and an upload go together", hint="let the client upload the policy file")
             if spec.ratio is not None and not spec.policy.startswith("job:"):
@@ -63,18 +63,18 @@ async def submit(app: App, request: wire.Submit) -> wire.Submitted:
                 await asyncio.to_thread(app.uploads.check_usable, spec.upload, app.caller())
         if (refused := app.supervisor.devices.refused(spec.model_dump())) is not None:
             raise refused
-        taken = inherited.of_steps(spec)
+        uses = inherited.of_steps(spec)
         if spec.dataset is not None:
             await _check_folder(app, spec.dataset)
-        await beforehand.check(app, spec, known)
-    job, created = await app.database.write(_submit, app, request, spec, taken, app.caller())
+        await beforehand.check(app, spec, descriptions)
+    job, created = await app.database.write(_submit, app, request, spec, uses, app.caller())
     if isinstance(spec, TrainSpec):
-        await app.supervisor.tell_pinned(spec.dataset)
+        await app.supervisor.send_pinned(spec.dataset)
     return wire.Submitted(job=job, created=created)
 
 
 async def rerun(app: App, request: wire.Rerun) -> wire.Submitted:
-    """Repeat a train or train-online job with what its run folder says that it ran with."""
+    """Repeat a train or train-online job with the settings that its run folder records."""
     _check_start(request)
     repeat = await asyncio.to_thread(reruns.read, app.state, await app.database.read(job_record.find, request.job), request.into)
     if request.key is not None:
@@ -82,20 +82,20 @@ async def rerun(app: App, request: wire.Rerun) -> wire.Submitted:
         if earlier is not None:
             return wire.Submitted(job=earlier, created=False)
     await app.keeper.check_room()
-    known = await app.catalog.ready()
-    reruns.check(repeat, known)
+    descriptions = await app.catalog.ready()
+    reruns.check(repeat, descriptions)
     if (refused := app.supervisor.devices.refused(repeat.spec.model_dump())) is not None:
         raise refused
-    wanted = inherited.of(repeat.spec, known) if isinstance(repeat.spec, TrainSpec) else inherited.of_steps(repeat.spec)
-    taken = [use for use in wanted if use.name not in repeat.kept]
+    wanted = inherited.of(repeat.spec, descriptions) if isinstance(repeat.spec, TrainSpec) else inherited.of_steps(repeat.spec)
+    uses = [use for use in wanted if use.name not in repeat.kept]
     if request.into is not None:
         if await app.database.read(datasets.mentioned, request.into):
-            raise Conflict(f"there is a dataset {request.into!r} already", hint="the repetition gathers its steps anew: name a new dataset")
+            raise Conflict(f"there is a dataset {request.into!r} already", hint="a rerun collects its steps again: name a new dataset")
         await _check_folder(app, request.into)
-    await beforehand.check(app, repeat.spec, known, repeat.kept)
-    job, created = await app.database.write(_submit, app, request, repeat.spec, taken, app.caller(), repeat)
+    await beforehand.check(app, repeat.spec, descriptions, repeat.kept)
+    job, created = await app.database.write(_submit, app, request, repeat.spec, uses, app.caller(), repeat)
     if isinstance(repeat.spec, TrainSpec):
-        await app.supervisor.tell_pinned(repeat.spec.dataset)
+        await app.supervisor.send_pinned(repeat.spec.dataset)
     return wire.Submitted(job=job, created=created)
 
 
@@ -109,17 +109,17 @@ def _submit(
     app: App,
     request: wire.Submit | wire.Rerun,
     spec: job_record.Spec,
-    taken: list[inherited.Use],
+    uses: list[inherited.Use],
     caller: Caller,
     repeat: reruns.Repeat | None = None,
 ) -> tuple[str, bool]:
-    """Queue a job with what it takes from others, in one transaction: none of them can be removed in between."""
+    """Queue a job and pin the jobs that it inherits from, in one transaction: none of them can be removed in between."""
     if isinstance(spec, CollectSpec | TrainOnlineSpec | ImportSpec) and spec.dataset is not None:
         roles.check_append(db, app.state, spec.dataset, caller)
-    waits = [use.job for use in taken if inherited.check(db, app.state, use)]
+    waits = [use.job for use in uses if inherited.check(db, app.state, use)]
     start_at = request.start_at if request.start_in_s is None else time.time() + request.start_in_s
     if repeat is not None:
-        job_record.find(db, repeat.of.id)  # raises Unknown: it was removed meanwhile
+        job_record.find(db, repeat.of.id)  # raises Unknown if it was removed in the meantime
     job, created = queue.submit(
         db,
         spec,
@@ -132,23 +132,23 @@ def _submit(
         repeats=None if repeat is None else (repeat.of.id, repeat.snapshot),
     )
     if created:
-        inherited.pin(db, job, taken)
+        inherited.pin(db, job, uses)
         if repeat is not None:
             inherited_files.hand_on(app.state.run(repeat.of.id), app.state.run(job), repeat.kept)
     return job, created
 
 
 async def _check_folder(app: App, dataset: str) -> None:
-    """`Conflict` where a folder stands in the place of a dataset that nobody knows."""
+    """Raise `Conflict` if the folder of an unknown dataset already exists."""
     folder = app.state.datasets / dataset
     if folder.exists() and not await app.database.read(datasets.mentioned, dataset):
         raise Conflict(f"{folder} is in the way: the queue knows no such dataset", hint="move it away, or take another name")
 
 
 def _check_source(app: App, spec: ImportSpec) -> None:
-    """The import's data is there and may be read."""
+    """Check that the import's data exists and that the daemon may read it."""
     if (spec.upload, spec.path, spec.named).count(None) != 2:
-        raise InvalidInput("an import reads an upload, a path, or what a name stands for: give exactly one of the three")
+        raise InvalidInput("an import reads an upload, a path or a named dataset: give exactly one of the three")
     if spec.upload is not None:
         app.uploads.check_usable(spec.upload, app.caller())
     elif spec.path is not None:
@@ -158,42 +158,46 @@ def _check_source(app: App, spec: ImportSpec) -> None:
 
 
 async def list_jobs(app: App, request: wire.ListJobs) -> wire.Encoded:
-    """The newest jobs that fit into one message, in order of submission."""
+    """List the newest jobs that fit into one message, in the order of submission."""
     return await app.database.survey(app.listing.make, request.kind, request.limit, app.settings.limits, request.before)
 
 
 async def get_job(app: App, request: wire.GetJob) -> wire.JobInfo:
-    """One job."""
+    """Describe one job."""
     return fitting.job(await app.database.read(job_info.info, request.job, app.settings.limits))
 
 
 async def control_job(app: App, request: wire.ControlJob) -> wire.JobInfo:
-    """Cancel, pause, resume, retry, start, pin, remove."""
-    await app.database.read(roles.check_owner, request.job, app.caller())  # an owner stays the same
+    """Cancel, pause, resume, retry, start, pin or remove a job."""
+    await app.database.read(roles.check_owner, request.job, app.caller())  # outside of the transaction: the owner never changes
     if request.action == "remove":
         return fitting.job(job_info.Waits(time.time()).info(await app.removal.job(request.job)))
     if request.action == "retry":
         await _check_retry(app, request.job)
-    _job, tell = await app.database.write(_control, app, request, app.caller())
-    app.supervisor.tell(request.job, tell)
+    _job, intent = await app.database.write(_control, app, request, app.caller())
+    app.supervisor.signal(request.job, intent)
     return fitting.job(await app.database.read(job_info.info, request.job, app.settings.limits))
 
 
 def _control(db: Connection, app: App, request: wire.ControlJob, caller: Caller) -> tuple[job_record.Job, str]:
+    """Control the job in the queue; return it and the intent for its worker, as `queue.control` does."""
     before = job_record.find(db, request.job)
-    job, tell = queue.control(db, request.job, request.action, request.steps, app.settings.limits, operator=caller.may(roles.OPERATOR))
+    job, intent = queue.control(db, request.job, request.action, request.steps, app.settings.limits, operator=caller.may(roles.OPERATOR))
     if before.state.ended and not job.state.ended and job.kind in WRITES_DATASET and job.dataset is not None:
-        roles.check_append(db, app.state, job.dataset, caller)  # the dataset of that name may be another one by now
-    return job, tell
+        roles.check_append(db, app.state, job.dataset, caller)  # by now, the name may belong to another dataset
+    return job, intent
 
 
-async def _check_retry(app: App, job: str) -> None:
-    found = await app.database.read(job_record.find, job)
-    if found.kind in (*TRAINS, "collect") and found.state.ended:
-        kept = inherited_files.names(app.state.run(job))
-        spec = job_record.SPEC.validate_python(found.spec)
-        known = await app.catalog.ready()
-        if any(each["name"] == found.spec.get("algorithm") for each in known["algorithms"]) or found.kind == "collect":
-            await beforehand.check(app, spec, known, kept)
-    if found.kind == "import" and found.state.ended and found.spec.get("upload"):
-        await asyncio.to_thread(app.uploads.check_usable, found.spec["upload"], app.caller())
+async def _check_retry(app: App, job_id: str) -> None:
+    """Check an ended job as at its submission. An algorithm that is no longer installed is left to the worker to report."""
+    job = await app.database.read(job_record.find, job_id)
+    if not job.state.ended:
+        return
+    spec = job_record.SPEC.validate_python(job.spec)
+    if isinstance(spec, TrainSpec | TrainOnlineSpec | CollectSpec):
+        descriptions = await app.catalog.ready()
+        installed = {algorithm["name"] for algorithm in descriptions["algorithms"]}
+        if isinstance(spec, CollectSpec) or spec.algorithm in installed:
+            await beforehand.check(app, spec, descriptions, inherited_files.names(app.state.run(job_id)))
+    elif isinstance(spec, ImportSpec) and spec.upload:
+        await asyncio.to_thread(app.uploads.check_usable, spec.upload, app.caller())

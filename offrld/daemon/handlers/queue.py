@@ -1,4 +1,4 @@
-"""Requests about the whole queue: how it is, pause, resume."""
+"""Requests about the whole queue: its state, pause, resume."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ OWNERS = 2000  # in one message: a name has at most 106 characters
 
 
 async def get_queue(app: App, request: wire.GetQueue) -> wire.QueueInfo:
-    """Paused or not, and how many jobs of whom, the owners a part at a time."""
+    """Describe the queue: paused or not, and the number of jobs of each owner; one part of the owners at a time."""
     return await app.database.read(_info, app.settings.limits, request.after)
 
 
 async def control_queue(app: App, request: wire.ControlQueue) -> wire.QueueInfo:
-    """Pause or resume; what is so already is not an error."""
+    """Pause or resume the queue. Pausing a paused queue is not an error, nor is resuming a running one."""
     by = app.caller().name
 
     def work(db: Connection) -> wire.QueueInfo:
@@ -38,12 +38,12 @@ def _info(db: Connection, limits: Limits, after: str | None = None) -> wire.Queu
         owners.setdefault(row[0], {})[row[1]] = row[2]
     names = sorted(name for name in owners if after is None or name > after)
     shown = {name: owners[name] for name in names[:OWNERS]}
-    told = {f"limits.{name}": value for name, value in limits.model_dump().items()}
+    limit_values = {f"limits.{name}": value for name, value in limits.model_dump().items()}
     return wire.QueueInfo(
         paused=queue.paused(db),
         counts=counts,
         owners=shown,
         next_start=queue.next_start(db),
-        limits=told,
+        limits=limit_values,
         next=names[OWNERS - 1] if len(names) > OWNERS else None,
     )

@@ -1,4 +1,4 @@
-"""Requests about the service itself: is it there, what can it train."""
+"""Requests about the service itself: is it reachable, what can it train, who changed what."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from offrld.daemon.app import App
 
 
 def ping(app: App, request: wire.Ping) -> wire.Pong:
-    """Who is there. A plain function: answered at once, without a task of its own."""
+    """Describe the daemon and the caller. A plain function: the server answers without a task."""
     caller = app.caller()
     return wire.Pong(
         version=app.version,
@@ -24,13 +24,13 @@ def ping(app: App, request: wire.Ping) -> wire.Pong:
 
 
 async def algorithms(app: App, request: wire.Algorithms) -> wire.AlgorithmList:
-    """What can be trained, with every setting."""
+    """List the algorithms with all their settings."""
     catalog = await app.catalog.ready()
     return wire.AlgorithmList(algorithms=catalog["algorithms"], problems=catalog["problems"])
 
 
 async def read_audit(app: App, request: wire.ReadAudit) -> wire.AuditEntries:
-    """A part of the audit log, with every act that was noted before the question."""
+    """Return a part of the audit log, including every act before this request."""
     await app.log.settled()
-    found, more = await asyncio.to_thread(audit.entries, app.state.audit, request.since, request.after, request.limit)
-    return wire.AuditEntries(entries=found, more=more)
+    part, more = await asyncio.to_thread(audit.entries, app.state.audit, request.since, request.after, request.limit)
+    return wire.AuditEntries(entries=part, more=more)

@@ -1,4 +1,4 @@
-"""Requests of an upload: begin, chunk, finish, list, remove. The work is done in threads, one request of an upload after the other."""
+"""Requests about uploads: open, write, finish, list, remove. Threads do the work, one request of an upload after the other."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ PART = 2000  # uploads in one message
 
 
 async def open_upload(app: App, request: wire.OpenUpload) -> wire.UploadOpened:
-    """Begin or go on."""
+    """Begin or continue an upload."""
     async with app.one_at_a_time(f"upload {request.upload}"):
         if not await asyncio.to_thread(app.uploads.known, request.upload):
             await app.keeper.check_room(sum(file.size for file in request.files))
-        elif left := await asyncio.to_thread(app.uploads.still_to_come, request.upload):  # else it is counted, and may go on
+        elif left := await asyncio.to_thread(app.uploads.still_to_come, request.upload):  # else its bytes are already counted
             await app.keeper.check_room(left)
         received = await asyncio.to_thread(app.uploads.open, request.upload, request.files, app.caller())
     return wire.UploadOpened(upload=request.upload, received=received)
 
 
 async def write_chunk(app: App, request: wire.WriteChunk) -> wire.Received:
-    """Keep one chunk."""
+    """Store one chunk."""
     async with app.one_at_a_time(f"upload {request.upload}"):
         received = await asyncio.to_thread(
             app.uploads.write, request.upload, request.path, request.offset, request.data, request.crc32, app.caller()
@@ -34,25 +34,25 @@ async def write_chunk(app: App, request: wire.WriteChunk) -> wire.Received:
 
 
 async def finish_upload(app: App, request: wire.FinishUpload) -> wire.Done:
-    """Check everything and make it usable."""
+    """Check the whole upload and make it usable."""
     async with app.one_at_a_time(f"upload {request.upload}"):
         await asyncio.to_thread(app.uploads.finish, request.upload, app.caller())
     return wire.Done()
 
 
 async def list_uploads(app: App, request: wire.ListUploads) -> wire.UploadList:
-    """The caller's own, or all for an operator; a part at a time."""
-    found = await asyncio.to_thread(app.uploads.listing, app.caller())
-    names = [info.upload for info in found]
+    """List the caller's own uploads, or for an operator all; one part at a time."""
+    infos = await asyncio.to_thread(app.uploads.listing, app.caller())
+    names = [info.upload for info in infos]
     if request.after is not None:
-        found = found[names.index(request.after) + 1 :] if request.after in names else []
+        infos = infos[names.index(request.after) + 1 :] if request.after in names else []
     jobs = await app.database.read(_readers)
-    part = [info.model_copy(update={"job": jobs.get(info.upload)}) for info in found[:PART]]
-    return wire.UploadList(uploads=part, next=part[-1].upload if len(found) > PART else None)
+    part = [info.model_copy(update={"job": jobs.get(info.upload)}) for info in infos[:PART]]
+    return wire.UploadList(uploads=part, next=part[-1].upload if len(infos) > PART else None)
 
 
 async def remove_upload(app: App, request: wire.RemoveUpload) -> wire.Done:
-    """Delete it, unless a job still reads it."""
+    """Delete an upload, unless a job still reads it."""
     async with app.one_at_a_time(f"upload {request.upload}"):
         await asyncio.to_thread(app.uploads.check_removable, request.upload, app.caller())
         if (job := (await app.database.read(_readers)).get(request.upload)) is not None:
@@ -62,7 +62,7 @@ async def remove_upload(app: App, request: wire.RemoveUpload) -> wire.Done:
 
 
 def _readers(db: Connection) -> dict[str, str]:
-    """The uploads that unfinished jobs read: upload -> job."""
+    """Return the uploads that unfinished jobs read: upload -> job."""
     rows = db.execute(
         f"SELECT json_extract(spec, '$.upload'), id FROM jobs WHERE kind IN ('import', 'collect') AND state IN {UNFINISHED}"
         " AND json_extract(spec, '$.upload') IS NOT NULL"

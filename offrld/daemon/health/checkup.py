@@ -1,4 +1,4 @@
-"""What the daemon finds when it looks at itself: permissions, disk, database, versions, and (by a worker) the devices."""
+"""The daemon's checks of itself: permissions, disk, database, versions, and (by a worker) the devices."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from offrld.executors.local import LocalExecutor
 from offrld.state.folder import StateFolder
 
 PROBE = 16 << 20  # bytes written and synced
-SLOW_WRITE = 20e6  # bytes per second below which checkpoints and uploads will be a burden
-SLOW_SYNC_S = 0.1  # of one small file: every submission waits for one or two
+SLOW_WRITE = 20e6  # bytes per second; a slower disk delays checkpoints and uploads
+SLOW_SYNC_S = 0.1  # for one small file; every submission waits for one or two
 LOW_DISK = 5 << 30
 QUOTA_WARN = 0.9
 DEVICES_S = 180.0  # loading torch from a cold disk
@@ -38,12 +38,12 @@ DEVICES = (sys.executable, "-m", "offrld.worker.devices")
 
 
 def service(state: StateFolder, settings: Settings) -> list[Check]:
-    """Permissions, free space, speed of the disk. Reads and writes files: call it in a thread."""
+    """Check permissions, confinement, free space, and speed of the disk. Reads and writes files: call it in a thread."""
     return [*permissions(state, settings), confinement(settings), space(state, settings), speed(state.cache)]
 
 
 def permissions(state: StateFolder, settings: Settings) -> list[Check]:
-    """The folders can be written, and nobody else can enter or read what is not for him."""
+    """Check that the daemon can write its folders, and that nobody else can enter them or read secrets."""
     wrong, unusable = [], []
     for folder in (state.root, state.runtime, state.datasets, state.uploads, state.jobs, state.cache):
         if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
@@ -101,7 +101,7 @@ def permissions(state: StateFolder, settings: Settings) -> list[Check]:
 
 
 def confinement(settings: Settings) -> Check:
-    """Whether the kernel keeps workers away from files that their jobs do not need."""
+    """Check that the kernel keeps workers away from files that their jobs do not need."""
     anything = "workers may open any file of the service's user"
     if not settings.workers.confine:
         return Check(name="confinement", status="warn", message=anything, hint="remove workers.confine = false from offrld.toml")
@@ -113,7 +113,7 @@ def confinement(settings: Settings) -> Check:
 
 
 def space(state: StateFolder, settings: Settings) -> Check:
-    """Enough room for what comes."""
+    """Check that the disk has enough free space."""
     disk = shutil.disk_usage(state.root)
     message = f"{disk.free / 1e9:.1f} of {disk.total / 1e9:.1f} GB free for {state.root}"
     hint = "remove jobs (`offrl rm`) and datasets (`offrl datasets rm`), or move the state folder to a larger disk"
@@ -125,7 +125,7 @@ def space(state: StateFolder, settings: Settings) -> Check:
 
 
 def quota(used: int, quota_bytes: int) -> Check:
-    """What the state folder holds of what it may."""
+    """Check the size of the state folder against its quota."""
     message = f"{used / 1e9:.1f} of {quota_bytes / 1e9:.1f} GB of the quota are used"
     if used < QUOTA_WARN * quota_bytes:
         return Check(name="quota", status="ok", message=message)
@@ -135,7 +135,7 @@ def quota(used: int, quota_bytes: int) -> Check:
 
 
 def speed(folder: Path) -> Check:
-    """Bytes per second of a synced write, and the time of a small sync."""
+    """Measure the speed of a synced write, and the time of a small sync."""
     path = folder / f".checkup-{secrets.token_hex(4)}"
     block = os.urandom(1 << 20)
     try:
@@ -166,24 +166,24 @@ def speed(folder: Path) -> Check:
 
 
 def database(db: Connection) -> Check:
-    """SQLite's own check of the whole file."""
+    """Run SQLite's own check of the whole file."""
     try:
-        found = [row[0] for row in db.execute("PRAGMA quick_check(5)")]
+        problems = [row[0] for row in db.execute("PRAGMA quick_check(5)")]
         jobs = db.execute("SELECT count(*) FROM jobs").fetchone()[0]
     except sqlite3.DatabaseError as error:
-        found, jobs = [str(error)], 0
-    if found != ["ok"]:
+        problems, jobs = [str(error)], 0
+    if problems != ["ok"]:
         return Check(
             name="database",
             status="fail",
-            message=f"the queue's database is damaged: {found[0]}",
+            message=f"the queue's database is damaged: {problems[0]}",
             hint="stop the daemon and replace queue.sqlite with the last back-up",
         )
     return Check(name="database", status="ok", message=f"whole, {jobs} jobs")
 
 
 def queue(db: Connection) -> Check:
-    """Whether jobs are started."""
+    """Check that the queue is not paused."""
     pause = paused(db)
     counts = {row[0]: row[1] for row in db.execute(f"SELECT state, count(*) FROM jobs WHERE state IN {UNFINISHED} GROUP BY state")}
     message = ", ".join(f"{count} {state}" for state, count in sorted(counts.items())) or "empty"
@@ -196,23 +196,23 @@ def queue(db: Connection) -> Check:
 
 
 def background(failing: list[str]) -> Check:
-    """What the daemon does by itself (retention, housekeeping, starting jobs) and cannot do now."""
+    """Report the background loops (retention, housekeeping, starting jobs) that fail now."""
     return Check(name="background", status="fail", message="; ".join(failing), hint="the daemon's log holds more")
 
 
 def versions() -> dict[str, str]:
-    """What the control plane runs on."""
-    found = {"python": platform.python_version(), "sqlite": sqlite3.sqlite_version, "zeromq": zmq.zmq_version()}
+    """Return the versions of what the control plane runs on."""
+    installed = {"python": platform.python_version(), "sqlite": sqlite3.sqlite_version, "zeromq": zmq.zmq_version()}
     for name in ("pyzmq", "msgpack", "pydantic", "numpy", "torch", "onnxruntime", "gymnasium"):
         try:
-            found[name] = importlib.metadata.version(name)
+            installed[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 async def devices(state: StateFolder) -> tuple[list[Check], dict[str, str]]:
-    """What a worker finds that loads torch, the store's kernels and onnxruntime and computes on every device."""
+    """Start a worker that loads torch, the store's kernels and onnxruntime and computes on every device; return its findings."""
     lines: list[bytes] = []
     trouble = state.cache / "devices.log"
     trouble.unlink(missing_ok=True)
@@ -229,20 +229,20 @@ async def devices(state: StateFolder) -> tuple[list[Check], dict[str, str]]:
     try:
         if status != 0:
             raise ValueError("did not answer in time" if status is None else f"ended with status {status}")
-        told = json.loads(b"\n".join(lines))
-        return [Check.model_validate(check) for check in told["checks"]], {str(k): str(v) for k, v in told["versions"].items()}
+        answer = json.loads(b"\n".join(lines))
+        return [Check.model_validate(check) for check in answer["checks"]], {str(k): str(v) for k, v in answer["versions"].items()}
     except (ValueError, KeyError, OffrlError) as error:
         last = (await asyncio.to_thread(trouble.read_text, errors="replace")).strip().splitlines()
         return [
             Check(
                 name="worker",
                 status="fail",
-                message=f"the worker {error}: {last[-1] if last else 'it said nothing'}",
-                hint=f"run `{' '.join(DEVICES)}` as the daemon's user, it says more",
+                message=f"the worker {error}: {last[-1] if last else 'it printed nothing'}",
+                hint=f"run `{' '.join(DEVICES)}` as the daemon's user to see more",
             )
         ], {}
 
 
 def _secrets(state: StateFolder) -> list[Path]:
-    """Files in the folder of keys that hold a secret one: the daemon's own, and clients' that were made there and not moved away."""
+    """Return the files with secret keys in the folder of keys: the daemon's own, and clients' that were not moved away."""
     return [path for path in state.keys.rglob("*.key") if path.is_file()]

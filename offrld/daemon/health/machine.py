@@ -1,7 +1,7 @@
-"""The machine that the daemon runs on, in figures: processors, memory, disk, cards, and the daemon's own share.
+"""Figures of the machine: processors, memory, disk, cards, and the daemon's own share.
 
-All but the cards comes from /proc. The cards are asked for by ``nvidia-smi``, which takes up to a second, or for ever where the driver
-hangs: nobody waits for it, and it is not asked again before the last answer is old.
+All but the cards come from /proc. ``nvidia-smi`` reads the cards, which takes up to a second, or for ever if the driver hangs: requests do
+not wait for it, and it does not run again before its last answer is old.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from pathlib import Path
 
 from offrl.wire import Gpu, MachineInfo
 
-BETWEEN_S = 0.5  # samples of processor time closer together than this say nothing
+BETWEEN_S = 0.5  # shortest useful time between two samples of processor time
 GPU_S = 2.0  # age at which the cards are read again
-GPU_WAIT_S = 1.5  # for the first answer of the cards; later ones are not waited for
+GPU_WAIT_S = 1.5  # for the first answer of nvidia-smi; nobody waits for later ones
 CGROUP = Path("/sys/fs/cgroup")
-GPU_LIMIT_S = 20.0  # a driver that hangs
+GPU_LIMIT_S = 20.0  # then the driver counts as hung
 GPU_QUERY = "index,name,utilization.gpu,memory.used,memory.total,temperature.gpu,power.draw"
 MIB = 1 << 20
 
 
 class Machine:
-    """Figures of this machine; processor shares are those since the sample before."""
+    """Reads the figures of this machine; processor shares count since the last sample."""
 
     def __init__(self, folder: Path) -> None:
-        """``folder``: the disk that counts is the one that holds it."""
+        """``folder``: the figures are those of the disk that holds it."""
         self._folder = folder
         self._smi = shutil.which("nvidia-smi")
         self._cards: list[Gpu] = []
@@ -40,7 +40,7 @@ class Machine:
         self._share: float | None = None
 
     async def look(self) -> MachineInfo:
-        """The figures now."""
+        """Return the figures now."""
         cards = await self._gpus()
         self._sample()
         memory = _memory()
@@ -89,21 +89,21 @@ class Machine:
             self._cards = parse_cards(text.decode(errors="replace")) if process.returncode == 0 else []
         except (OSError, TimeoutError):
             self._cards = []
-        finally:  # also where the daemon ends meanwhile
+        finally:  # also if the daemon ends in the meantime
             if process is not None and process.returncode is None:
                 process.kill()
             self._asked, self._asking = time.monotonic(), None
 
 
 def parse_cards(text: str) -> list[Gpu]:
-    """The cards in what nvidia-smi prints; a figure that a card does not have ("[N/A]") is None."""
-    found = []
+    """Parse the cards in nvidia-smi's output; a figure that a card does not have ("[N/A]") is None."""
+    cards = []
     for line in text.splitlines():
         parts = [part.strip() for part in line.split(",")]
         if len(parts) != len(GPU_QUERY.split(",")) or not parts[0].isdigit():
             continue
         percent, used, total, degrees, watts = (_figure(part) for part in parts[2:])
-        found.append(
+        cards.append(
             Gpu(
                 index=int(parts[0]),
                 name=parts[1],
@@ -114,7 +114,7 @@ def parse_cards(text: str) -> list[Gpu]:
                 memory_used_bytes=None if used is None else int(used * MIB),
             )
         )
-    return found
+    return cards
 
 
 def _figure(text: str) -> float | None:
@@ -125,7 +125,7 @@ def _figure(text: str) -> float | None:
 
 
 def _processor_times() -> tuple[float, float]:
-    """Clock ticks of all processors since the start of the machine: in total, and idle."""
+    """Return the clock ticks of all processors since the start of the machine: in total, and idle."""
     try:
         parts = [int(part) for part in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
     except (OSError, ValueError):
@@ -134,7 +134,7 @@ def _processor_times() -> tuple[float, float]:
 
 
 def _memory() -> dict[str, int]:
-    """/proc/meminfo in bytes."""
+    """Return /proc/meminfo in bytes."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:
@@ -143,20 +143,20 @@ def _memory() -> dict[str, int]:
 
 
 def memory_left() -> tuple[int, int]:
-    """Bytes that a process could get, and bytes in all: of the machine, or of its container where that has less."""
-    found = _memory()
-    free, total = found.get("MemAvailable", 1 << 62), found.get("MemTotal", 1 << 62)
+    """Return free and total memory in bytes: those of the machine, or of its container if that has less."""
+    memory = _memory()
+    free, total = memory.get("MemAvailable", 1 << 62), memory.get("MemTotal", 1 << 62)
     try:
         limit, used = ((CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
         if limit != "max":
             free, total = min(free, int(limit) - int(used)), min(total, int(limit))
-    except (OSError, ValueError):  # no container, or an older kernel's
+    except (OSError, ValueError):  # no container, or an older kernel
         pass
     return free, total
 
 
 def resident_of(pid: int) -> int:
-    """Bytes of a process in memory; 0 where it is gone."""
+    """Return the resident bytes of a process; 0 if it is gone."""
     try:
         return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, IndexError):
@@ -164,5 +164,5 @@ def resident_of(pid: int) -> int:
 
 
 def _resident() -> int:
-    """Bytes of memory that this process has."""
+    """Return the resident bytes of this process."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

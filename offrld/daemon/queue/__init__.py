@@ -1,6 +1,6 @@
 """The life of a job in the queue: submit, claim, control, finish. Each function is one transaction on the database.
 
-A claim never deletes or hides the row; every change of state writes its numbered event in the same transaction.
+A claim never deletes or hides the row. Every change of state writes its numbered event in the same transaction.
 """
 
 from offrld.daemon.queue.claiming import Full, claim, keep_peak, next_start, order, running, sizes

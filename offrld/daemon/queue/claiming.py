@@ -1,7 +1,7 @@
-"""Which job starts next, and what its start writes down.
+"""Claiming: which job starts next, and what its start records.
 
-Higher priority first. Among jobs of one priority the owners take turns: the one with the fewest running jobs in the lane, then the one
-whose last start is longest ago; each owner's jobs in the order of submission. A job that somebody told to start goes before all.
+Higher priority first. Within a priority the owners take turns: first the owner with the fewest running jobs in the lane, then the one whose
+last start is longest ago; each owner's jobs start in the order of submission. A job started with `offrl start` comes before all others.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from offrld.daemon.queue.submission import WRITERS
 
 log = logging.getLogger("offrld.queue")
 
-# What a queued job (q) may have to wait for beside a place and its owner's turn. A retry that is further away than the longest wait is
-# of before the clock was set back.
+# What a queued job (q) may have to wait for, apart from a slot and its owner's turn. A retry further away than the longest wait was
+# scheduled before the clock was set back.
 _WAITS = """
     NOT EXISTS (SELECT 1 FROM dependencies d JOIN jobs n ON n.id = d.needs WHERE d.job = q.id AND n.state <> 'succeeded')
     AND coalesce(start_at, 0) <= :now AND (coalesce(retry_at, 0) <= :now OR retry_at > :now + :longest)
@@ -32,7 +32,7 @@ _WAITS = """
 """
 _ORDER = """
 WITH ready AS MATERIALIZED (SELECT seq, priority, owner, forced FROM jobs q WHERE {where}),
-     owners AS MATERIALIZED (  -- else SQLite would look at all jobs once for each that is ready
+     owners AS MATERIALIZED (  -- otherwise SQLite would read all jobs once for each ready one
         SELECT owner, (SELECT count(*) FROM jobs r WHERE r.state = 'running' AND r.lane = :lane AND r.owner IS o.owner) AS running,
                (SELECT max(started_at) FROM jobs r WHERE r.lane = :lane AND r.owner IS o.owner) AS last
         FROM (SELECT DISTINCT owner FROM ready) o)
@@ -46,7 +46,7 @@ class Full(Exception):
 
 
 def order(db: Connection, lane: str, *, longest_retry_s: float = 0.0, most: int = 0) -> Iterator[int]:
-    """The numbers (``seq``) of the queued jobs of a lane that could start now, in the order in which they will.
+    """Return the numbers (``seq``) of the queued jobs of a lane that could start now, in the order of their start.
 
     Args:
         longest_retry_s: the longest wait before a retry.
@@ -62,10 +62,10 @@ def order(db: Connection, lane: str, *, longest_retry_s: float = 0.0, most: int 
 def claim(
     db: Connection, lane: str, fits: Callable[[Connection, Job], bool] | None = None, *, longest_retry_s: float = 0.0, most: int = 0
 ) -> Job | None:
-    """Take the next job of the lane that waits for nothing. None: nothing to do.
+    """Claim the next job of the lane that waits for nothing; None if there is none.
 
-    ``fits``: asked about one job after the other, whether it may start now; an `OffrlError` of it fails the job, which can never start.
-    A snapshot that was not there at submission (its import ran) is pinned now. The others are those of `order`.
+    ``fits``: called for one job after the other; says whether the job may start now. If it raises an `OffrlError`, the job can never start
+    and fails. The claim pins the snapshot if the dataset's import had not finished at submission. The other arguments are those of `order`.
     """
     chosen = None
     for seq in order(db, lane, longest_retry_s=longest_retry_s, most=most):
@@ -81,7 +81,7 @@ def claim(
             break
         except OffrlError as error:
             move(db, job, JobState.FAILED, reason=error.message, error=to_wire(error))
-        except Exception as error:  # one job must not keep all others from starting
+        except Exception as error:  # one job must not block all others
             log.exception("job %s cannot be placed", job.id)
             unplaced = InternalError(f"the job cannot be placed: {type(error).__name__}", hint="the daemon's log holds the traceback")
             move(db, job, JobState.FAILED, reason=unplaced.message, error=to_wire(unplaced))
@@ -103,9 +103,9 @@ def claim(
 
 
 def next_start(db: Connection, since: float = math.inf) -> float | None:
-    """The next time (seconds since the epoch) at which a job that waits for one may start; None where none does.
+    """Return the next scheduled start (seconds since the epoch); None if there is none.
 
-    since: an earlier look at the clock, which may have been set in the meantime: a job that waited by either of the two counts.
+    ``since``: an earlier reading of the clock. A start after either reading counts: somebody may have set the clock in between.
     """
     return db.execute(
         "SELECT min(max(coalesce(start_at, 0), coalesce(retry_at, 0))) FROM jobs"
@@ -115,7 +115,7 @@ def next_start(db: Connection, since: float = math.inf) -> float | None:
 
 
 def keep_peak(db: Connection, job: str, device_bytes: int) -> None:
-    """Note the largest use of a card's memory that the job has shown: its next attempt is placed by it."""
+    """Record the peak of the job's memory use on a card, for the placement of its next attempt."""
     db.execute(
         "INSERT INTO peaks SELECT id, ?2 FROM jobs WHERE id = ?1 ON CONFLICT (job) DO UPDATE SET device_bytes = max(device_bytes, ?2)",
         (job, device_bytes),
@@ -130,5 +130,5 @@ def sizes(db: Connection, job: Job) -> tuple[int, int | None]:
 
 
 def running(db: Connection) -> list[Job]:
-    """The jobs that are running as far as the queue knows."""
+    """Return the jobs that are running according to the queue."""
     return [Job.of(row) for row in db.execute("SELECT * FROM jobs WHERE state = 'running' ORDER BY seq")]

@@ -15,57 +15,58 @@ from offrld.daemon.queue.pausing import paused
 from offrld.daemon.queue.submission import check_limits, import_target, pin_dataset
 
 PART = 5000  # events deleted in one transaction
-REMOVED = "removed"  # kind of a job of which only events are left
+REMOVED = "removed"  # kind of a removed job whose events are not yet deleted
 INTENTS = {"pause": "pausing", "cancel": "cancelling", "resume": "resuming after the pause"}
 
 
 def control(
     db: Connection, job: str, action: str, steps: int | None = None, limits: Limits = Limits(), *, operator: bool = True
 ) -> tuple[Job, str]:
-    """Do what a user wants; returns the job and what its running worker has to be told ("", "pause", "cancel").
+    """Apply ``action`` to the job; return the job and the intent for its running worker ("", "pause", "cancel").
 
     Args:
-        steps: of resume: the job's new number of updates in all.
-        limits: a job that had ended and is queued again counts as its owner's new one.
+        steps: with resume, the job's new total number of updates.
+        limits: an ended job that is queued again counts as a new one of its owner.
         operator: whether the user may start a job while the queue is paused.
 
-    Asking for what is already so is not an error. Raises `Conflict` where the state does not allow it, `LimitReached`.
+    An action without effect, such as pausing a paused job, is not an error. Raises `Conflict` if the state does not allow the action, and
+    `LimitReached`.
     """
-    found = find(db, job)
-    tell = ""
+    before = find(db, job)
+    intent = ""
     if action == "start" and not operator and (pause := paused(db)) is not None:
         raise Conflict(f"the queue is paused by {pause.by!r}", hint="an operator starts the job, or `offrl queue resume`")
     if steps is not None:
-        _extend(db, found, action, steps)
+        _extend(db, before, action, steps)
     else:
-        tell = ACTIONS[action](db, found)
+        intent = ACTIONS[action](db, before)
     after = find(db, job)
-    if found.state.ended and not after.state.ended:
-        check_limits(db, found.owner, limits, counted=True)
-    return after, tell
+    if before.state.ended and not after.state.ended:
+        check_limits(db, before.owner, limits, counted=True)
+    return after, intent
 
 
 def remove(db: Connection, job: str) -> Job:
-    """Delete the row and the events of an ended job. `Conflict` naming the jobs that still need it."""
-    found = find(db, job)
-    if not found.state.ended:
-        raise Conflict(f"job {job} is {found.state}", hint=f"`offrl cancel {job}` first")
-    if found.pinned:
+    """Delete the row and the events of an ended job; return it. Raises `Conflict`, naming the jobs that still need it."""
+    record = find(db, job)
+    if not record.state.ended:
+        raise Conflict(f"job {job} is {record.state}", hint=f"`offrl cancel {job}` first")
+    if record.pinned:
         raise Conflict(f"job {job} is pinned", hint=f"`offrl unpin {job}` first")
     if needing := users(db, job):
         raise Conflict(f"job {job} is needed by {fitting.names(needing)}", hint="wait for them, or cancel them first")
-    if found.events <= PART:
-        db.execute("DELETE FROM jobs WHERE seq = ?", (found.seq,))
-    else:  # its events would hold up everybody who writes: nobody finds the job any more, `purge` deletes them part by part
+    if record.events <= PART:
+        db.execute("DELETE FROM jobs WHERE seq = ?", (record.seq,))
+    else:  # deleting its events at once would block all other writes: hide the job, `purge` deletes them part by part
         for table in ("dependencies WHERE job = ?1 OR needs", "uses WHERE job = ?1 OR used", "peaks WHERE job"):
             db.execute(f"DELETE FROM {table} = ?1", (job,))
-        db.execute("UPDATE jobs SET id = '.removed-' || seq, kind = ?, key = NULL WHERE seq = ?", (REMOVED, found.seq))
+        db.execute("UPDATE jobs SET id = '.removed-' || seq, kind = ?, key = NULL WHERE seq = ?", (REMOVED, record.seq))
     db.touched.add(job)
-    return found
+    return record
 
 
 def purge(db: Connection) -> bool:
-    """Delete a part of what is left of removed jobs; whether there is more."""
+    """Delete a part of what is left of removed jobs; return whether there is more."""
     row = db.execute("SELECT seq FROM jobs WHERE kind = ? LIMIT 1", (REMOVED,)).fetchone()
     if row is None:
         return False
@@ -78,7 +79,7 @@ def purge(db: Connection) -> bool:
 
 
 def users(db: Connection, job: str) -> list[str]:
-    """The unfinished jobs that need this one: they wait for it, take its checkpoint, or export it."""
+    """Return the unfinished jobs that need this one: they wait for it, inherit its checkpoint, or export it."""
     rows = db.execute(
         f"SELECT id FROM jobs WHERE state IN {UNFINISHED}"
         " AND (source = ?1 OR id IN (SELECT job FROM dependencies WHERE needs = ?1 UNION SELECT job FROM uses WHERE used = ?1))",
@@ -125,12 +126,12 @@ def _resume(db: Connection, job: Job) -> str:
     elif job.state == JobState.RUNNING and job.intent == "cancel":
         raise Conflict(f"job {job.id} is being cancelled")
     elif job.state == JobState.RUNNING and job.intent == "pause":
-        _intend(db, job, "resume")  # the worker was told to pause: when it has, the job is queued at once
+        _intend(db, job, "resume")  # the worker is already pausing: once it has, the job is queued at once
     return ""
 
 
 def _extend(db: Connection, job: Job, action: str, steps: int) -> None:
-    """Queue a succeeded (or paused) train job with more updates than it has done."""
+    """Queue a succeeded or paused job with more steps than it has done."""
     if action != "resume" or job.kind not in PAUSABLE:
         raise InvalidInput(f"steps={steps} is about resuming a job that trains or collects", hint="`offrl resume JOB --steps N`")
     if job.state not in (JobState.SUCCEEDED, JobState.PAUSED):
@@ -148,7 +149,7 @@ def _extend(db: Connection, job: Job, action: str, steps: int) -> None:
 
 
 def _retry(db: Connection, job: Job) -> str:
-    if job.state == JobState.QUEUED and job.retry_at is not None:  # it waits for that anyway: now, and with all its attempts again
+    if job.state == JobState.QUEUED and job.retry_at is not None:  # a retry is scheduled: run it now, with a fresh count of attempts
         db.execute("UPDATE jobs SET retry_at = NULL, crashes = 0, reason = '' WHERE seq = ?", (job.seq,))
         events.add(db, job, "message", job.state, message="the next attempt does not wait any longer")
         db.schedule = True
@@ -166,14 +167,14 @@ def _retry(db: Connection, job: Job) -> str:
 
 
 def _start(db: Connection, job: Job) -> str:
-    """Start it as soon as there is a place: before all others, not waiting for its time, and although the queue is paused."""
+    """Start the job as soon as a slot is free: before all others, before its scheduled time, and even if the queue is paused."""
     if job.state not in (JobState.QUEUED, JobState.PAUSED, JobState.RUNNING):
         raise Conflict(f"job {job.id} has {word(job.state)}", hint=f"`offrl retry {job.id}` runs it again")
     if job.state == JobState.PAUSED:
         move(db, job, JobState.QUEUED)
     if job.state != JobState.RUNNING:
         db.execute("UPDATE jobs SET start_at = NULL, retry_at = NULL, forced = 1 WHERE seq = ?", (job.seq,))
-        events.add(db, job, "message", JobState.QUEUED, message="told to start")
+        events.add(db, job, "message", JobState.QUEUED, message="start requested")
         db.schedule = True
     return ""
 

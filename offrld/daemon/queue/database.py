@@ -1,7 +1,7 @@
-"""The SQLite file behind the queue: transactions, and the threads that keep the event loop free of it.
+"""The SQLite file of the queue: transactions, and the threads that keep them off the event loop.
 
-Every change is one transaction that is on the disk before `Database.write` returns (WAL with ``synchronous=FULL``), so an answer given
-after it is true after a power cut as well. Reads have connections of their own and never wait for a sync.
+Every change is one transaction that is on disk before `Database.write` returns (WAL with ``synchronous=FULL``), so the reply stays true
+after a power cut. Reads have connections of their own and never wait for a sync.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ T = TypeVar("T")
 
 
 class Connection(sqlite3.Connection):
-    """A connection that notes what a transaction changed, for those who wait for it."""
+    """A connection that records what a transaction changed, for those who wait for it."""
 
     touched: set[str]  # jobs with new events
     schedule: bool  # a job may be startable now
 
 
 def connect(path: Path) -> Connection:
-    """Open (and make, or migrate) the database. Raises `Conflict` for a version that is not known, `StoreCorrupt` for a broken file."""
+    """Open the database, and create or migrate it. Raises `Conflict` for an unknown version, `StoreCorrupt` for a damaged file."""
     try:
         db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, factory=Connection, timeout=10.0)
         db.row_factory = sqlite3.Row
@@ -50,10 +50,10 @@ def connect(path: Path) -> Connection:
 
 
 def check(path: Path) -> None:
-    """Look at the file as it is, before anything opens it for writing: nothing is changed in one that is damaged.
+    """Check the file before anything opens it for writing: a damaged file stays as it is.
 
-    Raises `StoreCorrupt` for a file that SQLite finds damaged (its quick check reads all of it), and for one that is empty beside the
-    folders of jobs: what a file system may leave after a power cut.
+    Raises `StoreCorrupt` for a file that SQLite finds damaged (its quick check reads all of it), and for an empty one beside the folders of
+    jobs, which a file system may leave after a power cut.
     """
     if not path.exists():
         return
@@ -63,15 +63,15 @@ def check(path: Path) -> None:
         return
     try:
         with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
-            found = [row[0] for row in db.execute("PRAGMA quick_check(1)")]
+            problems = [row[0] for row in db.execute("PRAGMA quick_check(1)")]
     except sqlite3.DatabaseError as error:
         raise translate(error, path) from None
-    if found != ["ok"]:
-        raise StoreCorrupt(f"{path} is damaged: {' '.join(found[0].split())}", hint=BACK_UP_HINT)
+    if problems != ["ok"]:
+        raise StoreCorrupt(f"{path} is damaged: {' '.join(problems[0].split())}", hint=BACK_UP_HINT)
 
 
 def translate(error: sqlite3.DatabaseError, path: Path | str) -> OffrlError:
-    """The error of SQLite as one of ours."""
+    """Turn an error of SQLite into one of ours."""
     text = str(error)
     if "full" in text:
         return DiskFull(f"{path}: {text}", hint="free some space; nothing that was acknowledged is lost")
@@ -83,7 +83,7 @@ def translate(error: sqlite3.DatabaseError, path: Path | str) -> OffrlError:
 
 
 def transaction(db: Connection, begin: str, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """``function(db, ...)`` in one transaction: committed when it returns, undone when it raises."""
+    """Run ``function(db, ...)`` in one transaction: committed when it returns, rolled back when it raises."""
     db.touched, db.schedule = set(), False
     db.execute(begin)
     try:
@@ -111,7 +111,7 @@ class Database:
         self._long_thread = ThreadPoolExecutor(1, thread_name_prefix="queue-survey")
 
     async def write(self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """The result of ``function``, when its changes are durable. Raises what it raises, SQLite's errors as ours."""
+        """Return the result of ``function`` once its changes are durable. Raises what it raises, SQLite's errors as ours."""
 
         def work() -> tuple[T, set[str], bool]:
             try:
@@ -120,7 +120,7 @@ class Database:
                 raise translate(error, self._path) from error
             return result, self._writer.touched, self._writer.schedule
 
-        # shielded: who asked may give up, what was begun is done and those who wait for it are told
+        # Shielded: if the caller gives up, the write still completes and wakes those who wait for it.
         return await asyncio.shield(asyncio.ensure_future(self._written(work)))
 
     async def _written(self, work: Callable[[], tuple[T, set[str], bool]]) -> T:
@@ -131,11 +131,11 @@ class Database:
         return result
 
     async def read(self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """The result of ``function`` on one consistent view; one after the other, in the order in which they were asked for."""
+        """Return the result of ``function`` on one consistent view. Reads run one after the other, in the order of their calls."""
         return await self._read(self._reader, self._read_thread, function, *args, **kwargs)
 
     async def survey(self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """`read` for what looks at many rows: the status of one job does not wait behind a list of all."""
+        """Like `read`, for queries of many rows: the status of one job does not wait behind a list of all."""
         return await self._read(self._long_reader, self._long_thread, function, *args, **kwargs)
 
     async def _read(
@@ -155,7 +155,7 @@ class Database:
         return await asyncio.get_running_loop().run_in_executor(thread, contextvars.copy_context().run, work)
 
     def close(self) -> None:
-        """Finish what was begun and fold the log into the file."""
+        """Finish the running transactions and fold the log into the file."""
         self._write_thread.shutdown()
         self._read_thread.shutdown()
         self._long_thread.shutdown()

@@ -1,4 +1,4 @@
-"""What a job has made of a dataset, as the queue keeps it, and whose it is."""
+"""The row of a dataset in the queue's database: its latest description, and its owner."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from offrld.daemon.queue.database import Connection
 
 
 def keep(db: Connection, info: DatasetInfo, job: str, owner: str | None, at: float) -> bool:
-    """Note what a job has made of a dataset, and whether that is news. A new one is its owner's."""
+    """Store a job's description of a dataset; return whether it is news. A new dataset belongs to ``owner``."""
     before = db.execute("SELECT snapshot, job FROM datasets WHERE name = ?", (info.name,)).fetchone()
     db.execute(
         "INSERT INTO datasets (name, info, snapshot, job, updated_at) VALUES (?1, ?2, ?3, ?4, ?5)"
@@ -22,6 +22,6 @@ def keep(db: Connection, info: DatasetInfo, job: str, owner: str | None, at: flo
 
 
 def owner(db: Connection, name: str) -> str | None:
-    """Whose a dataset is; None: it is not there, or of before datasets had owners."""
+    """Return the owner of a dataset; None if it does not exist, or is older than the owners of datasets."""
     row = db.execute("SELECT owner FROM dataset_owners WHERE name = ?", (name,)).fetchone()
     return None if row is None else row[0]

@@ -1,4 +1,4 @@
-"""The datasets that the queue knows: what their last import said of them, and which unfinished jobs use them."""
+"""The datasets that the queue lists: their description by the last job that wrote them, and the unfinished jobs that use them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _ROWS = "SELECT name, info, (SELECT owner FROM dataset_owners o WHERE o.name = d
 
 
 def listing(db: Connection, after: str | None = None) -> Encoded:
-    """The message of a `wire.DatasetList`: those behind ``after`` by name, as many as fit."""
+    """Return the message of a `wire.DatasetList`: the datasets after ``after`` by name, as many as fit."""
     users = _users(db)
     packed: list[bytes] = []
     size, last = 0, after
@@ -32,22 +32,22 @@ def listing(db: Connection, after: str | None = None) -> Encoded:
 
 
 def get(db: Connection, name: str) -> DatasetInfo:
-    """One dataset; `Unknown` with the nearest known name."""
+    """Return one dataset. Raises `Unknown`, with the nearest known name."""
     row = db.execute(f"{_ROWS} WHERE name = ?", (name,)).fetchone()
     if row is None:
-        known = [row[0] for row in db.execute("SELECT name FROM datasets")]
-        raise Unknown(f"no dataset {name!r}", hint=nearest(name, known) or "add one with `offrl datasets add NAME SOURCE`")
+        names = [row[0] for row in db.execute("SELECT name FROM datasets")]
+        raise Unknown(f"no dataset {name!r}", hint=nearest(name, names) or "add one with `offrl datasets add NAME SOURCE`")
     return _info(row, _users(db))
 
 
 def fields(db: Connection, name: str) -> dict[str, Any] | None:
-    """The fields of the dataset, or None where it is not there (yet)."""
+    """Return the fields of the dataset, or None if it does not exist (yet)."""
     row = db.execute("SELECT info FROM datasets WHERE name = ?", (name,)).fetchone()
     return None if row is None else json.loads(row[0]).get("fields", {})
 
 
 def remove(db: Connection, name: str) -> None:
-    """Forget the dataset; `Conflict` naming the unfinished jobs that use it."""
+    """Remove the dataset from the list. Raises `Conflict`, naming the unfinished jobs that use it."""
     info = get(db, name)
     if info.pinned_by:
         raise Conflict(f"dataset {name!r} is used by {fitting.names(info.pinned_by)}", hint="wait for them, or cancel them first")
@@ -55,17 +55,17 @@ def remove(db: Connection, name: str) -> None:
 
 
 def known(db: Connection) -> set[str]:
-    """The names of all datasets."""
+    """Return the names of all datasets."""
     return {row[0] for row in db.execute("SELECT name FROM datasets")}
 
 
 def mentioned(db: Connection, name: str) -> bool:
-    """Whether there is a dataset of that name, or an unfinished job that uses it."""
+    """Whether a dataset of that name exists, or an unfinished job uses it."""
     return name in known(db) or name in _users(db)
 
 
 def action_kind(fields: dict[str, Any] | None) -> Literal["continuous", "discrete"] | None:
-    """Whether the dataset's actions are whole numbers (one per step) or vectors; None where its fields do not tell."""
+    """Return whether the dataset's actions are whole numbers (one per step) or vectors; None if its fields do not say."""
     for name, field in (fields or {}).items():
         if isinstance(field, dict) and field.get("role", name) == "action" and "dtype" in field:
             return "discrete" if "n" in field else "continuous"
@@ -73,7 +73,7 @@ def action_kind(fields: dict[str, Any] | None) -> Literal["continuous", "discret
 
 
 def pinned(db: Connection, name: str) -> list[str]:
-    """The snapshots of the dataset that unfinished jobs use."""
+    """Return the snapshots of the dataset that unfinished jobs use."""
     rows = db.execute(f"SELECT DISTINCT snapshot FROM jobs WHERE dataset = ? AND snapshot IS NOT NULL AND state IN {UNFINISHED}", (name,))
     return [row[0] for row in rows]
 

@@ -1,4 +1,4 @@
-"""A worker's news and its end, taken over into the queue; a crash is tried again, after a wait that grows."""
+"""Progress and end of an attempt, as the queue records them; a crashed job is retried, after growing waits."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ from offrld.daemon.queue.outcome import RETRIED, Exit, outcome
 
 
 def progress(db: Connection, job: str, attempt: int, path: Path) -> bool:
-    """Take over what the worker of that attempt has written; True where more is waiting."""
-    found = find(db, job)
-    if found.state != JobState.RUNNING or found.attempt != attempt:
+    """Record what the worker of that attempt has written; return True if more is waiting."""
+    record = find(db, job)
+    if record.state != JobState.RUNNING or record.attempt != attempt:
         return False
-    return events.take_over(db, found, path)[1]
+    return events.take_over(db, record, path)[1]
 
 
-def finish(db: Connection, job: str, attempt: int, path: Path | None, how: Exit, retry: Retry = Retry(attempts=1)) -> Job:
-    """The worker of that attempt is gone: take over its last lines (of ``path``) and decide what has become of the job."""
-    found = find(db, job)
-    if found.state != JobState.RUNNING or found.attempt != attempt:
-        return found
-    end, more = events.take_over(db, found, path) if path is not None else (None, False)
+def finish(db: Connection, job: str, attempt: int, path: Path | None, worker_exit: Exit, retry: Retry = Retry(attempts=1)) -> Job:
+    """End the attempt: record the worker's last lines (in ``path``), decide the job's outcome, and return the job."""
+    record = find(db, job)
+    if record.state != JobState.RUNNING or record.attempt != attempt:
+        return record
+    end, more = events.take_over(db, record, path) if path is not None else (None, False)
     while path is not None and more:
         later, more = events.take_over(db, find(db, job), path)
         end = later or end
-    if end is None and how.last_line:  # where the run folder could not be written (a full disk), the end came by the pipe only
-        end = events.take_line(db, found, how.last_line) if b'"end"' in how.last_line else None
-    state, reason, error = outcome(end, how, found.intent)
-    found = find(db, job)
+    if end is None and worker_exit.last_line:  # on a full disk, the end line comes through the pipe only
+        end = events.take_line(db, record, worker_exit.last_line) if b'"end"' in worker_exit.last_line else None
+    state, reason, error = outcome(end, worker_exit, record.intent)
+    record = find(db, job)
     if state == JobState.FAILED and error is not None and error.get("code") in RETRIED:
-        _crashed(db, found, reason, error, retry)
+        _crashed(db, record, reason, error, retry)
     else:
-        # A worker that was only stopped says nothing about the crashes before it.
-        move(db, found, state, reason=reason, error=error, crashes=None if state == JobState.QUEUED else 0)
+        # A worker that was only stopped leaves the count of crashes as it is.
+        move(db, record, state, reason=reason, error=error, crashes=None if state == JobState.QUEUED else 0)
     return find(db, job)
 
 
@@ -48,8 +48,8 @@ def _crashed(db: Connection, job: Job, reason: str, error: dict[str, Any], retry
     lasted = time.time() - (job.started_at or 0.0)
     crashes = 1 if lasted >= retry.reset_s else job.crashes + 1
     if crashes >= retry.attempts:
-        told = f"{reason} (attempt {crashes} of {retry.attempts})" if crashes > 1 else reason
-        move(db, job, JobState.FAILED, reason=told, error=error)
+        last = f"{reason} (attempt {crashes} of {retry.attempts})" if crashes > 1 else reason
+        move(db, job, JobState.FAILED, reason=last, error=error)
         return
     wait = retry.wait_s(crashes)
     attempt = f"attempt {crashes + 1} of {retry.attempts}"
@@ -61,5 +61,5 @@ def _crashed(db: Connection, job: Job, reason: str, error: dict[str, Any], retry
         error=error,
         crashes=crashes,
         retry_at=time.time() + wait,
-        said=f"{attempt} in {wait:g} s: {reason}",
+        message=f"{attempt} in {wait:g} s: {reason}",
     )

@@ -1,4 +1,4 @@
-"""The numbered events of a job: written with the change that they tell of, taken over from the worker's events.jsonl exactly once."""
+"""The numbered events of a job: stored with the change that they report; lines of the worker's events.jsonl are stored exactly once."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from offrld.daemon.queue import dataset_rows
 from offrld.daemon.queue.database import Connection
 from offrld.daemon.queue.job_record import Job, find
 
-PART = 1 << 20  # bytes of events.jsonl taken over in one transaction
-REPLY_BYTES = 1 << 19  # events in one answer, roughly
+PART = 1 << 20  # bytes of events.jsonl stored in one transaction
+REPLY_BYTES = 1 << 19  # approximate size of the events in one reply
 log = logging.getLogger("offrld.events")
 
 
@@ -32,21 +32,21 @@ def add(db: Connection, job: Job, kind: str, state: JobState, at: float | None =
 
 
 def after(db: Connection, job: str, cursor: int, limit: int) -> tuple[list[Event], int, bool]:
-    """Events after ``cursor``, the next cursor, and whether the job has ended with nothing left after it. Raises `Unknown`."""
-    found = find(db, job)
+    """Return the events after ``cursor``, the next cursor, and whether the job has ended and these are its last. Raises `Unknown`."""
+    record = find(db, job)
     events: list[Event] = []
     size = 0
-    for row in db.execute("SELECT n, body FROM events WHERE seq = ? AND n > ? ORDER BY n LIMIT ?", (found.seq, cursor, limit)):
+    for row in db.execute("SELECT n, body FROM events WHERE seq = ? AND n > ? ORDER BY n LIMIT ?", (record.seq, cursor, limit)):
         size += len(row["body"])
         if events and size > REPLY_BYTES:
             break
         events.append(Event(n=row["n"], job=job, **json.loads(row["body"])))
     cursor = events[-1].n if events else cursor
-    return events, cursor, found.state.ended and cursor >= found.events
+    return events, cursor, record.state.ended and cursor >= record.events
 
 
 def take_over(db: Connection, job: Job, path: Path) -> tuple[dict[str, Any] | None, bool]:
-    """Store the worker's new lines in ``path`` and how far they were read. Returns its end line, if it came, and whether more is there."""
+    """Store the worker's new lines in ``path``, and how far they were read. Return its end line, if any, and whether more lines wait."""
     try:
         with path.open("rb") as file:
             file.seek(job.events_offset)
@@ -67,7 +67,7 @@ def take_over(db: Connection, job: Job, path: Path) -> tuple[dict[str, Any] | No
 
 
 def take_line(db: Connection, job: Job, line: bytes) -> dict[str, Any] | None:
-    """Store what one line of a worker says; returns it when it is the end line. A line that says nothing known is logged and skipped."""
+    """Store one line of a worker; return it if it is the end line. An unknown line is logged and skipped."""
     try:
         message = parse(line)
     except ValueError as error:
@@ -90,18 +90,18 @@ def take_line(db: Connection, job: Job, line: bytes) -> dict[str, Any] | None:
 
 def _progress(db: Connection, job: Job, message: dict[str, Any], at: float) -> None:
     fields = {name: message[name] for name in ("step", "steps", "updates_per_second", "eta_s", "metrics")}
-    known = json.loads(db.execute("SELECT metrics FROM jobs WHERE seq = ?", (job.seq,)).fetchone()[0])
+    metrics = json.loads(db.execute("SELECT metrics FROM jobs WHERE seq = ?", (job.seq,)).fetchone()[0])
     for name, values in fields["metrics"].items():
-        known[name] = {**known.get(name, {}), **values}
+        metrics[name] = {**metrics.get(name, {}), **values}
     db.execute(
         "UPDATE jobs SET step = ?, steps = ?, updates_per_second = coalesce(?, updates_per_second), eta_s = ?, metrics = ? WHERE seq = ?",
-        (fields["step"], fields["steps"], fields["updates_per_second"], fields["eta_s"], json.dumps(known), job.seq),
+        (fields["step"], fields["steps"], fields["updates_per_second"], fields["eta_s"], json.dumps(metrics), job.seq),
     )
     add(db, job, "progress", JobState.RUNNING, at, **fields)
 
 
 def parse(line: bytes) -> dict[str, Any]:
-    """One line of a worker, checked; `ValueError` says what is wrong with it."""
+    """Parse and check one line of a worker. Raises `ValueError`."""
     message = json.loads(line)
     if not isinstance(message, dict):
         raise ValueError("not an object")
@@ -138,7 +138,7 @@ def _number(message: dict[str, Any], name: str) -> float | None:
 
 
 def _metrics(metrics: Any) -> dict[str, dict[str, float]]:
-    """``{name: {seed: value}}`` with the values that are numbers; a NaN stays one (JSON as Python writes it): a diverged run shows it."""
+    """Return ``{name: {seed: value}}`` with the numeric values only. A NaN stays (Python's JSON allows it): it shows a diverged run."""
     if not isinstance(metrics, dict):
         raise ValueError("metrics is not an object")
     return {

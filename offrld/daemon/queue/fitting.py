@@ -1,4 +1,4 @@
-"""Replies cut to the size of a message: what may be of any size (metadata, metrics of a thousand seeds) is shortened, and said to be."""
+"""Replies cut to the size of a message: parts of any size (metadata, metrics of a thousand seeds) are shortened, and marked as such."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from typing import Any, TypeVar
 from offrl import message
 from offrl.wire import MAX_MESSAGE, DatasetInfo, JobInfo
 
-WHOLE = MAX_MESSAGE - (1 << 14)  # of the one thing that a reply tells of
+WHOLE = MAX_MESSAGE - (1 << 14)  # bytes of the one entry of a reply
 NAMES = 1000  # of jobs, in one reply
+Cuts = tuple[tuple[str, Callable[[Any, int], Any]], ...]  # key -> the function that cuts its value to a number of bytes
 Info = TypeVar("Info", DatasetInfo, JobInfo)
 
 
 def dataset(info: DatasetInfo, most: int = WHOLE) -> DatasetInfo:
-    """A dataset's information in at most so many bytes; ``trimmed`` names the keys that lost something."""
-    cuts: tuple[tuple[str, Callable[[Any, int], Any]], ...] = (
+    """Cut a dataset's information to ``most`` bytes; its ``trimmed`` names the keys that lost something."""
+    cuts: Cuts = (
         ("metadata", _first_items),
         ("skipped", _first),
         ("pinned_by", _first),
@@ -26,8 +27,8 @@ def dataset(info: DatasetInfo, most: int = WHOLE) -> DatasetInfo:
 
 
 def job(info: JobInfo, most: int = WHOLE) -> JobInfo:
-    """A job's information in at most so many bytes: the first seeds of its metrics, then less of its settings and of its error's log."""
-    cuts: tuple[tuple[str, Callable[[Any, int], Any]], ...] = (
+    """Cut a job's information to ``most`` bytes: first to fewer seeds of its metrics, then to less of its error's log and its settings."""
+    cuts: Cuts = (
         ("metrics", _first_items),
         ("error", _short_texts),
         ("spec", _first_items),
@@ -38,7 +39,7 @@ def job(info: JobInfo, most: int = WHOLE) -> JobInfo:
     return _cut(info, most, cuts, lambda trimmed: {})
 
 
-def _cut(info: Info, most: int, cuts: tuple[tuple[str, Callable[[Any, int], Any]], ...], told: Callable[[list[str]], dict]) -> Info:
+def _cut(info: Info, most: int, cuts: Cuts, marks: Callable[[list[str]], dict[str, Any]]) -> Info:
     over = len(message.pack_reply(info.model_dump())) - most
     trimmed: list[str] = []
     for name, cut in cuts:
@@ -49,7 +50,7 @@ def _cut(info: Info, most: int, cuts: tuple[tuple[str, Callable[[Any, int], Any]
         shorter = cut(value, max(0, size - over - 64))  # room for the name of the key in ``trimmed``
         if shorter != value:
             trimmed.append(name)
-            info = info.model_copy(update={name: shorter, **told([*getattr(info, "trimmed", []), name])})
+            info = info.model_copy(update={name: shorter, **marks([*getattr(info, "trimmed", []), name])})
             over -= size - _size(shorter) - 64
     return info
 
@@ -59,28 +60,28 @@ def _size(value: Any) -> int:
 
 
 def _first_items(values: dict[str, Any], most: int) -> dict[str, Any]:
-    """As many items as fit, and of one that does not, if it is a map, its own first ones."""
-    found: dict[str, Any] = {}
+    """Return as many items as fit; of a map that does not fit, its own first items."""
+    part: dict[str, Any] = {}
     for name, value in values.items():
         size = _size(value) + len(name.encode(errors="replace")) + 8
         if size > most:
-            if isinstance(value, dict) and (part := _first_items(value, most - len(name) - 16)):
-                found[name] = part
-                most -= _size(part) + len(name) + 16
+            if isinstance(value, dict) and (inner := _first_items(value, most - len(name) - 16)):
+                part[name] = inner
+                most -= _size(inner) + len(name) + 16
             continue
-        found[name] = value
+        part[name] = value
         most -= size
-    return found
+    return part
 
 
 def _first(values: list[Any], most: int) -> list[Any]:
-    found = []
+    part: list[Any] = []
     for value in values:
         most -= len(message.pack_reply({"": value.model_dump() if hasattr(value, "model_dump") else value}))
         if most < 0:
             break
-        found.append(value)
-    return found
+        part.append(value)
+    return part
 
 
 def _short_texts(values: dict[str, str] | None, most: int) -> dict[str, str] | None:
@@ -93,5 +94,5 @@ def _short(text: str, most: int) -> str:
 
 
 def names(jobs: list[str], most: int = 10) -> str:
-    """Jobs in a message: all of a few, else the first and how many more."""
+    """Name the jobs for a message: all of a few, else the first ones and the number of the rest."""
     return ", ".join(jobs[:most]) + (f" and {len(jobs) - most} more" if len(jobs) > most else "")

@@ -1,4 +1,4 @@
-"""Wakes those who wait for a job's next event, so that nobody asks the database in a loop, and a hundred who are woken ask it once."""
+"""Wakes those who wait for a job's next event: nobody polls the database, and a hundred watchers share one read."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ class Hub:
 
     def __init__(self) -> None:
         self._watchers: dict[str, set[asyncio.Event]] = {}
-        self._news = 0  # counts all that becomes known
-        self._newest: dict[str, int] = {}  # watched job -> the count at its last news
+        self._news = 0  # counts all news
+        self._newest: dict[str, int] = {}  # watched job -> count at its last news
         self._reads: dict[Hashable, asyncio.Future[Any]] = {}
 
     @contextmanager
     def watch(self, job: str) -> Iterator[asyncio.Event]:
-        """An event that is set whenever something new is known of ``job``; clear it before each look."""
+        """Yield an event that is set whenever there is news of ``job``; clear it before each look."""
         event = asyncio.Event()
         self._watchers.setdefault(job, set()).add(event)
         if job not in self._newest:
@@ -33,7 +33,7 @@ class Hub:
                 del self._watchers[job], self._newest[job]
 
     def wake(self, jobs: Iterable[str]) -> None:
-        """Something new is known of these jobs."""
+        """Wake those who watch these jobs."""
         for job in jobs:
             if job in self._newest:
                 self._newest[job] = self._news = self._news + 1
@@ -41,9 +41,9 @@ class Hub:
                 event.set()
 
     async def read(self, job: str, what: Hashable, read: Callable[[], Awaitable[Any]]) -> Any:
-        """The result of ``read``, or of the same read for somebody else that was begun after the last news of the watched ``job``.
+        """Return the result of ``read``, or join the same read for another watcher if it started after the last news of ``job``.
 
-        A read that is joined has seen all that this one would: what it has missed is news that is still to come.
+        A joined read sees everything that a new one would: anything that it misses triggers another wake-up.
         """
         key = (job, what, self._newest[job])
         if (shared := self._reads.get(key)) is None:
@@ -53,9 +53,9 @@ class Hub:
 
 
 async def wait(event: asyncio.Event, seconds: float) -> bool:
-    """Wait for ``event`` at most so long; whether it came."""
+    """Wait for ``event`` at most ``seconds``; return whether it came."""
     try:
-        async with asyncio.timeout(max(seconds, 0.0)):  # `wait_for` would make a task of its own
+        async with asyncio.timeout(max(seconds, 0.0)):  # `wait_for` would create a task
             await event.wait()
     except TimeoutError:
         return False

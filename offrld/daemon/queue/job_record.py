@@ -57,11 +57,12 @@ class Job:
 
     @classmethod
     def of(cls, row: sqlite3.Row) -> Job:
+        """Return the job of a row of the jobs table."""
         return cls.of_values(dict(zip(row.keys(), row, strict=True)))  # dict(row) takes three times as long: it looks every name up
 
     @classmethod
     def of_values(cls, values: dict[str, Any]) -> Job:
-        """The job of a row's columns by name."""
+        """Return the job of a row's columns, by name."""
         for name in ("spec", "after", "error", "metrics"):
             text = values[name]
             values[name] = None if text is None else [] if text == "[]" else {} if text == "{}" else json.loads(text)
@@ -72,12 +73,12 @@ class Job:
 
 
 def find(db: Connection, job: str) -> Job:
-    """The job of that id; `Unknown` with the nearest known one, or the newest of those that `offrl status` lists."""
+    """Return the job of that id. Raises `Unknown` with the nearest known id, or the newest ones that `offrl status` lists."""
     row = db.execute("SELECT * FROM jobs WHERE id = ?", (job,)).fetchone()
     if row is None:
-        known = [row[0] for row in db.execute("SELECT id FROM jobs ORDER BY seq DESC LIMIT 1000")]
-        if (close := likely(job, known)) is not None:
+        ids = [row[0] for row in db.execute("SELECT id FROM jobs ORDER BY seq DESC LIMIT 1000")]
+        if (close := likely(job, ids)) is not None:
             raise Unknown(f"no job {job!r}", hint=f"did you mean {close!r}?")
         newest = [row[0] for row in db.execute("SELECT id FROM jobs WHERE kind != 'import' ORDER BY seq DESC LIMIT ?", (NEWEST,))]
-        raise Unknown(f"no job {job!r}", hint=f"the newest: {', '.join(newest or known[:NEWEST])}" if known else "there are no jobs yet")
+        raise Unknown(f"no job {job!r}", hint=f"the newest: {', '.join(newest or ids[:NEWEST])}" if ids else "there are no jobs yet")
     return Job.of(row)

@@ -1,7 +1,7 @@
-"""From one version of the queue's database to the next: one function for each step, one transaction each, and a copy of the file before.
+"""Migrations of the queue's database: one function and one transaction for each step to the next version, after a copy of the file.
 
-The copy is `queue.sqlite.vN` beside the database, whole and synced before anything is changed; it is not deleted. A version without a
-step, or a later one, is refused and nothing is changed.
+The copy is `queue.sqlite.vN` beside the database, whole and synced before anything changes; nothing deletes it. A version without a step,
+or a newer one, is refused, and nothing changes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from offrld.daemon.queue.schema import DATASET_OWNERS, INDEXES, JOBS, SCHEMA_VER
 
 
 def migrate(db: sqlite3.Connection, path: Path) -> None:
-    """Bring the open database at ``path`` to the present version. Raises `Conflict` for one that it cannot be brought from."""
+    """Migrate the open database at ``path`` to the current version. Raises `Conflict` for a version that cannot be migrated."""
     version = _version(db, path)
     while version != SCHEMA_VERSION:
         step = STEPS.get(version)
@@ -28,7 +28,7 @@ def migrate(db: sqlite3.Connection, path: Path) -> None:
                 hint=back if version > SCHEMA_VERSION else "run the version of offrld that wrote it, or choose another --state-dir",
             )
         keep_copy(db, path.with_name(f"{path.name}.v{version}"))
-        db.execute("PRAGMA foreign_keys = OFF")  # a table that others refer to is replaced; it cannot be set within a transaction
+        db.execute("PRAGMA foreign_keys = OFF")  # a step replaces a table that others refer to; a transaction cannot change this
         try:
             db.execute("BEGIN IMMEDIATE")
             try:
@@ -68,7 +68,7 @@ def _version(db: sqlite3.Connection, path: Path) -> int:
 
 
 def _statements(db: sqlite3.Connection, text: str) -> None:
-    """Several statements within the transaction: `executescript` would commit it."""
+    """Execute several statements within the transaction; `executescript` would commit it."""
     for statement in text.split(";"):
         if statement.strip():
             db.execute(statement)
@@ -76,8 +76,8 @@ def _statements(db: sqlite3.Connection, text: str) -> None:
 
 # ---------------------------------------------------------------------------------------------------------------------- steps
 def _from_1(db: sqlite3.Connection) -> None:
-    """Owners stand in the jobs table, and keys are theirs; start times, automatic retries, reruns, and jobs that retention passes over."""
-    # Tables that were added to version 1 without a new number: a daemon of the first days has not made them.
+    """Move owners into the jobs table and make keys theirs; add start times, automatic retries, reruns and pinned jobs."""
+    # Tables that version 1 gained without a new number: the first daemons did not create them.
     _statements(
         db,
         """
@@ -94,7 +94,7 @@ def _from_1(db: sqlite3.Connection) -> None:
             name TEXT NOT NULL) STRICT, WITHOUT ROWID
     """,
     )
-    # With AUTOINCREMENT no number is given twice, also not that of a job that was deleted.
+    # With AUTOINCREMENT no number is used twice, not even that of a deleted job.
     last = db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'jobs'").fetchone()
     _statements(db, _JOBS_2.format(name="jobs_2"))
     same = (
@@ -109,10 +109,10 @@ def _from_1(db: sqlite3.Connection) -> None:
 
 
 def _from_2(db: sqlite3.Connection) -> None:
-    """Datasets have owners: those of now stay without one, and are the operators'."""
+    """Give datasets owners; existing ones have none, and belong to the operators."""
     _statements(db, DATASET_OWNERS)
 
 
-_JOBS_2, _INDEXES_2 = JOBS, INDEXES  # once a later version changes them: their text as it is now
+_JOBS_2, _INDEXES_2 = JOBS, INDEXES  # when a later version changes them, keep their present text here
 
 STEPS: dict[int, Callable[[sqlite3.Connection], None]] = {1: _from_1, 2: _from_2}

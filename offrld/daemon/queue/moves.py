@@ -1,4 +1,4 @@
-"""The one place where a job changes its state, with the event that tells of it."""
+"""The one place where a job changes its state, with the event that reports the change."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def move(
     error: dict[str, str] | None = None,
     crashes: int | None = 0,
     retry_at: float | None = None,
-    said: str = "",
+    message: str = "",
 ) -> None:
-    """Change the state with its event; those who wait for a job that did not succeed fail with it.
+    """Change the state and add its event. If the job did not succeed, the jobs that wait for it fail, too.
 
     Args:
-        crashes: attempts that crashed in a row, so far; None: as many as before.
-        retry_at: of a queued job, when it may start again.
-        said: what the event says, by default the reason.
+        crashes: attempts in a row that crashed, so far; None: unchanged.
+        retry_at: when a queued job may start again, seconds since the epoch.
+        message: text of the event; by default the reason.
     """
     if state not in TRANSITIONS[job.state]:
         raise Conflict(f"job {job.id} is {job.state} and cannot become {state}")
@@ -39,7 +39,7 @@ def move(
         " crashes = coalesce(?, crashes) WHERE seq = ?",
         (str(state), reason, json.dumps(error) if error else None, time.time() if state.ended else None, retry_at, crashes, job.seq),
     )
-    events.add(db, job, "state", state, message=said or reason, step=job.step, steps=job.steps)
+    events.add(db, job, "state", state, message=message or reason, step=job.step, steps=job.steps)
     db.schedule = True
     if state in (JobState.FAILED, JobState.CANCELLED):
         for row in db.execute(
@@ -51,7 +51,7 @@ def move(
 
 
 def broken(db: Connection, job: str) -> list[tuple[str, JobState]]:
-    """The jobs that ``job`` waits for in vain."""
+    """Return the jobs that ``job`` waits for in vain, with their states."""
     rows = db.execute(
         "SELECT n.id, n.state FROM dependencies d JOIN jobs n ON n.id = d.needs WHERE d.job = ? AND n.state IN ('failed', 'cancelled')",
         (job,),
@@ -60,12 +60,12 @@ def broken(db: Connection, job: str) -> list[tuple[str, JobState]]:
 
 
 def word(state: JobState) -> str:
-    """The state behind "has"."""
+    """Return the state as it reads after "has"."""
     return {JobState.CANCELLED: "been cancelled"}.get(state, str(state))
 
 
 def _fail_waiting(db: Connection, job: Job) -> None:
-    if found := broken(db, job.id):
-        needed, state = found[0]
+    if failed := broken(db, job.id):
+        needed, state = failed[0]
         why = Conflict(f"it waited for job {needed}, which has {word(state)}", hint=f"`offrl retry {needed}`, then `offrl retry {job.id}`")
         move(db, job, JobState.FAILED, reason=why.message, error=to_wire(why))

@@ -1,6 +1,6 @@
-"""What has become of a job whose worker is gone: decided from its end line, how it ended, and what the user wanted of it.
+"""The outcome of an attempt whose worker is gone, from the worker's end line, its exit, and the user's intent.
 
-The causes are told apart by the error's code, and `cause` gives the class that a retry is decided by.
+The error's code names the cause; `cause` groups the codes into the classes that decide about a retry.
 """
 
 from __future__ import annotations
@@ -14,39 +14,40 @@ from typing import Any
 
 from offrl.job import JobState
 
-STOPPED = 75  # exit status of a worker that was told to terminate, or found another worker in its run folder: nothing is wrong with the job
+STOPPED = 75  # exit status of a worker that was asked to terminate, or found another worker in its run folder: the job is fine
 TAIL_LINES, TAIL_BYTES = 20, 4000  # of the log, kept with the error
 CRASHED, OUT_OF_MEMORY, KILLED, HUNG = "worker_crashed", "out_of_memory", "worker_killed", "worker_hung"
-RETRIED = (CRASHED, OUT_OF_MEMORY, KILLED, HUNG)  # by themselves: the job may well do better the next time
+RETRIED = (CRASHED, OUT_OF_MEMORY, KILLED, HUNG)  # automatically: the next attempt may well succeed
 HINTS = {
-    CRASHED: "`offrl logs JOB` shows all that it said; `offrl retry JOB` goes on from the last checkpoint",
+    CRASHED: "`offrl logs JOB` shows its whole log; `offrl retry JOB` continues from the last checkpoint",
     OUT_OF_MEMORY: "use a smaller batch_size, fewer seeds or fewer jobs at once, or a machine with more memory",
-    KILLED: "somebody ended the process; `offrl retry JOB` goes on from the last checkpoint",
-    HUNG: "its log shows where it stood; grace.hang_s is the silence that is allowed; `offrl retry JOB` goes on from the last checkpoint",
+    KILLED: "somebody ended the process; `offrl retry JOB` continues from the last checkpoint",
+    HUNG: "its log shows where it hung; grace.hang_s sets the allowed silence; `offrl retry JOB` continues from the last checkpoint",
 }
 IN_ENVIRONMENT = "in the environment's own code"
 CRASHED_IN_ENVIRONMENT = (
-    "the environment, or a library of it, ended the process: step it alone to see why; `offrl retry JOB` goes on from the last checkpoint"
+    "the environment or one of its libraries ended the process: step it alone to see why; "
+    "`offrl retry JOB` continues from the last checkpoint"
 )
-# A line of the interpreter's stack, and where it goes over into an environment: file and functions.
+# A line of the interpreter's stack, and the functions that call into an environment, by file.
 _FRAME = re.compile(r'^\s+File "(.+)", line (\d+) in (\S+)$')
 _INTO_ENVIRONMENT = {
     "offrl/environments/calls.py": ("step", "reset", "close", "made_by", "spaces_of"),
     "offrl/rollout.py": ("make_env",),
 }
-# What libraries write that end the process themselves when memory cannot be had.
+# What libraries write before they end the process for lack of memory.
 _NO_MEMORY = re.compile(r"std::bad_alloc|^MemoryError|out of memory|Cannot allocate memory|can't allocate memory", re.MULTILINE)
 
 
 class Cause(StrEnum):
-    """Why a job failed, as far as trying again depends on it."""
+    """Why a job failed, as far as a retry depends on it."""
 
-    CRASH = "crash"  # the process ended by itself, or with an error that nobody foresaw
-    OOM = "oom"  # no memory, of the machine or of the card
+    CRASH = "crash"  # the process ended by itself, or with an unforeseen error
+    OOM = "oom"  # the machine or the card was out of memory
     KILLED = "killed"  # SIGKILL or SIGTERM from outside
     HANG = "hang"  # no sign of life
     DISK_FULL = "disk_full"
-    BAD_INPUT = "bad_input"  # the job itself: it would fail again (also a diverged training)
+    BAD_INPUT = "bad_input"  # the job itself: it would fail again (a diverged training, too)
 
 
 _CAUSES = {
@@ -56,18 +57,23 @@ _CAUSES = {
 
 
 def cause(error: dict[str, str] | None) -> Cause:
-    """The class of a failed job's error."""
+    """Return the class of a failed job's error."""
     return _CAUSES.get((error or {}).get("code", CRASHED), Cause.BAD_INPUT)
 
 
 @dataclass(frozen=True)
 class Exit:
-    """How a worker ended. ``status``: its return code, negative for a signal, None where a former daemon's worker was found gone.
+    """How a worker ended.
 
-    ``lost``: the daemon stopped it (or had itself been gone), so that its end says nothing about the job.
-    ``last_line``: the last line on stdout; ``log_line``, ``log_tail``: the line of its log that says most, and the last ones.
-    ``oom``: the kernel's out-of-memory killer was at work when it ended; ``silent``: it was killed because it gave no sign of life
-    (and this says for how long, and where it stood); ``unstarted``: why the system would not start it.
+    Args:
+        status: its exit status, negative for a signal; None for the worker of an earlier daemon.
+        lost: a daemon stopped it, or ended before it, so its end says nothing about the job.
+        last_line: the last line on its stdout.
+        log_line: the most telling line of its log.
+        log_tail: the last lines of its log.
+        oom: the kernel's OOM killer was at work when it ended.
+        silent: if it was killed as hung, how long it was silent and at which step; else "".
+        unstarted: why the system refused to start it; "" if it started.
     """
 
     status: int | None = None
@@ -81,6 +87,7 @@ class Exit:
 
     @property
     def words(self) -> str:
+        """The end in words, behind "the worker"."""
         if self.silent:
             return f"hung: {self.silent}"
         if self.unstarted:
@@ -97,7 +104,7 @@ class Exit:
 
     @property
     def code(self) -> str:
-        """The code of the error of a worker that ended without a word."""
+        """The error code of a worker that ended without a message."""
         if self.silent:
             return HUNG
         if self._memory:
@@ -113,7 +120,7 @@ class Exit:
 
 
 def outcome(end: dict[str, Any] | None, how: Exit, intent: str) -> tuple[JobState, str, dict[str, str] | None]:
-    """The job's next state, the reason, and the error of a failed one: ``{code, message, hint}``, with ``log`` (its tail) where that helps.
+    """Return the job's next state, the reason, and for a failed job the error: ``{code, message, hint}``, perhaps with ``log`` (its tail).
 
     ``end``: the worker's end line or None; ``intent``: "", "pause", "cancel" or "resume" (a pause that was taken back).
     """
@@ -139,7 +146,7 @@ def outcome(end: dict[str, Any] | None, how: Exit, intent: str) -> tuple[JobStat
             return JobState.PAUSED, "", None
         return JobState.QUEUED, "", None
     if intent == "pause":
-        return JobState.PAUSED, "the worker did not answer and was killed: it goes on from the checkpoint before", None
+        return JobState.PAUSED, "the worker did not answer and was killed: the job continues from its last checkpoint", None
     if intent == "resume":
         return JobState.QUEUED, "", None
     return _died(how)
@@ -157,9 +164,9 @@ def _with_log(error: dict[str, str], how: Exit) -> dict[str, str]:
 
 
 def log_tail(path: Path, since: int = 0) -> tuple[str, str]:
-    """The line of a log that says most about an end (the interpreter's own word of a fatal error, else the last), and its last lines.
+    """Return the most telling line of a log (the interpreter's fatal error, else the last line), and the last lines.
 
-    ``since``: the size of the log when the attempt began; what earlier ones wrote is not looked at.
+    ``since``: size of the log at the start of the attempt, in bytes; what earlier attempts wrote is ignored.
     """
     try:
         with path.open("rb") as file:
@@ -176,15 +183,15 @@ def log_tail(path: Path, since: int = 0) -> tuple[str, str]:
 
 
 def _in_environment(lines: list[str]) -> str:
-    """Of the stack behind a fatal error: where in an environment the process was, with the words for it; "" where it was not in one."""
-    begin = next((i for i, line in enumerate(lines) if line.startswith("Current thread")), len(lines))
+    """Say where in an environment the process was, from the stack after a fatal error; "" if it was not in one."""
+    start = next((i for i, line in enumerate(lines) if line.startswith("Current thread")), len(lines))
     frames: list[re.Match[str]] = []
-    for line in lines[begin + 1 :]:
+    for line in lines[start + 1 :]:
         if (frame := _FRAME.match(line)) is None:
             break
         frames.append(frame)
     for i, (path, _, function) in enumerate(frame.groups() for frame in frames):
         if any(path.endswith(f"/{file}") and function in functions for file, functions in _INTO_ENVIRONMENT.items()):
-            where = "" if i == 0 else "{} line {} in {}".format(*frames[0].groups())  # the first is the one that was called last
+            where = "" if i == 0 else "{} line {} in {}".format(*frames[0].groups())  # the innermost call comes first
             return f" {IN_ENVIRONMENT}{f' ({where})' if where else ''}"
     return ""

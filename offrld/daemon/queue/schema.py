@@ -1,15 +1,15 @@
-"""The tables of the queue's database and their version; `migrations` brings older ones to it."""
+"""The tables of the queue's database and their version; `migrations` upgrades older ones."""
 
 from __future__ import annotations
 
 SCHEMA_VERSION = 3
 
 # `seq` gives the order of submission; `events` counts the events of the job so that they are numbered without gaps; `events_offset` is
-# how far events.jsonl was taken over, written in the same transaction as the events themselves; `intent` is what a user wants of a
-# running job (pause, cancel, or resume after a pause that is under way) and survives the daemon. A queued job is not started before
-# `start_at` (asked for) and `retry_at` (after a crash), seconds since the epoch; `crashes` counts its attempts that crashed in a row;
-# `forced`: somebody said that it shall start although the queue is paused; `pinned`: retention passes over it; `rerun_of` is the job
-# that it repeats. A key is its owner's: two may use the same.
+# how far events.jsonl has been read, written in the same transaction as the events themselves; `intent` is what a user wants of a
+# running job (pause, cancel, or resume after a pause that is under way) and survives the daemon. A queued job does not start before
+# `start_at` (set by the user) and `retry_at` (after a crash), seconds since the epoch; `crashes` counts its crashed attempts in a row;
+# `forced`: a user started it, even if the queue is paused; `pinned`: retention never deletes it; `rerun_of` is the job that it
+# repeats. A key belongs to its owner: two owners may use the same key.
 JOBS = """
 CREATE TABLE {name} (
     seq                INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -53,14 +53,14 @@ CREATE INDEX jobs_unfinished ON jobs (state) WHERE state IN ('queued', 'running'
 CREATE INDEX jobs_started ON jobs (lane, owner, started_at);
 CREATE UNIQUE INDEX jobs_key ON jobs (owner, key) WHERE key IS NOT NULL;
 """
-# Whose job made a dataset: only that one and operators remove it, or append to it where that evicts. Those of before have none.
+# The owner of a dataset: only this owner and operators may remove it, or append to it if it is bounded. Older datasets have no owner.
 DATASET_OWNERS = """
 CREATE TABLE dataset_owners (
     name  TEXT PRIMARY KEY REFERENCES datasets (name) ON DELETE CASCADE,
     owner TEXT
 ) STRICT, WITHOUT ROWID;
 """
-# `meta`: the version under 'schema', and under 'paused' who has paused the whole queue, as JSON.
+# `meta`: the version under 'schema'; under 'paused', as JSON, who paused the queue, when and why.
 SCHEMA = (
     "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;"
     + JOBS.format(name="jobs")

@@ -1,4 +1,4 @@
-"""How a job comes into the queue: checked against what is there, with what it waits for and the snapshot that it pins."""
+"""Submission of a job: its checks, the jobs that it waits for, and the snapshot that it pins."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _SIGNS = _LETTERS + "23456789"
 
 
 def new_id() -> str:
-    """Eight signs without look-alikes; a letter first, so that no tool takes it for a number."""
+    """Return a new id: eight characters without look-alikes; the first is a letter, so that no tool reads it as a number."""
     return secrets.choice(_LETTERS) + "".join(secrets.choice(_SIGNS) for _ in range(7))
 
 
@@ -49,13 +49,16 @@ def submit(
     limits: Limits = Limits(),
     repeats: tuple[str, str | None] | None = None,
 ) -> tuple[str, bool]:
-    """Put a job into the queue; returns its id, and False where ``key`` named one of the owner's that was there.
+    """Queue a job; return its id and True, or the id of the owner's job with this ``key`` and False.
 
-    ``start_at``: seconds since the epoch, before which it does not start; ``repeats``: the job that it is a rerun of, and that one's
-    snapshot of the dataset. Raises `Unknown`, `Conflict`, `LimitReached`.
+    Args:
+        start_at: earliest start, seconds since the epoch.
+        repeats: for a rerun, the job that it repeats and that job's snapshot of the dataset.
+
+    Raises `Unknown`, `Conflict`, `LimitReached`.
     """
-    if key is not None and (known := by_key(db, owner, key, spec)) is not None:
-        return known, False
+    if key is not None and (earlier := by_key(db, owner, key, spec)) is not None:
+        return earlier, False
     check_limits(db, owner, limits)
     needs = list(dict.fromkeys(after))
     for needed in needs:
@@ -114,17 +117,17 @@ def submit(
 
 
 def by_key(db: Connection, owner: str | None, key: str, spec: Spec) -> str | None:
-    """The job that its owner submitted under ``key``; `Conflict` where that was another specification.
+    """Return the job that the owner submitted with ``key``, or None. Raises `Conflict` if its specification differs.
 
-    One of before jobs had owners may be anybody's.
+    A job from before jobs had owners may be anybody's.
     """
     row = db.execute(
         "SELECT id, spec FROM jobs WHERE key = ? AND (owner IS ? OR owner IS NULL) ORDER BY owner IS NULL", (key, owner)
     ).fetchone()
     if row is None:
         return None
-    if SPEC.validate_json(row["spec"]) != spec:  # compared as specifications: an older daemon's lacks the fields that were added since
-        raise Conflict(f"the key {key!r} belongs to job {row['id']}, which asked for something else", hint="submit it with another key")
+    if SPEC.validate_json(row["spec"]) != spec:  # parsed, because the spec of an older daemon lacks newer fields
+        raise Conflict(f"the key {key!r} belongs to job {row['id']}, which has another specification", hint="use another key")
     return str(row["id"])
 
 
@@ -157,14 +160,14 @@ def check_limits(db: Connection, owner: str | None, limits: Limits, *, counted: 
 
 
 def pin_dataset(db: Connection, dataset: str) -> tuple[str | None, list[str]]:
-    """The dataset's snapshot; or None and the import that will make it, which the job then waits for."""
+    """Return the dataset's snapshot; or None and the import that creates it, for which the job then waits."""
     row = db.execute("SELECT snapshot FROM datasets WHERE name = ?", (dataset,)).fetchone()
     if row is not None:
         return row[0], []
     if pending := _writer(db, dataset):
         return None, pending
-    known = [row[0] for row in db.execute("SELECT name FROM datasets")]
-    raise Unknown(f"no dataset {dataset!r}", hint=nearest(dataset, known) or "add one with `offrl datasets add NAME SOURCE`")
+    names = [row[0] for row in db.execute("SELECT name FROM datasets")]
+    raise Unknown(f"no dataset {dataset!r}", hint=nearest(dataset, names) or "add one with `offrl datasets add NAME SOURCE`")
 
 
 def _writer(db: Connection, dataset: str, kinds: str = WRITERS) -> list[str]:
@@ -176,9 +179,9 @@ def _writer(db: Connection, dataset: str, kinds: str = WRITERS) -> list[str]:
 
 
 def _steps_target(db: Connection, spec: CollectSpec | TrainOnlineSpec) -> list[str]:
-    """What a job has to wait for before it puts steps into its dataset: the import that makes it."""
+    """Return the import that a job must wait for before it adds steps to its dataset."""
     if isinstance(spec, TrainOnlineSpec) and spec.offline is not None and pin_dataset(db, spec.offline)[0] is None:
-        raise Conflict(f"dataset {spec.offline!r} to mix in is not there yet", hint="wait for its import")
+        raise Conflict(f"dataset {spec.offline!r}, which --offline names, does not exist yet", hint="wait for its import")
     if isinstance(spec, CollectSpec) and spec.upload is not None:
         _check_upload_free(db, spec.upload)
     if spec.dataset is None:
@@ -198,7 +201,7 @@ def _check_upload_free(db: Connection, upload: str) -> None:
 
 
 def import_target(db: Connection, spec: ImportSpec) -> list[str]:
-    """Check that the import may make, or append to, its dataset; returns what it has to wait for."""
+    """Check that the import may create its dataset, or append to it; return the job that it must wait for."""
     there = db.execute("SELECT 1 FROM datasets WHERE name = ?", (spec.dataset,)).fetchone() is not None
     pending = _writer(db, spec.dataset)
     if not spec.append:

@@ -1,9 +1,9 @@
-"""A consistent set of the state folder for a client to copy: frozen in a moment, while jobs and imports go on.
+"""Back-ups: a consistent view of the state folder for a client to copy, frozen in a moment while jobs and imports continue.
 
 ``cache/backup/ID/`` gets a copy of the queue's database (by SQLite's own back-up), and then second links to the files of every job and
-dataset that this copy names. What grows afterwards is read up to the length that it had; what is replaced or deleted lives on in the link.
-So the files are never older than the queue: a job that was further when it was linked goes on from there, and a dataset holds at least
-the snapshots that jobs have pinned. Reads and writes files: call it in a thread, while nothing is removed.
+dataset that this copy names. A file that grows afterwards is read up to its earlier length; one that is replaced or deleted survives in the
+link. So the files are never older than the queue: a job that had progressed further when it was linked continues from there, and a
+dataset holds at least the snapshots that jobs have pinned. Reads and writes files: call it in a thread, while nothing is removed.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from offrld.state.folder import StateFolder
 
 LIST = "files.jsonl"  # {"path", "size"} of each file, relative to the state folder
 OPEN = 4  # at once
-KEEP_S = 24 * 3600.0  # nobody copies longer than that
+KEEP_S = 24 * 3600.0  # then a frozen view is deleted
 TRIES = 20  # to link a folder in which files come and go
-# Of a dataset (docs/store-format.md): the log, whose header is written again and again, and the folder of episodes that are being written.
+# Of a dataset (docs/store-format.md): the log, whose header changes all the time, and the folder of open episodes.
 LOG, HEADER, OPEN_EPISODES, SCHEMA = "episodes.log", 64, "open", "schema.json"
 
 
 def begin(state: StateFolder, *, keys: bool, version: str) -> BackupBegun:
-    """Freeze the present state; `Conflict` where too many are being copied."""
+    """Freeze the current state. Raises `Conflict` if too many back-ups are being copied."""
     forget_old(state, KEEP_S)
     if (count := sum(1 for _ in os.scandir(state.backups))) >= OPEN:
-        raise Conflict(f"{count} back-ups are being copied", hint="wait until one is done; one that was given up is forgotten after a day")
+        raise Conflict(f"{count} back-ups are being copied", hint="wait until one is done; an abandoned one is deleted after a day")
     name = f"backup-{secrets.token_hex(6)}"
     folder = state.backups / name
     folder.mkdir(mode=0o700)
@@ -67,7 +67,7 @@ def begin(state: StateFolder, *, keys: bool, version: str) -> BackupBegun:
 
 
 def read(state: StateFolder, backup: str, path: str, offset: int, size: int) -> bytes:
-    """Bytes of one of its files. `Unknown`."""
+    """Read bytes of one file of a back-up. Raises `Unknown`."""
     try:
         descriptor = open_below(state.backups / backup, path)
     except OSError:
@@ -79,12 +79,12 @@ def read(state: StateFolder, backup: str, path: str, offset: int, size: int) -> 
 
 
 def end(state: StateFolder, backup: str) -> None:
-    """Let go of what was frozen."""
+    """Delete the frozen view."""
     shutil.rmtree(state.backups / backup, ignore_errors=True)
 
 
 def forget_old(state: StateFolder, age_s: float = 0.0) -> None:
-    """Let go of what nobody copies any more."""
+    """Delete the frozen views that are older than ``age_s`` seconds."""
     for entry in list(os.scandir(state.backups)):
         with contextlib.suppress(OSError):
             if time.time() - entry.stat().st_mtime >= age_s:
@@ -93,14 +93,14 @@ def forget_old(state: StateFolder, age_s: float = 0.0) -> None:
 
 # ------------------------------------------------------------------------------------------------------------------------ freeze
 def _freeze(state: StateFolder, folder: Path, keys: bool) -> Iterator[tuple[str, int]]:
-    """Link everything; relative path and length of each file."""
+    """Link everything; yield relative path and length of each file."""
     copy = folder / state.database.name
     with contextlib.closing(sqlite3.connect(f"file:{state.database}?mode=ro", uri=True, timeout=30.0)) as db:
         keep_copy(db, copy)
     yield copy.name, copy.stat().st_size
     with contextlib.closing(sqlite3.connect(copy)) as db:
         jobs = [row[0] for row in db.execute("SELECT id FROM jobs ORDER BY seq")]
-        # The dataset of a job that makes one may exist already, and be reported a moment later.
+        # A job may have created its dataset already, but not reported it yet.
         datasets = [
             row[0]
             for row in db.execute(
@@ -113,7 +113,7 @@ def _freeze(state: StateFolder, folder: Path, keys: bool) -> Iterator[tuple[str,
                 "SELECT DISTINCT json_extract(spec, '$.upload') AS upload FROM jobs WHERE kind = 'import' AND upload IS NOT NULL"
             )
         ]
-    # Run folders before datasets: what a checkpoint says was gathered is in a dataset before it.
+    # Run folders before datasets: the steps that a checkpoint counts are in the dataset earlier.
     parts = [*(state.run(job).path for job in jobs), *(state.dataset(name) for name in datasets)]
     parts += [*(state.upload(upload) for upload in uploads), *sorted(state.root.glob(f"{state.audit.name}*")), state.settings]
     if keys:
@@ -125,10 +125,10 @@ def _freeze(state: StateFolder, folder: Path, keys: bool) -> Iterator[tuple[str,
 
 
 def _freeze_log(root: Path, dataset: Path, folder: Path) -> Iterator[tuple[str, int]]:
-    """Copy a store's log, and with it what must be of the very same moment; all that the log names is in the other files already.
+    """Copy a store's log and what must be of the same moment; everything else that the log names is already in the other files.
 
-    These are the episodes that are being written (their file goes when their record comes), and in a bounded store the columns, in which
-    episodes that go leave holes. `Conflict` where a bounded store is written to without a pause.
+    Of the same moment are the open episodes (their file disappears when the log gets their record), and in a bounded store the columns, in
+    which evicted episodes leave holes. Raises `Conflict` if a bounded store is written to without a pause.
     """
     if not (dataset / LOG).is_file():
         return
@@ -152,21 +152,21 @@ def _freeze_log(root: Path, dataset: Path, folder: Path) -> Iterator[tuple[str, 
 
 
 def _moment(dataset: Path) -> tuple[bytes, int, list[str]]:
-    """What changes with every episode that comes or goes: the log's header and length, and the episodes that are being written."""
+    """Return what changes with every episode that is added or evicted: the log's header and length, and the open episodes."""
     with (dataset / LOG).open("rb") as log:
         header, size = log.read(HEADER), os.fstat(log.fileno()).st_size
     return header, size, sorted(path.name for path in (dataset / OPEN_EPISODES).glob("*"))
 
 
 def _link_all(root: Path, part: Path, folder: Path) -> Iterator[tuple[str, int]]:
-    """Links of a file or of a whole folder, with the lengths; again where something vanished between the look and the link."""
+    """Link a file or a whole folder; yield paths and lengths. Look again if a file vanished before it was linked."""
     done: dict[str, int] = {}
     for _ in range(TRIES):
         missed = False
         for path in _files(part):
             name = str(path.relative_to(root))
             with_log = (folder / name).exists() or path.parent == part / OPEN_EPISODES
-            if name in done or with_log:  # what comes with the log is of one moment
+            if name in done or with_log:  # copied with the log, of the same moment
                 continue
             try:
                 done[name] = _link(path, folder / name)
@@ -178,16 +178,16 @@ def _link_all(root: Path, part: Path, folder: Path) -> Iterator[tuple[str, int]]
 
 
 def _files(part: Path) -> list[Path]:
-    """The plain files of a part; not what is being written under a temporary name."""
+    """Return the plain files of a part, without temporary files."""
     if part.is_file() and not part.is_symlink():
         return [part]
-    found = [
+    paths = [
         Path(inner, name)
         for inner, _folders, names in os.walk(part)
         for name in names
         if not (name.startswith(".") and name.endswith((".tmp", ".part")))
     ]
-    return sorted(path for path in found if path.is_file() and not path.is_symlink())
+    return sorted(path for path in paths if path.is_file() and not path.is_symlink())
 
 
 def _link(source: Path, target: Path) -> int:

@@ -20,7 +20,7 @@ POLICY = "policy"  # the kind of an input: any algorithm that learns to act
 class Use:
     """A job from which another inherits a checkpoint.
 
-    ``where`` names the setting or option, for messages; ``algorithms``: those that will do, None: any; ``wanted``: the same in words.
+    ``where`` names the setting or option, for messages; ``algorithms``: the accepted ones, None: any; ``wanted``: the same in words.
     """
 
     where: str
@@ -29,11 +29,11 @@ class Use:
     algorithms: frozenset[str] | None = None
     wanted: str = ""
     name: str = "start"  # under which the run keeps the checkpoint
-    now: bool = False  # its newest checkpoint will do while it still runs
+    now: bool = False  # its newest checkpoint is enough while it still runs
 
 
 def of_steps(spec: CollectSpec | TrainOnlineSpec) -> list[Use]:
-    """The job whose policy collects, or from which a job starts to train."""
+    """Return the job whose policy collects, or from which a job starts to train."""
     if isinstance(spec, TrainOnlineSpec):
         return [] if spec.start is None else [Use("--from", *taken(spec.start))]
     kind, _, reference = spec.policy.partition(":")
@@ -41,26 +41,29 @@ def of_steps(spec: CollectSpec | TrainOnlineSpec) -> list[Use]:
 
 
 def of(spec: TrainSpec, catalog: dict[str, Any]) -> list[Use]:
-    """The jobs from which ``spec``, checked against the catalogue, inherits. Raises `InvalidInput` for a text that names no job."""
+    """Return the jobs from which ``spec``, checked against the catalog, inherits. Raises `InvalidInput` for a text that names no job."""
     algorithms = {algorithm["name"]: algorithm for algorithm in catalog["algorithms"]}
     mine = algorithms[spec.algorithm]
     presets = mine.get("presets") or {}
-    known = settings.of_json(mine["config"])
-    chosen = {name: setting.default for name, setting in known.items()}
+    declared = settings.of_json(mine["config"])
+    chosen = {name: setting.default for name, setting in declared.items()}
     if spec.preset is not None:
-        chosen |= settings.resolve(presets[spec.preset], known)
-    chosen |= settings.resolve(spec.config, known)
-    found = []
+        chosen |= settings.resolve(presets[spec.preset], declared)
+    chosen |= settings.resolve(spec.config, declared)
+    uses = []
     for name, wanted in (mine.get("inputs") or {}).items():
         if chosen.get(name) is None:
             continue
-        fitting = [other for other, told in algorithms.items() if (told.get("acts", True) if wanted == POLICY else other == wanted)]
+        if wanted == POLICY:
+            accepted = [other for other, description in algorithms.items() if description.get("acts", True)]
+        else:
+            accepted = [other for other in algorithms if other == wanted]
         words = "a policy" if wanted == POLICY else f"a job of {wanted}"
         job, seed = taken(chosen[name])
-        found.append(Use(f"{spec.algorithm}: {name}", job, seed, frozenset(fitting), words, name))
+        uses.append(Use(f"{spec.algorithm}: {name}", job, seed, frozenset(accepted), words, name))
     if spec.start is not None:
-        found.append(Use("--from", *taken(spec.start)))
-    return found
+        uses.append(Use("--from", *taken(spec.start)))
+    return uses
 
 
 def check(db: Connection, state: StateFolder, use: Use) -> bool:
@@ -87,5 +90,5 @@ def check(db: Connection, state: StateFolder, use: Use) -> bool:
 
 
 def pin(db: Connection, job: str, uses: list[Use]) -> None:
-    """Note that ``job`` inherits from them."""
+    """Record that ``job`` inherits from these jobs."""
     db.executemany("INSERT OR IGNORE INTO uses (job, used) VALUES (?, ?)", [(job, use.job) for use in uses])

@@ -24,8 +24,8 @@ from offrld.daemon.storage.uploads import Uploads
 from offrld.state.folder import StateFolder
 
 LOOK_S = 60.0  # between two looks
-FRESH_S = 5.0  # that a measurement of the state folder serves near the quota; else LOOK_S
-FAR = 0.9  # of the quota
+FRESH_S = 5.0  # longest age of a measurement of the state folder near the quota; otherwise LOOK_S
+FAR = 0.9  # share of the quota below which an older measurement is enough
 BATCH = 200  # jobs deleted in one go
 KNOWN_JOBS = 4_000  # jobs, 0.1 kB each
 log = logging.getLogger("offrld.keeper")
@@ -43,9 +43,9 @@ class Keeper:
         self._used: tuple[float, int] | None = None  # when it was measured, bytes
         self._measuring = asyncio.Lock()
         self._began = time.time(), time.monotonic()
-        self._last_event: dict[str, float] = {}  # job -> when it last had an event, of a clock that nobody sets; the latest `KNOWN_JOBS`
+        self._last_event: dict[str, float] = {}  # job -> monotonic time of its last event; the latest `KNOWN_JOBS`
 
-    def tell(self, jobs: Iterable[str]) -> None:
+    def note_events(self, jobs: Iterable[str]) -> None:
         """Note that these jobs have new events; their age then does not depend on the machine's clock."""
         for job in jobs:
             self._last_event.pop(job, None)
@@ -66,10 +66,10 @@ class Keeper:
             size = await asyncio.to_thread(disk_usage.usage, self._state.run(job.id).path)
             if not dry_run:
                 entry: dict[str, Any] = {"job": job.id, "kind": job.kind, "state": str(job.state), "bytes": size, "why": candidate.why}
-                await self._audit.record(current.get(), "retention", **entry)  # first: a daemon that dies now has left a trace
+                await self._audit.record(current.get(), "retention", **entry)  # first: a daemon that dies now leaves a trace
                 try:
                     await self._removal.job(job.id)
-                except OffrlError as error:  # it was pinned, taken or removed meanwhile
+                except OffrlError as error:  # it was pinned, inherited or removed in the meantime
                     await self._audit.record(current.get(), "retention", outcome=error.code, job=job.id)
                     log.info("job %s is not deleted by retention: %s", job.id, error)
                     continue
@@ -89,18 +89,17 @@ class Keeper:
         return pruned, more
 
     def _since(self, days: float) -> set[str]:
-        """The jobs that had an event in the last ``days``."""
+        """Return the jobs that had an event in the last ``days``."""
         oldest = time.monotonic() - days * retention.DAY_S
         return {job for job, at in self._last_event.items() if at >= oldest}
 
     def _now(self) -> float:
-        """The time, but no more of it since the start of the daemon than a clock counts that nobody sets: a clock that jumps ahead makes no
-        job older than it is."""
+        """Return the time, advanced since the start of the daemon by the monotonic clock at most: a clock that jumps ahead ages no job."""
         wall, steady = self._began
         return min(time.time(), wall + time.monotonic() - steady)
 
     async def used(self, fresh_s: float = FRESH_S) -> int:
-        """Bytes of the state folder and of what unfinished uploads will still bring, from a measurement at most ``fresh_s`` seconds old."""
+        """Return the bytes of the state folder and those still to come by uploads, measured at most ``fresh_s`` seconds ago."""
         measured = await self._measured(fresh_s)
         return measured + (await asyncio.to_thread(self._uploads.outstanding))[1]
 
@@ -116,7 +115,7 @@ class Keeper:
         quota = self._settings.disk.quota_bytes
         if not quota:
             return
-        # Far from the quota an older look will do, with what it may have missed of the uploads counted twice rather than not at all.
+        # Far from the quota an older measurement is enough; it counts bytes of uploads twice rather than not at all.
         most = await self._measured(LOOK_S) + (await asyncio.to_thread(self._uploads.outstanding))[0]
         if most + wanted <= FAR * quota or await self.used() + wanted <= quota:
             return
@@ -131,7 +130,7 @@ class Keeper:
             )
 
     async def _prune_all(self) -> None:
-        await self._removal.purge()  # of a daemon that died meanwhile
+        await self._removal.purge()  # left by a daemon that died during a removal
         keep = self._settings.keep
         if keep.jobs or keep.days:
             pruned, more = await self.prune(keep.jobs, keep.days, dry_run=False)

@@ -36,10 +36,10 @@ def read(state: StateFolder, job: Job, into: str | None = None) -> Repeat:
     if job.kind not in TRAINS:
         raise InvalidInput(f"job {job.id} is of kind {job.kind}, only a train or train-online job can be repeated")
     if into is not None and job.kind == "train":
-        raise InvalidInput(f"--into {into}: job {job.id} is a train job, which gathers no steps", hint="leave it out")
+        raise InvalidInput(f"--into {into}: job {job.id} is a train job, which collects no steps", hint="leave it out")
     if into is None and job.kind == "train_online" and job.dataset is not None:
         raise InvalidInput(
-            f"job {job.id} gathered its steps in dataset {job.dataset!r}, its repetition needs a new one",
+            f"job {job.id} collected its steps in dataset {job.dataset!r}; its rerun needs a new one",
             hint=f"`offrl rerun {job.id} --into NAME`",
         )
     spec_type = TrainSpec if job.kind == "train" else TrainOnlineSpec
@@ -65,11 +65,11 @@ def read(state: StateFolder, job: Job, into: str | None = None) -> Repeat:
 
 
 def check(repeat: Repeat, catalog: dict[str, Any]) -> None:
-    """Its algorithm and its environment are still there. `Unknown`."""
+    """Raise `Unknown` if its algorithm or its environment is no longer installed."""
     for what, name, known in (
         ("algorithm", repeat.spec.algorithm, [algorithm["name"] for algorithm in catalog["algorithms"]]),
         ("environment", repeat.spec.eval_env, catalog["environments"]),
         ("environment", getattr(repeat.spec, "env", None), catalog["environments"]),
     ):
         if name is not None and name not in known:
-            raise Unknown(f"job {repeat.of.id} was of {what} {name!r}, which is not installed any more", hint=nearest(name, known))
+            raise Unknown(f"job {repeat.of.id} used {what} {name!r}, which is not installed any more", hint=nearest(name, known))

@@ -1,6 +1,6 @@
 """Which ended jobs retention deletes: those beyond the number kept of a kind, and those beyond the age.
 
-Never one that is pinned, or that a job which has not ended needs; datasets never. Of a job that is kept nothing is deleted here.
+It never deletes a pinned job, a job that an unfinished one needs, a dataset, or a part of a kept job.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ class Expired:
 def expired(
     db: Connection, jobs: int, days: float, limit: int, now: float | None = None, fresh: Container[str] = ()
 ) -> tuple[list[Expired], bool]:
-    """The jobs to be deleted, those that ended first coming first, at most ``limit``; whether there are more.
+    """Return the jobs to delete, at most ``limit``, those that ended first at the front; and whether there are more.
 
     Args:
         jobs: ended jobs of each kind and owner that are kept; 0: any number.
-        days: that an ended job is kept; 0: for ever.
-        now: seconds since the epoch; None: what the clock says.
-        fresh: jobs that are younger than ``days``, whatever the clock said when they ended.
+        days: how long an ended job is kept; 0: for ever.
+        now: seconds since the epoch; None: the time of the clock.
+        fresh: jobs that are younger than ``days``, even if the clock was wrong when they ended.
     """
     now = time.time() if now is None else now
     rows = db.execute(
@@ -46,15 +46,17 @@ def expired(
         """,
         {"jobs": jobs, "days": days, "now": now},
     )
-    due: list[Expired] = []
+    candidates: list[Expired] = []
     for row in rows:
         old = row["old"] and row["id"] not in fresh
         if not old and not (jobs and row["place"] > jobs):
             continue
         if users(db, row["id"]):
             continue
-        if len(due) == limit:
-            return due, True
+        if len(candidates) == limit:
+            return candidates, True
         job = find(db, row["id"])
-        due.append(Expired(job, f"ended more than {days:g} days ago" if old else f"{row['place'] - 1} {job.kind} jobs ended after it"))
-    return due, False
+        candidates.append(
+            Expired(job, f"ended more than {days:g} days ago" if old else f"{row['place'] - 1} {job.kind} jobs ended after it")
+        )
+    return candidates, False

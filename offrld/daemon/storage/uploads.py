@@ -1,9 +1,9 @@
 """Uploads: files arrive in checksummed chunks beside the datasets and become usable only when they are whole.
 
-``uploads/ID/manifest.json`` lists what will come, ``owner`` says whose it is, ``files/`` holds what came, ``finished`` marks that
-everything arrived and was checked. Only the owner or an operator may continue an upload, or use it. An acknowledged chunk survives the
-daemon. The bytes are safely on disk (synced, SHA-256 compared) when `finish` returns; it finds what a power cut has damaged before, and the
-client sends that again.
+``uploads/ID/manifest.json`` lists the expected files, ``owner`` names the owner, ``files/`` holds what has arrived, ``finished`` marks that
+everything arrived and was checked. Only the owner or an operator may continue or use an upload. An acknowledged chunk survives the daemon.
+When `finish` returns, the bytes are safely on disk (synced, SHA-256 compared); it detects what a power cut damaged earlier, and the client
+sends that again.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Uploads:
     def __init__(self, folder: Path, *, limit: int = 64, limit_per_owner: int = 0, keep_free: int = 256 << 20) -> None:
         self._folder = folder
         self._limit, self._limit_per_owner = limit, limit_per_owner
-        self._beginning = threading.Lock()  # counted and begun by one at a time
+        self._beginning = threading.Lock()  # one thread at a time counts and begins uploads
         self._keep_free = keep_free
         self._sizes: dict[str, dict[str, int]] = {}  # upload -> path -> declared size, for those in use
         self._used: dict[str, float] = {}  # upload -> time of the last request, by the monotonic clock
@@ -53,12 +53,12 @@ class Uploads:
         """Begin or continue an upload; return the bytes received per path. Raises `InvalidInput`, `Conflict`, `DiskFull`, `NotAllowed`."""
         wanted = [file.model_dump() for file in files]
         folder = self._folder / upload
-        with self._beginning:  # it is not given up for another one while it is looked at
+        with self._beginning:  # the upload must not give way to another one meanwhile
             if (folder / "manifest.json").exists():
                 self.check_owner(upload, caller)
                 if self._manifest(upload) != wanted:
                     raise Conflict(f"upload {upload} was begun with other files", hint="take a new id")
-                os.utime(folder)  # it is still wanted
+                os.utime(folder)  # it is in use
                 self._used[upload] = time.monotonic()
                 return {file.path: self._received(upload, file.path) for file in files}
         _check_names([file.path for file in files])
@@ -89,7 +89,7 @@ class Uploads:
             own.remove(oldest)
         active = Counter(self._owner(upload) for upload in self._unfinished() if self._active(upload))
         mine, count = active.pop(caller.name, 0), active.total()
-        if mine + count >= self._limit and mine >= max(1, self._limit // (len(active) + 1)):  # nobody takes all of them from the others
+        if mine + count >= self._limit and mine >= max(1, self._limit // (len(active) + 1)):  # nobody can take all uploads from the others
             raise LimitReached(f"{mine + count} uploads are under way, as many as uploads.open = {self._limit} allows", hint=hint)
 
     def _active(self, upload: str) -> bool:
@@ -130,12 +130,12 @@ class Uploads:
                 self._used[upload] = time.monotonic()
 
     def _begin(self, folder: Path, files: list[FileEntry], caller: Caller) -> None:
-        """Make its folder, if the disk has room for it."""
+        """Create the folder of an upload, if the disk has room for it."""
         size = sum(file.size for file in files)
         free = self._free()
         if size > free:
             raise DiskFull(f"the upload needs {size} bytes, {max(free, 0)} are free on the daemon's disk", hint="free some space there")
-        shutil.rmtree(folder, ignore_errors=True)  # of one that was begun and not acknowledged
+        shutil.rmtree(folder, ignore_errors=True)  # left by a beginning that was never acknowledged
         for file in files:
             (folder / "files").joinpath(*relative_parts(file.path)).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         for file in files:
@@ -143,11 +143,11 @@ class Uploads:
         (folder / "owner").write_text(caller.name)
         self._owners[folder.name] = caller.name
         wanted = [file.model_dump() for file in files]
-        write_atomic(folder / "manifest.json", json.dumps(wanted).encode())  # last: with it the upload is begun
+        write_atomic(folder / "manifest.json", json.dumps(wanted).encode())  # last: the upload exists from now on
         sync_folder(self._folder)
 
     def _free(self) -> int:
-        """Bytes that uploads may still fill."""
+        """Return the bytes that uploads may still fill."""
         return shutil.disk_usage(self._folder).free - self._keep_free
 
     def write(self, upload: str, path: str, offset: int, data: bytes | memoryview, crc32: int, caller: Caller) -> int:
@@ -173,10 +173,10 @@ class Uploads:
             if offset + len(data) > size:
                 raise InvalidInput(f"{path!r} was declared with {size} bytes, the chunk ends at {offset + len(data)}")
             if offset > received:
-                raise Conflict(f"a chunk of {path!r} begins at byte {offset}, {received} have arrived", hint=f"go on from byte {received}")
-            fresh = memoryview(data)[received - offset :]  # what is there already was checked, and stays as it is
+                raise Conflict(f"a chunk of {path!r} begins at byte {offset}, {received} have arrived", hint=f"resume at byte {received}")
+            fresh = memoryview(data)[received - offset :]  # earlier bytes were checked, and stay as they are
             if self._free() < len(fresh):
-                raise DiskFull(f"upload {upload}: no space is left on the daemon's disk", hint="free some space there, and go on")
+                raise DiskFull(f"upload {upload}: no space is left on the daemon's disk", hint="free some space there, then continue")
             write_all(descriptor, fresh, received)
             self._hash(upload, path, received, fresh)
             return received + len(fresh)
@@ -189,8 +189,8 @@ class Uploads:
         try:
             with self._going_on(upload):
                 self._finish(upload)
-        except FileNotFoundError:  # finished before and asked again: an import has used it up meanwhile
-            raise Unknown(f"upload {upload} is gone: it was used or removed meanwhile", hint="begin the upload again") from None
+        except FileNotFoundError:  # a repeated request: an import has used the upload in the meantime
+            raise Unknown(f"upload {upload} is gone: it was used or removed in the meantime", hint="begin the upload again") from None
 
     def _finish(self, upload: str) -> None:
         folder = self._folder / upload
@@ -200,12 +200,12 @@ class Uploads:
         for entry in manifest:
             received = self._received(upload, entry["path"])
             if received != entry["size"]:
-                raise Conflict(f"{entry['path']!r}: {received} of {entry['size']} bytes have arrived", hint=f"go on from byte {received}")
+                raise Conflict(f"{entry['path']!r}: {received} of {entry['size']} bytes have arrived", hint=f"resume at byte {received}")
         for entry in manifest:
             descriptor = open_below(folder / "files", entry["path"], os.O_RDWR)
             with os.fdopen(descriptor, "r+b") as file:
                 digest, length = self._hashes.get(upload, {}).get(entry["path"], (None, 0))
-                if digest is None or length != entry["size"]:  # of chunks that another daemon took
+                if digest is None or length != entry["size"]:  # an earlier daemon received some chunks
                     digest = hashlib.file_digest(file, "sha256")
                 if digest.hexdigest() != entry["sha256"]:
                     file.truncate(0)
@@ -220,21 +220,21 @@ class Uploads:
         self._hashes.pop(upload, None)
 
     def known(self, upload: str) -> bool:
-        """Whether it was begun."""
+        """Whether the upload exists."""
         return (self._folder / upload / "manifest.json").exists()
 
     def check_owner(self, upload: str, caller: Caller) -> None:
-        """`NotAllowed` where an upload is somebody else's and the caller no operator, `Unknown` where there is none."""
+        """Raise `NotAllowed` if the upload belongs to somebody else and the caller is not an operator, `Unknown` if it does not exist."""
         if upload not in self._owners:
             self._manifest(upload)
         self._check_whose(upload, caller)
 
     def _check_whose(self, upload: str, caller: Caller) -> None:
         if self._owner(upload) != caller.name and not caller.may(OPERATOR):
-            raise NotAllowed(f"{caller} may go on with its own uploads only: {upload} is another's", hint="begin one with another id")
+            raise NotAllowed(f"{caller} may continue its own uploads only: {upload} is somebody else's", hint="take another id")
 
     def _owner(self, upload: str) -> str | None:
-        """Name of who began it; None of one of a daemon of before, which is an operator's."""
+        """Return the owner of an upload; None for an upload of an older daemon, which belongs to the operators."""
         if upload not in self._owners:
             try:
                 self._owners[upload] = (self._folder / upload / "owner").read_text()
@@ -243,33 +243,33 @@ class Uploads:
         return self._owners[upload]
 
     def check_usable(self, upload: str, caller: Caller) -> None:
-        """`Unknown`, `Conflict` or `NotAllowed` where an import could not read it."""
+        """Raise `Unknown`, `Conflict` or `NotAllowed` if an import could not read the upload."""
         self.check_owner(upload, caller)
         self._manifest(upload)
         if not (self._folder / upload / "finished").exists():
             raise Conflict(f"upload {upload} is not finished", hint="send the rest, then finish_upload")
 
     def unfinished(self) -> int:
-        """Uploads that are under way."""
+        """Return the number of unfinished uploads."""
         return len(self._unfinished())
 
     def _unfinished(self) -> list[str]:
         return [upload.name for upload in self._folder.iterdir() if not (upload / "finished").exists()]
 
     def outstanding(self) -> tuple[int, int]:
-        """Bytes of the uploads that somebody goes on with: in all, and those that they have still to bring."""
+        """Return the bytes of the active uploads: in total, and still to come."""
         total = left = 0
         for upload in filter(self._active, self._unfinished()):
             try:
                 manifest = self._manifest(upload)
                 total += sum(entry["size"] for entry in manifest)
                 left += self._left(upload, manifest)
-            except Unknown:  # being begun, or removed
+            except Unknown:  # just beginning, or removed
                 continue
         return total, left
 
     def still_to_come(self, upload: str) -> int:
-        """Bytes that it has still to bring and that `outstanding` does not count, because nobody goes on with it. `Unknown`."""
+        """Return the bytes still to come that `outstanding` does not count, because the upload is idle. Raises `Unknown`."""
         if self._active(upload) or (self._folder / upload / "finished").exists():
             return 0
         return self._left(upload, self._manifest(upload))
@@ -278,7 +278,7 @@ class Uploads:
         return sum(entry["size"] - self._received(upload, entry["path"]) for entry in manifest)
 
     def listing(self, caller: Caller) -> list[UploadInfo]:
-        """The uploads of the caller, of everybody where it is an operator: those that were idle for longest first."""
+        """List the uploads of the caller, or for an operator all uploads; the longest idle ones first."""
         uploads = []
         for upload in sorted(entry.name for entry in self._folder.iterdir() if re.fullmatch(JOB_PATTERN, entry.name)):
             owner = self._owner(upload)
@@ -286,7 +286,7 @@ class Uploads:
                 continue
             try:
                 manifest = self._manifest(upload)
-            except Unknown:  # being begun, or what a crash left of one
+            except Unknown:  # just beginning, or left by a crash
                 manifest = []
             size = sum(entry["size"] for entry in manifest)
             uploads.append(
@@ -303,24 +303,24 @@ class Uploads:
         return sorted(uploads, key=lambda info: (-info.age_s, info.upload))
 
     def check_removable(self, upload: str, caller: Caller) -> None:
-        """`Unknown` where there is none, `NotAllowed` where the caller may not remove it."""
+        """Raise `Unknown` if the upload does not exist, `NotAllowed` if the caller may not remove it."""
         if not (self._folder / upload).is_dir():
             self._manifest(upload)  # raises Unknown
         self._check_whose(upload, caller)
 
     def remove(self, upload: str) -> None:
-        """Delete an upload; nothing happens where there is none."""
+        """Delete an upload if it exists."""
         for table in (self._sizes, self._owners, self._hashes):
             table.pop(upload, None)
         self._used.pop(upload, None)
         shutil.rmtree(self._folder / upload, ignore_errors=True)
 
     def expired(self, age_s: float) -> list[str]:
-        """Uploads that nobody has gone on with for so long."""
+        """Return the uploads that were idle for more than ``age_s`` seconds."""
         return [entry.name for entry in os.scandir(self._folder) if entry.name not in self._busy and self._age_s(entry.name) > age_s]
 
     def _hash(self, upload: str, path: str, offset: int, data: memoryview) -> None:
-        """Take bytes into the checksum while they are at hand: a gigabyte need not be read again at the end."""
+        """Add the bytes to the checksum while they are in memory: `finish` then need not read a gigabyte again."""
         digests = self._hashes.setdefault(upload, {})
         digest, length = digests.get(path) or (hashlib.sha256(), 0)
         if length == offset:
@@ -331,7 +331,7 @@ class Uploads:
         try:
             return json.loads((self._folder / upload / "manifest.json").read_bytes())
         except (OSError, ValueError):
-            raise Unknown(f"no upload {upload!r}", hint="never begun, used by its import, or expired: upload again") from None
+            raise Unknown(f"no upload {upload!r}", hint="it was never begun, its import has used it, or it expired: upload again") from None
 
     def _declared(self, upload: str) -> dict[str, int]:
         if upload not in self._sizes:
@@ -354,7 +354,7 @@ def _files(folder: Path) -> list[str]:
 
 
 def _check_names(paths: list[str]) -> None:
-    """Every path is safe, none occurs twice, none is a folder of another."""
+    """Check that every path is safe, that none occurs twice, and that none is a folder of another."""
     seen: set[tuple[str, ...]] = set()
     for path in paths:
         parts = relative_parts(path)

@@ -1,6 +1,6 @@
-"""One listening address: its transport (ipc by file permission, tcp by CURVE keys), and who a message on it is from.
+"""One listening address: its transport (ipc with file permissions, tcp with CURVE keys), and the caller of each message.
 
-The addresses are kept apart, so that who is asking follows from the socket and never from what a message says.
+Each address has its own socket: the caller follows from the socket, never from the content of a message.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from offrld.daemon.transport.keys import Authenticator
 from offrld.daemon.transport.local import FRAMES, LocalSocket, Peer
 from offrld.daemon.transport.tcp import TcpSocket
 
-PER_CLIENT = 64  # requests of one client that are being answered; more are refused
+PER_CLIENT = 64  # unanswered requests of one client; more are refused
 
 
 class Endpoint:
-    """A bound address. ``address`` is where it listens, with the port that a 0 stood for.
+    """A bound address. ``address`` is where it listens, with the real port instead of 0.
 
-    Raises `InvalidInput` where the system refuses the address.
+    Raises `InvalidInput` if the system refuses the address.
     """
 
     def __init__(
@@ -63,13 +63,13 @@ class Endpoint:
         return self._socket.address
 
     def caller(self, sender: Any) -> Caller:
-        """Who sent a message, by what came with it from `receive`. Raises `NotAllowed` where its key has been removed."""
+        """Return the caller of a message from the sender that `receive` returned. Raises `NotAllowed` if its key was removed."""
         if isinstance(sender, Peer):
             return self._local if self._group is None else self._member(sender.uid)
         return self._local if self._authenticator is None else self._authenticator.caller(*sender)
 
     async def watch(self) -> None:
-        """What the address needs beside `receive`, for ever."""
+        """Run what the address needs beside `receive`, for ever."""
         if isinstance(self._socket, TcpSocket):
             await self._socket.watch()
         await asyncio.Event().wait()
@@ -78,14 +78,14 @@ class Endpoint:
         await self._socket.close()
 
     def _member(self, uid: int) -> Caller:
-        """A user of the group by name; the kernel says which."""
+        """Return the caller for a user of the group, whom the kernel identifies."""
         if uid in (0, os.geteuid()):
             return Caller(LOCAL, "operator", f"uid {uid}")
         return Caller(f"local:{_user(uid)}", self._local_role, f"uid {uid}")
 
 
 def group_id(name: str) -> int:
-    """The number of a group. Raises `InvalidInput`."""
+    """Return the number of a group. Raises `InvalidInput`."""
     try:
         return grp.getgrnam(name).gr_gid
     except (KeyError, ValueError):

@@ -1,4 +1,4 @@
-"""The framing of ZMTP 3 (rfc.zeromq.org/spec/23): messages of frames as bytes, and the handshake of a ROUTER that asks for no key."""
+"""The framing of ZMTP 3 (rfc.zeromq.org/spec/23): messages of frames as bytes, and the handshake of a ROUTER without keys."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ SIGNATURE = b"\xff" + b"\0" * 7 + b"\x01\x7f"
 GREETING_BYTES = 64
 GREETING = SIGNATURE + b"\x03\x00" + b"NULL".ljust(20, b"\0") + b"\0" * 32
 READY = b"\x05READY\x0bSocket-Type\x00\x00\x00\x06ROUTER\x08Identity\x00\x00\x00\x00"
-ENDLESS = 4096  # frames of a message that is taken for one that never ends
+ENDLESS = 4096  # frames after which a message counts as endless
 Message = list[bytes]
 
 
 class Broken(Exception):
-    """The other side does not keep to the protocol, or sends more than may be: nothing more can be read from it."""
+    """The other side violates the protocol, or exceeds a limit: nothing more can be read from it."""
 
 
 def encode(frames: Sequence[bytes | memoryview], flags: int = 0) -> list[bytes | memoryview]:
-    """The parts of a message as they go over the wire."""
+    """Return the parts of a message as they go over the wire."""
     parts: list[bytes | memoryview] = []
     last = len(frames) - 1
     for number, frame in enumerate(frames):
@@ -30,14 +30,14 @@ def encode(frames: Sequence[bytes | memoryview], flags: int = 0) -> list[bytes |
 
 
 def command(body: bytes) -> bytes:
-    """A command of less than 256 bytes."""
+    """Encode a command of less than 256 bytes."""
     return bytes((COMMAND, len(body))) + body
 
 
 class Reader:
-    """Cuts what arrives into messages.
+    """Cuts the received bytes into messages.
 
-    ``most_bytes``: of one frame; ``most_frames``: of a message, whose content is kept; further ones are counted and come empty.
+    ``most_bytes``: limit of one frame; ``most_frames``: frames of a message that keep their content; the frames after them come empty.
     """
 
     def __init__(self, most_bytes: int, most_frames: int) -> None:
@@ -46,7 +46,7 @@ class Reader:
         self._frames: Message = []
 
     def feed(self, data: bytes | memoryview) -> Iterator[tuple[bool, Message]]:
-        """What has become whole: (whether it is a command, its frames). Raises `Broken`."""
+        """Take bytes; yield each complete message: (whether it is a command, its frames). Raises `Broken`."""
         buffer = self._buffer
         buffer += data
         at, end = 0, len(buffer)

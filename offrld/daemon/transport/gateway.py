@@ -1,9 +1,9 @@
-"""The tcp address, in a process of its own that the daemon starts: whatever comes from the network fills this one's descriptors and memory.
+"""The gateway: the daemon's process for the tcp address, so that the network can fill only its own descriptors and memory.
 
-It passes messages on over a pair of sockets, framed as on the wire, and asks the daemon about every key; it decides nothing, opens no file
-and ends with the daemon. From here: ``b"m", route, key, address, id, body[, data]`` a message, ``b"z", ...`` ZeroMQ's question of a
-handshake, ``b"b", address`` bound, ``b"f", why`` not bound, ``b"l", text`` a line for the log. To here: ``b"m", route, id, body``,
-``b"z", ...``, ``b"d"`` close all connections.
+It passes messages on over a pair of sockets, framed as on the wire, and asks the daemon about every key. It decides nothing, opens no file
+and ends with the daemon. It sends ``b"m", route, key, address, id, body[, data]`` (a message), ``b"z", ...`` (ZeroMQ's authentication
+request), ``b"b", address`` (bound), ``b"f", why`` (not bound) and ``b"l", text`` (a line for the log). It receives
+``b"m", route, id, body``, ``b"z", ...`` and ``b"d"`` (close all connections).
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from offrld.daemon.transport.memory_guard import LOOK_S, SETTLE_S, resident, set
 ZAP_ADDRESS = "inproc://zeromq.zap.01"
 HANDSHAKE_MS = 5_000  # a connection that has not identified itself by then is closed
 HEARTBEAT_MS = 20_000  # a client whose machine is gone leaves no connection behind
-BIND_S = 2.0  # for a former gateway to give back the address
-AT_ONCE = 64  # messages taken before others get a turn
-WAIT_S = 0.05  # for a client's answers to be sent, before the next is dropped
-SLOW = 10_000  # clients that are known to read nothing
+BIND_S = 2.0  # for an earlier gateway to free the address
+AT_ONCE = 64  # messages from clients before the other sockets get a turn
+WAIT_S = 0.05  # for a client's replies to be sent; then the next one is dropped
+SLOW = 10_000  # most clients that are remembered as reading nothing
 ACCEPTED, GONE = int(zmq.EVENT_ACCEPTED), int(zmq.EVENT_DISCONNECTED)
 
 
@@ -45,7 +45,7 @@ class Gateway:
         self._connected: set[int] = set()
         self._warned = False
         self._slow: set[bytes] = set()  # clients that read nothing
-        self._router.setsockopt(zmq.ROUTER_MANDATORY, 1)  # else what ZeroMQ does not take is dropped unseen
+        self._router.setsockopt(zmq.ROUTER_MANDATORY, 1)  # otherwise ZeroMQ drops messages silently
         secret = options["secret"]
         for option, value in {
             zmq.MAXMSGSIZE: options["max_message"],
@@ -64,14 +64,14 @@ class Gateway:
             self._router.setsockopt(zmq.CURVE_SERVER, 1)
             self._router.setsockopt(zmq.CURVE_SECRETKEY, bytes.fromhex(secret))
             self._router.setsockopt(zmq.ZAP_DOMAIN, options["zap_domain"].encode())
-            self._router.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)  # without it ZeroMQ lets every key in when nobody answers its question
+            self._router.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)  # without it, ZeroMQ accepts every key if nobody answers its request
         self._router.monitor("inproc://monitor", ACCEPTED | GONE)
         self._monitor = self._context.socket(zmq.PAIR)
-        self._monitor.setsockopt(zmq.RCVHWM, 0)  # ZeroMQ's own thread would wait for us
+        self._monitor.setsockopt(zmq.RCVHWM, 0)  # with a limit, ZeroMQ's own thread would wait for this one
         self._monitor.connect("inproc://monitor")
 
     def bind(self) -> str:
-        """Listen; the address with the port that a 0 stood for. Raises `zmq.ZMQError`."""
+        """Listen; return the address, with the real port instead of 0. Raises `zmq.ZMQError`."""
         end = time.monotonic() + BIND_S
         while True:
             try:
@@ -85,8 +85,8 @@ class Gateway:
     def run(self) -> None:
         """Pass messages on until the daemon ends."""
         poller = zmq.Poller()
-        for each in (self._router, self._zap, self._monitor, self._daemon.fileno()):
-            poller.register(each, zmq.POLLIN)
+        for source in (self._router, self._zap, self._monitor, self._daemon.fileno()):
+            poller.register(source, zmq.POLLIN)
         base, looked = resident(), time.monotonic()
         while True:
             ready = dict(poller.poll(int(LOOK_S * 1000)))
@@ -95,7 +95,7 @@ class Gateway:
             if self._daemon.fileno() in ready and not self._from_daemon():
                 break
             if self._zap in ready:
-                self.tell(b"z", *self._zap.recv_multipart())
+                self.send(b"z", *self._zap.recv_multipart())
             if self._router in ready:
                 self._from_clients()
             if time.monotonic() - looked > LOOK_S:
@@ -107,8 +107,8 @@ class Gateway:
         self._monitor.close(0)
         self._context.term()
 
-    def tell(self, *message: bytes) -> None:
-        """Send to the daemon; it always reads, if not at once: clients wait for it as this does."""
+    def send(self, *message: bytes) -> None:
+        """Send a message to the daemon, which always reads, if not at once: the gateway waits, as its clients do."""
         self._daemon.setblocking(True)
         self._daemon.sendall(b"".join(frames.encode(message)))
 
@@ -124,15 +124,14 @@ class Gateway:
             if message[0] == b"m":
                 self._to_client(message[1:])
             elif message[0] == b"z":
-                with contextlib.suppress(zmq.ZMQError):  # the handshake has gone
+                with contextlib.suppress(zmq.ZMQError):  # the handshake is over
                     self._zap.send_multipart(message[1:], zmq.NOBLOCK)
             elif message[0] == b"d":
                 self._disconnect()
         return bool(data)
 
     def _to_client(self, message: list[bytes]) -> None:
-        """Send an answer. Where ZeroMQ keeps as many for the client as it may, its thread gets a moment to send them; who reads none gets
-        none."""
+        """Send a reply. If ZeroMQ's queue for the client is full, wait a moment; drop the reply if the client reads none."""
         end = time.monotonic() + (0.0 if message[0] in self._slow else WAIT_S)
         while True:
             try:
@@ -146,7 +145,7 @@ class Gateway:
                     self._slow.add(message[0])
                     return
                 time.sleep(0.0005)
-            except zmq.ZMQError:  # it has gone
+            except zmq.ZMQError:  # the client is gone
                 return
 
     def _from_clients(self) -> None:
@@ -160,11 +159,11 @@ class Gateway:
             while self._router.getsockopt(zmq.RCVMORE):
                 part = self._router.recv(zmq.NOBLOCK, copy=False)
                 message.append(part.bytes if len(message) < self._options["frames"] else b"")
-            self.tell(b"m", route, _property(first, "User-Id"), _property(first, "Peer-Address"), *message[: frames.ENDLESS // 2])
+            self.send(b"m", route, _property(first, "User-Id"), _property(first, "Peer-Address"), *message[: frames.ENDLESS // 2])
 
     # --------------------------------------------------------------------------------------------------------------- connections
     def _count(self) -> None:
-        """At the limit a new connection is closed at once, and those that are there go on."""
+        """Count the connections. At the limit, close a new connection at once; existing ones continue."""
         most = self._options["max_connections"]
         while True:
             try:
@@ -180,7 +179,7 @@ class Gateway:
             if len(self._connected) > most:
                 _refuse(value)
                 if not self._warned:
-                    self.tell(b"l", f"{len(self._connected)} connections on {self._options['url']}: no more are taken for now".encode())
+                    self.send(b"l", f"{len(self._connected)} connections on {self._options['url']}: no more are accepted for now".encode())
                 self._warned = True
 
     def _disconnect(self) -> int:
@@ -194,13 +193,13 @@ class Gateway:
         trim()
         now = resident()
         line = f"memory had grown by {grown >> 20} MB: {count} connections were closed, {(base + grown - now) >> 20} MB came back"
-        self.tell(b"l", line.encode())
-        return max(base, now)  # what stays is the process's own, and no reason to close them again
+        self.send(b"l", line.encode())
+        return max(base, now)  # what remains is the process's own memory: no reason to close connections again
 
 
 def _refuse(descriptor: int) -> None:
-    """End a connection that ZeroMQ has accepted; ZeroMQ then closes it. All tcp connections of this process are clients'."""
-    with contextlib.suppress(OSError):  # it has gone
+    """Shut down a connection that ZeroMQ accepted; ZeroMQ then closes it. All tcp connections of this process belong to clients."""
+    with contextlib.suppress(OSError):  # it is gone
         connection = socket.socket(fileno=descriptor)
         try:
             if connection.family in (socket.AF_INET, socket.AF_INET6):
@@ -217,8 +216,8 @@ def _property(frame: zmq.Frame, name: str) -> bytes:
 
 
 def main() -> int:
-    """The process: options on stdin, the pair's other end as the descriptor that is the argument."""
-    for number in (signal.SIGTERM, signal.SIGINT):  # it ends when the daemon has, which still answers what it was asked
+    """Run the gateway: options on stdin, the descriptor of its end of the pair as the argument."""
+    for number in (signal.SIGTERM, signal.SIGINT):  # it ends after the daemon, which still answers open requests
         signal.signal(number, signal.SIG_IGN)
     daemon = socket.socket(fileno=int(sys.argv[1]))
     gateway = Gateway(json.loads(sys.stdin.readline()), daemon)
@@ -226,9 +225,9 @@ def main() -> int:
     try:
         address = gateway.bind()
     except zmq.ZMQError as error:
-        gateway.tell(b"f", str(error.strerror).partition(" (addr")[0].encode())
+        gateway.send(b"f", str(error.strerror).partition(" (addr")[0].encode())
         return 1
-    gateway.tell(b"b", address.encode())
+    gateway.send(b"b", address.encode())
     settle()
     with contextlib.suppress(BrokenPipeError, ConnectionError, frames.Broken):
         gateway.run()
@@ -238,4 +237,4 @@ def main() -> int:
 if __name__ == "__main__":
     status = main()
     sys.stdout.flush()
-    os._exit(status)  # what could not be sent by now is not waited for
+    os._exit(status)  # do not wait for unsent messages

@@ -1,7 +1,7 @@
-"""The local socket: ZMTP over a unix socket, spoken by the daemon itself, so that it decides before a connection takes a descriptor.
+"""The local socket: ZMTP over a unix socket, implemented here, so that the daemon survives a lack of descriptors.
 
-ZeroMQ's own listener ends the process where accept() finds no descriptor left. Here a connection above the limit is closed as it comes, or
-it replaces one that has not sent anything yet, so that a flood of silent connections locks nobody out.
+ZeroMQ's own listener ends the process if accept() finds no descriptor. Here a connection above the limit is closed at once, or replaces one
+that has not sent anything yet, so that a flood of silent connections locks nobody out.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from offrl.errors import InvalidInput
 from offrld.daemon.transport import frames
 
 HANDSHAKE_S = 5.0  # a connection that has not identified itself by then is closed
-BACKLOG = 4096  # connections that the kernel keeps until they are accepted
+BACKLOG = 4096  # connections that the kernel queues
 AT_ONCE = 128  # connections accepted before others get a turn
-SILENT_S = 0.5  # that a connection has to send a message, before it may give way
-NO_DESCRIPTOR_S = 0.1  # before the next accept() where none was left
-UNREAD = 64  # answers that are kept for a client that reads none; the next ones are dropped
-WAITING = 64  # messages of one connection that wait to be taken, before no more are read from it
-FRAMES = 4  # of a message with the one that names the client: its id, its body, its data
+SILENT_S = 0.5  # a connection that has sent no message by then may be closed for another
+NO_DESCRIPTOR_S = 0.1  # pause of accept() after it found no descriptor
+UNREAD = 64  # replies kept for a client that reads none; further ones are dropped
+WAITING = 64  # messages of one connection that may wait; then the daemon reads no more from it
+FRAMES = 4  # of a message: name of the client, id, body, data
 SOCKET_HINT = "choose another address with --bind"
 GONE = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 log = logging.getLogger("offrld.server")
 
 
 class Peer(asyncio.Protocol):
-    """One connection. ``pid``, ``uid``: of the process at its other end."""
+    """One connection. ``pid``, ``uid``: those of the process at its other end."""
 
     def __init__(self, listener: LocalSocket, route: bytes, pid: int, uid: int, accepted: socket.socket) -> None:
         self.route, self.pid, self.uid = route, pid, uid
@@ -48,7 +48,7 @@ class Peer(asyncio.Protocol):
         self._reader = frames.Reader(wire.MAX_MESSAGE, FRAMES - 1)
         self._greeting: bytearray | None = bytearray()
         self._ready = False
-        self._unread = 0  # answers since the last time that all had been taken by the kernel
+        self._unread = 0  # replies since the kernel had last taken all
         self.transport: asyncio.Transport | None = None  # until it is connected
         self._late: asyncio.TimerHandle | None = None
 
@@ -106,14 +106,14 @@ class Peer(asyncio.Protocol):
             self.transport.pause_reading()
 
     def take(self) -> list[bytes]:
-        """The message that waits for longest."""
+        """Return the oldest waiting message."""
         message = self.messages.popleft()
         if self.transport is not None and len(self.messages) == WAITING // 2:
             self.transport.resume_reading()
         return message
 
     def send(self, message: list[bytes]) -> None:
-        """Send a message, or drop it where the other side reads none."""
+        """Send a message, or drop it if the other side reads none."""
         if self.transport is None:
             return
         if not self.transport.get_write_buffer_size():
@@ -130,13 +130,13 @@ class Peer(asyncio.Protocol):
 
 
 class LocalSocket:
-    """A bound unix socket. `receive` and `send` for the server. Raises `InvalidInput` where the system refuses the address."""
+    """A bound unix socket. The server calls `receive` and `send`. Raises `InvalidInput` if the system refuses the address."""
 
     def __init__(self, path: Path, *, group: int | None, most: int) -> None:
         self._most = most
-        self._peers: OrderedDict[bytes, Peer] = OrderedDict()  # those that have come first come first
+        self._peers: OrderedDict[bytes, Peer] = OrderedDict()  # oldest first
         self._of_process: Counter[int] = Counter()  # process at the other end -> connections
-        self._waiting: deque[Peer] = deque()  # with messages, each once
+        self._waiting: deque[Peer] = deque()  # peers with messages, each once
         self._news = asyncio.Event()
         self._number = 0
         self._warned = False
@@ -159,7 +159,7 @@ class LocalSocket:
             raise
 
     async def receive(self) -> tuple[list[bytes], Peer]:
-        """The frames of the next message, the first of which names the client, and whose it is: each client in its turn. For one task."""
+        """Return the frames of the next message, the first of which names the client, and its peer. Clients take turns. For one task."""
         if self._loop is None:
             self._loop = asyncio.get_running_loop()
             self._loop.add_reader(self._socket, self._accept)
@@ -173,19 +173,19 @@ class LocalSocket:
         return message, peer
 
     def send(self, message: list[bytes]) -> None:
-        """Send a message to the client that its first frame names; one that has gone, or reads nothing, gets none."""
+        """Send a message to the client that its first frame names, unless the client is gone or reads nothing."""
         peer = self._peers.get(message[0])
         if peer is not None:
             peer.send(message[1:])
 
     def disconnect(self) -> int:
-        """Close every connection; how many there were."""
+        """Close every connection; return their number."""
         for peer in list(self._peers.values()):
             peer.abort()
         return len(self._peers)
 
     async def close(self) -> None:
-        """Stop listening; what was answered is sent to those who read it."""
+        """Stop listening; clients that read still get their replies."""
         if self._loop is not None:
             self._loop.remove_reader(self._socket)
         self._socket.close()
@@ -200,13 +200,13 @@ class LocalSocket:
 
     # -------------------------------------------------------------------------------------------------------------- for peers
     def arrived(self, peer: Peer) -> None:
-        """It has a message."""
+        """Note that a peer has a message."""
         if len(peer.messages) == 1:
             self._waiting.append(peer)
             self._news.set()
 
     def lost(self, peer: Peer) -> None:
-        """It is gone."""
+        """Forget a peer that is gone."""
         if self._peers.pop(peer.route, None) is not None:
             self._of_process[peer.pid] -= 1
             if not self._of_process[peer.pid]:
@@ -217,7 +217,7 @@ class LocalSocket:
             self._waiting.remove(peer)
 
     def broken(self, error: frames.Broken) -> None:
-        """It does not keep to the protocol."""
+        """Log that a peer violated the protocol."""
         log.warning("on %s: %s: 1 connections were closed", self.address, error)
 
     # ------------------------------------------------------------------------------------------------------------------ accept
@@ -231,7 +231,7 @@ class LocalSocket:
             except OSError as error:
                 if error.errno not in GONE:
                     raise
-                self._warn(f"no connection can be taken ({error.strerror})")
+                self._warn(f"no connection can be accepted ({error.strerror})")
                 self._make_room()
                 self._loop.remove_reader(self._socket)
                 self._loop.call_later(NO_DESCRIPTOR_S, self._again)
@@ -250,17 +250,20 @@ class LocalSocket:
             self._loop.create_task(self._connect(peer))
 
     async def _connect(self, peer: Peer) -> None:
-        if peer.accepted.fileno() < 0:  # it has given way already
+        if peer.accepted.fileno() < 0:  # it was closed for another one
             return
         try:
             await asyncio.get_running_loop().connect_accepted_socket(lambda: peer, peer.accepted)
-        except (OSError, ValueError):  # it has gone
+        except (OSError, ValueError):  # it is gone
             peer.accepted.close()
             self.lost(peer)
 
     def _make_room(self, pid: int | None = None) -> bool:
-        """Close a connection that has never sent a message: of the process that has most of them, if ``pid`` has fewer; else the oldest
-        that has had its time. Whether there was one."""
+        """Close a connection that has never sent a message; return whether there was one.
+
+        If the process ``pid`` has clearly fewer connections than the process with most, close one of the latter; otherwise the oldest
+        that was silent for `SILENT_S`.
+        """
         now, process = time.monotonic(), None
         if pid is not None:
             process, most = max(self._of_process.items(), key=lambda item: item[1])
@@ -281,11 +284,11 @@ class LocalSocket:
     def _warn(self, what: str) -> None:
         if not self._warned:
             self._warned = True
-            log.warning("%s on %s: no more are taken for now", what, self.address)
+            log.warning("%s on %s: no more are accepted for now", what, self.address)
 
 
 def clearable(path: Path) -> bool:
-    """Whether a dead daemon's socket is in the way; `InvalidInput` where anything else is, which stays."""
+    """Return whether the path holds a dead daemon's socket. Raises `InvalidInput` if it holds anything else."""
     try:
         mode = path.lstat().st_mode
     except FileNotFoundError:
@@ -298,7 +301,7 @@ def clearable(path: Path) -> bool:
 
 
 def permit(path: Path, group: int | None) -> None:
-    """The socket is the user's alone (the umask has made it so), or the group's as well."""
+    """Open the socket to the daemon's user only, or to the group, too."""
     if group is None:
         os.chmod(path, 0o600)
         return
@@ -312,6 +315,6 @@ def permit(path: Path, group: int | None) -> None:
 
 
 def _credentials(connection: socket.socket) -> tuple[int, int]:
-    """Process and user at the other end, as the kernel says."""
+    """Return process and user at the other end, as the kernel reports them."""
     pid, uid, _gid = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
     return pid, uid

@@ -1,7 +1,8 @@
-"""Closes all connections when what ZeroMQ keeps for them has filled too much memory; clients connect again and go on.
+"""Closes all connections when ZeroMQ's buffers for them use too much memory; clients connect again and continue.
 
-ZeroMQ hands over whole messages only, and bounds a frame but not how many of them a message has: who never sends the last one could fill
-the memory, and nothing shows which connection uses it. Unread answers wait there as well. Closing the connections frees both.
+ZeroMQ delivers whole messages only. It limits the size of a frame, but not the number of frames of a message: a client that never sends the
+last frame could fill the memory, and nothing shows which connection uses it. Unread replies wait there, too. Closing the connections frees
+both.
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ import os
 from collections.abc import Callable
 from functools import cache
 
-LOOK_S = 0.5
-SETTLE_S = 1.0  # for ZeroMQ to give back what was in the connections
+LOOK_S = 0.5  # between two measurements
+SETTLE_S = 1.0  # for ZeroMQ to free the buffers of closed connections
 M_ARENA_MAX = -8  # of malloc.h
 log = logging.getLogger("offrld.memory")
 
 
 class MemoryGuard:
-    """Watches how far this process has grown. ``disconnect()`` closes the connections and returns their number."""
+    """Watches the growth of this process. ``disconnect()`` closes the connections and returns their number."""
 
     def __init__(self, limit_bytes: int, disconnect: Callable[[], int]) -> None:
         self._limit, self._disconnect = limit_bytes, disconnect
@@ -41,14 +42,14 @@ class MemoryGuard:
             now = resident()
             back = base + grown - now
             log.warning("memory had grown by %d MB: %d connections were closed, %d MB came back", grown >> 20, count, back >> 20)
-            base = max(base, now)  # what stays is the daemon's own, and no reason to close them again
+            base = max(base, now)  # what remains is the daemon's own memory: no reason to close connections again
 
 
 def settle() -> None:
-    """For a process that runs for a year. Call it when everything is loaded and no thread has started yet.
+    """Prepare a process that runs for a year. Call it once everything is loaded, before any thread starts.
 
-    Two arenas of the C library are enough where one thread at a time runs Python; else every thread has one, with gaps of its own. What is
-    there now is there for good: the collector of cycles looks at it no more, which took 20 ms each time, with everybody waiting.
+    Two arenas of the C library are enough, because one thread at a time runs Python; otherwise every thread has one, with gaps of its own.
+    The objects that exist now stay for good: the cycle collector skips them, which saves a pause of 20 ms for all requests each time.
     """
     with contextlib.suppress(AttributeError):  # musl has none
         ctypes.CDLL(None).mallopt(M_ARENA_MAX, 2)
@@ -57,7 +58,7 @@ def settle() -> None:
 
 
 def trim() -> None:
-    """Give free memory back to the system, where the C library can."""
+    """Return free memory to the system, if the C library can."""
     with contextlib.suppress(AttributeError):  # musl cannot
         ctypes.CDLL(None).malloc_trim(0)
 
@@ -68,5 +69,5 @@ def _statm() -> int:
 
 
 def resident() -> int:
-    """Bytes of this process in memory; after the first look without a new descriptor."""
+    """Return the resident bytes of this process; only the first call opens a descriptor."""
     return int(os.pread(_statm(), 100, 0).split()[1]) * os.sysconf("SC_PAGE_SIZE")

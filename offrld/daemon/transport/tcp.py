@@ -1,4 +1,4 @@
-"""The daemon's side of the tcp address: starts the process that listens (`gateway`), starts it again should it end, passes messages on."""
+"""The daemon's side of the tcp address: starts the process that listens (`gateway`), restarts it if it ends, and passes messages on."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from offrld.daemon.transport.keys import ZAP_DOMAIN, Authenticator
 
 START_S = 60.0  # for the process to listen
 AGAIN_S = 0.2  # before it is started again
-WAITING = 256  # messages that wait to be taken, before no more are read
+WAITING = 256  # messages that may wait; then the daemon reads no more
 CLOSE_S = 2.0
-FRAMES, HEAD = 4, 4  # of a message with the one that names the client; those that the gateway puts before its own
-MOST_FRAMES = 16  # of what the gateway says: a question of ZeroMQ has ten
+FRAMES, HEAD = 4, 4  # frames of a message, the client's name included; frames that the gateway puts before them
+MOST_FRAMES = 16  # of a message of the gateway; an authentication request of ZeroMQ has ten
 log = logging.getLogger("offrld.server")
 
 Sender = tuple[str, str]  # public key and address of who sent a message
 
 
 class TcpSocket:
-    """A tcp address. `receive` and `send` for the server, `watch` beside them. Raises `InvalidInput` where the system refuses it."""
+    """A tcp address. The server calls `receive` and `send`, and runs `watch`. Raises `InvalidInput` if the system refuses it."""
 
     def __init__(
         self, url: str, *, authenticator: Authenticator | None, secret: str | None, most: int, memory_bytes: int, per_client: int
@@ -51,7 +51,7 @@ class TcpSocket:
         self._link: _Link | None = None
         self._closed = False
         self._process, self._pair = self._start()
-        self._options.update(url=self.address, again=True)  # the same port, should it be started again
+        self._options.update(url=self.address, again=True)  # the same port if it is restarted
 
     def _start(self) -> tuple[subprocess.Popen[bytes], socket.socket]:
         """Start the process and wait until it listens."""
@@ -109,31 +109,31 @@ class TcpSocket:
                     log.error("%s", error.message)
 
     async def receive(self) -> tuple[list[bytes], Sender]:
-        """The frames of the next message, the first of which names the client, and whose it is. For one task at a time."""
+        """Return the frames of the next message, the first of which names the client, and its sender. For one task at a time."""
         while not self._messages:
             self._news.clear()
             await self._news.wait()
-        found = self._messages.popleft()
+        message = self._messages.popleft()
         if self._link is not None and len(self._messages) == WAITING // 2:
             self._link.transport.resume_reading()
-        return found
+        return message
 
     def send(self, message: list[bytes]) -> None:
-        """Send a message to the client that its first frame names; one that has gone, or reads nothing, gets none."""
-        self._tell(b"m", *message)
+        """Send a message to the client that its first frame names, unless the client is gone or reads nothing."""
+        self._write(b"m", *message)
 
     def disconnect(self) -> int:
-        """Close every connection; they are counted where they are."""
-        self._tell(b"d")
+        """Close every connection; return 0, because the gateway counts them."""
+        self._write(b"d")
         return 0
 
     async def close(self) -> None:
-        """End the process, once it has sent what was answered."""
+        """End the process once it has sent all replies."""
         self._closed = True
         if self._link is None:
             self._pair.close()
         else:
-            self._link.transport.close()  # after what is written
+            self._link.transport.close()  # after sending what is written
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._link.gone.wait(), CLOSE_S)
         try:
@@ -142,12 +142,12 @@ class TcpSocket:
             self._process.kill()
             await asyncio.to_thread(self._process.wait)
 
-    def _tell(self, *message: bytes) -> None:
+    def _write(self, *message: bytes) -> None:
         if self._link is not None and not self._link.transport.is_closing():
             self._link.transport.writelines(frames.encode(message))
 
-    def said(self, message: list[bytes]) -> None:
-        """A message of the gateway's."""
+    def arrived(self, message: list[bytes]) -> None:
+        """Handle a message of the gateway."""
         if message[0] == b"m" and len(message) > HEAD:
             route, key, address, *rest = message[1:]
             self._messages.append(([route, *rest], (key.decode(errors="replace"), address.decode(errors="replace"))))
@@ -155,13 +155,13 @@ class TcpSocket:
             if len(self._messages) >= WAITING and self._link is not None:
                 self._link.transport.pause_reading()
         elif message[0] == b"z" and self._authenticator is not None:
-            self._tell(b"z", *self._authenticator.answer(message[1:]))
+            self._write(b"z", *self._authenticator.answer(message[1:]))
         elif message[0] == b"l":
             log.warning("%s", message[1].decode(errors="replace"))
 
 
 class _Link(asyncio.Protocol):
-    """This end of the pair."""
+    """The daemon's end of the pair of sockets."""
 
     def __init__(self, gate: TcpSocket) -> None:
         self._gate = gate
@@ -175,7 +175,7 @@ class _Link(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         for _, message in self._reader.feed(data):
-            self._gate.said(message)
+            self._gate.arrived(message)
 
     def connection_lost(self, error: Exception | None) -> None:
         self.gone.set()

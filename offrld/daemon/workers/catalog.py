@@ -1,7 +1,7 @@
-"""What can be trained here: the answer of a `describe` worker, cached, and the check of a train job against it.
+"""The catalog: what can be trained here, and the check of a train job against it.
 
-The daemon does not import the algorithms (torch would come with them). It asks a worker once and keeps the answer on disk under a hash
-of everything that could change it: the versions of all installed distributions and the times of offrld's own source files.
+The daemon does not import the algorithms, because they import torch. It asks a `describe` worker once and caches the answer on disk under a
+hash of everything that could change it: the versions of all installed distributions and the times of offrld's own source files.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from offrld.executors.local import LocalExecutor
 from offrld.state.folder import StateFolder
 
 DESCRIBE_S = 180.0  # loading torch and gymnasium from a cold disk
-ASK_S = 60.0  # an answer, which may take a simulator to be made
+ASK_S = 60.0  # for an answer, which may have to create a simulator
 ASKED = 2  # questions at once
-ANSWERS = 200  # kept
+ANSWERS = 200  # kept in memory
 TRIES = 3  # starts of a describe worker, if a signal ends it
-KEEP = 3  # cached answers, for going back and forth between versions
+KEEP = 3  # cached catalogs, for switching between versions
 Trained = TypeVar("Trained", TrainSpec, TrainOnlineSpec)
 log = logging.getLogger("offrld.catalog")
 
@@ -47,7 +47,7 @@ class Catalog:
         self._answers: dict[str, dict[str, Any]] = {}  # the latest `ANSWERS`
 
     def start(self) -> asyncio.Task[dict[str, Any]]:
-        """Load in the background; a failed attempt is repeated. Returns the task."""
+        """Load the catalog in the background, again if the last attempt failed; return the task."""
         loading = self._loading
         if loading is None or (loading.done() and (loading.cancelled() or loading.exception() is not None)):
             loading = self._loading = asyncio.get_running_loop().create_task(self._load())
@@ -55,25 +55,25 @@ class Catalog:
         return loading
 
     async def ready(self) -> dict[str, Any]:
-        """The catalogue. `InternalError` where the describe worker fails."""
+        """Return the catalog. Raises `InternalError` if the describe worker fails."""
         return await asyncio.shield(self.start())
 
     async def ask(self, question: dict[str, Any], *, fresh: bool = False) -> dict[str, Any]:
-        """The answer of a describe worker to a question (see `offrld.worker.describe.answer`); empty where none comes, which the log says.
+        """Return a describe worker's answer to a question (see `offrld.worker.describe.answer`); empty, with a log line, if none comes.
 
-        Answers without a refusal are kept in memory; ``fresh``: do not use them.
+        Answers without a refusal are kept in memory; ``fresh``: ignore them.
         """
         text = json.dumps(question, sort_keys=True)
         if not fresh and text in self._answers:
             return self._answers[text]
         async with self._asking:
-            found = await self._answer(text)
-        if found and "refusal" not in found:
+            answer = await self._answer(text)
+        if answer and "refusal" not in answer:
             self._answers.pop(text, None)
-            self._answers[text] = found
+            self._answers[text] = answer
             while len(self._answers) > ANSWERS:
                 del self._answers[next(iter(self._answers))]
-        return found
+        return answer
 
     async def _answer(self, question: str) -> dict[str, Any]:
         trouble = self._state.cache / "question.log"
@@ -107,21 +107,23 @@ class Catalog:
         try:
             if status != 0:
                 raise ValueError(f"exit status {status}" if status is not None else f"no answer in {DESCRIBE_S:.0f} s")
-            found = parse(data)
+            catalog = parse(data)
         except ValueError as error:
             last = last_line(trouble)
             log.error("the describe worker failed: %s: %s", error, last)
             raise InternalError(f"the algorithms of this installation cannot be listed: {last or error}", hint=f"see {trouble}") from None
-        for problem in found["problems"]:
+        for problem in catalog["problems"]:
             log.warning("something of an installed package cannot be used: %s", problem)
-        if not found["problems"]:  # a package may be repaired without a new version
+        if not catalog["problems"]:  # a package may be repaired without a new version
             await asyncio.to_thread(self._keep, path, data)
-        log.info("%d algorithms, %d environments", len(found["algorithms"]), len(found["environments"]))
-        return found
+        log.info("%d algorithms, %d environments", len(catalog["algorithms"]), len(catalog["environments"]))
+        return catalog
 
     async def _run(self, job: str, trouble: Path, seconds: float, question: str | None = None) -> tuple[int | None, bytes]:
-        """Run a describe worker: its exit status (None: no end within ``seconds``) and its output. One that a signal ended, such as the
-        kernel's for want of memory, is started again: it says nothing about the question."""
+        """Run a describe worker; return its exit status (None: still running after ``seconds``) and its output.
+
+        If a signal ends it, for example the OOM killer's, it is started again: that says nothing about the question.
+        """
         status: int | None = None
         for attempt in range(1, TRIES + 1):
             lines: list[bytes] = []
@@ -158,11 +160,11 @@ class Catalog:
 
 
 def fingerprint(command: tuple[str, ...]) -> str:
-    """Hash of what decides the answer of the describe worker."""
+    """Return the hash of everything that decides the describe worker's answer."""
     parts = [*command]
-    for found in importlib.metadata.distributions():
-        parts.append(f"{found.name}=={found.version}")
-        for point in found.entry_points:
+    for distribution in importlib.metadata.distributions():
+        parts.append(f"{distribution.name}=={distribution.version}")
+        for point in distribution.entry_points:
             if point.group.startswith("offrl."):
                 parts += [f"{point.group}:{point.name}={point.value}", *_sources(point.module)]
     parts[len(command) :] = sorted(set(parts[len(command) :]))
@@ -174,7 +176,7 @@ def fingerprint(command: tuple[str, ...]) -> str:
 
 
 def _sources(module: str) -> list[str]:
-    """Files, with their times, of the package that a module is in: one that is being written keeps its version. Imports nothing."""
+    """Return the files of a module's package with their times: a package under development keeps its version. Imports nothing."""
     try:
         spec = importlib.util.find_spec(module.partition(".")[0])
     except (ImportError, ValueError):
@@ -186,22 +188,22 @@ def _sources(module: str) -> list[str]:
 
 
 def parse(data: bytes) -> dict[str, Any]:
-    """The describe worker's answer, checked for what is used here; `ValueError`."""
+    """Parse the describe worker's answer and check the parts that are used here. Raises `ValueError`."""
     try:
-        found = json.loads(data)
-        for algorithm in found["algorithms"]:
+        catalog: dict[str, Any] = json.loads(data)
+        for algorithm in catalog["algorithms"]:
             if not isinstance(algorithm["name"], str) or not isinstance(algorithm["config"], dict):
                 raise ValueError("an algorithm without name or config")
-        found.setdefault("problems", [])
-        if not isinstance(found["environments"], list):
+        catalog.setdefault("problems", [])
+        if not isinstance(catalog["environments"], list):
             raise ValueError("environments is not a list")
     except (KeyError, TypeError) as error:
         raise ValueError(f"not a description: {error!r}") from None
-    return found
+    return catalog
 
 
 def last_line(path: Path, limit: int = 300) -> str:
-    """The last line of a log that says something, "" where there is none."""
+    """Return the last line of a log that is not empty; "" if there is none."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, file.seek(0, 2) - 16384))
@@ -213,7 +215,7 @@ def last_line(path: Path, limit: int = 300) -> str:
 
 # -------------------------------------------------------------------------------------------------------------------- check
 def checked_environment(env: str, catalog: dict[str, Any]) -> None:
-    """`Unknown` with the nearest known id, unless gymnasium knows the environment on this machine."""
+    """Raise `Unknown`, with the nearest known id, unless gymnasium knows the environment on this machine."""
     if env not in catalog["environments"]:
         _, colon, name = env.partition(":")
         if colon:
@@ -223,9 +225,9 @@ def checked_environment(env: str, catalog: dict[str, Any]) -> None:
 
 
 def checked(spec: Trained, catalog: dict[str, Any], fields: dict[str, Any] | None) -> Trained:
-    """``spec`` with its settings under their dotted names, once everything in it is known to be right.
+    """Check ``spec``, and return it with its settings under their dotted names.
 
-    ``fields``: the dataset's, or None where it is still being imported. Raises `Unknown` (with the nearest known name), `InvalidInput`.
+    ``fields``: those of the dataset, or None if it is still being imported. Raises `Unknown` (with the nearest known name), `InvalidInput`.
     """
     algorithms = {algorithm["name"]: algorithm for algorithm in catalog["algorithms"]}
     algorithm = algorithms.get(spec.algorithm)
@@ -273,13 +275,13 @@ def checked(spec: Trained, catalog: dict[str, Any], fields: dict[str, Any] | Non
     return spec.model_copy(update={"config": flat(spec.config)})
 
 
-# What only one of the two ways of training online reads: with updates on whatever was gathered, or on the rollout just played.
+# Options that only one of the two ways of training online reads: updates on all collected steps, or on the newest rollout.
 OFF_POLICY = ("random_steps", "update_start", "update_interval", "updates", "offline", "epsilon", "noise")
 ON_POLICY = ("envs", "processes")
 
 
 def _check_play(spec: TrainOnlineSpec, plays: bool) -> None:
-    """`InvalidInput` for options that the algorithm's way of training does not read, and for a missing dataset."""
+    """Raise `InvalidInput` for options that the algorithm's way of training does not read, and for a missing dataset."""
     fields = type(spec).model_fields
     for name in OFF_POLICY if plays else ON_POLICY:
         if getattr(spec, name) != fields[name].default:

@@ -1,6 +1,7 @@
-"""The signs of life of one worker: when it gave the last one, what it is busy with, how long it may be silent.
+"""The signs of life of one worker: when it gave the last one, what it is busy with, and how long it may be silent.
 
-The worker gives them from its training loop, never from a thread beside it: a loop that hangs is silent. Every line that it writes counts.
+The worker gives them from its training loop, never from a thread beside it, so a loop that hangs is silent. Every line of its stdout
+counts as a sign of life.
 """
 
 from __future__ import annotations
@@ -11,11 +12,11 @@ import time
 from offrld.daemon.config import Grace
 
 
-class Vital:
-    """Create it when the worker starts. `line` takes its lines, `left_s` gives how long it may still be silent."""
+class Liveness:
+    """Create it when the worker starts. `line` takes the worker's lines; `left_s` is how long it may still be silent."""
 
     def __init__(self, grace: Grace, *, loops: bool) -> None:
-        """``loops``: the job's kind has a loop that gives signs all the time, once it has begun; others are given the longer time."""
+        """``loops``: once started, this kind of job gives signs all the time; the others always get the longer limit."""
         self._grace, self._loops = grace, loops
         self._since = time.monotonic()
         self.heard = False  # whether the worker has sent a line
@@ -23,7 +24,7 @@ class Vital:
         self.device_bytes = 0  # peak memory on a card that the worker has reported
 
     def line(self, line: bytes) -> bool:
-        """Any line of the worker's; False for a mere sign of life, in which nothing else stands."""
+        """Take a line of the worker's stdout. Return False if it is only a sign of life and holds no other news."""
         self._since = time.monotonic()
         self.heard = True
         if b'"alive"' not in line[:40]:
@@ -42,15 +43,15 @@ class Vital:
 
     @property
     def limit_s(self) -> float:
-        """The silence that is allowed now."""
+        """The longest silence that is allowed now, in seconds."""
         return max(self._grace.busy_s, self._grace.hang_s) if self.busy or not self._loops else self._grace.hang_s
 
     @property
     def left_s(self) -> float:
-        """What is left of it; negative when the worker is taken for hung."""
+        """Seconds of silence that are left; negative once the worker counts as hung."""
         return self._since + self.limit_s - time.monotonic()
 
     def silence(self, step: int) -> str:
-        """In words, with the last step that is known."""
-        doing = f" while {self.busy}" if self.busy else ""
-        return f"no sign of life for {self.limit_s:g} s{doing}, last step {step}"
+        """Describe the silence, with the last known step."""
+        activity = f" while {self.busy}" if self.busy else ""
+        return f"no sign of life for {self.limit_s:g} s{activity}, last step {step}"

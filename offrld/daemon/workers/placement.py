@@ -1,7 +1,7 @@
-"""What train jobs share: cards with slots and memory, and CPU threads. Which job may start now, and on which card.
+"""Placement of train jobs, which share cards (slots and memory) and CPU threads: which job may start now, and on which card.
 
-Placing is a pure function of what is there, what is in use and the jobs in their order. A job that has to wait keeps what it waits for:
-those behind it start only on what is left, so that a stream of small jobs never keeps a large one out.
+Placement is a pure function of the inventory, the places in use and the jobs in their order. A job that has to wait reserves what it
+waits for: the jobs behind it start only on the rest, so a stream of small jobs never keeps a large one out.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from typing import Any
 
 from offrl.errors import InvalidInput, OffrlError
 
-DETECT_S = 20.0  # nvidia-smi on a machine whose driver is just being loaded
-CONTEXT_MB = 600  # what a CUDA context, its libraries and kernels take before a job has allocated anything
-SEED_MB = 64  # networks, their moments and activations of one seed: a guess, until an attempt has reported its peak
-MARGIN = 1.1  # on a measured peak
+DETECT_S = 20.0  # for nvidia-smi on a machine that is still loading its driver
+CONTEXT_MB = 600  # memory of a CUDA context, its libraries and kernels before a job allocates anything
+SEED_MB = 64  # networks, optimizer state and activations of one seed: an estimate until an attempt has reported its peak
+MARGIN = 1.1  # factor on a measured peak
 MB = 1 << 20
-UNLISTED = ("/dev/kfd", "/dev/nvidiactl", "/dev/dxg")  # there where a driver of cards is
+UNLISTED = ("/dev/kfd", "/dev/nvidiactl", "/dev/dxg")  # exist if the driver of a card is loaded
 log = logging.getLogger("offrld.devices")
 
 
 @dataclass(frozen=True)
 class Card:
-    """One accelerator. ``name``: what CUDA_VISIBLE_DEVICES takes; ``memory_mb``: None where it is not known and not looked at."""
+    """One accelerator. ``name``: its name in CUDA_VISIBLE_DEVICES; ``memory_mb``: None if unknown, and then not checked."""
 
     name: str
     memory_mb: int | None = None
@@ -38,26 +38,28 @@ class Card:
 
 @dataclass(frozen=True)
 class Inventory:
-    """All that train jobs may use together. ``cards`` None: it is not known what there is, jobs find out themselves."""
+    """Everything that train jobs may use together. ``cards`` None: the cards are unknown, and jobs look for themselves."""
 
     threads: int
     cards: tuple[Card, ...] | None = None
 
     @property
     def slots(self) -> int:
-        """Jobs that the cards take at once."""
+        """Number of jobs that fit on the cards at once."""
         return sum(card.slots for card in self.cards or ())
 
     @property
     def most_jobs(self) -> int:
-        """Train jobs that may run at once: one for each thread, of which a job may want more. One where there are cards that only the
-        workers see: two of them could take the same."""
+        """Upper limit of train jobs at once: one for each thread (a job may need several).
+
+        Only one if the machine has cards that only the workers see: two workers could choose the same card.
+        """
         return self.threads if self.cards is not None or not any(os.path.exists(path) for path in UNLISTED) else 1
 
 
 @dataclass(frozen=True)
 class Need:
-    """What one job needs. ``card``: None (CPU only), "any", or the number of a card; ``firm``: the memory was set by the user."""
+    """What one job needs. ``card``: None (CPU only), "any", or the number of a card; ``firm``: the user set the memory."""
 
     threads: int = 1
     card: int | str | None = None
@@ -67,7 +69,7 @@ class Need:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a job runs. ``card``: its number in the inventory, None on the CPU."""
+    """Where a job runs. ``card``: the card's number in the inventory; None for the CPU."""
 
     threads: int
     card: int | None = None
@@ -75,12 +77,12 @@ class Place:
 
 
 def need(spec: Mapping[str, Any], cards: bool, dataset_bytes: int = 0, peak_bytes: int | None = None) -> Need:
-    """What a train job takes, from its specification.
+    """Return what a train job needs, from its specification.
 
     Args:
-        cards: whether there are any: without, ``device: auto`` is the CPU.
-        dataset_bytes: of the whole dataset, which is kept on the card where it fits.
-        peak_bytes: the largest use that an attempt of the job has reported.
+        cards: whether there are any; without cards, ``device: auto`` means the CPU.
+        dataset_bytes: size of the whole dataset, which stays on the card if it fits.
+        peak_bytes: the largest memory use that an attempt of the job has reported.
     """
     device, threads = str(spec.get("device") or "auto"), int(spec.get("threads") or 1)
     if device == "cpu" or (device == "auto" and not cards):
@@ -90,11 +92,11 @@ def need(spec: Mapping[str, Any], cards: bool, dataset_bytes: int = 0, peak_byte
         return Need(threads, card, int(spec["gpu_memory_mb"]), firm=True)
     if peak_bytes is not None:
         return Need(threads, card, CONTEXT_MB + math.ceil(peak_bytes / MB * MARGIN))
-    return Need(threads, card, CONTEXT_MB + SEED_MB * len(spec.get("seeds") or [0]) + dataset_bytes // MB)  # `Plan` cuts it to the card
+    return Need(threads, card, CONTEXT_MB + SEED_MB * len(spec.get("seeds") or [0]) + dataset_bytes // MB)  # `Plan` caps it
 
 
 def check(need: Need, inventory: Inventory) -> None:
-    """Refuse what can never start here: `InvalidInput`."""
+    """Raise `InvalidInput` if a job with this need can never start here."""
     if need.threads > inventory.threads:
         raise InvalidInput(
             f"threads = {need.threads}, but the jobs of this service have {inventory.threads} CPU threads together",
@@ -109,9 +111,9 @@ def check(need: Need, inventory: Inventory) -> None:
             f"device cuda:{need.card}, but there are {len(inventory.cards)} cards: cuda:0 to cuda:{len(inventory.cards) - 1}",
             hint="leave the choice to the service with --device cuda",
         )
-    known = [inventory.cards[number].memory_mb for number in _candidates(need, inventory)]
-    largest = max((memory for memory in known if memory is not None), default=None)
-    if need.firm and largest is not None and None not in known and need.memory_mb > largest:
+    memories = [inventory.cards[number].memory_mb for number in _candidates(need, inventory)]
+    largest = max((memory for memory in memories if memory is not None), default=None)
+    if need.firm and largest is not None and None not in memories and need.memory_mb > largest:
         raise InvalidInput(
             f"the job asks for {need.memory_mb} MB of a card, the largest that it may take has {largest} MB",
             hint="lower --gpu-memory, or train fewer seeds in one job",
@@ -124,7 +126,7 @@ def _candidates(need: Need, inventory: Inventory) -> list[int]:
 
 
 class Plan:
-    """Offer it the waiting jobs in their order: `offer` gives the place of one that may start now, or None and keeps what it waits for."""
+    """One round of placement. `offer` it the waiting jobs in their order: a job either gets a place or reserves what it waits for."""
 
     def __init__(self, inventory: Inventory, used: Collection[Place]) -> None:
         self.inventory = inventory
@@ -138,23 +140,23 @@ class Plan:
 
     @property
     def exhausted(self) -> bool:
-        """Nothing is left that any job could start on."""
+        """Whether too little is left for any job."""
         return self._threads <= 0
 
     def offer(self, need: Need) -> Place | None:
-        """Raises `InvalidInput` where the job can never start here."""
+        """Return the place of a job that may start now, else None. Raises `InvalidInput` if the job can never start here."""
         check(need, self.inventory)
         if need.card is None or self.inventory.cards is None:
             return self._take(need, None)
         possible = _candidates(need, self.inventory)
-        fitting = [number for number in possible if self._slots[number] > 0 and self._fits(need, number)]
-        if not fitting or need.threads > self._threads:
+        free = [number for number in possible if self._slots[number] > 0 and self._fits(need, number)]
+        if not free or need.threads > self._threads:
             self._threads -= need.threads
-            for number in possible:  # those behind it must not take the card that it waits for
+            for number in possible:  # the jobs behind it must not take the card that it waits for
                 self._slots[number] = 0
             return None
-        # The emptiest card: jobs that run side by side share its bandwidth as well as its memory.
-        return self._take(need, max(fitting, key=lambda number: (self._room(number), -number)))
+        # The emptiest card: jobs on one card share its bandwidth as well as its memory.
+        return self._take(need, max(free, key=lambda number: (self._room(number), -number)))
 
     def _take(self, need: Need, card: int | None) -> Place | None:
         possible = need.threads <= self._threads
@@ -170,7 +172,7 @@ class Plan:
         return Place(need.threads, card, memory)
 
     def _claimed(self, need: Need, number: int) -> int:
-        """The memory that is set aside. A guess or an old peak never asks for more than the card has: alone on it the job may try."""
+        """Return the memory to reserve. An estimate or an old peak never exceeds the card's memory: alone on the card, the job may try."""
         memory = self.inventory.cards[number].memory_mb  # type: ignore[index]
         return need.memory_mb if memory is None or need.firm else min(need.memory_mb, memory)
 
@@ -180,19 +182,19 @@ class Plan:
 
     def _room(self, number: int) -> tuple[int, int]:
         card = self.inventory.cards[number]  # type: ignore[index]
-        # Jobs that are on it first, then free memory.
+        # Fewest jobs first, then most free memory.
         return self._slots[number] - card.slots, self._memory[number] or 0
 
 
-# --------------------------------------------------------------------------------------------------------------------- what is there
+# --------------------------------------------------------------------------------------------------------------------- inventory
 def threads_here() -> int:
-    """CPU threads that this process may use."""
+    """Return the number of CPU threads that this process may use."""
     return max(1, len(os.sched_getaffinity(0)))
 
 
 async def detect(proc: Path = Path("/proc/driver/nvidia/gpus")) -> tuple[Card, ...]:
-    """The cards of this machine, seen without loading a CUDA library: `nvidia-smi`, else the driver's folder. None: an empty tuple."""
-    if not proc.is_dir():  # no driver: do not even look for its tool
+    """Return the cards of this machine, from `nvidia-smi` or else the driver's folder ``proc``, without loading a CUDA library."""
+    if not proc.is_dir():  # no driver, so no nvidia-smi
         return ()
     cards: list[Card] = []
     try:
@@ -205,13 +207,13 @@ async def detect(proc: Path = Path("/proc/driver/nvidia/gpus")) -> tuple[Card, .
             stderr=asyncio.subprocess.DEVNULL,
         )
     except OSError as error:
-        log.warning("nvidia-smi cannot be run (%s): the memory of the cards is not known", error)
+        log.warning("nvidia-smi cannot be run (%s): the memory of the cards is unknown", error)
     else:
         try:
             output, _ = await asyncio.wait_for(process.communicate(), DETECT_S)
             cards = parse(output.decode(errors="replace"))
         except TimeoutError:
-            log.warning("nvidia-smi has not answered in %.0f s: the memory of the cards is not known", DETECT_S)
+            log.warning("nvidia-smi did not answer within %.0f s: the memory of the cards is unknown", DETECT_S)
         finally:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
@@ -221,7 +223,7 @@ async def detect(proc: Path = Path("/proc/driver/nvidia/gpus")) -> tuple[Card, .
 
 
 def parse(text: str) -> list[Card]:
-    """The lines "UUID, MEGABYTES" of nvidia-smi."""
+    """Parse the lines "UUID, MEGABYTES" of nvidia-smi."""
     cards = []
     for line in text.splitlines():
         uuid, _, memory = (part.strip() for part in line.partition(","))
@@ -231,57 +233,58 @@ def parse(text: str) -> list[Card]:
 
 
 def visible(cards: Collection[Card], chosen: str | None) -> tuple[Card, ...]:
-    """The cards that CUDA_VISIBLE_DEVICES of the daemon itself leaves, in its order; None: all."""
+    """Return the cards that the daemon's own CUDA_VISIBLE_DEVICES (``chosen``) leaves visible, in its order; None: all."""
     if chosen is None:
         return tuple(cards)
-    found, every = [], list(cards)
+    selected, detected = [], list(cards)
     for name in filter(None, (part.strip() for part in chosen.split(","))):
-        if name.isdigit() and int(name) < len(every):
-            found.append(every[int(name)])
+        if name.isdigit() and int(name) < len(detected):
+            selected.append(detected[int(name)])
         elif name.startswith(("GPU-", "MIG-")):
-            found.append(next((card for card in every if card.name.startswith(name)), Card(name)))
-        else:  # as CUDA does: what follows an unknown one is not seen
+            selected.append(next((card for card in detected if card.name.startswith(name)), Card(name)))
+        else:  # like CUDA: cards after an unknown name are invisible
             break
-    return tuple(found)
+    return tuple(selected)
 
 
 async def inventory(cards: Any, slots: int, memory_mb: int, threads: int) -> Inventory:
-    """The inventory of the settings ``[devices]``; see `config.Devices`."""
+    """Return the inventory that the settings ``[devices]`` describe; see `config.Devices`."""
     if cards == "auto":
-        found = await detect()
+        chosen = await detect()
     else:
-        found = tuple(Card(str(name)) for name in cards)
-        if found and not memory_mb:
+        chosen = tuple(Card(str(name)) for name in cards)
+        if chosen and not memory_mb:
             detected = {card.name: card for card in await detect()}
             numbered = list(detected.values())
-            found = tuple(
+            chosen = tuple(
                 detected.get(card.name) or (numbered[int(card.name)] if card.name.isdigit() and int(card.name) < len(numbered) else card)
-                for card in found
+                for card in chosen
             )
-    known = tuple(Card(card.name, memory_mb or card.memory_mb, slots) for card in found)
-    # Nothing found by itself says little (another maker's card, a container without the tool): the workers look for themselves.
-    return Inventory(threads or threads_here(), known if known or cards != "auto" else None)
+    usable = tuple(Card(card.name, memory_mb or card.memory_mb, slots) for card in chosen)
+    # That detection found none proves little (another maker's card, a container without nvidia-smi): the workers look for themselves.
+    return Inventory(threads or threads_here(), usable if usable or cards != "auto" else None)
 
 
 @dataclass
 class Pool:
-    """The inventory and the places that are in use now, by job."""
+    """The inventory, and the places in use now, by job."""
 
     inventory: Inventory
     used: dict[str, Place] = field(default_factory=dict)
 
     def plan(self) -> Plan:
+        """Start a round of placement."""
         return Plan(self.inventory, self.used.values())
 
     def environment(self, place: Place | None, device: str) -> dict[str, str]:
-        """What the worker's libraries have to see: its card alone, or none."""
+        """Return the environment that shows the worker its own card only, or none."""
         if self.inventory.cards is None:
             return {"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {}
         card = place.card if place is not None else None
         return {"CUDA_VISIBLE_DEVICES": self.inventory.cards[card].name if card is not None else ""}
 
     def refused(self, spec: Mapping[str, Any]) -> OffrlError | None:
-        """Why a train job can never run here, None where it can."""
+        """Return why a train job can never run here, or None if it can."""
         try:
             check(need(spec, bool(self.inventory.cards)), self.inventory)
         except InvalidInput as error:

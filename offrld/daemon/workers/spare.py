@@ -1,7 +1,7 @@
-"""Workers that are started ahead: they have torch and the algorithms loaded and wait for the next train job on their stdin.
+"""Spare workers, started ahead: they have loaded torch and the algorithms, and wait on their stdin for the next train job.
 
-A spare worker is not a job: it counts nowhere, holds no card and sleeps until it gets a job. It ends with the daemon's end of its pipe,
-whatever becomes of the daemon.
+A spare worker is not a job: it counts nowhere, holds no card and sleeps until it gets a job. It ends when the daemon's end of its pipe
+closes, however the daemon ends.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from offrl.job import TRAINS
 from offrld.executors.local import LocalExecutor, LocalWorker
 from offrld.state.folder import StateFolder
 
-THREADS = 1  # of the jobs that a spare worker can take: its libraries have read their number of threads already
-REFILL_S = 5.0  # after a spare was taken, at the latest: loading the next one must not slow down the start of the job
-FAILED_S = 60.0  # before the next attempt, where a spare worker has ended by itself
+THREADS = 1  # of the jobs that a spare worker can take: its libraries have already read their number of threads
+REFILL_S = 5.0  # longest wait before a taken spare is replaced: loading the next one must not slow down the start of the job
+FAILED_S = 60.0  # pause after a spare worker has ended by itself
 CLOSE_S = 2.0
 LOG_BYTES = 1 << 20
 log = logging.getLogger("offrld.spare")
@@ -38,10 +38,10 @@ class _Spare:
 
 
 class Spares:
-    """Up to ``count`` workers. `fill` starts those that are missing, `take` gives one away."""
+    """Up to ``count`` spare workers. `fill` starts the missing ones, `take` gives one away."""
 
     def __init__(self, executor: LocalExecutor, state: StateFolder, count: int, idle_s: float) -> None:
-        """``idle_s``: one that nobody took for so long is ended and comes back when the next job has started; 0: never."""
+        """``idle_s``: a spare that is idle for this long is ended; the next job that starts brings it back. 0: never."""
         self._executor, self._state, self._count, self._idle_s = executor, state, count, idle_s
         self._spares: list[_Spare] = []
         self._watching: set[asyncio.Task[None]] = set()
@@ -52,23 +52,23 @@ class Spares:
 
     @staticmethod
     def suits(kind: str, spec: Mapping[str, Any]) -> bool:
-        """Whether a spare worker can do the job as one that was started for it would."""
+        """Whether a spare worker can do this job as well as a worker started for it."""
         return kind in TRAINS and int(spec.get("threads") or 1) == THREADS
 
     @property
     def pids(self) -> list[int]:
-        """Of those that wait now."""
+        """Process ids of the spare workers."""
         return [spare.worker.pid for spare in self._spares]
 
     @property
     def state(self) -> str | None:
-        """ready: a job that comes now finds one loaded; starting: one is being loaded; None: there is none."""
+        """ready: one has loaded everything; starting: one is loading; None: there is none."""
         if not self._spares:
             return None
         return "ready" if any(spare.ready for spare in self._spares) else "starting"
 
     async def fill(self) -> None:
-        """Start the missing spare workers. A failure is logged and tried again later."""
+        """Start the missing spare workers. If one fails, log it and try again later."""
         if self._filling:
             return
         self._filling = True
@@ -83,16 +83,16 @@ class Spares:
             self._filling = False
 
     def refill(self, seconds: float = 0.0) -> None:
-        """Call `fill` so much later."""
+        """Call `fill` after ``seconds``."""
         if self._refill is not None:
             self._refill.cancel()
         if not self._closed and self._count:
-            # In a context of its own: what becomes of the next spare worker is not about the job that took the last one.
-            again = contextvars.Context()
-            self._refill = asyncio.get_running_loop().call_later(seconds, lambda: self._spawn(self.fill()), context=again)
+            # In a new context: log lines about the next spare worker must not name the job that took the last one.
+            context = contextvars.Context()
+            self._refill = asyncio.get_running_loop().call_later(seconds, lambda: self._spawn(self.fill()), context=context)
 
     def take(self) -> LocalWorker | None:
-        """The one that has been waiting longest, or None. It is the caller's from now on."""
+        """Give away a spare worker, a loaded one if possible; None if there is none. The caller owns it from now on."""
         self._spares.sort(key=lambda spare: not spare.ready)
         while self._spares:
             spare = self._spares.pop(0)
@@ -105,7 +105,7 @@ class Spares:
         return None
 
     async def close(self) -> None:
-        """End all."""
+        """End all spare workers."""
         self._closed = True
         if self._refill is not None:
             self._refill.cancel()
@@ -138,12 +138,12 @@ class Spares:
             spare.expiry = loop.call_later(self._idle_s, self._expire, spare)
         self._spares.append(spare)
         self._spawn(self._watch(spare))
-        if self._closed:  # meanwhile
+        if self._closed:  # while it started
             worker.kill()
 
     async def _watch(self, spare: _Spare) -> None:
         status = await spare.worker.wait()
-        if spare in self._spares:  # not assigned, and not stopped
+        if spare in self._spares:  # neither given away nor stopped
             self._spares.remove(spare)
             self._not_before = asyncio.get_running_loop().time() + FAILED_S
             log.warning("a spare worker ended with status %d; see %s", status, self._state.cache / "spare.log")

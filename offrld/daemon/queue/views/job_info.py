@@ -1,4 +1,4 @@
-"""Jobs as clients see them: the row, and of one that waits the reason why it does, as of the moment of asking."""
+"""Jobs as clients see them: the row, and for a waiting job why it waits now."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from offrld.daemon.queue.job_record import Job, find
 class Waits:
     """What queued jobs wait for.
 
-    ``needs``: job -> those that have to succeed first; ``busy``: owner -> running train jobs, of those who have as many as ``most``.
+    ``needs``: job -> the jobs that must succeed first; ``busy``: owner -> running train jobs, for the owners at the limit ``most``.
     """
 
     now: float
@@ -30,7 +30,7 @@ class Waits:
 
     @classmethod
     def look(cls, db: Connection, limits: Limits) -> Waits:
-        """As of now."""
+        """Read what queued jobs wait for now."""
         most, busy = limits.running_per_owner, {}
         if most:
             rows = db.execute("SELECT owner, count(*) AS n FROM jobs WHERE state = 'running' AND lane = 'train' GROUP BY owner")
@@ -38,30 +38,30 @@ class Waits:
         return cls(time.time(), waits_for(db), paused(db), busy, most)
 
     def reason(self, job: Job) -> str:
-        """Why a queued job does not run; "" where all that it waits for is a place."""
-        found = []
+        """Say why a queued job does not run; "" if it waits for a free slot only."""
+        reasons = []
         if needs := self.needs.get(job.id):
-            found.append(f"waits for {', '.join(needs)}")
+            reasons.append(f"waits for {', '.join(needs)}")
         if job.start_at is not None and job.start_at > self.now:
-            found.append(f"starts at {time.strftime('%Y-%m-%d %H:%M:%S', time.gmtime(job.start_at))} UTC")
+            reasons.append(f"starts at {time.strftime('%Y-%m-%d %H:%M:%S', time.gmtime(job.start_at))} UTC")
         if job.retry_at is not None:
             attempt, _, why = job.reason.partition(": ")
             left = math.ceil(job.retry_at - self.now)
-            found.append(f"{attempt} in {left} s: {why}" if left > 0 else job.reason)
+            reasons.append(f"{attempt} in {left} s: {why}" if left > 0 else job.reason)
         if self.pause is not None and not job.forced:
-            found.append(f"the queue is paused by {self.pause.by}" + (f": {self.pause.reason}" if self.pause.reason else ""))
+            reasons.append(f"the queue is paused by {self.pause.by}" + (f": {self.pause.reason}" if self.pause.reason else ""))
         if job.lane == "train" and job.owner in self.busy:
-            found.append(f"{job.owner!r} has {self.busy[job.owner]} running, as many as limits.running_per_owner = {self.most} allows")
-        return "; ".join(found)
+            reasons.append(f"{job.owner!r} has {self.busy[job.owner]} running, as many as limits.running_per_owner = {self.most} allows")
+        return "; ".join(reasons)
 
     def info(self, job: Job, *, spec: bool = True) -> JobInfo:
-        """What clients see of it, with its specification or without."""
+        """Describe the job for clients, with its specification or without."""
         reason = job.reason
         if job.state == JobState.QUEUED:
             reason = self.reason(job)
         elif job.state == JobState.RUNNING and job.intent in ("pause", "cancel"):
             reason = "pausing" if job.intent == "pause" else "cancelling"
-        # from a dict: a third of the time that the keywords take, or `model_construct`, and a list has a thousand of them
+        # From a dict: takes a third of the time of keywords or `model_construct`, and a list has a thousand jobs.
         return JobInfo.model_validate(
             {
                 "job": job.id,
@@ -95,18 +95,18 @@ class Waits:
 
 
 def waits_for(db: Connection) -> dict[str, list[str]]:
-    """For every queued job the jobs that it still waits for."""
-    found: dict[str, list[str]] = {}
+    """Return the jobs that each queued job still waits for."""
+    needs: dict[str, list[str]] = {}
     for row in db.execute(
         "SELECT d.job, d.needs FROM jobs q JOIN dependencies d ON d.job = q.id JOIN jobs n ON n.id = d.needs"
         " WHERE q.state = 'queued' AND n.state <> 'succeeded' ORDER BY n.seq"
     ):
-        found.setdefault(row[0], []).append(row[1])
-    return found
+        needs.setdefault(row[0], []).append(row[1])
+    return needs
 
 
 def info(db: Connection, job: str, limits: Limits = Limits()) -> JobInfo:
-    """What clients see of one job; `Unknown`."""
-    found = find(db, job)
-    waits = Waits.look(db, limits) if found.state == JobState.QUEUED else Waits(time.time())
-    return waits.info(found)
+    """Describe one job for clients. Raises `Unknown`."""
+    record = find(db, job)
+    waits = Waits.look(db, limits) if record.state == JobState.QUEUED else Waits(time.time())
+    return waits.info(record)

@@ -1,7 +1,7 @@
-"""The list of all jobs, which everybody who watches the queue asks for again and again: kept as the bytes that it is sent as.
+"""The list of all jobs, kept encoded, because everybody who watches the queue requests it again and again.
 
-One step of SQLite tells of every job what may have changed, outside of the interpreter's lock; a job that is as it was in the list before
-is not read, made and encoded again.
+One query, outside of the interpreter's lock, returns what may have changed of every job. A job that is unchanged since the last list is not
+read and encoded again.
 """
 
 from __future__ import annotations
@@ -16,15 +16,19 @@ from offrld.daemon.queue.database import Connection
 from offrld.daemon.queue.job_record import Job
 from offrld.daemon.queue.views.job_info import Waits
 
-MOST = wire.LIST_BYTES // 4  # of one job
-ROUND = 64  # lists; an entry that none of a whole round needed is dropped
-# of the row with that number; of a spec only the steps change, and they have a column
+MOST = wire.LIST_BYTES // 4  # bytes of one job
+ROUND = 64  # lists; an entry that no list of a whole round needed is dropped
+# Columns that never change; in the spec only the steps do, and they have a column.
 SETTLED = {"seq", "id", "kind", "lane", "owner", "key", "spec", "after", "dataset", "source", "rerun_of", "created_at"}
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A job of a list: what its row said, the job where it is queued, so that its reason depends on more, that reason, and its bytes."""
+    """A job of a list.
+
+    ``row``: its columns when it was encoded; ``waiting``: the job if it is queued, as its ``reason`` then depends on more than its row;
+    ``packed``: its bytes.
+    """
 
     row: str
     waiting: Job | None
@@ -33,16 +37,16 @@ class Entry:
 
 
 class Listing:
-    """Makes the lists of one database. For one thread at a time."""
+    """Makes the lists of one database. Not thread-safe."""
 
     def __init__(self) -> None:
-        self._entries: dict[int, Entry] = {}  # by seq, of this round
-        self._before: dict[int, Entry] = {}  # of the round before
+        self._entries: dict[int, Entry] = {}  # by seq: the entries of this round
+        self._before: dict[int, Entry] = {}  # the entries of the last round
         self._lists = 0
         self._columns = ""
 
     def make(self, db: Connection, kind: str | None, limit: int, limits: Limits, before: int | None = None) -> wire.Encoded:
-        """The message of a `wire.JobList`: the newest ``limit`` jobs that fit into it, in order of submission, without their specs.
+        """Return the message of a `wire.JobList`: the newest ``limit`` jobs that fit, in the order of submission, without specs.
 
         Args:
             kind: one kind, "all", or None for all but imports.
@@ -80,7 +84,7 @@ class Listing:
         return wire.encoded_list("jobs", packed, left_off=left, before=last if left and packed else None)
 
     def _entry(self, db: Connection, waits: Waits, row: str) -> Entry:
-        """The entry of a row, the one of the list before where it would be the same."""
+        """Return the entry of a row: that of an earlier list if nothing has changed."""
         seq = int(row[: row.index(" ")])
         entry = self._entries.get(seq) or self._before.get(seq)
         if entry is not None and entry.row == row and (entry.waiting is None or waits.reason(entry.waiting) == entry.reason):

@@ -1,4 +1,4 @@
-"""Reads of the queue for those who look after the service: one transaction for `offrl top`, one for a scrape of the metrics."""
+"""Overviews of the queue for the operation of the service: one transaction for `offrl top`, one for a scrape of the metrics."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from offrld.daemon.queue.job_record import Job
 from offrld.daemon.queue.views.job_info import Waits
 
 ENDED = 8  # jobs that have ended, at the end of the list
-ENDED_AMONG = 2000  # of so many submitted last, so that a long history costs nothing
+ENDED_AMONG = 2000  # newest jobs among which they are looked for, so that a long history costs nothing
 CURVES = 16  # running jobs whose curve is shown
-EVENTS = 600  # of a job, the last, in which its curve is looked for
+EVENTS = 600  # last events of a job that are searched for its curve
 STATES = ("running", "queued", "paused")
 PLAIN = re.compile(r"[A-Za-z0-9_./@ -]{1,100}")  # names that can stand in a JSON path
 
 
 @dataclass(frozen=True)
 class Totals:
-    """What a scrape tells of the queue. ``oldest``: when the job that waits longest was submitted."""
+    """What a scrape reports of the queue. ``oldest``: when the longest-waiting job was submitted."""
 
     paused: bool
     jobs: dict[tuple[str, str], int]
@@ -47,7 +47,7 @@ class Look:
 
 
 def totals(db: Connection) -> Totals:
-    """Counts of jobs by state and kind, the running ones, the longest wait, the datasets."""
+    """Read the numbers of jobs by state and kind, the running jobs, the longest wait, and the datasets."""
     rows = db.execute("SELECT state, kind, count(*) FROM jobs WHERE kind <> 'removed' GROUP BY state, kind")
     jobs = {(row[0], row[1]): row[2] for row in rows}
     running = [Job.of(row) for row in db.execute("SELECT * FROM jobs WHERE state = 'running' ORDER BY seq")]
@@ -57,9 +57,9 @@ def totals(db: Connection) -> Totals:
 
 
 def look(db: Connection, limit: int, metric: str | None, points: int, settings: Settings) -> Look:
-    """Running jobs, those that wait in the order in which they will run, paused ones, and the last that ended: at most ``limit``.
+    """Read the running jobs, the queued ones in the order of their start, the paused ones, and the last that ended: at most ``limit``.
 
-    ``metric``: whose curve is wanted, by default each job's most telling one; ``points`` of it at most.
+    ``metric``: the metric of the curves, by default each job's most telling one; ``points``: most points of a curve.
     """
     counts = {row[0]: row[1] for row in db.execute("SELECT state, count(*) FROM jobs WHERE kind <> 'removed' GROUP BY state")}
     waits = Waits.look(db, settings.limits)
@@ -92,13 +92,13 @@ def look(db: Connection, limit: int, metric: str | None, points: int, settings: 
 
 
 def _ready(db: Connection, settings: Settings) -> list[int]:
-    """The queued jobs that only wait for a place, in the order in which they start."""
+    """Return the numbers of the queued jobs that wait for a slot only, in the order of their start."""
     longest = settings.retry.max_s
     return [*queue.order(db, "light", longest_retry_s=longest), *queue.order(db, "train", longest_retry_s=longest)]
 
 
 def _curve(db: Connection, job: Job, metric: str, points: int) -> tuple[list[int], list[float]]:
-    """The last values of a metric (each the mean over the seeds) and their steps, oldest first."""
+    """Return steps and last values of a metric (each the mean over the seeds), oldest first."""
     path = "$.updates_per_second" if metric == "updates_per_second" else f'$.metrics."{metric}"'
     rows = db.execute(
         """SELECT json_extract(body, '$.step'), json_extract(body, ?1)
