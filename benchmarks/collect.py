@@ -1,11 +1,11 @@
-"""Steps per second into a durable store, beside the bare loop of the environment and other libraries' collection.
+"""Steps per second of collection into a durable store, compared with the bare loop of the environment and with other libraries.
 
     python -m benchmarks.collect [--quick]
 
-One core, one environment, a 256x256 policy (its exported file) or uniform actions, the median of rounds that take turns, by the wall
-clock and by the time of the processor, which is more reliable on a shared machine. The bare loop steps the environment with the same
-kind of actions and keeps nothing: the limit. Peers (.venv-store-peers, made on first use) collect in
-CartPole alone, each in turns with ours: TorchRL into its memory-mapped buffer, Stable-Baselines3 and d3rlpy into memory.
+One core, one environment, a 256x256 policy (its exported file) or uniform actions. Figures are medians of alternating rounds, by wall clock
+and by processor time, which is more reliable on a shared machine. The limit is the bare loop, which steps the environment with the same
+kind of actions and stores nothing. Peers (.venv-store-peers, made on first use) collect only in CartPole, in alternation with ours: TorchRL
+into its memory-mapped buffer, Stable-Baselines3 and d3rlpy into memory.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from offrl.rollout import make_env
 from offrl_store import EpisodeStore
 from offrld.collect import Collector, RandomBehaviour, as_behaviour, schema_of
 
-STEPS = {  # environment, acting -> steps of a round: some seconds, over which syncs count as they do in the long run
+STEPS = {  # environment, policy -> steps of a round: some seconds, so that syncs weigh as in a long run
     ("CartPole-v1", "random"): 100_000, ("CartPole-v1", "256x256"): 40_000, ("Hopper-v5", "random"): 12_000,
     ("Hopper-v5", "256x256"): 8_000, ("offrld/breakout-v0", "random"): 2_000,
 }  # fmt: skip
@@ -37,7 +37,7 @@ ROUNDS = 3
 
 
 def bare(env: Any, behaviour: Any, steps: int) -> None:
-    """The loop that keeps nothing."""
+    """Run the loop that stores nothing."""
     rng, space, act, step = np.random.default_rng(0), env.action_space, behaviour.act, env.step
     observation, _ = env.reset(seed=0)
     behaviour.begin_episode(space, rng)
@@ -49,14 +49,14 @@ def bare(env: Any, behaviour: Any, steps: int) -> None:
 
 
 def seconds(work: Callable[[], Any]) -> tuple[float, float]:
-    """Of the wall clock, and of the processor."""
+    """Measure a call in seconds, by wall clock and by processor time."""
     began, spent = time.perf_counter(), time.process_time()
     work()
     return time.perf_counter() - began, time.process_time() - spent
 
 
 def compare(env_id: str, policy: Callable[[], Any], steps: int, rounds: int, folder: Path) -> dict[str, tuple[float, float]]:
-    """Steps per second of the bare loop and of the collector, by wall clock and processor: medians of rounds in turns."""
+    """Measure steps per second of the bare loop and of the collector, by wall clock and processor: medians of alternating rounds."""
     env = make_env(env_id)
     store = EpisodeStore.create(tempfile.mkdtemp(dir=folder) + "/store", schema_of(env))
     times: dict[str, list[tuple[float, float]]] = {"bare": [], "collector": []}
@@ -69,7 +69,7 @@ def compare(env_id: str, policy: Callable[[], Any], steps: int, rounds: int, fol
 
             def collected() -> None:
                 collector.run(steps)
-                collector.sync()  # durable, within the time
+                collector.sync()  # the time includes making the steps durable
 
             times["collector"].append(seconds(collected))
     env.close()
@@ -77,7 +77,7 @@ def compare(env_id: str, policy: Callable[[], Any], steps: int, rounds: int, fol
 
 
 def append_us(env_id: str, steps: int, rounds: int, folder: Path) -> tuple[float, float]:
-    """Microseconds of the processor per step for the writer's calls alone, ends and commit included; and steps per episode."""
+    """Measure the writer's processor time per step in microseconds, with ends and commit. Also returns the steps per episode."""
     env = make_env(env_id)
     batch = Collector(env, RandomBehaviour(), frames_per_batch=steps).rollout()
     first = np.concatenate([[True], batch.done[:-1]])
@@ -116,7 +116,7 @@ def append_us(env_id: str, steps: int, rounds: int, folder: Path) -> tuple[float
 
 
 def beside(name: str, policy: Callable[[], Any], steps: int, peer_steps: int, rounds: int, folder: Path) -> list[tuple[float, float]]:
-    """Steps per second of another library's collection and of ours, by wall clock and processor: medians of rounds in turns."""
+    """Measure steps per second of another library and of ours, by wall clock and processor: medians of alternating rounds."""
     env = make_env("CartPole-v1")
     store = EpisodeStore.create(tempfile.mkdtemp(dir=folder) + "/store", schema_of(env))
     theirs, ours = [], []
@@ -154,8 +154,8 @@ def main() -> None:
                 algorithm = "dqn" if env_id == "CartPole-v1" else "sac"
                 files[env_id] = offrld.build(algorithm, offrld.Shapes.of_env(env_id), device="cpu").export(folder / f"{env_id}.onnx")
             policy = RandomBehaviour if acting == "random" else lambda env_id=env_id: Policy(files[env_id])
-            found = compare(env_id, policy, steps // 10 if quick else steps, rounds, folder)
-            (limit, limit_cpu), (reached, reached_cpu) = found["bare"], found["collector"]
+            figures = compare(env_id, policy, steps // 10 if quick else steps, rounds, folder)
+            (limit, limit_cpu), (reached, reached_cpu) = figures["bare"], figures["collector"]
             print(
                 f"{env_id:20} {acting:8} {limit:9,.0f} {reached:9,.0f} {reached / limit:6.2f}   {limit_cpu:10,.0f} {reached_cpu:9,.0f} "
                 f"{reached_cpu / limit_cpu:6.2f}",

@@ -11,7 +11,7 @@ from typing import Self
 from benchmarks.store_peers import ENVIRONMENT, ROOT, environment, last_line
 
 LIBRARIES = {"torchrl": "TorchRL", "sb3": "SB3", "d3rlpy": "d3rlpy"}  # as peers/collect_peer.py and store_peers.py name them
-GYMNASIUM = "gymnasium==1.2.2"  # TorchRL refuses the 1.0.0 that d3rlpy wants
+GYMNASIUM = "gymnasium==1.2.2"  # TorchRL refuses version 1.0.0, which d3rlpy requires
 
 
 class Absent(Exception):
@@ -50,7 +50,7 @@ class Peer:
         self._answer()
 
     def round(self) -> tuple[float, float]:
-        """Steps per second of one more round, by the wall clock and by the processor."""
+        """Run another round. Returns its steps per second, by wall clock and by processor time."""
         self._stdin.write("\n")
         self._stdin.flush()
         wall, cpu = json.loads(self._answer())
@@ -58,7 +58,7 @@ class Peer:
 
     def _answer(self) -> str:
         for line in self._stdout:
-            if line.startswith(("ready", "[")):  # d3rlpy logs there too
+            if line.startswith(("ready", "[")):  # d3rlpy also logs to this stream
                 return line
         raise Absent(last_line(self._log.read_text()))
 

@@ -1,8 +1,8 @@
-"""How long the first update of a compiled run takes with an empty compile cache, and with what the run before left there.
+"""The time of the first update of a compiled run, with an empty compile cache and with the cache of an earlier run.
 
-Each run is a process of its own with one thread, as a worker is; the cache is a folder, as `cache/inductor` of the daemon's state folder.
+Each run is a process with one thread, like a worker; the cache is a folder, like `cache/inductor` in the daemon's state folder.
 
-    python -m benchmarks.compile_cache [ALGORITHM] [--runs 3]     prints seconds, one a run; the first has the empty cache
+    python -m benchmarks.compile_cache [ALGORITHM] [--runs 3]     prints the seconds of each run; the first has an empty cache
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from offrld.engine import Learner
 
 
 def first_update(name: str, store: str, cache: str) -> float:
-    """Seconds of the first update of a compiled run, loading from the cache or compiling included."""
+    """Measure the seconds of the first update of a compiled run, with its compilation or its reading of the cache."""
     algorithm = get(name)
     config = algorithm.configure()
     learner = Learner.create(algorithm, config, EpisodeStore.open(store), device="cpu", threads=1, runner="compile", cache_dir=cache)

@@ -1,10 +1,10 @@
-"""Imports: how fast a D4RL file of a million transitions becomes a durable store, and how much memory an Atari epoch takes.
+"""Imports: the time from a D4RL file of a million transitions to a durable store, and the memory of the import of an Atari epoch.
 
-``python -m benchmarks.import_speed [--frames N] [--folder F]`` (``make bench-import``). The speed stands beside that of h5py alone reading
-the same arrays into memory, which the import does too, and that of a raw write and sync of the store's bytes; files are gzipped, as D4RL
-has them, and plain. "cold": the file is not in the page cache, as on the day when it was downloaded. Times are wall clock, the best of
-several; processor time beside it, because the disk is the machine's. The memory is the peak of a real import worker, as the kernel counts
-it for the ended process.
+``python -m benchmarks.import_speed [--frames N] [--folder F]`` (``make bench-import``). The speed is compared with that of h5py alone,
+which reads the same arrays into memory as the import does, and with a raw write and sync of the store's bytes. Files are gzipped, as in
+D4RL, and plain. "cold": the file is not in the page cache, as after a download. Times are wall clock, the best of several runs, and
+processor time, which does not depend on the disk. The memory is the peak of a real import worker, as the kernel counts it for the ended
+process.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ LIMIT_MB = 500
 
 
 def write_d4rl(path: Path, compression: str | None) -> None:
-    """HalfCheetah's form: 17 observations, 6 actions, float32, episodes of 1,000 steps."""
+    """Write a file like HalfCheetah's: 17 observations, 6 actions, float32, episodes of 1,000 steps."""
     rng = np.random.default_rng(0)
     with h5py.File(path, "w") as file:
         arrays = {
@@ -50,7 +50,7 @@ def write_d4rl(path: Path, compression: str | None) -> None:
 
 
 def write_epoch(folder: Path, frames: int) -> None:
-    """An epoch of the replay data's form: 84x84 frames that compress like a game's, episodes of about 1,500 steps."""
+    """Write an epoch like the replay data: 84x84 frames that compress like a game's, episodes of about 1,500 steps."""
     rng = np.random.default_rng(0)
     folder.mkdir(parents=True)
     ground = np.repeat(rng.integers(0, 255, (84, 12), np.uint8), 7, 1)
@@ -72,14 +72,14 @@ def write_epoch(folder: Path, frames: int) -> None:
 
 
 def read_all(path: Path) -> None:
-    """What h5py alone does."""
+    """Read every array of a file with h5py alone."""
     with h5py.File(path, "r") as file:
         for key in file:
             file[key][:]
 
 
 def best(work: Callable[[], object], path: Path, cold: bool, before: Callable[[], None] = lambda: None) -> tuple[float, float]:
-    """Wall clock and processor time of the fastest of several runs, in seconds; ``before`` each, and not counted."""
+    """Return wall clock and processor time of the fastest of several runs, in seconds. ``before`` runs first and is not measured."""
     times = []
     for _ in range(REPEATS):
         before()
@@ -95,7 +95,7 @@ def best(work: Callable[[], object], path: Path, cold: bool, before: Callable[[]
 
 
 def raw_write(path: Path, size: int) -> None:
-    """A write and sync of so many bytes, in pieces of 4 MiB: less cannot make them durable."""
+    """Write and sync ``size`` bytes in pieces of 4 MiB: the minimum for durable data."""
     piece = np.random.default_rng(0).integers(0, 256, 4 << 20, np.uint8).data
     descriptor = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
     try:
@@ -108,8 +108,8 @@ def raw_write(path: Path, size: int) -> None:
 
 
 def speed(folder: Path) -> dict[str, Any]:
-    """The table of the D4RL file."""
-    found: dict[str, Any] = {}
+    """Print the table of the D4RL file. Returns its figures."""
+    figures: dict[str, Any] = {}
     store = folder / "store"
     print(f"D4RL file, {ROWS:,} transitions, 17 observations and 6 actions, float32: seconds (processor seconds)")
     print(f"{'':18}{'h5py reads':>18}{'import':>18}{'raw write':>18}{'of h5py':>9}{'by cpu':>8}{'of raw':>8}")
@@ -119,20 +119,20 @@ def speed(folder: Path) -> dict[str, Any]:
 
         for cold in (False, True):
             read = best(partial(read_all, path), path, cold)
-            made = best(partial(import_into, path, store), path, cold, lambda: shutil.rmtree(store, ignore_errors=True))
+            imported = best(partial(import_into, path, store), path, cold, lambda: shutil.rmtree(store, ignore_errors=True))
             raw = best(lambda: raw_write(folder / "raw", EpisodeStore.open(store).nbytes), folder, False)
             label = f"{name}{', cold' if cold else ''}"
-            ratios = read[0] / made[0], read[1] / made[1], raw[0] / made[0]
-            found[label] = {"h5py_s": read[0], "import_s": made[0], "raw_write_s": raw[0], "speed": ratios[0], "cpu_speed": ratios[1]}
-            columns = "".join(f"{f'{each[0]:.3f} ({each[1]:.3f})':>18}" for each in (read, made, raw))
+            ratios = read[0] / imported[0], read[1] / imported[1], raw[0] / imported[0]
+            figures[label] = {"h5py_s": read[0], "import_s": imported[0], "raw_write_s": raw[0], "speed": ratios[0], "cpu_speed": ratios[1]}
+            columns = "".join(f"{f'{each[0]:.3f} ({each[1]:.3f})':>18}" for each in (read, imported, raw))
             print(f"{label:18}{columns}{ratios[0]:>9.2f}{ratios[1]:>8.2f}{ratios[2]:>8.2f}", flush=True)
         assert EpisodeStore.open(store).transition_count >= ROWS - 1000
         path.unlink()
-    return found
+    return figures
 
 
 def memory(folder: Path, frames: int) -> dict[str, Any]:
-    """The worker's peak with an epoch of the Atari replay data."""
+    """Import an epoch of the Atari replay data in a worker and print its peak memory. Returns the figures."""
     epoch = folder / "epoch"
     write_epoch(epoch, frames)
     state = folder / "state"
@@ -160,14 +160,14 @@ def memory(folder: Path, frames: int) -> dict[str, Any]:
         f"{frames / seconds:,.0f} frames/s, peak memory of the worker {peak:.0f} MB (limit {LIMIT_MB})"
     )
     if store.step_count != frames or peak > LIMIT_MB:
-        raise SystemExit(f"{store.step_count} frames are there, {peak:.0f} MB were used")
+        raise SystemExit(f"{store.step_count} frames were imported with {peak:.0f} MB; expected {frames} with at most {LIMIT_MB} MB")
     return {"frames": frames, "seconds": seconds, "peak_mb": peak}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--frames", type=int, default=FRAMES, help="of the Atari epoch; 0 leaves it out")
-    parser.add_argument("--folder", help="where the files are made; a million frames take 8 GB")
+    parser.add_argument("--frames", type=int, default=FRAMES, help="frames of the Atari epoch; 0 skips it")
+    parser.add_argument("--folder", help="folder of the files; a million frames take 8 GB")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="offrl-import-", dir=arguments.folder) as folder:
         speed(Path(folder))

@@ -1,4 +1,4 @@
-"""How quickly the service answers: submit, the command line's start, the first update of a job, the idle daemon.
+"""Latency of the service: submit, start of the command line, first update of a job, idle daemon.
 
 python -m benchmarks.latency [--json]
 """
@@ -23,7 +23,7 @@ from offrld.embedded import embedded_daemon
 
 REPEATS = 9
 IDLE_S = 10.0
-SPARE_S = 120.0  # for a spare worker to have loaded everything
+SPARE_S = 120.0  # longest time until a spare worker has loaded everything
 
 
 def seconds(command: list[str], **environment: str) -> float:
@@ -33,12 +33,13 @@ def seconds(command: list[str], **environment: str) -> float:
 
 
 def spare_worker() -> psutil.Process | None:
-    """The daemon's spare worker, once it has loaded what it waits with (it then uses no CPU time any more); None where there is none."""
+    """Wait until the daemon's spare worker has loaded everything, when it no longer uses CPU time. Returns it; None if there is none."""
     deadline = time.monotonic() + SPARE_S
     before: tuple[int, float] = (0, 0.0)
     while time.monotonic() < deadline:
         for process in psutil.Process().children(recursive=True):
-            if "--spare" in process.cmdline() and Path(process.cwd()).parent.name != "jobs":  # those that have a job stand in its folder
+            # A worker that has a job works in the job's folder.
+            if "--spare" in process.cmdline() and Path(process.cwd()).parent.name != "jobs":
                 now = (process.pid, sum(process.cpu_times()[:2]))
                 if now == before and now[1] > 0.5:
                     return process
@@ -48,17 +49,20 @@ def spare_worker() -> psutil.Process | None:
 
 
 def first_updates(client: Client, *, spare: bool) -> float:
-    """Median seconds from submission to the first update, of three jobs one after the other. ``spare``: each finds a spare worker ready."""
-    found = []
+    """Measure the median seconds from submission to the first update, of three consecutive jobs.
+
+    ``spare``: wait for a spare worker first.
+    """
+    times = []
     for _ in range(3):
         if spare:
             spare_worker()
         start = time.time()
         job = client.submit("td3_bc", dataset="data", steps=100_000, device="cpu")
-        found.append(next(event.time for event in job.follow() if event.type == "progress" and event.step > 0) - start)
+        times.append(next(event.time for event in job.follow() if event.type == "progress" and event.step > 0) - start)
         job.cancel()
         job.wait(check=False)
-    return statistics.median(found)
+    return statistics.median(times)
 
 
 def main() -> None:
@@ -72,7 +76,7 @@ def main() -> None:
         make_data(Path(folder) / "data.npz", discrete=False, steps=20_000)
         client.datasets.add("data", Path(folder) / "data.npz")
         result["first update after submission, s"] = first_updates(client, spare=True)
-        blocker = client.submit("td3_bc", dataset="data", steps=10**9)  # so that what is submitted now waits
+        blocker = client.submit("td3_bc", dataset="data", steps=10**9)  # blocks the jobs that are submitted next
         blocker.pause()
         submits = []
         for _ in range(REPEATS):
@@ -96,7 +100,7 @@ def main() -> None:
             result["spare worker, % of a core"] = 100 * (sum(spare.cpu_times()[:2]) - before) / IDLE_S
             result["spare worker, MB"] = spare.memory_info().rss / 1e6
             result["spare worker, MB not shared"] = spare.memory_full_info().uss / 1e6
-    with tempfile.TemporaryDirectory() as folder:  # without one
+    with tempfile.TemporaryDirectory() as folder:  # without a spare worker
         state = Path(folder) / "state"
         state.mkdir()
         (state / "offrld.toml").write_text("[workers]\nspare = 0\n")

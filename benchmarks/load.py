@@ -1,11 +1,10 @@
-"""The service under load: answer times with 1,000 queued jobs and 200 clients that follow and poll, and memory over minutes of churn.
+"""The service under load: response times with 1,000 queued jobs and 200 clients that follow and poll, and memory over minutes of churn.
 
     python -m benchmarks.load [--jobs 1000] [--clients 200] [--seconds 60] [--churn 600] [--json]
 
-Every client has a connection of its own. It follows a job (a request that waits for the next event) and asks once a second for the status
-of another one, every twentieth time for the list of all jobs. One more client submits. Churn is everything at once for so many seconds:
-submit, cancel, remove, upload, import, append, follow, fetch. A client's time runs from before it encodes its request to the bytes of
-the answer.
+Every client has its own connection. It follows a job (a request that waits for the next event), and once a second requests the status of
+another job, every twentieth time the list of all jobs. One more client submits. Churn does everything at once for a given time: submit,
+cancel, remove, upload, import, append, follow, fetch. A client's time runs from the encoding of its request to the arrival of the reply.
 """
 
 from __future__ import annotations
@@ -39,14 +38,14 @@ from offrl import Client, wire
 from offrl.errors import Unknown
 from offrld.embedded import embedded_daemon
 
-POLL_S = 1.0  # between two questions of one client
-LIST_EVERY = 20  # of them, the list of all jobs
+POLL_S = 1.0  # between two status requests of a client
+LIST_EVERY = 20  # every 20th of them is for the list of all jobs
 SUBMIT_S = 0.05  # between two submissions
-FOLLOW_S = 10.0  # that the daemon may hold a question for the next event, as `Job.follow` asks
-PROCESSES = 2  # that the clients share
-WARM_UP = 0.2  # share of a run that counts for nothing
+FOLLOW_S = 10.0  # longest wait of a request for the next event, as in `Job.follow`
+PROCESSES = 2  # processes that run the clients
+WARM_UP = 0.2  # share of a run that is not measured
 SAMPLE_S = 1.0
-INSIDE = {  # of the daemon's own metrics: name, label
+INSIDE = {  # name and label of the daemon's own metrics
     "submit": ("offrld_request_seconds_bucket", 'type="submit"'), "status": ("offrld_request_seconds_bucket", 'type="get_job"'),
     "list": ("offrld_request_seconds_bucket", 'type="list_jobs"'), "event loop": ("offrld_event_loop_lag_seconds_bucket", ""),
 }  # fmt: skip
@@ -55,7 +54,7 @@ GOALS = {"submit": 100.0, "status": 50.0}  # ms, 99th percentile
 
 # --------------------------------------------------------------------------------------------------------------------- clients
 class Asker:
-    """One connection that has several questions under way at once."""
+    """A connection with several requests in flight."""
 
     def __init__(self, context: zmq.asyncio.Context, url: str) -> None:
         self._socket = context.socket(zmq.DEALER)
@@ -65,7 +64,7 @@ class Asker:
         self._reading = asyncio.create_task(self._read())
 
     async def ask(self, request: wire.Request) -> tuple[float, Any]:
-        """Seconds to the answer, and its result; raises the daemon's error."""
+        """Send a request. Returns the seconds to the reply, and its result. Raises RuntimeError with the daemon's error."""
         number = b"%d" % len(self._waiting) + b"-%d" % time.perf_counter_ns()
         answered = self._waiting[number] = asyncio.get_running_loop().create_future()
         began = time.perf_counter()
@@ -87,21 +86,21 @@ class Asker:
 
 
 def crowd(url: str, jobs: list[str], clients: int, seconds: float, seed: int, results: Any) -> None:
-    """A process of ``clients`` clients; puts {"status": [s], "list": [s], "events": n} into ``results``."""
+    """Run ``clients`` clients in this process; puts {"status": [s], "list": [s], "events": n} into ``results``."""
     results.put(asyncio.run(_crowd(url, jobs, clients, seconds, seed)))
 
 
 async def _crowd(url: str, jobs: list[str], clients: int, seconds: float, seed: int) -> dict[str, Any]:
     context = zmq.asyncio.Context(io_threads=1)
     rng = random.Random(seed)
-    found: dict[str, Any] = {"status": [], "list": [], "events": 0}
+    totals: dict[str, Any] = {"status": [], "list": [], "events": 0}
     began = time.monotonic()
     askers = [Asker(context, url) for _ in range(clients)]
     tasks = []
     for number, asker in enumerate(askers):
-        followed = jobs[0] if number % 2 == 0 else rng.choice(jobs)  # half of them the job that runs
-        tasks.append(asyncio.create_task(_follow(asker, followed, found)))
-        tasks.append(asyncio.create_task(_poll(asker, jobs, random.Random(f"{seed} {number}"), began, seconds, found)))
+        followed = jobs[0] if number % 2 == 0 else rng.choice(jobs)  # half of them the running job
+        tasks.append(asyncio.create_task(_follow(asker, followed, totals)))
+        tasks.append(asyncio.create_task(_poll(asker, jobs, random.Random(f"{seed} {number}"), began, seconds, totals)))
     await asyncio.sleep(seconds)
     failed = [error for task in tasks if task.done() and (error := task.exception()) is not None]
     for task in tasks:
@@ -112,18 +111,18 @@ async def _crowd(url: str, jobs: list[str], clients: int, seconds: float, seed: 
     context.destroy(linger=0)
     if failed:
         raise failed[0]
-    return found
+    return totals
 
 
-async def _follow(asker: Asker, job: str, found: dict[str, Any]) -> None:
+async def _follow(asker: Asker, job: str, totals: dict[str, Any]) -> None:
     cursor = 0
     while True:
         _, part = await asker.ask(wire.GetEvents(job=job, cursor=cursor, wait_s=FOLLOW_S))
         cursor = part["cursor"]
-        found["events"] += len(part["events"])
+        totals["events"] += len(part["events"])
 
 
-async def _poll(asker: Asker, jobs: list[str], rng: random.Random, began: float, seconds: float, found: dict[str, Any]) -> None:
+async def _poll(asker: Asker, jobs: list[str], rng: random.Random, began: float, seconds: float, totals: dict[str, Any]) -> None:
     await asyncio.sleep(rng.uniform(0, POLL_S))
     count = rng.randrange(LIST_EVERY)
     while True:
@@ -131,12 +130,12 @@ async def _poll(asker: Asker, jobs: list[str], rng: random.Random, began: float,
         whole = count % LIST_EVERY == 0
         took, _ = await asker.ask(wire.ListJobs() if whole else wire.GetJob(job=rng.choice(jobs)))
         if time.monotonic() - began > WARM_UP * seconds:
-            found["list" if whole else "status"].append(took)
+            totals["list" if whole else "status"].append(took)
         await asyncio.sleep(POLL_S)
 
 
 def submissions(url: str, seconds: float, delay: float = SUBMIT_S) -> tuple[list[float], list[str]]:
-    """Submit a job every now and then: seconds to each answer, and the jobs."""
+    """Submit a job every ``delay`` seconds. Returns the seconds to each reply, and the jobs."""
     times, jobs = [], []
     with Client(url) as client:
         end = time.monotonic() + seconds
@@ -149,19 +148,19 @@ def submissions(url: str, seconds: float, delay: float = SUBMIT_S) -> tuple[list
 
 
 def answer_times(client: Client, jobs: int, clients: int, seconds: float, port: int) -> dict[str, Any]:
-    """The figures of 1,000 queued jobs and 200 clients."""
+    """Measure the response times with ``jobs`` queued jobs and ``clients`` clients."""
     running = client.submit("td3_bc", dataset="data", steps=10**9, device="cpu", runner="eager")
     next(event for event in running.follow() if event.type == "progress" and event.step > 0)
     waiting = [client.submit("td3_bc", dataset="data", steps=1000, device="cpu").id for _ in range(jobs)]
-    known = [running.id, *waiting]
+    job_ids = [running.id, *waiting]
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
     each = clients // PROCESSES
-    processes = [context.Process(target=crowd, args=(client.url, known, each, seconds, number, results)) for number in range(PROCESSES)]
+    processes = [context.Process(target=crowd, args=(client.url, job_ids, each, seconds, number, results)) for number in range(PROCESSES)]
     daemon = daemon_process()
     for process in processes:
         process.start()
-    time.sleep(2.0)  # the processes load
+    time.sleep(2.0)  # until the processes have loaded
     before = buckets(port)
     cpu, began = sum(daemon.cpu_times()[:2]), time.monotonic()
     submits, _ = submissions(client.url, seconds - 2.0)
@@ -184,7 +183,7 @@ def answer_times(client: Client, jobs: int, clients: int, seconds: float, port: 
 
 
 def percentiles(values: list[float]) -> dict[str, float]:
-    """Number, median, 99th percentile and maximum, in milliseconds."""
+    """Return number, median, 99th percentile and maximum, in milliseconds."""
     array = 1000 * np.asarray(values)
     return {
         "n": len(values),
@@ -195,32 +194,34 @@ def percentiles(values: list[float]) -> dict[str, float]:
 
 
 def buckets(port: int) -> dict[str, dict[float, float]]:
-    """The histograms of `INSIDE`: upper bound [s] -> how many were below it."""
+    """Return the histograms of `INSIDE`: upper bound in seconds -> number of requests below it."""
     text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30).read().decode()
-    found: dict[str, dict[float, float]] = {}
+    histograms: dict[str, dict[float, float]] = {}
     for kind, (name, label) in INSIDE.items():
         lines = [line for line in text.splitlines() if line.startswith(name + "{") and label in line]
-        found[kind] = {float(line.split('le="')[1].split('"')[0]): float(line.rsplit(" ", 1)[1]) for line in lines}
-    return found
+        histograms[kind] = {float(line.split('le="')[1].split('"')[0]): float(line.rsplit(" ", 1)[1]) for line in lines}
+    return histograms
 
 
 def inside_daemon(before: dict[float, float], now: dict[float, float]) -> float | None:
-    """The bound [ms] below which 99 of 100 lay in between, as the daemon measures: from a request's arrival to its answer, without what
-    the clients and the machine take."""
+    """Return the bound in milliseconds below which 99 % of the requests between two histograms lay; None without any.
+
+    The daemon measures from a request's arrival to its reply, without the time of the clients and the machine.
+    """
     grown = {bound: count - before.get(bound, 0.0) for bound, count in now.items()}
     total = max(grown.values(), default=0.0)
     return next((1000 * bound for bound, count in sorted(grown.items()) if count >= 0.99 * total), None) if total else None
 
 
 def free_port() -> int:
-    with socket.socket() as made:
-        made.bind(("127.0.0.1", 0))
-        return int(made.getsockname()[1])
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
 
 # ----------------------------------------------------------------------------------------------------------------------- churn
 class Churn:
-    """Threads that do everything that a client can do, again and again, and the daemon's memory meanwhile."""
+    """Threads that repeat everything that a client can do, and samples of the daemon's memory."""
 
     def __init__(self, url: str, folder: Path, seconds: float) -> None:
         self._url, self._folder, self._seconds = url, folder, seconds
@@ -229,7 +230,7 @@ class Churn:
         self.problems: list[str] = []
 
     def run(self) -> dict[str, Any]:
-        """The counts and the slope of the daemon's resident memory."""
+        """Run the threads. Returns their counts and the slope of the daemon's resident memory."""
         works = [self._cancelled, self._cancelled, self._uploaded, self._followed, self._fetched, self._listed]
         threads = [threading.Thread(target=self._again, args=(work, number)) for number, work in enumerate(works)]
         for thread in threads:
@@ -264,7 +265,7 @@ class Churn:
         rng = random.Random(number)
         try:
             while not self._over.is_set():
-                with Client(self._url) as client:  # connections come and go as well
+                with Client(self._url) as client:  # connections are opened and closed, too
                     for _ in range(20):
                         if self._over.is_set():
                             break
@@ -317,19 +318,19 @@ class Churn:
 
 
 def slope_of(samples: np.ndarray) -> float:
-    """Megabytes per second, by least squares."""
+    """Return the slope of memory samples in megabytes per second, by least squares."""
     return float(np.polyfit(samples[:, 0], samples[:, 1], 1)[0])
 
 
 def churn(client: Client, folder: Path, seconds: float) -> dict[str, Any]:
-    """Memory over so many seconds of everything at once."""
+    """Measure the daemon's memory over ``seconds`` of everything at once."""
     client.submit("td3_bc", dataset="data", steps=20, device="cpu", runner="eager", priority=10).wait()
     client.submit("td3_bc", dataset="data", steps=10**9, device="cpu", runner="eager", priority=5)  # runs all the time
     return Churn(client.url, folder, seconds).run()
 
 
 def daemon_process() -> psutil.Process:
-    """The embedded daemon."""
+    """Return the process of the embedded daemon."""
     return next(process for process in psutil.Process().children() if "offrld.daemon.main" in " ".join(process.cmdline()))
 
 
@@ -337,8 +338,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--jobs", type=int, default=1000)
     parser.add_argument("--clients", type=int, default=200)
-    parser.add_argument("--seconds", type=float, default=60.0, help="of the answer times; 0: leave them out")
-    parser.add_argument("--churn", type=float, default=600.0, help="seconds; 0: leave it out")
+    parser.add_argument("--seconds", type=float, default=60.0, help="duration of the response times; 0 skips them")
+    parser.add_argument("--churn", type=float, default=600.0, help="duration of the churn in seconds; 0 skips it")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     result: dict[str, Any] = {}
@@ -360,7 +361,7 @@ def main() -> int:
 
 
 def measure(client: Client, folder: Path, name: str, seconds: float, options: argparse.Namespace, port: int) -> dict[str, Any]:
-    """One of the two parts, on a fresh daemon."""
+    """Measure one of the two parts on a new daemon."""
     make_data(folder / "data.npz", discrete=False, steps=2_000)
     client.datasets.add("data", folder / "data.npz")
     if name == "churn":
@@ -369,17 +370,17 @@ def measure(client: Client, folder: Path, name: str, seconds: float, options: ar
 
 
 def show(result: dict[str, Any]) -> None:
-    """The result as lines."""
+    """Print the result as lines."""
     for part, values in result.items():
         print(part)
         for name, value in values.items():
             if name != "ms":
                 print(f"  {name:<26}{value}")
                 continue
-            for kind, found in value.items():
+            for kind, figures in value.items():
                 goal = f"  (goal: p99 under {GOALS[kind]:g} ms)" if kind in GOALS else ""
-                times = f"median {found['median']:>7} ms, p99 {found['p99']:>7}, longest {found['max']:>7}"
-                print(f"  {kind:<10}{found['n']:>8} answers: {times}{goal}")
+                times = f"median {figures['median']:>7} ms, p99 {figures['p99']:>7}, longest {figures['max']:>7}"
+                print(f"  {kind:<10}{figures['n']:>8} answers: {times}{goal}")
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
     python -m benchmarks.online [sac | dqn] [--seeds 0,1,2]
 
-One line per evaluation (20 episodes, greedy), and one that says at which step the threshold was first reached. A few minutes on one core
-for each run.
+One line per evaluation (20 episodes, greedy), and one with the step at which the threshold was first reached. A run takes a few minutes on
+one core.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from offrld.collect import ConstantEpsilonGreedy, LinearDecayEpsilonGreedy
 
 @dataclass(frozen=True)
 class Task:
-    """A run and what it has to reach."""
+    """A run and the return that it must reach."""
 
     algorithm: str
     env: str
@@ -51,7 +51,7 @@ TASKS = {
 
 
 def run(task: Task, seed: int) -> tuple[int | None, float]:
-    """Train; the step at which the threshold was reached at an evaluation (None: never), and the best mean return."""
+    """Train. Returns the step of the evaluation that first reached the threshold (None: never), and the best mean return."""
     learner = offrld.build(
         task.algorithm, offrld.Shapes.of_env(task.env), config=task.config, seeds=[seed], device="cpu", runner="eager", threads=1
     )
@@ -82,8 +82,8 @@ def main() -> None:
         task = TASKS[name]
         for seed in map(int, chosen.seeds.split(",")):
             reached, best = run(task, seed)
-            said = f"{task.threshold:g} reached at step {reached:,}" if reached is not None else f"{task.threshold:g} not reached"
-            print(f"{task.algorithm} {task.env} seed {seed}: {said} of {task.steps:,}; best {best:.1f}", flush=True)
+            outcome = f"{task.threshold:g} reached at step {reached:,}" if reached is not None else f"{task.threshold:g} not reached"
+            print(f"{task.algorithm} {task.env} seed {seed}: {outcome} of {task.steps:,}; best {best:.1f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""What recording costs a robot: processor time of a loop of 1 kHz with observations of 100 floats, with and without a recorder.
+"""The cost of recording on a robot: processor time of a loop of 1 kHz with observations of 100 floats, with and without a recorder.
 
-``make bench-record``. The daemon is a real one on this machine, and episodes of five seconds are sent to it while the loop goes on. Two
-loops, one after the other in one process: the bare one (which makes the observation and sleeps until the next millisecond), and the same
-with a recorder. The difference of their processor times, all threads of the process counted, is what recording costs.
+``make bench-record``. A real daemon on this machine receives episodes of five seconds while the loop runs. Two loops run in one process:
+first the bare loop, which makes the observation and sleeps until the next millisecond, then the same with a recorder. The cost of recording
+is the difference of their processor times, over all threads of the process.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ EPISODE = 5_000  # steps
 
 
 def loop(seconds: float, hz: float, recorder: offrl.Recorder | None) -> dict[str, float]:
-    """Steps at ``hz``; processor time of the process and of this thread, and the slowest step."""
+    """Run steps at ``hz``. Returns the processor time of the process and of this thread, and the slowest step."""
     observation, action = np.zeros(SIZE), np.zeros(ACTIONS)
     process, thread, slowest, late = time.process_time(), time.thread_time(), 0.0, 0
     start = time.perf_counter()
@@ -52,7 +52,7 @@ def loop(seconds: float, hz: float, recorder: offrl.Recorder | None) -> dict[str
 
 
 def measure(seconds: float, hz: float) -> dict[str, float]:
-    """Both loops, with a daemon of their own."""
+    """Run both loops with their own daemon. Returns the figures."""
     with tempfile.TemporaryDirectory(prefix="offrl-", dir="/tmp") as folder:
         state = Path(folder) / "state"
         daemon = subprocess.Popen(
@@ -76,15 +76,15 @@ def measure(seconds: float, hz: float) -> dict[str, float]:
             recorded = loop(seconds, hz, recorder)
             before = time.process_time()
             arrived = recorder.close(wait_s=60)
-            recorded["process_s"] += time.process_time() - before  # what was not sent yet is part of the cost
+            recorded["process_s"] += time.process_time() - before  # sending the rest is part of the cost
             steps = int(seconds * hz)
             with offrl.Client(url) as client:
-                found = client.datasets.show("robot").transitions if arrived else 0
+                received = client.datasets.show("robot").transitions if arrived else 0
         finally:
             daemon.terminate()
             daemon.wait(30)
-    if found != steps:
-        raise SystemExit(f"{found} of {steps} steps arrived")
+    if received != steps:
+        raise SystemExit(f"{received} of {steps} steps arrived")
     extra = recorded["process_s"] - bare["process_s"]
     return {
         "hz": hz,

@@ -1,4 +1,4 @@
-"""Scores against the reference: trains on the files of ../shared/data as the reference did and prints the table of docs/results.md.
+"""Scores against the reference: train on the files of ../shared/data as the reference did, and print the table of docs/results.md.
 
 Each row is one `offrl submit ... --eval-env` with three to ten seeds against a daemon in another process; then every policy is fetched
 and evaluated again with `offrl evaluate`, which must give the same mean return. About 75 minutes on one core.
@@ -23,13 +23,13 @@ from typing import Any
 from offrld.embedded import embedded_daemon
 
 DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
-# environment: id, return of the random policy, return of the finished behaviour policy
+# name -> environment, return of the random policy, return of the final behaviour policy
 ENVIRONMENTS = {
     "cartpole": ("CartPole-v1", 26.0, 500.0),
     "pendulum": ("Pendulum-v1", -1275.3, -149.3),
     "hopper": ("Hopper-v5", 19.1, 628.6),
 }
-LIMIT = 10.0  # normalised points below the reference's mean that are allowed
+LIMIT = 10.0  # allowed distance below the reference's mean, in normalised points
 FAST = ("learning_rate=1e-3", "target_update_interval=100")
 RATES = ("actor_learning_rate=1e-3", "critic_learning_rate=1e-3")
 SMALL = ("batch_size=16", "transformer.layers=2", "transformer.heads=4")
@@ -44,7 +44,7 @@ class Row:
     steps: int
     reference: float | None
     settings: tuple[str, ...] = ()
-    seeds: tuple[int, int] = (0, 9)  # first and last; ten where scores swing much between seeds and checkpoints
+    seeds: tuple[int, int] = (0, 9)  # first and last; ten if scores vary much between seeds and checkpoints
 
     @property
     def name(self) -> str:
@@ -55,7 +55,7 @@ class Row:
         return ENVIRONMENTS[self.dataset.split("-")[0]]
 
     def command(self) -> list[str]:
-        """The `offrl` command that trains it."""
+        """Return the `offrl` command that trains this row."""
         settings = [word for setting in self.settings for word in ("--set", setting)]
         return [
             "submit",
@@ -74,7 +74,7 @@ class Row:
         ]
 
     def normalised(self, value: float) -> float:
-        """0 for the random policy, 100 for the finished behaviour policy."""
+        """Normalise a return: 0 for the random policy, 100 for the final behaviour policy."""
         _, random, best = self.environment
         return 100 * (value - random) / (best - random)
 
@@ -116,7 +116,7 @@ ROWS = (
 
 
 def offrl(*words: str, url: str) -> Any:
-    """Run an `offrl` command with --json and give what it printed."""
+    """Run an `offrl` command with --json. Returns its output."""
     command = [sys.executable, "-m", "offrl.cli", *words, "--json"]
     done = subprocess.run(command, env={**os.environ, "OFFRL_URL": url}, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -139,7 +139,7 @@ def measure(row: Row, url: str, folder: Path) -> dict[str, Any]:
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """The Markdown table of docs/results.md."""
+    """Format the Markdown table of docs/results.md."""
     lines = [
         "| data | algorithm | updates | return per seed | mean | reference | normalised | reference | fetched file gives the same |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -166,9 +166,9 @@ def table(results: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", default="", help="only the row of this name (`pendulum-replay td3`), else those whose name contains this")
-    parser.add_argument("--seeds", default="", help="first-last, instead of the rows' own: a seed alone decides its result")
-    parser.add_argument("--out", type=Path, help="write the results here as JSON, after every row")
+    parser.add_argument("--rows", default="", help="the row of this name (`pendulum-replay td3`), or else the rows whose name contains it")
+    parser.add_argument("--seeds", default="", help="first-last; overrides the seeds of the rows")
+    parser.add_argument("--out", type=Path, help="JSON file of the results, written after every row")
     parser.add_argument("--table", type=Path, nargs="+", help="print the table of such files")
     options = parser.parse_args()
     if options.table:

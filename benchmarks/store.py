@@ -1,9 +1,9 @@
-"""`make bench-store`: the store beside the same memory traffic in plain C and beside other replay buffers, as Markdown tables.
+"""`make bench-store`: compare the store with the same memory traffic in plain C and with other replay buffers, as Markdown tables.
 
     python -m benchmarks.store [--quick] [--no-peers] [--json] [--folder FOLDER]
 
-One thread. Ours and the limit take turns, medians over the rounds; each peer runs in a process of its own, in `.venv-store-peers` (made on
-first use). The files lie in FOLDER (default: a temporary one), whose disk is what writing and the cold cache measure.
+One thread. Ours and the limit alternate; figures are medians over the rounds. Each peer runs in its own process in `.venv-store-peers`
+(made on first use). The files are in FOLDER (default: a temporary folder); its disk determines the figures of writing and of a cold cache.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from offrl_store.kernels import kernels
 
 @dataclass(frozen=True)
 class Work:
-    """A row of the table: its goal, as published for another machine, and the ratio to the limit that the goal stood for there."""
+    """A row of the table, with its goal as published for another machine, and the ratio to the limit that the goal meant there."""
 
     label: str
     unit: str
@@ -55,14 +55,14 @@ WORKS = {
 
 
 def figure(value: float | None) -> str:
-    """Three digits; a dash for what there is not."""
+    """Format a figure with three digits, or a missing one as a dash."""
     if value is None:
         return "-"
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table whose columns stand under each other in a terminal, too."""
+    """Format a Markdown table with aligned columns."""
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
     lines = [head, ["-" * width for width in widths], *rows]
     return "\n".join("| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines)
@@ -89,9 +89,9 @@ def works_table(results: dict[str, dict[str, float]], peers: dict[str, dict[str,
     return table(["work", "unit", "ours", "limit", "ours / limit", *store_peers.NAMES, "goal", "goal / limit"], rows)
 
 
-def growth_table(found: list[tuple[int, dict[str, float] | None]]) -> str:
+def growth_table(growth: list[tuple[int, dict[str, float] | None]]) -> str:
     rows = []
-    for transitions, figures in found:
+    for transitions, figures in growth:
         if figures is None:
             rows.append([f"{transitions:,}", "does not fit into memory", "-", "-"])
         else:
@@ -99,10 +99,10 @@ def growth_table(found: list[tuple[int, dict[str, float] | None]]) -> str:
     return table(["transitions", "256 of them: ours, us", "limit", "ours / limit"], rows)
 
 
-def cold_table(found: dict[str, dict[str, float]]) -> str:
+def cold_table(cold: dict[str, dict[str, float]]) -> str:
     rows = [
         [label, *(figure(x[name]) for name in ("ours first", "limit first", "ours", "limit", "warm")), f"{x['resident']:.1%}"]
-        for label, x in found.items()
+        for label, x in cold.items()
     ]
     return table(
         [
@@ -119,7 +119,7 @@ def cold_table(found: dict[str, dict[str, float]]) -> str:
 
 
 def measure(folder: Path, data: Data, size: Size, largest: int) -> dict[str, Any]:
-    """All of our figures."""
+    """Measure all of our figures."""
     library = compile_limits(folder)
     store = store_works.vectors(folder / "vectors", data)
     store_works.touch(store)
@@ -136,7 +136,7 @@ def measure(folder: Path, data: Data, size: Size, largest: int) -> dict[str, Any
         "memory": store_works.open_memory(store),
     }
     path = store.path
-    del store  # what is mapped stays in the cache
+    del store  # mapped pages would stay in the cache
     cold = {"256 transitions": store_growth.cold(path, library, 256, 1, 5) | {"warm": works["sample 256"]["ours"] / 1e3}}
     pixels = store_works.frames(folder / "frames", data)
     store_works.touch(pixels)
@@ -155,7 +155,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="100,000 transitions, 5,000 frames, fewer rounds, growth up to 10^6")
     parser.add_argument("--no-peers", action="store_true")
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--folder", type=Path, help="where the stores are written (default: the temporary folder)")
+    parser.add_argument("--folder", type=Path, help="folder of the stores (default: a temporary folder)")
     arguments = parser.parse_args()
     data = Data(100_000, 5_000) if arguments.quick else Data(1_000_000, 100_000)
     size, largest = (Size(5, 200), 1_000_000) if arguments.quick else (Size(21, 300), 100_000_000)

@@ -1,4 +1,4 @@
-"""How the time per batch stands with the size of a store, up to 10^8 rows, and what a cold page cache costs."""
+"""The time per batch as a store grows to 10^8 rows, and the cost of a cold page cache."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from offrl_store import format as layout
 
 
 def sparse_store(path: Path, episodes: int) -> EpisodeStore:
-    """A valid store of truncated 1,000-step episodes of zeros whose columns are holes: written by the format's own functions."""
+    """Make a valid store of truncated 1,000-step episodes of zeros whose columns are holes, with the format's own functions."""
     EpisodeStore.create(path, SCHEMA)
     checksum, chain, records = 0, layout.chain_start(SCHEMA), []
     for column in SCHEMA.columns:
@@ -42,14 +42,14 @@ def sparse_store(path: Path, episodes: int) -> EpisodeStore:
 
 
 def memory_available() -> int:
-    """Bytes, as the kernel estimates."""
+    """Return the kernel's estimate of the available memory in bytes."""
     with open("/proc/meminfo") as lines:
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
 
 
 def growth(folder: Path, library: Any, size: Size, largest: int) -> list[tuple[int, dict[str, float] | None]]:
-    """(transitions, microseconds per 256) for 10^5, 10^6 ... ``largest``; None where the rows do not fit into memory."""
-    found: list[tuple[int, dict[str, float] | None]] = []
+    """Measure (transitions, microseconds per 256) for 10^5, 10^6 ... ``largest``; None if the rows do not fit into memory."""
+    sizes: list[tuple[int, dict[str, float] | None]] = []
     transitions = 100_000
     while transitions <= largest:
         figures, path = None, folder / "sparse"
@@ -59,16 +59,16 @@ def growth(folder: Path, library: Any, size: Size, largest: int) -> list[tuple[i
             figures = sample(store, library, size, 256)
             del store
             shutil.rmtree(path)
-        found.append((transitions, figures))
+        sizes.append((transitions, figures))
         transitions *= 10
-    return found
+    return sizes
 
 
 # --- A cold cache -----------------------------------------------------------------------------------------------------------------
 
 
 def forget(path: Path) -> None:
-    """Ask the kernel to drop the columns' pages from its cache: synced first, and not mapped by anyone, or it keeps them."""
+    """Drop the columns' pages from the kernel's cache. It keeps pages that are not synced or that a process has mapped."""
     for file in (path / layout.COLUMN_FOLDER).iterdir():
         descriptor = os.open(file, os.O_RDONLY)
         try:
@@ -79,7 +79,7 @@ def forget(path: Path) -> None:
 
 
 def resident(path: Path) -> float:
-    """The share of the columns' pages that the cache holds, by mincore."""
+    """Return the share of the columns' pages in the cache, by mincore."""
     libc = ctypes.CDLL(None, use_errno=True)
     held = pages = 0
     for file in (path / layout.COLUMN_FOLDER).iterdir():
@@ -94,9 +94,9 @@ def resident(path: Path) -> float:
 
 
 def cold(path: Path, library: Any, batch: int, stack: int, rounds: int, batches: int = 10) -> dict[str, float]:
-    """Milliseconds of the first batch, and per batch over the first ``batches``, after the cache was emptied; the medians of rounds.
+    """Measure milliseconds of the first batch, and per batch over the first ``batches``, with an empty cache; medians of rounds.
 
-    ``limit``: plain copies of as many random rows, equally cold. ``resident``: the largest share that the cache still held before.
+    ``limit``: plain copies of as many random rows, equally cold. ``resident``: the largest share of pages left in the cache before a round.
     """
     times: dict[str, list[float]] = {name: [] for name in ("ours", "ours first", "limit", "limit first")}
     left = 0.0
@@ -111,7 +111,7 @@ def cold(path: Path, library: Any, batch: int, stack: int, rounds: int, batches:
 
 
 def cold_once(path: Path, library: Any, batch: int, stack: int, seed: int, batches: int, ours: bool) -> tuple[float, float]:
-    """Seconds of the first batch, and per batch, of a store opened now: nothing of it is mapped any more when this returns."""
+    """Open a store and measure seconds of the first batch, and per batch. On return none of it is mapped any more."""
     store = EpisodeStore.open(path)
     if ours:
         sampler = store.transitions(batch, seed=seed, frame_stack=stack)

@@ -1,7 +1,7 @@
-"""What the store is measured against: the same memory traffic in plain C, the same bytes in plain writes.
+"""The limits that the store is compared with: the same memory traffic in plain C, and the same bytes in plain writes.
 
-`Rows` copies as many random rows with one memcpy each and nothing else, the row numbers drawn beforehand and none of them twice in a run
-(NumPy's take where no C compiler is). `Tree` adds what a sum tree of eight children per node cannot do without. One thread.
+`Rows` only copies as many random rows, with one memcpy each; the row numbers are drawn beforehand, and a run repeats none of them. Without
+a C compiler it uses NumPy's take. `Tree` adds the minimal memory traffic of a sum tree with eight children per node. One thread.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ static double sum(const double *children) {
     return value;
 }
 
-/* Reads the nodes on the way to each leaf, level by level, so that the misses overlap; sets the leaves; sums the nodes above them anew. */
+/* Reads the nodes on the path to each leaf, level by level, so that cache misses overlap; sets the leaves; recomputes the sums above. */
 double tree(const int64_t *leaves, long n, double *nodes, long height, const long *level, const double *values) {
     double seen = 0;
     for (long h = height - 1; h >= 0; h--)
@@ -52,7 +52,7 @@ double tree(const int64_t *leaves, long n, double *nodes, long height, const lon
 
 
 def compile_limits(folder: Path) -> Any:
-    """The C functions above; None where there is no compiler."""
+    """Compile the C functions above; None without a compiler."""
     compiler = shutil.which("cc")
     if compiler is None:
         return None
@@ -64,7 +64,7 @@ def compile_limits(folder: Path) -> Any:
 
 
 class Rows:
-    """Copies of random rows: call k copies rows[k] of each (column, rows taken, rows on from the row drawn) into ``outs``."""
+    """Copies of random rows. Call k copies the rows at rows[k] of each part (column, number of rows, offset) into ``outs``."""
 
     def __init__(self, library: Any, rows: np.ndarray, parts: list[tuple[np.ndarray, int, int]]) -> None:
         self._library, self._rows, self._parts = library, rows, [(column[shift:], count) for column, count, shift in parts]
@@ -91,7 +91,7 @@ class Rows:
 
 
 class Tree:
-    """The memory traffic of one batch drawn by priority and updated, beside copying its rows: call k takes the leaves rows[k].
+    """The memory traffic of a prioritized draw and update, without the copies of rows: call k uses the leaves rows[k].
 
     The leaves are known beforehand: no random numbers, no search, no powers, no weights.
     """
@@ -129,9 +129,9 @@ def write_raw(files: list[tuple[int, np.ndarray]], piece: int = 1 << 23) -> None
 
 
 def open_raw(path: Path) -> list[Any]:
-    """What opening a store cannot do without: its schema parsed, its log read and checked by one CRC, its columns mapped."""
-    found: list[Any] = [json.loads((path / "schema.json").read_bytes()), zlib.crc32((path / "episodes.log").read_bytes())]
+    """Do the minimum that opening a store needs: parse the schema, read the log and check it by one CRC, map the columns."""
+    opened: list[Any] = [json.loads((path / "schema.json").read_bytes()), zlib.crc32((path / "episodes.log").read_bytes())]
     for file in (path / "columns").iterdir():
         with open(file, "rb") as handle:
-            found.append(mmap.mmap(handle.fileno(), 0, prot=mmap.PROT_READ))
-    return found
+            opened.append(mmap.mmap(handle.fileno(), 0, prot=mmap.PROT_READ))
+    return opened

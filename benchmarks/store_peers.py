@@ -26,7 +26,7 @@ def last_line(text: str) -> str:
 
 
 def environment() -> tuple[Path, dict[str, str]]:
-    """The interpreter of the peers, and why those that are missing could not be installed (tried again by every run)."""
+    """Return the peers' interpreter, and the reason for each peer that could not be installed. Every run tries again."""
     python, stamp = ENVIRONMENT / "bin" / "python", ENVIRONMENT / "installed.json"
     if not python.exists():
         print(f"making {ENVIRONMENT.name} ...", file=sys.stderr)
@@ -48,19 +48,19 @@ def environment() -> tuple[Path, dict[str, str]]:
 
 
 def measure(transitions: int, frames: int, folder: Path) -> dict[str, dict[str, Any]]:
-    """{peer: {"figures": {work: number}, "notes": [what it cannot do and why]}}, one peer after the other, a process each."""
+    """Measure each peer in its own process. Returns {peer: {"figures": {work: number}, "notes": [missing works and the reasons]}}."""
     python, failed = environment()
     script = ROOT / "benchmarks" / "peers" / "store_peer.py"
     settings = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": ""}
-    found: dict[str, dict[str, Any]] = {}
+    results: dict[str, dict[str, Any]] = {}
     for name in NAMES:
         if name in failed:
-            found[name] = {"figures": {}, "notes": [failed[name]]}
+            results[name] = {"figures": {}, "notes": [failed[name]]}
             continue
         command = [str(python), str(script), name.lower(), str(transitions), str(frames), str(folder)]
         run = subprocess.run(command, capture_output=True, text=True, env=settings, cwd=folder)
         if run.returncode:
-            found[name] = {"figures": {}, "notes": [f"it ended with status {run.returncode}: {last_line(run.stderr)}"]}
+            results[name] = {"figures": {}, "notes": [f"it ended with status {run.returncode}: {last_line(run.stderr)}"]}
         else:
-            found[name] = json.loads(last_line(run.stdout))
-    return found
+            results[name] = json.loads(last_line(run.stdout))
+    return results

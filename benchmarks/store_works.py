@@ -1,4 +1,4 @@
-"""Our side of the store's benchmark: each work of the table, taking turns with its limit."""
+"""Our side of the store's benchmark: each work of the table, in alternation with its limit."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ print(resident() - before)
 
 @dataclass(frozen=True)
 class Size:
-    """How much is measured: rounds in which ours and the limit take turns, batches per round (of 256 transitions)."""
+    """The amount of measurement: rounds in which ours and the limit alternate, and batches of 256 transitions per round."""
 
     rounds: int
     batches: int
@@ -50,7 +50,7 @@ def vectors(path: Path, data: Data) -> EpisodeStore:
 
 
 def fill(store: EpisodeStore, data: Data) -> None:
-    """Whole episodes, durable when this returns."""
+    """Write whole episodes; they are durable when this returns."""
     with store.writer() as writer:
         for observation, action, reward in zip(data.observation, data.action, data.reward, strict=True):
             writer.append(Episode(observation, action, reward))
@@ -71,9 +71,10 @@ def touch(store: EpisodeStore) -> None:
 
 
 def turns(works: dict[str, Callable[[int], object]], rounds: int, calls: int) -> dict[str, float]:
-    """Median seconds per call of each, and the median of ours / limit; they take turns, so that a noisy moment hits both. Call k gets k.
+    """Return the median seconds per call of each work, and the median of ours / limit. Call k gets k.
 
-    A first round does not count (the arrays of a batch get their pages then): k goes up to (rounds + 1) x calls.
+    The works alternate, so that a noisy moment affects all. A first round, which maps the pages of a batch's arrays, does not count: k goes
+    up to (rounds + 1) x calls.
     """
     times: dict[str, list[float]] = {name: [] for name in works}
     for turn in range(rounds + 1):
@@ -87,11 +88,11 @@ def turns(works: dict[str, Callable[[int], object]], rounds: int, calls: int) ->
 
 
 def medians(times: dict[str, list[float]]) -> dict[str, float]:
-    """The median of each, and as ``ratio`` that of ours / limit, round by round: the machine may slow down between two of them."""
-    found = {name: statistics.median(values) for name, values in times.items()}
+    """Return the median of each, and as ``ratio`` the median of ours / limit per round: the machine may slow down between rounds."""
+    result = {name: statistics.median(values) for name, values in times.items()}
     if "limit" in times:
-        found["ratio"] = statistics.median(ours / limit for ours, limit in zip(times["ours"], times["limit"], strict=True))
-    return found
+        result["ratio"] = statistics.median(ours / limit for ours, limit in zip(times["ours"], times["limit"], strict=True))
+    return result
 
 
 def scaled(figures: dict[str, float], factor: float) -> dict[str, float]:
@@ -106,24 +107,24 @@ def micro(works: dict[str, Callable[[int], object]], rounds: int, calls: int) ->
 
 
 def drawn(store: EpisodeStore, batches: int, size: int, margin: int) -> np.ndarray:
-    """Rows for the limit: int64 [batches, size], each with ``margin`` rows behind it."""
+    """Draw rows for the limit: int64 [batches, size], each followed by at least ``margin`` rows."""
     return np.random.default_rng(0).integers(0, len(store.column("reward")) - margin, (batches, size))
 
 
 def drawn_for(store: EpisodeStore, size: Size, calls: int, batch: int, margin: int) -> np.ndarray:
-    """Rows for all calls of `turns`."""
+    """Draw rows for all calls of `turns`."""
     return drawn(store, (size.rounds + 1) * calls, batch, margin)
 
 
 def transition_parts(store: EpisodeStore, n_steps: int = 1, stack: int = 1) -> list[tuple[np.ndarray, int, int]]:
-    """What `Rows` must copy for a transition. Stacks: the frames of both observations together, as ours does."""
+    """Return the parts that `Rows` must copy for a transition. With stacks, the frames of both observations together, as ours does."""
     observation, action, reward = (store.column(name) for name in ("observation", "action", "reward"))
     parts = [(observation, stack + 1 if stack > 1 else 1, 0), (action, 1, 0)] + [(reward, 1, i) for i in range(n_steps)]
     return parts if stack > 1 else [*parts, (observation, 1, n_steps)]
 
 
 def sample(store: EpisodeStore, library: Any, size: Size, batch: int, n_steps: int = 1, stack: int = 1, **options: Any) -> dict[str, float]:
-    """Microseconds per batch of transitions."""
+    """Measure microseconds per batch of transitions."""
     sampler = store.transitions(batch, seed=0, n_steps=n_steps, gamma=GAMMA, frame_stack=stack, **options)
     calls = max(10, size.batches * 256 // (batch if stack == 1 else 768))
     limit = Rows(library, drawn_for(store, size, calls, batch, stack + n_steps + 1), transition_parts(store, n_steps, stack))
@@ -131,7 +132,7 @@ def sample(store: EpisodeStore, library: Any, size: Size, batch: int, n_steps: i
 
 
 def windows(store: EpisodeStore, library: Any, size: Size) -> dict[str, float]:
-    """Microseconds per batch of 64 windows of 20."""
+    """Measure microseconds per batch of 64 windows of 20."""
     sampler = store.windows(64, 20, seed=0)
     parts = [(store.column(name), 20, 0) for name in ("observation", "action", "reward")]
     limit = Rows(library, drawn_for(store, size, size.batches, 64, 20), parts)
@@ -139,7 +140,7 @@ def windows(store: EpisodeStore, library: Any, size: Size) -> dict[str, float]:
 
 
 def prioritized(store: EpisodeStore, library: Any, size: Size, data: Data) -> dict[str, float]:
-    """Microseconds to sample and update 256."""
+    """Measure microseconds to sample and update 256 transitions."""
     sampler = store.prioritized(256, seed=0, alpha=ALPHA, beta=BETA)
     count = sampler.transition_count
     sampler.update(np.arange(count), np.random.default_rng(0).random(count), numbers=True)
@@ -165,13 +166,13 @@ def normals(size: Size) -> dict[str, float]:
 
 
 def opened(store: EpisodeStore, size: Size) -> dict[str, float]:
-    """Milliseconds."""
+    """Measure milliseconds to open a store."""
     works = {"ours": lambda _: EpisodeStore.open(store.path), "limit": lambda _: open_raw(store.path)}
     return scaled(turns(works, size.rounds, 5), 1e3)
 
 
 def open_memory(store: EpisodeStore) -> dict[str, float]:
-    """MB that the first open of a process adds to what is resident of it; median of five processes."""
+    """Measure the MB that the first open of a process adds to its resident memory; median of five processes."""
     kib = [
         int(subprocess.run([sys.executable, "-c", MEMORY, store.path], check=True, capture_output=True, text=True).stdout) for _ in range(5)
     ]
@@ -179,7 +180,7 @@ def open_memory(store: EpisodeStore) -> dict[str, float]:
 
 
 def column_bytes(data: Data) -> list[np.ndarray]:
-    """What the columns of `vectors` hold: the row of a final observation has no action and no reward."""
+    """Return the content of the columns of `vectors`: the row of a final observation has no action and no reward."""
     episodes, rows = data.observation.shape[:2]
     action, reward = np.zeros((episodes, rows, ACTION), np.float32), np.zeros((episodes, rows), np.float32)
     action[:, :-1], reward[:, :-1] = data.action, data.reward
@@ -187,7 +188,7 @@ def column_bytes(data: Data) -> list[np.ndarray]:
 
 
 def write(folder: Path, data: Data, rounds: int) -> dict[str, float]:
-    """Rows per second of writing whole episodes, and of plain writes of the same bytes. Files are made before the clock starts."""
+    """Measure rows per second of writing whole episodes, and of plain writes of the same bytes. Creating the files is not measured."""
     arrays = column_bytes(data)
     times: dict[str, list[float]] = {"ours": [], "limit": []}
     for _ in range(rounds):
@@ -207,7 +208,7 @@ def write(folder: Path, data: Data, rounds: int) -> dict[str, float]:
 
 
 def play(store: EpisodeStore, steps: list[Any]) -> None:
-    """One environment; all is durable when this returns."""
+    """Write the steps of one environment; they are durable when this returns."""
     with store.writer() as writer:
         fresh = True
         for observation, action, reward, after, last in steps:
@@ -218,7 +219,7 @@ def play(store: EpisodeStore, steps: list[Any]) -> None:
 
 
 def play_batches(store: EpisodeStore, batches: list[Any]) -> None:
-    """Eight environments, whose resets come with the last step of an episode."""
+    """Write the steps of eight environments, whose resets come with the last step of an episode."""
     no, yes = np.zeros(ENVIRONMENTS, bool), np.ones(ENVIRONMENTS, bool)
     start = batches[0][0]
     with store.writer() as writer:
@@ -232,7 +233,7 @@ def play_batches(store: EpisodeStore, batches: list[Any]) -> None:
 
 
 def copied(steps: list[Any], shape: tuple[int, ...]) -> None:
-    """The least that a loop in Python can do with the steps: assign their parts to rows of arrays."""
+    """Do the minimum of a Python loop over the steps: assign their parts to rows of arrays."""
     count = len(steps)
     observations, actions = np.empty((count, *shape, OBSERVATION), np.float32), np.empty((count, *shape, ACTION), np.float32)
     rewards = np.empty((count, *shape), np.float32)
@@ -241,7 +242,7 @@ def copied(steps: list[Any], shape: tuple[int, ...]) -> None:
 
 
 def stepped(folder: Path, data: Data, rounds: int, batch: bool) -> dict[str, float]:
-    """Steps per second, durable at the end."""
+    """Measure steps per second, durable at the end."""
     count = min(STEPS, data.transitions)
     steps: list[Any] = data.batches(count) if batch else data.steps(count)
     times: dict[str, list[float]] = {"ours": [], "limit": []}

@@ -1,8 +1,8 @@
-"""`make bench`: updates per second of a real job against d3rlpy's `fit` beside it, as ratios.
+"""`make bench`: updates per second of a real job compared with d3rlpy's `fit`, as ratios.
 
 One CPU thread each, batch 256, networks 256x256, observation 17, action 6 (DQN: 6 choices), 100,000 transitions. Ours runs through
-a daemon and its worker, d3rlpy in a virtual environment of its own (`.venv-peers`, made here on first use). The two take turns, so
-that what else the machine does meets both; medians over the repeats.
+a daemon and its worker, d3rlpy in its own virtual environment (`.venv-peers`, made on first use). The two alternate, so that other load on
+the machine affects both; figures are medians over the repeats.
 
     python -m benchmarks.train [--algorithms bc,dqn,td3_bc] [--repeats 3] [--seconds 8]
 """
@@ -35,7 +35,7 @@ SETTINGS = {"td3_bc": {"observation_scaler": "none"}}
 
 
 def make_data(path: Path, *, discrete: bool, steps: int = 100_000) -> dict[str, np.ndarray]:
-    """Random transitions in 1,000-step episodes, as flat D4RL arrays in an .npz."""
+    """Write random transitions in 1,000-step episodes, as flat D4RL arrays in an .npz. Returns the arrays."""
     random = np.random.default_rng(0)
     ends = np.arange(1, steps + 1) % 1000 == 0
     arrays = {
@@ -50,7 +50,7 @@ def make_data(path: Path, *, discrete: bool, steps: int = 100_000) -> dict[str, 
 
 
 def peers_python() -> Path:
-    """The interpreter of the peers' virtual environment, made on first use (torch first, by its pin)."""
+    """Return the interpreter of the peers' virtual environment, which is made on first use (the pinned torch first)."""
     python = PEERS / "bin" / "python"
     if not (PEERS / ".installed").exists():
         print("making .venv-peers ...", file=sys.stderr)
@@ -71,11 +71,11 @@ def theirs(python: Path, name: str, data: Path, updates: int) -> float:
 
 
 def ours(client: offrl.Client, name: str, dataset: str, updates: int) -> float:
-    """Updates per second of a job between its first report and that of its last update."""
+    """Measure updates per second of a job, from its first report to the report of its last update."""
     job = client.submit(name, dataset=dataset, steps=updates, config={"batch_size": BATCH, **SETTINGS.get(name, {})}, threads=1)
     reports: list[tuple[float, int]] = []
     for event in job.follow():
-        if event.type == "progress" and event.step > (reports[-1][1] if reports else 0):  # not those after the last update
+        if event.type == "progress" and event.step > (reports[-1][1] if reports else 0):  # ignores reports after the last update
             reports.append((event.time, event.step))
     job.wait()
     (start, first), (end, last) = reports[0], reports[-1]
@@ -86,7 +86,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--algorithms", default="bc,dqn,td3_bc")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=8.0, help="aimed at, per measurement")
+    parser.add_argument("--seconds", type=float, default=8.0, help="approximate duration of a measurement")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     python = peers_python()

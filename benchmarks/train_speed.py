@@ -1,10 +1,10 @@
-"""`make bench-train`: updates per second of every algorithm beside d3rlpy's `fit` and eager single-file code, as ratios.
+"""`make bench-train`: updates per second of every algorithm compared with d3rlpy's `fit` and eager single-file code, as ratios.
 
 One CPU thread each, batch 256, networks 256x256 (Decision Transformer: batch 64, context 20, d3rlpy's network), preset `d3rlpy`,
-observation 17, action 6 (discrete: 6 choices), 100,000 transitions. Ours is a `Learner` in a process of its own, which is what a worker
-runs (`make bench` measures whole jobs through a daemon); d3rlpy runs in `.venv-peers`, the single-file scripts (`benchmarks/peers/corl_*`)
-with our torch. All take turns, so that what else the machine does meets all; medians over the repeats. ``--cpu`` counts the seconds of the
-processor rather than those of the clock, for a machine that is busy.
+observation 17, action 6 (discrete: 6 choices), 100,000 transitions. Ours is a `Learner` in its own process, as in a worker (`make bench`
+measures whole jobs through a daemon); d3rlpy runs in `.venv-peers`, the single-file scripts (`benchmarks/peers/corl_*`) with our torch. All
+alternate, so that other load on the machine affects all; figures are medians over the repeats. ``--cpu`` counts processor seconds instead
+of wall clock, for a busy machine.
 
     python -m benchmarks.train_speed [--algorithms td3_bc,iql] [--repeats 5] [--seconds 6] [--quick] [--cpu] [--json]
 """
@@ -31,7 +31,7 @@ from offrld.algos import ALGORITHMS
 from offrld.engine import Learner
 from offrld.engine.updates.allocator import keep_freed_memory
 
-# algorithm -> updates per second to begin with, goal of the ratio to d3rlpy, single-file script
+# algorithm -> initial estimate of updates per second, goal of the ratio to d3rlpy, single-file script
 ROWS: dict[str, tuple[float, float | None, str | None]] = {
     "td3_bc": (250, 2.2, "corl_td3_bc"),
     "sac": (150, 1.9, "corl_sac"),
@@ -55,7 +55,7 @@ WARM = 20
 
 
 def make_store(path: Path, arrays: dict[str, np.ndarray], *, discrete: bool) -> None:
-    """The same transitions as an episode store."""
+    """Write the same transitions to an episode store."""
     action = Field("int64", low=0, high=5) if discrete else Field("float32", (6,), low=-1.0, high=1.0)
     store = EpisodeStore.create(path, Schema(observation=Field("float32", (17,)), action=action, reward=Field("float32")))
     ends = np.flatnonzero(arrays["terminals"] | arrays["timeouts"]) + 1
@@ -73,7 +73,7 @@ def make_store(path: Path, arrays: dict[str, np.ndarray], *, discrete: bool) -> 
 
 
 def measure_ours(name: str, path: str, batch: int, steps: int) -> None:
-    """In a process of its own: the rate of a `Learner`, as JSON on the standard output."""
+    """Measure the rate of a `Learner` and print it as JSON; runs in its own process."""
     torch.set_num_threads(1)
     keep_freed_memory()  # as a worker does
     algorithm = ALGORITHMS[name]
@@ -91,7 +91,7 @@ def measure_ours(name: str, path: str, batch: int, steps: int) -> None:
 
 
 def run(command: list[object], *, field: str) -> float:
-    """The rate that a measuring process prints."""
+    """Run a measuring process. Returns the rate that it prints."""
     paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "PYTHONPATH": paths}
     with tempfile.TemporaryDirectory() as folder:
@@ -102,7 +102,7 @@ def run(command: list[object], *, field: str) -> float:
 
 
 def measure(name: str, files: dict[str, Path], options: argparse.Namespace) -> dict[str, float | None]:
-    """Median rates and ratios of one algorithm."""
+    """Measure median rates and ratios of an algorithm."""
     speed, goal, script = ROWS[name]
     batch, kind = BATCHES.get(name, 256), "discrete" if name in DISCRETE else "continuous"
     data, store = files[kind], files[f"{kind} store"]
@@ -116,20 +116,20 @@ def measure(name: str, files: dict[str, Path], options: argparse.Namespace) -> d
         rates["d3rlpy"].append(run([*theirs, max(20, round(speed / 2 * options.seconds / 50) * 50)], field=field))
         if plain is not None:
             rates["eager"].append(run([*plain, max(20, round(speed / 2 * options.seconds))], field=field))
-    found: dict[str, float | None] = {key: statistics.median(values) if values else None for key, values in rates.items()}
+    figures: dict[str, float | None] = {key: statistics.median(values) if values else None for key, values in rates.items()}
     for key in ("d3rlpy", "eager"):
         pairs = list(zip(rates["offrl"], rates[key], strict=False))
-        found[f"to {key}"] = statistics.median(a / b for a, b in pairs) if pairs else None
-    return found | {"goal": goal}
+        figures[f"to {key}"] = statistics.median(a / b for a, b in pairs) if pairs else None
+    return figures | {"goal": goal}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--algorithms", default=",".join(name for name in ROWS if name in ALGORITHMS))
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=6.0, help="aimed at, per measurement of ours")
-    parser.add_argument("--quick", action="store_true", help="one short repeat: for looking whether it works, not for figures")
-    parser.add_argument("--cpu", action="store_true", help="seconds of the processor rather than of the clock")
+    parser.add_argument("--seconds", type=float, default=6.0, help="approximate duration of a measurement of ours")
+    parser.add_argument("--quick", action="store_true", help="one short repeat, to check that the benchmark works")
+    parser.add_argument("--cpu", action="store_true", help="count processor seconds instead of wall clock")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--measure", nargs=4, metavar=("NAME", "STORE", "BATCH", "STEPS"), help=argparse.SUPPRESS)
     options = parser.parse_args()

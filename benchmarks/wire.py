@@ -1,10 +1,10 @@
-"""`make bench-wire`: a ping beside a bare msgpack echo on the same kind of socket, and a large upload while others ping.
+"""`make bench-wire`: a ping compared with a bare msgpack echo on the same kind of socket, and a large upload while another client pings.
 
     python -m benchmarks.wire [--json] [--mb 1000] [--folder FOLDER] [--only ping|upload]
 
-Both echoes are answered by an asyncio ROUTER in a process of its own over ipc. They take turns, and the ratio is that of the medians.
-The upload goes from a file to the state folder of a daemon, both in FOLDER (default: /dev/shm, so that no disk is measured; a plain write
-and sync of as many bytes there stands beside it), with all checksums and until it is usable, while a client in another process pings.
+In both cases an asyncio ROUTER in another process replies over ipc. They alternate, and the ratio is that of the medians. The upload goes
+from a file to the state folder of a daemon, both in FOLDER (default: /dev/shm, so that no disk is measured; it is compared with a plain
+write and sync of as many bytes), with all checksums and until it is usable, while a client in another process pings.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from offrl import Client, upload
 from offrld.embedded import embedded_daemon
 
 ROUNDS = 30
-PINGS = 200  # in a round, of each
+PINGS = 200  # of each kind in a round
 PAUSE_S = 0.002  # between two pings beside an upload
 BLOCK = 1 << 20
 
 
 # ------------------------------------------------------------------------------------------------------------- other processes
 async def echo(url: str) -> None:
-    """What the daemon's loop is at least: unpack a message, pack an answer."""
+    """Do the minimum of the daemon's loop: unpack a message, pack a reply."""
     socket = zmq.asyncio.Context().socket(zmq.ROUTER)
     socket.bind(url)
     while True:
@@ -48,16 +48,16 @@ async def echo(url: str) -> None:
 def ping_on(url: str) -> None:
     """Ping until the standard input is closed; then print the seconds of every ping as JSON."""
     os.set_blocking(0, False)
-    found = []
+    times = []
     with Client(url) as client:
         client.ping()
         print("ready", flush=True)
         while not _closed():
             start = time.perf_counter()
             client.ping()
-            found.append(time.perf_counter() - start)
+            times.append(time.perf_counter() - start)
             time.sleep(PAUSE_S)
-    print(json.dumps(found))
+    print(json.dumps(times))
 
 
 def _closed() -> bool:
@@ -74,7 +74,7 @@ def child(*arguments: str) -> subprocess.Popen[str]:
 
 # --------------------------------------------------------------------------------------------------------------------- measuring
 def pings(client: Client, folder: Path) -> dict[str, float]:
-    """Microseconds of a ping and of a bare echo, medians over all rounds."""
+    """Measure microseconds of a ping and of a bare echo, medians over all rounds."""
     url = f"ipc://{folder}/echo.sock"
     server = child("--echo", url)
     context = zmq.Context()
@@ -105,9 +105,9 @@ def pings(client: Client, folder: Path) -> dict[str, float]:
 
 
 def uploads(client: Client, folder: Path, megabytes: int) -> dict[str, float]:
-    """MB/s of an upload from the reading of its file until it is usable, and the pings beside it."""
+    """Measure MB/s of an upload, from reading its file until it is usable, and the pings during it."""
     source = folder / "source.bin"
-    disk(folder, 3_000_000 * megabytes)  # a virtual machine gets its memory from the host when it is first touched
+    disk(folder, 3_000_000 * megabytes)  # makes the host of a virtual machine provide the memory before the measurement
     with source.open("wb") as file:
         for _ in range(megabytes):
             file.write(os.urandom(1_000_000))
@@ -123,7 +123,7 @@ def uploads(client: Client, folder: Path, megabytes: int) -> dict[str, float]:
     seconds = time.perf_counter() - start
     spent = [time.process_time() - spent[0], sum(daemon.cpu_times()[:2]) - spent[1]]
     output, _ = other.communicate()
-    found = sorted(json.loads(output))
+    times = sorted(json.loads(output))
     size = source.stat().st_size
     return {
         "upload, MB/s": size / 1e6 / seconds,
@@ -131,16 +131,16 @@ def uploads(client: Client, folder: Path, megabytes: int) -> dict[str, float]:
         "plain write and sync, MB/s": size / 1e6 / disk(folder, size),
         "client, CPU s a GB": spent[0] / size * 1e9,
         "daemon, CPU s a GB": spent[1] / size * 1e9,
-        "ping beside it: p50, ms": 1e3 * found[len(found) // 2],
-        "p99, ms": 1e3 * found[int(0.99 * len(found))],
-        "longest, ms": 1e3 * found[-1],
+        "ping beside it: p50, ms": 1e3 * times[len(times) // 2],
+        "p99, ms": 1e3 * times[int(0.99 * len(times))],
+        "longest, ms": 1e3 * times[-1],
         "goal of p99, ms": 50.0,
-        "pings": len(found),
+        "pings": len(times),
     }
 
 
 def disk(folder: Path, size: int) -> float:
-    """Seconds to write and sync as many bytes there."""
+    """Measure the seconds to write and sync ``size`` bytes in a folder."""
     block = os.urandom(BLOCK)
     os.sync()
     start = time.perf_counter()
@@ -157,7 +157,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--mb", type=int, default=1000, help="size of the upload")
-    parser.add_argument("--folder", default="/dev/shm", help="where the file and the daemon's state lie")
+    parser.add_argument("--folder", default="/dev/shm", help="folder of the file and of the daemon's state")
     parser.add_argument("--only", choices=("ping", "upload"))
     parser.add_argument("--echo", help=argparse.SUPPRESS)
     parser.add_argument("--ping", help=argparse.SUPPRESS)
@@ -171,7 +171,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
         with embedded_daemon(folder / "state") as client:
-            client.algos()  # the daemon has settled: its describe worker and its spare worker have loaded what they load
+            client.algos()  # wait until the daemon's describe worker and its spare worker have loaded
             while client.overview().spare != "ready":
                 time.sleep(0.1)
             if options.only != "upload":

@@ -51,14 +51,14 @@ if __name__ == "__main__":
     parser.add_argument("--evaluations", type=int, default=30, help="checkpoints to choose from [30]")
     parser.add_argument("--collect", type=int, default=1_000_000, help="steps per dataset [1000000]")
     parser.add_argument("--ratios", type=float, nargs="+", default=[1.0, 0.5], help="shares of the final return [1.0 0.5]")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     main(
-        given.game,
-        given.out,
-        steps=given.steps,
-        envs=given.envs,
-        rollout=given.rollout,
-        evaluations=given.evaluations,
-        collected=given.collect,
-        ratios=given.ratios,
+        arguments.game,
+        arguments.out,
+        steps=arguments.steps,
+        envs=arguments.envs,
+        rollout=arguments.rollout,
+        evaluations=arguments.evaluations,
+        collected=arguments.collect,
+        ratios=arguments.ratios,
     )

@@ -45,7 +45,7 @@ def read_store(path):
                 path / "columns" / f"{column['column']}.bin", column["dtype"], "r", shape=(rows, *column["shape"])
             )
     for first, steps, flags in records[["first_row", "steps", "flags"]]:
-        observed = steps + 1 - (flags >> 1 & 1)  # T+1 observations, or T where the final one is missing
+        observed = steps + 1 - (flags >> 1 & 1)  # T+1 observations, or T if the final one is missing
         yield (
             {name: rows[first : first + (observed if name.startswith("observation") else steps)] for name, rows in columns.items()},
             bool(flags & 1),

@@ -19,7 +19,7 @@ BATCH = 1000
 
 
 def torchrl(steps: int, folder: str) -> Callable[[], object]:
-    """The collector into a memory-mapped buffer."""
+    """Return a round of TorchRL's collector into a memory-mapped buffer."""
     from tensordict.nn import TensorDictModule
     from torchrl.collectors import Collector
     from torchrl.data import LazyMemmapStorage, ReplayBuffer
@@ -47,7 +47,7 @@ def torchrl(steps: int, folder: str) -> Callable[[], object]:
 
 
 def sb3(steps: int, folder: str) -> Callable[[], object]:
-    """DQN's rollout into its buffer in memory, without updates."""
+    """Return a round of DQN's rollout into its buffer in memory, without updates."""
     from stable_baselines3 import DQN
 
     model = DQN(
@@ -66,7 +66,7 @@ def sb3(steps: int, folder: str) -> Callable[[], object]:
 
 
 def d3rlpy(steps: int, folder: str) -> Callable[[], object]:
-    """`collect` into a buffer in memory."""
+    """Return a round of `collect` into a buffer in memory."""
     import d3rlpy as library
 
     env = gymnasium.make(ENV)

@@ -1,5 +1,6 @@
-"""What the scripts in the style of single-file implementations (CORL) share: plain modules, `torch.optim.Adam`, a buffer of tensors that
-NumPy's random indices are taken from. The code is our own; the style is what is compared with.
+"""Shared code of the scripts in the style of single-file implementations (CORL): plain modules, `torch.optim.Adam`, a buffer of tensors.
+
+The code is our own; the comparison is with the style. NumPy draws the random indices of a batch.
 
     python corl_NAME.py DATA.npz BATCH STEPS    prints {"updates_per_second": ..., "updates_per_cpu_second": ...}
 """
@@ -87,7 +88,7 @@ def descend(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> float:
 
 
 def measure(make: Callable[[], Update]) -> None:
-    """Run the update that ``make`` gives and print its rate."""
+    """Run the update that ``make`` returns, and print its rate."""
     path, batch, steps = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     torch.set_num_threads(1)
     buffer, update = Buffer(path), make()

@@ -1,4 +1,4 @@
-"""CQL as a single-file implementation would have it: ten actions of each kind, every one a row of its own (see `corl_common`)."""
+"""CQL as a single-file implementation would have it: ten actions of each kind, each in its own row (see `corl_common`)."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ Penalty: TypeAlias = Callable[[Policy, TwinQ, list[torch.Tensor], tuple[torch.Te
 
 
 def make(penalty: Penalty | None = None) -> Update:
-    """An update of SAC; with a penalty, which is added to the critics' loss, the target has no entropy."""
+    """Make an update of SAC. A penalty is added to the critics' loss; the target then has no entropy."""
     policy, critic = Policy(), TwinQ()
     target_critic = frozen_copy(critic)
     log_alpha = torch.zeros((), requires_grad=True)

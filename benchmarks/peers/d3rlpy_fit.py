@@ -1,4 +1,4 @@
-"""Updates per second of d3rlpy's `fit`, run by `benchmarks.train` and `benchmarks.train_speed` in a virtual environment of its own.
+"""Updates per second of d3rlpy's `fit`, run by `benchmarks.train` and `benchmarks.train_speed` in its own virtual environment.
 
 python d3rlpy_fit.py ALGORITHM DATA.npz BATCH STEPS    prints {"updates_per_second": ..., "updates_per_cpu_second": ...}
 """
@@ -28,7 +28,7 @@ CONFIGS = {
     "sac": d3rlpy.algos.SACConfig,
     "td3_bc": d3rlpy.algos.TD3PlusBCConfig,
 }
-WARM = 50  # updates before the clock is looked at
+WARM = 50  # updates before the measurement
 
 
 def main(name: str, path: str, batch: int, steps: int) -> None:
@@ -45,7 +45,7 @@ def main(name: str, path: str, batch: int, steps: int) -> None:
 
     options = {"n_steps": steps + WARM, "n_steps_per_epoch": epoch, "logger_adapter": NoopAdapterFactory(), "show_progress": False}
     if name == "decision_transformer":
-        # It has no fitter that could be stepped through: the callback comes after every update.
+        # It has no fitter to iterate over; the callback comes after every update.
         algorithm.fit(dataset, **options, save_interval=10**9, callback=look)
         (start, start_cpu), (end, end_cpu), count = times[WARM - 1], times[-1], len(times) - WARM
     else:

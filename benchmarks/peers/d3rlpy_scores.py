@@ -3,9 +3,9 @@
     python d3rlpy_scores.py FILE ENV ALGORITHM STEPS SEEDS [NAME=VALUE ...]
         prints {"algorithm", "settings", "seeds", "returns", "updates_per_second"}
 
-Its defaults but for the settings named, one thread, actions scaled from [-2, 2] on Pendulum; the mean over 20 greedy episodes with
-reset(seed=1000..1019) after the last update. A transformer is asked for the mean return of the best tenth of the
-file's episodes, as ours is.
+Its defaults except for the given settings, one thread, actions scaled from [-2, 2] on Pendulum; the mean over 20 greedy episodes with
+reset(seed=1000..1019) after the last update. The target return of a transformer is the mean return of the best tenth of the file's
+episodes, as for ours.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ CONFIGS = {
 
 
 def rollout(act: Callable[[Any, float], Any], env: gymnasium.Env, seed: int) -> float:
-    """The return of one episode; ``act(observation, reward)`` chooses the action."""
+    """Play an episode with ``act(observation, reward)``. Returns its return."""
     observation, _ = env.reset(seed=seed)
     total, reward, ended = 0.0, 0.0, False
     while not ended:
-        observation, given, terminated, truncated, _ = env.step(act(observation, reward))
-        reward = float(given)
+        observation, step_reward, terminated, truncated, _ = env.step(act(observation, reward))
+        reward = float(step_reward)
         total += reward
         ended = terminated or truncated
     return total
@@ -61,7 +61,7 @@ def main(path: str, env_id: str, name: str, steps: int, seeds: int, settings: di
     scaled = env_id.startswith("Pendulum")
     scaler = d3rlpy.preprocessing.MinMaxActionScaler(minimum=np.array([-2.0]), maximum=np.array([2.0]))
     returns_of_file = sorted(float(episode.compute_return()) for episode in dataset.episodes)
-    asked = float(np.mean(returns_of_file[-max(1, round(0.1 * len(returns_of_file))) :]))
+    target = float(np.mean(returns_of_file[-max(1, round(0.1 * len(returns_of_file))) :]))
     discrete = name.startswith("discrete_")
     greedy = {"action_sampler": d3rlpy.algos.GreedyTransformerActionSampler()} if discrete else {}  # it would sample
     for seed in range(seeds):
@@ -74,7 +74,7 @@ def main(path: str, env_id: str, name: str, steps: int, seeds: int, settings: di
         totals = []
         for episode in range(20):
             if hasattr(algorithm, "as_stateful_wrapper"):
-                wrapper = algorithm.as_stateful_wrapper(target_return=asked, **greedy)
+                wrapper = algorithm.as_stateful_wrapper(target_return=target, **greedy)
                 wrapper.reset()
                 totals.append(rollout(wrapper.predict, env, 1000 + episode))
             else:
@@ -85,5 +85,5 @@ def main(path: str, env_id: str, name: str, steps: int, seeds: int, settings: di
 
 
 if __name__ == "__main__":
-    given = {name: json.loads(value) for name, value in (word.split("=", 1) for word in sys.argv[6:])}
-    main(sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5]), given)
+    settings = {name: json.loads(value) for name, value in (word.split("=", 1) for word in sys.argv[6:])}
+    main(sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5]), settings)

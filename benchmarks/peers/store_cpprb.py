@@ -27,7 +27,7 @@ FIELDS = {"obs": {"shape": OBSERVATION}, "act": {"shape": ACTION}, "rew": {}, "n
 
 
 def fill(buffer: Any, data: Data) -> Any:
-    """Episode by episode, as n-step returns need it."""
+    """Fill a buffer episode by episode, as n-step returns require."""
     for observation, action, reward in zip(data.observation, data.action, data.reward, strict=True):
         buffer.add(obs=observation[:-1], act=action, rew=reward, next_obs=observation[1:], done=np.zeros(len(reward)))
         buffer.on_episode_end()
@@ -53,7 +53,7 @@ def n_step(data: Data, folder: Path) -> float:
 
 
 def stacks(data: Data, folder: Path) -> float:
-    """Its compressed stacks: each frame is stored once, the last axis is the stack."""
+    """Measure its compressed stacks: each frame is stored once, the last axis is the stack."""
     fields = {"obs": {"shape": (84, 84, STACK), "dtype": np.uint8}, "act": {"dtype": np.int64}, "rew": {}, "done": {}}
     buffer = cpprb.ReplayBuffer(data.frames, fields, next_of="obs", stack_compress="obs")
     for frames, actions in data.frame_episodes():

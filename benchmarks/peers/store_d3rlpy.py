@@ -11,7 +11,7 @@ from store_data import GAMMA, N_STEPS, STACK, STEPS, Data, median_seconds, media
 
 
 def episodes(data: Data) -> list[Episode]:
-    """T steps each: it has no place for a final observation."""
+    """Make the episodes, of T steps each: d3rlpy has no place for a final observation."""
     return [
         Episode(observation[:-1], action, reward.reshape(-1, 1), False)
         for observation, action, reward in zip(data.observation, data.action, data.reward, strict=True)
@@ -41,11 +41,11 @@ def windows(data: Data, folder: Path) -> float:
 
 
 def stacks(data: Data, folder: Path) -> float:
-    found = [
+    pixels = [
         Episode(frames[:-1, None], actions.reshape(-1, 1), np.zeros((len(actions), 1), np.float32), False)
         for frames, actions in data.frame_episodes()
     ]
-    buffer = ReplayBuffer(InfiniteBuffer(), episodes=found, transition_picker=FrameStackTransitionPicker(STACK))
+    buffer = ReplayBuffer(InfiniteBuffer(), episodes=pixels, transition_picker=FrameStackTransitionPicker(STACK))
     return median_us(lambda: buffer.sample_transition_batch(32))
 
 
@@ -61,11 +61,11 @@ def opened(data: Data, folder: Path) -> float:
 
 
 def write(data: Data, folder: Path) -> float:
-    found = episodes(data)
+    whole = episodes(data)
 
     def work() -> None:
-        buffer = ReplayBuffer(InfiniteBuffer(), episodes=found[:1])
-        for episode in found[1:]:
+        buffer = ReplayBuffer(InfiniteBuffer(), episodes=whole[:1])
+        for episode in whole[1:]:
             buffer.append_episode(episode)
 
     return data.transitions / median_seconds(work)

@@ -1,4 +1,4 @@
-"""The rows that every side of the store's benchmark gets, and its clock. NumPy only: the peers' environment has no offrl."""
+"""The data of both sides of the store's benchmark, and its clock. NumPy only: the peers' environment has no offrl."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 EPISODE, FRAME_EPISODE = 1000, 500  # steps
 OBSERVATION, ACTION, ACTIONS = 17, 6, 6
 STACK, N_STEPS, GAMMA, ALPHA, BETA = 4, 3, 0.99, 0.6, 0.4
-STEPS = 100_000  # of a measurement of appending step by step
+STEPS = 100_000  # steps in a measurement of appending step by step
 ENVIRONMENTS = 8
 
 
@@ -26,18 +26,18 @@ class Data:
 
     @cached_property
     def observation(self) -> np.ndarray:
-        """With the final observation of each episode: float32 [episodes, T + 1, 17]."""
+        """Observations with the final one of each episode: float32 [episodes, T + 1, 17]."""
         noise = np.random.default_rng(0)
         return noise.standard_normal((self.transitions // EPISODE, EPISODE + 1, OBSERVATION), np.float32)
 
     @cached_property
     def action(self) -> np.ndarray:
-        """In 0..1: float32 [episodes, T, 6]."""
+        """Actions in 0..1: float32 [episodes, T, 6]."""
         return np.random.default_rng(1).random((self.transitions // EPISODE, EPISODE, ACTION), np.float32)
 
     @cached_property
     def reward(self) -> np.ndarray:
-        """float32 [episodes, T]."""
+        """Rewards: float32 [episodes, T]."""
         return np.random.default_rng(2).random((self.transitions // EPISODE, EPISODE), np.float32)
 
     @cached_property
@@ -52,7 +52,7 @@ class Data:
 
     @cached_property
     def ends(self) -> np.ndarray:
-        """Where a transition is the last of its episode: bool [N]."""
+        """Whether a transition is the last of its episode: bool [N]."""
         return np.arange(1, self.transitions + 1) % EPISODE == 0
 
     @cached_property
@@ -60,34 +60,34 @@ class Data:
         return np.random.default_rng(3).random(256).astype(np.float32)
 
     def frame_episodes(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Frames uint8 [T + 1, 84, 84] and actions int64 [T] of one episode after the other, made as they are asked for."""
+        """Yield frames uint8 [T + 1, 84, 84] and actions int64 [T] of each episode, made on demand."""
         noise = np.random.default_rng(4)
         for _ in range(self.frames // FRAME_EPISODE):
             yield noise.integers(0, 255, (FRAME_EPISODE + 1, 84, 84), np.uint8), noise.integers(0, ACTIONS, FRAME_EPISODE)
 
     def steps(self, count: int) -> list[tuple[np.ndarray, np.ndarray, float, np.ndarray, bool]]:
-        """Single steps: observation, action, reward, the observation after, whether the episode ends; made before any clock starts."""
-        found = []
+        """Make single steps before a measurement: observation, action, reward, next observation, whether the episode ends."""
+        rows = []
         for i in range(count):
             e, t = divmod(i, EPISODE)
             observation, reward = self.observation[e], float(self.reward[e, t])
-            found.append((observation[t], self.action[e, t], reward, observation[t + 1], t == EPISODE - 1))
-        return found
+            rows.append((observation[t], self.action[e, t], reward, observation[t + 1], t == EPISODE - 1))
+        return rows
 
     def batches(self, count: int) -> list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, bool]]:
-        """As ``steps``, of 8 environments at once: every array has 8 rows, C-contiguous. ``count`` steps in all."""
-        found = []
+        """Make steps of 8 environments at once, ``count`` in all: as ``steps``, with 8 C-contiguous rows in every array."""
+        rows = []
         observation, action, reward = (
             np.ascontiguousarray(x[:ENVIRONMENTS].swapaxes(0, 1)) for x in (self.observation, self.action, self.reward)
         )
         for i in range(count // ENVIRONMENTS):
             t = i % EPISODE
-            found.append((observation[t], action[t], reward[t], observation[t + 1], t == EPISODE - 1))
-        return found
+            rows.append((observation[t], action[t], reward[t], observation[t + 1], t == EPISODE - 1))
+        return rows
 
 
 def median_us(work: Callable[[], object], seconds: float = 1.5) -> float:
-    """Median microseconds per call, over at least nine calls after a first one."""
+    """Measure the median microseconds per call, over at least nine calls after a first one."""
     work()
     times: list[float] = []
     end = time.perf_counter() + seconds

@@ -2,8 +2,8 @@
 
     python store_peer.py PEER TRANSITIONS FRAMES FOLDER    prints {"figures": {work: number}, "notes": [what it cannot do and why]}
 
-PEER names a module `store_PEER` beside this file with WORKS: {work: function of (data, folder) that gives the figure}. Units: microseconds
-per batch; "open" milliseconds; "write" and the steps rows per second. One thread.
+PEER names a module `store_PEER` beside this file with WORKS: {work: function of (data, folder) that returns the figure}. Units:
+microseconds per batch; "open" milliseconds; "write" and the steps rows per second. One thread.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ SPACES = Box(-9, 9, (OBSERVATION,), np.float32), Box(-1, 1, (ACTION,), np.float3
 
 
 def fill(buffer: Any, data: Data) -> Any:
-    """Into its arrays, as its `add` takes one step at a time."""
+    """Fill a buffer's arrays directly, because its `add` takes one step at a time."""
     buffer.observations[:, 0], buffer.actions[:, 0], buffer.rewards[:, 0], buffer.next_observations[:, 0] = data.flat
     buffer.dones[:, 0] = buffer.timeouts[:, 0] = data.ends
     buffer.full = True
@@ -54,7 +54,7 @@ def n_step(data: Data, folder: Path) -> float:
 
 
 def stacks(data: Data, folder: Path) -> float:
-    """Stacks stored whole, each once: the next one is the row behind (`optimize_memory_usage`)."""
+    """Measure stacks that are stored whole, each once: the next stack is in the following row (`optimize_memory_usage`)."""
     buffer = ReplayBuffer(
         data.frames,
         Box(0, 255, (STACK, 84, 84), np.uint8),
@@ -79,7 +79,7 @@ def opened(data: Data, folder: Path) -> float:
 
 
 def appended(rows: list[tuple[Any, ...]], count: int, data: Data) -> float:
-    """Steps per second of `add`, which takes one step of all environments."""
+    """Measure steps per second of `add`, which takes one step of all environments."""
     done = np.zeros(count)
     infos: list[dict[str, Any]] = [{} for _ in range(count)]
     rows = [(observation, after, action, np.asarray(reward)) for observation, action, reward, after, _ in rows]

@@ -72,7 +72,7 @@ def windows(data: Data, folder: Path) -> float:
 
 
 def n_step(data: Data, folder: Path) -> float:
-    """Its transform computes the returns when the rows are written, an episode at a time."""
+    """Measure n-step batches. Its transform computes the returns when the rows are written, an episode at a time."""
     buffer = TensorDictReplayBuffer(storage=storage(data.transitions, folder), batch_size=256)
     buffer.append_transform(MultiStepTransform(n_steps=N_STEPS, gamma=GAMMA))
     found = all_rows(data)
@@ -82,7 +82,7 @@ def n_step(data: Data, folder: Path) -> float:
 
 
 def stacks(data: Data, folder: Path) -> float:
-    """Frames stored once and stacked while sampling: the transform and the sampler that CatFrames makes for a buffer."""
+    """Measure frames that are stored once and stacked while sampling, by the transform and the sampler that CatFrames makes."""
     add_axis = UnsqueezeTransform(dim=-3, in_keys=["pixels", ("next", "pixels")], out_keys=["stack", ("next", "stack")])
     stacking = CatFrames(N=STACK, dim=-3, in_keys=["stack"], padding="constant", reset_key="_reset")
     transform, sampler = stacking.make_rb_transform_and_sampler(batch_size=32, traj_key="episode", cache_values=True, strict_length=False)

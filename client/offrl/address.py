@@ -1,7 +1,7 @@
-"""Where the daemon listens: the address from the argument, the environment or the usual places, and whether somebody is there.
+"""The daemon's address: from the argument, the environment or the usual places; and a probe whether a daemon listens there.
 
-An address is ``ipc:///path/of/a.sock`` or ``tcp://HOST:PORT``. Whether a daemon is there is asked with a plain connect of the
-operating system, because ZeroMQ itself waits for ever for a peer that does not exist.
+An address is ``ipc:///path/of/a.sock`` or ``tcp://HOST:PORT``. The probe is a plain connect of the operating system, because ZeroMQ
+itself waits for ever for a peer that does not exist.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ import time
 
 from offrl.errors import InvalidInput, NoDaemon, NotAllowed
 
-SOCKET_LIMIT = 107  # bytes of a unix socket's path: sun_path of Linux less its final zero
-CONNECT_TIMEOUT_S = 3.0  # for a tcp address that swallows packets
+SOCKET_LIMIT = 107  # bytes of a unix socket's path: sun_path of Linux without its final zero
+CONNECT_TIMEOUT_S = 3.0  # for a tcp address that drops packets silently
 START_HINT = "start one with `offrl serve`, or name its address with OFFRL_URL"
 
 
 def resolve(url: str | None = None) -> str:
-    """The daemon's address: ``url``, else OFFRL_URL, else the socket below OFFRLD_STATE_DIR, the user's or the machine's state folder.
+    """Return the daemon's address: ``url``, else OFFRL_URL, else the socket in OFFRLD_STATE_DIR, the user's or the machine's state folder.
 
-    Of the last two the first one where somebody answers is taken. Raises `InvalidInput`, `NotAllowed`, and `NoDaemon` where nobody
-    answers at any of them.
+    Of the last two, the first one with a listening daemon is returned. Raises `InvalidInput`, `NotAllowed`, and `NoDaemon` if no daemon
+    listens at either.
     """
-    given = url or os.environ.get("OFFRL_URL")
-    if given:
-        return check(given)
+    named = url or os.environ.get("OFFRL_URL")
+    if named:
+        return check(named)
     if state := os.environ.get("OFFRLD_STATE_DIR"):
         return check(socket_url(state))
     candidates = [check(socket_url(folder)) for folder in usual_state_dirs()]
@@ -45,25 +45,25 @@ def resolve(url: str | None = None) -> str:
 
 
 def usual_state_dirs() -> list[str]:
-    """The user's state folder, then the machine's."""
+    """Return the user's state folder, then the machine's."""
     base = os.environ.get("XDG_STATE_HOME") or os.path.join(os.path.expanduser("~"), ".local", "state")
     return [os.path.join(base, "offrld"), "/var/lib/offrld"]
 
 
 def socket_url(state_dir: str | os.PathLike[str]) -> str:
-    """The address of a daemon that serves ``state_dir`` and was not told another one."""
+    """Return the default address of a daemon that serves ``state_dir``."""
     return "ipc://" + os.path.join(os.path.realpath(os.path.expanduser(state_dir)), "run", "offrld.sock")
 
 
 def check(url: str) -> str:
-    """``url`` if it can be connected to; `InvalidInput` naming what is wrong with it."""
+    """Return ``url`` if it has the form of an address; otherwise raise `InvalidInput` with the reason."""
     transport, separator, rest = url.partition("://")
     if transport == "ipc" and separator and rest:
         length = len(os.fsencode(rest))
         if length > SOCKET_LIMIT:
             raise InvalidInput(
                 f"the socket's path {rest} has {length} bytes, the system allows {SOCKET_LIMIT}",
-                hint="start the daemon with a shorter --state-dir or --bind ipc:///short/path.sock, and name that with OFFRL_URL",
+                hint="start the daemon with a shorter --state-dir or --bind ipc:///short/path.sock, and set OFFRL_URL to that",
             )
         return url
     if transport == "tcp" and separator:
@@ -74,12 +74,14 @@ def check(url: str) -> str:
 
 
 def mechanism(url: str, timeout_s: float = CONNECT_TIMEOUT_S) -> str:
-    """How what listens at a tcp address wants to be spoken to: CURVE, NULL (no keys), or "" where it does not greet as ZeroMQ does."""
+    """Return the security mechanism of the server at a tcp address: CURVE, NULL (no keys), or "" if it does not speak ZeroMQ."""
     host, _, port = url.removeprefix("tcp://").rpartition(":")
     greeting = b""
     try:
         with socket.create_connection((host.strip("[]"), int(port)), timeout=timeout_s) as plain:
-            plain.sendall(b"\xff" + bytes(8) + b"\x7f\x03\x00")  # signature and version of ZMTP 3.0; the other side then says the rest
+            plain.sendall(
+                b"\xff" + bytes(8) + b"\x7f\x03\x00"
+            )  # signature and version of ZMTP 3.0; the server then sends the rest of its greeting
             while len(greeting) < 32 and (part := plain.recv(64)):
                 greeting += part
     except OSError:
@@ -88,7 +90,7 @@ def mechanism(url: str, timeout_s: float = CONNECT_TIMEOUT_S) -> str:
 
 
 def _connect(path: str, end: float) -> None:
-    """Connect to a unix socket; where more do than it takes just now, again and again until the time ``end``."""
+    """Connect to a unix socket; retry until the time ``end`` while its backlog is full."""
     while True:
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as plain:
@@ -102,7 +104,7 @@ def _connect(path: str, end: float) -> None:
 
 
 def probe(url: str, timeout_s: float = CONNECT_TIMEOUT_S) -> None:
-    """Return if somebody accepts connections at ``url``; `NoDaemon` or `NotAllowed` if not, within ``timeout_s``."""
+    """Return if a server accepts connections at ``url``; otherwise raise `NoDaemon` or `NotAllowed`, within ``timeout_s``."""
     transport, _, rest = url.partition("://")
     try:
         if transport == "ipc":

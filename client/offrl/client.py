@@ -23,23 +23,23 @@ PRUNE_S = 600.0  # for one part: run folders may be large
 
 
 class Client(Session):
-    """A connection to a daemon. Close it, or use it as a context manager; threads may share it. A process that was forked, or that gets it
-    pickled, makes a connection of its own.
+    """A connection to a daemon. Close it, or use it as a context manager; threads may share it. A forked process, or one that unpickles it,
+    opens its own connection.
 
     Args:
         url: ``ipc:///path/of/a.sock`` or ``tcp://HOST:PORT``; by default OFFRL_URL, else the socket below OFFRLD_STATE_DIR, else the user's
             daemon, else the machine's.
         timeout: seconds to wait for one answer.
-        patience: seconds to wait for a daemon that goes away while it is being used, so that following a job survives its restart.
-        lost: called with True when the daemon has gone away and is waited for, with False when it is back.
+        patience: seconds to wait for a daemon that goes away during use, so that following a job survives a restart.
+        lost: called with True when the daemon is gone and the client waits for it, with False when it is back.
         key: the key file for a tcp address; by default OFFRL_KEY, else HOST.key or offrl.key in ``~/.config/offrl``. "": none.
 
     Raises:
-        NoDaemon: nobody is there (found out at once).
-        NotAllowed: the socket belongs to somebody else, or the daemon does not let the key in; (from every method) the key's role is not
-            enough.
+        NoDaemon: no daemon listens there; raised at once.
+        NotAllowed: the socket belongs to another user, or the daemon does not accept the key; from every method: the key's role does not
+            permit it.
         InvalidInput: ``url`` is not an address.
-        ProtocolMismatch: (from every method) the daemon is of another version.
+        ProtocolMismatch: from every method: the daemon speaks another version of the protocol.
     """
 
     def __init__(
@@ -56,25 +56,28 @@ class Client(Session):
 
     # ------------------------------------------------------------------------------------------------------------- the daemon
     def ping(self) -> wire.Pong:
-        """The daemon's version, protocol, state folder and uptime."""
+        """Get the daemon's version, protocol, state folder and uptime."""
         return self.request(wire.Ping())
 
     def overview(self, *, limit: int = 50, metric: str | None = None, points: int = 60) -> wire.OverviewInfo:
-        """The service at one glance: counts, the jobs that matter now, curves of the running ones, the machine.
+        """Get the service at a glance: counts, current jobs, curves of the running ones, the machine.
 
         Args:
-            limit: jobs at most.
-            metric: whose curve is wanted, also ``updates_per_second``; by default each job's most telling one.
-            points: of a curve, at most.
+            limit: maximum number of jobs.
+            metric: the metric of the curves, or ``updates_per_second``; by default each job's most informative one.
+            points: maximum number of points of a curve.
         """
         return self.request(build(wire.Overview, limit=limit, metric=metric, points=points))
 
     def settings(self) -> wire.SettingList:
-        """Every setting of the daemon, with where its value comes from."""
+        """Get every setting of the daemon and the source of its value."""
         return self.request(wire.GetSettings())
 
     def audit(self, since: float = 0.0) -> Iterator[dict[str, Any]]:
-        """The daemon's audit log from the time ``since`` (seconds since the epoch) on, oldest first. For operators: `NotAllowed`."""
+        """Iterate over the daemon's audit log since the time ``since`` (seconds since the epoch), oldest entry first.
+
+        Raises `NotAllowed` unless the caller is an operator.
+        """
         after, more = 0, True
         while more:
             part = self.request(build(wire.ReadAudit, since=since, after=after))
@@ -83,25 +86,25 @@ class Client(Session):
             after = part.entries[-1]["n"] if part.entries else after
 
     def algos(self, name: str | None = None) -> Any:
-        """What can be trained: a list of {name, summary, actions, presets, config}, or the one of ``name``.
+        """Get the algorithms: a list of {name, summary, actions, presets, config}, or the entry of ``name``.
 
         Raises:
-            Unknown: there is no such algorithm.
-            InvalidInput: an installed package has it, but it cannot be used.
+            Unknown: the algorithm does not exist.
+            InvalidInput: an installed package provides it, but it cannot be used.
         """
         reply = self.request(wire.Algorithms())
         if name is None:
             return reply.algorithms
-        found = {algorithm["name"]: algorithm for algorithm in reply.algorithms}
+        by_name = {algorithm["name"]: algorithm for algorithm in reply.algorithms}
         for problem in reply.problems:
             if problem.startswith(f"{name}: "):
                 raise InvalidInput(f"algorithm {problem}", hint="repair its package and restart the daemon")
-        if name not in found:
-            raise Unknown(f"no algorithm {name!r}", hint=nearest(name, list(found)))
-        return found[name]
+        if name not in by_name:
+            raise Unknown(f"no algorithm {name!r}", hint=nearest(name, list(by_name)))
+        return by_name[name]
 
     def algo_problems(self) -> list[str]:
-        """One line for each algorithm of the daemon's installed packages that cannot be used: ``name: what is wrong``."""
+        """Get one line for each unusable algorithm of the daemon's installed packages: ``name: reason``."""
         return self.request(wire.Algorithms()).problems
 
     def submit(
@@ -144,7 +147,7 @@ class Client(Session):
         if seed is not None and seeds is not None:
             raise InvalidInput(f"both seed={seed} and seeds={seeds!r} were given", hint="give one of them")
         chosen_seeds = [seed] if seed is not None else None if seeds is None else list(seeds)
-        values = _given(
+        values = _without_none(
             algorithm=algorithm,
             seeds=chosen_seeds,
             config=None if config is None else flat(config),
@@ -153,39 +156,42 @@ class Client(Session):
         )
         build(TrainSpec, **values, dataset="not-known-yet")  # before anything is uploaded
         spec = build(TrainSpec, **values, dataset=self.datasets.resolve(dataset))
-        start_at = at.timestamp() if isinstance(at, datetime) else at
+        try:
+            start_at = at.timestamp() if isinstance(at, datetime) else at
+        except (ValueError, OverflowError):  # a year that the time zone leads out of the calendar
+            raise InvalidInput(f"the start time {at} has no number of seconds", hint="give a time of the years to come") from None
         return enqueue(self, spec, priority=priority, after=after, key=key, start_at=start_at, start_in_s=delay_s)
 
     def rerun(self, job: str | Job, *, into: str | None = None, priority: int = 0, key: str | None = None) -> Job:
-        """Repeat a train or train-online job with what its run folder says: the settings that it really had, its seeds, the snapshot of its
-        dataset (also if that has grown), the checkpoints that it took from other jobs. On the CPU with the same versions the result has the
-        same bits.
+        """Repeat a train or train-online job from its run folder: with the same effective settings, seeds, snapshot of the dataset (even if
+        the dataset has grown) and checkpoints inherited from other jobs. On the CPU with the same versions the result is bit-identical.
 
         Args:
-            into: a new dataset for what a train-online job gathers; needed where the first one kept its steps.
+            into: a new dataset for the steps of a train-online job; required if the original job kept its steps.
+            priority, key: as for `submit`.
 
         Raises:
-            InvalidInput: it is not a job that trains, or ``into`` is missing.
-            Conflict: there is a dataset ``into``.
-            Unknown: there is no such job, or its dataset, its algorithm or its environment is not there any more.
+            InvalidInput: the job does not train, or ``into`` is missing.
+            Conflict: the dataset ``into`` exists.
+            Unknown: the job does not exist, or its dataset, algorithm or environment no longer exists.
         """
         request = build(wire.Rerun, job=job_id(job), into=into, priority=priority, key=key or own_key())
         return Job(self, self.request(request).job)
 
     def prune(self, *, jobs: int | None = None, days: float | None = None, dry_run: bool = False) -> list[wire.PrunedJob]:
-        """Delete the ended jobs that are not kept, and tell which. For operators: `NotAllowed`.
+        """Delete the ended jobs that exceed the limits, and return them. Raises `NotAllowed` unless the caller is an operator.
 
         Args:
-            jobs: ended jobs of each kind and owner that are kept (0: any number); by default as the daemon's settings say.
-            days: that an ended job is kept (0: for ever); by default as the daemon's settings say.
-            dry_run: delete nothing, only tell (of at most 200).
+            jobs: number of ended jobs to keep of each kind and owner (0: unlimited); by default from the daemon's settings.
+            days: days to keep an ended job (0: unlimited); by default from the daemon's settings.
+            dry_run: delete nothing; return the first 200 jobs that would be deleted.
         """
-        found: list[wire.PrunedJob] = []
+        pruned: list[wire.PrunedJob] = []
         while True:
             part = self.request(build(wire.Prune, jobs=jobs, days=days, dry_run=dry_run), timeout=PRUNE_S)
-            found += part.jobs
+            pruned += part.jobs
             if dry_run or not part.more or not part.jobs:
-                return found
+                return pruned
 
     def collect(
         self,
@@ -215,7 +221,7 @@ class Client(Session):
             Unknown: the environment or the job does not exist.
             InvalidInput: a value of the wrong type or out of range, a bad file.
         """
-        values = _given(env=env, dataset=into, steps=steps, **options)
+        values = _without_none(env=env, dataset=into, steps=steps, **options)
         named = f"job:{policy.id}" if isinstance(policy, Job) else policy
         if isinstance(named, str) and (named in ("random", "normal") or named.startswith("job:")):
             return enqueue(self, build(CollectSpec, **values, policy=named), priority=priority, after=after, key=key)
@@ -262,7 +268,7 @@ class Client(Session):
 
         Raises what `submit` raises, also for an algorithm that cannot be trained online.
         """
-        values = _given(
+        values = _without_none(
             algorithm=algorithm,
             env=env,
             dataset=into,
@@ -274,29 +280,29 @@ class Client(Session):
         return enqueue(self, build(TrainOnlineSpec, **values), priority=priority, after=after, key=key)
 
     def jobs(self, kind: str | None = None, *, limit: int = 1000) -> list[Job]:
-        """The jobs in order of submission, each with its ``last`` info: all but imports, or those of a kind.
+        """List the jobs in order of submission, each with its ``last`` info.
 
         Args:
-            kind: train, import, export, dataset_export, collect, train_online or all.
-            limit: this many of the newest.
+            kind: train, import, export, dataset_export, collect, train_online or all; by default all but imports.
+            limit: maximum number of jobs; the newest ones are returned.
         """
-        found: list[wire.JobInfo] = []
+        infos: list[wire.JobInfo] = []
         before = None
         while True:  # newest first, as many as fit into a message
-            part = self.request(build(wire.ListJobs, kind=kind, limit=limit - len(found), before=before))
-            found = part.jobs + found
+            part = self.request(build(wire.ListJobs, kind=kind, limit=limit - len(infos), before=before))
+            infos = part.jobs + infos
             before = part.before
-            if before is None or len(found) >= limit:
-                return [Job(self, info.job, info) for info in found]
+            if before is None or len(infos) >= limit:
+                return [Job(self, info.job, info) for info in infos]
 
     def job(self, id: str) -> Job:
-        """The job of that id. Raises `Unknown`."""
+        """Get the job with this id. Raises `Unknown`."""
         job = Job(self, id)
         job.info()
         return job
 
     def queue(self) -> wire.QueueInfo:
-        """Whether the whole queue is paused, and how many jobs of whom are in it."""
+        """Get whether the whole queue is paused, and its number of jobs by owner."""
         info = part = self.request(wire.GetQueue())
         while part.next is not None:
             part = self.request(wire.GetQueue(after=part.next))
@@ -304,28 +310,28 @@ class Client(Session):
         return info
 
     def uploads(self) -> list[wire.UploadInfo]:
-        """The uploads that the daemon keeps, unfinished or not imported yet: one's own, and for an operator everybody's."""
-        found, part = [], self.request(wire.ListUploads())
-        found += part.uploads
+        """List the uploads that are unfinished or not imported yet: your own, or for an operator everybody's."""
+        part = self.request(wire.ListUploads())
+        uploads = part.uploads
         while part.next is not None:
             part = self.request(wire.ListUploads(after=part.next))
-            found += part.uploads
-        return found
+            uploads = uploads + part.uploads
+        return uploads
 
     def remove_upload(self, upload: str) -> None:
-        """Delete an upload. Raises `Unknown`, `NotAllowed`, and `Conflict` where an unfinished job reads it."""
+        """Delete an upload. Raises `Unknown`, `NotAllowed`, and `Conflict` if an unfinished job reads it."""
         self.request(build(wire.RemoveUpload, upload=upload))
 
     def pause_queue(self, reason: str = "") -> wire.QueueInfo:
-        """Start no job any more, until `resume_queue`; those that run go on. For operators: `NotAllowed`."""
+        """Start no further job until `resume_queue`; running jobs continue. Raises `NotAllowed` unless the caller is an operator."""
         return self.request(build(wire.ControlQueue, action="pause", reason=reason))
 
     def resume_queue(self) -> wire.QueueInfo:
-        """Start jobs again. For operators: `NotAllowed`."""
+        """Start jobs again. Raises `NotAllowed` unless the caller is an operator."""
         return self.request(wire.ControlQueue(action="resume"))
 
 
-def _given(**values: Any) -> dict[str, Any]:
+def _without_none(**values: Any) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 

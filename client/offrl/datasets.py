@@ -1,4 +1,4 @@
-"""`client.datasets`: add, append, list, show, remove and export datasets; a path given as a dataset; arrays and episodes as a source."""
+"""`client.datasets`: add, append, list, show, remove and export datasets; sources are paths, names, arrays or episodes."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from offrl.session import Session
 
 FILE_ENDINGS = (".hdf5", ".h5", ".npz", ".csv", ".parquet")
 EXPORT_FORMATS = {".hdf5": "d4rl", ".h5": "d4rl", ".npz": "npz"}  # anything else: a store's folder
-#: Of files that no exporter makes: a folder of that name is not what the user wants.
+#: Endings of files that no exporter writes: a user who gives one does not expect a folder of that name.
 _NO_EXPORTS = (".csv", ".tsv", ".parquet", ".arrow", ".feather", ".json", ".jsonl", ".zip", ".tar", ".gz", ".pkl", ".pt", ".mat")
 
 
 def export_format(out: str | os.PathLike[str], format: str | None) -> str:
-    """The format of an export: as named, else by the ending of its path."""
+    """Return the format of an export: the given one, else the one that the ending of its path implies."""
     ending = Path(out).suffix.lower()
     if format is None and ending in _NO_EXPORTS:
         raise InvalidInput(
@@ -47,10 +47,11 @@ class Datasets:
 
     def __repr__(self) -> str:
         try:
-            found = self.ls()
+            infos = self.ls()
         except OffrlError as error:
             return f"Datasets({self._session.url!r}: {error.message})"
-        return f"Datasets({self._session.url!r}, {len(found)}: {', '.join(each.name for each in found[:10])}{', ...' * (len(found) > 10)})"
+        names = ", ".join(info.name for info in infos[:10])
+        return f"Datasets({self._session.url!r}, {len(infos)}: {names}{', ...' * (len(infos) > 10)})"
 
     def add(
         self,
@@ -64,25 +65,25 @@ class Datasets:
         progress: upload.Progress | None = None,
         follow: Events = None,
     ) -> wire.DatasetInfo:
-        """Upload ``source``, have it imported as the new dataset ``name``, and wait for that.
+        """Upload ``source``, import it as the new dataset ``name``, and wait for the import.
 
         Args:
             source: the path of a file or folder; a dict of arrays (observations, actions, rewards, terminals, timeouts: one row per step);
                 an iterable of `offrl_store.Episode`; or an `offrl_store.EpisodeStore`. Or a name (`offrl.named`): ``cartpole-replay``,
-                ``breakout-mixed-v0``, ``hopper-medium-v2``, ``D4RL/pointmaze/umaze-v2``, which the daemon makes or fetches.
-            format: a name of the daemon's importers; by default found from the content.
-            options: what the format can be told, by name (docs/datasets.md).
-            skip_bad: leave out episodes that cannot be used; the result's ``skipped`` names them. Otherwise the first one is an error.
-            on_daemon: ``source`` is a path on the daemon's side, below one of its ``import_roots``: nothing is uploaded.
+                ``breakout-mixed-v0``, ``hopper-medium-v2``, ``D4RL/pointmaze/umaze-v2``, which the daemon creates or fetches.
+            format: one of the daemon's importers; by default detected from the content.
+            options: options of the format by name (docs/datasets.md).
+            skip_bad: skip bad episodes and list them in the result's ``skipped``; by default a bad episode is an error.
+            on_daemon: ``source`` is a path on the daemon's machine, below one of its ``import_roots``; nothing is uploaded.
             progress: called with the bytes uploaded and their total.
             follow: called with every event of the import job.
 
         Raises:
             Conflict: a dataset of that name exists.
             InvalidInput: a missing or bad file; nothing is left behind.
-            Unknown: neither a file nor a name that stands for a dataset.
-            DownloadFailed: the daemon could not fetch a file; what came of it is kept for the next attempt.
-            DiskFull: here or on the daemon's side.
+            Unknown: the source is neither a file nor the name of a published dataset.
+            DownloadFailed: the daemon could not fetch a file; the downloaded part is kept for the next attempt.
+            DiskFull: the disk here or the daemon's disk is full.
         """
         how = {"format": format, "append": False, "options": dict(options or {}), "skip_bad": skip_bad}
         return self._import(name, source, how, on_daemon, progress, follow)
@@ -99,35 +100,39 @@ class Datasets:
         progress: upload.Progress | None = None,
         follow: Events = None,
     ) -> wire.DatasetInfo:
-        """Put the episodes of ``source`` behind those of the dataset ``name``; all of them or none. Arguments and errors as `add`."""
+        """Append the episodes of ``source`` to the dataset ``name``, all or none. Arguments and errors are those of `add`."""
         how = {"format": format, "append": True, "options": dict(options or {}), "skip_bad": skip_bad}
         return self._import(name, source, how, on_daemon, progress, follow)
 
     def ls(self) -> list[wire.DatasetInfo]:
-        """All datasets by name. `show` has the metadata that is too long for a list (``trimmed``)."""
+        """List all datasets by name. `show` returns the metadata that is too long for a list (``trimmed``)."""
         part = self._session.request(wire.ListDatasets())
-        found = part.datasets
+        infos = part.datasets
         while part.next is not None:
             part = self._session.request(wire.ListDatasets(after=part.next))
-            found += part.datasets
-        return found
+            infos = infos + part.datasets
+        return infos
 
     def show(self, name: str) -> wire.DatasetInfo:
-        """One dataset: size, fields, snapshot, returns. Raises `Unknown`."""
+        """Get one dataset: size, fields, snapshot, returns. Raises `Unknown`."""
         return self._session.request(build(wire.GetDataset, name=name))
 
     def rm(self, name: str) -> None:
-        """Delete a dataset. Raises `Unknown`, and `Conflict` if a job that has not ended needs it."""
+        """Delete a dataset. Raises `Unknown`, and `Conflict` if an unfinished job uses it."""
         self._session.request(build(wire.RemoveDataset, name=name))
 
     def export(
         self, name: str, out: str | os.PathLike[str], format: str | None = None, *, force: bool = False, follow: Events = None
     ) -> Path:
-        """Write a dataset to ``out``: ``.hdf5`` or ``.h5`` in the form of D4RL, ``.npz``, or else a store's folder (which must not exist).
+        """Write a dataset to ``out``: ``.hdf5`` or ``.h5`` as D4RL writes it, ``.npz``, otherwise a store's folder (which must not exist).
 
-        format: a name of the daemon's exporters, whatever the ending (docs/datasets.md). force: replace a file of other content; a folder
-        is never replaced. A link is followed, a pipe is written into (`offrl.outfile`).
-        Raises `Unknown`, `InvalidInput` (``out`` cannot be written), `Conflict` (a file with other content), `DiskFull`.
+        Args:
+            out: target path. Links are followed, pipes are written into (`offrl.outfile`).
+            format: one of the daemon's exporters, for any ending (docs/datasets.md).
+            force: replace a file that has different content; a folder is never replaced.
+            follow: called with every event of the export job.
+
+        Raises `Unknown`, `InvalidInput` (``out`` cannot be written), `Conflict` (``out`` has different content), `DiskFull`.
         """
         out = Path(out)
         format = export_format(out, format)
@@ -152,7 +157,7 @@ class Datasets:
                 job.rm()  # it holds a second copy of the dataset
 
     def resolve(self, dataset: str | os.PathLike[str]) -> str:
-        """The name of ``dataset``: itself, or that of the file or folder at this path, imported if its content is not there yet."""
+        """Return the name of a dataset: ``dataset`` itself, or the name of the file or folder at this path, imported if it is new."""
         if isinstance(dataset, str):
             is_name = re.fullmatch(NAME_PATTERN, dataset) is not None
             if is_name and not os.path.exists(dataset) and not dataset.endswith(FILE_ENDINGS):
@@ -170,7 +175,7 @@ class Datasets:
         if not self._exists(name):
             try:
                 self._import_files(name, files, {}, None, None)
-            except (Conflict, StoreExists):  # somebody imports the same content just now
+            except (Conflict, StoreExists):  # another client imports the same content now
                 self._await_import(name)
                 self.show(name)
         return name
@@ -179,8 +184,8 @@ class Datasets:
     def _import(
         self, name: str, source: Any, how: dict[str, Any], on_daemon: bool, progress: upload.Progress | None, follow: Events
     ) -> wire.DatasetInfo:
-        """``how``: fields of the job's specification."""
-        build(ImportSpec, dataset=name, **how)  # a bad name is found before a gigabyte travels
+        """Import or append a source. ``how``: further fields of the job's specification."""
+        build(ImportSpec, dataset=name, **how)  # refuse a bad name before a gigabyte is sent
         schema = None
         if how["append"]:
             info = self.show(name)
@@ -193,7 +198,7 @@ class Datasets:
         if on_daemon:
             path = os.fspath(source) if isinstance(source, str | os.PathLike) else None
             if path is None:
-                raise InvalidInput(f"a path on the daemon's side is a text, not {type(source).__name__}", hint="leave on_daemon out")
+                raise InvalidInput(f"a path on the daemon's machine is a text, not {type(source).__name__}", hint="leave on_daemon out")
             return self._run(build(ImportSpec, dataset=name, path=path, **how), follow)
         if how["format"] is None and isinstance(source, str) and not os.path.exists(source) and named.may_be_name(source):
             try:
@@ -241,7 +246,7 @@ class Datasets:
 
 @contextmanager
 def _as_files(source: Any, schema: Any) -> Iterator[list[upload.SourceFile]]:
-    """The files of a path; arrays and episodes are written to a temporary file or store first."""
+    """Yield the files of a source. Arrays and episodes are first written to a temporary file or store."""
     if isinstance(source, str | os.PathLike):
         yield upload.scan(source)
         return
@@ -297,7 +302,7 @@ def _write_episodes(path: Path, episodes: Iterable[Any], schema: Any) -> None:
                 writer = EpisodeStore.create(path, schema).writer()
             writer.append(episode)
         if writer is None:
-            raise InvalidInput("there is not a single episode", hint="give at least one")
+            raise InvalidInput("there is no episode", hint="give at least one")
         writer.commit()
     finally:
         if writer is not None:
@@ -305,9 +310,11 @@ def _write_episodes(path: Path, episodes: Iterable[Any], schema: Any) -> None:
 
 
 def _schema_of(episodes: list[Any]) -> Any:
-    """The schema that episodes show: dtypes and shapes of the first one's arrays, float64 for lists of numbers, which it holds exactly;
-    whole numbers of shape () as actions are choices from 0 to the highest one seen. Continuous bounds are not known: the importer infers
-    them."""
+    """Infer the schema of episodes: dtypes and shapes of the first one's arrays; float64 for lists of numbers, which it holds exactly.
+
+    Actions that are whole numbers of shape () become choices from 0 to the highest one seen. Continuous bounds stay open: the importer
+    infers them.
+    """
     import numpy as np
 
     from offrl_store import Episode, Field, Schema
@@ -316,28 +323,28 @@ def _schema_of(episodes: list[Any]) -> Any:
     def fields(role: str, value: Any, whole: bool = False) -> Any:
         if isinstance(value, Mapping):
             return {name: fields(f"{role}.{name}", item) for name, item in value.items()}
-        made = numbers(value, f"episode 0, field {role}")
-        if not made.ndim:
+        array = numbers(value, f"episode 0, field {role}")
+        if not array.ndim:
             raise InvalidInput(f"episode 0, field {role} is {value!r:.60}, not one row per step", hint="give an array, or a list")
-        return Field("float64" if untyped(value) and made.dtype.kind in "iu" and not whole else made.dtype, made.shape[1:])
+        return Field("float64" if untyped(value) and array.dtype.kind in "iu" and not whole else array.dtype, array.shape[1:])
 
     first = episodes[0]
     if not isinstance(first, Episode):
         raise InvalidInput(f"item 0 is a {type(first).__name__}, not an Episode", hint="give offrl_store.Episode objects")
-    taken = [
-        numbers(each.action, f"episode {number}, field action")
-        for number, each in enumerate(episodes)
-        if isinstance(each, Episode) and not isinstance(each.action, Mapping)
+    actions = [
+        numbers(episode.action, f"episode {number}, field action")
+        for number, episode in enumerate(episodes)
+        if isinstance(episode, Episode) and not isinstance(episode.action, Mapping)
     ]
-    whole = bool(taken) and all(array.dtype.kind in "iu" for array in taken)
+    whole = bool(actions) and all(array.dtype.kind in "iu" for array in actions)
     action = fields("action", first.action, whole)
     if isinstance(action, Field) and action.dtype.kind in "iu" and action.shape == ():
-        action = Field(action.dtype, (), low=0, high=max(int(np.max(array, initial=0)) for array in taken))
+        action = Field(action.dtype, (), low=0, high=max(int(np.max(array, initial=0)) for array in actions))
     return Schema(fields("observation", first.observation), action, fields("reward", first.reward), fields("extra", dict(first.extra)))
 
 
 def _schema_from(info: wire.DatasetInfo) -> Any:
-    """The fields of a dataset as a schema without continuous bounds: what is appended is checked against those of the dataset itself."""
+    """Return the fields of a dataset as a schema without continuous bounds; the daemon checks appended data against them."""
     from offrl_store import Field, Schema
 
     roles: dict[str, Any] = {"extra": {}}

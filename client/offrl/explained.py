@@ -1,4 +1,4 @@
-"""What is wrong with a value, in plain words, from the errors of pydantic: ``steps must be 1 or more, got -5``."""
+"""Errors of pydantic in plain words: ``steps must be 1 or more, got -5``."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _LIMITS = {
     "string_too_short": "text of at least {min_length} characters", "too_long": "a list of at most {max_length}",
     "too_short": "a list of at least {min_length}",
 }  # fmt: skip
-# Parts of a place that name no field but the alternative of a type that was tried there.
+# Parts of a location that name an alternative of a union instead of a field.
 _BRANCH = re.compile(
     r"(literal|list|tuple|dict|union|nullable|function-\w+|lax-or-strict|json-or-python|chain|model)\[.*\]"
     r"|constrained-\w+|int|float|str|bool|none|bytes|date|datetime"
@@ -45,14 +45,14 @@ Model = TypeVar("Model", bound=BaseModel)
 
 @dataclass(frozen=True)
 class Problem:
-    """The first thing that is wrong.
+    """The first error.
 
     Attributes:
         where: the field, ``spec.seeds[0]``.
         what: ``must be 0 or more, got -1``.
-        kind: pydantic's name of the error.
+        kind: pydantic's name for the error.
         place: the parts of ``where``.
-        value: what was given.
+        value: the refused value.
     """
 
     where: str
@@ -66,13 +66,13 @@ class Problem:
 
 
 def explained(error: ValidationError) -> Problem:
-    """The first error. Where a value may be of several types and is none of them, all are named."""
+    """Describe the first error. If a value may have several types and has none of them, all are named."""
     errors = error.errors(include_url=False)
     place = _fields(errors[0]["loc"])
-    same = [each for each in errors if _fields(each["loc"]) == place]
-    # A value of a right type that is out of range is told the range alone.
-    first = next((each for each in same if each["type"] in _LIMITS or each["type"] == "string_pattern_mismatch"), None)
-    wanted = list(dict.fromkeys(_wanted(each) for each in ([first] if first else same)))
+    same = [detail for detail in errors if _fields(detail["loc"]) == place]
+    # If the type is right and only the range is wrong, the message names the range and no other types.
+    first = next((detail for detail in same if detail["type"] in _LIMITS or detail["type"] == "string_pattern_mismatch"), None)
+    wanted = list(dict.fromkeys(_wanted(detail) for detail in ([first] if first else same)))
     first = first or same[0]
     value = first.get("input")
     if first["type"] == "missing":
@@ -88,7 +88,7 @@ def explained(error: ValidationError) -> Problem:
 
 
 def build(model: type[Model], **values: Any) -> Model:
-    """Make a ``model`` of these values; raise `InvalidInput` naming the first wrong one."""
+    """Make a ``model`` of these values; raise `InvalidInput` naming the first invalid one."""
     try:
         return model(**values)
     except ValidationError as error:
@@ -101,7 +101,7 @@ def build(model: type[Model], **values: Any) -> Model:
 
 
 def as_name(text: Any) -> str:
-    """A text as a name that `NAME_PATTERN` allows, "" where nothing of it can be one."""
+    """Turn a text into a name that `NAME_PATTERN` allows; "" if nothing of it is usable."""
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", str(text))[:100].strip("-._")
     return name if re.fullmatch(NAME_PATTERN, name) else ""
 

@@ -91,7 +91,7 @@ def find(url: str, named: str | os.PathLike[str] | None = None) -> Path | None:
     if given is not None:
         if not given:
             return None
-        path = Path(given).expanduser()
+        path = Path(os.path.expanduser(given))  # unlike Path.expanduser, it takes a user who is not there for a name
         if not path.exists():
             raise NotAllowed(f"the key file {path} does not exist", hint=NEW_HINT)
         return path

@@ -1,9 +1,9 @@
-"""Datasets by name: which names there are, of what kind, and the environment that belongs to each. Nothing is fetched or imported here.
+"""Datasets by name: the known names, their kinds, and the environment of each. This module neither fetches nor imports data.
 
 Four kinds. ``collected``: ``cartpole-random``, ``cartpole-replay``, ``pendulum-random``, ``pendulum-replay``. ``atari``: the DQN replay
 data by d4rl-atari's ids, ``GAME-{mixed,medium,expert}-v{0..4}`` (epoch 1, 10, 50), ``GAME-epoch-{1..50}-v{0..4}``, and
 ``GAME-transitions-v{0..4}``, a share of every epoch (d3rlpy's ``get_atari_transitions``). ``d4rl``: D4RL's and d4rl-pybullet's. ``minari``:
-every id with a namespace, ``D4RL/pointmaze/umaze-v2``. Who makes or fetches them is `offrld.datasets`.
+every id with a namespace, ``D4RL/pointmaze/umaze-v2``. `offrld.datasets` creates or fetches them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ EPOCHS = {"mixed": 1, "medium": 10, "expert": 50}
 LAST_EPOCH = 50
 ATARI = re.compile(r"(?P<game>[a-z][a-z-]*?)-(?:(?P<level>mixed|medium|expert|transitions)|epoch-(?P<epoch>[1-9][0-9]?))-v(?P<v>[0-4])")
 MINARI = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)*/[A-Za-z0-9][\w.-]*-v\d+")
-#: What can be a name at all; a path with one of these endings, or that begins otherwise, is a file.
+#: Form of a name. Anything else is the path of a file.
 PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*$"
 
 _MUJOCO = {"halfcheetah": "HalfCheetah-v4", "hopper": "Hopper-v4", "walker2d": "Walker2d-v4", "ant": None}
@@ -35,7 +35,7 @@ _BULLET = ("halfcheetah", "hopper", "ant", "walker2d")
 
 
 def _d4rl_names() -> dict[str, str | None]:
-    """Every name of D4RL and d4rl-pybullet that is told here, with the gymnasium environment of the same observations and actions."""
+    """Return the known names of D4RL and d4rl-pybullet, each with the gymnasium environment that has the same observations and actions."""
     names: dict[str, str | None] = {}
     for robot, env_id in _MUJOCO.items():
         names |= {f"{robot}-{level}-v0": env_id for level in _LEVELS}
@@ -59,12 +59,12 @@ D4RL = _d4rl_names()
 
 @dataclass(frozen=True)
 class Named:
-    """A dataset's name and what it says.
+    """A dataset's name and its meaning.
 
     Attributes:
         name, kind: as above.
-        env_id: the gymnasium environment of the data, None where none of the same observations and actions is known.
-        game, index, epoch: of Atari data: the game, the run (1 to 5) and the epoch (0: a share of all of them).
+        env_id: the gymnasium environment of the data; None if no environment with the same observations and actions is known.
+        game, index, epoch: for Atari data: the game, the run (1 to 5) and the epoch (0: a share of every epoch).
     """
 
     name: str
@@ -81,15 +81,15 @@ def may_be_name(text: str) -> bool:
 
 
 def find(name: str) -> Named:
-    """What a name means. Raises `Unknown` with the nearest known one. Whether a Minari id exists, only its server knows."""
+    """Look a name up. Raises `Unknown` with the nearest known name. Only Minari's server knows which of its ids exist."""
     if name in COLLECTED:
         return Named(name, "collected", COLLECTED[name])
     if name in D4RL:
         return Named(name, "d4rl", D4RL[name])
-    found = ATARI.fullmatch(name)
-    if found and found["game"] in games.GAMES and int(found["epoch"] or 1) <= LAST_EPOCH:
-        epoch = int(found["epoch"]) if found["epoch"] else EPOCHS.get(found["level"], 0)
-        return Named(name, "atari", atari_id(found["game"]), found["game"], int(found["v"]) + 1, epoch)
+    match = ATARI.fullmatch(name)
+    if match and match["game"] in games.GAMES and int(match["epoch"] or 1) <= LAST_EPOCH:
+        epoch = int(match["epoch"]) if match["epoch"] else EPOCHS.get(match["level"], 0)
+        return Named(name, "atari", atari_id(match["game"]), match["game"], int(match["v"]) + 1, epoch)
     if MINARI.fullmatch(name):
         return Named(name, "minari")
     hint = nearest(name, names())
@@ -99,7 +99,7 @@ def find(name: str) -> Named:
 
 
 def names() -> list[str]:
-    """All names but Minari's and the epochs of Atari games other than 1, 10 and 50."""
+    """Return all names except Minari's ids and the Atari epochs other than 1, 10 and 50."""
     atari = [f"{game}-{level}-v{v}" for game in games.GAMES for level in (*EPOCHS, "transitions") for v in range(5)]
     return [*COLLECTED, *D4RL, *atari]
 

@@ -1,7 +1,7 @@
-"""Files to the daemon: what a source consists of, its checksums, and chunks that go on where a broken connection left them.
+"""Uploads to the daemon: the files of a source, their checksums, and chunks that resume after a broken connection.
 
-The next upload of the same content to the same daemon goes on with one that was cut off (the client was killed, the link was gone):
-the id is noted, before it begins, in ``$XDG_CACHE_HOME/offrl/uploads``.
+The next upload of the same content to the same daemon resumes one that was interrupted, also after the client was killed: the id is noted
+in ``$XDG_CACHE_HOME/offrl/uploads`` before the upload starts.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from offrl import wire
 from offrl.connection import Connection, ConnectionLost
 from offrl.errors import Conflict, InvalidInput, NotAllowed, OffrlError
 
-Progress = Callable[[int, int], None]  # bytes done, bytes in all
-MAX_FILES = 5_000  # of one upload, as the wire has it
-NOTES_S = 7 * 86_400.0  # after which a note is deleted: the daemon has forgotten the upload long before
-BUSY, BUSY_S = "busy", 0.1  # the daemon's word that it holds enough requests, and how long to wait then
+Progress = Callable[[int, int], None]  # bytes done, total bytes
+MAX_FILES = 5_000  # of one upload, a limit of the protocol
+NOTES_S = 7 * 86_400.0  # age at which a note is deleted: the daemon discarded the upload long before
+BUSY, BUSY_S = "busy", 0.1  # error code of a daemon that holds too many requests, and the pause before the next attempt
 
 
 @dataclass(frozen=True)
 class SourceFile:
-    """One file of a source: its name in the upload, where it lies, its size in bytes and the SHA-256 of its content."""
+    """One file of a source: its name in the upload, its path, its size in bytes and its SHA-256."""
 
     name: str
     path: Path
@@ -43,13 +43,13 @@ class SourceFile:
 
 
 def scan(source: str | os.PathLike[str]) -> list[SourceFile]:
-    """The files of ``source``, a file or a folder, sorted by name. Hidden files of a folder are left out.
+    """List the files of ``source``, a file or a folder, sorted by name, without the hidden files of a folder.
 
-    A folder's files are named below the folder's own name, so that the daemon sees one folder, also if it holds a single entry.
+    The names of a folder's files start with the folder's own name, so that the daemon sees one folder even if it has a single entry.
 
     Raises:
-        InvalidInput: nothing is there, it is empty, it cannot be read, or it holds symbolic links (which could lead anywhere) or more
-            than 5,000 files.
+        InvalidInput: the source does not exist, is empty, cannot be read, or holds symbolic links (which could point anywhere) or more than
+            5,000 files.
     """
     root = Path(source)
     try:
@@ -59,24 +59,24 @@ def scan(source: str | os.PathLike[str]) -> list[SourceFile]:
     except (OSError, ValueError) as error:
         raise InvalidInput(f"cannot read {str(source)!r}: {getattr(error, 'strerror', None) or error}") from None
     if stat.S_ISREG(mode):
-        found = [(root.name, root)]
+        entries = [(root.name, root)]
     elif stat.S_ISDIR(mode):
         own = Path(os.path.abspath(root)).name.lstrip(".") or "folder"
-        found = sorted((f"{own}/{name}", path) for name, path in _walk(root))
-        if not found:
+        entries = sorted((f"{own}/{name}", path) for name, path in _walk(root))
+        if not entries:
             raise InvalidInput(f"the folder {str(source)!r} holds no files", hint="give the path of a dataset")
-        if len(found) > MAX_FILES:
+        if len(entries) > MAX_FILES:
             raise InvalidInput(
-                f"the folder {str(source)!r} holds {len(found)} files, an upload may have {MAX_FILES}",
-                hint="let the daemon read it itself: put its folder into import_roots and add it with --on-daemon",
+                f"the folder {str(source)!r} holds {len(entries)} files; an upload may have {MAX_FILES}",
+                hint="let the daemon read it from its own disk: put its folder into import_roots and use --on-daemon",
             )
     else:
         raise InvalidInput(f"{str(source)!r} is neither a file nor a folder", hint="give the path of a dataset")
-    return [_file(name, path) for name, path in found]
+    return [_file(name, path) for name, path in entries]
 
 
 def content_name(files: list[SourceFile], source: str | os.PathLike[str]) -> str:
-    """A dataset's name made from what the source is called and what it holds: the same content gives the same name."""
+    """Make a dataset's name from the name and the content of its source: the same content gives the same name."""
     digest = hashlib.sha256()
     if len(files) == 1:
         digest.update(files[0].sha256.encode())
@@ -88,26 +88,26 @@ def content_name(files: list[SourceFile], source: str | os.PathLike[str]) -> str
 
 
 def new_id() -> str:
-    """Of an upload that nobody has begun."""
+    """Make the id of a new upload."""
     return f"up-{uuid.uuid4().hex}"
 
 
 def deliver(connection: Connection, files: list[SourceFile], progress: Progress | None = None) -> str:
-    """`send` under the id of an upload of the same content that was cut off, where there is one, else under a new one; the id."""
+    """Send files like `send`, resuming an interrupted upload of the same content if there is one; return the upload's id."""
     with _noted(connection.url, files) as (upload, renew):
         try:
             return send(connection, files, progress, upload=upload)
-        except (Conflict, NotAllowed):  # begun by whom one was then, with another key
+        except (Conflict, NotAllowed):  # it was started with another key
             if (another := renew()) == upload:
                 raise
             return send(connection, files, progress, upload=another)
 
 
 def send(connection: Connection, files: list[SourceFile], progress: Progress | None = None, *, upload: str | None = None) -> str:
-    """Upload ``files`` and have the daemon check them; the upload's id. With the id of one that was begun it goes on with that one.
+    """Upload ``files``, have the daemon check them, and return the upload's id. With the id of an unfinished upload, resume it.
 
-    Survives a daemon that is restarted meanwhile. Raises `InvalidInput` if a file changed while it was read, `DiskFull` if the daemon's
-    disk is, `NoDaemon`, `Conflict` and `NotAllowed` (the id is one of other files, or somebody else's).
+    Survives a restart of the daemon. Raises `InvalidInput` if a file changed while it was read, `DiskFull` if the daemon's disk is full,
+    `NoDaemon`, and `Conflict` or `NotAllowed` if the id belongs to other files or another user.
     """
     upload = new_id() if upload is None else upload
     total = sum(file.size for file in files)
@@ -118,7 +118,7 @@ def send(connection: Connection, files: list[SourceFile], progress: Progress | N
         try:
             opened = connection.request(wire.OpenUpload(upload=upload, files=entries))
             done = sum(min(opened.received.get(file.name, 0), file.size) for file in files)
-            if done > last:  # something arrived since the last attempt, so patience begins anew
+            if done > last:  # something arrived since the last attempt, so the patience starts again
                 give_up, last = None, done
             base = done
             sizes: list[int] = []  # of the chunks in flight, oldest first
@@ -135,14 +135,17 @@ def send(connection: Connection, files: list[SourceFile], progress: Progress | N
                 raise
             if lost:
                 connection.wait_for_daemon(give_up)
-            else:  # others send as much as the daemon holds: what is under way is answered first, then it goes on from there
+            else:  # other clients fill the daemon's buffers: wait, then resume from what has arrived
                 time.sleep(BUSY_S)
 
 
 @contextlib.contextmanager
 def _noted(url: str, files: list[SourceFile]) -> Iterator[tuple[str, Callable[[], str]]]:
-    """The id for an upload of these files, and what notes a new one in place of one that was found. The note goes when the block ends
-    without an error. Two that send the same content at once do not share an id: the second one takes one without a note."""
+    """Yield an id for an upload of these files, and a function that replaces a noted id by a new one.
+
+    The note is deleted if the block ends without an error. Two processes that send the same content at the same time do not share an id:
+    the second one uses an id without a note.
+    """
     digest = hashlib.sha256(url.encode())
     for file in files:
         digest.update(f"{file.sha256} {file.size} {file.name}\n".encode())
@@ -152,7 +155,7 @@ def _noted(url: str, files: list[SourceFile]) -> Iterator[tuple[str, Callable[[]
         _forget_old(folder)
         path = folder / digest.hexdigest()[:40]
         note = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except (OSError, RuntimeError):  # a machine without a home for notes
+    except (OSError, RuntimeError):  # no folder for notes
         upload = new_id()
         yield upload, lambda: upload
         return
@@ -163,17 +166,17 @@ def _noted(url: str, files: list[SourceFile]) -> Iterator[tuple[str, Callable[[]
             upload = new_id()
             yield upload, lambda: upload
             return
-        found = os.pread(note, 100, 0).decode(errors="replace")
-        known = re.fullmatch(r"up-[0-9a-f]{32}", found) is not None
+        noted = os.pread(note, 100, 0).decode(errors="replace")
+        resumes = re.fullmatch(r"up-[0-9a-f]{32}", noted) is not None
 
         def renew() -> str:
             made = new_id()
-            with contextlib.suppress(OSError):  # a full disk: then it is not found again
+            with contextlib.suppress(OSError):  # a full disk: the upload cannot be resumed then
                 os.pwrite(note, made.encode(), 0)
             return made
 
-        upload = found if known else renew()
-        yield upload, renew if known else lambda: upload
+        upload = noted if resumes else renew()
+        yield upload, renew if resumes else lambda: upload
         path.unlink(missing_ok=True)
     finally:
         os.close(note)
@@ -197,7 +200,9 @@ def _chunks(upload: str, files: list[SourceFile], received: dict[str, int], size
                 while offset < file.size:
                     data = stream.read(min(wire.CHUNK, file.size - offset))
                     if not data:
-                        raise InvalidInput(f"{file.path} became shorter while it was uploaded", hint="try again when nothing writes to it")
+                        raise InvalidInput(
+                            f"{file.path} became shorter while it was uploaded", hint="try again when no program writes to it"
+                        )
                     sizes.append(len(data))
                     yield wire.WriteChunk(upload=upload, path=file.name, offset=offset, data=data, crc32=zlib.crc32(data))
                     offset += len(data)

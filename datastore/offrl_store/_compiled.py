@@ -1,9 +1,13 @@
-"""The compiled kernels under one name: the functions of `_kernels_py.py`. No GIL, no NumPy headers. ImportError if one is missing."""
+"""The compiled kernels under one name, with the interface of `_kernels_py.py`. ImportError if one was not built.
+
+They release the GIL and need no NumPy headers.
+"""
 
 from offrl_store._gather import Transitions, Windows
-from offrl_store._kernels_py import sides, tree_levels
 from offrl_store._priorities import SumTree
+from offrl_store._priorities_py import tree_levels
 from offrl_store._random import draw, normal, permute, philox4x32, uniform
+from offrl_store._random_py import sides
 from offrl_store._returns import Returns, lambda_returns
 from offrl_store._rows import RowBuffer, crc32, crc32_rows
 

@@ -1,5 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
-"""Compiled kernels: the samplers that gather transitions and windows. `_kernels_py.py` documents each. No GIL, no allocation per batch."""
+"""Compiled kernels: the samplers that gather transitions and windows. `_gather_py.py` documents each. No GIL, no allocation per batch."""
 
 from cpython.mem cimport PyMem_Free, PyMem_Realloc
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t

@@ -1,5 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
-"""Compiled kernels: the sum tree of the priorities. `_kernels_py.py` documents it."""
+"""Compiled kernels: the sum tree of the priorities. `_priorities_py.py` documents it."""
 
 from libc.math cimport pow as power
 from libc.stdint cimport int64_t, uint32_t, uint64_t

@@ -1,5 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
-"""Compiled kernels: counter-based random numbers, and orders of a whole epoch without a table. `_kernels_py.py` documents each."""
+"""Compiled kernels: counter-based random numbers, and orders of a whole epoch without a table. `_random_py.py` documents each."""
 
 from libc.math cimport sqrtf
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
@@ -100,7 +100,7 @@ def uniform(uint64_t seed, uint64_t step, uint32_t stream, float[::1] out not No
 
 
 cdef inline void box_muller(const uint32_t *radii, const uint32_t *angles, float *x, float *y) noexcept nogil:
-    """LANES pairs of normal numbers. Every operation is float32 and in the order of _kernels_py.normal: the results are equal."""
+    """LANES pairs of normal numbers. Every operation is float32 and in the order of _random_py.normal: the results are equal."""
     cdef float u, t, p, radius, f, square, sine, cosine
     cdef int32_t bits, exponent, quarter, swap
     cdef int i

@@ -1,5 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
-"""Compiled kernels: returns to the episode's end, and lambda returns. `_kernels_py.py` documents each."""
+"""Compiled kernels: returns to the episode's end, and lambda returns. `_returns_py.py` documents each."""
 
 from libc.stdint cimport int64_t, uint8_t
 

@@ -1,4 +1,4 @@
-"""The kernels in NumPy and zlib: checksums, and the rows of an episode checked, summed up and gathered."""
+"""The kernels in NumPy and zlib: checksums, and a buffer that checks, checksums and gathers the rows of episodes."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ import numpy as np
 
 
 def crc32(data: Any, value: int = 0, portable: bool = False) -> int:
-    """CRC-32 (zlib) of contiguous bytes, carried on from ``value``. portable: without instructions that not every processor has."""
+    """Return the CRC-32 (zlib) of contiguous bytes, continued from ``value``. portable: use no processor-specific instructions."""
     return zlib.crc32(data, value)
 
 
 def crc32_rows(rows: np.ndarray, width: int, out: np.ndarray) -> None:
-    """CRC-32 (zlib) of the first ``width`` bytes of each row of uint8 [n, >= width]."""
+    """Fill ``out`` uint32 [n] with the CRC-32 (zlib) of the first ``width`` bytes of each row of uint8 [n, >= width]."""
     for i, row in enumerate(rows):
         out[i] = zlib.crc32(row[:width])
 
 
 class RowBuffer:
-    """Takes the rows of episodes, checked, on their way into the columns of a store.
+    """Checks the rows of episodes and gathers them for the columns of a store.
 
-    columns: per column its buffer uint8 [capacity, row bytes], its dtype, and the least and the highest number allowed (an array of two,
-    of that dtype) or None where nothing is checked.
+    columns: for each column its buffer uint8 [capacity, row bytes], its dtype, and the lowest and highest allowed number (an array of two
+    of that dtype), or None to check nothing.
     """
 
     def __init__(self, columns: list[tuple[np.ndarray, np.dtype, np.ndarray | None]]) -> None:
@@ -31,11 +31,12 @@ class RowBuffer:
         self.capacity = len(columns[0][0])
 
     def take(self, arrays: tuple[np.ndarray, ...], rows: int, at: int, check: bool) -> int:
-        """Put an episode's columns, C-contiguous arrays of at most ``rows`` rows each, into the rows at, at + 1, ... of the buffers; a
-        missing last row as zeros. at = -1: into no buffer. check: refuse numbers beyond the bounds, and NaN.
+        """Copy an episode's columns (C-contiguous arrays of at most ``rows`` rows each) to the rows from ``at`` on of the buffers.
 
-        Returns the checksum over all columns, one after the other; or -1 - k where column k is refused: the buffers then hold anything
-        in the rows from ``at`` on.
+        A missing last row becomes zeros. at = -1: copy nothing. check: refuse numbers beyond the bounds, and NaN.
+
+        Returns the checksum over all columns, one after the other; or -1 - k if column k is refused. The buffers' rows from ``at`` on are
+        then undefined.
         """
         if len(arrays) != len(self.columns) or rows < 0 or (at >= 0 and rows > self.capacity - at):
             raise ValueError("the rows do not fit the buffers")

@@ -1,4 +1,4 @@
-"""What a caller gives as an array, as NumPy's: tensors of other libraries, lists of them, masked arrays."""
+"""Conversion of array-like values to NumPy: tensors of other libraries, lists, masked arrays."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from offrl_store.errors import InvalidInput
 
 
 def as_array(value: Any, name: str) -> np.ndarray:
-    """The value as an array: of NumPy, of torch (whatever its device, with or without a gradient), of anything else that offers
-    ``__array__`` or ``__dlpack__``, or of nested lists. ``name`` is how the error calls it.
+    """Convert a value to a NumPy array.
+
+    The value is a NumPy array, a torch tensor (on any device, with or without a gradient), nested lists, or any object with ``__array__``
+    or ``__dlpack__``. ``name`` is its name in errors.
 
     Raises InvalidInput for rows of different shapes, for masked values, and for values that are not arrays.
     """
@@ -26,7 +28,7 @@ def as_array(value: Any, name: str) -> np.ndarray:
     try:
         if hasattr(value, "detach") and hasattr(value, "cpu"):
             value = value.detach().cpu()
-            if str(value.dtype) == "torch.bfloat16":  # NumPy has none; float32 holds all of its values
+            if str(value.dtype) == "torch.bfloat16":  # NumPy has no such dtype; float32 holds all of its values
                 value = value.float()
             return value.resolve_conj().resolve_neg().to_dense().numpy()
         if isinstance(value, list | tuple) and value and hasattr(value[0], "detach"):

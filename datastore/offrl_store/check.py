@@ -1,4 +1,4 @@
-"""check: read a whole store and say what is wrong where."""
+"""check: read a whole store and report every problem with its place."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from offrl_store.store import EpisodeStore
 
 
 def check(path: str | os.PathLike[str]) -> list[str]:
-    """Verify every checksum of the store at ``path``. Returns one line per problem; an empty list means that all is well."""
+    """Verify every checksum of the store at ``path``. Returns one line per problem; an empty list means that the store is intact."""
     try:
         store = EpisodeStore.open(path)
     except OffrlError as error:
@@ -28,7 +28,7 @@ def check(path: str | os.PathLike[str]) -> list[str]:
         first, rows = int(record["first_row"]), int(record["steps"]) + 1
         _, chain = layout.dump_record(first, rows - 1, record["return"], record["flags"], record["data_crc"], chain)
         if record["chain"].tobytes() != chain:
-            if number > log.base or number == 0:  # else what it continues is gone
+            if number > log.base or number == 0:  # otherwise the record before it was evicted
                 problems.append(f"{layout.LOG_FILE}: the chain breaks at episode {number}")
             chain = record["chain"].tobytes()
         if number < store.first:
@@ -44,14 +44,14 @@ def check(path: str | os.PathLike[str]) -> list[str]:
     if damaged:
         problems.append(f"{layout.LOG_FILE}: {damaged} records of evicted episodes do not fit their checksum")
     if not log.slots_valid:
-        problems.append(f"{layout.LOG_FILE}: one of the two slots of the header is damaged, which the next writer repairs")
+        problems.append(f"{layout.LOG_FILE}: one of the two slots of the header is damaged; the next writer repairs it")
     if log.torn:
-        problems.append(f"{layout.LOG_FILE}: {log.torn} bytes of an unfinished write at the end, which the next writer cuts off")
+        problems.append(f"{layout.LOG_FILE}: {log.torn} bytes of an unfinished write at the end; the next writer cuts them off")
     for file in staging.files(store.path):
         episode, _, torn = staging.load(staging.Layout(store.schema, layout.chain_start(store.schema), file.parent), file)
         if torn:
-            kept = "no step" if episode is None else f"{episode.steps} steps"
-            problems.append(f"open/{file.name}: {torn} bytes do not fit their checksum; {kept} before them can be recovered")
+            recoverable = "no step" if episode is None else f"{episode.steps} steps"
+            problems.append(f"open/{file.name}: {torn} bytes do not fit their checksum; {recoverable} before them can be recovered")
     with contextlib.suppress(FileNotFoundError):
         numbers = [number for _, number, _ in scan((store.path / META_FILE).read_bytes())]
         problems += [f"{META_FILE}, line {line}: it does not fit its checksum" for line, number in enumerate(numbers, 1) if number is None]

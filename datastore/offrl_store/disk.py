@@ -37,14 +37,14 @@ def disk_errors(path: Path, verb: str = "write") -> Iterator[None]:
         if error.errno in FULL:
             raise DiskFull(
                 f"no space left to write {path}: {error.strerror}",
-                hint="free some space and go on: every episode that was committed is kept",
+                hint="free some space and continue: every committed episode is kept",
             ) from error
         if error.errno in DENIED:
             raise InvalidInput(f"cannot {verb} {path}: {error.strerror}", hint="check the owner and the mode of the folder") from error
         raise
 
 
-_limits: list[Callable[[int], None]] = []  # of this process, as its file descriptors are: see `limit`
+_limits: list[Callable[[int], None]] = []  # global state of the process, like its file descriptors: see `limit`
 
 
 def limit(reserve: Callable[[int], None] | None) -> None:
@@ -91,7 +91,7 @@ def _sync(path: str | os.PathLike[str], flags: int) -> None:
 
 # ----------------------------------------------------------------------------------------------------------------- whole files
 def read_small(path: str | os.PathLike[str], most: int) -> bytes:
-    """Read a regular file of at most ``most`` bytes. Any other file raises `OSError`: a pipe is not waited for."""
+    """Read a regular file of at most ``most`` bytes. Any other file raises `OSError`; the call never waits for a pipe."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         status = os.fstat(descriptor)
@@ -167,9 +167,9 @@ def publish(temporary: str | os.PathLike[str], path: str | os.PathLike[str]) -> 
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """Give a file a second name; copy it if the file system cannot link it. `sync_folder` of the target's folder is the caller's.
+    """Give a file a second name, or copy it if the file system cannot link it. The caller must `sync_folder` the target's folder.
 
-    The copy appears whole and its content is durable, as that of the linked file is. Raises `FileNotFoundError`, `FileExistsError`.
+    A copy appears whole, with durable content. Raises `FileNotFoundError`, `FileExistsError`.
     """
     try:
         os.link(source, target)
@@ -205,12 +205,12 @@ def copy_sparse(source: Path, target: Path) -> int:
 
 
 def _temporary(path: Path, shared: bool = False) -> Path:
-    """Hidden name beside a file for what is not whole yet; back-ups leave out names of this form."""
+    """Return a hidden name beside a file for unfinished content; backups leave out names of this form."""
     return path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp" if shared else f".{path.name}.tmp")
 
 
 def _discard(temporary: Path) -> None:
-    with contextlib.suppress(OSError):  # the error that led here says more
+    with contextlib.suppress(OSError):  # the error that led here matters more
         temporary.unlink(missing_ok=True)
 
 
@@ -233,7 +233,7 @@ def write_all(descriptor: int, data: bytes | memoryview, offset: int) -> None:
 
 
 def write_parts(descriptor: int, parts: Sequence[Any], offset: int) -> None:
-    """Write contiguous arrays or bytes one after the other, from ``offset`` on."""
+    """Write contiguous arrays or bytes one after the other, starting at ``offset``."""
     views = [memoryview(part).cast("B") for part in parts if len(part)]
     reserve(sum(view.nbytes for view in views))
     while views:
@@ -280,7 +280,7 @@ def punch(descriptor: int, offset: int, length: int) -> bool:
 
 @cache
 def _function(name: str, *arguments: Any) -> Any:
-    """A function of the C library whose first argument is a descriptor; None without glibc or Linux."""
+    """Return a function of the C library whose first argument is a descriptor; None if the library lacks it."""
     try:
         call = getattr(ctypes.CDLL(None, use_errno=True), name)
     except (OSError, AttributeError):

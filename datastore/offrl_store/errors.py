@@ -1,8 +1,8 @@
 """The base of every error of the project, and the errors of the store.
 
-An error is part of the product: it has a stable ``code`` (what programs test), an ``exit_status`` (what the command line
-returns), a one-line ``message`` that names the value, and a ``hint`` that says what to do; ``str(error)`` is both. Errors cross
-the wire as their code, message and hint, so a class holds no other state.
+An error is part of the product: it has a stable ``code`` (for programs), an ``exit_status`` (of the command line), a one-line ``message``
+that names the value, and a ``hint`` for the user's next step. ``str(error)`` is message and hint. Errors cross the wire as code, message
+and hint, so a class holds no other state.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ class OffrlError(Exception):
 
     Attributes:
         message: what is wrong, in one line.
-        hint: what to do about it, "" where there is nothing to say. ``str(error)`` is ``MESSAGE; HINT``.
+        hint: what to do about it, or "". ``str(error)`` is ``MESSAGE; HINT``.
     """
 
     code = "error"
@@ -31,7 +31,7 @@ class OffrlError(Exception):
 class InvalidInput(OffrlError):
     """A value given by the user is wrong; nothing was changed.
 
-    ``field``: the argument, where its name is the first word of the message; a command line says its option instead.
+    ``field``: the argument, if its name is the first word of the message; a command line shows its option instead.
     """
 
     code = "invalid_input"
@@ -52,7 +52,7 @@ class InvalidEpisode(InvalidInput):
 
 
 class StoreExists(InvalidInput):
-    """``create`` was called on a path that holds something already."""
+    """``create`` was called on a path that is not empty."""
 
     code = "store_exists"
 
@@ -64,7 +64,7 @@ class StoreNotFound(InvalidInput):
 
 
 class EmptyStore(InvalidInput):
-    """Sampling was asked of a store without a single transition."""
+    """A store has no transition to sample."""
 
     code = "empty_dataset"
 
@@ -76,7 +76,7 @@ class StoreCorrupt(OffrlError):
 
 
 class SnapshotEvicted(StoreCorrupt):
-    """Episodes that a reader of a bounded store relies on were given back to the file system."""
+    """A bounded store has evicted episodes that a reader relies on."""
 
     code = "snapshot_evicted"
 

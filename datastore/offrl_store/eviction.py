@@ -1,6 +1,6 @@
 """Bounded stores: decide which episodes exceed the limit, announce it to readers, and return their rows to the file system.
 
-Order of an eviction: the header's `first` is written and synced, then the holes are punched. A reader that looks at `first` after it has
+Order of an eviction: first the header's `first` is written and synced, then holes are punched. A reader that checks `first` after it has
 copied rows therefore never keeps a row of a hole.
 """
 
@@ -17,7 +17,7 @@ from offrl_store.reader import Snapshot, StoreReader
 
 
 def checked_limit(transitions: int | None, size: int | None) -> dict[str, int]:
-    """The limit as schema.json holds it. Raises InvalidInput."""
+    """Return the limit in the form of schema.json; {} without one. Raises InvalidInput."""
     if transitions is not None and size is not None:
         raise InvalidInput("limit_transitions and limit_bytes were both given", hint="a store has one limit")
     limit = {name: value for name, value in (("transitions", transitions), ("bytes", size)) if value is not None}
@@ -38,13 +38,13 @@ class Bound:
         self._punched = self._punched_log = 0
         self._path = store.path
         self.keep(keep)
-        self._stale = self.first > 0  # a writer may have died between the header and the holes
+        self._stale = self.first > 0  # a writer may have died after it wrote the header and before it punched the holes
 
     def keep(self, snapshots: Sequence[Snapshot]) -> None:
-        """Evict no episode of these from now on. Raises SnapshotEvicted."""
+        """From now on evict no episode of these snapshots. Raises SnapshotEvicted if one is already gone."""
         ceiling = min((snapshot.first for snapshot in snapshots), default=None)
         if ceiling is not None and ceiling < self.first:
-            raise SnapshotEvicted(f"a snapshot to keep begins at episode {ceiling}, which {self._path} has evicted")
+            raise SnapshotEvicted(f"a snapshot to keep starts at episode {ceiling}, which {self._path} has evicted")
         self._ceiling: int | None = ceiling
 
     def _sizes(self, records: np.ndarray) -> np.ndarray:
@@ -53,7 +53,7 @@ class Bound:
         return (records["steps"] + 1) * self._row_bytes + layout.SIZE
 
     def due(self, store: StoreReader) -> bool:
-        """Take in what was committed; whether something must be given back, after which ``first`` is the oldest episode to keep."""
+        """Count newly committed episodes and return whether rows must be evicted. ``first`` is then the oldest episode to keep."""
         log = store._log
         self._held += int(self._sizes(log.since(self._counted)).sum())
         self._counted = log.count
@@ -63,7 +63,7 @@ class Bound:
         if excess <= 0 or ceiling <= self.first:
             return stale
         before = self.first
-        count = 64  # the oldest few are nearly always enough
+        count = 64  # nearly always enough
         while True:
             sizes = np.cumsum(self._sizes(log.since(before)[: min(count, ceiling - before)]))
             if sizes[-1] >= excess or before + count >= ceiling:
@@ -74,7 +74,7 @@ class Bound:
         return True
 
     def punch(self, store: StoreReader, columns: Sequence[int], log: int) -> None:
-        """Make holes of the rows before ``first`` and of their records. A file system that has none keeps the bytes."""
+        """Punch holes for the rows before ``first`` and for their records. A file system without holes keeps the bytes."""
         row, page = int(store._log.since(self.first)["first_row"][0]), layout.PAGE
         for column, descriptor in zip(store.schema.columns, columns, strict=True):
             start, end = (place * column.field.row_bytes // page * page for place in (self._punched, row))

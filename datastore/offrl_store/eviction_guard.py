@@ -1,4 +1,4 @@
-"""How a reader of a bounded store notices that episodes were evicted."""
+"""The guard with which a reader of a bounded store notices evicted episodes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from offrl_store.errors import StoreCorrupt
 
 
 class Guard:
-    """Reads the number of the oldest episode kept; each later look costs one system call."""
+    """Reads the number of the oldest episode that is kept. Each check costs one system call."""
 
     def __init__(self, file: Path) -> None:
         self._file, self._seen, self._first = file, b"", 0

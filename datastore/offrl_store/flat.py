@@ -1,4 +1,4 @@
-"""Flat arrays of N steps, as d3rlpy and D4RL have them: a store from them, appending them, and a store as such arrays."""
+"""Conversion between stores and flat arrays of N steps, as d3rlpy and D4RL use them."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ def MDPDataset(
     tail: str = "drop",
     path: str | os.PathLike[str] | None = None,
 ) -> EpisodeStore:
-    """A store from flat arrays of N steps, as d3rlpy's class of this name: row t is an observation, the action there and its reward.
+    """Make a store from flat arrays of N steps, like d3rlpy's class of this name. Row t is an observation, its action and its reward.
 
-    An episode ends at a row whose terminal (the task ended) or timeout (it was cut) is set; ``episode_terminals``, as in d3rlpy v1, is 1
-    at both. Observations after an end are not in such arrays: the last transition of a truncated episode cannot be sampled. Rows behind
-    the last end are dropped with a warning, as d3rlpy does silently; tail="truncate" makes them an episode, tail="error" refuses them.
+    An episode ends at a row whose terminal (the task ended) or timeout (truncated) is set; ``episode_terminals``, as in d3rlpy v1, is 1 at
+    both. Such arrays do not hold the observations after an end, so the last transition of a truncated episode cannot be sampled. Rows after
+    the last end are dropped with a warning (d3rlpy drops them silently); tail="truncate" makes them an episode, tail="error" refuses them.
 
-    Images are uint8, channel first [N, C, H, W]. Floating point arrays keep their dtype; whole numbers become float32, or float64 where
-    float32 does not hold them all; lists become float32. Actions are discrete if ``discrete_action`` says so, else if all are whole numbers
-    (pass False for whole continuous ones); ``action_size`` is their number where the data do not show all of them.
-    ``path``: where to keep it; without one it lies in a temporary folder that goes with the object. Raises InvalidInput.
+    Images are uint8, channel first [N, C, H, W]. Floating point arrays keep their dtype. Whole numbers become float32, or float64 if
+    float32 does not hold all of them; lists become float32. Actions are discrete according to ``discrete_action``; by default if all are
+    whole numbers (pass False for continuous ones). ``action_size`` is the number of actions, for data that do not contain all of them.
+    ``path``: folder of the store; by default a temporary folder that is deleted with the object. Raises InvalidInput.
     """
     flat = _Flat.checked(observations, actions, rewards, terminals, timeouts, episode_terminals, tail)
     observed, rewarded = _floats(flat.observations, "observations"), _floats(flat.rewards, "rewards", reward=True)
@@ -73,10 +73,10 @@ def append_rows(
     episode_terminals: Any = None,
     tail: str = "drop",
 ) -> list[int]:
-    """Append flat arrays, as for MDPDataset, to a store of one observation and one action field; returns the numbers of the new episodes.
+    """Append flat arrays, as for MDPDataset, to a store of one observation and one action field. Returns the new episodes' numbers.
 
-    All of them come, or none. Raises InvalidInput, InvalidEpisode for what does not fit the store (an action beyond its choices; float64
-    where it holds float32), StoreLocked, DiskFull.
+    Either all episodes are appended or none. Raises InvalidInput, InvalidEpisode for data that do not fit the store (an action beyond its
+    choices; float64 for a float32 field), StoreLocked, DiskFull.
     """
     schema = store.schema
     if not isinstance(schema.observation, Field) or not isinstance(schema.action, Field):
@@ -92,11 +92,13 @@ def append_rows(
 
 
 def to_arrays(store: EpisodeStore, episodes: Any = None, *, next_observations: bool = False) -> dict[str, Any]:
-    """The steps of a store as flat arrays, copies in the fields' dtypes: observations, actions, rewards [N, ...], terminals, timeouts bool
-    [N] (one of them set at each end of an episode), extras by their names under "extra".
+    """Copy the steps of a store to flat arrays of the fields' dtypes.
 
-    ``MDPDataset(**arrays)`` takes them where there is no extra. next_observations: add the observations after each step (zeros where the
-    final one is missing). episodes: their numbers, default all. Raises InvalidInput, EmptyStore.
+    Returns observations, actions, rewards [N, ...], terminals and timeouts bool [N] (one of them is set at each end of an episode), and
+    extras by name under "extra". ``MDPDataset(**arrays)`` accepts them if there are no extras.
+
+    next_observations: add the observations after each step (zeros if the final one is missing). episodes: their numbers, default all.
+    Raises InvalidInput, EmptyStore.
     """
     numbers = np.arange(len(store)) if episodes is None else episode_numbers(store, episodes)
     if not len(numbers):
@@ -104,25 +106,25 @@ def to_arrays(store: EpisodeStore, episodes: Any = None, *, next_observations: b
     records = store.episode_table[numbers]
     steps, lasts = records["steps"], np.cumsum(records["steps"]) - 1
     rows = np.arange(int(steps.sum()), dtype=np.int64) + np.repeat(records["first_row"] - (lasts + 1 - steps), steps)
-    found: dict[str, Any] = {}
+    arrays: dict[str, Any] = {}
     for role, name in (("observation", "observations"), ("action", "actions"), ("reward", "rewards"), ("extra", "extra")):
         parts = {c.key: store.column(c.name)[rows] for c in store.schema.columns if c.role == role}
         if parts:
-            found[name] = parts.get(None, parts)
+            arrays[name] = parts.get(None, parts)
     ended = (records["flags"] & layout.TERMINATED) != 0
-    for name, which in (("terminals", ended), ("timeouts", ~ended)):
-        found[name] = np.zeros(len(rows), bool)
-        found[name][lasts[which]] = True
+    for name, chosen in (("terminals", ended), ("timeouts", ~ended)):
+        arrays[name] = np.zeros(len(rows), bool)
+        arrays[name][lasts[chosen]] = True
     if next_observations:
         parts = {c.key: store.column(c.name)[rows + 1] for c in store.schema.columns if c.role == "observation"}
-        found["next_observations"] = parts.get(None, parts)  # the row of a missing one holds zeros
+        arrays["next_observations"] = parts.get(None, parts)  # the row of a missing one holds zeros
     store.check_alive(store.first + int(numbers.min()))
-    return found
+    return arrays
 
 
 @dataclass(frozen=True)
 class _Flat:
-    """Arrays of N rows each, where their episodes stop, and how many rows are left behind the last end."""
+    """Arrays of N rows each, the rows at which their episodes stop, and the number of rows after the last end."""
 
     observations: np.ndarray
     actions: np.ndarray
@@ -146,9 +148,9 @@ class _Flat:
         if tail not in ("drop", "truncate", "error"):
             raise InvalidInput(f"tail {tail!r} is unknown", hint='use "drop", "truncate" or "error"')
         named = {"observations": observations, "actions": actions, "terminals": terminals}
-        for name, given in (("timeouts", timeouts), ("episode_terminals", episode_terminals)):
-            if given is not None:
-                named[name] = _flags(given, name)
+        for name, flags in (("timeouts", timeouts), ("episode_terminals", episode_terminals)):
+            if flags is not None:
+                named[name] = _flags(flags, name)
         for name, array in named.items():
             if array.ndim == 0 or len(array) != count:
                 raise InvalidEpisode(f"{name} has shape {array.shape} for {count} rewards", hint="every array has one row per step")
@@ -161,7 +163,8 @@ class _Flat:
             raise InvalidEpisode(f"the last {left} rows have no end", hint='set a timeout, or tail="truncate"')
         elif left:
             warnings.warn(
-                f"the last {left} of {count} rows belong to no whole episode and are dropped; tail='truncate' keeps them", stacklevel=4
+                f"the last {left} of {count} rows do not belong to a whole episode and are dropped; tail='truncate' keeps them",
+                stacklevel=4,
             )
         return cls(observations, actions, rewards, terminals, cuts, left)
 
@@ -197,7 +200,7 @@ def _flags(value: Any, name: str) -> np.ndarray:
 
 
 def _floats(array: np.ndarray, name: str, reward: bool = False) -> np.ndarray:
-    """Floats and pixels as they are; other whole numbers as the smaller float that holds them. Raises InvalidInput."""
+    """Return floats and pixels unchanged, and other whole numbers as the smaller float that holds them. Raises InvalidInput."""
     if array.dtype.kind == "f":
         return array.astype(np.float32) if reward and array.dtype.itemsize < 4 else array
     if array.dtype == np.uint8 and not reward:
@@ -209,9 +212,9 @@ def _floats(array: np.ndarray, name: str, reward: bool = False) -> np.ndarray:
     raise InvalidInput(f"{name} holds whole numbers that no float holds", hint="convert them explicitly, or write Episodes")
 
 
-def _as_field(given: Any, array: np.ndarray, field: Field) -> np.ndarray:
-    """A list in the field's dtype; an array as it is, which the writer takes only where nothing is lost."""
-    return array if hasattr(given, "dtype") or field.dtype.kind != "f" else np.asarray(given, field.dtype).reshape(array.shape)
+def _as_field(value: Any, array: np.ndarray, field: Field) -> np.ndarray:
+    """Return a list in the field's dtype, and an array unchanged: the writer accepts it only if nothing is lost."""
+    return array if hasattr(value, "dtype") or field.dtype.kind != "f" else np.asarray(value, field.dtype).reshape(array.shape)
 
 
 def _check_images(observations: np.ndarray) -> None:

@@ -1,6 +1,6 @@
 """The store on disk, format 1: schema.json, columns/NAME.bin and episodes.log as little-endian dtypes with their checksums.
 
-docs/store-format.md says the same in prose. Nothing else in the package knows an offset or a checksum.
+docs/store-format.md describes the same in prose. Only this module knows offsets and checksums.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ TERMINATED, FINAL_MISSING = 1, 2  # bits of a record's flags
 
 # The log: one header, then one record per episode, all of 64 bytes. `committed` is a lower bound of what has been acknowledged:
 # fewer valid records than that means damage, while anything invalid beyond it is the torn tail of an unfinished write. The two slots
-# are written in turn, so that a torn one leaves the other; of the valid ones that with the higher `committed` counts.
+# are written alternately, so that a torn one leaves the other intact. Of the valid slots the one with the higher `committed` counts.
 SLOT = np.dtype(
     [
         ("first", "<i8"),  # number of the oldest episode kept: above 0 once a bounded store has evicted some
@@ -63,7 +63,7 @@ PAGE = 4096  # holes are made of whole pages
 
 
 def _offset(record: np.dtype, name: str) -> int:
-    """The byte at which a field of a record starts."""
+    """Return the byte at which a field of a record starts."""
     fields: Mapping[str, Any] = record.fields or {}
     return int(fields[name][1])
 
@@ -86,7 +86,7 @@ def _canonical(value: Any) -> bytes:
 
 
 def dump_schema(schema: Schema, limit: Mapping[str, int] | None = None) -> bytes:
-    """schema.json; ``limit`` of a bounded store is {"transitions": n} or {"bytes": n}."""
+    """Return the content of schema.json. ``limit`` of a bounded store is {"transitions": n} or {"bytes": n}."""
     body = {"format": "offrl-store", "version": VERSION, **schema.to_json(), **({"limit": dict(limit)} if limit else {})}
     body["crc"] = zlib.crc32(_canonical(body))
     return (json.dumps(body, indent=1) + "\n").encode()
@@ -95,7 +95,7 @@ def dump_schema(schema: Schema, limit: Mapping[str, int] | None = None) -> bytes
 def load_schema(path: Path) -> tuple[Schema, dict[str, int]]:
     """Read schema.json: the fields, and the limit of a bounded store.
 
-    Raises StoreNotFound without one, StoreCorrupt for a damaged one or one of another version.
+    Raises StoreNotFound if it is missing, StoreCorrupt if it is damaged or of another version.
     """
     file = path / SCHEMA_FILE
     try:
@@ -110,7 +110,7 @@ def load_schema(path: Path) -> tuple[Schema, dict[str, int]]:
         raise StoreCorrupt(f"{file} is damaged: {type(error).__name__}: {error}") from error
     if name != "offrl-store" or version != VERSION:
         raise StoreCorrupt(
-            f"{file} says {name!r} version {version!r}; this program reads offrl-store version {VERSION}",
+            f"{file} is {name!r} version {version!r}; this program reads offrl-store version {VERSION}",
             hint="update offrl, or export the data again with the version that wrote it",
         )
     if crc != zlib.crc32(_canonical(body)):
@@ -125,7 +125,7 @@ def load_schema(path: Path) -> tuple[Schema, dict[str, int]]:
 
 
 def chain_start(schema: Schema) -> bytes:
-    """The chain before the first record: it ties every record to the columns (not to the metadata)."""
+    """Return the chain before the first record. It ties every record to the columns (not to the metadata)."""
     return hashlib.sha256(_canonical(schema.to_json()["columns"])).digest()[:16]
 
 
@@ -151,12 +151,12 @@ _HEADER_CRC = zlib.crc32(dump_header_start())
 
 
 def dump_header() -> bytes:
-    """The header of an empty store."""
+    """Return the header of an empty store."""
     return dump_header_start() + 2 * dump_slot(0)
 
 
 def dump_record(first_row: int, steps: int, ret: float, flags: int, data_crc: int, chain: bytes) -> tuple[bytes, bytes]:
-    """One record and the chain after it."""
+    """Return a record and the chain after it."""
     raw = _RECORD_START.pack(first_row, steps, ret, flags, data_crc, b"")
     chain = hashlib.sha256(chain + raw).digest()[:16]
     raw += chain
@@ -165,9 +165,10 @@ def dump_record(first_row: int, steps: int, ret: float, flags: int, data_crc: in
 
 @dataclass(frozen=True)
 class Log:
-    """The whole episodes of a log, and the number of bytes behind them that are no whole record (a torn tail).
+    """The whole episodes of a log, and the number of bytes after them that are not a whole record (a torn tail).
 
-    Of a bounded store it begins with the episode before the oldest one kept, whose chain is taken as given: what came before may be gone.
+    In a bounded store the log starts with the episode before the oldest one that is kept. The chain of that episode cannot be checked,
+    because earlier records may be gone.
     """
 
     base: int  # number of the episode of table[0]
@@ -177,7 +178,7 @@ class Log:
     committed: int
     torn: int
     slot: int  # the slot of the header that counts
-    slots_valid: bool  # whether the other one is whole, too
+    slots_valid: bool  # whether the other slot is whole, too
 
     @property
     def count(self) -> int:
@@ -190,22 +191,22 @@ class Log:
         return int(self.table["first_row"][-1] + self.table["steps"][-1]) + 1 if len(self.table) else 0
 
     def since(self, number: int) -> np.ndarray:
-        """The records of the episodes from ``number`` on, not before ``base``."""
+        """Return the records of the episodes from ``number`` on; ``number`` must be at least ``base``."""
         return self.table[number - self.base :]
 
     def chain(self, count: int) -> bytes:
-        """The chain after ``count`` records, as the log holds it; ``base`` < count <= ``self.count``, or 0."""
+        """Return the chain after ``count`` records, as the log holds it; ``base`` < count <= ``self.count``, or 0."""
         return self.table["chain"][count - 1 - self.base].tobytes() if count else self.start
 
 
 def read_log(descriptor: int, file: Path, schema: Schema, known: Log | None = None) -> Log:
-    """Read and check the log; the records of ``known`` are taken as read. Raises StoreCorrupt. Never changes the file."""
+    """Read and check the log without the records of ``known``, which were read before. Raises StoreCorrupt. Never changes the file."""
     while True:
         header = first, committed, _, _ = read_header(descriptor, file)
         log = _read_records(descriptor, file, schema, known, *header)
         if log.count >= committed:
             return log
-        if read_first(descriptor, file) == first:  # else the writer gave these records back while they were read
+        if read_first(descriptor, file) == first:  # otherwise the writer evicted these records while they were read
             raise StoreCorrupt(
                 f"{file}: record {log.count} is damaged or cut, {committed} episodes were committed", hint="restore the store from a copy"
             )
@@ -216,29 +217,29 @@ def _read_records(
 ) -> Log:
     base, start = max(first - 1, 0), chain_start(schema) if known is None else known.start
     if known is not None and known.count <= base:
-        known = None  # all of them are gone since
-    begin = base if known is None else known.count
+        known = None  # all of them were evicted since
+    start_number = base if known is None else known.count
     size = os.fstat(descriptor).st_size
-    if known is not None and size < SIZE * (1 + begin):
-        raise StoreCorrupt(f"{file} is cut: {size} bytes, {begin} episodes were there", hint="restore the store from a copy")
-    raw = _read(descriptor, size - SIZE * (1 + begin), SIZE * (1 + begin))
-    found = np.frombuffer(raw, RECORD, count=len(raw) // SIZE)
+    if known is not None and size < SIZE * (1 + start_number):
+        raise StoreCorrupt(f"{file} is cut: {size} bytes, {start_number} episodes were there", hint="restore the store from a copy")
+    raw = _read(descriptor, size - SIZE * (1 + start_number), SIZE * (1 + start_number))
+    records = np.frombuffer(raw, RECORD, count=len(raw) // SIZE)
     if known is not None:
         row = known.rows
     else:
-        row = int(found["first_row"][0]) if base and len(found) else 0  # where the rows before a bounded store's ended, nobody knows
+        row = int(records["first_row"][0]) if base and len(records) else 0  # the end of the evicted rows is unknown
         _check_start(descriptor, file, start, committed)
-    valid = _valid_prefix(found, row)
+    valid = _valid_prefix(records, row)
     if known is None:
-        table = found[:valid]
+        table = records[:valid]
     else:
-        table = _extended(known.table[max(base - known.base, 0) :], found[:valid])
+        table = _extended(known.table[max(base - known.base, 0) :], records[:valid])
         base = max(base, known.base)
     return Log(base, table, start, first, committed, len(raw) - valid * SIZE, slot, slots_valid)
 
 
 def _check_start(descriptor: int, file: Path, start: bytes, committed: int) -> None:
-    """The first record, which stays for ever, ties the log to the schema."""
+    """Check with the first record, which is never evicted, that the log belongs to the schema. Raises StoreCorrupt."""
     raw = os.pread(descriptor, SIZE, SIZE)
     record = np.frombuffer(raw, RECORD, count=len(raw) // SIZE)
     if not _valid_prefix(record, 0):
@@ -252,28 +253,28 @@ def _check_start(descriptor: int, file: Path, start: bytes, committed: int) -> N
         raise StoreCorrupt(f"{file} does not belong to {SCHEMA_FILE}: the chain of the first record differs")
 
 
-def _extended(known: np.ndarray, found: np.ndarray) -> np.ndarray:
-    """``known`` with ``found`` behind it, in a buffer with room to grow: many commits cost their own records, not all of them each time."""
-    count, buffer, at = len(known) + len(found), known.base, 0
+def _extended(known: np.ndarray, added: np.ndarray) -> np.ndarray:
+    """Append ``added`` to ``known`` in a buffer with room to grow, so that a commit copies only its own records."""
+    count, buffer, at = len(known) + len(added), known.base, 0
     if isinstance(buffer, np.ndarray) and buffer.dtype == RECORD and len(known):
         at = (known.__array_interface__["data"][0] - buffer.__array_interface__["data"][0]) // SIZE
     if not isinstance(buffer, np.ndarray) or buffer.dtype != RECORD or len(buffer) < at + count or not buffer.flags.writeable:
         buffer, at = np.empty(2 * count, RECORD), 0
         buffer[: len(known)] = known
-    buffer[at + len(known) : at + count] = found  # no one looks there yet: a table is only ever a stretch of its buffer up to its end
+    buffer[at + len(known) : at + count] = added  # no other table reaches there: each covers its buffer up to its own end only
     return buffer[at : at + count]
 
 
 def damaged_remains(descriptor: int, base: int) -> int:
-    """How many of the records before ``base`` are neither whole nor given back (zeros)."""
+    """Count the records before ``base`` that are neither whole nor evicted (zeros)."""
     at, end, damaged = SIZE, SIZE * (1 + base), 0
     while at < end:
         try:
-            at = max(at, os.lseek(descriptor, at, os.SEEK_DATA) // SIZE * SIZE)  # over a hole
+            at = max(at, os.lseek(descriptor, at, os.SEEK_DATA) // SIZE * SIZE)  # skip a hole
         except OSError as error:
-            if error.errno == errno.ENXIO:  # nothing but a hole is left
+            if error.errno == errno.ENXIO:  # only a hole is left
                 return damaged
-            if error.errno != errno.EINVAL:  # a system that knows no holes reads them as zeros
+            if error.errno != errno.EINVAL:  # without support for SEEK_DATA, holes are read as zeros
                 raise
         data = _read(descriptor, min(end - at, 1 << 20), at)
         records = np.frombuffer(data, RECORD, count=len(data) // SIZE)
@@ -287,19 +288,20 @@ def damaged_remains(descriptor: int, base: int) -> int:
 
 
 def gone(first: int) -> tuple[int, int]:
-    """The bytes of the log, from and to, that a bounded store may give back once ``first`` is its oldest episode: whole pages of records
-    before the one before it. The first page, with the header and the first record, stays.
+    """Return start and end of the bytes of the log that a bounded store may free once ``first`` is its oldest episode.
+
+    They are whole pages of records before that of episode ``first - 1``. The first page, with the header and the first record, stays.
     """
     return PAGE, max(SIZE * first // PAGE * PAGE, PAGE)
 
 
 def read_first(descriptor: int, file: Path) -> int:
-    """The number of the oldest episode kept, from the header alone."""
+    """Return the number of the oldest episode that is kept, from the header alone."""
     return read_header(descriptor, file)[0]
 
 
 def read_header(descriptor: int, file: Path) -> tuple[int, int, int, bool]:
-    """First episode, committed episodes, the slot that says so, and whether both slots are whole."""
+    """Return the first episode, the number of committed episodes, their slot, and whether both slots are whole. Raises StoreCorrupt."""
     raw = os.pread(descriptor, SIZE, 0)
     if raw[: len(MAGIC)] == MAGIC and len(raw) == SIZE:
         header = np.frombuffer(raw, HEADER)[0]
@@ -316,7 +318,7 @@ def read_header(descriptor: int, file: Path) -> tuple[int, int, int, bool]:
 
 
 def _read(descriptor: int, size: int, offset: int) -> bytes:
-    """pread until everything is there: one call returns at most 2 GiB."""
+    """Repeat pread until all bytes are read: one call returns at most 2 GiB."""
     parts = []
     while size > 0:
         part = os.pread(descriptor, size, offset)
@@ -329,7 +331,7 @@ def _read(descriptor: int, size: int, offset: int) -> bytes:
 
 
 def _valid_prefix(records: np.ndarray, row: int) -> int:
-    """How many records from the start are whole: checksum right, and each begins where the one before ended (``row`` for the first)."""
+    """Count the whole records from the start: with the right checksum, each at the end of the one before (the first at ``row``)."""
     if not len(records):
         return 0
     raw = records.view(np.uint8).reshape(len(records), SIZE)

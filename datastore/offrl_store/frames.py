@@ -1,4 +1,4 @@
-"""Frame stacks outside of samplers: a lazy list of stacked views of frames that are stored once, and taking stacks apart for storing."""
+"""Frame stacks outside of samplers: a lazy list of stacks over frames that are stored once, and the conversion of stacks to frames."""
 
 from __future__ import annotations
 
@@ -16,13 +16,11 @@ from offrl_store.store import EpisodeStore
 
 
 class FrameStacks(Sequence):
-    """The stack of ``k`` frames at each step, oldest first, [k*C, H, W]: a read-only view of the store's rows, made on demand (150
-    bytes each, where a list of a million is kept). Only where the stack reaches before its episode's start (its first k-1 steps) is it a
-    copy, padded with zeros.
+    """A lazy list of the stack of ``k`` frames at each step, oldest first, [k*C, H, W], in the layout of d4rl-atari's ``stack=True``.
 
-    The layout of d4rl-atari's ``stack=True``. One item per step, in the order of ``episodes`` (default all); a slice gives another list.
-    column: the observation's column. stack_pad: "zero", or "first" to repeat the first frame. A bounded store gives copies. Raises
-    InvalidInput.
+    A stack is a read-only view of the store's rows, made on demand (150 bytes each). At the first k-1 steps of an episode it is a padded
+    copy, and in a bounded store always a copy. There is one item per step, in the order of ``episodes`` (default all); a slice returns
+    another list. column: the observation's column. stack_pad: "zero", or "first" to repeat the first frame. Raises InvalidInput.
     """
 
     def __init__(
@@ -66,17 +64,16 @@ class FrameStacks(Sequence):
 
 
 def unstack(episode: Episode, k: int, *, field: str | None = None, stack_pad: str = "zero") -> Episode:
-    """The episode with its stacks of ``k`` frames [T+1, k*C, ...], as a frame-stacking environment gives them, taken apart: the newest
-    frame of each, [T+1, C, ...]. A sampler with ``frame_stack=k`` and this ``stack_pad`` gives the same stacks from a k-th of the bytes.
+    """Reduce stacks of ``k`` frames [T+1, k*C, ...], as a frame-stacking environment returns them, to their newest frames [T+1, C, ...].
 
-    field: the observation's name where there are several. Raises InvalidEpisode where a stack is not the one before moved on by a frame,
-    or the first one is not padded like that: nothing is lost unseen.
+    A sampler with ``frame_stack=k`` and this ``stack_pad`` restores the same stacks, from a k-th of the bytes. field: the name of the
+    observation field, if there are several. Raises InvalidEpisode if a stack is not the one before shifted by a frame, or if the first one
+    has another padding, because data would be lost.
     """
     k, repeat = whole(k, "k", 1, 1 << 16), padding(stack_pad)
-    given = episode.observation if field is None else episode.observation[field]
-    stacks = np.asarray(given)
+    stacks = np.asarray(episode.observation if field is None else episode.observation[field])
     if stacks.ndim < 2 or stacks.shape[1] % k:
-        raise InvalidEpisode(f"observations of shape {stacks.shape} are no stacks of {k} frames")
+        raise InvalidEpisode(f"observations of shape {stacks.shape} are not stacks of {k} frames")
     frames = stacks.reshape(len(stacks), k, stacks.shape[1] // k, *stacks.shape[2:])
     newest = np.ascontiguousarray(frames[:, -1])
     moved = (frames[1:, :-1] == frames[:-1, 1:]).reshape(len(stacks) - 1, -1).all(1)
@@ -88,7 +85,7 @@ def unstack(episode: Episode, k: int, *, field: str | None = None, stack_pad: st
         )
     if not moved.all():
         raise InvalidEpisode(
-            f"the stack of row {int(np.argmin(moved)) + 1} is not the one before moved on by one frame",
+            f"the stack of row {int(np.argmin(moved)) + 1} is not the one before, shifted by one frame",
             hint="was a frame skipped, or an episode joined to the next?",
         )
     return replace(episode, observation=newest if field is None else {**episode.observation, field: newest})

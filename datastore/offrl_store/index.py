@@ -1,4 +1,4 @@
-"""From transition numbers to episodes: which transitions a sampler may draw, and the tables by which the kernels find them."""
+"""The transitions that a sampler may draw, and the tables with which the kernels find the episode of a transition number."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ class Index:
     """The transitions of some episodes, numbered from 0 in the order of the episodes.
 
     Args:
-        episodes: numbers of the episodes, or an EpisodeList (default all); one given twice counts twice.
+        episodes: numbers of the episodes, or an EpisodeList (default all); a repeated one counts twice.
         next_action: leave out the last transition of a truncated episode, which has no next action.
 
-    Attributes: table, guide, shift (see ``_kernels_py.Gatherer``); records: those of the episodes kept; total; oldest: the number of the
-    first of them since the store's beginning. Raises InvalidInput, EmptyStore.
+    Attributes: table, guide, shift (see ``_gather_py.Gatherer``); records: those of the episodes with
+    transitions; total: number of transitions; oldest: the lowest number of these episodes since the store began.
+
+    Raises InvalidInput, EmptyStore.
     """
 
     def __init__(self, store: StoreReader, episodes: Any = None, next_action: bool = False) -> None:
@@ -43,20 +45,20 @@ class Index:
         table[:-1, 1], table[:-1, 2] = records["first_row"][keep], limit
         table[:-1, 3] = np.where(terminated, steps, -steps)[keep]
         self.records, self.table, self.total = records[keep], table, int(table[-1, 0])
-        self._without = records[~keep]  # episodes of which nothing is sampled
-        # Buckets no longer than the mean episode: a look-up searches less than one step on average, whatever the lengths.
+        self._without = records[~keep]  # episodes without a transition to sample
+        # Buckets are not longer than the mean episode, so a look-up searches less than one step on average for any lengths.
         self.shift = max((self.total // len(limit)).bit_length() - 1, 0)
         buckets = np.arange(((self.total - 1) >> self.shift) + 1, dtype=np.int64) << self.shift
         self.guide = (np.searchsorted(table[:-1, 0], buckets, side="right") - 1).astype(np.int32)
 
     def numbers_of(self, rows: Any) -> np.ndarray:
-        """The numbers of the transitions at these rows, int64, in their order. Last steps that ``next_action`` leaves out are passed over.
+        """Return the numbers of the transitions at these rows, int64, in their order, without last steps that ``next_action`` excludes.
 
-        Raises InvalidInput for a row that is not a transition of the episodes, EmptyStore where none is left.
+        Raises InvalidInput for a row that is not a transition of the episodes, EmptyStore if no transition remains.
         """
         rows = np.asarray(rows)
         if rows.ndim != 1 or (rows.size and rows.dtype.kind not in "iu"):
-            raise InvalidInput("rows must be a list of rows, as batch.index and store.episodes.transitions have them")
+            raise InvalidInput("rows must be a list of row numbers, such as batch.index or store.episodes.transitions")
         rows = rows.astype(np.int64)
         episode, t = _find(self.table[:-1, 1], self.records["steps"], rows)
         lost = episode < 0
@@ -73,7 +75,7 @@ class Index:
 
     @property
     def longest(self) -> int:
-        """Transitions of the longest episode."""
+        """Number of transitions of the longest episode."""
         return int(self.table[:-1, 2].max())
 
     @property
@@ -83,7 +85,7 @@ class Index:
 
 
 def _find(first: np.ndarray, steps: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The episode of each row, -1 where it is a step of none, and the time step within it."""
+    """Return the episode of each row (-1 if the row is not a step of any), and the time step in it."""
     order = np.argsort(first, kind="stable")
     episode = order[np.maximum(np.searchsorted(first[order], rows, side="right") - 1, 0)]
     t = rows - first[episode]
@@ -91,7 +93,7 @@ def _find(first: np.ndarray, steps: np.ndarray, rows: np.ndarray) -> tuple[np.nd
 
 
 def episode_numbers(store: StoreReader, episodes: Any) -> np.ndarray:
-    """``episodes`` as int64, each one of the store's. Raises InvalidInput."""
+    """Return ``episodes`` as int64. Raises InvalidInput for a number that is not in the store."""
     other = getattr(episodes, "store", store)
     if other is not store and getattr(other, "path", None) != store.path:
         raise InvalidInput(f"the episodes given are of {getattr(other, 'path', other)}, not of {store.path}")

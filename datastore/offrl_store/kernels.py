@@ -1,6 +1,6 @@
-"""Which kernels are used: the compiled ones, or the NumPy ones where they were not built.
+"""The choice of kernels: the compiled ones, or those in NumPy if the compiled ones were not built.
 
-``OFFRL_STORE_KERNELS=numpy`` in the environment asks for the NumPy ones; it is read whenever a store or a sampler is made.
+``OFFRL_STORE_KERNELS=numpy`` in the environment selects NumPy. It is read whenever a store or a sampler is made.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from offrl_store import _kernels_py
 
 
 def kernels() -> ModuleType:
-    """The module of kernels to use now."""
+    """Return the module of kernels to use now."""
     return _kernels_py if os.environ.get("OFFRL_STORE_KERNELS") == "numpy" else _built()
 
 
-@functools.cache  # so that the warning comes once
+@functools.cache  # warn only once
 def _built() -> ModuleType:
     try:
         from offrl_store import _compiled

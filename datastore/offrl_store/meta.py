@@ -1,6 +1,6 @@
 """Metadata of single episodes: `episodes.meta`, one line of JSON per episode that has any.
 
-A bounded store leaves out the lines of evicted episodes now and then, in a new file that takes the place of the old one.
+Now and then a bounded store removes the lines of evicted episodes: it writes a new file that replaces the old one.
 
 A line is the CRC-32 of what follows in eight hex digits, a space, the episode's number, a space, a JSON object, a line feed. Lines are
 synced before the records of their episodes; lines of episodes that have no record are an unfinished write.
@@ -19,12 +19,12 @@ from offrl_store.disk import sync_folder, write_all
 from offrl_store.errors import InvalidInput, StoreCorrupt
 
 META_FILE, NEW_FILE = "episodes.meta", "episodes.meta.new"
-COMPACT_BYTES = 64 << 10  # a smaller file is left as it is
-ENCODER = json.JSONEncoder(allow_nan=False, separators=(",", ":"))  # json.dumps makes one for each call, which takes longer than encoding
+COMPACT_BYTES = 64 << 10  # a smaller file is never rewritten
+ENCODER = json.JSONEncoder(allow_nan=False, separators=(",", ":"))  # json.dumps makes an encoder per call, which takes longer than encoding
 
 
 def checked(metadata: Mapping[str, Any] | None) -> str | None:
-    """The JSON of one episode's metadata. Raises InvalidInput."""
+    """Encode the metadata of an episode as JSON; None stays None. Raises InvalidInput."""
     if metadata is None:
         return None
     try:
@@ -32,7 +32,7 @@ def checked(metadata: Mapping[str, Any] | None) -> str | None:
     except (TypeError, ValueError) as error:
         raise InvalidInput(f"metadata is not a JSON object: {error}") from error
     except RecursionError:
-        raise InvalidInput("metadata is nested too deeply", hint="JSON of a thousand levels is read by nobody") from None
+        raise InvalidInput("metadata is nested too deeply", hint="give JSON with fewer levels") from None
 
 
 def dump_line(number: int, text: str) -> bytes:
@@ -41,7 +41,7 @@ def dump_line(number: int, text: str) -> bytes:
 
 
 def scan(raw: bytes) -> Iterator[tuple[int, int | None, bytes]]:
-    """End of the line, number and JSON of each; the number is None where the line does not fit its checksum."""
+    """Yield end of the line, episode number and JSON of each line. The number is None if the checksum is wrong."""
     at = 0
     while at < len(raw):
         end = raw.find(b"\n", at) + 1 or len(raw)
@@ -53,7 +53,7 @@ def scan(raw: bytes) -> Iterator[tuple[int, int | None, bytes]]:
 
 
 class MetaReader:
-    """The metadata of a store's episodes, read again once there are more episodes than at the last reading."""
+    """The metadata of a store's episodes. The file is read again when there are more episodes than at the last reading."""
 
     def __init__(self, path: Path) -> None:
         self._file, self._count = path / META_FILE, 0
@@ -61,14 +61,14 @@ class MetaReader:
         self._damaged: list[tuple[int, int, int]] = []  # line, and the numbers of the whole lines around it
 
     def get(self, number: int, count: int) -> dict[str, Any]:
-        """What was given for episode ``number`` of ``count`` committed ones. Raises StoreCorrupt where a damaged line may be its line."""
-        if count > self._count:  # a line of a committed episode never changes; others may be of a write that a crash left unfinished
+        """Return the metadata of episode ``number`` of ``count`` committed ones. Raises StoreCorrupt if a damaged line may be its line."""
+        if count > self._count:  # lines of committed episodes never change; other lines may belong to an unfinished write
             self._read(count)
         if number not in self._lines:
             for line, low, high in self._damaged:
                 if low < number < high:
                     raise StoreCorrupt(
-                        f"{self._file}, line {line} is damaged, which may be that of episode {number}", hint="restore the file from a copy"
+                        f"{self._file}, line {line} is damaged; it may be that of episode {number}", hint="restore the file from a copy"
                     )
         return json.loads(self._lines.get(number, b"{}"))
 
@@ -88,14 +88,14 @@ class MetaReader:
 
 
 class MetaWriter:
-    """Appends lines; what was not followed by a record is cut off."""
+    """Appends lines. Lines whose episode has no record are cut off."""
 
     def __init__(self, path: Path, committed: int) -> None:
         self._file, self._descriptor, self._end = path / META_FILE, -1, 0
         self._waiting: list[tuple[int, str]] = []
-        self._due = COMPACT_BYTES  # the file's size at which it is worth looking for lines to leave out
+        self._compact_at = COMPACT_BYTES  # size of the file from which a search for lines to remove is worth its cost
         self._new, self._new_name = path / NEW_FILE, False
-        self._new.unlink(missing_ok=True)  # of a writer that died
+        self._new.unlink(missing_ok=True)  # left by a writer that died
         if self._file.exists():
             raw = self._file.read_bytes()
             self._end = max((end for end, number, _ in scan(raw) if number is not None and number < committed), default=0)
@@ -108,7 +108,7 @@ class MetaWriter:
             self._waiting.append((number, text))
 
     def write(self) -> int:
-        """Make the waiting lines durable; returns where the file then ends, for ``done``."""
+        """Make the waiting lines durable. Returns the new end of the file, for ``done``."""
         if not self._waiting:
             return self._end
         self._new_name |= not self._file.exists()
@@ -123,8 +123,8 @@ class MetaWriter:
         self._end, self._waiting = end, []
 
     def compact(self, first: int) -> None:
-        """Leave out the lines of episodes before ``first``, once the file is twice as long as after the last time. Raises OSError."""
-        if self._end < self._due:
+        """Remove the lines of episodes before ``first`` if the file has doubled since the last time. Raises OSError."""
+        if self._end < self._compact_at:
             return
         self._open()
         raw = self._file.read_bytes()[: self._end]
@@ -135,20 +135,20 @@ class MetaWriter:
             os.fdatasync(descriptor)
         finally:
             os.close(descriptor)
-        self.close()  # the next write opens the file that has the name then
+        self.close()  # the next write opens the new file
         self._new_name = True
         os.replace(self._new, self._file)
-        self._end, self._due = len(raw), max(COMPACT_BYTES, 2 * len(raw))
+        self._end, self._compact_at = len(raw), max(COMPACT_BYTES, 2 * len(raw))
         self._sync_name()
 
     def _sync_name(self) -> None:
-        """Make the file's name durable where it is new: before a line in it is promised."""
+        """Make the name of a new file durable, before any line in it counts as durable."""
         if self._new_name:
             sync_folder(self._file.parent)
             self._new_name = False
 
     def drop(self) -> None:
-        """Forget the waiting lines, and what of them was written."""
+        """Drop the waiting lines, written or not."""
         self._waiting = []
         if self._descriptor >= 0:
             self._open()
@@ -157,7 +157,7 @@ class MetaWriter:
     def _open(self) -> None:
         if self._descriptor < 0:
             self._descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        self._end = min(self._end, os.fstat(self._descriptor).st_size)  # shorter where a compaction was interrupted after its last step
+        self._end = min(self._end, os.fstat(self._descriptor).st_size)  # shorter if a compaction was interrupted after its last step
 
     def close(self) -> None:
         if self._descriptor >= 0:

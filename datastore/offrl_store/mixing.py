@@ -1,4 +1,4 @@
-"""Batches from several stores at once, each with its share, and the choice of episodes by return, length and end."""
+"""Batches from several stores with fixed shares, and the selection of episodes by return, length and end."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ SCALE = 1 << 53  # shares are drawn as whole numbers below this
 
 
 def mix(stores: Iterable[tuple[StoreReader, float]]) -> Mix:
-    """Several stores as one source of batches: ``mix([(expert, 0.25), (replay, 0.75)]).transitions(256, seed=0)``.
+    """Combine several stores into one source of batches: ``mix([(expert, 0.25), (replay, 0.75)]).transitions(256, seed=0)``.
 
     Args:
-        stores: pairs of a store and its weight, a positive number; weights count relative to their sum. A store may come twice.
+        stores: pairs of a store and its weight, a positive number; weights count relative to their sum. A store may be repeated.
 
-    Raises InvalidInput (no pair, a bad weight, stores of different fields).
+    Raises InvalidInput (no pair, an invalid weight, stores with different fields).
     """
     return Mix(stores)
 
 
 class Mix:
-    """Use ``mix``."""
+    """Several stores with their shares. Made by ``mix``."""
 
     def __init__(self, stores: Iterable[tuple[StoreReader, float]]) -> None:
         try:
@@ -68,7 +68,7 @@ class Mix:
         out: Any = None,
         **options: Any,
     ) -> MixSampler:
-        """A sampler of transitions; options as in ``EpisodeStore.transitions``. See MixSampler."""
+        """Make a sampler of transitions; options as in ``EpisodeStore.transitions``. See MixSampler."""
         return MixSampler(self, TransitionSampler, "transitions", batch_size, seed, exact, replacement, episodes, out, options)
 
     def windows(
@@ -83,20 +83,20 @@ class Mix:
         out: Any = None,
         **options: Any,
     ) -> MixSampler:
-        """A sampler of windows; options as in ``EpisodeStore.windows``. See MixSampler."""
+        """Make a sampler of windows; options as in ``EpisodeStore.windows``. See MixSampler."""
         return MixSampler(
             self, WindowSampler, "windows", batch_size, seed, exact, replacement, episodes, out, {"length": length, **options}
         )
 
 
 class MixSampler:
-    """Batches whose samples come from several stores, those of the first store first; ``batch.dataset`` says which, int64 [B].
+    """Batches from several stores, the samples of the first store first; ``batch.dataset`` int64 [B] is the index of each one's store.
 
-    exact: each batch holds the same number of samples of each store, its share of the batch rounded so that the sum fits (largest
-    remainders); or else each sample draws its store by the shares, and the numbers vary. replacement=False (with exact=True): each store
-    gives its transitions in epochs of its own, every one once before any comes again; where one of its epochs ends within a batch the next
-    begins there. Batch k is a pure function of (the snapshots, seed, k, the arguments). episodes: one list of episode numbers, or None,
-    per store. out: as in the samplers, and "dataset". Iterating gives batches without end.
+    exact: each batch holds the same number of samples of each store: its share of the batch, rounded so that the sum fits (largest
+    remainders). Otherwise each sample draws its store by the shares, and the numbers vary. replacement=False (with exact=True): each store
+    has its own epochs, in which every transition comes once; the next epoch may start within a batch. Batch k is a pure function of (the
+    snapshots, seed, k, the arguments). episodes: for each store a list of episode numbers, or None. out: as in the samplers, and "dataset".
+    Iterating yields batches without end.
     """
 
     def __init__(
@@ -123,18 +123,18 @@ class MixSampler:
         if episodes is not None and (not isinstance(episodes, Sequence) or len(episodes) != len(mixed.stores)):
             raise InvalidInput(f"episodes must be a list of {len(mixed.stores)}: the episode numbers, or None, of each store")
         self._counts = self._rounded() if self.exact else [0] * len(mixed.stores)
-        given = dict(out) if isinstance(out, dict) else out
-        own = Outputs({"dataset": given.pop("dataset")} if isinstance(given, dict) and "dataset" in given else None)
+        arrays = dict(out) if isinstance(out, dict) else out
+        own = Outputs({"dataset": arrays.pop("dataset")} if isinstance(arrays, dict) and "dataset" in arrays else None)
         self._dataset = own.take("dataset", None, (self.batch_size,), "i8")
         self._samplers: list[TransitionSampler | WindowSampler] = []
-        for place, store in enumerate(mixed.stores):  # all write into the arrays of the first
+        for place, store in enumerate(mixed.stores):  # all samplers write into the arrays of the first one
             try:
                 sampler = kind(
                     store,
                     batch_size=batch_size,
                     seed=seed,
                     episodes=None if episodes is None else episodes[place],
-                    out=given,
+                    out=arrays,
                     stream=stream_id(f"{name}/{place}"),
                     **options,
                 )
@@ -142,7 +142,7 @@ class MixSampler:
                 raise InvalidInput(f"the {name} of a mix take other options: {error}") from error
             if not self._samplers:
                 batch = sampler._batch
-                given = {
+                arrays = {
                     name: value for name in type(batch).__dataclass_fields__ if (value := getattr(batch, name)) is not None and len(value)
                 }
             self._samplers.append(sampler)
@@ -154,15 +154,15 @@ class MixSampler:
         self._name_datasets()
 
     def _rounded(self) -> list[int]:
-        due = [share * self.batch_size for share in self.shares]
-        counts = [math.floor(value + 1e-9) for value in due]
-        order = sorted(range(len(due)), key=lambda place: (counts[place] - due[place], place))
+        samples = [share * self.batch_size for share in self.shares]
+        counts = [math.floor(value + 1e-9) for value in samples]
+        order = sorted(range(len(samples)), key=lambda place: (counts[place] - samples[place], place))
         for place in order[: self.batch_size - sum(counts)]:
             counts[place] += 1
         if 0 in counts:
             place = counts.index(0)
             raise InvalidInput(
-                f"store {place} would get {due[place]:.3g} of the {self.batch_size} samples of a batch, that is none",
+                f"store {place} would get {samples[place]:.3g} of the {self.batch_size} samples of a batch, which rounds to 0",
                 hint="take a larger batch_size, or exact=False",
             )
         return counts
@@ -175,20 +175,20 @@ class MixSampler:
 
     @property
     def counts(self) -> tuple[int, ...]:
-        """Samples of each store in the last batch (in all batches, if exact)."""
+        """Number of samples of each store in the last batch (in every batch, if exact)."""
         return tuple(self._counts)
 
     @property
     def step(self) -> int:
-        """Number of the batch that ``sample`` gives next."""
+        """Number of the batch that ``sample`` returns next."""
         return self._step
 
     def seek(self, step: int) -> None:
-        """Go to batch ``step``: the next ``sample`` gives it."""
+        """Go to batch ``step``: the next ``sample`` returns it."""
         self._step = whole(step, "step", 0, (1 << 64) - 1)
 
     def sample(self) -> Any:
-        """The next batch. It is the same object every time, with new values in its arrays."""
+        """Return the next batch. It is the same object every time, with new values in its arrays."""
         if not self.exact:
             kernels().draw(self.seed, self._step, STREAM, SCALE, self._draws)
             before = 0
@@ -209,7 +209,7 @@ class MixSampler:
         return self._batch
 
     def _go_on(self, sampler: Sampler, order: int, start: int, count: int) -> None:
-        """The next ``count`` transitions of a store's epochs, which follow from the number of the batch alone."""
+        """Gather the next ``count`` transitions of a store's epochs; they follow from the number of the batch alone."""
         epoch, place = divmod(self._step * count, sampler.transition_count)
         while count:
             some = min(count, sampler.transition_count - place)
@@ -231,11 +231,11 @@ def select(
     terminated: bool | None = None,
     top_fraction: float | None = None,
 ) -> np.ndarray:
-    """Numbers of the episodes that meet every condition given, ascending, int64: to be used as ``episodes=``.
+    """Return the numbers of the episodes that meet every condition, ascending, int64, for use as ``episodes=``.
 
-    min_return, max_return: of the undiscounted return, inclusive. min_steps, max_steps: of T, inclusive. terminated: True or False for
-    one end only. top_fraction: of the episodes left by the others, the best ones by return, at least one, above 0 up to 1 (of equal
-    returns the first). Raises InvalidInput.
+    min_return, max_return: bounds of the undiscounted return, inclusive. min_steps, max_steps: bounds of T, inclusive. terminated: True or
+    False selects one kind of end. top_fraction: above 0 and at most 1, keeps this share of the remaining episodes, the best by return (of
+    equal returns the first), at least one. Raises InvalidInput.
     """
     records = store.episode_table
     keep = np.ones(len(records), bool)
@@ -251,7 +251,7 @@ def select(
     if top_fraction is not None:
         fraction = number(top_fraction, "top_fraction", 0.0, 1.0)
         if fraction == 0.0:
-            raise InvalidInput("top_fraction 0 leaves no episode", hint="it is above 0 up to 1")
+            raise InvalidInput("top_fraction 0 leaves no episode", hint="give a number above 0 and at most 1")
         count = math.ceil(fraction * len(numbers) - 1e-9)
         numbers = np.sort(numbers[np.argsort(-records["return"][numbers], kind="stable")[:count]])
     return numbers

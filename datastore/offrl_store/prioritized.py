@@ -1,4 +1,4 @@
-"""The prioritized sampler: transitions drawn in proportion to their priorities, which training sets."""
+"""The prioritized sampler: draws transitions in proportion to priorities that training updates."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from offrl_store._kernels_py import tree_levels
+from offrl_store._priorities_py import tree_levels
 from offrl_store.arguments import Outputs, allocate, flag, number, whole
 from offrl_store.errors import InvalidInput
 from offrl_store.index import Index, episode_numbers
@@ -19,20 +19,21 @@ from offrl_store.sampler import Batch, TransitionSampler
 
 STREAM = stream_id("prioritized")
 STATE = ("priorities", "max_priority", "beta", "step", "seed", "alpha", "eps", "first_row", "end_row")
-HIGHEST = 1e20  # of priorities: their powers stay far from overflow
+HIGHEST = 1e20  # largest priority: its powers stay far from overflow
 
 
 class PrioritizedSampler(TransitionSampler):
-    """Transitions in proportion to (priority + eps)^alpha, one from each of B equal shares of their sum (Schaul et al. 2016, "Prioritized
-    experience replay").
+    """Draws transitions in proportion to (priority + eps)^alpha, one from each of B equal shares of their sum.
 
-    The batch has ``weight``, (N P)^-beta divided by the largest of the batch. ``update(batch.index, priorities)`` sets the priorities of a
-    batch; transitions never updated have the highest priority that any had so far (1 at first). What batch k holds depends on the updates
-    before: a checkpoint keeps ``state_dict()``.
+    The batch has ``weight``, (N P)^-beta divided by the largest weight of the batch. ``update(batch.index, priorities)`` sets the
+    priorities of a batch; a transition without an update has the highest priority of any so far (1 at first). Batch k depends on the
+    updates before it, so a checkpoint keeps ``state_dict()``.
 
-    alpha, beta: from 0 (uniform, no correction) up; ``beta`` may be set between batches. eps: keeps every transition possible, above 0.
-    episodes: as a set, in the order of the store; without it, ``refresh`` takes in the episodes that the store has got since.
-    Other arguments, ``out`` (with "weight"), errors: see TransitionSampler.
+    alpha, beta: at least 0 (0: uniform, no correction); ``beta`` may be set between batches. eps: above 0, so that every transition can be
+    drawn. episodes: a set, sampled in the order of the store; without it, ``refresh`` adds the episodes that the store has received since.
+    Other arguments, ``out`` (with "weight") and errors: see TransitionSampler.
+
+    Source: Schaul et al. 2016, "Prioritized experience replay".
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class PrioritizedSampler(TransitionSampler):
         self._plant(np.full(index.total, self._raised(self._max_priority)))
 
     def _plant(self, leaves: np.ndarray) -> None:
-        """Make the tree of these priorities, raised already, float64 [N]."""
+        """Make the tree of priorities that are already raised to alpha, float64 [N]."""
         self._nodes = np.zeros(sum(tree_levels(len(leaves))))
         self._nodes[: len(leaves)] = leaves
         self._tree = kernels().SumTree(self._nodes, len(leaves))
@@ -83,7 +84,7 @@ class PrioritizedSampler(TransitionSampler):
 
     @property
     def beta(self) -> float:
-        """Exponent of the importance weights; to be annealed to 1."""
+        """Exponent of the importance weights; usually annealed to 1."""
         return self._beta
 
     @beta.setter
@@ -92,18 +93,18 @@ class PrioritizedSampler(TransitionSampler):
 
     @property
     def max_priority(self) -> float:
-        """The highest priority so far, which new transitions get."""
+        """The highest priority so far; new transitions get it."""
         return self._max_priority
 
     @property
     def priorities(self) -> np.ndarray:
-        """(priority + eps)^alpha of each transition, by its number, float64 [N]: read-only, of this moment."""
+        """(priority + eps)^alpha of each transition by its number, float64 [N], read-only; a later update changes the array."""
         leaves = self._nodes[: self.transition_count]
         leaves.setflags(write=False)
         return leaves
 
     def sample(self) -> Batch:
-        """The next batch. It is the same object every time, with new values in its arrays."""
+        """Return the next batch. It is the same object every time, with new values in its arrays."""
         self._tree.sample(self.seed, self._step, STREAM, self._beta, self._numbers, self._weight)
         self._kernel.gather(self._numbers)
         self._check()
@@ -111,7 +112,7 @@ class PrioritizedSampler(TransitionSampler):
         return self._batch
 
     def gather(self, numbers: np.ndarray) -> Batch:
-        """As in TransitionSampler; the weights are of these transitions."""
+        """Return the batch of these transitions, as TransitionSampler does, with their weights."""
         batch = super().gather(numbers)
         self._numbers[:], self._drawn = numbers, True
         drawn = self._nodes[self._numbers]
@@ -119,18 +120,20 @@ class PrioritizedSampler(TransitionSampler):
         return batch
 
     def update(self, index: Any, priorities: Any, *, numbers: bool = False) -> None:
-        """Set the priorities (absolute TD errors, say) of transitions; of one given twice the last counts.
+        """Set the priorities of transitions, such as absolute TD errors. The last value of a repeated transition counts.
 
         Args:
             index: rows, as in ``batch.index``, int64 [n].
-            priorities: [n], from 0 to 1e20. Nothing is changed where InvalidInput is raised.
-            numbers: ``index`` holds numbers of transitions, as ``gather`` takes them, instead of rows.
+            priorities: [n], from 0 to 1e20.
+            numbers: ``index`` holds numbers of transitions, as in ``gather``, instead of rows.
+
+        Raises InvalidInput; nothing is changed then.
         """
         index = np.asarray(index)
         try:
             values = np.ascontiguousarray(priorities, np.float64)
         except (TypeError, ValueError) as error:
-            raise InvalidInput(f"priorities are no numbers: {error}") from error
+            raise InvalidInput(f"priorities are not numbers: {error}") from error
         if index.ndim != 1 or (index.size and index.dtype.kind not in "iu") or values.shape != index.shape:
             raise InvalidInput(
                 f"index and priorities have shapes {list(index.shape)} and {list(values.shape)}; expected whole numbers [n] "
@@ -142,29 +145,29 @@ class PrioritizedSampler(TransitionSampler):
             bad = values[~((values >= 0) & (values <= HIGHEST))][0]
             raise InvalidInput(f"priority {bad} is not a number from 0 to {HIGHEST:g}")
         if not flag(numbers, "numbers") and self._drawn and np.array_equal(index, self._batch.index):
-            index = self._numbers  # those of the last batch are known
+            index = self._numbers  # the last batch: its numbers are known
         else:
             index = self._numbered(np.ascontiguousarray(index, np.int64), numbers)
         self._max_priority = max(self._max_priority, self._tree.update(index, values, self._alpha, self._eps))
 
     def _numbered(self, index: np.ndarray, numbers: bool) -> np.ndarray:
-        table, label, given = self._index.table, "transition number" if numbers else "row", index
+        table, label, original = self._index.table, "transition number" if numbers else "row", index
         if not numbers:
-            episode = np.maximum(np.searchsorted(table[:-1, 1], given, side="right") - 1, 0)
-            t = given - table[episode, 1]
+            episode = np.maximum(np.searchsorted(table[:-1, 1], index, side="right") - 1, 0)
+            t = index - table[episode, 1]
             index = np.where((t >= 0) & (t < table[episode, 2]), table[episode, 0] + t, -1)
         wrong = (index < 0) | (index >= self.transition_count)
         if wrong.any():
-            raise InvalidInput(f"{label} {given[wrong][0]} is none of the transitions sampled from", hint="give batch.index")
+            raise InvalidInput(f"{label} {original[wrong][0]} is not a transition of this sampler", hint="give batch.index")
         return index
 
     # --- Growing, saving -----------------------------------------------------------------------------------------------------------
 
     def refresh(self) -> int:
-        """Take in what the store (``store.refresh()``) has got since and forget what it has dropped; returns how many transitions came.
+        """Add the transitions that the store has received and drop those that it has evicted. Returns the number of new transitions.
 
-        New ones get the highest priority so far. Batches are new objects from here on, in the same arrays (stacked pixels: in new ones).
-        Nothing happens where ``episodes`` was given.
+        Call ``store.refresh()`` first. New transitions get the highest priority so far. The batch becomes a new object in the same arrays
+        (stacked pixels: in new arrays). A sampler with ``episodes`` does not change.
         """
         if self._episodes is not None:
             return 0
@@ -182,14 +185,14 @@ class PrioritizedSampler(TransitionSampler):
         return index.total - len(leaves)
 
     def _reuse(self, index: Index, batch: Batch) -> None:
-        """Build the kernel for other episodes into the arrays of the batch."""
-        given = {name: value for name in Batch.__dataclass_fields__ if (value := getattr(batch, name)) is not None and len(value)}
-        if isinstance(given["observation"], np.ndarray) and np.shares_memory(given["observation"], given["next_observation"]):
-            del given["observation"], given["next_observation"]  # two views of one block
-        self._build(self._store, index, Outputs(given))
+        """Build the kernel for other episodes, with the arrays of the batch."""
+        arrays = {name: value for name in Batch.__dataclass_fields__ if (value := getattr(batch, name)) is not None and len(value)}
+        if isinstance(arrays["observation"], np.ndarray) and np.shares_memory(arrays["observation"], arrays["next_observation"]):
+            del arrays["observation"], arrays["next_observation"]  # two views of one block
+        self._build(self._store, index, Outputs(arrays))
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the next batches follow from beside the arguments: numbers, and one array of a float64 per transition (a copy)."""
+        """Return the state that, with the arguments, determines the next batches: numbers, and a float64 per transition (a copy)."""
         return {
             "priorities": self.priorities.copy(),
             "max_priority": self._max_priority,
@@ -202,12 +205,12 @@ class PrioritizedSampler(TransitionSampler):
         }
 
     def _span(self) -> dict[str, int]:
-        """The first row of the first episode, and the row behind the last one."""
+        """Return the first row of the first episode, and the row after the last episode."""
         table = self._index.table
         return {"first_row": int(table[0, 1]), "end_row": int(table[-2, 1] + abs(table[-2, 3])) + 1}
 
     def _surviving(self, state: Mapping[str, Any]) -> np.ndarray:
-        """The state's priorities of the transitions that this sampler has, which are its first ones. Raises InvalidInput."""
+        """Return the state's priorities of this sampler's transitions, which are its first ones. Raises InvalidInput."""
         leaves, own = np.asarray(state["priorities"], np.float64), self._span()
         first, end = (whole(state[name], name, 0, (1 << 63) - 1) for name in ("first_row", "end_row"))
         evicted = self._episodes is None and self._store.limit and first < own["first_row"]
@@ -216,19 +219,19 @@ class PrioritizedSampler(TransitionSampler):
                 f"the state has first_row {first}, this sampler {own['first_row']}", hint="make the sampler with the same arguments"
             )
         table = self._index.table
-        kept = int(table[np.searchsorted(table[:-1, 1], end), 0])  # of the episodes that the state knows
-        if leaves.ndim != 1 or (len(leaves) <= kept if evicted and kept else not evicted and len(leaves) != kept):
+        shared = int(table[np.searchsorted(table[:-1, 1], end), 0])  # transitions of the episodes in the state
+        if leaves.ndim != 1 or (len(leaves) <= shared if evicted and shared else not evicted and len(leaves) != shared):
             raise InvalidInput(
-                f"the state is of {leaves.size} transitions, the sampler has {kept} of them",
+                f"the state has {leaves.size} transitions, and the sampler {shared} of them",
                 hint="make the sampler with the same arguments",
             )
-        return leaves[len(leaves) - kept :]
+        return leaves[len(leaves) - shared :]
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from a ``state_dict``. Transitions that came since get the highest priority; those that a bounded store has dropped since
-        are forgotten (where the sampler was made with ``episodes``, they must all be there).
+        """Continue from a ``state_dict``.
 
-        Raises InvalidInput, and changes nothing then.
+        Transitions that are new since then get the highest priority; those that a bounded store has evicted are dropped. A sampler with
+        ``episodes`` needs all of them. Raises InvalidInput; nothing is changed then.
         """
         missing = [name for name in STATE if name not in state]
         if missing:

@@ -1,4 +1,4 @@
-"""StoreReader: the memory-mapped columns of a store and the log of its episodes, as one reader sees them; `Snapshot` names such a view."""
+"""StoreReader: the memory-mapped columns of a store and its log of episodes, as one reader sees them. `Snapshot` identifies such a view."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ from offrl_store.schema import Column, Episode, Schema
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A moment of a store: its first episode, how many there were, and the hash chain over their records. ``str`` and ``parse`` invert."""
+    """A state of a store: its first episode, its number of episodes, and the hash chain over their records.
+
+    ``parse`` inverts ``str``.
+    """
 
     first: int
     count: int
@@ -43,9 +46,9 @@ class Snapshot:
 
 
 class StoreReader:
-    """What samplers, lists and the writer need of a store: its path, schema, log, columns and episodes. `EpisodeStore` adds the rest.
+    """The part of a store that samplers, lists and the writer use: path, schema, log, columns and episodes. `EpisodeStore` adds the rest.
 
-    Opening costs the episodes, never the rows. A reader sees the episodes of its last ``refresh``.
+    The cost of opening grows with the episodes, not with the rows. A reader sees the episodes of its last ``refresh``.
     """
 
     def __init__(self, path: Path, schema: Schema, pinned: Snapshot | None, limit: Mapping[str, int] | None = None) -> None:
@@ -59,9 +62,9 @@ class StoreReader:
     # --- Reading the log --------------------------------------------------------------------------------------------------
 
     def refresh(self) -> int:
-        """Take in what was committed since; returns how many episodes came (0 for a store opened at a snapshot).
+        """Read the newly committed episodes. Returns their number (0 for a store that was opened at a snapshot).
 
-        A bounded store may have lost its oldest episodes as well: ``first`` says how many. Raises StoreCorrupt, and SnapshotEvicted where
+        A bounded store may also have evicted its oldest episodes; ``first`` is their number. Raises StoreCorrupt, and SnapshotEvicted if
         episodes of the snapshot are gone.
         """
         if self._pinned is not None:
@@ -72,7 +75,7 @@ class StoreReader:
         return self._log.count - before.count
 
     def _read(self, known: layout.Log | None) -> layout.Log:
-        """The log as it is now, ``known`` being what was read of it before; maps the columns to fit it."""
+        """Read the log, continuing from ``known``, and map the columns to fit it."""
         file = self.path / layout.LOG_FILE
         try:
             descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
@@ -90,7 +93,7 @@ class StoreReader:
             checkable = pin.count == 0 or log.base < pin.count <= log.count
             if pin.count > log.count or first > pin.count or (checkable and log.chain(pin.count).hex() != pin.chain):
                 raise StoreCorrupt(
-                    f"snapshot {pin} is not of the store at {self.path}, which holds {log.count} episodes",
+                    f"snapshot {pin} does not belong to the store at {self.path}, which holds {log.count} episodes",
                     hint="the dataset was replaced since; submit the job again to use the new one",
                 )
             if first < log.first:
@@ -109,14 +112,14 @@ class StoreReader:
 
     @property
     def first(self) -> int:
-        """How many episodes came before the oldest one that this reader sees: 0 but in a bounded store."""
+        """Number of episodes before the oldest one that this reader sees; 0 except in a bounded store."""
         return self._first
 
     def check_alive(self, first: int | None = None) -> None:
-        """Raise SnapshotEvicted if the episode numbered ``first`` since the store began (default: the oldest this reader sees) is gone.
+        """Raise SnapshotEvicted if episode ``first``, counted from the store's beginning, is gone (default: the oldest this reader sees).
 
-        To be called after rows were read: what was read before is right if this returns. Free of cost in a store without a limit, one
-        read of 64 bytes otherwise. A sampler gives the ``first`` of when it was made.
+        Call it after reading rows: if it returns, the rows were valid. It costs nothing in a store without a limit, otherwise one read of
+        64 bytes. A sampler passes the ``first`` of the time when it was made.
         """
         if self.limit:
             if self._guard is None:
@@ -145,7 +148,7 @@ class StoreReader:
             )
 
     def _map(self, column: Column, rows: int) -> np.ndarray:
-        """The first ``rows`` rows of a column as a read-only array over a memory map."""
+        """Return the first ``rows`` rows of a column as a read-only array over a memory map."""
         file, field = layout.column_path(self.path, column.name), column.field
         self._check_size(file, column, rows)
         if rows == 0:
@@ -168,9 +171,10 @@ class StoreReader:
         return self._log.since(self._first)
 
     def column(self, name: str) -> np.ndarray:
-        """All rows of a column, read-only: "observation", "observation.camera", "action", "reward", "extra.NAME". Raises InvalidInput.
+        """Return all rows of a column, read-only: "observation", "observation.camera", "action", "reward", "extra.NAME". Raises
+        InvalidInput.
 
-        The rows first_row .. first_row + steps of an episode are its own; the last holds the final observation and zeros elsewhere.
+        An episode has the rows first_row .. first_row + steps. The last one holds the final observation, and zeros in other columns.
         """
         try:
             return self._columns[name]
@@ -188,7 +192,7 @@ class StoreReader:
 
     @property
     def transition_count(self) -> int:
-        """What can be sampled: every step but the last of a truncated episode whose final observation is missing."""
+        """Number of transitions that can be sampled: all steps except the last of a truncated episode without its final observation."""
         return self.step_count - int(np.count_nonzero(self.episode_table["flags"] == layout.FINAL_MISSING))
 
     @property
@@ -203,33 +207,33 @@ class StoreReader:
         return np.ascontiguousarray(self.episode_table["return"])
 
     def snapshot(self) -> Snapshot:
-        """What this reader sees now, to be opened again with ``open(path, snapshot)``."""
+        """Return what this reader sees now, for ``open(path, snapshot)``."""
         return Snapshot(self._first, self._log.count, self._log.chain(self._log.count).hex())
 
     def episode_metadata(self, number: int) -> dict[str, Any]:
-        """What was given as the metadata of episode ``number`` (from 0, as in ``episodes``) when it was written; {} without any.
+        """Return the metadata of episode ``number`` (from 0, as in ``episodes``); {} if it was written without any.
 
-        Raises SnapshotEvicted, and StoreCorrupt where its line may be a damaged one.
+        Raises SnapshotEvicted, and StoreCorrupt if its line may be damaged.
         """
         if not 0 <= number < len(self):
             raise InvalidInput(f"episode {number} is not in the store, which has {len(self)}")
         if self._meta is None:
             self._meta = MetaReader(self.path)
-        found = self._meta.get(self._first + number, self._log.count)
-        self.check_alive(self._first + number)  # else its line may be gone
-        return found
+        metadata = self._meta.get(self._first + number, self._log.count)
+        self.check_alive(self._first + number)  # if the episode was evicted, its line may be gone too
+        return metadata
 
     _meta: MetaReader | None = None
 
     def read_episode(self, number: int) -> Episode:
-        """Episode ``number`` (from 0) as read-only views of the maps (copies in a bounded store). Raises SnapshotEvicted."""
+        """Return episode ``number`` (from 0) as read-only views of the maps (copies in a bounded store). Raises SnapshotEvicted."""
         record = self.episode_table[number]
         first, steps, flags = int(record["first_row"]), int(record["steps"]), int(record["flags"])
         rows = {"observation": steps if flags & layout.FINAL_MISSING else steps + 1}
 
         def part(role: str) -> Any:
             values = {c.key: self._columns[c.name][first : first + rows.get(role, steps)] for c in self.schema.columns if c.role == role}
-            if self.limit:  # the rows may be gone when the caller looks at them
+            if self.limit:  # the rows may be evicted while the caller uses them
                 values = {key: array.copy() for key, array in values.items()}
             return values.get(None, values)
 

@@ -1,4 +1,4 @@
-"""Returns to the end of the episode, cached per snapshot in a sixteenth of the rows, and lambda returns over windows."""
+"""Returns to the end of the episode, cached per snapshot for every 16th row, and lambda returns over windows."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from offrl_store.reader import StoreReader
 
 
 def returns_of(reward: np.ndarray, records: np.ndarray, gamma: float) -> Any:
-    """The kernel's ``Returns`` over the rewards of these episodes: one pass over their rewards, half a byte kept per row.
+    """Make the kernel's ``Returns`` of these episodes: one pass over their rewards, half a byte of memory per row.
 
-    Summing up while sampling would read to the end of the episode at each transition (500 rewards of 1,000 on average: half a
-    microsecond each); a full column of returns would be as large as the rewards, and 256 look-ups in it miss the processor's caches. A sum
-    for every 16th row fits them, and the rewards between are beside the one that is read anyway.
+    A sum at sampling time would read to the end of the episode for each transition (500 of 1,000 rewards on average: half a microsecond).
+    A full column of returns would be as large as the rewards, and 256 look-ups in it would miss the processor's caches. A sum for every
+    16th row fits the caches, and the rewards between two sums are adjacent to the one that is read anyway.
     """
     spans = np.stack([records["first_row"], records["steps"]], axis=1).astype(np.int64)
     base = int(spans[:, 0].min()) >> 4
@@ -26,7 +26,7 @@ def returns_of(reward: np.ndarray, records: np.ndarray, gamma: float) -> Any:
 
 
 def last_reward(reward: np.ndarray, records: np.ndarray, step_reward: float) -> np.ndarray:
-    """int64 [E]: the time step of the last reward of each episode that is not ``step_reward``, -1 where all are."""
+    """Return int64 [E]: the time step of the last reward of each episode that differs from ``step_reward``, or -1 without one."""
     last = np.full(len(records), -1, np.int64)
     for e, (first, steps) in enumerate(zip(records["first_row"].tolist(), records["steps"].tolist(), strict=True)):
         other = reward[first : first + steps] != step_reward
@@ -35,27 +35,28 @@ def last_reward(reward: np.ndarray, records: np.ndarray, step_reward: float) -> 
     return last
 
 
-def rewards(store: StoreReader, given: Any) -> np.ndarray:
-    """The column of rewards to sample from: the store's, or ``given`` ones in their place. Raises InvalidInput."""
+def rewards(store: StoreReader, replacement: Any) -> np.ndarray:
+    """Return the column of rewards to sample from: the store's, or its ``replacement`` if not None. Raises InvalidInput."""
     own = store.column("reward")
-    if given is None:
+    if replacement is None:
         return own
-    if not isinstance(given, np.ndarray) or given.shape != own.shape or given.dtype.name not in ("float32", "float64"):
-        form = f"{given.dtype} {list(given.shape)}" if isinstance(given, np.ndarray) else type(given).__name__
+    array = isinstance(replacement, np.ndarray)
+    if not array or replacement.shape != own.shape or replacement.dtype.name not in ("float32", "float64"):
+        form = f"{replacement.dtype} {list(replacement.shape)}" if array else type(replacement).__name__
         raise InvalidInput(
             f"reward is {form}, expected one float32 or float64 number for each of the {len(own)} rows of the store",
             hint='make it from store.column("reward")',
         )
-    return np.ascontiguousarray(given)
+    return np.ascontiguousarray(replacement)
 
 
 def lambda_returns(reward: Any, next_value: Any, discount: Any, decay: float, out: np.ndarray | None = None) -> np.ndarray:
-    """Lambda returns (Sutton 1988) of windows: G_t = r_t + d_t ((1 - decay) v_t + decay G_{t+1}), and G = v after the last step.
+    """Compute lambda returns (Sutton 1988) of windows: G_t = r_t + d_t ((1 - decay) v_t + decay G_{t+1}), and G = v after the last step.
 
     Args:
         reward: [B, L], or [L] for one window.
         next_value: like reward; v_t, the value of the state after step t.
-        discount: like reward; gamma, 0 where the step ends the task. A step of discount 0 keeps later ones out.
+        discount: like reward; gamma, or 0 if the step ends the task. Steps after a discount of 0 do not count.
         decay: lambda, from 0 (one step) to 1 (Monte Carlo, with the last value at the end).
         out: float32 array to fill; a new one by default.
 

@@ -1,6 +1,6 @@
 """Random numbers as a pure function of (seed, step, stream): Philox4x32-10, the same on every machine and in both kernels.
 
-A stream is a uint32 that keeps users of one seed apart (batches, one noise from another): ``stream_id("target_noise")``.
+A stream is a uint32 that separates the uses of one seed (batches, each kind of noise): ``stream_id("target_noise")``.
 """
 
 from __future__ import annotations
@@ -14,40 +14,40 @@ from offrl_store.kernels import kernels
 
 
 def stream_id(name: str) -> int:
-    """The stream of a name: its CRC-32."""
+    """Return the stream of a name: its CRC-32."""
     return zlib.crc32(name.encode())
 
 
 def philox4x32(seed: int, step: int, stream: int, blocks: int, first: int = 0) -> np.ndarray:
-    """Blocks first .. first+blocks-1 of the stream at that step: uint32 [blocks, 4]. Seed and step are below 2^64."""
+    """Return blocks first .. first+blocks-1 of the stream at a step: uint32 [blocks, 4]. Seed and step are below 2^64."""
     out = np.empty((blocks, 4), np.uint32)
     kernels().philox4x32(_word(seed, "seed"), _word(step, "step"), _word(stream, "stream", 32), _word(first, "first", 32), out)
     return out
 
 
 def uniform(seed: int, step: int, stream: int, out: np.ndarray) -> np.ndarray:
-    """Fill ``out`` (float32, contiguous, any shape) with numbers in [0, 1); returns it."""
+    """Fill ``out`` (float32, contiguous, any shape) with numbers in [0, 1). Returns it."""
     kernels().uniform(_word(seed, "seed"), _word(step, "step"), _word(stream, "stream", 32), _flat(out))
     return out
 
 
 def normal(seed: int, step: int, stream: int, out: np.ndarray) -> np.ndarray:
-    """Fill ``out`` (float32, contiguous, any shape) with standard normal numbers; returns it."""
+    """Fill ``out`` (float32, contiguous, any shape) with standard normal numbers. Returns it."""
     kernels().normal(_word(seed, "seed"), _word(step, "step"), _word(stream, "stream", 32), _flat(out))
     return out
 
 
 def integers(seed: int, step: int, stream: int, total: int, count: int) -> np.ndarray:
-    """``count`` whole numbers below ``total``, int64 [count]; what a sampler draws as its transitions."""
+    """Return ``count`` whole numbers below ``total``, int64 [count], drawn as a sampler draws transitions."""
     out = np.empty(count, np.int64)
     kernels().draw(_word(seed, "seed"), _word(step, "step"), _word(stream, "stream", 32), _word(total, "total", 63), out)
     return out
 
 
 def permutation(seed: int, step: int, stream: int, total: int, count: int, first: int = 0) -> np.ndarray:
-    """Elements first .. first+count-1 of an order of 0 .. total-1 that (seed, step, stream) choose, int64 [count]; no table is made."""
+    """Return elements first .. first+count-1 of the permutation of 0 .. total-1 that (seed, step, stream) choose, int64 [count]."""
     if not 1 <= total < 1 << 62 or not 0 <= first <= first + count <= total:
-        raise InvalidInput(f"elements {first} to {first + count} of {total} cannot be had", hint="total is from 1 to 2^62 - 1")
+        raise InvalidInput(f"elements {first} to {first + count - 1} of {total} do not exist", hint="total is from 1 to 2^62 - 1")
     out = np.empty(count, np.int64)
     kernels().permute(_word(seed, "seed"), _word(step, "step"), _word(stream, "stream", 32), total, first, out)
     return out

@@ -1,7 +1,7 @@
-"""The column files of a writer: rows are checked, summed up and gathered in one pass, and written in large pieces.
+"""The column files of a writer: rows are checked, checksummed and gathered in one pass, and written in large pieces.
 
-Pieces of some megabytes cost the page cache half as much as an episode at a time (1 M rows of 96 bytes: 16 against 32 ms), and syncing them
-later too (25 against 39 ms). Where the system can, the disk is set to work on them before the sync asks for it.
+Pieces of some megabytes cost half as much as single episodes, in the page cache (1 M rows of 96 bytes: 16 instead of 32 ms) and in the
+later sync (25 instead of 39 ms). On Linux the disk starts to write them before the sync.
 """
 
 from __future__ import annotations
@@ -19,13 +19,15 @@ from offrl_store.kernels import kernels
 from offrl_store.schema import Column, Schema
 from offrl_store.validate import CheckedEpisode, check_values
 
-GROUP_BYTES = 4 << 20  # rows gathered before they are written, all columns together
-START_BYTES = 16 << 20  # rows written before the disk is set to work on them
+GROUP_BYTES = 4 << 20  # size of the rows that are gathered before a write, all columns together
+START_BYTES = 16 << 20  # size of the written rows at which the disk starts to write them
 
 
 class ColumnFiles:
-    """The columns of a store as its writer has them. Rows below ``written`` are in the files, the others up to the writer's first free row
-    in memory. The writer says at each call which row that is: an interrupt between two of its statements leaves nothing half known.
+    """The columns of a store as its writer sees them.
+
+    Rows below ``written`` are in the files; the others, up to the writer's first free row, are in memory. The writer passes that row in
+    each call, so that an interrupt between two of its statements leaves no inconsistent state.
     """
 
     def __init__(self, path: Path, schema: Schema) -> None:
@@ -36,7 +38,7 @@ class ColumnFiles:
         self._capacity = max(1, GROUP_BYTES // schema.row_bytes)
         self._buffers: list[np.ndarray] = []
         self._kernel: Any = None
-        self._started = 0  # rows that the disk was set to work on
+        self._started = 0  # rows that the disk has started to write
         self.descriptors: list[int] = []
         try:
             for file in self._files:
@@ -46,16 +48,16 @@ class ColumnFiles:
             raise
 
     def check_sizes(self, rows: int) -> None:
-        """Raise StoreCorrupt where a file has fewer than ``rows`` rows."""
+        """Raise StoreCorrupt if a file has fewer than ``rows`` rows."""
         for width, file, descriptor in zip(self._widths, self._files, self.descriptors, strict=True):
             size = os.fstat(descriptor).st_size
             if size < rows * width:
                 raise StoreCorrupt(f"{file} is cut: {size} bytes, {rows * width} are needed", hint="restore the store from a copy")
 
     def put(self, checked: CheckedEpisode, row: int, where: str) -> int:
-        """Take an episode's rows, which go to row number ``row``, the first free one; returns their checksum.
+        """Take the rows of an episode, to be stored at ``row``, the first free one. Returns their checksum.
 
-        Raises InvalidEpisode, naming ``where``, for a value that must not be stored; OSError where rows could not be written.
+        Raises InvalidEpisode, with the name ``where``, for a value that must not be stored; OSError if rows could not be written.
         """
         if self._kernel is None:
             self._allocate()
@@ -65,7 +67,7 @@ class ColumnFiles:
             self.flush(row)
         at = -1 if direct else row - self.written
         checksum = self._kernel.take(checked.arrays, rows, at, True)
-        if checksum < 0:  # find the reason; without one, each number is within the bounds of its own place
+        if checksum < 0:  # find the bad value; there is none if each number is within the bounds of its own dimension
             for column, array in zip(self._columns, checked.arrays, strict=True):
                 check_values(array, column, where)
             checksum = self._kernel.take(checked.arrays, rows, at, False)
@@ -83,7 +85,7 @@ class ColumnFiles:
         )
 
     def flush(self, row: int) -> None:
-        """Write what is in memory of the rows below ``row``, the first free one. Raises OSError; trying again is fine then."""
+        """Write the rows in memory, below ``row``, the first free one. Raises OSError; the call may then be repeated."""
         count = row - self.written
         if count > 0:
             for width, descriptor, buffer in zip(self._widths, self.descriptors, self._buffers, strict=True):
@@ -92,7 +94,7 @@ class ColumnFiles:
         self._start()
 
     def _start(self) -> None:
-        """Set the disk to work on what was written, so that the sync has less to wait for."""
+        """Let the disk start to write, so that the sync waits less."""
         if (self.written - self._started) * sum(self._widths) >= START_BYTES:
             for width, descriptor in zip(self._widths, self.descriptors, strict=True):
                 start_writing(descriptor, self._started * width, (self.written - self._started) * width)
@@ -105,7 +107,7 @@ class ColumnFiles:
         self._started = row
 
     def cut(self, row: int) -> None:
-        """Forget the rows from ``row`` on and give their space back, and that of rows half written."""
+        """Drop the rows from ``row`` on and free their space, and that of partly written rows."""
         self.written = min(self.written, row)
         self._started = min(self._started, self.written)
         for width, descriptor in zip(self._widths, self.descriptors, strict=True):
@@ -119,9 +121,9 @@ class ColumnFiles:
 
 
 def allowed(column: Column) -> np.ndarray | None:
-    """The least and the highest number that every place of a row may hold, of the field's dtype; None where nothing is checked.
+    """Return the lowest and highest number that is valid in every dimension of a row, in the field's dtype; None to check nothing.
 
-    All floating point numbers outside the extras must be finite, which the largest ones as bounds say.
+    Floating point numbers outside the extras must be finite, so their default bounds are the largest finite numbers.
     """
     field, bounds = column.field, [None, None]
     if column.role == "action":

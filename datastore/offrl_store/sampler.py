@@ -1,4 +1,4 @@
-"""The transitions sampler: batches drawn over the transitions of a store, made while sampling from rows stored once."""
+"""The sampler of transitions: draws batches over the transitions of a store, assembled at sampling time from rows that are stored once."""
 
 from __future__ import annotations
 
@@ -20,23 +20,30 @@ from offrl_store.schema import Column, Schema
 
 STREAM = stream_id("transitions")
 ORDER_STREAM = stream_id("epochs")
-SHARED_BLOCK_BYTES = 1024  # from this row size on, observation and next observation share one block: fewer bytes to copy
+SHARED_BLOCK_BYTES = 1024  # from this row size on, observation and next observation share a block, to copy fewer bytes
 
 
-BatchOf = TypeVar("BatchOf")  # what a sampler gives: Batch or WindowBatch
+BatchOf = TypeVar("BatchOf")  # Batch or WindowBatch
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """B transitions, valid until the next call on the same sampler (the arrays are filled again).
+    """B transitions, valid until the next call on the same sampler, which fills the same arrays.
 
-    observation, next_observation [B, ...] in the field's dtype, action [B, A] (floats) or [B] int64, each a dict of arrays where the
-    schema has several fields; reward (discounted n-step sum), terminal (0 or 1), discount (gamma^steps used) float32 [B]; index int64 [B],
-    the row; next_action like action (None unless requested); extra: the requested extras.
-
-    None unless the sampler gives them: returns float32 [B], the discounted sum of the rewards to the episode's end, and remaining
-    int64 [B], the number of rewards in it (so that rewards a r + b give a returns + b (1 - gamma^remaining) / (1 - gamma)); weight
-    float32 [B], importance weights; dataset int64 [B], which store of a mix.
+    Attributes:
+        observation, next_observation: [B, ...] in the field's dtype; a dict of arrays if the schema has several fields.
+        action: [B, A] floats or [B] int64; a dict of arrays if the schema has several fields.
+        reward: float32 [B], the discounted n-step sum.
+        terminal: float32 [B], 0 or 1.
+        discount: float32 [B], gamma to the power of the steps in ``reward``.
+        index: int64 [B], the row.
+        next_action: like action; None unless requested.
+        extra: the requested extras.
+        returns: float32 [B], the discounted sum of the rewards to the episode's end; None unless requested.
+        remaining: int64 [B], the number of rewards in ``returns``, so that rewards a r + b have the returns
+            a returns + b (1 - gamma^remaining) / (1 - gamma); None unless requested.
+        weight: float32 [B], importance weights of a prioritized sampler; None otherwise.
+        dataset: int64 [B], index of the store in a mix; None otherwise.
     """
 
     observation: Any
@@ -55,14 +62,14 @@ class Batch:
 
 
 class Sampler(Generic[BatchOf]):
-    """What the samplers of transitions and of windows share: the order of the draws. Subclasses set ``_kernel`` and ``_batch``.
+    """The base of the samplers of transitions and windows: the order of the draws. Subclasses set ``_kernel`` and ``_batch``.
 
-    replacement: draw with repetitions, or in epochs, each a new order of all transitions (without a table of it: see
-    ``_kernels_py.permute``). drop_last: an epoch ends with its last full batch; or else its last batch holds what is left.
-    rows: the rows of the transitions to draw from (``batch.index``, or a TransitionList), default all; one given twice counts twice.
+    replacement: draw with repetitions; otherwise in epochs, each a new permutation of all transitions (computed without a table: see
+    ``_random_py.permute``). drop_last: an epoch ends with its last full batch; otherwise its last batch holds the remaining transitions.
+    rows: the rows of the transitions to draw from (``batch.index``, or a TransitionList), default all; a repeated row counts twice.
 
-    Iterating gives batches: without end, or (``replacement=False``) to the end of the epoch, so that one loop is one epoch. Each batch is
-    the same object with new values: copy what must outlive an iteration.
+    Iterating yields batches without end, or with ``replacement=False`` to the end of the epoch, so that one loop is one epoch. Each batch
+    is the same object with new values: copy data that must outlive an iteration.
     """
 
     _kernel: Any
@@ -100,27 +107,27 @@ class Sampler(Generic[BatchOf]):
 
     @property
     def step(self) -> int:
-        """Number of the batch that ``sample`` gives next."""
+        """Number of the batch that ``sample`` returns next."""
         return self._step
 
     @property
     def batches_per_epoch(self) -> int:
-        """Batches in which each transition comes once (with repetitions: as many as that would take, the last full one included)."""
+        """Number of batches of an epoch; with replacement, the number that an epoch would have."""
         return self._per_epoch
 
     @property
     def epoch(self) -> int:
-        """The epoch of the batch that ``sample`` gives next."""
+        """The epoch of the batch that ``sample`` returns next."""
         return self._step // max(self._per_epoch, 1)
 
     def seek(self, step: int) -> None:
-        """Go to batch ``step``: the next ``sample`` gives it."""
+        """Go to batch ``step``: the next ``sample`` returns it."""
         self._step = whole(step, "step", 0, (1 << 64) - 1)
 
     def sample(self) -> BatchOf:
-        """The next batch. It is the same object every time, with new values in its arrays (for a short last batch, in its first rows).
+        """Return the next batch. It is the same object every time, with new values in its arrays (views of the first rows if it is short).
 
-        Raises SnapshotEvicted where a bounded store has dropped an episode of the sampler meanwhile.
+        Raises SnapshotEvicted if a bounded store has evicted an episode of the sampler.
         """
         step = self._step
         if self._subset is not None:
@@ -138,7 +145,7 @@ class Sampler(Generic[BatchOf]):
         return self._shortened() if short else self._batch
 
     def _sample_subset(self, subset: np.ndarray, picks: np.ndarray) -> BatchOf:
-        """``sample`` where not all transitions are drawn from: the same draws, over the list of numbers."""
+        """Sample from a subset of the transitions: the same draws, over the list of their numbers."""
         short = False
         if self.replacement:
             kernels().draw(self.seed, self._step, self._stream, len(subset), picks)
@@ -158,14 +165,17 @@ class Sampler(Generic[BatchOf]):
             yield self.sample()
 
     def _shortened(self) -> BatchOf:
-        """Views of the first rows of the batch, made once."""
+        """Return views of the first rows of the batch; they are made once."""
         if self._short is None:
             batch: Any = self._batch
             self._short = type(batch)(**{f.name: head(getattr(batch, f.name), self._left) for f in fields(batch)})
         return self._short
 
     def gather(self, numbers: np.ndarray) -> BatchOf:
-        """The batch of these transitions, int64 [B], numbered from 0 over the sampler's episodes (or ``rows``). Raises InvalidInput."""
+        """Return the batch of these transitions, int64 [B], numbered from 0 over the sampler's episodes (or ``rows``).
+
+        Raises InvalidInput.
+        """
         numbers = np.ascontiguousarray(numbers, np.int64)
         if numbers.shape != (self.batch_size,) or numbers.min() < 0 or numbers.max() >= self.transition_count:
             raise InvalidInput(f"numbers must be {self.batch_size} transition numbers from 0 to {self.transition_count - 1}")
@@ -174,28 +184,32 @@ class Sampler(Generic[BatchOf]):
         return self._batch
 
     def _check(self) -> None:
-        """Raise SnapshotEvicted if a bounded store has given back rows that may have been read."""
+        """Raise SnapshotEvicted if a bounded store has evicted rows that may have been read."""
         if self._store.limit:
             self._store.check_alive(self._oldest)
 
 
 class TransitionSampler(Sampler[Batch]):
-    """Transitions, uniformly with replacement or in epochs. Batch k is a pure function of (the store's snapshot, seed, k, the arguments).
+    """Samples transitions, uniformly with replacement or in epochs. Batch k is a pure function of (the snapshot, seed, k, the arguments).
 
-    n_steps, gamma: the reward is the sum of gamma^i r over at most n steps, ending at the episode's end.
-    frame_stack, stack_pad: each observation is the last k frames along its first axis, oldest first; the time before the episode
-    is zeros ("zero") or its first frame ("first"). A missing final observation is zeros.
-    next_action: the action where the return ends, zeros at a terminal; the last transition of a truncated episode, which has none, is not
-    sampled. Or an array with an action for each row of the store, those of a policy that is evaluated: they are taken instead, and no
-    transition is left out.
-    episodes: numbers of the episodes to sample from (default all). extra: names of extra fields to add to the batch.
-    replacement, drop_last, rows: see Sampler.
-    returns: add ``returns`` and ``remaining`` to the batch. failure_return: where every reward left of the episode equals
-    ``step_reward``, the return is this number, of one reward (d3rlpy's SparseRewardTransitionPicker, for Cal-QL).
-    reward: numbers to take in place of the stored rewards, one for each row of the store (scaled or clipped ones, say).
-    out: arrays to fill, by the names of Batch; others are allocated once. Each must be writable, of the batch's shape and dtype, and
-    contiguous within a sample. Without ``out``, stacked pixels come as two overlapping views of one block.
-    Raises InvalidInput and EmptyStore. One sampler serves one thread.
+    Args:
+        n_steps, gamma: the reward is the sum of gamma^i r over at most n steps, up to the episode's end.
+        frame_stack, stack_pad: each observation is the last k frames along its first axis, oldest first. Frames before the episode are
+            zeros ("zero") or its first frame ("first"). A missing final observation is zeros.
+        next_action: True adds the action at the end of the n steps, zeros after a terminal; the last transition of a truncated episode has
+            no next action and is not sampled. An array with an action for each row of the store (those of an evaluated policy) is used
+            instead of the stored actions, and no transition is left out.
+        episodes: numbers of the episodes to sample from (default all).
+        extra: names of extra fields to add to the batch.
+        replacement, drop_last, rows: see Sampler.
+        returns: add ``returns`` and ``remaining`` to the batch.
+        failure_return: the return, of one reward, if every remaining reward of the episode equals ``step_reward`` (d3rlpy's
+            SparseRewardTransitionPicker, for Cal-QL).
+        reward: numbers that replace the stored rewards, one for each row of the store, such as scaled or clipped rewards.
+        out: arrays to fill, by the names of Batch; missing ones are allocated once. Each must be writable, of the batch's shape and dtype,
+            and contiguous within a sample. Without ``out``, stacked pixels are two overlapping views of one block.
+
+    Raises InvalidInput and EmptyStore. Use a sampler in one thread only.
     """
 
     def __init__(
@@ -227,7 +241,7 @@ class TransitionSampler(Sampler[Batch]):
         self._repeat_first = padding(stack_pad)
         self.schema: Schema = store.schema
         if failure_return is not None and not flag(returns, "returns"):
-            raise InvalidInput("failure_return is of use with returns=True only")
+            raise InvalidInput("failure_return needs returns=True")
         self._returns = flag(returns, "returns")
         self._failure = None if failure_return is None else number(failure_return, "failure_return", -1e38, 1e38)
         self._step_reward = number(step_reward, "step_reward", -1e38, 1e38)
@@ -296,8 +310,8 @@ class TransitionSampler(Sampler[Batch]):
     def _add_observation(self, kernel: Any, store: StoreReader, column: Column, outputs: Outputs) -> tuple[np.ndarray, np.ndarray]:
         field, k, n = column.field, self.frame_stack, self.batch_size
         source, shape = as_bytes(store.column(column.name)), (n, *stacked(field, k))
-        given = any(outputs.has(name, column.key) for name in ("observation", "next_observation"))
-        if k > 1 and self.n_steps == 1 and not given and field.row_bytes >= SHARED_BLOCK_BYTES:
+        requested = any(outputs.has(name, column.key) for name in ("observation", "next_observation"))
+        if k > 1 and self.n_steps == 1 and not requested and field.row_bytes >= SHARED_BLOCK_BYTES:
             block = allocate((n, *stacked(field, k + 1)), field.dtype)
             kernel.add_copy(source, as_bytes(block), k + 1, True, self._repeat_first)
             height = block.shape[1] // (k + 1)
@@ -311,16 +325,16 @@ class TransitionSampler(Sampler[Batch]):
     def _add_action(self, kernel: Any, store: StoreReader, column: Column, name: str, outputs: Outputs) -> np.ndarray:
         field, at_next, rows = column.field, name == "next_action", store.column(column.name)
         if at_next and self._policy_action is not None:
-            given = self._policy_action
-            if given.shape != rows.shape or given.dtype != rows.dtype:
+            actions = self._policy_action
+            if actions.shape != rows.shape or actions.dtype != rows.dtype:
                 raise InvalidInput(
-                    f"next_action is {given.dtype} {list(given.shape)}; expected {rows.dtype} {list(rows.shape)}",
+                    f"next_action is {actions.dtype} {list(actions.shape)}; expected {rows.dtype} {list(rows.shape)}",
                     hint="one action for each row of the store, like its action column",
                 )
-            rows = np.ascontiguousarray(given)
+            rows = np.ascontiguousarray(actions)
         is_whole = field.dtype.kind in "iub"
         out = outputs.take(name, column.key, (self.batch_size, *field.shape), np.dtype("i8") if is_whole else field.dtype)
-        # The row after the last action is stored as zeros: a next action at a terminal needs no case of its own.
+        # The row after the last action is stored as zeros, so a next action at a terminal needs no special case.
         if is_whole and field.dtype.itemsize < 8:
             kernel.add_int64(rows.reshape(len(rows), -1), out.reshape(self.batch_size, -1), at_next)
         else:

@@ -1,7 +1,7 @@
-"""Field, Schema and Episode: what a stored step is.
+"""Field, Schema and Episode: the definition of a stored step.
 
-An episode of T steps has T actions, T rewards and T+1 observations; with T observations the final one is missing. It is
-``terminated`` (the task ended, no bootstrap) or else truncated (cut; the final observation is a state like any other).
+An episode of T steps has T actions, T rewards and T+1 observations; with T observations the final one is missing. It is either
+``terminated`` (the task ended, no bootstrap) or truncated (cut; the final observation is a state like any other).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from offrl_store.errors import InvalidSchema
 
 DTYPES = ("float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "bool")
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}\Z")
-Arrays = Any  # an array-like, or a dict of them where the schema has several fields
+Arrays = Any  # an array-like, or a dict of them if the schema has several fields
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +46,7 @@ class Field:
         shape = (self.shape,) if isinstance(self.shape, (int, np.integer)) else tuple(self.shape)
         if any(not isinstance(n, (int, np.integer)) or n < 1 for n in shape):
             raise InvalidSchema(f"shape {shape} cannot be stored", hint="every dimension is a whole number of at least 1")
-        object.__setattr__(self, "dtype", np.dtype(dtype.newbyteorder("<").str))  # NumPy's own object: arrays have the same one
+        object.__setattr__(self, "dtype", np.dtype(dtype.newbyteorder("<").str))  # NumPy's own object, as arrays have it
         object.__setattr__(self, "shape", tuple(int(n) for n in shape))
         low, high = self._bound("low"), self._bound("high")
         object.__setattr__(self, "low", low)
@@ -56,44 +56,47 @@ class Field:
 
     @cached_property
     def inner(self) -> tuple[Any, Any]:
-        """The highest lower bound and the lowest upper bound of a row's values, None without one.
+        """The highest lower bound and the lowest upper bound of a row's values; None without a bound.
 
-        A value between the two is within the bounds of every place of a row: one pass over an array can check it.
+        A value between the two is within the bounds of every dimension of a row, so one pass over an array can check it.
         """
         low, high = self.low, self.high
         return None if low is None else np.max(low).item(), None if high is None else np.min(high).item()
 
     def _bound(self, name: str) -> Any:
-        """The bound as a read-only array of the field's shape and dtype (a Python number for shape ()), or None."""
-        given = getattr(self, name)
-        if given is None:
+        """Return a bound as a read-only array of the field's shape and dtype (a Python number for shape ()), or None.
+
+        Raises InvalidSchema.
+        """
+        value = getattr(self, name)
+        if value is None:
             return None
         try:
-            wide = np.asarray(given)
+            wide = np.asarray(value)
             if wide.dtype.kind not in "iufb":
                 raise ValueError("not a number")
             with np.errstate(over="ignore", invalid="ignore"):
                 bound = np.broadcast_to(wide, self.shape).astype(self.dtype)
         except (ValueError, TypeError, OverflowError) as error:
-            raise InvalidSchema(f"{name} {short(given)} does not fit a field of shape {self.shape} and dtype {self.dtype.name}") from error
+            raise InvalidSchema(f"{name} {short(value)} does not fit a field of shape {self.shape} and dtype {self.dtype.name}") from error
         if self.dtype.kind == "f":
             if np.isnan(bound).any():
-                raise InvalidSchema(f"{name} {short(given)} is not a number")
+                raise InvalidSchema(f"{name} {short(value)} is not a number")
             if np.isinf(bound).all():
                 return None
         elif not np.array_equal(bound, np.broadcast_to(wide, self.shape)):
-            raise InvalidSchema(f"{name} {short(given)} does not fit dtype {self.dtype.name}")
+            raise InvalidSchema(f"{name} {short(value)} does not fit dtype {self.dtype.name}")
         bound.setflags(write=False)
         return bound.item() if self.shape == () else bound
 
     @property
     def discrete(self) -> bool:
-        """Whether this is a choice among ``n``: whole numbers of shape () from 0 to a declared highest one."""
+        """Whether this is a choice among ``n``: whole numbers of shape () from 0 to a declared upper bound."""
         return self.dtype.kind in "iu" and self.shape == () and self.low == 0 and self.high is not None
 
     @property
     def n(self) -> int:
-        """Number of choices of a discrete field; raises InvalidSchema for any other."""
+        """Number of choices of a discrete field. Raises InvalidSchema for any other field."""
         if not self.discrete:
             raise InvalidSchema(f"{self!r} is not discrete", hint="declare an integer dtype, shape (), low=0 and high=n-1")
         return int(self.high) + 1
@@ -131,7 +134,7 @@ class Field:
 
 @dataclass(frozen=True)
 class Column:
-    """A field's place in the store: ``name`` is the file's stem, ``key`` the name inside its dict (None where it stands alone)."""
+    """A field's place in the store: ``name`` is the stem of its file, ``key`` its name in the dict of fields (None for a single field)."""
 
     name: str
     role: str
@@ -141,7 +144,8 @@ class Column:
 
 @dataclass(frozen=True, eq=False)
 class Schema:
-    """The fields of a store. ``observation`` and ``action`` are one Field or a dict of them; ``extra`` rides along, one row per step.
+    """The fields of a store. ``observation`` and ``action`` are a Field or a dict of Fields; ``extra`` holds further fields, one row per
+    step.
 
     ``metadata`` is any JSON (env_id, source, licence). Raises InvalidSchema.
     """
@@ -175,7 +179,7 @@ class Schema:
 
     @cached_property
     def columns(self) -> tuple[Column, ...]:
-        """Every field in the order in which episodes are checksummed: observations, actions, reward, extras."""
+        """Every field, in the order of the checksum of an episode: observations, actions, reward, extras."""
         columns = []
         for role in ("observation", "action", "reward", "extra"):
             fields = getattr(self, role)
@@ -210,7 +214,7 @@ class Schema:
     __hash__ = None  # type: ignore[assignment]
 
     def same_fields(self, other: Schema) -> bool:
-        """Whether episodes of one fit the other: all columns equal, metadata aside."""
+        """Return whether episodes of one schema fit the other: all columns are equal; metadata may differ."""
         return self.to_json()["columns"] == other.to_json()["columns"]
 
 
@@ -218,7 +222,8 @@ class Schema:
 class Episode:
     """One episode of T steps: action, reward and each extra have T rows, observations T+1 (T: the final one is missing).
 
-    Arrays or nested lists; a dict of them per named field. ``terminated=False`` means truncated. Checked when it is appended.
+    Values are arrays or nested lists, or dicts of them by field. ``terminated=False`` means truncated. The writer checks an episode when it
+    appends it.
     """
 
     observation: Arrays
@@ -239,7 +244,7 @@ class Episode:
 
     @property
     def final_missing(self) -> bool:
-        """Whether the observation after the last action is not there."""
+        """Whether the observation after the last action is missing."""
         observation = self.observation
         return len(next(iter(observation.values())) if isinstance(observation, Mapping) else observation) == self.steps
 
@@ -257,7 +262,7 @@ class Episode:
 
 
 def short(value: Any) -> str:
-    """The value on one line of at most 60 characters, for an error."""
+    """Return the value on one line of at most 60 characters, for an error."""
     text = " ".join(str(value).split())
     return text if len(text) <= 60 else text[:57] + "..."
 

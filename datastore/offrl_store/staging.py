@@ -1,8 +1,10 @@
-"""Open episodes: steps gathered in memory, staged in one file each when synced, found again by the next writer after a crash.
+"""Open episodes: their steps are gathered in memory, staged in a file per episode at a sync, and recovered by the next writer after a
+crash.
 
-A staging file is `open/ENV.NUMBER`: blocks that each hold some steps of one episode, or at last how the episode ended (END). A block is a
-BLOCK header and its bytes, column after column in the order of the schema. The first block of a file holds the episode's first
-observation; every later observation stands with the step that led to it. What follows the last whole block is a torn write.
+A staging file is `open/ENV.NUMBER`. It consists of blocks, each with some steps of one episode; a last block (END) may record how the
+episode ended. A block is a BLOCK header and its bytes, column after column in the order of the schema. The first block of a file holds the
+episode's first observation; every later observation is stored with the step that led to it. Bytes after the last whole block are a torn
+write.
 """
 
 from __future__ import annotations
@@ -26,19 +28,19 @@ from offrl_store.validate import CheckedEpisode, check_values, convert_rows
 
 FOLDER = "open"
 MAGIC, END_MAGIC = b"OFFRLSTG", b"OFFRLEND"
-# magic, checksum of the bytes behind the header, observations, steps, first step, the store's chain_start, checksum of the 48 bytes before
+# magic, checksum of the bytes after the header, observations, steps, first step, the store's chain_start, checksum of the 48 bytes before
 BLOCK = struct.Struct("<8sIIqq16sI4x")
 # magic, data_crc of the record, flags, number of the episode, steps, the store's chain_start, checksum of the 48 bytes before
 END = struct.Struct("<8sIIqq16sI4x")
 CHECKED = 48
-FLUSH_STEPS, FLUSH_BYTES = 1024, 4 << 20  # steps wait as Python values up to here, so that each costs a copy and no array
-SPILL_BYTES = 64 << 20  # an open episode keeps at most this much in memory; the rest waits in its file
+FLUSH_STEPS, FLUSH_BYTES = 1024, 4 << 20  # up to here, steps wait as Python values: each costs a copy instead of an array
+SPILL_BYTES = 64 << 20  # an open episode keeps at most this much in memory; the rest is in its file
 Take = Callable[[Any], Any]
 
 
 @dataclass
 class Chunk:
-    """Some steps of an open episode, one array per column; None where they are in its file only, at ``offset``."""
+    """Some steps of an open episode: an array per column, or None if they are only in its file, at ``offset``."""
 
     steps: int
     observations: int
@@ -47,14 +49,14 @@ class Chunk:
 
 
 def taker(column: Column) -> Take:
-    """What keeps one row of a column: a Python number for shape (), else a copy as bytes. Raises InvalidEpisode."""
+    """Return a function that copies a row of a column: to a Python number for shape (), else to bytes. It raises InvalidEpisode."""
     field, dtype, shape = column.field, column.field.dtype, column.field.shape
     where = f"a step, field {column.name}"
 
     def number(value: Any) -> Any:
         try:
             if dtype.kind == "f":
-                if column.role != "reward" and getattr(value, "dtype", dtype) != dtype:  # a reward is a Python number to every environment
+                if column.role != "reward" and getattr(value, "dtype", dtype) != dtype:  # environments return rewards as Python numbers
                     return convert_rows(np.asarray(value)[None], field, where)[0]
                 return float(value)
             if dtype.kind == "b":
@@ -72,45 +74,45 @@ def taker(column: Column) -> Take:
 
 
 class Layout:
-    """What all open episodes of a store share: how a row of each column is kept and joined."""
+    """The shared part of a store's open episodes: how the rows of each column are copied and joined."""
 
     def __init__(self, schema: Schema, start: bytes, folder: Path) -> None:
         self.schema, self.start, self.folder, self.number = schema, start, folder, 0
         self.new_names = False  # whether the folder has names that are not durable yet
-        self.spare: list[OpenEpisode] = []  # to be used again: making one and collecting its cycle of references costs 14 us
+        self.spare: list[OpenEpisode] = []  # for reuse: to make an episode and to collect its reference cycle costs 14 us
         self.columns = schema.columns
         self.takers = [taker(column) for column in self.columns]
         roles = [column.role for column in self.columns]
         self.observed = [role == "observation" for role in roles]
         self.roles = {role: [i for i, other in enumerate(roles) if other == role] for role in ("observation", "action", "reward", "extra")}
         self.flush_steps = max(1, min(FLUSH_STEPS, FLUSH_BYTES // schema.row_bytes))
-        # One array per role and nothing extra, as most stores have it, takes a shorter way.
+        # Most stores have one array per role and no extras; they take a faster path.
         self.plain = len(self.columns) == 3 and all(column.key is None for column in self.columns)
 
-    def values(self, role: str, given: Any) -> list[Any]:
-        """What the caller gave for a role, in the order of its columns. Raises InvalidEpisode."""
+    def values(self, role: str, value: Any) -> list[Any]:
+        """Return the caller's values for a role, in the order of its columns. Raises InvalidEpisode."""
         columns = [self.columns[i] for i in self.roles[role]]
         if len(columns) == 1 and columns[0].key is None:
-            return [given]
-        if not columns and not given:
+            return [value]
+        if not columns and not value:
             return []
         try:
-            if len(given) == len(columns):
-                return [given[column.key] for column in columns]
+            if len(value) == len(columns):
+                return [value[column.key] for column in columns]
         except (KeyError, TypeError, IndexError):
             pass
         names = ", ".join(str(column.key) for column in columns) or "none"
-        raise InvalidEpisode(f"a step: {role} has not the fields of the schema", hint=f"give a dict of these: {names}")
+        raise InvalidEpisode(f"a step: {role} does not have the fields of the schema", hint=f"give a dict with these fields: {names}")
 
     def place(self, env: int) -> Path:
-        """A new file's name; the folder is made with the first."""
+        """Return the name of a new file; the first call creates the folder."""
         os.makedirs(self.folder, exist_ok=True)
         self.number += 1
         self.new_names = True
         return self.folder / f"{env}.{self.number}"
 
     def join(self, i: int, values: list[Any], where: str) -> np.ndarray:
-        """The array of the waiting rows of column ``i``. Raises InvalidEpisode for a whole number that its dtype does not hold."""
+        """Join the waiting rows of column ``i`` to an array. Raises InvalidEpisode for a whole number that its dtype does not hold."""
         field = self.columns[i].field
         if field.shape:
             return np.frombuffer(b"".join(values), field.dtype).reshape(len(values), *field.shape)
@@ -121,7 +123,7 @@ class Layout:
 
 
 class OpenEpisode:
-    """One episode that has begun and not ended."""
+    """An episode that has begun and not ended."""
 
     __slots__ = ("add", "broken", "bytes", "chunks", "env", "file", "layout", "path", "rows", "staged", "steps")
 
@@ -137,28 +139,28 @@ class OpenEpisode:
 
     @classmethod
     def begun(cls, layout: Layout, env: int, observation: Any) -> OpenEpisode:
-        """One that begins with this observation. Raises InvalidEpisode."""
+        """Start an episode with its first observation. Raises InvalidEpisode."""
         episode = layout.spare.pop() if layout.spare else cls(layout, env)
         episode.env = env
         episode.begin(observation)
         return episode
 
     def begin(self, observation: Any) -> None:
-        """Take the first observation."""
+        """Take the first observation. Raises InvalidEpisode."""
         layout, where = self.layout, f"env {self.env}, the first observation"
         for i, value in zip(layout.roles["observation"], layout.values("observation", observation), strict=True):
-            taken = layout.takers[i](value)
-            check_values(layout.join(i, [taken], where), layout.columns[i], where)
-            self.rows[i].append(taken)
+            row = layout.takers[i](value)
+            check_values(layout.join(i, [row], where), layout.columns[i], where)
+            self.rows[i].append(row)
 
     def again(self) -> None:
-        """Be empty, to be used again: the rows are where ``add`` has them."""
+        """Empty this object for reuse. The lists of rows stay the same objects, because ``add`` holds them."""
         for rows in self.rows:
             rows.clear()
         self.chunks, self.steps, self.bytes, self.staged, self.path, self.broken = [], 0, 0, 0, None, False
 
     def _adder(self) -> Callable[..., None]:
-        """``add`` for one observation, one action, a reward and no extras, with everything that it needs in locals."""
+        """Return ``add`` for one observation field, one action field and no extras, with all that it needs in local variables."""
         (observations, actions, rewards), (observe, act, _) = self.rows, self.layout.takers
         reward_of = self.layout.takers[2]
         observed, acted, rewarded = observations.append, actions.append, rewards.append
@@ -190,8 +192,8 @@ class OpenEpisode:
     def _add(self, action: Any, reward: Any, observation: Any, extra: Any) -> None:
         layout = self.layout
         values = [*layout.values("observation", observation), *layout.values("action", action), reward, *layout.values("extra", extra)]
-        taken = [take(value) for take, value in zip(layout.takers, values, strict=True)]
-        for rows, value in zip(self.rows, taken, strict=True):
+        copies = [take(value) for take, value in zip(layout.takers, values, strict=True)]  # all before any is added
+        for rows, value in zip(self.rows, copies, strict=True):
             rows.append(value)
         if len(self.rows[layout.roles["reward"][0]]) >= layout.flush_steps:
             self.flush()
@@ -209,7 +211,7 @@ class OpenEpisode:
             self.put(arrays)
 
     def _joined(self) -> list[np.ndarray]:
-        """The waiting rows. Raises InvalidEpisode."""
+        """Join the waiting rows of each column. Raises InvalidEpisode."""
         try:
             return [self.layout.join(i, rows, self.where) for i, rows in enumerate(self.rows)]
         except InvalidEpisode:
@@ -218,11 +220,11 @@ class OpenEpisode:
 
     @property
     def where(self) -> str:
-        """Of the waiting rows, for messages."""
+        """The name of the waiting rows in messages."""
         return f"env {self.env}, steps from {self.steps}"
 
     def put(self, arrays: list[np.ndarray]) -> None:
-        """Add a chunk behind the rows that wait: own arrays of the fields' dtypes. Raises InvalidEpisode."""
+        """Add a chunk after the waiting rows: arrays of the fields' dtypes, owned by this episode. Raises InvalidEpisode."""
         self.flush()
         try:
             for column, array in zip(self.layout.columns, arrays, strict=True):
@@ -244,7 +246,7 @@ class OpenEpisode:
     # --- The file ---------------------------------------------------------------------------------------------------------------
 
     def stage(self) -> None:
-        """Write what is not in the file yet; not synced."""
+        """Write the chunks that are not in the file yet, without a sync."""
         if self.staged == len(self.chunks):
             return
         if self.file < 0:
@@ -261,7 +263,7 @@ class OpenEpisode:
         self.staged = len(self.chunks)
 
     def file_end(self) -> int:
-        """Where the next block goes: behind the last chunk in the file."""
+        """Return the offset of the next block, at the end of the last chunk in the file."""
         if not self.staged:
             return 0
         chunk = self.chunks[self.staged - 1]
@@ -274,12 +276,12 @@ class OpenEpisode:
         )
 
     def mark_end(self, number: int, steps: int, flags: int, data_crc: int) -> None:
-        """Note, before the record is written, which episode of the store this file became; the next writer must not take it for open."""
+        """Write the END block, before the record: the next writer must not take this episode of the store for an open one."""
         head = END.pack(END_MAGIC, data_crc, flags, number, steps, self.layout.start, 0)[:CHECKED]
         write_all(self.file, head + struct.pack("<I4x", zlib.crc32(head)), self.file_end())
 
     def whole(self, terminated: bool) -> CheckedEpisode:
-        """The episode as it goes into the columns. Raises InvalidEpisode. A short one's rows wait still; the columns check their values."""
+        """Return the episode for the columns. Raises InvalidEpisode. Waiting rows of a short episode are not checked: the columns do so."""
         if not self.chunks:
             return CheckedEpisode(self.step_count, terminated, False, tuple(self._joined()))
         self.flush()
@@ -288,7 +290,7 @@ class OpenEpisode:
         return CheckedEpisode(self.steps, terminated, False, arrays)
 
     def _arrays(self, chunk: Chunk) -> list[np.ndarray]:
-        """The arrays of a chunk, read from the file if memory no longer has them."""
+        """Return the arrays of a chunk, read from the file if they are no longer in memory."""
         if chunk.arrays is not None:
             return chunk.arrays
         return self.arrays_of(os.pread(self.file, self._size(chunk), chunk.offset), chunk.steps, chunk.observations)
@@ -312,7 +314,7 @@ class OpenEpisode:
 
 @dataclass(frozen=True)
 class Ended:
-    """What an END block says."""
+    """The content of an END block: the episode of the store that an open episode became."""
 
     number: int
     steps: int
@@ -321,7 +323,10 @@ class Ended:
 
 
 def load(layout: Layout, path: Path) -> tuple[OpenEpisode | None, Ended | None, int]:
-    """An open episode from its file, how it ended if that was noted, and the bytes of a torn tail. None without one whole block."""
+    """Read an open episode from its file. Returns the episode, its end if recorded, and the bytes of a torn tail.
+
+    The episode is None if the file has no whole block.
+    """
     env = int(path.name.split(".")[0])
     episode, ended, at = OpenEpisode(layout, env), None, 0
     raw = path.read_bytes()
@@ -351,7 +356,7 @@ def load(layout: Layout, path: Path) -> tuple[OpenEpisode | None, Ended | None, 
 
 
 def files(path: Path) -> list[Path]:
-    """The staging files of a store, the older one of an environment first."""
+    """Return the staging files of a store; of one environment, the older file first."""
     try:
         names = os.listdir(path / FOLDER)
     except FileNotFoundError:
@@ -365,18 +370,18 @@ def files(path: Path) -> list[Path]:
 
 
 class BatchBlock:
-    """The latest steps of N environments that step together, [C, N, ...] per column; episodes take their part when they end."""
+    """The latest steps of N environments that step together, [C, N, ...] per column. Episodes take their rows when they end."""
 
     def __init__(self, layout: Layout, count: int) -> None:
         self.layout, self.count = layout, count
         self.capacity = max(1, min(256, FLUSH_BYTES // (layout.schema.row_bytes * count) + 1))
         self.arrays = [np.zeros((self.capacity, count, *column.field.shape), column.field.dtype) for column in layout.columns]
         self.filled = 0
-        self.start = [0] * count  # where the open episode of each environment begins in the block
+        self.start = [0] * count  # first row of the block that the open episode of each environment has not taken
         self.open = np.zeros(count, bool)  # which environments have an open episode whose steps come in batches
 
     def take(self, env: int, final: list[Any] | None = None) -> list[np.ndarray] | None:
-        """The rows of one environment since it was last asked, ``final`` in place of the last observation; None without any."""
+        """Return an environment's rows since the last call, or None without any. ``final`` replaces the last observation."""
         start, self.start[env] = self.start[env], self.filled
         if start == self.filled:
             return None

@@ -1,4 +1,4 @@
-"""stats: what a store holds in numbers, computed once per snapshot and cached in its folder."""
+"""stats: statistics of a store, computed once per snapshot and cached in its folder."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ from offrl_store.reader import StoreReader
 from offrl_store.schema import Column
 
 STATS_FILE = "stats.json"
-VERSION = 2  # of the cached file: one of another version is recomputed
+VERSION = 2  # version of the cached file; another version is recomputed
 CHUNK_BYTES = 4 << 20
-LARGEST_ROW = 1024  # elements; a larger row (an image) is summarised as a whole and not place by place
+LARGEST_ROW = 1024  # elements; a larger row (an image) gets statistics over all of its elements
 BINS = 20
 
 
 def stats(store: StoreReader) -> dict[str, Any]:
-    """Mean, std, min and max of returns, lengths and every field over the steps there are (padding aside).
+    """Compute mean, std, min and max of returns, lengths and every field, without padding.
 
-    {"episodes", "steps", "transitions": n, "return", "length": {mean, std, min, max, histogram: [counts of 20 bins], edges: [21]},
-    "fields": {column: {mean, std, min, max}}}: lists of the field's shape (numbers for an image), computed in float64; std is that of the
-    population. A discrete field has "counts" of its values as well, a reward and each place of a continuous action "histogram" and "edges"
-    like returns. Raises EmptyStore.
+    Returns {"episodes", "steps", "transitions": n, "return", "length": {mean, std, min, max, histogram: [counts of 20 bins], edges: [21]},
+    "fields": {column: {mean, std, min, max}}}. The values of a field are lists of its shape (numbers for an image), computed in float64;
+        std
+    is that of the population. A discrete field also has "counts" of its values; a reward and each dimension of a continuous action have
+    "histogram" and "edges" like returns. Raises EmptyStore.
     """
     if not len(store):
         raise EmptyStore(f"{store.path} has no episode")
@@ -38,10 +39,10 @@ def stats(store: StoreReader) -> dict[str, Any]:
     if cached is not None and cached["snapshot"] == key and cached.get("version") == VERSION:
         return cached["stats"]
     table = store.episode_table
-    found: dict[str, Any] = {"episodes": len(store), "steps": store.step_count, "transitions": store.transition_count}
+    result: dict[str, Any] = {"episodes": len(store), "steps": store.step_count, "transitions": store.transition_count}
     for name, values in (("return", store.returns), ("length", table["steps"].astype(np.float64))):
         counts, edges = np.histogram(values, BINS)
-        found[name] = {
+        result[name] = {
             "mean": float(values.mean()),
             "std": float(values.std()),
             "min": float(values.min()),
@@ -49,14 +50,14 @@ def stats(store: StoreReader) -> dict[str, Any]:
             "histogram": counts.tolist(),
             "edges": edges.tolist(),
         }
-    found["fields"] = {column.name: _field(store, column, table) for column in store.schema.columns}
+    result["fields"] = {column.name: _field(store, column, table) for column in store.schema.columns}
     store.check_alive()
-    _save(store, key, found)
-    return found
+    _save(store, key, result)
+    return result
 
 
 def load(store: StoreReader) -> dict[str, Any] | None:
-    """The cached statistics with their snapshot; None where there are none or they are damaged."""
+    """Return the cached statistics with their snapshot; None if they are missing or damaged."""
     try:
         body = json.loads((store.path / STATS_FILE).read_bytes())
         crc = body.pop("crc")
@@ -69,20 +70,20 @@ def _checksum(body: dict[str, Any]) -> int:
     return zlib.crc32(json.dumps(body, sort_keys=True).encode())
 
 
-def _save(store: StoreReader, key: str, found: dict[str, Any]) -> None:
-    body = {"version": VERSION, "snapshot": key, "stats": found}
+def _save(store: StoreReader, key: str, result: dict[str, Any]) -> None:
+    body = {"version": VERSION, "snapshot": key, "stats": result}
     body["crc"] = _checksum(body)
     temporary = store.path / f".{STATS_FILE}.{secrets.token_hex(4)}"
     try:
         temporary.write_text(json.dumps(body))
         os.replace(temporary, store.path / STATS_FILE)
-    except OSError:  # read-only folder or full disk: recomputed the next time
+    except OSError:  # read-only folder or full disk: the next call computes them again
         with contextlib.suppress(OSError):
             temporary.unlink()
 
 
 def _field(store: StoreReader, column: Column, table: np.ndarray) -> dict[str, Any]:
-    """One pass over a column; the chunks' means and squares are joined as in Chan, Golub and LeVeque (1979)."""
+    """Compute the statistics of a column in one pass; means and squares of chunks are joined as in Chan, Golub and LeVeque (1979)."""
     start = int(table["first_row"][0])
     last = table["first_row"] + table["steps"] - start
     valid = np.ones(int(last[-1]) + 1, bool)
@@ -108,17 +109,17 @@ def _field(store: StoreReader, column: Column, table: np.ndarray) -> dict[str, A
             for value, times in zip(*np.unique(part.astype(np.int64), return_counts=True), strict=True):
                 values[int(value)] = values.get(int(value), 0) + int(times)
     with np.errstate(all="ignore"):
-        found = {"mean": mean, "std": np.sqrt(squares / max(count, 1)), "min": low, "max": high}
-    found = {name: np.asarray(value).tolist() for name, value in found.items()}
+        summary = {"mean": mean, "std": np.sqrt(squares / max(count, 1)), "min": low, "max": high}
+    summary = {name: np.asarray(value).tolist() for name, value in summary.items()}
     if field.discrete:
-        found["counts"] = [values.get(i, 0) for i in range(field.n)]
+        summary["counts"] = [values.get(i, 0) for i in range(field.n)]
     elif column.role in ("reward", "action") and not whole and count:
-        found |= _histograms(rows, valid, step, np.asarray(low), np.asarray(high))
-    return found
+        summary |= _histograms(rows, valid, step, np.asarray(low), np.asarray(high))
+    return summary
 
 
 def _histograms(rows: np.ndarray, valid: np.ndarray, step: int, low: np.ndarray, high: np.ndarray) -> dict[str, Any]:
-    """20 bins from the smallest to the largest value, for each place of a row."""
+    """Count 20 bins from the smallest to the largest value, for each dimension of a row."""
     shape = low.shape
     low, high = low.reshape(-1), high.reshape(-1)
     edges = np.stack([np.histogram_bin_edges([], BINS, (a, b)) for a, b in zip(low, high, strict=True)])

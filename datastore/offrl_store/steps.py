@@ -1,4 +1,4 @@
-"""Writing step by step: the half of the Writer that gathers episodes while they are played, from one environment or from many."""
+"""Writing step by step: the part of the Writer that gathers episodes while they are played, in one environment or in many."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from offrl_store.validate import CheckedEpisode, convert_rows
 
 
 class StepWriter(ABC):
-    """begin, step, end and sync; `Writer` adds whole episodes, commits and the files.
+    """Writes steps with ``begin``, ``step``, ``end`` and ``sync``. `Writer` adds whole episodes, commits and the files.
 
-    An episode that has ended is like an appended one: durable after the next ``commit``. An open one survives a crash up to the last
-    ``sync`` and is open again for the next writer.
+    An ended episode is durable after the next ``commit``, like an appended one. An open episode survives a crash up to the last ``sync``,
+    and the next writer continues it.
     """
 
     _schema: Schema
@@ -39,10 +39,9 @@ class StepWriter(ABC):
     # --- One step ---------------------------------------------------------------------------------------------------------------
 
     def begin(self, observation: Any, env: int = 0) -> None:
-        """An episode of environment ``env`` begins with the observation that its reset gave.
+        """Begin an episode of environment ``env`` with the observation of its reset.
 
-        An open episode of that environment (after an early reset or a crash) ends as truncated.
-        Raises InvalidEpisode.
+        An open episode of that environment (after an early reset or a crash) ends as truncated. Raises InvalidEpisode.
         """
         self._check_open()
         if isinstance(env, bool) or not isinstance(env, (int, np.integer)) or env < 0:
@@ -68,16 +67,17 @@ class StepWriter(ABC):
         env: int = 0,
         extra: Mapping[str, Any] | None = None,
     ) -> None:
-        """One step, with what ``gymnasium``'s step gave: the observation is the one after the action. Either flag ends the episode.
+        """Add a step, with the results of ``gymnasium``'s step: the observation after the action, and flags, either of which ends the
+        episode.
 
-        Arrays are copied. Values are checked when up to 1,024 steps are joined, at the end and at a sync: a NaN or an action outside its
-        bounds is then an InvalidEpisode, and the open episode is dropped, as a step of it would be missing.
+        Arrays are copied. Values are checked when up to 1,024 steps are joined, at the end and at a sync. A NaN, or an action outside its
+        bounds, then raises InvalidEpisode, and the open episode is dropped, because one of its steps would be missing.
         """
         try:
             episode = self._open[env]
         except KeyError:
             self._check_open()
-            raise InvalidInput(f"env {env} has no open episode", hint="call begin(observation) with what its reset gave") from None
+            raise InvalidInput(f"env {env} has no open episode", hint="call begin(observation) with the observation of its reset") from None
         if self._batch is not None:
             self._settled(env)
         try:
@@ -91,7 +91,7 @@ class StepWriter(ABC):
     def end(self, terminated: bool = False, truncated: bool = False, env: int = 0, metadata: Mapping[str, Any] | None = None) -> int:
         """End the open episode of ``env``, as truncated unless ``terminated``. Returns its number.
 
-        metadata: a JSON object to keep with it. Raises InvalidEpisode without a step.
+        metadata: a JSON object to store with it. Raises InvalidEpisode if it has no step.
         """
         self._check_open()
         if env not in self._open:
@@ -110,7 +110,7 @@ class StepWriter(ABC):
 
     @property
     def open_episodes(self) -> dict[int, int]:
-        """Steps of the open episode of each environment; a new writer has those that a crash left."""
+        """Environment -> steps of its open episode, including those that a crash left to this writer."""
         return {env: self._settled(env).step_count for env in list(self._open)}
 
     # --- A step of many ---------------------------------------------------------------------------------------------------------
@@ -126,12 +126,12 @@ class StepWriter(ABC):
         extra: Mapping[str, Any] | None = None,
         metadata: Callable[[int], Mapping[str, Any] | None] | None = None,
     ) -> None:
-        """One step of N environments, numbered 0 to N-1, as ``gymnasium``'s vector environments give it: every array has N rows.
+        """Add a step of N environments, numbered 0 to N-1, as ``gymnasium``'s vector environments return it: every array has N rows.
 
-        An environment without an open episode begins one with its observation, and its action and reward do not count: so are the resets
-        of ``AutoresetMode.NEXT_STEP``, where the step after an end is the reset. With ``SAME_STEP`` give ``final_observations`` (only the
-        rows of episodes that end are read): the observation is then that of the reset. Call ``begin`` for the first observations.
-        metadata: gives what to keep with the episode of an environment that ends with this step.
+        An environment without an open episode begins one with its observation; its action and reward are ignored. This suits
+        ``AutoresetMode.NEXT_STEP``, in which the step after an end is the reset. With ``SAME_STEP`` pass ``final_observations`` (only the
+        rows of ending episodes are read); the observation is then that of the reset. Call ``begin`` for the first observations. metadata:
+        returns the metadata of an environment's episode that ends with this step.
         """
         self._check_open()
         count = len(rewards)
@@ -140,7 +140,8 @@ class StepWriter(ABC):
             batch = self._batch = staging.BatchBlock(self._layout, count)
         if count != batch.count:
             raise InvalidInput(
-                f"a batch of {count} steps, the ones before had {batch.count}", hint="one writer takes one number of environments"
+                f"a batch of {count} steps, but earlier batches had {batch.count}",
+                hint="use the same number of environments in every batch",
             )
         arrays = self._batch_arrays(actions, rewards, observations, extra, count)
         done = np.logical_or(terminated, truncated)
@@ -174,13 +175,13 @@ class StepWriter(ABC):
 
     def _batch_arrays(self, actions: Any, rewards: Any, observations: Any, extra: Any, count: int) -> list[np.ndarray]:
         rules = self._layout
-        given = [*rules.values("observation", observations), *rules.values("action", actions), rewards, *rules.values("extra", extra)]
+        values = [*rules.values("observation", observations), *rules.values("action", actions), rewards, *rules.values("extra", extra)]
         arrays = []
-        for column, value in zip(rules.columns, given, strict=True):
+        for column, value in zip(rules.columns, values, strict=True):
             field, array = column.field, np.asarray(value)
             if (array.dtype is not field.dtype and array.dtype != field.dtype) or array.shape[1:] != field.shape:
                 if column.role == "reward" and array.dtype.kind == "f" and field.dtype.kind == "f":
-                    array = array.astype(field.dtype)  # gymnasium gives float64 rewards whatever the environment computes in
+                    array = array.astype(field.dtype)  # gymnasium always returns float64 rewards
                 else:
                     array = convert_rows(value, field, f"a batch of steps, field {column.name}")
             if len(array) != count:
@@ -189,7 +190,7 @@ class StepWriter(ABC):
         return arrays
 
     def _settled(self, env: int, final: list[Any] | None = None) -> staging.OpenEpisode:
-        """The open episode of ``env`` with its part of the batches taken in."""
+        """Return the open episode of ``env`` after it has taken its rows of the batches."""
         episode = self._open[env]
         if self._batch is not None and env < self._batch.count and self._batch.open[env]:
             rows = self._batch.take(env, final)
@@ -262,7 +263,7 @@ class StepWriter(ABC):
         return snapshot
 
     def _mark_ended(self) -> None:
-        """Before the records of episodes that are in files: note there what they became."""
+        """Write END blocks to the files of ended episodes, before their records."""
         for number, episode in self._ended:
             _, steps, _, flags, data_crc = self._pending[number - self._committed]
             episode.mark_end(number, steps, flags, data_crc)
@@ -274,7 +275,7 @@ class StepWriter(ABC):
             episode.close(remove=True)
 
     def _leave_ended(self) -> None:
-        """Keep the files of episodes whose rows did not reach the disk: the next writer finds them."""
+        """Keep the files of episodes whose rows did not reach the disk, for the next writer."""
         ended, self._ended = self._ended, []
         for _, episode in ended:
             episode.close()
@@ -286,7 +287,7 @@ class StepWriter(ABC):
             episode.close()
 
     def _begin_steps(self) -> None:
-        """Find the open episodes that the writer before left, by closing or by a crash."""
+        """Recover the open episodes that the previous writer left when it closed or crashed."""
         self._layout = staging.Layout(self._schema, layout.chain_start(self._schema), self._path / staging.FOLDER)
         self._open, self._ended = {}, []
         log = self._found
@@ -294,23 +295,23 @@ class StepWriter(ABC):
             self._layout.number = max(self._layout.number, int(path.name.split(".")[1]))
             episode, ended, _ = staging.load(self._layout, path)
             if ended is not None and ended.number < log.base:
-                episode = None  # an episode of the store, evicted since; had it not been recorded, the next writer would have noted so here
+                episode = None  # an episode of the store that was evicted since; the previous writer handled unrecorded ones
             elif ended is not None and ended.number < log.count:
                 record = log.table[ended.number - log.base]
                 if (record["steps"], record["flags"], record["data_crc"]) == (ended.steps, ended.flags, ended.data_crc):
-                    episode = None  # its record was written: it is an episode of the store
+                    episode = None  # its record was written, so it is an episode of the store
             if episode is None:
                 path.unlink()
                 continue
             episode.file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
             os.ftruncate(episode.file, episode.file_end())
             if episode.env in self._open:
-                self._finish(episode.env, False)  # the older of two is whole: it had ended before the newer one began
+                self._finish(episode.env, False)  # the older of two is complete: it ended before the newer one began
             self._open[episode.env] = episode
             if ended is not None and ended.steps == episode.steps:
                 self._finish(episode.env, bool(ended.flags & layout.TERMINATED))
 
-    # What Writer gives.
+    # Defined by Writer.
     _found: layout.Log
     _layout: staging.Layout
     _meta: meta.MetaWriter

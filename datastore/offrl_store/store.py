@@ -28,19 +28,19 @@ from offrl_store.writer import Writer
 
 
 class EpisodeStore(StoreReader):
-    """Whole episodes on disk, read through memory maps. Opening costs the episodes, never the rows.
+    """Whole episodes on disk, read through memory maps. The cost of opening grows with the episodes, not with the rows.
 
-    Any number of readers may have a store open while one writer appends; a reader sees the episodes of its last ``refresh``.
+    Any number of readers may have a store open while one writer appends. A reader sees the episodes of its last ``refresh``.
     """
 
     @classmethod
     def create(
         cls, path: str | os.PathLike[str], schema: Schema, *, limit_transitions: int | None = None, limit_bytes: int | None = None
     ) -> EpisodeStore:
-        """Make an empty store. ``path`` must not exist or be an empty folder: StoreExists. It appears whole or not at all.
+        """Make an empty store, which appears whole or not at all. Raises StoreExists unless ``path`` is missing or an empty folder.
 
-        With a limit it is bounded, first in, first out: a commit that makes it larger gives the oldest episodes back to the file system
-        (never the newest one).
+        A store with a limit is bounded, first in, first out: a commit that exceeds the limit evicts the oldest episodes (never the newest
+        one) and frees their space.
         """
         limit = eviction.checked_limit(limit_transitions, limit_bytes)
         path = Path(os.path.abspath(path))
@@ -68,7 +68,7 @@ class EpisodeStore(StoreReader):
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], snapshot: Snapshot | str | None = None) -> EpisodeStore:
-        """Open a store for reading (``writer()`` adds to it). With a snapshot it stays at exactly those episodes.
+        """Open a store for reading; ``writer()`` returns its writer. With a snapshot, the store always shows exactly those episodes.
 
         Raises StoreNotFound, StoreCorrupt (damaged or cut files, a snapshot of another store), SnapshotEvicted.
         """
@@ -88,19 +88,18 @@ class EpisodeStore(StoreReader):
 
     @property
     def episodes(self) -> EpisodeList:
-        """All episodes as a list-like object, which makes each on demand, as views of the maps."""
+        """All episodes as a sequence that makes each on demand, as views of the maps."""
         return EpisodeList(self, np.arange(len(self)))
 
     def stats(self) -> dict[str, Any]:
-        """Mean, std, min and max of returns, lengths and every field; computed once and kept in the folder. See ``offrl_store.stats``."""
+        """Return mean, std, min and max of returns, lengths and every field, cached in the folder. See ``offrl_store.stats``."""
         return compute_stats(self)
 
     def remove(self) -> None:
         """Delete the store's folder. Raises StoreLocked while a writer has it."""
         with contextlib.closing(self.writer()):
-            os.rename(
-                self.path / layout.SCHEMA_FILE, self.path / ".removed"
-            )  # from here on the folder is not a store, even if the process dies
+            # From here on the folder is not a store, even if the process dies.
+            os.rename(self.path / layout.SCHEMA_FILE, self.path / ".removed")
         shutil.rmtree(self.path)
 
     def __repr__(self) -> str:
@@ -113,10 +112,10 @@ class EpisodeStore(StoreReader):
     # --- Writing and sampling ---------------------------------------------------------------------------------------------------
 
     def writer(self, keep: Sequence[Snapshot | str] = (), commit_s: float | None = None) -> Writer[EpisodeStore]:
-        """The one writer, to be used in a ``with`` block. Raises StoreLocked while another has it; this store sees what it commits.
+        """Return the writer, for a ``with`` block; this store sees its commits. Raises StoreLocked while there is another writer.
 
-        keep: snapshots whose episodes a bounded store must not evict meanwhile, though it grows beyond its limit. commit_s: the writer
-        commits by itself when an episode ends and the last commit is at least this many seconds ago.
+        keep: snapshots whose episodes a bounded store must not evict, even if it grows beyond its limit. commit_s: the writer also commits
+        when an episode ends and the last commit was at least this many seconds ago.
         """
         if self._pinned is not None:
             raise InvalidInput(f"the store was opened at snapshot {self._pinned} and cannot be written", hint="open it without a snapshot")
@@ -143,8 +142,9 @@ class EpisodeStore(StoreReader):
         reward: Any = None,
         rows: Any = None,
     ) -> TransitionSampler:
-        """A sampler of transitions over the episodes there are now (``episodes``: only these numbers; ``rows``: only the transitions at
-        these rows), uniform with repetitions or in epochs (``replacement=False``). See TransitionSampler.
+        """Make a sampler of transitions, uniform with repetitions or in epochs (``replacement=False``). See TransitionSampler.
+
+        It draws from the present episodes, or only from the numbers ``episodes`` or the transitions at ``rows``.
         """
         return TransitionSampler(
             self,
@@ -183,7 +183,7 @@ class EpisodeStore(StoreReader):
         reward: Any = None,
         rows: Any = None,
     ) -> WindowSampler:
-        """A sampler of ``length`` steps in a row, left-padded, with mask, time steps and returns-to-go. See WindowSampler."""
+        """Make a sampler of ``length`` consecutive steps, left-padded, with mask, time steps and returns-to-go. See WindowSampler."""
         return WindowSampler(
             self,
             batch_size=batch_size,
@@ -218,7 +218,7 @@ class EpisodeStore(StoreReader):
         eps: float = 1e-6,
         returns: bool = False,
     ) -> PrioritizedSampler:
-        """A sampler of transitions in proportion to priority^alpha, with importance weights. See PrioritizedSampler."""
+        """Make a sampler of transitions in proportion to priority^alpha, with importance weights. See PrioritizedSampler."""
         return PrioritizedSampler(
             self,
             batch_size=batch_size,
@@ -247,7 +247,7 @@ class EpisodeStore(StoreReader):
         terminated: bool | None = None,
         top_fraction: float | None = None,
     ) -> np.ndarray:
-        """Numbers of the episodes that meet every condition given, to be used as ``episodes=``. See ``offrl_store.mixing.select``."""
+        """Return the numbers of the episodes that meet every condition, for ``episodes=``. See ``offrl_store.mixing.select``."""
         return select(
             self,
             min_return=min_return,
@@ -260,7 +260,7 @@ class EpisodeStore(StoreReader):
 
 
 class EpisodeList(Sequence[Episode]):
-    """Episodes of a store as a sequence: an index gives an Episode, a slice another EpisodeList. Goes where samplers take ``episodes``."""
+    """Episodes of a store as a sequence: an index returns an Episode, a slice an EpisodeList. Samplers accept it as ``episodes``."""
 
     def __init__(self, store: EpisodeStore, numbers: np.ndarray) -> None:
         self.store, self.numbers = store, numbers
@@ -280,11 +280,11 @@ class EpisodeList(Sequence[Episode]):
         return self.store.read_episode(int(self.numbers[index]))
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        """The episodes' numbers."""
+        """Return the numbers of the episodes."""
         return np.array(self.numbers, dtype) if copy is not False else self.numbers
 
     def take(self, indices: Any) -> EpisodeList:
-        """The list of the episodes at these indices. Raises InvalidInput."""
+        """Return the list of the episodes at these indices. Raises InvalidInput."""
         indices = np.asarray(indices)
         if indices.ndim != 1 or (indices.size and (indices.dtype.kind not in "iu" or indices.min() < 0 or indices.max() >= len(self))):
             raise InvalidInput(f"indices must be whole numbers from 0 to {len(self) - 1}")
@@ -292,7 +292,7 @@ class EpisodeList(Sequence[Episode]):
 
     @property
     def transitions(self) -> TransitionList:
-        """The transitions of these episodes, list-like and lazy: what can be sampled, in the order of the list."""
+        """The transitions of these episodes that can be sampled, as a lazy sequence in the order of this list."""
         return TransitionList(self.store, transition_rows(self.store, self.numbers))
 
     def __repr__(self) -> str:

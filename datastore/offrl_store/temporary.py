@@ -1,4 +1,4 @@
-"""Other ways to make a store: from episodes (their fields are looked up), and one that goes with the object, on disk or in memory."""
+"""Other ways to make a store: from episodes, with their fields inferred, and temporary stores on disk or in memory."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from offrl_store.errors import InvalidInput, InvalidSchema
 from offrl_store.schema import Episode, Field, Schema
 from offrl_store.store import EpisodeStore
 
-MEMORY = "/dev/shm"  # the file system that lies in memory
+MEMORY = "/dev/shm"  # a file system in memory
 
 
 def create_temporary(schema: Schema, *, memory: bool = False, **limit: Any) -> EpisodeStore:
-    """A store that is gone when the object is, or the process ends: in the folder for temporary files, or in memory.
+    """Make a store that is deleted with the object or at the end of the process, in the folder for temporary files or in memory.
 
-    memory: below /dev/shm, where no byte goes to a disk (and none outlives the machine); several processes can have it open all the same.
-    limit: as for ``EpisodeStore.create``. Raises InvalidInput where the machine has no such place.
+    memory: below /dev/shm, which writes nothing to disk and does not survive a restart of the machine. Several processes can still open it.
+    limit: as for ``EpisodeStore.create``. Raises InvalidInput if the machine has no /dev/shm.
     """
     if memory and not os.access(MEMORY, os.W_OK):
         raise InvalidInput(f"there is no memory file system at {MEMORY}", hint="mount a tmpfs and create the store there")
@@ -33,9 +33,9 @@ def create_temporary(schema: Schema, *, memory: bool = False, **limit: Any) -> E
 
 
 def infer_schema(episode: Episode, *, action_size: int | None = None, metadata: Mapping[str, Any] | None = None) -> Schema:
-    """The fields of an episode: the dtypes and shapes of its arrays (lists: what NumPy makes of them, floats as float32).
+    """Infer the fields of an episode from the dtypes and shapes of its arrays. Lists get NumPy's dtype, but floats become float32.
 
-    action_size: the number of discrete actions, which are then whole numbers [T]; without it actions have no bounds. Raises InvalidSchema.
+    action_size: the number of discrete actions, which must be whole numbers [T]; without it actions have no bounds. Raises InvalidSchema.
     """
 
     def field(value: Any) -> Field:
@@ -60,9 +60,11 @@ def infer_schema(episode: Episode, *, action_size: int | None = None, metadata: 
 def from_episodes(
     path: str | os.PathLike[str] | None, episodes: Iterable[Episode], *, action_size: int | None = None, **limit: Any
 ) -> EpisodeStore:
-    """A store of these episodes, with the fields of the first. path: None for a temporary one. limit: as for ``EpisodeStore.create``.
+    """Make a store of episodes, with the fields of the first one.
 
-    Raises InvalidInput without an episode, InvalidEpisode for one that differs from the first; nothing is left then.
+    path: None makes a temporary store. limit: as for ``EpisodeStore.create``. Raises InvalidInput if there is no episode, InvalidEpisode
+        for
+    an episode that differs from the first; nothing is left then.
     """
     left = iter(episodes)
     first = next(left, None)

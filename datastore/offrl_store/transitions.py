@@ -1,4 +1,4 @@
-"""Single transitions as users of d3rlpy know them: a lazy list of them, each linked to the one before and the one after."""
+"""Single transitions as in d3rlpy: a lazy list, each transition linked to the previous and the next one."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Transition:
 
     @property
     def next_observation(self) -> Any:
-        """The observation after the action; zeros where the final one is missing."""
+        """The observation after the action; zeros if the final one is missing."""
         return _each(self.episode.observation, lambda rows: rows[self.t + 1] if self.t + 1 < len(rows) else np.zeros_like(rows[0]))
 
     @property
@@ -56,13 +56,13 @@ class Transition:
 
     @property
     def next(self) -> Transition | None:
-        """The transition after this one, None behind the last that can be sampled."""
+        """The next transition; None after the last one that can be sampled."""
         lost = self.episode.final_missing and not self.episode.terminated
         return Transition(self.episode, self.number, self.t + 1) if self.t + 1 < self.episode.steps - lost else None
 
     @property
     def previous(self) -> Transition | None:
-        """The transition before this one, None before the first of the episode."""
+        """The previous transition; None before the first of the episode."""
         return Transition(self.episode, self.number, self.t - 1) if self.t else None
 
     def __repr__(self) -> str:
@@ -70,7 +70,7 @@ class Transition:
 
 
 class TransitionList(Sequence):
-    """Transitions of a store as a sequence: an index gives a Transition, a slice another list. Goes where samplers take ``rows``."""
+    """Transitions of a store as a sequence: an index returns a Transition, a slice another list. Samplers accept it as ``rows``."""
 
     def __init__(self, store: StoreReader, rows: np.ndarray) -> None:
         self.store, self.rows = store, rows  # int64, the rows of the transitions
@@ -96,14 +96,14 @@ class TransitionList(Sequence):
         return self.rows - self.store.episode_table["first_row"][self.numbers]
 
     def take(self, indices: Any) -> TransitionList:
-        """The list of the transitions at these indices. Raises InvalidInput."""
+        """Return the list of the transitions at these indices. Raises InvalidInput."""
         indices = np.asarray(indices)
         if indices.ndim != 1 or (indices.size and (indices.dtype.kind not in "iu" or indices.min() < 0 or indices.max() >= len(self))):
             raise InvalidInput(f"indices must be whole numbers from 0 to {len(self) - 1}")
         return TransitionList(self.store, self.rows[indices.astype(np.int64)])
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        """The rows."""
+        """Return the rows."""
         return np.array(self.rows, dtype) if copy is not False else self.rows
 
     def __repr__(self) -> str:
@@ -111,7 +111,7 @@ class TransitionList(Sequence):
 
 
 def transition_rows(store: StoreReader, numbers: np.ndarray) -> np.ndarray:
-    """The rows of all transitions of these episodes that can be sampled, in their order, int64."""
+    """Return the rows of all transitions of these episodes that can be sampled, in their order, int64."""
     records = store.episode_table[numbers]
     count = records["steps"] - (records["flags"] == layout.FINAL_MISSING)
     starts = np.cumsum(count) - count

@@ -1,4 +1,4 @@
-"""The checks that keep anything but whole, finite episodes of the declared fields out of a store."""
+"""The checks of episodes: a store accepts only whole, finite episodes with the declared fields."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from offrl_store.schema import Column, Episode, Field, Schema, short
 
 @dataclass(frozen=True)
 class CheckedEpisode:
-    """An episode that fits: one C-contiguous array per column of the schema, in its order and its dtype."""
+    """An episode that fits the schema: a C-contiguous array per column, in the order and dtypes of the schema."""
 
     steps: int
     terminated: bool
@@ -25,10 +25,10 @@ class CheckedEpisode:
 
 
 def validate(schema: Schema, episode: Episode, number: int) -> CheckedEpisode:
-    """Check an episode against the schema, all but its values. Raises InvalidEpisode naming the episode's number, the field and the row.
+    """Check an episode, except its values, against the schema. Raises InvalidEpisode with the episode's number, the field and the row.
 
-    An ndarray of another dtype is taken only if nothing is lost (a wider float, whole numbers that the field can hold); float64 arrays
-    are refused for a float32 field. Python lists carry no dtype and are converted.
+    An ndarray of another dtype is accepted only if nothing is lost (a wider float field, whole numbers that the field can hold); a float64
+    array is refused for a float32 field. Python lists have no dtype and are converted.
     """
     where = f"episode {number}"
     try:
@@ -52,7 +52,7 @@ def validate(schema: Schema, episode: Episode, number: int) -> CheckedEpisode:
             and (array.dtype is field.dtype or array.dtype == field.dtype)
             and array.flags.c_contiguous
         ):
-            array = convert_rows(_given(episode, schema, column, where), field, f"{where}, field {column.name}")
+            array = convert_rows(_value(episode, schema, column, where), field, f"{where}, field {column.name}")
         rows = len(array)
         if column.role == "observation":
             if rows not in (steps, steps + 1):
@@ -66,15 +66,15 @@ def validate(schema: Schema, episode: Episode, number: int) -> CheckedEpisode:
     return CheckedEpisode(steps, bool(episode.terminated), observed == steps, tuple(arrays))
 
 
-def _wrong_rows(where: str, column: Column, rows: int, due: str, steps: int) -> InvalidEpisode:
+def _wrong_rows(where: str, column: Column, rows: int, expected: str, steps: int) -> InvalidEpisode:
     return InvalidEpisode(
-        f"{where}, field {column.name} has {rows} rows; expected {due} for {steps} rewards",
-        hint="T rewards, T actions and T+1 observations (T where the final one is missing)",
+        f"{where}, field {column.name} has {rows} rows; expected {expected} for {steps} rewards",
+        hint="T rewards, T actions and T+1 observations (T if the final one is missing)",
     )
 
 
 def check_values(array: np.ndarray, column: Column, where: str) -> None:
-    """Raise InvalidEpisode for a value that is not finite (extras aside) or an action outside its bounds."""
+    """Raise InvalidEpisode for a value that is not finite (except in extras), or for an action outside its bounds."""
     if column.role == "action" and column.field.inner != (None, None):
         low, high = column.field.inner
         if (
@@ -89,8 +89,8 @@ def check_values(array: np.ndarray, column: Column, where: str) -> None:
         _check_finite(array, column, where)
 
 
-def _given(episode: Episode, schema: Schema, column: Column, where: str) -> Any:
-    """What the episode holds for a column; unknown and missing names of dict fields are errors."""
+def _value(episode: Episode, schema: Schema, column: Column, where: str) -> Any:
+    """Return the episode's value for a column. Raises InvalidEpisode for unknown and missing names of dict fields."""
     value, fields = getattr(episode, column.role), getattr(schema, column.role)
     if column.key is None:
         if isinstance(value, Mapping):
@@ -106,19 +106,19 @@ def _given(episode: Episode, schema: Schema, column: Column, where: str) -> Any:
     return value[column.key]
 
 
-def convert_rows(given: Any, field: Field, where: str) -> np.ndarray:
-    """The value in the field's dtype and shape, C-contiguous; InvalidEpisode where that would lose something."""
-    typed = hasattr(given, "dtype") or (isinstance(given, (list, tuple)) and len(given) > 0 and hasattr(given[0], "dtype"))
+def convert_rows(value: Any, field: Field, where: str) -> np.ndarray:
+    """Convert a value to the field's dtype, C-contiguous. Raises InvalidEpisode for another shape, or if the conversion would lose data."""
+    typed = hasattr(value, "dtype") or (isinstance(value, (list, tuple)) and len(value) > 0 and hasattr(value[0], "dtype"))
     try:
-        array = as_array(given, where)
+        array = as_array(value, where)
     except InvalidInput as error:
         raise InvalidEpisode(error.message, hint=error.hint) from None
     if array.shape[1:] != field.shape or array.ndim == 0:
-        raise InvalidEpisode(f"{where}: one row has shape {array.shape[1:]}, the schema says {field.shape}")
+        raise InvalidEpisode(f"{where}: one row has shape {array.shape[1:]}; expected {field.shape}")
     if array.dtype == field.dtype:
         return np.ascontiguousarray(array)
-    kind, due = array.dtype.kind, field.dtype.kind
-    if kind not in "biuf" or (kind == "f" and due != "f") or (due == "b" and kind != "b"):
+    kind, target = array.dtype.kind, field.dtype.kind
+    if kind not in "biuf" or (kind == "f" and target != "f") or (target == "b" and kind != "b"):
         raise InvalidEpisode(f"{where}: dtype {array.dtype} is not {field.dtype.name}", hint="convert it explicitly")
     if kind == "f":
         if typed and not np.can_cast(array.dtype, field.dtype, "safe"):
@@ -131,7 +131,7 @@ def convert_rows(given: Any, field: Field, where: str) -> np.ndarray:
     with np.errstate(invalid="ignore", over="ignore"):
         converted = array.astype(field.dtype, order="C")
         changed = converted.astype(array.dtype) != array
-        if due != "f":
+        if target != "f":
             changed |= (converted < 0) != (array < 0)
     if changed.any():
         row = int(np.argwhere(changed)[0][0])
@@ -142,8 +142,8 @@ def convert_rows(given: Any, field: Field, where: str) -> np.ndarray:
 def _check_finite(array: np.ndarray, column: Column, where: str) -> None:
     if array.dtype.kind != "f":
         return
-    # NaN and infinity carry into a sum: one fast pass where all is well. A short array costs least as a product with itself; a long one
-    # would start the threads of the BLAS.
+    # NaN and infinity propagate into a sum, so one fast pass suffices for valid data. For a short array the product with itself is fastest;
+    # for a long one it would start the threads of the BLAS.
     if array.size <= 8192 and array.dtype.itemsize > 2:
         flat = array.reshape(-1)
         if math.isfinite(flat.dot(flat)):

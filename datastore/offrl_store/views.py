@@ -1,4 +1,4 @@
-"""Views that users of other libraries know: splitting by episode or transition, joining, extending and copying stores."""
+"""Functions known from other libraries: split stores by episode or transition; join, extend and copy stores."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def train_test_split(store: Part, share: float = 0.2, seed: int = 0) -> tuple[Pa
 
 
 def train_test_split(store: EpisodeStore | EpisodeList | TransitionList, share: float = 0.2, seed: int = 0) -> tuple[Any, Any]:
-    """The episodes in two lists: those to train on, and a random ``share`` of them (0 to 1, at least one) to test on, both in order.
+    """Split the episodes into a training list and a random test list of ``share`` of them (0 to 1, at least one), both in order.
 
-    Given ``store.episodes.transitions``, a split by transition instead: two steps of one episode may then lie on either side.
-    A list goes where samplers take ``episodes`` (or ``rows``): ``store.transitions(256, seed=0, episodes=train)``. Raises InvalidInput.
+    For ``store.episodes.transitions`` it splits by transition; steps of one episode may then be in both lists. Samplers accept a list as
+    ``episodes`` (or ``rows``): ``store.transitions(256, seed=0, episodes=train)``. Raises InvalidInput.
     """
     parts = store.episodes if isinstance(store, EpisodeStore) else store
     count = len(parts)
@@ -43,19 +43,19 @@ def train_test_split(store: EpisodeStore | EpisodeList | TransitionList, share: 
 
 
 def copy(store: EpisodeStore, path: str | os.PathLike[str], episodes: Any = None, **limit: Any) -> EpisodeStore:
-    """A new store with the same fields and these episodes (their numbers; default all). Raises StoreExists, InvalidInput."""
+    """Make a new store with the same fields and these episodes (numbers; default all). Raises StoreExists, InvalidInput."""
     return concat(path, [store if episodes is None else store.episodes.take(np.asarray(episodes))], **limit)
 
 
 def concat(path: str | os.PathLike[str], parts: Sequence[EpisodeStore | EpisodeList], **limit: Any) -> EpisodeStore:
-    """A new store with the episodes of several, one after the other. All have the fields of the first: InvalidSchema.
+    """Make a new store with the episodes of several stores, one after the other. Raises InvalidSchema if their fields differ.
 
-    Metadata of the schema is that of the first, that of each episode goes along. ``limit``: as for ``EpisodeStore.create``. It is
-    whole or not there.
+    The schema's metadata are those of the first store; each episode keeps its own. ``limit``: as for ``EpisodeStore.create``. After an
+    error no store is left.
     """
     lists = _lists(parts)
     if not lists:
-        raise InvalidInput("there is nothing to join")
+        raise InvalidInput("there is no store to join", hint="give at least one store")
     _check_fields(lists[0].store, lists)
     joined = EpisodeStore.create(path, lists[0].store.schema, **limit)
     try:
@@ -67,7 +67,7 @@ def concat(path: str | os.PathLike[str], parts: Sequence[EpisodeStore | EpisodeL
 
 
 def extend(store: EpisodeStore, parts: Sequence[EpisodeStore | EpisodeList]) -> int:
-    """Append the episodes of other stores to this one, with their metadata; returns how many. All of them come, or none.
+    """Append the episodes of other stores to this one, with their metadata: all or none. Returns their number.
 
     Raises InvalidSchema (other fields; nothing is changed), StoreLocked, DiskFull.
     """

@@ -1,4 +1,4 @@
-"""The windows sampler: batches of consecutive steps for sequence models, with mask, time steps and returns-to-go."""
+"""The sampler of windows: batches of consecutive steps for sequence models, with mask, time steps and returns-to-go."""
 
 from __future__ import annotations
 
@@ -23,13 +23,19 @@ STREAM = stream_id("windows")
 
 @dataclass(frozen=True, eq=False)
 class WindowBatch:
-    """B windows of L steps, valid until the next call on the same sampler. Steps before the episode's begin are zeros, on the left.
+    """B windows of L steps, valid until the next call on the same sampler. Steps before the episode, on the left, are zeros.
 
-    observation [B, L, ...] in the field's dtype, action [B, L, A] (floats) or [B, L] int64, each a dict of arrays where the schema has
-    several fields; reward, mask (1: a real step), returns_to_go (undiscounted sum of the rewards from the step to the episode's end,
-    beyond the window too), terminal (1 only on the last step of a terminated episode) float32 [B, L]; timesteps int64 [B, L], from 1
-    within the episode, 0 where there is no step; index int64 [B], the row of the last step; extra [B, L, ...]: the requested extras;
-    dataset int64 [B], which store of a mix (None otherwise).
+    Attributes:
+        observation: [B, L, ...] in the field's dtype; a dict of arrays if the schema has several fields.
+        action: [B, L, A] floats or [B, L] int64; a dict of arrays if the schema has several fields.
+        reward: float32 [B, L].
+        mask: float32 [B, L], 1 for a real step.
+        timesteps: int64 [B, L], from 1 within the episode, 0 for padding.
+        returns_to_go: float32 [B, L], the undiscounted sum of the rewards from the step to the episode's end, also beyond the window.
+        terminal: float32 [B, L], 1 only at the last step of a terminated episode.
+        index: int64 [B], the row of the last step.
+        extra: the requested extras, [B, L, ...].
+        dataset: int64 [B], index of the store in a mix; None otherwise.
     """
 
     observation: Any
@@ -45,11 +51,11 @@ class WindowBatch:
 
 
 class WindowSampler(Sampler[WindowBatch]):
-    """Windows whose last steps are drawn over the transitions. Batch k is a pure function of (the store's snapshot, seed, k, arguments).
+    """Samples windows; their last steps are drawn over the transitions. Batch k is a pure function of (the snapshot, seed, k, arguments).
 
-    The semantics are those of d3rlpy's trajectory slicers. length: L. frame_stack, stack_pad: as in TransitionSampler, at each
-    step. episodes, extra, replacement, drop_last, reward, out (by the names of WindowBatch): as there. rows: of the last steps. Raises
-    InvalidInput and EmptyStore.
+    The semantics are those of d3rlpy's trajectory slicers. length: L. frame_stack, stack_pad: as in TransitionSampler, at each step.
+    episodes, extra, replacement, drop_last, reward, out (by the names of WindowBatch): as in TransitionSampler. rows: rows of last steps.
+    Raises InvalidInput and EmptyStore.
     """
 
     def __init__(

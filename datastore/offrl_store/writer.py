@@ -1,7 +1,7 @@
-"""Writer: the one process that appends to a store. An episode is durable once ``commit`` has returned.
+"""Writer: appends to a store, one writer at a time. An episode is durable once ``commit`` has returned.
 
-Order of a commit: rows written and synced, then records written and synced, then the header's lower bound. So a record never stands
-before its rows do, and whatever a crash leaves half done lies behind the last whole record, where the next writer cuts it off.
+A commit first writes and syncs the rows, then writes and syncs the records, then updates the lower bound in the header. So a record is
+never durable before its rows, and a crash leaves unfinished data only after the last whole record, where the next writer cuts them off.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ StoreT = TypeVar("StoreT", bound=StoreReader)
 
 
 class Writer(StepWriter, Generic[StoreT]):
-    """Appends episodes; made by ``EpisodeStore.writer()``. Leaving the ``with`` block commits, also when an exception leaves it."""
+    """Appends episodes; made by ``EpisodeStore.writer()``. The end of the ``with`` block commits, also after an exception."""
 
     def __init__(self, store: StoreT, keep: Sequence[Snapshot] = (), commit_s: float | None = None) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class Writer(StepWriter, Generic[StoreT]):
             raise
 
     def _recover(self) -> None:
-        """Take in whole records that a dead writer left, cut off its torn tail, and start behind the last row of the last episode."""
+        """Accept whole records of a writer that died, cut off its torn tail, and continue after the last row of the last episode."""
         log = layout.read_log(self._log, self._path / layout.LOG_FILE, self._schema)
         self._found, self._first, self._committed = log, log.first, log.count
         self._chain, self._end = log.chain(log.count), log.rows
@@ -72,16 +72,16 @@ class Writer(StepWriter, Generic[StoreT]):
 
     @property
     def store(self) -> StoreT:
-        """The store that it writes to; after a commit it holds what was committed."""
+        """The store that this writes to; it sees each commit."""
         return self._store
 
     @property
     def pending(self) -> int:
-        """Whole episodes that wait for the next commit."""
+        """Number of whole episodes that wait for the next commit."""
         return len(self._pending)
 
     def keep(self, snapshots: Sequence[Snapshot]) -> None:
-        """Evict no episode of these snapshots from now on, in place of those that were to be kept before. Raises SnapshotEvicted."""
+        """From now on evict no episode of these snapshots; they replace those kept before. Raises SnapshotEvicted."""
         if self._bound is not None:
             self._bound.keep(snapshots)
 
@@ -90,8 +90,8 @@ class Writer(StepWriter, Generic[StoreT]):
     def append(self, episode: Episode, metadata: Mapping[str, Any] | None = None) -> int:
         """Check and write one episode; it is durable after the next ``commit``. Returns its number.
 
-        metadata: a JSON object to keep with it. Raises InvalidEpisode (nothing was written) and DiskFull (this episode is not in
-        the store, the ones before it are).
+        metadata: a JSON object to store with it. Raises InvalidEpisode (nothing was written) and DiskFull (this episode is not in the
+        store, earlier ones are).
         """
         self._check_open()
         number = self._committed + len(self._pending)
@@ -102,14 +102,14 @@ class Writer(StepWriter, Generic[StoreT]):
         return number
 
     def _put(self, checked: CheckedEpisode, where: str) -> None:
-        """Take the rows of an episode behind the last one. Raises InvalidEpisode for its values, DiskFull."""
+        """Take the rows of an episode after the last one. Raises InvalidEpisode for its values, DiskFull."""
         row = self._row
         try:
             checksum = self._rows.put(checked, row, where)
         except OSError as error:
             with disk_errors(self._path):
                 if error.errno in FULL:
-                    self._rows.cut(row)  # the half-written rows go back to the file system
+                    self._rows.cut(row)  # frees the space of partly written rows
                 raise
         self._pending.append(
             (
@@ -123,7 +123,7 @@ class Writer(StepWriter, Generic[StoreT]):
 
     @property
     def _row(self) -> int:
-        """The first free row. Derived, so that an interrupt between two statements cannot leave it behind the episodes."""
+        """The first free row. It is derived, so that an interrupt between two statements cannot make it inconsistent with the episodes."""
         if not self._pending:
             return self._end
         first_row, steps = self._pending[-1][:2]
@@ -132,7 +132,7 @@ class Writer(StepWriter, Generic[StoreT]):
     # --- Committing ---------------------------------------------------------------------------------------------------------
 
     def commit(self) -> Snapshot:
-        """Make everything appended so far durable; returns the snapshot that ends with it. Raises DiskFull."""
+        """Make everything appended so far durable. Returns the snapshot that ends with it. Raises DiskFull."""
         self._check_open()
         if self._pending:
             with disk_errors(self._path):
@@ -148,7 +148,7 @@ class Writer(StepWriter, Generic[StoreT]):
         return self._store.snapshot()
 
     def _evict(self) -> None:
-        """Give the oldest episodes of a bounded store back. Readers must know before the first of their rows is gone."""
+        """Evict the oldest episodes of a bounded store. The header announces it to readers before any of their rows is freed."""
         if self._bound is not None and self._bound.due(self._store):
             with disk_errors(self._path):
                 self._first = self._bound.first
@@ -168,12 +168,12 @@ class Writer(StepWriter, Generic[StoreT]):
             self._rows.flush(self._row)
         except OSError as error:
             if error.errno in FULL:
-                self._rows.cut(self._row)  # half a piece; its rows are in memory still
+                self._rows.cut(self._row)  # drops a partly written piece; its rows are still in memory
             raise
         try:
             self._rows.sync(self._row)
         except OSError:
-            # After a failed sync the kernel forgets which pages did not reach the disk: these rows must not be trusted again.
+            # After a failed sync the kernel no longer knows which pages did not reach the disk, so these rows cannot be trusted.
             self._pending = []
             self._meta.drop()
             self._leave_ended()
@@ -192,14 +192,14 @@ class Writer(StepWriter, Generic[StoreT]):
         except OSError:
             os.ftruncate(self._log, end)
             raise
-        # Values first, then stores without a call between them: an interrupt comes before or after, and closing then neither repeats
-        # nor forgets a record.
+        # First compute the values, then assign them without a call in between: an interrupt comes before or after all of them, and closing
+        # neither repeats nor loses a record.
         count, end_row = self._committed + len(records), self._row
         self._committed, self._chain, self._end, self._pending = count, chain, end_row, []
         self._write_header(sync=False)
 
     def _write_header(self, sync: bool) -> None:
-        """Note how many episodes are durable, in the slot that does not count now."""
+        """Write the number of durable episodes to the slot that is not current."""
         os.pwrite(self._log, layout.dump_slot(self._committed, self._first), layout.slot_offset(1 - self._slot))
         self._slot = 1 - self._slot
         self._header_dirty = not sync
@@ -211,7 +211,7 @@ class Writer(StepWriter, Generic[StoreT]):
     # --- Closing --------------------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Commit, leave open episodes to the next writer, and give the lock back. Closing twice is fine."""
+        """Commit, leave open episodes to the next writer, and release the lock. A second call does nothing."""
         if self._log < 0:
             return
         try:
@@ -224,7 +224,7 @@ class Writer(StepWriter, Generic[StoreT]):
             self._release()
 
     def abort(self) -> None:
-        """Drop what was appended since the last commit and the steps since the last sync; give the lock back. Closing then does nothing."""
+        """Drop the episodes since the last commit and the steps since the last sync, and release the lock. `close` then does nothing."""
         if self._log < 0:
             return
         self._pending = []
@@ -242,23 +242,23 @@ class Writer(StepWriter, Generic[StoreT]):
         try:
             self.close()
         except (OffrlError, OSError):
-            if error is None:  # else the exception that left the block says more: a full disk, say
+            if error is None:  # otherwise the exception of the block matters more, such as a full disk
                 raise
 
     def _release(self) -> None:
         log, self._log = self._log, -1
         if log >= 0:
             os.close(log)
-        made = self.__dict__  # a writer that failed while it opened lacks some parts
-        if "_rows" in made:
+        attributes = self.__dict__  # a writer that failed to open lacks some of them
+        if "_rows" in attributes:
             self._rows.close()
         self._leave_steps()
-        if "_meta" in made:
+        if "_meta" in attributes:
             self._meta.close()
 
     def __del__(self) -> None:
-        self._release()  # without a commit: what was not committed was not promised
+        self._release()  # without a commit: only a commit makes episodes durable
 
     def _check_open(self) -> None:
         if self._log < 0:
-            raise InvalidInput("this writer is closed", hint="take a new one: store.writer()")
+            raise InvalidInput("this writer is closed", hint="make a new one: store.writer()")

@@ -1,11 +1,11 @@
-"""Datasets by name: found, fetched or made, and given as a store with the environment that belongs to them.
+"""Datasets by name: found locally, downloaded or collected, and returned as a store with its environment.
 
     store, env = offrld.datasets.get("cartpole-replay")
     store, env = offrld.datasets.get("breakout-mixed-v0")            # d4rl-atari's ids
     store, env = offrld.datasets.get("hopper-medium-v2")             # D4RL, d4rl-pybullet
     store, env = offrld.datasets.get("D4RL/pointmaze/umaze-v2")      # Minari
 
-`offrl.named` says which names there are; `places` where files are looked for and fetched from. `offrl datasets add NAME cartpole-replay`
+`offrl.named` lists the names; `places` defines the local folders and the addresses of downloads. `offrl datasets add NAME cartpole-replay`
 does the same in a job of the daemon.
 """
 
@@ -23,7 +23,7 @@ from offrl_store import EpisodeStore
 from offrld.importers import common_options, import_into
 from offrld.importers.source import BadEpisodes, Source
 
-#: The options of each kind of name.
+#: Kind of name -> its options.
 OPTIONS = {"collected": ("seed", "steps"), "atari": ("fraction", "seed", "epochs"), "d4rl": (), "minari": ()}
 
 Progress = Callable[[int, int | None], None]
@@ -37,17 +37,18 @@ def open_named(
     message: Callable[[str], None] = lambda line: None,
     progress: Progress | None = None,
 ) -> Source:
-    """Find, download or create a dataset; returns its episodes as an importer does.
+    """Find, download or collect a dataset. Returns its episodes as an importer does.
 
     Args:
-        options: ``seed`` and ``steps`` of a collected one; ``fraction``, ``seed`` and ``epochs`` of Atari; of downloaded ones also those
-            that every format takes (`offrld.importers.common_options.OPTIONS`).
-        message: called with what is done meanwhile. progress: called with the bytes of a download and their total; may raise to stop.
+        options: ``seed`` and ``steps`` of a collected dataset; ``fraction``, ``seed`` and ``epochs`` of Atari. Downloaded datasets also
+            take the options of every format (`offrld.importers.common_options.OPTIONS`).
+        message: called with a line about each action.
+        progress: called with the bytes of a download so far and their total; may raise to stop it.
 
     Raises:
-        Unknown: there is no such name or option; the hint is the nearest one.
-        DownloadFailed: a file could not be fetched; what came of it is kept.
-        InvalidInput: an option is out of range, or the files are not what the name says.
+        Unknown: the name or an option does not exist; the hint is the nearest one.
+        DownloadFailed: a file could not be downloaded; its bytes so far are kept.
+        InvalidInput: an option is out of range, or the files do not fit the name.
     """
     named, options = find(name), dict(options or {})
     shared = {} if named.kind == "collected" else common_options.OPTIONS
@@ -78,15 +79,15 @@ def get(
     message: Callable[[str], None] = print,
     **env_options: Any,
 ) -> tuple[EpisodeStore, Any]:
-    """A dataset as a store, and its environment: ``(store, env)``; ``env`` is None where gymnasium has none for it.
+    """Return a dataset as a store, and its environment: ``(store, env)``. ``env`` is None if gymnasium has none for it.
 
     Args:
-        folder: where stores are kept; the second call for the same name and options opens the one that is there. Default
-            ``$OFFRL_DATASETS``, else ``~/.offrl/datasets``.
-        options: of `open_named`.
-        env_options: of the environment, for example ``stack=4`` of an Atari game, ``render_mode="rgb_array"``.
+        folder: folder of the stores, by default ``$OFFRL_DATASETS``, or else ``~/.offrl/datasets``. A second call for the same name and
+            options opens the existing store.
+        options: options of `open_named`.
+        env_options: options of the environment, for example ``stack=4`` of an Atari game, ``render_mode="rgb_array"``.
 
-    Raises as `open_named`.
+    Raises the errors of `open_named`.
     """
     from offrld.datasets import places
 
@@ -101,12 +102,12 @@ def get(
 
 
 def get_atari_transitions(game: str, fraction: float = 0.01, index: int = 0, seed: int = 0, **settings: Any) -> tuple[EpisodeStore, Any]:
-    """A share of the steps of all 50 epochs of a run (``index`` 0 to 4), as d3rlpy's function of that name; see `get`."""
+    """Return a share of the steps of all 50 epochs of a run (``index`` 0 to 4), like d3rlpy's function of this name; see `get`."""
     return get(f"{game}-transitions-v{index}", options={"fraction": fraction, "seed": seed}, **settings)
 
 
 def _store_name(name: str, options: Mapping[str, Any] | None) -> str:
-    """A folder's name for each name and options."""
+    """Return the name of the folder for a name and its options."""
     plain = name.replace("/", "--")
     if not options:
         return plain
@@ -122,7 +123,7 @@ def _environment(named: Named, store: EpisodeStore, options: Mapping[str, Any], 
         return None
     try:
         return make_env(env_id, **options)
-    except InvalidInput as error:  # the data are of use without it
+    except InvalidInput as error:  # the data are useful without it
         message(str(error))
         return None
 

@@ -1,7 +1,8 @@
-"""The DQN replay data by name: the files of an epoch out of d4rl-atari's cache, a mirror folder, or the bucket."""
+"""The DQN replay data by name: the files of an epoch, from d4rl-atari's cache, a mirror folder, or the bucket."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import quote
@@ -14,7 +15,7 @@ from offrld.datasets.download import Progress, fetch
 from offrld.importers.atari import ELEMENTS, Epoch, logged_name, open_epochs
 from offrld.importers.source import BadEpisodes, Source
 
-FRACTION = 0.01  # of each epoch, where all of them are wanted
+FRACTION = 0.01  # share of each epoch's steps in ``GAME-transitions-vN``
 
 
 def open_named(
@@ -26,12 +27,12 @@ def open_named(
     seed: int = 0,
     epochs: list[int] | None = None,
 ) -> Source:
-    """The episodes of a name.
+    """Open the episodes of a name.
 
     Args:
-        fraction: of the steps of each epoch; default all of them, of ``GAME-transitions-vN`` 0.01.
-        seed: of the draw of episodes for a fraction.
-        epochs: several epochs (1 to 50), joined in this order, in place of that of the name.
+        fraction: share of each epoch's steps; by default 1, for ``GAME-transitions-vN`` 0.01.
+        seed: seed of the draw of episodes for a fraction.
+        epochs: several epochs (1 to 50), joined in this order; they replace the epoch of the name.
 
     Raises `InvalidInput`, `DownloadFailed`, `DiskFull`.
     """
@@ -40,18 +41,18 @@ def open_named(
         raise InvalidInput(f"epochs is {numbers!r}", hint=f"give a list of epochs, 1 to {LAST_EPOCH}")
     if fraction is None:
         fraction = 1.0 if named.epoch else FRACTION
-    found = [find_epoch(named.game, named.index, number, message, progress) for number in numbers]
-    return open_epochs(found, bad, fraction, seed)
+    files = [find_epoch(named.game, named.index, number, message, progress) for number in numbers]
+    return open_epochs(files, bad, fraction, seed)
 
 
 def find_epoch(game: str, index: int, epoch: int, message: Callable[[str], None], progress: Progress | None = None) -> Epoch:
-    """The files of an epoch: of the cache where it has all four, of a mirror folder, or downloaded into the cache."""
+    """Find the files of an epoch: all four in the cache, or in a mirror folder, or downloaded into the cache."""
     name = games.camel(games.check(game))
     cache, source = places.d4rl_folder() / name / str(index) / str(epoch), places.atari_source()
     files = {each: cache / f"{each}.gz" for each in ELEMENTS}
     if not all(file.is_file() for file in files.values()):
         if not places.is_address(source):
-            files = _mirrored(Path(source).expanduser(), name, index, epoch)
+            files = _mirrored(Path(os.path.expanduser(source)), name, index, epoch)
         else:
             places.check_downloads(f"epoch {epoch} of {name}, run {index}", cache)
             for each, file in files.items():
@@ -63,7 +64,7 @@ def find_epoch(game: str, index: int, epoch: int, message: Callable[[str], None]
 
 
 def _mirrored(folder: Path, name: str, index: int, epoch: int) -> dict[str, Path]:
-    """The files in a folder that mirrors the bucket, or is laid out as the cache."""
+    """Return the files in a folder that mirrors the bucket or the cache. Raises `InvalidInput`."""
     run = folder / name / str(index)
     for files in (
         {each: run / "replay_logs" / logged_name(each, epoch) for each in ELEMENTS},
@@ -72,5 +73,5 @@ def _mirrored(folder: Path, name: str, index: int, epoch: int) -> dict[str, Path
         if all(file.is_file() for file in files.values()):
             return files
     raise InvalidInput(
-        f"{folder} holds no epoch {epoch} of {name}, run {index}", hint=f"it belongs into {run}/replay_logs, named as in the bucket"
+        f"{folder} holds no epoch {epoch} of {name}, run {index}", hint=f"put its files into {run}/replay_logs, named as in the bucket"
     )

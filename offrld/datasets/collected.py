@@ -1,8 +1,8 @@
-"""Datasets that are created on demand: CartPole and Pendulum, played at random or while an agent learns.
+"""Datasets that are collected on demand: CartPole and Pendulum, played at random or by a learning agent.
 
-``random``: uniform actions. ``replay``: everything that an agent of ours sees while it trains online, from its first random steps on: DQN
-in CartPole-v1 (an epsilon that falls from 1 to 0.05 over the first half), SAC in Pendulum-v1. 20,000 steps by default. The same name,
-seed, steps and versions of the libraries give the same bits on a CPU.
+``random``: uniform actions. ``replay``: all experience of an agent that trains online, from its first random steps on: DQN in CartPole-v1
+(epsilon decays from 1 to 0.05 over the first half), SAC in Pendulum-v1. 20,000 steps by default. The same name, seed, steps and versions of
+the libraries give the same bits on a CPU.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from offrld.collect import LinearDecayEpsilonGreedy, RandomBehaviour, collect_ep
 from offrld.importers.source import Source, SourceEpisode
 
 STEPS = 20_000
-START = 500  # steps at random before the first update
-EPOCH = 500  # steps after which what has ended is handed on
-EPSILON = (1.0, 0.05)  # of DQN, over the first half of the steps
+START = 500  # random steps before the first update
+EPOCH = 500  # steps between two yields of ended episodes
+EPSILON = (1.0, 0.05)  # first and last epsilon of DQN
 AGENTS = {
     "cartpole-replay": ("dqn", {"learning_rate": 1e-3, "batch_size": 64, "target_update_interval": 200}),
     "pendulum-replay": ("sac", {"actor_learning_rate": 1e-3, "critic_learning_rate": 1e-3, "temp_learning_rate": 1e-3}),
@@ -28,10 +28,10 @@ AGENTS = {
 
 
 def open_named(named: Named, message: Callable[[str], None], seed: int = 0, steps: int = STEPS) -> Source:
-    """The episodes of a name, collected on demand. Raises `InvalidInput`."""
-    for what, value, least in (("seed", seed, 0), ("steps", steps, 1)):
+    """Make a source that collects the episodes of a name on demand. Raises `InvalidInput`."""
+    for option, value, least in (("seed", seed, 0), ("steps", steps, 1)):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise InvalidInput(f"{what} is {value!r}", hint=f"give a whole number from {least}")
+            raise InvalidInput(f"{option} is {value!r}", hint=f"give a whole number from {least}")
     env = make_env(COLLECTED[named.name])
     env.reset(seed=seed)
     env.action_space.seed(seed)
@@ -57,7 +57,7 @@ def _parts(episode: Any) -> dict[str, Any]:
 
 
 def _learning(env: Any, algorithm: str, config: dict[str, Any], seed: int, steps: int) -> Iterator[SourceEpisode]:
-    """The episodes of an agent that takes one update per step on all that it has seen so far."""
+    """Yield the episodes of an agent that makes one update per step, on all of its steps so far."""
     from offrld.inprocess.training import build
 
     learner = build(algorithm, env, config=config, seeds=[seed], device="cpu", runner="eager", threads=1)
@@ -67,9 +67,9 @@ def _learning(env: Any, algorithm: str, config: dict[str, Any], seed: int, steps
     training = learner.fitter_online(
         env, store, explorer, steps=steps, steps_per_epoch=min(EPOCH, steps), random_steps=start, update_start=start, seed=seed
     )
-    given = 0
+    yielded = 0
     for _ in training:
         store.refresh()
-        for number in range(given, len(store)):
+        for number in range(yielded, len(store)):
             yield SourceEpisode(**_parts(store.episodes[number]), number=number, metadata=store.episode_metadata(number) or None)
-        given = len(store)
+        yielded = len(store)

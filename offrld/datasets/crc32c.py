@@ -1,8 +1,8 @@
-"""CRC-32C (Castagnoli, RFC 3720), the check sum that Google's buckets give for every object, at NumPy's speed.
+"""CRC-32C (Castagnoli, RFC 3720) in NumPy: the checksum that Google's buckets state for every object.
 
-A block is cut into 4,096 lanes whose CRCs are computed side by side, one table look-up per byte of a lane; then neighbours are joined two
-by two: the CRC of A + B is that of A, moved over the zeros of B's length, xor that of B. About 250 MB/s, where one byte at a time in Python
-makes 8 MB/s, and the standard library has none.
+A block is cut into 4,096 lanes. Their CRCs are computed side by side, with one table look-up per byte of a lane. Then neighbours are joined
+in pairs: the CRC of A + B is the CRC of A, advanced by as many zero bytes as B has, xor the CRC of B. This reaches about 250 MB/s; a loop
+over bytes in Python reaches 8 MB/s. The standard library has no CRC-32C.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ LANES = 1 << 12
 
 
 def crc32c(data: bytes | memoryview, crc: int = 0) -> int:
-    """The CRC of data whose CRC so far is ``crc``, continued with ``data``."""
+    """Return the CRC after ``data``, continued from the CRC ``crc`` of the data before."""
     values = np.frombuffer(data, np.uint8)
     length = len(values) // LANES  # bytes of a lane
     if length:
@@ -38,7 +38,7 @@ def crc32c(data: bytes | memoryview, crc: int = 0) -> int:
 
 @functools.cache
 def _table() -> np.ndarray:
-    """The remainder of each byte, uint32 ``[256]``."""
+    """Return the remainder of each byte, uint32 ``[256]``."""
     table = np.arange(256, dtype=np.uint32)
     for _ in range(8):
         table = np.where(table & 1, (table >> np.uint32(1)) ^ np.uint32(POLYNOMIAL), table >> np.uint32(1))
@@ -47,8 +47,8 @@ def _table() -> np.ndarray:
 
 @functools.lru_cache(maxsize=64)
 def _mover(zeros: int) -> np.ndarray:
-    """What ``zeros`` zero bytes make of each byte of a state, uint32 ``[4, 256]``; the change is linear over bits."""
-    bits = np.uint32(1) << np.arange(32, dtype=np.uint32)  # where each bit goes, by squaring and multiplying
+    """Return the effect of ``zeros`` zero bytes on each byte of a state, uint32 ``[4, 256]``; it is linear over bits."""
+    bits = np.uint32(1) << np.arange(32, dtype=np.uint32)  # image of each bit, by squaring and multiplying
     result, power = bits.copy(), _one_zero(bits)
     while zeros:
         if zeros & 1:
@@ -64,7 +64,7 @@ def _one_zero(states: np.ndarray) -> np.ndarray:
 
 
 def _apply(matrix: np.ndarray, states: np.ndarray) -> np.ndarray:
-    """The linear map whose images of the 32 bits are ``matrix``, of every state."""
+    """Apply to every state the linear map whose images of the 32 bits are ``matrix``."""
     out = np.zeros_like(states)
     for bit in range(32):
         out ^= np.where((states >> np.uint32(bit)) & np.uint32(1), matrix[bit], np.uint32(0))

@@ -1,7 +1,8 @@
-"""D4RL's and d4rl-pybullet's files by name: out of the local folder, else downloaded from where they are published."""
+"""The files of D4RL and d4rl-pybullet by name: from the local folder, or downloaded from their published addresses."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -30,14 +31,14 @@ _DROPBOX = {  # d4rl-pybullet
 
 
 def url_of(name: str) -> str:
-    """Where the file of a name is published."""
+    """Return the published address of the file of a name."""
     if name in _DROPBOX:
         return f"https://www.dropbox.com/s/{_DROPBOX[name]}/{name}.hdf5?dl=1"
     return f"{places.D4RL}/{_path(name)}.hdf5"
 
 
 def _path(name: str) -> str:
-    """Folder and name of the file below D4RL's address, without its ending."""
+    """Return folder and name of the file below D4RL's address, without its suffix."""
     body, _, version = name.rpartition("-v")
     first, *rest = body.split("-")
     level = "_".join(rest)
@@ -62,19 +63,19 @@ def _path(name: str) -> str:
 
 
 def find_file(name: str, message: Callable[[str], None], progress: Progress | None = None) -> Path:
-    """The file of a name: in the local folder under its published name or as ``NAME.hdf5``, in a mirror folder, or downloaded."""
+    """Find the file of a name: in the local folder by its published name or as ``NAME.hdf5``, in a mirror folder, or downloaded."""
     url = url_of(name)
     published = PurePosixPath(urlsplit(url).path)
     folder, source = places.d4rl_folder(), places.d4rl_source()
     here = [folder / published.name, folder / f"{name}.hdf5"]
     if source is not None and not places.is_address(source):
-        mirror = Path(source).expanduser()
+        mirror = Path(os.path.expanduser(source))
         here += [mirror / published.relative_to("/").name, mirror / published.parent.name / published.name, mirror / f"{name}.hdf5"]
     for file in here:
         if file.is_file():
             return file
     if source is not None and not places.is_address(source):
-        raise InvalidInput(f"{source} holds no {published.name}", hint=f"it belongs there, or into {folder}")
+        raise InvalidInput(f"{source} holds no {published.name}", hint=f"put the file there, or into {folder}")
     places.check_downloads(f"{published.name} ({name})", folder)
     if source is not None:
         url = f"{source.rstrip('/')}/{published.name if name in _DROPBOX else _path(name) + '.hdf5'}"
@@ -85,7 +86,7 @@ def find_file(name: str, message: Callable[[str], None], progress: Progress | No
 def open_named(
     named: Named, message: Callable[[str], None], progress: Progress | None, *, options: Mapping[str, Any], skip_bad: bool
 ) -> Source:
-    """The episodes of a name; raises `InvalidInput`, `DownloadFailed`, `DiskFull`."""
+    """Open the episodes of a name. Raises `InvalidInput`, `DownloadFailed`, `DiskFull`."""
     file = find_file(named.name, message, progress)
-    known = {} if named.env_id is None else {"env_id": named.env_id}
-    return open_source(file, "d4rl", options=known | dict(options), skip_bad=skip_bad)
+    environment = {} if named.env_id is None else {"env_id": named.env_id}
+    return open_source(file, "d4rl", options=environment | dict(options), skip_bad=skip_bad)

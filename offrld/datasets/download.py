@@ -1,9 +1,9 @@
-"""Downloading a file over HTTP: resumed where it was cut, checked against what the server says of it, and whole or not there at all.
+"""Download a file over HTTP. A download resumes after an interruption, is verified, and appears whole or not at all.
 
-While it comes the bytes stand in ``.NAME.part`` beside the target, and ``.NAME.part.json`` says of which version of the object they are
-(its ETag or date); a later attempt asks for the rest of that version alone (``Range`` with ``If-Range``) and begins anew where the server
-has another. At the end the size, the hashes of the server's headers (``x-goog-hash``, ``Content-MD5``) and, where there are none, the check
-sum of a gzip file are compared; then the file gets its name by one rename. ``gs://BUCKET/OBJECT`` is the bucket's public address.
+During the download, ``.NAME.part`` beside the target holds the bytes, and ``.NAME.part.json`` the version of the object (its ETag or date).
+A later attempt requests only the rest of that version (``Range`` with ``If-Range``), and restarts if the server has another version. At the
+end the size is compared, and the hashes in the server's headers (``x-goog-hash``, ``Content-MD5``) or, without them, the checksum of a gzip
+file. Then a rename gives the file its name. ``gs://BUCKET/OBJECT`` is the bucket's public address.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from offrl_store.disk import disk_errors, publish, reserve
 from offrld.datasets.crc32c import crc32c
 
 CHUNK = 1 << 20
-ATTEMPTS = 5  # in a row without a single byte
-TIMEOUT_S = 60.0  # of silence
+ATTEMPTS = 5  # consecutive attempts without a single byte
+TIMEOUT_S = 60.0  # without a byte from the server
 WAIT_S = 1.0  # before the second attempt; doubled for each further one
-AGAIN = (408, 429, 500, 502, 503, 504)  # statuses that may be over in a moment
+AGAIN = (408, 429, 500, 502, 503, 504)  # statuses that may be temporary
 GCS = "https://storage.googleapis.com/"
 
 Progress = Callable[[int, int | None], None]
@@ -43,7 +43,7 @@ Progress = Callable[[int, int | None], None]
 
 @dataclass(frozen=True)
 class Described:
-    """What a server says of an object: its size, its version, and the hashes of its bytes (base64, as the headers have them)."""
+    """A server's description of an object: size in bytes, version, and hashes (base64, as in the headers); None if not stated."""
 
     size: int | None
     version: str | None
@@ -52,16 +52,17 @@ class Described:
 
 
 def fetch(url: str, target: Path, *, progress: Progress | None = None, sha256: str | None = None) -> Path:
-    """Downloads ``url`` to ``target``, unless that is there already; returns it.
+    """Download ``url`` to ``target``, unless it exists. Returns ``target``.
 
     Args:
-        url: http(s) or gs. Characters that stand for something else in a URL (``$`` is none) are to be quoted.
-        progress: called with the bytes there and their total (None where the server does not say). May raise to stop: the bytes are kept.
-        sha256: what a listing says of the bytes, in hexadecimal.
+        url: http(s) or gs, with special characters quoted (``$`` is not special).
+        progress: called with the bytes so far and their total (None if the server does not state it). May raise to stop; the bytes are
+            kept.
+        sha256: expected hash in hexadecimal, for example from a listing.
 
     Raises:
-        DownloadFailed: the server cannot be reached, has no such file, or gives bytes that are not those it announces.
-        DiskFull: the bytes so far are kept.
+        DownloadFailed: the server cannot be reached, does not have the file, or its bytes do not match its description.
+        DiskFull: the disk is full; the bytes so far are kept.
     """
     with disk_errors(target), _claimed(target, progress) as part:
         if target.exists():
@@ -74,24 +75,24 @@ def fetch(url: str, target: Path, *, progress: Progress | None = None, sha256: s
 
 
 def read_json(url: str) -> Any:
-    """A small JSON document, such as a listing. Raises `DownloadFailed`."""
+    """Download a small JSON document, such as a listing. Raises `DownloadFailed`."""
     try:
         with urllib.request.urlopen(urllib.request.Request(url, headers={"User-Agent": "offrld"}), timeout=TIMEOUT_S) as reply:
             return json.loads(reply.read(64 * CHUNK))
     except urllib.error.HTTPError as error:
-        raise DownloadFailed(f"{url}: the server answers {error.code} {error.reason}", hint="see whether the name is right") from None
+        raise DownloadFailed(f"{url}: the server answers {error.code} {error.reason}", hint="check the name") from None
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise DownloadFailed(f"{url} cannot be read: {error}", hint=_OFFLINE) from None
 
 
 def https(url: str) -> str:
-    """The address of a public object of a bucket; any other URL as it is."""
+    """Return the https address of a gs:// URL; any other URL unchanged."""
     return GCS + url.removeprefix("gs://") if url.startswith("gs://") else url
 
 
 @contextmanager
 def _claimed(target: Path, progress: Progress | None) -> Iterator[Path]:
-    """The file of the bytes so far, for this process alone: a second one that wants the same file waits for the first."""
+    """Lock the file of the bytes so far for this process. A second process that downloads the same file waits."""
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f".{target.name}.part")
     lock = os.open(target.with_name(f".{target.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -112,7 +113,7 @@ def _claimed(target: Path, progress: Progress | None) -> Iterator[Path]:
 
 
 def _receive(url: str, part: Path, progress: Progress | None) -> Described:
-    """Fetch the missing part, and retry after each interruption while there is progress; returns the server's description of the object."""
+    """Download the missing part, with retries while there is progress. Returns the server's description of the object."""
     failures, trouble = 0, ""
     while True:
         before = part.stat().st_size if part.exists() else 0
@@ -120,51 +121,50 @@ def _receive(url: str, part: Path, progress: Progress | None) -> Described:
             return _request(url, part, progress)
         except urllib.error.HTTPError as error:
             if error.code not in AGAIN:
-                hint = "see whether the name is right; what is published may have moved" if error.code in (403, 404) else ""
+                hint = "check the name; the file may have moved" if error.code in (403, 404) else ""
                 raise DownloadFailed(f"{url}: the server answers {error.code} {error.reason}", hint=hint) from None
             trouble = f"{error.code} {error.reason}"
         except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError, EOFError) as error:
             reason = error.reason if isinstance(error, urllib.error.URLError) else error
             if isinstance(reason, OSError) and not isinstance(reason, TimeoutError | ConnectionError) and before == 0 and failures >= 1:
-                raise DownloadFailed(
-                    f"{url} cannot be reached: {reason}", hint=_OFFLINE
-                ) from None  # no such host: more attempts do not help
+                # The host is unknown: more attempts do not help.
+                raise DownloadFailed(f"{url} cannot be reached: {reason}", hint=_OFFLINE) from None
             trouble = f"{type(reason).__name__}: {reason}" if not isinstance(reason, str) else reason
         failures = 0 if part.exists() and part.stat().st_size > before else failures + 1
         if failures >= ATTEMPTS:
             raise DownloadFailed(f"{url} cannot be fetched: {trouble}", hint=_OFFLINE)
         time.sleep(min(30.0, WAIT_S * 2 ** max(0, failures - 1)) if failures else 0.1)
         if progress is not None:
-            progress(before, None)  # whoever wants to stop can, between two attempts too
+            progress(before, None)  # lets the caller stop between two attempts
 
 
-_OFFLINE = "try again later: what has come is kept; without a network put the files into the folder where they are looked for"
+_OFFLINE = "try again later: the bytes so far are kept; without a network, put the files into the local folder yourself"
 
 
 def _request(url: str, part: Path, progress: Progress | None) -> Described:
-    """One request for the rest of the object, written behind what is there."""
-    there, version = part.stat().st_size if part.exists() else 0, _version(part)
+    """Request the rest of the object and append it to the part. Raises EOFError if the reply is incomplete."""
+    present, version = part.stat().st_size if part.exists() else 0, _version(part)
     headers = {"User-Agent": "offrld", "Accept-Encoding": "identity"}
-    if there and version:
-        headers |= {"Range": f"bytes={there}-", "If-Range": version}
+    if present and version:
+        headers |= {"Range": f"bytes={present}-", "If-Range": version}
     try:
         reply = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT_S)
     except urllib.error.HTTPError as error:
-        if error.code == 416:  # the file is complete, or too long and of another version: restart
+        if error.code == 416:  # the part is complete, or too long and of another version: restart
             part.unlink(missing_ok=True)
-            raise EOFError("the server has no bytes beyond those that are there") from None
+            raise EOFError("the server has no further bytes") from None
         raise
     with reply:
         start = _start(reply) if reply.status == 206 else 0
         described = _described(reply, start)
-        if start > there:
-            raise EOFError(f"asked for the bytes from {there} on, got those from {start} on")
+        if start > present:
+            raise EOFError(f"requested the bytes from {present} on, received those from {start} on")
         _notes(part).write_text(json.dumps({"version": described.version}))
         with open(part, "r+b" if part.exists() else "w+b") as file:
             file.truncate(start)
             file.seek(start)
             done = start
-            while block := reply.read1(CHUNK):  # what is there, so that a cut loses nothing
+            while block := reply.read1(CHUNK):  # returns available bytes at once, so that an interruption loses nothing
                 reserve(len(block))
                 file.write(block)
                 done += len(block)
@@ -212,28 +212,28 @@ def _version(part: Path) -> str | None:
 
 
 def _check(url: str, part: Path, described: Described, sha256: str | None) -> None:
-    """The bytes are those that the server announced; else they are deleted."""
+    """Verify the bytes. If they do not match the description, delete them and raise `DownloadFailed`."""
     size = part.stat().st_size
     wrong = ""
     if described.size is not None and size != described.size:
-        wrong = f"{size} bytes, announced were {described.size}"
+        wrong = f"it has {size} bytes, expected {described.size}"
     elif sha256 is not None:
         with open(part, "rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != sha256:
-            wrong = f"its sha256 is {found}, announced was {sha256}"
+            actual = hashlib.file_digest(file, "sha256").hexdigest()
+        if actual != sha256:
+            wrong = f"its sha256 is {actual}, expected {sha256}"
     elif described.md5 or described.crc32c:
         name, expected = ("md5", described.md5) if described.md5 else ("crc32c", described.crc32c)
         with open(part, "rb") as file:
-            found = _md5(file) if name == "md5" else _crc32c(file)
-        if found != expected:
-            wrong = f"its {name} is {found}, announced was {expected}"
+            actual = _md5(file) if name == "md5" else _crc32c(file)
+        if actual != expected:
+            wrong = f"its {name} is {actual}, expected {expected}"
     elif part.name.endswith(".gz.part"):
         wrong = gzip_damage(part)
     if wrong:
         part.unlink()
         _notes(part).unlink(missing_ok=True)
-        raise DownloadFailed(f"{url} came damaged: {wrong}", hint="fetch it again; a proxy or the mirror may be at fault")
+        raise DownloadFailed(f"{url} arrived damaged: {wrong}", hint="download it again; a proxy or the mirror may be at fault")
 
 
 def _md5(file: BufferedReader) -> str:
@@ -248,7 +248,7 @@ def _crc32c(file: BufferedReader) -> str:
 
 
 def gzip_damage(path: Path) -> str:
-    """What is wrong with a gzip file, by its own length and check sum; "" where nothing is."""
+    """Check a gzip file by its own length and checksum. Returns the problem, or "" if the file is intact."""
     inflate, left = zlib.decompressobj(wbits=31), b""
     with open(path, "rb") as file:
         try:

@@ -1,8 +1,8 @@
-"""Minari's datasets by id: out of the local root, else downloaded whole from the remote that Minari itself would take.
+"""Minari's datasets by id: from the local root, or downloaded whole from the remote that Minari itself would use.
 
-Remotes: ``hf://NAME`` (Hugging Face, or the mirror that HF_ENDPOINT names), ``gcp://BUCKET``, an http address below which the datasets lie
-by id (HDF5 only: such a server lists nothing), or a folder. A dataset comes into a hidden folder beside its place and gets its name when
-all of its files are there.
+Remotes: ``hf://NAME`` (Hugging Face, or the mirror in HF_ENDPOINT), ``gcp://BUCKET``, an http address with the datasets below it by id
+(HDF5 only, because such a server has no listing), or a folder. A dataset is downloaded into a hidden folder beside its final one, and
+renamed when all of its files are complete.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from offrld.datasets.download import GCS, Progress, fetch, read_json
 from offrld.importers import open_source
 from offrld.importers.source import Source
 
-File = tuple[str, str, str | None]  # its path below the dataset's folder, its address, its sha256 where that is listed
+File = tuple[str, str, str | None]  # path below the dataset's folder, address, sha256 if it is listed
 
 
 def find_folder(name: str, message: Callable[[str], None], progress: Progress | None = None) -> Path:
-    """The folder of a dataset. Raises `InvalidInput`, `DownloadFailed`, `DiskFull`."""
+    """Find or download the folder of a dataset. Raises `InvalidInput`, `DownloadFailed`, `DiskFull`."""
     root, remote = places.minari_folder(), places.minari_remote()
     folder = root / name
     if (folder / "data" / "metadata.json").is_file():
         return folder
     if not places.is_address(remote):
-        mirror = Path(remote).expanduser() / name
+        mirror = Path(os.path.expanduser(remote)) / name
         if (mirror / "data" / "metadata.json").is_file():
             return mirror
-        raise InvalidInput(f"neither {root} nor {remote} holds {name}", hint="it is a folder of that name with data/metadata.json")
+        raise InvalidInput(f"neither {root} nor {remote} holds {name}", hint="put its folder, with data/metadata.json, into one of them")
     places.check_downloads(name, root)
     message(f"downloading {name} from {remote}")
     part = folder.with_name(f".{folder.name}.part")
@@ -47,14 +47,14 @@ def find_folder(name: str, message: Callable[[str], None], progress: Progress | 
 
 
 def _files(name: str, remote: str, part: Path, progress: Progress | None) -> Iterator[File]:
-    """What belongs to a dataset, by the remote's listing."""
+    """Yield the files of a dataset, by the remote's listing."""
     scheme, _, place = remote.partition("://")
     if scheme == "hf":
         namespace, _, rest = name.partition("/")
         host = (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
         repository = f"{place}/{namespace}"
         listed = read_json(f"{host}/api/datasets/{quote(repository)}/tree/main/{quote(rest)}?recursive=true")
-        found = [
+        files = [
             (
                 each["path"].removeprefix(f"{rest}/"),
                 f"{host}/datasets/{quote(repository)}/resolve/main/{quote(each['path'])}",
@@ -64,11 +64,11 @@ def _files(name: str, remote: str, part: Path, progress: Progress | None) -> Ite
             if each.get("type") == "file"
         ]
     elif scheme in ("gcp", "gs"):
-        found, token = [], ""
+        files, token = [], ""
         while True:
             query = urlencode({"prefix": f"{name}/"} | ({"pageToken": token} if token else {}))
             page = read_json(f"{GCS}storage/v1/b/{place}/o?{query}")
-            found += [
+            files += [
                 (each["name"].removeprefix(f"{name}/"), f"{GCS}{place}/{quote(each['name'])}", None) for each in page.get("items", [])
             ]
             token = page.get("nextPageToken", "")
@@ -80,13 +80,13 @@ def _files(name: str, remote: str, part: Path, progress: Progress | None) -> Ite
         stated = json.loads((part / "data" / "metadata.json").read_text())
         if stated.get("data_format", "hdf5") != "hdf5":
             raise InvalidInput(
-                f"{name} is kept as {stated['data_format']}, whose files the server does not list",
+                f"{name} has the format {stated['data_format']}, whose files the server does not list",
                 hint=f"copy its folder to {places.minari_folder() / name}",
             )
-        found = [("data/main_data.hdf5", f"{base}/data/main_data.hdf5", None)]
-    for path, url, sha256 in found:
+        files = [("data/main_data.hdf5", f"{base}/data/main_data.hdf5", None)]
+    for path, url, sha256 in files:
         if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
-            raise InvalidInput(f"{remote} lists a file {path!r} for {name}", hint="the listing is not one of a dataset")
+            raise InvalidInput(f"{remote} lists a file {path!r} for {name}", hint="this is not the listing of a dataset; check the remote")
         if not path.endswith("/"):
             yield path, url, sha256
 
@@ -94,5 +94,5 @@ def _files(name: str, remote: str, part: Path, progress: Progress | None) -> Ite
 def open_named(
     named: Named, message: Callable[[str], None], progress: Progress | None, *, options: Mapping[str, Any], skip_bad: bool
 ) -> Source:
-    """The episodes of an id."""
+    """Open the episodes of an id. Raises `InvalidInput`, `DownloadFailed`, `DiskFull`."""
     return open_source(find_folder(named.name, message, progress), "minari", options=options, skip_bad=skip_bad)

@@ -1,14 +1,14 @@
-"""Where published datasets are kept and come from: folders and addresses, by the environment variables of the originals and ours.
+"""Local folders and addresses of published datasets, from the environment variables of their own tools and ours.
 
 | variable | meaning | default |
 |---|---|---|
 | ``D4RL_DATASET_DIR`` | folder of D4RL's, d4rl-pybullet's and d4rl-atari's files | ``~/.d4rl/datasets`` |
 | ``MINARI_DATASETS_PATH`` | root of Minari's datasets | ``~/.minari/datasets`` |
-| ``MINARI_REMOTE`` | where Minari's come from: ``hf://NAME``, ``gcp://BUCKET``, http or a folder | ``hf://farama-minari`` |
-| ``OFFRL_ATARI_SOURCE`` | the DQN replay data: ``gs://``, http, or a folder that mirrors the bucket | Google's bucket |
-| ``OFFRL_D4RL_SOURCE`` | where D4RL's files come from: an http address, or a folder | as published |
+| ``MINARI_REMOTE`` | source of Minari's datasets: ``hf://NAME``, ``gcp://BUCKET``, http or a folder | ``hf://farama-minari`` |
+| ``OFFRL_ATARI_SOURCE`` | source of the DQN replay data: ``gs://``, http, or a folder that mirrors the bucket | Google's bucket |
+| ``OFFRL_D4RL_SOURCE`` | source of D4RL's files: an http address, or a folder | as published |
 | ``OFFRL_DATASETS`` | folder of the stores that `offrld.datasets.get` makes | ``~/.offrl/datasets`` |
-| ``OFFRL_DOWNLOADS`` | ``0``: nothing is fetched from a network | ``1`` |
+| ``OFFRL_DOWNLOADS`` | ``0`` disables downloads | ``1`` |
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def atari_source() -> str:
 
 
 def d4rl_source() -> str | None:
-    """None: as published."""
+    """Return the source of D4RL's files; None for their published addresses."""
     return os.environ.get("OFFRL_D4RL_SOURCE") or None
 
 
@@ -49,7 +49,7 @@ def minari_remote() -> str:
 
 
 def is_address(source: str) -> bool:
-    """Whether a source is fetched from; else it is a folder that is read in place."""
+    """Return whether a source is an address; otherwise it is a folder, which is read in place."""
     return source.startswith(("http://", "https://", "gs://", "hf://", "gcp://"))
 
 
@@ -60,4 +60,5 @@ def check_downloads(name: str, folder: Path) -> None:
 
 
 def _folder(variable: str, below_home: str) -> Path:
-    return Path(os.environ.get(variable) or Path.home() / below_home).expanduser()
+    # Unlike Path.expanduser, this takes a user who is not there, or who has no home, for a name.
+    return Path(os.path.expanduser(os.environ.get(variable) or os.path.join("~", below_home)))

@@ -1,4 +1,4 @@
-"""Importers: one file per dataset format, from its content to a stream of episodes and into a store; and the way back."""
+"""Importers and exporters: one file per dataset format and direction. An importer yields episodes; `import_into` stores them."""
 
 from offrld.importers.bad_data import Skipped
 from offrld.importers.dataset_export import EXPORTS, FOLDERS, dump_dataset, export_dataset

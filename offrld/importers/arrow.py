@@ -1,4 +1,4 @@
-"""Arrow arrays as NumPy columns: what Minari's Arrow form, LeRobot and tables have in common. pyarrow is loaded when it is needed."""
+"""Convert Arrow arrays to NumPy columns, for Minari's Arrow form, LeRobot and tables. pyarrow is imported on first use."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from offrl_store.errors import InvalidInput
 from offrld.importers.bad_data import BadRow
 from offrld.importers.columns import MAX_EPISODE_BYTES, Column
 
-#: Package -> the extra that brings it.
+#: Package -> the extra of ours that installs it.
 EXTRAS = {"pyarrow": "parquet", "av": "lerobot", "PIL": "lerobot"}
 
 
 def need(module: str, what: str) -> ModuleType:
-    """A module of an optional package; one line with the pip command where it is missing."""
+    """Import a module of an optional package for ``what``. Raises `InvalidInput` with the pip command if it is missing."""
     try:
         return importlib.import_module(module)
     except ImportError:
@@ -27,21 +27,21 @@ def need(module: str, what: str) -> ModuleType:
 
 
 def to_numpy(array: Any, file: str, key: str, row: int = 0, flaws: dict[int, str] | None = None, size: int | None = None) -> np.ndarray:
-    """An array of numbers, or of lists of them that are equally long, as ``[N, ...]``.
+    """Convert an Arrow array of numbers, or of equally long lists of numbers, to ``[N, ...]``.
 
     Args:
-        row: number of its first row, for messages.
-        flaws: row -> what is wrong with it: missing values and lists of another length are noted here, and NaN or 0 stands in their place.
-            None: the first one is an error.
-        size: of lists, where it is known; else that of the first one.
+        row: the number that messages give the first row.
+        flaws: collects row -> what is wrong with it (a missing value, a list of another length); NaN or 0 then replaces the value.
+            With None the first flaw is an error.
+        size: the expected length of lists; None takes the length of the first list.
 
-    Raises `BadRow` for missing values and for lists of different lengths, `InvalidInput` for what holds no numbers.
+    Raises `BadRow` for missing values and for lists of different lengths, `InvalidInput` if the array does not hold numbers.
     """
     import pyarrow as pa
 
     if isinstance(array, pa.ChunkedArray):
         array = array.combine_chunks()
-        if isinstance(array, pa.ChunkedArray):  # an old pyarrow keeps the chunks of no rows
+        if isinstance(array, pa.ChunkedArray):  # old versions of pyarrow return no chunk for no rows
             array = array.chunk(0) if array.num_chunks else pa.array([], array.type)
 
     def wrong(at: int, why: str) -> None:
@@ -62,10 +62,10 @@ def to_numpy(array: Any, file: str, key: str, row: int = 0, flaws: dict[int, str
         for at in np.flatnonzero(valid & (lengths != size)).tolist():
             wrong(at, f"has {lengths[at]} values, the rows before it {size}")
         whole = valid & (lengths == size)
-        found: dict[int, str] = {}
-        inner = to_numpy((array if whole.all() else array.filter(pa.array(whole))).flatten(), file, key, 0, found)
+        inner_flaws: dict[int, str] = {}
+        inner = to_numpy((array if whole.all() else array.filter(pa.array(whole))).flatten(), file, key, 0, inner_flaws)
         places = np.flatnonzero(whole)
-        for at, why in found.items():
+        for at, why in inner_flaws.items():
             wrong(int(places[at // size]), f"has a value that {why}")
         rows = inner.reshape(len(places), size, *inner.shape[1:])
         if len(places) == len(array):
@@ -82,7 +82,10 @@ def to_numpy(array: Any, file: str, key: str, row: int = 0, flaws: dict[int, str
 
 
 def open_parquet(path: Path, file: str, columns: list[str] | None = None) -> Any:
-    """A Parquet file, opened; raises `InvalidInput` where it is damaged or a part of it would not fit into memory."""
+    """Open a Parquet file.
+
+    Raises `InvalidInput` if it is damaged, or if a row group of ``columns`` (all if None) is too large for memory.
+    """
     pa, parquet = need("pyarrow", file), need("pyarrow.parquet", file)
     try:
         opened = parquet.ParquetFile(path)
@@ -101,12 +104,12 @@ def open_parquet(path: Path, file: str, columns: list[str] | None = None) -> Any
 
 
 def column(array: Any, file: str, key: str) -> Column:
-    """`to_numpy` as a column."""
+    """Return an Arrow array as a column; see `to_numpy` for the errors."""
     return Column(file, key, to_numpy(array, file, key))
 
 
 def read_table(path: Path, file: str, columns: list[str] | None = None) -> Any:
-    """A whole ``.arrow`` (IPC file or stream) or ``.parquet`` file as a table; ``file`` is how messages call it."""
+    """Read a whole ``.arrow`` (IPC file or stream) or ``.parquet`` file as a table. ``file`` is its name in messages."""
     pa = need("pyarrow", file)
     try:
         if path.suffix == ".parquet":
@@ -125,5 +128,5 @@ def read_table(path: Path, file: str, columns: list[str] | None = None) -> Any:
 
 
 def line(error: Exception) -> str:
-    """The first line of what pyarrow says."""
+    """Return the first line of an error's message, or the name of its class if the message is empty."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

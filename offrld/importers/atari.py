@@ -1,12 +1,14 @@
-"""Atari: the DQN replay data, epochs of four gzipped ``.npy`` files, as the bucket has them and as d4rl-atari keeps them.
+"""Import the Atari DQN replay data: epochs of four gzipped ``.npy`` files, named as in Google's bucket or as d4rl-atari names them.
 
-In the bucket ``GAME/INDEX/replay_logs/$store$_ELEMENT_ckpt.EPOCH.gz``, renamed by d4rl-atari to ``GAME/INDEX/EPOCH/ELEMENT.gz``; a folder
-with several epochs is joined in their order. ``observation`` uint8 ``[N, 84, 84]`` (one grey frame per step, N a million), ``action`` int32
-``[N]``, ``reward`` float32 ``[N]``, ``terminal`` uint8 ``[N]`` (1 at game over). Frames are stored once, channel first: stacks are made
-while sampling (``frame_stack=4``), or as views (`offrl_store.FrameStacks`). A file begins and ends in the middle of an episode, and is not
-joined to the one before: a frame is never stacked on those of another file. The folder's place names the game, and with it the
-environment, whose number of actions is that of the data. Agarwal et al. 2020, "An Optimistic Perspective on Offline Reinforcement
-Learning".
+The bucket holds ``GAME/INDEX/replay_logs/$store$_ELEMENT_ckpt.EPOCH.gz``; d4rl-atari renames the files to ``GAME/INDEX/EPOCH/ELEMENT.gz``.
+Elements: ``observation`` uint8 ``[N, 84, 84]`` (one grey frame per step, N = 1,000,000), ``action`` int32 ``[N]``, ``reward`` float32
+``[N]``, ``terminal`` uint8 ``[N]`` (1 at game over). A folder with several epochs is joined in their order.
+
+Each frame is stored once, channel first. Stacks are made while sampling (``frame_stack=4``) or as views (`offrl_store.FrameStacks`). A file
+starts and ends in the middle of an episode. Files are not joined across that border, so a stack never mixes frames of two files. The path
+names the game, and the game's environment gives the number of actions.
+
+Source: Agarwal et al. 2020, "An Optimistic Perspective on Offline Reinforcement Learning".
 """
 
 from __future__ import annotations
@@ -35,17 +37,17 @@ ELEMENTS = ("observation", "action", "reward", "terminal")
 EPOCH_STEPS = 1_000_000  # of the published files
 NEEDS = "a folder with observation.gz, action.gz, reward.gz and terminal.gz, or with $store$_observation_ckpt.N.gz and so on"
 LOGGED = re.compile(r"\$store\$_observation_ckpt\.(\d+)\.gz")
-BEGINS = "the first episode is the rest of one that began before: the data begin in the middle of it"
+BEGINS = "the first episode is incomplete: it began before the first step of the data"
 
 
 def logged_name(element: str, epoch: int) -> str:
-    """The name of a file in the bucket."""
+    """Return the name of a file in the bucket."""
     return f"$store$_{element}_ckpt.{epoch}.gz"
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """The four files of an epoch, and what their place says: the game's folder name, the run's index, the epoch."""
+    """The four files of an epoch, and what their path states: folder name of the game, index of the run, number of the epoch."""
 
     files: dict[str, Path]
     game: str = ""
@@ -58,7 +60,7 @@ class Epoch:
         return atari_id(game) if game is not None else None
 
     def place(self) -> dict[str, Any]:
-        """For the metadata; empty where the folder lies elsewhere."""
+        """Return game, index and epoch for the metadata; {} if the path does not state them."""
         return {} if self.index is None else {"game": self.game, "index": self.index, "epoch": self.number}
 
 
@@ -73,8 +75,10 @@ class GzipFiles:
 
 
 def epochs_in(path: Path) -> list[Epoch]:
-    """The epochs of a folder in their order: of one epoch, of a run (``GAME/INDEX``), of the bucket's logs, or of a mirror that holds a
-    single run. May be empty."""
+    """Return the epochs of a folder in their order; [] if it holds none.
+
+    The folder is one epoch, a run (``GAME/INDEX``), a ``replay_logs`` folder of the bucket, or a mirror that holds a single run.
+    """
     if (path / "observation.gz").is_file():
         return [_renamed(path)]
     for folder in (path, path / "replay_logs"):
@@ -111,7 +115,7 @@ def detect(path: Path) -> bool:
 
 
 def open_folder(path: Path, bad: BadEpisodes, fraction: float = 1.0, seed: int = 0) -> Source:
-    """Open the epochs of a folder; raises `InvalidInput` if a file is missing, damaged, or of another form."""
+    """Open the epochs of a folder. Raises `InvalidInput` if a file is missing or damaged, or if its dtype or shape is wrong."""
     epochs = epochs_in(path)
     if not epochs:
         raise InvalidInput(f"{path.resolve().name} holds no observation.gz", hint=f"needed: {NEEDS}")
@@ -122,8 +126,9 @@ def open_epochs(epochs: Sequence[Epoch], bad: BadEpisodes, fraction: float = 1.0
     """Open epochs, joined in the given order.
 
     Args:
-        fraction: of the steps of each epoch: whole episodes drawn at random, the last of them cut to size, in the order of the file.
-        seed: of that draw.
+        fraction: share of each epoch's steps to import, as episodes drawn at random. They keep the order of the file; the last one drawn
+            is cut to reach the exact number of steps.
+        seed: seed of the draw.
 
     Raises `InvalidInput`.
     """
@@ -133,7 +138,7 @@ def open_epochs(epochs: Sequence[Epoch], bad: BadEpisodes, fraction: float = 1.0
         raise InvalidInput(f"seed is {seed!r}", hint="give a whole number from 0")
     messages: list[str] = []
     env_id = epochs[0].env_id
-    space = probe_environment(env_id, epochs[0].files["observation"].parent.name, messages).space  # once: it makes the environment
+    space = probe_environment(env_id, epochs[0].files["observation"].parent.name, messages).space  # once for all epochs
     if len(epochs) == 1 and fraction == 1:
         return _open_epoch(epochs[0], bad, space, [*messages, BEGINS])
     with ExitStack() as resources:
@@ -172,7 +177,7 @@ def open_epochs(epochs: Sequence[Epoch], bad: BadEpisodes, fraction: float = 1.0
 def _joined(
     sources: list[Source], epochs: Sequence[Epoch], drawn: Sequence[dict[int, int] | None], bad: BadEpisodes
 ) -> Iterator[SourceEpisode]:
-    """The episodes of all epochs, each with its epoch; those that are drawn, cut to their size."""
+    """Yield the episodes of all epochs with their epoch in the metadata: the drawn ones, cut to their size; all if ``drawn`` holds None."""
     before = 0
     for source, epoch, sizes in zip(sources, epochs, drawn, strict=True):
         total = (source.count or 0) + len(source.bad.skipped)
@@ -189,7 +194,7 @@ def _joined(
 
 
 def _cut(episode: Episode, steps: int) -> dict[str, Any]:
-    """The first ``steps`` of an episode, with the observation after them where there is one."""
+    """Return the first ``steps`` of an episode, with the observation after them if the episode has it."""
     whole = steps == episode.steps
     return {
         "observation": episode.observation if whole else episode.observation[: steps + 1],
@@ -200,7 +205,7 @@ def _cut(episode: Episode, steps: int) -> dict[str, Any]:
 
 
 def _drawn(epoch: Epoch, fraction: float, seed: int) -> dict[int, int]:
-    """Number -> steps of the episodes that are drawn from an epoch until they hold its share of the steps."""
+    """Draw episodes of an epoch until they hold ``fraction`` of its steps. Returns their number -> the steps to take."""
     terminal = Member(GzipFiles(epoch.files), "terminal").whole().reshape(-1)
     ends = np.flatnonzero(terminal) + 1
     stops = ends if len(ends) and ends[-1] == len(terminal) else np.append(ends, len(terminal))
@@ -245,5 +250,5 @@ FORMAT = Format(
     NEEDS,
     detect,
     open_folder,
-    {"fraction": "share of each epoch's steps, whole episodes drawn at random (0.01)", "seed": "of that draw"},
+    {"fraction": "share of each epoch's steps, whole episodes drawn at random (0.01)", "seed": "seed of the draw"},
 )

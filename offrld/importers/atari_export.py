@@ -1,8 +1,8 @@
-"""Writing the layout of the Atari DQN replay data: epochs of four gzipped ``.npy`` files, for d4rl-atari, Dopamine's readers and ours.
+"""Write the layout of the Atari DQN replay data: epochs of four gzipped ``.npy`` files that d4rl-atari, Dopamine and our importer read.
 
-The steps of all episodes follow each other, as a logging agent keeps them, and are cut into epochs of equal size, in the middle of episodes
-too. The layout has no final observations, and no mark for an episode that was cut: only the last one may be. `write_replay` refuses others
-unless the cuts are to be written as terminals (as Dopamine logs its time limit); an export leaves them out.
+The steps of all episodes form one sequence, as in an agent's log. It is cut into epochs of equal size, also in the middle of an episode.
+The layout holds no final observations and cannot mark a truncated episode, so only the last episode may be truncated. `write_replay`
+refuses other truncated episodes unless it may write them as terminals, as Dopamine does at its time limit; an export leaves them out.
 """
 
 from __future__ import annotations
@@ -43,18 +43,20 @@ def write_replay(
     bucket: bool = True,
     cuts_are_terminals: bool = False,
 ) -> list[Path]:
-    """Write a store of single frames ``[1, 84, 84]`` below ``root``; returns the files in order.
+    """Write a store of single frames ``[1, 84, 84]`` below ``root``. Returns the paths of the files in order.
 
     Args:
-        game: its name, ``space-invaders``; with ``index``, the run, it names the folder.
-        first_epoch, epochs: number of the first epoch, and number of epochs; steps that do not fill an epoch are left out.
-        bucket: the bucket's names (``GAME/INDEX/replay_logs/$store$_observation_ckpt.EPOCH.gz``), else d4rl-atari's.
-        cuts_are_terminals: truncated episodes end with a terminal.
+        game: name of the game, such as ``space-invaders``. The folder is ``GAME/INDEX``.
+        index: number of the run.
+        first_epoch: number of the first epoch.
+        epochs: how many epochs to write. Steps that do not fill an epoch are left out.
+        bucket: use the bucket's names (``GAME/INDEX/replay_logs/$store$_observation_ckpt.EPOCH.gz``) instead of d4rl-atari's.
+        cuts_are_terminals: write the end of a truncated episode as a terminal.
 
     Raises:
-        InvalidInput: there is no such game, the frames have another form, or an episode other than the last one was cut.
+        InvalidInput: the game is unknown, the observations are not such frames, or an episode other than the last one is truncated.
         EmptyStore: there are fewer steps than epochs.
-        DiskFull: nothing of the epoch that was being written is left.
+        DiskFull: the disk is full; no file of the unfinished epoch is left.
     """
     _check_frames(store)
     steps = store.step_count // max(1, epochs)
@@ -75,8 +77,11 @@ def write_replay(
 
 
 def write(export: Export) -> None:
-    """All steps in epochs of a million, under the bucket's names: below ``GAME/INDEX/replay_logs`` where the dataset knows its game, which
-    is a mirror for d4rl-atari's readers and ours, else in the folder itself. Index and first epoch are those of the dataset's source."""
+    """Write all steps in epochs of a million, under the names of the bucket.
+
+    If the metadata name the game, the files lie below ``GAME/INDEX/replay_logs``, a mirror that d4rl-atari and our importer read; otherwise
+    in the folder itself. The index and the number of the first epoch are those of the dataset's source, or 1.
+    """
     store, source = export.store, export.store.metadata.get("source") or {}
     _check_frames(store)
     flags = store.episode_table["flags"]
@@ -98,7 +103,7 @@ def write(export: Export) -> None:
     if final := int((flags[kept] & 2 == 0).sum()):
         export.message(f"the final observations of {final} episodes are left out: the format has no place for them")
     if game is None:
-        export.message("the dataset does not say its game: the files lie in the folder itself, not below GAME/INDEX")
+        export.message("the dataset does not name its game: the files are in the folder itself, not below GAME/INDEX")
     if store.schema.extra:
         export.message(f"not exported: {', '.join(store.schema.extra)} (the replay data have no place for them)")
 
@@ -141,7 +146,7 @@ def _write_epoch(rows: Iterator[dict[str, bytes]], names: dict[str, Path], steps
 def _rows(
     store: EpisodeStore, numbers: Iterable[int], cuts_are_terminals: bool, progress: Callable[[int], None] | None = None
 ) -> Iterator[dict[str, bytes]]:
-    """The bytes of every step of the episodes ``numbers``; calls ``progress`` with the number of the next episode."""
+    """Yield the bytes of every step of the episodes ``numbers``. Calls ``progress`` with the number of the next episode after each one."""
     for number in numbers:
         episode = store.episodes[number]
         ends = episode.terminated or cuts_are_terminals

@@ -1,4 +1,4 @@
-"""A file object for h5py that stays calm when a write fails, so that a full disk ends an export and not the process."""
+"""A file object for h5py that reports a failed write late, so that a full disk ends the export and not the process."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ from offrl_store.disk import reserve
 
 
 class CalmFile(io.RawIOBase):
-    """A new file for h5py that fails late: HDF5 2.x crashes the process when a write fails while it closes (measured: a segmentation fault
-    on a full disk), so after the first failed write everything is taken silently, and `check` raises that first error."""
+    """A new file for h5py that delays the error of a failed write until `check`.
+
+    HDF5 2.x crashes the process if a write fails while it closes a file (measured: a segmentation fault on a full disk). So after the first
+    failed write this object accepts and discards all data, and `check` raises the first error.
+    """
 
     def __init__(self, path: Path) -> None:
         self._file = open(path, "x+b", buffering=0)  # noqa: SIM115  closed by close()
@@ -35,7 +38,7 @@ class CalmFile(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         count = self._file.readinto(buffer)
-        if self._error is not None:  # what was not written reads as zeros
+        if self._error is not None:  # discarded data reads as zeros
             memoryview(buffer)[count:] = bytes(len(buffer) - count)
             return len(buffer)
         return count
@@ -57,7 +60,7 @@ class CalmFile(io.RawIOBase):
         return self._file.tell()
 
     def flush(self) -> None:
-        """Nothing is buffered here."""
+        """Do nothing: the file is unbuffered."""
 
     def close(self) -> None:
         self._file.close()

@@ -14,7 +14,10 @@ from offrld.importers.source import Source, SourceEpisode
 
 
 def turned(source: Source, channels: str | None) -> Source:
-    """Turn a source's images to the layout that networks take if ``channels`` is "last"; its messages name what is or could be turned."""
+    """Move the channels of a source's images to the front if ``channels`` is "last".
+
+    Messages name the fields that are or could be turned.
+    """
     schema = source.schema
     single = isinstance(schema.observation, Field)
     fields = {"observation": schema.observation} if single else dict(schema.observation)
@@ -30,19 +33,21 @@ def turned(source: Source, channels: str | None) -> Source:
         return source
     for name, shape in turned.items():
         source.messages.append(f"{name!r} is turned to channels first: {list(fields[name].shape)} to {list(shape)}")
-    made = {
+    turned_fields = {
         name: Field(field.dtype, turned[name], *(_turn_bound(bound, field) for bound in (field.low, field.high)))
         if name in turned
         else field
         for name, field in fields.items()
     }
-    source.schema = Schema(made["observation"] if single else made, schema.action, schema.reward, schema.extra, schema.metadata)
+    source.schema = Schema(
+        turned_fields["observation"] if single else turned_fields, schema.action, schema.reward, schema.extra, schema.metadata
+    )
     source.episodes = _turn(source.episodes, set(turned), single)
     return source
 
 
 def _turned_shape(field: Field) -> tuple[int, ...] | None:
-    """The shape with the channels first; None if the field is not an image or has them first already."""
+    """Return the shape with the channels first; None if the field is not an image or already has them first."""
     shape = field.shape
     if len(shape) == 3 and shape[2] < min(shape[:2]):
         return (shape[2], *shape[:2])
@@ -70,7 +75,7 @@ def _turn(episodes: Iterator[SourceEpisode], names: set[str], single: bool) -> I
 
 
 def notes(fields: Mapping[str, Field]) -> list[str]:
-    """A line for each observation field that looks like images with their channels last, which networks do not take."""
+    """Return a line for each observation field that looks like images with channels last, which the networks do not accept."""
     lines = []
     for name, field in fields.items():
         if last_channels(field.shape):

@@ -18,10 +18,10 @@ from offrld.importers.bad_data import BadRow, Damaged
 #: Rows are read in blocks of about this size so that memory does not grow with the file.
 BLOCK_BYTES = 8 << 20
 
-#: At most this many rows per block; with more small rows, Python work per block would dominate.
+#: Largest number of rows per block. With this many small rows, Python's work per block is already negligible.
 BLOCK_ROWS = 1 << 16
 
-#: Largest row and largest episode: both are held in memory whole, and a damaged or hostile header can declare anything.
+#: Largest row and largest episode. Both are held in memory whole, and a damaged or hostile header can declare any size.
 MAX_ROW_BYTES, MAX_EPISODE_BYTES = 256 << 20, 2 << 30
 
 
@@ -53,7 +53,7 @@ class Column:
                 hint=f"a step may take {MAX_ROW_BYTES:,} bytes per array; the header may be damaged",
             )
 
-    # Every episode needs these, and HDF5 would compute them each time.
+    # Cached because every episode needs these and HDF5 would compute them each time.
     @cached_property
     def rows(self) -> int:
         return int(self.data.shape[0])
@@ -65,7 +65,7 @@ class Column:
 
     @cached_property
     def dtype(self) -> np.dtype:
-        """Dtype in native byte order; long double, which the store cannot hold, becomes float64."""
+        """Dtype in native byte order. Long double becomes float64, because the store cannot hold it."""
         dtype = np.dtype(self.data.dtype).newbyteorder("=")
         return np.dtype(np.float64) if dtype.kind == "f" and dtype.itemsize > 8 else dtype
 
@@ -74,11 +74,11 @@ class Column:
         return max(1, self.dtype.itemsize * math.prod(self.shape))
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Rows ``start:stop``, ``[stop - start, ...]``; raises `InvalidInput` when the file is damaged there."""
+        """Read rows ``start:stop`` as ``[stop - start, ...]``. Raises `InvalidInput` if the file is damaged there."""
         try:
             block = np.asarray(self.data[start:stop])
         except (OSError, EOFError, RuntimeError, ValueError, zlib.error, zipfile.BadZipFile) as error:
-            kind = Damaged if "CRC" in str(error) else InvalidInput  # of the whole stream: wrong rows may have been read already
+            kind = Damaged if "CRC" in str(error) else InvalidInput  # the checksum covers the whole stream: earlier rows may be wrong too
             raise kind(
                 f"{self.file}: {self.key!r} cannot be read at rows {start} to {stop - 1}: {error}",
                 hint="the file is damaged or cut short; copy or download it again",
@@ -92,26 +92,29 @@ class Column:
             self._refuse_changed(block, converted, start)
         return converted
 
-    def _refuse_changed(self, given: np.ndarray, made: np.ndarray, start: int) -> None:
-        """Raise `BadRow` for the first value that its new dtype does not hold."""
-        changed = (made.astype(given.dtype) != given) & ~np.isnan(given)
+    def _refuse_changed(self, original: np.ndarray, converted: np.ndarray, start: int) -> None:
+        """Raise `BadRow` for the first value that the dtype of ``converted`` cannot represent."""
+        changed = (converted.astype(original.dtype) != original) & ~np.isnan(original)
         if changed.any():
             at = tuple(int(i) for i in np.argwhere(changed)[0])
             raise BadRow(
-                f"{self.file}: {self.where(start + at[0], at[1:])} is {given[at]!s}, which no {made.dtype} holds",
+                f"{self.file}: {self.where(start + at[0], at[1:])} is {original[at]!s}, which no {converted.dtype} holds",
                 self.number(start + at[0]),
-                hint=f"convert the array explicitly: astype({made.dtype.name!r})",
+                hint=f"convert the array explicitly: astype({converted.dtype.name!r})",
             )
 
     def read_rewards(self, block: np.ndarray, start: int) -> np.ndarray:
-        """A block of this column as rewards ``[N]`` in their `reward_dtype`. Refuses whole numbers that it does not hold."""
-        made = block.reshape(len(block)).astype(reward_dtype(self), copy=False)
+        """Return a block of this column as rewards ``[N]`` of `reward_dtype`.
+
+        Raises `BadRow` for an integer that this dtype cannot represent.
+        """
+        rewards = block.reshape(len(block)).astype(reward_dtype(self), copy=False)
         if block.dtype.kind in "iu" and block.dtype.itemsize == 8:
-            self._refuse_changed(block.reshape(len(block)), made, start)
-        return made
+            self._refuse_changed(block.reshape(len(block)), rewards, start)
+        return rewards
 
     def read_finite(self, start: int, stop: int) -> np.ndarray:
-        """`read`; every value must be finite."""
+        """Read rows as `read` does. Raises `BadRow` for a value that is not finite."""
         block = self.read(start, stop)
         self.check_finite(block, start)
         return block
@@ -131,7 +134,7 @@ class Column:
         )
 
     def read_flags(self, start: int, stop: int) -> np.ndarray:
-        """Rows of a column of flags as ``[stop - start]`` booleans. Refuses numbers other than 0 and 1."""
+        """Read flags as booleans ``[stop - start]``. Raises `BadRow` for a number other than 0 and 1."""
         check_scalar_rows(self)
         block = self.read(start, stop)
         flags = block.reshape(len(block))
@@ -147,14 +150,14 @@ class Column:
         return flags.astype(bool)
 
     def check_whole(self, start: int, stop: int) -> None:
-        """Raise `BadRow` for the first incomplete row. Rows of an array are always complete."""
+        """Raise `BadRow` for the first incomplete row. Does nothing here: the rows of an array are always complete."""
 
     def number(self, row: int) -> int:
-        """The number of a row in messages."""
+        """Return the number that messages give a row."""
         return row
 
     def where(self, row: int, index: tuple[int, ...] = ()) -> str:
-        """The name of a value in messages: ``key[row, i, j]``."""
+        """Return the name that messages give a value: ``key[row, i, j]``."""
         return f"{self.key}[{', '.join(str(i) for i in (row, *index))}]"
 
 
@@ -170,7 +173,7 @@ class Rows:
 
 
 def check_scalar_rows(column: Column) -> None:
-    """Rewards and flags have one value per step: ``[N]`` or ``[N, 1]``."""
+    """Raise `InvalidInput` unless a column has one value per step, as rewards and flags do: ``[N]`` or ``[N, 1]``."""
     if column.shape not in ((), (1,)):
         raise InvalidInput(
             f"{column.file}: {column.key!r} has shape {(column.rows, *column.shape)}", hint="it must hold one value per step: [N] or [N, 1]"
@@ -178,7 +181,7 @@ def check_scalar_rows(column: Column) -> None:
 
 
 def same_length(first: Column, *others: Column) -> None:
-    """Raise `InvalidInput` that names two columns whose numbers of rows differ."""
+    """Raise `InvalidInput` if columns differ in their number of rows; it names two of them."""
     for other in others:
         if other.rows != first.rows:
             raise InvalidInput(
@@ -188,7 +191,7 @@ def same_length(first: Column, *others: Column) -> None:
 
 
 def reward_dtype(column: Column) -> str:
-    """Rewards stay float32 or float64; other numbers take the smaller of the two that holds them exactly."""
+    """Return the dtype of stored rewards: float32 and float64 stay, other dtypes become the smaller of the two that holds them exactly."""
     dtype = column.dtype
     if dtype in (np.dtype(np.float32), np.dtype(np.float64)):
         return dtype.name
@@ -196,21 +199,21 @@ def reward_dtype(column: Column) -> str:
 
 
 def block_rows(*columns: Column) -> int:
-    """Rows per block when these columns are read side by side."""
+    """Return the number of rows per block for columns that are read side by side."""
     return max(1, min(BLOCK_ROWS, BLOCK_BYTES // max(column.row_bytes for column in columns)))
 
 
 def blocks(rows: int, size: int) -> Iterator[tuple[int, int]]:
-    """``(start, stop)`` of consecutive blocks."""
+    """Yield ``(start, stop)`` of consecutive blocks."""
     for start in range(0, rows, size):
         yield start, min(rows, start + size)
 
 
 class BlockReader:
-    """Slices of one column in rising order, of any length, out of blocks that are read once each.
+    """Reads slices of one column in ascending order, of any length, from blocks that are read once each.
 
-    finite: check every block for NaN and infinite values; a damaged block ends the reading. Otherwise, if a block cannot be read, only the
-    requested rows are read, because the damage may lie beside them.
+    finite: check every block for NaN and infinite values, and raise if a block is damaged. Otherwise only the requested rows of a damaged
+    block are read, because the damage may lie beside them.
     """
 
     def __init__(self, column: Column, *, finite: bool = True) -> None:
@@ -220,7 +223,7 @@ class BlockReader:
         self._block = np.empty((0, *column.shape), column.dtype)
 
     def rows(self, start: int, stop: int) -> np.ndarray:
-        """Rows ``start:stop``; a view of the block where it lies in one."""
+        """Return rows ``start:stop``, as a view if one block holds them all. Raises `InvalidInput`."""
         if (stop - start) * self.column.row_bytes > MAX_EPISODE_BYTES:
             raise BadRow(
                 f"{self.column.file}: rows {self.column.number(start)} to {self.column.number(stop - 1)} of {self.column.key!r} are one "

@@ -13,7 +13,7 @@ from offrld.importers.spaces import ActionSpace, Box, box, choices
 OPTIONS = {
     "channels": "last: turn images [H, W, C] into [C, H, W] and grey ones [H, W] into [1, H, W]; first: leave them as they are",
     "action_low": "lower bound of the actions: one number, or a list with one per dimension",
-    "action_high": "upper bound of the actions, likewise",
+    "action_high": "upper bound of the actions, in the same form",
     "action_n": "number of discrete actions",
 }
 LAYOUTS = ("first", "last")
@@ -41,7 +41,7 @@ class CommonOptions:
             raise InvalidInput("action_n and the bounds of continuous actions are both given", hint="keep action_n, or the bounds")
 
     def space(self, declared: ActionSpace | None, file: str) -> ActionSpace | None:
-        """The action space with these options applied; what they leave out stays as ``declared``."""
+        """Apply the options to the declared action space. Bounds without an option stay as declared."""
         if self.action_n is not None:
             return replace(choices(int(self.action_n), 0, "declared", file), owner="the options")
         if self.action_low is None and self.action_high is None:
@@ -54,7 +54,7 @@ class CommonOptions:
 
 
 def _numbers(name: str, value: Any) -> np.ndarray:
-    """A number or a list of them as float64 ``[]`` or ``[A]``."""
+    """Convert a number or a list of numbers to float64 ``[]`` or ``[A]``. Raises `InvalidInput`."""
     try:
         array = np.asarray(value)
         if array.dtype.kind not in "iuf" or array.ndim > 1 or not array.size or np.isnan(array).any():

@@ -1,10 +1,10 @@
-"""d3rlpy: ``.h5`` files of version 1 (flat arrays, written by ``MDPDataset.dump``) and of version 2 (one set of arrays per episode,
-written by ``ReplayBuffer.dump``).
+"""Import d3rlpy's ``.h5`` files: version 1 (flat arrays, by ``MDPDataset.dump``) and version 2 (arrays per episode, by
+``ReplayBuffer.dump``).
 
 Version 1: ``observations``, ``actions``, ``rewards``, ``terminals``, ``episode_terminals`` (1 at every end of an episode),
 ``discrete_action``, ``version``. Version 2: ``columns``, ``num_episodes``, ``version``, then ``observations_i``, ``actions_i``,
-``rewards_i``, ``terminated_i`` for episode i; tuple observations are ``observations_i_j`` and become the fields ``observation_j``. Neither
-keeps final observations.
+``rewards_i``, ``terminated_i`` for episode i. Tuple observations are ``observations_i_j`` and become the fields ``observation_j``. Neither
+version holds final observations.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ NEEDS = (
     "version 2: columns, num_episodes, observations_0, ..."
 )
 
-#: The layout of version 2 that is known; "2.0" differed.
+#: The only layout of version 2 that is read; "2.0" was different.
 LAYOUT = "2.1"
 
 
@@ -44,7 +44,7 @@ def detect(path: Path) -> bool:
 
 
 def open_file(path: Path, bad: BadEpisodes) -> Source:
-    """Open a file of either version; raises `InvalidInput` when it is neither."""
+    """Open a file of either version. Raises `InvalidInput` for any other file."""
     with ExitStack() as resources:
         file = resources.enter_context(hdf5.open_hdf5(path))
         of_version = _open_v2 if {"num_episodes", "columns"} & set(hdf5.names(file, path.name)) else _open_v1
@@ -86,7 +86,7 @@ def _open_v1(file: h5py.File, name: str, bad: BadEpisodes) -> Source:
 def _open_v2(file: h5py.File, name: str, bad: BadEpisodes) -> Source:
     version, count = hdf5.scalar(file, "version", name), hdf5.scalar(file, "num_episodes", name)
     if str(version) != LAYOUT:
-        raise InvalidInput(f"{name} has the layout version {version}; known is {LAYOUT}", hint="dump it again with d3rlpy 2.3 or later")
+        raise InvalidInput(f"{name} has the layout version {version}; expected {LAYOUT}", hint="dump it again with d3rlpy 2.3 or later")
     if not isinstance(count, int) or count < 0:
         raise InvalidInput(f"{name}: num_episodes is {count!r}", hint="the file is damaged; dump it again")
     if count == 0:
@@ -107,9 +107,10 @@ def _open_v2(file: h5py.File, name: str, bad: BadEpisodes) -> Source:
             raise InvalidInput(f"{name} holds no 'terminated_{number}'", hint=f"needed: {NEEDS}")
         if not actions.rows:
             return None
-        found = _observations(file, number, name)
-        plain = Recording(found, actions, rewards, [(actions.rows, bool(terminated))])
-        return restored(described, plain, found if isinstance(found, dict) else {"observation": found}, {})
+        observations = _observations(file, number, name)
+        plain = Recording(observations, actions, rewards, [(actions.rows, bool(terminated))])
+        named = observations if isinstance(observations, dict) else {"observation": observations}
+        return restored(described, plain, named, {})
 
     return episodic_source(
         recording,
@@ -126,13 +127,13 @@ def _open_v2(file: h5py.File, name: str, bad: BadEpisodes) -> Source:
 
 
 def _space(described: Described | None, env_id: str | None, name: str, messages: list[str]) -> ActionSpace | None:
-    """The action space of the record, else the environment's."""
-    known = described.space if described is not None else None
-    return known if known is not None else probe_environment(env_id, name, messages).space
+    """Return the action space of the record, or else the environment's."""
+    declared = described.space if described is not None else None
+    return declared if declared is not None else probe_environment(env_id, name, messages).space
 
 
 def _observations(file: h5py.File, number: int, name: str) -> Column | dict[str, Column]:
-    """``observations_i``, or ``observations_i_0``, ``observations_i_1``, ... of a tuple."""
+    """Return the column ``observations_i``, or those of a tuple: ``observations_i_0``, ``observations_i_1``, ..."""
     one = hdf5.column(file, f"observations_{number}", name)
     fields: dict[str, Column] = {}
     while one is None and (part := hdf5.column(file, f"observations_{number}_{len(fields)}", name)) is not None:

@@ -1,7 +1,7 @@
-"""Exporting to d3rlpy, version 2 (layout 2.1), with h5py alone; d3rlpy 2.8 reads the result.
+"""Export to d3rlpy, version 2 (layout 2.1), with h5py alone; d3rlpy 2.8 reads the result.
 
-d3rlpy keeps T observations per episode: final ones are left out, and with them the last transition of truncated episodes. It has no place
-for extras and episode metadata.
+d3rlpy keeps T observations per episode. Final observations are left out, so a truncated episode loses its last transition. d3rlpy has no
+place for extra fields and for metadata of episodes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from offrld.importers.exporting import Export, action_shape, h5_dataset, named_o
 
 
 def write(export: Export) -> None:
-    """Layout 2.1, as ``ReplayBuffer.dump`` writes it: arrays of each episode; several observation fields as a tuple."""
+    """Write layout 2.1 as ``ReplayBuffer.dump`` does: arrays per episode, and several observation fields as a tuple."""
     store, schema = export.store, export.store.schema
     action = one_action(export, "d3rlpy")
     fields = [] if isinstance(schema.observation, Field) else list(schema.observation)

@@ -1,4 +1,4 @@
-"""What the exports to both versions of d3rlpy share."""
+"""Helpers shared by the exports to both versions of d3rlpy."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from offrld.importers.exporting import Export, say_left_out
 
 
 def rows_of(rows: np.ndarray) -> np.ndarray:
-    """Rows as arrays: one number per step becomes ``[T, 1]``."""
+    """Return rows as arrays: one number per step becomes ``[T, 1]``."""
     return rows[:, None] if rows.ndim == 1 else rows
 
 
@@ -34,6 +34,6 @@ def say_unkept(export: Export) -> None:
 
 
 def set_env_id(file: h5py.File, store: EpisodeStore) -> None:
-    """Note the environment, which d3rlpy ignores and an import reads back."""
+    """Record the environment in an attribute. d3rlpy ignores it; our importer reads it."""
     if isinstance(store.metadata.get("env_id"), str):
         file.attrs["env_id"] = store.metadata["env_id"]

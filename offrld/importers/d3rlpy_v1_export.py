@@ -1,6 +1,6 @@
-"""Exporting to d3rlpy, version 1: flat arrays, as ``MDPDataset.dump`` writes them.
+"""Export to d3rlpy, version 1: flat arrays, as ``MDPDataset.dump`` writes them.
 
-What d3rlpy has no place for: see `d3rlpy_export`.
+`d3rlpy_export` lists what d3rlpy has no place for.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from offrld.importers.exporting import Export, action_shape, one_action, set_att
 
 
 def write(export: Export) -> None:
-    """The flat arrays of ``MDPDataset.dump`` of version 1: flags as float32, discrete actions as int32 ``[N]``."""
+    """Write the flat arrays of version 1's ``MDPDataset.dump``: flags as float32, discrete actions as int32 ``[N]``."""
     store, schema = export.store, export.store.schema
     action = one_action(export, "d3rlpy-v1")
     if not isinstance(schema.observation, Field):
@@ -48,9 +48,9 @@ def write(export: Export) -> None:
             arrays["rewards"][start:stop] = episode.reward
             calm.check()
             export.progress(i + 1, len(store))
-        for key, which in (("terminals", ends[terminated]), ("episode_terminals", ends)):
+        for key, stops in (("terminals", ends[terminated]), ("episode_terminals", ends)):
             flags = np.zeros(count, np.float32)
-            flags[which - 1] = 1
+            flags[stops - 1] = 1
             file[key] = flags
         file["discrete_action"] = action.discrete
         file["version"] = "1.0"

@@ -1,9 +1,9 @@
-"""D4RL: one HDF5 file of flat arrays, one row per environment step.
+"""Import D4RL: one HDF5 file of flat arrays, one row per environment step.
 
-Keys: ``observations``, ``actions``, ``rewards``, ``terminals``, optionally ``timeouts``, ``next_observations``, ``infos/...`` (kept with
-each step, where they have one row for it) and ``metadata/...`` (kept in the store's metadata). Observations may be a group of arrays
-(several fields). Files without ``timeouts`` and ``next_observations`` are cut as
-D4RL itself does it: after the environment's time limit, 1000 steps where that is not known.
+Keys: ``observations``, ``actions``, ``rewards``, ``terminals``; optional: ``timeouts``, ``next_observations``, ``infos/...`` (kept with
+each step if they have one row per step) and ``metadata/...`` (kept in the store's metadata). Observations may be a group of arrays (several
+fields). A file without ``timeouts`` and ``next_observations`` is cut as D4RL cuts it: at the environment's time limit, or every 1000 steps
+if the limit is unknown.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ NEEDED = ("observations", "actions", "rewards", "terminals")
 KNOWN = (*NEEDED, "timeouts", "next_observations", "next_observations_known", "infos", "metadata")
 NEEDS = "observations, actions, rewards, terminals; optional: timeouts, next_observations, infos, metadata"
 
-#: D4RL cuts episodes after this many steps where a file has no timeouts (its locomotion tasks' limit).
+#: D4RL cuts episodes after this many steps if a file has no timeouts: the time limit of its locomotion tasks.
 DEFAULT_LIMIT = 1000
 
 
@@ -33,9 +33,9 @@ def detect(path: Path) -> bool:
 
 
 def open_file(path: Path, bad: BadEpisodes, env_id: str | None = None) -> Source:
-    """Open a flat HDF5 file; raises `InvalidInput` if it is not one or its arrays do not fit each other.
+    """Open a flat HDF5 file. Raises `InvalidInput` if it is not one or if its arrays do not fit each other.
 
-    ``env_id``: the environment where the file names none, as D4RL's own do not.
+    ``env_id``: the environment, used if the file does not name one. D4RL's own files do not.
     """
     if env_id is not None and not isinstance(env_id, str):
         raise InvalidInput(f"env_id is {env_id!r}", hint="give the name of a gymnasium environment")
@@ -80,7 +80,7 @@ def open_file(path: Path, bad: BadEpisodes, env_id: str | None = None) -> Source
 
 
 def declared_space(file: h5py.File, name: str) -> ActionSpace | None:
-    """The action space in the attributes ``action_n`` or ``action_low`` and ``action_high``, which our own exports carry."""
+    """Return the action space in the attributes ``action_n``, or ``action_low`` and ``action_high``, which our exports write; else None."""
     try:
         n, low, high = (file.attrs.get(key) for key in ("action_n", "action_low", "action_high"))
         if n is not None:
@@ -101,5 +101,5 @@ FORMAT = Format(
     NEEDS,
     detect,
     open_file,
-    {"env_id": "gymnasium environment of the data, where the file names none"},
+    {"env_id": "gymnasium environment of the data, if the file does not name it"},
 )

@@ -1,6 +1,6 @@
-"""Exporting as flat HDF5 with the keys of D4RL, which an import reads back without loss.
+"""Export as flat HDF5 with the keys of D4RL. An import of the file restores the dataset without loss.
 
-Bounds, the number of actions and ``env_id`` become attributes; the metadata of a D4RL source is written below ``metadata/`` again.
+Bounds, the number of actions and ``env_id`` become attributes. Metadata of a D4RL source goes back below ``metadata/``.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ def write(export: Export) -> None:
 
 
 def _set_metadata(file: h5py.File, key: str, value: Any) -> None:
-    """JSON values as datasets, objects as groups; what the import only described (large arrays) is left out."""
+    """Write JSON values as datasets and objects as groups. Large arrays are left out: the import kept only their description."""
     if isinstance(value, dict):
         for name, each in value.items():
             _set_metadata(file, f"{key}/{name}", each)
     elif isinstance(value, (str, bool, int, float, list)) and not str(value).startswith("array of "):
-        with contextlib.suppress(TypeError, ValueError):  # a list of lists of different lengths has no form in HDF5
+        with contextlib.suppress(TypeError, ValueError):  # HDF5 cannot hold lists of different lengths
             file[key] = value

@@ -1,4 +1,4 @@
-"""Exporting a store to the formats of other libraries; each format ``NAME`` has its module ``NAME_export`` in this package."""
+"""Export a store to the formats of other libraries. The module ``NAME_export`` of this package writes the format ``NAME``."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ def export_dataset(
     progress: Progress | None = None,
     message: Callable[[str], None] | None = None,
 ) -> Path:
-    """Export the episodes that ``store`` sees to ``out_path``, which must not exist. It appears there when it is complete.
+    """Export the episodes that ``store`` sees to ``out_path``, which must not exist. The result appears only when it is complete.
 
     Args:
         format: one of `EXPORTS`.
-        compress: gzip in HDF5, deflate in ``.npz``. ``gen_dgrl`` and ``atari`` are always compressed, and with it smaller and slower;
-            ``store`` ignores it.
-        progress: called with (episodes done, number of episodes); ``npz`` goes through the episodes once per array.
-        message: called with a line about everything that the format has no place for.
+        compress: use gzip in HDF5 and deflate in ``.npz``. ``gen_dgrl`` and ``atari`` are always compressed; this option selects a higher
+            level. ``store`` ignores it.
+        progress: called with (episodes done, number of episodes). ``npz`` reads the episodes once per array.
+        message: called with a line for everything that the format has no place for.
 
     Raises:
-        Unknown: there is no such format.
+        Unknown: the format does not exist.
         InvalidInput: the path exists, the store is empty, or the format cannot hold its fields (several action fields).
-        DiskFull: nothing is left at ``out_path``.
+        DiskFull: the disk is full; nothing is left at ``out_path``.
     """
     path = Path(out_path)
     if format not in EXPORTS:
@@ -70,25 +70,25 @@ def export_dataset(
 
 
 def dump_dataset(store: EpisodeStore, file: BinaryIO, format: str = "d3rlpy", **options: Any) -> None:
-    """Export into a file open for writing ("wb"), as d3rlpy's ``dump`` does. The export is made in a temporary folder and copied.
+    """Export into a file that is open for writing ("wb"), as d3rlpy's ``dump`` does. Exports to a temporary folder and copies the result.
 
-    Raises `InvalidInput` for formats that are folders; else as `export_dataset`.
+    Raises `InvalidInput` for a format that is a folder; other errors are those of `export_dataset`.
     """
     if format in FOLDERS:
         raise InvalidInput(f"{format!r} is a folder and does not go into a file", hint="export_dataset(store, path, format)")
     with tempfile.TemporaryDirectory(prefix="offrl-dump-") as folder:
         path = export_dataset(store, Path(folder) / "dump", format, **options)
-        with disk_errors(Path(str(getattr(file, "name", "the file")))), open(path, "rb") as made:
-            shutil.copyfileobj(made, file, 1 << 20)
+        with disk_errors(Path(str(getattr(file, "name", "the file")))), open(path, "rb") as exported:
+            shutil.copyfileobj(exported, file, 1 << 20)
             file.flush()
 
 
 def _no_progress(done: int, total: int | None) -> None:
-    """The caller wants no progress."""
+    """Ignore progress."""
 
 
 def _no_message(line: str) -> None:
-    """The caller wants no messages."""
+    """Ignore messages."""
 
 
 __all__ = ["EXPORTS", "FOLDERS", "dump_dataset", "export_dataset"]

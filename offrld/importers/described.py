@@ -1,7 +1,7 @@
-"""A record of what a foreign format has no place for, written beside its content and read back by an import.
+"""A record of what a foreign format cannot hold. An export writes it beside the content, and an import reads it.
 
-It names the schema's fields, their keys in the format, the action space and the environment. Other readers of the format ignore it. An
-import uses the parts that still fit, because the file may have been changed since.
+The record lists the schema's fields, their keys in the format, the action space and the environment. Other readers of the format ignore it.
+The file may have changed since the export, so an import uses only the parts of the record that still fit.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ NAME = "offrl"
 
 
 def record(store: EpisodeStore, keys: dict[str, str]) -> dict[str, Any]:
-    """The record of a store, whose columns (``observation.NAME``, ``extra.NAME``, ...) stand under ``keys`` in the format."""
+    """Make the record of a store. ``keys``: column of the schema (``observation.NAME``, ``extra.NAME``, ...) -> its key in the format."""
     metadata = store.metadata
     kind = kind_of(metadata)
     return {
@@ -38,13 +38,13 @@ def record(store: EpisodeStore, keys: dict[str, str]) -> dict[str, Any]:
 
 
 class Described:
-    """The record of one of our exports.
+    """The record in one of our exports.
 
     Attributes:
         env_id: the environment, or None.
-        space: the action space, or None where the data do not have a declared one.
+        space: the declared action space, or None.
         single: whether the observation is one field without a name.
-        observation, extra: the fields by the key under which the format holds them, as ``(name, field)``.
+        observation, extra: key in the format -> ``(name, field)``.
     """
 
     def __init__(self, schema: Schema, keys: dict[str, str], env_id: str | None, bounds: str | None, kind: str = "") -> None:
@@ -55,10 +55,10 @@ class Described:
         self.space = _space(schema.action, env_id, bounds, kind)
 
     @classmethod
-    def read(cls, found: Any) -> Described | None:
-        """The record in a text or in a file; None if there is no valid one."""
+    def read(cls, source: Any) -> Described | None:
+        """Read the record from JSON text or from a file (a Path). Returns None if it is missing or invalid."""
         try:
-            value = read_json(found, found.name) if isinstance(found, Path) else parse_json(found, NAME)
+            value = read_json(source, source.name) if isinstance(source, Path) else parse_json(source, NAME)
             keys, env_id, bounds = value["keys"], value.get("env_id"), value.get("bounds")
             return cls(
                 Schema.from_json({"columns": value["columns"], "metadata": {}}),
@@ -71,41 +71,41 @@ class Described:
             return None
 
     def fields(self, columns: dict[str, Column]) -> Column | dict[str, Column] | None:
-        """Observation columns by the format's key, as the original fields; None if they are not those of the record."""
-        made = _renamed(columns, self.observation)
-        if made is None:
+        """Restore the original fields from observation columns by key of the format; None if they differ from those of the record."""
+        fields = _renamed(columns, self.observation)
+        if fields is None:
             return None
-        return next(iter(made.values())) if self.single else made
+        return next(iter(fields.values())) if self.single else fields
 
     def extras(self, columns: dict[str, Column]) -> dict[str, Column]:
-        """Extra columns by the format's key, under their original names; a column that the record lacks keeps its key."""
-        known = {key: column for key, column in columns.items() if key in self.extra}
-        made = _renamed(known, {key: self.extra[key] for key in known})
-        return columns if made is None else {**{key: column for key, column in columns.items() if key not in known}, **made}
+        """Give extra columns by key of the format their original names; a column that the record lacks keeps its key."""
+        recorded = {key: column for key, column in columns.items() if key in self.extra}
+        fields = _renamed(recorded, {key: self.extra[key] for key in recorded})
+        return columns if fields is None else {**{key: column for key, column in columns.items() if key not in recorded}, **fields}
 
 
 def restored(described: Described | None, recording: Recording, observations: dict[str, Column], extra: dict[str, Column]) -> Recording:
-    """A recording with the observations and extras of the record; both arguments have the format's keys."""
+    """Return the recording with the original observations and extras. Both column arguments use the keys of the format."""
     if described is None:
         return recording
-    found = described.fields(observations)
-    return recording if found is None else replace(recording, observations=found, extra=described.extras(extra))
+    fields = described.fields(observations)
+    return recording if fields is None else replace(recording, observations=fields, extra=described.extras(extra))
 
 
 def _renamed(columns: dict[str, Column], fields: dict[str, tuple[str, Field]]) -> dict[str, Column] | None:
     if columns.keys() != fields.keys():
         return None
-    made: dict[str, Column] = {}
-    for key, (name, field) in fields.items():  # the order of the record: that of the schema
+    renamed: dict[str, Column] = {}
+    for key, (name, field) in fields.items():  # in the order of the record, which is the schema's
         column = columns[key]
         if column.dtype != field.dtype or math.prod(column.shape) != math.prod(field.shape):
             return None
-        made[name] = column if column.shape == field.shape else Column(column.file, column.key, Shaped(column.data, field.shape))
-    return made
+        renamed[name] = column if column.shape == field.shape else Column(column.file, column.key, Shaped(column.data, field.shape))
+    return renamed
 
 
 class Shaped:
-    """Rows of another shape with as many values, as the data of a column."""
+    """Rows reshaped to another shape with the same number of values, as the data of a column."""
 
     def __init__(self, data: Any, shape: tuple[int, ...]) -> None:
         self._data = data

@@ -1,7 +1,7 @@
-"""Sources with separate arrays for every episode: the common part of Minari, d3rlpy v2, robomimic, LeRobot and gen_dgrl.
+"""Sources with separate arrays per episode: the common part of Minari, d3rlpy v2, robomimic, LeRobot and gen_dgrl.
 
-A recorded episode may have several ends (a task that continues after a success); it is then split into episodes that share the
-observation at the seam. Memory holds one recorded episode at a time.
+A recording may have several ends, if the task continues after a success. It is then split into episodes; two neighbours share the
+observation between them. Memory holds one recording at a time.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ class Recording:
     """One recorded episode.
 
     Attributes:
-        observations: one column or named ones, T+1 rows, or T where the final observation is missing.
+        observations: one column, or columns by name; T+1 rows, or T if the final observation is missing.
         actions, rewards: T rows.
-        ends: ``(stop, terminated)`` of each end in it, rising; the last one is T.
-        extra: what else is kept of each step, T rows, by name.
-        metadata: a JSON object that is kept with its episodes, or None.
+        ends: ``(stop, terminated)`` of each end, ascending; the last stop is T.
+        extra: further columns that are kept with each step, T rows, by name.
+        metadata: a JSON object that each of its episodes keeps, or None.
     """
 
     observations: Column | dict[str, Column]
@@ -43,13 +43,13 @@ class Recording:
 
 
 def ends_of(terminated: np.ndarray, truncated: np.ndarray, key: str, number: int, notes: dict[int, str]) -> list[tuple[int, bool]]:
-    """The ends of a recording from its flags ``[T]``; its last row is an end in any case, and a cut where neither flag is set.
+    """Return the ends of a recording from its flags ``[T]``. The last row is always an end; without a flag it is a truncation.
 
-    ``notes[number]`` says where there are several.
+    If there are several ends, ``notes[number]`` gets a line about it.
     """
     at = sorted({*np.flatnonzero(terminated | truncated).tolist(), len(terminated) - 1})
     if len(at) > 1:
-        notes[number] = f"{key} goes on after an end at step {at[0]}: given out as {len(at)} episodes"
+        notes[number] = f"{key} continues after an end at step {at[0]}: imported as {len(at)} episodes"
     return [(int(row) + 1, bool(terminated[row])) for row in at]
 
 
@@ -68,11 +68,14 @@ def episodic_source(
     more: dict[str, Any] | None = None,
     **source: Any,
 ) -> Source:
-    """The recordings as a `Source`. They are gone through once for their actions, and once more while they are given out.
+    """Make a `Source` of recordings. They are read twice: first to scan their actions, then when the source yields its episodes.
 
     Args:
-        recording: opens recording i of ``count``; None for one without a step. Raises `InvalidInput` where it cannot be used.
-        more: kept in the metadata; ``source``: kept in its entry ``source``.
+        recording: opens recording i of ``count``; returns None if it has no step. Raises `InvalidInput` if it cannot be used.
+        more: further entries of the metadata.
+        source: further entries of ``metadata["source"]``.
+
+    Raises `InvalidInput`, and `EmptyStore` if no recording has a step.
     """
     first: Recording | None = None
     scan: ActionScan | None = None
@@ -114,7 +117,9 @@ def _why(bad: BadEpisodes) -> str:
 
 
 def _check_same(first: Recording, recording: Recording) -> None:
-    """Lengths within a recording, and the same fields, dtypes and shapes as in the first one."""
+    """Raise `InvalidInput` if columns of a recording differ in length, or if its fields, dtypes or shapes differ from the first
+    recording's.
+    """
     same_length(recording.actions, recording.rewards, *recording.extra.values())
     check_scalar_rows(recording.rewards)
     steps = recording.actions.rows
@@ -160,7 +165,7 @@ def _episodes(recording: Callable[[int], Recording | None], count: int, scan: Ac
 
 
 def _pieces(recording: Recording | None, number: int, scan: ActionScan) -> list[SourceEpisode]:
-    """The episodes that a recording holds: one, or as many as it has ends."""
+    """Return the episodes of a recording, one per end."""
     if recording is None:
         return []
     observations = {name: column.read_finite(0, column.rows) for name, column in recording.named().items()}

@@ -1,4 +1,4 @@
-"""What exporters share: the description of one export, and helpers to write its parts."""
+"""The description of an export, and helpers that exporters share."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class Export:
 
     Attributes:
         store: its episodes are written.
-        path: where to write; does not exist.
-        name: the path that it gets when it is complete.
-        compress: gzip in HDF5; the higher level where a format is always compressed.
-        progress: called with (episodes done, episodes in all).
+        path: temporary path to write to; it does not exist yet.
+        name: final path; the result is renamed to it when it is complete.
+        compress: use gzip in HDF5; a higher level in formats that are always compressed.
+        progress: called with (episodes done, number of episodes).
         message: called with a line for everything that the format has no place for.
     """
 
@@ -38,7 +38,7 @@ class Export:
 
 
 def one_action(export: Export, format: str) -> Field:
-    """The action field; raises `InvalidInput` where there are several."""
+    """Return the action field. Raises `InvalidInput` if there are several."""
     action = export.store.schema.action
     if not isinstance(action, Field):
         raise InvalidInput(f"the dataset has several action fields ({', '.join(action)})", hint=f"{format!r} holds one; export as 'store'")
@@ -46,11 +46,12 @@ def one_action(export: Export, format: str) -> Field:
 
 
 def free_names(export: Export, names: Iterable[str], taken: Callable[[str], bool]) -> dict[str, str]:
-    """Extra fields under names that a format leaves free: their own, or ``extra.NAME`` (a message reports it) for a name
-    that the format uses itself.
+    """Choose names for extra fields that the format does not use itself. Returns field -> its own name, or ``extra.NAME`` if that is used.
+
+    A message reports each field that is renamed.
 
     Args:
-        taken: whether the format uses a name for something else.
+        taken: whether the format itself uses a name.
     """
     names = list(names)
     free: dict[str, str] = {}
@@ -65,7 +66,7 @@ def free_names(export: Export, names: Iterable[str], taken: Callable[[str], bool
 
 
 def say_left_out(export: Export, keys: Iterable[str], what: str) -> None:
-    """One line for what the format has no place for."""
+    """Report in one line what the format has no place for, and why (``what``)."""
     shown = sorted(set(keys))
     if shown:
         listed = ", ".join(shown[:8]) + (f" and {len(shown) - 8} more" if len(shown) > 8 else "")
@@ -73,7 +74,7 @@ def say_left_out(export: Export, keys: Iterable[str], what: str) -> None:
 
 
 def source_attributes(store: EpisodeStore, format: str) -> dict[str, Any]:
-    """The attributes of the source from which the data were imported; {} if its format was another one."""
+    """Return the attributes of the source that the data came from; {} if it had another format."""
     source, attributes = store.metadata.get("source"), store.metadata.get("source_attributes")
     return attributes if isinstance(attributes, dict) and isinstance(source, dict) and source.get("format") == format else {}
 
@@ -83,17 +84,17 @@ def action_shape(field: Field) -> tuple[int, ...]:
 
 
 def named_observations(value: Any) -> dict[str, Any]:
-    """Observation fields, or the arrays of an episode, by name; one alone is named ""."""
+    """Return observation fields, or the arrays of an episode, by name; a single one has the name ""."""
     return value if isinstance(value, dict) else {"": value}
 
 
 def usable_steps(episode: Episode) -> int:
-    """Steps whose next observation is known or, at a terminal, never used: what formats with one next observation per step can hold."""
+    """Count the steps that a format with one next observation per step can hold: its next observation is known, or follows a terminal."""
     return episode.steps - (episode.final_missing and not episode.terminated)
 
 
 class CutCount:
-    """Counts what is missing where a format needs the observation after each step, and says it at the end."""
+    """Counts episodes without the final observation that a format needs, and reports the counts at the end."""
 
     def __init__(self) -> None:
         self.cut = self.left_out = self.repeated = 0
@@ -118,12 +119,12 @@ def h5_dataset(export: Export, group: h5py.Group, key: str, rows: np.ndarray) ->
     group.create_dataset(key, data=rows, **options)
 
 
-#: HDF5 keeps attributes below 64 KiB.
+#: Largest attribute in bytes. HDF5's own limit is 64 KiB.
 MAX_ATTRIBUTE = 32 << 10
 
 
 def set_attributes(node: Any, values: Any) -> set[str]:
-    """Texts, numbers and arrays of a dict as attributes; returns the keys of what HDF5 has no place for (nested values, very long ones)."""
+    """Write texts, numbers and arrays of a dict as attributes. Returns the keys that HDF5 cannot hold (nested or very long values)."""
     left_out = set()
     for key, value in (values if isinstance(values, dict) else {}).items():
         too_large = isinstance(value, int) and not -(2**63) <= value < 2**63
@@ -140,5 +141,5 @@ def _size(value: Any) -> int:
 
 
 def channels_last(field: Field) -> bool:
-    """Whether rows are images that robots' formats keep with their channels last: uint8 ``[C, H, W]`` of 1, 3 or 4 channels."""
+    """Return whether rows are images that the formats of robots keep with channels last: uint8 ``[C, H, W]`` of 1, 3 or 4 channels."""
     return field.dtype == np.uint8 and len(field.shape) == 3 and field.shape[0] in (1, 3, 4)

@@ -1,9 +1,9 @@
-"""Flat arrays, one row per step, cut into episodes: what D4RL files, .npz files and d3rlpy v1 files have in common.
+"""Flat arrays, one row per step, cut into episodes: the common part of D4RL, .npz and d3rlpy v1 files, tables and buffers.
 
-An episode ends at a row with ``terminals`` (the task ended) or ``timeouts`` (cut); where both are set the task ended. The final
-observation is known only where there are ``next_observations``. Everything is read in blocks: first the flags and the actions (and, where
-there are next observations, the observations), then everything while the episodes are read; actions of up to `KEEP_BYTES` are kept from
-the first pass.
+An episode ends at a row with ``terminals`` (the task ended) or ``timeouts`` (truncated); if both are set, the task ended. The final
+observation is known only with ``next_observations``. The arrays are read in blocks, in two passes. The first pass reads the flags and the
+actions (and the observations, if there are next observations); the second pass reads everything while it yields the episodes. Actions of up
+to `KEEP_BYTES` stay in memory between the passes.
 """
 
 from __future__ import annotations
@@ -22,11 +22,10 @@ from offrld.importers.spaces import ActionScan, ActionSpace
 
 Columns = Column | dict[str, Column]
 
-#: Actions of up to this size are read once: inflating those of a gzipped file takes longer than everything that is done with them.
+#: Actions of up to this size are read once, because inflating them from a gzipped file takes longer than processing them.
 KEEP_BYTES = 64 << 20
 
-
-#: Where each episode ends is in memory; a file of zeros or ones packs any number of ends into a few bytes.
+#: Largest number of episodes. Memory holds every end, and a compressed file of ones packs any number of ends into a few bytes.
 MAX_EPISODES = 1 << 24
 
 
@@ -35,13 +34,13 @@ class FlatArrays:
     """The columns of a flat source; all have N rows.
 
     Attributes:
-        observations: one column or named ones.
+        observations: one column, or columns by name.
         actions, rewards, terminals: ``[N]`` or ``[N, A]``; ``[N]``; flags ``[N]``.
         timeouts: flags ``[N]``, or None.
         next_observations: as ``observations``, or None.
-        next_known: flags ``[N]``: 0 where the row of ``next_observations`` means nothing, or None (all of them are known).
-        limit: without ``timeouts`` and ``next_observations``: steps after which an episode is cut; None: never.
-        extra: what else is kept of each step, by name.
+        next_known: flags ``[N]``, 0 if the row of ``next_observations`` has no meaning; None if all are known.
+        limit: steps after which an episode is cut if there are neither ``timeouts`` nor ``next_observations``; None: never.
+        extra: further columns that are kept with each step, by name.
     """
 
     observations: Columns
@@ -71,8 +70,13 @@ def _named(columns: Columns) -> dict[str, Column]:
 
 @dataclass(frozen=True)
 class Cuts:
-    """Where episodes end: ``stop`` is the row after the last step, ``terminated`` whether the task ended there, both ``[E]``; ``final``
-    ``[E]`` whether the observation after the last action is in the file."""
+    """The ends of E episodes.
+
+    Attributes:
+        stop: the row after the last step, int64 ``[E]``.
+        terminated: whether the task ended there, bool ``[E]``.
+        final: whether the file holds the observation after the last action, bool ``[E]``.
+    """
 
     stop: np.ndarray
     terminated: np.ndarray
@@ -92,9 +96,9 @@ def flat_source(
     more: dict[str, Any] | None = None,
     **source: Any,
 ) -> Source:
-    """The episodes of flat arrays as a `Source`; raises `InvalidInput` for lengths, shapes and values that cannot be.
+    """Make a `Source` of flat arrays. Raises `InvalidInput` for invalid lengths, shapes and values.
 
-    ``more`` is kept in the metadata, ``source`` in its entry ``source``.
+    ``more``: further entries of the metadata. ``source``: further entries of ``metadata["source"]``.
     """
     check_shapes(arrays)
     scan = ActionScan(arrays.actions, bad.stated(space, arrays.file), discrete)
@@ -118,8 +122,8 @@ def flat_source(
 
 
 def _scan_actions(column: Column, scan: ActionScan, cuts: Cuts, bad: BadEpisodes) -> Column:
-    """Scan all actions once; returns the column to read them from, in memory if they are few."""
-    kept = np.empty((column.rows, *column.shape), column.dtype) if column.rows * column.row_bytes <= KEEP_BYTES else None
+    """Scan all actions once. Returns the column to read them from later: in memory if it is small."""
+    cached = np.empty((column.rows, *column.shape), column.dtype) if column.rows * column.row_bytes <= KEEP_BYTES else None
     for start, stop in blocks(column.rows, block_rows(column)):
         try:
             block = column.read(start, stop)
@@ -127,16 +131,16 @@ def _scan_actions(column: Column, scan: ActionScan, cuts: Cuts, bad: BadEpisodes
         except InvalidInput:
             if not bad.skip:
                 raise
-            kept = None  # the episodes that are good are read alone
+            cached = None  # good episodes are then read one by one
             _scan_alone(column, start, stop, scan, cuts, bad)
         else:
-            if kept is not None:
-                kept[start:stop] = block
-    return column if kept is None else Column(column.file, column.key, kept)
+            if cached is not None:
+                cached[start:stop] = block
+    return column if cached is None else Column(column.file, column.key, cached)
 
 
 def _scan_alone(column: Column, start: int, stop: int, scan: ActionScan, cuts: Cuts, bad: BadEpisodes) -> None:
-    """Scan the rows of a block by episode, to find the ones that cannot be used."""
+    """Scan the rows of a block episode by episode, to find the episodes that cannot be used."""
     number = int(np.searchsorted(cuts.stop, start, side="right"))
     while start < stop:
         end = min(stop, int(cuts.stop[number]))
@@ -148,7 +152,11 @@ def _scan_alone(column: Column, start: int, stop: int, scan: ActionScan, cuts: C
 
 
 def check_shapes(arrays: FlatArrays) -> None:
-    """All columns have the same number of rows, at least one; next observations look like observations."""
+    """Raise `InvalidInput` unless all columns have the same number of rows and next observations the fields, dtypes and shapes of
+    observations.
+
+    Raises `EmptyStore` if there is no row.
+    """
     observations, following = arrays.observation_columns(), arrays.next_columns()
     optional = [column for column in (arrays.timeouts, arrays.next_known) if column is not None]
     same_length(
@@ -173,7 +181,7 @@ def check_shapes(arrays: FlatArrays) -> None:
 
 
 def find_cuts(arrays: FlatArrays, messages: list[str]) -> Cuts:
-    """Where the episodes end, and one message for every kind of end that no flag of the file marks."""
+    """Find the ends of episodes. Adds one message for each kind of end that no flag of the file marks."""
     rows = arrays.actions.rows
     stop, terminated = _flagged(arrays)
     if arrays.next_observations is not None:
@@ -195,49 +203,52 @@ def find_cuts(arrays: FlatArrays, messages: list[str]) -> Cuts:
         stop, terminated = _with_cuts(stop, terminated, np.array(cut, np.int64))
     last = int(stop[-1]) if len(stop) else 0
     if last < rows:
-        messages.append(f"the last {rows - last} rows follow no end of an episode: kept as an episode that was cut")
+        messages.append(f"the last {rows - last} rows follow no end of an episode: kept as a truncated episode")
         stop, terminated = _with_cuts(stop, terminated, np.array([rows]))
     return Cuts(stop, terminated, _final_known(arrays, stop))
 
 
 def _flagged(arrays: FlatArrays) -> tuple[np.ndarray, np.ndarray]:
-    """``stop`` and ``terminated`` of the episodes whose end a flag marks."""
-    ends, done, found = [], [], 0
+    """Return ``stop`` and ``terminated`` of the episodes whose end a flag marks."""
+    ends, done, count = [], [], 0
     for start, stop in blocks(arrays.terminals.rows, block_rows(arrays.terminals)):
         terminal = arrays.terminals.read_flags(start, stop)
         end = terminal | arrays.timeouts.read_flags(start, stop) if arrays.timeouts is not None else terminal
         at = np.flatnonzero(end)
         ends.append(at + start + 1)
         done.append(terminal[at])
-        found += len(at)
-        _check_count(found, arrays.file)
+        count += len(at)
+        _check_count(count, arrays.file)
     return np.concatenate(ends).astype(np.int64), np.concatenate(done)
 
 
-def _check_count(found: int, file: str) -> None:
-    if found > MAX_EPISODES:
-        raise InvalidInput(f"{file} has more than {MAX_EPISODES:,} ends of episodes", hint="are its flags those of the ends? else split it")
+def _check_count(count: int, file: str) -> None:
+    if count > MAX_EPISODES:
+        raise InvalidInput(
+            f"{file} has more than {MAX_EPISODES:,} ends of episodes",
+            hint="check that its flags mark the ends of episodes, or split the file",
+        )
 
 
 def _with_cuts(stop: np.ndarray, terminated: np.ndarray, cuts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The ends with further ones, which are cuts, in order."""
+    """Merge ends with further ones, which are truncations, in ascending order."""
     merged = np.concatenate([stop, cuts]).astype(np.int64)
     order = np.argsort(merged, kind="stable")
     return merged[order], np.concatenate([terminated, np.zeros(len(cuts), bool)])[order]
 
 
 def _jumps(arrays: FlatArrays) -> np.ndarray:
-    """The rows (as ``stop``: one more) whose next observation is not the observation of the following row.
+    """Find the rows whose next observation is not the observation of the following row. Returns each row + 1, as ``stop`` does.
 
-    Rounding is allowed for (1e-5 relative, 1e-6 absolute). Where the next observation is unknown nothing is compared.
+    Differences within rounding (1e-5 relative, 1e-6 absolute) are ignored, and so are unknown next observations.
     """
     names, known = arrays.next_columns(), arrays.next_known
     pairs = {name: (column, names[name]) for name, column in arrays.observation_columns().items()}
-    jumps, found = [], 0
+    jumps, count = [], 0
     before: dict[str, np.ndarray] = {}  # the next observation of the last row of the block before, [1, ...]
     before_known = np.ones(1, bool)
     for start, stop in blocks(arrays.actions.rows, block_rows(*names.values())):
-        # Compared are the next observations of rows start-1 .. stop-2 with the observations of rows start .. stop-1.
+        # Compare the next observations of rows start-1 .. stop-2 with the observations of rows start .. stop-1.
         first = max(start, 1)
         differs = np.zeros(stop - first, bool)
         for name, (column, following) in pairs.items():
@@ -250,13 +261,13 @@ def _jumps(arrays: FlatArrays) -> np.ndarray:
             differs &= np.concatenate([before_known, flags[:-1]]) if start else flags[:-1]
             before_known = flags[-1:]
         jumps.append(np.flatnonzero(differs) + first)
-        found += len(jumps[-1])
-        _check_count(found, arrays.file)
+        count += len(jumps[-1])
+        _check_count(count, arrays.file)
     return np.concatenate(jumps)
 
 
 def _differs(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Per row, whether two blocks differ by more than rounding; NaN differs from everything."""
+    """Return for each row whether two blocks differ by more than rounding; NaN differs from everything."""
     if left.dtype.kind == "f":
         with np.errstate(invalid="ignore", over="ignore"):
             unequal = ~(np.abs(left - right) <= 1e-6 + 1e-5 * np.abs(right))
@@ -266,7 +277,7 @@ def _differs(left: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 
 def _final_known(arrays: FlatArrays, stop: np.ndarray) -> np.ndarray:
-    """Per episode, whether the row of its last step has a next observation."""
+    """Return for each episode whether the row of its last step has a next observation."""
     if arrays.next_observations is None:
         return np.zeros(len(stop), bool)
     known = np.ones(len(stop), bool)
@@ -293,7 +304,7 @@ def read_episodes(arrays: FlatArrays, cuts: Cuts, scan: ActionScan, bad: BadEpis
 
 
 class _EpisodeReader:
-    """Rows of all columns as episodes. ``alone``: each is checked by itself, so that a bad one does no harm to those beside it."""
+    """Reads rows of all columns as episodes. ``alone``: check each episode by itself, so that a bad one does not affect its neighbours."""
 
     def __init__(self, arrays: FlatArrays, scan: ActionScan, alone: bool) -> None:
         self._observations = {name: BlockReader(column, finite=not alone) for name, column in arrays.observation_columns().items()}

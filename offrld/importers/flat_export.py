@@ -1,6 +1,6 @@
-"""What the flat exports (`d4rl_export`, `npz_export`) share: the arrays of all steps, and the values that declare the action space.
+"""The common part of the flat exports (`d4rl_export`, `npz_export`): the arrays of all steps, and the declaration of the action space.
 
-Both formats carry ``next_observations`` if the store has final observations, and ``next_observations_known`` if only some are known. Extra
+Both formats hold ``next_observations`` if the store has final observations, and ``next_observations_known`` if only some are known. Extra
 fields become ``infos/NAME``.
 """
 
@@ -29,7 +29,7 @@ class FlatColumn:
 
 
 def flat_columns(store: EpisodeStore) -> list[FlatColumn]:
-    """The arrays of a flat export, in the order in which they are written."""
+    """Return the arrays of a flat export, in the order of writing. Raises `InvalidInput` for several action fields."""
     schema = store.schema
     if not isinstance(schema.action, Field):
         raise InvalidInput(
@@ -86,7 +86,10 @@ def flat_columns(store: EpisodeStore) -> list[FlatColumn]:
 
 
 def joined(column: FlatColumn, count: int) -> Iterator[np.ndarray]:
-    """The rows of all episodes in blocks: short episodes are put together, so that writing costs the bytes and not the episodes."""
+    """Yield the rows of all episodes in blocks.
+
+    Short episodes share a block, so that the cost of writing depends on bytes, not on episodes.
+    """
     parts: list[np.ndarray] = []
     size = 0
     for i in range(count):
@@ -100,7 +103,7 @@ def joined(column: FlatColumn, count: int) -> Iterator[np.ndarray]:
 
 
 def declared(store: EpisodeStore) -> dict[str, Any]:
-    """Values that go along with flat arrays, so that an import declares the same action space."""
+    """Return the values beside the flat arrays from which an import restores the action space and the environment."""
     action, metadata = store.schema.action, store.metadata
     values: dict[str, Any] = {"env_id": metadata["env_id"]} if isinstance(metadata.get("env_id"), str) else {}
     if metadata.get("bounds") == "inferred":

@@ -1,4 +1,4 @@
-"""Pictures of a source as rows ``[N, C, H, W]``: encoded images and frames of a video, decoded on demand."""
+"""Images of a source as rows ``[N, C, H, W]``: encoded images and frames of a video, decoded on demand."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from offrld.importers.bad_data import BadRow
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # number of channels -> Pillow's name
 
-#: Pillow's names for pictures with one channel of more than 8 bits (depth in millimetres or metres), and their dtypes.
+#: Pillow's modes for images with one channel of more than 8 bits (depth in millimetres or metres) -> dtype.
 DEEP = {"I;16": np.uint16, "I;16L": np.uint16, "I;16B": np.uint16, "I": np.int32, "F": np.float32}
 
-#: What can be turned into a mode without loss of a value: palettes, black and white, grey as three equal channels.
+#: Mode -> the modes that Pillow converts to it without changing a value: palettes, black and white, grey as three equal channels.
 EXACT = {"L": ("1", "L"), "RGB": ("P", "1", "L", "RGB"), "RGBA": ("P", "PA", "1", "L", "LA", "RGB", "RGBA")}
 
-#: What is decoded of a stranger's bytes; Pillow would also hand PostScript to a program.
+#: Image formats that are decoded from untrusted bytes. Pillow knows more; it would pass PostScript to an external program.
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF")
 
-#: What FFmpeg may take a stranger's video for; among the others are playlists, which open further files.
+#: Containers that FFmpeg may detect in an untrusted video. Others are excluded because some of them, such as playlists, open further files.
 VIDEO_FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi"
 
 
 def picture_dtype(content: bytes, channels: int, file: str, key: str) -> np.dtype:
-    """The dtype of an encoded picture: uint8, or what its single channel holds (16-bit depth); raises `BadRow` where it is none."""
+    """Return the dtype of an encoded image: uint8, or that of its single channel (16-bit depth). Raises `BadRow` if it is not an image."""
     with _opened(content, file, key, 0) as opened:
         return np.dtype(DEEP.get(opened.mode, np.uint8)) if channels == 1 else np.dtype(np.uint8)
 
 
 @contextlib.contextmanager
 def _opened(content: bytes, file: str, key: str, row: int) -> Iterator[Any]:
-    """An encoded picture; raises `BadRow` for what is none, also where it is decoded."""
+    """Open an encoded image. Raises `BadRow` if it is not an image, also if decoding fails in the ``with`` block."""
     image = arrow.need("PIL.Image", file)
     try:
         with image.open(io.BytesIO(content), formats=IMAGE_FORMATS) as opened:
@@ -55,14 +55,14 @@ def _opened(content: bytes, file: str, key: str, row: int) -> Iterator[Any]:
 
 
 class EncodedImages:
-    """Images that are kept encoded (PNG, JPEG), as the data of a column.
+    """Encoded images (PNG, JPEG), as the data of a column.
 
     Args:
-        encoded: gives the bytes of rows ``start:stop``.
+        encoded: returns the bytes of rows ``start:stop``.
         shape: ``(N, C, H, W)``; an image of another size is an error.
-        file, key: how messages call them.
-        last: the shape is ``(N, H, W, C)`` or ``(N, H, W)``, and so are the rows.
-        dtype: what the pictures hold (`picture_dtype`). One that holds something else, or that would lose a value, is an error.
+        file, key: names in messages.
+        last: whether ``shape`` and the rows are ``(N, H, W, C)`` or ``(N, H, W)``.
+        dtype: dtype of the pixels (`picture_dtype`). An image of another depth, or one that would lose a value, is an error.
     """
 
     def __init__(
@@ -80,11 +80,11 @@ class EncodedImages:
 
     def __getitem__(self, rows: slice) -> np.ndarray:
         channels, height, width = ((*self.shape[3:], 1)[0], *self.shape[1:3]) if self._last else self.shape[1:]
-        made = np.empty((rows.stop - rows.start, *self.shape[1:]), self.dtype)
+        block = np.empty((rows.stop - rows.start, *self.shape[1:]), self.dtype)
         for place, content in enumerate(self._encoded(rows.start, rows.stop)):
             row = rows.start + place
             with _opened(content, self._file, self._key, row) as opened:
-                if opened.size != (width, height):  # known before anything is decoded
+                if opened.size != (width, height):  # Pillow knows the size before it decodes
                     raise BadRow(
                         f"{self._file}: {self._key}[{row}] is an image of {opened.size[1]}x{opened.size[0]}",
                         row,
@@ -92,11 +92,11 @@ class EncodedImages:
                     )
                 pixels = self._pixels(opened, channels, row)
             pixels = pixels.reshape(height, width, channels)
-            made[place] = pixels.reshape(self.shape[1:]) if self._last else np.moveaxis(pixels, -1, 0)
-        return made
+            block[place] = pixels.reshape(self.shape[1:]) if self._last else np.moveaxis(pixels, -1, 0)
+        return block
 
     def _pixels(self, opened: Any, channels: int, row: int) -> np.ndarray:
-        """The pixels of a picture, as they are."""
+        """Return the unchanged pixels of an image. Raises `BadRow` if the column's channels and dtype cannot hold them."""
         mode = MODES[channels]
         if self.dtype == np.uint8 and opened.mode in EXACT[mode] and not ("transparency" in opened.info and mode != "RGBA"):
             return np.asarray(opened.convert(mode))
@@ -105,18 +105,19 @@ class EncodedImages:
         raise BadRow(
             f"{self._file}: {self._key}[{row}] is a picture of the mode {opened.mode}: {channels} channels of {self.dtype} do not hold it",
             row,
-            hint="all pictures of a field need one number of channels and one depth: declare those that they have",
+            hint="all pictures of a field need the same number of channels and the same depth: declare those that they have",
         )
 
 
 class VideoFrames:
-    """Frames of a video from a point of time on, as the data of a column. Read in ascending order; a step back reopens the video.
+    """Frames of a video from a point in time on, as the data of a column. Read rows in ascending order: a step back reopens the video.
 
     Args:
         path: the video.
         shape: ``(N, C, H, W)`` with C = 3; frames of another size are an error.
-        start: the time of the first frame in seconds; frame i stands at ``start + i / fps``.
-        file, key: how messages call them.
+        start: time of the first frame in seconds. The time of frame i is ``start + i / fps``.
+        fps: frames per second.
+        file, key: names in messages.
     """
 
     dtype = np.dtype(np.uint8)
@@ -139,7 +140,7 @@ class VideoFrames:
     def __getitem__(self, rows: slice) -> np.ndarray:
         av = arrow.need("av", self._file)
         _, _, height, width = self.shape
-        made = np.empty((rows.stop - rows.start, *self.shape[1:]), np.uint8)
+        block = np.empty((rows.stop - rows.start, *self.shape[1:]), np.uint8)
         try:
             if self._container is None or rows.start < self._next:
                 self._open(av)
@@ -154,45 +155,50 @@ class VideoFrames:
                         row,
                         hint=f"all frames need the declared size, {height}x{width}",
                     )
-                made[row - rows.start] = np.moveaxis(frame.to_ndarray(format="rgb24"), -1, 0)
+                block[row - rows.start] = np.moveaxis(frame.to_ndarray(format="rgb24"), -1, 0)
         except (OSError, ValueError, av.FFmpegError) as error:
             self.close()
             raise InvalidInput(
                 f"{self._file}: {self._key} cannot be decoded: {arrow.line(error)}", hint="the video is damaged or cut short; copy it again"
             ) from None
-        return made
+        return block
 
     def _open(self, av: Any) -> None:
         self.close()
         self._file_object, self._container = open_video(av, self._path)
         stream = self._container.streams.video[0]
         _, _, height, width = self.shape
-        if (stream.height, stream.width) != (height, width):  # known before anything is decoded
+        if (stream.height, stream.width) != (height, width):  # the header declares the size before anything is decoded
             raise BadRow(
                 f"{self._file}: {self._key}[0] is a frame of {stream.height}x{stream.width}",
                 0,
                 hint=f"all frames need the declared size, {height}x{width}",
             )
-        stream.codec_context.options = {"max_pixels": str(max(1 << 24, 4 * height * width))}  # a frame may claim more than its header
+        stream.codec_context.options = {
+            "max_pixels": str(max(1 << 24, 4 * height * width))
+        }  # the stream may declare larger frames than its header
         self._container.seek(max(0, int((self._start - 0.5 / self._fps) / stream.time_base)), stream=stream)
         self._frames, self._next = self._container.decode(stream), 0
 
     def _at(self, row: int) -> Any:
-        """The frame of a row: the first that stands at its time or behind it; none may be missing."""
-        due = self._start + row / self._fps
+        """Return the frame of a row, within half a frame of its time. Raises `BadRow` if it is missing."""
+        expected = self._start + row / self._fps
         for frame in self._frames:
-            if frame.time is None or frame.time < due - 0.5 / self._fps:
+            if frame.time is None or frame.time < expected - 0.5 / self._fps:
                 continue
-            if frame.time < due + 0.5 / self._fps:
+            if frame.time < expected + 0.5 / self._fps:
                 return frame
             break
-        raise BadRow(f"{self._file}: {self._key} has no frame at {due:.3f} s", row, hint="the video is cut short; copy it again")
+        raise BadRow(f"{self._file}: {self._key} has no frame at {expected:.3f} s", row, hint="the video is cut short; copy it again")
 
 
 def open_video(av: Any, path: Path) -> tuple[BinaryIO, Any]:
-    """The file of a video, and its container, which reads that file alone: FFmpeg gets its bytes and no path, so that nothing in them
-    can name another one. Raises OSError, ValueError, `av.FFmpegError`."""
-    file = open(path, "rb")  # noqa: SIM115  the caller's
+    """Open a video. Returns its file, which the caller closes, and its container.
+
+    FFmpeg gets the bytes of the file instead of a path, and it may not open other files that the video names.
+    Raises OSError, ValueError, `av.FFmpegError`.
+    """
+    file = open(path, "rb")  # noqa: SIM115  the caller closes it
     try:
         start = file.read(64)
         file.seek(0)

@@ -1,10 +1,11 @@
-"""gen_dgrl: a folder of Procgen episodes, one ``.npz`` per episode, as "The Generalization Gap in Offline Reinforcement Learning" publishes
-them.
+"""Import gen_dgrl: a folder of Procgen episodes, one ``.npz`` per episode.
 
-Arrays: ``observations`` ``[T+1, 3, 64, 64]`` (numbers 0 to 255; row T is the first observation of the *next* episode, so it is left out),
-``actions`` ``[T, 1]``, ``rewards`` ``[T, 1]``, ``dones`` ``[T]``. The name is ``TIME_INDEX_STEPS_LEVEL_RETURN.npz``, for example
-``20230329T092246_3161_1154_45_40.00.npz``: the 3161st episode, 1154 steps, level 45, return 40. Which episodes are taken follows the loader
-of the benchmark: with a capacity or a percentile the best ones first, the last one cut so that the number is exact.
+Arrays: ``observations`` ``[T+1, 3, 64, 64]`` (numbers from 0 to 255; row T is the first observation of the *next* episode, so it is left
+out), ``actions`` ``[T, 1]``, ``rewards`` ``[T, 1]``, ``dones`` ``[T]``. File names are ``TIME_INDEX_STEPS_LEVEL_RETURN.npz``, for example
+``20230329T092246_3161_1154_45_40.00.npz``: the 3161st episode, 1154 steps, level 45, return 40. The options select episodes as the loader
+of the benchmark does: with a capacity or a percentile the best episodes first, and the last one cut to reach the exact number of steps.
+
+Source: Mediratta et al. 2024, "The Generalization Gap in Offline Reinforcement Learning".
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ ACTIONS = 15  # of every game of Procgen
 
 @dataclass(frozen=True)
 class EpisodeFile:
-    """One file and what its name says; ``keep``: steps of it that are taken."""
+    """A file and what its name states. ``keep``: the number of its steps to import."""
 
     path: Path
     time: str
@@ -66,7 +67,7 @@ class EpisodeFile:
 
 
 def parse(path: Path) -> EpisodeFile | None:
-    """What the name of a file says, or None where it is not of the published form."""
+    """Parse the name of a file; None if it does not have the published form."""
     match = NAME.fullmatch(path.name)
     if match is None:
         return None
@@ -88,25 +89,25 @@ def open_folder(
     level_seed: Any = None,
     max_episodes: Any = None,
 ) -> Source:
-    """Open a folder of episodes; raises `InvalidInput` for an invalid option or a folder without such files."""
+    """Open a folder of episodes. Raises `InvalidInput` for an invalid option or a folder without such files."""
     name = path.resolve().name
     if not path.is_dir():
         raise InvalidInput(f"{path} is not a folder", hint=f"needed: {NEEDS}")
-    found = sorted((each for each in map(parse, path.iterdir()) if each is not None), key=lambda each: (each.time, each.index))
+    episodes = sorted((each for each in map(parse, path.iterdir()) if each is not None), key=lambda each: (each.time, each.index))
     others = [each.name for each in path.iterdir() if each.suffix == ".npz" and parse(each) is None]
-    if not found:
+    if not episodes:
         hint = f"needed: {NEEDS}"
         if others:
             hint = f"{others[0]} has another name: the trainer's own save_dataset writes scaled observations, which are not read; {hint}"
         raise InvalidInput(f"{name} holds no episode of gen_dgrl", hint=hint)
     messages = [f"not imported, because their names are of another form: {listed(others)}"] if others else []
-    files = _choose(found, capacity, capacity_type, percentile, level_seed, max_episodes)
+    files = _choose(episodes, capacity, capacity_type, percentile, level_seed, max_episodes)
     if not files:
-        levels = listed(sorted({each.level for each in found}))
+        levels = listed(sorted({each.level for each in episodes}))
         raise EmptyStore(f"{name} holds no episode of level {level_seed}", hint=f"it holds the levels {levels}")
-    if len(files) < len(found):
-        messages.append(f"{len(files)} of {len(found)} episodes, {sum(each.keep for each in files)} steps, are taken")
-    known: dict[str, Any] = {"game": name} if name in GAMES else {}
+    if len(files) < len(episodes):
+        messages.append(f"{len(files)} of {len(episodes)} episodes, {sum(each.keep for each in files)} steps, are taken")
+    game: dict[str, Any] = {"game": name} if name in GAMES else {}
     with ExitStack() as resources:
         reader = _Reader(files)
         resources.callback(reader.close)
@@ -121,7 +122,7 @@ def open_folder(
             attributes={},
             messages=messages,
             discrete=True,
-            **known,
+            **game,
         )
         messages += [reader.notes[number] for number in sorted(reader.notes)[:3]]
         source.resources = resources.pop_all()
@@ -131,7 +132,7 @@ def open_folder(
 def _choose(
     files: list[EpisodeFile], capacity: Any, capacity_type: Any, percentile: Any, level_seed: Any, max_episodes: Any
 ) -> list[EpisodeFile]:
-    """The episodes that the options ask for; in the order of their collection, or the best first where there is a limit."""
+    """Choose the episodes that the options select: in order of collection, or the best first if there is a limit."""
     for key, value, least in (("capacity", capacity, 1), ("max_episodes", max_episodes, 1), ("level_seed", level_seed, -1)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
             raise InvalidInput(f"{key} is {value!r}", hint=f"give a whole number of at least {least}")
@@ -196,7 +197,7 @@ class _Reader:
             )
         flags = dones.read_flags(0, file.steps)[: file.keep]
         actions, rewards = (Column(name, column.key, Rows(column.data, 0, file.keep)) for column in (actions, rewards))
-        # A cut episode knows its next observation, which is one of its own.
+        # An episode that is cut here has its next observation: the following row belongs to it.
         observations = Column(name, "observations", _Frames(frames, file.keep + (file.keep < file.steps)))
         metadata = {"time": file.time, "index": file.index} | ({"level_seed": file.level} if file.level >= 0 else {})
         ends = ends_of(flags, np.zeros(file.keep, bool), name, number, self.notes)
@@ -204,7 +205,7 @@ class _Reader:
 
 
 class _Frames:
-    """The first rows of pixels that are kept as numbers of any kind, as uint8."""
+    """The first ``rows`` rows of pixels as uint8, whatever dtype the file stores them in."""
 
     dtype = np.dtype(np.uint8)
 
@@ -238,7 +239,7 @@ FORMAT = Format(
     {
         "capacity": "number of transitions (or episodes) to take, the best first",
         "capacity_type": "what the capacity counts: transitions or episodes",
-        "percentile": "share of the capacity to take, of the whole folder where none is given; the best episodes first",
+        "percentile": "share of the capacity to take (of the whole folder without a capacity), the best episodes first",
         "level_seed": "take episodes of this level only",
         "max_episodes": "largest number of episodes to take",
     },

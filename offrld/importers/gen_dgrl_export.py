@@ -1,7 +1,7 @@
-"""Exporting pixel episodes as gen_dgrl keeps them: a folder with one ``.npz`` per completed episode, named by the published grammar.
+"""Export pixel episodes as gen_dgrl keeps them: a folder with one ``.npz`` per completed episode, with the published file names.
 
-What the format has no place for: episodes that were cut (gen_dgrl writes completed ones only, and ``dones`` ends with 1), final
-observations (row T is the first observation of the next episode there, too), extra fields.
+The format has no place for truncated episodes (gen_dgrl writes completed ones only, so ``dones`` ends with 1), for final observations (row
+T is the first observation of the next episode), and for extra fields.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from offrld.importers.exporting import Export, one_action
 
 
 def write(export: Export) -> None:
-    """One file per completed episode. Index, level and time come from the episode's metadata, else from its number, -1 and now."""
+    """Write one file per completed episode. Index, level and time come from its metadata; without them they are its number, -1 and now."""
     store, schema = export.store, export.store.schema
     action = one_action(export, "gen_dgrl")
     if not action.discrete:
@@ -32,13 +32,13 @@ def write(export: Export) -> None:
     export.path.mkdir()
     now = time.strftime("%Y%m%dT%H%M%S")
     for number in whole:
-        episode, known = store.episodes[number], store.episode_metadata(number)
+        episode, metadata = store.episodes[number], store.episode_metadata(number)
         following = number + 1 if number + 1 < len(store) else number
         last = store.episodes[following].observation[:1]
         ret = float(np.sum(episode.reward, dtype=np.float64))
-        index, level = (known.get(key, least) for key, least in (("index", number), ("level_seed", -1)))
-        name = f"{known.get('time', now)}_{index}_{episode.steps}_{level}_{ret:.2f}.npz"
-        if "/" in name or (export.path / name).exists():  # two episodes of one name: the number distinguishes them
+        index, level = (metadata.get(key, default) for key, default in (("index", number), ("level_seed", -1)))
+        name = f"{metadata.get('time', now)}_{index}_{episode.steps}_{level}_{ret:.2f}.npz"
+        if "/" in name or (export.path / name).exists():  # two episodes have the same name: use the number
             name = f"{now}_{number}_{episode.steps}_{level}_{ret:.2f}.npz"
         arrays = {
             "observations": np.concatenate([episode.observation[: episode.steps], last]).astype(np.float32),
@@ -57,8 +57,11 @@ def write(export: Export) -> None:
 
 
 def _write(path: Path, arrays: dict[str, np.ndarray], level: int) -> None:
-    """What ``np.savez_compressed`` makes, whose level is always 6: on frames of coinrun level 1 takes a quarter of the time (180 us a step
-    instead of 720) for files half as large again."""
+    """Write a file as ``np.savez_compressed`` does, but with a choice of the compression level.
+
+    NumPy always uses level 6. On frames of coinrun, level 1 takes a quarter of the time (180 us per step instead of 720), and the files are
+    1.5 times as large.
+    """
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=level) as archive:
         for name, array in arrays.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:

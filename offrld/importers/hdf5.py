@@ -1,4 +1,4 @@
-"""Opening untrusted HDF5 files: one-line errors, plain datasets only, attributes as JSON values."""
+"""Read untrusted HDF5 files: one-line errors, plain datasets only, attributes as JSON values."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ from offrl_store.errors import InvalidInput
 from offrl_store.schema import DTYPES, NAME
 from offrld.importers.columns import Column
 
-#: Groups are followed to this depth: one can hold itself.
+#: Groups are followed to this depth, because a group can contain itself.
 DEPTH = 16
 
-#: HDF5 inflates a chunk whole; no sensible file has larger ones.
+#: Largest chunk. HDF5 inflates a chunk whole, and no sensible file has larger ones.
 MAX_CHUNK_BYTES = 1 << 30
 
-#: Filters of HDF5 itself and LZF, which h5py brings; any other would be a program library that HDF5 looks for and loads.
+#: Filters that are read: those of HDF5 itself, and LZF of h5py. For any other filter HDF5 would search and load a shared library.
 FILTERS = {
     h5py.h5z.FILTER_DEFLATE: "gzip", h5py.h5z.FILTER_SHUFFLE: "shuffle", h5py.h5z.FILTER_FLETCHER32: "fletcher32",
     h5py.h5z.FILTER_SZIP: "szip", h5py.h5z.FILTER_NBIT: "nbit", h5py.h5z.FILTER_SCALEOFFSET: "scaleoffset", h5py.h5z.FILTER_LZF: "lzf",
 }  # fmt: skip
 
-#: An array may be as many times as large as what the file keeps of it (gzip reaches 1032), and this much more.
+#: Largest allowed ratio of an array's size to its size in the file (gzip reaches 1032); arrays up to the second size are exempt.
 MAX_RATIO, MAX_FILLED_BYTES = 2000, 256 << 20
 
-#: Texts of attributes and metadata, all of one array together; names of a list.
+#: Largest text of an attribute or of metadata (all texts of an array together), and largest number of names in a list.
 MAX_TEXT_BYTES, MAX_TEXTS = 1 << 20, 1 << 17
 
-#: Longer arrays are no metadata: their dtype and shape are kept.
+#: Longer arrays are not metadata: only their dtype and shape are kept.
 MAX_VALUES = 256
 
-#: Soft links are followed as far as this.
+#: Largest number of soft links that are followed in a path.
 LINKS = 16
 
 
 def is_hdf5(path: Path) -> bool:
-    """Whether the file starts as HDF5 does (it may still be damaged)."""
+    """Return whether the file starts as HDF5 does. It may still be damaged."""
     try:
         return path.is_file() and bool(h5py.is_hdf5(path))
     except OSError:
@@ -49,7 +49,7 @@ def is_hdf5(path: Path) -> bool:
 
 
 def open_hdf5(path: Path) -> h5py.File:
-    """Open a file for reading; raises `InvalidInput` that says whether it is missing, open in another program, not HDF5, or damaged."""
+    """Open a file for reading. Raises `InvalidInput` that distinguishes a missing, locked, foreign and damaged file."""
     if not path.is_file():
         raise InvalidInput(f"{path} is a folder" if path.is_dir() else f"there is no file {path}", hint="give an HDF5 file")
     try:
@@ -58,7 +58,7 @@ def open_hdf5(path: Path) -> h5py.File:
     except OSError as error:
         raise InvalidInput(f"{path.name} cannot be read: {error.strerror}", hint="check its owner and mode") from None
     if empty:
-        raise InvalidInput(f"{path.name} is empty", hint="give an HDF5 file with its content; the program that writes it may still run")
+        raise InvalidInput(f"{path.name} is empty", hint="give an HDF5 file with content; the program that writes it may still be running")
     if not is_hdf5(path):
         raise InvalidInput(f"{path.name} is not an HDF5 file", hint="give an .hdf5 or .h5 file, or name the format with --format")
     try:
@@ -67,8 +67,8 @@ def open_hdf5(path: Path) -> h5py.File:
         hint = "close it there, or wait until the program that writes it has ended"
         raise InvalidInput(f"{path.name} is open for writing in another program", hint=hint) from None
     except (OSError, RuntimeError) as error:
-        if "consistency flags" in str(error) or "already open for write" in str(error):  # HDF5's own mark of a writer
-            hint = "close it there; where no program has it open, its writer died: `h5clear -s` clears the mark"
+        if "consistency flags" in str(error) or "already open for write" in str(error):  # HDF5 marks a file that has a writer
+            hint = "close it there; if no program has it open, its writer died: `h5clear -s` clears the mark"
             raise InvalidInput(f"{path.name} is open for writing in another program", hint=hint) from None
         raise InvalidInput(
             f"{path.name} cannot be opened: {_short(error)}", hint="the file is damaged or cut short; copy or download it again"
@@ -76,7 +76,7 @@ def open_hdf5(path: Path) -> h5py.File:
 
 
 def keys(path: Path) -> set[str]:
-    """Names at the root of a file, to detect its format; empty if it cannot be opened."""
+    """Return the names at the root of a file, to detect its format; empty if it cannot be opened."""
     try:
         with h5py.File(path, "r") as file:
             return set(file)
@@ -84,15 +84,18 @@ def keys(path: Path) -> set[str]:
         return set()
 
 
-#: What h5py raises on damaged files, among others for names and types that are none.
+#: Errors that h5py raises for damaged files, including invalid names and types.
 DAMAGE = (OSError, RuntimeError, KeyError, ValueError, TypeError)
 
 
 def names(group: h5py.Group, file: str) -> list[str]:
-    """The names in a group: in the order of writing where the file keeps it, else sorted. Raises `InvalidInput` where it cannot be read."""
+    """Return the names in a group, in the order of creation if the file tracks it, else sorted.
+
+    Raises `InvalidInput` if they are unreadable.
+    """
     try:
-        found = list(group)
-        return found if group.id.get_create_plist().get_link_creation_order() & h5py.h5p.CRT_ORDER_TRACKED else sorted(found)
+        in_file = list(group)
+        return in_file if group.id.get_create_plist().get_link_creation_order() & h5py.h5p.CRT_ORDER_TRACKED else sorted(in_file)
     except DAMAGE as error:
         where = f"{group.name!r} " if isinstance(group.name, str) else ""
         raise InvalidInput(
@@ -101,9 +104,9 @@ def names(group: h5py.Group, file: str) -> list[str]:
 
 
 def node(group: h5py.Group, key: str, file: str) -> Any:
-    """The `h5py.Dataset` or `h5py.Group` under ``key``, or None.
+    """Return the `h5py.Dataset` or `h5py.Group` under ``key``, or None.
 
-    Refuses links and layouts that read other files of this machine: a file may come from anyone.
+    Raises `InvalidInput` for links and layouts that would read other files of this machine, because the file is not trusted.
     """
     path = f"{group.name.strip('/')}/{key}".strip("/")
     try:
@@ -127,9 +130,9 @@ def node(group: h5py.Group, key: str, file: str) -> Any:
 
 
 def _followed(group: h5py.Group, key: str) -> Any:
-    """The object under ``key``, through soft links inside the file, part by part of their paths; None where a part leads out or is missing.
+    """Follow ``key`` part by part through soft links inside the file. Returns None if a part is missing or leads out of the file.
 
-    HDF5 itself would follow a soft link whose path goes through an external one, and open the file that it names.
+    HDF5 itself would also follow a soft link whose path contains an external link, and open the file that the external link names.
     """
     at: Any = group
     parts, hops = key.split("/")[::-1], 0
@@ -150,16 +153,17 @@ def _followed(group: h5py.Group, key: str) -> Any:
 
 
 def _check_dataset(found: h5py.Dataset, path: str, file: str) -> None:
-    """Refuse what is kept in other files, has no rows at all, needs a filter that is not read, or would be inflated into more than memory
-    holds."""
+    """Raise `InvalidInput` for a dataset whose data lie in other files, that is empty, has an unknown filter, or would inflate beyond
+    limits.
+    """
     created = found.id.get_create_plist()
     if created.get_layout() == h5py.h5d.VIRTUAL or created.get_external_count():
         raise InvalidInput(f"{file}: {path!r} keeps its data in another file", hint="store the data itself in the file")
     for code, _, _, name in (created.get_filter(i) for i in range(created.get_nfilters())):
         if code not in FILTERS:
-            called = name.decode("utf-8", "replace") or "unnamed"
+            label = name.decode("utf-8", "replace") or "unnamed"
             raise InvalidInput(
-                f"{file}: {path!r} is compressed by the filter {called!r:.60} ({code}), which is not read",
+                f"{file}: {path!r} is compressed by the filter {label!r:.60} ({code}), which is not read",
                 hint="write it with gzip or lzf, or uncompressed",
             )
     size = found.dtype.itemsize * math.prod(found.chunks or (0,))
@@ -178,7 +182,7 @@ def _check_dataset(found: h5py.Dataset, path: str, file: str) -> None:
 
 
 def column(group: h5py.Group, key: str, file: str) -> Column | None:
-    """The dataset under ``key`` as a column, or None where there is none."""
+    """Return the dataset under ``key`` as a column, or None if the key is missing."""
     found = node(group, key, file)
     if found is None:
         return None
@@ -189,7 +193,7 @@ def column(group: h5py.Group, key: str, file: str) -> Column | None:
 
 
 def need_column(group: h5py.Group, key: str, file: str, needs: str) -> Column:
-    """`column`, and an error that says what the format needs where it is missing."""
+    """Return the dataset under ``key`` as a column. Raises `InvalidInput` with the needs of the format if it is missing."""
     found = column(group, key, file)
     if found is None:
         path = f"{group.name.strip('/')}/{key}".strip("/")
@@ -200,9 +204,9 @@ def need_column(group: h5py.Group, key: str, file: str, needs: str) -> Column:
 def columns(
     group: h5py.Group, key: str, file: str, convert: Callable[[h5py.Dataset], Any] | None = None
 ) -> dict[str, Column] | Column | None:
-    """An array, or a group of arrays (several observation fields; nested names are joined with a dot).
+    """Return an array as a column, or a group of arrays (several observation fields) by name; nested names are joined with a dot.
 
-    ``convert`` gives what is read in the place of a dataset.
+    ``convert`` returns the data of the column for a dataset; by default that is the dataset.
     """
     found = node(group, key, file)
     if isinstance(found, h5py.Dataset):
@@ -223,9 +227,9 @@ def columns(
 
 
 def extras(group: h5py.Group, key: str, rows: set[int], file: str) -> tuple[dict[str, Column], list[str]]:
-    """The arrays below ``key`` that can be kept with each step (nested names are joined with a dot), and the names of the others.
+    """Return the arrays below ``key`` that can be kept with each step, and the names of the others. Nested names are joined with a dot.
 
-    Kept is what holds plain numbers in one of the numbers of ``rows``.
+    An array can be kept if it holds plain numbers and its number of rows is one of ``rows``.
     """
     found = node(group, key, file)
     kept: dict[str, Column] = {}
@@ -236,7 +240,7 @@ def extras(group: h5py.Group, key: str, rows: set[int], file: str) -> tuple[dict
         if isinstance(inner, h5py.Group):
             deep, left = extras(found, name, rows, file)
             for each, column in deep.items():
-                if f"{name}.{each}" in kept:  # an array of that very name: only one of them can have it
+                if f"{name}.{each}" in kept:  # an array already has this name
                     others.append(column.key)
                 else:
                     kept[f"{name}.{each}"] = column
@@ -249,12 +253,12 @@ def extras(group: h5py.Group, key: str, rows: set[int], file: str) -> tuple[dict
 
 
 def per_step(array: Any, rows: set[int]) -> bool:
-    """Whether an array holds plain numbers, one row per step."""
+    """Return whether an array holds plain numbers, one row per step."""
     return len(array.shape) > 0 and array.shape[0] in rows and np.dtype(array.dtype).name in DTYPES and 0 not in array.shape[1:]
 
 
 def values(group: h5py.Group, key: str, file: str) -> dict[str, Any]:
-    """What stands below ``key`` as JSON values: text, numbers and short arrays; of longer arrays their dtype and shape."""
+    """Return the content below ``key`` as JSON values. Arrays of more than `MAX_VALUES` are described by dtype and shape."""
     found = node(group, key, file)
     kept: dict[str, Any] = {}
     for name in names(found, file) if isinstance(found, h5py.Group) else ():
@@ -272,7 +276,7 @@ def values(group: h5py.Group, key: str, file: str) -> dict[str, Any]:
 
 
 def scalar(group: h5py.Group, key: str, file: str) -> Any:
-    """A single value stored as a dataset (number, flag or text), or None where there is none."""
+    """Return a single value that is stored as a dataset (number, flag or text), or None if it is missing."""
     found = node(group, key, file)
     if found is None:
         return None
@@ -285,7 +289,7 @@ def scalar(group: h5py.Group, key: str, file: str) -> Any:
 
 
 def texts(group: h5py.Group, key: str, file: str) -> list[str]:
-    """An array of texts; [] where there is none."""
+    """Return an array of texts as a list; [] if it is missing."""
     found = node(group, key, file)
     if not isinstance(found, h5py.Dataset):
         return []
@@ -303,7 +307,10 @@ def texts(group: h5py.Group, key: str, file: str) -> list[str]:
 
 
 def _read_texts(found: h5py.Dataset) -> Any:
-    """The texts of an array one by one: many elements can refer to one long text. Raises ValueError beyond `MAX_TEXT_BYTES` in all."""
+    """Read the texts of an array one by one, because many elements can refer to one long text.
+
+    Raises ValueError beyond `MAX_TEXT_BYTES`.
+    """
     if found.shape == ():
         return found[()]
     read, total = [], 0
@@ -316,18 +323,18 @@ def _read_texts(found: h5py.Dataset) -> Any:
 
 
 def attributes(group: h5py.Group) -> dict[str, Any]:
-    """The attributes as JSON values; what has no such form is described by its dtype and shape."""
+    """Return the attributes as JSON values. Large arrays are described by dtype and shape, unreadable attributes by their error."""
     values: dict[str, Any] = {}
     try:
-        found = list(group.attrs)
+        attribute_names = list(group.attrs)
         length = os.path.getsize(group.file.filename)
     except DAMAGE:
         return {"unreadable": "the attributes are damaged"}
-    for name in found:
+    for name in attribute_names:
         try:
             opened = group.attrs.get_id(name)
             count = math.prod(opened.shape or ())
-            # Every element of variable length can refer to the same text, which is in the file once.
+            # All elements of variable length can refer to one text, so a small file can hold a huge array.
             large = count > MAX_VALUES or (opened.dtype.hasobject and count > 1 and count * length > MAX_CHUNK_BYTES)
             values[name] = f"array of {opened.dtype}, shape {opened.shape}" if large else plain(group.attrs[name])
         except DAMAGE as error:
@@ -336,7 +343,7 @@ def attributes(group: h5py.Group) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON knows it: NumPy scalars and short arrays become Python's; NaN and infinite numbers become text."""
+    """Convert a value to JSON types: NumPy scalars and short arrays become Python values; NaN and infinity become text."""
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
     if isinstance(value, np.ndarray):
@@ -355,11 +362,11 @@ def plain(value: Any) -> Any:
 
 
 def listed(names: Any) -> str:
-    """The first names of a group for a message."""
+    """List the first names for a message."""
     shown = sorted(str(name) for name in names)
     return ", ".join(shown[:8]) + (f" and {len(shown) - 8} more" if len(shown) > 8 else "") if shown else "nothing"
 
 
 def _short(error: Exception) -> str:
-    """HDF5's own message without its list of internal calls."""
+    """Return the first line of HDF5's message; the rest lists internal calls."""
     return str(error).strip("'\"").splitlines()[0] if str(error) else type(error).__name__

@@ -1,7 +1,7 @@
-"""Importing: from a source into a store, the whole of it or nothing.
+"""Import a source into a store, completely or not at all.
 
-A new store is written under a temporary name beside its destination and renamed when it is complete. An append writes its rows behind the
-last episode, where no reader looks, and commits all of its episodes at once; when it fails the rows are cut off again. In both cases memory
+A new store is written under a temporary name beside its destination and renamed when it is complete. An append writes its rows after the
+last episode, where no reader looks, and commits all of its episodes at once; if it fails, the rows are cut off again. In both cases memory
 holds one block of the source and one episode.
 """
 
@@ -46,20 +46,20 @@ def import_into(
 
     Args:
         source: a file, a folder, a dict of arrays, or an opened `Source` (which is closed).
-        destination: the store's folder: must not exist, or with ``append`` must be a store.
-        format: name of the format; detected from the content if left out.
-        append: add to the store instead of making it; fields, dtypes and shapes must be the same, actions within its bounds.
-        progress: called with (episodes done, episodes in all or None) after each episode.
-        message: called with a line about everything that the import decided or left out.
+        destination: the folder of the store. It must not exist; with ``append`` it must be a store.
+        format: name of the format; None detects it from the content.
+        append: add to an existing store. Fields, dtypes and shapes must be the same, and actions within its bounds.
+        progress: called with (episodes done, number of episodes or None) after each episode.
+        message: called with a line for everything that the import decided or left out.
         options: options of the format by name (`Format.options`).
-        skip_bad: called, once the rest is imported, with each episode that cannot be used (NaN, another shape, a damaged part), which is
-            left out. None: the first one ends the import. An opened `Source` has its own setting.
+        skip_bad: leave out episodes that cannot be used (NaN, another shape, damage) and call this with each of them at the end. None: the
+            first bad episode is an error. An opened `Source` has its own setting.
 
     Raises:
-        InvalidInput: the source or one of its values cannot be used, the destination exists, or (``append``) does not fit.
-        DiskFull: nothing of the source is kept.
+        InvalidInput: the source or one of its values cannot be used, the destination exists, or (``append``) the source does not fit it.
+        DiskFull: the disk is full.
 
-    Whatever is raised, nothing is left behind: no store where none was, no episode more in the one that was.
+    After any error nothing is left behind: no new store, and no further episode in an existing one.
     """
     path = Path(destination)
     if not append and path.exists() and not (path.is_dir() and not any(path.iterdir())):
@@ -89,7 +89,7 @@ def import_into(
 
 
 def _discard(line: str) -> None:
-    """The caller wants no messages."""
+    """Ignore messages."""
 
 
 def _opened(source: Any, format: str | None, options: Mapping[str, Any] | None, skip_bad: bool) -> Source:
@@ -139,7 +139,7 @@ def _append(source: Source, store: EpisodeStore, progress: Progress | None) -> N
         writer.commit()
         source.messages += notes[:3] + ([f"and of {len(notes) - 3} more episodes"] if len(notes) > 3 else [])
     except BaseException as error:
-        with contextlib.suppress(OffrlError, OSError):  # what made the import fail says more; the next writer cuts the rows off then
+        with contextlib.suppress(OffrlError, OSError):  # the first error matters more; the next writer cuts the rows off if this fails
             writer.abort()
         if isinstance(error, InvalidEpisode) and store.metadata.get("bounds") == "inferred" and "outside the bounds" in error.message:
             error.hint = (
@@ -153,7 +153,7 @@ def _append(source: Source, store: EpisodeStore, progress: Progress | None) -> N
 
 
 def _take(bad: BadEpisodes, number: int, error: InvalidEpisode) -> None:
-    """Record an episode that the store refuses. Its message counts the store's episodes, and its row is one of the episode."""
+    """Record an episode that the store refuses. The store's message counts its own episodes, so that number is removed."""
     if bad.skip:
         why = re.sub(r"^episode \d+,? ?", "", error.message)
         row = re.search(r"\brow (\d+)", why)
@@ -168,9 +168,9 @@ def _why_empty(bad: BadEpisodes) -> str:
 
 
 def _check_fits(source: Schema, store: Schema) -> list[str]:
-    """Whether the columns of a source can be appended: the same names, dtypes, shapes and kind of action. Bounds are checked per value.
+    """Check that the columns of a source can be appended: the same names, dtypes, shapes and kind of action. Raises `InvalidInput`.
 
-    Returns the extra fields that the store does not have: they are left out.
+    The writer checks the bounds of each value. Returns the extra fields that the store does not have; they are left out.
     """
     left_out = [name for name in source.extra if name not in store.extra]
     source = replace(source, extra={name: each for name, each in source.extra.items() if name in store.extra})
@@ -192,7 +192,7 @@ def _check_fits(source: Schema, store: Schema) -> list[str]:
 
 
 def _kept_bounds(source: Source, store: EpisodeStore) -> str:
-    """A line if the source declares other action bounds than the dataset, which keeps its own; else ""."""
+    """Return a line if the source declares other action bounds than the dataset, which keeps its own; else ""."""
     theirs, ours = source.schema.action, store.schema.action
     if source.metadata.get("bounds") == "inferred" or not isinstance(theirs, Field) or theirs == ours:
         return ""

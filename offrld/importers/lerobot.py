@@ -1,10 +1,12 @@
-"""LeRobot: a folder of codebase version v3.0, ``meta/``, ``data/`` and ``videos/``, read with pyarrow (and Pillow, av) alone.
+"""Import LeRobot: a folder of codebase version v3.0 with ``meta/``, ``data/`` and ``videos/``, read with pyarrow, Pillow and av alone.
 
-``meta/info.json`` names the features, ``meta/episodes/**.parquet`` where each episode stands in the data files and videos, ``meta/tasks``
-what it was about. ``observation.NAME`` become the observation (one alone) or its fields, images and videos channel first; ``action``;
-``next.reward`` or ``reward``, zeros where there is none; other numbers are kept with each step, the tasks with each episode. There are no
-final observations. ``next.done`` does not say whether the task ended: an episode is taken as cut unless ``next.terminated`` or
-``next.success`` is set at its end, or the option ``done`` says so.
+``meta/info.json`` lists the features, ``meta/episodes/**.parquet`` the place of each episode in the data files and videos, ``meta/tasks``
+the tasks. ``observation.NAME`` features become the fields of the observation (a single one becomes the observation itself), with images and
+videos channel first. The reward is ``next.reward`` or ``reward``; without either it is zero. Other numbers are kept with each step, the
+tasks with each episode. There are no final observations.
+
+``next.done`` does not distinguish termination from truncation. An episode counts as truncated unless ``next.terminated`` or
+``next.success`` is set at its end, or the option ``done`` states that it terminated.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from offrld.importers.source import BadEpisodes, Format, Source, field_names, na
 
 NEEDS = "a folder with meta/info.json, meta/episodes/ and data/ of LeRobot v3.0"
 
-DERIVED = ("timestamp", "frame_index", "episode_index", "index", "task_index")  # numbers of the row: an episode has them anyway
+DERIVED = ("timestamp", "frame_index", "episode_index", "index", "task_index")  # features that follow from the position of a row
 REWARDS = ("next.reward", "reward")
 ENDS = ("next.done", "next.terminated", "next.truncated")
 
@@ -41,10 +43,10 @@ def detect(path: Path) -> bool:
 
 
 def open_folder(path: Path, bad: BadEpisodes, *, done: Any = "truncated", drop: Any = ()) -> Source:
-    """Open a dataset; raises `InvalidInput` if the folder is not a dataset of version 3 or is damaged."""
+    """Open a dataset. Raises `InvalidInput` if the folder is not a dataset of version 3 or is damaged."""
     name = path.resolve().name
     if done not in ("truncated", "terminated"):
-        raise InvalidInput(f"done is {done!r}", hint="give what the end of an episode means: truncated or terminated")
+        raise InvalidInput(f"done is {done!r}", hint="give the meaning of an episode's end: truncated or terminated")
     arrow.need("pyarrow", name)
     info = _info(path, name)
     left_out = named_keys("drop", drop, info.get("features") or {}, name)
@@ -58,9 +60,11 @@ def open_folder(path: Path, bad: BadEpisodes, *, done: Any = "truncated", drop: 
     messages: list[str] = []
     reward = next((key for key in REWARDS if key in features), None)
     if reward is None:
-        messages.append("there are no rewards: 0 for every step")
+        messages.append("the dataset has no rewards: every step gets 0")
     if "next.terminated" not in features and done == "truncated":
-        messages.append("next.done does not say whether the task ended, nor does anything else but next.success: episodes are taken as cut")
+        messages.append(
+            "next.done does not say whether the task ended: episodes count as truncated unless next.success is set at their end"
+        )
     used = {*observed, "action", *REWARDS, *ENDS, *DERIVED}
     extra = {key: each for key, each in features.items() if key not in used and each.dtype in DTYPES}
     left_out = sorted({*left_out, *(key for key in features if key not in used and key not in extra)})
@@ -105,13 +109,13 @@ def open_folder(path: Path, bad: BadEpisodes, *, done: Any = "truncated", drop: 
             version=str(info["codebase_version"]),
         )
         if reader.reordered:
-            messages.append(f"the frames of {reader.reordered} episodes are put in the order of their frame_index")
+            messages.append(f"the frames of {reader.reordered} episodes are sorted by their frame_index")
         source.resources = resources.pop_all()
         return source
 
 
 class Feature:
-    """One feature of ``info.json``: its dtype (``image`` and ``video`` are dtypes, too) and the shape of a row, images channel first."""
+    """A feature of ``info.json``: its dtype (``image`` and ``video`` count as dtypes) and the shape of a row, with images channel first."""
 
     def __init__(self, key: str, described: Any, file: str) -> None:
         shape = described.get("shape") if isinstance(described, dict) else None
@@ -119,7 +123,7 @@ class Feature:
             raise InvalidInput(f"{file}: meta/info.json gives {key!r} no shape", hint="the dataset is damaged; copy it again")
         self.dtype, names = str(described.get("dtype")), described.get("names") or []
         self.shape = tuple(shape)
-        self.pixels = np.dtype(np.uint8)  # what a picture holds
+        self.pixels = np.dtype(np.uint8)  # dtype of an image's pixels
         inner = described.get("info") if isinstance(described.get("info"), dict) else {}
         self.depth = any(bool(each) for key, each in inner.items() if str(key).endswith("is_depth_map"))
         if self.picture:
@@ -134,7 +138,7 @@ class Feature:
 
 
 class _Reader:
-    """Goes from episode to episode and reads columns on demand."""
+    """Moves from episode to episode and reads columns on demand."""
 
     def __init__(self, root: Path, name: str, info: dict[str, Any], features: dict[str, Feature], episodes: list[dict[str, Any]]) -> None:
         self._root, self._name, self._info, self._features, self._episodes = root, name, info, features, episodes
@@ -146,12 +150,12 @@ class _Reader:
         self._bases = bases
         self._data: _DataFile | None = None
         self._videos = ExitStack()
-        self._order: np.ndarray | None = None  # rows of the episode in the order of time, where the file has them in another
+        self._order: np.ndarray | None = None  # rows of the episode in order of time; None if the file has that order
         self._reordered: set[int] = set()
 
     @property
     def reordered(self) -> int:
-        """Episodes so far whose rows stand in another order than that of time."""
+        """Number of episodes so far whose rows are not in order of time."""
         return len(self._reordered)
 
     @property
@@ -162,11 +166,14 @@ class _Reader:
         return self._data
 
     def look_at_pictures(self) -> None:
-        """Find the dtype of pictures from the first one of each feature: bytes or 16-bit distances. Refuses depth in a video."""
+        """Set the dtype of each image feature from its first image: uint8 or 16-bit distances.
+
+        Raises `InvalidInput` for depth in a video.
+        """
         for key, feature in self._features.items():
             if feature.dtype == "video" and feature.depth:
                 raise InvalidInput(
-                    f"{self._name}: {key!r} is depth in a video, which keeps no distances exactly",
+                    f"{self._name}: {key!r} is depth in a video, which cannot hold exact distances",
                     hint=f"leave it out (--option drop={key}), or record depth as images",
                 )
             if feature.dtype == "video" and feature.shape[0] != 3:
@@ -175,7 +182,7 @@ class _Reader:
         pictures = [key for key, feature in self._features.items() if feature.dtype == "image"]
         if number is None or not pictures:
             return
-        with contextlib.suppress(InvalidInput):  # a damaged episode is named when its turn comes
+        with contextlib.suppress(InvalidInput):  # the import itself reports a damaged episode
             self.go(number)
             for key in pictures:
                 first = self._open_data.images(key, self._start, self._start + 1, self._file)[0]
@@ -187,7 +194,7 @@ class _Reader:
             self._data.close()
 
     def go(self, number: int) -> int:
-        """Go to an episode; returns its steps."""
+        """Go to an episode. Returns its number of steps."""
         self._videos.close()
         each = self._episodes[number]
         chunk, index, length = each["data/chunk_index"], each["data/file_index"], each["length"]
@@ -218,7 +225,7 @@ class _Reader:
         return length
 
     def _frame_order(self, number: int, length: int) -> np.ndarray | None:
-        """The episode's rows in the order of time where the file has them in another; raises `InvalidInput` where a frame is missing."""
+        """Return the order of the episode's rows by time, or None if the file has that order. Raises `InvalidInput` for a missing frame."""
         if "frame_index" not in self._features:
             return None
         frames = self._open_data.read("frame_index", self._start, self._start + length, self._file).reshape(-1)
@@ -234,9 +241,9 @@ class _Reader:
         return order
 
     def column(self, key: str) -> Column:
-        """The rows of a feature in the order of time."""
+        """Return the rows of a feature in order of time."""
         column = self._column(key)
-        if self._order is None or self._features[key].dtype == "video":  # videos run in the order of time
+        if self._order is None or self._features[key].dtype == "video":  # videos are in order of time
             return column
         return Column(column.file, key, column.read(0, column.rows)[self._order])
 
@@ -260,7 +267,7 @@ class _Reader:
         return Column(file, key, _Numbers(data, key, start, shape, np.dtype(feature.dtype), file))
 
     def ended(self) -> bool:
-        """Whether the task ended with the episode."""
+        """Return whether the task ended with the episode."""
         key = next((key for key in ("next.terminated", "next.success") if key in self._features), None)
         return key is not None and bool(np.any(self.column(key).read(self._steps - 1, self._steps)))
 
@@ -269,7 +276,10 @@ class _Reader:
         return {"tasks": [str(each) for each in tasks]} if tasks else None
 
     def _path(self, key: str, chunk: int, index: int, video: str = "") -> Path:
-        """A file by its template, which may say nothing but these three things, and leads nowhere else."""
+        """Fill in the template of a path, which may hold only these three fields and may not lead out of the folder.
+
+        Raises `InvalidInput`.
+        """
         template = self._info.get(key)
         values = {"chunk_index": chunk, "file_index": index, "video_key": video}
 
@@ -285,7 +295,7 @@ class _Reader:
 
 
 class _DataFile:
-    """A Parquet file of which rows are read by row group; the last group of each column stays in memory."""
+    """A Parquet file that is read by row group; memory keeps the last group of each column."""
 
     def __init__(self, path: Path, name: str) -> None:
         self.path = path
@@ -293,13 +303,13 @@ class _DataFile:
         counts = [self._file.metadata.row_group(i).num_rows for i in range(self._file.num_row_groups)]
         self._stops = np.cumsum(counts, dtype=np.int64)
         self.rows = int(self._stops[-1]) if counts else 0
-        self._kept: dict[str, tuple[int, Any]] = {}
+        self._groups: dict[str, tuple[int, Any]] = {}  # column -> its last row group
 
     def close(self) -> None:
         self._file.close()
 
     def array(self, key: str, start: int, stop: int, file: str) -> Any:
-        """Rows of a column as an Arrow array."""
+        """Return rows of a column as an Arrow array."""
         parts = []
         group = int(np.searchsorted(self._stops, start, side="right"))
         while start < stop:
@@ -310,14 +320,14 @@ class _DataFile:
         return self._pa.chunked_array([chunk for part in parts for chunk in part.chunks])
 
     def _group(self, key: str, group: int, file: str) -> Any:
-        if self._kept.get(key, (-1, None))[0] != group:
+        if self._groups.get(key, (-1, None))[0] != group:
             try:
-                self._kept[key] = (group, self._file.read_row_group(group, columns=[key], use_threads=False)[key])
+                self._groups[key] = (group, self._file.read_row_group(group, columns=[key], use_threads=False)[key])
             except (OSError, KeyError, self._pa.ArrowException) as error:
                 raise InvalidInput(
                     f"{file}: {key!r} cannot be read: {arrow.line(error)}", hint="the file is damaged or cut short; copy it again"
                 ) from None
-        return self._kept[key][1]
+        return self._groups[key][1]
 
     def read(self, key: str, start: int, stop: int, file: str) -> np.ndarray:
         return arrow.to_numpy(self.array(key, start, stop, file), file, key)
@@ -337,20 +347,22 @@ class _Numbers:
 
     def __getitem__(self, rows: slice) -> np.ndarray:
         block = self._data.read(self._key, self._start + rows.start, self._start + rows.stop, self._file)
-        due = (len(block), *self.shape[1:])
-        if math.prod(block.shape) != math.prod(due):
+        shape = (len(block), *self.shape[1:])
+        if math.prod(block.shape) != math.prod(shape):
             raise InvalidInput(
                 f"{self._file}: {self._key!r} has rows of {block.shape[1:]}, meta/info.json says {self.shape[1:]}",
                 hint="the dataset is damaged; copy it again",
             )
-        return block.reshape(due).astype(self.dtype, copy=False)
+        return block.reshape(shape).astype(self.dtype, copy=False)
 
 
 def _info(path: Path, name: str) -> dict[str, Any]:
     info = read_json(path / "meta" / "info.json", f"{name}: meta/info.json")
     version = info.get("codebase_version") if isinstance(info, dict) else None
     if not str(version).startswith("v3"):
-        raise InvalidInput(f"{name} is of LeRobot's version {version}, read is v3", hint="LeRobot's convert_dataset_v21_to_v30 makes one")
+        raise InvalidInput(
+            f"{name} has LeRobot's version {version}; expected v3", hint="convert it with LeRobot's convert_dataset_v21_to_v30"
+        )
     return info
 
 
@@ -362,7 +374,7 @@ def _features(info: dict[str, Any], name: str) -> dict[str, Feature]:
 
 
 def _episodes(path: Path, name: str) -> list[dict[str, Any]]:
-    """What meta/episodes says of each episode, in their order, the statistics aside."""
+    """Read the rows of meta/episodes in order of the episodes, without the statistics."""
     parquet = arrow.need("pyarrow.parquet", name)
     needed = ("episode_index", "length", "data/chunk_index", "data/file_index", "dataset_from_index", "dataset_to_index")
     rows: list[dict[str, Any]] = []
@@ -389,5 +401,5 @@ FORMAT = Format(
     NEEDS,
     detect,
     open_folder,
-    {"done": "what the end of an episode means where nothing else says so: truncated or terminated", "drop": "features to leave out"},
+    {"done": "meaning of an episode's end if the data do not state it: truncated or terminated", "drop": "features to leave out"},
 )

@@ -1,9 +1,9 @@
-"""Exporting as a LeRobot dataset of version v3.0: Parquet files with one row group per episode, images as PNG.
+"""Export as a LeRobot dataset of version v3.0: Parquet files with one row group per episode, images as PNG.
 
-LeRobot keeps as many observations as actions, so final observations are left out. How an episode ended is kept beside its own
-``next.done`` as ``next.terminated``. A single observation becomes ``observation.state`` (of pixels ``observation.image``), fields
-``observation.NAME``; extra fields keep their names but those that LeRobot uses itself. Statistics are those of LeRobot, of each episode and
-of all of them, so that it can record further episodes into the folder. Data that came from LeRobot get the features that they had there.
+LeRobot keeps as many observations as actions, so final observations are left out. ``next.terminated``, beside LeRobot's own ``next.done``,
+keeps how an episode ended. A single observation becomes ``observation.state`` (pixels: ``observation.image``), a field becomes
+``observation.NAME``. Extra fields keep their names unless LeRobot uses the name itself. The statistics per episode and in total are
+LeRobot's own, so that it can record further episodes into the folder. Data that came from LeRobot get their original features.
 """
 
 from __future__ import annotations
@@ -31,23 +31,26 @@ from offrld.importers.exporting import (
 )
 from offrld.importers.lerobot import DERIVED, ENDS, REWARDS
 
-FPS = 30  # where the data do not say
-DATA_BYTES = 100 << 20  # a data file is closed above this size
+FPS = 30  # if the data do not state it
+DATA_BYTES = 100 << 20  # a data file that exceeds this size gets no further episode
 FILES_PER_CHUNK = 1000
-MAX_DIMENSIONS = 5  # of a row, in LeRobot
+MAX_DIMENSIONS = 5  # LeRobot's limit for a row
 DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 
 
 def write(export: Export) -> None:
-    """``meta/`` and ``data/``. Frames per second, tasks, the robot and its joints' names are those that the data came with; else 30 frames
-    and the environment's name."""
+    """Write ``meta/`` and ``data/``.
+
+    Frames per second, tasks, robot and names of joints are those of the source. Without them it is 30 frames per second, and the task is
+    the name of the environment.
+    """
     store = export.store
     pa, parquet = arrow.need("pyarrow", "'lerobot'"), arrow.need("pyarrow.parquet", "'lerobot'")
     plan = _Plan(export)
     known, fields, images = plan.known, plan.fields, plan.images
     fps = known.get("fps") if isinstance(known.get("fps"), (int, float)) and known["fps"] > 0 else None
     if fps is None:
-        export.message(f"the dataset does not say how many steps there are in a second: {FPS} are written")
+        export.message(f"the dataset does not state its steps per second: {FPS} are written")
         fps = FPS
     features = fields | {key: Field("float32" if key == "timestamp" else "int64", (1,)) for key in DERIVED}
     described = pa.schema([pa.field(key, _type(pa, each, key in images)) for key, each in features.items()])
@@ -123,7 +126,7 @@ def write(export: Export) -> None:
         )
     )
     (meta / f"{NAME}.json").write_text(json.dumps(record(store, plan.keys)))
-    say_left_out(export, left_out, "LeRobot keeps the tasks of an episode alone")
+    say_left_out(export, left_out, "of an episode's metadata LeRobot keeps only the tasks")
     _say(export)
 
 
@@ -132,8 +135,8 @@ class _Plan:
 
     Attributes:
         known: the ``info.json`` that the data came with, or {}.
-        fields: every feature but LeRobot's own numbers of a row.
-        images: the features that are written as pictures.
+        fields: every feature except those that follow from the position of a row (`DERIVED`).
+        images: the features that are written as images.
         keys: the schema's columns -> the features that hold them.
     """
 
@@ -162,10 +165,10 @@ class _Plan:
         self.keys = {f"observation.{name}" if name else "observation": key for name, key in self._observation.items()}
         self.keys |= {f"extra.{name}": key for name, key in self._extra.items()}
         if list(self._observation.values()) == ["observation.state"] and "" not in self._observation:
-            export.message("LeRobot has no mark for a single named observation: others read 'observation.state'")
+            export.message("LeRobot cannot mark a single named observation: other readers see 'observation.state'")
 
     def _written_ends(self, store: EpisodeStore) -> list[str]:
-        """The flags of ends: all that the data came with, and those without which an end would come back as another."""
+        """Return the flags of ends to write: those of the source, and ``next.terminated`` if an import would otherwise read a wrong end."""
         if not self._features:
             return ["next.done", "next.terminated"]
         ends = [key for key in ENDS if key in self._features]
@@ -180,7 +183,7 @@ class _Plan:
         return ends
 
     def rows(self, episode: Episode) -> dict[str, np.ndarray]:
-        """Rows of every feature, T of each."""
+        """Return the rows of every feature, ``[T, ...]`` each."""
         steps = episode.steps
         last = np.arange(1, steps + 1) == steps
         flags = {"next.done": last, "next.terminated": last & episode.terminated, "next.truncated": last & (not episode.terminated)}
@@ -190,15 +193,15 @@ class _Plan:
         return {key: rows[key] for key in self.fields}
 
     def names(self, key: str, field: Field) -> Any:
-        """What the parts of a row are called (joints, coordinates), where the data came with it."""
-        known = self._features.get(key)
-        if not isinstance(known, dict) or known.get("shape") != list(field.shape) or known.get("dtype") != field.dtype.name:
+        """Return the source's names of the parts of a row (joints, coordinates), or None if it has none."""
+        feature = self._features.get(key)
+        if not isinstance(feature, dict) or feature.get("shape") != list(field.shape) or feature.get("dtype") != field.dtype.name:
             return None
-        return known.get("names")
+        return feature.get("names")
 
 
 def _taken(name: str) -> bool:
-    """Whether LeRobot uses a name itself; what begins with ``action`` or ``observation`` its policies take as such."""
+    """Return whether LeRobot uses a name itself. Its policies treat every name that starts with ``action`` or ``observation`` as such."""
     return name in (*DERIVED, *REWARDS, *ENDS, "task") or name.startswith(("action", "observation"))
 
 
@@ -213,7 +216,7 @@ def _say(export: Export) -> None:
 
 
 def _name(name: str, field: Field) -> str:
-    """The feature of an observation field; one alone has LeRobot's usual name."""
+    """Return the feature of an observation field; a single unnamed one gets LeRobot's usual name."""
     if name:
         return f"observation.{name}"
     return "observation.image" if channels_last(field) else "observation.state"
@@ -226,7 +229,7 @@ def _feature(field: Field, image: bool, names: Any) -> dict[str, Any]:
 
 
 def _type(pa: Any, field: Field, image: bool) -> Any:
-    """One number stands alone, a vector is a list of known length, a matrix a list of lists."""
+    """Return the Arrow type of a feature: a number, a list of fixed length for a vector, a list of lists for a matrix."""
     if image:
         return pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     kind = pa.from_numpy_dtype(field.dtype)
@@ -250,7 +253,7 @@ def _array(pa: Any, rows: np.ndarray, field: Field, kind: Any, image: bool) -> A
 
 
 def _png(pixels: np.ndarray) -> bytes:
-    """One image ``[C, H, W]`` without loss."""
+    """Encode an image ``[C, H, W]`` without loss."""
     image = arrow.need("PIL.Image", "'lerobot'")
     out = io.BytesIO()
     image.fromarray(pixels[0] if len(pixels) == 1 else np.ascontiguousarray(np.moveaxis(pixels, 0, -1))).save(out, "PNG", compress_level=1)
@@ -258,25 +261,25 @@ def _png(pixels: np.ndarray) -> bytes:
 
 
 def _hugging(features: dict[str, Field], images: set[str]) -> dict[str, Any]:
-    """The features as the library ``datasets`` notes them in a Parquet file."""
-    noted: dict[str, Any] = {}
+    """Describe the features as the library ``datasets`` records them in a Parquet file."""
+    described: dict[str, Any] = {}
     for key, field in features.items():
         if key in images:
-            noted[key] = {"_type": "Image"}
+            described[key] = {"_type": "Image"}
             continue
         value: dict[str, Any] = {"dtype": field.dtype.name, "_type": "Value"}
         for size in reversed(field.shape if field.shape != (1,) else ()):
             value = {"feature": value, "length": size, "_type": "List"}
-        noted[key] = value
-    return noted
+        described[key] = value
+    return described
 
 
 def _tasks(pa: Any, tasks: dict[str, int]) -> Any:
-    """A table whose index, as pandas notes it, are the tasks."""
+    """Return a table of tasks. Their names are the index, in the metadata that pandas writes."""
     table = pa.table({"task_index": pa.array(list(tasks.values()), pa.int64()), "__index_level_0__": pa.array(list(tasks), pa.string())})
     column = {"pandas_type": "int64", "numpy_type": "int64", "metadata": None}
     index = {"pandas_type": "unicode", "numpy_type": "object", "metadata": None}
-    noted = {
+    described = {
         "index_columns": ["__index_level_0__"],
         "column_indexes": [],
         "pandas_version": "2.2.0",
@@ -286,11 +289,11 @@ def _tasks(pa: Any, tasks: dict[str, int]) -> Any:
             {"name": None, "field_name": "__index_level_0__", **index},
         ],
     }
-    return table.replace_schema_metadata({b"pandas": json.dumps(noted).encode()})
+    return table.replace_schema_metadata({b"pandas": json.dumps(described).encode()})
 
 
 class _DataFiles:
-    """The data files, a new one when the last is large enough."""
+    """The data files; a new one starts when the last has reached `DATA_BYTES`."""
 
     def __init__(self, root: Path, parquet: Any, schema: Any) -> None:
         self._root, self._parquet, self._schema = root, parquet, schema
@@ -299,7 +302,7 @@ class _DataFiles:
         self._writer: Any = None
 
     def write(self, table: Any) -> tuple[int, int]:
-        """Write one row group; returns chunk and file."""
+        """Write one row group. Returns the indices of chunk and file."""
         if self._sink is None or self._sink.tell() > DATA_BYTES:
             self.close()
             self._number += 1
@@ -324,7 +327,7 @@ class _DataFiles:
 class _EpisodesFile:
     """``meta/episodes``: one row per episode, with its statistics in the columns that LeRobot writes."""
 
-    BLOCK = 100  # rows that are written together
+    BLOCK = 100  # rows per write
 
     def __init__(self, root: Path, pa: Any, parquet: Any) -> None:
         self._pa, self._parquet = pa, parquet
@@ -359,9 +362,9 @@ QUANTILES = {"q01": 0.01, "q10": 0.1, "q50": 0.5, "q90": 0.9, "q99": 0.99}
 
 
 def _statistics(rows: np.ndarray, image: bool) -> dict[str, np.ndarray]:
-    """LeRobot's statistics of the rows of an episode, of arrays per number of the last dimension.
+    """Compute LeRobot's statistics of an episode, for each entry of the last dimension.
 
-    Of images they are per channel as LeRobot opens them (three channels in [0, 1]), over every 16th frame.
+    For images they are per channel, as LeRobot reads them (three channels in [0, 1]), over every 16th frame.
     """
     count = len(rows)
     if image:
@@ -371,18 +374,18 @@ def _statistics(rows: np.ndarray, image: bool) -> dict[str, np.ndarray]:
     else:
         rows = rows.reshape(-1, rows.shape[-1] if rows.ndim > 1 else 1)
     wide = rows.astype(np.float64)
-    found = {"min": rows.min(0), "max": rows.max(0), "mean": wide.mean(0), "std": wide.std(0)}
+    summary = {"min": rows.min(0), "max": rows.max(0), "mean": wide.mean(0), "std": wide.std(0)}
     if not image and rows.dtype.kind == "f":
-        found |= {"min": wide.min(0), "max": wide.max(0)}
+        summary |= {"min": wide.min(0), "max": wide.max(0)}
     elif rows.dtype == np.uint64:  # LeRobot writes int64
-        found |= {key: np.minimum(found[key], np.iinfo(np.int64).max).astype(np.int64) for key in ("min", "max")}
+        summary |= {key: np.minimum(summary[key], np.iinfo(np.int64).max).astype(np.int64) for key in ("min", "max")}
     quantiles = dict(zip(QUANTILES, np.quantile(wide, list(QUANTILES.values()), axis=0), strict=True))
-    shaped = {key: value.reshape(-1, 1, 1) if image else value for key, value in found.items()}
+    shaped = {key: value.reshape(-1, 1, 1) if image else value for key, value in summary.items()}
     return shaped | {"count": np.array([count])} | {key: each.reshape(-1, 1, 1) if image else each for key, each in quantiles.items()}
 
 
 def _joined(left: dict[str, np.ndarray], right: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The statistics of two sets of rows together; quantiles, as LeRobot joins them, as a mean."""
+    """Join the statistics of two sets of rows. Quantiles become their weighted mean, as in LeRobot."""
     count = left["count"] + right["count"]
     share = {"left": left["count"] / count, "right": right["count"] / count}
     mean = left["mean"] * share["left"] + right["mean"] * share["right"]

@@ -1,10 +1,12 @@
-"""Minari: a folder with ``data/metadata.json`` and the episodes as HDF5 (``data/main_data.hdf5``) or Arrow or Parquet (``data/ID/``).
+"""Import Minari: a folder with ``data/metadata.json`` and the episodes as HDF5 (``data/main_data.hdf5``), Arrow or Parquet (``data/ID/``).
 
-Each episode holds T+1 observations, T actions, rewards, terminations and truncations, and often infos: those of the steps become extra
-fields, those of the reset (the first of T+1) are left out. Box, Discrete, MultiDiscrete, MultiBinary observations and Dicts and Tuples of
-them are taken (nested names joined with a dot, members of a tuple named by their place); actions are Box or Discrete. The spaces in the
-metadata declare bounds and numbers of actions; an episode's seed and options are kept with it. Images that Minari keeps as JPEG are
-decoded, in the layout of their space. Read without Minari: by h5py, or by pyarrow (`minari_arrow`). Not taken: Text observations.
+Each episode holds T+1 observations, T actions, rewards, terminations and truncations, and often infos. The infos of the steps become extra
+fields; those of the reset (the first of T+1) are left out. Observations may be Box, Discrete, MultiDiscrete or MultiBinary spaces, and
+Dicts and Tuples of them: nested names are joined with a dot, members of a tuple are named by their index. Text observations are not read.
+Actions may be Box, Discrete, MultiDiscrete or MultiBinary.
+
+The spaces in the metadata declare bounds and numbers of actions. An episode keeps its seed and options. JPEG images are decoded, in the
+layout of their space. h5py or pyarrow (`minari_arrow`) read the files; Minari itself is not needed.
 """
 
 from __future__ import annotations
@@ -31,14 +33,14 @@ from offrld.importers.spaces import ActionSpace, box, choices, probe_environment
 
 NEEDS = "a folder with data/metadata.json and data/main_data.hdf5, or data/0/, data/1/, ... with Arrow or Parquet files"
 
-#: Dimensions that a vector of actions can have.
+#: Largest dimension of a vector of actions.
 MAX_ACTION_SIZE = 1 << 20
 
 Opened = Callable[[int], Recording | None]
 
 
 def data_folder(path: Path) -> Path | None:
-    """The folder with ``metadata.json`` for a dataset's folder or for that folder itself; None where there is none."""
+    """Return the folder with ``metadata.json``, given a dataset's folder or that folder itself; None if there is none."""
     for folder in (path / "data", path):
         if (folder / "metadata.json").is_file() and (
             (folder / "main_data.hdf5").is_file() or "data_format" in _read_json(folder / "metadata.json")
@@ -52,7 +54,7 @@ def detect(path: Path) -> bool:
 
 
 def open_folder(path: Path, bad: BadEpisodes, *, drop: Any = ()) -> Source:
-    """Open a Minari dataset; raises `InvalidInput` if the folder is not one or its data format is not supported."""
+    """Open a Minari dataset. Raises `InvalidInput` if the folder is not one or if its data format is not supported."""
     folder = data_folder(path)
     if folder is None:
         inner = (
@@ -73,11 +75,11 @@ def open_folder(path: Path, bad: BadEpisodes, *, drop: Any = ()) -> Source:
     env_id = spec.get("id") if isinstance(spec.get("id"), str) else None
     if isinstance(spec.get("kwargs"), dict) and spec["kwargs"]:
         made = ", ".join(f"{key}={value!r}" for key, value in spec["kwargs"].items())
-        messages.append(f"the data are those of {env_id} made with {made:.200}: the name alone gives another environment")
+        messages.append(f"the data come from {env_id} made with {made:.200}: the name alone gives another environment")
     discrete, space = _action_space(_space(metadata, "action_space", name), env_id, name, messages)
     backend = metadata.get("data_format", "hdf5")
     if backend not in ("hdf5", "arrow", "parquet"):
-        raise InvalidInput(f"{name} keeps its data as {backend}, which is not read", hint="write it again as hdf5, arrow or parquet")
+        raise InvalidInput(f"{name} stores its data as {backend}, which is not read", hint="write it again as hdf5, arrow or parquet")
     with ExitStack() as resources:
         notes: dict[int, str] = {}
         if backend == "hdf5":
@@ -110,7 +112,7 @@ def open_folder(path: Path, bad: BadEpisodes, *, drop: Any = ()) -> Source:
 
 
 def _hdf5(folder: Path, name: str, seen: Seen, notes: dict[int, str], resources: ExitStack) -> tuple[Opened, int, list[str]]:
-    """How to open episode i, how many there are, and what of them is left out."""
+    """Return a function that opens episode i, the number of episodes, and a list that receives the names of what is left out."""
     file = resources.enter_context(hdf5.open_hdf5(folder / "main_data.hdf5"))
     numbers = sorted(int(key.removeprefix("episode_")) for key in hdf5.names(file, name) if key.removeprefix("episode_").isdigit())
     left_out: list[str] = []
@@ -122,7 +124,7 @@ def _hdf5(folder: Path, name: str, seen: Seen, notes: dict[int, str], resources:
 
 
 def _recording(file: h5py.File, number: int, name: str, seen: Seen, notes: dict[int, str], left_out: list[str]) -> Recording | None:
-    """Episode ``number``; None for one without a step."""
+    """Read episode ``number``; None if it has no step. Raises `InvalidInput`."""
     key = f"episode_{number}"
     group = hdf5.node(file, key, name)
     if not isinstance(group, h5py.Group):
@@ -154,17 +156,17 @@ def _recording(file: h5py.File, number: int, name: str, seen: Seen, notes: dict[
 
 
 def _leaf(group: h5py.Group, leaf: Leaf, name: str) -> Column:
-    """The observations of one leaf of their space, in its shape."""
-    found = group
+    """Return the observations of one leaf of their space, in the leaf's shape."""
+    node = group
     for part in ("observations", *h5_path(leaf.path)):
-        inner = hdf5.node(found, part, name) if isinstance(found, h5py.Group) else None
+        inner = hdf5.node(node, part, name) if isinstance(node, h5py.Group) else None
         if inner is None:
-            where = f"{found.name.strip('/')}/{part}"
+            where = f"{node.name.strip('/')}/{part}"
             raise InvalidInput(f"{name} holds no {where!r}, which its space has", hint="copy the dataset again")
-        found = inner
-    if not isinstance(found, h5py.Dataset):
-        raise InvalidInput(f"{name}: {found.name.strip('/')!r} is a group, its space a {leaf.space['type']}", hint="copy the dataset again")
-    column = Column(name, found.name.strip("/"), _decoded(found, leaf, name))
+        node = inner
+    if not isinstance(node, h5py.Dataset):
+        raise InvalidInput(f"{name}: {node.name.strip('/')!r} is a group, its space a {leaf.space['type']}", hint="copy the dataset again")
+    column = Column(name, node.name.strip("/"), _decoded(node, leaf, name))
     if column.shape == leaf.shape:
         return column
     if math.prod(column.shape) != math.prod(leaf.shape):
@@ -173,7 +175,7 @@ def _leaf(group: h5py.Group, leaf: Leaf, name: str) -> Column:
 
 
 def _decoded(dataset: h5py.Dataset, leaf: Leaf, name: str) -> Any:
-    """The images of a dataset of JPEGs: rows of bytes, or where all are equally long a matrix of them; any other dataset as it is."""
+    """Return a dataset of JPEGs (rows of bytes, or a matrix if all are equally long) as decoded images, and any other dataset unchanged."""
     ragged = h5py.check_vlen_dtype(dataset.dtype) == np.uint8
     shape = leaf.shape
     if not ragged and not (dataset.dtype == np.uint8 and len(dataset.shape) == 2 and len(shape) in (2, 3)):
@@ -185,13 +187,13 @@ def _decoded(dataset: h5py.Dataset, leaf: Leaf, name: str) -> Any:
 
 
 def _episode_metadata(attributes: dict[str, Any]) -> dict[str, Any] | None:
-    """Seed, options and whatever else was written down of an episode."""
+    """Return the seed, the options and further metadata of an episode; None if there are none."""
     return {key: value for key, value in attributes.items() if key not in minari_arrow.DERIVED and value is not None} or None
 
 
 def _summary(noted: list[str]) -> list[str]:
-    """The first notes of a kind that thousands of episodes may give."""
-    return noted[:3] + ([f"and {len(noted) - 3} more episodes like that"] if len(noted) > 3 else [])
+    """Shorten notes that thousands of episodes may give."""
+    return noted[:3] + ([f"and {len(noted) - 3} more episodes like these"] if len(noted) > 3 else [])
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -203,7 +205,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _space(metadata: dict[str, Any], key: str, name: str) -> dict[str, Any]:
-    """A space of the metadata, which keeps it as JSON inside a string."""
+    """Return a space of the metadata, which hold it as a string of JSON. Raises `InvalidInput`."""
     value = metadata.get(key)
     if isinstance(value, str):
         value = parse_json(value, f"{name}: {key} in metadata.json", infinite=True)
@@ -222,9 +224,9 @@ def _env_spec(metadata: dict[str, Any]) -> dict[str, Any]:
 
 
 def _seen(space: dict[str, Any], drop: Any, name: str) -> tuple[list[Leaf], list[str]]:
-    """The leaves of the observation space that are read, and the keys of those that are left out.
+    """Return the leaves of the observation space to read, and the keys of those that are left out.
 
-    Refuses what has no plain array of numbers behind it, before a single row is read.
+    Raises `InvalidInput` for a leaf that is not a plain array of numbers, before a single row is read.
     """
     keys = [leaf.key for leaf in leaves(space)]
     dropped = named_keys("drop", drop, keys, name)
@@ -243,7 +245,7 @@ def _seen(space: dict[str, Any], drop: Any, name: str) -> tuple[list[Leaf], list
 
 
 def _action_space(space: dict[str, Any], env_id: str | None, name: str, messages: list[str]) -> tuple[bool, ActionSpace | None]:
-    """Whether actions are discrete, and their space: as declared; where its bounds are not finite, the environment's."""
+    """Return whether actions are discrete, and their space: the declared one, or the environment's if its bounds are not finite."""
     try:
         if space["type"] == "Discrete":
             return True, choices(space["n"], space.get("start") or 0, "declared", name)
@@ -252,8 +254,8 @@ def _action_space(space: dict[str, Any], env_id: str | None, name: str, messages
             size = math.prod(int(n) for n in space.get("shape", low.shape))
             if not 0 < size <= MAX_ACTION_SIZE:
                 raise ValueError(f"its shape is {space.get('shape')!r:.60}")
-            known = box(np.broadcast_to(low.reshape(-1), size), np.broadcast_to(high.reshape(-1), size), "declared", name)
-            return False, known or probe_environment(env_id, name, messages).space
+            declared = box(np.broadcast_to(low.reshape(-1), size), np.broadcast_to(high.reshape(-1), size), "declared", name)
+            return False, declared or probe_environment(env_id, name, messages).space
         if space["type"] == "MultiDiscrete":
             counts = np.asarray(space["nvec"], float)
             if counts.ndim != 1 or not 0 < counts.size <= MAX_ACTION_SIZE:

@@ -1,6 +1,6 @@
-"""The Arrow and Parquet forms of a Minari dataset: a folder per episode with one table of T+1 rows and ``metadata.json``.
+"""Read the Arrow and Parquet forms of a Minari dataset: a folder per episode with one table of T+1 rows and ``metadata.json``.
 
-All columns but the observations end with a row that means nothing. Boxes are lists of their values, row by row flattened; Dicts and Tuples
+All columns except the observations end with a row without meaning. Boxes are lists of their values, flattened row by row; Dicts and Tuples
 are structs.
 """
 
@@ -20,14 +20,14 @@ from offrld.importers.frames import EncodedImages
 from offrld.importers.minari_space import Leaf, Seen, flat_actions
 from offrld.importers.reading import read_json
 
-#: Attributes of an episode that say nothing which the episode itself does not say.
+#: Attributes of an episode that can be computed from the episode.
 DERIVED = ("id", "total_steps", "rewards_sum", "rewards_mean", "rewards_std", "rewards_min", "rewards_max")
 
 NEEDS = ("observations", "actions", "rewards", "terminations", "truncations")
 
 
 def open_episodes(folder: Path, name: str, seen: Seen, notes: dict[int, str]) -> tuple[Callable[[int], Recording | None], int, list[str]]:
-    """How to open episode i, how many there are, and what of them is left out (known when the first is opened)."""
+    """Return a function that opens episode i, the number of episodes, and a list that receives the names of what is left out."""
     arrow.need("pyarrow", name)
     numbers = sorted(int(each.name) for each in folder.iterdir() if each.is_dir() and each.name.isdigit())
     left_out: list[str] = []
@@ -61,7 +61,7 @@ def _recording(folder: Path, name: str, seen: Seen, number: int, notes: dict[int
 
 
 def _leaf(array: Any, leaf: Leaf, file: str) -> Column:
-    """The observations of one leaf of their space, in its shape."""
+    """Return the observations of one leaf of their space, in the leaf's shape."""
     import pyarrow as pa
 
     key, shape = "observations", leaf.shape
@@ -88,7 +88,7 @@ def _field(array: Any, name: str, file: str, key: str) -> Any:
 
 
 def _infos(array: Any, file: str, left_out: list[str]) -> dict[str, Column]:
-    """The infos of the steps that are plain numbers; of those written as JSON text none."""
+    """Return the infos of the steps that are plain numbers; infos as JSON text are left out."""
     import pyarrow as pa
 
     kept: dict[str, Column] = {}
@@ -125,5 +125,5 @@ def _metadata(path: Path) -> dict[str, Any] | None:
     try:
         value = read_json(path, path.name, infinite=True)
     except InvalidInput:
-        return None  # the episode stands without it
+        return None  # the episode is complete without it
     return {key: each for key, each in value.items() if key not in DERIVED} or None if isinstance(value, dict) else None

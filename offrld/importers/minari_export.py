@@ -1,7 +1,7 @@
-"""Exporting to Minari: a folder with the HDF5 backend, written with h5py alone.
+"""Export to Minari: a folder with the HDF5 backend, written with h5py alone. Minari 0.5.4 reads the result.
 
 Minari keeps T+1 observations per episode. If the final one is missing, a terminated episode repeats its last observation (which no learner
-uses) and a truncated one ends a step earlier. Minari 0.5.4 reads the result.
+uses) and a truncated episode ends one step earlier.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from offrld.importers.exporting import (
 )
 from offrld.importers.minari_space import COMPUTED, Layout
 
-#: The lowest version of Minari with this layout: every 0.5 reads it, and Minari refuses data of a newer version than its own.
+#: The lowest version of Minari with this layout. Minari refuses data of a newer version than its own, so every 0.5 reads this one.
 MINARI_VERSION = "0.5.0"
 
 
 def write(export: Export) -> None:
-    """``data/main_data.hdf5`` and ``data/metadata.json`` of one dataset."""
+    """Write ``data/main_data.hdf5`` and ``data/metadata.json``."""
     store = export.store
     layout = Layout(store, one_action(export, "minari"), export.message)
     folder = export.path / "data"
@@ -64,7 +64,7 @@ def write(export: Export) -> None:
             h5_dataset(export, group, "terminations", flags & episode.terminated)
             h5_dataset(export, group, "truncations", flags & (not episode.terminated))
             for name, rows in episode.extra.items():
-                # Minari keeps infos of the reset as well: the first row of T+1 is one without a step before it.
+                # Minari also keeps the infos of the reset: the first of T+1 rows belongs to no step.
                 h5_dataset(export, group, f"infos/{name}", np.concatenate([np.zeros_like(rows[:1]), rows[:steps]]))
             written, steps_in_all = written + 1, steps_in_all + steps
             calm.check()
@@ -74,13 +74,13 @@ def write(export: Export) -> None:
     if not written:
         raise EmptyStore("no episode has two observations, which Minari needs", hint="export it as 'd4rl' or 'npz'")
     counts.say(export)
-    say_left_out(export, left_out, "HDF5 has no place for such metadata of episodes")
+    say_left_out(export, left_out, "HDF5 cannot hold such metadata of episodes")
     size = (folder / "main_data.hdf5").stat().st_size
     (folder / "metadata.json").write_text(json.dumps(_minari_metadata(export, layout, written, steps_in_all, size)))
 
 
 def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested objects as Minari keeps them in attributes: ``outer/inner``; missing values are left out."""
+    """Flatten nested objects to ``outer/inner`` keys, as Minari keeps them in attributes; missing values are left out."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, dict) and value:
@@ -119,15 +119,15 @@ def _minari_metadata(export: Export, layout: Layout, episodes: int, steps: int, 
 
 
 def _dataset_id(path: Path) -> str:
-    """The id under which Minari finds the folder: its path below Minari's root, else its name, with a version."""
-    root = Path(os.environ.get("MINARI_DATASETS_PATH") or Path.home() / ".minari" / "datasets")
+    """Return the id under which Minari finds the folder: its path below Minari's root, or else its name, with a version."""
+    root = Path(os.environ.get("MINARI_DATASETS_PATH") or os.path.expanduser("~/.minari/datasets"))
     path = Path(os.path.abspath(path))
     name = path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
     return name if re.search(r"-v\d+$", name) else f"{name}-v0"
 
 
 def _environment_spec(env_id: Any) -> str | None:
-    """What gymnasium's registry says of an environment; ids with a module are not imported."""
+    """Return gymnasium's specification of an environment as JSON; None if it is unknown. Ids with a module are not imported."""
     if not isinstance(env_id, str) or ":" in env_id:
         return None
     import gymnasium
@@ -138,4 +138,4 @@ def _environment_spec(env_id: Any) -> str | None:
             warnings.simplefilter("ignore")
             return gymnasium.spec(env_id).to_json()
     except (gymnasium.error.Error, TypeError, ValueError):
-        return None  # not registered here, or made of what cannot be written down: the data stand without it
+        return None  # not registered here, or its arguments have no JSON form; the dataset is complete without it

@@ -1,4 +1,4 @@
-"""The spaces in Minari's metadata: their leaves as fields of a store, and a store's fields as such spaces."""
+"""Convert the spaces in Minari's metadata to fields of a store, and fields of a store to such spaces."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ COMPUTED = (
 
 @dataclass(frozen=True)
 class Leaf:
-    """A space of plain numbers inside a Dict or Tuple: its key (``outer/inner``), the steps to it (a name or a place), and the space."""
+    """A space of plain numbers inside a Dict or Tuple: its key (``outer/inner``), the path to it (names and indices), and the space."""
 
     key: str
     path: tuple[str | int, ...]
@@ -45,7 +45,7 @@ class Leaf:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of one row; raises `InvalidInput` where the metadata do not give it."""
+        """Shape of one row. Raises `InvalidInput` if the metadata do not state it."""
         kind = self.space["type"]
         shape: Any = self.space.get("n")  # of MultiBinary
         if kind == "Box":
@@ -61,7 +61,7 @@ class Leaf:
 
 
 def leaves(space: dict[str, Any], path: tuple[str | int, ...] = ()) -> list[Leaf]:
-    """The leaves of a space in its order; of a single one the key is ""."""
+    """Return the leaves of a space in its order; a space without parts has the key ""."""
     inner = space.get("subspaces")
     if space.get("type") not in ("Dict", "Tuple"):
         return [Leaf("/".join(str(part) for part in path), path, space)]
@@ -74,7 +74,7 @@ class Seen:
 
     Attributes:
         leaves: in the order of the space.
-        messages: receives a line about each decision.
+        messages: receives a line for each decision.
     """
 
     def __init__(self, leaves: list[Leaf], messages: list[str]) -> None:
@@ -83,17 +83,17 @@ class Seen:
         self._names = field_names((leaf.key for leaf in leaves), [] if self._single else messages, "observation field")
 
     def named(self, columns: dict[str, Column]) -> Column | dict[str, Column]:
-        """Columns by their keys as one observation, or as fields."""
+        """Return columns by key as a single observation, or as fields by name."""
         return columns[""] if self._single else {self._names[key]: column for key, column in columns.items()}
 
 
 def h5_path(path: tuple[str | int, ...]) -> list[str]:
-    """Where Minari keeps a leaf below ``observations``."""
+    """Return the path below ``observations`` at which Minari keeps a leaf."""
     return [f"_index_{part}" if isinstance(part, int) else part for part in path]
 
 
 def flat_actions(column: Column, messages: list[str]) -> Column:
-    """Actions of several dimensions as vectors, which policies return; reported once."""
+    """Flatten actions of several dimensions to vectors, because policies return vectors. A message reports it once."""
     if len(column.shape) < 2:
         return column
     line = f"actions of shape {column.shape} are kept as vectors of {math.prod(column.shape)}"
@@ -104,16 +104,17 @@ def flat_actions(column: Column, messages: list[str]) -> Column:
 
 @dataclass(frozen=True)
 class Place:
-    """Where an observation field goes: its path below ``observations`` in HDF5, and whether its channels go last again."""
+    """The place of an observation field: its path in HDF5, and whether its channels move back to the end."""
 
     path: str
     turn: bool = False
 
 
 class Layout:
-    """What an export writes: the spaces as JSON values, the place of each observation field, the shape of an action.
+    """The layout of an export: the spaces as JSON values, the place of each observation field, the shape of an action.
 
-    Spaces that the data came with are written again where they still hold the same fields; what was turned channels first is turned back.
+    The spaces of the source are written again if they still hold the same fields. Images that the import turned channels first are turned
+    back.
     """
 
     def __init__(self, store: EpisodeStore, action: Field, say: Any) -> None:
@@ -134,7 +135,7 @@ class Layout:
             self.action_shape = tuple(self.action["shape"])
 
     def specs(self, env_id: Any) -> dict[str, str]:
-        """The environments that the data came with, arguments and time limit too, while the store names the same one."""
+        """Return the source's specifications of its environments, if the store still names the same environment; else {}."""
         spec = _parsed(self.known.get("env_spec"))
         if spec is None or spec.get("id") != env_id:
             return {}
@@ -142,7 +143,7 @@ class Layout:
         return {key: value if isinstance(value, str) else json.dumps(value) for key, value in kept.items() if value}
 
     def _space(self, name: str, field: Field, store: EpisodeStore) -> dict[str, Any]:
-        """A field's space; one whole number per step is a choice: among those that its bounds, or else the data, have."""
+        """Return the space of a field. One integer per step becomes Discrete: the bounds, or else the data, give the number of choices."""
         if field.dtype.kind not in "iu" or field.shape != ():
             return box_space(field, field.shape)
         low, high = field.low, field.high
@@ -157,7 +158,7 @@ class Layout:
 
 
 def box_space(field: Field, shape: tuple[int, ...]) -> dict[str, Any]:
-    """A field as a space of gymnasium in Minari's JSON; without bounds a float reaches to infinity, an integer as far as its dtype."""
+    """Return a field as a space in Minari's JSON. Missing bounds become infinite for floats and the limits of the dtype for integers."""
     if field.discrete:
         return {"type": "Discrete", "dtype": "int64", "start": 0, "n": field.n}
     dtype = field.dtype
@@ -170,7 +171,7 @@ def box_space(field: Field, shape: tuple[int, ...]) -> dict[str, Any]:
 
 
 def action_space(action: Field, shape: tuple[int, ...], kind: str) -> dict[str, Any]:
-    """The action field as a space in Minari's JSON; ``kind``: of several choices at once, or ""."""
+    """Return the action field as a space in Minari's JSON. ``kind``: the kind of a vector of choices (`spaces.CHOICES`), else ""."""
     if kind == "MultiBinary":
         return {"type": kind, "n": shape[0]}
     if kind == "MultiDiscrete" and action.low is not None and action.high is not None:
@@ -188,14 +189,14 @@ def _parsed(value: Any) -> dict[str, Any] | None:
 
 
 def _places(space: dict[str, Any], fields: dict[str, Field]) -> dict[str, Place] | None:
-    """The places of the fields in the space that they came from; None where it is another one."""
-    found = [leaf for leaf in leaves(space) if leaf.space.get("type") in PLAIN]
-    if len(found) != len(leaves(space)):
+    """Return the places of the fields in the space of the source; None if it does not hold these fields."""
+    plain = [leaf for leaf in leaves(space) if leaf.space.get("type") in PLAIN]
+    if len(plain) != len(leaves(space)):
         return None
     single = space.get("type") not in ("Dict", "Tuple")
-    names = {"": ""} if single else field_names([leaf.key for leaf in found], [])
+    names = {"": ""} if single else field_names([leaf.key for leaf in plain], [])
     places: dict[str, Place] = {}
-    for leaf in found:
+    for leaf in plain:
         field = fields.get(names[leaf.key])
         try:
             shape = leaf.shape
@@ -211,7 +212,7 @@ def _places(space: dict[str, Any], fields: dict[str, Field]) -> dict[str, Place]
 
 
 def _same_action(space: dict[str, Any] | None, action: Field, kind: str) -> dict[str, Any] | None:
-    """The action space that the data came with, where the actions are still of that form."""
+    """Return the action space of the source if the actions still have that form; else None."""
     if space is None or kind:
         return None
     try:

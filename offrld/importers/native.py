@@ -1,4 +1,4 @@
-"""A store folder of this project, format name ``store``: its episodes as they are, each checked against its checksum."""
+"""Import a store folder of this project (format ``store``): its unchanged episodes, each checked against its checksum."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def detect(path: Path) -> bool:
 
 
 def open_folder(path: Path, bad: BadEpisodes) -> Source:
-    """Open a store; its metadata is kept. Raises `InvalidInput` if it is not a store or is damaged."""
+    """Open a store and keep its metadata. Raises `InvalidInput` if it is not a store or is damaged."""
     name = path.resolve().name
     try:
         store = EpisodeStore.open(path)
@@ -34,12 +34,12 @@ def open_folder(path: Path, bad: BadEpisodes) -> Source:
 
 
 def open_given(store: EpisodeStore, bad: BadEpisodes) -> Source:
-    """The episodes of a store that is open already."""
+    """Make a source of a store that is already open."""
     return open_store(store, store.path.name, bad)
 
 
 def open_episodes(episodes: Iterable[Any], bad: BadEpisodes) -> Source:
-    """Episodes from an iterable. They go through a temporary store with the fields of the first one."""
+    """Make a source of an iterable of episodes. They are copied to a temporary store with the fields of the first one."""
 
     def checked() -> Iterator[Episode]:
         for number, each in enumerate(episodes):
@@ -49,12 +49,12 @@ def open_episodes(episodes: Iterable[Any], bad: BadEpisodes) -> Source:
 
     store = from_episodes(None, checked())
     source = open_store(store, "episodes", bad)
-    source.resources.callback(lambda: store)  # it is gone with the object
+    source.resources.callback(lambda: store)  # keeps the object, and so the temporary store, until the source is closed
     return source
 
 
 def open_store(store: EpisodeStore, name: str, bad: BadEpisodes | None = None) -> Source:
-    """The episodes that an opened store sees (those of its snapshot, where it was opened at one)."""
+    """Make a source of the episodes that an opened store sees: those of its snapshot if it was opened at one."""
     if not len(store):
         raise EmptyStore(f"{name} holds no episodes", hint="give a store with at least one episode")
     metadata = dict(store.metadata)
@@ -65,7 +65,7 @@ def open_store(store: EpisodeStore, name: str, bad: BadEpisodes | None = None) -
 
 
 def _stated(schema: Schema, bad: BadEpisodes, name: str, metadata: dict[str, Any]) -> Schema:
-    """The schema with the action space that the user states, if any."""
+    """Return the schema with the action space that the user states, if any."""
     action = schema.action
     if not isinstance(action, Field):
         return schema

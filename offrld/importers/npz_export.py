@@ -1,4 +1,4 @@
-"""Exporting as ``.npz`` with the keys of D4RL, which an import reads back without loss. Bounds and ``env_id`` become small arrays."""
+"""Export as ``.npz`` with the keys of D4RL; an import restores the dataset without loss. Bounds and ``env_id`` become small arrays."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from offrld.importers.flat_export import declared, flat_columns, joined
 
 
 def write(export: Export) -> None:
-    """Write one file; goes through the episodes once per array."""
+    """Write one file. Reads the episodes once per array."""
     store, progress, columns, count = export.store, export.progress, flat_columns(export.store), len(export.store)
     with zipfile.ZipFile(export.path, "w", zipfile.ZIP_DEFLATED if export.compress else zipfile.ZIP_STORED) as archive:
         for done, column in enumerate(columns, start=1):

@@ -1,4 +1,4 @@
-"""JSON from untrusted files: read strictly, with limits on size and depth."""
+"""Read JSON from untrusted files strictly, with limits on size and depth."""
 
 from __future__ import annotations
 
@@ -14,18 +14,17 @@ from offrl_store.errors import InvalidInput
 #: Largest file of metadata, and its deepest nesting.
 MAX_JSON_BYTES, MAX_JSON_DEPTH = 16 << 20, 64
 
-#: Largest metadata of a source in a dataset, as JSON text: every list of datasets carries it.
+#: Largest metadata of a source, as JSON text. Every list of datasets carries these metadata.
 MAX_METADATA_BYTES = 64 << 10
 
-
-#: Texts, whole, and brackets outside of them.
+#: Matches a whole string, or a bracket outside of strings.
 _BRACKETS = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\Z)|[\[\]{}]', re.DOTALL)
 
 
 def read_json(path: Path, file: str, *, infinite: bool = False) -> Any:
-    """The JSON in a file, which messages call ``file``. ``infinite``: accept NaN and Infinity, as Python writes them.
+    """Read the JSON in a file; ``file`` is its name in messages. ``infinite``: accept NaN and Infinity, as Python writes them.
 
-    Raises `InvalidInput` for invalid JSON and beyond the limits.
+    Raises `InvalidInput` for invalid JSON, and for JSON beyond the limits.
     """
     try:
         with open(path, "rb") as opened:
@@ -36,7 +35,7 @@ def read_json(path: Path, file: str, *, infinite: bool = False) -> Any:
 
 
 def parse_json(content: str | bytes, file: str, *, infinite: bool = False) -> Any:
-    """`read_json` for content in memory, such as the text of an attribute."""
+    """Parse JSON in memory, such as the text of an attribute, as `read_json` does."""
     if len(content) > MAX_JSON_BYTES:
         hint = "JSON of metadata is not that large; the file may be damaged"
         raise InvalidInput(f"{file} is larger than {MAX_JSON_BYTES:,} bytes", hint=hint)
@@ -57,7 +56,7 @@ def parse_json(content: str | bytes, file: str, *, infinite: bool = False) -> An
 
 
 def _depth(text: str) -> int:
-    """How deep brackets are nested."""
+    """Return the depth of the brackets."""
     depth = deepest = 0
     for match in _BRACKETS.finditer(text):
         sign = match[0]
@@ -82,7 +81,7 @@ def _float(text: str) -> float:
 
 def _int(text: str) -> int:
     if len(text) > 40:
-        raise ValueError(f"a whole number of {len(text)} digits is beyond what is read")
+        raise ValueError(f"a whole number of {len(text)} digits is too large")
     return int(text)
 
 
@@ -102,7 +101,7 @@ def _line(error: Exception) -> str:
 
 
 def fitting(metadata: Mapping[str, Any], messages: list[str], what: str) -> dict[str, Any]:
-    """Metadata of at most `MAX_METADATA_BYTES`: the largest entries are left out, and ``messages`` names them."""
+    """Reduce metadata to `MAX_METADATA_BYTES`. The largest entries are left out, and a line in ``messages`` names them."""
     too_much = _size(metadata) - MAX_METADATA_BYTES
     if too_much <= 0:
         return dict(metadata)

@@ -14,8 +14,8 @@ from offrld.importers import atari, common_options, d3rlpy, d4rl, gen_dgrl, hdf5
 from offrld.importers.channels import turned
 from offrld.importers.source import BadEpisodes, Format, Source
 
-#: Every import format by its name after ``--format``; a new one is its module and one line here. The order is that of detection: d3rlpy's
-#: flat files look like D4RL's with additions.
+#: Every import format by its name for ``--format``. A new format is a module and one line here. Detection tries them in this order.
+#: d3rlpy's flat files look like D4RL's with additions, so d3rlpy comes first.
 FORMATS: dict[str, Format] = {
     each.name: each
     for each in (
@@ -44,16 +44,17 @@ def open_source(
 ) -> Source:
     """Open a source of episodes.
 
-    A source is a file or a folder, whose format is detected from its content unless ``format`` names it, or an object: a dict of arrays (of
-    NumPy, torch, or anything that converts to an array), a table of pandas, polars or pyarrow, a store, or an iterable of episodes.
+    A source is a file, a folder or an object. The format of a file or folder is detected from its content unless ``format`` names it. An
+    object is a dict of arrays (NumPy, torch, or anything that converts to an array), a table of pandas, polars or pyarrow, a store, or an
+    iterable of episodes.
 
     Args:
         options: options of the format by name (`Format.options`).
         skip_bad: leave out episodes that cannot be used and record them in the source's ``bad``; otherwise the first one is an error.
 
     Raises:
-        Unknown: there is no format, or no option of it, with that name.
-        InvalidInput: the source is missing, of no known format, damaged, or its values cannot be used; one line that names them.
+        Unknown: the format, or one of the options, does not exist.
+        InvalidInput: the source is missing, damaged or of an unknown format, or one of its values cannot be used.
     """
     if format is not None and format not in FORMATS:
         raise Unknown(f"unknown format {format!r}", hint=nearest(format, list(FORMATS)))
@@ -61,10 +62,10 @@ def open_source(
         return _open_object(source, format, options, skip_bad)
     path = Path(source)
     try:
-        found = path.exists()
+        exists = path.exists()
     except OSError as error:
         raise InvalidInput(f"{path} cannot be read: {error.strerror}", hint="check its owner and mode") from None
-    if not found:
+    if not exists:
         raise InvalidInput(f"there is no file or folder {path}", hint="check the path")
     if not os.access(path, os.R_OK):
         raise InvalidInput(f"{path} cannot be read", hint="check its owner and mode")
@@ -117,7 +118,7 @@ def detect(path: Path) -> Format:
 
 
 def _likely(path: Path) -> str:
-    """The formats that such a file or folder probably has."""
+    """List the formats that such a file or folder probably has."""
     if path.is_dir():
         names = ("minari", "lerobot", "store")
     elif hdf5.is_hdf5(path):
@@ -128,14 +129,14 @@ def _likely(path: Path) -> str:
 
 
 def _looks(path: Path) -> str:
-    """What a file of an unknown format seems to be."""
+    """Describe the content of a file of an unknown format."""
     if path.is_dir():
         datasets = sorted(each.parent.parent.relative_to(path).as_posix() for each in path.glob("*/**/data/metadata.json"))[:3]
         if datasets:
             return f"it is a folder of datasets; give one of them, for example {datasets[0]}"
         return f"it is a folder with {hdf5.listed(each.name for each in path.iterdir())}"
     if hdf5.is_hdf5(path):
-        hdf5.open_hdf5(path).close()  # a damaged file says so itself
+        hdf5.open_hdf5(path).close()  # raises for a damaged file
         return f"it is HDF5 with {hdf5.listed(hdf5.keys(path))}"
     with open(path, "rb") as file:
         start = file.read(8)

@@ -1,9 +1,11 @@
-"""robomimic: one HDF5 file of demonstrations, with one group per trajectory.
+"""Import robomimic: one HDF5 file of demonstrations, with one group per trajectory.
 
 ``data`` (attributes ``total`` and ``env_args``, a JSON text with env_name, env_type, env_kwargs) holds ``demo_0``, ``demo_1``, ...
 (attribute ``num_samples``) with ``actions``, ``rewards``, ``dones``, ``obs/KEY``, ``next_obs/KEY`` and often ``states``; ``mask/KEY`` lists
-the demos of a split (train, valid). Layout after https://robomimic.github.io/docs/datasets/overview.html. A demo is one episode, terminated
-where its last ``dones`` is 1; its final observation is the last of ``next_obs``. Images are turned to channels first. Read with h5py alone.
+the demos of a split (train, valid). Source of the layout: https://robomimic.github.io/docs/datasets/overview.html.
+
+A demo is one episode. It terminated if its last ``dones`` is 1; its final observation is the last of ``next_obs``. Images are turned to
+channels first. h5py alone reads the file.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ NEEDS = "data/demo_0, data/demo_1, ... with actions, rewards, dones, obs/KEY; op
 KNOWN = ("actions", "rewards", "dones", "obs", "next_obs")
 DONE = ("dones", "reward", "truncated", "terminated")
 
-#: What robomimic calls a gymnasium environment in ``env_type``.
+#: robomimic's ``env_type`` of gymnasium environments.
 GYM_TYPE = 2
 
 
@@ -46,7 +48,7 @@ def detect(path: Path) -> bool:
 
 
 def open_file(path: Path, bad: BadEpisodes, *, mask: Any = None, done: Any = "dones") -> Source:
-    """Open a file of demonstrations, all of them or those of a split; raises `InvalidInput` if it is not one."""
+    """Open a file of demonstrations, all of them or those of a split (``mask``). Raises `InvalidInput` if it is not such a file."""
     name = path.name
     if done not in DONE:
         raise InvalidInput(f"done is {done!r}", hint=f"give what ends the task: {', '.join(DONE)}")
@@ -94,11 +96,11 @@ def open_file(path: Path, bad: BadEpisodes, *, mask: Any = None, done: Any = "do
             **({"mask": mask} if mask is not None else {}),
         )
         if inner:
-            messages.append(f"dones before the last step of {len(inner)} demos are not kept: a demo is one episode")
+            messages.append(f"dones before the last step of {len(inner)} demos are ignored: a demo is one episode")
         messages += renamed
         if described is None and done == "dones" and all(ends.values()):
             messages.append(
-                "every demo ends with dones = 1: taken as the end of the task; where that marks the end of a recording, "
+                "every demo ends with dones = 1, which counts as the end of the task; if it only marks the end of a recording, "
                 "give the option done = reward, truncated or terminated"
             )
         if left_out:
@@ -151,13 +153,13 @@ def _recording(
     for key in present:
         if key in KNOWN:
             continue
-        found = hdf5.node(group, key, name)
-        if isinstance(found, h5py.Group):
+        node = hdf5.node(group, key, name)
+        if isinstance(node, h5py.Group):
             kept, others = hdf5.extras(group, key, {steps}, name)
             extra |= {f"{key}.{each}": column for each, column in kept.items()}
             left_out |= {each.removeprefix(f"data/{demo}/") for each in others}
-        elif hdf5.per_step(found, {steps}):
-            extra[key] = Column(name, f"data/{demo}/{key}", found)
+        elif hdf5.per_step(node, {steps}):
+            extra[key] = Column(name, f"data/{demo}/{key}", node)
         else:
             left_out.add(key)
     extras = field_names(extra, notes, "extra field")
@@ -182,7 +184,7 @@ def _recording(
 
 
 class _WithFinal:
-    """The observations of a demo and behind them the last of its next observations, ``[T + 1, ...]``."""
+    """The observations of a demo, followed by the last of its next observations, ``[T + 1, ...]``."""
 
     def __init__(self, observations: Column, following: Column) -> None:
         self._observations, self._following = observations, following
@@ -208,12 +210,12 @@ class _ChannelsFirst:
 
 
 def images(data: Any) -> Any:
-    """Channels first where rows are images with their channels last: uint8 ``[H, W, C]`` of 1, 3 or 4 channels."""
+    """Turn rows that are images with channels last (uint8 ``[H, W, C]`` of 1, 3 or 4 channels) to channels first; others stay."""
     return _ChannelsFirst(data) if data.dtype == np.uint8 and len(data.shape) == 4 and data.shape[3] in (1, 3, 4) else data
 
 
 def _masks(file: h5py.File, name: str) -> dict[str, set[str]]:
-    """Split -> names of its demos."""
+    """Return split -> names of its demos."""
     group = hdf5.node(file, "mask", name)
     masks: dict[str, set[str]] = {}
     for key in hdf5.names(group, name) if isinstance(group, h5py.Group) else ():
@@ -237,6 +239,7 @@ FORMAT = Format(
     open_file,
     {
         "mask": "take the demos of this split only (mask/KEY)",
-        "done": "what ends the task: dones (1 in the last row), reward (above 0 there), truncated (nothing) or terminated (always)",
+        "done": "whether the task ended at the last row: if dones is 1 (dones), if the reward is above 0 (reward), never (truncated), "
+        "always (terminated)",
     },
 )

@@ -1,7 +1,7 @@
-"""Exporting as robomimic keeps demonstrations: ``data/demo_i`` with ``obs``, ``next_obs``, actions, rewards, dones; ``mask`` for splits.
+"""Export demonstrations as robomimic keeps them: ``data/demo_i`` with obs, next_obs, actions, rewards, dones; ``mask`` for splits.
 
-The layout is that of https://robomimic.github.io/docs/datasets/overview.html. ``dones`` is 1 at a terminated end only, which
-distinguishes it from a cut. Images are written with their channels last, extra fields beside the actions.
+Source of the layout: https://robomimic.github.io/docs/datasets/overview.html. ``dones`` is 1 only where the task ended, which distinguishes
+termination from truncation. Images are written with channels last, extra fields beside the actions.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from offrld.importers.robomimic import GYM_TYPE, KNOWN
 
 
 def write(export: Export) -> None:
-    """One file; the splits are those that the episodes' metadata name in ``masks``."""
+    """Write one file. The splits come from ``masks`` in the metadata of the episodes."""
     store, schema = export.store, export.store.schema
     action = one_action(export, "robomimic")
     fields: dict[str, Field] = named_observations(schema.observation)
-    keys = {name: name or "observation" for name in fields}  # no groups below obs: robomimic takes the part behind the first "/"
+    keys = {name: name or "observation" for name in fields}  # no groups below obs: robomimic uses only the part after the first "/"
     extras = free_names(export, schema.extra, lambda name: name in KNOWN)
     left_out: set[str] = set()
     masks: dict[str, list[str]] = {}
@@ -62,7 +62,7 @@ def write(export: Export) -> None:
                     rows = rows[:, None]
                 key = keys[name]
                 following = rows[1 : steps + 1]
-                if len(following) < steps:  # of a terminated episode, where nobody uses it
+                if len(following) < steps:  # after a terminal, so no learner uses it
                     following = np.concatenate([following, rows[-1:]])
                 h5_dataset(export, group, f"obs/{key}", rows[:steps])
                 h5_dataset(export, group, f"next_obs/{key}", following)
@@ -80,12 +80,12 @@ def write(export: Export) -> None:
         set_attributes(file, {NAME: json.dumps(record(store, known | {f"extra.{name}": key for name, key in extras.items()}))})
         for name, demos in masks.items():
             file[f"mask/{name}"] = np.array(demos, dtype=bytes)
-        file.close()  # writes what HDF5 still holds
+        file.close()  # flushes HDF5
         calm.check()
     if not written:
         raise EmptyStore("no episode has a step with its next observation", hint="export it as 'd4rl' or 'npz'")
     counts.say(export)
-    say_left_out(export, left_out, "HDF5 has no place for such metadata of episodes")
+    say_left_out(export, left_out, "HDF5 cannot hold such metadata of episodes")
 
 
 def _environment(export: Export) -> str:

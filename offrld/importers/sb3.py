@@ -1,9 +1,8 @@
-"""Stable-Baselines3: the replay buffer of a loaded model as a source of episodes, and a dataset put into such a buffer.
+"""Import the replay buffer of a loaded Stable-Baselines3 model, and put a dataset into such a buffer.
 
-Files of Stable-Baselines3 are pickles and are never read here: load the model or the buffer with Stable-Baselines3 itself and give the
-object. Its rows are taken in the order in which they were written, also after the ring has gone around, for each environment apart; ends by
-the time limit (``timeouts``) are cuts and not terminals. Models keep actions scaled to [-1, 1]: they are given back in the units of the
-environment.
+Files of Stable-Baselines3 are pickles and are never read here: load the model or the buffer with Stable-Baselines3 and pass the object. The
+rows of each environment are read in the order of writing, also after the ring has wrapped around. Ends by the time limit (``timeouts``) are
+truncations, not terminals. Models keep actions scaled to [-1, 1]; the import converts them to the units of the environment.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ Actions = Literal["scaled", "environment"]
 
 
 class _Rows:
-    """Rows of ``[size, environments, ...]``, first all of the first environment, oldest first, as the data of a column."""
+    """Rows of ``[size, environments, ...]`` as the data of a column: environment by environment, the oldest row first."""
 
     def __init__(self, array: np.ndarray, first: int, count: int, following: bool = False, shape: tuple[int, ...] | None = None) -> None:
         self._array, self._first, self._count, self._shift = array, first, count, int(following)
@@ -40,7 +39,7 @@ class _Rows:
 
 
 class _Unscaled:
-    """Actions of [-1, 1] in the units of their space, as the data of a column."""
+    """Actions in [-1, 1], converted to the units of their space, as the data of a column."""
 
     def __init__(self, data: Any, low: np.ndarray, high: np.ndarray) -> None:
         self._data, self._low, self._high = data, low, high
@@ -51,17 +50,17 @@ class _Unscaled:
 
 
 def from_sb3(buffer: Any, *, env_id: str | None = None, actions: Actions = "scaled", skip_bad: bool = False) -> Source:
-    """The episodes in a loaded replay buffer of Stable-Baselines3, for `import_into`.
+    """Make a source for `import_into` of a loaded replay buffer of Stable-Baselines3.
 
     Args:
-        buffer: ``model.replay_buffer``, or a buffer of your own.
+        buffer: ``model.replay_buffer``, or any other replay buffer object.
         env_id: the gymnasium environment, kept in the metadata.
-        actions: ``scaled`` (those of a model: [-1, 1] in a Box) or ``environment`` (as they are).
+        actions: units of continuous actions in the buffer: ``scaled`` to [-1, 1], as models store them, or ``environment``.
         skip_bad: leave out episodes that cannot be used.
 
     Raises:
-        InvalidInput: not such a buffer, or of spaces that are not read.
-        EmptyStore: nothing was written to it.
+        InvalidInput: the object is not such a buffer, or its spaces are not supported.
+        EmptyStore: the buffer is empty.
     """
     needed = ("observations", "actions", "rewards", "dones", "timeouts", "pos", "full", "action_space", "n_envs")
     missing = [name for name in needed if not hasattr(buffer, name)]
@@ -70,9 +69,9 @@ def from_sb3(buffer: Any, *, env_id: str | None = None, actions: Actions = "scal
     if actions not in ("scaled", "environment"):
         raise InvalidInput(f"actions is {actions!r}", hint="give 'scaled' or 'environment'")
     size = len(buffer.rewards)
-    shared = bool(getattr(buffer, "optimize_memory_usage", False))  # next observations stand in the row behind
+    shared = bool(getattr(buffer, "optimize_memory_usage", False))  # next observations are in the following row
     first, count = (buffer.pos, size) if buffer.full else (0, buffer.pos)
-    if shared and buffer.full:  # the newest next observation stands where the oldest observation stood
+    if shared and buffer.full:  # the newest next observation has replaced the oldest observation
         first, count = (buffer.pos + 1) % size, size - 1
     if count < 1:
         raise EmptyStore("the buffer holds no steps", hint="collect first")
@@ -116,30 +115,30 @@ def from_sb3(buffer: Any, *, env_id: str | None = None, actions: Actions = "scal
 
 
 def _shape(space: Any, key: str, array: np.ndarray) -> tuple[int, ...]:
-    """The shape of one observation; a Discrete one is kept in a row of one number."""
+    """Return the shape of an observation. The buffer keeps a Discrete one as a row of one number; its shape is ()."""
     inner = space[key] if key else space
     return () if hasattr(inner, "n") and not getattr(inner, "shape", ()) else tuple(array.shape[2:])
 
 
 def _actions(buffer: Any, data: _Rows, scaled: bool) -> tuple[ActionSpace | None, Any]:
-    """The action space, and the data in its units."""
+    """Return the action space, and the actions in its units. Raises `InvalidInput`."""
     space = buffer.action_space
     if hasattr(space, "nvec") or type(space).__name__ == "MultiBinary":
         raise InvalidInput(f"the actions are a {type(space).__name__} space, which is not read", hint="Box and Discrete actions are")
     if hasattr(space, "n"):
         return choices(int(space.n), int(getattr(space, "start", 0)), "declared", type(buffer).__name__), data
-    known = box(space.low, space.high, "declared")
-    return known, _Unscaled(data, known.low, known.high) if scaled and known is not None else data
+    bounds = box(space.low, space.high, "declared")
+    return bounds, _Unscaled(data, bounds.low, bounds.high) if scaled and bounds is not None else data
 
 
 def to_sb3(store: EpisodeStore, buffer: Any, *, actions: Actions = "scaled") -> int:
-    """Add the transitions of a store to a replay buffer of Stable-Baselines3 for one environment; returns how many.
+    """Add the transitions of a store to a replay buffer of Stable-Baselines3 for one environment. Returns their number.
 
-    Cuts are marked as time-outs, so that the buffer bootstraps there (``handle_timeout_termination``). The last step of a truncated episode
-    without its final observation is left out.
+    Truncations are marked as time-outs, so that the buffer bootstraps there (``handle_timeout_termination``). A truncated episode without
+    its final observation loses its last step.
 
     Raises:
-        InvalidInput: a buffer for several environments, or of a dtype that is too narrow; a store of several action fields.
+        InvalidInput: the buffer is for several environments or its dtype is too narrow, or the store has several action fields.
     """
     if getattr(buffer, "n_envs", None) != 1 or not hasattr(buffer, "add"):
         raise InvalidInput(
@@ -148,24 +147,24 @@ def to_sb3(store: EpisodeStore, buffer: Any, *, actions: Actions = "scaled") -> 
     action = store.schema.action
     if not isinstance(action, Field):
         raise InvalidInput(f"the dataset has several action fields ({', '.join(action)})", hint="a buffer holds one")
-    known = None if action.discrete or actions == "environment" else box(buffer.action_space.low, buffer.action_space.high, "declared")
+    bounds = None if action.discrete or actions == "environment" else box(buffer.action_space.low, buffer.action_space.high, "declared")
     added = 0
     held = {key: array.dtype for key, array in named_observations(buffer.observations).items()}
     for number, episode in enumerate(store.episodes):
         for key, rows in named_observations(episode.observation).items():
             _check_kept(rows, held.get(key, rows.dtype), f"episode {number}: {key or 'observation'}")
-        chosen = episode.action
-        if known is not None:
-            chosen = (2.0 * (chosen - known.low) / (known.high - known.low) - 1.0).astype(chosen.dtype)
+        scaled = episode.action
+        if bounds is not None:
+            scaled = (2.0 * (scaled - bounds.low) / (bounds.high - bounds.low) - 1.0).astype(scaled.dtype)
         for t in range(episode.steps - (episode.final_missing and not episode.terminated)):
             last = t == episode.steps - 1
-            behind = t if last and episode.final_missing else t + 1  # of a terminal, where nobody uses it
+            behind = t if last and episode.final_missing else t + 1  # after a terminal no learner uses it
             now, then = ({key: rows[at][None] for key, rows in named_observations(episode.observation).items()} for at in (t, behind))
             single = isinstance(store.schema.observation, Field)
             buffer.add(
                 now[""] if single else now,
                 then[""] if single else then,
-                chosen[t : t + 1],
+                scaled[t : t + 1],
                 episode.reward[t : t + 1],
                 np.array([last]),
                 [{"TimeLimit.truncated": last and not episode.terminated}],
@@ -175,7 +174,7 @@ def to_sb3(store: EpisodeStore, buffer: Any, *, actions: Actions = "scaled") -> 
 
 
 def _check_kept(rows: np.ndarray, dtype: np.dtype, what: str) -> None:
-    """Raise `InvalidInput` that names the first value which a buffer of that dtype would change."""
+    """Raise `InvalidInput` for the first value that a buffer of this dtype would change."""
     if np.can_cast(rows.dtype, dtype, "safe"):
         return
     with np.errstate(over="ignore", invalid="ignore"):

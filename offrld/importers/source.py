@@ -24,8 +24,8 @@ class SourceEpisode(Episode):
     """An episode of a source.
 
     Attributes:
-        number: its place in the source, from 0; the bad ones count.
-        metadata: a JSON object that is kept with it (level seed, task), or None.
+        number: its index in the source, from 0; bad episodes count.
+        metadata: a JSON object that the store keeps with it (level seed, task), or None.
     """
 
     number: int = 0
@@ -36,9 +36,9 @@ class BadEpisodes:
     """The policy for episodes that cannot be used: the first one ends the import, or (``skip``) they are left out and recorded.
 
     Attributes:
-        skip: whether they are left out.
-        skipped: the ones that were, by their number.
-        common: what the user says of the source, whatever its format.
+        skip: whether bad episodes are left out.
+        skipped: the episodes left out so far, by number.
+        common: the options that apply to every format.
     """
 
     def __init__(self, skip: bool = False, common: CommonOptions | None = None) -> None:
@@ -46,7 +46,7 @@ class BadEpisodes:
         self.skipped: dict[int, Skipped] = {}
 
     def take(self, number: int, error: InvalidInput) -> None:
-        """Record that episode ``number`` cannot be used; raise ``error`` if that ends the import."""
+        """Record that episode ``number`` cannot be used, or raise ``error`` if bad episodes end the import."""
         if not self.skip or isinstance(error, Damaged):
             raise error
         self.skipped.setdefault(number, Skipped(number, getattr(error, "row", None), error.message))
@@ -55,7 +55,7 @@ class BadEpisodes:
         return number in self.skipped
 
     def stated(self, space: ActionSpace | None, file: str) -> ActionSpace | None:
-        """The action space that the file or its environment declares, with the user's options applied to it."""
+        """Apply the user's options to the action space that the file or its environment declares."""
         return space if self.common is None else self.common.space(space, file)
 
 
@@ -65,12 +65,13 @@ class Source:
 
     Attributes:
         format: name of the format, as in `FORMATS`.
-        schema: the fields as they will be stored; ``schema.metadata`` is ``metadata``.
-        episodes: an iterator over the episodes in file order, which reads blocks on demand.
+        schema: the fields as the store will hold them; ``schema.metadata`` is ``metadata``.
+        episodes: yields the episodes in file order and reads blocks on demand.
         metadata: JSON values: ``env_id``, ``bounds`` (``env:ID`` | ``declared`` | ``inferred``), ``source`` and ``source_attributes``.
-        count: number of episodes where it is known beforehand, else None.
-        bad: what becomes of episodes that cannot be used; complete when all episodes were given out.
+        count: number of episodes if it is known beforehand, else None.
+        bad: policy for episodes that cannot be used. It holds all of them once ``episodes`` is exhausted.
         messages: one line for everything that was decided or left out; complete when `open_source` returns.
+        resources: closed with the source.
     """
 
     format: str
@@ -101,13 +102,12 @@ class Format:
     """One format: how to detect it and how to open it.
 
     Attributes:
-        name: what stands after ``--format``.
-        summary: one line for lists and errors: what it looks like on disk.
-        needs: what its content must hold, as errors name it.
-        detect: whether the content at a path looks like this format; never raises on foreign content.
-        open: opens a path, with what becomes of bad episodes and with the options by name; raises `InvalidInput` with one line on
-            anything that is wrong.
-        options: what stands after ``--option``: name -> what it means.
+        name: value of ``--format``.
+        summary: one line for lists and errors that describes the format on disk.
+        needs: required content, as errors name it.
+        detect: returns whether the content at a path looks like this format; never raises on foreign content.
+        open: opens a path, given the policy for bad episodes and the options by name. Raises `InvalidInput` with one line for any problem.
+        options: name for ``--option`` -> its meaning.
     """
 
     name: str
@@ -119,13 +119,13 @@ class Format:
 
 
 def field_names(keys: Iterable[str], messages: list[str], what: str = "field") -> dict[str, str]:
-    """The names under which a store keeps a format's keys: nested ones (``a/b``) with a dot, what a store does not take as ``_``.
+    """Choose unique names of fields for a format's keys: a dot joins nested keys (``a/b``), ``_`` replaces characters that a store refuses.
 
-    Names are unique. A line in ``messages`` reports each key that is renamed beyond the dot.
+    Returns key -> name. A line in ``messages`` reports each key whose name differs by more than the dot.
     """
     names: dict[str, str] = {}
     keys = list(keys)
-    for key in sorted(keys, key=lambda key: NAME.match(key.replace("/", ".")) is None or "/" in key):  # plain names keep theirs
+    for key in sorted(keys, key=lambda key: NAME.match(key.replace("/", ".")) is None or "/" in key):  # valid names are kept
         plain = name = key.strip("/").replace("/", ".")
         if not NAME.match(name):
             name = re.sub(r"[^A-Za-z0-9_.-]", "_", name)[:100]
@@ -140,20 +140,22 @@ def field_names(keys: Iterable[str], messages: list[str], what: str = "field") -
 
 
 def named_keys(option: str, value: Any, known: Iterable[str], file: str) -> list[str]:
-    """The keys that an option names, as a list or as a text with commas; raises `Unknown` for one that the source does not have."""
-    given = [each.strip() for each in value.split(",") if each.strip()] if isinstance(value, str) else value
-    if not isinstance(given, (list, tuple)) or not all(isinstance(each, str) for each in given):
+    """Parse the keys of an option: a list, or text with commas. Raises `Unknown` for a key that the source does not have."""
+    keys = [each.strip() for each in value.split(",") if each.strip()] if isinstance(value, str) else value
+    if not isinstance(keys, (list, tuple)) or not all(isinstance(each, str) for each in keys):
         raise InvalidInput(f"{option} is {value!r}", hint=f"give names: {option}=a,b")
     known = list(known)
-    for each in given:
+    for each in keys:
         if each not in known:
             raise Unknown(f"{file} has no {each!r} to {option}", hint=nearest(each, known) or f"it has: {', '.join(sorted(known)[:20])}")
-    return list(given)
+    return list(keys)
 
 
 def make_metadata(*, env_id: str | None, bounds: str, format: str, file: str, attributes: dict[str, Any], **more: Any) -> dict[str, Any]:
-    """The metadata that every imported store carries; ``file`` is a base name, never a path of the machine that read it. ``more`` says
-    what else is known of the source."""
+    """Make the metadata of an imported store.
+
+    ``file`` is a base name, never a path of this machine; ``more`` further describes the source.
+    """
     return {
         "env_id": env_id,
         "bounds": bounds,

@@ -39,7 +39,7 @@ class _Known:
 
     Attributes:
         origin: ``env:ID`` or ``declared``.
-        owner: the name that messages use for whoever declares the space.
+        owner: the name that messages use for the declaring file or environment.
     """
 
     origin: str
@@ -112,19 +112,19 @@ def box(low: Any, high: Any, origin: str, file: str = "the file", kind: str = ""
 
 
 def kind_of(metadata: Any) -> str:
-    """The kind of choices (`CHOICES`) in a dataset's metadata; "" for other actions."""
+    """Return the kind of choices (`CHOICES`) in a dataset's metadata; "" for other actions."""
     space = metadata.get("action_space") if isinstance(metadata, dict) else None
     kind = space.get("kind") if isinstance(space, dict) else None
     return kind if kind in CHOICES else ""
 
 
 def _place(wrong: np.ndarray) -> str:
-    """``[i]`` of the first true value; "" for a single value."""
+    """Return ``[i]`` of the first true value; "" for a single value."""
     return f"[{int(wrong.argmax())}]" if wrong.ndim else ""
 
 
 def choices(n: Any, start: Any, origin: str, file: str) -> Choices:
-    """``n`` discrete actions. ``start`` must be 0, because the policy's output is the number itself.
+    """Make a space of ``n`` discrete actions. ``start`` must be 0, because the policy's output is the number itself.
 
     Raises `InvalidInput` for another start, and unless ``n`` is a whole number from 1 to `MAX_CHOICES`.
     """
@@ -176,7 +176,7 @@ def probe_environment(env_id: str | None, file: str, messages: list[str]) -> Env
 
 
 def extremes(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Smallest and largest value of each column of ``[K, A]``, both ``[A]``.
+    """Return the smallest and largest value of each column of ``[K, A]``, both ``[A]``.
 
     A narrow array is first folded into rows of some hundred values: NumPy reduces rows of six at a sixth of the speed.
     """
@@ -243,12 +243,14 @@ class ActionScan:
         return {"action_space": {"kind": self._box.kind}} if self._box is not None and self._box.kind else {}
 
     def _holds(self, box: Box) -> bool:
-        """Whether the bounds of a box are values of the integer dtype."""
+        """Return whether the bounds of a box are values of the integer dtype."""
         info, bounds = np.iinfo(self._dtype), np.concatenate([box.low, box.high])
         return bool(((bounds == np.floor(bounds)) & (bounds >= info.min) & (bounds <= info.max) & (np.abs(bounds) <= EXACT)).all())
 
     def convert(self, block: np.ndarray) -> np.ndarray:
-        """A block as stored: int64 ``[K]`` if discrete, else numbers ``[K, A]`` without rounding noise beyond the bounds."""
+        """Convert a block to its stored form: int64 ``[K]`` if discrete, else numbers ``[K, A]``, with rounding noise clipped to the
+        bounds.
+        """
         if self.discrete:
             return block.reshape(len(block)).astype(np.int64, copy=False)
         block = block.reshape(len(block), self._size).astype(self.dtype, copy=False)
@@ -258,10 +260,10 @@ class ActionScan:
 
     @property
     def dtype(self) -> str:
-        """The stored dtype: int64 if discrete, of whole numbers for several choices.
+        """The stored dtype.
 
-        Floats keep theirs, and so do continuous integers between whole bounds; other continuous integers become the smaller float that
-        holds all of them.
+        Discrete actions become int64, and vectors of choices whole numbers. Floats keep their dtype, and so do continuous integers between
+        whole bounds. Other continuous integers become the smaller float that holds all of them.
         """
         if self._kind:
             return self._dtype.name if self._integer else "int64"
@@ -357,7 +359,7 @@ class ActionScan:
         )
 
     def field(self, messages: list[str]) -> tuple[Field, str]:
-        """The action field with its bounds, and their origin: ``env:ID``, ``declared`` or ``inferred``."""
+        """Return the action field with its bounds, and their origin: ``env:ID``, ``declared`` or ``inferred``."""
         origin = self._space.origin if self._space is not None else "inferred"
         if self.discrete:
             n = self._choices.n if self._choices is not None else int(self._high[0]) + 1
@@ -381,7 +383,7 @@ class ActionScan:
         return Field(self.dtype, (self._size,), low=self._low.copy(), high=self._high.copy()), origin
 
     def _filled(self, box: Box, name: str, messages: list[str]) -> np.ndarray:
-        """A declared bound, with the extreme of the data instead of infinite values."""
+        """Return a declared bound; the extreme of the data replaces infinite values."""
         bound, data = (box.low, self._low) if name == "low" else (box.high, self._high)
         infinite = ~np.isfinite(bound)
         if infinite.any():

@@ -1,4 +1,4 @@
-"""Exporting as a store of this project, which an import reads back without loss."""
+"""Export as a store of this project; an import of it restores the dataset without loss."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ from offrld.importers.ingest import import_into
 
 
 def write(export: Export) -> None:
-    """Append the episodes of the store's snapshot to a new store. Each is checked, and the source may grow meanwhile."""
+    """Append the episodes of the store's snapshot to a new store. Each episode is checked; the source may grow at the same time."""
     import_into(native.open_store(export.store, export.store.path.name), export.path, progress=export.progress)

@@ -1,14 +1,19 @@
-"""Tables, CSV or Parquet: one row per step, with a map that says which columns are what.
+"""Import tables, CSV or Parquet, with one row per step. A map assigns columns to the fields of a step.
 
-``map`` is text, ``observation=obs_*,action=act_*,reward=r,episode=ep``, or a dict (of a TOML file) whose values are names, patterns or
-lists of them. Fields: ``observation`` (or ``observation.NAME`` for several), ``action``, ``reward``, ``episode`` (an id: the episode ends
-where it changes), ``step`` (what sorts the rows of an episode; without ids it has to rise up to each flag of an end), ``terminal`` and
-``timeout`` (flags), ``done`` (a flag that does not say whether the task ended), ``next_observation``, ``extra.NAME``. In text ``+`` stands
-between several columns. Columns of a pattern keep the order of the file; without a map, numbered ones stand in the order of their numbers.
-Numbers of a CSV file become float32 where that holds them as they are written, else float64 (``dtype`` says otherwise), but for one column
-of whole numbers as action, which are choices; those of Parquet keep their dtype, and a column may hold lists. The table is read once, in
-blocks, into files without a name, which are gone with the process. Rows are counted as a spreadsheet counts them: the header is row 1, in
-Parquet, too.
+``map`` is text, ``observation=obs_*,action=act_*,reward=r,episode=ep``, or a dict (from a TOML file) whose values are names, patterns or
+lists of them. In text, ``+`` joins several columns. Fields:
+
+- ``observation`` (or ``observation.NAME`` for several), ``action``, ``reward``, ``next_observation``, ``extra.NAME``;
+- ``episode``: an id; the episode ends where it changes;
+- ``step``: sorts the rows of an episode; without ids it must increase up to each flag of an end;
+- ``terminal`` and ``timeout``: flags; ``done``: a flag that does not state whether the task ended.
+
+Columns of a pattern keep the order of the file; without a map, numbered columns are sorted by their numbers. Numbers of a CSV file become
+float32 if it holds them as they are written, else float64 (option ``dtype``). A single action column of whole numbers holds discrete
+actions. Columns of Parquet keep their dtype and may hold lists.
+
+The table is read once, in blocks, into unnamed temporary files that vanish with the process. Rows are counted as in a spreadsheet: the
+header is row 1, also for Parquet.
 """
 
 from __future__ import annotations
@@ -64,13 +69,13 @@ def open_csv(
     delimiter: Any = None,
     decimal: Any = ".",
 ) -> Source:
-    """Open a text table with a header; raises `InvalidInput` that names row and column."""
+    """Open a text table with a header. Raises `InvalidInput` that names row and column."""
     name = path.name
     pa, csv = arrow.need("pyarrow", name), arrow.need("pyarrow.csv", name)
     if dtype not in (None, "float32", "float64"):
         raise InvalidInput(f"dtype is {dtype!r}", hint="give float32 or float64, or leave it out")
     if decimal not in (".", ","):
-        raise InvalidInput(f"decimal is {decimal!r}", hint="give the sign before the decimals: . or ,")
+        raise InvalidInput(f"decimal is {decimal!r}", hint="give the decimal separator: . or ,")
     encoding, head = _encoding(path, name, encoding)
     messages: list[str] = []
     if delimiter is None:
@@ -80,7 +85,7 @@ def open_csv(
     elif delimiter == "tab":
         delimiter = "\t"
     if not isinstance(delimiter, str) or len(delimiter) != 1 or delimiter in '\r\n"' or not delimiter.isascii():
-        raise InvalidInput(f"delimiter is {delimiter!r}", hint="give the one sign between the columns, or tab")
+        raise InvalidInput(f"delimiter is {delimiter!r}", hint="give the single character between the columns, or tab")
     read = csv.ReadOptions(block_size=BLOCK, use_threads=False, encoding=encoding)
     parse = csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
     with ExitStack() as resources:
@@ -101,7 +106,7 @@ def open_csv(
 
 
 def open_parquet(path: Path, bad: BadEpisodes, *, map: Any = None, env_id: Any = None, done: Any = "truncated") -> Source:
-    """Open a Parquet file; raises `InvalidInput` that names row and column."""
+    """Open a Parquet file. Raises `InvalidInput` that names row and column."""
     name = path.name
     pa, parquet = arrow.need("pyarrow", name), arrow.need("pyarrow.parquet", name)
     with ExitStack() as resources:
@@ -109,7 +114,7 @@ def open_parquet(path: Path, bad: BadEpisodes, *, map: Any = None, env_id: Any =
             arrow.open_parquet(path, name).close()
             schema = parquet.read_schema(path)
             table = _Table(name, "parquet", schema.names, map, [])
-            # Texts stay numbers of a dictionary: many rows can refer to one long text.
+            # Read texts as a dictionary, because many rows can refer to one long text.
             texts = [each for each in table.wanted if pa.types.is_string(kind := schema.field(each).type) or pa.types.is_large_string(kind)]
             file = resources.enter_context(parquet.ParquetFile(path, read_dictionary=texts))
             batches = file.iter_batches(batch_size=_batch_rows(file, table.wanted), columns=table.wanted, use_threads=False)
@@ -120,7 +125,7 @@ def open_parquet(path: Path, bad: BadEpisodes, *, map: Any = None, env_id: Any =
 
 
 def open_frame(frame: Any, bad: BadEpisodes, *, map: Any = None, env_id: Any = None, done: Any = "truncated") -> Source:
-    """Open a table in memory: of pandas, polars or pyarrow."""
+    """Open a table of pandas, polars or pyarrow in memory. Raises `InvalidInput` that names row and column."""
     name = "the table"
     pa = arrow.need("pyarrow", name)
     try:
@@ -139,7 +144,7 @@ def open_frame(frame: Any, bad: BadEpisodes, *, map: Any = None, env_id: Any = N
 
 
 def _batch_rows(file: Any, columns: list[str]) -> int:
-    """Rows per batch: fewer where a column's lists are long."""
+    """Return the number of rows per batch: fewer if a column holds long lists."""
     most = 1
     for group in range(file.num_row_groups):
         described = file.metadata.row_group(group)
@@ -151,8 +156,11 @@ def _batch_rows(file: Any, columns: list[str]) -> int:
 
 
 def _encoding(path: Path, name: str, encoding: Any) -> tuple[str, str]:
-    """The encoding of a text file, as its mark or the user says, else UTF-8; and the beginning of the text. The whole text is decoded
-    once, so that what does not fit is said with its place."""
+    """Return the encoding of a text file and the start of its text.
+
+    The encoding is the user's, or that of the byte order mark, or UTF-8. The whole text is decoded once, so that an error names the offset
+    of the invalid byte.
+    """
     packed = path.name.lower().endswith(".gz")
     try:
         with gzip.open(path) if packed else open(path, "rb") as file:
@@ -169,7 +177,7 @@ def _encoding(path: Path, name: str, encoding: Any) -> tuple[str, str]:
                 )
                 encoding = next((each for mark, each in marks if start.startswith(mark)), "utf-8")
             try:
-                "a".encode(str(encoding))  # LookupError also for codecs that are none of text
+                "a".encode(str(encoding))  # LookupError also for codecs that do not encode text
                 decoder = codecs.getincrementaldecoder(str(encoding))("strict")
             except (LookupError, ValueError):
                 hint = "give the name of a text encoding: utf-8, latin-1, cp1252, utf-16"
@@ -183,19 +191,19 @@ def _encoding(path: Path, name: str, encoding: Any) -> tuple[str, str]:
                     place = at + len(block) - len(error.object) + error.start
                     raise InvalidInput(
                         f"{name} is not {encoding}: byte 0x{wrong.hex()} at offset {place:,} cannot be decoded",
-                        hint="name its encoding: --option encoding=latin-1 (or cp1252, utf-16); a table of Excel is saved as CSV UTF-8",
+                        hint="name its encoding: --option encoding=latin-1 (or cp1252, utf-16); from Excel, save it as CSV UTF-8",
                     ) from None
                 if "\0" in text:
                     raise InvalidInput(
                         f"{name} is not text: it holds zero bytes",
-                        hint="save the table as CSV; of UTF-16 without a mark say --option encoding=utf-16-le",
+                        hint="save the table as CSV; for UTF-16 without a byte order mark give --option encoding=utf-16-le",
                     )
                 head += text if len(head) < BLOCK else ""
                 at += len(block)
                 block = file.read(1 << 20)
             decoder.decode(b"", True)
     except UnicodeDecodeError as error:
-        raise InvalidInput(f"{name} is cut short in the middle of a sign: {arrow.line(error)}", hint="copy it again") from None
+        raise InvalidInput(f"{name} is cut short in the middle of a character: {arrow.line(error)}", hint="copy it again") from None
     except (OSError, EOFError, zlib.error) as error:
         raise InvalidInput(f"{name} cannot be read: {arrow.line(error)}", hint="the file is damaged or cut short; copy it again") from None
     if not head.lstrip("\ufeff").strip():
@@ -204,13 +212,13 @@ def _encoding(path: Path, name: str, encoding: Any) -> tuple[str, str]:
 
 
 def _delimiter(head: str) -> str:
-    """What separates the names of the header: the most frequent of the usual signs outside of quotes."""
+    """Return the delimiter of the header: the most frequent of `DELIMITERS` outside of quotes."""
     line = re.sub(r'"[^"]*"', "", re.split(r"[\r\n]", head.lstrip("\r\n"), maxsplit=1)[0])
     return max(DELIMITERS, key=lambda sign: (line.count(sign), -DELIMITERS.index(sign)))
 
 
 def _damage(batches: Iterable[Any], pa: Any, name: str) -> Iterator[Any]:
-    """The batches; what pyarrow says against the table comes as one line."""
+    """Yield the batches. Raises `InvalidInput` with one line instead of pyarrow's errors."""
     try:
         yield from batches
     except (OSError, MemoryError, UnicodeError, pa.ArrowException) as error:
@@ -218,7 +226,7 @@ def _damage(batches: Iterable[Any], pa: Any, name: str) -> Iterator[Any]:
 
 
 class _Table:
-    """A table whose header is known: which columns are what, and how its rows become a source."""
+    """A table with a known header: assigns its columns to fields, and turns its rows into a source."""
 
     def __init__(self, name: str, format: str, header: list[str], map: Any, messages: list[str]) -> None:
         self.name, self._format, self.messages = name, format, messages
@@ -244,9 +252,9 @@ class _Table:
     def open(
         self, batches: Iterator[Any], bad: BadEpisodes, resources: ExitStack, env_id: Any, done: Any, numbers: Any, dtype: str | None
     ) -> Source:
-        """Read the rows. ``dtype``: of texts; for those None lets each field choose."""
+        """Read the rows. ``dtype``: dtype of numbers in a text; None chooses it for each field."""
         if done not in ("truncated", "terminated"):
-            raise InvalidInput(f"done is {done!r}", hint="give what the end of an episode means: truncated or terminated")
+            raise InvalidInput(f"done is {done!r}", hint="give the meaning of an episode's end: truncated or terminated")
         if env_id is not None and not isinstance(env_id, str):
             raise InvalidInput(f"env_id is {env_id!r}", hint="give the name of a gymnasium environment")
         name, messages, text = self.name, self.messages, self._format == "csv"
@@ -288,11 +296,11 @@ class _Table:
             terminals = Column(name, "terminal", np.zeros(row, bool))
             if "done" in spools:
                 messages.append(
-                    f"{spools['done'].names[0]!r} does not say whether the task ended or was cut: every episode is taken as cut; "
-                    "--option done=terminated takes its ends as those of the task"
+                    f"{spools['done'].names[0]!r} does not say whether the task ended: every episode counts as truncated; "
+                    "with --option done=terminated its ends count as terminated"
                 )
             else:
-                messages.append("no column says where the task ended: every episode is taken as cut")
+                messages.append("no column states where the task ended: every episode counts as truncated")
         following = part("next_observation")
         known = self._known(spools, following, row, order)
         timeouts = episodes.timeouts([column(key) for key in ends if key != "terminal"], row, order)
@@ -322,7 +330,7 @@ class _Table:
         return source
 
     def _check_rising(self, step: TableColumn, terminals: Column, timeouts: Column | None) -> None:
-        """Without ids, the flags alone end episodes: the steps between two ends have to rise."""
+        """Check that the steps between two ends increase. Without ids, only flags end episodes. Raises `BadRow`."""
         steps = np.asarray(step.read(0, step.rows)).reshape(-1)
         ends = terminals.read_flags(0, step.rows)
         if timeouts is not None:
@@ -338,12 +346,12 @@ class _Table:
             )
 
     def _joined(self, parts: list[np.ndarray], spool: Spool, row: int) -> np.ndarray:
-        """Columns side by side; refused where their common dtype does not hold the values of each."""
+        """Join columns to a vector. Raises `InvalidInput` for arrays, `BadRow` if the common dtype cannot hold the values of each."""
         for each, block in zip(spool.names, parts, strict=True):
             if block.ndim > 2:
                 shape = list(block.shape[1:])
                 raise InvalidInput(
-                    f"{self.name}: column {each!r} holds arrays of shape {shape}, which do not go beside others",
+                    f"{self.name}: column {each!r} holds arrays of shape {shape}, which cannot be joined with other columns",
                     hint="map it as a field of its own: observation.NAME=COLUMN",
                 )
         joined = np.column_stack(parts)
@@ -360,37 +368,37 @@ class _Table:
         return joined
 
     def _dtype(self, key: str, spool: Spool, dtype: str | None) -> str:
-        """The dtype of a field of texts."""
+        """Return the dtype of a field of a text table. A message reports float64, and rounding to float32."""
         if spool.wide is None or dtype == "float64":
             return dtype or "float32"
         row, column, value = spool.wide
         if dtype is None:
             self.messages.append(f"{key!r} is float64: float32 does not hold {value} (row {row}, column {column!r}) as it is written")
             return "float64"
-        self.messages.append(f"{key!r} is rounded to float32, as dtype says: among others {value} (row {row}, column {column!r})")
+        self.messages.append(f"{key!r} is rounded to float32, as dtype states: among others {value} (row {row}, column {column!r})")
         return dtype
 
     def _known(self, spools: dict[str, Spool], following: Any, rows: int, order: np.ndarray | None) -> Column | None:
-        """Where next observations are there: an empty cell says that the observation after the last action is not known."""
+        """Return flags of the rows with a next observation: an empty cell means that it is unknown. None if no cell is empty."""
         missing = sorted({row for key, spool in spools.items() if key.split(".")[0] == "next_observation" for row in spool.flaws})
         if following is None or not missing:
             return None
         flags = np.ones(rows, bool)
         flags[missing] = False
-        self.messages.append(f"{len(missing)} rows without a next observation: it is taken as unknown there")
+        self.messages.append(f"{len(missing)} rows without a next observation: it counts as unknown there")
         return Column(self.name, "next_observation", flags if order is None else flags[order])
 
 
 OPTIONS = {
-    "map": "which columns are what: observation=obs_*,action=act_*,reward=r,episode=ep (on the command line: --map)",
-    "env_id": "the gymnasium environment, for the actions' bounds",
-    "done": "what a flag done means: truncated (the episode was cut) or terminated (the task ended)",
+    "map": "the columns of each field: observation=obs_*,action=act_*,reward=r,episode=ep (on the command line: --map)",
+    "env_id": "gymnasium environment, which gives the bounds of the actions",
+    "done": "meaning of the flag done: truncated (the episode was cut) or terminated (the task ended)",
 }
 TEXT = {
-    "dtype": "float32 or float64; where it is left out, the first that holds the numbers as they are written",
-    "encoding": "of a text that is not UTF-8: latin-1, cp1252, utf-16",
-    "delimiter": "the sign between the columns; where it is left out, that of the header",
-    "decimal": "the sign before the decimals: . or ,",
+    "dtype": "float32 or float64; by default the first that holds the numbers as they are written",
+    "encoding": "encoding of a text that is not UTF-8: latin-1, cp1252, utf-16",
+    "delimiter": "character between the columns; by default that of the header",
+    "decimal": "decimal separator: . or ,",
 }
 CSV = Format("csv", "table of text with a header (.csv, .tsv)", NEEDS, detect_csv, open_csv, {**OPTIONS, **TEXT})
 PARQUET = Format("parquet", "Parquet file", NEEDS, detect_parquet, open_parquet, OPTIONS)

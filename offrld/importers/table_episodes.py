@@ -1,4 +1,4 @@
-"""Episodes of a table by their ids: where they end, and the order of their steps."""
+"""The episodes of a table by their ids: their ends, and the order of their steps."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from offrld.importers.table_values import FIRST_ROW, TableColumn
 
 
 class EpisodeIds:
-    """The ids of episodes: where they change, and in which order their rows stand."""
+    """Collects the ids of episodes; finds where they change and the order of their rows."""
 
     def __init__(self, file: str, names: list[str] | None, source: Mapping[str, str]) -> None:
         self._file, self._name = file, names[0] if names else None
         self._source = source
-        self._numbers: dict[Any, int] = {}  # id -> its number, by first appearance
+        self._numbers: dict[Any, int] = {}  # id -> its number, in order of first appearance
         self._codes: list[np.ndarray] = []
         self._row = 0
         self._all = np.empty(0, np.int32)
@@ -33,7 +33,7 @@ class EpisodeIds:
         array = batch.column(self._source[self._name])
         if pa.types.is_nested(array.type):
             hint = "an id is a number or text"
-            raise InvalidInput(f"{self._file}: column {self._name!r} holds {array.type}, no ids of episodes", hint=hint)
+            raise InvalidInput(f"{self._file}: column {self._name!r} holds {array.type}, not ids of episodes", hint=hint)
         if pa.types.is_string(array.type):
             array = pc.utf8_trim_whitespace(array)
         if not pa.types.is_dictionary(array.type):
@@ -55,8 +55,10 @@ class EpisodeIds:
         self._row += batch.num_rows
 
     def order(self, step: TableColumn | None, messages: list[str]) -> np.ndarray | None:
-        """The order in which episodes are whole and their steps rise, or None where that is the table's. Ids of which the rows stand apart
-        need steps that say which come first."""
+        """Return the order of rows in which episodes are contiguous and their steps increase; None if the table has that order.
+
+        Raises `BadRow` if the rows of an id are not contiguous and there are no steps to sort them by, or if a step repeats.
+        """
         self._all = np.concatenate(self._codes) if self._codes else self._all
         self._codes = []
         codes = self._all
@@ -65,7 +67,7 @@ class EpisodeIds:
             steps = np.asarray(step.read(0, step.rows)).reshape(step.rows, -1)
             step.check_finite(steps, 0)
             if steps.shape[1] != 1:
-                raise InvalidInput(f"{self._file}: column {step.names[0]!r} holds lists, no steps", hint="a step is one number")
+                raise InvalidInput(f"{self._file}: column {step.names[0]!r} holds lists, not steps", hint="a step is one number")
             steps = steps[:, 0]
         if self._name is None:
             return None
@@ -80,7 +82,7 @@ class EpisodeIds:
             at = int(np.delete(starts, first_start)[0])
             named = list(self._numbers)[int(codes[at])]
             raise BadRow(
-                f"{self._file}: row {at + FIRST_ROW}, column {self._name!r}: the episode {named!r} comes again",
+                f"{self._file}: row {at + FIRST_ROW}, column {self._name!r}: the episode {named!r} appears again",
                 at + FIRST_ROW,
                 hint="sort the table by episode and step, or map the column that counts the steps: --map step=COLUMN",
             )
@@ -95,13 +97,13 @@ class EpisodeIds:
                 second + FIRST_ROW,
                 hint="give each episode an id of its own, and each of its steps a number",
             )
-        why = "episodes stand in turns" if apart else "steps do not rise"
-        messages.append(f"{why}: rows are put in the order of {self._name!r} and {step.names[0]!r}")
+        why = "episodes are interleaved" if apart else "steps do not increase"
+        messages.append(f"{why}: rows are sorted by {self._name!r} and {step.names[0]!r}")
         self._all = codes[order]
         return order
 
     def timeouts(self, flags: list[TableColumn], rows: int, order: np.ndarray | None) -> Column | None:
-        """The flags of the table with those of the ends, as one column."""
+        """Join the flags of the table and the changes of the id to one column; None if there are neither."""
         if self._name is None and len(flags) <= 1:
             return flags[0] if flags else None
         joined = np.zeros(rows, bool)

@@ -1,4 +1,4 @@
-"""The map of a table: which columns hold which fields of a step, from the user or from the usual names."""
+"""The map of a table: the columns of each field of a step, from the user or from the usual names."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from offrld.importers.hdf5 import listed
 NEEDS = "columns for observation, action, reward, and episode, terminal or done: --map observation=obs_*,action=act_*,reward=r,episode=ep"
 
 FIELDS = ("observation", "action", "reward", "episode", "step", "terminal", "timeout", "done", "next_observation", "extra")
-NAMED = ("observation", "next_observation", "extra")  # those that can have several parts, FIELD.NAME
+NAMED = ("observation", "next_observation", "extra")  # fields that can have several parts, FIELD.NAME
 FLAGS = ("terminal", "timeout", "done")
 
-#: Without a map, the columns of these names are taken, whatever their case: the first of a field's names that is there. A vector's columns
-#: are numbered or named behind it: obs_0, obs.x, obs[3].
+#: Names of columns that are recognised without a map, in any case; the first name that is present counts. The columns of a vector have a
+#: number or a name after it: obs_0, obs.x, obs[3].
 USUAL = {
     "observation": ("observation", "observations", "obs", "state", "states"), "action": ("action", "actions", "act"),
     "next_observation": ("next_observation", "next_observations", "next_obs", "next_state", "next_states"),
@@ -36,7 +36,7 @@ VECTORS = ("observation", "action", "next_observation")
 
 
 def mapped_columns(map: Any, header: list[str], file: str, messages: list[str]) -> dict[str, list[str]]:
-    """Field -> its columns: those of the map in the order of the file, else those of the usual names."""
+    """Return field -> its columns: those of the map, or those with the usual names without a map. Raises `InvalidInput`."""
     chosen = (
         _usual(header, file, messages)
         if map is None
@@ -56,7 +56,9 @@ def mapped_columns(map: Any, header: list[str], file: str, messages: list[str]) 
         raise InvalidInput(f"{file}: no column is mapped to {missing[0]!r} (columns: {listed(header)})", hint=proposal(chosen, header))
     for role in ("observation", "next_observation"):
         if role in chosen and len(roles) < len(chosen) and any(key.startswith(f"{role}.") for key in chosen):
-            raise InvalidInput(f"--map: {role!r} is mapped with a name and without", hint=f"give every part a name: {role}.NAME=COLUMNS")
+            raise InvalidInput(
+                f"--map: {role!r} is mapped both with and without a name", hint=f"give every part a name: {role}.NAME=COLUMNS"
+            )
     for key in ("reward", "episode", "step", *FLAGS):
         if len(chosen.get(key, ())) > 1:
             raise InvalidInput(f"{file}: {', '.join(chosen[key])} are all mapped to {key!r}", hint="it is one column")
@@ -71,7 +73,7 @@ def mapped_columns(map: Any, header: list[str], file: str, messages: list[str]) 
 
 
 def check_pair(chosen: Mapping[str, list[str]], key: str, file: str) -> None:
-    """Refuse columns of the next observation in another order than those of the observation, as far as their names show it."""
+    """Raise `InvalidInput` if names show that the columns of the next observation have another order than those of the observation."""
     before, after = chosen.get(key.removeprefix("next_"), []), chosen[key]
     ends = [end_flags(names) for names in (before, after)]
     if ends[0] != ends[1] and sorted(ends[0]) == sorted(ends[1]):
@@ -84,14 +86,14 @@ def check_pair(chosen: Mapping[str, list[str]], key: str, file: str) -> None:
 
 
 def end_flags(names: list[str]) -> list[str]:
-    """What the names of columns have behind their common beginning."""
+    """Return the names of columns without their common beginning."""
     same = itertools.takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False))
     common = sum(1 for _ in same)
     return [each[common:] for each in names]
 
 
 def _usual(header: list[str], file: str, messages: list[str]) -> dict[str, list[str]]:
-    """The columns of the usual names, numbered ones in the order of their numbers."""
+    """Find the columns with the usual names; numbered columns are sorted by their numbers."""
     folded = [each.casefold() for each in header]
     chosen: dict[str, list[str]] = {}
     for key, names in USUAL.items():
@@ -102,11 +104,11 @@ def _usual(header: list[str], file: str, messages: list[str]) -> dict[str, list[
         others = [name for name in found if name != first and not (key == "observation" and name in ("state", "states"))]
         if others:
             both = f"{header[found[first][0]]!r} and {header[found[others[0]][0]]!r}"
-            raise InvalidInput(f"{file}: both {both} can be the {key}", hint=proposal(chosen, header, say="say which with a map"))
+            raise InvalidInput(f"{file}: both {both} can be the {key}", hint=proposal(chosen, header, say="name it in a map"))
         places = _numbered(found[first], folded, header, first, file, messages) if key in VECTORS else found[first]
         if len(places) > 1 and key not in VECTORS:
             both = " and ".join(repr(header[place]) for place in places[:2])
-            raise InvalidInput(f"{file}: both {both} can be the {key}", hint="rename one, or say which with --map")
+            raise InvalidInput(f"{file}: both {both} can be the {key}", hint="rename one, or name it with --map")
         chosen[key] = [header[place] for place in places]
     if "next_observation" in chosen and len(chosen["next_observation"]) != len(chosen.get("observation", ())):
         messages.append(
@@ -118,7 +120,7 @@ def _usual(header: list[str], file: str, messages: list[str]) -> dict[str, list[
 
 
 def _family(name: str, folded: list[str], vector: bool) -> list[int]:
-    """The places of a name, and of the numbered or named columns of a vector."""
+    """Return the indices of the columns of a name; for a vector also of its numbered or named columns."""
     pattern = re.compile(re.escape(name) + r"(?:[._\-\[ ].+|\d+)?" if vector else re.escape(name))
     return [place for place, each in enumerate(folded) if pattern.fullmatch(each)]
 
@@ -131,32 +133,32 @@ def _by_number(name: str) -> list[Any]:
 
 
 def _numbered(places: list[int], folded: list[str], header: list[str], name: str, file: str, messages: list[str]) -> list[int]:
-    """The columns of a vector. Beside a column of the bare name, or numbered ones, others mean something else: they are not taken."""
+    """Choose the columns of a vector: the bare name, or the numbered columns, or all. Others beside a bare name or numbers are left out."""
     bare = [place for place in places if folded[place] == name]
     numbers = {
         place: int(match[1]) for place in places if (match := re.fullmatch(re.escape(name) + r"[._\-\[ ]?(\d{1,18})\]?", folded[place]))
     }
     if bare and numbers:
         both = f"{header[bare[0]]!r} and {header[next(iter(numbers))]!r}"
-        raise InvalidInput(f"{file}: {both} can both be the {name}", hint="say with --map which columns it has")
+        raise InvalidInput(f"{file}: {both} can both be the {name}", hint="list its columns with --map")
     if bare:
         return bare
     if not numbers:
         return places
     ordered = sorted(numbers, key=lambda place: numbers[place])
     for one, two in itertools.pairwise(ordered):
-        if numbers[one] == numbers[two] and header[one] != header[two]:  # of one name: said where columns of one name are
+        if numbers[one] == numbers[two] and header[one] != header[two]:  # equal names are reported elsewhere
             both = f"{header[one]!r} and {header[two]!r}"
             raise InvalidInput(f"{file}: {both} have the same number", hint="rename one, or list them with --map")
         if numbers[two] > numbers[one] + 1:
             messages.append(f"there is no column between {header[one]!r} and {header[two]!r}: is one missing?")
     if ordered != list(numbers):
         both = f"{header[ordered[0]]!r} to {header[ordered[-1]]!r}"
-        messages.append(f"columns {both} are taken in the order of their numbers, not of the file")
+        messages.append(f"columns {both} are sorted by their numbers, not in the order of the file")
     return ordered
 
 
-#: What the name of a column may say where it is none of the usual ones.
+#: Field -> pattern of unusual names that suggest it, for the proposal of a map.
 GUESSES = {
     "reward": r"rew|^r$|^score$", "episode": r"^ep|traj|run|trial|demo|seq",
     "action": r"^a(ct|ction|_|\d|$)|torque|control|cmd|^u_?\d*$",
@@ -164,16 +166,16 @@ GUESSES = {
 
 
 def proposal(chosen: Mapping[str, list[str]], header: list[str], say: str = "for example") -> str:
-    """A whole map of the columns that are there."""
-    taken = {each for names in chosen.values() for each in names}
-    left = [each for each in header if each not in taken]
+    """Propose a complete map of the columns."""
+    mapped = {each for names in chosen.values() for each in names}
+    left = [each for each in header if each not in mapped]
     made = {key: names for key, names in chosen.items() if names}
     for key, pattern in GUESSES.items():
         if key == "episode" and made.keys() & {"episode", "terminal", "done"}:
             continue
         if key not in {each.partition(".")[0] for each in made}:
-            found = [each for each in left if re.search(pattern, each, re.IGNORECASE)]
-            made[key] = (found if key == "action" else found[:1]) or ["COLUMN"]
+            matches = [each for each in left if re.search(pattern, each, re.IGNORECASE)]
+            made[key] = (matches if key == "action" else matches[:1]) or ["COLUMN"]
             left = [each for each in left if each not in made[key]]
     if not any(key.partition(".")[0] == "observation" for key in made):
         made["observation"] = left or ["COLUMNS"]
@@ -182,7 +184,7 @@ def proposal(chosen: Mapping[str, list[str]], header: list[str], say: str = "for
 
 
 def _named(names: list[str]) -> str:
-    """Columns as a map has them: a pattern where they have their beginning in common."""
+    """Write columns as a map does: as a pattern if they have a common beginning."""
     prefix = re.match(r"(.+[._])[^._]+$", names[0])
     if len(names) > 3 and prefix and all(each.startswith(prefix[1]) for each in names):
         return f"{prefix[1]}*"
@@ -191,7 +193,7 @@ def _named(names: list[str]) -> str:
 
 
 def _entries(map: Any) -> dict[str, list[str]]:
-    """The map as field -> patterns."""
+    """Parse a map to field -> patterns. Raises `InvalidInput`."""
     if isinstance(map, str):
         pairs = [each.partition("=") for each in re.split(r"\s*,\s*", map.strip()) if each]
         for key, equals, names in pairs:

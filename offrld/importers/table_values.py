@@ -1,4 +1,4 @@
-"""Values of a table: cells as numbers, spooled to a file per field, and read back as columns."""
+"""The values of a table: cells as numbers, spooled to a temporary file per field and read as columns."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ FIRST_ROW = 2  # of the data: the header is row 1
 
 @dataclass(frozen=True)
 class TableColumn(Column):
-    """A column of rows that stood in several columns of a table.
+    """A column of rows that come from one or several columns of a table.
 
     Attributes:
-        names: those of its columns.
-        order: the row of the table that stands at each place, or None where they are the same.
-        flaws: row of the table -> the column there, and what is wrong with it.
+        names: names of the table's columns.
+        order: the row of the table at each place; None if the order is that of the table.
+        flaws: row of the table -> name of the column with a flaw, and what is wrong with it.
     """
 
     names: tuple[str, ...] = ()
@@ -67,14 +67,14 @@ class TableColumn(Column):
 
 @dataclass
 class Spool:
-    """The values of one field on their way from the table: rows in a file without a name."""
+    """The values of one field while the table is read: rows in an unnamed temporary file."""
 
     names: list[str]
     file: IO[bytes] = field(default_factory=lambda: tempfile.TemporaryFile(prefix="offrl-table-"))  # noqa: SIM115  closed with the object
     dtype: np.dtype | None = None
     shape: tuple[int, ...] = ()
-    whole: bool = True  # all values are whole numbers, as they stand in the text
-    wide: tuple[int, str, str] | None = None  # row, column and text of the first value that float32 does not hold as it is written
+    whole: bool = True  # all values are written as whole numbers in the text
+    wide: tuple[int, str, str] | None = None  # row, column and text of the first value that float32 does not hold as written
     flaws: dict[int, tuple[str, str]] = field(default_factory=dict)
     rows: int = 0
 
@@ -86,7 +86,7 @@ class Spool:
                 f"{file}: row {self.rows + FIRST_ROW}, column {self.names[0]!r} has {block.shape[1:]} values, "
                 f"the rows before it {self.shape}",
                 self.rows + FIRST_ROW,
-                hint="all rows need one shape",
+                hint="all rows need the same shape",
             )
         with disk_errors(Path(tempfile.gettempdir())):
             self.file.write(np.ascontiguousarray(block, self.dtype).data.cast("B"))
@@ -110,7 +110,7 @@ class Converted:
         self._data, self.shape, self.dtype = data, data.shape, dtype
 
     def __getitem__(self, rows: slice) -> np.ndarray:
-        with np.errstate(invalid="ignore", over="ignore"):  # NaN as a whole number is the lowest one, which no choice can be
+        with np.errstate(invalid="ignore", over="ignore"):  # NaN becomes the lowest integer, which no choice can be
             return self._data[rows].astype(self.dtype)
 
 
@@ -125,7 +125,7 @@ class Ordered:
 
 
 def kept_values(array: Any, file: str, name: str, row: int, spool: Spool, key: str, bad: BadEpisodes) -> np.ndarray:
-    """Values of Parquet, as they are. A missing one costs its episode where bad ones are left out."""
+    """Return values of Parquet unchanged. A missing value is an error, or a flaw of its episode if bad episodes are left out."""
     flaws: dict[int, str] | None = {} if key.split(".")[0] == "next_observation" or (bad.skip and key not in FLAGS) else None
     size = spool.shape[0] if spool.dtype is not None and spool.shape and len(spool.names) == 1 else None
     try:
@@ -139,7 +139,7 @@ def kept_values(array: Any, file: str, name: str, row: int, spool: Spool, key: s
 
 
 def parsed_numbers(array: Any, file: str, name: str, row: int, spool: Spool, key: str, bad: BadEpisodes, decimal: str) -> np.ndarray:
-    """Texts of CSV as numbers, or as flags. A text that is none costs its episode where bad ones are left out."""
+    """Parse texts of CSV as numbers or flags. An invalid text is an error, or a flaw of its episode if bad episodes are left out."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -154,11 +154,11 @@ def parsed_numbers(array: Any, file: str, name: str, row: int, spool: Spool, key
         dots = pc.match_substring(texts, ".")
         if pc.any(dots).as_py():
             at = int(np.flatnonzero(dots.to_numpy(zero_copy_only=False))[0])
-            _refuse(file, name, row, texts, at, "has a dot beside decimal commas", "write numbers without signs between thousands")
+            _refuse(file, name, row, texts, at, "has a dot beside decimal commas", "write numbers without thousands separators")
         texts = pc.replace_substring(texts, ",", ".")
     if key == "action" and spool.whole:
         others = texts.filter(pc.invert(pc.match_substring_regex(texts, r"^[+-]?[0-9]+$")))
-        spool.whole = not any(_number(text) is not None for text in others.to_pylist())  # what is not a number at all decides nothing
+        spool.whole = not any(_number(text) is not None for text in others.to_pylist())  # text that is not a number does not count
     try:
         values = pc.cast(texts, pa.float64()).to_numpy(zero_copy_only=False)
     except pa.ArrowInvalid:
@@ -174,14 +174,14 @@ def parsed_numbers(array: Any, file: str, name: str, row: int, spool: Spool, key
             else:
                 hint = "correct the table, or leave such episodes out with --skip-bad"
                 if re.fullmatch(r"[+-]?[0-9]+,[0-9]+", text):
-                    hint = "decimal commas: --option decimal=, reads them; signs between thousands are not read"
+                    hint = "decimal commas: --option decimal=, reads them; thousands separators are not read"
                 _refuse(file, name, row, texts, at, "is not a number", hint)
     _check_exact(values, texts, file, name, row, spool)
     return values
 
 
 def _check_exact(values: np.ndarray, texts: Any, file: str, name: str, row: int, spool: Spool) -> None:
-    """Refuse whole numbers that no float holds, and record the first value that float32 does not hold as written."""
+    """Raise `BadRow` for a whole number that no float holds; record the first value that float32 does not hold as written."""
     large = np.flatnonzero(np.abs(values) >= EXACT)
     for at in large.tolist():
         text = texts[at].as_py()
@@ -200,7 +200,7 @@ def _check_exact(values: np.ndarray, texts: Any, file: str, name: str, row: int,
 
 
 def _number(text: str) -> float | None:
-    if "_" in text:  # which Python takes as a sign between thousands
+    if "_" in text:  # Python accepts it as a thousands separator
         return None
     try:
         return float(text)

@@ -1,12 +1,13 @@
-"""TorchRL: a folder that ``ReplayBuffer.dumps`` wrote over a ``LazyMemmapStorage``, read without torch.
+"""Import TorchRL: a folder that ``ReplayBuffer.dumps`` wrote over a ``LazyMemmapStorage``, read without torch.
 
-``storage/`` holds one raw file ``KEY.memmap`` per leaf, as many rows as the buffer can hold, nested keys in folders of their own, and a
-``meta.json`` in each folder with dtypes and shapes; ``storage_metadata.json`` says how many rows are filled, ``writer/metadata.json`` where
-the ring goes on. Leaves: ``observation`` and others that ``next`` has, too, are observations, but those that transforms carry along
-(``step_count``, ``episode_reward``, ...); ``action``; ``next/reward``; ``next/done``, ``next/terminated``, ``next/truncated``. Other leaves
-are kept with each step. Integer actions of several columns are one-hot (TorchRL's default for discrete ones). Rows are put in the order in
-which they were written; rows of several trajectories in turn are put together by ``collector/traj_ids``, those of several environments
-side by side (two dimensions) by environment.
+``storage/`` holds a raw file ``KEY.memmap`` per leaf, with as many rows as the buffer can hold; nested keys are in folders of their own,
+and ``meta.json`` in each folder has dtypes and shapes. ``storage_metadata.json`` has the number of filled rows, ``writer/metadata.json``
+the write position of the ring.
+
+``observation`` and every other leaf that ``next`` also has are observations, except those that transforms carry along (``step_count``,
+``episode_reward``, ...). Further leaves: ``action``; ``next/reward``; ``next/done``, ``next/terminated``, ``next/truncated``. All others
+are kept with each step. Integer actions of several columns are one-hot (TorchRL's default for discrete actions). Rows are read in the order
+of writing. Interleaved trajectories are separated by ``collector/traj_ids``, environments side by side (two dimensions) by environment.
 """
 
 from __future__ import annotations
@@ -32,14 +33,14 @@ from offrld.importers.spaces import ActionSpace, Box, choices
 NEEDS = "a folder with storage/meta.json and .memmap files: observation, action, next/observation, next/reward, next/done"
 FLAGS = ("done", "terminated", "truncated", "is_init")
 TRAJECTORIES = ("collector/traj_ids", "traj_ids")  # numbers of trajectories
-MASK = "collector/mask"  # false for the padding that split_trajs makes
+MASK = "collector/mask"  # false for the padding of split_trajs
 
-#: What StepCounter, RewardSum (episode_...), TrajCounter, TargetReturn and Timer write into the step and into next.
+#: Keys that StepCounter, TrajCounter, TargetReturn and Timer write into the step and into next; RewardSum writes episode_...
 CARRIED = ("step_count", "traj_count", "target_return", "time_policy", "time_step", "time_reset")
 
 
 class Ordered:
-    """Rows of an array in another order, as the data of a column. ``order[i]`` is the row that comes as number i."""
+    """Rows of an array in another order, as the data of a column. Row i is the array's row ``order[i]``."""
 
     def __init__(self, data: Any, order: np.ndarray) -> None:
         self._data, self._order = data, order
@@ -47,13 +48,13 @@ class Ordered:
 
     def __getitem__(self, rows: slice) -> np.ndarray:
         at = self._order[rows]
-        if len(at) and at[-1] - at[0] == len(at) - 1 and (np.diff(at) == 1).all():  # the common case: no row is copied on its own
+        if len(at) and at[-1] - at[0] == len(at) - 1 and (np.diff(at) == 1).all():  # the common case: a slice
             return self._data[at[0] : at[-1] + 1]
         return self._data[at]
 
 
 class OneHot:
-    """Rows with one 1 each, as its place, as the data of a column."""
+    """One-hot rows as the index of their 1, as the data of a column."""
 
     dtype = np.dtype(np.int64)
 
@@ -74,7 +75,7 @@ class OneHot:
 
 
 def storage_folder(path: Path) -> Path | None:
-    """The folder of the arrays, for a dumped buffer or for that folder itself; None where there is none."""
+    """Return the folder of the arrays, given a dumped buffer or that folder itself; None if there is none."""
     for folder in (path / "storage", path):
         if (folder / "meta.json").is_file() and (folder / "storage_metadata.json").is_file():
             return folder
@@ -86,15 +87,15 @@ def detect(path: Path) -> bool:
 
 
 def open_folder(path: Path, bad: BadEpisodes, *, observation: Any = None, drop: Any = (), environments: Any = None) -> Source:
-    """Open a dumped buffer; raises `InvalidInput` if the folder is not one, or a file is missing or cut."""
+    """Open a dumped buffer. Raises `InvalidInput` if the folder is not one, or if a file is missing or cut."""
     folder, name = storage_folder(path), path.resolve().name
     if folder is None:
         raise InvalidInput(f"{path} is not a dumped replay buffer", hint=f"needed: {NEEDS}")
     if environments is not None and (not isinstance(environments, int) or isinstance(environments, bool) or environments < 1):
-        raise InvalidInput(f"environments is {environments!r}", hint="give in how many environments the rows were collected in turn")
+        raise InvalidInput(f"environments is {environments!r}", hint="give the number of environments whose rows are interleaved")
     lead = _json(folder / "meta.json", name).get("shape")
     if not isinstance(lead, list) or len(lead) not in (1, 2) or not all(isinstance(n, int) and n > 0 for n in lead):
-        raise InvalidInput(f"{name}: the storage has the shape {lead}", hint="one or two dimensions in front of each step are read")
+        raise InvalidInput(f"{name}: the storage has the shape {lead}", hint="one or two dimensions before those of a step are read")
     others: list[str] = []
     arrays = _leaves(folder, "", tuple(lead), name, others)
     missing = [key for key in ("action", "next/reward") if key not in arrays]
@@ -133,7 +134,7 @@ def open_folder(path: Path, bad: BadEpisodes, *, observation: Any = None, drop: 
     action, space = _action(leaves["action"], name)
     if described is not None and described.space is not None:
         space = described.space
-        if isinstance(space, Box):  # whole numbers of a vector, no one-hot choices
+        if isinstance(space, Box):  # a vector of whole numbers, not one-hot choices
             action = column("action")
     return flat_source(
         FlatArrays(observations, action, column("next/reward"), terminals, timeouts, next_observations, extra=kept),
@@ -149,7 +150,7 @@ def open_folder(path: Path, bad: BadEpisodes, *, observation: Any = None, drop: 
 def _order(
     folder: Path, lead: tuple[int, ...], arrays: dict[str, np.ndarray], name: str, environments: int | None, messages: list[str]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The rows in the order in which each trajectory was lived, and flags ``[N]`` of rows behind which another one begins for certain.
+    """Return the rows in time order of each trajectory, and flags ``[N]`` of the rows after which another trajectory certainly begins.
 
     A storage of two dimensions has time before environments (``ndim=2``), or a piece of a trajectory in each row.
     """
@@ -157,7 +158,7 @@ def _order(
     filled = _json(folder / "storage_metadata.json", name).get("len")
     if not isinstance(filled, int) or not 0 <= filled <= size * width:
         raise InvalidInput(
-            f"{name}: storage_metadata.json says {filled!r} of {size * width} rows", hint="the folder is damaged; dump it again"
+            f"{name}: storage_metadata.json has the length {filled!r} for {size * width} rows", hint="the folder is damaged; dump it again"
         )
     if not filled:
         raise EmptyStore(f"{name} holds no steps", hint="dump a buffer with at least one episode")
@@ -165,14 +166,16 @@ def _order(
     state = _json(writer, name) if writer.is_file() else {}
     written = state.get("write_count", state.get("cursor"))
     written = min(written, size) if isinstance(written, int) and written > 0 else size
-    apart = width > 1 and filled == written * width  # counted in steps, not in pieces: environments stand side by side
+    apart = width > 1 and filled == written * width  # the length counts steps, not pieces: environments are side by side
     count = filled // width if apart else filled
     if count > size or (apart and filled % width):
-        raise InvalidInput(f"{name}: storage_metadata.json says {filled} of {size} rows", hint="the folder is damaged; dump it again")
+        raise InvalidInput(
+            f"{name}: storage_metadata.json has the length {filled} for {size} rows", hint="the folder is damaged; dump it again"
+        )
     cursor = state.get("cursor", 0)
     first = cursor if count == size and isinstance(cursor, int) and 0 <= cursor < size else 0
     if first:
-        messages.append("the rows are those of a ring that went around: its first episode may lack its beginning")
+        messages.append("the buffer is a ring that has wrapped around: its first episode may lack its first steps")
     rows = (first + np.arange(count)) % size
     grid = rows[:, None] * width + np.arange(width)
     if environments is not None and width == 1:
@@ -201,7 +204,7 @@ def _order(
         if not (apart or environments is not None):
             begins, each = _trajectories(ids, _ended(arrays, size * width)[order])
             if changes.sum() > len(begins):
-                messages.append(f"the rows of {len(begins)} trajectories stand in turn ({trajectory}): each is put together in its order")
+                messages.append(f"the rows of {len(begins)} trajectories are interleaved ({trajectory}): each is sorted by time")
                 sort = np.argsort(begins[each], kind="stable")
                 order, each = order[sort], each[sort]
                 changes = np.append(each[1:] != each[:-1], True)
@@ -210,9 +213,9 @@ def _order(
 
 
 def _trajectories(ids: np.ndarray, ended: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The first row of each trajectory, and the trajectory of each row ``[N]``. A number that comes again behind an end is another one."""
+    """Return the first row of each trajectory, and the trajectory of each row ``[N]``. A number after its end starts another trajectory."""
     by_id = np.argsort(ids, kind="stable")
-    before = np.cumsum(ended[by_id]) - ended[by_id]  # ends so far, also those of other numbers: they are the same within a number
+    before = np.cumsum(ended[by_id]) - ended[by_id]  # ends so far: only differences within a number count
     lived = np.empty(len(ids), np.int64)
     lived[by_id] = before
     _, begins, each = np.unique(np.stack([ids.astype(np.int64), lived], 1), axis=0, return_index=True, return_inverse=True)
@@ -220,7 +223,7 @@ def _trajectories(ids: np.ndarray, ended: np.ndarray) -> tuple[np.ndarray, np.nd
 
 
 def _ended(arrays: dict[str, np.ndarray], rows: int) -> np.ndarray:
-    """Whether an episode ends at a row, ``[rows]``, in the order of the files."""
+    """Return whether an episode ends at each row, ``[rows]``, in the order of the files."""
     flags = [arrays[f"next/{key}"] for key in ("done", "terminated", "truncated") if f"next/{key}" in arrays]
     return np.logical_or.reduce([np.zeros(rows, bool), *(each.reshape(-1) != 0 for each in flags if each.size == rows)])
 
@@ -228,7 +231,7 @@ def _ended(arrays: dict[str, np.ndarray], rows: int) -> np.ndarray:
 def _observed(
     leaves: dict[str, Any], chosen: Any, dropped: list[str], described: Described | None, name: str
 ) -> tuple[list[str], list[str]]:
-    """The keys that are observations, and those that look like them and are none: what transforms count and add up."""
+    """Return the keys of observations, and the keys that only look like observations: the counts and sums of transforms."""
     paired = [key for key in leaves if not key.startswith("next/") and f"next/{key}" in leaves and key not in dropped]
     if chosen is not None:
         observed = named_keys("observation", chosen, paired, name)
@@ -240,12 +243,12 @@ def _observed(
     observed = [key for key in paired if key not in carried]
     if not observed:
         more = f"; option observation=KEY takes {', '.join(carried)} as such" if carried else ""
-        raise InvalidInput(f"{name} holds no observation that next/ has, too (it holds {listed(leaves)})", hint=f"needed: {NEEDS}{more}")
+        raise InvalidInput(f"{name} holds no observation that next/ also has (it holds {listed(leaves)})", hint=f"needed: {NEEDS}{more}")
     return observed, carried
 
 
 def _carried(key: str, leaves: dict[str, Any]) -> bool:
-    """Whether a standard transform, or a recurrent policy, carries a key from step to step: it is nothing that the environment shows."""
+    """Return whether a transform or a recurrent policy carries a key from step to step; the environment does not observe it."""
     outer, _, last = key.rpartition("/")
     reward = "/".join(each for each in ("next", outer, last.removeprefix("episode_")) if each)
     return last in CARRIED or last.startswith("recurrent_state") or (last.startswith("episode_") and reward in leaves)
@@ -254,21 +257,21 @@ def _carried(key: str, leaves: dict[str, Any]) -> bool:
 def _say(observed: list[str], carried: list[str], extra: list[str], others: list[str], messages: list[str]) -> None:
     messages.append(f"observation: {listed(observed)}" + (f"; kept with each step: {listed(extra)}" if extra else ""))
     if carried:
-        messages.append(f"{listed(carried)}: written by a transform of TorchRL, so no observation; option observation=KEY takes it as such")
+        messages.append(f"{listed(carried)}: written by a transform of TorchRL, so not an observation; option observation=KEY makes it one")
     if others:
         messages.append(f"not imported: {listed(others)}")
 
 
 def _leaves(folder: Path, prefix: str, lead: tuple[int, ...], name: str, others: list[str]) -> dict[str, np.ndarray]:
-    """Every array below a folder by its key, ``outer/inner``, mapped into memory as ``[N, ...]``."""
-    found: dict[str, np.ndarray] = {}
+    """Map every array below a folder into memory as ``[N, ...]``. Returns key (``outer/inner``) -> array. Raises `InvalidInput`."""
+    arrays: dict[str, np.ndarray] = {}
     for key, described in _json(folder / "meta.json", name).items():
         path = f"{prefix}{key}"
         if "/" in key or key.startswith(".") or not isinstance(described, dict):
             continue
         if "dtype" not in described:
             if (folder / key / "meta.json").is_file():
-                found |= _leaves(folder / key, f"{path}/", lead, name, others)
+                arrays |= _leaves(folder / key, f"{path}/", lead, name, others)
             else:
                 others.append(path)
             continue
@@ -280,29 +283,29 @@ def _leaves(folder: Path, prefix: str, lead: tuple[int, ...], name: str, others:
         file = folder / f"{key}.memmap"
         size = np.dtype(dtype).itemsize * math.prod(sizes)
         if not file.is_file() or file.stat().st_size < size:
-            there = file.stat().st_size if file.is_file() else 0
-            raise InvalidInput(f"{name}: {path}.memmap has {there} bytes, {size} are due", hint="the folder is incomplete; copy it again")
-        found[path] = np.memmap(file, np.dtype(dtype), "r", shape=sizes).reshape(-1, *sizes[len(lead) :])
-    return found
+            present = file.stat().st_size if file.is_file() else 0
+            raise InvalidInput(f"{name}: {path}.memmap has {present} bytes; expected {size}", hint="copy the folder again")
+        arrays[path] = np.memmap(file, np.dtype(dtype), "r", shape=sizes).reshape(-1, *sizes[len(lead) :])
+    return arrays
 
 
 def _ends(leaves: dict[str, Ordered], name: str, seams: np.ndarray, messages: list[str]) -> tuple[Column, Column]:
-    """Flags of terminals and of cuts, both ``[N]``."""
+    """Return flags of terminations and of truncations, both ``[N]``."""
     flags = {key: Column(name, f"next/{key}", leaves[f"next/{key}"]) for key in FLAGS if f"next/{key}" in leaves}
     rows = len(seams)
     read = {key: each.read_flags(0, rows) for key, each in flags.items()}
     none = np.zeros(rows, bool)
     if "terminated" not in read:
-        messages.append("there is no next/terminated: where next/done is set and next/truncated is not, the task has ended")
+        messages.append("there is no next/terminated: the task counts as ended if next/done is set and next/truncated is not")
     terminated = read.get("terminated", read.get("done", none) & ~read.get("truncated", none))
     ends = terminated | read.get("truncated", none) | read.get("done", none)
     seams = seams.copy()
-    seams[-1] = ends[-1]  # nothing says how the newest episode goes on
+    seams[-1] = ends[-1]  # the newest episode may continue beyond the data
     return Column(name, "next/terminated", terminated), Column(name, "next/truncated", ends | seams)
 
 
 def _action(data: Ordered, name: str) -> tuple[Column, ActionSpace | None]:
-    """The actions, and their space where they are one-hot: as many choices as columns."""
+    """Return the actions, and their space if they are one-hot: as many choices as columns."""
     if data.dtype.kind in "biu" and len(data.shape) == 2 and data.shape[1] > 1:
         return Column(name, "action", OneHot(data, name)), choices(data.shape[1], 0, "declared", name)
     return Column(name, "action", data), None
@@ -324,6 +327,6 @@ FORMAT = Format(
     {
         "observation": "the keys that are observations",
         "drop": "keys to leave out",
-        "environments": "without traj_ids: in how many environments the rows were collected in turn",
+        "environments": "number of environments whose rows are interleaved, if there are no traj_ids",
     },
 )

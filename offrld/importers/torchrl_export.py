@@ -1,7 +1,7 @@
-"""Exporting as TorchRL dumps a replay buffer over a ``LazyMemmapStorage``: raw files, one row per step, with the next observation beside.
+"""Export as TorchRL dumps a replay buffer over a ``LazyMemmapStorage``: raw files, one row per step, with next observations.
 
-``ReplayBuffer(storage=LazyMemmapStorage(n)).loads(folder)`` takes it, with n the number of steps. Discrete actions are numbers, not
-one-hot. Each step holds both observations, so images take twice their room.
+``ReplayBuffer(storage=LazyMemmapStorage(n)).loads(folder)`` loads it, with n the number of steps. Discrete actions are numbers, not
+one-hot. Each step holds both observations, so images take twice the space.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from offrld.importers.exporting import (
 )
 from offrld.importers.torchrl import FLAGS, TRAJECTORIES
 
-#: Keys at the root that TorchRL, its buffers or ``meta.json`` use for something else than a field.
+#: Keys at the root that TorchRL, its buffers or ``meta.json`` use for other purposes than a field.
 RESERVED = ("action", "reward", "next", "collector", "index", "_weight", "shape", "device", "_type", *TRAJECTORIES)
 
 
 def write(export: Export) -> None:
-    """``storage/``, ``writer/`` and ``buffer_metadata.json``."""
+    """Write ``storage/``, ``writer/`` and ``buffer_metadata.json``."""
     store, schema = export.store, export.store.schema
     action = one_action(export, "torchrl")
     named = named_observations(schema.observation)
@@ -93,7 +93,7 @@ def write(export: Export) -> None:
 
 
 def _observation_key(export: Export, name: str, named: dict[str, Field]) -> str:
-    """The key of an observation field: its name, or another one if the format uses the name for something else."""
+    """Choose the key of an observation field: its name, or another one if the format uses the name itself."""
     key = name or "observation"
     while key in (*RESERVED, *FLAGS) or (key != name and name and key in named):
         key = f"observation.{key}"
@@ -103,12 +103,12 @@ def _observation_key(export: Export, name: str, named: dict[str, Field]) -> str:
 
 
 def _rows(episode: Any, steps: int, trajectory: int, keys: dict[str, str], extras: dict[str, str]) -> dict[str, np.ndarray]:
-    """The first steps of an episode by file."""
+    """Return the first steps of an episode by file."""
     last = np.arange(1, steps + 1) == steps
     rows: dict[str, np.ndarray] = {}
     for name, each in named_observations(episode.observation).items():
         following = each[1 : steps + 1]
-        if len(following) < steps:  # of a terminated episode, where nobody uses it
+        if len(following) < steps:  # after a terminal, so no learner uses it
             following = np.concatenate([following, each[-1:]])
         rows[f"/{keys[name]}"], rows[f"next/{keys[name]}"] = each[:steps], following
     rows |= {f"/{extras[name]}": each[:steps] for name, each in episode.extra.items()}

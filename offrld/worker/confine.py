@@ -127,7 +127,7 @@ def _downloads() -> list[Path]:
         except OSError:  # the import fails with a message if it needs the folder
             continue
     sources = [places.atari_source(), places.d4rl_source(), places.minari_remote()]
-    return folders + [Path(source).expanduser() for source in sources if source and not places.is_address(source)]
+    return folders + [Path(os.path.expanduser(source)) for source in sources if source and not places.is_address(source)]
 
 
 def _machine_but(state: Path) -> Iterator[tuple[Path, int]]:

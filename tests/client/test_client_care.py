@@ -216,11 +216,11 @@ def test_top_lives_in_a_terminal_until_q(running, daemon):
 def test_top_goes_on_when_the_daemon_comes_back(own_daemon):
     process, terminal = in_terminal(own_daemon.start().url, "top", "--interval", "0.2")
     try:
-        read_until(terminal, "q ends")
+        read_until(terminal, "q quits")
         own_daemon.stop()
         read_until(terminal, "no daemon at")
         own_daemon.start()
-        read_until(terminal, "q ends")
+        read_until(terminal, "q quits")
         process.send_signal(signal.SIGINT)
         assert end_of(process, terminal) == 130
     finally:

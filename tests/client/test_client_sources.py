@@ -91,10 +91,35 @@ def test_set_takes_a_toml_value_or_a_bare_word(text, name, value):
     assert setting(text) == (name, value)
 
 
-@pytest.mark.parametrize("text", ["alpha", "=1", "a b=1", "alpha=", "units=[256,", "x=1\ny=2", "x={a=", 'x="unclosed'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "alpha",
+        "=1",
+        "a b=1",
+        "alpha=",
+        "units=[256,",
+        "x=1\ny=2",
+        "x={a=",
+        'x="unclosed',
+        "x=1#half",
+        "x=1,",
+        "x=1" + "0" * 5000,
+        "x=" + "[" * 3000 + "]" * 3000,
+    ],
+)
 def test_set_refuses_what_it_cannot_read(text):
-    with pytest.raises(InvalidInput, match="--set"):
+    with pytest.raises(InvalidInput, match="--set") as caught:
         setting(text)
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("content", ["x = 1" + "0" * 5000, "x = " + "[" * 3000 + "]" * 3000, b"\xff"])
+def test_a_file_of_settings_that_cannot_be_read_is_one_line(tmp_path, content):
+    path = tmp_path / "settings.toml"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(InvalidInput, match="is not TOML"):
+        settings(str(path), [])
 
 
 def test_set_goes_before_the_file(tmp_path):

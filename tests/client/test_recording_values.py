@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections import OrderedDict
+from pathlib import Path
 
 import gymnasium
 import numpy as np
@@ -17,9 +18,11 @@ import torch
 from client_daemon import wait_for
 
 import offrl
-from offrl.errors import InternalError, InvalidInput, OffrlError
+from offrl import keys
+from offrl.errors import InternalError, InvalidInput, NotAllowed, OffrlError
 from offrl.recording import RecordingWarning, Spool
 from offrl_store import EpisodeStore, Field, Schema
+from offrld.datasets import places
 
 
 def kept(folder) -> list:
@@ -377,6 +380,20 @@ def test_a_spool_that_cannot_be_made_and_a_schema_that_is_none_are_one_line(tmp_
     for schema in (5, "CartPole-v1"):
         with pytest.raises(InvalidInput, match="schema is a"):
             offrl.Recorder(None, "arm", spool=tmp_path / "spool", schema=schema)
+
+
+def test_a_user_without_a_home_names_a_spool_and_one_who_is_not_there_is_a_name(monkeypatch, tmp_path):
+    def no_home(_: type) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", classmethod(no_home))
+    monkeypatch.delenv("OFFRL_SPOOL", raising=False)
+    with pytest.raises(InvalidInput, match="no home folder"):
+        offrl.Recorder(None, "arm")
+    monkeypatch.setenv("D4RL_DATASET_DIR", "~nobody-of-this-name/d4rl")
+    assert places.d4rl_folder() == Path("~nobody-of-this-name/d4rl")
+    with pytest.raises(NotAllowed, match="does not exist"):
+        keys.find("tcp://127.0.0.1:1", "~nobody-of-this-name/offrl.key")
 
 
 def test_a_copy_beside_the_segments_of_a_spool_is_left_alone(tmp_path):

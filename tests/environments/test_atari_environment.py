@@ -94,7 +94,7 @@ def test_stacked_observations_begin_with_zero_frames():
 
 
 def test_a_lost_life_ends_the_episode_and_the_game_goes_on():
-    """K11: five lives of Breakout are five episodes of one game; the frame counter goes on after a reset, anew after game over."""
+    """K11: five lives of Breakout are five episodes of one game; the frame counter continues after a reset and restarts after game over."""
     env = AtariEnv("breakout", terminal_on_life_loss=True)
     _, info = env.reset(seed=0)
     rng, lives, counters = np.random.default_rng(0), [info["lives"]], []

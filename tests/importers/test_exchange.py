@@ -138,7 +138,7 @@ def test_trajectories_in_turn_are_put_together(tmp_path):
     arrays = steps(ids, step, 3) | {"collector/traj_ids": np.array(ids)}
     with open_source(buffer(tmp_path / "b", arrays)) as source:
         assert lived(source) == [(0, [0, 1, 2, 3, 4], True), (1, [0, 1, 2], False), (2, [0, 1, 2, 3, 4], True)]
-        assert any("3 trajectories stand in turn" in line for line in source.messages)
+        assert any("3 trajectories are interleaved" in line for line in source.messages)
     arrays = {key: np.roll(array, 4, 0) for key, array in arrays.items()}  # a ring whose oldest row is row 4
     with open_source(buffer(tmp_path / "ring", arrays, cursor=4, written=14)) as source:
         assert [each[:2] for each in lived(source)] == [(0, [0, 1, 2, 3, 4]), (1, [0, 1, 2]), (2, [0, 1, 2, 3, 4])]
@@ -297,7 +297,7 @@ def test_frames_in_another_order_are_sorted_and_a_missing_one_is_named(tmp_path)
     pq.write_table(table.take([3, 1, 0, 2, *range(4, table.num_rows)]), file)
     said = []
     same(import_into(path, tmp_path / "again", message=said.append).episodes, made.episodes)
-    assert "the frames of 1 episodes are put in the order of their frame_index" in said
+    assert "the frames of 1 episodes are sorted by their frame_index" in said
     pq.write_table(table.take([0, 1, 1, 3, *range(4, table.num_rows)]), file)
     with pytest.raises(InvalidInput, match="frame_index lacks 2 of 4 frames"):
         open_source(path)

@@ -243,7 +243,7 @@ def test_files_that_point_at_other_files_are_refused(tmp_path, flat, write_h5):
 
 def test_d3rlpy_files_of_another_version(tmp_path, write_h5):
     header = {"columns": [b"observations"], "num_episodes": 1}
-    refused(write_h5({**header, "version": "2.0"}, "new.h5"), tmp_path, "new.h5 has the layout version 2.0; known is 2.1")
+    refused(write_h5({**header, "version": "2.0"}, "new.h5"), tmp_path, "new.h5 has the layout version 2.0; expected 2.1")
     refused(write_h5({**header, "version": "2.1"}, "new.h5"), tmp_path, "new.h5 holds no 'actions_0'")
 
 

@@ -107,7 +107,7 @@ def test_rows_after_the_last_end_are_kept_as_a_cut_episode_and_said(flat):
     with open_source(flat) as source:
         *_, last = source.episodes
     assert (last.steps, last.terminated, last.final_missing) == (3, False, True)
-    assert "the last 3 rows follow no end of an episode: kept as an episode that was cut" in source.messages
+    assert "the last 3 rows follow no end of an episode: kept as a truncated episode" in source.messages
 
 
 def test_the_final_observation_comes_from_the_next_observations(flat):

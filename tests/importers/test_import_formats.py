@@ -1,4 +1,4 @@
-"""Formats beside D4RL's: singular names, d3rlpy version 1, Minari with other spaces, our own store; and how they are told apart."""
+"""Formats other than D4RL: singular names, d3rlpy version 1, Minari with other spaces, our own store; and their detection."""
 
 from __future__ import annotations
 
@@ -248,7 +248,7 @@ def test_a_minari_episode_that_goes_on_after_an_end_is_given_out_in_pieces(write
         first, second = source.episodes
     assert (first.steps, first.terminated) == (2, True) and (second.steps, second.terminated) == (3, False)
     np.testing.assert_array_equal(first.observation[-1], second.observation[0])
-    assert any("episode_0 goes on after an end at step 1" in line for line in source.messages)
+    assert any("episode_0 continues after an end at step 1" in line for line in source.messages)
 
 
 @pytest.mark.parametrize(

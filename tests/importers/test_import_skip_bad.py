@@ -80,7 +80,7 @@ def test_a_damaged_part_of_a_file_costs_the_episodes_in_it(tmp_path):
 
 
 def test_an_epoch_whose_frames_are_cut_in_the_middle_keeps_what_is_there(tmp_path):
-    """A gz cut in the middle: without being told to leave episodes out it is refused."""
+    """A gz cut in the middle is refused unless bad episodes are to be left out."""
     rng, folder = np.random.default_rng(0), tmp_path / "epoch"
     folder.mkdir()
     arrays = {

@@ -152,7 +152,7 @@ def change(folder, **values):
 @pytest.mark.parametrize(
     ("values", "part"),
     [
-        ({"codebase_version": "v2.1"}, r"is of LeRobot's version v2\.1, read is v3"),
+        ({"codebase_version": "v2.1"}, r"has LeRobot's version v2\.1; expected v3"),
         ({"data_path": "../../etc/passwd"}, "has the data_path"),
         ({"data_path": "data/{chunk_index:0999999999d}"}, "has the data_path"),
         ({"data_path": "data/{chunk_index.__class__}"}, "has the data_path"),
@@ -256,7 +256,7 @@ def test_ends_extras_and_several_files_come_back(tmp_path, same_episodes, monkey
     again = import_into(path, tmp_path / "again")
     same_episodes(again.episodes, store.episodes)
     assert [again.episode_metadata(i)["tasks"] for i in range(3)] == [["task 0"], ["task 1"], ["task 0"]]
-    assert lines == ["the dataset does not say how many steps there are in a second: 30 are written"]
+    assert lines == ["the dataset does not state its steps per second: 30 are written"]
 
 
 def test_final_observations_are_left_out_and_said(shared_data, tmp_path):

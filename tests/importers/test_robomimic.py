@@ -134,7 +134,7 @@ def test_dones_in_the_middle_of_a_demo_do_not_cut_it(lift):
 
     with open_source(change(lift, mark)) as source:
         assert sum(1 for _ in source.episodes) == 12
-    assert "dones before the last step of 1 demos are not kept: a demo is one episode" in source.messages
+    assert "dones before the last step of 1 demos are ignored: a demo is one episode" in source.messages
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,7 @@ def test_parquet_keeps_dtypes_lists_and_extras(shared_data, tmp_path, same_episo
         np.testing.assert_array_equal(ours.observation, theirs.observation)
         np.testing.assert_array_equal(ours.action, theirs.action)
         assert not ours.terminated
-    assert "no column says where the task ended: every episode is taken as cut" in lines
+    assert "no column states where the task ended: every episode counts as truncated" in lines
 
 
 BASE = {"ep": [0, 0, 0, 1, 1], "obs_0": [1, 2, 3, 4, 5], "obs_1": [0.5] * 5, "act_0": [0, 1, 0, 2, 1], "r": [1, 2, 3, 4, 5]}
@@ -124,7 +124,7 @@ def test_next_observations_give_final_ones(tmp_path):
         ({"act_0": [0, 1, -1, 0, 0]}, MAP, "t.csv: row 4, column 'act_0' is -1, outside"),
         ({"r": [1, 2, "9" * 5000, 4, 5]}, MAP, "t.csv: row 4, column 'r'.* is a whole number that no float holds exactly"),
         ({"r": [1, 2, "-" + "0" * 5000 + "9007199254740993", 4, 5]}, MAP, "t.csv: row 4, column 'r'.* is a whole number that no float"),
-        ({"ep": [0, 0, 1, 1, 0]}, MAP, "row 6, column 'ep': the episode '0' comes again"),
+        ({"ep": [0, 0, 1, 1, 0]}, MAP, "row 6, column 'ep': the episode '0' appears again"),
         ({"ep": [0, 0, "", 1, 1]}, MAP, "row 4, column 'ep' is empty"),
         ({"end": [0, 0, 2, 0, 0]}, MAP + ",terminal=end", "row 4, column 'end': '2' is not a flag"),
         ({}, MAP.replace("r,", "rew,"), "has no column 'rew', which is mapped to 'reward'"),

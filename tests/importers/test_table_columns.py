@@ -127,7 +127,7 @@ def test_a_name_twice_in_parquet_is_refused_where_a_field_takes_it(tmp_path):
 def test_numbered_columns_stand_in_the_order_of_their_numbers_and_gaps_are_said(take):
     store, lines = take("episode,obs_0,obs_10,obs_2,action_0,reward\n0,1,2,3,.5,1\n0,1,2,3,.25,1\n")
     assert seen(store) == [[[1, 3, 2]] * 2]
-    assert "columns 'obs_0' to 'obs_10' are taken in the order of their numbers, not of the file" in lines
+    assert "columns 'obs_0' to 'obs_10' are sorted by their numbers, not in the order of the file" in lines
     assert "there is no column between 'obs_0' and 'obs_2': is one missing?" in lines
 
 
@@ -142,7 +142,7 @@ def test_columns_that_mean_something_else_are_left_out_and_said_once(take):
 def test_next_observations_are_taken_unasked_and_an_empty_one_is_unknown(take):
     store, lines = take("episode,obs_0,next_obs_0,action_0,reward\n0,1,2,.5,1\n0,2,,.5,1\n1,1,2,.5,1\n1,2,3,.25,1\n")
     assert seen(store) == [[[1], [2]], [[1], [2], [3]]]
-    assert "1 rows without a next observation: it is taken as unknown there" in lines
+    assert "1 rows without a next observation: it counts as unknown there" in lines
     _, lines = take("episode,obs_0,obs_1,next_obs_0,action_0,reward\n0,1,2,3,.5,1\n0,1,2,3,.25,1\n")
     assert any("next observations of 1 columns do not fit the observation's 2" in line for line in lines)
 
@@ -173,7 +173,7 @@ def test_episodes_in_turns_are_put_together_by_their_steps(take):
     store, lines = take(TURNS)
     assert seen(store) == [[[1], [2]], [[10], [11]]]
     assert [each.reward.tolist() for each in store.episodes] == [[1, 3], [2, 4]]
-    assert "episodes stand in turns: rows are put in the order of 'episode' and 'step'" in lines
+    assert "episodes are interleaved: rows are sorted by 'episode' and 'step'" in lines
 
 
 def test_what_is_wrong_names_the_row_of_the_file_after_rows_are_put_in_order(take):
@@ -183,13 +183,13 @@ def test_what_is_wrong_names_the_row_of_the_file_after_rows_are_put_in_order(tak
 
 def test_steps_that_do_not_rise_are_sorted(take):
     store, lines = take("episode,step,obs_0,action_0,reward\n0,0,1,.5,1\n0,2,3,.5,1\n0,1,2,.25,1\n")
-    assert seen(store) == [[[1], [2], [3]]] and any("steps do not rise" in line for line in lines)
+    assert seen(store) == [[[1], [2], [3]]] and any("steps do not increase" in line for line in lines)
 
 
 @pytest.mark.parametrize(
     ("text", "part"),
     [
-        (HEAD + "0,1,.5,1\n1,2,.5,1\n0,3,.5,1\n", "row 4, column 'episode': the episode '0' comes again"),
+        (HEAD + "0,1,.5,1\n1,2,.5,1\n0,3,.5,1\n", "row 4, column 'episode': the episode '0' appears again"),
         (TURNS + "0,0,5,.5,1\n", "rows 2 and 6 are both step 0.0 of the episode '0'"),
         (HEAD + "nan,1,.5,1\n0,1,.5,1\n", "row 2, column 'episode' is empty"),
         (HEAD + " ,1,.5,1\n0,1,.5,1\n", "row 2, column 'episode' is empty"),
@@ -225,7 +225,7 @@ def test_ids_of_any_plain_kind(tmp_path, ids):
     assert seen(import_into(tmp_path / "log.parquet", tmp_path / "store")) == [[[1], [2]], [[3], [4]]]
     for wrong in ([[0], [0], [1], [1]], [float("nan"), 0, 1, 1], [None, 0, 1, 1]):
         pq.write_table(pa.table(columns | {"episode": wrong}), tmp_path / "log.parquet")
-        with pytest.raises(InvalidInput, match=r"no ids of episodes|row 2, column 'episode' is empty"):
+        with pytest.raises(InvalidInput, match=r"not ids of episodes|row 2, column 'episode' is empty"):
             open_source(tmp_path / "log.parquet")
 
 
@@ -293,7 +293,7 @@ def test_numbers_that_float32_does_not_hold_make_a_field_float64(take):
     assert store.schema.action.dtype == store.schema.reward.dtype == np.float32
     assert "'observation' is float64: float32 does not hold 16777217 (row 2, column 'obs_0') as it is written" in lines
     store, lines = take(HEAD + "0,16777217,.1,1\n0,1,.2,1\n", dtype="float32")
-    assert store.schema.observation.dtype == np.float32 and any("is rounded to float32, as dtype says" in line for line in lines)
+    assert store.schema.observation.dtype == np.float32 and any("is rounded to float32, as dtype states" in line for line in lines)
 
 
 def test_whole_numbers_that_no_float_holds_are_refused(take, tmp_path):

@@ -45,7 +45,7 @@ def test_a_ring_that_went_around_is_read_in_the_order_of_writing(pendulum, tmp_p
     rows = np.fromfile(pendulum / "storage" / "observation.memmap", np.float32).reshape(-1, 3)
     np.testing.assert_array_equal(episodes[0].observation[0], rows[500])
     np.testing.assert_array_equal(np.concatenate([each.observation[:-1] for each in episodes]), np.concatenate([rows[500:], rows[:500]]))
-    assert any("ring that went around" in line for line in source.messages)
+    assert any("ring that has wrapped around" in line for line in source.messages)
 
 
 def test_a_buffer_that_is_not_full_ends_where_it_is_filled(pendulum):
@@ -77,9 +77,9 @@ def test_one_hot_actions_become_choices(pendulum):
 @pytest.mark.parametrize(
     ("file", "content", "part"),
     [
-        ("storage/next/reward.memmap", b"short", "next/reward.memmap has 5 bytes, 8800 are due"),
+        ("storage/next/reward.memmap", b"short", "next/reward.memmap has 5 bytes; expected 8800"),
         ("storage/meta.json", b"{", "meta.json is not JSON"),
-        ("storage/storage_metadata.json", b'{"len": 9000}', "says 9000 of 2200 rows"),
+        ("storage/storage_metadata.json", b'{"len": 9000}', "has the length 9000 for 2200 rows"),
         ("storage/meta.json", b'{"shape": [20, 11, 10]}', r"the storage has the shape \[20, 11, 10\]"),
         ("storage/meta.json", b'{"shape": [2200]}', "holds no 'action'"),
     ],

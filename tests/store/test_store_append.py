@@ -98,7 +98,7 @@ def test_lists_and_exact_numbers_are_taken(tmp_path):
         ({"observation": [np.zeros(3)] * 5}, "float64 would be narrowed"),
         ({"observation": np.full((5, 3), 2**24 + 1)}, "row 0: 16777217 does not fit float32"),
         ({"observation": np.zeros((6, 3), np.float32)}, "observation has 6 rows; expected 4 or 5 for 4 rewards"),
-        ({"observation": np.zeros((5, 4), np.float32)}, r"row has shape \(4,\), the schema says \(3,\)"),
+        ({"observation": np.zeros((5, 4), np.float32)}, r"row has shape \(4,\); expected \(3,\)"),
         ({"observation": [[1, 2, 3], [1, 2]]}, "not an array"),
         ({"observation": {"a": np.zeros((5, 3))}}, "observation is a dict"),
         ({"action": np.zeros((5, 2), np.float32)}, "action has 5 rows; expected 4"),

@@ -245,8 +245,8 @@ def test_rows_that_are_no_transitions_are_named(tmp_path):
         ([int(table["first_row"][2] - 1)], "is not a transition"),
         ([-1], "row -1"),
         ([10**9], "row 1000000000"),
-        ([0.5], "list of rows"),
-        ([[1]], "list of rows"),
+        ([0.5], "list of row numbers"),
+        ([[1]], "list of row numbers"),
         ([], "no transition"),
     ):
         with pytest.raises(InvalidInput, match=message):
@@ -415,7 +415,7 @@ def test_stacks_of_an_environment_are_stored_as_single_frames(tmp_path, pad):
         unstack(Episode(broken, np.arange(8), np.ones(8)), 4, stack_pad=pad)
     with pytest.raises(InvalidEpisode, match="first stack"):
         unstack(given, 4, stack_pad="first" if pad == "zero" else "zero")
-    with pytest.raises(InvalidEpisode, match="no stacks of 5"):
+    with pytest.raises(InvalidEpisode, match="not stacks of 5"):
         unstack(given, 5)
 
 

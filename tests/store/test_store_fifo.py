@@ -134,7 +134,7 @@ def test_a_snapshot_that_is_kept_stays_until_it_is_let_go(tmp_path):
     assert (store.first, len(store)) == (20, 10)
     with pytest.raises(SnapshotEvicted):
         pinned.refresh()
-    with pytest.raises(SnapshotEvicted, match="begins at episode 2"):
+    with pytest.raises(SnapshotEvicted, match="starts at episode 2"):
         store.writer(keep=[snapshot])
     assert check(store.path) == []
 

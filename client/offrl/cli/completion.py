@@ -1,4 +1,4 @@
-"""What the shell offers while a command is typed: the daemon's jobs, datasets and algorithms; nothing where it does not answer at once."""
+"""Shell completion: the daemon's jobs, datasets and algorithms; nothing if the daemon does not answer at once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Words = list[tuple[str, str]]
 
 
 def jobs(incomplete: str) -> Words:
-    """Ids of jobs, the newest first, each with what it is."""
+    """Return ids of jobs, the newest first, each with a description."""
 
     def ask(client: Client) -> Words:
         infos = [job.last for job in reversed(client.jobs("all", limit=JOBS)) if job.last is not None]
@@ -28,17 +28,17 @@ def jobs(incomplete: str) -> Words:
 
 
 def datasets(incomplete: str) -> Words:
-    """Names of datasets, each with its size."""
+    """Return names of datasets, each with its number of episodes."""
     return _offered(lambda client: [(each.name, f"{each.episodes} episodes") for each in client.datasets.ls()], incomplete)
 
 
 def algorithms(incomplete: str) -> Words:
-    """Names of algorithms, each with its summary."""
+    """Return names of algorithms, each with its summary."""
     return _offered(lambda client: [(each["name"], each["summary"]) for each in client.algos()], incomplete)
 
 
 def _offered(ask: Callable[[Client], Words], incomplete: str) -> Words:
-    """What the daemon says within the patience. The asking thread is left behind where it hangs: the process ends anyway."""
+    """Return the daemon's answer if it comes in time. A thread that still waits is abandoned: the process ends anyway."""
     found: Words = []
 
     def work() -> None:
@@ -48,7 +48,7 @@ def _offered(ask: Callable[[Client], Words], incomplete: str) -> Words:
         try:
             with Client(timeout=PATIENCE_S, patience=0.0) as client:
                 found.extend(ask(client))
-        except OffrlError:  # no daemon, or none that answers us: then there is nothing to offer
+        except OffrlError:  # no daemon, or no permission: offer nothing
             return
 
     import offrl.client  # noqa: F401  loaded before the clock runs

@@ -1,4 +1,4 @@
-"""The connection of a command: a daemon that is being started is waited for."""
+"""The connection of a command, which waits for a daemon that is starting."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from offrl.cli.output import talk
 if TYPE_CHECKING:
     from offrl.client import Client
 
-BEGIN_S = 2.0  # for `offrl serve` in the other terminal to come as far as the lock of its state folder
-START_S = 20.0  # from there until it listens
-LOOK_S = 0.1
+BEGIN_S = 2.0  # for `offrl serve` in another terminal to lock its state folder
+START_S = 20.0  # from the lock until the daemon listens
+LOOK_S = 0.1  # between two attempts
 
 
 def connect(**options: Any) -> Client:
-    """A client of the daemon, with the options of `offrl.client.Client`. Raises as that does."""
+    """Make a client of the daemon, with the options and errors of `offrl.client.Client`."""
     from offrl.client import Client
     from offrl.errors import NoDaemon
 
-    began, told = time.monotonic(), False
+    began, announced = time.monotonic(), False
     while True:
         try:
             return Client(lost=_lost, **options)
@@ -31,8 +31,8 @@ def connect(**options: Any) -> Client:
             starting = _starting()
             if waited >= (START_S if starting else BEGIN_S if _usual() else 0.0):
                 raise
-            if starting and not told:
-                told = True
+            if starting and not announced:
+                announced = True
                 talk("the daemon is starting")
             time.sleep(LOOK_S)
 
@@ -42,7 +42,7 @@ def _lost(gone: bool) -> None:
 
 
 def _usual() -> bool:
-    """Whether nobody has said where the daemon is."""
+    """Whether the environment gives no address of the daemon."""
     return not os.environ.get("OFFRL_URL") and not os.environ.get("OFFRLD_STATE_DIR")
 
 

@@ -1,6 +1,6 @@
-"""What is printed: results on stdout (JSON, tables, key-value lists), talk on stderr, and numbers as people read them.
+"""Output of commands: results on stdout (JSON, tables, key-value lists), notes on stderr, and numbers in readable form.
 
-Everything that a command prints goes through here, and is made harmless for a terminal on the way (`offrl.printable`).
+Everything that a command prints passes through here and is escaped for terminals (`offrl.printable`).
 """
 
 from __future__ import annotations
@@ -23,40 +23,40 @@ from offrl import printable
 from offrl.errors import InvalidInput
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON value.")]
-GAP, EDGE = 3, 2  # columns between those of a table, and at its sides
-LEAST = 12  # of a text that a narrow terminal cuts or wraps
+GAP, EDGE = 3, 2  # blank characters between columns of a table, and at its sides
+LEAST = 12  # characters to which a narrow terminal may shrink a text
 
 
 def emit(value: Any) -> None:
-    """Print ``value`` (or a pydantic model) as one JSON value on stdout; numbers that JSON does not have become null."""
-    text = json.dumps(_clean(value), indent=2 if sys.stdout.isatty() else None)  # ASCII: the only control that it leaves is DEL
+    """Print a value or pydantic model as one JSON value on stdout; NaN and infinity become null."""
+    text = json.dumps(_clean(value), indent=2 if sys.stdout.isatty() else None)  # ASCII: the only control character left is DEL
     print(text.replace("\x7f", "\\u007f"), flush=True)
 
 
 def say(text: object = "", *, word: str = "", colour: str = "") -> None:
-    """A line on stdout, there at once; ``word``, before it, has a colour (a number of ANSI) on a terminal that shows colours."""
+    """Print a line on stdout at once, after ``word``, which has an ANSI colour if the terminal shows colours."""
     if colour and live(sys.stdout) and "NO_COLOR" not in os.environ:
         word = f"\x1b[{colour}m{word}\x1b[0m"
     print(f"{word}{printable.line(text)}", flush=True)
 
 
 def write(text: str) -> None:
-    """A text of several lines on stdout, as it is but for what a terminal would obey."""
+    """Print a text of several lines on stdout, with control characters escaped."""
     print(printable.block(text), end="", flush=True)
 
 
 def talk(text: str) -> None:
-    """A line on stderr."""
+    """Print a line on stderr."""
     print(printable.line(text), file=sys.stderr, flush=True)
 
 
 @contextmanager
 def destination(out: str | None, name: str, what: str, as_json: bool) -> Iterator[Any]:
-    """Where a file is to be written that the user wants at ``out``; for ``-`` a temporary one, which is copied to stdout at the end.
+    """Yield the path to write for ``out``; for ``-`` a temporary file, which is copied to stdout at the end.
 
     Args:
-        name: of the file, where it is a temporary one.
-        what: it is, for an error.
+        name: name of the temporary file.
+        what: the content, in an error message.
     """
     if out != "-":
         yield out
@@ -74,16 +74,16 @@ def destination(out: str | None, name: str, what: str, as_json: bool) -> Iterato
 
 
 def live(stream: IO[str]) -> bool:
-    """Whether a stream is a terminal that can be written over: no pipe, no file, not Emacs' shell."""
+    """Whether a stream is a terminal that can redraw its content, unlike a pipe, a file or the shell of Emacs."""
     return stream.isatty() and os.environ.get("TERM", "") not in ("dumb", "unknown")
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = (), drop: Sequence[str] = ()) -> None:
-    """Print rows under headers: by rich on a terminal, else as aligned plain text that is never cut.
+    """Print rows under headers: with rich on a terminal, else as aligned plain text that is never cut.
 
     Args:
-        right: headers of numbers.
-        drop: headers of what a narrow terminal does without, the first of them first.
+        right: headers of right-aligned columns.
+        drop: headers of columns that a narrow terminal omits, in this order.
     """
     if live(sys.stdout):
         from rich.console import Console
@@ -103,10 +103,10 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, right: Seque
 def rich_table(
     headers: Sequence[str], rows: Sequence[Sequence[str]], width: int, *, right: Sequence[str] = (), drop: Sequence[str] = ()
 ) -> Any:
-    """The same as an object of rich, for a live display of so many columns.
+    """Make the table as an object of rich for a display ``width`` characters wide.
 
-    What names a row (the first column), numbers, and columns without a long text keep their width. Where it is too narrow, columns in
-    ``drop`` go; a table without any wraps its texts, one that has some cuts them, so that a row stays one line.
+    The first column, numbers, and columns without a long text keep their width. If the display is too narrow, columns in ``drop`` are
+    omitted. A table without ``drop`` wraps its texts; one with ``drop`` cuts them, so that each row stays on one line.
     """
     from rich import box
     from rich.table import Table
@@ -114,9 +114,9 @@ def rich_table(
 
     cells = [[printable.line(cell) for cell in row] for row in [headers, *rows]]
     widths = _widths(headers, cells, width, right, drop)
-    made = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name, columns in widths.items():
-        made.add_column(
+        shown.add_column(
             Text(printable.line(name)),
             justify="right" if name in right else "left",
             width=columns,
@@ -124,14 +124,14 @@ def rich_table(
             overflow="ellipsis" if drop else "fold",
         )
     for row in cells[1:]:
-        made.add_row(*[Text(row[headers.index(name)]) for name in widths])  # Text: a "[" in a name is not markup
-    return made
+        shown.add_row(*[Text(row[headers.index(name)]) for name in widths])  # Text: a "[" in a name is not markup
+    return shown
 
 
 def _widths(
     headers: Sequence[str], cells: Sequence[Sequence[str]], width: int, right: Sequence[str], drop: Sequence[str]
 ) -> dict[str, int]:
-    """The columns that are shown, and how wide: texts share what the others leave, the widest gives way first."""
+    """Return the visible columns and their widths. Texts share the space that the others leave; the widest shrinks first."""
     from rich.cells import cell_len
 
     widths = {name: max(cell_len(row[index]) for row in cells) for index, name in enumerate(headers)}
@@ -141,9 +141,9 @@ def _widths(
         return sum(of.values()) + GAP * (len(of) - 1) + EDGE - width
 
     for name in drop:
-        if over({each: LEAST if each in texts else natural for each, natural in widths.items()}) > 0:
+        if over({column: LEAST if column in texts else natural for column, natural in widths.items()}) > 0:
             del widths[name]
-            texts = [each for each in texts if each != name]
+            texts = [text for text in texts if text != name]
     while (much := over(widths)) > 0 and texts and (widest := max(texts, key=lambda name: widths[name])) and widths[widest] > LEAST:
         others = [widths[name] for name in texts if name != widest]
         widths[widest] = max(LEAST, widths[widest] - much, min(max(others, default=0), widths[widest] - 1))
@@ -158,7 +158,7 @@ def pairs(values: Sequence[tuple[str, str]]) -> None:
 
 
 def number(value: float | None, digits: int = 4) -> str:
-    """A number with as many digits as say something; "" for None."""
+    """Format a number with ``digits`` significant digits; "" for None."""
     if value is None:
         return ""
     if isinstance(value, int) or (math.isfinite(value) and abs(value) >= 1000):
@@ -167,7 +167,7 @@ def number(value: float | None, digits: int = 4) -> str:
 
 
 def seconds(value: float | None) -> str:
-    """A span of time as 42 s, 3:07 or 2:03:07; "" for None."""
+    """Format a duration as 42 s, 3:07 or 2:03:07; "" for None."""
     if value is None or not math.isfinite(value):
         return ""
     whole = round(value)
@@ -178,12 +178,12 @@ def seconds(value: float | None) -> str:
 
 
 def moment(value: float | None) -> str:
-    """Seconds since the epoch as a time of this machine's zone; "" for None."""
+    """Format seconds since the epoch as local time; "" for None."""
     return "" if value is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(value))
 
 
 def size(value: float) -> str:
-    """Bytes as 12.3 MB."""
+    """Format bytes as 12.3 MB."""
     for unit in ("B", "kB", "MB", "GB"):
         if abs(value) < 1000:
             return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"

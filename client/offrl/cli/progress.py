@@ -1,4 +1,4 @@
-"""A job's progress while it runs: a live bar where stderr is a terminal, else plain lines that say no more than a log can bear."""
+"""A job's progress while it runs: a live bar if stderr is a terminal, else a few plain lines that suit a log."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from offrl import printable
 from offrl.cli.output import live, number, seconds, talk
 from offrl.job import MAIN_METRICS, JobState
 
-LINE_S = 5.0  # between two plain lines, unless something new is to be said
-LEAST_TEXT = 60  # columns for what is said beside a bar
+LINE_S = 5.0  # between two plain lines, unless the state or an evaluation is new
+LEAST_TEXT = 60  # columns for the text beside a bar
 LEAST_BAR = 8
 
 
 def show(events: Iterable[Any], label: str, unit: str = "updates") -> None:
-    """Go through a job's events and show them until they end."""
+    """Show a job's events until they end."""
     with display(label, unit) as see:
         for event in events:
             see(event)
@@ -26,7 +26,7 @@ def show(events: Iterable[Any], label: str, unit: str = "updates") -> None:
 
 @contextmanager
 def display(label: str, unit: str = "updates") -> Iterator[Callable[[Any], None]]:
-    """A function that shows one event; ``unit``: what the job counts."""
+    """Yield a function that shows one event; ``unit``: the unit of the job's steps."""
     label = printable.line(label)
     if not live(sys.stderr):
         yield _Lines(label, unit).see
@@ -36,7 +36,7 @@ def display(label: str, unit: str = "updates") -> Iterator[Callable[[Any], None]
 
     console = Console(stderr=True)
     room = console.width - len(label) - 2
-    bar_width = min(30, max(0, room - LEAST_TEXT))  # the bar gives way first: what stands beside it says as much
+    bar_width = min(30, max(0, room - LEAST_TEXT))  # the bar shrinks first: the text beside it has the same information
     columns: list[ProgressColumn] = [TextColumn("{task.description}", markup=False), TextColumn("{task.fields[text]}", markup=False)]
     if bar_width >= LEAST_BAR:
         columns.insert(1, BarColumn(bar_width=bar_width))
@@ -57,7 +57,7 @@ def display(label: str, unit: str = "updates") -> Iterator[Callable[[Any], None]
 
 
 def _cut(text: str, width: int) -> str:
-    """``text`` within so many columns; of a longer one the end goes, which says least."""
+    """Cut a text to ``width`` columns at its end, which holds the least important part."""
     text = printable.line(text)
     return text if len(text) <= width else text[: max(0, width - 1)] + "…"
 
@@ -73,14 +73,14 @@ def said(event: Any, metrics: dict[str, dict[str, float]], unit: str = "updates"
 
 
 def main_metrics(metrics: dict[str, dict[str, float]], limit: int = 3) -> list[str]:
-    """The first few metrics as ``name value``, each the mean over the seeds."""
+    """Return the most informative metrics as ``name value``, each the mean over the seeds."""
     names = sorted(metrics, key=lambda name: (MAIN_METRICS.index(name) if name in MAIN_METRICS else len(MAIN_METRICS), name))
     return [f"{name} {number(sum(metrics[name].values()) / len(metrics[name]))}" for name in names if metrics[name]][:limit]
 
 
 @contextmanager
 def bytes_bar(label: str) -> Iterator[Callable[[int, int], None]]:
-    """A function that shows bytes done of a total; silent where stderr is not a terminal."""
+    """Yield a function that shows the bytes done and their total; it is silent if stderr is not a terminal."""
     if not live(sys.stderr):
         yield lambda done, total: None
         return
@@ -95,16 +95,16 @@ def bytes_bar(label: str) -> Iterator[Callable[[int, int], None]]:
 
 
 class _Lines:
-    """Plain lines: every change of state, every message, progress every few seconds, and every evaluation.
+    """Plain lines: every change of state, every message, every evaluation, and progress every few seconds.
 
-    Why a job failed is left to the error that ends the command.
+    The error that ends the command reports why a job failed.
     """
 
     def __init__(self, label: str, unit: str) -> None:
         self._label, self._unit = label, unit
         self._at = -LINE_S
         self._state = ""
-        self._last = ""  # of all steps: said once, when nothing more can come
+        self._last = ""  # the line after the last step: printed once, with the next change of state
         self._metrics: dict[str, dict[str, float]] = {}
 
     def see(self, event: Any) -> None:

@@ -1,4 +1,4 @@
-"""The command top: the service at one glance, again and again on a terminal, once anywhere else."""
+"""The command top: the service at a glance, refreshed on a terminal, printed once elsewhere."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 BARS = "▁▂▃▄▅▆▇█"
 HEADERS = ["job", "state", "algorithm", "dataset", "progress", "step", "per second", "left", "metric"]
 RIGHT = ["progress", "step", "per second", "left"]
-DROP = ["step", "per second", "dataset", "algorithm", "left", "metric"]  # where there is no room, in this order
-BARS_FROM = 70  # columns of the terminal
-LEAST_S = 0.2  # between two looks
-HEAD_LINES = 7  # of the display, which are no jobs
+DROP = ["step", "per second", "dataset", "algorithm", "left", "metric"]  # columns that a narrow terminal omits, in this order
+BARS_FROM = 70  # columns of a terminal that shows bars
+LEAST_S = 0.2  # shortest interval
+HEAD_LINES = 7  # lines of the display that are not jobs
 
 
 def register(app: typer.Typer) -> None:
@@ -68,13 +68,13 @@ def top(
                     return
                 try:
                     info, note = client.request(request), ""
-                except NoDaemon as error:  # it is being restarted, perhaps
+                except NoDaemon as error:  # perhaps the daemon restarts
                     note = f"{time.strftime('%H:%M:%S')}  {error.message}; trying again"
 
 
 # -------------------------------------------------------------------------------------------------------------------- content
 def head(info: OverviewInfo) -> list[str]:
-    """The lines above the jobs: the service, the queue, the machine, its cards."""
+    """Return the lines above the jobs: the service, the queue, the machine, its GPUs."""
     machine = info.machine
     states = [
         f"{info.counts[state]} {state}"
@@ -106,7 +106,7 @@ def head(info: OverviewInfo) -> list[str]:
 
 
 def rows(info: OverviewInfo, *, bars: bool = True) -> list[list[str]]:
-    """One row for each job, its progress with or without a bar."""
+    """Return one row for each job, with its progress as a bar or as a percentage."""
     return [_row(job, info.history.get(job.job), bars) for job in info.jobs]
 
 
@@ -119,7 +119,7 @@ def meter(percent: float | None, width: int = 20) -> str:
 
 
 def sparkline(values: list[float], width: int = 24) -> str:
-    """The values as a row of bars, the lowest of them low and the highest high; more than fit are put together by their means."""
+    """Draw values as a row of bars from the lowest to the highest; neighbours are averaged if there are more than ``width``."""
     if not values:
         return ""
     if len(values) > width:
@@ -138,13 +138,13 @@ def _row(job: JobInfo, history: History | None, bars: bool) -> list[str]:
     if share is not None and not (job.state.ended and job.state != "succeeded"):
         bar = meter(share, 12) if bars else f"{share:.0f}%"
     if history is not None:
-        said = f"{history.metric} {number(history.values[-1])}  {sparkline(history.values)}"
+        note = f"{history.metric} {number(history.values[-1])}  {sparkline(history.values)}"
     else:
-        said = job.reason if job.state != "succeeded" else ""
+        note = job.reason if job.state != "succeeded" else ""
     step = f"{job.step:,}/{job.steps:,}" if job.steps else ""
     rate = number(job.updates_per_second) if running else ""
     left = seconds(job.eta_s) if running else ""
-    return [job.job, job.state.value, job.algorithm or job.kind, job.dataset or "", bar, step, rate, left, said]
+    return [job.job, job.state.value, job.algorithm or job.kind, job.dataset or "", bar, step, rate, left, note]
 
 
 def _print(info: OverviewInfo) -> None:
@@ -156,7 +156,7 @@ def _print(info: OverviewInfo) -> None:
 
 
 def _screen(info: OverviewInfo, note: str, space: Any) -> Any:
-    """Everything as an object of rich, no higher than the terminal."""
+    """Make the display as an object of rich that fits the terminal."""
     from rich.console import Group
     from rich.text import Text
 
@@ -169,14 +169,14 @@ def _screen(info: OverviewInfo, note: str, space: Any) -> Any:
     parts: list[Any] = [Text(printable.line(line), no_wrap=True, overflow="ellipsis") for line in lines]
     parts.append(rich_table(HEADERS, shown[:room], space.width, right=RIGHT, drop=DROP))
     more = info.left_off + max(0, len(shown) - room)
-    parts.append(Text((f"and {more} more   " if more else "") + (printable.line(note) or "q ends"), style="dim"))
+    parts.append(Text((f"and {more} more   " if more else "") + (printable.line(note) or "q quits"), style="dim"))
     return Group(*parts)
 
 
 # ----------------------------------------------------------------------------------------------------------------------- keys
 @contextmanager
 def _keys() -> Iterator[Any]:
-    """A function that waits up to so many seconds for a key and returns it, or ""; the terminal is as it was afterwards."""
+    """Yield a function that waits up to a number of seconds for a key and returns it, or ""; restore the terminal afterwards."""
     if not sys.stdin.isatty():
 
         def wait(limit: float) -> str:

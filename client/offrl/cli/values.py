@@ -74,15 +74,19 @@ def setting(text: str, option: str = "--set") -> tuple[str, Any]:
     if value[-1:] in SCALES and (number := _whole(value)) is not None:  # 100k, which TOML does not know
         return name, number
     try:
-        parsed = tomllib.loads(f"value = {value}")
-    except tomllib.TOMLDecodeError:
+        parsed = tomllib.loads(f"value = [{value}]")  # a list of one: the rest of a line that begins with a comment would lack its end
+    except RecursionError:
+        raise InvalidInput(f"{option} {name}: the value is nested too deeply", hint="give a list or a table of a few levels") from None
+    except ValueError:  # also a number of thousands of digits
+        parsed = {}
+    if len(parsed.get("value", ())) != 1 or value.endswith(","):
         if _BARE.fullmatch(value):
             return name, value
         hint = f"for a list use {option} {name}=[{value}]" if "," in value else 'use a number, true, false, "text" or [a, b]'
-        raise InvalidInput(f"{option} {name}: {value!r} is not a value", hint=hint) from None
+        raise InvalidInput(f"{option} {name}: {value!r:.100} is not a value", hint=hint)
     if set(parsed) != {"value"}:
         raise InvalidInput(f"{option} {name}: {value!r} is more than one value", hint=f"give {option} once for each setting")
-    return name, parsed["value"]
+    return name, parsed["value"][0]
 
 
 def start(text: str | None) -> dict[str, Any]:
@@ -134,5 +138,5 @@ def _file(path: str, meaning: str = "--config names a TOML file with settings of
         raise InvalidInput(f"no such file: {path!r}", hint=meaning) from None
     except OSError as error:
         raise InvalidInput(f"cannot read {path!r}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # also a number of thousands of digits
         raise InvalidInput(f"{path!r} is not TOML: {error}", hint="for example: alpha = 2.5") from None

@@ -1,7 +1,7 @@
-"""Calls into environments, which are other people's code: what they raise is reported as theirs, and what they answer is checked.
+"""Calls into environments, which are third-party code: their exceptions are reported as theirs, and their answers are checked.
 
-`Calls` makes one environment's calls; `failure` turns what came out of one into the error that is raised. Both serve every place that
-acts in an environment: evaluations, collectors, training online.
+`Calls` makes the calls into one environment; `failure` turns an exception of one into the error to raise. Evaluations, collectors and
+online training use both.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ OLD_GYM = (
     "(pip install shimmy); "
     "or let step return (observation, reward, terminated, truncated, info) and reset(seed=, options=) return (observation, info)"
 )
-MOST = float(np.finfo(np.float32).max)  # of a reward
+MOST = float(np.finfo(np.float32).max)  # largest reward
 LEAST = -MOST
-SHORT = 32  # a vector up to here is summed up sooner in Python than by NumPy
+SHORT = 32  # length up to which Python sums a vector faster than NumPy
 _UNPACKED = re.compile(r"values to unpack \(expected (\d)")
 
 
 class Calls:
-    """One environment whose answers are checked: an observation that its space does not hold is refused, never changed.
+    """One environment whose answers are checked: an observation outside its space is refused, never changed.
 
-    A number in another dtype is taken where it stays the same number; a reward or a flag may be an array of one element.
+    A number in another dtype is accepted if the cast keeps its value; a reward or a flag may be an array of one element.
 
     Args:
-        env: whatever has ``reset`` and ``step`` as gymnasium has them.
-        observations: False: they are passed on as they come, for a policy that checks them itself.
+        env: an object with gymnasium's ``reset`` and ``step``.
+        observations: whether to check observations; False for a policy that checks them itself.
 
     Raises:
-        InvalidInput: it has no spaces, or those of the old gym.
+        InvalidInput: the environment has no spaces, or those of the old gym.
     """
 
     def __init__(self, env: Any, *, observations: bool = True) -> None:
@@ -60,22 +60,22 @@ class Calls:
         self._short = self._floats and self._shape is not None and len(self._shape) == 1 and self._shape[0] <= SHORT
 
     def reset(self, **options: Any) -> tuple[Any, Mapping[str, Any]]:
-        """The first observation and the info. Raises `EnvironmentFailed`, and whatever the environment raises."""
+        """Reset; return the first observation and the info. Raises `EnvironmentFailed`, and whatever the environment raises."""
         answer = self._reset(**options)
         if not isinstance(answer, tuple | list) or len(answer) != 2 or not (answer[1] is None or isinstance(answer[1], Mapping)):
-            raise EnvironmentFailed(f"its reset gave {_told(answer)} instead of (observation, info)", hint=OLD_GYM)
+            raise EnvironmentFailed(f"its reset gave {_kind_of(answer)} instead of (observation, info)", hint=OLD_GYM)
         observation, info = answer
         return observation if self._fitted is None else self._fitted(observation), {} if info is None else info
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, Mapping[str, Any]]:
-        """Observation, reward, terminated, truncated, info. Raises `EnvironmentFailed`, and whatever the environment raises."""
+        """Step; return the five values. Raises `EnvironmentFailed`, and whatever the environment raises."""
         answer = self._step(action)
         if (answer.__class__ is not tuple and not isinstance(answer, tuple | list)) or len(answer) != 5:
             four = isinstance(answer, tuple | list) and len(answer) == 4
-            told = "4 values (observation, reward, done, info)" if four else _told(answer)
-            raise EnvironmentFailed(f"its step gave {told} instead of 5", hint=OLD_GYM)
+            answered = "4 values (observation, reward, done, info)" if four else _kind_of(answer)
+            raise EnvironmentFailed(f"its step gave {answered} instead of 5", hint=OLD_GYM)
         observation, reward, terminated, truncated, info = answer
-        # What nearly every environment answers is recognized by the fewest operations: they are what this call adds to a step.
+        # The common case takes the fewest operations, because this call adds them to every step.
         if self._fitted is not None and not (
             observation.__class__ is ndarray
             and observation.dtype is self._dtype
@@ -90,12 +90,12 @@ class Calls:
         if truncated.__class__ is not bool:
             truncated = _flag("truncated", truncated)
         if info.__class__ is not dict and not (info is None or isinstance(info, Mapping)):
-            raise EnvironmentFailed(f"its info is {_told(info)} instead of a dict")
+            raise EnvironmentFailed(f"its info is {_kind_of(info)} instead of a dict")
         return observation, reward, terminated, truncated, {} if info is None else info
 
 
 def spaces_of(env: Any) -> tuple[Any, Any]:
-    """Observation and action space of an environment. Raises `InvalidInput`."""
+    """Return the observation and action space of an environment. Raises `InvalidInput`."""
     from gymnasium import Space
 
     found = []
@@ -115,13 +115,13 @@ def spaces_of(env: Any) -> tuple[Any, Any]:
 
 
 def name_of(env: Any) -> str:
-    """The environment's id, or the name of its class."""
+    """Return the environment's id, or the name of its class."""
     spec = getattr(env, "spec", None)
     return str(getattr(spec, "id", None) or type(getattr(env, "unwrapped", env)).__name__)
 
 
 def made_by(maker: Callable[[], Any]) -> Any:
-    """What a function makes, which has to be an environment. Raises `InvalidInput`, and the `OffrlError` of the maker."""
+    """Call a function that makes an environment. Raises `InvalidInput`, and the `OffrlError` of the function."""
     name = getattr(maker, "__name__", None) or (repr(maker.func.__name__) if isinstance(maker, partial) else type(maker).__name__)
     try:
         env = maker()
@@ -131,19 +131,19 @@ def made_by(maker: Callable[[], Any]) -> Any:
         pass_on(error)
         raise InvalidInput(f"the environment of {name} cannot be made: {said(error)}", hint="call it by hand to see where") from error
     if not (hasattr(env, "reset") and hasattr(env, "step")):
-        raise InvalidInput(f"{name} gives {_told(env)}, not an environment", hint="return the environment")
+        raise InvalidInput(f"{name} gives {_kind_of(env)}, not an environment", hint="return the environment")
     return env
 
 
 def failure(name: str, during: str, error: BaseException, where: str, hint: str = "") -> OffrlError:
-    """The error to raise for what came out of a call into the environment ``name``.
+    """Return the error to raise for an exception of a call into the environment ``name``.
 
     Args:
         during: "a step", "the reset", ...
-        where: at which step, of which episode.
-        hint: where the error has none of its own.
+        where: the step and the episode.
+        hint: used if the error has no hint of its own.
 
-    Raises ``error`` itself where it is not the environment's: Ctrl-C.
+    Raises ``error`` itself if it is not the environment's, such as Ctrl-C.
     """
     pass_on(error)
     if isinstance(error, OffrlError):
@@ -159,7 +159,7 @@ def failure(name: str, during: str, error: BaseException, where: str, hint: str 
 
 
 def _old_api(during: str, error: BaseException) -> bool:
-    """Whether a wrapper of gymnasium, or the reset itself, has stumbled over the API of the old gym."""
+    """Whether a wrapper of gymnasium, or the reset itself, failed because of the API of the old gym."""
     text = str(error)
     if isinstance(error, TypeError):
         return "argument 'seed'" in text or "argument 'options'" in text
@@ -169,7 +169,7 @@ def _old_api(during: str, error: BaseException) -> bool:
 
 @contextmanager
 def blamed(name: str, during: str, where: str, hint: str = "") -> Iterator[None]:
-    """A context in which whatever is raised is a `failure` of the environment ``name``."""
+    """Turn every exception in the block into a `failure` of the environment ``name``."""
     try:
         yield
     except BaseException as error:
@@ -177,7 +177,7 @@ def blamed(name: str, during: str, where: str, hint: str = "") -> Iterator[None]
 
 
 def close(env: Any, name: str) -> None:
-    """Close an environment. One that fails in it spoils nothing that was done before: that is a warning."""
+    """Close an environment. A failure only warns, because the results exist already."""
     try:
         env.close()
     except BaseException as error:
@@ -186,7 +186,7 @@ def close(env: Any, name: str) -> None:
 
 
 def said(error: BaseException) -> str:
-    """An exception in one line."""
+    """Format an exception as one line."""
     if isinstance(error, OffrlError):
         return error.message
     text = " ".join(str(error).split())[:300]
@@ -194,7 +194,7 @@ def said(error: BaseException) -> str:
 
 
 def pass_on(error: BaseException) -> None:
-    """Raise what is not the environment's. A KeyboardInterrupt is, where no Ctrl-C can come: in workers, which ignore the signal."""
+    """Raise an exception that is not the environment's. In workers, which ignore Ctrl-C, a KeyboardInterrupt is the environment's."""
     if isinstance(error, GeneratorExit):
         raise error
     if isinstance(error, KeyboardInterrupt) and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
@@ -202,8 +202,8 @@ def pass_on(error: BaseException) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------------ answers
-def _told(value: Any) -> str:
-    """A value of the wrong kind, shortly."""
+def _kind_of(value: Any) -> str:
+    """Describe a value of the wrong kind briefly."""
     if isinstance(value, tuple | list):
         return f"a {type(value).__name__} of {len(value)} values"
     if isinstance(value, np.ndarray):
@@ -212,7 +212,7 @@ def _told(value: Any) -> str:
 
 
 def _single(value: Any) -> Any:
-    """The number in a number or an array of one element; None where it is neither."""
+    """Return the number in a number or an array of one element; None for anything else."""
     try:
         array = np.asarray(value)
     except Exception:
@@ -221,9 +221,9 @@ def _single(value: Any) -> Any:
 
 
 def _reward(value: Any) -> float:
-    number = value if isinstance(value, float) else _single(value)  # np.float64 is one, as MuJoCo gives it
+    number = value if isinstance(value, float) else _single(value)  # also MuJoCo's np.float64
     if number is None:
-        raise EnvironmentFailed(f"its reward is {_told(value)}, expected a number")
+        raise EnvironmentFailed(f"its reward is {_kind_of(value)}, expected a number")
     if not LEAST <= number <= MOST:
         kind = "which float32 does not hold" if isfinite(number) else "expected a finite number"
         raise EnvironmentFailed(f"its reward is {number}, {kind}")
@@ -233,12 +233,12 @@ def _reward(value: Any) -> float:
 def _flag(name: str, value: Any) -> bool:
     number = _single(value)
     if number not in (0, 1):
-        raise EnvironmentFailed(f"its {name} is {_told(value)}, expected True or False")
+        raise EnvironmentFailed(f"its {name} is {_kind_of(value)}, expected True or False")
     return bool(number)
 
 
 def fitter(space: Any, name: str = "") -> Callable[[Any], Any]:
-    """What gives an observation of ``space`` as the space declares it, or raises `EnvironmentFailed` naming the field."""
+    """Return a function that checks an observation against ``space`` and casts it; it raises `EnvironmentFailed` naming the field."""
     from gymnasium.spaces import Dict
 
     where = f"observation {name!r}" if name else "observation"
@@ -246,13 +246,13 @@ def fitter(space: Any, name: str = "") -> Callable[[Any], Any]:
         inner = {key: fitter(each, f"{name}.{key}" if name else key) for key, each in space.spaces.items()}
         return partial(_mapping, where, inner)
     if space.shape is None or space.dtype is None:
-        return lambda value: value  # Tuple, Text, ...: nobody stores them, and who needs one says so
+        return lambda value: value  # Tuple, Text, ...: they are never stored, and a user of one checks it
     return partial(_leaf, where, np.dtype(space.dtype), tuple(space.shape))
 
 
 def _mapping(where: str, inner: Mapping[str, Callable[[Any], Any]], value: Any) -> dict[str, Any]:
     if not isinstance(value, Mapping):
-        raise EnvironmentFailed(f"its {where} is {_told(value)}, its space is a Dict of {', '.join(map(str, inner))}")
+        raise EnvironmentFailed(f"its {where} is {_kind_of(value)}, its space is a Dict of {', '.join(map(str, inner))}")
     if value.keys() != inner.keys():
         missing, more = [key for key in inner if key not in value], [key for key in value if key not in inner]
         what = f"has no {', '.join(map(repr, missing))}" if missing else f"has {', '.join(map(repr, more))}, which its space has not"
@@ -267,7 +267,7 @@ def _leaf(where: str, dtype: np.dtype, shape: tuple[int, ...], value: Any) -> An
     except Exception as error:
         raise EnvironmentFailed(f"its {where} is not an array of numbers: {said(error)}", hint=f"give {dtype}{list(shape)}") from None
     if array.dtype.kind not in "biuf":
-        given = f"{_told(value)} of {array.dtype}" if typed else _told(value)
+        given = f"{_kind_of(value)} of {array.dtype}" if typed else _kind_of(value)
         raise EnvironmentFailed(f"its {where} is {given}, its space says {dtype}{list(shape)}")
     if array.shape != shape:
         raise EnvironmentFailed(f"its {where} has shape {array.shape}, its space says {shape}")
@@ -282,7 +282,7 @@ def _leaf(where: str, dtype: np.dtype, shape: tuple[int, ...], value: Any) -> An
         if dtype.kind in "iu":
             same &= (cast < 0) == (array < 0)
     if same.all() or (not typed and array.dtype.kind == dtype.kind == "f" and np.isfinite(cast).all()):
-        return cast  # numbers of Python have no dtype: the space's is theirs
+        return cast  # Python's numbers have no dtype: they get the space's
     at = tuple(np.argwhere(~same)[0].tolist())
     raise EnvironmentFailed(
         f"its {where}{list(at) if at else ''} is {array[at]!r} ({array.dtype}), which {dtype}, the dtype of its space, does not hold",

@@ -1,9 +1,8 @@
 """Procgen's sixteen games as gymnasium environments, one at a time or many in one native step.
 
-Procgen begins the next level by itself and shows nothing of the moment after an end, so the observation after the last step of an episode
-is zeros here; every end counts as terminal, also its time limit of 1,000 steps (Cobbe et al. 2020, Leveraging Procedural Generation to
-Benchmark Reinforcement Learning). The package needs the old ``gym`` only to register itself there; where that is not installed, a stand-in
-of the few names that it looks at is enough.
+Procgen starts the next level by itself and never shows the final observation of an episode, so that observation is zeros here. Every end
+counts as terminal, including the time limit of 1,000 steps (Cobbe et al. 2020, Leveraging Procedural Generation to Benchmark Reinforcement
+Learning). The package needs the old ``gym`` only to register itself there; if gym is not installed, a stand-in with a few names is enough.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from offrl.errors import InvalidInput
 
 INSTALL = "`pip install --no-deps procgen-mirror gym3 && pip install cffi imageio`"
 PIXELS, ACTIONS = 64, 15
-RESET = -1  # the action that gives an episode up
+RESET = -1  # the action that aborts an episode
 SEEDS = 2**31 - 1
 OBSERVATION = Box(0, 255, (3, PIXELS, PIXELS), np.uint8)
 
@@ -35,18 +34,18 @@ class ProcgenEnv(gymnasium.Env):
 
     Args:
         game: its name: ``coinrun``.
-        distribution_mode: ``easy``, ``hard``, and where the game has them ``extreme``, ``memory``, ``exploration``.
-        num_levels: number of levels from ``start_level`` on; 0: all.
-        start_level: the first.
+        distribution_mode: ``easy``, ``hard``, and for some games ``extreme``, ``memory``, ``exploration``.
+        num_levels: number of levels, starting with ``start_level``; 0: all.
+        start_level: first level.
         render_mode: None, or ``rgb_array``, 512 pixels wide.
-        options: further ones of procgen: ``use_sequential_levels``, ``center_agent``, ``use_backgrounds``, ``restrict_themes``, ...
+        options: further options of procgen: ``use_sequential_levels``, ``center_agent``, ``use_backgrounds``, ``restrict_themes``, ...
 
-    ``info``: ``level_seed`` of the level that is shown, ``prev_level_complete`` after an end. A reset with a seed begins anew with the
-    levels that the seed draws; one without goes on to the next level.
+    ``info``: ``level_seed`` of the current level, ``prev_level_complete`` after an end. A reset with a seed restarts with the levels that
+    the seed draws; a reset without one continues with the next level.
 
     Raises:
-        Unknown: there is no such game.
-        InvalidInput: a mode that the game does not have, or a number out of range.
+        Unknown: the game does not exist.
+        InvalidInput: the game does not have this mode, or a number is out of range.
         DependencyNotInstalled: Procgen is missing.
     """
 
@@ -65,7 +64,7 @@ class ProcgenEnv(gymnasium.Env):
         self._games = _Games(1, game, distribution_mode, num_levels, start_level, render_mode, {"num_threads": 0, **options})
         self.game, self.render_mode = game, render_mode
         self.observation_space, self.action_space = OBSERVATION, Discrete(ACTIONS)
-        self._fresh = False  # the level that is shown has not been stepped in
+        self._fresh = False  # no step was made in the current level yet
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
         super().reset(seed=seed)
@@ -93,8 +92,10 @@ class ProcgenEnv(gymnasium.Env):
 
 
 class ProcgenVectorEnv(VectorEnv):
-    """``num_envs`` copies of one game, stepped by one native call. They reset themselves within the step that ends an episode: the final
-    observations are zeros, and ``info["level_seed"]`` is of the level that is shown next. Arguments otherwise as of `ProcgenEnv`.
+    """``num_envs`` copies of one game, stepped by one native call.
+
+    A copy resets itself within the step that ends an episode: its final observation is zeros, and ``info["level_seed"]`` is the seed of the
+    next level. The other arguments are those of `ProcgenEnv`.
     """
 
     metadata = {"render_modes": [], "autoreset_mode": AutoresetMode.SAME_STEP}
@@ -108,10 +109,10 @@ class ProcgenVectorEnv(VectorEnv):
         self.observation_space, self.action_space = batch_space(OBSERVATION, num_envs), batch_space(Discrete(ACTIONS), num_envs)
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
-        """Begin in all copies; a seed (of a list the first) draws their levels. Single copies cannot be reset: `InvalidInput`."""
+        """Reset all copies; a seed (the first one of a list) draws their levels. Raises `InvalidInput` for a reset of single copies."""
         mask = (options or {}).get("reset_mask")
         if mask is not None and not np.all(mask):
-            raise InvalidInput("Procgen's copies are stepped together: none is reset alone", hint="do without a longest episode")
+            raise InvalidInput("Procgen's copies are stepped together: none is reset alone", hint="leave max_episode_steps out")
         if seed is not None or not self._games.made:
             first = seed[0] if isinstance(seed, list | tuple) else seed
             self._games.make(first if first is not None else int(self.np_random.integers(SEEDS)))
@@ -146,7 +147,7 @@ class _Games:
         if render_mode not in (None, "rgb_array"):
             raise InvalidInput(f"render_mode {render_mode!r}", hint="rgb_array, or none")
         self._make = _procgen().ProcgenGym3Env
-        self._told = {
+        self._options = {
             "num": count,
             "env_name": game,
             "distribution_mode": mode,
@@ -165,7 +166,7 @@ class _Games:
         """Restart with the levels that ``seed`` draws; `InvalidInput` for options that procgen does not know."""
         self.close()
         try:
-            self._env = self._make(rand_seed=seed % SEEDS, **self._told)
+            self._env = self._make(rand_seed=seed % SEEDS, **self._options)
         except TypeError as error:
             raise InvalidInput(f"procgen: {error}", hint="see procgen's own environment options") from None
 
@@ -173,11 +174,11 @@ class _Games:
         self._env.act(np.asarray(actions, np.int32))
 
     def observe(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-        """Rewards of the step, observations ``[N, 3, 64, 64]``, which levels have just begun, and infos."""
+        """Return the rewards of the step, observations ``[N, 3, 64, 64]``, flags of the copies whose level is new, and infos."""
         reward, shown, first = self._env.observe()
         infos = self._env.get_info()
-        kept = {name: np.array([info[name] for info in infos]) for name in ("level_seed", "prev_level_seed", "prev_level_complete")}
-        return np.array(reward), np.ascontiguousarray(np.moveaxis(shown["rgb"], -1, 1)), np.array(first), kept
+        columns = {name: np.array([info[name] for info in infos]) for name in ("level_seed", "prev_level_seed", "prev_level_complete")}
+        return np.array(reward), np.ascontiguousarray(np.moveaxis(shown["rgb"], -1, 1)), np.array(first), columns
 
     def screen(self) -> np.ndarray:
         return np.array(self._env.get_info()[0]["rgb"])
@@ -189,7 +190,7 @@ class _Games:
 
 
 def _procgen() -> Any:
-    """The module ``procgen.env``."""
+    """Import the module ``procgen.env``."""
     try:
         with _with_gym():
             import procgen.env
@@ -200,7 +201,7 @@ def _procgen() -> Any:
 
 @contextlib.contextmanager
 def _with_gym() -> Iterator[None]:
-    """Stand-ins for the names of ``gym`` that procgen and gym3 look at while they are imported, where gym is not installed."""
+    """Provide stand-ins for the names of ``gym`` that procgen and gym3 use during their import, if gym is not installed."""
     try:
         import gym  # noqa: F401
     except ImportError:

@@ -382,4 +382,7 @@ def _connector(client: Client | str, key: Any) -> Callable[[], Client]:
 def default_spool(dataset: str) -> Path:
     """The spool folder of a recorder of this dataset."""
     root = os.environ.get("OFFRL_SPOOL")
-    return (Path(root) if root else Path.home() / ".local" / "share" / "offrl" / "spool") / dataset
+    try:
+        return (Path(root) if root else Path.home() / ".local" / "share" / "offrl" / "spool") / dataset
+    except RuntimeError:  # no HOME, and no entry in the list of users
+        raise InvalidInput("this user has no home folder for a spool", hint="give spool=, or set OFFRL_SPOOL") from None

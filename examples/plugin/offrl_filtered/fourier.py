@@ -31,7 +31,7 @@ class Fourier:
 
 
 def build(name: str, view: Any, encoder: Encoder, action_size: int) -> Fourier:
-    """The network of an ``encoder`` whose type is ours. Its options are ours to check."""
+    """Build the network of an ``encoder`` of this type. This function must check its options."""
     unknown = sorted(set(encoder.options) - {"features"})
     if unknown:
         raise InvalidInput(f"encoder fourier has no option {unknown[0]!r}", hint="it has features")

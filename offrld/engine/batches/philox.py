@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from offrl_store._kernels_py import COS, LN2, LOG, ROUNDS, SIN, sides
+from offrl_store._random_py import COS, LN2, LOG, ROUNDS, SIN, sides
 
 MASK = 0xFFFFFFFF
 PHILOX_ROUNDS = 10
